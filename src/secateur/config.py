@@ -1,0 +1,252 @@
+"""What should happen, to which layers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from secateur._registry import nearest
+from secateur.errors import ConfigError
+
+__all__ = ["PruningConfig"]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Step = Annotated[int, Field(ge=0)]
+
+NOT_PER_LAYER = frozenset(
+    {"format_version", "op_names", "excluded_op_names", "pruning_op_types", "layers", "layer_types"}
+)
+"""Keys that say which layers are meant, and so make no sense inside a rule for one layer."""
+
+
+class PruningConfig(BaseModel):
+    r"""A complete description of a pruning run: frozen, checked when built, lossless to and from dict, YAML and JSON.
+
+    A step is one step of the optimizer, counted from 1; step 0 is before the first.
+
+    Attributes:
+        format_version: Version of this format.
+        pattern: Pattern specification, e.g. ``"4x1"``, ``"2:4"`` (two kept of four), ``"1xchannel"``.
+        target_sparsity: Share of weights pruned at the end, in [0, 1]. ``None``: 0.9, or all that an N:M pattern can.
+        pruning_scope: One ranking over all layers (``"global"``), or each layer by itself (``"local"``).
+        criterion: What makes a weight matter; also accepted under the name ``pruning_type``.
+        criterion_reduce_type: How the scores of a unit's weights become one.
+        score_dtype: Type in which scores are accumulated over steps.
+        kind: ``"iterative"`` prunes whole units step by step; ``"progressive"`` lets condemned units fade out weight
+            by weight in between; ``"pattern_lock"`` only keeps the zeros that the model has.
+        start_step: Step of the first mask update. Gradient criteria need at least 1.
+        end_step: Step at which the target is reached. ``None``: at `start_step`, all at once.
+        pruning_frequency: Steps between two mask updates.
+        sparsity_decay_type: Name of the schedule: how sparsity grows from `start_step` to `end_step`. A function
+            ``(initial, target, progress) -> sparsity`` serves too, but only a registered name can be written to a file.
+        progressive_steps: Parts in which condemned units fade out between two updates of a progressive run.
+        keep_zeros: Units that are all zero at the start count as pruned already and stay so.
+        min_sparsity_ratio_per_op: Least share that any layer loses at the end, in [0, 1].
+        max_sparsity_ratio_per_op: Greatest share that any layer loses, in [0, 1].
+        op_names: Regular expressions; only layers whose whole name matches one are pruned. Empty: all.
+        excluded_op_names: Regular expressions; layers whose whole name matches one stay dense.
+        pruning_op_types: Layer types to prune: class names, or the families ``"Linear"`` and ``"Conv"``.
+        reg_type: ``"group_lasso"`` shrinks whole units towards zero until `end_step`.
+        reg_coeff: Strength of the regularizer, ≥ 0.
+        seed: Seed of the random criterion.
+        layers: Regular expression → what to do otherwise in layers of that name; ``None`` leaves them dense.
+        layer_types: Layer type → what to do otherwise in layers of that type; ``None`` leaves them dense.
+
+    Raises:
+        ConfigError: A key is unknown, a value is out of bounds or does not go with another.
+
+    Example:
+        >>> config = PruningConfig(pattern="2:4", layers={r"encoder\.0\..*": None})
+        >>> PruningConfig.from_yaml(config.to_yaml()) == config
+        True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    format_version: Literal[1] = 1
+    pattern: str = "4x1"
+    target_sparsity: Share | None = None
+    pruning_scope: Literal["global", "local"] = "global"
+    criterion: str = Field(default="snip_momentum", validation_alias=AliasChoices("criterion", "pruning_type"))
+    criterion_reduce_type: Literal["mean", "sum", "max", "l2"] = "mean"
+    score_dtype: Literal["float32", "bfloat16"] = "float32"
+    kind: Literal["iterative", "progressive", "pattern_lock"] = "iterative"
+    start_step: Step = 1
+    end_step: Step | None = None
+    pruning_frequency: Annotated[int, Field(ge=1)] = 10
+    sparsity_decay_type: str | Callable[[float, float, float], float] = "cubic"
+    progressive_steps: Annotated[int, Field(ge=1)] = 4
+    keep_zeros: bool = False
+    min_sparsity_ratio_per_op: Share = 0.0
+    max_sparsity_ratio_per_op: Share = 1.0
+    op_names: tuple[str, ...] = ()
+    excluded_op_names: tuple[str, ...] = ()
+    pruning_op_types: tuple[str, ...] = ("Linear", "Conv")
+    reg_type: Literal["group_lasso"] | None = None
+    reg_coeff: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    layers: dict[str, dict[str, Any] | None] = {}
+    layer_types: dict[str, dict[str, Any] | None] = {}
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from error
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build from a plain mapping with the attribute names as keys."""
+        return cls(**data)
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Self:
+        """Read a YAML (or JSON) file given as `Path`, or a text given as `str`.
+
+        Raises:
+            ConfigError: The text is not a YAML mapping, or no valid configuration.
+        """
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The configuration is not valid YAML: {error}") from error
+        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+            raise ConfigError(f"A configuration must be a mapping of names to values, found {type(data).__name__}.")
+        return cls(**data)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a JSON text."""
+        return cls.from_yaml(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and strings.
+
+        Raises:
+            ConfigError: The schedule is a function without a registered name.
+        """
+        if callable(self.sparsity_decay_type):
+            raise ConfigError(
+                "sparsity_decay_type is a function, and a file can only hold a name. "
+                "Decorate it with @secateur.register_schedule('my_name') and give that name."
+            )
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """YAML text that `from_yaml` reads back to an equal configuration."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back to an equal configuration."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @property
+    def pruning_type(self) -> str:
+        """The criterion, under its other name."""
+        return self.criterion
+
+    @property
+    def last_step(self) -> int:
+        """Step at which the target is reached."""
+        return self.start_step if self.end_step is None else self.end_step
+
+    def for_layer(self, name: str, types: tuple[str, ...]) -> PruningConfig | None:
+        """This configuration as it applies to one layer: its name's rule, else its type's, else the default.
+
+        Args:
+            name: The layer's name in the model.
+            types: The layer's type and families, the most specific first.
+
+        Returns:
+            A configuration without rules; ``None``: leave the layer dense.
+        """
+        rule: dict[str, Any] | None = {}
+        if names := [pattern for pattern in self.layers if re.fullmatch(pattern, name)]:
+            rule = self.layers[names[0]]
+        elif kinds := [kind for kind in types if kind in self.layer_types]:
+            rule = self.layer_types[kinds[0]]
+        return None if rule is None else self._with(rule)
+
+    def _with(self, rule: dict[str, Any]) -> PruningConfig:
+        return PruningConfig(**(self.model_dump(exclude={"layers", "layer_types"}) | _canonical_keys(rule)))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, data: Any) -> Any:
+        known = {*cls.model_fields, "pruning_type"}
+        for key in data:
+            if key not in known:
+                raise ValueError(f"Unknown key {key!r}.{nearest(key, known)} Known: {', '.join(sorted(known))}.")
+        if "criterion" in data and "pruning_type" in data:
+            raise ValueError("'criterion' and 'pruning_type' are two names of one thing. Give one of them.")
+        return data
+
+    @field_validator("op_names", "excluded_op_names", "pruning_op_types", mode="before")
+    @classmethod
+    def _one_is_enough(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("op_names", "excluded_op_names", "layers")
+    @classmethod
+    def _check_regex(cls, value: Any) -> Any:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from error
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.start_step > self.last_step:
+            raise ValueError(
+                f"start_step must not be greater than end_step, found {self.start_step} > {self.end_step}."
+            )
+        low, high = self.min_sparsity_ratio_per_op, self.max_sparsity_ratio_per_op
+        if low > high:
+            raise ValueError(
+                f"min_sparsity_ratio_per_op must not be greater than max_sparsity_ratio_per_op, found {low} > {high}."
+            )
+        if self.target_sparsity is not None and not low <= self.target_sparsity <= high:
+            raise ValueError(
+                f"target_sparsity={self.target_sparsity} is out of reach: every layer must lose between "
+                f"min_sparsity_ratio_per_op={low} and max_sparsity_ratio_per_op={high} of its weights."
+            )
+        for where, rules in (("layers", self.layers), ("layer_types", self.layer_types)):
+            for key, rule in rules.items():
+                self._check_rule(f"{where}[{key!r}]", rule)
+        return self
+
+    def _check_rule(self, where: str, rule: dict[str, Any] | None) -> None:
+        if not rule:
+            return
+        if misplaced := sorted(NOT_PER_LAYER & rule.keys()):
+            raise ValueError(f"{where}: {', '.join(misplaced)} cannot be set for some layers only.")
+        try:
+            self._with(rule)
+        except ConfigError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def _canonical_keys(rule: dict[str, Any]) -> dict[str, Any]:
+    return {"criterion" if key == "pruning_type" else key: value for key, value in rule.items()}
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per problem: what must hold, what was found, where."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "value_error":
+            lines.append(f"{where}: {message}" if where else message)
+        else:
+            lines.append(f"{where}: {message}, found {problem['input']!r}.")
+    return "\n".join(lines)

@@ -1,0 +1,25 @@
+"""How much each weight matters."""
+
+from __future__ import annotations
+
+from secateur.criteria.base import CRITERIA, BaseCriterion, get_criterion, register_criterion
+from secateur.criteria.gradient import Gradient
+from secateur.criteria.magnitude import Magnitude
+from secateur.criteria.movement import Movement
+from secateur.criteria.random import Random
+from secateur.criteria.snip import Snip, SnipMomentum
+from secateur.criteria.taylor import Taylor
+
+__all__ = [
+    "CRITERIA",
+    "BaseCriterion",
+    "Gradient",
+    "Magnitude",
+    "Movement",
+    "Random",
+    "Snip",
+    "SnipMomentum",
+    "Taylor",
+    "get_criterion",
+    "register_criterion",
+]

@@ -1,0 +1,31 @@
+"""The size of the weight."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from secateur._array import Array, namespace
+from secateur.criteria.base import BaseCriterion, register_criterion
+
+__all__ = ["Magnitude"]
+
+
+@register_criterion("magnitude")
+class Magnitude(BaseCriterion):
+    """``|w|``.
+
+    Source:
+        Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.
+
+    Example:
+        >>> import numpy as np
+        >>> from secateur import PruningConfig
+        >>> Magnitude(PruningConfig(), "fc").score(np.array([-2.0, 1.0]), None)
+        array([2., 1.])
+    """
+
+    needs_gradient: ClassVar[bool] = False
+
+    def score(self, weight: Array, gradient: Array | None) -> Array:  # noqa: ARG002
+        """See `BaseCriterion.score`."""
+        return namespace(weight).abs(weight)

@@ -1,0 +1,26 @@
+"""Chance, as a baseline that every criterion must beat."""
+
+from __future__ import annotations
+
+import zlib
+from typing import ClassVar
+
+import numpy as np
+
+from secateur._array import Array, namespace
+from secateur.criteria.base import BaseCriterion, register_criterion
+
+__all__ = ["Random"]
+
+
+@register_criterion("random")
+class Random(BaseCriterion):
+    """Uniform in [0, 1), the same at each step; set by the seed and the layer's name, on every device and framework."""
+
+    needs_gradient: ClassVar[bool] = False
+
+    def score(self, weight: Array, gradient: Array | None) -> Array:  # noqa: ARG002
+        """See `BaseCriterion.score`."""
+        key = (self.config.seed << 32) | zlib.crc32(self.layer.encode())
+        draws = np.random.Generator(np.random.Philox(key=key)).random(tuple(weight.shape), dtype=np.float32)
+        return namespace(weight).asarray(draws, device=weight.device)

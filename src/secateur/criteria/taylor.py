@@ -1,0 +1,41 @@
+"""First-order Taylor expansion over a whole unit."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from secateur._array import Array
+from secateur.criteria.base import BaseCriterion, register_criterion
+
+__all__ = ["Taylor"]
+
+
+@register_criterion("taylor")
+class Taylor(BaseCriterion):
+    """``score ← 0.9 · score + (Σ w · g)²``, the sum over a unit's weights.
+
+    The square of what the loss would change by, to first order, without the whole unit: within a unit, effects of
+    opposite sign cancel, which sums of ``|w · g|`` cannot see. The definition fixes the reduction, so
+    ``criterion_reduce_type`` has no say.
+
+    Source:
+        Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv:1906.10771, equation 8.
+    """
+
+    needs_gradient: ClassVar[bool] = True
+    decay: ClassVar[float] = 0.9
+    reduction: ClassVar[str | None] = "sum"
+
+    def score(self, weight: Array, gradient: Array | None) -> Array:
+        """See `BaseCriterion.score`."""
+        return weight * gradient
+
+    def unit_score(self, scores: Array) -> Array:
+        """The square of a unit's sum.
+
+        Example:
+            >>> from secateur import PruningConfig
+            >>> Taylor(PruningConfig(), "fc").unit_score(3.0)
+            9.0
+        """
+        return scores * scores

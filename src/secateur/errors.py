@@ -1,0 +1,46 @@
+"""Every error of this package: a `SecateurError` that is also the built-in error it resembles."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "LayerError",
+    "MissingPackageError",
+    "ScoreError",
+    "SecateurError",
+    "StateError",
+    "UnknownNameError",
+    "UnsupportedModelError",
+]
+
+
+class SecateurError(Exception):
+    """The base of every error that Secateur raises on purpose."""
+
+
+class ConfigError(SecateurError, ValueError):
+    """A configuration that cannot be meant: an unknown key, an impossible bound, a target out of reach."""
+
+
+class UnknownNameError(ConfigError, LookupError):
+    """A pattern, criterion, schedule or layer that does not exist; lists what does."""
+
+
+class LayerError(SecateurError, ValueError):
+    """A layer that does not fit what was asked of it."""
+
+
+class ScoreError(SecateurError, ValueError):
+    """Scores, weights or gradients that cannot be ranked, such as ``nan``."""
+
+
+class StateError(SecateurError, RuntimeError):
+    """A verb in the wrong order, or a saved state that belongs to something else."""
+
+
+class UnsupportedModelError(SecateurError, TypeError):
+    """An object that is not the kind of model or optimizer asked for."""
+
+
+class MissingPackageError(SecateurError, ImportError):
+    """An optional package that this call needs and that is not installed."""

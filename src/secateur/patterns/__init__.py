@@ -1,0 +1,39 @@
+"""Which units of a weight may live: scores in, boolean masks out."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from secateur.patterns.base import PATTERNS, BasePattern, get_pattern, register_pattern
+from secateur.patterns.block import BlockPattern
+from secateur.patterns.layout import BlockLayout, Layout, Units
+from secateur.patterns.nm import KeepOfGroupPattern
+from secateur.patterns.view import WeightView
+
+if TYPE_CHECKING:
+    from secateur.patterns.keras import KerasBasePattern
+    from secateur.patterns.pytorch import PytorchBasePattern
+
+__all__ = [
+    "PATTERNS",
+    "BasePattern",
+    "BlockLayout",
+    "BlockPattern",
+    "KeepOfGroupPattern",
+    "KerasBasePattern",
+    "Layout",
+    "PytorchBasePattern",
+    "Units",
+    "WeightView",
+    "get_pattern",
+    "register_pattern",
+]
+
+BINDINGS = {"PytorchBasePattern": "secateur.patterns.pytorch", "KerasBasePattern": "secateur.patterns.keras"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in BINDINGS:
+        return getattr(import_module(BINDINGS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

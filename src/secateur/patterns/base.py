@@ -1,0 +1,301 @@
+"""The pattern: scores in, boolean masks out, and the registry of all patterns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import cache
+from importlib import import_module
+from typing import Any, ClassVar
+
+from secateur._array import Array, namespace
+from secateur._registry import Registry, nearest
+from secateur.config import PruningConfig
+from secateur.errors import ConfigError, LayerError, UnknownNameError
+from secateur.patterns.budget import Budget
+from secateur.patterns.layout import Layout, Units
+from secateur.patterns.reduction import REDUCTIONS
+from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, keep_above, share_out
+from secateur.patterns.view import WeightView
+
+__all__ = ["PATTERNS", "BasePattern", "get_pattern", "register_pattern"]
+
+PATTERNS: Registry[type[BasePattern]] = Registry("pattern")
+"""Pattern type name → pattern class."""
+
+register_pattern = PATTERNS.register
+"""Class decorator: adds a pattern class to `PATTERNS` under a pattern type name. A name taken twice raises."""
+
+BINDINGS = {
+    "pytorch": ("secateur.patterns.pytorch", "PytorchBasePattern"),
+    "keras": ("secateur.patterns.keras", "KerasBasePattern"),
+}
+
+
+class BasePattern(ABC):
+    """The pruning unit and how units are pruned.
+
+    A pattern says how one weight is tiled (`layout`), and if need be which layers share units (`couple`) and which
+    units may go (`select`). How a weight is stored is the business of a framework's binding, which `get_pattern` mixes
+    in: a pattern written once serves every framework.
+
+    Args:
+        config: A `PruningConfig`, or a plain mapping with the same keys.
+        modules: Layer name → module.
+
+    Attributes:
+        config: The configuration.
+        modules: Layer name → module, as given.
+        pattern: The pattern specification, e.g. ``"4x1"``.
+        is_global: One ranking over all layers together, or each layer by itself.
+        target_sparsity: Share of weights pruned over all valid layers at the end, in [0, 1].
+        min_sparsity_ratio_per_op: Least share that a layer loses at the end, in [0, 1].
+        max_sparsity_ratio_per_op: Greatest share that a layer loses, in [0, 1].
+        keep_mask_layers: Layers whose mask is not updated any more → why: they reached their bound, or you froze them.
+        invalid_layers: Layers that do not fit the pattern → why.
+        views: Valid layer → where its channels lie in the stored weight.
+        units: Name → units that are numbered together; nearly always one entry per valid layer, under its name.
+
+    Raises:
+        ConfigError: The target is impossible within the bounds.
+    """
+
+    framework: ClassVar[str | None] = None
+    """The framework whose binding a class has; ``None``: none yet."""
+
+    def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
+        self.config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+        self.modules = dict(modules)
+        self.pattern = self.config.pattern
+        self.is_global = self.config.pruning_scope == "global"
+        target = self.config.target_sparsity
+        self.target_sparsity = self.default_target_sparsity() if target is None else target
+        self.min_sparsity_ratio_per_op = self.config.min_sparsity_ratio_per_op
+        self.max_sparsity_ratio_per_op = self.config.max_sparsity_ratio_per_op
+        self.keep_mask_layers: dict[str, str] = {}
+        self.invalid_layers: dict[str, str] = {}
+        self.views: dict[str, WeightView] = {}
+        self.units = self.couple(self._layouts())
+        self.budget = self._budget()
+
+    def default_target_sparsity(self) -> float:
+        """The target where the configuration names none."""
+        return 0.9
+
+    @classmethod
+    def serves(cls, specification: str) -> bool:  # noqa: ARG003
+        """Whether a specification that is not itself a registered name means this pattern."""
+        return False
+
+    @abstractmethod
+    def layout(self, view: WeightView) -> Layout:
+        """Tile one weight.
+
+        Args:
+            view: The weight's shape and groups.
+
+        Raises:
+            LayerError: The weight does not fit the pattern; the message says why.
+        """
+
+    @abstractmethod
+    def weight_view(self, module: Any) -> WeightView:
+        """Where the channels of a module's weight lie (the binding's part).
+
+        Raises:
+            LayerError: The module has no weight that can be pruned; the message says why.
+        """
+
+    @abstractmethod
+    def weight(self, module: Any) -> Array:
+        """A module's weight as an array, as stored, without a copy where possible (the binding's part)."""
+
+    def as_array(self, value: Any) -> Array:
+        """A framework's tensor as an array that selection works fastest on."""
+        return value
+
+    def like(self, array: Array, tensor: Any) -> Any:  # noqa: ARG002
+        """The inverse of `as_array`, on the device of `tensor`."""
+        return array
+
+    def couple(self, layouts: dict[str, Layout]) -> dict[str, Units]:
+        """Say which layers share units; each layer has its own unless a pattern overrides this."""
+        return {name: Units({name: layout}) for name, layout in layouts.items()}
+
+    def masks(
+        self,
+        scores: Mapping[str, Any],
+        sparsity: float | None = None,
+        previous: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The weights that stay.
+
+        Exactly ``round(sparsity * units)`` units go; ties go by index, the lower index survives.
+
+        Args:
+            scores: Valid layer → one score per weight, in the weight's shape; the higher survive. ``inf`` is a score.
+            sparsity: Share of weights to prune, in [0, 1]; the pattern's target if left out.
+            previous: Masks as this method returns them: what they prune stays pruned.
+
+        Returns:
+            Valid layer → booleans in the weight's shape, ``True`` = kept.
+
+        Raises:
+            ScoreError: A score is ``nan``.
+            LayerError: Scores of a layer are missing or have another shape.
+        """
+        self._need_all(scores, "scores")
+        arrays = {name: self._canonical(name, scores[name]) for name in self.views}
+        alive = None if previous is None else self.kept_units(previous)
+        keep = self.select({name: self.stream(name, arrays, alive) for name in self.units}, sparsity)
+        return {layer: self.like(mask, scores[layer]) for layer, mask in self.weight_masks(keep).items()}
+
+    def stream(self, name: str, scores: Mapping[str, Array], alive: Mapping[str, Array] | None = None) -> Scores:
+        """The unit scores of `units[name]` from (O, K, I) scores per weight."""
+        reduction = REDUCTIONS.find(self.config.criterion_reduce_type)
+        units = self.units[name]
+        return Scores(name, lambda: units.scores(scores, reduction), units.count, alive[name] if alive else None)
+
+    def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
+        """One boolean per unit, of shape (count,), ``True`` where it stays."""
+        scores = in_one_precision(scores)
+        cuts = self.cuts(scores, self.target_sparsity if sparsity is None else sparsity)
+        return {name: keep_above(scores[name], cut) for name, cut in cuts.items()}
+
+    def cuts(self, scores: Mapping[str, Scores], sparsity: float) -> dict[str, Cut]:
+        """Where to cut each layer's ranking so that the total is exact and the bounds hold."""
+        frozen = {name: scores[name].pruned_before() for name in self.units if name in self.keep_mask_layers}
+        moving = {name: scores[name] for name in self.units if name not in frozen}
+        if self.is_global:
+            total = self.budget.total(sparsity) - sum(frozen.values())
+            found = share_out(moving, total, self.budget.lower(sparsity), self.budget.upper()) if moving else {}
+        else:
+            found = find_cuts(moving, {name: self.budget.alone(name, sparsity) for name in moving})
+        return found | {name: Cut(threshold=None, pruned=count, below=0, tied=count) for name, count in frozen.items()}
+
+    def weight_masks(self, keep: Mapping[str, Array]) -> dict[str, Array]:
+        """From one boolean per unit to one per weight, in each weight's shape as stored."""
+        return {
+            layer: self.views[layer].stored(mask)
+            for name, kept in keep.items()
+            for layer, mask in self.units[name].expand(kept).items()
+        }
+
+    def kept_units(self, masks: Mapping[str, Any]) -> dict[str, Array]:
+        """From masks per weight to one boolean per unit: kept where any weight of it is.
+
+        Raises:
+            LayerError: The mask of a layer is missing or has another shape.
+        """
+        self._need_all(masks, "masks")
+        largest = REDUCTIONS.find("max")
+        found = {}
+        for name, units in self.units.items():
+            flags = {layer: self._flags(layer, masks[layer]) for layer in units.parts}
+            chunks = [chunk > 0 for chunk in units.scores(flags, largest)]
+            found[name] = chunks[0] if len(chunks) == 1 else namespace(chunks[0]).concat(chunks)
+        return found
+
+    def violations(self, masks: Mapping[str, Any]) -> dict[str, str]:
+        """Layers whose mask is not one of this pattern → what is wrong."""
+        expanded = self.weight_masks(self.kept_units(masks))
+        wrong = {}
+        for layer, whole in expanded.items():
+            mask = self.as_array(masks[layer])
+            if torn := int(namespace(mask).count_nonzero(mask != whole)):
+                wrong[layer] = f"{torn} weights are pruned in units that are not pruned as a whole"
+        return wrong
+
+    def _need_all(self, given: Mapping[str, Any], kind: str) -> None:
+        if missing := [name for name in self.views if name not in given]:
+            raise LayerError(f"{kind} are needed for every valid layer, missing: {', '.join(missing)}.")
+
+    def _flags(self, layer: str, mask: Any) -> Array:
+        array = self._canonical(layer, mask)
+        xp = namespace(array)
+        return xp.astype(array, xp.uint8)
+
+    def _canonical(self, layer: str, value: Any) -> Array:
+        try:
+            return self.views[layer].canonical(self.as_array(value))
+        except LayerError as error:
+            raise LayerError(f"layer {layer!r}: {error}") from error
+
+    def _layouts(self) -> dict[str, Layout]:
+        layouts = {}
+        for name, module in self.modules.items():
+            try:
+                view = self.weight_view(module)
+                layouts[name] = self.layout(view)
+            except LayerError as error:
+                self.invalid_layers[name] = str(error)
+            else:
+                self.views[name] = view
+        return layouts
+
+    def _budget(self) -> Budget:
+        return Budget(
+            units={name: units.count for name, units in self.units.items()},
+            unit_share=Fraction(1),
+            target=self.target_sparsity,
+            at_least=self.min_sparsity_ratio_per_op,
+            at_most=self.max_sparsity_ratio_per_op,
+            is_global=self.is_global,
+        )
+
+
+def get_pattern(
+    config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any], framework: str = "pytorch"
+) -> BasePattern:
+    """The registered pattern that serves ``config.pattern``, bound to a framework and to `modules`.
+
+    Args:
+        config: A `PruningConfig`, or a plain mapping with the same keys.
+        modules: Layer name → module.
+        framework: ``"pytorch"`` or ``"keras"``.
+
+    Raises:
+        UnknownNameError: No pattern serves the specification, or the framework is unknown.
+        ConfigError: The target is impossible within the bounds.
+
+    Example:
+        >>> import torch
+        >>> pattern = get_pattern({"pattern": "4x1", "target_sparsity": 0.5}, {"fc": torch.nn.Linear(3, 8)})
+        >>> pattern.masks({"fc": torch.arange(24.0).reshape(8, 3)})["fc"].sum()
+        tensor(12)
+    """
+    settings = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    return _bound(pattern_class(settings.pattern), framework)(settings, modules)
+
+
+def pattern_class(specification: str) -> type[BasePattern]:
+    """The registered class that serves a specification.
+
+    Raises:
+        UnknownNameError: None does.
+    """
+    PATTERNS.load_plugins()
+    if specification in PATTERNS:
+        return PATTERNS[specification]
+    for candidate in PATTERNS.values():
+        if candidate.serves(specification):
+            return candidate
+    examples = ["1x1", "4x1", "1x16", "1xchannel", "channelx1", "2:4", "4:8"]
+    raise UnknownNameError(
+        f"Unknown pattern {specification!r}.{nearest(specification, [*PATTERNS, *examples])} Known pattern types: "
+        f"{', '.join(sorted(PATTERNS))}; for example {', '.join(examples)}."
+    )
+
+
+@cache
+def _bound(pattern: type[BasePattern], framework: str) -> type[BasePattern]:
+    if framework not in BINDINGS:
+        raise UnknownNameError(f"Unknown framework {framework!r}. Known: {', '.join(BINDINGS)}.")
+    if pattern.framework == framework:
+        return pattern
+    if pattern.framework is not None:
+        raise ConfigError(f"{pattern.__name__} is written for {pattern.framework!r} and cannot serve {framework!r}.")
+    module, name = BINDINGS[framework]
+    binding: type[BasePattern] = getattr(import_module(module), name)
+    return type(f"{framework.capitalize()}{pattern.__name__}", (pattern, binding), {"__module__": pattern.__module__})

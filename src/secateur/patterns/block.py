@@ -1,0 +1,73 @@
+"""Blocks of any shape, from one weight (``1x1``) to whole channels: nothing constrains which of them live."""
+
+from __future__ import annotations
+
+import re
+
+from secateur.errors import ConfigError, LayerError
+from secateur.patterns.base import BasePattern, register_pattern
+from secateur.patterns.layout import BlockLayout
+from secateur.patterns.view import WeightView
+
+__all__ = ["BlockPattern", "misfit"]
+
+SPECIFICATION = re.compile(r"([1-9]\d*|channel)x([1-9]\d*|channel)")
+
+
+@register_pattern("NxM")
+class BlockPattern(BasePattern):
+    """Units of N output channels × M input channels.
+
+    ``channel`` stands for all of the other kind: ``1xchannel`` is one whole output channel with all it reads,
+    ``channelx1`` one whole input channel with all that read it. In a convolution, a block of numbers lies at one kernel
+    position and a channel spans all of them.
+
+    Example:
+        >>> import torch
+        >>> from secateur.patterns import get_pattern
+        >>> pattern = get_pattern({"pattern": "1xchannel"}, {"fc": torch.nn.Linear(6, 8)})
+        >>> pattern.units["fc"].count, pattern.units["fc"].unit_size
+        (8, 6)
+    """
+
+    @classmethod
+    def serves(cls, specification: str) -> bool:
+        """Whether it reads ``NxM``, with a number or ``channel`` on either side, but not both channels."""
+        return SPECIFICATION.fullmatch(specification) is not None and specification != "channelxchannel"
+
+    def layout(self, view: WeightView) -> BlockLayout:
+        """Tile with equal blocks; see `BasePattern.layout`."""
+        rows, columns = self._sides()
+        outputs, positions, inputs = view.canonical_shape
+        group = outputs // view.groups
+        if rows != "channel" and group % int(rows):
+            channels = "output channels" if view.groups == 1 else f"output channels in each of {view.groups} groups"
+            raise LayerError(misfit(group, channels, "N", int(rows), self.pattern, view))
+        if columns != "channel" and inputs % int(columns):
+            raise LayerError(misfit(inputs, "input channels", "M", int(columns), self.pattern, view))
+        whole = "channel" in (rows, columns)
+        return BlockLayout(
+            (outputs, positions, inputs),
+            (
+                group if rows == "channel" else int(rows),
+                positions if whole else 1,
+                inputs if columns == "channel" else int(columns),
+            ),
+        )
+
+    def _sides(self) -> tuple[str, str]:
+        if not self.serves(self.pattern):
+            raise ConfigError(f"pattern {self.pattern!r} is the name of a type, not a specification. Write 4x1, say.")
+        rows, columns = self.pattern.split("x")
+        return rows, columns
+
+
+def misfit(length: int, channels: str, letter: str, step: int, pattern: str, view: WeightView) -> str:
+    """Why a number of channels does not fit a pattern, and what would."""
+    fitting = [str(number) for number in range(2, min(length, 64) + 1) if length % number == 0]
+    advice = f"pick {letter} from {', '.join(fitting)}" if fitting else f"pick {letter}=1"
+    shape = "x".join(str(size) for size in view.shape)
+    return (
+        f"{length} {channels} are not a multiple of {letter}={step} in {pattern!r} (weight {shape}). "
+        f"Exclude the layer or {advice}."
+    )

@@ -1,0 +1,121 @@
+"""How Keras stores weights, and how to get them in and out of selection."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import keras
+from keras import layers
+
+from secateur._array import Array
+from secateur.errors import LayerError, UnsupportedModelError
+from secateur.patterns.base import BasePattern
+from secateur.patterns.view import WeightView
+
+__all__ = ["KerasBasePattern", "families", "kernel"]
+
+CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+
+CONTAINERS = {
+    layers.SeparableConv1D: "holds two kernels. Write it as a DepthwiseConv1D and a Conv1D",
+    layers.SeparableConv2D: "holds two kernels. Write it as a DepthwiseConv2D and a Conv2D",
+    layers.MultiHeadAttention: "has no kernel of its own. Its projections are layers of their own; prune those",
+    layers.GroupQueryAttention: "has no kernel of its own. Its projections are layers of their own; prune those",
+}
+"""Layers whose weights lie in parts → why they are not pruned as one."""
+
+
+class KerasBasePattern(BasePattern):
+    """The binding of patterns to Keras layers, on every backend.
+
+    Serves ``Dense``, ``EinsumDense``, ``Conv1D/2D/3D`` (grouped too), ``DepthwiseConv1D/2D`` and
+    ``Conv1D/2D/3DTranspose``. Selection runs on NumPy arrays, and so do the masks that it returns.
+    """
+
+    framework: ClassVar[str | None] = "keras"
+
+    def weight_view(self, module: Any) -> WeightView:
+        """See `BasePattern.weight_view`."""
+        if not isinstance(module, keras.layers.Layer):
+            raise UnsupportedModelError(
+                f"Keras patterns need keras.layers.Layer layers, found {type(module).__name__}."
+            )
+        shape = tuple(kernel(module).shape)
+        if isinstance(module, layers.EinsumDense):
+            return _einsum_view(module.equation, shape)
+        positions, last = tuple(range(len(shape) - 2)), len(shape) - 1
+        if isinstance(module, DEPTHWISE):
+            # The output channels of one input channel are neighbours: channel = input · multiplier + copy.
+            return WeightView(shape=shape, output_axes=(last - 1, last), kernel_axes=positions, groups=shape[last - 1])
+        if isinstance(module, TRANSPOSED):
+            return WeightView(shape=shape, output_axes=(last - 1,), kernel_axes=positions, input_axes=(last,))
+        groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
+        return WeightView(
+            shape=shape, output_axes=(last,), kernel_axes=positions, input_axes=(last - 1,), groups=groups
+        )
+
+    def weight(self, module: Any) -> Array:
+        """The kernel as a NumPy array."""
+        return self.as_array(kernel(module))
+
+    def as_array(self, value: Any) -> Array:
+        """A NumPy array of a backend's tensor, a Keras variable or an array."""
+        array = keras.ops.convert_to_numpy(value)
+        return array.astype("float32") if keras.backend.standardize_dtype(array.dtype) == "bfloat16" else array
+
+
+def kernel(layer: Any) -> Any:
+    """The variable that is pruned in a layer.
+
+    Raises:
+        LayerError: There is none; the message says why.
+    """
+    own = type(layer).__name__
+    for container, reason in CONTAINERS.items():
+        if isinstance(layer, container):
+            raise LayerError(f"{own} {reason}")
+    if not families(layer):
+        raise LayerError(f"{own} is not a type of layer that patterns know")
+    if not layer.built:
+        raise LayerError("its kernel has no shape before the first batch; build the model first")
+    found = layer.kernel
+    if not isinstance(found, keras.Variable):
+        raise LayerError("its kernel is computed from other variables (LoRA, or packed by quantization)")
+    if not keras.backend.is_float_dtype(found.dtype):
+        raise LayerError(f"its kernel has dtype {found.dtype}; patterns need floating point")
+    return found
+
+
+def families(layer: Any) -> tuple[str, ...]:
+    """The names under which configurations may mean a layer's type, the most specific first; empty if unknown."""
+    own = type(layer).__name__
+    if isinstance(layer, (*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED)):
+        return own, "Conv"
+    if isinstance(layer, (layers.Dense, layers.EinsumDense)):
+        return own, "Linear"
+    return ()
+
+
+def _einsum_view(equation: str, shape: tuple[int, ...]) -> WeightView:
+    """The view of an ``EinsumDense`` kernel.
+
+    A label of the kernel that occurs in the output numbers output channels, in the output's order; any other numbers
+    input channels. A label that occurs in input, kernel and output numbers groups: each reads inputs of its own.
+    """
+    operands, output = equation.replace(" ", "").split("->")
+    data, labels = operands.split(",")
+    kept = [label for label in output if label in labels]
+    separate = [label for label in kept if label in data]
+    outputs = separate + [label for label in kept if label not in separate]
+    sizes = dict(zip(labels, shape, strict=True))
+    groups = 1
+    for label in separate:
+        groups *= sizes[label]
+    return WeightView(
+        shape=shape,
+        output_axes=tuple(labels.index(label) for label in outputs),
+        input_axes=tuple(axis for axis, label in enumerate(labels) if label not in output),
+        groups=groups,
+    )

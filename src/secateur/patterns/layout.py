@@ -1,0 +1,166 @@
+"""How weights are tiled into units that live or die together.
+
+Legend: O output channels, K kernel positions, I input channels of one group; a *grid* counts units along each of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from secateur._array import Array, namespace
+from secateur.errors import LayerError
+from secateur.patterns.reduction import Reduction
+
+__all__ = ["BlockLayout", "Layout", "Units"]
+
+CHUNK = 1 << 18
+"""Weights looked at together: small enough for a core's cache, large enough to hide the cost of a call."""
+
+
+class Layout(ABC):
+    """The tiling of one weight, seen as an (O, K, I) array, into `count` units.
+
+    Attributes:
+        count: Units in the weight.
+        unit_size: Weights in one unit.
+    """
+
+    count: int
+    unit_size: int
+
+    @abstractmethod
+    def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
+        """The scores of the units in order of their index, in one-dimensional chunks.
+
+        Args:
+            scores: One score per weight, of shape (O, K, I).
+            reduction: How a unit's scores become one.
+        """
+
+    @abstractmethod
+    def expand(self, keep: Array) -> Array:
+        """From one boolean per unit, of shape (count,), to one per weight, of shape (O, K, I)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout(Layout):
+    """Blocks of equal shape side by side, numbered row by row.
+
+    Attributes:
+        shape: (O, K, I) of the weight.
+        block: Weights of one block along O, K and I; each divides the shape.
+
+    Raises:
+        LayerError: A block does not fit a whole number of times.
+
+    Example:
+        >>> BlockLayout((8, 1, 6), (4, 1, 1)).count
+        12
+    """
+
+    shape: tuple[int, int, int]
+    block: tuple[int, int, int]
+    grid: tuple[int, int, int] = field(init=False)
+    count: int = field(init=False)
+    unit_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        for axis, (length, step) in enumerate(zip(self.shape, self.block, strict=True)):
+            if length % step:
+                kind = ("output channels", "kernel positions", "input channels")[axis]
+                raise LayerError(f"{length} {kind} are not a multiple of {step}")
+        rows, positions, columns = (length // step for length, step in zip(self.shape, self.block, strict=True))
+        object.__setattr__(self, "grid", (rows, positions, columns))
+        object.__setattr__(self, "count", rows * positions * columns)
+        object.__setattr__(self, "unit_size", self.block[0] * self.block[1] * self.block[2])
+
+    def blocked(self, canonical: Array) -> Array:
+        """The (O, K, I) array as (rows, O in block, positions, K in block, columns, I in block)."""
+        rows, columns = canonical.shape[0] // self.block[0], canonical.shape[2] // self.block[2]
+        return canonical.reshape((rows, self.block[0], self.grid[1], self.block[1], columns, self.block[2]))
+
+    def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
+        """See `Layout.unit_scores`; a chunk is a run of rows of blocks, or of columns where there is one row."""
+        for chunk in self.chunks(scores):
+            if self.unit_size == 1:
+                yield chunk.reshape((-1,))
+            else:
+                yield reduction(self.blocked(_precise(chunk)), (1, 3, 5)).reshape((-1,))
+
+    def expand(self, keep: Array) -> Array:
+        """See `Layout.expand`."""
+        spread = keep.reshape(self.grid)
+        for axis, times in enumerate(self.block):
+            if times > 1:
+                spread = namespace(keep).repeat(spread, times, axis=axis)
+        return spread
+
+    def chunks(self, canonical: Array) -> Iterator[Array]:
+        """The array in runs of whole units, in order of their index."""
+        axis = 0 if self.grid[0] > 1 or self.grid[1] > 1 else 2
+        units = self.grid[axis]
+        per_unit = self.count * self.unit_size // units
+        step = max(1, CHUNK // per_unit) * self.block[axis]
+        for start in range(0, self.shape[axis], step):
+            run = slice(start, start + step)
+            yield canonical[run] if axis == 0 else canonical[:, :, run]
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Units that are numbered and ranked together; a unit has one part in each of the layers.
+
+    Nearly always that is one layer. A coupled pattern (an attention head, a hidden channel) names several, whose
+    layouts number the same units; the scores of a unit's parts are added and its mask writes all of them.
+
+    Attributes:
+        parts: Layer name → the layout of that layer's weight.
+
+    Raises:
+        LayerError: The parts differ in their number of units.
+    """
+
+    parts: Mapping[str, Layout]
+
+    def __post_init__(self) -> None:
+        counts = {name: layout.count for name, layout in self.parts.items()}
+        if len(set(counts.values())) != 1:
+            raise LayerError(f"coupled layers need the same number of units, found {counts}")
+
+    @property
+    def count(self) -> int:
+        """How many units there are."""
+        return next(iter(self.parts.values())).count
+
+    @property
+    def unit_size(self) -> int:
+        """Weights of one unit, over all its parts."""
+        return sum(layout.unit_size for layout in self.parts.values())
+
+    def scores(self, scores: Mapping[str, Array], reduction: Reduction) -> Iterator[Array]:
+        """One score per unit, in chunks; `scores` holds an (O, K, I) array for each part."""
+        streams = [layout.unit_scores(scores[name], reduction) for name, layout in self.parts.items()]
+        if len(streams) == 1:
+            yield from streams[0]
+            return
+        total, *others = (_joined(stream) for stream in streams)
+        for part in others:
+            total = total + part
+        yield total
+
+    def expand(self, keep: Array) -> dict[str, Array]:
+        """One boolean per weight, of shape (O, K, I), for each part."""
+        return {name: layout.expand(keep) for name, layout in self.parts.items()}
+
+
+def _precise(scores: Array) -> Array:
+    """In float32 at least: sums in a shorter type are rounded, or overflow, differently in every framework."""
+    xp = namespace(scores)
+    return scores if scores.dtype in (xp.float32, xp.float64) else xp.astype(scores, xp.float32)
+
+
+def _joined(chunks: Iterator[Array]) -> Array:
+    parts = list(chunks)
+    return namespace(parts[0]).concat(parts)

@@ -1,0 +1,202 @@
+"""N of every M consecutive weights stay (N:M sparsity)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import combinations
+from typing import Any
+
+from secateur._array import Array, namespace
+from secateur.errors import ConfigError, LayerError
+from secateur.patterns.base import BasePattern, register_pattern
+from secateur.patterns.block import misfit
+from secateur.patterns.budget import Budget
+from secateur.patterns.layout import BlockLayout, Layout
+from secateur.patterns.reduction import REDUCTIONS, Reduction
+from secateur.patterns.selection import Scores, in_one_precision, keep_above, sort_keys
+from secateur.patterns.view import WeightView
+
+__all__ = ["KeepOfGroupPattern"]
+
+SPECIFICATION = re.compile(r"([1-9]\d*):([1-9]\d*)")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLayout(Layout):
+    """Single weights, streamed so that no chunk ends inside a group of `group` input channels."""
+
+    shape: tuple[int, int, int]
+    group: int
+    groups: BlockLayout = field(init=False)
+    count: int = field(init=False)
+    unit_size: int = field(init=False, default=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", BlockLayout(self.shape, (1, 1, self.group)))
+        object.__setattr__(self, "count", self.groups.count * self.group)
+
+    def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:  # noqa: ARG002
+        """See `Layout.unit_scores`; a unit is one weight, so nothing is reduced."""
+        for chunk in self.groups.chunks(scores):
+            yield chunk.reshape((-1,))
+
+    def expand(self, keep: Array) -> Array:
+        """See `Layout.expand`."""
+        return keep.reshape(self.shape)
+
+
+@register_pattern("N:M")
+class KeepOfGroupPattern(BasePattern):
+    """Exactly N of every M consecutive input channels stay.
+
+    N counts survivors, as in NVIDIA's 2:4; Intel Neural Compressor, SparseGPT and others count the *removed*. With a
+    target below 1 - N/M, the groups that lose least are pruned to N:M and the rest stay dense.
+
+    Source:
+        Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv:2104.08378; Zhou et al., "Learning N:M
+        Fine-grained Structured Sparse Neural Networks From Scratch", arXiv:2102.04010.
+
+    Example:
+        >>> import torch
+        >>> from secateur.patterns import get_pattern
+        >>> pattern = get_pattern({"pattern": "2:4"}, {"fc": torch.nn.Linear(4, 1)})
+        >>> pattern.masks({"fc": torch.tensor([[4.0, 1.0, 1.0, 1.0]])})["fc"]
+        tensor([[ True,  True, False, False]])
+    """
+
+    @classmethod
+    def serves(cls, specification: str) -> bool:
+        """Whether it reads ``N:M``."""
+        return SPECIFICATION.fullmatch(specification) is not None
+
+    @property
+    def keep(self) -> int:
+        """Survivors per group, in weights."""
+        return self._numbers()[0]
+
+    @property
+    def group(self) -> int:
+        """Length of a group, in weights."""
+        return self._numbers()[1]
+
+    def default_target_sparsity(self) -> float:
+        """Every group pruned."""
+        return float(self._unit_share())
+
+    def layout(self, view: WeightView) -> GroupLayout:
+        """Groups along the input channels; see `BasePattern.layout`."""
+        inputs = view.canonical_shape[2]
+        if inputs % self.group:
+            raise LayerError(misfit(inputs, "input channels", "M", self.group, self.pattern, view))
+        return GroupLayout(view.canonical_shape, self.group)
+
+    def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
+        """Rank the groups by what pruning them to N:M would lose; prune the worst; see `BasePattern.select`."""
+        sparsity = self.target_sparsity if sparsity is None else sparsity
+        scores = in_one_precision(scores)
+        if not self.keep_mask_layers and self._takes_all(sparsity):
+            return {name: self._keep(layer) for name, layer in scores.items()}
+        losses = {name: self._losses(layer) for name, layer in scores.items()}
+        cuts = self.cuts(losses, sparsity)
+        return {name: self._keep(layer, keep_above(losses[name], cuts[name])) for name, layer in scores.items()}
+
+    def violations(self, masks: Mapping[str, Any]) -> dict[str, str]:
+        """Layers with groups that are neither N:M nor dense, or dense though the target prunes all of them."""
+        wrong = {}
+        for name, kept in self.kept_units(masks).items():
+            may_be_dense = name in self.keep_mask_layers or not self._takes_all(self.target_sparsity)
+            survivors = self._survivors(kept)
+            broken = (survivors > self.keep) & (survivors < self.group) if may_be_dense else survivors > self.keep
+            if count := int(namespace(broken).count_nonzero(broken)):
+                reason = f"{count} of {broken.shape[0]} groups of {self.group} weights keep more than {self.keep}"
+                wrong |= dict.fromkeys(self.units[name].parts, reason + (", and not all" if may_be_dense else ""))
+        return wrong
+
+    def _takes_all(self, sparsity: float) -> bool:
+        """Whether a sparsity leaves no group dense."""
+        groups = sum(self.budget.units.values())
+        return min(self.budget.total(sparsity), sum(self.budget.upper().values())) == groups
+
+    def _keep(self, layer: Scores, dense_groups: Array | None = None) -> Array:
+        layer.refuse_nan()
+        parts, start = [], 0
+        for scores, alive in layer.read():
+            stop = start + scores.shape[0] // self.group
+            best = self._best(scores, alive)
+            if dense_groups is not None:
+                best = [place | dense_groups[start:stop] for place in best]
+            kept = namespace(scores).stack(best, axis=-1).reshape((-1,))
+            parts.append(kept if alive is None else kept & alive)
+            start = stop
+        return parts[0] if len(parts) == 1 else namespace(parts[0]).concat(parts)
+
+    def _losses(self, layer: Scores) -> Scores:
+        """One score per group: the reduced scores of the weights that it would lose."""
+        alive = None if layer.alive is None else self._dense_so_far(layer.alive)
+        return Scores(layer.name, lambda: self._loss_chunks(layer), layer.count // self.group, alive, wide=layer.wide)
+
+    def _loss_chunks(self, layer: Scores) -> Iterator[Array]:
+        reduction = REDUCTIONS.find(self.config.criterion_reduce_type)
+        nothing = -math.inf if self.config.criterion_reduce_type == "max" else 0.0
+        for scores, alive in layer.read():
+            xp = namespace(scores)
+            stays = self._best(scores, alive)
+            if alive is not None:
+                stays = [kept | ~living for kept, living in zip(stays, self._places(alive), strict=True)]
+            lost = [xp.where(kept, nothing, place) for kept, place in zip(stays, self._places(scores), strict=True)]
+            yield reduction(xp.stack(lost), (0,)).reshape((-1,))
+
+    def _dense_so_far(self, alive: Array) -> Array:
+        """One boolean per group: whether it keeps more than N."""
+        return self._survivors(alive) > self.keep
+
+    def _survivors(self, alive: Array) -> Array:
+        """How many weights of each group are kept."""
+        xp = namespace(alive)
+        return xp.sum(xp.astype(alive.reshape((-1, self.group)), xp.int32), axis=-1)
+
+    def _places(self, values: Array) -> list[Array]:
+        """What stands at each place of a group, over all groups."""
+        return [namespace(values).asarray(values[place :: self.group], copy=True) for place in range(self.group)]
+
+    def _best(self, scores: Array, alive: Array | None) -> list[Array]:
+        """For each place, over all groups, whether it is among the best N of its group; of equals, the lower is."""
+        places = self._places(scores if alive is None else sort_keys(scores, alive))
+        xp = namespace(scores)
+        better = [xp.zeros_like(place, dtype=xp.int16) for place in places]
+        for left, right in combinations(range(self.group), 2):
+            wins = xp.astype(places[left] >= places[right], xp.int16)
+            better[right] = better[right] + wins
+            better[left] = better[left] + (1 - wins)
+        return [count < self.keep for count in better]
+
+    def _unit_share(self) -> Fraction:
+        keep, group = self._numbers()
+        return Fraction(group - keep, group)
+
+    def _numbers(self) -> tuple[int, int]:
+        if not self.serves(self.pattern):
+            raise ConfigError(f"pattern {self.pattern!r} is the name of a type, not a specification. Write 2:4, say.")
+        keep, group = (int(number) for number in self.pattern.split(":"))
+        if keep >= group:
+            raise ConfigError(
+                f"pattern {self.pattern!r}: N must be less than M, because N of every M weights are kept. Write 2:4, say."
+            )
+        return keep, group
+
+    def _budget(self) -> Budget:
+        share = self._unit_share()
+        if self.target_sparsity > float(share):
+            raise ConfigError(
+                f"target_sparsity={self.target_sparsity} is out of reach for {self.pattern!r}, which keeps {self.keep} of "
+                f"every {self.group} weights and so prunes at most {float(share):.6g}. Lower the target or N."
+            )
+        return replace(
+            super()._budget(),
+            units={name: units.count // self.group for name, units in self.units.items()},
+            unit_share=share,
+        )

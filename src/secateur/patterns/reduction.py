@@ -1,0 +1,72 @@
+"""How the scores of a unit's weights become one score: the same bits in every framework.
+
+Floating-point sums depend on their order, and every library picks its own. Sums here fold neighbours pairwise, in an
+order fixed by the shape alone, so that equal scores give equal unit scores everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from secateur._array import Array, namespace
+from secateur._registry import Registry
+
+__all__ = ["REDUCTIONS", "pairwise_sum"]
+
+Reduction = Callable[[Array, tuple[int, ...]], Array]
+"""Scores and the axes to reduce (kept with length 1) → reduced scores."""
+
+REDUCTIONS: Registry[Reduction] = Registry("reduction")
+
+
+def pairwise_sum(values: Array, axes: tuple[int, ...]) -> Array:
+    """Sum over `axes`, neighbours first; the axes stay with length 1.
+
+    Example:
+        >>> import numpy as np
+        >>> pairwise_sum(np.array([[1.0, 2.0, 3.0]]), (1,))
+        array([[6.]])
+    """
+    for axis in axes:
+        while values.shape[axis] > 1:
+            values = _fold(values, axis)
+    return values
+
+
+def _fold(values: Array, axis: int) -> Array:
+    """Add neighbours along `axis`; the last of an odd number is carried over."""
+    length = values.shape[axis]
+    lead = (slice(None),) * axis
+    even = length - length % 2
+    folded = values[(*lead, slice(0, even, 2))] + values[(*lead, slice(1, even, 2))]
+    if even == length:
+        return folded
+    return namespace(values).concat([folded, values[(*lead, slice(even, None))]], axis=axis)
+
+
+def _size(values: Array, axes: tuple[int, ...]) -> int:
+    size = 1
+    for axis in axes:
+        size *= values.shape[axis]
+    return size
+
+
+@REDUCTIONS.register("sum")
+def _sum(values: Array, axes: tuple[int, ...]) -> Array:
+    return pairwise_sum(values, axes)
+
+
+@REDUCTIONS.register("mean")
+def _mean(values: Array, axes: tuple[int, ...]) -> Array:
+    # A product with the reciprocal, because CUDA turns a division by a scalar into one and the CPU does not.
+    return pairwise_sum(values, axes) * (1.0 / _size(values, axes))
+
+
+@REDUCTIONS.register("max")
+def _max(values: Array, axes: tuple[int, ...]) -> Array:
+    return namespace(values).max(values, axis=axes, keepdims=True)
+
+
+@REDUCTIONS.register("l2")
+def _l2(values: Array, axes: tuple[int, ...]) -> Array:
+    return namespace(values).sqrt(pairwise_sum(values * values, axes))

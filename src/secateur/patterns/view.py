@@ -1,0 +1,68 @@
+"""The one way to look at a weight: output channels × kernel positions × input channels.
+
+Legend: O output channels, K kernel positions (1 for a linear layer), I input channels of one group.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from secateur._array import Array, namespace
+from secateur.errors import LayerError
+
+__all__ = ["WeightView"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightView:
+    """Where the channels of a weight lie in the array its framework stores.
+
+    Attributes:
+        shape: The weight as stored.
+        output_axes: Axes that number the output channels, slowest first.
+        kernel_axes: Axes that number the kernel positions; empty for linear layers.
+        input_axes: Axes that number the input channels of one group.
+        groups: Groups of a grouped convolution: each reads its own input channels.
+
+    Example:
+        >>> conv = WeightView(shape=(8, 4, 3, 3), output_axes=(0,), kernel_axes=(2, 3), input_axes=(1,))
+        >>> conv.canonical_shape
+        (8, 9, 4)
+    """
+
+    shape: tuple[int, ...]
+    output_axes: tuple[int, ...]
+    kernel_axes: tuple[int, ...] = ()
+    input_axes: tuple[int, ...] = ()
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if math.prod(self.shape) == 0:
+            raise LayerError(f"the weight is empty (shape {self.shape})")
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The stored axes in canonical order."""
+        return (*self.output_axes, *self.kernel_axes, *self.input_axes)
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """(O, K, I)."""
+        sizes = [
+            math.prod(self.shape[axis] for axis in part)
+            for part in (self.output_axes, self.kernel_axes, self.input_axes)
+        ]
+        return sizes[0], sizes[1], sizes[2]
+
+    def canonical(self, stored: Array) -> Array:
+        """`stored` as an (O, K, I) array, without a copy where the strides allow it."""
+        if tuple(stored.shape) != self.shape:
+            raise LayerError(f"an array of shape {self.shape} is needed, found {tuple(stored.shape)}")
+        return namespace(stored).permute_dims(stored, self.axes).reshape(self.canonical_shape)
+
+    def stored(self, canonical: Array) -> Array:
+        """The inverse of `canonical`."""
+        permuted = canonical.reshape(tuple(self.shape[axis] for axis in self.axes))
+        inverse = tuple(self.axes.index(axis) for axis in range(len(self.axes)))
+        return namespace(canonical).permute_dims(permuted, inverse)

@@ -1,0 +1,32 @@
+"""The dry run: which layers are pruned and how, or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from secateur.config import PruningConfig
+from secateur.plan.layers import PlannedLayer
+from secateur.plan.plan import Plan
+
+__all__ = ["Plan", "PlannedLayer", "plan"]
+
+
+def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
+    """List every layer with what will happen to it; nothing is changed.
+
+    Args:
+        model: A torch module.
+        config: A `PruningConfig`, or a plain mapping with the same keys.
+
+    Raises:
+        SecateurError: The configuration does not fit the model; `secateur.prepare` would raise the same.
+
+    Example:
+        >>> import torch, secateur
+        >>> print(secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units)
+        16
+    """
+    from secateur.plan.pytorch import plan as plan_torch
+
+    return plan_torch(model, config)

@@ -1,0 +1,126 @@
+"""Which layers a configuration means: each with what happens to it, or the reason why nothing does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from secateur._registry import nearest
+from secateur.config import PruningConfig
+from secateur.errors import LayerError, UnknownNameError
+from secateur.plan.layers import Candidate
+
+__all__ = ["Choice", "choose"]
+
+FAMILIES = ("Linear", "Conv")
+"""Type names that may be given although a model has no such layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is to happen to a layer: a configuration, or a reason why it stays dense.
+
+    Attributes:
+        candidate: The layer.
+        config: What happens to it; ``None`` where it stays dense.
+        reason: Why it stays dense.
+        is_wish: Whether somebody said so, rather than the layer being unfit; then layers that share the weight stay
+            dense too.
+    """
+
+    candidate: Candidate
+    config: PruningConfig | None = None
+    reason: str | None = None
+    is_wish: bool = False
+
+
+def choose(config: PruningConfig, candidates: Sequence[Candidate]) -> list[Choice]:
+    """Decide for each candidate, in order.
+
+    Raises:
+        UnknownNameError: A name, expression or type in the configuration means no layer.
+        LayerError: A layer that was named cannot be pruned.
+    """
+    _check_names(config, candidates)
+    _check_types(config, candidates)
+    choices = _settle_shared([_choose_one(config, candidate, alone=_is_alone(candidates)) for candidate in candidates])
+    named = {*config.op_names, *(name for name, rule in config.layers.items() if rule is not None)}
+    for choice in choices:
+        refuse_if_named(choice, named)
+    return choices
+
+
+def refuse_if_named(choice: Choice, named: Iterable[str]) -> None:
+    """Raise `LayerError` if a layer was asked for by its very name and stays dense."""
+    if choice.reason is not None and choice.candidate.name in named:
+        raise LayerError(f"layer {choice.candidate.name!r} was named but cannot be pruned: {choice.reason}")
+
+
+def _choose_one(config: PruningConfig, candidate: Candidate, *, alone: bool) -> Choice:
+    name, types = candidate.name, candidate.types
+    if (pattern := _first_match(config.excluded_op_names, name)) is not None:
+        return Choice(candidate, reason=f"excluded by {pattern!r}", is_wish=True)
+    own = config.for_layer(name, types)
+    if own is None:
+        return Choice(candidate, reason="left dense by a rule for its name or type", is_wish=True)
+    if candidate.reason is not None:
+        return Choice(candidate, reason=candidate.reason)
+    has_rule = _first_match(config.layers, name) is not None
+    is_named = has_rule or _first_match(config.op_names, name) is not None
+    if config.op_names and not is_named:
+        return Choice(candidate, reason="not among op_names")
+    if not has_rule and not set(types) & {*config.pruning_op_types, *config.layer_types}:
+        return Choice(candidate, reason=f"type is not among pruning_op_types ({', '.join(config.pruning_op_types)})")
+    if candidate.is_output and not is_named and not alone:
+        return Choice(candidate, reason="output layer: dense unless op_names or layers name it", is_wish=True)
+    return Choice(candidate, config=own)
+
+
+def _settle_shared(choices: list[Choice]) -> list[Choice]:
+    """A weight that several layers share is pruned once, and not at all if one of them must stay dense."""
+    dense = {choice.candidate.weight_id: choice.candidate.name for choice in choices if choice.is_wish}
+    owners: dict[int, str] = {}
+    settled = []
+    for choice in choices:
+        weight, reason = choice.candidate.weight_id, choice.reason
+        if reason is None and weight in dense:
+            reason = f"shares its weight with {dense[weight]!r}, which stays dense"
+        elif reason is None and weight in owners:
+            reason = f"shares its weight with {owners[weight]!r} and is pruned there"
+        elif reason is None:
+            owners[weight] = choice.candidate.name
+        settled.append(choice if reason is None else Choice(choice.candidate, reason=reason, is_wish=choice.is_wish))
+    return settled
+
+
+def _is_alone(candidates: Sequence[Candidate]) -> bool:
+    return sum(candidate.reason is None for candidate in candidates) == 1
+
+
+def _first_match(patterns: Iterable[str], name: str) -> str | None:
+    return next((pattern for pattern in patterns if re.fullmatch(pattern, name)), None)
+
+
+def _check_names(config: PruningConfig, candidates: Sequence[Candidate]) -> None:
+    names = [candidate.name for candidate in candidates]
+    for key in ("op_names", "excluded_op_names", "layers"):
+        for pattern in getattr(config, key):
+            if not any(re.fullmatch(pattern, name) for name in names):
+                hint = nearest(pattern, names)
+                if any(name.startswith(f"{pattern}.") for name in names):
+                    hint = f" For all layers below it write {pattern + '[.].*'!r}."
+                raise UnknownNameError(f"{key}: {pattern!r} matches no layer.{hint} Layers: {_shown(names)}.")
+
+
+def _check_types(config: PruningConfig, candidates: Sequence[Candidate]) -> None:
+    present = dict.fromkeys(kind for candidate in candidates for kind in candidate.types)
+    for key in ("pruning_op_types", "layer_types"):
+        for kind in getattr(config, key):
+            if kind not in present and kind not in FAMILIES:
+                hint = nearest(kind, [*present, *FAMILIES])
+                raise UnknownNameError(f"{key}: no layer has type {kind!r}.{hint} Types: {', '.join(present)}.")
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -1,0 +1,152 @@
+"""The dry run: every layer with what will happen to it, before anything does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateur._table import Table
+from secateur.config import PruningConfig
+from secateur.criteria import CRITERIA
+from secateur.errors import LayerError
+from secateur.patterns import BasePattern, get_pattern
+from secateur.patterns.base import pattern_class
+from secateur.plan.choice import Choice, choose, refuse_if_named
+from secateur.plan.layers import Candidate, PlannedLayer
+from secateur.schedules import get_schedule
+
+__all__ = ["Plan", "make_plan"]
+
+COLUMNS = ("layer", "type", ">shape", "pattern", ">units", ">target", "ranked / reason")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration means for a model.
+
+    Attributes:
+        config: The configuration.
+        layers: Every layer that has a weight of two axes or more, in the model's order.
+        patterns: The layers that are pruned, by what happens to them: layers of equal settings share a pattern.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> plan = secateur.plan(model, secateur.PruningConfig(pattern="4x1"))
+        >>> [(layer.name, layer.is_pruned) for layer in plan.layers]
+        [('0', True), ('2', False)]
+    """
+
+    config: PruningConfig
+    layers: tuple[PlannedLayer, ...]
+    patterns: tuple[BasePattern, ...] = field(repr=False)
+
+    def table(self) -> Table:
+        """The plan for a person."""
+        dense = frozenset(index for index, layer in enumerate(self.layers) if not layer.is_pruned)
+        return Table(
+            title="Pruning plan",
+            columns=COLUMNS,
+            rows=[layer.cells() for layer in self.layers],
+            dimmed=dense,
+            footer=[self._summary(), *(_timing(pattern.config) for pattern in self.patterns)],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        return {"layers": [layer.to_dict() for layer in self.layers]}
+
+    def __str__(self) -> str:
+        return self.table().text()
+
+    def _summary(self) -> str:
+        pruned = [layer for layer in self.layers if layer.is_pruned]
+        weights = sum(layer.units * layer.unit_size for layer in pruned)
+        return f"{len(pruned)} of {len(self.layers)} layers are pruned, {weights:,} weights in all."
+
+
+def make_plan(config: PruningConfig | Mapping[str, Any], candidates: Sequence[Candidate], framework: str) -> Plan:
+    """Resolve a configuration against the layers of a model.
+
+    Raises:
+        UnknownNameError: A name in the configuration means nothing.
+        LayerError: A layer that was named cannot be pruned, or no layer can.
+        ConfigError: A target is impossible within its bounds.
+    """
+    config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    _check_vocabulary(config)
+    choices = choose(config, candidates)
+    patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _by_settings(choices))
+    rows = tuple(_row(choice, patterns, config) for choice in choices)
+    if not any(row.is_pruned for row in rows):
+        reasons = "\n".join(f"  {row.name}: {row.reason}" for row in rows)
+        raise LayerError(
+            f"No layer of the model can be pruned with pattern {config.pattern!r}:\n{reasons or '  it has none.'}"
+        )
+    return Plan(config, rows, patterns)
+
+
+def _check_vocabulary(config: PruningConfig) -> None:
+    for settings in (config, *_rules(config)):
+        pattern_class(settings.pattern)
+        CRITERIA.find(settings.criterion)
+        get_schedule(settings.sparsity_decay_type)
+
+
+def _rules(config: PruningConfig) -> list[PruningConfig]:
+    by_name = [config.for_layer(key, ()) for key in config.layers]
+    return [settings for settings in by_name if settings is not None]
+
+
+def _by_settings(choices: Sequence[Choice]) -> list[tuple[PruningConfig, dict[str, Any]]]:
+    groups: list[tuple[PruningConfig, dict[str, Any]]] = []
+    for choice in choices:
+        if choice.config is None:
+            continue
+        for settings, modules in groups:
+            if settings == choice.config:
+                modules[choice.candidate.name] = choice.candidate.module
+                break
+        else:
+            groups.append((choice.config, {choice.candidate.name: choice.candidate.module}))
+    return groups
+
+
+def _row(choice: Choice, patterns: Sequence[BasePattern], config: PruningConfig) -> PlannedLayer:
+    candidate = choice.candidate
+    row = PlannedLayer(name=candidate.name, kind=candidate.types[0], shape=candidate.shape, reason=choice.reason)
+    for pattern in patterns:
+        if candidate.name in pattern.invalid_layers:
+            unfit = Choice(candidate, reason=pattern.invalid_layers[candidate.name])
+            refuse_if_named(unfit, {*config.op_names, *config.layers})
+            return PlannedLayer(name=row.name, kind=row.kind, shape=row.shape, reason=unfit.reason)
+        if candidate.name in pattern.views:
+            return _pruned_row(row, pattern)
+    return row
+
+
+def _pruned_row(row: PlannedLayer, pattern: BasePattern) -> PlannedLayer:
+    layout = next(units.parts[row.name] for units in pattern.units.values() if row.name in units.parts)
+    return PlannedLayer(
+        name=row.name,
+        kind=row.kind,
+        shape=row.shape,
+        config=pattern.config,
+        units=layout.count,
+        unit_size=layout.unit_size,
+        target_sparsity=pattern.target_sparsity,
+    )
+
+
+def _timing(config: PruningConfig) -> str:
+    if config.kind == "pattern_lock":
+        return f"{config.pattern}: the zeros that are there stay."
+    schedule = config.sparsity_decay_type
+    name = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "a function")
+    when = (
+        f"at once at step {config.start_step}"
+        if config.start_step == config.last_step or name == "one_shot"
+        else f"{name} from step {config.start_step} to {config.last_step}, every {config.pruning_frequency}"
+    )
+    return f"{config.pattern}: by {config.criterion}, {config.kind}, {when}."

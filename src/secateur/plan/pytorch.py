@@ -1,0 +1,107 @@
+"""The layers of a torch model, and which of them is its output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.config import PruningConfig
+from secateur.errors import LayerError, UnsupportedModelError
+from secateur.patterns.pytorch import families, parameter
+from secateur.plan.layers import Candidate
+from secateur.plan.plan import Plan, make_plan
+
+__all__ = ["plan", "unwrapped"]
+
+OUTPUT_NAMES = frozenset(
+    {"classifier", "cls", "embed_out", "fc_out", "head", "lm_head", "output_projection", "qa_outputs", "score"}
+)
+"""Names that model families give their output layer."""
+
+
+def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any], *, for_training: bool = True) -> Plan:
+    """See `secateur.plan`."""
+    return make_plan(config, candidates(model, for_training=for_training), "pytorch")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own model inside what ``torch.compile`` or a data-parallel wrapper put around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def candidates(model: nn.Module, *, for_training: bool) -> list[Candidate]:
+    """Every layer that owns a parameter of two axes or more, in the model's order.
+
+    Raises:
+        UnsupportedModelError: `model` is no torch module.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"A torch.nn.Module is needed, found {type(model).__name__}.")
+    layers = dict(_layers_with_weights(unwrapped(model)))
+    output = _output_layer(unwrapped(model), layers)
+    return [_candidate(name, module, module is output, for_training=for_training) for name, module in layers.items()]
+
+
+def _layers_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if families(module) or any(_is_matrix(weight) for weight in own):
+            yield name, module
+
+
+def _is_matrix(weight: torch.Tensor) -> bool:
+    return not isinstance(weight, nn.UninitializedParameter) and weight.dim() >= 2
+
+
+def _candidate(name: str, module: nn.Module, is_output: bool, *, for_training: bool) -> Candidate:
+    weight: nn.Parameter | None
+    reason: str | None = None
+    try:
+        weight = parameter(module)
+        if for_training and not weight.requires_grad:
+            reason = "frozen (requires_grad=False)"
+    except LayerError as error:
+        weight = next((own for own in module.parameters(recurse=False) if _is_matrix(own)), None)
+        reason = str(error)
+    return Candidate(
+        name=name,
+        module=module,
+        types=families(module) or (type(module).__name__,),
+        shape=() if weight is None else tuple(weight.shape),
+        weight_id=id(module) if weight is None else id(weight),
+        is_output=is_output,
+        reason=reason,
+    )
+
+
+def _output_layer(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The language-model head or last classifier, as far as names and order tell."""
+    declared = getattr(model, "get_output_embeddings", lambda: None)()
+    if declared is not None:
+        return declared if isinstance(declared, nn.Module) else None
+    fitting = {name: module for name, module in layers.items() if families(module)}
+    named = [name for name in fitting if OUTPUT_NAMES & set(name.split("."))]
+    if named:
+        return fitting[named[-1]]
+    last = next(reversed(fitting), None)
+    if last is None or _is_repeated(model, last):
+        return None
+    return fitting[last]
+
+
+def _is_repeated(model: nn.Module, name: str) -> bool:
+    """Whether a layer sits in a stack of blocks, as the last layer of an encoder without a head does."""
+    parents = name.split(".")[:-1]
+    return any(
+        isinstance(model.get_submodule(".".join(parents[:depth])), nn.ModuleList)
+        for depth in range(1, len(parents) + 1)
+    )

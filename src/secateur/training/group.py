@@ -1,0 +1,130 @@
+"""The layers of one pattern on their way through a run: which units live after which step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from secateur._array import Array, namespace, to_numpy
+from secateur.patterns import BasePattern
+from secateur.patterns.selection import Scores
+from secateur.training.fade import fade
+from secateur.training.timeline import Timeline
+
+__all__ = ["PruningGroup"]
+
+Stream = Callable[[str, Mapping[str, Array] | None], Scores]
+"""Name of units and what is alive of all units → the scores to rank them by."""
+
+
+class PruningGroup:
+    """Decides masks; knows nothing of optimizers.
+
+    Args:
+        pattern: The pattern, bound to the layers.
+
+    Attributes:
+        pattern: The pattern.
+        timeline: When masks change.
+        keep: Name of units → one boolean per unit: what lives now; ``None``: everything.
+        condemned_keep: In a progressive run, what will be left once the condemned units have faded out.
+    """
+
+    def __init__(self, pattern: BasePattern) -> None:
+        self.pattern = pattern
+        self.config = pattern.config
+        self.keep: dict[str, Array] | None = self._initial_units()
+        self.condemned_keep: dict[str, Array] | None = None
+        self.timeline = Timeline(self.config, self.sparsity(), max(pattern.target_sparsity, self._least_target()))
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether masks never change."""
+        return self.config.kind == "pattern_lock"
+
+    def sparsity(self) -> float:
+        """Share of units that do not live."""
+        if self.keep is None:
+            return 0.0
+        count = sum(units.count for units in self.pattern.units.values())
+        return 1.0 - sum(int(np.count_nonzero(to_numpy(kept))) for kept in self.keep.values()) / count
+
+    def initial_masks(self) -> dict[str, Array]:
+        """Masks before the first step, in the weights' stored shapes."""
+        if self.is_locked:
+            weights = {layer: self._stored_weight(layer) for layer in self.pattern.views}
+            return {layer: weight != 0 for layer, weight in weights.items()}
+        return {} if self.keep is None else self.pattern.weight_masks(self.keep)
+
+    def advance(self, step: int, stream: Stream) -> dict[str, Array] | None:
+        """Masks as they are after `step` steps; ``None`` where they stay as they were.
+
+        Raises:
+            ScoreError: A score is ``nan``.
+        """
+        if self.is_locked:
+            return None
+        if self.config.kind == "progressive":
+            return self._advance_progressively(step, stream)
+        if not self.timeline.is_update(step):
+            return None
+        self.keep = self._select(self.timeline.sparsity(step), stream)
+        return self.pattern.weight_masks(self.keep)
+
+    def restore(
+        self, keep: dict[str, Array] | None, condemned_keep: dict[str, Array] | None, *, initial: float
+    ) -> None:
+        """Go on from a saved state."""
+        self.keep, self.condemned_keep = keep, condemned_keep
+        self.timeline = replace(self.timeline, initial=initial)
+
+    def reads_scores(self, step: int) -> bool:
+        """Whether `advance` will read scores after `step` steps."""
+        return not self.is_locked and self.timeline.is_update(step)
+
+    def _advance_progressively(self, step: int, stream: Stream) -> dict[str, Array] | None:
+        if self.timeline.is_update(step):
+            self.keep = self.condemned_keep or self._select(self.timeline.sparsity(step), stream)
+            self.condemned_keep = None
+            if step < self.timeline.end:
+                self.condemned_keep = self._select(self.timeline.sparsity(self.timeline.next_update(step)), stream)
+            return self.pattern.weight_masks(self.keep)
+        part = self._part_faded(step)
+        if part is None or self.keep is None or self.condemned_keep is None:
+            return None
+        now, later = self.pattern.weight_masks(self.keep), self.pattern.weight_masks(self.condemned_keep)
+        return {layer: fade(self._stored_weight(layer), mask, later[layer], part) for layer, mask in now.items()}
+
+    def _part_faded(self, step: int) -> tuple[int, int] | None:
+        """How many of how many parts of the condemned weights are gone after `step`; ``None`` between parts."""
+        start, parts = self.config.start_step, self.config.progressive_steps
+        if not start < step < self.timeline.end:
+            return None
+        last = step - (step - start) % self.config.pruning_frequency
+        length = self.timeline.next_update(last) - last
+        done = {round(part * length / parts): part for part in range(1, parts)}
+        return (done[step - last], parts) if step - last in done else None
+
+    def _select(self, sparsity: float, stream: Stream) -> dict[str, Array]:
+        keep = self.pattern.select({name: stream(name, self.keep) for name in self.pattern.units}, sparsity)
+        upper = self.pattern.budget.upper()
+        for name, kept in keep.items():
+            pruned = int(kept.shape[0] - np.count_nonzero(to_numpy(kept)))
+            if pruned >= upper[name] and self.pattern.budget.units[name] == kept.shape[0]:
+                self.pattern.keep_mask_layers.setdefault(name, "reached max_sparsity_ratio_per_op")
+        return keep
+
+    def _initial_units(self) -> dict[str, Array] | None:
+        if not self.config.keep_zeros:
+            return None
+        weights = {layer: self._stored_weight(layer) != 0 for layer in self.pattern.views}
+        units = self.pattern.kept_units(weights)
+        return {name: kept if bool(namespace(kept).any(kept)) else ~kept for name, kept in units.items()}
+
+    def _least_target(self) -> float:
+        return self.sparsity() if self.is_locked else 0.0
+
+    def _stored_weight(self, layer: str) -> Array:
+        return self.pattern.as_array(self.pattern.weight(self.pattern.modules[layer]))

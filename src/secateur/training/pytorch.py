@@ -1,0 +1,318 @@
+"""Pruning while a torch model trains, through the optimizer's own hooks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from secateur.config import PruningConfig
+from secateur.errors import LayerError, ScoreError, StateError, UnsupportedModelError
+from secateur.patterns import BasePattern
+from secateur.patterns.pytorch import parameter
+from secateur.plan.plan import Plan
+from secateur.plan.pytorch import plan as make_plan
+from secateur.plan.pytorch import unwrapped
+from secateur.training.result import PruningReport
+from secateur.training.run import Run, check_state
+
+__all__ = ["Pruner", "prepare"]
+
+logger = logging.getLogger(__name__)
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of the size of a weight: times a boolean they give exact zeros, of ``nan`` and negative weights too."""
+
+ALREADY_SPARSE = 0.05
+"""Share of zeros in a model that is worth a warning when they are not kept."""
+
+
+def prepare(
+    model: nn.Module,
+    config: PruningConfig | Mapping[str, Any],
+    *,
+    optimizer: Optimizer | Iterable[Optimizer],
+) -> Pruner:
+    """See `secateur.prepare`."""
+    optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+    for found in optimizers:
+        if not isinstance(found, Optimizer):
+            raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(found).__name__}.")
+    return Pruner(model, make_plan(model, config), optimizers)
+
+
+class _Weight:
+    """One pruned weight: the parameter, how to look at it, and its mask. See `HeldWeight`."""
+
+    def __init__(self, name: str, pattern: BasePattern, home: _Home) -> None:
+        self.name = name
+        self.parameter = parameter(pattern.modules[name])
+        self.view = pattern.views[name]
+        self.home = home
+        self.mask: torch.Tensor | None = None
+
+    @property
+    def stored(self) -> torch.Tensor:
+        return self.parameter.detach()
+
+    def canonical(self) -> torch.Tensor:
+        return self._canonical(self.stored)
+
+    def gradient(self) -> torch.Tensor | None:
+        if self.parameter.grad is None:
+            return None
+        gradient = self._canonical(self.parameter.grad.detach())
+        # A fused optimizer unscales by itself, after this.
+        scale = getattr(self.home.optimizer, "grad_scale", None)
+        return gradient if scale is None else gradient / scale
+
+    def shrink(self, factors: torch.Tensor) -> None:
+        self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
+
+    def apply_mask(self) -> None:
+        if self.mask is not None:
+            self.mask = zero_out(self.stored, self.mask)
+
+    def _canonical(self, tensor: torch.Tensor) -> torch.Tensor:
+        wide: torch.Tensor = self.view.canonical(tensor)
+        return wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
+
+
+class _Home:
+    """The optimizer that holds a parameter, and the parameter group in it."""
+
+    def __init__(self, optimizer: Optimizer, group: dict[str, Any]) -> None:
+        self.optimizer = optimizer
+        self.group = group
+
+    def learning_rate(self) -> float:
+        """The group's learning rate now."""
+        return float(self.group["lr"])
+
+
+def zero_out(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Set `weight` to zero where `mask` is ``False``; returns the mask on the weight's device."""
+    mask = mask.to(weight.device)
+    weight.view(BITS[weight.element_size()]).mul_(mask)
+    return mask
+
+
+class Pruner:
+    """Keeps a model on its way to sparsity: masks after every optimizer step, new masks when they are due.
+
+    It touches the model's weights and nothing else: copies, pickles, checkpoints and compiled versions of the model
+    are those of an ordinary model. Make one with `secateur.prepare`.
+
+    Attributes:
+        model: The model.
+        plan: Which layers are pruned and how.
+        step: Optimizer steps taken since `secateur.prepare`.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...]) -> None:
+        self.model = unwrapped(model)
+        self.plan = plan
+        self.step = 0
+        self._optimizers = optimizers
+        self._steps = [0] * len(optimizers)
+        self._skips = [False] * len(optimizers)
+        self._weights = _find_weights(plan, optimizers)
+        self._runs = [Run(pattern, self._weights) for pattern in plan.patterns if pattern.views]
+        self._warn_of_zeros()
+        self._start()
+        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in optimizers]
+        self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the hooks off the optimizers; from then on nothing holds the zeros."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the pruner still acts on optimizer steps."""
+        return bool(self._hooks)
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Layer → booleans in the weight's shape, ``True`` = kept."""
+        return {
+            name: torch.ones_like(weight.parameter, dtype=torch.bool) if weight.mask is None else weight.mask.clone()
+            for name, weight in self._weights.items()
+        }
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights pruned now, over all pruned layers."""
+        return self.report().sparsity
+
+    def apply_masks(self, model: nn.Module) -> None:
+        """Set the pruned weights to zero in a copy of the model, such as an average of its weights (EMA, SWA).
+
+        Raises:
+            LayerError: A pruned layer is missing there or has another shape; nothing is changed then.
+        """
+        inner = unwrapped(model)
+        targets = []
+        for name, weight in self._weights.items():
+            try:
+                found = parameter(inner.get_submodule(name))
+            except AttributeError as error:
+                raise LayerError(f"layer {name!r} was pruned, and {type(inner).__name__} has no such layer.") from error
+            if found.shape != weight.parameter.shape:
+                raise LayerError(
+                    f"layer {name!r} has shape {tuple(found.shape)}, the mask {tuple(weight.parameter.shape)}."
+                )
+            targets.append((found, weight.mask))
+        for found, mask in targets:
+            if mask is not None:
+                zero_out(found.detach(), mask)
+
+    def report(self) -> PruningReport:
+        """What is pruned now."""
+        return PruningReport(
+            layers=tuple(result for run in self._runs for result in run.results()),
+            dense={layer.name: layer.reason for layer in self.plan.layers if layer.reason is not None},
+            step=self.step,
+            last_step=max(run.last_step for run in self._runs),
+            model_weights=sum(weight.numel() for weight in self.model.parameters()),
+        )
+
+    def finalize(self) -> PruningReport:
+        """Verify every mask against its pattern and every pruned weight against zero, and end the run.
+
+        The model stays as it is: an ordinary model with zeros. Later optimizer steps are free to change them.
+
+        Returns:
+            What was pruned, per layer and in all. Its `is_complete` is ``False`` if training ended before the target.
+
+        Raises:
+            StateError: The run has been finalized already, or masks and weights are not what they should be.
+        """
+        if not self.is_active:
+            raise StateError("This pruner has been finalized or closed already. Call secateur.prepare for another run.")
+        wrong = {name: reason for run in self._runs for name, reason in run.violations().items()}
+        if wrong:
+            lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
+            raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")
+        report = self.report()
+        if not report.is_complete:
+            logger.warning(
+                "finalize() after step %d, but the schedule ends at step %d: sparsity is %.4f so far. "
+                "Train longer, or set a smaller end_step.",
+                report.step,
+                report.last_step,
+                report.sparsity,
+            )
+        self.close()
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to end with the same bits; tensors and plain values only."""
+        return {
+            "format_version": 1,
+            "step": self.step,
+            "optimizer_steps": list(self._steps),
+            "runs": [run.state_dict() for run in self._runs],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with a model of the same layers and the same configuration.
+
+        Raises:
+            StateError: The state is of another model, configuration or format; nothing is changed then.
+        """
+        check_state(state, len(self._optimizers), len(self._runs))
+        for run, saved in zip(self._runs, state["runs"], strict=True):
+            run.check_state(saved)
+        for run, saved in zip(self._runs, state["runs"], strict=True):
+            run.load_state_dict(saved)
+        self.step = state["step"]
+        self._steps = list(state["optimizer_steps"])
+
+    def _start(self) -> None:
+        for run in self._runs:
+            run.start()
+        for weight in self._weights.values():
+            weight.apply_mask()
+
+    def _warn_of_zeros(self) -> None:
+        runs = [run for run in self._runs if not run.config.keep_zeros and not run.group.is_locked]
+        weights = [self._weights[name].stored for run in runs for name in run.weights]
+        total = sum(weight.numel() for weight in weights)
+        zeros = total - sum(int(weight.count_nonzero()) for weight in weights)
+        if total and zeros / total >= ALREADY_SPARSE:
+            logger.warning(
+                "%.1f %% of the weights to be pruned are zero already and may come back to life in training. "
+                "keep_zeros=True keeps units that are all zero, kind='pattern_lock' keeps all zeros.",
+                100 * zeros / total,
+            )
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        index = self._optimizers.index(optimizer)
+        # A fused optimizer is handed the loss scale and skips steps by itself; GradScaler skips the others.
+        overflow = getattr(optimizer, "found_inf", None)
+        self._skips[index] = overflow is not None and bool(overflow.item())
+        if not self._skips[index]:
+            with torch.no_grad():
+                for run in self._runs:
+                    run.gather(self.step + 1, optimizer)
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        index = self._optimizers.index(optimizer)
+        if self._skips[index]:
+            return
+        self._steps[index] += 1
+        with torch.no_grad():
+            for run in self._runs:
+                run.regularize(self.step + 1, optimizer)
+            self._apply(optimizer)
+            if min(self._steps) > self.step:
+                self.step += 1
+                updated = [run.advance(self.step) for run in self._runs]
+                if any(updated):
+                    self._apply(None)
+
+    def _apply(self, optimizer: Optimizer | None) -> None:
+        for weight in self._weights.values():
+            if optimizer is None or weight.home.optimizer is optimizer:
+                weight.apply_mask()
+
+
+def _find_weights(plan: Plan, optimizers: tuple[Optimizer, ...]) -> dict[str, _Weight]:
+    """The weights to be pruned, each with the optimizer that holds it.
+
+    Raises:
+        LayerError: No optimizer holds a weight.
+        ScoreError: A weight has ``nan``.
+    """
+    homes = {
+        id(held): _Home(optimizer, group)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for held in group["params"]
+    }
+    names = [(name, pattern) for pattern in plan.patterns for name in pattern.views]
+    if homeless := [name for name, pattern in names if id(parameter(pattern.modules[name])) not in homes]:
+        raise LayerError(
+            f"The optimizer does not hold the weights of {len(homeless)} of {len(names)} layers to be pruned: "
+            f"{', '.join(homeless[:8])}{' …' if len(homeless) > 8 else ''}. Build it from the parameters of this very "
+            f"model, or leave the layers out with excluded_op_names."
+        )
+    weights = {name: _Weight(name, pattern, homes[id(parameter(pattern.modules[name]))]) for name, pattern in names}
+    for name, weight in weights.items():
+        if bool(weight.parameter.detach().isnan().any()):
+            raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")
+    return weights

@@ -1,0 +1,38 @@
+"""Group lasso: whole units are drawn towards zero while the network still learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from secateur._array import Array, namespace
+from secateur.patterns.layout import Units
+from secateur.patterns.reduction import pairwise_sum
+
+__all__ = ["shrinkage"]
+
+
+def shrinkage(units: Units, weights: Mapping[str, Array], strength: float) -> dict[str, Array]:
+    """The factors of one proximal step of ``strength · Σ_u √size_u · ‖w_u‖₂``.
+
+    A unit whose norm is below ``strength · √size`` gets 0, any other ``1 - strength · √size / norm``.
+
+    Args:
+        units: The units.
+        weights: Layer → (O, K, I) weights, for each part of the units.
+        strength: Regularization coefficient times learning rate, ≥ 0.
+
+    Returns:
+        Layer → factors in [0, 1], of shape (O, K, I).
+
+    Source:
+        Yuan & Lin, "Model selection and estimation in regression with grouped variables", 2006, for the penalty;
+        Parikh & Boyd, "Proximal Algorithms", 2014, section 6.5.4, for the step.
+    """
+    squares = {layer: weight * weight for layer, weight in weights.items()}
+    chunks = list(units.scores(squares, pairwise_sum))
+    xp = namespace(chunks[0])
+    norms = xp.sqrt(xp.concat(chunks))
+    threshold = strength * math.sqrt(units.unit_size)
+    factors = xp.where(norms > threshold, 1.0 - threshold / xp.where(norms > 0, norms, 1.0), 0.0)
+    return units.expand(xp.astype(factors, norms.dtype, copy=False))

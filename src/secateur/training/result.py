@@ -1,0 +1,114 @@
+"""What was pruned, by weights and by units."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from secateur._table import Table
+
+__all__ = ["LayerResult", "PruningReport"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerResult:
+    """One pruned layer.
+
+    Attributes:
+        name: The layer's name in the model.
+        pattern: Its pattern specification.
+        shape: Its weight as stored.
+        weights: Weights in it.
+        pruned_weights: Weights that the mask prunes; each is exactly zero.
+        units: Units that its weight is tiled into.
+        pruned_units: Units of which no weight is left.
+    """
+
+    name: str
+    pattern: str
+    shape: tuple[int, ...]
+    weights: int
+    pruned_weights: int
+    units: int
+    pruned_units: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights pruned, in [0, 1]."""
+        return self.pruned_weights / self.weights
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as a person reads it."""
+        return (
+            self.name,
+            "×".join(str(size) for size in self.shape),
+            self.pattern,
+            f"{self.sparsity:.2%}",
+            f"{self.pruned_weights:,} of {self.weights:,}",
+            f"{self.pruned_units:,} of {self.units:,}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningReport:
+    """The result of a run, verified against masks and weights.
+
+    Attributes:
+        layers: Every pruned layer.
+        dense: Layers left dense → why.
+        step: Optimizer steps taken.
+        last_step: Step at which the target was to be reached.
+        model_weights: Parameters of the whole model, shared ones counted once.
+    """
+
+    layers: tuple[LayerResult, ...]
+    dense: dict[str, str]
+    step: int
+    last_step: int
+    model_weights: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights pruned over all pruned layers, in [0, 1]."""
+        return sum(layer.pruned_weights for layer in self.layers) / sum(layer.weights for layer in self.layers)
+
+    @property
+    def unit_sparsity(self) -> float:
+        """Share of units pruned over all pruned layers, in [0, 1]."""
+        return sum(layer.pruned_units for layer in self.layers) / sum(layer.units for layer in self.layers)
+
+    @property
+    def model_sparsity(self) -> float:
+        """Share of the whole model's parameters pruned, in [0, 1]."""
+        return sum(layer.pruned_weights for layer in self.layers) / self.model_weights
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run reached its last step, and so its target."""
+        return self.step >= self.last_step
+
+    def table(self) -> Table:
+        """The report for a person."""
+        return Table(
+            title="Pruned",
+            columns=("layer", ">shape", "pattern", ">sparsity", ">weights pruned", ">units pruned"),
+            rows=[layer.cells() for layer in self.layers],
+            footer=self._footer(),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        totals = {"sparsity": self.sparsity, "unit_sparsity": self.unit_sparsity, "model_sparsity": self.model_sparsity}
+        return asdict(self) | totals | {"is_complete": self.is_complete}
+
+    def __str__(self) -> str:
+        return self.table().text()
+
+    def _footer(self) -> list[str]:
+        lines = [
+            f"In all {self.sparsity:.2%} of the weights in {len(self.layers)} layers, {self.model_sparsity:.2%} of the "
+            f"model; {len(self.dense)} layers stay dense."
+        ]
+        if not self.is_complete:
+            lines.append(f"The target was not reached: stopped at step {self.step} of {self.last_step}.")
+        return lines

@@ -1,0 +1,73 @@
+"""When masks change, and how sparse they are then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.config import PruningConfig
+from secateur.errors import ConfigError
+from secateur.schedules import get_schedule
+
+__all__ = ["Timeline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The steps of one run; step 0 lies before the first step of the optimizer.
+
+    Attributes:
+        config: The configuration of the run.
+        initial: Sparsity before the first update.
+        target: Sparsity after the last.
+
+    Raises:
+        ConfigError: The model is sparser than the target already.
+
+    Example:
+        >>> line = Timeline(PruningConfig(start_step=10, end_step=30, sparsity_decay_type="linear"), 0.0, 0.8)
+        >>> [(step, line.sparsity(step)) for step in range(40) if line.is_update(step)]
+        [(10, 0.0), (20, 0.4), (30, 0.8)]
+    """
+
+    config: PruningConfig
+    initial: float
+    target: float
+
+    def __post_init__(self) -> None:
+        if self.initial > self.target:
+            raise ConfigError(
+                f"The model starts with {self.initial:.4%} of its units zero, more than target_sparsity={self.target}. "
+                f"Raise the target, or keep just those zeros with kind='pattern_lock'."
+            )
+
+    def is_update(self, step: int) -> bool:
+        """Whether masks are updated after `step` steps; the last step always is one."""
+        start, end = self.config.start_step, self.end
+        return start <= step <= end and ((step - start) % self.config.pruning_frequency == 0 or step == end)
+
+    @property
+    def end(self) -> int:
+        """Step of the last update."""
+        return self.config.start_step if self.config.sparsity_decay_type == "one_shot" else self.config.last_step
+
+    def next_update(self, step: int) -> int:
+        """The first update after `step`, which lies within the run."""
+        gone = (step - self.config.start_step) // self.config.pruning_frequency + 1
+        return min(self.config.start_step + gone * self.config.pruning_frequency, self.end)
+
+    def sparsity(self, step: int) -> float:
+        """Sparsity that the schedule asks for after `step` steps.
+
+        Raises:
+            ConfigError: The schedule returned something outside [0, 1].
+        """
+        if step >= self.end:
+            return self.target
+        progress = max(0.0, (step - self.config.start_step) / (self.end - self.config.start_step))
+        sparsity = get_schedule(self.config.sparsity_decay_type)(self.initial, self.target, progress)
+        if not 0.0 <= sparsity <= 1.0:
+            raise ConfigError(
+                f"A schedule must return a sparsity in [0, 1]; {self.config.sparsity_decay_type!r} returned "
+                f"{sparsity!r} for initial={self.initial}, target={self.target}, progress={progress}."
+            )
+        return sparsity

@@ -1,0 +1,74 @@
+"""What the tests of patterns share: the specifications that stand for all, and a binding without a framework."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from secateur.patterns.base import BasePattern, pattern_class
+from secateur.patterns.view import WeightView
+
+SPECS = (
+    "1x1",
+    "4x1",
+    "1x4",
+    "2x2",
+    "16x1",
+    "1xchannel",
+    "channelx1",
+    "4xchannel",
+    "channelx4",
+    "2:4",
+    "1:4",
+    "4:8",
+)
+"""At least one specification of every registered pattern; a test holds that."""
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def view(outputs: int, positions: int, inputs: int, groups: int = 1) -> WeightView:
+    """A weight that is stored as patterns see it."""
+    return WeightView(
+        shape=(outputs, positions, inputs), output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=groups
+    )
+
+
+VIEWS = {"fc": view(32, 1, 16), "conv": view(16, 9, 8)}
+"""Two layers that every one of `SPECS` fits."""
+
+
+class ArrayBinding(BasePattern):
+    """Modules are views, and scores are arrays of any library, which selection then runs on as they are."""
+
+    def weight_view(self, module: WeightView) -> WeightView:
+        return module
+
+    def weight(self, module: WeightView) -> Any:
+        raise NotImplementedError
+
+
+def array_pattern(
+    spec: str, views: Mapping[str, WeightView] = VIEWS, *, exactly: bool = True, **config: Any
+) -> BasePattern:
+    """The pattern that serves `spec`, on arrays; unless not `exactly`, every view has to fit."""
+    found = pattern_class(spec)
+    bound = type(f"Array{found.__name__}", (found, ArrayBinding), {})
+    pattern: BasePattern = bound({"pattern": spec, **config}, views)
+    assert not (exactly and pattern.invalid_layers), pattern.invalid_layers
+    return pattern
+
+
+def share_of(spec: str) -> Fraction:
+    """The share of weights that go when all units are pruned."""
+    if ":" not in spec:
+        return Fraction(1)
+    keep, group = (int(number) for number in spec.split(":"))
+    return Fraction(group - keep, group)
+
+
+def random_scores(views: Mapping[str, WeightView] = VIEWS, seed: int = 0) -> dict[str, Any]:
+    """Distinct scores, nearly surely."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.random(one.shape, dtype=np.float32) for name, one in views.items()}

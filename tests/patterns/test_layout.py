@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from patterns import oracle
+
+from secateur.errors import LayerError
+from secateur.patterns import BlockLayout, Units, layout
+from secateur.patterns.nm import GroupLayout
+from secateur.patterns.reduction import REDUCTIONS
+
+SUM = REDUCTIONS["sum"]
+
+TILINGS = {
+    "1x1": (1, 1, 1),
+    "4x1": (4, 1, 1),
+    "1x3": (1, 1, 3),
+    "2x2": (2, 1, 2),
+    "8x6": (8, 1, 6),
+    "1xchannel": (1, 9, 6),
+    "channelx1": (8, 9, 1),
+    "2xchannel": (2, 9, 6),
+    "channelx3": (8, 9, 3),
+}
+SHAPE = (8, 9, 6)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100, layout.CHUNK])
+@pytest.mark.parametrize("spec", TILINGS)
+def test_units_are_those_of_the_oracle(spec: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CHUNK", chunk)
+    tiling, unit_of = BlockLayout(SHAPE, TILINGS[spec]), oracle.labels(spec, SHAPE)
+    scores = np.random.default_rng(0).integers(0, 100, SHAPE).astype(np.float32)
+    found = np.concatenate(list(tiling.unit_scores(scores, SUM)))
+    assert found.tolist() == oracle.unit_scores(scores, unit_of, "sum")
+    keep = np.random.default_rng(1).random(tiling.count) < 0.5
+    np.testing.assert_array_equal(tiling.expand(keep), keep[unit_of])
+    assert tiling.count * tiling.unit_size == scores.size
+
+
+@pytest.mark.parametrize("spec", ["channelx1", "1xchannel", "4x1", "channelx4"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_no_block_straddles_groups(spec: str, groups: int) -> None:
+    unit_of = oracle.labels(spec, (16, 3, 4), groups)
+    rows = unit_of.reshape(groups, -1)
+    for group, others in ((rows[index], np.delete(rows, index, axis=0)) for index in range(groups)):
+        assert not np.intersect1d(group, others).size
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 12), (3, 1, 8), (2, 5, 4)])
+@pytest.mark.parametrize("chunk", [1, 6, 1000])
+def test_no_chunk_ends_inside_a_group(shape: tuple[int, int, int], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CHUNK", chunk)
+    scores = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    chunks = list(GroupLayout(shape, 4).unit_scores(scores, SUM))
+    assert all(part.size % 4 == 0 for part in chunks)
+    np.testing.assert_array_equal(np.concatenate(chunks), scores.ravel())
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ((3, 1, 1), "8 output channels are not a multiple of 3"),
+        ((1, 2, 1), "9 kernel positions are not a multiple of 2"),
+        ((1, 1, 4), "6 input channels are not a multiple of 4"),
+    ],
+)
+def test_a_misfit_is_refused(block: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(LayerError, match=message):
+        BlockLayout(SHAPE, block)
+
+
+@pytest.mark.parametrize("block", [(1, 1, 4), (2, 1, 1), (2, 1, 4)])
+def test_an_expanded_mask_is_memory_of_its_own(block: tuple[int, int, int]) -> None:
+    mask = BlockLayout((2, 1, 4), block).expand(np.ones(8 // np.prod(block), dtype=bool))
+    mask[0, 0, 0] = False
+    assert mask.sum() == 7
+
+
+def test_half_precision_neither_overflows_nor_rounds() -> None:
+    scores = np.full((1, 1, 4), 60000.0, dtype=np.float16)
+    (found,) = BlockLayout((1, 1, 4), (1, 1, 4)).unit_scores(scores, SUM)
+    assert found.tolist() == [240000.0 - 4 * (60000.0 - float(scores[0, 0, 0]))]
+
+
+def test_coupled_units_add_scores_and_share_a_mask() -> None:
+    units = Units({"made": BlockLayout((2, 1, 3), (1, 1, 3)), "read": BlockLayout((4, 1, 2), (4, 1, 1))})
+    scores = {"made": np.array([[[1.0, 1, 1]], [[2, 2, 2]]]), "read": np.tile([[10.0, 20]], (4, 1)).reshape(4, 1, 2)}
+    assert np.concatenate(list(units.scores(scores, SUM))).tolist() == [43.0, 86.0]
+    assert (units.count, units.unit_size) == (2, 7)
+    masks = units.expand(np.array([True, False]))
+    assert masks["made"].sum(axis=(1, 2)).tolist() == [3, 0]
+    assert masks["read"].sum(axis=(0, 1)).tolist() == [4, 0]
+
+
+def test_coupled_layers_need_as_many_units() -> None:
+    parts = {"made": BlockLayout((2, 1, 3), (1, 1, 3)), "read": BlockLayout((3, 1, 1), (1, 1, 1))}
+    with pytest.raises(LayerError, match=r"the same number of units, found \{'made': 2, 'read': 3\}"):
+        Units(parts)

@@ -1,0 +1,97 @@
+"""What importing Secateur loads, and who may import whom."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FRAMEWORKS = ("jax", "keras", "sklearn", "tensorflow", "torch", "transformers")
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+
+
+def loaded_by(statement: str) -> list[str]:
+    """The frameworks in a fresh interpreter's memory after one statement."""
+    ran = run_python(f"{statement}\nimport sys\nprint(*sorted(set(sys.modules) & set({FRAMEWORKS})))")
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.split()
+
+
+@pytest.mark.parametrize("module", ["secateur", "secateur.config", "secateur.patterns", "secateur.cli"])
+def test_import_loads_no_framework(module: str) -> None:
+    assert loaded_by(f"import {module}") == []
+
+
+def test_a_loaded_framework_would_be_seen() -> None:
+    assert loaded_by("import sys; sys.modules['torch'] = sys") == ["torch"]
+
+
+def test_import_prints_nothing() -> None:
+    ran = run_python("import secateur")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def lint_imports(folder: Path) -> tuple[bool, str]:
+    """Whether the package in `folder/src` keeps the contracts in `folder/pyproject.toml`, and the report."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_contracts_hold() -> None:
+    hold, report = lint_imports(ROOT)
+    assert hold, report
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A small package of the same name and shape, under this project's contracts."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    files = {
+        "__init__.py": "",
+        "errors.py": "",
+        "config.py": "from secateur import errors",
+        "patterns/__init__.py": "from secateur import config",
+        "patterns/layout.py": "import numpy",
+        "patterns/pytorch.py": "import torch\nfrom secateur.patterns import layout",
+        "patterns/keras.py": "import keras\nfrom secateur.patterns import layout",
+        "training/__init__.py": "from secateur import patterns",
+        "cli.py": "from secateur import demo, training",
+        "demo/__init__.py": "import torch, transformers",
+    }
+    for name, text in files.items():
+        path = tmp_path / "src" / "secateur" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    return tmp_path
+
+
+def test_contracts_hold_for_the_sample(package: Path) -> None:
+    hold, report = lint_imports(package)
+    assert hold, report
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("errors.py", "from secateur import config", "secateur.errors is not allowed to import secateur.config"),
+        ("patterns/base.py", "from secateur import training", "secateur.patterns.base -> secateur.training"),
+        ("patterns/base.py", "def f():\n    import torch", "secateur.patterns.base -> torch"),
+        ("training/loop.py", "import keras", "secateur.training.loop -> keras"),
+        ("training/keras.py", "from secateur.patterns import pytorch", "keras -> secateur.patterns.pytorch"),
+        ("training/pytorch.py", "from secateur.patterns import keras", "pytorch -> secateur.patterns.keras"),
+        ("stranger.py", "", "secateur.stranger"),
+    ],
+)
+def test_contracts_can_fail(package: Path, name: str, text: str, message: str) -> None:
+    (package / "src" / "secateur" / name).write_text(text, "utf-8")
+    hold, report = lint_imports(package)
+    assert not hold
+    assert message in report
