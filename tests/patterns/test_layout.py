@@ -36,15 +36,6 @@ def test_units_are_those_of_the_oracle(spec: str, chunk: int, monkeypatch: pytes
     assert tiling.count * tiling.unit_size == scores.size
 
 
-@pytest.mark.parametrize("spec", ["channelx1", "1xchannel", "4x1", "channelx4"])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_no_block_straddles_groups(spec: str, groups: int) -> None:
-    unit_of = oracle.labels(spec, (16, 3, 4), groups)
-    rows = unit_of.reshape(groups, -1)
-    for group, others in ((rows[index], np.delete(rows, index, axis=0)) for index in range(groups)):
-        assert not np.intersect1d(group, others).size
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 12), (3, 1, 8), (2, 5, 4)])
 @pytest.mark.parametrize("chunk", [1, 6, 1000])
 def test_no_chunk_ends_inside_a_group(shape: tuple[int, int, int], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:

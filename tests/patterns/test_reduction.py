@@ -30,6 +30,5 @@ def test_neighbours_are_added_first(values: np.ndarray) -> None:
 
 def test_the_order_of_a_sum_shows() -> None:
     values = np.array([1.0, 2.0**-24, 2.0**-24, 0.0], dtype=np.float32)
-    assert pairwise_sum(values, (0,))[0] != pairwise_sum(values[::-1][[0, 3, 1, 2]], (0,))[0] or True
     assert pairwise_sum(values, (0,))[0] == np.float32(1.0)
     assert pairwise_sum(values[[1, 2, 0, 3]], (0,))[0] > np.float32(1.0)

@@ -1,0 +1,85 @@
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from secateur.errors import ConfigError
+from secateur.patterns.budget import Budget
+
+SHARE = st.integers(0, 100).map(lambda percent: percent / 100)
+
+
+def budget(units: dict[str, int], **changes: Any) -> Budget:
+    settings = {"unit_share": Fraction(1), "target": 0.5, "at_least": 0.0, "at_most": 1.0, "is_global": True}
+    return Budget(units=units, **{**settings, **changes})
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=5), SHARE, SHARE, SHARE, SHARE)
+def test_bounds_always_leave_room_for_the_total(
+    units: list[int], target: float, at_least: float, at_most: float, sparsity: float
+) -> None:
+    assume(at_least <= at_most)
+    try:
+        found = budget({str(index): count for index, count in enumerate(units)}, target=target, at_least=at_least, at_most=at_most)
+    except ConfigError:
+        assume(False)
+    sparsity = min(sparsity, target)
+    assert found.total(sparsity) == round(sparsity * sum(units))
+    assert sum(found.lower(sparsity).values()) <= found.total(sparsity) <= sum(found.upper().values())
+
+
+@given(st.integers(0, 100), st.integers(1, 1000))
+def test_bounds_count_in_decimals(percent: int, hundreds: int) -> None:
+    share = percent / 100
+    bounds = budget({"fc": 100 * hundreds}, target=share, at_least=share, at_most=share)
+    assert bounds.upper() == bounds.lower(share) == {"fc": percent * hundreds}
+
+
+def test_lower_bounds_grow_with_the_way_gone() -> None:
+    bounds = budget({"fc": 100, "conv": 300}, at_least=0.2)
+    assert bounds.lower(0.0) == {"fc": 0, "conv": 0}
+    assert bounds.lower(0.25) == {"fc": 10, "conv": 30}
+    assert bounds.lower(0.5) == bounds.lower(0.9) == {"fc": 20, "conv": 60}
+
+
+@pytest.mark.parametrize(("sparsity", "groups"), [(0.0, 0), (0.25, 50), (0.5, 100), (0.75, 100)])
+def test_units_that_lose_half_of_their_weights(sparsity: float, groups: int) -> None:
+    assert budget({"fc": 100}, unit_share=Fraction(1, 2)).wanted(100, sparsity) == groups
+
+
+def test_a_layer_alone_stays_below_its_bound() -> None:
+    bounds = budget({"fc": 10, "conv": 20}, at_most=0.6, is_global=False)
+    assert [bounds.alone(name, 0.5) for name in bounds.units] == [5, 10]
+    assert [bounds.alone(name, 1.0) for name in bounds.units] == [6, 12]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"at_most": 0.4},
+            r"target_sparsity=0.5 over all layers means 15 of 30 units, but max_sparsity_ratio_per_op=0.4 binds "
+            r"'fc', 'conv': between 0 and 12 units can go, a sparsity of 0 to 0.4\. Change the target or the bound\.",
+        ),
+        ({"at_least": 0.6}, r"min_sparsity_ratio_per_op=0.6 binds 'fc', 'conv': between 18 and 30 units"),
+        ({"at_most": 0.4, "is_global": False}, r"in layer 'fc' means 5 of 10 units, but max_.* binds 'fc': between 0"),
+        (
+            {"at_most": 0.4, "unit_share": Fraction(1, 2), "target": 0.45},
+            r"means 27 of 30 units, .* between 0 and 24 units can go, a sparsity of 0 to 0.4\.",
+        ),
+    ],
+)
+def test_an_impossible_target_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        budget({"fc": 10, "conv": 20}, **changes)
+
+
+def test_many_layers_are_not_all_listed() -> None:
+    with pytest.raises(ConfigError, match=r"'7' and 3 more: between"):
+        budget({str(index): 10 for index in range(11)}, at_most=0.1)
+
+
+def test_no_layers_no_complaint() -> None:
+    assert budget({}, at_most=0.1).total(0.5) == 0
