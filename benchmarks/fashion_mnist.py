@@ -13,6 +13,7 @@ import copy
 import gzip
 import statistics
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def new_model() -> nn.Sequential:
     """The MLP."""
     widths = [784, 512, 512, 256, 10]
     layers: list[nn.Module] = []
-    for left, right in zip(widths, widths[1:], strict=False):
+    for left, right in pairwise(widths):
         layers += [nn.Linear(left, right), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

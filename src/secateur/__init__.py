@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from secateur.criteria import register_criterion
     from secateur.errors import SecateurError
     from secateur.patterns import register_pattern
-    from secateur.plan import plan
+    from secateur.planning import plan
     from secateur.schedules import register_schedule
     from secateur.training import prepare
 
@@ -27,7 +27,7 @@ __all__ = [
 HOMES = {
     "PruningConfig": "config",
     "SecateurError": "errors",
-    "plan": "plan",
+    "plan": "planning",
     "prepare": "training",
     "register_criterion": "criteria",
     "register_pattern": "patterns",

@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "namespace", "to_numpy"]
+__all__ = ["Array", "namespace", "to_numpy", "zero_outside"]
 
 Array = Any
 """A NumPy array, a torch tensor or a JAX array."""
@@ -24,3 +24,17 @@ def to_numpy(array: Array) -> npt.NDArray[Any]:
     if isinstance(array, np.ndarray):
         return array
     return np.asarray(array.cpu() if array_api_compat.is_torch_array(array) else array)
+
+
+def zero_outside(values: Array, keep: Array) -> Array:
+    """Float32 or float64 `values` where `keep`, and 0.0 elsewhere, whatever stood there.
+
+    A product of bit patterns: on masks without order, NumPy's ``where`` takes ten times as long.
+
+    Example:
+        >>> zero_outside(np.array([1.5, np.nan]), np.array([True, False]))
+        array([1.5, 0. ])
+    """
+    xp = namespace(values)
+    bits = xp.int64 if values.dtype == xp.float64 else xp.int32
+    return (values.view(bits) * xp.astype(keep, bits)).view(values.dtype)

@@ -78,17 +78,15 @@ def test_of_equal_scores_the_lower_index_survives(spec: str) -> None:
 
 
 @every_pattern
-def test_the_higher_scores_survive(spec: str) -> None:
-    """Whole numbers around infinities and signed zeros, so that every unit's score is clear."""
+def test_infinities_are_scores(spec: str) -> None:
     pattern = array_pattern(spec, target_sparsity=0.5 * float(share_of(spec)), criterion_reduce_type="max")
-    scores = {name: LABELS[spec][name].astype(np.float32) + 1 for name in VIEWS}
-    low, high = scores["fc"], scores["conv"]
-    low[LABELS[spec]["fc"] == 0] = np.inf
-    high[LABELS[spec]["conv"] == LABELS[spec]["conv"].max()] = -np.inf
+    scores = random_scores()
+    best, worst = LABELS[spec]["fc"] == 1, LABELS[spec]["conv"] == 0
+    scores["fc"][best] = np.inf
+    scores["conv"][worst] = -np.inf
     masks = pattern.masks(scores)
-    fc, conv = LABELS[spec]["fc"] == 0, LABELS[spec]["conv"] == LABELS[spec]["conv"].max()
-    assert masks["fc"][fc].all()
-    assert masks["conv"][conv].mean() == 1 - share_of(spec)
+    assert masks["fc"][best].all()
+    assert masks["conv"][worst].mean() == 1 - share_of(spec)
 
 
 @every_pattern
@@ -253,7 +251,7 @@ def registry() -> Iterator[None]:
     PATTERNS.update(before)
 
 
-class Diagonals(BasePattern):
+class Pairs(BasePattern):
     """A user's own pattern: whole output channels, two at a time."""
 
     def layout(self, view: WeightView) -> BlockLayout:
@@ -277,10 +275,10 @@ def keras_layer() -> Any:
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(("framework", "layer"), [("pytorch", torch_layer), ("keras", keras_layer)])
 def test_a_pattern_of_ones_own_works_everywhere(framework: str, layer: Any) -> None:
-    assert register_pattern("pairs")(Diagonals) is Diagonals
+    assert register_pattern("pairs")(Pairs) is Pairs
     module = layer()
     pattern = get_pattern({"pattern": "pairs", "target_sparsity": 0.5}, {"fc": module}, framework)
-    assert isinstance(pattern, Diagonals)
+    assert isinstance(pattern, Pairs)
     assert pattern.framework == framework
     stored = pattern.views["fc"].stored(np.arange(12.0).reshape(4, 1, 3))
     scores = torch.from_numpy(stored) if framework == "pytorch" else stored
@@ -290,7 +288,7 @@ def test_a_pattern_of_ones_own_works_everywhere(framework: str, layer: Any) -> N
 
 @pytest.mark.usefixtures("registry")
 def test_a_pattern_for_one_framework_serves_only_that() -> None:
-    class Bound(patterns.PytorchBasePattern, Diagonals):
+    class Bound(patterns.PytorchBasePattern, Pairs):
         pass
 
     register_pattern("bound")(Bound)
@@ -301,7 +299,7 @@ def test_a_pattern_for_one_framework_serves_only_that() -> None:
 
 def test_a_name_taken_twice_raises() -> None:
     with pytest.raises(ConfigError, match=r"The pattern name 'NxM' is taken by .*BlockPattern.*\. Choose another name"):
-        register_pattern("NxM")(Diagonals)
+        register_pattern("NxM")(Pairs)
     assert PATTERNS["NxM"] is patterns.BlockPattern
 
 
@@ -337,7 +335,7 @@ def test_public_names_exist_and_others_do_not() -> None:
 # A unit with parts in several layers.
 
 
-class Coupled(Diagonals, ArrayBinding):
+class Coupled(Pairs, ArrayBinding):
     """All layers lose the same pairs of channels."""
 
     def couple(self, layouts: dict[str, Any]) -> dict[str, patterns.Units]:

@@ -197,8 +197,13 @@ class BasePattern(ABC):
             found[name] = chunks[0] if len(chunks) == 1 else namespace(chunks[0]).concat(chunks)
         return found
 
-    def violations(self, masks: Mapping[str, Any]) -> dict[str, str]:
-        """Layers whose mask is not one of this pattern → what is wrong."""
+    def violations(self, masks: Mapping[str, Any], sparsity: float | None = None) -> dict[str, str]:  # noqa: ARG002
+        """Layers whose mask is not one of this pattern → what is wrong.
+
+        Args:
+            masks: Valid layer → booleans in the weight's shape, ``True`` = kept.
+            sparsity: The sparsity that they were made for; the pattern's target if left out.
+        """
         expanded = self.weight_masks(self.kept_units(masks))
         wrong = {}
         for layer, whole in expanded.items():

@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
-from secateur._array import Array, namespace
+from secateur._array import Array, namespace, zero_outside
 from secateur.errors import ConfigError, LayerError
 from secateur.patterns.base import BasePattern, register_pattern
 from secateur.patterns.block import misfit
@@ -104,11 +104,12 @@ class KeepOfGroupPattern(BasePattern):
         cuts = self.cuts(losses, sparsity)
         return {name: self._keep(layer, keep_above(losses[name], cuts[name])) for name, layer in scores.items()}
 
-    def violations(self, masks: Mapping[str, Any]) -> dict[str, str]:
+    def violations(self, masks: Mapping[str, Any], sparsity: float | None = None) -> dict[str, str]:
         """Layers with groups that are neither N:M nor dense, or dense though the target prunes all of them."""
-        wrong = {}
+        sparsity = self.target_sparsity if sparsity is None else sparsity
+        wrong: dict[str, str] = {}
         for name, kept in self.kept_units(masks).items():
-            may_be_dense = name in self.keep_mask_layers or not self._takes_all(self.target_sparsity)
+            may_be_dense = name in self.keep_mask_layers or not self._takes_all(sparsity)
             survivors = self._survivors(kept)
             broken = (survivors > self.keep) & (survivors < self.group) if may_be_dense else survivors > self.keep
             if count := int(namespace(broken).count_nonzero(broken)):
@@ -140,14 +141,14 @@ class KeepOfGroupPattern(BasePattern):
         return Scores(layer.name, lambda: self._loss_chunks(layer), layer.count // self.group, alive, wide=layer.wide)
 
     def _loss_chunks(self, layer: Scores) -> Iterator[Array]:
-        reduction = REDUCTIONS.find(self.config.criterion_reduce_type)
-        nothing = -math.inf if self.config.criterion_reduce_type == "max" else 0.0
+        name = self.config.criterion_reduce_type
+        reduction, only = REDUCTIONS.find(name), _lowest_outside if name == "max" else zero_outside
         for scores, alive in layer.read():
             xp = namespace(scores)
             stays = self._best(scores, alive)
             if alive is not None:
                 stays = [kept | ~living for kept, living in zip(stays, self._places(alive), strict=True)]
-            lost = [xp.where(kept, nothing, place) for kept, place in zip(stays, self._places(scores), strict=True)]
+            lost = [only(place, ~kept) for kept, place in zip(stays, self._places(scores), strict=True)]
             yield reduction(xp.stack(lost), (0,)).reshape((-1,))
 
     def _dense_so_far(self, alive: Array) -> Array:
@@ -184,7 +185,7 @@ class KeepOfGroupPattern(BasePattern):
         keep, group = (int(number) for number in self.pattern.split(":"))
         if keep >= group:
             raise ConfigError(
-                f"pattern {self.pattern!r}: N must be less than M, because N of every M weights are kept. Write 2:4, say."
+                f"pattern {self.pattern!r}: N must be less than M, for N of every M weights are kept. Write 2:4, say."
             )
         return keep, group
 
@@ -192,11 +193,15 @@ class KeepOfGroupPattern(BasePattern):
         share = self._unit_share()
         if self.target_sparsity > float(share):
             raise ConfigError(
-                f"target_sparsity={self.target_sparsity} is out of reach for {self.pattern!r}, which keeps {self.keep} of "
-                f"every {self.group} weights and so prunes at most {float(share):.6g}. Lower the target or N."
+                f"target_sparsity={self.target_sparsity} is out of reach for {self.pattern!r}, which keeps {self.keep} "
+                f"of every {self.group} weights and so prunes at most {float(share):.6g}. Lower the target or N."
             )
         return replace(
             super()._budget(),
             units={name: units.count // self.group for name, units in self.units.items()},
             unit_share=share,
         )
+
+
+def _lowest_outside(values: Array, keep: Array) -> Array:
+    return namespace(values).where(keep, values, -math.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class PruningGroup:
         pattern: The pattern.
         timeline: When masks change.
         keep: Name of units → one boolean per unit: what lives now; ``None``: everything.
+        asked: The sparsity that `keep` was made for.
         condemned_keep: In a progressive run, what will be left once the condemned units have faded out.
     """
 
@@ -38,6 +40,7 @@ class PruningGroup:
         self.keep: dict[str, Array] | None = self._initial_units()
         self.condemned_keep: dict[str, Array] | None = None
         self.timeline = Timeline(self.config, self.sparsity(), max(pattern.target_sparsity, self._least_target()))
+        self.asked = self.timeline.initial
 
     @property
     def is_locked(self) -> bool:
@@ -70,15 +73,23 @@ class PruningGroup:
             return self._advance_progressively(step, stream)
         if not self.timeline.is_update(step):
             return None
-        self.keep = self._select(self.timeline.sparsity(step), stream)
+        self.asked = self.timeline.sparsity(step)
+        self.keep = self._select(self.asked, stream)
         return self.pattern.weight_masks(self.keep)
 
-    def restore(
-        self, keep: dict[str, Array] | None, condemned_keep: dict[str, Array] | None, *, initial: float
-    ) -> None:
-        """Go on from a saved state."""
-        self.keep, self.condemned_keep = keep, condemned_keep
-        self.timeline = replace(self.timeline, initial=initial)
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `progress` returned."""
+        self.keep, self.condemned_keep, self.asked = state["keep"], state["condemned_keep"], state["asked"]
+        self.timeline = replace(self.timeline, initial=state["initial"])
+
+    def progress(self) -> dict[str, Any]:
+        """All that changes from step to step."""
+        return {
+            "keep": self.keep,
+            "condemned_keep": self.condemned_keep,
+            "asked": self.asked,
+            "initial": self.timeline.initial,
+        }
 
     def reads_scores(self, step: int) -> bool:
         """Whether `advance` will read scores after `step` steps."""
@@ -86,7 +97,8 @@ class PruningGroup:
 
     def _advance_progressively(self, step: int, stream: Stream) -> dict[str, Array] | None:
         if self.timeline.is_update(step):
-            self.keep = self.condemned_keep or self._select(self.timeline.sparsity(step), stream)
+            self.asked = self.timeline.sparsity(step)
+            self.keep = self.condemned_keep or self._select(self.asked, stream)
             self.condemned_keep = None
             if step < self.timeline.end:
                 self.condemned_keep = self._select(self.timeline.sparsity(self.timeline.next_update(step)), stream)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -15,9 +16,9 @@ from secateur.config import PruningConfig
 from secateur.errors import LayerError, ScoreError, StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
 from secateur.patterns.pytorch import parameter
-from secateur.plan.plan import Plan
-from secateur.plan.pytorch import plan as make_plan
-from secateur.plan.pytorch import unwrapped
+from secateur.planning.plan import Plan
+from secateur.planning.pytorch import plan as make_plan
+from secateur.planning.pytorch import unwrapped
 from secateur.training.result import PruningReport
 from secateur.training.run import Run, check_state
 
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers of the size of a weight: times a boolean they give exact zeros, of ``nan`` and negative weights too."""
+
+PRUNERS: WeakKeyDictionary[Optimizer, WeakSet[Pruner]] = WeakKeyDictionary()
+"""Who acts on an optimizer, so that no two prune the same weight."""
 
 ALREADY_SPARSE = 0.05
 """Share of zeros in a model that is worth a warning when they are not kept."""
@@ -122,11 +126,14 @@ class Pruner:
         self._steps = [0] * len(optimizers)
         self._skips = [False] * len(optimizers)
         self._weights = _find_weights(plan, optimizers)
+        self._refuse_overlap()
         self._runs = [Run(pattern, self._weights) for pattern in plan.patterns if pattern.views]
         self._warn_of_zeros()
         self._start()
         self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in optimizers]
         self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
+        for optimizer in optimizers:
+            PRUNERS.setdefault(optimizer, WeakSet()).add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -247,6 +254,16 @@ class Pruner:
             run.start()
         for weight in self._weights.values():
             weight.apply_mask()
+
+    def _refuse_overlap(self) -> None:
+        others = [other for optimizer in self._optimizers for other in PRUNERS.get(optimizer, ()) if other.is_active]
+        mine = {id(weight.parameter): name for name, weight in self._weights.items()}
+        theirs = {id(weight.parameter) for other in others for weight in other._weights.values()}
+        if shared := [name for key, name in mine.items() if key in theirs]:
+            raise StateError(
+                f"Another pruner of this optimizer prunes {', '.join(repr(name) for name in shared[:5])} already. "
+                f"Call its finalize() or close() first."
+            )
 
     def _warn_of_zeros(self) -> None:
         runs = [run for run in self._runs if not run.config.keep_zeros and not run.group.is_locked]

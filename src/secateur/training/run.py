@@ -84,15 +84,15 @@ class Run:
         self.advance(0)
 
     def gather(self, step: int, optimizer: Any) -> None:
-        """Take in the gradients with which `optimizer` is about to make step number `step`."""
+        """Take in the weights and gradients with which `optimizer` is about to make step number `step`."""
         every_step = self.scores.decay > 0 and step <= self.last_step
-        if not self.scores.needs_gradient or not (every_step or self.group.reads_scores(step)):
+        if not every_step and not (self.scores.needs_gradient and self.group.reads_scores(step)):
             return
         for name, units in self.pattern.units.items():
             parts = [(layer, self.weights[layer]) for layer in units.parts]
             if parts[0][1].home.optimizer is optimizer:
                 gradients = {layer: weight.gradient() for layer, weight in parts}
-                if all(gradient is not None for gradient in gradients.values()):
+                if not self.scores.needs_gradient or all(gradient is not None for gradient in gradients.values()):
                     self.scores.add(name, gradients)
 
     def regularize(self, step: int, optimizer: Any) -> None:
@@ -122,7 +122,7 @@ class Run:
             if weight.mask is not None and (revived := _count(weight.stored[~weight.mask] != 0)):
                 wrong[name] = f"{revived} pruned weights are not zero; was the model changed behind the pruner's back?"
         if self._has_masks and not self.group.is_locked and self.group.condemned_keep is None:
-            wrong = self.pattern.violations(self._masks()) | wrong
+            wrong = self.pattern.violations(self._masks(), self.group.asked) | wrong
         return wrong
 
     def results(self) -> list[LayerResult]:
@@ -139,10 +139,8 @@ class Run:
         return {
             "config": self._described(),
             "shapes": {name: list(weight.stored.shape) for name, weight in self.weights.items()},
-            "initial_sparsity": self.group.timeline.initial,
             "masks": {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None},
-            "keep": self._tensors(self.group.keep),
-            "condemned_keep": self._tensors(self.group.condemned_keep),
+            "progress": {key: self._as_tensors(value) for key, value in self.group.progress().items()},
             "scores": dict(self.scores.totals),
             "keep_mask_layers": dict(self.pattern.keep_mask_layers),
         }
@@ -168,9 +166,7 @@ class Run:
         """Take over a state that `check_state` accepted."""
         for name, mask in state["masks"].items():
             self.weights[name].mask = self.pattern.like(to_numpy(mask).copy(), self.weights[name].stored)
-        self.group.restore(
-            self._arrays(state["keep"]), self._arrays(state["condemned_keep"]), initial=state["initial_sparsity"]
-        )
+        self.group.restore({key: self._as_arrays(value) for key, value in state["progress"].items()})
         self.scores.totals = {key: namespace(total).asarray(total, copy=True) for key, total in state["scores"].items()}
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
 
@@ -199,18 +195,18 @@ class Run:
             pruned_units=0 if kept is None else units - _count(kept),
         )
 
-    def _tensors(self, keep: Mapping[str, Array] | None) -> dict[str, Any] | None:
-        if keep is None:
-            return None
-        return {name: self.pattern.like(kept, self._any_stored(name)) for name, kept in keep.items()}
+    def _as_tensors(self, value: Any) -> Any:
+        """Unit masks as the framework's tensors; other values as they are."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: self.pattern.like(kept, self._any_stored(name)) for name, kept in value.items()}
 
-    def _arrays(self, keep: Mapping[str, Any] | None) -> dict[str, Array] | None:
-        if keep is None:
-            return None
-        return {
-            name: self.pattern.as_array(self.pattern.like(to_numpy(kept).copy(), self._any_stored(name)))
-            for name, kept in keep.items()
-        }
+    def _as_arrays(self, value: Any) -> Any:
+        """The inverse of `_as_tensors`, on the device of the weights."""
+        if not isinstance(value, Mapping):
+            return value
+        own = {name: self.pattern.like(to_numpy(kept).copy(), self._any_stored(name)) for name, kept in value.items()}
+        return {name: self.pattern.as_array(kept) for name, kept in own.items()}
 
     def _any_stored(self, name: str) -> Array:
         return self.weights[next(iter(self.pattern.units[name].parts))].stored

@@ -95,6 +95,8 @@ class GatheredScores:
     def _add_to(self, key: str, score: Array) -> None:
         xp = namespace(score)
         dtype = getattr(xp, self.pattern.config.score_dtype)
-        if key in self.totals and self.decay:
+        is_first = key not in self.totals or not self.decay
+        if not is_first:
             score = xp.astype(self.totals[key], score.dtype, copy=False) * self.decay + score
-        self.totals[key] = xp.astype(score, dtype, copy=False)
+        # A criterion may hand out the gradient itself, and that memory is not ours.
+        self.totals[key] = xp.astype(score, dtype, copy=is_first)

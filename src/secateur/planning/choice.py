@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from secateur._registry import nearest
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnknownNameError
-from secateur.plan.layers import Candidate
+from secateur.planning.layers import Candidate
 
 __all__ = ["Choice", "choose"]
 
@@ -35,19 +35,26 @@ class Choice:
     is_wish: bool = False
 
 
-def choose(config: PruningConfig, candidates: Sequence[Candidate]) -> list[Choice]:
+def choose(config: PruningConfig, candidates: Sequence[Candidate], modules: Sequence[str]) -> list[Choice]:
     """Decide for each candidate, in order.
+
+    Args:
+        config: The configuration.
+        candidates: Layers that have a weight of two axes or more.
+        modules: Names of all modules of the model, with and without such a weight.
 
     Raises:
         UnknownNameError: A name, expression or type in the configuration means no layer.
         LayerError: A layer that was named cannot be pruned.
     """
-    _check_names(config, candidates)
+    _check_names(config, [candidate.name for candidate in candidates], modules)
     _check_types(config, candidates)
     choices = _settle_shared([_choose_one(config, candidate, alone=_is_alone(candidates)) for candidate in candidates])
+    pruned = {choice.candidate.weight_id for choice in choices if choice.config is not None}
     named = {*config.op_names, *(name for name, rule in config.layers.items() if rule is not None)}
     for choice in choices:
-        refuse_if_named(choice, named)
+        if choice.candidate.weight_id not in pruned:
+            refuse_if_named(choice, named)
     return choices
 
 
@@ -81,36 +88,44 @@ def _settle_shared(choices: list[Choice]) -> list[Choice]:
     """A weight that several layers share is pruned once, and not at all if one of them must stay dense."""
     dense = {choice.candidate.weight_id: choice.candidate.name for choice in choices if choice.is_wish}
     owners: dict[int, str] = {}
-    settled = []
     for choice in choices:
-        weight, reason = choice.candidate.weight_id, choice.reason
-        if reason is None and weight in dense:
-            reason = f"shares its weight with {dense[weight]!r}, which stays dense"
-        elif reason is None and weight in owners:
-            reason = f"shares its weight with {owners[weight]!r} and is pruned there"
-        elif reason is None:
-            owners[weight] = choice.candidate.name
-        settled.append(choice if reason is None else Choice(choice.candidate, reason=reason, is_wish=choice.is_wish))
-    return settled
+        if choice.reason is None and choice.candidate.weight_id not in dense:
+            owners.setdefault(choice.candidate.weight_id, choice.candidate.name)
+    return [_settle(choice, dense, owners) for choice in choices]
+
+
+def _settle(choice: Choice, dense: Mapping[int, str], owners: Mapping[int, str]) -> Choice:
+    name, weight = choice.candidate.name, choice.candidate.weight_id
+    if choice.reason is None and weight in dense:
+        return Choice(choice.candidate, reason=f"shares its weight with {dense[weight]!r}, which stays dense")
+    if owners.get(weight, name) != name:
+        return Choice(choice.candidate, reason=f"shares its weight with {owners[weight]!r} and is pruned there")
+    return choice
 
 
 def _is_alone(candidates: Sequence[Candidate]) -> bool:
-    return sum(candidate.reason is None for candidate in candidates) == 1
+    return sum(not set(FAMILIES).isdisjoint(candidate.types) for candidate in candidates) == 1
 
 
 def _first_match(patterns: Iterable[str], name: str) -> str | None:
     return next((pattern for pattern in patterns if re.fullmatch(pattern, name)), None)
 
 
-def _check_names(config: PruningConfig, candidates: Sequence[Candidate]) -> None:
-    names = [candidate.name for candidate in candidates]
+def _check_names(config: PruningConfig, layers: Sequence[str], modules: Sequence[str]) -> None:
     for key in ("op_names", "excluded_op_names", "layers"):
+        known = modules if key == "excluded_op_names" else layers
         for pattern in getattr(config, key):
-            if not any(re.fullmatch(pattern, name) for name in names):
-                hint = nearest(pattern, names)
-                if any(name.startswith(f"{pattern}.") for name in names):
-                    hint = f" For all layers below it write {pattern + '[.].*'!r}."
-                raise UnknownNameError(f"{key}: {pattern!r} matches no layer.{hint} Layers: {_shown(names)}.")
+            if not any(re.fullmatch(pattern, name) for name in known):
+                raise UnknownNameError(f"{key}: {pattern!r} {_mismatch(pattern, layers, modules)}")
+
+
+def _mismatch(pattern: str, layers: Sequence[str], modules: Sequence[str]) -> str:
+    if any(name.startswith(f"{pattern}.") for name in layers):
+        return f"is no layer but holds some. For all of them write {pattern + '[.].*'!r}."
+    if pattern in modules:
+        return "has no weight of two axes or more, so there is nothing to prune in it."
+    shown = ", ".join(layers[:12]) + (f" and {len(layers) - 12} more" if len(layers) > 12 else "")
+    return f"matches no layer.{nearest(pattern, layers)} Layers: {shown}."
 
 
 def _check_types(config: PruningConfig, candidates: Sequence[Candidate]) -> None:
@@ -120,7 +135,3 @@ def _check_types(config: PruningConfig, candidates: Sequence[Candidate]) -> None
             if kind not in present and kind not in FAMILIES:
                 hint = nearest(kind, [*present, *FAMILIES])
                 raise UnknownNameError(f"{key}: no layer has type {kind!r}.{hint} Types: {', '.join(present)}.")
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.config import PruningConfig
-from secateur.plan.layers import PlannedLayer
-from secateur.plan.plan import Plan
+from secateur.planning.layers import PlannedLayer
+from secateur.planning.plan import Plan
 
 __all__ = ["Plan", "PlannedLayer", "plan"]
 
@@ -27,6 +27,6 @@ def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
         >>> print(secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units)
         16
     """
-    from secateur.plan.pytorch import plan as plan_torch
+    from secateur.planning.pytorch import plan as plan_torch
 
     return plan_torch(model, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,19 @@ from secateur.criteria import CRITERIA
 from secateur.errors import LayerError
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.base import pattern_class
-from secateur.plan.choice import Choice, choose, refuse_if_named
-from secateur.plan.layers import Candidate, PlannedLayer
+from secateur.planning.choice import Choice, choose, refuse_if_named
+from secateur.planning.layers import Candidate, PlannedLayer
 from secateur.schedules import get_schedule
 
 __all__ = ["Plan", "make_plan"]
+
+VOCABULARY: dict[str, Callable[[Any], Any]] = {
+    "pattern": pattern_class,
+    "criterion": CRITERIA.find,
+    "pruning_type": CRITERIA.find,
+    "sparsity_decay_type": get_schedule,
+}
+"""Keys of a configuration whose value is a name → the look-up that refuses an unknown one."""
 
 COLUMNS = ("layer", "type", ">shape", "pattern", ">units", ">target", "ranked / reason")
 
@@ -66,8 +74,16 @@ class Plan:
         return f"{len(pruned)} of {len(self.layers)} layers are pruned, {weights:,} weights in all."
 
 
-def make_plan(config: PruningConfig | Mapping[str, Any], candidates: Sequence[Candidate], framework: str) -> Plan:
+def make_plan(
+    config: PruningConfig | Mapping[str, Any], candidates: Sequence[Candidate], modules: Sequence[str], framework: str
+) -> Plan:
     """Resolve a configuration against the layers of a model.
+
+    Args:
+        config: The configuration.
+        candidates: Layers that have a weight of two axes or more.
+        modules: Names of all modules of the model.
+        framework: ``"pytorch"`` or ``"keras"``.
 
     Raises:
         UnknownNameError: A name in the configuration means nothing.
@@ -76,7 +92,7 @@ def make_plan(config: PruningConfig | Mapping[str, Any], candidates: Sequence[Ca
     """
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
     _check_vocabulary(config)
-    choices = choose(config, candidates)
+    choices = choose(config, candidates, modules)
     patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _by_settings(choices))
     rows = tuple(_row(choice, patterns, config) for choice in choices)
     if not any(row.is_pruned for row in rows):
@@ -88,15 +104,10 @@ def make_plan(config: PruningConfig | Mapping[str, Any], candidates: Sequence[Ca
 
 
 def _check_vocabulary(config: PruningConfig) -> None:
-    for settings in (config, *_rules(config)):
-        pattern_class(settings.pattern)
-        CRITERIA.find(settings.criterion)
-        get_schedule(settings.sparsity_decay_type)
-
-
-def _rules(config: PruningConfig) -> list[PruningConfig]:
-    by_name = [config.for_layer(key, ()) for key in config.layers]
-    return [settings for settings in by_name if settings is not None]
+    for settings in (dict(config), *config.layers.values(), *config.layer_types.values()):
+        for key, find in VOCABULARY.items():
+            if settings and key in settings:
+                find(settings[key])
 
 
 def _by_settings(choices: Sequence[Choice]) -> list[tuple[PruningConfig, dict[str, Any]]]:

@@ -11,8 +11,8 @@ from torch import nn
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnsupportedModelError
 from secateur.patterns.pytorch import families, parameter
-from secateur.plan.layers import Candidate
-from secateur.plan.plan import Plan, make_plan
+from secateur.planning.layers import Candidate
+from secateur.planning.plan import Plan, make_plan
 
 __all__ = ["plan", "unwrapped"]
 
@@ -24,7 +24,8 @@ OUTPUT_NAMES = frozenset(
 
 def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any], *, for_training: bool = True) -> Plan:
     """See `secateur.plan`."""
-    return make_plan(config, candidates(model, for_training=for_training), "pytorch")
+    found = candidates(model, for_training=for_training)
+    return make_plan(config, found, [name for name, _ in unwrapped(model).named_modules()], "pytorch")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -1,0 +1,95 @@
+"""Seconds to compute the masks of 28 million weights in 24 layers under one global ranking, and memory beside them.
+
+From scores per weight (float32, in torch tensors) to one boolean per weight. Beside it, in the same run: a plain copy
+of the scores, and the two usual ways to find a threshold in a joined copy, which give no masks yet. Run it alone:
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/masks.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import tracemalloc
+from functools import partial
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from _timing import medians
+from secateur._table import Table
+from secateur.patterns import BasePattern, get_pattern
+
+LAYERS = 24
+SHAPE = (1024, 1152)
+CASES = {
+    "1x1": 0.9,
+    "4x1": 0.9,
+    "1x16": 0.9,
+    "16x16": 0.9,
+    "1xchannel": 0.5,
+    "channelx1": 0.5,
+    "2:4": 0.5,
+    "2:4 partial": 0.3,
+    "4:8": 0.5,
+}
+REFERENCE = {"1x1": 112.0, "4x1": 60.0, "2:4": 40.0}
+"""Seconds of Intel Neural Compressor's pruner, measured once on a machine of this size."""
+
+
+def patterns(modules: dict[str, torch.nn.Module]) -> dict[str, BasePattern]:
+    """The patterns to time."""
+    return {
+        name: get_pattern({"pattern": name.split()[0], "target_sparsity": target}, modules)
+        for name, target in CASES.items()
+    }
+
+
+def extra_bytes(pattern: BasePattern, scores: dict[str, torch.Tensor]) -> int:
+    """The most memory held at any time beyond scores and masks."""
+    tracemalloc.start()
+    masks = pattern.masks(scores)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak - sum(mask.numel() for mask in masks.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    scores = {f"layer{index}": torch.randn(SHAPE).abs() for index in range(LAYERS)}
+    joined = torch.cat([score.flatten() for score in scores.values()])
+    count = int(0.9 * joined.numel())
+    ours = patterns({name: torch.nn.Linear(SHAPE[1], SHAPE[0], device="meta") for name in scores})
+    baselines = {
+        "clone() of the scores": joined.clone,
+        "torch.kthvalue, no masks": partial(joined.kthvalue, count),
+        "numpy.partition, no masks": partial(np.partition, joined.numpy(), count),
+    }
+    times = medians(
+        baselines | {name: partial(pattern.masks, scores) for name, pattern in ours.items()}, options.rounds
+    )
+    clone = times["clone() of the scores"]
+    rows = [
+        [
+            name,
+            f"{seconds * 1e3:.0f}",
+            f"{seconds / clone:.2f}",
+            f"{extra_bytes(ours[name], scores) / 2**20:.0f}" if name in ours else "",
+            f"{REFERENCE[name] / seconds:,.0f}×" if name in REFERENCE else "",
+        ]
+        for name, seconds in times.items()
+    ]
+    columns = ("masks", ">ms", ">clones", ">extra MiB", ">faster than the reference")
+    title = (
+        f"{joined.numel():,} weights, {LAYERS} layers, global, {options.threads} threads, median of {options.rounds}"
+    )
+    Console().print(Table(title=title, columns=columns, rows=rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What a pruner adds to a training step of a BERT-mini-sized encoder (batch 8, sequence 128), between mask updates.
+
+The same loop with and without a pruner, step by step in turn, in one process. Run it alone:
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/step_overhead.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import secateur
+from _timing import medians
+from secateur._table import Table
+
+VOCABULARY, WIDTH, DEPTH, HEADS, CLASSES = 30_522, 256, 4, 4, 2
+CASES: dict[str, dict[str, object]] = {
+    "magnitude 4x1": {"criterion": "magnitude", "pattern": "4x1"},
+    "magnitude 2:4": {"criterion": "magnitude", "pattern": "2:4"},
+    "SNIP momentum 4x1": {"criterion": "snip_momentum", "pattern": "4x1"},
+    "SNIP momentum 1x1": {"criterion": "snip_momentum", "pattern": "1x1"},
+    "SNIP momentum 2:4": {"criterion": "snip_momentum", "pattern": "2:4"},
+}
+PRUNED_FROM = 2
+
+
+class Encoder(nn.Module):
+    """An encoder with the sizes of BERT-mini and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, DEPTH)
+        self.classifier = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits of shape (batch, classes)."""
+        return self.classifier(self.encoder(self.embedding(tokens)).mean(1))
+
+
+def at_once(initial: float, target: float, progress: float) -> float:  # noqa: ARG001
+    """The target at the first update, while further updates are to come."""
+    return target
+
+
+def training_step(model: nn.Module, config: dict[str, object] | None) -> Callable[[], None]:
+    """A function that makes one step; masks are set, and updated no more while it is timed."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    if config:
+        # The last update lies beyond the measurement, so scores are gathered all along.
+        timing = {"start_step": 1, "pruning_frequency": 10_000, "end_step": 100_000}
+        settings = config | timing | {"target_sparsity": 0.5, "sparsity_decay_type": at_once}
+        secateur.prepare(model, settings, optimizer=optimizer)
+    tokens = torch.randint(0, VOCABULARY, (8, 128))
+    labels = torch.randint(0, CLASSES, (8,))
+
+    def step() -> None:
+        nn.functional.cross_entropy(model(tokens), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(PRUNED_FROM):
+        step()
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = Encoder()
+    steps = {"no pruner": training_step(copy.deepcopy(model), None)}
+    steps |= {name: training_step(copy.deepcopy(model), config) for name, config in CASES.items()}
+    times = medians(steps, options.rounds)
+    plain = times["no pruner"]
+    rows = [[name, f"{seconds * 1e3:.1f}", f"{seconds / plain - 1:+.1%}"] for name, seconds in times.items()]
+    title = f"One training step, {options.threads} threads, median of {options.rounds}"
+    Console().print(Table(title=title, columns=("pruner", ">ms", ">added"), rows=rows))
+
+
+if __name__ == "__main__":
+    main()

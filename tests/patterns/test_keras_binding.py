@@ -1,0 +1,224 @@
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from secateur.errors import UnsupportedModelError
+from secateur.patterns import BasePattern, get_pattern
+
+keras = pytest.importorskip("keras")
+
+from secateur.patterns.keras import families  # noqa: E402 - needs keras
+
+layers = keras.layers
+
+LAYERS = {
+    "Dense": (lambda: layers.Dense(6), (2, 4), 1),
+    "EinsumDense": (lambda: layers.EinsumDense("ab,bc->ac", 6), (2, 4), 1),
+    "EinsumDense to heads": (lambda: layers.EinsumDense("abc,cde->abde", (None, 3, 2)), (2, 5, 4), 1),
+    "EinsumDense from heads": (lambda: layers.EinsumDense("abcd,cde->abe", (None, 6)), (2, 5, 2, 2), 2),
+    "EinsumDense, crossed": (lambda: layers.EinsumDense("abcd,edc->abe", (None, 6)), (2, 5, 2, 2), 2),
+    "EinsumDense, turned": (lambda: layers.EinsumDense("abc,dce->abed", (None, 3, 2)), (2, 5, 4), 1),
+    "EinsumDense, grouped": (lambda: layers.EinsumDense("abc,bcd->abd", (2, 3)), (2, 2, 4), 2),
+    "EinsumDense, grouped last": (lambda: layers.EinsumDense("...bc,cdb->...bd", (2, 3)), (3, 2, 4), 2),
+    "Conv1D": (lambda: layers.Conv1D(6, 3), (2, 5, 4), 1),
+    "Conv2D": (lambda: layers.Conv2D(6, (3, 2)), (2, 5, 5, 4), 1),
+    "Conv3D": (lambda: layers.Conv3D(6, 2), (2, 3, 3, 3, 4), 1),
+    "grouped": (lambda: layers.Conv2D(6, 3, groups=2), (2, 5, 5, 4), 1),
+    "DepthwiseConv1D": (lambda: layers.DepthwiseConv1D(3, depth_multiplier=2), (2, 5, 4), 1),
+    "DepthwiseConv2D": (lambda: layers.DepthwiseConv2D(3, depth_multiplier=2), (2, 5, 5, 4), 1),
+    "Conv1DTranspose": (lambda: layers.Conv1DTranspose(6, 3), (2, 5, 4), 1),
+    "Conv2DTranspose": (lambda: layers.Conv2DTranspose(6, (3, 2)), (2, 5, 5, 4), 1),
+    "Conv3DTranspose": (lambda: layers.Conv3DTranspose(6, 2), (2, 3, 3, 3, 4), 1),
+}
+"""Name → a layer, the shape of its input, and how many of the input's last axes number its channels."""
+
+
+def built(name: str) -> tuple[Any, Any]:
+    """A layer and a batch for it."""
+    make, shape, _ = LAYERS[name]
+    layer = make()
+    inputs = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    layer(inputs)
+    return layer, inputs
+
+
+def bound(spec: str, layer: Any) -> BasePattern:
+    pattern = get_pattern({"pattern": spec, "target_sparsity": 0.5}, {"layer": layer}, "keras")
+    assert not pattern.invalid_layers
+    return pattern
+
+
+def outputs_without(pattern: BasePattern, unit: int, inputs: Any) -> Any:
+    """What the layer makes of `inputs` with one unit set to zero."""
+    layer = pattern.modules["layer"]
+    keep = np.arange(pattern.units["layer"].count) != unit
+    weight = pattern.weight(layer).copy()
+    layer.kernel.assign(weight * pattern.weight_masks({"layer": keep})["layer"])
+    outputs = keras.ops.convert_to_numpy(layer(inputs)).copy()
+    layer.kernel.assign(weight)
+    return outputs
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_row_makes_one_output_channel(name: str) -> None:
+    layer, inputs = built(name)
+    pattern = bound("1xchannel", layer)
+    count = pattern.units["layer"].count
+    channels = keras.ops.convert_to_numpy(layer(inputs))
+    if pattern.views["layer"].groups > 1 or len(pattern.views["layer"].output_axes) > 1:
+        channels = channels.reshape(-1, count)
+    for unit in range(count):
+        pruned = outputs_without(pattern, unit, inputs).reshape(channels.shape)
+        differs = (channels != pruned).reshape(-1, count).any(axis=0)
+        assert differs.nonzero()[0].tolist() == [unit]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_column_reads_one_input_channel(name: str) -> None:
+    layer, inputs = built(name)
+    pattern, channel_axes = bound("channelx1", layer), LAYERS[name][2]
+    count = int(np.prod(inputs.shape[-channel_axes:]))
+    assert pattern.units["layer"].count == count
+    for unit in range(count):
+        expected = outputs_without(pattern, unit, inputs)
+        silenced = []
+        for channel in range(count):
+            perturbed = inputs.copy()
+            perturbed.reshape(-1, count)[:, channel] = 9.0
+            if np.array_equal(outputs_without(pattern, unit, perturbed), expected):
+                silenced.append(channel)
+        assert silenced == [unit]
+
+
+def build(layer: Any, *shape: int) -> Any:
+    layer.build((None, *shape))
+    return layer
+
+
+def with_lora() -> Any:
+    layer = build(layers.Dense(4), 4)
+    layer.enable_lora(2)
+    return layer
+
+
+def quantized() -> Any:
+    layer = build(layers.Dense(4), 4)
+    layer.quantize("int8")
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: layers.LayerNormalization(), "LayerNormalization is not a type of layer that patterns know"),
+        (lambda: layers.Embedding(4, 4), "Embedding is not a type of layer that patterns know"),
+        (lambda: layers.Dense(4), "its kernel has no shape before the first batch; build the model first"),
+        (with_lora, "its kernel is computed from other variables (LoRA, or packed by quantization)"),
+        (quantized, "its kernel has dtype int8; patterns need floating point"),
+        (
+            lambda: build(layers.SeparableConv2D(4, 3), 5, 5, 4),
+            "SeparableConv2D holds two kernels. Write it as a DepthwiseConv2D and a Conv2D",
+        ),
+        (
+            lambda: layers.SeparableConv1D(4, 3),
+            "SeparableConv1D holds two kernels. Write it as a DepthwiseConv1D and a Conv1D",
+        ),
+        (
+            lambda: layers.MultiHeadAttention(2, 4),
+            "MultiHeadAttention has no kernel of its own. Its projections are layers of their own; prune those",
+        ),
+        (
+            lambda: layers.GroupQueryAttention(4, 2, 1),
+            "GroupedQueryAttention has no kernel of its own. Its projections are layers of their own; prune those",
+        ),
+    ],
+)
+def test_a_layer_that_cannot_be_pruned_has_a_reason(make: Any, reason: str) -> None:
+    fits = build(layers.Dense(4), 4)
+    pattern = get_pattern({"pattern": "1x1"}, {"layer": make(), "fits": fits}, "keras")
+    assert pattern.invalid_layers == {"layer": reason}
+    assert list(pattern.views) == ["fits"]
+
+
+def test_the_projections_of_attention_are_layers() -> None:
+    attention = layers.MultiHeadAttention(num_heads=2, key_dim=3)
+    attention.build((None, 5, 8), (None, 5, 8))
+    shapes = {
+        name: bound("1x1", getattr(attention, f"{name}_dense")).views["layer"].canonical_shape
+        for name in ("query", "key", "value", "output")
+    }
+    assert shapes == {"query": (6, 1, 8), "key": (6, 1, 8), "value": (6, 1, 8), "output": (8, 1, 6)}
+
+
+def test_only_layers_are_taken() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"Keras patterns need keras\.layers\.Layer layers, found ndarray"):
+        get_pattern({"pattern": "1x1"}, {"layer": np.ones((2, 2))}, "keras")
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: layers.Dense(1), ("Dense", "Linear")),
+        (lambda: layers.EinsumDense("ab,bc->ac", 1), ("EinsumDense", "Linear")),
+        (lambda: layers.Conv2D(1, 1), ("Conv2D", "Conv")),
+        (lambda: layers.DepthwiseConv2D(1), ("DepthwiseConv2D", "Conv")),
+        (lambda: layers.Conv1DTranspose(1, 1), ("Conv1DTranspose", "Conv")),
+        (lambda: layers.SeparableConv2D(1, 1), ()),
+        (lambda: layers.ReLU(), ()),
+    ],
+)
+def test_families(make: Any, names: tuple[str, ...]) -> None:
+    assert families(make()) == names
+
+
+@pytest.mark.parametrize("kind", ["variable", "tensor", "array"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_scores_may_be_whatever_keras_makes(kind: str, dtype: str) -> None:
+    layer = build(layers.Dense(4, dtype=dtype), 6)
+    values = np.arange(24.0).reshape(6, 4)
+    pattern = bound("1xchannel", layer)
+    scores = {
+        "variable": keras.Variable(values, dtype=dtype),
+        "tensor": keras.ops.convert_to_tensor(values, dtype=dtype),
+        "array": values,
+    }[kind]
+    mask = pattern.masks({"layer": scores})["layer"]
+    assert mask.tolist() == [[False, False, True, True]] * 6
+    assert pattern.weight(layer).shape == mask.shape
+
+
+def python(code: str, backend: str) -> str:
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+ON_ANY_BACKEND = """
+import keras, numpy as np
+from secateur.patterns import get_pattern
+layer = keras.layers.Conv2D(8, 3, kernel_initializer="ones")
+layer.build((None, 5, 5, 4))
+kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 8), dtype="float32")
+layer.kernel.assign(kernel)
+pattern = get_pattern({"pattern": "4x1", "target_sparsity": 0.5}, {"layer": layer}, "keras")
+mask = pattern.masks({"layer": keras.ops.abs(layer.kernel)})["layer"]
+print(keras.backend.backend(), np.array_equal(pattern.weight(layer), kernel), np.flatnonzero(mask).tolist())
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_every_backend_gives_the_same_masks(backend: str) -> None:
+    pytest.importorskip(backend)
+    found = python(ON_ANY_BACKEND, backend)
+    assert found.startswith(f"{backend} True [")
+    assert found.split(maxsplit=1)[1] == python(ON_ANY_BACKEND, "numpy").split(maxsplit=1)[1]
+
+
+def test_importing_it_loads_no_torch() -> None:
+    code = "import sys, secateur.patterns.keras; print('torch' in sys.modules)"
+    assert python(code, "numpy") == "False\n"

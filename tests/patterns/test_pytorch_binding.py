@@ -1,0 +1,174 @@
+import copy
+from typing import Any
+
+import pytest
+
+from secateur.errors import UnsupportedModelError
+from secateur.patterns import BasePattern, get_pattern
+from secateur.patterns.pytorch import families, weight_name
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+
+def transformers_conv1d() -> Any:
+    return pytest.importorskip("transformers.pytorch_utils").Conv1D(6, 4)
+
+
+LAYERS = {
+    "Linear": lambda: (nn.Linear(4, 6), (2, 4), -1),
+    "Conv1D of transformers": lambda: (transformers_conv1d(), (2, 4), -1),
+    "Conv1d": lambda: (nn.Conv1d(4, 6, 3), (2, 4, 5), 1),
+    "Conv2d": lambda: (nn.Conv2d(4, 6, (3, 2)), (2, 4, 5, 5), 1),
+    "Conv3d": lambda: (nn.Conv3d(4, 6, 2), (2, 4, 3, 3, 3), 1),
+    "grouped": lambda: (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5), 1),
+    "depthwise": lambda: (nn.Conv2d(4, 8, 3, groups=4), (2, 4, 5, 5), 1),
+    "ConvTranspose1d": lambda: (nn.ConvTranspose1d(4, 6, 3), (2, 4, 5), 1),
+    "ConvTranspose2d": lambda: (nn.ConvTranspose2d(4, 6, (3, 2)), (2, 4, 5, 5), 1),
+    "ConvTranspose3d": lambda: (nn.ConvTranspose3d(4, 6, 2), (2, 4, 3, 3, 3), 1),
+}
+"""Name → a layer, the shape of its input, and the axis of its channels."""
+
+
+def bound(spec: str, module: Any) -> BasePattern:
+    pattern = get_pattern({"pattern": spec, "target_sparsity": 0.5}, {"layer": module})
+    assert not pattern.invalid_layers
+    return pattern
+
+
+def without(pattern: BasePattern, unit: int) -> Any:
+    """A copy of the pattern's layer, with one unit set to zero."""
+    keep = torch.arange(pattern.units["layer"].count) != unit
+    module = copy.deepcopy(pattern.modules["layer"])
+    with torch.no_grad():
+        module.weight.mul_(pattern.weight_masks({"layer": keep})["layer"])
+    return module
+
+
+def changed_channels(first: Any, second: Any, axis: int) -> list[int]:
+    differs = (first != second).movedim(axis, 0).flatten(1).any(1)
+    return differs.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_row_makes_one_output_channel(name: str) -> None:
+    module, shape, axis = LAYERS[name]()
+    pattern, inputs = bound("1xchannel", module), torch.randn(shape)
+    outputs = module(inputs)
+    assert pattern.units["layer"].count == outputs.shape[axis]
+    for channel in range(outputs.shape[axis]):
+        assert changed_channels(outputs, without(pattern, channel)(inputs), axis) == [channel]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_column_reads_one_input_channel(name: str) -> None:
+    module, shape, axis = LAYERS[name]()
+    pattern, inputs = bound("channelx1", module), torch.randn(shape)
+    assert pattern.units["layer"].count == shape[axis]
+    for channel in range(shape[axis]):
+        pruned = without(pattern, channel)
+        silenced = [
+            other
+            for other in range(shape[axis])
+            if torch.equal(pruned(inputs), pruned(inputs.index_fill(axis, torch.tensor([other]), 9.0)))
+        ]
+        assert silenced == [channel]
+
+
+def test_the_input_projection_of_attention_is_one_matrix() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    pattern = bound("4x1", attention)
+    assert weight_name(attention) == "in_proj_weight"
+    assert pattern.views["layer"].canonical_shape == (24, 1, 8)
+    assert pattern.weight(attention).data_ptr() == attention.in_proj_weight.data_ptr()
+
+
+def test_the_output_projection_of_attention_is_a_layer_of_its_own() -> None:
+    assert bound("4x1", nn.MultiheadAttention(8, 2).out_proj).views["layer"].canonical_shape == (8, 1, 8)
+
+
+def parametrized() -> Any:
+    layer = nn.Linear(4, 4)
+    nn.utils.parametrizations.weight_norm(layer)
+    return layer
+
+
+def of_integers() -> Any:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    return layer
+
+
+def sparse() -> Any:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.eye(4).to_sparse())
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: nn.LayerNorm(4), "LayerNorm is not a type of layer that patterns know"),
+        (lambda: nn.Embedding(4, 4), "Embedding is not a type of layer that patterns know"),
+        (parametrized, "its parameter 'weight' is computed from other parameters (parametrized)"),
+        (lambda: nn.MultiheadAttention(8, 2, kdim=4), "its parameter 'in_proj_weight' is missing"),
+        (lambda: nn.LazyLinear(4), "its weight has no shape before the first batch; run one batch through the model first"),
+        (lambda: nn.LazyConv2d(4, 3), "its weight has no shape before the first batch; run one batch through the model first"),
+        (of_integers, "its weight has dtype torch.int8; patterns need floating point"),
+        (sparse, "its weight is stored as torch.sparse_coo; patterns need a dense tensor"),
+        (
+            lambda: nn.ConvTranspose2d(4, 4, 3, groups=2),
+            "a transposed convolution with groups numbers its output channels within each group",
+        ),
+    ],
+)
+def test_a_layer_that_cannot_be_pruned_has_a_reason(make: Any, reason: str) -> None:
+    pattern = get_pattern({"pattern": "1x1"}, {"layer": make(), "fits": nn.Linear(4, 4)})
+    assert pattern.invalid_layers == {"layer": reason}
+    assert list(pattern.views) == ["fits"]
+
+
+def test_a_lazy_layer_is_valid_once_it_has_a_shape() -> None:
+    lazy = nn.LazyLinear(4)
+    lazy(torch.ones(1, 8))
+    assert bound("1x8", lazy).views["layer"].shape == (4, 8)
+
+
+def test_only_modules_are_taken() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"torch patterns need torch\.nn\.Module layers, found Tensor"):
+        get_pattern({"pattern": "1x1"}, {"layer": torch.ones(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: nn.Linear(1, 1), ("Linear", "Linear")),
+        (lambda: nn.MultiheadAttention(2, 1), ("MultiheadAttention", "Linear")),
+        (transformers_conv1d, ("Conv1D", "Linear")),
+        (lambda: nn.Conv2d(1, 1, 1), ("Conv2d", "Conv")),
+        (lambda: nn.ConvTranspose1d(1, 1, 1), ("ConvTranspose1d", "Conv")),
+        (lambda: nn.LazyConv2d(1, 1), ("LazyConv2d", "Conv")),
+        (lambda: nn.ReLU(), ()),
+    ],
+)
+def test_families(make: Any, names: tuple[str, ...]) -> None:
+    assert families(make()) == names
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("spec", ["1x1", "1xchannel", "channelx1", "2:4"])
+def test_masks_are_ready_for_use(spec: str, dtype: str) -> None:
+    module = nn.Conv2d(4, 6, 3).to(getattr(torch, dtype))
+    pattern = bound(spec, module)
+    mask = pattern.masks({"layer": module.weight.abs()})["layer"]
+    assert (mask.dtype, mask.shape, mask.device) == (torch.bool, module.weight.shape, module.weight.device)
+    pruned = (pattern.weight(module) * mask).to(module.weight.dtype)
+    assert pattern.masks({"layer": pruned.abs()}, previous={"layer": pruned != 0})["layer"].equal(mask)
+    mask.fill_(True)
+    assert mask.all()
+
+
+def test_like_undoes_as_array() -> None:
+    pattern = bound("1x1", nn.Linear(2, 2))
+    scores = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert pattern.like(pattern.as_array(scores), scores).equal(scores.detach())

@@ -1,0 +1,121 @@
+"""What the tests of training share: small models, a training loop, and the checks that hold after every step."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+
+import secateur
+from secateur.training.pytorch import Pruner
+
+Factory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+OPTIMIZERS: dict[str, Factory] = {
+    "sgd": lambda weights: SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "nesterov": lambda weights: SGD(weights, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": lambda weights: Adam(weights, lr=0.01, weight_decay=0.1),
+    "amsgrad": lambda weights: Adam(weights, lr=0.01, amsgrad=True),
+    "adamw": lambda weights: AdamW(weights, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda weights: RMSprop(weights, lr=0.01, momentum=0.9, centered=True),
+    "adagrad": lambda weights: Adagrad(weights, lr=0.01),
+    "fused_adamw": lambda weights: AdamW(weights, lr=0.01, weight_decay=0.1, fused=True),
+    "fused_sgd": lambda weights: SGD(weights, lr=0.1, momentum=0.9, fused=True),
+    "foreach_adamw": lambda weights: AdamW(weights, lr=0.01, foreach=True),
+    "foreach_sgd": lambda weights: SGD(weights, lr=0.1, momentum=0.9, foreach=True),
+}
+
+UNITS = 256
+"""Units of 4x1 in the two layers of `mlp` that are pruned, 128 in each."""
+
+CONFIG: dict[str, Any] = {"pattern": "4x1", "target_sparsity": 0.75, "end_step": 9, "pruning_frequency": 2}
+
+
+def mlp(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """Layers "0" and "2" are pruned, "4" is the classifier."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype)
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The data of one step: the same in every run, resumed or not."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(8, 16, generator=generator), torch.randn(8, 4, generator=generator)
+
+
+def backward(model: nn.Module, step: int, scale: float | torch.Tensor = 1.0) -> None:
+    inputs, targets = batch(step)
+    dtype = next(model.parameters()).dtype
+    loss = (model(inputs.to(dtype)) - targets.to(dtype)).square().mean()
+    (loss * scale).backward()
+
+
+def train(
+    model: nn.Module,
+    optimizers: Optimizer | Iterable[Optimizer],
+    steps: Iterable[int],
+    after: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train on the batches of `steps`, numbered from 0; `after` is called with the number of steps made."""
+    optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    for step in steps:
+        model.zero_grad()
+        backward(model, step)
+        for optimizer in optimizers:
+            optimizer.step()
+        after(step + 1)
+
+
+class Session(NamedTuple):
+    """All that a run consists of."""
+
+    model: nn.Sequential
+    optimizer: Optimizer
+    pruner: Pruner
+
+    def train(self, steps: Iterable[int], after: Callable[[int], None] = lambda step: None) -> "Session":
+        train(self.model, self.optimizer, steps, after)
+        return self
+
+
+def begin(config: dict[str, Any] = CONFIG, *, model: nn.Sequential | None = None, optimizer: str = "adamw") -> Session:
+    """Prepare `mlp` or another model."""
+    model = mlp() if model is None else model
+    built = OPTIMIZERS[optimizer](model.parameters())
+    return Session(model, built, secateur.prepare(model, config, optimizer=built))
+
+
+def revived(pruner: Pruner) -> list[str]:
+    """The layers in which a pruned weight is not zero."""
+    return [
+        name for name, mask in pruner.masks.items() if pruner.model.get_submodule(name).weight[~mask].count_nonzero()
+    ]
+
+
+def pruned_units(pruner: Pruner) -> int:
+    return sum(layer.pruned_units for layer in pruner.report().layers)
+
+
+def bits(model: nn.Module) -> dict[str, bytes]:
+    """The state of a model, to the last bit."""
+    return {name: value.contiguous().view(torch.uint8).numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+def hooks(optimizer: Optimizer) -> int:
+    """How many hooks hang on an optimizer."""
+    return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+
+
+class NeverRevived:
+    """Called after each step: what is pruned is zero and stays pruned."""
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner = pruner
+        self.before = pruner.masks
+
+    def __call__(self, step: int) -> None:
+        assert revived(self.pruner) == [], step
+        masks = self.pruner.masks
+        assert [name for name, mask in masks.items() if (mask & ~self.before[name]).any()] == [], step
+        self.before = masks
