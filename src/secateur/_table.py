@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 
 __all__ = ["Table"]
+
+PADDING = 3
+"""Characters between two columns."""
+
+LEAST_WIDTH = 20
+"""Characters that the last column needs to be read with ease, wrapped as it may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,19 +36,25 @@ class Table:
     dimmed: frozenset[int] = frozenset()
     footer: Sequence[str] = field(default=())
 
-    def __rich__(self) -> object:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich import box
-        from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
 
         table = RichTable(title=self.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-        for heading in self.columns:
-            right = heading.startswith(">")
-            table.add_column(heading.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+        last_gives_way = self._width_of_all_but_last() + LEAST_WIDTH <= options.max_width
+        for index, heading in enumerate(self.columns):
+            justify: JustifyMethod = "right" if heading.startswith(">") else "left"
+            no_wrap = last_gives_way and index < len(self.columns) - 1
+            table.add_column(heading.removeprefix(">"), justify=justify, overflow="fold", no_wrap=no_wrap)
         for index, row in enumerate(self.rows):
             table.add_row(*(Text(cell) for cell in row), style="dim" if index in self.dimmed else None)
-        return Group(table, *(Text(line) for line in self.footer))
+        yield table
+        yield from (Text(line) for line in self.footer)
+
+    def _width_of_all_but_last(self) -> int:
+        columns = list(zip(self.columns, *self.rows, strict=True))[:-1]
+        return sum(max(len(cell) for cell in column) + PADDING for column in columns)
 
     def text(self, width: int = 120) -> str:
         """The table as plain text, `width` characters wide at the most."""

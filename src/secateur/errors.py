@@ -6,6 +6,7 @@ __all__ = [
     "ConfigError",
     "LayerError",
     "MissingPackageError",
+    "ModelLoadError",
     "ScoreError",
     "SecateurError",
     "StateError",
@@ -40,6 +41,10 @@ class StateError(SecateurError, RuntimeError):
 
 class UnsupportedModelError(SecateurError, TypeError):
     """An object that is not the kind of model or optimizer asked for."""
+
+
+class ModelLoadError(SecateurError, RuntimeError):
+    """A model that its own code, or the folder it is stored in, fails to build."""
 
 
 class MissingPackageError(SecateurError, ImportError):

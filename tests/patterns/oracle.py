@@ -38,7 +38,7 @@ def reduced(values: Floats, reduction: str) -> np.float32:
     if reduction == "max":
         return np.float32(values.max())
     if reduction == "l2":
-        return np.sqrt(np.float32((values**2).sum()))
+        return np.float32((values**2).sum())
     total = np.float32(values.sum())
     return total * np.float32(1.0 / values.size) if reduction == "mean" else total
 

@@ -306,7 +306,10 @@ def test_a_name_taken_twice_raises() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("1xchanel", r"Unknown pattern '1xchanel'\. Did you mean '1xchannel'\? Known pattern types: N:M, NxM; for example"),
+        (
+            "1xchanel",
+            r"Unknown pattern '1xchanel'\. Did you mean '1xchannel'\? Known pattern types: N:M, NxM; for example",
+        ),
         ("butterfly", r"Unknown pattern 'butterfly'\. Known pattern types"),
     ],
 )

@@ -84,7 +84,8 @@ def test_the_name_of_the_type_is_no_specification() -> None:
         (
             "4x1",
             view(6, 1, 4),
-            "6 output channels are not a multiple of N=4 in '4x1' (weight 6x1x4). Exclude the layer or pick N from 2, 3, 6.",
+            "6 output channels are not a multiple of N=4 in '4x1' (weight 6x1x4). "
+            "Exclude the layer or pick N from 2, 3, 6.",
         ),
         (
             "1x4",

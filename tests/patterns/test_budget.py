@@ -22,7 +22,9 @@ def test_bounds_always_leave_room_for_the_total(
 ) -> None:
     assume(at_least <= at_most)
     try:
-        found = budget({str(index): count for index, count in enumerate(units)}, target=target, at_least=at_least, at_most=at_most)
+        found = budget(
+            {str(index): count for index, count in enumerate(units)}, target=target, at_least=at_least, at_most=at_most
+        )
     except ConfigError:
         assume(False)
     sparsity = min(sparsity, target)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from patterns import oracle
 
+from patterns import oracle
 from secateur.errors import LayerError
 from secateur.patterns import BlockLayout, Units, layout
 from secateur.patterns.nm import GroupLayout

@@ -71,8 +71,9 @@ def test_violations_of_a_complete_target() -> None:
     pattern = array_pattern("2:4", {"fc": view(2, 1, 8), "conv": view(2, 1, 8)})
     masks = ones(fc=(2, 1, 8), conv=(2, 1, 8))
     masks["conv"][..., ::2] = False
-    masks["fc"][1, 0, :5] = False
+    masks["fc"][1, 0, :4] = False
     assert pattern.violations(masks) == {"fc": "3 of 4 groups of 4 weights keep more than 2"}
+    assert pattern.violations(masks, sparsity=0.25) == {}, "on the way, groups may be dense"
     masks["fc"][..., 3:] = False
     masks["fc"][..., 0] = False
     assert pattern.violations(masks) == {}
@@ -99,7 +100,8 @@ def test_violations_where_groups_may_be_dense(frozen: bool) -> None:
         (
             "2:4",
             {"target_sparsity": 0.6},
-            r"target_sparsity=0.6 is out of reach for '2:4', which keeps 2 of every 4 weights and so prunes at most 0.5\.",
+            r"target_sparsity=0.6 is out of reach for '2:4', which keeps 2 of every 4 weights and so prunes at most "
+            r"0.5\. Lower the target or N\.",
         ),
     ],
 )
@@ -116,6 +118,8 @@ def test_a_misfit_says_why_and_what_would_fit() -> None:
     }
 
 
-@pytest.mark.parametrize(("spec", "serves"), [("2:4", True), ("13:23", True), ("0:4", False), ("2:4:8", False), ("N:M", False)])
+@pytest.mark.parametrize(
+    ("spec", "serves"), [("2:4", True), ("13:23", True), ("0:4", False), ("2:4:8", False), ("N:M", False)]
+)
 def test_serves(spec: str, serves: bool) -> None:
     assert KeepOfGroupPattern.serves(spec) is serves

@@ -112,8 +112,14 @@ def sparse() -> Any:
         (lambda: nn.Embedding(4, 4), "Embedding is not a type of layer that patterns know"),
         (parametrized, "its parameter 'weight' is computed from other parameters (parametrized)"),
         (lambda: nn.MultiheadAttention(8, 2, kdim=4), "its parameter 'in_proj_weight' is missing"),
-        (lambda: nn.LazyLinear(4), "its weight has no shape before the first batch; run one batch through the model first"),
-        (lambda: nn.LazyConv2d(4, 3), "its weight has no shape before the first batch; run one batch through the model first"),
+        (
+            lambda: nn.LazyLinear(4),
+            "its weight has no shape before the first batch; run one batch through the model first",
+        ),
+        (
+            lambda: nn.LazyConv2d(4, 3),
+            "its weight has no shape before the first batch; run one batch through the model first",
+        ),
         (of_integers, "its weight has dtype torch.int8; patterns need floating point"),
         (sparse, "its weight is stored as torch.sparse_coo; patterns need a dense tensor"),
         (

@@ -44,7 +44,9 @@ def test_one_layer_as_the_oracle(layer: list[tuple[float, bool]], count: int, ch
     assert found == oracle.keep_best(scores, alive, count).tolist()
 
 
-@given(layers=st.lists(st.tuples(LAYER, st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=4), data=st.data())
+@given(
+    layers=st.lists(st.tuples(LAYER, st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=4), data=st.data()
+)
 def test_one_ranking_within_bounds_as_the_oracle(
     layers: list[tuple[list[tuple[float, bool]], int, int]], data: st.DataObject
 ) -> None:

@@ -13,7 +13,10 @@ def views(draw: st.DrawFn) -> WeightView:
     axes = draw(st.permutations(range(len(shape))))
     first, second = sorted((draw(st.integers(1, len(shape))), draw(st.integers(1, len(shape)))))
     return WeightView(
-        shape=shape, output_axes=tuple(axes[:first]), kernel_axes=tuple(axes[first:second]), input_axes=tuple(axes[second:])
+        shape=shape,
+        output_axes=tuple(axes[:first]),
+        kernel_axes=tuple(axes[first:second]),
+        input_axes=tuple(axes[second:]),
     )
 
 

@@ -51,11 +51,15 @@ def backward(model: nn.Module, step: int, scale: float | torch.Tensor = 1.0) -> 
     (loss * scale).backward()
 
 
+def nothing(step: int) -> None:
+    """What is done after a step unless a test says otherwise."""
+
+
 def train(
     model: nn.Module,
     optimizers: Optimizer | Iterable[Optimizer],
     steps: Iterable[int],
-    after: Callable[[int], None] = lambda step: None,
+    after: Callable[[int], None] = nothing,
 ) -> None:
     """Train on the batches of `steps`, numbered from 0; `after` is called with the number of steps made."""
     optimizers = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
@@ -74,7 +78,7 @@ class Session(NamedTuple):
     optimizer: Optimizer
     pruner: Pruner
 
-    def train(self, steps: Iterable[int], after: Callable[[int], None] = lambda step: None) -> "Session":
+    def train(self, steps: Iterable[int], after: Callable[[int], None] = nothing) -> "Session":
         train(self.model, self.optimizer, steps, after)
         return self
 

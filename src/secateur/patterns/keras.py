@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import layers
 
 from secateur._array import Array
@@ -57,12 +58,13 @@ class KerasBasePattern(BasePattern):
         )
 
     def weight(self, module: Any) -> Array:
-        """The kernel as a NumPy array."""
+        """The kernel as a NumPy array; write to it through ``layer.kernel.assign``."""
         return self.as_array(kernel(module))
 
     def as_array(self, value: Any) -> Array:
-        """A NumPy array of a backend's tensor, a Keras variable or an array."""
-        array = keras.ops.convert_to_numpy(value)
+        """A NumPy array of a tensor, a Keras variable or an array, of the same memory where NumPy can see it."""
+        held = value.value if isinstance(value, keras.Variable) else value
+        array = held if isinstance(held, np.ndarray) else keras.ops.convert_to_numpy(held)
         return array.astype("float32") if keras.backend.standardize_dtype(array.dtype) == "bfloat16" else array
 
 
@@ -102,7 +104,8 @@ def _einsum_view(equation: str, shape: tuple[int, ...]) -> WeightView:
     """The view of an ``EinsumDense`` kernel.
 
     A label of the kernel that occurs in the output numbers output channels, in the output's order; any other numbers
-    input channels. A label that occurs in input, kernel and output numbers groups: each reads inputs of its own.
+    input channels, in the input's order. A label that occurs in input, kernel and output numbers groups, and comes
+    first: each group reads inputs of its own.
     """
     operands, output = equation.replace(" ", "").split("->")
     data, labels = operands.split(",")
@@ -116,6 +119,6 @@ def _einsum_view(equation: str, shape: tuple[int, ...]) -> WeightView:
     return WeightView(
         shape=shape,
         output_axes=tuple(labels.index(label) for label in outputs),
-        input_axes=tuple(axis for axis, label in enumerate(labels) if label not in output),
+        input_axes=tuple(labels.index(label) for label in data if label in labels and label not in output),
         groups=groups,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnsupportedModelError
@@ -15,6 +16,9 @@ from secateur.planning.layers import Candidate
 from secateur.planning.plan import Plan, make_plan
 
 __all__ = ["plan", "unwrapped"]
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+"""Modules that hold the user's own model as their ``module``."""
 
 OUTPUT_NAMES = frozenset(
     {"classifier", "cls", "embed_out", "fc_out", "head", "lm_head", "output_projection", "qa_outputs", "score"}
@@ -29,10 +33,10 @@ def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any], *, for_tra
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own model inside what ``torch.compile`` or a data-parallel wrapper put around it."""
+    """The user's own model inside what ``torch.compile``, averaging or a data-parallel wrapper put around it."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if inner is None and isinstance(model, WRAPPERS):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model

@@ -39,7 +39,11 @@ class PruningGroup:
         self.config = pattern.config
         self.keep: dict[str, Array] | None = self._initial_units()
         self.condemned_keep: dict[str, Array] | None = None
-        self.timeline = Timeline(self.config, self.sparsity(), max(pattern.target_sparsity, self._least_target()))
+        target = max(pattern.target_sparsity, self._least_target())
+        # A model that reached the target may exceed it by what rounding to whole units added.
+        is_within = self._pruned_units() <= self._units_at_target()
+        initial = min(self.sparsity(), target) if is_within else self.sparsity()
+        self.timeline = Timeline(self.config, initial, target)
         self.asked = self.timeline.initial
 
     @property
@@ -49,10 +53,7 @@ class PruningGroup:
 
     def sparsity(self) -> float:
         """Share of units that do not live."""
-        if self.keep is None:
-            return 0.0
-        count = sum(units.count for units in self.pattern.units.values())
-        return 1.0 - sum(int(np.count_nonzero(to_numpy(kept))) for kept in self.keep.values()) / count
+        return self._pruned_units() / sum(units.count for units in self.pattern.units.values())
 
     def initial_masks(self) -> dict[str, Array]:
         """Masks before the first step, in the weights' stored shapes."""
@@ -131,9 +132,19 @@ class PruningGroup:
     def _initial_units(self) -> dict[str, Array] | None:
         if not self.config.keep_zeros:
             return None
-        weights = {layer: self._stored_weight(layer) != 0 for layer in self.pattern.views}
-        units = self.pattern.kept_units(weights)
+        weights = {layer: self.pattern.weight(self.pattern.modules[layer]) for layer in self.pattern.views}
+        units = self.pattern.kept_units({layer: weight != 0 for layer, weight in weights.items()})
         return {name: kept if bool(namespace(kept).any(kept)) else ~kept for name, kept in units.items()}
+
+    def _pruned_units(self) -> int:
+        return sum(int(np.count_nonzero(~to_numpy(kept))) for kept in (self.keep or {}).values())
+
+    def _units_at_target(self) -> int:
+        budget, target = self.pattern.budget, self.pattern.target_sparsity
+        alone = (budget.alone(name, target) for name in budget.units)
+        pruned = budget.total(target) if self.pattern.is_global else sum(alone)
+        name, count = next(iter(budget.units.items()))
+        return int(pruned * budget.unit_share * (self.pattern.units[name].count // count))
 
     def _least_target(self) -> float:
         return self.sparsity() if self.is_locked else 0.0

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, ScoreError, StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
-from secateur.patterns.pytorch import parameter
+from secateur.patterns.pytorch import parameter, weight_name
 from secateur.planning.plan import Plan
 from secateur.planning.pytorch import plan as make_plan
 from secateur.planning.pytorch import unwrapped
@@ -43,11 +43,11 @@ def prepare(
     optimizer: Optimizer | Iterable[Optimizer],
 ) -> Pruner:
     """See `secateur.prepare`."""
-    optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+    optimizers = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
     for found in optimizers:
         if not isinstance(found, Optimizer):
             raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(found).__name__}.")
-    return Pruner(model, make_plan(model, config), optimizers)
+    return Pruner(model, make_plan(model, config), tuple(dict.fromkeys(optimizers)))
 
 
 class _Weight:
@@ -55,7 +55,8 @@ class _Weight:
 
     def __init__(self, name: str, pattern: BasePattern, home: _Home) -> None:
         self.name = name
-        self.parameter = parameter(pattern.modules[name])
+        self.module = pattern.modules[name]
+        self.parameter = parameter(self.module)
         self.view = pattern.views[name]
         self.home = home
         self.mask: torch.Tensor | None = None
@@ -74,6 +75,10 @@ class _Weight:
         # A fused optimizer unscales by itself, after this.
         scale = getattr(self.home.optimizer, "grad_scale", None)
         return gradient if scale is None else gradient / scale
+
+    def is_replaced(self) -> bool:
+        """Whether the layer has another parameter now, which the optimizer does not hold."""
+        return self.module._parameters.get(weight_name(self.module)) is not self.parameter
 
     def shrink(self, factors: torch.Tensor) -> None:
         self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
@@ -211,6 +216,8 @@ class Pruner:
         if not self.is_active:
             raise StateError("This pruner has been finalized or closed already. Call secateur.prepare for another run.")
         wrong = {name: reason for run in self._runs for name, reason in run.violations().items()}
+        replaced = "its weight is another parameter than the one that was pruned"
+        wrong |= {name: replaced for name, weight in self._weights.items() if weight.is_replaced()}
         if wrong:
             lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
             raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")
@@ -298,8 +305,11 @@ class Pruner:
             self._apply(optimizer)
             if min(self._steps) > self.step:
                 self.step += 1
-                updated = [run.advance(self.step) for run in self._runs]
-                if any(updated):
+                # All or none: an error in one run leaves the masks of the others as they were.
+                changes = [run.masks_after(self.step) for run in self._runs]
+                for run, masks in zip(self._runs, changes, strict=True):
+                    run.set_masks(masks)
+                if any(changes):
                     self._apply(None)
 
     def _apply(self, optimizer: Optimizer | None) -> None:

@@ -80,8 +80,8 @@ class Run:
 
     def start(self) -> None:
         """Set the masks that hold before the first step."""
-        self._set_masks(self.group.initial_masks())
-        self.advance(0)
+        self.set_masks(self.group.initial_masks())
+        self.set_masks(self.masks_after(0))
 
     def gather(self, step: int, optimizer: Any) -> None:
         """Take in the weights and gradients with which `optimizer` is about to make step number `step`."""
@@ -108,12 +108,14 @@ class Run:
                 for layer, weight in parts.items():
                     weight.shrink(factors[layer])
 
-    def advance(self, step: int) -> bool:
-        """Update masks if they are due after `step` steps; whether they were."""
-        masks = self.group.advance(step, self.scores.stream)
-        if masks is not None:
-            self._set_masks(masks)
-        return masks is not None
+    def masks_after(self, step: int) -> dict[str, Array]:
+        """Layer → its mask after `step` steps, where masks are due to change then; else empty."""
+        return self.group.advance(step, self.scores.stream) or {}
+
+    def set_masks(self, masks: Mapping[str, Array]) -> None:
+        """Take over what `masks_after` returned."""
+        for layer, mask in masks.items():
+            self.weights[layer].mask = self.pattern.like(mask, self.weights[layer].stored)
 
     def violations(self) -> dict[str, str]:
         """Layers whose mask is not of the pattern, or whose pruned weights are not zero → what is wrong."""
@@ -164,8 +166,9 @@ class Run:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `check_state` accepted."""
-        for name, mask in state["masks"].items():
-            self.weights[name].mask = self.pattern.like(to_numpy(mask).copy(), self.weights[name].stored)
+        for name, weight in self.weights.items():
+            mask = state["masks"].get(name)
+            weight.mask = None if mask is None else self.pattern.like(to_numpy(mask).copy(), weight.stored)
         self.group.restore({key: self._as_arrays(value) for key, value in state["progress"].items()})
         self.scores.totals = {key: namespace(total).asarray(total, copy=True) for key, total in state["scores"].items()}
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
@@ -176,10 +179,6 @@ class Run:
 
     def _masks(self) -> dict[str, Any]:
         return {name: weight.mask for name, weight in self.weights.items()}
-
-    def _set_masks(self, masks: Mapping[str, Array]) -> None:
-        for layer, mask in masks.items():
-            self.weights[layer].mask = self.pattern.like(mask, self.weights[layer].stored)
 
     def _result(self, layer: str, units: int, kept: Array | None) -> LayerResult:
         weight = self.weights[layer]

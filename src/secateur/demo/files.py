@@ -1,0 +1,68 @@
+"""What the demo leaves on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import secateur
+from secateur.demo.digits import Case, Run
+from secateur.demo.sentences import Comparison
+from secateur.demo.tables import Row
+
+__all__ = ["SAVED", "write_files"]
+
+SAVED = Case("4x1", 0.9)
+"""The case whose pruned networks are written."""
+
+
+def write_files(folder: Path, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Path]:
+    """Write the pruned networks of the first seed, and all numbers as JSON.
+
+    Returns:
+        The files written; the last is the JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = {_name(row): row.runs[0] for row in rows if row.case == SAVED}
+    for name, run in saved.items():
+        save_file(run.model.state_dict(), folder / name, metadata={"config": run.config.to_json()})
+    numbers = {
+        "torch": torch.__version__,
+        "digits": [row.to_dict() for row in rows],
+        "sentences": [_comparison(comparison) for comparison in comparisons],
+        "files": {name: _described(run) for name, run in saved.items()},
+    }
+    report = folder / "report.json"
+    report.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    return [*(folder / name for name in saved), report]
+
+
+def _name(row: Row) -> str:
+    return f"{row.net}-{row.case.pattern}-{100 * row.case.target:.0f}.safetensors"
+
+
+def _described(run: Run) -> dict[str, Any]:
+    return {
+        "seed": run.seed,
+        "accuracy": run.accuracy,
+        "dense_accuracy": run.dense_accuracy,
+        "config": run.config.to_dict(),
+        "plan": secateur.plan(run.model, run.config).to_dict(),
+        "report": run.report.to_dict(),
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "pattern": comparison.case.pattern,
+        "target": comparison.case.target,
+        "sparsity": comparison.report.sparsity,
+        "cosine_mean": comparison.mean,
+        "cosine_worst": comparison.worst,
+        "seconds": comparison.seconds,
+    }

@@ -1,0 +1,216 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from secateur.config import NOT_PER_LAYER, PruningConfig
+from secateur.errors import ConfigError
+
+FULL: dict[str, Any] = {
+    "format_version": 1,
+    "pattern": "2:4",
+    "target_sparsity": 0.3,
+    "pruning_scope": "local",
+    "criterion": "magnitude",
+    "criterion_reduce_type": "l2",
+    "score_dtype": "bfloat16",
+    "kind": "progressive",
+    "start_step": 3,
+    "end_step": 70,
+    "pruning_frequency": 7,
+    "sparsity_decay_type": "linear",
+    "progressive_steps": 2,
+    "keep_zeros": True,
+    "min_sparsity_ratio_per_op": 0.1,
+    "max_sparsity_ratio_per_op": 0.4,
+    "op_names": ["encoder\\..*"],
+    "excluded_op_names": [".*head"],
+    "pruning_op_types": ["Conv"],
+    "reg_type": "group_lasso",
+    "reg_coeff": 0.01,
+    "seed": 7,
+    "layers": {"encoder\\.0\\..*": None, "encoder\\.1": {"pattern": "4x1", "target_sparsity": 0.2}},
+    "layer_types": {"Conv2d": {"pattern": "1xchannel"}},
+}
+"""Every key, at another value than its default."""
+
+
+def test_every_key_is_here_and_differs_from_its_default() -> None:
+    default = PruningConfig().to_dict()
+    same = {key for key, value in FULL.items() if default[key] == value}
+    assert (set(FULL), same) == (set(default), {"format_version"})
+
+
+@pytest.mark.parametrize("data", [{}, FULL])
+def test_every_form_is_lossless(data: dict[str, Any], tmp_path: Path) -> None:
+    config = PruningConfig(**data)
+    file = tmp_path / "pruning.yaml"
+    file.write_text(config.to_yaml(), "utf-8")
+    copies = [
+        PruningConfig.from_dict(config.to_dict()),
+        PruningConfig.from_yaml(config.to_yaml()),
+        PruningConfig.from_json(config.to_json()),
+        PruningConfig.from_yaml(file),
+    ]
+    assert copies == [config] * 4
+    assert json.loads(config.to_json()) == config.to_dict()
+    assert all(config.to_dict()[key] == value for key, value in data.items())
+
+
+@given(st.floats(0, 1), st.floats(0, allow_infinity=False))
+def test_numbers_keep_every_bit(target: float, coefficient: float) -> None:
+    config = PruningConfig(target_sparsity=target, reg_coeff=coefficient)
+    assert PruningConfig.from_yaml(config.to_yaml()) == PruningConfig.from_json(config.to_json()) == config
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        PruningConfig().pattern = "2:4"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("key", [key for key in FULL if key != "format_version"])
+def test_a_misspelled_key_is_refused_with_the_right_one(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"Unknown key '{key}z'. Did you mean '{key}'. Known: criterion, "):
+        PruningConfig(**{f"{key}z": FULL[key]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[
+            (key, value)
+            for key in FULL
+            if "sparsity_" in key and "ratio" in key
+            for value in (-0.1, 1.1, math.nan, "much")
+        ],
+        *[("target_sparsity", value) for value in (-0.1, 1.1, math.nan, "much")],
+        *[(key, value) for key in ("start_step", "end_step", "seed") for value in (-1, 1.5, "soon")],
+        *[(key, 0) for key in ("pruning_frequency", "progressive_steps")],
+        *[("reg_coeff", value) for value in (-1.0, math.inf, math.nan)],
+        *[(key, "no such") for key in ("pruning_scope", "criterion_reduce_type", "score_dtype", "kind", "reg_type")],
+        ("format_version", 2),
+        ("pattern", 4),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}.*: Input should be .*, found {value!r}\."):
+        PruningConfig(**{key: value})
+
+
+def test_every_problem_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"seed: .* found -1\.\nlayers: .* found 3\."):
+        PruningConfig(seed=-1, layers=3)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"start_step": 9, "end_step": 5}, r"start_step must not be greater than end_step, found 9 > 5\."),
+        (
+            {"min_sparsity_ratio_per_op": 0.6, "max_sparsity_ratio_per_op": 0.5},
+            r"min_sparsity_ratio_per_op must not be greater than max_sparsity_ratio_per_op, found 0\.6 > 0\.5\.",
+        ),
+        (
+            {"target_sparsity": 0.8, "max_sparsity_ratio_per_op": 0.7},
+            r"target_sparsity=0\.8 is out of reach: every layer must lose between min_.*=0\.0 and max_.*=0\.7 of its",
+        ),
+        ({"target_sparsity": 0.1, "min_sparsity_ratio_per_op": 0.2}, "target_sparsity=0.1 is out of reach"),
+        ({"op_names": ["(open"]}, r"op_names: '\(open' is not a regular expression: missing \)"),
+        ({"layers": {"*": None}}, r"layers: '\*' is not a regular expression: nothing to repeat"),
+        ({"criterion": "snip", "pruning_type": "snip"}, "'criterion' and 'pruning_type' are two names of one thing"),
+        ({"layers": {"fc": {"patern": "2:4"}}}, r"layers\['fc'\]: Unknown key 'patern'\. Did you mean 'pattern'\?"),
+        (
+            {"layer_types": {"Conv2d": {"target_sparsity": 2}}},
+            r"layer_types\['Conv2d'\]: target_sparsity: Input should",
+        ),
+        (
+            {"max_sparsity_ratio_per_op": 0.5, "target_sparsity": 0.5, "layers": {"fc": {"target_sparsity": 0.6}}},
+            r"layers\['fc'\]: target_sparsity=0\.6 is out of reach",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PruningConfig(**data)
+
+
+@pytest.mark.parametrize("key", sorted(NOT_PER_LAYER))
+def test_a_rule_for_a_layer_says_nothing_about_which_layers(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"layers\['fc'\]: {key} cannot be set for some layers only\."):
+        PruningConfig(layers={"fc": {key: FULL[key]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pattern: [", "The configuration is not valid YAML: "),
+        ("- 4x1", r"A configuration must be a mapping of names to values, found list\."),
+        ("", "found NoneType"),
+        ("1: 2", "A configuration must be a mapping of names to values"),
+    ],
+)
+def test_a_text_that_is_no_configuration_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PruningConfig.from_yaml(text)
+
+
+def test_pruning_type_is_another_name_of_the_criterion() -> None:
+    config = PruningConfig(pruning_type="magnitude", layers={"fc": {"pruning_type": "random"}})
+    rule = config.for_layer("fc", ())
+    assert (config.criterion, config.pruning_type) == ("magnitude", "magnitude")
+    assert rule is not None
+    assert rule.criterion == "random"
+    assert PruningConfig.from_yaml(config.to_yaml()) == config
+
+
+def test_one_name_is_enough_for_a_list() -> None:
+    assert PruningConfig(op_names="fc", pruning_op_types="Conv") == PruningConfig(
+        op_names=("fc",), pruning_op_types=("Conv",)
+    )
+
+
+@pytest.mark.parametrize(("end_step", "last_step"), [(None, 4), (9, 9)])
+def test_last_step(end_step: int | None, last_step: int) -> None:
+    assert PruningConfig(start_step=4, end_step=end_step).last_step == last_step
+
+
+def test_a_schedule_may_be_a_function_but_not_in_a_file() -> None:
+    config = PruningConfig(sparsity_decay_type=max)
+    assert config.sparsity_decay_type is max
+    with pytest.raises(
+        ConfigError, match=r"a file can only hold a name\. Decorate it with @secateur.register_schedule"
+    ):
+        config.to_yaml()
+
+
+RULES = PruningConfig(
+    target_sparsity=0.5,
+    layers={r"encoder\.0\..*": None, r"encoder\..*": {"pattern": "1x4"}, r".*\.fc": {"pattern": "2:4"}},
+    layer_types={"Linear": {"target_sparsity": 0.25}, "Conv2d": None, "Conv": {"pattern": "1x1"}},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "types", "expected"),
+    [
+        ("encoder.0.fc", ("Linear", "Linear"), None),
+        ("encoder.1.fc", ("Linear", "Linear"), ("1x4", 0.5)),  # the first that matches; a name beats a type
+        ("head.fc", (), ("2:4", 0.5)),
+        ("my.encoder.0.x", (), ("4x1", 0.5)),  # the whole name has to match
+        ("stem", ("Conv2d", "Conv"), None),  # the most specific type first
+        ("stem", ("Conv3d", "Conv"), ("1x1", 0.5)),
+        ("stem", ("Linear", "Linear"), ("4x1", 0.25)),
+        ("stem", ("Embedding",), ("4x1", 0.5)),
+    ],
+)
+def test_a_name_beats_a_type_beats_the_default(
+    name: str, types: tuple[str, ...], expected: tuple[str, float] | None
+) -> None:
+    found = RULES.for_layer(name, types)
+    assert (None if found is None else (found.pattern, found.target_sparsity)) == expected
+    assert found is None or (found.layers, found.layer_types) == ({}, {})

@@ -1,0 +1,77 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from secateur._registry import Registry, nearest
+from secateur.errors import ConfigError, SecateurError, UnknownNameError
+
+
+@pytest.fixture
+def registry() -> Registry[Callable[[], int]]:
+    found: Registry[Callable[[], int]] = Registry("thing")
+    found.register("one")(int)
+    return found
+
+
+def test_registering_returns_what_it_decorates(registry: Registry[Callable[[], int]]) -> None:
+    def two() -> int:
+        return 2
+
+    assert registry.register("two")(two) is two
+    assert registry.find("two") is two
+    assert list(registry) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("one", r"The thing name 'one' is taken by <class 'int'>\. Choose another name\."),
+        ("", r"A thing needs a name, found ''\."),
+    ],
+)
+def test_a_name_that_cannot_be_taken(registry: Registry[Callable[[], int]], name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        registry.register(name)(int)
+    assert list(registry) == ["one"]
+
+
+def test_an_unknown_name_suggests_and_lists(registry: Registry[Callable[[], int]]) -> None:
+    registry.register("another")(int)
+    with pytest.raises(UnknownNameError, match=r"Unknown thing 'onee'\. Did you mean 'one'\? Known: another, one\."):
+        registry.find("onee")
+
+
+def test_the_error_is_also_a_built_in_one(registry: Registry[Callable[[], int]]) -> None:
+    for kind in (SecateurError, LookupError, ValueError):
+        with pytest.raises(kind, match="Unknown thing 'two'"):
+            registry.find("two")
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("cubik", " Did you mean 'cubic'?"), ("zzz", ""), ("", ""), ("cubic", " Did you mean 'cubic'?")],
+)
+def test_nearest(name: str, suggestion: str) -> None:
+    assert nearest(name, ["cubic", "linear"]) == suggestion
+
+
+@pytest.mark.parametrize(
+    ("kind", "group"), [("criterion", "criteria"), ("pattern", "patterns"), ("schedule", "schedules")]
+)
+def test_installed_packages_register_through_entry_points(
+    kind: str, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package on the path, as pip leaves it."""
+    metadata = tmp_path / f"plugin_{kind}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: plugin-{kind}\nVersion: 1.0\n", "utf-8")
+    (metadata / "entry_points.txt").write_text(f"[secateur.{group}]\nmine = plugin_{kind}\n", "utf-8")
+    (tmp_path / f"plugin_{kind}.py").write_text("import host\nhost.registry.register('mine')(host)\n", "utf-8")
+    host = type(sys)("host")
+    host.registry = registry = Registry(kind)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "host", host)
+    assert registry.find("mine") is host
+    assert registry.find("mine") is host, "loading twice would register twice"

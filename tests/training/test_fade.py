@@ -1,0 +1,26 @@
+"""How condemned units disappear, against a sort."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateur.training.fade import fade
+
+
+@given(
+    weights=st.lists(st.integers(-4, 4), min_size=1, max_size=30),
+    parts=st.integers(1, 6),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_smallest_condemned_weights_go_first(weights: list[int], parts: int, seed: int, data: st.DataObject) -> None:
+    part = data.draw(st.integers(0, parts))
+    rng = np.random.default_rng(seed)
+    weight = np.array(weights, dtype=np.float32)
+    now = rng.random(weight.size) < 0.8
+    later = now & (rng.random(weight.size) < 0.5)
+    condemned = [index for index in range(weight.size) if now[index] and not later[index]]
+    condemned.sort(key=lambda index: (abs(weight[index]), -index))
+    expected = now.copy()
+    expected[condemned[: len(condemned) * part // parts]] = False
+    assert (fade(weight, now, later, (part, parts)) == expected).all()

@@ -1,0 +1,169 @@
+"""Bad input is refused before anything is changed; what goes wrong later names the layer and leaves the masks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+from training.models import CONFIG, backward, begin, bits, hooks, mlp
+
+import secateur
+from secateur.errors import ConfigError, LayerError, ScoreError, SecateurError, UnknownNameError, UnsupportedModelError
+
+MAGNITUDE = {**CONFIG, "criterion": "magnitude", "start_step": 0}
+
+
+def refused(model: Any, config: dict[str, Any], optimizer: Any, kind: type[SecateurError], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        secateur.prepare(model, config, optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "message"),
+    [
+        ({"start_step": 0}, ConfigError, "start_step must be at least 1 for the criterion 'snip_momentum'"),
+        ({"start_step": 0, "criterion": "taylor"}, ConfigError, "criterion 'taylor': it ranks by gradients"),
+        ({**MAGNITUDE, "layers": {"2": {"criterion": "snip"}}}, ConfigError, "criterion 'snip'"),
+        ({"criterion": "magic"}, UnknownNameError, "Unknown criterion 'magic'"),
+        ({"sparsity_decay_type": "magic"}, UnknownNameError, "Unknown schedule 'magic'"),
+        ({"pattern": "magic"}, UnknownNameError, "Unknown pattern 'magic'"),
+        ({**MAGNITUDE, "layers": {"2": {"criterion": "magic"}}}, UnknownNameError, "Unknown criterion 'magic'"),
+        ({"op_names": ["fc"]}, UnknownNameError, "op_names: 'fc' matches no layer"),
+        ({"pattern": "3x1"}, LayerError, "No layer of the model can be pruned"),
+        ({"pattern": "2:4", "target_sparsity": 0.75}, ConfigError, "out of reach for '2:4'"),
+        ({"max_sparsity_ratio_per_op": 0.5}, ConfigError, "out of reach"),
+        ({**MAGNITUDE, "sparsity_decay_type": lambda *_: 2.0}, ConfigError, r"must return a sparsity in \[0, 1\]"),
+        ({"traget_sparsity": 0.5}, ConfigError, "Unknown key 'traget_sparsity'. Did you mean 'target_sparsity'"),
+    ],
+)
+def test_config(config: dict[str, Any], kind: type[SecateurError], message: str) -> None:
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    before = bits(model)
+    refused(model, {**CONFIG, **config}, optimizer, kind, message)
+    assert bits(model) == before
+    assert hooks(optimizer) == 0
+    assert optimizer.state == {}
+
+
+@pytest.mark.parametrize("value", [float("nan")])
+@pytest.mark.parametrize("name", ["0", "2"])
+def test_weights_that_are_no_numbers(name: str, value: float) -> None:
+    model = mlp()
+    model.get_submodule(name).weight.data[3, 5] = value
+    optimizer = SGD(model.parameters(), lr=0.1)
+    before = bits(model)
+    refused(model, MAGNITUDE, optimizer, ScoreError, f"layer '{name}': weights must be numbers, found nan")
+    assert bits(model) == before
+    assert hooks(optimizer) == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (lambda model: mlp(1).parameters(), "does not hold the weights of 2 of 2 layers to be pruned: 0, 2. Build"),  # noqa: ARG005
+        (lambda model: model[2:].parameters(), "does not hold the weights of 1 of 2 layers to be pruned: 0. Build"),
+    ],
+)
+def test_optimizer_without_the_weights(weights: Callable[[nn.Sequential], Any], message: str) -> None:
+    model = mlp()
+    optimizer = SGD(weights(model), lr=0.1)
+    before = bits(model)
+    refused(model, MAGNITUDE, optimizer, LayerError, message)
+    refused(model, MAGNITUDE, [optimizer], LayerError, message)
+    assert bits(model) == before
+    assert hooks(optimizer) == 0
+
+
+def test_no_optimizer() -> None:
+    refused(mlp(), CONFIG, [], LayerError, "does not hold the weights of 2 of 2 layers")
+
+
+@pytest.mark.parametrize("optimizer", [None, 0.1, SGD, "sgd", [None], [{}]])
+def test_not_an_optimizer(optimizer: Any) -> None:
+    refused(mlp(), CONFIG, optimizer, UnsupportedModelError, r"optimizer must be a torch.optim.Optimizer, found")
+
+
+def test_parameters_instead_of_an_optimizer() -> None:
+    model = mlp()
+    refused(model, CONFIG, model.parameters(), UnsupportedModelError, "Optimizer, found Parameter")
+
+
+@pytest.mark.parametrize("model", [None, "bert", nn.Linear, mlp().state_dict()])
+def test_not_a_module(model: Any) -> None:
+    refused(model, CONFIG, SGD(mlp().parameters(), lr=0.1), UnsupportedModelError, r"A torch.nn.Module is needed")
+
+
+# What goes wrong on the way.
+
+
+@pytest.mark.parametrize("kind", ["iterative", "progressive"])
+@pytest.mark.parametrize("name", ["0", "2"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_gradients_that_are_no_numbers(scope: str, name: str, kind: str) -> None:
+    session = begin({**CONFIG, "kind": kind, "pruning_scope": scope}, optimizer="sgd").train(range(4))
+    before = session.pruner.masks
+    session.model.zero_grad()
+    backward(session.model, 4)
+    session.model.get_submodule(name).weight.grad.fill_(torch.nan)
+    with pytest.raises(ScoreError, match=f"layer '{name}': scores must be numbers, found nan. Look for nan in its"):
+        session.optimizer.step()
+    assert all(torch.equal(mask, before[layer]) for layer, mask in session.pruner.masks.items())
+
+
+def test_no_mask_changes_if_the_second_rule_fails() -> None:
+    session = begin({**CONFIG, "layers": {"2": {"target_sparsity": 0.5}}}, optimizer="sgd").train(range(4))
+    before = session.pruner.masks
+    session.model[2].weight.grad.fill_(torch.nan)
+    with pytest.raises(ScoreError, match="layer '2'"):
+        session.optimizer.step()
+    assert all(torch.equal(mask, before[layer]) for layer, mask in session.pruner.masks.items())
+
+
+def test_infinite_gradients_are_scores() -> None:
+    session = begin({**CONFIG, "criterion": "gradient", "end_step": None}, optimizer="sgd")
+    backward(session.model, 0)
+    session.model[0].weight.grad[:4] = torch.inf
+    session.optimizer.step()
+    assert session.pruner.masks["0"][:4].all()
+    assert session.pruner.sparsity == 0.75
+
+
+def test_layer_that_never_got_a_gradient() -> None:
+    session = begin(optimizer="sgd")
+    backward(session.model, 0)
+    session.model[2].weight.grad = None
+    with pytest.raises(ScoreError, match="layer '2': 'snip_momentum' ranks by gradients, and none has reached this layer"):
+        session.optimizer.step()
+    assert all(mask.all() for mask in session.pruner.masks.values())
+
+
+def test_layer_that_misses_some_gradients_keeps_its_scores() -> None:
+    session = begin(optimizer="sgd")
+    for step in range(9):
+        session.model.zero_grad()
+        backward(session.model, step)
+        if step:
+            session.model[2].weight.grad = None
+        session.optimizer.step()
+    assert session.pruner.finalize().is_complete
+
+
+def test_layer_without_a_gradient_can_be_ranked_by_magnitude() -> None:
+    session = begin({**CONFIG, "criterion": "magnitude"}, optimizer="sgd")
+    for _ in range(9):
+        session.optimizer.step()
+    assert session.pruner.finalize().unit_sparsity == 0.75
+
+
+def test_schedule_that_goes_wrong_on_the_way() -> None:
+    def wrong(initial: float, target: float, progress: float) -> float:
+        return 7.0 if progress > 0.4 else initial + target * progress
+
+    session = begin({**CONFIG, "sparsity_decay_type": wrong}).train(range(4))
+    before = session.pruner.masks
+    with pytest.raises(ConfigError, match=r"must return a sparsity in \[0, 1\].* returned 7.0"):
+        session.train([4])
+    assert all(torch.equal(mask, before[layer]) for layer, mask in session.pruner.masks.items())

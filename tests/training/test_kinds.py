@@ -1,0 +1,253 @@
+"""What each kind of run does when."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from training.models import CONFIG, NeverRevived, begin, bits, mlp, pruned_units, revived
+
+import secateur
+from secateur.errors import ConfigError, LayerError
+
+SPARSE_WARNING = "of the weights to be pruned are zero already and may come back to life"
+
+
+def sparse_mlp(seed: int = 0, share: float = 0.5) -> nn.Sequential:
+    """A model in which single weights are zero, those of the first layer only."""
+    model = mlp(seed)
+    weight = model[0].weight.data
+    weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(7)) < share] = 0
+    return model
+
+
+def zeros(mask: torch.Tensor) -> int:
+    return int((~mask).sum())
+
+
+def is_structured(mask: torch.Tensor) -> bool:
+    """Whether a mask is made of whole units of 4x1."""
+    return torch.equal(mask, mask[::4].repeat_interleave(4, 0))
+
+
+# At once.
+
+
+@pytest.mark.parametrize("config", [{"end_step": None}, {"end_step": 30, "sparsity_decay_type": "one_shot"}])
+@pytest.mark.parametrize("start", [1, 4])
+def test_at_once(start: int, config: dict[str, Any]) -> None:
+    session = begin({**CONFIG, "start_step": start, **config})
+    found: list[int] = []
+    session.train(range(6), lambda step: found.append(pruned_units(session.pruner)))  # noqa: ARG005
+    assert found == [0] * (start - 1) + [192] * (7 - start)
+    assert session.pruner.finalize().is_complete
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_before_the_first_step(criterion: str) -> None:
+    session = begin({**CONFIG, "start_step": 0, "end_step": None, "criterion": criterion})
+    assert pruned_units(session.pruner) == 192
+    assert revived(session.pruner) == []
+    assert session.train(range(3), NeverRevived(session.pruner)).pruner.finalize().step == 3
+
+
+def test_magnitude_keeps_the_largest_units() -> None:
+    norms = torch.cat([mlp()[index].weight.detach().abs().reshape(-1, 4, width).mean(1).flatten() for index, width in ((0, 16), (2, 32))])
+    masks = begin({**CONFIG, "start_step": 0, "end_step": None, "criterion": "magnitude"}).pruner.masks
+    kept = torch.cat([mask[::4].flatten() for mask in masks.values()])
+    assert norms[kept].min() > norms[~kept].max()
+
+
+# Progressive.
+
+
+@pytest.mark.parametrize("pattern", ["4x1", "2:4"])
+@pytest.mark.parametrize("parts", [1, 3, 4, 9])
+def test_progressive(parts: int, pattern: str) -> None:
+    config = {"pattern": pattern, "kind": "progressive", "end_step": 13, "pruning_frequency": 4, "target_sparsity": 0.5}
+    session = begin({**config, "progressive_steps": parts})
+    masks = {0: session.pruner.masks}
+    session.train(range(15), lambda step: masks.update({step: session.pruner.masks}))
+    assert session.pruner.finalize().sparsity == 0.5
+    found = {step: sum(zeros(mask) for mask in masks[step].values()) for step in (1, 5, 9, 13, 15)}
+    assert found == {1: 0, 5: 360, 9: 492 if pattern == "4x1" else 494, 13: 512, 15: 512}
+    for now, then in ((1, 5), (5, 9), (9, 13)):
+        for name in ("0", "2"):
+            first, last = zeros(masks[now][name]), zeros(masks[then][name])
+            counts = [zeros(masks[step][name]) for step in range(now, then + 1)]
+            assert counts == sorted(counts)
+            assert set(counts) <= {first + part * (last - first) // parts for part in range(parts + 1)}
+            assert len(set(counts)) == min(parts, 4) + 1
+            assert all((masks[then][name] <= masks[step][name]).all() for step in range(now, then)), "only condemned ones"
+    if pattern == "4x1":
+        assert all(is_structured(mask) for step in found for mask in masks[step].values())
+
+
+def test_progressive_masks_tear_units_on_the_way() -> None:
+    masks = begin({**CONFIG, "kind": "progressive", "pruning_frequency": 4}).train(range(3)).pruner.masks
+    assert not any(is_structured(mask) for mask in masks.values())
+
+
+def test_fading_weights_do_not_come_back_among_other_zeros() -> None:
+    session = begin({**CONFIG, "kind": "progressive", "pruning_frequency": 8, "progressive_steps": 4}, optimizer="sgd")
+    check = NeverRevived(session.pruner)
+    for step in range(9):
+        session.train([step], check)
+        for name in session.pruner.masks:
+            session.model.get_submodule(name).weight.data[:, ::2] = 0
+
+
+# Locked.
+
+
+@pytest.mark.parametrize("pattern", ["1x1", "4x1", "2:4"])
+def test_lock_keeps_the_zeros_that_are_there(pattern: str) -> None:
+    model = sparse_mlp()
+    before = {name: model.get_submodule(name).weight != 0 for name in ("0", "2")}
+    session = begin({"pattern": pattern, "kind": "pattern_lock"}, model=model, optimizer="sgd")
+    session.train(range(5), NeverRevived(session.pruner))
+    assert all(torch.equal(mask, before[name]) for name, mask in session.pruner.masks.items())
+    report = session.pruner.finalize()
+    assert report.is_complete
+    assert report.layers[0].pruned_weights == int((~before["0"]).sum())
+    assert report.layers[1].pruned_weights == 0
+
+
+def test_lock_of_a_model_that_is_sparser_than_the_default_target() -> None:
+    session = begin({"kind": "pattern_lock"}, model=sparse_mlp(share=0.99))
+    assert session.train(range(2)).pruner.finalize().layers[0].sparsity > 0.95
+
+
+# Going on with a sparse model.
+
+
+def finished(config: dict[str, Any]) -> nn.Sequential:
+    return begin(config).train(range(10)).model
+
+
+@pytest.mark.parametrize("target", [0.3, 0.75, 0.9])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_kept_zeros_may_already_be_the_target(scope: str, target: float) -> None:
+    config = {**CONFIG, "target_sparsity": target, "pruning_scope": scope}
+    session = begin({**config, "keep_zeros": True}, model=finished(config))
+    before = session.pruner.masks
+    count = pruned_units(session.pruner)
+    session.train(range(10), NeverRevived(session.pruner))
+    assert pruned_units(session.pruner) == count
+    assert all(torch.equal(mask, before[name]) for name, mask in session.pruner.masks.items())
+
+
+def test_kept_zeros_are_where_the_schedule_starts(caplog: pytest.LogCaptureFixture) -> None:
+    model = finished({**CONFIG, "target_sparsity": 0.5})
+    before = model[0].weight == 0
+    config = {**CONFIG, "keep_zeros": True, "sparsity_decay_type": "linear"}
+    session = begin(config, model=model)
+    found = [pruned_units(session.pruner)]
+    session.train(range(9), lambda step: found.append(pruned_units(session.pruner)))  # noqa: ARG005
+    assert found == [128, 128, 128, 144, 144, 160, 160, 176, 176, 192]
+    assert not session.pruner.masks["0"][before].any()
+    assert SPARSE_WARNING not in caplog.text
+
+
+def test_kept_zeros_of_a_groups_pattern() -> None:
+    config = {**CONFIG, "pattern": "2:4", "target_sparsity": 0.25}
+    session = begin({**config, "target_sparsity": 0.5, "keep_zeros": True}, model=finished(config))
+    assert session.pruner.sparsity == 0.25
+    session.train(range(9), NeverRevived(session.pruner))
+    assert session.pruner.finalize().sparsity == 0.5
+
+
+@pytest.mark.xfail(reason="a group that starts with a zero among its survivors is neither dense nor N:M in the end")
+def test_kept_zeros_that_no_groups_pattern_made() -> None:
+    config = {**CONFIG, "pattern": "2:4", "target_sparsity": 0.25, "keep_zeros": True}
+    session = begin(config, model=sparse_mlp(share=0.1))
+    session.train(range(10), NeverRevived(session.pruner))
+    assert session.pruner.finalize().is_complete
+
+
+def test_layer_of_zeros_counts_as_dense() -> None:
+    model = mlp()
+    model[0].weight.data.zero_()
+    session = begin({**CONFIG, "keep_zeros": True}, model=model)
+    assert pruned_units(session.pruner) == 0
+
+
+def test_kept_zeros_beyond_the_target() -> None:
+    model = finished(CONFIG)
+    before = bits(model)
+    with pytest.raises(ConfigError, match=r"starts with 75.0000% of its units zero, more than target_sparsity=0.5"):
+        begin({**CONFIG, "target_sparsity": 0.5, "keep_zeros": True}, model=model)
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "warns"),
+    [
+        (mlp, {}, False),
+        (sparse_mlp, {}, True),
+        (sparse_mlp, {"keep_zeros": True}, False),
+        (sparse_mlp, {"kind": "pattern_lock"}, False),
+    ],
+)
+def test_warning_about_zeros(model: Any, config: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture) -> None:  # noqa: FBT001
+    with caplog.at_level(logging.WARNING, "secateur"):
+        begin({**CONFIG, **config}, model=model())
+    assert (SPARSE_WARNING in caplog.text) == warns
+    assert len(caplog.records) == warns
+
+
+# Bounds and frozen masks.
+
+
+@pytest.mark.parametrize("kind", ["iterative", "progressive"])
+def test_bounds_hold_at_every_step(kind: str) -> None:
+    bounds = {"min_sparsity_ratio_per_op": 0.55, "max_sparsity_ratio_per_op": 0.65}
+    model = mlp()
+    model[0].weight.data *= 100
+    session = begin({**CONFIG, "kind": kind, "criterion": "magnitude", "target_sparsity": 0.6, **bounds}, model=model)
+
+    def check(_: int) -> None:
+        assert all(layer.pruned_units <= 83 for layer in session.pruner.report().layers)
+
+    report = session.train(range(10), check).pruner.finalize()
+    assert [layer.pruned_units for layer in report.layers] == [71, 83]
+    assert session.pruner.plan.patterns[0].keep_mask_layers == {"2": "reached max_sparsity_ratio_per_op"}
+
+
+def test_mask_that_the_user_froze_stays() -> None:
+    session = begin({**CONFIG, "target_sparsity": 0.5}).train(range(3))
+    session.pruner.plan.patterns[0].keep_mask_layers["0"] = "good as it is"
+    frozen = session.pruner.masks["0"]
+    session.train(range(3, 10), NeverRevived(session.pruner))
+    assert torch.equal(session.pruner.masks["0"], frozen)
+    assert pruned_units(session.pruner) == 128
+    assert session.pruner.finalize().is_complete
+
+
+def test_frozen_progressive_layer_loses_what_was_condemned_and_no_more() -> None:
+    session = begin({**CONFIG, "kind": "progressive", "target_sparsity": 0.5}).train(range(3))
+    session.pruner.plan.patterns[0].keep_mask_layers["0"] = "good as it is"
+    frozen = session.train(range(3, 5)).pruner.masks["0"]
+    session.train(range(5, 10), NeverRevived(session.pruner))
+    assert torch.equal(session.pruner.masks["0"], frozen)
+    assert pruned_units(session.pruner) == 128
+    assert session.pruner.finalize().is_complete
+
+
+def test_frozen_before_the_first_update_stays_dense() -> None:
+    session = begin({**CONFIG, "target_sparsity": 0.25})
+    session.pruner.plan.patterns[0].keep_mask_layers["2"] = "mine"
+    session.train(range(9))
+    assert [layer.pruned_units for layer in session.pruner.finalize().layers] == [64, 0]
+
+
+def test_a_layer_without_a_gradient_can_be_left_out() -> None:
+    model = mlp()
+    model[2].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert list(secateur.prepare(model, CONFIG, optimizer=optimizer).masks) == ["0"]
+    with pytest.raises(LayerError, match="'2' was named"):
+        secateur.prepare(model, {**CONFIG, "op_names": ["2"]}, optimizer=optimizer)
+
+

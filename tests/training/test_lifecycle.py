@@ -1,0 +1,163 @@
+"""Prepare, step, report, finalize, close: in order, verified, and out of order refused."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from training.models import CONFIG, begin, bits, hooks, mlp, pruned_units, revived
+
+import secateur
+from secateur.errors import StateError
+
+
+def test_finalize_leaves_a_plain_model() -> None:
+    session = begin().train(range(10))
+    before = bits(session.model)
+    report = session.pruner.finalize()
+    assert bits(session.model) == before
+    assert hooks(session.optimizer) == 0
+    assert not session.pruner.is_active
+    assert report.is_complete
+    assert (report.step, report.last_step) == (10, 9)
+    assert report.dense == {"4": "output layer: dense unless op_names or layers name it"}
+    session.train(range(10, 12))
+    assert revived(session.pruner) != []
+
+
+@pytest.mark.parametrize("name", ["0", "2"])
+def test_finalize_finds_a_weight_that_came_back(name: str) -> None:
+    session = begin({**CONFIG, "pruning_scope": "local"}).train(range(9))
+    session.model.get_submodule(name).weight.data.add_(1)
+    with pytest.raises(StateError, match=rf"The masks or weights of 1 layers .*\n  {name}: 384 pruned weights are not zero"):
+        session.pruner.finalize()
+    assert session.pruner.is_active
+
+
+@pytest.mark.parametrize("value", [1e-30, float("nan"), float("inf")])
+def test_finalize_finds_a_single_weight(value: float) -> None:
+    session = begin().train(range(9))
+    where = (~session.pruner.masks["2"]).nonzero()[0].tolist()
+    session.model[2].weight.data[tuple(where)] = value
+    with pytest.raises(StateError, match="2: 1 pruned weights are not zero"):
+        session.pruner.finalize()
+
+
+def test_finalize_can_be_repeated_after_the_damage_is_undone() -> None:
+    session = begin().train(range(9))
+    session.model[0].weight.data.add_(1)
+    with pytest.raises(StateError):
+        session.pruner.finalize()
+    session.pruner.apply_masks(session.model)
+    assert session.pruner.finalize().is_complete
+
+
+def test_finalize_finds_a_weight_that_was_replaced() -> None:
+    session = begin().train(range(9))
+    session.model[0].weight = nn.Parameter(torch.ones(32, 16))
+    with pytest.raises(StateError, match="0: its weight is another parameter than the one that was pruned"):
+        session.pruner.finalize()
+
+
+def test_finalize_twice() -> None:
+    session = begin().train(range(9))
+    session.pruner.finalize()
+    with pytest.raises(StateError, match=r"has been finalized or closed already\. Call secateur.prepare"):
+        session.pruner.finalize()
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({}, 0),
+        ({}, 4),
+        ({"start_step": 9}, 4),
+        ({"pattern": "2:4", "target_sparsity": 0.5}, 4),
+        ({"pattern": "2:4", "target_sparsity": 0.25}, 6),
+        ({"pattern": "2:4", "target_sparsity": None, "kind": "progressive"}, 4),
+        ({"kind": "progressive"}, 0),
+        ({"kind": "progressive"}, 3),
+        ({"kind": "progressive", "pruning_frequency": 4, "end_step": 13}, 8),
+    ],
+)
+def test_finalize_early(config: dict[str, Any], steps: int, caplog: pytest.LogCaptureFixture) -> None:
+    session = begin({**CONFIG, **config}).train(range(steps))
+    with caplog.at_level(logging.WARNING, "secateur"):
+        report = session.pruner.finalize()
+    assert not report.is_complete
+    assert (report.step, report.last_step) == (steps, max(9, config.get("end_step", 9)))
+    assert len(caplog.records) == 1
+    assert f"finalize() after step {steps}, but the schedule ends at step" in caplog.text
+    assert f"The target was not reached: stopped at step {steps}" in str(report)
+
+
+def test_finalize_in_time_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "secateur"):
+        begin().train(range(9)).pruner.finalize()
+    assert caplog.records == []
+
+
+def test_context_closes() -> None:
+    session = begin()
+    with session.pruner as pruner:
+        assert pruner is session.pruner
+        assert hooks(session.optimizer) == 2
+    assert hooks(session.optimizer) == 0
+    with pytest.raises(ZeroDivisionError), begin().pruner as pruner:
+        _ = 1 / 0
+    assert not pruner.is_active
+
+
+def test_close_may_be_repeated_and_ends_the_run() -> None:
+    session = begin().train(range(4))
+    session.pruner.close()
+    session.pruner.close()
+    assert session.train(range(4, 9)).pruner.step == 4
+    with pytest.raises(StateError, match="finalized or closed already"):
+        session.pruner.finalize()
+
+
+def test_hooks_of_others_stay() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: None)
+    pruner = secateur.prepare(model, CONFIG, optimizer=optimizer)
+    assert hooks(optimizer) == 3
+    pruner.close()
+    assert hooks(optimizer) == 1
+
+
+def test_one_run_after_another() -> None:
+    first = begin({**CONFIG, "target_sparsity": 0.25, "end_step": 3}).train(range(3))
+    assert first.pruner.finalize().unit_sparsity == 0.25
+    config = {**CONFIG, "keep_zeros": True}
+    second = secateur.prepare(first.model, config, optimizer=first.optimizer)
+    before = second.masks
+    first.train(range(3, 12))
+    assert pruned_units(second) == 192
+    assert all((second.masks[name] <= mask).all() for name, mask in before.items())
+    assert second.finalize().is_complete
+
+
+def test_report_is_plain_values_and_a_table() -> None:
+    report = begin().train(range(9)).pruner.report()
+    found = report.to_dict()
+    assert json.loads(json.dumps(found))["layers"][0]["pruned_units"] == report.layers[0].pruned_units
+    assert found["sparsity"] == 0.75
+    assert found["is_complete"]
+    text = str(report)
+    assert "In all 75.00% of the weights in 2 layers" in text
+    assert "1 layers stay dense" in text
+
+
+def test_numbers_of_a_report() -> None:
+    report = begin({**CONFIG, "pruning_scope": "local"}).train(range(9)).pruner.report()
+    assert [(layer.name, layer.shape, layer.weights, layer.pruned_weights) for layer in report.layers] == [
+        ("0", (32, 16), 512, 384),
+        ("2", (16, 32), 512, 384),
+    ]
+    assert [(layer.units, layer.pruned_units, layer.sparsity) for layer in report.layers] == [(128, 96, 0.75)] * 2
+    assert report.model_weights == 512 + 32 + 512 + 16 + 64 + 4
+    assert report.model_sparsity == 768 / report.model_weights

@@ -1,0 +1,255 @@
+"""A run that was killed and resumed ends with the same bits as one that was not."""
+
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from training.models import CONFIG, NeverRevived, Session, begin, bits, mlp, pruned_units
+
+import secateur
+from secateur.errors import StateError
+
+STEPS = 12
+
+LONG: dict[str, Any] = {"pattern": "4x1", "target_sparsity": 0.5, "end_step": 10, "pruning_frequency": 3}
+
+RUNS: dict[str, dict[str, Any]] = {
+    "iterative": LONG,
+    "one_shot": {**LONG, "start_step": 7, "end_step": None},
+    "from_step_0": {**LONG, "start_step": 0, "criterion": "magnitude"},
+    "before_training": {**LONG, "start_step": 0, "end_step": None, "criterion": "random"},
+    "local": {**LONG, "pruning_scope": "local", "sparsity_decay_type": "exponential"},
+    "bfloat16": {**LONG, "score_dtype": "bfloat16"},
+    "per_weight": {**LONG, "criterion_reduce_type": "max"},
+    "per_weight_bfloat16": {**LONG, "criterion_reduce_type": "l2", "score_dtype": "bfloat16", "pattern": "1x4"},
+    "taylor": {**LONG, "criterion": "taylor", "pattern": "1xchannel"},
+    "movement": {**LONG, "criterion": "movement", "pattern": "channelx1"},
+    "gradient": {**LONG, "criterion": "gradient", "pattern": "1x1"},
+    "progressive": {**LONG, "kind": "progressive"},
+    "progressive_groups": {**LONG, "kind": "progressive", "pattern": "2:4", "progressive_steps": 2},
+    "groups": {**LONG, "pattern": "2:4", "target_sparsity": 0.25},
+    "bounds": {**LONG, "max_sparsity_ratio_per_op": 0.5},
+    "lock": {**LONG, "kind": "pattern_lock"},
+    "keep_zeros": {**LONG, "keep_zeros": True},
+    "lasso": {**LONG, "reg_type": "group_lasso", "reg_coeff": 0.05},
+    "rules": {**LONG, "layers": {"2": {"pattern": "1:4", "target_sparsity": 0.75, "kind": "progressive"}}},
+}
+
+
+def start(config: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> Session:
+    model = mlp(seed, dtype)
+    model[0].weight.data[4:12] = 0
+    model[2].weight.data.view(-1)[::9] *= 1e-3
+    return begin(config, model=model)
+
+
+def saved(session: Session) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save({part: getattr(session, part).state_dict() for part in session._fields}, file)
+    return file
+
+
+def loaded(file: io.BytesIO) -> dict[str, Any]:
+    """Read as untrusted: tensors and plain values only."""
+    file.seek(0)
+    found: dict[str, Any] = torch.load(file, weights_only=True)
+    return found
+
+
+def resumed(config: dict[str, Any], file: io.BytesIO, dtype: torch.dtype = torch.float32) -> Session:
+    session = start(config, seed=1, dtype=dtype)
+    for part, state in loaded(file).items():
+        getattr(session, part).load_state_dict(state)
+    return session
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two states are equal to the last bit."""
+    if isinstance(left, torch.Tensor):
+        bytewise = (left.dtype, left.shape) == (right.dtype, right.shape)
+        return bytewise and torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)
+
+
+def parts(session: Session) -> dict[str, Any]:
+    return {part: getattr(session, part).state_dict() for part in session._fields}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_resumed_run_ends_with_the_same_bits(run: str) -> None:
+    session, files = start(RUNS[run]), {}
+    for step in range(STEPS):
+        files[step] = saved(session)
+        session.train([step])
+    for stop in (0, 1, 3, 4, 6, 10, 11):
+        other = resumed(RUNS[run], files[stop])
+        other.train(range(stop, STEPS), NeverRevived(other.pruner))
+        assert same(parts(other), parts(session)), stop
+        assert other.pruner.report() == session.pruner.report()
+    assert session.pruner.finalize().is_complete
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_resumed_run_in_another_dtype(dtype: torch.dtype) -> None:
+    session = begin(LONG, model=mlp(dtype=dtype), optimizer="sgd").train(range(5))
+    file = saved(session)
+    other = begin(LONG, model=mlp(1, dtype), optimizer="sgd")
+    for part, state in loaded(file).items():
+        getattr(other, part).load_state_dict(state)
+    assert same(parts(other.train(range(5, STEPS))), parts(session.train(range(5, STEPS))))
+
+
+def test_resumed_by_preparing_the_loaded_model() -> None:
+    for config in (LONG, RUNS["keep_zeros"], RUNS["from_step_0"], RUNS["progressive"]):
+        session = start(config).train(range(8))
+        states = loaded(saved(session))
+        model = mlp(seed=1)
+        model.load_state_dict(states["model"])
+        other = begin(config, model=model)
+        other.optimizer.load_state_dict(states["optimizer"])
+        other.pruner.load_state_dict(states["pruner"])
+        assert same(parts(other.train(range(8, STEPS))), parts(session.train(range(8, STEPS))))
+
+
+def test_finished_run_can_be_loaded_with_its_zeros_kept() -> None:
+    config = {**RUNS["keep_zeros"], "target_sparsity": 0.3}
+    session = start(config).train(range(STEPS))
+    states = loaded(saved(session))
+    model = mlp(seed=1)
+    model.load_state_dict(states["model"])
+    other = begin(config, model=model)
+    other.pruner.load_state_dict(states["pruner"])
+    assert other.pruner.finalize() == session.pruner.finalize()
+
+
+def test_without_the_state_of_the_pruner_it_ends_otherwise() -> None:
+    session = start(LONG).train(range(5))
+    states = loaded(saved(session))
+    other = start(LONG, seed=1)
+    other.model.load_state_dict(states["model"])
+    other.optimizer.load_state_dict(states["optimizer"])
+    assert not same(parts(other.train(range(5, STEPS))), parts(session.train(range(5, STEPS))))
+
+
+def test_sameness_can_fail() -> None:
+    assert not same({"a": torch.tensor(0.0)}, {"a": torch.tensor(-0.0)})
+    assert not same([1, {"a": torch.ones(2)}], [1, {"a": torch.ones(2, dtype=torch.float64)}])
+    assert same({"a": (torch.tensor(math.nan), 1)}, {"a": (torch.tensor(math.nan), 1)})
+
+
+@pytest.mark.parametrize("run", ["iterative", "progressive", "keep_zeros", "lasso"])
+def test_run_can_go_back_to_an_earlier_state(run: str) -> None:
+    session = start(RUNS[run])
+    early = loaded(saved(session))
+    session.train(range(STEPS))
+    late = loaded(saved(session))
+    for part, state in early.items():
+        getattr(session, part).load_state_dict(state)
+    assert same(session.pruner.state_dict(), early["pruner"])
+    assert same(parts(session.train(range(STEPS))), late)
+
+
+def test_frozen_layers_are_resumed() -> None:
+    session = start(LONG).train(range(4))
+    session.pruner.plan.patterns[0].keep_mask_layers["0"] = "mine"
+    file = saved(session)
+    frozen = session.pruner.masks["0"]
+    other = resumed(LONG, file).train(range(4, STEPS))
+    assert torch.equal(other.pruner.masks["0"], frozen)
+    assert pruned_units(other.pruner) == 128
+
+
+def test_a_state_is_a_snapshot() -> None:
+    session = start(LONG).train(range(5))
+    state = session.pruner.state_dict()
+    before = loaded(saved(session))["pruner"]
+    session.train(range(5, STEPS))
+    assert same(state, before)
+    other = start(LONG, seed=1)
+    other.pruner.load_state_dict(state)
+    other.train(range(5, STEPS))
+    assert same(state, before)
+
+
+# States that are refused.
+
+
+def another(model: nn.Sequential | None = None, **config: Any) -> dict[str, Any]:
+    return begin({**LONG, **config}, model=model).train(range(2)).pruner.state_dict()
+
+
+def narrow() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def deeper() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: another(narrow()), r"another model: 2 layers differ in name or shape, among them '0', '2'"),
+        (lambda: another(deeper()), r"another model: 1 layers differ in name or shape, among them '1'"),
+        (lambda: another(target_sparsity=0.25), "another configuration: target_sparsity was 0.25, is 0.5"),
+        (lambda: another(kind="progressive"), "another configuration: kind was 'progressive', is 'iterative'"),
+        (lambda: another(layers={"2": {"pattern": "2:4"}}), "of a run with 2 patterns, this one has 1"),
+        (lambda: another() | {"format_version": 2}, "Not the state of a pruner of format 1, found format 2"),
+        (lambda: another() | {"optimizer_steps": [2, 2]}, "of a run with 2 optimizers, this one has 1"),
+        (lambda: mlp().state_dict(), "Not the state of a pruner of format 1, found format None"),
+        (lambda: {}, r"It comes from pruner.state_dict\(\)"),
+    ],
+)
+def test_state_of_something_else_is_refused(make: Any, message: str) -> None:
+    session = start(LONG).train(range(5))
+    before = loaded(saved(session))
+    with pytest.raises(StateError, match=message):
+        session.pruner.load_state_dict(make())
+    assert same(parts(session), before)
+
+
+def test_state_of_rules_that_differ_in_the_second_is_refused_whole() -> None:
+    def ruled(target: float) -> Session:
+        return begin({**LONG, "layers": {"2": {"target_sparsity": target}}}).train(range(4))
+
+    session = ruled(0.3)
+    before = loaded(saved(session))
+    with pytest.raises(StateError, match="target_sparsity was 0.4, is 0.3"):
+        session.pruner.load_state_dict(ruled(0.4).pruner.state_dict())
+    assert same(parts(session), before)
+
+
+def test_own_schedule_is_told_by_its_name() -> None:
+    def quick(initial: float, target: float, progress: float) -> float:
+        return initial + (target - initial) * progress**0.5
+
+    config = {**LONG, "sparsity_decay_type": quick}
+    session = start(config).train(range(5))
+    other = resumed(config, saved(session))
+    assert same(parts(other.train(range(5, STEPS))), parts(session.train(range(5, STEPS))))
+    with pytest.raises(StateError, match=r"sparsity_decay_type was '.*quick', is 'cubic'"):
+        start(LONG).pruner.load_state_dict(session.pruner.state_dict())
+
+
+def test_several_optimizers_resume_between_their_steps() -> None:
+    def both() -> tuple[nn.Sequential, list[torch.optim.Optimizer], Any]:
+        model = mlp()
+        optimizers = [torch.optim.SGD(model[0].parameters(), 0.1), torch.optim.SGD(model[2:].parameters(), 0.1)]
+        config = {**CONFIG, "criterion": "magnitude"}
+        return model, optimizers, secateur.prepare(model, config, optimizer=optimizers)
+
+    _, optimizers, pruner = both()
+    optimizers[0].step()
+    model, others, other = both()
+    other.load_state_dict(pruner.state_dict())
+    before = bits(model)
+    others[1].step()
+    assert (pruner.step, other.step) == (0, 1)
+    assert bits(model) == before
