@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Table"]
 
-PADDING = 3
+PADDING = 2
 """Characters between two columns."""
 
 LEAST_WIDTH = 20
@@ -41,7 +41,7 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=self.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        table = RichTable(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False)
         last_gives_way = self._width_of_all_but_last() + LEAST_WIDTH <= options.max_width
         for index, heading in enumerate(self.columns):
             justify: JustifyMethod = "right" if heading.startswith(">") else "left"
@@ -49,7 +49,10 @@ class Table:
             table.add_column(heading.removeprefix(">"), justify=justify, overflow="fold", no_wrap=no_wrap)
         for index, row in enumerate(self.rows):
             table.add_row(*(Text(cell) for cell in row), style="dim" if index in self.dimmed else None)
+        yield Text(self.title, style="bold")
+        yield Text()
         yield table
+        yield Text()
         yield from (Text(line) for line in self.footer)
 
     def _width_of_all_but_last(self) -> int:

@@ -48,7 +48,7 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:  # noqa: FBT001
+def _show_version(asked: bool) -> None:
     if asked:
         try:
             typer.echo(f"secateur {version('secateur')}")
@@ -60,7 +60,7 @@ def _show_version(asked: bool) -> None:  # noqa: FBT001
 @app.callback()
 def main(
     *,
-    show_version: Annotated[  # noqa: ARG001
+    show_version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:

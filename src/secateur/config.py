@@ -33,7 +33,8 @@ class PruningConfig(BaseModel):
     Attributes:
         format_version: Version of this format.
         pattern: Pattern specification, e.g. ``"4x1"``, ``"2:4"`` (two kept of four), ``"1xchannel"``.
-        target_sparsity: Share of weights pruned at the end, in [0, 1]. ``None``: 0.9, or all that an N:M pattern can.
+        target_sparsity: Share pruned at the end, in [0, 1], counted in units; units of a global ranking over channels
+            differ in size, and then the share of weights differs too. ``None``: 0.9, or all that an N:M pattern can.
         pruning_scope: One ranking over all layers (``"global"``), or each layer by itself (``"local"``).
         criterion: What makes a weight matter; also accepted under the name ``pruning_type``.
         criterion_reduce_type: How the scores of a unit's weights become one.
@@ -45,7 +46,8 @@ class PruningConfig(BaseModel):
         pruning_frequency: Steps between two mask updates.
         sparsity_decay_type: Name of the schedule: how sparsity grows from `start_step` to `end_step`. A function
             ``(initial, target, progress) -> sparsity`` serves too, but only a registered name can be written to a file.
-        progressive_steps: Parts in which condemned units fade out between two updates of a progressive run.
+        progressive_steps: Parts in which condemned units fade out between two updates of a progressive run; of more
+            parts than steps, those that meet at one step go together.
         keep_zeros: Units that are all zero at the start count as pruned already and stay so.
         min_sparsity_ratio_per_op: Least share that any layer loses at the end, in [0, 1].
         max_sparsity_ratio_per_op: Greatest share that any layer loses, in [0, 1].

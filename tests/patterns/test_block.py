@@ -102,7 +102,7 @@ def test_the_name_of_the_type_is_no_specification() -> None:
             "4x1",
             view(8, 9, 1, groups=8),
             "1 output channels in each of 8 groups are not a multiple of N=4 in '4x1' (weight 8x9x1). "
-            "Exclude the layer or pick N=1.",
+            "Exclude the layer or pick another pattern.",
         ),
     ],
 )

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training.models import bits, mlp
 
 import secateur
 from secateur.planning import Plan
+from training.models import bits, mlp
 
 
 def bert() -> nn.Module:
@@ -68,7 +68,11 @@ TRANSFORMERS: dict[str, tuple[Callable[[], nn.Module], int, dict[str, str]]] = {
             "classifier": "output layer",
         },
     ),
-    "gpt2": (gpt2, 8, {"transformer.wte": "Embedding is", "transformer.wpe": "Embedding is", "lm_head": "output layer"}),
+    "gpt2": (
+        gpt2,
+        8,
+        {"transformer.wte": "Embedding is", "transformer.wpe": "Embedding is", "lm_head": "output layer"},
+    ),
     "llama": (llama, 14, {"model.embed_tokens": "Embedding is", "lm_head": "output layer"}),
     "vit": (vit, 13, {"vit.embeddings": "ViTEmbeddings is", "classifier": "output layer"}),
     "headless": (

@@ -32,6 +32,9 @@ UNITS = 256
 CONFIG: dict[str, Any] = {"pattern": "4x1", "target_sparsity": 0.75, "end_step": 9, "pruning_frequency": 2}
 
 
+PROGRESSIVE = {**CONFIG, "kind": "progressive", "progressive_steps": 2}
+
+
 def mlp(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """Layers "0" and "2" are pruned, "4" is the classifier."""
     torch.manual_seed(seed)

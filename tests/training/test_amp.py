@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch.amp import GradScaler
+
 from training.models import CONFIG, NeverRevived, Session, backward, begin, bits
 
 OVERFLOWS = {2, 5, 6}
@@ -35,7 +36,7 @@ def train_plainly(session: Session, steps: range, skipped: set[int]) -> None:
 @pytest.mark.parametrize("criterion", ["snip_momentum", "taylor", "movement"])
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "fused_adamw", "fused_sgd"])
-def test_scaled_run_equals_the_plain_one(optimizer: str, unscale: bool, criterion: str) -> None:  # noqa: FBT001
+def test_scaled_run_equals_the_plain_one(optimizer: str, unscale: bool, criterion: str) -> None:
     config: dict[str, Any] = {**CONFIG, "criterion": criterion}
     scaled, plain = begin(config, optimizer=optimizer), begin(config, optimizer=optimizer)
     scaler = train_scaled(scaled, range(13), OVERFLOWS, unscale=unscale)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
-from training.models import CONFIG, backward, begin, bits, hooks, mlp
 
 import secateur
 from secateur.errors import ConfigError, LayerError, ScoreError, SecateurError, UnknownNameError, UnsupportedModelError
+from training.models import CONFIG, PROGRESSIVE, backward, begin, bits, hooks, mlp
 
 MAGNITUDE = {**CONFIG, "criterion": "magnitude", "start_step": 0}
 
@@ -99,11 +99,11 @@ def test_not_a_module(model: Any) -> None:
 # What goes wrong on the way.
 
 
-@pytest.mark.parametrize("kind", ["iterative", "progressive"])
+@pytest.mark.parametrize("config", [CONFIG, PROGRESSIVE])
 @pytest.mark.parametrize("name", ["0", "2"])
 @pytest.mark.parametrize("scope", ["global", "local"])
-def test_gradients_that_are_no_numbers(scope: str, name: str, kind: str) -> None:
-    session = begin({**CONFIG, "kind": kind, "pruning_scope": scope}, optimizer="sgd").train(range(4))
+def test_gradients_that_are_no_numbers(scope: str, name: str, config: dict[str, Any]) -> None:
+    session = begin({**config, "pruning_scope": scope}, optimizer="sgd").train(range(4))
     before = session.pruner.masks
     session.model.zero_grad()
     backward(session.model, 4)
@@ -135,7 +135,9 @@ def test_layer_that_never_got_a_gradient() -> None:
     session = begin(optimizer="sgd")
     backward(session.model, 0)
     session.model[2].weight.grad = None
-    with pytest.raises(ScoreError, match="layer '2': 'snip_momentum' ranks by gradients, and none has reached this layer"):
+    with pytest.raises(
+        ScoreError, match="layer '2': 'snip_momentum' ranks by gradients, and none has reached this layer"
+    ):
         session.optimizer.step()
     assert all(mask.all() for mask in session.pruner.masks.values())
 

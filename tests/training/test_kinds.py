@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training.models import CONFIG, NeverRevived, begin, bits, mlp, pruned_units, revived
 
 import secateur
 from secateur.errors import ConfigError, LayerError
+from training.models import CONFIG, PROGRESSIVE, NeverRevived, begin, bits, mlp, pruned_units, revived
 
 SPARSE_WARNING = "of the weights to be pruned are zero already and may come back to life"
 
@@ -53,7 +53,8 @@ def test_before_the_first_step(criterion: str) -> None:
 
 
 def test_magnitude_keeps_the_largest_units() -> None:
-    norms = torch.cat([mlp()[index].weight.detach().abs().reshape(-1, 4, width).mean(1).flatten() for index, width in ((0, 16), (2, 32))])
+    weights = [mlp()[index].weight.detach().abs() for index in (0, 2)]
+    norms = torch.cat([weight.reshape(-1, 4, weight.shape[1]).mean(1).flatten() for weight in weights])
     masks = begin({**CONFIG, "start_step": 0, "end_step": None, "criterion": "magnitude"}).pruner.masks
     kept = torch.cat([mask[::4].flatten() for mask in masks.values()])
     assert norms[kept].min() > norms[~kept].max()
@@ -63,7 +64,7 @@ def test_magnitude_keeps_the_largest_units() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["4x1", "2:4"])
-@pytest.mark.parametrize("parts", [1, 3, 4, 9])
+@pytest.mark.parametrize("parts", [1, 3, 4])
 def test_progressive(parts: int, pattern: str) -> None:
     config = {"pattern": pattern, "kind": "progressive", "end_step": 13, "pruning_frequency": 4, "target_sparsity": 0.5}
     session = begin({**config, "progressive_steps": parts})
@@ -78,8 +79,8 @@ def test_progressive(parts: int, pattern: str) -> None:
             counts = [zeros(masks[step][name]) for step in range(now, then + 1)]
             assert counts == sorted(counts)
             assert set(counts) <= {first + part * (last - first) // parts for part in range(parts + 1)}
-            assert len(set(counts)) == min(parts, 4) + 1
-            assert all((masks[then][name] <= masks[step][name]).all() for step in range(now, then)), "only condemned ones"
+            assert len(set(counts)) == parts + 1
+            assert all((masks[then][name] <= masks[step][name]).all() for step in range(now, then)), "uncondemned"
     if pattern == "4x1":
         assert all(is_structured(mask) for step in found for mask in masks[step].values())
 
@@ -89,13 +90,12 @@ def test_progressive_masks_tear_units_on_the_way() -> None:
     assert not any(is_structured(mask) for mask in masks.values())
 
 
-def test_fading_weights_do_not_come_back_among_other_zeros() -> None:
-    session = begin({**CONFIG, "kind": "progressive", "pruning_frequency": 8, "progressive_steps": 4}, optimizer="sgd")
-    check = NeverRevived(session.pruner)
-    for step in range(9):
-        session.train([step], check)
-        for name in session.pruner.masks:
-            session.model.get_submodule(name).weight.data[:, ::2] = 0
+@pytest.mark.parametrize("strength", [0.03, 0.2, 0.5])
+def test_faded_weights_stay_pruned_where_others_become_zero(strength: float) -> None:
+    config = {**CONFIG, "kind": "progressive", "pruning_frequency": 8, "progressive_steps": 8}
+    session = begin({**config, "reg_type": "group_lasso", "reg_coeff": strength}, optimizer="sgd")
+    session.train(range(9), NeverRevived(session.pruner))
+    assert session.pruner.finalize().is_complete
 
 
 # Locked.
@@ -190,7 +190,7 @@ def test_kept_zeros_beyond_the_target() -> None:
         (sparse_mlp, {"kind": "pattern_lock"}, False),
     ],
 )
-def test_warning_about_zeros(model: Any, config: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture) -> None:  # noqa: FBT001
+def test_warning_about_zeros(model: Any, config: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "secateur"):
         begin({**CONFIG, **config}, model=model())
     assert (SPARSE_WARNING in caplog.text) == warns
@@ -200,12 +200,12 @@ def test_warning_about_zeros(model: Any, config: dict[str, Any], warns: bool, ca
 # Bounds and frozen masks.
 
 
-@pytest.mark.parametrize("kind", ["iterative", "progressive"])
-def test_bounds_hold_at_every_step(kind: str) -> None:
+@pytest.mark.parametrize("base", [CONFIG, PROGRESSIVE])
+def test_bounds_hold_at_every_step(base: dict[str, Any]) -> None:
     bounds = {"min_sparsity_ratio_per_op": 0.55, "max_sparsity_ratio_per_op": 0.65}
     model = mlp()
     model[0].weight.data *= 100
-    session = begin({**CONFIG, "kind": kind, "criterion": "magnitude", "target_sparsity": 0.6, **bounds}, model=model)
+    session = begin({**base, "criterion": "magnitude", "target_sparsity": 0.6, **bounds}, model=model)
 
     def check(_: int) -> None:
         assert all(layer.pruned_units <= 83 for layer in session.pruner.report().layers)
@@ -226,7 +226,7 @@ def test_mask_that_the_user_froze_stays() -> None:
 
 
 def test_frozen_progressive_layer_loses_what_was_condemned_and_no_more() -> None:
-    session = begin({**CONFIG, "kind": "progressive", "target_sparsity": 0.5}).train(range(3))
+    session = begin({**PROGRESSIVE, "target_sparsity": 0.5}).train(range(3))
     session.pruner.plan.patterns[0].keep_mask_layers["0"] = "good as it is"
     frozen = session.train(range(3, 5)).pruner.masks["0"]
     session.train(range(5, 10), NeverRevived(session.pruner))
@@ -249,5 +249,3 @@ def test_a_layer_without_a_gradient_can_be_left_out() -> None:
     assert list(secateur.prepare(model, CONFIG, optimizer=optimizer).masks) == ["0"]
     with pytest.raises(LayerError, match="'2' was named"):
         secateur.prepare(model, {**CONFIG, "op_names": ["2"]}, optimizer=optimizer)
-
-

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training.models import CONFIG, begin, bits, hooks, mlp, pruned_units, revived
 
 import secateur
 from secateur.errors import StateError
+from training.models import CONFIG, begin, bits, hooks, mlp, pruned_units, revived
 
 
 def test_finalize_leaves_a_plain_model() -> None:
@@ -31,7 +31,9 @@ def test_finalize_leaves_a_plain_model() -> None:
 def test_finalize_finds_a_weight_that_came_back(name: str) -> None:
     session = begin({**CONFIG, "pruning_scope": "local"}).train(range(9))
     session.model.get_submodule(name).weight.data.add_(1)
-    with pytest.raises(StateError, match=rf"The masks or weights of 1 layers .*\n  {name}: 384 pruned weights are not zero"):
+    with pytest.raises(
+        StateError, match=rf"The masks or weights of 1 layers .*\n  {name}: 384 pruned weights are not zero"
+    ):
         session.pruner.finalize()
     assert session.pruner.is_active
 
@@ -76,10 +78,10 @@ def test_finalize_twice() -> None:
         ({"start_step": 9}, 4),
         ({"pattern": "2:4", "target_sparsity": 0.5}, 4),
         ({"pattern": "2:4", "target_sparsity": 0.25}, 6),
-        ({"pattern": "2:4", "target_sparsity": None, "kind": "progressive"}, 4),
-        ({"kind": "progressive"}, 0),
-        ({"kind": "progressive"}, 3),
-        ({"kind": "progressive", "pruning_frequency": 4, "end_step": 13}, 8),
+        ({"pattern": "2:4", "target_sparsity": None, "kind": "progressive", "progressive_steps": 2}, 4),
+        ({"kind": "progressive", "progressive_steps": 2}, 0),
+        ({"kind": "progressive", "progressive_steps": 2}, 3),
+        ({"kind": "progressive", "progressive_steps": 2, "pruning_frequency": 4, "end_step": 13}, 8),
     ],
 )
 def test_finalize_early(config: dict[str, Any], steps: int, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,6 +141,29 @@ def test_one_run_after_another() -> None:
     assert pruned_units(second) == 192
     assert all((second.masks[name] <= mask).all() for name, mask in before.items())
     assert second.finalize().is_complete
+
+
+def test_two_pruners_of_one_weight_are_refused() -> None:
+    session = begin({**CONFIG, "op_names": ["0"]})
+    before = bits(session.model)
+    at_once = {**CONFIG, "criterion": "magnitude", "start_step": 0, "end_step": 0}
+    with pytest.raises(StateError, match=r"Another pruner of this optimizer prunes '0' already\. Call its finalize"):
+        secateur.prepare(session.model, at_once, optimizer=session.optimizer)
+    assert bits(session.model) == before
+    assert hooks(session.optimizer) == 2
+    with secateur.prepare(session.model, {**CONFIG, "op_names": ["2"]}, optimizer=session.optimizer) as other:
+        session.train(range(9))
+    assert [pruned_units(pruner) for pruner in (session.pruner, other)] == [96, 96]
+
+
+@pytest.mark.parametrize(
+    ("config", "warns"),
+    [({"end_step": None}, True), ({"end_step": 1}, False), ({"end_step": None, "kind": "pattern_lock"}, False)],
+)
+def test_warning_about_pruning_at_once(config: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+    begin({**CONFIG, **config})
+    assert ("end_step is not set, so all of 4x1 is pruned at once at step 1" in caplog.text) == warns
+    assert len(caplog.records) == warns
 
 
 def test_report_is_plain_values_and_a_table() -> None:

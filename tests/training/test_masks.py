@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+import secateur
+from secateur.errors import LayerError
 from training.models import (
     CONFIG,
     OPTIMIZERS,
@@ -25,9 +28,6 @@ from training.models import (
     revived,
     train,
 )
-
-import secateur
-from secateur.errors import LayerError
 
 CUBIC = {1: 0, 3: 111, 5: 168, 7: 189, 9: 192}
 """Step of an update → units pruned: 256 · 0.75 · (1 - (1 - (step - 1) / 8)³), rounded."""

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patterns import oracle
-from patterns.cases import VIEWS, array_pattern, random_scores
 from torch import nn
-from training.models import CONFIG, NeverRevived, begin, pruned_units
 
 import secateur
+from patterns import oracle
+from patterns.cases import VIEWS, array_pattern, random_scores
 from secateur.training.regularizer import shrinkage
+from training.models import CONFIG, NeverRevived, begin, pruned_units
 
 SPECS = ["1x1", "4x1", "1x4", "1xchannel", "channelx1"]
 
@@ -66,6 +66,18 @@ def test_run_shrinks_by_the_learning_rate_of_the_group_until_the_end() -> None:
                 unit_of = oracle.labels("4x1", (8, 1, weight.shape[1]))[:, 0]
                 expected[index] = brute_force(expected[index], unit_of, 0.1 * rate)
             np.testing.assert_allclose(weight, expected[index], rtol=1e-5, atol=1e-7)
+
+
+def test_learning_rate_of_a_restored_optimizer_counts() -> None:
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    config = {**CONFIG, "criterion": "magnitude", "reg_type": "group_lasso", "reg_coeff": 0.1}
+    secateur.prepare(model, config, optimizer=optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = model[0].weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before)
 
 
 def test_counts_stay_exact_where_it_alone_makes_units_zero() -> None:

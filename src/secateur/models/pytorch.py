@@ -23,7 +23,8 @@ def from_folder(folder: Path) -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
             return _build(config)
-    except Exception as error:  # noqa: BLE001: any of some hundred architectures, each with its own errors
+    # Hundreds of architectures, each with its own errors.
+    except Exception as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelLoadError(f"transformers cannot build a model from {str(folder)!r}: {first_line}") from error
 

@@ -65,7 +65,7 @@ class BlockPattern(BasePattern):
 def misfit(length: int, channels: str, letter: str, step: int, pattern: str, view: WeightView) -> str:
     """Why a number of channels does not fit a pattern, and what would."""
     fitting = [str(number) for number in range(2, min(length, 64) + 1) if length % number == 0]
-    advice = f"pick {letter} from {', '.join(fitting)}" if fitting else f"pick {letter}=1"
+    advice = f"pick {letter} from {', '.join(fitting)}" if fitting else "pick another pattern"
     shape = "x".join(str(size) for size in view.shape)
     return (
         f"{length} {channels} are not a multiple of {letter}={step} in {pattern!r} (weight {shape}). "

@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.config import PruningConfig
 from secateur.planning.layers import PlannedLayer
-from secateur.planning.plan import Plan
+from secateur.planning.resolve import Plan
 
 __all__ = ["Plan", "PlannedLayer", "plan"]
 

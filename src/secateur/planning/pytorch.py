@@ -13,7 +13,7 @@ from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnsupportedModelError
 from secateur.patterns.pytorch import families, parameter
 from secateur.planning.layers import Candidate
-from secateur.planning.plan import Plan, make_plan
+from secateur.planning.resolve import Plan, make_plan
 
 __all__ = ["plan", "unwrapped"]
 

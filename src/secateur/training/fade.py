@@ -10,27 +10,28 @@ from secateur.patterns.selection import Scores, find_cuts, keep_above
 __all__ = ["fade"]
 
 
-def fade(weight: Array, now: Array, later: Array, part: tuple[int, int]) -> Array:
-    """The mask part of the way from one mask to the next.
+def fade(weight: Array, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
+    """The mask part of the way from one mask to another.
 
     Args:
         weight: Weights of one layer.
-        now: Booleans in the weight's shape: what lived when units were condemned.
-        later: What will live; pruned wherever `now` is.
+        mask: Booleans in the weight's shape: the mask as it is, somewhere on that way; what it prunes stays pruned.
+        between: What lived when units were condemned, and what will live; the second prunes all that the first does.
         part: How many of how many equal parts of the condemned weights are gone.
 
     Returns:
-        Booleans in the weight's shape: `now` without the smallest condemned weights.
+        Booleans in the weight's shape: the first mask without the smallest condemned weights.
 
     Example:
         >>> import numpy as np
         >>> weight, dense = np.array([3.0, 1.0, 2.0, 4.0]), np.ones(4, dtype=bool)
-        >>> fade(weight, dense, np.array([True, False, False, False]), (2, 3))
+        >>> fade(weight, dense, (dense, np.array([True, False, False, False])), (2, 3))
         array([ True, False, False,  True])
     """
     xp = namespace(weight)
+    now, later = between
     condemned = now & ~later
-    count = int(xp.count_nonzero(condemned)) * part[0] // part[1]
+    pruned = int(xp.count_nonzero(~now)) + int(xp.count_nonzero(condemned)) * part[0] // part[1]
     size = xp.where(condemned, xp.abs(weight), xp.asarray(math.inf, dtype=weight.dtype)).reshape((-1,))
-    scores = Scores("", lambda: iter([size]), size.shape[0])
-    return now & keep_above(scores, find_cuts({"": scores}, {"": count})[""]).reshape(weight.shape)
+    scores = Scores("", lambda: iter([size]), size.shape[0], mask.reshape((-1,)))
+    return keep_above(scores, find_cuts({"": scores}, {"": pruned})[""]).reshape(weight.shape)

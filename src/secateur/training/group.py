@@ -62,8 +62,13 @@ class PruningGroup:
             return {layer: weight != 0 for layer, weight in weights.items()}
         return {} if self.keep is None else self.pattern.weight_masks(self.keep)
 
-    def advance(self, step: int, stream: Stream) -> dict[str, Array] | None:
+    def advance(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
         """Masks as they are after `step` steps; ``None`` where they stay as they were.
+
+        Args:
+            step: Steps made.
+            stream: Where scores come from.
+            masks: Masks as they are now, in the weights' stored shapes; empty before the first update.
 
         Raises:
             ScoreError: A score is ``nan``.
@@ -71,7 +76,7 @@ class PruningGroup:
         if self.is_locked:
             return None
         if self.config.kind == "progressive":
-            return self._advance_progressively(step, stream)
+            return self._advance_progressively(step, stream, masks)
         if not self.timeline.is_update(step):
             return None
         self.asked = self.timeline.sparsity(step)
@@ -96,7 +101,7 @@ class PruningGroup:
         """Whether `advance` will read scores after `step` steps."""
         return not self.is_locked and self.timeline.is_update(step)
 
-    def _advance_progressively(self, step: int, stream: Stream) -> dict[str, Array] | None:
+    def _advance_progressively(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
         if self.timeline.is_update(step):
             self.asked = self.timeline.sparsity(step)
             self.keep = self.condemned_keep or self._select(self.asked, stream)
@@ -108,7 +113,9 @@ class PruningGroup:
         if part is None or self.keep is None or self.condemned_keep is None:
             return None
         now, later = self.pattern.weight_masks(self.keep), self.pattern.weight_masks(self.condemned_keep)
-        return {layer: fade(self._stored_weight(layer), mask, later[layer], part) for layer, mask in now.items()}
+        return {
+            layer: fade(self._stored_weight(layer), masks[layer], (now[layer], later[layer]), part) for layer in now
+        }
 
     def _part_faded(self, step: int) -> tuple[int, int] | None:
         """How many of how many parts of the condemned weights are gone after `step`; ``None`` between parts."""

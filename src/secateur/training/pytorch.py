@@ -16,9 +16,9 @@ from secateur.config import PruningConfig
 from secateur.errors import LayerError, ScoreError, StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
 from secateur.patterns.pytorch import parameter, weight_name
-from secateur.planning.plan import Plan
 from secateur.planning.pytorch import plan as make_plan
 from secateur.planning.pytorch import unwrapped
+from secateur.planning.resolve import Plan
 from secateur.training.result import PruningReport
 from secateur.training.run import Run, check_state
 
@@ -93,15 +93,17 @@ class _Weight:
 
 
 class _Home:
-    """The optimizer that holds a parameter, and the parameter group in it."""
+    """The optimizer that holds a parameter."""
 
-    def __init__(self, optimizer: Optimizer, group: dict[str, Any]) -> None:
+    def __init__(self, optimizer: Optimizer, held: nn.Parameter) -> None:
         self.optimizer = optimizer
-        self.group = group
+        self.held = held
 
     def learning_rate(self) -> float:
-        """The group's learning rate now."""
-        return float(self.group["lr"])
+        """The learning rate of the parameter's group, as it is now."""
+        # Looked up each time: optimizer.load_state_dict replaces the groups.
+        groups = self.optimizer.param_groups
+        return float(next(group["lr"] for group in groups if any(held is self.held for held in group["params"])))
 
 
 def zero_out(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -133,6 +135,7 @@ class Pruner:
         self._weights = _find_weights(plan, optimizers)
         self._refuse_overlap()
         self._runs = [Run(pattern, self._weights) for pattern in plan.patterns if pattern.views]
+        self._warn_of_haste()
         self._warn_of_zeros()
         self._start()
         self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in optimizers]
@@ -272,6 +275,16 @@ class Pruner:
                 f"Call its finalize() or close() first."
             )
 
+    def _warn_of_haste(self) -> None:
+        for config in (run.config for run in self._runs if not run.group.is_locked):
+            if config.end_step is None and config.sparsity_decay_type != "one_shot":
+                logger.warning(
+                    "end_step is not set, so all of %s is pruned at once at step %d. Set the step at which the target "
+                    "is to be reached, or sparsity_decay_type='one_shot' to say that this is meant.",
+                    config.pattern,
+                    config.start_step,
+                )
+
     def _warn_of_zeros(self) -> None:
         runs = [run for run in self._runs if not run.config.keep_zeros and not run.group.is_locked]
         weights = [self._weights[name].stored for run in runs for name in run.weights]
@@ -279,7 +292,8 @@ class Pruner:
         zeros = total - sum(int(weight.count_nonzero()) for weight in weights)
         if total and zeros / total >= ALREADY_SPARSE:
             logger.warning(
-                "%.1f %% of the weights to be pruned are zero already and may come back to life in training. "
+                "%.1f %% of the weights to be pruned are zero already and may come back to life in training, unless "
+                "load_state_dict() follows. "
                 "keep_zeros=True keeps units that are all zero, kind='pattern_lock' keeps all zeros.",
                 100 * zeros / total,
             )
@@ -326,7 +340,7 @@ def _find_weights(plan: Plan, optimizers: tuple[Optimizer, ...]) -> dict[str, _W
         ScoreError: A weight has ``nan``.
     """
     homes = {
-        id(held): _Home(optimizer, group)
+        id(held): _Home(optimizer, held)
         for optimizer in optimizers
         for group in optimizer.param_groups
         for held in group["params"]

@@ -110,7 +110,9 @@ class Run:
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """Layer → its mask after `step` steps, where masks are due to change then; else empty."""
-        return self.group.advance(step, self.scores.stream) or {}
+        masks = self._masks() if self._has_masks else {}
+        held = {name: self.pattern.as_array(mask) for name, mask in masks.items()}
+        return self.group.advance(step, self.scores.stream, held) or {}
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
         """Take over what `masks_after` returned."""
