@@ -139,7 +139,7 @@ def _settings(path: Path | None, pattern: str | None, sparsity: float | None) ->
     if path is not None:
         try:
             settings = PruningConfig.from_yaml(path)
-        except ConfigError as error:
+        except (ConfigError, OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
     flags = {"pattern": pattern, "target_sparsity": sparsity}
     return PruningConfig.from_dict(settings.to_dict() | {key: flag for key, flag in flags.items() if flag is not None})

@@ -221,6 +221,10 @@ class PruningConfig(BaseModel):
                 f"target_sparsity={self.target_sparsity} is out of reach: every layer must lose between "
                 f"min_sparsity_ratio_per_op={low} and max_sparsity_ratio_per_op={high} of its weights."
             )
+        if self.kind == "pattern_lock" and self.reg_type is not None:
+            raise ValueError(
+                "reg_type has no effect with kind='pattern_lock', where nothing is left to prune. Leave it out."
+            )
         for where, rules in (("layers", self.layers), ("layer_types", self.layer_types)):
             for key, rule in rules.items():
                 self._check_rule(f"{where}[{key!r}]", rule)

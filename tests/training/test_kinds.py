@@ -158,7 +158,6 @@ def test_kept_zeros_of_a_groups_pattern() -> None:
     assert session.pruner.finalize().sparsity == 0.5
 
 
-@pytest.mark.xfail(reason="a group that starts with a zero among its survivors is neither dense nor N:M in the end")
 def test_kept_zeros_that_no_groups_pattern_made() -> None:
     config = {**CONFIG, "pattern": "2:4", "target_sparsity": 0.25, "keep_zeros": True}
     session = begin(config, model=sparse_mlp(share=0.1))

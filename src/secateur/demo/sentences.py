@@ -119,4 +119,5 @@ def english_sentences(count: int = 60) -> list[str]:
                 parts = re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(paragraph.split()))
                 found.update(dict.fromkeys(part for part in parts if SENTENCE.fullmatch(part)))
     every = list(found)
-    return [every[index * len(every) // count] for index in range(min(count, len(every)))]
+    count = min(count, len(every))
+    return [every[index * len(every) // count] for index in range(count)]

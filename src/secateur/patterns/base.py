@@ -197,6 +197,21 @@ class BasePattern(ABC):
             found[name] = chunks[0] if len(chunks) == 1 else namespace(chunks[0]).concat(chunks)
         return found
 
+    def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
+        """From which weights are not zero to which units count as alive in a model that is sparse already.
+
+        A unit is alive where any weight of it is, and everywhere in a layer of nothing but zeros, which is not trained
+        yet rather than pruned.
+        """
+        return {
+            name: kept if bool(namespace(kept).any(kept)) else ~kept for name, kept in self.kept_units(nonzero).items()
+        }
+
+    def pruned_units(self, sparsity: float) -> int:
+        """How many units go at a sparsity, over all layers."""
+        alone = (self.budget.alone(name, sparsity) for name in self.budget.units)
+        return self.budget.total(sparsity) if self.is_global else sum(alone)
+
     def violations(self, masks: Mapping[str, Any], sparsity: float | None = None) -> dict[str, str]:  # noqa: ARG002
         """Layers whose mask is not one of this pattern → what is wrong.
 

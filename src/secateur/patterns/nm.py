@@ -104,6 +104,18 @@ class KeepOfGroupPattern(BasePattern):
         cuts = self.cuts(losses, sparsity)
         return {name: self._keep(layer, keep_above(losses[name], cuts[name])) for name, layer in scores.items()}
 
+    def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
+        """Zeros count where their group keeps at most N; elsewhere they may come to life again."""
+        found = super().units_without_zeros(nonzero)
+        dense = {name: self._dense_so_far(kept) for name, kept in found.items()}
+        return {
+            name: (kept.reshape((-1, self.group)) | dense[name][:, None]).reshape((-1,)) for name, kept in found.items()
+        }
+
+    def pruned_units(self, sparsity: float) -> int:
+        """How many weights go at a sparsity, over all layers."""
+        return super().pruned_units(sparsity) * (self.group - self.keep)
+
     def violations(self, masks: Mapping[str, Any], sparsity: float | None = None) -> dict[str, str]:
         """Layers with groups that are neither N:M nor dense, or dense though the target prunes all of them."""
         sparsity = self.target_sparsity if sparsity is None else sparsity

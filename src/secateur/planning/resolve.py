@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateur._table import Table
+from secateur._table import Table, counted
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import LayerError
@@ -71,7 +71,7 @@ class Plan:
     def _summary(self) -> str:
         pruned = [layer for layer in self.layers if layer.is_pruned]
         weights = sum(layer.units * layer.unit_size for layer in pruned)
-        return f"{len(pruned)} of {len(self.layers)} layers are pruned, {weights:,} weights in all."
+        return f"{len(pruned)} of {counted(len(self.layers), 'layer')} to be pruned, {weights:,} weights in all."
 
 
 def make_plan(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur._array import Array, namespace, to_numpy
+from secateur._array import Array, to_numpy
 from secateur.patterns import BasePattern
 from secateur.patterns.selection import Scores
 from secateur.training.fade import fade
@@ -41,7 +41,7 @@ class PruningGroup:
         self.condemned_keep: dict[str, Array] | None = None
         target = max(pattern.target_sparsity, self._least_target())
         # A model that reached the target may exceed it by what rounding to whole units added.
-        is_within = self._pruned_units() <= self._units_at_target()
+        is_within = self._pruned_units() <= pattern.pruned_units(pattern.target_sparsity)
         initial = min(self.sparsity(), target) if is_within else self.sparsity()
         self.timeline = Timeline(self.config, initial, target)
         self.asked = self.timeline.initial
@@ -79,8 +79,8 @@ class PruningGroup:
             return self._advance_progressively(step, stream, masks)
         if not self.timeline.is_update(step):
             return None
-        self.asked = self.timeline.sparsity(step)
-        self.keep = self._select(self.asked, stream)
+        asked = self.timeline.sparsity(step)
+        self.keep, self.asked = self._select(asked, stream), asked
         return self.pattern.weight_masks(self.keep)
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -140,18 +140,10 @@ class PruningGroup:
         if not self.config.keep_zeros:
             return None
         weights = {layer: self.pattern.weight(self.pattern.modules[layer]) for layer in self.pattern.views}
-        units = self.pattern.kept_units({layer: weight != 0 for layer, weight in weights.items()})
-        return {name: kept if bool(namespace(kept).any(kept)) else ~kept for name, kept in units.items()}
+        return self.pattern.units_without_zeros({layer: weight != 0 for layer, weight in weights.items()})
 
     def _pruned_units(self) -> int:
         return sum(int(np.count_nonzero(~to_numpy(kept))) for kept in (self.keep or {}).values())
-
-    def _units_at_target(self) -> int:
-        budget, target = self.pattern.budget, self.pattern.target_sparsity
-        alone = (budget.alone(name, target) for name in budget.units)
-        pruned = budget.total(target) if self.pattern.is_global else sum(alone)
-        name, count = next(iter(budget.units.items()))
-        return int(pruned * budget.unit_share * (self.pattern.units[name].count // count))
 
     def _least_target(self) -> float:
         return self.sparsity() if self.is_locked else 0.0

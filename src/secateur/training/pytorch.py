@@ -318,9 +318,9 @@ class Pruner:
                 run.regularize(self.step + 1, optimizer)
             self._apply(optimizer)
             if min(self._steps) > self.step:
-                self.step += 1
                 # All or none: an error in one run leaves the masks of the others as they were.
-                changes = [run.masks_after(self.step) for run in self._runs]
+                changes = [run.masks_after(self.step + 1) for run in self._runs]
+                self.step += 1
                 for run, masks in zip(self._runs, changes, strict=True):
                     run.set_masks(masks)
                 if any(changes):

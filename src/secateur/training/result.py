@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from secateur._table import Table
+from secateur._table import Table, counted
 
 __all__ = ["LayerResult", "PruningReport"]
 
@@ -106,8 +106,8 @@ class PruningReport:
 
     def _footer(self) -> list[str]:
         lines = [
-            f"In all {self.sparsity:.2%} of the weights in {len(self.layers)} layers, {self.model_sparsity:.2%} of the "
-            f"model; {len(self.dense)} layers stay dense."
+            f"In all {self.sparsity:.2%} of the weights in {counted(len(self.layers), 'layer')}, "
+            f"{self.model_sparsity:.2%} of the model; {counted(len(self.dense), 'other layer')} left dense."
         ]
         if not self.is_complete:
             lines.append(f"The target was not reached: stopped at step {self.step} of {self.last_step}.")

