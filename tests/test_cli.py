@@ -193,3 +193,10 @@ def test_missing_package_of_the_demo_names_the_extra(monkeypatch: pytest.MonkeyP
     assert result.exit_code == 1
     assert f"{package!r}" in result.stderr
     assert 'pip install "secateur[demo]"' in result.stderr
+
+
+def test_folder_that_cannot_be_made_is_told_before_any_work() -> None:
+    pytest.importorskip("sklearn")
+    result = run("demo", "--out", "cli_nets.py/below")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "cannot be made: Not a directory." in " ".join(result.stderr.split())

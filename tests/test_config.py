@@ -202,6 +202,7 @@ RULES = PruningConfig(
         ("encoder.1.fc", ("Linear", "Linear"), ("1x4", 0.5)),  # the first that matches; a name beats a type
         ("head.fc", (), ("2:4", 0.5)),
         ("my.encoder.0.x", (), ("4x1", 0.5)),  # the whole name has to match
+        ("head.fc2", (), ("4x1", 0.5)),
         ("stem", ("Conv2d", "Conv"), None),  # the most specific type first
         ("stem", ("Conv3d", "Conv"), ("1x1", 0.5)),
         ("stem", ("Linear", "Linear"), ("4x1", 0.25)),

@@ -36,6 +36,13 @@ def test_units_are_those_of_the_oracle(spec: str, chunk: int, monkeypatch: pytes
     assert tiling.count * tiling.unit_size == scores.size
 
 
+@pytest.mark.parametrize("block", [(1, 1, 64), (64, 1, 1), (1, 1, 1), (8, 1, 8)])
+def test_chunks_are_small(block: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CHUNK", 512)
+    tiling = BlockLayout((64, 1, 64), block)
+    assert len(list(tiling.unit_scores(np.ones((64, 1, 64)), SUM))) == 64 * 64 // 512
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 12), (3, 1, 8), (2, 5, 4)])
 @pytest.mark.parametrize("chunk", [1, 6, 1000])
 def test_no_chunk_ends_inside_a_group(shape: tuple[int, int, int], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:

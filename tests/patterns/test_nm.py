@@ -41,10 +41,21 @@ def test_it_counts_survivors() -> None:
     assert pattern.masks(scores)["fc"].astype(int).tolist() == [[[0, 1, 0, 0, 1, 0, 0, 0]]]
 
 
-@pytest.mark.parametrize(("reduction", "pruned"), [("mean", 0), ("sum", 0), ("max", 1), ("l2", 1)])
-def test_groups_are_ranked_by_the_reduced_scores_they_would_lose(reduction: str, pruned: int) -> None:
+@pytest.mark.parametrize(
+    ("reduction", "losses", "pruned"),
+    [
+        ("mean", ([0.0, 5.0], [3.0, 4.0]), 0),
+        ("sum", ([0.0, 5.0], [3.0, 4.0]), 0),
+        ("max", ([0.0, 5.0], [3.0, 4.0]), 1),
+        ("max", ([-3.0, -2.0], [-9.0, -1.0]), 0),
+        ("l2", ([0.0, 5.0], [3.0, 4.0]), 1),  # a tie
+        ("l2", ([3.0, 4.0], [-6.0, 0.0]), 0),
+    ],
+)
+def test_groups_are_ranked_by_the_reduced_scores_they_would_lose(
+    reduction: str, losses: tuple[list[float], list[float]], pruned: int
+) -> None:
     pattern = array_pattern("2:4", {"fc": view(1, 1, 8)}, target_sparsity=0.25, criterion_reduce_type=reduction)
-    losses = [0.0, 5.0], [3.0, 4.0]  # sums 5 and 7, largest 5 and 4, squares 25 and 25
     scores = np.array([[[9, *losses[0], 9, 9, *losses[1], 9]]], dtype=np.float32)
     mask = pattern.masks({"fc": scores})["fc"].reshape(2, 4)
     assert mask.sum(axis=1).tolist() == [2 if group == pruned else 4 for group in (0, 1)]

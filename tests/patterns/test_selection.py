@@ -94,8 +94,9 @@ def test_a_later_layer_loses_a_tie() -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_nan_is_refused(dtype: str, sign: float) -> None:
-    layer = stream([np.inf, np.copysign(np.nan, sign), -np.inf], dtype=dtype)
+@pytest.mark.parametrize("other", [1.0, np.inf, -np.inf])
+def test_nan_is_refused(dtype: str, sign: float, other: float) -> None:
+    layer = stream([other, np.copysign(np.nan, sign), other], dtype=dtype)
     with pytest.raises(ScoreError, match="layer 'fc': scores must be numbers, found nan"):
         kept(layer, 1)
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from secateur._packages import is_installed
 from secateur.demo.digits import CASES, NETS, Digits, Recipe, Run, prune_all
-from secateur.demo.files import SAVED, write_files
+from secateur.demo.files import SAVED, make_folder, write_files
 from secateur.demo.sentences import CASES as SENTENCE_CASES
 from secateur.demo.sentences import PACKAGE, Comparison, Encoder, compare, english_sentences, unrelated_cosine
 from secateur.demo.tables import Row, digits_table, rows, sentences_table
@@ -28,8 +28,12 @@ def run_demo(out: Path, seeds: int, console: Console, recipe: Recipe | None = No
         seeds: Starts per row of the table, ≥ 1.
         console: Where tables and progress bars go.
         recipe: How the small networks are trained.
+
+    Raises:
+        ConfigError: The folder cannot be made.
     """
     start = time.perf_counter()
+    make_folder(out)
     recipe = Recipe() if recipe is None else recipe
     found = _digits(seeds, console, recipe)
     comparisons = _sentences(console)

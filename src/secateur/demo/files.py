@@ -15,20 +15,32 @@ import secateur
 from secateur.demo.digits import Case, Recipe, Run
 from secateur.demo.sentences import Comparison
 from secateur.demo.tables import Row
+from secateur.errors import ConfigError
 
-__all__ = ["SAVED", "write_files"]
+__all__ = ["SAVED", "make_folder", "write_files"]
 
 SAVED = Case("4x1", 0.9)
 """The case whose pruned networks are written."""
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        ConfigError: That fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
+
+
 def write_files(folder: Path, recipe: Recipe, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Path]:
-    """Write the pruned networks of the first seed, and all numbers as JSON.
+    """Write the pruned networks of the first seed, and all numbers as JSON, into a folder that exists.
 
     Returns:
         The files written; the last is the JSON.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     saved = {_name(row): row.runs[0] for row in rows if row.case == SAVED}
     for name, run in saved.items():
         save_file(run.model.state_dict(), folder / name, metadata={"config": run.config.to_json()})

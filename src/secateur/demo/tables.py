@@ -106,8 +106,8 @@ def digits_table(found: Sequence[Row], digits: Digits) -> Table:
         footer=[
             f"Accuracy: {spread}. Both columns start from the same network, trained for {recipe.dense_epochs} epochs, "
             f"and train for {recipe.tuning_epochs} more: dense without pruning, pruned with it.",
-            "asked: share of the units to prune, and exactly as many are. weights: share of the weights that this is.",
-            "Channels differ in size, so half of them is not half of the weights. The output layer stays dense.",
+            "asked: share of the units to prune; exactly as many are. weights: the share of weights in them. Channels "
+            "differ in size, so half of them is not half of the weights. The output layer stays dense.",
         ],
     )
 
