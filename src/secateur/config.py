@@ -112,11 +112,13 @@ class PruningConfig(BaseModel):
         """Read a YAML (or JSON) file given as `Path`, or a text given as `str`.
 
         Raises:
-            ConfigError: The text is not a YAML mapping, or no valid configuration.
+            ConfigError: The file cannot be read, the text is not a YAML mapping, or it is no valid configuration.
         """
-        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         try:
+            text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
             data = yaml.safe_load(text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"The configuration cannot be read: {error}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"The configuration is not valid YAML: {error}") from error
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):

@@ -193,6 +193,6 @@ def test_to_dict_is_json() -> None:
 def test_text(config: dict[str, Any], line: str) -> None:
     text = str(secateur.plan(mlp(), {"pattern": "4x1", "target_sparsity": 0.9, **config}))
     assert line in text
-    assert "2 of 3 layers to be pruned, 1,024 weights in all." in text
-    assert "128 of 4" in text
+    assert "2 of 3 layers to be pruned, with 1,024 weights." in text
+    assert "128 × 4" in text
     assert "output layer: dense unless op_names or layers name it" in " ".join(text.split())

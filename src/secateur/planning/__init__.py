@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from secateur._packages import need
 from secateur.config import PruningConfig
 from secateur.planning.layers import PlannedLayer
 from secateur.planning.resolve import Plan
@@ -27,6 +28,7 @@ def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
         >>> print(secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units)
         16
     """
+    need("torch", extra="torch")
     from secateur.planning.pytorch import plan as plan_torch
 
     return plan_torch(model, config)

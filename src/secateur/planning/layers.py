@@ -68,7 +68,7 @@ class PlannedLayer:
         if self.config is None:
             return self.name, self.kind, shape, "dense", "", "", self.reason or ""
         scope = "together" if self.config.pruning_scope == "global" else "by itself"
-        units = f"{self.units:,} of {self.unit_size}"
+        units = f"{self.units:,} × {self.unit_size}"
         return self.name, self.kind, shape, self.config.pattern, units, f"{self.target_sparsity:.1%}", scope
 
     def to_dict(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Plan:
     def _summary(self) -> str:
         pruned = [layer for layer in self.layers if layer.is_pruned]
         weights = sum(layer.units * layer.unit_size for layer in pruned)
-        return f"{len(pruned)} of {counted(len(self.layers), 'layer')} to be pruned, {weights:,} weights in all."
+        return f"{len(pruned)} of {counted(len(self.layers), 'layer')} to be pruned, with {weights:,} weights."
 
 
 def make_plan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from secateur._packages import need
 from secateur.config import PruningConfig
 from secateur.training.result import LayerResult, PruningReport
 
@@ -42,6 +43,7 @@ def prepare(model: Any, config: PruningConfig | Mapping[str, Any], *, optimizer:
         >>> pruner.finalize().sparsity
         0.5
     """
+    need("torch", extra="torch")
     from secateur.training.pytorch import prepare as prepare_torch
 
     return prepare_torch(model, config, optimizer=optimizer)
