@@ -165,7 +165,7 @@ class BasePattern(ABC):
 
     def cuts(self, scores: Mapping[str, Scores], sparsity: float) -> dict[str, Cut]:
         """Where to cut each layer's ranking so that the total is exact and the bounds hold."""
-        frozen = {name: scores[name].pruned_before() for name in self.units if name in self.keep_mask_layers}
+        frozen = {name: scores[name].pruned_before() for name in self.units if self.is_frozen(name)}
         moving = {name: scores[name] for name in self.units if name not in frozen}
         if self.is_global:
             total = self.budget.total(sparsity) - sum(frozen.values())
@@ -173,6 +173,10 @@ class BasePattern(ABC):
         else:
             found = find_cuts(moving, {name: self.budget.alone(name, sparsity) for name in moving})
         return found | {name: Cut(threshold=None, pruned=count, below=0, tied=count) for name, count in frozen.items()}
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether the units `name`, or a layer that has a part in them, are among `keep_mask_layers`."""
+        return not self.keep_mask_layers.keys().isdisjoint({name, *self.units[name].parts})
 
     def weight_masks(self, keep: Mapping[str, Array]) -> dict[str, Array]:
         """From one boolean per unit to one per weight, in each weight's shape as stored."""

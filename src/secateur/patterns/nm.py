@@ -121,7 +121,7 @@ class KeepOfGroupPattern(BasePattern):
         sparsity = self.target_sparsity if sparsity is None else sparsity
         wrong: dict[str, str] = {}
         for name, kept in self.kept_units(masks).items():
-            may_be_dense = name in self.keep_mask_layers or not self._takes_all(sparsity)
+            may_be_dense = self.is_frozen(name) or not self._takes_all(sparsity)
             survivors = self._survivors(kept)
             broken = (survivors > self.keep) & (survivors < self.group) if may_be_dense else survivors > self.keep
             if count := int(namespace(broken).count_nonzero(broken)):
