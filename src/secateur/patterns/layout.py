@@ -84,10 +84,7 @@ class BlockLayout(Layout):
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
         """See `Layout.unit_scores`; a chunk is a run of rows of blocks, or of columns where there is one row."""
         for chunk in self.chunks(scores):
-            if self.unit_size == 1:
-                yield chunk.reshape((-1,))
-            else:
-                yield reduction(self.blocked(_precise(chunk)), (1, 3, 5)).reshape((-1,))
+            yield reduction(self.blocked(_precise(chunk)), (1, 3, 5)).reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
         """See `Layout.expand`."""

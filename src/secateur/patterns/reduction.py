@@ -6,6 +6,7 @@ order fixed by the shape alone, so that equal scores give equal unit scores ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from secateur._array import Array, namespace
@@ -44,13 +45,6 @@ def _fold(values: Array, axis: int) -> Array:
     return namespace(values).concat([folded, values[(*lead, slice(even, None))]], axis=axis)
 
 
-def _size(values: Array, axes: tuple[int, ...]) -> int:
-    size = 1
-    for axis in axes:
-        size *= values.shape[axis]
-    return size
-
-
 @REDUCTIONS.register("sum")
 def _sum(values: Array, axes: tuple[int, ...]) -> Array:
     return pairwise_sum(values, axes)
@@ -58,8 +52,10 @@ def _sum(values: Array, axes: tuple[int, ...]) -> Array:
 
 @REDUCTIONS.register("mean")
 def _mean(values: Array, axes: tuple[int, ...]) -> Array:
+    size = math.prod(values.shape[axis] for axis in axes)
+    total = pairwise_sum(values, axes)
     # A product with the reciprocal, because CUDA turns a division by a scalar into one and the CPU does not.
-    return pairwise_sum(values, axes) * (1.0 / _size(values, axes))
+    return total if size == 1 else total * (1.0 / size)
 
 
 @REDUCTIONS.register("max")
