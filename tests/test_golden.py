@@ -55,7 +55,7 @@ def run(device: str, **config: Any) -> tuple[list[int], str]:
 
 
 AT_ONCE = {"criterion": "magnitude", "start_step": 0, "sparsity_decay_type": "one_shot"}
-GROWING = {"end_step": 7, "pruning_frequency": 3}
+GROWING = {"criterion": "snip_momentum", "end_step": 7, "pruning_frequency": 3}
 
 GOLDEN: dict[str, tuple[dict[str, Any], list[int], str]] = {
     "1x1": (

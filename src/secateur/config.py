@@ -75,7 +75,7 @@ class PruningConfig(BaseModel):
     pattern: str = "4x1"
     target_sparsity: Share | None = None
     pruning_scope: Literal["global", "local"] = "global"
-    criterion: str = Field(default="snip_momentum", validation_alias=AliasChoices("criterion", "pruning_type"))
+    criterion: str = Field(default="magnitude", validation_alias=AliasChoices("criterion", "pruning_type"))
     criterion_reduce_type: Literal["mean", "sum", "max", "l2"] = "mean"
     score_dtype: Literal["float32", "bfloat16"] = "float32"
     kind: Literal["iterative", "progressive", "pattern_lock"] = "iterative"

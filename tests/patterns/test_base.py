@@ -10,7 +10,7 @@ from patterns.cases import DTYPES, SPECS, VIEWS, ArrayBinding, array_pattern, ra
 from secateur import patterns
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, LayerError, ScoreError, UnknownNameError
-from secateur.patterns import BasePattern, BlockLayout, WeightView, get_pattern, register_pattern
+from secateur.patterns import BasePattern, BlockLayout, WeightView, base, get_pattern, register_pattern
 from secateur.patterns.base import PATTERNS, pattern_class
 
 torch = pytest.importorskip("torch")
@@ -366,3 +366,13 @@ def test_all_layers_of_coupled_units_are_frozen_together() -> None:
     pattern.keep_mask_layers["all"] = "frozen by hand"
     masks = pattern.masks(random_scores(views), 0.5)
     assert all(itertools.chain.from_iterable(mask.all(axis=(1, 2)) for mask in masks.values()))
+
+
+@pytest.mark.parametrize("name", ["BasePattern", "KerasBasePattern", "PytorchBasePattern", "get_pattern"])
+def test_the_fixed_names_come_from_base_too(name: str) -> None:
+    assert getattr(base, name) is getattr(patterns, name)
+
+
+def test_a_name_that_base_lacks() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'TensorflowBasePattern'"):
+        _ = base.TensorflowBasePattern

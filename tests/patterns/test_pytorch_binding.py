@@ -178,3 +178,13 @@ def test_like_undoes_as_array() -> None:
     pattern = bound("1x1", nn.Linear(2, 2))
     scores = torch.tensor([1.0, 2.0], requires_grad=True)
     assert pattern.like(pattern.as_array(scores), scores).equal(scores.detach())
+
+
+def test_modules_of_one_weight_are_pruned_once() -> None:
+    first, second = torch.nn.Linear(4, 8), torch.nn.Linear(4, 8)
+    second.weight = first.weight
+    pattern = get_pattern({"pattern": "4x1"}, {"first": first, "second": second, "again": first})
+    assert list(pattern.views) == ["first"]
+    assert pattern.invalid_layers == dict.fromkeys(
+        ("second", "again"), "shares its weight with 'first' and is pruned there"
+    )

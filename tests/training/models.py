@@ -29,7 +29,13 @@ OPTIMIZERS: dict[str, Factory] = {
 UNITS = 256
 """Units of 4x1 in the two layers of `mlp` that are pruned, 128 in each."""
 
-CONFIG: dict[str, Any] = {"pattern": "4x1", "target_sparsity": 0.75, "end_step": 9, "pruning_frequency": 2}
+CONFIG: dict[str, Any] = {
+    "pattern": "4x1",
+    "target_sparsity": 0.75,
+    "criterion": "snip_momentum",
+    "end_step": 9,
+    "pruning_frequency": 2,
+}
 
 
 PROGRESSIVE = {**CONFIG, "kind": "progressive", "progressive_steps": 2}

@@ -67,7 +67,7 @@ def test_magnitude_keeps_the_largest_units() -> None:
 @pytest.mark.parametrize("parts", [1, 3, 4])
 def test_progressive(parts: int, pattern: str) -> None:
     config = {"pattern": pattern, "kind": "progressive", "end_step": 13, "pruning_frequency": 4, "target_sparsity": 0.5}
-    session = begin({**config, "progressive_steps": parts})
+    session = begin({**config, "criterion": "snip_momentum", "progressive_steps": parts})
     masks = {0: session.pruner.masks}
     session.train(range(15), lambda step: masks.update({step: session.pruner.masks}))
     assert session.pruner.finalize().sparsity == 0.5

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from secateur.patterns import base
 from secateur.patterns.base import PATTERNS, BasePattern, get_pattern, register_pattern
 from secateur.patterns.block import BlockPattern
 from secateur.patterns.layout import BlockLayout, Layout, Units
@@ -30,10 +30,8 @@ __all__ = [
     "register_pattern",
 ]
 
-BINDINGS = {"PytorchBasePattern": "secateur.patterns.pytorch", "KerasBasePattern": "secateur.patterns.keras"}
-
 
 def __getattr__(name: str) -> Any:
-    if name in BINDINGS:
-        return getattr(import_module(BINDINGS[name]), name)
+    if name in {"KerasBasePattern", "PytorchBasePattern"}:
+        return getattr(base, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from secateur._array import Array, namespace
 from secateur._registry import Registry, nearest
@@ -19,7 +19,18 @@ from secateur.patterns.reduction import REDUCTIONS
 from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, keep_above, share_out
 from secateur.patterns.view import WeightView
 
-__all__ = ["PATTERNS", "BasePattern", "get_pattern", "register_pattern"]
+if TYPE_CHECKING:
+    from secateur.patterns.keras import KerasBasePattern
+    from secateur.patterns.pytorch import PytorchBasePattern
+
+__all__ = [
+    "PATTERNS",
+    "BasePattern",
+    "KerasBasePattern",
+    "PytorchBasePattern",
+    "get_pattern",
+    "register_pattern",
+]
 
 PATTERNS: Registry[type[BasePattern]] = Registry("pattern")
 """Pattern type name → pattern class."""
@@ -31,6 +42,14 @@ BINDINGS = {
     "pytorch": ("secateur.patterns.pytorch", "PytorchBasePattern"),
     "keras": ("secateur.patterns.keras", "KerasBasePattern"),
 }
+"""Framework → where its binding is, to be imported when it is first needed."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, binding in BINDINGS.values():
+        if name == binding:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class BasePattern(ABC):
@@ -110,6 +129,10 @@ class BasePattern(ABC):
     @abstractmethod
     def weight(self, module: Any) -> Array:
         """A module's weight as an array, as stored, without a copy where possible (the binding's part)."""
+
+    def weight_id(self, module: Any) -> int:
+        """The same number for modules that share one weight (the binding's part)."""
+        return id(module)
 
     def as_array(self, value: Any) -> Array:
         """A framework's tensor as an array that selection works fastest on."""
@@ -247,15 +270,20 @@ class BasePattern(ABC):
             raise LayerError(f"layer {layer!r}: {error}") from error
 
     def _layouts(self) -> dict[str, Layout]:
-        layouts = {}
+        layouts: dict[str, Layout] = {}
+        owners: dict[int, str] = {}
         for name, module in self.modules.items():
             try:
                 view = self.weight_view(module)
-                layouts[name] = self.layout(view)
+                layout = self.layout(view)
             except LayerError as error:
                 self.invalid_layers[name] = str(error)
+                continue
+            owner = owners.setdefault(self.weight_id(module), name)
+            if owner == name:
+                self.views[name], layouts[name] = view, layout
             else:
-                self.views[name] = view
+                self.invalid_layers[name] = f"shares its weight with {owner!r} and is pruned there"
         return layouts
 
     def _budget(self) -> Budget:

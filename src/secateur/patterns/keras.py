@@ -61,6 +61,10 @@ class KerasBasePattern(BasePattern):
         """The kernel as a NumPy array; write to it through ``layer.kernel.assign``."""
         return self.as_array(kernel(module))
 
+    def weight_id(self, module: Any) -> int:
+        """The kernel's identity."""
+        return id(kernel(module))
+
     def as_array(self, value: Any) -> Array:
         """A NumPy array of a tensor, a Keras variable or an array, of the same memory where NumPy can see it."""
         held = value.value if isinstance(value, keras.Variable) else value

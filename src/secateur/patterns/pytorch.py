@@ -48,6 +48,10 @@ class PytorchBasePattern(BasePattern):
         """The parameter itself, detached from autograd."""
         return parameter(module).detach()
 
+    def weight_id(self, module: nn.Module) -> int:
+        """The parameter's identity."""
+        return id(parameter(module))
+
     def as_array(self, value: torch.Tensor) -> Array:
         """On the CPU a NumPy array of the same memory, on which comparisons run twice as fast; else the tensor."""
         tensor = value.detach()
