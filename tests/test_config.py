@@ -16,7 +16,7 @@ FULL: dict[str, Any] = {
     "pattern": "2:4",
     "target_sparsity": 0.3,
     "pruning_scope": "local",
-    "criterion": "magnitude",
+    "criterion": "taylor",
     "criterion_reduce_type": "l2",
     "score_dtype": "bfloat16",
     "kind": "progressive",
