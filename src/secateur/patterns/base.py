@@ -172,7 +172,12 @@ class BasePattern(ABC):
         arrays = {name: self._canonical(name, scores[name]) for name in self.views}
         alive = None if previous is None else self.kept_units(previous)
         keep = self.select({name: self.stream(name, arrays, alive) for name in self.units}, sparsity)
-        return {layer: self.like(mask, scores[layer]) for layer, mask in self.weight_masks(keep).items()}
+        masks: dict[str, Any] = {}
+        for name in list(keep):
+            # Taken out one by one, so that unit masks and weight masks do not add up in memory.
+            expanded = self.weight_masks({name: keep.pop(name)})
+            masks |= {layer: self.like(mask, scores[layer]) for layer, mask in expanded.items()}
+        return masks
 
     def stream(self, name: str, scores: Mapping[str, Array], alive: Mapping[str, Array] | None = None) -> Scores:
         """The unit scores of `units[name]` from (O, K, I) scores per weight."""
