@@ -68,6 +68,12 @@ def test_numbers_keep_every_bit(target: float, coefficient: float) -> None:
     assert PruningConfig.from_yaml(config.to_yaml()) == PruningConfig.from_json(config.to_json()) == config
 
 
+def test_json_rules_are_lossless_too() -> None:
+    """Read as YAML, 1e-05 would be a text, and an escaped character beyond 16 bits two halves."""
+    config = PruningConfig(layers={"fc\U0001f33f": {"reg_coeff": 1e-05}})
+    assert PruningConfig.from_json(config.to_json()) == config
+
+
 def test_it_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         PruningConfig().pattern = "2:4"  # type: ignore[misc]

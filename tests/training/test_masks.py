@@ -91,6 +91,15 @@ def test_several_optimizers() -> None:
     assert [hooks(optimizer) for optimizer in optimizers] == [0, 0]
 
 
+def test_optimizer_of_other_weights_does_not_hold_up_the_run() -> None:
+    model = mlp()
+    holder, other = OPTIMIZERS["sgd"](model[:4].parameters()), OPTIMIZERS["sgd"](model[4].parameters())
+    pruner = secateur.prepare(model, CONFIG, optimizer=[other, holder])
+    train(model, holder, range(9))
+    assert pruner.step == 9
+    assert pruner.finalize().is_complete
+
+
 def test_optimizer_given_twice_counts_once() -> None:
     model = mlp()
     optimizer = OPTIMIZERS["sgd"](model.parameters())

@@ -229,7 +229,11 @@ def sort_keys(scores: Array, alive: Array | None) -> Array:
     lowest = _lowest(wide=wide)
     if bool(xp.any(bits < 0)):
         bits = xp.where(bits < 0, lowest - bits, bits)
-    return bits if alive is None else xp.where(alive, bits, lowest)
+    if alive is None:
+        return bits
+    # Arithmetic, because NumPy's `where` takes several times as long on masks without order.
+    living = xp.astype(alive, bits.dtype)
+    return bits * living + (1 - living) * lowest
 
 
 def _score_of(key: int, *, wide: bool) -> float | None:

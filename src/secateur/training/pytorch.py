@@ -47,7 +47,7 @@ def prepare(
     for found in optimizers:
         if not isinstance(found, Optimizer):
             raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(found).__name__}.")
-    return Pruner(model, make_plan(model, config), tuple(dict.fromkeys(optimizers)))
+    return Pruner(model, make_plan(model, config), optimizers)
 
 
 class _Weight:
@@ -129,18 +129,19 @@ class Pruner:
         self.model = unwrapped(model)
         self.plan = plan
         self.step = 0
-        self._optimizers = optimizers
-        self._steps = [0] * len(optimizers)
-        self._skips = [False] * len(optimizers)
         self._weights = _find_weights(plan, optimizers)
+        # An optimizer that holds none of the pruned weights has no say in what counts as a step.
+        self._optimizers = tuple(dict.fromkeys(weight.home.optimizer for weight in self._weights.values()))
+        self._steps = [0] * len(self._optimizers)
+        self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
         self._runs = [Run(pattern, self._weights) for pattern in plan.patterns if pattern.views]
         self._warn_of_haste()
         self._warn_of_zeros()
         self._start()
-        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in optimizers]
-        self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
-        for optimizer in optimizers:
+        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in self._optimizers]
+        self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in self._optimizers]
+        for optimizer in self._optimizers:
             PRUNERS.setdefault(optimizer, WeakSet()).add(self)
 
     def __enter__(self) -> Self:
