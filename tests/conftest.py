@@ -1,6 +1,7 @@
 """What holds for every test: offline, one thread, reproducible."""
 
 import os
+from collections.abc import Iterator
 
 # Before any test imports a framework: each reads these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,3 +21,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         torch = pytest.importorskip("torch")
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device, and torch finds none")
+
+
+@pytest.fixture
+def registries_restored() -> Iterator[None]:
+    """Forget afterwards what a test registered, so that the next may use the same name."""
+    from secateur.criteria import CRITERIA
+    from secateur.patterns import PATTERNS
+    from secateur.schedules import SCHEDULES
+
+    before = [(registry, dict(registry)) for registry in (CRITERIA, PATTERNS, SCHEDULES)]
+    yield
+    for registry, items in before:
+        registry.clear()
+        registry.update(items)

@@ -180,9 +180,12 @@ def test_one_name_is_enough_for_a_list() -> None:
     )
 
 
-@pytest.mark.parametrize(("end_step", "last_step"), [(None, 4), (9, 9)])
-def test_last_step(end_step: int | None, last_step: int) -> None:
-    assert PruningConfig(start_step=4, end_step=end_step).last_step == last_step
+@pytest.mark.parametrize(
+    ("config", "last_step"),
+    [({}, 4), ({"end_step": 9}, 9), ({"end_step": 9, "sparsity_decay_type": "one_shot"}, 4)],
+)
+def test_last_step(config: dict[str, Any], last_step: int) -> None:
+    assert PruningConfig(start_step=4, **config).last_step == last_step
 
 
 def test_a_schedule_may_be_a_function_but_not_in_a_file() -> None:

@@ -92,22 +92,7 @@ def failing_line(block: Block, error: Exception) -> int:
     return lines[-1] if lines else block.line
 
 
-@pytest.fixture
-def _registries_restored() -> Iterator[None]:
-    """Forget afterwards what a page registered, so that the next may use the same name."""
-    from secateur import criteria, patterns, schedules
-    from secateur._registry import Registry
-
-    found = [vars(module).values() for module in (criteria, patterns, schedules)]
-    registries = [value for values in found for value in values if isinstance(value, Registry)]
-    before = [dict(registry) for registry in registries]
-    yield
-    for registry, items in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(items)
-
-
-@pytest.mark.usefixtures("_registries_restored")
+@pytest.mark.usefixtures("registries_restored")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -60,43 +60,43 @@ GROWING = {"criterion": "snip_momentum", "end_step": 7, "pruning_frequency": 3}
 GOLDEN: dict[str, tuple[dict[str, Any], list[int], str]] = {
     "1x1": (
         {**AT_ONCE, "pattern": "1x1", "target_sparsity": 0.75},
-        [504, 504, 504, 504, 504, 504, 504, 504],
+        [504] * 8,
         "010fc7706c227d2d",
     ),
     "4x1": (
         {**AT_ONCE, "pattern": "4x1", "target_sparsity": 0.75},
-        [504, 504, 504, 504, 504, 504, 504, 504],
+        [504] * 8,
         "459d6f7710d1497e",
     ),
     "1x4": (
         {**AT_ONCE, "pattern": "1x4", "target_sparsity": 0.75},
-        [504, 504, 504, 504, 504, 504, 504, 504],
+        [504] * 8,
         "1f600fbc6921cbfb",
     ),
     "2x2 local": (
         {**AT_ONCE, "pattern": "2x2", "target_sparsity": 0.75, "pruning_scope": "local"},
-        [504, 504, 504, 504, 504, 504, 504, 504],
+        [504] * 8,
         "0acbe0166ef9ef44",
     ),
     "1xchannel": (
         {**AT_ONCE, "pattern": "1xchannel", "target_sparsity": 0.5, "criterion_reduce_type": "l2"},
-        [256, 256, 256, 256, 256, 256, 256, 256],
+        [256] * 8,
         "4ee9335bb446d2bc",
     ),
     "channelx1": (
         {**AT_ONCE, "pattern": "channelx1", "target_sparsity": 0.5, "criterion_reduce_type": "max"},
-        [288, 288, 288, 288, 288, 288, 288, 288],
+        [288] * 8,
         "8abd8f6bcc4c2344",
     ),
-    "2:4": ({**AT_ONCE, "pattern": "2:4"}, [336, 336, 336, 336, 336, 336, 336, 336], "55c16c33fefca49e"),
+    "2:4": ({**AT_ONCE, "pattern": "2:4"}, [336] * 8, "55c16c33fefca49e"),
     "2:4 in part": (
         {**AT_ONCE, "pattern": "2:4", "target_sparsity": 0.3},
-        [202, 202, 202, 202, 202, 202, 202, 202],
+        [202] * 8,
         "a32a60b741dd595b",
     ),
     "random": (
         {**AT_ONCE, "pattern": "1x1", "target_sparsity": 0.5, "criterion": "random", "seed": 5},
-        [336, 336, 336, 336, 336, 336, 336, 336],
+        [336] * 8,
         "25b55789bbf703e0",
     ),
     "snip_momentum": (

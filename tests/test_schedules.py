@@ -1,5 +1,4 @@
 import itertools
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -58,16 +57,7 @@ def test_every_schedule_is_worked_out_above() -> None:
     assert worked == set(SCHEDULES)
 
 
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Forget afterwards what a test registers."""
-    before = dict(SCHEDULES)
-    yield
-    SCHEDULES.clear()
-    SCHEDULES.update(before)
-
-
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registries_restored")
 def test_a_schedule_of_ones_own() -> None:
     def late(initial: float, target: float, progress: float) -> float:
         return target if progress == 1.0 else initial

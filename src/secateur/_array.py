@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "namespace", "to_numpy", "zero_outside"]
+__all__ = ["Array", "count_true", "joined", "namespace", "to_numpy", "zero_outside"]
 
 Array = Any
 """A NumPy array, a torch tensor or a JAX array."""
@@ -24,6 +25,16 @@ def to_numpy(array: Array) -> npt.NDArray[Any]:
     if isinstance(array, np.ndarray):
         return array
     return np.asarray(array.cpu() if array_api_compat.is_torch_array(array) else array)
+
+
+def count_true(flags: Array) -> int:
+    """How many of the booleans are ``True``."""
+    return int(namespace(flags).count_nonzero(flags))
+
+
+def joined(chunks: Sequence[Array]) -> Array:
+    """One-dimensional arrays one behind another; a single one as it is, without a copy."""
+    return chunks[0] if len(chunks) == 1 else namespace(chunks[0]).concat(chunks)
 
 
 def zero_outside(values: Array, keep: Array) -> Array:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 from secateur.errors import MissingPackageError
 
-__all__ = ["is_installed", "need"]
+__all__ = ["is_installed", "need", "shipped_folder"]
 
 
 def need(*packages: str, extra: str) -> None:
@@ -36,3 +37,15 @@ def is_installed(package: str) -> bool:
         (True, False)
     """
     return find_spec(package) is not None
+
+
+def shipped_folder(package: str, path: str) -> Path | None:
+    """The folder `path` within an installed top-level package, which is not imported; ``None``: there is none.
+
+    Example:
+        >>> shipped_folder("secateur", "patterns").name, shipped_folder("secateur", "nothing")
+        ('patterns', None)
+    """
+    spec = find_spec(package)
+    homes = [] if spec is None else spec.submodule_search_locations or []
+    return next((Path(home, path) for home in homes if Path(home, path).is_dir()), None)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["Registry", "nearest"]
+__all__ = ["Registry", "listed", "nearest"]
 
 
 Item = TypeVar("Item")
@@ -71,6 +71,17 @@ class Registry(dict[str, Item]):
     @property
     def _plural(self) -> str:
         return {"criterion": "criteria"}.get(self.kind, f"{self.kind}s")
+
+
+def listed(items: Iterable[str], most: int = 8) -> str:
+    """Items for an error message, and how many more there are than it shows.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2), listed(["a", "b"], most=2)
+        ('a, b and 1 more', 'a, b')
+    """
+    found = list(items)
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -104,7 +104,11 @@ class PruningConfig(BaseModel):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Build from a plain mapping with the attribute names as keys."""
+        """Build from a plain mapping with the attribute names as keys.
+
+        Raises:
+            ConfigError: It is no valid configuration.
+        """
         return cls(**data)
 
     @classmethod
@@ -116,7 +120,7 @@ class PruningConfig(BaseModel):
         """
         try:
             text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-            data = yaml.safe_load(text)
+            data = _parsed(text)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The configuration cannot be read: {error}") from error
         except yaml.YAMLError as error:
@@ -127,7 +131,7 @@ class PruningConfig(BaseModel):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a JSON text."""
+        """Read a JSON text; see `from_yaml`, which takes one too."""
         return cls.from_yaml(text)
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,11 +148,19 @@ class PruningConfig(BaseModel):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """YAML text that `from_yaml` reads back to an equal configuration."""
+        """YAML text that `from_yaml` reads back to an equal configuration.
+
+        Raises:
+            ConfigError: See `to_dict`.
+        """
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def to_json(self) -> str:
-        """JSON text that `from_json` reads back to an equal configuration."""
+        """JSON text that `from_json` reads back to an equal configuration.
+
+        Raises:
+            ConfigError: See `to_dict`.
+        """
         return json.dumps(self.to_dict(), indent=2)
 
     @property
@@ -158,8 +170,10 @@ class PruningConfig(BaseModel):
 
     @property
     def last_step(self) -> int:
-        """Step at which the target is reached."""
-        return self.start_step if self.end_step is None else self.end_step
+        """Step at which the target is reached: `end_step`, or `start_step` where everything goes at once."""
+        if self.end_step is None or self.sparsity_decay_type == "one_shot":
+            return self.start_step
+        return self.end_step
 
     def for_layer(self, name: str, types: tuple[str, ...]) -> PruningConfig | None:
         """This configuration as it applies to one layer: its name's rule, else its type's, else the default.
@@ -209,7 +223,7 @@ class PruningConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.start_step > self.last_step:
+        if self.end_step is not None and self.start_step > self.end_step:
             raise ValueError(
                 f"start_step must not be greater than end_step, found {self.start_step} > {self.end_step}."
             )
@@ -241,6 +255,14 @@ class PruningConfig(BaseModel):
             self._with(rule)
         except ConfigError as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def _parsed(text: str) -> Any:
+    """What a JSON or YAML text holds; YAML 1.1 alone would read JSON's ``1e-05`` as a text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return yaml.safe_load(text)
 
 
 def _canonical_keys(rule: dict[str, Any]) -> dict[str, Any]:

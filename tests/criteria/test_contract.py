@@ -1,6 +1,6 @@
 """What holds for every registered criterion, and what each of them computes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -208,11 +208,10 @@ class BareGradient(BaseCriterion):
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Criteria of a user, registered for one test."""
     for kind in (LargestFirst, Running, BareGradient):
         monkeypatch.setitem(CRITERIA, kind.__name__, kind)
-    return
 
 
 @pytest.mark.usefixtures("own")

@@ -1,5 +1,4 @@
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -242,15 +241,6 @@ def test_an_impossible_target_is_refused() -> None:
 # The registry.
 
 
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Forget afterwards what a test registers."""
-    before = dict(PATTERNS)
-    yield
-    PATTERNS.clear()
-    PATTERNS.update(before)
-
-
 class Pairs(BasePattern):
     """A user's own pattern: whole output channels, two at a time."""
 
@@ -272,7 +262,7 @@ def keras_layer() -> Any:
     return layer
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registries_restored")
 @pytest.mark.parametrize(("framework", "layer"), [("pytorch", torch_layer), ("keras", keras_layer)])
 def test_a_pattern_of_ones_own_works_everywhere(framework: str, layer: Any) -> None:
     assert register_pattern("pairs")(Pairs) is Pairs
@@ -286,7 +276,7 @@ def test_a_pattern_of_ones_own_works_everywhere(framework: str, layer: Any) -> N
     assert pattern.views["fc"].canonical(kept).any(axis=(1, 2)).tolist() == [False, False, True, True]
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("registries_restored")
 def test_a_pattern_for_one_framework_serves_only_that() -> None:
     class Bound(patterns.PytorchBasePattern, Pairs):
         pass

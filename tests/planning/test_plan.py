@@ -186,6 +186,7 @@ def test_to_dict_is_json() -> None:
     [
         ({"end_step": 90}, "4x1: by magnitude, iterative, cubic from step 1 to 90, every 10."),
         ({"start_step": 7}, "4x1: by magnitude, iterative, at once at step 7."),
+        ({"end_step": 9, "sparsity_decay_type": "one_shot"}, "4x1: by magnitude, iterative, at once at step 1."),
         ({"kind": "pattern_lock"}, "4x1: the zeros that are there stay."),
         ({"kind": "progressive", "end_step": 9, "sparsity_decay_type": max}, "progressive, max from step 1 to 9"),
     ],

@@ -48,11 +48,10 @@ def test_config(config: dict[str, Any], kind: type[SecateurError], message: str)
     assert optimizer.state == {}
 
 
-@pytest.mark.parametrize("value", [float("nan")])
 @pytest.mark.parametrize("name", ["0", "2"])
-def test_weights_that_are_no_numbers(name: str, value: float) -> None:
+def test_weights_that_are_no_numbers(name: str) -> None:
     model = mlp()
-    model.get_submodule(name).weight.data[3, 5] = value
+    model.get_submodule(name).weight.data[3, 5] = torch.nan
     optimizer = SGD(model.parameters(), lr=0.1)
     before = bits(model)
     refused(model, MAGNITUDE, optimizer, ScoreError, f"layer '{name}': weights must be numbers, found nan")
@@ -63,8 +62,8 @@ def test_weights_that_are_no_numbers(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (lambda model: mlp(1).parameters(), "does not hold the weights of 2 of 2 layers to be pruned: 0, 2. Build"),  # noqa: ARG005
-        (lambda model: model[2:].parameters(), "does not hold the weights of 1 of 2 layers to be pruned: 0. Build"),
+        (lambda model: mlp(1).parameters(), "does not hold the weights of 2 of 2 layers to be pruned: '0', '2'. Build"),  # noqa: ARG005
+        (lambda model: model[2:].parameters(), "does not hold the weights of 1 of 2 layers to be pruned: '0'. Build"),
     ],
 )
 def test_optimizer_without_the_weights(weights: Callable[[nn.Sequential], Any], message: str) -> None:

@@ -196,8 +196,8 @@ def deeper() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: another(narrow()), r"another model: 2 layers differ in name or shape, among them '0', '2'"),
-        (lambda: another(deeper()), r"another model: 1 layers differ in name or shape, among them '1'"),
+        (lambda: another(narrow()), r"another model\. Layers that differ in name or shape: '0', '2'\. Load"),
+        (lambda: another(deeper()), r"another model\. Layers that differ in name or shape: '1'\. Load"),
         (lambda: another(target_sparsity=0.25), "another configuration: target_sparsity was 0.25, is 0.5"),
         (
             lambda: another(kind="progressive", progressive_steps=3),

@@ -56,7 +56,14 @@ class BaseCriterion(ABC):
         """
 
     def unit_score(self, scores: Array) -> Array:
-        """What follows the reduction of one step's scores to units; nothing, unless a definition demands it."""
+        """What follows the reduction of one step's scores to units; nothing, unless a definition demands it.
+
+        Args:
+            scores: One reduced score per unit, one-dimensional.
+
+        Returns:
+            Scores in the shape of `scores`.
+        """
         return scores
 
 

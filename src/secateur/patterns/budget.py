@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from secateur._registry import listed
 from secateur.errors import ConfigError
 
 __all__ = ["Budget"]
@@ -80,14 +81,11 @@ class Budget:
         if low <= wanted <= high:
             return
         bound, name = (self.at_most, "max") if wanted > high else (self.at_least, "min")
-        shown = ", ".join(repr(layer) for layer in names[:8]) + (
-            f" and {len(names) - 8} more" if len(names) > 8 else ""
-        )
         reachable = f"{float(low * self.unit_share / units):.6g} to {float(high * self.unit_share / units):.6g}"
         raise ConfigError(
             f"target_sparsity={self.target} {where} means {wanted} of {units} units, but "
-            f"{name}_sparsity_ratio_per_op={bound} binds {shown}: between {low} and {high} units can go, a sparsity of "
-            f"{reachable}. Change the target or the bound."
+            f"{name}_sparsity_ratio_per_op={bound} binds {listed(map(repr, names))}: between {low} and {high} units "
+            f"can go, a sparsity of {reachable}. Change the target or the bound."
         )
 
 

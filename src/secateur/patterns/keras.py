@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import keras
@@ -117,12 +118,9 @@ def _einsum_view(equation: str, shape: tuple[int, ...]) -> WeightView:
     separate = [label for label in kept if label in data]
     outputs = separate + [label for label in kept if label not in separate]
     sizes = dict(zip(labels, shape, strict=True))
-    groups = 1
-    for label in separate:
-        groups *= sizes[label]
     return WeightView(
         shape=shape,
         output_axes=tuple(labels.index(label) for label in outputs),
         input_axes=tuple(labels.index(label) for label in data if label in labels and label not in output),
-        groups=groups,
+        groups=math.prod(sizes[label] for label in separate),
     )

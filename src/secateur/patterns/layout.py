@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from secateur._array import Array, namespace
+from secateur._array import Array, joined, namespace
 from secateur.errors import LayerError
 from secateur.patterns.reduction import Reduction
 
@@ -142,7 +142,7 @@ class Units:
         if len(streams) == 1:
             yield from streams[0]
             return
-        total, *others = (_joined(stream) for stream in streams)
+        total, *others = (joined(list(stream)) for stream in streams)
         for part in others:
             total = total + part
         yield total
@@ -156,8 +156,3 @@ def _precise(scores: Array) -> Array:
     """In float32 at least: sums in a shorter type are rounded, or overflow, differently in every framework."""
     xp = namespace(scores)
     return scores if scores.dtype in (xp.float32, xp.float64) else xp.astype(scores, xp.float32)
-
-
-def _joined(chunks: Iterator[Array]) -> Array:
-    parts = list(chunks)
-    return namespace(parts[0]).concat(parts)

@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
-from secateur._array import Array, namespace, zero_outside
+from secateur._array import Array, count_true, joined, namespace, zero_outside
 from secateur.errors import ConfigError, LayerError
 from secateur.patterns.base import BasePattern, register_pattern
 from secateur.patterns.block import misfit
@@ -27,7 +27,12 @@ SPECIFICATION = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout(Layout):
-    """Single weights, streamed so that no chunk ends inside a group of `group` input channels."""
+    """Single weights, streamed so that no chunk ends inside a group.
+
+    Attributes:
+        shape: (O, K, I) of the weight.
+        group: Length of a group, in input channels; divides I.
+    """
 
     shape: tuple[int, int, int]
     group: int
@@ -124,7 +129,7 @@ class KeepOfGroupPattern(BasePattern):
             may_be_dense = self.is_frozen(name) or not self._takes_all(sparsity)
             survivors = self._survivors(kept)
             broken = (survivors > self.keep) & (survivors < self.group) if may_be_dense else survivors > self.keep
-            if count := int(namespace(broken).count_nonzero(broken)):
+            if count := count_true(broken):
                 reason = f"{count} of {broken.shape[0]} groups of {self.group} weights keep more than {self.keep}"
                 wrong |= dict.fromkeys(self.units[name].parts, reason + (", and not all" if may_be_dense else ""))
         return wrong
@@ -145,7 +150,7 @@ class KeepOfGroupPattern(BasePattern):
             kept = namespace(scores).stack(best, axis=-1).reshape((-1,))
             parts.append(kept if alive is None else kept & alive)
             start = stop
-        return parts[0] if len(parts) == 1 else namespace(parts[0]).concat(parts)
+        return joined(parts)
 
     def _losses(self, layer: Scores) -> Scores:
         """One score per group: the reduced scores of the weights that it would lose."""

@@ -12,7 +12,7 @@ from secateur.errors import LayerError, UnsupportedModelError
 from secateur.patterns.base import BasePattern
 from secateur.patterns.view import WeightView
 
-__all__ = ["PytorchBasePattern", "families", "weight_name"]
+__all__ = ["PytorchBasePattern", "families", "parameter", "weight_name"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

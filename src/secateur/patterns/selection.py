@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur._array import Array, namespace, to_numpy
+from secateur._array import Array, count_true, joined, namespace, to_numpy
 from secateur.errors import ScoreError
 
 __all__ = ["Cut", "Scores", "find_cuts", "in_one_precision", "keep_above", "share_out", "sort_keys"]
@@ -67,7 +67,7 @@ class Scores:
 
     def pruned_before(self) -> int:
         """How many units are not alive."""
-        return 0 if self.alive is None else self.count - int(namespace(self.alive).count_nonzero(self.alive))
+        return 0 if self.alive is None else self.count - count_true(self.alive)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ def keep_above(layer: Scores, cut: Cut) -> Array:
     for scores, alive in layer.read():
         keep, seen = _keep_chunk(scores, cut, ties_kept, seen, alive)
         parts.append(keep)
-    return parts[0] if len(parts) == 1 else namespace(parts[0]).concat(parts)
+    return joined(parts)
 
 
 def _keep_chunk(scores: Array, cut: Cut, ties_kept: int, seen: int, alive: Array | None) -> tuple[Array, int]:

@@ -25,7 +25,7 @@ def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
 
     Example:
         >>> import torch, secateur
-        >>> print(secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units)
+        >>> secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units
         16
     """
     need("torch", extra="torch")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from secateur._registry import nearest
+from secateur._registry import listed, nearest
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnknownNameError
 from secateur.planning.layers import Candidate
@@ -49,19 +49,19 @@ def choose(config: PruningConfig, candidates: Sequence[Candidate], modules: Sequ
     """
     _check_names(config, [candidate.name for candidate in candidates], modules)
     _check_types(config, candidates)
-    choices = _settle_shared([_choose_one(config, candidate, alone=_is_alone(candidates)) for candidate in candidates])
+    alone = _is_alone(candidates)
+    choices = _settle_shared([_choose_one(config, candidate, alone=alone) for candidate in candidates])
     pruned = {choice.candidate.weight_id for choice in choices if choice.config is not None}
-    named = {*config.op_names, *(name for name, rule in config.layers.items() if rule is not None)}
     for choice in choices:
-        if choice.candidate.weight_id not in pruned:
-            refuse_if_named(choice, named)
+        if choice.reason is not None and choice.candidate.weight_id not in pruned:
+            refuse_if_named(config, choice.candidate.name, choice.reason)
     return choices
 
 
-def refuse_if_named(choice: Choice, named: Iterable[str]) -> None:
-    """Raise `LayerError` if a layer was asked for by its very name and stays dense."""
-    if choice.reason is not None and choice.candidate.name in named:
-        raise LayerError(f"layer {choice.candidate.name!r} was named but cannot be pruned: {choice.reason}")
+def refuse_if_named(config: PruningConfig, name: str, reason: str) -> None:
+    """Raise `LayerError` if a layer that stays dense was asked for by its very name."""
+    if name in config.op_names or config.layers.get(name) is not None:
+        raise LayerError(f"layer {name!r} was named but cannot be pruned: {reason}")
 
 
 def _choose_one(config: PruningConfig, candidate: Candidate, *, alone: bool) -> Choice:
@@ -104,6 +104,7 @@ def _settle(choice: Choice, dense: Mapping[int, str], owners: Mapping[int, str])
 
 
 def _is_alone(candidates: Sequence[Candidate]) -> bool:
+    """Whether only one layer is of a family that patterns know; then it is pruned although it is the output."""
     return sum(not set(FAMILIES).isdisjoint(candidate.types) for candidate in candidates) == 1
 
 
@@ -124,8 +125,7 @@ def _mismatch(pattern: str, layers: Sequence[str], modules: Sequence[str]) -> st
         return f"is no layer but holds some. For all of them write {pattern + '[.].*'!r}."
     if pattern in modules:
         return "has no weight of two axes or more, so there is nothing to prune in it."
-    shown = ", ".join(layers[:12]) + (f" and {len(layers) - 12} more" if len(layers) > 12 else "")
-    return f"matches no layer.{nearest(pattern, layers)} Layers: {shown}."
+    return f"matches no layer.{nearest(pattern, layers)} Layers: {listed(layers, most=12)}."
 
 
 def _check_types(config: PruningConfig, candidates: Sequence[Candidate]) -> None:

@@ -26,10 +26,9 @@ OUTPUT_NAMES = frozenset(
 """Names that model families give their output layer."""
 
 
-def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any], *, for_training: bool = True) -> Plan:
+def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> Plan:
     """See `secateur.plan`."""
-    found = candidates(model, for_training=for_training)
-    return make_plan(config, found, [name for name, _ in unwrapped(model).named_modules()], "pytorch")
+    return make_plan(config, candidates(model), [name for name, _ in unwrapped(model).named_modules()], "pytorch")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -43,7 +42,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def candidates(model: nn.Module, *, for_training: bool) -> list[Candidate]:
+def candidates(model: nn.Module) -> list[Candidate]:
     """Every layer that owns a parameter of two axes or more, in the model's order.
 
     Raises:
@@ -53,7 +52,7 @@ def candidates(model: nn.Module, *, for_training: bool) -> list[Candidate]:
         raise UnsupportedModelError(f"A torch.nn.Module is needed, found {type(model).__name__}.")
     layers = dict(_layers_with_weights(unwrapped(model)))
     output = _output_layer(unwrapped(model), layers)
-    return [_candidate(name, module, module is output, for_training=for_training) for name, module in layers.items()]
+    return [_candidate(name, module, is_output=module is output) for name, module in layers.items()]
 
 
 def _layers_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -67,12 +66,12 @@ def _is_matrix(weight: torch.Tensor) -> bool:
     return not isinstance(weight, nn.UninitializedParameter) and weight.dim() >= 2
 
 
-def _candidate(name: str, module: nn.Module, is_output: bool, *, for_training: bool) -> Candidate:
+def _candidate(name: str, module: nn.Module, *, is_output: bool) -> Candidate:
     weight: nn.Parameter | None
     reason: str | None = None
     try:
         weight = parameter(module)
-        if for_training and not weight.requires_grad:
+        if not weight.requires_grad:
             reason = "frozen (requires_grad=False)"
     except LayerError as error:
         weight = next((own for own in module.parameters(recurse=False) if _is_matrix(own)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur._table import Table, counted
@@ -82,7 +82,7 @@ def make_plan(
     Args:
         config: The configuration.
         candidates: Layers that have a weight of two axes or more.
-        modules: Names of all modules of the model.
+        modules: Names of all modules of the model, with and without such a weight.
         framework: ``"pytorch"`` or ``"keras"``.
 
     Raises:
@@ -93,8 +93,8 @@ def make_plan(
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
     _check_vocabulary(config)
     choices = choose(config, candidates, modules)
-    patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _by_settings(choices))
-    rows = tuple(_row(choice, patterns, config) for choice in choices)
+    patterns = tuple(get_pattern(settings, own, framework) for settings, own in _by_settings(choices))
+    rows = tuple(_row(config, choice, patterns) for choice in choices)
     if not any(row.is_pruned for row in rows):
         reasons = "\n".join(f"  {row.name}: {row.reason}" for row in rows)
         raise LayerError(
@@ -124,14 +124,13 @@ def _by_settings(choices: Sequence[Choice]) -> list[tuple[PruningConfig, dict[st
     return groups
 
 
-def _row(choice: Choice, patterns: Sequence[BasePattern], config: PruningConfig) -> PlannedLayer:
+def _row(config: PruningConfig, choice: Choice, patterns: Sequence[BasePattern]) -> PlannedLayer:
     candidate = choice.candidate
     row = PlannedLayer(name=candidate.name, kind=candidate.types[0], shape=candidate.shape, reason=choice.reason)
     for pattern in patterns:
-        if candidate.name in pattern.invalid_layers:
-            unfit = Choice(candidate, reason=pattern.invalid_layers[candidate.name])
-            refuse_if_named(unfit, {*config.op_names, *config.layers})
-            return PlannedLayer(name=row.name, kind=row.kind, shape=row.shape, reason=unfit.reason)
+        if (reason := pattern.invalid_layers.get(candidate.name)) is not None:
+            refuse_if_named(config, candidate.name, reason)
+            return replace(row, reason=reason)
         if candidate.name in pattern.views:
             return _pruned_row(row, pattern)
     return row
@@ -139,10 +138,8 @@ def _row(choice: Choice, patterns: Sequence[BasePattern], config: PruningConfig)
 
 def _pruned_row(row: PlannedLayer, pattern: BasePattern) -> PlannedLayer:
     layout = next(units.parts[row.name] for units in pattern.units.values() if row.name in units.parts)
-    return PlannedLayer(
-        name=row.name,
-        kind=row.kind,
-        shape=row.shape,
+    return replace(
+        row,
         config=pattern.config,
         units=layout.count,
         unit_size=layout.unit_size,
@@ -157,7 +154,7 @@ def _timing(config: PruningConfig) -> str:
     name = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "a function")
     when = (
         f"at once at step {config.start_step}"
-        if config.start_step == config.last_step or name == "one_shot"
+        if config.start_step == config.last_step
         else f"{name} from step {config.start_step} to {config.last_step}, every {config.pruning_frequency}"
     )
     return f"{config.pattern}: by {config.criterion}, {config.kind}, {when}."

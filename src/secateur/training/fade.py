@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from secateur._array import Array, namespace
+from secateur._array import Array, count_true, namespace
 from secateur.patterns.selection import Scores, find_cuts, keep_above
 
 __all__ = ["fade"]
@@ -31,7 +31,7 @@ def fade(weight: Array, mask: Array, between: tuple[Array, Array], part: tuple[i
     xp = namespace(weight)
     now, later = between
     condemned = now & ~later
-    pruned = int(xp.count_nonzero(~now)) + int(xp.count_nonzero(condemned)) * part[0] // part[1]
+    pruned = count_true(~now) + count_true(condemned) * part[0] // part[1]
     size = xp.where(condemned, xp.abs(weight), xp.asarray(math.inf, dtype=weight.dtype)).reshape((-1,))
     scores = Scores("", lambda: iter([size]), size.shape[0], mask.reshape((-1,)))
     return keep_above(scores, find_cuts({"": scores}, {"": pruned})[""]).reshape(weight.shape)

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from secateur._array import Array, to_numpy
+from secateur._array import Array, count_true
 from secateur.patterns import BasePattern
 from secateur.patterns.selection import Scores
 from secateur.training.fade import fade
@@ -39,11 +37,12 @@ class PruningGroup:
         self.config = pattern.config
         self.keep: dict[str, Array] | None = self._initial_units()
         self.condemned_keep: dict[str, Array] | None = None
-        target = max(pattern.target_sparsity, self._least_target())
+        initial, target = self.sparsity(), pattern.target_sparsity
+        if self.is_locked:
+            target = max(target, initial)
         # A model that reached the target may exceed it by what rounding to whole units added.
         is_within = self._pruned_units() <= pattern.pruned_units(pattern.target_sparsity)
-        initial = min(self.sparsity(), target) if is_within else self.sparsity()
-        self.timeline = Timeline(self.config, initial, target)
+        self.timeline = Timeline(self.config, min(initial, target) if is_within else initial, target)
         self.asked = self.timeline.initial
 
     @property
@@ -58,8 +57,7 @@ class PruningGroup:
     def initial_masks(self) -> dict[str, Array]:
         """Masks before the first step, in the weights' stored shapes."""
         if self.is_locked:
-            weights = {layer: self._stored_weight(layer) for layer in self.pattern.views}
-            return {layer: weight != 0 for layer, weight in weights.items()}
+            return {layer: self._stored_weight(layer) != 0 for layer in self.pattern.views}
         return {} if self.keep is None else self.pattern.weight_masks(self.keep)
 
     def advance(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
@@ -131,7 +129,7 @@ class PruningGroup:
         keep = self.pattern.select({name: stream(name, self.keep) for name in self.pattern.units}, sparsity)
         upper = self.pattern.budget.upper()
         for name, kept in keep.items():
-            pruned = int(kept.shape[0] - np.count_nonzero(to_numpy(kept)))
+            pruned = count_true(~kept)
             if pruned >= upper[name] and self.pattern.budget.units[name] == kept.shape[0]:
                 self.pattern.keep_mask_layers.setdefault(name, "reached max_sparsity_ratio_per_op")
         return keep
@@ -139,14 +137,13 @@ class PruningGroup:
     def _initial_units(self) -> dict[str, Array] | None:
         if not self.config.keep_zeros:
             return None
-        weights = {layer: self.pattern.weight(self.pattern.modules[layer]) for layer in self.pattern.views}
-        return self.pattern.units_without_zeros({layer: weight != 0 for layer, weight in weights.items()})
+        modules = {layer: self.pattern.modules[layer] for layer in self.pattern.views}
+        return self.pattern.units_without_zeros(
+            {layer: self.pattern.weight(module) != 0 for layer, module in modules.items()}
+        )
 
     def _pruned_units(self) -> int:
-        return sum(int(np.count_nonzero(~to_numpy(kept))) for kept in (self.keep or {}).values())
-
-    def _least_target(self) -> float:
-        return self.sparsity() if self.is_locked else 0.0
+        return sum(count_true(~kept) for kept in (self.keep or {}).values())
 
     def _stored_weight(self, layer: str) -> Array:
         return self.pattern.as_array(self.pattern.weight(self.pattern.modules[layer]))

@@ -12,15 +12,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from secateur._registry import listed
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, ScoreError, StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
 from secateur.patterns.pytorch import parameter, weight_name
-from secateur.planning.pytorch import plan as make_plan
+from secateur.planning.pytorch import plan as plan_torch
 from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
 from secateur.training.result import PruningReport
-from secateur.training.run import Run, check_state
+from secateur.training.run import FORMAT_VERSION, Run, check_state
 
 __all__ = ["Pruner", "prepare"]
 
@@ -47,7 +48,7 @@ def prepare(
     for found in optimizers:
         if not isinstance(found, Optimizer):
             raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(found).__name__}.")
-    return Pruner(model, make_plan(model, config), optimizers)
+    return Pruner(model, plan_torch(model, config), optimizers)
 
 
 class _Weight:
@@ -240,7 +241,7 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to end with the same bits; tensors and plain values only."""
         return {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
             "step": self.step,
             "optimizer_steps": list(self._steps),
             "runs": [run.state_dict() for run in self._runs],
@@ -272,7 +273,7 @@ class Pruner:
         theirs = {id(weight.parameter) for other in others for weight in other._weights.values()}
         if shared := [name for key, name in mine.items() if key in theirs]:
             raise StateError(
-                f"Another pruner of this optimizer prunes {', '.join(repr(name) for name in shared[:5])} already. "
+                f"Another pruner of this optimizer prunes {listed(map(repr, shared))} already. "
                 f"Call its finalize() or close() first."
             )
 
@@ -294,12 +295,12 @@ class Pruner:
         if total and zeros / total >= ALREADY_SPARSE:
             logger.warning(
                 "%.1f %% of the weights to be pruned are zero already and may come back to life in training, unless "
-                "load_state_dict() follows. "
-                "keep_zeros=True keeps units that are all zero, kind='pattern_lock' keeps all zeros.",
+                "load_state_dict() follows. keep_zeros=True keeps units that are all zero, kind='pattern_lock' keeps "
+                "all zeros.",
                 100 * zeros / total,
             )
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         index = self._optimizers.index(optimizer)
         # A fused optimizer is handed the loss scale and skips steps by itself; GradScaler skips the others.
         overflow = getattr(optimizer, "found_inf", None)
@@ -309,7 +310,7 @@ class Pruner:
                 for run in self._runs:
                     run.gather(self.step + 1, optimizer)
 
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         index = self._optimizers.index(optimizer)
         if self._skips[index]:
             return
@@ -346,14 +347,15 @@ def _find_weights(plan: Plan, optimizers: tuple[Optimizer, ...]) -> dict[str, _W
         for group in optimizer.param_groups
         for held in group["params"]
     }
-    names = [(name, pattern) for pattern in plan.patterns for name in pattern.views]
-    if homeless := [name for name, pattern in names if id(parameter(pattern.modules[name])) not in homes]:
+    patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
+    keys = {name: id(parameter(pattern.modules[name])) for name, pattern in patterns.items()}
+    if homeless := [name for name, key in keys.items() if key not in homes]:
         raise LayerError(
-            f"The optimizer does not hold the weights of {len(homeless)} of {len(names)} layers to be pruned: "
-            f"{', '.join(homeless[:8])}{' …' if len(homeless) > 8 else ''}. Build it from the parameters of this very "
-            f"model, or leave the layers out with excluded_op_names."
+            f"The optimizer does not hold the weights of {len(homeless)} of {len(keys)} layers to be pruned: "
+            f"{listed(map(repr, homeless))}. Build it from the parameters of this very model, or leave "
+            f"the layers out with excluded_op_names."
         )
-    weights = {name: _Weight(name, pattern, homes[id(parameter(pattern.modules[name]))]) for name, pattern in names}
+    weights = {name: _Weight(name, pattern, homes[keys[name]]) for name, pattern in patterns.items()}
     for name, weight in weights.items():
         if bool(weight.parameter.detach().isnan().any()):
             raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from secateur._array import Array, namespace
+from secateur._array import Array, joined, namespace
 from secateur.patterns.layout import Units
 from secateur.patterns.reduction import pairwise_sum
 
@@ -30,9 +30,9 @@ def shrinkage(units: Units, weights: Mapping[str, Array], strength: float) -> di
         Parikh & Boyd, "Proximal Algorithms", 2014, section 6.5.4, for the step.
     """
     squares = {layer: weight * weight for layer, weight in weights.items()}
-    chunks = list(units.scores(squares, pairwise_sum))
-    xp = namespace(chunks[0])
-    norms = xp.sqrt(xp.concat(chunks))
+    unit_squares = joined(list(units.scores(squares, pairwise_sum)))
+    xp = namespace(unit_squares)
+    norms = xp.sqrt(unit_squares)
     threshold = strength * math.sqrt(units.unit_size)
     factors = xp.where(norms > threshold, 1.0 - threshold / xp.where(norms > 0, norms, 1.0), 0.0)
     return units.expand(xp.astype(factors, norms.dtype, copy=False))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import numpy as np
-
-from secateur._array import Array, namespace, to_numpy
+from secateur._array import Array, count_true, namespace, to_numpy
+from secateur._registry import listed
 from secateur.errors import ConfigError, LayerError, StateError
 from secateur.patterns import BasePattern
 from secateur.training.group import PruningGroup
@@ -15,9 +15,10 @@ from secateur.training.regularizer import shrinkage
 from secateur.training.result import LayerResult
 from secateur.training.scores import GatheredScores
 
-__all__ = ["HeldWeight", "Home", "Run", "check_state"]
+__all__ = ["FORMAT_VERSION", "HeldWeight", "Home", "Run", "check_state"]
 
 FORMAT_VERSION = 1
+"""Version of the format of a pruner's state."""
 
 
 class Home(Protocol):
@@ -123,7 +124,7 @@ class Run:
         """Layers whose mask is not of the pattern, or whose pruned weights are not zero → what is wrong."""
         wrong = {}
         for name, weight in self.weights.items():
-            if weight.mask is not None and (revived := _count(weight.stored[~weight.mask] != 0)):
+            if weight.mask is not None and (revived := count_true(weight.stored[~weight.mask] != 0)):
                 wrong[name] = f"{revived} pruned weights are not zero; was the model changed behind the pruner's back?"
         if self._has_masks and not self.group.is_locked and self.group.condemned_keep is None:
             wrong = self.pattern.violations(self._masks(), self.group.asked) | wrong
@@ -157,8 +158,8 @@ class Run:
                 name for name in {*mine, *state["shapes"]} if mine.get(name) != state["shapes"].get(name)
             )
             raise StateError(
-                f"The state is of another model: {len(differing)} layers differ in name or shape, among them "
-                f"{', '.join(repr(name) for name in differing[:5])}. Load it into the model it was saved with."
+                f"The state is of another model. Layers that differ in name or shape: {listed(map(repr, differing))}. "
+                f"Load it into the model it was saved with."
             )
         described = self._described()
         if state["config"] != described:
@@ -185,15 +186,15 @@ class Run:
     def _result(self, layer: str, units: int, kept: Array | None) -> LayerResult:
         weight = self.weights[layer]
         shape = tuple(weight.stored.shape)
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         return LayerResult(
             name=layer,
             pattern=self.config.pattern,
             shape=shape,
             weights=size,
-            pruned_weights=0 if weight.mask is None else size - _count(weight.mask),
+            pruned_weights=0 if weight.mask is None else size - count_true(weight.mask),
             units=units,
-            pruned_units=0 if kept is None else units - _count(kept),
+            pruned_units=0 if kept is None else units - count_true(kept),
         )
 
     def _as_tensors(self, value: Any) -> Any:
@@ -244,7 +245,3 @@ def check_state(state: Mapping[str, Any], optimizers: int, runs: int) -> None:
     ):
         if mine != theirs:
             raise StateError(f"The state is of a run with {theirs} {kind}, this one has {mine}.")
-
-
-def _count(flags: Array) -> int:
-    return int(namespace(flags).count_nonzero(flags))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from secateur._array import Array, namespace
+from secateur._array import Array, joined, namespace
 from secateur.criteria import BaseCriterion, get_criterion
 from secateur.errors import ScoreError
 from secateur.patterns import BasePattern
@@ -19,6 +19,7 @@ from secateur.patterns.selection import Scores
 __all__ = ["GatheredScores"]
 
 LINEAR = frozenset({"mean", "sum"})
+"""Reductions that a sum over steps commutes with."""
 
 
 class GatheredScores:
@@ -53,8 +54,7 @@ class GatheredScores:
             layer: self.criteria[layer].score(self.weight(layer), gradient) for layer, gradient in gradients.items()
         }
         if self.is_per_unit:
-            chunks = list(self._unit_chunks(name, scores))
-            self._add_to(name, namespace(chunks[0]).concat(chunks))
+            self._add_to(name, joined(list(self._unit_chunks(name, scores))))
         else:
             for layer, score in scores.items():
                 self._add_to(layer, score)

@@ -48,7 +48,7 @@ class Timeline:
     @property
     def end(self) -> int:
         """Step of the last update."""
-        return self.config.start_step if self.config.sparsity_decay_type == "one_shot" else self.config.last_step
+        return self.config.last_step
 
     def next_update(self, step: int) -> int:
         """The first update after `step`, which lies within the run."""
