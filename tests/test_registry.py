@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from secateur._registry import Registry, nearest
+from secateur._registry import Registry
+from secateur._wording import nearest
 from secateur.errors import ConfigError, SecateurError, UnknownNameError
 
 

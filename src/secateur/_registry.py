@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TypeVar
 
+from secateur._wording import nearest
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["Registry", "listed", "nearest"]
-
+__all__ = ["Registry"]
 
 Item = TypeVar("Item")
 
@@ -71,25 +70,3 @@ class Registry(dict[str, Item]):
     @property
     def _plural(self) -> str:
         return {"criterion": "criteria"}.get(self.kind, f"{self.kind}s")
-
-
-def listed(items: Iterable[str], most: int = 8) -> str:
-    """Items for an error message, and how many more there are than it shows.
-
-    Example:
-        >>> listed(["a", "b", "c"], most=2), listed(["a", "b"], most=2)
-        ('a, b and 1 more', 'a, b')
-    """
-    found = list(items)
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A suggestion for a misspelled `name`, as the tail of an error message.
-
-    Example:
-        >>> nearest("cubik", ["cubic", "linear"])
-        " Did you mean 'cubic'?"
-    """
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 
-__all__ = ["Table", "counted"]
+__all__ = ["Table"]
 
 PADDING = 2
 """Characters between two columns."""
@@ -69,13 +69,3 @@ class Table:
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-
-def counted(count: int, noun: str) -> str:
-    """A number with its noun.
-
-    Example:
-        >>> counted(1, "layer"), counted(1200, "layer")
-        ('1 layer', '1,200 layers')
-    """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

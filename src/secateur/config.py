@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from secateur._registry import nearest
+from secateur._wording import nearest
 from secateur.errors import ConfigError
 
 __all__ = ["PruningConfig"]

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from secateur._registry import nearest
+from secateur._wording import nearest
 from secateur.errors import MissingPackageError, ModelLoadError, SecateurError, UnknownNameError
 
 __all__ = ["from_code"]

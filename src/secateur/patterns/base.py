@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from secateur._array import Array, count_true, joined, namespace
-from secateur._registry import Registry, listed, nearest
+from secateur._registry import Registry
+from secateur._wording import listed, nearest
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, LayerError, UnknownNameError
 from secateur.patterns.budget import Budget

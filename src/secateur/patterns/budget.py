@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from secateur._registry import listed
+from secateur._wording import listed
 from secateur.errors import ConfigError
 
 __all__ = ["Budget"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from secateur._registry import listed, nearest
+from secateur._wording import listed, nearest
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnknownNameError
 from secateur.planning.layers import Candidate

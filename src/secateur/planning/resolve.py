@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from secateur._table import Table, counted
+from secateur._table import Table
+from secateur._wording import counted
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import LayerError

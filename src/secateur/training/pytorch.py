@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._registry import listed
+from secateur._wording import listed
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, ScoreError, StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
@@ -188,6 +188,8 @@ class Pruner:
                 found = parameter(inner.get_submodule(name))
             except AttributeError as error:
                 raise LayerError(f"layer {name!r} was pruned, and {type(inner).__name__} has no such layer.") from error
+            except LayerError as error:
+                raise LayerError(f"layer {name!r} was pruned, but in {type(inner).__name__} {error}.") from error
             if found.shape != weight.parameter.shape:
                 raise LayerError(
                     f"layer {name!r} has shape {tuple(found.shape)}, the mask {tuple(weight.parameter.shape)}."

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from secateur._table import Table, counted
+from secateur._table import Table
+from secateur._wording import counted
 
 __all__ = ["LayerResult", "PruningReport"]
 

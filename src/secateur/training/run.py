@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from secateur._array import Array, count_true, namespace, to_numpy
-from secateur._registry import listed
+from secateur._wording import listed
 from secateur.errors import ConfigError, LayerError, StateError
 from secateur.patterns import BasePattern
 from secateur.training.group import PruningGroup
