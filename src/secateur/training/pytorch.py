@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from itertools import count
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, WeakSet
@@ -44,11 +46,17 @@ def prepare(
     optimizer: Optimizer | Iterable[Optimizer],
 ) -> Pruner:
     """See `secateur.prepare`."""
-    optimizers = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
-    for found in optimizers:
-        if not isinstance(found, Optimizer):
-            raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(found).__name__}.")
-    return Pruner(model, plan_torch(model, config), optimizers)
+    given = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
+    return Pruner(model, plan_torch(model, config), tuple(_own_optimizer(found) for found in given))
+
+
+def _own_optimizer(found: Any) -> Optimizer:
+    """The optimizer inside the wrappers that training frameworks put around it."""
+    while isinstance(inner := getattr(found, "optimizer", None), Optimizer):
+        found = inner
+    if not isinstance(found, Optimizer):
+        raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(found).__name__}.")
+    return found
 
 
 class _Weight:
@@ -77,9 +85,13 @@ class _Weight:
         scale = getattr(self.home.optimizer, "grad_scale", None)
         return gradient if scale is None else gradient / scale
 
-    def is_replaced(self) -> bool:
-        """Whether the layer has another parameter now, which the optimizer does not hold."""
-        return self.module._parameters.get(weight_name(self.module)) is not self.parameter
+    def is_in(self, model: nn.Module) -> bool:
+        """Whether the model's layer of this name still has this very parameter."""
+        try:
+            module = model.get_submodule(self.name)
+        except AttributeError:
+            return False
+        return module._parameters.get(weight_name(module)) is self.parameter
 
     def shrink(self, factors: torch.Tensor) -> None:
         self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
@@ -94,11 +106,21 @@ class _Weight:
 
 
 class _Home:
-    """The optimizer that holds a parameter."""
+    """The optimizers that hold a parameter; the first counts as its own."""
 
-    def __init__(self, optimizer: Optimizer, held: nn.Parameter) -> None:
-        self.optimizer = optimizer
+    def __init__(self, held: nn.Parameter) -> None:
         self.held = held
+        self.holders: list[Optimizer] = []
+
+    def add(self, optimizer: Optimizer) -> None:
+        """Note another optimizer, once."""
+        if not any(holder is optimizer for holder in self.holders):
+            self.holders.append(optimizer)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Its own optimizer."""
+        return self.holders[0]
 
     def learning_rate(self) -> float:
         """The learning rate of the parameter's group, as it is now."""
@@ -132,18 +154,23 @@ class Pruner:
         self.step = 0
         self._weights = _find_weights(plan, optimizers)
         # An optimizer that holds none of the pruned weights has no say in what counts as a step.
-        self._optimizers = tuple(dict.fromkeys(weight.home.optimizer for weight in self._weights.values()))
+        self._optimizers = tuple(
+            dict.fromkeys(optimizer for weight in self._weights.values() for optimizer in weight.home.holders)
+        )
         self._steps = [0] * len(self._optimizers)
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
         self._runs = [Run(pattern, self._weights) for pattern in plan.patterns if pattern.views]
         self._warn_of_haste()
         self._warn_of_zeros()
-        self._start()
         self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in self._optimizers]
         self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in self._optimizers]
         for optimizer in self._optimizers:
             PRUNERS.setdefault(optimizer, WeakSet()).add(self)
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._start()
+            undo.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -220,11 +247,11 @@ class Pruner:
         Raises:
             StateError: The run has been finalized already, or masks and weights are not what they should be.
         """
-        if not self.is_active:
-            raise StateError("This pruner has been finalized or closed already. Call secateur.prepare for another run.")
-        wrong = {name: reason for run in self._runs for name, reason in run.violations().items()}
+        self._need_active()
+        wrong = {name: "its weights have nan" for name, weight in self._weights.items() if _has_nan(weight)}
+        wrong |= {name: reason for run in self._runs for name, reason in run.violations().items()}
         replaced = "its weight is another parameter than the one that was pruned"
-        wrong |= {name: replaced for name, weight in self._weights.items() if weight.is_replaced()}
+        wrong |= {name: replaced for name, weight in self._weights.items() if not weight.is_in(self.model)}
         if wrong:
             lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
             raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")
@@ -253,8 +280,10 @@ class Pruner:
         """Go on where `state_dict` was taken, with a model of the same layers and the same configuration.
 
         Raises:
-            StateError: The state is of another model, configuration or format; nothing is changed then.
+            StateError: The state is of another model, configuration or format, or this run has ended; nothing is
+                changed then.
         """
+        self._need_active()
         check_state(state, len(self._optimizers), len(self._runs))
         for run, saved in zip(self._runs, state["runs"], strict=True):
             run.check_state(saved)
@@ -262,6 +291,10 @@ class Pruner:
             run.load_state_dict(saved)
         self.step = state["step"]
         self._steps = list(state["optimizer_steps"])
+
+    def _need_active(self) -> None:
+        if not self.is_active:
+            raise StateError("This pruner has been finalized or closed already. Call secateur.prepare for another run.")
 
     def _start(self) -> None:
         for run in self._runs:
@@ -302,38 +335,63 @@ class Pruner:
                 100 * zeros / total,
             )
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         index = self._optimizers.index(optimizer)
         # A fused optimizer is handed the loss scale and skips steps by itself; GradScaler skips the others.
         overflow = getattr(optimizer, "found_inf", None)
         self._skips[index] = overflow is not None and bool(overflow.item())
-        if not self._skips[index]:
-            with torch.no_grad():
-                for run in self._runs:
-                    run.gather(self.step + 1, optimizer)
+        if self._skips[index]:
+            return None
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._gathering(optimizer, args[1]), *args[2:]), kwargs
+        if callable(kwargs.get("closure")):
+            return args, kwargs | {"closure": self._gathering(optimizer, kwargs["closure"])}
+        self._gather(optimizer)
+        return None
 
+    def _gathering(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure; what its first call leaves in the gradients is taken in."""
+        calls = count()
+
+        def gathering_closure() -> Any:
+            loss = closure()
+            if next(calls) == 0:
+                self._gather(optimizer)
+            return loss
+
+        return gathering_closure
+
+    @torch.no_grad()
+    def _gather(self, optimizer: Optimizer) -> None:
+        for run in self._runs:
+            run.gather(self.step + 1, optimizer)
+
+    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         index = self._optimizers.index(optimizer)
         if self._skips[index]:
             return
         self._steps[index] += 1
-        with torch.no_grad():
-            for run in self._runs:
-                run.regularize(self.step + 1, optimizer)
-            self._apply(optimizer)
-            if min(self._steps) > self.step:
-                # All or none: an error in one run leaves the masks of the others as they were.
-                changes = [run.masks_after(self.step + 1) for run in self._runs]
-                self.step += 1
-                for run, masks in zip(self._runs, changes, strict=True):
-                    run.set_masks(masks)
-                if any(changes):
-                    self._apply(None)
+        for run in self._runs:
+            run.regularize(self.step + 1, optimizer)
+        self._apply(optimizer)
+        if (step := min(self._steps)) > self.step:
+            # All or none: an error in one run leaves the masks of the others as they were.
+            changes = [run.masks_after(step) for run in self._runs]
+            self.step = step
+            for run, masks in zip(self._runs, changes, strict=True):
+                run.set_masks(masks)
+            if any(changes):
+                self._apply(None)
 
     def _apply(self, optimizer: Optimizer | None) -> None:
         for weight in self._weights.values():
-            if optimizer is None or weight.home.optimizer is optimizer:
+            if optimizer is None or optimizer in weight.home.holders:
                 weight.apply_mask()
+
+
+def _has_nan(weight: _Weight) -> bool:
+    return bool(weight.stored.isnan().any())
 
 
 def _find_weights(plan: Plan, optimizers: tuple[Optimizer, ...]) -> dict[str, _Weight]:
@@ -343,12 +401,10 @@ def _find_weights(plan: Plan, optimizers: tuple[Optimizer, ...]) -> dict[str, _W
         LayerError: No optimizer holds a weight.
         ScoreError: A weight has ``nan``.
     """
-    homes = {
-        id(held): _Home(optimizer, held)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for held in group["params"]
-    }
+    homes: dict[int, _Home] = {}
+    for optimizer in optimizers:
+        for held in (held for group in optimizer.param_groups for held in group["params"]):
+            homes.setdefault(id(held), _Home(held)).add(optimizer)
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
     keys = {name: id(parameter(pattern.modules[name])) for name, pattern in patterns.items()}
     if homeless := [name for name, key in keys.items() if key not in homes]:
@@ -359,6 +415,8 @@ def _find_weights(plan: Plan, optimizers: tuple[Optimizer, ...]) -> dict[str, _W
         )
     weights = {name: _Weight(name, pattern, homes[keys[name]]) for name, pattern in patterns.items()}
     for name, weight in weights.items():
-        if bool(weight.parameter.detach().isnan().any()):
+        if weight.parameter.is_meta:
+            raise LayerError(f"layer {name!r}: its weight is on the meta device and has no values yet. Load it first.")
+        if _has_nan(weight):
             raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")
     return weights

@@ -6,6 +6,7 @@ weight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 from secateur._array import Array, joined, namespace
@@ -49,7 +50,11 @@ class GatheredScores:
         self.is_per_unit = sample.reduction is not None or self.decay == 0.0 or name in LINEAR
 
     def add(self, name: str, gradients: Mapping[str, Array]) -> None:
-        """Take in one step: `gradients` holds an (O, K, I) array for each layer that has a part in the units `name`."""
+        """Take in one step: `gradients` holds an (O, K, I) array for each layer that has a part in the units `name`.
+
+        Raises:
+            ScoreError: A score is ``nan``; nothing is taken in then.
+        """
         scores = {
             layer: self.criteria[layer].score(self.weight(layer), gradient) for layer, gradient in gradients.items()
         }
@@ -93,6 +98,7 @@ class GatheredScores:
             yield self.unit_score(chunk)
 
     def _add_to(self, key: str, score: Array) -> None:
+        Scores(key, lambda: iter([score.reshape((-1,))]), math.prod(score.shape)).refuse_nan()
         xp = namespace(score)
         dtype = getattr(xp, self.pattern.config.score_dtype)
         is_first = key not in self.totals or not self.decay

@@ -1,0 +1,132 @@
+"""Training loops that go about it in another way."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from secateur.errors import LayerError, ScoreError, StateError
+from training.models import CONFIG, OPTIMIZERS, backward, begin, mlp
+
+
+def run(config: dict[str, Any], *, closure: bool) -> dict[str, torch.Tensor]:
+    model = mlp()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    pruner = secateur.prepare(model, config, optimizer=optimizer)
+    for step in range(9):
+
+        def one_batch(step: int = step) -> float:
+            optimizer.zero_grad()
+            backward(model, step)
+            return 0.0
+
+        if closure:
+            optimizer.step(one_batch)
+        else:
+            one_batch()
+            optimizer.step()
+    pruner.finalize()
+    return pruner.masks
+
+
+@pytest.mark.parametrize("criterion", ["snip", "snip_momentum", "movement"])
+def test_gradients_of_a_closure_are_those_of_its_batch(criterion: str) -> None:
+    config = {**CONFIG, "criterion": criterion}
+    expected = run(config, closure=False)
+    assert all(torch.equal(mask, expected[layer]) for layer, mask in run(config, closure=True).items())
+
+
+def test_closure_that_is_called_often_counts_once() -> None:
+    model = mlp()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    pruner = secateur.prepare(model, {**CONFIG, "end_step": 3}, optimizer=optimizer)
+    for step in range(3):
+
+        def one_batch(step: int = step) -> torch.Tensor:
+            optimizer.zero_grad()
+            backward(model, step)
+            return torch.tensor(1.0)
+
+        optimizer.step(closure=one_batch)
+    assert pruner.step == 3
+    assert pruner.finalize().unit_sparsity == 0.75
+
+
+def test_weight_of_two_optimizers_is_zero_after_either() -> None:
+    model = mlp()
+    first, second = (OPTIMIZERS["sgd"](model.parameters()) for _ in range(2))
+    pruner = secateur.prepare(model, {**CONFIG, "end_step": 1}, optimizer=[first, second])
+    for step in range(4):
+        for optimizer in (first, second):
+            backward(model, step)
+            optimizer.step()
+            assert all(not model.get_submodule(name).weight[~mask].any() for name, mask in pruner.masks.items())
+    assert pruner.step == 4
+    assert pruner.finalize().unit_sparsity == 0.75
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As training frameworks wrap an optimizer: of its type, but without its insides."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+def test_wrapped_optimizer() -> None:
+    model = mlp()
+    wrapper = Wrapper(OPTIMIZERS["sgd"](model.parameters()))
+    pruner = secateur.prepare(model, CONFIG, optimizer=wrapper)
+    for step in range(9):
+        backward(model, step)
+        wrapper.step()
+    assert pruner.finalize().is_complete
+
+
+@pytest.mark.parametrize("criterion", ["snip", "snip_momentum", "taylor"])
+def test_nan_gradients_are_found_before_the_step(criterion: str) -> None:
+    session = begin({**CONFIG, "criterion": criterion, "end_step": None}, optimizer="sgd")
+    backward(session.model, 0)
+    session.model[2].weight.grad[3, 3] = torch.nan
+    before = {name: weight.clone() for name, weight in session.model.state_dict().items()}
+    with pytest.raises(ScoreError, match="layer '2': scores must be numbers, found nan"):
+        session.optimizer.step()
+    assert all(torch.equal(weight, before[name]) for name, weight in session.model.state_dict().items())
+    session.model.zero_grad()
+    backward(session.model, 1)
+    session.optimizer.step()
+    assert session.pruner.finalize().is_complete
+
+
+def test_nan_weights_are_found_at_the_end() -> None:
+    session = begin().train(range(9))
+    with torch.no_grad():
+        session.model[2].weight[session.pruner.masks["2"]] = torch.nan
+    with pytest.raises(StateError, match="2: its weights have nan"):
+        session.pruner.finalize()
+
+
+def test_layer_that_has_left_the_model() -> None:
+    session = begin().train(range(9))
+    session.model[2] = nn.Linear(32, 16)
+    with pytest.raises(StateError, match="2: its weight is another parameter"):
+        session.pruner.finalize()
+
+
+def test_weights_without_values() -> None:
+    with torch.device("meta"):
+        model = mlp()
+    with pytest.raises(LayerError, match="layer '0': its weight is on the meta device"):
+        secateur.prepare(model, CONFIG, optimizer=OPTIMIZERS["sgd"](model.parameters()))
+
+
+def test_state_comes_too_late() -> None:
+    session = begin().train(range(9))
+    state = session.pruner.state_dict()
+    session.pruner.close()
+    with pytest.raises(StateError, match="finalized or closed already"):
+        session.pruner.load_state_dict(state)
