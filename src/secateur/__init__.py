@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from secateur.config import PruningConfig
     from secateur.criteria import register_criterion
     from secateur.errors import SecateurError
@@ -33,13 +34,26 @@ HOMES = {
     "register_pattern": "patterns",
     "register_schedule": "schedules",
 }
+"""Public name → the module that has it, imported when it is first needed."""
 
 
 def __getattr__(name: str) -> Any:
     if name in HOMES:
         return getattr(import_module(f"secateur.{HOMES[name]}"), name)
+    if name in HOMES.values():
+        return import_module(f"secateur.{name}")
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *HOMES.values(), "__version__"})
+
+
+def _version() -> str:
+    metadata = import_module("importlib.metadata")
+    try:
+        return str(metadata.version("secateur"))
+    except metadata.PackageNotFoundError:
+        return "0+unknown"

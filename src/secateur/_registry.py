@@ -22,11 +22,13 @@ class Registry(dict[str, Item]):
 
     Args:
         kind: What the things are called in errors, in the singular.
+        check: Called with a name and what is to be registered under it; raises if that is not of the kind.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, check: Callable[[str, Item], None] = lambda _name, _item: None) -> None:
         super().__init__()
         self.kind = kind
+        self._check = check
         self._plugins_loaded = False
 
     def register(self, name: str) -> Callable[[Item], Item]:
@@ -34,6 +36,7 @@ class Registry(dict[str, Item]):
 
         Raises:
             ConfigError: `name` is taken, or is empty.
+            SecateurError: What is decorated is not of the kind.
         """
 
         def add(item: Item) -> Item:
@@ -41,6 +44,7 @@ class Registry(dict[str, Item]):
                 raise ConfigError(f"A {self.kind} needs a name, found ''.")
             if name in self:
                 raise ConfigError(f"The {self.kind} name {name!r} is taken by {self[name]!r}. Choose another name.")
+            self._check(name, item)
             self[name] = item
             return item
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,6 +24,9 @@ NOT_PER_LAYER = frozenset(
     {"format_version", "op_names", "excluded_op_names", "pruning_op_types", "layers", "layer_types"}
 )
 """Keys that say which layers are meant, and so make no sense inside a rule for one layer."""
+
+HINTS = {("kind", "'one_shot'"): "one_shot is a schedule: sparsity_decay_type='one_shot'."}
+"""Key and what was found there → what may have been meant."""
 
 
 class PruningConfig(BaseModel):
@@ -97,10 +101,33 @@ class PruningConfig(BaseModel):
     layer_types: dict[str, dict[str, Any] | None] = {}
 
     def __init__(self, /, **data: Any) -> None:
-        try:
+        with _explained():
             super().__init__(**data)
-        except ValidationError as error:
-            raise ConfigError(_explain(error)) from error
+
+    def __hash__(self) -> int:
+        """Equal for equal configurations; of the rules, only their keys take part."""
+        rules = {"layers": frozenset(self.layers), "layer_types": frozenset(self.layer_types)}
+        return hash(tuple((dict(self) | rules).values()))
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Build from anything that pydantic takes.
+
+        Raises:
+            ConfigError: It is no valid configuration.
+        """
+        with _explained():
+            return super().model_validate(obj, **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """Build from a JSON text; see also `from_json`.
+
+        Raises:
+            ConfigError: It is no valid configuration.
+        """
+        with _explained():
+            return super().model_validate_json(json_data, **options)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -126,7 +153,8 @@ class PruningConfig(BaseModel):
         except yaml.YAMLError as error:
             raise ConfigError(f"The configuration is not valid YAML: {error}") from error
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-            raise ConfigError(f"A configuration must be a mapping of names to values, found {type(data).__name__}.")
+            found = f"the text {data!r}. To read a file, pass a pathlib.Path" if _is_path(data) else type(data).__name__
+            raise ConfigError(f"A configuration must be a mapping of names to values, found {found}.")
         return cls(**data)
 
     @classmethod
@@ -140,11 +168,13 @@ class PruningConfig(BaseModel):
         Raises:
             ConfigError: The schedule is a function without a registered name.
         """
-        if callable(self.sparsity_decay_type):
-            raise ConfigError(
-                "sparsity_decay_type is a function, and a file can only hold a name. "
-                "Decorate it with @secateur.register_schedule('my_name') and give that name."
-            )
+        rules = {f"{where}: ": rule for where, rule in self._rules() if rule}
+        for where, rule in ({"": {"sparsity_decay_type": self.sparsity_decay_type}} | rules).items():
+            if callable(rule.get("sparsity_decay_type")):
+                raise ConfigError(
+                    f"{where}sparsity_decay_type is a function, and a file can only hold a name. "
+                    f"Decorate it with @secateur.register_schedule('my_name') and give that name."
+                )
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
@@ -195,9 +225,15 @@ class PruningConfig(BaseModel):
     def _with(self, rule: dict[str, Any]) -> PruningConfig:
         return PruningConfig(**(self.model_dump(exclude={"layers", "layer_types"}) | _canonical_keys(rule)))
 
+    def _rules(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        for where, rules in (("layers", self.layers), ("layer_types", self.layer_types)):
+            yield from ((f"{where}[{key!r}]", rule) for key, rule in rules.items())
+
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
         known = {*cls.model_fields, "pruning_type"}
         for key in data:
             if key not in known:
@@ -232,18 +268,12 @@ class PruningConfig(BaseModel):
             raise ValueError(
                 f"min_sparsity_ratio_per_op must not be greater than max_sparsity_ratio_per_op, found {low} > {high}."
             )
-        if self.target_sparsity is not None and not low <= self.target_sparsity <= high:
-            raise ValueError(
-                f"target_sparsity={self.target_sparsity} is out of reach: every layer must lose between "
-                f"min_sparsity_ratio_per_op={low} and max_sparsity_ratio_per_op={high} of its weights."
-            )
         if self.kind == "pattern_lock" and self.reg_type is not None:
             raise ValueError(
                 "reg_type has no effect with kind='pattern_lock', where nothing is left to prune. Leave it out."
             )
-        for where, rules in (("layers", self.layers), ("layer_types", self.layer_types)):
-            for key, rule in rules.items():
-                self._check_rule(f"{where}[{key!r}]", rule)
+        for where, rule in self._rules():
+            self._check_rule(where, rule)
         return self
 
     def _check_rule(self, where: str, rule: dict[str, Any] | None) -> None:
@@ -257,16 +287,38 @@ class PruningConfig(BaseModel):
             raise ValueError(f"{where}: {error}") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its numbers to the base 60, which would read ``2:4`` as 124."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        """The tag of a node without one."""
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        is_number = tag in {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+        return self.DEFAULT_SCALAR_TAG if is_number and ":" in value else tag
+
+
 def _parsed(text: str) -> Any:
     """What a JSON or YAML text holds; YAML 1.1 alone would read JSON's ``1e-05`` as a text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def _is_path(data: Any) -> bool:
+    return isinstance(data, str) and data.endswith((".yaml", ".yml", ".json"))
 
 
 def _canonical_keys(rule: dict[str, Any]) -> dict[str, Any]:
     return {"criterion" if key == "pruning_type" else key: value for key, value in rule.items()}
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
 
 
 def _explain(error: ValidationError) -> str:
@@ -278,5 +330,7 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "value_error":
             lines.append(f"{where}: {message}" if where else message)
         else:
-            lines.append(f"{where}: {message}, found {problem['input']!r}.")
+            found = repr(problem["input"])
+            hint = f" {HINTS[where, found]}" if (where, found) in HINTS else ""
+            lines.append(f"{where}: {message}, found {found}.{hint}")
     return "\n".join(lines)

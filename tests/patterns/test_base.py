@@ -1,4 +1,7 @@
+import copy
 import itertools
+import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -6,11 +9,19 @@ import pytest
 
 from patterns import oracle
 from patterns.cases import DTYPES, SPECS, VIEWS, ArrayBinding, array_pattern, random_scores, share_of, view
-from secateur import patterns
+from secateur import _packages, patterns
 from secateur.config import PruningConfig
-from secateur.errors import ConfigError, LayerError, ScoreError, UnknownNameError
+from secateur.errors import (
+    ConfigError,
+    LayerError,
+    MissingPackageError,
+    ScoreError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
 from secateur.patterns import BasePattern, BlockLayout, WeightView, base, get_pattern, register_pattern
 from secateur.patterns.base import PATTERNS, pattern_class
+from secateur.patterns.selection import Scores
 
 torch = pytest.importorskip("torch")
 
@@ -60,7 +71,25 @@ def test_counts_are_exact(spec: str, part: float, scope: str) -> None:
 def test_a_complete_target_leaves_no_unit_and_zero_takes_none(spec: str) -> None:
     pattern = array_pattern(spec)
     assert all(mask.all() for mask in pattern.masks(random_scores(), sparsity=0.0).values())
-    assert pruned_units(spec, pattern.masks(random_scores(), sparsity=1.0)) == units_in(spec)
+    assert pruned_units(spec, pattern.masks(random_scores(), sparsity=float(share_of(spec)))) == units_in(spec)
+
+
+@every_pattern
+def test_a_schedules_rounding_is_no_sparsity_out_of_range(spec: str) -> None:
+    pattern, most = array_pattern(spec), float(share_of(spec))
+    masks = pattern.masks(random_scores(), math.nextafter(most, 2))
+    assert pruned_units(spec, masks) == units_in(spec)
+
+
+@every_pattern
+@pytest.mark.parametrize("beyond", [-0.1, 0.01, math.inf, math.nan])
+def test_an_impossible_sparsity_is_refused(spec: str, beyond: float) -> None:
+    pattern, most = array_pattern(spec), float(share_of(spec))
+    sparsity = beyond if beyond < 0 else most + beyond
+    streams = {name: Scores(name, lambda: iter([]), units.count) for name, units in pattern.units.items()}
+    for call in (lambda: pattern.masks(random_scores(), sparsity), lambda: pattern.select(streams, sparsity)):
+        with pytest.raises(ConfigError, match=rf"sparsity must lie in \[0, {most:g}\] for '{spec}', found {sparsity}"):
+            call()
 
 
 @every_pattern
@@ -234,7 +263,9 @@ def test_another_shape_raises_with_the_name_of_the_layer() -> None:
 
 
 def test_an_impossible_target_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"target_sparsity=0.9 over all layers means .* of 416 units, but max_"):
+    with pytest.raises(
+        ConfigError, match=r"target_sparsity=0.9 is out of reach over all layers: it means .* of 416 units"
+    ):
         array_pattern("4x1", max_sparsity_ratio_per_op=0.5)
 
 
@@ -313,6 +344,54 @@ def test_an_unknown_framework_lists_the_known() -> None:
         get_pattern({"pattern": "4x1"}, {}, "jax")
 
 
+@pytest.mark.parametrize(("framework", "package"), [("pytorch", "torch"), ("keras", "keras")])
+def test_a_framework_that_is_not_installed(framework: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_packages, "is_installed", lambda name: name != package)
+    base._bound.cache_clear()
+    with pytest.raises(MissingPackageError, match=rf'needs the package {package!r}.* "secateur\[{package}\]"'):
+        get_pattern({"pattern": "4x1"}, {}, framework)
+
+
+@pytest.mark.parametrize("thing", [dict, BasePattern, lambda: None, "4x1"])
+def test_only_patterns_are_registered(thing: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'mine' must be a subclass of .*BasePattern, found .*\. Derive"):
+        register_pattern("mine")(thing)
+    assert "mine" not in PATTERNS
+
+
+@pytest.mark.usefixtures("registries_restored")
+def test_a_pattern_without_a_tiling_names_what_is_missing() -> None:
+    class Unfinished(BasePattern):
+        pass
+
+    register_pattern("unfinished")(Unfinished)
+    with pytest.raises(
+        ConfigError, match=r"PytorchUnfinished does not say how it tiles a weight: override layout\(view\)\."
+    ):
+        get_pattern({"pattern": "unfinished"}, {"fc": torch_layer()})
+
+
+def test_base_classes_can_be_made_without_modules() -> None:
+    for kind in (BasePattern, patterns.PytorchBasePattern):
+        made = kind({"pattern": "4x1"}, {})
+        assert (made.pattern, made.target_sparsity, made.masks({})) == ("4x1", 0.9, {})
+    with pytest.raises(ConfigError, match=r"PytorchBasePattern does not say how it tiles"):
+        patterns.PytorchBasePattern({}, {"fc": torch_layer()})
+    with pytest.raises(ConfigError, match=r"Pairs belongs to no framework .*: get it from get_pattern"):
+        Pairs({}, {"fc": torch_layer()})
+    with pytest.raises(ConfigError, match=r"belongs to no framework"):
+        Pairs({}, {}).weight(torch_layer())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pattern: pickle.loads(pickle.dumps(pattern))])  # noqa: S301
+@pytest.mark.parametrize("spec", ["4x1", "2:4"])
+def test_a_bound_pattern_can_be_copied_and_pickled(duplicate: Any, spec: str) -> None:
+    pattern = get_pattern({"pattern": spec, "target_sparsity": 0.5}, {"fc": torch.nn.Linear(4, 8)})
+    again, scores = duplicate(pattern), {"fc": torch.rand(8, 4)}
+    assert type(again) is type(pattern)
+    assert again.masks(scores)["fc"].equal(pattern.masks(scores)["fc"])
+
+
 def test_one_binding_class_for_all_patterns_of_a_kind() -> None:
     first, second = (type(get_pattern({"pattern": spec}, {})) for spec in ("4x1", "1x4"))
     assert first is second
@@ -320,7 +399,8 @@ def test_one_binding_class_for_all_patterns_of_a_kind() -> None:
 
 
 def test_public_names_exist_and_others_do_not() -> None:
-    assert all(hasattr(patterns, name) for name in patterns.__all__)
+    assert all(hasattr(patterns, name) for name in dir(patterns))
+    assert {"KerasBasePattern", "PytorchBasePattern", *patterns.__all__} <= set(dir(patterns))
     with pytest.raises(AttributeError, match="has no attribute 'Nonsense'"):
         _ = patterns.Nonsense
 

@@ -62,11 +62,15 @@ def test_a_layer_alone_stays_below_its_bound() -> None:
     [
         (
             {"at_most": 0.4},
-            r"target_sparsity=0.5 over all layers means 15 of 30 units, but max_sparsity_ratio_per_op=0.4 binds "
-            r"'fc', 'conv': between 0 and 12 units can go, a sparsity of 0 to 0.4\. Change the target or the bound\.",
+            r"target_sparsity=0.5 is out of reach over all layers: it means 15 of 30 units, but "
+            r"max_sparsity_ratio_per_op=0.4 binds 'fc', 'conv': between 0 and 12 "
+            r"units can go, a sparsity of 0 to 0.4\. Change the target or the bound\.",
         ),
         ({"at_least": 0.6}, r"min_sparsity_ratio_per_op=0.6 binds 'fc', 'conv': between 18 and 30 units"),
-        ({"at_most": 0.4, "is_global": False}, r"in layer 'fc' means 5 of 10 units, but max_.* binds 'fc': between 0"),
+        (
+            {"at_most": 0.4, "is_global": False},
+            r"in layer 'fc': it means 5 of 10 units, but max_.* binds 'fc': between 0",
+        ),
         (
             {"at_most": 0.4, "unit_share": Fraction(1, 2), "target": 0.45},
             r"means 27 of 30 units, .* between 0 and 24 units can go, a sparsity of 0 to 0.4\.",

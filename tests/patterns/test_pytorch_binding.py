@@ -1,6 +1,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
 from secateur.errors import UnsupportedModelError
@@ -178,6 +179,17 @@ def test_like_undoes_as_array() -> None:
     pattern = bound("1x1", nn.Linear(2, 2))
     scores = torch.tensor([1.0, 2.0], requires_grad=True)
     assert pattern.like(pattern.as_array(scores), scores).equal(scores.detach())
+
+
+@pytest.mark.parametrize("spec", ["4x1", "2:4"])
+def test_numpy_scores_give_numpy_masks(spec: str) -> None:
+    pattern, scores = bound(spec, nn.Linear(4, 8)), torch.rand(8, 4)
+    mask = pattern.masks({"layer": scores.numpy()})["layer"]
+    assert isinstance(mask, np.ndarray)
+    assert mask.tolist() == pattern.masks({"layer": scores})["layer"].tolist()
+    assert pattern.violations({"layer": mask}) == {}
+    again = pattern.masks({"layer": scores.numpy()}, previous={"layer": torch.from_numpy(mask)})["layer"]
+    np.testing.assert_array_equal(again, mask)
 
 
 def test_modules_of_one_weight_are_pruned_once() -> None:

@@ -126,6 +126,36 @@ def test_last_layer_is_the_output_in_a_plain_sequence() -> None:
     assert pruned(model, op_names=["2"]) == {"2"}
 
 
+def net(**layers: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict(layers)
+
+
+def fc() -> nn.Linear:
+    return nn.Linear(8, 8)
+
+
+HEADS = {
+    "name_inside": (net(enc=fc(), attn=net(score=fc()), fc=fc()), {"fc"}),
+    "heads_in_blocks": (net(one=net(fc=fc(), head=fc()), two=net(fc=fc(), head=fc()), out=fc()), {"out"}),
+    "heads_in_a_stack": (net(blocks=nn.ModuleList([net(fc=fc(), head=fc()) for _ in range(2)]), out=fc()), {"out"}),
+    "heads_in_a_stack_only": (net(blocks=nn.ModuleList([net(fc=fc(), head=fc()) for _ in range(2)])), set()),
+    "registered_first": (net(head=fc(), body=net(a=fc(), b=fc())), {"head"}),
+    "wrapped": (net(model=net(head=fc(), body=net(a=fc(), b=fc()))), {"model.head"}),
+    "hidden_layer_in_the_head": (net(body=fc(), classifier=nn.Sequential(fc(), fc())), {"classifier.1"}),
+    "two_heads": (net(body=fc(), lm_head=fc(), classifier=fc(), loss=fc()), {"lm_head", "classifier"}),
+    "list_of_heads": (net(body=fc(), head=nn.ModuleList([fc(), fc()])), {"head.0", "head.1"}),
+    "last_of_a_block": (net(enc=fc(), decoder=net(a=fc(), out=fc())), {"decoder.out"}),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_output_layers_by_name_and_order(case: str) -> None:
+    model, outputs = HEADS[case]
+    found = reasons(model)
+    assert found.keys() == outputs
+    assert all(reason.startswith("output layer") for reason in found.values())
+
+
 def test_encoder_without_a_head_has_no_output_layer() -> None:
     model = nn.ModuleDict({"layers": nn.ModuleList([Block(), Block()])})
     assert len(pruned(model)) == 4

@@ -187,7 +187,6 @@ def test_to_dict_is_json() -> None:
         ({"end_step": 90}, "4x1: by magnitude, iterative, cubic from step 1 to 90, every 10."),
         ({"start_step": 7}, "4x1: by magnitude, iterative, at once at step 7."),
         ({"end_step": 9, "sparsity_decay_type": "one_shot"}, "4x1: by magnitude, iterative, at once at step 1."),
-        ({"kind": "pattern_lock"}, "4x1: the zeros that are there stay."),
         ({"kind": "progressive", "end_step": 9, "sparsity_decay_type": max}, "progressive, max from step 1 to 9"),
     ],
 )
@@ -197,3 +196,29 @@ def test_text(config: dict[str, Any], line: str) -> None:
     assert "2 of 3 layers to be pruned, with 1,024 weights." in text
     assert "128 × 4" in text
     assert "output layer: dense unless op_names or layers name it" in " ".join(text.split())
+
+
+def test_text_of_a_locked_run() -> None:
+    found = secateur.plan(mlp(), {"pattern": "7x1", "kind": "pattern_lock"})
+    text = str(found)
+    assert "3 of 3 layers to be pruned" not in text
+    assert "3 of 3 layers keep their zeros, with 1,088 weights." in text
+    assert "%" not in text
+    assert {row["target_sparsity"] for row in found.to_dict()["layers"]} == {0.0}
+
+
+SIZES = "Channels differ in size: the share of weights will differ from the target."
+
+
+@pytest.mark.parametrize(
+    ("config", "differ"),
+    [
+        ({"pattern": "1xchannel"}, True),
+        ({"pattern": "1xchannel", "pruning_scope": "local"}, False),
+        ({"pattern": "1xchannel", "op_names": ["0"]}, False),
+        ({"pattern": "1xchannel", "kind": "pattern_lock"}, False),
+        ({"pattern": "2:4"}, False),
+    ],
+)
+def test_text_says_where_units_differ_in_size(config: dict[str, Any], differ: bool) -> None:
+    assert (SIZES in str(secateur.plan(mlp(), config))) == differ

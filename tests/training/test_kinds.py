@@ -1,6 +1,7 @@
 """What each kind of run does when."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,7 +105,7 @@ def test_faded_weights_stay_pruned_where_others_become_zero(strength: float) -> 
 @pytest.mark.parametrize("pattern", ["1x1", "4x1", "2:4"])
 def test_lock_keeps_the_zeros_that_are_there(pattern: str) -> None:
     model = sparse_mlp()
-    before = {name: model.get_submodule(name).weight != 0 for name in ("0", "2")}
+    before = {name: model.get_submodule(name).weight != 0 for name in ("0", "2", "4")}
     session = begin({"pattern": pattern, "kind": "pattern_lock"}, model=model, optimizer="sgd")
     session.train(range(5), NeverRevived(session.pruner))
     assert all(torch.equal(mask, before[name]) for name, mask in session.pruner.masks.items())
@@ -112,6 +113,23 @@ def test_lock_keeps_the_zeros_that_are_there(pattern: str) -> None:
     assert report.is_complete
     assert report.layers[0].pruned_weights == int((~before["0"]).sum())
     assert report.layers[1].pruned_weights == 0
+
+
+def test_lock_holds_the_zeros_of_layers_that_the_pattern_does_not_fit_and_of_the_output_layer() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 4))
+    for layer in (model[0], model[2]):
+        layer.weight.data[:, ::2] = 0
+    config = {"kind": "pattern_lock", "target_sparsity": 0.4, "min_sparsity_ratio_per_op": 0.35}
+    session = begin({**config, "max_sparsity_ratio_per_op": 0.45}, model=model, optimizer="sgd")
+    session.train(range(3), NeverRevived(session.pruner))
+    assert [layer.sparsity for layer in session.pruner.finalize().layers] == [0.5, 0.5]
+
+
+def test_lock_leaves_out_what_the_user_left_out() -> None:
+    for config in ({"excluded_op_names": ["4"]}, {"layers": {"4": None}}, {"op_names": ["0", "2"]}):
+        assert list(begin({"kind": "pattern_lock", **config}).pruner.masks) == ["0", "2"]
+    assert list(begin({**CONFIG, "layers": {"4": {"kind": "pattern_lock"}}}).pruner.masks) == ["0", "2", "4"]
 
 
 def test_lock_of_a_model_that_is_sparser_than_the_default_target() -> None:
@@ -165,6 +183,38 @@ def test_kept_zeros_that_no_groups_pattern_made() -> None:
     assert session.pruner.finalize().is_complete
 
 
+def test_kept_zeros_of_a_group_with_one_more_zero() -> None:
+    config = {**CONFIG, "pattern": "2:4", "target_sparsity": 0.5, "keep_zeros": True}
+    model = finished({**config, "keep_zeros": False})
+    model[0].weight.data[0, :4] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    model[0].weight.data[1, :4] = 0
+    session = begin(config, model=model)
+    assert session.pruner.masks["0"][:2, :4].tolist() == [[True, False, False, True], [True, True, False, False]]
+    assert session.pruner.sparsity == 0.5
+    session.train(range(10), NeverRevived(session.pruner))
+    assert session.pruner.finalize().sparsity == 0.5
+
+
+EXCESS_WARNING = "75.7812 % of its units zero, a little more than target_sparsity=0.75"
+
+
+@pytest.mark.parametrize("base", [CONFIG, PROGRESSIVE])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_kept_zeros_slightly_beyond_the_target(
+    scope: str, base: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {**base, "pruning_scope": scope}
+    model = finished(config)
+    alive = model[0].weight.view(8, 4, 16).abs().sum(1).nonzero()[:2]
+    for row, column in alive:
+        model[0].weight.data[4 * row : 4 * row + 4, column] = 0
+    session = begin({**config, "keep_zeros": True}, model=model)
+    assert pruned_units(session.pruner) == 194
+    session.train(range(10), NeverRevived(session.pruner))
+    assert session.pruner.finalize().unit_sparsity == 194 / 256
+    assert caplog.text.count(EXCESS_WARNING) == 1
+
+
 def test_layer_of_zeros_counts_as_dense() -> None:
     model = mlp()
     model[0].weight.data.zero_()
@@ -194,6 +244,17 @@ def test_warning_about_zeros(model: Any, config: dict[str, Any], warns: bool, ca
         begin({**CONFIG, **config}, model=model())
     assert (SPARSE_WARNING in caplog.text) == warns
     assert len(caplog.records) == warns
+
+
+# Units of different sizes.
+
+
+def test_report_says_where_units_and_weights_tell_different_shares() -> None:
+    report = begin({**CONFIG, "pattern": "1xchannel"}, model=mlp()).train(range(10)).pruner.finalize()
+    line = "Units differ in size: the target is a share of units, and 75.00% of them are pruned."
+    assert (line in str(report)) == (abs(report.unit_sparsity - report.sparsity) > 0.005)
+    assert line in str(replace(report, layers=(replace(report.layers[0], pruned_weights=0), *report.layers[1:])))
+    assert "Units differ" not in str(begin(PROGRESSIVE).train(range(2)).pruner.report())
 
 
 # Bounds and frozen masks.

@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur
 from secateur.errors import StateError
-from training.models import CONFIG, NeverRevived, Session, begin, bits, mlp, pruned_units
+from training.models import CONFIG, NeverRevived, Session, backward, begin, bits, mlp, pruned_units
 
 STEPS = 12
 
@@ -218,6 +218,63 @@ def test_state_of_something_else_is_refused(make: Any, message: str) -> None:
     assert same(parts(session), before)
 
 
+def put(state: Any, value: Any, *path: Any) -> Any:
+    """A copy of `state` with `value` at `path`, or without what is there where `value` is ``...``."""
+    if not path:
+        return value
+    copied = state.copy()
+    if value is ... and len(path) == 1:
+        del copied[path[0]]
+    else:
+        copied[path[0]] = put(state[path[0]] if path[1:] else None, value, *path[1:])
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ((), None, "Not the state of a pruner of format 1, found NoneType"),
+        ((), [1], "Not the state of a pruner of format 1, found list"),
+        (("format_version",), torch.ones(3), "Not the state of a pruner of format 1, found format tensor"),
+        (("step",), ..., "The state is damaged. step: Field required"),
+        (("step",), "x", "The state is damaged. step: Input should be a valid integer, found str"),
+        (("step",), -1, "step: Input should be greater than or equal to 0"),
+        (("optimizer_steps",), 2, "optimizer_steps: Input should be a valid list"),
+        (("optimizer_steps", 0), None, r"optimizer_steps\.0: Input should be a valid integer"),
+        (("runs",), None, "runs: Input should be a valid list"),
+        (("runs",), [{}], r"runs\.0\.config: Field required"),
+        (("runs", 0), None, r"runs\.0: Input should be a valid dict"),
+        (("runs", 0, "shapes"), None, r"runs\.0\.shapes: "),
+        (("runs", 0, "masks"), ..., r"runs\.0\.masks: Field required"),
+        (("runs", 0, "masks"), None, r"runs\.0\.masks: "),
+        (("runs", 0, "masks", "0"), None, r"masks of '0' must be bool of shape \(32, 16\), found NoneType"),
+        (("runs", 0, "masks", "0"), ..., "masks must be of all of '0', '2' or none, found '2'"),
+        (("runs", 0, "masks", "0"), torch.ones(32, 16), r"must be bool of shape \(32, 16\), found float32 of shape"),
+        (("runs", 0, "masks", "0"), torch.ones(3, dtype=torch.bool), r"found bool of shape \(3,\)"),
+        (("runs", 0, "progress"), {}, r"runs\.0\.progress\.keep: Field required"),
+        (("runs", 0, "progress", "asked"), "x", r"runs\.0\.progress\.asked: Input should be a valid number"),
+        (
+            ("runs", 0, "progress", "initial"),
+            2.0,
+            r"runs\.0\.progress\.initial: Input should be less than or equal to 1",
+        ),
+        (("runs", 0, "progress", "keep", "2"), torch.ones(3), r"progress\.keep of '2' must be bool of shape \(128,\)"),
+        (("runs", 0, "progress", "keep", "2"), ..., r"progress\.keep must be of all"),
+        (("runs", 0, "scores"), [], r"runs\.0\.scores: "),
+        (("runs", 0, "scores", "2"), torch.ones(3), r"scores of '2' must be float32 of shape \(128,\)"),
+        (("runs", 0, "scores", "1"), torch.ones(3), "scores must be of '0', '2', found '0', '2', '1'"),
+        (("runs", 0, "keep_mask_layers"), {1: 2}, r"runs\.0\.keep_mask_layers"),
+    ],
+)
+def test_damaged_state_is_refused_whole(path: tuple[Any, ...], value: Any, message: str) -> None:
+    session = start({**LONG, "criterion": "snip_momentum"}).train(range(5))
+    before = loaded(saved(session))
+    state = session.pruner.state_dict()
+    with pytest.raises(StateError, match=message):
+        session.pruner.load_state_dict(put(state, value, *path))
+    assert same(parts(session), before)
+
+
 def test_state_of_rules_that_differ_in_the_second_is_refused_whole() -> None:
     def ruled(target: float) -> Session:
         return begin({**LONG, "layers": {"2": {"target_sparsity": target}}}).train(range(4))
@@ -245,14 +302,16 @@ def test_several_optimizers_resume_between_their_steps() -> None:
     def both() -> tuple[nn.Sequential, list[torch.optim.Optimizer], Any]:
         model = mlp()
         optimizers = [torch.optim.SGD(model[0].parameters(), 0.1), torch.optim.SGD(model[2:].parameters(), 0.1)]
-        config = {**CONFIG, "criterion": "magnitude"}
+        config = {**CONFIG, "criterion": "snip_momentum", "start_step": 2}
         return model, optimizers, secateur.prepare(model, config, optimizer=optimizers)
 
-    _, optimizers, pruner = both()
+    first, optimizers, pruner = both()
+    backward(first, 0)
     optimizers[0].step()
     model, others, other = both()
     other.load_state_dict(pruner.state_dict())
     before = bits(model)
     others[1].step()
     assert (pruner.step, other.step) == (0, 1)
+    assert list(pruner.state_dict()["runs"][0]["scores"]) == ["0"]
     assert bits(model) == before

@@ -12,8 +12,8 @@ from secateur.patterns.nm import KeepOfGroupPattern
 from secateur.patterns.view import WeightView
 
 if TYPE_CHECKING:
-    from secateur.patterns.keras import KerasBasePattern
-    from secateur.patterns.pytorch import PytorchBasePattern
+    from secateur.patterns.keras import KerasBasePattern as KerasBasePattern
+    from secateur.patterns.pytorch import PytorchBasePattern as PytorchBasePattern
 
 __all__ = [
     "PATTERNS",
@@ -21,17 +21,22 @@ __all__ = [
     "BlockLayout",
     "BlockPattern",
     "KeepOfGroupPattern",
-    "KerasBasePattern",
     "Layout",
-    "PytorchBasePattern",
     "Units",
     "WeightView",
     "get_pattern",
     "register_pattern",
 ]
 
+LAZY = {"KerasBasePattern", "PytorchBasePattern"}
+"""Names that importing loads a framework for; a star import leaves them out."""
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *LAZY})
+
 
 def __getattr__(name: str) -> Any:
-    if name in {"KerasBasePattern", "PytorchBasePattern"}:
+    if name in LAZY:
         return getattr(base, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
@@ -10,10 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from secateur._array import Array, count_true, joined, namespace
+from secateur._packages import need
 from secateur._registry import Registry
 from secateur._wording import listed, nearest
 from secateur.config import PruningConfig
-from secateur.errors import ConfigError, LayerError, UnknownNameError
+from secateur.errors import ConfigError, LayerError, UnknownNameError, UnsupportedModelError
 from secateur.patterns.budget import Budget
 from secateur.patterns.layout import Layout, Units
 from secateur.patterns.reduction import REDUCTIONS
@@ -21,39 +22,51 @@ from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision
 from secateur.patterns.view import WeightView
 
 if TYPE_CHECKING:
-    from secateur.patterns.keras import KerasBasePattern
-    from secateur.patterns.pytorch import PytorchBasePattern
+    from secateur.patterns.keras import KerasBasePattern as KerasBasePattern
+    from secateur.patterns.pytorch import PytorchBasePattern as PytorchBasePattern
 
-__all__ = [
-    "PATTERNS",
-    "BasePattern",
-    "KerasBasePattern",
-    "PytorchBasePattern",
-    "get_pattern",
-    "register_pattern",
-]
+__all__ = ["PATTERNS", "BasePattern", "get_pattern", "register_pattern"]
 
-PATTERNS: Registry[type[BasePattern]] = Registry("pattern")
+
+def _need_pattern(name: str, item: Any) -> None:
+    if not (isinstance(item, type) and issubclass(item, BasePattern) and item is not BasePattern):
+        raise UnsupportedModelError(
+            f"The pattern {name!r} must be a subclass of secateur.patterns.BasePattern, found {item!r}. "
+            f"Derive it from BasePattern."
+        )
+
+
+PATTERNS: Registry[type[BasePattern]] = Registry("pattern", _need_pattern)
 """Pattern type name → pattern class."""
 
 register_pattern = PATTERNS.register
 """Class decorator: adds a pattern class to `PATTERNS` under a pattern type name. A name taken twice raises."""
 
 BINDINGS = {
-    "pytorch": ("secateur.patterns.pytorch", "PytorchBasePattern"),
-    "keras": ("secateur.patterns.keras", "KerasBasePattern"),
+    "pytorch": ("PytorchBasePattern", "torch"),
+    "keras": ("KerasBasePattern", "keras"),
 }
-"""Framework → where its binding is, to be imported when it is first needed."""
+"""Framework → its binding, which is imported when it is first needed, and the package and extra that it needs."""
+
+ROUNDING = 1e-9
+"""How far a sparsity may lie above the greatest one: schedules compute with rounding."""
 
 
 def __getattr__(name: str) -> Any:
-    for module, binding in BINDINGS.values():
+    for framework, (binding, _) in BINDINGS.items():
         if name == binding:
-            return getattr(import_module(module), name)
+            return _binding(framework)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class BasePattern(ABC):
+def _binding(framework: str) -> type[BasePattern]:
+    name, package = BINDINGS[framework]
+    need(package, extra=package)
+    binding: type[BasePattern] = getattr(import_module(f"secateur.patterns.{framework}"), name)
+    return binding
+
+
+class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its attributes
     """The pruning unit and how units are pruned.
 
     A pattern says how one weight is tiled (`layout`), and if need be which layers share units (`couple`) and which
@@ -69,7 +82,8 @@ class BasePattern(ABC):
         modules: Layer name → module, as given.
         pattern: The pattern specification, e.g. ``"4x1"``.
         is_global: One ranking over all layers together, or each layer by itself.
-        target_sparsity: Share of weights pruned over all valid layers at the end, in [0, 1].
+        target_sparsity: Share pruned over all valid layers at the end, in [0, 1], counted in units; where units differ
+            in size, as channels under a global ranking do, the share of weights differs too.
         min_sparsity_ratio_per_op: Least share that a layer loses at the end, in [0, 1].
         max_sparsity_ratio_per_op: Greatest share that a layer loses, in [0, 1].
         keep_mask_layers: Layers whose mask is not updated any more → why: they reached their bound, or you froze them.
@@ -78,11 +92,14 @@ class BasePattern(ABC):
         units: Name → units that are numbered together; nearly always one entry per valid layer, under its name.
 
     Raises:
-        ConfigError: The target is impossible within the bounds.
+        ConfigError: The target is impossible within the bounds, or there are modules and no `layout`, or no binding.
     """
 
     framework: ClassVar[str | None] = None
     """The framework whose binding a class has; ``None``: none yet."""
+
+    unbound: ClassVar[type[BasePattern] | None] = None
+    """The class that `get_pattern` gave a binding; ``None``: it gave none."""
 
     def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
         self.config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
@@ -99,6 +116,10 @@ class BasePattern(ABC):
         self.units = self.couple(self._layouts())
         self.budget = self._budget()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the written class and its framework: the bound class is made at run time and has no import path."""
+        return _blank, (self.unbound or type(self), self.framework), self.__dict__
+
     def default_target_sparsity(self) -> float:
         """The target where the configuration names none."""
         return 0.9
@@ -108,8 +129,7 @@ class BasePattern(ABC):
         """Whether a specification that is not itself a registered name means this pattern."""
         return False
 
-    @abstractmethod
-    def layout(self, view: WeightView) -> Layout:
+    def layout(self, view: WeightView) -> Layout:  # noqa: ARG002
         """Tile one weight.
 
         Args:
@@ -117,19 +137,26 @@ class BasePattern(ABC):
 
         Raises:
             LayerError: The weight does not fit the pattern; the message says why.
+            ConfigError: The class does not override this.
         """
+        raise ConfigError(f"{type(self).__name__} does not say how it tiles a weight: override layout(view).")
 
-    @abstractmethod
-    def weight_view(self, module: Any) -> WeightView:
+    def weight_view(self, module: Any) -> WeightView:  # noqa: ARG002
         """Where the channels of a module's weight lie (the binding's part).
 
         Raises:
             LayerError: The module has no weight that can be pruned; the message says why.
+            ConfigError: The class has no binding.
         """
+        raise self._no_binding()
 
-    @abstractmethod
-    def weight(self, module: Any) -> Array:
-        """A module's weight as an array, as stored, without a copy where possible (the binding's part)."""
+    def weight(self, module: Any) -> Array:  # noqa: ARG002
+        """A module's weight as an array, as stored, without a copy where possible (the binding's part).
+
+        Raises:
+            ConfigError: The class has no binding.
+        """
+        raise self._no_binding()
 
     def weight_id(self, module: Any) -> int:
         """The same number for modules that share one weight (the binding's part)."""
@@ -166,16 +193,19 @@ class BasePattern(ABC):
 
         Args:
             scores: Valid layer → one score per weight, in the weight's shape; the higher survive. ``inf`` is a score.
-            sparsity: Share of weights to prune, in [0, 1]; the pattern's target if left out.
+                Tensors of the framework, or NumPy arrays.
+            sparsity: Share to prune, in [0, 1], or [0, 1-N/M] for N:M; the pattern's target if left out.
             previous: Masks as this method returns them: what they prune stays pruned.
 
         Returns:
-            Valid layer → booleans in the weight's shape, ``True`` = kept.
+            Valid layer → booleans in the weight's shape, ``True`` = kept; NumPy where the scores are.
 
         Raises:
             ScoreError: A score is ``nan``.
             LayerError: Scores of a layer are missing or have another shape.
+            ConfigError: `sparsity` is out of range.
         """
+        sparsity = self._asked(sparsity)
         self._need_all(scores, "scores")
         arrays = {name: self._canonical(name, scores[name]) for name in self.views}
         alive = None if previous is None else self.kept_units(previous)
@@ -198,7 +228,7 @@ class BasePattern(ABC):
 
         Args:
             scores: Name of units → their scores as a stream, and which of them are alive.
-            sparsity: Share of weights to prune, in [0, 1]; the pattern's target if left out.
+            sparsity: Share to prune, in [0, 1], or [0, 1-N/M] for N:M; the pattern's target if left out.
 
         Returns:
             Name of units → one boolean per unit, of shape (count,), ``True`` where it stays; ``False`` where it is not
@@ -206,9 +236,10 @@ class BasePattern(ABC):
 
         Raises:
             ScoreError: A score is ``nan``.
+            ConfigError: `sparsity` is out of range.
         """
-        scores = in_one_precision(scores)
-        cuts = self.cuts(scores, self.target_sparsity if sparsity is None else sparsity)
+        sparsity, scores = self._asked(sparsity), in_one_precision(scores)
+        cuts = self.cuts(scores, sparsity)
         return {name: keep_above(scores[name], cut) for name, cut in cuts.items()}
 
     def cuts(self, scores: Mapping[str, Scores], sparsity: float) -> dict[str, Cut]:
@@ -277,6 +308,22 @@ class BasePattern(ABC):
                 wrong[layer] = f"{torn} weights are pruned in units that are not pruned as a whole"
         return wrong
 
+    def _asked(self, sparsity: float | None) -> float:
+        """The sparsity that was asked for, which must be one that the pattern can have."""
+        if sparsity is None:
+            return self.target_sparsity
+        most = float(self.budget.unit_share)
+        if not 0 <= sparsity <= most + ROUNDING:
+            raise ConfigError(
+                f"sparsity must lie in [0, {most:g}] for {self.pattern!r}, found {sparsity}. Give one in that range."
+            )
+        return min(sparsity, most)
+
+    def _no_binding(self) -> ConfigError:
+        return ConfigError(
+            f"{type(self).__name__} belongs to no framework and cannot read modules: get it from get_pattern."
+        )
+
     def _need_all(self, given: Mapping[str, Any], kind: str) -> None:
         if missing := [name for name in self.views if name not in given]:
             raise LayerError(f"{kind} are needed for every valid layer, missing: {listed(missing)}.")
@@ -332,7 +379,8 @@ def get_pattern(
 
     Raises:
         UnknownNameError: No pattern serves the specification, or the framework is unknown.
-        ConfigError: The target is impossible within the bounds.
+        ConfigError: The target is impossible within the bounds, or the pattern does not say how it tiles a weight.
+        MissingPackageError: The framework is not installed.
 
     Example:
         >>> import torch
@@ -371,6 +419,11 @@ def _bound(pattern: type[BasePattern], framework: str) -> type[BasePattern]:
         return pattern
     if pattern.framework is not None:
         raise ConfigError(f"{pattern.__name__} is written for {pattern.framework!r} and cannot serve {framework!r}.")
-    module, name = BINDINGS[framework]
-    binding: type[BasePattern] = getattr(import_module(module), name)
-    return type(f"{framework.capitalize()}{pattern.__name__}", (pattern, binding), {"__module__": pattern.__module__})
+    name = f"{framework.capitalize()}{pattern.__name__}"
+    return type(name, (pattern, _binding(framework)), {"__module__": pattern.__module__, "unbound": pattern})
+
+
+def _blank(pattern: type[BasePattern], framework: str | None) -> BasePattern:
+    """An empty object of a pattern's class, for unpickling."""
+    kind = pattern if framework is None else _bound(pattern, framework)
+    return kind.__new__(kind)

@@ -83,7 +83,7 @@ class Budget:
         bound, name = (self.at_most, "max") if wanted > high else (self.at_least, "min")
         reachable = f"{float(low * self.unit_share / units):.6g} to {float(high * self.unit_share / units):.6g}"
         raise ConfigError(
-            f"target_sparsity={self.target} {where} means {wanted} of {units} units, but "
+            f"target_sparsity={self.target} is out of reach {where}: it means {wanted} of {units} units, but "
             f"{name}_sparsity_ratio_per_op={bound} binds {listed(map(repr, names))}: between {low} and {high} units "
             f"can go, a sparsity of {reachable}. Change the target or the bound."
         )

@@ -101,7 +101,7 @@ class KeepOfGroupPattern(BasePattern):
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
         """Rank the groups by what pruning them to N:M would lose; prune the worst; see `BasePattern.select`."""
-        sparsity = self.target_sparsity if sparsity is None else sparsity
+        sparsity = self._asked(sparsity)
         scores = in_one_precision(scores)
         if not self.keep_mask_layers and self._takes_all(sparsity):
             return {name: self._keep(layer) for name, layer in scores.items()}
@@ -110,12 +110,18 @@ class KeepOfGroupPattern(BasePattern):
         return {name: self._keep(layer, keep_above(losses[name], cuts[name])) for name, layer in scores.items()}
 
     def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
-        """Zeros count where their group keeps at most N; elsewhere they may come to life again."""
-        found = super().units_without_zeros(nonzero)
-        dense = {name: self._dense_so_far(kept) for name, kept in found.items()}
-        return {
-            name: (kept.reshape((-1, self.group)) | dense[name][:, None]).reshape((-1,)) for name, kept in found.items()
-        }
+        """Zeros count where their group keeps at most N; elsewhere they may come to life again.
+
+        N of each group count as alive: of a group with more zeros than the pattern makes, the first zeros do.
+        """
+        alive = {}
+        for name, kept in super().units_without_zeros(nonzero).items():
+            xp = namespace(kept)
+            groups, survivors = kept.reshape((-1, self.group)), self._survivors(kept)[:, None]
+            zeros_so_far = xp.cumulative_sum(xp.astype(~groups, xp.int32), axis=-1, dtype=xp.int32)
+            spared = (zeros_so_far <= self.keep - survivors) | (survivors > self.keep)
+            alive[name] = (groups | spared).reshape((-1,))
+        return alive
 
     def pruned_units(self, sparsity: float) -> int:
         """How many weights go at a sparsity, over all layers."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from secateur._array import Array
+from secateur._array import Array, to_numpy
 from secateur.errors import LayerError, UnsupportedModelError
 from secateur.patterns.base import BasePattern
 from secateur.patterns.view import WeightView
@@ -52,8 +53,10 @@ class PytorchBasePattern(BasePattern):
         """The parameter's identity."""
         return id(parameter(module))
 
-    def as_array(self, value: torch.Tensor) -> Array:
+    def as_array(self, value: torch.Tensor | Array) -> Array:
         """On the CPU a NumPy array of the same memory, on which comparisons run twice as fast; else the tensor."""
+        if isinstance(value, np.ndarray):
+            return value
         tensor = value.detach()
         if tensor.device.type != "cpu":
             return tensor
@@ -61,8 +64,10 @@ class PytorchBasePattern(BasePattern):
             tensor = tensor.float()
         return tensor.numpy()
 
-    def like(self, array: Array, tensor: torch.Tensor) -> torch.Tensor:
-        """The inverse of `as_array`."""
+    def like(self, array: Array, tensor: torch.Tensor | Array) -> Any:
+        """The inverse of `as_array`: a tensor on the device of `tensor`, or NumPy where that is."""
+        if isinstance(tensor, np.ndarray):
+            return to_numpy(array)
         return torch.as_tensor(array, device=tensor.device)
 
 

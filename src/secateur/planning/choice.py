@@ -79,9 +79,17 @@ def _choose_one(config: PruningConfig, candidate: Candidate, *, alone: bool) -> 
         return Choice(candidate, reason="not among op_names")
     if not has_rule and not set(types) & {*config.pruning_op_types, *config.layer_types}:
         return Choice(candidate, reason=f"type is not among pruning_op_types ({', '.join(config.pruning_op_types)})")
+    if own.kind == "pattern_lock":
+        return Choice(candidate, config=_locked(own))
     if candidate.is_output and not is_named and not alone:
         return Choice(candidate, reason="output layer: dense unless op_names or layers name it", is_wish=True)
     return Choice(candidate, config=own)
+
+
+def _locked(config: PruningConfig) -> PruningConfig:
+    """Settings under which every zero is held, whatever the layer's shape: single weights, no target and no bounds."""
+    free = {"target_sparsity": 0.0, "min_sparsity_ratio_per_op": 0.0, "max_sparsity_ratio_per_op": 1.0}
+    return PruningConfig.from_dict(config.model_dump() | free | {"pattern": "1x1"})
 
 
 def _settle_shared(choices: list[Choice]) -> list[Choice]:

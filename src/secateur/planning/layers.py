@@ -20,7 +20,7 @@ class Candidate:
         types: Its type and the families it belongs to, the most specific first.
         shape: Its weight as stored.
         weight_id: The same for layers that share one weight.
-        is_output: Whether it is the model's last classifier or language-model head.
+        is_output: Whether it is a classifier or language-model head of the model.
         reason: Why it cannot be pruned; ``None``: nothing speaks against it.
     """
 
@@ -67,6 +67,8 @@ class PlannedLayer:
         shape = "×".join(str(size) for size in self.shape)
         if self.config is None:
             return self.name, self.kind, shape, "dense", "", "", self.reason or ""
+        if self.config.kind == "pattern_lock":
+            return self.name, self.kind, shape, "pattern_lock", f"{self.units:,}", "", "keeps its zeros"
         scope = "together" if self.config.pruning_scope == "global" else "by itself"
         units = f"{self.units:,} × {self.unit_size}"
         return self.name, self.kind, shape, self.config.pattern, units, f"{self.target_sparsity:.1%}", scope

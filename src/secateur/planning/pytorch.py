@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 OUTPUT_NAMES = frozenset(
     {"classifier", "cls", "embed_out", "fc_out", "head", "lm_head", "output_projection", "qa_outputs", "score"}
 )
-"""Names that model families give their output layer."""
+"""Names that model families give their output layer, or the part of the model that it ends."""
 
 
 def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> Plan:
@@ -51,8 +52,8 @@ def candidates(model: nn.Module) -> list[Candidate]:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"A torch.nn.Module is needed, found {type(model).__name__}.")
     layers = dict(_layers_with_weights(unwrapped(model)))
-    output = _output_layer(unwrapped(model), layers)
-    return [_candidate(name, module, is_output=module is output) for name, module in layers.items()]
+    outputs = _output_layers(unwrapped(model), layers)
+    return [_candidate(name, module, is_output=id(module) in outputs) for name, module in layers.items()]
 
 
 def _layers_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -87,19 +88,35 @@ def _candidate(name: str, module: nn.Module, *, is_output: bool) -> Candidate:
     )
 
 
-def _output_layer(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module | None:
-    """The language-model head or last classifier, as far as names and order tell."""
+def _output_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[int]:
+    """Identities of the language-model heads and classifiers, as far as names and order tell."""
     declared = getattr(model, "get_output_embeddings", lambda: None)()
     if declared is not None:
-        return declared if isinstance(declared, nn.Module) else None
-    fitting = {name: module for name, module in layers.items() if families(module)}
-    named = [name for name in fitting if OUTPUT_NAMES & set(name.split("."))]
-    if named:
-        return fitting[named[-1]]
-    last = next(reversed(fitting), None)
-    if last is None or _is_repeated(model, last):
-        return None
-    return fitting[last]
+        return {id(declared)}
+    fitting = [name for name, module in layers.items() if families(module)]
+    if not fitting:
+        return set()
+    heads = _named_heads(model, fitting)
+    if not heads and not _is_repeated(model, fitting[-1]):
+        heads = [fitting[-1]]
+    return {id(layers[name]) for name in heads}
+
+
+def _named_heads(model: nn.Module, layers: Collection[str]) -> list[str]:
+    """The last layer of each part of the model that is named as heads are.
+
+    Only parts of the model itself, or of what it wraps, count: inside blocks such names mean something else, as in
+    ``attention.score``.
+    """
+    levels = zip(*(name.split(".")[:-1] for name in layers), strict=False)
+    depth = len(list(takewhile(lambda parts: len(set(parts)) == 1, levels)))
+    last: dict[str, str] = {}
+    for name in layers:
+        path = name.split(".")
+        if path[depth] in OUTPUT_NAMES:
+            is_list = isinstance(model.get_submodule(".".join(path[: depth + 1])), nn.ModuleList)
+            last[".".join(path[: depth + 1 + is_list])] = name
+    return list(last.values())
 
 
 def _is_repeated(model: nn.Module, name: str) -> bool:

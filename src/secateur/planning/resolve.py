@@ -59,7 +59,7 @@ class Plan:
             columns=COLUMNS,
             rows=[layer.cells() for layer in self.layers],
             dimmed=dense,
-            footer=[self._summary(), *(_timing(pattern.config) for pattern in self.patterns)],
+            footer=[self._summary(), *(line for pattern in self.patterns for line in _notes(pattern))],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +72,9 @@ class Plan:
     def _summary(self) -> str:
         pruned = [layer for layer in self.layers if layer.is_pruned]
         weights = sum(layer.units * layer.unit_size for layer in pruned)
-        return f"{len(pruned)} of {counted(len(self.layers), 'layer')} to be pruned, with {weights:,} weights."
+        is_locked = all(pattern.config.kind == "pattern_lock" for pattern in self.patterns)
+        fate = "keep their zeros" if is_locked else "to be pruned"
+        return f"{len(pruned)} of {counted(len(self.layers), 'layer')} {fate}, with {weights:,} weights."
 
 
 def make_plan(
@@ -148,9 +150,16 @@ def _pruned_row(row: PlannedLayer, pattern: BasePattern) -> PlannedLayer:
     )
 
 
+def _notes(pattern: BasePattern) -> list[str]:
+    if pattern.config.kind == "pattern_lock":
+        return ["pattern_lock: the zeros that are there stay."]
+    lines = [_timing(pattern.config)]
+    if pattern.is_global and len({units.unit_size for units in pattern.units.values()}) > 1:
+        lines.append("Channels differ in size: the share of weights will differ from the target.")
+    return lines
+
+
 def _timing(config: PruningConfig) -> str:
-    if config.kind == "pattern_lock":
-        return f"{config.pattern}: the zeros that are there stay."
     schedule = config.sparsity_decay_type
     name = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "a function")
     when = (

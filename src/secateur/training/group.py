@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,11 @@ from secateur.training.fade import fade
 from secateur.training.timeline import Timeline
 
 __all__ = ["PruningGroup"]
+
+logger = logging.getLogger(__name__)
+
+TOLERATED = 0.01
+"""Share of all units by which a model may start sparser than its target, as when units died by themselves."""
 
 Stream = Callable[[str, Mapping[str, Array] | None], Scores]
 """Name of units and what is alive of all units → the scores to rank them by."""
@@ -40,9 +46,7 @@ class PruningGroup:
         initial, target = self.sparsity(), pattern.target_sparsity
         if self.is_locked:
             target = max(target, initial)
-        # A model that reached the target may exceed it by what rounding to whole units added.
-        is_within = self._pruned_units() <= pattern.pruned_units(pattern.target_sparsity)
-        self.timeline = Timeline(self.config, min(initial, target) if is_within else initial, target)
+        self.timeline = Timeline(self.config, min(initial, target) if self._is_within_target() else initial, target)
         self.asked = self.timeline.initial
 
     @property
@@ -141,6 +145,28 @@ class PruningGroup:
         return self.pattern.units_without_zeros(
             {layer: self.pattern.weight(module) != 0 for layer, module in modules.items()}
         )
+
+    def _is_within_target(self) -> bool:
+        """Whether what is pruned at the start is the target or so little more that the run can go on from there.
+
+        Selection never revives a unit, so the run then ends with what is pruned already.
+        """
+        if self.is_locked:
+            return True
+        # A model that reached the target may exceed it by what rounding to whole units added.
+        excess = self._pruned_units() - self.pattern.pruned_units(self.pattern.target_sparsity)
+        if excess <= 0:
+            return True
+        if excess > TOLERATED * sum(units.count for units in self.pattern.units.values()):
+            return False
+        logger.warning(
+            "The model starts with %.4f %% of its units zero, a little more than target_sparsity=%s. They stay pruned: "
+            "that share is the target of %s from now on.",
+            100 * self.sparsity(),
+            self.pattern.target_sparsity,
+            self.config.pattern,
+        )
+        return True
 
     def _pruned_units(self) -> int:
         return sum(count_true(~kept) for kept in (self.keep or {}).values())

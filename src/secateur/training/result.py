@@ -10,6 +10,9 @@ from secateur._wording import counted
 
 __all__ = ["LayerResult", "PruningReport"]
 
+NOTABLE = 0.005
+"""Difference between the shares of units and of weights that a report points out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerResult:
@@ -110,6 +113,12 @@ class PruningReport:
             f"In all {self.sparsity:.2%} of the weights in {counted(len(self.layers), 'layer')}, "
             f"{self.model_sparsity:.2%} of the model; {counted(len(self.dense), 'other layer')} left dense."
         ]
+        sizes = {layer.weights // layer.units for layer in self.layers}
+        if len(sizes) > 1 and abs(self.unit_sparsity - self.sparsity) > NOTABLE:
+            lines.append(
+                "Units differ in size: the target is a share of units, and "
+                f"{self.unit_sparsity:.2%} of them are pruned."
+            )
         if not self.is_complete:
             lines.append(f"The target was not reached: stopped at step {self.step} of {self.last_step}.")
         return lines

@@ -14,17 +14,17 @@ from secateur.training.group import PruningGroup
 from secateur.training.regularizer import shrinkage
 from secateur.training.result import LayerResult
 from secateur.training.scores import GatheredScores
+from secateur.training.state import FORMAT_VERSION, check_arrays, check_state
 
 __all__ = ["FORMAT_VERSION", "HeldWeight", "Home", "Run", "check_state"]
-
-FORMAT_VERSION = 1
-"""Version of the format of a pruner's state."""
 
 
 class Home(Protocol):
     """Where an optimizer keeps a weight."""
 
-    optimizer: Any
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer whose steps count for it."""
 
     def learning_rate(self) -> float:
         """The learning rate of this weight now."""
@@ -151,7 +151,7 @@ class Run:
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `StateError` if `state` is not of these layers and this configuration."""
+        """Raise `StateError` if `state`, of the form of a run's state, is not of these layers and settings."""
         mine = {name: list(weight.stored.shape) for name, weight in self.weights.items()}
         if state["shapes"] != mine:
             differing = sorted(
@@ -166,6 +166,7 @@ class Run:
             keys = [key for key in described if described[key] != state["config"].get(key)]
             changes = "; ".join(f"{key} was {state['config'].get(key)!r}, is {described[key]!r}" for key in keys)
             raise StateError(f"The state is of a run with another configuration: {changes}.")
+        self._check_arrays(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `check_state` accepted."""
@@ -219,6 +220,17 @@ class Run:
         schedule = values["sparsity_decay_type"]
         return values | {"sparsity_decay_type": getattr(schedule, "__qualname__", schedule)}
 
+    def _check_arrays(self, state: Mapping[str, Any]) -> None:
+        stored = {name: tuple(weight.stored.shape) for name, weight in self.weights.items()}
+        counts = {name: (units.count,) for name, units in self.pattern.units.items()}
+        weighed = {name: view.canonical_shape for name, view in self.pattern.views.items()}
+        check_arrays("masks", state["masks"], stored, "bool", all_or_none=True)
+        for key in ("keep", "condemned_keep"):
+            check_arrays(f"progress.{key}", state["progress"][key] or {}, counts, "bool", all_or_none=True)
+        shapes: Mapping[str, tuple[int, ...]] = counts if self.scores.is_per_unit else weighed
+        # Each optimizer adds the scores of its layers, so that those of others may still be missing.
+        check_arrays("scores", state["scores"], shapes, self.config.score_dtype, all_or_none=False)
+
     def _check_first_gradient(self) -> None:
         if self.scores.needs_gradient and not self.group.is_locked and self.config.start_step == 0:
             raise ConfigError(
@@ -230,18 +242,3 @@ class Run:
         for units in self.pattern.units.values():
             if len({id(self.weights[layer].home.optimizer) for layer in units.parts}) > 1:
                 raise LayerError(f"layers {', '.join(units.parts)} share units, so one optimizer must hold them all.")
-
-
-def check_state(state: Mapping[str, Any], optimizers: int, runs: int) -> None:
-    """Raise `StateError` if `state` is no pruner's, or of another number of optimizers or patterns."""
-    if state.get("format_version") != FORMAT_VERSION:
-        raise StateError(
-            f"Not the state of a pruner of format {FORMAT_VERSION}, found format {state.get('format_version')!r}. "
-            f"It comes from pruner.state_dict()."
-        )
-    for kind, mine, theirs in (
-        ("optimizers", optimizers, len(state["optimizer_steps"])),
-        ("patterns", runs, len(state["runs"])),
-    ):
-        if mine != theirs:
-            raise StateError(f"The state is of a run with {theirs} {kind}, this one has {mine}.")

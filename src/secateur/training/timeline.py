@@ -56,7 +56,7 @@ class Timeline:
         return min(self.config.start_step + gone * self.config.pruning_frequency, self.end)
 
     def sparsity(self, step: int) -> float:
-        """Sparsity that the schedule asks for after `step` steps.
+        """Sparsity that the schedule asks for after `step` steps, the target at the most.
 
         Raises:
             ConfigError: The schedule returned something outside [0, 1].
@@ -70,4 +70,4 @@ class Timeline:
                 f"A schedule must return a sparsity in [0, 1]; {self.config.sparsity_decay_type!r} returned "
                 f"{sparsity!r} for initial={self.initial}, target={self.target}, progress={progress}."
             )
-        return sparsity
+        return min(sparsity, self.target)

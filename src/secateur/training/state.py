@@ -1,0 +1,97 @@
+"""What a pruner's state must look like, checked before anything is taken over from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secateur._array import Array
+from secateur._wording import listed
+from secateur.errors import StateError
+
+__all__ = ["FORMAT_VERSION", "check_arrays", "check_state"]
+
+FORMAT_VERSION = 1
+"""Version of the format of a pruner's state."""
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Step = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class _Progress(_Part):
+    keep: dict[str, Any] | None
+    condemned_keep: dict[str, Any] | None
+    asked: Share
+    initial: Share
+
+
+class _RunState(_Part):
+    config: dict[str, Any]
+    shapes: dict[str, list[int]]
+    masks: dict[str, Any]
+    progress: _Progress
+    scores: dict[str, Any]
+    keep_mask_layers: dict[str, str]
+
+
+class _State(_Part):
+    step: Step
+    optimizer_steps: list[Step]
+    runs: list[_RunState]
+
+
+def check_state(state: Any, optimizers: int, runs: int) -> None:
+    """Raise `StateError` if `state` is no pruner's, or of another number of optimizers or patterns."""
+    version = state.get("format_version") if isinstance(state, Mapping) else None
+    if not isinstance(version, int) or version != FORMAT_VERSION:
+        found = f"format {version!r}" if isinstance(state, Mapping) else type(state).__name__
+        raise StateError(
+            f"Not the state of a pruner of format {FORMAT_VERSION}, found {found}. It comes from pruner.state_dict()."
+        )
+    try:
+        checked = _State.model_validate(dict(state))
+    except ValidationError as error:
+        raise _damaged(listed(map(_problem, error.errors(include_url=False)), most=3)) from error
+    for kind, mine, theirs in (
+        ("optimizers", optimizers, len(checked.optimizer_steps)),
+        ("patterns", runs, len(checked.runs)),
+    ):
+        if mine != theirs:
+            raise StateError(f"The state is of a run with {theirs} {kind}, this one has {mine}.")
+
+
+def check_arrays(
+    where: str, found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: str, *, all_or_none: bool
+) -> None:
+    """Raise `StateError` unless `found` holds arrays of the right names, shapes and type."""
+    names, others = listed(map(repr, shapes)), listed(map(repr, found))
+    if all_or_none and found and found.keys() != shapes.keys():
+        raise _damaged(f"{where} must be of all of {names} or none, found {others}")
+    if not found.keys() <= shapes.keys():
+        raise _damaged(f"{where} must be of {names}, found {others}")
+    for name, array in found.items():
+        if _described(array) != (described := f"{dtype} of shape {shapes[name]}"):
+            raise _damaged(f"{where} of {name!r} must be {described}, found {_described(array)}")
+
+
+def _damaged(problem: str) -> StateError:
+    """The error for a state that a pruner did not write so."""
+    return StateError(f"The state is damaged. {problem}. Load what pruner.state_dict() returned, unchanged.")
+
+
+def _described(array: Array) -> str:
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        return type(array).__name__
+    return f"{str(array.dtype).rpartition('.')[2]} of shape {tuple(array.shape)}"
+
+
+def _problem(problem: Any) -> str:
+    where = ".".join(map(str, problem["loc"]))
+    found = "" if problem["type"] == "missing" else f", found {type(problem['input']).__name__}"
+    return f"{where}: {problem['msg']}{found}"
