@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tracemalloc
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -45,10 +46,10 @@ def patterns(modules: dict[str, torch.nn.Module]) -> dict[str, BasePattern]:
     }
 
 
-def extra_bytes(pattern: BasePattern, scores: dict[str, torch.Tensor]) -> int:
+def extra_bytes(work: Callable[[], dict[str, torch.Tensor]]) -> int:
     """The most memory held at any time beyond scores and masks."""
     tracemalloc.start()
-    masks = pattern.masks(scores)
+    masks = work()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak - sum(mask.numel() for mask in masks.values())
@@ -80,7 +81,7 @@ def main() -> None:
             name,
             f"{seconds * 1e3:.0f}",
             f"{seconds / clone:.2f}",
-            f"{extra_bytes(ours[name], scores) / 2**20:.0f}" if name in ours else "",
+            f"{extra_bytes(runs[name]) / 2**20:.0f}" if name in runs else "",
             f"{REFERENCE[name] / seconds:,.0f}×" if name in REFERENCE else "",
         ]
         for name, seconds in times.items()

@@ -60,6 +60,8 @@ def _mean(values: Array, axes: tuple[int, ...]) -> Array:
 
 @REDUCTIONS.register("max")
 def _max(values: Array, axes: tuple[int, ...]) -> Array:
+    if all(values.shape[axis] == 1 for axis in axes):
+        return values
     return namespace(values).max(values, axis=axes, keepdims=True)
 
 
