@@ -216,12 +216,12 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("own")
 def test_own_criterion_in_a_run() -> None:
-    session = begin({**CONFIG, "criterion": "LargestFirst", "end_step": 1}, optimizer="sgd")
-    weights = {name: session.model.get_submodule(name).weight.detach().clone() for name in session.pruner.masks}
-    session.optimizer.step()
+    trial = begin({**CONFIG, "criterion": "LargestFirst", "end_step": 1}, optimizer="sgd")
+    weights = {name: trial.model.get_submodule(name).weight.detach().clone() for name in trial.pruner.masks}
+    trial.optimizer.step()
     sizes = torch.cat([weight.abs().reshape(-1, 4, weight.shape[1]).mean(1).reshape(-1) for weight in weights.values()])
-    kept = torch.cat([mask[::4].reshape(-1) for mask in session.pruner.masks.values()])
-    assert pruned_units(session.pruner) == 192
+    kept = torch.cat([mask[::4].reshape(-1) for mask in trial.pruner.masks.values()])
+    assert pruned_units(trial.pruner) == 192
     assert sizes[kept].max() < sizes[~kept].min()
 
 
@@ -241,8 +241,8 @@ def test_weights_can_be_gathered_without_gradients() -> None:
 @pytest.mark.parametrize("reduce_type", ["mean", "l2"])
 def test_gathered_scores_do_not_share_memory_with_gradients(reduce_type: str) -> None:
     config = {**CONFIG, "pattern": "1x1", "criterion": "BareGradient", "criterion_reduce_type": reduce_type}
-    session = begin({**config, "start_step": 3}).train([0])
-    saved = session.pruner.state_dict()["runs"][0]["scores"]["0"]
+    trial = begin({**config, "start_step": 3}).train([0])
+    saved = trial.pruner.state_dict()["runs"][0]["scores"]["0"]
     before = saved.clone()
-    session.model.zero_grad(set_to_none=False)
+    trial.model.zero_grad(set_to_none=False)
     assert torch.equal(saved, before)

@@ -80,23 +80,23 @@ def train(
         after(step + 1)
 
 
-class Session(NamedTuple):
+class Trial(NamedTuple):
     """All that a run consists of."""
 
     model: nn.Sequential
     optimizer: Optimizer
     pruner: Pruner
 
-    def train(self, steps: Iterable[int], after: Callable[[int], None] = nothing) -> "Session":
+    def train(self, steps: Iterable[int], after: Callable[[int], None] = nothing) -> "Trial":
         train(self.model, self.optimizer, steps, after)
         return self
 
 
-def begin(config: dict[str, Any] = CONFIG, *, model: nn.Sequential | None = None, optimizer: str = "adamw") -> Session:
+def begin(config: dict[str, Any] = CONFIG, *, model: nn.Sequential | None = None, optimizer: str = "adamw") -> Trial:
     """Prepare `mlp` or another model."""
     model = mlp() if model is None else model
     built = OPTIMIZERS[optimizer](model.parameters())
-    return Session(model, built, secateur.prepare(model, config, optimizer=built))
+    return Trial(model, built, secateur.prepare(model, config, optimizer=built))
 
 
 def revived(pruner: Pruner) -> list[str]:

@@ -102,69 +102,69 @@ def test_not_a_module(model: Any) -> None:
 @pytest.mark.parametrize("name", ["0", "2"])
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_gradients_that_are_no_numbers(scope: str, name: str, config: dict[str, Any]) -> None:
-    session = begin({**config, "pruning_scope": scope}, optimizer="sgd").train(range(4))
-    before = session.pruner.masks
-    session.model.zero_grad()
-    backward(session.model, 4)
-    session.model.get_submodule(name).weight.grad.fill_(torch.nan)
+    trial = begin({**config, "pruning_scope": scope}, optimizer="sgd").train(range(4))
+    before = trial.pruner.masks
+    trial.model.zero_grad()
+    backward(trial.model, 4)
+    trial.model.get_submodule(name).weight.grad.fill_(torch.nan)
     with pytest.raises(ScoreError, match=f"layer '{name}': scores must be numbers, found nan. Look for nan in its"):
-        session.optimizer.step()
-    assert all(torch.equal(mask, before[layer]) for layer, mask in session.pruner.masks.items())
+        trial.optimizer.step()
+    assert all(torch.equal(mask, before[layer]) for layer, mask in trial.pruner.masks.items())
 
 
 def test_no_mask_changes_if_the_second_rule_fails() -> None:
-    session = begin({**CONFIG, "layers": {"2": {"target_sparsity": 0.5}}}, optimizer="sgd").train(range(4))
-    before = session.pruner.masks
-    session.model[2].weight.grad.fill_(torch.nan)
+    trial = begin({**CONFIG, "layers": {"2": {"target_sparsity": 0.5}}}, optimizer="sgd").train(range(4))
+    before = trial.pruner.masks
+    trial.model[2].weight.grad.fill_(torch.nan)
     with pytest.raises(ScoreError, match="layer '2'"):
-        session.optimizer.step()
-    assert all(torch.equal(mask, before[layer]) for layer, mask in session.pruner.masks.items())
+        trial.optimizer.step()
+    assert all(torch.equal(mask, before[layer]) for layer, mask in trial.pruner.masks.items())
 
 
 def test_infinite_gradients_are_scores() -> None:
-    session = begin({**CONFIG, "criterion": "gradient", "end_step": None}, optimizer="sgd")
-    backward(session.model, 0)
-    session.model[0].weight.grad[:4] = torch.inf
-    session.optimizer.step()
-    assert session.pruner.masks["0"][:4].all()
-    assert session.pruner.sparsity == 0.75
+    trial = begin({**CONFIG, "criterion": "gradient", "end_step": None}, optimizer="sgd")
+    backward(trial.model, 0)
+    trial.model[0].weight.grad[:4] = torch.inf
+    trial.optimizer.step()
+    assert trial.pruner.masks["0"][:4].all()
+    assert trial.pruner.sparsity == 0.75
 
 
 def test_layer_that_never_got_a_gradient() -> None:
-    session = begin(optimizer="sgd")
-    backward(session.model, 0)
-    session.model[2].weight.grad = None
+    trial = begin(optimizer="sgd")
+    backward(trial.model, 0)
+    trial.model[2].weight.grad = None
     with pytest.raises(
         ScoreError, match="layer '2': 'snip_momentum' ranks by gradients, and none has reached this layer"
     ):
-        session.optimizer.step()
-    assert all(mask.all() for mask in session.pruner.masks.values())
+        trial.optimizer.step()
+    assert all(mask.all() for mask in trial.pruner.masks.values())
 
 
 def test_layer_that_misses_some_gradients_keeps_its_scores() -> None:
-    session = begin(optimizer="sgd")
+    trial = begin(optimizer="sgd")
     for step in range(9):
-        session.model.zero_grad()
-        backward(session.model, step)
+        trial.model.zero_grad()
+        backward(trial.model, step)
         if step:
-            session.model[2].weight.grad = None
-        session.optimizer.step()
-    assert session.pruner.finalize().is_complete
+            trial.model[2].weight.grad = None
+        trial.optimizer.step()
+    assert trial.pruner.finalize().is_complete
 
 
 def test_layer_without_a_gradient_can_be_ranked_by_magnitude() -> None:
-    session = begin({**CONFIG, "criterion": "magnitude"}, optimizer="sgd")
+    trial = begin({**CONFIG, "criterion": "magnitude"}, optimizer="sgd")
     for _ in range(9):
-        session.optimizer.step()
-    assert session.pruner.finalize().unit_sparsity == 0.75
+        trial.optimizer.step()
+    assert trial.pruner.finalize().unit_sparsity == 0.75
 
 
 def test_schedule_that_goes_wrong_on_the_way() -> None:
     def wrong(initial: float, target: float, progress: float) -> float:
         return 7.0 if progress > 0.4 else initial + target * progress
 
-    session = begin({**CONFIG, "sparsity_decay_type": wrong}).train(range(4))
-    before = session.pruner.masks
+    trial = begin({**CONFIG, "sparsity_decay_type": wrong}).train(range(4))
+    before = trial.pruner.masks
     with pytest.raises(ConfigError, match=r"must return a sparsity in \[0, 1\].* returned 7.0"):
-        session.train([4])
-    assert all(torch.equal(mask, before[layer]) for layer, mask in session.pruner.masks.items())
+        trial.train([4])
+    assert all(torch.equal(mask, before[layer]) for layer, mask in trial.pruner.masks.items())

@@ -38,19 +38,19 @@ def is_structured(mask: torch.Tensor) -> bool:
 @pytest.mark.parametrize("config", [{"end_step": None}, {"end_step": 30, "sparsity_decay_type": "one_shot"}])
 @pytest.mark.parametrize("start", [1, 4])
 def test_at_once(start: int, config: dict[str, Any]) -> None:
-    session = begin({**CONFIG, "start_step": start, **config})
+    trial = begin({**CONFIG, "start_step": start, **config})
     found: list[int] = []
-    session.train(range(6), lambda step: found.append(pruned_units(session.pruner)))  # noqa: ARG005
+    trial.train(range(6), lambda step: found.append(pruned_units(trial.pruner)))  # noqa: ARG005
     assert found == [0] * (start - 1) + [192] * (7 - start)
-    assert session.pruner.finalize().is_complete
+    assert trial.pruner.finalize().is_complete
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
 def test_before_the_first_step(criterion: str) -> None:
-    session = begin({**CONFIG, "start_step": 0, "end_step": None, "criterion": criterion})
-    assert pruned_units(session.pruner) == 192
-    assert revived(session.pruner) == []
-    assert session.train(range(3), NeverRevived(session.pruner)).pruner.finalize().step == 3
+    trial = begin({**CONFIG, "start_step": 0, "end_step": None, "criterion": criterion})
+    assert pruned_units(trial.pruner) == 192
+    assert revived(trial.pruner) == []
+    assert trial.train(range(3), NeverRevived(trial.pruner)).pruner.finalize().step == 3
 
 
 def test_magnitude_keeps_the_largest_units() -> None:
@@ -68,10 +68,10 @@ def test_magnitude_keeps_the_largest_units() -> None:
 @pytest.mark.parametrize("parts", [1, 3, 4])
 def test_progressive(parts: int, pattern: str) -> None:
     config = {"pattern": pattern, "kind": "progressive", "end_step": 13, "pruning_frequency": 4, "target_sparsity": 0.5}
-    session = begin({**config, "criterion": "snip_momentum", "progressive_steps": parts})
-    masks = {0: session.pruner.masks}
-    session.train(range(15), lambda step: masks.update({step: session.pruner.masks}))
-    assert session.pruner.finalize().sparsity == 0.5
+    trial = begin({**config, "criterion": "snip_momentum", "progressive_steps": parts})
+    masks = {0: trial.pruner.masks}
+    trial.train(range(15), lambda step: masks.update({step: trial.pruner.masks}))
+    assert trial.pruner.finalize().sparsity == 0.5
     found = {step: sum(zeros(mask) for mask in masks[step].values()) for step in (1, 5, 9, 13, 15)}
     assert found == {1: 0, 5: 360, 9: 492 if pattern == "4x1" else 494, 13: 512, 15: 512}
     for now, then in ((1, 5), (5, 9), (9, 13)):
@@ -94,9 +94,9 @@ def test_progressive_masks_tear_units_on_the_way() -> None:
 @pytest.mark.parametrize("strength", [0.03, 0.2, 0.5])
 def test_faded_weights_stay_pruned_where_others_become_zero(strength: float) -> None:
     config = {**CONFIG, "kind": "progressive", "pruning_frequency": 8, "progressive_steps": 8}
-    session = begin({**config, "reg_type": "group_lasso", "reg_coeff": strength}, optimizer="sgd")
-    session.train(range(9), NeverRevived(session.pruner))
-    assert session.pruner.finalize().is_complete
+    trial = begin({**config, "reg_type": "group_lasso", "reg_coeff": strength}, optimizer="sgd")
+    trial.train(range(9), NeverRevived(trial.pruner))
+    assert trial.pruner.finalize().is_complete
 
 
 # Locked.
@@ -106,10 +106,10 @@ def test_faded_weights_stay_pruned_where_others_become_zero(strength: float) -> 
 def test_lock_keeps_the_zeros_that_are_there(pattern: str) -> None:
     model = sparse_mlp()
     before = {name: model.get_submodule(name).weight != 0 for name in ("0", "2", "4")}
-    session = begin({"pattern": pattern, "kind": "pattern_lock"}, model=model, optimizer="sgd")
-    session.train(range(5), NeverRevived(session.pruner))
-    assert all(torch.equal(mask, before[name]) for name, mask in session.pruner.masks.items())
-    report = session.pruner.finalize()
+    trial = begin({"pattern": pattern, "kind": "pattern_lock"}, model=model, optimizer="sgd")
+    trial.train(range(5), NeverRevived(trial.pruner))
+    assert all(torch.equal(mask, before[name]) for name, mask in trial.pruner.masks.items())
+    report = trial.pruner.finalize()
     assert report.is_complete
     assert report.layers[0].pruned_weights == int((~before["0"]).sum())
     assert report.layers[1].pruned_weights == 0
@@ -121,9 +121,9 @@ def test_lock_holds_the_zeros_of_layers_that_the_pattern_does_not_fit_and_of_the
     for layer in (model[0], model[2]):
         layer.weight.data[:, ::2] = 0
     config = {"kind": "pattern_lock", "target_sparsity": 0.4, "min_sparsity_ratio_per_op": 0.35}
-    session = begin({**config, "max_sparsity_ratio_per_op": 0.45}, model=model, optimizer="sgd")
-    session.train(range(3), NeverRevived(session.pruner))
-    assert [layer.sparsity for layer in session.pruner.finalize().layers] == [0.5, 0.5]
+    trial = begin({**config, "max_sparsity_ratio_per_op": 0.45}, model=model, optimizer="sgd")
+    trial.train(range(3), NeverRevived(trial.pruner))
+    assert [layer.sparsity for layer in trial.pruner.finalize().layers] == [0.5, 0.5]
 
 
 def test_lock_leaves_out_what_the_user_left_out() -> None:
@@ -133,8 +133,8 @@ def test_lock_leaves_out_what_the_user_left_out() -> None:
 
 
 def test_lock_of_a_model_that_is_sparser_than_the_default_target() -> None:
-    session = begin({"kind": "pattern_lock"}, model=sparse_mlp(share=0.99))
-    assert session.train(range(2)).pruner.finalize().layers[0].sparsity > 0.95
+    trial = begin({"kind": "pattern_lock"}, model=sparse_mlp(share=0.99))
+    assert trial.train(range(2)).pruner.finalize().layers[0].sparsity > 0.95
 
 
 # Going on with a sparse model.
@@ -148,39 +148,39 @@ def finished(config: dict[str, Any]) -> nn.Sequential:
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_kept_zeros_may_already_be_the_target(scope: str, target: float) -> None:
     config = {**CONFIG, "target_sparsity": target, "pruning_scope": scope}
-    session = begin({**config, "keep_zeros": True}, model=finished(config))
-    before = session.pruner.masks
-    count = pruned_units(session.pruner)
-    session.train(range(10), NeverRevived(session.pruner))
-    assert pruned_units(session.pruner) == count
-    assert all(torch.equal(mask, before[name]) for name, mask in session.pruner.masks.items())
+    trial = begin({**config, "keep_zeros": True}, model=finished(config))
+    before = trial.pruner.masks
+    count = pruned_units(trial.pruner)
+    trial.train(range(10), NeverRevived(trial.pruner))
+    assert pruned_units(trial.pruner) == count
+    assert all(torch.equal(mask, before[name]) for name, mask in trial.pruner.masks.items())
 
 
 def test_kept_zeros_are_where_the_schedule_starts(caplog: pytest.LogCaptureFixture) -> None:
     model = finished({**CONFIG, "target_sparsity": 0.5})
     before = model[0].weight == 0
     config = {**CONFIG, "keep_zeros": True, "sparsity_decay_type": "linear"}
-    session = begin(config, model=model)
-    found = [pruned_units(session.pruner)]
-    session.train(range(9), lambda step: found.append(pruned_units(session.pruner)))  # noqa: ARG005
+    trial = begin(config, model=model)
+    found = [pruned_units(trial.pruner)]
+    trial.train(range(9), lambda step: found.append(pruned_units(trial.pruner)))  # noqa: ARG005
     assert found == [128, 128, 128, 144, 144, 160, 160, 176, 176, 192]
-    assert not session.pruner.masks["0"][before].any()
+    assert not trial.pruner.masks["0"][before].any()
     assert SPARSE_WARNING not in caplog.text
 
 
 def test_kept_zeros_of_a_groups_pattern() -> None:
     config = {**CONFIG, "pattern": "2:4", "target_sparsity": 0.25}
-    session = begin({**config, "target_sparsity": 0.5, "keep_zeros": True}, model=finished(config))
-    assert session.pruner.sparsity == 0.25
-    session.train(range(9), NeverRevived(session.pruner))
-    assert session.pruner.finalize().sparsity == 0.5
+    trial = begin({**config, "target_sparsity": 0.5, "keep_zeros": True}, model=finished(config))
+    assert trial.pruner.sparsity == 0.25
+    trial.train(range(9), NeverRevived(trial.pruner))
+    assert trial.pruner.finalize().sparsity == 0.5
 
 
 def test_kept_zeros_that_no_groups_pattern_made() -> None:
     config = {**CONFIG, "pattern": "2:4", "target_sparsity": 0.25, "keep_zeros": True}
-    session = begin(config, model=sparse_mlp(share=0.1))
-    session.train(range(10), NeverRevived(session.pruner))
-    assert session.pruner.finalize().is_complete
+    trial = begin(config, model=sparse_mlp(share=0.1))
+    trial.train(range(10), NeverRevived(trial.pruner))
+    assert trial.pruner.finalize().is_complete
 
 
 def test_kept_zeros_of_a_group_with_one_more_zero() -> None:
@@ -188,11 +188,11 @@ def test_kept_zeros_of_a_group_with_one_more_zero() -> None:
     model = finished({**config, "keep_zeros": False})
     model[0].weight.data[0, :4] = torch.tensor([0.0, 0.0, 0.0, 1.0])
     model[0].weight.data[1, :4] = 0
-    session = begin(config, model=model)
-    assert session.pruner.masks["0"][:2, :4].tolist() == [[True, False, False, True], [True, True, False, False]]
-    assert session.pruner.sparsity == 0.5
-    session.train(range(10), NeverRevived(session.pruner))
-    assert session.pruner.finalize().sparsity == 0.5
+    trial = begin(config, model=model)
+    assert trial.pruner.masks["0"][:2, :4].tolist() == [[True, False, False, True], [True, True, False, False]]
+    assert trial.pruner.sparsity == 0.5
+    trial.train(range(10), NeverRevived(trial.pruner))
+    assert trial.pruner.finalize().sparsity == 0.5
 
 
 EXCESS_WARNING = "75.7812 % of its units zero, a little more than target_sparsity=0.75"
@@ -208,18 +208,18 @@ def test_kept_zeros_slightly_beyond_the_target(
     alive = model[0].weight.view(8, 4, 16).abs().sum(1).nonzero()[:2]
     for row, column in alive:
         model[0].weight.data[4 * row : 4 * row + 4, column] = 0
-    session = begin({**config, "keep_zeros": True}, model=model)
-    assert pruned_units(session.pruner) == 194
-    session.train(range(10), NeverRevived(session.pruner))
-    assert session.pruner.finalize().unit_sparsity == 194 / 256
+    trial = begin({**config, "keep_zeros": True}, model=model)
+    assert pruned_units(trial.pruner) == 194
+    trial.train(range(10), NeverRevived(trial.pruner))
+    assert trial.pruner.finalize().unit_sparsity == 194 / 256
     assert caplog.text.count(EXCESS_WARNING) == 1
 
 
 def test_layer_of_zeros_counts_as_dense() -> None:
     model = mlp()
     model[0].weight.data.zero_()
-    session = begin({**CONFIG, "keep_zeros": True}, model=model)
-    assert pruned_units(session.pruner) == 0
+    trial = begin({**CONFIG, "keep_zeros": True}, model=model)
+    assert pruned_units(trial.pruner) == 0
 
 
 def test_kept_zeros_beyond_the_target() -> None:
@@ -265,41 +265,41 @@ def test_bounds_hold_at_every_step(base: dict[str, Any]) -> None:
     bounds = {"min_sparsity_ratio_per_op": 0.55, "max_sparsity_ratio_per_op": 0.65}
     model = mlp()
     model[0].weight.data *= 100
-    session = begin({**base, "criterion": "magnitude", "target_sparsity": 0.6, **bounds}, model=model)
+    trial = begin({**base, "criterion": "magnitude", "target_sparsity": 0.6, **bounds}, model=model)
 
     def check(_: int) -> None:
-        assert all(layer.pruned_units <= 83 for layer in session.pruner.report().layers)
+        assert all(layer.pruned_units <= 83 for layer in trial.pruner.report().layers)
 
-    report = session.train(range(10), check).pruner.finalize()
+    report = trial.train(range(10), check).pruner.finalize()
     assert [layer.pruned_units for layer in report.layers] == [71, 83]
-    assert session.pruner.plan.patterns[0].keep_mask_layers == {"2": "reached max_sparsity_ratio_per_op"}
+    assert trial.pruner.plan.patterns[0].keep_mask_layers == {"2": "reached max_sparsity_ratio_per_op"}
 
 
 def test_mask_that_the_user_froze_stays() -> None:
-    session = begin({**CONFIG, "target_sparsity": 0.5}).train(range(3))
-    session.pruner.plan.patterns[0].keep_mask_layers["0"] = "good as it is"
-    frozen = session.pruner.masks["0"]
-    session.train(range(3, 10), NeverRevived(session.pruner))
-    assert torch.equal(session.pruner.masks["0"], frozen)
-    assert pruned_units(session.pruner) == 128
-    assert session.pruner.finalize().is_complete
+    trial = begin({**CONFIG, "target_sparsity": 0.5}).train(range(3))
+    trial.pruner.plan.patterns[0].keep_mask_layers["0"] = "good as it is"
+    frozen = trial.pruner.masks["0"]
+    trial.train(range(3, 10), NeverRevived(trial.pruner))
+    assert torch.equal(trial.pruner.masks["0"], frozen)
+    assert pruned_units(trial.pruner) == 128
+    assert trial.pruner.finalize().is_complete
 
 
 def test_frozen_progressive_layer_loses_what_was_condemned_and_no_more() -> None:
-    session = begin({**PROGRESSIVE, "target_sparsity": 0.5}).train(range(3))
-    session.pruner.plan.patterns[0].keep_mask_layers["0"] = "good as it is"
-    frozen = session.train(range(3, 5)).pruner.masks["0"]
-    session.train(range(5, 10), NeverRevived(session.pruner))
-    assert torch.equal(session.pruner.masks["0"], frozen)
-    assert pruned_units(session.pruner) == 128
-    assert session.pruner.finalize().is_complete
+    trial = begin({**PROGRESSIVE, "target_sparsity": 0.5}).train(range(3))
+    trial.pruner.plan.patterns[0].keep_mask_layers["0"] = "good as it is"
+    frozen = trial.train(range(3, 5)).pruner.masks["0"]
+    trial.train(range(5, 10), NeverRevived(trial.pruner))
+    assert torch.equal(trial.pruner.masks["0"], frozen)
+    assert pruned_units(trial.pruner) == 128
+    assert trial.pruner.finalize().is_complete
 
 
 def test_frozen_before_the_first_update_stays_dense() -> None:
-    session = begin({**CONFIG, "target_sparsity": 0.25})
-    session.pruner.plan.patterns[0].keep_mask_layers["2"] = "mine"
-    session.train(range(9))
-    assert [layer.pruned_units for layer in session.pruner.finalize().layers] == [64, 0]
+    trial = begin({**CONFIG, "target_sparsity": 0.25})
+    trial.pruner.plan.patterns[0].keep_mask_layers["2"] = "mine"
+    trial.train(range(9))
+    assert [layer.pruned_units for layer in trial.pruner.finalize().layers] == [64, 0]
 
 
 def test_a_layer_without_a_gradient_can_be_left_out() -> None:

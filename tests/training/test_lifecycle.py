@@ -14,60 +14,60 @@ from training.models import CONFIG, begin, bits, hooks, mlp, pruned_units, reviv
 
 
 def test_finalize_leaves_a_plain_model() -> None:
-    session = begin().train(range(10))
-    before = bits(session.model)
-    report = session.pruner.finalize()
-    assert bits(session.model) == before
-    assert hooks(session.optimizer) == 0
-    assert not session.pruner.is_active
+    trial = begin().train(range(10))
+    before = bits(trial.model)
+    report = trial.pruner.finalize()
+    assert bits(trial.model) == before
+    assert hooks(trial.optimizer) == 0
+    assert not trial.pruner.is_active
     assert report.is_complete
     assert (report.step, report.last_step) == (10, 9)
     assert report.dense == {"4": "output layer: dense unless op_names or layers name it"}
-    session.train(range(10, 12))
-    assert revived(session.pruner) != []
+    trial.train(range(10, 12))
+    assert revived(trial.pruner) != []
 
 
 @pytest.mark.parametrize("name", ["0", "2"])
 def test_finalize_finds_a_weight_that_came_back(name: str) -> None:
-    session = begin({**CONFIG, "pruning_scope": "local"}).train(range(9))
-    session.model.get_submodule(name).weight.data.add_(1)
+    trial = begin({**CONFIG, "pruning_scope": "local"}).train(range(9))
+    trial.model.get_submodule(name).weight.data.add_(1)
     with pytest.raises(
         StateError, match=rf"The masks or weights of 1 layers .*\n  {name}: 384 pruned weights are not zero"
     ):
-        session.pruner.finalize()
-    assert session.pruner.is_active
+        trial.pruner.finalize()
+    assert trial.pruner.is_active
 
 
 @pytest.mark.parametrize("value", [1e-30, float("nan"), float("inf")])
 def test_finalize_finds_a_single_weight(value: float) -> None:
-    session = begin().train(range(9))
-    where = (~session.pruner.masks["2"]).nonzero()[0].tolist()
-    session.model[2].weight.data[tuple(where)] = value
+    trial = begin().train(range(9))
+    where = (~trial.pruner.masks["2"]).nonzero()[0].tolist()
+    trial.model[2].weight.data[tuple(where)] = value
     with pytest.raises(StateError, match="2: 1 pruned weights are not zero"):
-        session.pruner.finalize()
+        trial.pruner.finalize()
 
 
 def test_finalize_can_be_repeated_after_the_damage_is_undone() -> None:
-    session = begin().train(range(9))
-    session.model[0].weight.data.add_(1)
+    trial = begin().train(range(9))
+    trial.model[0].weight.data.add_(1)
     with pytest.raises(StateError):
-        session.pruner.finalize()
-    session.pruner.apply_masks(session.model)
-    assert session.pruner.finalize().is_complete
+        trial.pruner.finalize()
+    trial.pruner.apply_masks(trial.model)
+    assert trial.pruner.finalize().is_complete
 
 
 def test_finalize_finds_a_weight_that_was_replaced() -> None:
-    session = begin().train(range(9))
-    session.model[0].weight = nn.Parameter(torch.ones(32, 16))
+    trial = begin().train(range(9))
+    trial.model[0].weight = nn.Parameter(torch.ones(32, 16))
     with pytest.raises(StateError, match="0: its weight is another parameter than the one that was pruned"):
-        session.pruner.finalize()
+        trial.pruner.finalize()
 
 
 def test_finalize_twice() -> None:
-    session = begin().train(range(9))
-    session.pruner.finalize()
+    trial = begin().train(range(9))
+    trial.pruner.finalize()
     with pytest.raises(StateError, match=r"has been finalized or closed already\. Call secateur.prepare"):
-        session.pruner.finalize()
+        trial.pruner.finalize()
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_finalize_twice() -> None:
     ],
 )
 def test_finalize_early(config: dict[str, Any], steps: int, caplog: pytest.LogCaptureFixture) -> None:
-    session = begin({**CONFIG, **config}).train(range(steps))
+    trial = begin({**CONFIG, **config}).train(range(steps))
     with caplog.at_level(logging.WARNING, "secateur"):
-        report = session.pruner.finalize()
+        report = trial.pruner.finalize()
     assert not report.is_complete
     assert (report.step, report.last_step) == (steps, max(9, config.get("end_step", 9)))
     assert len(caplog.records) == 1
@@ -102,23 +102,23 @@ def test_finalize_in_time_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_context_closes() -> None:
-    session = begin()
-    with session.pruner as pruner:
-        assert pruner is session.pruner
-        assert hooks(session.optimizer) == 2
-    assert hooks(session.optimizer) == 0
+    trial = begin()
+    with trial.pruner as pruner:
+        assert pruner is trial.pruner
+        assert hooks(trial.optimizer) == 2
+    assert hooks(trial.optimizer) == 0
     with pytest.raises(ZeroDivisionError), begin().pruner as pruner:
         _ = 1 / 0
     assert not pruner.is_active
 
 
 def test_close_may_be_repeated_and_ends_the_run() -> None:
-    session = begin().train(range(4))
-    session.pruner.close()
-    session.pruner.close()
-    assert session.train(range(4, 9)).pruner.step == 4
+    trial = begin().train(range(4))
+    trial.pruner.close()
+    trial.pruner.close()
+    assert trial.train(range(4, 9)).pruner.step == 4
     with pytest.raises(StateError, match="finalized or closed already"):
-        session.pruner.finalize()
+        trial.pruner.finalize()
 
 
 def test_hooks_of_others_stay() -> None:
@@ -144,16 +144,16 @@ def test_one_run_after_another() -> None:
 
 
 def test_two_pruners_of_one_weight_are_refused() -> None:
-    session = begin({**CONFIG, "op_names": ["0"]})
-    before = bits(session.model)
+    trial = begin({**CONFIG, "op_names": ["0"]})
+    before = bits(trial.model)
     at_once = {**CONFIG, "criterion": "magnitude", "start_step": 0, "end_step": 0}
     with pytest.raises(StateError, match=r"Another pruner of this optimizer prunes '0' already\. Call its finalize"):
-        secateur.prepare(session.model, at_once, optimizer=session.optimizer)
-    assert bits(session.model) == before
-    assert hooks(session.optimizer) == 2
-    with secateur.prepare(session.model, {**CONFIG, "op_names": ["2"]}, optimizer=session.optimizer) as other:
-        session.train(range(9))
-    assert [pruned_units(pruner) for pruner in (session.pruner, other)] == [96, 96]
+        secateur.prepare(trial.model, at_once, optimizer=trial.optimizer)
+    assert bits(trial.model) == before
+    assert hooks(trial.optimizer) == 2
+    with secateur.prepare(trial.model, {**CONFIG, "op_names": ["2"]}, optimizer=trial.optimizer) as other:
+        trial.train(range(9))
+    assert [pruned_units(pruner) for pruner in (trial.pruner, other)] == [96, 96]
 
 
 @pytest.mark.parametrize(

@@ -89,32 +89,32 @@ def test_wrapped_optimizer() -> None:
 
 @pytest.mark.parametrize("criterion", ["snip", "snip_momentum", "taylor"])
 def test_nan_gradients_are_found_before_the_step(criterion: str) -> None:
-    session = begin({**CONFIG, "criterion": criterion, "end_step": None}, optimizer="sgd")
-    backward(session.model, 0)
-    session.model[2].weight.grad[3, 3] = torch.nan
-    before = {name: weight.clone() for name, weight in session.model.state_dict().items()}
+    trial = begin({**CONFIG, "criterion": criterion, "end_step": None}, optimizer="sgd")
+    backward(trial.model, 0)
+    trial.model[2].weight.grad[3, 3] = torch.nan
+    before = {name: weight.clone() for name, weight in trial.model.state_dict().items()}
     with pytest.raises(ScoreError, match="layer '2': scores must be numbers, found nan"):
-        session.optimizer.step()
-    assert all(torch.equal(weight, before[name]) for name, weight in session.model.state_dict().items())
-    session.model.zero_grad()
-    backward(session.model, 1)
-    session.optimizer.step()
-    assert session.pruner.finalize().is_complete
+        trial.optimizer.step()
+    assert all(torch.equal(weight, before[name]) for name, weight in trial.model.state_dict().items())
+    trial.model.zero_grad()
+    backward(trial.model, 1)
+    trial.optimizer.step()
+    assert trial.pruner.finalize().is_complete
 
 
 def test_nan_weights_are_found_at_the_end() -> None:
-    session = begin().train(range(9))
+    trial = begin().train(range(9))
     with torch.no_grad():
-        session.model[2].weight[session.pruner.masks["2"]] = torch.nan
+        trial.model[2].weight[trial.pruner.masks["2"]] = torch.nan
     with pytest.raises(StateError, match="2: its weights have nan"):
-        session.pruner.finalize()
+        trial.pruner.finalize()
 
 
 def test_layer_that_has_left_the_model() -> None:
-    session = begin().train(range(9))
-    session.model[2] = nn.Linear(32, 16)
+    trial = begin().train(range(9))
+    trial.model[2] = nn.Linear(32, 16)
     with pytest.raises(StateError, match="2: its weight is another parameter"):
-        session.pruner.finalize()
+        trial.pruner.finalize()
 
 
 def test_weights_without_values() -> None:
@@ -125,8 +125,8 @@ def test_weights_without_values() -> None:
 
 
 def test_state_comes_too_late() -> None:
-    session = begin().train(range(9))
-    state = session.pruner.state_dict()
-    session.pruner.close()
+    trial = begin().train(range(9))
+    state = trial.pruner.state_dict()
+    trial.pruner.close()
     with pytest.raises(StateError, match="finalized or closed already"):
-        session.pruner.load_state_dict(state)
+        trial.pruner.load_state_dict(state)

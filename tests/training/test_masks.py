@@ -35,39 +35,39 @@ CUBIC = {1: 0, 3: 111, 5: 168, 7: 189, 9: 192}
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_pruned_weights_are_zero_after_every_step(optimizer: str) -> None:
-    session = begin(optimizer=optimizer)
-    session.train(range(14), NeverRevived(session.pruner))
-    assert session.pruner.finalize().unit_sparsity == 0.75
+    trial = begin(optimizer=optimizer)
+    trial.train(range(14), NeverRevived(trial.pruner))
+    assert trial.pruner.finalize().unit_sparsity == 0.75
 
 
 @pytest.mark.parametrize("pattern", ["1x1", "4x1", "1x4", "1xchannel", "channelx1", "2:4"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_every_dtype(dtype: torch.dtype, pattern: str) -> None:
     config = {**CONFIG, "pattern": pattern, "target_sparsity": 0.5}
-    session = begin(config, model=mlp(dtype=dtype), optimizer="sgd")
-    session.train(range(12), NeverRevived(session.pruner))
-    assert session.pruner.finalize().unit_sparsity == 0.5
-    assert {weight.dtype for weight in session.model.parameters()} == {dtype}
+    trial = begin(config, model=mlp(dtype=dtype), optimizer="sgd")
+    trial.train(range(12), NeverRevived(trial.pruner))
+    assert trial.pruner.finalize().unit_sparsity == 0.5
+    assert {weight.dtype for weight in trial.model.parameters()} == {dtype}
 
 
 def test_without_its_hooks_weights_come_back_to_life() -> None:
-    session = begin(optimizer="sgd").train(range(12))
-    assert revived(session.pruner) == []
-    session.pruner.close()
-    session.train(range(12, 14))
-    assert revived(session.pruner) == ["0", "2"]
+    trial = begin(optimizer="sgd").train(range(12))
+    assert revived(trial.pruner) == []
+    trial.pruner.close()
+    trial.train(range(12, 14))
+    assert revived(trial.pruner) == ["0", "2"]
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_counts_are_exact_at_every_update(scope: str) -> None:
-    session = begin({**CONFIG, "pruning_scope": scope})
+    trial = begin({**CONFIG, "pruning_scope": scope})
     found = {}
-    session.train(range(12), lambda step: found.update({step: pruned_units(session.pruner)}))
+    trial.train(range(12), lambda step: found.update({step: pruned_units(trial.pruner)}))
     expected = CUBIC if scope == "global" else {step: 2 * round(units / 2) for step, units in CUBIC.items()}
     assert found == {step: expected[max(update for update in expected if update <= step)] for step in range(1, 13)}
-    report = session.pruner.report()
+    report = trial.pruner.report()
     assert report.sparsity == report.unit_sparsity == 192 / UNITS
-    assert report.model_sparsity == 192 * 4 / sum(weight.numel() for weight in session.model.parameters())
+    assert report.model_sparsity == 192 * 4 / sum(weight.numel() for weight in trial.model.parameters())
 
 
 def test_masks_are_copies_in_the_shape_of_the_weights() -> None:
@@ -128,40 +128,40 @@ def test_parameter_groups() -> None:
 
 
 def test_accumulated_gradients_make_one_step() -> None:
-    session = begin()
-    check = NeverRevived(session.pruner)
+    trial = begin()
+    check = NeverRevived(trial.pruner)
     for step in range(10):
-        session.model.zero_grad()
+        trial.model.zero_grad()
         for part in range(3):
-            backward(session.model, 3 * step + part, scale=1 / 3)
-        session.optimizer.step()
+            backward(trial.model, 3 * step + part, scale=1 / 3)
+        trial.optimizer.step()
         check(step)
-    assert session.pruner.step == 10
-    assert session.pruner.finalize().is_complete
+    assert trial.pruner.step == 10
+    assert trial.pruner.finalize().is_complete
 
 
 def test_clipping_and_learning_rate_schedule() -> None:
-    session = begin(optimizer="sgd")
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(session.optimizer, 0.1, total_steps=12)
-    check = NeverRevived(session.pruner)
+    trial = begin(optimizer="sgd")
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(trial.optimizer, 0.1, total_steps=12)
+    check = NeverRevived(trial.pruner)
     for step in range(12):
-        session.model.zero_grad()
-        backward(session.model, step)
-        nn.utils.clip_grad_norm_(session.model.parameters(), 0.1)
-        session.optimizer.step()
+        trial.model.zero_grad()
+        backward(trial.model, step)
+        nn.utils.clip_grad_norm_(trial.model.parameters(), 0.1)
+        trial.optimizer.step()
         scheduler.step()
         check(step)
-    assert session.pruner.finalize().is_complete
+    assert trial.pruner.finalize().is_complete
 
 
 def test_scores_see_the_clipped_gradient() -> None:
     found = []
     for limit in (0.0, 0.5):
-        session = begin({**CONFIG, "criterion": "snip", "start_step": 1, "end_step": None})
-        backward(session.model, 0)
-        nn.utils.clip_grad_value_([session.model[0].weight], limit)
-        session.optimizer.step()
-        found.append(int(session.pruner.masks["0"].sum()))
+        trial = begin({**CONFIG, "criterion": "snip", "start_step": 1, "end_step": None})
+        backward(trial.model, 0)
+        nn.utils.clip_grad_value_([trial.model[0].weight], limit)
+        trial.optimizer.step()
+        found.append(int(trial.pruner.masks["0"].sum()))
     assert found[0] == 0
     assert found[1] > 0
 
@@ -248,28 +248,28 @@ def saved_and_loaded(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved_and_loaded])
 def test_copy_in_the_middle_is_a_plain_model(copied: Callable[[nn.Module], nn.Module]) -> None:
-    session = begin().train(range(6))
-    found = copied(session.model)
+    trial = begin().train(range(6))
+    found = copied(trial.model)
     inputs = batch(0)[0]
-    assert torch.equal(found(inputs), session.model(inputs))
-    assert bits(found) == bits(session.model)
+    assert torch.equal(found(inputs), trial.model(inputs))
+    assert bits(found) == bits(trial.model)
     assert list(found.state_dict()) == list(mlp().state_dict())
     assert {type(module) for module in found.modules()} == {nn.Sequential, nn.Linear, nn.ReLU}
     assert [module for module in found.modules() if module._forward_pre_hooks or module._forward_hooks] == []
     before = bits(found)
-    session.train(range(6, 9), NeverRevived(session.pruner))
+    trial.train(range(6, 9), NeverRevived(trial.pruner))
     assert bits(found) == before
 
 
 @pytest.mark.parametrize("target", [lambda average: average, lambda average: average.module])
 def test_masks_for_an_average_of_the_weights(target: Callable[[AveragedModel], nn.Module]) -> None:
-    session = begin(optimizer="sgd")
-    average = AveragedModel(session.model)
-    session.train(range(12), lambda step: average.update_parameters(session.model))  # noqa: ARG005
-    masks = session.pruner.masks
+    trial = begin(optimizer="sgd")
+    average = AveragedModel(trial.model)
+    trial.train(range(12), lambda step: average.update_parameters(trial.model))  # noqa: ARG005
+    masks = trial.pruner.masks
     assert all(average.module.get_submodule(name).weight[~mask].any() for name, mask in masks.items())
     dense = average.module[4].weight.clone()
-    session.pruner.apply_masks(target(average))
+    trial.pruner.apply_masks(target(average))
     assert not any(average.module.get_submodule(name).weight[~mask].any() for name, mask in masks.items())
     assert torch.equal(average.module[4].weight, dense)
 
@@ -285,18 +285,18 @@ def test_masks_for_an_average_of_the_weights(target: Callable[[AveragedModel], n
     ],
 )
 def test_masks_for_another_model(other: nn.Module, message: str) -> None:
-    session = begin().train(range(9))
+    trial = begin().train(range(9))
     before = bits(other)
     with pytest.raises(LayerError, match=message):
-        session.pruner.apply_masks(other)
+        trial.pruner.apply_masks(other)
     assert bits(other) == before
 
 
 def test_model_may_change_its_dtype_on_the_way() -> None:
-    session = begin(optimizer="sgd").train(range(6))
-    session.model.double()
-    session.train(range(6, 12), NeverRevived(session.pruner))
-    assert session.pruner.finalize().is_complete
+    trial = begin(optimizer="sgd").train(range(6))
+    trial.model.double()
+    trial.train(range(6, 12), NeverRevived(trial.pruner))
+    assert trial.pruner.finalize().is_complete
 
 
 # Rules for some layers.
@@ -304,17 +304,17 @@ def test_model_may_change_its_dtype_on_the_way() -> None:
 
 def test_two_patterns_in_one_model() -> None:
     rules: dict[str, Any] = {"2": {"pattern": "2:4", "target_sparsity": None, "criterion": "magnitude"}}
-    session = begin({**CONFIG, "layers": rules})
-    session.train(range(10), NeverRevived(session.pruner))
-    report = session.pruner.finalize()
+    trial = begin({**CONFIG, "layers": rules})
+    trial.train(range(10), NeverRevived(trial.pruner))
+    report = trial.pruner.finalize()
     assert [(layer.pattern, layer.sparsity) for layer in report.layers] == [("4x1", 0.75), ("2:4", 0.5)]
-    masks = session.pruner.masks
+    masks = trial.pruner.masks
     assert (masks["2"].reshape(-1, 4).sum(1) == 2).all()
     assert torch.equal(masks["0"], masks["0"][::4].repeat_interleave(4, 0))
 
 
 def test_rules_may_end_at_different_steps() -> None:
-    session = begin({**CONFIG, "layers": {"2": {"end_step": 4}}}).train(range(4))
-    assert session.pruner.report().layers[1].pruned_units == 96
-    assert not session.pruner.report().is_complete
-    assert [layer.pruned_units for layer in session.train(range(4, 9)).pruner.finalize().layers] == [96, 96]
+    trial = begin({**CONFIG, "layers": {"2": {"end_step": 4}}}).train(range(4))
+    assert trial.pruner.report().layers[1].pruned_units == 96
+    assert not trial.pruner.report().is_complete
+    assert [layer.pruned_units for layer in trial.train(range(4, 9)).pruner.finalize().layers] == [96, 96]

@@ -81,10 +81,10 @@ def test_learning_rate_of_a_restored_optimizer_counts() -> None:
 
 
 def test_counts_stay_exact_where_it_alone_makes_units_zero() -> None:
-    session = begin({**CONFIG, "criterion": "magnitude", "reg_type": "group_lasso", "reg_coeff": 100.0})
-    session.train(range(10), NeverRevived(session.pruner))
-    assert pruned_units(session.pruner) == 192
-    assert session.pruner.finalize().is_complete
+    trial = begin({**CONFIG, "criterion": "magnitude", "reg_type": "group_lasso", "reg_coeff": 100.0})
+    trial.train(range(10), NeverRevived(trial.pruner))
+    assert pruned_units(trial.pruner) == 192
+    assert trial.pruner.finalize().is_complete
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur
 from secateur.errors import StateError
-from training.models import CONFIG, NeverRevived, Session, backward, begin, bits, mlp, pruned_units
+from training.models import CONFIG, NeverRevived, Trial, backward, begin, bits, mlp, pruned_units
 
 STEPS = 12
 
@@ -39,16 +39,16 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def start(config: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> Session:
+def start(config: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> Trial:
     model = mlp(seed, dtype)
     model[0].weight.data[4:12] = 0
     model[2].weight.data.view(-1)[::9] *= 1e-3
     return begin(config, model=model)
 
 
-def saved(session: Session) -> io.BytesIO:
+def saved(trial: Trial) -> io.BytesIO:
     file = io.BytesIO()
-    torch.save({part: getattr(session, part).state_dict() for part in session._fields}, file)
+    torch.save({part: getattr(trial, part).state_dict() for part in trial._fields}, file)
     return file
 
 
@@ -59,11 +59,11 @@ def loaded(file: io.BytesIO) -> dict[str, Any]:
     return found
 
 
-def resumed(config: dict[str, Any], file: io.BytesIO, dtype: torch.dtype = torch.float32) -> Session:
-    session = start(config, seed=1, dtype=dtype)
+def resumed(config: dict[str, Any], file: io.BytesIO, dtype: torch.dtype = torch.float32) -> Trial:
+    trial = start(config, seed=1, dtype=dtype)
     for part, state in loaded(file).items():
-        getattr(session, part).load_state_dict(state)
-    return session
+        getattr(trial, part).load_state_dict(state)
+    return trial
 
 
 def same(left: Any, right: Any) -> bool:
@@ -78,64 +78,64 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def parts(session: Session) -> dict[str, Any]:
-    return {part: getattr(session, part).state_dict() for part in session._fields}
+def parts(trial: Trial) -> dict[str, Any]:
+    return {part: getattr(trial, part).state_dict() for part in trial._fields}
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_resumed_run_ends_with_the_same_bits(run: str) -> None:
-    session, files = start(RUNS[run]), {}
+    trial, files = start(RUNS[run]), {}
     for step in range(STEPS):
-        files[step] = saved(session)
-        session.train([step])
+        files[step] = saved(trial)
+        trial.train([step])
     for stop in (0, 1, 3, 4, 6, 10, 11):
         other = resumed(RUNS[run], files[stop])
         other.train(range(stop, STEPS), NeverRevived(other.pruner))
-        assert same(parts(other), parts(session)), stop
-        assert other.pruner.report() == session.pruner.report()
-    assert session.pruner.finalize().is_complete
+        assert same(parts(other), parts(trial)), stop
+        assert other.pruner.report() == trial.pruner.report()
+    assert trial.pruner.finalize().is_complete
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_resumed_run_in_another_dtype(dtype: torch.dtype) -> None:
-    session = begin(LONG, model=mlp(dtype=dtype), optimizer="sgd").train(range(5))
-    file = saved(session)
+    trial = begin(LONG, model=mlp(dtype=dtype), optimizer="sgd").train(range(5))
+    file = saved(trial)
     other = begin(LONG, model=mlp(1, dtype), optimizer="sgd")
     for part, state in loaded(file).items():
         getattr(other, part).load_state_dict(state)
-    assert same(parts(other.train(range(5, STEPS))), parts(session.train(range(5, STEPS))))
+    assert same(parts(other.train(range(5, STEPS))), parts(trial.train(range(5, STEPS))))
 
 
 def test_resumed_by_preparing_the_loaded_model() -> None:
     for config in (LONG, RUNS["keep_zeros"], RUNS["from_step_0"], RUNS["progressive"]):
-        session = start(config).train(range(8))
-        states = loaded(saved(session))
+        trial = start(config).train(range(8))
+        states = loaded(saved(trial))
         model = mlp(seed=1)
         model.load_state_dict(states["model"])
         other = begin(config, model=model)
         other.optimizer.load_state_dict(states["optimizer"])
         other.pruner.load_state_dict(states["pruner"])
-        assert same(parts(other.train(range(8, STEPS))), parts(session.train(range(8, STEPS))))
+        assert same(parts(other.train(range(8, STEPS))), parts(trial.train(range(8, STEPS))))
 
 
 def test_finished_run_can_be_loaded_with_its_zeros_kept() -> None:
     config = {**RUNS["keep_zeros"], "target_sparsity": 0.3}
-    session = start(config).train(range(STEPS))
-    states = loaded(saved(session))
+    trial = start(config).train(range(STEPS))
+    states = loaded(saved(trial))
     model = mlp(seed=1)
     model.load_state_dict(states["model"])
     other = begin(config, model=model)
     other.pruner.load_state_dict(states["pruner"])
-    assert other.pruner.finalize() == session.pruner.finalize()
+    assert other.pruner.finalize() == trial.pruner.finalize()
 
 
 def test_without_the_state_of_the_pruner_it_ends_otherwise() -> None:
-    session = start(LONG).train(range(5))
-    states = loaded(saved(session))
+    trial = start(LONG).train(range(5))
+    states = loaded(saved(trial))
     other = start(LONG, seed=1)
     other.model.load_state_dict(states["model"])
     other.optimizer.load_state_dict(states["optimizer"])
-    assert not same(parts(other.train(range(5, STEPS))), parts(session.train(range(5, STEPS))))
+    assert not same(parts(other.train(range(5, STEPS))), parts(trial.train(range(5, STEPS))))
 
 
 def test_sameness_can_fail() -> None:
@@ -146,31 +146,31 @@ def test_sameness_can_fail() -> None:
 
 @pytest.mark.parametrize("run", ["iterative", "progressive", "keep_zeros", "lasso"])
 def test_run_can_go_back_to_an_earlier_state(run: str) -> None:
-    session = start(RUNS[run])
-    early = loaded(saved(session))
-    session.train(range(STEPS))
-    late = loaded(saved(session))
+    trial = start(RUNS[run])
+    early = loaded(saved(trial))
+    trial.train(range(STEPS))
+    late = loaded(saved(trial))
     for part, state in early.items():
-        getattr(session, part).load_state_dict(state)
-    assert same(session.pruner.state_dict(), early["pruner"])
-    assert same(parts(session.train(range(STEPS))), late)
+        getattr(trial, part).load_state_dict(state)
+    assert same(trial.pruner.state_dict(), early["pruner"])
+    assert same(parts(trial.train(range(STEPS))), late)
 
 
 def test_frozen_layers_are_resumed() -> None:
-    session = start(LONG).train(range(4))
-    session.pruner.plan.patterns[0].keep_mask_layers["0"] = "mine"
-    file = saved(session)
-    frozen = session.pruner.masks["0"]
+    trial = start(LONG).train(range(4))
+    trial.pruner.plan.patterns[0].keep_mask_layers["0"] = "mine"
+    file = saved(trial)
+    frozen = trial.pruner.masks["0"]
     other = resumed(LONG, file).train(range(4, STEPS))
     assert torch.equal(other.pruner.masks["0"], frozen)
     assert pruned_units(other.pruner) == 128
 
 
 def test_a_state_is_a_snapshot() -> None:
-    session = start(LONG).train(range(5))
-    state = session.pruner.state_dict()
-    before = loaded(saved(session))["pruner"]
-    session.train(range(5, STEPS))
+    trial = start(LONG).train(range(5))
+    state = trial.pruner.state_dict()
+    before = loaded(saved(trial))["pruner"]
+    trial.train(range(5, STEPS))
     assert same(state, before)
     other = start(LONG, seed=1)
     other.pruner.load_state_dict(state)
@@ -211,11 +211,11 @@ def deeper() -> nn.Sequential:
     ],
 )
 def test_state_of_something_else_is_refused(make: Any, message: str) -> None:
-    session = start(LONG).train(range(5))
-    before = loaded(saved(session))
+    trial = start(LONG).train(range(5))
+    before = loaded(saved(trial))
     with pytest.raises(StateError, match=message):
-        session.pruner.load_state_dict(make())
-    assert same(parts(session), before)
+        trial.pruner.load_state_dict(make())
+    assert same(parts(trial), before)
 
 
 def put(state: Any, value: Any, *path: Any) -> Any:
@@ -267,23 +267,23 @@ def put(state: Any, value: Any, *path: Any) -> Any:
     ],
 )
 def test_damaged_state_is_refused_whole(path: tuple[Any, ...], value: Any, message: str) -> None:
-    session = start({**LONG, "criterion": "snip_momentum"}).train(range(5))
-    before = loaded(saved(session))
-    state = session.pruner.state_dict()
+    trial = start({**LONG, "criterion": "snip_momentum"}).train(range(5))
+    before = loaded(saved(trial))
+    state = trial.pruner.state_dict()
     with pytest.raises(StateError, match=message):
-        session.pruner.load_state_dict(put(state, value, *path))
-    assert same(parts(session), before)
+        trial.pruner.load_state_dict(put(state, value, *path))
+    assert same(parts(trial), before)
 
 
 def test_state_of_rules_that_differ_in_the_second_is_refused_whole() -> None:
-    def ruled(target: float) -> Session:
+    def ruled(target: float) -> Trial:
         return begin({**LONG, "layers": {"2": {"target_sparsity": target}}}).train(range(4))
 
-    session = ruled(0.3)
-    before = loaded(saved(session))
+    trial = ruled(0.3)
+    before = loaded(saved(trial))
     with pytest.raises(StateError, match=r"target_sparsity was 0\.4, is 0\.3"):
-        session.pruner.load_state_dict(ruled(0.4).pruner.state_dict())
-    assert same(parts(session), before)
+        trial.pruner.load_state_dict(ruled(0.4).pruner.state_dict())
+    assert same(parts(trial), before)
 
 
 def test_own_schedule_is_told_by_its_name() -> None:
@@ -291,11 +291,11 @@ def test_own_schedule_is_told_by_its_name() -> None:
         return initial + (target - initial) * progress**0.5
 
     config = {**LONG, "sparsity_decay_type": quick}
-    session = start(config).train(range(5))
-    other = resumed(config, saved(session))
-    assert same(parts(other.train(range(5, STEPS))), parts(session.train(range(5, STEPS))))
+    trial = start(config).train(range(5))
+    other = resumed(config, saved(trial))
+    assert same(parts(other.train(range(5, STEPS))), parts(trial.train(range(5, STEPS))))
     with pytest.raises(StateError, match=r"sparsity_decay_type was '.*quick', is 'cubic'"):
-        start(LONG).pruner.load_state_dict(session.pruner.state_dict())
+        start(LONG).pruner.load_state_dict(trial.pruner.state_dict())
 
 
 def test_several_optimizers_resume_between_their_steps() -> None:
