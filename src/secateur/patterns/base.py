@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from secateur._array import Array, count_true, joined, namespace
 from secateur._packages import need
@@ -20,10 +20,6 @@ from secateur.patterns.layout import Layout, Units
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, keep_above, share_out
 from secateur.patterns.view import WeightView
-
-if TYPE_CHECKING:
-    from secateur.patterns.keras import KerasBasePattern as KerasBasePattern
-    from secateur.patterns.pytorch import PytorchBasePattern as PytorchBasePattern
 
 __all__ = ["PATTERNS", "BasePattern", "get_pattern", "register_pattern"]
 
