@@ -8,7 +8,6 @@ of the scores, and the two usual ways to find a threshold in a joined copy, whic
 
 from __future__ import annotations
 
-import argparse
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from _timing import medians
+from _timing import medians, options
 from secateur._table import Table
 from secateur.patterns import BasePattern, get_pattern
 
@@ -56,12 +55,7 @@ def extra_bytes(work: Callable[[], dict[str, torch.Tensor]]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    given = options(__doc__, rounds=7)
     scores = {f"layer{index}": torch.randn(SHAPE).abs() for index in range(LAYERS)}
     joined = torch.cat([score.flatten() for score in scores.values()])
     count = int(0.9 * joined.numel())
@@ -74,7 +68,7 @@ def main() -> None:
     runs = {name: partial(pattern.masks, scores) for name, pattern in ours.items()}
     half = ours["1x1"].masks(scores, 0.5)
     runs["1x1, half pruned before"] = partial(ours["1x1"].masks, scores, 0.9, half)
-    times = medians(baselines | runs, options.rounds)
+    times = medians(baselines | runs, given.rounds)
     clone = times["clone() of the scores"]
     rows = [
         [
@@ -87,9 +81,7 @@ def main() -> None:
         for name, seconds in times.items()
     ]
     columns = ("masks", ">ms", ">clones", ">extra MiB", ">faster than the reference")
-    title = (
-        f"{joined.numel():,} weights, {LAYERS} layers, global, {options.threads} threads, median of {options.rounds}"
-    )
+    title = f"{joined.numel():,} weights, {LAYERS} layers, global, {given.threads} threads, median of {given.rounds}"
     Console().print(Table(title=title, columns=columns, rows=rows))
 
 

@@ -8,7 +8,6 @@ hooks, which tells more where the machine is noisy. Run it alone:
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import time
@@ -18,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 import secateur
-from _timing import medians
+from _timing import medians, options
 from secateur._table import Table
 
 VOCABULARY, WIDTH, DEPTH, HEADS, CLASSES = 30_522, 256, 4, 4, 2
@@ -92,16 +91,11 @@ class Steps:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    given = options(__doc__, rounds=30)
     model = Encoder()
     steps = {"no pruner": Steps(copy.deepcopy(model), None)}
     steps |= {name: Steps(copy.deepcopy(model), config) for name, config in CASES.items()}
-    times = medians(steps, options.rounds)
+    times = medians(steps, given.rounds)
     plain = times["no pruner"]
     rows = []
     for name, seconds in times.items():
@@ -114,7 +108,7 @@ def main() -> None:
             f"{inside / plain:.1%}",
         ]
         rows.append(row)
-    title = f"One training step, {options.threads} threads, median of {options.rounds}"
+    title = f"One training step, {given.threads} threads, median of {given.rounds}"
     columns = ("pruner", ">ms", ">added", ">ms in its hooks", ">of a step")
     Console().print(Table(title=title, columns=columns, rows=rows))
 
