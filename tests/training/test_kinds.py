@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.errors import ConfigError, LayerError
+from secateur.errors import ConfigError, LayerError, ScoreError
 from training.models import CONFIG, PROGRESSIVE, NeverRevived, begin, bits, mlp, pruned_units, revived
 
 SPARSE_WARNING = "of the weights to be pruned are zero already and may come back to life"
@@ -309,3 +309,15 @@ def test_a_layer_without_a_gradient_can_be_left_out() -> None:
     assert list(secateur.prepare(model, CONFIG, optimizer=optimizer).masks) == ["0"]
     with pytest.raises(LayerError, match="'2' was named"):
         secateur.prepare(model, {**CONFIG, "op_names": ["2"]}, optimizer=optimizer)
+
+
+def test_error_while_condemning_leaves_a_progressive_run_as_it_was() -> None:
+    trial = begin({**PROGRESSIVE, "criterion": "magnitude"}).train(range(2))
+    group = trial.pruner._runs[0].group
+    before = group.progress()
+    with torch.no_grad():
+        trial.model[2].weight[trial.pruner.masks["2"]] = torch.nan
+    with pytest.raises(ScoreError, match="layer '2'"):
+        group.advance(3, trial.pruner._runs[0].scores.stream, {})
+    assert before["condemned_keep"] is not None
+    assert all(value is before[key] for key, value in group.progress().items())

@@ -82,7 +82,7 @@ class PruningGroup:
         if not self.timeline.is_update(step):
             return None
         asked = self.timeline.sparsity(step)
-        self.keep, self.asked = self._select(asked, stream), asked
+        self.keep, self.asked = self._select(asked, stream, self.keep), asked
         return self.pattern.weight_masks(self.keep)
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -105,19 +105,18 @@ class PruningGroup:
 
     def _advance_progressively(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
         if self.timeline.is_update(step):
-            self.asked = self.timeline.sparsity(step)
-            self.keep = self.condemned_keep or self._select(self.asked, stream)
-            self.condemned_keep = None
+            asked, later = self.timeline.sparsity(step), None
+            keep = self.condemned_keep or self._select(asked, stream, self.keep)
             if step < self.timeline.end:
-                self.condemned_keep = self._select(self.timeline.sparsity(self.timeline.next_update(step)), stream)
-            return self.pattern.weight_masks(self.keep)
+                later = self._select(self.timeline.sparsity(self.timeline.next_update(step)), stream, keep)
+            # Taken over together, so that an error in either selection leaves all as it was.
+            self.keep, self.condemned_keep, self.asked = keep, later, asked
+            return self.pattern.weight_masks(keep)
         part = self._part_faded(step)
         if part is None or self.keep is None or self.condemned_keep is None:
             return None
-        now, later = self.pattern.weight_masks(self.keep), self.pattern.weight_masks(self.condemned_keep)
-        return {
-            layer: fade(self._stored_weight(layer), masks[layer], (now[layer], later[layer]), part) for layer in now
-        }
+        now, then = self.pattern.weight_masks(self.keep), self.pattern.weight_masks(self.condemned_keep)
+        return {layer: fade(self._stored_weight(layer), masks[layer], (now[layer], then[layer]), part) for layer in now}
 
     def _part_faded(self, step: int) -> tuple[int, int] | None:
         """How many of how many parts of the condemned weights are gone after `step`; ``None`` between parts."""
@@ -129,8 +128,8 @@ class PruningGroup:
         done = {round(part * length / parts): part for part in range(1, parts)}
         return (done[step - last], parts) if step - last in done else None
 
-    def _select(self, sparsity: float, stream: Stream) -> dict[str, Array]:
-        keep = self.pattern.select({name: stream(name, self.keep) for name in self.pattern.units}, sparsity)
+    def _select(self, sparsity: float, stream: Stream, alive: Mapping[str, Array] | None) -> dict[str, Array]:
+        keep = self.pattern.select({name: stream(name, alive) for name in self.pattern.units}, sparsity)
         upper = self.pattern.budget.upper()
         for name, kept in keep.items():
             pruned = count_true(~kept)

@@ -23,7 +23,8 @@ from secateur.planning.pytorch import plan as plan_torch
 from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
 from secateur.training.result import PruningReport
-from secateur.training.run import FORMAT_VERSION, Run, check_state
+from secateur.training.run import Run
+from secateur.training.state import FORMAT_VERSION, check_state
 
 __all__ = ["Pruner", "prepare"]
 

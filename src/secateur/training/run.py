@@ -14,9 +14,9 @@ from secateur.training.group import PruningGroup
 from secateur.training.regularizer import shrinkage
 from secateur.training.result import LayerResult
 from secateur.training.scores import GatheredScores
-from secateur.training.state import FORMAT_VERSION, check_arrays, check_state
+from secateur.training.state import check_arrays
 
-__all__ = ["FORMAT_VERSION", "HeldWeight", "Home", "Run", "check_state"]
+__all__ = ["HeldWeight", "Home", "Run"]
 
 
 class Home(Protocol):
