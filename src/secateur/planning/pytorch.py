@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from secateur.config import PruningConfig
-from secateur.errors import LayerError, UnsupportedModelError
+from secateur.errors import LayerError
 from secateur.patterns.pytorch import families, parameter
 from secateur.planning.layers import Candidate
 from secateur.planning.resolve import Plan, make_plan
@@ -27,9 +28,17 @@ OUTPUT_NAMES = frozenset(
 """Names that model families give their output layer, or the part of the model that it ends."""
 
 
-def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> Plan:
-    """See `secateur.plan`."""
-    return make_plan(config, candidates(model), [name for name, _ in unwrapped(model).named_modules()], "pytorch")
+FROZEN = "frozen (requires_grad=False)"
+
+
+def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any], *, prune_frozen: bool = False) -> Plan:
+    """See `secateur.plan`; with `prune_frozen`, layers that training leaves alone may be pruned too."""
+    return make_plan(
+        config,
+        candidates(model, prune_frozen=prune_frozen),
+        [name for name, _ in unwrapped(model).named_modules()],
+        "pytorch",
+    )
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -43,17 +52,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def candidates(model: nn.Module) -> list[Candidate]:
+def candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Candidate]:
     """Every layer that owns a parameter of two axes or more, in the model's order.
 
-    Raises:
-        UnsupportedModelError: `model` is no torch module.
+    A frozen one has that as a reason to stay dense, unless `prune_frozen`.
     """
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"A torch.nn.Module is needed, found {type(model).__name__}.")
     layers = dict(_layers_with_weights(unwrapped(model)))
     outputs = _output_layers(unwrapped(model), layers)
-    return [_candidate(name, module, is_output=id(module) in outputs) for name, module in layers.items()]
+    found = [_candidate(name, module, is_output=id(module) in outputs) for name, module in layers.items()]
+    return [replace(one, reason=None) if prune_frozen and one.reason == FROZEN else one for one in found]
 
 
 def _layers_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -73,7 +80,7 @@ def _candidate(name: str, module: nn.Module, *, is_output: bool) -> Candidate:
     try:
         weight = parameter(module)
         if not weight.requires_grad:
-            reason = "frozen (requires_grad=False)"
+            reason = FROZEN
     except LayerError as error:
         weight = next((own for own in module.parameters(recurse=False) if _is_matrix(own)), None)
         reason = str(error)

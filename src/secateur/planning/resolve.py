@@ -51,6 +51,11 @@ class Plan:
     layers: tuple[PlannedLayer, ...]
     patterns: tuple[BasePattern, ...] = field(repr=False)
 
+    @property
+    def dense(self) -> dict[str, str]:
+        """Layers that stay dense → why."""
+        return {layer.name: layer.reason for layer in self.layers if layer.reason is not None}
+
     def table(self) -> Table:
         """The plan for a person."""
         dense = frozenset(index for index, layer in enumerate(self.layers) if not layer.is_pruned)

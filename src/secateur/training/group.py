@@ -103,6 +103,15 @@ class PruningGroup:
         """Whether `advance` will read scores after `step` steps."""
         return not self.is_locked and self.timeline.is_update(step)
 
+    def next_change(self, step: int) -> int | None:
+        """The first step after `step` at which masks may change; ``None``: they do not any more."""
+        if self.is_locked or step >= self.timeline.end:
+            return None
+        update = self.timeline.next_update(step)
+        if self.config.kind != "progressive":
+            return update
+        return next((later for later in range(step + 1, update) if self._part_faded(later)), update)
+
     def _advance_progressively(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
         if self.timeline.is_update(step):
             asked, later = self.timeline.sparsity(step), None
@@ -123,7 +132,8 @@ class PruningGroup:
         start, parts = self.config.start_step, self.config.progressive_steps
         if not start < step < self.timeline.end:
             return None
-        last = step - (step - start) % self.config.pruning_frequency
+        last = self.timeline.last_update(step)
+        assert last is not None
         length = self.timeline.next_update(last) - last
         done = {round(part * length / parts): part for part in range(1, parts)}
         return (done[step - last], parts) if step - last in done else None

@@ -16,17 +16,18 @@ from torch.optim import Optimizer
 
 from secateur._wording import listed
 from secateur.config import PruningConfig
-from secateur.errors import LayerError, ScoreError, StateError, UnsupportedModelError
+from secateur.errors import LayerError, StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
 from secateur.patterns.pytorch import parameter, weight_name
 from secateur.planning.pytorch import plan as plan_torch
 from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
+from secateur.training.hooked import HookedRun
 from secateur.training.result import PruningReport
-from secateur.training.run import Run
+from secateur.training.run import refuse_nan, refuse_violations, report_on
 from secateur.training.state import FORMAT_VERSION, check_state
 
-__all__ = ["Pruner", "prepare"]
+__all__ = ["ParameterWeight", "Pruner", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,23 +61,46 @@ def _own_optimizer(found: Any) -> Optimizer:
     return found
 
 
-class _Weight:
-    """One pruned weight: the parameter, how to look at it, and its mask. See `HeldWeight`."""
+class ParameterWeight:
+    """One pruned weight: the parameter, how to look at it, and its mask. See `HeldWeight`.
 
-    def __init__(self, name: str, pattern: BasePattern, home: _Home) -> None:
+    Raises:
+        LayerError: The parameter is on the meta device.
+    """
+
+    def __init__(self, name: str, pattern: BasePattern) -> None:
         self.name = name
-        self.module = pattern.modules[name]
-        self.parameter = parameter(self.module)
+        self.parameter = parameter(pattern.modules[name])
         self.view = pattern.views[name]
-        self.home = home
         self.mask: torch.Tensor | None = None
+        if self.parameter.is_meta:
+            raise LayerError(f"layer {name!r}: its weight is on the meta device and has no values yet. Load it first.")
 
     @property
     def stored(self) -> torch.Tensor:
+        """The weight itself, detached from autograd."""
         return self.parameter.detach()
 
     def canonical(self) -> torch.Tensor:
+        """The weight as an (O, K, I) tensor of at least float32."""
         return self._canonical(self.stored)
+
+    def apply_mask(self) -> None:
+        """Set to zero what the mask prunes."""
+        if self.mask is not None:
+            self.mask = zero_out(self.stored, self.mask)
+
+    def _canonical(self, tensor: torch.Tensor) -> torch.Tensor:
+        wide: torch.Tensor = self.view.canonical(tensor)
+        return wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
+
+
+class _Weight(ParameterWeight):
+    """A pruned weight that an optimizer trains. See `TrainedWeight`."""
+
+    def __init__(self, name: str, pattern: BasePattern, home: _Home) -> None:
+        super().__init__(name, pattern)
+        self.home = home
 
     def gradient(self) -> torch.Tensor | None:
         if self.parameter.grad is None:
@@ -96,14 +120,6 @@ class _Weight:
 
     def shrink(self, factors: torch.Tensor) -> None:
         self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
-
-    def apply_mask(self) -> None:
-        if self.mask is not None:
-            self.mask = zero_out(self.stored, self.mask)
-
-    def _canonical(self, tensor: torch.Tensor) -> torch.Tensor:
-        wide: torch.Tensor = self.view.canonical(tensor)
-        return wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
 
 
 class _Home:
@@ -161,7 +177,7 @@ class Pruner:
         self._steps = [0] * len(self._optimizers)
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
-        self._runs = [Run(pattern, self._weights) for pattern in plan.patterns if pattern.views]
+        self._runs = [HookedRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
         self._warn_of_haste()
         self._warn_of_zeros()
         self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in self._optimizers]
@@ -229,11 +245,10 @@ class Pruner:
 
     def report(self) -> PruningReport:
         """What is pruned now."""
-        return PruningReport(
-            layers=tuple(result for run in self._runs for result in run.results()),
-            dense={layer.name: layer.reason for layer in self.plan.layers if layer.reason is not None},
+        return report_on(
+            self._runs,
+            dense=self.plan.dense,
             step=self.step,
-            last_step=max(run.last_step for run in self._runs),
             model_weights=sum(weight.numel() for weight in self.model.parameters()),
         )
 
@@ -249,22 +264,12 @@ class Pruner:
             StateError: The run has been finalized already, or masks and weights are not what they should be.
         """
         self._need_active()
-        wrong = {name: "its weights have nan" for name, weight in self._weights.items() if _has_nan(weight)}
-        wrong |= {name: reason for run in self._runs for name, reason in run.violations().items()}
+        wrong = {name: reason for run in self._runs for name, reason in run.violations().items()}
         replaced = "its weight is another parameter than the one that was pruned"
         wrong |= {name: replaced for name, weight in self._weights.items() if not weight.is_in(self.model)}
-        if wrong:
-            lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
-            raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")
+        refuse_violations(wrong)
         report = self.report()
-        if not report.is_complete:
-            logger.warning(
-                "finalize() after step %d, but the schedule ends at step %d: sparsity is %.4f so far. "
-                "Train longer, or set a smaller end_step.",
-                report.step,
-                report.last_step,
-                report.sparsity,
-            )
+        report.warn_if_incomplete()
         self.close()
         return report
 
@@ -391,10 +396,6 @@ class Pruner:
                 weight.apply_mask()
 
 
-def _has_nan(weight: _Weight) -> bool:
-    return bool(weight.stored.isnan().any())
-
-
 def _find_weights(plan: Plan, optimizers: tuple[Optimizer, ...]) -> dict[str, _Weight]:
     """The weights to be pruned, each with the optimizer that holds it.
 
@@ -415,9 +416,5 @@ def _find_weights(plan: Plan, optimizers: tuple[Optimizer, ...]) -> dict[str, _W
             f"the layers out with excluded_op_names."
         )
     weights = {name: _Weight(name, pattern, homes[keys[name]]) for name, pattern in patterns.items()}
-    for name, weight in weights.items():
-        if weight.parameter.is_meta:
-            raise LayerError(f"layer {name!r}: its weight is on the meta device and has no values yet. Load it first.")
-        if _has_nan(weight):
-            raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")
+    refuse_nan(weights)
     return weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from secateur._table import Table
 from secateur._wording import counted
 
 __all__ = ["LayerResult", "PruningReport"]
+
+logger = logging.getLogger(__name__)
 
 NOTABLE = 0.005
 """Difference between the shares of units and of weights that a report points out."""
@@ -90,6 +93,17 @@ class PruningReport:
     def is_complete(self) -> bool:
         """Whether the run reached its last step, and so its target."""
         return self.step >= self.last_step
+
+    def warn_if_incomplete(self) -> None:
+        """Log a warning if the run ended before its target."""
+        if not self.is_complete:
+            logger.warning(
+                "finalize() after step %d, but the schedule ends at step %d: sparsity is %.4f so far. "
+                "Train longer, or set a smaller end_step.",
+                self.step,
+                self.last_step,
+                self.sparsity,
+            )
 
     def table(self) -> Table:
         """The report for a person."""

@@ -1,33 +1,19 @@
-"""One pattern's layers through a run: scores gathered, masks updated, state saved. Knows no framework."""
+"""One pattern's layers through a run: masks chosen, applied and verified. Knows no framework and no optimizer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
-from secateur._array import Array, count_true, namespace, to_numpy
-from secateur._wording import listed
-from secateur.errors import ConfigError, LayerError, StateError
+from secateur._array import Array, count_true, namespace
+from secateur.errors import ConfigError, ScoreError, StateError
 from secateur.patterns import BasePattern
 from secateur.training.group import PruningGroup
-from secateur.training.regularizer import shrinkage
-from secateur.training.result import LayerResult
+from secateur.training.result import LayerResult, PruningReport
 from secateur.training.scores import GatheredScores
-from secateur.training.state import check_arrays
 
-__all__ = ["HeldWeight", "Home", "Run"]
-
-
-class Home(Protocol):
-    """Where an optimizer keeps a weight."""
-
-    @property
-    def optimizer(self) -> Any:
-        """The optimizer whose steps count for it."""
-
-    def learning_rate(self) -> float:
-        """The learning rate of this weight now."""
+__all__ = ["HeldWeight", "Run", "has_nan", "refuse_nan", "refuse_violations", "report_on"]
 
 
 class HeldWeight(Protocol):
@@ -40,25 +26,21 @@ class HeldWeight(Protocol):
     mask: Any
 
     @property
-    def home(self) -> Home:
-        """Where it is held."""
-
-    @property
     def stored(self) -> Array:
         """The weight itself."""
 
     def canonical(self) -> Array:
         """The weight as an (O, K, I) array of at least float32."""
 
-    def gradient(self) -> Array | None:
-        """The gradient as an (O, K, I) array, freed of a loss scale; ``None`` if there is none."""
-
-    def shrink(self, factors: Array) -> None:
-        """Multiply by (O, K, I) factors."""
+    def apply_mask(self) -> None:
+        """Set to zero what the mask prunes."""
 
 
-class Run:
-    """Scores and masks of one pattern's layers from step to step.
+Weight = TypeVar("Weight", bound=HeldWeight)
+
+
+class Run(Generic[Weight]):
+    """Masks of one pattern's layers from step to step.
 
     Args:
         pattern: The pattern, bound to the layers.
@@ -66,10 +48,9 @@ class Run:
 
     Raises:
         ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
-        LayerError: Units lie in layers that different optimizers hold.
     """
 
-    def __init__(self, pattern: BasePattern, weights: Mapping[str, HeldWeight]) -> None:
+    def __init__(self, pattern: BasePattern, weights: Mapping[str, Weight]) -> None:
         self.pattern = pattern
         self.config = pattern.config
         self.weights = {name: weights[name] for name in pattern.views}
@@ -77,37 +58,11 @@ class Run:
         self.scores = GatheredScores(pattern, lambda layer: self.weights[layer].canonical())
         self.last_step = 0 if self.group.is_locked else self.group.timeline.end
         self._check_first_gradient()
-        self._check_homes()
 
     def start(self) -> None:
         """Set the masks that hold before the first step."""
         self.set_masks(self.group.initial_masks())
         self.set_masks(self.masks_after(0))
-
-    def gather(self, step: int, optimizer: Any) -> None:
-        """Take in the weights and gradients with which `optimizer` is about to make step number `step`."""
-        every_step = self.scores.decay > 0 and step <= self.last_step
-        if not every_step and not (self.scores.needs_gradient and self.group.reads_scores(step)):
-            return
-        for name, units in self.pattern.units.items():
-            parts = [(layer, self.weights[layer]) for layer in units.parts]
-            if parts[0][1].home.optimizer is optimizer:
-                gradients = {layer: weight.gradient() for layer, weight in parts}
-                if not self.scores.needs_gradient or all(gradient is not None for gradient in gradients.values()):
-                    self.scores.add(name, gradients)
-
-    def regularize(self, step: int, optimizer: Any) -> None:
-        """Shrink units after step number `step` of `optimizer`."""
-        if self.config.reg_type is None or self.config.reg_coeff == 0 or step > self.last_step:
-            return
-        for units in self.pattern.units.values():
-            parts = {layer: self.weights[layer] for layer in units.parts}
-            home = next(iter(parts.values())).home
-            if home.optimizer is optimizer:
-                strength = self.config.reg_coeff * home.learning_rate()
-                factors = shrinkage(units, {layer: weight.canonical() for layer, weight in parts.items()}, strength)
-                for layer, weight in parts.items():
-                    weight.shrink(factors[layer])
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """Layer → its mask after `step` steps, where masks are due to change then; else empty."""
@@ -121,8 +76,8 @@ class Run:
             self.weights[layer].mask = self.pattern.like(mask, self.weights[layer].stored)
 
     def violations(self) -> dict[str, str]:
-        """Layers whose mask is not of the pattern, or whose pruned weights are not zero → what is wrong."""
-        wrong = {}
+        """Layers whose mask is not of the pattern, or whose weights are not what it says → what is wrong."""
+        wrong = {name: "its weights have nan" for name, weight in self.weights.items() if has_nan(weight.stored)}
         for name, weight in self.weights.items():
             if weight.mask is not None and (revived := count_true(weight.stored[~weight.mask] != 0)):
                 wrong[name] = f"{revived} pruned weights are not zero; was the model changed behind the pruner's back?"
@@ -139,43 +94,14 @@ class Run:
             for layer, layout in units.parts.items()
         ]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that `load_state_dict` takes."""
+    def described(self) -> dict[str, Any]:
+        """Settings, a schedule of one's own by its name, and shapes: what tells a run's state from another's."""
+        values = self.config.model_dump(mode="json", exclude={"sparsity_decay_type"})
+        schedule = self.config.sparsity_decay_type
         return {
-            "config": self._described(),
+            "config": values | {"sparsity_decay_type": getattr(schedule, "__qualname__", schedule)},
             "shapes": {name: list(weight.stored.shape) for name, weight in self.weights.items()},
-            "masks": {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None},
-            "progress": {key: self._as_tensors(value) for key, value in self.group.progress().items()},
-            "scores": dict(self.scores.totals),
-            "keep_mask_layers": dict(self.pattern.keep_mask_layers),
         }
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `StateError` if `state`, of the form of a run's state, is not of these layers and settings."""
-        mine = {name: list(weight.stored.shape) for name, weight in self.weights.items()}
-        if state["shapes"] != mine:
-            differing = sorted(
-                name for name in {*mine, *state["shapes"]} if mine.get(name) != state["shapes"].get(name)
-            )
-            raise StateError(
-                f"The state is of another model. Layers that differ in name or shape: {listed(map(repr, differing))}. "
-                f"Load it into the model it was saved with."
-            )
-        described = self._described()
-        if state["config"] != described:
-            keys = [key for key in described if described[key] != state["config"].get(key)]
-            changes = "; ".join(f"{key} was {state['config'].get(key)!r}, is {described[key]!r}" for key in keys)
-            raise StateError(f"The state is of a run with another configuration: {changes}.")
-        self._check_arrays(state)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that `check_state` accepted."""
-        for name, weight in self.weights.items():
-            mask = state["masks"].get(name)
-            weight.mask = None if mask is None else self.pattern.like(to_numpy(mask).copy(), weight.stored)
-        self.group.restore({key: self._as_arrays(value) for key, value in state["progress"].items()})
-        self.scores.totals = {key: namespace(total).asarray(total, copy=True) for key, total in state["scores"].items()}
-        self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
 
     @property
     def _has_masks(self) -> bool:
@@ -198,39 +124,6 @@ class Run:
             pruned_units=0 if kept is None else units - count_true(kept),
         )
 
-    def _as_tensors(self, value: Any) -> Any:
-        """Unit masks as the framework's tensors; other values as they are."""
-        if not isinstance(value, Mapping):
-            return value
-        return {name: self.pattern.like(kept, self._any_stored(name)) for name, kept in value.items()}
-
-    def _as_arrays(self, value: Any) -> Any:
-        """The inverse of `_as_tensors`, on the device of the weights."""
-        if not isinstance(value, Mapping):
-            return value
-        own = {name: self.pattern.like(to_numpy(kept).copy(), self._any_stored(name)) for name, kept in value.items()}
-        return {name: self.pattern.as_array(kept) for name, kept in own.items()}
-
-    def _any_stored(self, name: str) -> Array:
-        return self.weights[next(iter(self.pattern.units[name].parts))].stored
-
-    def _described(self) -> dict[str, Any]:
-        """The configuration as plain values, a function by its name."""
-        values = self.config.model_dump(mode="python")
-        schedule = values["sparsity_decay_type"]
-        return values | {"sparsity_decay_type": getattr(schedule, "__qualname__", schedule)}
-
-    def _check_arrays(self, state: Mapping[str, Any]) -> None:
-        stored = {name: tuple(weight.stored.shape) for name, weight in self.weights.items()}
-        counts = {name: (units.count,) for name, units in self.pattern.units.items()}
-        weighed = {name: view.canonical_shape for name, view in self.pattern.views.items()}
-        check_arrays("masks", state["masks"], stored, "bool", all_or_none=True)
-        for key in ("keep", "condemned_keep"):
-            check_arrays(f"progress.{key}", state["progress"][key] or {}, counts, "bool", all_or_none=True)
-        shapes: Mapping[str, tuple[int, ...]] = counts if self.scores.is_per_unit else weighed
-        # Each optimizer adds the scores of its layers, so that those of others may still be missing.
-        check_arrays("scores", state["scores"], shapes, self.config.score_dtype, all_or_none=False)
-
     def _check_first_gradient(self) -> None:
         if self.scores.needs_gradient and not self.group.is_locked and self.config.start_step == 0:
             raise ConfigError(
@@ -238,7 +131,34 @@ class Run:
                 f"and there are none at step 0. Set start_step=1, or rank by 'magnitude'."
             )
 
-    def _check_homes(self) -> None:
-        for units in self.pattern.units.values():
-            if len({id(self.weights[layer].home.optimizer) for layer in units.parts}) > 1:
-                raise LayerError(f"layers {', '.join(units.parts)} share units, so one optimizer must hold them all.")
+
+def has_nan(weight: Array) -> bool:
+    """Whether a weight has ``nan`` anywhere."""
+    xp = namespace(weight)
+    return bool(xp.any(xp.isnan(weight)))
+
+
+def refuse_nan(weights: Mapping[str, HeldWeight]) -> None:
+    """Raise `ScoreError` if a weight has ``nan``."""
+    for name, weight in weights.items():
+        if has_nan(weight.stored):
+            raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")
+
+
+def refuse_violations(wrong: Mapping[str, str]) -> None:
+    """Raise `StateError` if there are any, as `Run.violations` returns them."""
+    if wrong:
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
+        raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")
+
+
+def report_on(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, model_weights: int) -> PruningReport:
+    """What is pruned in all runs of a model after `step` steps."""
+    runs = list(runs)
+    return PruningReport(
+        layers=tuple(result for run in runs for result in run.results()),
+        dense=dict(dense),
+        step=step,
+        last_step=max(run.last_step for run in runs),
+        model_weights=model_weights,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,7 +11,7 @@ from secateur._array import Array
 from secateur._wording import listed
 from secateur.errors import StateError
 
-__all__ = ["FORMAT_VERSION", "check_arrays", "check_state"]
+__all__ = ["FORMAT_VERSION", "check_arrays", "check_state", "refuse_other_runs"]
 
 FORMAT_VERSION = 1
 """Version of the format of a pruner's state."""
@@ -64,6 +64,27 @@ def check_state(state: Any, optimizers: int, runs: int) -> None:
     ):
         if mine != theirs:
             raise StateError(f"The state is of a run with {theirs} {kind}, this one has {mine}.")
+
+
+def refuse_other_runs(saved: Sequence[Mapping[str, Any]], mine: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `StateError` if a state is of other runs than mine, each told by its ``shapes`` and ``config``."""
+    if len(saved) != len(mine):
+        raise StateError(f"The state is of a run with {len(saved)} patterns, this one has {len(mine)}.")
+    for theirs, own in zip(saved, mine, strict=True):
+        if differing := _differing(theirs["shapes"], own["shapes"]):
+            raise StateError(
+                f"The state is of another model. Layers that differ in name or shape: {listed(map(repr, differing))}. "
+                f"Load it into the model it was saved with."
+            )
+        if keys := _differing(theirs["config"], own["config"]):
+            changes = "; ".join(
+                f"{key} was {theirs['config'].get(key)!r}, is {own['config'].get(key)!r}" for key in keys
+            )
+            raise StateError(f"The state is of a run with another configuration: {changes}.")
+
+
+def _differing(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*theirs, *mine} if theirs.get(key) != mine.get(key))
 
 
 def check_arrays(

@@ -51,9 +51,18 @@ class Timeline:
         return self.config.last_step
 
     def next_update(self, step: int) -> int:
-        """The first update after `step`, which lies within the run."""
+        """The first update after `step`, which lies before the end."""
+        if step < self.config.start_step:
+            return self.config.start_step
         gone = (step - self.config.start_step) // self.config.pruning_frequency + 1
         return min(self.config.start_step + gone * self.config.pruning_frequency, self.end)
+
+    def last_update(self, step: int) -> int | None:
+        """The last update that `step` steps have seen; ``None``: none yet."""
+        start = self.config.start_step
+        if step < start:
+            return None
+        return self.end if step >= self.end else step - (step - start) % self.config.pruning_frequency
 
     def sparsity(self, step: int) -> float:
         """Sparsity that the schedule asks for after `step` steps, the target at the most.

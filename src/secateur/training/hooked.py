@@ -1,0 +1,136 @@
+"""A run that follows the steps of optimizers: gradients taken in, units shrunk, state saved. Knows no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from secateur._array import Array, namespace, to_numpy
+from secateur.errors import LayerError
+from secateur.patterns import BasePattern
+from secateur.training.regularizer import shrinkage
+from secateur.training.run import HeldWeight, Run
+from secateur.training.state import check_arrays, refuse_other_runs
+
+__all__ = ["Home", "HookedRun", "TrainedWeight"]
+
+
+class Home(Protocol):
+    """Where an optimizer keeps a weight."""
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer whose steps count for it."""
+
+    def learning_rate(self) -> float:
+        """The learning rate of this weight now."""
+
+
+class TrainedWeight(HeldWeight, Protocol):
+    """A pruned weight that an optimizer trains."""
+
+    @property
+    def home(self) -> Home:
+        """Where it is held."""
+
+    def gradient(self) -> Array | None:
+        """The gradient as an (O, K, I) array, freed of a loss scale; ``None`` if there is none."""
+
+    def shrink(self, factors: Array) -> None:
+        """Multiply by (O, K, I) factors."""
+
+
+class HookedRun(Run[TrainedWeight]):
+    """Scores and masks of one pattern's layers, told by the optimizers' hooks of each step.
+
+    Args:
+        pattern: The pattern, bound to the layers.
+        weights: Layer → its weight.
+
+    Raises:
+        ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
+        LayerError: Units lie in layers that different optimizers hold.
+    """
+
+    def __init__(self, pattern: BasePattern, weights: Mapping[str, TrainedWeight]) -> None:
+        super().__init__(pattern, weights)
+        self._check_homes()
+
+    def gather(self, step: int, optimizer: Any) -> None:
+        """Take in the weights and gradients with which `optimizer` is about to make step number `step`."""
+        every_step = self.scores.decay > 0 and step <= self.last_step
+        if not every_step and not (self.scores.needs_gradient and self.group.reads_scores(step)):
+            return
+        for name, units in self.pattern.units.items():
+            parts = [(layer, self.weights[layer]) for layer in units.parts]
+            if parts[0][1].home.optimizer is optimizer:
+                gradients = {layer: weight.gradient() for layer, weight in parts}
+                if not self.scores.needs_gradient or all(gradient is not None for gradient in gradients.values()):
+                    self.scores.add(name, gradients)
+
+    def regularize(self, step: int, optimizer: Any) -> None:
+        """Shrink units after step number `step` of `optimizer`."""
+        if self.config.reg_type is None or self.config.reg_coeff == 0 or step > self.last_step:
+            return
+        for units in self.pattern.units.values():
+            parts = {layer: self.weights[layer] for layer in units.parts}
+            home = next(iter(parts.values())).home
+            if home.optimizer is optimizer:
+                strength = self.config.reg_coeff * home.learning_rate()
+                factors = shrinkage(units, {layer: weight.canonical() for layer, weight in parts.items()}, strength)
+                for layer, weight in parts.items():
+                    weight.shrink(factors[layer])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that `load_state_dict` takes."""
+        return {
+            **self.described(),
+            "masks": {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None},
+            "progress": {key: self._as_tensors(value) for key, value in self.group.progress().items()},
+            "scores": dict(self.scores.totals),
+            "keep_mask_layers": dict(self.pattern.keep_mask_layers),
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise `StateError` if `state`, of the form of a run's state, is not of these layers and settings."""
+        refuse_other_runs([state], [self.described()])
+        self._check_arrays(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that `check_state` accepted."""
+        for name, weight in self.weights.items():
+            mask = state["masks"].get(name)
+            weight.mask = None if mask is None else self.pattern.like(to_numpy(mask).copy(), weight.stored)
+        self.group.restore({key: self._as_arrays(value) for key, value in state["progress"].items()})
+        self.scores.totals = {key: namespace(total).asarray(total, copy=True) for key, total in state["scores"].items()}
+        self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
+
+    def _as_tensors(self, value: Any) -> Any:
+        """Unit masks as the framework's tensors; other values as they are."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: self.pattern.like(kept, self._any_stored(name)) for name, kept in value.items()}
+
+    def _as_arrays(self, value: Any) -> Any:
+        """The inverse of `_as_tensors`, on the device of the weights."""
+        if not isinstance(value, Mapping):
+            return value
+        own = {name: self.pattern.like(to_numpy(kept).copy(), self._any_stored(name)) for name, kept in value.items()}
+        return {name: self.pattern.as_array(kept) for name, kept in own.items()}
+
+    def _any_stored(self, name: str) -> Array:
+        return self.weights[next(iter(self.pattern.units[name].parts))].stored
+
+    def _check_arrays(self, state: Mapping[str, Any]) -> None:
+        stored = {name: tuple(weight.stored.shape) for name, weight in self.weights.items()}
+        counts = {name: (units.count,) for name, units in self.pattern.units.items()}
+        check_arrays("masks", state["masks"], stored, "bool", all_or_none=True)
+        for key in ("keep", "condemned_keep"):
+            check_arrays(f"progress.{key}", state["progress"][key] or {}, counts, "bool", all_or_none=True)
+        # Each optimizer adds the scores of its layers, so that those of others may still be missing.
+        check_arrays("scores", state["scores"], self.scores.shapes, self.config.score_dtype, all_or_none=False)
+
+    def _check_homes(self) -> None:
+        for units in self.pattern.units.values():
+            if len({id(self.weights[layer].home.optimizer) for layer in units.parts}) > 1:
+                raise LayerError(f"layers {', '.join(units.parts)} share units, so one optimizer must hold them all.")
