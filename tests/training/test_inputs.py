@@ -92,7 +92,13 @@ def test_parameters_instead_of_an_optimizer() -> None:
 
 @pytest.mark.parametrize("model", [None, "bert", nn.Linear, mlp().state_dict()])
 def test_not_a_module(model: Any) -> None:
-    refused(model, CONFIG, SGD(mlp().parameters(), lr=0.1), UnsupportedModelError, r"A torch.nn.Module is needed")
+    refused(
+        model,
+        CONFIG,
+        SGD(mlp().parameters(), lr=0.1),
+        UnsupportedModelError,
+        r"A torch.nn.Module or a keras.Model is needed",
+    )
 
 
 # What goes wrong on the way.

@@ -81,24 +81,12 @@ def compare(encoder: Encoder, sentences: list[str], cases: tuple[Case, ...] = CA
     for case in cases:
         model = copy.deepcopy(encoder.model)
         start = time.perf_counter()
-        report = prune_once(model, case)
+        report = secateur.prune(model, {"pattern": case.pattern, "target_sparsity": case.target})
         seconds = time.perf_counter() - start
         cosine = (before * encoder.embed(sentences, model)).sum(dim=-1)
         yield Comparison(
             case=case, mean=float(cosine.mean()), worst=float(cosine.min()), seconds=seconds, report=report
         )
-
-
-def prune_once(model: torch.nn.Module, case: Case) -> PruningReport:
-    """The smallest weights go at once; `prepare` applies what is due at step 0."""
-    config = secateur.PruningConfig(
-        pattern=case.pattern,
-        target_sparsity=case.target,
-        criterion="magnitude",
-        start_step=0,
-        sparsity_decay_type="one_shot",
-    )
-    return secateur.prepare(model, config, optimizer=torch.optim.SGD(model.parameters())).finalize()
 
 
 def unrelated_cosine(embeddings: torch.Tensor) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from secateur._packages import need, shipped_folder
+from secateur._packages import need, need_keras, shipped_folder
 from secateur.errors import UnknownNameError, UnsupportedModelError
 from secateur.models.code import from_code
 
 __all__ = ["load_model"]
 
 CONFIG_FILE = "config.json"
+KERAS_FILE = ".keras"
 
 
 def load_model(reference: str) -> Any:
@@ -19,8 +20,8 @@ def load_model(reference: str) -> Any:
 
     Args:
         reference: ``package.module:name`` of a model or of a function that returns one, importable or in the current
-            directory; or a transformers folder: a path, or ``package/folder`` within an installed package. From a
-            folder the model is built on the meta device: every layer and shape, no weights.
+            directory; or a ``.keras`` file; or a transformers folder: a path, or ``package/folder`` within an installed
+            package. From a folder the model is built on the meta device: every layer and shape, no weights.
 
     Raises:
         UnknownNameError: There is nothing of that name.
@@ -32,6 +33,8 @@ def load_model(reference: str) -> Any:
         >>> load_model("torch.nn:Identity")
         Identity()
     """
+    if reference.endswith(KERAS_FILE):
+        return _from_keras_file(Path(reference))
     folder = _folder(reference)
     if folder is not None:
         return _from_folder(folder)
@@ -39,7 +42,8 @@ def load_model(reference: str) -> Any:
     if not colon:
         raise UnknownNameError(
             f"{reference!r} is no folder. A model is 'package.module:name' of a model or of a function that returns "
-            f"one, or a folder with transformers' {CONFIG_FILE}; models on a hub are downloaded first."
+            f"one, a {KERAS_FILE} file, or a folder with transformers' {CONFIG_FILE}; models on a hub are downloaded "
+            f"first."
         )
     if module.endswith(".py"):
         suggestion = ".".join(Path(module).with_suffix("").parts)
@@ -55,6 +59,15 @@ def _folder(reference: str) -> Path | None:
         return path
     package, slash, rest = reference.partition("/")
     return shipped_folder(package, rest) if slash and package.isidentifier() else None
+
+
+def _from_keras_file(file: Path) -> Any:
+    if not file.is_file():
+        raise UnknownNameError(f"There is no file {str(file)!r}.")
+    need_keras()
+    from secateur.models.keras import from_file
+
+    return from_file(file)
 
 
 def _from_folder(folder: Path) -> Any:

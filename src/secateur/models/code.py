@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from secateur._packages import is_installed, keras_backend, need_keras
 from secateur._wording import nearest
 from secateur.errors import MissingPackageError, ModelLoadError, SecateurError, UnknownNameError
 
@@ -50,7 +51,12 @@ def _module(name: str) -> Any:
             raise UnknownNameError(
                 f"There is no module {missing!r}, neither in the current directory nor among the installed packages."
             ) from error
-        raise MissingPackageError(f"{name!r} imports {missing!r}, which is not installed.", name=missing) from error
+        if missing == keras_backend() and is_installed("keras"):
+            need_keras()
+        hint = f' Install it with: pip install "secateur[{missing}]"' if missing in ("keras", "torch") else ""
+        raise MissingPackageError(
+            f"{name!r} imports {missing!r}, which is not installed.{hint}", name=missing
+        ) from error
     except SecateurError:
         raise
     # The code is the user's and may raise anything.

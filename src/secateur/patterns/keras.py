@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import keras
@@ -14,32 +15,48 @@ from secateur.errors import LayerError, UnsupportedModelError
 from secateur.patterns.base import BasePattern
 from secateur.patterns.view import WeightView
 
-__all__ = ["KerasBasePattern", "families", "kernel"]
+__all__ = ["BoundKernel", "KerasBasePattern", "families", "kernel", "tensor_of"]
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
+SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+
 CONTAINERS = {
-    layers.SeparableConv1D: "holds two kernels. Write it as a DepthwiseConv1D and a Conv1D",
-    layers.SeparableConv2D: "holds two kernels. Write it as a DepthwiseConv2D and a Conv2D",
     layers.MultiHeadAttention: "has no kernel of its own. Its projections are layers of their own; prune those",
     layers.GroupQueryAttention: "has no kernel of its own. Its projections are layers of their own; prune those",
 }
 """Layers whose weights lie in parts → why they are not pruned as one."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundKernel:
+    """A kernel without its layer, as a run that was loaded from a file knows it.
+
+    Attributes:
+        variable: The kernel.
+        view: Where its channels lie.
+    """
+
+    variable: Any
+    view: WeightView
+
+
 class KerasBasePattern(BasePattern):
     """The binding of patterns to Keras layers, on every backend.
 
-    Serves ``Dense``, ``EinsumDense``, ``Conv1D/2D/3D`` (grouped too), ``DepthwiseConv1D/2D`` and
-    ``Conv1D/2D/3DTranspose``. Selection runs on NumPy arrays, and so do the masks that it returns.
+    Serves ``Dense``, ``EinsumDense``, ``Conv1D/2D/3D`` (grouped too), ``DepthwiseConv1D/2D``,
+    ``Conv1D/2D/3DTranspose`` and the pointwise kernel of ``SeparableConv1D/2D``. Selection runs on NumPy arrays, and so
+    do the masks that it returns.
     """
 
     framework: ClassVar[str | None] = "keras"
 
     def weight_view(self, module: Any) -> WeightView:
         """See `BasePattern.weight_view`."""
+        if isinstance(module, BoundKernel):
+            return module.view
         if not isinstance(module, keras.layers.Layer):
             raise UnsupportedModelError(
                 f"Keras patterns need keras.layers.Layer layers, found {type(module).__name__}."
@@ -68,9 +85,31 @@ class KerasBasePattern(BasePattern):
 
     def as_array(self, value: Any) -> Array:
         """A NumPy array of a tensor, a Keras variable or an array, of the same memory where NumPy can see it."""
-        held = value.value if isinstance(value, keras.Variable) else value
-        array = held if isinstance(held, np.ndarray) else keras.ops.convert_to_numpy(held)
+        if isinstance(value, np.ndarray):
+            array = value
+        elif keras.backend.backend() == "torch":
+            held = tensor_of(value).detach().cpu()
+            array = (held.float() if keras.backend.standardize_dtype(held.dtype) == "bfloat16" else held).numpy()
+        else:
+            array = np.asarray(_seen_by_numpy(tensor_of(value)))
         return array.astype("float32") if keras.backend.standardize_dtype(array.dtype) == "bfloat16" else array
+
+
+def tensor_of(value: Any) -> Any:
+    """The backend's tensor of a Keras variable, as it is now, or of anything that makes one."""
+    held = value.value if isinstance(value, keras.Variable) else keras.ops.convert_to_tensor(value)
+    # TensorFlow hands out its own variable, which changes when it is assigned to.
+    return held.read_value() if hasattr(held, "read_value") else held
+
+
+def _seen_by_numpy(tensor: Any) -> Any:
+    """What NumPy reads without a copy: TensorFlow copies on every way but the buffer protocol."""
+    if keras.backend.backend() != "tensorflow":
+        return tensor
+    try:
+        return memoryview(tensor)
+    except (BufferError, TypeError, ValueError):  # not in host memory, or a dtype that buffers do not have
+        return tensor
 
 
 def kernel(layer: Any) -> Any:
@@ -79,6 +118,8 @@ def kernel(layer: Any) -> Any:
     Raises:
         LayerError: There is none; the message says why.
     """
+    if isinstance(layer, BoundKernel):
+        return layer.variable
     own = type(layer).__name__
     for container, reason in CONTAINERS.items():
         if isinstance(layer, container):
@@ -87,7 +128,7 @@ def kernel(layer: Any) -> Any:
         raise LayerError(f"{own} is not a type of layer that patterns know")
     if not layer.built:
         raise LayerError("its kernel has no shape before the first batch; build the model first")
-    found = layer.kernel
+    found = layer.pointwise_kernel if isinstance(layer, SEPARABLE) else layer.kernel
     if not isinstance(found, keras.Variable):
         raise LayerError("its kernel is computed from other variables (LoRA, or packed by quantization)")
     if not keras.backend.is_float_dtype(found.dtype):
@@ -98,7 +139,7 @@ def kernel(layer: Any) -> Any:
 def families(layer: Any) -> tuple[str, ...]:
     """The names under which configurations may mean a layer's type, the most specific first; empty if unknown."""
     own = type(layer).__name__
-    if isinstance(layer, (*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED)):
+    if isinstance(layer, (*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, *SEPARABLE)):
         return own, "Conv"
     if isinstance(layer, (layers.Dense, layers.EinsumDense)):
         return own, "Linear"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur._packages import need
+from secateur._frameworks import leaf
 from secateur.config import PruningConfig
 from secateur.planning.layers import PlannedLayer
 from secateur.planning.resolve import Plan
@@ -17,7 +17,7 @@ def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
     """List every layer with what will happen to it; nothing is changed.
 
     Args:
-        model: A torch module.
+        model: A torch module or a Keras model.
         config: A `PruningConfig`, or a plain mapping with the same keys.
 
     Raises:
@@ -28,7 +28,5 @@ def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
         >>> secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units
         16
     """
-    need("torch", extra="torch")
-    from secateur.planning.pytorch import plan as plan_torch
-
-    return plan_torch(model, config)
+    made: Plan = leaf("secateur.planning", model).plan(model, config)
+    return made

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from secateur._packages import need
+from secateur._frameworks import leaf
 from secateur.config import PruningConfig
 from secateur.training.result import LayerResult, PruningReport
-
-if TYPE_CHECKING:
-    from secateur.training.pytorch import Pruner
 
 __all__ = ["LayerResult", "PruningReport", "prepare"]
 
 
-def prepare(model: Any, config: PruningConfig | Mapping[str, Any], *, optimizer: Any | Iterable[Any]) -> Pruner:
+def prepare(model: Any, config: PruningConfig | Mapping[str, Any], *, optimizer: Any | Iterable[Any]) -> Any:
     """Have a model pruned while its own training loop runs.
 
-    The pruner hooks into the optimizer: after each of its steps what is pruned is exactly zero, and when the schedule
-    says so, more is pruned. The loop itself does not change.
+    For a torch model the pruner hooks into the optimizer: after each of its steps what is pruned is exactly zero, and
+    when the schedule says so, more is pruned. The loop itself does not change. For a Keras model the optimizer that is
+    returned takes the place of the given one, and a callback updates the masks; see `secateur.keras.PruningOptimizer`.
 
     Args:
-        model: A torch module, compiled or not.
+        model: A torch module, compiled or not, or a built Keras model.
         config: A `PruningConfig`, or a plain mapping with the same keys.
-        optimizer: The optimizer that trains the model, or several of them.
+        optimizer: The optimizer that trains the model; for torch also several of them.
+
+    Returns:
+        A `secateur.training.pytorch.Pruner` for a torch model, a `secateur.keras.PruningOptimizer` for a Keras model.
 
     Raises:
         SecateurError: The configuration fits neither itself nor the model, a weight is ``nan``, or no optimizer holds a
@@ -43,7 +44,4 @@ def prepare(model: Any, config: PruningConfig | Mapping[str, Any], *, optimizer:
         >>> pruner.finalize().sparsity
         0.5
     """
-    need("torch", extra="torch")
-    from secateur.training.pytorch import prepare as prepare_torch
-
-    return prepare_torch(model, config, optimizer=optimizer)
+    return leaf("secateur.training", model).prepare(model, config, optimizer=optimizer)

@@ -1,0 +1,84 @@
+"""What pruning adds to a step of ``fit`` on a BERT-mini-sized encoder (batch 8, sequence 128), between mask updates.
+
+The same ``fit`` with and without pruning, epoch by epoch in turn, in one process, compiled as the backend does it. Run
+it alone, once per backend:
+
+    OMP_WAIT_POLICY=PASSIVE KERAS_BACKEND=jax python benchmarks/keras_step_overhead.py
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import layers
+from rich.console import Console
+
+import secateur
+import secateur.keras
+from _timing import medians, options
+from secateur._table import Table
+
+VOCABULARY, WIDTH, DEPTH, HEADS, CLASSES = 30_522, 256, 4, 4, 2
+BATCH, LENGTH, STEPS = 8, 128, 10
+CASES: dict[str, dict[str, object] | None] = {
+    "no pruning": None,
+    "magnitude 4x1": {"criterion": "magnitude", "pattern": "4x1"},
+    "magnitude 2:4": {"criterion": "magnitude", "pattern": "2:4"},
+    "SNIP 4x1": {"criterion": "snip", "pattern": "4x1"},
+    "SNIP momentum 4x1": {"criterion": "snip_momentum", "pattern": "4x1"},
+    "SNIP momentum 2:4": {"criterion": "snip_momentum", "pattern": "2:4"},
+}
+
+
+def encoder() -> keras.Model:
+    """An encoder with the sizes of BERT-mini and a classifier."""
+    keras.utils.set_random_seed(0)
+    tokens = keras.Input((LENGTH,), dtype="int32")
+    hidden = layers.Embedding(VOCABULARY, WIDTH)(tokens)
+    for _ in range(DEPTH):
+        attended = layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(hidden, hidden)
+        hidden = layers.LayerNormalization()(hidden + attended)
+        fed = layers.Dense(WIDTH)(layers.Dense(4 * WIDTH, activation="gelu")(hidden))
+        hidden = layers.LayerNormalization()(hidden + fed)
+    return keras.Model(tokens, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(hidden)))
+
+
+def at_once(initial: float, target: float, progress: float) -> float:  # noqa: ARG001
+    """The target at the first update, while further updates are to come."""
+    return target
+
+
+class Epochs:
+    """Epochs of ``fit`` on one model of its own."""
+
+    def __init__(self, config: dict[str, object] | None) -> None:
+        self.model = encoder()
+        optimizer = keras.optimizers.AdamW(1e-4)
+        self.callbacks = []
+        if config is not None:
+            # The last update lies beyond the measurement, so scores are gathered all along.
+            timing = {"start_step": 1, "pruning_frequency": 100_000, "end_step": 1_000_000}
+            settings = config | timing | {"target_sparsity": 0.5, "sparsity_decay_type": at_once}
+            optimizer = secateur.keras.PruningOptimizer(optimizer, settings, self.model)
+            self.callbacks = [secateur.keras.UpdateMasks()]
+        self.model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        generator = np.random.default_rng(0)
+        self.tokens = generator.integers(0, VOCABULARY, (BATCH * STEPS, LENGTH), dtype=np.int32)
+        self.labels = generator.integers(0, CLASSES, BATCH * STEPS)
+
+    def __call__(self) -> None:
+        """One epoch; medians leave out the first, which compiles and prunes."""
+        self.model.fit(self.tokens, self.labels, batch_size=BATCH, verbose=0, callbacks=self.callbacks)
+
+
+def main() -> None:
+    given = options(__doc__, rounds=10)
+    times = medians({name: Epochs(config) for name, config in CASES.items()}, given.rounds)
+    plain = times["no pruning"]
+    rows = [[name, f"{seconds / STEPS * 1e3:.1f}", f"{seconds / plain - 1:+.1%}"] for name, seconds in times.items()]
+    title = f"One step under fit, Keras on {keras.backend.backend()}, {given.threads} threads, median of {given.rounds}"
+    Console().print(Table(title=title, columns=("pruning", ">ms", ">added"), rows=rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""New masks between the steps of ``fit``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from secateur.errors import StateError
+from secateur.training.keras.optimizer import PruningOptimizer
+
+__all__ = ["UpdateMasks", "pruning_optimizer"]
+
+
+class UpdateMasks(keras.callbacks.Callback):
+    """Lets masks follow the schedule under ``fit``, and adds ``sparsity`` to the logs of each epoch.
+
+    Between updates it only counts batches, so compiled steps run on without waiting for it. With
+    ``steps_per_execution`` above 1 an update that falls into an execution is made at its end.
+
+    Example:
+        >>> import keras, numpy as np, secateur.keras
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(3)])
+        >>> config = {"pattern": "4x1", "target_sparsity": 0.5, "end_step": 8, "pruning_frequency": 2}
+        >>> model.compile(secateur.keras.PruningOptimizer(keras.optimizers.SGD(), config, model), "mse")
+        >>> data = np.ones((32, 8)), np.ones((32, 3))
+        >>> history = model.fit(*data, batch_size=4, verbose=0, callbacks=[secateur.keras.UpdateMasks()])
+        >>> history.history["sparsity"]
+        [0.5]
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last_batch = -1
+        self._batches_to_wait = 0
+        self._sparsity = 0.0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Make sure that there is something to update.
+
+        Raises:
+            StateError: The model is not compiled with a `PruningOptimizer`.
+        """
+        self._sparsity = pruning_optimizer(self.model).sparsity
+        # Other callbacks may yet load another state, so the first batch asks again.
+        self._batches_to_wait = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Count the batches of another epoch."""
+        self._last_batch = -1
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Choose new masks if an update is due."""
+        self._batches_to_wait -= batch - self._last_batch
+        self._last_batch = batch
+        if self._batches_to_wait > 0:
+            return
+        # With JAX this waits for the step and puts its state into the variables.
+        optimizer = pruning_optimizer(self.model)
+        if optimizer.update_masks() or batch == 0:
+            self._sparsity = optimizer.sparsity
+        due = optimizer.next_update
+        # Skipped steps make it later than this; then the count begins anew.
+        self._batches_to_wait = NEVER if due is None else (due - optimizer.step) * optimizer.batches_per_step
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Add the share of pruned weights to the logs."""
+        if logs is not None:
+            logs["sparsity"] = self._sparsity
+
+
+NEVER = 1 << 62
+"""More batches than any training has."""
+
+
+def pruning_optimizer(model: keras.Model) -> PruningOptimizer:
+    """The pruning optimizer that a model is compiled with.
+
+    Raises:
+        StateError: It is compiled with none.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    while optimizer is not None and not isinstance(optimizer, PruningOptimizer):
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    if optimizer is None:
+        raise StateError(
+            f"The model {model.name!r} is not compiled with a PruningOptimizer. Compile it with "
+            f"secateur.keras.PruningOptimizer(optimizer, config, model)."
+        )
+    return optimizer

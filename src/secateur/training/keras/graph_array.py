@@ -1,0 +1,147 @@
+"""TensorFlow tensors with the face of the array API standard.
+
+Pattern and criterion arithmetic is written against that standard. torch tensors and JAX arrays, traced ones too, are
+served by ``array-api-compat``; TensorFlow's are not, so inside a compiled step they wear this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from secateur.patterns.keras import tensor_of
+
+__all__ = ["GraphArray", "as_array", "as_tensor"]
+
+OTHER_NAMES = {
+    "concat": "concatenate",
+    "permute_dims": "transpose",
+    "acos": "arccos",
+    "asin": "arcsin",
+    "atan": "arctan",
+    "pow": "power",
+}
+"""Functions of the standard → what ``keras.ops`` calls them, where that differs."""
+
+
+DTYPES = frozenset(
+    ["bool", "bfloat16", "float16", "float32", "float64"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
+
+
+class _Namespace:
+    """The functions and dtypes of the standard, found in ``keras.ops``."""
+
+    def __init__(self) -> None:
+        self.__name__ = "keras.ops"  # array-api-compat tells namespaces apart by it
+
+    def __getattr__(self, name: str) -> Any:
+        if name in DTYPES:
+            return name
+        operation = getattr(keras.ops, OTHER_NAMES.get(name, name), None)
+        if operation is None:
+            raise AttributeError(f"the array API of a compiled TensorFlow step has no {name!r}")
+
+        def function(*arguments: Any, **options: Any) -> Any:
+            return _wrapped(operation(*map(_bare, arguments), **{key: _bare(value) for key, value in options.items()}))
+
+        return function
+
+    def astype(self, array: GraphArray, dtype: str, *, copy: bool = True) -> GraphArray:  # noqa: ARG002
+        """See the standard; tensors never change, so a copy makes no difference."""
+        return GraphArray(keras.ops.cast(array.tensor, dtype))
+
+    def asarray(self, value: Any, *, dtype: str | None = None, device: Any = None, copy: Any = None) -> GraphArray:  # noqa: ARG002
+        """See the standard; a compiled step places its tensors by itself."""
+        return GraphArray(keras.ops.convert_to_tensor(_bare(value), dtype=dtype))
+
+
+NAMESPACE = _Namespace()
+
+
+class GraphArray:
+    """A tensor of a compiled TensorFlow step.
+
+    Attributes:
+        tensor: The tensor.
+    """
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> _Namespace:
+        return NAMESPACE
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        """Name of the elements' type."""
+        return str(keras.backend.standardize_dtype(self.tensor.dtype))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.tensor.shape)
+
+    def reshape(self, *shape: Any) -> GraphArray:
+        """The same elements in another shape."""
+        return GraphArray(keras.ops.reshape(self.tensor, shape[0] if len(shape) == 1 else shape))
+
+    def __getitem__(self, key: Any) -> GraphArray:
+        return GraphArray(self.tensor[key])
+
+    def __neg__(self) -> GraphArray:
+        return GraphArray(-self.tensor)
+
+    def __abs__(self) -> GraphArray:
+        return GraphArray(abs(self.tensor))
+
+    def __invert__(self) -> GraphArray:
+        return GraphArray(~self.tensor)
+
+
+def _binary(name: str) -> Callable[[GraphArray, Any], GraphArray]:
+    def method(self: GraphArray, other: Any) -> GraphArray:
+        return GraphArray(getattr(self.tensor, name)(_bare(other)))
+
+    return method
+
+
+OPERATORS = ("add", "sub", "mul", "truediv", "pow", "and", "or", "xor")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+REFLECTED = tuple(f"r{name}" for name in OPERATORS)
+
+for _operator in (*OPERATORS, *REFLECTED, *COMPARISONS):
+    setattr(GraphArray, f"__{_operator}__", _binary(f"__{_operator}__"))
+
+
+def as_array(tensor: Any) -> Any:
+    """A tensor, or a variable's value, as something that pattern and criterion arithmetic computes with."""
+    held = tensor_of(tensor)
+    return GraphArray(held) if keras.backend.backend() == "tensorflow" else held
+
+
+def as_tensor(array: Any) -> Any:
+    """The inverse of `as_array`."""
+    return _bare(array)
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_bare(item) for item in value)
+    return value.tensor if isinstance(value, GraphArray) else value
+
+
+def _wrapped(result: Any) -> Any:
+    if isinstance(result, (list, tuple)):
+        return type(result)(_wrapped(item) for item in result)
+    return GraphArray(result) if keras.ops.is_tensor(result) else result

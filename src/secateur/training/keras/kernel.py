@@ -1,0 +1,128 @@
+"""One pruned kernel of a Keras model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from secateur._array import Array, zero_outside
+from secateur.patterns import BasePattern
+from secateur.patterns.keras import kernel as kernel_of
+from secateur.patterns.keras import tensor_of
+from secateur.training.keras.graph_array import as_array, as_tensor
+from secateur.training.keras.home import Home
+
+__all__ = ["Kernel"]
+
+STRIP = 32
+"""Rows that are turned into columns together: few enough for a core's cache."""
+
+
+class Kernel:
+    """A kernel, its mask and how to look at both: on the host as `HeldWeight` says, and inside a compiled step.
+
+    Args:
+        name: Layer name.
+        pattern: The pattern, bound to the layer.
+
+    Attributes:
+        variable: The kernel.
+        mask_variable: Booleans in the kernel's shape, ``True`` = kept; ``None``: kept on the host only.
+        home: The optimizer that changes it; ``None``: none does.
+    """
+
+    def __init__(self, name: str, pattern: BasePattern) -> None:
+        self.name = name
+        self.variable: keras.Variable = kernel_of(pattern.modules[name])
+        self.mask_variable: keras.Variable | None = None
+        self.home: Home | None = None
+        self._pattern = pattern
+        self._view = pattern.views[name]
+        self._mask: Array | None = None
+        units = next(units for units in pattern.units.values() if name in units.parts)
+        self._is_ranked_by_weight = units.parts[name].unit_size == 1
+
+    @property
+    def stored(self) -> Array:
+        """The kernel as a NumPy array."""
+        return self._pattern.as_array(self.variable)
+
+    def canonical(self) -> Array:
+        """The kernel as a NumPy array of shape (O, K, I), of float32 at least."""
+        permuted = np.transpose(self.stored, self._view.axes)
+        # What is ranked weight by weight is read in order, several times over.
+        wide = (in_order(permuted) if self._is_ranked_by_weight else permuted).reshape(self._view.canonical_shape)
+        return wide.astype(np.float32) if wide.dtype == np.float16 else wide
+
+    @property
+    def mask(self) -> Array | None:
+        """The mask as a NumPy array; ``None``: nothing is pruned yet."""
+        return self._mask if self.mask_variable is None else self._pattern.as_array(self.mask_variable)
+
+    @mask.setter
+    def mask(self, mask: Array) -> None:
+        if self.mask_variable is None:
+            self._mask = mask
+        else:
+            self.mask_variable.assign(in_order(mask))
+
+    def apply_mask(self) -> None:
+        """Set to zero what the mask prunes, in the kernel and in the average that its optimizer keeps of it."""
+        mask = self._mask if self.mask_variable is None else self.mask_variable
+        if mask is None:
+            return
+        self.variable.assign(zeroed(self.variable, mask))
+        average = None if self.home is None else self.home.average()
+        if average is not None:
+            average.assign(zeroed(average, mask))
+
+    def traced(self, tensor: Any = None) -> Any:
+        """The kernel, or a tensor of its shape, as an (O, K, I) array that a compiled step computes with."""
+        array = as_array(self.variable if tensor is None else tensor)
+        wide = self._view.canonical(array)
+        if keras.backend.standardize_dtype(wide.dtype) in ("float16", "bfloat16"):
+            return as_array(ops.cast(as_tensor(wide), "float32"))
+        return wide
+
+    def shrink(self, factors: Any) -> None:
+        """Multiply by (O, K, I) factors, inside a compiled step."""
+        stored = as_tensor(self._view.stored(factors))
+        self.variable.assign(self.variable * ops.cast(stored, self.variable.dtype))
+
+
+def zeroed(variable: keras.Variable, mask: Any) -> Any:
+    """The values of `variable` where `mask`, and exactly 0.0 elsewhere, whatever stood there."""
+    values, keep = tensor_of(variable), tensor_of(mask)
+    if keras.backend.backend() == "torch":
+        return zero_outside(values, keep)
+    return ops.where(keep, values, ops.zeros((), dtype=values.dtype))
+
+
+def in_order(permuted: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A NumPy array with permuted axes as a contiguous one.
+
+    A matrix that lies in memory by columns, as most kernels do to patterns, goes a strip at a time, which stays in the
+    cache: a tenth of the time that NumPy takes.
+
+    Example:
+        >>> in_order(np.arange(6).reshape(2, 3).T)
+        array([[0, 3],
+               [1, 4],
+               [2, 5]])
+    """
+    order = np.argsort([-stride for stride in permuted.strides], kind="stable")
+    stored = np.transpose(permuted, order)
+    split = permuted.ndim - int(order[0])  # how many of the stored axes came first and now come last
+    is_turned = [*order] == [*np.roll(range(permuted.ndim), split)] and stored.flags.c_contiguous
+    if not is_turned or split == permuted.ndim:
+        return np.ascontiguousarray(permuted)
+    matrix = stored.reshape(math.prod(stored.shape[:split]), -1)
+    turned = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, len(matrix), STRIP):
+        turned[:, start : start + STRIP] = matrix[start : start + STRIP].T
+    return turned.reshape(permuted.shape)

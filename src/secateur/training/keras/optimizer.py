@@ -1,0 +1,339 @@
+"""An optimizer around an optimizer, which keeps pruned weights at zero."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import keras
+import numpy as np
+from keras import ops
+
+from secateur._array import Array
+from secateur.config import PruningConfig
+from secateur.errors import StateError, UnsupportedModelError
+from secateur.patterns.keras import tensor_of
+from secateur.planning.keras import plan as plan_keras
+from secateur.training.keras.pruner import KernelPruner
+from secateur.training.keras.record import Record
+from secateur.training.result import PruningReport
+from secateur.training.state import FORMAT_VERSION, refuse_other_runs
+
+__all__ = ["PruningOptimizer"]
+
+MARK = "secateur"
+"""Entry of a weights file that tells the variables of this optimizer from those of another."""
+
+
+@keras.saving.register_keras_serializable(package="secateur")
+class PruningOptimizer(keras.optimizers.Optimizer):
+    """Train with any Keras optimizer while the model is pruned.
+
+    After each step of the optimizer inside, what is pruned is exactly zero; that is part of the compiled step on every
+    backend. Masks, scores and counters are variables of this optimizer, so they are saved and restored with it. New
+    masks are chosen between steps: by the callback `UpdateMasks` under ``fit``, by `update_masks` in a loop of your
+    own. Whether that was forgotten is found by `finalize`.
+
+    Args:
+        inner_optimizer: The optimizer that trains. A `keras.optimizers.LossScaleOptimizer` goes around this optimizer,
+            not inside; ``compile`` puts it there by itself under ``mixed_float16``.
+        config: A `PruningConfig`, or a plain mapping with the same keys.
+        model: The built model that is to be pruned. Masks that hold before the first step are applied at once.
+        name: Name of this optimizer.
+
+    Attributes:
+        inner_optimizer: The optimizer that trains.
+
+    Raises:
+        SecateurError: The configuration fits neither itself nor the model, the model is not built, a weight is ``nan``,
+            or the optimizer prunes already. The model is as it was then.
+
+    Example:
+        >>> import keras, secateur.keras
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(3)])
+        >>> config = {"pattern": "4x1", "target_sparsity": 0.5, "start_step": 0, "sparsity_decay_type": "one_shot"}
+        >>> optimizer = secateur.keras.PruningOptimizer(keras.optimizers.Adam(1e-3), config, model)
+        >>> optimizer.sparsity
+        0.5
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        config: PruningConfig | Mapping[str, Any],
+        model: keras.Model,
+        name: str | None = None,
+    ) -> None:
+        _refuse_unfit(inner_optimizer)
+        if not isinstance(model, keras.Model):
+            raise UnsupportedModelError(f"model must be a keras.Model, found {type(model).__name__}.")
+        plan = plan_keras(model, config)
+        pruner = KernelPruner(plan.patterns)
+        self._take(inner_optimizer, Record.of(plan, model), name)
+        self._start(pruner, model.trainable_variables)
+
+    def _take(self, inner_optimizer: keras.optimizers.Optimizer, record: Record, name: str | None) -> None:
+        # A learning rate of our own would be a variable that nothing reads.
+        super().__init__(learning_rate=lambda: inner_optimizer.learning_rate, name=name or "pruning_optimizer")
+        self.inner_optimizer = inner_optimizer
+        self._record = record
+        self._pruner: KernelPruner | None = None
+        self._is_active = True
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Make the variables for these variables of a model; done already unless this was read from a file.
+
+        Raises:
+            StateError: They are of another model than the one that this optimizer was made for.
+        """
+        if not self.built:
+            self._start(KernelPruner(self._record.bind(list(variables))), variables)
+
+    def _start(self, pruner: KernelPruner, variables: Sequence[keras.Variable]) -> None:
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(list(variables))
+        super().build(list(variables))
+        pruner.start(self.inner_optimizer, self._add_variable)
+        self._pruner = pruner
+
+    def _add_variable(
+        self, shape: tuple[int, ...], initializer: str = "zeros", *, dtype: str, layout: Any = None, name: str
+    ) -> keras.Variable:
+        return self.add_variable(
+            shape=shape, initializer=initializer, dtype=dtype, layout=layout, name=name.replace("/", "_")
+        )
+
+    # What Keras asks of an optimizer.
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Iterable[keras.Variable] | None = None) -> None:
+        """Make one step of the optimizer inside, and set pruned weights to zero. See `keras.optimizers.Optimizer`."""
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            self.build(trainable_variables)
+        if not self._is_active or not len(grads):
+            self.inner_optimizer.apply(grads, trainable_variables)
+            return
+        pruner = self._built_pruner()
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        step = tensor_of(self._iterations) + 1
+        made, rates = pruner.before_step(step, {id(key): grad for key, grad in zip(variables, grads, strict=True)})
+        self.inner_optimizer.apply(grads, trainable_variables)
+        pruner.after_step(step, made, rates)
+        self._iterations.assign_add(ops.cast(made, self._iterations.dtype))
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The variables of this optimizer and of the one inside."""
+        return [*self._variables, *self.inner_optimizer.variables]
+
+    @property
+    def iterations(self) -> Any:
+        """Steps of the optimizer inside; `step` counts those since pruning began."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate of the optimizer inside."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.inner_optimizer.learning_rate = learning_rate
+
+    def scale_loss(self, loss: Any) -> Any:
+        """Scale the loss as the optimizer inside does."""
+        return self.inner_optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """Take over averaged weights, where the optimizer inside averages; what is pruned is zero in them too."""
+        self.inner_optimizer.finalize_variable_values(var_list)
+        if self._is_active:
+            self._built_pruner().apply_masks()
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Exclude variables from the weight decay of the optimizer inside."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    @property
+    def _model_variables_moving_average(self) -> Any:
+        # `keras.callbacks.SwapEMAWeights` looks for it here when a loss-scale optimizer stands around this one.
+        return self.inner_optimizer._model_variables_moving_average
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain values that `from_config` takes.
+
+        Raises:
+            ConfigError: The schedule is a function without a registered name.
+        """
+        return {
+            "name": self.name,
+            "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "pruning": self._record.to_dict(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
+        """The optimizer that `get_config` described; it builds itself on the variables of the same model.
+
+        Raises:
+            StateError: The description is damaged.
+        """
+        inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
+        optimizer = cls.__new__(cls)
+        optimizer._take(inner, Record.from_dict(config["pruning"]), config["name"])
+        return optimizer
+
+    def save_own_variables(self, store: Any) -> None:
+        """Write masks, scores and counters, and what run they are of; the optimizer inside writes its own."""
+        store[MARK] = np.frombuffer(self._described().encode(), dtype=np.uint8)
+        for index, variable in enumerate(self._variables):
+            store[str(index)] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Read what `save_own_variables` wrote.
+
+        A file of a run without pruning has nothing of the kind: a warning says so, and pruning starts from here.
+
+        Raises:
+            StateError: It is the state of another run: another model, configuration or format. Nothing is read then.
+        """
+        if MARK not in store.keys():  # noqa: SIM118 - not a mapping
+            warnings.warn(
+                "The file holds no state of a pruning run, so pruning starts with the weights that it holds. Save with "
+                "a PruningOptimizer to go on from where a run was.",
+                stacklevel=2,
+            )
+            return
+        self._refuse_other(json.loads(bytes(np.asarray(store[MARK]))))
+        for index, variable in enumerate(self._variables):
+            variable.assign(store[str(index)])
+
+    # What is asked of a pruner.
+
+    @property
+    def is_active(self) -> bool:
+        """Whether steps of this optimizer keep pruned weights at zero; not any more after `finalize`."""
+        return self._is_active
+
+    @property
+    def step(self) -> int:
+        """Steps made since pruning began: those that accumulate gradients or overflow do not count."""
+        return int(self._iterations)
+
+    @property
+    def next_update(self) -> int | None:
+        """The step after which masks change next; ``None``: they do not any more."""
+        return self._built_pruner().next_update
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches whose gradients make one step."""
+        return self._built_pruner().accumulated
+
+    @property
+    def masks(self) -> dict[str, Array]:
+        """Layer → booleans in the kernel's shape, ``True`` = kept, as NumPy arrays."""
+        return self._built_pruner().masks()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights pruned now, over all pruned layers."""
+        return self.report().sparsity
+
+    def update_masks(self) -> bool:
+        """Choose new masks if that is due after the steps made so far. Call it after each step of your own loop.
+
+        Calling it once more, or at steps where nothing is due, does nothing and costs little.
+
+        Returns:
+            Whether masks may have changed.
+
+        Raises:
+            ScoreError: A score is ``nan``; masks and weights are then as they were.
+        """
+        return self._is_active and self._built_pruner().update(self.step)
+
+    def stateless_update_masks(
+        self, optimizer_variables: Sequence[Any], trainable_variables: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """`update_masks` for a loop that holds the state itself, as one does with JAX; not to be compiled.
+
+        Args:
+            optimizer_variables: Values of `variables`, as `stateless_apply` returns them.
+            trainable_variables: Values of the model's trainable variables.
+
+        Returns:
+            The updated `trainable_variables` and `optimizer_variables`, in the order of `stateless_apply`.
+
+        Raises:
+            ScoreError: A score is ``nan``.
+        """
+        mapping = [
+            *zip(self._trainable_variables, trainable_variables, strict=True),
+            *zip(self.variables, optimizer_variables, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self.update_masks()
+        return (
+            [scope.get_current_value(variable) for variable in self._trainable_variables],
+            [scope.get_current_value(variable) for variable in self.variables],
+        )
+
+    def report(self) -> PruningReport:
+        """What is pruned now."""
+        return self._built_pruner().report(self.step, self._record.dense, self._record.model_weights)
+
+    def finalize(self) -> PruningReport:
+        """Verify every mask against its pattern and every pruned weight against zero, and end the run.
+
+        This optimizer then does what the one inside does; `secateur.keras.finalize` also takes it off the model.
+
+        Returns:
+            What was pruned, per layer and in all. Its `is_complete` is ``False`` if training ended before the target.
+
+        Raises:
+            StateError: The run has been finalized already, an update of the masks was due and not made, or masks and
+                weights are not what they should be.
+        """
+        if not self._is_active:
+            raise StateError("This optimizer has been finalized already. Make another one for another run.")
+        self._built_pruner().verify(self.step)
+        report = self.report()
+        report.warn_if_incomplete()
+        self._is_active = False
+        return report
+
+    def _built_pruner(self) -> KernelPruner:
+        if self._pruner is None:
+            raise StateError(
+                "This optimizer was read from a file and has no variables yet. Call build(model.trainable_variables)."
+            )
+        return self._pruner
+
+    def _described(self) -> str:
+        """Which run the variables are of."""
+        return json.dumps({"format_version": FORMAT_VERSION, "runs": self._built_pruner().described()})
+
+    def _refuse_other(self, saved: Mapping[str, Any]) -> None:
+        if saved["format_version"] != FORMAT_VERSION:
+            raise StateError(
+                f"The state is of format {saved['format_version']}, this version reads format {FORMAT_VERSION}."
+            )
+        refuse_other_runs(saved["runs"], self._built_pruner().described())
+
+
+def _refuse_unfit(inner: Any) -> None:
+    if not isinstance(inner, keras.optimizers.Optimizer):
+        raise UnsupportedModelError(f"optimizer must be a keras.optimizers.Optimizer, found {type(inner).__name__}.")
+    within = inner
+    while within is not None:
+        if isinstance(within, PruningOptimizer):
+            raise StateError("The optimizer is wrapped in a PruningOptimizer already. Give the one inside.")
+        within = getattr(within, "inner_optimizer", None)
+    if isinstance(inner, keras.optimizers.LossScaleOptimizer):
+        raise UnsupportedModelError(
+            "A LossScaleOptimizer goes around a PruningOptimizer, so that steps it skips are not counted: "
+            "LossScaleOptimizer(PruningOptimizer(inner, config, model)). Under mixed_float16, compile puts it there."
+        )

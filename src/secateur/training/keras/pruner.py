@@ -1,0 +1,159 @@
+"""All patterns of a Keras model on their way through a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from secateur._array import Array
+from secateur.errors import StateError, UnsupportedModelError
+from secateur.patterns import BasePattern
+from secateur.training.keras.home import homes_of
+from secateur.training.keras.kernel import Kernel
+from secateur.training.keras.run import AddVariable, GraphRun
+from secateur.training.result import PruningReport
+from secateur.training.run import refuse_nan, refuse_violations, report_on
+
+__all__ = ["KernelPruner"]
+
+
+class KernelPruner:
+    """Runs of all patterns, on the variables of one optimizer. Knows no optimizer's ways but where it holds a kernel.
+
+    Args:
+        patterns: The patterns, bound to layers or kernels.
+
+    Raises:
+        ConfigError: A criterion ranks by gradients and the first update lies before the first gradient.
+        ScoreError: A kernel has ``nan``.
+    """
+
+    def __init__(self, patterns: Sequence[BasePattern]) -> None:
+        self.kernels = {name: Kernel(name, pattern) for pattern in patterns for name in pattern.views}
+        refuse_nan(self.kernels)
+        self.runs = [GraphRun(pattern, self.kernels) for pattern in patterns if pattern.views]
+
+    def start(self, inner: keras.optimizers.Optimizer, add: AddVariable) -> None:
+        """Make the variables and set the masks that hold before the first step.
+
+        Args:
+            inner: The built optimizer that changes the kernels.
+            add: Makes a variable.
+
+        Raises:
+            UnsupportedModelError: Kernels are held by optimizers that accumulate over different numbers of batches.
+        """
+        for name, home in homes_of(inner, {name: kernel.variable for name, kernel in self.kernels.items()}).items():
+            self.kernels[name].home = home
+        accumulated = {kernel.home.accumulated for kernel in self.kernels.values() if kernel.home is not None}
+        if len(accumulated) > 1:
+            raise UnsupportedModelError(
+                f"The optimizers of the pruned layers must accumulate gradients over the same number of batches, found "
+                f"{sorted(accumulated)}. Set one gradient_accumulation_steps for all."
+            )
+        self.accumulated = accumulated.pop()
+        self._updated = add((), dtype="int32", name="updated_step")
+        for run in self.runs:
+            run.add_variables(add)
+        for run in self.runs:
+            run.start()
+        for run in self.runs:
+            run.write()
+        self.apply_masks()
+
+    # Inside the compiled step.
+
+    def before_step(self, step: Any, gradients: Mapping[int, Any]) -> tuple[Any, dict[str, Any]]:
+        """Take in what `apply` is called with.
+
+        Args:
+            step: Number of the coming step, from 1.
+            gradients: Identity of a kernel's variable → its gradient, scaled and not accumulated.
+
+        Returns:
+            Whether the call makes a step, and the learning rate of each kernel.
+        """
+        homes = {name: kernel.home for name, kernel in self.kernels.items() if kernel.home is not None}
+        made = next(iter(homes.values())).makes_step()
+        given = {name: gradients.get(id(self.kernels[name].variable)) for name in homes}
+        real = {name: home.gradient(given[name]) for name, home in homes.items() if given[name] is not None}
+        for run in self.runs:
+            run.gather(step, {name: real[name] for name in run.weights if name in real}, made)
+        return made, {name: home.learning_rate() for name, home in homes.items()} if self._shrinks else {}
+
+    def after_step(self, step: Any, made: Any, rates: Mapping[str, Any]) -> None:
+        """Shrink and zero what the optimizer has changed."""
+        for run in self.runs:
+            run.shrink(step, rates, made)
+        self.apply_masks()
+
+    def apply_masks(self) -> None:
+        """Set to zero what the masks prune."""
+        for kernel in self.kernels.values():
+            kernel.apply_mask()
+
+    @property
+    def _shrinks(self) -> bool:
+        return any(run.config.reg_type is not None for run in self.runs)
+
+    # On the host.
+
+    @property
+    def next_update(self) -> int | None:
+        """The step after which masks are to change next; ``None``: they do not any more."""
+        updated = int(self._updated)
+        changes = [run.group.next_change(updated) for run in self.runs]
+        return min((change for change in changes if change is not None), default=None)
+
+    def update(self, step: int) -> bool:
+        """Let the masks follow to where `step` steps have led; returns whether any change was due.
+
+        Raises:
+            ScoreError: A score is ``nan``; masks and weights are then as they were.
+        """
+        changed = False
+        while (due := self.next_update) is not None and due <= step:
+            self._read()
+            # All or none: an error in one run leaves the masks of the others as they were.
+            changes = [run.masks_after(due) for run in self.runs]
+            for run, masks in zip(self.runs, changes, strict=True):
+                run.set_masks(masks)
+                run.write()
+            self._updated.assign(due)
+            changed = True
+        if changed:
+            self.apply_masks()
+        return changed
+
+    def masks(self) -> dict[str, Array]:
+        """Layer → booleans in the kernel's shape, ``True`` = kept, in memory of their own."""
+        return {name: kernel.mask.copy() for name, kernel in self.kernels.items() if kernel.mask is not None}
+
+    def report(self, step: int, dense: Mapping[str, str], model_weights: int) -> PruningReport:
+        """What is pruned after `step` steps."""
+        return report_on(self.runs, dense, step, model_weights)
+
+    def verify(self, step: int) -> None:
+        """Check every mask against its pattern and every pruned weight against zero.
+
+        Raises:
+            StateError: An update was due and not made, or masks and weights are not what they should be.
+        """
+        if (due := self.next_update) is not None and due <= step:
+            raise StateError(
+                f"Masks were to change after step {due}, and {step} steps have been made without it. Pass "
+                f"secateur.keras.UpdateMasks() as a callback to fit, or call update_masks() after each step."
+            )
+        self._read()
+        refuse_violations({name: reason for run in self.runs for name, reason in run.violations().items()})
+
+    def described(self) -> list[dict[str, Any]]:
+        """Settings and layers of each run, to tell one saved state from another."""
+        return [run.described() for run in self.runs]
+
+    def _read(self) -> None:
+        updated = int(self._updated)
+        for run in self.runs:
+            run.read(updated)

@@ -1,0 +1,179 @@
+"""One pattern's layers inside a compiled step: what changes from step to step lies in the optimizer's variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from keras import ops
+
+from secateur._array import Array
+from secateur.errors import ScoreError
+from secateur.patterns import BasePattern
+from secateur.patterns.keras import tensor_of
+from secateur.training.keras.graph_array import as_array, as_tensor
+from secateur.training.keras.kernel import Kernel
+from secateur.training.regularizer import shrinkage
+from secateur.training.run import Run
+
+__all__ = ["AddVariable", "GraphRun"]
+
+
+class AddVariable(Protocol):
+    """How an optimizer makes a variable of its own."""
+
+    def __call__(
+        self, shape: tuple[int, ...], initializer: str = "zeros", *, dtype: str, layout: Any = None, name: str
+    ) -> keras.Variable:
+        """A variable that is saved and restored with the optimizer."""
+
+
+class GraphRun(Run[Kernel]):
+    """Scores, masks and progress of one pattern's layers as variables.
+
+    What happens at every step (`gather`, `shrink`) is traced and compiled. New masks are chosen on the host, by the
+    code that serves every framework: `read` takes its state from the variables, `write` puts it back. So whatever
+    restores the variables restores the run.
+
+    Args:
+        pattern: The pattern, bound to the layers.
+        kernels: Layer → its kernel.
+
+    Raises:
+        ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
+    """
+
+    def __init__(self, pattern: BasePattern, kernels: Mapping[str, Kernel]) -> None:
+        super().__init__(pattern, kernels)
+        self._keep: dict[str, keras.Variable] = {}
+        self._condemned: dict[str, keras.Variable] = {}
+        self._totals: dict[str, keras.Variable] = {}
+
+    def add_variables(self, add: AddVariable) -> None:
+        """Make the variables, from the state in which the run starts."""
+        for name, kernel in self.weights.items():
+            layout = getattr(kernel.variable, "_layout", None)
+            shape = tuple(kernel.variable.shape)
+            kernel.mask_variable = add(shape, "ones", dtype="bool", layout=layout, name=f"{name}_mask")
+        self._initial = add((8,), dtype="uint8", name="initial_sparsity")
+        self._frozen = add((len(self.pattern.units),), dtype="bool", name="frozen")
+        if self.group.is_locked:
+            return
+        counts = {name: (units.count,) for name, units in self.pattern.units.items()}
+        self._keep = {name: add(shape, "ones", dtype="bool", name=f"{name}_keep") for name, shape in counts.items()}
+        if self.config.kind == "progressive":
+            self._condemned = {
+                name: add(shape, "ones", dtype="bool", name=f"{name}_keep_next") for name, shape in counts.items()
+            }
+        if self.scores.is_gathered:
+            self._totals = {
+                key: add(shape, dtype=self.config.score_dtype, name=f"{key}_scores")
+                for key, shape in self.scores.shapes.items()
+            }
+
+    # Inside the compiled step.
+
+    def gather(self, step: Any, gradients: Mapping[str, Any], made: Any) -> None:
+        """Take in the gradients of the coming step.
+
+        Args:
+            step: Number of that step, from 1.
+            gradients: Layer → the gradient, in the kernel's shape.
+            made: Whether the call makes a step at all, or only accumulates.
+
+        Raises:
+            ScoreError: The criterion ranks by gradients, and a layer gets none.
+        """
+        if not self._totals:
+            return
+        if self.scores.needs_gradient and (missing := [name for name in self.weights if gradients.get(name) is None]):
+            raise ScoreError(
+                f"layer {missing[0]!r}: {self.config.criterion!r} ranks by gradients, and none reaches this layer. "
+                f"Exclude it, or rank by 'magnitude'."
+            )
+        variables = list(self._totals.values())
+        fresh = ops.cond(
+            ops.logical_and(self._gathers_at(step), made),
+            lambda: self._gathered(gradients),
+            lambda: [tensor_of(total) for total in variables],
+        )
+        for variable, value in zip(variables, fresh, strict=True):
+            variable.assign(value)
+
+    def shrink(self, step: Any, rates: Mapping[str, Any], made: Any) -> None:
+        """Group lasso after step number `step`, which was made at these learning rates."""
+        if self.config.reg_type is None or self.config.reg_coeff == 0:
+            return
+        active = ops.logical_and(step <= self.last_step, made)
+        for units in self.pattern.units.values():
+            kernels = {layer: self.weights[layer] for layer in units.parts}
+            strength = as_array(self.config.reg_coeff * rates[next(iter(kernels))])
+            factors = shrinkage(units, {layer: kernel.traced() for layer, kernel in kernels.items()}, strength)
+            for layer, kernel in kernels.items():
+                kernel.shrink(as_array(ops.where(active, as_tensor(factors[layer]), 1.0)))
+
+    def _gathered(self, gradients: Mapping[str, Any]) -> list[Any]:
+        weights = {layer: kernel.traced() for layer, kernel in self.weights.items()}
+        given = {layer: self.weights[layer].traced(gradient) for layer, gradient in gradients.items()}
+        found: dict[str, Any] = {}
+        for name, units in self.pattern.units.items():
+            scores = self.scores.of_step(name, weights, {layer: given.get(layer) for layer in units.parts})
+            found |= {key: self.scores.gathered(as_array(self._totals[key]), score) for key, score in scores.items()}
+        return [as_tensor(found[key]) for key in self._totals]
+
+    def _gathers_at(self, step: Any) -> Any:
+        """Whether what step number `step` scores will be read; see `Timeline.is_update`."""
+        start, end = self.config.start_step, self.last_step
+        if self.scores.decay > 0:
+            return step <= end
+        on_time = ops.logical_or(ops.equal((step - start) % self.config.pruning_frequency, 0), ops.equal(step, end))
+        return ops.logical_and(ops.logical_and(step >= start, step <= end), on_time)
+
+    # On the host.
+
+    def read(self, updated: int) -> None:
+        """Take the state from the variables.
+
+        Args:
+            updated: Step up to which masks have followed.
+        """
+        frozen = self.pattern.as_array(self._frozen)
+        for name in [name for name, flag in zip(self.pattern.units, frozen, strict=True) if flag]:
+            self.pattern.keep_mask_layers.setdefault(name, "its mask was frozen when this state was saved")
+        if self.group.is_locked:
+            return
+        initial = float(np.ascontiguousarray(self.pattern.as_array(self._initial)).view(np.float64)[0])
+        last = self.group.timeline.last_update(updated)
+        is_condemning = bool(self._condemned) and last is not None and updated < self.last_step
+        keep = self._arrays(self._keep)
+        self.group.restore(
+            {
+                "keep": keep,
+                "condemned_keep": self._arrays(self._condemned) if is_condemning else None,
+                "asked": initial,
+                "initial": initial,
+            }
+        )
+        if last is not None:
+            self.group.asked = self.group.timeline.sparsity(last)
+        self.scores.totals = self._arrays(self._totals)
+
+    def masks_after(self, step: int) -> dict[str, Array]:
+        """See `Run.masks_after`; scores are computed once, though they are read several times."""
+        with self.scores.kept():
+            return super().masks_after(step)
+
+    def write(self) -> None:
+        """Put the state into the variables."""
+        initial = np.frombuffer(np.float64(self.group.timeline.initial).tobytes(), dtype=np.uint8)
+        self._initial.assign(initial)
+        self._frozen.assign(np.array([self.pattern.is_frozen(name) for name in self.pattern.units]))
+        for variables, values in ((self._keep, self.group.keep), (self._condemned, self.group.condemned_keep)):
+            for name, variable in variables.items():
+                if values is not None:
+                    variable.assign(values[name])
+
+    def _arrays(self, variables: Mapping[str, keras.Variable]) -> dict[str, Array]:
+        return {name: self.pattern.as_array(variable) for name, variable in variables.items()}
