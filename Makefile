@@ -17,7 +17,12 @@ demo: .venv/.demo-stamp ## install what the demo needs and run it
 	$(BIN)/secateur demo
 
 test: lint docs ## everything that CI runs
-	$(BIN)/pytest --cov
+	$(BIN)/pytest --cov --cov-report=
+	@set -e; for backend in tensorflow jax torch; do \
+		echo "== Training with Keras on $$backend"; \
+		KERAS_BACKEND=$$backend $(BIN)/pytest --cov --cov-append --cov-report= tests/backends src/secateur/training/keras; \
+	done
+	$(BIN)/coverage report
 
 lint: .venv/.dev-stamp ## format check, lint, types, import contracts
 	$(BIN)/ruff format --check --quiet

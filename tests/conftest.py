@@ -1,12 +1,6 @@
 """What holds for every test: offline, one thread, reproducible."""
 
-import os
 from collections.abc import Iterator
-
-# Before any test imports a framework: each reads these once.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("KERAS_BACKEND", "numpy")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings

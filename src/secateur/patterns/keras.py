@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import layers
 
 from secateur._array import Array
@@ -15,7 +16,7 @@ from secateur.errors import LayerError, UnsupportedModelError
 from secateur.patterns.base import BasePattern
 from secateur.patterns.view import WeightView
 
-__all__ = ["BoundKernel", "KerasBasePattern", "families", "kernel", "tensor_of"]
+__all__ = ["BoundKernel", "KerasBasePattern", "families", "host_array", "kernel", "tensor_of"]
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -85,14 +86,22 @@ class KerasBasePattern(BasePattern):
 
     def as_array(self, value: Any) -> Array:
         """A NumPy array of a tensor, a Keras variable or an array, of the same memory where NumPy can see it."""
-        if isinstance(value, np.ndarray):
-            array = value
-        elif keras.backend.backend() == "torch":
-            held = tensor_of(value).detach().cpu()
-            array = (held.float() if keras.backend.standardize_dtype(held.dtype) == "bfloat16" else held).numpy()
-        else:
-            array = np.asarray(_seen_by_numpy(tensor_of(value)))
-        return array.astype("float32") if keras.backend.standardize_dtype(array.dtype) == "bfloat16" else array
+        return host_array(value)
+
+
+def host_array(value: Any) -> npt.NDArray[Any]:
+    """A tensor, a Keras variable or an array in NumPy, of the same memory where NumPy can see it.
+
+    What NumPy has no type for, such as bfloat16, becomes float32.
+    """
+    if isinstance(value, np.ndarray):
+        array = value
+    elif keras.backend.backend() == "torch":
+        held = tensor_of(value).detach().cpu()
+        array = (held.float() if keras.backend.standardize_dtype(held.dtype) == "bfloat16" else held).numpy()
+    else:
+        array = np.asarray(_seen_by_numpy(tensor_of(value)))
+    return array.astype("float32") if keras.backend.standardize_dtype(array.dtype) == "bfloat16" else array
 
 
 def tensor_of(value: Any) -> Any:

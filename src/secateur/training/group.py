@@ -124,8 +124,20 @@ class PruningGroup:
         part = self._part_faded(step)
         if part is None or self.keep is None or self.condemned_keep is None:
             return None
-        now, then = self.pattern.weight_masks(self.keep), self.pattern.weight_masks(self.condemned_keep)
-        return {layer: fade(self._stored_weight(layer), masks[layer], (now[layer], then[layer]), part) for layer in now}
+        now, then = self._expanded(self.keep), self._expanded(self.condemned_keep)
+        return {layer: self._faded(layer, masks[layer], (now[layer], then[layer]), part) for layer in now}
+
+    def _faded(self, layer: str, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
+        """A mask part of the way; of weights of one size the same go in every framework, however it stores them."""
+        view = self.pattern.views[layer]
+        weight = view.canonical(self._stored_weight(layer))
+        return view.stored(fade(weight, view.canonical(mask), between, part))
+
+    def _expanded(self, keep: Mapping[str, Array]) -> dict[str, Array]:
+        """From one boolean per unit to one per weight, as (O, K, I) arrays."""
+        return {
+            layer: mask for name, kept in keep.items() for layer, mask in self.pattern.units[name].expand(kept).items()
+        }
 
     def _part_faded(self, step: int) -> tuple[int, int] | None:
         """How many of how many parts of the condemned weights are gone after `step`; ``None`` between parts."""

@@ -60,8 +60,9 @@ class UpdateMasks(keras.callbacks.Callback):
         if optimizer.update_masks() or batch == 0:
             self._sparsity = optimizer.sparsity
         due = optimizer.next_update
-        # Skipped steps make it later than this; then the count begins anew.
-        self._batches_to_wait = NEVER if due is None else (due - optimizer.step) * optimizer.batches_per_step
+        # At the earliest: of the step that is under way all batches but one may have been seen, and steps may be
+        # skipped. Then the count begins anew.
+        self._batches_to_wait = NEVER if due is None else (due - 1 - optimizer.step) * optimizer.batches_per_step + 1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Add the share of pruned weights to the logs."""

@@ -14,6 +14,7 @@ from keras import ops
 from secateur._array import Array
 from secateur.config import PruningConfig
 from secateur.errors import StateError, UnsupportedModelError
+from secateur.patterns import BasePattern
 from secateur.patterns.keras import tensor_of
 from secateur.planning.keras import plan as plan_keras
 from secateur.training.keras.pruner import KernelPruner
@@ -102,7 +103,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self, shape: tuple[int, ...], initializer: str = "zeros", *, dtype: str, layout: Any = None, name: str
     ) -> keras.Variable:
         return self.add_variable(
-            shape=shape, initializer=initializer, dtype=dtype, layout=layout, name=name.replace("/", "_")
+            shape=shape, initializer=initializer, dtype=dtype, layout=layout, name=name.replace("/", ".")
         )
 
     # What Keras asks of an optimizer.
@@ -187,6 +188,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Write masks, scores and counters, and what run they are of; the optimizer inside writes its own."""
+        self._built_pruner().write_frozen()
         store[MARK] = np.frombuffer(self._described().encode(), dtype=np.uint8)
         for index, variable in enumerate(self._variables):
             store[str(index)] = variable.numpy()
@@ -209,6 +211,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self._refuse_other(json.loads(bytes(np.asarray(store[MARK]))))
         for index, variable in enumerate(self._variables):
             variable.assign(store[str(index)])
+        self._built_pruner().read_frozen()
 
     # What is asked of a pruner.
 
@@ -216,6 +219,11 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def is_active(self) -> bool:
         """Whether steps of this optimizer keep pruned weights at zero; not any more after `finalize`."""
         return self._is_active
+
+    @property
+    def patterns(self) -> tuple[BasePattern, ...]:
+        """The patterns of the run; what is put into their `keep_mask_layers` keeps its mask from then on."""
+        return tuple(run.pattern for run in self._built_pruner().runs)
 
     @property
     def step(self) -> int:

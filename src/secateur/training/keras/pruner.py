@@ -153,6 +153,17 @@ class KernelPruner:
         """Settings and layers of each run, to tell one saved state from another."""
         return [run.described() for run in self.runs]
 
+    def write_frozen(self) -> None:
+        """Note in the variables which layers keep their masks."""
+        for run in self.runs:
+            run.write_frozen()
+
+    def read_frozen(self) -> None:
+        """Take from the variables which layers keep their masks, and only those."""
+        for run in self.runs:
+            run.pattern.keep_mask_layers.clear()
+            run.read_frozen()
+
     def _read(self) -> None:
         updated = int(self._updated)
         for run in self.runs:

@@ -57,8 +57,9 @@ class GraphRun(Run[Kernel]):
             layout = getattr(kernel.variable, "_layout", None)
             shape = tuple(kernel.variable.shape)
             kernel.mask_variable = add(shape, "ones", dtype="bool", layout=layout, name=f"{name}_mask")
-        self._initial = add((8,), dtype="uint8", name="initial_sparsity")
-        self._frozen = add((len(self.pattern.units),), dtype="bool", name="frozen")
+        first = next(iter(self.weights))  # no two runs share a layer, so their variables do not share a name
+        self._initial = add((8,), dtype="uint8", name=f"{first}_initial_sparsity")
+        self._frozen = add((len(self.pattern.units),), dtype="bool", name=f"{first}_frozen")
         if self.group.is_locked:
             return
         counts = {name: (units.count,) for name, units in self.pattern.units.items()}
@@ -139,9 +140,7 @@ class GraphRun(Run[Kernel]):
         Args:
             updated: Step up to which masks have followed.
         """
-        frozen = self.pattern.as_array(self._frozen)
-        for name in [name for name, flag in zip(self.pattern.units, frozen, strict=True) if flag]:
-            self.pattern.keep_mask_layers.setdefault(name, "its mask was frozen when this state was saved")
+        self.read_frozen()
         if self.group.is_locked:
             return
         initial = float(np.ascontiguousarray(self.pattern.as_array(self._initial)).view(np.float64)[0])
@@ -169,11 +168,21 @@ class GraphRun(Run[Kernel]):
         """Put the state into the variables."""
         initial = np.frombuffer(np.float64(self.group.timeline.initial).tobytes(), dtype=np.uint8)
         self._initial.assign(initial)
-        self._frozen.assign(np.array([self.pattern.is_frozen(name) for name in self.pattern.units]))
+        self.write_frozen()
         for variables, values in ((self._keep, self.group.keep), (self._condemned, self.group.condemned_keep)):
             for name, variable in variables.items():
                 if values is not None:
                     variable.assign(values[name])
+
+    def read_frozen(self) -> None:
+        """Add to the layers that keep their masks those that the variables name."""
+        for name, is_frozen in zip(self.pattern.units, self.pattern.as_array(self._frozen), strict=True):
+            if is_frozen and not self.pattern.is_frozen(name):
+                self.pattern.keep_mask_layers[name] = "its mask was frozen when this state was saved"
+
+    def write_frozen(self) -> None:
+        """Note in the variables which layers keep their masks."""
+        self._frozen.assign(np.array([self.pattern.is_frozen(name) for name in self.pattern.units]))
 
     def _arrays(self, variables: Mapping[str, keras.Variable]) -> dict[str, Array]:
         return {name: self.pattern.as_array(variable) for name, variable in variables.items()}

@@ -1,0 +1,155 @@
+"""Bad input gets a clear error, and the model is as it was."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import secateur
+from backends.kit import CONFIG, bits, compiled, data, fit, net, pruning
+from secateur.errors import ConfigError, LayerError, ScoreError, StateError, UnknownNameError, UnsupportedModelError
+from secateur.keras import PruningOptimizer, finalize
+
+
+def subclassed() -> keras.Model:
+    class Plain(keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="plain")
+            self.fc = keras.layers.Dense(8)
+
+        def call(self, inputs: Any) -> Any:
+            return self.fc(inputs)
+
+    return Plain()
+
+
+def broken() -> keras.Model:
+    model = net()
+    model.get_layer("fc").kernel.assign(np.full((72, 16), np.nan))
+    return model
+
+
+def normalizing() -> keras.Model:
+    return keras.Sequential([keras.Input((4,)), keras.layers.LayerNormalization(), keras.layers.ReLU()])
+
+
+def sgd() -> Any:
+    return keras.optimizers.SGD(0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "config", "inner", "kind", "message"),
+    [
+        (
+            subclassed,
+            {},
+            sgd,
+            UnsupportedModelError,
+            r"'plain' must be built, .* Call model\.build\(input_shape\)",
+        ),
+        (lambda: keras.Sequential([keras.layers.Dense(4)], name="m"), {}, sgd, UnsupportedModelError, "must be built"),
+        (normalizing, {}, sgd, LayerError, "No layer of the model can be pruned"),
+        (broken, {}, sgd, ScoreError, "layer 'fc': weights must be numbers, found nan"),
+        (net, {"op_names": ["cnv"]}, sgd, UnknownNameError, "'cnv' matches no layer. Did you mean 'conv'"),
+        (net, {"op_names": ["flatten"]}, sgd, UnknownNameError, "'flatten' matches no layer"),
+        (net, {"pruning_op_types": ["Conv3D"]}, sgd, UnknownNameError, "no layer has type 'Conv3D'"),
+        (net, {"pattern": "4y1"}, sgd, UnknownNameError, "Unknown pattern '4y1'. Did you mean '4x1'"),
+        (net, {"patern": "4x1"}, sgd, ConfigError, "Unknown key 'patern'. Did you mean 'pattern'"),
+        (net, {"pattern": "5x1"}, sgd, LayerError, "No layer of the model can be pruned with pattern '5x1'"),
+        (
+            net,
+            {"pattern": "5x1", "op_names": ["fc"]},
+            sgd,
+            LayerError,
+            "'fc' was named but cannot be pruned: 16",
+        ),
+        (net, {"start_step": 0}, sgd, ConfigError, "start_step must be at least 1 for the criterion 'snip_momentum'"),
+        (net, {"start_step": 9, "end_step": 1}, sgd, ConfigError, "start_step must not be greater than end_step"),
+        (net, {"max_sparsity_ratio_per_op": 0.5}, sgd, ConfigError, "out of reach over all layers"),
+        (net, {}, lambda: "sgd", UnsupportedModelError, r"must be a keras\.optimizers\.Optimizer, found str"),
+        (net, {}, lambda: PruningOptimizer(sgd(), CONFIG, net()), StateError, "wrapped in a PruningOptimizer already"),
+        (
+            net,
+            {},
+            lambda: keras.optimizers.LossScaleOptimizer(PruningOptimizer(sgd(), CONFIG, net())),
+            StateError,
+            "wrapped in a PruningOptimizer already. Give the one inside",
+        ),
+        (
+            net,
+            {},
+            lambda: keras.optimizers.LossScaleOptimizer(sgd()),
+            UnsupportedModelError,
+            r"LossScaleOptimizer\(PruningOptimizer\(inner, config, model\)\)",
+        ),
+        (lambda: keras.layers.Dense(4), {}, sgd, UnsupportedModelError, r"model must be a keras\.Model, found Dense"),
+    ],
+)
+def test_nothing_is_changed(make: Any, config: dict[str, Any], inner: Any, kind: type, message: str) -> None:
+    model = make()
+    before = bits(model, optimizer=False) if model.built else []
+    with pytest.raises(kind, match=message):
+        PruningOptimizer(inner(), CONFIG | config, model)
+    assert (bits(model, optimizer=False) if model.built else []) == before
+    assert issubclass(kind, secateur.SecateurError)
+
+
+def test_a_frozen_layer_has_that_reason() -> None:
+    model = net()
+    model.get_layer("fc").trainable = False
+    plan = secateur.plan(model, CONFIG)
+    assert plan.dense["fc"] == "frozen (trainable=False)"
+    fit(compiled(model=model), 1)
+    assert list(pruning(model).masks) == ["conv"]
+
+
+def test_prepare_is_the_same() -> None:
+    model = net()
+    optimizer = secateur.prepare(model, CONFIG, optimizer=sgd())
+    assert isinstance(optimizer, PruningOptimizer)
+    model.compile(optimizer, "mse")
+    assert pruning(model) is optimizer
+
+
+def test_verbs_out_of_order() -> None:
+    model = compiled()
+    fit(model, 2)
+    finalize(model)
+    with pytest.raises(StateError, match="model 'net' is not compiled with a PruningOptimizer"):
+        finalize(model)
+    optimizer = PruningOptimizer(sgd(), {**CONFIG, "criterion": "magnitude"}, net())
+    optimizer.finalize()
+    assert not optimizer.is_active
+    assert not optimizer.update_masks()
+    with pytest.raises(StateError, match=r"finalized already\. Make another one"):
+        optimizer.finalize()
+
+
+def test_finalize_too_early_says_how_far_it_came(caplog: pytest.LogCaptureFixture) -> None:
+    model = compiled()
+    fit(model, 1)
+    report = finalize(model)
+    assert not report.is_complete
+    assert "finalize() after step 6, but the schedule ends at step 9" in caplog.text
+
+
+def test_finalize_finds_a_weight_that_came_back() -> None:
+    model = compiled()
+    fit(model, 2)
+    kernel = model.get_layer("fc").kernel
+    kernel.assign(kernel + 1)
+    before = bits(model)
+    with pytest.raises(StateError, match=r"masks or weights of 1 layers .*\n  fc: \d+ pruned weights are not zero"):
+        finalize(model)
+    assert bits(model) == before
+    assert pruning(model).is_active
+
+
+def test_prune_without_training() -> None:
+    model = net()
+    report = secateur.prune(model, {"pattern": "2:4", "end_step": 100})
+    assert [(layer.name, layer.sparsity) for layer in report.layers] == [("conv", 0.5), ("fc", 0.5)]
+    assert report.is_complete
+    model.compile("sgd", "mse")
+    assert model.predict(data()[0], verbose=0).shape == (48, 4)

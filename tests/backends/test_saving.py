@@ -1,0 +1,268 @@
+"""What is saved, what is loaded, and that a resumed run ends with the same bits."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import secateur
+from backends.kit import BATCH, CONFIG, Watch, bits, compiled, data, fit, kernels, net, pruned_units, pruning, revived
+from secateur.errors import ConfigError, StateError
+from secateur.keras import PruningOptimizer, UpdateMasks, finalize
+
+RUNS: dict[str, dict[str, Any]] = {
+    "iterative": {},
+    "magnitude": {"criterion": "magnitude"},
+    "from step 0": {"criterion": "magnitude", "start_step": 0},
+    "per weight": {"criterion_reduce_type": "max"},
+    "bfloat16": {"score_dtype": "bfloat16"},
+    "movement": {"criterion": "movement"},
+    "gradient": {"criterion": "gradient", "pattern": "1x1"},
+    "progressive": {"kind": "progressive", "progressive_steps": 3},
+    "2:4 in part": {"pattern": "2:4", "target_sparsity": 0.25},
+    "bounds": {"max_sparsity_ratio_per_op": 0.76},
+    "lock": {"kind": "pattern_lock"},
+    "keep zeros": {"keep_zeros": True},
+    "lasso": {"reg_type": "group_lasso", "reg_coeff": 0.05},
+    "rules": {"layers": {"conv": {"pattern": "2:4", "target_sparsity": 0.5, "kind": "progressive"}}},
+}
+
+
+def start(config: dict[str, Any], seed: int = 0) -> Any:
+    model = net(seed)
+    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.25})
+    return compiled(CONFIG | config, model=model)
+
+
+def epoch(model: Any, first: int, last: int) -> Any:
+    """Batches `first` to `last` of the data."""
+    inputs, labels = data()
+    part = slice(first * BATCH, last * BATCH)
+    model.fit(
+        inputs[part], labels[part], batch_size=BATCH, shuffle=False, verbose=0, callbacks=[UpdateMasks(), Watch()]
+    )
+    return model
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    model = epoch(start(RUNS[name]), 0, 4)
+    model.save(tmp_path / "m.keras")
+    model.save_weights(tmp_path / "m.weights.h5")
+    whole = keras.saving.load_model(tmp_path / "m.keras")
+    by_weights = start(RUNS[name], seed=1)
+    by_weights.load_weights(tmp_path / "m.weights.h5")
+    assert bits(whole) == bits(by_weights) == bits(model)
+    for resumed in (model, whole, by_weights):
+        epoch(epoch(resumed, 4, 6), 0, 5)
+    assert bits(whole) == bits(by_weights) == bits(model)
+    reports = [finalize(resumed) for resumed in (model, whole, by_weights)]
+    assert reports[0] == reports[1] == reports[2]
+
+
+def test_sameness_can_fail(tmp_path: Path) -> None:
+    model = epoch(start({}), 0, 4)
+    model.save(tmp_path / "m.keras")
+    other = keras.saving.load_model(tmp_path / "m.keras", compile=False)
+    compiled(model=other)
+    assert bits(other) != bits(model)
+    assert bits(other, optimizer=False) == bits(model, optimizer=False)
+    epoch(epoch(other, 4, 6), 0, 5)
+    epoch(epoch(model, 4, 6), 0, 5)
+    assert bits(other, optimizer=False) != bits(model, optimizer=False)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_backup_and_restore(tmp_path: Path, *, first: bool) -> None:
+    class KilledError(Exception):
+        """Somebody pulled the plug."""
+
+    class Plug(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            if epoch == 1:
+                raise KilledError
+
+    def run(model: Any, *more: Any) -> Any:
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        callbacks = [backup, UpdateMasks()] if first else [UpdateMasks(), backup]
+        model.fit(*data(), batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[*callbacks, *more])
+        return model
+
+    whole = start({})
+    fit(whole, 2)
+    with pytest.raises(KilledError):
+        run(start({}), Plug())
+    resumed = run(start({}, seed=1))
+    assert bits(resumed) == bits(whole)
+    assert pruning(resumed).step == 12
+
+
+def test_checkpoint_of_the_best_model_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "{epoch}.keras"
+    fit(compiled(), 2, keras.callbacks.ModelCheckpoint(path))
+    early = keras.saving.load_model(tmp_path / "1.keras")
+    assert 0 < pruned_units(early) < 240
+    assert revived(early) == []
+    fit(early, 1, Watch())
+    assert finalize(early).unit_sparsity == 0.75
+
+
+@pytest.mark.parametrize("name", ["iterative", "progressive", "rules"])
+def test_state_tree_carries_the_run(name: str) -> None:
+    def named(seed: int) -> Any:
+        inner = keras.optimizers.AdamW(0.01, name="adamw")
+        return compiled(CONFIG | RUNS[name], model=net(seed), inner=inner)
+
+    model, other = epoch(named(0), 0, 4), named(1)
+    other.set_state_tree(model.get_state_tree(value_format="numpy_array"))
+    assert pruning(other).step == pruning(model).step == 4
+    for resumed in (model, other):
+        epoch(resumed, 4, 6)
+    assert bits(other, optimizer=False) == bits(model, optimizer=False)
+
+
+def test_finalized_model_is_plain_and_loads_without_secateur(tmp_path: Path) -> None:
+    model = compiled()
+    fit(model, 2)
+    finalize(model)
+    model.save(tmp_path / "plain.keras")
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "secateur.py").write_text("raise ImportError('secateur is not here')\n", "utf-8")
+    code = (
+        "import keras, numpy as np, sys\n"
+        f"model = keras.saving.load_model({str(tmp_path / 'plain.keras')!r})\n"
+        "kernel = model.get_layer('fc').get_weights()[0]\n"
+        "assert 'secateur' not in sys.modules\n"
+        "print(type(model.optimizer).__name__, int((kernel == 0).sum()))\n"
+        "model.fit(np.ones((8, 4, 4, 4)), np.zeros(8), verbose=0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "block"), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["AdamW", str(int((kernels(model)["fc"] == 0).sum()))]
+
+
+def test_inference_of_the_finalized_model_is_that_of_the_pruned_one(tmp_path: Path) -> None:
+    model = compiled()
+    fit(model, 2)
+    before = model.predict(data()[0], verbose=0)
+    finalize(model)
+    model.save(tmp_path / "plain.keras")
+    after = keras.saving.load_model(tmp_path / "plain.keras").predict(data()[0], verbose=0)
+    np.testing.assert_array_equal(before, after)
+
+
+def test_loading_weights_of_a_dense_run_starts_pruning_anew(tmp_path: Path) -> None:
+    dense = net()
+    dense.compile("adamw", "mse")
+    dense.optimizer.build(dense.trainable_variables)
+    dense.save_weights(tmp_path / "dense.weights.h5")
+    model = compiled(model=net(1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")  # Keras's, of the optimizer inside
+        with pytest.warns(UserWarning, match="holds no state of a pruning run"):
+            model.load_weights(tmp_path / "dense.weights.h5")
+    assert bits(model, optimizer=False) == bits(dense, optimizer=False)
+    fit(model, 2, Watch())
+    assert finalize(model).unit_sparsity == 0.75
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: compiled(CONFIG | {"target_sparsity": 0.5}),
+            "configuration: target_sparsity was 0.5, is 0.75",
+        ),
+        (lambda: compiled(CONFIG | {"excluded_op_names": ["fc"]}), "another model. Layers that differ .*: 'fc'"),
+        (lambda: compiled(CONFIG | {"layers": {"fc": {"pattern": "2:4", "target_sparsity": 0.5}}}), "2 patterns"),
+    ],
+)
+def test_state_of_another_run_is_refused(make: Any, message: str, tmp_path: Path) -> None:
+    make().save_weights(tmp_path / "other.weights.h5")
+    model = epoch(compiled(), 0, 4)
+    before = [keras.ops.convert_to_numpy(variable.value).tobytes() for variable in pruning(model)._variables]
+    with pytest.raises(ValueError, match=message):  # Keras's, with ours in it
+        model.load_weights(tmp_path / "other.weights.h5")
+    after = [keras.ops.convert_to_numpy(variable.value).tobytes() for variable in pruning(model)._variables]
+    assert after == before
+
+
+def test_state_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = compiled()
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.training.keras.optimizer.FORMAT_VERSION", 99)
+        model.save_weights(tmp_path / "future.weights.h5")
+    with pytest.raises(ValueError, match="of format 99, this version reads format 1"):
+        model.load_weights(tmp_path / "future.weights.h5")
+
+
+def test_description_of_another_model_is_refused() -> None:
+    config = pruning(compiled()).get_config()
+    other = PruningOptimizer.from_config(config)
+    small = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    with pytest.raises(StateError, match=r"another model: layer 'conv' had a kernel of shape \(2, 2, 4, 8\)"):
+        other.build(small.trainable_variables)
+    assert not other.built
+    other.build(net().trainable_variables)
+    assert other.built
+
+
+def test_damaged_description_is_refused() -> None:
+    config = pruning(compiled()).get_config()
+    config["pruning"]["patterns"][0]["kernels"]["conv"]["index"] = "first"
+    with pytest.raises(StateError, match="saved description of a pruning run is damaged"):
+        PruningOptimizer.from_config(config)
+
+
+def test_before_it_is_built_a_loaded_optimizer_says_so() -> None:
+    optimizer = PruningOptimizer.from_config(pruning(compiled()).get_config())
+    with pytest.raises(StateError, match=r"no variables yet\. Call build"):
+        optimizer.report()
+
+
+def test_own_schedule_trains_and_cannot_be_written(tmp_path: Path) -> None:
+    def quick(initial: float, target: float, progress: float) -> float:
+        return initial + (target - initial) * progress**0.5
+
+    model = compiled(CONFIG | {"sparsity_decay_type": quick})
+    fit(model, 1)
+    with pytest.raises(ConfigError, match="sparsity_decay_type is a function, and a file can only hold a name"):
+        model.save(tmp_path / "m.keras")
+    model.save_weights(tmp_path / "m.weights.h5")
+    other = compiled(CONFIG | {"sparsity_decay_type": quick}, model=net(1))
+    other.load_weights(tmp_path / "m.weights.h5")
+    assert bits(other) == bits(model)
+
+
+@pytest.mark.usefixtures("registries_restored")
+def test_own_pattern_and_criterion_survive_a_file(tmp_path: Path) -> None:
+    from secateur.criteria import BaseCriterion
+    from secateur.patterns import BasePattern, BlockLayout
+
+    @secateur.register_pattern("pairs")
+    class Pairs(BasePattern):
+        def layout(self, view: Any) -> BlockLayout:
+            return BlockLayout(view.canonical_shape, (2, 1, 1))
+
+    @secateur.register_criterion("fisher")
+    class Fisher(BaseCriterion):
+        needs_gradient = True
+        decay = 0.95
+
+        def score(self, weight: Any, gradient: Any) -> Any:
+            return (weight * gradient) ** 2
+
+    model = epoch(compiled(CONFIG | {"pattern": "pairs", "criterion": "fisher"}), 0, 4)
+    model.save(tmp_path / "m.keras")
+    other = keras.saving.load_model(tmp_path / "m.keras")
+    for resumed in (model, other):
+        epoch(epoch(resumed, 4, 6), 0, 5)
+    assert bits(other) == bits(model)
+    assert finalize(other).unit_sparsity == 0.75
