@@ -116,6 +116,27 @@ def test_json_is_the_plan_and_nothing_else() -> None:
     assert result.stderr == "building\n"
 
 
+def test_plan_of_a_keras_file(folder: Path) -> None:
+    keras = pytest.importorskip("keras")
+    stack = [keras.layers.Dense(16, name="fc"), keras.layers.Dense(3, name="out")]
+    keras.Sequential([keras.Input((8,)), *stack]).save(folder / "net.keras")
+    result = run("plan", "net.keras", "--pattern", "4x1", "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)["layers"]
+    assert [(row["name"], row["type"], row["units"]) for row in rows] == [("fc", "Dense", 32), ("out", "Dense", 0)]
+
+
+def test_plan_of_a_keras_model_needs_no_torch(folder: Path) -> None:
+    code = "import keras\nnet = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])\n"
+    (folder / "keras_nets.py").write_text(code, "utf-8")
+    (folder / "torch.py").write_text("raise ImportError('torch is not here')\n", "utf-8")
+    blocked = "from secateur.cli import app; app()"
+    command = [sys.executable, "-c", blocked, "plan", "keras_nets:net", "--pattern", "4x1", "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["layers"][0]["units"] == 8
+
+
 def test_config_file(folder: Path) -> None:
     config = secateur.PruningConfig(pattern="1xchannel", target_sparsity=0.25, excluded_op_names=("0",))
     (folder / "pruning.yaml").write_text(config.to_yaml(), "utf-8")

@@ -176,3 +176,27 @@ def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
 def test_meta_weights_are_seen() -> None:
     with torch.device("meta"):
         assert nn.Linear(2, 2).weight.device.type == "meta"
+
+
+def test_a_keras_file_is_read(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="fc"), keras.layers.Dense(2)])
+    model.save(tmp_path / "m.keras")
+    found = load_model(str(tmp_path / "m.keras"))
+    assert next(layer.name for layer in secateur.plan(found, {"pattern": "4x1"}).layers) == "fc"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "message"),
+    [
+        ("missing.keras", None, UnknownNameError, r"There is no file '.*missing\.keras'"),
+        ("broken.keras", b"PK\x03\x04 no zip", ModelLoadError, r"Keras cannot read a model from '.*broken\.keras'"),
+        ("empty.keras", b"", ModelLoadError, "Keras cannot read a model"),
+    ],
+)
+def test_a_bad_keras_file_is_an_error(tmp_path: Path, name: str, content: Any, kind: type, message: str) -> None:
+    pytest.importorskip("keras")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(kind, match=message):
+        load_model(str(tmp_path / name))
