@@ -121,7 +121,9 @@ def demo(
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per row, each from another start.")] = 3,
 ) -> None:
-    """Train, prune and compare small networks, and prune a sentence encoder. Takes about three minutes.
+    """Train, prune and compare small networks in PyTorch and Keras, and prune a sentence encoder.
+
+    Takes about three minutes. Keras runs on the backend that KERAS_BACKEND names, or on one that is installed.
 
     [bold]Examples[/bold]
 

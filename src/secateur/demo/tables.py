@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
@@ -11,7 +11,7 @@ from secateur._table import Table
 from secateur.demo.digits import Case, Digits, Run
 from secateur.demo.sentences import Comparison
 
-__all__ = ["Row", "digits_table", "rows", "sentences_table"]
+__all__ = ["Row", "Study", "digits_table", "rows", "sentences_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +95,38 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     return [Row(net, case, tuple(members)) for (net, case), members in groups.items()]
 
 
-def digits_table(found: Sequence[Row], digits: Digits) -> Table:
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What was found in one framework.
+
+    Attributes:
+        digits: How it trained and tested.
+        rows: At least one.
+    """
+
+    digits: Digits
+    rows: Sequence[Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        found = {"training": asdict(self.digits.recipe), "digits": [row.to_dict() for row in self.rows]}
+        return self.digits.software() | found
+
+
+def digits_table(study: Study) -> Table:
     """Networks before and after pruning."""
-    recipe, seeds = digits.recipe, len(found[0].runs)
+    digits, recipe, seeds = study.digits, study.digits.recipe, len(study.rows[0].runs)
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     return Table(
-        title=f"Digits: accuracy on {len(digits.test_images)} test images, in %",
+        title=f"Digits in {digits.framework}: accuracy on {len(digits.test_images)} test images, in %",
         columns=("net", "pattern", ">asked", ">weights", ">dense", ">pruned", ">points", ">time"),
-        rows=[row.cells() for row in found],
+        rows=[row.cells() for row in study.rows],
         footer=[
             f"Accuracy: {spread}. Both columns start from the same network, trained for {recipe.dense_epochs} epochs, "
             f"and train for {recipe.tuning_epochs} more: dense without pruning, pruned with it.",
             "asked: share of the units to prune; exactly as many are. weights: the share of weights in them. Channels "
-            "differ in size, so half of them is not half of the weights. The output layer stays dense.",
+            "differ in size, so half of them is not half of the weights. The output layer stays dense; under 2:4 the "
+            "first convolution too, as its one input channel is no group of four.",
         ],
     )
 

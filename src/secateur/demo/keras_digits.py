@@ -1,0 +1,106 @@
+"""A small network in Keras, trained with ``fit`` on the backend that Keras is set to when this is imported."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import secateur
+from secateur.demo.digits import CLASSES, Case, Digits, Recipe, Run
+from secateur.keras import PruningOptimizer, UpdateMasks, finalize
+from secateur.training import PruningReport
+
+__all__ = ["RECIPE", "KerasDigits"]
+
+RECIPE = Recipe(dense_epochs=10, tuning_epochs=15)
+"""Shorter than in torch: a step of ``fit`` takes longer than one of a plain loop."""
+
+
+def convolutional() -> keras.Model:
+    """Two convolutions and two dense layers, 53,000 weights: the network of the torch part, channels last."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((64,)),
+            layers.Reshape((8, 8, 1)),
+            layers.Conv2D(32, 3, padding="same", activation="relu", name="conv_1"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, padding="same", activation="relu", name="conv_2"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu", name="dense_1"),
+            layers.Dense(CLASSES, name="dense_2"),
+        ],
+        name="conv",
+    )
+
+
+class KerasDigits(Digits):
+    """See `Digits`. The seeds of Python, NumPy and the backend are not put back after training."""
+
+    framework = f"Keras on {keras.backend.backend()}"
+    nets = ("conv",)
+    cases = (Case("4x1", 0.9), Case("2:4", 0.5), Case("1xchannel", 0.5))
+    suffix = "keras"
+
+    def software(self) -> dict[str, Any]:
+        """The backend, and the versions of Keras and of the backend."""
+        backend = keras.backend.backend()
+        versions = {name: import_module(name).__version__ for name in ("keras", backend)}
+        return {"backend": backend, "versions": versions}
+
+    def build(self, net: str, seed: int) -> keras.Model:
+        """See `Digits.build`."""
+        assert net in self.nets
+        keras.utils.set_random_seed(seed)
+        return convolutional()
+
+    def copy(self, model: keras.Model) -> keras.Model:
+        """See `Digits.copy`."""
+        clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+        return clone
+
+    def train(self, model: keras.Model, epochs: int, seed: int) -> None:
+        """See `Digits.train`."""
+        self._fit(model, self._optimizer(), epochs, seed)
+
+    def prune(self, model: keras.Model, config: secateur.PruningConfig, seed: int) -> PruningReport:
+        """See `Digits.prune`."""
+        optimizer = PruningOptimizer(self._optimizer(), config, model)
+        self._fit(model, optimizer, self.recipe.tuning_epochs, seed, UpdateMasks())
+        return finalize(model)
+
+    def predict(self, model: keras.Model) -> Any:
+        """See `Digits.predict`."""
+        return keras.ops.convert_to_numpy(model(self.test_images)).argmax(axis=1)
+
+    def save(self, run: Run, path: Path) -> None:
+        """Write a model that Keras loads without Secateur."""
+        run.model.save(path)
+
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        return keras.optimizers.AdamW(self.recipe.learning_rate)
+
+    def _fit(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        epochs: int,
+        seed: int,
+        *callbacks: keras.callbacks.Callback,
+    ) -> None:
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        keras.utils.set_random_seed(seed)
+        progress = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self.on_epoch())  # noqa: ARG005
+        model.fit(
+            self.train_images,
+            self.train_labels,
+            batch_size=self.recipe.batch,
+            epochs=epochs,
+            verbose=0,
+            callbacks=[*callbacks, progress],
+        )

@@ -1,0 +1,110 @@
+"""Two small networks in PyTorch, and the training loop that a user would write."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import secateur
+from secateur.demo.digits import CLASSES, Case, Digits, Run
+from secateur.training import PruningReport
+
+__all__ = ["NETS", "TorchDigits"]
+
+
+def convolutional() -> nn.Sequential:
+    """Two convolutions and two linear layers, 53,000 weights."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 128),
+        nn.ReLU(),
+        nn.Linear(128, CLASSES),
+    )
+
+
+def perceptron() -> nn.Sequential:
+    """Three linear layers, 51,000 weights."""
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, CLASSES))
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {"conv": convolutional, "mlp": perceptron}
+
+
+class TorchDigits(Digits):
+    """See `Digits`."""
+
+    framework = "PyTorch"
+    nets = tuple(NETS)
+    cases = (
+        Case("1x1", 0.5),
+        Case("1x1", 0.9),
+        Case("4x1", 0.5),
+        Case("4x1", 0.8),
+        Case("4x1", 0.9),
+        Case("2:4", 0.5),
+        Case("1xchannel", 0.5),
+    )
+    suffix = "safetensors"
+
+    def software(self) -> dict[str, Any]:
+        """See `Digits.software`."""
+        return {"torch": torch.__version__}
+
+    def build(self, net: str, seed: int) -> nn.Module:
+        """See `Digits.build`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return NETS[net]()
+
+    def copy(self, model: nn.Module) -> nn.Module:
+        """See `Digits.copy`."""
+        return copy.deepcopy(model)
+
+    def train(self, model: nn.Module, epochs: int, seed: int) -> None:
+        """See `Digits.train`."""
+        self._loop(model, self._optimizer(model), epochs, seed)
+
+    def prune(self, model: nn.Module, config: secateur.PruningConfig, seed: int) -> PruningReport:
+        """See `Digits.prune`."""
+        optimizer = self._optimizer(model)
+        pruner = secateur.prepare(model, config, optimizer=optimizer)
+        self._loop(model, optimizer, self.recipe.tuning_epochs, seed)
+        report: PruningReport = pruner.finalize()
+        return report
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module) -> Any:
+        """See `Digits.predict`."""
+        return model(torch.from_numpy(self.test_images)).argmax(dim=1).numpy()
+
+    def save(self, run: Run, path: Path) -> None:
+        """Write the weights, and the configuration as metadata."""
+        save_file(run.model.state_dict(), path, metadata={"config": run.config.to_json()})
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=self.recipe.learning_rate)
+
+    def _loop(self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, seed: int) -> None:
+        """An ordinary training loop: it knows nothing of pruning."""
+        images, labels = torch.from_numpy(self.train_images), torch.from_numpy(self.train_labels)
+        order = torch.Generator().manual_seed(seed)
+        for _ in range(epochs):
+            for batch in torch.randperm(len(images), generator=order).split(self.recipe.batch):
+                loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            self.on_epoch()

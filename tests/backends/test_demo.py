@@ -1,0 +1,124 @@
+"""The demo's Keras part on the backend of this process, at a small scale."""
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+import keras
+import numpy as np
+from rich.console import Console
+
+from secateur.demo import QUIET_TENSORFLOW, _keras_study
+from secateur.demo.digits import Case, Recipe, prune_all
+from secateur.demo.files import write_files
+from secateur.demo.keras_digits import KerasDigits
+from secateur.demo.tables import Study
+
+TINY = Recipe(dense_epochs=1, tuning_epochs=2, batch=128)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """The Keras part of a demo: what it printed, found and wrote."""
+
+    printed: str
+    study: Study
+    folder: Path
+    numbers: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """One seed; its files stand beside those of a torch part that found nothing."""
+    folder = tmp_path_factory.mktemp("demo")
+    console = Console(record=True, width=120, file=io.StringIO())
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, quiet in QUIET_TENSORFLOW.items():
+            patch.setenv(variable, quiet)
+        study = _keras_study(TINY, 1, console)
+    assert study is not None
+    write_files(folder, Study(study.digits, ()), study, ())
+    return Ran(console.export_text(), study, folder, json.loads((folder / "report.json").read_text("utf-8")))
+
+
+def digits(on_epoch: Any = lambda: None) -> KerasDigits:
+    return KerasDigits(TINY, on_epoch)
+
+
+def test_title_names_the_backend(ran: Ran) -> None:
+    assert f"Digits in Keras on {keras.backend.backend()}: accuracy on 540 test images" in ran.printed
+
+
+def test_report_names_backend_and_versions(ran: Ran) -> None:
+    found = ran.numbers["keras"]
+    assert found["backend"] == keras.backend.backend()
+    assert found["versions"].keys() == {"keras", found["backend"]}
+    assert found["versions"]["keras"] == keras.__version__
+    assert found["training"]["tuning_epochs"] == TINY.tuning_epochs
+
+
+def test_every_case_is_a_row_that_reached_its_target(ran: Ran) -> None:
+    rows = ran.numbers["keras"]["digits"]
+    assert [(row["net"], row["pattern"], row["target"]) for row in rows] == [
+        ("conv", "4x1", 0.9),
+        ("conv", "2:4", 0.5),
+        ("conv", "1xchannel", 0.5),
+    ]
+    for row in rows:
+        assert row["unit_sparsity"] == pytest.approx(row["target"], abs=2e-3)
+        assert f"{100 * row['accuracy'][0]:.2f}" in ran.printed
+
+
+def test_file_holds_the_network_of_the_report(ran: Ran) -> None:
+    assert {path.name for path in ran.folder.iterdir()} == {"conv-4x1-90.keras", "report.json"}
+    model = keras.models.load_model(ran.folder / "conv-4x1-90.keras")
+    described = ran.numbers["files"]["conv-4x1-90.keras"]
+    assert digits().accuracy(model) == described["accuracy"]
+    for layer in described["report"]["layers"]:
+        kernel = keras.ops.convert_to_numpy(model.get_layer(layer["name"]).kernel)
+        assert list(kernel.shape) == layer["shape"]
+        assert int((kernel == 0).sum()) == layer["pruned_weights"]
+
+
+def test_file_loads_without_secateur(ran: Ran) -> None:
+    code = (
+        "import sys; sys.modules['secateur'] = None; import keras; "
+        f"print(keras.models.load_model({str(ran.folder / 'conv-4x1-90.keras')!r}).count_params())"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert loaded.returncode == 0, loaded.stderr
+    assert int(loaded.stdout.split()[-1]) == ran.study.rows[0].runs[0].model.count_params()
+
+
+def test_dense_reference_trains_as_long_and_pruning_nothing_gives_it() -> None:
+    epochs: list[None] = []
+    run = next(prune_all(digits(lambda: epochs.append(None)), "conv", 0, (Case("1x1", 0.0),)))
+    assert len(epochs) == TINY.dense_epochs + 2 * TINY.tuning_epochs
+    assert run.report.sparsity == 0
+    # The two steps are compiled by themselves, so sums may be rounded differently: an image or two.
+    assert run.accuracy == pytest.approx(run.dense_accuracy, abs=2 / 540)
+
+
+def test_copy_is_equal_and_independent() -> None:
+    part = digits()
+    model = part.build("conv", 0)
+    before = model.get_weights()
+    copy = part.copy(model)
+    assert all(np.array_equal(left, right) for left, right in zip(copy.get_weights(), before, strict=True))
+    part.train(copy, 1, 0)
+    assert all(np.array_equal(left, right) for left, right in zip(model.get_weights(), before, strict=True))
+    assert not np.array_equal(copy.get_weights()[0], before[0])
+
+
+def test_same_seed_same_start() -> None:
+    one, two, other = (digits().build("conv", seed).get_weights() for seed in (0, 0, 1))
+    assert all(np.array_equal(left, right) for left, right in zip(one, two, strict=True))
+    assert not np.array_equal(one[0], other[0])

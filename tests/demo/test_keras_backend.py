@@ -1,0 +1,63 @@
+"""On which backend the demo runs Keras, and what it says where it runs on none."""
+
+import io
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+from rich.console import Console
+
+from secateur import demo
+from secateur.demo.digits import Recipe
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    monkeypatch.setattr(demo, "is_installed", lambda package: package in packages)
+
+
+def said() -> str:
+    """What the Keras part prints where it does not run."""
+    console = Console(record=True, width=200, file=io.StringIO())
+    assert demo._keras_study(Recipe(dense_epochs=1, tuning_epochs=1), 1, console) is None
+    return console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "chosen"),
+    [
+        ("jax", ("tensorflow", "jax", "torch"), "jax"),
+        ("torch", ("tensorflow", "torch"), "torch"),
+        ("tensorflow", ("torch",), "torch"),
+        ("tensorflow", ("torch", "jax"), "jax"),
+        ("no_such_backend", ("torch", "jax", "tensorflow"), "tensorflow"),
+        ("numpy", ("numpy", "torch"), "numpy"),
+    ],
+)
+def test_backend_asked_for_comes_first_then_the_first_installed(
+    monkeypatch: pytest.MonkeyPatch, asked: str, installed: tuple[str, ...], chosen: str
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", asked)
+    only(monkeypatch, *installed)
+    assert demo._backend_at_hand() == chosen
+
+
+def test_missing_keras_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "torch", "jax")
+    assert said() == (
+        "Digits in Keras: skipped, the package 'keras' is missing. pip install \"secateur[demo]\" brings it.\n\n"
+    )
+
+
+def test_missing_backends_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "keras")
+    assert said().startswith("Digits in Keras: skipped, the package 'torch' is missing.")
+
+
+def test_backend_that_cannot_train_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    only(monkeypatch, "keras", "numpy", "torch")
+    assert said() == (
+        "Digits in Keras: skipped, Keras cannot train on the backend 'numpy'. "
+        "Set KERAS_BACKEND to tensorflow or jax or torch.\n\n"
+    )
