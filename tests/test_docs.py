@@ -1,95 +1,26 @@
 """Every Python block of the README and the documentation runs, and every configuration shown loads."""
 
-import contextlib
-import io
 import re
-import sys
 import textwrap
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))] if path.is_file()]
-
-# A language that is not here fails, so that no block escapes its check by another spelling of "python".
-LANGUAGES = {"bash", "json", "python", "text", "toml", "yaml"}
+from docs_runner import PAGES, PER_BACKEND, blocks, run_page, unknown_marks
 
 # "page.md:line" of each Python block marked `notest`, and why it cannot run.
-NOT_RUN: dict[str, str] = {}
-
-FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`]*)$")
-
-
-class Block(NamedTuple):
-    page: Path
-    line: int  # of the first line of code, from 1
-    language: str
-    marks: tuple[str, ...]
-    code: str
-
-    @property
-    def where(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    """The fenced blocks of a page, in order."""
-    opening: re.Match[str] | None = None
-    first = 0
-    lines = page.read_text("utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        fence = FENCE.match(line)
-        if fence is None:
-            continue
-        if opening is None:
-            opening, first = fence, number + 1
-        elif fence["ticks"].startswith(opening["ticks"]) and not fence["info"].strip():
-            language, *marks = opening["info"].split() or [""]
-            code = textwrap.dedent("\n".join(lines[first - 1 : number - 1])) + "\n"
-            yield Block(page, first, language, tuple(marks), code)
-            opening = None
-    assert opening is None, f"{page.name}:{first - 1}: this block is never closed"
-
-
-def run_page(page: Path) -> None:
-    """Run the Python blocks of a page, in order, in one namespace.
-
-    Raises:
-        AssertionError: A block failed; the message starts with the page and the line in it.
-    """
-    # A real module, so that classes defined on the page can be pickled.
-    module = ModuleType(f"page_{page.stem.replace('-', '_')}")
-    sys.modules[module.__name__] = module
-    try:
-        for block in blocks(page):
-            if block.language == "python" and block.where not in NOT_RUN:
-                run_block(block, module)
-    finally:
-        del sys.modules[module.__name__]
-
-
-def run_block(block: Block, module: ModuleType) -> None:
-    padded = "\n" * (block.line - 1) + block.code  # so that tracebacks count the lines of the page
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec(compile(padded, str(block.page), "exec"), module.__dict__)  # noqa: S102 - our own pages
-    except Exception as error:
-        message = f"{block.page.name}:{failing_line(block, error)}: {type(error).__name__}: {error}"
-        raise AssertionError(message) from error
-
-
-def failing_line(block: Block, error: Exception) -> int:
-    """The line of the page that raised, else that of the syntax error, else the block's first."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(block.page) and frame.lineno]
-    if isinstance(error, SyntaxError) and error.filename == str(block.page) and error.lineno:
-        lines.append(error.lineno)
-    return lines[-1] if lines else block.line
+OLD = "code for another package, shown beside what does the same here"
+NOT_RUN: dict[str, str] = {
+    "from-tfmot.md:88": OLD,
+    "from-tfmot.md:139": OLD,
+    "from-tfmot.md:168": OLD,
+    "from-tfmot.md:218": OLD,
+    "from-tfmot.md:258": OLD,
+    "from-tfmot.md:302": OLD,
+    "from-tfmot.md:350": OLD,
+    "from-tfmot.md:397": OLD,
+    "from-tfmot.md:425": OLD,
+}
 
 
 @pytest.mark.usefixtures("registries_restored")
@@ -112,8 +43,12 @@ def test_page_shows_valid_configurations(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_names_a_known_language(page: Path) -> None:
-    assert [block.where for block in blocks(page) if block.language not in LANGUAGES] == []
+def test_every_block_names_a_known_language_and_known_marks(page: Path) -> None:
+    assert unknown_marks(page) == []
+
+
+def test_pages_that_run_per_backend_exist() -> None:
+    assert {page.name for page in PAGES} >= PER_BACKEND
 
 
 def test_blocks_that_do_not_run_are_listed_with_a_reason() -> None:
@@ -125,8 +60,8 @@ def test_blocks_that_do_not_run_are_listed_with_a_reason() -> None:
 # The runner itself.
 
 
-def write_page(folder: Path, text: str) -> Path:
-    page = folder / "page.md"
+def write_page(folder: Path, text: str, name: str = "page.md") -> Path:
+    page = folder / name
     page.write_text(textwrap.dedent(text), "utf-8")
     return page
 
@@ -162,3 +97,63 @@ def test_an_open_block_is_reported(tmp_path: Path) -> None:
 def test_marks_and_longer_fences_are_read(tmp_path: Path) -> None:
     page = write_page(tmp_path, "````text\n```python\n1 / 0\n```\n````\n```yaml config\na: 1\n```\n")
     assert [(block.language, block.marks) for block in blocks(page)] == [("text", ()), ("yaml", ("config",))]
+
+
+BACKENDS = """
+```python
+ran = []
+ran.append("unmarked")
+```
+```python jax
+ran.append("jax")
+```
+```python tensorflow torch
+ran.append("tensorflow torch")
+```
+```python notest
+ran.append("notest")
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "expected"),
+    [
+        ("page.md", None, ["unmarked"]),
+        ("page.md", "jax", ["jax"]),
+        ("page.md", "torch", ["tensorflow torch"]),
+        ("keras.md", None, []),
+        ("keras.md", "jax", ["unmarked", "jax"]),
+        ("keras.md", "tensorflow", ["unmarked", "tensorflow torch"]),
+    ],
+)
+def test_blocks_run_where_their_marks_and_their_page_say(
+    tmp_path: Path, name: str, backend: str | None, expected: list[str]
+) -> None:
+    page = write_page(tmp_path, BACKENDS, name)
+    codes = [block.code for block in blocks(page) if block.runs_under(backend)]
+    assert re.findall(r'append\("(.*)"\)', "".join(codes)) == expected
+
+
+def test_a_block_of_another_backend_is_not_run(tmp_path: Path) -> None:
+    page = write_page(tmp_path, "```python jax\n1 / 0\n```\n")
+    run_page(page)
+    run_page(page, "torch")
+    with pytest.raises(AssertionError, match=r"page\.md:2: ZeroDivisionError"):
+        run_page(page, "jax")
+
+
+@pytest.mark.parametrize(
+    ("info", "unknown"),
+    [
+        ("python jaxx", "'jaxx'"),
+        ("python tensorflow numpy", "'numpy'"),
+        ("python config", "'config'"),
+        ("yaml jax", "'jax'"),
+        ("pyhton", "'pyhton'"),
+        ("pyhton jax", "'pyhton', 'jax'"),
+    ],
+)
+def test_unknown_languages_and_marks_are_reported(tmp_path: Path, info: str, unknown: str) -> None:
+    page = write_page(tmp_path, f"```python jax\n1\n```\n```{info}\n1\n```\n")
+    assert unknown_marks(page) == [f"page.md:5: {unknown}"]
