@@ -63,6 +63,7 @@ def package(tmp_path: Path) -> Path:
         "patterns/pytorch.py": "import torch\nfrom secateur.patterns import layout",
         "patterns/keras.py": "import keras\nfrom secateur.patterns import layout",
         "training/__init__.py": "from secateur import patterns",
+        "training/keras/__init__.py": "import keras",
         "cli.py": "from secateur import demo, training",
         "demo/__init__.py": "import torch, transformers",
     }
@@ -85,7 +86,8 @@ def test_contracts_hold_for_the_sample(package: Path) -> None:
         ("patterns/base.py", "from secateur import training", "secateur.patterns.base -> secateur.training"),
         ("patterns/base.py", "def f():\n    import torch", "secateur.patterns.base -> torch"),
         ("training/loop.py", "import keras", "secateur.training.loop -> keras"),
-        ("training/keras.py", "from secateur.patterns import pytorch", "keras -> secateur.patterns.pytorch"),
+        ("training/keras/run.py", "from secateur.patterns import pytorch", "keras.run -> secateur.patterns.pytorch"),
+        ("patterns/keras.py", "import torch", "secateur.patterns.keras -> torch"),
         ("training/pytorch.py", "from secateur.patterns import keras", "pytorch -> secateur.patterns.keras"),
         ("stranger.py", "", "secateur.stranger"),
     ],

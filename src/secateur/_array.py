@@ -28,7 +28,7 @@ def to_numpy(array: Array) -> npt.NDArray[Any]:
 
 
 def count_true(flags: Array) -> int:
-    """How many of the booleans are ``True``."""
+    """How many of the booleans are ``True``, or of numbers not zero."""
     return int(namespace(flags).count_nonzero(flags))
 
 

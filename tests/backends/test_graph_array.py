@@ -69,6 +69,11 @@ def test_it_shows_what_an_array_shows() -> None:
     assert array.dtype == array_api_compat.array_namespace(array).float32
 
 
+def test_a_method_that_is_missing_points_to_the_function() -> None:
+    with pytest.raises(AttributeError, match=r"has no 'sum'\. Take the function of that name from array_api_compat"):
+        graph(VALUES).sum()
+
+
 def test_what_keras_does_not_have_is_an_error() -> None:
     with pytest.raises(AttributeError, match="the array API of a compiled TensorFlow step has no 'cholesky_of_mine'"):
         _ = array_api_compat.array_namespace(graph(VALUES)).cholesky_of_mine

@@ -112,6 +112,22 @@ def test_prepare_is_the_same() -> None:
     assert pruning(model) is optimizer
 
 
+def test_what_raises_in_a_compiled_step_is_what_is_seen() -> None:
+    model = compiled()
+    model.get_layer("fc").trainable = False
+    with pytest.raises((ScoreError, ValueError)) as raised:
+        fit(model, 1)
+    assert "NoneType" not in str(raised.value)
+
+
+def test_haste_and_zeros_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.5})
+    PruningOptimizer(sgd(), {"pattern": "4x1", "target_sparsity": 0.75}, model)
+    assert "end_step is not set, so all of 4x1 is pruned at once at step 1" in caplog.text
+    assert "50.0 % of the weights to be pruned are zero already" in caplog.text
+
+
 def test_verbs_out_of_order() -> None:
     model = compiled()
     fit(model, 2)

@@ -1,5 +1,6 @@
 """What is saved, what is loaded, and that a resumed run ends with the same bits."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -12,7 +13,21 @@ import numpy as np
 import pytest
 
 import secateur
-from backends.kit import BATCH, CONFIG, Watch, bits, compiled, data, fit, kernels, net, pruned_units, pruning, revived
+from backends.kit import (
+    BATCH,
+    CONFIG,
+    LOSS,
+    Watch,
+    bits,
+    compiled,
+    data,
+    fit,
+    kernels,
+    net,
+    pruned_units,
+    pruning,
+    revived,
+)
 from secateur.errors import ConfigError, StateError
 from secateur.keras import PruningOptimizer, UpdateMasks, finalize
 
@@ -225,6 +240,21 @@ def test_before_it_is_built_a_loaded_optimizer_says_so() -> None:
     optimizer = PruningOptimizer.from_config(pruning(compiled()).get_config())
     with pytest.raises(StateError, match=r"no variables yet\. Call build"):
         optimizer.report()
+
+
+def test_copies_go_on_by_themselves() -> None:
+    model = epoch(compiled(), 0, 4)
+    copied = copy.deepcopy(model)
+    cloned = keras.models.clone_model(model)
+    cloned.set_weights(model.get_weights())
+    cloned.compile(keras.optimizers.deserialize(keras.optimizers.serialize(model.optimizer)), LOSS)
+    assert bits(copied) == bits(model)
+    fit(copied, 1, Watch())
+    watch = Watch()
+    fit(cloned, 2, watch)
+    assert watch.units[0] == 0
+    assert finalize(copied).unit_sparsity == finalize(cloned).unit_sparsity == 0.75
+    assert pruning(model).step == 4
 
 
 def test_own_schedule_trains_and_cannot_be_written(tmp_path: Path) -> None:

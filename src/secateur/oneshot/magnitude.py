@@ -9,8 +9,9 @@ from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
 from secateur.planning import Plan
+from secateur.training.checks import refuse_nan, refuse_violations
 from secateur.training.result import PruningReport
-from secateur.training.run import HeldWeight, Run, refuse_nan, refuse_violations, report_on
+from secateur.training.run import HeldWeight, Run, report_on
 
 __all__ = ["at_once", "prune_weights"]
 

@@ -17,6 +17,10 @@ FAMILIES = ("Linear", "Conv")
 """Type names that may be given although a model has no such layer."""
 
 
+SEPARATORS = {".": "[.].*", "/": "/.*"}
+"""What stands between the names of a part and a layer in it, in torch and in Keras → an expression for all in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What is to happen to a layer: a configuration, or a reason why it stays dense.
@@ -129,8 +133,9 @@ def _check_names(config: PruningConfig, layers: Sequence[str], modules: Sequence
 
 
 def _mismatch(pattern: str, layers: Sequence[str], modules: Sequence[str]) -> str:
-    if any(name.startswith(f"{pattern}.") for name in layers):
-        return f"is no layer but holds some. For all of them write {pattern + '[.].*'!r}."
+    for separator, within in SEPARATORS.items():
+        if any(name.startswith(pattern + separator) for name in layers):
+            return f"is no layer but holds some. For all of them write {pattern + within!r}."
     if pattern in modules:
         return "has no weight of two axes or more, so there is nothing to prune in it."
     return f"matches no layer.{nearest(pattern, layers)} Layers: {listed(layers, most=12)}."

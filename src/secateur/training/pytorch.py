@@ -22,9 +22,10 @@ from secateur.patterns.pytorch import parameter, weight_name
 from secateur.planning.pytorch import plan as plan_torch
 from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
+from secateur.training.checks import refuse_nan, refuse_violations, warn_of_haste, warn_of_zeros
 from secateur.training.hooked import HookedRun
 from secateur.training.result import PruningReport
-from secateur.training.run import refuse_nan, refuse_violations, report_on
+from secateur.training.run import report_on
 from secateur.training.state import FORMAT_VERSION, check_state
 
 __all__ = ["ParameterWeight", "Pruner", "prepare"]
@@ -36,9 +37,6 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 PRUNERS: WeakKeyDictionary[Optimizer, WeakSet[Pruner]] = WeakKeyDictionary()
 """Who acts on an optimizer, so that no two prune the same weight."""
-
-ALREADY_SPARSE = 0.05
-"""Share of zeros in a model that is worth a warning when they are not kept."""
 
 
 def prepare(
@@ -178,8 +176,8 @@ class Pruner:
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
         self._runs = [HookedRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
-        self._warn_of_haste()
-        self._warn_of_zeros()
+        warn_of_haste(self._runs)
+        warn_of_zeros(self._runs)
         self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in self._optimizers]
         self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in self._optimizers]
         for optimizer in self._optimizers:
@@ -316,29 +314,6 @@ class Pruner:
             raise StateError(
                 f"Another pruner of this optimizer prunes {listed(map(repr, shared))} already. "
                 f"Call its finalize() or close() first."
-            )
-
-    def _warn_of_haste(self) -> None:
-        for config in (run.config for run in self._runs if not run.group.is_locked):
-            if config.end_step is None and config.sparsity_decay_type != "one_shot":
-                logger.warning(
-                    "end_step is not set, so all of %s is pruned at once at step %d. Set the step at which the target "
-                    "is to be reached, or sparsity_decay_type='one_shot' to say that this is meant.",
-                    config.pattern,
-                    config.start_step,
-                )
-
-    def _warn_of_zeros(self) -> None:
-        runs = [run for run in self._runs if not run.config.keep_zeros and not run.group.is_locked]
-        weights = [self._weights[name].stored for run in runs for name in run.weights]
-        total = sum(weight.numel() for weight in weights)
-        zeros = total - sum(int(weight.count_nonzero()) for weight in weights)
-        if total and zeros / total >= ALREADY_SPARSE:
-            logger.warning(
-                "%.1f %% of the weights to be pruned are zero already and may come back to life in training, unless "
-                "load_state_dict() follows. keep_zeros=True keeps units that are all zero, kind='pattern_lock' keeps "
-                "all zeros.",
-                100 * zeros / total,
             )
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -6,14 +6,15 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from secateur._array import Array, count_true, namespace
-from secateur.errors import ConfigError, ScoreError, StateError
+from secateur._array import Array, count_true
+from secateur.errors import ConfigError
 from secateur.patterns import BasePattern
+from secateur.training.checks import has_nan
 from secateur.training.group import PruningGroup
 from secateur.training.result import LayerResult, PruningReport
 from secateur.training.scores import GatheredScores
 
-__all__ = ["HeldWeight", "Run", "has_nan", "refuse_nan", "refuse_violations", "report_on"]
+__all__ = ["HeldWeight", "Run", "report_on"]
 
 
 class HeldWeight(Protocol):
@@ -130,26 +131,6 @@ class Run(Generic[Weight]):
                 f"start_step must be at least 1 for the criterion {self.config.criterion!r}: it ranks by gradients, "
                 f"and there are none at step 0. Set start_step=1, or rank by 'magnitude'."
             )
-
-
-def has_nan(weight: Array) -> bool:
-    """Whether a weight has ``nan`` anywhere."""
-    xp = namespace(weight)
-    return bool(xp.any(xp.isnan(weight)))
-
-
-def refuse_nan(weights: Mapping[str, HeldWeight]) -> None:
-    """Raise `ScoreError` if a weight has ``nan``."""
-    for name, weight in weights.items():
-        if has_nan(weight.stored):
-            raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")
-
-
-def refuse_violations(wrong: Mapping[str, str]) -> None:
-    """Raise `StateError` if there are any, as `Run.violations` returns them."""
-    if wrong:
-        lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
-        raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")
 
 
 def report_on(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, model_weights: int) -> PruningReport:

@@ -41,7 +41,10 @@ class UpdateMasks(keras.callbacks.Callback):
         Raises:
             StateError: The model is not compiled with a `PruningOptimizer`.
         """
-        self._sparsity = pruning_optimizer(self.model).sparsity
+        model = self.model
+        optimizer = pruning_optimizer(model)
+        optimizer.build(model.trainable_variables)
+        self._sparsity = optimizer.sparsity
         # Other callbacks may yet load another state, so the first batch asks again.
         self._batches_to_wait = 0
 

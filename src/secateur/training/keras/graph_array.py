@@ -96,6 +96,12 @@ class GraphArray:
         """The same elements in another shape."""
         return GraphArray(keras.ops.reshape(self.tensor, shape[0] if len(shape) == 1 else shape))
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"In a compiled TensorFlow step an array has no {name!r}. Take the function of that name from "
+            f"array_api_compat.array_namespace(array), which serves every framework."
+        )
+
     def __getitem__(self, key: Any) -> GraphArray:
         return GraphArray(self.tensor[key])
 

@@ -15,8 +15,9 @@ from secateur._array import Array
 from secateur.config import PruningConfig
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
-from secateur.patterns.keras import tensor_of
+from secateur.patterns.keras import host_array, tensor_of
 from secateur.planning.keras import plan as plan_keras
+from secateur.training.checks import warn_of_haste, warn_of_zeros
 from secateur.training.keras.pruner import KernelPruner
 from secateur.training.keras.record import Record
 from secateur.training.result import PruningReport
@@ -72,6 +73,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             raise UnsupportedModelError(f"model must be a keras.Model, found {type(model).__name__}.")
         plan = plan_keras(model, config)
         pruner = KernelPruner(plan.patterns)
+        warn_of_haste(pruner.runs)
+        warn_of_zeros(pruner.runs)
         self._take(inner_optimizer, Record.of(plan, model), name)
         self._start(pruner, model.trainable_variables)
 
@@ -150,7 +153,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """Take over averaged weights, where the optimizer inside averages; what is pruned is zero in them too."""
         self.inner_optimizer.finalize_variable_values(var_list)
-        if self._is_active:
+        # Elsewhere nothing was taken over; and where a step raised, JAX has taken the values away.
+        if self._is_active and self._built_pruner().is_averaged:
             self._built_pruner().apply_masks()
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
@@ -228,7 +232,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     @property
     def step(self) -> int:
         """Steps made since pruning began: those that accumulate gradients or overflow do not count."""
-        return int(self._iterations)
+        return int(host_array(self._iterations))
 
     @property
     def next_update(self) -> int | None:
@@ -248,7 +252,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     @property
     def sparsity(self) -> float:
         """Share of weights pruned now, over all pruned layers."""
-        return self.report().sparsity
+        return self._built_pruner().sparsity()
 
     def update_masks(self) -> bool:
         """Choose new masks if that is due after the steps made so far. Call it after each step of your own loop.

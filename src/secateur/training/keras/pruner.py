@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
-from secateur._array import Array
+from secateur._array import Array, count_true
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
+from secateur.patterns.keras import host_array
+from secateur.training.checks import refuse_nan, refuse_violations
 from secateur.training.keras.home import homes_of
 from secateur.training.keras.kernel import Kernel
 from secateur.training.keras.run import AddVariable, GraphRun
 from secateur.training.result import PruningReport
-from secateur.training.run import refuse_nan, refuse_violations, report_on
+from secateur.training.run import report_on
 
 __all__ = ["KernelPruner"]
 
@@ -95,6 +98,11 @@ class KernelPruner:
             kernel.apply_mask()
 
     @property
+    def is_averaged(self) -> bool:
+        """Whether an optimizer keeps a moving average of a kernel."""
+        return any(kernel.home is not None and kernel.home.average() is not None for kernel in self.kernels.values())
+
+    @property
     def _shrinks(self) -> bool:
         return any(run.config.reg_type is not None for run in self.runs)
 
@@ -103,7 +111,7 @@ class KernelPruner:
     @property
     def next_update(self) -> int | None:
         """The step after which masks are to change next; ``None``: they do not any more."""
-        updated = int(self._updated)
+        updated = int(host_array(self._updated))
         changes = [run.group.next_change(updated) for run in self.runs]
         return min((change for change in changes if change is not None), default=None)
 
@@ -130,6 +138,12 @@ class KernelPruner:
     def masks(self) -> dict[str, Array]:
         """Layer → booleans in the kernel's shape, ``True`` = kept, in memory of their own."""
         return {name: kernel.mask.copy() for name, kernel in self.kernels.items() if kernel.mask is not None}
+
+    def sparsity(self) -> float:
+        """Share of weights that the masks prune."""
+        masks = [kernel.mask for kernel in self.kernels.values() if kernel.mask is not None]
+        weights: int = sum(math.prod(mask.shape) for mask in masks)
+        return (weights - sum(map(count_true, masks))) / weights
 
     def report(self, step: int, dense: Mapping[str, str], model_weights: int) -> PruningReport:
         """What is pruned after `step` steps."""
@@ -165,6 +179,6 @@ class KernelPruner:
             run.read_frozen()
 
     def _read(self) -> None:
-        updated = int(self._updated)
+        updated = int(host_array(self._updated))
         for run in self.runs:
             run.read(updated)

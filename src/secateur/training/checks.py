@@ -1,0 +1,68 @@
+"""What is refused and what is warned of before and after a run, in every framework."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from secateur._array import Array, count_true, namespace
+from secateur.errors import ScoreError, StateError
+
+if TYPE_CHECKING:
+    from secateur.training.run import HeldWeight, Run
+
+__all__ = ["has_nan", "refuse_nan", "refuse_violations", "warn_of_haste", "warn_of_zeros"]
+
+logger = logging.getLogger(__name__)
+
+ALREADY_SPARSE = 0.05
+"""Share of zeros in a model that is worth a warning when they are not kept."""
+
+
+def warn_of_haste(runs: Iterable[Run[Any]]) -> None:
+    """Log a warning for each run that prunes everything at once without having been told to."""
+    for config in (run.config for run in runs if not run.group.is_locked):
+        if config.end_step is None and config.sparsity_decay_type != "one_shot":
+            logger.warning(
+                "end_step is not set, so all of %s is pruned at once at step %d. Set the step at which the target "
+                "is to be reached, or sparsity_decay_type='one_shot' to say that this is meant.",
+                config.pattern,
+                config.start_step,
+            )
+
+
+def warn_of_zeros(runs: Iterable[Run[Any]]) -> None:
+    """Log a warning if many weights are zero already and may come back to life."""
+    free = [run for run in runs if not run.config.keep_zeros and not run.group.is_locked]
+    weights = [weight.stored for run in free for weight in run.weights.values()]
+    total = sum(math.prod(weight.shape) for weight in weights)
+    zeros = total - sum(count_true(weight) for weight in weights)
+    if total and zeros / total >= ALREADY_SPARSE:
+        logger.warning(
+            "%.1f %% of the weights to be pruned are zero already and may come back to life in training, unless "
+            "a saved state is loaded next. keep_zeros=True keeps units that are all zero, kind='pattern_lock' keeps "
+            "all zeros.",
+            100 * zeros / total,
+        )
+
+
+def has_nan(weight: Array) -> bool:
+    """Whether a weight has ``nan`` anywhere."""
+    xp = namespace(weight)
+    return bool(xp.any(xp.isnan(weight)))
+
+
+def refuse_nan(weights: Mapping[str, HeldWeight]) -> None:
+    """Raise `ScoreError` if a weight has ``nan``."""
+    for name, weight in weights.items():
+        if has_nan(weight.stored):
+            raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")
+
+
+def refuse_violations(wrong: Mapping[str, str]) -> None:
+    """Raise `StateError` if there are any, as `Run.violations` returns them."""
+    if wrong:
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
+        raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")
