@@ -231,9 +231,9 @@ def sort_keys(scores: Array, alive: Array | None) -> Array:
         bits = xp.where(bits < 0, lowest - bits, bits)
     if alive is None:
         return bits
-    # Arithmetic, because NumPy's `where` takes several times as long on masks without order.
-    living = xp.astype(alive, bits.dtype)
-    return bits * living + (1 - living) * lowest
+    # A ceiling of the lowest integer, or one below it, which wraps round to the highest: NumPy's `where` takes several
+    # times as long on masks without order.
+    return xp.minimum(bits, lowest - xp.astype(alive, bits.dtype))
 
 
 def _score_of(key: int, *, wide: bool) -> float | None:
