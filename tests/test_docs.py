@@ -11,15 +11,15 @@ from docs_runner import PAGES, PER_BACKEND, blocks, run_page, unknown_marks
 # "page.md:line" of each Python block marked `notest`, and why it cannot run.
 OLD = "code for another package, shown beside what does the same here"
 NOT_RUN: dict[str, str] = {
-    "from-tfmot.md:88": OLD,
-    "from-tfmot.md:139": OLD,
-    "from-tfmot.md:168": OLD,
-    "from-tfmot.md:218": OLD,
-    "from-tfmot.md:258": OLD,
-    "from-tfmot.md:302": OLD,
-    "from-tfmot.md:350": OLD,
-    "from-tfmot.md:397": OLD,
-    "from-tfmot.md:425": OLD,
+    "from-tfmot.md:66": OLD,
+    "from-tfmot.md:142": OLD,
+    "from-tfmot.md:182": OLD,
+    "from-tfmot.md:241": OLD,
+    "from-tfmot.md:284": OLD,
+    "from-tfmot.md:332": OLD,
+    "from-tfmot.md:383": OLD,
+    "from-tfmot.md:450": OLD,
+    "from-tfmot.md:497": OLD,
 }
 
 
