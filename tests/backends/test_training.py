@@ -276,6 +276,21 @@ def test_nothing_is_compiled_again_when_masks_change() -> None:
     assert len(traces) == 1
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.compile")
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_torch_compiles_the_first_steps_only() -> None:
+    import torch
+
+    model = compiled({**CONFIG, "pruning_frequency": 1, "end_step": 15}, jit_compile=True)
+    fit(model, 1)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    fit(model, 2, Watch())
+    # One more: what is done once scores are not gathered any more.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= graphs + 1
+    assert finalize(model).unit_sparsity == 0.75
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="not on torch")
 def test_steps_per_execution_updates_at_the_end_of_an_execution() -> None:
     model, watch = compiled(steps_per_execution=3), Watch()
@@ -287,7 +302,7 @@ def test_steps_per_execution_updates_at_the_end_of_an_execution() -> None:
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}])
 def test_other_ways_to_compile(options: dict[str, Any]) -> None:
     if BACKEND == "torch" and "jit_compile" in options:
-        pytest.skip("takes a C++ compiler and a minute")
+        pytest.skip("see test_torch_compiles_the_first_steps_only")
     model = compiled(**options)
     fit(model, 2, Watch())
     assert finalize(model).unit_sparsity == 0.75

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import keras
@@ -19,6 +19,13 @@ from secateur.training.regularizer import shrinkage
 from secateur.training.run import Run
 
 __all__ = ["AddVariable", "GraphRun"]
+
+
+def either(predicate: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """``ops.cond``, but on torch a plain branch: the former has torch.compile compile every step anew."""
+    if keras.backend.backend() == "torch":
+        return yes() if predicate else no()
+    return ops.cond(predicate, yes, no)
 
 
 class AddVariable(Protocol):
@@ -95,7 +102,7 @@ class GraphRun(Run[Kernel]):
                 f"Exclude it, or rank by 'magnitude'."
             )
         variables = list(self._totals.values())
-        fresh = ops.cond(
+        fresh = either(
             ops.logical_and(self._gathers_at(step), made),
             lambda: self._gathered(gradients),
             lambda: [tensor_of(total) for total in variables],
