@@ -9,7 +9,7 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "count_true", "joined", "namespace", "to_numpy", "zero_outside"]
+__all__ = ["Array", "count_true", "has_nan", "joined", "namespace", "to_numpy", "zero_outside"]
 
 Array = Any
 """A NumPy array, a torch tensor or a JAX array."""
@@ -30,6 +30,12 @@ def to_numpy(array: Array) -> npt.NDArray[Any]:
 def count_true(flags: Array) -> int:
     """How many of the booleans are ``True``, or of numbers not zero."""
     return int(namespace(flags).count_nonzero(flags))
+
+
+def has_nan(values: Array) -> bool:
+    """Whether there is ``nan`` anywhere."""
+    xp = namespace(values)
+    return bool(xp.any(xp.isnan(values)))
 
 
 def joined(chunks: Sequence[Array]) -> Array:

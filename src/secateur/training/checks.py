@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from secateur._array import Array, count_true, namespace
+from secateur._array import count_true, has_nan
 from secateur.errors import ScoreError, StateError
+from secateur.training.run import HeldWeight, Run
 
-if TYPE_CHECKING:
-    from secateur.training.run import HeldWeight, Run
-
-__all__ = ["has_nan", "refuse_nan", "refuse_violations", "warn_of_haste", "warn_of_zeros"]
+__all__ = ["refuse_nan", "refuse_violations", "warn_of_haste", "warn_of_zeros"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +44,6 @@ def warn_of_zeros(runs: Iterable[Run[Any]]) -> None:
             "all zeros.",
             100 * zeros / total,
         )
-
-
-def has_nan(weight: Array) -> bool:
-    """Whether a weight has ``nan`` anywhere."""
-    xp = namespace(weight)
-    return bool(xp.any(xp.isnan(weight)))
 
 
 def refuse_nan(weights: Mapping[str, HeldWeight]) -> None:

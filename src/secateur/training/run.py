@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from secateur._array import Array, count_true
+from secateur._array import Array, count_true, has_nan
 from secateur.errors import ConfigError
 from secateur.patterns import BasePattern
-from secateur.training.checks import has_nan
 from secateur.training.group import PruningGroup
 from secateur.training.result import LayerResult, PruningReport
 from secateur.training.scores import GatheredScores
