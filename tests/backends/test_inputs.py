@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import secateur
-from backends.kit import CONFIG, bits, compiled, data, fit, net, pruning
+from backends.kit import CONFIG, LOSS, bits, compiled, data, fit, kernels, net, pruning, revived
 from secateur.errors import ConfigError, LayerError, ScoreError, StateError, UnknownNameError, UnsupportedModelError
 from secateur.keras import PruningOptimizer, finalize
 
@@ -140,6 +140,60 @@ def test_verbs_out_of_order() -> None:
     assert not optimizer.update_masks()
     with pytest.raises(StateError, match=r"finalized already\. Make another one"):
         optimizer.finalize()
+
+
+def test_the_wrapper_of_a_finalized_optimizer_comes_off() -> None:
+    model = compiled()
+    fit(model, 2)
+    report = pruning(model).finalize()
+    assert finalize(model) == report
+    assert type(model.optimizer) is keras.optimizers.AdamW or isinstance(model.optimizer, keras.optimizers.AdamW)
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    model, other = net(), keras.models.clone_model(net())
+    other.compile(PruningOptimizer(sgd(), CONFIG, model), LOSS)
+    for verb in (lambda: fit(other, 1), lambda: finalize(other)):
+        with pytest.raises(StateError, match=r"made for another model: the kernels of 'conv', 'fc' are not those of"):
+            verb()
+
+
+def test_weights_that_were_put_back_can_be_pruned_again() -> None:
+    model = compiled()
+    early = keras.callbacks.EarlyStopping(monitor="sparsity", mode="min", patience=1, restore_best_weights=True)
+    fit(model, 10, early)
+    with pytest.raises(StateError, match=r"pruned weights are not zero; .* apply_masks sets them to zero"):
+        finalize(model)
+    pruning(model).apply_masks()
+    assert revived(model) == []
+    finalize(model)
+
+
+def test_a_call_without_pruned_kernels_is_no_step() -> None:
+    model = net()
+    optimizer = PruningOptimizer(sgd(), {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.05}, model)
+    before = kernels(model)
+    optimizer.apply([keras.ops.ones((4,))], [model.get_layer("out").bias])
+    assert optimizer.step == 0
+    assert all((before[name] == kernel).all() for name, kernel in kernels(model).items())
+
+
+def test_a_forgotten_callback_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    compiled().fit(*data(), batch_size=8, epochs=2, verbose=0)
+    assert "Masks were to change after step 2, and 12 steps have been made without it" in caplog.text
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX takes values away")
+def test_an_optimizer_out_of_reach_says_how_to_reach_it() -> None:
+    model = compiled()
+    optimizer = pruning(model)
+
+    class Direct(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+            optimizer.update_masks()
+
+    with pytest.raises(StateError, match=r"Reach the optimizer as model\.optimizer"):
+        model.fit(*data(), batch_size=8, verbose=0, callbacks=[Direct()])
 
 
 def test_finalize_too_early_says_how_far_it_came(caplog: pytest.LogCaptureFixture) -> None:

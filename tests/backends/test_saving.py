@@ -22,6 +22,7 @@ from backends.kit import (
     compiled,
     data,
     fit,
+    host,
     kernels,
     net,
     pruned_units,
@@ -222,11 +223,172 @@ def test_description_of_another_model_is_refused() -> None:
     config = pruning(compiled()).get_config()
     other = PruningOptimizer.from_config(config)
     small = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
-    with pytest.raises(StateError, match=r"another model: layer 'conv' had a kernel of shape \(2, 2, 4, 8\)"):
+    with pytest.raises(StateError, match=r"another model: its layer 'conv' has a kernel"):
         other.build(small.trainable_variables)
     assert not other.built
     other.build(net().trainable_variables)
     assert other.built
+
+
+def alike(*, named: bool = True) -> keras.Model:
+    """Three kernels of one shape, in a subclassed model."""
+
+    @keras.saving.register_keras_serializable("tests", name=f"Alike{named}")
+    class Alike(keras.Model):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.parts = [keras.layers.Dense(16, name=name if named else None) for name in "abc"]
+
+        def call(self, inputs: Any) -> Any:
+            for part in self.parts:
+                inputs = part(inputs)
+            return inputs
+
+        def build(self, shape: Any) -> None:
+            for part in self.parts:
+                part.build(shape)
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+    keras.utils.set_random_seed(0)
+    model = Alike()
+    model.build((None, 16))
+    return model
+
+
+INPUTS = np.random.default_rng(0).standard_normal((48, 16), dtype=np.float32)
+
+
+def test_a_layer_frozen_in_the_middle_does_not_swap_kernels(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    parts = [keras.layers.Dense(16, name=name) for name in "abc"]
+    model = keras.Sequential([keras.Input((16,)), *parts, keras.layers.Dense(4, name="out")])
+    compiled({**CONFIG, "criterion": "magnitude", "op_names": ["b"]}, model=model)
+    model.fit(INPUTS, data()[1], batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    model.get_layer("a").trainable = False
+    model.save(tmp_path / "m.keras")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")  # Keras's, of the one inside
+        other = keras.saving.load_model(tmp_path / "m.keras")
+    assert list(pruning(other).masks) == ["b"]
+    other.fit(INPUTS, data()[1], batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    zeros = [float((kernel == 0).mean()) for kernel in kernels(other, "abc").values()]
+    assert zeros == [0.0, 0.75, 0.0]
+    assert finalize(other).unit_sparsity == 0.75
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_layers_that_are_not_frozen_any_more(tmp_path: Path, *, named: bool) -> None:
+    model = alike(named=named)
+    model.parts[0].trainable = False
+    names = [part.name for part in model.parts]
+    model.compile(PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG | {"op_names": [names[1]]}, model), "mse")
+    model.fit(INPUTS, INPUTS, batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    model.save(tmp_path / "m.keras")
+    if not named:
+        with pytest.raises(StateError, match=r"saved with another model: its layer 'dense.*' has a kernel"):
+            keras.saving.load_model(tmp_path / "m.keras")
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+        other = keras.saving.load_model(tmp_path / "m.keras")
+    assert [float((host(part.kernel) == 0).mean()) > 0.3 for part in other.parts] == [False, True, False]
+    assert pruning(other)._settled_pruner().kernels["b"].variable is other.parts[1].kernel
+
+
+def test_a_model_that_names_its_layers_anew_is_told_by_order(tmp_path: Path) -> None:
+    model = alike(named=False)
+    model.compile(PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG | {"criterion": "magnitude"}, model), "mse")
+    model.fit(INPUTS, INPUTS, batch_size=BATCH, epochs=2, verbose=0, callbacks=[UpdateMasks()])
+    model.save(tmp_path / "m.keras")
+    other = keras.saving.load_model(tmp_path / "m.keras")
+    assert [part.name for part in other.parts] != [part.name for part in model.parts]
+    assert [host(part.kernel).tobytes() for part in other.parts] == [
+        host(part.kernel).tobytes() for part in model.parts
+    ]
+    other.fit(INPUTS, INPUTS, batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    assert finalize(other).unit_sparsity == 0.75
+
+
+def test_a_run_whose_state_did_not_come_along_is_refused(tmp_path: Path) -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = compiled()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    fit(model, 1)
+    model.save(tmp_path / "m.keras")
+    # Keras does not put the loss-scale optimizer back under another policy, and then finds none of its state.
+    warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+    with pytest.raises(ValueError, match="dtype policy that it was saved under"):
+        keras.saving.load_model(tmp_path / "m.keras")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"kind": "pattern_lock"},
+        {"criterion": "magnitude", "start_step": 0, "end_step": None, "sparsity_decay_type": "one_shot"},
+        {"keep_zeros": True},
+    ],
+)
+def test_weights_that_are_loaded_before_training_are_those_that_count(config: dict[str, Any], tmp_path: Path) -> None:
+    trained = net(3)
+    secateur.prune(trained, {"pattern": "4x1", "target_sparsity": 0.5})
+    trained.save_weights(tmp_path / "trained.weights.h5")
+    model = compiled(CONFIG | config)
+    warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+    with pytest.warns(UserWarning, match="starts with the weights that it holds"):
+        model.load_weights(tmp_path / "trained.weights.h5")
+    expected = PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG | config, trained)
+    assert all((pruning(model).masks[name] == mask).all() for name, mask in expected.masks.items())
+    fit(model, 1, Watch())
+
+
+def test_weights_without_a_state_are_refused_when_the_run_is_under_way(tmp_path: Path) -> None:
+    net(3).save_weights(tmp_path / "dense.weights.h5")
+    model = epoch(compiled(), 0, 4)
+    with pytest.raises(ValueError, match="holds no state of a pruning run, and this run is under way"):
+        model.load_weights(tmp_path / "dense.weights.h5")
+
+
+def test_a_loaded_run_does_not_look_at_weights_that_are_thrown_away(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    parts = [keras.layers.Dense(16, kernel_initializer="identity", name=name) for name in "ab"]
+    model = keras.Sequential([keras.Input((16,)), *parts, keras.layers.Dense(4, name="out")])
+    for part in parts:
+        part.kernel.assign(np.random.default_rng(1).standard_normal((16, 16)))
+    compiled(CONFIG | {"keep_zeros": True, "criterion": "magnitude"}, model=model)
+    model.fit(INPUTS, data()[1], batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    model.save(tmp_path / "m.keras")
+    assert bits(keras.saving.load_model(tmp_path / "m.keras")) == bits(model)
+
+
+def test_a_state_that_is_put_back_puts_back_what_keeps_its_mask() -> None:
+    model = compiled({**CONFIG, "target_sparsity": 0.55, "max_sparsity_ratio_per_op": 0.56})
+    fit(model, 1)
+    tree = copy.deepcopy(model.get_state_tree(value_format="numpy_array"))
+    fit(model, 1)
+    ended = bits(model, optimizer=False)
+    assert pruning(model).patterns[0].keep_mask_layers != {}
+    model.set_state_tree(tree)
+    fit(model, 1)
+    assert bits(model, optimizer=False) == ended
+
+
+def test_a_state_that_is_loaded_within_fit_is_followed(tmp_path: Path) -> None:
+    class Rewind(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+            if epoch == 0:
+                self.model.save_weights(tmp_path / "m.weights.h5")
+            if epoch == 2:
+                self.model.load_weights(tmp_path / "m.weights.h5")
+
+    model = compiled()
+    fit(model, 5, Rewind())
+    assert pruning(model).step == 18
+    assert finalize(model).unit_sparsity == 0.75
 
 
 def test_damaged_description_is_refused() -> None:

@@ -336,6 +336,29 @@ def test_a_second_run_follows_the_first() -> None:
     assert finalize(model).unit_sparsity == 0.75
 
 
+def test_an_adversarial_pair() -> None:
+    """Two models, each with its own optimizer, trained in turn by one custom step."""
+    maker, judge = net(), net(1)
+    pair = [
+        PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG | {"criterion": "magnitude"}, model)
+        for model in (maker, judge)
+    ]
+    for optimizer, model in zip(pair, (maker, judge), strict=True):
+        for _ in range(10):
+            variables = model.trainable_variables
+            optimizer.apply([keras.ops.ones(variable.shape) * 0.01 for variable in variables], variables)
+            optimizer.update_masks()
+    assert [optimizer.finalize().unit_sparsity for optimizer in pair] == [0.75, 0.75]
+
+
+def test_a_callback_may_name_its_optimizer() -> None:
+    model = net()
+    optimizer = PruningOptimizer(keras.optimizers.AdamW(0.01), CONFIG, model)
+    model.compile(optimizer, LOSS)
+    model.fit(*data(), batch_size=BATCH, epochs=2, verbose=0, callbacks=[UpdateMasks(optimizer)])
+    assert finalize(model).unit_sparsity == 0.75
+
+
 def test_sub_models_and_attention() -> None:
     keras.utils.set_random_seed(0)
     tokens = keras.Input((5, 8))

@@ -13,9 +13,12 @@ from secateur.patterns.selection import Scores
 from secateur.training.fade import fade
 from secateur.training.timeline import Timeline
 
-__all__ = ["PruningGroup"]
+__all__ = ["REACHED", "PruningGroup"]
 
 logger = logging.getLogger(__name__)
+
+REACHED = "reached max_sparsity_ratio_per_op"
+"""Why the mask of a layer is not updated any more, where nobody said so."""
 
 TOLERATED = 0.01
 """Share of all units by which a model may start sparser than its target, as when units died by themselves."""
@@ -29,6 +32,7 @@ class PruningGroup:
 
     Args:
         pattern: The pattern, bound to the layers.
+        is_new: Whether it starts with the weights as they are, rather than from a state that is yet to be read.
 
     Attributes:
         pattern: The pattern.
@@ -38,10 +42,10 @@ class PruningGroup:
         condemned_keep: In a progressive run, what will be left once the condemned units have faded out.
     """
 
-    def __init__(self, pattern: BasePattern) -> None:
+    def __init__(self, pattern: BasePattern, *, is_new: bool = True) -> None:
         self.pattern = pattern
         self.config = pattern.config
-        self.keep: dict[str, Array] | None = self._initial_units()
+        self.keep: dict[str, Array] | None = self._initial_units() if is_new else None
         self.condemned_keep: dict[str, Array] | None = None
         initial, target = self.sparsity(), pattern.target_sparsity
         if self.is_locked:
@@ -156,7 +160,7 @@ class PruningGroup:
         for name, kept in keep.items():
             pruned = count_true(~kept)
             if pruned >= upper[name] and self.pattern.budget.units[name] == kept.shape[0]:
-                self.pattern.keep_mask_layers.setdefault(name, "reached max_sparsity_ratio_per_op")
+                self.pattern.keep_mask_layers.setdefault(name, REACHED)
         return keep
 
     def _initial_units(self) -> dict[str, Array] | None:

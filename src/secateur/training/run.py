@@ -45,16 +45,17 @@ class Run(Generic[Weight]):
     Args:
         pattern: The pattern, bound to the layers.
         weights: Layer → its weight.
+        is_new: Whether it starts with the weights as they are, rather than from a state that is yet to be read.
 
     Raises:
         ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
     """
 
-    def __init__(self, pattern: BasePattern, weights: Mapping[str, Weight]) -> None:
+    def __init__(self, pattern: BasePattern, weights: Mapping[str, Weight], *, is_new: bool = True) -> None:
         self.pattern = pattern
         self.config = pattern.config
         self.weights = {name: weights[name] for name in pattern.views}
-        self.group = PruningGroup(pattern)
+        self.group = PruningGroup(pattern, is_new=is_new)
         self.scores = GatheredScores(pattern, lambda layer: self.weights[layer].canonical())
         self.last_step = 0 if self.group.is_locked else self.group.timeline.end
         self._check_first_gradient()
@@ -80,7 +81,10 @@ class Run(Generic[Weight]):
         wrong = {name: "its weights have nan" for name, weight in self.weights.items() if has_nan(weight.stored)}
         for name, weight in self.weights.items():
             if weight.mask is not None and (revived := count_true(weight.stored[~weight.mask] != 0)):
-                wrong[name] = f"{revived} pruned weights are not zero; was the model changed behind the pruner's back?"
+                wrong[name] = (
+                    f"{revived} pruned weights are not zero; was the model changed behind the pruner's back? "
+                    f"apply_masks sets them to zero."
+                )
         if self._has_masks and not self.group.is_locked and self.group.condemned_keep is None:
             wrong = self.pattern.violations(self._masks(), self.group.asked) | wrong
         return wrong

@@ -18,6 +18,10 @@ class UpdateMasks(keras.callbacks.Callback):
     Between updates it only counts batches, so compiled steps run on without waiting for it. With
     ``steps_per_execution`` above 1 an update that falls into an execution is made at its end.
 
+    Args:
+        optimizer: The optimizer whose masks to update; ``None``: the one that the model is compiled with. A model with
+            several optimizers, as in adversarial training, takes a callback for each that prunes.
+
     Example:
         >>> import keras, numpy as np, secateur.keras
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(3)])
@@ -29,8 +33,9 @@ class UpdateMasks(keras.callbacks.Callback):
         [0.5]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: PruningOptimizer | None = None) -> None:
         super().__init__()
+        self._optimizer = optimizer
         self._last_batch = -1
         self._batches_to_wait = 0
         self._sparsity = 0.0
@@ -39,18 +44,19 @@ class UpdateMasks(keras.callbacks.Callback):
         """Make sure that there is something to update.
 
         Raises:
-            StateError: The model is not compiled with a `PruningOptimizer`.
+            StateError: The model is not compiled with a `PruningOptimizer`, or with one that was made for another.
         """
         model = self.model
-        optimizer = pruning_optimizer(model)
-        optimizer.build(model.trainable_variables)
+        optimizer = self._optimizer_of(model)
+        optimizer.attach(model)
         self._sparsity = optimizer.sparsity
         # Other callbacks may yet load another state, so the first batch asks again.
         self._batches_to_wait = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Count the batches of another epoch."""
+        """Count the batches of another epoch, and ask anew: another state may have been loaded in between."""
         self._last_batch = -1
+        self._batches_to_wait = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Choose new masks if an update is due."""
@@ -59,13 +65,16 @@ class UpdateMasks(keras.callbacks.Callback):
         if self._batches_to_wait > 0:
             return
         # With JAX this waits for the step and puts its state into the variables.
-        optimizer = pruning_optimizer(self.model)
+        optimizer = self._optimizer_of(self.model)
         if optimizer.update_masks() or batch == 0:
             self._sparsity = optimizer.sparsity
         due = optimizer.next_update
         # At the earliest: of the step that is under way all batches but one may have been seen, and steps may be
         # skipped. Then the count begins anew.
         self._batches_to_wait = NEVER if due is None else (due - 1 - optimizer.step) * optimizer.batches_per_step + 1
+
+    def _optimizer_of(self, model: keras.Model) -> PruningOptimizer:
+        return pruning_optimizer(model) if self._optimizer is None else self._optimizer
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Add the share of pruned weights to the logs."""

@@ -23,11 +23,12 @@ def finalize(model: keras.Model) -> PruningReport:
         What was pruned, per layer and in all. Its `is_complete` is ``False`` if training ended before the target.
 
     Raises:
-        StateError: The model is not compiled with a `PruningOptimizer`, an update of the masks was due and not made, or
-            masks and weights are not what they should be. The model is as it was then.
+        StateError: The model is not compiled with a `PruningOptimizer` that was made for it, an update of the masks was
+            due and not made, or masks and weights are not what they should be. The model is as it was then.
     """
     pruning = pruning_optimizer(model)
-    report = pruning.finalize()
+    pruning.attach(model)
+    report = pruning.finalize() if pruning.is_active else pruning.report()
     outermost = model.optimizer
     if outermost is pruning:
         model.optimizer = pruning.inner_optimizer

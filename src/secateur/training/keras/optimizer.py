@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
@@ -24,6 +25,8 @@ from secateur.training.result import PruningReport
 from secateur.training.state import FORMAT_VERSION, refuse_other_runs
 
 __all__ = ["PruningOptimizer"]
+
+logger = logging.getLogger(__name__)
 
 MARK = "secateur"
 """Entry of a weights file that tells the variables of this optimizer from those of another."""
@@ -85,6 +88,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self._record = record
         self._pruner: KernelPruner | None = None
         self._is_active = True
+        self._is_read = False
+        self._awaits_state = False
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Make the variables for these variables of a model; done already unless this was read from a file.
@@ -93,7 +98,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             StateError: They are of another model than the one that this optimizer was made for.
         """
         if not self.built:
-            self._start(KernelPruner(self._record.bind(list(variables))), variables)
+            self._start(KernelPruner(self._record.bind(list(variables)), is_new=False), variables)
+            self._awaits_state = True
 
     def _start(self, pruner: KernelPruner, variables: Sequence[keras.Variable]) -> None:
         if not self.inner_optimizer.built:
@@ -106,7 +112,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self, shape: tuple[int, ...], initializer: str = "zeros", *, dtype: str, layout: Any = None, name: str
     ) -> keras.Variable:
         return self.add_variable(
-            shape=shape, initializer=initializer, dtype=dtype, layout=layout, name=name.replace("/", ".")
+            shape=shape, initializer=initializer, dtype=dtype, layout=layout, name=name.replace("/", ">")
         )
 
     # What Keras asks of an optimizer.
@@ -116,10 +122,10 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
-        if not self._is_active or not len(grads):
+        if not self._is_active or not len(grads) or self._pruner is None:
             self.inner_optimizer.apply(grads, trainable_variables)
             return
-        pruner = self._built_pruner()
+        pruner = self._pruner
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
         step = tensor_of(self._iterations) + 1
         made, rates = pruner.before_step(step, {id(key): grad for key, grad in zip(variables, grads, strict=True)})
@@ -153,9 +159,17 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """Take over averaged weights, where the optimizer inside averages; what is pruned is zero in them too."""
         self.inner_optimizer.finalize_variable_values(var_list)
-        # Elsewhere nothing was taken over; and where a step raised, JAX has taken the values away.
-        if self._is_active and self._built_pruner().is_averaged:
-            self._built_pruner().apply_masks()
+        if not self._is_active or self._pruner is None or self._is_away():
+            return
+        if self._pruner.is_averaged:
+            self._pruner.apply_masks()
+        if (due := self._pruner.next_update) is not None and due <= self.step:
+            logger.warning(
+                "Masks were to change after step %d, and %d steps have been made without it. Pass "
+                "secateur.keras.UpdateMasks() as a callback to fit.",
+                due,
+                self.step,
+            )
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """Exclude variables from the weight decay of the optimizer inside."""
@@ -176,6 +190,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
             "pruning": self._record.to_dict(),
+            "is_active": self._is_active,
         }
 
     @classmethod
@@ -188,6 +203,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
         optimizer = cls.__new__(cls)
         optimizer._take(inner, Record.from_dict(config["pruning"]), config["name"])
+        optimizer._is_active = config["is_active"]
+        optimizer._is_read = True
         return optimizer
 
     def save_own_variables(self, store: Any) -> None:
@@ -200,22 +217,36 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote.
 
-        A file of a run without pruning has nothing of the kind: a warning says so, and pruning starts from here.
+        A file of a run without pruning has nothing of the kind. Before the first step that is a warning, and pruning
+        starts with the weights that the file holds.
 
         Raises:
-            StateError: It is the state of another run: another model, configuration or format. Nothing is read then.
+            StateError: It is the state of another run: another model, configuration or format; or it is none at all,
+                and this run is under way. Nothing is read here then, but Keras may have read the model's weights.
         """
         if MARK not in store.keys():  # noqa: SIM118 - not a mapping
-            warnings.warn(
-                "The file holds no state of a pruning run, so pruning starts with the weights that it holds. Save with "
-                "a PruningOptimizer to go on from where a run was.",
-                stacklevel=2,
-            )
+            self._start_anew()
             return
         self._refuse_other(json.loads(bytes(np.asarray(store[MARK]))))
         for index, variable in enumerate(self._variables):
             variable.assign(store[str(index)])
         self._built_pruner().read_frozen()
+        self._awaits_state = False
+
+    def _start_anew(self) -> None:
+        """Start with weights that were loaded without a state; once more when all of them are there."""
+        if self._is_read or self.step > 0:
+            raise StateError(
+                "The file holds no state of a pruning run, and this run is under way. Make the PruningOptimizer after "
+                "weights are loaded; load a model under the dtype policy that it was saved under."
+            )
+        warnings.warn(
+            "The file holds no state of a pruning run, so pruning starts with the weights that it holds. Save with a "
+            "PruningOptimizer to go on from where a run was.",
+            stacklevel=3,
+        )
+        self._built_pruner().restart()
+        self._awaits_state = True
 
     # What is asked of a pruner.
 
@@ -232,6 +263,11 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     @property
     def step(self) -> int:
         """Steps made since pruning began: those that accumulate gradients or overflow do not count."""
+        if self._is_away():
+            raise StateError(
+                "Under fit, JAX keeps the values of variables to itself. Reach the optimizer as model.optimizer of a "
+                "callback's self.model, which brings them back; after an error in fit, make the model anew."
+            )
         return int(host_array(self._iterations))
 
     @property
@@ -265,7 +301,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         Raises:
             ScoreError: A score is ``nan``; masks and weights are then as they were.
         """
-        return self._is_active and self._built_pruner().update(self.step)
+        return self._is_active and self._settled_pruner().update(self.step)
 
     def stateless_update_masks(
         self, optimizer_variables: Sequence[Any], trainable_variables: Sequence[Any]
@@ -295,12 +331,13 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     def report(self) -> PruningReport:
         """What is pruned now."""
-        return self._built_pruner().report(self.step, self._record.dense, self._record.model_weights)
+        return self._settled_pruner().report(self.step, self._record.dense, self._record.model_weights)
 
     def finalize(self) -> PruningReport:
         """Verify every mask against its pattern and every pruned weight against zero, and end the run.
 
-        This optimizer then does what the one inside does; `secateur.keras.finalize` also takes it off the model.
+        This optimizer then does what the one inside does, but in a step that was compiled before.
+        `secateur.keras.finalize` also takes it off the model.
 
         Returns:
             What was pruned, per layer and in all. Its `is_complete` is ``False`` if training ended before the target.
@@ -311,11 +348,39 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         """
         if not self._is_active:
             raise StateError("This optimizer has been finalized already. Make another one for another run.")
-        self._built_pruner().verify(self.step)
+        self._settled_pruner().verify(self.step)
         report = self.report()
         report.warn_if_incomplete()
         self._is_active = False
         return report
+
+    def apply_masks(self) -> None:
+        """Set pruned weights to zero now, as after each step: where something else has written into the model.
+
+        `keras.callbacks.EarlyStopping` does when it puts back the weights of an epoch in which less was pruned.
+        """
+        self._settled_pruner().apply_masks()
+
+    def attach(self, model: keras.Model) -> None:
+        """Make sure, before training, that this is the optimizer of the model that it is used for.
+
+        Raises:
+            StateError: It was made for another model.
+        """
+        self.build(model.trainable_variables)
+        self._settled_pruner().refuse_other_model(model)
+
+    def _settled_pruner(self) -> KernelPruner:
+        """The pruner, started if no state was read for it."""
+        pruner = self._built_pruner()
+        if self._awaits_state:
+            self._awaits_state = False
+            pruner.restart()
+        return pruner
+
+    def _is_away(self) -> bool:
+        """Whether JAX has taken the values out of the variables, as it does under ``fit``."""
+        return keras.backend.backend() == "jax" and getattr(self._iterations, "_value", ...) is None
 
     def _built_pruner(self) -> KernelPruner:
         if self._pruner is None:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from secateur._array import Array, count_true
+from secateur._wording import listed
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import host_array
@@ -27,19 +28,21 @@ class KernelPruner:
 
     Args:
         patterns: The patterns, bound to layers or kernels.
+        is_new: Whether the run starts with the kernels as they are, rather than from a state that is yet to be read.
 
     Raises:
         ConfigError: A criterion ranks by gradients and the first update lies before the first gradient.
         ScoreError: A kernel has ``nan``.
     """
 
-    def __init__(self, patterns: Sequence[BasePattern]) -> None:
+    def __init__(self, patterns: Sequence[BasePattern], *, is_new: bool = True) -> None:
         self.kernels = {name: Kernel(name, pattern) for pattern in patterns for name in pattern.views}
+        self.is_new = is_new
         refuse_nan(self.kernels)
-        self.runs = [GraphRun(pattern, self.kernels) for pattern in patterns if pattern.views]
+        self.runs = [GraphRun(pattern, self.kernels, is_new=is_new) for pattern in patterns if pattern.views]
 
     def start(self, inner: keras.optimizers.Optimizer, add: AddVariable) -> None:
-        """Make the variables and set the masks that hold before the first step.
+        """Make the variables; a new run sets the masks that hold before the first step.
 
         Args:
             inner: The built optimizer that changes the kernels.
@@ -60,10 +63,20 @@ class KernelPruner:
         self._updated = add((), dtype="int32", name="updated_step")
         for run in self.runs:
             run.add_variables(add)
+        if self.is_new:
+            self.restart()
+
+    def restart(self) -> None:
+        """Start with the kernels as they are now, whatever was before.
+
+        Raises:
+            ConfigError: They are sparser than the target.
+            ScoreError: A kernel has ``nan``.
+        """
+        refuse_nan(self.kernels)
         for run in self.runs:
-            run.start()
-        for run in self.runs:
-            run.write()
+            run.restart()
+        self._updated.assign(0)
         self.apply_masks()
 
     # Inside the compiled step.
@@ -76,12 +89,15 @@ class KernelPruner:
             gradients: Identity of a kernel's variable → its gradient, scaled and not accumulated.
 
         Returns:
-            Whether the call makes a step, and the learning rate of each kernel.
+            Whether the call makes a step, and the learning rate of each kernel that it changes. A call without any
+            pruned kernel, as of the other half of an adversarial pair, makes none.
         """
-        homes = {name: kernel.home for name, kernel in self.kernels.items() if kernel.home is not None}
+        given = {name: gradients.get(id(kernel.variable)) for name, kernel in self.kernels.items()}
+        homes = {name: kernel.home for name, kernel in self.kernels.items() if given[name] is not None and kernel.home}
+        if not homes:
+            return False, {}
         made = next(iter(homes.values())).makes_step()
-        given = {name: gradients.get(id(self.kernels[name].variable)) for name in homes}
-        real = {name: home.gradient(given[name]) for name, home in homes.items() if given[name] is not None}
+        real = {name: home.gradient(given[name]) for name, home in homes.items()}
         for run in self.runs:
             run.gather(step, {name: real[name] for name in run.weights if name in real}, made)
         return made, {name: home.learning_rate() for name, home in homes.items()} if self._shrinks else {}
@@ -166,6 +182,15 @@ class KernelPruner:
     def described(self) -> list[dict[str, Any]]:
         """Settings and layers of each run, to tell one saved state from another."""
         return [run.described() for run in self.runs]
+
+    def refuse_other_model(self, model: keras.Model) -> None:
+        """Raise `StateError` if `model` does not have the very kernels that are pruned."""
+        mine = {id(variable) for variable in model.weights}
+        if foreign := [name for name, kernel in self.kernels.items() if id(kernel.variable) not in mine]:
+            raise StateError(
+                f"The PruningOptimizer was made for another model: the kernels of {listed(map(repr, foreign))} are not "
+                f"those of {model.name!r}. Make one for this model."
+            )
 
     def write_frozen(self) -> None:
         """Note in the variables which layers keep their masks."""

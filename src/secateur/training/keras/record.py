@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -15,6 +16,13 @@ from secateur.patterns.keras import BoundKernel, kernel
 from secateur.planning import Plan
 
 __all__ = ["Record"]
+
+
+NUMBER = re.compile(r"_\d+(?=/|$)")
+"""What Keras puts behind a name to make it another."""
+
+NUMBER_IN_FRONT = re.compile(r"^([^/]*?)_\d+/")
+"""The same behind the first name of a path."""
 
 
 class _KernelRecord(BaseModel):
@@ -31,17 +39,41 @@ class _PatternRecord(BaseModel):
     kernels: dict[str, _KernelRecord]
 
 
+class _VariableRecord(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, variable: keras.Variable) -> Self:
+        return cls(path=variable.path, shape=tuple(variable.shape))
+
+    def is_same(self, other: _VariableRecord) -> bool:
+        """Whether shapes and paths agree; in a loaded model the name at the front may be numbered anew, or missing."""
+        mine, theirs = (NUMBER_IN_FRONT.sub(r"\1/", one.path) for one in (self, other))
+        longer, shorter = sorted((f"/{mine}", f"/{theirs}"), key=len, reverse=True)
+        return self.shape == other.shape and longer.endswith(shorter)
+
+    def is_like(self, other: _VariableRecord) -> bool:
+        """Whether they are the same but for numbers that Keras gives to layers without a name of their own."""
+        mine, theirs = (_VariableRecord(path=NUMBER.sub("", one.path), shape=one.shape) for one in (self, other))
+        return mine.is_same(theirs)
+
+
 class Record(BaseModel):
     """Which kernels are pruned and how, in plain values.
 
     Attributes:
-        patterns: The kernels of each pattern, by layer name, with their place among the model's trainable variables.
+        variables: The model's trainable variables.
+        patterns: The kernels of each pattern, by layer name, with their place among these.
         dense: Layers left dense → why.
         model_weights: Weights of the whole model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    variables: tuple[_VariableRecord, ...]
     patterns: tuple[_PatternRecord, ...]
     dense: dict[str, str]
     model_weights: NonNegativeInt
@@ -61,7 +93,14 @@ class Record(BaseModel):
             for pattern in plan.patterns
             if pattern.views
         ]
-        return cls.model_validate({"patterns": patterns, "dense": plan.dense, "model_weights": model.count_params()})
+        return cls.model_validate(
+            {
+                "variables": [_VariableRecord.of(variable) for variable in model.trainable_variables],
+                "patterns": patterns,
+                "dense": plan.dense,
+                "model_weights": model.count_params(),
+            }
+        )
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
@@ -92,22 +131,35 @@ class Record(BaseModel):
         Raises:
             StateError: These are the variables of another model.
         """
+        found = self._found_among(variables)
         return tuple(
             get_pattern(
                 pattern.config,
-                {name: _bound(name, own, variables) for name, own in pattern.kernels.items()},
+                {name: BoundKernel(found[own.index], own.view) for name, own in pattern.kernels.items()},
                 "keras",
             )
             for pattern in self.patterns
         )
 
+    def _found_among(self, variables: Sequence[keras.Variable]) -> dict[int, keras.Variable]:
+        """Place of a pruned kernel among my variables → that kernel.
 
-def _bound(name: str, own: _KernelRecord, variables: Sequence[keras.Variable]) -> BoundKernel:
-    found = variables[own.index] if own.index < len(variables) else None
-    if found is None or tuple(found.shape) != own.view.shape:
-        shape = "no such variable" if found is None else f"shape {tuple(found.shape)}"
-        raise StateError(
-            f"The run was saved with another model: layer {name!r} had a kernel of shape {own.view.shape} as trainable "
-            f"variable {own.index}, found {shape}. Load it into the model it was saved with."
-        )
-    return BoundKernel(found, own.view)
+        The order tells, if the model has the same variables as before; a model whose code names its layers anew each
+        time may number them otherwise. If layers were frozen or unfrozen since, the paths tell.
+        """
+        now = [_VariableRecord.of(variable) for variable in variables]
+        pruned = {own.index: name for pattern in self.patterns for name, own in pattern.kernels.items()}
+        if len(now) == len(self.variables) and all(map(_VariableRecord.is_like, self.variables, now)):
+            return {index: variables[index] for index in pruned}
+        found = {}
+        for index, name in pruned.items():
+            mine = self.variables[index]
+            matches = [variable for variable, one in zip(variables, now, strict=True) if mine.is_same(one)]
+            if len(matches) != 1:
+                raise StateError(
+                    f"The run was saved with another model: its layer {name!r} has a kernel {mine.path!r} of shape "
+                    f"{mine.shape}, and {len(matches)} of the {len(now)} trainable variables are such. Load it into "
+                    f"the model it was saved with, with the same layers trainable."
+                )
+            found[index] = matches[0]
+        return found

@@ -13,12 +13,17 @@ from secateur._array import Array
 from secateur.errors import ScoreError
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import tensor_of
+from secateur.training.group import REACHED, PruningGroup
 from secateur.training.keras.graph_array import as_array, as_tensor
 from secateur.training.keras.kernel import Kernel
 from secateur.training.regularizer import shrinkage
 from secateur.training.run import Run
 
 __all__ = ["AddVariable", "GraphRun"]
+
+
+FROZEN_BEFORE = "its mask was frozen when this state was saved"
+"""Why a mask is not updated any more, where the reason was not saved."""
 
 
 def either(predicate: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
@@ -47,13 +52,14 @@ class GraphRun(Run[Kernel]):
     Args:
         pattern: The pattern, bound to the layers.
         kernels: Layer → its kernel.
+        is_new: Whether it starts with the kernels as they are, rather than from a state that is yet to be read.
 
     Raises:
         ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
     """
 
-    def __init__(self, pattern: BasePattern, kernels: Mapping[str, Kernel]) -> None:
-        super().__init__(pattern, kernels)
+    def __init__(self, pattern: BasePattern, kernels: Mapping[str, Kernel], *, is_new: bool = True) -> None:
+        super().__init__(pattern, kernels, is_new=is_new)
         self._keep: dict[str, keras.Variable] = {}
         self._condemned: dict[str, keras.Variable] = {}
         self._totals: dict[str, keras.Variable] = {}
@@ -80,6 +86,24 @@ class GraphRun(Run[Kernel]):
                 key: add(shape, dtype=self.config.score_dtype, name=f"{key}_scores")
                 for key, shape in self.scores.shapes.items()
             }
+
+    def restart(self) -> None:
+        """Start with the kernels as they are now, whatever was before.
+
+        Raises:
+            ConfigError: They are sparser than the target.
+            ScoreError: A score is ``nan``.
+        """
+        self.group = PruningGroup(self.pattern)
+        self.scores.totals = {}
+        for kernel in self.weights.values():
+            kernel.mask = np.ones(tuple(kernel.variable.shape), dtype=bool)
+        for variable in (*self._keep.values(), *self._condemned.values()):
+            variable.assign(np.ones(tuple(variable.shape), dtype=bool))
+        for total in self._totals.values():
+            total.assign(np.zeros(tuple(total.shape)))
+        self.start()
+        self.write()
 
     # Inside the compiled step.
 
@@ -111,12 +135,14 @@ class GraphRun(Run[Kernel]):
             variable.assign(value)
 
     def shrink(self, step: Any, rates: Mapping[str, Any], made: Any) -> None:
-        """Group lasso after step number `step`, which was made at these learning rates."""
+        """Group lasso after step number `step`, for the kernels that it changed at these learning rates."""
         if self.config.reg_type is None or self.config.reg_coeff == 0:
             return
         active = ops.logical_and(step <= self.last_step, made)
         for units in self.pattern.units.values():
             kernels = {layer: self.weights[layer] for layer in units.parts}
+            if not kernels.keys() <= rates.keys():
+                continue
             strength = as_array(self.config.reg_coeff * rates[next(iter(kernels))])
             factors = shrinkage(units, {layer: kernel.traced() for layer, kernel in kernels.items()}, strength)
             for layer, kernel in kernels.items():
@@ -182,10 +208,13 @@ class GraphRun(Run[Kernel]):
                     variable.assign(values[name])
 
     def read_frozen(self) -> None:
-        """Add to the layers that keep their masks those that the variables name."""
+        """Let those layers keep their masks that the variables name, and those that the user added since."""
+        frozen = self.pattern.keep_mask_layers
         for name, is_frozen in zip(self.pattern.units, self.pattern.as_array(self._frozen), strict=True):
             if is_frozen and not self.pattern.is_frozen(name):
-                self.pattern.keep_mask_layers[name] = "its mask was frozen when this state was saved"
+                frozen[name] = FROZEN_BEFORE
+            elif not is_frozen and frozen.get(name) in (REACHED, FROZEN_BEFORE):
+                del frozen[name]
 
     def write_frozen(self) -> None:
         """Note in the variables which layers keep their masks."""
