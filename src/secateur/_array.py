@@ -46,7 +46,7 @@ def joined(chunks: Sequence[Array]) -> Array:
 def zero_outside(values: Array, keep: Array) -> Array:
     """Floating-point `values` where `keep`, and 0.0 elsewhere, whatever stood there.
 
-    A product of bit patterns: on masks without order, NumPy's ``where`` takes ten times as long, torch's five times.
+    A product of bit patterns: on masks without order, NumPy's ``where`` takes ten times as long.
 
     Example:
         >>> zero_outside(np.array([1.5, np.nan]), np.array([True, False]))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from secateur._array import Array, zero_outside
+from secateur._array import Array, namespace
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import kernel as kernel_of
 from secateur.patterns.keras import tensor_of
@@ -76,10 +76,10 @@ class Kernel:
         mask = self._mask if self.mask_variable is None else self.mask_variable
         if mask is None:
             return
-        self.variable.assign(zeroed(self.variable, mask))
+        zero_out(self.variable, mask)
         average = None if self.home is None else self.home.average()
         if average is not None:
-            average.assign(zeroed(average, mask))
+            zero_out(average, mask)
 
     def traced(self, tensor: Any = None) -> Any:
         """The kernel, or a tensor of its shape, as an (O, K, I) array that a compiled step computes with."""
@@ -95,12 +95,15 @@ class Kernel:
         self.variable.assign(self.variable * ops.cast(stored, self.variable.dtype))
 
 
-def zeroed(variable: keras.Variable, mask: Any) -> Any:
-    """The values of `variable` where `mask`, and exactly 0.0 elsewhere, whatever stood there."""
+def zero_out(variable: keras.Variable, mask: Any) -> None:
+    """Leave the values of `variable` where `mask`, and set the others to exactly 0.0, whatever stood there."""
     values, keep = tensor_of(variable), tensor_of(mask)
     if keras.backend.backend() == "torch":
-        return zero_outside(values, keep)
-    return ops.where(keep, values, ops.zeros((), dtype=values.dtype))
+        # In place, as the optimizers do on torch; a product of bit patterns, see `zero_outside`.
+        bits = values.detach().view(getattr(namespace(values), f"int{8 * values.dtype.itemsize}"))
+        bits *= keep
+    else:
+        variable.assign(ops.where(keep, values, ops.zeros((), dtype=values.dtype)))
 
 
 def in_order(permuted: npt.NDArray[Any]) -> npt.NDArray[Any]:
