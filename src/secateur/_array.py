@@ -9,7 +9,7 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "count_true", "has_nan", "joined", "namespace", "to_numpy", "zero_outside"]
+__all__ = ["Array", "clear_outside", "count_true", "has_nan", "joined", "namespace", "to_numpy", "zero_outside"]
 
 Array = Any
 """A NumPy array, a torch tensor or a JAX array."""
@@ -53,5 +53,16 @@ def zero_outside(values: Array, keep: Array) -> Array:
         array([1.5, 0. ])
     """
     xp = namespace(values)
-    bits = getattr(xp, f"int{8 * values.dtype.itemsize}")
-    return (values.view(bits) * xp.astype(keep, bits)).view(values.dtype)
+    bits = _bits(values)
+    return (bits * xp.astype(keep, bits.dtype)).view(values.dtype)
+
+
+def clear_outside(values: Array, keep: Array) -> None:
+    """`zero_outside` in place, for NumPy arrays and torch tensors."""
+    bits = _bits(values)
+    bits *= keep
+
+
+def _bits(values: Array) -> Array:
+    """Floating-point values as integers of the same memory."""
+    return values.view(getattr(namespace(values), f"int{8 * values.dtype.itemsize}"))

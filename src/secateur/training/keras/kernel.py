@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from secateur._array import Array, namespace
+from secateur._array import Array, clear_outside
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import kernel as kernel_of
 from secateur.patterns.keras import tensor_of
@@ -99,9 +99,7 @@ def zero_out(variable: keras.Variable, mask: Any) -> None:
     """Leave the values of `variable` where `mask`, and set the others to exactly 0.0, whatever stood there."""
     values, keep = tensor_of(variable), tensor_of(mask)
     if keras.backend.backend() == "torch":
-        # In place, as the optimizers do on torch; a product of bit patterns, see `zero_outside`.
-        bits = values.detach().view(getattr(namespace(values), f"int{8 * values.dtype.itemsize}"))
-        bits *= keep
+        clear_outside(values.detach(), keep)  # in place, as the optimizers do on torch
     else:
         variable.assign(ops.where(keep, values, ops.zeros((), dtype=values.dtype)))
 
