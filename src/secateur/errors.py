@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CalibrationError",
     "ConfigError",
     "LayerError",
     "MissingPackageError",
@@ -37,6 +38,10 @@ class ScoreError(SecateurError, ValueError):
 
 class StateError(SecateurError, RuntimeError):
     """A verb in the wrong order, or a saved state that belongs to something else."""
+
+
+class CalibrationError(SecateurError, ValueError):
+    """Calibration data that is missing, that the model refuses, or that says too little about a layer."""
 
 
 class UnsupportedModelError(SecateurError, TypeError):

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from secateur.config import PruningConfig
+from secateur.errors import UnsupportedModelError
 from secateur.oneshot.magnitude import at_once, prune_weights
 from secateur.planning.keras import plan
 from secateur.training.keras.kernel import Kernel
@@ -16,8 +17,16 @@ from secateur.training.result import PruningReport
 __all__ = ["prune"]
 
 
-def prune(model: keras.Model, config: PruningConfig | Mapping[str, Any]) -> PruningReport:
-    """See `secateur.prune`."""
+def prune(model: keras.Model, config: PruningConfig | Mapping[str, Any], **options: Any) -> PruningReport:
+    """See `secateur.prune`; of its other arguments, only the defaults.
+
+    Raises:
+        UnsupportedModelError: A solver that reads calibration data, or a refiner, is asked for.
+    """
+    if asked := [name for name, value in options.items() if value not in (None, (), "magnitude")]:
+        raise UnsupportedModelError(
+            f"{asked[0]} serves torch models only, and this is a Keras model. Leave it out to prune by magnitude."
+        )
     made = plan(model, at_once(config), prune_frozen=True)
     kernels = {name: Kernel(name, pattern) for pattern in made.patterns for name in pattern.views}
     return prune_weights(made, kernels, model.count_params())

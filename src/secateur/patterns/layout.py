@@ -30,6 +30,14 @@ class Layout(ABC):
     count: int
     unit_size: int
 
+    @property
+    def span(self) -> int | None:
+        """Neighbouring input features (K·I, inputs fastest) that can be decided on without the others.
+
+        ``None``: what stays of them depends on others too.
+        """
+        return None
+
     @abstractmethod
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
         """The scores of the units in order of their index, in one-dimensional chunks.
@@ -75,6 +83,13 @@ class BlockLayout(Layout):
         object.__setattr__(self, "grid", (rows, positions, columns))
         object.__setattr__(self, "count", rows * positions * columns)
         object.__setattr__(self, "unit_size", self.block[0] * self.block[1] * self.block[2])
+
+    @property
+    def span(self) -> int | None:
+        """See `Layout.span`; a unit of all output channels is weighed against all others."""
+        is_far = self.block[1] > 1 and self.grid[2] > 1
+        is_whole = self.grid[0] == 1 and self.shape[0] > 1
+        return None if is_far or is_whole or self.grid[1:] == (1, 1) else self.block[2]
 
     def blocked(self, canonical: Array) -> Array:
         """The (O, K, I) array as (rows, O in block, positions, K in block, columns, I in block)."""

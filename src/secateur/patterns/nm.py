@@ -44,6 +44,11 @@ class GroupLayout(Layout):
         object.__setattr__(self, "groups", BlockLayout(self.shape, (1, 1, self.group)))
         object.__setattr__(self, "count", self.groups.count * self.group)
 
+    @property
+    def span(self) -> int:
+        """See `Layout.span`: a group."""
+        return self.group
+
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:  # noqa: ARG002
         """See `Layout.unit_scores`; a unit is one weight, so nothing is reduced."""
         for chunk in self.groups.chunks(scores):

@@ -23,13 +23,16 @@ class PytorchBasePattern(BasePattern):
     """The binding of patterns to torch modules.
 
     Serves ``Linear``, ``Conv1d/2d/3d`` (grouped and depthwise too), ``ConvTranspose1d/2d/3d`` of one group, the input
-    projection of ``MultiheadAttention``, and the ``Conv1D`` of transformers.
+    projection of ``MultiheadAttention``, and the ``Conv1D`` of transformers. In place of a module, the `WeightView` of
+    a weight serves where only its shape matters.
     """
 
     framework: ClassVar[str | None] = "pytorch"
 
     def weight_view(self, module: Any) -> WeightView:
         """See `BasePattern.weight_view`."""
+        if isinstance(module, WeightView):
+            return module
         if not isinstance(module, nn.Module):
             raise UnsupportedModelError(f"torch patterns need torch.nn.Module layers, found {type(module).__name__}.")
         weight = self.weight(module)
@@ -51,7 +54,7 @@ class PytorchBasePattern(BasePattern):
 
     def weight_id(self, module: nn.Module) -> int:
         """The parameter's identity."""
-        return id(parameter(module))
+        return id(module if isinstance(module, WeightView) else parameter(module))
 
     def as_array(self, value: torch.Tensor | Array) -> Array:
         """On the CPU a NumPy array of the same memory, on which comparisons run twice as fast; else the tensor."""

@@ -1,0 +1,64 @@
+"""What a trained model is shown while it is pruned, and how that goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from secateur.errors import ConfigError
+
+__all__ = ["Calibration", "Progress"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a calibrated run stands, after each part of the model.
+
+    Attributes:
+        stage: What was done last, e.g. ``"model.layers.3"``.
+        done: Parts done.
+        total: Parts in all.
+        seconds: Time so far.
+        seconds_left: Estimate of what is left, from the parts done in this process; 0 at the end.
+    """
+
+    stage: str
+    done: int
+    total: int
+    seconds: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Calibration data, and where they and the model are held meanwhile.
+
+    Attributes:
+        batches: Batches as the model takes them: mappings of keyword arguments, as tokenizers return; tuples of
+            positional ones; or single tensors. Tokens that ``attention_mask`` calls padding do not count. All are held
+            in memory.
+        device: Where each part of the model runs while it is pruned, e.g. ``"cuda"``; ``None``: where it is.
+        offload: Where the inputs of the next part wait: ``"memory"`` of the host, or ``"disk"``.
+        folder: Where finished parts are written, so that the same call goes on there after an interruption; empty again
+            at the end. ``None``: an interrupted run starts anew.
+        progress: Called after each part.
+
+    Raises:
+        ConfigError: `offload` is neither.
+
+    Example:
+        >>> Calibration([], offload="disk").offload
+        'disk'
+    """
+
+    batches: Iterable[Any]
+    device: Any = None
+    offload: Literal["memory", "disk"] = "memory"
+    folder: str | Path | None = None
+    progress: Callable[[Progress], object] | None = None
+
+    def __post_init__(self) -> None:
+        if self.offload not in ("memory", "disk"):
+            raise ConfigError(f"offload must be 'memory' or 'disk', found {self.offload!r}.")

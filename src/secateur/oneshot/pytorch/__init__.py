@@ -1,0 +1,46 @@
+"""Pruning a torch model once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.config import PruningConfig
+from secateur.oneshot.calibration import Calibration
+from secateur.oneshot.magnitude import at_once, prune_weights
+from secateur.oneshot.pytorch.calibrated import CalibratedRun
+from secateur.oneshot.pytorch.recipe import Recipe
+from secateur.planning.pytorch import plan, unwrapped
+from secateur.training.pytorch import ParameterWeight
+from secateur.training.result import PruningReport
+
+__all__ = ["prune"]
+
+
+def prune(
+    model: nn.Module,
+    config: PruningConfig | Mapping[str, Any],
+    *,
+    calibration: Calibration | Iterable[Any] | None = None,
+    solver: Any = "magnitude",
+    refine: Any = (),
+    allocation: Any = None,
+) -> PruningReport:
+    """See `secateur.prune`."""
+    config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    if allocation is None:
+        # The default of pruning_scope is made for training: scores of different layers rarely compare after it.
+        asks_global = "pruning_scope" in config.model_fields_set and config.pruning_scope == "global"
+        allocation = "global" if asks_global and calibration is not None else "uniform"
+    recipe = Recipe.of(solver, refine, allocation)
+    made = plan(model, at_once(config), prune_frozen=True)
+    if calibration is None:
+        recipe.refuse_without_data()
+        weights = {name: ParameterWeight(name, pattern) for pattern in made.patterns for name in pattern.views}
+        with torch.no_grad():
+            return prune_weights(made, weights, sum(weight.numel() for weight in unwrapped(model).parameters()))
+    given = calibration if isinstance(calibration, Calibration) else Calibration(calibration)
+    return CalibratedRun(model, made, recipe, given).prune()

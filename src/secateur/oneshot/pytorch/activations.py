@@ -1,0 +1,47 @@
+"""The inputs of the next part of a model, one per batch, in memory or on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+__all__ = ["Activations"]
+
+
+class Activations:
+    """A tensor per batch, held by the host.
+
+    Args:
+        offload: ``"memory"``, or ``"disk"``: in a temporary folder.
+    """
+
+    def __init__(self, offload: Literal["memory", "disk"] = "memory") -> None:
+        self._tensors: dict[int, torch.Tensor] = {}
+        self._folder = TemporaryDirectory(prefix="secateur-") if offload == "disk" else None
+
+    def __len__(self) -> int:
+        return len(list(Path(self._folder.name).iterdir())) if self._folder else len(self._tensors)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return load_file(self._path(number))["input"] if self._folder else self._tensors[number]
+
+    def __setitem__(self, number: int, tensor: torch.Tensor) -> None:
+        tensor = tensor.detach().to("cpu")
+        if self._folder:
+            save_file({"input": tensor.contiguous()}, self._path(number))
+        else:
+            self._tensors[number] = tensor
+
+    def close(self) -> None:
+        """Give back memory and disk."""
+        self._tensors.clear()
+        if self._folder:
+            self._folder.cleanup()
+
+    def _path(self, number: int) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name, f"{number}.safetensors")

@@ -1,0 +1,23 @@
+"""The same share of every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from secateur.oneshot.pytorch.allocation.base import Allocation, AllocationTask, register_allocation
+
+__all__ = ["Uniform"]
+
+
+@register_allocation("uniform")
+@dataclass(frozen=True)
+class Uniform(Allocation):
+    """The target in every layer, each rounded by itself."""
+
+    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "nothing"
+
+    def counts(self, task: AllocationTask) -> dict[str, int]:
+        """See `Allocation.counts`."""
+        budget = task.pattern.budget
+        return {name: budget.alone(name, task.pattern.target_sparsity) for name in budget.units}

@@ -1,0 +1,134 @@
+"""Calibration batches as a model takes them, checked before anything else happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import CalibrationError
+
+__all__ = ["Batch", "calibrating", "moved", "read_batches"]
+
+REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
+"""What a model raises that cannot work with a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One call of the model.
+
+    Attributes:
+        number: Its place among the batches, from 0.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        keep: Booleans of shape (batch, tokens), ``False`` = padding; ``None``: all tokens count.
+    """
+
+    number: int
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    keep: torch.Tensor | None = None
+
+    def run(self, model: nn.Module, device: torch.device | None) -> Any:
+        """What the model makes of it.
+
+        Raises:
+            CalibrationError: The model raises an error.
+        """
+        try:
+            return model(*moved(self.args, device), **moved(self.kwargs, device))
+        except REFUSALS as error:
+            raise CalibrationError(
+                f"The model refuses calibration batch {self.number}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
+    """The batches in the form in which they are called.
+
+    Raises:
+        CalibrationError: There is none, one is of no kind that can be called, or its tokens are not in the vocabulary.
+    """
+    if isinstance(given, (torch.Tensor, Mapping, str)):
+        raise CalibrationError(
+            f"calibration must be batches, such as a list of them, found one {type(given).__name__}."
+        )
+    batches = [_batch(number, one) for number, one in enumerate(given)]
+    if not batches:
+        raise CalibrationError("calibration must hold at least one batch, found none.")
+    vocabulary = _vocabulary(model)
+    for batch in batches:
+        tokens = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
+        if vocabulary is not None and isinstance(tokens, torch.Tensor) and not tokens.is_floating_point():
+            _check_tokens(batch.number, tokens, vocabulary)
+    return batches
+
+
+def moved(value: Any, device: torch.device | None) -> Any:
+    """The same nest of tuples, lists and mappings, with its tensors on a device; ``None``: where they are."""
+    if device is None:
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if type(value) in (tuple, list):
+        return type(value)(moved(one, device) for one in value)
+    if type(value) is dict:
+        return {key: moved(one, device) for key, one in value.items()}
+    return value
+
+
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """The model as it is used, not as it trains: no dropout, no gradients, no cache of keys and values."""
+    was_training = [module for module in model.modules() if module.training]
+    with ExitStack() as restored, torch.no_grad():
+        for module in was_training:
+            restored.callback(setattr, module, "training", True)
+        for config in _configs(model):
+            restored.callback(setattr, config, "use_cache", config.use_cache)
+            config.use_cache = False
+        model.eval()
+        yield
+
+
+def _batch(number: int, given: Any) -> Batch:
+    if isinstance(given, torch.Tensor):
+        return Batch(number=number, args=(given,))
+    if isinstance(given, (tuple, list)) and given and all(isinstance(one, torch.Tensor) for one in given):
+        return Batch(number=number, args=tuple(given))
+    if isinstance(given, Mapping) and given and all(isinstance(key, str) for key in given):
+        mask = given.get("attention_mask")
+        keep = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        return Batch(number=number, kwargs=dict(given), keep=keep)
+    raise CalibrationError(
+        f"calibration batch {number} must be a tensor, a tuple of tensors or a mapping of names to tensors, found "
+        f"{type(given).__name__}."
+    )
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    try:
+        embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:
+        return None
+    return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+
+
+def _check_tokens(number: int, tokens: torch.Tensor, vocabulary: int) -> None:
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocabulary:
+        raise CalibrationError(
+            f"calibration batch {number}: token ids must lie in [0, {vocabulary}), found {low} to {high}. Is it the "
+            f"model's own tokenizer?"
+        )
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    config = getattr(model, "config", None)
+    parts = [config, *(getattr(config, name, None) for name in ("text_config", "decoder"))]
+    return [part for part in parts if hasattr(part, "use_cache")]

@@ -1,0 +1,170 @@
+"""Prune a torch model with calibration data."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._array import to_numpy
+from secateur._wording import counted
+from secateur.errors import ConfigError
+from secateur.oneshot.calibration import Calibration
+from secateur.oneshot.pytorch.activations import Activations
+from secateur.oneshot.pytorch.allocation import AllocationTask
+from secateur.oneshot.pytorch.batches import calibrating, read_batches
+from secateur.oneshot.pytorch.features import refuse_unreadable
+from secateur.oneshot.pytorch.journal import Journal
+from secateur.oneshot.pytorch.problem import Problem
+from secateur.oneshot.pytorch.recipe import Recipe
+from secateur.oneshot.pytorch.refining.base import ModelTask
+from secateur.oneshot.pytorch.stages import BlockStage, Stage, stages_of
+from secateur.oneshot.pytorch.stream import Outcome, StageRunner
+from secateur.oneshot.pytorch.survey import survey
+from secateur.oneshot.pytorch.targets import Target, targets_of
+from secateur.oneshot.report import CalibratedReport
+from secateur.patterns import BasePattern
+from secateur.planning.pytorch import unwrapped
+from secateur.planning.resolve import Plan
+from secateur.training.checks import refuse_nan
+from secateur.training.pytorch import ParameterWeight
+
+__all__ = ["CalibratedRun"]
+
+
+class CalibratedRun:
+    """One model, one plan, one recipe and the data.
+
+    Args:
+        model: The model.
+        plan: What to prune.
+        recipe: How.
+        calibration: The data, and where things are held.
+
+    Raises:
+        SecateurError: The data or the layers do not allow it.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, recipe: Recipe, calibration: Calibration) -> None:
+        self.model = unwrapped(model)
+        self.plan = plan
+        self.recipe = recipe
+        self.calibration = calibration
+        self.batches = read_batches(self.model, calibration.batches)
+        self.home = next(self.model.parameters()).device
+        self.device = None if calibration.device is None else torch.device(calibration.device)
+        self.inputs = Activations(calibration.offload)
+        weights = {name: ParameterWeight(name, pattern) for pattern in plan.patterns for name in pattern.views}
+        for pattern in plan.patterns:
+            for name in pattern.views:
+                refuse_unreadable(name, pattern.modules[name])
+        refuse_nan(weights)
+
+    def prune(self) -> CalibratedReport:
+        """Do it.
+
+        Raises:
+            SecateurError: Anything is wrong; the model is as it was then.
+        """
+        start, finished = time.perf_counter(), False
+        journal = Journal(self.calibration.folder, self._described())
+        try:
+            with calibrating(self.model):
+                outcome = self._pruned(journal)
+            finished = True
+        except BaseException as error:
+            journal.undo(self.model)
+            error.add_note(self._note(journal))
+            raise
+        finally:
+            self.inputs.close()
+            journal.close(finished=finished)
+        return self._report(outcome, time.perf_counter() - start)
+
+    def _pruned(self, journal: Journal) -> Outcome:
+        if journal.counts is None:
+            journal.begin(self._counts())
+        assert journal.counts is not None
+        targets = targets_of(self.plan, journal.counts, self.recipe.solver)
+        stages = self._stages(targets)
+        if self.recipe.block_refiners and not any(isinstance(stage, BlockStage) for stage in stages):
+            raise ConfigError(
+                f"refine='block' needs a model with a stack of blocks that run one after another, and "
+                f"{type(self.model).__name__} has none. Leave it out."
+            )
+        wanted = [refiner.targets(self.model, self.batches, self.home) for refiner in self.recipe.model_refiners]
+        outcome = StageRunner(self.model, self.recipe, journal, self.calibration).run(stages)
+        self._refine(journal, targets, len(stages), wanted)
+        return outcome
+
+    def _refine(self, journal: Journal, targets: Mapping[str, Target], stage: int, wanted: Sequence[Any]) -> None:
+        """Repair the model as a whole."""
+        if not wanted:
+            return
+        journal.keep_dense(stage, {name: held.detach() for name, held in self.model.named_parameters()})
+        # No mask was held till now: a weight that was kept and is zero stays as it is, like the pruned ones.
+        pruned = {id(target.weight.parameter) for target in targets.values()}
+        masks = {name: held.detach() != 0 for name, held in self.model.named_parameters() if id(held) in pruned}
+        for refiner, target in zip(self.recipe.model_refiners, wanted, strict=True):
+            refiner.refine(
+                ModelTask(model=self.model, masks=masks, batches=self.batches, device=self.home, targets=target)
+            )
+
+    def _counts(self) -> dict[str, int]:
+        """Layer → units that go."""
+        found: dict[str, int] = {}
+        for pattern in self.plan.patterns:
+            if pattern.views:
+                allocation = self.recipe.allocation
+                task = AllocationTask(pattern=pattern, survey=partial(self._survey, pattern, allocation.needs))
+                found |= allocation.counts(task)
+        return found
+
+    def _survey(self, pattern: BasePattern, needs: str) -> Iterator[tuple[str, Sequence[Problem]]]:
+        counts = {name: pattern.budget.alone(name, pattern.target_sparsity) for name in pattern.budget.units}
+        targets = targets_of(self.plan, counts, self.recipe.solver)
+        stages = self._stages(targets)
+        return survey(stages, self.inputs, with_gram=needs == "gram")
+
+    def _stages(self, targets: Mapping[str, Target]) -> list[Stage]:
+        return stages_of(self.model, targets, self.batches, self.inputs, self.device)
+
+    def _described(self) -> dict[str, Any]:
+        """What tells this run from another that may have been interrupted in the same folder."""
+        layers = {row.name: list(row.shape) for row in self.plan.layers if row.is_pruned}
+        config = self.plan.config.model_dump(mode="json")
+        data = hashlib.sha256()
+        for batch in self.batches:
+            for value in (*batch.args, *batch.kwargs.values()):
+                if isinstance(value, torch.Tensor):
+                    data.update(str((tuple(value.shape), value.dtype)).encode())
+                    data.update(to_numpy(value.detach().contiguous().reshape(-1).view(torch.uint8)).tobytes())
+        return {"config": config, "recipe": str(self.recipe), "layers": layers, "data": data.hexdigest()}
+
+    def _note(self, journal: Journal) -> str:
+        if not journal.is_resumable:
+            return "The model is as it was before."
+        done = counted(journal.stages_done(), "finished part")
+        return (
+            f"The model is as it was before. {journal.folder} holds {done}: call again with the same arguments and the "
+            f"same dense model to go on from there."
+        )
+
+    def _report(self, outcome: Outcome, seconds: float) -> CalibratedReport:
+        order = [row.name for row in self.plan.layers if row.name in outcome.results]
+        return CalibratedReport(
+            layers=tuple(outcome.results[name] for name in order),
+            dense=dict(self.plan.dense),
+            step=0,
+            last_step=0,
+            model_weights=sum(weight.numel() for weight in self.model.parameters()),
+            solver=str(self.recipe),
+            errors=outcome.errors,
+            solver_seconds=outcome.solver_seconds,
+            seconds=seconds,
+        )

@@ -1,0 +1,101 @@
+"""What a layer reads, as one row of input features per output position.
+
+Legend: N rows (tokens, or output positions of a convolution), G groups, F input features of one group (kernel positions
+× input channels, inputs fastest, as in the canonical view of the weight).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from secateur.errors import CalibrationError
+
+__all__ = ["features", "refuse_unreadable"]
+
+CHUNK = 1 << 24
+"""Numbers of a convolution's unfolded input that are held at once."""
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def refuse_unreadable(name: str, module: nn.Module) -> None:
+    """Raise `CalibrationError` for a layer of which the inputs cannot be told."""
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        raise CalibrationError(
+            f"layer {name!r}: solvers that read inputs do not serve {type(module).__name__}. Exclude it, or prune it "
+            f"without calibration by solver='magnitude'."
+        )
+
+
+def features(
+    name: str, module: nn.Module, inputs: tuple[Any, ...], keep: torch.Tensor | None
+) -> Iterator[torch.Tensor]:
+    """The rows that a layer multiplies its weight with, in float32, in chunks of shape (N, G, F).
+
+    Args:
+        name: Layer name.
+        module: The layer.
+        inputs: Its positional arguments in one forward pass.
+        keep: Booleans of shape (batch, tokens), ``False`` where a token is padding; ``None``: all count.
+
+    Raises:
+        CalibrationError: The layer reads several inputs, of which its weight serves each in part.
+    """
+    if isinstance(module, Convolution):
+        yield from _unfolded(module, inputs[0])
+        return
+    if isinstance(module, nn.MultiheadAttention):
+        query, key, value = inputs[:3]
+        if not (query is key and key is value):
+            raise CalibrationError(
+                f"layer {name!r}: its query, key and value differ, so its one weight has no one input. Exclude it."
+            )
+        keep = keep if keep is None or module.batch_first else keep.transpose(0, 1)
+    rows = inputs[0]
+    if keep is not None and keep.shape == rows.shape[:-1]:
+        rows = rows[keep]
+    elif keep is not None and rows.ndim == 2 and keep.numel() == len(rows):
+        rows = rows[keep.reshape(-1)]
+    yield rows.reshape(-1, 1, rows.shape[-1]).float()
+
+
+def _unfolded(module: Convolution, images: torch.Tensor) -> Iterator[torch.Tensor]:
+    spatial = len(module.kernel_size)
+    images = images if images.ndim == spatial + 2 else images[None]
+    padded = _padded(module, images)
+    sizes = [
+        (length - dilation * (kernel - 1) - 1) // stride + 1
+        for length, kernel, dilation, stride in zip(
+            padded.shape[2:], module.kernel_size, module.dilation, module.stride, strict=True
+        )
+    ]
+    positions = torch.Size(module.kernel_size).numel()
+    per_image = positions * images.shape[1] * torch.Size(sizes).numel()
+    for some in padded.split(max(1, CHUNK // max(1, per_image))):
+        columns = [_shifted(module, some, offsets, sizes) for offsets in product(*map(range, module.kernel_size))]
+        # (K, batch, G, I, L) → (batch · L, G, K · I)
+        stacked = torch.stack(columns).reshape(positions, len(some), module.groups, -1, torch.Size(sizes).numel())
+        rows = stacked.permute(1, 4, 2, 0, 3)
+        yield rows.reshape(-1, module.groups, positions * stacked.shape[3]).float()
+
+
+def _padded(module: Convolution, images: torch.Tensor) -> torch.Tensor:
+    # The convolution itself keeps its padding in the form that `functional.pad` takes.
+    padding = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return functional.pad(images, padding, mode=mode) if any(padding) else images
+
+
+def _shifted(module: Convolution, images: torch.Tensor, offsets: tuple[int, ...], sizes: list[int]) -> torch.Tensor:
+    """What stands under one kernel position, for every output position."""
+    places = tuple(
+        slice(offset * dilation, offset * dilation + (size - 1) * stride + 1, stride)
+        for offset, dilation, stride, size in zip(offsets, module.dilation, module.stride, sizes, strict=True)
+    )
+    return images[(slice(None), slice(None), *places)]

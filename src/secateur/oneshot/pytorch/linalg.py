@@ -1,0 +1,86 @@
+r"""Linear algebra on Gram matrices that may be singular.
+
+Legend: G groups, R rows, F input features.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from secateur.errors import CalibrationError
+
+__all__ = ["conjugate_gradients", "damped", "inverse_factor"]
+
+ATTEMPTS = 6
+"""How often a matrix that is not positive definite in float32 gets ten times the damping."""
+
+
+def damped(gram_GFF: torch.Tensor, share: float) -> torch.Tensor:
+    """A copy with `share` of the mean diagonal element added to the diagonal; 1 where all inputs are zero.
+
+    Args:
+        gram_GFF: Gram matrices.
+        share: Above 0.
+    """
+    matrix = gram_GFF.clone()
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    level = diagonal.mean(dim=-1, keepdim=True)
+    diagonal += torch.where(level > 0, share * level, torch.ones_like(level))
+    return matrix
+
+
+def inverse_factor(matrix_GFF: torch.Tensor) -> torch.Tensor:
+    r"""The upper triangular U with :math:`U^\top U` = inverse of a positive definite matrix.
+
+    It comes from one Cholesky factorization of the matrix with its order reversed and one triangular inverse.
+
+    Raises:
+        CalibrationError: The matrix is not positive definite even when damped more, as with infinite values.
+    """
+    flipped = matrix_GFF.flip(-1, -2)
+    for attempt in range(ATTEMPTS):
+        lower, failed = torch.linalg.cholesky_ex(flipped if attempt == 0 else damped(flipped, 10.0 ** (attempt - 6)))
+        if not bool(failed.any()):
+            unit = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+            inverse: torch.Tensor = torch.linalg.solve_triangular(lower, unit, upper=False)
+            return inverse.flip(-1, -2).contiguous()
+    raise CalibrationError(
+        "the Gram matrix of its inputs is not positive definite, even damped by 10 % of its mean diagonal element. "
+        "Look for inputs that are enormous or not finite, or give more calibration data."
+    )
+
+
+def conjugate_gradients(
+    gram_GFF: torch.Tensor, target_GRF: torch.Tensor, weight_GRF: torch.Tensor, keep_GRF: torch.Tensor, iterations: int
+) -> torch.Tensor:
+    r"""Weights on a fixed support with less of :math:`\lVert X (W - \hat W)^\top\rVert^2`, for all rows at once.
+
+    Preconditioned with the diagonal of the Gram matrix. The error of each row only ever falls.
+
+    Args:
+        gram_GFF: :math:`X^\top X`.
+        target_GRF: The dense weights W.
+        weight_GRF: Where to start; zero outside the support.
+        keep_GRF: The support.
+        iterations: How many; each costs one product with the Gram matrix.
+
+    Source:
+        Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models",
+        arXiv:2406.07831, algorithm 2.
+    """
+    diagonal_GF = gram_GFF.diagonal(dim1=-2, dim2=-1)
+    inverse_G1F = torch.where(diagonal_GF > 0, 1 / diagonal_GF, 0.0)[:, None]
+    weight = weight_GRF.clone()
+    residual = ((target_GRF - weight) @ gram_GFF).mul_(keep_GRF)
+    step = residual * inverse_G1F
+    energy = (residual * step).sum(dim=-1, keepdim=True)
+    for _ in range(iterations):
+        image = (step @ gram_GFF).mul_(keep_GRF)
+        curvature = (step * image).sum(dim=-1, keepdim=True)
+        length = torch.where(curvature > 0, energy / curvature, 0.0)
+        weight.addcmul_(length, step)
+        residual.addcmul_(length, image, value=-1)
+        before, scaled = energy, residual * inverse_G1F
+        energy = (residual * scaled).sum(dim=-1, keepdim=True)
+        step = scaled.addcmul_(torch.where(before > 0, energy / before, 0.0), step)
+    return weight

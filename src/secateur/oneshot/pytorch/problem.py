@@ -1,0 +1,123 @@
+r"""What a solver solves: weights that read the same inputs, and what is known of those inputs.
+
+Legend: G groups (1 but for grouped convolutions), R rows (output channels of one group, of all layers that share the
+inputs), F input features (kernel positions × input channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from secateur.oneshot.pytorch.selector import Selector
+
+__all__ = ["Part", "Problem", "Solution"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One layer's rows in a problem.
+
+    Attributes:
+        name: Layer name.
+        rows: First row and the one behind the last.
+        selector: Chooses what stays in this layer.
+        criterion: |Weights|, or whatever the configuration ranks by without calibration, from (O, K, I) weights.
+    """
+
+    name: str
+    rows: tuple[int, int]
+    selector: Selector
+    criterion: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    r"""Find W that a pattern allows and that brings :math:`\lVert X (W - \hat W)^\top \rVert_F` near its minimum.
+
+    Attributes:
+        weight: The dense weights, float32, of shape (G, R, F).
+        norms: Norm of each input feature over all calibration tokens, ≥ 0, of shape (G, F).
+        gram: :math:`X^\top X`, float32, of shape (G, F, F); ``None`` where nobody asked for it.
+        parts: The layers, in the order of their rows.
+    """
+
+    weight: torch.Tensor
+    norms: torch.Tensor
+    gram: torch.Tensor | None
+    parts: Sequence[Part]
+
+    @property
+    def known_gram(self) -> torch.Tensor:
+        """The Gram matrices, for a solver that needs them."""
+        assert self.gram is not None
+        return self.gram
+
+    def keep(self, scores_GRF: torch.Tensor) -> torch.Tensor:
+        """What stays, layer by layer, for one score per weight."""
+        return self._by_part(scores_GRF, lambda part, scores: part.selector.keep(scores))
+
+    def keep_of_rows(self, scores_GRF: torch.Tensor) -> torch.Tensor:
+        """What stays where every output channel loses the same share; see `Selector.keep_of_rows`."""
+        return self._by_part(scores_GRF, lambda part, scores: part.selector.keep_of_rows(scores))
+
+    def keep_in_columns(self, scores_GRC: torch.Tensor, start: int) -> torch.Tensor:
+        """What stays in the columns of which the scores are given, from column `start` on."""
+        stop = start + scores_GRC.shape[-1]
+        return self._by_part(scores_GRC, lambda part, scores: part.selector.window(start, stop).keep(scores))
+
+    def column_step(self, width: int) -> int | None:
+        """Columns that every layer can decide on by themselves; see `Selector.column_step`."""
+        steps = {part.selector.column_step(width) for part in self.parts}
+        return steps.pop() if len(steps) == 1 else None
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether what stays is decided group by group of neighbouring columns, as under N:M."""
+        return all(part.selector.is_grouped for part in self.parts)
+
+    def criterion_scores(self) -> torch.Tensor:
+        """The scores of the configured criterion, which knows nothing of inputs."""
+        scores = []
+        for part in self.parts:
+            rows = self.weight[:, slice(*part.rows)]
+            scores.append(part.criterion(rows.reshape(part.selector.view.shape)).reshape(rows.shape))
+        return torch.cat(scores, dim=1)
+
+    def error_per_part(self, weight_GRF: torch.Tensor) -> dict[str, float]:
+        r"""Layer → share lost of its outputs, :math:`\lVert X (W - \hat W)^\top\rVert^2 / \lVert X W^\top\rVert^2`."""
+        lost, whole = (self._energy(weights) for weights in (self.weight - weight_GRF, self.weight))
+        found = {}
+        for part in self.parts:
+            rows = slice(*part.rows)
+            total = float(whole[:, rows].sum())
+            found[part.name] = float(lost[:, rows].sum()) / total if total > 0 else 0.0
+        return found
+
+    def _energy(self, weight_GRF: torch.Tensor) -> torch.Tensor:
+        """Squared norm of what each row gives out; without a Gram matrix, as if input features were uncorrelated."""
+        if self.gram is None:
+            return (weight_GRF * self.norms[:, None]).square().sum(dim=-1)
+        return (weight_GRF @ self.gram).mul_(weight_GRF).sum(dim=-1).clamp_(min=0)
+
+    def _by_part(self, scores_GRF: torch.Tensor, decide: Callable[[Part, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        kept = []
+        for part in self.parts:
+            rows = scores_GRF[:, slice(*part.rows)]
+            kept.append(decide(part, rows))
+        return kept[0] if len(kept) == 1 else torch.cat(kept, dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """What a solver found.
+
+    Attributes:
+        weight: The new weights, of shape (G, R, F); exactly 0.0 where not kept.
+        keep: What stays, of the same shape.
+    """
+
+    weight: torch.Tensor
+    keep: torch.Tensor

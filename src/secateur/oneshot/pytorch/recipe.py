@@ -1,0 +1,87 @@
+"""How to prune: a solver, what repairs its result, and how layers share the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.errors import CalibrationError, ConfigError
+from secateur.oneshot.pytorch.allocation import ALLOCATIONS, Allocation
+from secateur.oneshot.pytorch.refining import REFINERS, BlockRefiner, LayerRefiner, ModelRefiner, Refiner
+from secateur.oneshot.pytorch.solvers import SOLVERS, Solver
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A solver and refiners, in the order in which they act, and an allocation.
+
+    Attributes:
+        solver: The solver.
+        refiners: The refiners.
+        allocation: How much of each layer goes.
+    """
+
+    solver: Solver
+    refiners: tuple[Refiner, ...]
+    allocation: Allocation
+
+    @classmethod
+    def of(
+        cls,
+        solver: str | Solver,
+        refine: str | Refiner | Iterable[str | Refiner] = (),
+        allocation: str | Allocation = "uniform",
+    ) -> Recipe:
+        """From names or objects.
+
+        Raises:
+            UnknownNameError: A name means nothing.
+            ConfigError: Something else was given.
+        """
+        given = (refine,) if isinstance(refine, (str, Refiner)) else tuple(refine)
+        refiners = tuple(_made(one, Refiner, REFINERS) for one in given)
+        return cls(_made(solver, Solver, SOLVERS), refiners, _made(allocation, Allocation, ALLOCATIONS))
+
+    def refuse_without_data(self) -> None:
+        """Raise `CalibrationError` if a part of it reads what only calibration data can tell."""
+        parts = (self.solver, *self.refiners, self.allocation)
+        reading = [part for part in parts if getattr(part, "needs", "data") != "nothing"]
+        if reading:
+            raise CalibrationError(
+                f"{type(reading[0]).__name__} needs calibration data, found none. Pass calibration=batches, in the "
+                f"form that the model takes; 32 sequences of 512 tokens of ordinary text serve a language model."
+            )
+
+    @property
+    def layer_refiners(self) -> tuple[LayerRefiner, ...]:
+        """Those that repair single layers."""
+        return tuple(one for one in self.refiners if isinstance(one, LayerRefiner))
+
+    @property
+    def block_refiners(self) -> tuple[BlockRefiner, ...]:
+        """Those that repair blocks."""
+        return tuple(one for one in self.refiners if isinstance(one, BlockRefiner))
+
+    @property
+    def model_refiners(self) -> tuple[ModelRefiner, ...]:
+        """Those that repair the whole model."""
+        return tuple(one for one in self.refiners if isinstance(one, ModelRefiner))
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether Gram matrices are needed, rather than norms."""
+        return self.solver.needs == "gram" or bool(self.layer_refiners)
+
+    def __str__(self) -> str:
+        return " + ".join(str(part) for part in (self.solver, *self.refiners)) + f" over {self.allocation}"
+
+
+def _made(given: Any, kind: type, registry: Any) -> Any:
+    if isinstance(given, str):
+        return registry.find(given)()
+    if isinstance(given, kind):
+        return given
+    raise ConfigError(f"A {registry.kind} must be a name or a {kind.__name__}, found {given!r}.")

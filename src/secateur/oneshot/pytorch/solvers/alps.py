@@ -1,0 +1,110 @@
+r"""Alternate between what fits the outputs and what the pattern allows, until both agree.
+
+Legend: G groups, R rows (output channels), F input features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from secateur.errors import ConfigError
+from secateur.oneshot.pytorch.linalg import conjugate_gradients, damped
+from secateur.oneshot.pytorch.problem import Problem, Solution
+from secateur.oneshot.pytorch.solvers.base import Solver, register_solver
+
+__all__ = ["ALPS"]
+
+
+DAMPING = 1e-4
+"""What is added to the diagonal, as a share of its mean, against Gram matrices that are singular."""
+
+FIRST_RHO = 0.1
+
+PACE = 3
+"""Iterations between two changes of rho."""
+
+GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+"""Share of the support that changed, at least → what rho is multiplied by."""
+
+
+@register_solver("alps")
+@dataclass(frozen=True, kw_only=True)
+class ALPS(Solver):
+    r"""ADMM on the layer's least-squares problem, then conjugate gradients on the support it finds.
+
+    Inputs are scaled so that the Gram matrix H has a unit diagonal. With the dense weights :math:`\hat W`, a copy D
+    that the pattern allows and multipliers V, each iteration sets
+
+    .. math::
+        W = (H + \rho I)^{-1} (H \hat W - V + \rho D), \quad D = P(W + V / \rho), \quad V \leftarrow V + \rho (W - D)
+
+    Every third iteration :math:`\rho` grows by 30, 20 or 10 %, the more the more of the support still changes. The
+    paper goes on until none of it does; `settled` ends sooner, in about half the iterations, with equal errors.
+
+    Attributes:
+        iterations: At the most, ≥ 1.
+        settled: Share of the kept weights that may still change in three iterations when it ends, ≥ 0.
+        refinement: Iterations of conjugate gradients on the support, ≥ 0.
+
+    Raises:
+        ConfigError: A value is out of range.
+
+    Source:
+        Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models",
+        arXiv:2406.07831, algorithm 1 and appendix B.1.
+    """
+
+    iterations: int = 300
+    settled: float = 0.01
+    refinement: int = 10
+
+    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "gram"
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or not self.settled >= 0 or self.refinement < 0:
+            raise ConfigError(
+                f"iterations must be at least 1, settled and refinement at least 0, found {self.iterations}, "
+                f"{self.settled} and {self.refinement}."
+            )
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Solver.solve`."""
+        gram_GFF = damped(problem.known_gram, DAMPING)
+        scale_G1F = gram_GFF.diagonal(dim1=-2, dim2=-1).sqrt()[:, None]
+        gram_GFF /= scale_G1F.transpose(1, 2) * scale_G1F
+        dense_GRF = problem.weight * scale_G1F
+        keep_GRF = self._support(problem, gram_GFF, dense_GRF)
+        start_GRF = dense_GRF * keep_GRF
+        weight_GRF = conjugate_gradients(gram_GFF, dense_GRF, start_GRF, keep_GRF, self.refinement)
+        return Solution(weight=weight_GRF / scale_G1F, keep=keep_GRF)
+
+    def _support(self, problem: Problem, gram_GFF: torch.Tensor, dense_GRF: torch.Tensor) -> torch.Tensor:
+        """The support on which W and D agree in the end."""
+        target_GRF = dense_GRF @ gram_GFF
+        allowed_GRF, multiplier_GRF = dense_GRF, torch.zeros_like(dense_GRF)
+        keep_GRF = last_GRF = torch.zeros_like(dense_GRF, dtype=torch.bool)
+        rho, inverse_GFF = FIRST_RHO, _inverse(gram_GFF, FIRST_RHO)
+        for iteration in range(1, self.iterations + 1):
+            right_GRF = (rho * allowed_GRF).add_(target_GRF).sub_(multiplier_GRF)
+            wanted_GRF = (right_GRF @ inverse_GFF).add_(multiplier_GRF, alpha=1 / rho)
+            keep_GRF = problem.keep(wanted_GRF.square())
+            allowed_GRF = wanted_GRF * keep_GRF
+            multiplier_GRF = (wanted_GRF - allowed_GRF).mul_(rho)
+            if iteration % PACE == 0:
+                kept = int(keep_GRF.count_nonzero())
+                changed = int((keep_GRF & ~last_GRF).count_nonzero())
+                if changed <= self.settled * kept:
+                    break
+                rho *= next(factor for share, factor in GROWTH if changed >= share * kept)
+                inverse_GFF, last_GRF = _inverse(gram_GFF, rho), keep_GRF
+        return keep_GRF
+
+
+def _inverse(gram_GFF: torch.Tensor, rho: float) -> torch.Tensor:
+    r""":math:`(H + \rho I)^{-1}`."""
+    shifted = gram_GFF.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(rho)
+    return torch.cholesky_inverse(torch.linalg.cholesky(shifted))

@@ -1,0 +1,28 @@
+"""Keep what the configured criterion ranks highest, whatever the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from secateur.oneshot.pytorch.problem import Problem, Solution
+from secateur.oneshot.pytorch.solvers.base import Solver, register_solver
+
+__all__ = ["Magnitude"]
+
+
+@register_solver("magnitude")
+@dataclass(frozen=True)
+class Magnitude(Solver):
+    """The configuration's own criterion and reduction, by default the mean magnitude of a unit's weights.
+
+    Source:
+        Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.
+    """
+
+    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "nothing"
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Solver.solve`."""
+        keep = problem.keep(problem.criterion_scores())
+        return Solution(weight=problem.weight * keep, keep=keep)

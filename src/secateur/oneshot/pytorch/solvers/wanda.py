@@ -1,0 +1,30 @@
+"""Keep the weights with the largest share in their outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from secateur.oneshot.pytorch.problem import Problem, Solution
+from secateur.oneshot.pytorch.solvers.base import Solver, register_solver
+
+__all__ = ["Wanda"]
+
+
+@register_solver("wanda")
+@dataclass(frozen=True)
+class Wanda(Solver):
+    r"""Score :math:`|W_{ij}| \cdot \lVert X_j \rVert_2`, compared within each output channel.
+
+    A block's score is the sum over its weights, compared within its row of blocks.
+
+    Source:
+        Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695, equation 1.
+    """
+
+    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "norms"
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Solver.solve`."""
+        keep = problem.keep_of_rows(problem.weight.abs() * problem.norms[:, None])
+        return Solution(weight=problem.weight * keep, keep=keep)

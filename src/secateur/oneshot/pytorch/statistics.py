@@ -1,0 +1,121 @@
+r"""What calibration tells of the inputs of layers, added up over batches.
+
+Legend: G groups, F input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._wording import listed
+from secateur.errors import CalibrationError
+from secateur.oneshot.pytorch.features import features
+
+__all__ = ["InputStatistics"]
+
+
+class InputStatistics:
+    r"""Gram matrices or norms of what layers read; layers that read the very same tensor share theirs.
+
+    Args:
+        layers: Layer name → module.
+        with_gram: Whether to add up :math:`X^\top X`, or only its diagonal.
+        device: Where it is added up.
+
+    Attributes:
+        keep: Booleans of shape (batch, tokens) for the batch under way, ``False`` = padding; ``None``: all count.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], *, with_gram: bool) -> None:
+        self.layers = dict(layers)
+        self.with_gram = with_gram
+        self.keep: torch.Tensor | None = None
+        self._leaders: dict[str, str] = {}
+        self._sums: dict[str, torch.Tensor] = {}
+        self._seen: dict[int, tuple[str, Any]] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Add up whatever the layers read while this is open."""
+        with ExitStack() as hooks:
+            for name, module in self.layers.items():
+                handle = module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+                hooks.callback(handle.remove)
+            yield
+
+    def next_batch(self, keep: torch.Tensor | None) -> None:
+        """Say that another batch begins, and which of its tokens count."""
+        self.keep = keep
+        self._seen.clear()
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The layers that read the same inputs, in the order given.
+
+        Raises:
+            CalibrationError: A layer read nothing, or what it read is not finite.
+        """
+        self._seen.clear()
+        if missing := [name for name in self.layers if name not in self._leaders]:
+            raise CalibrationError(
+                f"{listed(map(repr, missing))} read nothing while the calibration data went through the model. Exclude "
+                f"them, or give data that reach them."
+            )
+        found: dict[str, list[str]] = {}
+        for name in self.layers:
+            found.setdefault(self._leaders[name], []).append(name)
+        for leader in found:
+            if not bool(torch.isfinite(self._sums[leader]).all()):
+                raise CalibrationError(
+                    f"layer {leader!r}: what it reads must be finite, found inf or nan. Look at the calibration data "
+                    f"and at the layers before it."
+                )
+        return [tuple(names) for names in found.values()]
+
+    def norms(self, layer: str) -> torch.Tensor:
+        """Norm of each input feature over all tokens."""
+        total = self._sums[self._leaders[layer]]
+        return (total.diagonal(dim1=-2, dim2=-1) if self.with_gram else total).clamp(min=0).sqrt()
+
+    def take_gram(self, layer: str) -> torch.Tensor | None:
+        """The Gram matrix, which is not held here any longer; ``None``: not added up."""
+        return self._sums.pop(self._leaders[layer]) if self.with_gram else None
+
+    def _hook(self, name: str) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = (*args, *kwargs.values())
+            # The tensor is held, so that no other gets its identity within the batch.
+            leader, _ = self._seen.setdefault(id(inputs[0]), (name, inputs[0]))
+            if not self._may_share(name, leader):
+                leader = name
+            if self._leaders.setdefault(name, leader) != leader:
+                raise CalibrationError(
+                    f"layer {name!r} shares its input with {self._leaders[name]!r} in some batches and not in others. "
+                    f"Exclude one of them."
+                )
+            if leader == name:
+                for chunk in features(name, module, inputs, self.keep):
+                    self._add(name, chunk)
+
+        return note
+
+    def _may_share(self, name: str, leader: str) -> bool:
+        """Whether two layers that read one tensor make the same features of it."""
+        mine, theirs = self.layers[name], self.layers[leader]
+        plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+        return name == leader or (not isinstance(mine, plain) and not isinstance(theirs, plain))
+
+    def _add(self, name: str, rows_NGF: torch.Tensor) -> None:
+        if not self.with_gram:
+            fresh = rows_NGF.square().sum(dim=0)
+            self._sums[name] = self._sums[name].add_(fresh) if name in self._sums else fresh
+            return
+        rows_GNF = rows_NGF.transpose(0, 1)
+        if name not in self._sums:
+            groups, _, width = rows_GNF.shape
+            self._sums[name] = rows_GNF.new_zeros((groups, width, width))
+        self._sums[name].baddbmm_(rows_GNF.transpose(1, 2), rows_GNF)

@@ -1,0 +1,141 @@
+"""The layers to be pruned: the weight of each, how to decide on it, and how much of it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from secateur.criteria import get_criterion
+from secateur.errors import ConfigError
+from secateur.oneshot.pytorch.problem import Part, Problem, Solution
+from secateur.oneshot.pytorch.selector import Selector
+from secateur.oneshot.pytorch.solvers.base import Solver
+from secateur.oneshot.pytorch.solvers.magnitude import Magnitude
+from secateur.oneshot.pytorch.statistics import InputStatistics
+from secateur.patterns import BasePattern, get_pattern
+from secateur.patterns.view import WeightView
+from secateur.planning.resolve import Plan
+from secateur.training.checks import refuse_violations
+from secateur.training.pytorch import ParameterWeight
+from secateur.training.result import LayerResult
+from secateur.training.run import Run
+
+__all__ = ["Target", "make_problem", "targets_of", "write"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One layer to be pruned.
+
+    Attributes:
+        name: The layer's name in the model.
+        module: The layer.
+        pattern: The pattern, bound to this layer alone.
+        selector: Chooses what stays.
+    """
+
+    name: str
+    module: nn.Module
+    pattern: BasePattern
+    selector: Selector
+
+    @property
+    def weight(self) -> ParameterWeight:
+        """The weight, as it is now."""
+        return ParameterWeight(self.name, self.pattern)
+
+    def matrix(self) -> torch.Tensor:
+        """The weight in float32: groups × output channels of one × input features."""
+        canonical = self.weight.canonical().float()
+        groups = self.pattern.views[self.name].groups
+        return canonical.reshape(groups, canonical.shape[0] // groups, -1)
+
+    def stored(self, array_GRF: torch.Tensor) -> torch.Tensor:
+        """The inverse, for weights and for masks."""
+        view = self.pattern.views[self.name]
+        found: torch.Tensor = view.stored(array_GRF.reshape(view.canonical_shape))
+        return found
+
+    def score(self, weight_OKI: torch.Tensor) -> torch.Tensor:
+        """What the configuration ranks by, without calibration."""
+        criterion = get_criterion(self.pattern.config, self.name)
+        found = criterion.score(self.pattern.as_array(weight_OKI), None)
+        return torch.as_tensor(found, device=weight_OKI.device)
+
+    def verified(self, mask: torch.Tensor) -> LayerResult:
+        """What was pruned.
+
+        Raises:
+            StateError: Mask or weight are not as the pattern says.
+        """
+        weight = self.weight
+        weight.mask = mask
+        run = Run(self.pattern, {self.name: weight})
+        run.group.asked = self.selector.sparsity
+        refuse_violations(run.violations())
+        return run.results()[0]
+
+
+def targets_of(plan: Plan, counts: Mapping[str, int], solver: Solver) -> dict[str, Target]:
+    """Every layer that a plan prunes, in the model's order.
+
+    Args:
+        plan: The plan.
+        counts: Layer → how many of its units go, as the pattern's budget counts them.
+        solver: Decides how the scores of a unit's weights become one.
+    """
+    patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
+    return {
+        row.name: _target(row.name, patterns[row.name], counts[row.name], solver)
+        for row in plan.layers
+        if row.name in patterns
+    }
+
+
+def _target(name: str, pattern: BasePattern, count: int, solver: Solver) -> Target:
+    if pattern.config.kind == "pattern_lock":
+        raise ConfigError(
+            f"layer {name!r}: kind='pattern_lock' keeps the zeros that are there, so there is nothing to solve. Use "
+            f"secateur.prepare to train with it."
+        )
+    config, module, view = pattern.config, pattern.modules[name], pattern.views[name]
+    own = config.model_copy(update={"pruning_scope": "local", "target_sparsity": None})
+    single = get_pattern(own, {name: module})
+    canonical = WeightView(
+        shape=view.canonical_shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=view.groups
+    )
+    reduction = config.criterion_reduce_type if isinstance(solver, Magnitude) else "sum"
+    selector = Selector(config.pattern, canonical, count, reduction)
+    return Target(name=name, module=module, pattern=single, selector=selector)
+
+
+def make_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
+    """The problem of layers that read the same inputs."""
+    first, row, parts, weights = targets[0].name, 0, [], []
+    for target in targets:
+        weight_GRF = target.matrix()
+        rows = (row, row + weight_GRF.shape[1])
+        parts.append(Part(name=target.name, rows=rows, selector=target.selector, criterion=target.score))
+        weights.append(weight_GRF)
+        row = rows[1]
+    norms_GF = statistics.norms(first)
+    return Problem(
+        weight=torch.cat(weights, dim=1).clone(),
+        norms=norms_GF,
+        gram=statistics.take_gram(first),
+        parts=parts,
+    )
+
+
+def write(targets: list[Target], problem: Problem, solution: Solution) -> dict[str, torch.Tensor]:
+    """Put what was found into the model; returns layer → mask in the weight's stored shape."""
+    masks = {}
+    for target, part in zip(targets, problem.parts, strict=True):
+        rows = slice(*part.rows)
+        stored = target.weight.stored
+        stored.copy_(target.stored(solution.weight[:, rows]))
+        masks[target.name] = target.stored(solution.keep[:, rows])
+    return masks
