@@ -14,6 +14,9 @@ __all__ = ["conjugate_gradients", "damped", "inverse_factor"]
 ATTEMPTS = 6
 """How often a matrix that is not positive definite in float32 gets ten times the damping."""
 
+ROUNDING = 1e-6
+"""Share of a sum of float32 products that may be an error."""
+
 
 def damped(gram_GFF: torch.Tensor, share: float) -> torch.Tensor:
     """A copy with `share` of the mean diagonal element added to the diagonal; 1 where all inputs are zero.
@@ -55,7 +58,8 @@ def conjugate_gradients(
 ) -> torch.Tensor:
     r"""Weights on a fixed support with less of :math:`\lVert X (W - \hat W)^\top\rVert^2`, for all rows at once.
 
-    Preconditioned with the diagonal of the Gram matrix. The error of each row only ever falls.
+    Preconditioned with the diagonal of the Gram matrix. The error of each row only ever falls: a row rests once what is
+    left to gain, or the direction to gain it in, is lost in rounding.
 
     Args:
         gram_GFF: :math:`X^\top X`.
@@ -74,10 +78,12 @@ def conjugate_gradients(
     residual = ((target_GRF - weight) @ gram_GFF).mul_(keep_GRF)
     step = residual * inverse_G1F
     energy = (residual * step).sum(dim=-1, keepdim=True)
+    least, going = ROUNDING**2 * energy, torch.ones_like(energy, dtype=torch.bool)
     for _ in range(iterations):
         image = (step @ gram_GFF).mul_(keep_GRF)
         curvature = (step * image).sum(dim=-1, keepdim=True)
-        length = torch.where(curvature > 0, energy / curvature, 0.0)
+        going &= (energy > least) & (curvature > ROUNDING * (step.square() @ diagonal_GF[:, :, None]))
+        length = torch.where(going, energy / curvature, 0.0)
         weight.addcmul_(length, step)
         residual.addcmul_(length, image, value=-1)
         before, scaled = energy, residual * inverse_G1F

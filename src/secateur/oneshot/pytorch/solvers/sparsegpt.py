@@ -58,7 +58,7 @@ class SparseGPT(Solver):
         """See `Solver.solve`."""
         factor_GFF = inverse_factor(damped(problem.known_gram, self.damping))
         diagonal_GF = factor_GFF.diagonal(dim1=-2, dim2=-1)
-        weight_GFR = problem.weight.transpose(1, 2).contiguous()
+        weight_GFR = problem.weight.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         keep_GFR = torch.ones_like(weight_GFR, dtype=torch.bool)
         if (step := self._step(problem)) is None:
             scores_GRF = (problem.weight / diagonal_GF[:, None]).square_()
