@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import CalibrationError
+from secateur.errors import CalibrationError, SecateurError
 
-__all__ = ["Batch", "calibrating", "moved", "read_batches"]
+__all__ = ["Batch", "calibrating", "moved", "read_batches", "version"]
 
-REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model raises that cannot work with a batch."""
 
 
@@ -42,6 +42,8 @@ class Batch:
         """
         try:
             return model(*moved(self.args, device), **moved(self.kwargs, device))
+        except SecateurError:
+            raise
         except REFUSALS as error:
             raise CalibrationError(
                 f"The model refuses calibration batch {self.number}: {type(error).__name__}: {error}"
@@ -82,6 +84,11 @@ def moved(value: Any, device: torch.device | None) -> Any:
     return value
 
 
+def version(tensor: torch.Tensor) -> int:
+    """Another number after every change in place, except for tensors made in inference mode, which count none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 @contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
     """The model as it is used, not as it trains: no dropout, no gradients, no cache of keys and values."""
@@ -120,6 +127,8 @@ def _vocabulary(model: nn.Module) -> int | None:
 
 
 def _check_tokens(number: int, tokens: torch.Tensor, vocabulary: int) -> None:
+    if tokens.numel() == 0:
+        raise CalibrationError(f"calibration batch {number} must hold at least one token, found none.")
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:
         raise CalibrationError(

@@ -5,6 +5,7 @@ Legend: G groups, F input features.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from secateur._wording import listed
 from secateur.errors import CalibrationError
+from secateur.oneshot.pytorch.batches import version
 from secateur.oneshot.pytorch.features import features
 
 __all__ = ["InputStatistics"]
@@ -36,8 +38,9 @@ class InputStatistics:
         self.with_gram = with_gram
         self.keep: torch.Tensor | None = None
         self._leaders: dict[str, str] = {}
+        self._calls: Counter[str] = Counter()
         self._sums: dict[str, torch.Tensor] = {}
-        self._seen: dict[int, tuple[str, Any]] = {}
+        self._seen: dict[tuple[int, int], tuple[str, Any]] = {}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -67,6 +70,8 @@ class InputStatistics:
             )
         found: dict[str, list[str]] = {}
         for name in self.layers:
+            if self._calls[name] != self._calls[self._leaders[name]]:
+                raise self._shared_at_times(name)
             found.setdefault(self._leaders[name], []).append(name)
         for leader in found:
             if not bool(torch.isfinite(self._sums[leader]).all()):
@@ -88,20 +93,24 @@ class InputStatistics:
     def _hook(self, name: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = (*args, *kwargs.values())
-            # The tensor is held, so that no other gets its identity within the batch.
-            leader, _ = self._seen.setdefault(id(inputs[0]), (name, inputs[0]))
+            # The tensor is held, so that no other gets its identity within the batch; changed in place, it is another.
+            leader, _ = self._seen.setdefault((id(inputs[0]), version(inputs[0])), (name, inputs[0]))
             if not self._may_share(name, leader):
                 leader = name
             if self._leaders.setdefault(name, leader) != leader:
-                raise CalibrationError(
-                    f"layer {name!r} shares its input with {self._leaders[name]!r} in some batches and not in others. "
-                    f"Exclude one of them."
-                )
+                raise self._shared_at_times(name)
+            self._calls[name] += 1
             if leader == name:
                 for chunk in features(name, module, inputs, self.keep):
                     self._add(name, chunk)
 
         return note
+
+    def _shared_at_times(self, name: str) -> CalibrationError:
+        return CalibrationError(
+            f"layer {name!r} shares its input with {self._leaders[name]!r} in some batches and not in others. "
+            f"Exclude one of them."
+        )
 
     def _may_share(self, name: str, leader: str) -> bool:
         """Whether two layers that read one tensor make the same features of it."""

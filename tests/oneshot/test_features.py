@@ -1,0 +1,246 @@
+"""What a layer is found to read, times its weight, is what the layer gives out."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from secateur.errors import CalibrationError
+from secateur.oneshot.pytorch import features as features_module
+from secateur.oneshot.pytorch.features import features, refuse_unreadable
+from secateur.oneshot.pytorch.statistics import InputStatistics
+from secateur.patterns import get_pattern
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def rows_of(module: nn.Module, *inputs: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    """(N, G, F)."""
+    return torch.cat(list(features("layer", module, inputs, keep)))
+
+
+def outputs_of(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """(N, O), from the rows and the canonical weight alone."""
+    pattern = get_pattern({"pattern": "1x1"}, {"layer": module})
+    view, weight = pattern.views["layer"], pattern.weight(module)
+    canonical_GRF = view.canonical(weight).reshape(view.groups, view.canonical_shape[0] // view.groups, -1).float()
+    return torch.einsum("ngf,grf->ngr", rows_of(module, *inputs), canonical_GRF).flatten(1)
+
+
+def check(module: nn.Module, inputs: torch.Tensor) -> None:
+    """Linear layers give channels last, convolutions channels behind the batch."""
+    with torch.no_grad():
+        expected = module(inputs)
+        if isinstance(module, features_module.Convolution):
+            batched = expected if expected.ndim == len(module.kernel_size) + 2 else expected[None]
+            expected = batched.movedim(1, -1)
+        found = outputs_of(module, inputs)
+        if module.bias is not None:
+            found = found + module.bias
+    torch.testing.assert_close(found, expected.reshape(found.shape), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 6), (2, 3, 4, 6), (0, 6)])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 4), lambda: nn.Linear(6, 4, bias=False), lambda: Conv1D(4, 6)])
+def test_linear(make: Any, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    check(make(), torch.randn(shape))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
+    """A convolution of any kind, and inputs that it takes."""
+    spatial = draw(st.integers(1, 3))
+    several = st.lists(st.integers(1, 3), min_size=spatial, max_size=spatial).map(tuple)
+    kernel, dilation, mode = draw(several), draw(several), draw(st.sampled_from(MODES))
+    groups, per_group, outputs = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    padding = draw(st.one_of(st.just("valid"), st.just("same"), several.map(lambda sizes: tuple(s - 1 for s in sizes))))
+    stride = (1,) * spatial if padding == "same" else draw(several)
+    lengths = [draw(st.integers(4, 9)) for _ in range(spatial)]
+    assume(all((size - 1) * apart < length for size, apart, length in zip(kernel, dilation, lengths, strict=True)))
+    torch.manual_seed(draw(st.integers(0, 99)))
+    module = CONVOLUTIONS[spatial](
+        groups * per_group,
+        groups * outputs,
+        kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=mode,
+    )
+    batch = draw(st.sampled_from([(), (1,), (2,)]))
+    return module, torch.randn(*batch, groups * per_group, *lengths)
+
+
+@settings(max_examples=150)
+@given(convolutions())
+def test_convolutions(made: tuple[nn.Module, torch.Tensor]) -> None:
+    check(*made)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+def test_even_kernels_of_the_same_size(spatial: int) -> None:
+    torch.manual_seed(0)
+    check(CONVOLUTIONS[spatial](2, 4, 2, padding="same"), torch.randn(2, 2, *(5,) * spatial))
+    check(CONVOLUTIONS[spatial](2, 4, 4, padding="same", dilation=3), torch.randn(2, 2, *(9,) * spatial))
+
+
+def test_depthwise() -> None:
+    torch.manual_seed(0)
+    check(nn.Conv2d(6, 6, 3, groups=6, padding=1), torch.randn(2, 6, 5, 5))
+    check(nn.Conv1d(6, 12, 3, groups=6, stride=2), torch.randn(6, 9))
+
+
+def test_images_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module, images = nn.Conv2d(3, 4, 3, padding=1), torch.randn(5, 3, 6, 6)
+    whole = rows_of(module, images)
+    monkeypatch.setattr(features_module, "CHUNK", 2 * 9 * 3 * 36)
+    assert [len(chunk) for chunk in features("layer", module, (images,), None)] == [72, 72, 36]
+    torch.testing.assert_close(rows_of(module, images), whole, rtol=0, atol=0)
+    monkeypatch.setattr(features_module, "CHUNK", 1)
+    torch.testing.assert_close(rows_of(module, images), whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_rows_are_float32(dtype: torch.dtype) -> None:
+    given = torch.randn(2, 3, 6).to(dtype)
+    assert rows_of(nn.Linear(6, 4).to(dtype), given).dtype == torch.float32
+    assert rows_of(nn.Conv1d(3, 4, 3).to(dtype), given).dtype == torch.float32
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_reads_its_query(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    module, inputs = nn.MultiheadAttention(8, 2, batch_first=batch_first, bias=False), torch.randn(2, 3, 8)
+    assert module.in_proj_weight.shape == (24, 8)
+    torch.testing.assert_close(rows_of(module, inputs, inputs, inputs)[:, 0], inputs.reshape(6, 8))
+    with pytest.raises(CalibrationError, match="layer 'layer': its query, key and value differ"):
+        rows_of(module, inputs, inputs, inputs.clone())
+
+
+@pytest.mark.parametrize("arguments", [("query", "key", "value"), ("value", "key", "query")])
+def test_attention_may_be_called_by_keywords(arguments: tuple[str, ...]) -> None:
+    module, inputs = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 3, 8)
+    statistics = InputStatistics({"attention": module}, with_gram=True)
+    with statistics.listening(), torch.no_grad():
+        statistics.next_batch(None)
+        module(**dict.fromkeys(arguments, inputs), need_weights=False)
+    assert statistics.groups() == [("attention",)]
+    rows = inputs.reshape(6, 8)
+    torch.testing.assert_close(statistics.take_gram("attention"), (rows.T @ rows)[None])
+
+
+# Padding
+
+KEEP = torch.tensor([[True, True, False], [False, True, False]])
+
+
+@pytest.mark.parametrize("module", [nn.Linear(4, 2), Conv1D(2, 4)], ids=["Linear", "Conv1D"])
+def test_padding_does_not_count(module: nn.Module) -> None:
+    tokens = torch.randn(2, 3, 4)
+    expected = tokens[KEEP][:, None]
+    torch.testing.assert_close(rows_of(module, tokens, keep=KEEP), expected)
+    torch.testing.assert_close(rows_of(module, tokens.reshape(6, 4), keep=KEEP), expected)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_padding_of_attention(batch_first: bool) -> None:
+    tokens = torch.randn(2, 3, 4)
+    inputs = tokens if batch_first else tokens.transpose(0, 1)
+    found = rows_of(nn.MultiheadAttention(4, 1, batch_first=batch_first), inputs, inputs, inputs, keep=KEEP)
+    order = lambda rows: rows[rows[:, 0].argsort()]  # noqa: E731 - the order of tokens does not count
+    torch.testing.assert_close(order(found[:, 0]), order(tokens[KEEP]))
+
+
+def test_other_shapes_than_that_of_the_tokens_count_whole() -> None:
+    """The pooled state of each sequence, or the tokens of another one."""
+    pooled = torch.randn(2, 4)
+    assert len(rows_of(nn.Linear(4, 2), pooled, keep=KEEP)) == 2
+    assert len(rows_of(nn.Linear(4, 2), torch.randn(2, 5, 4), keep=KEEP)) == 10
+
+
+# Statistics
+
+
+def gram_of(rows: torch.Tensor) -> torch.Tensor:
+    return (rows.T.double() @ rows.double()).float()[None]
+
+
+def test_layers_share_what_they_read_together() -> None:
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(4, 2) for name in ("q", "k", "other")}
+    batches = [torch.randn(5, 4) for _ in range(3)]
+    statistics = InputStatistics(layers, with_gram=True)
+    with statistics.listening():
+        for batch in batches:
+            statistics.next_batch(None)
+            layers["q"](batch)
+            layers["k"](batch)
+            layers["other"](batch + 1)
+    assert statistics.groups() == [("q", "k"), ("other",)]
+    norms = torch.cat(batches).square().sum(dim=0, keepdim=True).sqrt()
+    torch.testing.assert_close(statistics.norms("k"), norms)
+    torch.testing.assert_close(statistics.take_gram("k"), gram_of(torch.cat(batches)))
+    torch.testing.assert_close(statistics.take_gram("other"), gram_of(torch.cat(batches) + 1))
+    assert not any(layer._forward_pre_hooks for layer in layers.values())
+
+
+def test_norms_are_those_of_the_gram_matrix() -> None:
+    layer, batch = nn.Linear(4, 2), torch.randn(5, 4)
+    found = []
+    for with_gram in (True, False):
+        statistics = InputStatistics({"fc": layer}, with_gram=with_gram)
+        with statistics.listening():
+            statistics.next_batch(None)
+            layer(batch)
+            layer(2 * batch)
+        assert statistics.groups() == [("fc",)]
+        found.append(statistics.norms("fc"))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_tensor_changed_in_place_is_another_input() -> None:
+    first, second = nn.Linear(4, 2), nn.Linear(4, 2)
+    statistics = InputStatistics({"first": first, "second": second}, with_gram=True)
+    batch = torch.randn(5, 4)
+    before = batch.clone()
+    with statistics.listening(), torch.no_grad():
+        statistics.next_batch(None)
+        first(batch)
+        second(batch.relu_())
+    assert statistics.groups() == [("first",), ("second",)]
+    torch.testing.assert_close(statistics.take_gram("first"), gram_of(before))
+    torch.testing.assert_close(statistics.take_gram("second"), gram_of(before.relu()))
+
+
+@pytest.mark.parametrize("alone", ["first", "second"])
+def test_layers_that_share_in_some_batches_only_are_refused(alone: str) -> None:
+    layers = {"first": nn.Linear(4, 2), "second": nn.Linear(4, 2)}
+    statistics = InputStatistics(layers, with_gram=True)
+
+    def gather() -> list[tuple[str, ...]]:
+        with statistics.listening():
+            for names in (("first", "second"), (alone,)):
+                batch = torch.randn(5, 4)
+                statistics.next_batch(None)
+                for name in names:
+                    layers[name](batch)
+        return statistics.groups()
+
+    with pytest.raises(CalibrationError, match="'second' shares its input with 'first' in some batches and not in"):
+        gather()
+
+
+@pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+def test_transposed_convolutions_are_refused(kind: type[nn.Module]) -> None:
+    with pytest.raises(CalibrationError, match=f"layer 'up': .* do not serve {kind.__name__}. Exclude it"):
+        refuse_unreadable("up", kind(4, 4, 2))
