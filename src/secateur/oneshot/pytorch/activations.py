@@ -27,7 +27,8 @@ class Activations:
         return len(list(Path(self._folder.name).iterdir())) if self._folder else len(self._tensors)
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        return load_file(self._path(number))["input"] if self._folder else self._tensors[number]
+        # A copy: a block may change in place what it is given.
+        return load_file(self._path(number))["input"] if self._folder else self._tensors[number].clone()
 
     def __setitem__(self, number: int, tensor: torch.Tensor) -> None:
         tensor = tensor.detach().to("cpu")

@@ -49,6 +49,19 @@ class Batch:
                 f"The model refuses calibration batch {self.number}: {type(error).__name__}: {error}"
             ) from error
 
+    def first_row(self) -> Batch:
+        """The first of its rows, where all tensors agree on how many there are; else all of it."""
+        given = (*self.args, *self.kwargs.values())
+        tensors = [one for one in given if isinstance(one, torch.Tensor)]
+        if len({one.shape[:1] for one in tensors}) != 1 or len(tensors[0].shape) == 0:
+            return self
+
+        def cut(value: Any) -> Any:
+            return value[:1] if isinstance(value, torch.Tensor) else value
+
+        kwargs = {key: cut(value) for key, value in self.kwargs.items()}
+        return Batch(number=self.number, args=tuple(map(cut, self.args)), kwargs=kwargs)
+
 
 def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
     """The batches in the form in which they are called.

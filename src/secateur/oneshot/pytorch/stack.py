@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.batches import Batch, moved
+from secateur.oneshot.pytorch.batches import Batch, moved, version
 
 __all__ = ["Call", "Stack", "find_stack"]
 
@@ -41,15 +41,19 @@ class Call:
 
     def run(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """The block's next hidden state."""
+        found = self.outputs(block, hidden)
+        hidden_after: torch.Tensor = found[0] if isinstance(found, (tuple, list)) else found
+        return hidden_after
+
+    def outputs(self, block: nn.Module, hidden: torch.Tensor) -> Any:
+        """All that the block gives out."""
         device = hidden.device
         args, kwargs = moved(self.args, device), moved(dict(self.kwargs), device)
         if isinstance(self.place, int):
             args = (hidden, *args[1:])
         else:
             kwargs[self.place] = hidden
-        found = block(*args, **kwargs)
-        hidden_after: torch.Tensor = found[0] if isinstance(found, (tuple, list)) else found
-        return hidden_after
+        return block(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Stack:
 
     names: Sequence[str]
     blocks: Sequence[nn.Module]
-    calls: Sequence[Sequence[Call]]
+    calls: list[list[Call]]
 
 
 def find_stack(
@@ -76,8 +80,9 @@ def find_stack(
 ) -> Stack | None:
     """The stack of blocks that holds most of the layers; ``None``: none runs in the simple way that is needed.
 
-    That way is: each block runs once per batch, and its output is all that the next one's hidden state is. It is found
-    out by calling the model with blocks that do nothing but note how they are called.
+    That way is: each block runs once per batch, its output is all that the next one's hidden state is, and nothing else
+    that blocks get depends on it. It is found out by calling the model with blocks that do nothing but note how they
+    are called, and once more with blocks that give out something else.
 
     Args:
         model: The model.
@@ -87,9 +92,9 @@ def find_stack(
         device: Where the model runs outside its blocks.
     """
     for name, container in _containers(model, layers):
-        names = [f"{name}.{key}".lstrip(".") for key in container._modules]
+        blocks = _blocks(container)
         if (calls := _recorded(model, container, batches, inputs, device)) is not None:
-            return Stack(names, list(container.children()), calls)
+            return Stack([f"{name}.{key}".lstrip(".") for key in blocks], list(blocks.values()), calls)
     return None
 
 
@@ -106,6 +111,11 @@ def _containers(model: nn.Module, layers: Collection[str]) -> list[tuple[str, nn
     ]
     several = [(name, module) for name, module in found if share(name)[0] >= 2]
     return sorted(several, key=lambda one: share(one[0])[1], reverse=True)
+
+
+def _blocks(container: nn.Module) -> dict[str, nn.Module]:
+    """Key → block; one that stands in several places is there several times, other than in `children`."""
+    return {key: block for key, block in container._modules.items() if block is not None}
 
 
 class _StopError(Exception):
@@ -133,47 +143,109 @@ class _Recorder(nn.Module):
         return self.note(self.number, args, kwargs)
 
 
+class _Trial:
+    """Runs of a model with blocks that do nothing but note how they are called.
+
+    Args:
+        model: The model.
+        container: What holds the blocks.
+        device: Where the model runs.
+
+    Attributes:
+        calls: How each block was called in the last run.
+        first: The hidden state of the first block.
+    """
+
+    def __init__(self, model: nn.Module, container: nn.Module, device: torch.device | None) -> None:
+        self.model, self.container, self.device = model, container, device
+        self.blocks = list(_blocks(container).values())
+        self.calls: list[Call] = []
+        self.first: Any = None
+        self._handed_on: tuple[Any, int] = (None, 0)
+        self._returns_tuple: bool | None = None
+
+    def is_chain(self, batch: Batch, *, change: float = 0.0) -> bool:
+        """Whether each block runs once, on nothing but what the one before it hands on.
+
+        Args:
+            batch: The batch.
+            change: What blocks add to what they hand on; other than 0, the run goes on behind the last block.
+        """
+        self.calls = []
+
+        def note(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if number != len(self.calls) or not (args or kwargs):
+                raise _NotAStackError
+            call, hidden = Call.of(args, kwargs)
+            self._check(number, hidden)
+            self.calls.append(call)
+            if not change and number == len(self.blocks) - 1:
+                raise _StopError
+            if self._returns_tuple is None:
+                self._returns_tuple = isinstance(call.outputs(self.blocks[0], hidden.clone()), tuple)
+            if number == 0 or change:  # not the batch itself, which the model may go on to change in place
+                hidden = hidden + change
+            self._handed_on = hidden, version(hidden)
+            return (hidden,) if self._returns_tuple else hidden
+
+        with _replaced(self.container, [_Recorder(block, place, note) for place, block in enumerate(self.blocks)]):
+            try:
+                batch.run(self.model, self.device)
+            except _NotAStackError:
+                return False
+            except (_StopError, CalibrationError):  # what stands behind the blocks may refuse what they hand on
+                pass
+        return len(self.calls) == len(self.blocks)
+
+    def _check(self, number: int, hidden: Any) -> None:
+        if not isinstance(hidden, torch.Tensor):
+            raise _NotAStackError
+        if number == 0:
+            self.first = hidden
+        elif hidden is not self._handed_on[0] or version(hidden) != self._handed_on[1]:
+            raise _NotAStackError
+
+
 def _recorded(
     model: nn.Module, container: nn.Module, batches: Sequence[Batch], inputs: Activations, device: torch.device | None
 ) -> list[list[Call]] | None:
-    found: list[list[Call]] = []
-    returns_tuple: list[bool] = []
-    last: list[Any] = [None]
-    blocks = list(container.children())
+    found = []
+    trial = _Trial(model, container, device)
+    for batch in batches:
+        if not trial.is_chain(batch):
+            return None
+        inputs[batch.number] = trial.first
+        found.append(trial.calls)
+    # One row is enough to tell, if the model takes it: behind the blocks may stand a large head.
+    is_independent = any(_is_independent(trial, one) for one in (batches[0].first_row(), batches[0]))
+    return found if is_independent else None
 
-    def note(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if number != len(found[-1]) or not (args or kwargs):
-            raise _NotAStackError
-        call, hidden = Call.of(args, kwargs)
-        if not isinstance(hidden, torch.Tensor) or (number and hidden is not last[0]):
-            raise _NotAStackError
-        if number == 0:
-            inputs[len(found) - 1] = hidden
-        found[-1].append(call)
-        if number == len(blocks) - 1:
-            raise _StopError
-        if not returns_tuple:
-            returns_tuple.append(isinstance(blocks[0](*args, **kwargs), tuple))
-        last[0] = hidden
-        return (hidden,) if returns_tuple[0] else hidden
 
-    with _replaced(container, [_Recorder(block, number, note) for number, block in enumerate(blocks)]):
-        for batch in batches:
-            found.append([])
-            try:
-                batch.run(model, device)
-            except _StopError:
-                continue
-            except (_NotAStackError, CalibrationError):  # what stands between the blocks may refuse what they hand on
-                return None
-            return None  # the last block was never reached
-    return found
+def _is_independent(trial: _Trial, batch: Batch) -> bool:
+    """Whether all else that blocks get is the same when those before them give out something else."""
+    if not trial.is_chain(batch):
+        return False
+    calls = trial.calls
+    return trial.is_chain(batch, change=1.0) and all(
+        _are_equal(vars(call), vars(changed)) for call, changed in zip(calls, trial.calls, strict=True)
+    )
+
+
+def _are_equal(left: Any, right: Any) -> bool:
+    """Whether two nests of tuples, lists and mappings hold equal tensors; ``nan`` equals itself."""
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        return left.shape == right.shape and bool(((left == right) | (left.isnan() & right.isnan())).all())
+    if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
+        return len(left) == len(right) and all(map(_are_equal, left, right))
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(_are_equal(left[key], right[key]) for key in left)
+    return type(left) is type(right)
 
 
 @contextmanager
 def _replaced(container: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
     """Other parts in a container, which gets its own back."""
-    own = dict(container._modules)
+    own = _blocks(container)
     try:
         for key, part in zip(own, parts, strict=True):
             container._modules[key] = part

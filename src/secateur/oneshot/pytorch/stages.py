@@ -129,7 +129,7 @@ def stages_of(
     stack = find_stack(model, targets, batches, inputs, home)
     if stack is None:
         return list(_model_stages(model, list(targets.values()), batches, home))
-    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    order = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     owner = {name: _owner(name, stack) for name in targets}
     outside = [targets[name] for name, index in owner.items() if index is None]
     start = order[stack.names[0]]
@@ -149,8 +149,15 @@ def stages_of(
     ]
     last = max(place for place, block in enumerate(blocks) if block.targets)
     first = list(_model_stages(model, before, batches, home))
-    if first:  # the blocks are to read what the pruned layers before them give out
-        first[-1] = replace(first[-1], follow=lambda: find_stack(model, targets, batches, inputs, home))
+
+    def record_again() -> None:
+        """Have the blocks read what the pruned layers before them give out."""
+        found = find_stack(model, targets, batches, inputs, home)
+        assert found is not None
+        stack.calls[:] = found.calls
+
+    if first:
+        first[-1] = replace(first[-1], follow=record_again)
     return [
         *first,
         *blocks[: last + 1],

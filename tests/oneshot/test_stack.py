@@ -1,0 +1,296 @@
+"""Which models have a stack of blocks, and that its blocks alone compute what the model does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from oneshot.families import FAMILIES, STACKS, TEXT, family, inputs_of
+from oneshot.problems import mlp
+from secateur.oneshot.pytorch.activations import Activations
+from secateur.oneshot.pytorch.batches import Batch, calibrating, read_batches
+from secateur.oneshot.pytorch.stack import Stack, find_stack
+from secateur.oneshot.pytorch.statistics import InputStatistics
+from secateur.planning.pytorch import plan
+
+
+def found_in(model: nn.Module, given: list[Any]) -> tuple[Stack | None, Activations, list[Batch]]:
+    batches, inputs = read_batches(model, given), Activations()
+    layers = [row.name for row in plan(model, {"pattern": "1x1"}).layers if row.is_pruned]
+    with calibrating(model):
+        return find_stack(model, layers, batches, inputs, torch.device("cpu")), inputs, batches
+
+
+def read_in_the_model(model: nn.Module, stack: Stack, batch: Batch) -> list[torch.Tensor]:
+    """The hidden state that each block reads when the model itself runs."""
+    found: list[torch.Tensor] = []
+
+    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append((args[0] if args else next(iter(kwargs.values()))).clone())
+
+    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in dict.fromkeys(stack.blocks)]
+    with calibrating(model):
+        batch.run(model, None)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def check_replay(model: nn.Module, given: list[Any]) -> Stack:
+    stack, inputs, batches = found_in(model, given)
+    assert stack is not None
+    for batch in batches:
+        expected = read_in_the_model(model, stack, batch)
+        hidden = inputs[batch.number]
+        with calibrating(model):
+            for call, block, own in zip(stack.calls[batch.number], stack.blocks, expected, strict=True):
+                torch.testing.assert_close(hidden, own, rtol=0, atol=0)
+                hidden = call.run(block, hidden)
+    return stack
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_blocks_alone_compute_what_the_model_does(name: str, padded: bool) -> None:
+    model = family(name)
+    stack = check_replay(model, inputs_of(name, padded=padded))
+    prefix = STACKS.get(name, "vit.layers" if name == "vit" else "model.layers")
+    assert stack.names == [f"{prefix}.{place}" for place in range(3)]
+    assert [model.get_submodule(one) for one in stack.names] == stack.blocks
+
+
+SHARED = {
+    "gpt2": [],
+    "bert": [{"query", "key", "value"}],
+    "opt": [{"q_proj", "k_proj", "v_proj"}],
+    "vit": [{"q_proj", "k_proj", "v_proj"}],
+}
+"""Family → the layers of a block that read one tensor, where they are not those of Llama."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_projections_share_their_inputs(name: str) -> None:
+    model = family(name)
+    stack, inputs, _ = found_in(model, inputs_of(name))
+    assert stack is not None
+    own = {key: part for key, part in stack.blocks[0].named_modules() if type(part).__name__ in ("Linear", "Conv1D")}
+    statistics = InputStatistics(own, with_gram=True)
+    with statistics.listening(), torch.no_grad():
+        for number, calls in enumerate(stack.calls):
+            statistics.next_batch(None)
+            calls[0].run(stack.blocks[0], inputs[number])
+    found = [{layer.split(".")[-1] for layer in group} for group in statistics.groups() if len(group) > 1]
+    assert found == SHARED.get(name, [{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_the_model_is_put_together_again(name: str) -> None:
+    model = family(name)
+    before = [*model.named_modules()]
+    found_in(model, inputs_of(name))
+    assert [*model.named_modules()] == before
+    assert sum(len(module._forward_pre_hooks) for _, module in before) == 0
+
+
+# Models that are not of transformers
+
+
+class Chain(nn.Module):
+    """Blocks one after another, the plainest way."""
+
+    def __init__(self, count: int = 3, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(self.block(width) for _ in range(count))
+        self.head = nn.Linear(width, 2)
+
+    def block(self, width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(width, width), nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class Residual(Chain):
+    """The sum is formed outside the blocks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+class InPlace(Chain):
+    """Something happens in place between the blocks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x).mul_(2.0)
+        return self.head(x)
+
+
+class Twice(Chain):
+    """All blocks run twice, as in a recurrent transformer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            for block in self.blocks:
+                x = block(x)
+        return self.head(x)
+
+
+class Siamese(Chain):
+    """One encoder for two inputs."""
+
+    def encoded(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoded(x) - self.encoded(y))
+
+
+class Backwards(Chain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in reversed(self.blocks):
+            x = block(x)
+        return self.head(x)
+
+
+class Joined(nn.Module):
+    """A block that reads two tensors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+        self.skip = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.fc(x) + self.skip(other))
+
+
+class Constant(Chain):
+    """Every block reads the first one's input too, which is the same whatever the blocks do."""
+
+    def block(self, width: int) -> nn.Module:
+        return Joined(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = x
+        for block in self.blocks:
+            x = block(x, first)
+        return self.head(x)
+
+
+class Skip(Constant):
+    """As in a U-Net, later blocks read what earlier ones gave out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = [x]
+        for block in self.blocks:
+            x = block(x, seen[-1] if len(seen) < 3 else seen[1])
+            seen.append(x)
+        return self.head(x)
+
+
+class Derived(Constant):
+    """Every block reads something made of what the one before gave out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x, other=x.mean(dim=-1, keepdim=True).expand_as(x))
+        return self.head(x)
+
+
+class Growing(Constant):
+    """Blocks are handed a list that grows."""
+
+    def block(self, width: int) -> nn.Module:
+        class Summed(Joined):
+            def forward(self, x: torch.Tensor, other: Any) -> torch.Tensor:
+                return super().forward(x, sum(other))
+
+        return Summed(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = [x]
+        for block in self.blocks:
+            x = block(x, seen)
+            seen.append(x)
+        return self.head(x)
+
+
+def tokens() -> torch.Tensor:
+    return torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("make", [Chain, Constant])
+def test_chains(make: Callable[[], nn.Module]) -> None:
+    assert check_replay(make(), [tokens(), 2 * tokens()]).names == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+@pytest.mark.parametrize("make", [Residual, InPlace, Twice, Backwards, Skip, Derived, Growing])
+def test_no_chains(make: Callable[[], nn.Module]) -> None:
+    given = tokens()
+    assert found_in(make(), [given])[0] is None
+    assert (given == tokens()).all()
+
+
+def test_an_encoder_that_runs_twice_is_no_chain() -> None:
+    assert found_in(Siamese(), [(tokens(), 2 * tokens())])[0] is None
+
+
+def test_a_chain_of_layers() -> None:
+    assert check_replay(mlp(), [torch.randn(6, 16)]).names == [str(place) for place in range(7)]
+
+
+def test_a_layer_may_stand_in_several_places() -> None:
+    torch.manual_seed(0)
+    activation = nn.Tanh()
+    model = nn.Sequential(nn.Linear(8, 8), activation, nn.Linear(8, 8), activation, nn.Linear(8, 2))
+    assert check_replay(model, [tokens()]).names == list("01234")
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer, activation, layer, activation, nn.Linear(8, 8), nn.Linear(8, 2))
+    assert check_replay(model, [tokens()]).names == list("012345")
+
+
+def test_a_layer_may_be_known_by_another_name_first() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.activation = nn.Tanh()
+            self.body = nn.Sequential(self.activation, nn.Linear(8, 8), self.activation, nn.Linear(8, 8))
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x))
+
+    assert check_replay(Named(), [tokens()]).names == [f"body.{place}" for place in range(4)]
+
+
+def test_encoder_layers_of_torch() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    stack, _, _ = found_in(model, [torch.randn(2, 5, 8)])
+    assert stack is not None
+    assert stack.names == ["layers.0", "layers.1", "layers.2"]
+
+
+def test_one_image_without_a_batch() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))
+    assert check_replay(model, [torch.randn(3, 8, 8)]).names == ["0", "1", "2", "3"]
+
+
+def test_padding_is_that_of_each_batch() -> None:
+    for name in TEXT:
+        batches = read_batches(family(name), inputs_of(name, padded=True))
+        keeps = [one["attention_mask"].bool() for one in inputs_of(name, padded=True)]
+        assert all((batch.keep == keep).all() for batch, keep in zip(batches, keeps, strict=True))
+        assert not all(keep.all() for keep in keeps)
