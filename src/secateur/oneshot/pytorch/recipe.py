@@ -41,7 +41,7 @@ class Recipe:
             UnknownNameError: A name means nothing.
             ConfigError: Something else was given.
         """
-        given = (refine,) if isinstance(refine, (str, Refiner)) else tuple(refine)
+        given = tuple(refine) if isinstance(refine, Iterable) and not isinstance(refine, str) else (refine,)
         refiners = tuple(_made(one, Refiner, REFINERS) for one in given)
         return cls(_made(solver, Solver, SOLVERS), refiners, _made(allocation, Allocation, ALLOCATIONS))
 
@@ -76,7 +76,15 @@ class Recipe:
         return self.solver.needs == "gram" or bool(self.layer_refiners)
 
     def __str__(self) -> str:
-        return " + ".join(str(part) for part in (self.solver, *self.refiners)) + f" over {self.allocation}"
+        return " + ".join(map(_shown, (self.solver, *self.refiners))) + f" over {_shown(self.allocation)}"
+
+
+def _shown(part: Solver | Refiner | Allocation) -> str:
+    """The same text for the same settings in every process, as what Python shows of an object by itself is not."""
+    if type(part).__repr__ is not object.__repr__:
+        return repr(part)
+    plain = {name: value for name, value in vars(part).items() if isinstance(value, (bool, int, float, str))}
+    return f"{type(part).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
 def _made(given: Any, kind: type, registry: Any) -> Any:

@@ -135,7 +135,12 @@ def write(targets: list[Target], problem: Problem, solution: Solution) -> dict[s
     masks = {}
     for target, part in zip(targets, problem.parts, strict=True):
         rows = slice(*part.rows)
-        stored = target.weight.stored
-        stored.copy_(target.stored(solution.weight[:, rows]))
-        masks[target.name] = target.stored(solution.keep[:, rows])
+        weight = target.weight
+        before, after, mask = (
+            target.stored(array[:, rows]) for array in (problem.weight, solution.weight, solution.keep)
+        )
+        # What is as before stays so to the last bit, which float32 may not hold.
+        weight.stored.copy_(torch.where(after == before, weight.stored, after))
+        weight.mask = masks[target.name] = mask
+        weight.apply_mask()
     return masks
