@@ -16,12 +16,13 @@ class Activations:
     """A tensor per batch, held by the host.
 
     Args:
-        offload: ``"memory"``, or ``"disk"``: in a temporary folder.
+        offload: ``"memory"``, or ``"disk"``: in a temporary folder, which is made for the first of them.
     """
 
     def __init__(self, offload: Literal["memory", "disk"] = "memory") -> None:
         self._tensors: dict[int, torch.Tensor] = {}
-        self._folder = TemporaryDirectory(prefix="secateur-") if offload == "disk" else None
+        self._offload = offload
+        self._folder: TemporaryDirectory[str] | None = None
 
     def __len__(self) -> int:
         return len(list(Path(self._folder.name).iterdir())) if self._folder else len(self._tensors)
@@ -32,7 +33,8 @@ class Activations:
 
     def __setitem__(self, number: int, tensor: torch.Tensor) -> None:
         tensor = tensor.detach().to("cpu")
-        if self._folder:
+        if self._offload == "disk":
+            self._folder = self._folder or TemporaryDirectory(prefix="secateur-")
             save_file({"input": tensor.contiguous()}, self._path(number))
         else:
             self._tensors[number] = tensor
@@ -42,6 +44,7 @@ class Activations:
         self._tensors.clear()
         if self._folder:
             self._folder.cleanup()
+            self._folder = None
 
     def _path(self, number: int) -> Path:
         assert self._folder is not None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +21,11 @@ from secateur.errors import StateError
 __all__ = ["Journal", "digest"]
 
 RUN = "run.json"
+
+OWN = re.compile(r"\d{5}\.(dense|done)\.safetensors(\.part)?")
+"""Files of a run; whatever else lies in the folder is let be."""
+
+AGAIN = "Delete it to have this part pruned again."
 
 
 class Journal:
@@ -36,7 +42,10 @@ class Journal:
     def __init__(self, folder: str | Path | None, described: Mapping[str, Any]) -> None:
         self._temporary = TemporaryDirectory(prefix="secateur-") if folder is None else None
         self.folder = Path(self._temporary.name if self._temporary else str(folder))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"The folder {str(self.folder)!r} cannot be made ({error}). Choose another.") from error
         self.is_resumable = folder is not None
         self.described = dict(described)
         found = self._read()
@@ -47,6 +56,7 @@ class Journal:
                 f"{', '.join(differs)}). Call with the same arguments to go on with it, or empty the folder."
             )
         self.counts: dict[str, int] | None = None if found is None else found["counts"]
+        self._remove("dense", "part")  # of a process that was killed: this model's own are saved again
 
     def begin(self, counts: Mapping[str, int]) -> None:
         """Note how much of each layer is to go."""
@@ -60,8 +70,8 @@ class Journal:
     def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
         """Save what a stage made of its parameters, and what there is to report."""
         if self.is_resumable:
-            before = digest(self._dense(stage))
-            _write_tensors(self._done(stage), parameters, {"found": json.dumps(found), "dense": before})
+            metadata = {"found": json.dumps(found), "dense": digest(self._dense(stage))}
+            _write_tensors(self._done(stage), parameters, metadata | {"checksum": _checksum(parameters)})
 
     def resume(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> Any | None:
         """Put a finished stage's parameters into the model; returns what `commit` was given, or ``None``: unfinished.
@@ -73,34 +83,28 @@ class Journal:
         if not path.exists():
             return None
         self.keep_dense(stage, parameters)
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata()
-                if metadata["dense"] != digest(self._dense(stage)):
-                    raise StateError(
-                        f"The folder {str(self.folder)!r} holds an unfinished run of a model with other weights. Load "
-                        f"the same dense model again, or empty the folder."
-                    )
-                for name, tensor in parameters.items():
-                    tensor.copy_(file.get_tensor(name))
-        except SafetensorError as error:
-            raise StateError(f"{path} cannot be read ({error}). Delete it to have this part pruned again.") from error
+        metadata, tensors = _read_tensors(path)
+        if metadata["dense"] != digest(self._dense(stage)):
+            raise StateError(
+                f"The folder {str(self.folder)!r} holds an unfinished run of a model with other weights. Load the same "
+                f"dense model again, or empty the folder."
+            )
+        for name, tensor in parameters.items():
+            tensor.copy_(tensors[name])
         return json.loads(metadata["found"])
 
     def undo(self, model: nn.Module) -> None:
         """Give the model its dense weights back."""
         own = dict(model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
-            for path in sorted(self.folder.glob("*.dense.safetensors"), reverse=True):
+            for path in sorted(self._own("dense"), reverse=True):
                 with safe_open(path, "pt") as file:
                     for name in file.keys():  # noqa: SIM118 - not a mapping
                         own[name].copy_(file.get_tensor(name))
 
     def close(self, *, finished: bool) -> None:
         """Remove what is not needed any more: everything, or the dense weights of a run that may be resumed."""
-        for path in self.folder.glob("*.safetensors"):
-            if finished or path.name.endswith(".dense.safetensors"):
-                path.unlink()
+        self._remove("dense", "part", *(["done"] if finished else []))
         if finished:
             (self.folder / RUN).unlink(missing_ok=True)
         if self._temporary:
@@ -108,7 +112,7 @@ class Journal:
 
     def stages_done(self) -> int:
         """How many stages can be resumed from."""
-        return len(list(self.folder.glob("*.done.safetensors")))
+        return len(list(self._own("done")))
 
     def _read(self) -> dict[str, Any] | None:
         path = self.folder / RUN
@@ -124,6 +128,15 @@ class Journal:
             return {"described": dict(found["described"]), "counts": dict(found["counts"])}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise StateError(f"{path} cannot be read ({error}). Empty the folder to start anew.") from error
+
+    def _own(self, *kinds: str) -> Iterator[Path]:
+        """Files of a run that are of one of these kinds."""
+        files = [entry for entry in self.folder.iterdir() if OWN.fullmatch(entry.name)]
+        return (entry for entry in files if not set(kinds).isdisjoint(entry.name.split(".")))
+
+    def _remove(self, *kinds: str) -> None:
+        for path in self._own(*kinds):
+            path.unlink()
 
     def _dense(self, stage: int) -> Path:
         return self.folder / f"{stage:05d}.dense.safetensors"
@@ -145,6 +158,28 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: di
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, unfinished, metadata
     )
     os.replace(unfinished, path)
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors, as `Journal.commit` wrote them."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise StateError(f"{path} cannot be read ({error}). {AGAIN}") from error
+    if metadata.get("checksum") != _checksum(tensors):
+        raise StateError(f"{path} cannot be read (it was changed since it was written). {AGAIN}")
+    return metadata, tensors
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -76,7 +76,8 @@ class Recipe:
         return self.solver.needs == "gram" or bool(self.layer_refiners)
 
     def __str__(self) -> str:
-        return " + ".join(map(_shown, (self.solver, *self.refiners))) + f" over {_shown(self.allocation)}"
+        acting: tuple[Solver | Refiner, ...] = (self.solver, *self.refiners)
+        return " + ".join(map(_shown, acting)) + f" over {_shown(self.allocation)}"
 
 
 def _shown(part: Solver | Refiner | Allocation) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -77,8 +78,11 @@ class StageRunner:
             self.calibration.progress(step)
 
     def _prune(self, number: int, stage: Stage) -> None:
+        with closing(Activations(self.calibration.offload)) as outputs:
+            self._prune_with(outputs, number, stage)
+
+    def _prune_with(self, outputs: Activations, number: int, stage: Stage) -> None:
         targets = {target.name: target for target in stage.targets}
-        outputs = Activations(self.calibration.offload)
         statistics = self._collected(stage, targets, outputs)
         changed = self._changed(stage)
         self.journal.keep_dense(number, changed)
@@ -96,7 +100,6 @@ class StageRunner:
         if isinstance(stage, BlockStage):
             for refiner in self.recipe.block_refiners:
                 refiner.refine(self._block_task(stage, masks, outputs))
-        outputs.close()
         found = {name: asdict(targets[name].verified(mask)) for name, mask in masks.items()}
         self._note(found, errors, seconds)
         self.journal.commit(number, changed, {"results": found, "errors": errors, "seconds": seconds})
