@@ -23,10 +23,15 @@ def prune(model: keras.Model, config: PruningConfig | Mapping[str, Any], **optio
     Raises:
         UnsupportedModelError: A solver that reads calibration data, or a refiner, is asked for.
     """
-    if asked := [name for name, value in options.items() if value not in (None, (), "magnitude")]:
+    if asked := [name for name, value in options.items() if not _is_default(value)]:
         raise UnsupportedModelError(
             f"{asked[0]} serves torch models only, and this is a Keras model. Leave it out to prune by magnitude."
         )
     made = plan(model, at_once(config), prune_frozen=True)
     kernels = {name: Kernel(name, pattern) for pattern in made.patterns for name in pattern.views}
     return prune_weights(made, kernels, model.count_params())
+
+
+def _is_default(value: Any) -> bool:
+    """Whether it asks for nothing; an array must not be asked whether it equals something."""
+    return value is None or (isinstance(value, (list, str, tuple)) and value in ([], (), "magnitude"))

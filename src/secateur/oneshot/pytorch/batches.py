@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.errors import CalibrationError, SecateurError
 
-__all__ = ["Batch", "calibrating", "moved", "read_batches", "version"]
+__all__ = ["Batch", "calibrating", "moved", "naming_batch", "read_batches", "version"]
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model raises that cannot work with a batch."""
@@ -40,14 +40,8 @@ class Batch:
         Raises:
             CalibrationError: The model raises an error.
         """
-        try:
+        with naming_batch(self.number):
             return model(*moved(self.args, device), **moved(self.kwargs, device))
-        except SecateurError:
-            raise
-        except REFUSALS as error:
-            raise CalibrationError(
-                f"The model refuses calibration batch {self.number}: {type(error).__name__}: {error}"
-            ) from error
 
     def first_row(self) -> Batch:
         """The first of its rows, where all tensors agree on how many there are; else all of it."""
@@ -69,7 +63,7 @@ def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
     Raises:
         CalibrationError: There is none, one is of no kind that can be called, or its tokens are not in the vocabulary.
     """
-    if isinstance(given, (torch.Tensor, Mapping, str)):
+    if isinstance(given, (torch.Tensor, Mapping, str)) or not isinstance(given, Iterable):
         raise CalibrationError(
             f"calibration must be batches, such as a list of them, found one {type(given).__name__}."
         )
@@ -95,6 +89,19 @@ def moved(value: Any, device: torch.device | None) -> Any:
     if type(value) is dict:
         return {key: moved(one, device) for key, one in value.items()}
     return value
+
+
+@contextmanager
+def naming_batch(number: int) -> Iterator[None]:
+    """Turn what a model raises that cannot work with a batch into a `CalibrationError`."""
+    try:
+        yield
+    except SecateurError:
+        raise
+    except REFUSALS as error:
+        raise CalibrationError(
+            f"The model refuses calibration batch {number}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def version(tensor: torch.Tensor) -> int:

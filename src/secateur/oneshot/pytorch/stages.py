@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.batches import Batch
+from secateur.oneshot.pytorch.batches import Batch, naming_batch
 from secateur.oneshot.pytorch.stack import Stack, find_stack
 from secateur.oneshot.pytorch.targets import Target
 from secateur.patterns.view import WeightView
@@ -72,7 +72,8 @@ class BlockStage(Stage):
 
     def forward(self, number: int) -> torch.Tensor:
         """See `Stage.forward`."""
-        return self.stack.calls[number][self.index].run(self.module, self.inputs[number].to(self.device))
+        with naming_batch(number):
+            return self.stack.calls[number][self.index].run(self.module, self.inputs[number].to(self.device))
 
     def advance(self) -> None:
         """See `Stage.advance`."""

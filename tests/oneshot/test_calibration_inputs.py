@@ -1,0 +1,341 @@
+"""Every bad input has its own error, and changes nothing."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from oneshot.families import family, inputs_of
+from oneshot.problems import batches, mlp
+from secateur.errors import (
+    CalibrationError,
+    ConfigError,
+    LayerError,
+    ScoreError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
+from secateur.oneshot import Calibration
+from secateur.oneshot.pytorch.batches import read_batches
+from secateur.oneshot.pytorch.refining import PCG
+from secateur.oneshot.pytorch.solvers import ALPS, SOLVERS
+from training.models import bits
+
+CONFIG = {"pattern": "2:4"}
+
+
+def refused(model: nn.Module, kind: type[Exception], message: str, **options: Any) -> None:
+    """An error of that kind and text; the model, its mode and its hooks are as they were."""
+    before, modes = bits(model), [module.training for module in model.modules()]
+    config = options.pop("config", CONFIG)
+    with pytest.raises(kind, match=message):
+        secateur.prune(model, config, **options)
+    assert bits(model) == before
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert torch.is_grad_enabled()
+
+
+# No data, or something that is none
+
+
+@pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"magnitude"}))
+def test_solvers_need_data(name: str) -> None:
+    message = f"{SOLVERS[name].__name__} needs calibration data, found none. Pass calibration=batches"
+    refused(mlp(), CalibrationError, message, solver=name)
+
+
+@pytest.mark.parametrize("refine", ["pcg", PCG(), ["pcg"]])
+def test_refiners_need_data(refine: Any) -> None:
+    refused(mlp(), CalibrationError, "PCG needs calibration data, found none", refine=refine)
+
+
+NO_BATCHES: list[tuple[Any, str]] = [
+    ([], "calibration must hold at least one batch, found none"),
+    ((), "calibration must hold at least one batch, found none"),
+    (iter([]), "calibration must hold at least one batch, found none"),
+    (torch.ones(4, 16), "calibration must be batches, such as a list of them, found one Tensor"),
+    ({"input": torch.ones(4, 16)}, "calibration must be batches, such as a list of them, found one dict"),
+    ("text", "calibration must be batches, such as a list of them, found one str"),
+    ([torch.ones(4, 16), None], "calibration batch 1 must be a tensor, a tuple of tensors or a mapping .* NoneType"),
+    ([np.ones((4, 16))], "calibration batch 0 must be a tensor.*, found ndarray"),
+    ([[]], "calibration batch 0 must be a tensor.*, found list"),
+    ([{}], "calibration batch 0 must be a tensor.*, found dict"),
+    ([{0: torch.ones(4, 16)}], "calibration batch 0 must be a tensor.*, found dict"),
+    (["text"], "calibration batch 0 must be a tensor.*, found str"),
+    ([(torch.ones(4, 16), 3)], "calibration batch 0 must be a tensor.*, found tuple"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), NO_BATCHES)
+def test_what_are_no_batches(given: Any, message: str) -> None:
+    refused(mlp(), CalibrationError, message, calibration=given, solver="wanda")
+
+
+def test_what_can_not_be_gone_through() -> None:
+    refused(mlp(), CalibrationError, "calibration must be batches.*found one int", calibration=3, solver="wanda")
+
+
+def test_a_generator_serves_once() -> None:
+    def fresh() -> Iterator[torch.Tensor]:
+        yield from batches()
+
+    given = Calibration(fresh())
+    assert secateur.prune(mlp(), CONFIG, calibration=given, solver="wanda").sparsity == 0.5
+    refused(mlp(), CalibrationError, "at least one batch, found none", calibration=given, solver="wanda")
+
+
+@pytest.mark.parametrize("make", [tuple, list, lambda given: {"input": given[0]}, lambda given: given[0]])
+def test_every_form_of_a_batch(make: Callable[[list[torch.Tensor]], Any]) -> None:
+    given = [make([batch]) for batch in batches()]
+    assert secateur.prune(mlp(), CONFIG, calibration=given, solver="wanda").sparsity == 0.5
+
+
+def test_offload_is_one_of_two() -> None:
+    with pytest.raises(ConfigError, match="offload must be 'memory' or 'disk', found 'cpu'"):
+        Calibration([], offload="cpu")  # type: ignore[arg-type]
+
+
+# Batches that the model can not work with
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 5), (0, 64), (0, 10**6)])
+@pytest.mark.parametrize("bare", [False, True])
+def test_tokens_must_be_in_the_vocabulary(low: int, high: int, bare: bool) -> None:
+    good = inputs_of("llama")
+    tokens = torch.tensor([[low, 3, high]])
+    given: list[Any] = [*good, tokens if bare else {"input_ids": tokens}]
+    message = rf"calibration batch 2: token ids must lie in \[0, 64\), found {low} to {high}. Is it the model's own"
+    refused(family("llama"), CalibrationError, message, calibration=given, solver="wanda")
+
+
+def test_tokens_there_must_be() -> None:
+    given = [{"input_ids": torch.zeros(1, 0, dtype=torch.long)}]
+    refused(family("llama"), CalibrationError, "batch 0 must hold at least one token", calibration=given, solver="ria")
+
+
+class Asserting(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[-1] == 16, "sixteen features"
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "message"),
+    [
+        (mlp, [torch.ones(4, 15)], r"refuses calibration batch 0: RuntimeError: .*shapes cannot be multiplied"),
+        (mlp, [torch.ones(4, 16), torch.ones(4, 15)], r"refuses calibration batch 1: RuntimeError"),
+        (mlp, [torch.ones(4, 16, dtype=torch.long)], r"refuses calibration batch 0: RuntimeError: .*dtype"),
+        (mlp, [(torch.ones(4, 16), torch.ones(4))], r"refuses calibration batch 0: TypeError: .*positional"),
+        (mlp, [{"inputs": torch.ones(4, 16)}], r"refuses calibration batch 0: TypeError: .*'inputs'"),
+        (lambda: Asserting(*mlp()), [torch.ones(4, 15)], r"refuses calibration batch 0: AssertionError: sixteen"),
+        (lambda: family("vit"), [{"pixel_values": torch.ones(1, 4, 9, 9)}], r"refuses calibration batch 0: Value"),
+        (lambda: family("gpt2"), [{"inputs": torch.ones(1, 4)}], r"refuses calibration batch 0: ValueError"),
+    ],
+)
+def test_batches_that_the_model_refuses(make: Callable[[], nn.Module], given: list[Any], message: str) -> None:
+    for solver in ("wanda", "alps"):
+        refused(make(), CalibrationError, f"The model {message}", calibration=given, solver=solver)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_layers_read_must_be_finite(value: float) -> None:
+    given = batches()
+    given[1][3, 5] = value
+    for solver in ("wanda", "alps"):
+        message = "layer '0': what it reads must be finite, found inf or nan"
+        refused(mlp(), CalibrationError, message, calibration=given, solver=solver)
+
+
+def test_the_first_layer_that_reads_infinities_is_named() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[2].bias.fill_(float("inf"))
+    message = "layer '4': what it reads must be finite, found inf or nan. Look at the calibration data and"
+    refused(model, CalibrationError, message, calibration=batches(), solver="wanda")
+    llama = family("llama")
+    with torch.no_grad():
+        llama.model.layers[1].input_layernorm.weight.fill_(float("inf"))
+    message = "layer 'model.layers.1.self_attn.q_proj': what it reads must be finite"
+    refused(llama, CalibrationError, message, calibration=inputs_of("llama"), solver="sparsegpt")
+
+
+def test_padding_may_be_anything() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - batches hold it
+            return self.body(x)
+
+    tokens, mask = torch.randn(2, 5, 16), torch.ones(2, 5)
+    mask[1, 3:], tokens[1, 3:] = 0, float("nan")
+    report = secateur.prune(Padded(), CONFIG, calibration=[{"x": tokens, "attention_mask": mask}], solver="sparsegpt")
+    assert report.sparsity == 0.5
+
+
+# Layers
+
+
+class Branches(nn.Module):
+    """One of its two branches is never taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken, self.left, self.out, self.head = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.out(torch.relu(self.taken(x))))
+
+
+def test_layers_that_are_never_reached_are_named() -> None:
+    message = "'left' read nothing while the calibration data went through the model. Exclude them, or give data"
+    refused(Branches(), CalibrationError, message, calibration=batches(), solver="wanda")
+    model = Branches()
+    report = secateur.prune(model, {**CONFIG, "excluded_op_names": ["left"]}, calibration=batches(), solver="wanda")
+    assert [layer.name for layer in report.layers] == ["taken", "out"]
+
+
+@pytest.mark.parametrize("solver", ["wanda", "alps"])
+def test_transposed_convolutions(solver: str) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+    images = [torch.randn(2, 4, 6, 6)]
+    message = "layer '1': solvers that read inputs do not serve ConvTranspose2d. Exclude it, or prune it without"
+    refused(model, CalibrationError, message, calibration=images, solver=solver)
+    refused(model, CalibrationError, message, calibration=Calibration(images, offload="disk"), solver=solver)
+    assert secateur.prune(model, CONFIG).sparsity == 0.5
+
+
+class Crossed(nn.Module):
+    """Attention from one sequence to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.attention(x, x + 1, x + 1, need_weights=False)[0])
+
+
+def test_attention_to_something_else_is_refused_in_its_own_words() -> None:
+    config = {**CONFIG, "op_names": ["attention"]}
+    message = "^layer 'attention': its query, key and value differ, so its one weight has no one input. Exclude it"
+    given = [torch.randn(2, 5, 16)]
+    refused(Crossed(), CalibrationError, message, calibration=given, solver="wanda", config=config)
+
+
+def test_weights_that_are_nan() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight[1, 1] = torch.nan
+    refused(model, ScoreError, "layer '2': weights must be numbers, found nan", calibration=batches(), solver="alps")
+
+
+def test_a_lock_has_nothing_to_solve() -> None:
+    config = {**CONFIG, "kind": "pattern_lock"}
+    message = "layer '0': kind='pattern_lock' keeps the zeros that are there, so there is nothing to solve"
+    refused(mlp(), ConfigError, message, calibration=batches(), solver="wanda", config=config)
+
+
+def test_layers_that_do_not_fit() -> None:
+    config = {"pattern": "5x1"}
+    message = "No layer of the model can be pruned with pattern '5x1'"
+    refused(mlp(), LayerError, message, calibration=batches(), solver="wanda", config=config)
+
+
+def test_zeros_that_are_kept_do_not_get_in_the_way() -> None:
+    config = {"pattern": "1x1", "target_sparsity": 0.95, "keep_zeros": True}
+    assert secateur.prune(mlp(), config, calibration=batches(), solver="wanda").sparsity > 0.94
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "sparsgpt"}, "Unknown solver 'sparsgpt'. Did you mean 'sparsegpt'. Known: alps, magnitude, ria"),
+        ({"solver": "Wanda"}, "Unknown solver 'Wanda'. Did you mean 'wanda'"),
+        ({"solver": "x"}, "Unknown solver 'x'. Known: alps"),
+        ({"refine": "pgc"}, "Unknown refiner 'pgc'. Did you mean 'pcg'"),
+        ({"refine": ["pcg", "blok"]}, "Unknown refiner 'blok'. Did you mean 'block'"),
+        ({"allocation": "unifrom"}, "Unknown allocation 'unifrom'. Did you mean 'uniform'"),
+    ],
+)
+@pytest.mark.parametrize("with_data", [False, True])
+def test_unknown_names(with_data: bool, options: dict[str, Any], message: str) -> None:
+    refused(mlp(), UnknownNameError, message, calibration=batches() if with_data else None, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": ALPS}, "A solver must be a name or a Solver, found <class"),
+        ({"solver": PCG()}, "A solver must be a name or a Solver, found PCG"),
+        ({"solver": None}, "A solver must be a name or a Solver, found None"),
+        ({"refine": PCG}, "A refiner must be a name or a Refiner, found <class"),
+        ({"refine": None}, "A refiner must be a name or a Refiner, found None"),
+        ({"refine": [ALPS()]}, "A refiner must be a name or a Refiner, found ALPS"),
+        ({"allocation": 3}, "A allocation must be a name or a Allocation, found 3"),
+    ],
+)
+def test_what_is_neither_name_nor_object(options: dict[str, Any], message: str) -> None:
+    refused(mlp(), ConfigError, message, calibration=batches(), **options)
+
+
+def test_blocks_there_must_be() -> None:
+    message = "refine='block' needs a model with a stack of blocks that run one after another, and Branches has none"
+    config = {**CONFIG, "excluded_op_names": ["left"]}
+    refused(Branches(), ConfigError, message, calibration=batches(), solver="wanda", refine="block", config=config)
+
+
+# Keras
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"calibration": [np.ones((4, 8), "float32")]}, "calibration"),
+        ({"calibration": np.ones((4, 8), "float32")}, "calibration"),
+        ({"calibration": Calibration([])}, "calibration"),
+        ({"solver": "wanda"}, "solver"),
+        ({"refine": "pcg"}, "refine"),
+        ({"refine": ["pcg"]}, "refine"),
+        ({"allocation": "global"}, "allocation"),
+    ],
+)
+def test_keras_models_are_pruned_by_magnitude_only(options: dict[str, Any], name: str) -> None:
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(4)])
+    before = [np.array(weight) for weight in model.get_weights()]
+    with pytest.raises(UnsupportedModelError, match=f"^{name} serves torch models only, and this is a Keras model"):
+        secateur.prune(model, CONFIG, **options)
+    for mine, theirs in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_keras_models_take_the_defaults() -> None:
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(4)])
+    assert secateur.prune(model, CONFIG, solver="magnitude", refine=[], allocation=None).sparsity == 0.5
+
+
+# Batches as they are read
+
+
+def test_masks_of_other_shapes_are_no_padding() -> None:
+    tokens = torch.ones(2, 3, dtype=torch.long)
+    masks = {"two": torch.ones(2, 3), "four": torch.ones(2, 1, 3, 3), "none": None}
+    found = {
+        name: read_batches(mlp(), [{"input_ids": tokens, "attention_mask": mask}])[0].keep
+        for name, mask in masks.items()
+    }
+    assert found["two"] is not None
+    assert found["two"].dtype == torch.bool
+    assert found["four"] is None
+    assert found["none"] is None
