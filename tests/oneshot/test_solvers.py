@@ -25,7 +25,7 @@ from secateur.errors import CalibrationError, ConfigError, ScoreError
 from secateur.oneshot.pytorch.linalg import conjugate_gradients, damped, inverse_factor
 from secateur.oneshot.pytorch.problem import Problem, Solution
 from secateur.oneshot.pytorch.refining import PCG
-from secateur.oneshot.pytorch.solvers import ALPS, RIA, SOLVERS, Magnitude, Solver, SparseGPT, Wanda
+from secateur.oneshot.pytorch.solvers import ALPS, RIA, SOLVERS, Magnitude, Solver, SparseGPT, Wanda, alps
 
 SHAPE = (8, 16)
 """Rows and features that every case fits."""
@@ -113,7 +113,8 @@ def test_groups_of_a_convolution_are_problems_of_their_own(name: str, spec: str)
     solution = SOLVERS[name]().solve(found)
     assert int((~solution.keep).sum()) == pruned_count(found)
     assert lost(found, solution, inputs) <= lost(found, Magnitude().solve(found), inputs)
-    if spec == "2:4" and name != "sparsegpt":  # which decides on all columns of grouped layers at the start
+    # SparseGPT decides on all columns of grouped layers at the start, and ALPS goes on until all groups have settled.
+    if spec == "2:4" and name not in ("alps", "sparsegpt"):
         alone = [SOLVERS[name]().solve(problem(weight[one], inputs[one], spec, 0.5)) for one in range(2)]
         torch.testing.assert_close(solution.keep, torch.cat([one.keep for one in alone]), rtol=0, atol=0)
         torch.testing.assert_close(solution.weight, torch.cat([one.weight for one in alone]), rtol=1e-4, atol=1e-5)
@@ -339,12 +340,12 @@ def test_sparsegpt_hands_on_what_is_lost_across_strips(columns: int) -> None:
 
 
 def alternated(weight_RF: Floats, inputs_NF: Floats, choose: Callable[[Floats], Bools], iterations: int) -> Bools:
-    """Algorithm 1 of the paper; the support."""
+    """Algorithm 1 of the paper, by our pace; the support."""
     gram_FF = damped_gram(inputs_NF, 1e-4)
     scale_F = np.sqrt(np.diag(gram_FF))
     gram_FF = gram_FF / np.outer(scale_F, scale_F)
     dense_RF = weight_RF * scale_F
-    copy_RF, multiplier_RF, rho = dense_RF, np.zeros_like(dense_RF), 0.1
+    copy_RF, multiplier_RF, rho = dense_RF, np.zeros_like(dense_RF), alps.FIRST_RHO
     keep_RF = last_RF = np.zeros(dense_RF.shape, dtype=bool)
     for iteration in range(1, iterations + 1):
         right_RF = dense_RF @ gram_FF - multiplier_RF + rho * copy_RF
@@ -353,7 +354,7 @@ def alternated(weight_RF: Floats, inputs_NF: Floats, choose: Callable[[Floats], 
         keep_RF = choose(wanted_RF**2)
         copy_RF = wanted_RF * keep_RF
         multiplier_RF = multiplier_RF + rho * (solved_RF - copy_RF)
-        if iteration % 3 == 0:
+        if iteration % alps.PACE == 0:
             changed = (keep_RF & ~last_RF).sum() / keep_RF.sum()
             if changed == 0:
                 break
@@ -426,19 +427,20 @@ def supports(spec: str, width: int) -> Iterator[Bools]:
         yield np.concatenate(several)
 
 
-@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("spec", ["1x1", "2:4"])
-@pytest.mark.parametrize(("name", "factor"), [("alps", 2.0), ("sparsegpt", 12.0)])
-def test_near_the_best_of_all_masks(name: str, factor: float, spec: str, seed: int) -> None:
-    weight, inputs = realistic_weight(1, 8, seed), realistic_inputs(40, 8, seed)
-    row, inputs_NF = weight[0].double().numpy(), inputs.double().numpy()
-    whole = np.square(inputs_NF @ row).sum()
-    best = min(
-        np.square(inputs_NF @ (best_on(support, row, inputs_NF) - row)).sum() / whole for support in supports(spec, 8)
-    )
-    found = problem(weight, inputs, spec)
-    error = lost(found, PCG(iterations=50).refine(found, SOLVERS[name]().solve(found)), inputs)
-    assert best * (1 - 1e-4) <= error <= factor * best
+@pytest.mark.parametrize(("name", "most"), [("alps", 1.2), ("sparsegpt", 1.6)])
+def test_near_the_best_of_all_masks(name: str, most: float, spec: str) -> None:
+    """Once repaired: never below the least possible error, and in the mean not far above."""
+    factors = []
+    for seed in range(20):
+        weight, inputs = realistic_weight(1, 8, seed), realistic_inputs(40, 8, seed)
+        row, inputs_NF = weight[0].double().numpy(), inputs.double().numpy()
+        fitted = (best_on(support, row, inputs_NF) for support in supports(spec, 8))
+        best = min(np.square(inputs_NF @ (one - row)).sum() for one in fitted) / np.square(inputs_NF @ row).sum()
+        found = problem(weight, inputs, spec)
+        factors.append(lost(found, PCG(iterations=50).refine(found, SOLVERS[name]().solve(found)), inputs) / best)
+    assert min(factors) >= 1 - 1e-4
+    assert np.exp(np.log(factors).mean()) <= most
 
 
 # Solvers of one's own
