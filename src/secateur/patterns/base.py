@@ -238,6 +238,10 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         cuts = self.cuts(scores, sparsity)
         return {name: keep_above(scores[name], cut) for name, cut in cuts.items()}
 
+    def losses(self, layer: Scores) -> Scores:
+        """What `cuts` ranks: one score per unit that the budget counts; the scores themselves, unless overridden."""
+        return layer
+
     def cuts(self, scores: Mapping[str, Scores], sparsity: float) -> dict[str, Cut]:
         """Where to cut each layer's ranking so that the total is exact and the bounds hold."""
         frozen = {name: scores[name].pruned_before() for name in self.units if self.is_frozen(name)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import combinations
@@ -21,6 +21,9 @@ from secateur.patterns.selection import Scores, in_one_precision, keep_above, so
 from secateur.patterns.view import WeightView
 
 __all__ = ["KeepOfGroupPattern"]
+
+MOST_IN_INT8 = 128
+"""Weights of a group up to which their number, less one, is an int8."""
 
 SPECIFICATION = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
@@ -110,9 +113,14 @@ class KeepOfGroupPattern(BasePattern):
         scores = in_one_precision(scores)
         if not self.keep_mask_layers and self._takes_all(sparsity):
             return {name: self._keep(layer) for name, layer in scores.items()}
-        losses = {name: self._losses(layer) for name, layer in scores.items()}
+        losses = {name: self.losses(layer) for name, layer in scores.items()}
         cuts = self.cuts(losses, sparsity)
         return {name: self._keep(layer, keep_above(losses[name], cuts[name])) for name, layer in scores.items()}
+
+    def losses(self, layer: Scores) -> Scores:
+        """One score per group: the reduced scores of the weights that it would lose."""
+        alive = None if layer.alive is None else self._dense_so_far(layer.alive)
+        return Scores(layer.name, lambda: self._loss_chunks(layer), layer.count // self.group, alive, wide=layer.wide)
 
     def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
         """Zeros count where their group keeps at most N; elsewhere they may come to life again.
@@ -163,11 +171,6 @@ class KeepOfGroupPattern(BasePattern):
             start = stop
         return joined(parts)
 
-    def _losses(self, layer: Scores) -> Scores:
-        """One score per group: the reduced scores of the weights that it would lose."""
-        alive = None if layer.alive is None else self._dense_so_far(layer.alive)
-        return Scores(layer.name, lambda: self._loss_chunks(layer), layer.count // self.group, alive, wide=layer.wide)
-
     def _loss_chunks(self, layer: Scores) -> Iterator[Array]:
         name = self.config.criterion_reduce_type
         reduction, only = REDUCTIONS.find(name), _lowest_outside if name == "max" else zero_outside
@@ -194,14 +197,27 @@ class KeepOfGroupPattern(BasePattern):
 
     def _best(self, scores: Array, alive: Array | None) -> list[Array]:
         """For each place, over all groups, whether it is among the best N of its group; of equals, the lower is."""
-        places = self._places(scores if alive is None else sort_keys(scores, alive))
-        xp = namespace(scores)
-        better = [xp.zeros_like(place, dtype=xp.int16) for place in places]
-        for left, right in combinations(range(self.group), 2):
-            wins = xp.astype(places[left] >= places[right], xp.int16)
-            better[right] = better[right] + wins
-            better[left] = better[left] + (1 - wins)
-        return [count < self.keep for count in better]
+        return self.keep_best(self._places(scores if alive is None else sort_keys(scores, alive)))
+
+    def keep_best(self, places: Sequence[Array]) -> list[Array]:
+        """Which weights stay in groups that are all pruned; of equals, the lower index does.
+
+        Args:
+            places: For each place of a group, the scores over all groups; not ``nan``.
+
+        Returns:
+            For each place, one boolean per group.
+        """
+        xp, keep, group = namespace(places[0]), self.keep, len(places)
+        number = xp.int8 if group <= MOST_IN_INT8 else xp.int16
+        # How many are better: at first all that come later, until they are compared.
+        better = [xp.full_like(places[0], group - 1 - place, dtype=number) for place in range(group)]
+        for left, right in combinations(range(group), 2):
+            flags = places[left] >= places[right]
+            wins = flags.view(xp.int8) if number == xp.int8 else xp.astype(flags, number)
+            better[right] += wins
+            better[left] -= wins
+        return [count < keep for count in better]
 
     def _unit_share(self) -> Fraction:
         keep, group = self._numbers()

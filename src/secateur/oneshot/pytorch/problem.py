@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from secateur._array import namespace
 from secateur.oneshot.pytorch.selector import Selector
+from secateur.patterns.nm import KeepOfGroupPattern
 
 __all__ = ["Part", "Problem", "Solution"]
 
@@ -73,10 +75,21 @@ class Problem:
         steps = {part.selector.column_step(width) for part in self.parts}
         return steps.pop() if len(steps) == 1 else None
 
+    def keep_of_group(self, scores_GMR: torch.Tensor) -> torch.Tensor:
+        """What stays of one group of N:M in every row, where all groups are pruned; M places of G × R groups."""
+        pattern = self.parts[0].selector.bound
+        assert isinstance(pattern, KeepOfGroupPattern)
+        array = pattern.as_array(scores_GMR)
+        kept = pattern.keep_best([array[:, place] for place in range(array.shape[1])])
+        return torch.as_tensor(namespace(array).stack(kept, axis=1), device=scores_GMR.device)
+
     @property
     def is_grouped(self) -> bool:
-        """Whether what stays is decided group by group of neighbouring columns, as under N:M."""
-        return all(part.selector.is_grouped for part in self.parts)
+        """Whether every group of N:M is pruned, in all layers alike, so that groups do not depend on each other."""
+        return (
+            all(part.selector.is_grouped for part in self.parts)
+            and len({part.selector.pattern for part in self.parts}) == 1
+        )
 
     def criterion_scores(self) -> torch.Tensor:
         """The scores of the configured criterion, which knows nothing of inputs."""
@@ -88,7 +101,7 @@ class Problem:
 
     def error_per_part(self, weight_GRF: torch.Tensor) -> dict[str, float]:
         r"""Layer → share lost of its outputs, :math:`\lVert X (W - \hat W)^\top\rVert^2 / \lVert X W^\top\rVert^2`."""
-        lost, whole = (self._energy(weights) for weights in (self.weight - weight_GRF, self.weight))
+        lost, whole = (self.energy(weights) for weights in (self.weight - weight_GRF, self.weight))
         found = {}
         for part in self.parts:
             rows = slice(*part.rows)
@@ -96,7 +109,7 @@ class Problem:
             found[part.name] = float(lost[:, rows].sum()) / total if total > 0 else 0.0
         return found
 
-    def _energy(self, weight_GRF: torch.Tensor) -> torch.Tensor:
+    def energy(self, weight_GRF: torch.Tensor) -> torch.Tensor:
         """Squared norm of what each row gives out; without a Gram matrix, as if input features were uncorrelated."""
         if self.gram is None:
             return (weight_GRF * self.norms[:, None]).square().sum(dim=-1)

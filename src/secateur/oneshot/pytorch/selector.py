@@ -5,15 +5,18 @@ Legend: G groups, O output channels of one group, F input features (kernel posit
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 
 import torch
 
+from secateur._array import Array
 from secateur.errors import UnsupportedModelError
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.layout import BlockLayout, Layout
+from secateur.patterns.nm import KeepOfGroupPattern
 from secateur.patterns.selection import Scores
 from secateur.patterns.view import WeightView
 
@@ -104,14 +107,28 @@ class Selector:
         chosen = self.bound.select({NAME: Scores(NAME, lambda: iter([ranks]), layout.count)}, self.sparsity)
         return torch.as_tensor(self.bound.weight_masks(chosen)[NAME], device=scores.device).reshape(scores.shape)
 
+    def losses(self, name: str, scores: Callable[[], torch.Tensor]) -> Scores:
+        """What each unit would lose, as a stream to rank.
+
+        Args:
+            name: What to call the layer in errors.
+            scores: Makes one score per weight, as for `keep`, whenever the stream is read.
+        """
+
+        def chunks() -> Iterator[Array]:
+            shaped = self.bound.as_array(scores().reshape(self.view.shape))
+            yield from self.bound.losses(self.bound.stream(NAME, {NAME: shaped})).chunks()
+
+        return Scores(name, chunks, self.units)
+
     @property
     def is_grouped(self) -> bool:
-        """Whether what stays is decided in every group of neighbouring columns by itself, as under a complete N:M."""
-        return self.layout.unit_size == 1 and self.layout.span not in (None, 1) and self.prune == self.units
+        """Whether the pattern is N:M and every group is pruned."""
+        return isinstance(self.bound, KeepOfGroupPattern) and self.prune == self.units
 
     def column_step(self, width: int) -> int | None:
         """Columns (input features) to decide on together, about `width`; ``None``: only all of them."""
-        span = None if self.view.groups > 1 else self.layout.span
+        span = self.layout.span
         return None if span is None else max(1, width // span) * span
 
     def window(self, start: int, stop: int) -> Selector:

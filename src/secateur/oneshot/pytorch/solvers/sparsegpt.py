@@ -57,54 +57,83 @@ class SparseGPT(Solver):
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
         factor_GFF = inverse_factor(damped(problem.known_gram, self.damping))
-        diagonal_GF = factor_GFF.diagonal(dim1=-2, dim2=-1)
-        weight_GFR = problem.weight.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-        keep_GFR = torch.ones_like(weight_GFR, dtype=torch.bool)
-        if (step := self._step(problem)) is None:
-            scores_GRF = (problem.weight / diagonal_GF[:, None]).square_()
-            keep_GFR = problem.keep(scores_GRF).transpose(1, 2).contiguous()
-        for start, stop in _strips(weight_GFR.shape[1], step or STRIP):
-            if step is not None:
-                scores_GCR = (weight_GFR[:, start:stop] / diagonal_GF[:, start:stop, None]).square_()
-                chosen = problem.keep_in_columns(scores_GCR.transpose(1, 2), start)
-                keep_GFR[:, start:stop] = chosen.transpose(1, 2)
-            _eliminate(weight_GFR, keep_GFR, factor_GFF, start, stop)
-        keep_GRF = keep_GFR.transpose(1, 2).contiguous()
-        return Solution(weight=weight_GFR.transpose(1, 2).contiguous(), keep=keep_GRF)
-
-    def _step(self, problem: Problem) -> int | None:
-        """Columns that are decided on together; a group of N:M as late as can be."""
+        state = _State(problem, factor_GFF)
         step = problem.column_step(self.columns)
-        return step if step is None or not problem.is_grouped else problem.column_step(1)
+        if step is None:
+            state.decide(0, state.features)
+        group = problem.column_step(1) if problem.is_grouped else None
+        for start, stop in _strips(state.features, step or self.columns):
+            if step is not None and group is None:
+                state.decide(start, stop)
+            state.eliminate(start, stop, group)
+        return state.solution()
+
+
+class _State:
+    """The weights as corrected so far, each over its column's diagonal element, and which of them go."""
+
+    def __init__(self, problem: Problem, factor_GFF: torch.Tensor) -> None:
+        self.problem = problem
+        self.diagonal_GF1 = factor_GFF.diagonal(dim1=-2, dim2=-1)[..., None]
+        # Divided by the diagonal once for all, an error is what it costs, and no column need be divided when it goes.
+        self.factor_GFF = factor_GFF / self.diagonal_GF1.transpose(1, 2)
+        self.weight_GFR = torch.div(problem.weight.transpose(1, 2), self.diagonal_GF1).contiguous()
+        self.goes_GFR = torch.zeros_like(self.weight_GFR, dtype=torch.bool)
+        self.errors_GFR = torch.empty_like(self.weight_GFR)
+
+    @property
+    def features(self) -> int:
+        """How many columns there are."""
+        return self.weight_GFR.shape[1]
+
+    def decide(self, start: int, stop: int) -> None:
+        """Choose what goes from columns `start` to `stop`, from their weights as they are now."""
+        scores_GCR = self.weight_GFR[:, start:stop].square()
+        if self.problem.is_grouped:
+            stays_GCR = self.problem.keep_of_group(scores_GCR)
+        elif stop - start == self.features:
+            stays_GCR = self.problem.keep(scores_GCR.transpose(1, 2)).transpose(1, 2)
+        else:
+            stays_GCR = self.problem.keep_in_columns(scores_GCR.transpose(1, 2), start).transpose(1, 2)
+        torch.logical_not(stays_GCR, out=self.goes_GFR[:, start:stop])
+
+    def eliminate(self, start: int, stop: int, group: int | None) -> None:
+        """Remove what goes from columns `start` to `stop`, and correct all columns behind.
+
+        Args:
+            start: First column.
+            stop: The one behind the last.
+            group: Columns that are decided on when their turn comes; ``None``: all are decided on already.
+        """
+        strip = STRIP if group is None else max(1, STRIP // group) * group
+        for first, last in _strips(stop - start, strip):
+            first, last = start + first, start + last
+            for column in range(first, last):
+                if group is not None and (column - start) % group == 0:
+                    self.decide(column, column + group)
+                self._remove(column, last)
+            self._correct(first, last, stop)
+        self._correct(start, stop, self.features)
+
+    def solution(self) -> Solution:
+        """What is left."""
+        weight_GFR = self.weight_GFR.mul_(self.diagonal_GF1).masked_fill_(self.goes_GFR, 0.0)
+        return Solution(weight=weight_GFR.transpose(1, 2), keep=~self.goes_GFR.transpose(1, 2))
+
+    def _remove(self, column: int, last: int) -> None:
+        """Remove what goes from a column, and correct the columns behind it, up to `last`."""
+        error_GR = self.errors_GFR[:, column]
+        torch.mul(self.weight_GFR[:, column], self.goes_GFR[:, column], out=error_GR)
+        if column + 1 < last:
+            row_GC1 = self.factor_GFF[:, column, column + 1 : last, None]
+            self.weight_GFR[:, column + 1 : last].baddbmm_(row_GC1, error_GR[:, None], alpha=-1)
+
+    def _correct(self, first: int, last: int, end: int) -> None:
+        """Pass the errors of columns `first` to `last` on to those behind, up to `end`."""
+        if last < end:
+            factor_GCC = self.factor_GFF[:, first:last, last:end].transpose(1, 2)
+            self.weight_GFR[:, last:end].baddbmm_(factor_GCC, self.errors_GFR[:, first:last], alpha=-1)
 
 
 def _strips(total: int, step: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, total)) for start in range(0, total, step))
-
-
-def _eliminate(
-    weight_GFR: torch.Tensor, keep_GFR: torch.Tensor, factor_GFF: torch.Tensor, start: int, stop: int
-) -> None:
-    """Remove what does not stay in columns `start` to `stop`, and correct all columns behind."""
-    errors_GCR = torch.empty_like(weight_GFR[:, start:stop])
-    for first, last in _strips(stop - start, STRIP):
-        first, last = start + first, start + last
-        for column in range(first, last):
-            row_GF = factor_GFF[:, column, column:last]
-            removed = weight_GFR[:, column] * ~keep_GFR[:, column]
-            error_GR = removed / row_GF[:, :1]
-            errors_GCR[:, column - start] = error_GR
-            weight_GFR[:, column:last].baddbmm_(row_GF[:, :, None], error_GR[:, None], alpha=-1)
-        if last < stop:
-            _correct(weight_GFR, errors_GCR[:, first - start : last - start], factor_GFF, (first, last, stop))
-    _correct(weight_GFR, errors_GCR, factor_GFF, (start, stop, weight_GFR.shape[1]))
-    weight_GFR[:, start:stop] *= keep_GFR[:, start:stop]
-
-
-def _correct(
-    weight_GFR: torch.Tensor, errors_GCR: torch.Tensor, factor_GFF: torch.Tensor, columns: tuple[int, int, int]
-) -> None:
-    """Pass the errors of the columns between the first two numbers on to those between the last two."""
-    first, last, end = columns
-    if last < end:
-        weight_GFR[:, last:end].baddbmm_(factor_GFF[:, first:last, last:end].transpose(1, 2), errors_GCR, alpha=-1)
