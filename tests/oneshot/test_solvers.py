@@ -63,10 +63,11 @@ def test_the_same_problem_has_the_same_solution(name: str, case: str) -> None:
     torch.testing.assert_close(first.weight, second.weight, rtol=0, atol=0)
 
 
-# Whole output channels are left out: nothing makes up for them, and which cost least is a question of its own.
-@pytest.mark.parametrize("case", [case for case in CASES if case != "1xchannel"])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_no_solver_loses_more_than_magnitude(name: str, case: str) -> None:
+    if case == "1xchannel" and SOLVERS[name].needs == "norms":
+        pytest.skip("nothing makes up for a whole output channel, and norms of inputs say little of what it gives out")
     for seed in range(3):
         found, inputs = case_problem(case, seed)
         assert lost(found, SOLVERS[name]().solve(found), inputs) <= lost(found, Magnitude().solve(found), inputs)

@@ -19,6 +19,9 @@ from secateur.training.result import PruningReport
 
 __all__ = ["prune"]
 
+SCOPES = {"uniform": "local", "global": "global"}
+"""Allocation → the ``pruning_scope`` that does the same without calibration data."""
+
 
 def prune(
     model: nn.Module,
@@ -31,6 +34,8 @@ def prune(
 ) -> PruningReport:
     """See `secateur.prune`."""
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    if calibration is None and allocation in SCOPES:
+        config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
     if allocation is None:
         # The default of pruning_scope is made for training: scores of different layers rarely compare after it.
         asks_global = "pruning_scope" in config.model_fields_set and config.pruning_scope == "global"

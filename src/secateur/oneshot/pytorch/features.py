@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from secateur.errors import CalibrationError
 
@@ -26,7 +27,11 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 def refuse_unreadable(name: str, module: nn.Module) -> None:
     """Raise `CalibrationError` for a layer of which the inputs cannot be told."""
-    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+    is_transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+    has_own_forward = isinstance(module, Convolution) and not any(
+        type(module).forward is kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    )
+    if is_transposed or has_own_forward:
         raise CalibrationError(
             f"layer {name!r}: solvers that read inputs do not serve {type(module).__name__}. Exclude it, or prune it "
             f"without calibration by solver='magnitude'."
@@ -57,6 +62,8 @@ def features(
                 f"layer {name!r}: its query, key and value differ, so its one weight has no one input. Exclude it."
             )
         keep = keep if keep is None or module.batch_first else keep.transpose(0, 1)
+    if isinstance(module, NonDynamicallyQuantizableLinear) and keep is not None:
+        keep = keep.transpose(0, 1)  # attention puts tokens first before its output projection
     rows = inputs[0]
     if keep is not None and keep.shape == rows.shape[:-1]:
         rows = rows[keep]

@@ -83,6 +83,17 @@ class Problem:
         kept = pattern.keep_best([array[:, place] for place in range(array.shape[1])])
         return torch.as_tensor(namespace(array).stack(kept, axis=1), device=scores_GMR.device)
 
+    def solved_by_rows(self) -> Solution | None:
+        r"""The best there is where units are whole output channels; ``None``: they are not.
+
+        Rows do not make up for each other, so the loss of one is all of its output energy,
+        :math:`w^\top X^\top X w`, and what is kept of the dense weights cannot be bettered.
+        """
+        if not all(part.selector.is_of_rows for part in self.parts):
+            return None
+        keep = self.keep((self.weight @ self.known_gram).mul_(self.weight))
+        return Solution(weight=self.weight * keep, keep=keep)
+
     @property
     def is_grouped(self) -> bool:
         """Whether every group of N:M is pruned, in all layers alike, so that groups do not depend on each other."""

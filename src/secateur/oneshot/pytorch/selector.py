@@ -122,6 +122,12 @@ class Selector:
         return Scores(name, chunks, self.units)
 
     @property
+    def is_of_rows(self) -> bool:
+        """Whether a unit has all weights of its output channels."""
+        layout = self.layout
+        return isinstance(layout, BlockLayout) and layout.grid[1:] == (1, 1)
+
+    @property
     def is_grouped(self) -> bool:
         """Whether the pattern is N:M and every group is pruned."""
         return isinstance(self.bound, KeepOfGroupPattern) and self.prune == self.units

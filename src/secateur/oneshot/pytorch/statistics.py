@@ -6,12 +6,16 @@ Legend: G groups, F input features.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.overrides import TorchFunctionMode
 
 from secateur._wording import listed
 from secateur.errors import CalibrationError
@@ -19,6 +23,33 @@ from secateur.oneshot.pytorch.batches import version
 from secateur.oneshot.pytorch.features import features
 
 __all__ = ["InputStatistics"]
+
+PROJECTION = 11
+"""Place of the output projection's weight among the arguments of ``multi_head_attention_forward``."""
+
+
+class _AttentionCalls(TorchFunctionMode):
+    """Notes what the output projections of ``nn.MultiheadAttention`` read, which never run as modules.
+
+    Args:
+        notes: Identity of a projection's weight → called with positional and keyword arguments of a module.
+    """
+
+    def __init__(self, notes: Mapping[int, Callable[[tuple[Any, ...], dict[str, Any]], None]]) -> None:
+        super().__init__()
+        self._notes = notes
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not functional.multi_head_attention_forward or id(args[PROJECTION]) not in self._notes:
+            return func(*args, **kwargs)
+        weight, bias, *rest = args[PROJECTION:]
+        identity = torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        heads, attention = func(*args[:PROJECTION], identity, None, *rest, **kwargs)
+        self._notes[id(weight)]((heads,), {})
+        return functional.linear(heads, weight, bias), attention
 
 
 class InputStatistics:
@@ -45,10 +76,16 @@ class InputStatistics:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Add up whatever the layers read while this is open."""
+        projections = {
+            name: module for name, module in self.layers.items() if isinstance(module, NonDynamicallyQuantizableLinear)
+        }
         with ExitStack() as hooks:
-            for name, module in self.layers.items():
-                handle = module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
+            for name in self.layers.keys() - projections.keys():
+                handle = self.layers[name].register_forward_pre_hook(self._hook(name), with_kwargs=True)
                 hooks.callback(handle.remove)
+            if projections:
+                notes = {id(module.weight): partial(self._hook(name), module) for name, module in projections.items()}
+                hooks.enter_context(_AttentionCalls(notes))
             yield
 
     def next_batch(self, keep: torch.Tensor | None) -> None:

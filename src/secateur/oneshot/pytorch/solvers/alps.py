@@ -74,6 +74,8 @@ class ALPS(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
+        if (solved := problem.solved_by_rows()) is not None:
+            return solved
         gram_GFF = damped(problem.known_gram, DAMPING)
         scale_G1F = gram_GFF.diagonal(dim1=-2, dim2=-1).sqrt()[:, None]
         gram_GFF /= scale_G1F.transpose(1, 2) * scale_G1F

@@ -56,6 +56,8 @@ class SparseGPT(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
+        if (solved := problem.solved_by_rows()) is not None:
+            return solved
         factor_GFF = inverse_factor(damped(problem.known_gram, self.damping))
         state = _State(problem, factor_GFF)
         step = problem.column_step(self.columns)
