@@ -16,7 +16,7 @@ from secateur._wording import counted
 from secateur.errors import ConfigError
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.allocation import AllocationTask
+from secateur.oneshot.pytorch.allocation import AllocationTask, allocate
 from secateur.oneshot.pytorch.batches import calibrating, read_batches
 from secateur.oneshot.pytorch.features import refuse_unreadable
 from secateur.oneshot.pytorch.journal import Journal
@@ -122,7 +122,7 @@ class CalibratedRun:
             if pattern.views:
                 allocation = self.recipe.allocation
                 task = AllocationTask(pattern=pattern, survey=partial(self._survey, pattern, allocation.needs))
-                found |= allocation.counts(task)
+                found |= allocate(allocation, task)
         return found
 
     def _survey(self, pattern: BasePattern, needs: str) -> Iterator[tuple[str, Sequence[Problem]]]:

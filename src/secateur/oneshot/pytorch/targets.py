@@ -26,6 +26,16 @@ from secateur.training.run import Run
 __all__ = ["Target", "make_problem", "targets_of", "write"]
 
 
+ALONE = {
+    "pruning_scope": "local",
+    "target_sparsity": None,
+    "min_sparsity_ratio_per_op": 0.0,
+    "max_sparsity_ratio_per_op": 1.0,
+    "keep_zeros": False,
+}
+"""Settings of one layer whose count is decided: the shares and bounds that led to it no longer matter."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """One layer to be pruned.
@@ -80,18 +90,18 @@ class Target:
 
 
 def targets_of(plan: Plan, counts: Mapping[str, int], solver: Solver) -> dict[str, Target]:
-    """Every layer that a plan prunes, in the model's order.
+    """The layers that have a count, in the model's order.
 
     Args:
         plan: The plan.
-        counts: Layer → how many of its units go, as the pattern's budget counts them.
+        counts: Layer that the plan prunes → how many of its units go, as the pattern's budget counts them.
         solver: Decides how the scores of a unit's weights become one.
     """
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
     return {
         row.name: _target(row.name, patterns[row.name], counts[row.name], solver)
         for row in plan.layers
-        if row.name in patterns
+        if row.name in counts
     }
 
 
@@ -102,8 +112,7 @@ def _target(name: str, pattern: BasePattern, count: int, solver: Solver) -> Targ
             f"secateur.prepare to train with it."
         )
     config, module, view = pattern.config, pattern.modules[name], pattern.views[name]
-    own = config.model_copy(update={"pruning_scope": "local", "target_sparsity": None})
-    single = get_pattern(own, {name: module})
+    single = get_pattern(config.model_copy(update=ALONE), {name: module})
     canonical = WeightView(
         shape=view.canonical_shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=view.groups
     )

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from secateur.oneshot.pytorch.allocation.base import ALLOCATIONS, Allocation, AllocationTask, register_allocation
+from secateur.oneshot.pytorch.allocation.base import (
+    ALLOCATIONS,
+    Allocation,
+    AllocationTask,
+    allocate,
+    register_allocation,
+)
+from secateur.oneshot.pytorch.allocation.global_ranking import Global
+from secateur.oneshot.pytorch.allocation.owl import OWL
+from secateur.oneshot.pytorch.allocation.sensitivity import Sensitivity
 from secateur.oneshot.pytorch.allocation.uniform import Uniform
 
-__all__ = ["ALLOCATIONS", "Allocation", "AllocationTask", "Uniform", "register_allocation"]
+__all__ = [
+    "ALLOCATIONS",
+    "OWL",
+    "Allocation",
+    "AllocationTask",
+    "Global",
+    "Sensitivity",
+    "Uniform",
+    "allocate",
+    "register_allocation",
+]

@@ -13,11 +13,11 @@ __all__ = ["Uniform"]
 @register_allocation("uniform")
 @dataclass(frozen=True)
 class Uniform(Allocation):
-    """The target in every layer, each rounded by itself."""
+    """The target in every layer, each rounded by itself, so that the total may be off by half a unit per layer."""
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]] = "nothing"
 
     def counts(self, task: AllocationTask) -> dict[str, int]:
         """See `Allocation.counts`."""
-        budget = task.pattern.budget
-        return {name: budget.alone(name, task.pattern.target_sparsity) for name in budget.units}
+        lower, budget = task.lower, task.pattern.budget
+        return {name: max(budget.alone(name, task.target), lower[name]) for name in budget.units}

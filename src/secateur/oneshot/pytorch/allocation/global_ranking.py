@@ -1,0 +1,63 @@
+"""One ranking over all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+
+from secateur.oneshot.pytorch.allocation.base import Allocation, AllocationTask, register_allocation
+from secateur.oneshot.pytorch.allocation.scores import mean_score, scores_per_layer
+from secateur.oneshot.pytorch.problem import Problem
+from secateur.patterns import BasePattern
+from secateur.patterns.selection import Scores, share_out
+from secateur.training.pytorch import ParameterWeight
+
+__all__ = ["Global"]
+
+
+@register_allocation("global")
+@dataclass(frozen=True)
+class Global(Allocation):
+    r"""Take the units that lose least of their layer's outputs, wherever they are.
+
+    If input features are uncorrelated, the outputs lose :math:`\sum (|W_{ij}| \cdot \lVert X_j \rVert_2)^2` with a
+    unit. The scores under the square are divided by their mean in the layer, which makes layers comparable, and does
+    so better than the energy of a layer's outputs: see `mean_score`.
+
+    Nothing but ``max_sparsity_ratio_per_op`` keeps it from taking a whole layer.
+    """
+
+    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "norms"
+
+    def counts(self, task: AllocationTask) -> dict[str, int]:
+        """See `Allocation.counts`."""
+        streams: dict[str, Scores] = {}
+        for _, problems in task.survey():
+            for problem in problems:
+                streams |= _streams(problem, task.pattern)
+        cuts = share_out({name: streams[name] for name in task.units}, task.total, task.lower, task.upper)
+        return {name: cut.pruned for name, cut in cuts.items()}
+
+
+def _streams(problem: Problem, pattern: BasePattern) -> dict[str, Scores]:
+    """Layer → its units' losses."""
+    means = {name: mean_score(scores) for name, scores in scores_per_layer(problem).items()}
+    found = {}
+    for part in problem.parts:
+        squares = _squares(ParameterWeight(part.name, pattern), problem.norms / means[part.name])
+        found[part.name] = replace(part.selector, reduction="sum").losses(part.name, squares)
+    return found
+
+
+def _squares(weight: ParameterWeight, factors_GF: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Makes squared scores from the weight in the model, so that none have to be held."""
+    factors_G1F = factors_GF[:, None].to(weight.stored.device)
+
+    def made() -> torch.Tensor:
+        weight_GRF = weight.canonical().reshape(factors_G1F.shape[0], -1, factors_G1F.shape[2])
+        return (weight_GRF * factors_G1F).square()
+
+    return made

@@ -1,0 +1,73 @@
+"""Less from the blocks that have more outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from secateur.errors import ConfigError
+from secateur.oneshot.pytorch.allocation.base import Allocation, AllocationTask, register_allocation
+from secateur.oneshot.pytorch.allocation.rounding import apportioned
+from secateur.oneshot.pytorch.allocation.scores import scores_per_layer
+
+__all__ = ["OWL"]
+
+
+@register_allocation("owl")
+@dataclass(frozen=True, kw_only=True)
+class OWL(Allocation):
+    r"""Outlier weighed layerwise sparsity: one ratio per transformer block.
+
+    D is the share of the scores :math:`|W_{ij}| \cdot \lVert X_j \rVert_2` of all layers in a block that lie above M
+    times their mean. Densities differ as D does, by 2 λ between the extremes, and their mean over all units is what the
+    target leaves; so a block may be further than λ from the target, as in the authors' code.
+
+    Where all layers are in one part, as in a model without a stack of blocks, each has a ratio of its own.
+
+    Attributes:
+        outlier: M, the multiple of the mean above which a score is an outlier, > 0.
+        spread: λ, half of the difference between the sparsest and the densest block, in [0, 0.5].
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    Source:
+        Yin et al., "Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High
+        Sparsity", arXiv:2310.05175, section 3.
+    """
+
+    outlier: float = 5.0
+    spread: float = 0.08
+
+    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "norms"
+
+    def __post_init__(self) -> None:
+        if not self.outlier > 0:
+            raise ConfigError(f"outlier must be above 0, found {self.outlier}.")
+        if not 0 <= self.spread <= 0.5:
+            raise ConfigError(f"spread must lie in [0, 0.5], found {self.spread}.")
+
+    def counts(self, task: AllocationTask) -> dict[str, int]:
+        """See `Allocation.counts`."""
+        of_part: list[dict[str, float]] = []
+        of_layer: dict[str, float] = {}
+        for _, problems in task.survey():
+            scores = {name: own for problem in problems for name, own in scores_per_layer(problem).items()}
+            if scores:
+                of_part.append(dict.fromkeys(scores, self._outliers(list(scores.values()))))
+                of_layer |= {name: self._outliers([own]) for name, own in scores.items()}
+        outliers = of_layer if len(of_part) == 1 else {name: share for part in of_part for name, share in part.items()}
+        low, high = min(outliers.values()), max(outliers.values())
+        scale = 2 * self.spread / (high - low) if high > low else 0.0
+        unit_share = float(task.pattern.budget.unit_share)
+        shares = {name: (low - outliers[name]) * scale / unit_share for name in task.units}
+        return apportioned(shares, task)
+
+    def _outliers(self, scores: Sequence[torch.Tensor]) -> float:
+        """Share of the scores above so many times their mean."""
+        count = sum(some.numel() for some in scores)
+        mean = sum(float(some.sum(dtype=torch.float64)) for some in scores) / count
+        return sum(int((some > self.outlier * mean).sum()) for some in scores) / count
