@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from secateur.config import PruningConfig
     from secateur.criteria import register_criterion
     from secateur.errors import SecateurError
-    from secateur.oneshot import prune
+    from secateur.oneshot import Calibration, prune
     from secateur.patterns import register_pattern
     from secateur.planning import plan
     from secateur.schedules import register_schedule
     from secateur.training import prepare
 
 __all__ = [
+    "Calibration",
     "PruningConfig",
     "SecateurError",
     "plan",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 HOMES = {
+    "Calibration": "oneshot",
     "PruningConfig": "config",
     "SecateurError": "errors",
     "plan": "planning",
@@ -39,7 +41,7 @@ HOMES = {
 }
 """Public name → the module that has it, imported when it is first needed."""
 
-MODULES = {*HOMES.values(), "keras"}
+MODULES = {*HOMES.values(), "allocations", "keras", "refiners", "solvers"}
 """Modules that are imported when they are first needed."""
 
 

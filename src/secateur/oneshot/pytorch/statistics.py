@@ -47,7 +47,8 @@ class _AttentionCalls(TorchFunctionMode):
             return func(*args, **kwargs)
         weight, bias, *rest = args[PROJECTION:]
         identity = torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
-        heads, attention = func(*args[:PROJECTION], identity, None, *rest, **kwargs)
+        call: Any = func  # mypy takes the comparison above for a narrower type
+        heads, attention = call(*args[:PROJECTION], identity, None, *rest, **kwargs)
         self._notes[id(weight)]((heads,), {})
         return functional.linear(heads, weight, bias), attention
 

@@ -24,15 +24,15 @@ class Block(BlockRefiner):
 
     Attributes:
         steps: ≥ 1.
-        rate: First learning rate, > 0; it falls linearly to 0.
+        rate: First learning rate, > 0, as a share of each parameter's root mean square; it falls linearly to 0.
         batches_per_step: Calibration batches that a step looks at, ≥ 1.
 
     Raises:
         ConfigError: A value is out of range.
     """
 
-    steps: int = 64
-    rate: float = 3e-4
+    steps: int = 48
+    rate: float = 0.01
     batches_per_step: int = 4
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ class Distill(ModelRefiner):
         steps: At the most, ≥ 1; the learning rate falls to 0 over them.
         minutes: After so many it ends, whatever the step, > 0; the learning rate follows the time then.
             ``None``: no limit.
-        rate: First learning rate, > 0.
+        rate: First learning rate, > 0, as a share of each parameter's root mean square.
         batches_per_step: Calibration batches that a step looks at, ≥ 1.
         classes: Continuations that are compared one by one, ≥ 1.
 
@@ -56,7 +56,7 @@ class Distill(ModelRefiner):
 
     steps: int = 64
     minutes: float | None = None
-    rate: float = 1e-4
+    rate: float = 0.002
     batches_per_step: int = 4
     classes: int = 256
 
@@ -96,7 +96,8 @@ class Distill(ModelRefiner):
 
 
 def _divergence(task: ModelTask, number: int) -> torch.Tensor:
-    batch, dense = task.batches[number], task.targets[number]
+    batch = task.batches[number]
+    dense: _Prediction = task.targets[number]
     logs = _logits(batch, task.model, task.device).log_softmax(dim=-1)
     wanted = dense.logs.to(logs.device)
     found = logs.gather(-1, dense.classes.long().to(logs.device))

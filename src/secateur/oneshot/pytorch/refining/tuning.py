@@ -14,6 +14,13 @@ from secateur.errors import CalibrationError
 __all__ = ["Tuner", "turns"]
 
 
+MOST_GRADIENT = 1.0
+"""Norm that the gradient of one step is cut to."""
+
+LEAST_SCALE = 0.01
+"""Root mean square that a parameter has at the least, for its learning rate; biases may start at zero."""
+
+
 class Tuner:
     """Adam on a module's parameters in float32, with a learning rate that falls linearly to 0.
 
@@ -22,7 +29,8 @@ class Tuner:
     Args:
         module: The module.
         masks: Name of a pruned parameter in it → booleans of its shape, ``True`` = kept.
-        rate: First learning rate.
+        rate: First learning rate, as a share of each parameter's root mean square (of what is kept of it), so that
+            one rate serves models of every width.
     """
 
     def __init__(self, module: nn.Module, masks: Mapping[str, torch.Tensor], rate: float) -> None:
@@ -33,7 +41,9 @@ class Tuner:
         self._tuned = {name: weight for name, weight in module.named_parameters() if name in names}
         # Steps are too small for short types: the optimizer changes float32 copies.
         self._wide = {name: weight.detach().float().clone() for name, weight in self._tuned.items()}
-        self._optimizer = torch.optim.Adam(self._wide.values(), lr=rate, betas=(0.9, 0.95))
+        self._scales = [self._scale(name, weight) for name, weight in self._wide.items()]
+        groups = [{"params": [weight]} for weight in self._wide.values()]
+        self._optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95))
 
     @contextmanager
     def gradients(self) -> Iterator[None]:
@@ -65,15 +75,17 @@ class Tuner:
             self._wide[name].grad = wide if mask is None else wide * mask.to(wide.device)
             weight.grad = None
         torch.nn.utils.clip_grad_norm_(self._wide.values(), MOST_GRADIENT)
-        self._optimizer.param_groups[0]["lr"] = self.rate * left
+        for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
+            group["lr"] = self.rate * left * scale
         self._optimizer.step()
         with torch.no_grad():
             for name, weight in self._tuned.items():
                 weight.copy_(self._wide[name])
 
 
-MOST_GRADIENT = 1.0
-"""Norm that the gradient of one step is cut to."""
+    def _scale(self, name: str, weight: torch.Tensor) -> float:
+        kept = weight[self._masks[name].to(weight.device)] if name in self._masks else weight
+        return max(float(kept.square().mean().sqrt()) if kept.numel() else 0.0, LEAST_SCALE)
 
 
 def turns(total: int, size: int, seed: int) -> Iterator[list[int]]:

@@ -1,0 +1,20 @@
+"""Refiners, which repair what a solver leaves; needs torch."""
+
+from __future__ import annotations
+
+from secateur._packages import need
+
+need("torch", extra="torch")
+
+from secateur.oneshot.pytorch.refining import (  # noqa: E402 - says what is missing first
+    PCG,
+    REFINERS,
+    Block,
+    BlockRefiner,
+    Distill,
+    LayerRefiner,
+    ModelRefiner,
+    register_refiner,
+)
+
+__all__ = ["PCG", "REFINERS", "Block", "BlockRefiner", "Distill", "LayerRefiner", "ModelRefiner", "register_refiner"]
