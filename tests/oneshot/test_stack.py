@@ -11,6 +11,7 @@ from oneshot.families import FAMILIES, STACKS, TEXT, family, inputs_of
 from oneshot.problems import mlp
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, calibrating, read_batches
+from secateur.oneshot.pytorch.onload import InModel
 from secateur.oneshot.pytorch.stack import Stack, find_stack
 from secateur.oneshot.pytorch.statistics import InputStatistics
 from secateur.planning.pytorch import plan
@@ -20,7 +21,7 @@ def found_in(model: nn.Module, given: list[Any]) -> tuple[Stack | None, Activati
     batches, inputs = read_batches(model, given), Activations()
     layers = [row.name for row in plan(model, {"pattern": "1x1"}).layers if row.is_pruned]
     with calibrating(model):
-        return find_stack(model, layers, batches, inputs, torch.device("cpu")), inputs, batches
+        return find_stack(model, layers, batches, inputs, InModel(model)), inputs, batches
 
 
 def read_in_the_model(model: nn.Module, stack: Stack, batch: Batch) -> list[torch.Tensor]:

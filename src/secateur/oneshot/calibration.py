@@ -42,11 +42,14 @@ class Calibration:
         device: Where each part of the model runs while it is pruned, e.g. ``"cuda"``; ``None``: where it is.
         offload: Where the inputs of the next part wait: ``"memory"`` of the host, or ``"disk"``.
         folder: Where finished parts are written, so that the same call goes on there after an interruption; empty again
-            at the end. ``None``: an interrupted run starts anew.
+            at the end, but for the pruned model if `weights` is set. ``None``: an interrupted run starts anew.
         progress: Called after each part.
+        weights: Where the values of a model lie that is on the meta device: a safetensors file, or a folder with such
+            files, under the names of the model's parameters. One block is in memory at a time. The model stays as it
+            is, and `folder` becomes a checkpoint of the pruned one, in the files' types, for ``from_pretrained``.
 
     Raises:
-        ConfigError: `offload` is neither.
+        ConfigError: `offload` is neither, or there is no `folder` for `weights`.
 
     Example:
         >>> Calibration([], offload="disk").offload
@@ -58,7 +61,10 @@ class Calibration:
     offload: Literal["memory", "disk"] = "memory"
     folder: str | Path | None = None
     progress: Callable[[Progress], object] | None = None
+    weights: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.offload not in ("memory", "disk"):
             raise ConfigError(f"offload must be 'memory' or 'disk', found {self.offload!r}.")
+        if self.weights is not None and self.folder is None:
+            raise ConfigError("folder must be set where weights is: the pruned model is written there. Found None.")

@@ -54,9 +54,10 @@ class Run(Generic[Weight]):
     def __init__(self, pattern: BasePattern, weights: Mapping[str, Weight], *, is_new: bool = True) -> None:
         self.pattern = pattern
         self.config = pattern.config
-        self.weights = {name: weights[name] for name in pattern.views}
+        self.weights = own = {name: weights[name] for name in pattern.views}
         self.group = PruningGroup(pattern, is_new=is_new)
-        self.scores = GatheredScores(pattern, lambda layer: self.weights[layer].canonical())
+        # Not through `self`, so that weights are gone as soon as nobody holds the run.
+        self.scores = GatheredScores(pattern, lambda layer: own[layer].canonical())
         self.last_step = 0 if self.group.is_locked else self.group.timeline.end
         self._check_first_gradient()
 

@@ -20,6 +20,7 @@ from secateur.oneshot.pytorch.allocation import AllocationTask, allocate
 from secateur.oneshot.pytorch.batches import calibrating, read_batches
 from secateur.oneshot.pytorch.features import refuse_unreadable
 from secateur.oneshot.pytorch.journal import Journal
+from secateur.oneshot.pytorch.onload import storage_of
 from secateur.oneshot.pytorch.problem import Problem
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.refining.base import ModelTask
@@ -31,8 +32,6 @@ from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern
 from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
-from secateur.training.checks import refuse_nan
-from secateur.training.pytorch import ParameterWeight
 
 __all__ = ["CalibratedRun"]
 
@@ -56,14 +55,12 @@ class CalibratedRun:
         self.recipe = recipe
         self.calibration = calibration
         self.batches = read_batches(self.model, calibration.batches)
-        self.home = next(self.model.parameters()).device
-        self.device = None if calibration.device is None else torch.device(calibration.device)
+        self.storage = storage_of(self.model, calibration)
         self.inputs = Activations(calibration.offload)
-        weights = {name: ParameterWeight(name, pattern) for pattern in plan.patterns for name in pattern.views}
         for pattern in plan.patterns:
             for name in pattern.views:
                 refuse_unreadable(name, pattern.modules[name])
-        refuse_nan(weights)
+        self.storage.check(plan, recipe)
 
     def prune(self) -> CalibratedReport:
         """Do it.
@@ -72,10 +69,11 @@ class CalibratedRun:
             SecateurError: Anything is wrong; the model is as it was then.
         """
         start, finished = time.perf_counter(), False
-        journal = Journal(self.calibration.folder, self._described())
+        journal = self.storage.journal(self._described())
         try:
             with calibrating(self.model):
                 outcome = self._pruned(journal)
+                journal.complete()
             finished = True
         except BaseException as error:
             journal.undo(self.model)
@@ -83,21 +81,23 @@ class CalibratedRun:
             raise
         finally:
             self.inputs.close()
+            self.storage.close()
             journal.close(finished=finished)
         return self._report(outcome, time.perf_counter() - start)
 
     def _pruned(self, journal: Journal) -> Outcome:
-        if journal.counts is None:
-            journal.begin(self._counts())
-        assert journal.counts is not None
-        targets = targets_of(self.plan, journal.counts, self.recipe.solver)
+        counts = self._counts() if journal.counts is None else journal.counts
+        targets = targets_of(self.plan, counts, self.recipe.solver)
         stages = self._stages(targets)
         if self.recipe.block_refiners and not any(isinstance(stage, BlockStage) for stage in stages):
             raise ConfigError(
                 f"refine='block' needs a model with a stack of blocks that run one after another, and "
                 f"{type(self.model).__name__} has none. Leave it out."
             )
-        wanted = [refiner.targets(self.model, self.batches, self.home) for refiner in self.recipe.model_refiners]
+        wanted = [
+            refiner.targets(self.model, self.batches, self.storage.home) for refiner in self.recipe.model_refiners
+        ]
+        journal.begin(counts)
         outcome = StageRunner(self.model, self.recipe, journal, self.calibration).run(stages)
         self._refine(journal, targets, len(stages), wanted)
         return outcome
@@ -112,7 +112,7 @@ class CalibratedRun:
         masks = {name: held.detach() != 0 for name, held in self.model.named_parameters() if id(held) in pruned}
         for refiner, target in zip(self.recipe.model_refiners, wanted, strict=True):
             refiner.refine(
-                ModelTask(model=self.model, masks=masks, batches=self.batches, device=self.home, targets=target)
+                ModelTask(model=self.model, masks=masks, batches=self.batches, device=self.storage.home, targets=target)
             )
 
     def _counts(self) -> dict[str, int]:
@@ -132,7 +132,7 @@ class CalibratedRun:
         return survey(stages, self.inputs, with_gram=needs == "gram")
 
     def _stages(self, targets: Mapping[str, Target]) -> list[Stage]:
-        return stages_of(self.model, targets, self.batches, self.inputs, self.device)
+        return stages_of(self.model, targets, self.batches, self.inputs, self.storage)
 
     def _described(self) -> dict[str, Any]:
         """What tells this run from another that may have been interrupted in the same folder."""

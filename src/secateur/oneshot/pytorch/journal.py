@@ -18,14 +18,16 @@ from torch import nn
 
 from secateur.errors import StateError
 
-__all__ = ["Journal", "digest"]
+__all__ = ["AGAIN", "RUN", "Journal", "read_tensors", "write_tensors", "write_text"]
 
 RUN = "run.json"
+"""What tells a run that is not finished from others."""
 
-OWN = re.compile(r"\d{5}\.(dense|done)\.safetensors(\.part)?")
+OWN = re.compile(r"(\d{5}\.(dense|done)|model-\d{5}-of-\d{5})\.(safetensors|json)(\.part)?")
 """Files of a run; whatever else lies in the folder is let be."""
 
 AGAIN = "Delete it to have this part pruned again."
+"""What to do about a finished stage that cannot be read."""
 
 
 class Journal:
@@ -48,6 +50,7 @@ class Journal:
             raise StateError(f"The folder {str(self.folder)!r} cannot be made ({error}). Choose another.") from error
         self.is_resumable = folder is not None
         self.described = dict(described)
+        self._dense_sums: dict[int, str] = {}
         found = self._read()
         if found is not None and found["described"] != self.described:
             differs = [key for key in self.described if found["described"].get(key) != self.described[key]]
@@ -61,17 +64,19 @@ class Journal:
     def begin(self, counts: Mapping[str, int]) -> None:
         """Note how much of each layer is to go."""
         self.counts = dict(counts)
-        _write_text(self.folder / RUN, json.dumps({"described": self.described, "counts": self.counts}))
+        write_text(self.folder / RUN, json.dumps({"described": self.described, "counts": self.counts}))
 
     def keep_dense(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
         """Save parameters as they are before a stage changes them."""
-        _write_tensors(self._dense(stage), parameters, {})
+        if self.is_resumable:
+            self._dense_sums[stage] = _checksum(parameters)
+        self._save_dense(stage, parameters)
 
     def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
         """Save what a stage made of its parameters, and what there is to report."""
         if self.is_resumable:
-            metadata = {"found": json.dumps(found), "dense": digest(self._dense(stage))}
-            _write_tensors(self._done(stage), parameters, metadata | {"checksum": _checksum(parameters)})
+            metadata = {"found": json.dumps(found), "dense": self._dense_sums[stage]}
+            self._write_done(stage, parameters, metadata | {"checksum": _checksum(parameters)})
 
     def resume(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> Any | None:
         """Put a finished stage's parameters into the model; returns what `commit` was given, or ``None``: unfinished.
@@ -79,12 +84,13 @@ class Journal:
         Raises:
             StateError: The stage was finished with other dense weights, or its file is damaged.
         """
-        path = self._done(stage)
-        if not path.exists():
+        if not self._is_done(stage):
             return None
         self.keep_dense(stage, parameters)
-        metadata, tensors = _read_tensors(path)
-        if metadata["dense"] != digest(self._dense(stage)):
+        metadata, tensors = self._read_done(stage)
+        if metadata.get("checksum") != _checksum(tensors):
+            raise StateError(f"{self._done(stage)} cannot be read (it was changed since it was written). {AGAIN}")
+        if metadata["dense"] != self._dense_sums[stage]:
             raise StateError(
                 f"The folder {str(self.folder)!r} holds an unfinished run of a model with other weights. Load the same "
                 f"dense model again, or empty the folder."
@@ -92,6 +98,9 @@ class Journal:
         for name, tensor in parameters.items():
             tensor.copy_(tensors[name])
         return json.loads(metadata["found"])
+
+    def complete(self) -> None:
+        """Write what the result consists of besides the finished stages; here it is the model itself."""
 
     def undo(self, model: nn.Module) -> None:
         """Give the model its dense weights back."""
@@ -113,6 +122,18 @@ class Journal:
     def stages_done(self) -> int:
         """How many stages can be resumed from."""
         return len(list(self._own("done")))
+
+    def _save_dense(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
+        write_tensors(self._dense(stage), parameters, {})
+
+    def _is_done(self, stage: int) -> bool:
+        return self._done(stage).exists()
+
+    def _write_done(self, stage: int, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+        write_tensors(self._done(stage), tensors, metadata)
+
+    def _read_done(self, stage: int) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+        return read_tensors(self._done(stage))
 
     def _read(self) -> dict[str, Any] | None:
         path = self.folder / RUN
@@ -145,31 +166,44 @@ class Journal:
         return self.folder / f"{stage:05d}.done.safetensors"
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write all or nothing, whenever the process ends."""
     unfinished = path.with_name(path.name + ".part")
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, unfinished, metadata
-    )
+    save_file(_apart(tensors), unfinished, {"format": "pt", **metadata})
     os.replace(unfinished, path)
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors, as `Journal.commit` wrote them."""
+def write_text(path: Path, text: str) -> None:
+    """Write all or nothing, whenever the process ends."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, copied only where several share their memory, which safetensors refuses."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        memory = held.untyped_storage()
+        is_alone = memory.nbytes() == held.nbytes and memory.data_ptr() not in seen
+        seen.add(memory.data_ptr())
+        found[name] = held if is_alone else held.clone()
+    return found
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a finished stage.
+
+    Raises:
+        StateError: The file is damaged.
+    """
     try:
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise StateError(f"{path} cannot be read ({error}). {AGAIN}") from error
-    if metadata.get("checksum") != _checksum(tensors):
-        raise StateError(f"{path} cannot be read (it was changed since it was written). {AGAIN}")
     return metadata, tensors
 
 
@@ -180,9 +214,3 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -13,6 +13,7 @@ from torch import nn
 from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, moved, version
+from secateur.oneshot.pytorch.onload import Storage
 
 __all__ = ["Call", "Stack", "find_stack"]
 
@@ -76,7 +77,7 @@ def find_stack(
     layers: Collection[str],
     batches: Sequence[Batch],
     inputs: Activations,
-    device: torch.device | None,
+    storage: Storage,
 ) -> Stack | None:
     """The stack of blocks that holds most of the layers; ``None``: none runs in the simple way that is needed.
 
@@ -89,12 +90,13 @@ def find_stack(
         layers: Names of the layers to be pruned.
         batches: Calibration batches.
         inputs: Takes the first block's hidden state of each batch.
-        device: Where the model runs outside its blocks.
+        storage: Where the model's weights are.
     """
     for name, container in _containers(model, layers):
-        blocks = _blocks(container)
-        if (calls := _recorded(model, container, batches, inputs, device)) is not None:
-            return Stack([f"{name}.{key}".lstrip(".") for key in blocks], list(blocks.values()), calls)
+        blocks = {f"{name}.{key}".lstrip("."): block for key, block in _blocks(container).items()}
+        storage.surround(blocks)
+        if (calls := _recorded(_Trial(model, container, storage), batches, inputs)) is not None:
+            return Stack(list(blocks), list(blocks.values()), calls)
     return None
 
 
@@ -149,15 +151,15 @@ class _Trial:
     Args:
         model: The model.
         container: What holds the blocks.
-        device: Where the model runs.
+        storage: Where the model's weights are.
 
     Attributes:
         calls: How each block was called in the last run.
         first: The hidden state of the first block.
     """
 
-    def __init__(self, model: nn.Module, container: nn.Module, device: torch.device | None) -> None:
-        self.model, self.container, self.device = model, container, device
+    def __init__(self, model: nn.Module, container: nn.Module, storage: Storage) -> None:
+        self.model, self.container, self.storage = model, container, storage
         self.blocks = list(_blocks(container).values())
         self.calls: list[Call] = []
         self.first: Any = None
@@ -182,7 +184,7 @@ class _Trial:
             if not change and number == len(self.blocks) - 1:
                 raise _StopError
             if self._returns_tuple is None:
-                self._returns_tuple = isinstance(call.outputs(self.blocks[0], hidden.clone()), tuple)
+                self._returns_tuple = self._first_returns_tuple(call, hidden)
             if number == 0 or change:  # not the batch itself, which the model may go on to change in place
                 hidden = hidden + change
             self._handed_on = hidden, version(hidden)
@@ -190,12 +192,17 @@ class _Trial:
 
         with _replaced(self.container, [_Recorder(block, place, note) for place, block in enumerate(self.blocks)]):
             try:
-                batch.run(self.model, self.device)
+                batch.run(self.model, self.storage.home)
             except _NotAStackError:
                 return False
             except (_StopError, CalibrationError):  # what stands behind the blocks may refuse what they hand on
                 pass
         return len(self.calls) == len(self.blocks)
+
+    def _first_returns_tuple(self, call: Call, hidden: torch.Tensor) -> bool:
+        first = self.blocks[0]
+        with self.storage.open(first):
+            return isinstance(call.outputs(first, hidden.to(self.storage.device(first), copy=True)), tuple)
 
     def _check(self, number: int, hidden: Any) -> None:
         if not isinstance(hidden, torch.Tensor):
@@ -206,11 +213,8 @@ class _Trial:
             raise _NotAStackError
 
 
-def _recorded(
-    model: nn.Module, container: nn.Module, batches: Sequence[Batch], inputs: Activations, device: torch.device | None
-) -> list[list[Call]] | None:
+def _recorded(trial: _Trial, batches: Sequence[Batch], inputs: Activations) -> list[list[Call]] | None:
     found = []
-    trial = _Trial(model, container, device)
     for batch in batches:
         if not trial.is_chain(batch):
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +12,11 @@ from torch import nn
 
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, naming_batch
+from secateur.oneshot.pytorch.onload import Storage
 from secateur.oneshot.pytorch.stack import Stack, find_stack
 from secateur.oneshot.pytorch.targets import Target
 from secateur.patterns.view import WeightView
+from secateur.training.checks import refuse_nan
 
 __all__ = ["BlockStage", "ModelStage", "Stage", "stages_of"]
 
@@ -41,6 +44,10 @@ class Stage(ABC):
         """What runs."""
 
     @abstractmethod
+    def opened(self) -> AbstractContextManager[object]:
+        """While this is open, the weights that run are where they run."""
+
+    @abstractmethod
     def forward(self, number: int) -> torch.Tensor | None:
         """Run on one batch; returns what the next stage reads, if this one hands anything on."""
 
@@ -57,23 +64,35 @@ class BlockStage(Stage):
         stack: The stack.
         index: The block's place in it.
         inputs: The hidden states that it reads, and later those that it gives out.
-        device: Where the block runs.
+        storage: Where the block is while others run.
     """
 
     stack: Stack
     index: int
     inputs: Activations
-    device: torch.device
+    storage: Storage
 
     @property
     def module(self) -> nn.Module:
         """The block."""
         return self.stack.blocks[self.index]
 
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """See `Stage.opened`.
+
+        Raises:
+            ScoreError: A weight has ``nan``.
+        """
+        with self.storage.open(self.module):
+            refuse_nan({target.name: target.weight for target in self.targets})
+            yield
+
     def forward(self, number: int) -> torch.Tensor:
         """See `Stage.forward`."""
         with naming_batch(number):
-            return self.stack.calls[number][self.index].run(self.module, self.inputs[number].to(self.device))
+            hidden = self.inputs[number].to(self.storage.device(self.module))
+            return self.stack.calls[number][self.index].run(self.module, hidden)
 
     def advance(self) -> None:
         """See `Stage.advance`."""
@@ -100,6 +119,10 @@ class ModelStage(Stage):
         """The model."""
         return self.model
 
+    def opened(self) -> AbstractContextManager[object]:
+        """See `Stage.opened`; outside its blocks a model runs where it is."""
+        return nullcontext()
+
     def forward(self, number: int) -> None:
         """See `Stage.forward`."""
         self.batches[number].run(self.model, self.device)
@@ -115,7 +138,7 @@ def stages_of(
     targets: Mapping[str, Target],
     batches: Sequence[Batch],
     inputs: Activations,
-    device: torch.device | None,
+    storage: Storage,
 ) -> list[Stage]:
     """All layers in the stages that prune them, in the order in which the model runs them.
 
@@ -124,15 +147,20 @@ def stages_of(
         targets: Layer → how to prune it.
         batches: Calibration data.
         inputs: Takes the hidden states that blocks read.
-        device: Where each block runs; ``None``: where it is.
+        storage: Where the model's weights are.
+
+    Raises:
+        UnsupportedModelError: Layers lie in no stack of blocks, and the model as a whole cannot run.
     """
-    home = next((held.device for held in model.parameters()), torch.device("cpu"))
-    stack = find_stack(model, targets, batches, inputs, home)
+    home = storage.home
+    stack = find_stack(model, targets, batches, inputs, storage)
     if stack is None:
+        storage.refuse_outside(list(targets))
         return list(_model_stages(model, list(targets.values()), batches, home))
     order = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     owner = {name: _owner(name, stack) for name in targets}
     outside = [targets[name] for name, index in owner.items() if index is None]
+    storage.refuse_outside([target.name for target in outside])
     start = order[stack.names[0]]
     before = [target for target in outside if order[target.name] < start]
     after = [target for target in outside if order[target.name] >= start]
@@ -144,7 +172,7 @@ def stages_of(
             stack=stack,
             index=place,
             inputs=inputs,
-            device=home if device is None else device,
+            storage=storage,
         )
         for place, name in enumerate(stack.names)
     ]
@@ -153,7 +181,7 @@ def stages_of(
 
     def record_again() -> None:
         """Have the blocks read what the pruned layers before them give out."""
-        found = find_stack(model, targets, batches, inputs, home)
+        found = find_stack(model, targets, batches, inputs, storage)
         assert found is not None
         stack.calls[:] = found.calls
 

@@ -14,7 +14,6 @@ from torch import nn
 from secateur.oneshot.calibration import Calibration, Progress
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.journal import Journal
-from secateur.oneshot.pytorch.onload import onloaded
 from secateur.oneshot.pytorch.problem import Problem, Solution
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.refining.base import BlockTask
@@ -52,17 +51,17 @@ class StageRunner:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, journal: Journal, calibration: Calibration) -> None:
+        self.model = model
         self.recipe = recipe
         self.journal = journal
         self.calibration = calibration
         self.outcome = Outcome()
-        self._names = {id(held): name for name, held in model.named_parameters()}
 
     def run(self, stages: Sequence[Stage]) -> Outcome:
         """Prune all stages, or go on where the journal ends."""
         start, fresh = time.perf_counter(), 0
         for number, stage in enumerate(stages):
-            with onloaded(stage):
+            with stage.opened():
                 if not self._resumed(number, stage):
                     self._prune(number, stage)
                     fresh += 1
@@ -138,7 +137,8 @@ class StageRunner:
         parameters = [target.weight.parameter for target in stage.targets]
         if self.recipe.block_refiners and isinstance(stage, BlockStage):
             parameters = list(stage.module.parameters())
-        return {self._names[id(parameter)]: parameter.detach() for parameter in parameters}
+        names = {id(held): name for name, held in self.model.named_parameters()}
+        return {names[id(parameter)]: parameter.detach() for parameter in parameters}
 
     def _resumed(self, number: int, stage: Stage) -> bool:
         found = self.journal.resume(number, self._changed(stage)) if stage.targets else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.onload import onloaded
 from secateur.oneshot.pytorch.problem import Problem
 from secateur.oneshot.pytorch.stages import Stage
 from secateur.oneshot.pytorch.statistics import InputStatistics
@@ -23,7 +22,7 @@ def survey(stages: Sequence[Stage], inputs: Activations, *, with_gram: bool) -> 
         with_gram: Whether Gram matrices are needed, rather than norms.
     """
     for stage in stages:
-        with onloaded(stage):
+        with stage.opened():
             own = {target.name: target for target in stage.targets}
             modules = {name: target.module for name, target in own.items()}
             statistics = InputStatistics(modules, with_gram=with_gram)
@@ -34,4 +33,5 @@ def survey(stages: Sequence[Stage], inputs: Activations, *, with_gram: bool) -> 
                     if given is not None:
                         inputs[batch.number] = given
             groups = statistics.groups()
-            yield stage.name, [make_problem([own[name] for name in names], statistics) for names in groups]
+            problems = [make_problem([own[name] for name in names], statistics) for names in groups]
+        yield stage.name, problems

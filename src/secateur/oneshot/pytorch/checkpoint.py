@@ -1,0 +1,97 @@
+"""The folder in which a pruned model comes to stand, one block after another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from secateur.errors import StateError
+from secateur.oneshot.pytorch.journal import AGAIN, RUN, Journal, read_tensors, write_tensors, write_text
+from secateur.oneshot.pytorch.weight_files import INDEX, SUFFIX, header_of
+
+if TYPE_CHECKING:
+    from secateur.oneshot.pytorch.onload import InFiles
+
+__all__ = ["Checkpoint"]
+
+COPIED = frozenset({".jinja", ".json", ".model", ".py", ".tiktoken", ".txt"})
+"""Files beside the weights that make a model usable: configuration, tokenizer and code of its own."""
+
+LENGTH_BYTES = 8
+"""What a safetensors file begins with: the length of its header."""
+
+
+class Checkpoint(Journal):
+    """A journal of which the finished stages are the shards of a checkpoint as transformers lays it out.
+
+    The dense weights are in files of their own already, so they are not saved again.
+
+    Args:
+        folder: Where; empty, or with an unfinished run of the same kind.
+        described: What tells this run from others, as plain values.
+        storage: Knows the blocks, each of which is a shard; all else is the last one.
+    """
+
+    def __init__(self, folder: str | Path, described: Mapping[str, Any], storage: InFiles) -> None:
+        super().__init__(folder, described)
+        self.storage = storage
+
+    def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
+        """See `Journal.commit`; all else that the block holds is written too."""
+        super().commit(stage, dict(parameters) | self.storage.held(list(self.storage.blocks)[stage]), found)
+
+    def complete(self) -> None:
+        """Write the blocks of which nothing was pruned, all that lies outside of blocks, and what describes them."""
+        for number, (name, block) in enumerate(self.storage.blocks.items()):
+            if not self._done(number).exists():
+                with self.storage.open(block):
+                    write_tensors(self._done(number), self.storage.held(name), {})
+        shards = [self._done(number) for number in range(len(self.storage.blocks) + 1)]
+        write_tensors(shards[-1], self.storage.held(None), {})
+        self._copy_descriptions()
+        places = {name: path.name for path in shards for name in header_of(path)}
+        index = {"metadata": {"total_size": sum(map(_data_bytes, shards))}, "weight_map": dict(sorted(places.items()))}
+        write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+    def _save_dense(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
+        pass
+
+    def _is_done(self, stage: int) -> bool:
+        return self._note(stage).exists()
+
+    def _write_done(self, stage: int, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+        # Beside the shard, which is to hold nothing but weights; written last, for it says that the stage is done.
+        write_tensors(self._done(stage), tensors, {})
+        write_text(self._note(stage), json.dumps(metadata))
+
+    def _read_done(self, stage: int) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+        _, tensors = read_tensors(self._done(stage))
+        try:
+            return dict(json.loads(self._note(stage).read_text("utf-8"))), tensors
+        except (OSError, ValueError, TypeError) as error:
+            raise StateError(f"{self._note(stage)} cannot be read ({error}). {AGAIN}") from error
+
+    def _note(self, stage: int) -> Path:
+        return self.folder / f"{stage:05d}.done.json"
+
+    def _done(self, stage: int) -> Path:
+        return self.folder / f"model-{stage + 1:05d}-of-{len(self.storage.blocks) + 1:05d}{SUFFIX}"
+
+    def _copy_descriptions(self) -> None:
+        source = self.storage.files.path
+        for path in source.iterdir() if source.is_dir() else ():
+            is_ours = path.name == RUN or path.name.endswith(".index.json")
+            if path.suffix in COPIED and path.is_file() and not is_ours and not (self.folder / path.name).exists():
+                shutil.copyfile(path, self.folder / path.name)
+
+
+def _data_bytes(path: Path) -> int:
+    """Bytes of the tensors in a file, as an index counts them."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    return path.stat().st_size - LENGTH_BYTES - header

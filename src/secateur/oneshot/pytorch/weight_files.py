@@ -1,0 +1,103 @@
+"""The weights of a model in safetensors files, read one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from secateur._wording import listed
+from secateur.errors import ModelLoadError
+
+__all__ = ["INDEX", "SUFFIX", "WeightFiles", "header_of"]
+
+INDEX = "model.safetensors.index.json"
+"""What transformers calls the file that says which weights are where."""
+
+SINGLE = "model.safetensors"
+"""What transformers calls the file that holds all weights."""
+
+SUFFIX = ".safetensors"
+
+
+class WeightFiles(Mapping[str, torch.Tensor]):
+    """Name → tensor, which is read from its file whenever it is asked for.
+
+    Args:
+        path: A safetensors file, or a folder: of its files those that an index names, or ``model.safetensors``, or all.
+
+    Attributes:
+        path: The same.
+        shapes: Name → shape, from the files' headers.
+        types: Name → type as safetensors calls it, such as ``"BF16"``.
+
+    Raises:
+        ModelLoadError: There is no such file, one is damaged, or a name stands in several.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, str] = {}
+        self._files: dict[str, Path] = {}
+        names: Counter[str] = Counter()
+        for file in _files(self.path):
+            for name, (shape, kind) in header_of(file).items():
+                names[name] += 1
+                self._files[name], self.shapes[name], self.types[name] = file, shape, kind
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ModelLoadError(
+                f"{listed(map(repr, twice))} stand in several files of {str(self.path)!r}. Leave one of each, or add "
+                f"{INDEX!r}, which says which files count."
+            )
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        path = self._files[name]
+        try:
+            with safe_open(path, "pt") as file:
+                # Memory of its own, aligned as torch aligns it: the last bits of products of matrices depend on that.
+                tensor: torch.Tensor = file.get_tensor(name).clone()
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from error
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _files(path: Path) -> Collection[Path]:
+    """The files that count."""
+    if path.is_file() and path.suffix == SUFFIX:
+        return [path]
+    if (path / INDEX).is_file():
+        try:
+            places = json.loads((path / INDEX).read_text("utf-8"))["weight_map"]
+            return sorted({path / str(place) for place in places.values()})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _damaged(path / INDEX, error) from error
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    if found := sorted(path.glob(f"*{SUFFIX}")):
+        return found
+    raise ModelLoadError(f"weights must be a {SUFFIX} file or a folder with such files, found {str(path)!r}.")
+
+
+def header_of(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name → shape and type of all that one file holds."""
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return {name: (tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ModelLoadError:
+    return ModelLoadError(f"{path} cannot be read ({type(error).__name__}: {error}). Is it complete?")
