@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -94,6 +94,7 @@ def pruned(allocation: Any, seen: nn.Module | None = None, solver: str = "wanda"
 # For all of them.
 
 
+@settings(max_examples=25)
 @given(
     rows=st.lists(st.sampled_from([8, 16, 40]), min_size=2, max_size=4),
     pattern=st.sampled_from(["1x1", "4x1", "1x4", "2:4"]),
@@ -350,8 +351,8 @@ def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
 def test_what_cannot_be_allocated_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="Unknown allocation 'owls'"):
         pruned("owls")
-    with pytest.raises(CalibrationError, match="Global needs calibration data, found none"):
-        secateur.prune(model(), {"pattern": "1x1"}, allocation="global")
+    with pytest.raises(CalibrationError, match="OWL needs calibration data, found none"):
+        secateur.prune(model(), {"pattern": "1x1"}, allocation="owl")
     with pytest.raises(ConfigError, match="is out of reach over all layers"):
         pruned("owl", target_sparsity=0.5, max_sparsity_ratio_per_op=0.4)
 
