@@ -83,7 +83,12 @@ class Surveying(Allocation):
 FREE = {"pattern": "1x1", "target_sparsity": 0.5}
 """A pattern that leaves an allocation a choice."""
 
-WAYS: list[dict[str, Any]] = [{}, {"refine": ["pcg", "block"]}, {"allocation": Surveying(), "config": FREE}]
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"refine": ["pcg", "block"]},
+    {"allocation": Surveying(), "config": FREE},
+    {"allocation": "global", "config": FREE},
+]
 """All that touches weights on the way."""
 
 
@@ -240,6 +245,9 @@ def is_empty(model: nn.Module) -> bool:
         {"solver": "sparsegpt"},
         {"solver": "sparsegpt", "refine": ["pcg", "block"]},
         {"solver": "wanda", "allocation": Surveying(), "config": FREE},
+        {"solver": "wanda", "allocation": "global", "config": FREE},
+        {"solver": "wanda", "allocation": "owl", "config": FREE},
+        {"solver": "wanda", "allocation": "sensitivity", "config": FREE},
     ],
     ids=str,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -121,7 +122,11 @@ class CalibratedRun:
         for pattern in self.plan.patterns:
             if pattern.views:
                 allocation = self.recipe.allocation
-                task = AllocationTask(pattern=pattern, survey=partial(self._survey, pattern, allocation.needs))
+                task = AllocationTask(
+                    pattern=pattern,
+                    survey=partial(self._survey, pattern, allocation.needs),
+                    reading=partial(self._reading, pattern),
+                )
                 found |= allocate(allocation, task)
         return found
 
@@ -130,6 +135,9 @@ class CalibratedRun:
         targets = targets_of(self.plan, counts, self.recipe.solver)
         stages = self._stages(targets)
         return survey(stages, self.inputs, with_gram=needs == "gram")
+
+    def _reading(self, pattern: BasePattern, layer: str) -> AbstractContextManager[object]:
+        return self.storage.open(pattern.modules[layer])
 
     def _stages(self, targets: Mapping[str, Target]) -> list[Stage]:
         return stages_of(self.model, targets, self.batches, self.inputs, self.storage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -26,10 +27,12 @@ class AllocationTask:
         pattern: The pattern, bound to all layers that share one target.
         survey: Runs the dense model over the calibration data, part by part; each time it yields the name of the part
             and the problems of the pattern's layers in it, of which the weights are gone before the next part.
+        reading: Layer → a context in which its weight is in the model after a survey.
     """
 
     pattern: BasePattern
     survey: Callable[[], Iterator[tuple[str, Sequence[Problem]]]]
+    reading: Callable[[str], AbstractContextManager[object]] = nullcontext
 
     @property
     def target(self) -> float:

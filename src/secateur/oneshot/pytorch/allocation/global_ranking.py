@@ -11,7 +11,6 @@ import torch
 from secateur.oneshot.pytorch.allocation.base import Allocation, AllocationTask, register_allocation
 from secateur.oneshot.pytorch.allocation.scores import mean_score, scores_per_layer
 from secateur.oneshot.pytorch.problem import Problem
-from secateur.patterns import BasePattern
 from secateur.patterns.selection import Scores, share_out
 from secateur.training.pytorch import ParameterWeight
 
@@ -37,27 +36,29 @@ class Global(Allocation):
         streams: dict[str, Scores] = {}
         for _, problems in task.survey():
             for problem in problems:
-                streams |= _streams(problem, task.pattern)
+                streams |= _streams(problem, task)
         cuts = share_out({name: streams[name] for name in task.units}, task.total, task.lower, task.upper)
         return {name: cut.pruned for name, cut in cuts.items()}
 
 
-def _streams(problem: Problem, pattern: BasePattern) -> dict[str, Scores]:
+def _streams(problem: Problem, task: AllocationTask) -> dict[str, Scores]:
     """Layer → its units' losses."""
     means = {name: mean_score(scores) for name, scores in scores_per_layer(problem).items()}
     found = {}
     for part in problem.parts:
-        squares = _squares(ParameterWeight(part.name, pattern), problem.norms / means[part.name])
+        squares = _squares(part.name, task, problem.norms / means[part.name])
         found[part.name] = replace(part.selector, reduction="sum").losses(part.name, squares)
     return found
 
 
-def _squares(weight: ParameterWeight, factors_GF: torch.Tensor) -> Callable[[], torch.Tensor]:
+def _squares(layer: str, task: AllocationTask, factors_GF: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Makes squared scores from the weight in the model, so that none have to be held."""
-    factors_G1F = factors_GF[:, None].to(weight.stored.device)
+    factors_G1F = factors_GF[:, None]
 
     def made() -> torch.Tensor:
-        weight_GRF = weight.canonical().reshape(factors_G1F.shape[0], -1, factors_G1F.shape[2])
-        return (weight_GRF * factors_G1F).square()
+        with task.reading(layer):
+            weight = ParameterWeight(layer, task.pattern).canonical()
+            weight_GRF = weight.reshape(factors_G1F.shape[0], -1, factors_G1F.shape[2])
+            return (weight_GRF * factors_G1F.to(weight.device)).square()
 
     return made
