@@ -1,5 +1,6 @@
 """Every bad input has its own error, and changes nothing."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -250,9 +251,13 @@ def test_layers_that_do_not_fit() -> None:
     refused(mlp(), LayerError, message, calibration=batches(), solver="wanda", config=config)
 
 
-def test_zeros_that_are_kept_do_not_get_in_the_way() -> None:
+def test_zeros_cannot_be_kept() -> None:
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
     config = {"pattern": "1x1", "target_sparsity": 0.95, "keep_zeros": True}
-    assert secateur.prune(mlp(), config, calibration=batches(), solver="wanda").sparsity > 0.94
+    with pytest.raises(ConfigError, match="layer '0': keep_zeros=True cannot be kept to by a solver"):
+        secateur.prune(model, config, calibration=batches(), solver="wanda")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 # Names

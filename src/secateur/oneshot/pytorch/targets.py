@@ -31,7 +31,6 @@ ALONE = {
     "target_sparsity": None,
     "min_sparsity_ratio_per_op": 0.0,
     "max_sparsity_ratio_per_op": 1.0,
-    "keep_zeros": False,
 }
 """Settings of one layer whose count is decided: the shares and bounds that led to it no longer matter."""
 
@@ -110,6 +109,11 @@ def _target(name: str, pattern: BasePattern, count: int, solver: Solver) -> Targ
         raise ConfigError(
             f"layer {name!r}: kind='pattern_lock' keeps the zeros that are there, so there is nothing to solve. Use "
             f"secateur.prepare to train with it."
+        )
+    if pattern.config.keep_zeros:
+        raise ConfigError(
+            f"layer {name!r}: keep_zeros=True cannot be kept to by a solver, which decides on all weights anew. Leave "
+            f"it out, or prune without calibration data."
         )
     config, module, view = pattern.config, pattern.modules[name], pattern.views[name]
     single = get_pattern(config.model_copy(update=ALONE), {name: module})
