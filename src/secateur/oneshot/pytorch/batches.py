@@ -84,6 +84,8 @@ def moved(value: Any, device: torch.device | None) -> Any:
         return value
     if isinstance(value, torch.Tensor):
         return value.to(device)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(moved(one, device) for one in value))
     if type(value) in (tuple, list):
         return type(value)(moved(one, device) for one in value)
     if type(value) is dict:
@@ -133,7 +135,7 @@ def _batch(number: int, given: Any) -> Batch:
         return Batch(number=number, args=tuple(given))
     if isinstance(given, Mapping) and given and all(isinstance(key, str) for key in given):
         mask = given.get("attention_mask")
-        keep = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        keep = mask.bool().cpu() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         return Batch(number=number, kwargs=dict(given), keep=keep)
     raise CalibrationError(
         f"calibration batch {number} must be a tensor, a tuple of tensors or a mapping of names to tensors, found "

@@ -45,8 +45,13 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def refuse_outside(self, layers: Sequence[str]) -> None:
-        """Raise `UnsupportedModelError` if layers outside of a stack of blocks are given and cannot be pruned."""
+    def refuse_outside(self, layers: Sequence[str], refusal: Exception | None = None) -> None:
+        """Raise `UnsupportedModelError` if layers outside of a stack of blocks are given and cannot be pruned.
+
+        Args:
+            layers: Their names.
+            refusal: What the model raised when its blocks were looked for.
+        """
 
     @abstractmethod
     def surround(self, blocks: Mapping[str, nn.Module]) -> None:
@@ -89,7 +94,7 @@ class InModel(Storage):
         """See `Storage.check`."""
         refuse_nan({name: ParameterWeight(name, pattern) for pattern in plan.patterns for name in pattern.views})
 
-    def refuse_outside(self, layers: Sequence[str]) -> None:
+    def refuse_outside(self, layers: Sequence[str], refusal: Exception | None = None) -> None:
         """See `Storage.refuse_outside`; all can."""
 
     def surround(self, blocks: Mapping[str, nn.Module]) -> None:
@@ -178,14 +183,15 @@ class InFiles(Storage):
                 f"by block. Leave it out, or load the whole model and leave out weights."
             )
 
-    def refuse_outside(self, layers: Sequence[str]) -> None:
+    def refuse_outside(self, layers: Sequence[str], refusal: Exception | None = None) -> None:
         """See `Storage.refuse_outside`."""
         if layers:
+            told = "" if refusal is None else f" (With blocks that do nothing: {refusal})"
             raise UnsupportedModelError(
                 f"weights loads a model block by block, and {listed(map(repr, layers))} lie in no stack of blocks that "
-                f"run one after another, or the model refuses the calibration data. Exclude these layers "
-                f"(excluded_op_names), or load the whole model and leave out weights."
-            )
+                f"run one after another. Exclude these layers (excluded_op_names), or load the whole model and leave "
+                f"out weights.{told}"
+            ) from refusal
 
     def surround(self, blocks: Mapping[str, nn.Module]) -> None:
         """See `Storage.surround`."""

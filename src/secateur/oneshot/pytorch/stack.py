@@ -91,12 +91,19 @@ def find_stack(
         batches: Calibration batches.
         inputs: Takes the first block's hidden state of each batch.
         storage: Where the model's weights are.
+
+    Raises:
+        UnsupportedModelError: There is none, and the model as a whole cannot run.
     """
+    refusal: CalibrationError | None = None
     for name, container in _containers(model, layers):
         blocks = {f"{name}.{key}".lstrip("."): block for key, block in _blocks(container).items()}
         storage.surround(blocks)
-        if (calls := _recorded(_Trial(model, container, storage), batches, inputs)) is not None:
+        trial = _Trial(model, container, storage)
+        if (calls := _recorded(trial, batches, inputs)) is not None:
             return Stack(list(blocks), list(blocks.values()), calls)
+        refusal = refusal or trial.refusal
+    storage.refuse_outside(list(layers), refusal)
     return None
 
 
@@ -156,6 +163,7 @@ class _Trial:
     Attributes:
         calls: How each block was called in the last run.
         first: The hidden state of the first block.
+        refusal: Why the model did not come to its last block, if it raised an error.
     """
 
     def __init__(self, model: nn.Module, container: nn.Module, storage: Storage) -> None:
@@ -163,6 +171,7 @@ class _Trial:
         self.blocks = list(_blocks(container).values())
         self.calls: list[Call] = []
         self.first: Any = None
+        self.refusal: CalibrationError | None = None
         self._handed_on: tuple[Any, int] = (None, 0)
         self._returns_tuple: bool | None = None
 
@@ -195,8 +204,10 @@ class _Trial:
                 batch.run(self.model, self.storage.home)
             except _NotAStackError:
                 return False
-            except (_StopError, CalibrationError):  # what stands behind the blocks may refuse what they hand on
+            except _StopError:
                 pass
+            except CalibrationError as error:  # what stands behind the blocks may refuse what they hand on
+                self.refusal = error if len(self.calls) < len(self.blocks) else None
         return len(self.calls) == len(self.blocks)
 
     def _first_returns_tuple(self, call: Call, hidden: torch.Tensor) -> bool:

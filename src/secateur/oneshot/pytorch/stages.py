@@ -155,7 +155,6 @@ def stages_of(
     home = storage.home
     stack = find_stack(model, targets, batches, inputs, storage)
     if stack is None:
-        storage.refuse_outside(list(targets))
         return list(_model_stages(model, list(targets.values()), batches, home))
     order = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     owner = {name: _owner(name, stack) for name in targets}
