@@ -82,7 +82,6 @@ class Tuner:
             for name, weight in self._tuned.items():
                 weight.copy_(self._wide[name])
 
-
     def _scale(self, name: str, weight: torch.Tensor) -> float:
         kept = weight[self._masks[name].to(weight.device)] if name in self._masks else weight
         return max(float(kept.square().mean().sqrt()) if kept.numel() else 0.0, LEAST_SCALE)
