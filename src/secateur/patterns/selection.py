@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur._array import Array, count_true, joined, namespace, to_numpy
+from secateur._array import Array, count_true, joined, namespace, to_numpy, turned
 from secateur.errors import ScoreError
 
 __all__ = ["Cut", "Scores", "find_cuts", "in_one_precision", "keep_above", "share_out", "sort_keys"]
@@ -34,10 +34,11 @@ class Scores:
 
     Attributes:
         name: The layer, for error messages.
-        chunks: Starts the stream: one-dimensional arrays in order of the unit's index.
+        chunks: Starts the stream: one-dimensional arrays in order of the unit's index, or see `stride`.
         count: Units in the stream.
         alive: One boolean per unit, ``False`` where it was pruned before and must stay so; ``None``: all alive.
         wide: Compare in float64 instead of float32.
+        stride: Places in the stream from a unit to the next by index.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Scores:
     count: int
     alive: Array | None = None
     wide: bool = False
+    stride: int = 1
 
     def read(self) -> Iterator[tuple[Array, Array | None]]:
         """Scores in one dtype and whether they are alive, chunk by chunk."""
@@ -131,6 +133,10 @@ def share_out(
 def keep_above(layer: Scores, cut: Cut) -> Array:
     """One boolean per unit, ``True`` where it stays."""
     ties_kept = cut.tied - (cut.pruned - cut.below)
+    if layer.stride > 1 and cut.threshold is not None and 0 < ties_kept < cut.tied:
+        above = keep_above(layer, replace(cut, pruned=cut.below + cut.tied))
+        tied = keep_above(layer, replace(cut, pruned=cut.below)) & ~above
+        return above | _first_by_index(tied, ties_kept, layer.stride)
     parts, seen = [], 0
     for scores, alive in layer.read():
         keep, seen = _keep_chunk(scores, cut, ties_kept, seen, alive)
@@ -152,6 +158,13 @@ def _keep_chunk(scores: Array, cut: Cut, ties_kept: int, seen: int, alive: Array
         keep = (scores > threshold) | (tied & (rank <= ties_kept))
         seen = int(rank[-1])
     return (keep if alive is None else keep & alive), seen
+
+
+def _first_by_index(flags: Array, count: int, stride: int) -> Array:
+    """So many of the flags that are ``True``, the lowest by index."""
+    xp, by_index = namespace(flags), turned(flags, stride)
+    first = by_index & (xp.cumulative_sum(xp.astype(by_index, xp.int32)) <= count)
+    return turned(first, flags.shape[0] // stride)
 
 
 def _cut(layers: list[Scores], total: int, lower: list[int], upper: list[int]) -> list[Cut]:

@@ -47,6 +47,11 @@ class WeightView:
         return (*self.output_axes, *self.kernel_axes, *self.input_axes)
 
     @property
+    def outputs_last(self) -> bool:
+        """Whether output channels vary fastest in memory, and input channels next."""
+        return [*self.kernel_axes, *self.input_axes, *self.output_axes] == [*range(len(self.shape))]
+
+    @property
     def canonical_shape(self) -> tuple[int, int, int]:
         """(O, K, I)."""
         sizes = [

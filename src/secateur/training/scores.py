@@ -108,8 +108,8 @@ class GatheredScores:
                 f"layer {name!r}: {self.pattern.config.criterion!r} ranks by gradients, and none has reached this "
                 f"layer. Train it first (start_step later), exclude it, or rank by 'magnitude'."
             )
-        flags = None if alive is None else alive[name]
-        return Scores(name, lambda: self._chunks(name), self.pattern.units[name].count, flags)
+        units, flags = self.pattern.units[name], None if alive is None else alive[name]
+        return Scores(name, lambda: self._chunks(name), units.count, flags, stride=units.stride)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -132,8 +132,9 @@ class GatheredScores:
 
     def _computed(self, name: str) -> Iterator[Array]:
         if name in self.totals and self.is_per_unit:
-            total = self.pattern.as_array(self.totals[name])
-            yield from (total[start : start + CHUNK] for start in range(0, total.shape[0], CHUNK))
+            total, run = self.pattern.as_array(self.totals[name]), self.pattern.units[name].run
+            step = max(1, CHUNK // run) * run
+            yield from (total[start : start + step] for start in range(0, total.shape[0], step))
             return
         yield from self._unit_chunks(
             name, {layer: self._weight_score(layer) for layer in self.pattern.units[name].parts}

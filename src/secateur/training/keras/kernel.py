@@ -44,8 +44,6 @@ class Kernel:
         self._pattern = pattern
         self._view = pattern.views[name]
         self._mask: Array | None = None
-        units = next(units for units in pattern.units.values() if name in units.parts)
-        self._is_ranked_by_weight = units.parts[name].unit_size == 1
 
     @property
     def stored(self) -> Array:
@@ -53,10 +51,8 @@ class Kernel:
         return self._pattern.as_array(self.variable)
 
     def canonical(self) -> Array:
-        """The kernel as a NumPy array of shape (O, K, I), of float32 at least."""
-        permuted = np.transpose(self.stored, self._view.axes)
-        # What is ranked weight by weight is read in order, several times over.
-        wide = (in_order(permuted) if self._is_ranked_by_weight else permuted).reshape(self._view.canonical_shape)
+        """The kernel as an (O, K, I) NumPy array of float32 at least."""
+        wide = self._view.canonical(self.stored)
         return wide.astype(np.float32) if wide.dtype == np.float16 else wide
 
     @property
