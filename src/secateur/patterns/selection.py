@@ -182,9 +182,11 @@ def _cut(layers: list[Scores], total: int, lower: list[int], upper: list[int]) -
         digit = _first(lambda digit: reached(digit) >= total)
         tied = [histogram.up_to(digit) - histogram.up_to(digit - 1) for histogram in histograms]
         below = [start + histogram.up_to(digit - 1) for start, histogram in zip(below, histograms, strict=True)]
+        if prefix is None and digit == 0:
+            break  # No score is that low, only what was pruned before.
         prefix = digit - BINS // 2 if prefix is None else (prefix << DIGIT) | digit
-    assert prefix is not None
-    return _with_ties(_score_of(prefix, wide=wide), total, below, tied, lower, upper)
+    threshold = None if prefix is None else _score_of(prefix, wide=wide)
+    return _with_ties(threshold, total, below, tied, lower, upper)
 
 
 def _with_ties(
@@ -221,8 +223,9 @@ def _histogram(layer: Scores, shift: int, prefix: int | None) -> _Histogram:
     counts = np.zeros(BINS, dtype=np.int64)
     for scores, alive in layer.read():
         xp = namespace(scores)
-        keys = sort_keys(scores, alive)
+        keys = _keys_to_count(scores, alive)
         if prefix is None:
+            counts[0] += scores.shape[0] - keys.shape[0]
             digits = (keys >> shift) + BINS // 2
         else:
             digits = (keys[(keys >> (shift + DIGIT)) == prefix] >> shift) & (BINS - 1)
@@ -232,6 +235,14 @@ def _histogram(layer: Scores, shift: int, prefix: int | None) -> _Histogram:
         layer.refuse_nan()
     digits = np.flatnonzero(counts)
     return _Histogram(digits, np.cumsum(counts[digits]))
+
+
+def _keys_to_count(scores: Array, alive: Array | None) -> Array:
+    """Sort keys; of what was pruned before none, where that is quicker."""
+    if alive is None or not isinstance(scores, np.ndarray) or 2 * count_true(alive) > alive.shape[0]:
+        return sort_keys(scores, alive)
+    # Indexing by booleans takes NumPy several times as long.
+    return sort_keys(scores.take(np.flatnonzero(alive)), None)
 
 
 def sort_keys(scores: Array, alive: Array | None) -> Array:
@@ -249,11 +260,9 @@ def sort_keys(scores: Array, alive: Array | None) -> Array:
     return xp.minimum(bits, lowest - xp.astype(alive, bits.dtype))
 
 
-def _score_of(key: int, *, wide: bool) -> float | None:
-    """The score whose sort key is `key`; ``None`` for the key of what was pruned before."""
+def _score_of(key: int, *, wide: bool) -> float:
+    """The score whose sort key is `key`."""
     lowest = _lowest(wide=wide)
-    if key == lowest:
-        return None
     bits: Any = (np.int64 if wide else np.int32)(key if key >= 0 else lowest - key)
     return float(bits.view(np.float64 if wide else np.float32))
 
