@@ -165,6 +165,23 @@ def test_random_is_set_by_seed_and_layer() -> None:
     assert len({scores(layer, seed) for layer in ("a", "b") for seed in (0, 1)}) == 4
 
 
+def test_elementwise_scores_do_not_depend_on_the_shape() -> None:
+    weight, gradient = draws(0), draws(1)
+    marked = [name for name in CRITERIA if criterion(name).is_elementwise]
+    assert set(marked) == set(CRITERIA) - {"random"}
+    for name in marked:
+        turned = criterion(name).score(weight.T, gradient.T)
+        np.testing.assert_array_equal(turned.T, criterion(name).score(weight, gradient))
+
+
+def test_what_overrides_an_elementwise_score_is_not_taken_for_one() -> None:
+    class ByRow(secateur.criteria.Magnitude):
+        def score(self, weight: Any, gradient: Any) -> Any:
+            return weight * gradient / weight.sum(-1, keepdims=True)
+
+    assert not ByRow(PruningConfig(), "fc").is_elementwise
+
+
 def test_random_is_uniform() -> None:
     found = criterion("random").score(np.zeros((100, 1, 100)), None)
     assert found.min() >= 0

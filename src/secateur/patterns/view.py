@@ -64,7 +64,11 @@ class WeightView:
         """`stored` as an (O, K, I) array, without a copy where the strides allow it."""
         if tuple(stored.shape) != self.shape:
             raise LayerError(f"an array of shape {self.shape} is needed, found {tuple(stored.shape)}")
-        return namespace(stored).permute_dims(stored, self.axes).reshape(self.canonical_shape)
+        xp = namespace(stored)
+        if self.outputs_last:  # Two turns that cancel then have nothing between them, and a compiler drops both.
+            outputs, positions, inputs = self.canonical_shape
+            return xp.permute_dims(stored.reshape((positions, inputs, outputs)), (2, 0, 1))
+        return xp.permute_dims(stored, self.axes).reshape(self.canonical_shape)
 
     def stored(self, canonical: Array) -> Array:
         """The inverse of `canonical`."""

@@ -69,22 +69,23 @@ class GatheredScores:
         Raises:
             ScoreError: A score is ``nan``; nothing is taken in then.
         """
-        scores = self.of_step(name, {layer: self.weight(layer) for layer in gradients}, gradients)
+        scores = self.of_step(
+            name,
+            {layer: self.criteria[layer].score(self.weight(layer), gradient) for layer, gradient in gradients.items()},
+        )
         for key, score in scores.items():
             chunk = score.reshape((-1,))
             Scores(key, partial(_once, chunk), chunk.shape[0]).refuse_nan()
         self.totals |= {key: self.gathered(self.totals.get(key), score) for key, score in scores.items()}
 
-    def of_step(self, name: str, weights: Mapping[str, Array], gradients: Mapping[str, Array]) -> dict[str, Array]:
+    def of_step(self, name: str, scores: Mapping[str, Array]) -> dict[str, Array]:
         """The scores of one step, under the keys of `totals`; reads arrays only, so that a framework may compile it.
 
         Args:
             name: Name of units.
-            weights: Layer → its weight as an (O, K, I) array, for each layer that has a part in the units.
-            gradients: Layer → its gradient likewise.
+            scores: Layer → one score per weight as an (O, K, I) array, for each layer that has a part in the units.
         """
-        scores = {layer: self.criteria[layer].score(weights[layer], gradient) for layer, gradient in gradients.items()}
-        return {name: joined(list(self._unit_chunks(name, scores)))} if self.is_per_unit else scores
+        return {name: joined(list(self._unit_chunks(name, scores)))} if self.is_per_unit else dict(scores)
 
     def gathered(self, total: Array | None, score: Array) -> Array:
         """What is kept of a total so far and one more step's score; in memory of its own."""

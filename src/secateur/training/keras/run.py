@@ -153,11 +153,13 @@ class GraphRun(Run[Kernel]):
                 kernel.shrink(as_array(ops.where(active, as_tensor(factors[layer]), 1.0)))
 
     def _gathered(self, gradients: Mapping[str, Any]) -> list[Any]:
-        weights = {layer: kernel.traced() for layer, kernel in self.weights.items()}
-        given = {layer: self.weights[layer].traced(gradient) for layer, gradient in gradients.items()}
         found: dict[str, Any] = {}
         for name, units in self.pattern.units.items():
-            scores = self.scores.of_step(name, weights, {layer: given.get(layer) for layer in units.parts})
+            by_weight = {
+                layer: self.weights[layer].traced_scores(self.scores.criteria[layer], gradients.get(layer))
+                for layer in units.parts
+            }
+            scores = self.scores.of_step(name, by_weight)
             found |= {key: self.scores.gathered(as_array(self._totals[key]), score) for key, score in scores.items()}
         return [as_tensor(found[key]) for key in self._totals]
 
