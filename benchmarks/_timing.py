@@ -6,22 +6,35 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["medians", "options"]
+__all__ = ["Seconds", "medians", "medians_on_both_clocks", "options"]
+
+
+class Seconds(NamedTuple):
+    """Median seconds: on the wall, and of the CPU in all threads."""
+
+    wall: float
+    cpu: float
 
 
 def medians(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each candidate on the wall, after one round that does not count."""
+    return {name: seconds.wall for name, seconds in medians_on_both_clocks(candidates, rounds).items()}
+
+
+def medians_on_both_clocks(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:
     """Median seconds of each candidate, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in candidates}
     for turn in range(rounds + 1):
         for name, work in candidates.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             work()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                seconds[name].append(Seconds(time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: Seconds(*map(statistics.median, zip(*values, strict=True))) for name, values in seconds.items()}
 
 
 def options(description: str | None, rounds: int) -> argparse.Namespace:

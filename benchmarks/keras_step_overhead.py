@@ -1,9 +1,10 @@
 """What pruning adds to a step of ``fit`` on a BERT-mini-sized encoder (batch 8, sequence 128), between mask updates.
 
-The same ``fit`` with and without pruning, epoch by epoch in turn, in one process, compiled as the backend does it. Run
-it alone, once per backend:
+The same ``fit`` with and without pruning, epoch by epoch in turn, in one process, compiled as the backend does it, by
+the wall clock and by the CPU's. TensorFlow's threads wait for each other, a fifth more or less time from one copy of a
+model to the next; ``--threads 1`` leaves it one for its operations. Run it alone, once per backend:
 
-    OMP_WAIT_POLICY=PASSIVE KERAS_BACKEND=jax python benchmarks/keras_step_overhead.py
+    OMP_WAIT_POLICY=PASSIVE KERAS_BACKEND=tensorflow python benchmarks/keras_step_overhead.py --threads 1
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rich.console import Console
 
 import secateur
 import secateur.keras
-from _timing import medians, options
+from _timing import medians_on_both_clocks, options
 from secateur._table import Table
 
 VOCABULARY, WIDTH, DEPTH, HEADS, CLASSES = 30_522, 256, 4, 4, 2
@@ -25,6 +26,7 @@ CASES: dict[str, dict[str, object] | None] = {
     "magnitude 4x1": {"criterion": "magnitude", "pattern": "4x1"},
     "magnitude 2:4": {"criterion": "magnitude", "pattern": "2:4"},
     "SNIP 4x1": {"criterion": "snip", "pattern": "4x1"},
+    "SNIP momentum 1x1": {"criterion": "snip_momentum", "pattern": "1x1"},
     "SNIP momentum 4x1": {"criterion": "snip_momentum", "pattern": "4x1"},
     "SNIP momentum 2:4": {"criterion": "snip_momentum", "pattern": "2:4"},
 }
@@ -71,13 +73,27 @@ class Epochs:
         self.model.fit(self.tokens, self.labels, batch_size=BATCH, verbose=0, callbacks=self.callbacks)
 
 
+def limit_threads(threads: int) -> None:
+    """Threads for TensorFlow's operations; JAX takes as many as the process may run on."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
 def main() -> None:
-    given = options(__doc__, rounds=10)
-    times = medians({name: Epochs(config) for name, config in CASES.items()}, given.rounds)
-    plain = times["no pruning"]
-    rows = [[name, f"{seconds / STEPS * 1e3:.1f}", f"{seconds / plain - 1:+.1%}"] for name, seconds in times.items()]
+    given = options(__doc__, rounds=20)
+    limit_threads(given.threads)
+    times = medians_on_both_clocks({name: Epochs(config) for name, config in CASES.items()}, given.rounds)
+    plain, rows = times["no pruning"], []
+    for name, seconds in times.items():
+        clocks = zip(seconds, plain, strict=True)
+        cells = [cell for mine, its in clocks for cell in (f"{mine / STEPS * 1e3:.1f}", f"{mine / its - 1:+.1%}")]
+        rows.append([name, *cells])
     title = f"One step under fit, Keras on {keras.backend.backend()}, {given.threads} threads, median of {given.rounds}"
-    Console().print(Table(title=title, columns=("pruning", ">ms", ">added"), rows=rows))
+    columns = ("pruning", ">ms", ">added", ">CPU ms", ">CPU time added")
+    Console().print(Table(title=title, columns=columns, rows=rows))
 
 
 if __name__ == "__main__":

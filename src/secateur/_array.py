@@ -9,7 +9,17 @@ import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "clear_outside", "count_true", "has_nan", "joined", "namespace", "to_numpy", "zero_outside"]
+__all__ = [
+    "Array",
+    "clear_outside",
+    "count_true",
+    "has_nan",
+    "joined",
+    "namespace",
+    "to_numpy",
+    "turned",
+    "zero_outside",
+]
 
 Array = Any
 """A NumPy array, a torch tensor or a JAX array."""
@@ -41,6 +51,16 @@ def has_nan(values: Array) -> bool:
 def joined(chunks: Sequence[Array]) -> Array:
     """One-dimensional arrays one behind another; a single one as it is, without a copy."""
     return chunks[0] if len(chunks) == 1 else namespace(chunks[0]).concat(chunks)
+
+
+def turned(values: Array, columns: int) -> Array:
+    """A matrix of so many columns that is given row by row, column by column.
+
+    Example:
+        >>> turned(np.array([1, 2, 3, 4, 5, 6]), 3)
+        array([1, 4, 2, 5, 3, 6])
+    """
+    return namespace(values).permute_dims(values.reshape((-1, columns)), (1, 0)).reshape((-1,))
 
 
 def zero_outside(values: Array, keep: Array) -> Array:

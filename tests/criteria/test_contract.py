@@ -138,6 +138,14 @@ def test_reduction_of_what_was_gathered(reduce_type: str) -> None:
     np.testing.assert_allclose(found, expected.reshape(-1), rtol=2e-5)
 
 
+def test_what_was_gathered_comes_in_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.training.scores.CHUNK", 4)
+    pattern = get_pattern({"pattern": "1:3", "target_sparsity": 0.6}, {"fc": nn.Linear(6, 8)})
+    scores = GatheredScores(pattern, lambda _: torch.ones(8, 1, 6))
+    scores.totals = {"fc": torch.arange(48.0)}
+    assert [chunk.tolist() for chunk in scores.stream("fc", None).chunks()][1] == [3.0, 4.0, 5.0]
+
+
 @pytest.mark.parametrize("reduce_type", ["mean", "sum", "max", "l2"])
 def test_taylor_sums_over_the_unit_whatever_the_config_says(reduce_type: str) -> None:
     found = gathered(steps_of(3), criterion="taylor", criterion_reduce_type=reduce_type)
@@ -155,6 +163,23 @@ def test_random_is_set_by_seed_and_layer() -> None:
 
     assert scores("a", 1) == scores("a", 1)
     assert len({scores(layer, seed) for layer in ("a", "b") for seed in (0, 1)}) == 4
+
+
+def test_elementwise_scores_do_not_depend_on_the_shape() -> None:
+    weight, gradient = draws(0), draws(1)
+    marked = [name for name in CRITERIA if criterion(name).is_elementwise]
+    assert set(marked) == set(CRITERIA) - {"random"}
+    for name in marked:
+        turned = criterion(name).score(weight.T, gradient.T)
+        np.testing.assert_array_equal(turned.T, criterion(name).score(weight, gradient))
+
+
+def test_what_overrides_an_elementwise_score_is_not_taken_for_one() -> None:
+    class ByRow(secateur.criteria.Magnitude):
+        def score(self, weight: Any, gradient: Any) -> Any:
+            return weight * gradient / weight.sum(-1, keepdims=True)
+
+    assert not ByRow(PruningConfig(), "fc").is_elementwise
 
 
 def test_random_is_uniform() -> None:

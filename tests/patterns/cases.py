@@ -28,11 +28,20 @@ SPECS = (
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-def view(outputs: int, positions: int, inputs: int, groups: int = 1) -> WeightView:
-    """A weight that is stored as patterns see it."""
+def view(outputs: int, positions: int, inputs: int, groups: int = 1, *, outputs_last: bool = False) -> WeightView:
+    """A weight that is stored as patterns see it, or with output channels last, as Keras does."""
+    if outputs_last:
+        return WeightView(
+            shape=(positions, inputs, outputs), output_axes=(2,), kernel_axes=(0,), input_axes=(1,), groups=groups
+        )
     return WeightView(
         shape=(outputs, positions, inputs), output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=groups
     )
+
+
+def stored(views: Mapping[str, WeightView], arrays: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """(O, K, I) arrays as the views store them."""
+    return None if arrays is None else {name: views[name].stored(array) for name, array in arrays.items()}
 
 
 VIEWS = {"fc": view(32, 1, 16), "conv": view(16, 9, 8)}

@@ -4,14 +4,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from patterns import oracle
-from patterns.cases import array_pattern, view
+from patterns.cases import array_pattern, stored, view
 from secateur.errors import ConfigError
 from secateur.patterns import BlockPattern, WeightView
 
 FITTING = ("1x1", "2x1", "1x2", "2x2", "1xchannel", "channelx1", "2xchannel", "channelx2")
 VIEW = st.builds(
-    lambda rows, positions, columns, groups: view(2 * rows * groups, positions, 2 * columns, groups),
-    *(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2)),
+    lambda rows, positions, columns, groups, last: view(
+        2 * rows * groups, positions, 2 * columns, groups, outputs_last=last
+    ),
+    *(st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.booleans()),
 )
 
 
@@ -19,7 +21,7 @@ def draw_scores(data: st.DataObject, views: dict[str, WeightView]) -> dict[str, 
     """Whole numbers with many ties."""
     seed, most = data.draw(st.integers(0, 999)), data.draw(st.sampled_from([1, 5, 1000]))
     rng = np.random.default_rng(seed)
-    return {name: rng.integers(-most, most + 1, one.shape).astype(np.float32) for name, one in views.items()}
+    return {name: rng.integers(-most, most + 1, one.canonical_shape).astype(np.float32) for name, one in views.items()}
 
 
 @given(
@@ -56,12 +58,13 @@ def test_masks_are_those_of_the_oracle(
     previous = None
     for _ in range(2):
         scores = draw_scores(data, views)
-        masks = pattern.masks(scores, previous=previous)
+        masks = pattern.masks(stored(views, scores), previous=stored(views, previous))
         expected = oracle.block_masks(scores, unit_of, totals, bounds, reduction=reduction, previous=previous)
         for name, mask in masks.items():
-            np.testing.assert_array_equal(mask, expected[name])
-        previous = {name: mask | (draw_scores(data, views)[name] < 0) for name, mask in masks.items()}
-        previous = pattern.weight_masks(pattern.kept_units(previous))
+            np.testing.assert_array_equal(views[name].canonical(mask), expected[name])
+        grown = {name: mask | (draw_scores(data, views)[name] < 0) for name, mask in expected.items()}
+        whole = pattern.weight_masks(pattern.kept_units(stored(views, grown)))
+        previous = {name: views[name].canonical(mask) for name, mask in whole.items()}
 
 
 @pytest.mark.parametrize(

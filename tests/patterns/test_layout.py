@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from patterns import oracle
+from secateur._array import turned
 from secateur.errors import LayerError
-from secateur.patterns import BlockLayout, Units, layout
+from secateur.patterns import BlockLayout, TurnedLayout, Units, layout
 from secateur.patterns.nm import GroupLayout
 from secateur.patterns.reduction import REDUCTIONS
 
@@ -53,6 +54,23 @@ def test_no_chunk_ends_inside_a_group(shape: tuple[int, int, int], chunk: int, m
     np.testing.assert_array_equal(np.concatenate(chunks), scores.ravel())
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 12), (3, 1, 8), (2, 5, 4)])
+@pytest.mark.parametrize("chunk", [1, 6, 1000])
+def test_weights_of_a_turned_layout_come_as_they_lie(
+    shape: tuple[int, int, int], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "CHUNK", chunk)
+    memory = np.arange(np.prod(shape), dtype=np.float32)
+    scores = memory.reshape((*shape[1:], shape[0])).transpose(2, 0, 1)
+    for tiling in (TurnedLayout(shape), GroupLayout(shape, 4, is_turned=True)):
+        chunks = list(tiling.unit_scores(scores, SUM))
+        assert all(part.size % tiling.run == 0 for part in chunks)
+        np.testing.assert_array_equal(np.concatenate(chunks), memory)
+        np.testing.assert_array_equal(turned(memory, tiling.stride), scores.ravel())
+        keep = memory % 3 == 0
+        np.testing.assert_array_equal(tiling.expand(keep), scores % 3 == 0)
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [
@@ -87,6 +105,16 @@ def test_coupled_units_add_scores_and_share_a_mask() -> None:
     masks = units.expand(np.array([True, False]))
     assert masks["made"].sum(axis=(1, 2)).tolist() == [3, 0]
     assert masks["read"].sum(axis=(0, 1)).tolist() == [4, 0]
+
+
+def test_coupled_units_are_numbered_by_index_however_they_lie() -> None:
+    units = Units({"one": BlockLayout((2, 1, 3), (1, 1, 1)), "other": TurnedLayout((2, 1, 3))})
+    scores = np.arange(6.0).reshape(2, 1, 3)
+    assert np.concatenate(list(units.scores({"one": scores, "other": scores}, SUM))).tolist() == [0, 2, 4, 6, 8, 10]
+    assert units.stride == 1
+    keep = np.array([True, True, False, False, True, False])
+    for mask in units.expand(keep).values():
+        np.testing.assert_array_equal(mask, keep.reshape(2, 1, 3))
 
 
 def test_coupled_layers_need_as_many_units() -> None:

@@ -4,11 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patterns import oracle
-from patterns.cases import array_pattern, share_of, view
+from patterns.cases import array_pattern, share_of, stored, view
 from secateur.errors import ConfigError
 from secateur.patterns import KeepOfGroupPattern, WeightView
 
-VIEW = st.builds(lambda rows, positions, groups: view(rows, positions, 8 * groups), *[st.integers(1, 3)] * 3)
+VIEW = st.builds(
+    lambda rows, positions, groups, last: view(rows, positions, 8 * groups, outputs_last=last),
+    *[st.integers(1, 3)] * 3,
+    st.booleans(),
+)
 SPEC = st.sampled_from(["2:4", "1:4", "3:4", "4:8", "1:2"])
 
 
@@ -24,14 +28,15 @@ def test_masks_are_those_of_the_oracle(spec: str, layers: list[WeightView], most
     groups = sum(np.prod(one.shape) for one in layers) // int(spec[2])
     previous = None
     for part in sorted(data.draw(st.floats(0, 1)) for _ in range(2)):
-        scores = {name: rng.integers(-most, most + 1, one.shape).astype(np.float32) for name, one in views.items()}
+        shapes = {name: one.canonical_shape for name, one in views.items()}
+        scores = {name: rng.integers(-most, most + 1, shape).astype(np.float32) for name, shape in shapes.items()}
         sparsity = part * float(share_of(spec))
-        masks = pattern.masks(scores, sparsity, previous)
+        masks = pattern.masks(stored(views, scores), sparsity, stored(views, previous))
         total = min(round(sparsity / float(share_of(spec)) * groups), groups)
         expected = oracle.group_masks(scores, spec, total, previous=previous)
         for name, mask in masks.items():
-            np.testing.assert_array_equal(mask, expected[name])
-        previous = {name: mask & (rng.random(mask.shape) < 0.9) for name, mask in masks.items()}
+            np.testing.assert_array_equal(views[name].canonical(mask), expected[name])
+        previous = {name: mask & (rng.random(mask.shape) < 0.9) for name, mask in expected.items()}
 
 
 def test_it_counts_survivors() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.criteria.base import CRITERIA, BaseCriterion, get_criterion, register_criterion
+from secateur.criteria.base import CRITERIA, BaseCriterion, elementwise, get_criterion, register_criterion
 from secateur.criteria.gradient import Gradient
 from secateur.criteria.magnitude import Magnitude
 from secateur.criteria.movement import Movement
@@ -20,6 +20,7 @@ __all__ = [
     "Snip",
     "SnipMomentum",
     "Taylor",
+    "elementwise",
     "get_criterion",
     "register_criterion",
 ]

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 from secateur._array import Array
 from secateur._registry import Registry
 from secateur.config import PruningConfig
 
-__all__ = ["CRITERIA", "BaseCriterion", "get_criterion", "register_criterion"]
+__all__ = ["CRITERIA", "BaseCriterion", "elementwise", "get_criterion", "register_criterion"]
 
 CRITERIA: Registry[type[BaseCriterion]] = Registry("criterion")
 """Criterion name → criterion class."""
 
 register_criterion = CRITERIA.register
 """Class decorator: adds a criterion class to `CRITERIA` under a name. A name taken twice raises."""
+
+
+Score = TypeVar("Score", bound=Callable[..., Array])
+
+ELEMENTWISE: set[Callable[..., Array]] = set()
+"""Every `BaseCriterion.score` that is marked as `elementwise`."""
+
+
+def elementwise(score: Score) -> Score:
+    """Mark a `BaseCriterion.score` that makes each score of one weight and its gradient alone.
+
+    It may then be given arrays of other shapes, as they lie in memory, which saves turning them round.
+    """
+    ELEMENTWISE.add(score)
+    return score
 
 
 class BaseCriterion(ABC):
@@ -42,6 +58,11 @@ class BaseCriterion(ABC):
     def __init__(self, config: PruningConfig, layer: str) -> None:
         self.config = config
         self.layer = layer
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether `score` is marked as `elementwise`; what overrides a marked one is not."""
+        return type(self).score in ELEMENTWISE
 
     @abstractmethod
     def score(self, weight: Array, gradient: Array | None) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from secateur._array import Array, namespace
-from secateur.criteria.base import BaseCriterion, register_criterion
+from secateur.criteria.base import BaseCriterion, elementwise, register_criterion
 
 __all__ = ["Gradient"]
 
@@ -23,6 +23,7 @@ class Gradient(BaseCriterion):
 
     needs_gradient: ClassVar[bool] = True
 
+    @elementwise
     def score(self, weight: Array, gradient: Array | None) -> Array:  # noqa: ARG002
         """See `BaseCriterion.score`."""
         return namespace(gradient).abs(gradient)

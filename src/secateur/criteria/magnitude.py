@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from secateur._array import Array, namespace
-from secateur.criteria.base import BaseCriterion, register_criterion
+from secateur.criteria.base import BaseCriterion, elementwise, register_criterion
 
 __all__ = ["Magnitude"]
 
@@ -26,6 +26,7 @@ class Magnitude(BaseCriterion):
 
     needs_gradient: ClassVar[bool] = False
 
+    @elementwise
     def score(self, weight: Array, gradient: Array | None) -> Array:  # noqa: ARG002
         """See `BaseCriterion.score`."""
         return namespace(weight).abs(weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from secateur._array import Array
-from secateur.criteria.base import BaseCriterion, register_criterion
+from secateur.criteria.base import BaseCriterion, elementwise, register_criterion
 
 __all__ = ["Movement"]
 
@@ -27,6 +27,7 @@ class Movement(BaseCriterion):
     needs_gradient: ClassVar[bool] = True
     decay: ClassVar[float] = 1.0
 
+    @elementwise
     def score(self, weight: Array, gradient: Array | None) -> Array:
         """See `BaseCriterion.score`."""
         return -(weight * gradient)

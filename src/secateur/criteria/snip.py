@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from secateur._array import Array, namespace
-from secateur.criteria.base import BaseCriterion, register_criterion
+from secateur.criteria.base import BaseCriterion, elementwise, register_criterion
 
 __all__ = ["Snip", "SnipMomentum"]
 
@@ -26,6 +26,7 @@ class Snip(BaseCriterion):
 
     needs_gradient: ClassVar[bool] = True
 
+    @elementwise
     def score(self, weight: Array, gradient: Array | None) -> Array:
         """See `BaseCriterion.score`."""
         return namespace(weight).abs(weight * gradient)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from secateur._array import Array
-from secateur.criteria.base import BaseCriterion, register_criterion
+from secateur.criteria.base import BaseCriterion, elementwise, register_criterion
 
 __all__ = ["Taylor"]
 
@@ -26,6 +26,7 @@ class Taylor(BaseCriterion):
     decay: ClassVar[float] = 0.9
     reduction: ClassVar[str | None] = "sum"
 
+    @elementwise
     def score(self, weight: Array, gradient: Array | None) -> Array:
         """See `BaseCriterion.score`."""
         return weight * gradient

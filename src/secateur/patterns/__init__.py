@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.patterns import base
 from secateur.patterns.base import PATTERNS, BasePattern, get_pattern, register_pattern
 from secateur.patterns.block import BlockPattern
-from secateur.patterns.layout import BlockLayout, Layout, Units
+from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout, Units
 from secateur.patterns.nm import KeepOfGroupPattern
 from secateur.patterns.view import WeightView
 
@@ -22,6 +22,7 @@ __all__ = [
     "BlockPattern",
     "KeepOfGroupPattern",
     "Layout",
+    "TurnedLayout",
     "Units",
     "WeightView",
     "get_pattern",

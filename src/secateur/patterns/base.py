@@ -216,8 +216,8 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
     def stream(self, name: str, scores: Mapping[str, Array], alive: Mapping[str, Array] | None = None) -> Scores:
         """The unit scores of `units[name]` from (O, K, I) scores per weight."""
         reduction = REDUCTIONS.find(self.config.criterion_reduce_type)
-        units = self.units[name]
-        return Scores(name, lambda: units.scores(scores, reduction), units.count, alive[name] if alive else None)
+        units, flags = self.units[name], alive[name] if alive else None
+        return Scores(name, lambda: units.scores(scores, reduction), units.count, flags, stride=units.stride)
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
         """Choose the units that stay.

@@ -6,7 +6,7 @@ import re
 
 from secateur.errors import ConfigError, LayerError
 from secateur.patterns.base import BasePattern, register_pattern
-from secateur.patterns.layout import BlockLayout
+from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
 from secateur.patterns.view import WeightView
 
 __all__ = ["BlockPattern", "misfit"]
@@ -35,9 +35,11 @@ class BlockPattern(BasePattern):
         """Whether it reads ``NxM``, with a number or ``channel`` on either side, but not both channels."""
         return SPECIFICATION.fullmatch(specification) is not None and specification != "channelxchannel"
 
-    def layout(self, view: WeightView) -> BlockLayout:
+    def layout(self, view: WeightView) -> Layout:
         """Tile with equal blocks; see `BasePattern.layout`."""
         rows, columns = self._sides()
+        if rows == columns == "1" and view.outputs_last:
+            return TurnedLayout(view.canonical_shape)
         outputs, positions, inputs = view.canonical_shape
         group = outputs // view.groups
         if rows != "channel" and group % int(rows):

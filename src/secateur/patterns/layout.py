@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from secateur._array import Array, joined, namespace
+from secateur._array import Array, joined, namespace, turned
 from secateur.errors import LayerError
 from secateur.patterns.reduction import Reduction
 
-__all__ = ["BlockLayout", "Layout", "Units"]
+__all__ = ["BlockLayout", "Layout", "TurnedLayout", "Units"]
 
 CHUNK = 1 << 18
 """Weights looked at together: small enough for a core's cache, large enough to hide the cost of a call."""
@@ -25,10 +25,14 @@ class Layout(ABC):
     Attributes:
         count: Units in the weight.
         unit_size: Weights in one unit.
+        stride: Places from a unit to the next by index; 1 unless units come as they lie in memory, see `TurnedLayout`.
+        run: Units of which a piece of the stream holds a whole multiple.
     """
 
     count: int
     unit_size: int
+    stride: int = 1
+    run: int = 1
 
     @property
     def span(self) -> int | None:
@@ -40,7 +44,7 @@ class Layout(ABC):
 
     @abstractmethod
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
-        """The scores of the units in order of their index, in one-dimensional chunks.
+        """The scores of the units in one-dimensional chunks, in order of their index unless there is a `stride`.
 
         Args:
             scores: One score per weight, of shape (O, K, I).
@@ -121,6 +125,53 @@ class BlockLayout(Layout):
 
 
 @dataclass(frozen=True, slots=True)
+class TurnedLayout(Layout):
+    """Single weights of a layer that stores output channels last, in the order in which they lie in memory.
+
+    Their index counts output by output, as everywhere. To read them by index would be to turn the weight round, which
+    takes as long as to rank it.
+
+    Attributes:
+        shape: (O, K, I) of the weight.
+        group: Weights along I that no chunk tears apart.
+
+    Example:
+        >>> layout = TurnedLayout((2, 1, 3))
+        >>> layout.stride
+        2
+    """
+
+    shape: tuple[int, int, int]
+    group: int = 1
+    count: int = field(init=False)
+    unit_size: int = field(init=False, default=1)
+    stride: int = field(init=False)
+    run: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        outputs, positions, inputs = self.shape
+        object.__setattr__(self, "count", outputs * positions * inputs)
+        object.__setattr__(self, "stride", outputs)
+        object.__setattr__(self, "run", outputs * self.group)
+
+    def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
+        """See `Layout.unit_scores`."""
+        for chunk in self.chunks(scores):
+            yield reduction(_precise(chunk).reshape((-1, 1)), (1,)).reshape((-1,))
+
+    def expand(self, keep: Array) -> Array:
+        """See `Layout.expand`."""
+        return namespace(keep).permute_dims(keep.reshape((*self.shape[1:], self.shape[0])), (2, 0, 1))
+
+    def chunks(self, canonical: Array) -> Iterator[Array]:
+        """The array in runs of whole groups, as (K and I, O) matrices."""
+        rows = namespace(canonical).permute_dims(canonical, (1, 2, 0)).reshape((-1, self.stride))
+        step = max(1, CHUNK // self.run) * self.group
+        for start in range(0, rows.shape[0], step):
+            yield rows[start : start + step]
+
+
+@dataclass(frozen=True, slots=True)
 class Units:
     """Units that are numbered and ranked together; a unit has one part in each of the layers.
 
@@ -151,20 +202,38 @@ class Units:
         """Weights of one unit, over all its parts."""
         return sum(layout.unit_size for layout in self.parts.values())
 
+    @property
+    def stride(self) -> int:
+        """See `Layout`; units with several parts come in order of their index."""
+        return 1 if self._are_coupled else next(iter(self.parts.values())).stride
+
+    @property
+    def run(self) -> int:
+        """See `Layout`."""
+        return next(iter(self.parts.values())).run
+
     def scores(self, scores: Mapping[str, Array], reduction: Reduction) -> Iterator[Array]:
         """One score per unit, in chunks; `scores` holds an (O, K, I) array for each part."""
-        streams = [layout.unit_scores(scores[name], reduction) for name, layout in self.parts.items()]
-        if len(streams) == 1:
-            yield from streams[0]
+        streams = {name: layout.unit_scores(scores[name], reduction) for name, layout in self.parts.items()}
+        if not self._are_coupled:
+            (stream,) = streams.values()
+            yield from stream
             return
-        total, *others = (joined(list(stream)) for stream in streams)
+        total, *others = (turned(joined(list(stream)), self.parts[name].stride) for name, stream in streams.items())
         for part in others:
             total = total + part
         yield total
 
     def expand(self, keep: Array) -> dict[str, Array]:
         """One boolean per weight, of shape (O, K, I), for each part."""
-        return {name: layout.expand(keep) for name, layout in self.parts.items()}
+        return {
+            name: layout.expand(turned(keep, layout.count // layout.stride) if self._are_coupled else keep)
+            for name, layout in self.parts.items()
+        }
+
+    @property
+    def _are_coupled(self) -> bool:
+        return len(self.parts) > 1
 
 
 def _precise(scores: Array) -> Array:

@@ -15,7 +15,7 @@ from secateur.errors import ConfigError, LayerError
 from secateur.patterns.base import BasePattern, register_pattern
 from secateur.patterns.block import misfit
 from secateur.patterns.budget import Budget
-from secateur.patterns.layout import BlockLayout, Layout
+from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
 from secateur.patterns.reduction import REDUCTIONS, Reduction
 from secateur.patterns.selection import Scores, in_one_precision, keep_above, sort_keys
 from secateur.patterns.view import WeightView
@@ -35,17 +35,24 @@ class GroupLayout(Layout):
     Attributes:
         shape: (O, K, I) of the weight.
         group: Length of a group, in input channels; divides I.
+        is_turned: Whether weights come as they lie in memory; see `TurnedLayout`.
     """
 
     shape: tuple[int, int, int]
     group: int
-    groups: BlockLayout = field(init=False)
+    is_turned: bool = False
+    tiling: BlockLayout | TurnedLayout = field(init=False)
     count: int = field(init=False)
     unit_size: int = field(init=False, default=1)
+    stride: int = field(init=False)
+    run: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", BlockLayout(self.shape, (1, 1, self.group)))
-        object.__setattr__(self, "count", self.groups.count * self.group)
+        blocks, turned = BlockLayout(self.shape, (1, 1, self.group)), TurnedLayout(self.shape, self.group)
+        object.__setattr__(self, "tiling", turned if self.is_turned else blocks)
+        object.__setattr__(self, "count", turned.count)
+        object.__setattr__(self, "stride", turned.stride if self.is_turned else 1)
+        object.__setattr__(self, "run", self.group * self.stride)
 
     @property
     def span(self) -> int:
@@ -54,12 +61,12 @@ class GroupLayout(Layout):
 
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:  # noqa: ARG002
         """See `Layout.unit_scores`; a unit is one weight, so nothing is reduced."""
-        for chunk in self.groups.chunks(scores):
+        for chunk in self.tiling.chunks(scores):
             yield chunk.reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
         """See `Layout.expand`."""
-        return keep.reshape(self.shape)
+        return self.tiling.expand(keep) if self.is_turned else keep.reshape(self.shape)
 
 
 @register_pattern("N:M")
@@ -105,7 +112,7 @@ class KeepOfGroupPattern(BasePattern):
         inputs = view.canonical_shape[2]
         if inputs % self.group:
             raise LayerError(misfit(inputs, "input channels", "M", self.group, self.pattern, view))
-        return GroupLayout(view.canonical_shape, self.group)
+        return GroupLayout(view.canonical_shape, self.group, is_turned=view.outputs_last)
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
         """Rank the groups by what pruning them to N:M would lose; prune the worst; see `BasePattern.select`."""
@@ -119,8 +126,9 @@ class KeepOfGroupPattern(BasePattern):
 
     def losses(self, layer: Scores) -> Scores:
         """One score per group: the reduced scores of the weights that it would lose."""
-        alive = None if layer.alive is None else self._dense_so_far(layer.alive)
-        return Scores(layer.name, lambda: self._loss_chunks(layer), layer.count // self.group, alive, wide=layer.wide)
+        alive = None if layer.alive is None else self._survivors(layer.alive, layer.stride) > self.keep
+        count = layer.count // self.group
+        return replace(layer, chunks=lambda: self._loss_chunks(layer), count=count, alive=alive)
 
     def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
         """Zeros count where their group keeps at most N; elsewhere they may come to life again.
@@ -130,8 +138,9 @@ class KeepOfGroupPattern(BasePattern):
         alive = {}
         for name, kept in super().units_without_zeros(nonzero).items():
             xp = namespace(kept)
-            groups, survivors = kept.reshape((-1, self.group)), self._survivors(kept)[:, None]
-            zeros_so_far = xp.cumulative_sum(xp.astype(~groups, xp.int32), axis=-1, dtype=xp.int32)
+            groups = kept.reshape((-1, self.group, self.units[name].stride))
+            survivors = xp.sum(xp.astype(groups, xp.int32), axis=1, keepdims=True)
+            zeros_so_far = xp.cumulative_sum(xp.astype(~groups, xp.int32), axis=1, dtype=xp.int32)
             spared = (zeros_so_far <= self.keep - survivors) | (survivors > self.keep)
             alive[name] = (groups | spared).reshape((-1,))
         return alive
@@ -146,7 +155,7 @@ class KeepOfGroupPattern(BasePattern):
         wrong: dict[str, str] = {}
         for name, kept in self.kept_units(masks).items():
             may_be_dense = self.is_frozen(name) or not self._takes_all(sparsity)
-            survivors = self._survivors(kept)
+            survivors = self._survivors(kept, self.units[name].stride)
             broken = (survivors > self.keep) & (survivors < self.group) if may_be_dense else survivors > self.keep
             if count := count_true(broken):
                 reason = f"{count} of {broken.shape[0]} groups of {self.group} weights keep more than {self.keep}"
@@ -163,10 +172,11 @@ class KeepOfGroupPattern(BasePattern):
         parts, start = [], 0
         for scores, alive in layer.read():
             stop = start + scores.shape[0] // self.group
-            best = self._best(scores, alive)
+            best = self._best(scores, alive, layer.stride)
             if dense_groups is not None:
-                best = [place | dense_groups[start:stop] for place in best]
-            kept = namespace(scores).stack(best, axis=-1).reshape((-1,))
+                dense = dense_groups[start:stop].reshape((-1, layer.stride))
+                best = [place | dense for place in best]
+            kept = namespace(scores).stack(best, axis=1).reshape((-1,))
             parts.append(kept if alive is None else kept & alive)
             start = stop
         return joined(parts)
@@ -176,28 +186,28 @@ class KeepOfGroupPattern(BasePattern):
         reduction, only = REDUCTIONS.find(name), _lowest_outside if name == "max" else zero_outside
         for scores, alive in layer.read():
             xp = namespace(scores)
-            stays = self._best(scores, alive)
+            stays, places = self._best(scores, alive, layer.stride), self._places(scores, layer.stride)
             if alive is not None:
-                stays = [kept | ~living for kept, living in zip(stays, self._places(alive), strict=True)]
-            lost = [only(place, ~kept) for kept, place in zip(stays, self._places(scores), strict=True)]
+                living = self._places(alive, layer.stride)
+                stays = [kept | ~place for kept, place in zip(stays, living, strict=True)]
+            lost = [only(place, ~kept) for kept, place in zip(stays, places, strict=True)]
             yield reduction(xp.stack(lost), (0,)).reshape((-1,))
 
-    def _dense_so_far(self, alive: Array) -> Array:
-        """One boolean per group: whether it keeps more than N."""
-        return self._survivors(alive) > self.keep
-
-    def _survivors(self, alive: Array) -> Array:
+    def _survivors(self, alive: Array, stride: int) -> Array:
         """How many weights of each group are kept."""
         xp = namespace(alive)
-        return xp.sum(xp.astype(alive.reshape((-1, self.group)), xp.int32), axis=-1)
+        return xp.sum(xp.astype(alive.reshape((-1, self.group, stride)), xp.int32), axis=1).reshape((-1,))
 
-    def _places(self, values: Array) -> list[Array]:
-        """What stands at each place of a group, over all groups."""
-        return [namespace(values).asarray(values[place :: self.group], copy=True) for place in range(self.group)]
+    def _places(self, values: Array, stride: int) -> list[Array]:
+        """What stands at each place of a group, over all groups; `stride`: see `Layout`."""
+        groups = values.reshape((-1, self.group, stride))
+        places = [groups[:, place, :] for place in range(self.group)]
+        # Strewn over memory they are slow to compute with.
+        return places if stride > 1 else [namespace(values).asarray(strewn, copy=True) for strewn in places]
 
-    def _best(self, scores: Array, alive: Array | None) -> list[Array]:
+    def _best(self, scores: Array, alive: Array | None, stride: int) -> list[Array]:
         """For each place, over all groups, whether it is among the best N of its group; of equals, the lower is."""
-        return self.keep_best(self._places(scores if alive is None else sort_keys(scores, alive)))
+        return self.keep_best(self._places(scores if alive is None else sort_keys(scores, alive), stride))
 
     def keep_best(self, places: Sequence[Array]) -> list[Array]:
         """Which weights stay in groups that are all pruned; of equals, the lower index does.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur._array import Array, count_true, joined, namespace, to_numpy
+from secateur._array import Array, count_true, joined, namespace, to_numpy, turned
 from secateur.errors import ScoreError
 
 __all__ = ["Cut", "Scores", "find_cuts", "in_one_precision", "keep_above", "share_out", "sort_keys"]
@@ -34,10 +34,11 @@ class Scores:
 
     Attributes:
         name: The layer, for error messages.
-        chunks: Starts the stream: one-dimensional arrays in order of the unit's index.
+        chunks: Starts the stream: one-dimensional arrays in order of the unit's index, or see `stride`.
         count: Units in the stream.
         alive: One boolean per unit, ``False`` where it was pruned before and must stay so; ``None``: all alive.
         wide: Compare in float64 instead of float32.
+        stride: Places in the stream from a unit to the next by index.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Scores:
     count: int
     alive: Array | None = None
     wide: bool = False
+    stride: int = 1
 
     def read(self) -> Iterator[tuple[Array, Array | None]]:
         """Scores in one dtype and whether they are alive, chunk by chunk."""
@@ -131,6 +133,10 @@ def share_out(
 def keep_above(layer: Scores, cut: Cut) -> Array:
     """One boolean per unit, ``True`` where it stays."""
     ties_kept = cut.tied - (cut.pruned - cut.below)
+    if layer.stride > 1 and cut.threshold is not None and 0 < ties_kept < cut.tied:
+        above = keep_above(layer, replace(cut, pruned=cut.below + cut.tied))
+        tied = keep_above(layer, replace(cut, pruned=cut.below)) & ~above
+        return above | _first_by_index(tied, ties_kept, layer.stride)
     parts, seen = [], 0
     for scores, alive in layer.read():
         keep, seen = _keep_chunk(scores, cut, ties_kept, seen, alive)
@@ -154,6 +160,13 @@ def _keep_chunk(scores: Array, cut: Cut, ties_kept: int, seen: int, alive: Array
     return (keep if alive is None else keep & alive), seen
 
 
+def _first_by_index(flags: Array, count: int, stride: int) -> Array:
+    """So many of the flags that are ``True``, the lowest by index."""
+    xp, by_index = namespace(flags), turned(flags, stride)
+    first = by_index & (xp.cumulative_sum(xp.astype(by_index, xp.int32)) <= count)
+    return turned(first, flags.shape[0] // stride)
+
+
 def _cut(layers: list[Scores], total: int, lower: list[int], upper: list[int]) -> list[Cut]:
     """The cuts of `layers` at the one key where their clamped counts first reach `total`, digit by digit."""
     wide = layers[0].wide
@@ -169,9 +182,11 @@ def _cut(layers: list[Scores], total: int, lower: list[int], upper: list[int]) -
         digit = _first(lambda digit: reached(digit) >= total)
         tied = [histogram.up_to(digit) - histogram.up_to(digit - 1) for histogram in histograms]
         below = [start + histogram.up_to(digit - 1) for start, histogram in zip(below, histograms, strict=True)]
+        if prefix is None and digit == 0:
+            break  # No score is that low, only what was pruned before.
         prefix = digit - BINS // 2 if prefix is None else (prefix << DIGIT) | digit
-    assert prefix is not None
-    return _with_ties(_score_of(prefix, wide=wide), total, below, tied, lower, upper)
+    threshold = None if prefix is None else _score_of(prefix, wide=wide)
+    return _with_ties(threshold, total, below, tied, lower, upper)
 
 
 def _with_ties(
@@ -208,8 +223,9 @@ def _histogram(layer: Scores, shift: int, prefix: int | None) -> _Histogram:
     counts = np.zeros(BINS, dtype=np.int64)
     for scores, alive in layer.read():
         xp = namespace(scores)
-        keys = sort_keys(scores, alive)
+        keys = _keys_to_count(scores, alive)
         if prefix is None:
+            counts[0] += scores.shape[0] - keys.shape[0]
             digits = (keys >> shift) + BINS // 2
         else:
             digits = (keys[(keys >> (shift + DIGIT)) == prefix] >> shift) & (BINS - 1)
@@ -219,6 +235,14 @@ def _histogram(layer: Scores, shift: int, prefix: int | None) -> _Histogram:
         layer.refuse_nan()
     digits = np.flatnonzero(counts)
     return _Histogram(digits, np.cumsum(counts[digits]))
+
+
+def _keys_to_count(scores: Array, alive: Array | None) -> Array:
+    """Sort keys; of what was pruned before none, where that is quicker."""
+    if alive is None or not isinstance(scores, np.ndarray) or 2 * count_true(alive) > alive.shape[0]:
+        return sort_keys(scores, alive)
+    # Indexing by booleans takes NumPy several times as long.
+    return sort_keys(scores.take(np.flatnonzero(alive)), None)
 
 
 def sort_keys(scores: Array, alive: Array | None) -> Array:
@@ -236,11 +260,9 @@ def sort_keys(scores: Array, alive: Array | None) -> Array:
     return xp.minimum(bits, lowest - xp.astype(alive, bits.dtype))
 
 
-def _score_of(key: int, *, wide: bool) -> float | None:
-    """The score whose sort key is `key`; ``None`` for the key of what was pruned before."""
+def _score_of(key: int, *, wide: bool) -> float:
+    """The score whose sort key is `key`."""
     lowest = _lowest(wide=wide)
-    if key == lowest:
-        return None
     bits: Any = (np.int64 if wide else np.int32)(key if key >= 0 else lowest - key)
     return float(bits.view(np.float64 if wide else np.float32))
 

@@ -47,6 +47,11 @@ class WeightView:
         return (*self.output_axes, *self.kernel_axes, *self.input_axes)
 
     @property
+    def outputs_last(self) -> bool:
+        """Whether output channels vary fastest in memory, and input channels next."""
+        return [*self.kernel_axes, *self.input_axes, *self.output_axes] == [*range(len(self.shape))]
+
+    @property
     def canonical_shape(self) -> tuple[int, int, int]:
         """(O, K, I)."""
         sizes = [
@@ -59,7 +64,11 @@ class WeightView:
         """`stored` as an (O, K, I) array, without a copy where the strides allow it."""
         if tuple(stored.shape) != self.shape:
             raise LayerError(f"an array of shape {self.shape} is needed, found {tuple(stored.shape)}")
-        return namespace(stored).permute_dims(stored, self.axes).reshape(self.canonical_shape)
+        xp = namespace(stored)
+        if self.outputs_last:  # Two turns that cancel then have nothing between them, and a compiler drops both.
+            outputs, positions, inputs = self.canonical_shape
+            return xp.permute_dims(stored.reshape((positions, inputs, outputs)), (2, 0, 1))
+        return xp.permute_dims(stored, self.axes).reshape(self.canonical_shape)
 
     def stored(self, canonical: Array) -> Array:
         """The inverse of `canonical`."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from secateur._array import clear_outside
 from secateur._wording import listed
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, StateError, UnsupportedModelError
@@ -31,9 +32,6 @@ from secateur.training.state import FORMAT_VERSION, check_state
 __all__ = ["ParameterWeight", "Pruner", "prepare"]
 
 logger = logging.getLogger(__name__)
-
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers of the size of a weight: times a boolean they give exact zeros, of ``nan`` and negative weights too."""
 
 PRUNERS: WeakKeyDictionary[Optimizer, WeakSet[Pruner]] = WeakKeyDictionary()
 """Who acts on an optimizer, so that no two prune the same weight."""
@@ -147,7 +145,7 @@ class _Home:
 def zero_out(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Set `weight` to zero where `mask` is ``False``; returns the mask on the weight's device."""
     mask = mask.to(weight.device)
-    weight.view(BITS[weight.element_size()]).mul_(mask)
+    clear_outside(weight, mask)
     return mask
 
 

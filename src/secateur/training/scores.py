@@ -69,22 +69,23 @@ class GatheredScores:
         Raises:
             ScoreError: A score is ``nan``; nothing is taken in then.
         """
-        scores = self.of_step(name, {layer: self.weight(layer) for layer in gradients}, gradients)
+        scores = self.of_step(
+            name,
+            {layer: self.criteria[layer].score(self.weight(layer), gradient) for layer, gradient in gradients.items()},
+        )
         for key, score in scores.items():
             chunk = score.reshape((-1,))
             Scores(key, partial(_once, chunk), chunk.shape[0]).refuse_nan()
         self.totals |= {key: self.gathered(self.totals.get(key), score) for key, score in scores.items()}
 
-    def of_step(self, name: str, weights: Mapping[str, Array], gradients: Mapping[str, Array]) -> dict[str, Array]:
+    def of_step(self, name: str, scores: Mapping[str, Array]) -> dict[str, Array]:
         """The scores of one step, under the keys of `totals`; reads arrays only, so that a framework may compile it.
 
         Args:
             name: Name of units.
-            weights: Layer → its weight as an (O, K, I) array, for each layer that has a part in the units.
-            gradients: Layer → its gradient likewise.
+            scores: Layer → one score per weight as an (O, K, I) array, for each layer that has a part in the units.
         """
-        scores = {layer: self.criteria[layer].score(weights[layer], gradient) for layer, gradient in gradients.items()}
-        return {name: joined(list(self._unit_chunks(name, scores)))} if self.is_per_unit else scores
+        return {name: joined(list(self._unit_chunks(name, scores)))} if self.is_per_unit else dict(scores)
 
     def gathered(self, total: Array | None, score: Array) -> Array:
         """What is kept of a total so far and one more step's score; in memory of its own."""
@@ -108,8 +109,8 @@ class GatheredScores:
                 f"layer {name!r}: {self.pattern.config.criterion!r} ranks by gradients, and none has reached this "
                 f"layer. Train it first (start_step later), exclude it, or rank by 'magnitude'."
             )
-        flags = None if alive is None else alive[name]
-        return Scores(name, lambda: self._chunks(name), self.pattern.units[name].count, flags)
+        units, flags = self.pattern.units[name], None if alive is None else alive[name]
+        return Scores(name, lambda: self._chunks(name), units.count, flags, stride=units.stride)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -132,8 +133,9 @@ class GatheredScores:
 
     def _computed(self, name: str) -> Iterator[Array]:
         if name in self.totals and self.is_per_unit:
-            total = self.pattern.as_array(self.totals[name])
-            yield from (total[start : start + CHUNK] for start in range(0, total.shape[0], CHUNK))
+            total, run = self.pattern.as_array(self.totals[name]), self.pattern.units[name].run
+            step = max(1, CHUNK // run) * run
+            yield from (total[start : start + step] for start in range(0, total.shape[0], step))
             return
         yield from self._unit_chunks(
             name, {layer: self._weight_score(layer) for layer in self.pattern.units[name].parts}

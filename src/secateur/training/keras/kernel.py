@@ -11,6 +11,7 @@ import numpy.typing as npt
 from keras import ops
 
 from secateur._array import Array, clear_outside
+from secateur.criteria import BaseCriterion
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import kernel as kernel_of
 from secateur.patterns.keras import tensor_of
@@ -44,8 +45,6 @@ class Kernel:
         self._pattern = pattern
         self._view = pattern.views[name]
         self._mask: Array | None = None
-        units = next(units for units in pattern.units.values() if name in units.parts)
-        self._is_ranked_by_weight = units.parts[name].unit_size == 1
 
     @property
     def stored(self) -> Array:
@@ -53,10 +52,8 @@ class Kernel:
         return self._pattern.as_array(self.variable)
 
     def canonical(self) -> Array:
-        """The kernel as a NumPy array of shape (O, K, I), of float32 at least."""
-        permuted = np.transpose(self.stored, self._view.axes)
-        # What is ranked weight by weight is read in order, several times over.
-        wide = (in_order(permuted) if self._is_ranked_by_weight else permuted).reshape(self._view.canonical_shape)
+        """The kernel as an (O, K, I) NumPy array of float32 at least."""
+        wide = self._view.canonical(self.stored)
         return wide.astype(np.float32) if wide.dtype == np.float16 else wide
 
     @property
@@ -83,11 +80,20 @@ class Kernel:
 
     def traced(self, tensor: Any = None) -> Any:
         """The kernel, or a tensor of its shape, as an (O, K, I) array that a compiled step computes with."""
+        return self._view.canonical(self.traced_as_stored(tensor))
+
+    def traced_as_stored(self, tensor: Any = None) -> Any:
+        """The same in the kernel's shape."""
         array = as_array(self.variable if tensor is None else tensor)
-        wide = self._view.canonical(array)
-        if keras.backend.standardize_dtype(wide.dtype) in ("float16", "bfloat16"):
-            return as_array(ops.cast(as_tensor(wide), "float32"))
-        return wide
+        if keras.backend.standardize_dtype(array.dtype) in ("float16", "bfloat16"):
+            return as_array(ops.cast(as_tensor(array), "float32"))
+        return array
+
+    def traced_scores(self, criterion: BaseCriterion, gradient: Any) -> Any:
+        """One score per weight as an (O, K, I) array, inside a compiled step; `gradient`: a tensor or ``None``."""
+        look = self.traced_as_stored if criterion.is_elementwise else self.traced
+        scores = criterion.score(look(), None if gradient is None else look(gradient))
+        return self._view.canonical(scores) if criterion.is_elementwise else scores
 
     def shrink(self, factors: Any) -> None:
         """Multiply by (O, K, I) factors, inside a compiled step."""

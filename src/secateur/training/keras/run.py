@@ -76,7 +76,11 @@ class GraphRun(Run[Kernel]):
         if self.group.is_locked:
             return
         counts = {name: (units.count,) for name, units in self.pattern.units.items()}
-        self._keep = {name: add(shape, "ones", dtype="bool", name=f"{name}_keep") for name, shape in counts.items()}
+        self._keep = {
+            name: add(shape, "ones", dtype="bool", name=f"{name}_keep")
+            for name, shape in counts.items()
+            if name not in self._told_by_masks
+        }
         if self.config.kind == "progressive":
             self._condemned = {
                 name: add(shape, "ones", dtype="bool", name=f"{name}_keep_next") for name, shape in counts.items()
@@ -149,11 +153,13 @@ class GraphRun(Run[Kernel]):
                 kernel.shrink(as_array(ops.where(active, as_tensor(factors[layer]), 1.0)))
 
     def _gathered(self, gradients: Mapping[str, Any]) -> list[Any]:
-        weights = {layer: kernel.traced() for layer, kernel in self.weights.items()}
-        given = {layer: self.weights[layer].traced(gradient) for layer, gradient in gradients.items()}
         found: dict[str, Any] = {}
         for name, units in self.pattern.units.items():
-            scores = self.scores.of_step(name, weights, {layer: given.get(layer) for layer in units.parts})
+            by_weight = {
+                layer: self.weights[layer].traced_scores(self.scores.criteria[layer], gradients.get(layer))
+                for layer in units.parts
+            }
+            scores = self.scores.of_step(name, by_weight)
             found |= {key: self.scores.gathered(as_array(self._totals[key]), score) for key, score in scores.items()}
         return [as_tensor(found[key]) for key in self._totals]
 
@@ -180,6 +186,8 @@ class GraphRun(Run[Kernel]):
         last = self.group.timeline.last_update(updated)
         is_condemning = bool(self._condemned) and last is not None and updated < self.last_step
         keep = self._arrays(self._keep)
+        for name, layer in self._told_by_masks.items():
+            keep[name] = self.pattern.as_array(self.weights[layer].mask).reshape((-1,))
         self.group.restore(
             {
                 "keep": keep,
@@ -206,6 +214,19 @@ class GraphRun(Run[Kernel]):
             for name, variable in variables.items():
                 if values is not None:
                     variable.assign(values[name])
+
+    @property
+    def _told_by_masks(self) -> dict[str, str]:
+        """Names of units → the layer whose mask, as it lies in memory, says which of them live."""
+        if self.config.kind == "progressive":  # then it also says how far they have faded
+            return {}
+        found = {}
+        for name, units in self.pattern.units.items():
+            layer = next(iter(units.parts))
+            view = self.pattern.views[layer]
+            if units.unit_size == 1 and view.outputs_last and 1 < units.stride == view.canonical_shape[0]:
+                found[name] = layer
+        return found
 
     def read_frozen(self) -> None:
         """Let those layers keep their masks that the variables name, and those that the user added since."""
