@@ -123,8 +123,9 @@ def demo(
 ) -> None:
     """Train, prune and compare small networks in PyTorch and Keras; prune a sentence encoder and a language model.
 
-    Takes about six minutes on two cores, half of them for the language model. Keras runs on the backend that
-    KERAS_BACKEND names, or on one that is installed.
+    Takes about six minutes on two cores, half of them for the language model.
+
+    Keras runs on the backend that KERAS_BACKEND names, or on one that is installed.
 
     [bold]Examples[/bold]
 
