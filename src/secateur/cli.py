@@ -121,9 +121,11 @@ def demo(
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per row, each from another start.")] = 3,
 ) -> None:
-    """Train, prune and compare small networks in PyTorch and Keras, and prune a sentence encoder.
+    """Train, prune and compare small networks in PyTorch and Keras; prune a sentence encoder and a language model.
 
-    Takes about three minutes. Keras runs on the backend that KERAS_BACKEND names, or on one that is installed.
+    Takes about six minutes on two cores, half of them for the language model.
+
+    Keras runs on the backend that KERAS_BACKEND names, or on one that is installed.
 
     [bold]Examples[/bold]
 

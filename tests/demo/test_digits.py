@@ -119,6 +119,8 @@ def test_it_says_what_it_left_out(ran: Ran) -> None:
         in ran.printed
     )
     assert ran.numbers["sentences"] == []
+    assert "Language model: skipped, the package 'transformers' is missing." in ran.printed
+    assert ran.numbers["language"] is None
 
 
 def test_it_says_that_files_have_dense_size(ran: Ran) -> None:

@@ -14,10 +14,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from secateur._packages import KERAS_BACKENDS, is_installed, keras_backend
 from secateur.demo.digits import Digits, Recipe, Run, prune_all
 from secateur.demo.files import SAVED, make_folder, write_files
+from secateur.demo.language import (
+    INSTALL,
+    PATTERN,
+    READERS,
+    SOLVERS,
+    LanguageModel,
+    LanguageStudy,
+    Solved,
+    perplexity,
+    solve,
+    spread,
+)
+from secateur.demo.language import PACKAGE as LANGUAGE_PACKAGE
 from secateur.demo.sentences import CASES as SENTENCE_CASES
 from secateur.demo.sentences import PACKAGE, Comparison, Encoder, compare, english_sentences, unrelated_cosine
-from secateur.demo.tables import Study, digits_table, rows, sentences_table
+from secateur.demo.tables import Study, digits_table, language_table, rows, sentences_table
+from secateur.demo.text import documentation, held_out_text
 from secateur.demo.torch_digits import TorchDigits
+from secateur.oneshot.calibration import Progress as Part
 
 __all__ = ["run_demo"]
 
@@ -44,7 +59,8 @@ def run_demo(out: Path, seeds: int, console: Console, recipe: Recipe | None = No
     found = _study(TorchDigits, Recipe() if recipe is None else recipe, seeds, console)
     found_in_keras = _keras_study(recipe, seeds, console)
     comparisons = _sentences(console)
-    files = write_files(out, found, found_in_keras, comparisons)
+    language = _language(console)
+    files = write_files(out, found, found_in_keras, comparisons, language)
     console.print(f"Written, {SAVED.pattern} at {SAVED.target:.0%}, first seed:", style="bold", highlight=False)
     for file in files:
         console.print(f"  {file}  {file.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
@@ -111,6 +127,36 @@ def _sentences(console: Console) -> Sequence[Comparison]:
             progress.advance(task)
     console.print(Padding(sentences_table(comparisons, len(sentences), yardstick), (0, 0, 1, 0)))
     return comparisons
+
+
+def _language(console: Console) -> LanguageStudy | None:
+    for package in (*READERS, LANGUAGE_PACKAGE):
+        if not is_installed(package):
+            hint = f"{INSTALL} brings it." if package == LANGUAGE_PACKAGE else HINT
+            _skip("Language model", f"the package {package!r} is missing. {hint}", console)
+            return None
+    solved: list[Solved] = []
+    with _progress(console) as progress:
+        task = progress.add_task("SmolLM2: reading the model", total=None)
+        reader = LanguageModel()
+        seen, held_out = spread(reader.windows(documentation())), reader.windows(held_out_text())
+        dense_perplexity = perplexity(reader.model, held_out)
+
+        def advance(part: Part) -> None:
+            progress.update(task, completed=part.done, total=part.total)
+
+        for number, solver in enumerate(SOLVERS, start=1):
+            description = f"SmolLM2: {PATTERN} by {solver}, {number} of {len(SOLVERS)}"
+            progress.reset(task, description=description, total=None)
+            solved.append(solve(reader.model, solver, seen, held_out, advance))
+    study = LanguageStudy(
+        calibration_windows=len(seen),
+        held_out_windows=len(held_out),
+        dense_perplexity=dense_perplexity,
+        solved=tuple(solved),
+    )
+    console.print(Padding(language_table(study), (0, 0, 1, 0)))
+    return study
 
 
 def _skip(part: str, reason: str, console: Console) -> None:

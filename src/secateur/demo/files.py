@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import secateur
 from secateur.demo.digits import Case, Run
+from secateur.demo.language import PACKAGE, PATTERN, WINDOW, LanguageStudy
 from secateur.demo.sentences import Comparison
 from secateur.demo.tables import Study
 from secateur.errors import ConfigError
@@ -31,7 +33,13 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
 
 
-def write_files(folder: Path, torch: Study, keras: Study | None, comparisons: Sequence[Comparison]) -> list[Path]:
+def write_files(
+    folder: Path,
+    torch: Study,
+    keras: Study | None = None,
+    comparisons: Sequence[Comparison] = (),
+    language: LanguageStudy | None = None,
+) -> list[Path]:
     """Write the pruned networks of the first seed, and all numbers as JSON, into a folder that exists.
 
     Returns:
@@ -41,6 +49,7 @@ def write_files(folder: Path, torch: Study, keras: Study | None, comparisons: Se
     numbers = torch.to_dict() | {
         "keras": None if keras is None else keras.to_dict(),
         "sentences": [_comparison(comparison) for comparison in comparisons],
+        "language": None if language is None else _language(language),
         "files": described,
     }
     report = folder / "report.json"
@@ -79,3 +88,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "cosine_worst": comparison.worst,
         "seconds": comparison.seconds,
     }
+
+
+def _language(study: LanguageStudy) -> dict[str, Any]:
+    return {"model": PACKAGE, "pattern": PATTERN, "window": WINDOW} | asdict(study)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import torch
 import secateur
 from secateur._packages import need, shipped_folder
 from secateur.demo.digits import Case
+from secateur.demo.hub import quiet_transformers
 from secateur.training import PruningReport
 
 __all__ = ["CASES", "PACKAGE", "Comparison", "Encoder", "compare", "english_sentences", "unrelated_cosine"]
@@ -55,16 +55,11 @@ class Encoder:
 
     def __init__(self) -> None:
         need("transformers", PACKAGE, extra="demo")
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+        transformers = quiet_transformers()
         folder = shipped_folder(PACKAGE, "model")
         assert folder is not None
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
 
     @torch.no_grad()
     def embed(self, sentences: list[str], model: torch.nn.Module | None = None) -> torch.Tensor:

@@ -9,9 +9,10 @@ from typing import Any
 
 from secateur._table import Table
 from secateur.demo.digits import Case, Digits, Run
+from secateur.demo.language import PATTERN, WINDOW, LanguageStudy
 from secateur.demo.sentences import Comparison
 
-__all__ = ["Row", "Study", "digits_table", "rows", "sentences_table"]
+__all__ = ["Row", "Study", "digits_table", "language_table", "rows", "sentences_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,36 @@ def sentences_table(found: Sequence[Comparison], count: int, yardstick: float) -
             "Cosine similarity of each sentence's embedding before and after: 1 is unmoved, and two different "
             f"sentences are at {yardstick:.3f} on average.",
             "The smallest weights go in one shot, and nothing is trained or repaired afterwards.",
+        ],
+    )
+
+
+def language_table(study: LanguageStudy) -> Table:
+    """A language model before and after pruning, by solver."""
+    seen, held_out = WINDOW * study.calibration_windows, WINDOW * study.held_out_windows
+    return Table(
+        title=f"SmolLM2-135M-Instruct: {PATTERN} without any training, by solver",
+        columns=("solver", ">weights", ">perplexity", ">in the solver", ">time"),
+        rows=[
+            ("none: dense", "", f"{study.dense_perplexity:.2f}", "", ""),
+            *(
+                (
+                    solved.solver,
+                    f"{solved.sparsity:.2%}",
+                    f"{solved.perplexity:.2f}",
+                    f"{solved.solver_seconds:.1f} s",
+                    f"{solved.seconds:.1f} s",
+                )
+                for solved in study.solved
+            ),
+        ],
+        footer=[
+            "Perplexity: among how many equally likely tokens the model would have to guess the next one; lower is "
+            f"better. On {held_out:,} tokens of scikit-learn's descriptions of its data sets, which no solver sees.",
+            "magnitude keeps the largest weights and looks at no text; wanda weighs them by the size of their inputs; "
+            "sparsegpt and alps also change those they keep, to make up for the others. Nothing is trained.",
+            "weights: share pruned of all linear layers but the output layer. time: of the pruning in all; beside the "
+            f"solver, that is the model running on {seen:,} tokens of Python's own documentation.",
         ],
     )
 
