@@ -110,7 +110,7 @@ def _folder() -> Path:
     """Where gensim keeps its test data."""
     found = find_spec("gensim")
     if found is None or not found.submodule_search_locations:
-        raise SystemExit("gensim is not installed, and its test data are the prose; install secateur[dev].")
+        raise SystemExit("gensim is not installed, and brings the prose: pip install --no-deps gensim==4.4.0")
     return Path(found.submodule_search_locations[0], "test", "test_data")
 
 
