@@ -221,12 +221,12 @@ class KeepOfGroupPattern(BasePattern):
         xp, keep, group = namespace(places[0]), self.keep, len(places)
         number = xp.int8 if group <= MOST_IN_INT8 else xp.int16
         # How many are better: at first all that come later, until they are compared.
-        better = [xp.full_like(places[0], group - 1 - place, dtype=number) for place in range(group)]
+        better: list[Any] = [group - 1 - place for place in range(group)]
         for left, right in combinations(range(group), 2):
             flags = places[left] >= places[right]
             wins = flags.view(xp.int8) if number == xp.int8 else xp.astype(flags, number)
-            better[right] += wins
-            better[left] -= wins
+            better[right] = better[right] + wins
+            better[left] = better[left] - wins
         return [count < keep for count in better]
 
     def _unit_share(self) -> Fraction:

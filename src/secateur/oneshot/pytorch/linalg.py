@@ -9,7 +9,7 @@ import torch
 
 from secateur.errors import CalibrationError
 
-__all__ = ["conjugate_gradients", "damped", "inverse_factor"]
+__all__ = ["conjugate_gradients", "damped", "inverse", "inverse_factor"]
 
 ATTEMPTS = 6
 """How often a matrix that is not positive definite in float32 gets ten times the damping."""
@@ -18,8 +18,8 @@ ROUNDING = 1e-6
 """Share of a sum of float32 products that may be an error."""
 
 
-SMALL = 64
-"""Size up to which a triangular matrix is inverted in one go."""
+SMALL = 144
+"""Size up to which a matrix is factorized in one go."""
 
 
 def damped(gram_GFF: torch.Tensor, share: float) -> torch.Tensor:
@@ -39,34 +39,57 @@ def damped(gram_GFF: torch.Tensor, share: float) -> torch.Tensor:
 def inverse_factor(matrix_GFF: torch.Tensor) -> torch.Tensor:
     r"""The upper triangular U with :math:`U^\top U` = inverse of a positive definite matrix.
 
-    It comes from one Cholesky factorization of the matrix with its order reversed and one triangular inverse.
+    It is the inverse of the Cholesky factor of the matrix with its order reversed.
 
     Raises:
         CalibrationError: The matrix is not positive definite even when damped more, as with infinite values.
     """
-    flipped = matrix_GFF.flip(-1, -2)
+    return _inverse_of_factor(matrix_GFF.flip(-1, -2)).flip(-1, -2)
+
+
+def inverse(matrix_GFF: torch.Tensor) -> torch.Tensor:
+    """The inverse of a positive definite matrix.
+
+    Raises:
+        CalibrationError: See `inverse_factor`.
+    """
+    lower = _inverse_of_factor(matrix_GFF)
+    return lower.mT @ lower
+
+
+def _inverse_of_factor(matrix_GFF: torch.Tensor) -> torch.Tensor:
+    """The inverse of the lower Cholesky factor, with more damping if need be."""
     for attempt in range(ATTEMPTS):
-        lower, failed = torch.linalg.cholesky_ex(flipped if attempt == 0 else damped(flipped, 10.0 ** (attempt - 6)))
-        if not bool(failed.any()):
-            return _inverse_of_lower(lower).flip(-1, -2).contiguous()
+        try:
+            return _inverse_cholesky(matrix_GFF if attempt == 0 else damped(matrix_GFF, 10.0 ** (attempt - 6)))
+        except _NotPositiveError:
+            continue
     raise CalibrationError(
         "the Gram matrix of its inputs is not positive definite, even damped by 10 % of its mean diagonal element. "
         "Look for inputs that are enormous or not finite, or give more calibration data."
     )
 
 
-def _inverse_of_lower(lower_GFF: torch.Tensor) -> torch.Tensor:
-    """The inverse of a lower triangular matrix, by halves: a third of the work of solving for all unit vectors."""
-    size = lower_GFF.shape[-1]
+class _NotPositiveError(Exception):
+    """A matrix is not positive definite in float32."""
+
+
+def _inverse_cholesky(matrix_GFF: torch.Tensor) -> torch.Tensor:
+    """The inverse of the Cholesky factor, by halves, so that nearly all of the work is products of matrices."""
+    size = matrix_GFF.shape[-1]
     if size <= SMALL:
+        lower_GFF, failed = torch.linalg.cholesky_ex(matrix_GFF)
+        if bool(failed.any()):
+            raise _NotPositiveError
         unit = torch.eye(size, dtype=lower_GFF.dtype, device=lower_GFF.device).expand_as(lower_GFF)
         solved: torch.Tensor = torch.linalg.solve_triangular(lower_GFF, unit, upper=False)
         return solved
     half = size // 2
-    inverse_GFF = torch.zeros_like(lower_GFF)
-    first = inverse_GFF[..., :half, :half] = _inverse_of_lower(lower_GFF[..., :half, :half])
-    last = inverse_GFF[..., half:, half:] = _inverse_of_lower(lower_GFF[..., half:, half:])
-    inverse_GFF[..., half:, :half] = -(last @ lower_GFF[..., half:, :half] @ first)
+    inverse_GFF = torch.zeros_like(matrix_GFF)
+    first = inverse_GFF[..., :half, :half] = _inverse_cholesky(matrix_GFF[..., :half, :half])
+    link = matrix_GFF[..., half:, :half] @ first.mT
+    last = inverse_GFF[..., half:, half:] = _inverse_cholesky(matrix_GFF[..., half:, half:] - link @ link.mT)
+    inverse_GFF[..., half:, :half] = -(last @ link @ first)
     return inverse_GFF
 
 

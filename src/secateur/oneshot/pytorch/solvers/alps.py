@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from secateur.errors import ConfigError
-from secateur.oneshot.pytorch.linalg import conjugate_gradients, damped
+from secateur.oneshot.pytorch.linalg import conjugate_gradients, damped, inverse
 from secateur.oneshot.pytorch.problem import Problem, Solution
 from secateur.oneshot.pytorch.solvers.base import Solver, register_solver
 
@@ -114,4 +114,4 @@ def _inverse(gram_GFF: torch.Tensor, rho: float) -> torch.Tensor:
     r""":math:`(H + \rho I)^{-1}`."""
     shifted = gram_GFF.clone()
     shifted.diagonal(dim1=-2, dim2=-1).add_(rho)
-    return torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+    return inverse(shifted)

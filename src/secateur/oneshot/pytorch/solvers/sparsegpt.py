@@ -76,12 +76,15 @@ class _State:
 
     def __init__(self, problem: Problem, factor_GFF: torch.Tensor) -> None:
         self.problem = problem
+        self.is_grouped = problem.is_grouped
         self.diagonal_GF1 = factor_GFF.diagonal(dim1=-2, dim2=-1)[..., None]
         # Divided by the diagonal once for all, an error is what it costs, and no column need be divided when it goes.
         self.factor_GFF = factor_GFF / self.diagonal_GF1.transpose(1, 2)
-        self.weight_GFR = torch.div(problem.weight.transpose(1, 2), self.diagonal_GF1).contiguous()
+        self.weight_GFR = _turned(problem.weight).div_(self.diagonal_GF1)
         self.goes_GFR = torch.zeros_like(self.weight_GFR, dtype=torch.bool)
         self.errors_GFR = torch.empty_like(self.weight_GFR)
+        held = (self.weight_GFR, self.goes_GFR, self.errors_GFR)
+        self._columns = list(zip(*(one.unbind(1) for one in held), strict=True))
 
     @property
     def features(self) -> int:
@@ -91,7 +94,7 @@ class _State:
     def decide(self, start: int, stop: int) -> None:
         """Choose what goes from columns `start` to `stop`, from their weights as they are now."""
         scores_GCR = self.weight_GFR[:, start:stop].square()
-        if self.problem.is_grouped:
+        if self.is_grouped:
             stays_GCR = self.problem.keep_of_group(scores_GCR)
         elif stop - start == self.features:
             stays_GCR = self.problem.keep(scores_GCR.transpose(1, 2)).transpose(1, 2)
@@ -124,8 +127,8 @@ class _State:
 
     def _remove(self, column: int, last: int) -> None:
         """Remove what goes from a column, and correct the columns behind it, up to `last`."""
-        error_GR = self.errors_GFR[:, column]
-        torch.mul(self.weight_GFR[:, column], self.goes_GFR[:, column], out=error_GR)
+        weight_GR, goes_GR, error_GR = self._columns[column]
+        torch.mul(weight_GR, goes_GR, out=error_GR)
         if column + 1 < last:
             row_GC1 = self.factor_GFF[:, column, column + 1 : last, None]
             self.weight_GFR[:, column + 1 : last].baddbmm_(row_GC1, error_GR[:, None], alpha=-1)
@@ -135,6 +138,14 @@ class _State:
         if last < end:
             factor_GCC = self.factor_GFF[:, first:last, last:end].transpose(1, 2)
             self.weight_GFR[:, last:end].baddbmm_(factor_GCC, self.errors_GFR[:, first:last], alpha=-1)
+
+
+def _turned(matrix_GRF: torch.Tensor) -> torch.Tensor:
+    """A copy with rows and columns exchanged; matrix by matrix, as torch then goes in tiles."""
+    turned_GFR = matrix_GRF.new_empty((len(matrix_GRF), matrix_GRF.shape[2], matrix_GRF.shape[1]))
+    for target_FR, source_RF in zip(turned_GFR, matrix_GRF, strict=True):
+        target_FR.copy_(source_RF.T)
+    return turned_GFR
 
 
 def _strips(total: int, step: int) -> Iterator[tuple[int, int]]:
