@@ -1,0 +1,221 @@
+"""Blocks and models are repaired with masks held, and nothing else of them changes."""
+
+import copy
+import itertools
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from oneshot.families import family
+from oneshot.problems import batches, mlp
+from secateur.errors import CalibrationError, ConfigError
+from secateur.oneshot.pytorch.batches import read_batches
+from secateur.oneshot.pytorch.refining.base import ModelTask
+from secateur.oneshot.pytorch.refining.distill import _divergence
+from secateur.oneshot.pytorch.refining.tuning import LEAST_SCALE, Tuner, turns
+from secateur.refiners import Block, Distill
+from training.models import bits
+
+
+def tokens(count: int = 6, length: int = 12) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    return [{"input_ids": torch.randint(1, 64, (2, length), generator=generator)} for _ in range(count)]
+
+
+def llama(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return family("llama").to(dtype).eval()
+
+
+def pruned(model: nn.Module, refine: Any, **options: Any) -> Any:
+    return secateur.prune(model, {"pattern": "2:4"}, calibration=tokens(), solver="sparsegpt", refine=refine, **options)
+
+
+def block_error(model: nn.Module, dense: nn.Module) -> float:
+    """Of the first block, on the inputs that both read: squared error over what the dense block adds, by token."""
+    lost = []
+    with torch.no_grad():
+        for batch in tokens():
+            given = dense.model.embed_tokens(batch["input_ids"])
+            positions = torch.arange(given.shape[1])[None]
+            call = {"position_embeddings": dense.model.rotary_emb(given, positions), "attention_mask": None}
+            wanted, found = (one.model.layers[0](given, **call) for one in (dense, model))
+            lost.append(((found - wanted).square().sum(-1) / (wanted - given).square().sum(-1)).mean())
+    return float(torch.stack(lost).mean())
+
+
+def divergence(model: nn.Module, dense: nn.Module) -> float:
+    """Mean Kullback-Leibler divergence of the predictions from the dense model's, in full."""
+    found = []
+    with torch.no_grad():
+        for batch in tokens():
+            logs, wanted = (one(**batch).logits.log_softmax(-1) for one in (model, dense))
+            found.append((wanted.exp() * (wanted - logs)).sum(-1).mean())
+    return float(torch.stack(found).mean())
+
+
+def test_a_block_comes_nearer_to_the_dense_one() -> None:
+    plain, tuned, dense = llama(), llama(), llama()
+    pruned(plain, ())
+    pruned(tuned, Block(steps=30))
+    assert block_error(tuned, dense) < 0.8 * block_error(plain, dense)
+
+
+def test_a_model_comes_nearer_to_the_dense_one() -> None:
+    plain, tuned, dense = llama(), llama(), llama()
+    pruned(plain, ())
+    pruned(tuned, Distill(steps=30, rate=0.01))
+    assert divergence(tuned, dense) < 0.5 * divergence(plain, dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("refiner", [Block(steps=3), Distill(steps=3)], ids=lambda one: type(one).__name__)
+def test_masks_hold_and_only_kept_weights_norms_and_biases_change(refiner: Any, dtype: torch.dtype) -> None:
+    plain, tuned = llama(dtype), llama(dtype)
+    report = pruned(plain, ())
+    pruned(tuned, refiner)
+    layers = {f"{layer.name}.weight" for layer in report.layers}
+    changed = {
+        name
+        for (name, one), other in zip(plain.named_parameters(), tuned.parameters(), strict=True)
+        if not torch.equal(one, other)
+    }
+    for name, weight in plain.named_parameters():
+        other = tuned.get_parameter(name)
+        assert other.dtype == dtype
+        assert other.grad is None
+        assert other.requires_grad
+        if name in layers and name.startswith("model.layers.0"):  # later blocks read other inputs, and have other masks
+            assert not other[weight == 0].any()
+    assert changed <= layers | {name for name, weight in plain.named_parameters() if weight.ndim < 2}
+    assert changed & layers
+    assert all((tuned.get_parameter(name).reshape(-1, 4) != 0).sum(-1).max() <= 2 for name in layers)
+
+
+@pytest.mark.parametrize("refiner", [Block(steps=2), Distill(steps=2)], ids=lambda one: type(one).__name__)
+def test_the_same_run_ends_with_the_same_bits(refiner: Any) -> None:
+    first, second = llama(), llama()
+    pruned(first, refiner)
+    pruned(second, refiner)
+    assert bits(first) == bits(second)
+
+
+def test_frozen_parameters_are_frozen_again() -> None:
+    model = llama().requires_grad_(requires_grad=False)
+    pruned(model, [Block(steps=1), Distill(steps=1)])
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_padding_does_not_count() -> None:
+    model = llama()
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[0, :5] = 0
+    read = read_batches(model, [batch | {"attention_mask": mask} for batch in tokens()])
+    targets = Distill().targets(model, read, torch.device("cpu"))
+    task = ModelTask(model=model, masks={}, batches=read, device=torch.device("cpu"), targets=targets)
+    before = float(_divergence(task, 0).detach())
+    for target in targets:
+        padding = ~read[0].keep
+        target.logs[padding] = torch.randn_like(target.logs[padding]).log_softmax(-1)
+    assert before == float(_divergence(task, 0).detach()) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_divergence_is_that_of_all_classes_when_all_are_compared() -> None:
+    dense, other = llama(), llama()
+    pruned(other, ())
+    read = read_batches(dense, tokens())
+    for classes, exact in ((64, True), (8, False)):
+        targets = Distill(classes=classes).targets(dense, read, torch.device("cpu"))
+        task = ModelTask(model=other, masks={}, batches=read, device=torch.device("cpu"), targets=targets)
+        found = sum(float(_divergence(task, number).detach()) for number in range(len(read))) / len(read)
+        if exact:
+            assert found == pytest.approx(divergence(other, dense), rel=1e-4)
+        else:  # classes taken together can only lose divergence
+            assert 0 < found <= divergence(other, dense)
+
+
+def test_distillation_ends_in_time() -> None:
+    model = llama()
+    start = time.perf_counter()
+    pruned(model, Distill(steps=10**6, minutes=0.01))
+    assert time.perf_counter() - start < 20
+
+
+def test_every_batch_has_its_turn() -> None:
+    steps = list(itertools.islice(turns(6, 2, seed=0), 6))
+    assert sorted(itertools.chain(*steps[:3])) == sorted(itertools.chain(*steps[3:])) == list(range(6))
+    assert steps[:3] != steps[3:]
+    assert sorted(next(turns(3, 8, seed=0))) == [0, 1, 2]
+
+
+def test_a_step_is_a_share_of_the_parameter() -> None:
+    """Adam's first step has the size of its learning rate."""
+    model = nn.Sequential(nn.Linear(4, 4))
+    with torch.no_grad():
+        model[0].weight.fill_(3.0)
+        model[0].bias.zero_()
+    tuner = Tuner(model, {"0.weight": torch.ones(4, 4, dtype=torch.bool)}, 0.1)
+    with tuner.gradients():
+        model(torch.ones(1, 4)).sum().backward()
+        tuner.step(1.0)
+    torch.testing.assert_close(model[0].weight, torch.full((4, 4), 3.0 - 0.1 * 3.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(model[0].bias, torch.full((4,), -0.1 * LEAST_SCALE), rtol=1e-4, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error() -> None:
+    model = nn.Linear(4, 4)
+    tuner = Tuner(model, {"weight": torch.ones(4, 4, dtype=torch.bool)}, 0.1)
+    with tuner.gradients():
+        (model(torch.ones(1, 4)).sum() * torch.inf).backward()
+        with pytest.raises(CalibrationError, match=r"The gradient of '(weight|bias)' is not finite\. Lower the"):
+            tuner.step(1.0)
+
+
+def test_no_stack_no_block() -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return self.left(given) + self.right(given)
+
+    model = Forked()
+    before = copy.deepcopy(model.state_dict())
+    config = {"pattern": "2:4", "op_names": ["left", "right"]}
+    with pytest.raises(ConfigError, match=r"refine='block' needs a model with a stack of blocks .* Forked has none"):
+        secateur.prune(model, config, calibration=batches(features=8), solver="wanda", refine="block")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_no_logits_no_distillation() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, given: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"scores": self.body(given)}
+
+    model = Named()
+    with pytest.raises(CalibrationError, match="refine='distill' needs a model that returns logits, and Named returns"):
+        secateur.prune(model, {"pattern": "1x1"}, calibration=batches(), solver="wanda", refine="distill")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (Block, {"steps": 0}, "steps and batches_per_step must be at least 1 and rate above 0, found 0, 4 and 0.01"),
+        (Block, {"rate": 0.0}, "found 48, 4 and 0.0"),
+        (Distill, {"classes": 0}, "classes must be at least 1, found 0"),
+        (Distill, {"minutes": 0.0}, "minutes must be above 0, found 0.0"),
+        (Distill, {"rate": float("nan")}, "rate must be above 0, found nan"),
+    ],
+)
+def test_settings_have_bounds(kind: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        kind(**settings)
