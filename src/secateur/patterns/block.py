@@ -55,6 +55,7 @@ class BlockPattern(BasePattern):
                 positions if whole else 1,
                 inputs if columns == "channel" else int(columns),
             ),
+            is_turned=view.outputs_last,
         )
 
     def _sides(self) -> tuple[str, str]:

@@ -63,6 +63,7 @@ class BlockLayout(Layout):
     Attributes:
         shape: (O, K, I) of the weight.
         block: Weights of one block along O, K and I; each divides the shape.
+        is_turned: Whether the weight lies in memory with output channels last, and masks are to do so too.
 
     Raises:
         LayerError: A block does not fit a whole number of times.
@@ -74,6 +75,7 @@ class BlockLayout(Layout):
 
     shape: tuple[int, int, int]
     block: tuple[int, int, int]
+    is_turned: bool = False
     grid: tuple[int, int, int] = field(init=False)
     count: int = field(init=False)
     unit_size: int = field(init=False)
@@ -107,11 +109,12 @@ class BlockLayout(Layout):
 
     def expand(self, keep: Array) -> Array:
         """See `Layout.expand`."""
-        spread = keep.reshape(self.grid)
-        for axis, times in enumerate(self.block):
-            if times > 1:
-                spread = namespace(keep).repeat(spread, times, axis=axis)
-        return spread
+        xp, order = namespace(keep), (1, 2, 0) if self.is_turned else (0, 1, 2)
+        spread = xp.permute_dims(keep.reshape(self.grid), order)
+        for place, axis in enumerate(order):
+            if self.block[axis] > 1:
+                spread = xp.repeat(spread, self.block[axis], axis=place)
+        return xp.permute_dims(spread, (2, 0, 1)) if self.is_turned else spread
 
     def chunks(self, canonical: Array) -> Iterator[Array]:
         """The array in runs of whole units, in order of their index."""
