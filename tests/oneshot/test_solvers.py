@@ -1,6 +1,6 @@
 """Every solver with every pattern: counts, masks, errors; and each algorithm against its formula in plain NumPy."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations, pairwise, product
 from typing import Any
@@ -21,11 +21,15 @@ from oneshot.problems import (
     realistic_weight,
     spec_of,
 )
+from secateur._array import Array
 from secateur.errors import CalibrationError, ConfigError, ScoreError
-from secateur.oneshot.pytorch.linalg import conjugate_gradients, damped, inverse_factor
+from secateur.oneshot.pytorch.linalg import SMALL, conjugate_gradients, damped, inverse, inverse_factor
 from secateur.oneshot.pytorch.problem import Problem, Solution
 from secateur.oneshot.pytorch.refining import PCG
 from secateur.oneshot.pytorch.solvers import ALPS, RIA, SOLVERS, Magnitude, Solver, SparseGPT, Wanda, alps
+from secateur.patterns import register_pattern
+from secateur.patterns.nm import KeepOfGroupPattern
+from secateur.patterns.selection import Scores
 
 SHAPE = (8, 16)
 """Rows and features that every case fits."""
@@ -400,7 +404,7 @@ def test_conjugate_gradients_never_climb() -> None:
     assert errors[-1] < 0.5 * errors[0]
 
 
-@pytest.mark.parametrize("width", [1, 5, 33])
+@pytest.mark.parametrize("width", [1, 5, 33, SMALL + 1, 3 * SMALL])
 def test_inverse_factor(width: int) -> None:
     inputs = realistic_inputs(100, width + width % 2)[:, :width]
     matrix = damped((inputs.T @ inputs)[None].repeat(2, 1, 1), 0.01)
@@ -408,6 +412,22 @@ def test_inverse_factor(width: int) -> None:
     assert (factor == factor.triu()).all()
     product_of_both = (factor.transpose(1, 2) @ factor).double() @ matrix.double()
     torch.testing.assert_close(product_of_both, torch.eye(width).double().expand(2, -1, -1), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("width", [5, 3 * SMALL])
+def test_inverse(width: int) -> None:
+    inputs = realistic_inputs(2 * width, width).double()
+    matrix = damped((inputs.T @ inputs)[None], 0.01)
+    expected = np.linalg.inv(matrix[0].numpy())
+    torch.testing.assert_close(inverse(matrix)[0].numpy(), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+
+
+def test_a_matrix_that_is_not_positive_in_a_late_half_is_damped() -> None:
+    matrix = torch.eye(3 * SMALL)
+    matrix[-1, -1] = -1e-5
+    factor = inverse_factor(matrix[None])[0]
+    assert bool(torch.isfinite(factor).all())
+    assert float(factor[-1, -1]) > 1
 
 
 def test_damping() -> None:
@@ -462,3 +482,21 @@ def test_a_solver_of_ones_own_serves_every_pattern(case: str) -> None:
     found, _ = case_problem(case)
     solution = Newest().solve(found)
     assert int((~solution.keep).sum()) == pruned_count(found)
+
+
+class FirstOfGroup(KeepOfGroupPattern):
+    """Two of four, and always the first two."""
+
+    def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:  # noqa: ARG002
+        return {name: np.arange(layer.count) % 4 < 2 for name, layer in scores.items()}
+
+    def _numbers(self) -> tuple[int, int]:
+        return 2, 4
+
+
+@pytest.mark.usefixtures("registries_restored")
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_a_subclass_of_a_pattern_decides_for_itself(name: str) -> None:
+    register_pattern("first of group")(FirstOfGroup)
+    found = problem(realistic_weight(*SHAPE), realistic_inputs(64, SHAPE[1]), "first of group")
+    assert torch.equal(SOLVERS[name]().solve(found).keep[0, 0], torch.arange(SHAPE[1]) % 4 < 2)

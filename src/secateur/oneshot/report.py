@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from secateur._table import Table
 from secateur.training.result import PruningReport
@@ -43,7 +42,3 @@ class CalibratedReport(PruningReport):
             f"share of a layer's output energy that is lost on the calibration data, geometric mean {mean:.4f}.",
         ]
         return Table(title=plain.title, columns=(*plain.columns, ">error"), rows=rows, footer=footer)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for machines."""
-        return PruningReport.to_dict(self)

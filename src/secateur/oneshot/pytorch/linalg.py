@@ -17,7 +17,6 @@ ATTEMPTS = 6
 ROUNDING = 1e-6
 """Share of a sum of float32 products that may be an error."""
 
-
 SMALL = 144
 """Size up to which a matrix is factorized in one go."""
 

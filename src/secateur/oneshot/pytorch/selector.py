@@ -1,6 +1,6 @@
 """A pattern on one layer or on a piece of it: scores in, booleans out.
 
-Legend: G groups, O output channels of one group, F input features (kernel positions × input channels), W of them.
+Legend: O output channels, K kernel positions, I input channels.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class Selector:
 
     @property
     def is_grouped(self) -> bool:
-        """Whether the pattern is N:M and every group is pruned."""
-        return isinstance(self.bound, KeepOfGroupPattern) and self.prune == self.units
+        """Whether every group of N:M is pruned, each decided on by itself; a subclass may differ."""
+        return self.bound.unbound is KeepOfGroupPattern and self.prune == self.units
 
     def column_step(self, width: int) -> int | None:
         """Columns (input features) to decide on together, about `width`; ``None``: only all of them."""

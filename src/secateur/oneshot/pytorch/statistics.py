@@ -59,7 +59,6 @@ class InputStatistics:
     Args:
         layers: Layer name → module.
         with_gram: Whether to add up :math:`X^\top X`, or only its diagonal.
-        device: Where it is added up.
 
     Attributes:
         keep: Booleans of shape (batch, tokens) for the batch under way, ``False`` = padding; ``None``: all count.
