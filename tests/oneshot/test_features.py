@@ -208,6 +208,28 @@ def test_norms_are_those_of_the_gram_matrix() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_what_the_output_projection_of_attention_reads(batch_first: bool) -> None:
+    """Attention calls its weight, not the module; one that changes nothing gives out what it reads."""
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+    keep = torch.tensor([[True, True, False, True, True], [True, False, True, True, True]])
+    given = torch.randn((2, 5, 8) if batch_first else (5, 2, 8))
+    statistics = InputStatistics({"out": attention.out_proj}, with_gram=True)
+    with torch.no_grad():
+        plain = attention(given, given, given)[0]
+        with statistics.listening():
+            statistics.next_batch(keep)
+            heard = attention(given, given, given)[0]
+        attention.out_proj.weight.copy_(torch.eye(8))
+        attention.out_proj.bias.zero_()
+        heads = attention(given, given, given)[0]
+    torch.testing.assert_close(heard, plain)
+    assert statistics.groups() == [("out",)]
+    expected = heads[keep if batch_first else keep.T]
+    torch.testing.assert_close(statistics.take_gram("out"), gram_of(expected))
+
+
 def test_a_tensor_changed_in_place_is_another_input() -> None:
     first, second = nn.Linear(4, 2), nn.Linear(4, 2)
     statistics = InputStatistics({"first": first, "second": second}, with_gram=True)

@@ -13,8 +13,10 @@ import secateur
 from oneshot.families import family
 from oneshot.problems import batches, mlp
 from secateur.errors import CalibrationError, ConfigError
+from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import read_batches
-from secateur.oneshot.pytorch.refining.base import ModelTask
+from secateur.oneshot.pytorch.refining.base import BlockTask, ModelTask
+from secateur.oneshot.pytorch.refining.block import _loss
 from secateur.oneshot.pytorch.refining.distill import _divergence
 from secateur.oneshot.pytorch.refining.tuning import LEAST_SCALE, Tuner, turns
 from secateur.refiners import Block, Distill
@@ -108,6 +110,22 @@ def test_frozen_parameters_are_frozen_again() -> None:
     model = llama().requires_grad_(requires_grad=False)
     pruned(model, [Block(steps=1), Distill(steps=1)])
     assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_the_loss_of_a_block_is_relative_to_what_it_adds_to_each_token() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given, wanted, found = (torch.randn(2, 3, 4, generator=generator) for _ in range(3))
+    keep = torch.tensor([[True, True, False], [True, False, True]])
+    tokens = [
+        float((found[place] - wanted[place]).square().sum() / (wanted[place] - given[place]).square().sum())
+        for place in ((0, 0), (0, 1), (1, 0), (1, 2))
+    ]
+    inputs, outputs = Activations(), Activations()
+    inputs[0], outputs[0] = given, wanted
+    task = BlockTask(
+        block=nn.Identity(), masks={}, forward=lambda _: found, inputs=inputs, outputs=outputs, keeps=[keep]
+    )
+    assert float(_loss(task, 0)) == pytest.approx(sum(tokens) / 4, rel=1e-5)
 
 
 def test_padding_does_not_count() -> None:

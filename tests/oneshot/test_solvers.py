@@ -344,8 +344,10 @@ def test_sparsegpt_hands_on_what_is_lost_across_strips(columns: int) -> None:
     np.testing.assert_allclose(solution.weight[0].numpy(), expected, rtol=2e-3, atol=1e-3)
 
 
-def alternated(weight_RF: Floats, inputs_NF: Floats, choose: Callable[[Floats], Bools], iterations: int) -> Bools:
-    """Algorithm 1 of the paper, by our pace; the support."""
+def alternated(
+    weight_RF: Floats, inputs_NF: Floats, choose: Callable[[Floats], Bools], iterations: int
+) -> tuple[Bools, Floats]:
+    """Algorithm 1 of the paper, by our pace; the support, and D for the inputs as they are."""
     gram_FF = damped_gram(inputs_NF, 1e-4)
     scale_F = np.sqrt(np.diag(gram_FF))
     gram_FF = gram_FF / np.outer(scale_F, scale_F)
@@ -365,7 +367,7 @@ def alternated(weight_RF: Floats, inputs_NF: Floats, choose: Callable[[Floats], 
                 break
             rho *= 1.3 if changed >= 0.1 else 1.2 if changed >= 0.005 else 1.1
             last_RF = keep_RF
-    return keep_RF
+    return keep_RF, copy_RF / scale_F
 
 
 @pytest.mark.parametrize(
@@ -374,12 +376,20 @@ def alternated(weight_RF: Floats, inputs_NF: Floats, choose: Callable[[Floats], 
 )
 def test_alps(spec: str, choose: Callable[[Floats], Bools]) -> None:
     weight_RF, inputs_NF, _ = small()
-    expected = alternated(weight_RF, inputs_NF, choose, iterations=300)
+    expected, _ = alternated(weight_RF, inputs_NF, choose, iterations=300)
     found = ALPS(settled=0.0, refinement=100).solve(with_pattern(spec, 0.5))
     np.testing.assert_array_equal(found.keep[0].numpy(), expected)
     fitted = np.stack([best_on(keep, row, inputs_NF) for keep, row in zip(expected, weight_RF, strict=True)])
     mine, best = (np.square(inputs_NF @ (one - weight_RF).T).sum() for one in (found.weight[0].numpy(), fitted))
     assert best * (1 - 1e-4) <= mine <= best * 1.02
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5, 8])
+def test_alps_iteration_by_iteration(iterations: int) -> None:
+    weight_RF, inputs_NF, found = small()
+    _, expected = alternated(weight_RF, inputs_NF, lambda scores: all_together(scores, 24), iterations)
+    mine = ALPS(settled=0.0, refinement=0, iterations=iterations).solve(found).weight[0].numpy()
+    np.testing.assert_allclose(mine, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))

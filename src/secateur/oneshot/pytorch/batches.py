@@ -118,9 +118,6 @@ def calibrating(model: nn.Module) -> Iterator[None]:
     with ExitStack() as restored, torch.no_grad():
         for module in was_training:
             restored.callback(setattr, module, "training", True)
-        # The fused path of attention calls none of its parts, so nothing could be told of what they read.
-        restored.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
         for config in _configs(model):
             restored.callback(setattr, config, "use_cache", config.use_cache)
             config.use_cache = False
