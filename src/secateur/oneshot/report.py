@@ -13,12 +13,12 @@ __all__ = ["CalibratedReport"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedReport(PruningReport):
-    r"""The result of pruning with calibration data, verified against masks and weights.
+    """The result of pruning with calibration data, verified against masks and weights.
 
     Attributes:
         solver: The solver and what repaired its result.
         errors: Layer → what its outputs lost on the calibration data,
-            :math:`\lVert X (W - \hat W)^\top\rVert^2 / \lVert X W^\top\rVert^2`, before a block or the whole model was
+            ``‖X (W − Ŵ)ᵀ‖² / ‖X Wᵀ‖²``, before a block or the whole model was
             repaired. Where only the norms of the inputs were measured, features count as uncorrelated.
         solver_seconds: Time in the solver and in the repair of single layers.
         seconds: Time in all.

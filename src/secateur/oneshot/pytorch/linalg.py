@@ -1,4 +1,4 @@
-r"""Linear algebra on Gram matrices that may be singular.
+"""Linear algebra on Gram matrices that may be singular.
 
 Legend: G groups, R rows, F input features.
 """
@@ -36,7 +36,7 @@ def damped(gram_GFF: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def inverse_factor(matrix_GFF: torch.Tensor) -> torch.Tensor:
-    r"""The upper triangular U with :math:`U^\top U` = inverse of a positive definite matrix.
+    """The upper triangular U with ``Uᵀ U`` = inverse of a positive definite matrix.
 
     It is the inverse of the Cholesky factor of the matrix with its order reversed.
 
@@ -95,13 +95,13 @@ def _inverse_cholesky(matrix_GFF: torch.Tensor) -> torch.Tensor:
 def conjugate_gradients(
     gram_GFF: torch.Tensor, target_GRF: torch.Tensor, weight_GRF: torch.Tensor, keep_GRF: torch.Tensor, iterations: int
 ) -> torch.Tensor:
-    r"""Weights on a fixed support with less of :math:`\lVert X (W - \hat W)^\top\rVert^2`, for all rows at once.
+    """Weights on a fixed support with less of ``‖X (W − Ŵ)ᵀ‖²``, for all rows at once.
 
     Preconditioned with the diagonal of the Gram matrix. The error of each row only ever falls: a row rests once what is
     left to gain, or the direction to gain it in, is lost in rounding.
 
     Args:
-        gram_GFF: :math:`X^\top X`.
+        gram_GFF: ``Xᵀ X``.
         target_GRF: The dense weights W.
         weight_GRF: Where to start; zero outside the support.
         keep_GRF: The support.

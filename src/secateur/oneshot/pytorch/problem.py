@@ -1,4 +1,4 @@
-r"""What a solver solves: weights that read the same inputs, and what is known of those inputs.
+"""What a solver solves: weights that read the same inputs, and what is known of those inputs.
 
 Legend: G groups (1 but for grouped convolutions), R rows (output channels of one group, of all layers that share the
 inputs), F input features (kernel positions × input channels).
@@ -37,12 +37,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    r"""Find W that a pattern allows and that brings :math:`\lVert X (W - \hat W)^\top \rVert_F` near its minimum.
+    """Find W that a pattern allows and that brings ``‖X (W − Ŵ)ᵀ‖`` near its minimum.
 
     Attributes:
         weight: The dense weights, float32, of shape (G, R, F).
         norms: Norm of each input feature over all calibration tokens, ≥ 0, of shape (G, F).
-        gram: :math:`X^\top X`, float32, of shape (G, F, F); ``None`` where nobody asked for it.
+        gram: ``Xᵀ X``, float32, of shape (G, F, F); ``None`` where nobody asked for it.
         parts: The layers, in the order of their rows.
     """
 
@@ -84,10 +84,10 @@ class Problem:
         return torch.as_tensor(namespace(array).stack(kept, axis=1), device=scores_GMR.device)
 
     def solved_by_rows(self) -> Solution | None:
-        r"""The best there is where units are whole output channels; ``None``: they are not.
+        """The best there is where units are whole output channels; ``None``: they are not.
 
         Rows do not make up for each other, so the loss of one is all of its output energy,
-        :math:`w^\top X^\top X w`, and what is kept of the dense weights cannot be bettered.
+        ``wᵀ Xᵀ X w``, and what is kept of the dense weights cannot be bettered.
         """
         if not all(part.selector.is_of_rows for part in self.parts):
             return None
@@ -111,7 +111,7 @@ class Problem:
         return torch.cat(scores, dim=1)
 
     def error_per_part(self, weight_GRF: torch.Tensor) -> dict[str, float]:
-        r"""Layer → share lost of its outputs, :math:`\lVert X (W - \hat W)^\top\rVert^2 / \lVert X W^\top\rVert^2`."""
+        """Layer → share lost of its outputs, ``‖X (W − Ŵ)ᵀ‖² / ‖X Wᵀ‖²``."""
         lost, whole = (self.energy(weights) for weights in (self.weight - weight_GRF, self.weight))
         found = {}
         for part in self.parts:

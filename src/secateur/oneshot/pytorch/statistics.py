@@ -1,4 +1,4 @@
-r"""What calibration tells of the inputs of layers, added up over batches.
+"""What calibration tells of the inputs of layers, added up over batches.
 
 Legend: G groups, F input features.
 """
@@ -54,11 +54,11 @@ class _AttentionCalls(TorchFunctionMode):
 
 
 class InputStatistics:
-    r"""Gram matrices or norms of what layers read; layers that read the very same tensor share theirs.
+    """Gram matrices or norms of what layers read; layers that read the very same tensor share theirs.
 
     Args:
         layers: Layer name → module.
-        with_gram: Whether to add up :math:`X^\top X`, or only its diagonal.
+        with_gram: Whether to add up ``Xᵀ X``, or only its diagonal.
 
     Attributes:
         keep: Booleans of shape (batch, tokens) for the batch under way, ``False`` = padding; ``None``: all count.

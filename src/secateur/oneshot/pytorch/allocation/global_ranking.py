@@ -20,13 +20,22 @@ __all__ = ["Global"]
 @register_allocation("global")
 @dataclass(frozen=True)
 class Global(Allocation):
-    r"""Take the units that lose least of their layer's outputs, wherever they are.
+    """Take the units that lose least of their layer's outputs, wherever they are.
 
-    If input features are uncorrelated, the outputs lose :math:`\sum (|W_{ij}| \cdot \lVert X_j \rVert_2)^2` with a
+    If input features are uncorrelated, the outputs lose ``Σ (|W[i,j]| · ‖X[j]‖)²`` with a
     unit. The scores under the square are divided by their mean in the layer, which makes layers comparable, and does
     so better than the energy of a layer's outputs: see `mean_score`.
 
     Nothing but ``max_sparsity_ratio_per_op`` keeps it from taking a whole layer.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> shares = secateur.allocations.Global()
+        >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        0.5
     """
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]] = "norms"

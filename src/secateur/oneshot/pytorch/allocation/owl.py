@@ -19,9 +19,9 @@ __all__ = ["OWL"]
 @register_allocation("owl")
 @dataclass(frozen=True, kw_only=True)
 class OWL(Allocation):
-    r"""Outlier weighed layerwise sparsity: one ratio per transformer block.
+    """Outlier weighed layerwise sparsity: one ratio per transformer block.
 
-    D is the share of the scores :math:`|W_{ij}| \cdot \lVert X_j \rVert_2` of all layers in a block that lie above M
+    D is the share of the scores ``|W[i,j]| · ‖X[j]‖`` of all layers in a block that lie above M
     times their mean. Densities differ as D does, by 2 λ between the extremes, and their mean over all units is what the
     target leaves; so a block may be further than λ from the target, as in the authors' code.
 
@@ -37,6 +37,15 @@ class OWL(Allocation):
     Source:
         Yin et al., "Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High
         Sparsity", arXiv:2310.05175, section 3.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> shares = secateur.allocations.OWL(spread=0.1)
+        >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        0.5
     """
 
     outlier: float = 5.0

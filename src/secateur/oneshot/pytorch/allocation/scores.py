@@ -13,13 +13,13 @@ __all__ = ["mean_score", "scores_per_layer"]
 
 
 def scores_per_layer(problem: Problem) -> dict[str, torch.Tensor]:
-    r"""Layer → :math:`|W_{ij}| \cdot \lVert X_j \rVert_2`, of shape (G, R, F)."""
+    """Layer → ``|W[i,j]| · ‖X[j]‖``, of shape (G, R, F)."""
     scores_GRF = problem.weight.abs() * problem.norms[:, None]
     return {part.name: scores_GRF[:, slice(*part.rows)] for part in problem.parts}
 
 
 def mean_score(scores_GRF: torch.Tensor) -> float:
-    r"""What the scores of a layer are measured by; 1 where all are zero.
+    """What the scores of a layer are measured by; 1 where all are zero.
 
     A weight whose score is the mean counts as much in one layer as in another. The root of the mean square, by which
     the energy of all outputs would be 1, does not serve: in language models a few features of some layers are hundreds

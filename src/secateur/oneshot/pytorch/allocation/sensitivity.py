@@ -25,10 +25,10 @@ Curve = Sequence[tuple[int, float]]
 @register_allocation("sensitivity")
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity(Allocation):
-    r"""The least sum of measured errors of all layers' outputs.
+    """The least sum of measured errors of all layers' outputs.
 
     Each layer is pruned on trial to sparsities between (1 - span) and (1 + span) times the target, by the scores
-    :math:`|W_{ij}| \cdot \lVert X_j \rVert_2`, and :math:`\lVert X (W - \hat W)^\top\rVert^2` is measured, in units of
+    ``|W[i,j]| · ‖X[j]‖``, and ``‖X (W − Ŵ)ᵀ‖²`` is measured, in units of
     the square of the layer's mean score (see `mean_score`). Between the measured points the error is taken as linear,
     on the lower convex hull of them, so that taking the cheapest stretch of any layer next until the total is reached
     finds the minimum.
@@ -40,6 +40,15 @@ class Sensitivity(Allocation):
 
     Raises:
         ConfigError: A setting is out of its range.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> shares = secateur.allocations.Sensitivity(points=5)
+        >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        0.5
     """
 
     span: float = 0.5

@@ -13,7 +13,17 @@ __all__ = ["Uniform"]
 @register_allocation("uniform")
 @dataclass(frozen=True)
 class Uniform(Allocation):
-    """The target in every layer, each rounded by itself, so that the total may be off by half a unit per layer."""
+    """The target in every layer, each rounded by itself, so that the total may be off by half a unit per layer.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> shares = secateur.allocations.Uniform()
+        >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        0.5
+    """
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]] = "nothing"
 

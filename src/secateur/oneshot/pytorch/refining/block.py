@@ -29,6 +29,15 @@ class Block(BlockRefiner):
 
     Raises:
         ConfigError: A value is out of range.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> refiner = secateur.refiners.Block(steps=8)
+        >>> config = {"pattern": "2:4"}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", refine=refiner).sparsity
+        0.5
     """
 
     steps: int = 48

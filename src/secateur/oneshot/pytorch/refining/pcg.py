@@ -15,7 +15,7 @@ __all__ = ["PCG"]
 @register_refiner("pcg")
 @dataclass(frozen=True, kw_only=True)
 class PCG(LayerRefiner):
-    r"""Preconditioned conjugate gradients on :math:`\lVert X (W - \hat W)^\top\rVert^2`, the support fixed.
+    """Preconditioned conjugate gradients on ``‖X (W − Ŵ)ᵀ‖²``, the support fixed.
 
     Attributes:
         iterations: ≥ 1; each costs one product of weights and Gram matrix.
@@ -26,6 +26,15 @@ class PCG(LayerRefiner):
     Source:
         Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models",
         arXiv:2406.07831, algorithm 2.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> refiner = secateur.refiners.PCG(iterations=5)
+        >>> config = {"pattern": "2:4"}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", refine=refiner).sparsity
+        0.5
     """
 
     iterations: int = 10

@@ -1,4 +1,4 @@
-r"""Alternate between what fits the outputs and what the pattern allows, until both agree.
+"""Alternate between what fits the outputs and what the pattern allows, until both agree.
 
 Legend: G groups, R rows (output channels), F input features.
 """
@@ -33,18 +33,19 @@ GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 @register_solver("alps")
 @dataclass(frozen=True, kw_only=True)
 class ALPS(Solver):
-    r"""ADMM on the layer's least-squares problem, then conjugate gradients on the support it finds.
+    """ADMM on the layer's least-squares problem, then conjugate gradients on the support it finds.
 
-    Inputs are scaled so that the Gram matrix H has a unit diagonal. With the dense weights :math:`\hat W`, a copy D
-    that the pattern allows and multipliers V, each iteration sets
+    Inputs are scaled so that the Gram matrix H has a unit diagonal. With the dense weights Ŵ, a copy D that the pattern
+    allows and multipliers V, each iteration sets
 
-    .. math::
-        W = (H + \rho I)^{-1} (H \hat W - V + \rho D), \quad D = P(W + V / \rho), \quad V \leftarrow V + \rho (W - D)
+    1. ``W ← (H + ρ I)⁻¹ (H Ŵ − V + ρ D)``
+    2. ``D ← P(W + V / ρ)``, where P keeps what the pattern selects by the squares
+    3. ``V ← V + ρ (W − D)``
 
-    Every second iteration :math:`\rho` grows by 30, 20 or 10 %, the more the more of the support still changes. The
-    paper starts at half the :math:`\rho`, changes it every third iteration, goes on until the support stands still and
-    repairs D's support from the dense weights; here the end comes when few weights still change, and the repair starts
-    from D, which is near its end already. Layer errors are the same, at a quarter of the time.
+    Every second iteration ρ grows by 30, 20 or 10 %, the more the more of the support still changes. The paper starts
+    at half the ρ, changes it every third iteration, goes on until the support stands still and repairs D's support from
+    the dense weights; here the end comes when few weights still change, and the repair starts from D, which is near its
+    end already. Layer errors are the same, at a quarter of the time.
 
     Attributes:
         iterations: At the most, ≥ 1.
@@ -57,6 +58,14 @@ class ALPS(Solver):
     Source:
         Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models",
         arXiv:2406.07831, algorithm 1 and appendix B.1.
+
+    Example:
+        >>> import torch, secateur
+        >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
+        >>> solver = secateur.solvers.ALPS(iterations=50)
+        >>> config = {"pattern": "channelx1", "target_sparsity": 0.5}
+        >>> secateur.prune(layer, config, calibration=inputs, solver=solver).sparsity
+        0.5
     """
 
     iterations: int = 300
@@ -111,7 +120,7 @@ class ALPS(Solver):
 
 
 def _inverse(gram_GFF: torch.Tensor, rho: float) -> torch.Tensor:
-    r""":math:`(H + \rho I)^{-1}`."""
+    """``(H + ρ I)⁻¹``."""
     shifted = gram_GFF.clone()
     shifted.diagonal(dim1=-2, dim2=-1).add_(rho)
     return inverse(shifted)

@@ -17,9 +17,9 @@ __all__ = ["RIA"]
 @register_solver("ria")
 @dataclass(frozen=True, kw_only=True)
 class RIA(Solver):
-    r"""Relative importance and activation, compared within each layer.
+    """Relative importance and activation, compared within each layer.
 
-    .. math:: \left(\frac{|W_{ij}|}{\sum_k |W_{kj}|} + \frac{|W_{ij}|}{\sum_k |W_{ik}|}\right) \lVert X_j \rVert_2^a
+    The score is ``(|W[i,j]| / Σₖ |W[k,j]| + |W[i,j]| / Σₖ |W[i,k]|) · ‖X[j]‖ᵃ``.
 
     Attributes:
         power: The exponent a of the activations' norms, ≥ 0.
@@ -30,6 +30,14 @@ class RIA(Solver):
     Source:
         Zhang et al., "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", ICLR 2024,
         equations 2 and 4.
+
+    Example:
+        >>> import torch, secateur
+        >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
+        >>> solver = secateur.solvers.RIA(power=1.0)
+        >>> config = {"pattern": "4x1", "target_sparsity": 0.25}
+        >>> secateur.prune(layer, config, calibration=inputs, solver=solver).sparsity
+        0.25
     """
 
     power: float = 0.5

@@ -1,4 +1,4 @@
-r"""Remove weights one column after another, and let the columns to come make up for what each loses.
+"""Remove weights one column after another, and let the columns to come make up for what each loses.
 
 Legend: G groups, R rows (output channels), F input features, C columns (input features) looked at together. Weights are
 held transposed, so that a column lies in one piece.
@@ -26,10 +26,10 @@ STRIP = 16
 @register_solver("sparsegpt")
 @dataclass(frozen=True, kw_only=True)
 class SparseGPT(Solver):
-    r"""Optimal brain surgeon with one order of columns for all rows.
+    """Optimal brain surgeon with one order of columns for all rows.
 
-    With :math:`(X^\top X + \lambda I)^{-1} = U^\top U`, U upper triangular, removing weight w of column j costs
-    :math:`w^2 / U_{jj}^2`, and the columns k > j are corrected by :math:`-w\, U_{jk} / U_{jj}`. What stays is chosen
+    With ``(Xᵀ X + λ I)⁻¹ = Uᵀ U``, U upper triangular, removing weight w of column j costs
+    ``w² / U[j,j]²``, and the columns k > j are corrected by ``−w · U[j,k] / U[j,j]``. What stays is chosen
     from the weights as corrected so far, `columns` columns at a time, and of N:M each group when its turn comes. Units
     that span more columns than that, as channels do, are chosen once, at the start.
 
@@ -43,6 +43,13 @@ class SparseGPT(Solver):
     Source:
         Frantar and Alistarh, "SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot",
         arXiv:2301.00774, algorithm 1.
+
+    Example:
+        >>> import torch, secateur
+        >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
+        >>> solver = secateur.solvers.SparseGPT(damping=0.05)
+        >>> secateur.prune(layer, {"pattern": "2:4"}, calibration=inputs, solver=solver).sparsity
+        0.5
     """
 
     damping: float = 0.01

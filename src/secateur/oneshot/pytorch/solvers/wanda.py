@@ -14,12 +14,19 @@ __all__ = ["Wanda"]
 @register_solver("wanda")
 @dataclass(frozen=True)
 class Wanda(Solver):
-    r"""Score :math:`|W_{ij}| \cdot \lVert X_j \rVert_2`, compared within each output channel.
+    """Score ``|W[i,j]| · ‖X[j]‖``, compared within each output channel.
 
     A block's score is the sum over its weights, compared within its row of blocks.
 
     Source:
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695, equation 1.
+
+    Example:
+        >>> import torch, secateur
+        >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
+        >>> solver = secateur.solvers.Wanda()
+        >>> secateur.prune(layer, {"pattern": "2:4"}, calibration=inputs, solver=solver).sparsity
+        0.5
     """
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]] = "norms"
