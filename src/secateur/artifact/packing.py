@@ -183,7 +183,7 @@ class BlockPacking(Packing):
         """See `Packing.name`."""
         if self.block == (1, 1, 1):
             return "index list" if self.is_list else "bitmask"
-        return f"{self.label}{' blocks' if self.label[-1:].isdigit() else ''}{', listed' if self.is_list else ''}"
+        return f"{self.label}{'' if 'channel' in self.label else ' blocks'}{', listed' if self.is_list else ''}"
 
     def kept(self, view: WeightView) -> int:  # noqa: ARG002
         """See `Packing.kept`."""
