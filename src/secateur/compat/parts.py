@@ -1,0 +1,67 @@
+"""Layers that are pruned in different ways, put together into one configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secateur._wording import nearest
+from secateur.config import PruningConfig
+from secateur.errors import ConfigError
+
+__all__ = ["Part", "exact", "merged", "refuse_unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Layers that are to be pruned in one way.
+
+    Attributes:
+        names: Regular expressions for whole names; empty: all layers that are pruned unless one is named.
+        settings: Keys of `PruningConfig` that may differ from layer to layer.
+    """
+
+    names: tuple[str, ...] = ()
+    settings: Mapping[str, Any]
+
+
+def merged(parts: Sequence[Part], **common: Any) -> PruningConfig:
+    """One configuration under which each part is ranked by itself and reaches its own target.
+
+    Args:
+        parts: At least one; of several each has names.
+        common: Keys of `PruningConfig` that hold for all layers.
+
+    Raises:
+        ConfigError: It is no valid configuration.
+
+    Example:
+        >>> merged([Part(names=("a", "b"), settings={"pattern": "2:4"})]).op_names
+        ('a', 'b')
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return PruningConfig(**first.settings, op_names=first.names, **common)
+    # Layers of equal settings are ranked together. Nothing here reads the seed, and it tells parts from each other.
+    rules = {_any_of(part.names): {**part.settings, "seed": index} for index, part in enumerate(parts)}
+    return PruningConfig(**first.settings, op_names=tuple(rules), layers=rules, **common)
+
+
+def exact(name: str) -> str:
+    """An expression that one name matches. It is not the name itself, so the layer counts as found, not as named."""
+    return f"(?:{re.escape(name)})"
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raise `ConfigError` if a key is not known, with the nearest that is."""
+    for key in given:
+        if key not in known:
+            raise ConfigError(
+                f"{where}: unknown key {key!r}.{nearest(str(key), known)} Known: {', '.join(sorted(known))}."
+            )
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return "|".join(names)
