@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from secateur._wording import nearest
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
 
-__all__ = ["Part", "exact", "merged", "refuse_unknown"]
+__all__ = ["Part", "any_of", "merged", "refuse_unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +45,18 @@ def merged(parts: Sequence[Part], **common: Any) -> PruningConfig:
     if len(parts) == 1:
         return PruningConfig(**first.settings, op_names=first.names, **common)
     # Layers of equal settings are ranked together. Nothing here reads the seed, and it tells parts from each other.
-    rules = {_any_of(part.names): {**part.settings, "seed": index} for index, part in enumerate(parts)}
+    rules = {name: {**part.settings, "seed": index} for index, part in enumerate(parts) for name in part.names}
     return PruningConfig(**first.settings, op_names=tuple(rules), layers=rules, **common)
 
 
-def exact(name: str) -> str:
-    """An expression that one name matches. It is not the name itself, so the layer counts as found, not as named."""
-    return f"(?:{re.escape(name)})"
+def any_of(names: Iterable[str]) -> str:
+    """One expression that just these names match, and that names none of them, so that each may turn out unfit.
+
+    Example:
+        >>> any_of(["fc", "head"])
+        '(?:fc|head)'
+    """
+    return f"(?:{'|'.join(map(re.escape, names))})"
 
 
 def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -61,7 +66,3 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -
             raise ConfigError(
                 f"{where}: unknown key {key!r}.{nearest(str(key), known)} Known: {', '.join(sorted(known))}."
             )
-
-
-def _any_of(names: Sequence[str]) -> str:
-    return "|".join(names)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from secateur._wording import listed, nearest
 from secateur.compat.neural_compressor.config import Entry
-from secateur.compat.parts import Part, exact, merged
+from secateur.compat.parts import Part, any_of, merged
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnknownNameError
 
@@ -68,7 +68,7 @@ def configured(entries: Sequence[Entry], owners: Mapping[str, int]) -> PruningCo
         ConfigError: The settings do not go together.
     """
     parts = [
-        Part(names=tuple(exact(name) for name, owner in owners.items() if owner == index), settings=entry.settings)
+        Part(names=(any_of(name for name, owner in owners.items() if owner == index),), settings=entry.settings)
         for index, entry in enumerate(entries)
     ]
     types = tuple(dict.fromkeys(kind for entry in entries for kind in entry.pruning_op_types))
