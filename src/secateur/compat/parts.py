@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur._wording import nearest
+from secateur._wording import listed, nearest
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
 
@@ -35,7 +35,7 @@ def merged(parts: Sequence[Part], **common: Any) -> PruningConfig:
         common: Keys of `PruningConfig` that hold for all layers.
 
     Raises:
-        ConfigError: It is no valid configuration.
+        ConfigError: It is no valid configuration, or two parts have the same name.
 
     Example:
         >>> merged([Part(names=("a", "b"), settings={"pattern": "2:4"})]).op_names
@@ -44,6 +44,12 @@ def merged(parts: Sequence[Part], **common: Any) -> PruningConfig:
     first = parts[0]
     if len(parts) == 1:
         return PruningConfig(**first.settings, op_names=first.names, **common)
+    every = [name for part in parts for name in part.names]
+    if twice := [name for name in dict.fromkeys(every) if every.count(name) > 1]:
+        raise ConfigError(
+            f"Layers must be pruned in one way only, found {listed(map(repr, twice))} more than once. Make the names "
+            f"narrower."
+        )
     # Layers of equal settings are ranked together. Nothing here reads the seed, and it tells parts from each other.
     rules = {name: {**part.settings, "seed": index} for index, part in enumerate(parts) for name in part.names}
     return PruningConfig(**first.settings, op_names=tuple(rules), layers=rules, **common)
