@@ -391,6 +391,7 @@ def test_a_configuration_can_be_written() -> None:
         (gradual(end_epoch="eval(num_epochs)"), "The recipe has no variable 'num_epochs'"),
         (gradual(end_epoch="eval(1 +)"), r"'eval\(1 \+\)' cannot be worked out"),
         (gradual(end_epoch="eval(1 / 0)"), "cannot be worked out: division by zero"),
+        (gradual(end_epoch="eval('a' * 9)"), r"must be a number where it is reckoned with, found 'a'"),
         (gradual(end_epoch="eval(open('x'))"), r"cannot be worked out: only numbers, variables"),
         (gradual(end_epoch="eval([].append)"), r"cannot be worked out: only numbers, variables"),
         (

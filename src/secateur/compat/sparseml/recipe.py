@@ -208,12 +208,19 @@ def _result(node: ast.expr, variables: Mapping[str, Any]) -> Any:
         case ast.Name(id=name):
             raise ConfigError(f"The recipe has no variable {name!r}.{nearest(name, variables)}")
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_result(operand, variables)
+            return -_number(operand, variables)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            return OPERATORS[type(op)](_result(left, variables), _result(right, variables))
+            return OPERATORS[type(op)](_number(left, variables), _number(right, variables))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
-            return FUNCTIONS[name](*(_result(one, variables) for one in args))
+            return FUNCTIONS[name](*(_number(one, variables) for one in args))
     raise ConfigError(
         f"{ast.unparse(node)!r} cannot be worked out: only numbers, variables, + - * / // and "
         f"{', '.join(FUNCTIONS)} are."
     )
+
+
+def _number(node: ast.expr, variables: Mapping[str, Any]) -> Any:
+    found = _result(node, variables)
+    if not isinstance(found, int | float):
+        raise ConfigError(f"{ast.unparse(node)!r} must be a number where it is reckoned with, found {found!r}.")
+    return found
