@@ -15,7 +15,7 @@ NOT_RUN: dict[str, str] = {
     "from-neural-compressor.md:142": OLD,
     "from-neural-compressor.md:185": OLD,
     "from-sparseml.md:82": OLD,
-    "from-sparseml.md:185": OLD,
+    "from-sparseml.md:194": OLD,
     "from-tfmot.md:66": OLD,
     "from-tfmot.md:142": OLD,
     "from-tfmot.md:182": OLD,

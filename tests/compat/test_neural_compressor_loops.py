@@ -395,7 +395,18 @@ def test_sparse_gpt_prunes_at_once(batches: str) -> None:
         pruning.on_train_end()
 
 
+def test_sparse_gpt_prunes_each_layer_alike() -> None:
+    torch.manual_seed(0)
+    config = WeightPruningConfig(pruning_type="sparse_gpt", pattern="1x1", target_sparsity=0.5)
+    pruning = prepare_pruning(mlp(), config, dataloader=[torch.randn(32, 16) for _ in range(4)])
+    assert pruning.report is not None
+    assert [layer.sparsity for layer in pruning.report.layers] == [0.5, 0.5]
+
+
 def test_what_prepare_refuses() -> None:
+    import keras
+
+    keras_model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
     model = mlp()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     once, training = WeightPruningConfig(pruning_type="sparse_gpt"), WeightPruningConfig()
@@ -410,6 +421,7 @@ def test_what_prepare_refuses() -> None:
         (lambda: prepare_compression(model, [training, training]), ConfigError, "one WeightPruningConfig, found 2"),
         (lambda: prepare_compression(model, [3]), ConfigError, "found 1 configurations, int among them"),
         (lambda: prepare_compression(model, {"pattern": "4x1"}), ConfigError, "a WeightPruningConfig, found dict"),
+        (lambda: prepare_compression(keras_model, training), UnsupportedModelError, "Only torch models are served"),
         (lambda: prepare_compression(3, training), UnsupportedModelError, "is needed, found int"),
         (lambda: prepare_pruning(model, training, 3), UnsupportedModelError, "optimizer must be a torch.optim"),
         (lambda: prepare_compression(model, WeightPruningConfig(pattern="4x2x1")), ConfigError, "Unknown pattern"),

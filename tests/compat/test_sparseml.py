@@ -383,6 +383,7 @@ def test_a_configuration_can_be_written() -> None:
         (gradual(end_epoch="soon"), "end_epoch must be a number of epochs, found 'soon'"),
         (gradual(inter_func="inverse_cubic"), "inter_func 'inverse_cubic' has no counterpart: linear, cubic and"),
         (gradual(mask_type="diamond"), "mask_type 'diamond' has no counterpart here. Known: unstructured"),
+        (gradual(mask_type="{block: 4}"), "mask_type {'block': 4} has no counterpart here"),
         (gradual(params="__ALL__"), "params: __ALL__ means biases and norms too"),
         (gradual(params="[fc.bias]"), "'fc.bias' must be the full name of a layer's weight"),
         (gradual(params="['re:.*fc$']"), r"'re:\.\*fc\$' must end in '.weight'"),

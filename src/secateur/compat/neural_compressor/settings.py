@@ -57,7 +57,7 @@ def own_settings(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
         **settings,
         "target_sparsity": _target(values, given, removable),
         "criterion": criterion,
-        "pruning_scope": values["pruning_scope"],
+        "pruning_scope": _scope(values, given),
         "pruning_frequency": values["pruning_frequency"],
         "criterion_reduce_type": values["criterion_reduce_type"],
         "min_sparsity_ratio_per_op": values["min_sparsity_ratio_per_op"],
@@ -126,6 +126,12 @@ def _target(values: Mapping[str, Any], given: Mapping[str, Any], removable: floa
             f"weights and so prunes at most {removable:.6g}. Lower the target or raise N."
         )
     return target
+
+
+def _scope(values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """As configured; a solver prunes each layer alike unless told otherwise."""
+    is_default = "pruning_scope" not in given
+    return "local" if is_default and solver_of(values["pruning_type"]) is not None else values["pruning_scope"]
 
 
 def _timing(values: Mapping[str, Any], criterion: str) -> dict[str, Any]:
