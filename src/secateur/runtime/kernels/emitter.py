@@ -1,0 +1,166 @@
+"""Writes a function in LLVM's own language, one instruction at a time.
+
+Values are the names of the text (``%v7``) or constants; the caller knows their types. Loops and variables lie in memory
+at first, and LLVM's first pass moves them to registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+__all__ = ["Emitter", "vector"]
+
+
+def vector(element: str, lanes: int) -> str:
+    """The type of `lanes` elements.
+
+    Example:
+        >>> vector("float", 16)
+        '<16 x float>'
+    """
+    return f"<{lanes} x {element}>"
+
+
+class Emitter:
+    """One function under construction.
+
+    Args:
+        name: What it is called.
+        parameters: Name → type.
+
+    Example:
+        >>> function = Emitter("twice", {"place": "ptr"})
+        >>> number = function.load("i64", "%place")
+        >>> function.store("i64", function.integer("add", number, number), "%place")
+        >>> "add i64 %v1, %v1" in function.text()
+        True
+    """
+
+    def __init__(self, name: str, parameters: dict[str, str]) -> None:
+        self._head = f"@{name}({', '.join(f'{kind} %{parameter}' for parameter, kind in parameters.items())})"
+        self._entry: list[str] = []
+        self._lines: list[str] = []
+        self._declared: set[str] = set()
+        self._names = 0
+
+    def text(self, attributes: str = "") -> str:
+        """The whole module."""
+        body = "\n  ".join(["entry:", *self._entry, "br label %start", "start:", *self._lines, "ret void"])
+        declarations = "\n".join(sorted(self._declared))
+        return (
+            f"{declarations}\ndefine void {self._head} #0 {{\n  {body}\n}}\nattributes #0 = {{ nounwind {attributes} }}"
+        )
+
+    def let(self, instruction: str) -> str:
+        """A new value."""
+        name = self._name("v")
+        self._lines.append(f"{name} = {instruction}")
+        return name
+
+    def call(self, result: str, function: str, arguments: Sequence[tuple[str, str]]) -> str:
+        """What an intrinsic returns; each argument is its type and the value."""
+        kinds = ", ".join(kind for kind, _ in arguments)
+        self._declared.add(f"declare {result} @{function}({kinds})")
+        return self.let(f"call {result} @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
+
+    def integer(self, operation: str, left: str | int, right: str | int) -> str:
+        """Arithmetic on 64 bits."""
+        return self.let(f"{operation} i64 {left}, {right}")
+
+    def add(self, left: str | int, right: str | int) -> str:
+        """A sum of 64-bit integers."""
+        return self.integer("add", left, right)
+
+    def multiply(self, left: str | int, right: str | int) -> str:
+        """A product of 64-bit integers."""
+        return self.integer("mul", left, right)
+
+    def smaller(self, left: str | int, right: str | int) -> str:
+        """The smaller of two 64-bit integers."""
+        return self.call("i64", "llvm.smin.i64", [("i64", str(left)), ("i64", str(right))])
+
+    def larger(self, left: str | int, right: str | int) -> str:
+        """The larger of two 64-bit integers."""
+        return self.call("i64", "llvm.smax.i64", [("i64", str(left)), ("i64", str(right))])
+
+    def at(self, place: str, offset: str | int) -> str:
+        """The place so many bytes further."""
+        return self.let(f"getelementptr i8, ptr {place}, i64 {offset}")
+
+    def load(self, kind: str, place: str, align: int = 1) -> str:
+        """What lies at a place."""
+        return self.let(f"load {kind}, ptr {place}, align {align}")
+
+    def store(self, kind: str, value: str, place: str, align: int = 1) -> None:
+        """Put a value at a place."""
+        self._lines.append(f"store {kind} {value}, ptr {place}, align {align}")
+
+    def index(self, kind: str, place: str) -> str:
+        """An unsigned integer at a place, as 64 bits."""
+        found = self.load(kind, place)
+        return found if kind == "i64" else self.let(f"zext {kind} {found} to i64")
+
+    def variable(self, kind: str, value: str | None = None) -> str:
+        """A place for a value that changes."""
+        name = self._name("p")
+        self._entry.append(f"{name} = alloca {kind}, align 64")
+        if value is not None:
+            self.store(kind, value, name, 64)
+        return name
+
+    def get(self, kind: str, variable: str) -> str:
+        """What a variable holds."""
+        return self.load(kind, variable, 64)
+
+    def put(self, kind: str, value: str, variable: str) -> None:
+        """Change a variable."""
+        self.store(kind, value, variable, 64)
+
+    def splat(self, element: str, lanes: int, value: str) -> str:
+        """A vector of one value."""
+        kind = vector(element, lanes)
+        first = self.let(f"insertelement {kind} poison, {element} {value}, i64 0")
+        return self.shuffle(kind, first, "poison", [0] * lanes)
+
+    def shuffle(self, kind: str, left: str, right: str, places: Sequence[int]) -> str:
+        """Elements of two vectors of one type by their places, counted through both; -1 is any."""
+        mask = ", ".join("i32 poison" if place < 0 else f"i32 {place}" for place in places)
+        return self.let(f"shufflevector {kind} {left}, {kind} {right}, <{len(places)} x i32> <{mask}>")
+
+    def fused(self, lanes: int, left: str, right: str, total: str) -> str:
+        """`left` × `right` + `total`, in one instruction where there is one."""
+        kind = vector("float", lanes)
+        return self.call(kind, f"llvm.fmuladd.v{lanes}f32", [(kind, left), (kind, right), (kind, total)])
+
+    @contextmanager
+    def loop(self, start: str | int, stop: str | int, step: str | int = 1) -> Iterator[str]:
+        """Repeat what is emitted inside for each integer from `start` to before `stop`."""
+        counter = self.variable("i64", str(start))
+        head, body, end = (self._name(part)[1:] for part in ("head", "body", "end"))
+        self._label(head)
+        current = self.get("i64", counter)
+        self._branch(f"icmp slt i64 {current}, {stop}", body, end)
+        yield current
+        self.put("i64", self.add(current, step), counter)
+        self._lines.append(f"br label %{head}")
+        self._lines.append(f"{end}:")
+
+    @contextmanager
+    def when(self, condition: str) -> Iterator[None]:
+        """Do what is emitted inside only if the comparison holds."""
+        body, end = (self._name(part)[1:] for part in ("then", "end"))
+        self._branch(condition, body, end)
+        yield
+        self._label(end)
+
+    def _branch(self, condition: str, body: str, end: str) -> None:
+        flag = self.let(condition)
+        self._lines.extend([f"br i1 {flag}, label %{body}, label %{end}", f"{body}:"])
+
+    def _label(self, name: str) -> None:
+        self._lines.extend([f"br label %{name}", f"{name}:"])
+
+    def _name(self, prefix: str) -> str:
+        self._names += 1
+        return f"%{prefix}{self._names}"

@@ -1,0 +1,125 @@
+"""The processor that code is emitted for, and its compiler."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from secateur._packages import need
+from secateur.runtime.kernels.emitter import Emitter
+
+__all__ = ["Target", "assembly", "compiled", "host"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the generator needs to know of a processor.
+
+    Attributes:
+        triple: LLVM's name of the platform.
+        cpu: LLVM's name of the processor.
+        features: What it can, as LLVM writes it: ``"+avx2,+fma"``.
+
+    Example:
+        >>> Target("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma").lanes
+        8
+    """
+
+    triple: str
+    cpu: str
+    features: str = ""
+
+    @property
+    def is_x86(self) -> bool:
+        """Whether it is a 64-bit Intel or AMD."""
+        return self.triple.startswith("x86_64")
+
+    @property
+    def lanes(self) -> int:
+        """Floats of the widest vector."""
+        if not self.is_x86:
+            return 4
+        return 16 if self.has("avx512f") and self.has("avx512vl") else 8 if self.has("avx2") else 4
+
+    @property
+    def registers(self) -> int:
+        """Vector registers."""
+        return 16 if self.is_x86 and self.lanes < 16 else 32
+
+    def has(self, feature: str) -> bool:
+        """Whether it can what LLVM calls `feature`."""
+        return f"+{feature}" in self.features.split(",")
+
+
+_lock = threading.Lock()
+_alive: list[Any] = []
+"""LLVM's engines, which own the code: they live as long as the process, for so do the functions in the cache."""
+
+
+@cache
+def host() -> Target:
+    """The processor at hand.
+
+    Raises:
+        MissingPackageError: llvmlite is not installed.
+    """
+    binding = _binding()
+    features = binding.get_host_cpu_features().flatten()
+    return Target(binding.get_process_triple(), binding.get_host_cpu_name(), features)
+
+
+def compiled(function: Emitter, name: str, arguments: int) -> Callable[..., None]:
+    """The function as the host's own code, called with integers (addresses too) and without Python's lock."""
+    binding, target = _binding(), host()
+    with _lock:
+        machine = _machine(target)
+        module = _optimized(function, target, machine)
+        engine = binding.create_mcjit_compiler(module, machine)
+        engine.finalize_object()
+        _alive.append(engine)
+        address = engine.get_function_address(name)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(address)
+
+
+def assembly(function: Emitter, target: Target) -> str:
+    """The function in a processor's assembly language, which need not be the host's."""
+    _binding().initialize_all_asmprinters()
+    with _lock:
+        machine = _machine(target)
+        text: str = machine.emit_assembly(_optimized(function, target, machine))
+    return text
+
+
+def _optimized(function: Emitter, target: Target, machine: Any) -> Any:
+    binding = _binding()
+    module = binding.parse_assembly(f'target triple = "{target.triple}"\n{function.text(_attributes(target))}')
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    options = binding.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
+    passes = binding.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+    return module
+
+
+def _attributes(target: Target) -> str:
+    return f'"prefer-vector-width"="{32 * target.lanes}"'
+
+
+def _machine(target: Target) -> Any:
+    found = _binding().Target.from_triple(target.triple)
+    return found.create_target_machine(cpu=target.cpu, features=target.features, opt=3, jit=True)
+
+
+@cache
+def _binding() -> Any:
+    need("llvmlite", extra="runtime")
+    from llvmlite import binding
+
+    binding.initialize_all_targets()
+    binding.initialize_native_asmprinter()
+    return binding
