@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 __all__ = [
     "Array",
+    "blank",
     "clear_outside",
     "count_true",
     "has_nan",
@@ -24,6 +26,9 @@ __all__ = [
 Array = Any
 """A NumPy array, a torch tensor or a JAX array."""
 
+ALIGNMENT = 64
+"""Bytes: what starts at a multiple of them, TensorFlow takes over from NumPy without a copy."""
+
 
 def namespace(array: Array) -> Any:
     """The array API namespace that `array` belongs to."""
@@ -35,6 +40,14 @@ def to_numpy(array: Array) -> npt.NDArray[Any]:
     if isinstance(array, np.ndarray):
         return array
     return np.asarray(array.cpu() if array_api_compat.is_torch_array(array) else array)
+
+
+def blank(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """NumPy memory to write into that starts at a multiple of `ALIGNMENT`."""
+    length = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(length + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + length].view(dtype).reshape(shape)
 
 
 def count_true(flags: Array) -> int:
@@ -50,7 +63,11 @@ def has_nan(values: Array) -> bool:
 
 def joined(chunks: Sequence[Array]) -> Array:
     """One-dimensional arrays one behind another; a single one as it is, without a copy."""
-    return chunks[0] if len(chunks) == 1 else namespace(chunks[0]).concat(chunks)
+    if len(chunks) == 1:
+        return chunks[0]
+    if not isinstance(chunks[0], np.ndarray):
+        return namespace(chunks[0]).concat(chunks)
+    return np.concatenate(chunks, out=blank((sum(map(len, chunks)),), np.result_type(*chunks)))
 
 
 def turned(values: Array, columns: int) -> Array:
