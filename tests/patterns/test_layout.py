@@ -37,6 +37,15 @@ def test_units_are_those_of_the_oracle(spec: str, chunk: int, monkeypatch: pytes
     assert tiling.count * tiling.unit_size == scores.size
 
 
+@pytest.mark.parametrize("block", [*TILINGS.values(), (2, 3, 2), (8, 1, 1), (4, 1, 3)])
+def test_a_turned_mask_is_the_same_mask_as_it_lies(block: tuple[int, int, int]) -> None:
+    tiling = BlockLayout(SHAPE, block)
+    keep = np.random.default_rng(1).random(tiling.count) < 0.5
+    found = BlockLayout(SHAPE, block, is_turned=True).expand(keep)
+    np.testing.assert_array_equal(found, tiling.expand(keep))
+    assert block == (1, 1, 1) or found.transpose(1, 2, 0).flags.c_contiguous
+
+
 @pytest.mark.parametrize("block", [(1, 1, 64), (64, 1, 1), (1, 1, 1), (8, 1, 8)])
 def test_chunks_are_small(block: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK", 512)
