@@ -35,6 +35,14 @@ class Layout(ABC):
     run: int = 1
 
     @property
+    def reduces_all(self) -> bool:
+        """Whether `unit_scores` passes every score through the reduction.
+
+        What makes the scores may then be a part of the reduction: it is done to pieces that stay in a core's cache.
+        """
+        return False
+
+    @property
     def span(self) -> int | None:
         """Neighbouring input features (K·I, inputs fastest) that can be decided on without the others.
 
@@ -89,6 +97,11 @@ class BlockLayout(Layout):
         object.__setattr__(self, "grid", (rows, positions, columns))
         object.__setattr__(self, "count", rows * positions * columns)
         object.__setattr__(self, "unit_size", self.block[0] * self.block[1] * self.block[2])
+
+    @property
+    def reduces_all(self) -> bool:
+        """See `Layout.reduces_all`; what overrides `unit_scores` may do otherwise."""
+        return type(self).unit_scores is BlockLayout.unit_scores
 
     @property
     def span(self) -> int | None:
@@ -156,6 +169,11 @@ class TurnedLayout(Layout):
         object.__setattr__(self, "count", outputs * positions * inputs)
         object.__setattr__(self, "stride", outputs)
         object.__setattr__(self, "run", outputs * self.group)
+
+    @property
+    def reduces_all(self) -> bool:
+        """See `BlockLayout.reduces_all`."""
+        return type(self).unit_scores is TurnedLayout.unit_scores
 
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
         """See `Layout.unit_scores`."""
