@@ -13,7 +13,7 @@ from secateur.errors import LayerError, UnsupportedModelError
 from secateur.patterns.base import BasePattern
 from secateur.patterns.view import WeightView
 
-__all__ = ["PytorchBasePattern", "families", "parameter", "weight_name"]
+__all__ = ["PytorchBasePattern", "families", "is_transformers_conv1d", "parameter", "weight_name"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -44,7 +44,7 @@ class PytorchBasePattern(BasePattern):
             return WeightView(shape=shape, output_axes=(1,), kernel_axes=kernel, input_axes=(0,))
         if isinstance(module, CONVOLUTIONS):
             return WeightView(shape=shape, output_axes=(0,), kernel_axes=kernel, input_axes=(1,), groups=module.groups)
-        if _is_transformers_conv1d(module):
+        if is_transformers_conv1d(module):
             return WeightView(shape=shape, output_axes=(1,), input_axes=(0,))
         return WeightView(shape=shape, output_axes=(0,), input_axes=(1,))
 
@@ -102,7 +102,7 @@ def families(module: nn.Module) -> tuple[str, ...]:
     own = type(module).__name__
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         return own, "Conv"
-    if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or _is_transformers_conv1d(module):
+    if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or is_transformers_conv1d(module):
         return own, "Linear"
     return ()
 
@@ -112,7 +112,8 @@ def weight_name(module: nn.Module) -> str:
     return "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
 
 
-def _is_transformers_conv1d(module: nn.Module) -> bool:
+def is_transformers_conv1d(module: nn.Module) -> bool:
+    """Whether it is the linear layer of GPT-2's making, which stores its weight transposed."""
     return any(
         base.__name__ == "Conv1D" and base.__module__ == "transformers.pytorch_utils" for base in type(module).__mro__
     )

@@ -1,0 +1,8 @@
+"""Torch models, layer by layer."""
+
+from __future__ import annotations
+
+from secateur.runtime.pytorch.compiling import compile_model
+from secateur.runtime.pytorch.layers import ExchangedLayer, SparseConv2d, SparseLinear
+
+__all__ = ["ExchangedLayer", "SparseConv2d", "SparseLinear", "compile_model"]

@@ -1,0 +1,151 @@
+"""A model's layers, each tried in every way that its zeros allow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import StateError
+from secateur.oneshot.pytorch.batches import Batch, read_batches
+from secateur.patterns.pytorch import families
+from secateur.planning.pytorch import unwrapped
+from secateur.runtime.pytorch.timing import medians
+from secateur.runtime.pytorch.ways import Way, refusal, ways, zeroed
+from secateur.runtime.report import LayerRow, RuntimeReport
+
+__all__ = ["compile_model"]
+
+NOTABLE = 0.95
+"""A layer is exchanged if it takes at most this share of the dense time."""
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+"""Type → the greatest difference of outputs from dense ones, over the largest dense output."""
+
+WHOLE_BUDGET = 0.5
+"""Seconds to spend on timing a whole model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a layer was called.
+
+    Attributes:
+        inputs: Numbers of the shape, the type and the place of its inputs.
+        rows: Products with the whole weight in it.
+    """
+
+    inputs: torch.Tensor
+    rows: int
+
+
+def compile_model(model: nn.Module, example_inputs: Any) -> RuntimeReport:
+    """See `secateur.runtime.compile`."""
+    inner = unwrapped(model)
+    if training := [name for name, module in inner.named_modules() if module.training]:
+        raise StateError(
+            f"The runtime is for inference, and {training[0] or 'the model'!r} is in training mode. Call model.eval()."
+        )
+    (batch,) = read_batches(inner, [example_inputs])
+    layers = {name: layer for name, layer in inner.named_modules() if families(layer) and _has_weight(layer)}
+    with torch.no_grad():
+        calls = _observed(inner, layers, batch)
+        device = next((weight.device for weight in inner.parameters()), torch.device("cpu"))
+        (before,) = medians([lambda: batch.run(inner, None)], device, WHOLE_BUDGET)
+        owners = Counter(id(layer.weight) for layer in layers.values())
+        tried = {name: _tried(name, layer, calls.get(name), owners[id(layer.weight)]) for name, layer in layers.items()}
+        for name, (_, exchanged) in tried.items():
+            if exchanged is not None:
+                _put(inner, name, exchanged)
+        (after,) = medians([lambda: batch.run(inner, None)], device, WHOLE_BUDGET)
+    return RuntimeReport(
+        layers=tuple(row for row, _ in tried.values()),
+        threads=torch.get_num_threads(),
+        device=str(device),
+        dense_seconds=before,
+        seconds=after,
+    )
+
+
+def _has_weight(layer: nn.Module) -> bool:
+    return isinstance(layer._parameters.get("weight"), torch.Tensor)
+
+
+def _observed(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -> dict[str, Call]:
+    """How each layer is called, where it is; the last call counts."""
+    calls: dict[str, Call] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+            if args and isinstance(args[0], torch.Tensor) and args[0].numel() and isinstance(outputs, torch.Tensor):
+                channels = outputs.shape[1 if isinstance(layer, nn.Conv2d) and outputs.ndim == 4 else -1]
+                calls[name] = Call(torch.randn_like(args[0]), outputs.numel() // channels)
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_hook(note(name)).remove)
+        batch.run(model, None)
+    return calls
+
+
+def _tried(name: str, layer: nn.Module, call: Call | None, owners: int) -> tuple[LayerRow, nn.Module | None]:
+    """What is known of a layer, and what takes its place."""
+    weight, _ = parts(layer)
+    plain = LayerRow(
+        name=name,
+        shape=tuple(weight.shape),
+        pattern=None,
+        sparsity=0.0,
+        dense_bytes=weight.nbytes,
+        bytes=weight.nbytes,
+    )
+    if reason := refusal(layer, owners):
+        return replace(plain, reason=reason), None
+    found = zeroed(layer)
+    plain = replace(plain, pattern=found.pattern, sparsity=found.sparsity)
+    if call is None:
+        return replace(plain, reason="it is not called with the example inputs"), None
+    plain = replace(plain, rows=call.rows)
+    best: tuple[LayerRow, nn.Module | None] = plain, None
+    reasons: list[str] = []
+    for way in ways(layer, found):
+        if isinstance(way, str):
+            reasons.append(way)
+            continue
+        row, exchanged = _compared(plain, layer, way, call)
+        if best[0].sparse_seconds is None or (row.sparse_seconds or 0) < best[0].sparse_seconds:
+            best = row, exchanged
+    if best[0].sparse_seconds is None:
+        return replace(plain, reason="; ".join(dict.fromkeys(reasons))), None
+    return best
+
+
+def _compared(plain: LayerRow, layer: nn.Module, way: Way, call: Call) -> tuple[LayerRow, nn.Module | None]:
+    """A layer against another way to run it."""
+    other = way.build()
+    dense, sparse = layer(call.inputs), other(call.inputs)
+    error = float((dense - sparse).abs().max() / dense.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+    before, after = medians([lambda: layer(call.inputs), lambda: other(call.inputs)], call.inputs.device)
+    row = replace(plain, dense_seconds=before, sparse_seconds=after)
+    if not error <= TOLERANCE[call.inputs.dtype]:
+        return replace(row, sparse_seconds=None, reason=f"{way.name} differs by {error:.1e}"), None
+    if after > NOTABLE * before:
+        return replace(row, reason=f"{way.name} is not faster"), None
+    return replace(row, chosen=way.name, reason="faster", bytes=_bytes(other), error=error), other
+
+
+def _bytes(layer: nn.Module) -> int:
+    held: Any = layer.matrix if hasattr(layer, "matrix") else layer
+    return int(held.nbytes)
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    path, _, own = name.rpartition(".")
+    setattr(model.get_submodule(path), own, layer)

@@ -1,0 +1,192 @@
+"""Layers that hold their pruned weight without its zeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from secateur.errors import LayerError, StateError
+from secateur.runtime.kernels import ACTIVATIONS, PackedMatrix
+from secateur.runtime.pytorch.operator import handle_of
+
+__all__ = ["ExchangedLayer", "SparseConv2d", "SparseLinear", "parts"]
+
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""torch's types → the kernels' names of them."""
+
+
+def parts(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A layer's weight and bias, detached from autograd."""
+    weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
+    assert weight is not None
+    return weight.detach(), None if bias is None else bias.detach()
+
+
+class ExchangedLayer(nn.Module):
+    """A layer for inference that stands in the place of a dense one.
+
+    Its state is that of the dense layer: ``state_dict()`` unpacks the weight.
+
+    Args:
+        layer: The dense layer.
+        matrix: Its weight, packed as (O, F): output channels × what one output reads.
+
+    Attributes:
+        matrix: The packed weight.
+        dtype: Type of the weight before, and of what it is multiplied with.
+    """
+
+    packed_bias: torch.Tensor
+
+    def __init__(self, layer: nn.Module, matrix: PackedMatrix) -> None:
+        super().__init__()
+        weight, bias = parts(layer)
+        self.matrix = matrix
+        self.dtype = weight.dtype
+        self.dense_shape = tuple(weight.shape)
+        self.has_bias = bias is not None
+        held = torch.zeros(matrix.shape[0]) if bias is None else bias.float().contiguous().clone()
+        self.register_buffer("packed_bias", held, persistent=False)
+        self.handle = handle_of(self)
+        self.train(layer.training)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A stand-in on the meta device, with the dense weight's shape and type, for code that asks for these."""
+        return torch.empty(self.dense_shape, dtype=self.dtype, device="meta")
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias; ``None``: there is none."""
+        return self.packed_bias.to(self.dtype) if self.has_bias else None
+
+    def dense_weight(self) -> torch.Tensor:
+        """The weight with its zeros, as the dense layer had it."""
+        raise NotImplementedError
+
+    def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of inputs times the weight, plus the bias.
+
+        Args:
+            rows: Inputs of shape (…, F).
+
+        Raises:
+            StateError: They ask for gradients.
+            LayerError: They are not on the CPU, or of another type or shape.
+        """
+        outputs, inputs = self.matrix.shape
+        self._refuse(rows, inputs)
+        flat = rows.reshape(-1, inputs).contiguous()
+        result = torch.empty(*rows.shape[:-1], outputs, dtype=rows.dtype)
+        self.matrix.matmul(
+            flat.data_ptr(),
+            len(flat),
+            result.data_ptr(),
+            bias=self.packed_bias.data_ptr(),
+            activations=NAMES[rows.dtype],
+            threads=torch.get_num_threads(),
+        )
+        return result
+
+    def _refuse(self, rows: torch.Tensor, inputs: int) -> None:
+        kind = type(self).__name__
+        if rows.requires_grad and torch.is_grad_enabled():
+            raise StateError(
+                f"{kind} is for inference and has no gradients. Call the model under torch.no_grad() or "
+                f"torch.inference_mode()."
+            )
+        if rows.device.type != "cpu" or NAMES.get(rows.dtype) not in ACTIVATIONS or rows.dtype != self.dtype:
+            raise LayerError(
+                f"{kind} needs inputs of {self.dtype} on the CPU, found {rows.dtype} on {rows.device}. Convert and "
+                f"move the model before it is compiled."
+            )
+        if rows.shape[-1] != inputs:
+            raise LayerError(f"{kind} needs {inputs} input features, found an input of shape {tuple(rows.shape)}.")
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002 - torch's
+        destination[f"{prefix}weight"] = self.dense_weight()
+        if self.has_bias:
+            destination[f"{prefix}bias"] = self.bias
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.handle = handle_of(self)
+
+    def extra_repr(self) -> str:
+        """Shape, pattern and bytes."""
+        return f"{self.matrix.shape[1]}, {self.matrix.shape[0]}, {self.matrix.pattern}, {self.matrix.nbytes:,} bytes"
+
+
+class SparseLinear(ExchangedLayer):
+    """In the place of ``nn.Linear``, or of transformers' ``Conv1D``, which stores its weight transposed.
+
+    Args:
+        layer: The dense layer.
+        matrix: Its weight.
+        is_transposed: Whether the dense weight is (I, O).
+    """
+
+    def __init__(self, layer: nn.Module, matrix: PackedMatrix, *, is_transposed: bool = False) -> None:
+        super().__init__(layer, matrix)
+        self.is_transposed = is_transposed
+        self.out_features, self.in_features = matrix.shape
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs of shape (…, I) to outputs of shape (…, O)."""
+        if torch.compiler.is_compiling():
+            result: torch.Tensor = torch.ops.secateur.multiply(inputs, self.handle, self.out_features)
+            return result
+        return self.multiplied(inputs)
+
+    def dense_weight(self) -> torch.Tensor:
+        """See `ExchangedLayer.dense_weight`."""
+        dense = torch.from_numpy(self.matrix.dense()).to(self.dtype)
+        return dense.T.contiguous() if self.is_transposed else dense
+
+
+class SparseConv2d(ExchangedLayer):
+    """In the place of ``nn.Conv2d`` of one group: its windows become rows, which are multiplied.
+
+    Args:
+        layer: The dense layer.
+        matrix: Its weight as (O, K·I), kernel positions first.
+    """
+
+    def __init__(self, layer: nn.Conv2d, matrix: PackedMatrix) -> None:
+        super().__init__(layer, matrix)
+        self.out_channels, self.in_channels = layer.out_channels, layer.in_channels
+        self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        # The convolution itself keeps its padding in the form that `functional.pad` takes.
+        self.padding = tuple(layer._reversed_padding_repeated_twice)
+        self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images of shape (B, I, H, W) or (I, H, W) to outputs of shape (B, O, H', W') or (O, H', W')."""
+        batch = images if images.ndim == 4 else images[None]
+        rows = self._windows(batch)
+        if torch.compiler.is_compiling():
+            result: torch.Tensor = torch.ops.secateur.multiply(rows, self.handle, self.out_channels)
+        else:
+            result = self.multiplied(rows)
+        found = result.permute(0, 3, 1, 2)
+        return found if images.ndim == 4 else found[0]
+
+    def dense_weight(self) -> torch.Tensor:
+        """See `ExchangedLayer.dense_weight`."""
+        dense = torch.from_numpy(self.matrix.dense()).to(self.dtype)
+        return dense.reshape(self.out_channels, *self.kernel_size, self.in_channels).permute(0, 3, 1, 2).contiguous()
+
+    def _windows(self, images: torch.Tensor) -> torch.Tensor:
+        """What stands under the kernel, of shape (B, H', W', K·I), input channels fastest."""
+        if any(self.padding):
+            images = functional.pad(images, self.padding, mode=self.padding_mode)
+        pixels = images.permute(0, 2, 3, 1)
+        for axis, (size, step, spread) in enumerate(
+            zip(self.kernel_size, self.stride, self.dilation, strict=True), start=1
+        ):
+            # Windows of neighbouring pixels, of which every `spread`-th counts; the window becomes the last axis.
+            pixels = pixels.unfold(axis, spread * (size - 1) + 1, step)[..., ::spread]
+        return pixels.permute(0, 1, 2, 4, 5, 3).flatten(3)

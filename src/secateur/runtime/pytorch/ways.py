@@ -1,0 +1,142 @@
+"""The ways in which one layer can run, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.artifact.choice import Zeros, choose
+from secateur.patterns.pytorch import PytorchBasePattern, is_transformers_conv1d
+from secateur.patterns.view import WeightView
+from secateur.runtime.kernels import PackedMatrix, unsupported
+from secateur.runtime.pytorch.channels import ChannelLinear
+from secateur.runtime.pytorch.layers import ExchangedLayer, SparseConv2d, SparseLinear, parts
+
+__all__ = ["Way", "Zeroed", "refusal", "ways", "zeroed"]
+
+LEAST_SPARSITY = 0.2
+"""Share of zeros below which nothing is tried."""
+
+SINGLE = "1x1"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a layer could run.
+
+    Attributes:
+        name: What a person calls it.
+        build: Makes the layer that takes the place of the dense one.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Zeroed:
+    """A layer's weight and its zeros.
+
+    Attributes:
+        view: Where the channels of the weight lie.
+        weight: The weight as (O, K·I), float32.
+        pattern: The strictest pattern that its zeros have; ``None``: none.
+        sparsity: Share of zeros, in [0, 1].
+    """
+
+    view: WeightView
+    weight: torch.Tensor
+    pattern: str | None
+    sparsity: float
+
+
+def zeroed(layer: nn.Module) -> Zeroed:
+    """What is known of a layer's weight."""
+    weight, _ = parts(layer)
+    view = PytorchBasePattern({}, {}).weight_view(layer)
+    canonical = view.canonical(weight.float().cpu()).flatten(1).contiguous()
+    nonzero = (canonical != 0).numpy()
+    flat = WeightView(
+        shape=view.canonical_shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=view.groups
+    )
+    found = choose(Zeros(flat, nonzero.reshape(flat.shape)), weight.element_size())
+    return Zeroed(view, canonical, found.pattern, 1 - float(np.count_nonzero(nonzero)) / nonzero.size)
+
+
+def refusal(layer: nn.Module, owners: int) -> str:
+    """Why a layer cannot be exchanged, whatever its zeros; empty if it can.
+
+    Args:
+        layer: The layer.
+        owners: Layers that its weight belongs to.
+    """
+    exact = type(layer) in (nn.Linear, nn.Conv2d) or is_transformers_conv1d(layer)
+    if not exact:
+        return f"{type(layer).__name__} is not exchanged"
+    weight, _ = parts(layer)
+    if owners > 1:
+        return "its weight is shared with another layer"
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return "a convolution with groups is many small products"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        return "it has hooks, which would be lost"
+    if weight.is_meta:
+        return "its weight is on the meta device and has no values"
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"its weight is {weight.dtype}"
+    return ""
+
+
+def ways(layer: nn.Module, found: Zeroed) -> Iterator[Way | str]:
+    """Every way to run a layer, and for those that its zeros ask for and that there are none of, why."""
+    if found.sparsity < LEAST_SPARSITY or found.pattern is None:
+        yield "too few of its weights are zero to gain" if found.sparsity else "none of its weights is zero"
+        return
+    if parts(layer)[0].device.type == "cuda":
+        from secateur.runtime.pytorch.cuda import cuda_ways
+
+        yield from cuda_ways(layer, found)
+        return
+    if not isinstance(layer, nn.Conv2d) and (way := _channels(layer, found)) is not None:
+        yield way
+    for pattern in dict.fromkeys((_blocks(found.pattern), SINGLE)):
+        yield from _kernels(layer, found, pattern)
+
+
+def _blocks(pattern: str) -> str:
+    """A pattern that kernels know: whole channels are no blocks, but their rest may be anything."""
+    return SINGLE if "channel" in pattern else pattern
+
+
+def _channels(layer: nn.Module, found: Zeroed) -> Way | None:
+    """A smaller dense product, if whole channels are zero."""
+    outputs, inputs = (found.weight != 0).any(dim=1), (found.weight != 0).any(dim=0)
+    share = 1 - float(outputs.float().mean() * inputs.float().mean())
+    if share < LEAST_SPARSITY:
+        return None
+    return Way("smaller dense", lambda: ChannelLinear(layer, outputs, inputs))
+
+
+def _kernels(layer: nn.Module, found: Zeroed, pattern: str) -> Iterator[Way | str]:
+    shape = (found.weight.shape[0], found.weight.shape[1])
+    own = parts(layer)[0].dtype
+    stored = "bfloat16" if own == torch.bfloat16 else "float32"
+    if own == torch.float16:
+        yield "there are no kernels for float16 on the CPU"
+        return
+    dtype = stored if not unsupported(pattern, shape, stored) else "float32"
+    if reason := unsupported(pattern, shape, dtype):
+        yield reason
+        return
+
+    def build() -> ExchangedLayer:
+        matrix = PackedMatrix.from_dense(found.weight.numpy(), pattern, dtype)
+        if isinstance(layer, nn.Conv2d):
+            return SparseConv2d(layer, matrix)
+        return SparseLinear(layer, matrix, is_transposed=found.view.output_axes == (1,))
+
+    yield Way(f"{pattern} kernel, {dtype}", build)
