@@ -15,6 +15,7 @@ from secateur.errors import StateError
 from secateur.oneshot.pytorch.batches import Batch, read_batches
 from secateur.patterns.pytorch import families
 from secateur.planning.pytorch import unwrapped
+from secateur.runtime.pytorch.layers import parts
 from secateur.runtime.pytorch.timing import medians
 from secateur.runtime.pytorch.ways import Way, refusal, ways, zeroed
 from secateur.runtime.report import LayerRow, RuntimeReport
@@ -120,7 +121,9 @@ def _tried(name: str, layer: nn.Module, call: Call | None, owners: int) -> tuple
             reasons.append(way)
             continue
         row, exchanged = _compared(plain, layer, way, call)
-        if best[0].sparse_seconds is None or (row.sparse_seconds or 0) < best[0].sparse_seconds:
+        if row.sparse_seconds is None:
+            reasons.append(row.reason)
+        elif best[0].sparse_seconds is None or row.sparse_seconds < best[0].sparse_seconds:
             best = row, exchanged
     if best[0].sparse_seconds is None:
         return replace(plain, reason="; ".join(dict.fromkeys(reasons))), None

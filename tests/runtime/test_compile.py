@@ -1,0 +1,319 @@
+"""Models with exchanged layers: the same outputs, the same state, and a table that says what is true."""
+
+import copy
+import json
+import pickle
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import secateur
+import secateur.runtime
+from oneshot.families import FAMILIES
+from secateur.errors import CalibrationError, LayerError, StateError, UnsupportedModelError
+from secateur.runtime import Compiled
+from secateur.runtime.pytorch import ChannelLinear, ExchangedLayer, SparseConv2d, SparseLinear, compiling
+
+ALL = [".*"]
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exchange whatever can be: what is faster depends on the machine, and what is right does not."""
+    monkeypatch.setattr(compiling, "NOTABLE", float("inf"))
+    monkeypatch.setattr("secateur.runtime.pytorch.timing.FEWEST", 1)
+    monkeypatch.setattr("secateur.runtime.pytorch.timing.BUDGET", 0.0)
+    monkeypatch.setattr(compiling, "WHOLE_BUDGET", 0.0)
+
+
+def mlp(*sizes: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).to(dtype).eval()
+
+
+def pruned(model: nn.Module, pattern: str, sparsity: float | None = 0.75) -> nn.Module:
+    config = {"pattern": pattern, "target_sparsity": sparsity, "op_names": ALL, "pruning_scope": "local"}
+    secateur.prune(model, config)
+    return model.eval()
+
+
+def close(mine: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    return bool((mine - theirs).abs().max() <= tolerance * theirs.abs().max())
+
+
+def same_state(mine: nn.Module, theirs: nn.Module) -> bool:
+    first, second = mine.state_dict(), theirs.state_dict()
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def both(model: nn.Module, inputs: Any) -> tuple[nn.Module, Compiled]:
+    """The dense model, and the same exchanged."""
+    dense = copy.deepcopy(model)
+    return dense, secateur.runtime.compile(model, inputs)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("rows", [1, 3, 64, 130])
+@pytest.mark.parametrize("pattern", ["4x1", "8x1", "16x1", "4x4", "1x8", "1xchannel", "channelx1"])
+def test_outputs_and_state_are_those_of_the_dense_model(pattern: str, rows: int) -> None:
+    inputs = torch.randn(rows, 32)
+    dense, (model, report) = both(pruned(mlp(32, 64, 48), pattern), inputs)
+    assert report.exchanged == 2
+    with torch.no_grad():
+        assert close(model(inputs), dense(inputs))
+        assert model(inputs[:0]).shape == (0, 48)
+    assert same_state(model, dense)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2", "vit"])
+def test_models_of_transformers(family: str) -> None:
+    torch.manual_seed(0)
+    model: Any = FAMILIES[family]().eval()
+    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.75})
+    inputs = (
+        {"pixel_values": torch.randn(2, *_image(model))}
+        if family == "vit"
+        else {"input_ids": torch.randint(64, (2, 8))}
+    )
+    dense, (compiled, report) = both(model, inputs)
+    assert report.exchanged > 4
+    with torch.no_grad():
+        assert close(compiled(**inputs).logits, dense(**inputs).logits, 1e-4)
+    assert same_state(compiled, dense)
+
+
+def _image(model: Any) -> tuple[int, int, int]:
+    return model.config.num_channels, model.config.image_size, model.config.image_size
+
+
+def test_transformers_conv1d_is_transposed() -> None:
+    layer: Any = transformers.pytorch_utils.Conv1D(16, 8)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(16, 4))
+    assert secateur.plan(model, {"pattern": "4x1"}).layers[0].is_pruned
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "stride": 2},
+        {"kernel_size": (3, 5), "dilation": (2, 1), "padding": "same"},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+        {"kernel_size": 1, "stride": 2},
+    ],
+)
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_convolutions(options: dict[str, Any], memory: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    model = pruned(nn.Sequential(nn.Conv2d(8, 16, **options), nn.ReLU(), nn.Conv2d(16, 8, 3)), "4x1", 0.5)
+    inputs = torch.randn(2, 8, 12, 12).contiguous(memory_format=memory)
+    dense, (compiled, report) = both(model, inputs)
+    assert report.exchanged == 2
+    assert isinstance(compiled[0], SparseConv2d)
+    with torch.no_grad():
+        assert close(compiled(inputs), dense(inputs))
+        assert close(compiled(inputs[0]), dense(inputs[0]))
+    assert same_state(compiled, dense)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_under_torch_compile_without_a_break(backend: str) -> None:
+    inputs = torch.randn(8, 32)
+    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), inputs)
+    traced = torch.compile(model, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        assert close(traced(inputs), dense(inputs))
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301 - our own
+def test_copies_are_models_of_their_own(again: Callable[[nn.Module], nn.Module]) -> None:
+    inputs = torch.randn(8, 32)
+    _, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), inputs)
+    with torch.no_grad():
+        expected = model(inputs)
+        other = again(model)
+        del model
+        assert torch.equal(other(inputs), expected)
+        traced = torch.compile(other, backend="eager", fullgraph=True)
+        assert torch.equal(traced(inputs), expected)
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("always")
+def test_an_exchanged_model_is_saved_as_the_dense_one(tmp_path: Any) -> None:
+    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    secateur.save(model, tmp_path / "saved")
+    assert same_state(secateur.load(tmp_path / "saved", mlp(32, 64, 48)), dense)
+
+
+@pytest.mark.usefixtures("always")
+def test_dense_weights_are_let_go() -> None:
+    model = pruned(mlp(256, 256, 256), "4x1", 0.9)
+    _, (_, report) = both(model, torch.randn(8, 256))
+    held = sum(weight.numel() for weight in model.parameters())
+    assert held == 0
+    for row in report.layers:
+        assert row.bytes < 0.2 * row.dense_bytes
+
+
+@pytest.mark.usefixtures("always")
+def test_many_threads_may_call_one_model() -> None:
+    inputs = [torch.randn(rows, 32) for rows in (1, 7, 64, 65, 200)] * 4
+    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), inputs[0])
+    results: dict[int, torch.Tensor] = {}
+
+    def work(number: int) -> None:
+        with torch.inference_mode():
+            results[number] = model(inputs[number])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with torch.no_grad():
+        assert all(close(results[number], dense(given)) for number, given in enumerate(inputs))
+
+
+# What the table says.
+
+
+def test_layers_that_do_not_gain_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "NOTABLE", 0.0)
+    model = pruned(mlp(32, 64, 48), "4x1")
+    layers = list(model)
+    _, report = secateur.runtime.compile(model, torch.randn(8, 32))
+    assert list(model) == layers
+    assert [(row.chosen, row.reason) for row in report.layers] == [
+        ("dense", "4x1 kernel, float32 is not faster"),
+        ("dense", "4x1 kernel, float32 is not faster"),
+    ]
+    assert report.exchanged == 0
+    assert all(row.sparse_seconds and row.dense_seconds and row.bytes == row.dense_bytes for row in report.layers)
+
+
+@pytest.mark.usefixtures("always")
+def test_every_layer_has_a_reason() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = nn.Linear(16, 16)
+            self.unused = nn.Linear(16, 16)
+            self.full = nn.Linear(16, 16)
+            self.few = nn.Linear(16, 16)
+            self.tied, self.other = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.other.weight = self.tied.weight
+            self.hooked = nn.Linear(16, 16)
+            self.hooked.register_forward_hook(lambda *_: None)
+            self.attention = nn.MultiheadAttention(16, 2)
+            self.grouped = nn.Conv2d(16, 16, 1, groups=2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            found = self.hooked(self.other(self.tied(self.few(self.full(self.used(inputs))))))
+            found = self.attention(found, found, found)[0]
+            return self.grouped(found.T[None, :, :, None])
+
+    torch.manual_seed(0)
+    model = Odd()
+    secateur.prune(
+        model, {"pattern": "4x1", "target_sparsity": 0.5, "excluded_op_names": ["full", "few"], "op_names": ALL}
+    )
+    with torch.no_grad():
+        model.few.weight[0, 0] = 0
+    _, report = secateur.runtime.compile(model.eval(), torch.randn(4, 16))
+    reasons = {row.name: row.reason for row in report.layers}
+    assert reasons == {
+        "used": "faster",
+        "unused": "it is not called with the example inputs",
+        "full": "none of its weights is zero",
+        "few": "too few of its weights are zero to gain",
+        "tied": "its weight is shared with another layer",
+        "other": "its weight is shared with another layer",
+        "hooked": "it has hooks, which would be lost",
+        "attention.out_proj": "NonDynamicallyQuantizableLinear is not exchanged",
+        "grouped": "a convolution with groups is many small products",
+    }
+
+
+@pytest.mark.usefixtures("always")
+def test_the_report_is_for_people_and_machines() -> None:
+    _, (_, report) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    numbers = json.loads(json.dumps(report.to_dict()))
+    assert numbers["exchanged"] == 2
+    assert numbers["layers"][0]["pattern"] == "4x1"
+    assert numbers["layers"][0]["rows"] == 8
+    text = str(report)
+    assert "2 of 2 layers exchanged" in text
+    assert "4x1 kernel, float32" in text
+
+
+def test_a_kernel_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "TOLERANCE", dict.fromkeys(compiling.TOLERANCE, -1.0))
+    model = pruned(mlp(32, 64), "4x1")
+    _, report = secateur.runtime.compile(model, torch.randn(8, 32))
+    assert "differs by" in report.layers[0].reason
+    assert report.exchanged == 0
+
+
+# What is refused.
+
+
+@pytest.mark.usefixtures("always")
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    _, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    with torch.no_grad():
+        with pytest.raises(LayerError, match="SparseLinear needs 32 input features, found an input of shape"):
+            model(torch.randn(8, 31))
+        with pytest.raises(LayerError, match=r"needs inputs of torch\.float32 on the CPU, found torch\.float64 on cpu"):
+            model(torch.randn(8, 32).double())
+    with pytest.raises(StateError, match="SparseLinear is for inference and has no gradients"):
+        model(torch.randn(8, 32, requires_grad=True))
+
+
+@pytest.mark.usefixtures("always")
+def test_inputs_may_lie_in_memory_as_they_like() -> None:
+    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    turned, strided = torch.randn(32, 8).T, torch.randn(8, 64)[:, ::2]
+    with torch.no_grad():
+        assert close(model(turned), dense(turned))
+        assert close(model(strided), dense(strided))
+        assert close(model(turned.reshape(2, 2, 2, 32)), dense(turned.reshape(2, 2, 2, 32)))
+        assert close(model(turned[0]), dense(turned[0]))
+
+
+def test_models_that_are_not_ready_are_refused() -> None:
+    model = mlp(8, 8).train()
+    with pytest.raises(StateError, match=r"for inference, and .* is in training mode\. Call model\.eval\(\)"):
+        secateur.runtime.compile(model, torch.randn(2, 8))
+    with pytest.raises(CalibrationError, match="The model refuses calibration batch 0"):
+        secateur.runtime.compile(model.eval(), torch.randn(2, 9))
+    with pytest.raises(UnsupportedModelError, match=r"A torch\.nn\.Module or a keras\.Model is needed"):
+        secateur.runtime.compile({}, torch.randn(2, 9))
+
+
+@pytest.mark.usefixtures("always")
+def test_kinds_of_layers_say_what_they_are() -> None:
+    _, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    assert isinstance(model[0], SparseLinear)
+    assert isinstance(model[0], ExchangedLayer)
+    assert "32, 64, 4x1" in repr(model[0])
+    assert model[0].weight.shape == (64, 32)
+    assert model[0].weight.is_meta
+    _, (channels, _) = both(pruned(mlp(32, 64, 48), "1xchannel", 0.5), torch.randn(8, 32))
+    assert isinstance(channels[0], ChannelLinear)
+    assert "32 of 64 outputs" in repr(channels[0])
