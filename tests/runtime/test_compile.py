@@ -199,10 +199,7 @@ def test_layers_that_do_not_gain_stay_dense(monkeypatch: pytest.MonkeyPatch) -> 
     layers = list(model)
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
     assert list(model) == layers
-    assert [(row.chosen, row.reason) for row in report.layers] == [
-        ("dense", "4x1 kernel, float32 is not faster"),
-        ("dense", "4x1 kernel, float32 is not faster"),
-    ]
+    assert all(row.chosen == "dense" and row.reason.endswith("is not faster") for row in report.layers)
     assert report.exchanged == 0
     assert all(row.sparse_seconds and row.dense_seconds and row.bytes == row.dense_bytes for row in report.layers)
 
