@@ -64,6 +64,11 @@ class Emitter:
         self._declared.add(f"declare {result} @{function}({kinds})")
         return self.let(f"call {result} @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
 
+    def prefetch(self, place: str) -> None:
+        """Ask for what lies at a place, which need not be ours."""
+        self._declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self._lines.append(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
+
     def integer(self, operation: str, left: str | int, right: str | int) -> str:
         """Arithmetic on 64 bits."""
         return self.let(f"{operation} i64 {left}, {right}")
