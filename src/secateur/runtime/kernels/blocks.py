@@ -49,7 +49,7 @@ class BlockKernel(Kernel):
         """See `Kernel.scratch_bytes`: a panel."""
         return inputs * self.panel.feature_bytes
 
-    def costs(self, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
         """See `Kernel.costs`: blocks, and a little for each row of them."""
         total = len(starts) - 1
         ends = np.minimum(np.arange(0, total + self.grouped, self.grouped), total)

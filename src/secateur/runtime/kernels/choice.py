@@ -8,10 +8,15 @@ from typing import NamedTuple
 
 from secateur.runtime.kernels.blocks import BlockKernel
 from secateur.runtime.kernels.direct import DirectKernel
+from secateur.runtime.kernels.gathering import GatherKernel
 from secateur.runtime.kernels.kernel import PARAMETERS, Kernel
+from secateur.runtime.kernels.strips import ScatteredKernel
 from secateur.runtime.kernels.turning import QUAD, Panel
 
-__all__ = ["Step", "block_steps", "code"]
+__all__ = ["Step", "block_steps", "code", "scattered_steps"]
+
+MOST_GATHERED = 2
+"""Rows of the batch up to which gathering is faster than packing: measured equal at 2 to 3, half as fast at 4."""
 
 
 class Step(NamedTuple):
@@ -58,6 +63,31 @@ def block_steps(block: tuple[int, int], types: tuple[str, str, str], rows: int) 
         Step(BlockKernel(*block, index, panel, tile), count)
         for panel, count in panel_steps(element, rows, target.lanes, vectors)
     ]
+
+
+@lru_cache(maxsize=1024)
+def scattered_steps(sizes: tuple[int, int], types: tuple[str, str], rows: int) -> list[Step]:
+    """The kernels for single weights, one after another.
+
+    Args:
+        sizes: Outputs of a chunk and inputs of a piece.
+        types: LLVM's types of the activations and the weights.
+        rows: Of the batch.
+    """
+    from secateur.runtime.kernels.target import host
+
+    (element, stored), target = types, host()
+    if rows <= MOST_GATHERED:
+        return [Step(GatherKernel(*sizes, element, rows, stored), rows)]
+    panels = panel_steps(element, rows, target.lanes, 4 if target.registers == 32 else 2)
+    return [
+        Step(ScatteredKernel(*sizes, panel, stored, besides(panel, target.registers)), count) for panel, count in panels
+    ]
+
+
+def besides(panel: Panel, registers: int) -> int:
+    """Outputs that are computed beside one another, so that no product waits for the one before it."""
+    return 4 if panel.vectors * 4 <= registers // 2 else 2
 
 
 def most_direct(outputs: int, inputs: int) -> int:

@@ -63,7 +63,7 @@ class DirectKernel(Kernel):
         """See `Kernel.scratch_bytes`: none."""
         return 0
 
-    def costs(self, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
         """See `Kernel.costs`: blocks, and a little for each row of them."""
         return starts + np.arange(len(starts))
 
@@ -151,7 +151,7 @@ class DirectKernel(Kernel):
         channel = function.add(output, first)
         for row in range(self.batch):
             parts = [function.get(vector("float", lanes), chain[row]) for chain in sums]
-            total, kept = added(function, parts, lanes), lanes
+            total, kept = function.sum(parts, lanes), lanes
             if self.rows == 1:
                 total, kept = folded(function, total, lanes), 1
             offset = function.multiply(channel, FLOAT_BYTES)
@@ -163,16 +163,6 @@ class DirectKernel(Kernel):
                 result = function.let(f"fadd {vector('float', kept)} {total}, {bias}")
             place = function.add(function.multiply("%outputs", row), channel)
             write_floats(function, self.element, kept, result, function.at("%y", function.multiply(place, self.size)))
-
-
-def added(function: Emitter, parts: list[str], lanes: int) -> str:
-    """The sum of a power of two of vectors, in pairs."""
-    while len(parts) > 1:
-        kind = vector("float", lanes)
-        parts = [
-            function.let(f"fadd {kind} {left}, {right}") for left, right in zip(parts[::2], parts[1::2], strict=True)
-        ]
-    return parts[0]
 
 
 def folded(function: Emitter, total: str, lanes: int) -> str:

@@ -51,8 +51,13 @@ class Kernel(ABC):
         """Memory that it needs for a weight of so many inputs."""
 
     @abstractmethod
-    def costs(self, starts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """What the units before each unit cost, and at the end all of them, from what a layout counts."""
+    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
+        """What the units before each unit cost, and at the end all of them.
+
+        Args:
+            starts: What lies before each run of weights, as the layout counts.
+            inputs: Of the weight.
+        """
 
     @abstractmethod
     def emit(self) -> Emitter:

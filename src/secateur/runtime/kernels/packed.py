@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels.choice import Step, code
 from secateur.runtime.kernels.layouts import Blocks
+from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.threads import run_all, scratch
 from secateur.runtime.kernels.turning import SIZES
 
@@ -29,7 +30,7 @@ BLOCK = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 ELEMENTS = {"float32": "float", "bfloat16": "bfloat"}
 
-Activations = Literal["float32", "bfloat16"]
+Layout = Blocks | Scattered
 
 
 def unsupported(pattern: str, shape: tuple[int, int], dtype: str = "float32") -> str:
@@ -81,7 +82,7 @@ class PackedMatrix:
         array([0., 0., 0., 0., 3., 3., 3., 3.], dtype=float32)
     """
 
-    def __init__(self, pattern: str, layout: Blocks) -> None:
+    def __init__(self, pattern: str, layout: Layout) -> None:
         self.pattern = pattern
         self.layout = layout
         self._zeros = np.zeros(layout.shape[0], np.float32)
@@ -108,6 +109,8 @@ class PackedMatrix:
         if reason:
             raise LayerError(f"no kernel for a weight of {weight_OI.shape}: {reason}. Keep the layer dense.")
         rows, cols = (int(size) for size in pattern.split("x"))
+        if rows == cols == 1:
+            return cls(pattern, Scattered.of(weight_OI))
         return cls(pattern, Blocks.of(weight_OI, (rows, cols)))
 
     @property
@@ -164,7 +167,10 @@ class PackedMatrix:
             return lambda: function(*arrays, *places, scratch(memory), *sizes, begin, end)
 
         run_all(
-            [work(*bounds) for bounds in shares(kernel.costs(self.layout.starts), -(-rows // kernel.width), threads)]
+            [
+                work(*bounds)
+                for bounds in shares(kernel.costs(self.layout.starts, self.shape[1]), -(-rows // kernel.width), threads)
+            ]
         )
 
 

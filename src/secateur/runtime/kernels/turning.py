@@ -150,20 +150,20 @@ class Staged:
     """
 
     def __init__(self, function: Emitter, panel: Panel, outputs: int) -> None:
-        self._function, self._panel, self._outputs = function, panel, outputs
+        self._function, self.panel, self._outputs = function, panel, outputs
         self._rest = function.variable(f"[{outputs * panel.lanes} x {panel.element}]")
 
     def memory(self) -> str:
         """Room for them on the stack."""
-        return self._function.variable(f"[{self._outputs * self._panel.width} x float]")
+        return self._function.variable(f"[{self._outputs * self.panel.width} x float]")
 
     def emit_filling(self, memory: str, sums: Sequence[Sequence[str]], slot: str) -> None:
         """Keep variables, by outputs and vectors, as those from the output `slot` on."""
-        function, lanes, kind = self._function, self._panel.lanes, vector("float", self._panel.lanes)
-        place = function.at(memory, function.multiply(slot, self._panel.feature_bytes))
+        function, lanes, kind = self._function, self.panel.lanes, vector("float", self.panel.lanes)
+        place = function.at(memory, function.multiply(slot, self.panel.feature_bytes))
         for output, totals in enumerate(sums):
             for number, total in enumerate(totals):
-                goal = function.at(place, output * self._panel.feature_bytes + number * lanes * FLOAT_BYTES)
+                goal = function.at(place, output * self.panel.feature_bytes + number * lanes * FLOAT_BYTES)
                 function.store(kind, function.get(kind, total), goal, lanes * FLOAT_BYTES)
 
     def emit_writing(self, memory: str, rows: tuple[str, str], outputs: tuple[str, str]) -> None:
@@ -174,7 +174,7 @@ class Staged:
             rows: First row, and how many.
             outputs: First output, and how many.
         """
-        function, panel = self._function, self._panel
+        function, panel = self._function, self.panel
         row, count = rows
         place = function.add(function.multiply(row, "%outputs"), outputs[0])
         goal = function.at("%y", function.multiply(place, panel.size))
@@ -195,7 +195,7 @@ class Staged:
                 self._emit_copy((left, outputs[1]), rows_at, stride)
 
     def _emit_quads(self, source: str, aim: str, step: str) -> None:
-        function, panel = self._function, self._panel
+        function, panel = self._function, self.panel
         lanes, kind = panel.lanes, vector("float", panel.lanes)
         quads = []
         for first in range(0, self._outputs, QUAD):
@@ -215,7 +215,7 @@ class Staged:
 
     def _emit_copy(self, sizes: tuple[str, str], goal: str, stride: str) -> None:
         """From the stack, where no neighbour is written over."""
-        function, panel = self._function, self._panel
+        function, panel = self._function, self.panel
         with function.loop(0, sizes[0]) as row:
             source = function.at(self._rest, function.multiply(row, self._outputs * panel.size))
             aim = function.at(goal, function.multiply(row, stride))
