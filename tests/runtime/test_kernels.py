@@ -39,7 +39,18 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize(
     ("pattern", "shape"),
-    [("4x1", (12, 37)), ("8x1", (16, 33)), ("16x1", (32, 20)), ("2x3", (6, 9)), ("5x4", (10, 8)), ("16x16", (32, 48))],
+    [
+        ("4x1", (12, 37)),
+        ("8x1", (16, 33)),
+        ("16x1", (32, 20)),
+        ("2x3", (6, 9)),
+        ("5x4", (10, 8)),
+        ("16x16", (32, 48)),
+        ("1x1", (9, 7)),
+        ("1x1", (130, 300)),
+        ("1x8", (3, 24)),
+        ("1x1", (1, 1)),
+    ],
 )
 def test_product_is_that_of_the_dense_weight(pattern: str, shape: tuple[int, int], density: float, batch: int) -> None:
     rng = np.random.default_rng(1)
@@ -49,16 +60,19 @@ def test_product_is_that_of_the_dense_weight(pattern: str, shape: tuple[int, int
     assert error(found, x.astype(np.float64) @ weight.T.astype(np.float64) + bias) < 1e-5
 
 
+@pytest.mark.parametrize("batch", [1, 5, 150])
+@pytest.mark.parametrize("pattern", ["4x1", "1x1"])
 @pytest.mark.parametrize("threads", [2, 3, 4, 7])
-def test_threads_change_nothing(threads: int) -> None:
-    matrix = PackedMatrix.from_dense(pruned((64, 96), "4x1", 0.3), "4x1")
-    x = np.random.default_rng(2).standard_normal((150, 96)).astype(np.float32)
+def test_threads_change_nothing(threads: int, pattern: str, batch: int) -> None:
+    matrix = PackedMatrix.from_dense(pruned((320, 96), pattern, 0.3), pattern)
+    x = np.random.default_rng(2).standard_normal((batch, 96)).astype(np.float32)
     assert np.array_equal(product(matrix, x, threads=threads), product(matrix, x))
 
 
 def test_dense_is_the_inverse() -> None:
-    weight = pruned((12, 15), "4x3", 0.4)
-    assert np.array_equal(PackedMatrix.from_dense(weight, "4x3").dense(), weight)
+    for pattern in ("4x3", "1x1"):
+        weight = pruned((12, 15), pattern, 0.4)
+        assert np.array_equal(PackedMatrix.from_dense(weight, pattern).dense(), weight)
 
 
 def test_what_cannot_be_packed_says_why() -> None:

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, store_tile
+from secateur.runtime.kernels.kernel import PARAMETERS, Kernel, panels
+from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged
 
 __all__ = ["BlockKernel"]
 
-PARAMETERS = {
-    "starts": "ptr",
-    "columns": "ptr",
-    "values": "ptr",
-    "bias": "ptr",
-    "x": "ptr",
-    "y": "ptr",
-    "scratch": "ptr",
-    "batch": "i64",
-    "inputs": "i64",
-    "outputs": "i64",
-    "begin": "i64",
-    "end": "i64",
-}
+LINE = 16
+"""Floats of a cache line."""
 
 
 @dataclass(frozen=True, slots=True)
-class BlockKernel:
-    """The generator of one kernel.
-
-    Work is numbered panel by panel, and within a panel by rows of blocks; a call does a run of it.
+class BlockKernel(Kernel):
+    """Whose units are groups of rows of blocks.
 
     Attributes:
         rows: N, outputs of a block.
@@ -45,48 +35,58 @@ class BlockKernel:
     panel: Panel
     tile: int
 
+    @property
+    def grouped(self) -> int:
+        """Rows of blocks whose results are written together, a line of the cache at best."""
+        return max(1, LINE // self.rows)
+
+    @property
+    def width(self) -> int:
+        """See `Kernel.width`."""
+        return self.panel.width
+
+    def scratch_bytes(self, inputs: int) -> int:
+        """See `Kernel.scratch_bytes`: a panel."""
+        return inputs * self.panel.feature_bytes
+
+    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """See `Kernel.costs`: blocks, and a little for each row of them."""
+        total = len(starts) - 1
+        ends = np.minimum(np.arange(0, total + self.grouped, self.grouped), total)
+        return starts[ends] + ends
+
     def emit(self) -> Emitter:
-        """The kernel, called ``run``."""
+        """See `Kernel.emit`."""
         function = Emitter("run", PARAMETERS)
+        staged = Staged(function, self.panel, self.grouped * self.rows)
+        memory = staged.memory()
         block_rows = function.integer("sdiv", "%outputs", self.rows)
-        first = function.integer("sdiv", "%begin", block_rows)
-        last = function.integer("sdiv", function.add("%end", function.integer("sub", block_rows, 1)), block_rows)
-        with function.loop(first, last) as number:
-            done = function.multiply(number, block_rows)
-            start = function.larger(function.integer("sub", "%begin", done), 0)
-            stop = function.smaller(function.integer("sub", "%end", done), block_rows)
-            row = function.multiply(number, self.panel.width)
-            count = function.smaller(function.integer("sub", "%batch", row), self.panel.width)
-            source = function.at("%x", function.multiply(function.multiply(row, "%inputs"), self.panel.size))
-            self.panel.emit_packing(function, source, "%scratch", count)
-            with function.loop(start, stop) as block_row:
-                self._emit_row(function, block_row, row, count)
+        groups = function.integer("sdiv", function.add(block_rows, self.grouped - 1), self.grouped)
+        with panels(function, self.panel, groups) as run, function.loop(run.start, run.stop) as group:
+            begin = function.multiply(group, self.grouped)
+            end = function.smaller(function.add(begin, self.grouped), block_rows)
+            with function.loop(begin, end) as block_row:
+                slot = function.multiply(function.integer("sub", block_row, begin), self.rows)
+                self._emit_row(function, block_row, (staged, memory, slot))
+            outputs = function.multiply(function.integer("sub", end, begin), self.rows)
+            staged.emit_writing(memory, (run.row, run.rows), (function.multiply(begin, self.rows), outputs))
         return function
 
-    def _emit_row(self, function: Emitter, block_row: str, row: str, count: str) -> None:
+    def _emit_row(self, function: Emitter, block_row: str, where: tuple[Staged, str, str]) -> None:
+        """One row of blocks, whose results are kept from a slot on."""
+        staged, memory, slot = where
         place = function.at("%starts", function.multiply(block_row, 8))
         bounds = function.load("i64", place), function.load("i64", function.at(place, 8))
         output = function.multiply(block_row, self.rows)
         whole = self.rows // self.tile * self.tile
-        with function.loop(0, whole, self.tile) as inner:
-            self._emit_tile(function, self.tile, bounds, (output, inner, row, count))
-        if whole < self.rows:
-            self._emit_tile(function, self.rows - whole, bounds, (output, str(whole), row, count))
-
-    def _emit_tile(
-        self, function: Emitter, tile: int, bounds: tuple[str, str], where: tuple[str, str, str, str]
-    ) -> None:
-        output, inner, row, count = where
-        channel = function.add(output, inner)
-        sums = self._emit_bias(function, tile, channel)
-        weights = function.at("%values", function.multiply(inner, FLOAT_BYTES))
-        with function.loop(*bounds) as block:
-            self._emit_block(function, sums, block, weights)
-        kind = vector("float", self.panel.lanes)
-        final = [[function.get(kind, total) for total in totals] for totals in sums]
-        place = function.add(function.multiply(row, "%outputs"), channel)
-        goal = function.at("%y", function.multiply(place, self.panel.size))
-        self._emit_store(function, final, goal, count)
+        tiles = [(self.tile, 0, whole)] + [(self.rows - whole, whole, self.rows)] * (whole < self.rows)
+        for tile, first, last in tiles:
+            with function.loop(first, last, tile) as inner:
+                sums = self._emit_bias(function, tile, function.add(output, inner))
+                weights = function.at("%values", function.multiply(inner, FLOAT_BYTES))
+                with function.loop(*bounds) as block:
+                    self._emit_block(function, sums, block, weights)
+                staged.emit_filling(memory, sums, function.add(slot, inner))
 
     def _emit_bias(self, function: Emitter, tile: int, channel: str) -> list[list[str]]:
         """Variables for the sums, of which each begins with its channel's bias: by outputs, then by vectors."""
@@ -127,24 +127,3 @@ class BlockKernel:
             splat = function.splat("float", lanes, value)
             for total, some in zip(totals, inputs, strict=True):
                 function.put(kind, function.fused(lanes, splat, some, function.get(kind, total)), total)
-
-    def _emit_store(self, function: Emitter, tile: list[list[str]], goal: str, count: str) -> None:
-        """Whole panels go to their place at once; of others as many rows as there are, through the stack."""
-        stride = function.multiply("%outputs", self.panel.size)
-        with function.when(f"icmp eq i64 {count}, {self.panel.width}"):
-            self._emit_vectors(function, tile, goal, stride)
-        with function.when(f"icmp slt i64 {count}, {self.panel.width}"):
-            bytes_of_row = len(tile) * self.panel.size
-            stack = function.variable(f"[{self.panel.width * bytes_of_row} x i8]")
-            self._emit_vectors(function, tile, stack, str(bytes_of_row))
-            with function.loop(0, count) as row:
-                source = function.at(stack, function.multiply(row, bytes_of_row))
-                kind = vector(self.panel.element, len(tile))
-                found = function.load(kind, source, self.panel.size)
-                function.store(kind, found, function.at(goal, function.multiply(row, stride)), self.panel.size)
-
-    def _emit_vectors(self, function: Emitter, tile: list[list[str]], goal: str, stride: str) -> None:
-        for number in range(self.panel.vectors):
-            rows = function.at(goal, function.multiply(stride, number * self.panel.lanes))
-            some = [totals[number] for totals in tile]
-            store_tile(function, self.panel.element, some, self.panel.lanes, rows, stride)

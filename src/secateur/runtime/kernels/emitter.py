@@ -64,6 +64,11 @@ class Emitter:
         self._declared.add(f"declare {result} @{function}({kinds})")
         return self.let(f"call {result} @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
 
+    def prefetch(self, place: str) -> None:
+        """Ask for what lies at a place, which need not be ours."""
+        self._declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self._lines.append(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
+
     def integer(self, operation: str, left: str | int, right: str | int) -> str:
         """Arithmetic on 64 bits."""
         return self.let(f"{operation} i64 {left}, {right}")
@@ -132,6 +137,28 @@ class Emitter:
         """`left` × `right` + `total`, in one instruction where there is one."""
         kind = vector("float", lanes)
         return self.call(kind, f"llvm.fmuladd.v{lanes}f32", [(kind, left), (kind, right), (kind, total)])
+
+    def sum(self, parts: Sequence[str], lanes: int) -> str:
+        """The sum of a power of two of vectors of floats, in pairs."""
+        kind = vector("float", lanes)
+        while len(parts) > 1:
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            parts = [self.let(f"fadd {kind} {left}, {right}") for left, right in pairs]
+        return parts[0]
+
+    def gather(self, places: str, lanes: int = 16) -> str:
+        """The floats at as many places."""
+        kind, pointers, flags = vector("float", lanes), vector("ptr", lanes), vector("i1", lanes)
+        arguments = [(pointers, places), ("i32", "4"), (flags, "splat (i1 true)"), (kind, "poison")]
+        return self.call(kind, f"llvm.masked.gather.v{lanes}f32.v{lanes}p0", arguments)
+
+    def scatter(self, values: str, places: str, lanes: int = 16) -> None:
+        """Store floats at as many places, which differ."""
+        kind, pointers, flags = vector("float", lanes), vector("ptr", lanes), vector("i1", lanes)
+        name = f"llvm.masked.scatter.v{lanes}f32.v{lanes}p0"
+        self._declared.add(f"declare void @{name}({kind}, {pointers}, i32, {flags})")
+        arguments = f"{kind} {values}, {pointers} {places}, i32 4, {flags} splat (i1 true)"
+        self._lines.append(f"call void @{name}({arguments})")
 
     @contextmanager
     def loop(self, start: str | int, stop: str | int, step: str | int = 1) -> Iterator[str]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from secateur.runtime.kernels.choice import Step, block_steps
+
 __all__ = ["Blocks", "aligned"]
 
 Floats = npt.NDArray[np.float32]
@@ -73,6 +75,14 @@ class Blocks:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return self.starts.nbytes + self.columns.nbytes + self.values.nbytes
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where the arrays are that a kernel reads first."""
+        return self.starts.ctypes.data, self.columns.ctypes.data, self.values.ctypes.data, 0, 0
+
+    def steps(self, element: str, rows: int) -> list[Step]:
+        """The kernels for a batch; `element`: LLVM's type of activations."""
+        return block_steps(self.block, (f"i{8 * self.columns.itemsize}", element, "float"), rows)
 
     def dense(self) -> Floats:
         """The weight with its zeros."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels.blocks import PARAMETERS, BlockKernel
+from secateur.runtime.kernels.choice import Step, code
 from secateur.runtime.kernels.layouts import Blocks
+from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.threads import run_all, scratch
-from secateur.runtime.kernels.turning import Panel
+from secateur.runtime.kernels.turning import SIZES
 
 __all__ = ["ACTIVATIONS", "DTYPES", "PackedMatrix", "unsupported"]
 
@@ -30,7 +30,7 @@ BLOCK = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 ELEMENTS = {"float32": "float", "bfloat16": "bfloat"}
 
-Activations = Literal["float32", "bfloat16"]
+Layout = Blocks | Scattered
 
 
 def unsupported(pattern: str, shape: tuple[int, int], dtype: str = "float32") -> str:
@@ -82,7 +82,7 @@ class PackedMatrix:
         array([0., 0., 0., 0., 3., 3., 3., 3.], dtype=float32)
     """
 
-    def __init__(self, pattern: str, layout: Blocks) -> None:
+    def __init__(self, pattern: str, layout: Layout) -> None:
         self.pattern = pattern
         self.layout = layout
         self._zeros = np.zeros(layout.shape[0], np.float32)
@@ -109,6 +109,8 @@ class PackedMatrix:
         if reason:
             raise LayerError(f"no kernel for a weight of {weight_OI.shape}: {reason}. Keep the layer dense.")
         rows, cols = (int(size) for size in pattern.split("x"))
+        if rows == cols == 1:
+            return cls(pattern, Scattered.of(weight_OI))
         return cls(pattern, Blocks.of(weight_OI, (rows, cols)))
 
     @property
@@ -148,64 +150,46 @@ class PackedMatrix:
                 f"activations must be one of {ACTIVATIONS}, rows at least 0 and threads at least 1, "
                 f"found {activations!r}, {rows} and {threads}."
             )
-        element = ELEMENTS[activations]
-        size = Panel(element, 1, 1).size
-        start = 0
-        for kernel, count in _kernels(self.layout.block, self.layout.columns.itemsize, element, rows):
-            places = (x + start * self.shape[1] * size, y + start * self.shape[0] * size)
-            self._run(kernel, count, (*places, bias or self._zeros.ctypes.data), threads)
-            start += count
+        if rows == 0:
+            return
+        element, start = ELEMENTS[activations], 0
+        for step in self.layout.steps(element, rows):
+            places = (x + start * self.shape[1] * SIZES[element], y + start * self.shape[0] * SIZES[element])
+            self._run(step, (bias or self._zeros.ctypes.data, *places), threads)
+            start += step.rows
 
-    def _run(self, kernel: BlockKernel, rows: int, places: tuple[int, int, int], threads: int) -> None:
-        code, layout, (x, y, bias) = _code(kernel), self.layout, places
-        outputs, inputs = self.shape
-        arrays = [array.ctypes.data for array in (layout.starts, layout.columns, layout.values)]
-        panel_bytes = inputs * kernel.panel.feature_bytes
+    def _run(self, step: Step, places: tuple[int, int, int], threads: int) -> None:
+        kernel, rows = step
+        function, sizes = code(kernel), (rows, *reversed(self.shape))
+        arrays, memory = self.layout.addresses(), kernel.scratch_bytes(self.shape[1])
 
         def work(begin: int, end: int) -> Callable[[], None]:
-            return lambda: code(*arrays, bias, x, y, scratch(panel_bytes), rows, inputs, outputs, begin, end)
+            return lambda: function(*arrays, *places, scratch(memory), *sizes, begin, end)
 
-        panels = -(-rows // kernel.panel.width)
-        run_all([work(*bounds) for bounds in _shares(layout.starts, panels, threads)])
-
-
-def _kernels(block: tuple[int, int], index_bytes: int, element: str, rows: int) -> list[tuple[BlockKernel, int]]:
-    """The kernels that a batch needs, one after another, and how many rows each is for."""
-    from secateur.runtime.kernels.target import host
-
-    lanes = host().lanes
-    tile, vectors = _tile(block[0], host().registers)
-    whole, rest = divmod(rows, lanes * vectors)
-    sizes = [(vectors, whole * lanes * vectors)] * (whole > 0) + [(-(-rest // lanes), rest)] * (rest > 0)
-    index = f"i{8 * index_bytes}"
-    return [(BlockKernel(*block, index, Panel(element, lanes, some), tile), count) for some, count in sizes]
+        run_all(
+            [
+                work(*bounds)
+                for bounds in shares(kernel.costs(self.layout.starts, self.shape[1]), -(-rows // kernel.width), threads)
+            ]
+        )
 
 
-@cache
-def _tile(rows: int, registers: int) -> tuple[int, int]:
-    """Outputs and vectors of activations whose sums fit into the registers, beside what they are made of."""
-    if registers < 32:
-        return (min(rows, 4), 2)
-    return (8, 3) if rows % 8 == 0 else (min(rows, 4), 4)
+def shares(costs: npt.NDArray[Any], panels: int, threads: int) -> list[tuple[int, int]]:
+    """Runs of units, counted over all panels, that cost about the same.
 
+    Args:
+        costs: What the units before each cost, and at the end all of them.
+        panels: How often all of them are to be done.
+        threads: Runs at most.
 
-@cache
-def _code(kernel: BlockKernel) -> Callable[..., None]:
-    from secateur.runtime.kernels.target import compiled
-
-    return compiled(kernel.emit(), "run", len(PARAMETERS))
-
-
-def _shares(starts: npt.NDArray[Any], panels: int, threads: int) -> list[tuple[int, int]]:
-    """Runs of rows of blocks, counted over all panels, with about as many blocks each."""
-    rows = len(starts) - 1
-    if threads == 1:
-        return [(0, panels * rows)]
-    costs = starts + np.arange(rows + 1)
-    total = int(costs[-1])
+    Example:
+        >>> shares(np.array([0, 5, 6, 7, 8, 9, 10]), 1, 2)
+        [(0, 1), (1, 6)]
+    """
+    units, total = len(costs) - 1, int(costs[-1])
     bounds = [0]
     for number in range(1, threads):
         panel, rest = divmod(total * panels * number // threads, total)
-        bounds.append(panel * rows + int(np.searchsorted(costs, rest)))
-    bounds.append(panels * rows)
+        bounds.append(panel * units + int(np.searchsorted(costs, rest)))
+    bounds.append(panels * units)
     return [(begin, end) for begin, end in pairwise(bounds) if begin < end]

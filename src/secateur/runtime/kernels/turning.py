@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 
-__all__ = ["FLOAT_BYTES", "Panel", "read_floats", "store_tile", "turned", "write_floats"]
+__all__ = ["FLOAT_BYTES", "SIZES", "Panel", "Staged", "read_floats", "turned", "write_floats"]
 
 FLOAT_BYTES = 4
 """Of a float32."""
+
+SIZES = {"float": FLOAT_BYTES, "bfloat": 2, "i8": 1}
+"""Bytes of LLVM's types."""
 
 QUAD = 4
 """Floats that are turned together."""
@@ -64,20 +67,6 @@ def write_floats(function: Emitter, element: str, lanes: int, value: str, place:
     function.store(vector(element, lanes), value, place, FLOAT_BYTES if element == "float" else 2)
 
 
-def store_tile(function: Emitter, element: str, tile: Sequence[str], lanes: int, place: str, stride: str) -> None:
-    """Write one vector per output channel, over `lanes` rows of the batch, into rows of `stride` bytes at `place`."""
-    size = FLOAT_BYTES if element == "float" else 2
-    kind = vector("float", lanes)
-    for first in range(0, len(tile), QUAD):
-        some = list(tile[first : first + QUAD])
-        columns = turned(function, [*some, *["zeroinitializer"] * (QUAD - len(some))], lanes)
-        for run in range(lanes // QUAD):
-            for number, column in enumerate(columns):
-                part = function.shuffle(kind, column, "poison", [run * QUAD + lane for lane in range(len(some))])
-                row = function.at(place, function.multiply(stride, run * QUAD + number))
-                write_floats(function, element, len(some), part, function.at(row, first * size))
-
-
 @dataclass(frozen=True, slots=True)
 class Panel:
     """Activations of a run of rows of the batch, feature after feature.
@@ -105,7 +94,7 @@ class Panel:
     @property
     def size(self) -> int:
         """Bytes of a number as it comes."""
-        return FLOAT_BYTES if self.element == "float" else 2
+        return SIZES[self.element]
 
     def emit_packing(self, function: Emitter, source: str, panel: str, count: str) -> None:
         """Fill a panel from `count` rows of ``%inputs`` numbers at `source`; what is beyond them becomes zero."""
@@ -149,6 +138,91 @@ class Panel:
         with function.loop(left, self.lanes) as row, function.loop(0, "%inputs") as feature:
             target = function.at(goal, function.multiply(feature, self.feature_bytes))
             function.store("float", "0.0", function.at(target, function.multiply(row, FLOAT_BYTES)), FLOAT_BYTES)
+
+
+class Staged:
+    """Results of a few outputs for a whole panel, until they are turned and written.
+
+    Args:
+        function: Where to.
+        panel: The panel that they belong to.
+        outputs: How many at most.
+    """
+
+    def __init__(self, function: Emitter, panel: Panel, outputs: int) -> None:
+        self._function, self.panel, self._outputs = function, panel, outputs
+        self._rest = function.variable(f"[{outputs * panel.lanes} x {panel.element}]")
+
+    def memory(self) -> str:
+        """Room for them on the stack."""
+        return self._function.variable(f"[{self._outputs * self.panel.width} x float]")
+
+    def emit_filling(self, memory: str, sums: Sequence[Sequence[str]], slot: str) -> None:
+        """Keep variables, by outputs and vectors, as those from the output `slot` on."""
+        function, lanes, kind = self._function, self.panel.lanes, vector("float", self.panel.lanes)
+        place = function.at(memory, function.multiply(slot, self.panel.feature_bytes))
+        for output, totals in enumerate(sums):
+            for number, total in enumerate(totals):
+                goal = function.at(place, output * self.panel.feature_bytes + number * lanes * FLOAT_BYTES)
+                function.store(kind, function.get(kind, total), goal, lanes * FLOAT_BYTES)
+
+    def emit_writing(self, memory: str, rows: tuple[str, str], outputs: tuple[str, str]) -> None:
+        """Write into ``%y``, which has ``%outputs`` numbers a row.
+
+        Args:
+            memory: Where they are kept, output by output.
+            rows: First row, and how many.
+            outputs: First output, and how many.
+        """
+        function, panel = self._function, self.panel
+        row, count = rows
+        place = function.add(function.multiply(row, "%outputs"), outputs[0])
+        goal = function.at("%y", function.multiply(place, panel.size))
+        stride = function.multiply("%outputs", panel.size)
+        with function.loop(0, panel.vectors) as number:
+            done = function.multiply(number, panel.lanes)
+            left = function.smaller(function.integer("sub", count, done), panel.lanes)
+            rows_at = function.at(goal, function.multiply(done, stride))
+            source = function.at(memory, function.multiply(done, FLOAT_BYTES))
+            whole = function.let(f"icmp eq i64 {left}, {panel.lanes}")
+            full = function.let(f"icmp eq i64 {outputs[1]}, {self._outputs}")
+            direct = function.let(f"and i1 {whole}, {full}")
+            own = self._outputs * panel.size
+            aim = function.let(f"select i1 {direct}, ptr {rows_at}, ptr {self._rest}")
+            step = function.let(f"select i1 {direct}, i64 {stride}, i64 {own}")
+            self._emit_quads(source, aim, step)
+            with function.when(f"icmp eq i1 {direct}, false"):
+                self._emit_copy((left, outputs[1]), rows_at, stride)
+
+    def _emit_quads(self, source: str, aim: str, step: str) -> None:
+        function, panel = self._function, self.panel
+        lanes, kind = panel.lanes, vector("float", panel.lanes)
+        quads = []
+        for first in range(0, self._outputs, QUAD):
+            some = [
+                function.load(kind, function.at(source, output * panel.feature_bytes), lanes * FLOAT_BYTES)
+                for output in range(first, min(first + QUAD, self._outputs))
+            ]
+            quads.append(
+                (first, len(some), turned(function, [*some, *["zeroinitializer"] * (QUAD - len(some))], lanes))
+            )
+        for lane in range(lanes):  # Row by row, so that the cache need not hold all rows' lines at once.
+            row = function.at(aim, function.multiply(step, lane))
+            for first, some_outputs, columns in quads:
+                places = [lane // QUAD * QUAD + output for output in range(some_outputs)]
+                part = function.shuffle(kind, columns[lane % QUAD], "poison", places)
+                write_floats(function, panel.element, some_outputs, part, function.at(row, first * panel.size))
+
+    def _emit_copy(self, sizes: tuple[str, str], goal: str, stride: str) -> None:
+        """From the stack, where no neighbour is written over."""
+        function, panel = self._function, self.panel
+        with function.loop(0, sizes[0]) as row:
+            source = function.at(self._rest, function.multiply(row, self._outputs * panel.size))
+            aim = function.at(goal, function.multiply(row, stride))
+            with function.loop(0, sizes[1]) as output:
+                offset = function.multiply(output, panel.size)
+                found = function.load(panel.element, function.at(source, offset), panel.size)
+                function.store(panel.element, found, function.at(aim, offset), panel.size)
 
 
 def _joined(function: Emitter, parts: list[str]) -> str:

@@ -1,0 +1,123 @@
+"""Which kernels a batch is multiplied with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+from secateur.runtime.kernels.blocks import BlockKernel
+from secateur.runtime.kernels.direct import DirectKernel
+from secateur.runtime.kernels.gathering import GatherKernel
+from secateur.runtime.kernels.kernel import PARAMETERS, Kernel
+from secateur.runtime.kernels.strips import ScatteredKernel
+from secateur.runtime.kernels.turning import QUAD, Panel
+
+__all__ = ["Step", "block_steps", "code", "scattered_steps"]
+
+MOST_GATHERED = 2
+"""Rows of the batch up to which gathering is faster than packing: measured equal at 2 to 3, half as fast at 4."""
+
+
+class Step(NamedTuple):
+    """A kernel and how many rows of the batch it is for."""
+
+    kernel: Kernel
+    rows: int
+
+
+def code(kernel: Kernel) -> Callable[..., None]:
+    """The kernel's function, made once in a process.
+
+    Raises:
+        MissingPackageError: llvmlite is not installed.
+    """
+    made = _made.get(kernel)
+    if made is None:
+        from secateur.runtime.kernels.target import compiled
+
+        made = _made.setdefault(kernel, compiled(kernel.emit(), "run", len(PARAMETERS)))
+    return made
+
+
+_made: dict[Kernel, Callable[..., None]] = {}
+
+
+@lru_cache(maxsize=1024)
+def block_steps(block: tuple[int, int], types: tuple[str, str, str], rows: int) -> list[Step]:
+    """The kernels for blocks, one after another.
+
+    Args:
+        block: Outputs and inputs of a block.
+        types: LLVM's types of a block's number, the activations and the weights.
+        rows: Of the batch.
+    """
+    from secateur.runtime.kernels.target import host
+
+    index, element, stored = types
+    target = host()
+    if rows <= most_direct(*block):
+        return [Step(DirectKernel(*block, index, element, rows, target.lanes, stored), rows)]
+    tile, vectors = _tile(block[0], target.registers)
+    return [
+        Step(BlockKernel(*block, index, panel, tile), count)
+        for panel, count in panel_steps(element, rows, target.lanes, vectors)
+    ]
+
+
+@lru_cache(maxsize=1024)
+def scattered_steps(sizes: tuple[int, int], types: tuple[str, str], rows: int) -> list[Step]:
+    """The kernels for single weights, one after another.
+
+    Args:
+        sizes: Outputs of a chunk and inputs of a piece.
+        types: LLVM's types of the activations and the weights.
+        rows: Of the batch.
+    """
+    from secateur.runtime.kernels.target import host
+
+    (element, stored), target = types, host()
+    if rows <= MOST_GATHERED:
+        return [Step(GatherKernel(*sizes, element, rows, stored), rows)]
+    panels = panel_steps(element, rows, target.lanes, 4 if target.registers == 32 else 2)
+    return [
+        Step(ScatteredKernel(*sizes, panel, stored, besides(panel, target.registers)), count) for panel, count in panels
+    ]
+
+
+def besides(panel: Panel, registers: int) -> int:
+    """Outputs that are computed beside one another, so that no product waits for the one before it."""
+    return 4 if panel.vectors * 4 <= registers // 2 else 2
+
+
+def most_direct(outputs: int, inputs: int) -> int:
+    """Rows of the batch up to which reading activations where they are is faster than packing them.
+
+    Measured for blocks of 4 (equal from 3 to 4) and of 16 outputs (faster up to 8).
+    """
+    length = inputs if outputs == 1 else outputs
+    return max(2, min(length, 16) // 2)
+
+
+def panel_steps(element: str, rows: int, lanes: int, most: int) -> list[tuple[Panel, int]]:
+    """Panels of at most so many vectors, as equal as can be, and how many rows each kind is for.
+
+    Example:
+        >>> [(panel.vectors, rows) for panel, rows in panel_steps("float", 100, 16, 4)]
+        [(4, 64), (3, 36)]
+    """
+    while lanes > QUAD and rows <= lanes // 2:
+        lanes //= 2
+    total = -(-rows // lanes)
+    count = -(-total // most)
+    small, larger = divmod(total, count)
+    first = larger * (small + 1) * lanes
+    steps = [(Panel(element, lanes, small + 1), min(first, rows))] * (larger > 0)
+    return steps + [(Panel(element, lanes, small), rows - first)] * (rows > first)
+
+
+def _tile(rows: int, registers: int) -> tuple[int, int]:
+    """Outputs and vectors of activations whose sums fit into the registers, beside what they are made of."""
+    if registers < 32:
+        return min(rows, 4), 2
+    return (8, 3) if rows % 8 == 0 else (min(rows, 4), 4)

@@ -1,0 +1,96 @@
+"""What all kernels have in common: how they are called, and how their work is numbered."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.runtime.kernels.emitter import Emitter
+from secateur.runtime.kernels.turning import Panel
+
+__all__ = ["PARAMETERS", "Kernel", "Run", "panels"]
+
+PARAMETERS = {
+    "starts": "ptr",
+    "columns": "ptr",
+    "values": "ptr",
+    "scales": "ptr",
+    "order": "ptr",
+    "bias": "ptr",
+    "x": "ptr",
+    "y": "ptr",
+    "scratch": "ptr",
+    "batch": "i64",
+    "inputs": "i64",
+    "outputs": "i64",
+    "begin": "i64",
+    "end": "i64",
+}
+"""Of every kernel: the arrays of a layout, the caller's arrays, memory of its own, sizes, and which work to do."""
+
+
+class Kernel(ABC):
+    """The generator of one function.
+
+    Its work is numbered panel by panel (rows of the batch that are done together), and within a panel by units of
+    outputs; a call does a run of it. A unit's numbers do not depend on the run that it is in.
+    """
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Rows of the batch that are done together."""
+
+    @abstractmethod
+    def scratch_bytes(self, inputs: int) -> int:
+        """Memory that it needs for a weight of so many inputs."""
+
+    @abstractmethod
+    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
+        """What the units before each unit cost, and at the end all of them.
+
+        Args:
+            starts: What lies before each run of weights, as the layout counts.
+            inputs: Of the weight.
+        """
+
+    @abstractmethod
+    def emit(self) -> Emitter:
+        """The function, called ``run``, with `PARAMETERS`."""
+
+
+class Run(NamedTuple):
+    """A panel and the units to do for it.
+
+    Attributes:
+        row: First row of the batch.
+        rows: How many rows.
+        start: First unit.
+        stop: Behind the last.
+    """
+
+    row: str
+    rows: str
+    start: str
+    stop: str
+
+
+@contextmanager
+def panels(function: Emitter, panel: Panel, units: str) -> Iterator[Run]:
+    """Repeat what is emitted inside for each panel from ``%begin`` to ``%end``, which is packed into ``%scratch``."""
+    first = function.integer("sdiv", "%begin", units)
+    last = function.integer("sdiv", function.add("%end", function.integer("sub", units, 1)), units)
+    with function.loop(first, last) as number:
+        done = function.multiply(number, units)
+        start = function.larger(function.integer("sub", "%begin", done), 0)
+        stop = function.smaller(function.integer("sub", "%end", done), units)
+        row = function.multiply(number, panel.width)
+        count = function.smaller(function.integer("sub", "%batch", row), panel.width)
+        source = function.at("%x", function.multiply(function.multiply(row, "%inputs"), panel.size))
+        panel.emit_packing(function, source, "%scratch", count)
+        yield Run(row, count, start, stop)

@@ -1,0 +1,109 @@
+"""How single weights lie in memory that are strewn without a pattern."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.runtime.kernels.choice import Step, scattered_steps
+from secateur.runtime.kernels.layouts import Floats, aligned
+from secateur.runtime.kernels.strips import STRIP
+
+__all__ = ["Scattered"]
+
+CHUNK = 128
+"""Outputs that are sorted together, at most; twice that where there are enough of them for several threads."""
+
+MANY = 2048
+"""Outputs that are enough."""
+
+PIECE = 128
+"""Inputs of a piece."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scattered:
+    """Weights that are not zero: chunk of outputs by chunk, within it piece of inputs by piece, within it by strips.
+
+    A strip has sixteen outputs of a chunk, those with about as many weights in this piece: the chunk's outputs are
+    sorted by that, so that few zeros fill up the shorter ones.
+
+    Attributes:
+        shape: (O, I) of the weight.
+        starts: For each strip, how many sixteens of weights lie before it, and at the end how many there are.
+        columns: For each weight, its input within the piece.
+        values: The weights.
+        order: For each strip, its outputs within the chunk.
+        chunk: Outputs of a chunk.
+
+    Example:
+        >>> Scattered.of(np.eye(3, dtype=np.float32)).dense()
+        array([[1., 0., 0.],
+               [0., 1., 0.],
+               [0., 0., 1.]], dtype=float32)
+    """
+
+    shape: tuple[int, int]
+    starts: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.uint8]
+    values: npt.NDArray[Any]
+    order: npt.NDArray[np.uint8]
+    chunk: int
+
+    @classmethod
+    def of(cls, weight_OI: Floats) -> Scattered:
+        """The weights that are not zero."""
+        outputs, inputs = weight_OI.shape
+        chunk = min(CHUNK if outputs < MANY else 2 * CHUNK, -(-outputs // STRIP) * STRIP)
+        padded = np.zeros((-(-outputs // chunk) * chunk, -(-inputs // PIECE) * PIECE), np.float32)
+        padded[:outputs, :inputs] = weight_OI
+        pieces = np.ascontiguousarray(padded.reshape(-1, chunk, padded.shape[1] // PIECE, PIECE).transpose(0, 2, 1, 3))
+        nonzero = pieces != 0
+        counts = nonzero.sum(axis=3, dtype=np.int64)
+        order = np.argsort(-counts, axis=2, kind="stable")
+        longest = np.take_along_axis(counts, order, 2).reshape(-1, STRIP).max(axis=1)
+        starts = np.zeros(len(longest) + 1, np.int64)
+        np.cumsum(longest, out=starts[1:])
+        lines = order.reshape(-1) + np.repeat(np.arange(order.size // chunk) * chunk, chunk)
+        rows, found = np.nonzero(nonzero.reshape(-1, PIECE)[lines])
+        lengths = counts.reshape(-1)[lines]
+        rank = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        slots = (starts[rows // STRIP] + rank) * STRIP + rows % STRIP
+        columns, values = np.zeros(starts[-1] * STRIP, np.uint8), np.zeros(starts[-1] * STRIP, np.float32)
+        columns[slots] = found
+        values[slots] = pieces.reshape(-1, PIECE)[lines[rows], found]
+        small = order.reshape(-1).astype(np.uint8)
+        return cls((outputs, inputs), starts, aligned(columns), aligned(values), aligned(small), chunk)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.starts.nbytes + self.columns.nbytes + self.values.nbytes + self.order.nbytes
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where the arrays are that a kernel reads first."""
+        starts, columns, values, order = (
+            array.ctypes.data for array in (self.starts, self.columns, self.values, self.order)
+        )
+        return starts, columns, values, 0, order
+
+    def steps(self, element: str, rows: int) -> list[Step]:
+        """The kernels for a batch; `element`: LLVM's type of activations."""
+        return scattered_steps((self.chunk, PIECE), (element, "float"), rows)
+
+    def dense(self) -> Floats:
+        """The weight with its zeros."""
+        outputs, inputs = self.shape
+        count = -(-inputs // PIECE)
+        strip = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts) * STRIP)
+        lane = np.arange(len(self.values)) % STRIP
+        chunk, piece = np.divmod(strip // (self.chunk // STRIP), count)
+        row = chunk * self.chunk + self.order.reshape(-1)[strip * STRIP + lane]
+        column = piece * PIECE + self.columns
+        kept = self.values != 0
+        dense = np.zeros((outputs, inputs), np.float32)
+        dense[row[kept], column[kept]] = self.values[kept]
+        return dense
