@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from secateur._packages import is_installed
-from secateur._wording import listed
+from secateur._wording import brief, listed
 from secateur.artifact.dtypes import DTYPES
+from secateur.artifact.files import small_file
 from secateur.artifact.manifest import Builder
 from secateur.artifact.safetensors_file import TensorFile, parsed_json
 from secateur.artifact.source import Source, SourceTensor, usual_view
@@ -23,6 +24,8 @@ __all__ = ["COPIED", "foreign_source"]
 SUFFIX = ".safetensors"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
+
+MOST_INDEX_BYTES = 100_000_000
 
 COPIED = frozenset({".jinja", ".json", ".model", ".tiktoken", ".txt"})
 """Files beside the weights that make a model usable: configuration and tokenizer."""
@@ -78,11 +81,11 @@ def _files(path: Path) -> list[Path]:
     if path.is_file() and path.suffix == SUFFIX:
         return [path]
     if (path / INDEX).is_file():
-        places = parsed_json((path / INDEX).read_bytes(), path / INDEX).get("weight_map")
+        places = parsed_json(small_file(path / INDEX, MOST_INDEX_BYTES), path / INDEX).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
             raise ArtifactError(f"{path / INDEX}: 'weight_map' must say for each tensor in which file it is.")
-        if strange := [place for place in places.values() if Path(place).name != place]:
-            raise ArtifactError(f"{path / INDEX}: {strange[0]!r} is no name of a file in the folder.")
+        if strange := [place for place in places.values() if Path(place).name != place or not place.isprintable()]:
+            raise ArtifactError(f"{path / INDEX}: {brief(strange[0])} is no name of a file in the folder.")
         return sorted({path / place for place in places.values()})
     if (path / SINGLE).is_file():
         return [path / SINGLE]
