@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
+from secateur.artifact.packing import MOST_LISTED, BlockPacking, GroupPacking, Packing
 from secateur.errors import ConfigError, LayerError
 from secateur.patterns.base import pattern_class
 from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
@@ -126,7 +126,7 @@ def _packings(zeros: Zeros, specification: str) -> Iterator[Packing]:
     kept = int(np.count_nonzero(zeros.blocks(layout.block)))
     if kept < layout.count:
         yield BlockPacking(layout.block, kept, is_list=False, label=specification)
-        if layout.count < 1 << 32:
+        if layout.count <= MOST_LISTED:
             yield BlockPacking(layout.block, kept, is_list=True, label=specification)
 
 

@@ -16,7 +16,7 @@ from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.folder import recover
 from secateur.artifact.foreign import foreign_source
 from secateur.artifact.manifest import MANIFEST, Claim, TensorEntry
-from secateur.artifact.proof import fits, violation
+from secateur.artifact.proof import fits, unfounded, violation
 from secateur.artifact.reader import Artifact
 from secateur.artifact.report import ArtifactReport
 from secateur.artifact.rows import disk_bytes, report_on
@@ -165,15 +165,18 @@ def _problems(artifact: Artifact) -> Iterator[tuple[str, str]]:
         zeros = bits.size - int(np.count_nonzero(nonzero))
         if zeros != entry.zeros:
             yield name, f"{zeros:,} zeros, and the manifest says {entry.zeros:,}"
-        elif problem := _broken_claim(entry, nonzero):
+        elif problem := _broken_pattern(entry, bits, nonzero):
             yield name, problem
 
 
-def _broken_claim(entry: TensorEntry, nonzero: npt.NDArray[np.bool_]) -> str | None:
-    if entry.pruned is None or entry.view is None:
+def _broken_pattern(entry: TensorEntry, bits: Bits, nonzero: npt.NDArray[np.bool_]) -> str | None:
+    if entry.pattern is None or entry.view is None:
         return None
-    problem = violation(entry.pruned.pattern, entry.view, nonzero, entry.pruned)
-    return problem and f"not {entry.pruned.pattern!r} any more: {problem}"
+    if entry.pruned is None:
+        problem = unfounded(entry.pattern, entry.view, bits != 0)
+        return problem and f"not {entry.pattern!r}: {problem}"
+    problem = violation(entry.pattern, entry.view, nonzero, entry.pruned)
+    return problem and f"not {entry.pattern!r} any more: {problem}"
 
 
 def _without_pattern(
