@@ -41,7 +41,7 @@ def small_file(path: Path, most: int) -> bytes:
     with opened(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            text = file.read(most) if size <= most else b""
+            text = file.read(size) if size <= most else b""
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read ({error}).") from error
     if size > most:

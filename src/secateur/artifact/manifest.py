@@ -38,6 +38,8 @@ LONGEST = 500
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 """Within the folder, without hidden files and ways out."""
 
+LONGEST_FILE_NAME = 1000
+
 
 def _check_printable(text: str) -> str:
     if not text.isprintable():
@@ -358,7 +360,7 @@ class Manifest(_Part):
     @classmethod
     def _check_names(cls, names: dict[str, Any]) -> dict[str, Any]:
         for name in names:
-            if not FILE_NAME.fullmatch(name) or name == MANIFEST:
+            if not FILE_NAME.fullmatch(name) or name == MANIFEST or len(name) > LONGEST_FILE_NAME:
                 raise ValueError(f"{brief(name)} is no name of a file within the folder")
         return names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from secateur._wording import listed, nearest
 from secateur.artifact.dtypes import Bits
 from secateur.artifact.files import sized_digest
-from secateur.artifact.folder import recover
+from secateur.artifact.folder import settled
 from secateur.artifact.manifest import MANIFEST, Manifest, TensorEntry
 from secateur.artifact.packing import Packing
 from secateur.artifact.safetensors_file import TensorFile
@@ -96,12 +97,12 @@ class Artifact(Mapping[str, RawTensor]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        recover(self.path)
-        if not (self.path / MANIFEST).is_file():
-            raise ArtifactError(f"{self.path}: no artifact: there is no file {MANIFEST!r} in it.")
-        self.manifest = Manifest.read(self.path)
-        is_held = len(self.manifest.shards) <= MOST_HELD
-        self._files = {name: self._opened(name, size, is_held) for name, size in self.manifest.shards.items()}
+        with settled(self.path):
+            if not os.path.isfile(self.path / MANIFEST):
+                raise ArtifactError(f"{self.path}: no artifact: there is no file {MANIFEST!r} in it.")
+            self.manifest = Manifest.read(self.path)
+            is_held = len(self.manifest.shards) <= MOST_HELD
+            self._files = {name: self._opened(name, size, is_held) for name, size in self.manifest.shards.items()}
         self._check_places()
 
     def __getitem__(self, name: str) -> RawTensor:

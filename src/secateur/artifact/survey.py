@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from secateur._frameworks import leaf
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.folder import recover
+from secateur.artifact.folder import settled
 from secateur.artifact.foreign import foreign_source
 from secateur.artifact.manifest import MANIFEST, Claim, TensorEntry
 from secateur.artifact.proof import fits, unfounded, violation
@@ -145,8 +146,8 @@ def convert(
 
 
 def _is_artifact(path: Path) -> bool:
-    recover(path)
-    return (path / MANIFEST).is_file()
+    with settled(path):
+        return os.path.isfile(path / MANIFEST)
 
 
 def _examined(tensors: Mapping[str, SourceTensor]) -> dict[str, TensorEntry]:

@@ -135,12 +135,12 @@ def digest(bits: Bits) -> str:
 
 
 def names_of_artifact(folder: Path) -> set[str] | None:
-    """Names of an artifact's own files and folders; ``None``: it is no artifact."""
+    """Names of an artifact's own files; ``None``: it is no artifact."""
     try:
         manifest = Manifest.read(folder)
     except ArtifactError:
         return None
-    return {MANIFEST, *(name.partition("/")[0] for name in (*manifest.shards, *manifest.files))}
+    return {MANIFEST, *manifest.shards, *manifest.files}
 
 
 def write_text(path: Path, text: str) -> None:
