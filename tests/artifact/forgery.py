@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import MANIFEST, Claim
-from secateur.artifact.reader import Artifact
+from secateur.artifact.pytorch import to_torch
+from secateur.artifact.reader import Artifact, RawTensor
 from secateur.artifact.source import Source, SourceTensor, usual_view
 from secateur.artifact.survey import verify
 from secateur.artifact.writer import write
@@ -172,3 +175,25 @@ def overwritten(folder: Path, part: str, new: npt.NDArray[Any]) -> None:
     raw = new.tobytes()
     assert len(raw) == stop - start
     (folder / SHARD).write_bytes(shard_of(header, data[:start] + raw + data[stop:]))
+
+
+def model_of(held: Content) -> nn.Module:
+    """A module that holds such tensors, with values that are none of theirs."""
+    model, made = nn.Module(), dict[bytes, torch.Tensor]()
+    for name, (dtype, shape, raw) in held.items():
+        *parts, last = name.split(".")
+        owner = model
+        for part in parts:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = getattr(owner, part)
+        other = np.frombuffer(raw, np.uint8) ^ (dtype != "BOOL")
+        tensor = to_torch(RawTensor(dtype, other.view(DTYPES[dtype].bits).reshape(shape)))
+        owner.register_buffer(last, made.setdefault(raw, tensor))
+    return model
+
+
+def state_of(model: nn.Module) -> dict[str, bytes]:
+    """The bytes of everything that a module saves."""
+    flat = {name: held.detach().contiguous().reshape(-1) for name, held in model.state_dict().items()}
+    return {name: held.view(torch.uint8).numpy().tobytes() for name, held in flat.items()}
