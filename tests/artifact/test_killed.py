@@ -129,6 +129,7 @@ def test_an_error_at_any_call_is_clear_and_changes_nothing(
         except StoppedError:
             may_be = {None if is_new else 0, 1}
         assert str(folder.parent) in text
+        assert is_new or folder.is_dir(), number
         assert version_of(folder) in may_be, number
         assert is_new or strangers_in(folder), number
         save_version(folder, 2)
