@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from secateur.artifact import load, save, verify
     from secateur.config import PruningConfig
     from secateur.criteria import register_criterion
     from secateur.errors import SecateurError
@@ -20,24 +21,30 @@ __all__ = [
     "Calibration",
     "PruningConfig",
     "SecateurError",
+    "load",
     "plan",
     "prepare",
     "prune",
     "register_criterion",
     "register_pattern",
     "register_schedule",
+    "save",
+    "verify",
 ]
 
 HOMES = {
     "Calibration": "oneshot",
     "PruningConfig": "config",
     "SecateurError": "errors",
+    "load": "artifact",
     "plan": "planning",
     "prepare": "training",
     "prune": "oneshot",
     "register_criterion": "criteria",
     "register_pattern": "patterns",
     "register_schedule": "schedules",
+    "save": "artifact",
+    "verify": "artifact",
 }
 """Public name → the module that has it, imported when it is first needed."""
 

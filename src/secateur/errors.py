@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ArtifactError",
     "CalibrationError",
     "ConfigError",
     "LayerError",
@@ -42,6 +43,10 @@ class StateError(SecateurError, RuntimeError):
 
 class CalibrationError(SecateurError, ValueError):
     """Calibration data that is missing, that the model refuses, or that says too little about a layer."""
+
+
+class ArtifactError(SecateurError, ValueError):
+    """A file that is damaged, that is not what it says it is, or that does not belong to the model."""
 
 
 class UnsupportedModelError(SecateurError, TypeError):

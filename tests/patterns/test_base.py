@@ -340,7 +340,7 @@ def test_an_unknown_pattern_suggests_and_lists(spec: str, message: str) -> None:
 
 
 def test_an_unknown_framework_lists_the_known() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown framework 'jax'\. Known: pytorch, keras\."):
+    with pytest.raises(UnknownNameError, match=r"Unknown framework 'jax'\. Known: pytorch, keras, numpy\."):
         get_pattern({"pattern": "4x1"}, {}, "jax")
 
 

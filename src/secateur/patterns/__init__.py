@@ -13,6 +13,7 @@ from secateur.patterns.view import WeightView
 
 if TYPE_CHECKING:
     from secateur.patterns.keras import KerasBasePattern as KerasBasePattern
+    from secateur.patterns.numpy import NumpyBasePattern as NumpyBasePattern
     from secateur.patterns.pytorch import PytorchBasePattern as PytorchBasePattern
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
     "register_pattern",
 ]
 
-LAZY = {"KerasBasePattern", "PytorchBasePattern"}
+LAZY = {"KerasBasePattern", "NumpyBasePattern", "PytorchBasePattern"}
 """Names that importing loads a framework for; a star import leaves them out."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from secateur._table import Table
 from secateur._wording import counted
+from secateur.config import PruningConfig
 
 __all__ = ["LayerResult", "PruningReport"]
 
@@ -66,6 +67,7 @@ class PruningReport:
         step: Optimizer steps taken.
         last_step: Step at which the target was to be reached.
         model_weights: Parameters of the whole model, shared ones counted once.
+        configs: The configurations of the run: one for all layers of equal settings.
     """
 
     layers: tuple[LayerResult, ...]
@@ -73,6 +75,7 @@ class PruningReport:
     step: int
     last_step: int
     model_weights: int
+    configs: tuple[PruningConfig, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -117,7 +120,8 @@ class PruningReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for machines."""
         totals = {"sparsity": self.sparsity, "unit_sparsity": self.unit_sparsity, "model_sparsity": self.model_sparsity}
-        return asdict(self) | totals | {"is_complete": self.is_complete}
+        plain = {name: value for name, value in asdict(self).items() if name != "configs"}
+        return plain | totals | {"is_complete": self.is_complete}
 
     def __str__(self) -> str:
         return self.table().text()

@@ -146,4 +146,5 @@ def report_on(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, mod
         step=step,
         last_step=max(run.last_step for run in runs),
         model_weights=model_weights,
+        configs=tuple(run.config for run in runs),
     )

@@ -171,6 +171,7 @@ class CalibratedRun:
             step=0,
             last_step=0,
             model_weights=sum(weight.numel() for weight in self.model.parameters()),
+            configs=tuple(pattern.config for pattern in self.plan.patterns if pattern.views),
             solver=str(self.recipe),
             errors=outcome.errors,
             solver_seconds=outcome.solver_seconds,

@@ -1,0 +1,192 @@
+"""Keras models, on every backend, into artifacts and back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from secateur._wording import listed
+from secateur.artifact.dtypes import DTYPES, Bits
+from secateur.artifact.manifest import Builder
+from secateur.artifact.reader import Artifact, RawTensor
+from secateur.artifact.safetensors_file import parsed_json
+from secateur.artifact.source import Source, SourceTensor, usual_view
+from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
+from secateur.patterns import get_pattern
+from secateur.patterns.keras import kernel
+from secateur.planning.keras import candidates
+
+__all__ = ["build", "fill", "source"]
+
+DESCRIPTION = "keras.json"
+"""What Keras builds the model from: its own description of the layers."""
+
+NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
+"""Keras's name of a type → its name in a file."""
+
+NUMBER = re.compile(r"_\d+(?=/|$)")
+"""What Keras counts layers of one kind with, over the whole process."""
+
+SHORTENED = 16
+"""Bits that bfloat16 lacks of float32, of which it is the upper half."""
+
+
+def source(model: keras.Model, tokenizer: Any = None) -> Source:
+    """A model's weights, and its description if it has one.
+
+    Args:
+        model: The model, built.
+        tokenizer: Must be ``None``.
+
+    Raises:
+        UnsupportedModelError: The model is not built.
+        ConfigError: There is a tokenizer.
+    """
+    if tokenizer is not None:
+        raise ConfigError("tokenizer belongs to a model of transformers, and this is a Keras model. Leave it out.")
+    if not model.built:
+        raise UnsupportedModelError(f"The model {model.name!r} must be built. Call it on one batch first.")
+    variables = _variables(model)
+    layers = {id(kernel(one.module)): one for one in candidates(model, prune_frozen=True) if one.reason is None}
+    view = get_pattern({"pattern": "1x1"}, {}, "keras").weight_view
+    description = _description(model)
+    return Source(
+        tensors={
+            name: SourceTensor(
+                dtype=_dtype(name, variable),
+                shape=tuple(variable.shape),
+                read=partial(_bits, variable),
+                view=view(layers[id(variable)].module) if id(variable) in layers else usual_view(tuple(variable.shape)),
+                layer=layers[id(variable)].name if id(variable) in layers else None,
+                is_prunable=id(variable) in layers and (not layers[id(variable)].is_output or len(layers) == 1),
+            )
+            for name, variable in variables.items()
+        },
+        model=Builder(framework="keras", kind="keras" if description else "code", name=type(model).__name__),
+        write_files=partial(_write_description, description),
+    )
+
+
+def fill(model: keras.Model, artifact: Artifact) -> keras.Model:
+    """Give a model the values of an artifact.
+
+    Raises:
+        UnsupportedModelError: The model is not built.
+        ArtifactError: Names, shapes or types differ, or a tensor is damaged. The model is as it was then.
+    """
+    if not model.built:
+        raise UnsupportedModelError(f"The model {model.name!r} must be built. Call it on one batch first.")
+    pairs = _matched(_variables(model), artifact)
+    for name, variable in pairs.items():
+        entry = artifact.entry(name)
+        if (tuple(variable.shape), _dtype(name, variable)) != (entry.shape, entry.dtype):
+            raise ArtifactError(
+                f"{artifact.path}: tensor {name!r} is {DTYPES[entry.dtype].name} {list(entry.shape)}, and "
+                f"{variable.dtype} {list(variable.shape)} in the model. Build the model as it was when it was saved."
+            )
+    for name in pairs:
+        artifact[name]  # proved, all of them, before anything changes
+    for name, variable in pairs.items():
+        variable.assign(_values(artifact[name]))
+    return model
+
+
+def build(artifact: Artifact) -> keras.Model:
+    """The model in an artifact, not compiled.
+
+    Raises:
+        ModelLoadError: Keras cannot build it.
+        ArtifactError: A tensor is damaged, or the model is another than the one that was saved.
+    """
+    artifact.check_files()
+    path = artifact.path / DESCRIPTION
+    try:
+        model = keras.saving.deserialize_keras_object(parsed_json(path.read_bytes(), path), safe_mode=True)
+    except ArtifactError:
+        raise
+    # Whatever layers the file names, each with its own errors.
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelLoadError(
+            f"Keras cannot build a model from {str(path)!r}: {first_line}. Register the classes that it names, "
+            f"or build the model yourself: secateur.load(path, model)."
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise ArtifactError(f"{path}: describes no model, found {type(model).__name__}.")
+    return fill(model, artifact)
+
+
+def _variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Every weight by its path; of several with one path, the later have a number."""
+    found: dict[str, keras.Variable] = {}
+    for variable in model.weights:
+        name, count = variable.path, 2
+        while name in found:
+            name, count = f"{variable.path}@{count}", count + 1
+        found[name] = variable
+    return found
+
+
+def _matched(variables: Mapping[str, keras.Variable], artifact: Artifact) -> dict[str, keras.Variable]:
+    """Name in the artifact → weight of the model.
+
+    Layers without a name of their own have another number in every process; then the order decides.
+    """
+    stored = list(artifact.manifest.tensors)
+    if set(stored) == set(variables):
+        return {name: variables[name] for name in stored}
+    if _unnumbered(stored) == _unnumbered(variables):
+        return dict(zip(stored, variables.values(), strict=True))
+    missing = [name for name in variables if name not in stored]
+    unknown = [name for name in stored if name not in variables]
+    raise ArtifactError(
+        f"{artifact.path}: does not belong to the model. Only the model has {listed(map(repr, missing)) or 'nothing'}, "
+        f"only the artifact {listed(map(repr, unknown)) or 'nothing'}. Build the model as it was when it was saved."
+    )
+
+
+def _unnumbered(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    return [NUMBER.sub("", name) for name in names]
+
+
+def _dtype(name: str, variable: keras.Variable) -> str:
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    if dtype not in NAMES:
+        raise UnsupportedModelError(f"{name!r} has dtype {dtype}, which safetensors has no name for.")
+    return NAMES[dtype]
+
+
+def _bits(variable: keras.Variable) -> Bits:
+    array = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+    if keras.backend.standardize_dtype(variable.dtype) == "bfloat16" and array.itemsize > 2:
+        return (array.view("<u4") >> SHORTENED).astype("<u2")
+    return array.view(f"<u{array.itemsize}").reshape(tuple(variable.shape))
+
+
+def _values(tensor: RawTensor) -> Any:
+    """What a variable of that type can be assigned: NumPy has no bfloat16, and float32 holds all of its numbers."""
+    if tensor.dtype == "BF16":
+        return (tensor.bits.astype("<u4") << SHORTENED).view(np.float32)
+    return tensor.bits.view(DTYPES[tensor.dtype].name)
+
+
+def _description(model: keras.Model) -> dict[str, Any] | None:
+    """What Keras writes of a model without its weights; ``None``: it has classes that do not say how they are made."""
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+    except (NotImplementedError, TypeError, ValueError):
+        return None
+    found.pop("compile_config", None)
+    return found
+
+
+def _write_description(description: Mapping[str, Any] | None, folder: Path) -> None:
+    if description is not None:
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

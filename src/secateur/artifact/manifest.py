@@ -1,0 +1,382 @@
+"""The manifest: what an artifact holds, as one JSON file that is checked in itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from secateur.artifact.choice import MOST_SAVED
+from secateur.artifact.dtypes import DTYPES
+from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
+from secateur.artifact.safetensors_file import parsed_json
+from secateur.errors import ArtifactError, LayerError
+from secateur.patterns.view import WeightView
+
+__all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Layout", "Manifest", "TensorEntry", "packing_of"]
+
+MANIFEST = "secateur.json"
+"""The file that makes a folder an artifact."""
+
+FORMAT_VERSION: Literal[1] = 1
+
+MOST_BYTES = 100_000_000
+"""Of a manifest; a hundred thousand tensors have half of that."""
+
+MOST_AXES = 64
+
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+"""Within the folder, without hidden files and ways out."""
+
+Size = Annotated[int, Field(ge=0, lt=1 << 63)]
+Positive = Annotated[int, Field(ge=1, lt=1 << 63)]
+Axis = Annotated[int, Field(ge=0, lt=MOST_AXES)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Layout(_Part):
+    """Which axes of a tensor number what; see `WeightView`.
+
+    Attributes:
+        output_axes: Output channels, slowest first.
+        kernel_axes: Kernel positions.
+        input_axes: Input channels of one group.
+        groups: Groups of a grouped convolution.
+    """
+
+    output_axes: tuple[Axis, ...]
+    kernel_axes: tuple[Axis, ...] = ()
+    input_axes: tuple[Axis, ...] = ()
+    groups: Positive = 1
+
+    @classmethod
+    def of(cls, view: WeightView) -> Self:
+        """The axes of a view."""
+        return cls(
+            output_axes=view.output_axes, kernel_axes=view.kernel_axes, input_axes=view.input_axes, groups=view.groups
+        )
+
+    def view(self, shape: tuple[int, ...]) -> WeightView:
+        """The view of a tensor of that shape."""
+        return WeightView(
+            shape=shape,
+            output_axes=self.output_axes,
+            kernel_axes=self.kernel_axes,
+            input_axes=self.input_axes,
+            groups=self.groups,
+        )
+
+
+class Dense(_Part):
+    """Stored as it is, under its own name."""
+
+    kind: Literal["dense"] = "dense"
+
+
+class Blocks(_Part):
+    """See `BlockPacking`.
+
+    Attributes:
+        block: Weights of a block along output channels, kernel positions and input channels.
+        kept: Blocks stored.
+        index: How it is written down which.
+        label: What a person calls it.
+    """
+
+    kind: Literal["blocks"] = "blocks"
+    block: tuple[Positive, Positive, Positive]
+    kept: Size
+    index: Literal["bitmap", "list"]
+    label: Annotated[str, Field(max_length=100)]
+
+
+class Groups(_Part):
+    """See `GroupPacking`.
+
+    Attributes:
+        count: N, the weights stored of each group.
+        group: M, its length.
+    """
+
+    kind: Literal["groups"] = "groups"
+    count: Positive
+    group: Annotated[int, Field(ge=2, lt=1 << 31)]
+
+
+class Claim(_Part):
+    """What pruning did to a tensor, as its report said.
+
+    Attributes:
+        pattern: Pattern specification.
+        units: Units that the tensor is tiled into.
+        pruned_units: Units of which no weight is left.
+    """
+
+    pattern: Annotated[str, Field(max_length=100)]
+    units: Size
+    pruned_units: Size
+
+
+class TensorEntry(_Part):
+    """One tensor.
+
+    Attributes:
+        file: The shard that holds it.
+        layer: The layer that it is the weight of; ``None``: of none that pruning would or did prune.
+        dtype: Type of its numbers, as in `DTYPES`.
+        shape: Its shape when dense.
+        layout: Which axes number what; ``None``: it is no weight that patterns tile.
+        packing: How it is stored.
+        pattern: The pattern that its zeros have: what was asked for, or the strictest that they are found to have;
+            ``None``: none.
+        pruned: What pruning did to it; ``None``: not known, or nothing.
+        zeros: Numbers that are zero.
+        sha256: Digest of the dense numbers' bytes, little-endian, in order.
+    """
+
+    file: str
+    layer: str | None = None
+    dtype: str
+    shape: Annotated[tuple[Size, ...], Field(max_length=MOST_AXES)]
+    layout: Layout | None = None
+    packing: Annotated[Dense | Blocks | Groups, Field(discriminator="kind")] = Dense()
+    pattern: Annotated[str, Field(max_length=100)] | None = None
+    pruned: Claim | None = None
+    zeros: Size
+    sha256: Digest
+
+    @property
+    def count(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the dense tensor."""
+        return self.count * DTYPES[self.dtype].size
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros, in [0, 1]."""
+        return self.zeros / self.count if self.count else 0.0
+
+    @property
+    def view(self) -> WeightView | None:
+        """Where its channels lie; ``None``: see `layout`."""
+        return None if self.layout is None else self.layout.view(self.shape)
+
+    @property
+    def packer(self) -> Packing | None:
+        """What packs it; ``None``: it is dense."""
+        if isinstance(self.packing, Blocks):
+            is_list = self.packing.index == "list"
+            return BlockPacking(self.packing.block, self.packing.kept, is_list=is_list, label=self.packing.label)
+        return GroupPacking(self.packing.count, self.packing.group) if isinstance(self.packing, Groups) else None
+
+    @property
+    def packing_name(self) -> str:
+        """What a person calls its packing."""
+        return "dense" if self.packer is None else self.packer.name
+
+    def stored(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """What its shard holds of it: name there → type and shape."""
+        if self.packer is None:
+            return {name: (self.dtype, self.shape)}
+        assert self.view is not None
+        return {
+            f"{name}#values": (self.dtype, self.packer.values_shape(self.view)),
+            f"{name}#index": ("U8", (self.packer.index_bytes(self.view),)),
+        }
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all that."""
+        return sum(math.prod(shape) * DTYPES[dtype].size for dtype, shape in self.stored("").values())
+
+    @field_validator("dtype")
+    @classmethod
+    def _check_dtype(cls, dtype: str) -> str:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+        return dtype
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.dense_bytes >= 1 << 63:
+            raise ValueError(f"a tensor of shape {list(self.shape)} is too large")
+        if self.zeros > self.count:
+            raise ValueError(f"{self.zeros} zeros are more than its {self.count} numbers")
+        if self.pruned is not None and self.pruned.pruned_units > self.pruned.units:
+            raise ValueError(f"{self.pruned.pruned_units} of {self.pruned.units} units cannot be pruned")
+        try:
+            self._check_packing()
+        except (ArtifactError, LayerError) as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def _check_packing(self) -> None:
+        if self.layout is not None:
+            axes = (*self.layout.output_axes, *self.layout.kernel_axes, *self.layout.input_axes)
+            if sorted(axes) != list(range(len(self.shape))):
+                raise ArtifactError(f"its layout must number each of its {len(self.shape)} axes once")
+            if self.layout.view(self.shape).canonical_shape[0] % self.layout.groups:
+                raise ArtifactError(f"{self.layout.groups} groups do not share its output channels out")
+        packer, view = self.packer, self.view
+        if packer is None:
+            return
+        if view is None:
+            raise ArtifactError("a packed tensor needs a layout")
+        packer.check(view)
+        if packer.kept(view) > math.prod(packer.grid(view)):
+            raise ArtifactError("it stores more blocks than it has")
+        if self.dense_bytes > self.stored_bytes * MOST_SAVED:
+            raise ArtifactError(f"it is stored in less than 1/{MOST_SAVED} of its dense size")
+
+
+class FileEntry(_Part):
+    """A file beside the shards.
+
+    Attributes:
+        size: Its bytes.
+        sha256: Digest of its content.
+    """
+
+    size: Size
+    sha256: Digest
+
+
+class Builder(_Part):
+    """What the tensors belong to.
+
+    Attributes:
+        framework: Whose model it is.
+        kind: What builds it again: ``"transformers"`` from ``config.json``, ``"keras"`` from ``keras.json``, or
+            ``"code"``: the user's own.
+        name: Name of its class.
+    """
+
+    framework: Literal["pytorch", "keras"]
+    kind: Literal["transformers", "keras", "code"]
+    name: Annotated[str, Field(max_length=300)]
+
+
+class Manifest(_Part):
+    """All that is known of an artifact without reading its tensors.
+
+    Attributes:
+        format: Always ``"secateur"``.
+        format_version: Version of the format.
+        written_by: Name and version of what wrote it.
+        model: What the tensors belong to; ``None``: nobody said.
+        configs: The pruning configurations that made it, as `PruningConfig.to_dict` gives them.
+        shards: Shard → its bytes.
+        files: File beside them → its entry.
+        tensors: Name → tensor.
+        aliases: Another name → the tensor that it means too.
+    """
+
+    format: Literal["secateur"] = "secateur"
+    format_version: Literal[1] = FORMAT_VERSION
+    written_by: Annotated[str, Field(max_length=100)]
+    model: Builder | None = None
+    configs: tuple[dict[str, Any], ...] = ()
+    shards: dict[str, Size]
+    files: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry]
+    aliases: dict[str, str] = {}
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all tensors when dense."""
+        return sum(tensor.dense_bytes for tensor in self.tensors.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(tensor.stored_bytes for tensor in self.tensors.values())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The manifest in a folder.
+
+        Raises:
+            ArtifactError: There is none, it is damaged, or of a version that is not known.
+        """
+        path = folder / MANIFEST
+        try:
+            if (found := path.stat().st_size) > MOST_BYTES:
+                raise ArtifactError(f"{path}: must have {MOST_BYTES:,} bytes at the most, found {found:,}.")
+            text = path.read_bytes()
+            data = parsed_json(text, path)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read ({error}).") from error
+        version = data.get("format_version")
+        if data.get("format") == "secateur" and type(version) is int and version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path}: has version {version} of the format, and this Secateur reads up to {FORMAT_VERSION}. "
+                f"Install a newer one."
+            )
+        digest = data.pop("sha256", None)
+        if not isinstance(digest, str) or digest != _digest(text, digest):
+            raise ArtifactError(f"{path}: was changed since it was written (its own sha256 does not match).")
+        try:
+            return cls.model_validate_json(json.dumps(data))
+        except (ValidationError, RecursionError) as error:
+            raise ArtifactError(f"{path}: {_explained(error)}") from error
+
+    def text(self) -> str:
+        """The file's content."""
+        blank = "0" * 64
+        text = json.dumps({"sha256": blank} | json.loads(self.model_dump_json(exclude_none=True)), indent=1) + "\n"
+        return text.replace(blank, _digest(text.encode(), blank), 1)
+
+    @field_validator("shards", "files")
+    @classmethod
+    def _check_names(cls, names: dict[str, Any]) -> dict[str, Any]:
+        for name in names:
+            if not FILE_NAME.fullmatch(name) or name == MANIFEST:
+                raise ValueError(f"{name!r} is no name of a file within the folder")
+        return names
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if both := sorted(self.shards.keys() & self.files.keys()):
+            raise ValueError(f"{both[0]!r} is both a shard and another file")
+        for name, tensor in self.tensors.items():
+            if tensor.file not in self.shards:
+                raise ValueError(f"tensor {name!r} is in {tensor.file!r}, which is none of the shards")
+        for alias, name in self.aliases.items():
+            if alias in self.tensors or name not in self.tensors:
+                raise ValueError(f"{alias!r} means {name!r}, which must be a tensor, and {alias!r} itself none")
+        return self
+
+
+def packing_of(packing: Packing | None) -> Dense | Blocks | Groups:
+    """What a manifest says of a packing."""
+    if isinstance(packing, BlockPacking):
+        index: Literal["bitmap", "list"] = "list" if packing.is_list else "bitmap"
+        return Blocks(block=packing.block, kept=packing.stored, index=index, label=packing.label)
+    return Groups(count=packing.count, group=packing.group) if isinstance(packing, GroupPacking) else Dense()
+
+
+def _digest(text: bytes, written: str) -> str:
+    """SHA-256 of a manifest in which zeros stand for the digest written in it."""
+    return hashlib.sha256(text.replace(written.encode(), b"0" * len(written), 1)).hexdigest()
+
+
+def _explained(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return "nested too deeply"
+    first, *others = error.errors(include_url=False)
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" ({len(others)} more problems)" if others else ""
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}.{more}"

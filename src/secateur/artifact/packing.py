@@ -1,0 +1,326 @@
+"""How the weights that stay are stored without those that do not.
+
+A tensor is seen as output channels × kernel positions × input channels (O, K, I) and tiled into blocks. Stored are an
+*index*, which says which blocks stay, and the numbers in these, one block after another in the order of the tiling.
+
+Legend: O, K, I as in `WeightView`; B blocks; a *keep* array holds one boolean per block, of shape (rows, positions,
+columns) of the tiling.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur._wording import counted
+from secateur.artifact.dtypes import Bits
+from secateur.errors import ArtifactError
+from secateur.patterns.view import WeightView
+
+__all__ = ["BlockPacking", "GroupPacking", "Packing"]
+
+Flags = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+
+BITS = 8
+"""In a byte."""
+
+INDEX_ALIGNMENT = 8
+"""Bytes of an index are padded with zeros to a multiple of this."""
+
+NUMBER = np.dtype("<u4")
+"""A block's number in a list."""
+
+CHUNK = 1 << 22
+"""Weights unpacked together, so that what that takes besides the result does not grow with the tensor."""
+
+
+class Packing(ABC):
+    """Which weights are stored, and how it is written down where they belong.
+
+    Attributes:
+        block: Weights of a block along O, K and I.
+    """
+
+    block: tuple[int, int, int]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What a person calls it."""
+
+    @abstractmethod
+    def kept(self, view: WeightView) -> int:
+        """Blocks that are stored."""
+
+    @abstractmethod
+    def index_bytes(self, view: WeightView) -> int:
+        """Bytes of the index, padding included."""
+
+    @abstractmethod
+    def keep(self, nonzero: Flags) -> Flags:
+        """Which blocks to store, from which hold anything but zeros: those, and what the packing needs besides."""
+
+    @abstractmethod
+    def encode(self, keep: Flags) -> Bytes:
+        """The index, without padding."""
+
+    @abstractmethod
+    def decode(self, index: Bytes, view: WeightView) -> Flags:
+        """The inverse of `encode`.
+
+        Raises:
+            ArtifactError: The index is none that `encode` makes.
+        """
+
+    def check(self, view: WeightView) -> None:
+        """Raise `ArtifactError` if the blocks do not tile a weight."""
+        sizes = view.canonical_shape
+        if any(size % step for size, step in zip(sizes, self.block, strict=True)):
+            raise ArtifactError(f"blocks of {self.block} do not tile a weight of {sizes} (O, K, I)")
+
+    def grid(self, view: WeightView) -> tuple[int, int, int]:
+        """Blocks along O, K and I."""
+        rows, positions, columns = (size // step for size, step in zip(view.canonical_shape, self.block, strict=True))
+        return rows, positions, columns
+
+    def values_shape(self, view: WeightView) -> tuple[int, int]:
+        """Shape of the stored numbers: blocks × weights of a block."""
+        return self.kept(view), math.prod(self.block)
+
+    def pack(self, bits: Bits, view: WeightView, nonzero: Flags) -> tuple[Bits, Bytes]:
+        """The stored numbers and the index.
+
+        Args:
+            bits: The tensor's bit patterns as stored.
+            view: Where its channels lie.
+            nonzero: Blocks that hold anything but zero bits, in the shape of the tiling.
+        """
+        keep = self.keep(nonzero)
+        index = self.encode(keep)
+        padded = np.zeros(self.index_bytes(view), np.uint8)
+        padded[: index.size] = index
+        values = self._blocked(view.canonical(bits))[keep].reshape(self.values_shape(view))
+        return values, padded
+
+    def unpack(self, values: Bits, index: Bytes, view: WeightView) -> Bits:
+        """The inverse of `pack`: the dense tensor as stored.
+
+        Raises:
+            ArtifactError: The index does not fit the stored numbers.
+        """
+        keep = self.decode(index, view)
+        if (found := int(np.count_nonzero(keep))) != self.kept(view):
+            raise ArtifactError(f"the index keeps {counted(found, 'block')}, and {self.kept(view):,} are stored")
+        dense = np.zeros(view.shape, values.dtype)
+        blocked = self._blocked(view.canonical(dense))
+        assert np.shares_memory(blocked, dense) or not dense.size
+        step = max(1, CHUNK * keep.shape[0] // dense.size)
+        start = 0
+        for row in range(0, keep.shape[0], step):
+            some = keep[row : row + step]
+            stop = start + int(np.count_nonzero(some))
+            blocked[row : row + step][some] = values[start:stop].reshape(-1, *blocked.shape[3:])
+            start = stop
+        return dense
+
+    def _blocked(self, canonical: Bits) -> Bits:
+        """(O, K, I) as (rows, positions, columns, O in a block, K in a block, I in a block), of the same memory.
+
+        Axes that a block has one weight of are left out.
+        """
+        outputs, positions, inputs = self.block
+        sizes = canonical.shape
+        split = canonical.reshape(
+            sizes[0] // outputs, outputs, sizes[1] // positions, positions, sizes[2] // inputs, inputs
+        )
+        blocks = split.transpose(0, 2, 4, 1, 3, 5)
+        return blocks.squeeze(tuple(3 + axis for axis, step in enumerate(self.block) if step == 1))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPacking(Packing):
+    """Blocks of equal shape, of which those that are all zero are left out.
+
+    Single weights are blocks too (a bitmask), and so are whole channels.
+
+    Attributes:
+        block: See `Packing`.
+        stored: Blocks that stay.
+        is_list: Whether the index is a list of the numbers of blocks that stay, four bytes each, in ascending order;
+            or else a bitmap with one bit per block, the lowest bit of a byte first.
+        label: What a person calls it.
+
+    Example:
+        >>> view = WeightView(shape=(4, 2), output_axes=(0,), input_axes=(1,))
+        >>> packing = BlockPacking((4, 1, 1), 1, is_list=False, label="4x1")
+        >>> bits = np.array([[0, 1], [0, 2], [0, 3], [0, 4]], "<u2")
+        >>> values, index = packing.pack(bits, view, np.array([[[False, True]]]))
+        >>> values, index[0]
+        (array([[1, 2, 3, 4]], dtype=uint16), np.uint8(2))
+    """
+
+    block: tuple[int, int, int]
+    stored: int
+    is_list: bool
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """See `Packing.name`."""
+        if self.block == (1, 1, 1):
+            return "index list" if self.is_list else "bitmask"
+        return f"{self.label}{' blocks' if self.label[-1:].isdigit() else ''}{', listed' if self.is_list else ''}"
+
+    def kept(self, view: WeightView) -> int:  # noqa: ARG002
+        """See `Packing.kept`."""
+        return self.stored
+
+    def index_bytes(self, view: WeightView) -> int:
+        """See `Packing.index_bytes`."""
+        return _padded(NUMBER.itemsize * self.stored if self.is_list else -(-math.prod(self.grid(view)) // BITS))
+
+    def keep(self, nonzero: Flags) -> Flags:
+        """See `Packing.keep`."""
+        return nonzero
+
+    def encode(self, keep: Flags) -> Bytes:
+        """See `Packing.encode`."""
+        if self.is_list:
+            return np.flatnonzero(keep).astype(NUMBER).view(np.uint8)
+        return np.packbits(keep, bitorder="little")
+
+    def decode(self, index: Bytes, view: WeightView) -> Flags:
+        """See `Packing.decode`."""
+        grid = self.grid(view)
+        if not self.is_list:
+            return _unpacked_bits(index, math.prod(grid)).view(np.bool_).reshape(grid)
+        used = NUMBER.itemsize * self.stored
+        _refuse_padding(index[used:])
+        numbers = index[:used].view(NUMBER)
+        if self.stored and (int(numbers[-1]) >= math.prod(grid) or np.any(numbers[1:] <= numbers[:-1])):
+            raise ArtifactError(f"the index must list blocks below {math.prod(grid):,} in ascending order")
+        keep = np.zeros(math.prod(grid), np.bool_)
+        keep[numbers] = True
+        return keep.reshape(grid)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPacking(Packing):
+    """N of every M consecutive input channels (N:M), with the place of each within its group.
+
+    The index is a sequence of places, each in as many bits as M - 1 needs, the lowest bit first, N for each group in
+    ascending order. Of a group that has fewer weights than N the first zeros are stored too.
+
+    Attributes:
+        count: N, the weights stored of a group.
+        group: M, the length of a group.
+
+    Example:
+        >>> view = WeightView(shape=(1, 4), output_axes=(0,), input_axes=(1,))
+        >>> bits = np.array([[7, 0, 9, 0]], "<u2")
+        >>> values, index = GroupPacking(2, 4).pack(bits, view, bits[:, None] != 0)
+        >>> values.ravel(), bin(index[0])
+        (array([7, 9], dtype=uint16), '0b1000')
+    """
+
+    count: int
+    group: int
+
+    @property
+    def block(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """See `Packing.block`: single weights."""
+        return 1, 1, 1
+
+    @property
+    def name(self) -> str:
+        """See `Packing.name`."""
+        return f"{self.count}:{self.group}"
+
+    def check(self, view: WeightView) -> None:
+        """See `Packing.check`."""
+        if view.canonical_shape[2] % self.group or self.count >= self.group:
+            raise ArtifactError(f"{self.name} does not fit a weight of {view.canonical_shape} (O, K, I)")
+
+    def kept(self, view: WeightView) -> int:
+        """See `Packing.kept`."""
+        return math.prod(view.canonical_shape) // self.group * self.count
+
+    def index_bytes(self, view: WeightView) -> int:
+        """See `Packing.index_bytes`."""
+        return _padded(-(-self.kept(view) * self._place_bits // BITS))
+
+    def keep(self, nonzero: Flags) -> Flags:
+        """See `Packing.keep`.
+
+        Raises:
+            ArtifactError: A group has more weights than N.
+        """
+        groups = nonzero.reshape(-1, self.group)
+        survivors = groups.sum(axis=1, dtype=np.int32)
+        if survivors.size and survivors.max() > self.count:
+            raise ArtifactError(f"a group of {self.group} keeps {survivors.max()}, and {self.name} stores {self.count}")
+        if survivors.size and survivors.min() == self.count:
+            return nonzero
+        zeros_so_far = np.cumsum(~groups, axis=1, dtype=np.int32)
+        filled = groups | (zeros_so_far <= (self.count - survivors)[:, None])
+        kept: Flags = filled.reshape(nonzero.shape)
+        return kept
+
+    def encode(self, keep: Flags) -> Bytes:
+        """See `Packing.encode`."""
+        in_group = np.arange(self.group, dtype=np.uint8 if self._place_bits <= BITS else np.uint32)
+        places = np.broadcast_to(in_group, (keep.size // self.group, self.group))[keep.reshape(-1, self.group)]
+        return _packed_numbers(places, self._place_bits)
+
+    def decode(self, index: Bytes, view: WeightView) -> Flags:
+        """See `Packing.decode`."""
+        places = _unpacked_numbers(index, self._place_bits, self.kept(view)).reshape(-1, self.count)
+        if np.any(places >= self.group) or np.any(places[:, 1:] <= places[:, :-1]):
+            raise ArtifactError(f"the places in a group of {self.group} must be in ascending order")
+        keep = np.zeros((len(places), self.group), np.bool_)
+        for start in range(0, len(places), CHUNK // self.group + 1):
+            some = places[start : start + CHUNK // self.group + 1]
+            keep[start : start + len(some)][np.arange(len(some))[:, None], some] = True
+        return keep.reshape(view.canonical_shape)
+
+    @property
+    def _place_bits(self) -> int:
+        return (self.group - 1).bit_length()
+
+
+def _padded(size: int) -> int:
+    return size + -size % INDEX_ALIGNMENT
+
+
+def _packed_numbers(numbers: npt.NDArray[Any], bits: int) -> Bytes:
+    """Numbers one behind another in so many bits each, the lowest bit first."""
+    flags = np.empty((numbers.size, bits), np.uint8)
+    for place in range(bits):
+        flags[:, place] = numbers >> numbers.dtype.type(place) & 1
+    return np.packbits(flags.reshape(-1), bitorder="little")
+
+
+def _unpacked_numbers(index: Bytes, bits: int, count: int) -> npt.NDArray[Any]:
+    flags = _unpacked_bits(index, count * bits).reshape(count, bits)
+    numbers: npt.NDArray[Any] = np.zeros(count, np.uint8 if bits <= BITS else np.uint32)
+    for place in range(bits):
+        numbers = numbers | flags[:, place].astype(numbers.dtype) << numbers.dtype.type(place)
+    return numbers
+
+
+def _unpacked_bits(index: Bytes, count: int) -> Bytes:
+    """The first bits of an index, one byte each; the others are padding."""
+    bits = np.unpackbits(index, bitorder="little")
+    _refuse_padding(bits[count:])
+    return bits[:count]
+
+
+def _refuse_padding(rest: Bytes) -> None:
+    if rest.any():
+        raise ArtifactError("the padding behind the index must be zero")

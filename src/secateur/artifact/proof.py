@@ -1,0 +1,65 @@
+"""Whether the zeros of a weight are those of a pattern."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur._array import count_true
+from secateur.artifact.manifest import Claim
+from secateur.errors import ConfigError
+from secateur.patterns.base import BasePattern, get_pattern
+from secateur.patterns.view import WeightView
+
+__all__ = ["fits", "violation"]
+
+LAYER = "weight"
+
+
+def violation(
+    specification: str, view: WeightView, nonzero: npt.NDArray[np.bool_], claim: Claim | None = None
+) -> str | None:
+    """What speaks against the pattern; ``None``: it holds.
+
+    Args:
+        specification: The pattern.
+        view: Where the weight's channels lie.
+        nonzero: Where it is not zero, in its shape as stored.
+        claim: How much of it was pruned: at least so many units must be zero, and a weight that stayed may be zero by
+            chance. ``None``: something must be pruned, and every zero must belong to a unit that is.
+    """
+    try:
+        pattern = _pattern(specification, view)
+    except ConfigError as error:
+        return f"the pattern cannot be proved: {error}"
+    if LAYER in pattern.invalid_layers:
+        return pattern.invalid_layers[LAYER]
+    units = pattern.units[LAYER].count
+    if claim is not None and claim.units != units:
+        return f"it has {units:,} units, and {claim.units:,} were written down"
+    if not nonzero.any():
+        return None
+    masks = {LAYER: nonzero}
+    if claim is None:
+        if nonzero.all():
+            return "nothing of it is zero"
+        return pattern.violations(masks).get(LAYER)
+    alive = pattern.units_without_zeros(masks)
+    pruned = units - count_true(alive[LAYER])
+    if pruned < claim.pruned_units:
+        return f"{pruned:,} units of it are zero, and {claim.pruned_units:,} were pruned"
+    return None
+
+
+def fits(specification: str, view: WeightView) -> bool:
+    """Whether a pattern tiles a weight of that shape.
+
+    Raises:
+        UnknownNameError: There is no such pattern.
+    """
+    return LAYER not in _pattern(specification, view).invalid_layers
+
+
+def _pattern(specification: str, view: WeightView) -> BasePattern:
+    settings = {"pattern": specification, "target_sparsity": None if ":" in specification else 0.0}
+    return get_pattern(settings, {LAYER: view}, "numpy")

@@ -1,0 +1,327 @@
+"""Torch modules, models of transformers among them, into artifacts and back."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from secateur._wording import listed, nearest
+from secateur.artifact.dtypes import DTYPES, Bits
+from secateur.artifact.manifest import Builder
+from secateur.artifact.reader import Artifact, RawTensor
+from secateur.artifact.source import Source, SourceTensor, usual_view
+from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
+from secateur.patterns import WeightView, get_pattern
+from secateur.patterns.pytorch import weight_name
+from secateur.planning.layers import Candidate
+from secateur.planning.pytorch import candidates, unwrapped
+
+__all__ = ["build", "described_layers", "fill", "source", "to_torch"]
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a number → the type of integer that NumPy knows too."""
+
+TYPES = {name: getattr(torch, dtype.name) for name, dtype in DTYPES.items() if hasattr(torch, dtype.name)}
+"""Name in a file → torch's type."""
+
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+
+CONFIG = "config.json"
+
+
+def source(model: nn.Module, tokenizer: Any = None) -> Source:
+    """A model's parameters and saved buffers, and for one of transformers what else its folder holds.
+
+    Args:
+        model: The model.
+        tokenizer: What is saved beside it; anything with ``save_pretrained``.
+
+    Raises:
+        UnsupportedModelError: The model holds something that is no plain dense tensor.
+    """
+    model = unwrapped(model)
+    tensors, aliases = _distinct(_state(model))
+    layers = _layers(model)
+    layers |= {name: layers[alias] for alias, name in aliases.items() if alias in layers and name not in layers}
+    view = get_pattern({"pattern": "1x1"}, {}).weight_view
+    pretrained = model if _is_pretrained(model) else None
+    return Source(
+        tensors={
+            name: SourceTensor(
+                dtype=NAMES[tensor.dtype],
+                shape=tuple(tensor.shape),
+                read=partial(_bits, tensor),
+                view=view(layers[name].module) if name in layers else usual_view(tuple(tensor.shape)),
+                layer=layers[name].name if name in layers else None,
+                is_prunable=name in layers and (not layers[name].is_output or len(layers) == 1),
+            )
+            for name, tensor in tensors.items()
+        },
+        aliases=aliases,
+        model=Builder(
+            framework="pytorch", kind="code" if pretrained is None else "transformers", name=type(model).__qualname__
+        ),
+        write_files=partial(_write_files, pretrained, tokenizer),
+    )
+
+
+def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
+    """Give a model the values of an artifact.
+
+    Parameters keep their identity, but those on the meta device, which are replaced.
+
+    Raises:
+        ArtifactError: Names, shapes or types differ, or a tensor is damaged. The model is as it was then.
+    """
+    own = _state(unwrapped(model))
+    _check_names(own, artifact)
+    for name in artifact:
+        _check_fit(name, own[name], artifact)
+    for name in artifact.manifest.tensors:
+        artifact[name]  # proved, all of them, before anything changes
+    _put(unwrapped(model), artifact)
+    return model
+
+
+def build(artifact: Artifact) -> nn.Module:
+    """The model of transformers in an artifact.
+
+    Raises:
+        ModelLoadError: transformers cannot build it.
+        ArtifactError: A tensor is damaged, or the model is another than the one that was saved.
+    """
+    artifact.check_files()
+    model = _empty(artifact.path)
+    own = _state(model)
+    if not set(artifact) <= set(own):
+        return _from_checkpoint(type(model), artifact)
+    _check_names(own, artifact)
+    _put(model, artifact)
+    return model.eval()
+
+
+def to_torch(tensor: RawTensor) -> torch.Tensor:
+    """A stored tensor as torch's, of the same memory.
+
+    Raises:
+        ArtifactError: torch has no such type.
+    """
+    if tensor.dtype not in TYPES:
+        raise ArtifactError(f"torch {torch.__version__} has no type for {tensor.dtype}.")
+    bits = np.ascontiguousarray(tensor.bits).view(f"i{tensor.bits.itemsize}" if tensor.bits.itemsize > 1 else "u1")
+    return torch.from_numpy(bits.reshape(tensor.shape)).view(TYPES[tensor.dtype])
+
+
+def described_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | None]:
+    """Of the model that a folder describes: parameter → its view, its layer, and whether that is no output layer.
+
+    ``None`` stands for what patterns do not prune. Names with and without the prefix of the inner model both count.
+
+    Raises:
+        ModelLoadError: transformers cannot build it.
+    """
+    with torch.device("meta"):
+        model: Any = _empty(folder)
+    layers, view = _layers(model), get_pattern({"pattern": "1x1"}, {}).weight_view
+    found = dict.fromkeys(_state(model)) | {
+        name: (view(one.module), one.name, not one.is_output) for name, one in layers.items()
+    }
+    prefix = f"{model.base_model_prefix}."
+    return (
+        {prefix + name: one for name, one in found.items()}
+        | {name.removeprefix(prefix): one for name, one in found.items()}
+        | found
+    )
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every name → parameter or saved buffer, as it is now."""
+    state = model.state_dict(keep_vars=True)
+    for name, held in state.items():
+        is_plain = isinstance(held, torch.Tensor) and held.layout == torch.strided and not held.is_quantized
+        if not is_plain or type(held) not in (torch.Tensor, nn.Parameter, nn.Buffer):
+            kind = type(held).__name__ if not isinstance(held, torch.Tensor) else f"{type(held).__name__}, {held.dtype}"
+            raise UnsupportedModelError(
+                f"{name!r} must be a plain dense tensor, found {kind}. Save the model before it is quantized, and "
+                f"sparse tensors as to_dense()."
+            )
+        if held.dtype not in NAMES:
+            raise UnsupportedModelError(f"{name!r} has dtype {held.dtype}, which safetensors has no name for.")
+    return dict(state)
+
+
+def _distinct(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Each tensor once, and the other names of those that have several."""
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[Any, str] = {}
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise UnsupportedModelError(f"{name!r} is on the meta device and has no values. Load the model's weights.")
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        first = seen.setdefault(place if tensor.numel() else name, name)
+        if first == name:
+            tensors[name] = tensor
+        else:
+            aliases[name] = first
+    return tensors, aliases
+
+
+def _layers(model: nn.Module) -> dict[str, Candidate]:
+    """Parameter → the layer that patterns can prune it in."""
+    return {
+        f"{one.name}.{weight_name(one.module)}".lstrip("."): one
+        for one in candidates(model, prune_frozen=True)
+        if one.reason is None
+    }
+
+
+def _bits(tensor: torch.Tensor) -> Bits:
+    held = tensor.detach().cpu().contiguous()
+    integers: Bits = held.view(INTEGERS[held.element_size()]).numpy()
+    return integers.view(DTYPES[NAMES[held.dtype]].bits)
+
+
+def _is_pretrained(model: nn.Module) -> bool:
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def _write_files(model: Any, tokenizer: Any, folder: Path) -> None:
+    """What a folder of transformers holds besides the weights."""
+    if tokenizer is not None:
+        if not hasattr(tokenizer, "save_pretrained"):
+            raise ConfigError(f"tokenizer must have a method save_pretrained, found {type(tokenizer).__name__}.")
+        tokenizer.save_pretrained(folder)
+    if model is None:
+        return
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", model.dtype)
+    if getattr(model, "hf_quantizer", None) is None and hasattr(config, "quantization_config"):
+        del config.quantization_config  # of a file that was read into plain tensors, as from GGUF
+    config.save_pretrained(folder)
+    if model.can_generate() and getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _check_names(own: Mapping[str, torch.Tensor], artifact: Artifact) -> None:
+    stored = {id(tensor) for name, tensor in own.items() if name in artifact}
+    missing = [name for name, tensor in own.items() if id(tensor) not in stored]
+    unknown = [name for name in artifact if name not in own]
+    if missing or unknown:
+        name, others = (missing[0], unknown) if missing else (unknown[0], missing or list(own))
+        lacks = f"lacks {listed(map(repr, missing))} of the model" if missing else ""
+        has = f"has {listed(map(repr, unknown))}, which the model has not" if unknown else ""
+        raise ArtifactError(
+            f"{artifact.path}: {' and '.join(filter(None, (lacks, has)))}.{nearest(name, others)} Build the model as "
+            f"it was when it was saved."
+        )
+
+
+def _check_fit(name: str, tensor: torch.Tensor, artifact: Artifact) -> None:
+    entry = artifact.entry(name)
+    if tuple(tensor.shape) != entry.shape:
+        raise ArtifactError(
+            f"{artifact.path}: tensor {name!r} has shape {list(entry.shape)}, and {list(tensor.shape)} in the model. "
+            f"Build the model as it was when it was saved."
+        )
+    if not tensor.is_meta and NAMES.get(tensor.dtype) != entry.dtype:
+        stored = DTYPES[entry.dtype].name
+        raise ArtifactError(
+            f"{artifact.path}: tensor {name!r} is {stored}, and {tensor.dtype} in the model. Call "
+            f"model.to(torch.{stored}) first, and convert after loading."
+        )
+
+
+@torch.no_grad()
+def _put(model: nn.Module, artifact: Artifact) -> None:
+    """Fill every parameter and saved buffer; one that stands in several places stays one."""
+    own = _state(model)
+    made: dict[int, torch.Tensor] = {}
+    for name, before in own.items():
+        if id(before) in made or name not in artifact:
+            continue
+        value = to_torch(artifact[name])
+        if before.is_meta or before.dtype != value.dtype or before.shape != value.shape:
+            made[id(before)] = nn.Parameter(value, before.requires_grad) if isinstance(before, nn.Parameter) else value
+        else:
+            made[id(before)] = before
+            before.copy_(value)
+    for module in model.modules():
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for holder in holders:
+            holder.update({key: made[id(held)] for key, held in holder.items() if id(held) in made})
+
+
+def _from_checkpoint(architecture: Any, artifact: Artifact) -> nn.Module:
+    """A model whose tensors have the names that checkpoints give them, which transformers turns into its own."""
+    tensors = {name: to_torch(artifact[name]) for name in artifact}
+    try:
+        model: nn.Module
+        model, found = architecture.from_pretrained(
+            None, config=_config(artifact.path), state_dict=tensors, dtype="auto", output_loading_info=True
+        )
+    # As above.
+    except Exception as error:
+        raise _unbuildable(artifact.path, error) from error
+    if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]:
+        raise ArtifactError(f"{artifact.path}: {listed(map(repr, wrong))} are not tensors of both it and the model.")
+    return model.eval()
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leaves new weights as they come: they are filled next."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def _config(folder: Path) -> Any:
+    import transformers
+
+    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _empty(folder: Path) -> nn.Module:
+    """The model that a folder's configuration describes; its saved tensors have no values yet."""
+    import transformers
+
+    try:
+        config = _config(folder)
+        architecture = getattr(transformers, (config.architectures or ("AutoModel",))[0])
+        dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+        with _Uninitialized(), default_dtype(dtype):
+            model: nn.Module = architecture(config)
+    # Hundreds of architectures, each with its own errors.
+    except Exception as error:
+        raise _unbuildable(folder, error) from error
+    return model
+
+
+def _unbuildable(folder: Path, error: Exception) -> ModelLoadError:
+    first_line = next(iter(str(error).splitlines()), type(error).__name__)
+    return ModelLoadError(f"transformers cannot build a model from {str(folder)!r}: {first_line}")
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """While this is open, new tensors of floating point are of that type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

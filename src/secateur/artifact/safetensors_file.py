@@ -1,0 +1,209 @@
+"""Safetensors files: headers that are checked before anything is believed, and tensors one at a time.
+
+The format: eight bytes with the length of the header, little-endian; the header, a JSON object of name → ``dtype``,
+``shape`` and ``data_offsets``; and the tensors, one behind another without a gap.
+
+Source:
+    https://github.com/huggingface/safetensors, section "Format". The package itself needs a framework for bfloat16 and
+    holds a whole file in memory to write it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from secateur._wording import nearest
+from secateur.artifact.dtypes import DTYPES, Bits
+from secateur.errors import ArtifactError
+
+__all__ = ["StoredTensor", "TensorFile", "parsed_json", "write_tensor_file"]
+
+LENGTH_BYTES = 8
+
+MOST_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+ALIGNMENT = 8
+"""The header is padded with spaces so that the data begin at a multiple of this."""
+
+MOST_AXES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """What a header says of one tensor.
+
+    Attributes:
+        dtype: Type, as in `DTYPES`.
+        shape: Its shape.
+        start: First byte, counted from the first tensor's.
+        stop: Byte behind the last.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class TensorFile(Mapping[str, StoredTensor]):
+    """A safetensors file of which header and length fit together.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ArtifactError: It is none, or damaged; the message says where.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.bytes = path.stat().st_size
+            with path.open("rb") as file:
+                self._data_start, header = self._header(file)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read ({error}).") from error
+        self.metadata = header.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
+            raise self._damaged("'__metadata__' must map names to texts")
+        self._tensors = {name: self._tensor(name, entry) for name, entry in header.items()}
+        self._check_places()
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def read(self, name: str) -> Bits:
+        """A tensor's bit patterns in its shape.
+
+        Raises:
+            ArtifactError: The file was changed since it was opened, or the tensor is larger than memory.
+        """
+        tensor = self._tensors[name]
+        dtype = DTYPES[tensor.dtype]
+        count = (tensor.stop - tensor.start) // dtype.size
+        try:
+            bits = np.fromfile(self.path, dtype.bits, count, offset=self._data_start + tensor.start)
+            if bits.size < count:
+                raise self._damaged("it was cut short since it was opened")
+            return bits.reshape(tensor.shape)
+        except (OSError, ValueError, MemoryError) as error:
+            raise ArtifactError(f"{self.path}: tensor {name!r} cannot be read ({error}).") from error
+
+    def _header(self, file: IO[bytes]) -> tuple[int, dict[str, Any]]:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        most = min(self.bytes - LENGTH_BYTES, MOST_HEADER_BYTES)
+        if not 2 <= length <= most:
+            raise self._damaged(f"the header must have 2 to {max(most, 2):,} bytes, found {length:,}")
+        header = parsed_json(file.read(length), self.path)
+        return LENGTH_BYTES + length, header
+
+    def _tensor(self, name: str, entry: Any) -> StoredTensor:
+        if not name.isprintable():
+            raise self._damaged(f"tensor {name!r} has a name that cannot be printed")
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise self._damaged(f"tensor {name!r} must have dtype, shape and data_offsets")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise self._damaged(
+                f"tensor {name!r} has dtype {dtype!r}, which is not known.{nearest(str(dtype), DTYPES)}"
+            )
+        if not _are_sizes(shape) or len(shape) > MOST_AXES:
+            raise self._damaged(f"tensor {name!r} has the shape {_short(shape)}, which must be a list of sizes")
+        if not _are_sizes(offsets) or len(offsets) != 2:
+            raise self._damaged(f"tensor {name!r} has data_offsets {_short(offsets)}, which must be two places")
+        start, stop = offsets
+        if stop - start != (needed := math.prod(shape) * DTYPES[dtype].size):
+            raise self._damaged(
+                f"tensor {name!r} needs {needed:,} bytes for {dtype} {list(shape)}, found {stop - start:,}"
+            )
+        return StoredTensor(dtype=dtype, shape=tuple(shape), start=start, stop=stop)
+
+    def _check_places(self) -> None:
+        end = 0
+        for name, tensor in sorted(self._tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+            if tensor.start != end:
+                kind = "overlaps another" if tensor.start < end else "leaves a gap before it"
+                raise self._damaged(f"tensor {name!r} {kind}: it begins at byte {tensor.start:,}, and {end:,} is next")
+            end = tensor.stop
+        if end != (found := self.bytes - self._data_start):
+            raise self._damaged(f"the tensors must have {end:,} bytes together, found {found:,}. Is it complete?")
+
+    def _damaged(self, what: str) -> ArtifactError:
+        return ArtifactError(f"{self.path}: no valid safetensors file: {what}.")
+
+
+def parsed_json(text: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object in which no key stands twice.
+
+    Raises:
+        ArtifactError: It is none.
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refused)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ArtifactError(f"{path}: no valid JSON ({_short(reason)}).") from error
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path}: a JSON object is needed, found {type(found).__name__}.")
+    return found
+
+
+def write_tensor_file(
+    path: Path, entries: Mapping[str, tuple[str, tuple[int, ...]]], read: Callable[[], Iterable[Bits]]
+) -> None:
+    """Write a file tensor by tensor, and have it on the disk before this returns.
+
+    Args:
+        path: Where.
+        entries: Name → type and shape, in the order of the data.
+        read: The tensors' bit patterns in that order, one at a time.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in entries.items():
+        start, end = end, end + math.prod(shape) * DTYPES[dtype].size
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        for (name, (dtype, shape)), bits in zip(entries.items(), read(), strict=True):
+            assert (bits.shape, bits.dtype) == (shape, DTYPES[dtype].bits), name
+            file.write(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _are_sizes(found: Any) -> bool:
+    return isinstance(found, list) and all(type(size) is int and 0 <= size < 1 << 63 for size in found)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _refused(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _short(found: Any, most: int = 100) -> str:
+    text = str(found)
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,0 +1,216 @@
+"""From tensors to an artifact: each is looked at to choose its packing, and packed when its turn comes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.artifact.choice import Zeros, choose
+from secateur.artifact.dtypes import DTYPES, Bits
+from secateur.artifact.folder import replaced
+from secateur.artifact.manifest import MANIFEST, Claim, FileEntry, Layout, Manifest, TensorEntry, packing_of
+from secateur.artifact.proof import violation
+from secateur.artifact.safetensors_file import write_tensor_file
+from secateur.artifact.source import Source, SourceTensor
+from secateur.errors import ArtifactError
+
+__all__ = ["INDEX", "SHARD_BYTES", "digest", "examined", "file_digest", "names_of_artifact", "write"]
+
+SHARD_BYTES = 4 << 30
+"""Bytes of tensors in one shard, unless a single tensor has more."""
+
+INDEX = "model.safetensors.index.json"
+"""What transformers calls the file that says which dense tensor is in which shard."""
+
+ALIGNMENT = 8
+"""Bytes of which a tensor must have a multiple for the next to begin at one."""
+
+FILE_CHUNK = 1 << 20
+
+
+def write(
+    source: Source,
+    path: str | Path,
+    *,
+    claims: Mapping[str, Claim] | None = None,
+    configs: Sequence[Mapping[str, Any]] = (),
+    dense: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Manifest:
+    """Write an artifact, all or nothing.
+
+    Args:
+        source: The tensors, and what belongs to them.
+        path: The folder; new, empty, or an artifact, which is replaced.
+        claims: Layer → what pruning did to its weight.
+        configs: The configurations that made it.
+        dense: Store every tensor as it is, in files that transformers reads.
+        shard_bytes: Bytes of tensors in one shard.
+
+    Raises:
+        ArtifactError: The folder is something else or cannot be written, or a weight is not what a claim says.
+    """
+    if shard_bytes < 1:
+        raise ArtifactError(f"shard_bytes must be at least 1, found {shard_bytes}.")
+    with replaced(Path(path), names_of_artifact) as folder:
+        source.write_files(folder)
+        entries = {
+            name: examined(tensor, None if tensor.layer is None else (claims or {}).get(tensor.layer), dense=dense)
+            for name, tensor in source.tensors.items()
+        }
+        shards = _shards(entries, shard_bytes, dense=dense)
+        tensors = {
+            name: entry.model_copy(update={"file": file})
+            for file, names in shards.items()
+            for name, entry in entries.items()
+            if name in names
+        }
+        for file, names in shards.items():
+            _write_shard(folder / file, {name: (tensors[name], source.tensors[name]) for name in names})
+        if dense and len(shards) > 1:
+            write_text(folder / INDEX, _index(tensors))
+        manifest = Manifest(
+            written_by=_program(),
+            model=source.model,
+            configs=tuple(map(dict, configs)),
+            shards={file: (folder / file).stat().st_size for file in shards},
+            files=_files(folder, shards),
+            tensors={name: tensors[name] for name in entries},
+            aliases=dict(source.aliases),
+        )
+        write_text(folder / MANIFEST, manifest.text())
+    return manifest
+
+
+def examined(tensor: SourceTensor, claim: Claim | None = None, *, dense: bool = False) -> TensorEntry:
+    """What a manifest says of a tensor, but for the shard that it will be in.
+
+    Raises:
+        ArtifactError: The tensor is not what a claim says.
+    """
+    bits, dtype, view = tensor.read(), DTYPES[tensor.dtype], tensor.view
+    nonzero = dtype.nonzero(bits)
+    pattern, packing = None if claim is None else claim.pattern, None
+    if view is not None and dtype.is_float:
+        if claim is not None and (problem := violation(claim.pattern, view, nonzero, claim)):
+            raise ArtifactError(
+                f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but {problem}. Save the model as pruning "
+                f"left it, or without report."
+            )
+        # What is stored must have the same bits again, so -0.0 counts as a number here.
+        choice = choose(Zeros(view, bits != 0), dtype.size, pattern)
+        packing = None if dense else choice.packing
+        pattern = pattern or choice.pattern
+    return TensorEntry(
+        file="",
+        layer=tensor.layer if tensor.is_prunable or claim is not None else None,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        layout=None if view is None else Layout.of(view),
+        packing=packing_of(packing),
+        pattern=pattern,
+        pruned=claim,
+        zeros=bits.size - int(np.count_nonzero(nonzero)),
+        sha256=digest(bits),
+    )
+
+
+def digest(bits: Bits) -> str:
+    """SHA-256 of a dense tensor's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(FILE_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def names_of_artifact(folder: Path) -> set[str] | None:
+    """Names of an artifact's own files and folders; ``None``: it is no artifact."""
+    try:
+        manifest = Manifest.read(folder)
+    except ArtifactError:
+        return None
+    return {MANIFEST, *(name.partition("/")[0] for name in (*manifest.shards, *manifest.files))}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, and have it on the disk."""
+    with path.open("wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _shards(entries: Mapping[str, TensorEntry], limit: int, *, dense: bool) -> dict[str, list[str]]:
+    """File → names of the tensors in it; every file is full before the next begins."""
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for name, entry in entries.items():
+        if parts[-1] and filled + entry.stored_bytes > limit:
+            parts.append([])
+            filled = 0
+        parts[-1].append(name)
+        filled += entry.stored_bytes
+    if dense and len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    stem = "model" if dense else "packed"
+    return {
+        f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors": names for number, names in enumerate(parts, start=1)
+    }
+
+
+def _write_shard(path: Path, tensors: Mapping[str, tuple[TensorEntry, SourceTensor]]) -> None:
+    # What would put the next tensor at an odd place comes last, the widest numbers first.
+    order = sorted(tensors, key=lambda name: _alignment(tensors[name][0]))
+    layout = {part: stored for name in order for part, stored in tensors[name][0].stored(name).items()}
+    if len(layout) < sum(len(entry.stored(name)) for name, (entry, _) in tensors.items()):
+        raise ArtifactError("tensors whose names end with '#values' or '#index' clash with packed ones. Rename them.")
+    write_tensor_file(path, layout, lambda: _stored(tensors[name] for name in order))
+
+
+def _alignment(entry: TensorEntry) -> tuple[bool, int]:
+    is_odd = entry.stored_bytes % ALIGNMENT > 0
+    return is_odd, -DTYPES[entry.dtype].size if is_odd else 0
+
+
+def _stored(tensors: Iterable[tuple[TensorEntry, SourceTensor]]) -> Iterator[Bits]:
+    for entry, tensor in tensors:
+        bits, packer = tensor.read(), entry.packer
+        if packer is None or entry.view is None:
+            yield bits
+        else:
+            yield from packer.pack(bits, entry.view, Zeros(entry.view, bits != 0).blocks(packer.block))
+
+
+def _index(tensors: Mapping[str, TensorEntry]) -> str:
+    total = sum(tensor.dense_bytes for tensor in tensors.values())
+    places = {name: tensor.file for name, tensor in sorted(tensors.items())}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=1) + "\n"
+
+
+def _files(folder: Path, shards: Mapping[str, Sequence[str]]) -> dict[str, FileEntry]:
+    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        name: FileEntry(size=file.stat().st_size, sha256=file_digest(file))
+        for name, file in names.items()
+        if name not in shards
+    }
+
+
+def _program() -> str:
+    try:
+        return f"secateur {version('secateur')}"
+    except PackageNotFoundError:
+        return "secateur"
