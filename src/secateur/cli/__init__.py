@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from inspect import cleandoc
+
 from secateur.cli.app import app
 from secateur.cli.demo import demo
 from secateur.cli.plan import plan
+from secateur.cli.prune import prune
 
 __all__ = ["app"]
 
-for _command in (plan, demo):
-    app.command()(_command)
+
+def _help(text: str | None) -> str:
+    """A docstring whose paragraphs are as wide as the terminal."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(text or ""))
+
+
+for _command in (plan, prune, demo):
+    app.command(help=_help(_command.__doc__))(_command)

@@ -19,10 +19,12 @@ class _Group(TyperGroup):
     """Every command ends with 0 if all went well, 1 on a `SecateurError`, 2 if it was called wrongly."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error of ours is a message, not a traceback."""
+        """Run the command; an error of ours, or of a file or disk, is a message and no traceback."""
         try:
             return super().invoke(ctx)
-        except SecateurError as error:
+        except (SecateurError, OSError) as error:
+            if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+                raise
             Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
             raise typer.Exit(1) from error
 
@@ -30,9 +32,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     name="secateur",
     cls=_Group,
-    help="Prune neural networks in patterns that hardware can use.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )

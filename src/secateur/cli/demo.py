@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from secateur._packages import need
+from secateur.cli.options import AsJson
 from secateur.cli.output import console
 
 __all__ = ["demo"]
@@ -18,6 +22,8 @@ def demo(
         "secateur-demo"
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Trainings per row, each from another start.")] = 3,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Train, prune and compare small networks in PyTorch and Keras; prune a sentence encoder and a language model.
 
@@ -30,8 +36,15 @@ def demo(
     secateur demo
 
     secateur demo --out /tmp/pruned --seeds 1
+
+    secateur demo --json > numbers.json
     """
     need("torch", "sklearn", extra="demo")
     from secateur.demo import run_demo
 
-    run_demo(out, seeds, console())
+    if not as_json:
+        run_demo(out, seeds, console())
+        return
+    with redirect_stdout(sys.stderr):
+        run_demo(out, seeds, Console(file=sys.stderr))
+    typer.echo((out / "report.json").read_text("utf-8"), nl=False)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from secateur.cli.options import AsJson, ConfigFile, Model, Pattern, Sparsity
 from secateur.cli.output import show
 from secateur.cli.settings import settings_of
 
@@ -16,24 +13,17 @@ __all__ = ["plan"]
 
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="package.module:name of a model or of its maker, or a file or folder."),
-    ],
-    config: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="YAML or JSON file with a configuration.")
-    ] = None,
-    pattern: Annotated[str | None, typer.Option(help="Pattern: 4x1, 2:4, 1xchannel … Wins over the file.")] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Share of weights to prune. Wins over the file.")
-    ] = None,
+    model: Model,
+    config: ConfigFile = None,
+    pattern: Pattern = None,
+    sparsity: Sparsity = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show every layer of a model with what pruning would do to it. Changes nothing.
 
     MODEL is code in the current directory or in an installed package; a .keras file; or a folder with the config.json
-    of a transformers model, given as a path or as package/folder. Of a folder no weights are read.
+    of a transformers model or a .gguf file, as a path or as package/path. Of these two no weights are read.
 
     [bold]Examples[/bold]
 

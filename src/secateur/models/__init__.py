@@ -7,6 +7,8 @@ from typing import Any
 
 from secateur._frameworks import framework_of
 from secateur._packages import need, need_keras, shipped_file, shipped_folder
+from secateur.artifact import load
+from secateur.artifact.manifest import MANIFEST
 from secateur.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from secateur.models.code import from_code
 from secateur.models.trained import TrainedModel
@@ -26,7 +28,7 @@ def load_model(reference: str) -> Any:
         reference: ``package.module:name`` of a model or of a function that returns one, importable or in the current
             directory; or a ``.keras`` file; or a transformers folder or a ``.gguf`` file: a path, or
             ``package/path`` within an installed package. From these two the model is built on the meta device: every
-            layer and shape, no weights.
+            layer and shape, no weights; or an artifact that says how its model is built.
 
     Raises:
         UnknownNameError: There is nothing of that name.
@@ -42,6 +44,8 @@ def load_model(reference: str) -> Any:
         from secateur.models.pytorch import architecture
 
         return architecture(path)
+    if (artifact := _artifact(reference)) is not None:
+        return load(artifact)
     return _from_keras_file(Path(reference)) if reference.endswith(KERAS_FILE) else _from_code(reference)
 
 
@@ -57,9 +61,11 @@ def load_trained(reference: str, weights: Path | None = None) -> TrainedModel:
         SecateurError: See `load_model`; or the weights cannot be read, or are not those of the model.
     """
     path = transformers_path(reference)
-    is_code = path is None and not reference.endswith(KERAS_FILE)
+    is_code = path is None and not reference.endswith(KERAS_FILE) and _artifact(reference) is None
     if weights is not None and not is_code:
         raise ConfigError(f"weights goes with a model that code builds, and {reference!r} has its own. Leave it out.")
+    if (artifact := _artifact(reference)) is not None:
+        return TrainedModel(load(artifact), path)
     if path is not None:
         from secateur.models.pytorch import trained
 
@@ -89,13 +95,20 @@ def transformers_path(reference: str) -> Path | None:
         return file
     folder = Path(reference) if Path(reference).is_dir() else None
     folder = folder or (shipped_folder(package, rest) if is_shipped else None)
-    if folder is not None:
+    if folder is not None and (_artifact(str(folder)) is None or (folder / CONFIG_FILE).is_file()):
         if not (folder / CONFIG_FILE).is_file():
             raise UnsupportedModelError(
                 f"The folder {str(folder)!r} has no {CONFIG_FILE}, so it is none of transformers."
             )
         need("torch", "transformers", extra="transformers")
-    return folder
+        return folder
+    return None
+
+
+def _artifact(reference: str) -> Path | None:
+    """The folder of that path if it is an artifact."""
+    folder = Path(reference)
+    return folder if (folder / MANIFEST).is_file() else None
 
 
 def _from_code(reference: str) -> Any:
