@@ -124,12 +124,16 @@ def build(artifact: Artifact) -> keras.Model:
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """Every weight by its path; of several with one path, the later have a number."""
+    """Every weight by its path; of several with one path, the later have a number.
+
+    Whether a path begins with the name of the model depends on how the model was made.
+    """
     found: dict[str, keras.Variable] = {}
     for variable in model.weights:
-        name, count = variable.path, 2
+        path = variable.path.removeprefix(f"{model.name}/")
+        name, count = path, 2
         while name in found:
-            name, count = f"{variable.path}@{count}", count + 1
+            name, count = f"{path}@{count}", count + 1
         found[name] = variable
     return found
 
