@@ -17,7 +17,10 @@ from secateur.cli.options import ALLOCATIONS, METHODS, PATTERNS, REFINERS
 
 FLAGS = {
     "": {"--help", "--install-completion", "--show-completion", "--version"},
+    "bench": {"--batch", "--help", "--inputs", "--json", "--length", "--model", "--rounds"},
+    "convert": {"--dense", "--help", "--json"},
     "demo": {"--help", "--json", "--out", "--seeds"},
+    "inspect": {"--help", "--json", "--picture", "--weights"},
     "plan": {"--config", "--help", "--json", "--pattern", "--sparsity"},
     "prune": {
         "--allocation",
@@ -36,6 +39,7 @@ FLAGS = {
         "--sparsity",
         "--weights",
     },
+    "verify": {"--help", "--json", "--pattern"},
 }
 """Frozen: a flag is a promise. What a configuration can say belongs into its file."""
 
