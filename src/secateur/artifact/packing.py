@@ -36,7 +36,7 @@ INDEX_ALIGNMENT = 8
 NUMBER = np.dtype("<u4")
 """A block's number in a list."""
 
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Weights unpacked together, so that what that takes besides the result does not grow with the tensor."""
 
 
@@ -71,12 +71,16 @@ class Packing(ABC):
         """The index, without padding."""
 
     @abstractmethod
-    def decode(self, index: Bytes, view: WeightView) -> Flags:
-        """The inverse of `encode`.
+    def decode(self, index: Bytes, start: int, stop: int) -> Flags:
+        """The inverse of `encode`, for the blocks from `start` to before `stop`, which end whole rows of the tiling.
 
         Raises:
             ArtifactError: The index is none that `encode` makes.
         """
+
+    @abstractmethod
+    def check_padding(self, index: Bytes, view: WeightView) -> None:
+        """Raise `ArtifactError` if there is anything but zeros behind the index."""
 
     def check(self, view: WeightView) -> None:
         """Raise `ArtifactError` if the blocks do not tile a weight."""
@@ -114,19 +118,23 @@ class Packing(ABC):
         Raises:
             ArtifactError: The index does not fit the stored numbers.
         """
-        keep = self.decode(index, view)
-        if (found := int(np.count_nonzero(keep))) != self.kept(view):
-            raise ArtifactError(f"the index keeps {counted(found, 'block')}, and {self.kept(view):,} are stored")
+        self.check_padding(index, view)
         dense = np.zeros(view.shape, values.dtype)
         blocked = self._blocked(view.canonical(dense))
-        assert np.shares_memory(blocked, dense) or not dense.size
-        step = max(1, CHUNK * keep.shape[0] // dense.size)
-        start = 0
-        for row in range(0, keep.shape[0], step):
-            some = keep[row : row + step]
-            stop = start + int(np.count_nonzero(some))
-            blocked[row : row + step][some] = values[start:stop].reshape(-1, *blocked.shape[3:])
-            start = stop
+        assert np.shares_memory(blocked, dense)
+        rows, *grid = self.grid(view)
+        per_row = math.prod(grid)
+        step, taken = max(1, CHUNK * rows // dense.size), 0
+        for row in range(0, rows, step):
+            end = min(row + step, rows)
+            keep = self.decode(index, row * per_row, end * per_row)
+            some = values[taken : taken + int(np.count_nonzero(keep))]
+            taken += int(np.count_nonzero(keep))
+            if taken > len(values):
+                break
+            blocked[row:end][keep.reshape(-1, *grid)] = some.reshape(-1, *blocked.shape[3:])
+        if taken != len(values):
+            raise ArtifactError(f"the index does not keep the {counted(len(values), 'block')} that are stored")
         return dense
 
     def _blocked(self, canonical: Bits) -> Bits:
@@ -175,7 +183,7 @@ class BlockPacking(Packing):
         """See `Packing.name`."""
         if self.block == (1, 1, 1):
             return "index list" if self.is_list else "bitmask"
-        return f"{self.label}{' blocks' if self.label[-1:].isdigit() else ''}{', listed' if self.is_list else ''}"
+        return f"{self.label}{'' if 'channel' in self.label else ' blocks'}{', listed' if self.is_list else ''}"
 
     def kept(self, view: WeightView) -> int:  # noqa: ARG002
         """See `Packing.kept`."""
@@ -195,19 +203,24 @@ class BlockPacking(Packing):
             return np.flatnonzero(keep).astype(NUMBER).view(np.uint8)
         return np.packbits(keep, bitorder="little")
 
-    def decode(self, index: Bytes, view: WeightView) -> Flags:
+    def decode(self, index: Bytes, start: int, stop: int) -> Flags:
         """See `Packing.decode`."""
-        grid = self.grid(view)
         if not self.is_list:
-            return _unpacked_bits(index, math.prod(grid)).view(np.bool_).reshape(grid)
-        used = NUMBER.itemsize * self.stored
-        _refuse_padding(index[used:])
-        numbers = index[:used].view(NUMBER)
-        if self.stored and (int(numbers[-1]) >= math.prod(grid) or np.any(numbers[1:] <= numbers[:-1])):
-            raise ArtifactError(f"the index must list blocks below {math.prod(grid):,} in ascending order")
-        keep = np.zeros(math.prod(grid), np.bool_)
-        keep[numbers] = True
-        return keep.reshape(grid)
+            return _unpacked_bits(index, start, stop).view(np.bool_)
+        numbers = index[: NUMBER.itemsize * self.stored].view(NUMBER)
+        if start == 0 and np.any(numbers[1:] <= numbers[:-1]):
+            raise ArtifactError("the numbers of the blocks that are stored must be in ascending order")
+        first, last = np.searchsorted(numbers, [start, stop])
+        keep = np.zeros(stop - start, np.bool_)
+        keep[numbers[first:last] - NUMBER.type(start)] = True
+        return keep
+
+    def check_padding(self, index: Bytes, view: WeightView) -> None:
+        """See `Packing.check_padding`."""
+        if self.is_list:
+            _refuse_rest(index, NUMBER.itemsize * self.stored * BITS)
+        else:
+            _refuse_rest(index, math.prod(self.grid(view)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,16 +291,21 @@ class GroupPacking(Packing):
         places = np.broadcast_to(in_group, (keep.size // self.group, self.group))[keep.reshape(-1, self.group)]
         return _packed_numbers(places, self._place_bits)
 
-    def decode(self, index: Bytes, view: WeightView) -> Flags:
+    def decode(self, index: Bytes, start: int, stop: int) -> Flags:
         """See `Packing.decode`."""
-        places = _unpacked_numbers(index, self._place_bits, self.kept(view)).reshape(-1, self.count)
+        groups, bits = (stop - start) // self.group, self._place_bits
+        first = start // self.group * self.count * bits
+        flags = _unpacked_bits(index, first, first + groups * self.count * bits)
+        places = _numbers(flags.reshape(-1, bits)).reshape(groups, self.count)
         if np.any(places >= self.group) or np.any(places[:, 1:] <= places[:, :-1]):
-            raise ArtifactError(f"the places in a group of {self.group} must be in ascending order")
-        keep = np.zeros((len(places), self.group), np.bool_)
-        for start in range(0, len(places), CHUNK // self.group + 1):
-            some = places[start : start + CHUNK // self.group + 1]
-            keep[start : start + len(some)][np.arange(len(some))[:, None], some] = True
-        return keep.reshape(view.canonical_shape)
+            raise ArtifactError(f"the places in a group of {self.group} must be below that and in ascending order")
+        keep = np.zeros((groups, self.group), np.bool_)
+        keep[np.arange(groups)[:, None], places] = True
+        return keep.reshape(-1)
+
+    def check_padding(self, index: Bytes, view: WeightView) -> None:
+        """See `Packing.check_padding`."""
+        _refuse_rest(index, self.kept(view) * self._place_bits)
 
     @property
     def _place_bits(self) -> int:
@@ -306,21 +324,22 @@ def _packed_numbers(numbers: npt.NDArray[Any], bits: int) -> Bytes:
     return np.packbits(flags.reshape(-1), bitorder="little")
 
 
-def _unpacked_numbers(index: Bytes, bits: int, count: int) -> npt.NDArray[Any]:
-    flags = _unpacked_bits(index, count * bits).reshape(count, bits)
-    numbers: npt.NDArray[Any] = np.zeros(count, np.uint8 if bits <= BITS else np.uint32)
+def _numbers(flags: Bytes) -> npt.NDArray[Any]:
+    """Numbers from their bits, the lowest first, of shape (numbers, bits)."""
+    bits = flags.shape[1]
+    numbers: npt.NDArray[Any] = np.zeros(len(flags), np.uint8 if bits <= BITS else np.uint32)
     for place in range(bits):
         numbers = numbers | flags[:, place].astype(numbers.dtype) << numbers.dtype.type(place)
     return numbers
 
 
-def _unpacked_bits(index: Bytes, count: int) -> Bytes:
-    """The first bits of an index, one byte each; the others are padding."""
-    bits = np.unpackbits(index, bitorder="little")
-    _refuse_padding(bits[count:])
-    return bits[:count]
+def _unpacked_bits(index: Bytes, start: int, stop: int) -> Bytes:
+    """Bits of an index from `start` to before `stop`, one byte each."""
+    first = start // BITS
+    return np.unpackbits(index[first : -(-stop // BITS)], bitorder="little")[start - first * BITS :][: stop - start]
 
 
-def _refuse_padding(rest: Bytes) -> None:
-    if rest.any():
+def _refuse_rest(index: Bytes, used: int) -> None:
+    """Raise `ArtifactError` if there is anything behind the bits that are used."""
+    if np.unpackbits(index[used // BITS :], bitorder="little")[used % BITS :].any():
         raise ArtifactError("the padding behind the index must be zero")

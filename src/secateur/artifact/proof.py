@@ -62,4 +62,4 @@ def fits(specification: str, view: WeightView) -> bool:
 
 def _pattern(specification: str, view: WeightView) -> BasePattern:
     settings = {"pattern": specification, "target_sparsity": None if ":" in specification else 0.0}
-    return get_pattern(settings, {LAYER: view}, "numpy")
+    return get_pattern(settings, {LAYER: view}, "array")

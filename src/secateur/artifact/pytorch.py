@@ -247,21 +247,22 @@ def _check_fit(name: str, tensor: torch.Tensor, artifact: Artifact) -> None:
 @torch.no_grad()
 def _put(model: nn.Module, artifact: Artifact) -> None:
     """Fill every parameter and saved buffer; one that stands in several places stays one."""
-    own = _state(model)
     made: dict[int, torch.Tensor] = {}
-    for name, before in own.items():
-        if id(before) in made or name not in artifact:
-            continue
-        value = to_torch(artifact[name])
-        if before.is_meta or before.dtype != value.dtype or before.shape != value.shape:
-            made[id(before)] = nn.Parameter(value, before.requires_grad) if isinstance(before, nn.Parameter) else value
-        else:
-            made[id(before)] = before
-            before.copy_(value)
+    for name, before in _state(model).items():
+        if id(before) not in made and name in artifact:
+            made[id(before)] = _filled(before, artifact, name)
     for module in model.modules():
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for holder in holders:
             holder.update({key: made[id(held)] for key, held in holder.items() if id(held) in made})
+
+
+def _filled(before: torch.Tensor, artifact: Artifact, name: str) -> torch.Tensor:
+    """The tensor with its new values, or another in its place if it has not the type for them."""
+    value = to_torch(artifact[name])
+    if before.is_meta or before.dtype != value.dtype or before.shape != value.shape:
+        return nn.Parameter(value, before.requires_grad) if isinstance(before, nn.Parameter) else value
+    return before.copy_(value)
 
 
 def _from_checkpoint(architecture: Any, artifact: Artifact) -> nn.Module:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from secateur._array import count_true
 from secateur._frameworks import leaf
+from secateur._wording import counted
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.folder import recover
 from secateur.artifact.foreign import foreign_source
@@ -86,7 +88,7 @@ def verify(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
     report = examine(path, pattern=pattern)
     if report.problems:
         lines = "".join(f"\n  {name}: {problem}" for name, problem in report.problems.items())
-        raise ArtifactError(f"{path}: {len(report.problems)} tensors are not as they should be:{lines}")
+        raise ArtifactError(f"{path}: {counted(len(report.problems), 'tensor')} failed verification:{lines}")
     return report
 
 
@@ -162,9 +164,10 @@ def _problems(artifact: Artifact) -> Iterator[tuple[str, str]]:
             yield name, str(error)
             continue
         nonzero = DTYPES[entry.dtype].nonzero(bits)
-        zeros = bits.size - int(np.count_nonzero(nonzero))
-        if zeros != entry.zeros:
-            yield name, f"{zeros:,} zeros, and the manifest says {entry.zeros:,}"
+        alive = count_true(nonzero)
+        zeros, negative = bits.size - alive, count_true(bits) - alive
+        if (zeros, negative) != (entry.zeros, entry.negative_zeros):
+            yield name, f"{zeros:,} zeros ({negative:,} of them -0.0), and the manifest says {entry.zeros:,}"
         elif problem := _broken_claim(entry, nonzero):
             yield name, problem
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur._array import count_true
 from secateur.artifact.choice import Zeros, choose
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.folder import replaced
@@ -117,7 +118,8 @@ def examined(tensor: SourceTensor, claim: Claim | None = None, *, dense: bool = 
         packing=packing_of(packing),
         pattern=pattern,
         pruned=claim,
-        zeros=bits.size - int(np.count_nonzero(nonzero)),
+        zeros=bits.size - count_true(nonzero),
+        negative_zeros=count_true(bits) - count_true(nonzero),
         sha256=digest(bits),
     )
 

@@ -1,4 +1,4 @@
-"""Keras names a weight with or without its model, depending on how the model was made."""
+"""Paths: of the weights in a Keras model, which depend on how it was made, and of the folder that is read."""
 
 from pathlib import Path
 
