@@ -55,7 +55,7 @@ def test_verify_as_json_is_the_report() -> None:
 def test_verify_names_the_tensor_without_the_pattern() -> None:
     result = run("verify", "pruned", "--pattern", "1:4", "--json")
     assert result.exit_code == 1
-    assert "pruned: 2 tensors are not as they should be:\n  0.weight: not '1:4'" in result.stderr
+    assert "pruned: 2 tensors failed verification:\n  0.weight: not '1:4'" in result.stderr
     assert set(json.loads(result.stdout)["problems"]) == {"0.weight", "2.weight"}
 
 
@@ -63,7 +63,7 @@ def test_verify_names_the_damaged_tensor(artifact: Path) -> None:
     flip(shard(artifact))
     result = run("verify", "pruned")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "1 tensor is not as it should be:" in result.stderr
+    assert "pruned: 1 tensor failed verification:" in result.stderr
     assert "is damaged" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -17,6 +17,8 @@ def shown(*, in_terminal: bool) -> str:
                 Progress(stage=f"layers.{done}", done=done, total=2, seconds=61.0, seconds_left=61.0 * (2 - done))
             )
             steps._bars.refresh()
+        steps.begin("Writing out")
+        steps._bars.refresh()
     return file.getvalue()
 
 
@@ -26,6 +28,7 @@ def test_a_terminal_shows_the_part_and_the_time_left() -> None:
     assert "50%" in text
     assert "1:01 left" in text
     assert "0:00 left" not in text
+    assert "%" not in text[text.index("Writing out") :]
 
 
 def test_a_file_shows_nothing() -> None:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from secateur._array import count_true
 from secateur._frameworks import leaf
-from secateur._wording import counted
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.folder import recover
 from secateur.artifact.foreign import foreign_source
@@ -87,8 +86,7 @@ def verify(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
     """
     report = examine(path, pattern=pattern)
     if report.problems:
-        lines = "".join(f"\n  {name}: {problem}" for name, problem in report.problems.items())
-        raise ArtifactError(f"{path}: {counted(len(report.problems), 'tensor')} failed verification:{lines}")
+        raise ArtifactError(report.failure)
     return report
 
 

@@ -47,7 +47,8 @@ class Steps:
 
     def begin(self, step: str) -> None:
         """Tell of a step of unknown length."""
-        self._bars.reset(self._task, total=None, description=step, left="")
+        self._bars.remove_task(self._task)  # for a task that had a length keeps it
+        self._task = self._bars.add_task(step, total=None, left="")
 
     def part(self, progress: Progress) -> None:
         """Tell of a part that a calibrated run has finished."""

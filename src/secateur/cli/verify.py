@@ -49,9 +49,7 @@ def verify(
     if as_json:
         show(report, as_json=True)
     if report.problems:
-        lines = "\n".join(f"  {name}: {problem}" for name, problem in report.problems.items())
-        state = "is not as it should be" if len(report.problems) == 1 else "are not as they should be"
-        raise ArtifactError(f"{path}: {counted(len(report.problems), 'tensor')} {state}:\n{lines}")
+        raise ArtifactError(report.failure)
     if not as_json:
         console().print(_summary(report), highlight=False, markup=False, soft_wrap=True)
 

@@ -65,9 +65,7 @@ def run_demo(out: Path, seeds: int, console: Console, recipe: Recipe | None = No
     console.print(f"Written, {SAVED.pattern} at {SAVED.target:.0%}, first seed:", style="bold", highlight=False)
     for file in files:
         console.print(f"  {file}  {file.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
-    console.print(
-        "These files are as large as dense ones: the zeros are in them. Packed files are to come with a later version."
-    )
+    console.print("These files are as large as dense ones: the zeros are in them. secateur.save writes packed ones.")
     if found_in_keras is not None:
         console.print("A .keras file holds the state of the optimizer too.")
     console.print(f"All in {time.perf_counter() - start:.0f} seconds.", highlight=False)

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from secateur._wording import listed
+from secateur.artifact.foreign import COPIED
 from secateur.errors import ModelLoadError
 from secateur.models.pytorch.hub import quiet_transformers
-from secateur.oneshot.pytorch.checkpoint import COPIED
 
 __all__ = ["Companions", "architecture", "tokenizer_of", "trained"]
 
@@ -90,7 +90,7 @@ class Companions:
             tokenizer_of(self.path).save_pretrained(folder)
             return
         for file in self.path.iterdir():
-            is_wanted = file.suffix in COPIED - {".py"} and not file.name.endswith(".index.json")
+            is_wanted = file.suffix in COPIED and not file.name.endswith(".index.json")
             if is_wanted and file.is_file() and not Path(folder, file.name).exists():
                 shutil.copyfile(file, Path(folder, file.name))
 
