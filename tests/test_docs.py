@@ -11,6 +11,11 @@ from docs_runner import PAGES, PER_BACKEND, blocks, run_page, unknown_marks
 # "page.md:line" of each Python block marked `notest`, and why it cannot run.
 OLD = "code for another package, shown beside what does the same here"
 NOT_RUN: dict[str, str] = {
+    "from-neural-compressor.md:48": OLD,
+    "from-neural-compressor.md:142": OLD,
+    "from-neural-compressor.md:185": OLD,
+    "from-sparseml.md:82": OLD,
+    "from-sparseml.md:194": OLD,
     "from-tfmot.md:66": OLD,
     "from-tfmot.md:142": OLD,
     "from-tfmot.md:182": OLD,
@@ -20,6 +25,10 @@ NOT_RUN: dict[str, str] = {
     "from-tfmot.md:383": OLD,
     "from-tfmot.md:450": OLD,
     "from-tfmot.md:497": OLD,
+    "from-torchao.md:31": OLD,
+    "from-torchao.md:118": OLD,
+    "from-torchao.md:160": OLD,
+    "from-torchao.md:199": OLD,
 }
 
 

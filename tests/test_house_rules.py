@@ -18,9 +18,14 @@ PARAMETERS = 6
 MEDIAN_FILE_LINES = 200
 MEDIAN_BODY_LINES = 10
 
-# `str(violation)` of what may break a rule, and why: {"patterns/base.py::get_pattern: parameters": "reason"}
 OPTIONS = "each parameter is an option of the command, and a test freezes them"
-EXCEPTIONS: dict[str, str] = {"cli/bench.py::bench: parameters": OPTIONS, "cli/prune.py::prune: parameters": OPTIONS}
+
+# `str(violation)` of what may break a rule, and why: {"patterns/base.py::get_pattern: parameters": "reason"}
+EXCEPTIONS: dict[str, str] = {
+    "cli/bench.py::bench: parameters": OPTIONS,
+    "cli/prune.py::prune: parameters": OPTIONS,
+    "compat/neural_compressor/preparing.py::prepare_pruning: parameters": "the signature of what it takes the place of",
+}
 
 # Spelled in halves, so that this file does not hold what it forbids.
 FORBIDDEN_WORDS = ("file" + "://", "pypi" + ".org", "registry." + "npmjs.org", "files." + "pythonhosted.org")

@@ -23,6 +23,7 @@ from oneshot.families import FAMILIES
 from secateur.artifact import Artifact, convert, examine, inspect
 from secateur.artifact.pytorch import TYPES, to_torch
 from secateur.errors import ArtifactError, ConfigError, StateError, UnknownNameError, UnsupportedModelError
+from secateur.patterns import PATTERNS, BlockLayout, BlockPattern, Layout, Units, WeightView
 
 
 class Net(nn.Module):
@@ -499,3 +500,28 @@ def test_inspecting_a_packed_and_a_dense_artifact_says_the_same(tmp_path: Path) 
     assert (packed.is_packed, dense.is_packed) == (True, False)
     on_disk = sum(path.stat().st_size for path in (tmp_path / "packed").iterdir())
     assert packed.disk_bytes == on_disk
+
+
+@pytest.mark.usefixtures("registries_restored")
+def test_patterns_of_ones_own_are_proved_too(tmp_path: Path) -> None:
+    @secateur.register_pattern("coupled_rows")
+    class CoupledRows(BlockPattern):
+        """Whole output channels, the same in every layer."""
+
+        def layout(self, view: WeightView) -> Layout:
+            return BlockLayout(view.canonical_shape, (1, view.canonical_shape[1], view.canonical_shape[2]))
+
+        def couple(self, layouts: dict[str, Layout]) -> dict[str, Units]:
+            return {"rows": Units(layouts)}
+
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4))
+    report = secateur.prune(model, {"pattern": "coupled_rows", "target_sparsity": 0.5})
+    saved = secateur.save(model, tmp_path / "saved", report=report)
+    assert [row.packing for row in saved.tensors] == ["1xchannel", "1xchannel", "1xchannel", "dense"]
+    assert {row.pattern for row in saved.tensors} == {"coupled_rows", None}
+    assert secateur.verify(tmp_path / "saved").problems == {}
+    del PATTERNS["coupled_rows"]
+    with pytest.raises(
+        ArtifactError, match=r"0\.weight: .* the pattern cannot be proved: Unknown pattern 'coupled_rows'"
+    ):
+        secateur.verify(tmp_path / "saved")
