@@ -105,12 +105,15 @@ def test_broken_artifacts_are_one_clear_line(artifact: Path, spoil: Callable[[Pa
         (["verify", "pruned", "--pattern", "2:x"], "Unknown pattern '2:x'. Did you mean '2:4'?"),
         (["inspect", "nowhere"], "'nowhere' is no folder"),
         (["inspect", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["convert", "pruned", "."], "must be new, empty or an artifact"),
+        (["convert", "pruned", "."], "it is or holds the current folder"),
+        (["convert", "pruned", "other"], "must be new, empty or an artifact"),
         (["bench", "."], "there is no file 'secateur.json' in it"),
     ],
 )
 @pytest.mark.usefixtures("artifact")
-def test_errors_are_messages_with_code_1(arguments: list[str], message: str) -> None:
+def test_errors_are_messages_with_code_1(folder: Path, arguments: list[str], message: str) -> None:
+    (folder / "other").mkdir()
+    (folder / "other" / "notes.txt").touch()
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert message in result.stderr

@@ -176,6 +176,8 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
         (["--sequences", "8"], "--sequences is about calibration data, and --method magnitude reads none."),
         (["--device", "cpu"], "--device is about calibration data, and --method magnitude reads none."),
         (["--out", "cli_nets.py"], "'cli_nets.py' exists and is no artifact, and nothing else is replaced."),
+        (["--out", "."], "'.' is replaced as a whole, and it is or holds the current folder."),
+        (["--out", ".."], "'..' is replaced as a whole, and it is or holds the current folder."),
         (["--out", "full"], "'full' exists and is no artifact, and nothing else is replaced."),
         (["--out", "taken"], "'taken.part' is where finished parts are to wait, and it holds something"),
         (["--out", "cli_nets.py/below"], "The folder 'cli_nets.py' cannot be made: "),
@@ -249,6 +251,33 @@ def test_a_disk_that_fails_meanwhile_is_a_message(monkeypatch: pytest.MonkeyPatc
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "building\n[Errno 28] No space left on device: 'out'\n"
+
+
+@pytest.mark.usefixtures("llama")
+def test_low_memory_reads_dense_artifacts_only() -> None:
+    assert run("prune", "llama", "--pattern", "2:4", "--out", "packed").exit_code == 0
+    result = run("prune", "packed", "--pattern", "2:4", "--low-memory", "--out", "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("--low-memory reads dense files, and 'packed' is packed.")
+    assert run("convert", "packed", "dense", "--dense").exit_code == 0
+    assert run("prune", "dense", "--pattern", "2:4", *SMALL, "--low-memory", "--out", "out").exit_code == 0
+    assert pruned_bits("out") == pruned_bits("packed")
+    assert run("prune", "dense", "--pattern", "1:4", "--out", "dense").exit_code == 0
+    assert secateur.verify("dense", pattern="1:4").problems == {}
+    assert Path("dense/tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("out", ["../other", "deep/er/out/"])
+def test_the_folder_may_be_any_path(folder: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    (folder / "new").mkdir()
+    np.savez("inputs.npz", np.ones((64, 8), dtype=np.float32))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder / "new")
+    given = ("--pattern", "2:4", "--method", "wanda", "--calibration", "../inputs.npz")
+    result = run("prune", "cli_nets:build", *given, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert secateur.verify(out, pattern="2:4").problems == {}
+    assert not list(folder.rglob("*.part"))
 
 
 def test_a_model_that_could_not_be_packed_is_not_lost(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,9 @@ def convert(
     secateur convert model.safetensors packed --json
     """
     from secateur.artifact import convert as convert_files
+    from secateur.cli.destination import refuse_current
 
+    refuse_current(target)
     report = convert_files(source, target, dense=dense)
     if as_json:
         show(report, as_json=True)

@@ -13,7 +13,7 @@ from secateur.artifact.manifest import MANIFEST
 from secateur.cli.progress import say
 from secateur.errors import ConfigError, StateError
 
-__all__ = ["Destination"]
+__all__ = ["Destination", "refuse_current"]
 
 RUN = "run.json"
 """What makes a folder an unfinished run."""
@@ -46,6 +46,7 @@ class Destination:
         Raises:
             ConfigError: There is something else, or nothing can be written there.
         """
+        refuse_current(self.out)
         if os.path.lexists(self.out) and not (self.out.is_dir() and _is_free(self.out, MANIFEST)):
             raise ConfigError(
                 f"{str(self.out)!r} exists and is no artifact, and nothing else is replaced. Choose another folder, or "
@@ -103,6 +104,15 @@ class Destination:
 
     def _not_packed(self) -> str:
         return f"{self.work} holds the pruned model, dense. Pack it with: secateur convert {self.work} {self.out}"
+
+
+def refuse_current(folder: Path) -> None:
+    """Raise `ConfigError` if a folder that is to be exchanged for a new one is the current one, or lies above it."""
+    if Path.cwd().is_relative_to(os.path.abspath(folder)):
+        raise ConfigError(
+            f"{str(folder)!r} is replaced as a whole, and it is or holds the current folder. Choose another, or go "
+            f"elsewhere."
+        )
 
 
 def _is_free(folder: Path, mark: str) -> bool:

@@ -14,7 +14,7 @@ from secateur.cli.destination import Destination
 from secateur.cli.progress import Steps, say
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
-from secateur.models import TrainedModel, load_model, load_trained, transformers_path
+from secateur.models import TrainedModel, is_packed, load_model, load_trained, transformers_path
 from secateur.oneshot import Calibration, prune
 from secateur.patterns.base import pattern_class
 from secateur.training.result import PruningReport
@@ -145,6 +145,11 @@ class Job:
             raise ConfigError(
                 f"--low-memory reads the safetensors files in a folder of transformers block by block, and "
                 f"{self.model!r} is none. Leave it out."
+            )
+        if is_packed(path):
+            raise ConfigError(
+                f"--low-memory reads dense files, and {self.model!r} is packed. Leave it out, or write it dense first: "
+                f"secateur convert {self.model} FOLDER --dense."
             )
         found = TrainedModel(load_model(self.model), path)
         self.target.check_space(_bytes(found.model))

@@ -7,13 +7,13 @@ from typing import Any
 
 from secateur._frameworks import framework_of
 from secateur._packages import need, need_keras, shipped_file, shipped_folder
-from secateur.artifact import load
+from secateur.artifact import Artifact, load
 from secateur.artifact.manifest import MANIFEST
 from secateur.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from secateur.models.code import from_code
 from secateur.models.trained import TrainedModel
 
-__all__ = ["TrainedModel", "load_model", "load_trained", "transformers_path"]
+__all__ = ["TrainedModel", "is_packed", "load_model", "load_trained", "transformers_path"]
 
 CONFIG_FILE = "config.json"
 KERAS_FILE = ".keras"
@@ -109,6 +109,17 @@ def _artifact(reference: str) -> Path | None:
     """The folder of that path if it is an artifact."""
     folder = Path(reference)
     return folder if (folder / MANIFEST).is_file() else None
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder is an artifact in which something is packed, so that other tools cannot read it.
+
+    Raises:
+        ArtifactError: It is an artifact, and damaged.
+    """
+    if _artifact(str(folder)) is None:
+        return False
+    return any(entry.packer is not None for entry in Artifact(folder).manifest.tensors.values())
 
 
 def _from_code(reference: str) -> Any:

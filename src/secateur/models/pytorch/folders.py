@@ -15,6 +15,7 @@ from torch import nn
 
 from secateur._wording import listed
 from secateur.artifact.foreign import COPIED
+from secateur.artifact.manifest import MANIFEST
 from secateur.errors import ModelLoadError
 from secateur.models.pytorch.hub import quiet_transformers
 
@@ -90,8 +91,8 @@ class Companions:
             tokenizer_of(self.path).save_pretrained(folder)
             return
         for file in self.path.iterdir():
-            is_wanted = file.suffix in COPIED and not file.name.endswith(".index.json")
-            if is_wanted and file.is_file() and not Path(folder, file.name).exists():
+            is_other = file.name == MANIFEST or file.name.endswith(".index.json")
+            if file.suffix in COPIED and not is_other and file.is_file() and not Path(folder, file.name).exists():
                 shutil.copyfile(file, Path(folder, file.name))
 
 
