@@ -67,12 +67,8 @@ def write(
             for name, tensor in source.tensors.items()
         }
         shards = _shards(entries, shard_bytes, dense=dense)
-        tensors = {
-            name: entry.model_copy(update={"file": file})
-            for file, names in shards.items()
-            for name, entry in entries.items()
-            if name in names
-        }
+        places = {name: file for file, names in shards.items() for name in names}
+        tensors = {name: entry.model_copy(update={"file": places[name]}) for name, entry in entries.items()}
         for file, names in shards.items():
             _write_shard(folder / file, {name: (tensors[name], source.tensors[name]) for name in names})
         if dense and len(shards) > 1:
@@ -83,7 +79,7 @@ def write(
             configs=tuple(map(dict, configs)),
             shards={file: (folder / file).stat().st_size for file in shards},
             files=_files(folder, shards),
-            tensors={name: tensors[name] for name in entries},
+            tensors=tensors,
             aliases=dict(source.aliases),
         )
         write_text(folder / MANIFEST, manifest.text())
