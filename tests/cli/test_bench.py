@@ -67,6 +67,20 @@ def test_a_keras_model(folder: Path) -> None:
     made = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="fc"), keras.layers.Dense(3)])
     secateur.save(made, folder / "pruned", report=secateur.prune(made, {"pattern": "2:4"}))
     assert names(found("bench", "pruned", "--rounds", "1"))[2] == "forward pass, 1×8"
+    np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
+    assert names(found("bench", "pruned", "--rounds", "1", "--inputs", "inputs.npz", "--batch", "3"))[2].endswith("3×8")
+    (folder / "bad.npz").write_bytes(b"no zip")
+    notes = found("bench", "pruned", "--rounds", "1", "--inputs", "bad.npz")["notes"]
+    assert any("'bad.npz' must be an .npz file of inputs; it cannot be read" in note for note in notes)
+
+
+def test_a_keras_model_of_any_size(folder: Path) -> None:
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((None, 8))
+    made = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(16)(inputs)))
+    secateur.save(made, folder / "pruned", report=secateur.prune(made, {"pattern": "2:4"}))
+    notes = found("bench", "pruned", "--rounds", "1")["notes"]
+    assert any("must be a file for a model that takes inputs of any shape" in note for note in notes)
 
 
 def test_the_dense_twin_has_no_zeros_and_the_model_keeps_its_own(net: nn.Sequential) -> None:

@@ -162,6 +162,7 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
     keras = pytest.importorskip("keras")
     keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)]).save("net.keras")
     assert run("prune", "net.keras", "--pattern", "1x1", "--sparsity", "0.25", "--out", "out").exit_code == 0
+    assert [row["units"] for row in found("plan", "out", "--pattern", "1x1")["layers"]] == [128, 0]
     report = found("prune", "out", "--pattern", "1x1", "--sparsity", "0.5", "--out", "out")
     assert report["sparsity"] == 0.5
 
@@ -251,6 +252,18 @@ def test_a_disk_that_fails_meanwhile_is_a_message(monkeypatch: pytest.MonkeyPatc
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "building\n[Errno 28] No space left on device: 'out'\n"
+
+
+@pytest.mark.usefixtures("llama")
+def test_text_that_is_none_is_an_error(folder: Path) -> None:
+    (folder / "photo.txt").write_bytes(b"\xff\xfe")
+    given = ("--pattern", "2:4", "--method", "wanda", "--calibration", "photo.txt")
+    result = run("prune", "llama", *given, "--out", "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert (
+        "'photo.txt' must be plain text in UTF-8, or a file of inputs that ends in .npz or .safetensors"
+        in result.stderr
+    )
 
 
 @pytest.mark.usefixtures("llama")
