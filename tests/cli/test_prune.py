@@ -29,6 +29,13 @@ def pruned_bits(folder: Path | str) -> dict[str, bytes]:
     return {name: artifact[name].bits.tobytes() for name in artifact}
 
 
+def claims_in(folder: str) -> dict[str, Any]:
+    """What an artifact says of each layer's pruning."""
+    return {
+        entry.layer: entry.pruned for entry in Artifact(folder).manifest.tensors.values() if entry.layer is not None
+    }
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -107,6 +114,8 @@ def test_low_memory_ends_with_the_same_bits(method: str) -> None:
     low_bits, whole_bits = pruned_bits("low"), pruned_bits("whole")
     assert {name: low_bits[name] for name in low_bits} == {name: whole_bits[name] for name in low_bits}
     assert bits(secateur.load("low")) == bits(secateur.load("whole"))
+    assert any(claims_in("low").values())
+    assert claims_in("low") == claims_in("whole")
     assert (Path("low") / "tokenizer.json").is_file()
     assert not Path("low.part").exists()
 

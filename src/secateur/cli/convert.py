@@ -9,6 +9,7 @@ import typer
 
 from secateur.cli.options import AsJson
 from secateur.cli.output import console, show
+from secateur.cli.progress import Steps
 
 __all__ = ["convert"]
 
@@ -38,7 +39,9 @@ def convert(
     from secateur.cli.destination import refuse_current
 
     refuse_current(target)
-    report = convert_files(source, target, dense=dense)
+    with Steps() as steps:
+        steps.begin(f"Writing {target}")
+        report = convert_files(source, target, dense=dense)
     if as_json:
         show(report, as_json=True)
         return

@@ -13,7 +13,7 @@ from secateur._packages import need
 from secateur._wording import counted
 from secateur.cli.options import AsJson, Weights
 from secateur.cli.output import show
-from secateur.cli.progress import say
+from secateur.cli.progress import Steps, say
 
 __all__ = ["inspect"]
 
@@ -48,10 +48,12 @@ def inspect(
         need("matplotlib", extra="plot")
     from secateur.artifact import inspect as inspect_tensors
 
-    with redirect_stdout(sys.stderr):  # a model's code may print
+    with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
+        steps.begin(f"Reading {source}")
         found = _found(source, weights)
         report = inspect_tensors(found)
         if picture is not None:
+            steps.begin(f"Drawing {picture}")
             _draw(found, report, picture)
     show(report, as_json=as_json)
 

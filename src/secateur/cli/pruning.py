@@ -158,7 +158,7 @@ class Job:
             steps.begin(f"Pruning {self.model}")
             report = prune(found.model.eval(), self.settings, calibration=calibration, **self._recipe())
             steps.begin(f"Writing {self.target.out}")
-            convert(folder, self.target.out)
+            convert(folder, self.target.out, report=report)
         return report
 
     def _recipe(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 from secateur._wording import counted
 from secateur.cli.options import PATTERNS, AsJson, completing
 from secateur.cli.output import console, show
+from secateur.cli.progress import Steps
 from secateur.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def verify(
     """
     from secateur.artifact import examine
 
-    report = examine(path, pattern=pattern)
+    with Steps() as steps:
+        steps.begin(f"Reading {path}")
+        report = examine(path, pattern=pattern)
     if as_json:
         show(report, as_json=True)
     if report.problems:
