@@ -73,6 +73,7 @@ def refuse_strangers(target: Path, own: Callable[[Path], set[str] | None]) -> No
 
 def recover(target: Path) -> None:
     """Give a folder its name back that it lost because a process was killed while it was replaced."""
+    target = Path(os.path.abspath(target))  # "." has no name
     old = _old(target)
     if old.is_dir():
         if os.path.lexists(target):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from secateur._array import count_true
 from secateur._frameworks import leaf
-from secateur._wording import counted
+from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.folder import recover
 from secateur.artifact.foreign import foreign_source
@@ -25,6 +25,7 @@ from secateur.artifact.rows import disk_bytes, report_on
 from secateur.artifact.source import Source, SourceTensor
 from secateur.artifact.writer import SHARD_BYTES, examined, write
 from secateur.errors import ArtifactError
+from secateur.training.result import PruningReport
 
 __all__ = ["convert", "examine", "inspect", "verify"]
 
@@ -87,8 +88,7 @@ def verify(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
     """
     report = examine(path, pattern=pattern)
     if report.problems:
-        lines = "".join(f"\n  {name}: {problem}" for name, problem in report.problems.items())
-        raise ArtifactError(f"{path}: {counted(len(report.problems), 'tensor')} failed verification:{lines}")
+        raise ArtifactError(report.failure)
     return report
 
 
@@ -116,18 +116,25 @@ def examine(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, dense: bool = False, shard_bytes: int = SHARD_BYTES
+    source: str | Path,
+    target: str | Path,
+    *,
+    report: PruningReport | None = None,
+    dense: bool = False,
+    shard_bytes: int = SHARD_BYTES,
 ) -> ArtifactReport:
     """Write a saved model again, packed or dense, tensor by tensor; the model is not built.
 
     Args:
         source: An artifact's folder, a safetensors file, or a folder of transformers.
         target: The folder to write; new, empty, or an artifact, which is replaced.
+        report: What pruning returned that wrote `source`; see `secateur.save`. An artifact has what was said of it.
         dense: Store every tensor as it is, in files that transformers reads.
         shard_bytes: Bytes of tensors in one shard.
 
     Raises:
-        ArtifactError: `source` is damaged, or `target` cannot be written.
+        ArtifactError: `source` is damaged or not what the report says, or `target` cannot be written.
+        StateError: The report is of another model.
     """
     path, target = Path(source), Path(target)
     claims: dict[str, Claim] = {}
@@ -142,6 +149,8 @@ def convert(
         }
     else:
         found = foreign_source(path)
+    if report is not None:
+        claims, configs = claims_of(report, found), configs_of(report)
     manifest = write(found, target, claims=claims, configs=configs, dense=dense, shard_bytes=shard_bytes)
     return report_on(str(target), manifest.tensors, disk_bytes=disk_bytes(target, manifest), is_packed=True)
 
