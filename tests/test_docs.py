@@ -11,6 +11,11 @@ from docs_runner import PAGES, PER_BACKEND, blocks, run_page, unknown_marks
 # "page.md:line" of each Python block marked `notest`, and why it cannot run.
 OLD = "code for another package, shown beside what does the same here"
 NOT_RUN: dict[str, str] = {
+    "from-neural-compressor.md:48": OLD,
+    "from-neural-compressor.md:142": OLD,
+    "from-neural-compressor.md:185": OLD,
+    "from-sparseml.md:82": OLD,
+    "from-sparseml.md:194": OLD,
     "from-tfmot.md:66": OLD,
     "from-tfmot.md:142": OLD,
     "from-tfmot.md:182": OLD,
@@ -20,6 +25,10 @@ NOT_RUN: dict[str, str] = {
     "from-tfmot.md:383": OLD,
     "from-tfmot.md:450": OLD,
     "from-tfmot.md:497": OLD,
+    "from-torchao.md:31": OLD,
+    "from-torchao.md:118": OLD,
+    "from-torchao.md:160": OLD,
+    "from-torchao.md:199": OLD,
 }
 
 
@@ -92,6 +101,25 @@ def test_a_failing_block_is_reported_with_its_line(tmp_path: Path, code: str, me
 def test_an_open_block_is_reported(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"page\.md:1: this block is never closed"):
         run_page(write_page(tmp_path, "```python\nx = 1\n"))
+
+
+def test_commands_are_run_and_must_end_as_they_say(tmp_path: Path) -> None:
+    run_page(write_page(tmp_path, "```bash run\nsecateur --version\nsecateur plan nowhere  # exit code 1\n```\n"))
+    run_page(write_page(tmp_path, "```bash\nrm -rf everything\n```\n"))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("secateur plan nowhere", "exit code 1, not 0: 'nowhere' is no folder"),
+        ("secateur --version  # exit code 1", "exit code 0, not 1"),
+        ("echo secateur", "only secateur can be called, found 'echo'"),
+    ],
+)
+def test_a_failing_command_is_reported_with_its_line(tmp_path: Path, command: str, message: str) -> None:
+    page = write_page(tmp_path, f"```bash run\nsecateur --version\n{command}\n```\n")
+    with pytest.raises(AssertionError, match=rf"page\.md:3: {message}"):
+        run_page(page)
 
 
 def test_marks_and_longer_fences_are_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FRAMEWORKS = ("jax", "keras", "sklearn", "tensorflow", "torch", "transformers")
+FRAMEWORKS = ("jax", "keras", "matplotlib", "sklearn", "tensorflow", "torch", "transformers")
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +23,19 @@ def loaded_by(statement: str) -> list[str]:
     return ran.stdout.split()
 
 
-@pytest.mark.parametrize("module", ["secateur", "secateur.config", "secateur.patterns", "secateur.cli"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "secateur",
+        "secateur.config",
+        "secateur.patterns",
+        "secateur.cli",
+        "secateur.compat",
+        "secateur.compat.neural_compressor",
+        "secateur.compat.sparseml",
+        "secateur.compat.torchao",
+    ],
+)
 def test_import_loads_no_framework(module: str) -> None:
     assert loaded_by(f"import {module}") == []
 

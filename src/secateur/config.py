@@ -13,6 +13,7 @@ import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from secateur._wording import nearest
+from secateur._yaml import Loader
 from secateur.errors import ConfigError
 
 __all__ = ["PruningConfig"]
@@ -287,22 +288,12 @@ class PruningConfig(BaseModel):
             raise ValueError(f"{where}: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its numbers to the base 60, which would read ``2:4`` as 124."""
-
-    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
-        """The tag of a node without one."""
-        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
-        is_number = tag in {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
-        return self.DEFAULT_SCALAR_TAG if is_number and ":" in value else tag
-
-
 def _parsed(text: str) -> Any:
     """What a JSON or YAML text holds; YAML 1.1 alone would read JSON's ``1e-05`` as a text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
 
 
 def _is_path(data: Any) -> bool:

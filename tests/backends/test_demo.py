@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import secateur
+
 pytest.importorskip("sklearn")
 
 import keras
@@ -78,9 +80,9 @@ def test_every_case_is_a_row_that_reached_its_target(ran: Ran) -> None:
 
 
 def test_file_holds_the_network_of_the_report(ran: Ran) -> None:
-    assert {path.name for path in ran.folder.iterdir()} == {"conv-4x1-90.keras", "report.json"}
-    model = keras.models.load_model(ran.folder / "conv-4x1-90.keras")
-    described = ran.numbers["files"]["conv-4x1-90.keras"]
+    assert {path.name for path in ran.folder.iterdir()} == {"keras-conv-4x1-90", "report.json"}
+    model = secateur.load(ran.folder / "keras-conv-4x1-90")
+    described = ran.numbers["files"]["keras-conv-4x1-90"]
     assert digits().accuracy(model) == described["accuracy"]
     for layer in described["report"]["layers"]:
         kernel = keras.ops.convert_to_numpy(model.get_layer(layer["name"]).kernel)
@@ -88,14 +90,16 @@ def test_file_holds_the_network_of_the_report(ran: Ran) -> None:
         assert int((kernel == 0).sum()) == layer["pruned_weights"]
 
 
-def test_file_loads_without_secateur(ran: Ran) -> None:
+def test_a_pruned_network_loads_without_secateur(ran: Ran, tmp_path: Path) -> None:
+    model = ran.study.rows[0].runs[0].model
+    model.save(tmp_path / "net.keras")
     code = (
         "import sys; sys.modules['secateur'] = None; import keras; "
-        f"print(keras.models.load_model({str(ran.folder / 'conv-4x1-90.keras')!r}).count_params())"
+        f"print(keras.models.load_model({str(tmp_path / 'net.keras')!r}).count_params())"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert loaded.returncode == 0, loaded.stderr
-    assert int(loaded.stdout.split()[-1]) == ran.study.rows[0].runs[0].model.count_params()
+    assert int(loaded.stdout.split()[-1]) == model.count_params()
 
 
 def test_dense_reference_trains_as_long_and_pruning_nothing_gives_it() -> None:

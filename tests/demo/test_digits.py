@@ -13,11 +13,11 @@ pytest.importorskip("sklearn")
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 import secateur
 from secateur import demo
+from secateur.artifact import Artifact
+from secateur.artifact.pytorch import to_torch
 from secateur.demo.digits import Case, Recipe, Run, prune_all
 from secateur.demo.tables import Row, Study, digits_table, rows
 from secateur.demo.torch_digits import NETS, TorchDigits
@@ -50,12 +50,14 @@ def digits(on_epoch: Any = lambda: None) -> TorchDigits:
 
 
 def saved(ran: Ran) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: load_file(ran.folder / name) for name in ran.numbers["files"]}
+    """The weights in each folder."""
+    artifacts = {name: Artifact(ran.folder / name) for name in ran.numbers["files"]}
+    return {name: {key: to_torch(tensor) for key, tensor in one.items()} for name, one in artifacts.items()}
 
 
 def test_files_are_the_ones_it_names(ran: Ran) -> None:
     written = {path.name for path in ran.folder.iterdir()}
-    assert written == {"conv-4x1-90.safetensors", "mlp-4x1-90.safetensors", "report.json"}
+    assert written == {"pytorch-conv-4x1-90", "pytorch-mlp-4x1-90", "report.json"}
     assert all(name in ran.printed for name in written)
 
 
@@ -78,17 +80,15 @@ def test_exactly_nine_of_ten_blocks_of_four_outputs_are_gone(ran: Ran) -> None:
 
 
 def test_accuracy_is_that_of_the_files(ran: Ran) -> None:
-    for name, weights in saved(ran).items():
-        model = NETS[name.split("-")[0]]()
-        model.load_state_dict(weights)
-        assert digits().accuracy(model) == ran.numbers["files"][name]["accuracy"]
+    for name in ran.numbers["files"]:
+        model = NETS[name.split("-")[1]]()
+        assert digits().accuracy(secateur.load(ran.folder / name, model)) == ran.numbers["files"][name]["accuracy"]
 
 
 def test_files_carry_their_configuration(ran: Ran) -> None:
     for name, described in ran.numbers["files"].items():
-        with safe_open(ran.folder / name, "pt") as file:
-            config = secateur.PruningConfig.from_json(file.metadata()["config"])
-        assert config.to_dict() == described["config"]
+        configs = Artifact(ran.folder / name).manifest.configs
+        assert [secateur.PruningConfig.from_dict(config).to_dict() for config in configs] == [described["config"]]
         assert {layer["name"] for layer in described["plan"]["layers"] if layer["reason"] is None} == {
             layer["name"] for layer in described["report"]["layers"]
         }
@@ -123,11 +123,12 @@ def test_it_says_what_it_left_out(ran: Ran) -> None:
     assert ran.numbers["language"] is None
 
 
-def test_it_says_that_files_have_dense_size(ran: Ran) -> None:
-    assert "as large as dense ones" in ran.printed
+def test_files_are_packed_and_say_so(ran: Ran) -> None:
     for name, weights in saved(ran).items():
-        dense = sum(4 * weight.numel() for weight in weights.values())
-        assert (ran.folder / name).stat().st_size > dense
+        report = secateur.verify(ran.folder / name)
+        assert report.dense_bytes == sum(4 * weight.numel() for weight in weights.values())
+        assert report.packed_bytes < 0.3 * report.dense_bytes
+        assert f"{report.packed_bytes:,} bytes of weights instead of {report.dense_bytes:,}" in ran.printed
 
 
 def test_dense_reference_trains_as_long_as_the_pruned_one() -> None:

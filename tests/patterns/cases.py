@@ -1,4 +1,4 @@
-"""What the tests of patterns share: the specifications that stand for all, and a binding without a framework."""
+"""What the tests of patterns share: the specifications that stand for all, and patterns on plain arrays."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.patterns.base import BasePattern, pattern_class
+from secateur.patterns.base import BasePattern, get_pattern
 from secateur.patterns.view import WeightView
 
 SPECS = (
@@ -48,23 +48,11 @@ VIEWS = {"fc": view(32, 1, 16), "conv": view(16, 9, 8)}
 """Two layers that every one of `SPECS` fits."""
 
 
-class ArrayBinding(BasePattern):
-    """Modules are views, and scores are arrays of any library, which selection then runs on as they are."""
-
-    def weight_view(self, module: WeightView) -> WeightView:
-        return module
-
-    def weight(self, module: WeightView) -> Any:
-        raise NotImplementedError
-
-
 def array_pattern(
     spec: str, views: Mapping[str, WeightView] = VIEWS, *, exactly: bool = True, **config: Any
 ) -> BasePattern:
     """The pattern that serves `spec`, on arrays; unless not `exactly`, every view has to fit."""
-    found = pattern_class(spec)
-    bound = type(f"Array{found.__name__}", (found, ArrayBinding), {})
-    pattern: BasePattern = bound({"pattern": spec, **config}, views)
+    pattern = get_pattern({"pattern": spec, **config}, views, "array")
     assert not (exactly and pattern.invalid_layers), pattern.invalid_layers
     return pattern
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from patterns import oracle
-from patterns.cases import DTYPES, SPECS, VIEWS, ArrayBinding, array_pattern, random_scores, share_of, view
+from patterns.cases import DTYPES, SPECS, VIEWS, array_pattern, random_scores, share_of, view
 from secateur import _packages, patterns
 from secateur.config import PruningConfig
 from secateur.errors import (
@@ -19,7 +19,15 @@ from secateur.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from secateur.patterns import BasePattern, BlockLayout, WeightView, base, get_pattern, register_pattern
+from secateur.patterns import (
+    ArrayBasePattern,
+    BasePattern,
+    BlockLayout,
+    WeightView,
+    base,
+    get_pattern,
+    register_pattern,
+)
 from secateur.patterns.base import PATTERNS, pattern_class
 from secateur.patterns.selection import Scores
 
@@ -340,7 +348,7 @@ def test_an_unknown_pattern_suggests_and_lists(spec: str, message: str) -> None:
 
 
 def test_an_unknown_framework_lists_the_known() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown framework 'jax'\. Known: pytorch, keras, numpy\."):
+    with pytest.raises(UnknownNameError, match=r"Unknown framework 'jax'\. Known: pytorch, keras, array\."):
         get_pattern({"pattern": "4x1"}, {}, "jax")
 
 
@@ -408,7 +416,7 @@ def test_public_names_exist_and_others_do_not() -> None:
 # A unit with parts in several layers.
 
 
-class Coupled(Pairs, ArrayBinding):
+class Coupled(Pairs, ArrayBasePattern):
     """All layers lose the same pairs of channels."""
 
     def couple(self, layouts: dict[str, Any]) -> dict[str, patterns.Units]:

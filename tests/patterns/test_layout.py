@@ -1,10 +1,13 @@
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 
 from patterns import oracle
 from secateur._array import turned
 from secateur.errors import LayerError
-from secateur.patterns import BlockLayout, TurnedLayout, Units, layout
+from secateur.patterns import BlockLayout, Layout, TurnedLayout, Units, layout
 from secateur.patterns.nm import GroupLayout
 from secateur.patterns.reduction import REDUCTIONS
 
@@ -35,6 +38,37 @@ def test_units_are_those_of_the_oracle(spec: str, chunk: int, monkeypatch: pytes
     keep = np.random.default_rng(1).random(tiling.count) < 0.5
     np.testing.assert_array_equal(tiling.expand(keep), keep[unit_of])
     assert tiling.count * tiling.unit_size == scores.size
+
+
+@pytest.mark.parametrize("block", [*TILINGS.values(), (2, 3, 2), (8, 1, 1), (4, 1, 3)])
+def test_a_turned_mask_is_the_same_mask_as_it_lies(block: tuple[int, int, int]) -> None:
+    tiling = BlockLayout(SHAPE, block)
+    keep = np.random.default_rng(1).random(tiling.count) < 0.5
+    found = BlockLayout(SHAPE, block, is_turned=True).expand(keep)
+    np.testing.assert_array_equal(found, tiling.expand(keep))
+    assert block == (1, 1, 1) or found.transpose(1, 2, 0).flags.c_contiguous
+
+
+@pytest.mark.parametrize("spec", TILINGS)
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_scores_that_the_reduction_makes_are_those_made_before(spec: str, *, is_turned: bool) -> None:
+    tilings: list[Layout] = [BlockLayout(SHAPE, TILINGS[spec], is_turned=is_turned), TurnedLayout(SHAPE)]
+    weights = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    for tiling in tilings:
+        assert tiling.reduces_all
+        for reduction in (SUM, REDUCTIONS["l2"], REDUCTIONS["max"]):
+            before = tiling.unit_scores(abs(weights), reduction)
+            within = tiling.unit_scores(weights, lambda values, axes, then=reduction: then(abs(values), axes))
+            np.testing.assert_array_equal(np.concatenate(list(within)), np.concatenate(list(before)))
+
+
+def test_a_layout_that_reduces_nothing_says_so() -> None:
+    class Strange(BlockLayout):
+        def unit_scores(self, scores: Any, reduction: Any) -> Iterator[Any]:  # noqa: ARG002
+            yield scores.reshape(-1)
+
+    assert not GroupLayout((2, 1, 8), 4).reduces_all
+    assert not Strange((2, 1, 8), (1, 1, 1)).reduces_all
 
 
 @pytest.mark.parametrize("block", [(1, 1, 64), (64, 1, 1), (1, 1, 1), (8, 1, 8)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from secateur._array import count_true
 from secateur.artifact.packing import MOST_LISTED, BlockPacking, GroupPacking, Packing
 from secateur.errors import ConfigError, LayerError
 from secateur.patterns.base import pattern_class
@@ -35,7 +36,10 @@ MOST_IN_UINT8 = 255
 SINGLE = "1x1"
 
 SLACK = 1.01
-"""A pattern with more structure is taken if the packed tensor becomes larger by no more than this factor."""
+"""A pattern with more structure is taken if by no more than this factor more is stored."""
+
+LEAST_ZEROS = 0.01
+"""Share of single zeros that is called a pattern."""
 
 MOST_SAVED = 1024
 """How many times smaller than dense a packed tensor is at the most, so that a small file never fills the memory."""
@@ -46,7 +50,7 @@ class Choice:
     """How a tensor is stored.
 
     Attributes:
-        pattern: The pattern that its zeros have, ``None``: none that is worth it.
+        pattern: The strictest pattern that its zeros have, ``None``: none.
         packing: What stores it; ``None``: dense.
         size: Bytes stored.
     """
@@ -67,6 +71,7 @@ class Zeros:
     def __init__(self, view: WeightView, nonzero: Flags) -> None:
         self.view = view
         self.canonical = np.ascontiguousarray(view.canonical(nonzero))
+        self.count = count_true(self.canonical)
 
     def blocks(self, block: tuple[int, int, int]) -> Flags:
         """Which blocks hold anything, in the shape of the tiling."""
@@ -84,7 +89,7 @@ class Zeros:
 
 
 def choose(zeros: Zeros, size: int, wanted: str | None = None) -> Choice:
-    """The smallest packing; of those that are as good as that, the one with the largest blocks.
+    """The smallest packing; of those that are nearly as small, the one with the most structure.
 
     Args:
         zeros: Where the tensor has zeros.
@@ -92,45 +97,54 @@ def choose(zeros: Zeros, size: int, wanted: str | None = None) -> Choice:
         wanted: A pattern that is looked for besides the usual ones.
     """
     whole = zeros.canonical.size * size
-    dense = Choice(None, None, whole)
-    found = [dense]
-    if not zeros.canonical.all():
-        specifications = [*([wanted] if wanted else []), *CHANNELS, *BLOCKS]
-        found = [*_candidates(zeros, size, specifications), dense]
-    least = min(choice.size for choice in found)
-    return next(choice for choice in found if choice.size <= (least * SLACK if choice.packing else least))
+    packings: dict[Packing, str] = {}
+    if zeros.count < zeros.canonical.size:
+        packings = _packings(zeros, [*([wanted] if wanted else []), *CHANNELS, *BLOCKS])
+    sizes = {packing: _stored_bytes(packing, zeros.view, size) for packing in packings}
+    fitting = {packing: stored for packing, stored in sizes.items() if stored < whole <= stored * MOST_SAVED}
+    least = min(fitting.values(), default=whole)
+    packing = next((packing for packing, stored in fitting.items() if stored <= least * SLACK), None)
+    return Choice(_strictest(zeros, packings), packing, sizes[packing] if packing else whole)
 
 
-def _candidates(zeros: Zeros, size: int, specifications: Iterable[str]) -> Iterator[Choice]:
-    """Every packing that makes the tensor smaller, but not absurdly small."""
-    whole = zeros.canonical.size * size
-    packings = {
+def _strictest(zeros: Zeros, packings: Mapping[Packing, str]) -> str | None:
+    """The first pattern that keeps hardly more than what is not zero."""
+    for packing, pattern in packings.items():
+        if math.prod(packing.values_shape(zeros.view)) <= zeros.count * SLACK:
+            is_worth_a_word = pattern != SINGLE or zeros.count <= zeros.canonical.size * (1 - LEAST_ZEROS)
+            return pattern if is_worth_a_word else None
+    return None
+
+
+def _stored_bytes(packing: Packing, view: WeightView, size: int) -> int:
+    return math.prod(packing.values_shape(view)) * size + packing.index_bytes(view)
+
+
+def _packings(zeros: Zeros, specifications: Sequence[str]) -> dict[Packing, str]:
+    """Every packing that leaves anything out → its pattern, those with the most structure first."""
+    blocks = {
         packing: specification
         for specification in dict.fromkeys(specifications)
-        for packing in _packings(zeros, specification)
+        for packing in _block_packings(zeros, specification)
     }
-    packings |= {packing: packing.name for packing in _groups(zeros, specifications)}
-    packings |= dict.fromkeys(_packings(zeros, SINGLE), SINGLE)
-    for packing, pattern in packings.items():
-        stored = math.prod(packing.values_shape(zeros.view)) * size + packing.index_bytes(zeros.view)
-        if whole <= stored * MOST_SAVED and stored < whole:
-            yield Choice(pattern, packing, stored)
+    groups = {packing: packing.name for packing in _group_packings(zeros, specifications)}
+    return blocks | groups | dict.fromkeys(_block_packings(zeros, SINGLE), SINGLE)
 
 
-def _packings(zeros: Zeros, specification: str) -> Iterator[Packing]:
+def _block_packings(zeros: Zeros, specification: str) -> Iterator[Packing]:
     layout = layout_of(specification, zeros.view)
     if isinstance(layout, TurnedLayout):
         layout = BlockLayout(layout.shape, (1, 1, 1))
     if not isinstance(layout, BlockLayout):
         return
-    kept = int(np.count_nonzero(zeros.blocks(layout.block)))
+    kept = count_true(zeros.blocks(layout.block))
     if kept < layout.count:
         yield BlockPacking(layout.block, kept, is_list=False, label=specification)
         if layout.count <= MOST_LISTED:
             yield BlockPacking(layout.block, kept, is_list=True, label=specification)
 
 
-def _groups(zeros: Zeros, specifications: Iterable[str]) -> Iterator[Packing]:
+def _group_packings(zeros: Zeros, specifications: Iterable[str]) -> Iterator[Packing]:
     wanted = [int(text.partition(":")[2]) for text in specifications if SPECIFICATION.fullmatch(text)]
     for group in (*wanted, *GROUPS):
         if zeros.view.canonical_shape[2] % group == 0 and 0 < (keep := zeros.survivors(group)) < group:

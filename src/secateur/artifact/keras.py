@@ -21,7 +21,7 @@ from secateur.artifact.source import Source, SourceTensor, usual_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from secateur.patterns import get_pattern
 from secateur.patterns.keras import kernel
-from secateur.planning.keras import candidates
+from secateur.planning.keras import candidates, named_layers
 
 __all__ = ["build", "fill", "source"]
 
@@ -124,12 +124,20 @@ def build(artifact: Artifact) -> keras.Model:
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """Every weight by its path; of several with one path, the later have a number."""
+    """Every weight by the names that lead to its layer, and its own; of several with one name, the later have a number.
+
+    Its ``path`` would differ between a model that was built and one that was built again from its description.
+    """
+    owners: dict[int, str] = {}
+    for prefix, layer in named_layers(model).items():
+        for variable in layer.weights:
+            owners[id(variable)] = f"{prefix}/{variable.name}"  # the innermost layer comes last
     found: dict[str, keras.Variable] = {}
     for variable in model.weights:
-        name, count = variable.path, 2
+        own = owners.get(id(variable), variable.name)
+        name, count = own, 2
         while name in found:
-            name, count = f"{variable.path}@{count}", count + 1
+            name, count = f"{own}@{count}", count + 1
         found[name] = variable
     return found
 

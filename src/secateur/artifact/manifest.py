@@ -156,6 +156,7 @@ class TensorEntry(_Part):
             ``None``: none.
         pruned: What pruning did to it; ``None``: not known, or nothing.
         zeros: Numbers that are zero.
+        negative_zeros: Of these, those that are ``-0.0``, which packings store like any other number.
         sha256: Digest of the dense numbers' bytes, little-endian, in order.
     """
 
@@ -168,6 +169,7 @@ class TensorEntry(_Part):
     pattern: Annotated[str, Field(max_length=100), PRINTABLE] | None = None
     pruned: Claim | None = None
     zeros: Size
+    negative_zeros: Size = 0
     sha256: Digest
 
     @property
@@ -229,8 +231,8 @@ class TensorEntry(_Part):
     def _check_together(self) -> Self:
         if self.dense_bytes >= 1 << 63:
             raise ValueError(f"a tensor of shape {brief(self.shape)} is too large")
-        if self.zeros > self.count:
-            raise ValueError(f"{self.zeros} zeros are more than its {self.count} numbers")
+        if not self.negative_zeros <= self.zeros <= self.count:
+            raise ValueError(f"{self.zeros} zeros, {self.negative_zeros} of them negative, of {self.count} numbers")
         if self.pruned is not None and self.pruned.pruned_units > self.pruned.units:
             raise ValueError(f"{self.pruned.pruned_units} of {self.pruned.units} units cannot be pruned")
         try:

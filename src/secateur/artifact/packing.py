@@ -26,6 +26,7 @@ __all__ = ["MOST_LISTED", "BlockPacking", "GroupPacking", "Packing"]
 
 Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
 
 BITS = 8
 """In a byte."""
@@ -39,7 +40,7 @@ NUMBER = np.dtype("<u4")
 MOST_LISTED = (1 << 32) - 1
 """Blocks of a tensor that a list can have numbers for."""
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 """Weights unpacked together, so that what that takes besides the result does not grow with the tensor."""
 
 
@@ -74,8 +75,13 @@ class Packing(ABC):
         """The index, without padding."""
 
     @abstractmethod
-    def decode(self, index: Bytes, start: int, stop: int) -> Flags:
-        """The inverse of `encode`, for the blocks from `start` to before `stop`, which end whole rows of the tiling.
+    def decode(self, index: Bytes, start: int, stop: int) -> Numbers:
+        """The inverse of `encode`: which blocks stay, in ascending order and counted from `start`.
+
+        Args:
+            index: The index.
+            start: First block that is asked for; a row of the tiling begins with it.
+            stop: Block behind the last.
 
         Raises:
             ArtifactError: The index is none that `encode` makes.
@@ -112,7 +118,8 @@ class Packing(ABC):
         index = self.encode(keep)
         padded = np.zeros(self.index_bytes(view), np.uint8)
         padded[: index.size] = index
-        values = self._blocked(view.canonical(bits))[keep].reshape(self.values_shape(view))
+        blocks = self._blocked(view.canonical(bits)).reshape(keep.size, -1)
+        values = blocks[np.flatnonzero(keep)]
         return values, padded
 
     def unpack(self, values: Bits, index: Bytes, view: WeightView) -> Bits:
@@ -122,7 +129,7 @@ class Packing(ABC):
             ArtifactError: The index does not fit the stored numbers.
         """
         self.check_padding(index, view)
-        dense = np.zeros(view.shape, values.dtype)
+        dense = np.empty(view.shape, values.dtype)
         blocked = self._blocked(view.canonical(dense))
         assert np.shares_memory(blocked, dense)
         rows, *grid = self.grid(view)
@@ -130,12 +137,14 @@ class Packing(ABC):
         step, taken = max(1, CHUNK * rows // dense.size), 0
         for row in range(0, rows, step):
             end = min(row + step, rows)
-            keep = self.decode(index, row * per_row, end * per_row)
-            some = values[taken : taken + int(np.count_nonzero(keep))]
-            taken += int(np.count_nonzero(keep))
+            kept = self.decode(index, row * per_row, end * per_row)
+            some = values[taken : taken + len(kept)]
+            taken += len(kept)
             if taken > len(values):
                 break
-            blocked[row:end][keep.reshape(-1, *grid)] = some.reshape(-1, *blocked.shape[3:])
+            chunk = np.zeros(((end - row) * per_row, values.shape[1]), values.dtype)
+            chunk[kept] = some
+            blocked[row:end] = chunk.reshape(end - row, *grid, *blocked.shape[3:])
         if taken != len(values):
             raise ArtifactError(f"the index does not keep the {counted(len(values), 'block')} that are stored")
         return dense
@@ -186,7 +195,7 @@ class BlockPacking(Packing):
         """See `Packing.name`."""
         if self.block == (1, 1, 1):
             return "index list" if self.is_list else "bitmask"
-        return f"{self.label}{' blocks' if self.label[-1:].isdigit() else ''}{', listed' if self.is_list else ''}"
+        return f"{self.label}{'' if 'channel' in self.label else ' blocks'}{', listed' if self.is_list else ''}"
 
     def check(self, view: WeightView) -> None:
         """See `Packing.check`; a list has numbers for so many blocks only."""
@@ -212,17 +221,15 @@ class BlockPacking(Packing):
             return np.flatnonzero(keep).astype(NUMBER).view(np.uint8)
         return np.packbits(keep, bitorder="little")
 
-    def decode(self, index: Bytes, start: int, stop: int) -> Flags:
+    def decode(self, index: Bytes, start: int, stop: int) -> Numbers:
         """See `Packing.decode`."""
         if not self.is_list:
-            return _unpacked_bits(index, start, stop).view(np.bool_)
+            return np.flatnonzero(_unpacked_bits(index, start, stop))
         numbers = index[: NUMBER.itemsize * self.stored].view(NUMBER)
         if start == 0 and np.any(numbers[1:] <= numbers[:-1]):
             raise ArtifactError("the numbers of the blocks that are stored must be in ascending order")
         first, last = np.searchsorted(numbers, np.array([start, stop], NUMBER))
-        keep = np.zeros(stop - start, np.bool_)
-        keep[numbers[first:last] - NUMBER.type(start)] = True
-        return keep
+        return numbers[first:last].astype(np.int64) - start
 
     def check_padding(self, index: Bytes, view: WeightView) -> None:
         """See `Packing.check_padding`."""
@@ -296,11 +303,10 @@ class GroupPacking(Packing):
 
     def encode(self, keep: Flags) -> Bytes:
         """See `Packing.encode`."""
-        in_group = np.arange(self.group, dtype=np.uint8 if self._place_bits <= BITS else np.uint32)
-        places = np.broadcast_to(in_group, (keep.size // self.group, self.group))[keep.reshape(-1, self.group)]
+        places = (np.flatnonzero(keep) % self.group).astype(np.uint8 if self._place_bits <= BITS else np.uint32)
         return _packed_numbers(places, self._place_bits)
 
-    def decode(self, index: Bytes, start: int, stop: int) -> Flags:
+    def decode(self, index: Bytes, start: int, stop: int) -> Numbers:
         """See `Packing.decode`."""
         groups, bits = (stop - start) // self.group, self._place_bits
         first = start // self.group * self.count * bits
@@ -308,9 +314,8 @@ class GroupPacking(Packing):
         places = _numbers(flags.reshape(-1, bits)).reshape(groups, self.count)
         if np.any(places >= self.group) or np.any(places[:, 1:] <= places[:, :-1]):
             raise ArtifactError(f"the places in a group of {self.group} must be below that and in ascending order")
-        keep = np.zeros((groups, self.group), np.bool_)
-        keep[np.arange(groups)[:, None], places] = True
-        return keep.reshape(-1)
+        numbers: Numbers = (np.arange(0, stop - start, self.group)[:, None] + places).reshape(-1)
+        return numbers
 
     def check_padding(self, index: Bytes, view: WeightView) -> None:
         """See `Packing.check_padding`."""

@@ -34,9 +34,9 @@ def violation(
         return f"the pattern cannot be proved: {error}"
     if LAYER in pattern.invalid_layers:
         return pattern.invalid_layers[LAYER]
-    units = pattern.units[LAYER].count
-    if claim is not None and claim.units != units:
-        return f"it has {units:,} units, and {claim.units:,} were written down"
+    ((name, units),) = pattern.units.items()
+    if claim is not None and claim.units != units.count:
+        return f"it has {units.count:,} units, and {claim.units:,} were written down"
     if not nonzero.any():
         return None
     masks = {LAYER: nonzero}
@@ -45,7 +45,7 @@ def violation(
             return "nothing of it is zero"
         return pattern.violations(masks).get(LAYER)
     alive = pattern.units_without_zeros(masks)
-    pruned = units - count_true(alive[LAYER])
+    pruned = units.count - count_true(alive[name])
     if pruned < claim.pruned_units:
         return f"{pruned:,} units of it are zero, and {claim.pruned_units:,} were pruned"
     return None
@@ -66,7 +66,8 @@ def unfounded(specification: str, view: WeightView, stored: npt.NDArray[np.bool_
     if LAYER in pattern.invalid_layers:
         return pattern.invalid_layers[LAYER]
     pruned = max(1, pattern.pruned_units(pattern.target_sparsity))
-    claim = Claim(pattern=specification, units=pattern.units[LAYER].count, pruned_units=pruned)
+    (units,) = pattern.units.values()
+    claim = Claim(pattern=specification, units=units.count, pruned_units=pruned)
     return violation(specification, view, stored, claim)
 
 
@@ -81,4 +82,4 @@ def fits(specification: str, view: WeightView) -> bool:
 
 def _pattern(specification: str, view: WeightView) -> BasePattern:
     settings = {"pattern": specification, "target_sparsity": None if ":" in specification else 0.0}
-    return get_pattern(settings, {LAYER: view}, "numpy")
+    return get_pattern(settings, {LAYER: view}, "array")

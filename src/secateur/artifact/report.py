@@ -23,6 +23,7 @@ class TensorRow:
         pattern: The pattern that its zeros have: what pruning was asked for, or the strictest that is worth packing;
             ``None``: none.
         zeros: Numbers that are zero.
+        negative_zeros: Of these, those that are ``-0.0``, which packings store like any other number.
         dense_bytes: Bytes when dense.
         packed_bytes: Bytes as packed.
         packing: How it is packed, ``"dense"`` if it is not.
@@ -35,6 +36,7 @@ class TensorRow:
     dtype: str
     pattern: str | None
     zeros: int
+    negative_zeros: int
     dense_bytes: int
     packed_bytes: int
     packing: str
@@ -95,6 +97,12 @@ class ArtifactReport:
         return {row.name: row.problem for row in self.tensors if row.problem is not None}
 
     @property
+    def failure(self) -> str:
+        """The problems, as the message of an error."""
+        lines = "".join(f"\n  {name}: {problem}" for name, problem in self.problems.items())
+        return f"{self.title}: {counted(len(self.problems), 'tensor')} failed verification:{lines}"
+
+    @property
     def dense_bytes(self) -> int:
         """Bytes of all tensors when dense."""
         return self.other_bytes + sum(row.dense_bytes for row in self.tensors)
@@ -136,6 +144,11 @@ class ArtifactReport:
         ]
         if self.disk_bytes is not None:
             lines.append(f"The files have {self.disk_bytes:,} bytes.")
+        if negative := sum(row.negative_zeros for row in self.tensors):
+            lines.append(
+                f"{negative:,} zeros are -0.0 and are stored like any other number, so that every bit stays as it is; "
+                f"weight.add_(0.0) would make them 0.0, and the tensors smaller."
+            )
         if self.problems:
-            lines.append(f"{counted(len(self.problems), 'tensor')} not as they should be, marked ✗.")
+            lines.append(f"{counted(len(self.problems), 'tensor')} failed verification, marked ✗.")
         return lines

@@ -51,6 +51,7 @@ def _row(name: str, entry: TensorEntry, problem: str | None) -> TensorRow:
         dtype=entry.dtype,
         pattern=entry.pattern,
         zeros=entry.zeros,
+        negative_zeros=entry.negative_zeros,
         dense_bytes=entry.dense_bytes,
         packed_bytes=entry.stored_bytes,
         packing=entry.packing_name,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur._array import count_true
 from secateur._wording import brief
 from secateur.artifact.choice import Zeros, choose
 from secateur.artifact.dtypes import DTYPES, Bits
@@ -69,12 +70,8 @@ def write(
             for name, tensor in source.tensors.items()
         }
         shards = _shards(entries, shard_bytes, dense=dense)
-        tensors = {
-            name: entry.model_copy(update={"file": file})
-            for file, names in shards.items()
-            for name, entry in entries.items()
-            if name in names
-        }
+        places = {name: file for file, names in shards.items() for name in names}
+        tensors = {name: entry.model_copy(update={"file": places[name]}) for name, entry in entries.items()}
         for file, names in shards.items():
             _write_shard(folder / file, {name: (tensors[name], source.tensors[name]) for name in names})
         if dense and len(shards) > 1:
@@ -85,7 +82,7 @@ def write(
             configs=tuple(map(dict, configs)),
             shards={file: (folder / file).stat().st_size for file in shards},
             files=_files(folder, shards),
-            tensors={name: tensors[name] for name in entries},
+            tensors=tensors,
             aliases=dict(source.aliases),
         )
         write_text(folder / MANIFEST, manifest.text())
@@ -124,7 +121,8 @@ def examined(tensor: SourceTensor, claim: Claim | None = None, *, dense: bool = 
         packing=packing_of(packing),
         pattern=pattern,
         pruned=claim,
-        zeros=bits.size - int(np.count_nonzero(nonzero)),
+        zeros=bits.size - count_true(nonzero),
+        negative_zeros=count_true(bits) - count_true(nonzero),
         sha256=digest(bits),
     )
 

@@ -30,8 +30,9 @@ from secateur.demo.language import PACKAGE as LANGUAGE_PACKAGE
 from secateur.demo.sentences import CASES as SENTENCE_CASES
 from secateur.demo.sentences import PACKAGE, Comparison, Encoder, compare, english_sentences, unrelated_cosine
 from secateur.demo.tables import Study, digits_table, language_table, rows, sentences_table
-from secateur.demo.text import documentation, held_out_text
+from secateur.demo.text import held_out_text
 from secateur.demo.torch_digits import TorchDigits
+from secateur.models.text import documentation
 from secateur.oneshot.calibration import Progress as Part
 
 __all__ = ["run_demo"]
@@ -60,15 +61,13 @@ def run_demo(out: Path, seeds: int, console: Console, recipe: Recipe | None = No
     found_in_keras = _keras_study(recipe, seeds, console)
     comparisons = _sentences(console)
     language = _language(console)
-    files = write_files(out, found, found_in_keras, comparisons, language)
+    saved, numbers = write_files(out, found, found_in_keras, comparisons, language)
     console.print(f"Written, {SAVED.pattern} at {SAVED.target:.0%}, first seed:", style="bold", highlight=False)
-    for file in files:
-        console.print(f"  {file}  {file.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
-    console.print(
-        "These files are as large as dense ones: the zeros are in them. Packed files are to come with a later version."
-    )
-    if found_in_keras is not None:
-        console.print("A .keras file holds the state of the optimizer too.")
+    for artifact in saved:
+        sizes = f"{artifact.packed_bytes:,} bytes of weights instead of {artifact.dense_bytes:,}"
+        console.print(f"  {artifact.title}  {sizes}", highlight=False, soft_wrap=True)
+    console.print(f"  {numbers}  all numbers", highlight=False, soft_wrap=True)
+    console.print("Load them with secateur.load, look into them with: secateur inspect FOLDER", highlight=False)
     console.print(f"All in {time.perf_counter() - start:.0f} seconds.", highlight=False)
 
 

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,7 +91,6 @@ class Digits(ABC):
         framework: The framework's name.
         nets: Names of the networks that `build` makes.
         cases: What is pruned unless `prune_all` is told otherwise.
-        suffix: How the name of a file with a network ends.
         train_images, test_images: One image per row, 64 pixels in [0, 1] as float32.
         train_labels, test_labels: The digits, as int64.
     """
@@ -100,7 +98,6 @@ class Digits(ABC):
     framework: ClassVar[str]
     nets: ClassVar[tuple[str, ...]]
     cases: ClassVar[tuple[Case, ...]]
-    suffix: ClassVar[str]
 
     def __init__(self, recipe: Recipe, on_epoch: Callable[[], None]) -> None:
         images, labels = load_digits(return_X_y=True)
@@ -143,10 +140,6 @@ class Digits(ABC):
     @abstractmethod
     def predict(self, model: Any) -> Any:
         """What a network takes each test image for, as an array of integers."""
-
-    @abstractmethod
-    def save(self, run: Run, path: Path) -> None:
-        """Write the pruned network."""
 
 
 def prune_all(digits: Digits, net: str, seed: int, cases: tuple[Case, ...] | None = None) -> Iterator[Run]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import secateur
+from secateur._frameworks import framework_of
+from secateur.artifact import ArtifactReport
 from secateur.demo.digits import Case, Run
 from secateur.demo.language import PACKAGE, PATTERN, WINDOW, LanguageStudy
 from secateur.demo.sentences import Comparison
@@ -39,33 +41,33 @@ def write_files(
     keras: Study | None = None,
     comparisons: Sequence[Comparison] = (),
     language: LanguageStudy | None = None,
-) -> list[Path]:
+) -> tuple[list[ArtifactReport], Path]:
     """Write the pruned networks of the first seed, and all numbers as JSON, into a folder that exists.
 
     Returns:
-        The files written; the last is the JSON.
+        What was saved of each network, and the file with the numbers.
     """
-    described = _saved(folder, torch) | ({} if keras is None else _saved(folder, keras))
+    saved = _saved(folder, torch) | ({} if keras is None else _saved(folder, keras))
     numbers = torch.to_dict() | {
         "keras": None if keras is None else keras.to_dict(),
         "sentences": [_comparison(comparison) for comparison in comparisons],
         "language": None if language is None else _language(language),
-        "files": described,
+        "files": {name: _described(run) for name, (run, _) in saved.items()},
     }
     report = folder / "report.json"
     report.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    return [*(folder / name for name in described), report]
+    return [artifact for _, artifact in saved.values()], report
 
 
-def _saved(folder: Path, study: Study) -> dict[str, dict[str, Any]]:
-    """Write what there is of `SAVED`; returns a description of each file."""
-    described = {}
+def _saved(folder: Path, study: Study) -> dict[str, tuple[Run, ArtifactReport]]:
+    """Write what there is of `SAVED`; returns the folder's name → the run and what was saved of it."""
+    saved = {}
     for row in study.rows:
         if row.case == SAVED:
-            name = f"{row.net}-{SAVED.pattern}-{100 * SAVED.target:.0f}.{study.digits.suffix}"
-            study.digits.save(row.runs[0], folder / name)
-            described[name] = _described(row.runs[0])
-    return described
+            run = row.runs[0]
+            name = f"{framework_of(run.model)}-{row.net}-{SAVED.pattern}-{100 * SAVED.target:.0f}"
+            saved[name] = run, secateur.save(run.model, folder / name, report=run.report)
+    return saved
 
 
 def _described(run: Run) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import keras
 
 import secateur
-from secateur.demo.digits import CLASSES, Case, Digits, Recipe, Run
+from secateur.demo.digits import CLASSES, Case, Digits, Recipe
 from secateur.keras import PruningOptimizer, UpdateMasks, finalize
 from secateur.training import PruningReport
 
@@ -44,7 +43,6 @@ class KerasDigits(Digits):
     framework = f"Keras on {keras.backend.backend()}"
     nets = ("conv",)
     cases = (Case("4x1", 0.9), Case("2:4", 0.5), Case("1xchannel", 0.5))
-    suffix = "keras"
 
     def software(self) -> dict[str, Any]:
         """The backend, and the versions of Keras and of the backend."""
@@ -77,10 +75,6 @@ class KerasDigits(Digits):
     def predict(self, model: keras.Model) -> Any:
         """See `Digits.predict`."""
         return keras.ops.convert_to_numpy(model(self.test_images)).argmax(axis=1)
-
-    def save(self, run: Run, path: Path) -> None:
-        """Write a model that Keras loads without Secateur."""
-        run.model.save(path)
 
     def _optimizer(self) -> keras.optimizers.Optimizer:
         return keras.optimizers.AdamW(self.recipe.learning_rate)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import secateur
-from secateur.demo.digits import CLASSES, Case, Digits, Run
+from secateur.demo.digits import CLASSES, Case, Digits
 from secateur.training import PruningReport
 
 __all__ = ["NETS", "TorchDigits"]
@@ -57,7 +55,6 @@ class TorchDigits(Digits):
         Case("2:4", 0.5),
         Case("1xchannel", 0.5),
     )
-    suffix = "safetensors"
 
     def software(self) -> dict[str, Any]:
         """See `Digits.software`."""
@@ -89,10 +86,6 @@ class TorchDigits(Digits):
     def predict(self, model: nn.Module) -> Any:
         """See `Digits.predict`."""
         return model(torch.from_numpy(self.test_images)).argmax(dim=1).numpy()
-
-    def save(self, run: Run, path: Path) -> None:
-        """Write the weights, and the configuration as metadata."""
-        save_file(run.model.state_dict(), path, metadata={"config": run.config.to_json()})
 
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=self.recipe.learning_rate)

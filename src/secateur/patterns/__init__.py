@@ -12,8 +12,8 @@ from secateur.patterns.nm import KeepOfGroupPattern
 from secateur.patterns.view import WeightView
 
 if TYPE_CHECKING:
+    from secateur.patterns.array import ArrayBasePattern as ArrayBasePattern
     from secateur.patterns.keras import KerasBasePattern as KerasBasePattern
-    from secateur.patterns.numpy import NumpyBasePattern as NumpyBasePattern
     from secateur.patterns.pytorch import PytorchBasePattern as PytorchBasePattern
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "register_pattern",
 ]
 
-LAZY = {"KerasBasePattern", "NumpyBasePattern", "PytorchBasePattern"}
+LAZY = {"KerasBasePattern", "ArrayBasePattern", "PytorchBasePattern"}
 """Names that importing loads a framework for; a star import leaves them out."""
 
 

@@ -41,7 +41,7 @@ register_pattern = PATTERNS.register
 BINDINGS = {
     "pytorch": ("PytorchBasePattern", "torch"),
     "keras": ("KerasBasePattern", "keras"),
-    "numpy": ("NumpyBasePattern", "numpy"),
+    "array": ("ArrayBasePattern", "numpy"),
 }
 """Framework → its binding, which is imported when it is first needed, and the package and extra that it needs."""
 
@@ -376,7 +376,7 @@ def get_pattern(
     Args:
         config: A `PruningConfig`, or a plain mapping with the same keys.
         modules: Layer name → module.
-        framework: ``"pytorch"``, ``"keras"``, or ``"numpy"`` for weights of which only the `WeightView` is known.
+        framework: ``"pytorch"``, ``"keras"``, or ``"array"`` for plain arrays, with a `WeightView` for each.
 
     Raises:
         UnknownNameError: No pattern serves the specification, or the framework is unknown.

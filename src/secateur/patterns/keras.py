@@ -16,7 +16,7 @@ from secateur.errors import LayerError, UnsupportedModelError
 from secateur.patterns.base import BasePattern
 from secateur.patterns.view import WeightView
 
-__all__ = ["BoundKernel", "KerasBasePattern", "families", "host_array", "kernel", "tensor_of"]
+__all__ = ["BoundKernel", "KerasBasePattern", "families", "handed_over", "host_array", "kernel", "tensor_of"]
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -109,6 +109,19 @@ def tensor_of(value: Any) -> Any:
     held = value.value if isinstance(value, keras.Variable) else keras.ops.convert_to_tensor(value)
     # TensorFlow hands out its own variable, which changes when it is assigned to.
     return held.read_value() if hasattr(held, "read_value") else held
+
+
+def handed_over(array: npt.NDArray[Any]) -> Any:
+    """What to assign to a variable for a NumPy array that nobody writes into any more.
+
+    Keras has TensorFlow copy it twice. Here it is not copied where its memory is aligned as TensorFlow needs it, and
+    once elsewhere. What cannot be written into may be a variable's own memory, and is copied.
+    """
+    if keras.backend.backend() != "tensorflow" or not array.flags.writeable:
+        return array
+    import tensorflow as tf
+
+    return tf.raw_ops.Identity(input=array)
 
 
 def _seen_by_numpy(tensor: Any) -> Any:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from secateur._array import Array, joined, namespace, turned
+from secateur._array import Array, joined, namespace, repeated, turned
 from secateur.errors import LayerError
 from secateur.patterns.reduction import Reduction
 
@@ -33,6 +33,14 @@ class Layout(ABC):
     unit_size: int
     stride: int = 1
     run: int = 1
+
+    @property
+    def reduces_all(self) -> bool:
+        """Whether `unit_scores` passes every score through the reduction.
+
+        What makes the scores may then be a part of the reduction: it is done to pieces that stay in a core's cache.
+        """
+        return False
 
     @property
     def span(self) -> int | None:
@@ -91,6 +99,11 @@ class BlockLayout(Layout):
         object.__setattr__(self, "unit_size", self.block[0] * self.block[1] * self.block[2])
 
     @property
+    def reduces_all(self) -> bool:
+        """See `Layout.reduces_all`; what overrides `unit_scores` may do otherwise."""
+        return type(self).unit_scores is BlockLayout.unit_scores
+
+    @property
     def span(self) -> int | None:
         """See `Layout.span`; a unit of all output channels is weighed against all others."""
         is_far = self.block[1] > 1 and self.grid[2] > 1
@@ -111,9 +124,9 @@ class BlockLayout(Layout):
         """See `Layout.expand`."""
         xp, order = namespace(keep), (1, 2, 0) if self.is_turned else (0, 1, 2)
         spread = xp.permute_dims(keep.reshape(self.grid), order)
-        for place, axis in enumerate(order):
-            if self.block[axis] > 1:
-                spread = xp.repeat(spread, self.block[axis], axis=place)
+        for place in (2, 1, 0):  # the fastest axis while there is least of it, and then whole rows
+            if self.block[order[place]] > 1:
+                spread = repeated(spread, self.block[order[place]], axis=place)
         return xp.permute_dims(spread, (2, 0, 1)) if self.is_turned else spread
 
     def chunks(self, canonical: Array) -> Iterator[Array]:
@@ -156,6 +169,11 @@ class TurnedLayout(Layout):
         object.__setattr__(self, "count", outputs * positions * inputs)
         object.__setattr__(self, "stride", outputs)
         object.__setattr__(self, "run", outputs * self.group)
+
+    @property
+    def reduces_all(self) -> bool:
+        """See `BlockLayout.reduces_all`."""
+        return type(self).unit_scores is TurnedLayout.unit_scores
 
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
         """See `Layout.unit_scores`."""

@@ -14,7 +14,7 @@ from secateur.patterns.keras import families, kernel
 from secateur.planning.layers import Candidate
 from secateur.planning.resolve import Plan, make_plan
 
-__all__ = ["candidates", "plan"]
+__all__ = ["candidates", "named_layers", "plan"]
 
 SEPARATOR = "/"
 """Between the names of a layer and of the layer that holds it."""

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from secateur._array import count_true, has_nan
-from secateur.errors import ScoreError, StateError
+from secateur.errors import ConfigError, ScoreError, StateError
 from secateur.training.run import HeldWeight, Run
 
-__all__ = ["refuse_nan", "refuse_violations", "warn_of_haste", "warn_of_zeros"]
+__all__ = ["refuse_nan", "refuse_regularizer", "refuse_violations", "warn_of_haste", "warn_of_zeros"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,16 @@ def warn_of_zeros(runs: Iterable[Run[Any]]) -> None:
             "all zeros.",
             100 * zeros / total,
         )
+
+
+def refuse_regularizer(runs: Iterable[Run[Any]]) -> None:
+    """Raise `ConfigError` if a run regularizes, which takes the learning rate of an optimizer."""
+    for config in (run.config for run in runs):
+        if config.reg_type is not None and config.reg_coeff > 0:
+            raise ConfigError(
+                f"reg_type must be left out where no optimizer is known, found {config.reg_type!r}: its strength goes "
+                f"with the learning rate. Give the optimizer to secateur.prepare, or set reg_type=None."
+            )
 
 
 def refuse_nan(weights: Mapping[str, HeldWeight]) -> None:

@@ -23,13 +23,20 @@ from secateur.patterns.pytorch import parameter, weight_name
 from secateur.planning.pytorch import plan as plan_torch
 from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
-from secateur.training.checks import refuse_nan, refuse_violations, warn_of_haste, warn_of_zeros
+from secateur.training.checks import (
+    refuse_nan,
+    refuse_regularizer,
+    refuse_violations,
+    warn_of_haste,
+    warn_of_zeros,
+)
+from secateur.training.holders import Caller, ParameterHome
 from secateur.training.hooked import HookedRun
 from secateur.training.result import PruningReport
 from secateur.training.run import report_on
 from secateur.training.state import FORMAT_VERSION, check_state
 
-__all__ = ["ParameterWeight", "Pruner", "prepare"]
+__all__ = ["ParameterWeight", "Pruner", "prepare", "prepare_by_hand"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +53,37 @@ def prepare(
     """See `secateur.prepare`."""
     given = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
     return Pruner(model, plan_torch(model, config), tuple(_own_optimizer(found) for found in given))
+
+
+def prepare_by_hand(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> Pruner:
+    """Have a torch model pruned by a loop whose optimizer cannot be got at.
+
+    Such a loop calls `Pruner.before_step` and `Pruner.after_step` around each step of the optimizer. Else it is as with
+    `secateur.prepare`, but that there is no group lasso, whose strength goes with a learning rate, and that gradients
+    must be free of a loss scale when `Pruner.before_step` is called.
+
+    Args:
+        model: A torch module, compiled or not.
+        config: A `PruningConfig`, or a plain mapping with the same keys.
+
+    Raises:
+        SecateurError: As `secateur.prepare`; or the configuration asks for group lasso.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> config = PruningConfig(pattern="4x1", target_sparsity=0.5, end_step=20)
+        >>> pruner = prepare_by_hand(model, config)
+        >>> for step in range(30):
+        ...     model(torch.randn(4, 8)).square().mean().backward()
+        ...     pruner.before_step()
+        ...     optimizer.step()
+        ...     pruner.after_step()
+        ...     optimizer.zero_grad()
+        >>> pruner.finalize().sparsity
+        0.5
+    """
+    return Pruner(model, plan_torch(model, config), None)
 
 
 def _own_optimizer(found: Any) -> Optimizer:
@@ -94,7 +132,7 @@ class ParameterWeight:
 class _Weight(ParameterWeight):
     """A pruned weight that an optimizer trains. See `TrainedWeight`."""
 
-    def __init__(self, name: str, pattern: BasePattern, home: _Home) -> None:
+    def __init__(self, name: str, pattern: BasePattern, home: ParameterHome) -> None:
         super().__init__(name, pattern)
         self.home = home
 
@@ -118,30 +156,6 @@ class _Weight(ParameterWeight):
         self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
 
 
-class _Home:
-    """The optimizers that hold a parameter; the first counts as its own."""
-
-    def __init__(self, held: nn.Parameter) -> None:
-        self.held = held
-        self.holders: list[Optimizer] = []
-
-    def add(self, optimizer: Optimizer) -> None:
-        """Note another optimizer, once."""
-        if not any(holder is optimizer for holder in self.holders):
-            self.holders.append(optimizer)
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """Its own optimizer."""
-        return self.holders[0]
-
-    def learning_rate(self) -> float:
-        """The learning rate of the parameter's group, as it is now."""
-        # Looked up each time: optimizer.load_state_dict replaces the groups.
-        groups = self.optimizer.param_groups
-        return float(next(group["lr"] for group in groups if any(held is self.held for held in group["params"])))
-
-
 def zero_out(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Set `weight` to zero where `mask` is ``False``; returns the mask on the weight's device."""
     mask = mask.to(weight.device)
@@ -161,11 +175,14 @@ class Pruner:
         step: Optimizer steps taken since `secateur.prepare`.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...]) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...] | None) -> None:
         self.model = unwrapped(model)
         self.plan = plan
         self.step = 0
-        self._weights = _find_weights(plan, optimizers)
+        steppers: tuple[Optimizer | Caller, ...] = (
+            (Caller(self.model.parameters()),) if optimizers is None else optimizers
+        )
+        self._weights = _find_weights(plan, steppers)
         # An optimizer that holds none of the pruned weights has no say in what counts as a step.
         self._optimizers = tuple(
             dict.fromkeys(optimizer for weight in self._weights.values() for optimizer in weight.home.holders)
@@ -174,11 +191,16 @@ class Pruner:
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
         self._runs = [HookedRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
+        self._is_announced = False
+        if optimizers is None:
+            refuse_regularizer(self._runs)
         warn_of_haste(self._runs)
         warn_of_zeros(self._runs)
-        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in self._optimizers]
-        self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in self._optimizers]
-        for optimizer in self._optimizers:
+        own = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
+        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in own]
+        self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in own]
+        self._is_active = True
+        for optimizer in own:
             PRUNERS.setdefault(optimizer, WeakSet()).add(self)
         with ExitStack() as undo:
             undo.callback(self.close)
@@ -196,11 +218,50 @@ class Pruner:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._is_active = False
 
     @property
     def is_active(self) -> bool:
         """Whether the pruner still acts on optimizer steps."""
-        return bool(self._hooks)
+        return self._is_active
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a criterion of this run ranks by gradients."""
+        return any(run.scores.needs_gradient and not run.group.is_locked for run in self._runs)
+
+    def before_step(self) -> None:
+        """Announce a step in a run made by `prepare_by_hand`: the gradients are ready.
+
+        Raises:
+            StateError: The run has an optimizer, which announces its steps itself; or it has ended; or a step was
+                announced already and `after_step` was not called.
+        """
+        caller = self._need_caller()
+        if self._is_announced:
+            raise StateError(
+                "before_step was called twice. Call after_step once the optimizer has made its step, before the next."
+            )
+        self._before_step(caller, (), {})
+        self._is_announced = True
+
+    def after_step(self) -> None:
+        """Say that the announced step was made: pruned weights become zero again, and masks change if they are due.
+
+        Where no criterion ranks by gradients, `before_step` may be left out.
+
+        Raises:
+            StateError: The run has an optimizer, which announces its steps itself; or it has ended; or its criterion
+                ranks by gradients and `before_step` was not called.
+        """
+        caller = self._need_caller()
+        if self.needs_gradients and not self._is_announced:
+            raise StateError(
+                "before_step must be called between the backward pass and the optimizer's step: the criterion ranks "
+                "by gradients. after_step was called without it."
+            )
+        self._is_announced = False
+        self._after_step(caller)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -298,6 +359,15 @@ class Pruner:
         if not self.is_active:
             raise StateError("This pruner has been finalized or closed already. Call secateur.prepare for another run.")
 
+    def _need_caller(self) -> Caller:
+        self._need_active()
+        if isinstance(caller := self._optimizers[0], Caller):
+            return caller
+        raise StateError(
+            "before_step and after_step are for runs without an optimizer; this one follows the steps of its own. "
+            "Leave the calls out, or make the run with secateur.training.pytorch.prepare_by_hand."
+        )
+
     def _start(self) -> None:
         for run in self._runs:
             run.start()
@@ -305,7 +375,8 @@ class Pruner:
             weight.apply_mask()
 
     def _refuse_overlap(self) -> None:
-        others = [other for optimizer in self._optimizers for other in PRUNERS.get(optimizer, ()) if other.is_active]
+        own = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
+        others = [other for optimizer in own for other in PRUNERS.get(optimizer, ()) if other.is_active]
         mine = {id(weight.parameter): name for name, weight in self._weights.items()}
         theirs = {id(weight.parameter) for other in others for weight in other._weights.values()}
         if shared := [name for key, name in mine.items() if key in theirs]:
@@ -314,7 +385,7 @@ class Pruner:
                 f"Call its finalize() or close() first."
             )
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_step(self, optimizer: Optimizer | Caller, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         index = self._optimizers.index(optimizer)
         # A fused optimizer is handed the loss scale and skips steps by itself; GradScaler skips the others.
         overflow = getattr(optimizer, "found_inf", None)
@@ -328,7 +399,7 @@ class Pruner:
         self._gather(optimizer)
         return None
 
-    def _gathering(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _gathering(self, optimizer: Optimizer | Caller, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure; what its first call leaves in the gradients is taken in."""
         calls = count()
 
@@ -341,12 +412,12 @@ class Pruner:
         return gathering_closure
 
     @torch.no_grad()
-    def _gather(self, optimizer: Optimizer) -> None:
+    def _gather(self, optimizer: Optimizer | Caller) -> None:
         for run in self._runs:
             run.gather(self.step + 1, optimizer)
 
     @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer | Caller, *_: Any) -> None:
         index = self._optimizers.index(optimizer)
         if self._skips[index]:
             return
@@ -363,23 +434,23 @@ class Pruner:
             if any(changes):
                 self._apply(None)
 
-    def _apply(self, optimizer: Optimizer | None) -> None:
+    def _apply(self, optimizer: Optimizer | Caller | None) -> None:
         for weight in self._weights.values():
             if optimizer is None or optimizer in weight.home.holders:
                 weight.apply_mask()
 
 
-def _find_weights(plan: Plan, optimizers: tuple[Optimizer, ...]) -> dict[str, _Weight]:
+def _find_weights(plan: Plan, optimizers: tuple[Optimizer | Caller, ...]) -> dict[str, _Weight]:
     """The weights to be pruned, each with the optimizer that holds it.
 
     Raises:
         LayerError: No optimizer holds a weight.
         ScoreError: A weight has ``nan``.
     """
-    homes: dict[int, _Home] = {}
+    homes: dict[int, ParameterHome] = {}
     for optimizer in optimizers:
         for held in (held for group in optimizer.param_groups for held in group["params"]):
-            homes.setdefault(id(held), _Home(held)).add(optimizer)
+            homes.setdefault(id(held), ParameterHome(held)).add(optimizer)
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
     keys = {name: id(parameter(pattern.modules[name])) for name, pattern in patterns.items()}
     if homeless := [name for name, key in keys.items() if key not in homes]:

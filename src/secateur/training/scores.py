@@ -15,7 +15,7 @@ from secateur.criteria import BaseCriterion, get_criterion
 from secateur.errors import ScoreError
 from secateur.patterns import BasePattern
 from secateur.patterns.layout import CHUNK
-from secateur.patterns.reduction import REDUCTIONS
+from secateur.patterns.reduction import REDUCTIONS, Reduction
 from secateur.patterns.selection import Scores
 
 __all__ = ["GatheredScores"]
@@ -85,7 +85,9 @@ class GatheredScores:
             name: Name of units.
             scores: Layer → one score per weight as an (O, K, I) array, for each layer that has a part in the units.
         """
-        return {name: joined(list(self._unit_chunks(name, scores)))} if self.is_per_unit else dict(scores)
+        if not self.is_per_unit:
+            return dict(scores)
+        return {name: joined(list(self._unit_chunks(name, scores, self.reduction)))}
 
     def gathered(self, total: Array | None, score: Array) -> Array:
         """What is kept of a total so far and one more step's score; in memory of its own."""
@@ -137,17 +139,25 @@ class GatheredScores:
             step = max(1, CHUNK // run) * run
             yield from (total[start : start + step] for start in range(0, total.shape[0], step))
             return
-        yield from self._unit_chunks(
-            name, {layer: self._weight_score(layer) for layer in self.pattern.units[name].parts}
-        )
+        (layer, layout), *others = self.pattern.units[name].parts.items()
+        criterion = self.criteria[layer]
+        if others or layer in self.totals or not (layout.reduces_all and criterion.is_elementwise):
+            scores = {layer: self._weight_score(layer) for layer in self.pattern.units[name].parts}
+            yield from self._unit_chunks(name, scores, self.reduction)
+            return
+
+        def scored(weights: Array, axes: tuple[int, ...]) -> Array:
+            return self.reduction(criterion.score(weights, None), axes)
+
+        yield from self._unit_chunks(name, {layer: self.pattern.as_array(self.weight(layer))}, scored)
 
     def _weight_score(self, layer: str) -> Array:
         if layer in self.totals:
             return self.pattern.as_array(self.totals[layer])
         return self.criteria[layer].score(self.pattern.as_array(self.weight(layer)), None)
 
-    def _unit_chunks(self, name: str, scores: Mapping[str, Array]) -> Iterator[Array]:
-        for chunk in self.pattern.units[name].scores(scores, self.reduction):
+    def _unit_chunks(self, name: str, scores: Mapping[str, Array], reduction: Reduction) -> Iterator[Array]:
+        for chunk in self.pattern.units[name].scores(scores, reduction):
             yield self.unit_score(chunk)
 
 

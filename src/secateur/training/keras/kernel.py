@@ -13,8 +13,8 @@ from keras import ops
 from secateur._array import Array, clear_outside
 from secateur.criteria import BaseCriterion
 from secateur.patterns import BasePattern
+from secateur.patterns.keras import handed_over, tensor_of
 from secateur.patterns.keras import kernel as kernel_of
-from secateur.patterns.keras import tensor_of
 from secateur.training.keras.graph_array import as_array, as_tensor
 from secateur.training.keras.home import Home
 
@@ -66,7 +66,7 @@ class Kernel:
         if self.mask_variable is None:
             self._mask = mask
         else:
-            self.mask_variable.assign(in_order(mask))
+            self.mask_variable.assign(handed_over(in_order(mask)))
 
     def apply_mask(self) -> None:
         """Set to zero what the mask prunes, in the kernel and in the average that its optimizer keeps of it."""

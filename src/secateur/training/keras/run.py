@@ -12,7 +12,7 @@ from keras import ops
 from secateur._array import Array
 from secateur.errors import ScoreError
 from secateur.patterns import BasePattern
-from secateur.patterns.keras import tensor_of
+from secateur.patterns.keras import handed_over, tensor_of
 from secateur.training.group import REACHED, PruningGroup
 from secateur.training.keras.graph_array import as_array, as_tensor
 from secateur.training.keras.kernel import Kernel
@@ -213,7 +213,7 @@ class GraphRun(Run[Kernel]):
         for variables, values in ((self._keep, self.group.keep), (self._condemned, self.group.condemned_keep)):
             for name, variable in variables.items():
                 if values is not None:
-                    variable.assign(values[name])
+                    variable.assign(handed_over(values[name]))
 
     @property
     def _told_by_masks(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Patterns on weights of which only the shape matters."""
+"""Patterns on plain arrays, of NumPy or another library."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.patterns.base import BasePattern
 from secateur.patterns.view import WeightView
 
-__all__ = ["NumpyBasePattern"]
+__all__ = ["ArrayBasePattern"]
 
 
-class NumpyBasePattern(BasePattern):
-    """The binding of patterns to weights without a framework: in place of a module stands its `WeightView`."""
+class ArrayBasePattern(BasePattern):
+    """The binding of patterns to arrays of any library: in place of a module stands the `WeightView` of its weight."""
 
-    framework: ClassVar[str | None] = "numpy"
+    framework: ClassVar[str | None] = "array"
 
     def weight_view(self, module: Any) -> WeightView:
         """See `BasePattern.weight_view`."""
         if not isinstance(module, WeightView):
             raise UnsupportedModelError(
-                f"NumPy patterns need a WeightView for each layer, found {type(module).__name__}."
+                f"Patterns without a framework need a WeightView for each layer, found {type(module).__name__}."
             )
         return module
 

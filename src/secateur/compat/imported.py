@@ -1,0 +1,79 @@
+"""What a configuration of another project comes to here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateur.config import PruningConfig
+from secateur.errors import StateError
+from secateur.oneshot import Calibration
+from secateur.oneshot import prune as prune_once
+from secateur.training import PruningReport
+from secateur.training import prepare as prepare_training
+
+__all__ = ["ImportedRun"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedRun:
+    """A configuration from another project, in the words of this one.
+
+    Attributes:
+        name: What the other project calls it, such as the stage of a recipe; may be empty.
+        config: What happens to which layers.
+        solver: Solver of `secateur.prune` where the model is pruned once; ``None`` where it is pruned while it trains.
+        solver_settings: Settings of the solver that differ from its own.
+        allocation: How layers share the target; ``None``: as the configuration says.
+        allocation_settings: Settings of the allocation that differ from its own.
+
+    Example:
+        >>> import torch
+        >>> config = PruningConfig(pattern="2:4")
+        >>> ImportedRun(config=config, solver="magnitude").prune(torch.nn.Linear(8, 4)).sparsity
+        0.5
+    """
+
+    name: str = ""
+    config: PruningConfig
+    solver: str | None = None
+    solver_settings: Mapping[str, Any] = field(default_factory=dict)
+    allocation: str | None = None
+    allocation_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def prune(self, model: Any, *, calibration: Calibration | Iterable[Any] | None = None) -> PruningReport:
+        """Prune a model as configured; see `secateur.prune`.
+
+        Raises:
+            StateError: It is a run that prunes while the model trains.
+            SecateurError: As `secateur.prune`.
+        """
+        if self.solver is None:
+            raise StateError(f"{self._called} prunes while the model trains. Call prepare(model, optimizer=optimizer).")
+        solver: Any = self.solver
+        allocation: Any = self.allocation
+        if self.solver_settings:
+            from secateur.solvers import SOLVERS
+
+            solver = SOLVERS.find(self.solver)(**self.solver_settings)
+        if self.allocation is not None and self.allocation_settings:
+            from secateur.allocations import ALLOCATIONS
+
+            allocation = ALLOCATIONS.find(self.allocation)(**self.allocation_settings)
+        return prune_once(model, self.config, calibration=calibration, solver=solver, allocation=allocation)
+
+    def prepare(self, model: Any, *, optimizer: Any) -> Any:
+        """Have a model pruned while it trains; see `secateur.prepare`.
+
+        Raises:
+            StateError: It is a run that prunes once.
+            SecateurError: As `secateur.prepare`.
+        """
+        if self.solver is not None:
+            raise StateError(f"{self._called} prunes once, by {self.solver!r}. Call prune(model, calibration=batches).")
+        return prepare_training(model, self.config, optimizer=optimizer)
+
+    @property
+    def _called(self) -> str:
+        return f"The run {self.name!r}" if self.name else "This run"

@@ -1,0 +1,21 @@
+"""The pruning interface that Intel Neural Compressor had until it removed its pruner, for torch.
+
+Change the import, and the code around it stays:
+
+``from neural_compressor.config import WeightPruningConfig`` and ``from neural_compressor.training import
+prepare_compression, prepare_pruning`` become ``from secateur.compat.neural_compressor import ...``.
+"""
+
+from __future__ import annotations
+
+from secateur.compat.neural_compressor.callbacks import CompressionManager, PruningCallbacks
+from secateur.compat.neural_compressor.config import WeightPruningConfig
+from secateur.compat.neural_compressor.preparing import prepare_compression, prepare_pruning
+
+__all__ = [
+    "CompressionManager",
+    "PruningCallbacks",
+    "WeightPruningConfig",
+    "prepare_compression",
+    "prepare_pruning",
+]

@@ -1,0 +1,123 @@
+"""Which layers of a model each element of ``pruning_configs`` means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from secateur._wording import listed, nearest
+from secateur.compat.neural_compressor.config import Entry
+from secateur.compat.parts import Part, any_of, merged
+from secateur.config import PruningConfig
+from secateur.errors import ConfigError, UnknownNameError
+
+__all__ = ["Layer", "assigned", "configured"]
+
+
+class Layer(NamedTuple):
+    """A layer with a weight.
+
+    Attributes:
+        name: Its name in the model.
+        kind: Its class name.
+        is_output: Whether it is the model's classifier or language-model head.
+    """
+
+    name: str
+    kind: str
+    is_output: bool
+
+
+def assigned(entries: Sequence[Entry], layers: Sequence[Layer], modules: Collection[str]) -> dict[str, int]:
+    """Layer → index of the entry that it belongs to; layers that belong to none are missing.
+
+    Args:
+        entries: The entries.
+        layers: Every layer that has a weight of two axes or more.
+        modules: Names of all modules.
+
+    Raises:
+        UnknownNameError: An expression finds no layer, or no layer is of a type.
+        ConfigError: Two entries mean one layer, or an entry means none.
+    """
+    for entry in entries:
+        _check_vocabulary(entry, layers, modules)
+    owners: dict[str, int] = {}
+    for has_names in (True, False):
+        chosen = [(index, entry) for index, entry in enumerate(entries) if bool(entry.op_names) == has_names]
+        taken = frozenset(owners)
+        for index, entry in chosen:
+            found = [name for name in _meant(entry, layers) if name not in taken]
+            _refuse_overlap(entries, owners, found, index)
+            owners |= dict.fromkeys(found, index)
+    for index, entry in enumerate(entries):
+        if index not in owners.values():
+            raise ConfigError(
+                f"{entry.where} means no layer: op_names={list(entry.op_names)}, pruning_op_types="
+                f"{list(entry.pruning_op_types)}, excluded_op_names={list(entry.excluded_op_names)}. The output layer "
+                f"counts only if op_names has its very name. Layers: {listed((one.name for one in layers), most=12)}."
+            )
+    return owners
+
+
+def configured(entries: Sequence[Entry], owners: Mapping[str, int]) -> PruningConfig:
+    """The configuration that prunes just these layers.
+
+    Raises:
+        ConfigError: The settings do not go together.
+    """
+    parts = [
+        Part(names=(any_of(name for name, owner in owners.items() if owner == index),), settings=entry.settings)
+        for index, entry in enumerate(entries)
+    ]
+    types = tuple(dict.fromkeys(kind for entry in entries for kind in entry.pruning_op_types))
+    return merged(parts, pruning_op_types=types)
+
+
+def _meant(entry: Entry, layers: Sequence[Layer]) -> list[str]:
+    return [
+        layer.name
+        for layer in layers
+        if any(kind in layer.kind for kind in entry.pruning_op_types)
+        and (not layer.is_output or layer.name in entry.op_names)
+        and (not entry.op_names or _is_found(entry.op_names, layer.name))
+        and not _is_found(entry.excluded_op_names, layer.name)
+    ]
+
+
+def _refuse_overlap(entries: Sequence[Entry], owners: Mapping[str, int], found: Sequence[str], index: int) -> None:
+    for name in found:
+        if name in owners:
+            raise ConfigError(
+                f"layer {name!r} is meant by {entries[owners[name]].where} and by {entries[index].where}, and can be "
+                f"pruned by one only. Make their op_names narrower, or add excluded_op_names to one."
+            )
+
+
+def _check_vocabulary(entry: Entry, layers: Sequence[Layer], modules: Collection[str]) -> None:
+    names = [layer.name for layer in layers]
+    for key, expressions, known in (
+        ("op_names", entry.op_names, names),
+        ("excluded_op_names", entry.excluded_op_names, modules),
+    ):
+        for expression in expressions:
+            if not any(_is_found((expression,), name) for name in known):
+                raise UnknownNameError(
+                    f"{entry.where}: {key}: {expression!r} is found in no name.{nearest(expression, known)} "
+                    f"Layers: {listed(names, most=12)}."
+                )
+    for kind in entry.pruning_op_types:
+        if kind not in ("Conv", "Linear") and not any(kind in layer.kind for layer in layers):
+            kinds = list(dict.fromkeys(layer.kind for layer in layers))
+            raise UnknownNameError(
+                f"{entry.where}: pruning_op_types: no layer has type {kind!r}.{nearest(kind, kinds)} "
+                f"Types: {', '.join(kinds)}."
+            )
+
+
+def _is_found(expressions: Sequence[str], name: str) -> bool:
+    try:
+        return any(re.search(expression, name) for expression in expressions)
+    except re.error as error:
+        raise ConfigError(f"{listed(map(repr, expressions))} is not a regular expression: {error}.") from error

@@ -1,0 +1,211 @@
+"""What a training loop calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import StateError
+from secateur.training.result import PruningReport
+
+__all__ = ["CompressionManager", "PruningCallbacks"]
+
+logger = logging.getLogger(__name__)
+
+
+class PruningCallbacks:
+    """Calls for the places of a training loop.
+
+    Where no optimizer is known, ``on_before_optimizer_step`` takes in the gradients, and ``on_after_optimizer_step``
+    counts the step, sets what is pruned to zero and prunes more when that is due. A loop that leaves out the second is
+    served by the next other call, such as ``on_step_end`` or ``on_step_begin``, before a forward pass can see a weight
+    that came back. Where the optimizer is known, its steps are followed by themselves, and these calls only check the
+    order.
+
+    Args:
+        start: Starts the run and returns its pruner.
+        follows_optimizer: Whether the pruner sees the optimizer's steps by itself; then the run starts at once, else
+            with the first call.
+
+    Attributes:
+        report: What was pruned; ``None`` until the run has ended.
+    """
+
+    def __init__(self, start: Callable[[], Any], *, follows_optimizer: bool) -> None:
+        self.report: PruningReport | None = None
+        self._start = start
+        self._follows_optimizer = follows_optimizer
+        self._pruner: Any = start() if follows_optimizer else None
+        self._has_begun = False
+        self._is_announced = False
+        self._batches = 0
+
+    @classmethod
+    def ended(cls, report: PruningReport) -> PruningCallbacks:
+        """Those of a run that is over already."""
+        made = cls(lambda: None, follows_optimizer=False)
+        made.report = report
+        return made
+
+    @property
+    def pruner(self) -> Any:
+        """The `secateur.training.pytorch.Pruner` of the run: masks, reports, and a state that can be saved.
+
+        Raises:
+            StateError: The run has not begun.
+        """
+        if self._pruner is None:
+            raise StateError("The run has no pruner yet. Call on_train_begin first.")
+        return self._pruner
+
+    def on_train_begin(self, dataloader: Any = None) -> None:  # noqa: ARG002 - part of the interface
+        """Start the run; may be left out.
+
+        Raises:
+            StateError: The run has begun or ended already.
+        """
+        has_begun = self._has_begun or (self._pruner is not None and not self._follows_optimizer)
+        if has_begun and self.report is None:
+            raise StateError("on_train_begin must come once, before all other calls. The run has begun already.")
+        self._running()
+        self._has_begun = True
+
+    def on_epoch_begin(self, epoch: int | None = None) -> None:  # noqa: ARG002 - part of the interface
+        """See the class."""
+        self._running()
+        self._finish_step()
+
+    def on_step_begin(self, batch_id: int | None = None) -> None:  # noqa: ARG002 - part of the interface
+        """Called before a batch."""
+        self._running()
+        self._finish_step()
+        self._batches += 1
+
+    def on_after_compute_loss(
+        self,
+        input: Any,  # noqa: A002, ARG002 - part of the interface
+        student_output: Any,  # noqa: ARG002 - part of the interface
+        student_loss: Any,
+        teacher_output: Any = None,  # noqa: ARG002 - part of the interface
+    ) -> Any:
+        """The loss as it is."""
+        return student_loss
+
+    def on_before_optimizer_step(self) -> None:
+        """Called between the backward pass and the optimizer's step.
+
+        Raises:
+            ScoreError: A score is ``nan``.
+        """
+        pruner = self._running()
+        self._finish_step()
+        if not self._follows_optimizer:
+            pruner.before_step()
+            self._is_announced = True
+
+    def on_after_optimizer_step(self) -> None:
+        """Called after the optimizer's step.
+
+        Raises:
+            StateError: The criterion ranks by gradients, and ``on_before_optimizer_step`` was not called.
+        """
+        pruner = self._running()
+        if self._follows_optimizer:
+            return
+        if pruner.needs_gradients and not self._is_announced:
+            raise StateError(
+                "on_before_optimizer_step must be called between the backward pass and optimizer.step(), because the "
+                "criterion ranks by gradients. on_after_optimizer_step was called without it."
+            )
+        self._is_announced = False
+        pruner.after_step()
+
+    def on_step_end(self) -> None:
+        """Called after a batch."""
+        self._running()
+        self._finish_step()
+
+    def on_epoch_end(self) -> None:
+        """See the class."""
+        self._running()
+        self._finish_step()
+
+    def on_before_eval(self) -> None:
+        """Called before an evaluation, also after the run."""
+        self._finish_step()
+
+    def on_after_eval(self) -> None:
+        """Called after an evaluation; does nothing."""
+
+    def on_train_end(self) -> PruningReport:
+        """Verify every mask and every zero, and end the run.
+
+        Returns:
+            What was pruned, per layer and in all.
+
+        Raises:
+            StateError: The run has not begun or has ended, it saw no optimizer step, or masks and weights are not what
+                they should be.
+        """
+        pruner = self.pruner if self.report is None else self._running()
+        self._finish_step()
+        if self._batches and not pruner.step:
+            raise StateError(
+                f"No optimizer step was seen in {self._batches} batches, so nothing was pruned as planned. Call "
+                f"on_before_optimizer_step before optimizer.step() and on_after_optimizer_step after it."
+            )
+        self.report = found = pruner.finalize()
+        logger.info("%s", found)
+        return found  # type: ignore[no-any-return]
+
+    def _running(self) -> Any:
+        if self.report is not None:
+            raise StateError("This run has ended. Prepare another for the model.")
+        if self._pruner is None:
+            self._pruner = self._start()
+        return self._pruner
+
+    def _finish_step(self) -> None:
+        """Take the announced step as made, where nobody said so."""
+        if self._is_announced:
+            self._is_announced = False
+            self._pruner.after_step()
+
+
+class CompressionManager:
+    """A model and the calls that prune it while it trains. Made by `prepare_compression`.
+
+    Args:
+        model: The model.
+        callbacks: The calls.
+        save: Writes the model's state into a folder.
+
+    Attributes:
+        model: The model itself, not a wrapper.
+        callbacks: What the training loop calls.
+    """
+
+    def __init__(self, model: Any, callbacks: PruningCallbacks, save: Callable[[Any, str | Path], Path]) -> None:
+        self.model = model
+        self.callbacks = callbacks
+        self._save = save
+
+    @property
+    def pruner(self) -> Any:
+        """See `PruningCallbacks.pruner`."""
+        return self.callbacks.pruner
+
+    @property
+    def report(self) -> PruningReport | None:
+        """See `PruningCallbacks`."""
+        return self.callbacks.report
+
+    def save(self, root: str | Path) -> None:
+        """Write the model's ``state_dict`` to ``best_model.pt`` in a folder, which is made if need be.
+
+        Args:
+            root: The folder.
+        """
+        logger.info("Saved %s.", self._save(self.model, root))

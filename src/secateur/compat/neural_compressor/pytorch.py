@@ -1,0 +1,78 @@
+"""The layers of a torch model, and runs on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._wording import counted, listed
+from secateur.compat.neural_compressor.assignment import Layer, assigned, configured
+from secateur.compat.neural_compressor.config import WeightPruningConfig
+from secateur.config import PruningConfig
+from secateur.oneshot import Calibration
+from secateur.oneshot.pytorch import prune
+from secateur.planning.pytorch import candidates, plan, unwrapped
+from secateur.training.pytorch import Pruner, prepare, prepare_by_hand
+from secateur.training.result import PruningReport
+
+__all__ = ["planned", "pruned_once", "pruning_config", "save", "started"]
+
+logger = logging.getLogger(__name__)
+
+
+def pruning_config(config: WeightPruningConfig, model: nn.Module) -> tuple[PruningConfig, frozenset[str]]:
+    """The configuration in the words of this package, and the names of the layers that it means."""
+    found = [Layer(one.name, type(one.module).__name__, one.is_output) for one in candidates(model, prune_frozen=True)]
+    modules = [name for name, _ in unwrapped(model).named_modules()]
+    owners = assigned(config.entries, found, modules)
+    return configured(config.entries, owners), frozenset(owners)
+
+
+def planned(config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool = False) -> PruningConfig:
+    """The configuration, checked against the model; one warning names what was meant and stays dense.
+
+    Raises:
+        SecateurError: It does not fit the model.
+    """
+    own, meant = pruning_config(config, model)
+    left = {name: reason for name, reason in plan(model, own, prune_frozen=prune_frozen).dense.items() if name in meant}
+    if left:
+        reasons = listed((f"{name!r} ({reason})" for name, reason in left.items()), most=3)
+        logger.warning("%s that the configuration means cannot be pruned: %s.", counted(len(left), "layer"), reasons)
+    return own
+
+
+def started(model: nn.Module, config: PruningConfig, optimizer: Any) -> Pruner:
+    """A run that follows the optimizer, or one whose steps are announced where that is ``None``."""
+    return prepare_by_hand(model, config) if optimizer is None else prepare(model, config, optimizer=optimizer)
+
+
+def pruned_once(
+    model: nn.Module, config: PruningConfig, *, solver: str, batches: Iterable[Any], device: Any
+) -> PruningReport:
+    """Prune by calibration data."""
+    return prune(model, config, calibration=Calibration(_Inputs(batches), device=device), solver=solver)
+
+
+def save(model: nn.Module, root: str | Path) -> Path:
+    """Write the model's state to ``best_model.pt`` in a folder; returns the file."""
+    folder = Path(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(unwrapped(model).state_dict(), folder / "best_model.pt")
+    return folder / "best_model.pt"
+
+
+class _Inputs:
+    """Batches without labels: of a sequence, the first element is what the model takes."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._batches:
+            yield batch[0] if isinstance(batch, list | tuple) and batch else batch

@@ -1,0 +1,160 @@
+"""From the keys of Intel Neural Compressor to those of `PruningConfig`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from secateur._wording import nearest
+from secateur.compat.parts import refuse_unknown
+from secateur.compat.schedules import quarter_cosine
+from secateur.criteria import CRITERIA
+from secateur.errors import ConfigError, UnknownNameError
+
+__all__ = ["own_settings", "solver_of"]
+
+CRITERION_NAMES = ("snip_momentum", "snip", "magnitude", "gradient")
+PROGRESSIVE = "_progressive"
+SOLVERS = {"sparse_gpt": "sparsegpt"}
+"""Pruning type → solver that prunes once."""
+
+PRUNING_TYPES = (
+    *CRITERION_NAMES,
+    *(name + PROGRESSIVE for name in CRITERION_NAMES),
+    "pattern_lock",
+    *SOLVERS,
+)
+
+NO_COUNTERPART = {
+    "retrain_free": "pruning channels from the gradients of masks, without training",
+    "block_mask": "learning block masks",
+}
+"""Pruning type that has no counterpart here → what it is."""
+
+DECAYS = {"exp": "exponential", "cos": "quarter_cosine", "cube": "cube", "linear": "linear"}
+"""Sparsity decay type → schedule."""
+
+GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
+
+
+def own_settings(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `PruningConfig` that may differ from layer to layer.
+
+    Args:
+        values: All keys, with defaults where nothing was given.
+        given: Those that were given.
+
+    Raises:
+        ConfigError: A value means nothing, is out of bounds or has no counterpart here.
+    """
+    kind, criterion = _kind_and_criterion(values)
+    pattern, removable = _kept_pattern(values["pattern"])
+    settings: dict[str, Any] = {"kind": kind, "pattern": pattern, "reg_type": values["reg_type"]}
+    if kind == "pattern_lock":
+        return settings
+    return {
+        **settings,
+        "target_sparsity": _target(values, given, removable),
+        "criterion": criterion,
+        "pruning_scope": _scope(values, given),
+        "pruning_frequency": values["pruning_frequency"],
+        "criterion_reduce_type": values["criterion_reduce_type"],
+        "min_sparsity_ratio_per_op": values["min_sparsity_ratio_per_op"],
+        "max_sparsity_ratio_per_op": values["max_sparsity_ratio_per_op"],
+        "keep_zeros": values["resume_from_pruned_checkpoint"],
+        "score_dtype": "bfloat16" if values["low_memory_usage"] else "float32",
+        "reg_coeff": _coefficient(values),
+        **_timing(values, criterion),
+    }
+
+
+def solver_of(pruning_type: str) -> str | None:
+    """The solver that a pruning type means; ``None``: it prunes while the model trains."""
+    return SOLVERS.get(pruning_type)
+
+
+def _kind_and_criterion(values: Mapping[str, Any]) -> tuple[str, str]:
+    name = values["pruning_type"]
+    if name in NO_COUNTERPART:
+        raise ConfigError(
+            f"pruning_type {name!r} has no counterpart here: {NO_COUNTERPART[name]}. Prune while the model trains, "
+            f"with pruning_type='magnitude_progressive' say, or from calibration data, with pruning_type='sparse_gpt'."
+        )
+    if name not in PRUNING_TYPES:
+        raise UnknownNameError(
+            f"Unknown pruning_type {name!r}.{nearest(str(name), PRUNING_TYPES)} Known: {', '.join(PRUNING_TYPES)}."
+        )
+    criterion = name.removesuffix(PROGRESSIVE)
+    if criterion not in CRITERION_NAMES:
+        criterion = "magnitude"
+    elif values["criterion_type"] not in (None, criterion):
+        raise ConfigError(
+            f"criterion_type must be what pruning_type={name!r} says, found {values['criterion_type']!r}. Leave it "
+            f"out, or name the criterion in pruning_type."
+        )
+    kind = "progressive" if name.endswith(PROGRESSIVE) else "iterative"
+    return ("pattern_lock" if name == "pattern_lock" else kind), criterion
+
+
+def _kept_pattern(pattern: Any) -> tuple[str, float | None]:
+    """The pattern with N the weights that are kept, and the share that an N:M pattern removes."""
+    if not isinstance(pattern, str):
+        raise ConfigError(f"pattern must be a text such as '4x1', found {pattern!r}.")
+    if "mha" in pattern:
+        raise ConfigError(f"pattern {pattern!r} has no counterpart here: whole attention heads cannot be pruned yet.")
+    found = GROUPS.fullmatch(pattern)
+    if found is None:
+        return pattern, None
+    removed, group = int(found[1]), int(found[2])
+    if removed >= group:
+        raise ConfigError(
+            f"pattern {pattern!r}: N must be less than M, for N of every M weights are removed. Write '2:4', say."
+        )
+    return f"{group - removed}:{group}", removed / group
+
+
+def _target(values: Mapping[str, Any], given: Mapping[str, Any], removable: float | None) -> float | None:
+    if removable is None:
+        return values["target_sparsity"]  # type: ignore[no-any-return]
+    if "target_sparsity" not in given:
+        return None
+    target: float = given["target_sparsity"]
+    if target > removable:
+        raise ConfigError(
+            f"target_sparsity={target} is out of reach for pattern {values['pattern']!r}, which removes N of every M "
+            f"weights and so prunes at most {removable:.6g}. Lower the target or raise N."
+        )
+    return target
+
+
+def _scope(values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """As configured; a solver prunes each layer alike unless told otherwise."""
+    is_default = "pruning_scope" not in given
+    return "local" if is_default and solver_of(values["pruning_type"]) is not None else values["pruning_scope"]
+
+
+def _timing(values: Mapping[str, Any], criterion: str) -> dict[str, Any]:
+    start, end, decay = values["start_step"], values["end_step"], values["sparsity_decay_type"]
+    if decay not in DECAYS:
+        raise UnknownNameError(
+            f"Unknown sparsity_decay_type {decay!r}.{nearest(str(decay), DECAYS)} Known: {', '.join(DECAYS)}."
+        )
+    if isinstance(start, int) and isinstance(end, int) and end < start:
+        raise ConfigError(f"end_step must not be less than start_step, found {end} < {start}.")
+    if CRITERIA.find(criterion).needs_gradient and start == 0:
+        # There is no gradient before the first step, so the first chance to prune is after it.
+        start, end = 1, max(end, 1)
+    schedule = quarter_cosine() if decay == "cos" else DECAYS[decay]
+    return {"start_step": start, "end_step": end, "sparsity_decay_type": "one_shot" if start == end else schedule}
+
+
+def _coefficient(values: Mapping[str, Any]) -> Any:
+    parameters = values["parameters"] or {}
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(f"parameters must be a dictionary such as {{'reg_coeff': 0.1}}, found {parameters!r}.")
+    refuse_unknown(parameters, ("reg_coeff",), "parameters")
+    found = {value for value in (values["reg_coeff"], parameters.get("reg_coeff")) if value is not None}
+    if len(found) > 1:
+        raise ConfigError(f"reg_coeff must be given once, found {sorted(found)}. Leave one of them out.")
+    return found.pop() if found else 0.0

@@ -1,0 +1,226 @@
+"""The text of a recipe, into stages of modifiers."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from secateur._wording import listed, nearest
+from secateur._yaml import Loader
+from secateur.errors import ConfigError
+
+__all__ = ["Modifier", "Stage", "stages"]
+
+MODIFIERS = re.compile(r"(.+_)?modifiers")
+"""Keys under which modifiers stand."""
+
+DESCRIPTIONS = ("metadata", "recipe_metadata", "args", "version", "run_type")
+"""Keys that say nothing about what is to be done."""
+
+FORMULA = re.compile(r"eval\((.*)\)", re.DOTALL)
+
+OPERATORS: dict[type[ast.AST], Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+
+FUNCTIONS: dict[str, Any] = {"float": float, "int": int, "max": max, "min": min, "round": round}
+
+
+@dataclass(frozen=True, slots=True)
+class Modifier:
+    """One modifier.
+
+    Attributes:
+        name: Its class name.
+        values: Its keys, with formulas worked out.
+        is_tagged: Whether it is written as a YAML tag, as SparseML did at first; some keys mean something else then.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    is_tagged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Modifiers that act in one run.
+
+    Attributes:
+        name: The stage's name; empty where the recipe has no stages.
+        modifiers: In the order of the recipe.
+    """
+
+    name: str
+    modifiers: tuple[Modifier, ...]
+
+
+class _RecipeLoader(Loader):
+    """Reads a tag as a modifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tagged:
+    name: str
+    values: Any
+
+
+def _tagged(loader: _RecipeLoader, name: str, node: yaml.Node) -> _Tagged:
+    if isinstance(node, yaml.MappingNode):
+        return _Tagged(name, loader.construct_mapping(node, deep=True))
+    return _Tagged(name, {} if not node.value else node.value)
+
+
+_RecipeLoader.add_multi_constructor("!", _tagged)
+
+
+def stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[Stage]:
+    """The stages of a recipe that have modifiers.
+
+    Args:
+        source: A file as `Path`, or a text.
+        leave_out: Names of modifiers to pass over.
+
+    Raises:
+        ConfigError: It cannot be read, is no recipe, has nothing left, or `leave_out` has a name that it does not.
+    """
+    found = [
+        Stage(name, tuple(_modifiers(groups, variables))) for name, groups, variables in _sections(_document(source))
+    ]
+    names = {modifier.name for stage in found for modifier in stage.modifiers}
+    for name in leave_out:
+        if name not in names:
+            raise ConfigError(
+                f"leave_out: the recipe has no {name!r}.{nearest(name, names)} It has {listed(sorted(names))}."
+            )
+    left = [Stage(stage.name, tuple(one for one in stage.modifiers if one.name not in leave_out)) for stage in found]
+    if not any(stage.modifiers for stage in left):
+        raise ConfigError("The recipe has no modifiers that are to be read. They stand under 'modifiers' or in stages.")
+    return [stage for stage in left if stage.modifiers]
+
+
+def _document(source: str | Path) -> Any:
+    try:
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+        if text.lstrip().startswith("---"):
+            # At the head of a Markdown file.
+            text = text.lstrip()[3:].split("\n---", 1)[0]
+        found = yaml.load(text, _RecipeLoader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The recipe cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The recipe is not valid YAML: {error}") from error
+    if isinstance(found, str) and found.endswith((".yaml", ".yml", ".md")):
+        raise ConfigError(
+            f"A recipe must be a YAML mapping, found the text {found!r}. To read a file, pass a pathlib.Path."
+        )
+    if isinstance(found, list):
+        return {"modifiers": found}
+    if not isinstance(found, dict):
+        raise ConfigError(f"A recipe must be a YAML mapping or a list of modifiers, found {type(found).__name__}.")
+    return found
+
+
+def _sections(document: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
+    """Name, groups of modifiers and variables of each stage; what stands outside of stages comes first."""
+    names = [key for key, value in document.items() if _is_stage(key, value)]
+    variables, groups = _split({key: value for key, value in document.items() if key not in names}, "The recipe", {})
+    yield "", groups, variables
+    for name in names:
+        own, own_groups = _split(document[name], name, variables)
+        yield name, own_groups, own
+
+
+def _is_stage(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, Mapping) and key.endswith("_stage")
+
+
+def _split(section: Mapping[str, Any], where: str, outer: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    variables, groups = dict(outer), []
+    for key, value in section.items():
+        if MODIFIERS.fullmatch(str(key)):
+            groups.append(value)
+        elif key in DESCRIPTIONS or value is None:
+            continue
+        elif isinstance(value, Mapping | _Tagged) or (
+            isinstance(value, list) and any(isinstance(one, _Tagged) for one in value)
+        ):
+            raise ConfigError(
+                f"{where}: {key!r} is neither a group of modifiers nor a stage. Such keys end in 'modifiers' or "
+                f"'_stage'."
+            )
+        else:
+            variables[str(key)] = _worked_out(value, variables)
+    return variables, groups
+
+
+def _modifiers(groups: list[Any], variables: Mapping[str, Any]) -> Iterator[Modifier]:
+    for group in groups:
+        if isinstance(group, Mapping):
+            for name, values in group.items():
+                yield from _each(str(name), values, variables, is_tagged=False)
+            continue
+        for one in group or ():
+            if not isinstance(one, _Tagged):
+                raise ConfigError(f"A modifier must be a tag such as !GMPruningModifier with its keys, found {one!r}.")
+            yield from _each(one.name, one.values, variables, is_tagged=True)
+
+
+def _each(name: str, values: Any, variables: Mapping[str, Any], *, is_tagged: bool) -> Iterator[Modifier]:
+    """One modifier, or several of one name in a list."""
+    for one in values if isinstance(values, list) else [values]:
+        if not isinstance(one or {}, Mapping):
+            raise ConfigError(f"{name}: a modifier must have keys with values, found {one!r}.")
+        yield Modifier(name, {key: _worked_out(value, variables) for key, value in (one or {}).items()}, is_tagged)
+
+
+def _worked_out(value: Any, variables: Mapping[str, Any]) -> Any:
+    """A value with its formulas replaced by their results."""
+    if isinstance(value, list):
+        return [_worked_out(one, variables) for one in value]
+    if isinstance(value, Mapping):
+        return {_worked_out(key, variables): _worked_out(one, variables) for key, one in value.items()}
+    found = FORMULA.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        return value
+    try:
+        return _result(ast.parse(found[1].strip(), mode="eval").body, variables)
+    except (SyntaxError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"{value!r} cannot be worked out: {error}") from error
+
+
+def _result(node: ast.expr, variables: Mapping[str, Any]) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name) if name in variables:
+            return variables[name]
+        case ast.Name(id=name):
+            raise ConfigError(f"The recipe has no variable {name!r}.{nearest(name, variables)}")
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_number(operand, variables)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            return OPERATORS[type(op)](_number(left, variables), _number(right, variables))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
+            return FUNCTIONS[name](*(_number(one, variables) for one in args))
+    raise ConfigError(
+        f"{ast.unparse(node)!r} cannot be worked out: only numbers, variables, + - * / // and "
+        f"{', '.join(FUNCTIONS)} are."
+    )
+
+
+def _number(node: ast.expr, variables: Mapping[str, Any]) -> Any:
+    found = _result(node, variables)
+    if not isinstance(found, int | float):
+        raise ConfigError(f"{ast.unparse(node)!r} must be a number where it is reckoned with, found {found!r}.")
+    return found

@@ -1,0 +1,205 @@
+"""Configurations of torchao's sparsifiers, in the words of this package.
+
+Each function takes what the class or function of its name took in torchao and returns an `ImportedRun`, whose ``prune``
+does what ``prepare``, ``step`` and ``squash_mask`` did there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from secateur._wording import listed
+from secateur.compat.imported import ImportedRun
+from secateur.compat.parts import Part, merged, refuse_unknown
+from secateur.errors import ConfigError
+
+__all__ = ["block_sparse_weight", "semi_sparse_weight", "wanda_sparsifier", "weight_norm_sparsifier"]
+
+TensorConfig = Sequence[Mapping[str, Any]] | None
+"""One mapping per tensor: its ``tensor_fqn`` and what is otherwise for it; ``None``: all linear layers."""
+
+Settings = Callable[[Mapping[str, Any], str], dict[str, Any]]
+"""From what holds for a tensor, and where errors are to say that it stands, to keys of `PruningConfig`."""
+
+NORMS = {1: "sum", 2: "l2"}
+"""Norm by which blocks are ranked → reduction."""
+
+
+def weight_norm_sparsifier(
+    config: TensorConfig = None,
+    *,
+    sparsity_level: float = 0.5,
+    sparse_block_shape: tuple[int, int] = (1, 4),
+    zeros_per_block: int | None = None,
+    norm: int | None = None,
+) -> ImportedRun:
+    """What ``WeightNormSparsifier`` did: blocks of the smallest norm lose their smallest weights.
+
+    Args:
+        config: One mapping per tensor with its ``tensor_fqn``, such as ``"fc.weight"``; the other arguments may stand
+            there too and hold for that tensor. ``None``: all linear layers.
+        sparsity_level: Share of the blocks that are pruned.
+        sparse_block_shape: Output by input channels.
+        zeros_per_block: Zeros in a pruned block; ``None``: all of it. Fewer are served in blocks of one row: that is an
+            ``N:M`` pattern, of which the groups that lose least are pruned first.
+        norm: By which blocks are ranked: 1 or 2; ``None``: 2.
+
+    Raises:
+        ConfigError: A key is unknown, a value is out of bounds, or it asks for what has no counterpart here.
+
+    Example:
+        >>> weight_norm_sparsifier(sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2).config.pattern
+        '2:4'
+    """
+    if norm not in (None, *NORMS):
+        raise ConfigError(
+            f"norm must be 1 or 2, found {norm!r}. Other norms have no counterpart: register a criterion."
+        )
+    defaults = {
+        "sparsity_level": sparsity_level,
+        "sparse_block_shape": sparse_block_shape,
+        "zeros_per_block": zeros_per_block,
+    }
+    common = {"criterion_reduce_type": NORMS[norm or 2]}
+    return _run(config, defaults, lambda values, where: common | _blocks(values, where), solver="magnitude")
+
+
+def wanda_sparsifier(
+    config: TensorConfig = None, *, sparsity_level: float = 0.5, semi_structured_block_size: int | None = None
+) -> ImportedRun:
+    """What ``WandaSparsifier`` did: weights go by their size times the norm of their input.
+
+    Args:
+        config: See `weight_norm_sparsifier`.
+        sparsity_level: Share of the weights that are pruned.
+        semi_structured_block_size: M: half of every M consecutive weights go, whatever `sparsity_level` is.
+
+    Raises:
+        ConfigError: A key is unknown or a value is out of bounds.
+
+    Example:
+        >>> run = wanda_sparsifier(semi_structured_block_size=4)
+        >>> run.solver, run.config.pattern
+        ('wanda', '2:4')
+    """
+    defaults = {"sparsity_level": sparsity_level, "semi_structured_block_size": semi_structured_block_size}
+    return _run(config, defaults, _half_of_groups, solver="wanda")
+
+
+def semi_sparse_weight() -> ImportedRun:
+    """The pattern that ``semi_sparse_weight`` (``SemiSparseWeightConfig``) packed: 2:4 in all linear layers.
+
+    torchao packed weights that had the pattern already; this run gives it to them, by magnitude.
+
+    Example:
+        >>> semi_sparse_weight().config.pattern
+        '2:4'
+    """
+    return _run(None, {}, lambda _values, _where: {"pattern": "2:4"}, solver="magnitude")
+
+
+def block_sparse_weight(*, sparsity_level: float, blocksize: int = 64) -> ImportedRun:
+    """The pattern that ``BlockSparseWeightConfig`` packed: square blocks in all linear layers.
+
+    torchao packed weights that had the pattern already; this run gives it to them, by magnitude.
+
+    Args:
+        sparsity_level: Share of the blocks that are pruned, which torchao was not told.
+        blocksize: Rows and columns of a block.
+
+    Raises:
+        ConfigError: A value is out of bounds.
+
+    Example:
+        >>> block_sparse_weight(sparsity_level=0.9, blocksize=32).config.pattern
+        '32x32'
+    """
+    values = {"sparsity_level": sparsity_level, "sparse_block_shape": (blocksize, blocksize), "zeros_per_block": None}
+    return _run(None, values, _blocks, solver="magnitude")
+
+
+def _run(config: TensorConfig, defaults: Mapping[str, Any], settings: Settings, *, solver: str) -> ImportedRun:
+    """One run from the settings of each tensor; those of equal settings are one part."""
+    if config is None:
+        part = Part(names=(".*",), settings={**settings(defaults, "config"), "pruning_scope": "local"})
+        return ImportedRun(config=merged([part], pruning_op_types=("Linear",)), solver=solver)
+    if isinstance(config, Mapping | str) or not config or not all(isinstance(one, Mapping) for one in config):
+        raise ConfigError(f"config must be a list of dictionaries with 'tensor_fqn', or None, found {config!r}.")
+    groups: list[tuple[dict[str, Any], list[str]]] = []
+    for index, one in enumerate(config):
+        where = f"config[{index}]"
+        refuse_unknown(one, ("tensor_fqn", *defaults), where)
+        own = {**settings({**defaults, **one}, where), "pruning_scope": "local"}
+        same = next((names for found, names in groups if found == own), None)
+        if same is None:
+            groups.append((own, same := []))
+        same.append(_layer(one.get("tensor_fqn"), where))
+    _refuse_twice([name for _, names in groups for name in names])
+    parts = [Part(names=tuple(map(re.escape, names)), settings=own) for own, names in groups]
+    return ImportedRun(config=merged(parts), solver=solver)
+
+
+def _layer(tensor: Any, where: str) -> str:
+    name = tensor.removeprefix(".") if isinstance(tensor, str) else ""
+    if not name.endswith(".weight"):
+        raise ConfigError(
+            f"{where}: tensor_fqn must be the full name of a layer's weight, such as 'fc.weight', found {tensor!r}. "
+            f"Other tensors are not pruned here."
+        )
+    return name.removesuffix(".weight")
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(
+            f"tensor_fqn must come once for each tensor, found {listed(map(repr, twice))} more than once."
+        )
+
+
+def _blocks(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    level = _share(values["sparsity_level"], where)
+    rows, cols = _shape(values["sparse_block_shape"], where)
+    size, zeros = rows * cols, values["zeros_per_block"]
+    if zeros is None or zeros == size:
+        return {"pattern": f"{rows}x{cols}", "target_sparsity": level}
+    if not isinstance(zeros, int) or not 0 < zeros < size:
+        raise ConfigError(f"{where}: zeros_per_block must lie between 1 and the {size} of a block, found {zeros!r}.")
+    if rows > 1:
+        raise ConfigError(
+            f"{where}: zeros_per_block={zeros} has no counterpart in blocks of {rows} rows: N:M patterns lie along the "
+            f"input channels. Take sparse_block_shape=(1, {cols}), or leave zeros_per_block out."
+        )
+    return _groups(zeros, cols, level)
+
+
+def _half_of_groups(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    level, group = _share(values["sparsity_level"], where), values["semi_structured_block_size"]
+    if group is None:
+        return {"pattern": "1x1", "target_sparsity": level}
+    if not isinstance(group, int) or group < 2:
+        raise ConfigError(f"{where}: semi_structured_block_size must be a whole number of at least 2, found {group!r}.")
+    return _groups(group // 2, group, 1.0)
+
+
+def _groups(zeros: int, group: int, level: float) -> dict[str, Any]:
+    """Settings under which a share of the groups loses `zeros` weights each."""
+    share = Fraction(zeros, group)
+    return {
+        "pattern": f"{group - zeros}:{group}",
+        "target_sparsity": None if level == 1 else float(share * Fraction(repr(level))),
+    }
+
+
+def _share(level: Any, where: str) -> float:
+    if not isinstance(level, int | float) or not 0 <= level <= 1:
+        raise ConfigError(f"{where}: sparsity_level must lie in [0, 1], found {level!r}.")
+    return float(level)
+
+
+def _shape(shape: Any, where: str) -> tuple[int, int]:
+    if not isinstance(shape, Sequence) or len(shape) != 2 or not all(isinstance(one, int) and one > 0 for one in shape):
+        raise ConfigError(f"{where}: sparse_block_shape must be two whole numbers above 0, found {shape!r}.")
+    return shape[0], shape[1]

@@ -1,0 +1,369 @@
+"""What the keys of Intel Neural Compressor come to, and which layers they mean."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import secateur
+from secateur.compat.neural_compressor import WeightPruningConfig
+from secateur.errors import ConfigError, SecateurError, UnknownNameError, UnsupportedModelError
+from secateur.schedules import get_schedule
+from training.models import mlp
+
+pytestmark = pytest.mark.usefixtures("registries_restored")
+
+
+class Net(nn.Module):
+    """Two blocks with the same names inside, an embedding, a convolution and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, 16)
+        self.stem = nn.Conv1d(16, 16, 3)
+        self.block1 = nn.ModuleDict({"query": nn.Linear(16, 16), "dense": nn.Linear(16, 16)})
+        self.block2 = nn.ModuleDict({"query": nn.Linear(16, 16), "dense": nn.Linear(16, 16)})
+        self.classifier = nn.Linear(16, 4)
+
+
+LAYERS = ("stem", "block1.query", "block1.dense", "block2.query", "block2.dense")
+
+
+def own(pruning_configs: Any = None, model: nn.Module | None = None, **settings: Any) -> secateur.PruningConfig:
+    return WeightPruningConfig(pruning_configs, **settings).for_model(Net() if model is None else model)
+
+
+def pruned(config: secateur.PruningConfig, model: nn.Module | None = None) -> dict[str, secateur.PruningConfig]:
+    plan = secateur.plan(Net() if model is None else model, config)
+    return {layer.name: layer.config for layer in plan.layers if layer.config is not None}
+
+
+def test_defaults_are_those_that_were_documented() -> None:
+    config = own()
+    documented = {
+        "pattern": "4x1",
+        "target_sparsity": 0.9,
+        "criterion": "snip_momentum",
+        "kind": "iterative",
+        "pruning_scope": "global",
+        "pruning_frequency": 1,
+        "min_sparsity_ratio_per_op": 0.0,
+        "max_sparsity_ratio_per_op": 0.98,
+        "criterion_reduce_type": "mean",
+        "score_dtype": "float32",
+        "keep_zeros": False,
+        "reg_type": None,
+        "pruning_op_types": ("Conv", "Linear"),
+    }
+    assert {key: getattr(config, key) for key in documented} == documented
+    assert tuple(pruned(config)) == LAYERS
+    assert WeightPruningConfig(target_sparsity=0.5).weight_compression["target_sparsity"] == 0.5
+
+
+@pytest.mark.parametrize("empty", [None, [], [{}], ({},)])
+def test_no_element_means_one_for_all_layers(empty: Any) -> None:
+    assert tuple(pruned(own(empty))) == LAYERS
+
+
+@given(removed=st.integers(1, 15), group=st.integers(2, 16))
+def test_n_of_m_counts_the_removed(removed: int, group: int) -> None:
+    if removed >= group:
+        with pytest.raises(ConfigError, match="N must be less than M, for N of every M weights are removed"):
+            WeightPruningConfig(pattern=f"{removed}:{group}")
+        return
+    model = nn.Sequential(nn.Linear(group * 2, 4), nn.Linear(4, 3))
+    config = WeightPruningConfig(pattern=f"{removed}:{group}", pruning_type="magnitude").for_model(model)
+    assert config.pattern == f"{group - removed}:{group}"
+    assert secateur.prune(model, config).sparsity == pytest.approx(removed / group)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [({}, 0.25), ({"target_sparsity": 0.25}, 0.25), ({"target_sparsity": 0.125}, 0.125)]
+)
+def test_target_of_n_of_m(target: dict[str, float], expected: float) -> None:
+    model = mlp()
+    config = own(pattern="1:4", pruning_type="magnitude", model=model, **target)
+    assert secateur.prune(model, config).sparsity == expected
+
+
+@pytest.mark.parametrize("pattern", ["4x1", "1x4", "16x16", "1x1", "1xchannel", "channelx1"])
+def test_other_patterns_are_the_same(pattern: str) -> None:
+    assert own(pattern=pattern).pattern == pattern
+
+
+@pytest.mark.parametrize(
+    ("pruning_type", "criterion", "kind"),
+    [
+        ("snip_momentum", "snip_momentum", "iterative"),
+        ("snip", "snip", "iterative"),
+        ("magnitude", "magnitude", "iterative"),
+        ("gradient", "gradient", "iterative"),
+        ("snip_momentum_progressive", "snip_momentum", "progressive"),
+        ("snip_progressive", "snip", "progressive"),
+        ("magnitude_progressive", "magnitude", "progressive"),
+        ("gradient_progressive", "gradient", "progressive"),
+        ("pattern_lock", "magnitude", "pattern_lock"),
+    ],
+)
+def test_pruning_types(pruning_type: str, criterion: str, kind: str) -> None:
+    config = own(pruning_type=pruning_type)
+    assert (config.criterion, config.kind) == (criterion, kind)
+
+
+@pytest.mark.parametrize(
+    ("decay", "half"), [("exp", 1 - 0.36**0.5), ("linear", 0.32), ("cube", 0.08), ("cos", 0.64 * (1 - 0.5**0.5))]
+)
+def test_decay_types_have_the_shapes_that_they_had(decay: str, half: float) -> None:
+    schedule = get_schedule(own(sparsity_decay_type=decay, start_step=1, end_step=9).sparsity_decay_type)
+    assert schedule(0.0, 0.64, 0.5) == pytest.approx(half)
+    assert (schedule(0.0, 0.64, 0.0), schedule(0.0, 0.64, 1.0)) == (pytest.approx(0.0), 0.64)
+
+
+@pytest.mark.parametrize(
+    ("given_keys", "expected"),
+    [
+        ({"start_step": 2, "end_step": 9}, (2, 9, "exponential")),
+        ({"start_step": 0, "end_step": 9}, (1, 9, "exponential")),
+        ({}, (1, 1, "one_shot")),
+        ({"start_step": 5, "end_step": 5}, (5, 5, "one_shot")),
+        ({"pruning_type": "magnitude"}, (0, 0, "one_shot")),
+        ({"pruning_type": "magnitude", "end_step": 4}, (0, 4, "exponential")),
+    ],
+)
+def test_steps(given_keys: dict[str, Any], expected: tuple[int, int, str]) -> None:
+    config = own(**given_keys)
+    assert (config.start_step, config.end_step, config.sparsity_decay_type) == expected
+
+
+@pytest.mark.parametrize(
+    ("given_keys", "key", "value"),
+    [
+        ({"low_memory_usage": True}, "score_dtype", "bfloat16"),
+        ({"resume_from_pruned_checkpoint": True}, "keep_zeros", True),
+        ({"reg_type": "group_lasso", "parameters": {"reg_coeff": 0.2}}, "reg_coeff", 0.2),
+        ({"reg_type": "group_lasso", "reg_coeff": 0.3}, "reg_coeff", 0.3),
+        ({"reg_type": "group_lasso", "reg_coeff": 0.3, "parameters": {"reg_coeff": 0.3}}, "reg_coeff", 0.3),
+        ({"criterion_reduce_type": "max"}, "criterion_reduce_type", "max"),
+        ({"pruning_scope": "local"}, "pruning_scope", "local"),
+        ({"criterion_type": "snip_momentum"}, "criterion", "snip_momentum"),
+        ({"target_sparsity": None}, "target_sparsity", 0.9),
+        ({"backend": "default"}, "pattern", "4x1"),
+    ],
+)
+def test_other_keys(given_keys: dict[str, Any], key: str, value: Any) -> None:
+    assert getattr(own(**given_keys), key) == value
+
+
+def test_an_element_overrides_what_holds_for_all() -> None:
+    config = own(
+        [
+            {"op_names": ["query"], "target_sparsity": 0.5, "pattern": "channelx1", "pruning_scope": "local"},
+            {"op_names": ["block2.dense"], "pruning_type": "magnitude_progressive", "start_step": 4},
+            {"pruning_op_types": ["Conv"], "pattern": "1:4", "target_sparsity": 0.25},
+        ],
+        target_sparsity=0.75,
+        start_step=1,
+        end_step=10,
+    )
+    found = pruned(config)
+    assert set(found) == {"block1.query", "block2.query", "block2.dense", "stem"}
+    query, dense, stem = found["block1.query"], found["block2.dense"], found["stem"]
+    assert (query.target_sparsity, query.pattern, query.pruning_scope, query.end_step) == (
+        0.5,
+        "channelx1",
+        "local",
+        10,
+    )
+    assert (dense.target_sparsity, dense.criterion, dense.kind, dense.start_step) == (
+        0.75,
+        "magnitude",
+        "progressive",
+        4,
+    )
+    assert (stem.pattern, stem.target_sparsity, stem.criterion) == ("3:4", 0.25, "snip_momentum")
+
+
+def test_an_element_without_names_has_the_rest() -> None:
+    found = pruned(own([{"target_sparsity": 0.5}, {"op_names": ["block1"], "target_sparsity": 0.75}]))
+    assert {name: config.target_sparsity for name, config in found.items()} == {
+        name: 0.75 if name.startswith("block1") else 0.5 for name in LAYERS
+    }
+
+
+def test_names_that_hold_for_all_select_too() -> None:
+    assert set(pruned(own(op_names=["dense"]))) == {"block1.dense", "block2.dense"}
+
+
+def test_equal_elements_reach_their_targets_apart() -> None:
+    model = Net()
+    with torch.no_grad():
+        model.block2["query"].weight.mul_(100)
+    config = own(
+        [{"op_names": ["block1.query"]}, {"op_names": ["block2.query"]}],
+        model,
+        target_sparsity=0.5,
+        pruning_type="magnitude",
+    )
+    assert [layer.sparsity for layer in secateur.prune(model, config).layers] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("excluded", "left"),
+    [
+        ({"excluded_op_names": ["query"]}, {"stem", "block1.dense", "block2.dense"}),
+        ({"excluded_op_names": ["^block1"]}, {"stem", "block2.query", "block2.dense"}),
+        ({"excluded_op_names": ["dense$", "stem"]}, {"block1.query", "block2.query"}),
+        ({"excluded_op_names": [r"block\d\.query"]}, {"stem", "block1.dense", "block2.dense"}),
+        ({"excluded_op_names": [".*embedding.*"]}, set(LAYERS)),
+        ({"excluded_op_names": "stem"}, set(LAYERS) - {"stem"}),
+        ({"pruning_op_types": ["Conv"]}, {"stem"}),
+        ({"pruning_op_types": ["Linear"]}, set(LAYERS) - {"stem"}),
+    ],
+)
+def test_what_is_left_out(excluded: dict[str, Any], left: set[str]) -> None:
+    assert set(pruned(own(**excluded))) == left
+    assert set(pruned(own([excluded]))) == left
+
+
+def test_exclusions_for_all_and_of_an_element_add_up() -> None:
+    found = pruned(own([{"excluded_op_names": ["stem"]}], excluded_op_names=["query"]))
+    assert set(found) == {"block1.dense", "block2.dense"}
+
+
+def test_the_classifier_stays_dense_unless_named_exactly() -> None:
+    assert "classifier" not in pruned(own(op_names=[".*"]))
+    assert set(pruned(own(op_names=["classifier"]))) == {"classifier"}
+
+
+def test_a_head_whose_name_is_part_of_another_excludes_only_itself() -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(12)))
+    with_one = nn.Sequential(*(nn.Linear(8, 8) for _ in range(2)))
+    assert len(pruned(own(model=model), model)) == 11
+    assert len(pruned(own(model=with_one), with_one)) == 1
+
+
+def test_a_part_of_a_class_name_selects() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv3d(8, 8, 1), nn.ConvTranspose2d(8, 8, 1), nn.Linear(8, 4)
+    )
+    assert len(pruned(own(model=model), model)) == 4
+    assert set(pruned(own(model=model, pruning_op_types=["Conv2d"]), model)) == {"1"}
+
+
+def test_the_own_configuration_can_be_written() -> None:
+    config = own([{"op_names": ["query"]}, {"op_names": ["dense"], "pattern": "1:4", "target_sparsity": 0.25}])
+    assert secateur.PruningConfig.from_yaml(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize(
+    ("pruning_configs", "settings", "kind", "message"),
+    [
+        (
+            None,
+            {"pruning_frequence": 4},
+            ConfigError,
+            "unknown key 'pruning_frequence'. Did you mean 'pruning_frequency'",
+        ),
+        (
+            [{"op_name": ["a"]}],
+            {},
+            ConfigError,
+            r"pruning_configs\[0\]: unknown key 'op_name'. Did you mean 'op_names'",
+        ),
+        (
+            [{}, {"patern": "4x1"}],
+            {},
+            ConfigError,
+            r"pruning_configs\[1\]: unknown key 'patern'. Did you mean 'pattern'",
+        ),
+        ({"pattern": "4x1"}, {}, ConfigError, "pruning_configs must be a list of dictionaries, found"),
+        (["4x1"], {}, ConfigError, "pruning_configs must be a list of dictionaries, found"),
+        (None, {"pruning_type": "snip_momentun"}, UnknownNameError, "Did you mean 'snip_momentum'"),
+        (None, {"pruning_type": "retrain_free"}, ConfigError, "'retrain_free' has no counterpart here"),
+        (None, {"pruning_type": "block_mask"}, ConfigError, "'block_mask' has no counterpart here"),
+        (None, {"pattern": "mha"}, ConfigError, "pattern 'mha' has no counterpart here: whole attention heads"),
+        (None, {"pattern": 4}, ConfigError, "pattern must be a text such as '4x1', found 4"),
+        (None, {"pattern": "4:4"}, ConfigError, "pattern '4:4': N must be less than M"),
+        (
+            None,
+            {"pattern": "1:4", "target_sparsity": 0.5},
+            ConfigError,
+            "out of reach for pattern '1:4', which removes N",
+        ),
+        (None, {"sparsity_decay_type": "cubic"}, UnknownNameError, "Did you mean 'cube'"),
+        (None, {"start_step": 5, "end_step": 4}, ConfigError, "end_step must not be less than start_step, found 4 < 5"),
+        (None, {"target_sparsity": 1.5}, ConfigError, "WeightPruningConfig: target_sparsity: .* found 1.5"),
+        ([{"pruning_frequency": 0}], {}, ConfigError, r"pruning_configs\[0\]: pruning_frequency: .* found 0"),
+        (None, {"pruning_scope": "layer"}, ConfigError, "pruning_scope: .* found 'layer'"),
+        (
+            None,
+            {"criterion_type": "magnitude"},
+            ConfigError,
+            "criterion_type must be what pruning_type='snip_momentum'",
+        ),
+        (
+            None,
+            {"parameters": {"reg_coef": 1}},
+            ConfigError,
+            "parameters: unknown key 'reg_coef'. Did you mean 'reg_coeff'",
+        ),
+        (None, {"parameters": 0.1}, ConfigError, "parameters must be a dictionary"),
+        (None, {"reg_coeff": 0.1, "parameters": {"reg_coeff": 0.2}}, ConfigError, "reg_coeff must be given once"),
+        (None, {"reg_type": "lasso"}, ConfigError, "reg_type: .* found 'lasso'"),
+        (None, {"backend": "itex"}, ConfigError, "backend must be left out"),
+        (None, {"min_sparsity_ratio_per_op": 0.99}, ConfigError, "must not be greater than max_sparsity_ratio_per_op"),
+    ],
+)
+def test_what_is_refused(
+    pruning_configs: Any, settings: dict[str, Any], kind: type[SecateurError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        WeightPruningConfig(pruning_configs, **settings)
+
+
+@pytest.mark.parametrize(
+    ("pruning_configs", "settings", "kind", "message"),
+    [
+        (
+            None,
+            {"op_names": ["querry"]},
+            UnknownNameError,
+            "op_names: 'querry' is found in no name. .*Layers: embedding",
+        ),
+        (None, {"excluded_op_names": ["querry"]}, UnknownNameError, "excluded_op_names: 'querry' is found in no name"),
+        (None, {"pruning_op_types": ["Conv2D"]}, UnknownNameError, "no layer has type 'Conv2D'. .*'Conv1d'"),
+        (None, {"op_names": ["("]}, ConfigError, "is not a regular expression"),
+        (None, {"op_names": ["embedding"]}, ConfigError, "WeightPruningConfig means no layer"),
+        (
+            [{"op_names": ["query"]}, {"op_names": ["block1"]}],
+            {},
+            ConfigError,
+            r"'block1.query' is meant by pruning_configs\[0\] and by pruning_configs\[1\]",
+        ),
+        ([{}, {"target_sparsity": 0.5}], {}, ConfigError, "layer 'stem' is meant by"),
+        ([{"op_names": [".*"]}, {}], {}, ConfigError, r"pruning_configs\[1\] means no layer"),
+    ],
+)
+def test_what_does_not_fit_the_model(
+    pruning_configs: Any, settings: dict[str, Any], kind: type[SecateurError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        own(pruning_configs, **settings)
+
+
+def test_other_models() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"A torch.nn.Module or a keras.Model is needed, found int"):
+        WeightPruningConfig().for_model(3)
+    import keras
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    with pytest.raises(UnsupportedModelError, match=r"Only torch models are served here. For Keras models see"):
+        WeightPruningConfig().for_model(model)
+
+
+def test_it_shows_what_was_given() -> None:
+    config = WeightPruningConfig([{"pattern": "2:4"}], target_sparsity=0.5)
+    assert repr(config) == "WeightPruningConfig([{'pattern': '2:4'}], target_sparsity=0.5)"
