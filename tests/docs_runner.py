@@ -1,8 +1,9 @@
-"""Runs the Python blocks of the README and of the documentation.
+"""Runs the Python blocks of the README and of the documentation, and calls of the command line.
 
 Most pages run in the main process. What trains with Keras needs a process per backend: the pages in `PER_BACKEND`, and
 on any page the blocks that carry backends as marks, as in ``python jax`` or ``python tensorflow torch``. On a page in
-`PER_BACKEND` a block without such a mark runs under every backend.
+`PER_BACKEND` a block without such a mark runs under every backend. In a block marked ``bash run``, each line calls
+secateur, and must end with 0 or with what a comment says: ``# exit code 1``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 import sys
 import textwrap
 import traceback
@@ -18,7 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from typer.testing import CliRunner
+
 from secateur._packages import KERAS_BACKENDS
+from secateur.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))] if path.is_file()]
@@ -26,13 +31,15 @@ PER_BACKEND = {"from-tfmot.md", "keras.md"}
 
 # A language or mark that is not here fails, so that no block escapes its check by another spelling.
 MARKS: dict[str, set[str]] = {
-    "bash": set(),
+    "bash": {"run"},
     "json": set(),
     "python": {"notest", *KERAS_BACKENDS},
     "text": set(),
     "toml": set(),
     "yaml": {"config"},
 }
+
+EXIT_CODE = re.compile(r"# exit code (?P<code>\d+)$")
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`]*)$")
 
@@ -50,6 +57,8 @@ class Block(NamedTuple):
 
     def runs_under(self, backend: str | None) -> bool:
         """Whether this is to be run in the process of a Keras backend; ``None``: in the main process."""
+        if self.language == "bash":
+            return backend is None and "run" in self.marks
         if self.language != "python" or "notest" in self.marks:
             return False
         if backends := {*self.marks} & {*KERAS_BACKENDS}:
@@ -101,7 +110,7 @@ def run_page(page: Path, backend: str | None = None) -> None:
     try:
         for block in blocks(page):
             if block.runs_under(backend):
-                run_block(block, module)
+                run_commands(block) if block.language == "bash" else run_block(block, module)
     finally:
         del sys.modules[module.__name__]
 
@@ -114,6 +123,17 @@ def run_block(block: Block, module: ModuleType) -> None:
     except Exception as error:
         message = f"{block.page.name}:{failing_line(block, error)}: {type(error).__name__}: {error}"
         raise AssertionError(message) from error
+
+
+def run_commands(block: Block) -> None:
+    for number, line in enumerate(block.code.splitlines()):
+        program, *arguments = shlex.split(line, comments=True)
+        expected = EXIT_CODE.search(line)
+        result = CliRunner().invoke(app, arguments)
+        where = f"{block.page.name}:{block.line + number}"
+        assert program == "secateur", f"{where}: only secateur can be called, found {program!r}"
+        wanted = int(expected["code"]) if expected else 0
+        assert result.exit_code == wanted, f"{where}: exit code {result.exit_code}, not {wanted}: {result.output}"
 
 
 def failing_line(block: Block, error: Exception) -> int:

@@ -103,6 +103,25 @@ def test_an_open_block_is_reported(tmp_path: Path) -> None:
         run_page(write_page(tmp_path, "```python\nx = 1\n"))
 
 
+def test_commands_are_run_and_must_end_as_they_say(tmp_path: Path) -> None:
+    run_page(write_page(tmp_path, "```bash run\nsecateur --version\nsecateur plan nowhere  # exit code 1\n```\n"))
+    run_page(write_page(tmp_path, "```bash\nrm -rf everything\n```\n"))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("secateur plan nowhere", "exit code 1, not 0: 'nowhere' is no folder"),
+        ("secateur --version  # exit code 1", "exit code 0, not 1"),
+        ("echo secateur", "only secateur can be called, found 'echo'"),
+    ],
+)
+def test_a_failing_command_is_reported_with_its_line(tmp_path: Path, command: str, message: str) -> None:
+    page = write_page(tmp_path, f"```bash run\nsecateur --version\n{command}\n```\n")
+    with pytest.raises(AssertionError, match=rf"page\.md:3: {message}"):
+        run_page(page)
+
+
 def test_marks_and_longer_fences_are_read(tmp_path: Path) -> None:
     page = write_page(tmp_path, "````text\n```python\n1 / 0\n```\n````\n```yaml config\na: 1\n```\n")
     assert [(block.language, block.marks) for block in blocks(page)] == [("text", ()), ("yaml", ("config",))]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FRAMEWORKS = ("jax", "keras", "sklearn", "tensorflow", "torch", "transformers")
+FRAMEWORKS = ("jax", "keras", "matplotlib", "sklearn", "tensorflow", "torch", "transformers")
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from secateur.errors import MissingPackageError
 
-__all__ = ["KERAS_BACKENDS", "is_installed", "keras_backend", "need", "need_keras", "shipped_folder"]
+__all__ = ["KERAS_BACKENDS", "is_installed", "keras_backend", "need", "need_keras", "shipped_file", "shipped_folder"]
 
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 """Backends that Keras can train with, in the order of its own preference; each is the name of a package too."""
@@ -81,6 +81,19 @@ def shipped_folder(package: str, path: str) -> Path | None:
         >>> shipped_folder("secateur", "patterns").name, shipped_folder("secateur", "nothing")
         ('patterns', None)
     """
+    return next((place for place in _places(package, path) if place.is_dir()), None)
+
+
+def shipped_file(package: str, path: str) -> Path | None:
+    """The file `path` within an installed top-level package, which is not imported; ``None``: there is none.
+
+    Example:
+        >>> shipped_file("secateur", "errors.py").name, shipped_file("secateur", "patterns")
+        ('errors.py', None)
+    """
+    return next((place for place in _places(package, path) if place.is_file()), None)
+
+
+def _places(package: str, path: str) -> list[Path]:
     spec = find_spec(package)
-    homes = [] if spec is None else spec.submodule_search_locations or []
-    return next((Path(home, path) for home in homes if Path(home, path).is_dir()), None)
+    return [] if spec is None else [Path(home, path) for home in spec.submodule_search_locations or []]

@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from reprlib import Repr
+from typing import Any
 
-__all__ = ["counted", "listed", "nearest"]
+__all__ = ["brief", "counted", "listed", "nearest"]
+
+LONGEST_NAME = 100
+"""Characters of a name that can be a misspelled one."""
+
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = LONGEST_NAME
+
+
+def brief(found: Any) -> str:
+    r"""What was found, as Python writes it, but short, whatever it is: texts, lists and nesting are cut.
+
+    Example:
+        >>> brief([1] * 1000), brief("\n")
+        ('[1, 1, 1, 1, 1, 1, ...]', "'\\n'")
+    """
+    return _REPR.repr(found)
 
 
 def counted(count: int, noun: str) -> str:
@@ -36,5 +54,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("cubik", ["cubic", "linear"])
         " Did you mean 'cubic'?"
     """
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6) if len(name) <= LONGEST_NAME else []
     return f" Did you mean {matches[0]!r}?" if matches else ""

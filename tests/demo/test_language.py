@@ -35,9 +35,10 @@ from secateur.demo.language import (
     spread,
 )
 from secateur.demo.tables import Study, language_table
-from secateur.demo.text import documentation, held_out_text, prose
+from secateur.demo.text import held_out_text, prose
 from secateur.demo.torch_digits import TorchDigits
 from secateur.errors import MissingPackageError
+from secateur.models.text import documentation
 from secateur.oneshot.calibration import Progress
 
 VOCABULARY = 64

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur._array import count_true
-from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
+from secateur.artifact.packing import MOST_LISTED, BlockPacking, GroupPacking, Packing
 from secateur.errors import ConfigError, LayerError
 from secateur.patterns.base import pattern_class
 from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
@@ -140,7 +140,7 @@ def _block_packings(zeros: Zeros, specification: str) -> Iterator[Packing]:
     kept = count_true(zeros.blocks(layout.block))
     if kept < layout.count:
         yield BlockPacking(layout.block, kept, is_list=False, label=specification)
-        if layout.count < 1 << 32:
+        if layout.count <= MOST_LISTED:
             yield BlockPacking(layout.block, kept, is_list=True, label=specification)
 
 

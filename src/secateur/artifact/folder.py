@@ -3,134 +3,218 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
 from secateur._wording import listed
 from secateur.errors import ArtifactError
 
-__all__ = ["recover", "replaced", "sync"]
+if sys.platform != "win32":
+    import fcntl
 
-NEW = ".new"
+__all__ = ["replaced", "settled", "sync"]
+
+NEW = ".secateur-new"
 """Begins the name of a folder that is being written beside the one that it is to become."""
 
-OLD = ".old"
+OLD = ".secateur-old"
 """Begins the name of the folder that is replaced, for the moment between the two renamings."""
+
+RANDOM = "[a-z0-9_]{8}"
+"""What `mkdtemp` puts behind a name."""
 
 
 @contextmanager
 def replaced(target: Path, own: Callable[[Path], set[str] | None]) -> Iterator[Path]:
     """A folder to write into, which becomes `target` when this closes without an error.
 
-    Whenever the process is killed, `target` is what it was or what it was to become; `recover` brings back the one in
+    Whenever the process is killed, `target` is what it was or what it was to become; `settled` brings back the one in
     the only moment in which it has no name.
 
     Args:
         target: The folder.
-        own: Of an existing folder, the names in it that may go; ``None``: it is none that may be replaced. All else in
+        own: Of an existing folder, the files in it that may go; ``None``: it is none that may be replaced. All else in
             it moves into the new one.
 
     Raises:
         ArtifactError: `target` is something else, or cannot be written.
     """
-    target = Path(os.path.abspath(target))
-    refuse_strangers(target, own)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(target)
-        new = Path(mkdtemp(prefix=f"{NEW}-{os.getpid()}-", suffix=f"-{target.name}", dir=target.parent))
-        new.chmod(0o777 & ~_umask())
-    except OSError as error:
-        raise ArtifactError(f"{target}: cannot be written ({error}). Choose another place.") from error
-    try:
-        yield new
-        if target.is_dir():
-            _carry_over(target, new, own(target) or set())
-        sync(new)
-        _swap(new, target)
-    except OSError as error:
-        raise ArtifactError(f"{target}: cannot be written ({error}). It is as it was.") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    target = Path(os.path.realpath(target))
+    _refuse_strangers(target, own)
+    with _begun(target) as new:
+        try:
+            yield new
+            with _alone(target.parent):
+                _recover(target)
+                if target.is_dir():
+                    _carry_over(target, new, own(target) or set())
+                _sync_all(new)
+                _swap(new, target)
+        except OSError as error:
+            raise ArtifactError(f"{target}: cannot be written ({error}). It is as it was.") from error
 
 
-def refuse_strangers(target: Path, own: Callable[[Path], set[str] | None]) -> None:
-    """Raise `ArtifactError` if `target` exists and is none that may be replaced."""
-    recover(target)
-    if target.is_dir():
-        names = sorted(path.name for path in target.iterdir())
-        if names and own(target) is None:
+@contextmanager
+def settled(target: Path) -> Iterator[None]:
+    """As long as this is open, nobody replaces a folder; it has its name, even if a killed process took it away.
+
+    Raises:
+        ArtifactError: It cannot be given its name back.
+    """
+    target = Path(os.path.realpath(target))
+    with _alone(target.parent):
+        try:
+            _recover(target)
+        except OSError as error:
             raise ArtifactError(
-                f"{target}: must be new, empty or an artifact, which is replaced; found a folder with {listed(names)}. "
-                f"Choose another."
-            )
-    elif os.path.lexists(target):
-        raise ArtifactError(f"{target}: must be a folder, found a file. Choose another place.")
-
-
-def recover(target: Path) -> None:
-    """Give a folder its name back that it lost because a process was killed while it was replaced."""
-    old = _old(target)
-    if old.is_dir():
-        if os.path.lexists(target):
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(target)
+                f"{target}: was being replaced by a process that was killed, and {_old(target)}, which is the one "
+                f"before, cannot be renamed ({error}). Rename it."
+            ) from error
+        yield
 
 
 def sync(folder: Path) -> None:
     """Have the names in a folder on the disk."""
     if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        _sync(folder, os.O_DIRECTORY)
+
+
+@contextmanager
+def _begun(target: Path) -> Iterator[Path]:
+    """A new folder beside the target, which nobody else takes for one that was left behind, and none when this ends."""
+    with ExitStack() as stack:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(target.parent):
+                _remove_unfinished(target)
+                new = Path(mkdtemp(prefix=f"{NEW}-{target.name}-", dir=target.parent))
+                stack.enter_context(_alone(new))
+                stack.callback(shutil.rmtree, new, ignore_errors=True)
+                new.chmod(0o777 & ~_umask())
+        except OSError as error:
+            raise ArtifactError(f"{target}: cannot be written ({error}). Choose another place.") from error
+        yield new
+
+
+def _refuse_strangers(target: Path, own: Callable[[Path], set[str] | None]) -> None:
+    """Raise `ArtifactError` if `target` exists and is none that may be replaced."""
+    with settled(target):
+        try:
+            names = sorted(path.name for path in target.iterdir())
+        except FileNotFoundError:
+            return
+        except NotADirectoryError as error:
+            raise ArtifactError(f"{target}: must be a folder, found a file. Choose another place.") from error
+        except OSError as error:
+            raise ArtifactError(f"{target}: cannot be read ({error}). Choose another place.") from error
+        if names and own(target) is None:
+            raise ArtifactError(
+                f"{target}: must be new, empty or an artifact, which is replaced; found a folder with {listed(names)}. "
+                f"Choose another."
+            )
+
+
+def _recover(target: Path) -> None:
+    old = _old(target)
+    if os.path.lexists(old) and not os.path.lexists(target):
+        old.rename(target)
 
 
 def _swap(new: Path, target: Path) -> None:
+    """Both renamings, or none."""
     old = _old(target)
-    if target.is_dir():
-        target.rename(old)
-    new.rename(target)
-    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+    try:
+        if target.is_dir():
+            target.rename(old)
+        new.rename(target)
+        sync(target.parent)
+    except BaseException:
+        if not new.exists():
+            target.rename(new)
+        _recover(target)
+        raise
+    with suppress(OSError):
+        old.rename(new)  # to be removed when nobody waits for it
 
 
 def _old(target: Path) -> Path:
     return target.with_name(f"{OLD}-{target.name}")
 
 
-def _carry_over(target: Path, new: Path, own: set[str]) -> None:
+def _carry_over(target: Path, new: Path, own: set[str], inside: str = "") -> None:
     """Copy what is not replaced; it is still in its old place if the process is killed."""
-    for entry in target.iterdir():
-        if entry.name in own or os.path.lexists(new / entry.name):
+    for entry in (target / inside).iterdir():
+        name = f"{inside}{entry.name}"
+        copy = new / name
+        if name in own:
             continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, new / entry.name, symlinks=True)
-        else:
-            shutil.copy2(entry, new / entry.name, follow_symlinks=False)
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        if is_folder and (copy.is_dir() or any(file.startswith(f"{name}/") for file in own)):
+            _carry_over(target, new, own, f"{name}/")
+        elif not os.path.lexists(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if is_folder:
+                shutil.copytree(entry, copy, symlinks=True)
+            else:
+                shutil.copy2(entry, copy, follow_symlinks=False)
 
 
 def _remove_unfinished(target: Path) -> None:
-    """Remove what a killed process left; of a living one, which has its number in the name, nothing."""
-    for folder in target.parent.glob(f"{NEW}-*-{target.name}"):
-        number = folder.name.split("-")[1]
-        if number.isdigit() and not _is_alive(int(number)):
-            shutil.rmtree(folder, ignore_errors=True)
+    """Remove what killed processes left; a living one holds the lock of its folder."""
+    left = re.compile(re.escape(f"{NEW}-{target.name}-") + RANDOM)
+    for folder in target.parent.iterdir():
+        if left.fullmatch(folder.name):
+            with _alone(folder, wait=False) as is_left:
+                if is_left:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_alive(process: int) -> bool:
+@contextmanager
+def _alone(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Have a folder's lock, which a process that is killed gives back; whether it could be had.
+
+    Windows and some network file systems have none, and then nobody has it.
+    """
+    descriptor = None
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        if sys.platform != "win32":
+            with suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        yield descriptor is not None and _is_locked(descriptor, wait=wait)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _is_locked(descriptor: int, *, wait: bool) -> bool:
+    if sys.platform != "win32":
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+    return False
+
+
+def _sync_all(folder: Path) -> None:
+    """Have a folder and all in it on the disk."""
+    if hasattr(os, "O_DIRECTORY"):
+        for path in folder.rglob("*"):
+            if not path.is_symlink():
+                _sync(path)
+        _sync(folder)
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -9,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from secateur._packages import is_installed
-from secateur._wording import listed
+from secateur._wording import brief, listed
 from secateur.artifact.dtypes import DTYPES
+from secateur.artifact.files import small_file
 from secateur.artifact.manifest import Builder
 from secateur.artifact.safetensors_file import TensorFile, parsed_json
 from secateur.artifact.source import Source, SourceTensor, usual_view
@@ -23,6 +25,8 @@ __all__ = ["COPIED", "foreign_source"]
 SUFFIX = ".safetensors"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
+
+MOST_INDEX_BYTES = 100_000_000
 
 COPIED = frozenset({".jinja", ".json", ".model", ".tiktoken", ".txt"})
 """Files beside the weights that make a model usable: configuration and tokenizer."""
@@ -45,7 +49,7 @@ def foreign_source(path: Path) -> Source:
     if twice := [name for name, count in names.items() if count > 1]:
         raise ArtifactError(f"{path}: {listed(map(repr, twice))} stand in several files.")
     is_folder = path.is_dir()
-    known = _known_layers(path) if is_folder and (path / CONFIG).is_file() else None
+    known = _known_layers(path) if is_folder and os.path.isfile(path / CONFIG) else None
     model = None if known is None else Builder(framework="pytorch", kind="transformers", name="PreTrainedModel")
     return Source(
         tensors={name: _tensor(name, file, known) for file in files for name in file},
@@ -75,22 +79,22 @@ def _tensor(name: str, file: TensorFile, known: Known | None) -> SourceTensor:
 
 def _files(path: Path) -> list[Path]:
     """The files that count."""
-    if path.is_file() and path.suffix == SUFFIX:
+    if path.suffix == SUFFIX and os.path.isfile(path):
         return [path]
-    if (path / INDEX).is_file():
-        places = parsed_json((path / INDEX).read_bytes(), path / INDEX).get("weight_map")
+    if os.path.isfile(path / INDEX):
+        places = parsed_json(small_file(path / INDEX, MOST_INDEX_BYTES), path / INDEX).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
             raise ArtifactError(f"{path / INDEX}: 'weight_map' must say for each tensor in which file it is.")
-        if strange := [place for place in places.values() if Path(place).name != place]:
-            raise ArtifactError(f"{path / INDEX}: {strange[0]!r} is no name of a file in the folder.")
+        if strange := [place for place in places.values() if Path(place).name != place or not place.isprintable()]:
+            raise ArtifactError(f"{path / INDEX}: {brief(strange[0])} is no name of a file in the folder.")
         return sorted({path / place for place in places.values()})
-    if (path / SINGLE).is_file():
+    if os.path.isfile(path / SINGLE):
         return [path / SINGLE]
     if found := sorted(path.glob(f"*{SUFFIX}")):
         return found
     raise ArtifactError(
         f"{path}: an artifact, a {SUFFIX} file or a folder with such files is needed, found "
-        f"{'a folder without any' if path.is_dir() else 'another file' if path.exists() else 'nothing'}."
+        f"{'a folder without any' if os.path.isdir(path) else 'another file' if os.path.exists(path) else 'nothing'}."
     )
 
 

@@ -9,10 +9,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from secateur._wording import brief
 from secateur.artifact.choice import MOST_SAVED
 from secateur.artifact.dtypes import DTYPES
+from secateur.artifact.files import small_file
 from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
 from secateur.artifact.safetensors_file import parsed_json
 from secateur.errors import ArtifactError, LayerError
@@ -30,9 +32,23 @@ MOST_BYTES = 100_000_000
 
 MOST_AXES = 64
 
+LONGEST = 500
+"""Characters of a part of an error, which may show what a file holds."""
+
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 """Within the folder, without hidden files and ways out."""
 
+LONGEST_FILE_NAME = 1000
+
+
+def _check_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{brief(text)} cannot be printed")
+    return text
+
+
+PRINTABLE = AfterValidator(_check_printable)
+Text = Annotated[str, PRINTABLE]
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 63)]
 Axis = Annotated[int, Field(ge=0, lt=MOST_AXES)]
@@ -96,7 +112,7 @@ class Blocks(_Part):
     block: tuple[Positive, Positive, Positive]
     kept: Size
     index: Literal["bitmap", "list"]
-    label: Annotated[str, Field(max_length=100)]
+    label: Annotated[str, Field(max_length=100), PRINTABLE]
 
 
 class Groups(_Part):
@@ -121,7 +137,7 @@ class Claim(_Part):
         pruned_units: Units of which no weight is left.
     """
 
-    pattern: Annotated[str, Field(max_length=100)]
+    pattern: Annotated[str, Field(max_length=100), PRINTABLE]
     units: Size
     pruned_units: Size
 
@@ -145,12 +161,12 @@ class TensorEntry(_Part):
     """
 
     file: str
-    layer: str | None = None
+    layer: Text | None = None
     dtype: str
     shape: Annotated[tuple[Size, ...], Field(max_length=MOST_AXES)]
     layout: Layout | None = None
     packing: Annotated[Dense | Blocks | Groups, Field(discriminator="kind")] = Dense()
-    pattern: Annotated[str, Field(max_length=100)] | None = None
+    pattern: Annotated[str, Field(max_length=100), PRINTABLE] | None = None
     pruned: Claim | None = None
     zeros: Size
     negative_zeros: Size = 0
@@ -208,13 +224,13 @@ class TensorEntry(_Part):
     @classmethod
     def _check_dtype(cls, dtype: str) -> str:
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {brief(dtype)}")
         return dtype
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.dense_bytes >= 1 << 63:
-            raise ValueError(f"a tensor of shape {list(self.shape)} is too large")
+            raise ValueError(f"a tensor of shape {brief(self.shape)} is too large")
         if not self.negative_zeros <= self.zeros <= self.count:
             raise ValueError(f"{self.zeros} zeros, {self.negative_zeros} of them negative, of {self.count} numbers")
         if self.pruned is not None and self.pruned.pruned_units > self.pruned.units:
@@ -226,6 +242,10 @@ class TensorEntry(_Part):
         return self
 
     def _check_packing(self) -> None:
+        if self.pruned is not None and self.pruned.pattern != self.pattern:
+            raise ArtifactError(f"pruned to {self.pruned.pattern!r}, it cannot have the pattern {self.pattern!r}")
+        if self.pattern is not None and self.layout is None:
+            raise ArtifactError("a tensor with a pattern needs a layout")
         if self.layout is not None:
             axes = (*self.layout.output_axes, *self.layout.kernel_axes, *self.layout.input_axes)
             if sorted(axes) != list(range(len(self.shape))):
@@ -268,7 +288,7 @@ class Builder(_Part):
 
     framework: Literal["pytorch", "keras"]
     kind: Literal["transformers", "keras", "code"]
-    name: Annotated[str, Field(max_length=300)]
+    name: Annotated[str, Field(max_length=300), PRINTABLE]
 
 
 class Manifest(_Part):
@@ -288,13 +308,13 @@ class Manifest(_Part):
 
     format: Literal["secateur"] = "secateur"
     format_version: Literal[1] = FORMAT_VERSION
-    written_by: Annotated[str, Field(max_length=100)]
+    written_by: Annotated[str, Field(max_length=100), PRINTABLE]
     model: Builder | None = None
     configs: tuple[dict[str, Any], ...] = ()
     shards: dict[str, Size]
     files: dict[str, FileEntry] = {}
-    tensors: dict[str, TensorEntry]
-    aliases: dict[str, str] = {}
+    tensors: dict[Text, TensorEntry]
+    aliases: dict[Text, str] = {}
 
     @property
     def dense_bytes(self) -> int:
@@ -314,21 +334,18 @@ class Manifest(_Part):
             ArtifactError: There is none, it is damaged, or of a version that is not known.
         """
         path = folder / MANIFEST
-        try:
-            if (found := path.stat().st_size) > MOST_BYTES:
-                raise ArtifactError(f"{path}: must have {MOST_BYTES:,} bytes at the most, found {found:,}.")
-            text = path.read_bytes()
-            data = parsed_json(text, path)
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read ({error}).") from error
+        text = small_file(path, MOST_BYTES)
+        data = parsed_json(text, path)
         version = data.get("format_version")
         if data.get("format") == "secateur" and type(version) is int and version > FORMAT_VERSION:
             raise ArtifactError(
                 f"{path}: has version {version} of the format, and this Secateur reads up to {FORMAT_VERSION}. "
                 f"Install a newer one."
             )
+        if type(version) is not int:
+            raise ArtifactError(f"{path}: format_version must be a whole number, found {brief(version)}.")
         digest = data.pop("sha256", None)
-        if not isinstance(digest, str) or digest != _digest(text, digest):
+        if not isinstance(digest, str) or not digest.isascii() or digest != _digest(text, digest):
             raise ArtifactError(f"{path}: was changed since it was written (its own sha256 does not match).")
         try:
             return cls.model_validate_json(json.dumps(data))
@@ -345,8 +362,8 @@ class Manifest(_Part):
     @classmethod
     def _check_names(cls, names: dict[str, Any]) -> dict[str, Any]:
         for name in names:
-            if not FILE_NAME.fullmatch(name) or name == MANIFEST:
-                raise ValueError(f"{name!r} is no name of a file within the folder")
+            if not FILE_NAME.fullmatch(name) or name == MANIFEST or len(name) > LONGEST_FILE_NAME:
+                raise ValueError(f"{brief(name)} is no name of a file within the folder")
         return names
 
     @model_validator(mode="after")
@@ -355,10 +372,12 @@ class Manifest(_Part):
             raise ValueError(f"{both[0]!r} is both a shard and another file")
         for name, tensor in self.tensors.items():
             if tensor.file not in self.shards:
-                raise ValueError(f"tensor {name!r} is in {tensor.file!r}, which is none of the shards")
+                raise ValueError(f"tensor {brief(name)} is in {brief(tensor.file)}, which is none of the shards")
         for alias, name in self.aliases.items():
             if alias in self.tensors or name not in self.tensors:
-                raise ValueError(f"{alias!r} means {name!r}, which must be a tensor, and {alias!r} itself none")
+                raise ValueError(
+                    f"{brief(alias)} means {brief(name)}, which must be a tensor, and {brief(alias)} itself none"
+                )
         return self
 
 
@@ -378,7 +397,8 @@ def _digest(text: bytes, written: str) -> str:
 def _explained(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return "nested too deeply"
-    first, *others = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"])
+    first, *others = error.errors(include_url=False, include_context=False, include_input=False)
+    where = ".".join(str(part) if str(part).isprintable() else brief(part) for part in first["loc"])
+    what = first["msg"].removeprefix("Value error, ")
     more = f" ({len(others)} more problems)" if others else ""
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}.{more}"
+    return f"{where[:LONGEST]}: {what[:LONGEST] if what.isprintable() else brief(what)}.{more}"

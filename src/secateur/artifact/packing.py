@@ -22,7 +22,7 @@ from secateur.artifact.dtypes import Bits
 from secateur.errors import ArtifactError
 from secateur.patterns.view import WeightView
 
-__all__ = ["BlockPacking", "GroupPacking", "Packing"]
+__all__ = ["MOST_LISTED", "BlockPacking", "GroupPacking", "Packing"]
 
 Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
@@ -36,6 +36,9 @@ INDEX_ALIGNMENT = 8
 
 NUMBER = np.dtype("<u4")
 """A block's number in a list."""
+
+MOST_LISTED = (1 << 32) - 1
+"""Blocks of a tensor that a list can have numbers for."""
 
 CHUNK = 1 << 18
 """Weights unpacked together, so that what that takes besides the result does not grow with the tensor."""
@@ -194,6 +197,12 @@ class BlockPacking(Packing):
             return "index list" if self.is_list else "bitmask"
         return f"{self.label}{'' if 'channel' in self.label else ' blocks'}{', listed' if self.is_list else ''}"
 
+    def check(self, view: WeightView) -> None:
+        """See `Packing.check`; a list has numbers for so many blocks only."""
+        super(BlockPacking, self).check(view)
+        if self.is_list and (count := math.prod(self.grid(view))) > MOST_LISTED:
+            raise ArtifactError(f"a list numbers {MOST_LISTED:,} blocks at the most, found {count:,}")
+
     def kept(self, view: WeightView) -> int:  # noqa: ARG002
         """See `Packing.kept`."""
         return self.stored
@@ -219,7 +228,7 @@ class BlockPacking(Packing):
         numbers = index[: NUMBER.itemsize * self.stored].view(NUMBER)
         if start == 0 and np.any(numbers[1:] <= numbers[:-1]):
             raise ArtifactError("the numbers of the blocks that are stored must be in ascending order")
-        first, last = np.searchsorted(numbers, [start, stop])
+        first, last = np.searchsorted(numbers, np.array([start, stop], NUMBER))
         return numbers[first:last].astype(np.int64) - start
 
     def check_padding(self, index: Bytes, view: WeightView) -> None:

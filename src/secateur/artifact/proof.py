@@ -11,7 +11,7 @@ from secateur.errors import ConfigError
 from secateur.patterns.base import BasePattern, get_pattern
 from secateur.patterns.view import WeightView
 
-__all__ = ["fits", "violation"]
+__all__ = ["fits", "unfounded", "violation"]
 
 LAYER = "weight"
 
@@ -49,6 +49,26 @@ def violation(
     if pruned < claim.pruned_units:
         return f"{pruned:,} units of it are zero, and {claim.pruned_units:,} were pruned"
     return None
+
+
+def unfounded(specification: str, view: WeightView, stored: npt.NDArray[np.bool_]) -> str | None:
+    """What speaks against a pattern that was found in a weight rather than asked for; ``None``: it is there.
+
+    Args:
+        specification: The pattern: every group must have it if it is N:M, and at least one unit must be zero if not.
+        view: Where the weight's channels lie.
+        stored: Where it is anything but a zero without sign, in its shape as stored.
+    """
+    try:
+        pattern = _pattern(specification, view)
+    except ConfigError as error:
+        return f"the pattern cannot be proved: {error}"
+    if LAYER in pattern.invalid_layers:
+        return pattern.invalid_layers[LAYER]
+    pruned = max(1, pattern.pruned_units(pattern.target_sparsity))
+    (units,) = pattern.units.values()
+    claim = Claim(pattern=specification, units=units.count, pruned_units=pruned)
+    return violation(specification, view, stored, claim)
 
 
 def fits(specification: str, view: WeightView) -> bool:

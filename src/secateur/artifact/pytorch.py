@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from secateur._wording import listed, nearest
+from secateur._wording import brief, listed, nearest
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import Builder
 from secateur.artifact.reader import Artifact, RawTensor
@@ -293,16 +293,25 @@ class _Uninitialized(TorchFunctionMode):
 def _config(folder: Path) -> Any:
     import transformers
 
-    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _architecture(config: Any) -> Any:
+    """The class of models that a configuration names, which must be one of transformers' own."""
+    import transformers
+
+    name = (config.architectures or (None,))[0]
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ModelLoadError(f"{brief(name)} is no model of transformers")
+    return found
 
 
 def _empty(folder: Path) -> nn.Module:
     """The model that a folder's configuration describes; its saved tensors have no values yet."""
-    import transformers
-
     try:
         config = _config(folder)
-        architecture = getattr(transformers, (config.architectures or ("AutoModel",))[0])
+        architecture = _architecture(config)
         dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
         with _Uninitialized(), default_dtype(dtype):
             model: nn.Module = architecture(config)

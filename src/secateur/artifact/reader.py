@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,19 @@ import numpy.typing as npt
 
 from secateur._wording import listed, nearest
 from secateur.artifact.dtypes import Bits
-from secateur.artifact.folder import recover
+from secateur.artifact.files import sized_digest
+from secateur.artifact.folder import settled
 from secateur.artifact.manifest import MANIFEST, Manifest, TensorEntry
 from secateur.artifact.packing import Packing
 from secateur.artifact.safetensors_file import TensorFile
-from secateur.artifact.writer import digest, file_digest
+from secateur.artifact.writer import digest
 from secateur.errors import ArtifactError, UnknownNameError
 from secateur.patterns.view import WeightView
 
 __all__ = ["Artifact", "PackedTensor", "RawTensor"]
+
+MOST_HELD = 200
+"""Shards of an artifact that are all held open; of more, each is opened when a tensor of it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +97,18 @@ class Artifact(Mapping[str, RawTensor]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        recover(self.path)
-        if not (self.path / MANIFEST).is_file():
-            raise ArtifactError(f"{self.path}: no artifact: there is no file {MANIFEST!r} in it.")
-        self.manifest = Manifest.read(self.path)
-        self._files = {name: self._opened(name, size) for name, size in self.manifest.shards.items()}
+        with settled(self.path):
+            if not os.path.isfile(self.path / MANIFEST):
+                raise ArtifactError(f"{self.path}: no artifact: there is no file {MANIFEST!r} in it.")
+            self.manifest = Manifest.read(self.path)
+            is_held = len(self.manifest.shards) <= MOST_HELD
+            self._files = {name: self._opened(name, size, is_held) for name, size in self.manifest.shards.items()}
         self._check_places()
 
     def __getitem__(self, name: str) -> RawTensor:
         entry = self.entry(name)
-        bits = self._file(entry).read(self._own(name)) if entry.packer is None else self._unpacked(name)
+        is_dense = entry.packer is None
+        bits = self._file(entry).read(self._own(name)) if is_dense else self._dense(name, self._packed(name))
         self._prove(name, entry, bits)
         return RawTensor(entry.dtype, bits)
 
@@ -132,7 +139,7 @@ class Artifact(Mapping[str, RawTensor]):
         """
         entry = self.entry(name)
         packed = self._packed(name)
-        self._prove(name, entry, packed.dense())
+        self._prove(name, entry, self._dense(name, packed))
         return packed
 
     def check_files(self) -> None:
@@ -143,16 +150,12 @@ class Artifact(Mapping[str, RawTensor]):
         """
         for name, entry in self.manifest.files.items():
             path = self.path / name
-            try:
-                found = path.stat().st_size, file_digest(path)
-            except OSError as error:
-                raise ArtifactError(f"{path}: cannot be read ({error}).") from error
-            if found != (entry.size, entry.sha256):
+            if sized_digest(path) != (entry.size, entry.sha256):
                 raise ArtifactError(f"{path}: was changed since it was written.")
 
-    def _unpacked(self, name: str) -> Bits:
+    def _dense(self, name: str, packed: PackedTensor) -> Bits:
         try:
-            return self._packed(name).dense()
+            return packed.dense()
         except (ArtifactError, MemoryError) as error:
             raise ArtifactError(f"{self.path}: tensor {name!r}: {error}.") from error
 
@@ -175,8 +178,8 @@ class Artifact(Mapping[str, RawTensor]):
     def _file(self, entry: TensorEntry) -> TensorFile:
         return self._files[entry.file]
 
-    def _opened(self, name: str, size: int) -> TensorFile:
-        file = TensorFile(self.path / name)
+    def _opened(self, name: str, size: int, is_held: bool) -> TensorFile:
+        file = TensorFile(self.path / name, is_held=is_held)
         if file.bytes != size:
             raise ArtifactError(f"{file.path}: must have {size:,} bytes, found {file.bytes:,}.")
         return file

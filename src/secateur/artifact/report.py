@@ -97,6 +97,12 @@ class ArtifactReport:
         return {row.name: row.problem for row in self.tensors if row.problem is not None}
 
     @property
+    def failure(self) -> str:
+        """The problems, as the message of an error."""
+        lines = "".join(f"\n  {name}: {problem}" for name, problem in self.problems.items())
+        return f"{self.title}: {counted(len(self.problems), 'tensor')} failed verification:{lines}"
+
+    @property
     def dense_bytes(self) -> int:
         """Bytes of all tensors when dense."""
         return self.other_bytes + sum(row.dense_bytes for row in self.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def report_on(
 def disk_bytes(path: Path, manifest: Manifest) -> int:
     """Bytes of all files of an artifact."""
     names = [MANIFEST, *manifest.shards, *manifest.files]
-    return sum((path / name).stat().st_size for name in names if (path / name).is_file())
+    return sum((path / name).stat().st_size for name in names if os.path.isfile(path / name))
 
 
 def _row(name: str, entry: TensorEntry, problem: str | None) -> TensorRow:

@@ -14,19 +14,25 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
+from weakref import finalize
 
 import numpy as np
 
-from secateur._wording import nearest
+from secateur._wording import brief, nearest
 from secateur.artifact.dtypes import DTYPES, Bits
+from secateur.artifact.files import opened, read_into
 from secateur.errors import ArtifactError
 
-__all__ = ["StoredTensor", "TensorFile", "parsed_json", "write_tensor_file"]
+__all__ = ["METADATA", "StoredTensor", "TensorFile", "parsed_json", "write_tensor_file"]
 
 LENGTH_BYTES = 8
+
+METADATA = "__metadata__"
+"""In a header, what is no tensor."""
 
 MOST_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -59,22 +65,28 @@ class TensorFile(Mapping[str, StoredTensor]):
 
     Args:
         path: The file.
+        is_held: Whether it stays open, so that what is read later is of the same file if another takes its name.
 
     Raises:
         ArtifactError: It is none, or damaged; the message says where.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_held: bool = True) -> None:
         self.path = path
-        try:
-            self.bytes = path.stat().st_size
-            with path.open("rb") as file:
+        self._held: BinaryIO | None = None
+        file = opened(path)
+        if is_held:
+            self._held = file
+            finalize(self, file.close)
+        with nullcontext() if is_held else file:
+            try:
+                self.bytes = os.fstat(file.fileno()).st_size
                 self._data_start, header = self._header(file)
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read ({error}).") from error
-        self.metadata = header.pop("__metadata__", {})
+            except OSError as error:
+                raise ArtifactError(f"{path}: cannot be read ({error}).") from error
+        self.metadata = header.pop(METADATA, {})
         if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
-            raise self._damaged("'__metadata__' must map names to texts")
+            raise self._damaged(f"{METADATA!r} must map names to texts")
         self._tensors = {name: self._tensor(name, entry) for name, entry in header.items()}
         self._check_places()
 
@@ -95,16 +107,18 @@ class TensorFile(Mapping[str, StoredTensor]):
         """
         tensor = self._tensors[name]
         dtype = DTYPES[tensor.dtype]
-        count = (tensor.stop - tensor.start) // dtype.size
+        size = tensor.stop - tensor.start
         try:
-            bits = np.fromfile(self.path, dtype.bits, count, offset=self._data_start + tensor.start)
-            if bits.size < count:
-                raise self._damaged("it was cut short since it was opened")
-            return bits.reshape(tensor.shape)
+            bits = np.empty(size // dtype.size, dtype.bits).reshape(tensor.shape)
+            with opened(self.path) if self._held is None else nullcontext(self._held) as file:
+                found = read_into(file, bits.reshape(-1).view(np.uint8).data, self._data_start + tensor.start)
         except (OSError, ValueError, MemoryError) as error:
-            raise ArtifactError(f"{self.path}: tensor {name!r} cannot be read ({error}).") from error
+            raise ArtifactError(f"{self.path}: tensor {brief(name)} cannot be read ({error}).") from error
+        if found < size:
+            raise self._damaged("it was cut short since it was opened")
+        return bits
 
-    def _header(self, file: IO[bytes]) -> tuple[int, dict[str, Any]]:
+    def _header(self, file: BinaryIO) -> tuple[int, dict[str, Any]]:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         most = min(self.bytes - LENGTH_BYTES, MOST_HEADER_BYTES)
         if not 2 <= length <= most:
@@ -114,22 +128,21 @@ class TensorFile(Mapping[str, StoredTensor]):
 
     def _tensor(self, name: str, entry: Any) -> StoredTensor:
         if not name.isprintable():
-            raise self._damaged(f"tensor {name!r} has a name that cannot be printed")
+            raise self._damaged(f"tensor {brief(name)} has a name that cannot be printed")
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise self._damaged(f"tensor {name!r} must have dtype, shape and data_offsets")
+            raise self._damaged(f"tensor {brief(name)} must have dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise self._damaged(
-                f"tensor {name!r} has dtype {dtype!r}, which is not known.{nearest(str(dtype), DTYPES)}"
-            )
+            like = nearest(dtype, DTYPES) if isinstance(dtype, str) else ""
+            raise self._damaged(f"tensor {brief(name)} has dtype {brief(dtype)}, which is not known.{like}", end="")
         if not _are_sizes(shape) or len(shape) > MOST_AXES:
-            raise self._damaged(f"tensor {name!r} has the shape {_short(shape)}, which must be a list of sizes")
+            raise self._damaged(f"tensor {brief(name)} has the shape {brief(shape)}, which must be a list of sizes")
         if not _are_sizes(offsets) or len(offsets) != 2:
-            raise self._damaged(f"tensor {name!r} has data_offsets {_short(offsets)}, which must be two places")
+            raise self._damaged(f"tensor {brief(name)} has data_offsets {brief(offsets)}, which must be two places")
         start, stop = offsets
         if stop - start != (needed := math.prod(shape) * DTYPES[dtype].size):
             raise self._damaged(
-                f"tensor {name!r} needs {needed:,} bytes for {dtype} {list(shape)}, found {stop - start:,}"
+                f"tensor {brief(name)} needs {needed:,} bytes for {dtype} {brief(shape)}, found {stop - start:,}"
             )
         return StoredTensor(dtype=dtype, shape=tuple(shape), start=start, stop=stop)
 
@@ -138,13 +151,15 @@ class TensorFile(Mapping[str, StoredTensor]):
         for name, tensor in sorted(self._tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
             if tensor.start != end:
                 kind = "overlaps another" if tensor.start < end else "leaves a gap before it"
-                raise self._damaged(f"tensor {name!r} {kind}: it begins at byte {tensor.start:,}, and {end:,} is next")
+                raise self._damaged(
+                    f"tensor {brief(name)} {kind}: it begins at byte {tensor.start:,}, and {end:,} is next"
+                )
             end = tensor.stop
         if end != (found := self.bytes - self._data_start):
             raise self._damaged(f"the tensors must have {end:,} bytes together, found {found:,}. Is it complete?")
 
-    def _damaged(self, what: str) -> ArtifactError:
-        return ArtifactError(f"{self.path}: no valid safetensors file: {what}.")
+    def _damaged(self, what: str, end: str = ".") -> ArtifactError:
+        return ArtifactError(f"{self.path}: no valid safetensors file: {what}{end}")
 
 
 def parsed_json(text: bytes, path: Path) -> dict[str, Any]:
@@ -157,7 +172,7 @@ def parsed_json(text: bytes, path: Path) -> dict[str, Any]:
         found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refused)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ArtifactError(f"{path}: no valid JSON ({_short(reason)}).") from error
+        raise ArtifactError(f"{path}: no valid JSON ({reason}).") from error
     if not isinstance(found, dict):
         raise ArtifactError(f"{path}: a JSON object is needed, found {type(found).__name__}.")
     return found
@@ -173,7 +188,7 @@ def write_tensor_file(
         entries: Name → type and shape, in the order of the data.
         read: The tensors' bit patterns in that order, one at a time.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in entries.items():
         start, end = end, end + math.prod(shape) * DTYPES[dtype].size
@@ -202,8 +217,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refused(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _short(found: Any, most: int = 100) -> str:
-    text = str(found)
-    return text if len(text) <= most else f"{text[:most]}…"

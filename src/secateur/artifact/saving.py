@@ -8,15 +8,13 @@ from typing import Any
 
 from secateur._frameworks import leaf
 from secateur._packages import need, need_keras
-from secateur._wording import listed
-from secateur.artifact.manifest import Claim
+from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.reader import Artifact
 from secateur.artifact.report import ArtifactReport
 from secateur.artifact.rows import disk_bytes, report_on
 from secateur.artifact.source import Source
 from secateur.artifact.writer import SHARD_BYTES, write
-from secateur.config import PruningConfig
-from secateur.errors import ArtifactError, StateError
+from secateur.errors import ArtifactError
 from secateur.training.result import PruningReport
 
 __all__ = ["load", "save"]
@@ -67,8 +65,8 @@ def save(
     manifest = write(
         source,
         path,
-        claims={} if report is None else _claims(report, source),
-        configs=[] if report is None else list(map(_plain, report.configs)),
+        claims={} if report is None else claims_of(report, source),
+        configs=[] if report is None else configs_of(report),
         dense=dense,
         shard_bytes=shard_bytes,
     )
@@ -107,21 +105,3 @@ def load(path: str | Path, model: Any = None) -> Any:
     else:
         need("torch", "transformers", extra="transformers")
     return import_module(f"secateur.artifact.{builder.framework}").build(artifact)
-
-
-def _claims(report: PruningReport, source: Source) -> dict[str, Claim]:
-    layers = {tensor.layer for tensor in source.tensors.values()}
-    if strange := [layer.name for layer in report.layers if layer.name not in layers]:
-        raise StateError(f"The report is of another model: this one has no {listed(map(repr, strange))}.")
-    return {
-        layer.name: Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)
-        for layer in report.layers
-    }
-
-
-def _plain(config: PruningConfig) -> dict[str, Any]:
-    """A configuration as a file can hold it: of a schedule that is a function, the name."""
-    schedule = config.sparsity_decay_type
-    if callable(schedule):
-        config = config.model_copy(update={"sparsity_decay_type": getattr(schedule, "__name__", "a function")})
-    return config.to_dict()

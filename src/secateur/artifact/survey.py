@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -13,18 +14,19 @@ import numpy.typing as npt
 
 from secateur._array import count_true
 from secateur._frameworks import leaf
-from secateur._wording import counted
+from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.folder import recover
+from secateur.artifact.folder import settled
 from secateur.artifact.foreign import foreign_source
 from secateur.artifact.manifest import MANIFEST, Claim, TensorEntry
-from secateur.artifact.proof import fits, violation
+from secateur.artifact.proof import fits, unfounded, violation
 from secateur.artifact.reader import Artifact
 from secateur.artifact.report import ArtifactReport
 from secateur.artifact.rows import disk_bytes, report_on
 from secateur.artifact.source import Source, SourceTensor
 from secateur.artifact.writer import SHARD_BYTES, examined, write
 from secateur.errors import ArtifactError
+from secateur.training.result import PruningReport
 
 __all__ = ["convert", "examine", "inspect", "verify"]
 
@@ -87,8 +89,7 @@ def verify(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
     """
     report = examine(path, pattern=pattern)
     if report.problems:
-        lines = "".join(f"\n  {name}: {problem}" for name, problem in report.problems.items())
-        raise ArtifactError(f"{path}: {counted(len(report.problems), 'tensor')} failed verification:{lines}")
+        raise ArtifactError(report.failure)
     return report
 
 
@@ -116,18 +117,25 @@ def examine(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, dense: bool = False, shard_bytes: int = SHARD_BYTES
+    source: str | Path,
+    target: str | Path,
+    *,
+    report: PruningReport | None = None,
+    dense: bool = False,
+    shard_bytes: int = SHARD_BYTES,
 ) -> ArtifactReport:
     """Write a saved model again, packed or dense, tensor by tensor; the model is not built.
 
     Args:
         source: An artifact's folder, a safetensors file, or a folder of transformers.
         target: The folder to write; new, empty, or an artifact, which is replaced.
+        report: What pruning returned that wrote `source`; see `secateur.save`. An artifact has what was said of it.
         dense: Store every tensor as it is, in files that transformers reads.
         shard_bytes: Bytes of tensors in one shard.
 
     Raises:
-        ArtifactError: `source` is damaged, or `target` cannot be written.
+        ArtifactError: `source` is damaged or not what the report says, or `target` cannot be written.
+        StateError: The report is of another model.
     """
     path, target = Path(source), Path(target)
     claims: dict[str, Claim] = {}
@@ -142,13 +150,15 @@ def convert(
         }
     else:
         found = foreign_source(path)
+    if report is not None:
+        claims, configs = claims_of(report, found), configs_of(report)
     manifest = write(found, target, claims=claims, configs=configs, dense=dense, shard_bytes=shard_bytes)
     return report_on(str(target), manifest.tensors, disk_bytes=disk_bytes(target, manifest), is_packed=True)
 
 
 def _is_artifact(path: Path) -> bool:
-    recover(path)
-    return (path / MANIFEST).is_file()
+    with settled(path):
+        return os.path.isfile(path / MANIFEST)
 
 
 def _examined(tensors: Mapping[str, SourceTensor]) -> dict[str, TensorEntry]:
@@ -168,15 +178,18 @@ def _problems(artifact: Artifact) -> Iterator[tuple[str, str]]:
         zeros, negative = bits.size - alive, count_true(bits) - alive
         if (zeros, negative) != (entry.zeros, entry.negative_zeros):
             yield name, f"{zeros:,} zeros ({negative:,} of them -0.0), and the manifest says {entry.zeros:,}"
-        elif problem := _broken_claim(entry, nonzero):
+        elif problem := _broken_pattern(entry, bits, nonzero):
             yield name, problem
 
 
-def _broken_claim(entry: TensorEntry, nonzero: npt.NDArray[np.bool_]) -> str | None:
-    if entry.pruned is None or entry.view is None:
+def _broken_pattern(entry: TensorEntry, bits: Bits, nonzero: npt.NDArray[np.bool_]) -> str | None:
+    if entry.pattern is None or entry.view is None:
         return None
-    problem = violation(entry.pruned.pattern, entry.view, nonzero, entry.pruned)
-    return problem and f"not {entry.pruned.pattern!r} any more: {problem}"
+    if entry.pruned is None:
+        problem = unfounded(entry.pattern, entry.view, bits != 0)
+        return problem and f"not {entry.pattern!r}: {problem}"
+    problem = violation(entry.pattern, entry.view, nonzero, entry.pruned)
+    return problem and f"not {entry.pattern!r} any more: {problem}"
 
 
 def _without_pattern(

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from secateur._array import count_true
+from secateur._wording import brief
 from secateur.artifact.choice import Zeros, choose
 from secateur.artifact.dtypes import DTYPES, Bits
+from secateur.artifact.files import sized_digest
 from secateur.artifact.folder import replaced
 from secateur.artifact.manifest import MANIFEST, Claim, FileEntry, Layout, Manifest, TensorEntry, packing_of
 from secateur.artifact.proof import violation
-from secateur.artifact.safetensors_file import write_tensor_file
+from secateur.artifact.safetensors_file import METADATA, write_tensor_file
 from secateur.artifact.source import Source, SourceTensor
 from secateur.errors import ArtifactError
 
-__all__ = ["INDEX", "SHARD_BYTES", "digest", "examined", "file_digest", "names_of_artifact", "write"]
+__all__ = ["INDEX", "SHARD_BYTES", "digest", "examined", "names_of_artifact", "write"]
 
 SHARD_BYTES = 4 << 30
 """Bytes of tensors in one shard, unless a single tensor has more."""
@@ -32,8 +34,6 @@ INDEX = "model.safetensors.index.json"
 
 ALIGNMENT = 8
 """Bytes of which a tensor must have a multiple for the next to begin at one."""
-
-FILE_CHUNK = 1 << 20
 
 
 def write(
@@ -60,6 +60,9 @@ def write(
     """
     if shard_bytes < 1:
         raise ArtifactError(f"shard_bytes must be at least 1, found {shard_bytes}.")
+    for name in (*source.tensors, *source.aliases):
+        if not name.isprintable() or name == METADATA:
+            raise ArtifactError(f"tensor {brief(name)}: a file can have no such name. Rename it.")
     with replaced(Path(path), names_of_artifact) as folder:
         source.write_files(folder)
         entries = {
@@ -95,6 +98,10 @@ def examined(tensor: SourceTensor, claim: Claim | None = None, *, dense: bool = 
     bits, dtype, view = tensor.read(), DTYPES[tensor.dtype], tensor.view
     nonzero = dtype.nonzero(bits)
     pattern, packing = None if claim is None else claim.pattern, None
+    if claim is not None and view is None:
+        raise ArtifactError(
+            f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but has no channels that are known."
+        )
     if view is not None and dtype.is_float:
         if claim is not None and (problem := violation(claim.pattern, view, nonzero, claim)):
             raise ArtifactError(
@@ -125,22 +132,13 @@ def digest(bits: Bits) -> str:
     return hashlib.sha256(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(FILE_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
-
-
 def names_of_artifact(folder: Path) -> set[str] | None:
-    """Names of an artifact's own files and folders; ``None``: it is no artifact."""
+    """Names of an artifact's own files; ``None``: it is no artifact."""
     try:
         manifest = Manifest.read(folder)
     except ArtifactError:
         return None
-    return {MANIFEST, *(name.partition("/")[0] for name in (*manifest.shards, *manifest.files))}
+    return {MANIFEST, *manifest.shards, *manifest.files}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -200,11 +198,8 @@ def _index(tensors: Mapping[str, TensorEntry]) -> str:
 
 def _files(folder: Path, shards: Mapping[str, Sequence[str]]) -> dict[str, FileEntry]:
     names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {
-        name: FileEntry(size=file.stat().st_size, sha256=file_digest(file))
-        for name, file in names.items()
-        if name not in shards
-    }
+    digests = {name: sized_digest(file) for name, file in names.items() if name not in shards}
+    return {name: FileEntry(size=size, sha256=sha256) for name, (size, sha256) in digests.items()}
 
 
 def _program() -> str:

@@ -30,8 +30,9 @@ from secateur.demo.language import PACKAGE as LANGUAGE_PACKAGE
 from secateur.demo.sentences import CASES as SENTENCE_CASES
 from secateur.demo.sentences import PACKAGE, Comparison, Encoder, compare, english_sentences, unrelated_cosine
 from secateur.demo.tables import Study, digits_table, language_table, rows, sentences_table
-from secateur.demo.text import documentation, held_out_text
+from secateur.demo.text import held_out_text
 from secateur.demo.torch_digits import TorchDigits
+from secateur.models.text import documentation
 from secateur.oneshot.calibration import Progress as Part
 
 __all__ = ["run_demo"]

@@ -14,8 +14,9 @@ import torch
 
 import secateur
 from secateur._packages import need, shipped_folder
-from secateur.demo.hub import quiet_transformers
 from secateur.errors import MissingPackageError
+from secateur.models.pytorch.batches import evenly
+from secateur.models.pytorch.hub import quiet_transformers
 from secateur.oneshot import Calibration
 from secateur.oneshot.calibration import Progress
 from secateur.oneshot.report import CalibratedReport
@@ -166,11 +167,5 @@ def solve(
 
 
 def spread(windows: torch.Tensor, count: int = SEQUENCES) -> torch.Tensor:
-    """At most `count` of the windows, evenly spaced through them.
-
-    Example:
-        >>> spread(torch.arange(10), 4)
-        tensor([0, 2, 5, 7])
-    """
-    count = min(count, len(windows))
-    return windows[[index * len(windows) // count for index in range(count)]]
+    """At most `count` of the windows, evenly spaced through them."""
+    return evenly(windows, count)

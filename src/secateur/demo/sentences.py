@@ -14,7 +14,7 @@ import torch
 import secateur
 from secateur._packages import need, shipped_folder
 from secateur.demo.digits import Case
-from secateur.demo.hub import quiet_transformers
+from secateur.models.pytorch.hub import quiet_transformers
 from secateur.training import PruningReport
 
 __all__ = ["CASES", "PACKAGE", "Comparison", "Encoder", "compare", "english_sentences", "unrelated_cosine"]

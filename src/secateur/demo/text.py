@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pydoc_data.topics import topics
 
 from secateur._packages import shipped_folder
 
-__all__ = ["documentation", "held_out_text", "prose"]
+__all__ = ["held_out_text", "prose"]
 
 BLOCK_ENDS = re.compile(r"\n\s*\n|\n(?=\s*[-*] )")
 """Where a paragraph or an item of a list ends in reStructuredText."""
@@ -17,11 +16,6 @@ MARKUP = re.compile(r"^[-*] |:[\w:]+:(?=`)|[`*]|(?<=`)~(?=\w)|(?<=[\w\]`])__?(?=
 
 SENTENCES = re.compile(r"[A-Z(](?!.*(?:>>>|---|===)).{40,}[.:]\)?")
 """Prose: no heading, no field, no code and no table."""
-
-
-def documentation() -> str:
-    """The documentation that every Python carries, half a million characters."""
-    return "\n\n".join(topics[topic] for topic in sorted(topics))
 
 
 def held_out_text() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from secateur.artifact.manifest import MANIFEST
 from secateur.errors import StateError
 from secateur.oneshot.pytorch.journal import AGAIN, RUN, Journal, read_tensors, write_tensors, write_text
 from secateur.oneshot.pytorch.weight_files import INDEX, SUFFIX, header_of
@@ -85,7 +86,7 @@ class Checkpoint(Journal):
     def _copy_descriptions(self) -> None:
         source = self.storage.files.path
         for path in source.iterdir() if source.is_dir() else ():
-            is_ours = path.name == RUN or path.name.endswith(".index.json")
+            is_ours = path.name in (RUN, MANIFEST) or path.name.endswith(".index.json")
             if path.suffix in COPIED and path.is_file() and not is_ours and not (self.folder / path.name).exists():
                 shutil.copyfile(path, self.folder / path.name)
 

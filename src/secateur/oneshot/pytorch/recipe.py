@@ -47,13 +47,17 @@ class Recipe:
 
     def refuse_without_data(self) -> None:
         """Raise `CalibrationError` if a part of it reads what only calibration data can tell."""
-        parts = (self.solver, *self.refiners, self.allocation)
-        reading = [part for part in parts if getattr(part, "needs", "data") != "nothing"]
-        if reading:
+        if reading := self.reading:
             raise CalibrationError(
                 f"{type(reading[0]).__name__} needs calibration data, found none. Pass calibration=batches, in the "
                 f"form that the model takes; 32 sequences of 512 tokens of ordinary text serve a language model."
             )
+
+    @property
+    def reading(self) -> list[Solver | Refiner | Allocation]:
+        """The parts that read what only calibration data can tell."""
+        parts: tuple[Solver | Refiner | Allocation, ...] = (self.solver, *self.refiners, self.allocation)
+        return [part for part in parts if getattr(part, "needs", "data") != "nothing"]
 
     @property
     def layer_refiners(self) -> tuple[LayerRefiner, ...]:

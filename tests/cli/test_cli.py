@@ -3,56 +3,49 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 from typer.main import get_command
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import secateur
+from cli.kit import found, model, run
 from secateur.cli import app
-
-CODE = """
-from torch import nn
-
-def build():
-    print("building")
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
-"""
+from secateur.cli.options import ALLOCATIONS, METHODS, PATTERNS, REFINERS
 
 FLAGS = {
-    "": {"--help", "--version"},
-    "demo": {"--help", "--out", "--seeds"},
+    "": {"--help", "--install-completion", "--show-completion", "--version"},
+    "bench": {"--batch", "--help", "--inputs", "--json", "--length", "--model", "--rounds"},
+    "convert": {"--dense", "--help", "--json"},
+    "demo": {"--help", "--json", "--out", "--seeds"},
+    "inspect": {"--help", "--json", "--picture", "--weights"},
     "plan": {"--config", "--help", "--json", "--pattern", "--sparsity"},
+    "prune": {
+        "--allocation",
+        "--calibration",
+        "--config",
+        "--device",
+        "--help",
+        "--json",
+        "--length",
+        "--low-memory",
+        "--method",
+        "--out",
+        "--pattern",
+        "--refine",
+        "--sequences",
+        "--sparsity",
+        "--weights",
+    },
+    "verify": {"--help", "--json", "--pattern"},
 }
 """Frozen: a flag is a promise. What a configuration can say belongs into its file."""
 
 
-def model() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current directory with a module of networks."""
-    (tmp_path / "cli_nets.py").write_text(CODE, "utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    yield tmp_path
-    sys.modules.pop("cli_nets", None)
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
-
-
 def planned(*arguments: str) -> Any:
-    result = run("plan", "cli_nets:build", "--json", *arguments)
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
+    return found("plan", "cli_nets:build", *arguments)
 
 
 def flags_of(command: Any) -> set[str]:
@@ -61,8 +54,8 @@ def flags_of(command: Any) -> set[str]:
 
 def test_flags_are_frozen() -> None:
     group: Any = get_command(app)
-    found = {"": flags_of(group)} | {name: flags_of(command) for name, command in group.commands.items()}
-    assert {name: flags | {"--help"} for name, flags in found.items()} == FLAGS
+    flags = {"": flags_of(group)} | {name: flags_of(command) for name, command in group.commands.items()}
+    assert {name: own | {"--help"} for name, own in flags.items()} == FLAGS
 
 
 @pytest.mark.parametrize("command", sorted(FLAGS))
@@ -84,8 +77,8 @@ def result_line(result: Result, start: str) -> str:
 def test_no_arguments_show_the_help() -> None:
     result = run()
     assert result.exit_code == 2
-    assert "plan" in result.output
-    assert "demo" in result.output
+    assert all(command in result.output for command in FLAGS)
+    assert "Exit codes: 0 fine, 1 an error that the message explains, 2 wrong usage." in result.output
 
 
 def test_version() -> None:
@@ -221,3 +214,61 @@ def test_folder_that_cannot_be_made_is_told_before_any_work() -> None:
     result = run("demo", "--out", "cli_nets.py/below")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "cannot be made: Not a directory." in " ".join(result.stderr.split())
+
+
+def test_json_of_the_demo_is_its_report_and_nothing_else(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    pytest.importorskip("sklearn")
+
+    def run_demo(out: Path, seeds: int, console: Any) -> None:
+        print("trained")
+        console.print(f"{seeds} seeds")
+        (folder / out / "report.json").write_text('{"rows": []}\n', "utf-8")
+
+    monkeypatch.setattr("secateur.demo.run_demo", run_demo)
+    result = run("demo", "--out", ".", "--seeds", "2", "--json")
+    assert (result.exit_code, result.stdout) == (0, '{"rows": []}\n')
+    assert result.stderr == "trained\n2 seeds\n"
+
+
+def completed(*words: str) -> list[str]:
+    """What a shell is told to suggest for the last word."""
+    environment = {
+        "_SECATEUR_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(("secateur", *words)),
+        "COMP_CWORD": str(len(words)),
+    }
+    return run(env=environment, prog_name="secateur").stdout.split()
+
+
+def test_a_shell_completes_commands_and_names() -> None:
+    assert completed("p") == ["plan", "prune"]
+    assert completed("prune", "m", "--method", "a") == ["alps"]
+    assert completed("prune", "m", "--refine", "d") == ["distill"]
+    assert completed("prune", "m", "--allocation", "u") == ["uniform"]
+    assert completed("plan", "m", "--pattern", "2") == ["2:4"]
+    assert "--low-memory" in completed("prune", "--lo")
+
+
+def test_completed_names_are_those_that_exist() -> None:
+    import secateur.allocations
+    import secateur.refiners
+    import secateur.solvers
+    from secateur.patterns.base import pattern_class
+
+    own = "secateur."
+    for names, registry in (
+        (METHODS, secateur.solvers.SOLVERS),
+        (REFINERS, secateur.refiners.REFINERS),
+        (ALLOCATIONS, secateur.allocations.ALLOCATIONS),
+    ):
+        assert set(names) == {name for name, kind in registry.items() if kind.__module__.startswith(own)}
+    assert all(map(pattern_class, PATTERNS))
+
+
+def test_completion_loads_no_framework(folder: Path) -> None:
+    code = (
+        "import sys, secateur.cli.options as options; options.completing(options.METHODS)('a'); "
+        "print({'torch', 'keras', 'transformers', 'matplotlib'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    assert ran.stdout == "set()\n"

@@ -1,0 +1,191 @@
+"""What a pruned model gains, measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from secateur._table import Table
+from secateur._wording import counted
+from secateur.artifact import Artifact, convert, load
+from secateur.cli.progress import Steps
+from secateur.errors import CalibrationError
+from secateur.models import load_model
+from secateur.models.running import trial
+
+__all__ = ["Bench", "BenchReport", "Measure", "medians"]
+
+NO_KERNELS = (
+    "No sparse kernels are used yet: the forward pass of a pruned model takes as long as the dense one, and a ratio "
+    "other than 1 there is noise."
+)
+
+
+LOADING = "Both are loaded by secateur.load, which proves every tensor by its checksum, from files that were just read."
+
+NO_MODEL = (
+    "Neither loading nor the forward pass was timed, for only code can build the model: give it with --model "
+    "package.module:name."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One thing measured, dense and pruned.
+
+    Attributes:
+        name: What.
+        unit: Of both values: ``"bytes"`` or ``"seconds"``.
+        dense: The dense model's.
+        pruned: The pruned model's.
+    """
+
+    name: str
+    unit: str
+    dense: float
+    pruned: float
+
+    @property
+    def ratio(self) -> float:
+        """Dense by pruned: how many times better the pruned one is."""
+        return self.dense / self.pruned if self.pruned else float("inf")
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as a person reads it."""
+        return self.name, self._shown(self.dense), self._shown(self.pruned), f"{self.ratio:.2f}"
+
+    def _shown(self, value: float) -> str:
+        return f"{value:,.0f} bytes" if self.unit == "bytes" else f"{1000 * value:,.2f} ms"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """What was measured.
+
+    Attributes:
+        path: The artifact.
+        machine: What it was measured on.
+        rounds: How often.
+        measures: One per row.
+        notes: What to know about them.
+    """
+
+    path: str
+    machine: str
+    rounds: int
+    measures: tuple[Measure, ...]
+    notes: tuple[str, ...]
+
+    def table(self) -> Table:
+        """The report for a person."""
+        return Table(
+            title=f"Dense and pruned: {self.path}",
+            columns=("measure", ">dense", ">pruned", ">dense ÷ pruned"),
+            rows=[measure.cells() for measure in self.measures],
+            footer=[f"Medians of {counted(self.rounds, 'round')}, taken in turns, on {self.machine}.", *self.notes],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for machines."""
+        rows = [
+            {"name": one.name, "unit": one.unit, "dense": one.dense, "pruned": one.pruned, "ratio": one.ratio}
+            for one in self.measures
+        ]
+        plain = {"path": self.path, "machine": self.machine, "rounds": self.rounds}
+        return plain | {"measures": rows, "notes": list(self.notes)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One call of ``secateur bench``.
+
+    Attributes:
+        path: The artifact.
+        model: What `load_model` makes a model of, for an artifact that cannot be built otherwise.
+        inputs: A file of inputs; ``None``: random ones.
+        batch: Examples.
+        length: Tokens in each.
+        rounds: How often each is timed.
+    """
+
+    path: Path
+    model: str | None
+    inputs: Path | None
+    batch: int
+    length: int
+    rounds: int
+
+    def run(self, steps: Steps) -> BenchReport:
+        """Measure.
+
+        Raises:
+            SecateurError: The artifact is damaged, or its model cannot be built.
+        """
+        builds = self.model is not None or _can_be_built(self.path)
+        notes: list[str] = []
+        with TemporaryDirectory(prefix="secateur-") as folder:
+            dense = Path(folder, "dense")
+            steps.begin("Writing a dense copy")
+            convert(self.path, dense, dense=True)
+            measures = [Measure(name="tensors on disk", unit="bytes", dense=_bytes(dense), pruned=_bytes(self.path))]
+            if not builds:
+                notes.append(NO_MODEL)
+            else:
+                steps.begin("Loading")
+                calls = {"dense": partial(self._load, dense), "pruned": partial(self._load, self.path)}
+                measures.append(self._timed("load the model", calls))
+                notes.append(LOADING)
+                steps.begin("Running")
+                measures += self._forward(notes)
+        machine = f"{platform.processor() or platform.machine()}, {counted(os.cpu_count() or 1, 'core')}"
+        return BenchReport(
+            path=str(self.path), machine=machine, rounds=self.rounds, measures=tuple(measures), notes=tuple(notes)
+        )
+
+    def _load(self, path: Path) -> Any:
+        return load(path) if self.model is None else load(path, load_model(self.model))
+
+    def _forward(self, notes: list[str]) -> Sequence[Measure]:
+        """The forward pass. A runtime will be one more thing to time here."""
+        try:
+            made = trial(self._load(self.path), self.inputs, self.batch, self.length)
+        except CalibrationError as error:
+            notes.append(f"The forward pass was not timed: {error}")
+            return ()
+        notes.append(NO_KERNELS)
+        return [self._timed(f"forward pass, {made.inputs}", {"dense": made.dense, "pruned": made.pruned})]
+
+    def _timed(self, name: str, calls: Mapping[str, Callable[[], object]]) -> Measure:
+        return Measure(name=name, unit="seconds", **medians(calls, self.rounds))
+
+
+def medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, timed in turns after one call that does not count."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(found) for name, found in seconds.items()}
+
+
+def _can_be_built(path: Path) -> bool:
+    """Whether the artifact says itself how its model is built."""
+    builder = Artifact(path).manifest.model
+    return builder is not None and builder.kind != "code"
+
+
+def _bytes(folder: Path) -> int:
+    """Bytes of an artifact's tensors on disk."""
+    return sum((folder / name).stat().st_size for name in Artifact(folder).manifest.shards)

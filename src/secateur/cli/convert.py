@@ -1,0 +1,50 @@
+"""``secateur convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import AsJson
+from secateur.cli.output import console, show
+from secateur.cli.progress import Steps
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", exists=True, help="Artifact, transformers folder or .safetensors file.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", file_okay=False, help="New folder; an artifact in it is replaced.")
+    ],
+    *,
+    dense: Annotated[bool, typer.Option("--dense", help="Store all zeros, in files that transformers reads.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a saved model again: packed, or dense for other tools. The model itself is not built.
+
+    [bold]Examples[/bold]
+
+    secateur convert ./my-pruned-bert packed
+
+    secateur convert packed for-transformers --dense
+
+    secateur convert model.safetensors packed --json
+    """
+    from secateur.artifact import convert as convert_files
+    from secateur.cli.destination import refuse_current
+
+    refuse_current(target)
+    with Steps() as steps:
+        steps.begin(f"Writing {target}")
+        report = convert_files(source, target, dense=dense)
+    if as_json:
+        show(report, as_json=True)
+        return
+    share = report.packed_bytes / (report.dense_bytes or 1)
+    text = f"Written to {target}: {report.packed_bytes:,} of {report.dense_bytes:,} bytes ({share:.1%})."
+    console().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,50 @@
+"""``secateur demo``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from secateur._packages import need
+from secateur.cli.options import AsJson
+from secateur.cli.output import console
+
+__all__ = ["demo"]
+
+
+def demo(
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write the pruned models to.")] = Path(
+        "secateur-demo"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings per row, each from another start.")] = 3,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Train, prune and compare small networks in PyTorch and Keras; prune a sentence encoder and a language model.
+
+    Takes about six minutes on two cores, half of them for the language model.
+
+    Keras runs on the backend that KERAS_BACKEND names, or on one that is installed.
+
+    [bold]Examples[/bold]
+
+    secateur demo
+
+    secateur demo --out /tmp/pruned --seeds 1
+
+    secateur demo --json > numbers.json
+    """
+    need("torch", "sklearn", extra="demo")
+    from secateur.demo import run_demo
+
+    if not as_json:
+        run_demo(out, seeds, console())
+        return
+    with redirect_stdout(sys.stderr):
+        run_demo(out, seeds, Console(file=sys.stderr))
+    typer.echo((out / "report.json").read_text("utf-8"), nl=False)

@@ -1,0 +1,120 @@
+"""Where a pruned model goes, and where an unfinished one waits meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.artifact.manifest import MANIFEST
+from secateur.cli.progress import say
+from secateur.errors import ConfigError, StateError
+
+__all__ = ["Destination", "refuse_current"]
+
+RUN = "run.json"
+"""What makes a folder an unfinished run."""
+
+FINISHED = "*.done.*"
+"""What says in it that a part is finished."""
+
+INDEX = "model.safetensors.index.json"
+"""What is written last of a model that is pruned block by block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A folder to be written, and one beside it for parts that are finished.
+
+    Attributes:
+        out: The folder; an artifact in it is replaced.
+    """
+
+    out: Path
+
+    @property
+    def work(self) -> Path:
+        """Where finished parts wait."""
+        return self.out.with_name(f"{self.out.name}.part")
+
+    def check(self) -> None:
+        """See to it, before any work, that the result can be written at its end.
+
+        Raises:
+            ConfigError: There is something else, or nothing can be written there.
+        """
+        refuse_current(self.out)
+        if os.path.lexists(self.out) and not (self.out.is_dir() and _is_free(self.out, MANIFEST)):
+            raise ConfigError(
+                f"{str(self.out)!r} exists and is no artifact, and nothing else is replaced. Choose another folder, or "
+                f"remove it."
+            )
+        if (self.work / INDEX).is_file() and not (self.work / RUN).is_file():
+            raise ConfigError(self._not_packed())
+        if os.path.lexists(self.work) and not (self.work.is_dir() and _is_free(self.work, RUN)):
+            raise ConfigError(
+                f"{str(self.work)!r} is where finished parts are to wait, and it holds something that is no unfinished "
+                f"run. Choose another --out, or remove it."
+            )
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"The folder {str(self.out.parent)!r} cannot be made: {error.strerror}.") from error
+        if not os.access(self.out.parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"The folder {str(self.out.parent)!r} cannot be written to. Choose another --out.")
+
+    def check_space(self, needed: int) -> None:
+        """See to it that there is room on the disk.
+
+        Args:
+            needed: Bytes of the model when dense.
+
+        Raises:
+            ConfigError: There is less.
+        """
+        free = shutil.disk_usage(self.out.parent).free
+        if free < needed:
+            raise ConfigError(
+                f"The disk of {str(self.out)!r} must have room for {needed:,} bytes, the size of the dense model, "
+                f"found {free:,}. Choose another --out, or make room."
+            )
+
+    @contextmanager
+    def parts(self) -> Iterator[Path]:
+        """The folder for finished parts, which stays if this ends with an error, and goes if it does not."""
+        if (self.work / RUN).is_file():
+            say(f"Going on with the unfinished run in {self.work}.")
+        else:
+            say(f"Finished parts wait in {self.work}: after an interruption, the same command goes on from there.")
+        try:
+            yield self.work
+        except BaseException as error:
+            if (self.work / RUN).is_file() and any(self.work.glob(FINISHED)):
+                if not isinstance(error, StateError):  # which says that this command is another one
+                    say(f"{self.work} holds what is finished. Run the same command again to go on from there.")
+            elif (self.work / INDEX).is_file():
+                say(self._not_packed())
+            else:
+                shutil.rmtree(self.work, ignore_errors=True)
+            raise
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _not_packed(self) -> str:
+        return f"{self.work} holds the pruned model, dense. Pack it with: secateur convert {self.work} {self.out}"
+
+
+def refuse_current(folder: Path) -> None:
+    """Raise `ConfigError` if a folder that is to be exchanged for a new one is the current one, or lies above it."""
+    if Path.cwd().is_relative_to(os.path.abspath(folder)):
+        raise ConfigError(
+            f"{str(folder)!r} is replaced as a whole, and it is or holds the current folder. Choose another, or go "
+            f"elsewhere."
+        )
+
+
+def _is_free(folder: Path, mark: str) -> bool:
+    """Whether a folder is empty or holds the file that makes it ours."""
+    return (folder / mark).is_file() or not any(folder.iterdir())

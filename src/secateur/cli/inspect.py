@@ -1,0 +1,80 @@
+"""``secateur inspect``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur._packages import need
+from secateur._wording import counted
+from secateur.cli.options import AsJson, Weights
+from secateur.cli.output import show
+from secateur.cli.progress import Steps, say
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="PATH_OR_MODEL", help="What is saved, or a model by its name.")],
+    picture: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Image file (.png, .svg, .pdf) to draw the masks into.")
+    ] = None,
+    weights: Weights = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    r"""Show every tensor: which pattern its zeros have, and how many bytes it takes dense and packed.
+
+    PATH_OR_MODEL is an artifact, a .safetensors file or a transformers folder, of which tensors are read one by one; or
+    a model as the command prune takes it.
+
+    The picture has a panel for each weight with zeros: what is kept is dark, what is pruned is light. Large weights are
+    shown as the share that is kept in each pixel, beside their first 32 rows and columns. It needs matplotlib:
+    pip install "secateur\[plot]".
+
+    [bold]Examples[/bold]
+
+    secateur inspect pruned
+
+    secateur inspect pruned --picture masks.png
+
+    secateur inspect my_nets:build --weights net.pt --json
+    """
+    if picture is not None:
+        need("matplotlib", extra="plot")
+    from secateur.artifact import inspect as inspect_tensors
+
+    with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
+        steps.begin(f"Reading {source}")
+        found = _found(source, weights)
+        report = inspect_tensors(found)
+        if picture is not None:
+            steps.begin(f"Drawing {picture}")
+            _draw(found, report, picture)
+    show(report, as_json=as_json)
+
+
+def _found(source: str, weights: Path | None) -> Any:
+    """A path to read tensors from, or a model."""
+    from secateur.artifact.manifest import MANIFEST
+    from secateur.models import load_trained, transformers_path
+
+    path = Path(source)
+    if weights is None and (path.suffix == ".safetensors" or (path / MANIFEST).is_file()):
+        return path
+    folder = transformers_path(source)
+    if weights is None and folder is not None and folder.is_dir():
+        return folder
+    return load_trained(source, weights).model
+
+
+def _draw(found: Any, report: Any, picture: Path) -> None:
+    from secateur.cli.masks import masks_of
+    from secateur.report import draw_masks
+
+    count = draw_masks(masks_of(found, report.tensors), picture)
+    say(f"{counted(count, 'mask')} drawn into {picture}." if count else "No weight is pruned: there is no picture.")

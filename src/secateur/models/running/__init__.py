@@ -1,0 +1,43 @@
+"""Models at work: their inputs, a call, and the same model without zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur._frameworks import leaf
+
+__all__ = ["Trial", "trial"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A pruned model and its dense twin, ready to be called.
+
+    Attributes:
+        inputs: What they read, for a person.
+        dense: Calls the same model with small numbers in place of its zeros.
+        pruned: Calls the model.
+    """
+
+    inputs: str
+    dense: Callable[[], object]
+    pruned: Callable[[], object]
+
+
+def trial(model: Any, file: Path | None, batch: int, length: int) -> Trial:
+    """Make a model and its twin ready.
+
+    Args:
+        model: The pruned model, of torch or Keras.
+        file: ``.npz`` or ``.safetensors`` with inputs; ``None``: random ones.
+        batch: Examples.
+        length: Tokens in each, for a model of text.
+
+    Raises:
+        CalibrationError: The inputs cannot be read, or nothing is known of those that the model takes.
+    """
+    made: Trial = leaf("secateur.models.running", model).trial(model, file, batch, length)
+    return made

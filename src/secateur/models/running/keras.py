@@ -1,0 +1,51 @@
+"""Keras models at work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from secateur.errors import CalibrationError
+from secateur.models.running import Trial
+
+__all__ = ["trial"]
+
+
+def trial(model: keras.Model, file: Path | None, batch: int, length: int) -> Trial:  # noqa: ARG001 - of text only
+    """See `secateur.models.running.trial`."""
+    inputs = _random(model, batch) if file is None else _read(file, batch)
+    twin = keras.models.clone_model(model)
+    twin.set_weights([_without_zeros(weight) for weight in model.get_weights()])
+    shapes = " and ".join("×".join(map(str, array.shape)) for array in inputs)
+    _call(model, inputs)
+    return Trial(inputs=shapes, dense=partial(_call, twin, inputs), pruned=partial(_call, model, inputs))
+
+
+def _call(model: keras.Model, inputs: Sequence[Any]) -> None:
+    keras.ops.convert_to_numpy(keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=False))[0])
+
+
+def _random(model: keras.Model, batch: int) -> list[Any]:
+    generator = np.random.default_rng(0)
+    shapes = [tuple(held.shape[1:]) for held in model.inputs]
+    if not shapes or any(None in shape for shape in shapes):
+        raise CalibrationError("inputs must be a file for a model that takes inputs of any shape, found none.")
+    return [generator.standard_normal((batch, *shape), dtype=np.float32) for shape in shapes]
+
+
+def _read(file: Path, batch: int) -> list[Any]:
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            return [found[name][:batch] for name in found.files]
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise CalibrationError(f"{str(file)!r} must be an .npz file of inputs; it cannot be read ({error}).") from error
+
+
+def _without_zeros(weight: Any) -> Any:
+    noise = 0.01 * np.random.default_rng(0).standard_normal(weight.shape)
+    return np.where(weight == 0, noise, weight).astype(weight.dtype) if weight.ndim > 1 else weight

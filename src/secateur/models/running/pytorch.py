@@ -1,0 +1,64 @@
+"""Models of torch at work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import CalibrationError
+from secateur.models.pytorch.batches import array_batches
+from secateur.models.running import Trial
+from secateur.oneshot.pytorch.batches import calibrating, naming_batch
+
+__all__ = ["trial"]
+
+
+def trial(model: nn.Module, file: Path | None, batch: int, length: int) -> Trial:
+    """See `secateur.models.running.trial`."""
+    inputs = _random(model, batch, length) if file is None else _first_rows(array_batches(file)[0], batch)
+    shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in _tensors(inputs))
+    _call(model, inputs)
+    return Trial(
+        inputs=shapes, dense=partial(_call, _without_zeros(model), inputs), pruned=partial(_call, model, inputs)
+    )
+
+
+def _call(model: nn.Module, inputs: Any) -> None:
+    with calibrating(model), naming_batch(0):
+        model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def _random(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    if vocabulary is None:
+        raise CalibrationError("inputs must be a file for a model that is none of text, found none.")
+    generator = torch.Generator().manual_seed(0)
+    return {"input_ids": torch.randint(vocabulary, (batch, length), generator=generator)}
+
+
+def _first_rows(inputs: Any, count: int) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: tensor[:count] for name, tensor in inputs.items()}
+    return tuple(tensor[:count] for tensor in inputs)
+
+
+def _tensors(inputs: Any) -> list[torch.Tensor]:
+    return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+
+
+def _without_zeros(model: nn.Module) -> nn.Module:
+    """The same model with small random numbers in place of its zeros."""
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in twin.parameters():
+            if weight.ndim > 1 and weight.is_floating_point():
+                noise = 0.01 * torch.randn(weight.shape, generator=generator)
+                weight.copy_(torch.where(weight == 0, noise.to(weight), weight))
+    return twin

@@ -1,0 +1,110 @@
+"""``secateur bench``."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from cli.kit import found, model, run, write_llama
+from secateur.cli.benching import NO_KERNELS, medians
+from secateur.models.running import trial
+
+
+def names(report: dict[str, list[dict[str, str]]]) -> list[str]:
+    return [measure["name"] for measure in report["measures"]]
+
+
+@pytest.fixture
+def net(folder: Path) -> nn.Sequential:
+    """A pruned network, and its artifact ``pruned``."""
+    made = model()
+    secateur.save(made, folder / "pruned", report=secateur.prune(made, {"pattern": "2:4"}))
+    return made
+
+
+def test_a_model_of_transformers(folder: Path) -> None:
+    pytest.importorskip("transformers")
+    llama = write_llama(folder / "llama")
+    secateur.save(llama, folder / "pruned", report=secateur.prune(llama, {"pattern": "2:4"}))
+    report = found("bench", "pruned", "--batch", "2", "--length", "16", "--rounds", "1")
+    assert names(report) == ["tensors on disk", "load the model", "forward pass, 2×16"]
+    disk = report["measures"][0]
+    assert disk["dense"] > disk["pruned"] == next((folder / "pruned").glob("*.safetensors")).stat().st_size
+    assert NO_KERNELS in report["notes"]
+    assert all(one["ratio"] == pytest.approx(one["dense"] / one["pruned"]) for one in report["measures"])
+
+
+@pytest.mark.usefixtures("net")
+def test_a_model_of_code_with_inputs() -> None:
+    np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
+    given = ("--model", "cli_nets:build", "--inputs", "inputs.npz", "--batch", "3", "--rounds", "1")
+    assert names(found("bench", "pruned", *given))[2] == "forward pass, 3×8"
+
+
+@pytest.mark.usefixtures("net")
+def test_what_is_not_timed_is_told() -> None:
+    report = found("bench", "pruned", "--rounds", "1")
+    assert names(report) == ["tensors on disk"]
+    assert "only code can build the model: give it with --model package.module:name." in report["notes"][0]
+    report = found("bench", "pruned", "--rounds", "1", "--model", "cli_nets:build")
+    assert names(report) == ["tensors on disk", "load the model"]
+    assert "The forward pass was not timed: inputs must be a file" in report["notes"][1]
+
+
+@pytest.mark.usefixtures("net")
+def test_a_person_reads_a_table() -> None:
+    result = run("bench", "pruned", "--rounds", "1")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "Dense and pruned: pruned"
+    assert "Medians of 1 round, taken in turns" in result.stdout
+
+
+def test_a_keras_model(folder: Path) -> None:
+    keras = pytest.importorskip("keras")
+    made = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="fc"), keras.layers.Dense(3)])
+    secateur.save(made, folder / "pruned", report=secateur.prune(made, {"pattern": "2:4"}))
+    assert names(found("bench", "pruned", "--rounds", "1"))[2] == "forward pass, 1×8"
+    np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
+    assert names(found("bench", "pruned", "--rounds", "1", "--inputs", "inputs.npz", "--batch", "3"))[2].endswith("3×8")
+    (folder / "bad.npz").write_bytes(b"no zip")
+    notes = found("bench", "pruned", "--rounds", "1", "--inputs", "bad.npz")["notes"]
+    assert any("'bad.npz' must be an .npz file of inputs; it cannot be read" in note for note in notes)
+
+
+def test_a_keras_model_of_any_size(folder: Path) -> None:
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((None, 8))
+    made = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(16)(inputs)))
+    secateur.save(made, folder / "pruned", report=secateur.prune(made, {"pattern": "2:4"}))
+    notes = found("bench", "pruned", "--rounds", "1")["notes"]
+    assert any("must be a file for a model that takes inputs of any shape" in note for note in notes)
+
+
+def test_the_dense_twin_has_no_zeros_and_the_model_keeps_its_own(net: nn.Sequential) -> None:
+    before = net[0].weight.clone()
+    np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
+    made = trial(net, Path("inputs.npz"), 2, 1)
+    made.dense()
+    made.pruned()
+    twin = made.dense.args[0]  # type: ignore[attr-defined]
+    assert (twin[0].weight != 0).all()
+    kept = before != 0
+    assert torch.equal(twin[0].weight[kept], before[kept])
+    assert torch.equal(net[0].weight, before)
+
+
+def test_medians_are_taken_in_turns() -> None:
+    told: list[str] = []
+    found = medians({"one": lambda: told.append("1"), "two": lambda: told.append("2")}, rounds=3)
+    assert told == ["1", "2"] * 4  # the first does not count
+    assert found.keys() == {"one", "two"}
+
+
+@pytest.mark.usefixtures("net")
+def test_a_model_that_does_not_fit_is_an_error() -> None:
+    result = run("bench", "pruned", "--model", "cli_nets:broken")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,35 @@
+"""The bar: shown in a terminal, silent in a file."""
+
+import io
+
+from rich.console import Console
+
+from secateur.cli.progress import Steps
+from secateur.oneshot.calibration import Progress
+
+
+def shown(*, in_terminal: bool) -> str:
+    file = io.StringIO()
+    with Steps(Console(file=file, force_terminal=in_terminal, width=100)) as steps:
+        steps.begin("Reading m")
+        for done in (1, 2):
+            steps.part(
+                Progress(stage=f"layers.{done}", done=done, total=2, seconds=61.0, seconds_left=61.0 * (2 - done))
+            )
+            steps._bars.refresh()
+        steps.begin("Writing out")
+        steps._bars.refresh()
+    return file.getvalue()
+
+
+def test_a_terminal_shows_the_part_and_the_time_left() -> None:
+    text = shown(in_terminal=True)
+    assert "Pruned layers.1" in text
+    assert "50%" in text
+    assert "1:01 left" in text
+    assert "0:00 left" not in text
+    assert "%" not in text[text.index("Writing out") :]
+
+
+def test_a_file_shows_nothing() -> None:
+    assert shown(in_terminal=False).strip() == ""

