@@ -14,6 +14,11 @@ MARK = np.float32(12345.0)
 
 def pruned(shape: tuple[int, int], pattern: str, density: float, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
+    if ":" in pattern:
+        count, group = (int(size) for size in pattern.split(":"))
+        order = rng.random((shape[0], shape[1] // group, group)).argsort(axis=2).argsort(axis=2)
+        some = (order < count) & (rng.random(order.shape) < 2 * density)
+        return (rng.standard_normal(shape) * some.reshape(shape)).astype(np.float32)
     rows, cols = (int(size) for size in pattern.split("x"))
     keep = rng.random((shape[0] // rows, shape[1] // cols)) < density
     return (rng.standard_normal(shape) * np.kron(keep, np.ones((rows, cols)))).astype(np.float32)
@@ -61,7 +66,7 @@ def test_product_is_that_of_the_dense_weight(pattern: str, shape: tuple[int, int
 
 
 @pytest.mark.parametrize("batch", [1, 5, 150])
-@pytest.mark.parametrize("pattern", ["4x1", "1x1"])
+@pytest.mark.parametrize("pattern", ["4x1", "1x1", "2:4"])
 @pytest.mark.parametrize("threads", [2, 3, 4, 7])
 def test_threads_change_nothing(threads: int, pattern: str, batch: int) -> None:
     matrix = PackedMatrix.from_dense(pruned((320, 96), pattern, 0.3), pattern)
@@ -70,8 +75,8 @@ def test_threads_change_nothing(threads: int, pattern: str, batch: int) -> None:
 
 
 def test_dense_is_the_inverse() -> None:
-    for pattern in ("4x3", "1x1"):
-        weight = pruned((12, 15), pattern, 0.4)
+    for pattern in ("4x3", "1x1", "2:4", "5:8", "3:5"):
+        weight = pruned((12, 120), pattern, 0.4)
         assert np.array_equal(PackedMatrix.from_dense(weight, pattern).dense(), weight)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import PARAMETERS, Kernel, panels
+from secateur.runtime.kernels.kernel import Kernel, begun, panels
 from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged
 
 __all__ = ["BlockKernel"]
@@ -57,7 +57,7 @@ class BlockKernel(Kernel):
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = Emitter("run", PARAMETERS)
+        function = begun()
         staged = Staged(function, self.panel, self.grouped * self.rows)
         memory = staged.memory()
         block_rows = function.integer("sdiv", "%outputs", self.rows)

@@ -10,10 +10,17 @@ from secateur.runtime.kernels.blocks import BlockKernel
 from secateur.runtime.kernels.direct import DirectKernel
 from secateur.runtime.kernels.gathering import GatherKernel
 from secateur.runtime.kernels.kernel import PARAMETERS, Kernel
-from secateur.runtime.kernels.strips import ScatteredKernel
+from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
+from secateur.runtime.kernels.strips import STRIP, ScatteredKernel
 from secateur.runtime.kernels.turning import QUAD, Panel
 
-__all__ = ["Step", "block_steps", "code", "scattered_steps"]
+__all__ = ["Step", "block_steps", "code", "grouped_steps", "scattered_steps"]
+
+MOST_SELECTED = 16
+"""Rows of the batch up to which selecting activations in registers is faster than packing them."""
+
+SELECTED = 128, 128
+"""Outputs of a chunk and features of a piece, for N of every M weights."""
 
 MOST_GATHERED = 2
 """Rows of the batch up to which gathering is faster than packing: measured equal at 2 to 3, half as fast at 4."""
@@ -82,6 +89,28 @@ def scattered_steps(sizes: tuple[int, int], types: tuple[str, str], rows: int) -
     panels = panel_steps(element, rows, target.lanes, 4 if target.registers == 32 else 2)
     return [
         Step(ScatteredKernel(*sizes, panel, stored, besides(panel, target.registers)), count) for panel, count in panels
+    ]
+
+
+@lru_cache(maxsize=1024)
+def grouped_steps(pattern: tuple[int, int], types: tuple[str, str], rows: int) -> list[Step]:
+    """The kernels for N of every M weights, one after another.
+
+    Args:
+        pattern: N and M.
+        types: LLVM's types of the activations and the weights.
+        rows: Of the batch.
+    """
+    from secateur.runtime.kernels.target import host
+
+    (element, stored), target = types, host()
+    if rows <= MOST_SELECTED:
+        permutes = target.is_x86 and target.lanes == STRIP
+        return [Step(SelectKernel(*pattern, element, rows, permutes, stored), rows)]
+    panels = panel_steps(element, rows, target.lanes, 4 if target.registers == 32 else 2)
+    return [
+        Step(SelectPanelKernel(*pattern, *SELECTED, panel, stored, besides(panel, target.registers)), count)
+        for panel, count in panels
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import PARAMETERS, Kernel
+from secateur.runtime.kernels.kernel import Kernel, begun
 from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, read_floats, write_floats
 
 __all__ = ["DirectKernel"]
@@ -69,7 +69,7 @@ class DirectKernel(Kernel):
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = Emitter("run", PARAMETERS)
+        function = begun()
         with function.loop("%begin", "%end") as block_row:
             place = function.at("%starts", function.multiply(block_row, 8))
             bounds = function.load("i64", place), function.load("i64", function.at(place, 8))

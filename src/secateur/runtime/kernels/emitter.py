@@ -48,13 +48,12 @@ class Emitter:
         """The whole module."""
         body = "\n  ".join(["entry:", *self._entry, "br label %start", "start:", *self._lines, "ret void"])
         declarations = "\n".join(sorted(self._declared))
-        return (
-            f"{declarations}\ndefine void {self._head} #0 {{\n  {body}\n}}\nattributes #0 = {{ nounwind {attributes} }}"
-        )
+        function = f"define void {self._head} #0 {{\n  {body}\n}}"
+        return f"{declarations}\n{function}\nattributes #0 = {{ nounwind {attributes} }}\n!0 = !{{}}"
 
-    def let(self, instruction: str) -> str:
-        """A new value."""
-        name = self._name("v")
+    def let(self, instruction: str, name: str = "") -> str:
+        """A new value, of a name of its own unless it is given one."""
+        name = f"%{name}" if name else self._name("v")
         self._lines.append(f"{name} = {instruction}")
         return name
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.direct import AHEAD
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import PARAMETERS, Kernel
+from secateur.runtime.kernels.kernel import Kernel, begun
 from secateur.runtime.kernels.strips import STRIP
 from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, read_floats, write_floats
 
@@ -55,7 +55,7 @@ class GatherKernel(Kernel):
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = Emitter("run", PARAMETERS)
+        function = begun()
         floats = emit_floats(function, self.element, self.batch)
         sums = function.variable(f"[{self.batch * self.chunk} x float]")
         pieces = function.integer("sdiv", function.add("%inputs", self.piece - 1), self.piece)
@@ -69,7 +69,12 @@ class GatherKernel(Kernel):
                 first = function.multiply(number, strips)
                 with function.loop(first, function.add(first, strips)) as strip:
                     self._emit_strip(function, strip, features, sums)
-            self._emit_writing(function, function.multiply(chunk, self.chunk), sums)
+            emit_sums(
+                function,
+                sums,
+                (function.multiply(chunk, self.chunk), self.chunk),
+                (self.element, self.stored, self.batch),
+            )
         return function
 
     def _emit_strip(self, function: Emitter, strip: str, features: str, sums: str) -> None:
@@ -86,7 +91,7 @@ class GatherKernel(Kernel):
         order = function.load(vector("i8", STRIP), function.at("%order", function.multiply(strip, STRIP)))
         for row in range(self.batch):
             total = function.sum([function.get(FLOATS, totals[row]) for totals in chains], STRIP)
-            places = offsets(function, function.at(sums, row * self.chunk * FLOAT_BYTES), order)
+            places = numbered(function, function.at(sums, row * self.chunk * FLOAT_BYTES), order)
             function.scatter(function.let(f"fadd {FLOATS} {total}, {function.gather(places)}"), places)
 
     def _emit_slot(self, function: Emitter, slot: str, features: str, totals: list[str]) -> None:
@@ -97,26 +102,40 @@ class GatherKernel(Kernel):
         columns = function.load(vector("i8", STRIP), function.at("%columns", first))
         for row, total in enumerate(totals):
             source = function.at(features, function.multiply("%inputs", row * FLOAT_BYTES))
-            some = function.gather(offsets(function, source, columns))
+            some = function.gather(numbered(function, source, columns))
             function.put(FLOATS, function.fused(STRIP, weights, some, function.get(FLOATS, total)), total)
 
-    def _emit_writing(self, function: Emitter, first: str, sums: str) -> None:
-        left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
-        for row in range(self.batch):
-            with function.loop(0, left) as output:
-                channel = function.add(first, output)
-                offset = function.multiply(function.add(output, row * self.chunk), FLOAT_BYTES)
-                total = read_floats(function, "float", 1, function.at(sums, offset))
-                bias = read_floats(function, "float", 1, function.at("%bias", function.multiply(channel, FLOAT_BYTES)))
-                place = function.add(function.multiply("%outputs", row), channel)
-                goal = function.at("%y", function.multiply(place, SIZES[self.element]))
+
+def emit_sums(function: Emitter, sums: str, outputs: tuple[str, int], types: tuple[str, str, int]) -> None:
+    """Add the bias to sums, row after row, and write them to ``%y``.
+
+    Args:
+        function: Where to.
+        sums: Where they are.
+        outputs: The first, and how many there are of each row at most.
+        types: LLVM's types of the activations and the weights, and the rows.
+    """
+    (first, count), (element, stored, rows) = outputs, types
+    left = function.smaller(function.integer("sub", "%outputs", first), count)
+    for row in range(rows):
+        with function.loop(0, left) as output:
+            channel = function.add(first, output)
+            place = function.multiply(channel, FLOAT_BYTES)
+            offset = function.multiply(function.add(output, row * count), FLOAT_BYTES)
+            total = read_floats(function, "float", 1, function.at(sums, offset))
+            bias = read_floats(function, "float", 1, function.at("%bias", place))
+            if stored == "i8":
+                scale = read_floats(function, "float", 1, function.at("%scales", place))
+                result = function.fused(1, total, scale, bias)
+            else:
                 result = function.let(f"fadd <1 x float> {total}, {bias}")
-                write_floats(function, self.element, 1, result, goal)
+            goal = function.multiply(function.add(function.multiply("%outputs", row), channel), SIZES[element])
+            write_floats(function, element, 1, result, function.at("%y", goal))
 
 
-def offsets(function: Emitter, place: str, columns: str) -> str:
-    """Places of floats by their numbers, sixteen bytes."""
-    wide = function.let(f"zext {vector('i8', STRIP)} {columns} to {vector('i64', STRIP)}")
+def numbered(function: Emitter, place: str, columns: str, kind: str = "i8") -> str:
+    """Places of floats by their numbers, sixteen of a type."""
+    wide = function.let(f"zext {vector(kind, STRIP)} {columns} to {vector('i64', STRIP)}")
     return function.let(f"getelementptr float, ptr {place}, {vector('i64', STRIP)} {wide}")
 
 

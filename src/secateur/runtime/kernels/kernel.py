@@ -13,25 +13,25 @@ import numpy.typing as npt
 from secateur.runtime.kernels.emitter import Emitter
 from secateur.runtime.kernels.turning import Panel
 
-__all__ = ["PARAMETERS", "Kernel", "Run", "panels"]
+__all__ = ["PARAMETERS", "Kernel", "Run", "begun", "panels"]
 
-PARAMETERS = {
-    "starts": "ptr",
-    "columns": "ptr",
-    "values": "ptr",
-    "scales": "ptr",
-    "order": "ptr",
-    "bias": "ptr",
-    "x": "ptr",
-    "y": "ptr",
-    "scratch": "ptr",
-    "batch": "i64",
-    "inputs": "i64",
-    "outputs": "i64",
-    "begin": "i64",
-    "end": "i64",
-}
-"""Of every kernel: the arrays of a layout, the caller's arrays, memory of its own, sizes, and which work to do."""
+PARAMETERS = ("plan", "bias", "x", "y", "scratch")
+"""Addresses that every kernel is called with: a `Plan`, the caller's arrays, and memory of its own."""
+
+ARRAYS = ("starts", "columns", "values", "scales", "order")
+"""Addresses that a plan begins with: the arrays of a layout."""
+
+NUMBERS = ("batch", "inputs", "outputs", "begin", "end")
+"""What follows: rows of the batch, the weight's shape, and which work to do."""
+
+
+def begun() -> Emitter:
+    """A kernel of which nothing is written but where its plan and arguments are, such as ``%starts`` and ``%batch``."""
+    function = Emitter("run", dict.fromkeys(PARAMETERS, "ptr"))
+    for number, name in enumerate((*ARRAYS, *NUMBERS)):
+        kind = "ptr" if name in ARRAYS else "i64"
+        function.let(f"load {kind}, ptr {function.at('%plan', 8 * number)}, align 8, !invariant.load !0", name)
+    return function
 
 
 class Kernel(ABC):
@@ -61,7 +61,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def emit(self) -> Emitter:
-        """The function, called ``run``, with `PARAMETERS`."""
+        """The function, called ``run``; see `begun`."""
 
 
 class Run(NamedTuple):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels.choice import Step, code
+from secateur.runtime.kernels.choice import code
+from secateur.runtime.kernels.grouped import Grouped
 from secateur.runtime.kernels.layouts import Blocks
 from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.threads import run_all, scratch
@@ -26,11 +29,16 @@ DTYPES = ("float32",)
 ACTIVATIONS = ("float32", "bfloat16")
 """What activations can be; products are added in float32."""
 
+GROUP = re.compile(r"([1-9]\d*):([1-9]\d*)")
+
 BLOCK = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+
+MOST_PLANS = 256
+"""Sizes of batches that a matrix remembers how to multiply with."""
 
 ELEMENTS = {"float32": "float", "bfloat16": "bfloat"}
 
-Layout = Blocks | Scattered
+Layout = Blocks | Grouped | Scattered
 
 
 def unsupported(pattern: str, shape: tuple[int, int], dtype: str = "float32") -> str:
@@ -49,10 +57,11 @@ def unsupported(pattern: str, shape: tuple[int, int], dtype: str = "float32") ->
         return "this processor stores the highest byte of a number first"
     if dtype not in DTYPES:
         return f"weights are stored as {' or '.join(DTYPES)}, not as {dtype}"
-    found = BLOCK.fullmatch(pattern)
-    if found is None:
+    block, grouped = BLOCK.fullmatch(pattern), GROUP.fullmatch(pattern)
+    if block is None and grouped is None:
         return f"there is no kernel for {pattern!r}"
-    for size, step, letter, what in zip(shape, map(int, found.groups()), "NM", ("output", "input"), strict=True):
+    steps = tuple(int(size) for size in block.groups()) if block else (1, int(grouped[2]) if grouped else 1)
+    for size, step, letter, what in zip(shape, steps, "NM", ("output", "input"), strict=True):
         if size % step:
             return f"{size} {what} channels are not a multiple of {letter}={step} in {pattern!r}"
     return "" if min(shape) > 0 else f"the weight is empty (shape {shape})"
@@ -86,6 +95,8 @@ class PackedMatrix:
         self.pattern = pattern
         self.layout = layout
         self._zeros = np.zeros(layout.shape[0], np.float32)
+        self._no_bias: int = self._zeros.ctypes.data
+        self._plans: dict[tuple[int, str, int], tuple[PlannedStep, ...]] = {}
 
     @classmethod
     def from_dense(cls, weight_OI: npt.NDArray[np.float32], pattern: str, dtype: str = "float32") -> Self:
@@ -108,6 +119,10 @@ class PackedMatrix:
         reason = unsupported(pattern, weight_OI.shape, dtype)
         if reason:
             raise LayerError(f"no kernel for a weight of {weight_OI.shape}: {reason}. Keep the layer dense.")
+        if ":" in pattern:
+            keep, group = (int(size) for size in pattern.split(":"))
+            fits = Grouped.fits(weight_OI, keep, group)
+            return cls(pattern, Grouped.of(weight_OI, keep, group) if fits else Scattered.of(weight_OI))
         rows, cols = (int(size) for size in pattern.split("x"))
         if rows == cols == 1:
             return cls(pattern, Scattered.of(weight_OI))
@@ -150,28 +165,54 @@ class PackedMatrix:
                 f"activations must be one of {ACTIVATIONS}, rows at least 0 and threads at least 1, "
                 f"found {activations!r}, {rows} and {threads}."
             )
-        if rows == 0:
-            return
-        element, start = ELEMENTS[activations], 0
-        for step in self.layout.steps(element, rows):
-            places = (x + start * self.shape[1] * SIZES[element], y + start * self.shape[0] * SIZES[element])
-            self._run(step, (bias or self._zeros.ctypes.data, *places), threads)
-            start += step.rows
+        plan = self._plans.get((rows, activations, threads)) or self._plan(rows, activations, threads)
+        bias = bias or self._no_bias
+        for step in plan:
+            if len(step.blocks) == 1:
+                memory = scratch(step.memory) if step.memory else 0
+                step.function(step.blocks[0], bias, x + step.x, y + step.y, memory)
+            else:
+                run_all([partial(step.run, block, bias, x, y) for block in step.blocks])
 
-    def _run(self, step: Step, places: tuple[int, int, int], threads: int) -> None:
-        kernel, rows = step
-        function, sizes = code(kernel), (rows, *reversed(self.shape))
-        arrays, memory = self.layout.addresses(), kernel.scratch_bytes(self.shape[1])
+    def _plan(self, rows: int, activations: str, threads: int) -> tuple[PlannedStep, ...]:
+        plan, start, element = [], 0, ELEMENTS[activations]
+        outputs, inputs = self.shape
+        for kernel, count in self.layout.steps(element, rows) if rows else []:
+            costs, panels = kernel.costs(self.layout.starts, inputs), -(-count // kernel.width)
+            sizes = (*self.layout.addresses(), count, inputs, outputs)
+            blocks = [(ctypes.c_int64 * (len(sizes) + 2))(*sizes, *bounds) for bounds in shares(costs, panels, threads)]
+            first = start * SIZES[element]
+            memory = kernel.scratch_bytes(inputs)
+            plan.append(PlannedStep(code(kernel), tuple(blocks), first * inputs, first * outputs, memory))
+            start += count
+        if len(self._plans) >= MOST_PLANS:
+            self._plans.clear()
+        return self._plans.setdefault((rows, activations, threads), tuple(plan))
 
-        def work(begin: int, end: int) -> Callable[[], None]:
-            return lambda: function(*arrays, *places, scratch(memory), *sizes, begin, end)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.pattern, self.layout)
 
-        run_all(
-            [
-                work(*bounds)
-                for bounds in shares(kernel.costs(self.layout.starts, self.shape[1]), -(-rows // kernel.width), threads)
-            ]
-        )
+
+class PlannedStep(NamedTuple):
+    """One kernel with all that it is called with but the caller's addresses.
+
+    Attributes:
+        function: The kernel's function.
+        blocks: For each thread, a plan as the kernel reads it.
+        x: Bytes from the first activation to the first of this step.
+        y: Bytes from the first result to the first of this step.
+        memory: Bytes that each thread needs.
+    """
+
+    function: Callable[..., None]
+    blocks: tuple[Any, ...]
+    x: int
+    y: int
+    memory: int
+
+    def run(self, block: Any, bias: int, x: int, y: int) -> None:
+        """Do one thread's part."""
+        self.function(block, bias, x + self.x, y + self.y, scratch(self.memory))
 
 
 def shares(costs: npt.NDArray[Any], panels: int, threads: int) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import PARAMETERS, Kernel, panels
+from secateur.runtime.kernels.kernel import Kernel, begun, panels
 from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, Panel, Staged, read_floats
 
 __all__ = ["STRIP", "ScatteredKernel"]
@@ -54,7 +54,7 @@ class ScatteredKernel(Kernel):
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = Emitter("run", PARAMETERS)
+        function = begun()
         staged = Staged(function, self.panel, STRIP)
         sums = function.at("%scratch", function.multiply("%inputs", self.panel.feature_bytes))
         chunks = function.integer("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)

@@ -73,7 +73,7 @@ def host() -> Target:
 
 
 def compiled(function: Emitter, name: str, arguments: int) -> Callable[..., None]:
-    """The function as the host's own code, called with integers (addresses too) and without Python's lock."""
+    """The function as the host's own code, called with addresses and without Python's lock."""
     binding, target = _binding(), host()
     with _lock:
         machine = _machine(target)
@@ -82,7 +82,7 @@ def compiled(function: Emitter, name: str, arguments: int) -> Callable[..., None
         engine.finalize_object()
         _alive.append(engine)
         address = engine.get_function_address(name)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(address)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
 
 
 def assembly(function: Emitter, target: Target) -> str:

@@ -1,0 +1,121 @@
+"""Products with pruned weights on the CPU, ours beside torch's dense and sparse ones, as times dense takes of each.
+
+Each row is one weight and batch: seconds of dense float32 over seconds of the candidate, so more is better. Packing of
+activations is part of ours; packing of weights is not. Set OMP_WAIT_POLICY=PASSIVE on a shared machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from _timing import medians
+from secateur.runtime.kernels import DTYPES, PackedMatrix, unsupported
+
+PATTERNS = "4x1@0.5,4x1@0.8,4x1@0.9,8x1@0.5,8x1@0.8,8x1@0.9,16x1@0.5,16x1@0.8,16x1@0.9,1x1@0.8,1x1@0.9,2:4@0.5"
+SHAPES = "768x768,3072x768,768x3072,2048x2048,4096x4096"
+BATCHES = "1,8,64,256,1024"
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patterns", default=PATTERNS, help="pattern@sparsity, with commas between")
+    parser.add_argument("--shapes", default=SHAPES, help="OUTPUTSxINPUTS")
+    parser.add_argument("--batches", default=BATCHES)
+    parser.add_argument("--dtypes", default="float32", help=f"of our weights: {', '.join(DTYPES)}")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--dense", action="store_true", help="bfloat16 dense and torch's sparse products too")
+    return parser.parse_args()
+
+
+def pruned(shape: tuple[int, int], pattern: str, sparsity: float, rng: np.random.Generator) -> np.ndarray:
+    weight = rng.standard_normal(shape, np.float32)
+    if ":" in pattern:
+        keep, group = (int(number) for number in pattern.split(":"))
+        order = rng.random((shape[0], shape[1] // group, group)).argsort(axis=2).argsort(axis=2)
+        return weight * (order < keep).reshape(shape)
+    rows, cols = (int(number) for number in pattern.split("x"))
+    mask = rng.random((shape[0] // rows, shape[1] // cols)) >= sparsity
+    return weight * mask.repeat(rows, 0).repeat(cols, 1)
+
+
+def of_torch(weight: np.ndarray, pattern: str, x: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What torch has for a pruned weight, where it runs."""
+    dense = torch.from_numpy(weight)
+    half, small = dense.bfloat16(), x.bfloat16()
+    yield "bf16 dense", lambda: torch.nn.functional.linear(small, half)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Sparse CSR tensor support is in beta state"
+        layouts: dict[str, Callable[[], torch.Tensor]] = {"CSR": dense.to_sparse_csr}
+        if "x" in pattern and pattern != "1x1":
+            rows, cols = (int(number) for number in pattern.split("x"))
+            layouts["BSR"] = lambda: dense.to_sparse_bsr((rows, cols))
+        for name, make in layouts.items():
+            try:
+                sparse = make()
+                torch.nn.functional.linear(x, sparse)
+            except (RuntimeError, NotImplementedError):
+                continue
+            yield name, lambda sparse=sparse: torch.nn.functional.linear(x, sparse)
+
+
+def ours(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor, threads: int) -> Callable[[], torch.Tensor]:
+    y = torch.empty(len(x), matrix.shape[0])
+
+    def product() -> torch.Tensor:
+        matrix.matmul(x.data_ptr(), len(x), y.data_ptr(), bias=bias.data_ptr(), threads=threads)
+        return y
+
+    return product
+
+
+def measured(
+    weight: np.ndarray, pattern: str, batch: int, given: argparse.Namespace
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds of every candidate, and the relative errors of ours."""
+    x = torch.randn(batch, weight.shape[1])
+    dense, bias = torch.from_numpy(weight), torch.randn(weight.shape[0])
+    candidates: dict[str, Callable[[], object]] = {"dense": lambda: torch.nn.functional.linear(x, dense, bias)}
+    candidates |= dict(of_torch(weight, pattern, x)) if given.dense else {}
+    errors = {}
+    wanted = torch.nn.functional.linear(x.double(), dense.double(), bias.double())
+    for dtype in given.dtypes.split(","):
+        if unsupported(pattern, weight.shape, dtype):
+            continue
+        product = ours(PackedMatrix.from_dense(weight, pattern, dtype), x, bias, given.threads)
+        errors[dtype] = f"{(product() - wanted).norm() / wanted.norm():.1e}"
+        candidates[dtype] = product
+    return medians(candidates, given.rounds), errors
+
+
+def main() -> None:
+    given = options()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    print(f"{given.threads} threads; times as fast as dense float32; in parentheses the relative error")
+    for entry in given.patterns.split(","):
+        pattern, sparsity = entry.split("@")
+        for sizes in given.shapes.split(","):
+            outputs, inputs = (int(size) for size in sizes.split("x"))
+            weight = pruned((outputs, inputs), pattern, float(sparsity), rng)
+            for batch in map(int, given.batches.split(",")):
+                seconds, errors = measured(weight, pattern, batch, given)
+                dense = seconds.pop("dense")
+                cells = [
+                    f"{name} {dense / taken:.2f}" + (f" ({errors[name]})" if name in errors else "")
+                    for name, taken in seconds.items()
+                ]
+                print(
+                    f"{entry:9} {sizes:9} batch {batch:4} dense {1e6 * dense:8.0f} us | {' | '.join(cells)}", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()
