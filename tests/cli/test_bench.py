@@ -9,7 +9,7 @@ from torch import nn
 
 import secateur
 from cli.kit import found, model, run, write_llama
-from secateur.cli.benching import NO_KERNELS, medians
+from secateur.cli.benching import WITHOUT_RUNTIME, medians
 from secateur.models.running import trial
 
 
@@ -30,10 +30,12 @@ def test_a_model_of_transformers(folder: Path) -> None:
     llama = write_llama(folder / "llama")
     secateur.save(llama, folder / "pruned", report=secateur.prune(llama, {"pattern": "2:4"}))
     report = found("bench", "pruned", "--batch", "2", "--length", "16", "--rounds", "1")
-    assert names(report) == ["tensors on disk", "load the model", "forward pass, 2×16"]
+    forward = "forward pass, 2×16"
+    assert names(report) == ["tensors on disk", "load the model", forward, f"{forward}, runtime"]
+    assert {layer["pattern"] for layer in report["runtime"]["layers"]} == {"2:4", None}
     disk = report["measures"][0]
     assert disk["dense"] > disk["pruned"] == next((folder / "pruned").glob("*.safetensors")).stat().st_size
-    assert NO_KERNELS in report["notes"]
+    assert WITHOUT_RUNTIME in report["notes"]
     assert all(one["ratio"] == pytest.approx(one["dense"] / one["pruned"]) for one in report["measures"])
 
 

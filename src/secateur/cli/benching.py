@@ -17,17 +17,19 @@ from secateur._table import Table
 from secateur._wording import counted
 from secateur.artifact import Artifact, convert, load
 from secateur.cli.progress import Steps
-from secateur.errors import CalibrationError
+from secateur.errors import CalibrationError, MissingPackageError, UnsupportedModelError
 from secateur.models import load_model
 from secateur.models.running import trial
+from secateur.runtime import RuntimeReport
 
 __all__ = ["Bench", "BenchReport", "Measure", "medians"]
 
-NO_KERNELS = (
-    "No sparse kernels are used yet: the forward pass of a pruned model takes as long as the dense one, and a ratio "
-    "other than 1 there is noise."
+WITHOUT_RUNTIME = (
+    "Run as it is, a pruned model takes as long as the dense one: its zeros are multiplied too, and a ratio other than "
+    "1 is noise."
 )
 
+NO_RUNTIME = "The runtime was not tried: {}"
 
 LOADING = "Both are loaded by secateur.load, which proves every tensor by its checksum, from files that were just read."
 
@@ -76,6 +78,7 @@ class BenchReport:
         rounds: How often.
         measures: One per row.
         notes: What to know about them.
+        runtime: What the runtime made of each layer; ``None``: it was not tried.
     """
 
     path: str
@@ -83,6 +86,7 @@ class BenchReport:
     rounds: int
     measures: tuple[Measure, ...]
     notes: tuple[str, ...]
+    runtime: RuntimeReport | None = None
 
     def table(self) -> Table:
         """The report for a person."""
@@ -100,7 +104,8 @@ class BenchReport:
             for one in self.measures
         ]
         plain = {"path": self.path, "machine": self.machine, "rounds": self.rounds}
-        return plain | {"measures": rows, "notes": list(self.notes)}
+        runtime = None if self.runtime is None else self.runtime.to_dict()
+        return plain | {"measures": rows, "notes": list(self.notes), "runtime": runtime}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,7 @@ class Bench:
         """
         builds = self.model is not None or _can_be_built(self.path)
         notes: list[str] = []
+        runtime = None
         with TemporaryDirectory(prefix="secateur-") as folder:
             dense = Path(folder, "dense")
             steps.begin("Writing a dense copy")
@@ -144,24 +150,38 @@ class Bench:
                 measures.append(self._timed("load the model", calls))
                 notes.append(LOADING)
                 steps.begin("Running")
-                measures += self._forward(notes)
+                forward, runtime = self._forward(notes)
+                measures += forward
         machine = f"{platform.processor() or platform.machine()}, {counted(os.cpu_count() or 1, 'core')}"
         return BenchReport(
-            path=str(self.path), machine=machine, rounds=self.rounds, measures=tuple(measures), notes=tuple(notes)
+            path=str(self.path),
+            machine=machine,
+            rounds=self.rounds,
+            measures=tuple(measures),
+            notes=tuple(notes),
+            runtime=runtime,
         )
 
     def _load(self, path: Path) -> Any:
         return load(path) if self.model is None else load(path, load_model(self.model))
 
-    def _forward(self, notes: list[str]) -> Sequence[Measure]:
-        """The forward pass. A runtime will be one more thing to time here."""
+    def _forward(self, notes: list[str]) -> tuple[Sequence[Measure], RuntimeReport | None]:
+        """The forward pass, as it is and with the layers exchanged that gain."""
         try:
             made = trial(self._load(self.path), self.inputs, self.batch, self.length)
         except CalibrationError as error:
             notes.append(f"The forward pass was not timed: {error}")
-            return ()
-        notes.append(NO_KERNELS)
-        return [self._timed(f"forward pass, {made.inputs}", {"dense": made.dense, "pruned": made.pruned})]
+            return (), None
+        notes.append(WITHOUT_RUNTIME)
+        name = f"forward pass, {made.inputs}"
+        measures = [self._timed(name, {"dense": made.dense, "pruned": made.pruned})]
+        try:
+            exchanged = made.exchange()
+        except (MissingPackageError, UnsupportedModelError) as error:
+            notes.append(NO_RUNTIME.format(error))
+            return measures, None
+        measures.append(self._timed(f"{name}, runtime", {"dense": made.dense, "pruned": exchanged.call}))
+        return measures, exchanged.report
 
     def _timed(self, name: str, calls: Mapping[str, Callable[[], object]]) -> Measure:
         return Measure(name=name, unit="seconds", **medians(calls, self.rounds))

@@ -48,6 +48,11 @@ class LayerRow:
         """Dense time over the time of the fastest other way."""
         return self.dense_seconds / self.sparse_seconds if self.sparse_seconds else None
 
+    @property
+    def limit(self) -> float | None:
+        """The speed-up that leaving out the zeros cannot exceed; ``None``: nothing is left."""
+        return 1 / (1 - self.sparsity) if self.sparsity < 1 else None
+
     def cells(self) -> tuple[str, ...]:
         """The row as a person reads it."""
         return (
@@ -59,6 +64,7 @@ class LayerRow:
             f"{1e3 * self.dense_seconds:.3f}" if self.dense_seconds else "",
             f"{1e3 * self.sparse_seconds:.3f}" if self.sparse_seconds else "",
             f"{self.speedup:.2f}×" if self.speedup else "",
+            f"{self.limit:.1f}×" if self.speedup and self.limit else "",
             self.chosen,
             self.reason,
         )
@@ -94,7 +100,8 @@ class RuntimeReport:
 
     def table(self) -> Table:
         """The report for a person."""
-        columns = ("layer", ">shape", "pattern", ">zeros", ">rows", ">dense ms", ">sparse ms", ">gain", "chosen", "why")
+        times = (">dense ms", ">sparse ms", ">gain", ">limit")
+        columns = ("layer", ">shape", "pattern", ">zeros", ">rows", *times, "chosen", "why")
         return Table(
             title="Runtime",
             columns=columns,
@@ -105,7 +112,7 @@ class RuntimeReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for machines."""
-        rows = [asdict(row) | {"speedup": row.speedup} for row in self.layers]
+        rows = [asdict(row) | {"speedup": row.speedup, "limit": row.limit} for row in self.layers]
         return asdict(self) | {"layers": rows, "exchanged": self.exchanged, "speedup": self.speedup}
 
     def __str__(self) -> str:

@@ -8,8 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from secateur._frameworks import leaf
+from secateur.runtime import RuntimeReport
 
-__all__ = ["Trial", "trial"]
+__all__ = ["Exchanged", "Trial", "trial"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchanged:
+    """A model with exchanged layers.
+
+    Attributes:
+        call: Calls it.
+        report: What became of its layers.
+    """
+
+    call: Callable[[], object]
+    report: RuntimeReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +34,17 @@ class Trial:
         inputs: What they read, for a person.
         dense: Calls the same model with small numbers in place of its zeros.
         pruned: Calls the model.
+        exchange: Has the runtime exchange the layers of a copy that gain from it.
+
+    Raises:
+        MissingPackageError: By `exchange`: what the runtime needs is not installed.
+        UnsupportedModelError: By `exchange`: the runtime does not serve the model.
     """
 
     inputs: str
     dense: Callable[[], object]
     pruned: Callable[[], object]
+    exchange: Callable[[], Exchanged]
 
 
 def trial(model: Any, file: Path | None, batch: int, length: int) -> Trial:

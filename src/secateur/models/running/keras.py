@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from secateur.errors import CalibrationError
-from secateur.models.running import Trial
+from secateur.errors import CalibrationError, UnsupportedModelError
+from secateur.models.running import Exchanged, Trial
 
 __all__ = ["trial"]
 
@@ -23,7 +23,16 @@ def trial(model: keras.Model, file: Path | None, batch: int, length: int) -> Tri
     twin.set_weights([_without_zeros(weight) for weight in model.get_weights()])
     shapes = " and ".join("×".join(map(str, array.shape)) for array in inputs)
     _call(model, inputs)
-    return Trial(inputs=shapes, dense=partial(_call, twin, inputs), pruned=partial(_call, model, inputs))
+    return Trial(
+        inputs=shapes,
+        dense=partial(_call, twin, inputs),
+        pruned=partial(_call, model, inputs),
+        exchange=partial(_exchanged, model),
+    )
+
+
+def _exchanged(model: keras.Model) -> Exchanged:
+    raise UnsupportedModelError(f"it serves torch modules, and {model.name!r} is a Keras model.")
 
 
 def _call(model: keras.Model, inputs: Sequence[Any]) -> None:

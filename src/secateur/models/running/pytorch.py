@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._packages import need
 from secateur.errors import CalibrationError
 from secateur.models.pytorch.batches import array_batches
-from secateur.models.running import Trial
+from secateur.models.running import Exchanged, Trial
 from secateur.oneshot.pytorch.batches import calibrating, naming_batch
+from secateur.runtime import compile as compile_model
 
 __all__ = ["trial"]
 
@@ -25,8 +27,17 @@ def trial(model: nn.Module, file: Path | None, batch: int, length: int) -> Trial
     shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in _tensors(inputs))
     _call(model, inputs)
     return Trial(
-        inputs=shapes, dense=partial(_call, _without_zeros(model), inputs), pruned=partial(_call, model, inputs)
+        inputs=shapes,
+        dense=partial(_call, _without_zeros(model), inputs),
+        pruned=partial(_call, model, inputs),
+        exchange=partial(_exchanged, model, inputs),
     )
+
+
+def _exchanged(model: nn.Module, inputs: Any) -> Exchanged:
+    need("llvmlite", extra="runtime")
+    found, report = compile_model(copy.deepcopy(model).eval(), inputs)
+    return Exchanged(call=partial(_call, found, inputs), report=report)
 
 
 def _call(model: nn.Module, inputs: Any) -> None:
