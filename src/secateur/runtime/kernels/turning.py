@@ -7,13 +7,27 @@ from dataclasses import dataclass
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 
-__all__ = ["FLOAT_BYTES", "SIZES", "Panel", "Staged", "read_floats", "turned", "write_floats"]
+__all__ = [
+    "FLOAT_BYTES",
+    "SIZES",
+    "Panel",
+    "Staged",
+    "expanded",
+    "first_sum",
+    "read_floats",
+    "spread",
+    "turned",
+    "write_floats",
+]
 
 FLOAT_BYTES = 4
 """Of a float32."""
 
 SIZES = {"float": FLOAT_BYTES, "bfloat": 2, "i8": 1}
 """Bytes of LLVM's types."""
+
+EXPANDED = 16
+"""Weights that become floats together."""
 
 QUAD = 4
 """Floats that are turned together."""
@@ -147,10 +161,12 @@ class Staged:
         function: Where to.
         panel: The panel that they belong to.
         outputs: How many at most.
+        stored: LLVM's type of the weights: of int8, results still lack their scale and bias.
     """
 
-    def __init__(self, function: Emitter, panel: Panel, outputs: int) -> None:
+    def __init__(self, function: Emitter, panel: Panel, outputs: int, stored: str) -> None:
         self._function, self.panel, self._outputs = function, panel, outputs
+        self._is_scaled = stored == "i8"
         self._rest = function.variable(f"[{outputs * panel.lanes} x {panel.element}]")
 
     def memory(self) -> str:
@@ -190,19 +206,29 @@ class Staged:
             own = self._outputs * panel.size
             aim = function.let(f"select i1 {direct}, ptr {rows_at}, ptr {self._rest}")
             step = function.let(f"select i1 {direct}, i64 {stride}, i64 {own}")
-            self._emit_quads(source, aim, step)
+            self._emit_quads(source, aim, step, outputs[0])
             with function.when(f"icmp eq i1 {direct}, false"):
                 self._emit_copy((left, outputs[1]), rows_at, stride)
 
-    def _emit_quads(self, source: str, aim: str, step: str) -> None:
+    def _result(self, source: str, output: int, first: str) -> str:
+        """A vector of one output's results, the `output`-th behind the first."""
+        function, panel = self._function, self.panel
+        kind = vector("float", panel.lanes)
+        place = function.at(source, output * panel.feature_bytes)
+        total = function.load(kind, place, panel.lanes * FLOAT_BYTES)
+        if not self._is_scaled:
+            return total
+        channel = function.smaller(function.add(first, output), function.integer("sub", "%outputs", 1))
+        scale, bias = (spread(function, f"%{name}", channel, panel.lanes) for name in ("scales", "bias"))
+        return function.fused(panel.lanes, total, scale, bias)
+
+    def _emit_quads(self, source: str, aim: str, step: str, channel: str) -> None:
         function, panel = self._function, self.panel
         lanes, kind = panel.lanes, vector("float", panel.lanes)
         quads = []
         for first in range(0, self._outputs, QUAD):
-            some = [
-                function.load(kind, function.at(source, output * panel.feature_bytes), lanes * FLOAT_BYTES)
-                for output in range(first, min(first + QUAD, self._outputs))
-            ]
+            outputs = range(first, min(first + QUAD, self._outputs))
+            some = [self._result(source, output, channel) for output in outputs]
             quads.append(
                 (first, len(some), turned(function, [*some, *["zeroinitializer"] * (QUAD - len(some))], lanes))
             )
@@ -223,6 +249,43 @@ class Staged:
                 offset = function.multiply(output, panel.size)
                 found = function.load(panel.element, function.at(source, offset), panel.size)
                 function.store(panel.element, found, function.at(aim, offset), panel.size)
+
+
+def spread(function: Emitter, floats: str, number: str, lanes: int) -> str:
+    """A vector of one of the floats at a place."""
+    found = read_floats(function, "float", 1, function.at(floats, function.multiply(number, FLOAT_BYTES)))
+    return function.shuffle("<1 x float>", found, "poison", [0] * lanes)
+
+
+def first_sum(function: Emitter, stored: str, channel: str, lanes: int) -> str:
+    """What an output's sums begin with: its bias, unless they are to be scaled."""
+    return "zeroinitializer" if stored == "i8" else spread(function, "%bias", channel, lanes)
+
+
+def expanded(function: Emitter, stored: str, bounds: tuple[str, str], memory: str) -> str:
+    """Weights of a run as floats, in memory where they are none.
+
+    Args:
+        function: Where to.
+        stored: LLVM's type of the weights.
+        bounds: The first, and behind the last.
+        memory: Room for them.
+
+    Returns:
+        Where the weight of number 0 would be.
+    """
+    if stored == "float":
+        return "%values"
+    start, stop = bounds
+    count, size = function.integer("sub", stop, start), SIZES[stored]
+    source = function.at("%values", function.multiply(start, size))
+    whole = function.integer("and", count, -EXPANDED)
+    for first, last, lanes in (("0", whole, EXPANDED), (whole, count, 1)):
+        with function.loop(first, last, lanes) as number:
+            some = read_floats(function, stored, lanes, function.at(source, function.multiply(number, size)))
+            goal = function.at(memory, function.multiply(number, FLOAT_BYTES))
+            function.store(vector("float", lanes), some, goal, FLOAT_BYTES)
+    return function.at(memory, function.multiply(start, -FLOAT_BYTES))
 
 
 def _joined(function: Emitter, parts: list[str]) -> str:
