@@ -9,12 +9,15 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, expanded, first_sum
+from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, emit_results, expanded, first_sum
 
 __all__ = ["BlockKernel"]
 
 LINE = 16
 """Floats of a cache line."""
+
+HIGH = 8
+"""Outputs of a high block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,18 @@ class BlockKernel(Kernel):
     stored: str = "float"
 
     @property
+    def written(self) -> int:
+        """Outputs that are turned and written together, a line of the cache at best."""
+        return max(1, LINE // self.rows) * self.rows
+
+    @property
     def grouped(self) -> int:
-        """Rows of blocks whose results are written together, a line of the cache at best."""
-        return max(1, LINE // self.rows)
+        """Rows of blocks whose results are written one after another.
+
+        Two lines of the cache for low blocks: their panels are wide, and rows of results far from each other come
+        from memory at half the price in pairs. Higher blocks gain nothing by it.
+        """
+        return max(1, (2 if self.rows < HIGH else 1) * LINE // self.written) * self.written // self.rows
 
     @property
     def width(self) -> int:
@@ -60,18 +72,19 @@ class BlockKernel(Kernel):
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
         function = begun()
-        staged = Staged(function, self.panel, self.grouped * self.rows, self.stored)
-        memory = staged.memory()
+        staged = Staged(function, self.panel, self.written, self.stored)
+        memory = function.variable(f"[{self.grouped * self.rows * self.panel.width} x float]")
         block_rows = function.integer("sdiv", "%outputs", self.rows)
         groups = function.integer("sdiv", function.add(block_rows, self.grouped - 1), self.grouped)
         with panels(function, self.panel, groups) as run, function.loop(run.start, run.stop) as group:
             begin = function.multiply(group, self.grouped)
             end = function.smaller(function.add(begin, self.grouped), block_rows)
+            outputs = function.multiply(function.integer("sub", end, begin), self.rows)
+            staged.emit_prefetch((run.row, run.rows), (function.multiply(begin, self.rows), outputs))
             with function.loop(begin, end) as block_row:
                 slot = function.multiply(function.integer("sub", block_row, begin), self.rows)
                 self._emit_row(function, block_row, (staged, memory, slot))
-            outputs = function.multiply(function.integer("sub", end, begin), self.rows)
-            staged.emit_writing(memory, (run.row, run.rows), (function.multiply(begin, self.rows), outputs))
+            emit_results(function, staged, memory, (run.row, run.rows, function.multiply(begin, self.rows), outputs))
         return function
 
     def _emit_row(self, function: Emitter, block_row: str, where: tuple[Staged, str, str]) -> None:

@@ -11,8 +11,8 @@ from secateur.runtime.kernels.direct import AHEAD
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.gathering import FLOATS, emit_floats, emit_sums, numbered
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.strips import STRIP, emit_bias, emit_product, emit_results
-from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, Panel, Staged, expanded, read_floats
+from secateur.runtime.kernels.strips import STRIP, emit_bias, emit_product
+from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, Panel, Staged, emit_results, expanded, read_floats
 
 __all__ = ["SelectKernel", "SelectPanelKernel", "place_bits"]
 
@@ -173,8 +173,9 @@ class SelectPanelKernel(Kernel):
         chunks = function.integer("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
         with panels(function, self.panel, chunks) as run, function.loop(run.start, run.stop) as chunk:
             first = function.multiply(chunk, self.chunk)
-            emit_bias(function, self.panel, self.stored, sums, (first, self.chunk))
             left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
+            staged.emit_prefetch((run.row, run.rows), (first, left))
+            emit_bias(function, self.panel, self.stored, sums, (first, self.chunk))
             with function.loop(0, "%inputs", self.piece) as feature:
                 stop = function.smaller(function.add(feature, self.piece), "%inputs")
                 with function.loop(0, left, STRIP) as output:

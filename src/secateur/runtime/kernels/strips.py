@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, expanded, first_sum, spread
+from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, emit_results, expanded, first_sum, spread
 
 __all__ = ["STRIP", "ScatteredKernel"]
 
@@ -62,6 +62,8 @@ class ScatteredKernel(Kernel):
         pieces = function.integer("sdiv", function.add("%inputs", self.piece - 1), self.piece)
         with panels(function, self.panel, chunks) as run, function.loop(run.start, run.stop) as chunk:
             first = function.multiply(chunk, self.chunk)
+            left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
+            staged.emit_prefetch((run.row, run.rows), (first, left))
             emit_bias(function, self.panel, self.stored, sums, (first, self.chunk))
             with function.loop(0, pieces) as piece:
                 features = function.at("%scratch", function.multiply(piece, self.piece * self.panel.feature_bytes))
@@ -69,7 +71,6 @@ class ScatteredKernel(Kernel):
                 strip = function.multiply(number, self.chunk // STRIP)
                 with function.loop(0, self.chunk // STRIP) as offset:
                     self._emit_strip(function, function.add(strip, offset), features, sums)
-            left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
             emit_results(function, staged, sums, (run.row, run.rows, first, left))
         return function
 
@@ -122,12 +123,3 @@ def emit_bias(function: Emitter, panel: Panel, stored: str, sums: str, outputs: 
         for number in range(panel.vectors):
             goal = function.at(place, number * panel.lanes * FLOAT_BYTES)
             function.store(vector("float", panel.lanes), begin, goal, panel.lanes * FLOAT_BYTES)
-
-
-def emit_results(function: Emitter, staged: Staged, sums: str, where: tuple[str, str, str, str]) -> None:
-    """Write sums into ``%y``; `where`: first row and how many, first output and how many."""
-    row, rows, first, count = where
-    with function.loop(0, count, STRIP) as output:
-        left = function.smaller(function.integer("sub", count, output), STRIP)
-        memory = function.at(sums, function.multiply(output, staged.panel.feature_bytes))
-        staged.emit_writing(memory, (row, rows), (function.add(first, output), left))

@@ -12,6 +12,7 @@ __all__ = [
     "SIZES",
     "Panel",
     "Staged",
+    "emit_results",
     "expanded",
     "first_sum",
     "read_floats",
@@ -25,6 +26,9 @@ FLOAT_BYTES = 4
 
 SIZES = {"float": FLOAT_BYTES, "bfloat": 2, "i8": 1}
 """Bytes of LLVM's types."""
+
+LINE_BYTES = 64
+"""Of a line of the cache."""
 
 EXPANDED = 16
 """Weights that become floats together."""
@@ -165,13 +169,9 @@ class Staged:
     """
 
     def __init__(self, function: Emitter, panel: Panel, outputs: int, stored: str) -> None:
-        self._function, self.panel, self._outputs = function, panel, outputs
+        self._function, self.panel, self.outputs = function, panel, outputs
         self._is_scaled = stored == "i8"
         self._rest = function.variable(f"[{outputs * panel.lanes} x {panel.element}]")
-
-    def memory(self) -> str:
-        """Room for them on the stack."""
-        return self._function.variable(f"[{self._outputs * self.panel.width} x float]")
 
     def emit_filling(self, memory: str, sums: Sequence[Sequence[str]], slot: str) -> None:
         """Keep variables, by outputs and vectors, as those from the output `slot` on."""
@@ -181,6 +181,22 @@ class Staged:
             for number, total in enumerate(totals):
                 goal = function.at(place, output * self.panel.feature_bytes + number * lanes * FLOAT_BYTES)
                 function.store(kind, function.get(kind, total), goal, lanes * FLOAT_BYTES)
+
+    def emit_prefetch(self, rows: tuple[str, str], outputs: tuple[str, str]) -> None:
+        """Ask for where results will be written, so that they need not wait for it.
+
+        Args:
+            rows: First row, and how many.
+            outputs: First output, and how many.
+        """
+        function, panel = self._function, self.panel
+        place = function.add(function.multiply(rows[0], "%outputs"), outputs[0])
+        goal = function.at("%y", function.multiply(place, panel.size))
+        stride = function.multiply("%outputs", panel.size)
+        step = LINE_BYTES // panel.size
+        with function.loop(0, rows[1]) as row, function.loop(0, outputs[1], step) as output:
+            line = function.add(function.multiply(row, stride), function.multiply(output, panel.size))
+            function.prefetch(function.at(goal, line), is_written=True, level=2)
 
     def emit_writing(self, memory: str, rows: tuple[str, str], outputs: tuple[str, str]) -> None:
         """Write into ``%y``, which has ``%outputs`` numbers a row.
@@ -201,9 +217,9 @@ class Staged:
             rows_at = function.at(goal, function.multiply(done, stride))
             source = function.at(memory, function.multiply(done, FLOAT_BYTES))
             whole = function.let(f"icmp eq i64 {left}, {panel.lanes}")
-            full = function.let(f"icmp eq i64 {outputs[1]}, {self._outputs}")
+            full = function.let(f"icmp eq i64 {outputs[1]}, {self.outputs}")
             direct = function.let(f"and i1 {whole}, {full}")
-            own = self._outputs * panel.size
+            own = self.outputs * panel.size
             aim = function.let(f"select i1 {direct}, ptr {rows_at}, ptr {self._rest}")
             step = function.let(f"select i1 {direct}, i64 {stride}, i64 {own}")
             self._emit_quads(source, aim, step, outputs[0])
@@ -226,8 +242,8 @@ class Staged:
         function, panel = self._function, self.panel
         lanes, kind = panel.lanes, vector("float", panel.lanes)
         quads = []
-        for first in range(0, self._outputs, QUAD):
-            outputs = range(first, min(first + QUAD, self._outputs))
+        for first in range(0, self.outputs, QUAD):
+            outputs = range(first, min(first + QUAD, self.outputs))
             some = [self._result(source, output, channel) for output in outputs]
             quads.append(
                 (first, len(some), turned(function, [*some, *["zeroinitializer"] * (QUAD - len(some))], lanes))
@@ -243,12 +259,21 @@ class Staged:
         """From the stack, where no neighbour is written over."""
         function, panel = self._function, self.panel
         with function.loop(0, sizes[0]) as row:
-            source = function.at(self._rest, function.multiply(row, self._outputs * panel.size))
+            source = function.at(self._rest, function.multiply(row, self.outputs * panel.size))
             aim = function.at(goal, function.multiply(row, stride))
             with function.loop(0, sizes[1]) as output:
                 offset = function.multiply(output, panel.size)
                 found = function.load(panel.element, function.at(source, offset), panel.size)
                 function.store(panel.element, found, function.at(aim, offset), panel.size)
+
+
+def emit_results(function: Emitter, staged: Staged, sums: str, where: tuple[str, str, str, str]) -> None:
+    """Write sums into ``%y``; `where`: first row and how many, first output and how many."""
+    row, rows, first, count = where
+    with function.loop(0, count, staged.outputs) as output:
+        left = function.smaller(function.integer("sub", count, output), staged.outputs)
+        memory = function.at(sums, function.multiply(output, staged.panel.feature_bytes))
+        staged.emit_writing(memory, (row, rows), (function.add(first, output), left))
 
 
 def spread(function: Emitter, floats: str, number: str, lanes: int) -> str:
