@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels import PackedMatrix, unsupported
+from secateur.runtime.kernels import DTYPES, PackedMatrix, unsupported
 
 GUARD = 64
 MARK = np.float32(12345.0)
@@ -51,6 +51,8 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
         ("2x3", (6, 9)),
         ("5x4", (10, 8)),
         ("16x16", (32, 48)),
+        ("80x2", (160, 6)),
+        ("67x1", (67, 9)),
         ("1x1", (9, 7)),
         ("1x1", (130, 300)),
         ("1x8", (3, 24)),
@@ -61,8 +63,11 @@ def test_product_is_that_of_the_dense_weight(pattern: str, shape: tuple[int, int
     rng = np.random.default_rng(1)
     weight, bias = pruned(shape, pattern, density), rng.standard_normal(shape[0]).astype(np.float32)
     x = rng.standard_normal((batch, shape[1])).astype(np.float32)
-    found = product(PackedMatrix.from_dense(weight, pattern), x, bias)
-    assert error(found, x.astype(np.float64) @ weight.T.astype(np.float64) + bias) < 1e-5
+    for dtype in DTYPES:
+        matrix = PackedMatrix.from_dense(weight, pattern, dtype)
+        stored = matrix.dense()
+        assert error(stored, weight) < {"float32": 1e-9, "bfloat16": 4e-3, "int8": 1e-2}[dtype]
+        assert error(product(matrix, x, bias), x.astype(np.float64) @ stored.T.astype(np.float64) + bias) < 1e-5
 
 
 @pytest.mark.parametrize("batch", [1, 5, 150])
@@ -83,7 +88,7 @@ def test_dense_is_the_inverse() -> None:
 def test_what_cannot_be_packed_says_why() -> None:
     with pytest.raises(LayerError, match=r"6 output channels are not a multiple of N=4 in '4x1'. Keep the layer dense"):
         PackedMatrix.from_dense(np.zeros((6, 8), np.float32), "4x1")
-    assert unsupported("4x1", (8, 8), "float64") == "weights are stored as float32, not as float64"
+    assert unsupported("4x1", (8, 8), "float64") == "weights are stored as float32 or bfloat16 or int8, not as float64"
 
 
 def test_arguments_out_of_range() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.runtime.kernels.packed import ACTIVATIONS, DTYPES, PackedMatrix, unsupported
+from secateur.runtime.kernels.numbers import DTYPES
+from secateur.runtime.kernels.packed import ACTIVATIONS, PackedMatrix, unsupported
 
 __all__ = ["ACTIVATIONS", "DTYPES", "PackedMatrix", "unsupported"]

@@ -9,12 +9,15 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged
+from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, emit_results, expanded, first_sum
 
 __all__ = ["BlockKernel"]
 
 LINE = 16
 """Floats of a cache line."""
+
+HIGH = 8
+"""Outputs of a high block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class BlockKernel(Kernel):
         index: LLVM's type of a block's number within its row.
         panel: How activations are packed.
         tile: Outputs that are computed together; at most N.
+        stored: LLVM's type of the weights.
     """
 
     rows: int
@@ -34,11 +38,21 @@ class BlockKernel(Kernel):
     index: str
     panel: Panel
     tile: int
+    stored: str = "float"
+
+    @property
+    def written(self) -> int:
+        """Outputs that are turned and written together, a line of the cache at best."""
+        return max(1, LINE // self.rows) * self.rows
 
     @property
     def grouped(self) -> int:
-        """Rows of blocks whose results are written together, a line of the cache at best."""
-        return max(1, LINE // self.rows)
+        """Rows of blocks whose results are written one after another.
+
+        Two lines of the cache for low blocks: their panels are wide, and rows of results far from each other come
+        from memory at half the price in pairs. Higher blocks gain nothing by it.
+        """
+        return max(1, (2 if self.rows < HIGH else 1) * LINE // self.written) * self.written // self.rows
 
     @property
     def width(self) -> int:
@@ -46,8 +60,8 @@ class BlockKernel(Kernel):
         return self.panel.width
 
     def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: a panel."""
-        return inputs * self.panel.feature_bytes
+        """See `Kernel.scratch_bytes`: a panel, and a row of blocks as floats."""
+        return inputs * (self.panel.feature_bytes + (self.stored != "float") * self.rows * FLOAT_BYTES)
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
         """See `Kernel.costs`: blocks, and a little for each row of them."""
@@ -58,18 +72,19 @@ class BlockKernel(Kernel):
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
         function = begun()
-        staged = Staged(function, self.panel, self.grouped * self.rows)
-        memory = staged.memory()
+        staged = Staged(function, self.panel, self.written, self.stored)
+        memory = function.variable(f"[{self.grouped * self.rows * self.panel.width} x float]")
         block_rows = function.integer("sdiv", "%outputs", self.rows)
         groups = function.integer("sdiv", function.add(block_rows, self.grouped - 1), self.grouped)
         with panels(function, self.panel, groups) as run, function.loop(run.start, run.stop) as group:
             begin = function.multiply(group, self.grouped)
             end = function.smaller(function.add(begin, self.grouped), block_rows)
+            outputs = function.multiply(function.integer("sub", end, begin), self.rows)
+            staged.emit_prefetch((run.row, run.rows), (function.multiply(begin, self.rows), outputs))
             with function.loop(begin, end) as block_row:
                 slot = function.multiply(function.integer("sub", block_row, begin), self.rows)
                 self._emit_row(function, block_row, (staged, memory, slot))
-            outputs = function.multiply(function.integer("sub", end, begin), self.rows)
-            staged.emit_writing(memory, (run.row, run.rows), (function.multiply(begin, self.rows), outputs))
+            emit_results(function, staged, memory, (run.row, run.rows, function.multiply(begin, self.rows), outputs))
         return function
 
     def _emit_row(self, function: Emitter, block_row: str, where: tuple[Staged, str, str]) -> None:
@@ -78,12 +93,15 @@ class BlockKernel(Kernel):
         place = function.at("%starts", function.multiply(block_row, 8))
         bounds = function.load("i64", place), function.load("i64", function.at(place, 8))
         output = function.multiply(block_row, self.rows)
+        size = self.rows * self.cols
+        room = function.at("%scratch", function.multiply("%inputs", self.panel.feature_bytes))
+        floats = expanded(function, self.stored, self._times(function, bounds, size), room)
         whole = self.rows // self.tile * self.tile
         tiles = [(self.tile, 0, whole)] + [(self.rows - whole, whole, self.rows)] * (whole < self.rows)
         for tile, first, last in tiles:
             with function.loop(first, last, tile) as inner:
                 sums = self._emit_bias(function, tile, function.add(output, inner))
-                weights = function.at("%values", function.multiply(inner, FLOAT_BYTES))
+                weights = function.at(floats, function.multiply(inner, FLOAT_BYTES))
                 with function.loop(*bounds) as block:
                     self._emit_block(function, sums, block, weights)
                 staged.emit_filling(memory, sums, function.add(slot, inner))
@@ -91,13 +109,14 @@ class BlockKernel(Kernel):
     def _emit_bias(self, function: Emitter, tile: int, channel: str) -> list[list[str]]:
         """Variables for the sums, of which each begins with its channel's bias: by outputs, then by vectors."""
         kind = vector("float", self.panel.lanes)
-        place = function.at("%bias", function.multiply(channel, FLOAT_BYTES))
         sums = []
         for output in range(tile):
-            bias = function.load("float", function.at(place, output * FLOAT_BYTES), FLOAT_BYTES)
-            splat = function.splat("float", self.panel.lanes, bias)
-            sums.append([function.variable(kind, splat) for _ in range(self.panel.vectors)])
+            first = first_sum(function, self.stored, function.add(channel, output), self.panel.lanes)
+            sums.append([function.variable(kind, first) for _ in range(self.panel.vectors)])
         return sums
+
+    def _times(self, function: Emitter, bounds: tuple[str, str], size: int) -> tuple[str, str]:
+        return function.multiply(bounds[0], size), function.multiply(bounds[1], size)
 
     def _emit_block(self, function: Emitter, sums: list[list[str]], block: str, weights: str) -> None:
         bytes_of_index = int(self.index[1:]) // 8

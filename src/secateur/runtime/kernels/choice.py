@@ -67,7 +67,7 @@ def block_steps(block: tuple[int, int], types: tuple[str, str, str], rows: int) 
         return [Step(DirectKernel(*block, index, element, rows, target.lanes, stored), rows)]
     tile, vectors = _tile(block[0], target.registers)
     return [
-        Step(BlockKernel(*block, index, panel, tile), count)
+        Step(BlockKernel(*block, index, panel, tile, stored), count)
         for panel, count in panel_steps(element, rows, target.lanes, vectors)
     ]
 

@@ -63,10 +63,16 @@ class Emitter:
         self._declared.add(f"declare {result} @{function}({kinds})")
         return self.let(f"call {result} @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
 
-    def prefetch(self, place: str) -> None:
-        """Ask for what lies at a place, which need not be ours."""
+    def prefetch(self, place: str, *, is_written: bool = False, level: int = 1) -> None:
+        """Ask for what lies at a place, which need not be ours.
+
+        Args:
+            place: Where.
+            is_written: Whether it will be written to.
+            level: Of the cache that is to hold it, the innermost is 1.
+        """
         self._declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        self._lines.append(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
+        self._lines.append(f"call void @llvm.prefetch.p0(ptr {place}, i32 {int(is_written)}, i32 {4 - level}, i32 1)")
 
     def integer(self, operation: str, left: str | int, right: str | int) -> str:
         """Arithmetic on 64 bits."""

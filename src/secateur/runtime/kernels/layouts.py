@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.choice import Step, block_steps
+from secateur.runtime.kernels.numbers import Floats, decoded, encoded, stored
 
-__all__ = ["Blocks", "aligned"]
-
-Floats = npt.NDArray[np.float32]
+__all__ = ["Blocks", "Layout", "aligned"]
 
 CACHE_LINE = 64
 """Bytes that a cache holds or does not hold together."""
@@ -35,12 +35,55 @@ def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return copy
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Blocks:
-    """Blocks of N outputs × M inputs that are not all zero, row of blocks by row of blocks.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Layout(ABC):
+    """The weights that stay, and where they belong.
 
     Attributes:
         shape: (O, I) of the weight.
+        starts: For each run of weights, how many lie before it, and at the end how many there are; each layout counts
+            in its own way.
+        columns: Where weights belong among the inputs.
+        values: The weights; see `numbers.DTYPES`.
+        scales: For int8, what the numbers of each output are to be multiplied with; else empty.
+        order: Where weights belong among the outputs, if that is not clear from their order; else empty.
+    """
+
+    shape: tuple[int, int]
+    starts: npt.NDArray[np.int64]
+    columns: npt.NDArray[Any]
+    values: npt.NDArray[Any]
+    scales: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+    order: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    @abstractmethod
+    def steps(self, element: str, rows: int) -> list[Step]:
+        """The kernels for a batch, one after another; `element`: LLVM's type of activations."""
+
+    @abstractmethod
+    def dense(self) -> Floats:
+        """The weight with its zeros, without scales."""
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        """What a kernel reads, in the order of `kernel.ARRAYS`."""
+        return self.starts, self.columns, self.values, self.scales, self.order
+
+    @property
+    def stored(self) -> str:
+        """LLVM's type of the weights."""
+        return stored(self.values)
+
+    def as_dtype(self, dtype: str, scales: Floats) -> Self:
+        """The same, stored as another type; its numbers are whole if that is int8."""
+        return replace(self, values=aligned(encoded(self.values, dtype)), scales=scales)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Blocks(Layout):
+    """Blocks of N outputs × M inputs that are not all zero, row of blocks by row of blocks.
+
+    Attributes:
         block: (N, M).
         starts: For each row of blocks, how many blocks lie before it, and at the end how many there are.
         columns: For each block, how many blocks fit to the left of it.
@@ -52,11 +95,7 @@ class Blocks:
         (array([1], dtype=uint16), array([1., 2.], dtype=float32))
     """
 
-    shape: tuple[int, int]
     block: tuple[int, int]
-    starts: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
-    values: npt.NDArray[Any]
 
     @classmethod
     def of(cls, weight_OI: Floats, block: tuple[int, int]) -> Blocks:
@@ -69,25 +108,22 @@ class Blocks:
         row, column = np.nonzero(keep)
         index = np.uint16 if inputs // cols <= MOST_IN_SHORT else np.uint32
         values = tiles.transpose(0, 2, 3, 1)[row, column]
-        return cls((outputs, inputs), block, starts, aligned(column.astype(index)), aligned(values))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return self.starts.nbytes + self.columns.nbytes + self.values.nbytes
-
-    def addresses(self) -> tuple[int, ...]:
-        """Where the arrays are that a kernel reads first."""
-        return self.starts.ctypes.data, self.columns.ctypes.data, self.values.ctypes.data, 0, 0
+        return cls(
+            shape=(outputs, inputs),
+            block=block,
+            starts=starts,
+            columns=aligned(column.astype(index)),
+            values=aligned(values),
+        )
 
     def steps(self, element: str, rows: int) -> list[Step]:
-        """The kernels for a batch; `element`: LLVM's type of activations."""
-        return block_steps(self.block, (f"i{8 * self.columns.itemsize}", element, "float"), rows)
+        """See `Layout.steps`."""
+        return block_steps(self.block, (f"i{8 * self.columns.itemsize}", element, self.stored), rows)
 
     def dense(self) -> Floats:
-        """The weight with its zeros."""
+        """See `Layout.dense`."""
         (outputs, inputs), (rows, cols) = self.shape, self.block
         tiles = np.zeros((outputs // rows, inputs // cols, cols, rows), np.float32)
         row = np.repeat(np.arange(outputs // rows), np.diff(self.starts))
-        tiles[row, self.columns] = self.values
+        tiles[row, self.columns] = decoded(self.values)
         return tiles.transpose(0, 3, 1, 2).reshape(outputs, inputs)

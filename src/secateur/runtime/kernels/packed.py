@@ -16,15 +16,16 @@ import numpy.typing as npt
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels.choice import code
 from secateur.runtime.kernels.grouped import Grouped
-from secateur.runtime.kernels.layouts import Blocks
+from secateur.runtime.kernels.layouts import Blocks, Layout
+from secateur.runtime.kernels.numbers import DTYPES, quantized
 from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.threads import run_all, scratch
 from secateur.runtime.kernels.turning import SIZES
 
-__all__ = ["ACTIVATIONS", "DTYPES", "PackedMatrix", "unsupported"]
+__all__ = ["ACTIVATIONS", "PackedMatrix", "unsupported"]
 
-DTYPES = ("float32",)
-"""What weights can be stored as."""
+MOST_OUTPUTS = 64
+"""Of a block; higher ones are cut, for a kernel keeps the results of a row of blocks on the stack."""
 
 ACTIVATIONS = ("float32", "bfloat16")
 """What activations can be; products are added in float32."""
@@ -37,8 +38,6 @@ MOST_PLANS = 256
 """Sizes of batches that a matrix remembers how to multiply with."""
 
 ELEMENTS = {"float32": "float", "bfloat16": "bfloat"}
-
-Layout = Blocks | Grouped | Scattered
 
 
 def unsupported(pattern: str, shape: tuple[int, int], dtype: str = "float32") -> str:
@@ -119,14 +118,11 @@ class PackedMatrix:
         reason = unsupported(pattern, weight_OI.shape, dtype)
         if reason:
             raise LayerError(f"no kernel for a weight of {weight_OI.shape}: {reason}. Keep the layer dense.")
-        if ":" in pattern:
-            keep, group = (int(size) for size in pattern.split(":"))
-            fits = Grouped.fits(weight_OI, keep, group)
-            return cls(pattern, Grouped.of(weight_OI, keep, group) if fits else Scattered.of(weight_OI))
-        rows, cols = (int(size) for size in pattern.split("x"))
-        if rows == cols == 1:
-            return cls(pattern, Scattered.of(weight_OI))
-        return cls(pattern, Blocks.of(weight_OI, (rows, cols)))
+        scales = np.empty(0, np.float32)
+        if dtype == "int8":
+            weight_OI, scales = quantized(weight_OI)
+        layout = packed(weight_OI, pattern)
+        return cls(pattern, layout if dtype == "float32" else layout.as_dtype(dtype, scales))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -136,11 +132,12 @@ class PackedMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return self.layout.nbytes
+        return sum(array.nbytes for array in self.layout.arrays)
 
     def dense(self) -> npt.NDArray[np.float32]:
-        """The weight with its zeros."""
-        return self.layout.dense()
+        """The weight with its zeros, as it is stored: rounded, if that is not float32."""
+        scales, weight_OI = self.layout.scales, self.layout.dense()
+        return weight_OI * scales[:, None] if scales.size else weight_OI
 
     def matmul(
         self, x: int, rows: int, y: int, *, bias: int | None = None, activations: str = "float32", threads: int = 1
@@ -179,7 +176,8 @@ class PackedMatrix:
         outputs, inputs = self.shape
         for kernel, count in self.layout.steps(element, rows) if rows else []:
             costs, panels = kernel.costs(self.layout.starts, inputs), -(-count // kernel.width)
-            sizes = (*self.layout.addresses(), count, inputs, outputs)
+            addresses = [array.ctypes.data for array in self.layout.arrays]
+            sizes = (*addresses, count, inputs, outputs)
             blocks = [(ctypes.c_int64 * (len(sizes) + 2))(*sizes, *bounds) for bounds in shares(costs, panels, threads)]
             first = start * SIZES[element]
             memory = kernel.scratch_bytes(inputs)
@@ -213,6 +211,17 @@ class PlannedStep(NamedTuple):
     def run(self, block: Any, bias: int, x: int, y: int) -> None:
         """Do one thread's part."""
         self.function(block, bias, x + self.x, y + self.y, scratch(self.memory))
+
+
+def packed(weight_OI: npt.NDArray[np.float32], pattern: str) -> Layout:
+    """A weight in the layout for its pattern; one of which more than N of M are not zero, in that for any."""
+    if ":" in pattern:
+        keep, group = (int(size) for size in pattern.split(":"))
+        fits = Grouped.fits(weight_OI, keep, group)
+        return Grouped.of(weight_OI, keep, group) if fits else Scattered.of(weight_OI)
+    rows, cols = (int(size) for size in pattern.split("x"))
+    rows = max(size for size in range(1, min(rows, MOST_OUTPUTS) + 1) if rows % size == 0)
+    return Scattered.of(weight_OI) if rows == cols == 1 else Blocks.of(weight_OI, (rows, cols))
 
 
 def shares(costs: npt.NDArray[Any], panels: int, threads: int) -> list[tuple[int, int]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from secateur.runtime.kernels.choice import Step, scattered_steps
-from secateur.runtime.kernels.layouts import Floats, aligned
+from secateur.runtime.kernels.layouts import Layout, aligned
+from secateur.runtime.kernels.numbers import Floats, decoded
 from secateur.runtime.kernels.strips import STRIP
 
 __all__ = ["Scattered"]
@@ -24,18 +23,16 @@ PIECE = 128
 """Inputs of a piece."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scattered:
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Scattered(Layout):
     """Weights that are not zero: chunk of outputs by chunk, within it piece of inputs by piece, within it by strips.
 
     A strip has sixteen outputs of a chunk, those with about as many weights in this piece: the chunk's outputs are
     sorted by that, so that few zeros fill up the shorter ones.
 
     Attributes:
-        shape: (O, I) of the weight.
         starts: For each strip, how many sixteens of weights lie before it, and at the end how many there are.
         columns: For each weight, its input within the piece.
-        values: The weights.
         order: For each strip, its outputs within the chunk.
         chunk: Outputs of a chunk.
 
@@ -46,11 +43,6 @@ class Scattered:
                [0., 0., 1.]], dtype=float32)
     """
 
-    shape: tuple[int, int]
-    starts: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.uint8]
-    values: npt.NDArray[Any]
-    order: npt.NDArray[np.uint8]
     chunk: int
 
     @classmethod
@@ -75,27 +67,21 @@ class Scattered:
         columns, values = np.zeros(starts[-1] * STRIP, np.uint8), np.zeros(starts[-1] * STRIP, np.float32)
         columns[slots] = found
         values[slots] = pieces.reshape(-1, PIECE)[lines[rows], found]
-        small = order.reshape(-1).astype(np.uint8)
-        return cls((outputs, inputs), starts, aligned(columns), aligned(values), aligned(small), chunk)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return self.starts.nbytes + self.columns.nbytes + self.values.nbytes + self.order.nbytes
-
-    def addresses(self) -> tuple[int, ...]:
-        """Where the arrays are that a kernel reads first."""
-        starts, columns, values, order = (
-            array.ctypes.data for array in (self.starts, self.columns, self.values, self.order)
+        return cls(
+            shape=(outputs, inputs),
+            chunk=chunk,
+            starts=starts,
+            columns=aligned(columns),
+            values=aligned(values),
+            order=aligned(order.reshape(-1).astype(np.uint8)),
         )
-        return starts, columns, values, 0, order
 
     def steps(self, element: str, rows: int) -> list[Step]:
-        """The kernels for a batch; `element`: LLVM's type of activations."""
-        return scattered_steps((self.chunk, PIECE), (element, "float"), rows)
+        """See `Layout.steps`."""
+        return scattered_steps((self.chunk, PIECE), (element, self.stored), rows)
 
     def dense(self) -> Floats:
-        """The weight with its zeros."""
+        """See `Layout.dense`."""
         outputs, inputs = self.shape
         count = -(-inputs // PIECE)
         strip = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts) * STRIP)
@@ -103,7 +89,8 @@ class Scattered:
         chunk, piece = np.divmod(strip // (self.chunk // STRIP), count)
         row = chunk * self.chunk + self.order.reshape(-1)[strip * STRIP + lane]
         column = piece * PIECE + self.columns
-        kept = self.values != 0
+        values = decoded(self.values)
+        kept = values != 0
         dense = np.zeros((outputs, inputs), np.float32)
-        dense[row[kept], column[kept]] = self.values[kept]
+        dense[row[kept], column[kept]] = values[kept]
         return dense

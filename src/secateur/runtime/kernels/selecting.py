@@ -11,8 +11,8 @@ from secateur.runtime.kernels.direct import AHEAD
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.gathering import FLOATS, emit_floats, emit_sums, numbered
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.strips import STRIP, emit_bias, emit_product, emit_results
-from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, Panel, Staged, read_floats
+from secateur.runtime.kernels.strips import STRIP, emit_bias, emit_product
+from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, Panel, Staged, emit_results, expanded, read_floats
 
 __all__ = ["SelectKernel", "SelectPanelKernel", "place_bits"]
 
@@ -156,8 +156,8 @@ class SelectPanelKernel(Kernel):
         return self.panel.width
 
     def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: a panel, and the sums of a chunk."""
-        return (inputs + self.chunk) * self.panel.feature_bytes
+        """See `Kernel.scratch_bytes`: a panel, the sums of a chunk, and a strip's weights of a piece as floats."""
+        return (inputs + self.chunk) * self.panel.feature_bytes + self.piece * STRIP * FLOAT_BYTES
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
         """See `Kernel.costs`: weights in sixteens."""
@@ -168,13 +168,14 @@ class SelectPanelKernel(Kernel):
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
         function = begun()
-        staged = Staged(function, self.panel, STRIP)
+        staged = Staged(function, self.panel, STRIP, self.stored)
         sums = function.at("%scratch", function.multiply("%inputs", self.panel.feature_bytes))
         chunks = function.integer("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
         with panels(function, self.panel, chunks) as run, function.loop(run.start, run.stop) as chunk:
             first = function.multiply(chunk, self.chunk)
-            emit_bias(function, self.panel, sums, (first, self.chunk))
             left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
+            staged.emit_prefetch((run.row, run.rows), (first, left))
+            emit_bias(function, self.panel, self.stored, sums, (first, self.chunk))
             with function.loop(0, "%inputs", self.piece) as feature:
                 stop = function.smaller(function.add(feature, self.piece), "%inputs")
                 with function.loop(0, left, STRIP) as output:
@@ -186,6 +187,12 @@ class SelectPanelKernel(Kernel):
         strip = function.integer("sdiv", function.add(*outputs), STRIP)
         start = function.load("i64", function.at("%starts", function.multiply(strip, 8)))
         kind, size = vector("float", self.panel.lanes), self.panel.lanes * FLOAT_BYTES
+        slots = [
+            function.add(start, function.multiply(function.integer("sdiv", feature, self.group), self.keep))
+            for feature in features
+        ]
+        bounds = function.multiply(slots[0], STRIP), function.multiply(slots[1], STRIP)
+        floats = expanded(function, self.stored, bounds, function.at(sums, self.chunk * self.panel.feature_bytes))
         with function.loop(0, STRIP, self.beside) as lane:
             own = function.at(sums, function.multiply(function.add(outputs[1], lane), self.panel.feature_bytes))
             places = [
@@ -201,13 +208,13 @@ class SelectPanelKernel(Kernel):
                 slot = function.add(start, function.multiply(group, self.keep))
                 source = function.at("%scratch", function.multiply(feature, self.panel.feature_bytes))
                 for number in range(self.keep):
-                    self._emit_slot(function, (function.add(slot, number), lane), source, totals)
+                    self._emit_slot(function, (floats, function.add(slot, number), lane), source, totals)
             for some, variables in zip(places, totals, strict=True):
                 for place, variable in zip(some, variables, strict=True):
                     function.store(kind, function.get(kind, variable), place, size)
 
-    def _emit_slot(self, function: Emitter, where: tuple[str, str], source: str, totals: list[list[str]]) -> None:
-        (slot, lane), bits = where, place_bits(self.group)
+    def _emit_slot(self, function: Emitter, where: tuple[str, str, str], source: str, totals: list[list[str]]) -> None:
+        (floats, slot, lane), bits = where, place_bits(self.group)
         word = f"i{bits * STRIP}"
         found = function.index(word, function.at("%columns", function.multiply(slot, 2 * bits)))
         shifted = function.integer("lshr", found, function.multiply(lane, bits))
@@ -215,4 +222,4 @@ class SelectPanelKernel(Kernel):
         for number, variables in enumerate(totals):
             place = function.integer("and", function.integer("lshr", shifted, bits * number), self.group - 1)
             features = function.at(source, function.multiply(place, self.panel.feature_bytes))
-            emit_product(function, self.panel, self.stored, (function.add(first, number), features), variables)
+            emit_product(function, self.panel, (floats, function.add(first, number), features), variables)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, Panel, Staged, read_floats
+from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, emit_results, expanded, first_sum, spread
 
 __all__ = ["STRIP", "ScatteredKernel"]
 
@@ -31,6 +31,7 @@ class ScatteredKernel(Kernel):
         piece: Features of a piece.
         panel: How activations are packed.
         stored: LLVM's type of the weights.
+        beside: Outputs that are computed beside one another.
     """
 
     chunk: int
@@ -45,8 +46,8 @@ class ScatteredKernel(Kernel):
         return self.panel.width
 
     def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: a panel, and the sums of a chunk."""
-        return (inputs + self.chunk) * self.panel.feature_bytes
+        """See `Kernel.scratch_bytes`: a panel, the sums of a chunk, and a strip's weights of a piece as floats."""
+        return (inputs + self.chunk) * self.panel.feature_bytes + self.piece * STRIP * FLOAT_BYTES
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
         """See `Kernel.costs`: weights in sixteens, and a little for each chunk."""
@@ -55,20 +56,21 @@ class ScatteredKernel(Kernel):
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
         function = begun()
-        staged = Staged(function, self.panel, STRIP)
+        staged = Staged(function, self.panel, STRIP, self.stored)
         sums = function.at("%scratch", function.multiply("%inputs", self.panel.feature_bytes))
         chunks = function.integer("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
         pieces = function.integer("sdiv", function.add("%inputs", self.piece - 1), self.piece)
         with panels(function, self.panel, chunks) as run, function.loop(run.start, run.stop) as chunk:
             first = function.multiply(chunk, self.chunk)
-            emit_bias(function, self.panel, sums, (first, self.chunk))
+            left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
+            staged.emit_prefetch((run.row, run.rows), (first, left))
+            emit_bias(function, self.panel, self.stored, sums, (first, self.chunk))
             with function.loop(0, pieces) as piece:
                 features = function.at("%scratch", function.multiply(piece, self.piece * self.panel.feature_bytes))
                 number = function.add(function.multiply(chunk, pieces), piece)
                 strip = function.multiply(number, self.chunk // STRIP)
                 with function.loop(0, self.chunk // STRIP) as offset:
                     self._emit_strip(function, function.add(strip, offset), features, sums)
-            left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
             emit_results(function, staged, sums, (run.row, run.rows, first, left))
         return function
 
@@ -76,19 +78,21 @@ class ScatteredKernel(Kernel):
         place = function.at("%starts", function.multiply(strip, 8))
         start, stop = function.load("i64", place), function.load("i64", function.at(place, 8))
         kind, lanes = vector("float", self.panel.lanes), self.panel.lanes
+        bounds = function.multiply(start, STRIP), function.multiply(stop, STRIP)
+        room = function.at(sums, self.chunk * self.panel.feature_bytes)
+        floats = expanded(function, self.stored, bounds, room)
         with function.loop(0, STRIP, self.beside) as lane:
             order = function.at("%order", function.add(function.multiply(strip, STRIP), lane))
             pairs = []
             for number in range(self.beside):
                 own = function.index("i8", function.at(order, number))
                 pairs.append(self._sums(function, function.at(sums, function.multiply(own, self.panel.feature_bytes))))
-            first, last = function.add(function.multiply(start, STRIP), lane), function.multiply(stop, STRIP)
-            with function.loop(first, last, STRIP) as slot:
+            with function.loop(function.add(bounds[0], lane), bounds[1], STRIP) as slot:
                 for number, (_, totals) in enumerate(pairs):
                     own = function.add(slot, number)
                     column = function.index("i8", function.at("%columns", own))
                     place = function.at(features, function.multiply(column, self.panel.feature_bytes))
-                    emit_product(function, self.panel, self.stored, (own, place), totals)
+                    emit_product(function, self.panel, (floats, own, place), totals)
             for places, totals in pairs:
                 for place, total in zip(places, totals, strict=True):
                     function.store(kind, function.get(kind, total), place, lanes * FLOAT_BYTES)
@@ -100,35 +104,22 @@ class ScatteredKernel(Kernel):
         return places, [function.variable(kind, function.load(kind, some, size)) for some in places]
 
 
-def emit_product(function: Emitter, panel: Panel, stored: str, where: tuple[str, str], totals: list[str]) -> None:
-    """Add the weight in a slot times the activations at a place to variables."""
-    kind, lanes, (slot, place) = vector("float", panel.lanes), panel.lanes, where
-    number = read_floats(function, stored, 1, function.at("%values", function.multiply(slot, SIZES[stored])))
-    weight = function.shuffle("<1 x float>", number, "poison", [0] * lanes)
+def emit_product(function: Emitter, panel: Panel, where: tuple[str, str, str], totals: list[str]) -> None:
+    """Add one of the floats at a place times the activations at another to variables."""
+    kind, lanes, (floats, slot, place) = vector("float", panel.lanes), panel.lanes, where
+    weight = spread(function, floats, slot, lanes)
     for vectors, total in enumerate(totals):
         some = function.load(kind, function.at(place, vectors * lanes * FLOAT_BYTES), lanes * FLOAT_BYTES)
         function.put(kind, function.fused(lanes, weight, some, function.get(kind, total)), total)
 
 
-def emit_bias(function: Emitter, panel: Panel, sums: str, outputs: tuple[str, int]) -> None:
-    """Begin the sums of a run of outputs with their bias; those behind the last output with its bias."""
+def emit_bias(function: Emitter, panel: Panel, stored: str, sums: str, outputs: tuple[str, int]) -> None:
+    """Begin the sums of a run of outputs; those behind the last output like its."""
     first, count = outputs
     last = function.integer("sub", "%outputs", 1)
-    kind = vector("float", panel.lanes)
     with function.loop(0, count) as output:
-        channel = function.smaller(function.add(first, output), last)
-        bias = read_floats(function, "float", 1, function.at("%bias", function.multiply(channel, FLOAT_BYTES)))
-        splat = function.shuffle("<1 x float>", bias, "poison", [0] * panel.lanes)
+        begin = first_sum(function, stored, function.smaller(function.add(first, output), last), panel.lanes)
         place = function.at(sums, function.multiply(output, panel.feature_bytes))
         for number in range(panel.vectors):
-            offset = number * panel.lanes * FLOAT_BYTES
-            function.store(kind, splat, function.at(place, offset), panel.lanes * FLOAT_BYTES)
-
-
-def emit_results(function: Emitter, staged: Staged, sums: str, where: tuple[str, str, str, str]) -> None:
-    """Write sums into ``%y``; `where`: first row and how many, first output and how many."""
-    row, rows, first, count = where
-    with function.loop(0, count, STRIP) as output:
-        left = function.smaller(function.integer("sub", count, output), STRIP)
-        memory = function.at(sums, function.multiply(output, staged.panel.feature_bytes))
-        staged.emit_writing(memory, (row, rows), (function.add(first, output), left))
+            goal = function.at(place, number * panel.lanes * FLOAT_BYTES)
+            function.store(vector("float", panel.lanes), begin, goal, panel.lanes * FLOAT_BYTES)

@@ -7,13 +7,31 @@ from dataclasses import dataclass
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 
-__all__ = ["FLOAT_BYTES", "SIZES", "Panel", "Staged", "read_floats", "turned", "write_floats"]
+__all__ = [
+    "FLOAT_BYTES",
+    "SIZES",
+    "Panel",
+    "Staged",
+    "emit_results",
+    "expanded",
+    "first_sum",
+    "read_floats",
+    "spread",
+    "turned",
+    "write_floats",
+]
 
 FLOAT_BYTES = 4
 """Of a float32."""
 
 SIZES = {"float": FLOAT_BYTES, "bfloat": 2, "i8": 1}
 """Bytes of LLVM's types."""
+
+LINE_BYTES = 64
+"""Of a line of the cache."""
+
+EXPANDED = 16
+"""Weights that become floats together."""
 
 QUAD = 4
 """Floats that are turned together."""
@@ -147,15 +165,13 @@ class Staged:
         function: Where to.
         panel: The panel that they belong to.
         outputs: How many at most.
+        stored: LLVM's type of the weights: of int8, results still lack their scale and bias.
     """
 
-    def __init__(self, function: Emitter, panel: Panel, outputs: int) -> None:
-        self._function, self.panel, self._outputs = function, panel, outputs
+    def __init__(self, function: Emitter, panel: Panel, outputs: int, stored: str) -> None:
+        self._function, self.panel, self.outputs = function, panel, outputs
+        self._is_scaled = stored == "i8"
         self._rest = function.variable(f"[{outputs * panel.lanes} x {panel.element}]")
-
-    def memory(self) -> str:
-        """Room for them on the stack."""
-        return self._function.variable(f"[{self._outputs * self.panel.width} x float]")
 
     def emit_filling(self, memory: str, sums: Sequence[Sequence[str]], slot: str) -> None:
         """Keep variables, by outputs and vectors, as those from the output `slot` on."""
@@ -165,6 +181,22 @@ class Staged:
             for number, total in enumerate(totals):
                 goal = function.at(place, output * self.panel.feature_bytes + number * lanes * FLOAT_BYTES)
                 function.store(kind, function.get(kind, total), goal, lanes * FLOAT_BYTES)
+
+    def emit_prefetch(self, rows: tuple[str, str], outputs: tuple[str, str]) -> None:
+        """Ask for where results will be written, so that they need not wait for it.
+
+        Args:
+            rows: First row, and how many.
+            outputs: First output, and how many.
+        """
+        function, panel = self._function, self.panel
+        place = function.add(function.multiply(rows[0], "%outputs"), outputs[0])
+        goal = function.at("%y", function.multiply(place, panel.size))
+        stride = function.multiply("%outputs", panel.size)
+        step = LINE_BYTES // panel.size
+        with function.loop(0, rows[1]) as row, function.loop(0, outputs[1], step) as output:
+            line = function.add(function.multiply(row, stride), function.multiply(output, panel.size))
+            function.prefetch(function.at(goal, line), is_written=True, level=2)
 
     def emit_writing(self, memory: str, rows: tuple[str, str], outputs: tuple[str, str]) -> None:
         """Write into ``%y``, which has ``%outputs`` numbers a row.
@@ -185,24 +217,34 @@ class Staged:
             rows_at = function.at(goal, function.multiply(done, stride))
             source = function.at(memory, function.multiply(done, FLOAT_BYTES))
             whole = function.let(f"icmp eq i64 {left}, {panel.lanes}")
-            full = function.let(f"icmp eq i64 {outputs[1]}, {self._outputs}")
+            full = function.let(f"icmp eq i64 {outputs[1]}, {self.outputs}")
             direct = function.let(f"and i1 {whole}, {full}")
-            own = self._outputs * panel.size
+            own = self.outputs * panel.size
             aim = function.let(f"select i1 {direct}, ptr {rows_at}, ptr {self._rest}")
             step = function.let(f"select i1 {direct}, i64 {stride}, i64 {own}")
-            self._emit_quads(source, aim, step)
+            self._emit_quads(source, aim, step, outputs[0])
             with function.when(f"icmp eq i1 {direct}, false"):
                 self._emit_copy((left, outputs[1]), rows_at, stride)
 
-    def _emit_quads(self, source: str, aim: str, step: str) -> None:
+    def _result(self, source: str, output: int, first: str) -> str:
+        """A vector of one output's results, the `output`-th behind the first."""
+        function, panel = self._function, self.panel
+        kind = vector("float", panel.lanes)
+        place = function.at(source, output * panel.feature_bytes)
+        total = function.load(kind, place, panel.lanes * FLOAT_BYTES)
+        if not self._is_scaled:
+            return total
+        channel = function.smaller(function.add(first, output), function.integer("sub", "%outputs", 1))
+        scale, bias = (spread(function, f"%{name}", channel, panel.lanes) for name in ("scales", "bias"))
+        return function.fused(panel.lanes, total, scale, bias)
+
+    def _emit_quads(self, source: str, aim: str, step: str, channel: str) -> None:
         function, panel = self._function, self.panel
         lanes, kind = panel.lanes, vector("float", panel.lanes)
         quads = []
-        for first in range(0, self._outputs, QUAD):
-            some = [
-                function.load(kind, function.at(source, output * panel.feature_bytes), lanes * FLOAT_BYTES)
-                for output in range(first, min(first + QUAD, self._outputs))
-            ]
+        for first in range(0, self.outputs, QUAD):
+            outputs = range(first, min(first + QUAD, self.outputs))
+            some = [self._result(source, output, channel) for output in outputs]
             quads.append(
                 (first, len(some), turned(function, [*some, *["zeroinitializer"] * (QUAD - len(some))], lanes))
             )
@@ -217,12 +259,58 @@ class Staged:
         """From the stack, where no neighbour is written over."""
         function, panel = self._function, self.panel
         with function.loop(0, sizes[0]) as row:
-            source = function.at(self._rest, function.multiply(row, self._outputs * panel.size))
+            source = function.at(self._rest, function.multiply(row, self.outputs * panel.size))
             aim = function.at(goal, function.multiply(row, stride))
             with function.loop(0, sizes[1]) as output:
                 offset = function.multiply(output, panel.size)
                 found = function.load(panel.element, function.at(source, offset), panel.size)
                 function.store(panel.element, found, function.at(aim, offset), panel.size)
+
+
+def emit_results(function: Emitter, staged: Staged, sums: str, where: tuple[str, str, str, str]) -> None:
+    """Write sums into ``%y``; `where`: first row and how many, first output and how many."""
+    row, rows, first, count = where
+    with function.loop(0, count, staged.outputs) as output:
+        left = function.smaller(function.integer("sub", count, output), staged.outputs)
+        memory = function.at(sums, function.multiply(output, staged.panel.feature_bytes))
+        staged.emit_writing(memory, (row, rows), (function.add(first, output), left))
+
+
+def spread(function: Emitter, floats: str, number: str, lanes: int) -> str:
+    """A vector of one of the floats at a place."""
+    found = read_floats(function, "float", 1, function.at(floats, function.multiply(number, FLOAT_BYTES)))
+    return function.shuffle("<1 x float>", found, "poison", [0] * lanes)
+
+
+def first_sum(function: Emitter, stored: str, channel: str, lanes: int) -> str:
+    """What an output's sums begin with: its bias, unless they are to be scaled."""
+    return "zeroinitializer" if stored == "i8" else spread(function, "%bias", channel, lanes)
+
+
+def expanded(function: Emitter, stored: str, bounds: tuple[str, str], memory: str) -> str:
+    """Weights of a run as floats, in memory where they are none.
+
+    Args:
+        function: Where to.
+        stored: LLVM's type of the weights.
+        bounds: The first, and behind the last.
+        memory: Room for them.
+
+    Returns:
+        Where the weight of number 0 would be.
+    """
+    if stored == "float":
+        return "%values"
+    start, stop = bounds
+    count, size = function.integer("sub", stop, start), SIZES[stored]
+    source = function.at("%values", function.multiply(start, size))
+    whole = function.integer("and", count, -EXPANDED)
+    for first, last, lanes in (("0", whole, EXPANDED), (whole, count, 1)):
+        with function.loop(first, last, lanes) as number:
+            some = read_floats(function, stored, lanes, function.at(source, function.multiply(number, size)))
+            goal = function.at(memory, function.multiply(number, FLOAT_BYTES))
+            function.store(vector("float", lanes), some, goal, FLOAT_BYTES)
+    return function.at(memory, function.multiply(start, -FLOAT_BYTES))
 
 
 def _joined(function: Emitter, parts: list[str]) -> str:

@@ -1,0 +1,63 @@
+"""What weights are stored as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DTYPES", "decoded", "encoded", "quantized", "stored"]
+
+DTYPES = ("float32", "bfloat16", "int8")
+"""float32; bfloat16, as the bits of uint16; int8 with a scale per output channel."""
+
+MOST = 127
+"""Of an int8."""
+
+LLVM_TYPES = {"float32": "float", "uint16": "bfloat", "int8": "i8"}
+
+Floats = npt.NDArray[np.float32]
+
+
+def stored(values: npt.NDArray[Any]) -> str:
+    """LLVM's type of stored numbers."""
+    return LLVM_TYPES[values.dtype.name]
+
+
+def quantized(weight_OI: Floats) -> tuple[Floats, Floats]:
+    """Whole numbers from -127 to 127, and for each output channel what they are to be multiplied with.
+
+    Example:
+        >>> quantized(np.array([[1.0, 0.5], [0.0, 0.0]], np.float32))[0]
+        array([[127.,  64.],
+               [  0.,   0.]], dtype=float32)
+    """
+    largest = np.abs(weight_OI).max(axis=1)
+    scales = np.where(largest > 0, largest / np.float32(MOST), 1).astype(np.float32)
+    return np.rint(weight_OI / scales[:, None]), scales
+
+
+def encoded(values: Floats, dtype: str) -> npt.NDArray[Any]:
+    """Numbers as they are stored: bfloat16 rounded to the nearest, int8 of whole numbers.
+
+    Example:
+        >>> encoded(np.array([1.0], np.float32), "bfloat16")
+        array([16256], dtype=uint16)
+    """
+    if dtype == "float32":
+        return values
+    if dtype == "int8":
+        return values.astype(np.int8)
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    half = np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    rounded = np.where(np.isnan(values), bits | np.uint32(1 << 22), bits + half)
+    shifted: npt.NDArray[Any] = (rounded >> np.uint32(16)).astype(np.uint16)
+    return shifted
+
+
+def decoded(values: npt.NDArray[Any]) -> Floats:
+    """The numbers that are stored, without their scales."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values.astype(np.float32)
