@@ -91,7 +91,7 @@ def test_infinities_nan_and_minus_zero_keep_their_bits(tmp_path: Path) -> None:
     model.weight.data[1:] = 0
     saved = secateur.save(model, tmp_path / "saved")
     assert saved.tensors[0].packing != "dense"
-    assert "1 zeros are -0.0" in str(saved)
+    assert "Zeros that are -0.0: 1." in str(saved)
     assert same(secateur.load(tmp_path / "saved", nn.Linear(4, 4, bias=False)), model)
 
 
