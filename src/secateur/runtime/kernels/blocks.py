@@ -11,10 +11,13 @@ from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
 from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, emit_results, expanded, first_sum
 
-__all__ = ["BlockKernel"]
+__all__ = ["FOLLOWING", "BlockKernel"]
 
 LINE = 16
 """Floats of a cache line."""
+
+FOLLOWING = 4
+"""Blocks from the one at work to the one whose activations are asked for: 3 to 5 % for 4x1, nothing for 8x1."""
 
 HIGH = 8
 """Outputs of a high block."""
@@ -119,9 +122,9 @@ class BlockKernel(Kernel):
         return function.multiply(bounds[0], size), function.multiply(bounds[1], size)
 
     def _emit_block(self, function: Emitter, sums: list[list[str]], block: str, weights: str) -> None:
-        bytes_of_index = int(self.index[1:]) // 8
-        number = function.index(self.index, function.at("%columns", function.multiply(block, bytes_of_index)))
-        features = function.at("%scratch", function.multiply(number, self.cols * self.panel.feature_bytes))
+        features = self._features(function, block)
+        if self.rows < HIGH:
+            self._emit_prefetch(function, block)
         first = function.at(weights, function.multiply(block, self.rows * self.cols * FLOAT_BYTES))
         step = next(count for count in (4, 3, 2, 1) if self.cols % count == 0)
         if step == self.cols:
@@ -131,6 +134,18 @@ class BlockKernel(Kernel):
         with function.loop(0, self.cols, step) as column:
             for offset in range(step):
                 self._emit_column(function, sums, features, (first, function.add(column, offset)))
+
+    def _features(self, function: Emitter, block: str) -> str:
+        """Where the activations of a block are."""
+        bytes_of_index = int(self.index[1:]) // 8
+        number = function.index(self.index, function.at("%columns", function.multiply(block, bytes_of_index)))
+        return function.at("%scratch", function.multiply(number, self.cols * self.panel.feature_bytes))
+
+    def _emit_prefetch(self, function: Emitter, block: str) -> None:
+        """Ask for the activations of a block that comes soon; its column is there for the last blocks too."""
+        features = self._features(function, function.add(block, FOLLOWING))
+        for line in range(0, self.panel.feature_bytes, LINE * FLOAT_BYTES):
+            function.prefetch(function.at(features, line))
 
     def _emit_column(self, function: Emitter, sums: list[list[str]], features: str, weight: tuple[str, str]) -> None:
         first, column = weight

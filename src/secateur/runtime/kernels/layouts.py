@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from secateur.runtime.kernels.blocks import FOLLOWING
 from secateur.runtime.kernels.choice import Step, block_steps
 from secateur.runtime.kernels.numbers import Floats, decoded, encoded, stored
 
@@ -86,12 +87,12 @@ class Blocks(Layout):
     Attributes:
         block: (N, M).
         starts: For each row of blocks, how many blocks lie before it, and at the end how many there are.
-        columns: For each block, how many blocks fit to the left of it.
+        columns: For each block, how many blocks fit to the left of it, and zeros for kernels that look ahead.
         values: The numbers: blocks × M inputs × N outputs.
 
     Example:
         >>> blocks = Blocks.of(np.array([[0, 1], [0, 2]], np.float32), (2, 1))
-        >>> blocks.columns, blocks.values.ravel()
+        >>> blocks.columns[:1], blocks.values.ravel()
         (array([1], dtype=uint16), array([1., 2.], dtype=float32))
     """
 
@@ -112,7 +113,7 @@ class Blocks(Layout):
             shape=(outputs, inputs),
             block=block,
             starts=starts,
-            columns=aligned(column.astype(index)),
+            columns=aligned(np.append(column, np.zeros(FOLLOWING)).astype(index)),
             values=aligned(values),
         )
 
@@ -125,5 +126,5 @@ class Blocks(Layout):
         (outputs, inputs), (rows, cols) = self.shape, self.block
         tiles = np.zeros((outputs // rows, inputs // cols, cols, rows), np.float32)
         row = np.repeat(np.arange(outputs // rows), np.diff(self.starts))
-        tiles[row, self.columns] = decoded(self.values)
+        tiles[row, self.columns[: len(row)]] = decoded(self.values)
         return tiles.transpose(0, 3, 1, 2).reshape(outputs, inputs)

@@ -9,6 +9,7 @@ from secateur.runtime.kernels.emitter import Emitter, vector
 
 __all__ = [
     "FLOAT_BYTES",
+    "LINE_BYTES",
     "SIZES",
     "Panel",
     "Staged",
