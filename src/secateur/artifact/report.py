@@ -146,8 +146,8 @@ class ArtifactReport:
             lines.append(f"The files have {self.disk_bytes:,} bytes.")
         if negative := sum(row.negative_zeros for row in self.tensors):
             lines.append(
-                f"Zeros that are -0.0: {negative:,}. They are stored like any other number, so that every bit stays as it "
-                f"is; weight.add_(0.0) would make them 0.0, and the tensors smaller."
+                f"Zeros that are -0.0: {negative:,}. They are stored like any other number, so that every bit stays as "
+                f"it is; weight.add_(0.0) would make them 0.0, and the tensors smaller."
             )
         if self.problems:
             lines.append(f"{counted(len(self.problems), 'tensor')} failed verification, marked ✗.")
