@@ -192,6 +192,36 @@ def test_many_threads_may_call_one_model() -> None:
         assert all(close(results[number], dense(given)) for number, given in enumerate(inputs))
 
 
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("pattern", ["4x1", "1x1", "2:4"])
+def test_weights_are_rounded_to_eight_bits_if_that_is_allowed(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = torch.randn(4, 32)
+    model = pruned(mlp(32, 64, 48), pattern, None if ":" in pattern else 0.75)
+    monkeypatch.setitem(compiling.TOLERANCE, torch.float32, -1.0)  # so that no other way is taken
+    dense, (exact, report) = both(model, inputs)
+    assert report.exchanged == 0
+    exact, report = secateur.runtime.compile(exact, inputs, int8=True)
+    assert all(row.chosen.endswith("kernel, int8") and 1e-5 < row.error < 0.02 for row in report.layers)
+    with torch.no_grad():
+        assert close(exact(inputs), dense(inputs), 0.03)
+        assert not close(exact(inputs), dense(inputs), 1e-5)
+    rounded = exact.state_dict()["0.weight"]
+    assert torch.equal(rounded == 0, dense.state_dict()["0.weight"] == 0) or pattern != "4x1"
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("pattern", ["4x1", "2:4"])
+def test_bfloat16_stays_bfloat16(pattern: str) -> None:
+    inputs = torch.randn(8, 32, dtype=torch.bfloat16)
+    model = pruned(mlp(32, 64, 48, dtype=torch.bfloat16), pattern, None if ":" in pattern else 0.75)
+    dense, (compiled, report) = both(model, inputs)
+    assert all(row.chosen.endswith("kernel, bfloat16") for row in report.layers)
+    with torch.no_grad():
+        assert compiled(inputs).dtype == torch.bfloat16
+        assert close(compiled(inputs), dense(inputs), 1e-2)
+    assert same_state(compiled, dense)
+
+
 # What the table says.
 
 
@@ -303,6 +333,14 @@ def test_models_that_are_not_ready_are_refused() -> None:
         secateur.runtime.compile(model.eval(), torch.randn(2, 9))
     with pytest.raises(UnsupportedModelError, match=r"A torch\.nn\.Module or a keras\.Model is needed"):
         secateur.runtime.compile({}, torch.randn(2, 9))
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("pattern", ["4x1", "1xchannel"])
+def test_other_weights_are_refused(pattern: str) -> None:
+    dense, (model, _) = both(pruned(mlp(32, 64, 48), pattern, 0.5), torch.randn(8, 32))
+    with pytest.raises(StateError, match=r"and takes no other\. Load the state into the model before it is compiled"):
+        model.load_state_dict(dense.state_dict())
 
 
 @pytest.mark.usefixtures("always")

@@ -23,7 +23,7 @@ class Compiled(NamedTuple):
     report: RuntimeReport
 
 
-def compile(model: Any, example_inputs: Any) -> Compiled:  # noqa: A001 - as torch calls it
+def compile(model: Any, example_inputs: Any, *, int8: bool = False) -> Compiled:  # noqa: A001 - as torch calls it
     """Exchange the layers of a pruned model that gain from it, for inference on the machine at hand.
 
     Every layer with zeros is timed as it is and in each way that its zeros allow, with inputs of the example's shapes.
@@ -35,6 +35,8 @@ def compile(model: Any, example_inputs: Any) -> Compiled:  # noqa: A001 - as tor
         model: A torch module in evaluation mode, pruned; it is changed in place.
         example_inputs: What the model is called with: a tensor, a tuple of positional arguments, or a mapping of
             keyword arguments. Their shapes decide what is faster: 1 row for generating text, many for batches.
+        int8: Whether weights may be rounded to eight bits with a scale per output channel, where that is faster: fewer
+            bytes, for outputs that change by some per mille. What ``state_dict()`` gives is then rounded too.
 
     Returns:
         The model, and a report on its layers.
@@ -59,4 +61,4 @@ def compile(model: Any, example_inputs: Any) -> Compiled:  # noqa: A001 - as tor
         )
     from secateur.runtime.pytorch import compile_model
 
-    return Compiled(model, compile_model(model, example_inputs))
+    return Compiled(model, compile_model(model, example_inputs, int8=int8))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from secateur.errors import StateError
 from secateur.patterns.pytorch import PytorchBasePattern
 from secateur.runtime.pytorch.layers import parts
 
@@ -83,6 +84,12 @@ class ChannelLinear(nn.Module):
         destination[f"{prefix}weight"] = self.dense_weight()
         if self.packed_bias is not None:
             destination[f"{prefix}bias"] = self.packed_bias
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        raise StateError(
+            "ChannelLinear holds what is left of its weight, and takes no other. Load the state into the model before "
+            "it is compiled."
+        )
 
     def extra_repr(self) -> str:
         """Channels before and after."""

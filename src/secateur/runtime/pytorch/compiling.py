@@ -45,7 +45,7 @@ class Call:
     rows: int
 
 
-def compile_model(model: nn.Module, example_inputs: Any) -> RuntimeReport:
+def compile_model(model: nn.Module, example_inputs: Any, *, int8: bool = False) -> RuntimeReport:
     """See `secateur.runtime.compile`."""
     inner = unwrapped(model)
     if training := [name for name, module in inner.named_modules() if module.training]:
@@ -59,7 +59,12 @@ def compile_model(model: nn.Module, example_inputs: Any) -> RuntimeReport:
         device = next((weight.device for weight in inner.parameters()), torch.device("cpu"))
         (before,) = medians([lambda: batch.run(inner, None)], device, WHOLE_BUDGET)
         owners = Counter(id(layer.weight) for layer in layers.values())
-        tried = {name: _tried(name, layer, calls.get(name), owners[id(layer.weight)]) for name, layer in layers.items()}
+        tried = {
+            name: _tried(
+                _row(name, layer, calls.get(name), owners[id(layer.weight)]), layer, calls.get(name), int8=int8
+            )
+            for name, layer in layers.items()
+        }
         for name, (_, exchanged) in tried.items():
             if exchanged is not None:
                 _put(inner, name, exchanged)
@@ -96,27 +101,33 @@ def _observed(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch) -
     return calls
 
 
-def _tried(name: str, layer: nn.Module, call: Call | None, owners: int) -> tuple[LayerRow, nn.Module | None]:
-    """What is known of a layer, and what takes its place."""
+def _row(name: str, layer: nn.Module, call: Call | None, owners: int) -> LayerRow:
+    """What is known of a layer that stays dense, with the reason if it must."""
     weight, _ = parts(layer)
-    plain = LayerRow(
+    row = LayerRow(
         name=name,
         shape=tuple(weight.shape),
         pattern=None,
         sparsity=0.0,
         dense_bytes=weight.nbytes,
         bytes=weight.nbytes,
+        rows=0 if call is None else call.rows,
+        reason=refusal(layer, owners),
     )
-    if reason := refusal(layer, owners):
-        return replace(plain, reason=reason), None
+    if call is None and not row.reason:
+        return replace(row, reason="it is not called with the example inputs")
+    return row
+
+
+def _tried(plain: LayerRow, layer: nn.Module, call: Call | None, *, int8: bool) -> tuple[LayerRow, nn.Module | None]:
+    """What became of a layer, and what takes its place."""
+    if plain.reason or call is None:
+        return plain, None
     found = zeroed(layer)
     plain = replace(plain, pattern=found.pattern, sparsity=found.sparsity)
-    if call is None:
-        return replace(plain, reason="it is not called with the example inputs"), None
-    plain = replace(plain, rows=call.rows)
     best: tuple[LayerRow, nn.Module | None] = plain, None
     reasons: list[str] = []
-    for way in ways(layer, found):
+    for way in ways(layer, found, int8=int8):
         if isinstance(way, str):
             reasons.append(way)
             continue
@@ -137,7 +148,7 @@ def _compared(plain: LayerRow, layer: nn.Module, way: Way, call: Call) -> tuple[
     error = float((dense - sparse).abs().max() / dense.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
     before, after = medians([lambda: layer(call.inputs), lambda: other(call.inputs)], call.inputs.device)
     row = replace(plain, dense_seconds=before, sparse_seconds=after)
-    if not error <= TOLERANCE[call.inputs.dtype]:
+    if not error <= (way.tolerance or TOLERANCE[call.inputs.dtype]):
         return replace(row, sparse_seconds=None, reason=f"{way.name} differs by {error:.1e}"), None
     if after > NOTABLE * before:
         return replace(row, reason=f"{way.name} is not faster"), None

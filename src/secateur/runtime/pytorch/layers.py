@@ -111,6 +111,12 @@ class ExchangedLayer(nn.Module):
         if self.has_bias:
             destination[f"{prefix}bias"] = self.bias
 
+    def _load_from_state_dict(self, *_: Any) -> None:
+        raise StateError(
+            f"{type(self).__name__} holds its weight packed, and takes no other. Load the state into the model before "
+            f"it is compiled."
+        )
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.handle = handle_of(self)

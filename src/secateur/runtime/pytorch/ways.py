@@ -23,6 +23,12 @@ LEAST_SPARSITY = 0.2
 
 SINGLE = "1x1"
 
+STORED = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""A layer's type → what kernels store its weight as."""
+
+INT8_TOLERANCE = 0.05
+"""What rounding to eight bits may change: a weight by 1/254 of the largest of its output channel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -31,10 +37,13 @@ class Way:
     Attributes:
         name: What a person calls it.
         build: Makes the layer that takes the place of the dense one.
+        tolerance: The greatest difference of outputs from the dense ones, over the largest of these; ``None``: that of
+            rounding.
     """
 
     name: str
     build: Callable[[], nn.Module]
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,14 @@ def refusal(layer: nn.Module, owners: int) -> str:
     return ""
 
 
-def ways(layer: nn.Module, found: Zeroed) -> Iterator[Way | str]:
-    """Every way to run a layer, and for those that its zeros ask for and that there are none of, why."""
+def ways(layer: nn.Module, found: Zeroed, *, int8: bool = False) -> Iterator[Way | str]:
+    """Every way to run a layer, and for those that its zeros ask for and that there are none of, why.
+
+    Args:
+        layer: The layer.
+        found: Its weight and its zeros.
+        int8: Whether weights may be rounded to eight bits.
+    """
     if found.sparsity < LEAST_SPARSITY or found.pattern is None:
         yield "too few of its weights are zero to gain" if found.sparsity else "none of its weights is zero"
         return
@@ -105,6 +120,8 @@ def ways(layer: nn.Module, found: Zeroed) -> Iterator[Way | str]:
         yield way
     for pattern in dict.fromkeys((_blocks(found.pattern), SINGLE)):
         yield from _kernels(layer, found, pattern)
+        if int8:
+            yield from _kernels(layer, found, pattern, int8=True)
 
 
 def _blocks(pattern: str) -> str:
@@ -121,14 +138,12 @@ def _channels(layer: nn.Module, found: Zeroed) -> Way | None:
     return Way("smaller dense", lambda: ChannelLinear(layer, outputs, inputs))
 
 
-def _kernels(layer: nn.Module, found: Zeroed, pattern: str) -> Iterator[Way | str]:
+def _kernels(layer: nn.Module, found: Zeroed, pattern: str, *, int8: bool = False) -> Iterator[Way | str]:
     shape = (found.weight.shape[0], found.weight.shape[1])
-    own = parts(layer)[0].dtype
-    stored = "bfloat16" if own == torch.bfloat16 else "float32"
-    if own == torch.float16:
-        yield "there are no kernels for float16 on the CPU"
+    dtype = "int8" if int8 else STORED.get(parts(layer)[0].dtype)
+    if dtype is None:
+        yield f"there are no kernels for {parts(layer)[0].dtype} on the CPU"
         return
-    dtype = stored if not unsupported(pattern, shape, stored) else "float32"
     if reason := unsupported(pattern, shape, dtype):
         yield reason
         return
@@ -139,4 +154,4 @@ def _kernels(layer: nn.Module, found: Zeroed, pattern: str) -> Iterator[Way | st
             return SparseConv2d(layer, matrix)
         return SparseLinear(layer, matrix, is_transposed=found.view.output_axes == (1,))
 
-    yield Way(f"{pattern} kernel, {dtype}", build)
+    yield Way(f"{pattern} kernel, {dtype}", build, INT8_TOLERANCE if int8 else None)
