@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,8 @@ class DirectKernel(Kernel):
     def size(self) -> int:
         """Bytes of an activation."""
         return SIZES[self.element]
+
+    shares_per_thread: ClassVar[int] = 4
 
     @property
     def width(self) -> int:

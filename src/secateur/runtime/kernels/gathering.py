@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,8 @@ class GatherKernel(Kernel):
     element: str
     batch: int
     stored: str = "float"
+
+    shares_per_thread: ClassVar[int] = 4
 
     @property
     def width(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,8 @@ class SelectKernel(Kernel):
     batch: int
     permutes: bool
     stored: str = "float"
+
+    shares_per_thread: ClassVar[int] = 4
 
     @property
     def width(self) -> int:
