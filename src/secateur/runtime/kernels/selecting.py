@@ -12,7 +12,7 @@ from secateur.runtime.kernels.direct import AHEAD
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.gathering import FLOATS, emit_floats, emit_sums, numbered
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.strips import STRIP, emit_bias, emit_product
+from secateur.runtime.kernels.strips import STRIP, emit_ahead, emit_bias, emit_product
 from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, Panel, Staged, emit_results, expanded, read_floats
 
 __all__ = ["SelectKernel", "SelectPanelKernel", "place_bits"]
@@ -194,6 +194,8 @@ class SelectPanelKernel(Kernel):
             function.add(start, function.multiply(function.integer("sdiv", feature, self.group), self.keep))
             for feature in features
         ]
+        of_strip = function.integer("sdiv", function.multiply("%inputs", self.keep), self.group)
+        emit_ahead(function, self.stored, (slots[0], slots[1]), of_strip)
         bounds = function.multiply(slots[0], STRIP), function.multiply(slots[1], STRIP)
         floats = expanded(function, self.stored, bounds, function.at(sums, self.chunk * self.panel.feature_bytes))
         with function.loop(0, STRIP, self.beside) as lane:
