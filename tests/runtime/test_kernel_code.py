@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from secateur.errors import MissingPackageError
+from secateur.runtime.kernels import PackedMatrix, choice
 from secateur.runtime.kernels.blocks import BlockKernel
 from secateur.runtime.kernels.direct import DirectKernel
 from secateur.runtime.kernels.gathering import GatherKernel
@@ -59,6 +61,34 @@ def test_a_processor_without_wide_vectors_still_has_code() -> None:
     target = Target(LINUX, "x86-64")
     assert target.lanes == 4
     assert "mulps" in assembly(BlockKernel(4, 1, "i16", Panel("float", 4, 2), 4).emit(), target)
+
+
+@pytest.mark.skipif(not host().is_x86, reason="runs code for older processors of the same kind")
+@pytest.mark.parametrize("features", ["+avx2,+fma", ""])
+@pytest.mark.parametrize("pattern", ["4x1", "8x1", "1x8", "1x1", "2:4", "4:8"])
+def test_older_processors_get_the_same(pattern: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if features and not host().has("avx2"):
+        pytest.skip("no AVX2 here")
+    older = Target(host().triple, "haswell" if features else "x86-64", features)
+    monkeypatch.setattr("secateur.runtime.kernels.target.host", lambda: older)
+    monkeypatch.setattr("secateur.runtime.kernels.choice._made", {})
+    caches = choice.block_steps, choice.scattered_steps, choice.grouped_steps
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        weight = np.random.default_rng(0).standard_normal((40, 56)).astype(np.float32)
+        weight[8:16] = weight[:, 5] = 0
+        if ":" in pattern:
+            weight.reshape(-1, 2)[:, 1] = 0
+        matrix = PackedMatrix.from_dense(weight, pattern, "bfloat16")
+        for batch in (1, 6, 40):
+            x = np.random.default_rng(1).standard_normal((batch, 56)).astype(np.float32)
+            y = np.empty((batch, 40), np.float32)
+            matrix.matmul(x.ctypes.data, batch, y.ctypes.data)
+            np.testing.assert_allclose(y, x @ matrix.dense().T, rtol=1e-4, atol=1e-4)
+    finally:
+        for cached in caches:
+            cached.cache_clear()
 
 
 def test_broken_code_is_refused() -> None:

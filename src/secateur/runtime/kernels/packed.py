@@ -41,8 +41,8 @@ BYTES_PER_SECOND = 20e9
 PRODUCTS_PER_SECOND = 75e9
 """Of one thread, about."""
 
-SECONDS_PER_THREAD = 40e-6
-"""What another thread must save: about what it takes one to wake up, twice."""
+SECONDS_PER_THREAD = 150e-6
+"""Of one thread's work for each thread more. To wake one costs up to 70 us where other work has the processors."""
 
 MOST_PLANS = 256
 """Sizes of batches that a matrix remembers how to multiply with."""
