@@ -26,8 +26,8 @@ matter: the weight is read once, and what counts is its bytes.
    strip of single weights gathers its sixteen activations; one of N:M loads a group once and permutes it in the
    register by the index.
 
-3. *Many rows* (`blocks`, `strips`, `selecting`): activations are turned into panels of up to 64 rows, feature after
-   feature (`turning.Panel`), in memory that each thread keeps. For blocks, a tile of 4 outputs × 4 vectors or 8 × 3
+3. *Many rows* (`blocks`, `strips`, `selecting`): activations are turned into panels of up to 80 rows, feature after
+   feature (`turning.Panel`), in memory that each thread keeps. For blocks, a tile of 4 outputs × 5 vectors or 8 × 3
    stays in registers: a block loads its activations once and each weight once as a broadcast. For strips, 128
    features of a panel at a time stay in the innermost cache and four outputs are computed side by side, which hides
    what a sum waits for. Weights that are no floats become floats there once per panel. Results are kept until a line
