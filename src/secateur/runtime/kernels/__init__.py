@@ -22,7 +22,7 @@ matter: the weight is read once, and what counts is its bytes.
    Numbers are float32, bfloat16 or int8 with a scale per output (`numbers`).
 
 2. *Few rows* (`direct`, `gathering`, `selecting`): activations are read where they are. Lanes are the outputs of a
-   block or a strip, so nothing is added up across lanes, and weights stream through once, asked for 2 KiB ahead. A
+   block or a strip, so nothing is added up across lanes, and weights stream through once, asked for 8 KiB ahead. A
    strip of single weights gathers its sixteen activations; one of N:M loads a group once and permutes it in the
    register by the index.
 

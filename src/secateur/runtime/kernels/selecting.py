@@ -8,12 +8,20 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.direct import AHEAD
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.gathering import FLOATS, emit_floats, emit_sums, numbered
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
 from secateur.runtime.kernels.strips import STRIP, emit_ahead, emit_bias, emit_product
-from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, Panel, Staged, emit_results, expanded, read_floats
+from secateur.runtime.kernels.turning import (
+    AHEAD,
+    FLOAT_BYTES,
+    SIZES,
+    Panel,
+    Staged,
+    emit_results,
+    expanded,
+    read_floats,
+)
 
 __all__ = ["SelectKernel", "SelectPanelKernel", "place_bits"]
 
@@ -101,7 +109,7 @@ class SelectKernel(Kernel):
         for number in range(self.keep):
             own = function.add(slot, number)
             place = function.at("%values", function.multiply(own, STRIP * SIZES[self.stored]))
-            function.prefetch(function.at(place, AHEAD))
+            function.prefetch(function.at(place, AHEAD), level=2)
             weights = read_floats(function, self.stored, STRIP, place)
             places = self._places(function, own)
             for source, total in zip(sources, chains[number % len(chains)], strict=True):

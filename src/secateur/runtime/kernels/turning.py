@@ -32,7 +32,7 @@ SIZES = {"float": FLOAT_BYTES, "bfloat": 2, "i8": 1}
 LINE_BYTES = 64
 """Of a line of the cache."""
 
-AHEAD = 4096
+AHEAD = 8192
 """Bytes from the weights at work to those that are asked for: the processor itself stops at every page."""
 
 EXPANDED = 16
