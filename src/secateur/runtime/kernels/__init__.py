@@ -1,4 +1,49 @@
-"""Products with pruned weights on the CPU, by code that is made for the processor at hand."""
+"""Products with pruned weights on the CPU, by code that is made for the processor at hand.
+
+``y = x @ weight.T + bias`` for activations x of shape (batch, I) and a pruned weight of shape (O, I). `PackedMatrix`
+is the whole interface; it knows addresses and NumPy arrays, and no framework.
+
+**What is slow about sparsity.** A processor multiplies two vectors of 16 floats per cycle and loads two. A dense
+product loads a vector of activations once and multiplies it with many weights; a sparse one that goes weight by
+weight loads one vector for each product and is bound by loads. And with few rows of the batch, arithmetic does not
+matter: the weight is read once, and what counts is its bytes.
+
+**The data's way.**
+
+1. *Weights* are packed once, into one layout that all batches read (`layouts`, `scattered`, `grouped`):
+
+   - blocks of N outputs × M inputs: row of blocks by row of blocks, a column's N numbers side by side; a block costs
+     an index of two bytes;
+   - single weights: sixteen outputs side by side (a *strip*), each with its next weight; a weight costs one byte, its
+     column within a piece of 128 inputs. Within a chunk of 256 outputs those are put together that have about as many
+     weights in this piece, so that 3 to 5 % of what is stored are zeros that fill up;
+   - N of every M: strips too, with two bits (four for M of 8 and 16) for a weight's place in its group.
+
+   Numbers are float32, bfloat16 or int8 with a scale per output (`numbers`).
+
+2. *Few rows* (`direct`, `gathering`, `selecting`): activations are read where they are. Lanes are the outputs of a
+   block or a strip, so nothing is added up across lanes, and weights stream through once, asked for 8 KiB ahead. A
+   strip of single weights gathers its sixteen activations; one of N:M loads a group once and permutes it in the
+   register by the index.
+
+3. *Many rows* (`blocks`, `strips`, `selecting`): activations are turned into panels of up to 80 rows, feature after
+   feature (`turning.Panel`), in memory that each thread keeps. For blocks, a tile of 4 outputs × 5 vectors or 8 × 3
+   stays in registers: a block loads its activations once and each weight once as a broadcast. For strips, 128
+   features of a panel at a time stay in the innermost cache and four outputs are computed side by side, which hides
+   what a sum waits for. Weights that are no floats become floats there once per panel. Results are kept until a line
+   of the cache is full, turned back four by four, and written row after row, to where has been asked for beforehand
+   (`turning.Staged`).
+
+4. *Threads* (`threads`): the panels' units of outputs are numbered, and cut where the stored weights before them are
+   an equal share. Each number is computed by one thread in one order, so no bit depends on how many there are.
+
+**The code.** `emitter` writes LLVM's language with vectors of the processor's width (on others than AVX-512, AVX2 and
+NEON, vectors of four, which LLVM fits to what there is); `target` compiles it in 15 ms (few rows) to 80 ms (panels),
+once in a process for each kernel, width of panel and type. Calls go through ctypes, without Python's lock; all that
+does not change between two calls lies ready in a plan, for Python would else take longer than a small product.
+
+**Channels** (``1xchannel``, ``channelx1``) have no kernel: without them the weight is a smaller dense one.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,17 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, emit_results, expanded, first_sum
+from secateur.runtime.kernels.turning import (
+    AHEAD,
+    FLOAT_BYTES,
+    LINE_BYTES,
+    SIZES,
+    Panel,
+    Staged,
+    emit_results,
+    expanded,
+    first_sum,
+)
 
 __all__ = ["FOLLOWING", "BlockKernel"]
 
@@ -125,7 +135,11 @@ class BlockKernel(Kernel):
         features = self._features(function, block)
         if self.rows < HIGH:
             self._emit_prefetch(function, block)
-        first = function.at(weights, function.multiply(block, self.rows * self.cols * FLOAT_BYTES))
+        size = self.rows * self.cols
+        stored = function.at("%values", function.multiply(block, size * SIZES[self.stored]))
+        for line in range(0, size * SIZES[self.stored], LINE_BYTES):
+            function.prefetch(function.at(stored, AHEAD + line), level=2)
+        first = function.at(weights, function.multiply(block, size * FLOAT_BYTES))
         step = next(count for count in (4, 3, 2, 1) if self.cols % count == 0)
         if step == self.cols:
             for offset in range(step):

@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun
-from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, read_floats, write_floats
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, LINE_BYTES, SIZES, read_floats, write_floats
 
 __all__ = ["DirectKernel"]
-
-AHEAD = 2048
-"""Bytes from the weights that are used to those that are asked for."""
-
-LINE_BYTES = 64
-"""Of a line of the cache."""
 
 CHAINS = 8
 """Sums that are added to in turns, so that none waits for the one before it."""
@@ -53,6 +48,8 @@ class DirectKernel(Kernel):
     def size(self) -> int:
         """Bytes of an activation."""
         return SIZES[self.element]
+
+    shares_per_thread: ClassVar[int] = 4
 
     @property
     def width(self) -> int:
@@ -110,7 +107,7 @@ class DirectKernel(Kernel):
         size = self.rows * self.cols * SIZES[self.stored]
         place = function.at("%values", function.multiply(block, size))
         for line in range(0, size * count, LINE_BYTES):
-            function.prefetch(function.at(place, AHEAD + line))
+            function.prefetch(function.at(place, AHEAD + line), level=2)
 
     def _emit_block(self, function: Emitter, chain: list[str], block: str, piece: tuple[int, int]) -> None:
         bytes_of_index = int(self.index[1:]) // 8

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.direct import AHEAD
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun
 from secateur.runtime.kernels.strips import STRIP
-from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, read_floats, write_floats
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, read_floats, write_floats
 
 __all__ = ["GatherKernel"]
 
@@ -39,6 +39,8 @@ class GatherKernel(Kernel):
     element: str
     batch: int
     stored: str = "float"
+
+    shares_per_thread: ClassVar[int] = 4
 
     @property
     def width(self) -> int:
@@ -97,7 +99,7 @@ class GatherKernel(Kernel):
     def _emit_slot(self, function: Emitter, slot: str, features: str, totals: list[str]) -> None:
         first = function.multiply(slot, STRIP)
         place = function.at("%values", function.multiply(first, SIZES[self.stored]))
-        function.prefetch(function.at(place, AHEAD))
+        function.prefetch(function.at(place, AHEAD), level=2)
         weights = read_floats(function, self.stored, STRIP, place)
         columns = function.load(vector("i8", STRIP), function.at("%columns", first))
         for row, total in enumerate(totals):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from secateur.runtime.kernels.choice import Step, grouped_steps
 from secateur.runtime.kernels.layouts import Layout, aligned
@@ -53,8 +54,8 @@ class Grouped(Layout):
         strips, groups = -(-outputs // STRIP), inputs // group
         padded = np.zeros((strips * STRIP, groups, group), np.float32)
         padded.reshape(-1, inputs)[:outputs] = weight_OI
-        places = np.sort(np.argsort(padded == 0, axis=2, kind="stable")[:, :, :keep], axis=2)
-        values = np.take_along_axis(padded, places, 2)
+        kept = _filled(padded != 0, keep)
+        places, values = np.flatnonzero(kept) % group, padded[kept]
         lanes = places.reshape(strips, STRIP, groups * keep).transpose(0, 2, 1).astype(np.uint64)
         bits = place_bits(group)
         shifts = np.arange(STRIP, dtype=np.uint64) * np.uint64(bits)
@@ -86,3 +87,12 @@ class Grouped(Layout):
         dense = np.zeros((strips * STRIP, groups, self.group), np.float32)
         np.put_along_axis(dense, places.astype(np.int64), values, 2)
         return dense.reshape(-1, inputs)[:outputs]
+
+
+def _filled(nonzero: npt.NDArray[np.bool_], keep: int) -> npt.NDArray[np.bool_]:
+    """Which weights to store, so many of each group: those that are not zero, and the first zeros besides."""
+    missing = keep - nonzero.sum(axis=2, dtype=np.int32)
+    if not missing.any():
+        return nonzero
+    filled: npt.NDArray[np.bool_] = nonzero | (np.cumsum(~nonzero, axis=2, dtype=np.int32) <= missing[:, :, None])
+    return filled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ class Kernel(ABC):
     Its work is numbered panel by panel (rows of the batch that are done together), and within a panel by units of
     outputs; a call does a run of it. A unit's numbers do not depend on the run that it is in.
     """
+
+    shares_per_thread: ClassVar[int] = 1
+    """Runs of units that each thread is offered: more where a run costs nothing to begin."""
 
     @property
     @abstractmethod

@@ -119,7 +119,8 @@ class Blocks(Layout):
 
     def steps(self, element: str, rows: int) -> list[Step]:
         """See `Layout.steps`."""
-        return block_steps(self.block, (f"i{8 * self.columns.itemsize}", element, self.stored), rows)
+        types = f"i{8 * self.columns.itemsize}", element, self.stored
+        return block_steps(self.block, self.shape[1], types, rows)
 
     def dense(self) -> Floats:
         """See `Layout.dense`."""

@@ -6,6 +6,7 @@ import ctypes
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels.choice import code
 from secateur.runtime.kernels.grouped import Grouped
-from secateur.runtime.kernels.layouts import Blocks, Layout
+from secateur.runtime.kernels.layouts import Blocks, Layout, aligned
 from secateur.runtime.kernels.numbers import DTYPES, quantized
 from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.threads import run_all, scratch
@@ -33,6 +34,15 @@ ACTIVATIONS = ("float32", "bfloat16")
 GROUP = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 BLOCK = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+
+BYTES_PER_SECOND = 20e9
+"""Of weights that one thread reads, about."""
+
+PRODUCTS_PER_SECOND = 75e9
+"""Of one thread, about."""
+
+SECONDS_PER_THREAD = 150e-6
+"""Of one thread's work for each thread more. To wake one costs up to 70 us where other work has the processors."""
 
 MOST_PLANS = 256
 """Sizes of batches that a matrix remembers how to multiply with."""
@@ -169,7 +179,7 @@ class PackedMatrix:
                 memory = scratch(step.memory) if step.memory else 0
                 step.function(step.blocks[0], bias, x + step.x, y + step.y, memory)
             else:
-                run_all([partial(step.run, block, bias, x, y) for block in step.blocks])
+                run_all([partial(step.run, block, bias, x, y) for block in step.blocks], threads)
 
     def _plan(self, rows: int, activations: str, threads: int) -> tuple[PlannedStep, ...]:
         plan, start, element = [], 0, ELEMENTS[activations]
@@ -178,7 +188,9 @@ class PackedMatrix:
             costs, panels = kernel.costs(self.layout.starts, inputs), -(-count // kernel.width)
             addresses = [array.ctypes.data for array in self.layout.arrays]
             sizes = (*addresses, count, inputs, outputs)
-            blocks = [(ctypes.c_int64 * (len(sizes) + 2))(*sizes, *bounds) for bounds in shares(costs, panels, threads)]
+            useful = self._useful(count, threads)
+            pieces = useful * kernel.shares_per_thread if useful > 1 else 1
+            blocks = [(ctypes.c_int64 * (len(sizes) + 2))(*sizes, *bounds) for bounds in shares(costs, panels, pieces)]
             first = start * SIZES[element]
             memory = kernel.scratch_bytes(inputs)
             plan.append(PlannedStep(code(kernel), tuple(blocks), first * inputs, first * outputs, memory))
@@ -187,8 +199,19 @@ class PackedMatrix:
             self._plans.clear()
         return self._plans.setdefault((rows, activations, threads), tuple(plan))
 
+    def _useful(self, rows: int, threads: int) -> int:
+        """How many threads are worth their waking up."""
+        values = self.layout.values
+        seconds = max(values.nbytes / BYTES_PER_SECOND, values.size * rows / PRODUCTS_PER_SECOND)
+        return min(threads, 1 + int(seconds / SECONDS_PER_THREAD))
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.pattern, self.layout)
+        return restored, (type(self), self.pattern, self.layout)
+
+
+def restored(kind: type[PackedMatrix], pattern: str, layout: Layout) -> PackedMatrix:
+    """A matrix from its copied parts, whose arrays begin with a cache line again."""
+    return kind(pattern, replace(layout, columns=aligned(layout.columns), values=aligned(layout.values)))
 
 
 class PlannedStep(NamedTuple):
@@ -224,13 +247,13 @@ def packed(weight_OI: npt.NDArray[np.float32], pattern: str) -> Layout:
     return Scattered.of(weight_OI) if rows == cols == 1 else Blocks.of(weight_OI, (rows, cols))
 
 
-def shares(costs: npt.NDArray[Any], panels: int, threads: int) -> list[tuple[int, int]]:
+def shares(costs: npt.NDArray[Any], panels: int, count: int) -> list[tuple[int, int]]:
     """Runs of units, counted over all panels, that cost about the same.
 
     Args:
         costs: What the units before each cost, and at the end all of them.
         panels: How often all of them are to be done.
-        threads: Runs at most.
+        count: Runs at most.
 
     Example:
         >>> shares(np.array([0, 5, 6, 7, 8, 9, 10]), 1, 2)
@@ -238,8 +261,8 @@ def shares(costs: npt.NDArray[Any], panels: int, threads: int) -> list[tuple[int
     """
     units, total = len(costs) - 1, int(costs[-1])
     bounds = [0]
-    for number in range(1, threads):
-        panel, rest = divmod(total * panels * number // threads, total)
+    for number in range(1, count):
+        panel, rest = divmod(total * panels * number // count, total) if total else (panels, 0)
         bounds.append(panel * units + int(np.searchsorted(costs, rest)))
     bounds.append(panels * units)
     return [(begin, end) for begin, end in pairwise(bounds) if begin < end]

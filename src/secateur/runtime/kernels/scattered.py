@@ -13,11 +13,8 @@ from secateur.runtime.kernels.strips import STRIP
 
 __all__ = ["Scattered"]
 
-CHUNK = 128
-"""Outputs that are sorted together, at most; twice that where there are enough of them for several threads."""
-
-MANY = 2048
-"""Outputs that are enough."""
+CHUNK = 256
+"""Outputs that are sorted together, at most: more leave fewer zeros to fill up, fewer can be shared by more threads."""
 
 PIECE = 128
 """Inputs of a piece."""
@@ -49,7 +46,7 @@ class Scattered(Layout):
     def of(cls, weight_OI: Floats) -> Scattered:
         """The weights that are not zero."""
         outputs, inputs = weight_OI.shape
-        chunk = min(CHUNK if outputs < MANY else 2 * CHUNK, -(-outputs // STRIP) * STRIP)
+        chunk = min(CHUNK, -(-outputs // STRIP) * STRIP)
         padded = np.zeros((-(-outputs // chunk) * chunk, -(-inputs // PIECE) * PIECE), np.float32)
         padded[:outputs, :inputs] = weight_OI
         pieces = np.ascontiguousarray(padded.reshape(-1, chunk, padded.shape[1] // PIECE, PIECE).transpose(0, 2, 1, 3))

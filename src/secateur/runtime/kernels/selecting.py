@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.direct import AHEAD
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.gathering import FLOATS, emit_floats, emit_sums, numbered
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.strips import STRIP, emit_bias, emit_product
-from secateur.runtime.kernels.turning import FLOAT_BYTES, SIZES, Panel, Staged, emit_results, expanded, read_floats
+from secateur.runtime.kernels.strips import STRIP, emit_ahead, emit_bias, emit_product
+from secateur.runtime.kernels.turning import (
+    AHEAD,
+    FLOAT_BYTES,
+    SIZES,
+    Panel,
+    Staged,
+    emit_results,
+    expanded,
+    read_floats,
+)
 
 __all__ = ["SelectKernel", "SelectPanelKernel", "place_bits"]
 
@@ -51,6 +60,8 @@ class SelectKernel(Kernel):
     batch: int
     permutes: bool
     stored: str = "float"
+
+    shares_per_thread: ClassVar[int] = 4
 
     @property
     def width(self) -> int:
@@ -98,7 +109,7 @@ class SelectKernel(Kernel):
         for number in range(self.keep):
             own = function.add(slot, number)
             place = function.at("%values", function.multiply(own, STRIP * SIZES[self.stored]))
-            function.prefetch(function.at(place, AHEAD))
+            function.prefetch(function.at(place, AHEAD), level=2)
             weights = read_floats(function, self.stored, STRIP, place)
             places = self._places(function, own)
             for source, total in zip(sources, chains[number % len(chains)], strict=True):
@@ -191,6 +202,8 @@ class SelectPanelKernel(Kernel):
             function.add(start, function.multiply(function.integer("sdiv", feature, self.group), self.keep))
             for feature in features
         ]
+        of_strip = function.integer("sdiv", function.multiply("%inputs", self.keep), self.group)
+        emit_ahead(function, self.stored, (slots[0], slots[1]), of_strip)
         bounds = function.multiply(slots[0], STRIP), function.multiply(slots[1], STRIP)
         floats = expanded(function, self.stored, bounds, function.at(sums, self.chunk * self.panel.feature_bytes))
         with function.loop(0, STRIP, self.beside) as lane:

@@ -14,12 +14,26 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, emit_results, expanded, first_sum, spread
+from secateur.runtime.kernels.turning import (
+    AHEAD,
+    FLOAT_BYTES,
+    LINE_BYTES,
+    SIZES,
+    Panel,
+    Staged,
+    emit_results,
+    expanded,
+    first_sum,
+    spread,
+)
 
 __all__ = ["STRIP", "ScatteredKernel"]
 
 STRIP = 16
 """Outputs that lie beside one another."""
+
+STRIP_BYTES = STRIP * FLOAT_BYTES
+"""Of a weight of each, as floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,7 @@ class ScatteredKernel(Kernel):
         place = function.at("%starts", function.multiply(strip, 8))
         start, stop = function.load("i64", place), function.load("i64", function.at(place, 8))
         kind, lanes = vector("float", self.panel.lanes), self.panel.lanes
+        emit_ahead(function, self.stored, (start, stop), AHEAD // STRIP_BYTES)
         bounds = function.multiply(start, STRIP), function.multiply(stop, STRIP)
         room = function.at(sums, self.chunk * self.panel.feature_bytes)
         floats = expanded(function, self.stored, bounds, room)
@@ -102,6 +117,21 @@ class ScatteredKernel(Kernel):
         kind, size = vector("float", self.panel.lanes), self.panel.lanes * FLOAT_BYTES
         places = [function.at(place, number * size) for number in range(self.panel.vectors)]
         return places, [function.variable(kind, function.load(kind, some, size)) for some in places]
+
+
+def emit_ahead(function: Emitter, stored: str, bounds: tuple[str, str], distance: str | int) -> None:
+    """Ask for weights that come later, as many as a run has.
+
+    Args:
+        function: Where to.
+        stored: LLVM's type of the weights.
+        bounds: First sixteen weights of the run, and behind the last.
+        distance: From these to those, in sixteens.
+    """
+    start, stop = bounds
+    size = STRIP * SIZES[stored]
+    with function.loop(function.add(start, distance), function.add(stop, distance), LINE_BYTES // size) as slot:
+        function.prefetch(function.at("%values", function.multiply(slot, size)), level=2)
 
 
 def emit_product(function: Emitter, panel: Panel, where: tuple[str, str, str], totals: list[str]) -> None:

@@ -99,7 +99,7 @@ def _optimized(function: Emitter, target: Target, machine: Any) -> Any:
     module = binding.parse_assembly(f'target triple = "{target.triple}"\n{function.text(_attributes(target))}')
     module.data_layout = str(machine.target_data)
     module.verify()
-    options = binding.create_pipeline_tuning_options(speed_level=2)
+    options = binding.create_pipeline_tuning_options(speed_level=1)
     options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
     passes = binding.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)

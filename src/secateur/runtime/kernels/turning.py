@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from secateur.runtime.kernels.emitter import Emitter, vector
 
 __all__ = [
+    "AHEAD",
     "FLOAT_BYTES",
     "LINE_BYTES",
     "SIZES",
@@ -30,6 +31,9 @@ SIZES = {"float": FLOAT_BYTES, "bfloat": 2, "i8": 1}
 
 LINE_BYTES = 64
 """Of a line of the cache."""
+
+AHEAD = 8192
+"""Bytes from the weights at work to those that are asked for: the processor itself stops at every page."""
 
 EXPANDED = 16
 """Weights that become floats together."""

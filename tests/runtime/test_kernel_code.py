@@ -1,0 +1,116 @@
+"""The code that is made, for processors that need not be at hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from secateur.errors import MissingPackageError
+from secateur.runtime.kernels import PackedMatrix, choice
+from secateur.runtime.kernels.blocks import BlockKernel
+from secateur.runtime.kernels.direct import DirectKernel
+from secateur.runtime.kernels.gathering import GatherKernel
+from secateur.runtime.kernels.kernel import Kernel
+from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
+from secateur.runtime.kernels.strips import ScatteredKernel
+from secateur.runtime.kernels.target import Target, assembly, compiled, host
+from secateur.runtime.kernels.turning import Panel
+
+LINUX = "x86_64-unknown-linux-gnu"
+TARGETS = {
+    "avx512": (Target(LINUX, "sapphirerapids", "+avx512f,+avx512vl"), "vfmadd", "%zmm"),
+    "avx2": (Target(LINUX, "haswell", "+avx2,+fma"), "vfmadd", "%ymm"),
+    "cortex": (Target("aarch64-unknown-linux-gnu", "cortex-a76"), "fmla", ".4s"),
+    "apple": (Target("arm64-apple-macosx", "apple-m1"), "fmla", ".4s"),
+}
+
+
+def kernels(target: Target, stored: str) -> list[Kernel]:
+    """One of each kind, on two vectors of the target's width."""
+    panel, is_wide = Panel("float", target.lanes, 2), target.lanes == 16
+    return [
+        BlockKernel(4, 1, "i16", panel, 4, stored),
+        DirectKernel(16, 1, "i16", "float", 1, target.lanes, stored),
+        ScatteredKernel(128, 128, panel, stored),
+        GatherKernel(128, 128, "float", 1, stored),
+        SelectKernel(2, 4, "float", 1, is_wide and target.is_x86, stored),
+        SelectPanelKernel(2, 4, 128, 128, panel, stored),
+    ]
+
+
+@pytest.mark.parametrize("stored", ["float", "bfloat", "i8"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_code_multiplies_and_adds_whole_vectors_at_once(name: str, stored: str) -> None:
+    target, instruction, register = TARGETS[name]
+    for kernel in kernels(target, stored):
+        lines = [line for line in assembly(kernel.emit(), target).splitlines() if instruction in line]
+        assert [line for line in lines if register in line], type(kernel).__name__
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_lanes_and_registers(name: str) -> None:
+    target = TARGETS[name][0]
+    assert (target.lanes, target.registers) == {"avx512": (16, 32), "avx2": (8, 16)}.get(name, (4, 32))
+
+
+def test_a_processor_without_wide_vectors_still_has_code() -> None:
+    target = Target(LINUX, "x86-64")
+    assert target.lanes == 4
+    assert "mulps" in assembly(BlockKernel(4, 1, "i16", Panel("float", 4, 2), 4).emit(), target)
+
+
+@pytest.mark.skipif(not host().is_x86, reason="runs code for older processors of the same kind")
+@pytest.mark.parametrize("features", ["+avx2,+fma", ""])
+@pytest.mark.parametrize("pattern", ["4x1", "8x1", "1x8", "1x1", "2:4", "4:8"])
+def test_older_processors_get_the_same(pattern: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if features and not host().has("avx2"):
+        pytest.skip("no AVX2 here")
+    older = Target(host().triple, "haswell" if features else "x86-64", features)
+    monkeypatch.setattr("secateur.runtime.kernels.target.host", lambda: older)
+    monkeypatch.setattr("secateur.runtime.kernels.choice._made", {})
+    caches = choice.block_steps, choice.scattered_steps, choice.grouped_steps
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        weight = np.random.default_rng(0).standard_normal((40, 56)).astype(np.float32)
+        weight[8:16] = weight[:, 5] = 0
+        if ":" in pattern:
+            weight.reshape(-1, 2)[:, 1] = 0
+        matrix = PackedMatrix.from_dense(weight, pattern, "bfloat16")
+        for batch in (1, 6, 40):
+            x = np.random.default_rng(1).standard_normal((batch, 56)).astype(np.float32)
+            y = np.empty((batch, 40), np.float32)
+            matrix.matmul(x.ctypes.data, batch, y.ctypes.data)
+            np.testing.assert_allclose(y, x @ matrix.dense().T, rtol=1e-4, atol=1e-4)
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
+def test_broken_code_is_refused() -> None:
+    function = BlockKernel(4, 1, "i16", Panel("float", 4, 1), 4).emit()
+    function.let("add i64 %missing, 1")
+    with pytest.raises(RuntimeError, match="missing"):
+        compiled(function, "run", 5)
+
+
+def test_host_is_of_this_kind() -> None:
+    assert host().lanes in (4, 8, 16)
+
+
+def test_importing_makes_no_code() -> None:
+    code = "import secateur.runtime.kernels, sys; print('llvmlite' in sys.modules, 'torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert ran.stdout.split() == ["False", "False"]
+
+
+def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateur.runtime.kernels import target
+
+    monkeypatch.setattr("secateur._packages.find_spec", lambda _: None)
+    with pytest.raises(MissingPackageError, match=r'pip install "secateur\[runtime\]"'):
+        target._binding.__wrapped__()
