@@ -28,12 +28,9 @@ def violation(
         claim: How much of it was pruned: at least so many units must be zero, and a weight that stayed may be zero by
             chance. ``None``: something must be pruned, and every zero must belong to a unit that is.
     """
-    try:
-        pattern = _pattern(specification, view)
-    except ConfigError as error:
-        return f"the pattern cannot be proved: {error}"
-    if LAYER in pattern.invalid_layers:
-        return pattern.invalid_layers[LAYER]
+    pattern = _fitting(specification, view)
+    if isinstance(pattern, str):
+        return pattern
     ((name, units),) = pattern.units.items()
     if claim is not None and claim.units != units.count:
         return f"it has {units.count:,} units, and {claim.units:,} were written down"
@@ -59,12 +56,9 @@ def unfounded(specification: str, view: WeightView, stored: npt.NDArray[np.bool_
         view: Where the weight's channels lie.
         stored: Where it is anything but a zero without sign, in its shape as stored.
     """
-    try:
-        pattern = _pattern(specification, view)
-    except ConfigError as error:
-        return f"the pattern cannot be proved: {error}"
-    if LAYER in pattern.invalid_layers:
-        return pattern.invalid_layers[LAYER]
+    pattern = _fitting(specification, view)
+    if isinstance(pattern, str):
+        return pattern
     pruned = max(1, pattern.pruned_units(pattern.target_sparsity))
     (units,) = pattern.units.values()
     claim = Claim(pattern=specification, units=units.count, pruned_units=pruned)
@@ -78,6 +72,15 @@ def fits(specification: str, view: WeightView) -> bool:
         UnknownNameError: There is no such pattern.
     """
     return LAYER not in _pattern(specification, view).invalid_layers
+
+
+def _fitting(specification: str, view: WeightView) -> BasePattern | str:
+    """The pattern on the weight, or why there is none."""
+    try:
+        pattern = _pattern(specification, view)
+    except ConfigError as error:
+        return f"the pattern cannot be proved: {error}"
+    return pattern.invalid_layers.get(LAYER, pattern)
 
 
 def _pattern(specification: str, view: WeightView) -> BasePattern:

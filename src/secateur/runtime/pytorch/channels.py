@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional
 
-from secateur.errors import StateError
 from secateur.patterns.pytorch import PytorchBasePattern
-from secateur.runtime.pytorch.layers import parts
+from secateur.runtime.pytorch.layers import ExchangedLayer, parts
 
 __all__ = ["ChannelLinear"]
 
 
-class ChannelLinear(nn.Module):
+class ChannelLinear(ExchangedLayer):
     """In the place of a linear layer: the product of the input and output channels that are left.
 
     Its state is that of the dense layer.
@@ -32,10 +29,9 @@ class ChannelLinear(nn.Module):
     packed_bias: torch.Tensor | None
 
     def __init__(self, layer: nn.Module, outputs: torch.Tensor, inputs: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__(layer)
         weight, bias = parts(layer)
         view = PytorchBasePattern({}, {}).weight_view(layer)
-        self.dtype, self.dense_shape = weight.dtype, tuple(weight.shape)
         self.is_transposed = view.output_axes == (1,)
         self.out_features, self.in_features = len(outputs), len(inputs)
         matrix = weight.T if self.is_transposed else weight
@@ -46,21 +42,15 @@ class ChannelLinear(nn.Module):
             "packed_bias": None if bias is None else bias.clone(),
         }.items():
             self.register_buffer(name, tensor, persistent=False)
-        self.train(layer.training)
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """See `ExchangedLayer.weight`."""
-        return torch.empty(self.dense_shape, dtype=self.dtype, device="meta")
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """The bias; ``None``: there is none."""
+        """See `ExchangedLayer.bias`."""
         return self.packed_bias
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is left of the weight, and of the numbers of its channels."""
+        """See `ExchangedLayer.nbytes`; with the numbers of its channels."""
         return int(sum(one.nbytes for one in (self.rest, self.kept_outputs, self.kept_inputs)))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -79,17 +69,6 @@ class ChannelLinear(nn.Module):
         dense = self.rest.new_zeros(self.out_features, self.in_features)
         dense[self.kept_outputs[:, None], self.kept_inputs] = self.rest
         return dense.T.contiguous() if self.is_transposed else dense
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002 - torch's
-        destination[f"{prefix}weight"] = self.dense_weight()
-        if self.packed_bias is not None:
-            destination[f"{prefix}bias"] = self.packed_bias
-
-    def _load_from_state_dict(self, *_: Any) -> None:
-        raise StateError(
-            "ChannelLinear holds what is left of its weight, and takes no other. Load the state into the model before "
-            "it is compiled."
-        )
 
     def extra_repr(self) -> str:
         """Channels before and after."""

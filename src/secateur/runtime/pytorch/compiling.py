@@ -15,7 +15,8 @@ from secateur.errors import StateError
 from secateur.oneshot.pytorch.batches import Batch, read_batches
 from secateur.patterns.pytorch import families
 from secateur.planning.pytorch import unwrapped
-from secateur.runtime.pytorch.layers import parts
+from secateur.runtime.pytorch.cuda import stored_bytes
+from secateur.runtime.pytorch.layers import ExchangedLayer, parts
 from secateur.runtime.pytorch.timing import medians
 from secateur.runtime.pytorch.ways import Way, refusal, ways, zeroed
 from secateur.runtime.report import LayerRow, RuntimeReport
@@ -156,8 +157,7 @@ def _compared(plain: LayerRow, layer: nn.Module, way: Way, call: Call) -> tuple[
 
 
 def _bytes(layer: nn.Module) -> int:
-    held: Any = layer.matrix if hasattr(layer, "matrix") else layer
-    return int(held.nbytes)
+    return layer.nbytes if isinstance(layer, ExchangedLayer) else stored_bytes(parts(layer)[0])
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:

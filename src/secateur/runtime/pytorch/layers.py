@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from secateur.errors import LayerError, StateError
 from secateur.runtime.kernels import ACTIVATIONS, PackedMatrix
 from secateur.runtime.pytorch.operator import handle_of
 
-__all__ = ["ExchangedLayer", "SparseConv2d", "SparseLinear", "parts"]
+__all__ = ["ExchangedLayer", "PackedLayer", "SparseConv2d", "SparseLinear", "parts"]
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """torch's types → the kernels' names of them."""
@@ -25,32 +26,23 @@ def parts(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     return weight.detach(), None if bias is None else bias.detach()
 
 
-class ExchangedLayer(nn.Module):
+class ExchangedLayer(nn.Module, ABC):
     """A layer for inference that stands in the place of a dense one.
 
     Its state is that of the dense layer: ``state_dict()`` unpacks the weight.
 
     Args:
         layer: The dense layer.
-        matrix: Its weight, packed as (O, F): output channels × what one output reads.
 
     Attributes:
-        matrix: The packed weight.
         dtype: Type of the weight before, and of what it is multiplied with.
+        dense_shape: Shape of the weight before.
     """
 
-    packed_bias: torch.Tensor
-
-    def __init__(self, layer: nn.Module, matrix: PackedMatrix) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        weight, bias = parts(layer)
-        self.matrix = matrix
-        self.dtype = weight.dtype
-        self.dense_shape = tuple(weight.shape)
-        self.has_bias = bias is not None
-        held = torch.zeros(matrix.shape[0]) if bias is None else bias.float().contiguous().clone()
-        self.register_buffer("packed_bias", held, persistent=False)
-        self.handle = handle_of(self)
+        weight, _ = parts(layer)
+        self.dtype, self.dense_shape = weight.dtype, tuple(weight.shape)
         self.train(layer.training)
 
     @property
@@ -59,13 +51,62 @@ class ExchangedLayer(nn.Module):
         return torch.empty(self.dense_shape, dtype=self.dtype, device="meta")
 
     @property
+    @abstractmethod
     def bias(self) -> torch.Tensor | None:
         """The bias; ``None``: there is none."""
-        return self.packed_bias.to(self.dtype) if self.has_bias else None
 
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of what is left of the weight."""
+
+    @abstractmethod
     def dense_weight(self) -> torch.Tensor:
         """The weight with its zeros, as the dense layer had it."""
-        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002 - torch's
+        destination[f"{prefix}weight"] = self.dense_weight()
+        if self.bias is not None:
+            destination[f"{prefix}bias"] = self.bias
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        raise StateError(
+            f"{type(self).__name__} holds its weight packed, and takes no other. Load the state into the model before "
+            f"it is compiled."
+        )
+
+
+class PackedLayer(ExchangedLayer):
+    """One whose weight a kernel reads.
+
+    Args:
+        layer: The dense layer.
+        matrix: Its weight, packed as (O, F): output channels × what one output reads.
+
+    Attributes:
+        matrix: The packed weight.
+    """
+
+    packed_bias: torch.Tensor
+
+    def __init__(self, layer: nn.Module, matrix: PackedMatrix) -> None:
+        super().__init__(layer)
+        _, bias = parts(layer)
+        self.matrix = matrix
+        self.has_bias = bias is not None
+        held = torch.zeros(matrix.shape[0]) if bias is None else bias.float().contiguous().clone()
+        self.register_buffer("packed_bias", held, persistent=False)
+        self.handle = handle_of(self)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """See `ExchangedLayer.bias`."""
+        return self.packed_bias.to(self.dtype) if self.has_bias else None
+
+    @property
+    def nbytes(self) -> int:
+        """See `ExchangedLayer.nbytes`."""
+        return self.matrix.nbytes
 
     def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of inputs times the weight, plus the bias.
@@ -106,17 +147,6 @@ class ExchangedLayer(nn.Module):
         if rows.shape[-1] != inputs:
             raise LayerError(f"{kind} needs {inputs} input features, found an input of shape {tuple(rows.shape)}.")
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002 - torch's
-        destination[f"{prefix}weight"] = self.dense_weight()
-        if self.has_bias:
-            destination[f"{prefix}bias"] = self.bias
-
-    def _load_from_state_dict(self, *_: Any) -> None:
-        raise StateError(
-            f"{type(self).__name__} holds its weight packed, and takes no other. Load the state into the model before "
-            f"it is compiled."
-        )
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.handle = handle_of(self)
@@ -126,7 +156,7 @@ class ExchangedLayer(nn.Module):
         return f"{self.matrix.shape[1]}, {self.matrix.shape[0]}, {self.matrix.pattern}, {self.matrix.nbytes:,} bytes"
 
 
-class SparseLinear(ExchangedLayer):
+class SparseLinear(PackedLayer):
     """In the place of ``nn.Linear``, or of transformers' ``Conv1D``, which stores its weight transposed.
 
     Args:
@@ -153,7 +183,7 @@ class SparseLinear(ExchangedLayer):
         return dense.T.contiguous() if self.is_transposed else dense
 
 
-class SparseConv2d(ExchangedLayer):
+class SparseConv2d(PackedLayer):
     """In the place of ``nn.Conv2d`` of one group: its windows become rows, which are multiplied.
 
     Args:
