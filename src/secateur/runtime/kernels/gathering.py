@@ -22,8 +22,31 @@ FLOATS = vector("float", STRIP)
 PLACES = vector("ptr", STRIP)
 
 
+class FewRowsKernel(Kernel):
+    """For a few rows of the batch, all done together, with activations as floats.
+
+    Attributes:
+        element: LLVM's type of activations.
+        batch: Rows of the batch.
+    """
+
+    element: str
+    batch: int
+
+    shares_per_thread: ClassVar[int] = 4
+
+    @property
+    def width(self) -> int:
+        """See `Kernel.width`: all rows, and never others."""
+        return self.batch
+
+    def scratch_bytes(self, inputs: int) -> int:
+        """See `Kernel.scratch_bytes`: activations that are no floats, as floats."""
+        return 0 if self.element == "float" else inputs * self.batch * FLOAT_BYTES
+
+
 @dataclass(frozen=True, slots=True)
-class GatherKernel(Kernel):
+class GatherKernel(FewRowsKernel):
     """Any weights; see `Scattered` for how they lie. A unit is a chunk of outputs.
 
     Attributes:
@@ -39,17 +62,6 @@ class GatherKernel(Kernel):
     element: str
     batch: int
     stored: str = "float"
-
-    shares_per_thread: ClassVar[int] = 4
-
-    @property
-    def width(self) -> int:
-        """See `Kernel.width`: all rows, and never others."""
-        return self.batch
-
-    def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: activations that are no floats, as floats."""
-        return 0 if self.element == "float" else inputs * self.batch * FLOAT_BYTES
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:
         """See `Kernel.costs`: weights in sixteens."""

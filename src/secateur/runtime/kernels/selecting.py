@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.gathering import FLOATS, emit_floats, emit_sums, numbered
-from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.strips import STRIP, emit_ahead, emit_bias, emit_product
+from secateur.runtime.kernels.gathering import FLOATS, FewRowsKernel, emit_floats, emit_sums, numbered
+from secateur.runtime.kernels.kernel import begun, panels
+from secateur.runtime.kernels.strips import STRIP, StripKernel, emit_ahead, emit_bias, emit_product
 from secateur.runtime.kernels.turning import (
     AHEAD,
     FLOAT_BYTES,
@@ -42,7 +41,7 @@ def place_bits(group: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class SelectKernel(Kernel):
+class SelectKernel(FewRowsKernel):
     """For a few rows of the batch; see `Grouped` for how weights lie. A unit is a strip of sixteen outputs.
 
     Attributes:
@@ -60,17 +59,6 @@ class SelectKernel(Kernel):
     batch: int
     permutes: bool
     stored: str = "float"
-
-    shares_per_thread: ClassVar[int] = 4
-
-    @property
-    def width(self) -> int:
-        """See `Kernel.width`: all rows, and never others."""
-        return self.batch
-
-    def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: activations that are no floats, as floats."""
-        return 0 if self.element == "float" else inputs * self.batch * FLOAT_BYTES
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
         """See `Kernel.costs`: weights in sixteens."""
@@ -140,7 +128,7 @@ class SelectKernel(Kernel):
 
 
 @dataclass(frozen=True, slots=True)
-class SelectPanelKernel(Kernel):
+class SelectPanelKernel(StripKernel):
     """For panels of activations; see `Grouped` for how weights lie. A unit is a chunk of outputs.
 
     Attributes:
@@ -160,15 +148,6 @@ class SelectPanelKernel(Kernel):
     panel: Panel
     stored: str = "float"
     beside: int = 2
-
-    @property
-    def width(self) -> int:
-        """See `Kernel.width`."""
-        return self.panel.width
-
-    def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: a panel, the sums of a chunk, and a strip's weights of a piece as floats."""
-        return (inputs + self.chunk) * self.panel.feature_bytes + self.piece * STRIP * FLOAT_BYTES
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
         """See `Kernel.costs`: weights in sixteens."""

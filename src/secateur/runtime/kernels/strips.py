@@ -36,8 +36,31 @@ STRIP_BYTES = STRIP * FLOAT_BYTES
 """Of a weight of each, as floats."""
 
 
+class StripKernel(Kernel):
+    """For panels of activations and strips of outputs, of which a chunk's sums wait in memory.
+
+    Attributes:
+        chunk: Outputs of a chunk.
+        piece: Features of a piece.
+        panel: How activations are packed.
+    """
+
+    chunk: int
+    piece: int
+    panel: Panel
+
+    @property
+    def width(self) -> int:
+        """See `Kernel.width`."""
+        return self.panel.width
+
+    def scratch_bytes(self, inputs: int) -> int:
+        """See `Kernel.scratch_bytes`: a panel, the sums of a chunk, and a strip's weights of a piece as floats."""
+        return (inputs + self.chunk) * self.panel.feature_bytes + self.piece * STRIP * FLOAT_BYTES
+
+
 @dataclass(frozen=True, slots=True)
-class ScatteredKernel(Kernel):
+class ScatteredKernel(StripKernel):
     """Any weights; see `Scattered` for how they lie. A unit is a chunk of outputs.
 
     Attributes:
@@ -53,15 +76,6 @@ class ScatteredKernel(Kernel):
     panel: Panel
     stored: str = "float"
     beside: int = 2
-
-    @property
-    def width(self) -> int:
-        """See `Kernel.width`."""
-        return self.panel.width
-
-    def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: a panel, the sums of a chunk, and a strip's weights of a piece as floats."""
-        return (inputs + self.chunk) * self.panel.feature_bytes + self.piece * STRIP * FLOAT_BYTES
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
         """See `Kernel.costs`: weights in sixteens, and a little for each chunk."""
