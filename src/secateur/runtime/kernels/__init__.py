@@ -31,7 +31,7 @@ matter: the weight is read once, and what counts is its bytes.
    stays in registers: a block loads its activations once and each weight once as a broadcast. For strips, 128
    features of a panel at a time stay in the innermost cache and four outputs are computed side by side, which hides
    what a sum waits for. Weights that are no floats become floats there once per panel. Results are kept until a line
-   of the cache is full, turned back four by four, and written row after row, to where has been asked for beforehand
+   of the cache is full, turned back, and written a line at a time, to where has been asked for beforehand
    (`turning.Staged`).
 
 4. *Threads* (`threads`): the panels' units of outputs are numbered, and cut where the stored weights before them are

@@ -1,4 +1,4 @@
-"""Turning rows into columns on the way in and out of a kernel, four by four within each quarter of a vector."""
+"""Turning rows into columns on the way in and out of a kernel, in squares as wide as a vector."""
 
 from __future__ import annotations
 
@@ -63,6 +63,35 @@ def turned(function: Emitter, vectors: Sequence[str], lanes: int) -> list[str]:
     ]
 
 
+def transposed(function: Emitter, rows: Sequence[str], lanes: int) -> list[str]:
+    """As many vectors as each has lanes (4, 8 or 16): element j of the k-th becomes element k of the j-th."""
+    parts = [turned(function, rows[first : first + QUAD], lanes) for first in range(0, lanes, QUAD)]
+    columns = [""] * lanes
+    for number in range(QUAD):
+        columns[number::QUAD] = _quads_turned(function, [part[number] for part in parts], lanes)
+    return columns
+
+
+def _quads_turned(function: Emitter, vectors: list[str], lanes: int) -> list[str]:
+    """One, two or four vectors of as many runs of four lanes: run j of the k-th becomes run k of the j-th."""
+    kind = vector("float", lanes)
+
+    def picked(left: str, right: str, runs: list[int]) -> str:
+        return function.shuffle(kind, left, right, [run * QUAD + lane for run in runs for lane in range(QUAD)])
+
+    if len(vectors) == 1:
+        return vectors
+    if len(vectors) == 2:
+        return [picked(vectors[0], vectors[1], [run, run + 2]) for run in range(2)]
+    first, second, third, fourth = vectors
+    columns = []
+    for run in (0, 2):
+        pair = [run, run + 1, run + 4, run + 5]
+        left, right = picked(first, second, pair), picked(third, fourth, pair)
+        columns += [picked(left, right, [0, 2, 4, 6]), picked(left, right, [1, 3, 5, 7])]
+    return columns
+
+
 def read_floats(function: Emitter, element: str, lanes: int, place: str) -> str:
     """Numbers that lie side by side, as floats.
 
@@ -120,47 +149,40 @@ class Panel:
         return SIZES[self.element]
 
     def emit_packing(self, function: Emitter, source: str, panel: str, count: str) -> None:
-        """Fill a panel from `count` rows of ``%inputs`` numbers at `source`; what is beyond them becomes zero."""
+        """Fill a panel from `count` rows of ``%inputs`` numbers at `source`; what is beyond them is like the last.
+
+        A whole line of the cache is read of each row: rows of a length that many sets of the cache have in common, such
+        as 4096, put each other out of it before a second read.
+        """
         stride = function.multiply("%inputs", self.size)
+        last = function.integer("sub", count, 1)
         with function.loop(0, self.vectors) as number:
             done = function.multiply(number, self.lanes)
-            left = function.smaller(function.larger(function.integer("sub", count, done), 0), self.lanes)
-            rows = function.at(source, function.multiply(done, stride))
             goal = function.at(panel, function.multiply(number, self.lanes * FLOAT_BYTES))
-            start = function.variable("i64", "0")
-            with function.when(f"icmp eq i64 {left}, {self.lanes}"):
-                function.put("i64", function.integer("and", "%inputs", -QUAD), start)
-                self._emit_quads(function, rows, goal, stride)
-            self._emit_rest(function, rows, goal, (function.get("i64", start), left))
+            rows = []
+            for lane in range(self.lanes):
+                row = function.smaller(function.add(done, lane), last)
+                rows.append(function.at(source, function.multiply(row, stride)))
+            behind = function.integer("sub", "%inputs", self.lanes)
+            with function.when(f"icmp sge i64 {behind}, 0"), function.loop(0, "%inputs", self.lanes) as feature:
+                self._emit_square(function, rows, goal, function.smaller(feature, behind))
+            with function.when(f"icmp slt i64 {behind}, 0"), function.loop(0, "%inputs") as feature:
+                for lane, row in enumerate(rows):
+                    some = read_floats(function, self.element, 1, function.at(row, self._offset(function, feature)))
+                    target = function.at(goal, function.multiply(feature, self.feature_bytes))
+                    function.store("<1 x float>", some, function.at(target, lane * FLOAT_BYTES), FLOAT_BYTES)
 
-    def _emit_quads(self, function: Emitter, rows: str, goal: str, stride: str) -> None:
-        kind = vector("float", self.lanes)
-        bases = [function.at(rows, function.multiply(stride, row)) for row in range(0, self.lanes, QUAD)]
-        with function.loop(0, function.integer("and", "%inputs", -QUAD), QUAD) as feature:
-            offset = function.multiply(feature, self.size)
-            places = [function.at(base, offset) for base in bases]
-            gathered = []
-            for row in range(QUAD):
-                parts = [
-                    read_floats(function, self.element, QUAD, function.at(place, function.multiply(stride, row)))
-                    for place in places
-                ]
-                gathered.append(_joined(function, parts))
-            target = function.at(goal, function.multiply(feature, self.feature_bytes))
-            for number, column in enumerate(turned(function, gathered, self.lanes)):
-                function.store(kind, column, function.at(target, number * self.feature_bytes), QUAD * FLOAT_BYTES)
+    def _offset(self, function: Emitter, feature: str) -> str:
+        return function.multiply(feature, self.size)
 
-    def _emit_rest(self, function: Emitter, rows: str, goal: str, bounds: tuple[str, str]) -> None:
-        start, left = bounds
-        stride = function.multiply("%inputs", self.size)
-        with function.loop(0, left) as row, function.loop(start, "%inputs") as feature:
-            place = function.at(rows, function.multiply(row, stride))
-            number = read_floats(function, self.element, 1, function.at(place, function.multiply(feature, self.size)))
-            target = function.at(goal, function.multiply(feature, self.feature_bytes))
-            function.store("<1 x float>", number, function.at(target, function.multiply(row, FLOAT_BYTES)), FLOAT_BYTES)
-        with function.loop(left, self.lanes) as row, function.loop(0, "%inputs") as feature:
-            target = function.at(goal, function.multiply(feature, self.feature_bytes))
-            function.store("float", "0.0", function.at(target, function.multiply(row, FLOAT_BYTES)), FLOAT_BYTES)
+    def _emit_square(self, function: Emitter, rows: list[str], goal: str, feature: str) -> None:
+        """As many features as a vector has lanes; the last ones begin before the ones before them end."""
+        offset = self._offset(function, feature)
+        found = [read_floats(function, self.element, self.lanes, function.at(row, offset)) for row in rows]
+        target = function.at(goal, function.multiply(feature, self.feature_bytes))
+        for number, column in enumerate(transposed(function, found, self.lanes)):
+            place = function.at(target, number * self.feature_bytes)
+            function.store(vector("float", self.lanes), column, place, self.lanes * FLOAT_BYTES)
 
 
 class Staged:
@@ -227,7 +249,7 @@ class Staged:
             own = self.outputs * panel.size
             aim = function.let(f"select i1 {direct}, ptr {rows_at}, ptr {self._rest}")
             step = function.let(f"select i1 {direct}, i64 {stride}, i64 {own}")
-            self._emit_quads(source, aim, step, outputs[0])
+            self._emit_squares(source, aim, step, outputs[0])
             with function.when(f"icmp eq i1 {direct}, false"):
                 self._emit_copy((left, outputs[1]), rows_at, stride)
 
@@ -243,22 +265,17 @@ class Staged:
         scale, bias = (spread(function, f"%{name}", channel, panel.lanes) for name in ("scales", "bias"))
         return function.fused(panel.lanes, total, scale, bias)
 
-    def _emit_quads(self, source: str, aim: str, step: str, channel: str) -> None:
+    def _emit_squares(self, source: str, aim: str, step: str, channel: str) -> None:
         function, panel = self._function, self.panel
         lanes, kind = panel.lanes, vector("float", panel.lanes)
-        quads = []
-        for first in range(0, self.outputs, QUAD):
-            outputs = range(first, min(first + QUAD, self.outputs))
-            some = [self._result(source, output, channel) for output in outputs]
-            quads.append(
-                (first, len(some), turned(function, [*some, *["zeroinitializer"] * (QUAD - len(some))], lanes))
-            )
-        for lane in range(lanes):  # Row by row, so that the cache need not hold all rows' lines at once.
-            row = function.at(aim, function.multiply(step, lane))
-            for first, some_outputs, columns in quads:
-                places = [lane // QUAD * QUAD + output for output in range(some_outputs)]
-                part = function.shuffle(kind, columns[lane % QUAD], "poison", places)
-                write_floats(function, panel.element, some_outputs, part, function.at(row, first * panel.size))
+        for first in range(0, self.outputs, lanes):
+            count = min(lanes, self.outputs - first)
+            some = [self._result(source, first + output, channel) for output in range(count)]
+            rows = transposed(function, [*some, *["zeroinitializer"] * (lanes - count)], lanes)
+            for lane, row in enumerate(rows):
+                part = row if count == lanes else function.shuffle(kind, row, "poison", range(count))
+                place = function.at(function.at(aim, function.multiply(step, lane)), first * panel.size)
+                write_floats(function, panel.element, count, part, place)
 
     def _emit_copy(self, sizes: tuple[str, str], goal: str, stride: str) -> None:
         """From the stack, where no neighbour is written over."""
@@ -316,16 +333,3 @@ def expanded(function: Emitter, stored: str, bounds: tuple[str, str], memory: st
             goal = function.at(memory, function.multiply(number, FLOAT_BYTES))
             function.store(vector("float", lanes), some, goal, FLOAT_BYTES)
     return function.at(memory, function.multiply(start, -FLOAT_BYTES))
-
-
-def _joined(function: Emitter, parts: list[str]) -> str:
-    """Short vectors one behind another."""
-    lanes = QUAD
-    while len(parts) > 1:
-        kind = vector("float", lanes)
-        lanes *= 2
-        parts = [
-            function.shuffle(kind, left, right, range(lanes))
-            for left, right in zip(parts[::2], parts[1::2], strict=True)
-        ]
-    return parts[0]
