@@ -7,11 +7,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from secateur.runtime.kernels.blocks import BlockKernel
+from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.direct import DirectKernel
 from secateur.runtime.kernels.gathering import GatherKernel
 from secateur.runtime.kernels.kernel import PARAMETERS, Kernel
 from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
-from secateur.runtime.kernels.strips import STRIP, ScatteredKernel
+from secateur.runtime.kernels.strips import ScatteredKernel
 from secateur.runtime.kernels.turning import QUAD, Panel
 
 __all__ = ["Step", "block_steps", "code", "grouped_steps", "scattered_steps"]

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun
-from secateur.runtime.kernels.strips import STRIP
 from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, read_floats, write_floats
 
 __all__ = ["GatherKernel"]

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.choice import Step, grouped_steps
+from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.layouts import Layout, aligned
 from secateur.runtime.kernels.numbers import Floats, decoded
 from secateur.runtime.kernels.selecting import place_bits
-from secateur.runtime.kernels.strips import STRIP
 
 __all__ = ["GROUPS", "Grouped"]
 

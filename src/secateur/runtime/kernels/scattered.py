@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.runtime.kernels.choice import Step, scattered_steps
+from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.layouts import Layout, aligned
 from secateur.runtime.kernels.numbers import Floats, decoded
-from secateur.runtime.kernels.strips import STRIP
 
 __all__ = ["Scattered"]
 

@@ -7,20 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from secateur.runtime.kernels.chunks import STRIP, ChunkKernel, Part, emit_product
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.gathering import FLOATS, FewRowsKernel, emit_floats, emit_sums, numbered
-from secateur.runtime.kernels.kernel import begun, panels
-from secateur.runtime.kernels.strips import STRIP, StripKernel, emit_ahead, emit_bias, emit_product
-from secateur.runtime.kernels.turning import (
-    AHEAD,
-    FLOAT_BYTES,
-    SIZES,
-    Panel,
-    Staged,
-    emit_results,
-    expanded,
-    read_floats,
-)
+from secateur.runtime.kernels.kernel import begun
+from secateur.runtime.kernels.strips import emit_ahead
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, Panel, expanded, read_floats
 
 __all__ = ["SelectKernel", "SelectPanelKernel", "place_bits"]
 
@@ -128,8 +120,8 @@ class SelectKernel(FewRowsKernel):
 
 
 @dataclass(frozen=True, slots=True)
-class SelectPanelKernel(StripKernel):
-    """For panels of activations; see `Grouped` for how weights lie. A unit is a chunk of outputs.
+class SelectPanelKernel(ChunkKernel):
+    """For panels of activations; see `Grouped` for how weights lie.
 
     Attributes:
         keep: N.
@@ -155,28 +147,17 @@ class SelectPanelKernel(StripKernel):
         step = self.chunk // STRIP
         return starts[np.minimum(np.arange(0, strips + step, step), strips)]
 
-    def emit(self) -> Emitter:
-        """See `Kernel.emit`."""
-        function = begun()
-        staged = Staged(function, self.panel, STRIP, self.stored)
-        sums = function.at("%scratch", function.multiply("%inputs", self.panel.feature_bytes))
-        chunks = function.integer("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
-        with panels(function, self.panel, chunks) as run, function.loop(run.start, run.stop) as chunk:
-            first = function.multiply(chunk, self.chunk)
-            left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
-            staged.emit_prefetch((run.row, run.rows), (first, left))
-            emit_bias(function, self.panel, self.stored, sums, (first, self.chunk))
-            with function.loop(0, "%inputs", self.piece) as feature:
-                stop = function.smaller(function.add(feature, self.piece), "%inputs")
-                with function.loop(0, left, STRIP) as output:
-                    self._emit_strip(function, (first, output), (feature, stop), sums)
-            emit_results(function, staged, sums, (run.row, run.rows, first, left))
-        return function
+    def emit_part(self, function: Emitter, part: Part) -> None:
+        """See `ChunkKernel.emit_part`."""
+        feature, first = function.multiply(part.piece, self.piece), function.multiply(part.chunk, self.chunk)
+        stop = function.smaller(function.add(feature, self.piece), "%inputs")
+        left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
+        with function.loop(0, left, STRIP) as output:
+            self._emit_strip(function, (first, output), (feature, stop), part)
 
-    def _emit_strip(self, function: Emitter, outputs: tuple[str, str], features: tuple[str, str], sums: str) -> None:
+    def _emit_strip(self, function: Emitter, outputs: tuple[str, str], features: tuple[str, str], part: Part) -> None:
         strip = function.integer("sdiv", function.add(*outputs), STRIP)
         start = function.load("i64", function.at("%starts", function.multiply(strip, 8)))
-        kind, size = vector("float", self.panel.lanes), self.panel.lanes * FLOAT_BYTES
         slots = [
             function.add(start, function.multiply(function.integer("sdiv", feature, self.group), self.keep))
             for feature in features
@@ -184,26 +165,19 @@ class SelectPanelKernel(StripKernel):
         of_strip = function.integer("sdiv", function.multiply("%inputs", self.keep), self.group)
         emit_ahead(function, self.stored, (slots[0], slots[1]), of_strip)
         bounds = function.multiply(slots[0], STRIP), function.multiply(slots[1], STRIP)
-        floats = expanded(function, self.stored, bounds, function.at(sums, self.chunk * self.panel.feature_bytes))
+        floats = expanded(function, self.stored, bounds, self.room(function, part))
         with function.loop(0, STRIP, self.beside) as lane:
-            own = function.at(sums, function.multiply(function.add(outputs[1], lane), self.panel.feature_bytes))
-            places = [
-                [
-                    function.at(own, beside * self.panel.feature_bytes + number * size)
-                    for number in range(self.panel.vectors)
-                ]
-                for beside in range(self.beside)
-            ]
-            totals = [[function.variable(kind, function.load(kind, place, size)) for place in some] for some in places]
+            first = function.add(outputs[1], lane)
+            waiting = [self.waiting(function, part.sums, function.add(first, number)) for number in range(self.beside)]
+            totals = [variables for _, variables in waiting]
             with function.loop(*features, self.group) as feature:
                 group = function.integer("sdiv", feature, self.group)
                 slot = function.add(start, function.multiply(group, self.keep))
                 source = function.at("%scratch", function.multiply(feature, self.panel.feature_bytes))
                 for number in range(self.keep):
                     self._emit_slot(function, (floats, function.add(slot, number), lane), source, totals)
-            for some, variables in zip(places, totals, strict=True):
-                for place, variable in zip(some, variables, strict=True):
-                    function.store(kind, function.get(kind, variable), place, size)
+            for places, variables in waiting:
+                self.emit_waiting(function, places, variables)
 
     def _emit_slot(self, function: Emitter, where: tuple[str, str, str], source: str, totals: list[list[str]]) -> None:
         (floats, slot, lane), bits = where, place_bits(self.group)
