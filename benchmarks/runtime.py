@@ -88,7 +88,7 @@ def measured(
     for dtype in given.dtypes.split(","):
         if unsupported(pattern, weight.shape, dtype):
             continue
-        product = ours(PackedMatrix.from_dense(weight, pattern, dtype), x, bias, given.threads)
+        product = ours(PackedMatrix.from_dense(weight, pattern, dtype, batch), x, bias, given.threads)
         errors[dtype] = f"{(product() - wanted).norm() / wanted.norm():.1e}"
         candidates[dtype] = product
     return medians(candidates, given.rounds), errors

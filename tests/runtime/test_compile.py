@@ -352,5 +352,7 @@ def test_kinds_of_layers_say_what_they_are() -> None:
     assert model[0].weight.shape == (64, 32)
     assert model[0].weight.is_meta
     found = zeroed(pruned(mlp(32, 64), "1xchannel", 0.5)[0])
-    (channels,) = (way for way in ways(mlp(32, 64)[0], found) if isinstance(way, Way) and way.name == "smaller dense")
+    (channels,) = (
+        way for way in ways(mlp(32, 64)[0], found, 8) if isinstance(way, Way) and way.name == "smaller dense"
+    )
     assert "32 of 64 outputs" in repr(channels.build())

@@ -15,6 +15,7 @@ from secateur.runtime.kernels.blocks import BlockKernel
 from secateur.runtime.kernels.direct import DirectKernel
 from secateur.runtime.kernels.gathering import GatherKernel
 from secateur.runtime.kernels.kernel import Kernel
+from secateur.runtime.kernels.pairs import PairGatherKernel, PairKernel
 from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
 from secateur.runtime.kernels.strips import ScatteredKernel
 from secateur.runtime.kernels.target import Target, assembly, compiled, host
@@ -39,6 +40,8 @@ def kernels(target: Target, stored: str) -> list[Kernel]:
         GatherKernel(128, 128, "float", 1, stored),
         SelectKernel(2, 4, "float", 1, is_wide and target.is_x86, stored),
         SelectPanelKernel(2, 4, 128, 128, panel, stored),
+        PairKernel(128, 64, panel, stored),
+        PairGatherKernel(128, 64, "float", 1, stored),
     ]
 
 
@@ -65,14 +68,16 @@ def test_a_processor_without_wide_vectors_still_has_code() -> None:
 
 @pytest.mark.skipif(not host().is_x86, reason="runs code for older processors of the same kind")
 @pytest.mark.parametrize("features", ["+avx2,+fma", ""])
-@pytest.mark.parametrize("pattern", ["4x1", "8x1", "1x8", "1x1", "2:4", "4:8"])
-def test_older_processors_get_the_same(pattern: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "rows"), [*[(pattern, 1) for pattern in ("4x1", "8x1", "1x8", "1x1", "2:4", "4:8")], ("2:4", 64)]
+)
+def test_older_processors_get_the_same(pattern: str, rows: int, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if features and not host().has("avx2"):
         pytest.skip("no AVX2 here")
     older = Target(host().triple, "haswell" if features else "x86-64", features)
     monkeypatch.setattr("secateur.runtime.kernels.target.host", lambda: older)
     monkeypatch.setattr("secateur.runtime.kernels.choice._made", {})
-    caches = choice.block_steps, choice.scattered_steps, choice.grouped_steps
+    caches = choice.block_steps, choice.scattered_steps, choice.grouped_steps, choice.paired_steps
     for cached in caches:
         cached.cache_clear()
     try:
@@ -80,7 +85,7 @@ def test_older_processors_get_the_same(pattern: str, features: str, monkeypatch:
         weight[8:16] = weight[:, 5] = 0
         if ":" in pattern:
             weight.reshape(-1, 2)[:, 1] = 0
-        matrix = PackedMatrix.from_dense(weight, pattern, "bfloat16")
+        matrix = PackedMatrix.from_dense(weight, pattern, "bfloat16", rows)
         for batch in (1, 6, 40):
             x = np.random.default_rng(1).standard_normal((batch, 56)).astype(np.float32)
             y = np.empty((batch, 40), np.float32)

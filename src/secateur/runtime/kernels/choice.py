@@ -11,14 +11,18 @@ from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.direct import DirectKernel
 from secateur.runtime.kernels.gathering import GatherKernel
 from secateur.runtime.kernels.kernel import PARAMETERS, Kernel
+from secateur.runtime.kernels.pairs import PairGatherKernel, PairKernel
 from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
 from secateur.runtime.kernels.strips import ScatteredKernel
-from secateur.runtime.kernels.turning import QUAD, Panel
+from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD, Panel
 
-__all__ = ["Step", "block_steps", "code", "grouped_steps", "scattered_steps"]
+__all__ = ["MOST_SELECTED", "Step", "block_steps", "code", "grouped_steps", "paired_steps", "scattered_steps"]
 
 MOST_OF_FIVE = 3072
 """Inputs up to which a panel of five vectors takes less than a mebibyte."""
+
+PANEL_BYTES = 3 << 18
+"""Of a panel at most, where it may be wide."""
 
 MOST_SELECTED = 16
 """Rows of the batch up to which selecting activations in registers is faster than packing them."""
@@ -117,6 +121,26 @@ def grouped_steps(pattern: tuple[int, int], types: tuple[str, str], rows: int) -
         Step(SelectPanelKernel(*pattern, *SELECTED, panel, stored, besides(panel, target.registers)), count)
         for panel, count in panels
     ]
+
+
+@lru_cache(maxsize=1024)
+def paired_steps(sizes: tuple[int, int], types: tuple[str, str], inputs: int, rows: int) -> list[Step]:
+    """The kernels for pairs of outputs, one after another.
+
+    Args:
+        sizes: Outputs of a chunk and inputs of a piece.
+        types: LLVM's types of the activations and the weights.
+        inputs: Of the weight.
+        rows: Of the batch.
+    """
+    from secateur.runtime.kernels.target import host
+
+    (element, stored), target = types, host()
+    if rows <= MOST_GATHERED:
+        return [Step(PairGatherKernel(*sizes, element, rows, stored), rows)]
+    most = 4 if target.registers < 32 else min(8, max(4, PANEL_BYTES // (inputs * target.lanes * FLOAT_BYTES)))
+    panels = panel_steps(element, rows, target.lanes, most)
+    return [Step(PairKernel(*sizes, panel, stored), count) for panel, count in panels]
 
 
 def besides(panel: Panel, registers: int) -> int:

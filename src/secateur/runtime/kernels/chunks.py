@@ -13,7 +13,7 @@ from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, panels
 from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, emit_results, first_sum, spread
 
-__all__ = ["STRIP", "ChunkKernel", "Part", "emit_product"]
+__all__ = ["STRIP", "ChunkKernel", "Part", "emit_products"]
 
 STRIP = 16
 """Outputs that are written together, a line of the cache; chunks are whole strips."""
@@ -117,10 +117,19 @@ class ChunkKernel(Kernel):
                 function.store(vector("float", self.panel.lanes), begin, function.at(place, number * size), size)
 
 
-def emit_product(function: Emitter, panel: Panel, where: tuple[str, str, str], totals: list[str]) -> None:
-    """Add one of the floats at a place times the activations at another to variables."""
-    kind, lanes, (floats, slot, place) = vector("float", panel.lanes), panel.lanes, where
-    weight = spread(function, floats, slot, lanes)
-    for vectors, total in enumerate(totals):
-        some = function.load(kind, function.at(place, vectors * lanes * FLOAT_BYTES), lanes * FLOAT_BYTES)
-        function.put(kind, function.fused(lanes, weight, some, function.get(kind, total)), total)
+def emit_products(function: Emitter, panel: Panel, where: tuple[str, str, str], totals: list[list[str]]) -> None:
+    """Add floats times the same activations to the sums of as many outputs.
+
+    Args:
+        function: Where to.
+        panel: How activations are packed.
+        where: Floats, which of them is the first, and where the activations are.
+        totals: Variables, by outputs and then by vectors.
+    """
+    kind, lanes, (floats, first, place) = vector("float", panel.lanes), panel.lanes, where
+    weights = [spread(function, floats, function.add(first, number), lanes) for number in range(len(totals))]
+    for number in range(panel.vectors):
+        some = function.load(kind, function.at(place, number * lanes * FLOAT_BYTES), lanes * FLOAT_BYTES)
+        for weight, variables in zip(weights, totals, strict=True):
+            total = function.get(kind, variables[number])
+            function.put(kind, function.fused(lanes, weight, some, total), variables[number])

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun
-from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, LINE_BYTES, SIZES, read_floats, write_floats
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, LINE_BYTES, SIZES, folded, read_floats, write_floats
 
 __all__ = ["DirectKernel"]
 
@@ -160,13 +160,3 @@ class DirectKernel(Kernel):
                 result = function.let(f"fadd {vector('float', kept)} {total}, {bias}")
             place = function.add(function.multiply("%outputs", row), channel)
             write_floats(function, self.element, kept, result, function.at("%y", function.multiply(place, self.size)))
-
-
-def folded(function: Emitter, total: str, lanes: int) -> str:
-    """The sum of a vector's lanes, as a vector of one."""
-    while lanes > 1:
-        halves = [range(lanes // 2), range(lanes // 2, lanes)]
-        low, high = (function.shuffle(vector("float", lanes), total, "poison", list(half)) for half in halves)
-        lanes //= 2
-        total = function.let(f"fadd {vector('float', lanes)} {low}, {high}")
-    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun
 from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, read_floats, write_floats
 
-__all__ = ["GatherKernel"]
+__all__ = ["GatherKernel", "GatheringKernel"]
 
 UNROLL = 4
 """Sums of a strip that are added to in turns: 1.5 times as fast as one or two where weights come from far."""
@@ -45,9 +46,8 @@ class FewRowsKernel(Kernel):
         return 0 if self.element == "float" else inputs * self.batch * FLOAT_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class GatherKernel(FewRowsKernel):
-    """Any weights; see `Scattered` for how they lie. A unit is a chunk of outputs.
+class GatheringKernel(FewRowsKernel):
+    """Whose unit is a chunk of outputs.
 
     Attributes:
         chunk: Outputs of a chunk.
@@ -59,6 +59,47 @@ class GatherKernel(FewRowsKernel):
 
     chunk: int
     piece: int
+    stored: str
+
+    @abstractmethod
+    def emit_part(self, function: Emitter, part: str, features: str, sums: str) -> None:
+        """Add the products of a piece of a chunk, by its number; activations and sums are where the others say."""
+
+    def emit(self) -> Emitter:
+        """See `Kernel.emit`."""
+        function = begun()
+        floats = emit_floats(function, self.element, self.batch)
+        sums = function.variable(f"[{self.batch * self.chunk} x float]")
+        pieces = function.integer("sdiv", function.add("%inputs", self.piece - 1), self.piece)
+        with function.loop("%begin", "%end") as chunk:
+            with function.loop(0, self.batch * self.chunk, STRIP) as number:
+                function.store(FLOATS, "zeroinitializer", function.at(sums, function.multiply(number, FLOAT_BYTES)), 64)
+            with function.loop(0, pieces) as piece:
+                features = function.at(floats, function.multiply(piece, self.piece * FLOAT_BYTES))
+                self.emit_part(function, function.add(function.multiply(chunk, pieces), piece), features, sums)
+            outputs = function.multiply(chunk, self.chunk), self.chunk
+            emit_sums(function, sums, outputs, (self.element, self.stored, self.batch))
+        return function
+
+    def emit_sixteen(self, function: Emitter, number: str, features: str, totals: list[str]) -> None:
+        """Multiply the `number`-th sixteen weights with what they belong to."""
+        first = function.multiply(number, STRIP)
+        place = function.at("%values", function.multiply(first, SIZES[self.stored]))
+        function.prefetch(function.at(place, AHEAD), level=2)
+        weights = read_floats(function, self.stored, STRIP, place)
+        columns = function.load(vector("i8", STRIP), function.at("%columns", first))
+        for row, total in enumerate(totals):
+            source = function.at(features, function.multiply("%inputs", row * FLOAT_BYTES))
+            some = function.gather(numbered(function, source, columns))
+            function.put(FLOATS, function.fused(STRIP, weights, some, function.get(FLOATS, total)), total)
+
+
+@dataclass(frozen=True, slots=True)
+class GatherKernel(GatheringKernel):
+    """Any weights; see `Scattered` for how they lie."""
+
+    chunk: int
+    piece: int
     element: str
     batch: int
     stored: str = "float"
@@ -67,29 +108,12 @@ class GatherKernel(FewRowsKernel):
         """See `Kernel.costs`: weights in sixteens."""
         return starts[:: -(-inputs // self.piece) * (self.chunk // STRIP)]
 
-    def emit(self) -> Emitter:
-        """See `Kernel.emit`."""
-        function = begun()
-        floats = emit_floats(function, self.element, self.batch)
-        sums = function.variable(f"[{self.batch * self.chunk} x float]")
-        pieces = function.integer("sdiv", function.add("%inputs", self.piece - 1), self.piece)
+    def emit_part(self, function: Emitter, part: str, features: str, sums: str) -> None:
+        """See `GatheringKernel.emit_part`."""
         strips = self.chunk // STRIP
-        with function.loop("%begin", "%end") as chunk:
-            with function.loop(0, self.batch * self.chunk, STRIP) as number:
-                function.store(FLOATS, "zeroinitializer", function.at(sums, function.multiply(number, FLOAT_BYTES)), 64)
-            with function.loop(0, pieces) as piece:
-                features = function.at(floats, function.multiply(piece, self.piece * FLOAT_BYTES))
-                number = function.add(function.multiply(chunk, pieces), piece)
-                first = function.multiply(number, strips)
-                with function.loop(first, function.add(first, strips)) as strip:
-                    self._emit_strip(function, strip, features, sums)
-            emit_sums(
-                function,
-                sums,
-                (function.multiply(chunk, self.chunk), self.chunk),
-                (self.element, self.stored, self.batch),
-            )
-        return function
+        first = function.multiply(part, strips)
+        with function.loop(first, function.add(first, strips)) as strip:
+            self._emit_strip(function, strip, features, sums)
 
     def _emit_strip(self, function: Emitter, strip: str, features: str, sums: str) -> None:
         place = function.at("%starts", function.multiply(strip, 8))
@@ -99,25 +123,14 @@ class GatherKernel(FewRowsKernel):
         middle = function.add(start, rounds)
         with function.loop(start, middle, UNROLL) as slot:
             for number, totals in enumerate(chains):
-                self._emit_slot(function, function.add(slot, number), features, totals)
+                self.emit_sixteen(function, function.add(slot, number), features, totals)
         with function.loop(middle, stop) as slot:
-            self._emit_slot(function, slot, features, chains[0])
+            self.emit_sixteen(function, slot, features, chains[0])
         order = function.load(vector("i8", STRIP), function.at("%order", function.multiply(strip, STRIP)))
         for row in range(self.batch):
             total = function.sum([function.get(FLOATS, totals[row]) for totals in chains], STRIP)
             places = numbered(function, function.at(sums, row * self.chunk * FLOAT_BYTES), order)
             function.scatter(function.let(f"fadd {FLOATS} {total}, {function.gather(places)}"), places)
-
-    def _emit_slot(self, function: Emitter, slot: str, features: str, totals: list[str]) -> None:
-        first = function.multiply(slot, STRIP)
-        place = function.at("%values", function.multiply(first, SIZES[self.stored]))
-        function.prefetch(function.at(place, AHEAD), level=2)
-        weights = read_floats(function, self.stored, STRIP, place)
-        columns = function.load(vector("i8", STRIP), function.at("%columns", first))
-        for row, total in enumerate(totals):
-            source = function.at(features, function.multiply("%inputs", row * FLOAT_BYTES))
-            some = function.gather(numbered(function, source, columns))
-            function.put(FLOATS, function.fused(STRIP, weights, some, function.get(FLOATS, total)), total)
 
 
 def emit_sums(function: Emitter, sums: str, outputs: tuple[str, int], types: tuple[str, str, int]) -> None:

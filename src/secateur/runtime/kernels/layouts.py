@@ -13,7 +13,7 @@ from secateur.runtime.kernels.blocks import FOLLOWING
 from secateur.runtime.kernels.choice import Step, block_steps
 from secateur.runtime.kernels.numbers import Floats, decoded, encoded, stored
 
-__all__ = ["Blocks", "Layout", "aligned"]
+__all__ = ["Blocks", "Layout", "aligned", "in_pieces", "ranks"]
 
 CACHE_LINE = 64
 """Bytes that a cache holds or does not hold together."""
@@ -34,6 +34,27 @@ def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def in_pieces(weight_OI: Floats, chunk: int, piece: int) -> Floats:
+    """A weight with zeros behind its ends, as (chunks × pieces, outputs of a chunk, inputs of a piece)."""
+    outputs, inputs = weight_OI.shape
+    padded = np.zeros((-(-outputs // chunk) * chunk, -(-inputs // piece) * piece), np.float32)
+    padded[:outputs, :inputs] = weight_OI
+    tiles = padded.reshape(-1, chunk, padded.shape[1] // piece, piece).transpose(0, 2, 1, 3)
+    return tiles.reshape(-1, chunk, piece)
+
+
+def ranks(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For runs that lie one behind another, the place of each element in its run.
+
+    Example:
+        >>> ranks(np.array([2, 0, 3]))
+        array([0, 1, 0, 1, 2])
+    """
+    behind = np.cumsum(lengths)
+    total = int(behind[-1]) if len(behind) else 0
+    return np.arange(total) - np.repeat(behind - lengths, lengths)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

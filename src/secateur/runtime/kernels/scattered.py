@@ -8,7 +8,7 @@ import numpy as np
 
 from secateur.runtime.kernels.choice import Step, scattered_steps
 from secateur.runtime.kernels.chunks import STRIP
-from secateur.runtime.kernels.layouts import Layout, aligned
+from secateur.runtime.kernels.layouts import Layout, aligned, in_pieces, ranks
 from secateur.runtime.kernels.numbers import Floats, decoded
 
 __all__ = ["Scattered"]
@@ -45,27 +45,22 @@ class Scattered(Layout):
     @classmethod
     def of(cls, weight_OI: Floats) -> Scattered:
         """The weights that are not zero."""
-        outputs, inputs = weight_OI.shape
-        chunk = min(CHUNK, -(-outputs // STRIP) * STRIP)
-        padded = np.zeros((-(-outputs // chunk) * chunk, -(-inputs // PIECE) * PIECE), np.float32)
-        padded[:outputs, :inputs] = weight_OI
-        pieces = np.ascontiguousarray(padded.reshape(-1, chunk, padded.shape[1] // PIECE, PIECE).transpose(0, 2, 1, 3))
+        chunk = min(CHUNK, -(-len(weight_OI) // STRIP) * STRIP)
+        pieces = in_pieces(weight_OI, chunk, PIECE)
         nonzero = pieces != 0
-        counts = nonzero.sum(axis=3, dtype=np.int64)
-        order = np.argsort(-counts, axis=2, kind="stable")
-        longest = np.take_along_axis(counts, order, 2).reshape(-1, STRIP).max(axis=1)
+        counts = nonzero.sum(axis=2, dtype=np.int64)
+        order = np.argsort(-counts, axis=1, kind="stable")
+        longest = np.take_along_axis(counts, order, 1).reshape(-1, STRIP).max(axis=1)
         starts = np.zeros(len(longest) + 1, np.int64)
         np.cumsum(longest, out=starts[1:])
-        lines = order.reshape(-1) + np.repeat(np.arange(order.size // chunk) * chunk, chunk)
+        lines = order.reshape(-1) + np.repeat(np.arange(len(order)) * chunk, chunk)
         rows, found = np.nonzero(nonzero.reshape(-1, PIECE)[lines])
-        lengths = counts.reshape(-1)[lines]
-        rank = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        slots = (starts[rows // STRIP] + rank) * STRIP + rows % STRIP
+        slots = (starts[rows // STRIP] + ranks(counts.reshape(-1)[lines])) * STRIP + rows % STRIP
         columns, values = np.zeros(starts[-1] * STRIP, np.uint8), np.zeros(starts[-1] * STRIP, np.float32)
         columns[slots] = found
         values[slots] = pieces.reshape(-1, PIECE)[lines[rows], found]
         return cls(
-            shape=(outputs, inputs),
+            shape=(weight_OI.shape[0], weight_OI.shape[1]),
             chunk=chunk,
             starts=starts,
             columns=aligned(columns),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.chunks import STRIP, ChunkKernel, Part, emit_product
+from secateur.runtime.kernels.chunks import STRIP, ChunkKernel, Part, emit_products
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.gathering import FLOATS, FewRowsKernel, emit_floats, emit_sums, numbered
 from secateur.runtime.kernels.kernel import begun
@@ -188,4 +188,4 @@ class SelectPanelKernel(ChunkKernel):
         for number, variables in enumerate(totals):
             place = function.integer("and", function.integer("lshr", shifted, bits * number), self.group - 1)
             features = function.at(source, function.multiply(place, self.panel.feature_bytes))
-            emit_product(function, self.panel, (floats, function.add(first, number), features), variables)
+            emit_products(function, self.panel, (floats, function.add(first, number), features), [variables])

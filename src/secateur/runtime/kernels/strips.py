@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.chunks import STRIP, ChunkKernel, Part, emit_product
+from secateur.runtime.kernels.chunks import STRIP, ChunkKernel, Part, emit_products
 from secateur.runtime.kernels.emitter import Emitter
 from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, LINE_BYTES, SIZES, Panel, expanded
 
-__all__ = ["ScatteredKernel", "emit_ahead"]
+__all__ = ["STRIP_BYTES", "ScatteredKernel", "emit_ahead"]
 
 STRIP_BYTES = STRIP * FLOAT_BYTES
 """Of a weight of each, as floats."""
@@ -63,7 +63,7 @@ class ScatteredKernel(ChunkKernel):
                     own = function.add(slot, number)
                     column = function.index("i8", function.at("%columns", own))
                     place = function.at(features, function.multiply(column, self.panel.feature_bytes))
-                    emit_product(function, self.panel, (floats, own, place), totals)
+                    emit_products(function, self.panel, (floats, own, place), [totals])
             for places, totals in waiting:
                 self.emit_waiting(function, places, totals)
 

@@ -17,6 +17,7 @@ __all__ = [
     "emit_results",
     "expanded",
     "first_sum",
+    "folded",
     "read_floats",
     "spread",
     "turned",
@@ -90,6 +91,16 @@ def _quads_turned(function: Emitter, vectors: list[str], lanes: int) -> list[str
         left, right = picked(first, second, pair), picked(third, fourth, pair)
         columns += [picked(left, right, [0, 2, 4, 6]), picked(left, right, [1, 3, 5, 7])]
     return columns
+
+
+def folded(function: Emitter, total: str, lanes: int, kept: int = 1) -> str:
+    """A vector of which the lanes that lie a multiple of `kept` apart are added up."""
+    while lanes > kept:
+        halves = [range(lanes // 2), range(lanes // 2, lanes)]
+        low, high = (function.shuffle(vector("float", lanes), total, "poison", list(half)) for half in halves)
+        lanes //= 2
+        total = function.let(f"fadd {vector('float', lanes)} {low}, {high}")
+    return total
 
 
 def read_floats(function: Emitter, element: str, lanes: int, place: str) -> str:

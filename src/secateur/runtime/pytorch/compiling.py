@@ -128,7 +128,7 @@ def _tried(plain: LayerRow, layer: nn.Module, call: Call | None, *, int8: bool) 
     plain = replace(plain, pattern=found.pattern, sparsity=found.sparsity)
     best: tuple[LayerRow, nn.Module | None] = plain, None
     reasons: list[str] = []
-    for way in ways(layer, found, int8=int8):
+    for way in ways(layer, found, call.rows, int8=int8):
         if isinstance(way, str):
             reasons.append(way)
             continue

@@ -100,12 +100,13 @@ def refusal(layer: nn.Module, owners: int) -> str:
     return ""
 
 
-def ways(layer: nn.Module, found: Zeroed, *, int8: bool = False) -> Iterator[Way | str]:
+def ways(layer: nn.Module, found: Zeroed, rows: int, *, int8: bool = False) -> Iterator[Way | str]:
     """Every way to run a layer, and for those that its zeros ask for and that there are none of, why.
 
     Args:
         layer: The layer.
         found: Its weight and its zeros.
+        rows: Products with the whole weight that it is to be fast for.
         int8: Whether weights may be rounded to eight bits.
     """
     if found.sparsity < LEAST_SPARSITY or found.pattern is None:
@@ -119,9 +120,9 @@ def ways(layer: nn.Module, found: Zeroed, *, int8: bool = False) -> Iterator[Way
     if not isinstance(layer, nn.Conv2d) and (way := _channels(layer, found)) is not None:
         yield way
     for pattern in dict.fromkeys((_blocks(found.pattern), SINGLE)):
-        yield from _kernels(layer, found, pattern)
+        yield from _kernels(layer, found, (pattern, rows))
         if int8:
-            yield from _kernels(layer, found, pattern, int8=True)
+            yield from _kernels(layer, found, (pattern, rows), int8=True)
 
 
 def _blocks(pattern: str) -> str:
@@ -138,7 +139,9 @@ def _channels(layer: nn.Module, found: Zeroed) -> Way | None:
     return Way("smaller dense", lambda: ChannelLinear(layer, outputs, inputs))
 
 
-def _kernels(layer: nn.Module, found: Zeroed, pattern: str, *, int8: bool = False) -> Iterator[Way | str]:
+def _kernels(layer: nn.Module, found: Zeroed, product: tuple[str, int], *, int8: bool = False) -> Iterator[Way | str]:
+    """The kernel for a product: its weight's pattern, and its rows."""
+    pattern, rows = product
     shape = (found.weight.shape[0], found.weight.shape[1])
     dtype = "int8" if int8 else STORED.get(parts(layer)[0].dtype)
     if dtype is None:
@@ -149,7 +152,7 @@ def _kernels(layer: nn.Module, found: Zeroed, pattern: str, *, int8: bool = Fals
         return
 
     def build() -> ExchangedLayer:
-        matrix = PackedMatrix.from_dense(found.weight.numpy(), pattern, dtype)
+        matrix = PackedMatrix.from_dense(found.weight.numpy(), pattern, dtype, rows)
         if isinstance(layer, nn.Conv2d):
             return SparseConv2d(layer, matrix)
         return SparseLinear(layer, matrix, is_transposed=found.view.output_axes == (1,))
