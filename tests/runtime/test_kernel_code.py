@@ -16,10 +16,10 @@ from secateur.runtime.kernels.direct import DirectKernel
 from secateur.runtime.kernels.gathering import GatherKernel
 from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.pairs import PairGatherKernel, PairKernel
+from secateur.runtime.kernels.rows import RowPanel
 from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
 from secateur.runtime.kernels.strips import ScatteredKernel
 from secateur.runtime.kernels.target import Target, assembly, compiled, host
-from secateur.runtime.kernels.turning import Panel
 
 LINUX = "x86_64-unknown-linux-gnu"
 TARGETS = {
@@ -32,7 +32,7 @@ TARGETS = {
 
 def kernels(target: Target, stored: str) -> list[Kernel]:
     """One of each kind, on two vectors of the target's width."""
-    panel, is_wide = Panel("float", target.lanes, 2), target.lanes == 16
+    panel, is_wide = RowPanel("float", target.lanes, 2), target.lanes == 16
     return [
         BlockKernel(4, 1, "i16", panel, 4, stored),
         DirectKernel(16, 1, "i16", "float", 1, target.lanes, stored),
@@ -63,7 +63,7 @@ def test_lanes_and_registers(name: str) -> None:
 def test_a_processor_without_wide_vectors_still_has_code() -> None:
     target = Target(LINUX, "x86-64")
     assert target.lanes == 4
-    assert "mulps" in assembly(BlockKernel(4, 1, "i16", Panel("float", 4, 2), 4).emit(), target)
+    assert "mulps" in assembly(BlockKernel(4, 1, "i16", RowPanel("float", 4, 2), 4).emit(), target)
 
 
 @pytest.mark.skipif(not host().is_x86, reason="runs code for older processors of the same kind")
@@ -97,7 +97,7 @@ def test_older_processors_get_the_same(pattern: str, rows: int, features: str, m
 
 
 def test_broken_code_is_refused() -> None:
-    function = BlockKernel(4, 1, "i16", Panel("float", 4, 1), 4).emit()
+    function = BlockKernel(4, 1, "i16", RowPanel("float", 4, 1), 4).emit()
     function.let("add i64 %missing, 1")
     with pytest.raises(RuntimeError, match="missing"):
         compiled(function, "run", 5)

@@ -29,13 +29,13 @@ matter: the weight is read once, and what counts is its bytes.
    register by the index.
 
 3. *Many rows* (`blocks`, `chunks`, `strips`, `selecting`, `pairs`): activations are turned into panels of up to 128
-   rows, feature after feature (`turning.Panel`), in memory that each thread keeps. For blocks, a tile of 4 outputs × 5
+   rows, feature after feature (`rows.RowPanel`), in memory that each thread keeps. For blocks, a tile of 4 outputs × 5
    vectors or 8 × 3 stays in registers: a block loads its activations once and each weight once as a broadcast. For
    strips, 128 features of a panel at a time stay in the innermost cache and four outputs are computed side by side,
    which hides what a sum waits for. For pairs it is 64 features, of which an input that both outputs keep is loaded
    once: 0.8 loads for each product instead of 1.1. Weights that are no floats become floats there once per panel.
    Results are kept until a line of the cache is full, turned back, and written a line at a time, to where has been
-   asked for beforehand (`turning.Staged`).
+   asked for beforehand.
 
 4. *Threads* (`threads`): the panels' units of outputs are numbered, and cut where the stored weights before them are
    an equal share. Each number is computed by one thread in one order, so no bit depends on how many there are.

@@ -12,9 +12,11 @@ from secateur.runtime.kernels.direct import DirectKernel
 from secateur.runtime.kernels.gathering import GatherKernel
 from secateur.runtime.kernels.kernel import PARAMETERS, Kernel
 from secateur.runtime.kernels.pairs import PairGatherKernel, PairKernel
+from secateur.runtime.kernels.panels import Panel
+from secateur.runtime.kernels.rows import RowPanel
 from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
 from secateur.runtime.kernels.strips import ScatteredKernel
-from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD, Panel
+from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD
 
 __all__ = ["MOST_SELECTED", "Step", "block_steps", "code", "grouped_steps", "paired_steps", "scattered_steps"]
 
@@ -157,7 +159,7 @@ def most_direct(outputs: int, inputs: int) -> int:
     return max(2, min(length, 16) // 2)
 
 
-def panel_steps(element: str, rows: int, lanes: int, most: int) -> list[tuple[Panel, int]]:
+def panel_steps(element: str, rows: int, lanes: int, most: int) -> list[tuple[RowPanel, int]]:
     """Panels of at most so many vectors, as equal as can be, and how many rows each kind is for.
 
     Example:
@@ -170,8 +172,8 @@ def panel_steps(element: str, rows: int, lanes: int, most: int) -> list[tuple[Pa
     count = -(-total // most)
     small, larger = divmod(total, count)
     first = larger * (small + 1) * lanes
-    steps = [(Panel(element, lanes, small + 1), min(first, rows))] * (larger > 0)
-    return steps + [(Panel(element, lanes, small), rows - first)] * (rows > first)
+    steps = [(RowPanel(element, lanes, small + 1), min(first, rows))] * (larger > 0)
+    return steps + [(RowPanel(element, lanes, small), rows - first)] * (rows > first)
 
 
 def _tile(rows: int, inputs: int, registers: int) -> tuple[int, int]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import NamedTuple
 
-from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import Kernel, begun, panels
-from secateur.runtime.kernels.turning import FLOAT_BYTES, Panel, Staged, emit_results, first_sum, spread
+from secateur.runtime.kernels.emitter import Emitter
+from secateur.runtime.kernels.kernel import Kernel, begun
+from secateur.runtime.kernels.panels import Access, Panel
+from secateur.runtime.kernels.turning import FLOAT_BYTES, first_sum, spread
 
 __all__ = ["STRIP", "ChunkKernel", "Part", "emit_products"]
 
@@ -41,7 +42,7 @@ class ChunkKernel(Kernel):
     Attributes:
         chunk: Outputs of a chunk.
         piece: Features of a piece.
-        panel: How activations are packed.
+        panel: How activations lie.
         stored: LLVM's type of the weights.
     """
 
@@ -56,80 +57,78 @@ class ChunkKernel(Kernel):
         return self.panel.width
 
     def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: a panel, the sums of a chunk, and a strip's weights of a piece as floats."""
-        return (inputs + self.chunk) * self.panel.feature_bytes + self.piece * STRIP * FLOAT_BYTES
+        """See `Kernel.scratch_bytes`: the panel's, the sums of a chunk, and a strip's weights of a piece as floats."""
+        sums = self.chunk * self.panel.feature_bytes
+        return self.panel.scratch_bytes(inputs) + sums + self.piece * STRIP * FLOAT_BYTES
 
     def pieces(self, inputs: int) -> int:
         """How many pieces so many features are."""
         return -(-inputs // self.piece)
 
     @abstractmethod
-    def emit_part(self, function: Emitter, part: Part) -> None:
+    def emit_part(self, access: Access, part: Part) -> None:
         """Add the products of a part to the sums."""
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
         function = begun()
-        staged = Staged(function, self.panel, STRIP, self.stored)
-        sums = function.at("%scratch", function.multiply("%inputs", self.panel.feature_bytes))
+        access = self.panel.access(function, STRIP, self.stored)
+        sums = access.room
         chunks = function.integer("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
         pieces = function.integer("sdiv", function.add("%inputs", self.piece - 1), self.piece)
-        with panels(function, self.panel, chunks) as run, function.loop(run.start, run.stop) as chunk:
+        with access.emit_runs(chunks) as bounds, function.loop(*bounds) as chunk:
             first = function.multiply(chunk, self.chunk)
             left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
-            staged.emit_prefetch((run.row, run.rows), (first, left))
-            self._emit_bias(function, sums, first)
+            access.emit_prefetch(first, left)
+            self._emit_bias(access, sums, first)
             with function.loop(0, pieces) as piece:
-                self.emit_part(function, Part(chunk, piece, pieces, sums))
-            emit_results(function, staged, sums, (run.row, run.rows, first, left))
+                self.emit_part(access, Part(chunk, piece, pieces, sums))
+            access.emit_results(sums, first, left)
         return function
 
-    def features(self, function: Emitter, part: Part) -> str:
-        """Where the activations of a part are."""
-        return function.at("%scratch", function.multiply(part.piece, self.piece * self.panel.feature_bytes))
+    def features(self, access: Access, part: Part) -> str:
+        """The base of a part's features."""
+        return access.base(access.function.multiply(part.piece, self.piece))
 
     def room(self, function: Emitter, part: Part) -> str:
         """Memory for a strip's weights of a piece as floats."""
         return function.at(part.sums, self.chunk * self.panel.feature_bytes)
 
-    def waiting(self, function: Emitter, sums: str, output: str) -> tuple[list[str], list[str]]:
+    def waiting(self, access: Access, sums: str, output: str) -> tuple[list[str], list[str]]:
         """Where the sums of an output of the chunk wait, and variables that begin with them."""
-        kind, size = vector("float", self.panel.lanes), self.panel.lanes * FLOAT_BYTES
-        place = function.at(sums, function.multiply(output, self.panel.feature_bytes))
-        places = [function.at(place, number * size) for number in range(self.panel.vectors)]
+        function, kind, size = access.function, access.kind, access.vector_bytes
+        place = function.at(sums, function.multiply(output, access.feature_bytes))
+        places = [function.at(place, number * size) for number in range(access.vectors)]
         return places, [function.variable(kind, function.load(kind, some, size)) for some in places]
 
-    def emit_waiting(self, function: Emitter, places: list[str], totals: list[str]) -> None:
+    def emit_waiting(self, access: Access, places: list[str], totals: list[str]) -> None:
         """Put variables back to where they wait."""
-        kind, size = vector("float", self.panel.lanes), self.panel.lanes * FLOAT_BYTES
         for place, total in zip(places, totals, strict=True):
-            function.store(kind, function.get(kind, total), place, size)
+            access.function.store(access.kind, access.function.get(access.kind, total), place, access.vector_bytes)
 
-    def _emit_bias(self, function: Emitter, sums: str, first: str) -> None:
+    def _emit_bias(self, access: Access, sums: str, first: str) -> None:
         """Begin the sums of a chunk; those behind the last output like its."""
+        function, size = access.function, access.vector_bytes
         last = function.integer("sub", "%outputs", 1)
-        size = self.panel.lanes * FLOAT_BYTES
         with function.loop(0, self.chunk) as output:
             channel = function.smaller(function.add(first, output), last)
-            begin = first_sum(function, self.stored, channel, self.panel.lanes)
-            place = function.at(sums, function.multiply(output, self.panel.feature_bytes))
-            for number in range(self.panel.vectors):
-                function.store(vector("float", self.panel.lanes), begin, function.at(place, number * size), size)
+            begin = first_sum(function, self.stored, channel, access.lanes)
+            place = function.at(sums, function.multiply(output, access.feature_bytes))
+            for number in range(access.vectors):
+                function.store(access.kind, begin, function.at(place, number * size), size)
 
 
-def emit_products(function: Emitter, panel: Panel, where: tuple[str, str, str], totals: list[list[str]]) -> None:
+def emit_products(access: Access, where: tuple[str, str, str], totals: list[list[str]]) -> None:
     """Add floats times the same activations to the sums of as many outputs.
 
     Args:
-        function: Where to.
-        panel: How activations are packed.
+        access: The way to activations.
         where: Floats, which of them is the first, and where the activations are.
         totals: Variables, by outputs and then by vectors.
     """
-    kind, lanes, (floats, first, place) = vector("float", panel.lanes), panel.lanes, where
-    weights = [spread(function, floats, function.add(first, number), lanes) for number in range(len(totals))]
-    for number in range(panel.vectors):
-        some = function.load(kind, function.at(place, number * lanes * FLOAT_BYTES), lanes * FLOAT_BYTES)
+    function, kind, (floats, first, place) = access.function, access.kind, where
+    weights = [spread(function, floats, function.add(first, number), access.lanes) for number in range(len(totals))]
+    for number, some in enumerate(access.loaded(place)):
         for weight, variables in zip(weights, totals, strict=True):
             total = function.get(kind, variables[number])
-            function.put(kind, function.fused(lanes, weight, some, total), variables[number])
+            function.put(kind, function.fused(access.lanes, weight, some, total), variables[number])

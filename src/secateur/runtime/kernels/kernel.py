@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter
-from secateur.runtime.kernels.turning import Panel
 
-__all__ = ["PARAMETERS", "Kernel", "Run", "begun", "panels"]
+__all__ = ["PARAMETERS", "Kernel", "begun"]
 
 PARAMETERS = ("plan", "bias", "x", "y", "scratch")
 """Addresses that every kernel is called with: a `Plan`, the caller's arrays, and memory of its own."""
@@ -65,35 +62,3 @@ class Kernel(ABC):
     @abstractmethod
     def emit(self) -> Emitter:
         """The function, called ``run``; see `begun`."""
-
-
-class Run(NamedTuple):
-    """A panel and the units to do for it.
-
-    Attributes:
-        row: First row of the batch.
-        rows: How many rows.
-        start: First unit.
-        stop: Behind the last.
-    """
-
-    row: str
-    rows: str
-    start: str
-    stop: str
-
-
-@contextmanager
-def panels(function: Emitter, panel: Panel, units: str) -> Iterator[Run]:
-    """Repeat what is emitted inside for each panel from ``%begin`` to ``%end``, which is packed into ``%scratch``."""
-    first = function.integer("sdiv", "%begin", units)
-    last = function.integer("sdiv", function.add("%end", function.integer("sub", units, 1)), units)
-    with function.loop(first, last) as number:
-        done = function.multiply(number, units)
-        start = function.larger(function.integer("sub", "%begin", done), 0)
-        stop = function.smaller(function.integer("sub", "%end", done), units)
-        row = function.multiply(number, panel.width)
-        count = function.smaller(function.integer("sub", "%batch", row), panel.width)
-        source = function.at("%x", function.multiply(function.multiply(row, "%inputs"), panel.size))
-        panel.emit_packing(function, source, "%scratch", count)
-        yield Run(row, count, start, stop)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from secateur.runtime.kernels.chunks import STRIP, ChunkKernel, Part, emit_products
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.gathering import FLOATS, GatheringKernel
+from secateur.runtime.kernels.panels import Access, Panel
 from secateur.runtime.kernels.strips import STRIP_BYTES, emit_ahead
-from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, Panel, expanded, folded
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, expanded, folded
 
 __all__ = ["PAIR", "SLOTS", "PairGatherKernel", "PairKernel"]
 
@@ -46,40 +47,39 @@ class PairKernel(ChunkKernel):
         """See `Kernel.costs`: weights in sixteens."""
         return starts[:: self.pieces(inputs) * (self.chunk // PAIR)]
 
-    def emit_part(self, function: Emitter, part: Part) -> None:
+    def emit_part(self, access: Access, part: Part) -> None:
         """See `ChunkKernel.emit_part`."""
-        features, pairs = self.features(function, part), self.chunk // PAIR
+        function, pairs = access.function, self.chunk // PAIR
+        features = self.features(access, part)
         number = function.add(function.multiply(part.chunk, part.pieces), part.piece)
         first = function.multiply(number, pairs)
         with function.loop(first, function.add(first, pairs)) as pair:
-            self._emit_pair(function, pair, features, part)
+            self._emit_pair(access, pair, features, part)
 
-    def _emit_pair(self, function: Emitter, pair: str, features: str, part: Part) -> None:
+    def _emit_pair(self, access: Access, pair: str, features: str, part: Part) -> None:
+        function = access.function
         bounds = pair_bounds(function, pair)
         *outputs, shared = pair_numbers(function, pair)
         emit_ahead(function, self.stored, bounds, AHEAD // STRIP_BYTES)
         weights = function.multiply(bounds[0], STRIP), function.multiply(bounds[1], STRIP)
         floats = expanded(function, self.stored, weights, self.room(function, part))
-        waiting = [self.waiting(function, part.sums, output) for output in outputs]
+        waiting = [self.waiting(access, part.sums, output) for output in outputs]
         totals = [variables for _, variables in waiting]
         start, stop = function.multiply(bounds[0], SLOTS), function.multiply(bounds[1], SLOTS)
         middle = function.add(start, shared)
         with function.loop(start, middle) as slot:
             first = function.multiply(slot, PAIR)
-            place = self._activations(function, features, first)
-            emit_products(function, self.panel, (floats, first, place), totals)
+            emit_products(access, (floats, first, self._activations(access, features, first)), totals)
         with function.loop(middle, stop) as slot:
             for number, variables in enumerate(totals):
                 own = function.add(function.multiply(slot, PAIR), number)
-                place = self._activations(function, features, own)
-                emit_products(function, self.panel, (floats, own, place), [variables])
+                emit_products(access, (floats, own, self._activations(access, features, own)), [variables])
         for places, variables in waiting:
-            self.emit_waiting(function, places, variables)
+            self.emit_waiting(access, places, variables)
 
-    def _activations(self, function: Emitter, features: str, weight: str) -> str:
+    def _activations(self, access: Access, features: str, weight: str) -> str:
         """Where those of a weight are."""
-        column = function.index("i8", function.at("%columns", weight))
-        return function.at(features, function.multiply(column, self.panel.feature_bytes))
+        return access.place(features, access.function.index("i8", access.function.at("%columns", weight)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from secateur.runtime.kernels.chunks import STRIP, ChunkKernel, Part, emit_produ
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.gathering import FLOATS, FewRowsKernel, emit_floats, emit_sums, numbered
 from secateur.runtime.kernels.kernel import begun
+from secateur.runtime.kernels.panels import Access, Panel
 from secateur.runtime.kernels.strips import emit_ahead
-from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, Panel, expanded, read_floats
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, expanded, read_floats
 
 __all__ = ["SelectKernel", "SelectPanelKernel", "place_bits"]
 
@@ -147,15 +148,17 @@ class SelectPanelKernel(ChunkKernel):
         step = self.chunk // STRIP
         return starts[np.minimum(np.arange(0, strips + step, step), strips)]
 
-    def emit_part(self, function: Emitter, part: Part) -> None:
+    def emit_part(self, access: Access, part: Part) -> None:
         """See `ChunkKernel.emit_part`."""
+        function = access.function
         feature, first = function.multiply(part.piece, self.piece), function.multiply(part.chunk, self.chunk)
         stop = function.smaller(function.add(feature, self.piece), "%inputs")
         left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
         with function.loop(0, left, STRIP) as output:
-            self._emit_strip(function, (first, output), (feature, stop), part)
+            self._emit_strip(access, (first, output), (feature, stop), part)
 
-    def _emit_strip(self, function: Emitter, outputs: tuple[str, str], features: tuple[str, str], part: Part) -> None:
+    def _emit_strip(self, access: Access, outputs: tuple[str, str], features: tuple[str, str], part: Part) -> None:
+        function = access.function
         strip = function.integer("sdiv", function.add(*outputs), STRIP)
         start = function.load("i64", function.at("%starts", function.multiply(strip, 8)))
         slots = [
@@ -168,24 +171,22 @@ class SelectPanelKernel(ChunkKernel):
         floats = expanded(function, self.stored, bounds, self.room(function, part))
         with function.loop(0, STRIP, self.beside) as lane:
             first = function.add(outputs[1], lane)
-            waiting = [self.waiting(function, part.sums, function.add(first, number)) for number in range(self.beside)]
+            waiting = [self.waiting(access, part.sums, function.add(first, number)) for number in range(self.beside)]
             totals = [variables for _, variables in waiting]
             with function.loop(*features, self.group) as feature:
                 group = function.integer("sdiv", feature, self.group)
                 slot = function.add(start, function.multiply(group, self.keep))
-                source = function.at("%scratch", function.multiply(feature, self.panel.feature_bytes))
                 for number in range(self.keep):
-                    self._emit_slot(function, (floats, function.add(slot, number), lane), source, totals)
+                    self._emit_slot(access, (floats, function.add(slot, number), lane), access.base(feature), totals)
             for places, variables in waiting:
-                self.emit_waiting(function, places, variables)
+                self.emit_waiting(access, places, variables)
 
-    def _emit_slot(self, function: Emitter, where: tuple[str, str, str], source: str, totals: list[list[str]]) -> None:
-        (floats, slot, lane), bits = where, place_bits(self.group)
+    def _emit_slot(self, access: Access, where: tuple[str, str, str], features: str, totals: list[list[str]]) -> None:
+        function, (floats, slot, lane), bits = access.function, where, place_bits(self.group)
         word = f"i{bits * STRIP}"
         found = function.index(word, function.at("%columns", function.multiply(slot, 2 * bits)))
         shifted = function.integer("lshr", found, function.multiply(lane, bits))
         first = function.add(function.multiply(slot, STRIP), lane)
         for number, variables in enumerate(totals):
-            place = function.integer("and", function.integer("lshr", shifted, bits * number), self.group - 1)
-            features = function.at(source, function.multiply(place, self.panel.feature_bytes))
-            emit_products(function, self.panel, (floats, function.add(first, number), features), [variables])
+            column = function.integer("and", function.integer("lshr", shifted, bits * number), self.group - 1)
+            emit_products(access, (floats, function.add(first, number), access.place(features, column)), [variables])

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.chunks import STRIP, ChunkKernel, Part, emit_products
 from secateur.runtime.kernels.emitter import Emitter
-from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, LINE_BYTES, SIZES, Panel, expanded
+from secateur.runtime.kernels.panels import Access, Panel
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, LINE_BYTES, SIZES, expanded
 
 __all__ = ["STRIP_BYTES", "ScatteredKernel", "emit_ahead"]
 
@@ -40,15 +41,17 @@ class ScatteredKernel(ChunkKernel):
         """See `Kernel.costs`: weights in sixteens, and a little for each chunk."""
         return starts[:: self.pieces(inputs) * (self.chunk // STRIP)]
 
-    def emit_part(self, function: Emitter, part: Part) -> None:
+    def emit_part(self, access: Access, part: Part) -> None:
         """See `ChunkKernel.emit_part`."""
-        features, strips = self.features(function, part), self.chunk // STRIP
+        function, strips = access.function, self.chunk // STRIP
+        features = self.features(access, part)
         number = function.add(function.multiply(part.chunk, part.pieces), part.piece)
         first = function.multiply(number, strips)
         with function.loop(first, function.add(first, strips)) as strip:
-            self._emit_strip(function, strip, features, part)
+            self._emit_strip(access, strip, features, part)
 
-    def _emit_strip(self, function: Emitter, strip: str, features: str, part: Part) -> None:
+    def _emit_strip(self, access: Access, strip: str, features: str, part: Part) -> None:
+        function = access.function
         place = function.at("%starts", function.multiply(strip, 8))
         start, stop = function.load("i64", place), function.load("i64", function.at(place, 8))
         emit_ahead(function, self.stored, (start, stop), AHEAD // STRIP_BYTES)
@@ -57,15 +60,14 @@ class ScatteredKernel(ChunkKernel):
         with function.loop(0, STRIP, self.beside) as lane:
             order = function.at("%order", function.add(function.multiply(strip, STRIP), lane))
             outputs = [function.index("i8", function.at(order, number)) for number in range(self.beside)]
-            waiting = [self.waiting(function, part.sums, output) for output in outputs]
+            waiting = [self.waiting(access, part.sums, output) for output in outputs]
             with function.loop(function.add(bounds[0], lane), bounds[1], STRIP) as slot:
                 for number, (_, totals) in enumerate(waiting):
                     own = function.add(slot, number)
                     column = function.index("i8", function.at("%columns", own))
-                    place = function.at(features, function.multiply(column, self.panel.feature_bytes))
-                    emit_products(function, self.panel, (floats, own, place), [totals])
+                    emit_products(access, (floats, own, access.place(features, column)), [totals])
             for places, totals in waiting:
-                self.emit_waiting(function, places, totals)
+                self.emit_waiting(access, places, totals)
 
 
 def emit_ahead(function: Emitter, stored: str, bounds: tuple[str, str], distance: str | int) -> None:

@@ -1,0 +1,185 @@
+"""Rows of numbers, which are turned into panels on the way in, and back on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from secateur.runtime.kernels.emitter import Emitter
+from secateur.runtime.kernels.panels import Access, Panel
+from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, SIZES, read_floats, transposed, write_floats
+
+__all__ = ["RowPanel"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowPanel(Panel):
+    """A run of rows of the batch, packed feature after feature.
+
+    Attributes:
+        element: Type that the activations come in and that results become: ``float`` or ``bfloat``.
+        lanes: Rows in a vector.
+        vectors: Vectors of a feature.
+    """
+
+    element: str
+    lanes: int
+    vectors: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number as it comes."""
+        return SIZES[self.element]
+
+    def scratch_bytes(self, inputs: int) -> int:
+        """See `Panel.scratch_bytes`."""
+        return inputs * self.feature_bytes
+
+    def access(self, function: Emitter, outputs: int, stored: str) -> Access:
+        """See `Panel.access`."""
+        return RowAccess(function, self, outputs, stored)
+
+
+class RowAccess(Access):
+    """Which packs into ``%scratch``, and writes a square of results at a time."""
+
+    def __init__(self, function: Emitter, panel: RowPanel, outputs: int, stored: str) -> None:
+        super().__init__(function, panel, outputs, stored)
+        self._element, self._size, self._width = panel.element, panel.size, panel.width
+        self._rest = function.variable(f"[{outputs * panel.lanes} x {panel.element}]")
+        self._row = self._rows = ""
+
+    @contextmanager
+    def emit_runs(self, units: str) -> Iterator[tuple[str, str]]:
+        """See `Access.emit_runs`."""
+        function = self.function
+        first = function.integer("sdiv", "%begin", units)
+        last = function.integer("sdiv", function.add("%end", function.integer("sub", units, 1)), units)
+        with function.loop(first, last) as number:
+            done = function.multiply(number, units)
+            start = function.larger(function.integer("sub", "%begin", done), 0)
+            stop = function.smaller(function.integer("sub", "%end", done), units)
+            self._row = function.multiply(number, self._width)
+            self._rows = function.smaller(function.integer("sub", "%batch", self._row), self._width)
+            self._emit_packing()
+            yield start, stop
+
+    def base(self, feature: str) -> str:
+        """See `Access.base`."""
+        return self.place("%scratch", feature)
+
+    def place(self, base: str, number: str) -> str:
+        """See `Access.place`."""
+        return self.function.at(base, self.function.multiply(number, self.feature_bytes))
+
+    def loaded(self, place: str) -> list[str]:
+        """See `Access.loaded`."""
+        places = [self.function.at(place, number * self.vector_bytes) for number in range(self.vectors)]
+        return [self.function.load(self.kind, some, self.vector_bytes) for some in places]
+
+    @property
+    def room(self) -> str:
+        """See `Access.room`."""
+        return self.base("%inputs")
+
+    def emit_prefetch(self, first: str, count: str) -> None:
+        """See `Access.emit_prefetch`."""
+        function = self.function
+        goal, stride = self._goal(first)
+        step = LINE_BYTES // self._size
+        with function.loop(0, self._rows) as row, function.loop(0, count, step) as output:
+            line = function.add(function.multiply(row, stride), function.multiply(output, self._size))
+            function.prefetch(function.at(goal, line), is_written=True, level=2)
+
+    def emit_results(self, memory: str, first: str, count: str) -> None:
+        """See `Access.emit_results`."""
+        function = self.function
+        with function.loop(0, count, self.outputs) as output:
+            left = function.smaller(function.integer("sub", count, output), self.outputs)
+            self._emit_writing(self.place(memory, output), function.add(first, output), left)
+
+    def _goal(self, first: str) -> tuple[str, str]:
+        """Where the first row's results from an output on belong, and bytes from a row to the next."""
+        function = self.function
+        place = function.add(function.multiply(self._row, "%outputs"), first)
+        return function.at("%y", function.multiply(place, self._size)), function.multiply("%outputs", self._size)
+
+    def _emit_packing(self) -> None:
+        """Fill the panel; what is behind the batch's last row is like it.
+
+        A whole line of the cache is read of each row: rows of a length that many sets of the cache have in common, such
+        as 4096, put each other out of it before a second read.
+        """
+        function = self.function
+        stride = function.multiply("%inputs", self._size)
+        source = function.at("%x", function.multiply(self._row, stride))
+        last = function.integer("sub", self._rows, 1)
+        with function.loop(0, self.vectors) as number:
+            done = function.multiply(number, self.lanes)
+            goal = function.at("%scratch", function.multiply(number, self.vector_bytes))
+            rows = []
+            for lane in range(self.lanes):
+                row = function.smaller(function.add(done, lane), last)
+                rows.append(function.at(source, function.multiply(row, stride)))
+            behind = function.integer("sub", "%inputs", self.lanes)
+            with function.when(f"icmp sge i64 {behind}, 0"), function.loop(0, "%inputs", self.lanes) as feature:
+                self._emit_square(rows, goal, function.smaller(feature, behind))
+            with function.when(f"icmp slt i64 {behind}, 0"), function.loop(0, "%inputs") as feature:
+                offset, target = function.multiply(feature, self._size), self.place(goal, feature)
+                for lane, row in enumerate(rows):
+                    some = read_floats(function, self._element, 1, function.at(row, offset))
+                    function.store("<1 x float>", some, function.at(target, lane * FLOAT_BYTES), FLOAT_BYTES)
+
+    def _emit_square(self, rows: list[str], goal: str, feature: str) -> None:
+        """As many features as a vector has lanes; the last ones begin before the ones before them end."""
+        function = self.function
+        offset, target = function.multiply(feature, self._size), self.place(goal, feature)
+        found = [read_floats(function, self._element, self.lanes, function.at(row, offset)) for row in rows]
+        for number, column in enumerate(transposed(function, found, self.lanes)):
+            function.store(self.kind, column, function.at(target, number * self.feature_bytes), self.vector_bytes)
+
+    def _emit_writing(self, memory: str, first: str, count: str) -> None:
+        """Write at most as many outputs as are written together."""
+        function = self.function
+        goal, stride = self._goal(first)
+        with function.loop(0, self.vectors) as number:
+            done = function.multiply(number, self.lanes)
+            left = function.smaller(function.integer("sub", self._rows, done), self.lanes)
+            rows_at = function.at(goal, function.multiply(done, stride))
+            source = function.at(memory, function.multiply(done, FLOAT_BYTES))
+            whole = function.let(f"icmp eq i64 {left}, {self.lanes}")
+            full = function.let(f"icmp eq i64 {count}, {self.outputs}")
+            direct = function.let(f"and i1 {whole}, {full}")
+            aim = function.let(f"select i1 {direct}, ptr {rows_at}, ptr {self._rest}")
+            step = function.let(f"select i1 {direct}, i64 {stride}, i64 {self.outputs * self._size}")
+            self._emit_squares(source, aim, step, first)
+            with function.when(f"icmp eq i1 {direct}, false"):
+                self._emit_copy((left, count), rows_at, stride)
+
+    def _emit_squares(self, source: str, aim: str, step: str, channel: str) -> None:
+        function = self.function
+        for first in range(0, self.outputs, self.lanes):
+            count = min(self.lanes, self.outputs - first)
+            some = [
+                self.result(
+                    function.at(source, output * self.feature_bytes), function.add(channel, output), self.vector_bytes
+                )
+                for output in range(first, first + count)
+            ]
+            rows = transposed(function, [*some, *["zeroinitializer"] * (self.lanes - count)], self.lanes)
+            for lane, row in enumerate(rows):
+                part = row if count == self.lanes else function.shuffle(self.kind, row, "poison", range(count))
+                place = function.at(function.at(aim, function.multiply(step, lane)), first * self._size)
+                write_floats(function, self._element, count, part, place)
+
+    def _emit_copy(self, sizes: tuple[str, str], goal: str, stride: str) -> None:
+        """From the stack, where no neighbour is written over."""
+        function = self.function
+        with function.loop(0, sizes[0]) as row:
+            source = function.at(self._rest, function.multiply(row, self.outputs * self._size))
+            aim = function.at(goal, function.multiply(row, stride))
+            with function.loop(0, sizes[1]) as output:
+                offset = function.multiply(output, self._size)
+                found = function.load(self._element, function.at(source, offset), self._size)
+                function.store(self._element, found, function.at(aim, offset), self._size)
