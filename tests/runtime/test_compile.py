@@ -113,13 +113,17 @@ def test_transformers_conv1d_is_transposed() -> None:
         {"kernel_size": 3, "stride": 2},
         {"kernel_size": (3, 5), "dilation": (2, 1), "padding": "same"},
         {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+        {"kernel_size": 3, "padding": (2, 1), "stride": (2, 3)},
+        {"kernel_size": 5, "padding": 3, "stride": 2, "dilation": 2, "padding_mode": "reflect"},
         {"kernel_size": 1, "stride": 2},
+        {"kernel_size": 1, "padding": 1},
     ],
 )
+@pytest.mark.parametrize("pattern", ["4x1", "1x1", "2:4"])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_convolutions(options: dict[str, Any], memory: torch.memory_format) -> None:
+def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memory_format) -> None:
     torch.manual_seed(0)
-    model = pruned(nn.Sequential(nn.Conv2d(8, 16, **options), nn.ReLU(), nn.Conv2d(16, 8, 3)), "4x1", 0.5)
+    model = pruned(nn.Sequential(nn.Conv2d(8, 16, **options), nn.ReLU(), nn.Conv2d(16, 8, 3)), pattern, 0.5)
     inputs = torch.randn(2, 8, 12, 12).contiguous(memory_format=memory)
     dense, (compiled, report) = both(model, inputs)
     assert report.exchanged == 2
@@ -128,6 +132,51 @@ def test_convolutions(options: dict[str, Any], memory: torch.memory_format) -> N
         assert close(compiled(inputs), dense(inputs))
         assert close(compiled(inputs[0]), dense(inputs[0]))
     assert same_state(compiled, dense)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("size", [(5, 5), (16, 16)], ids=["short line", "long line"])
+def test_a_kernel_of_one_pixel_on_lines_of_any_length(size: tuple[int, int]) -> None:
+    inputs = torch.randn(3, 8, *size)
+    dense, (model, _) = both(pruned(nn.Sequential(nn.Conv2d(8, 16, 1)), "4x1", 0.5), inputs)
+    with torch.no_grad():
+        assert close(model(inputs), dense(inputs))
+        assert close(model(inputs[:, :, ::2].clone()[:, :, :, 1:]), dense(inputs[:, :, ::2, 1:]))
+        assert model(inputs[:0]).shape == (0, 16, *size)
+
+
+@pytest.mark.usefixtures("always")
+def test_convolutions_of_bfloat16() -> None:
+    inputs = torch.randn(2, 8, 12, 12).bfloat16()
+    model = pruned(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1)), "4x1", 0.5).bfloat16()
+    dense, (compiled, report) = both(model, inputs)
+    assert report.exchanged == 2
+    with torch.no_grad():
+        found, expected = compiled(inputs), dense(inputs)
+    assert found.dtype == torch.bfloat16
+    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-2
+
+
+@pytest.mark.usefixtures("always")
+def test_an_image_smaller_than_the_kernel_is_refused() -> None:
+    _, (model, _) = both(pruned(nn.Sequential(nn.Conv2d(8, 16, 3)), "4x1", 0.5), torch.randn(1, 8, 9, 9))
+    with pytest.raises(LayerError, match=r"a kernel of \(3, 3\).* does not fit into padded images of \(2, 9\)"):
+        model(torch.randn(1, 8, 2, 9))
+    with pytest.raises(LayerError, match=r"needs 8 input features, found an input of shape \(1, 7, 9, 9\)"):
+        model(torch.randn(1, 7, 9, 9))
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_convolutions_under_torch_compile(backend: str) -> None:
+    inputs = torch.randn(2, 8, 12, 12)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(16, 8, 1))
+    dense, (compiled, _) = both(pruned(model, "4x1", 0.5), inputs)
+    traced = torch.compile(compiled, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        assert close(traced(inputs), dense(inputs))
+        assert close(traced(inputs.contiguous(memory_format=torch.channels_last)), dense(inputs))
+    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("always")

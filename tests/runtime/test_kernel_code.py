@@ -14,6 +14,7 @@ from secateur.runtime.kernels import PackedMatrix, choice
 from secateur.runtime.kernels.blocks import BlockKernel
 from secateur.runtime.kernels.direct import DirectKernel
 from secateur.runtime.kernels.gathering import GatherKernel
+from secateur.runtime.kernels.images import ImagePanel, Window
 from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.pairs import PairGatherKernel, PairKernel
 from secateur.runtime.kernels.rows import RowPanel
@@ -35,6 +36,8 @@ def kernels(target: Target, stored: str) -> list[Kernel]:
     panel, is_wide = RowPanel("float", target.lanes, 2), target.lanes == 16
     return [
         BlockKernel(4, 1, "i16", panel, 4, stored),
+        BlockKernel(4, 1, "i16", ImagePanel(target.lanes, 2), 4, stored),
+        ScatteredKernel(128, 128, ImagePanel(target.lanes, 2), stored),
         DirectKernel(16, 1, "i16", "float", 1, target.lanes, stored),
         ScatteredKernel(128, 128, panel, stored),
         GatherKernel(128, 128, "float", 1, stored),
@@ -91,6 +94,10 @@ def test_older_processors_get_the_same(pattern: str, rows: int, features: str, m
             y = np.empty((batch, 40), np.float32)
             matrix.matmul(x.ctypes.data, batch, y.ctypes.data)
             np.testing.assert_allclose(y, x @ matrix.dense().T, rtol=1e-4, atol=1e-4)
+        pixels = np.random.default_rng(1).standard_normal((56, 150)).astype(np.float32)
+        y = np.empty((40, 150), np.float32)
+        matrix.convolve(pixels.ctypes.data, 1, y.ctypes.data, Window(56, (1, 150), (1, 1), (1, 1), (1, 1)))
+        np.testing.assert_allclose(y, matrix.dense() @ pixels, rtol=1e-4, atol=1e-4)
     finally:
         for cached in caches:
             cached.cache_clear()

@@ -50,7 +50,8 @@ does not change between two calls lies ready in a plan, for Python would else ta
 
 from __future__ import annotations
 
+from secateur.runtime.kernels.images import OVERRUN, Window
 from secateur.runtime.kernels.numbers import DTYPES
 from secateur.runtime.kernels.packed import ACTIVATIONS, PackedMatrix, unsupported
 
-__all__ = ["ACTIVATIONS", "DTYPES", "PackedMatrix", "unsupported"]
+__all__ = ["ACTIVATIONS", "DTYPES", "OVERRUN", "PackedMatrix", "Window", "unsupported"]

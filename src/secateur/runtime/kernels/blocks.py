@@ -77,7 +77,10 @@ class BlockKernel(Kernel):
         """See `Kernel.emit`."""
         function = begun()
         access = self.panel.access(function, self.written, self.stored)
-        memory = function.variable(f"[{self.grouped * self.rows * self.panel.width} x float]")
+        kept = (
+            self.grouped * self.rows * self.panel.width + self.panel.lanes
+        )  # A vector of the last pixels ends behind it.
+        memory = function.variable(f"[{kept} x float]")
         block_rows = function.integer("sdiv", "%outputs", self.rows)
         groups = function.integer("sdiv", function.add(block_rows, self.grouped - 1), self.grouped)
         with access.emit_runs(groups) as bounds, function.loop(*bounds) as group:

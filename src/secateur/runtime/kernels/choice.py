@@ -18,7 +18,22 @@ from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
 from secateur.runtime.kernels.strips import ScatteredKernel
 from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD
 
-__all__ = ["MOST_SELECTED", "Step", "block_steps", "code", "grouped_steps", "paired_steps", "scattered_steps"]
+__all__ = [
+    "MOST_SELECTED",
+    "Step",
+    "block_kernel",
+    "block_steps",
+    "code",
+    "grouped_kernel",
+    "grouped_steps",
+    "most_vectors",
+    "paired_steps",
+    "scattered_kernel",
+    "scattered_steps",
+]
+
+HIGH_VECTORS = 3
+"""Vectors beside which the sums of eight outputs fit into 32 registers."""
 
 MOST_OF_FIVE = 3072
 """Inputs up to which a panel of five vectors takes less than a mebibyte."""
@@ -76,11 +91,9 @@ def block_steps(block: tuple[int, int], inputs: int, types: tuple[str, str, str]
     target = host()
     if rows <= most_direct(*block):
         return [Step(DirectKernel(*block, index, element, rows, target.lanes, stored), rows)]
-    tile, vectors = _tile(block[0], inputs, target.registers)
-    return [
-        Step(BlockKernel(*block, index, panel, tile, stored), count)
-        for panel, count in panel_steps(element, rows, target.lanes, vectors)
-    ]
+    vectors = _block_vectors(block[0], inputs, target.registers)
+    panels = panel_steps(element, rows, target.lanes, vectors)
+    return [Step(block_kernel(block, (index, stored), panel), count) for panel, count in panels]
 
 
 @lru_cache(maxsize=1024)
@@ -97,10 +110,8 @@ def scattered_steps(sizes: tuple[int, int], types: tuple[str, str], rows: int) -
     (element, stored), target = types, host()
     if rows <= MOST_GATHERED:
         return [Step(GatherKernel(*sizes, element, rows, stored), rows)]
-    panels = panel_steps(element, rows, target.lanes, 4 if target.registers == 32 else 2)
-    return [
-        Step(ScatteredKernel(*sizes, panel, stored, besides(panel, target.registers)), count) for panel, count in panels
-    ]
+    panels = panel_steps(element, rows, target.lanes, most_vectors(4))
+    return [Step(scattered_kernel(sizes, stored, panel), count) for panel, count in panels]
 
 
 @lru_cache(maxsize=1024)
@@ -118,11 +129,8 @@ def grouped_steps(pattern: tuple[int, int], types: tuple[str, str], rows: int) -
     if rows <= MOST_SELECTED:
         permutes = target.is_x86 and target.lanes == STRIP
         return [Step(SelectKernel(*pattern, element, rows, permutes, stored), rows)]
-    panels = panel_steps(element, rows, target.lanes, 4 if target.registers == 32 else 2)
-    return [
-        Step(SelectPanelKernel(*pattern, *SELECTED, panel, stored, besides(panel, target.registers)), count)
-        for panel, count in panels
-    ]
+    panels = panel_steps(element, rows, target.lanes, most_vectors(4))
+    return [Step(grouped_kernel(pattern, stored, panel), count) for panel, count in panels]
 
 
 @lru_cache(maxsize=1024)
@@ -140,14 +148,37 @@ def paired_steps(sizes: tuple[int, int], types: tuple[str, str], inputs: int, ro
     (element, stored), target = types, host()
     if rows <= MOST_GATHERED:
         return [Step(PairGatherKernel(*sizes, element, rows, stored), rows)]
-    most = 4 if target.registers < 32 else min(8, max(4, PANEL_BYTES // (inputs * target.lanes * FLOAT_BYTES)))
-    panels = panel_steps(element, rows, target.lanes, most)
+    roomy = max(4, PANEL_BYTES // (inputs * target.lanes * FLOAT_BYTES))
+    panels = panel_steps(element, rows, target.lanes, min(roomy, most_vectors(8)))
     return [Step(PairKernel(*sizes, panel, stored), count) for panel, count in panels]
 
 
-def besides(panel: Panel, registers: int) -> int:
+def block_kernel(block: tuple[int, int], types: tuple[str, str], panel: Panel) -> BlockKernel:
+    """The kernel for blocks and panels; `types`: LLVM's of a block's number and the weights."""
+    is_high = block[0] % 8 == 0 and panel.vectors <= HIGH_VECTORS and most_vectors(4) == 4
+    return BlockKernel(*block, types[0], panel, 8 if is_high else min(block[0], 4), types[1])
+
+
+def scattered_kernel(sizes: tuple[int, int], stored: str, panel: Panel) -> ScatteredKernel:
+    """The kernel for single weights and panels; `sizes`: outputs of a chunk and inputs of a piece."""
+    return ScatteredKernel(*sizes, panel, stored, besides(panel))
+
+
+def grouped_kernel(pattern: tuple[int, int], stored: str, panel: Panel) -> SelectPanelKernel:
+    """The kernel for N of every M weights and panels."""
+    return SelectPanelKernel(*pattern, *SELECTED, panel, stored, besides(panel))
+
+
+def most_vectors(many: int) -> int:
+    """Vectors of a panel at most: so many if the processor has 32 registers for them, half of it with 16."""
+    from secateur.runtime.kernels.target import host
+
+    return many if host().registers == 32 else many // 2
+
+
+def besides(panel: Panel) -> int:
     """Outputs that are computed beside one another, so that no product waits for the one before it."""
-    return 4 if panel.vectors * 4 <= registers // 2 else 2
+    return 4 if panel.vectors <= most_vectors(4) else 2
 
 
 def most_direct(outputs: int, inputs: int) -> int:
@@ -176,13 +207,13 @@ def panel_steps(element: str, rows: int, lanes: int, most: int) -> list[tuple[Ro
     return steps + [(RowPanel(element, lanes, small), rows - first)] * (rows > first)
 
 
-def _tile(rows: int, inputs: int, registers: int) -> tuple[int, int]:
-    """Outputs and vectors of activations whose sums fit into the registers, beside what they are made of.
+def _block_vectors(rows: int, inputs: int, registers: int) -> int:
+    """Vectors of activations beside which a tile's sums fit into the registers.
 
     Of low blocks a fifth vector makes 3 to 6 %, as long as the panel leaves room in the second cache.
     """
     if registers < 32:
-        return min(rows, 4), 2
+        return 2
     if rows % 8 == 0:
-        return 8, 3
-    return min(rows, 4), 5 if inputs <= MOST_OF_FIVE else 4
+        return HIGH_VECTORS
+    return 5 if inputs <= MOST_OF_FIVE else 4

@@ -165,6 +165,15 @@ class Emitter:
         arguments = f"{kind} {values}, {pointers} {places}, i32 4, {flags} splat (i1 true)"
         self._lines.append(f"call void @{name}({arguments})")
 
+    def store_first(self, lanes: int, values: str, place: str, count: str) -> None:
+        """Store the first so many floats of a vector, or all of them if they are fewer."""
+        kind, flags, numbers = vector("float", lanes), vector("i1", lanes), vector("i64", lanes)
+        name = f"llvm.masked.store.v{lanes}f32.p0"
+        self._declared.add(f"declare void @{name}({kind}, ptr, i32, {flags})")
+        order = ", ".join(f"i64 {lane}" for lane in range(lanes))
+        mask = self.let(f"icmp slt {numbers} <{order}>, {self.splat('i64', lanes, count)}")
+        self._lines.append(f"call void @{name}({kind} {values}, ptr {place}, i32 4, {flags} {mask})")
+
     @contextmanager
     def loop(self, start: str | int, stop: str | int, step: str | int = 1) -> Iterator[str]:
         """Repeat what is emitted inside for each integer from `start` to before `stop`."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.choice import Step, grouped_steps
+from secateur.runtime.kernels.choice import Step, grouped_kernel, grouped_steps, most_vectors
 from secateur.runtime.kernels.chunks import STRIP
+from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.layouts import Layout, aligned
 from secateur.runtime.kernels.numbers import Floats, decoded
+from secateur.runtime.kernels.panels import Panel
 from secateur.runtime.kernels.selecting import place_bits
 
 __all__ = ["GROUPS", "Grouped"]
@@ -74,6 +76,15 @@ class Grouped(Layout):
     def steps(self, element: str, rows: int) -> list[Step]:
         """See `Layout.steps`."""
         return grouped_steps((self.keep, self.group), (element, self.stored), rows)
+
+    def over(self, panel: Panel) -> Kernel:
+        """See `Layout.over`."""
+        return grouped_kernel((self.keep, self.group), self.stored, panel)
+
+    @property
+    def most_vectors(self) -> int:
+        """See `Layout.most_vectors`."""
+        return most_vectors(4)
 
     def dense(self) -> Floats:
         """See `Layout.dense`."""

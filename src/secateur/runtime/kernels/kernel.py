@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter
 
-__all__ = ["PARAMETERS", "Kernel", "begun"]
+__all__ = ["ARRAYS", "NUMBERS", "PARAMETERS", "Kernel", "begun"]
 
 PARAMETERS = ("plan", "bias", "x", "y", "scratch")
 """Addresses that every kernel is called with: a `Plan`, the caller's arrays, and memory of its own."""

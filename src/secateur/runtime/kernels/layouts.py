@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.blocks import FOLLOWING
-from secateur.runtime.kernels.choice import Step, block_steps
+from secateur.runtime.kernels.choice import Step, block_kernel, block_steps, most_vectors
+from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.numbers import Floats, decoded, encoded, stored
+from secateur.runtime.kernels.panels import Panel
 
 __all__ = ["Blocks", "Layout", "aligned", "in_pieces", "ranks"]
 
@@ -83,6 +85,15 @@ class Layout(ABC):
         """The kernels for a batch, one after another; `element`: LLVM's type of activations."""
 
     @abstractmethod
+    def over(self, panel: Panel) -> Kernel:
+        """The kernel for panels of any kind."""
+
+    @property
+    @abstractmethod
+    def most_vectors(self) -> int:
+        """Vectors of a panel at most."""
+
+    @abstractmethod
     def dense(self) -> Floats:
         """The weight with its zeros, without scales."""
 
@@ -142,6 +153,15 @@ class Blocks(Layout):
         """See `Layout.steps`."""
         types = f"i{8 * self.columns.itemsize}", element, self.stored
         return block_steps(self.block, self.shape[1], types, rows)
+
+    def over(self, panel: Panel) -> Kernel:
+        """See `Layout.over`."""
+        return block_kernel(self.block, (f"i{8 * self.columns.itemsize}", self.stored), panel)
+
+    @property
+    def most_vectors(self) -> int:
+        """See `Layout.most_vectors`."""
+        return 5 if most_vectors(4) == 4 else 2
 
     def dense(self) -> Floats:
         """See `Layout.dense`."""

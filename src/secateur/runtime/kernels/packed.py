@@ -17,6 +17,8 @@ import numpy.typing as npt
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels.choice import MOST_SELECTED, code
 from secateur.runtime.kernels.grouped import Grouped
+from secateur.runtime.kernels.images import ImagePanel, Window, fitted
+from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.layouts import Blocks, Layout, aligned
 from secateur.runtime.kernels.numbers import DTYPES, quantized
 from secateur.runtime.kernels.paired import Paired
@@ -50,6 +52,9 @@ LEAST_PAIRED = 0.4
 
 MOST_PLANS = 256
 """Sizes of batches that a matrix remembers how to multiply with."""
+
+PlanKey = tuple[int, str, int] | tuple[Window, int, int]
+"""Rows or images, the type or window, and threads."""
 
 ELEMENTS = {"float32": "float", "bfloat16": "bfloat"}
 
@@ -109,7 +114,7 @@ class PackedMatrix:
         self.layout = layout
         self._zeros = np.zeros(layout.shape[0], np.float32)
         self._no_bias: int = self._zeros.ctypes.data
-        self._plans: dict[tuple[int, str, int], tuple[PlannedStep, ...]] = {}
+        self._plans: dict[PlanKey, tuple[PlannedStep, ...]] = {}
 
     @classmethod
     def from_dense(
@@ -179,32 +184,101 @@ class PackedMatrix:
                 f"activations must be one of {ACTIVATIONS}, rows at least 0 and threads at least 1, "
                 f"found {activations!r}, {rows} and {threads}."
             )
-        plan = self._plans.get((rows, activations, threads)) or self._plan(rows, activations, threads)
+        self._run(self._plans.get((rows, activations, threads)) or self._plan(rows, activations, threads), bias, x, y)
+
+    def convolve(
+        self, x: int, images: int, y: int, window: Window, *, bias: int | None = None, threads: int = 1
+    ) -> None:
+        """Write the convolution of images to `y`; each number is the same for any number of threads.
+
+        The weight is (O, K·I), kernel positions first and input channels fastest, and all numbers are float32. Nothing
+        is known of the memory that addresses point to: the caller answers for it.
+
+        Args:
+            x: Address of the padded input, of shape (images, I, s, s', H, W) without gaps: for a stride of (s, s'),
+                pixel (h, w) of the part (i, j) is pixel (h·s + i, w·s' + j) of the input; see `Window.part`. `OVERRUN`
+                floats behind it are read and not used.
+            images: How many.
+            y: Address of the result, of shape (images, O, H', W') without gaps; see `Window.height`.
+            window: What the convolution sees of an image.
+            bias: Address of the bias, O numbers of float32.
+            threads: How many to use at most, this one included.
+
+        Raises:
+            ConfigError: An argument is out of its range.
+        """
+        if images < 0 or threads < 1 or window.channels * window.kernel[0] * window.kernel[1] != self.shape[1]:
+            raise ConfigError(
+                f"images must be at least 0, threads at least 1 and the window have {self.shape[1]} features, found "
+                f"{images}, {threads} and {window}."
+            )
+        key = window, images, threads
+        self._run(self._plans.get(key) or self._window_plan(window, images, threads), bias, x, y)
+
+    def _run(self, plan: tuple[PlannedStep, ...], bias: int | None, x: int, y: int) -> None:
         bias = bias or self._no_bias
         for step in plan:
             if len(step.blocks) == 1:
                 memory = scratch(step.memory) if step.memory else 0
                 step.function(step.blocks[0], bias, x + step.x, y + step.y, memory)
             else:
-                run_all([partial(step.run, block, bias, x, y) for block in step.blocks], threads)
+                run_all([partial(step.run, block, bias, x, y) for block in step.blocks], step.threads)
 
     def _plan(self, rows: int, activations: str, threads: int) -> tuple[PlannedStep, ...]:
         plan, start, element = [], 0, ELEMENTS[activations]
         outputs, inputs = self.shape
         for kernel, count in self.layout.steps(element, rows) if rows else []:
-            costs, panels = kernel.costs(self.layout.starts, inputs), -(-count // kernel.width)
-            addresses = [array.ctypes.data for array in self.layout.arrays]
-            sizes = (*addresses, count, inputs, outputs)
-            useful = self._useful(count, threads)
-            pieces = useful * kernel.shares_per_thread if useful > 1 else 1
-            blocks = [(ctypes.c_int64 * (len(sizes) + 2))(*sizes, *bounds) for bounds in shares(costs, panels, pieces)]
             first = start * SIZES[element]
-            memory = kernel.scratch_bytes(inputs)
-            plan.append(PlannedStep(code(kernel), tuple(blocks), first * inputs, first * outputs, memory))
+            step = self._step(kernel, -(-count // kernel.width), (count, threads))
+            plan.append(step._replace(x=first * inputs, y=first * outputs))
             start += count
+        return self._remembered((rows, activations, threads), plan)
+
+    def _window_plan(self, window: Window, images: int, threads: int) -> tuple[PlannedStep, ...]:
+        from secateur.runtime.kernels.target import host
+
+        lanes, pixels = host().lanes, window.height * window.across
+        if not images or pixels <= 0:
+            return ()
+        fit, offsets = fitted(window, lanes, self.layout.most_vectors), aligned(window.offsets)
+        sizes = (
+            fit.panels,
+            fit.segments,
+            fit.lines,
+            fit.span,
+            window.part[1],
+            window.height,
+            window.across,
+            window.image,
+        )
+        kernel = self.layout.over(ImagePanel(lanes, fit.vectors))
+        step = self._step(kernel, images * fit.panels, (images * pixels, threads), (offsets.ctypes.data, *sizes))
+        return self._remembered((window, images, threads), [step._replace(held=offsets)])
+
+    def _step(
+        self, kernel: Kernel, panels: int, product: tuple[int, int], geometry: tuple[int, ...] = ()
+    ) -> PlannedStep:
+        """A kernel with its share for each thread.
+
+        Args:
+            kernel: The kernel.
+            panels: How often all of the weight is to be gone through.
+            product: Rows of the batch, and threads at most.
+            geometry: What follows in the plan.
+        """
+        (outputs, inputs), (rows, threads) = self.shape, product
+        addresses = [array.ctypes.data for array in self.layout.arrays]
+        useful = self._useful(rows, threads)
+        pieces = useful * kernel.shares_per_thread if useful > 1 else 1
+        bounds = shares(kernel.costs(self.layout.starts, inputs), panels, pieces)
+        plans = [(*addresses, rows, inputs, outputs, *some, *geometry) for some in bounds]
+        blocks = tuple((ctypes.c_int64 * len(numbers))(*numbers) for numbers in plans)
+        return PlannedStep(code(kernel), blocks, 0, 0, kernel.scratch_bytes(inputs), useful)
+
+    def _remembered(self, key: PlanKey, plan: list[PlannedStep]) -> tuple[PlannedStep, ...]:
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()
-        return self._plans.setdefault((rows, activations, threads), tuple(plan))
+        return self._plans.setdefault(key, tuple(plan))
 
     def _useful(self, rows: int, threads: int) -> int:
         """How many threads are worth their waking up."""
@@ -230,6 +304,8 @@ class PlannedStep(NamedTuple):
         x: Bytes from the first activation to the first of this step.
         y: Bytes from the first result to the first of this step.
         memory: Bytes that each thread needs.
+        threads: How many are worth their waking up.
+        held: What the plan points to.
     """
 
     function: Callable[..., None]
@@ -237,6 +313,8 @@ class PlannedStep(NamedTuple):
     x: int
     y: int
     memory: int
+    threads: int
+    held: Any = None
 
     def run(self, block: Any, bias: int, x: int, y: int) -> None:
         """Do one thread's part."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.choice import Step, paired_steps
+from secateur.runtime.kernels.choice import Step, most_vectors, paired_steps
 from secateur.runtime.kernels.chunks import STRIP
+from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.layouts import Layout, aligned, in_pieces, ranks
 from secateur.runtime.kernels.numbers import Floats, decoded
-from secateur.runtime.kernels.pairs import PAIR, SLOTS
+from secateur.runtime.kernels.pairs import PAIR, SLOTS, PairKernel
+from secateur.runtime.kernels.panels import Panel
 
 __all__ = ["Paired"]
 
@@ -83,6 +85,15 @@ class Paired(Layout):
     def steps(self, element: str, rows: int) -> list[Step]:
         """See `Layout.steps`."""
         return paired_steps((self.chunk, PIECE), (element, self.stored), self.shape[1], rows)
+
+    def over(self, panel: Panel) -> Kernel:
+        """See `Layout.over`."""
+        return PairKernel(self.chunk, PIECE, panel, self.stored)
+
+    @property
+    def most_vectors(self) -> int:
+        """See `Layout.most_vectors`."""
+        return most_vectors(8)
 
     def dense(self) -> Floats:
         """See `Layout.dense`."""

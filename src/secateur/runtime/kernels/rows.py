@@ -54,16 +54,11 @@ class RowAccess(Access):
     def emit_runs(self, units: str) -> Iterator[tuple[str, str]]:
         """See `Access.emit_runs`."""
         function = self.function
-        first = function.integer("sdiv", "%begin", units)
-        last = function.integer("sdiv", function.add("%end", function.integer("sub", units, 1)), units)
-        with function.loop(first, last) as number:
-            done = function.multiply(number, units)
-            start = function.larger(function.integer("sub", "%begin", done), 0)
-            stop = function.smaller(function.integer("sub", "%end", done), units)
+        with self.emit_numbers(units) as (number, bounds):
             self._row = function.multiply(number, self._width)
             self._rows = function.smaller(function.integer("sub", "%batch", self._row), self._width)
             self._emit_packing()
-            yield start, stop
+            yield bounds
 
     def base(self, feature: str) -> str:
         """See `Access.base`."""

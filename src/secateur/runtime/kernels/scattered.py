@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.runtime.kernels.choice import Step, scattered_steps
+from secateur.runtime.kernels.choice import Step, most_vectors, scattered_kernel, scattered_steps
 from secateur.runtime.kernels.chunks import STRIP
+from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.layouts import Layout, aligned, in_pieces, ranks
 from secateur.runtime.kernels.numbers import Floats, decoded
+from secateur.runtime.kernels.panels import Panel
 
 __all__ = ["Scattered"]
 
@@ -71,6 +73,15 @@ class Scattered(Layout):
     def steps(self, element: str, rows: int) -> list[Step]:
         """See `Layout.steps`."""
         return scattered_steps((self.chunk, PIECE), (element, self.stored), rows)
+
+    def over(self, panel: Panel) -> Kernel:
+        """See `Layout.over`."""
+        return scattered_kernel((self.chunk, PIECE), self.stored, panel)
+
+    @property
+    def most_vectors(self) -> int:
+        """See `Layout.most_vectors`."""
+        return most_vectors(4)
 
     def dense(self) -> Floats:
         """See `Layout.dense`."""

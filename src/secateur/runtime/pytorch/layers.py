@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from secateur.errors import LayerError, StateError
-from secateur.runtime.kernels import ACTIVATIONS, PackedMatrix
+from secateur.runtime.kernels import ACTIVATIONS, OVERRUN, PackedMatrix, Window
 from secateur.runtime.pytorch.operator import handle_of
 
 __all__ = ["ExchangedLayer", "PackedLayer", "SparseConv2d", "SparseLinear", "parts"]
@@ -119,7 +119,7 @@ class PackedLayer(ExchangedLayer):
             LayerError: They are not on the CPU, or of another type or shape.
         """
         outputs, inputs = self.matrix.shape
-        self._refuse(rows, inputs)
+        self._refuse(rows, (rows.shape[-1], inputs))
         flat = rows.reshape(-1, inputs).contiguous()
         result = torch.empty(*rows.shape[:-1], outputs, dtype=rows.dtype)
         self.matrix.matmul(
@@ -132,7 +132,8 @@ class PackedLayer(ExchangedLayer):
         )
         return result
 
-    def _refuse(self, rows: torch.Tensor, inputs: int) -> None:
+    def _refuse(self, rows: torch.Tensor, features: tuple[int, int]) -> None:
+        """Refuse inputs that it cannot take; `features`: how many they have, and how many it needs."""
         kind = type(self).__name__
         if rows.requires_grad and torch.is_grad_enabled():
             raise StateError(
@@ -144,8 +145,8 @@ class PackedLayer(ExchangedLayer):
                 f"{kind} needs inputs of {self.dtype} on the CPU, found {rows.dtype} on {rows.device}. Convert and "
                 f"move the model before it is compiled."
             )
-        if rows.shape[-1] != inputs:
-            raise LayerError(f"{kind} needs {inputs} input features, found an input of shape {tuple(rows.shape)}.")
+        if features[0] != features[1]:
+            raise LayerError(f"{kind} needs {features[1]} input features, found an input of shape {tuple(rows.shape)}.")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -184,7 +185,7 @@ class SparseLinear(PackedLayer):
 
 
 class SparseConv2d(PackedLayer):
-    """In the place of ``nn.Conv2d`` of one group: its windows become rows, which are multiplied.
+    """In the place of ``nn.Conv2d`` of one group.
 
     Args:
         layer: The dense layer.
@@ -194,7 +195,9 @@ class SparseConv2d(PackedLayer):
     def __init__(self, layer: nn.Conv2d, matrix: PackedMatrix) -> None:
         super().__init__(layer, matrix)
         self.out_channels, self.in_channels = layer.out_channels, layer.in_channels
-        self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
+        self.kernel_size, self.stride, self.dilation = (
+            (down, across) for down, across in (layer.kernel_size, layer.stride, layer.dilation)
+        )
         # The convolution itself keeps its padding in the form that `functional.pad` takes.
         self.padding = tuple(layer._reversed_padding_repeated_twice)
         self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -202,27 +205,85 @@ class SparseConv2d(PackedLayer):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images of shape (B, I, H, W) or (I, H, W) to outputs of shape (B, O, H', W') or (O, H', W')."""
         batch = images if images.ndim == 4 else images[None]
-        rows = self._windows(batch)
         if torch.compiler.is_compiling():
-            result: torch.Tensor = torch.ops.secateur.multiply(rows, self.handle, self.out_channels)
+            size = self._window(batch)
+            found: torch.Tensor = torch.ops.secateur.convolve(
+                batch, self.handle, [self.out_channels, size.height, size.across]
+            )
         else:
-            result = self.multiplied(rows)
-        found = result.permute(0, 3, 1, 2)
+            found = self.convolved(batch)
         return found if images.ndim == 4 else found[0]
+
+    def convolved(self, images: torch.Tensor) -> torch.Tensor:
+        """Images of shape (B, I, H, W) to outputs of shape (B, O, H', W').
+
+        Raises:
+            StateError: They ask for gradients.
+            LayerError: They are not on the CPU, or of another type or shape.
+        """
+        self._refuse(images, (images.shape[1] if images.ndim == 4 else -1, self.in_channels))
+        window = self._window(images)
+        if min(window.height, window.across) < 1:
+            raise LayerError(
+                f"a kernel of {self.kernel_size} with dilation {self.dilation} does not fit into padded images of "
+                f"{window.size}; the input has shape {tuple(images.shape)}."
+            )
+        if self.kernel_size == (1, 1):
+            return self._pointwise(images)
+        return self._planar(self._planes(images, window), len(images), window).to(images.dtype)
+
+    def _pointwise(self, images: torch.Tensor) -> torch.Tensor:
+        """The same for a kernel of one pixel, which sees an image as one line."""
+        (down, across), batch = self.stride, len(images)
+        if any(self.padding):
+            images = functional.pad(images, self.padding, mode=self.padding_mode)
+        images = images[:, :, ::down, ::across]
+        if images.is_contiguous(memory_format=torch.channels_last):
+            return self.multiplied(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        height, width = images.shape[2:]
+        window = Window(self.in_channels, (1, height * width), (1, 1), (1, 1), (1, 1))
+        planes = images.float().contiguous()
+        if window.across < OVERRUN:
+            planes = torch.cat([planes.flatten(), torch.zeros(OVERRUN)])
+        return self._planar(planes, batch, window).view(batch, self.out_channels, height, width).to(images.dtype)
+
+    def _planar(self, planes: torch.Tensor, batch: int, window: Window) -> torch.Tensor:
+        """A product with planes, as `PackedMatrix.convolve` reads them."""
+        result = torch.empty(batch, self.out_channels, window.height, window.across)
+        self.matrix.convolve(
+            planes.data_ptr(),
+            batch,
+            result.data_ptr(),
+            window,
+            bias=self.packed_bias.data_ptr(),
+            threads=torch.get_num_threads(),
+        )
+        return result
+
+    def _window(self, images: torch.Tensor) -> Window:
+        left, right, top, bottom = self.padding
+        size = images.shape[2] + top + bottom, images.shape[3] + left + right
+        return Window(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
+
+    def _planes(self, images: torch.Tensor, window: Window) -> torch.Tensor:
+        """Images with their padding, and their pixels parted by their place in a stride."""
+        left, _, top, _ = self.padding
+        if self.padding_mode != "constant" and any(self.padding):
+            images, left, top = functional.pad(images, self.padding, mode=self.padding_mode), 0, 0
+        (down, across), (height, width) = window.stride, window.part
+        size = len(images) * window.image
+        planes = torch.zeros(size + OVERRUN)
+        whole = planes[:size].view(len(images), self.in_channels, down, across, height, width)
+        for row in range(down):
+            for column in range(across):
+                # The first pixels of the part that are no padding, and where they come from.
+                above, before = max(0, -(-(top - row) // down)), max(0, -(-(left - column) // across))
+                some = images[:, :, above * down + row - top :: down, before * across + column - left :: across]
+                goal = whole[:, :, row, column, above : above + some.shape[2], before : before + some.shape[3]]
+                goal.copy_(some[:, :, : goal.shape[2], : goal.shape[3]])
+        return planes
 
     def dense_weight(self) -> torch.Tensor:
         """See `ExchangedLayer.dense_weight`."""
         dense = torch.from_numpy(self.matrix.dense()).to(self.dtype)
         return dense.reshape(self.out_channels, *self.kernel_size, self.in_channels).permute(0, 3, 1, 2).contiguous()
-
-    def _windows(self, images: torch.Tensor) -> torch.Tensor:
-        """What stands under the kernel, of shape (B, H', W', K·I), input channels fastest."""
-        if any(self.padding):
-            images = functional.pad(images, self.padding, mode=self.padding_mode)
-        pixels = images.permute(0, 2, 3, 1)
-        for axis, (size, step, spread) in enumerate(
-            zip(self.kernel_size, self.stride, self.dilation, strict=True), start=1
-        ):
-            # Windows of neighbouring pixels, of which every `spread`-th counts; the window becomes the last axis.
-            pixels = pixels.unfold(axis, spread * (size - 1) + 1, step)[..., ::spread]
-        return pixels.permute(0, 1, 2, 4, 5, 3).flatten(3)

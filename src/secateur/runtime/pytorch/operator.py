@@ -1,4 +1,4 @@
-"""The product as an operator of torch's own, so that models with exchanged layers can be compiled."""
+"""The products as operators of torch's own, so that models with exchanged layers can be compiled."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ def _multiply(rows: torch.Tensor, handle: int, outputs: int) -> torch.Tensor:  #
 @_multiply.register_fake
 def _shape_of_product(rows: torch.Tensor, handle: int, outputs: int) -> torch.Tensor:  # noqa: ARG001
     return rows.new_empty((*rows.shape[:-1], outputs))
+
+
+@torch.library.custom_op("secateur::convolve", mutates_args=())
+def _convolve(images: torch.Tensor, handle: int, sizes: list[int]) -> torch.Tensor:  # noqa: ARG001 - for its shape
+    result: torch.Tensor = LAYERS[handle].convolved(images)
+    return result.contiguous()
+
+
+@_convolve.register_fake
+def _shape_of_convolution(images: torch.Tensor, handle: int, sizes: list[int]) -> torch.Tensor:  # noqa: ARG001
+    return images.new_empty((len(images), *sizes))

@@ -1,0 +1,240 @@
+"""Convolutions: pixels of the output side by side, whose activations are read where they lie in the padded input.
+
+A plane of the input, moved by where a weight stands in the kernel, is what that weight multiplies for all pixels of the
+output at once; so nothing is unfolded, nothing is turned, and a pruned weight costs nothing (Park et al. 2017, "Faster
+CNNs with Direct Sparse Convolutions and Guided Pruning", section 3). With a stride, the pixels of a plane are parted by
+their place in it first, after which each part has stride one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.runtime.kernels.emitter import Emitter
+from secateur.runtime.kernels.kernel import ARRAYS, NUMBERS
+from secateur.runtime.kernels.panels import Access, Panel
+from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES
+
+__all__ = ["OVERRUN", "Fit", "ImagePanel", "Window", "fitted"]
+
+OVERRUN = 128
+"""Floats behind the last plane that are read and not used: they must be there, and should be zero, for numbers that are
+almost zero are slow. Images of one line of as many pixels or more are not overrun, if the kernel is one pixel."""
+
+GEOMETRY = ("offsets", "panels", "segments", "lines", "span", "pitch", "height", "across", "image")
+"""What follows in a plan: the table of `Window.offsets`, and the numbers of `Fit` and `Window`."""
+
+PANEL_COST = 0.5
+"""Of a panel itself, in vectors of it: its weights are read anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a convolution sees of images.
+
+    Attributes:
+        channels: Of the input.
+        size: (H, W) of the padded input.
+        kernel: (H, W) of the kernel.
+        stride: Down and across.
+        dilation: Down and across.
+
+    Example:
+        >>> window = Window(channels=2, size=(5, 5), kernel=(3, 3), stride=(1, 1), dilation=(1, 1))
+        >>> window.height, window.across, window.offsets[:4]
+        (3, 3, array([ 0, 25,  1, 26], dtype=int32))
+    """
+
+    channels: int
+    size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def height(self) -> int:
+        """Lines of the output."""
+        return self._steps(0)
+
+    @property
+    def across(self) -> int:
+        """Pixels of a line of the output."""
+        return self._steps(1)
+
+    def _steps(self, axis: int) -> int:
+        reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        return (self.size[axis] - reach) // self.stride[axis] + 1
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(H, W) of the pixels of a plane that have the same place in a stride."""
+        height, width = (-(-size // step) for size, step in zip(self.size, self.stride, strict=True))
+        return height, width
+
+    @property
+    def image(self) -> int:
+        """Floats of an input image: channels, then places in a stride, then their pixels."""
+        return self.channels * self.stride[0] * self.stride[1] * self.part[0] * self.part[1]
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int32]:
+        """For each feature (kernel positions, then channels), floats to what it multiplies for the first pixel."""
+        down, across = (np.arange(size) * spread for size, spread in zip(self.kernel, self.dilation, strict=True))
+        (step, step_across), (height, width) = self.stride, self.part
+        place = (down % step)[:, None] * step_across + across % step_across
+        shift = (down // step)[:, None] * width + across // step_across
+        planes = np.arange(self.channels) * (step * step_across)
+        offsets: npt.NDArray[np.int64] = (planes + place[:, :, None]) * (height * width) + shift[:, :, None]
+        return offsets.reshape(-1).astype(np.int32)
+
+
+class Fit(NamedTuple):
+    """How panels cover an image of the output.
+
+    Attributes:
+        vectors: Of a panel.
+        lines: Lines of a panel.
+        span: Pixels of a line in a panel.
+        segments: Panels of a line.
+        panels: Panels of an image.
+    """
+
+    vectors: int
+    lines: int
+    span: int
+    segments: int
+    panels: int
+
+
+def fitted(window: Window, lanes: int, most: int) -> Fit:
+    """The panels that an image needs least time with.
+
+    Args:
+        window: What the convolution sees.
+        lanes: Floats of a vector.
+        most: Vectors of a panel at most.
+
+    Example:
+        >>> fitted(Window(8, (16, 16), (3, 3), (1, 1), (1, 1)), 16, 4)
+        Fit(vectors=2, lines=2, span=14, segments=1, panels=7)
+    """
+    height, across, pitch = window.height, window.across, window.part[1]
+    fits = []
+    for vectors in range(1, most + 1):
+        width = vectors * lanes
+        if across <= width:
+            lines = min(height, 1 + (width - across) // pitch)
+            fits.append(Fit(vectors, lines, across, 1, -(-height // lines)))
+        else:
+            segments = -(-across // width)
+            fits.append(Fit(vectors, 1, width, segments, height * segments))
+    return min(fits, key=lambda fit: fit.panels * (fit.vectors + PANEL_COST))
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePanel(Panel):
+    """A run of pixels of an image of the output, line after line as they lie in the input.
+
+    Attributes:
+        lanes: Pixels in a vector.
+        vectors: Vectors of a feature.
+    """
+
+    lanes: int
+    vectors: int
+
+    def scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
+        """See `Panel.scratch_bytes`: none."""
+        return 0
+
+    def access(self, function: Emitter, outputs: int, stored: str) -> Access:
+        """See `Panel.access`."""
+        return ImageAccess(function, self, outputs, stored)
+
+
+class ImageAccess(Access):
+    """Which reads planes at ``%x``, and writes images of floats to ``%y``."""
+
+    def __init__(self, function: Emitter, panel: ImagePanel, outputs: int, stored: str) -> None:
+        super().__init__(function, panel, outputs, stored)
+        for number, name in enumerate(GEOMETRY, start=len(ARRAYS) + len(NUMBERS)):
+            kind = "ptr" if name == "offsets" else "i64"
+            function.let(f"load {kind}, ptr {function.at('%plan', 8 * number)}, align 8, !invariant.load !0", name)
+        self._source = self._goal = self._lines = ""
+
+    @contextmanager
+    def emit_runs(self, units: str) -> Iterator[tuple[str, str]]:
+        """See `Access.emit_runs`."""
+        function = self.function
+        with self.emit_numbers(units) as (number, bounds):
+            image, own = function.integer("sdiv", number, "%panels"), function.integer("srem", number, "%panels")
+            line = function.multiply(function.integer("sdiv", own, "%segments"), "%lines")
+            segment = function.multiply(function.integer("srem", own, "%segments"), "%span")
+            # The last segment of a line begins earlier, and does some pixels again, rather than end behind the line.
+            column = function.smaller(segment, function.integer("sub", "%across", "%span"))
+            self._lines = function.smaller(function.integer("sub", "%height", line), "%lines")
+            first = function.add(function.multiply(line, "%pitch"), column)
+            place = function.add(function.multiply(image, "%image"), first)
+            self._source = function.at("%x", function.multiply(place, FLOAT_BYTES))
+            plane = function.multiply("%height", "%across")
+            output = function.multiply(function.multiply(image, "%outputs"), plane)
+            pixel = function.add(function.multiply(line, "%across"), column)
+            self._goal = function.at("%y", function.multiply(function.add(output, pixel), FLOAT_BYTES))
+            yield bounds
+
+    def base(self, feature: str) -> str:
+        """See `Access.base`: in the table of offsets."""
+        return self.function.at("%offsets", self.function.multiply(feature, 4))
+
+    def place(self, base: str, number: str) -> str:
+        """See `Access.place`."""
+        function = self.function
+        offset = function.index("i32", function.at(base, function.multiply(number, 4)))
+        return function.at(self._source, function.multiply(offset, FLOAT_BYTES))
+
+    def loaded(self, place: str) -> list[str]:
+        """See `Access.loaded`."""
+        places = [self.function.at(place, number * self.vector_bytes) for number in range(self.vectors)]
+        return [self.function.load(self.kind, some, FLOAT_BYTES) for some in places]
+
+    @property
+    def room(self) -> str:
+        """See `Access.room`."""
+        return "%scratch"
+
+    def emit_prefetch(self, first: str, count: str) -> None:
+        """See `Access.emit_prefetch`."""
+        function = self.function
+        with self._pixels(first, count, LINE_BYTES // FLOAT_BYTES) as (_, _, _, goal):
+            function.prefetch(goal, is_written=True, level=2)
+
+    def emit_results(self, memory: str, first: str, count: str) -> None:
+        """See `Access.emit_results`."""
+        function = self.function
+        with self._pixels(first, count, self.lanes) as (output, line, column, goal):
+            kept = function.at(memory, function.multiply(output, self.feature_bytes))
+            pixel = function.add(function.multiply(line, "%pitch"), column)
+            place = function.at(kept, function.multiply(pixel, FLOAT_BYTES))
+            result = self.result(place, function.add(first, output), FLOAT_BYTES)
+            function.store_first(self.lanes, result, goal, function.integer("sub", "%span", column))
+
+    @contextmanager
+    def _pixels(self, first: str, count: str, step: int) -> Iterator[tuple[str, str, str, str]]:
+        """For each of some outputs, each line and each so many pixels: these, and where the results belong."""
+        function = self.function
+        plane = function.multiply("%height", "%across")
+        with (
+            function.loop(0, count) as output,
+            function.loop(0, self._lines) as line,
+            function.loop(0, "%span", step) as column,
+        ):
+            before = function.multiply(function.add(first, output), plane)
+            pixel = function.add(function.multiply(line, "%across"), column)
+            goal = function.at(self._goal, function.multiply(function.add(before, pixel), FLOAT_BYTES))
+            yield output, line, column, goal
