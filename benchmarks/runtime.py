@@ -19,7 +19,8 @@ from secateur.runtime.kernels import DTYPES, PackedMatrix, unsupported
 PATTERNS = "4x1@0.5,4x1@0.8,4x1@0.9,8x1@0.5,8x1@0.8,8x1@0.9,16x1@0.5,16x1@0.8,16x1@0.9,1x1@0.8,1x1@0.9,2:4@0.5"
 SHAPES = "768x768,3072x768,768x3072,2048x2048,4096x4096"
 BATCHES = "1,8,64,256,1024"
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROUNDS_OF_TORCH = 3
+"""Its sparse products may take a hundred times as long as dense."""
 
 
 def options() -> argparse.Namespace:
@@ -28,9 +29,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--shapes", default=SHAPES, help="OUTPUTSxINPUTS")
     parser.add_argument("--batches", default=BATCHES)
     parser.add_argument("--dtypes", default="float32", help=f"of our weights: {', '.join(DTYPES)}")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--dense", action="store_true", help="bfloat16 dense and torch's sparse products too")
+    parser.add_argument(
+        "--torch", action=argparse.BooleanOptionalAction, default=True, help="torch's bfloat16 and sparse products too"
+    )
     return parser.parse_args()
 
 
@@ -76,45 +79,44 @@ def ours(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor, threads: int
 
 
 def measured(
-    weight: np.ndarray, pattern: str, batch: int, given: argparse.Namespace
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds of every candidate, and the relative errors of ours."""
+    weight: np.ndarray, pattern: str, batch: int, threads: int, given: argparse.Namespace
+) -> tuple[float, dict[str, str]]:
+    """Seconds of dense float32, and how many times as fast everything else is, with the error of ours."""
     x = torch.randn(batch, weight.shape[1])
     dense, bias = torch.from_numpy(weight), torch.randn(weight.shape[0])
-    candidates: dict[str, Callable[[], object]] = {"dense": lambda: torch.nn.functional.linear(x, dense, bias)}
-    candidates |= dict(of_torch(weight, pattern, x)) if given.dense else {}
-    errors = {}
     wanted = torch.nn.functional.linear(x.double(), dense.double(), bias.double())
-    for dtype in given.dtypes.split(","):
-        if unsupported(pattern, weight.shape, dtype):
-            continue
-        product = ours(PackedMatrix.from_dense(weight, pattern, dtype, batch), x, bias, given.threads)
-        errors[dtype] = f"{(product() - wanted).norm() / wanted.norm():.1e}"
-        candidates[dtype] = product
-    return medians(candidates, given.rounds), errors
+    base = {"dense": lambda: torch.nn.functional.linear(x, dense, bias)}
+    products: dict[str, Callable[[], torch.Tensor]] = {
+        dtype: ours(PackedMatrix.from_dense(weight, pattern, dtype, batch), x, bias, threads)
+        for dtype in given.dtypes.split(",")
+        if not unsupported(pattern, weight.shape, dtype)
+    }
+    errors = {name: float((product() - wanted).norm() / wanted.norm()) for name, product in products.items()}
+    seconds = medians(base | products, given.rounds)
+    cells = {name: f"{seconds['dense'] / seconds[name]:.2f} ({error:.1e})" for name, error in errors.items()}
+    if given.torch:
+        others = medians(base | dict(of_torch(weight, pattern, x)), ROUNDS_OF_TORCH)
+        cells |= {name: f"{others['dense'] / taken:.2f}" for name, taken in others.items() if name != "dense"}
+    return seconds["dense"], cells
 
 
 def main() -> None:
     given = options()
-    torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    print(f"{given.threads} threads; times as fast as dense float32; in parentheses the relative error")
-    for entry in given.patterns.split(","):
-        pattern, sparsity = entry.split("@")
-        for sizes in given.shapes.split(","):
-            outputs, inputs = (int(size) for size in sizes.split("x"))
-            weight = pruned((outputs, inputs), pattern, float(sparsity), rng)
-            for batch in map(int, given.batches.split(",")):
-                seconds, errors = measured(weight, pattern, batch, given)
-                dense = seconds.pop("dense")
-                cells = [
-                    f"{name} {dense / taken:.2f}" + (f" ({errors[name]})" if name in errors else "")
-                    for name, taken in seconds.items()
-                ]
-                print(
-                    f"{entry:9} {sizes:9} batch {batch:4} dense {1e6 * dense:8.0f} us | {' | '.join(cells)}", flush=True
-                )
+    print("times as fast as dense float32 on as many threads; in parentheses the relative error")
+    for threads in map(int, given.threads.split(",")):
+        torch.set_num_threads(threads)
+        rng = np.random.default_rng(0)
+        for entry in given.patterns.split(","):
+            pattern, sparsity = entry.split("@")
+            for sizes in given.shapes.split(","):
+                outputs, inputs = (int(size) for size in sizes.split("x"))
+                weight = pruned((outputs, inputs), pattern, float(sparsity), rng)
+                for batch in map(int, given.batches.split(",")):
+                    dense, cells = measured(weight, pattern, batch, threads, given)
+                    row = f"{threads} thread{'s' * (threads > 1)}, {entry:9} {sizes:9} batch {batch:4}"
+                    shown = " | ".join(f"{name} {cell}" for name, cell in cells.items())
+                    print(f"{row} dense {1e6 * dense:8.0f} us | {shown}", flush=True)
 
 
 if __name__ == "__main__":
