@@ -20,6 +20,7 @@ from oneshot.families import FAMILIES
 from secateur.errors import CalibrationError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import Compiled
 from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, compiling
+from secateur.runtime.pytorch.channels import ChannelConv2d
 from secateur.runtime.pytorch.ways import Way, ways, zeroed
 
 ALL = [".*"]
@@ -131,6 +132,20 @@ def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memor
     with torch.no_grad():
         assert close(compiled(inputs), dense(inputs))
         assert close(compiled(inputs[0]), dense(inputs[0]))
+    assert same_state(compiled, dense)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("pattern", ["1xchannel", "channelx1"])
+def test_convolutions_without_some_channels_are_smaller_ones(pattern: str) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(4, 64, 28, 28)
+    model = pruned(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), pattern, 0.75)
+    dense, (compiled, report) = both(model, inputs)
+    assert isinstance(compiled[0], ChannelConv2d)
+    assert report.layers[0].chosen == "smaller dense"
+    with torch.no_grad():
+        assert close(compiled(inputs), dense(inputs))
     assert same_state(compiled, dense)
 
 

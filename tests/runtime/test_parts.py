@@ -1,13 +1,14 @@
 """What `compile` is made of, each by itself."""
 
 import time
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import nn
 
-from secateur.runtime.pytorch.channels import ChannelLinear
+from secateur.runtime.pytorch.channels import ChannelConv2d, ChannelLinear
 from secateur.runtime.pytorch.timing import medians
 
 
@@ -33,6 +34,39 @@ def test_a_smaller_product_is_the_dense_one(kind: str, inputs: tuple[int, ...], 
     assert state.keys() == layer.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in layer.state_dict().items())
     assert smaller.nbytes == 4 * (6 - len(outputs)) * (8 - len(inputs)) + 8 * (14 - len(outputs) - len(inputs))
+
+
+@pytest.mark.parametrize("outputs", [(), (0, 5)])
+@pytest.mark.parametrize("inputs", [(), (1, 2, 7)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": False},
+        {"padding": "same", "dilation": 2},
+        {"padding": (1, 2), "stride": 2, "padding_mode": "reflect"},
+        {"padding": "same", "padding_mode": "circular"},
+    ],
+)
+def test_a_smaller_convolution_is_the_dense_one(
+    options: dict[str, Any], inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 6, 3, **options)
+    with torch.no_grad():
+        layer.weight[list(outputs)] = 0
+        layer.weight[:, list(inputs)] = 0
+    kept_outputs, kept_inputs = torch.ones(6, dtype=torch.bool), torch.ones(8, dtype=torch.bool)
+    kept_outputs[list(outputs)], kept_inputs[list(inputs)] = False, False
+    smaller = ChannelConv2d(layer, kept_outputs, kept_inputs)
+    given = torch.randn(2, 8, 9, 10)
+    with torch.no_grad():
+        assert torch.allclose(smaller(given), layer(given), atol=1e-5)
+        assert torch.allclose(smaller(given[0]), layer(given[0]), atol=1e-5)
+        last = given.contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(smaller(last), layer(last), atol=1e-5)
+    state = smaller.state_dict()
+    assert state.keys() == layer.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in layer.state_dict().items())
 
 
 def test_medians_belong_to_their_calls() -> None:

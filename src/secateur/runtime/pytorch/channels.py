@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -9,11 +12,11 @@ from torch.nn import functional
 from secateur.patterns.pytorch import PytorchBasePattern
 from secateur.runtime.pytorch.layers import ExchangedLayer, parts
 
-__all__ = ["ChannelLinear"]
+__all__ = ["ChannelConv2d", "ChannelLayer", "ChannelLinear"]
 
 
-class ChannelLinear(ExchangedLayer):
-    """In the place of a linear layer: the product of the input and output channels that are left.
+class ChannelLayer(ExchangedLayer):
+    """The product of the input and output channels that are left.
 
     Its state is that of the dense layer.
 
@@ -21,7 +24,12 @@ class ChannelLinear(ExchangedLayer):
         layer: The dense layer.
         outputs: Booleans of shape (O,): which outputs read anything.
         inputs: Booleans of shape (I,): which inputs are read.
+
+    Attributes:
+        axis: Where channels are in inputs and outputs, from behind.
     """
+
+    axis: ClassVar[int]
 
     rest: torch.Tensor
     kept_outputs: torch.Tensor
@@ -31,9 +39,8 @@ class ChannelLinear(ExchangedLayer):
     def __init__(self, layer: nn.Module, outputs: torch.Tensor, inputs: torch.Tensor) -> None:
         super().__init__(layer)
         weight, bias = parts(layer)
-        view = PytorchBasePattern({}, {}).weight_view(layer)
-        self.is_transposed = view.output_axes == (1,)
-        self.out_features, self.in_features = len(outputs), len(inputs)
+        self.is_transposed = PytorchBasePattern({}, {}).weight_view(layer).output_axes == (1,)
+        self.outputs, self.inputs = len(outputs), len(inputs)
         matrix = weight.T if self.is_transposed else weight
         for name, tensor in {
             "rest": matrix[outputs.to(weight.device)][:, inputs.to(weight.device)].contiguous(),
@@ -42,6 +49,10 @@ class ChannelLinear(ExchangedLayer):
             "packed_bias": None if bias is None else bias.clone(),
         }.items():
             self.register_buffer(name, tensor, persistent=False)
+
+    @abstractmethod
+    def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The kept outputs of the kept inputs."""
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -54,23 +65,65 @@ class ChannelLinear(ExchangedLayer):
         return int(sum(one.nbytes for one in (self.rest, self.kept_outputs, self.kept_inputs)))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs of shape (…, I) to outputs of shape (…, O)."""
-        if len(self.kept_inputs) < self.in_features:
-            inputs = inputs.index_select(-1, self.kept_inputs)
-        if len(self.kept_outputs) == self.out_features:
-            return functional.linear(inputs, self.rest, self.packed_bias)
-        some = functional.linear(inputs, self.rest)
-        result = some.new_zeros(*inputs.shape[:-1], self.out_features)
-        result.index_copy_(-1, self.kept_outputs, some)
-        return result if self.packed_bias is None else result.add_(self.packed_bias)
+        """Inputs with I channels to outputs with O channels."""
+        if len(self.kept_inputs) < self.inputs:
+            inputs = inputs.index_select(self.axis, self.kept_inputs)
+        bias = self.packed_bias
+        if len(self.kept_outputs) == self.outputs:
+            return self.product(inputs, bias)
+        some = self.product(inputs, None if bias is None else bias[self.kept_outputs])
+        shape = list(some.shape)
+        shape[self.axis] = self.outputs
+        alone = some.new_zeros(self.outputs) if bias is None else bias
+        result = alone.reshape(-1, *[1] * (-1 - self.axis)).expand(shape).clone(memory_format=torch.contiguous_format)
+        return result.index_copy_(self.axis, self.kept_outputs, some)
 
     def dense_weight(self) -> torch.Tensor:
         """See `ExchangedLayer.dense_weight`."""
-        dense = self.rest.new_zeros(self.out_features, self.in_features)
+        dense = self.rest.new_zeros(self.outputs, self.inputs, *self.rest.shape[2:])
         dense[self.kept_outputs[:, None], self.kept_inputs] = self.rest
         return dense.T.contiguous() if self.is_transposed else dense
 
     def extra_repr(self) -> str:
         """Channels before and after."""
-        left = f"{len(self.kept_inputs)} of {self.in_features} inputs, {len(self.kept_outputs)} of {self.out_features}"
+        left = f"{len(self.kept_inputs)} of {self.inputs} inputs, {len(self.kept_outputs)} of {self.outputs}"
         return f"{left} outputs"
+
+
+class ChannelLinear(ChannelLayer):
+    """In the place of ``nn.Linear`` or transformers' ``Conv1D``; inputs have shape (…, I)."""
+
+    axis = -1
+
+    def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See `ChannelLayer.product`."""
+        return functional.linear(inputs, self.rest, bias)
+
+    @property
+    def in_features(self) -> int:
+        """Of the dense layer."""
+        return self.inputs
+
+    @property
+    def out_features(self) -> int:
+        """Of the dense layer."""
+        return self.outputs
+
+
+class ChannelConv2d(ChannelLayer):
+    """In the place of ``nn.Conv2d`` of one group; inputs have shape (B, I, H, W) or (I, H, W)."""
+
+    axis = -3
+
+    def __init__(self, layer: nn.Conv2d, outputs: torch.Tensor, inputs: torch.Tensor) -> None:
+        super().__init__(layer, outputs, inputs)
+        self.stride, self.dilation, self.padding = layer.stride, layer.dilation, layer.padding
+        # The convolution itself keeps its padding in the form that `functional.pad` takes.
+        self.margins, self.padding_mode = tuple(layer._reversed_padding_repeated_twice), layer.padding_mode
+
+    def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """See `ChannelLayer.product`."""
+        padding: str | tuple[int, ...] = self.padding
+        if self.padding_mode != "zeros":
+            inputs, padding = functional.pad(inputs, self.margins, mode=self.padding_mode), (0, 0)
+        return functional.conv2d(inputs, self.rest, bias, self.stride, padding, self.dilation)

@@ -13,7 +13,7 @@ from secateur.artifact.choice import Zeros, choose
 from secateur.patterns.pytorch import PytorchBasePattern, is_transformers_conv1d
 from secateur.patterns.view import WeightView
 from secateur.runtime.kernels import PackedMatrix, unsupported
-from secateur.runtime.pytorch.channels import ChannelLinear
+from secateur.runtime.pytorch.channels import ChannelConv2d, ChannelLinear
 from secateur.runtime.pytorch.layers import ExchangedLayer, SparseConv2d, SparseLinear, parts
 
 __all__ = ["Way", "Zeroed", "refusal", "ways", "zeroed"]
@@ -117,7 +117,7 @@ def ways(layer: nn.Module, found: Zeroed, rows: int, *, int8: bool = False) -> I
 
         yield from cuda_ways(layer, found)
         return
-    if not isinstance(layer, nn.Conv2d) and (way := _channels(layer, found)) is not None:
+    if (way := _channels(layer, found)) is not None:
         yield way
     for pattern in dict.fromkeys((_blocks(found.pattern), SINGLE)):
         yield from _kernels(layer, found, (pattern, rows))
@@ -132,10 +132,13 @@ def _blocks(pattern: str) -> str:
 
 def _channels(layer: nn.Module, found: Zeroed) -> Way | None:
     """A smaller dense product, if whole channels are zero."""
-    outputs, inputs = (found.weight != 0).any(dim=1), (found.weight != 0).any(dim=0)
+    kept = (found.weight != 0).reshape(found.view.canonical_shape)
+    outputs, inputs = kept.any(dim=(1, 2)), kept.any(dim=(0, 1))
     share = 1 - float(outputs.float().mean() * inputs.float().mean())
     if share < LEAST_SPARSITY:
         return None
+    if isinstance(layer, nn.Conv2d):
+        return Way("smaller dense", lambda: ChannelConv2d(layer, outputs, inputs))
     return Way("smaller dense", lambda: ChannelLinear(layer, outputs, inputs))
 
 
