@@ -19,7 +19,9 @@ import secateur.runtime
 from oneshot.families import FAMILIES
 from secateur.errors import CalibrationError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import Compiled
+from secateur.runtime.kernels import has_tiles
 from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, compiling
+from secateur.runtime.pytorch import ways as ways_module
 from secateur.runtime.pytorch.channels import ChannelConv2d
 from secateur.runtime.pytorch.ways import Way, ways, zeroed
 
@@ -170,6 +172,20 @@ def test_convolutions_of_bfloat16() -> None:
         found, expected = compiled(inputs), dense(inputs)
     assert found.dtype == torch.bfloat16
     assert float((found - expected).abs().max() / expected.abs().max()) < 2e-2
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
+def test_linear_layers_of_bfloat16_may_run_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways_module, "_kernels", lambda *_, **__: iter(()))
+    inputs = torch.randn(100, 64).bfloat16()
+    model = pruned(mlp(64, 128, 48), "16x1", 0.8).bfloat16()
+    dense, (compiled, report) = both(model, inputs)
+    assert {row.chosen for row in report.layers} == {"tiles, bfloat16"}
+    with torch.no_grad():
+        found, expected = compiled(inputs), dense(inputs)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-2
+    assert same_state(compiled, dense)
 
 
 @pytest.mark.usefixtures("always")

@@ -21,6 +21,10 @@ matter: the weight is read once, and what counts is its bytes.
    - N of every M, at least 0.4 of all weights, for many rows: pairs of outputs. Each output of 128 gets the partner
      with which it shares most inputs of a piece of 64: for 2:4 two thirds instead of a half.
 
+   - for AMX, which multiplies tiles of bfloat16: sixteen outputs with all inputs that any of them keeps, 32 at a time
+     (`tiled`, `tiles`). It is half as fast as dense for each number, for activations must be put together first, and
+     gains where blocks are as high as a tile or where most is zero.
+
    Numbers are float32, bfloat16 or int8 with a scale per output (`numbers`).
 
 2. *Few rows* (`direct`, `gathering`, `selecting`): activations are read where they are. Lanes are the outputs of a
@@ -53,5 +57,6 @@ from __future__ import annotations
 from secateur.runtime.kernels.images import OVERRUN, Window
 from secateur.runtime.kernels.numbers import DTYPES
 from secateur.runtime.kernels.packed import ACTIVATIONS, PackedMatrix, unsupported
+from secateur.runtime.kernels.target import has_tiles
 
-__all__ = ["ACTIVATIONS", "DTYPES", "OVERRUN", "PackedMatrix", "Window", "unsupported"]
+__all__ = ["ACTIVATIONS", "DTYPES", "OVERRUN", "PackedMatrix", "Window", "has_tiles", "unsupported"]

@@ -16,6 +16,7 @@ from secateur.runtime.kernels.panels import Panel
 from secateur.runtime.kernels.rows import RowPanel
 from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
 from secateur.runtime.kernels.strips import ScatteredKernel
+from secateur.runtime.kernels.tiles import TileKernel
 from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "paired_steps",
     "scattered_kernel",
     "scattered_steps",
+    "tile_steps",
 ]
 
 HIGH_VECTORS = 3
@@ -151,6 +153,13 @@ def paired_steps(sizes: tuple[int, int], types: tuple[str, str], inputs: int, ro
     roomy = max(4, PANEL_BYTES // (inputs * target.lanes * FLOAT_BYTES))
     panels = panel_steps(element, rows, target.lanes, min(roomy, most_vectors(8)))
     return [Step(PairKernel(*sizes, panel, stored), count) for panel, count in panels]
+
+
+@lru_cache(maxsize=1024)
+def tile_steps(index: str, rows: int) -> list[Step]:
+    """The kernels for tiles, one after another; `index`: LLVM's type of a column."""
+    panel = RowPanel("bfloat", STRIP, 4 if rows > 2 * STRIP else 2, packed="bfloat")
+    return [Step(TileKernel(index, panel), rows)]
 
 
 def block_kernel(block: tuple[int, int], types: tuple[str, str], panel: Panel) -> BlockKernel:

@@ -63,6 +63,11 @@ class Emitter:
         self._declared.add(f"declare {result} @{function}({kinds})")
         return self.let(f"call {result} @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
 
+    def do(self, function: str, arguments: Sequence[tuple[str, str]]) -> None:
+        """Call an intrinsic that returns nothing; each argument is its type and the value."""
+        self._declared.add(f"declare void @{function}({', '.join(kind for kind, _ in arguments)})")
+        self._lines.append(f"call void @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
+
     def prefetch(self, place: str, *, is_written: bool = False, level: int = 1) -> None:
         """Ask for what lies at a place, which need not be ours.
 
@@ -71,8 +76,8 @@ class Emitter:
             is_written: Whether it will be written to.
             level: Of the cache that is to hold it, the innermost is 1.
         """
-        self._declared.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        self._lines.append(f"call void @llvm.prefetch.p0(ptr {place}, i32 {int(is_written)}, i32 {4 - level}, i32 1)")
+        numbers = [("i32", str(number)) for number in (int(is_written), 4 - level, 1)]
+        self.do("llvm.prefetch.p0", [("ptr", place), *numbers])
 
     def integer(self, operation: str, left: str | int, right: str | int) -> str:
         """Arithmetic on 64 bits."""
@@ -160,19 +165,16 @@ class Emitter:
     def scatter(self, values: str, places: str, lanes: int = 16) -> None:
         """Store floats at as many places, which differ."""
         kind, pointers, flags = vector("float", lanes), vector("ptr", lanes), vector("i1", lanes)
-        name = f"llvm.masked.scatter.v{lanes}f32.v{lanes}p0"
-        self._declared.add(f"declare void @{name}({kind}, {pointers}, i32, {flags})")
-        arguments = f"{kind} {values}, {pointers} {places}, i32 4, {flags} splat (i1 true)"
-        self._lines.append(f"call void @{name}({arguments})")
+        arguments = [(kind, values), (pointers, places), ("i32", "4"), (flags, "splat (i1 true)")]
+        self.do(f"llvm.masked.scatter.v{lanes}f32.v{lanes}p0", arguments)
 
     def store_first(self, lanes: int, values: str, place: str, count: str) -> None:
         """Store the first so many floats of a vector, or all of them if they are fewer."""
         kind, flags, numbers = vector("float", lanes), vector("i1", lanes), vector("i64", lanes)
-        name = f"llvm.masked.store.v{lanes}f32.p0"
-        self._declared.add(f"declare void @{name}({kind}, ptr, i32, {flags})")
         order = ", ".join(f"i64 {lane}" for lane in range(lanes))
         mask = self.let(f"icmp slt {numbers} <{order}>, {self.splat('i64', lanes, count)}")
-        self._lines.append(f"call void @{name}({kind} {values}, ptr {place}, i32 4, {flags} {mask})")
+        arguments = [(kind, values), ("ptr", place), ("i32", "4"), (flags, mask)]
+        self.do(f"llvm.masked.store.v{lanes}f32.p0", arguments)
 
     @contextmanager
     def loop(self, start: str | int, stop: str | int, step: str | int = 1) -> Iterator[str]:

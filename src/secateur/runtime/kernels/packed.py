@@ -24,6 +24,7 @@ from secateur.runtime.kernels.numbers import DTYPES, quantized
 from secateur.runtime.kernels.paired import Paired
 from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.threads import run_all, scratch
+from secateur.runtime.kernels.tiled import Tiled
 from secateur.runtime.kernels.turning import SIZES
 
 __all__ = ["ACTIVATIONS", "PackedMatrix", "unsupported"]
@@ -146,6 +147,25 @@ class PackedMatrix:
         layout = packed(weight_OI, pattern, rows)
         return cls(pattern, layout if dtype == "float32" else layout.as_dtype(dtype, scales))
 
+    @classmethod
+    def in_tiles(cls, weight_OI: npt.NDArray[np.float32], pattern: str) -> Self:
+        """Leave out, for sixteen outputs at a time, the inputs that none of them reads.
+
+        It is rounded to bfloat16, and multiplied with activations of bfloat16 by processors that have tiles for it.
+
+        Args:
+            weight_OI: The weight, float32.
+            pattern: Its pattern.
+
+        Raises:
+            LayerError: This processor has none.
+        """
+        from secateur.runtime.kernels.target import has_tiles
+
+        if not has_tiles():
+            raise LayerError("this processor multiplies no tiles of bfloat16 (AMX). Keep the layer dense.")
+        return cls(pattern, Tiled.of(weight_OI).as_dtype("bfloat16", np.empty(0, np.float32)))
+
     @property
     def shape(self) -> tuple[int, int]:
         """(O, I)."""
@@ -177,7 +197,7 @@ class PackedMatrix:
             threads: How many to use at most, this one included.
 
         Raises:
-            ConfigError: An argument is out of its range.
+            ConfigError: An argument is out of its range, or the weight is in tiles and activations are float32.
         """
         if activations not in ACTIVATIONS or rows < 0 or threads < 1:
             raise ConfigError(

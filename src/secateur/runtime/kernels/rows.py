@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from secateur.runtime.kernels.emitter import Emitter
+from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.panels import Access, Panel
-from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, SIZES, read_floats, transposed, write_floats
+from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, QUAD, SIZES, read_floats, transposed, write_floats
 
-__all__ = ["RowPanel"]
+__all__ = ["RowPanel", "zipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +20,29 @@ class RowPanel(Panel):
     Attributes:
         element: Type that the activations come in and that results become: ``float`` or ``bfloat``.
         lanes: Rows in a vector.
-        vectors: Vectors of a feature.
+        vectors: Vectors of a feature; an even number if they are packed as ``bfloat``.
+        packed: Type that the activations are packed as. As ``bfloat``, two vectors lie in each other, four rows of the
+            one and four of the other by turns: what `zipped` takes.
     """
 
     element: str
     lanes: int
     vectors: int
+    packed: str = "float"
 
     @property
     def size(self) -> int:
         """Bytes of a number as it comes."""
         return SIZES[self.element]
 
+    @property
+    def packed_bytes(self) -> int:
+        """Of a feature's activations."""
+        return self.width * SIZES[self.packed]
+
     def scratch_bytes(self, inputs: int) -> int:
         """See `Panel.scratch_bytes`."""
-        return inputs * self.feature_bytes
+        return inputs * self.packed_bytes
 
     def access(self, function: Emitter, outputs: int, stored: str) -> Access:
         """See `Panel.access`."""
@@ -47,6 +55,7 @@ class RowAccess(Access):
     def __init__(self, function: Emitter, panel: RowPanel, outputs: int, stored: str) -> None:
         super().__init__(function, panel, outputs, stored)
         self._element, self._size, self._width = panel.element, panel.size, panel.width
+        self._packed, self._packed_bytes = panel.packed, panel.packed_bytes
         self._rest = function.variable(f"[{outputs * panel.lanes} x {panel.element}]")
         self._row = self._rows = ""
 
@@ -66,7 +75,7 @@ class RowAccess(Access):
 
     def place(self, base: str, number: str) -> str:
         """See `Access.place`."""
-        return self.function.at(base, self.function.multiply(number, self.feature_bytes))
+        return self.function.at(base, self.function.multiply(number, self._packed_bytes))
 
     def loaded(self, place: str) -> list[str]:
         """See `Access.loaded`."""
@@ -92,7 +101,8 @@ class RowAccess(Access):
         function = self.function
         with function.loop(0, count, self.outputs) as output:
             left = function.smaller(function.integer("sub", count, output), self.outputs)
-            self._emit_writing(self.place(memory, output), function.add(first, output), left)
+            kept = function.at(memory, function.multiply(output, self.feature_bytes))
+            self._emit_writing(kept, function.add(first, output), left)
 
     def _goal(self, first: str) -> tuple[str, str]:
         """Where the first row's results from an output on belong, and bytes from a row to the next."""
@@ -110,29 +120,44 @@ class RowAccess(Access):
         stride = function.multiply("%inputs", self._size)
         source = function.at("%x", function.multiply(self._row, stride))
         last = function.integer("sub", self._rows, 1)
-        with function.loop(0, self.vectors) as number:
+        beside = 1 if self._packed == "float" else 2
+        with function.loop(0, self.vectors, beside) as number:
             done = function.multiply(number, self.lanes)
-            goal = function.at("%scratch", function.multiply(number, self.vector_bytes))
+            goal = function.at("%scratch", function.multiply(done, SIZES[self._packed]))
             rows = []
-            for lane in range(self.lanes):
+            for lane in range(self.lanes * beside):
                 row = function.smaller(function.add(done, lane), last)
                 rows.append(function.at(source, function.multiply(row, stride)))
             behind = function.integer("sub", "%inputs", self.lanes)
             with function.when(f"icmp sge i64 {behind}, 0"), function.loop(0, "%inputs", self.lanes) as feature:
                 self._emit_square(rows, goal, function.smaller(feature, behind))
             with function.when(f"icmp slt i64 {behind}, 0"), function.loop(0, "%inputs") as feature:
-                offset, target = function.multiply(feature, self._size), self.place(goal, feature)
-                for lane, row in enumerate(rows):
-                    some = read_floats(function, self._element, 1, function.at(row, offset))
-                    function.store("<1 x float>", some, function.at(target, lane * FLOAT_BYTES), FLOAT_BYTES)
+                self._emit_feature(rows, goal, feature)
 
     def _emit_square(self, rows: list[str], goal: str, feature: str) -> None:
         """As many features as a vector has lanes; the last ones begin before the ones before them end."""
+        function, lanes = self.function, self.lanes
+        offset, target = function.multiply(feature, self._size), self.place(goal, feature)
+        found = [read_floats(function, self._element, lanes, function.at(row, offset)) for row in rows]
+        squares = [transposed(function, found[first : first + lanes], lanes) for first in range(0, len(rows), lanes)]
+        for number, columns in enumerate(zip(*squares, strict=True)):
+            place = function.at(target, number * self._packed_bytes)
+            if len(columns) == 1:
+                function.store(self.kind, columns[0], place, self.vector_bytes)
+            else:
+                half = vector("bfloat", lanes)
+                low, high = (function.let(f"fptrunc {self.kind} {column} to {half}") for column in columns)
+                mixed = function.shuffle(half, low, high, turns(lanes))
+                function.store(vector("bfloat", 2 * lanes), mixed, place, self.vector_bytes)
+
+    def _emit_feature(self, rows: list[str], goal: str, feature: str) -> None:
+        """One feature, number by number."""
         function = self.function
         offset, target = function.multiply(feature, self._size), self.place(goal, feature)
-        found = [read_floats(function, self._element, self.lanes, function.at(row, offset)) for row in rows]
-        for number, column in enumerate(transposed(function, found, self.lanes)):
-            function.store(self.kind, column, function.at(target, number * self.feature_bytes), self.vector_bytes)
+        places = list(range(len(rows))) if self._packed == "float" else turns(self.lanes)
+        for place, lane in enumerate(places):
+            some = read_floats(function, self._element, 1, function.at(rows[lane], offset))
+            write_floats(function, self._packed, 1, some, function.at(target, place * SIZES[self._packed]))
 
     def _emit_writing(self, memory: str, first: str, count: str) -> None:
         """Write at most as many outputs as are written together."""
@@ -178,3 +203,23 @@ class RowAccess(Access):
                 offset = function.multiply(output, self._size)
                 found = function.load(self._element, function.at(source, offset), self._size)
                 function.store(self._element, found, function.at(aim, offset), self._size)
+
+
+def turns(lanes: int) -> list[int]:
+    """Which of two vectors' lanes lie where when they lie in each other, four of the one and four of the other.
+
+    Example:
+        >>> turns(4)
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+    starts = [side + first for first in range(0, lanes, QUAD) for side in (0, lanes)]
+    return [start + lane for start in starts for lane in range(QUAD)]
+
+
+def zipped(function: Emitter, left: str, right: str, lanes: int) -> list[str]:
+    """Of two features, whose vectors lie in each other, the rows' numbers side by side: for each of the two vectors."""
+    kind, halves = vector("bfloat", 2 * lanes), []
+    for half in (0, QUAD):
+        own = [first + lane for first in range(half, 2 * lanes, 2 * QUAD) for lane in range(QUAD)]
+        halves.append(function.shuffle(kind, left, right, [side + lane for lane in own for side in (0, 2 * lanes)]))
+    return halves

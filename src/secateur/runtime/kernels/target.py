@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from secateur._packages import need
 from secateur.runtime.kernels.emitter import Emitter
 
-__all__ = ["Target", "assembly", "compiled", "host"]
+__all__ = ["Target", "assembly", "compiled", "has_tiles", "host"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,9 @@ class Target:
         return f"+{feature}" in self.features.split(",")
 
 
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
+"""Linux's numbers of the system call, of the request and of what is asked for."""
+
 _lock = threading.Lock()
 _alive: list[Any] = []
 """LLVM's engines, which own the code: they live as long as the process, for so do the functions in the cache."""
@@ -70,6 +74,14 @@ def host() -> Target:
     binding = _binding()
     features = binding.get_host_cpu_features().flatten()
     return Target(binding.get_process_triple(), binding.get_host_cpu_name(), features)
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether this process may multiply tiles of bfloat16: AMX, for which Linux wants to be asked (arch_prctl(2))."""
+    if not (sys.platform == "linux" and host().has("amx-tile") and host().has("amx-bf16")):
+        return False
+    return bool(ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)
 
 
 def compiled(function: Emitter, name: str, arguments: int) -> Callable[..., None]:

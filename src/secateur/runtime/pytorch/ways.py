@@ -12,7 +12,7 @@ from torch import nn
 from secateur.artifact.choice import Zeros, choose
 from secateur.patterns.pytorch import PytorchBasePattern, is_transformers_conv1d
 from secateur.patterns.view import WeightView
-from secateur.runtime.kernels import PackedMatrix, unsupported
+from secateur.runtime.kernels import PackedMatrix, has_tiles, unsupported
 from secateur.runtime.pytorch.channels import ChannelConv2d, ChannelLinear
 from secateur.runtime.pytorch.layers import ExchangedLayer, SparseConv2d, SparseLinear, parts
 
@@ -119,6 +119,8 @@ def ways(layer: nn.Module, found: Zeroed, rows: int, *, int8: bool = False) -> I
         return
     if (way := _channels(layer, found)) is not None:
         yield way
+    if parts(layer)[0].dtype == torch.bfloat16 and not isinstance(layer, nn.Conv2d) and has_tiles():
+        yield Way("tiles, bfloat16", lambda: _linear(layer, found, PackedMatrix.in_tiles(found.weight.numpy(), SINGLE)))
     for pattern in dict.fromkeys((_blocks(found.pattern), SINGLE)):
         yield from _kernels(layer, found, (pattern, rows))
         if int8:
@@ -158,6 +160,10 @@ def _kernels(layer: nn.Module, found: Zeroed, product: tuple[str, int], *, int8:
         matrix = PackedMatrix.from_dense(found.weight.numpy(), pattern, dtype, rows)
         if isinstance(layer, nn.Conv2d):
             return SparseConv2d(layer, matrix)
-        return SparseLinear(layer, matrix, is_transposed=found.view.output_axes == (1,))
+        return _linear(layer, found, matrix)
 
     yield Way(f"{pattern} kernel, {dtype}", build, INT8_TOLERANCE if int8 else None)
+
+
+def _linear(layer: nn.Module, found: Zeroed, matrix: PackedMatrix) -> SparseLinear:
+    return SparseLinear(layer, matrix, is_transposed=found.view.output_axes == (1,))

@@ -1,0 +1,124 @@
+"""Products of bfloat16 in tiles, beside plain NumPy."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.errors import ConfigError, LayerError
+from secateur.runtime.kernels import PackedMatrix, Window, has_tiles, packed, target
+from secateur.runtime.kernels.numbers import decoded, encoded
+from secateur.runtime.kernels.rows import RowPanel
+from secateur.runtime.kernels.target import Target, assembly
+from secateur.runtime.kernels.tiled import Tiled
+from secateur.runtime.kernels.tiles import TILE_INPUTS, TileKernel
+
+amx = pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
+GUARD = 64
+MARK = np.uint16(0x1234)
+
+
+def pruned(shape: tuple[int, int], density: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal(shape).astype(np.float32)
+    return decoded(encoded(weight * (rng.random(shape) < density), "bfloat16"))
+
+
+def product(matrix: PackedMatrix, x: np.ndarray, bias: np.ndarray, threads: int = 1) -> np.ndarray:
+    """The product, between guards that must stay as they are."""
+    memory = np.full(len(x) * matrix.shape[0] + 2 * GUARD, MARK)
+    y = memory[GUARD:-GUARD]
+    matrix.matmul(x.ctypes.data, len(x), y.ctypes.data, bias=bias.ctypes.data, activations="bfloat16", threads=threads)
+    assert np.all(memory[:GUARD] == MARK)
+    assert np.all(memory[-GUARD:] == MARK)
+    return y.reshape(len(x), matrix.shape[0])
+
+
+def numbers(*shape: int, seed: int = 1) -> np.ndarray:
+    return encoded(np.random.default_rng(seed).standard_normal(shape).astype(np.float32), "bfloat16")
+
+
+@amx
+@given(
+    outputs=st.integers(1, 70),
+    inputs=st.integers(1, 140),
+    batch=st.integers(0, 140),
+    density=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    threads=st.integers(1, 2),
+)
+@settings(max_examples=60, deadline=None)
+def test_product_is_that_of_the_dense_weight(
+    outputs: int, inputs: int, batch: int, density: float, threads: int
+) -> None:
+    weight, x = pruned((outputs, inputs), density), numbers(batch, inputs)
+    bias = np.random.default_rng(3).standard_normal(outputs).astype(np.float32)
+    found = decoded(product(PackedMatrix.in_tiles(weight, "1x1"), x, bias, threads))
+    wanted = decoded(x).astype(np.float64) @ weight.T.astype(np.float64) + bias
+    # Sums of float32, rounded to eight bits.
+    assert np.all(np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-5 * (1 + np.abs(wanted).max(initial=0)))
+
+
+@amx
+@pytest.mark.parametrize("batch", [1, 40, 200])
+def test_threads_change_no_bit(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.runtime.kernels.packed.SECONDS_PER_THREAD", 1e-9)
+    matrix, x, bias = (
+        PackedMatrix.in_tiles(pruned((300, 96), 0.2), "1x1"),
+        numbers(batch, 96),
+        np.zeros(300, np.float32),
+    )
+    alone = product(matrix, x, bias)
+    for threads in (2, 3, 7):
+        assert np.array_equal(product(matrix, x, bias, threads), alone)
+
+
+@amx
+def test_copies_are_equal() -> None:
+    matrix, x, bias = PackedMatrix.in_tiles(pruned((40, 50), 0.2), "1x1"), numbers(9, 50), np.zeros(40, np.float32)
+    wanted = product(matrix, x, bias)
+    assert np.array_equal(product(copy.deepcopy(matrix), x, bias), wanted)
+    assert np.array_equal(product(pickle.loads(pickle.dumps(matrix)), x, bias), wanted)  # noqa: S301 - our own
+
+
+@amx
+def test_only_rows_of_bfloat16_are_taken() -> None:
+    matrix = PackedMatrix.in_tiles(pruned((16, 32), 0.2), "1x1")
+    with pytest.raises(ConfigError, match="in tiles is multiplied with activations of bfloat16, found float32"):
+        matrix.matmul(0, 1, 0)
+    with pytest.raises(ConfigError, match="in tiles is multiplied with rows, found ImagePanel"):
+        matrix.convolve(0, 1, 0, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
+
+
+@given(outputs=st.integers(1, 70), inputs=st.integers(1, 140), density=st.sampled_from([0.0, 0.05, 0.5, 1.0]))
+def test_dense_is_the_inverse(outputs: int, inputs: int, density: float) -> None:
+    weight = pruned((outputs, inputs), density)
+    tiled = Tiled.of(weight)
+    assert np.array_equal(tiled.dense(), weight)
+    for number, columns in enumerate(np.split(tiled.columns, tiled.starts[1:-1])):
+        kept = np.flatnonzero(weight[16 * number : 16 * number + 16].any(axis=0))
+        assert len(columns) == -(-len(kept) // TILE_INPUTS)
+        assert np.array_equal(columns.ravel()[: len(kept)], kept)
+
+
+def test_code_multiplies_tiles() -> None:
+    features = "+avx512f,+avx512vl,+avx512bw,+avx512bf16,+amx-tile,+amx-bf16"
+    text = assembly(
+        TileKernel("i16", RowPanel("bfloat", 16, 4, "bfloat")).emit(),
+        Target("x86_64-unknown-linux-gnu", "sapphirerapids", features),
+    )
+    assert text.count("tdpbf16ps") == 4
+    assert "ldtilecfg" in text
+    assert "tilerelease" in text
+
+
+def test_other_processors_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "host", lambda: Target("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma"))
+    assert not target.has_tiles.__wrapped__()
+    monkeypatch.setattr(target, "has_tiles", lambda: False)
+    with pytest.raises(LayerError, match=r"multiplies no tiles of bfloat16 \(AMX\)"):
+        packed.PackedMatrix.in_tiles(np.ones((16, 32), np.float32), "1x1")
