@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from _timing import medians
-from secateur.runtime.kernels import DTYPES, PackedMatrix, unsupported
+from secateur.runtime.kernels import DTYPES, PackedMatrix, has_tiles, unsupported
 
 PATTERNS = "4x1@0.5,4x1@0.8,4x1@0.9,8x1@0.5,8x1@0.8,8x1@0.9,16x1@0.5,16x1@0.8,16x1@0.9,1x1@0.8,1x1@0.9,2:4@0.5"
 SHAPES = "768x768,3072x768,768x3072,2048x2048,4096x4096"
@@ -28,7 +28,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--patterns", default=PATTERNS, help="pattern@sparsity, with commas between")
     parser.add_argument("--shapes", default=SHAPES, help="OUTPUTSxINPUTS")
     parser.add_argument("--batches", default=BATCHES)
-    parser.add_argument("--dtypes", default="float32", help=f"of our weights: {', '.join(DTYPES)}")
+    parser.add_argument(
+        "--dtypes", default="float32,tiles", help=f"of our weights: {', '.join(DTYPES)}; tiles of bfloat16, as the rows"
+    )
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
@@ -78,6 +80,20 @@ def ours(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor, threads: int
     return product
 
 
+def in_tiles(
+    weight: np.ndarray, pattern: str, x: torch.Tensor, bias: torch.Tensor, threads: int
+) -> Callable[[], torch.Tensor]:
+    matrix, rows = PackedMatrix.in_tiles(weight, pattern), x.bfloat16()
+    y = torch.empty(len(x), len(weight), dtype=torch.bfloat16)
+
+    def product() -> torch.Tensor:
+        places = rows.data_ptr(), len(rows), y.data_ptr()
+        matrix.matmul(*places, bias=bias.data_ptr(), activations="bfloat16", threads=threads)
+        return y
+
+    return product
+
+
 def measured(
     weight: np.ndarray, pattern: str, batch: int, threads: int, given: argparse.Namespace
 ) -> tuple[float, dict[str, str]]:
@@ -89,8 +105,10 @@ def measured(
     products: dict[str, Callable[[], torch.Tensor]] = {
         dtype: ours(PackedMatrix.from_dense(weight, pattern, dtype, batch), x, bias, threads)
         for dtype in given.dtypes.split(",")
-        if not unsupported(pattern, weight.shape, dtype)
+        if dtype in DTYPES and not unsupported(pattern, weight.shape, dtype)
     }
+    if "tiles" in given.dtypes.split(",") and has_tiles():
+        products["bf16 tiles"] = in_tiles(weight, pattern, x, bias, threads)
     errors = {name: float((product() - wanted).norm() / wanted.norm()) for name, product in products.items()}
     seconds = medians(base | products, given.rounds)
     cells = {name: f"{seconds['dense'] / seconds[name]:.2f} ({error:.1e})" for name, error in errors.items()}

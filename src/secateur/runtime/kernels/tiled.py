@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels.choice import Step, tile_steps
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.kernel import Kernel
@@ -64,9 +64,16 @@ class Tiled(Layout):
 
         Raises:
             ConfigError: Activations are not bfloat16.
+            LayerError: This processor has no tiles.
         """
+        from secateur.runtime.kernels.target import has_tiles
+
         if element != "bfloat":
             raise ConfigError("a weight in tiles is multiplied with activations of bfloat16, found float32.")
+        if not has_tiles():
+            raise LayerError(
+                "the weight was packed for a processor with AMX, and this is none. Compile the model here."
+            )
         return tile_steps(f"i{8 * self.columns.itemsize}", rows)
 
     def over(self, panel: Panel) -> Kernel:
