@@ -39,6 +39,34 @@ def test_a_model_of_transformers(folder: Path) -> None:
     assert all(one["ratio"] == pytest.approx(one["dense"] / one["pruned"]) for one in report["measures"])
 
 
+def test_a_model_that_is_no_artifact(folder: Path) -> None:
+    pytest.importorskip("transformers")
+    llama = write_llama(folder / "llama")
+    secateur.prune(llama, {"pattern": "2:4"})
+    llama.save_pretrained("pruned")
+    report = found("bench", "pruned", "--length", "16", "--rounds", "1")
+    assert report["path"] == "pruned"
+    assert names(report) == ["forward pass, 1×16", "forward pass, 1×16, runtime"]
+    assert {layer["pattern"] for layer in report["runtime"]["layers"]} == {"2:4", None}
+    assert "--model goes with an artifact, and 'pruned' is none" in run("bench", "pruned", "--model", "a:b").stderr
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("image_size", "shape"), [(None, "2×3×224×224"), (32, "2×3×32×32")])
+def test_a_model_of_images(image_size: int | None, shape: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if image_size is None:
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+        net = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes))
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        net = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=image_size, **sizes))
+    secateur.save(net, "pruned", report=secateur.prune(net, {"pattern": "4x1"}))
+    forward = f"forward pass, {shape}"
+    assert names(found("bench", "pruned", "--batch", "2", "--rounds", "1"))[2:] == [forward, f"{forward}, runtime"]
+
+
 @pytest.mark.usefixtures("net")
 def test_a_model_of_code_with_inputs() -> None:
     np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))

@@ -152,6 +152,19 @@ def test_convolutions_without_some_channels_are_smaller_ones(pattern: str) -> No
 
 
 @pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("layer", [nn.Linear(32, 16), nn.Conv2d(32, 16, 3)], ids=["linear", "convolution"])
+def test_layers_without_any_weight_are_their_bias(layer: nn.Module) -> None:
+    model = nn.Sequential(copy.deepcopy(layer)).eval()
+    nn.init.zeros_(model[0].weight)
+    inputs = torch.randn(4, 32, *[9, 9] * isinstance(layer, nn.Conv2d))
+    dense, (compiled, report) = both(model, inputs)
+    assert report.exchanged == 1
+    with torch.no_grad():
+        assert close(compiled(inputs), dense(inputs))
+    assert same_state(compiled, dense)
+
+
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("size", [(5, 5), (16, 16)], ids=["short line", "long line"])
 def test_a_kernel_of_one_pixel_on_lines_of_any_length(size: tuple[int, int]) -> None:
     inputs = torch.randn(3, 8, *size)

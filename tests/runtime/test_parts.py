@@ -1,6 +1,7 @@
 """What `compile` is made of, each by itself."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from secateur.runtime.pytorch.channels import ChannelConv2d, ChannelLinear
 from secateur.runtime.pytorch.timing import medians
 
 
-@pytest.mark.parametrize("outputs", [(), (0, 5)])
-@pytest.mark.parametrize("inputs", [(), (1, 2, 7)])
+@pytest.mark.parametrize("outputs", [(), (0, 5), range(6)])
+@pytest.mark.parametrize("inputs", [(), (1, 2, 7), range(8)])
 @pytest.mark.parametrize("kind", ["linear", "without bias", "conv1d"])
-def test_a_smaller_product_is_the_dense_one(kind: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
+def test_a_smaller_product_is_the_dense_one(kind: str, inputs: Sequence[int], outputs: Sequence[int]) -> None:
     torch.manual_seed(0)
     layer = transformers.pytorch_utils.Conv1D(6, 8) if kind == "conv1d" else nn.Linear(8, 6, bias=kind == "linear")
     with torch.no_grad():
@@ -36,8 +37,8 @@ def test_a_smaller_product_is_the_dense_one(kind: str, inputs: tuple[int, ...], 
     assert smaller.nbytes == 4 * (6 - len(outputs)) * (8 - len(inputs)) + 8 * (14 - len(outputs) - len(inputs))
 
 
-@pytest.mark.parametrize("outputs", [(), (0, 5)])
-@pytest.mark.parametrize("inputs", [(), (1, 2, 7)])
+@pytest.mark.parametrize("outputs", [(), (0, 5), range(6)])
+@pytest.mark.parametrize("inputs", [(), (1, 2, 7), range(8)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -48,7 +49,7 @@ def test_a_smaller_product_is_the_dense_one(kind: str, inputs: tuple[int, ...], 
     ],
 )
 def test_a_smaller_convolution_is_the_dense_one(
-    options: dict[str, Any], inputs: tuple[int, ...], outputs: tuple[int, ...]
+    options: dict[str, Any], inputs: Sequence[int], outputs: Sequence[int]
 ) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 6, 3, **options)

@@ -17,7 +17,9 @@ __all__ = ["bench"]
 
 
 def bench(
-    path: Annotated[Path, typer.Argument(metavar="PATH", exists=True, file_okay=False, help="An artifact.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="An artifact, or a model as secateur prune takes it.")
+    ],
     model: Annotated[
         str | None, typer.Option(help="package.module:name that builds the model, if the artifact cannot.")
     ] = None,
@@ -33,9 +35,11 @@ def bench(
     """Measure what a pruned model gains on this machine: bytes, seconds to load, and seconds of a forward pass.
 
     Dense stands for the same model with numbers in place of its zeros. A torch model is also timed with the layers
-    exchanged that run faster on this machine, and each layer has a row that says what was measured, and the limit.
+    exchanged that run faster on this machine, and each layer has a row that says what was measured, and the limit. Of
+    a model that is no artifact, bytes and loading are not measured.
 
-    Without --inputs, a model of text reads random tokens and a Keras model random numbers.
+    Without --inputs, a model of text reads random tokens, one of images random pixels, and a Keras model random
+    numbers.
 
     [bold]Examples[/bold]
 
@@ -44,11 +48,15 @@ def bench(
     secateur bench pruned --batch 8 --length 256 --rounds 9
 
     secateur bench pruned --model my_nets:build --inputs images.npz --json
+
+    secateur bench my_nets:pruned_net --inputs images.npz
     """
     from secateur.cli.benching import Bench
 
     with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
-        found = Bench(path=path, model=model, inputs=inputs, batch=batch, length=length, rounds=rounds).run(steps)
+        found = Bench(reference=reference, model=model, inputs=inputs, batch=batch, length=length, rounds=rounds).run(
+            steps
+        )
     show(found, as_json=as_json)
     if found.runtime is not None and not as_json:
         console().print()

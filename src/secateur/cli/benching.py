@@ -17,8 +17,8 @@ from secateur._table import Table
 from secateur._wording import counted
 from secateur.artifact import Artifact, convert, load
 from secateur.cli.progress import Steps
-from secateur.errors import CalibrationError, MissingPackageError, UnsupportedModelError
-from secateur.models import load_model
+from secateur.errors import CalibrationError, ConfigError, MissingPackageError, UnsupportedModelError
+from secateur.models import artifact_path, load_model, load_trained
 from secateur.models.running import trial
 from secateur.runtime import RuntimeReport
 
@@ -73,7 +73,7 @@ class BenchReport:
     """What was measured.
 
     Attributes:
-        path: The artifact.
+        path: The artifact, or what the model was made of.
         machine: What it was measured on.
         rounds: How often.
         measures: One per row.
@@ -113,7 +113,7 @@ class Bench:
     """One call of ``secateur bench``.
 
     Attributes:
-        path: The artifact.
+        reference: The artifact's folder, or what `load_trained` makes a model of.
         model: What `load_model` makes a model of, for an artifact that cannot be built otherwise.
         inputs: A file of inputs; ``None``: random ones.
         batch: Examples.
@@ -121,7 +121,7 @@ class Bench:
         rounds: How often each is timed.
     """
 
-    path: Path
+    reference: str
     model: str | None
     inputs: Path | None
     batch: int
@@ -134,27 +134,17 @@ class Bench:
         Raises:
             SecateurError: The artifact is damaged, or its model cannot be built.
         """
-        builds = self.model is not None or _can_be_built(self.path)
         notes: list[str] = []
+        path = artifact_path(self.reference)
+        measures, build = self._artifact(path, steps, notes) if path is not None else ([], self._trained)
         runtime = None
-        with TemporaryDirectory(prefix="secateur-") as folder:
-            dense = Path(folder, "dense")
-            steps.begin("Writing a dense copy")
-            convert(self.path, dense, dense=True)
-            measures = [Measure(name="tensors on disk", unit="bytes", dense=_bytes(dense), pruned=_bytes(self.path))]
-            if not builds:
-                notes.append(NO_MODEL)
-            else:
-                steps.begin("Loading")
-                calls = {"dense": partial(self._load, dense), "pruned": partial(self._load, self.path)}
-                measures.append(self._timed("load the model", calls))
-                notes.append(LOADING)
-                steps.begin("Running")
-                forward, runtime = self._forward(notes)
-                measures += forward
+        if build is not None:
+            steps.begin("Running")
+            forward, runtime = self._forward(build, notes)
+            measures += forward
         machine = f"{platform.processor() or platform.machine()}, {counted(os.cpu_count() or 1, 'core')}"
         return BenchReport(
-            path=str(self.path),
+            path=self.reference,
             machine=machine,
             rounds=self.rounds,
             measures=tuple(measures),
@@ -162,13 +152,35 @@ class Bench:
             runtime=runtime,
         )
 
+    def _artifact(self, path: Path, steps: Steps, notes: list[str]) -> tuple[list[Measure], Callable[[], Any] | None]:
+        """Bytes and loading of an artifact, and what builds its model, if anything can."""
+        with TemporaryDirectory(prefix="secateur-") as folder:
+            dense = Path(folder, "dense")
+            steps.begin("Writing a dense copy")
+            convert(path, dense, dense=True)
+            measures = [Measure(name="tensors on disk", unit="bytes", dense=_bytes(dense), pruned=_bytes(path))]
+            if self.model is None and not _can_be_built(path):
+                notes.append(NO_MODEL)
+                return measures, None
+            steps.begin("Loading")
+            calls = {"dense": partial(self._load, dense), "pruned": partial(self._load, path)}
+            measures.append(self._timed("load the model", calls))
+            notes.append(LOADING)
+        return measures, calls["pruned"]
+
+    def _trained(self) -> Any:
+        """The model, where it is no artifact."""
+        if self.model is not None:
+            raise ConfigError(f"--model goes with an artifact, and {self.reference!r} is none. Leave it out.")
+        return load_trained(self.reference).model
+
     def _load(self, path: Path) -> Any:
         return load(path) if self.model is None else load(path, load_model(self.model))
 
-    def _forward(self, notes: list[str]) -> tuple[Sequence[Measure], RuntimeReport | None]:
+    def _forward(self, build: Callable[[], Any], notes: list[str]) -> tuple[Sequence[Measure], RuntimeReport | None]:
         """The forward pass, as it is and with the layers exchanged that gain."""
         try:
-            made = trial(self._load(self.path), self.inputs, self.batch, self.length)
+            made = trial(build(), self.inputs, self.batch, self.length)
         except CalibrationError as error:
             notes.append(f"The forward pass was not timed: {error}")
             return (), None

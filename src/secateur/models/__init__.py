@@ -13,7 +13,7 @@ from secateur.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from secateur.models.code import from_code
 from secateur.models.trained import TrainedModel
 
-__all__ = ["TrainedModel", "is_packed", "load_model", "load_trained", "transformers_path"]
+__all__ = ["TrainedModel", "artifact_path", "is_packed", "load_model", "load_trained", "transformers_path"]
 
 CONFIG_FILE = "config.json"
 KERAS_FILE = ".keras"
@@ -44,7 +44,7 @@ def load_model(reference: str) -> Any:
         from secateur.models.pytorch import architecture
 
         return architecture(path)
-    if (artifact := _artifact(reference)) is not None:
+    if (artifact := artifact_path(reference)) is not None:
         return load(artifact)
     return _from_keras_file(Path(reference)) if reference.endswith(KERAS_FILE) else _from_code(reference)
 
@@ -61,10 +61,10 @@ def load_trained(reference: str, weights: Path | None = None) -> TrainedModel:
         SecateurError: See `load_model`; or the weights cannot be read, or are not those of the model.
     """
     path = transformers_path(reference)
-    is_code = path is None and not reference.endswith(KERAS_FILE) and _artifact(reference) is None
+    is_code = path is None and not reference.endswith(KERAS_FILE) and artifact_path(reference) is None
     if weights is not None and not is_code:
         raise ConfigError(f"weights goes with a model that code builds, and {reference!r} has its own. Leave it out.")
-    if (artifact := _artifact(reference)) is not None:
+    if (artifact := artifact_path(reference)) is not None:
         return TrainedModel(load(artifact), path)
     if path is not None:
         from secateur.models.pytorch import trained
@@ -95,7 +95,7 @@ def transformers_path(reference: str) -> Path | None:
         return file
     folder = Path(reference) if Path(reference).is_dir() else None
     folder = folder or (shipped_folder(package, rest) if is_shipped else None)
-    if folder is not None and (_artifact(str(folder)) is None or (folder / CONFIG_FILE).is_file()):
+    if folder is not None and (artifact_path(str(folder)) is None or (folder / CONFIG_FILE).is_file()):
         if not (folder / CONFIG_FILE).is_file():
             raise UnsupportedModelError(
                 f"The folder {str(folder)!r} has no {CONFIG_FILE}, so it is none of transformers."
@@ -105,7 +105,7 @@ def transformers_path(reference: str) -> Path | None:
     return None
 
 
-def _artifact(reference: str) -> Path | None:
+def artifact_path(reference: str) -> Path | None:
     """The folder of that path if it is an artifact."""
     folder = Path(reference)
     return folder if (folder / MANIFEST).is_file() else None
@@ -117,7 +117,7 @@ def is_packed(folder: Path) -> bool:
     Raises:
         ArtifactError: It is an artifact, and damaged.
     """
-    if _artifact(str(folder)) is None:
+    if artifact_path(str(folder)) is None:
         return False
     return any(entry.packer is not None for entry in Artifact(folder).manifest.tensors.values())
 

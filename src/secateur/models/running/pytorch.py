@@ -20,6 +20,9 @@ from secateur.runtime import compile as compile_model
 
 __all__ = ["trial"]
 
+IMAGE_SIZE = 224
+"""Pixels of a side, for a model of images of any size."""
+
 
 def trial(model: nn.Module, file: Path | None, batch: int, length: int) -> Trial:
     """See `secateur.models.running.trial`."""
@@ -46,11 +49,15 @@ def _call(model: nn.Module, inputs: Any) -> None:
 
 
 def _random(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    if vocabulary is None:
-        raise CalibrationError("inputs must be a file for a model that is none of text, found none.")
+    config: Any = getattr(model, "config", None)
     generator = torch.Generator().manual_seed(0)
-    return {"input_ids": torch.randint(vocabulary, (batch, length), generator=generator)}
+    if getattr(model, "main_input_name", None) == "pixel_values" and hasattr(config, "num_channels"):
+        size = getattr(config, "image_size", None) or IMAGE_SIZE
+        shape = batch, config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size))
+        return {"pixel_values": torch.randn(shape, generator=generator)}
+    if not hasattr(config, "vocab_size"):
+        raise CalibrationError("inputs must be a file for a model that is neither of text nor of images, found none.")
+    return {"input_ids": torch.randint(config.vocab_size, (batch, length), generator=generator)}
 
 
 def _first_rows(inputs: Any, count: int) -> Any:

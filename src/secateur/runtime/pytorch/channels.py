@@ -111,12 +111,17 @@ class ChannelLinear(ChannelLayer):
 
 
 class ChannelConv2d(ChannelLayer):
-    """In the place of ``nn.Conv2d`` of one group; inputs have shape (B, I, H, W) or (I, H, W)."""
+    """In the place of ``nn.Conv2d`` of one group; inputs have shape (B, I, H, W) or (I, H, W).
+
+    One channel is kept where none is left, for torch has no convolution of none.
+    """
 
     axis = -3
 
     def __init__(self, layer: nn.Conv2d, outputs: torch.Tensor, inputs: torch.Tensor) -> None:
-        super().__init__(layer, outputs, inputs)
+        first = [torch.arange(len(kept)) == 0 for kept in (outputs, inputs)]
+        some = [kept if kept.any() else one for kept, one in zip((outputs, inputs), first, strict=True)]
+        super().__init__(layer, *some)
         self.stride, self.dilation, self.padding = layer.stride, layer.dilation, layer.padding
         # The convolution itself keeps its padding in the form that `functional.pad` takes.
         self.margins, self.padding_mode = tuple(layer._reversed_padding_repeated_twice), layer.padding_mode
