@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from secateur.runtime.kernels.kernel import ARRAYS, NUMBERS
 from secateur.runtime.kernels.panels import Access, Panel
 from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES
 
-__all__ = ["OVERRUN", "Fit", "ImagePanel", "Window", "fitted"]
+__all__ = ["OVERRUN", "Fit", "ImagePanel", "Window", "fitted", "window"]
 
 OVERRUN = 128
 """Floats behind the last plane that are read and not used: they must be there, and should be zero, for numbers that are
@@ -34,7 +35,7 @@ PANEL_COST = 0.5
 """Of a panel itself, in vectors of it: its weights are read anew."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Window:
     """What a convolution sees of images.
 
@@ -71,13 +72,13 @@ class Window:
         reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         return (self.size[axis] - reach) // self.stride[axis] + 1
 
-    @property
+    @cached_property
     def part(self) -> tuple[int, int]:
         """(H, W) of the pixels of a plane that have the same place in a stride."""
         height, width = (-(-size // step) for size, step in zip(self.size, self.stride, strict=True))
         return height, width
 
-    @property
+    @cached_property
     def image(self) -> int:
         """Floats of an input image: channels, then places in a stride, then their pixels."""
         return self.channels * self.stride[0] * self.stride[1] * self.part[0] * self.part[1]
@@ -92,6 +93,14 @@ class Window:
         planes = np.arange(self.channels) * (step * step_across)
         offsets: npt.NDArray[np.int64] = (planes + place[:, :, None]) * (height * width) + shift[:, :, None]
         return offsets.reshape(-1).astype(np.int32)
+
+
+@lru_cache(maxsize=1024)
+def window(
+    channels: int, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> Window:
+    """The window of these attributes, made once with what follows from them: beside a small image, that takes time."""
+    return Window(channels, size, kernel, stride, dilation)
 
 
 class Fit(NamedTuple):
