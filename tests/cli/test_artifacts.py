@@ -107,7 +107,8 @@ def test_broken_artifacts_are_one_clear_line(artifact: Path, spoil: Callable[[Pa
         (["inspect", "nowhere.safetensors"], "nowhere.safetensors"),
         (["convert", "pruned", "."], "it is or holds the current folder"),
         (["convert", "pruned", "other"], "must be new, empty or an artifact"),
-        (["bench", "."], "there is no file 'secateur.json' in it"),
+        (["bench", "."], "no config.json, so it is none of transformers, and no secateur.json, so it is no artifact"),
+        (["bench", "nowhere"], "'nowhere' is no folder"),
     ],
 )
 @pytest.mark.usefixtures("artifact")
@@ -120,9 +121,7 @@ def test_errors_are_messages_with_code_1(folder: Path, arguments: list[str], mes
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", [["verify"], ["verify", "nowhere"], ["inspect"], ["convert", "."], ["bench", "nowhere"], ["bench"]]
-)
+@pytest.mark.parametrize("arguments", [["verify"], ["verify", "nowhere"], ["inspect"], ["convert", "."], ["bench"]])
 def test_wrong_usage_has_code_2(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2
 

@@ -98,7 +98,8 @@ def transformers_path(reference: str) -> Path | None:
     if folder is not None and (artifact_path(str(folder)) is None or (folder / CONFIG_FILE).is_file()):
         if not (folder / CONFIG_FILE).is_file():
             raise UnsupportedModelError(
-                f"The folder {str(folder)!r} has no {CONFIG_FILE}, so it is none of transformers."
+                f"The folder {str(folder)!r} has no {CONFIG_FILE}, so it is none of transformers, and no {MANIFEST}, "
+                f"so it is no artifact."
             )
         need("torch", "transformers", extra="transformers")
         return folder
