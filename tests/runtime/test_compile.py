@@ -19,7 +19,7 @@ import secateur.runtime
 from oneshot.families import FAMILIES
 from secateur.errors import CalibrationError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import Compiled
-from secateur.runtime.kernels import has_tiles
+from secateur.runtime.kernels import OVERRUN, Window, has_tiles
 from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, compiling
 from secateur.runtime.pytorch import ways as ways_module
 from secateur.runtime.pytorch.channels import ChannelConv2d
@@ -173,6 +173,26 @@ def test_a_kernel_of_one_pixel_on_lines_of_any_length(size: tuple[int, int]) -> 
         assert close(model(inputs), dense(inputs))
         assert close(model(inputs[:, :, ::2].clone()[:, :, :, 1:]), dense(inputs[:, :, ::2, 1:]))
         assert model(inputs[:0]).shape == (0, 16, *size)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("side", [5, 16])
+def test_there_is_memory_behind_images_that_are_overrun(
+    side: int, kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floats: list[int] = []
+    real = SparseConv2d._planar
+
+    def noted(layer: SparseConv2d, planes: torch.Tensor, batch: int, seen: Window) -> torch.Tensor:
+        is_overrun = seen.kernel != (1, 1) or seen.across < OVERRUN
+        floats.append(planes.numel() - batch * seen.image - OVERRUN * is_overrun)
+        return real(layer, planes, batch, seen)
+
+    monkeypatch.setattr(SparseConv2d, "_planar", noted)
+    both(pruned(nn.Sequential(nn.Conv2d(8, 16, kernel)), "4x1", 0.5), torch.randn(3, 8, side, side))
+    assert floats
+    assert set(floats) == {0}
 
 
 @pytest.mark.usefixtures("always")

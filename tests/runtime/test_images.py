@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from runtime.fenced import fenced, fences
 from secateur.errors import ConfigError
 from secateur.runtime.kernels import OVERRUN, PackedMatrix, Window
 from secateur.runtime.kernels.images import fitted
@@ -158,27 +156,25 @@ def test_arguments_out_of_range(images: int, threads: int, channels: int) -> Non
         matrix.convolve(0, images, 0, Window(channels, (8, 8), (3, 3), (1, 1), (1, 1)), threads=threads)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forbids a page of memory as Linux does")
+@fences
+@pytest.mark.parametrize("pattern", ["4x1", "8x1", "1x1", "2:4"])
 @pytest.mark.parametrize("pixels", [OVERRUN, OVERRUN + 1, 1024])
-def test_nothing_is_read_behind_long_lines(pixels: int) -> None:
-    script = f"""
-import ctypes, mmap, numpy as np
-from secateur.runtime.kernels import PackedMatrix, Window
-size = 4 * 8 * {pixels}
-room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-memory = mmap.mmap(-1, room + mmap.PAGESIZE)
-address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + room), mmap.PAGESIZE, 0) == 0
-images = np.frombuffer(memory, np.float32, 8 * {pixels}, room - size)
-images[:] = 1
-for pattern in ("4x1", "8x1", "1x1", "2:4"):
+def test_nothing_is_read_behind_long_lines(pixels: int, pattern: str) -> None:
     weight = np.ones((8, 8), np.float32)
     weight[:, 2::4] = weight[:, 3::4] = 0
-    y = np.zeros((8, {pixels}), np.float32)
-    window = Window(8, (1, {pixels}), (1, 1), (1, 1), (1, 1))
-    PackedMatrix.from_dense(weight, pattern, rows={MANY}).convolve(images.ctypes.data, 1, y.ctypes.data, window)
+    images, y = fenced(np.ones((8, pixels), np.float32)), np.zeros((8, pixels), np.float32)
+    window = Window(8, (1, pixels), (1, 1), (1, 1), (1, 1))
+    PackedMatrix.from_dense(weight, pattern, rows=MANY).convolve(images.ctypes.data, 1, y.ctypes.data, window)
     assert np.all(y == 4)
-print("done")
-"""
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout.strip()) == (0, "done"), ran.stderr
+
+
+@fences
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+def test_no_more_is_read_behind_images_than_is_said(stride: tuple[int, int]) -> None:
+    window = Window(4, (9, 11), (3, 3), stride, (1, 1))
+    matrix = PackedMatrix.from_dense(weights(8, window, "4x1"), "4x1")
+    images = np.random.default_rng(0).standard_normal((2, 4, 9, 11)).astype(np.float32)
+    x, y = fenced(planes(images, window)), np.empty((2, 8, window.height, window.across), np.float32)
+    matrix.convolve(x.ctypes.data, 2, y.ctypes.data, window)
+    expected = wanted(matrix.dense(), images, window, np.zeros(8, np.float32))
+    assert np.allclose(y, expected, atol=1e-5)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.fenced import fenced, fences
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import DTYPES, PackedMatrix, unsupported
 from secateur.runtime.kernels.numbers import decoded, encoded
@@ -163,6 +164,15 @@ def test_a_row_does_not_depend_on_the_rows_beside_it_in_a_panel() -> None:
     alone, others = product(matrix, x), x.copy()
     others[1:] = np.inf
     assert np.array_equal(product(matrix, others)[0], alone[0])
+
+
+@fences
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 17, 33, 81])
+@pytest.mark.parametrize(("pattern", "rows"), [("4x1", 1), ("16x1", 1), ("1x1", 1), ("2:4", 1), ("2:4", MANY)])
+def test_nothing_is_read_behind_the_last_row(pattern: str, rows: int, batch: int) -> None:
+    matrix = PackedMatrix.from_dense(pruned((32, 36), pattern, 0.5), pattern, rows=rows)
+    x = fenced(numbers(batch, 36))
+    assert error(product(matrix, x), dense_product(matrix.dense(), x, np.zeros(32))) < TOLERANCE["float32"]
 
 
 def test_without_bias_it_is_zero() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.fenced import fenced, fences
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import PackedMatrix, Window, has_tiles, packed, target
 from secateur.runtime.kernels.numbers import decoded, encoded
@@ -61,6 +62,14 @@ def test_product_is_that_of_the_dense_weight(
     wanted = decoded(x).astype(np.float64) @ weight.T.astype(np.float64) + bias
     # Sums of float32, rounded to eight bits.
     assert np.all(np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-5 * (1 + np.abs(wanted).max(initial=0)))
+
+
+@amx
+@fences
+@pytest.mark.parametrize("batch", [1, 33, 70])
+def test_nothing_is_read_behind_the_last_row(batch: int) -> None:
+    x = fenced(numbers(batch, 36))
+    product(PackedMatrix.in_tiles(pruned((32, 36), 0.5), "1x1"), x, np.zeros(32, np.float32))
 
 
 @amx
