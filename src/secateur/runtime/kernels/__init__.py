@@ -54,9 +54,9 @@ does not change between two calls lies ready in a plan, for Python would else ta
 
 from __future__ import annotations
 
-from secateur.runtime.kernels.images import OVERRUN, Window, window
+from secateur.runtime.kernels.images import OVERRUN, Window, window_of
 from secateur.runtime.kernels.numbers import DTYPES
 from secateur.runtime.kernels.packed import ACTIVATIONS, PackedMatrix, unsupported
 from secateur.runtime.kernels.target import has_tiles
 
-__all__ = ["ACTIVATIONS", "DTYPES", "OVERRUN", "PackedMatrix", "Window", "has_tiles", "unsupported", "window"]
+__all__ = ["ACTIVATIONS", "DTYPES", "OVERRUN", "PackedMatrix", "Window", "has_tiles", "unsupported", "window_of"]

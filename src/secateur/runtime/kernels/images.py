@@ -22,7 +22,7 @@ from secateur.runtime.kernels.kernel import ARRAYS, NUMBERS
 from secateur.runtime.kernels.panels import Access, Panel
 from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES
 
-__all__ = ["OVERRUN", "Fit", "ImagePanel", "Window", "fitted", "window"]
+__all__ = ["OVERRUN", "Fit", "ImagePanel", "Window", "fitted", "window_of"]
 
 OVERRUN = 128
 """Floats behind the last plane that are read and not used: they must be there, and should be zero, for numbers that are
@@ -96,7 +96,7 @@ class Window:
 
 
 @lru_cache(maxsize=1024)
-def window(
+def window_of(
     channels: int, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> Window:
     """The window of these attributes, made once with what follows from them: beside a small image, that takes time."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from secateur.errors import LayerError, StateError
-from secateur.runtime.kernels import ACTIVATIONS, OVERRUN, PackedMatrix, Window, window
+from secateur.runtime.kernels import ACTIVATIONS, OVERRUN, PackedMatrix, Window, window_of
 from secateur.runtime.pytorch.operator import handle_of
 
 __all__ = ["ExchangedLayer", "PackedLayer", "SparseConv2d", "SparseLinear", "parts"]
@@ -206,8 +206,8 @@ class SparseConv2d(PackedLayer):
         """Images of shape (B, I, H, W) or (I, H, W) to outputs of shape (B, O, H', W') or (O, H', W')."""
         batch = images if images.ndim == 4 else images[None]
         if torch.compiler.is_compiling():
-            seen = Window(self.in_channels, self._padded(batch), self.kernel_size, self.stride, self.dilation)
-            sizes = [self.out_channels, seen.height, seen.across]
+            window = Window(self.in_channels, self._padded(batch), self.kernel_size, self.stride, self.dilation)
+            sizes = [self.out_channels, window.height, window.across]
             found: torch.Tensor = torch.ops.secateur.convolve(batch, self.handle, sizes)
         else:
             found = self.convolved(batch)
@@ -221,15 +221,15 @@ class SparseConv2d(PackedLayer):
             LayerError: They are not on the CPU, or of another type or shape.
         """
         self._refuse(images, (images.shape[1] if images.ndim == 4 else -1, self.in_channels))
-        seen = window(self.in_channels, self._padded(images), self.kernel_size, self.stride, self.dilation)
-        if min(seen.height, seen.across) < 1:
+        window = window_of(self.in_channels, self._padded(images), self.kernel_size, self.stride, self.dilation)
+        if min(window.height, window.across) < 1:
             raise LayerError(
                 f"a kernel of {self.kernel_size} with dilation {self.dilation} does not fit into padded images of "
-                f"{seen.size}; the input has shape {tuple(images.shape)}."
+                f"{window.size}; the input has shape {tuple(images.shape)}."
             )
         if self.kernel_size == (1, 1):
             return self._pointwise(images)
-        return self._planar(self._planes(images, seen), len(images), seen).to(images.dtype)
+        return self._planar(self._planes(images, window), len(images), window).to(images.dtype)
 
     def _pointwise(self, images: torch.Tensor) -> torch.Tensor:
         """The same for a kernel of one pixel, which sees an image as one line."""
@@ -240,20 +240,20 @@ class SparseConv2d(PackedLayer):
         if images.is_contiguous(memory_format=torch.channels_last):
             return self.multiplied(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         height, width = images.shape[2:]
-        seen = window(self.in_channels, (1, height * width), (1, 1), (1, 1), (1, 1))
+        window = window_of(self.in_channels, (1, height * width), (1, 1), (1, 1), (1, 1))
         planes = images.float().contiguous()
-        if seen.across < OVERRUN:
+        if window.across < OVERRUN:
             planes = torch.cat([planes.flatten(), torch.zeros(OVERRUN)])
-        return self._planar(planes, batch, seen).view(batch, self.out_channels, height, width).to(images.dtype)
+        return self._planar(planes, batch, window).view(batch, self.out_channels, height, width).to(images.dtype)
 
-    def _planar(self, planes: torch.Tensor, batch: int, seen: Window) -> torch.Tensor:
+    def _planar(self, planes: torch.Tensor, batch: int, window: Window) -> torch.Tensor:
         """A product with planes, as `PackedMatrix.convolve` reads them."""
-        result = torch.empty(batch, self.out_channels, seen.height, seen.across)
+        result = torch.empty(batch, self.out_channels, window.height, window.across)
         self.matrix.convolve(
             planes.data_ptr(),
             batch,
             result.data_ptr(),
-            seen,
+            window,
             bias=self.packed_bias.data_ptr(),
             threads=torch.get_num_threads(),
         )
@@ -264,13 +264,13 @@ class SparseConv2d(PackedLayer):
         left, right, top, bottom = self.padding
         return images.shape[2] + top + bottom, images.shape[3] + left + right
 
-    def _planes(self, images: torch.Tensor, seen: Window) -> torch.Tensor:
+    def _planes(self, images: torch.Tensor, window: Window) -> torch.Tensor:
         """Images with their padding, and their pixels parted by their place in a stride."""
         left, _, top, _ = self.padding
         if self.padding_mode != "constant" and any(self.padding):
             images, left, top = functional.pad(images, self.padding, mode=self.padding_mode), 0, 0
-        (down, across), (height, width) = seen.stride, seen.part
-        size = len(images) * seen.image
+        (down, across), (height, width) = window.stride, window.part
+        size = len(images) * window.image
         planes = torch.zeros(size + OVERRUN)
         if (down, across) == (1, 1):
             whole = planes[:size].view(len(images), self.in_channels, height, width)
