@@ -17,7 +17,7 @@ from secateur.runtime.kernels.numbers import decoded, encoded
 from secateur.runtime.kernels.rows import RowPanel
 from secateur.runtime.kernels.target import Target, assembly
 from secateur.runtime.kernels.tiled import Tiled
-from secateur.runtime.kernels.tiles import TILE_INPUTS, TileKernel
+from secateur.runtime.kernels.tiles import TILE_INPUTS, BrainTileKernel
 
 amx = pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
 GUARD = 64
@@ -97,7 +97,7 @@ def test_copies_are_equal() -> None:
 @amx
 def test_only_rows_of_bfloat16_are_taken() -> None:
     matrix = PackedMatrix.in_tiles(pruned((16, 32), 0.2), "1x1")
-    with pytest.raises(ConfigError, match="in tiles is multiplied with activations of bfloat16, found float32"):
+    with pytest.raises(ConfigError, match="in these tiles is multiplied with activations of bfloat16, found float32"):
         matrix.matmul(0, 1, 0)
     with pytest.raises(ConfigError, match="in tiles is multiplied with rows, found ImagePanel"):
         matrix.convolve(0, 1, 0, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
@@ -117,7 +117,7 @@ def test_dense_is_the_inverse(outputs: int, inputs: int, density: float) -> None
 def test_code_multiplies_tiles() -> None:
     features = "+avx512f,+avx512vl,+avx512bw,+avx512bf16,+amx-tile,+amx-bf16"
     text = assembly(
-        TileKernel("i16", RowPanel("bfloat", 16, 4, "bfloat")).emit(),
+        BrainTileKernel("i16", RowPanel("bfloat", 16, 4, "bfloat")).emit(),
         Target("x86_64-unknown-linux-gnu", "sapphirerapids", features),
     )
     assert text.count("tdpbf16ps") == 4

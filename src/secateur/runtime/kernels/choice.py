@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from secateur.runtime.kernels.blocks import BlockKernel
 from secateur.runtime.kernels.chunks import STRIP
+from secateur.runtime.kernels.decoding import PAIR, DecodingKernel
 from secateur.runtime.kernels.direct import DirectKernel
+from secateur.runtime.kernels.expanding import ExpandingKernel
 from secateur.runtime.kernels.gathering import GatherKernel
 from secateur.runtime.kernels.kernel import PARAMETERS, Kernel
 from secateur.runtime.kernels.pairs import PairGatherKernel, PairKernel
@@ -16,7 +18,7 @@ from secateur.runtime.kernels.panels import Panel
 from secateur.runtime.kernels.rows import RowPanel
 from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
 from secateur.runtime.kernels.strips import ScatteredKernel
-from secateur.runtime.kernels.tiles import TileKernel
+from secateur.runtime.kernels.tiles import BrainTileKernel, HalfTileKernel
 from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD
 
 __all__ = [
@@ -48,6 +50,12 @@ MOST_SELECTED = 16
 
 SELECTED = 128, 128
 """Outputs of a chunk and features of a piece, for N of every M weights."""
+
+DECODED_ROWS, DECODED_PIECE = 256, 1024
+"""Rows of a panel at most, and features of a piece, for weights that are decoded: a mebibyte of halves."""
+
+MOST_EXPANDED = 8
+"""Rows of the batch that weights in halves are multiplied with by vectors."""
 
 MOST_GATHERED = 2
 """Rows of the batch up to which gathering is faster than packing: measured equal at 2 to 3, half as fast at 4."""
@@ -156,10 +164,24 @@ def paired_steps(sizes: tuple[int, int], types: tuple[str, str], inputs: int, ro
 
 
 @lru_cache(maxsize=1024)
-def tile_steps(index: str, rows: int) -> list[Step]:
-    """The kernels for tiles, one after another; `index`: LLVM's type of a column."""
-    panel = RowPanel("bfloat", STRIP, 4 if rows > 2 * STRIP else 2, packed="bfloat")
-    return [Step(TileKernel(index, panel), rows)]
+def tile_steps(index: str, element: str, rows: int) -> list[Step]:
+    """The kernels for tiles, one after another; `index`, `element`: LLVM's types of a column and of activations."""
+    vectors = 4 if rows > 2 * STRIP else 2
+    if element == "bfloat":
+        return [Step(BrainTileKernel(index, RowPanel(element, STRIP, vectors, packed=element)), rows)]
+    return [Step(HalfTileKernel(index, RowPanel(element, STRIP, vectors, packed="halves")), rows)]
+
+
+@lru_cache(maxsize=1024)
+def masked_steps(sizes: tuple[int, int], rows: int) -> list[Step]:
+    """The kernels for weights in halves, one after another; `sizes`: outputs and inputs that lie together."""
+    from secateur.runtime.kernels.target import has_tiles
+
+    if has_tiles() and rows > MOST_EXPANDED:
+        height = -(-rows // -(-rows // DECODED_ROWS))
+        return [Step(DecodingKernel(-(-height // PAIR) * PAIR, DECODED_PIECE, *sizes), rows)]
+    whole, rest = divmod(rows, MOST_EXPANDED)
+    return [Step(ExpandingKernel(count, *sizes), count) for count in [MOST_EXPANDED] * whole + [rest] * (rest > 0)]
 
 
 def block_kernel(block: tuple[int, int], types: tuple[str, str], panel: Panel) -> BlockKernel:

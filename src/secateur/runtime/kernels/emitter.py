@@ -168,13 +168,23 @@ class Emitter:
         arguments = [(kind, values), (pointers, places), ("i32", "4"), (flags, "splat (i1 true)")]
         self.do(f"llvm.masked.scatter.v{lanes}f32.v{lanes}p0", arguments)
 
+    def load_first(self, lanes: int, place: str, count: str) -> str:
+        """The first so many floats at a place, and zeros behind them; all of them if a vector has fewer."""
+        kind, flags = vector("float", lanes), vector("i1", lanes)
+        arguments = [("ptr", place), ("i32", "4"), (flags, self._first(lanes, count)), (kind, "zeroinitializer")]
+        return self.call(kind, f"llvm.masked.load.v{lanes}f32.p0", arguments)
+
     def store_first(self, lanes: int, values: str, place: str, count: str) -> None:
         """Store the first so many floats of a vector, or all of them if they are fewer."""
-        kind, flags, numbers = vector("float", lanes), vector("i1", lanes), vector("i64", lanes)
-        order = ", ".join(f"i64 {lane}" for lane in range(lanes))
-        mask = self.let(f"icmp slt {numbers} <{order}>, {self.splat('i64', lanes, count)}")
-        arguments = [(kind, values), ("ptr", place), ("i32", "4"), (flags, mask)]
+        kind, flags = vector("float", lanes), vector("i1", lanes)
+        arguments = [(kind, values), ("ptr", place), ("i32", "4"), (flags, self._first(lanes, count))]
         self.do(f"llvm.masked.store.v{lanes}f32.p0", arguments)
+
+    def _first(self, lanes: int, count: str) -> str:
+        """A flag for each of the first so many lanes."""
+        numbers = vector("i64", lanes)
+        order = ", ".join(f"i64 {lane}" for lane in range(lanes))
+        return self.let(f"icmp slt {numbers} <{order}>, {self.splat('i64', lanes, count)}")
 
     @contextmanager
     def loop(self, start: str | int, stop: str | int, step: str | int = 1) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter
 
-__all__ = ["ARRAYS", "NUMBERS", "PARAMETERS", "Kernel", "begun"]
+__all__ = ["ARRAYS", "NUMBERS", "PARAMETERS", "Kernel", "begun", "numbered"]
 
 PARAMETERS = ("plan", "bias", "x", "y", "scratch")
 """Addresses that every kernel is called with: a `Plan`, the caller's arrays, and memory of its own."""
@@ -29,6 +31,17 @@ def begun() -> Emitter:
         kind = "ptr" if name in ARRAYS else "i64"
         function.let(f"load {kind}, ptr {function.at('%plan', 8 * number)}, align 8, !invariant.load !0", name)
     return function
+
+
+@contextmanager
+def numbered(function: Emitter, units: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Repeat what is emitted inside for each panel from ``%begin`` to ``%end``, with its first unit and the end."""
+    first = function.integer("sdiv", "%begin", units)
+    last = function.integer("sdiv", function.add("%end", function.integer("sub", units, 1)), units)
+    with function.loop(first, last) as number:
+        done = function.multiply(number, units)
+        start = function.larger(function.integer("sub", "%begin", done), 0)
+        yield number, (start, function.smaller(function.integer("sub", "%end", done), units))
 
 
 class Kernel(ABC):

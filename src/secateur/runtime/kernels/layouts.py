@@ -71,6 +71,7 @@ class Layout(ABC):
         values: The weights; see `numbers.DTYPES`.
         scales: For int8, what the numbers of each output are to be multiplied with; else empty.
         order: Where weights belong among the outputs, if that is not clear from their order; else empty.
+        rest: For weights in halves, what `in_halves` leaves, which kernels do not read; else empty.
     """
 
     shape: tuple[int, int]
@@ -79,6 +80,7 @@ class Layout(ABC):
     values: npt.NDArray[Any]
     scales: Floats = field(default_factory=lambda: np.empty(0, np.float32))
     order: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    rest: npt.NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
 
     @abstractmethod
     def steps(self, element: str, rows: int) -> list[Step]:
@@ -101,6 +103,11 @@ class Layout(ABC):
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
         """What a kernel reads, in the order of `kernel.ARRAYS`."""
         return self.starts, self.columns, self.values, self.scales, self.order
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return sum(array.nbytes for array in (*self.arrays, self.rest))
 
     @property
     def stored(self) -> str:

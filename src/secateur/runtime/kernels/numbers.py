@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DTYPES", "decoded", "encoded", "quantized", "stored"]
+from secateur.errors import LayerError
+
+__all__ = ["DTYPES", "decoded", "encoded", "in_halves", "quantized", "stored", "whole"]
 
 DTYPES = ("float32", "bfloat16", "int8")
 """float32; bfloat16, as the bits of uint16; int8 with a scale per output channel."""
@@ -61,3 +63,34 @@ def decoded(values: npt.NDArray[Any]) -> Floats:
     if values.dtype == np.uint16:
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return values.astype(np.float32)
+
+
+def in_halves(values: Floats) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int8]]:
+    """Numbers as two bfloat16, which are nearly their sum, and what is left, in units of their last place.
+
+    The first is the number rounded to bfloat16, the second what is left of it rounded to bfloat16, as a last axis.
+    Minus zero becomes zero.
+
+    Raises:
+        LayerError: One is not finite, or so small or large that it has no such halves.
+
+    Example:
+        >>> halves, rest = in_halves(np.array([1 / 3], np.float32))
+        >>> decoded(halves), rest
+        (array([[ 3.3398438e-01, -6.5231323e-04]], dtype=float32), array([11], dtype=int8))
+    """
+    values = values + np.float32(0)
+    large = encoded(values, "bfloat16")
+    with np.errstate(invalid="ignore", over="ignore"):
+        small = encoded(values - decoded(large), "bfloat16")
+        near = decoded(large) + decoded(small)
+    rest = values.view(np.int32).astype(np.int64) - near.view(np.int32)
+    if not np.isfinite(near).all() or np.abs(rest).max(initial=0) > np.iinfo(np.int8).max:
+        raise LayerError("a weight in halves of bfloat16 must be finite and of a usual size. Keep the layer dense.")
+    return np.stack([large, small], axis=-1), rest.astype(np.int8)
+
+
+def whole(halves: npt.NDArray[np.uint16], rest: npt.NDArray[np.int8]) -> Floats:
+    """What `in_halves` came from, bit for bit."""
+    near = decoded(halves[..., 0]) + decoded(halves[..., 1])
+    return (near.view(np.int32) + rest).view(np.float32)

@@ -20,11 +20,13 @@ from secateur.runtime.kernels.grouped import Grouped
 from secateur.runtime.kernels.images import ImagePanel, Window, fitted
 from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.layouts import Blocks, Layout, aligned
+from secateur.runtime.kernels.masked import Masked
 from secateur.runtime.kernels.numbers import DTYPES, quantized
 from secateur.runtime.kernels.paired import Paired
 from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.threads import run_all, scratch
 from secateur.runtime.kernels.tiled import Tiled
+from secateur.runtime.kernels.tiles import TILE_INPUTS
 from secateur.runtime.kernels.turning import SIZES
 
 __all__ = ["ACTIVATIONS", "PackedMatrix", "unsupported"]
@@ -50,6 +52,9 @@ SECONDS_PER_THREAD = 150e-6
 
 LEAST_PAIRED = 0.4
 """Share of weights kept from which pairs of outputs have many inputs in common: 2:4 gains 1.2 times, 1:4 1.07."""
+
+MOST_UNITED = 0.4
+"""Share of weights in tiles up to which activations are put together for them, rather than all weights decoded."""
 
 MOST_PLANS = 256
 """Sizes of batches that a matrix remembers how to multiply with."""
@@ -148,23 +153,29 @@ class PackedMatrix:
         return cls(pattern, layout if dtype == "float32" else layout.as_dtype(dtype, scales))
 
     @classmethod
-    def in_tiles(cls, weight_OI: npt.NDArray[np.float32], pattern: str) -> Self:
-        """Leave out, for sixteen outputs at a time, the inputs that none of them reads.
+    def in_tiles(cls, weight_OI: npt.NDArray[np.float32], pattern: str, dtype: str = "bfloat16") -> Self:
+        """Multiply with tiles of bfloat16, for sixteen outputs at a time, as some processors can (Intel's AMX).
 
-        It is rounded to bfloat16, and multiplied with activations of bfloat16 by processors that have tiles for it.
+        Of float32, weights and activations are each parted into two bfloat16: results differ by some millionths.
 
         Args:
             weight_OI: The weight, float32.
             pattern: Its pattern.
+            dtype: Type of the activations, and what its numbers are stored as: ``"float32"`` or ``"bfloat16"``.
 
         Raises:
-            LayerError: This processor has none.
+            LayerError: This processor has no tiles, or a weight cannot be parted; see `numbers.in_halves`.
         """
         from secateur.runtime.kernels.target import has_tiles
 
         if not has_tiles():
             raise LayerError("this processor multiplies no tiles of bfloat16 (AMX). Keep the layer dense.")
-        return cls(pattern, Tiled.of(weight_OI).as_dtype("bfloat16", np.empty(0, np.float32)))
+        if dtype == "bfloat16":
+            return cls(pattern, Tiled.of(weight_OI).as_dtype(dtype, np.empty(0, np.float32)))
+        tiled = Tiled.of(weight_OI, TILE_INPUTS // 2)
+        if tiled.values.size <= MOST_UNITED * weight_OI.size:
+            return cls(pattern, tiled.in_halves())
+        return cls(pattern, Masked.of(weight_OI))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -174,7 +185,7 @@ class PackedMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return sum(array.nbytes for array in self.layout.arrays)
+        return self.layout.nbytes
 
     def dense(self) -> npt.NDArray[np.float32]:
         """The weight with its zeros, as it is stored: rounded, if that is not float32."""
@@ -197,7 +208,7 @@ class PackedMatrix:
             threads: How many to use at most, this one included.
 
         Raises:
-            ConfigError: An argument is out of its range, or the weight is in tiles and activations are float32.
+            ConfigError: An argument is out of its range, or the weight is in tiles for activations of the other type.
         """
         if activations not in ACTIVATIONS or rows < 0 or threads < 1:
             raise ConfigError(

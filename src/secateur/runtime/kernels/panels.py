@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.turning import FLOAT_BYTES, spread
@@ -60,17 +60,6 @@ class Access(ABC):
     @abstractmethod
     def emit_runs(self, units: str) -> AbstractContextManager[tuple[str, str]]:
         """Repeat what is emitted inside for each panel from ``%begin`` to ``%end``, with its first unit and the end."""
-
-    @contextmanager
-    def emit_numbers(self, units: str) -> Iterator[tuple[str, tuple[str, str]]]:
-        """Repeat what is emitted inside for each panel's number, with its first unit and the end."""
-        function = self.function
-        first = function.integer("sdiv", "%begin", units)
-        last = function.integer("sdiv", function.add("%end", function.integer("sub", units, 1)), units)
-        with function.loop(first, last) as number:
-            done = function.multiply(number, units)
-            start = function.larger(function.integer("sub", "%begin", done), 0)
-            yield number, (start, function.smaller(function.integer("sub", "%end", done), units))
 
     @abstractmethod
     def base(self, feature: str) -> str:

@@ -7,8 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from secateur.runtime.kernels.emitter import Emitter, vector
+from secateur.runtime.kernels.kernel import numbered
 from secateur.runtime.kernels.panels import Access, Panel
-from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, QUAD, SIZES, read_floats, transposed, write_floats
+from secateur.runtime.kernels.turning import (
+    FLOAT_BYTES,
+    LINE_BYTES,
+    QUAD,
+    SIZES,
+    halves,
+    read_floats,
+    transposed,
+    write_floats,
+)
 
 __all__ = ["RowPanel", "zipped"]
 
@@ -21,8 +31,8 @@ class RowPanel(Panel):
         element: Type that the activations come in and that results become: ``float`` or ``bfloat``.
         lanes: Rows in a vector.
         vectors: Vectors of a feature; an even number if they are packed as ``bfloat``.
-        packed: Type that the activations are packed as. As ``bfloat``, two vectors lie in each other, four rows of the
-            one and four of the other by turns: what `zipped` takes.
+        packed: What the activations are packed as: ``float``; ``bfloat``, where two vectors lie in each other, four
+            rows of the one and four of the other by turns: what `zipped` takes; or ``halves``, two ``bfloat`` for each.
     """
 
     element: str
@@ -63,7 +73,7 @@ class RowAccess(Access):
     def emit_runs(self, units: str) -> Iterator[tuple[str, str]]:
         """See `Access.emit_runs`."""
         function = self.function
-        with self.emit_numbers(units) as (number, bounds):
+        with numbered(function, units) as (number, bounds):
             self._row = function.multiply(number, self._width)
             self._rows = function.smaller(function.integer("sub", "%batch", self._row), self._width)
             self._emit_packing()
@@ -120,7 +130,7 @@ class RowAccess(Access):
         stride = function.multiply("%inputs", self._size)
         source = function.at("%x", function.multiply(self._row, stride))
         last = function.integer("sub", self._rows, 1)
-        beside = 1 if self._packed == "float" else 2
+        beside = 2 if self._packed == "bfloat" else 1
         with function.loop(0, self.vectors, beside) as number:
             done = function.multiply(number, self.lanes)
             goal = function.at("%scratch", function.multiply(done, SIZES[self._packed]))
@@ -142,7 +152,9 @@ class RowAccess(Access):
         squares = [transposed(function, found[first : first + lanes], lanes) for first in range(0, len(rows), lanes)]
         for number, columns in enumerate(zip(*squares, strict=True)):
             place = function.at(target, number * self._packed_bytes)
-            if len(columns) == 1:
+            if self._packed == "halves":
+                self._emit_halves(columns[0], lanes, place)
+            elif len(columns) == 1:
                 function.store(self.kind, columns[0], place, self.vector_bytes)
             else:
                 half = vector("bfloat", lanes)
@@ -154,10 +166,21 @@ class RowAccess(Access):
         """One feature, number by number."""
         function = self.function
         offset, target = function.multiply(feature, self._size), self.place(goal, feature)
-        places = list(range(len(rows))) if self._packed == "float" else turns(self.lanes)
+        places = turns(self.lanes) if self._packed == "bfloat" else list(range(len(rows)))
         for place, lane in enumerate(places):
             some = read_floats(function, self._element, 1, function.at(rows[lane], offset))
-            write_floats(function, self._packed, 1, some, function.at(target, place * SIZES[self._packed]))
+            aim = function.at(target, place * SIZES[self._packed])
+            if self._packed == "halves":
+                self._emit_halves(some, 1, aim)
+            else:
+                write_floats(function, self._packed, 1, some, aim)
+
+    def _emit_halves(self, floats: str, lanes: int, place: str) -> None:
+        """The two halves of each float, side by side."""
+        function, half = self.function, vector("bfloat", lanes)
+        order = [lane + side * lanes for lane in range(lanes) for side in range(2)]
+        both = function.shuffle(half, *halves(function, floats, lanes), order)
+        function.store(vector("bfloat", 2 * lanes), both, place, lanes * FLOAT_BYTES)
 
     def _emit_writing(self, memory: str, first: str, count: str) -> None:
         """Write at most as many outputs as are written together."""

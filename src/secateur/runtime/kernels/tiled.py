@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from secateur.runtime.kernels.choice import Step, tile_steps
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.layouts import MOST_IN_SHORT, Layout, aligned, ranks
-from secateur.runtime.kernels.numbers import Floats, decoded
+from secateur.runtime.kernels.numbers import Floats, decoded, in_halves, whole
 from secateur.runtime.kernels.panels import Panel
 from secateur.runtime.kernels.tiles import TILE_INPUTS
 
@@ -24,8 +24,9 @@ class Tiled(Layout):
 
     Attributes:
         starts: For each sixteen outputs, how many tiles lie before them, and at the end how many there are.
-        columns: For each tile, its 32 inputs; what fills up the last tile of sixteen outputs repeats its last input.
-        values: tiles × 16 outputs × 32 inputs, zeros included.
+        columns: For each tile, its 32 inputs, or 16 of weights in halves; what fills up the last tile of sixteen
+            outputs repeats its last input.
+        values: tiles × 16 outputs × 32 inputs, zeros included, or × 16 inputs × two halves.
 
     Example:
         >>> tiled = Tiled.of(np.eye(2, 5, k=3, dtype=np.float32))
@@ -35,46 +36,63 @@ class Tiled(Layout):
     """
 
     @classmethod
-    def of(cls, weight_OI: Floats) -> Tiled:
-        """The weights of inputs that any of sixteen outputs keeps."""
+    def of(cls, weight_OI: Floats, width: int = TILE_INPUTS) -> Tiled:
+        """The weights of inputs that any of sixteen outputs keeps; `width`: inputs of a tile."""
         outputs, inputs = weight_OI.shape
         padded = np.zeros((-(-outputs // STRIP), STRIP, inputs), np.float32)
         padded.reshape(-1, inputs)[:outputs] = weight_OI
         group, column = np.nonzero((padded != 0).any(axis=1))
         counts = np.bincount(group, minlength=len(padded))
         starts = np.zeros(len(padded) + 1, np.int64)
-        np.cumsum(-(-counts // TILE_INPUTS), out=starts[1:])
+        np.cumsum(-(-counts // width), out=starts[1:])
         last = np.zeros(len(padded), np.int64)
         last[group] = column  # Columns ascend, so the last one stays.
-        columns = np.repeat(last, np.diff(starts) * TILE_INPUTS)
+        columns = np.repeat(last, np.diff(starts) * width)
         values = np.zeros((len(columns), STRIP), np.float32)
-        slots = starts[group] * TILE_INPUTS + ranks(counts)
+        slots = starts[group] * width + ranks(counts)
         columns[slots] = column
         values[slots] = padded[group, :, column]
         index = np.uint16 if inputs <= MOST_IN_SHORT else np.uint32
         return cls(
             shape=(outputs, inputs),
             starts=starts,
-            columns=aligned(columns.reshape(-1, TILE_INPUTS).astype(index)),
-            values=aligned(values.reshape(-1, TILE_INPUTS, STRIP).transpose(0, 2, 1)),
+            columns=aligned(columns.reshape(-1, width).astype(index)),
+            values=aligned(values.reshape(-1, width, STRIP).transpose(0, 2, 1)),
         )
+
+    def in_halves(self) -> Tiled:
+        """The same, each weight as two halves.
+
+        Raises:
+            LayerError: One has none; see `numbers.in_halves`.
+        """
+        halves, rest = in_halves(self.values)
+        return replace(self, values=aligned(halves), rest=rest)
+
+    @property
+    def _is_halved(self) -> bool:
+        return self.values.ndim == 4
 
     def steps(self, element: str, rows: int) -> list[Step]:
         """See `Layout.steps`.
 
         Raises:
-            ConfigError: Activations are not bfloat16.
+            ConfigError: Activations are not of the weights' type.
             LayerError: This processor has no tiles.
         """
         from secateur.runtime.kernels.target import has_tiles
 
-        if element != "bfloat":
-            raise ConfigError("a weight in tiles is multiplied with activations of bfloat16, found float32.")
+        own = "float" if self._is_halved else "bfloat"
+        if element != own:
+            names = {"float": "float32", "bfloat": "bfloat16"}
+            raise ConfigError(
+                f"a weight in these tiles is multiplied with activations of {names[own]}, found {names[element]}."
+            )
         if not has_tiles():
             raise LayerError(
                 "the weight was packed for a processor with AMX, and this is none. Compile the model here."
             )
-        return tile_steps(f"i{8 * self.columns.itemsize}", rows)
+        return tile_steps(f"i{8 * self.columns.itemsize}", element, rows)
 
     def over(self, panel: Panel) -> Kernel:
         """See `Layout.over`: of images there is none."""
@@ -91,5 +109,6 @@ class Tiled(Layout):
         dense = np.zeros((len(self.starts) - 1, inputs, STRIP), np.float32)
         group = np.repeat(np.arange(len(dense)), np.diff(self.starts))
         # What fills up is zero, and belongs where a weight is.
-        np.add.at(dense, (group[:, None], self.columns), decoded(self.values).transpose(0, 2, 1))
+        values = whole(self.values, self.rest) if self._is_halved else decoded(self.values)
+        np.add.at(dense, (group[:, None], self.columns), values.transpose(0, 2, 1))
         return dense.transpose(0, 2, 1).reshape(-1, inputs)[:outputs]

@@ -6,7 +6,9 @@ put together beside it, two inputs of a row side by side, as the processor wants
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,15 @@ from secateur.runtime.kernels.panels import Access
 from secateur.runtime.kernels.rows import RowPanel, zipped
 from secateur.runtime.kernels.turning import LINE_BYTES, spread
 
-__all__ = ["TILE_BYTES", "TILE_INPUTS", "TileKernel"]
+__all__ = [
+    "TILE_BYTES",
+    "TILE_INPUTS",
+    "BrainTileKernel",
+    "HalfTileKernel",
+    "emit_configuration",
+    "emit_product",
+    "emit_tile",
+]
 
 TILE_INPUTS = 32
 """Of a tile: a line of the cache of bfloat16."""
@@ -36,17 +46,18 @@ PALETTE = 1
 """The only one that there is: eight tiles of up to sixteen lines."""
 
 
-@dataclass(frozen=True, slots=True)
 class TileKernel(Kernel):
     """See `Tiled` for how weights lie. A unit is sixteen outputs.
 
     Attributes:
         index: LLVM's type of a column.
-        panel: How activations are packed: as ``bfloat``, two or four vectors of sixteen rows.
+        panel: How activations are packed: two or four vectors of sixteen rows.
+        inputs: Of a tile.
     """
 
     index: str
     panel: RowPanel
+    inputs: ClassVar[int]
 
     @property
     def width(self) -> int:
@@ -54,8 +65,8 @@ class TileKernel(Kernel):
         return self.panel.width
 
     def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: the panel's, and the activations of a tile."""
-        return self.panel.scratch_bytes(inputs) + self.panel.vectors * TILE_BYTES
+        """See `Kernel.scratch_bytes`: the panel's, and a tile's activations and weights."""
+        return self.panel.scratch_bytes(inputs) + (self.panel.vectors + 2) * TILE_BYTES
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
         """See `Kernel.costs`: tiles, and a little for each unit."""
@@ -64,7 +75,7 @@ class TileKernel(Kernel):
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
         function = begun()
-        access = self.panel.access(function, STRIP, "bfloat")
+        access = self.panel.access(function, STRIP, self.panel.element)
         sums = function.variable(f"[{STRIP * self.panel.width} x float]")
         emit_configuration(function)
         units = function.integer("sdiv", function.add("%outputs", STRIP - 1), STRIP)
@@ -90,37 +101,91 @@ class TileKernel(Kernel):
         place = function.at("%starts", function.multiply(unit, 8))
         start, stop = function.load("i64", place), function.load("i64", function.at(place, 8))
         with function.loop(start, stop) as tile:
-            self._emit_gathering(access, tile)
-            self._emit_product(access, tile)
+            self.emit_products(access, tile)
         for number in range(access.vectors):
             emit_tile(function, "tilestored64", number, function.at(sums, number * size), access.feature_bytes)
 
-    def _emit_product(self, access: Access, tile: str) -> None:
+    @abstractmethod
+    def emit_products(self, access: Access, tile: str) -> None:
+        """Add a tile's products to the sums."""
+
+    def columns(self, access: Access, tile: str) -> list[str]:
+        """Where the activations of a tile's inputs are."""
+        function, base, size = access.function, access.base("0"), int(self.index[1:]) // 8
+        first = function.at("%columns", function.multiply(tile, self.inputs * size))
+        numbers = (function.index(self.index, function.at(first, line * size)) for line in range(self.inputs))
+        return [access.place(base, number) for number in numbers]
+
+
+@dataclass(frozen=True, slots=True)
+class BrainTileKernel(TileKernel):
+    """For weights and activations of bfloat16."""
+
+    index: str
+    panel: RowPanel
+    inputs: ClassVar[int] = TILE_INPUTS
+
+    def emit_products(self, access: Access, tile: str) -> None:
+        """See `TileKernel.emit_products`."""
         function = access.function
+        self._emit_gathering(access, tile)
         weights = function.at("%values", function.multiply(tile, TILE_BYTES))
         emit_tile(function, "tileloadd64", WEIGHTS, weights, LINE_BYTES)
         for number in range(access.vectors):
             own = ACTIVATIONS + number % (TILES - ACTIVATIONS)
             emit_tile(function, "tileloadd64", own, function.at(access.room, number * TILE_BYTES), LINE_BYTES)
-            function.do("llvm.x86.tdpbf16ps", [("i8", str(each)) for each in (number, WEIGHTS, own)])
+            emit_product(function, number, WEIGHTS, own)
 
     def _emit_gathering(self, access: Access, tile: str) -> None:
         """Put the activations of a tile's inputs together, two inputs in each line."""
-        function, base = access.function, access.base("0")
-        kind, bytes_of_index = vector("bfloat", 2 * access.lanes), int(self.index[1:]) // 8
-        columns = function.at("%columns", function.multiply(tile, TILE_INPUTS * bytes_of_index))
+        function, kind, places = access.function, vector("bfloat", 2 * access.lanes), self.columns(access, tile)
         for line in range(TILE_INPUTS // 2):
-            places = [
-                access.place(base, function.index(self.index, function.at(columns, (2 * line + side) * bytes_of_index)))
-                for side in range(2)
-            ]
             for number in range(0, access.vectors, 2):
                 left, right = (
-                    function.load(kind, function.at(place, number // 2 * LINE_BYTES), LINE_BYTES) for place in places
+                    function.load(kind, function.at(place, number // 2 * LINE_BYTES), LINE_BYTES)
+                    for place in places[2 * line : 2 * line + 2]
                 )
                 for half, both in enumerate(zipped(function, left, right, access.lanes)):
                     goal = function.at(access.room, (number + half) * TILE_BYTES + line * LINE_BYTES)
                     function.store(kind, both, goal, LINE_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfTileKernel(TileKernel):
+    """For weights and activations of float32, each as two halves of bfloat16."""
+
+    index: str
+    panel: RowPanel
+    inputs: ClassVar[int] = TILE_INPUTS // 2
+
+    def emit_products(self, access: Access, tile: str) -> None:
+        """See `TileKernel.emit_products`."""
+        function, kind = access.function, vector("i32", STRIP)
+        weights = function.at(access.room, access.vectors * TILE_BYTES)
+        self._emit_halves(access, tile, weights)
+        for line, place in enumerate(self.columns(access, tile)):
+            for number in range(access.vectors):
+                some = function.load(kind, function.at(place, number * LINE_BYTES), LINE_BYTES)
+                function.store(
+                    kind, some, function.at(access.room, number * TILE_BYTES + line * LINE_BYTES), LINE_BYTES
+                )
+        for half in range(2):
+            emit_tile(function, "tileloadd64", WEIGHTS + half, function.at(weights, half * TILE_BYTES), LINE_BYTES)
+        for number in range(access.vectors):
+            own = WEIGHTS + 2 + number % 2
+            emit_tile(function, "tileloadd64", own, function.at(access.room, number * TILE_BYTES), LINE_BYTES)
+            for half in range(2):
+                emit_product(function, number, WEIGHTS + half, own)
+
+    def _emit_halves(self, access: Access, tile: str, goal: str) -> None:
+        """Each half of a weight twice, beside each other: one for each half of an activation."""
+        function, kind = access.function, vector("i16", 2 * STRIP)
+        source = function.at("%values", function.multiply(tile, TILE_BYTES))
+        for line in range(STRIP):
+            both = function.load(kind, function.at(source, line * LINE_BYTES), LINE_BYTES)
+            for half in range(2):
+                twice = function.shuffle(kind, both, "poison", [2 * (lane // 2) + half for lane in range(2 * STRIP)])
+                function.store(kind, twice, function.at(goal, half * TILE_BYTES + line * LINE_BYTES), LINE_BYTES)
 
 
 def emit_configuration(function: Emitter) -> None:
@@ -136,3 +201,8 @@ def emit_configuration(function: Emitter) -> None:
 def emit_tile(function: Emitter, what: str, tile: int, place: str, stride: int) -> None:
     """Move a tile from lines at a place (``tileloadd64``) or to them (``tilestored64``)."""
     function.do(f"llvm.x86.{what}", [("i8", str(tile)), ("ptr", place), ("i64", str(stride))])
+
+
+def emit_product(function: Emitter, total: int, left: int, right: int) -> None:
+    """Add the product of two tiles to a third."""
+    function.do("llvm.x86.tdpbf16ps", [("i8", str(tile)) for tile in (total, left, right)])

@@ -14,6 +14,7 @@ __all__ = [
     "expanded",
     "first_sum",
     "folded",
+    "halves",
     "read_floats",
     "spread",
     "transposed",
@@ -23,8 +24,8 @@ __all__ = [
 FLOAT_BYTES = 4
 """Of a float32."""
 
-SIZES = {"float": FLOAT_BYTES, "bfloat": 2, "i8": 1}
-"""Bytes of LLVM's types."""
+SIZES = {"float": FLOAT_BYTES, "halves": FLOAT_BYTES, "bfloat": 2, "i8": 1}
+"""Bytes of LLVM's types, and of two bfloat16 for one float."""
 
 LINE_BYTES = 64
 """Of a line of the cache."""
@@ -161,3 +162,12 @@ def expanded(function: Emitter, stored: str, bounds: tuple[str, str], memory: st
             goal = function.at(memory, function.multiply(number, FLOAT_BYTES))
             function.store(vector("float", lanes), some, goal, FLOAT_BYTES)
     return function.at(memory, function.multiply(start, -FLOAT_BYTES))
+
+
+def halves(function: Emitter, floats: str, lanes: int) -> tuple[str, str]:
+    """Floats rounded to bfloat16, and what is left of them rounded to bfloat16."""
+    kind, half = vector("float", lanes), vector("bfloat", lanes)
+    large = function.let(f"fptrunc {kind} {floats} to {half}")
+    wide = function.let(f"fpext {half} {large} to {kind}")
+    rest = function.let(f"fsub {kind} {floats}, {wide}")
+    return large, function.let(f"fptrunc {kind} {rest} to {half}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import StateError
+from secateur.errors import LayerError, StateError
 from secateur.oneshot.pytorch.batches import Batch, read_batches
 from secateur.patterns.pytorch import families
 from secateur.planning.pytorch import unwrapped
@@ -144,16 +144,19 @@ def _tried(plain: LayerRow, layer: nn.Module, call: Call | None, *, int8: bool) 
 
 def _compared(plain: LayerRow, layer: nn.Module, way: Way, call: Call) -> tuple[LayerRow, nn.Module | None]:
     """A layer against another way to run it."""
-    other = way.build()
+    try:
+        other = way.build()
+    except LayerError as error:
+        return replace(plain, reason=f"{way.name}: {error}"), None
     dense, sparse = layer(call.inputs), other(call.inputs)
-    error = float((dense - sparse).abs().max() / dense.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+    difference = float((dense - sparse).abs().max() / dense.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
     before, after = medians([lambda: layer(call.inputs), lambda: other(call.inputs)], call.inputs.device)
     row = replace(plain, dense_seconds=before, sparse_seconds=after)
-    if not error <= (way.tolerance or TOLERANCE[call.inputs.dtype]):
-        return replace(row, sparse_seconds=None, reason=f"{way.name} differs by {error:.1e}"), None
+    if not difference <= (way.tolerance or TOLERANCE[call.inputs.dtype]):
+        return replace(row, sparse_seconds=None, reason=f"{way.name} differs by {difference:.1e}"), None
     if after > NOTABLE * before:
         return replace(row, reason=f"{way.name} is not faster"), None
-    return replace(row, chosen=way.name, reason="faster", bytes=_bytes(other), error=error), other
+    return replace(row, chosen=way.name, reason="faster", bytes=_bytes(other), error=difference), other
 
 
 def _bytes(layer: nn.Module) -> int:

@@ -119,8 +119,10 @@ def ways(layer: nn.Module, found: Zeroed, rows: int, *, int8: bool = False) -> I
         return
     if (way := _channels(layer, found)) is not None:
         yield way
-    if parts(layer)[0].dtype == torch.bfloat16 and not isinstance(layer, nn.Conv2d) and has_tiles():
-        yield Way("tiles, bfloat16", lambda: _linear(layer, found, PackedMatrix.in_tiles(found.weight.numpy(), SINGLE)))
+    dtype = STORED.get(parts(layer)[0].dtype)
+    if dtype is not None and not isinstance(layer, nn.Conv2d) and has_tiles():
+        weight = found.weight.numpy()
+        yield Way(f"tiles, {dtype}", lambda: _linear(layer, found, PackedMatrix.in_tiles(weight, SINGLE, dtype)))
     for pattern in dict.fromkeys((_blocks(found.pattern), SINGLE)):
         yield from _kernels(layer, found, (pattern, rows))
         if int8:

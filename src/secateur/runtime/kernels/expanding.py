@@ -1,0 +1,107 @@
+"""Masked weights times a few rows of the batch: bound by the bytes of the weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.runtime.kernels.chunks import STRIP
+from secateur.runtime.kernels.decoding import FLOATS, emit_line
+from secateur.runtime.kernels.emitter import Emitter, vector
+from secateur.runtime.kernels.kernel import Kernel, begun
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, spread
+
+__all__ = ["ExpandingKernel"]
+
+WORDS = vector("i32", STRIP)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandingKernel(Kernel):
+    """Which reads activations where they are; see `Masked` for how weights lie. A unit is sixteen outputs.
+
+    Attributes:
+        batch: Rows of the batch.
+        chunk: Outputs, and
+        part: features of which weights lie together.
+    """
+
+    batch: int
+    chunk: int
+    part: int
+
+    shares_per_thread: ClassVar[int] = 4
+
+    @property
+    def width(self) -> int:
+        """See `Kernel.width`: all rows, and never others."""
+        return self.batch
+
+    def scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
+        """See `Kernel.scratch_bytes`: none."""
+        return 0
+
+    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
+        """See `Kernel.costs`: weights, and a little for each line."""
+        counts = np.diff(starts).reshape(-1, -(-inputs // self.part), self.chunk // STRIP)
+        return np.append(0, np.cumsum(counts.sum(axis=1).reshape(-1) + inputs))
+
+    def emit(self) -> Emitter:
+        """See `Kernel.emit`."""
+        function = begun()
+        strips = self.chunk // STRIP
+        parts = function.integer("sdiv", function.add("%inputs", self.part - 1), self.part)
+        end = function.smaller("%end", function.integer("sdiv", function.add("%outputs", STRIP - 1), STRIP))
+        with function.loop("%begin", end) as strip:
+            sums = [[function.variable(FLOATS, "zeroinitializer") for _ in range(2)] for _ in range(self.batch)]
+            chunk, inner = function.integer("sdiv", strip, strips), function.integer("srem", strip, strips)
+            with function.loop(0, parts) as part:
+                run = function.multiply(function.add(function.multiply(chunk, parts), part), strips)
+                self._emit_part(function, (function.add(run, inner), part), sums)
+            self._emit_results(function, function.multiply(strip, STRIP), sums)
+        return function
+
+    def _emit_part(self, function: Emitter, numbers: tuple[str, str], sums: list[list[str]]) -> None:
+        """Add the products of a part; `numbers`: among all of the weight, and among those of its outputs."""
+        run, part = numbers
+        start = function.load("i64", function.at("%starts", function.multiply(run, 8)))
+        slot = function.variable("ptr", function.at("%values", function.multiply(start, FLOAT_BYTES)))
+        masks = function.at("%columns", function.multiply(run, self.part * 2))
+        first = function.multiply(part, self.part)
+        features = function.smaller(function.integer("sub", "%inputs", first), self.part)
+        last = function.integer("sub", "%inputs", 1)
+        with function.loop(0, features, 2) as feature:
+            function.prefetch(function.at(function.get("ptr", slot), AHEAD), level=2)
+            halves = emit_line(function, slot, function.at(masks, function.multiply(feature, 2)))
+            weights = [
+                function.let(f"fadd {FLOATS} {large}, {small}")
+                for large, small in zip(*(floats(function, half) for half in halves), strict=True)
+            ]
+            for side, weight in enumerate(weights):
+                number = function.smaller(function.add(function.add(first, feature), side), last)
+                for row, totals in enumerate(sums):
+                    own = function.add(function.multiply("%inputs", row), number)
+                    some = spread(function, "%x", own, STRIP)
+                    total = function.fused(STRIP, weight, some, function.get(FLOATS, totals[side]))
+                    function.put(FLOATS, total, totals[side])
+
+    def _emit_results(self, function: Emitter, output: str, sums: list[list[str]]) -> None:
+        left = function.integer("sub", "%outputs", output)
+        bias = function.load_first(STRIP, function.at("%bias", function.multiply(output, FLOAT_BYTES)), left)
+        for row, totals in enumerate(sums):
+            total = function.sum([function.get(FLOATS, some) for some in totals], STRIP)
+            result = function.let(f"fadd {FLOATS} {total}, {bias}")
+            place = function.add(function.multiply("%outputs", row), output)
+            function.store_first(STRIP, result, function.at("%y", function.multiply(place, FLOAT_BYTES)), left)
+
+
+def floats(function: Emitter, halves: str) -> tuple[str, str]:
+    """The even and the odd ones of 32 bfloat16, as floats."""
+    bits = function.let(f"bitcast {vector('i16', 2 * STRIP)} {halves} to {WORDS}")
+    high, sixteen = (f"<{', '.join([f'i32 {number}'] * STRIP)}>" for number in (-(1 << 16), 16))
+    even, odd = function.let(f"shl {WORDS} {bits}, {sixteen}"), function.let(f"and {WORDS} {bits}, {high}")
+    first, second = (function.let(f"bitcast {WORDS} {some} to {FLOATS}") for some in (even, odd))
+    return first, second
