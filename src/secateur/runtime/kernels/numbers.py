@@ -77,7 +77,7 @@ def in_halves(values: Floats) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.in
     Example:
         >>> halves, rest = in_halves(np.array([1 / 3], np.float32))
         >>> decoded(halves), rest
-        (array([[ 3.3398438e-01, -6.5231323e-04]], dtype=float32), array([11], dtype=int8))
+        (array([[ 0.33398438, -0.00065231]], dtype=float32), array([43], dtype=int8))
     """
     values = values + np.float32(0)
     large = encoded(values, "bfloat16")
