@@ -47,17 +47,19 @@ PALETTE = 1
 
 
 class TileKernel(Kernel):
-    """See `Tiled` for how weights lie. A unit is sixteen outputs.
+    """See `Tiled` for how weights lie. A unit is some strips, whose results are written one after another.
 
     Attributes:
         index: LLVM's type of a column.
         panel: How activations are packed: two or four vectors of sixteen rows.
         inputs: Of a tile.
+        grouped: Strips of a unit.
     """
 
     index: str
     panel: RowPanel
     inputs: ClassVar[int]
+    grouped: ClassVar[int]
 
     @property
     def width(self) -> int:
@@ -69,28 +71,34 @@ class TileKernel(Kernel):
         return self.panel.scratch_bytes(inputs) + (self.panel.vectors + 2) * TILE_BYTES
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.costs`: tiles, and a little for each unit."""
-        return starts + np.arange(len(starts))
+        """See `Kernel.costs`: tiles, and a little for each strip."""
+        total = len(starts) - 1
+        ends = np.minimum(np.arange(0, total + self.grouped, self.grouped), total)
+        return starts[ends] + ends
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
         function = begun()
         access = self.panel.access(function, STRIP, self.panel.element)
-        sums = function.variable(f"[{STRIP * self.panel.width} x float]")
+        sums = function.variable(f"[{self.grouped * STRIP * self.panel.width} x float]")
         emit_configuration(function)
-        units = function.integer("sdiv", function.add("%outputs", STRIP - 1), STRIP)
+        together = self.grouped * STRIP
+        units = function.integer("sdiv", function.add("%outputs", together - 1), together)
         with access.emit_runs(units) as bounds, function.loop(*bounds) as unit:
-            first = function.multiply(unit, STRIP)
-            left = function.smaller(function.integer("sub", "%outputs", first), STRIP)
+            first = function.multiply(unit, together)
+            left = function.smaller(function.integer("sub", "%outputs", first), together)
             access.emit_prefetch(first, left)
-            self._emit_unit(access, unit, sums)
+            with function.loop(0, left, STRIP) as output:
+                own = function.at(sums, function.multiply(output, access.feature_bytes))
+                self._emit_strip(access, function.add(first, output), own)
             access.emit_results(sums, first, left)
         function.do("llvm.x86.tilerelease", [])
         return function
 
-    def _emit_unit(self, access: Access, unit: str, sums: str) -> None:
+    def _emit_strip(self, access: Access, first: str, sums: str) -> None:
+        """Sixteen outputs from the first on."""
         function, size = access.function, access.vector_bytes
-        first, last = function.multiply(unit, STRIP), function.integer("sub", "%outputs", 1)
+        last = function.integer("sub", "%outputs", 1)
         with function.loop(0, STRIP) as output:
             bias = spread(function, "%bias", function.smaller(function.add(first, output), last), access.lanes)
             place = function.at(sums, function.multiply(output, access.feature_bytes))
@@ -98,7 +106,7 @@ class TileKernel(Kernel):
                 function.store(access.kind, bias, function.at(place, number * size), size)
         for number in range(access.vectors):
             emit_tile(function, "tileloadd64", number, function.at(sums, number * size), access.feature_bytes)
-        place = function.at("%starts", function.multiply(unit, 8))
+        place = function.at("%starts", function.multiply(function.integer("sdiv", first, STRIP), 8))
         start, stop = function.load("i64", place), function.load("i64", function.at(place, 8))
         with function.loop(start, stop) as tile:
             self.emit_products(access, tile)
@@ -124,6 +132,7 @@ class BrainTileKernel(TileKernel):
     index: str
     panel: RowPanel
     inputs: ClassVar[int] = TILE_INPUTS
+    grouped: ClassVar[int] = 1
 
     def emit_products(self, access: Access, tile: str) -> None:
         """See `TileKernel.emit_products`."""
@@ -152,11 +161,15 @@ class BrainTileKernel(TileKernel):
 
 @dataclass(frozen=True, slots=True)
 class HalfTileKernel(TileKernel):
-    """For weights and activations of float32, each as two halves of bfloat16."""
+    """For weights and activations of float32, each as two halves of bfloat16.
+
+    Two strips beside each other are up to 1.4 times as fast as one, at 90 % of zeros; of bfloat16 they gain nothing.
+    """
 
     index: str
     panel: RowPanel
     inputs: ClassVar[int] = TILE_INPUTS // 2
+    grouped: ClassVar[int] = 2
 
     def emit_products(self, access: Access, tile: str) -> None:
         """See `TileKernel.emit_products`."""
