@@ -216,6 +216,7 @@ def test_linear_layers_may_run_in_tiles(
     pattern: str, sparsity: float | None, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ways_module, "_kernels", lambda *_, **__: iter(()))
+    monkeypatch.setattr(ways_module, "_channels", lambda *_: None)
     inputs = torch.randn(100, 64, dtype=dtype)
     model = pruned(mlp(64, 128, 48), pattern, sparsity).to(dtype)
     dense, (compiled, report) = both(model, inputs)
@@ -224,6 +225,14 @@ def test_linear_layers_may_run_in_tiles(
         for rows in (inputs, inputs[:2]):
             assert close(compiled(rows), dense(rows), tolerance)
     assert same_state(compiled, dense)
+
+
+@pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
+@pytest.mark.parametrize(("dtype", "rows", "tried"), [("float32", 8, 0), ("float32", 9, 1), ("bfloat16", 8, 1)])
+def test_tiles_are_tried_where_they_may_gain(dtype: str, rows: int, tried: int) -> None:
+    layer = pruned(mlp(32, 64, dtype=getattr(torch, dtype)), "4x1")[0]
+    found = [way.name for way in ways(layer, zeroed(layer), rows) if isinstance(way, Way)]
+    assert found.count(f"tiles, {dtype}") == tried
 
 
 @pytest.mark.usefixtures("always")

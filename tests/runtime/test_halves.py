@@ -190,14 +190,21 @@ def test_dense_is_the_inverse(of: Callable[[np.ndarray], Layout], outputs: int, 
     assert np.array_equal(of(weight).dense(), weight)
 
 
-@given(st.lists(st.floats(-(2.0**120), 2.0**120, width=32).filter(lambda number: not 0 < abs(number) < 2.0**-100)))
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 @example([np.float32(0.1), 1.0, -1.0, 1.99999988079071044921875, 1.00390625, 1.001953125])
+@example([np.float32(1.2345678e-35)])
+@settings(max_examples=500)
 def test_halves_and_rest_are_the_number(values: list[float]) -> None:
     floats = np.array(values, np.float32)
-    halves, rest = in_halves(floats)
+    try:
+        halves, rest = in_halves(floats)
+    except LayerError:
+        sizes = np.abs(floats[floats != 0])
+        assert sizes.min() < 2.0**-100 or sizes.max() > 2.0**126
+        return
     assert np.array_equal(whole(halves, rest), floats)
     near = decoded(halves[:, 0]).astype(np.float64) + decoded(halves[:, 1])
-    assert np.all(np.abs(near - floats) <= 2**-17 * np.abs(floats))
+    assert np.all(np.abs(near - floats) <= 2.0**-17 * np.abs(floats) + 2.0**-142)
 
 
 @pytest.mark.parametrize("strange", [np.inf, -np.inf, np.nan, 3.4e38, 1e-40])
@@ -228,7 +235,7 @@ def test_layout_suits_the_zeros(pattern: str, sparsity: float, kind: type[Layout
     kept = (np.random.default_rng(0).random((256 // height, 256)) >= sparsity).repeat(height, 0)
     matrix = PackedMatrix.in_tiles(numbers(256, 256) * kept, pattern, "float32")
     assert isinstance(matrix.layout, kind)
-    assert matrix.nbytes <= share * kept.size * 4
+    assert 5 * np.count_nonzero(kept) < matrix.nbytes <= share * 4 * kept.size
 
 
 def test_code_decodes_and_multiplies() -> None:

@@ -120,13 +120,9 @@ def ways(layer: nn.Module, found: Zeroed, rows: int, *, int8: bool = False) -> I
 
         yield from cuda_ways(layer, found)
         return
-    if (way := _channels(layer, found)) is not None:
-        yield way
-    dtype = STORED.get(parts(layer)[0].dtype)
-    is_tiled = dtype == "bfloat16" or (dtype == "float32" and rows > FEW_ROWS)
-    if is_tiled and not isinstance(layer, nn.Conv2d) and has_tiles():
-        weight = found.weight.numpy()
-        yield Way(f"tiles, {dtype}", lambda: _linear(layer, found, PackedMatrix.in_tiles(weight, SINGLE, dtype)))
+    for way in (_channels(layer, found), _tiles(layer, found, rows)):
+        if way is not None:
+            yield way
     for pattern in dict.fromkeys((_blocks(found.pattern), SINGLE)):
         yield from _kernels(layer, found, (pattern, rows))
         if int8:
@@ -148,6 +144,15 @@ def _channels(layer: nn.Module, found: Zeroed) -> Way | None:
     if isinstance(layer, nn.Conv2d):
         return Way("smaller dense", lambda: ChannelConv2d(layer, outputs, inputs))
     return Way("smaller dense", lambda: ChannelLinear(layer, outputs, inputs))
+
+
+def _tiles(layer: nn.Module, found: Zeroed, rows: int) -> Way | None:
+    """Tiles of bfloat16, if the processor has them."""
+    dtype = STORED.get(parts(layer)[0].dtype)
+    if dtype is None or isinstance(layer, nn.Conv2d) or not has_tiles() or (dtype == "float32" and rows <= FEW_ROWS):
+        return None
+    weight = found.weight.numpy()
+    return Way(f"tiles, {dtype}", lambda: _linear(layer, found, PackedMatrix.in_tiles(weight, SINGLE, dtype)))
 
 
 def _kernels(layer: nn.Module, found: Zeroed, product: tuple[str, int], *, int8: bool = False) -> Iterator[Way | str]:
