@@ -219,7 +219,7 @@ def test_numbers_without_halves_are_refused(of: Callable[[np.ndarray], Layout], 
 @pytest.mark.parametrize("of", LAYOUTS)
 def test_only_rows_of_float32_are_taken(of: Callable[[np.ndarray], Layout]) -> None:
     matrix = PackedMatrix("1x1", of(pruned((16, 32), 0.2)))
-    with pytest.raises(ConfigError, match="multiplied with activations of float32, found bfloat16"):
+    with pytest.raises(ConfigError, match="of float32 needs activations of it, found bfloat16"):
         matrix.matmul(0, 1, 0, activations="bfloat16")
     with pytest.raises(ConfigError, match="is multiplied with rows, found ImagePanel"):
         matrix.convolve(0, 1, 0, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
@@ -239,16 +239,20 @@ def test_layout_suits_the_zeros(pattern: str, sparsity: float, kind: type[Layout
 
 
 def test_code_decodes_and_multiplies() -> None:
-    text = assembly(DecodingKernel(256, 1024, 128, 256).emit(), SAPPHIRE)
+    text = assembly(DecodingKernel("float", 256, 1024, 128, 256).emit(), SAPPHIRE)
     assert text.count("tdpbf16ps") == 12
     assert text.count("vpexpandw") == 4
     assert "tilerelease" in text
+    text = assembly(DecodingKernel("bfloat", 256, 1024, 128, 256).emit(), SAPPHIRE)
+    assert text.count("tdpbf16ps") == 4
+    assert text.count("vpexpandw") == 2
     text = assembly(HalfTileKernel("i16", RowPanel("float", 16, 4, "halves")).emit(), SAPPHIRE)
     assert text.count("tdpbf16ps") == 8
 
 
-def test_other_processors_expand_too() -> None:
+@pytest.mark.parametrize("element", ["float", "bfloat"])
+def test_other_processors_expand_too(element: str) -> None:
     haswell = Target("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma")
-    assert "vfmadd" in assembly(ExpandingKernel(2, 128, 256).emit(), haswell)
+    assert "vfmadd" in assembly(ExpandingKernel(element, 2, 128, 256).emit(), haswell)
     arm = Target("aarch64-unknown-linux-gnu", "cortex-a76", "+neon")
-    assert "fmla" in assembly(ExpandingKernel(2, 128, 256).emit(), arm)
+    assert "fmla" in assembly(ExpandingKernel(element, 2, 128, 256).emit(), arm)

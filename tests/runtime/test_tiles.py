@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from runtime.fenced import fenced, fences
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels import PackedMatrix, Window, has_tiles, packed, target
+from secateur.runtime.kernels import PackedMatrix, Window, choice, has_tiles, packed, target
+from secateur.runtime.kernels.masked import Masked
 from secateur.runtime.kernels.numbers import decoded, encoded
 from secateur.runtime.kernels.rows import RowPanel
 from secateur.runtime.kernels.target import Target, assembly
@@ -22,6 +24,20 @@ from secateur.runtime.kernels.tiles import TILE_INPUTS, BrainTileKernel
 amx = pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
 GUARD = 64
 MARK = np.uint16(0x1234)
+
+
+def gathered(weight: np.ndarray) -> PackedMatrix:
+    """For sixteen outputs, the inputs that any of them keeps."""
+    return PackedMatrix("1x1", Tiled.of(weight).as_dtype("bfloat16", np.empty(0, np.float32)))
+
+
+def masked(weight: np.ndarray) -> PackedMatrix:
+    """Numbers that are not zero, and bits that say which."""
+    return PackedMatrix("1x1", Masked.of(weight, "bfloat16"))
+
+
+both = pytest.mark.parametrize("packed_as", [gathered, masked])
+Packing = Callable[[np.ndarray], PackedMatrix]
 
 
 def pruned(shape: tuple[int, int], density: float, seed: int = 0) -> np.ndarray:
@@ -45,39 +61,42 @@ def numbers(*shape: int, seed: int = 1) -> np.ndarray:
 
 
 @amx
+@both
 @given(
-    outputs=st.integers(1, 70),
-    inputs=st.integers(1, 140),
+    outputs=st.integers(1, 170),
+    inputs=st.integers(1, 300),
     batch=st.integers(0, 140),
     density=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
     threads=st.integers(1, 2),
 )
 @settings(max_examples=60, deadline=None)
 def test_product_is_that_of_the_dense_weight(
-    outputs: int, inputs: int, batch: int, density: float, threads: int
+    packed_as: Packing, outputs: int, inputs: int, batch: int, density: float, threads: int
 ) -> None:
     weight, x = pruned((outputs, inputs), density), numbers(batch, inputs)
     bias = np.random.default_rng(3).standard_normal(outputs).astype(np.float32)
-    found = decoded(product(PackedMatrix.in_tiles(weight, "1x1"), x, bias, threads))
+    found = decoded(product(packed_as(weight), x, bias, threads))
     wanted = decoded(x).astype(np.float64) @ weight.T.astype(np.float64) + bias
     # Sums of float32, rounded to eight bits.
     assert np.all(np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-5 * (1 + np.abs(wanted).max(initial=0)))
 
 
 @amx
+@both
 @fences
 @pytest.mark.parametrize("batch", [1, 33, 70])
-def test_nothing_is_read_behind_the_last_row(batch: int) -> None:
+def test_nothing_is_read_behind_the_last_row(packed_as: Packing, batch: int) -> None:
     x = fenced(numbers(batch, 36))
-    product(PackedMatrix.in_tiles(pruned((32, 36), 0.5), "1x1"), x, np.zeros(32, np.float32))
+    product(packed_as(pruned((32, 36), 0.5)), x, np.zeros(32, np.float32))
 
 
 @amx
+@both
 @pytest.mark.parametrize("batch", [1, 40, 200])
-def test_threads_change_no_bit(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_change_no_bit(packed_as: Packing, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateur.runtime.kernels.packed.SECONDS_PER_THREAD", 1e-9)
     matrix, x, bias = (
-        PackedMatrix.in_tiles(pruned((300, 96), 0.2), "1x1"),
+        packed_as(pruned((300, 96), 0.2)),
         numbers(batch, 96),
         np.zeros(300, np.float32),
     )
@@ -87,31 +106,66 @@ def test_threads_change_no_bit(batch: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @amx
-def test_copies_are_equal() -> None:
-    matrix, x, bias = PackedMatrix.in_tiles(pruned((40, 50), 0.2), "1x1"), numbers(9, 50), np.zeros(40, np.float32)
+@both
+def test_copies_are_equal(packed_as: Packing) -> None:
+    matrix, x, bias = packed_as(pruned((40, 50), 0.2)), numbers(9, 50), np.zeros(40, np.float32)
     wanted = product(matrix, x, bias)
     assert np.array_equal(product(copy.deepcopy(matrix), x, bias), wanted)
     assert np.array_equal(product(pickle.loads(pickle.dumps(matrix)), x, bias), wanted)  # noqa: S301 - our own
 
 
-@amx
-def test_only_rows_of_bfloat16_are_taken() -> None:
-    matrix = PackedMatrix.in_tiles(pruned((16, 32), 0.2), "1x1")
-    with pytest.raises(ConfigError, match="in these tiles is multiplied with activations of bfloat16, found float32"):
+@both
+def test_only_rows_of_bfloat16_are_taken(packed_as: Packing) -> None:
+    matrix = packed_as(pruned((16, 32), 0.2))
+    with pytest.raises(ConfigError, match="of bfloat16 needs activations of it, found float32"):
         matrix.matmul(0, 1, 0)
-    with pytest.raises(ConfigError, match="in tiles is multiplied with rows, found ImagePanel"):
+    with pytest.raises(ConfigError, match="is multiplied with rows, found ImagePanel"):
         matrix.convolve(0, 1, 0, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
 
 
+@both
+@given(outputs=st.integers(1, 150), inputs=st.integers(1, 300), density=st.sampled_from([0.0, 0.05, 0.5, 1.0]))
+def test_dense_is_the_inverse(packed_as: Packing, outputs: int, inputs: int, density: float) -> None:
+    weight = pruned((outputs, inputs), density)
+    assert np.array_equal(packed_as(weight).dense(), weight)
+
+
 @given(outputs=st.integers(1, 70), inputs=st.integers(1, 140), density=st.sampled_from([0.0, 0.05, 0.5, 1.0]))
-def test_dense_is_the_inverse(outputs: int, inputs: int, density: float) -> None:
+def test_tiles_have_the_inputs_that_any_output_keeps(outputs: int, inputs: int, density: float) -> None:
     weight = pruned((outputs, inputs), density)
     tiled = Tiled.of(weight)
-    assert np.array_equal(tiled.dense(), weight)
     for number, columns in enumerate(np.split(tiled.columns, tiled.starts[1:-1])):
         kept = np.flatnonzero(weight[16 * number : 16 * number + 16].any(axis=0))
         assert len(columns) == -(-len(kept) // TILE_INPUTS)
         assert np.array_equal(columns.ravel()[: len(kept)], kept)
+
+
+@pytest.mark.parametrize("batch", [1, 9, 21])
+def test_vectors_do_what_tiles_do_not(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "has_tiles", lambda: False)
+    choice.masked_steps.cache_clear()
+    weight, x, bias = pruned((150, 301), 0.3), numbers(batch, 301), np.zeros(150, np.float32)
+    try:
+        found = decoded(product(masked(weight), x, bias, threads=2))
+    finally:
+        choice.masked_steps.cache_clear()
+    wanted = decoded(x).astype(np.float64) @ weight.T.astype(np.float64)
+    assert np.all(np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-5 * np.abs(wanted).max())
+
+
+@amx
+def test_sums_are_whole_before_they_are_rounded() -> None:
+    weight, x = pruned((40, 5000), 0.3), numbers(150, 5000)
+    found = decoded(product(masked(weight), x, np.zeros(40, np.float32)))
+    wanted = decoded(x).astype(np.float64) @ weight.T.astype(np.float64)
+    assert np.all(np.abs(found - wanted) <= 2**-8 * np.abs(wanted) + 1e-5 * np.abs(wanted).max())
+
+
+@amx
+@pytest.mark.parametrize(("inputs", "rows", "height"), [(768, 1024, 256), (4096, 1024, 128), (40000, 100, 32)])
+def test_panels_of_whole_rows_fit_into_the_cache(inputs: int, rows: int, height: int) -> None:
+    (step,) = choice.masked_steps((128, 256), inputs, "bfloat", rows)
+    assert step.kernel.width == height
 
 
 def test_code_multiplies_tiles() -> None:

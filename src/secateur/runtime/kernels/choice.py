@@ -19,7 +19,7 @@ from secateur.runtime.kernels.rows import RowPanel
 from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
 from secateur.runtime.kernels.strips import ScatteredKernel
 from secateur.runtime.kernels.tiles import BrainTileKernel, HalfTileKernel
-from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD
+from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD, SIZES
 
 __all__ = [
     "MOST_SELECTED",
@@ -51,8 +51,8 @@ MOST_SELECTED = 16
 SELECTED = 128, 128
 """Outputs of a chunk and features of a piece, for N of every M weights."""
 
-DECODED_ROWS, DECODED_PIECE = 256, 1024
-"""Rows of a panel at most, and features of a piece, for weights that are decoded: a mebibyte of halves."""
+DECODED_ROWS, DECODED_PIECE, DECODED_BYTES = 256, 1024, 1 << 20
+"""Rows of a panel at most, features of a piece of float32, and bytes of a panel, for weights that are decoded."""
 
 MOST_EXPANDED = 8
 """Rows of the batch that weights in halves are multiplied with by vectors."""
@@ -173,15 +173,24 @@ def tile_steps(index: str, element: str, rows: int) -> list[Step]:
 
 
 @lru_cache(maxsize=1024)
-def masked_steps(sizes: tuple[int, int], rows: int) -> list[Step]:
-    """The kernels for weights in halves, one after another; `sizes`: outputs and inputs that lie together."""
+def masked_steps(sizes: tuple[int, int], inputs: int, element: str, rows: int) -> list[Step]:
+    """The kernels for masked weights, one after another.
+
+    Args:
+        sizes: Outputs and inputs that lie together.
+        inputs: Of the weight.
+        element: LLVM's type of the activations and the weights.
+        rows: Of the batch.
+    """
     from secateur.runtime.kernels.target import has_tiles
 
     if has_tiles() and rows > MOST_EXPANDED:
-        height = -(-rows // -(-rows // DECODED_ROWS))
-        return [Step(DecodingKernel(-(-height // PAIR) * PAIR, DECODED_PIECE, *sizes), rows)]
-    whole, rest = divmod(rows, MOST_EXPANDED)
-    return [Step(ExpandingKernel(count, *sizes), count) for count in [MOST_EXPANDED] * whole + [rest] * (rest > 0)]
+        piece = DECODED_PIECE if element == "float" else -(-inputs // sizes[1]) * sizes[1]
+        most = max(PAIR, min(DECODED_ROWS, DECODED_BYTES // (piece * SIZES[element]) // PAIR * PAIR))
+        height = -(-rows // -(-rows // most))
+        return [Step(DecodingKernel(element, -(-height // PAIR) * PAIR, piece, *sizes), rows)]
+    counts = [MOST_EXPANDED] * (rows // MOST_EXPANDED) + [rows % MOST_EXPANDED] * (rows % MOST_EXPANDED > 0)
+    return [Step(ExpandingKernel(element, count, *sizes), count) for count in counts]
 
 
 def block_kernel(block: tuple[int, int], types: tuple[str, str], panel: Panel) -> BlockKernel:

@@ -1,4 +1,4 @@
-"""Masked weights times many rows of float32, by a processor that multiplies tiles of bfloat16 (Intel's AMX).
+"""Masked weights times many rows, by a processor that multiplies tiles of bfloat16 (Intel's AMX).
 
 A float32 is nearly the sum of two bfloat16: itself rounded to eight bits, and what is left rounded to eight bits. A
 product of two floats is nearly the sum of three products of such halves; only that of the two small ones is left out.
@@ -18,7 +18,7 @@ from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, numbered
 from secateur.runtime.kernels.tiles import TILE_BYTES, TILE_INPUTS, emit_configuration, emit_product, emit_tile
-from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, halves
+from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, SIZES, halves
 
 __all__ = ["PAIR", "DecodingKernel", "emit_line"]
 
@@ -27,9 +27,6 @@ BESIDE = 2
 
 PAIR = BESIDE * STRIP
 """Rows of them, and outputs."""
-
-BOTH_BYTES = 2 * TILE_BYTES
-"""Of a tile's large halves and, behind them, its small ones."""
 
 HALVES = vector("i16", 2 * STRIP)
 FLAGS = vector("i1", 2 * STRIP)
@@ -45,7 +42,15 @@ LARGE, SMALL = 0, 1
 COMING = 4
 """Rows from the one that is packed to the one that is asked for: packing takes 0.7 of the time."""
 
-ORDER = (
+WHOLE_ORDER = (
+    ((WEIGHTS, 0, LARGE), ()),
+    ((ACTIVATIONS, 0, LARGE), ((0, 0),)),
+    ((WEIGHTS, 1, LARGE), ((0, 1),)),
+    ((ACTIVATIONS, 1, LARGE), ((1, 0), (1, 1))),
+)
+"""Which tile is loaded, of which side and half, and which products of (rows, outputs) follow, for bfloat16."""
+
+HALVES_ORDER = (
     ((WEIGHTS, 0, LARGE), ()),
     ((ACTIVATIONS, 0, SMALL), ((0, 0),)),
     ((ACTIVATIONS, 1, SMALL), ((1, 0),)),
@@ -55,8 +60,7 @@ ORDER = (
     ((WEIGHTS, 0, SMALL), ((0, 0), (1, 0))),
     ((WEIGHTS, 1, SMALL), ((0, 1), (1, 1))),
 )
-"""Which tile is loaded, of which side and half, and which products of (rows, outputs) follow: each is loaded once, and
-mostly two products before it is needed."""
+"""The same for float32: each tile is loaded once, and mostly two products before it is needed."""
 
 
 class Area(NamedTuple):
@@ -80,12 +84,15 @@ class DecodingKernel(Kernel):
     """See `Masked` for how weights lie. A unit is a chunk of outputs.
 
     Attributes:
+        element: LLVM's type of activations and weights; ``float`` is parted into halves.
         rows: Of a panel, a multiple of 32.
-        piece: Features of which a panel holds the activations at a time; sums wait among the results between two.
+        piece: Features of which a panel holds the activations at a time; sums of floats wait among the results between
+            two, and those of bfloat16 cannot.
         chunk: Outputs of a unit, whose results are written together.
         part: Features of which weights are decoded at a time; a piece is whole parts.
     """
 
+    element: str
     rows: int
     piece: int
     chunk: int
@@ -101,14 +108,24 @@ class DecodingKernel(Kernel):
         return self._sums + self.rows * self.chunk * FLOAT_BYTES
 
     @property
+    def size(self) -> int:
+        """Bytes of an activation, and of its halves."""
+        return SIZES[self.element]
+
+    @property
+    def _step(self) -> int:
+        """Bytes of sixteen rows or outputs and as many features as a tile has: a tile, or one of each half."""
+        return TILE_BYTES * self.size // SIZES["bfloat"]
+
+    @property
     def _weights(self) -> int:
         """Bytes before decoded weights."""
-        return self.rows * self.piece * FLOAT_BYTES
+        return self.rows * self.piece * self.size
 
     @property
     def _sums(self) -> int:
         """Bytes before sums."""
-        return self._weights + PAIR * self.part * FLOAT_BYTES
+        return self._weights + PAIR * self.part * self.size
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:
         """See `Kernel.costs`: alike, for zeros are multiplied too."""
@@ -132,25 +149,36 @@ class DecodingKernel(Kernel):
         return function
 
     def _emit_packing(self, function: Emitter, area: Area) -> None:
-        """Part the activations of an area into halves, tile by tile; rows behind the last are like it."""
+        """Put the activations of an area into tiles, in halves if they are floats; rows behind the last are like it."""
         last = function.integer("sub", area.rows, 1)
         with function.loop(0, rounded(function, area.rows, PAIR)) as line:
             row = function.add(area.row, function.smaller(line, last))
             first = function.add(function.multiply(row, "%inputs"), area.feature)
-            source = function.at("%x", function.multiply(first, FLOAT_BYTES))
-            goal = slot_of(function, "%scratch", line, self.piece)
+            source = function.at("%x", function.multiply(first, self.size))
+            goal = slot_of(function, "%scratch", line, self.piece * self.size)
             with function.loop(0, area.features, TILE_INPUTS) as feature:
-                some = function.at(source, function.multiply(feature, FLOAT_BYTES))
-                coming = function.at(some, function.multiply("%inputs", COMING * FLOAT_BYTES))
+                some = function.at(source, function.multiply(feature, self.size))
+                coming = function.at(some, function.multiply("%inputs", COMING * self.size))
+                for offset in range(0, TILE_INPUTS * self.size, LINE_BYTES):
+                    function.prefetch(function.at(coming, offset))
                 left = function.integer("sub", area.features, feature)
-                place = function.at(goal, function.multiply(feature, BOTH_BYTES // TILE_INPUTS))
-                for side in range(2):
-                    function.prefetch(function.at(coming, side * LINE_BYTES))
-                    own = function.at(some, side * LINE_BYTES)
-                    found = function.load_first(STRIP, own, function.integer("sub", left, side * STRIP))
-                    for number, half in enumerate(halves(function, found, STRIP)):
-                        offset = number * TILE_BYTES + side * LINE_BYTES // 2
-                        function.store(BRAINS, half, function.at(place, offset), LINE_BYTES // 2)
+                self._emit_line(function, some, left, function.at(goal, self._steps(function, feature)))
+
+    def _emit_line(self, function: Emitter, source: str, left: str, goal: str) -> None:
+        """A row's activations of a tile, of which so many are left; behind them are zeros."""
+        if self.element == "bfloat":
+            function.store(HALVES, function.load_first(2 * STRIP, source, left, "i16"), goal, LINE_BYTES)
+            return
+        for side in range(2):
+            count = function.integer("sub", left, side * STRIP)
+            found = function.load_first(STRIP, function.at(source, side * LINE_BYTES), count)
+            for number, half in enumerate(halves(function, found, STRIP)):
+                offset = number * TILE_BYTES + side * LINE_BYTES // 2
+                function.store(BRAINS, half, function.at(goal, offset), LINE_BYTES // 2)
+
+    def _steps(self, function: Emitter, feature: str, beside: int = 1) -> str:
+        """Bytes from a first feature to another, of tiles that lie beside so many."""
+        return function.multiply(feature, beside * self._step // TILE_INPUTS)
 
     def _emit_unit(self, function: Emitter, area: Area, output: str) -> None:
         weights, sums = function.at("%scratch", self._weights), function.at("%scratch", self._sums)
@@ -162,15 +190,15 @@ class DecodingKernel(Kernel):
             count = function.smaller(function.integer("sub", area.features, offset), self.part)
             number = function.integer("sdiv", function.add(area.feature, offset), self.part)
             run = function.multiply(function.add(function.multiply(chunk, parts), number), self.chunk // STRIP)
-            source = function.at("%scratch", function.multiply(offset, STRIP * FLOAT_BYTES))
+            source = function.at("%scratch", self._steps(function, offset))
             with function.loop(0, outputs, PAIR) as first:
                 strip = function.add(run, function.integer("sdiv", first, STRIP))
                 for side in range(BESIDE):
-                    goal = function.at(weights, side * BOTH_BYTES)
+                    goal = function.at(weights, side * self._step)
                     self._emit_decoding(function, (function.add(strip, side), count), goal)
                 own = function.at(sums, function.multiply(first, STRIP * FLOAT_BYTES))
                 with function.loop(0, area.rows, PAIR) as row:
-                    some = function.at(source, function.multiply(row, self.piece * FLOAT_BYTES))
+                    some = function.at(source, function.multiply(row, self.piece * self.size))
                     goal = function.at(own, function.multiply(row, self.chunk * FLOAT_BYTES))
                     self._emit_products(function, (some, weights, goal), count)
         self._emit_results(function, area, (output, outputs, sums))
@@ -185,18 +213,19 @@ class DecodingKernel(Kernel):
         """
         run, features = part
         start = function.load("i64", function.at("%starts", function.multiply(run, 8)))
-        slot = function.variable("ptr", function.at("%values", function.multiply(start, FLOAT_BYTES)))
+        slot = function.variable("ptr", function.at("%values", function.multiply(start, self.size)))
         masks = function.at("%columns", function.multiply(run, self.part * 2))
         with function.loop(0, features, TILE_INPUTS) as feature:
-            tile = function.at(goal, function.multiply(feature, BESIDE * BOTH_BYTES // TILE_INPUTS))
+            tile = function.at(goal, self._steps(function, feature, BESIDE))
             own = function.at(masks, function.multiply(feature, 2))
             with function.loop(0, STRIP) as line:
-                for number, half in enumerate(emit_line(function, slot, function.at(own, function.multiply(line, 4)))):
+                mask = function.at(own, function.multiply(line, 4))
+                for number, half in enumerate(emit_line(function, slot, mask, self.element)):
                     place = function.at(tile, function.multiply(line, LINE_BYTES))
                     function.store(HALVES, half, function.at(place, number * TILE_BYTES), LINE_BYTES)
 
     def _emit_products(self, function: Emitter, where: tuple[str, str, str], features: str) -> None:
-        """Add the products of two tiles of rows and two of outputs, large halves and small ones.
+        """Add the products of two tiles of rows and two of outputs.
 
         Args:
             function: Where to.
@@ -208,11 +237,12 @@ class DecodingKernel(Kernel):
         corners = [function.at(sums, (row * self.chunk // STRIP + output) * TILE_BYTES) for row, output in places]
         for number, corner in enumerate(corners):
             emit_tile(function, "tileloadd64", number, corner, LINE_BYTES)
+        order = HALVES_ORDER if self.element == "float" else WHOLE_ORDER
         with function.loop(0, features, TILE_INPUTS) as feature:
-            some = function.at(activations, function.multiply(feature, BOTH_BYTES // TILE_INPUTS))
-            own = function.at(weights, function.multiply(feature, BESIDE * BOTH_BYTES // TILE_INPUTS))
-            for (kind, side, half), products in ORDER:
-                base, stride = (own, BOTH_BYTES) if kind == WEIGHTS else (some, STRIP * self.piece * FLOAT_BYTES)
+            some = function.at(activations, self._steps(function, feature))
+            own = function.at(weights, self._steps(function, feature, BESIDE))
+            for (kind, side, half), products in order:
+                base, stride = (own, self._step) if kind == WEIGHTS else (some, STRIP * self.piece * self.size)
                 place = function.at(base, side * stride + half * TILE_BYTES)
                 emit_tile(function, "tileloadd64", kind + side, place, LINE_BYTES)
                 for left, right in products:
@@ -230,12 +260,15 @@ class DecodingKernel(Kernel):
         """
         output, outputs, sums = where
         is_first = function.let(f"icmp eq i64 {area.feature}, 0")
-        bias, goal = function.at("%bias", function.multiply(output, FLOAT_BYTES)), goal_of(function, area.row, output)
+        bias, goal = (
+            function.at("%bias", function.multiply(output, FLOAT_BYTES)),
+            self._goal(function, area.row, output),
+        )
         source = function.let(f"select i1 {is_first}, ptr {bias}, ptr {goal}")
         stride = function.let(f"select i1 {is_first}, i64 0, i64 {function.multiply('%outputs', FLOAT_BYTES)}")
         with function.loop(0, area.rows) as row:
             line = function.at(source, function.multiply(row, stride))
-            place = slot_of(function, sums, row, self.chunk)
+            place = slot_of(function, sums, row, self.chunk * FLOAT_BYTES)
             with function.loop(0, outputs, STRIP) as first:
                 left = function.integer("sub", outputs, first)
                 some = function.load_first(STRIP, function.at(line, function.multiply(first, FLOAT_BYTES)), left)
@@ -245,26 +278,28 @@ class DecodingKernel(Kernel):
     def _emit_results(self, function: Emitter, area: Area, where: tuple[str, str, str]) -> None:
         """Write the sums of a unit to where results belong; arguments as for `_emit_first_sums`."""
         output, outputs, sums = where
-        goal, stride = goal_of(function, area.row, output), function.multiply("%outputs", FLOAT_BYTES)
+        goal, stride = self._goal(function, area.row, output), function.multiply("%outputs", self.size)
         with function.loop(0, area.rows) as row:
             line = function.at(goal, function.multiply(row, stride))
-            place = slot_of(function, sums, row, self.chunk)
+            place = slot_of(function, sums, row, self.chunk * FLOAT_BYTES)
             with function.loop(0, outputs, STRIP) as first:
                 own = function.at(place, function.multiply(first, STRIP * FLOAT_BYTES))
                 some = function.load(FLOATS, own, LINE_BYTES)
-                aim = function.at(line, function.multiply(first, FLOAT_BYTES))
-                function.store_first(STRIP, some, aim, function.integer("sub", outputs, first))
+                if self.element == "bfloat":
+                    some = function.let(f"fptrunc {FLOATS} {some} to {BRAINS}")
+                aim = function.at(line, function.multiply(first, self.size))
+                function.store_first(STRIP, some, aim, function.integer("sub", outputs, first), self.element)
+
+    def _goal(self, function: Emitter, row: str, output: str) -> str:
+        """Where the result of a row and an output belongs."""
+        place = function.add(function.multiply(row, "%outputs"), output)
+        return function.at("%y", function.multiply(place, self.size))
 
 
-def goal_of(function: Emitter, row: str, output: str) -> str:
-    """Where the result of a row and an output belongs."""
-    return function.at("%y", function.multiply(function.add(function.multiply(row, "%outputs"), output), FLOAT_BYTES))
-
-
-def slot_of(function: Emitter, tiles: str, row: str, count: int) -> str:
-    """Where a row's line in the first tile is, of tiles that hold so many numbers of each row, sixteen rows each."""
+def slot_of(function: Emitter, tiles: str, row: str, size: int) -> str:
+    """Where a row's line in the first tile is, of tiles that hold so many bytes of each row, sixteen rows each."""
     tile, inner = function.integer("sdiv", row, STRIP), function.integer("srem", row, STRIP)
-    line = function.at(tiles, function.multiply(tile, STRIP * count * FLOAT_BYTES))
+    line = function.at(tiles, function.multiply(tile, STRIP * size))
     return function.at(line, function.multiply(inner, LINE_BYTES))
 
 
@@ -273,21 +308,22 @@ def rounded(function: Emitter, count: str, step: int) -> str:
     return function.multiply(function.integer("sdiv", function.add(count, step - 1), step), step)
 
 
-def emit_line(function: Emitter, slot: str, mask: str) -> tuple[str, str]:
-    """Large and small halves of a line of weights, each where it belongs, and zeros between them.
+def emit_line(function: Emitter, slot: str, mask: str, element: str) -> list[str]:
+    """A line of weights, each where it belongs, and zeros between them; of floats, the large halves and the small ones.
 
     Args:
         function: Where to.
         slot: A variable: where the line's weights are; it moves to those of the next line.
         mask: Where the line's mask is.
+        element: LLVM's type of the weights.
     """
     bits = function.load("i32", mask, 4)
     flags = function.let(f"bitcast i32 {bits} to {FLAGS}")
     count = function.let(f"zext i32 {function.call('i32', 'llvm.ctpop.i32', [('i32', bits)])} to i64")
     place, found = function.get("ptr", slot), []
-    for _ in range(2):
+    for _ in range(2 if element == "float" else 1):
         arguments = [("ptr", place), (FLAGS, flags), (HALVES, "zeroinitializer")]
         found.append(function.call(HALVES, "llvm.masked.expandload.v32i16", arguments))
         place = function.at(place, function.multiply(count, 2))
     function.put("ptr", place, slot)
-    return found[0], found[1]
+    return found

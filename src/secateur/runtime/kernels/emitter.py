@@ -12,6 +12,10 @@ from contextlib import contextmanager
 __all__ = ["Emitter", "vector"]
 
 
+MASKED = {"float": ("f32", "4"), "bfloat": ("bf16", "2"), "i16": ("i16", "2")}
+"""LLVM's types → their names in those of intrinsics, and their bytes."""
+
+
 def vector(element: str, lanes: int) -> str:
     """The type of `lanes` elements.
 
@@ -168,17 +172,17 @@ class Emitter:
         arguments = [(kind, values), (pointers, places), ("i32", "4"), (flags, "splat (i1 true)")]
         self.do(f"llvm.masked.scatter.v{lanes}f32.v{lanes}p0", arguments)
 
-    def load_first(self, lanes: int, place: str, count: str) -> str:
-        """The first so many floats at a place, and zeros behind them; all of them if a vector has fewer."""
-        kind, flags = vector("float", lanes), vector("i1", lanes)
-        arguments = [("ptr", place), ("i32", "4"), (flags, self._first(lanes, count)), (kind, "zeroinitializer")]
-        return self.call(kind, f"llvm.masked.load.v{lanes}f32.p0", arguments)
+    def load_first(self, lanes: int, place: str, count: str, element: str = "float") -> str:
+        """The first so many elements at a place, and zeros behind them; all of them if a vector has fewer."""
+        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), MASKED[element]
+        arguments = [("ptr", place), ("i32", align), (flags, self._first(lanes, count)), (kind, "zeroinitializer")]
+        return self.call(kind, f"llvm.masked.load.v{lanes}{name}.p0", arguments)
 
-    def store_first(self, lanes: int, values: str, place: str, count: str) -> None:
-        """Store the first so many floats of a vector, or all of them if they are fewer."""
-        kind, flags = vector("float", lanes), vector("i1", lanes)
-        arguments = [(kind, values), ("ptr", place), ("i32", "4"), (flags, self._first(lanes, count))]
-        self.do(f"llvm.masked.store.v{lanes}f32.p0", arguments)
+    def store_first(self, lanes: int, values: str, place: str, count: str, element: str = "float") -> None:
+        """Store the first so many elements of a vector, or all of them if they are fewer."""
+        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), MASKED[element]
+        arguments = [(kind, values), ("ptr", place), ("i32", align), (flags, self._first(lanes, count))]
+        self.do(f"llvm.masked.store.v{lanes}{name}.p0", arguments)
 
     def _first(self, lanes: int, count: str) -> str:
         """A flag for each of the first so many lanes."""

@@ -12,7 +12,7 @@ from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.decoding import FLOATS, emit_line
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun
-from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, spread
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, read_floats
 
 __all__ = ["ExpandingKernel"]
 
@@ -24,11 +24,13 @@ class ExpandingKernel(Kernel):
     """Which reads activations where they are; see `Masked` for how weights lie. A unit is sixteen outputs.
 
     Attributes:
+        element: LLVM's type of activations and weights; ``float`` lies in halves.
         batch: Rows of the batch.
         chunk: Outputs, and
         part: features of which weights lie together.
     """
 
+    element: str
     batch: int
     chunk: int
     part: int
@@ -66,25 +68,24 @@ class ExpandingKernel(Kernel):
 
     def _emit_part(self, function: Emitter, numbers: tuple[str, str], sums: list[list[str]]) -> None:
         """Add the products of a part; `numbers`: among all of the weight, and among those of its outputs."""
-        run, part = numbers
+        (run, part), size = numbers, SIZES[self.element]
         start = function.load("i64", function.at("%starts", function.multiply(run, 8)))
-        slot = function.variable("ptr", function.at("%values", function.multiply(start, FLOAT_BYTES)))
+        slot = function.variable("ptr", function.at("%values", function.multiply(start, size)))
         masks = function.at("%columns", function.multiply(run, self.part * 2))
         first = function.multiply(part, self.part)
         features = function.smaller(function.integer("sub", "%inputs", first), self.part)
         last = function.integer("sub", "%inputs", 1)
         with function.loop(0, features, 2) as feature:
             function.prefetch(function.at(function.get("ptr", slot), AHEAD), level=2)
-            halves = emit_line(function, slot, function.at(masks, function.multiply(feature, 2)))
-            weights = [
-                function.let(f"fadd {FLOATS} {large}, {small}")
-                for large, small in zip(*(floats(function, half) for half in halves), strict=True)
-            ]
-            for side, weight in enumerate(weights):
+            mask = function.at(masks, function.multiply(feature, 2))
+            halves = [floats(function, half) for half in emit_line(function, slot, mask, self.element)]
+            for side, parts in enumerate(zip(*halves, strict=True)):
+                weight = parts[0] if len(parts) == 1 else function.let(f"fadd {FLOATS} {parts[0]}, {parts[1]}")
                 number = function.smaller(function.add(function.add(first, feature), side), last)
                 for row, totals in enumerate(sums):
-                    own = function.add(function.multiply("%inputs", row), number)
-                    some = spread(function, "%x", own, STRIP)
+                    own = function.multiply(function.add(function.multiply("%inputs", row), number), size)
+                    found = read_floats(function, self.element, 1, function.at("%x", own))
+                    some = function.shuffle("<1 x float>", found, "poison", [0] * STRIP)
                     total = function.fused(STRIP, weight, some, function.get(FLOATS, totals[side]))
                     function.put(FLOATS, total, totals[side])
 
@@ -94,8 +95,10 @@ class ExpandingKernel(Kernel):
         for row, totals in enumerate(sums):
             total = function.sum([function.get(FLOATS, some) for some in totals], STRIP)
             result = function.let(f"fadd {FLOATS} {total}, {bias}")
-            place = function.add(function.multiply("%outputs", row), output)
-            function.store_first(STRIP, result, function.at("%y", function.multiply(place, FLOAT_BYTES)), left)
+            if self.element == "bfloat":
+                result = function.let(f"fptrunc {FLOATS} {result} to {vector('bfloat', STRIP)}")
+            place = function.multiply(function.add(function.multiply("%outputs", row), output), SIZES[self.element])
+            function.store_first(STRIP, result, function.at("%y", place), left, self.element)
 
 
 def floats(function: Emitter, halves: str) -> tuple[str, str]:

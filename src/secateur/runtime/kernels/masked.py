@@ -12,7 +12,7 @@ from secateur.runtime.kernels.choice import Step, masked_steps
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.layouts import Layout, aligned, in_pieces, ranks
-from secateur.runtime.kernels.numbers import Floats, in_halves, whole
+from secateur.runtime.kernels.numbers import NAMES, Floats, decoded, encoded, in_halves, whole
 from secateur.runtime.kernels.panels import Panel
 
 __all__ = ["Masked"]
@@ -29,14 +29,15 @@ LINE = 2 * STRIP
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Masked(Layout):
-    """Float32 that are not zero, in halves: chunk of outputs by chunk, within it part by part, within it by strips.
+    """Numbers that are not zero: chunk of outputs by chunk, within it part by part, within it by strips.
 
     A chunk is 128 outputs, a part 256 inputs, a strip sixteen outputs; two inputs of a strip are a line.
 
     Attributes:
         starts: For each strip, how many weights lie before it, and at the end how many there are.
         columns: For each line, 32 bits: which of its weights are not zero, output by output.
-        values: For each line, the large halves of its weights, then the small ones.
+        values: For each line, its weights as bfloat16; or of float32 their large halves, then the small ones.
+        halves: Bfloat16 for each weight, 2 or 1.
 
     Example:
         >>> masked = Masked.of(np.eye(2, dtype=np.float32))
@@ -45,9 +46,11 @@ class Masked(Layout):
                [0., 1.]], dtype=float32))
     """
 
+    halves: int
+
     @classmethod
-    def of(cls, weight_OI: Floats) -> Masked:
-        """The weights that are not zero.
+    def of(cls, weight_OI: Floats, dtype: str = "float32") -> Masked:
+        """The weights that are not zero, as float32 or bfloat16.
 
         Raises:
             LayerError: One has no halves; see `in_halves`.
@@ -56,34 +59,37 @@ class Masked(Layout):
         tiles = in_pieces(weight_OI, CHUNK, PART).reshape(-1, CHUNK // STRIP, STRIP, PART // 2, 2)
         lines = tiles.transpose(0, 1, 3, 2, 4).reshape(-1, LINE)
         kept = lines != 0
-        halves, rest = in_halves(lines[kept])
+        stored, rest = encoded(lines[kept], "bfloat16")[:, None], np.empty(0, np.int8)
+        if dtype == "float32":
+            stored, rest = in_halves(lines[kept])
         counts = kept.sum(axis=1)
         starts = np.zeros(len(lines) * LINE // (STRIP * PART) + 1, np.int64)
         np.cumsum(counts.reshape(-1, PART // 2).sum(axis=1), out=starts[1:])
-        slots = first_halves(counts)
-        values = np.empty(halves.size, np.uint16)
-        values[slots], values[slots + np.repeat(counts, counts)] = halves[:, 0], halves[:, 1]
+        values = np.empty(stored.size, np.uint16)
+        values[places(counts, stored.shape[1])] = stored
         return cls(
             shape=(outputs, inputs),
             starts=starts,
             columns=aligned(np.packbits(kept, axis=1, bitorder="little").view(np.uint32).reshape(-1)),
             values=aligned(values),
             rest=rest,
+            halves=stored.shape[1],
         )
 
     def steps(self, element: str, rows: int) -> list[Step]:
         """See `Layout.steps`.
 
         Raises:
-            ConfigError: Activations are not float32.
+            ConfigError: Activations are not of the weights' type.
         """
-        if element != "float":
-            raise ConfigError("a weight in halves is multiplied with activations of float32, found bfloat16.")
-        return masked_steps((CHUNK, PART), rows)
+        own = "float" if self.halves == 2 else "bfloat"
+        if element != own:
+            raise ConfigError(f"a masked weight of {NAMES[own]} needs activations of it, found {NAMES[element]}.")
+        return masked_steps((CHUNK, PART), self.shape[1], element, rows)
 
     def over(self, panel: Panel) -> Kernel:
         """See `Layout.over`: of images there is none."""
-        raise ConfigError(f"a weight in halves is multiplied with rows, found {panel}.")
+        raise ConfigError(f"a masked weight is multiplied with rows, found {panel}.")
 
     @property
     def most_vectors(self) -> int:
@@ -94,23 +100,22 @@ class Masked(Layout):
         """See `Layout.dense`."""
         outputs, inputs = self.shape
         kept = np.unpackbits(self.columns.view(np.uint8), bitorder="little").reshape(-1, LINE).astype(np.bool_)
-        counts = kept.sum(axis=1)
-        slots = first_halves(counts)
-        halves = np.stack([self.values[slots], self.values[slots + np.repeat(counts, counts)]], axis=-1)
+        stored = self.values[places(kept.sum(axis=1), self.halves)]
         lines = np.zeros(kept.shape, np.float32)
-        lines[kept] = whole(halves, self.rest)
+        lines[kept] = whole(stored, self.rest) if self.halves == 2 else decoded(stored[:, 0])
         tiles = lines.reshape(-(-outputs // CHUNK), -1, CHUNK // STRIP, PART // 2, STRIP, 2)
         padded = tiles.transpose(0, 2, 4, 1, 3, 5).reshape(len(tiles) * CHUNK, -1)
         return np.ascontiguousarray(padded[:outputs, :inputs])
 
 
-def first_halves(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where the large half of each weight is, for lines of so many; its small one is as many further.
+def places(counts: npt.NDArray[np.int64], halves: int) -> npt.NDArray[np.int64]:
+    """Where the halves of each weight are, for lines of so many weights: weights × halves.
 
     Example:
-        >>> first_halves(np.array([2, 1]))
-        array([0, 1, 4])
+        >>> places(np.array([2, 1]), 2).tolist()
+        [[0, 2], [1, 3], [4, 5]]
     """
     starts = np.cumsum(counts, dtype=np.int64) - counts
-    slots: npt.NDArray[np.int64] = ranks(counts) + 2 * np.repeat(starts, counts)
-    return slots
+    first = ranks(counts) + halves * np.repeat(starts, counts)
+    found: npt.NDArray[np.int64] = first[:, None] + np.repeat(counts, counts)[:, None] * np.arange(halves)
+    return found

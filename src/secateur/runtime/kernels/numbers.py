@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from secateur.errors import LayerError
 
-__all__ = ["DTYPES", "decoded", "encoded", "in_halves", "quantized", "stored", "whole"]
+__all__ = ["DTYPES", "NAMES", "decoded", "encoded", "in_halves", "quantized", "stored", "whole"]
 
 DTYPES = ("float32", "bfloat16", "int8")
 """float32; bfloat16, as the bits of uint16; int8 with a scale per output channel."""
@@ -18,6 +18,9 @@ MOST = 127
 """Of an int8."""
 
 LLVM_TYPES = {"float32": "float", "uint16": "bfloat", "int8": "i8"}
+
+NAMES = {"float": "float32", "bfloat": "bfloat16"}
+"""LLVM's types → what they are called elsewhere."""
 
 Floats = npt.NDArray[np.float32]
 

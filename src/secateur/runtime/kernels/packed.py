@@ -170,12 +170,12 @@ class PackedMatrix:
 
         if not has_tiles():
             raise LayerError("this processor multiplies no tiles of bfloat16 (AMX). Keep the layer dense.")
-        if dtype == "bfloat16":
-            return cls(pattern, Tiled.of(weight_OI).as_dtype(dtype, np.empty(0, np.float32)))
-        tiled = Tiled.of(weight_OI, TILE_INPUTS // 2)
-        if tiled.values.size <= MOST_UNITED * weight_OI.size:
-            return cls(pattern, tiled.in_halves())
-        return cls(pattern, Masked.of(weight_OI))
+        tiled = Tiled.of(weight_OI, TILE_INPUTS if dtype == "bfloat16" else TILE_INPUTS // 2)
+        if tiled.values.size > MOST_UNITED * weight_OI.size:
+            return cls(pattern, Masked.of(weight_OI, dtype))
+        return cls(
+            pattern, tiled.as_dtype(dtype, np.empty(0, np.float32)) if dtype == "bfloat16" else tiled.in_halves()
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

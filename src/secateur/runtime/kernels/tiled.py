@@ -11,7 +11,7 @@ from secateur.runtime.kernels.choice import Step, tile_steps
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.layouts import MOST_IN_SHORT, Layout, aligned, ranks
-from secateur.runtime.kernels.numbers import Floats, decoded, in_halves, whole
+from secateur.runtime.kernels.numbers import NAMES, Floats, decoded, in_halves, whole
 from secateur.runtime.kernels.panels import Panel
 from secateur.runtime.kernels.tiles import TILE_INPUTS
 
@@ -84,10 +84,7 @@ class Tiled(Layout):
 
         own = "float" if self._is_halved else "bfloat"
         if element != own:
-            names = {"float": "float32", "bfloat": "bfloat16"}
-            raise ConfigError(
-                f"a weight in these tiles is multiplied with activations of {names[own]}, found {names[element]}."
-            )
+            raise ConfigError(f"a weight in tiles of {NAMES[own]} needs activations of it, found {NAMES[element]}.")
         if not has_tiles():
             raise LayerError(
                 "the weight was packed for a processor with AMX, and this is none. Compile the model here."
