@@ -13,14 +13,17 @@ from secateur.errors import MissingPackageError
 from secateur.runtime.kernels import PackedMatrix, choice
 from secateur.runtime.kernels.blocks import BlockKernel
 from secateur.runtime.kernels.direct import DirectKernel
+from secateur.runtime.kernels.emitter import Emitter
 from secateur.runtime.kernels.gathering import GatherKernel
 from secateur.runtime.kernels.images import ImagePanel, Window
 from secateur.runtime.kernels.kernel import Kernel
+from secateur.runtime.kernels.numbers import decoded, encoded
 from secateur.runtime.kernels.pairs import PairGatherKernel, PairKernel
 from secateur.runtime.kernels.rows import RowPanel
 from secateur.runtime.kernels.selecting import SelectKernel, SelectPanelKernel
 from secateur.runtime.kernels.strips import ScatteredKernel
 from secateur.runtime.kernels.target import Target, assembly, compiled, host
+from secateur.runtime.kernels.turning import read_floats, write_floats
 
 LINUX = "x86_64-unknown-linux-gnu"
 TARGETS = {
@@ -69,6 +72,21 @@ def test_a_processor_without_wide_vectors_still_has_code() -> None:
     assert "mulps" in assembly(BlockKernel(4, 1, "i16", RowPanel("float", 4, 2), 4).emit(), target)
 
 
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_activations_of_bfloat16_need_no_function_of_the_compiler(name: str) -> None:
+    target = TARGETS[name][0]
+    panel, permutes = RowPanel("bfloat", target.lanes, 2), target.lanes == 16
+    for kernel in (
+        BlockKernel(4, 1, "i16", panel, 4, "bfloat"),
+        DirectKernel(4, 1, "i16", "bfloat", 1, target.lanes, "bfloat"),
+        DirectKernel(1, 8, "i16", "bfloat", 1, target.lanes, "bfloat"),
+        GatherKernel(128, 128, "bfloat", 1, "bfloat"),
+        SelectKernel(2, 4, "bfloat", 1, permutes, "bfloat"),
+        PairGatherKernel(128, 64, "bfloat", 1, "bfloat"),
+    ):
+        assert "truncsfbf2" not in assembly(kernel.emit(), target)
+
+
 @pytest.mark.skipif(not host().is_x86, reason="runs code for older processors of the same kind")
 @pytest.mark.parametrize("features", ["+avx2,+fma", ""])
 @pytest.mark.parametrize(
@@ -94,6 +112,9 @@ def test_older_processors_get_the_same(pattern: str, rows: int, features: str, m
             y = np.empty((batch, 40), np.float32)
             matrix.matmul(x.ctypes.data, batch, y.ctypes.data)
             np.testing.assert_allclose(y, x @ matrix.dense().T, rtol=1e-4, atol=1e-4)
+            half, result = encoded(x, "bfloat16"), np.empty((batch, 40), np.uint16)
+            matrix.matmul(half.ctypes.data, batch, result.ctypes.data, activations="bfloat16")
+            np.testing.assert_allclose(decoded(result), decoded(half) @ matrix.dense().T, rtol=1e-2, atol=1e-3)
         pixels = np.random.default_rng(1).standard_normal((56, 150)).astype(np.float32)
         y = np.empty((40, 150), np.float32)
         matrix.convolve(pixels.ctypes.data, 1, y.ctypes.data, Window(56, (1, 150), (1, 1), (1, 1), (1, 1)))
@@ -101,6 +122,28 @@ def test_older_processors_get_the_same(pattern: str, rows: int, features: str, m
     finally:
         for cached in caches:
             cached.cache_clear()
+
+
+@pytest.mark.parametrize("features", ["+avx2,+fma", "+avx512f,+avx512bw,+avx512vl", ""])
+@pytest.mark.parametrize("lanes", [1, 4, 8, 16])
+def test_rounding_needs_nothing_else(lanes: int, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an instruction for it LLVM would call a function that no process need have."""
+    if not all(host().has(feature[1:]) for feature in filter(None, features.split(","))):
+        pytest.skip("not of this processor's kind")
+    function = Emitter("run", {"goal": "ptr", "source": "ptr"})
+    write_floats(function, "bfloat", lanes, read_floats(function, "float", lanes, "%source"), "%goal")
+    older = Target(host().triple, "generic" if not host().is_x86 else "x86-64", features)
+    assert "call" not in assembly(function, older)
+    monkeypatch.setattr("secateur.runtime.kernels.target.host", lambda: older)
+    run = compiled(function, "run", 2)
+    floats = np.random.default_rng(0).standard_normal((64, lanes)).astype(np.float32)
+    strange = [np.nan, np.inf, -np.inf, -0.0, 3.4e38, 1e-40, 1 + 2**-8, 1 + 3 * 2**-8]
+    floats[:8] = np.array(strange, np.float32)[:, None]
+    floats[8].view(np.uint32)[:] = 0xFFFFFFFF
+    found = np.empty(floats.shape, np.uint16)
+    for source, goal in zip(floats, found, strict=True):
+        run(goal.ctypes.data, source.ctypes.data)
+    assert np.array_equal(decoded(found), decoded(encoded(floats, "bfloat16")), equal_nan=True)
 
 
 def test_broken_code_is_refused() -> None:

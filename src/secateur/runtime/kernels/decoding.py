@@ -20,7 +20,7 @@ from secateur.runtime.kernels.kernel import Kernel, begun, numbered
 from secateur.runtime.kernels.tiles import TILE_BYTES, TILE_INPUTS, emit_configuration, emit_product, emit_tile
 from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, SIZES, halves
 
-__all__ = ["PAIR", "DecodingKernel", "emit_line"]
+__all__ = ["PAIR", "DecodingKernel", "emit_line", "write_first"]
 
 BESIDE = 2
 """Tiles of rows and tiles of outputs that are multiplied together."""
@@ -30,7 +30,6 @@ PAIR = BESIDE * STRIP
 
 HALVES = vector("i16", 2 * STRIP)
 FLAGS = vector("i1", 2 * STRIP)
-BRAINS = vector("bfloat", STRIP)
 FLOATS = vector("float", STRIP)
 
 ACTIVATIONS, WEIGHTS = 4, 6
@@ -174,7 +173,7 @@ class DecodingKernel(Kernel):
             found = function.load_first(STRIP, function.at(source, side * LINE_BYTES), count)
             for number, half in enumerate(halves(function, found, STRIP)):
                 offset = number * TILE_BYTES + side * LINE_BYTES // 2
-                function.store(BRAINS, half, function.at(goal, offset), LINE_BYTES // 2)
+                function.store(vector("i16", STRIP), half, function.at(goal, offset), LINE_BYTES // 2)
 
     def _steps(self, function: Emitter, feature: str, beside: int = 1) -> str:
         """Bytes from a first feature to another, of tiles that lie beside so many."""
@@ -285,15 +284,21 @@ class DecodingKernel(Kernel):
             with function.loop(0, outputs, STRIP) as first:
                 own = function.at(place, function.multiply(first, STRIP * FLOAT_BYTES))
                 some = function.load(FLOATS, own, LINE_BYTES)
-                if self.element == "bfloat":
-                    some = function.let(f"fptrunc {FLOATS} {some} to {BRAINS}")
                 aim = function.at(line, function.multiply(first, self.size))
-                function.store_first(STRIP, some, aim, function.integer("sub", outputs, first), self.element)
+                write_first(function, self.element, some, aim, function.integer("sub", outputs, first))
 
     def _goal(self, function: Emitter, row: str, output: str) -> str:
         """Where the result of a row and an output belongs."""
         place = function.add(function.multiply(row, "%outputs"), output)
         return function.at("%y", function.multiply(place, self.size))
+
+
+def write_first(function: Emitter, element: str, values: str, place: str, count: str) -> None:
+    """Store the first so many of sixteen floats, rounded to ``bfloat`` if that is the type."""
+    if element == "bfloat":
+        function.store_first(STRIP, function.rounded(STRIP, values), place, count, "i16")
+    else:
+        function.store_first(STRIP, values, place, count)
 
 
 def slot_of(function: Emitter, tiles: str, row: str, size: int) -> str:

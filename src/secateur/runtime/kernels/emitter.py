@@ -12,7 +12,7 @@ from contextlib import contextmanager
 __all__ = ["Emitter", "vector"]
 
 
-MASKED = {"float": ("f32", "4"), "bfloat": ("bf16", "2"), "i16": ("i16", "2")}
+MASKED = {"float": ("f32", "4"), "i16": ("i16", "2")}
 """LLVM's types → their names in those of intrinsics, and their bytes."""
 
 
@@ -46,12 +46,21 @@ class Emitter:
         self._entry: list[str] = []
         self._lines: list[str] = []
         self._declared: set[str] = set()
+        self._rounded: set[int] = set()
         self._names = 0
 
-    def text(self, attributes: str = "") -> str:
-        """The whole module."""
+    def text(self, attributes: str = "", *, rounds: bool = False) -> str:
+        """The whole module.
+
+        Args:
+            attributes: LLVM's of the function.
+            rounds: Whether the processor has an instruction that rounds to bfloat16; LLVM calls a function else, which
+                need not be there.
+        """
         body = "\n  ".join(["entry:", *self._entry, "br label %start", "start:", *self._lines, "ret void"])
-        declarations = "\n".join(sorted(self._declared))
+        declarations = "\n".join(
+            [*sorted(self._declared), *(rounding(lanes, is_native=rounds) for lanes in sorted(self._rounded))]
+        )
         function = f"define void {self._head} #0 {{\n  {body}\n}}"
         return f"{declarations}\n{function}\nattributes #0 = {{ nounwind {attributes} }}\n!0 = !{{}}"
 
@@ -152,6 +161,11 @@ class Emitter:
         kind = vector("float", lanes)
         return self.call(kind, f"llvm.fmuladd.v{lanes}f32", [(kind, left), (kind, right), (kind, total)])
 
+    def rounded(self, lanes: int, value: str) -> str:
+        """Floats rounded to the nearest bfloat16, as bits: LLVM makes arithmetic of some moves of ``bfloat``."""
+        self._rounded.add(lanes)
+        return self.let(f"call {vector('i16', lanes)} @rounded.{lanes}({vector('float', lanes)} {value})")
+
     def sum(self, parts: Sequence[str], lanes: int) -> str:
         """The sum of a power of two of vectors of floats, in pairs."""
         kind = vector("float", lanes)
@@ -221,3 +235,28 @@ class Emitter:
     def _name(self, prefix: str) -> str:
         self._names += 1
         return f"%{prefix}{self._names}"
+
+
+def rounding(lanes: int, *, is_native: bool) -> str:
+    """The function that rounds so many floats to bfloat16, by one instruction or by arithmetic on their bits."""
+    floats, words, shorts = (vector(kind, lanes) for kind in ("float", "i32", "i16"))
+    half_kind = vector("bfloat", lanes)
+    body = [f"%half = fptrunc {floats} %value to {half_kind}", f"%found = bitcast {half_kind} %half to {shorts}"]
+    if not is_native:
+        shift, one, half, quiet = (
+            f"<{', '.join([f'i32 {number}'] * lanes)}>" for number in (16, 1, (1 << 15) - 1, 1 << 22)
+        )
+        body = [
+            f"%bits = bitcast {floats} %value to {words}",
+            f"%high = lshr {words} %bits, {shift}",
+            f"%odd = and {words} %high, {one}",
+            f"%more = add {words} %bits, {half}",
+            f"%near = add {words} %more, %odd",
+            f"%still = or {words} %bits, {quiet}",
+            f"%strange = fcmp uno {floats} %value, %value",
+            f"%chosen = select {vector('i1', lanes)} %strange, {words} %still, {words} %near",
+            f"%upper = lshr {words} %chosen, {shift}",
+            f"%found = trunc {words} %upper to {shorts}",
+        ]
+    lines = "\n  ".join([*body, f"ret {shorts} %found"])
+    return f"define internal {shorts} @rounded.{lanes}({floats} %value) alwaysinline {{\n  {lines}\n}}"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.chunks import STRIP
-from secateur.runtime.kernels.decoding import FLOATS, emit_line
+from secateur.runtime.kernels.decoding import FLOATS, emit_line, write_first
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun
 from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, read_floats
@@ -95,10 +95,8 @@ class ExpandingKernel(Kernel):
         for row, totals in enumerate(sums):
             total = function.sum([function.get(FLOATS, some) for some in totals], STRIP)
             result = function.let(f"fadd {FLOATS} {total}, {bias}")
-            if self.element == "bfloat":
-                result = function.let(f"fptrunc {FLOATS} {result} to {vector('bfloat', STRIP)}")
             place = function.multiply(function.add(function.multiply("%outputs", row), output), SIZES[self.element])
-            function.store_first(STRIP, result, function.at("%y", place), left, self.element)
+            write_first(function, self.element, result, function.at("%y", place), left)
 
 
 def floats(function: Emitter, halves: str) -> tuple[str, str]:

@@ -157,10 +157,10 @@ class RowAccess(Access):
             elif len(columns) == 1:
                 function.store(self.kind, columns[0], place, self.vector_bytes)
             else:
-                half = vector("bfloat", lanes)
-                low, high = (function.let(f"fptrunc {self.kind} {column} to {half}") for column in columns)
+                half = vector("i16", lanes)
+                low, high = (function.rounded(lanes, column) for column in columns)
                 mixed = function.shuffle(half, low, high, turns(lanes))
-                function.store(vector("bfloat", 2 * lanes), mixed, place, self.vector_bytes)
+                function.store(vector("i16", 2 * lanes), mixed, place, self.vector_bytes)
 
     def _emit_feature(self, rows: list[str], goal: str, feature: str) -> None:
         """One feature, number by number."""
@@ -177,10 +177,10 @@ class RowAccess(Access):
 
     def _emit_halves(self, floats: str, lanes: int, place: str) -> None:
         """The two halves of each float, side by side."""
-        function, half = self.function, vector("bfloat", lanes)
+        function, half = self.function, vector("i16", lanes)
         order = [lane + side * lanes for lane in range(lanes) for side in range(2)]
         both = function.shuffle(half, *halves(function, floats, lanes), order)
-        function.store(vector("bfloat", 2 * lanes), both, place, lanes * FLOAT_BYTES)
+        function.store(vector("i16", 2 * lanes), both, place, lanes * FLOAT_BYTES)
 
     def _emit_writing(self, memory: str, first: str, count: str) -> None:
         """Write at most as many outputs as are written together."""

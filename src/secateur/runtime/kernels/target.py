@@ -51,6 +51,11 @@ class Target:
         """Vector registers."""
         return 16 if self.is_x86 and self.lanes < 16 else 32
 
+    @property
+    def rounds(self) -> bool:
+        """Whether it has an instruction that rounds floats to bfloat16."""
+        return self.has("avx512bf16") or self.has("bf16")
+
     def has(self, feature: str) -> bool:
         """Whether it can what LLVM calls `feature`."""
         return f"+{feature}" in self.features.split(",")
@@ -108,7 +113,9 @@ def assembly(function: Emitter, target: Target) -> str:
 
 def _optimized(function: Emitter, target: Target, machine: Any) -> Any:
     binding = _binding()
-    module = binding.parse_assembly(f'target triple = "{target.triple}"\n{function.text(_attributes(target))}')
+    module = binding.parse_assembly(
+        f'target triple = "{target.triple}"\n{function.text(_attributes(target), rounds=target.rounds)}'
+    )
     module.data_layout = str(machine.target_data)
     module.verify()
     options = binding.create_pipeline_tuning_options(speed_level=1)

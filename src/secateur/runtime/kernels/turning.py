@@ -114,17 +114,22 @@ def read_floats(function: Emitter, element: str, lanes: int, place: str) -> str:
     if element == "i8":
         small = function.load(vector("i8", lanes), place)
         return function.let(f"sitofp {vector('i8', lanes)} {small} to {vector('float', lanes)}")
-    halves, words = vector("i16", lanes), vector("i32", lanes)
-    wide = function.let(f"zext {halves} {function.load(halves, place, 2)} to {words}")
-    shifts = f"<{', '.join(['i32 16'] * lanes)}>"
+    return widened(function, function.load(vector("i16", lanes), place, 2), lanes)
+
+
+def widened(function: Emitter, halves: str, lanes: int) -> str:
+    """Floats of which the bits of bfloat16 are given."""
+    words, shifts = vector("i32", lanes), f"<{', '.join(['i32 16'] * lanes)}>"
+    wide = function.let(f"zext {vector('i16', lanes)} {halves} to {words}")
     return function.let(f"bitcast {words} {function.let(f'shl {words} {wide}, {shifts}')} to {vector('float', lanes)}")
 
 
 def write_floats(function: Emitter, element: str, lanes: int, value: str, place: str) -> None:
     """Store floats side by side, rounded to `element`: ``float`` or ``bfloat``."""
     if element == "bfloat":
-        value = function.let(f"fptrunc {vector('float', lanes)} {value} to {vector('bfloat', lanes)}")
-    function.store(vector(element, lanes), value, place, FLOAT_BYTES if element == "float" else 2)
+        function.store(vector("i16", lanes), function.rounded(lanes, value), place, 2)
+    else:
+        function.store(vector("float", lanes), value, place, FLOAT_BYTES)
 
 
 def spread(function: Emitter, floats: str, number: str, lanes: int) -> str:
@@ -165,9 +170,7 @@ def expanded(function: Emitter, stored: str, bounds: tuple[str, str], memory: st
 
 
 def halves(function: Emitter, floats: str, lanes: int) -> tuple[str, str]:
-    """Floats rounded to bfloat16, and what is left of them rounded to bfloat16."""
-    kind, half = vector("float", lanes), vector("bfloat", lanes)
-    large = function.let(f"fptrunc {kind} {floats} to {half}")
-    wide = function.let(f"fpext {half} {large} to {kind}")
-    rest = function.let(f"fsub {kind} {floats}, {wide}")
-    return large, function.let(f"fptrunc {kind} {rest} to {half}")
+    """Floats rounded to bfloat16, and what is left of them rounded to bfloat16, as bits."""
+    large = function.rounded(lanes, floats)
+    rest = function.let(f"fsub {vector('float', lanes)} {floats}, {widened(function, large, lanes)}")
+    return large, function.rounded(lanes, rest)
