@@ -156,7 +156,8 @@ class PackedMatrix:
     def in_tiles(cls, weight_OI: npt.NDArray[np.float32], pattern: str, dtype: str = "bfloat16") -> Self:
         """Multiply with tiles of bfloat16, for sixteen outputs at a time, as some processors can (Intel's AMX).
 
-        Of float32, weights and activations are each parted into two bfloat16: results differ by some millionths.
+        Inputs that none of sixteen outputs reads are left out, if there are enough of them. Of float32, weights and
+        activations are each parted into two bfloat16: results differ by some millionths.
 
         Args:
             weight_OI: The weight, float32.
