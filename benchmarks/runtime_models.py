@@ -39,6 +39,7 @@ def main() -> None:
             encoder(threads, arguments.rounds, torch.float32, "4x1")
             encoder(threads, arguments.rounds, torch.float32, "2:4")
             encoder(threads, arguments.rounds, torch.bfloat16, "16x1")
+            encoder(threads, arguments.rounds, torch.bfloat16, "2:4")
             images(threads, arguments.rounds)
             for dtype in (torch.float32, torch.bfloat16):
                 generator(threads, arguments.rounds, dtype)

@@ -24,8 +24,8 @@ matter: the weight is read once, and what counts is its bytes.
    - for AMX, which multiplies tiles of bfloat16, sixteen outputs at a time (`tiled`, `tiles`): all inputs that any of
      them keeps. Activations must be put together first, so it gains where blocks are as high as a tile or where most is
      zero;
-   - for AMX where nearly all inputs are kept by one output or another (`masked`, `decoding`): a bit for each weight, and
-     behind one another those that are not zero. They become tiles with their zeros, once for up to 256 rows.
+   - for AMX where nearly all inputs are kept by some output of sixteen (`masked`, `decoding`): a bit for each weight,
+     and behind one another those that are not zero. They become tiles with their zeros, once for up to 256 rows.
 
    Numbers are float32, bfloat16 or int8 with a scale per output (`numbers`). In tiles a float32 is two bfloat16, which
    are its first sixteen bits: three products of these take a fifth of the time of one product by vectors, and leave a
