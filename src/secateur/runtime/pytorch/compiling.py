@@ -156,7 +156,7 @@ def _compared(plain: LayerRow, layer: nn.Module, way: Way, call: Call) -> tuple[
         return replace(row, sparse_seconds=None, reason=f"{way.name} differs by {difference:.1e}"), None
     if after > NOTABLE * before:
         return replace(row, reason=f"{way.name} is not faster"), None
-    return replace(row, chosen=way.name, reason="faster", bytes=_bytes(other), error=difference), other
+    return replace(row, chosen=way.name, reason=way.reason, bytes=_bytes(other), error=difference), other
 
 
 def _bytes(layer: nn.Module) -> int:

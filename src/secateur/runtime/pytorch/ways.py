@@ -42,11 +42,13 @@ class Way:
         build: Makes the layer that takes the place of the dense one.
         tolerance: The greatest difference of outputs from the dense ones, over the largest of these; ``None``: that of
             rounding.
+        reason: Why it is chosen where it is.
     """
 
     name: str
     build: Callable[[], nn.Module]
     tolerance: float | None = None
+    reason: str = "faster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +153,12 @@ def _tiles(layer: nn.Module, found: Zeroed, rows: int) -> Way | None:
     dtype = STORED.get(parts(layer)[0].dtype)
     if dtype is None or isinstance(layer, nn.Conv2d) or not has_tiles() or (dtype == "float32" and rows <= FEW_ROWS):
         return None
-    weight = found.weight.numpy()
-    return Way(f"tiles, {dtype}", lambda: _linear(layer, found, PackedMatrix.in_tiles(weight, SINGLE, dtype)))
+    weight, pattern = found.weight.numpy(), found.pattern or SINGLE
+    return Way(
+        f"tiles, {dtype}",
+        lambda: _linear(layer, found, PackedMatrix.in_tiles(weight, pattern, dtype)),
+        reason="faster, and dense uses no tiles" if dtype == "float32" else "faster",
+    )
 
 
 def _kernels(layer: nn.Module, found: Zeroed, product: tuple[str, int], *, int8: bool = False) -> Iterator[Way | str]:
