@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import Kernel, begun, numbered
+from secateur.runtime.kernels.kernel import Kernel, begun, each_panel
 from secateur.runtime.kernels.tiles import TILE_BYTES, TILE_INPUTS, emit_configuration, emit_product, emit_tile
 from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, SIZES, halves
 
@@ -135,7 +135,7 @@ class DecodingKernel(Kernel):
         function = begun()
         emit_configuration(function)
         units = function.integer("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
-        with numbered(function, units) as (number, bounds):
+        with each_panel(function, units) as (number, bounds):
             row = function.multiply(number, self.rows)
             rows = function.smaller(function.integer("sub", "%batch", row), self.rows)
             with function.loop(0, "%inputs", self.piece) as feature:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import Kernel, begun
+from secateur.runtime.kernels.kernel import FewRowsKernel, begun
 from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, LINE_BYTES, SIZES, folded, read_floats, write_floats
 
 __all__ = ["DirectKernel"]
@@ -21,7 +20,7 @@ CHAINS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class DirectKernel(Kernel):
+class DirectKernel(FewRowsKernel):
     """Which reads activations where they are, and whose units are rows of blocks.
 
     Lanes are the outputs of a block, or its inputs if it has one output.
@@ -48,17 +47,6 @@ class DirectKernel(Kernel):
     def size(self) -> int:
         """Bytes of an activation."""
         return SIZES[self.element]
-
-    shares_per_thread: ClassVar[int] = 4
-
-    @property
-    def width(self) -> int:
-        """See `Kernel.width`: all rows, and never others."""
-        return self.batch
-
-    def scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
-        """See `Kernel.scratch_bytes`: none."""
-        return 0
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
         """See `Kernel.costs`: blocks, and a little for each row of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.decoding import FLOATS, emit_line, write_first
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import Kernel, begun
+from secateur.runtime.kernels.kernel import FewRowsKernel, begun
 from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, read_floats
 
 __all__ = ["ExpandingKernel"]
@@ -20,7 +20,7 @@ WORDS = vector("i32", STRIP)
 
 
 @dataclass(frozen=True, slots=True)
-class ExpandingKernel(Kernel):
+class ExpandingKernel(FewRowsKernel):
     """Which reads activations where they are; see `Masked` for how weights lie. A unit is sixteen outputs.
 
     Attributes:
@@ -34,17 +34,6 @@ class ExpandingKernel(Kernel):
     batch: int
     chunk: int
     part: int
-
-    shares_per_thread: ClassVar[int] = 4
-
-    @property
-    def width(self) -> int:
-        """See `Kernel.width`: all rows, and never others."""
-        return self.batch
-
-    def scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
-        """See `Kernel.scratch_bytes`: none."""
-        return 0
 
     def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
         """See `Kernel.costs`: weights, and a little for each line."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import Kernel, begun
+from secateur.runtime.kernels.kernel import FewRowsKernel, begun
 from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, read_floats, write_floats
 
 __all__ = ["GatherKernel", "GatheringKernel"]
@@ -23,30 +22,15 @@ FLOATS = vector("float", STRIP)
 PLACES = vector("ptr", STRIP)
 
 
-class FewRowsKernel(Kernel):
-    """For a few rows of the batch, all done together, with activations as floats.
-
-    Attributes:
-        element: LLVM's type of activations.
-        batch: Rows of the batch.
-    """
-
-    element: str
-    batch: int
-
-    shares_per_thread: ClassVar[int] = 4
-
-    @property
-    def width(self) -> int:
-        """See `Kernel.width`: all rows, and never others."""
-        return self.batch
+class FloatRowsKernel(FewRowsKernel):
+    """Which needs activations as floats."""
 
     def scratch_bytes(self, inputs: int) -> int:
         """See `Kernel.scratch_bytes`: activations that are no floats, as floats."""
         return 0 if self.element == "float" else inputs * self.batch * FLOAT_BYTES
 
 
-class GatheringKernel(FewRowsKernel):
+class GatheringKernel(FloatRowsKernel):
     """Whose unit is a chunk of outputs.
 
     Attributes:

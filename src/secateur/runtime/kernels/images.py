@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter
-from secateur.runtime.kernels.kernel import ARRAYS, NUMBERS, numbered
+from secateur.runtime.kernels.kernel import ARRAYS, NUMBERS, each_panel
 from secateur.runtime.kernels.panels import Access, Panel
 from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES
 
@@ -181,7 +181,7 @@ class ImageAccess(Access):
     def emit_runs(self, units: str) -> Iterator[tuple[str, str]]:
         """See `Access.emit_runs`."""
         function = self.function
-        with numbered(function, units) as (number, bounds):
+        with each_panel(function, units) as (number, bounds):
             image, own = function.integer("sdiv", number, "%panels"), function.integer("srem", number, "%panels")
             line = function.multiply(function.integer("sdiv", own, "%segments"), "%lines")
             segment = function.multiply(function.integer("srem", own, "%segments"), "%span")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.emitter import Emitter
 
-__all__ = ["ARRAYS", "NUMBERS", "PARAMETERS", "Kernel", "begun", "numbered"]
+__all__ = ["ARRAYS", "NUMBERS", "PARAMETERS", "FewRowsKernel", "Kernel", "begun", "each_panel"]
 
 PARAMETERS = ("plan", "bias", "x", "y", "scratch")
 """Addresses that every kernel is called with: a `Plan`, the caller's arrays, and memory of its own."""
@@ -34,7 +34,7 @@ def begun() -> Emitter:
 
 
 @contextmanager
-def numbered(function: Emitter, units: str) -> Iterator[tuple[str, tuple[str, str]]]:
+def each_panel(function: Emitter, units: str) -> Iterator[tuple[str, tuple[str, str]]]:
     """Repeat what is emitted inside for each panel from ``%begin`` to ``%end``, with its first unit and the end."""
     first = function.integer("sdiv", "%begin", units)
     last = function.integer("sdiv", function.add("%end", function.integer("sub", units, 1)), units)
@@ -75,3 +75,26 @@ class Kernel(ABC):
     @abstractmethod
     def emit(self) -> Emitter:
         """The function, called ``run``; see `begun`."""
+
+
+class FewRowsKernel(Kernel):
+    """For a few rows of the batch, all done together.
+
+    Attributes:
+        element: LLVM's type of activations.
+        batch: Rows of the batch.
+    """
+
+    element: str
+    batch: int
+
+    shares_per_thread: ClassVar[int] = 4
+
+    @property
+    def width(self) -> int:
+        """See `Kernel.width`: all rows, and never others."""
+        return self.batch
+
+    def scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
+        """See `Kernel.scratch_bytes`: none."""
+        return 0

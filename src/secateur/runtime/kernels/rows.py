@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.kernel import numbered
+from secateur.runtime.kernels.kernel import each_panel
 from secateur.runtime.kernels.panels import Access, Panel
 from secateur.runtime.kernels.turning import (
     FLOAT_BYTES,
@@ -73,7 +73,7 @@ class RowAccess(Access):
     def emit_runs(self, units: str) -> Iterator[tuple[str, str]]:
         """See `Access.emit_runs`."""
         function = self.function
-        with numbered(function, units) as (number, bounds):
+        with each_panel(function, units) as (number, bounds):
             self._row = function.multiply(number, self._width)
             self._rows = function.smaller(function.integer("sub", "%batch", self._row), self._width)
             self._emit_packing()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.chunks import STRIP, ChunkKernel, Part, emit_products
 from secateur.runtime.kernels.emitter import Emitter, vector
-from secateur.runtime.kernels.gathering import FLOATS, FewRowsKernel, emit_floats, emit_sums, numbered
+from secateur.runtime.kernels.gathering import FLOATS, FloatRowsKernel, emit_floats, emit_sums, numbered
 from secateur.runtime.kernels.kernel import begun
 from secateur.runtime.kernels.panels import Access, Panel
 from secateur.runtime.kernels.strips import emit_ahead
@@ -34,7 +34,7 @@ def place_bits(group: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class SelectKernel(FewRowsKernel):
+class SelectKernel(FloatRowsKernel):
     """For a few rows of the batch; see `Grouped` for how weights lie. A unit is a strip of sixteen outputs.
 
     Attributes:
