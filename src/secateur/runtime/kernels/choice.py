@@ -22,6 +22,7 @@ from secateur.runtime.kernels.tiles import BrainTileKernel, HalfTileKernel
 from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD, SIZES
 
 __all__ = [
+    "MOST_EXPANDED",
     "MOST_SELECTED",
     "Step",
     "block_kernel",
@@ -55,7 +56,7 @@ DECODED_ROWS, DECODED_PIECE, DECODED_BYTES = 256, 1024, 1 << 20
 """Rows of a panel at most, features of a piece of float32, and bytes of a panel, for weights that are decoded."""
 
 MOST_EXPANDED = 8
-"""Rows of the batch that weights in halves are multiplied with by vectors."""
+"""Rows of the batch up to which masked weights are multiplied by vectors."""
 
 MOST_GATHERED = 2
 """Rows of the batch up to which gathering is faster than packing: measured equal at 2 to 3, half as fast at 4."""

@@ -150,7 +150,7 @@ class DecodingKernel(Kernel):
     def _emit_packing(self, function: Emitter, area: Area) -> None:
         """Put the activations of an area into tiles, in halves if they are floats; rows behind the last are like it."""
         last = function.integer("sub", area.rows, 1)
-        with function.loop(0, rounded(function, area.rows, PAIR)) as line:
+        with function.loop(0, rounded_up(function, area.rows, PAIR)) as line:
             row = function.add(area.row, function.smaller(line, last))
             first = function.add(function.multiply(row, "%inputs"), area.feature)
             source = function.at("%x", function.multiply(first, self.size))
@@ -259,10 +259,8 @@ class DecodingKernel(Kernel):
         """
         output, outputs, sums = where
         is_first = function.let(f"icmp eq i64 {area.feature}, 0")
-        bias, goal = (
-            function.at("%bias", function.multiply(output, FLOAT_BYTES)),
-            self._goal(function, area.row, output),
-        )
+        bias = function.at("%bias", function.multiply(output, FLOAT_BYTES))
+        goal = self._goal(function, area.row, output)
         source = function.let(f"select i1 {is_first}, ptr {bias}, ptr {goal}")
         stride = function.let(f"select i1 {is_first}, i64 0, i64 {function.multiply('%outputs', FLOAT_BYTES)}")
         with function.loop(0, area.rows) as row:
@@ -308,7 +306,7 @@ def slot_of(function: Emitter, tiles: str, row: str, size: int) -> str:
     return function.at(line, function.multiply(inner, LINE_BYTES))
 
 
-def rounded(function: Emitter, count: str, step: int) -> str:
+def rounded_up(function: Emitter, count: str, step: int) -> str:
     """A number rounded up to whole steps."""
     return function.multiply(function.integer("sdiv", function.add(count, step - 1), step), step)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 __all__ = ["Emitter", "vector"]
 
 
-MASKED = {"float": ("f32", "4"), "i16": ("i16", "2")}
+OF_INTRINSICS = {"float": ("f32", "4"), "i16": ("i16", "2")}
 """LLVM's types → their names in those of intrinsics, and their bytes."""
 
 
@@ -188,13 +188,13 @@ class Emitter:
 
     def load_first(self, lanes: int, place: str, count: str, element: str = "float") -> str:
         """The first so many elements at a place, and zeros behind them; all of them if a vector has fewer."""
-        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), MASKED[element]
+        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), OF_INTRINSICS[element]
         arguments = [("ptr", place), ("i32", align), (flags, self._first(lanes, count)), (kind, "zeroinitializer")]
         return self.call(kind, f"llvm.masked.load.v{lanes}{name}.p0", arguments)
 
     def store_first(self, lanes: int, values: str, place: str, count: str, element: str = "float") -> None:
         """Store the first so many elements of a vector, or all of them if they are fewer."""
-        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), MASKED[element]
+        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), OF_INTRINSICS[element]
         arguments = [(kind, values), ("ptr", place), ("i32", align), (flags, self._first(lanes, count))]
         self.do(f"llvm.masked.store.v{lanes}{name}.p0", arguments)
 

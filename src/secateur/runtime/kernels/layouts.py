@@ -9,13 +9,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from secateur.errors import ConfigError
 from secateur.runtime.kernels.blocks import FOLLOWING
 from secateur.runtime.kernels.choice import Step, block_kernel, block_steps, most_vectors
 from secateur.runtime.kernels.kernel import Kernel
-from secateur.runtime.kernels.numbers import Floats, decoded, encoded, stored
+from secateur.runtime.kernels.numbers import NAMES, Floats, decoded, encoded, stored
 from secateur.runtime.kernels.panels import Panel
 
-__all__ = ["Blocks", "Layout", "aligned", "in_pieces", "ranks"]
+__all__ = ["Blocks", "Layout", "TileLayout", "aligned", "in_pieces", "ranks"]
 
 CACHE_LINE = 64
 """Bytes that a cache holds or does not hold together."""
@@ -117,6 +118,36 @@ class Layout(ABC):
     def as_dtype(self, dtype: str, scales: Floats) -> Self:
         """The same, stored as another type; its numbers are whole if that is int8."""
         return replace(self, values=aligned(encoded(self.values, dtype)), scales=scales)
+
+
+class TileLayout(Layout):
+    """For tiles of bfloat16: multiplied with rows of its own type alone, and with no images."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def element(self) -> str:
+        """LLVM's type of the activations: ``float`` if the weights are in halves, else ``bfloat``."""
+
+    @property
+    def most_vectors(self) -> int:
+        """See `Layout.most_vectors`."""
+        return 4
+
+    def over(self, panel: Panel) -> Kernel:
+        """See `Layout.over`: of images there is none."""
+        raise ConfigError(f"a weight for tiles is multiplied with rows, found {panel}.")
+
+    def refuse_others(self, element: str) -> None:
+        """Refuse activations of another type than the weights'.
+
+        Raises:
+            ConfigError: They are.
+        """
+        if element != self.element:
+            own, found = NAMES[self.element], NAMES[element]
+            raise ConfigError(f"a weight for tiles of {own} needs activations of it, found {found}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from secateur.errors import ConfigError
 from secateur.runtime.kernels.choice import Step, masked_steps
 from secateur.runtime.kernels.chunks import STRIP
-from secateur.runtime.kernels.kernel import Kernel
-from secateur.runtime.kernels.layouts import Layout, aligned, in_pieces, ranks
-from secateur.runtime.kernels.numbers import NAMES, Floats, decoded, encoded, in_halves, whole
-from secateur.runtime.kernels.panels import Panel
+from secateur.runtime.kernels.layouts import TileLayout, aligned, in_pieces, ranks
+from secateur.runtime.kernels.numbers import Floats, decoded, encoded, in_halves, whole
 
 __all__ = ["Masked"]
 
@@ -28,7 +25,7 @@ LINE = 2 * STRIP
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Masked(Layout):
+class Masked(TileLayout):
     """Numbers that are not zero: chunk of outputs by chunk, within it part by part, within it by strips.
 
     A chunk is 128 outputs, a part 256 inputs, a strip sixteen outputs; two inputs of a strip are a line.
@@ -76,25 +73,19 @@ class Masked(Layout):
             halves=stored.shape[1],
         )
 
+    @property
+    def element(self) -> str:
+        """See `TileLayout.element`."""
+        return "float" if self.halves == 2 else "bfloat"
+
     def steps(self, element: str, rows: int) -> list[Step]:
         """See `Layout.steps`.
 
         Raises:
             ConfigError: Activations are not of the weights' type.
         """
-        own = "float" if self.halves == 2 else "bfloat"
-        if element != own:
-            raise ConfigError(f"a masked weight of {NAMES[own]} needs activations of it, found {NAMES[element]}.")
+        self.refuse_others(element)
         return masked_steps((CHUNK, PART), self.shape[1], element, rows)
-
-    def over(self, panel: Panel) -> Kernel:
-        """See `Layout.over`: of images there is none."""
-        raise ConfigError(f"a masked weight is multiplied with rows, found {panel}.")
-
-    @property
-    def most_vectors(self) -> int:
-        """See `Layout.most_vectors`."""
-        return 4
 
     def dense(self) -> Floats:
         """See `Layout.dense`."""
@@ -102,7 +93,7 @@ class Masked(Layout):
         kept = np.unpackbits(self.columns.view(np.uint8), bitorder="little").reshape(-1, LINE).astype(np.bool_)
         stored = self.values[places(kept.sum(axis=1), self.halves)]
         lines = np.zeros(kept.shape, np.float32)
-        lines[kept] = whole(stored, self.rest) if self.halves == 2 else decoded(stored[:, 0])
+        lines[kept] = whole(stored, self.rest) if self.element == "float" else decoded(stored[:, 0])
         tiles = lines.reshape(-(-outputs // CHUNK), -1, CHUNK // STRIP, PART // 2, STRIP, 2)
         padded = tiles.transpose(0, 2, 4, 1, 3, 5).reshape(len(tiles) * CHUNK, -1)
         return np.ascontiguousarray(padded[:outputs, :inputs])

@@ -6,20 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from secateur.errors import ConfigError, LayerError
+from secateur.errors import LayerError
 from secateur.runtime.kernels.choice import Step, tile_steps
 from secateur.runtime.kernels.chunks import STRIP
-from secateur.runtime.kernels.kernel import Kernel
-from secateur.runtime.kernels.layouts import MOST_IN_SHORT, Layout, aligned, ranks
-from secateur.runtime.kernels.numbers import NAMES, Floats, decoded, in_halves, whole
-from secateur.runtime.kernels.panels import Panel
+from secateur.runtime.kernels.layouts import MOST_IN_SHORT, TileLayout, aligned, ranks
+from secateur.runtime.kernels.numbers import Floats, decoded, in_halves, whole
 from secateur.runtime.kernels.tiles import TILE_INPUTS
 
 __all__ = ["Tiled"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Tiled(Layout):
+class Tiled(TileLayout):
     """Sixteen outputs by sixteen, of which all have the same inputs: those that any of them keeps.
 
     Attributes:
@@ -70,8 +68,9 @@ class Tiled(Layout):
         return replace(self, values=aligned(halves), rest=rest)
 
     @property
-    def _is_halved(self) -> bool:
-        return self.values.ndim == 4
+    def element(self) -> str:
+        """See `TileLayout.element`."""
+        return "float" if self.values.ndim == 4 else "bfloat"
 
     def steps(self, element: str, rows: int) -> list[Step]:
         """See `Layout.steps`.
@@ -82,23 +81,12 @@ class Tiled(Layout):
         """
         from secateur.runtime.kernels.target import has_tiles
 
-        own = "float" if self._is_halved else "bfloat"
-        if element != own:
-            raise ConfigError(f"a weight in tiles of {NAMES[own]} needs activations of it, found {NAMES[element]}.")
+        self.refuse_others(element)
         if not has_tiles():
             raise LayerError(
                 "the weight was packed for a processor with AMX, and this is none. Compile the model here."
             )
         return tile_steps(f"i{8 * self.columns.itemsize}", element, rows)
-
-    def over(self, panel: Panel) -> Kernel:
-        """See `Layout.over`: of images there is none."""
-        raise ConfigError(f"a weight in tiles is multiplied with rows, found {panel}.")
-
-    @property
-    def most_vectors(self) -> int:
-        """See `Layout.most_vectors`."""
-        return 4
 
     def dense(self) -> Floats:
         """See `Layout.dense`."""
@@ -106,6 +94,6 @@ class Tiled(Layout):
         dense = np.zeros((len(self.starts) - 1, inputs, STRIP), np.float32)
         group = np.repeat(np.arange(len(dense)), np.diff(self.starts))
         # What fills up is zero, and belongs where a weight is.
-        values = whole(self.values, self.rest) if self._is_halved else decoded(self.values)
+        values = whole(self.values, self.rest) if self.element == "float" else decoded(self.values)
         np.add.at(dense, (group[:, None], self.columns), values.transpose(0, 2, 1))
         return dense.transpose(0, 2, 1).reshape(-1, inputs)[:outputs]

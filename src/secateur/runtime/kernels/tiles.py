@@ -1,7 +1,8 @@
 """Sixteen outputs at a time, by a processor that multiplies whole tiles of bfloat16 (Intel's AMX).
 
 A tile of weights has sixteen outputs and 32 inputs, any that one of the outputs keeps. Activations of these inputs are
-put together beside it, two inputs of a row side by side, as the processor wants them.
+put together beside it, two inputs of a row side by side, as the processor wants them. Of float32 it has sixteen inputs,
+for the two halves of an activation lie side by side.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from secateur.artifact.choice import Zeros, choose
 from secateur.patterns.pytorch import PytorchBasePattern, is_transformers_conv1d
 from secateur.patterns.view import WeightView
 from secateur.runtime.kernels import PackedMatrix, has_tiles, unsupported
+from secateur.runtime.kernels.choice import MOST_EXPANDED
 from secateur.runtime.pytorch.channels import ChannelConv2d, ChannelLinear
 from secateur.runtime.pytorch.layers import ExchangedLayer, SparseConv2d, SparseLinear, parts
 
@@ -25,9 +26,6 @@ SINGLE = "1x1"
 
 STORED = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """A layer's type → what kernels store its weight as."""
-
-FEW_ROWS = 8
-"""Up to which tiles of float32 are not tried: vectors do them, and other layouts take fewer bytes."""
 
 INT8_TOLERANCE = 0.05
 """What rounding to eight bits may change: a weight by 1/254 of the largest of its output channel."""
@@ -149,9 +147,14 @@ def _channels(layer: nn.Module, found: Zeroed) -> Way | None:
 
 
 def _tiles(layer: nn.Module, found: Zeroed, rows: int) -> Way | None:
-    """Tiles of bfloat16, if the processor has them."""
+    """Tiles of bfloat16, if the processor has them; not for few rows of float32, which vectors would do."""
     dtype = STORED.get(parts(layer)[0].dtype)
-    if dtype is None or isinstance(layer, nn.Conv2d) or not has_tiles() or (dtype == "float32" and rows <= FEW_ROWS):
+    if (
+        dtype is None
+        or isinstance(layer, nn.Conv2d)
+        or not has_tiles()
+        or (dtype == "float32" and rows <= MOST_EXPANDED)
+    ):
         return None
     weight, pattern = found.weight.numpy(), found.pattern or SINGLE
     return Way(
