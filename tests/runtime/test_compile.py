@@ -447,6 +447,8 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
             model(torch.randn(8, 31))
         with pytest.raises(LayerError, match=r"needs inputs of torch\.float32 on the CPU, found torch\.float64 on cpu"):
             model(torch.randn(8, 32).double())
+        with pytest.raises(LayerError, match=r"needs 32 input features, found an input of shape \(\)"):
+            model(torch.tensor(1.0))
     with pytest.raises(StateError, match="SparseLinear is for inference and has no gradients"):
         model(torch.randn(8, 32, requires_grad=True))
 
@@ -460,6 +462,18 @@ def test_inputs_may_lie_in_memory_as_they_like() -> None:
         assert close(model(strided), dense(strided))
         assert close(model(turned.reshape(2, 2, 2, 32)), dense(turned.reshape(2, 2, 2, 32)))
         assert close(model(turned[0]), dense(turned[0]))
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("goal", [torch.bfloat16, "meta"])
+def test_a_model_that_is_moved_keeps_its_numbers(goal: Any) -> None:
+    inputs = torch.randn(8, 32)
+    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), inputs)
+    with torch.no_grad():
+        wanted = dense(inputs)
+        assert close(model.to(goal)(inputs), wanted)
+        with pytest.raises(LayerError, match=r"needs inputs of torch\.float32 on the CPU"):
+            model(inputs.to(goal))
 
 
 def test_models_that_are_not_ready_are_refused() -> None:

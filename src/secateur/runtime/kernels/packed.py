@@ -211,12 +211,8 @@ class PackedMatrix:
         Raises:
             ConfigError: An argument is out of its range, or the weight is in tiles for activations of the other type.
         """
-        if activations not in ACTIVATIONS or rows < 0 or threads < 1:
-            raise ConfigError(
-                f"activations must be one of {ACTIVATIONS}, rows at least 0 and threads at least 1, "
-                f"found {activations!r}, {rows} and {threads}."
-            )
-        self._run(self._plans.get((rows, activations, threads)) or self._plan(rows, activations, threads), bias, x, y)
+        plan = self._plans.get((rows, activations, threads))
+        self._run(self._plan(rows, activations, threads) if plan is None else plan, bias, x, y)
 
     def convolve(
         self, x: int, images: int, y: int, window: Window, *, bias: int | None = None, threads: int = 1
@@ -257,6 +253,11 @@ class PackedMatrix:
                 run_all([partial(step.run, block, bias, x, y) for block in step.blocks], step.threads)
 
     def _plan(self, rows: int, activations: str, threads: int) -> tuple[PlannedStep, ...]:
+        if activations not in ACTIVATIONS or rows < 0 or threads < 1:
+            raise ConfigError(
+                f"activations must be one of {ACTIVATIONS}, rows at least 0 and threads at least 1, "
+                f"found {activations!r}, {rows} and {threads}."
+            )
         plan, start, element = [], 0, ELEMENTS[activations]
         outputs, inputs = self.shape
         for kernel, count in self.layout.steps(element, rows) if rows else []:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from secateur.errors import LayerError, StateError
-from secateur.runtime.kernels import ACTIVATIONS, OVERRUN, PackedMatrix, Window, window_of
+from secateur.runtime.kernels import OVERRUN, PackedMatrix, Window, window_of
 from secateur.runtime.pytorch.operator import handle_of
 
 __all__ = ["ExchangedLayer", "PackedLayer", "SparseConv2d", "SparseLinear", "parts"]
@@ -87,21 +88,20 @@ class PackedLayer(ExchangedLayer):
         matrix: The packed weight.
     """
 
-    packed_bias: torch.Tensor
-
     def __init__(self, layer: nn.Module, matrix: PackedMatrix) -> None:
         super().__init__(layer)
         _, bias = parts(layer)
         self.matrix = matrix
         self.has_bias = bias is not None
-        held = torch.zeros(matrix.shape[0]) if bias is None else bias.float().contiguous().clone()
-        self.register_buffer("packed_bias", held, persistent=False)
+        # No buffer: kernels read its address, and `Module.to` would put it elsewhere or make it another type.
+        self._bias = torch.zeros(matrix.shape[0]) if bias is None else bias.float().contiguous().clone()
+        self._activations = NAMES[self.dtype]
         self.handle = handle_of(self)
 
     @property
     def bias(self) -> torch.Tensor | None:
         """See `ExchangedLayer.bias`."""
-        return self.packed_bias.to(self.dtype) if self.has_bias else None
+        return self._bias.to(self.dtype) if self.has_bias else None
 
     @property
     def nbytes(self) -> int:
@@ -119,34 +119,37 @@ class PackedLayer(ExchangedLayer):
             LayerError: They are not on the CPU, or of another type or shape.
         """
         outputs, inputs = self.matrix.shape
-        self._refuse(rows, (rows.shape[-1], inputs))
-        flat = rows.reshape(-1, inputs).contiguous()
-        result = torch.empty(*rows.shape[:-1], outputs, dtype=rows.dtype)
+        *leading, features = rows.shape or (0,)
+        self._refuse(rows, (features, inputs))
+        flat = rows.contiguous()
+        result = torch.empty((*leading, outputs), dtype=self.dtype)
         self.matrix.matmul(
             flat.data_ptr(),
-            len(flat),
+            math.prod(leading),
             result.data_ptr(),
-            bias=self.packed_bias.data_ptr(),
-            activations=NAMES[rows.dtype],
+            bias=self._bias.data_ptr(),
+            activations=self._activations,
             threads=torch.get_num_threads(),
         )
         return result
 
     def _refuse(self, rows: torch.Tensor, features: tuple[int, int]) -> None:
         """Refuse inputs that it cannot take; `features`: how many they have, and how many it needs."""
-        kind = type(self).__name__
         if rows.requires_grad and torch.is_grad_enabled():
             raise StateError(
-                f"{kind} is for inference and has no gradients. Call the model under torch.no_grad() or "
-                f"torch.inference_mode()."
+                f"{type(self).__name__} is for inference and has no gradients. Call the model under torch.no_grad() "
+                f"or torch.inference_mode()."
             )
-        if rows.device.type != "cpu" or NAMES.get(rows.dtype) not in ACTIVATIONS or rows.dtype != self.dtype:
+        if not rows.is_cpu or rows.dtype is not self.dtype:
             raise LayerError(
-                f"{kind} needs inputs of {self.dtype} on the CPU, found {rows.dtype} on {rows.device}. Convert and "
-                f"move the model before it is compiled."
+                f"{type(self).__name__} needs inputs of {self.dtype} on the CPU, found {rows.dtype} on {rows.device}. "
+                f"Convert and move the model before it is compiled."
             )
         if features[0] != features[1]:
-            raise LayerError(f"{kind} needs {features[1]} input features, found an input of shape {tuple(rows.shape)}.")
+            raise LayerError(
+                f"{type(self).__name__} needs {features[1]} input features, found an input of shape "
+                f"{tuple(rows.shape)}."
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -254,7 +257,7 @@ class SparseConv2d(PackedLayer):
             batch,
             result.data_ptr(),
             window,
-            bias=self.packed_bias.data_ptr(),
+            bias=self._bias.data_ptr(),
             threads=torch.get_num_threads(),
         )
         return result
