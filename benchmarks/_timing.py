@@ -30,10 +30,11 @@ def medians_on_both_clocks(candidates: Mapping[str, Callable[[], object]], round
     seconds: dict[str, list[Seconds]] = {name: [] for name in candidates}
     for turn in range(rounds + 1):
         for name, work in candidates.items():
-            wall, cpu = time.perf_counter(), time.process_time()
+            cpu, wall = time.process_time(), time.perf_counter()
             work()
+            taken = time.perf_counter() - wall
             if turn:
-                seconds[name].append(Seconds(time.perf_counter() - wall, time.process_time() - cpu))
+                seconds[name].append(Seconds(taken, time.process_time() - cpu))
     return {name: Seconds(*map(statistics.median, zip(*values, strict=True))) for name, values in seconds.items()}
 
 

@@ -55,7 +55,7 @@ HALVES_ORDER = (
     ((ACTIVATIONS, 1, SMALL), ((1, 0),)),
     ((WEIGHTS, 1, LARGE), ((0, 1),)),
     ((ACTIVATIONS, 0, LARGE), ((1, 1),)),
-    ((ACTIVATIONS, 1, LARGE), ((0, 0), (0, 1), (1, 0), (1, 1))),
+    ((ACTIVATIONS, 1, LARGE), ((0, 0), (1, 0), (0, 1), (1, 1))),
     ((WEIGHTS, 0, SMALL), ((0, 0), (1, 0))),
     ((WEIGHTS, 1, SMALL), ((0, 1), (1, 1))),
 )
@@ -168,12 +168,14 @@ class DecodingKernel(Kernel):
         if self.element == "bfloat":
             function.store(HALVES, function.load_first(2 * STRIP, source, left, "i16"), goal, LINE_BYTES)
             return
+        sides = []
         for side in range(2):
             count = function.integer("sub", left, side * STRIP)
             found = function.load_first(STRIP, function.at(source, side * LINE_BYTES), count)
-            for number, half in enumerate(halves(function, found, STRIP)):
-                offset = number * TILE_BYTES + side * LINE_BYTES // 2
-                function.store(vector("i16", STRIP), half, function.at(goal, offset), LINE_BYTES // 2)
+            sides.append(halves(function, found, STRIP))
+        for number, (left_side, right_side) in enumerate(zip(*sides, strict=True)):
+            line = function.shuffle(vector("i16", STRIP), left_side, right_side, range(2 * STRIP))
+            function.store(HALVES, line, function.at(goal, number * TILE_BYTES), LINE_BYTES)
 
     def _steps(self, function: Emitter, feature: str, beside: int = 1) -> str:
         """Bytes from a first feature to another, of tiles that lie beside so many."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import sys
 from collections.abc import Callable
@@ -246,11 +245,10 @@ class PackedMatrix:
     def _run(self, plan: tuple[PlannedStep, ...], bias: int | None, x: int, y: int) -> None:
         bias = bias or self._no_bias
         for step in plan:
-            if len(step.blocks) == 1:
-                memory = scratch(step.memory) if step.memory else 0
-                step.function(step.blocks[0], bias, x + step.x, y + step.y, memory)
+            if len(step.plans) == 1:
+                step.run(step.plans[0], bias, x, y)
             else:
-                run_all([partial(step.run, block, bias, x, y) for block in step.blocks], step.threads)
+                run_all([partial(step.run, own, bias, x, y) for own in step.plans], step.threads)
 
     def _plan(self, rows: int, activations: str, threads: int) -> tuple[PlannedStep, ...]:
         if activations not in ACTIVATIONS or rows < 0 or threads < 1:
@@ -286,7 +284,7 @@ class PackedMatrix:
         )
         kernel = self.layout.over(ImagePanel(lanes, fit.vectors))
         step = self._step(kernel, images * fit.panels, (images * pixels, threads), (offsets.ctypes.data, *sizes))
-        return self._remembered((window, images, threads), [step._replace(held=offsets)])
+        return self._remembered((window, images, threads), [step._replace(held=(step.held, offsets))])
 
     def _step(
         self, kernel: Kernel, panels: int, product: tuple[int, int], geometry: tuple[int, ...] = ()
@@ -304,9 +302,9 @@ class PackedMatrix:
         useful = self._useful(rows, threads)
         pieces = useful * kernel.shares_per_thread if useful > 1 else 1
         bounds = shares(kernel.costs(self.layout.starts, inputs), panels, pieces)
-        plans = [(*addresses, rows, inputs, outputs, *some, *geometry) for some in bounds]
-        blocks = tuple((ctypes.c_int64 * len(numbers))(*numbers) for numbers in plans)
-        return PlannedStep(code(kernel), blocks, 0, 0, kernel.scratch_bytes(inputs), useful)
+        held = [np.array([*addresses, rows, inputs, outputs, *some, *geometry], np.int64) for some in bounds]
+        plans = tuple(plan.ctypes.data for plan in held)
+        return PlannedStep(code(kernel), plans, 0, 0, kernel.scratch_bytes(inputs), useful, held)
 
     def _remembered(self, key: PlanKey, plan: list[PlannedStep]) -> tuple[PlannedStep, ...]:
         if len(self._plans) >= MOST_PLANS:
@@ -333,25 +331,26 @@ class PlannedStep(NamedTuple):
 
     Attributes:
         function: The kernel's function.
-        blocks: For each thread, a plan as the kernel reads it.
+        plans: For each thread, the address of a plan as the kernel reads it.
         x: Bytes from the first activation to the first of this step.
         y: Bytes from the first result to the first of this step.
         memory: Bytes that each thread needs.
         threads: How many are worth their waking up.
-        held: What the plan points to.
+        held: What the addresses point to.
     """
 
     function: Callable[..., None]
-    blocks: tuple[Any, ...]
+    plans: tuple[int, ...]
     x: int
     y: int
     memory: int
     threads: int
     held: Any = None
 
-    def run(self, block: Any, bias: int, x: int, y: int) -> None:
+    def run(self, plan: int, bias: int, x: int, y: int) -> None:
         """Do one thread's part."""
-        self.function(block, bias, x + self.x, y + self.y, scratch(self.memory))
+        function, _, first_x, first_y, memory, _, _ = self
+        function(plan, bias, x + first_x, y + first_y, scratch(memory) if memory else 0)
 
 
 def packed(weight_OI: npt.NDArray[np.float32], pattern: str, rows: int) -> Layout:
