@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from runtime.fenced import fenced, fences
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import PackedMatrix, Window, choice, has_tiles, packed, target
+from secateur.runtime.kernels.amx import TILE_INPUTS
 from secateur.runtime.kernels.masked import Masked
 from secateur.runtime.kernels.numbers import decoded, encoded
 from secateur.runtime.kernels.rows import RowPanel
 from secateur.runtime.kernels.target import Target, assembly
 from secateur.runtime.kernels.tiled import Tiled
-from secateur.runtime.kernels.tiles import TILE_INPUTS, BrainTileKernel
+from secateur.runtime.kernels.tiles import BrainTileKernel
 
 amx = pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
 GUARD = 64

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from secateur.runtime.kernels.amx import TILE_BYTES, TILE_INPUTS, emit_configuration, emit_product, emit_tile
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun, each_panel
-from secateur.runtime.kernels.tiles import TILE_BYTES, TILE_INPUTS, emit_configuration, emit_product, emit_tile
-from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, SIZES, halves
+from secateur.runtime.kernels.lines import HALVES, emit_line
+from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES, SIZES, halves, write_first
 
-__all__ = ["PAIR", "DecodingKernel", "emit_line", "write_first"]
+__all__ = ["PAIR", "DecodingKernel"]
 
 BESIDE = 2
 """Tiles of rows and tiles of outputs that are multiplied together."""
@@ -28,8 +29,6 @@ BESIDE = 2
 PAIR = BESIDE * STRIP
 """Rows of them, and outputs."""
 
-HALVES = vector("i16", 2 * STRIP)
-FLAGS = vector("i1", 2 * STRIP)
 FLOATS = vector("float", STRIP)
 
 ACTIVATIONS, WEIGHTS = 4, 6
@@ -285,20 +284,12 @@ class DecodingKernel(Kernel):
                 own = function.at(place, function.multiply(first, STRIP * FLOAT_BYTES))
                 some = function.load(FLOATS, own, LINE_BYTES)
                 aim = function.at(line, function.multiply(first, self.size))
-                write_first(function, self.element, some, aim, function.integer("sub", outputs, first))
+                write_first(function, self.element, STRIP, some, aim, function.integer("sub", outputs, first))
 
     def _goal(self, function: Emitter, row: str, output: str) -> str:
         """Where the result of a row and an output belongs."""
         place = function.add(function.multiply(row, "%outputs"), output)
         return function.at("%y", function.multiply(place, self.size))
-
-
-def write_first(function: Emitter, element: str, values: str, place: str, count: str) -> None:
-    """Store the first so many of sixteen floats, rounded to ``bfloat`` if that is the type."""
-    if element == "bfloat":
-        function.store_first(STRIP, function.rounded(STRIP, values), place, count, "i16")
-    else:
-        function.store_first(STRIP, values, place, count)
 
 
 def slot_of(function: Emitter, tiles: str, row: str, size: int) -> str:
@@ -311,24 +302,3 @@ def slot_of(function: Emitter, tiles: str, row: str, size: int) -> str:
 def rounded_up(function: Emitter, count: str, step: int) -> str:
     """A number rounded up to whole steps."""
     return function.multiply(function.integer("sdiv", function.add(count, step - 1), step), step)
-
-
-def emit_line(function: Emitter, slot: str, mask: str, element: str) -> list[str]:
-    """A line of weights, each where it belongs, and zeros between them; of floats, the large halves and the small ones.
-
-    Args:
-        function: Where to.
-        slot: A variable: where the line's weights are; it moves to those of the next line.
-        mask: Where the line's mask is.
-        element: LLVM's type of the weights.
-    """
-    bits = function.load("i32", mask, 4)
-    flags = function.let(f"bitcast i32 {bits} to {FLAGS}")
-    count = function.let(f"zext i32 {function.call('i32', 'llvm.ctpop.i32', [('i32', bits)])} to i64")
-    place, found = function.get("ptr", slot), []
-    for _ in range(2 if element == "float" else 1):
-        arguments = [("ptr", place), (FLAGS, flags), (HALVES, "zeroinitializer")]
-        found.append(function.call(HALVES, "llvm.masked.expandload.v32i16", arguments))
-        place = function.at(place, function.multiply(count, 2))
-    function.put("ptr", place, slot)
-    return found

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.chunks import STRIP
-from secateur.runtime.kernels.decoding import FLOATS, emit_line, write_first
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import FewRowsKernel, begun
-from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, read_floats
+from secateur.runtime.kernels.lines import HALVES, emit_line
+from secateur.runtime.kernels.turning import AHEAD, FLOAT_BYTES, SIZES, read_floats, write_first
 
 __all__ = ["ExpandingKernel"]
 
+FLOATS = vector("float", STRIP)
 WORDS = vector("i32", STRIP)
 
 
@@ -85,12 +86,12 @@ class ExpandingKernel(FewRowsKernel):
             total = function.sum([function.get(FLOATS, some) for some in totals], STRIP)
             result = function.let(f"fadd {FLOATS} {total}, {bias}")
             place = function.multiply(function.add(function.multiply("%outputs", row), output), SIZES[self.element])
-            write_first(function, self.element, result, function.at("%y", place), left)
+            write_first(function, self.element, STRIP, result, function.at("%y", place), left)
 
 
 def floats(function: Emitter, halves: str) -> tuple[str, str]:
     """The even and the odd ones of 32 bfloat16, as floats."""
-    bits = function.let(f"bitcast {vector('i16', 2 * STRIP)} {halves} to {WORDS}")
+    bits = function.let(f"bitcast {HALVES} {halves} to {WORDS}")
     high, sixteen = (f"<{', '.join([f'i32 {number}'] * STRIP)}>" for number in (-(1 << 16), 16))
     even, odd = function.let(f"shl {WORDS} {bits}, {sixteen}"), function.let(f"and {WORDS} {bits}, {high}")
     first, second = (function.let(f"bitcast {WORDS} {some} to {FLOATS}") for some in (even, odd))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.errors import ConfigError, LayerError
+from secateur.runtime.kernels.amx import TILE_INPUTS
 from secateur.runtime.kernels.choice import MOST_SELECTED, code
 from secateur.runtime.kernels.grouped import Grouped
 from secateur.runtime.kernels.images import ImagePanel, Window, fitted
@@ -25,7 +26,6 @@ from secateur.runtime.kernels.paired import Paired
 from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.threads import run_all, scratch
 from secateur.runtime.kernels.tiled import Tiled
-from secateur.runtime.kernels.tiles import TILE_INPUTS
 from secateur.runtime.kernels.turning import SIZES
 
 __all__ = ["ACTIVATIONS", "PackedMatrix", "unsupported"]

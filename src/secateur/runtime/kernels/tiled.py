@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from secateur.errors import LayerError
+from secateur.runtime.kernels.amx import TILE_INPUTS
 from secateur.runtime.kernels.choice import Step, tile_steps
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.layouts import MOST_IN_SHORT, TileLayout, aligned, ranks
 from secateur.runtime.kernels.numbers import Floats, decoded, in_halves, whole
-from secateur.runtime.kernels.tiles import TILE_INPUTS
 
 __all__ = ["Tiled"]
 

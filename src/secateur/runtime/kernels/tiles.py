@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from secateur.runtime.kernels.amx import TILE_BYTES, TILE_INPUTS, TILES, emit_configuration, emit_product, emit_tile
 from secateur.runtime.kernels.chunks import STRIP
 from secateur.runtime.kernels.emitter import Emitter, vector
 from secateur.runtime.kernels.kernel import Kernel, begun
@@ -21,30 +22,10 @@ from secateur.runtime.kernels.panels import Access
 from secateur.runtime.kernels.rows import RowPanel, zipped
 from secateur.runtime.kernels.turning import LINE_BYTES, spread
 
-__all__ = [
-    "TILE_BYTES",
-    "TILE_INPUTS",
-    "BrainTileKernel",
-    "HalfTileKernel",
-    "emit_configuration",
-    "emit_product",
-    "emit_tile",
-]
-
-TILE_INPUTS = 32
-"""Of a tile: a line of the cache of bfloat16."""
-
-TILE_BYTES = STRIP * LINE_BYTES
-"""Sixteen lines."""
-
-TILES = 8
-"""That the processor has."""
+__all__ = ["BrainTileKernel", "HalfTileKernel"]
 
 WEIGHTS, ACTIVATIONS = 4, 5
 """Numbers of the first tiles that are multiplied; before them are the sums, one for each vector of rows."""
-
-PALETTE = 1
-"""The only one that there is: eight tiles of up to sixteen lines."""
 
 
 class TileKernel(Kernel):
@@ -200,23 +181,3 @@ class HalfTileKernel(TileKernel):
             for half in range(2):
                 twice = function.shuffle(kind, both, "poison", [2 * (lane // 2) + half for lane in range(2 * STRIP)])
                 function.store(kind, twice, function.at(goal, half * TILE_BYTES + line * LINE_BYTES), LINE_BYTES)
-
-
-def emit_configuration(function: Emitter) -> None:
-    """Tell the processor that all tiles have sixteen lines of 64 bytes."""
-    config = function.variable(vector("i8", LINE_BYTES), "zeroinitializer")
-    function.store("i8", str(PALETTE), config)
-    for tile in range(TILES):
-        function.store("i16", str(LINE_BYTES), function.at(config, 16 + 2 * tile))
-        function.store("i8", str(STRIP), function.at(config, 48 + tile))
-    function.do("llvm.x86.ldtilecfg", [("ptr", config)])
-
-
-def emit_tile(function: Emitter, what: str, tile: int, place: str, stride: int) -> None:
-    """Move a tile from lines at a place (``tileloadd64``) or to them (``tilestored64``)."""
-    function.do(f"llvm.x86.{what}", [("i8", str(tile)), ("ptr", place), ("i64", str(stride))])
-
-
-def emit_product(function: Emitter, total: int, left: int, right: int) -> None:
-    """Add the product of two tiles to a third."""
-    function.do("llvm.x86.tdpbf16ps", [("i8", str(tile)) for tile in (total, left, right)])

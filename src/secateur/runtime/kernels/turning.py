@@ -18,6 +18,7 @@ __all__ = [
     "read_floats",
     "spread",
     "transposed",
+    "write_first",
     "write_floats",
 ]
 
@@ -130,6 +131,14 @@ def write_floats(function: Emitter, element: str, lanes: int, value: str, place:
         function.store(vector("i16", lanes), function.rounded(lanes, value), place, 2)
     else:
         function.store(vector("float", lanes), value, place, FLOAT_BYTES)
+
+
+def write_first(function: Emitter, element: str, lanes: int, values: str, place: str, count: str) -> None:
+    """Store the first so many of a vector's floats, rounded to `element`: ``float`` or ``bfloat``."""
+    if element == "bfloat":
+        function.store_first(lanes, function.rounded(lanes, values), place, count, "i16")
+    else:
+        function.store_first(lanes, values, place, count)
 
 
 def spread(function: Emitter, floats: str, number: str, lanes: int) -> str:
