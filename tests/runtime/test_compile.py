@@ -476,6 +476,17 @@ def test_a_model_that_is_moved_keeps_its_numbers(goal: Any) -> None:
             model(inputs.to(goal))
 
 
+@pytest.mark.usefixtures("always")
+def test_what_becomes_of_the_dense_bias_does_not_matter() -> None:
+    inputs, dense = torch.randn(8, 32), pruned(mlp(32, 64), "4x1")
+    bias = dense[0].bias.detach()
+    model, _ = secateur.runtime.compile(dense, inputs)
+    with torch.no_grad():
+        before = model(inputs)
+        bias.add_(1.0)
+        assert torch.equal(model(inputs), before)
+
+
 def test_models_that_are_not_ready_are_refused() -> None:
     model = mlp(8, 8).train()
     with pytest.raises(StateError, match=r"for inference, and .* is in training mode\. Call model\.eval\(\)"):

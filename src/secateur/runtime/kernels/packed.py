@@ -349,8 +349,7 @@ class PlannedStep(NamedTuple):
 
     def run(self, plan: int, bias: int, x: int, y: int) -> None:
         """Do one thread's part."""
-        function, _, first_x, first_y, memory, _, _ = self
-        function(plan, bias, x + first_x, y + first_y, scratch(memory) if memory else 0)
+        self.function(plan, bias, x + self.x, y + self.y, scratch(self.memory) if self.memory else 0)
 
 
 def packed(weight_OI: npt.NDArray[np.float32], pattern: str, rows: int) -> Layout:
