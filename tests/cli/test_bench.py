@@ -74,6 +74,30 @@ def test_a_model_of_code_with_inputs() -> None:
     assert names(found("bench", "pruned", *given))[2] == "forward pass, 3×8"
 
 
+GIVEN = ("bench", "pruned", "--model", "cli_nets:build", "--inputs", "inputs.npz", "--rounds", "1", "--device")
+
+
+@pytest.fixture
+def inputs(folder: Path) -> None:
+    np.savez(folder / "inputs.npz", np.ones((5, 8), dtype=np.float32))
+
+
+@pytest.mark.usefixtures("net", "inputs")
+def test_a_device_is_chosen() -> None:
+    assert names(found(*GIVEN, "cpu"))[2] == "forward pass, 1×8"
+    result = run(*GIVEN, "nonsense")
+    assert result.exit_code == 1
+    assert "device must be one that torch can use here, such as 'cpu' or 'cuda', found 'nonsense'" in result.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("net", "inputs")
+def test_a_gpu_is_named() -> None:
+    report = found(*GIVEN, "cuda")
+    assert names(report)[3] == f"forward pass, 1×8 on {torch.cuda.get_device_name()}, runtime"
+    assert report["runtime"]["device"] == "cuda:0"
+
+
 @pytest.mark.usefixtures("net")
 def test_what_is_not_timed_is_told() -> None:
     report = found("bench", "pruned", "--rounds", "1")
@@ -99,6 +123,9 @@ def test_a_keras_model(folder: Path) -> None:
     assert names(found("bench", "pruned", "--rounds", "1"))[2] == "forward pass, 1×8"
     np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
     assert names(found("bench", "pruned", "--rounds", "1", "--inputs", "inputs.npz", "--batch", "3"))[2].endswith("3×8")
+    result = run("bench", "pruned", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "a device is chosen for torch models only" in result.stderr
     (folder / "bad.npz").write_bytes(b"no zip")
     notes = found("bench", "pruned", "--rounds", "1", "--inputs", "bad.npz")["notes"]
     assert any("'bad.npz' must be an .npz file of inputs; it cannot be read" in note for note in notes)

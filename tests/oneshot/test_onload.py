@@ -119,7 +119,7 @@ ELSEWHERE = torch.device("cpu", 0)
 def moves(monkeypatch: pytest.MonkeyPatch) -> Moves:
     found = Moves()
     monkeypatch.setattr(onload, "_move", found)
-    monkeypatch.setattr(onload, "_existing", lambda _: ELSEWHERE)
+    monkeypatch.setattr(onload, "existing", lambda _: ELSEWHERE)
     return found
 
 
@@ -196,7 +196,7 @@ def test_what_blocks_are_given_moves_whatever_holds_it() -> None:
 @pytest.mark.parametrize("options", WAYS, ids=str)
 @pytest.mark.parametrize("name", [*TEXT, "vit"])
 def test_pruning_on_a_gpu(name: str, options: dict[str, Any]) -> None:
-    options = {"config": IN_BLOCKS.get(name, CONFIG), **options}
+    options = {**options, "config": {**IN_BLOCKS.get(name, CONFIG), **options.get("config", {})}}
     model, given = family(name), inputs_of(name, padded=name != "vit")
     homes = [(id(held), held.device) for held in (*model.parameters(), *model.buffers())]
     spy = Spy(lambda problem: (problem.weight.device.type, problem.norms.device.type, problem.keep(problem.weight)))

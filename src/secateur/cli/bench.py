@@ -29,6 +29,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Examples that the model sees at once.")] = 1,
     length: Annotated[int, typer.Option(min=1, help="Tokens in each, for a model of text.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed; medians are shown.")] = 5,
+    device: Annotated[str | None, typer.Option(help="Where the model works, such as cuda.")] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -49,14 +50,20 @@ def bench(
 
     secateur bench pruned --model my_nets:build --inputs images.npz --json
 
-    secateur bench my_nets:pruned_net --inputs images.npz
+    secateur bench my_nets:pruned_net --inputs images.npz --device cuda
     """
     from secateur.cli.benching import Bench
 
     with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
-        found = Bench(reference=reference, model=model, inputs=inputs, batch=batch, length=length, rounds=rounds).run(
-            steps
-        )
+        found = Bench(
+            reference=reference,
+            model=model,
+            inputs=inputs,
+            batch=batch,
+            length=length,
+            rounds=rounds,
+            device=device,
+        ).run(steps)
     show(found, as_json=as_json)
     if found.runtime is not None and not as_json:
         console().print()

@@ -119,6 +119,7 @@ class Bench:
         batch: Examples.
         length: Tokens in each.
         rounds: How often each is timed.
+        device: Where the model works; ``None``: where it is built.
     """
 
     reference: str
@@ -127,6 +128,7 @@ class Bench:
     batch: int
     length: int
     rounds: int
+    device: str | None = None
 
     def run(self, steps: Steps) -> BenchReport:
         """Measure.
@@ -180,7 +182,7 @@ class Bench:
     def _forward(self, build: Callable[[], Any], notes: list[str]) -> tuple[Sequence[Measure], RuntimeReport | None]:
         """The forward pass, as it is and with the layers exchanged that gain."""
         try:
-            made = trial(build(), self.inputs, self.batch, self.length)
+            made = trial(build(), self.inputs, self.batch, self.length, self.device)
         except CalibrationError as error:
             notes.append(f"The forward pass was not timed: {error}")
             return (), None

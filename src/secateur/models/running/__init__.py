@@ -31,7 +31,7 @@ class Trial:
     """A pruned model and its dense twin, ready to be called.
 
     Attributes:
-        inputs: What they read, for a person.
+        inputs: What they read, and on which GPU, for a person.
         dense: Calls the same model with small numbers in place of its zeros.
         pruned: Calls the model.
         exchange: Has the runtime exchange the layers of a copy that gain from it.
@@ -47,7 +47,7 @@ class Trial:
     exchange: Callable[[], Exchanged]
 
 
-def trial(model: Any, file: Path | None, batch: int, length: int) -> Trial:
+def trial(model: Any, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
     """Make a model and its twin ready.
 
     Args:
@@ -55,9 +55,11 @@ def trial(model: Any, file: Path | None, batch: int, length: int) -> Trial:
         file: ``.npz`` or ``.safetensors`` with inputs; ``None``: random ones.
         batch: Examples.
         length: Tokens in each, for a model of text.
+        device: Where it is to work, such as ``"cuda"``; ``None``: where it is.
 
     Raises:
+        ConfigError: There is no such device here, or the model is one of Keras, which has its own way to choose one.
         CalibrationError: The inputs cannot be read, or nothing is known of those that the model takes.
     """
-    made: Trial = leaf("secateur.models.running", model).trial(model, file, batch, length)
+    made: Trial = leaf("secateur.models.running", model).trial(model, file, batch, length, device)
     return made

@@ -10,14 +10,22 @@ from typing import Any
 import keras
 import numpy as np
 
-from secateur.errors import CalibrationError, UnsupportedModelError
+from secateur.errors import CalibrationError, ConfigError, UnsupportedModelError
 from secateur.models.running import Exchanged, Trial
 
 __all__ = ["trial"]
 
 
-def trial(model: keras.Model, file: Path | None, batch: int, length: int) -> Trial:  # noqa: ARG001 - of text only
+def trial(
+    model: keras.Model,
+    file: Path | None,
+    batch: int,
+    length: int,  # noqa: ARG001 - of text only
+    device: str | None = None,
+) -> Trial:
     """See `secateur.models.running.trial`."""
+    if device is not None:
+        raise ConfigError(f"a device is chosen for torch models only, and {model.name!r} is a Keras model.")
     inputs = _random(model, batch) if file is None else _read(file, batch)
     twin = keras.models.clone_model(model)
     twin.set_weights([_without_zeros(weight) for weight in model.get_weights()])

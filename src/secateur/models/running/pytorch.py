@@ -15,7 +15,8 @@ from secateur._packages import need
 from secateur.errors import CalibrationError
 from secateur.models.pytorch.batches import array_batches
 from secateur.models.running import Exchanged, Trial
-from secateur.oneshot.pytorch.batches import calibrating, naming_batch
+from secateur.oneshot.pytorch.batches import calibrating, moved, naming_batch
+from secateur.oneshot.pytorch.onload import existing
 from secateur.runtime import compile as compile_model
 
 __all__ = ["trial"]
@@ -24,13 +25,16 @@ IMAGE_SIZE = 224
 """Pixels of a side, for a model of images of any size."""
 
 
-def trial(model: nn.Module, file: Path | None, batch: int, length: int) -> Trial:
+def trial(model: nn.Module, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
     """See `secateur.models.running.trial`."""
     inputs = _random(model, batch, length) if file is None else _first_rows(array_batches(file)[0], batch)
+    if device is not None:
+        model, inputs = model.to(existing(device)), moved(inputs, existing(device))
     shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in _tensors(inputs))
+    on_gpu = [tensor for tensor in _tensors(inputs) if tensor.is_cuda]
     _call(model, inputs)
     return Trial(
-        inputs=shapes,
+        inputs=shapes + "".join(f" on {torch.cuda.get_device_name(tensor.device)}" for tensor in on_gpu[:1]),
         dense=partial(_call, _without_zeros(model), inputs),
         pruned=partial(_call, model, inputs),
         exchange=partial(_exchanged, model, inputs),
@@ -46,6 +50,8 @@ def _exchanged(model: nn.Module, inputs: Any) -> Exchanged:
 def _call(model: nn.Module, inputs: Any) -> None:
     with calibrating(model), naming_batch(0):
         model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+    if any(tensor.is_cuda for tensor in _tensors(inputs)):
+        torch.cuda.synchronize()
 
 
 def _random(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:

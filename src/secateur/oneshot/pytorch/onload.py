@@ -246,7 +246,7 @@ def storage_of(model: nn.Module, calibration: Calibration) -> Storage:
         ConfigError: It is not and something does, only a part of it is, or the device does not exist.
         ModelLoadError: The files do not fit the model.
     """
-    device = None if calibration.device is None else _existing(calibration.device)
+    device = None if calibration.device is None else existing(calibration.device)
     empty = {name: held.is_meta for name, held in model.named_parameters()}
     if calibration.weights is None:
         if name := next((name for name, is_empty in empty.items() if is_empty), None):
@@ -266,7 +266,7 @@ def storage_of(model: nn.Module, calibration: Calibration) -> Storage:
     return InFiles(model, WeightFiles(calibration.weights), calibration.folder, device)
 
 
-def _existing(device: Any) -> torch.device:
+def existing(device: Any) -> torch.device:
     """The device, with its number.
 
     Raises:
