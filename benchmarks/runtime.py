@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from _pruned import pruned
 from _timing import medians
 from secateur.runtime.kernels import DTYPES, PackedMatrix, has_tiles, unsupported
 
@@ -40,17 +41,6 @@ def options() -> argparse.Namespace:
         "--torch", action=argparse.BooleanOptionalAction, default=True, help="torch's bfloat16 and sparse products too"
     )
     return parser.parse_args()
-
-
-def pruned(shape: tuple[int, int], pattern: str, sparsity: float, rng: np.random.Generator) -> np.ndarray:
-    weight = rng.standard_normal(shape, np.float32)
-    if ":" in pattern:
-        keep, group = (int(number) for number in pattern.split(":"))
-        order = rng.random((shape[0], shape[1] // group, group)).argsort(axis=2).argsort(axis=2)
-        return weight * (order < keep).reshape(shape)
-    rows, cols = (int(number) for number in pattern.split("x"))
-    mask = rng.random((shape[0] // rows, shape[1] // cols)) >= sparsity
-    return weight * mask.repeat(rows, 0).repeat(cols, 1)
 
 
 def of_torch(weight: np.ndarray, pattern: str, x: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:

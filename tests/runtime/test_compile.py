@@ -6,6 +6,7 @@ import pickle
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 import secateur
 import secateur.runtime
 from oneshot.families import FAMILIES
-from secateur.errors import CalibrationError, LayerError, StateError, UnsupportedModelError
+from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import Compiled
 from secateur.runtime.kernels import OVERRUN, Window, has_tiles
 from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, compiling
@@ -426,6 +427,10 @@ def test_the_report_is_for_people_and_machines() -> None:
     text = str(report)
     assert "2 of 2 layers exchanged" in text
     assert "x1 kernel, float32" in text
+    assert "graph" not in text
+    in_graphs = str(replace(report, cuda_graphs=True))
+    assert "Times of layers are of CUDA graphs" in in_graphs
+    assert "One call of the model without a graph: " in in_graphs
 
 
 def test_a_kernel_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,6 +498,8 @@ def test_models_that_are_not_ready_are_refused() -> None:
         secateur.runtime.compile(model, torch.randn(2, 8))
     with pytest.raises(CalibrationError, match="The model refuses calibration batch 0"):
         secateur.runtime.compile(model.eval(), torch.randn(2, 9))
+    with pytest.raises(ConfigError, match="cuda_graphs is for models on a GPU, and this one is on cpu"):
+        secateur.runtime.compile(model, torch.randn(2, 8), cuda_graphs=True)
     with pytest.raises(UnsupportedModelError, match=r"A torch\.nn\.Module or a keras\.Model is needed"):
         secateur.runtime.compile({}, torch.randn(2, 9))
 

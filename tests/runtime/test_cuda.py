@@ -1,6 +1,8 @@
-"""Exchanged layers on a GPU, by what torch ships."""
+"""Exchanged layers on a GPU, by what torch brings."""
 
 import copy
+import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -8,23 +10,122 @@ from torch import nn
 
 import secateur
 import secateur.runtime
+from secateur.errors import LayerError, StateError
 from secateur.runtime.pytorch import compiling
 
 pytestmark = pytest.mark.gpu
 
+HALVES = [torch.float16, torch.bfloat16]
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("pattern", "sparsity", "way"), [("2:4", None, "2:4 of the GPU"), ("64x64", 0.75, "blocks")])
-def test_outputs_are_those_of_the_dense_model(
-    pattern: str, sparsity: float | None, way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+ZEROS: list[tuple[dict[str, Any], str]] = [
+    ({"pattern": "2:4"}, "2:4, "),
+    ({"pattern": "32x32", "target_sparsity": 0.75}, "blocks, Triton"),
+    ({"pattern": "1xchannel", "target_sparsity": 0.5}, "smaller dense"),
+]
+"""A configuration, and what the way is called that serves it."""
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take whatever way there is, as fast as it may be."""
     monkeypatch.setattr(compiling, "NOTABLE", float("inf"))
+
+
+def compiled(config: dict[str, Any], dtype: torch.dtype, rows: int = 128) -> tuple[nn.Module, nn.Module, Any]:
+    """A dense model, the same with layers exchanged, and the report."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256)).to("cuda", dtype).eval()
-    secateur.prune(model, {"pattern": pattern, "target_sparsity": sparsity, "op_names": [".*"]})
-    dense, inputs = copy.deepcopy(model), torch.randn(128, 256, device="cuda", dtype=dtype)
-    compiled, report = secateur.runtime.compile(model, inputs)
-    assert all(way in row.chosen for row in report.layers)
+    model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 256, bias=False)).to("cuda", dtype).eval()
+    secateur.prune(model, {**config, "op_names": [".*"], "pruning_scope": "local"})
+    dense, inputs = copy.deepcopy(model), torch.randn(rows, 256, device="cuda", dtype=dtype)
+    return dense, *secateur.runtime.compile(model, inputs)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-2) -> bool:
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("config", "way"), ZEROS, ids=lambda given: str(given))
+def test_outputs_are_those_of_the_dense_model(config: dict[str, Any], way: str, dtype: torch.dtype) -> None:
+    dense, model, report = compiled(config, dtype)
+    assert all(way in row.chosen for row in report.layers), report
+    assert all(row.bytes < row.dense_bytes for row in report.layers)
+    for shape in ((128, 256), (1, 256), (3, 256), (17, 256), (256,), (2, 5, 256)):
+        inputs = torch.randn(shape, device="cuda", dtype=dtype)
+        with torch.no_grad():
+            assert close(model(inputs), dense(inputs)), shape
+        with torch.inference_mode():
+            assert close(model(inputs), dense(inputs)), shape
     with torch.no_grad():
-        expected = dense(inputs)
-        assert (compiled(inputs) - expected).abs().max() <= 1e-2 * expected.abs().max()
+        inputs = torch.randn(5, 256, 2, device="cuda", dtype=dtype).permute(2, 0, 1)
+        assert close(model(inputs), dense(inputs))
+        assert model(torch.zeros(0, 256, device="cuda", dtype=dtype)).shape == (0, 256)
+
+
+def test_float32_in_blocks_is_float32() -> None:
+    dense, model, report = compiled({"pattern": "32x32", "target_sparsity": 0.75}, torch.float32)
+    assert all("blocks, Triton" in row.chosen for row in report.layers)
+    inputs = torch.randn(64, 256, device="cuda")
+    with torch.no_grad():
+        assert close(model(inputs), dense(inputs), 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it compiles
+@pytest.mark.parametrize(("config", "way"), ZEROS[:2], ids=lambda given: str(given))
+def test_copies_states_and_graphs(config: dict[str, Any], way: str) -> None:  # noqa: ARG001 - one table for all
+    dense, model, _ = compiled(config, torch.bfloat16)
+    inputs = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in dense.state_dict().items())
+    with torch.no_grad():
+        expected = model(inputs)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.compile(model, fullgraph=True)):  # noqa: S301
+            assert close(other(inputs), expected)
+    stream = torch.cuda.Stream()
+    with torch.no_grad(), torch.cuda.stream(stream):
+        model(inputs)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            found = model(inputs)
+    inputs.neg_()
+    graph.replay()
+    torch.cuda.synchronize()
+    with torch.no_grad():
+        assert close(found, dense(inputs))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it compiles
+def test_layers_may_be_timed_in_graphs() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 4096)).to("cuda", torch.bfloat16).eval()
+    secateur.prune(model, {"pattern": "128x128", "target_sparsity": 0.9, "op_names": [".*"]})
+    dense, inputs = copy.deepcopy(model), torch.randn(2048, 4096, device="cuda", dtype=torch.bfloat16)
+    model, report = secateur.runtime.compile(model, inputs, cuda_graphs=True)
+    assert report.cuda_graphs
+    assert "Times of layers are of CUDA graphs" in str(report)
+    assert all(row.chosen.endswith("blocks, Triton") for row in report.layers)
+    fast = torch.compile(model, mode="reduce-overhead")
+    with torch.no_grad():
+        for _ in range(3):
+            assert close(fast(inputs), dense(inputs))
+
+
+def test_other_inputs_are_refused() -> None:
+    _, model, _ = compiled({"pattern": "2:4"}, torch.bfloat16)
+    with pytest.raises(LayerError, match=r"of torch.bfloat16 on cuda:0, found torch.float32 on cuda:0"):
+        model(torch.zeros(4, 256, device="cuda"))
+    with pytest.raises(LayerError, match=r"found torch.bfloat16 on cpu"):
+        model(torch.zeros(4, 256, dtype=torch.bfloat16))
+    with pytest.raises(StateError, match="has no gradients"):
+        model(torch.zeros(4, 256, dtype=torch.bfloat16, device="cuda", requires_grad=True))
+
+
+def test_a_shape_that_no_library_takes_stays_dense() -> None:
+    model = nn.Linear(100, 100).to("cuda", torch.bfloat16).eval()
+    secateur.prune(model, {"pattern": "2:4"})
+    model, report = secateur.runtime.compile(nn.Sequential(model).eval(), torch.zeros(4, 100, device="cuda").bfloat16())
+    (row,) = report.layers
+    assert row.chosen == "dense"
+    assert "cuSPARSELt refuses a weight of shape (100, 100)" in row.reason
+    assert "CUTLASS refuses" in row.reason

@@ -1,34 +1,148 @@
 """What is tried on a GPU, as far as that can be built without one."""
 
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
 import torch
+import transformers
 from torch import nn
 
 import secateur
-from secateur.runtime.pytorch.cuda import cuda_ways, stored_bytes
-from secateur.runtime.pytorch.ways import Way, zeroed
+from secateur.errors import LayerError, StateError
+from secateur.runtime.pytorch.cuda import cuda_forms, in_form
+from secateur.runtime.pytorch.library import LibraryLinear, LibraryMatrix, SemiStructured, SquareBlocks
+from secateur.runtime.pytorch.ways import zeroed
+
+CONV1D = transformers.pytorch_utils.Conv1D
 
 
-def test_square_blocks_become_a_block_sparse_weight() -> None:
+def pruned(layer: nn.Module, pattern: str = "16x16", sparsity: float = 0.75) -> nn.Module:
+    secateur.prune(layer.eval(), {"pattern": pattern, "target_sparsity": sparsity, "op_names": [".*"]})
+    return layer
+
+
+def in_blocks(layer: nn.Module) -> LibraryLinear:
+    return in_form(layer, zeroed(layer), SquareBlocks(16))
+
+
+@pytest.fixture(params=["linear", "no bias", "conv1d"])
+def layer(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    layer = nn.Linear(64, 64).eval()
-    secateur.prune(layer, {"pattern": "16x16", "target_sparsity": 0.75})
-    (way,) = cuda_ways(layer, zeroed(layer))
-    assert isinstance(way, Way)
-    assert way.name == "16x16 blocks of the GPU"
-    exchanged = way.build()
-    inputs = torch.randn(32, 64)
+    made = {"linear": lambda: nn.Linear(64, 96), "no bias": lambda: nn.Linear(64, 96, bias=False)}
+    built = {**made, "conv1d": lambda: CONV1D(96, 64)}[request.param]()
     with torch.no_grad():
-        assert torch.allclose(exchanged(inputs), layer(inputs), atol=1e-5)
-    weight = exchanged.weight
-    assert isinstance(weight, torch.Tensor)
-    assert stored_bytes(weight.detach()) == 4 * 16 * 16 * 4 + (5 + 4) * 8  # four blocks, five starts, four columns
+        for parameter in built.parameters():
+            parameter.normal_()
+    return pruned(built)
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (64,), (2, 5, 64), (0, 64), (2, 0, 64)])
+def test_outputs_are_those_of_the_dense_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    inputs = torch.randn(shape)
+    with torch.no_grad():
+        expected, found = layer(inputs), in_blocks(layer)(inputs)
+    assert found.shape == expected.shape
+    assert found.is_contiguous()
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_inference_mode_is_served(layer: nn.Module) -> None:
+    with torch.inference_mode():
+        inputs = torch.randn(8, 64)
+        assert torch.allclose(in_blocks(layer)(inputs), layer(inputs), atol=1e-4)
+
+
+def test_inputs_may_lie_in_any_way(layer: nn.Module) -> None:
+    exchanged = in_blocks(layer)
+    with torch.no_grad():
+        for inputs in (torch.randn(64, 8).T, torch.randn(5, 64, 2).permute(2, 0, 1)):
+            assert torch.allclose(exchanged(inputs), layer(inputs.contiguous()), atol=1e-4)
+
+
+def test_its_state_and_copies_are_those_of_the_dense_layer(layer: nn.Module) -> None:
+    exchanged = in_blocks(layer)
+    copies = [exchanged, copy.deepcopy(exchanged), pickle.loads(pickle.dumps(exchanged))]  # noqa: S301 - our own
+    file = io.BytesIO()
+    torch.save(exchanged.state_dict(), file)
+    file.seek(0)
+    inputs = torch.randn(8, 64)
+    for state in (torch.load(file), *(one.state_dict() for one in copies)):
+        assert state.keys() == layer.state_dict().keys()
+        assert all(torch.equal(state[name], value) for name, value in layer.state_dict().items())
+    with torch.no_grad():
+        for one in copies[1:]:
+            assert torch.equal(one(inputs), exchanged(inputs))
+
+
+def test_it_compiles_to_one_operator(layer: nn.Module) -> None:
+    exchanged, inputs = in_blocks(layer), torch.randn(8, 64)
+    traced = torch.compile(exchanged, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(traced(inputs), exchanged(inputs))
+
+
+def test_what_is_stored_is_what_stays() -> None:
+    torch.manual_seed(0)
+    exchanged = in_blocks(pruned(nn.Linear(64, 64)))
+    assert exchanged.nbytes == 4 * 16 * 16 * 4 + (5 + 4) * 8  # four blocks, five starts, four columns
+    assert "16x16 blocks, Triton" in repr(exchanged)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "message"),
+    [
+        (torch.ones(4, 64, requires_grad=True), StateError, "has no gradients"),
+        (torch.ones(4, 64, dtype=torch.bfloat16), LayerError, r"of torch.float32 on cpu, found torch.bfloat16 on cpu"),
+        (torch.ones(4, 64, device="meta"), LayerError, "found torch.float32 on meta"),
+        (torch.ones(4, 63), LayerError, r"needs 64 input features, found an input of shape \(4, 63\)"),
+        (torch.ones(()), LayerError, r"found an input of shape \(\)"),
+    ],
+)
+def test_inputs_that_it_cannot_take(inputs: torch.Tensor, error: type[Exception], message: str) -> None:
+    exchanged = in_blocks(pruned(nn.Linear(64, 64)))
+    with pytest.raises(error, match=message):
+        exchanged(inputs)
+
+
+def test_a_library_that_refuses_is_quoted() -> None:
+    with pytest.raises(LayerError, match=r"2:4, CUTLASS refuses a weight of shape \(32, 64\): .*cpu is not supported"):
+        LibraryMatrix(torch.zeros(32, 64), SemiStructured("CUTLASS"))
+
+
+def test_a_library_that_refuses_an_input_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = LibraryMatrix(torch.zeros(32, 64), SquareBlocks(16))
+
+    def linear(*_: Any) -> None:
+        raise RuntimeError("supported only on others\nwith a trace")
+
+    monkeypatch.setattr("torch.nn.functional.linear", linear)
+    with pytest.raises(LayerError, match=r"refuses a weight of shape \(32, 64\): supported only on others$"):
+        matrix.multiply(torch.zeros(2, 64), None)
+
+
+def forms(layer: nn.Module) -> list[str]:
+    return [form if isinstance(form, str) else form.name for form in cuda_forms(layer, zeroed(layer))]
+
+
+def test_forms_are_those_that_the_zeros_allow() -> None:
+    torch.manual_seed(0)
+    halves = nn.Linear(256, 128, dtype=torch.bfloat16)
+    assert forms(pruned(halves, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
+    blocks = ["64x64 blocks, Triton", "32x32 blocks, Triton", "16x16 blocks, Triton"]
+    assert forms(pruned(nn.Linear(256, 128), "64x64", 0.75)) == blocks
+    # Two of four outputs of each input: as a transposed weight no 2:4, as a canonical one it is.
+    transposed = CONV1D(128, 256).to(torch.float16)
+    assert forms(pruned(transposed, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
 
 
 def test_what_no_product_serves_has_a_reason() -> None:
     layer = nn.Linear(64, 64)
     secateur.prune(layer, {"pattern": "4x1", "target_sparsity": 0.5})
-    assert list(cuda_ways(layer, zeroed(layer))) == ["the GPU has no product for '4x1' in torch.float32"]
+    assert forms(layer) == ["the GPU has no product for '4x1' in torch.float32"]
+    assert forms(pruned(nn.Linear(64, 64), "2:4", 0.5)) == ["the GPU has no product for '2:4' in torch.float32"]
     convolution = nn.Conv2d(16, 16, 1)
     secateur.prune(convolution, {"pattern": "16x16", "target_sparsity": 0.0})
-    (reason,) = cuda_ways(convolution, zeroed(convolution))
-    assert reason == "the GPU's sparse products serve Linear layers, not Conv2d"
+    assert forms(convolution) == ["the GPU's sparse products serve linear layers, not convolutions"]

@@ -80,6 +80,7 @@ class RuntimeReport:
         device: Where the layers are.
         dense_seconds: Time of one call of the whole model before.
         seconds: The same afterwards.
+        cuda_graphs: Whether times of layers are of calls in a CUDA graph; those of the model never are.
     """
 
     layers: tuple[LayerRow, ...]
@@ -87,6 +88,7 @@ class RuntimeReport:
     device: str
     dense_seconds: float
     seconds: float
+    cuda_graphs: bool = False
 
     @property
     def exchanged(self) -> int:
@@ -121,9 +123,12 @@ class RuntimeReport:
     def _footer(self) -> list[str]:
         dense, now = (sum(getattr(row, name) for row in self.layers) for name in ("dense_bytes", "bytes"))
         share = now / dense if dense else 1.0
+        calls = "One call of the model"
+        if self.cuda_graphs:
+            calls = "Times of layers are of CUDA graphs, without Python. One call of the model without a graph"
         return [
             f"{self.exchanged} of {counted(len(self.layers), 'layer')} exchanged; their weights take {now:,} of "
             f"{dense:,} bytes ({share:.1%}).",
-            f"One call of the model: {1e3 * self.dense_seconds:.2f} ms dense, {1e3 * self.seconds:.2f} ms now "
+            f"{calls}: {1e3 * self.dense_seconds:.2f} ms dense, {1e3 * self.seconds:.2f} ms now "
             f"({self.speedup:.2f}×), on {self.device} with {counted(self.threads, 'thread')}.",
         ]

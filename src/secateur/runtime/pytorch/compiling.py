@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
-from secateur.errors import LayerError, StateError
+from secateur.errors import ConfigError, LayerError, StateError
 from secateur.oneshot.pytorch.batches import Batch, read_batches
 from secateur.patterns.pytorch import families
 from secateur.planning.pytorch import unwrapped
-from secateur.runtime.pytorch.cuda import stored_bytes
 from secateur.runtime.pytorch.layers import ExchangedLayer, parts
 from secateur.runtime.pytorch.timing import medians
 from secateur.runtime.pytorch.ways import Way, refusal, ways, zeroed
@@ -33,6 +32,10 @@ WHOLE_BUDGET = 0.5
 """Seconds to spend on timing a whole model."""
 
 
+Tried: TypeAlias = tuple[LayerRow, ExchangedLayer | None]
+"""What became of a layer, and what takes its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """How a layer was called.
@@ -46,24 +49,34 @@ class Call:
     rows: int
 
 
-def compile_model(model: nn.Module, example_inputs: Any, *, int8: bool = False) -> RuntimeReport:
+class Wanted(NamedTuple):
+    """What `secateur.runtime.compile` was asked for; see there."""
+
+    int8: bool
+    cuda_graphs: bool
+
+
+def compile_model(
+    model: nn.Module, example_inputs: Any, *, int8: bool = False, cuda_graphs: bool = False
+) -> RuntimeReport:
     """See `secateur.runtime.compile`."""
     inner = unwrapped(model)
     if training := [name for name, module in inner.named_modules() if module.training]:
         raise StateError(
             f"The runtime is for inference, and {training[0] or 'the model'!r} is in training mode. Call model.eval()."
         )
+    device = next((weight.device for weight in inner.parameters()), torch.device("cpu"))
+    if cuda_graphs and device.type != "cuda":
+        raise ConfigError(f"cuda_graphs is for models on a GPU, and this one is on {device}. Move it, or leave it out.")
     (batch,) = read_batches(inner, [example_inputs])
     layers = {name: layer for name, layer in inner.named_modules() if families(layer) and _has_weight(layer)}
+    wanted = Wanted(int8, cuda_graphs)
     with torch.no_grad():
         calls = _observed(inner, layers, batch)
-        device = next((weight.device for weight in inner.parameters()), torch.device("cpu"))
         (before,) = medians([lambda: batch.run(inner, None)], device, WHOLE_BUDGET)
         owners = Counter(id(layer.weight) for layer in layers.values())
         tried = {
-            name: _tried(
-                _row(name, layer, calls.get(name), owners[id(layer.weight)]), layer, calls.get(name), int8=int8
-            )
+            name: _tried(_row(name, layer, calls.get(name), owners[id(layer.weight)]), layer, calls.get(name), wanted)
             for name, layer in layers.items()
         }
         for name, (_, exchanged) in tried.items():
@@ -76,6 +89,7 @@ def compile_model(model: nn.Module, example_inputs: Any, *, int8: bool = False) 
         device=str(device),
         dense_seconds=before,
         seconds=after,
+        cuda_graphs=cuda_graphs,
     )
 
 
@@ -120,19 +134,19 @@ def _row(name: str, layer: nn.Module, call: Call | None, owners: int) -> LayerRo
     return row
 
 
-def _tried(plain: LayerRow, layer: nn.Module, call: Call | None, *, int8: bool) -> tuple[LayerRow, nn.Module | None]:
+def _tried(plain: LayerRow, layer: nn.Module, call: Call | None, wanted: Wanted) -> Tried:
     """What became of a layer, and what takes its place."""
     if plain.reason or call is None:
         return plain, None
     found = zeroed(layer)
     plain = replace(plain, pattern=found.pattern, sparsity=found.sparsity)
-    best: tuple[LayerRow, nn.Module | None] = plain, None
+    best: Tried = plain, None
     reasons: list[str] = []
-    for way in ways(layer, found, call.rows, int8=int8):
+    for way in ways(layer, found, call.rows, int8=wanted.int8):
         if isinstance(way, str):
             reasons.append(way)
             continue
-        row, exchanged = _compared(plain, layer, way, call)
+        row, exchanged = _compared(plain, layer, way, call, wanted)
         if row.sparse_seconds is None:
             reasons.append(row.reason)
         elif best[0].sparse_seconds is None or row.sparse_seconds < best[0].sparse_seconds:
@@ -142,25 +156,23 @@ def _tried(plain: LayerRow, layer: nn.Module, call: Call | None, *, int8: bool) 
     return best
 
 
-def _compared(plain: LayerRow, layer: nn.Module, way: Way, call: Call) -> tuple[LayerRow, nn.Module | None]:
+def _compared(plain: LayerRow, layer: nn.Module, way: Way, call: Call, wanted: Wanted) -> Tried:
     """A layer against another way to run it."""
+    dense = layer(call.inputs)
     try:
         other = way.build()
+        sparse = other(call.inputs)
     except LayerError as error:
-        return replace(plain, reason=f"{way.name}: {error}"), None
-    dense, sparse = layer(call.inputs), other(call.inputs)
+        return replace(plain, reason=str(error)), None
     difference = float((dense - sparse).abs().max() / dense.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
-    before, after = medians([lambda: layer(call.inputs), lambda: other(call.inputs)], call.inputs.device)
+    runs = [lambda: layer(call.inputs), lambda: other(call.inputs)]
+    before, after = medians(runs, call.inputs.device, cuda_graph=wanted.cuda_graphs)
     row = replace(plain, dense_seconds=before, sparse_seconds=after)
     if not difference <= (way.tolerance or TOLERANCE[call.inputs.dtype]):
         return replace(row, sparse_seconds=None, reason=f"{way.name} differs by {difference:.1e}"), None
     if after > NOTABLE * before:
         return replace(row, reason=f"{way.name} is not faster"), None
-    return replace(row, chosen=way.name, reason=way.reason, bytes=_bytes(other), error=difference), other
-
-
-def _bytes(layer: nn.Module) -> int:
-    return layer.nbytes if isinstance(layer, ExchangedLayer) else stored_bytes(parts(layer)[0])
+    return replace(row, chosen=way.name, reason=way.reason, bytes=other.nbytes, error=difference), other
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -1,60 +1,58 @@
-"""What the libraries that torch ships make of zeros on a GPU."""
+"""What the libraries that torch brings make of zeros on a GPU."""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from secateur.runtime.pytorch.library import LIBRARIES, Form, LibraryLinear, LibraryMatrix, SemiStructured, SquareBlocks
+
 if TYPE_CHECKING:
-    from secateur.runtime.pytorch.ways import Way, Zeroed
+    from secateur.runtime.pytorch.ways import Zeroed
 
-__all__ = ["cuda_ways", "stored_bytes"]
+__all__ = ["cuda_forms", "in_form"]
 
-BLOCK_SIDES = (64, 32, 16)
-"""Sides of square blocks that the block-sparse product of torch is tried with, the largest first."""
+BLOCK_SIDES = (128, 64, 32, 16)
+"""Sides of square blocks that the block-sparse product of torch is tried with."""
 
 MOST_BLOCKS = 0.5
 """Share of blocks that stay, above which nothing is tried."""
-
-UNFINISHED = "Sparse BSR tensor support is in beta|The PyTorch API of SparseSemiStructuredTensor"
-"""What torch warns of; whoever asked for the fastest way need not know."""
 
 HALVES = (torch.float16, torch.bfloat16)
 """Types that 2:4 products are made for."""
 
 
-def cuda_ways(layer: nn.Module, found: Zeroed) -> Iterator[Way | str]:
-    """2:4 through cuSPARSELt or CUTLASS, and blocks of 16 and more through the block-sparse product."""
-    from secateur.runtime.pytorch.ways import Way
-
-    if type(layer) is not nn.Linear:
-        yield f"the GPU's sparse products serve Linear layers, not {type(layer).__name__}"
+def cuda_forms(layer: nn.Module, found: Zeroed) -> Iterator[Form | str]:
+    """The forms that a layer's weight can be stored in, or why there is none."""
+    if isinstance(layer, nn.Conv2d):
+        yield "the GPU's sparse products serve linear layers, not convolutions"
         return
-    weight = layer.weight.detach()
-    if found.pattern in ("2:4", "1:4", "1:2") and weight.dtype in HALVES:
-        yield Way("2:4 of the GPU", _with_weight(layer, lambda: torch.sparse.to_sparse_semi_structured(weight)))
-        return
+    dtype, none = layer.get_parameter("weight").dtype, True
+    if dtype in HALVES and _is_two_of_four(found.weight):
+        yield from map(SemiStructured, LIBRARIES)
+        none = False
     for side in BLOCK_SIDES:
-        if _share_of_blocks(weight, side) <= MOST_BLOCKS:
-            blocks = partial(weight.to_sparse_bsr, (side, side))
-            yield Way(f"{side}x{side} blocks of the GPU", _with_weight(layer, blocks))
-            return
-    yield f"the GPU has no product for {found.pattern!r} in {weight.dtype}"
+        if _share_of_blocks(found.weight, side) <= MOST_BLOCKS:
+            yield SquareBlocks(side)
+            none = False
+    if none:
+        yield f"the GPU has no product for {found.pattern!r} in {dtype}"
 
 
-def stored_bytes(weight: torch.Tensor) -> int:
-    """Bytes of a block-sparse or semi-structured weight."""
-    if weight.layout == torch.sparse_bsr:
-        held = [weight.values(), weight.crow_indices(), weight.col_indices()]
-    else:
-        held = [one for name in ("packed", "meta") if (one := getattr(weight, name, None)) is not None]
-    return sum(one.nbytes for one in held)
+def in_form(layer: nn.Module, found: Zeroed, form: Form) -> LibraryLinear:
+    """A layer with its weight in a form."""
+    weight = layer.get_parameter("weight")
+    matrix = LibraryMatrix(found.weight.to(weight.device, weight.dtype), form)
+    return LibraryLinear(layer, matrix, is_transposed=found.view.output_axes == (1,))
+
+
+def _is_two_of_four(weight: torch.Tensor) -> bool:
+    """Whether at most two of each four weights in a row are not zero."""
+    outputs, inputs = weight.shape
+    return inputs % 4 == 0 and bool(((weight != 0).view(outputs, inputs // 4, 4).sum(dim=2) <= 2).all())
 
 
 def _share_of_blocks(weight: torch.Tensor, side: int) -> float:
@@ -63,15 +61,3 @@ def _share_of_blocks(weight: torch.Tensor, side: int) -> float:
         return 1.0
     tiles = weight.reshape(weight.shape[0] // side, side, weight.shape[1] // side, side)
     return float((tiles != 0).any(dim=3).any(dim=1).float().mean())
-
-
-def _with_weight(layer: nn.Linear, make: Callable[[], torch.Tensor]) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        shell = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=UNFINISHED)
-            shell.weight = nn.Parameter(make(), requires_grad=False)
-        shell.bias = copy.copy(layer.bias)
-        return shell.train(layer.training)
-
-    return build

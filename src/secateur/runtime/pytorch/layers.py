@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from secateur.errors import LayerError, StateError
 from secateur.runtime.kernels import OVERRUN, PackedMatrix, Window, window_of
-from secateur.runtime.pytorch.operator import handle_of
+from secateur.runtime.pytorch.operator import handle_of, multiply
 
-__all__ = ["ExchangedLayer", "PackedLayer", "SparseConv2d", "SparseLinear", "parts"]
+__all__ = ["ExchangedLayer", "OperatorLayer", "PackedLayer", "SparseConv2d", "SparseLinear", "parts"]
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """torch's types → the kernels' names of them."""
@@ -77,7 +77,58 @@ class ExchangedLayer(nn.Module, ABC):
         )
 
 
-class PackedLayer(ExchangedLayer):
+class OperatorLayer(ExchangedLayer):
+    """One that torch.compile sees as a single operator.
+
+    Args:
+        layer: The dense layer.
+        place: Where its weight is, as a person says it.
+
+    Attributes:
+        handle: A number that means this layer.
+    """
+
+    def __init__(self, layer: nn.Module, *, place: str) -> None:
+        super().__init__(layer)
+        self.place = place
+        self.handle = handle_of(self)
+
+    @abstractmethod
+    def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of inputs times the weight, plus the bias.
+
+        Args:
+            rows: Inputs of shape (…, F).
+
+        Raises:
+            StateError: They ask for gradients.
+            LayerError: They are elsewhere, or of another type or shape.
+        """
+
+    def _refuse(self, rows: torch.Tensor, features: tuple[int, int], *, is_here: bool) -> None:
+        """Refuse inputs that it cannot take; `features`: how many they have, and how many it needs."""
+        if rows.requires_grad and torch.is_grad_enabled():
+            raise StateError(
+                f"{type(self).__name__} is for inference and has no gradients. Call the model under torch.no_grad() "
+                f"or torch.inference_mode()."
+            )
+        if not is_here or rows.dtype is not self.dtype:
+            raise LayerError(
+                f"{type(self).__name__} needs inputs of {self.dtype} on {self.place}, found {rows.dtype} on "
+                f"{rows.device}. Convert and move the model before it is compiled."
+            )
+        if features[0] != features[1]:
+            raise LayerError(
+                f"{type(self).__name__} needs {features[1]} input features, found an input of shape "
+                f"{tuple(rows.shape)}."
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.handle = handle_of(self)
+
+
+class PackedLayer(OperatorLayer):
     """One whose weight a kernel reads.
 
     Args:
@@ -89,14 +140,13 @@ class PackedLayer(ExchangedLayer):
     """
 
     def __init__(self, layer: nn.Module, matrix: PackedMatrix) -> None:
-        super().__init__(layer)
+        super().__init__(layer, place="the CPU")
         _, bias = parts(layer)
         self.matrix = matrix
         self.has_bias = bias is not None
         # No buffer: kernels read its address, and `Module.to` would put it elsewhere or make it another type.
         self._bias = torch.zeros(matrix.shape[0]) if bias is None else bias.float().contiguous().clone()
         self._activations = NAMES[self.dtype]
-        self.handle = handle_of(self)
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -109,18 +159,10 @@ class PackedLayer(ExchangedLayer):
         return self.matrix.nbytes
 
     def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of inputs times the weight, plus the bias.
-
-        Args:
-            rows: Inputs of shape (…, F).
-
-        Raises:
-            StateError: They ask for gradients.
-            LayerError: They are not on the CPU, or of another type or shape.
-        """
+        """See `OperatorLayer.multiplied`."""
         outputs, inputs = self.matrix.shape
         *leading, features = rows.shape or (0,)
-        self._refuse(rows, (features, inputs))
+        self._refuse(rows, (features, inputs), is_here=rows.is_cpu)
         flat = rows.contiguous()
         result = torch.empty((*leading, outputs), dtype=self.dtype)
         self.matrix.matmul(
@@ -132,28 +174,6 @@ class PackedLayer(ExchangedLayer):
             threads=torch.get_num_threads(),
         )
         return result
-
-    def _refuse(self, rows: torch.Tensor, features: tuple[int, int]) -> None:
-        """Refuse inputs that it cannot take; `features`: how many they have, and how many it needs."""
-        if rows.requires_grad and torch.is_grad_enabled():
-            raise StateError(
-                f"{type(self).__name__} is for inference and has no gradients. Call the model under torch.no_grad() "
-                f"or torch.inference_mode()."
-            )
-        if not rows.is_cpu or rows.dtype is not self.dtype:
-            raise LayerError(
-                f"{type(self).__name__} needs inputs of {self.dtype} on the CPU, found {rows.dtype} on {rows.device}. "
-                f"Convert and move the model before it is compiled."
-            )
-        if features[0] != features[1]:
-            raise LayerError(
-                f"{type(self).__name__} needs {features[1]} input features, found an input of shape "
-                f"{tuple(rows.shape)}."
-            )
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.handle = handle_of(self)
 
     def extra_repr(self) -> str:
         """Shape, pattern and bytes."""
@@ -176,10 +196,7 @@ class SparseLinear(PackedLayer):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs of shape (…, I) to outputs of shape (…, O)."""
-        if torch.compiler.is_compiling():
-            result: torch.Tensor = torch.ops.secateur.multiply(inputs, self.handle, self.out_features)
-            return result
-        return self.multiplied(inputs)
+        return multiply(self, inputs)
 
     def dense_weight(self) -> torch.Tensor:
         """See `ExchangedLayer.dense_weight`."""
@@ -223,7 +240,8 @@ class SparseConv2d(PackedLayer):
             StateError: They ask for gradients.
             LayerError: They are not on the CPU, or of another type or shape.
         """
-        self._refuse(images, (images.shape[1] if images.ndim == 4 else -1, self.in_channels))
+        channels = images.shape[1] if images.ndim == 4 else -1
+        self._refuse(images, (channels, self.in_channels), is_here=images.is_cpu)
         window = window_of(self.in_channels, self._padded(images), self.kernel_size, self.stride, self.dilation)
         if min(window.height, window.across) < 1:
             raise LayerError(

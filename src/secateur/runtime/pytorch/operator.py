@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 
-__all__ = ["handle_of"]
+if TYPE_CHECKING:
+    from secateur.runtime.pytorch.layers import OperatorLayer
+
+__all__ = ["handle_of", "multiply"]
 
 LAYERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 """Handle → layer: a graph holds numbers and tensors, and a packed weight is neither."""
@@ -22,6 +25,19 @@ def handle_of(layer: nn.Module) -> int:
     number = next(_numbers)
     LAYERS[number] = layer
     return number
+
+
+def multiply(layer: OperatorLayer, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of shape (…, I) to rows of shape (…, O); while torch.compile looks on, as one operator.
+
+    Args:
+        layer: A linear layer.
+        rows: Its inputs.
+    """
+    if torch.compiler.is_compiling():
+        result: torch.Tensor = torch.ops.secateur.multiply(rows, layer.handle, layer.out_features)
+        return result
+    return layer.multiplied(rows)
 
 
 @torch.library.custom_op("secateur::multiply", mutates_args=())

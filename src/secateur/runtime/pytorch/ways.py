@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from secateur.patterns.view import WeightView
 from secateur.runtime.kernels import PackedMatrix, has_tiles, unsupported
 from secateur.runtime.kernels.choice import MOST_EXPANDED
 from secateur.runtime.pytorch.channels import ChannelConv2d, ChannelLinear
+from secateur.runtime.pytorch.cuda import cuda_forms, in_form
 from secateur.runtime.pytorch.layers import ExchangedLayer, SparseConv2d, SparseLinear, parts
 
 __all__ = ["Way", "Zeroed", "refusal", "ways", "zeroed"]
@@ -44,7 +46,7 @@ class Way:
     """
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[[], ExchangedLayer]
     tolerance: float | None = None
     reason: str = "faster"
 
@@ -115,14 +117,14 @@ def ways(layer: nn.Module, found: Zeroed, rows: int, *, int8: bool = False) -> I
     if found.sparsity < LEAST_SPARSITY or found.pattern is None:
         yield "too few of its weights are zero to gain" if found.sparsity else "none of its weights is zero"
         return
+    if (smaller := _channels(layer, found)) is not None:
+        yield smaller
     if parts(layer)[0].device.type == "cuda":
-        from secateur.runtime.pytorch.cuda import cuda_ways
-
-        yield from cuda_ways(layer, found)
+        for form in cuda_forms(layer, found):
+            yield form if isinstance(form, str) else Way(form.name, partial(in_form, layer, found, form))
         return
-    for way in (_channels(layer, found), _tiles(layer, found, rows)):
-        if way is not None:
-            yield way
+    if (tiles := _tiles(layer, found, rows)) is not None:
+        yield tiles
     for pattern in dict.fromkeys((_blocks(found.pattern), SINGLE)):
         yield from _kernels(layer, found, (pattern, rows))
         if int8:

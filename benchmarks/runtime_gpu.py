@@ -1,0 +1,115 @@
+"""Products with pruned weights on a GPU in the libraries that torch brings, as times dense takes of each.
+
+Each row is one weight and batch: microseconds of dense, and dense over each way, so more is better; first of calls one
+after the other, then of a CUDA graph of them, which leaves out the time that Python takes to make a call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import transformers
+from torch.nn import functional
+
+import secateur
+import secateur.runtime
+from _pruned import pruned
+from secateur.errors import LayerError
+from secateur.runtime.pytorch.library import LIBRARIES, Form, LibraryMatrix, SemiStructured, SquareBlocks
+from secateur.runtime.pytorch.timing import medians
+
+SHAPES = ((768, 768), (3072, 768), (2048, 2048), (4096, 4096), (14336, 4096))
+BATCHES = (1, 64, 256, 1024, 4096)
+SIDES = (16, 32, 64, 128)
+BUDGET = 0.02
+
+GPU = torch.device("cuda")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", default="bfloat16", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--blocks", type=float, nargs="*", default=[0.8, 0.9], help="sparsities of square blocks")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("A GPU is needed, and torch finds none.")
+    dtype = getattr(torch, arguments.dtype)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}")
+    with torch.no_grad():
+        if dtype is not torch.float32:
+            table("2:4", 0.5, [SemiStructured(name) for name in LIBRARIES], dtype)
+        for sparsity in arguments.blocks:
+            table("128x128", sparsity, [SquareBlocks(side) for side in SIDES], dtype)
+        for pattern in ("2:4", "128x128"):
+            decoder(pattern, 4096, dtype)
+
+
+def table(pattern: str, sparsity: float, forms: list[Form], dtype: torch.dtype) -> None:
+    """Every shape and batch; blocks of 128 are blocks of 16 too."""
+    names = "  ".join(form.name for form in forms)
+    print(f"\n{pattern} at {sparsity:.0%}: calls, dense us, then {names}; graph, the same")
+    for shape in SHAPES:
+        weight = torch.from_numpy(pruned(shape, pattern, sparsity, np.random.default_rng(0))).to(GPU, dtype)
+        made = {form.name: matrix for form in forms if (matrix := stored(weight, form)) is not None}
+        for rows in BATCHES:
+            x = torch.randn(rows, shape[1], device=GPU, dtype=dtype)
+            calls: dict[str, Callable[[], object]] = {"dense": lambda x=x, weight=weight: functional.linear(x, weight)}
+            calls |= {name: lambda x=x, matrix=matrix: matrix.multiply(x, None) for name, matrix in made.items()}
+            works = {name: call for name, call in calls.items() if runs(call)}
+            cells = []
+            for cuda_graph in (False, True):
+                seconds = medians(list(works.values()), GPU, BUDGET, cuda_graph=cuda_graph)
+                cells.append(row(dict(zip(works, seconds, strict=True)), list(calls)))
+            print(f"{shape[0]:5}x{shape[1]:<5} {rows:5} |{cells[0]} |{cells[1]}", flush=True)
+
+
+def stored(weight: torch.Tensor, form: Form) -> LibraryMatrix | None:
+    try:
+        return LibraryMatrix(weight, form)
+    except LayerError as error:
+        print(error)
+        return None
+
+
+def runs(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except LayerError:
+        return False
+    return True
+
+
+def row(seconds: dict[str, float], names: list[str]) -> str:
+    ratios = [f"{seconds['dense'] / seconds[name]:6.2f}" if name in seconds else "     -" for name in names[1:]]
+    return f"{1e6 * seconds['dense']:9.1f}" + "".join(ratios)
+
+
+def decoder(pattern: str, rows: int, dtype: torch.dtype) -> None:
+    """Two layers of a language model with the sizes of one of eight thousand million parameters, of random weights."""
+    config = transformers.LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=2, num_key_value_heads=8, vocab_size=1024
+    )
+    torch.manual_seed(0)
+    with GPU:
+        model = transformers.LlamaModel(config).to(dtype).eval()
+    secateur.prune(model, {"pattern": pattern} | ({} if ":" in pattern else {"target_sparsity": 0.8}))
+    tokens = torch.randint(0, 1024, (1, rows), device=GPU)
+    inputs = {"input_ids": tokens, "use_cache": False}
+    models = {"dense": model}
+    for name, cuda_graphs in (("calls", False), ("graphs", True)):
+        models[name], report = secateur.runtime.compile(copy.deepcopy(model), inputs, cuda_graphs=cuda_graphs)
+        share = sum(one.bytes for one in report.layers) / sum(one.dense_bytes for one in report.layers)
+        print(f"decoder, {pattern}, {rows} rows, timed in {name}: {report.exchanged} layers, {share:.3f} of the bytes")
+    compiled = {name: torch.compile(one, mode="reduce-overhead") for name, one in models.items()}
+    for kind, some in (("as it is", models), ("torch.compile, reduce-overhead", compiled)):
+        seconds = medians([lambda one=one: one(**inputs) for one in some.values()], GPU, 0.3)
+        shown = ", ".join(f"{name} {1e3 * time:.2f} ms" for name, time in zip(some, seconds, strict=True))
+        print(f"  {kind}: {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
