@@ -148,11 +148,11 @@ def test_nothing_is_read_behind_the_last_row(of: Callable[[np.ndarray], Layout],
     product(of(pruned((32, 37), 0.5)), x, fenced(np.zeros(32, np.float32)))
 
 
+@pytest.mark.usefixtures("shared_out")
 @amx
 @pytest.mark.parametrize("of", LAYOUTS)
 @pytest.mark.parametrize("batch", [1, 40, 300])
-def test_threads_change_no_bit(of: Callable[[np.ndarray], Layout], batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.runtime.kernels.packed.SECONDS_PER_THREAD", 1e-9)
+def test_threads_change_no_bit(of: Callable[[np.ndarray], Layout], batch: int) -> None:
     layout, x, bias = of(pruned((400, 1100), 0.2)), numbers(batch, 1100), numbers(400)
     alone = product(layout, x, bias)
     for threads in (2, 3, 7):

@@ -106,9 +106,9 @@ def test_result_of_any_shape(
     check(window, outputs, batch, pattern, threads=threads)
 
 
+@pytest.mark.usefixtures("shared_out")
 @pytest.mark.parametrize("pattern", ["4x1", "8x1", "1x1", "2:4"])
-def test_threads_change_no_bit(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.runtime.kernels.packed.SECONDS_PER_THREAD", 1e-9)
+def test_threads_change_no_bit(pattern: str) -> None:
     window = Window(8, (30, 90), (3, 3), (1, 1), (1, 1))
     images = np.random.default_rng(0).standard_normal((2, 8, 30, 90)).astype(np.float32)
     matrix, bias = PackedMatrix.from_dense(weights(272, window, pattern), pattern, rows=MANY), np.zeros(272, np.float32)

@@ -134,14 +134,12 @@ def test_a_row_of_ten_thousand_features_and_more_than_a_short_counts() -> None:
     check("4x1", pruned((4, 70_000), "4x1", 0.01), 17, "float32")
 
 
+@pytest.mark.usefixtures("shared_out")
 @pytest.mark.parametrize("batch", [1, 5, 150])
 @pytest.mark.parametrize("pattern", ["4x1", "16x1", "1x1", "2:4"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, MANY])
-def test_threads_change_no_bit(
-    pattern: str, batch: int, dtype: str, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("secateur.runtime.kernels.packed.SECONDS_PER_THREAD", 1e-9)
+def test_threads_change_no_bit(pattern: str, batch: int, dtype: str, rows: int) -> None:
     matrix = PackedMatrix.from_dense(pruned((640, 96), pattern, 0.3), pattern, dtype, rows)
     x = numbers(batch, 96)
     alone = product(matrix, x)
@@ -149,8 +147,8 @@ def test_threads_change_no_bit(
         assert np.array_equal(product(matrix, x, threads=threads), alone)
 
 
-def test_many_threads_share_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.runtime.kernels.packed.SECONDS_PER_THREAD", 1e-9)
+@pytest.mark.usefixtures("shared_out")
+def test_many_threads_share_a_matrix() -> None:
     matrix = PackedMatrix.from_dense(pruned((256, 256), "4x1", 0.3), "4x1")
     inputs = [numbers(batch, 256, seed=batch) for batch in range(1, 41)]
     wanted = [product(matrix, x) for x in inputs]

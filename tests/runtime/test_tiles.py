@@ -91,11 +91,11 @@ def test_nothing_is_read_behind_the_last_row(packed_as: Packing, batch: int) -> 
     product(packed_as(pruned((32, 36), 0.5)), x, np.zeros(32, np.float32))
 
 
+@pytest.mark.usefixtures("shared_out")
 @amx
 @both
 @pytest.mark.parametrize("batch", [1, 40, 200])
-def test_threads_change_no_bit(packed_as: Packing, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.runtime.kernels.packed.SECONDS_PER_THREAD", 1e-9)
+def test_threads_change_no_bit(packed_as: Packing, batch: int) -> None:
     matrix, x, bias = (
         packed_as(pruned((300, 96), 0.2)),
         numbers(batch, 96),

@@ -45,8 +45,9 @@ matter: the weight is read once, and what counts is its bytes.
    Results are kept until a line of the cache is full, turned back, and written a line at a time, to where has been
    asked for beforehand.
 
-4. *Threads* (`threads`): the panels' units of outputs are numbered, and cut where the stored weights before them are
-   an equal share. Each number is computed by one thread in one order, so no bit depends on how many there are.
+4. *Threads* (`sharing`): the panels' units of outputs are numbered, and cut where the stored weights before them are
+   an equal share. Each number is computed by one thread in one order, so no bit depends on how many there are. The
+   threads are those of an OpenMP runtime that is at work beside (`openmp`), or helpers of our own (`threads`).
 
 **The code.** `emitter` writes LLVM's language with vectors of the processor's width (on others than AVX-512, AVX2 and
 NEON, vectors of four, which LLVM fits to what there is); `target` compiles it in 15 ms (few rows) to 80 ms (panels),
@@ -61,6 +62,17 @@ from __future__ import annotations
 from secateur.runtime.kernels.images import OVERRUN, Window, window_of
 from secateur.runtime.kernels.numbers import DTYPES
 from secateur.runtime.kernels.packed import ACTIVATIONS, PackedMatrix, unsupported
+from secateur.runtime.kernels.sharing import borrow_threads
 from secateur.runtime.kernels.target import has_tiles
 
-__all__ = ["ACTIVATIONS", "DTYPES", "OVERRUN", "PackedMatrix", "Window", "has_tiles", "unsupported", "window_of"]
+__all__ = [
+    "ACTIVATIONS",
+    "DTYPES",
+    "OVERRUN",
+    "PackedMatrix",
+    "Window",
+    "borrow_threads",
+    "has_tiles",
+    "unsupported",
+    "window_of",
+]

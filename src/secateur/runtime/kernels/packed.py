@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,8 @@ from secateur.runtime.kernels.masked import Masked
 from secateur.runtime.kernels.numbers import DTYPES, quantized
 from secateur.runtime.kernels.paired import Paired
 from secateur.runtime.kernels.scattered import Scattered
-from secateur.runtime.kernels.threads import run_all, scratch
+from secateur.runtime.kernels.sharing import workforce
+from secateur.runtime.kernels.step import PlannedStep
 from secateur.runtime.kernels.tiled import Tiled
 from secateur.runtime.kernels.turning import SIZES
 
@@ -45,9 +45,6 @@ BYTES_PER_SECOND = 20e9
 
 PRODUCTS_PER_SECOND = 75e9
 """Of one thread, about."""
-
-SECONDS_PER_THREAD = 150e-6
-"""Of one thread's work for each thread more. To wake one costs up to 70 us where other work has the processors."""
 
 LEAST_PAIRED = 0.4
 """Share of weights kept from which pairs of outputs have many inputs in common: 2:4 gains 1.2 times, 1:4 1.07."""
@@ -248,7 +245,7 @@ class PackedMatrix:
             if len(step.plans) == 1:
                 step.run(step.plans[0], bias, x, y)
             else:
-                run_all([partial(step.run, own, bias, x, y) for own in step.plans], step.threads)
+                workforce().share_out(step, bias, x, y)
 
     def _plan(self, rows: int, activations: str, threads: int) -> tuple[PlannedStep, ...]:
         if activations not in ACTIVATIONS or rows < 0 or threads < 1:
@@ -303,8 +300,13 @@ class PackedMatrix:
         pieces = useful * kernel.shares_per_thread if useful > 1 else 1
         bounds = shares(kernel.costs(self.layout.starts, inputs), panels, pieces)
         held = [np.array([*addresses, rows, inputs, outputs, *some, *geometry], np.int64) for some in bounds]
+        function: Any = code(kernel)
         plans = tuple(plan.ctypes.data for plan in held)
-        return PlannedStep(code(kernel), plans, 0, 0, kernel.scratch_bytes(inputs), useful, held)
+        step = PlannedStep(function, plans, 0, 0, kernel.scratch_bytes(inputs), useful, threads, held)
+        if len(plans) == 1:
+            return step
+        table, address = np.array(plans, np.int64), ctypes.cast(function, ctypes.c_void_p).value or 0
+        return step._replace(held=(held, table), table=table.ctypes.data, address=address)
 
     def _remembered(self, key: PlanKey, plan: list[PlannedStep]) -> tuple[PlannedStep, ...]:
         if len(self._plans) >= MOST_PLANS:
@@ -315,7 +317,7 @@ class PackedMatrix:
         """How many threads are worth their waking up."""
         values = self.layout.values
         seconds = max(values.nbytes / BYTES_PER_SECOND, values.size * rows / PRODUCTS_PER_SECOND)
-        return min(threads, 1 + int(seconds / SECONDS_PER_THREAD))
+        return workforce().useful(seconds, threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return restored, (type(self), self.pattern, self.layout)
@@ -324,32 +326,6 @@ class PackedMatrix:
 def restored(kind: type[PackedMatrix], pattern: str, layout: Layout) -> PackedMatrix:
     """A matrix from its copied parts, whose arrays begin with a cache line again."""
     return kind(pattern, replace(layout, columns=aligned(layout.columns), values=aligned(layout.values)))
-
-
-class PlannedStep(NamedTuple):
-    """One kernel with all that it is called with but the caller's addresses.
-
-    Attributes:
-        function: The kernel's function.
-        plans: For each thread, the address of a plan as the kernel reads it.
-        x: Bytes from the first activation to the first of this step.
-        y: Bytes from the first result to the first of this step.
-        memory: Bytes that each thread needs.
-        threads: How many are worth their waking up.
-        held: What the addresses point to.
-    """
-
-    function: Callable[..., None]
-    plans: tuple[int, ...]
-    x: int
-    y: int
-    memory: int
-    threads: int
-    held: Any = None
-
-    def run(self, plan: int, bias: int, x: int, y: int) -> None:
-        """Do one thread's part."""
-        self.function(plan, bias, x + self.x, y + self.y, scratch(self.memory) if self.memory else 0)
 
 
 def packed(weight_OI: npt.NDArray[np.float32], pattern: str, rows: int) -> Layout:

@@ -13,7 +13,7 @@ from typing import Any
 from secateur._packages import need
 from secateur.runtime.kernels.emitter import Emitter
 
-__all__ = ["Target", "assembly", "compiled", "has_tiles", "host"]
+__all__ = ["Target", "assembly", "compiled", "has_tiles", "host", "machine_code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +91,19 @@ def has_tiles() -> bool:
 
 def compiled(function: Emitter, name: str, arguments: int) -> Callable[..., None]:
     """The function as the host's own code, called with addresses and without Python's lock."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(machine_code(_text(function, host()), name))
+
+
+def machine_code(text: str, name: str) -> int:
+    """The address of a function of a module in LLVM's language, as the host's own code."""
     binding, target = _binding(), host()
     with _lock:
         machine = _machine(target)
-        module = _optimized(function, target, machine)
-        engine = binding.create_mcjit_compiler(module, machine)
+        engine = binding.create_mcjit_compiler(_optimized(text, target, machine), machine)
         engine.finalize_object()
         _alive.append(engine)
-        address = engine.get_function_address(name)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
+        address: int = engine.get_function_address(name)
+    return address
 
 
 def assembly(function: Emitter, target: Target) -> str:
@@ -107,15 +111,13 @@ def assembly(function: Emitter, target: Target) -> str:
     _binding().initialize_all_asmprinters()
     with _lock:
         machine = _machine(target)
-        text: str = machine.emit_assembly(_optimized(function, target, machine))
+        text: str = machine.emit_assembly(_optimized(_text(function, target), target, machine))
     return text
 
 
-def _optimized(function: Emitter, target: Target, machine: Any) -> Any:
+def _optimized(text: str, target: Target, machine: Any) -> Any:
     binding = _binding()
-    module = binding.parse_assembly(
-        f'target triple = "{target.triple}"\n{function.text(_attributes(target), rounds=target.rounds)}'
-    )
+    module = binding.parse_assembly(f'target triple = "{target.triple}"\n{text}')
     module.data_layout = str(machine.target_data)
     module.verify()
     options = binding.create_pipeline_tuning_options(speed_level=1)
@@ -125,8 +127,8 @@ def _optimized(function: Emitter, target: Target, machine: Any) -> Any:
     return module
 
 
-def _attributes(target: Target) -> str:
-    return f'"prefer-vector-width"="{32 * target.lanes}"'
+def _text(function: Emitter, target: Target) -> str:
+    return function.text(f'"prefer-vector-width"="{32 * target.lanes}"', rounds=target.rounds)
 
 
 def _machine(target: Target) -> Any:

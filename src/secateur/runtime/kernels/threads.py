@@ -1,8 +1,7 @@
-"""Threads that share the work of one product, and their memory."""
+"""Threads of our own that share work, and the memory of a thread."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 
 from secateur.runtime.kernels.layouts import CACHE_LINE
 
-__all__ = ["Crew", "run_all", "scratch"]
+__all__ = ["Crew", "scratch"]
 
 Work = Callable[[], None]
 
@@ -38,26 +37,21 @@ def scratch(size: int) -> int:
 
 
 class Crew:
-    """Helpers that wait for work, never more of them at work than the process may use processors.
+    """Helpers that wait for work, hired when they are wanted for the first time.
 
-    Who asks for work to be done does it too. If no helper is free, because other requests have them, or none has woken
-    up yet, it does all: nobody waits for work that nobody has begun.
-
-    Args:
-        size: Threads at work at most, those that ask included.
+    Who asks for work to be done does it too. If no helper has woken up yet, it does all: nobody waits for work that
+    nobody has begun.
 
     Example:
         >>> done = []
-        >>> Crew(2).run([lambda: done.append(1), lambda: done.append(2)], threads=2)
+        >>> Crew().run([lambda: done.append(1), lambda: done.append(2)], threads=2)
         >>> sorted(done)
         [1, 2]
     """
 
-    def __init__(self, size: int) -> None:
-        self._free = threading.Semaphore(size)
+    def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
-        self._hired = 0
-        self._size = size
+        self._hired = self._called = 0
         self._lock = threading.Lock()
 
     def run(self, work: Sequence[Work], threads: int) -> None:
@@ -68,42 +62,42 @@ class Crew:
             threads: How many may be at it at most, this one included.
 
         Raises:
-            BaseException: What any of it raised.
+            BaseException: What any of it raised, or what interrupted the waiting; no helper is at it any more then.
         """
-        if len(work) == 1:
-            work[0]()
-            return
-        left, ends = deque(work), SimpleQueue[BaseException | None]()
-        own_place = self._free.acquire(blocking=False)
+        helpers = min(len(work), threads) - 1
+        left, ends, gone = deque(work), SimpleQueue[BaseException | None](), threading.Semaphore(0)
+
+        def help_out() -> None:
+            _drain(left, ends)
+            gone.release()
+
+        for _ in range(helpers):
+            self._call(help_out)
         try:
-            self._call(min(len(work), threads) - 1, left, ends)
             _drain(left, ends)
             errors = [ends.get() for _ in work]
-        finally:
-            if own_place:
-                self._free.release()
+        except BaseException:  # Ctrl-C; helpers still write to where the caller's memory is
+            left.clear()
+            for _ in range(helpers):
+                gone.acquire()
+            raise
         for error in errors:
             if error is not None:
                 raise error
 
-    def _call(self, count: int, left: deque[Work], ends: SimpleQueue[BaseException | None]) -> None:
-        """Wake as many helpers as are wanted and may work."""
-        called = 0
-        while called < count and self._free.acquire(blocking=False):
-            self._hire(called + 1)
-            self._calls.put(lambda: _drain(left, ends))
-            called += 1
-
-    def _hire(self, wanted: int) -> None:
+    def _call(self, help_out: Callable[[], object]) -> None:
         with self._lock:
-            if self._hired < min(wanted, self._size):
+            self._called += 1
+            if self._called > self._hired:
                 self._hired += 1
                 threading.Thread(target=self._help, name=f"secateur-kernel-{self._hired}", daemon=True).start()
+        self._calls.put(help_out)
 
     def _help(self) -> None:
         while True:
             self._calls.get()()
-            self._free.release()
+            with self._lock:
+                self._called -= 1
 
 
 def _drain(left: deque[Work], ends: SimpleQueue[BaseException | None]) -> None:
@@ -119,26 +113,3 @@ def _drain(left: deque[Work], ends: SimpleQueue[BaseException | None]) -> None:
             ends.put(error)
         else:
             ends.put(None)
-
-
-def _processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_crew = Crew(_processors())
-
-
-def run_all(work: Sequence[Work], threads: int) -> None:
-    """Do all work with the process's crew; see `Crew.run`."""
-    _crew.run(work, threads)
-
-
-def _new_crew() -> None:
-    """A forked process has none of its parent's threads."""
-    global _crew
-    _crew = Crew(_processors())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_crew)

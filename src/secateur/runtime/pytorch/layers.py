@@ -12,9 +12,12 @@ from torch.nn import functional
 
 from secateur.errors import LayerError, StateError
 from secateur.runtime.kernels import OVERRUN, PackedMatrix, Window, window_of
+from secateur.runtime.pytorch.borrowing import borrow_threads_of_torch
 from secateur.runtime.pytorch.operator import handle_of, multiply
 
 __all__ = ["ExchangedLayer", "OperatorLayer", "PackedLayer", "SparseConv2d", "SparseLinear", "parts"]
+
+borrow_threads_of_torch()
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """torch's types → the kernels' names of them."""

@@ -1,0 +1,118 @@
+"""Who does the shares of a product."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from functools import partial
+
+from secateur.runtime.kernels.layouts import CACHE_LINE
+from secateur.runtime.kernels.openmp import Job, Team
+from secateur.runtime.kernels.step import PlannedStep
+from secateur.runtime.kernels.threads import Crew, scratch
+
+__all__ = ["Workforce", "borrow_threads", "workforce"]
+
+SECONDS_PER_HELPER = 150e-6
+"""Of one thread's work for each helper. To wake one costs up to 70 us where other work has the processors."""
+
+SECONDS_PER_THREAD = 10e-6
+"""Of one thread's work for each thread of a team."""
+
+WAKINGS = 2.5
+"""How much longer than its waking a product takes on one thread before it gains from a team."""
+
+
+class Workforce:
+    """The threads that products share, never more of them at work than the process may use processors.
+
+    They are those of a team, if there is one, for its threads may be spinning on the processors that helpers of our own
+    would need: OpenMP's wait some milliseconds for more work before they sleep.
+
+    Args:
+        size: Threads at work at most, those that ask included.
+        team: Threads that there are already; ``None``: helpers are hired.
+    """
+
+    def __init__(self, size: int, team: Team | None = None) -> None:
+        self._places = threading.Semaphore(size)
+        self._team, self._crew = team, Crew()
+        self._waking: dict[int, float] = {}
+
+    def useful(self, seconds: float, threads: int) -> int:
+        """How many threads a product is worth.
+
+        Args:
+            seconds: What it takes on one.
+            threads: How many there are.
+        """
+        if self._team is None:
+            return min(threads, 1 + int(seconds / SECONDS_PER_HELPER))
+        if threads > 1 and threads not in self._waking:
+            self._waking[threads] = self._team.waking(threads)
+        if threads == 1 or seconds < WAKINGS * self._waking[threads]:
+            return 1
+        return min(threads, 1 + int(seconds / SECONDS_PER_THREAD))
+
+    def share_out(self, step: PlannedStep, bias: int, x: int, y: int) -> None:
+        """Do all shares of a step, and return when they are done.
+
+        Who asks does some too, and all if no processor is free, because other requests have them.
+        """
+        workers = self._taken(step.useful)
+        try:
+            if workers > 1 and self._team is not None:
+                self._with_team(self._team, step, workers, (bias, x, y))
+            else:
+                self._crew.run([partial(step.run, plan, bias, x, y) for plan in step.plans], max(workers, 1))
+        finally:
+            for _ in range(workers):
+                self._places.release()
+
+    def _taken(self, wanted: int) -> int:
+        """Places that were free, as many as are wanted at most."""
+        taken = 0
+        while taken < wanted and self._places.acquire(blocking=False):
+            taken += 1
+        return taken
+
+    def _with_team(self, team: Team, step: PlannedStep, workers: int, addresses: tuple[int, int, int]) -> None:
+        bias, x, y = addresses
+        stride = step.memory + -step.memory % CACHE_LINE
+        memory = scratch(workers * stride) if stride else 0
+        shares = step.address, step.table, len(step.plans), workers
+        team.run(Job(0, *shares, bias, x + step.x, y + step.y, memory, stride), step.threads)
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_workforce = Workforce(_processors())
+
+
+def workforce() -> Workforce:
+    """That of this process."""
+    return _workforce
+
+
+def borrow_threads(library: ctypes.CDLL) -> None:
+    """Work with the threads of the OpenMP runtime that a library is linked with, if it has one of the kind that serves.
+
+    Args:
+        library: One whose own work takes turns with products, such as torch's.
+    """
+    global _workforce
+    _workforce = Workforce(_processors(), Team.of(library))
+
+
+def _after_fork() -> None:
+    """A forked process has none of its parent's threads, and a team waits for them without end."""
+    global _workforce
+    _workforce = Workforce(_processors())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,42 @@
+"""One kernel with all that it is called with but the caller's addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from secateur.runtime.kernels.threads import scratch
+
+__all__ = ["PlannedStep"]
+
+
+class PlannedStep(NamedTuple):
+    """A kernel, and its shares of one product.
+
+    Attributes:
+        function: The kernel's function.
+        plans: For each share, the address of a plan as the kernel reads it.
+        x: Bytes from the first activation to the first of this step.
+        y: Bytes from the first result to the first of this step.
+        memory: Bytes that each thread needs.
+        useful: Threads that are worth their waking up.
+        threads: Threads that there are.
+        held: What the addresses point to.
+        address: Of the kernel's function; 0 if there is one share.
+        table: Address of `plans`, one behind the other; 0 if there is one.
+    """
+
+    function: Callable[..., None]
+    plans: tuple[int, ...]
+    x: int
+    y: int
+    memory: int
+    useful: int
+    threads: int
+    held: Any = None
+    address: int = 0
+    table: int = 0
+
+    def run(self, plan: int, bias: int, x: int, y: int) -> None:
+        """Do one share."""
+        self.function(plan, bias, x + self.x, y + self.y, scratch(self.memory) if self.memory else 0)

@@ -1,0 +1,20 @@
+"""torch's threads, for kernels to work with."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+from secateur.runtime.kernels import borrow_threads
+
+__all__ = ["borrow_threads_of_torch"]
+
+
+def borrow_threads_of_torch() -> None:
+    """Have kernels work with the threads of the OpenMP runtime that torch is linked with, where it is."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        file = Path(torch.__file__).parent / "lib" / name
+        if file.exists():
+            borrow_threads(ctypes.CDLL(str(file)))

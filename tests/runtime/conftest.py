@@ -1,0 +1,31 @@
+"""Threads for kernels, whatever the machine has."""
+
+import ctypes
+from pathlib import Path
+
+import pytest
+import torch
+
+from secateur.runtime.kernels import sharing
+from secateur.runtime.kernels.openmp import Team
+from secateur.runtime.kernels.sharing import Workforce
+
+PLACES = 8
+
+
+@pytest.fixture(scope="session")
+def team() -> Team:
+    """That of torch's OpenMP runtime."""
+    file = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    found = Team.of(ctypes.CDLL(str(file))) if file.exists() else None
+    if found is None:
+        pytest.skip("needs a torch with an OpenMP runtime that can be asked for its threads")
+    return found
+
+
+@pytest.fixture(params=["team", "helpers"])
+def shared_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All work is shared out among as many threads as are allowed, by either means."""
+    means = request.getfixturevalue("team") if request.param == "team" else None
+    monkeypatch.setattr(sharing, "_workforce", Workforce(PLACES, means))
+    monkeypatch.setattr(Workforce, "useful", lambda _, __, threads: threads)
