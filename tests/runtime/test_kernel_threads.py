@@ -170,7 +170,7 @@ def test_no_more_at_work_than_processors_and_all_is_done(workforce: Workforce) -
     assert gauge.done == 90
     assert gauge.most <= 3 + 5  # those that find no place free work alone
     workforce.share_out(step(gauge.work, 30, 8), 0, 0, 0)
-    assert workforce._taken(9) == 3  # all places were given back
+    assert workforce._take(9) == 3  # all places were given back
 
 
 def test_only_as_many_as_are_useful_work(workforce: Workforce) -> None:

@@ -36,7 +36,7 @@ class Workforce:
     """
 
     def __init__(self, size: int, team: Team | None = None) -> None:
-        self._places = threading.Semaphore(size)
+        self._free, self._lock = size, threading.Lock()
         self._team, self._crew = team, Crew()
         self._waking: dict[int, float] = {}
 
@@ -60,21 +60,20 @@ class Workforce:
 
         Who asks does some too, and all if no processor is free, because other requests have them.
         """
-        workers = self._taken(step.useful)
+        workers = self._take(step.useful)
         try:
             if workers > 1 and self._team is not None:
                 self._with_team(self._team, step, workers, (bias, x, y))
             else:
                 self._crew.run([partial(step.run, plan, bias, x, y) for plan in step.plans], max(workers, 1))
         finally:
-            for _ in range(workers):
-                self._places.release()
+            self._take(-workers)
 
-    def _taken(self, wanted: int) -> int:
-        """Places that were free, as many as are wanted at most."""
-        taken = 0
-        while taken < wanted and self._places.acquire(blocking=False):
-            taken += 1
+    def _take(self, wanted: int) -> int:
+        """How many places were free, up to what is wanted; below 0 they are given back."""
+        with self._lock:
+            taken = min(wanted, self._free)
+            self._free -= taken
         return taken
 
     def _with_team(self, team: Team, step: PlannedStep, workers: int, addresses: tuple[int, int, int]) -> None:
