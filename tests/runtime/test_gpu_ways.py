@@ -50,9 +50,20 @@ def test_outputs_are_those_of_the_dense_layer(layer: nn.Module, shape: tuple[int
 
 
 def test_inference_mode_is_served(layer: nn.Module) -> None:
+    exchanged = in_blocks(layer)
     with torch.inference_mode():
         inputs = torch.randn(8, 64)
-        assert torch.allclose(in_blocks(layer)(inputs), layer(inputs), atol=1e-4)
+        for one in (exchanged, in_blocks(layer)):
+            assert torch.allclose(one(inputs), layer(inputs), atol=1e-4)
+
+
+def test_what_becomes_of_the_dense_bias_does_not_matter() -> None:
+    layer = pruned(nn.Linear(64, 64))
+    exchanged, inputs = in_blocks(layer), torch.randn(8, 64)
+    with torch.no_grad():
+        expected = layer(inputs)
+        layer.get_parameter("bias").zero_()
+        assert torch.allclose(exchanged(inputs), expected, atol=1e-4)
 
 
 def test_inputs_may_lie_in_any_way(layer: nn.Module) -> None:
@@ -131,6 +142,9 @@ def test_forms_are_those_that_the_zeros_allow() -> None:
     torch.manual_seed(0)
     halves = nn.Linear(256, 128, dtype=torch.bfloat16)
     assert forms(pruned(halves, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
+    assert forms(pruned(nn.Linear(256, 128, dtype=torch.bfloat16), "3:4", 0.25)) == [
+        "the GPU has no product for '3:4' in torch.bfloat16"
+    ]
     blocks = ["64x64 blocks, Triton", "32x32 blocks, Triton", "16x16 blocks, Triton"]
     assert forms(pruned(nn.Linear(256, 128), "64x64", 0.75)) == blocks
     # Two of four outputs of each input: as a transposed weight no 2:4, as a canonical one it is.
