@@ -1,7 +1,7 @@
 """Products with pruned weights on the CPU, ours beside torch's dense and sparse ones, as times dense takes of each.
 
 Each row is one weight and batch: seconds of dense float32 over seconds of the candidate, so more is better. Packing of
-activations is part of ours; packing of weights is not. Set OMP_WAIT_POLICY=PASSIVE on a shared machine.
+activations is part of ours; packing of weights is not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from _pruned import pruned
 from _timing import medians
 from secateur.runtime.kernels import DTYPES, PackedMatrix, has_tiles, unsupported
+from secateur.runtime.pytorch.borrowing import borrow_threads_of_torch
 
 PATTERNS = "4x1@0.5,4x1@0.8,4x1@0.9,8x1@0.5,8x1@0.8,8x1@0.9,16x1@0.5,16x1@0.8,16x1@0.9,1x1@0.8,1x1@0.9,2:4@0.5"
 SHAPES = "768x768,3072x768,768x3072,2048x2048,4096x4096"
@@ -111,6 +112,7 @@ def measured(
 
 def main() -> None:
     given = options()
+    borrow_threads_of_torch()
     torch.manual_seed(0)
     print("times as fast as dense float32 on as many threads; in parentheses the relative error")
     for threads in map(int, given.threads.split(",")):
