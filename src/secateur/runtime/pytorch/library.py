@@ -138,8 +138,8 @@ class LibraryMatrix:
         if not len(rows):
             return rows.new_empty(0, self.shape[0])
         try:
-            # Sparse weights have no views in inference mode.
-            with torch.inference_mode(mode=False), torch.no_grad():
+            # Sparse weights have no views in inference mode, and autocast has no copies of them.
+            with torch.inference_mode(mode=False), torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
                 return functional.linear(rows, self._stored, bias).contiguous()
         except torch.OutOfMemoryError:
             raise
