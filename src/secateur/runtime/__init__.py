@@ -37,8 +37,9 @@ def compile(  # noqa: A001 - as torch calls it
         model: A torch module in evaluation mode, pruned; it is changed in place.
         example_inputs: What the model is called with: a tensor, a tuple of positional arguments, or a mapping of
             keyword arguments. Their shapes decide what is faster: 1 row for generating text, many for batches.
-        int8: Whether weights may be rounded to eight bits with a scale per output channel, where that is faster: fewer
-            bytes, for outputs that change by some per mille. What ``state_dict()`` gives is then rounded too.
+        int8: Whether weights on the CPU may be rounded to eight bits with a scale per output channel, where that is
+            faster: fewer bytes, for outputs that change by some per mille. What ``state_dict()`` gives is then rounded
+            too.
         cuda_graphs: Whether the model's calls will be captured in CUDA graphs, as by ``torch.compile`` with
             ``mode="reduce-overhead"``. Layers are then timed in graphs. Without them, making a call of a sparse product
             costs a GPU's user 0.1 to 1 ms, which only large products gain back.
