@@ -17,7 +17,7 @@ from secateur.cli.options import ALLOCATIONS, METHODS, PATTERNS, REFINERS
 
 FLAGS = {
     "": {"--help", "--install-completion", "--show-completion", "--version"},
-    "bench": {"--batch", "--help", "--inputs", "--json", "--length", "--model", "--rounds"},
+    "bench": {"--batch", "--device", "--help", "--inputs", "--json", "--length", "--model", "--rounds"},
     "convert": {"--dense", "--help", "--json"},
     "demo": {"--help", "--json", "--out", "--seeds"},
     "inspect": {"--help", "--json", "--picture", "--weights"},

@@ -197,7 +197,7 @@ def test_a_team_is_asked_if_it_is_worth_its_waking(team: Team, monkeypatch: pyte
     monkeypatch.setattr(Team, "waking", lambda _, size: size * 1e-5)
     workforce = Workforce(4, team)
     assert [workforce.useful(seconds, 4) for seconds in (0, 9e-5, 1.1e-4, 1)] == [1, 1, 4, 4]
-    assert [workforce.useful(seconds, 64) for seconds in (1e-3, 1.7e-3)] == [1, 64]
+    assert [workforce.useful(seconds, 64) for seconds in (1e-3, 2e-3)] == [1, 64]
     assert workforce.useful(1, 1) == 1
     helped = Workforce(4)
     assert [helped.useful(seconds, 3) for seconds in (0, 1e-4, 2e-4, 1)] == [1, 1, 2, 3]

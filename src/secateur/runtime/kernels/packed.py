@@ -316,7 +316,7 @@ class PackedMatrix:
     def _useful(self, rows: int, threads: int) -> int:
         """How many threads are worth their waking up."""
         values = self.layout.values
-        seconds = max(values.nbytes / BYTES_PER_SECOND, values.size * rows / PRODUCTS_PER_SECOND)
+        seconds = values.nbytes / BYTES_PER_SECOND + values.size * rows / PRODUCTS_PER_SECOND
         return workforce().useful(seconds, threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
