@@ -13,8 +13,7 @@ __all__ = ["borrow_threads_of_torch"]
 
 
 def borrow_threads_of_torch() -> None:
-    """Have kernels work with the threads of the OpenMP runtime that torch is linked with, where it is."""
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        file = Path(torch.__file__).parent / "lib" / name
-        if file.exists():
-            borrow_threads(ctypes.CDLL(str(file)))
+    """Have kernels work with the threads of the OpenMP runtime that torch is linked with: on Linux, where it is."""
+    file = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if file.exists():
+        borrow_threads(ctypes.CDLL(str(file)))

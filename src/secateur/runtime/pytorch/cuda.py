@@ -30,16 +30,11 @@ def cuda_forms(layer: nn.Module, found: Zeroed) -> Iterator[Form | str]:
     if isinstance(layer, nn.Conv2d):
         yield "the GPU's sparse products serve linear layers, not convolutions"
         return
-    dtype, none = layer.get_parameter("weight").dtype, True
+    dtype, forms = layer.get_parameter("weight").dtype, list[Form | str]()
     if dtype in HALVES and _is_two_of_four(found.weight):
-        yield from map(SemiStructured, LIBRARIES)
-        none = False
-    for side in BLOCK_SIDES:
-        if _share_of_blocks(found.weight, side) <= MOST_BLOCKS:
-            yield SquareBlocks(side)
-            none = False
-    if none:
-        yield f"the GPU has no product for {found.pattern!r} in {dtype}"
+        forms += map(SemiStructured, LIBRARIES)
+    forms += [SquareBlocks(side) for side in BLOCK_SIDES if _share_of_blocks(found.weight, side) <= MOST_BLOCKS]
+    yield from forms or [f"the GPU has no product for {found.pattern!r} in {dtype}"]
 
 
 def in_form(layer: nn.Module, found: Zeroed, form: Form) -> LibraryLinear:

@@ -35,7 +35,7 @@ def medians(
     """
     for call in calls:
         call()  # code is made, memory is found
-    together = 1 if device.type == "cpu" else max(_enough(call, device) for call in calls)
+    together = max(_enough(call, device) for call in calls) if device.type == "cuda" else 1
     runs = [_graph(call, together) if cuda_graph else _repeated(call, together) for call in calls]
     times: list[list[float]] = [[] for _ in calls]
     start = time.perf_counter()
