@@ -59,6 +59,7 @@ def test_outputs_are_those_of_the_dense_model(config: dict[str, Any], way: str, 
     with torch.no_grad():
         inputs = torch.randn(5, 256, 2, device="cuda", dtype=dtype).permute(2, 0, 1)
         assert close(model(inputs), dense(inputs))
+        assert model(inputs).is_contiguous()
         assert model(torch.zeros(0, 256, device="cuda", dtype=dtype)).shape == (0, 256)
 
 
