@@ -21,7 +21,7 @@ from oneshot.families import FAMILIES
 from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import Compiled
 from secateur.runtime.kernels import OVERRUN, Window, has_tiles
-from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, compiling
+from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, compiling, trying, turns
 from secateur.runtime.pytorch import ways as ways_module
 from secateur.runtime.pytorch.channels import ChannelConv2d
 from secateur.runtime.pytorch.ways import Way, ways, zeroed
@@ -32,10 +32,11 @@ ALL = [".*"]
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exchange whatever can be: what is faster depends on the machine, and what is right does not."""
-    monkeypatch.setattr(compiling, "NOTABLE", float("inf"))
+    monkeypatch.setattr(trying, "NOTABLE", float("inf"))
     monkeypatch.setattr("secateur.runtime.pytorch.timing.FEWEST", 1)
-    monkeypatch.setattr("secateur.runtime.pytorch.timing.BUDGET", 0.0)
-    monkeypatch.setattr(compiling, "WHOLE_BUDGET", 0.0)
+    monkeypatch.setattr(trying, "BRIEF", 0.0)
+    monkeypatch.setattr(turns, "BUDGET", 0.0)
+    monkeypatch.setattr(compiling, "HOPELESS", 0.0)
 
 
 def mlp(*sizes: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -335,7 +336,7 @@ def test_many_threads_may_call_one_model() -> None:
 def test_weights_are_rounded_to_eight_bits_if_that_is_allowed(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = torch.randn(4, 32)
     model = pruned(mlp(32, 64, 48), pattern, None if ":" in pattern else 0.75)
-    monkeypatch.setitem(compiling.TOLERANCE, torch.float32, -1.0)  # so that no other way is taken
+    monkeypatch.setitem(trying.TOLERANCE, torch.float32, -1.0)  # so that no other way is taken
     dense, (exact, report) = both(model, inputs)
     assert report.exchanged == 0
     exact, report = secateur.runtime.compile(exact, inputs, int8=True)
@@ -364,7 +365,7 @@ def test_bfloat16_stays_bfloat16(pattern: str) -> None:
 
 
 def test_layers_that_do_not_gain_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "NOTABLE", 0.0)
+    monkeypatch.setattr(trying, "NOTABLE", 0.0)
     model = pruned(mlp(32, 64, 48), "4x1")
     layers = list(model)
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
@@ -434,7 +435,7 @@ def test_the_report_is_for_people_and_machines() -> None:
 
 
 def test_a_kernel_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "TOLERANCE", dict.fromkeys(compiling.TOLERANCE, -1.0))
+    monkeypatch.setattr(trying, "TOLERANCE", dict.fromkeys(trying.TOLERANCE, -1.0))
     model = pruned(mlp(32, 64), "4x1")
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
     assert "differs by" in report.layers[0].reason

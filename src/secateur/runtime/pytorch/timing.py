@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import torch
 
-__all__ = ["medians"]
+__all__ = ["medians", "rounds", "seconds"]
 
 BUDGET = 0.15
 """Seconds that a comparison may take, beyond the fewest rounds."""
@@ -38,17 +38,34 @@ def medians(
     together = max(_enough(call, device) for call in calls) if device.type == "cuda" else 1
     runs = [_graph(call, together) if cuda_graph else _repeated(call, together) for call in calls]
     times: list[list[float]] = [[] for _ in calls]
-    start = time.perf_counter()
-    for number in range(MOST):
-        if number >= FEWEST and time.perf_counter() - start > budget:
-            break
+    for _ in rounds(budget):
         for own, run in zip(times, runs, strict=True):
-            own.append(_seconds(run, device) / together)
+            own.append(seconds(run, device) / together)
     return [median(own) for own in times]
 
 
+def rounds(budget: float) -> Iterator[int]:
+    """Rounds of a comparison, from 0, as many as fit into a budget of seconds."""
+    start = time.perf_counter()
+    for number in range(MOST):
+        if number >= FEWEST and time.perf_counter() - start > budget:
+            return
+        yield number
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """What a call takes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
 def _enough(call: Callable[[], object], device: torch.device) -> int:
-    return max(1, min(MOST_CALLS, int(FILLED / _seconds(call, device))))
+    return max(1, min(MOST_CALLS, int(FILLED / seconds(call, device))))
 
 
 def _repeated(call: Callable[[], object], times: int) -> Callable[[], object]:
@@ -65,13 +82,3 @@ def _graph(call: Callable[[], object], times: int) -> Callable[[], object]:
     with torch.cuda.graph(graph, stream=stream):
         _repeated(call, times)()
     return graph.replay
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
