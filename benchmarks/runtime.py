@@ -65,11 +65,11 @@ def of_torch(weight: np.ndarray, pattern: str, x: torch.Tensor) -> Iterator[tupl
 
 
 def ours(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor, threads: int) -> Callable[[], torch.Tensor]:
-    y, activations = torch.empty(len(x), matrix.shape[0], dtype=x.dtype), str(x.dtype).removeprefix("torch.")
+    y = torch.empty(len(x), matrix.shape[0], dtype=x.dtype)
+    multiply = matrix.product(len(x), activations=str(x.dtype).removeprefix("torch."), threads=threads)
 
     def product() -> torch.Tensor:
-        places = x.data_ptr(), len(x), y.data_ptr()
-        matrix.matmul(*places, bias=bias.data_ptr(), activations=activations, threads=threads)
+        multiply(bias.data_ptr(), x.data_ptr(), y.data_ptr())
         return y
 
     return product

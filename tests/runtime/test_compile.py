@@ -21,7 +21,7 @@ from oneshot.families import FAMILIES
 from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import Compiled
 from secateur.runtime.kernels import OVERRUN, Window, has_tiles
-from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, compiling, trying, turns
+from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, compiling, layers, trying, turns
 from secateur.runtime.pytorch import ways as ways_module
 from secateur.runtime.pytorch.channels import ChannelConv2d
 from secateur.runtime.pytorch.ways import Way, ways, zeroed
@@ -480,6 +480,32 @@ def test_a_model_that_is_moved_keeps_its_numbers(goal: Any) -> None:
         assert close(model.to(goal)(inputs), wanted)
         with pytest.raises(LayerError, match=r"needs inputs of torch\.float32 on the CPU"):
             model(inputs.to(goal))
+
+
+@pytest.mark.usefixtures("always")
+def test_calls_of_many_shapes_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MOST_CALLS", 3)
+    dense, (model, _) = both(pruned(mlp(32, 64), "4x1"), torch.randn(8, 32))
+    with torch.no_grad():
+        for rows in (1, 2, 3, 70, 1, 8):
+            inputs = torch.randn(rows, 32)
+            assert close(model(inputs), dense(inputs))
+            assert 0 < len(model[0]._calls) <= 3
+
+
+@pytest.mark.usefixtures("always")
+def test_the_number_of_threads_may_change() -> None:
+    dense, (model, _) = both(pruned(mlp(32, 256), "4x1"), torch.randn(64, 32))
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        inputs = torch.randn(64, 32)
+        try:
+            found = [torch.set_num_threads(threads) or model(inputs) for threads in (1, 2, 3)]
+        finally:
+            torch.set_num_threads(before)
+        assert close(found[0], dense(inputs))
+        assert all(torch.equal(one, found[0]) for one in found)
+        assert len({threads for _, _, threads in model[0]._calls}) == 3
 
 
 @pytest.mark.usefixtures("always")

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runtime.fenced import fenced, fences
+from runtime.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import PackedMatrix, Window, choice, has_tiles, target
 from secateur.runtime.kernels.choice import MOST_EXPANDED
@@ -61,7 +62,7 @@ def product(layout: Layout, x: np.ndarray, bias: np.ndarray, threads: int = 1) -
     memory = np.full(len(x) * outputs + 2 * GUARD, MARK)
     y = memory[GUARD:-GUARD]
     matrix = PackedMatrix("1x1", layout)
-    matrix.matmul(x.ctypes.data, len(x), y.ctypes.data, bias=bias.ctypes.data, threads=threads)
+    multiply(matrix, x, y, bias, threads=threads)
     assert np.all(memory[:GUARD] == MARK)
     assert np.all(memory[-GUARD:] == MARK)
     return y.reshape(len(x), outputs)
@@ -222,9 +223,9 @@ def test_numbers_without_halves_are_refused(of: Callable[[np.ndarray], Layout], 
 def test_only_rows_of_float32_are_taken(of: Callable[[np.ndarray], Layout]) -> None:
     matrix = PackedMatrix("1x1", of(pruned((16, 32), 0.2)))
     with pytest.raises(ConfigError, match="of float32 needs activations of it, found bfloat16"):
-        matrix.matmul(0, 1, 0, activations="bfloat16")
+        matrix.product(1, activations="bfloat16")
     with pytest.raises(ConfigError, match="is multiplied with rows, found ImagePanel"):
-        matrix.convolve(0, 1, 0, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
+        matrix.convolution(1, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
 
 
 @amx

@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from runtime.fenced import fenced, fences
+from runtime.products import convolve
 from secateur.errors import ConfigError
 from secateur.runtime.kernels import OVERRUN, PackedMatrix, Window
 from secateur.runtime.kernels.images import fitted
@@ -45,7 +46,7 @@ def convolved(matrix: PackedMatrix, images: np.ndarray, window: Window, bias: np
     shape = len(images), matrix.shape[0], window.height, window.across
     memory = np.full(int(np.prod(shape)) + 2 * GUARD, MARK)
     x, y = planes(images, window), memory[GUARD:-GUARD]
-    matrix.convolve(x.ctypes.data, len(images), y.ctypes.data, window, bias=bias.ctypes.data, threads=threads)
+    convolve(matrix, (len(images), window), (x, y), bias, threads)
     assert np.all(memory[:GUARD] == MARK)
     assert np.all(memory[-GUARD:] == MARK)
     return y.reshape(shape)
@@ -153,7 +154,7 @@ def test_offsets_are_where_the_pixels_of_a_stride_lie() -> None:
 def test_arguments_out_of_range(images: int, threads: int, channels: int) -> None:
     matrix = PackedMatrix.from_dense(np.ones((4, 36), np.float32), "4x1")
     with pytest.raises(ConfigError, match=r"the window have 36 features, found"):
-        matrix.convolve(0, images, 0, Window(channels, (8, 8), (3, 3), (1, 1), (1, 1)), threads=threads)
+        matrix.convolution(images, Window(channels, (8, 8), (3, 3), (1, 1), (1, 1)), threads=threads)
 
 
 @fences
@@ -164,7 +165,7 @@ def test_nothing_is_read_behind_long_lines(pixels: int, pattern: str) -> None:
     weight[:, 2::4] = weight[:, 3::4] = 0
     images, y = fenced(np.ones((8, pixels), np.float32)), np.zeros((8, pixels), np.float32)
     window = Window(8, (1, pixels), (1, 1), (1, 1), (1, 1))
-    PackedMatrix.from_dense(weight, pattern, rows=MANY).convolve(images.ctypes.data, 1, y.ctypes.data, window)
+    convolve(PackedMatrix.from_dense(weight, pattern, rows=MANY), (1, window), (images, y))
     assert np.all(y == 4)
 
 
@@ -175,6 +176,6 @@ def test_no_more_is_read_behind_images_than_is_said(stride: tuple[int, int]) -> 
     matrix = PackedMatrix.from_dense(weights(8, window, "4x1"), "4x1")
     images = np.random.default_rng(0).standard_normal((2, 4, 9, 11)).astype(np.float32)
     x, y = fenced(planes(images, window)), np.empty((2, 8, window.height, window.across), np.float32)
-    matrix.convolve(x.ctypes.data, 2, y.ctypes.data, window)
+    convolve(matrix, (2, window), (x, y))
     expected = wanted(matrix.dense(), images, window, np.zeros(8, np.float32))
     assert np.allclose(y, expected, atol=1e-5)

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from runtime.products import convolve, multiply
 from secateur.errors import MissingPackageError
 from secateur.runtime.kernels import PackedMatrix, choice
 from secateur.runtime.kernels.blocks import BlockKernel
@@ -110,14 +111,14 @@ def test_older_processors_get_the_same(pattern: str, rows: int, features: str, m
         for batch in (1, 6, 40):
             x = np.random.default_rng(1).standard_normal((batch, 56)).astype(np.float32)
             y = np.empty((batch, 40), np.float32)
-            matrix.matmul(x.ctypes.data, batch, y.ctypes.data)
+            multiply(matrix, x, y)
             np.testing.assert_allclose(y, x @ matrix.dense().T, rtol=1e-4, atol=1e-4)
             half, result = encoded(x, "bfloat16"), np.empty((batch, 40), np.uint16)
-            matrix.matmul(half.ctypes.data, batch, result.ctypes.data, activations="bfloat16")
+            multiply(matrix, half, result, activations="bfloat16")
             np.testing.assert_allclose(decoded(result), decoded(half) @ matrix.dense().T, rtol=1e-2, atol=1e-3)
         pixels = np.random.default_rng(1).standard_normal((56, 150)).astype(np.float32)
         y = np.empty((40, 150), np.float32)
-        matrix.convolve(pixels.ctypes.data, 1, y.ctypes.data, Window(56, (1, 150), (1, 1), (1, 1), (1, 1)))
+        convolve(matrix, (1, Window(56, (1, 150), (1, 1), (1, 1), (1, 1))), (pixels, y))
         np.testing.assert_allclose(y, matrix.dense() @ pixels, rtol=1e-4, atol=1e-4)
     finally:
         for cached in caches:

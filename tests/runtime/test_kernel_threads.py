@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from secateur.runtime.kernels import sharing
+from secateur.runtime.kernels.layouts import CACHE_LINE
 from secateur.runtime.kernels.openmp import Job, Team
 from secateur.runtime.kernels.sharing import Workforce
 from secateur.runtime.kernels.step import PlannedStep
@@ -47,11 +48,14 @@ def step(kernel: Callable[..., None], shares: int, threads: int, memory: int = 0
     """A step with a kernel of Python's, whose plans are numbers from 1."""
     function: Any = KERNEL(kernel)
     plans = np.arange(1, shares + 1)
-    address = ctypes.cast(function, ctypes.c_void_p).value or 0
-    held = function, plans
-    return PlannedStep(
-        function, tuple(plans.tolist()), 0, 0, memory, useful or threads, threads, held, address, plans.ctypes.data
+    job = Job(
+        kernel=ctypes.cast(function, ctypes.c_void_p),
+        plans=plans.ctypes.data,
+        shares=shares,
+        stride=memory + -memory % CACHE_LINE,
     )
+    held = function, plans
+    return PlannedStep(function, tuple(plans.tolist()), 0, 0, memory, useful or threads, threads, job, held)
 
 
 @pytest.mark.parametrize(("threads", "most"), [(8, 8), (2, 2), (1, 1)])
@@ -177,7 +181,7 @@ def test_no_more_at_work_than_processors_and_all_is_done(workforce: Workforce) -
     assert gauge.done == 90
     assert gauge.most <= 3 + 5  # those that find no place free work alone
     workforce.share_out(step(gauge.work, 30, 8), 0, 0, 0)
-    assert workforce._take(9) == 3  # all places were given back
+    assert workforce._free == 3  # all places were given back
 
 
 def test_only_as_many_as_are_useful_work(workforce: Workforce) -> None:
@@ -225,11 +229,12 @@ Workforce.useful = lambda _, __, threads: threads
 torch.set_num_threads(2)
 weight = np.random.default_rng(0).standard_normal((256, 64), np.float32)
 matrix = PackedMatrix.from_dense(weight, "4x1")
-x = np.ones((8, 64), np.float32)
+bias, x = np.zeros(256, np.float32), np.ones((8, 64), np.float32)
+multiply = matrix.product(8, threads=2)
 
 def product():
     y = np.empty((8, 256), np.float32)
-    matrix.matmul(x.ctypes.data, 8, y.ctypes.data, threads=2)
+    multiply(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
     return y
 
 before = product()

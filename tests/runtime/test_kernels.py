@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.fenced import fenced, fences
+from runtime.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import DTYPES, PackedMatrix, unsupported
 from secateur.runtime.kernels.numbers import decoded, encoded
@@ -57,8 +58,7 @@ def product(
     size, kind = len(x) * matrix.shape[0], x.dtype.type
     memory = np.full(size + 2 * GUARD, MARKS[kind], kind)
     y = memory[GUARD : GUARD + size]
-    address = None if bias is None else bias.ctypes.data
-    matrix.matmul(x.ctypes.data, len(x), y.ctypes.data, bias=address, activations=activations, threads=threads)
+    multiply(matrix, x, y, bias, activations=activations, threads=threads)
     assert np.all(memory[:GUARD] == MARKS[kind])
     assert np.all(memory[GUARD + size :] == MARKS[kind])
     return y.reshape(len(x), matrix.shape[0])
@@ -239,9 +239,8 @@ def test_weights_must_be_a_matrix_of_floats() -> None:
 @pytest.mark.parametrize("change", [{"rows": -1}, {"threads": 0}, {"activations": "float16"}])
 def test_arguments_out_of_range(change: dict[str, object]) -> None:
     matrix = PackedMatrix.from_dense(np.zeros((4, 4), np.float32), "4x1")
-    arguments = {"x": 0, "rows": 1, "y": 0} | change
     with pytest.raises(ConfigError, match="rows at least 0 and threads at least 1"):
-        matrix.matmul(**arguments)
+        matrix.product(**{"rows": 1} | change)
 
 
 @given(costs=st.lists(st.integers(0, 50), min_size=1, max_size=30), panels=st.integers(1, 4), count=st.integers(1, 9))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.products import multiply
 from secateur.runtime.kernels import PackedMatrix
 from secateur.runtime.kernels.grouped import Grouped
 from secateur.runtime.kernels.paired import PIECE, Paired, partnered
@@ -72,5 +73,5 @@ def test_a_zero_meets_no_activation_behind_the_end() -> None:
     weight[0, :2] = weight[1, 2:] = 1
     matrix = PackedMatrix(pattern="2:4", layout=Paired.of(weight))
     x, y = np.full((20, 4), 2, np.float32), np.empty((20, 2), np.float32)
-    matrix.matmul(x.ctypes.data, 20, y.ctypes.data)
+    multiply(matrix, x, y)
     assert np.all(y == 2 * PAIR)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.fenced import fenced, fences
+from runtime.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import PackedMatrix, Window, choice, has_tiles, packed, target
 from secateur.runtime.kernels.amx import TILE_INPUTS
@@ -51,7 +52,7 @@ def product(matrix: PackedMatrix, x: np.ndarray, bias: np.ndarray, threads: int 
     """The product, between guards that must stay as they are."""
     memory = np.full(len(x) * matrix.shape[0] + 2 * GUARD, MARK)
     y = memory[GUARD:-GUARD]
-    matrix.matmul(x.ctypes.data, len(x), y.ctypes.data, bias=bias.ctypes.data, activations="bfloat16", threads=threads)
+    multiply(matrix, x, y, bias, activations="bfloat16", threads=threads)
     assert np.all(memory[:GUARD] == MARK)
     assert np.all(memory[-GUARD:] == MARK)
     return y.reshape(len(x), matrix.shape[0])
@@ -119,9 +120,9 @@ def test_copies_are_equal(packed_as: Packing) -> None:
 def test_only_rows_of_bfloat16_are_taken(packed_as: Packing) -> None:
     matrix = packed_as(pruned((16, 32), 0.2))
     with pytest.raises(ConfigError, match="of bfloat16 needs activations of it, found float32"):
-        matrix.matmul(0, 1, 0)
+        matrix.product(1)
     with pytest.raises(ConfigError, match="is multiplied with rows, found ImagePanel"):
-        matrix.convolve(0, 1, 0, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
+        matrix.convolution(1, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
 
 
 @both
@@ -186,6 +187,6 @@ def test_other_processors_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, "has_tiles", lambda: False)
     moved = PackedMatrix("1x1", Tiled.of(np.ones((16, 32), np.float32)).as_dtype("bfloat16", np.empty(0, np.float32)))
     with pytest.raises(LayerError, match="packed for a processor with AMX, and this is none"):
-        moved.matmul(0, 1, 0, activations="bfloat16")
+        moved.product(1, activations="bfloat16")
     with pytest.raises(LayerError, match=r"multiplies no tiles of bfloat16 \(AMX\)"):
         packed.PackedMatrix.in_tiles(np.ones((16, 32), np.float32), "1x1")

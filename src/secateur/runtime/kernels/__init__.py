@@ -51,8 +51,9 @@ matter: the weight is read once, and what counts is its bytes.
 
 **The code.** `emitter` writes LLVM's language with vectors of the processor's width (on others than AVX-512, AVX2 and
 NEON, vectors of four, which LLVM fits to what there is); `target` compiles it in 15 ms (few rows) to 80 ms (panels),
-once in a process for each kernel, width of panel and type. Calls go through ctypes, without Python's lock; all that
-does not change between two calls lies ready in a plan, for Python would else take longer than a small product.
+once in a process for each kernel, width of panel and type. Calls go through ctypes, without Python's lock. All that
+does not change between two calls lies ready in a `product`, of few parts that are read one after the other: weights
+have emptied the caches between two calls of it, and Python would else take longer than a small product.
 
 **Channels** (``1xchannel``, ``channelx1``) have no kernel: without them the weight is a smaller dense one.
 """

@@ -18,10 +18,12 @@ from secateur.runtime.kernels.choice import MOST_SELECTED, code
 from secateur.runtime.kernels.grouped import Grouped
 from secateur.runtime.kernels.images import ImagePanel, Window, fitted
 from secateur.runtime.kernels.kernel import Kernel
-from secateur.runtime.kernels.layouts import Blocks, Layout, aligned
+from secateur.runtime.kernels.layouts import CACHE_LINE, Blocks, Layout, aligned
 from secateur.runtime.kernels.masked import Masked
 from secateur.runtime.kernels.numbers import DTYPES, quantized
+from secateur.runtime.kernels.openmp import Job
 from secateur.runtime.kernels.paired import Paired
+from secateur.runtime.kernels.product import Product, product_of
 from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.sharing import workforce
 from secateur.runtime.kernels.step import PlannedStep
@@ -51,12 +53,6 @@ LEAST_PAIRED = 0.4
 
 MOST_UNITED = 0.4
 """Share of weights in tiles up to which activations are put together for them, rather than all weights decoded."""
-
-MOST_PLANS = 256
-"""Sizes of batches that a matrix remembers how to multiply with."""
-
-PlanKey = tuple[int, str, int] | tuple[Window, int, int]
-"""Rows or images, the type or window, and threads."""
 
 ELEMENTS = {"float32": "float", "bfloat16": "bfloat"}
 
@@ -105,8 +101,8 @@ class PackedMatrix:
         >>> weight = np.zeros((8, 6), np.float32)
         >>> weight[4:, 2] = 3
         >>> matrix = PackedMatrix.from_dense(weight, "4x1")
-        >>> x, y = np.ones((2, 6), np.float32), np.empty((2, 8), np.float32)
-        >>> matrix.matmul(x.ctypes.data, 2, y.ctypes.data)
+        >>> bias, x, y = np.zeros(8, np.float32), np.ones((2, 6), np.float32), np.empty((2, 8), np.float32)
+        >>> matrix.product(rows=2)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
         >>> y[1]
         array([0., 0., 0., 0., 3., 3., 3., 3.], dtype=float32)
     """
@@ -114,9 +110,6 @@ class PackedMatrix:
     def __init__(self, pattern: str, layout: Layout) -> None:
         self.pattern = pattern
         self.layout = layout
-        self._zeros = np.zeros(layout.shape[0], np.float32)
-        self._no_bias: int = self._zeros.ctypes.data
-        self._plans: dict[PlanKey, tuple[PlannedStep, ...]] = {}
 
     @classmethod
     def from_dense(
@@ -189,85 +182,64 @@ class PackedMatrix:
         scales, weight_OI = self.layout.scales, self.layout.dense()
         return weight_OI * scales[:, None] if scales.size else weight_OI
 
-    def matmul(
-        self, x: int, rows: int, y: int, *, bias: int | None = None, activations: str = "float32", threads: int = 1
-    ) -> None:
-        """Write ``x @ weight.T + bias`` to `y`; each number is the same for any number of threads.
+    def product(self, rows: int, *, activations: str = "float32", threads: int = 1) -> Product:
+        """What writes ``x @ weight.T + bias`` for x of a number of rows; each number is the same for any threads.
 
-        Nothing is known of the memory that addresses point to: the caller answers for it.
+        Nothing is known of the memory that addresses point to: the caller answers for it. The product takes those of
+        the bias, O numbers of float32, of x and of the result, both row after row without gaps. It may be called often,
+        and from many threads at once.
 
         Args:
-            x: Address of the activations, of shape (rows, I), row after row without gaps.
             rows: Rows of the batch; may be 0.
-            y: Address of the result, of shape (rows, O), row after row without gaps; of the activations' type.
-            bias: Address of the bias, O numbers of float32.
-            activations: Type of `x` and `y`, one of `ACTIVATIONS`.
-            threads: How many to use at most, this one included.
+            activations: Type of x and the result, one of `ACTIVATIONS`.
+            threads: How many to use at most, the caller's included.
 
         Raises:
             ConfigError: An argument is out of its range, or the weight is in tiles for activations of the other type.
         """
-        plan = self._plans.get((rows, activations, threads))
-        self._run(self._plan(rows, activations, threads) if plan is None else plan, bias, x, y)
-
-    def convolve(
-        self, x: int, images: int, y: int, window: Window, *, bias: int | None = None, threads: int = 1
-    ) -> None:
-        """Write the convolution of images to `y`; each number is the same for any number of threads.
-
-        The weight is (O, K·I), kernel positions first and input channels fastest, and all numbers are float32. Nothing
-        is known of the memory that addresses point to: the caller answers for it.
-
-        Args:
-            x: Address of the padded input, of shape (images, I, s, s', H, W) without gaps: for a stride of (s, s'),
-                pixel (h, w) of the part (i, j) is pixel (h·s + i, w·s' + j) of the input; see `Window.part`. `OVERRUN`
-                floats behind it are read and not used.
-            images: How many.
-            y: Address of the result, of shape (images, O, H', W') without gaps; see `Window.height`.
-            window: What the convolution sees of an image.
-            bias: Address of the bias, O numbers of float32.
-            threads: How many to use at most, this one included.
-
-        Raises:
-            ConfigError: An argument is out of its range.
-        """
-        if images < 0 or threads < 1 or window.channels * window.kernel[0] * window.kernel[1] != self.shape[1]:
-            raise ConfigError(
-                f"images must be at least 0, threads at least 1 and the window have {self.shape[1]} features, found "
-                f"{images}, {threads} and {window}."
-            )
-        key = window, images, threads
-        self._run(self._plans.get(key) or self._window_plan(window, images, threads), bias, x, y)
-
-    def _run(self, plan: tuple[PlannedStep, ...], bias: int | None, x: int, y: int) -> None:
-        bias = bias or self._no_bias
-        for step in plan:
-            if len(step.plans) == 1:
-                step.run(step.plans[0], bias, x, y)
-            else:
-                workforce().share_out(step, bias, x, y)
-
-    def _plan(self, rows: int, activations: str, threads: int) -> tuple[PlannedStep, ...]:
         if activations not in ACTIVATIONS or rows < 0 or threads < 1:
             raise ConfigError(
                 f"activations must be one of {ACTIVATIONS}, rows at least 0 and threads at least 1, "
                 f"found {activations!r}, {rows} and {threads}."
             )
-        plan, start, element = [], 0, ELEMENTS[activations]
+        steps, start, element = [], 0, ELEMENTS[activations]
         outputs, inputs = self.shape
         for kernel, count in self.layout.steps(element, rows) if rows else []:
             first = start * SIZES[element]
             step = self._step(kernel, -(-count // kernel.width), (count, threads))
-            plan.append(step._replace(x=first * inputs, y=first * outputs))
+            steps.append(step._replace(x=first * inputs, y=first * outputs))
             start += count
-        return self._remembered((rows, activations, threads), plan)
+        return product_of(steps)
 
-    def _window_plan(self, window: Window, images: int, threads: int) -> tuple[PlannedStep, ...]:
+    def convolution(self, images: int, window: Window, *, threads: int = 1) -> Product:
+        """What writes the convolution of images; each number is the same for any number of threads.
+
+        The weight is (O, K·I), kernel positions first and input channels fastest, and all numbers are float32. The
+        product takes addresses as that of `product` does:
+
+        - x: the padded input, of shape (images, I, s, s', H, W) without gaps: for a stride of (s, s'), pixel (h, w) of
+          the part (i, j) is pixel (h·s + i, w·s' + j) of the input; see `Window.part`. `OVERRUN` floats behind it are
+          read and not used.
+        - the result, of shape (images, O, H', W') without gaps; see `Window.height`.
+
+        Args:
+            images: How many.
+            window: What the convolution sees of an image.
+            threads: How many to use at most, the caller's included.
+
+        Raises:
+            ConfigError: An argument is out of its range.
+        """
         from secateur.runtime.kernels.target import host
 
+        if images < 0 or threads < 1 or window.channels * window.kernel[0] * window.kernel[1] != self.shape[1]:
+            raise ConfigError(
+                f"images must be at least 0, threads at least 1 and the window have {self.shape[1]} features, found "
+                f"{images}, {threads} and {window}."
+            )
         lanes, pixels = host().lanes, window.height * window.across
         if not images or pixels <= 0:
-            return ()
+            return product_of([])
         fit, offsets = fitted(window, lanes, self.layout.most_vectors), aligned(window.offsets)
         sizes = (
             fit.panels,
@@ -281,7 +253,7 @@ class PackedMatrix:
         )
         kernel = self.layout.over(ImagePanel(lanes, fit.vectors))
         step = self._step(kernel, images * fit.panels, (images * pixels, threads), (offsets.ctypes.data, *sizes))
-        return self._remembered((window, images, threads), [step._replace(held=(step.held, offsets))])
+        return product_of([step._replace(held=(step.held, offsets))])
 
     def _step(
         self, kernel: Kernel, panels: int, product: tuple[int, int], geometry: tuple[int, ...] = ()
@@ -301,17 +273,15 @@ class PackedMatrix:
         bounds = shares(kernel.costs(self.layout.starts, inputs), panels, pieces)
         held = [np.array([*addresses, rows, inputs, outputs, *some, *geometry], np.int64) for some in bounds]
         function: Any = code(kernel)
-        plans = tuple(plan.ctypes.data for plan in held)
-        step = PlannedStep(function, plans, 0, 0, kernel.scratch_bytes(inputs), useful, threads, held)
-        if len(plans) == 1:
-            return step
-        table, address = np.array(plans, np.int64), ctypes.cast(function, ctypes.c_void_p).value or 0
-        return step._replace(held=(held, table), table=table.ctypes.data, address=address)
-
-    def _remembered(self, key: PlanKey, plan: list[PlannedStep]) -> tuple[PlannedStep, ...]:
-        if len(self._plans) >= MOST_PLANS:
-            self._plans.clear()
-        return self._plans.setdefault(key, tuple(plan))
+        plans, table = tuple(plan.ctypes.data for plan in held), np.array([plan.ctypes.data for plan in held], np.int64)
+        memory = kernel.scratch_bytes(inputs)
+        job = Job(
+            kernel=ctypes.cast(function, ctypes.c_void_p),
+            plans=table.ctypes.data,
+            shares=len(plans),
+            stride=memory + -memory % CACHE_LINE,
+        )
+        return PlannedStep(function, plans, 0, 0, memory, useful, threads, job, (self.layout, held, table))
 
     def _useful(self, rows: int, threads: int) -> int:
         """How many threads are worth their waking up."""

@@ -7,7 +7,6 @@ import os
 import threading
 from functools import partial
 
-from secateur.runtime.kernels.layouts import CACHE_LINE
 from secateur.runtime.kernels.openmp import Job, Team
 from secateur.runtime.kernels.step import PlannedStep
 from secateur.runtime.kernels.threads import Crew, scratch
@@ -60,28 +59,20 @@ class Workforce:
 
         Who asks does some too, and all if no processor is free, because other requests have them.
         """
-        workers = self._take(step.useful)
+        with self._lock:
+            workers = min(step.useful, self._free)
+            self._free -= workers
         try:
             if workers > 1 and self._team is not None:
-                self._with_team(self._team, step, workers, (bias, x, y))
+                job = Job.from_buffer_copy(step.job)
+                job.workers, job.bias, job.x, job.y = workers, bias, x + step.x, y + step.y
+                job.scratch = scratch(workers * job.stride) if job.stride else 0
+                self._team.run(job, step.threads)
             else:
                 self._crew.run([partial(step.run, plan, bias, x, y) for plan in step.plans], max(workers, 1))
         finally:
-            self._take(-workers)
-
-    def _take(self, wanted: int) -> int:
-        """How many places were free, up to what is wanted; below 0 they are given back."""
-        with self._lock:
-            taken = min(wanted, self._free)
-            self._free -= taken
-        return taken
-
-    def _with_team(self, team: Team, step: PlannedStep, workers: int, addresses: tuple[int, int, int]) -> None:
-        bias, x, y = addresses
-        stride = step.memory + -step.memory % CACHE_LINE
-        memory = scratch(workers * stride) if stride else 0
-        shares = step.address, step.table, len(step.plans), workers
-        team.run(Job(0, *shares, bias, x + step.x, y + step.y, memory, stride), step.threads)
+            with self._lock:
+                self._free += workers
 
 
 def _processors() -> int:

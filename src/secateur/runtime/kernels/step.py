@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from secateur.runtime.kernels.openmp import Job
 from secateur.runtime.kernels.threads import scratch
 
 __all__ = ["PlannedStep"]
@@ -21,9 +22,8 @@ class PlannedStep(NamedTuple):
         memory: Bytes that each thread needs.
         useful: Threads that are worth their waking up.
         threads: Threads that there are.
-        held: What the addresses point to.
-        address: Of the kernel's function; 0 if there is one share.
-        table: Address of `plans`, one behind the other; 0 if there is one.
+        job: The same for a team, without the addresses.
+        held: What addresses point to.
     """
 
     function: Callable[..., None]
@@ -33,9 +33,8 @@ class PlannedStep(NamedTuple):
     memory: int
     useful: int
     threads: int
-    held: Any = None
-    address: int = 0
-    table: int = 0
+    job: Job
+    held: Any
 
     def run(self, plan: int, bias: int, x: int, y: int) -> None:
         """Do one share."""

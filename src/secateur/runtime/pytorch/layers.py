@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +22,11 @@ borrow_threads_of_torch()
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """torch's types → the kernels' names of them."""
+
+MOST_CALLS = 256
+"""Shapes of inputs for which a layer remembers how it is called: Python would else take longer than a small product."""
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 
 def parts(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -149,7 +155,7 @@ class PackedLayer(OperatorLayer):
         self.has_bias = bias is not None
         # No buffer: kernels read its address, and `Module.to` would put it elsewhere or make it another type.
         self._bias = torch.zeros(matrix.shape[0]) if bias is None else bias.float().contiguous().clone()
-        self._activations = NAMES[self.dtype]
+        self._calls: dict[Hashable, Callable[..., Any]] = {}
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -163,20 +169,35 @@ class PackedLayer(OperatorLayer):
 
     def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
         """See `OperatorLayer.multiplied`."""
-        outputs, inputs = self.matrix.shape
+        call = self._calls.get((rows.shape, rows.dtype, torch.get_num_threads()))
+        if call is None or not rows.is_cpu or (rows.requires_grad and torch.is_grad_enabled()):
+            call = self._call_for(rows)
+        return call(rows)
+
+    def _call_for(self, rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What multiplies rows of this shape and type on as many threads as there are."""
         *leading, features = rows.shape or (0,)
+        outputs, inputs = self.matrix.shape
         self._refuse(rows, (features, inputs), is_here=rows.is_cpu)
-        flat = rows.contiguous()
-        result = torch.empty((*leading, outputs), dtype=self.dtype)
-        self.matrix.matmul(
-            flat.data_ptr(),
-            math.prod(leading),
-            result.data_ptr(),
-            bias=self._bias.data_ptr(),
-            activations=self._activations,
-            threads=torch.get_num_threads(),
-        )
-        return result
+        shape, dtype, threads = (*leading, outputs), self.dtype, torch.get_num_threads()
+        product = self.matrix.product(math.prod(leading), activations=NAMES[dtype], threads=threads)
+        bias = self._bias.data_ptr()
+
+        def call(rows: torch.Tensor) -> torch.Tensor:
+            flat, result = rows.contiguous(), torch.empty(shape, dtype=dtype)
+            product(bias, flat.data_ptr(), result.data_ptr())
+            return result
+
+        return self._remembered((rows.shape, dtype, threads), call)
+
+    def _remembered(self, key: Hashable, call: Made) -> Made:
+        if len(self._calls) >= MOST_CALLS:
+            self._calls.clear()
+        self._calls[key] = call
+        return call
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_calls": {}}
 
     def extra_repr(self) -> str:
         """Shape, pattern and bytes."""
@@ -271,16 +292,13 @@ class SparseConv2d(PackedLayer):
         return self._planar(planes, batch, window).view(batch, self.out_channels, height, width).to(images.dtype)
 
     def _planar(self, planes: torch.Tensor, batch: int, window: Window) -> torch.Tensor:
-        """A product with planes, as `PackedMatrix.convolve` reads them."""
-        result = torch.empty(batch, self.out_channels, window.height, window.across)
-        self.matrix.convolve(
-            planes.data_ptr(),
-            batch,
-            result.data_ptr(),
-            window,
-            bias=self._bias.data_ptr(),
-            threads=torch.get_num_threads(),
-        )
+        """A product with planes, as `PackedMatrix.convolution` reads them."""
+        result, threads = torch.empty(batch, self.out_channels, window.height, window.across), torch.get_num_threads()
+        key = batch, window, threads
+        product = self._calls.get(key)
+        if product is None:
+            product = self._remembered(key, self.matrix.convolution(batch, window, threads=threads))
+        product(self._bias.data_ptr(), planes.data_ptr(), result.data_ptr())
         return result
 
     def _padded(self, images: torch.Tensor) -> tuple[int, int]:
