@@ -62,9 +62,11 @@ class ScatteredKernel(ChunkKernel):
             outputs = [function.index("i8", function.at(order, number)) for number in range(self.beside)]
             waiting = [self.waiting(access, part.sums, output) for output in outputs]
             with function.loop(function.add(bounds[0], lane), bounds[1], STRIP) as slot:
+                word = f"i{8 * self.beside}"
+                some = function.index(word, function.at("%columns", slot))
                 for number, (_, totals) in enumerate(waiting):
                     own = function.add(slot, number)
-                    column = function.index("i8", function.at("%columns", own))
+                    column = function.integer("and", function.integer("lshr", some, 8 * number), 255)
                     emit_products(access, (floats, own, access.place(features, column)), [totals])
             for places, totals in waiting:
                 self.emit_waiting(access, places, totals)
