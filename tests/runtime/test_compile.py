@@ -37,6 +37,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trying, "BRIEF", 0.0)
     monkeypatch.setattr(turns, "BUDGET", 0.0)
     monkeypatch.setattr(compiling, "HOPELESS", 0.0)
+    monkeypatch.setattr(compiling, "WORTHWHILE", float("inf"))
 
 
 def mlp(*sizes: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:

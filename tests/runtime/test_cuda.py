@@ -11,7 +11,7 @@ from torch import nn
 import secateur
 import secateur.runtime
 from secateur.errors import LayerError, StateError
-from secateur.runtime.pytorch import trying
+from secateur.runtime.pytorch import compiling, trying
 
 pytestmark = pytest.mark.gpu
 
@@ -29,6 +29,7 @@ ZEROS: list[tuple[dict[str, Any], str]] = [
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take whatever way there is, as fast as it may be."""
     monkeypatch.setattr(trying, "NOTABLE", float("inf"))
+    monkeypatch.setattr(compiling, "WORTHWHILE", float("inf"))
 
 
 def compiled(config: dict[str, Any], dtype: torch.dtype, rows: int = 128) -> tuple[nn.Module, nn.Module, Any]:

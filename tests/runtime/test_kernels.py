@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from runtime.fenced import fenced, fences
 from runtime.products import multiply
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels import DTYPES, PackedMatrix, unsupported
+from secateur.runtime.kernels import DTYPES, PackedMatrix, Window, unsupported
 from secateur.runtime.kernels.numbers import decoded, encoded
 from secateur.runtime.kernels.packed import shares
 
@@ -241,6 +243,21 @@ def test_arguments_out_of_range(change: dict[str, object]) -> None:
     matrix = PackedMatrix.from_dense(np.zeros((4, 4), np.float32), "4x1")
     with pytest.raises(ConfigError, match="rows at least 0 and threads at least 1"):
         matrix.product(**{"rows": 1} | change)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_product_outlives_its_matrix(threads: int) -> None:
+    matrix = PackedMatrix.from_dense(numbers(64, 64), "4x1")
+    window = Window(64, (1, 200), (1, 1), (1, 1), (1, 1))
+    made = [matrix.product(8, threads=threads), matrix.convolution(1, window, threads=threads)]
+    values = weakref.ref(matrix.layout.values)
+    del matrix
+    gc.collect()
+    for _ in range(2):
+        assert values() is not None
+        made.pop()
+        gc.collect()
+    assert values() is None
 
 
 @given(costs=st.lists(st.integers(0, 50), min_size=1, max_size=30), panels=st.integers(1, 4), count=st.integers(1, 9))

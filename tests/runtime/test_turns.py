@@ -100,12 +100,26 @@ def pruned() -> nn.Module:
 def test_times_within_the_model_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "HOPELESS", 0.0)
     monkeypatch.setattr(compiling, "layer_seconds", lambda *_: {"0": Seconds(2.0, 1.0), "2": Seconds(1.0, 0.96)})
+    monkeypatch.setattr(compiling, "model_seconds", lambda *_: Seconds(5.0, 4.5))
     model, report = secateur.runtime.compile(pruned(), torch.randn(64, 32))
     assert [(row.dense_seconds, row.sparse_seconds) for row in report.layers] == [(2.0, 1.0), (1.0, 0.96)]
     assert [row.chosen == "dense" for row in report.layers] == [False, True]
     assert report.layers[1].reason.endswith("is not faster")
     assert report.layers[1].bytes == report.layers[1].dense_bytes
     assert isinstance(model[2], nn.Linear)
+
+
+def test_a_model_that_does_not_gain_as_a_whole_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "HOPELESS", 0.0)
+    monkeypatch.setattr(compiling, "layer_seconds", lambda *_: {"0": Seconds(2.0, 1.0), "2": Seconds(1.0, 0.96)})
+    monkeypatch.setattr(compiling, "model_seconds", lambda *_: Seconds(5.0, 5.1))
+    model, report = secateur.runtime.compile(pruned(), torch.randn(64, 32))
+    first, second = report.layers
+    assert first.reason.endswith("is faster, but not the whole model")
+    assert second.reason.endswith("is not faster")
+    assert (first.chosen, first.bytes, first.error) == ("dense", first.dense_bytes, 0.0)
+    assert (report.exchanged, report.seconds) == (0, 5.0)
+    assert isinstance(model[0], nn.Linear)
 
 
 def test_what_takes_much_longer_alone_is_not_timed_within(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,9 @@ def compile(  # noqa: A001 - as torch calls it
 
     Every layer with zeros is timed as it is and in each way that its zeros allow, with inputs of the example's shapes;
     on the CPU, the best way once more within the model's own calls. The layer is exchanged if that is faster, and stays
-    dense otherwise; the report says which, by how much, and why. The dense weight of an exchanged layer is let go. Load
-    or prune first: an exchanged layer does not train, and takes no other weights.
+    dense otherwise, as all do if the model as a whole is not faster; the report says which, by how much, and why. The
+    dense weight of an exchanged layer is let go. Load or prune first: an exchanged layer does not train, and takes no
+    other weights.
 
     Args:
         model: A torch module in evaluation mode, pruned; it is changed in place.

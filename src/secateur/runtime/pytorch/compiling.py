@@ -17,12 +17,15 @@ from secateur.oneshot.pytorch.batches import read_batches
 from secateur.patterns.pytorch import families
 from secateur.planning.pytorch import unwrapped
 from secateur.runtime.pytorch.layers import parts
-from secateur.runtime.pytorch.trying import Call, Tried, Wanted, settled, tried
+from secateur.runtime.pytorch.trying import Call, Tried, Wanted, kept, settled, tried
 from secateur.runtime.pytorch.turns import layer_seconds, model_seconds, put
 from secateur.runtime.pytorch.ways import refusal
 from secateur.runtime.report import LayerRow, RuntimeReport
 
 __all__ = ["compile_model"]
+
+WORTHWHILE = 1.0
+"""A model stays dense if with layers exchanged it takes more than this share of the dense time."""
 
 HOPELESS = 0.5
 """A layer that is less fast than this alone, dense being 1, is not timed within the model."""
@@ -53,9 +56,12 @@ def compile_model(
         chosen = {name: settled(*one) for name, one in (alone | _within(inner, call, alone, calls)).items()}
         others = {name: other for name, (_, other) in chosen.items() if other is not None}
         before, after = model_seconds(inner, call, others, device)
+        rows = [row for row, _ in chosen.values()]
+        if after > WORTHWHILE * before and not cuda_graphs:  # calls of the model are not in graphs
+            others, after, rows = {}, before, [_kept(row) for row in rows]
         put(inner, others)
     return RuntimeReport(
-        layers=tuple(row for row, _ in chosen.values()),
+        layers=tuple(rows),
         threads=torch.get_num_threads(),
         device=str(device),
         dense_seconds=before,
@@ -103,6 +109,10 @@ def _row(name: str, layer: nn.Module, call: Call | None, owners: int) -> LayerRo
     if call is None and not row.reason:
         return replace(row, reason="it is not called with the example inputs")
     return row
+
+
+def _kept(row: LayerRow) -> LayerRow:
+    return row if row.chosen == "dense" else kept(row, f"{row.chosen} is faster, but not the whole model")
 
 
 def _within(

@@ -14,7 +14,7 @@ from secateur.runtime.pytorch.timing import BUDGET, medians
 from secateur.runtime.pytorch.ways import Way, ways, zeroed
 from secateur.runtime.report import LayerRow
 
-__all__ = ["Call", "Tried", "Wanted", "settled", "tried"]
+__all__ = ["Call", "Tried", "Wanted", "kept", "settled", "tried"]
 
 NOTABLE = 0.95
 """A layer is exchanged if it takes at most this share of the dense time."""
@@ -22,7 +22,7 @@ NOTABLE = 0.95
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """Type → the greatest difference of outputs from dense ones, over the largest dense output."""
 
-BRIEF = 0.02
+BRIEF = 0.05
 """Seconds to spend on a way on the CPU, beyond the fewest rounds: the best is timed within the model once more."""
 
 Tried: TypeAlias = tuple[LayerRow, ExchangedLayer | None]
@@ -82,8 +82,12 @@ def settled(row: LayerRow, other: ExchangedLayer | None) -> Tried:
     """Whether a layer is exchanged for the other that was found: not if that is not faster."""
     if other is None or row.sparse_seconds is None or row.sparse_seconds <= NOTABLE * row.dense_seconds:
         return row, other
-    reason = f"{row.chosen} is not faster"
-    return replace(row, chosen="dense", reason=reason, bytes=row.dense_bytes, error=0.0), None
+    return kept(row, f"{row.chosen} is not faster"), None
+
+
+def kept(row: LayerRow, reason: str) -> LayerRow:
+    """The row of a layer that stays dense after all."""
+    return replace(row, chosen="dense", reason=reason, bytes=row.dense_bytes, error=0.0)
 
 
 def _compared(plain: LayerRow, layer: nn.Module, way: Way, call: Call, wanted: Wanted) -> Tried:
