@@ -88,7 +88,7 @@ class FewRowsKernel(Kernel):
     element: str
     batch: int
 
-    shares_per_thread: ClassVar[int] = 4
+    shares_per_thread: ClassVar[int] = 2
 
     @property
     def width(self) -> int:
