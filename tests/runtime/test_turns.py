@@ -10,7 +10,7 @@ from torch import nn
 import secateur
 import secateur.runtime
 from secateur.runtime.pytorch import compiling, trying, turns
-from secateur.runtime.pytorch.turns import Seconds, layer_seconds, model_seconds
+from secateur.runtime.pytorch.turns import Clock, Seconds, layer_seconds, model_seconds
 
 
 class Sleeps(nn.Module):
@@ -88,6 +88,19 @@ def test_a_layer_that_is_not_called_has_no_time(model: nn.Module, call: Callable
     assert list(layer_seconds(Unused(*model), call, {"0": Sleeps(0)})) == []
     some = Unused(*model)
     assert list(layer_seconds(some, lambda: some(torch.ones(1)), {"0": Sleeps(0), "1": Sleeps(0)})) == ["0"]
+
+
+def test_a_lap_is_of_the_calls_since_the_last_one() -> None:
+    clock, layer = Clock(), Sleeps(4)
+    with clock.on(layer):
+        layer(torch.ones(1))
+        clock.lap()
+        clock.lap()
+        layer.milliseconds = 0
+        layer(torch.ones(1))
+        clock.lap()
+    assert len(clock.laps) == 2
+    assert clock.laps[1] < 0.002 < 0.004 < clock.laps[0]
 
 
 def pruned() -> nn.Module:
