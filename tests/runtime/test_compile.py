@@ -492,6 +492,9 @@ def test_calls_of_many_shapes_are_forgotten_in_time(monkeypatch: pytest.MonkeyPa
             inputs = torch.randn(rows, 32)
             assert close(model(inputs), dense(inputs))
             assert 0 < len(model[0]._calls) <= 3
+            remembered = dict(model[0]._calls)
+            model(inputs)
+            assert model[0]._calls == remembered
 
 
 @pytest.mark.usefixtures("always")
