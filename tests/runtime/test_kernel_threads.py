@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 
 from secateur.runtime.kernels import sharing
-from secateur.runtime.kernels.layouts import CACHE_LINE
 from secateur.runtime.kernels.openmp import Job, Team
 from secateur.runtime.kernels.sharing import Workforce
-from secateur.runtime.kernels.step import PlannedStep
+from secateur.runtime.kernels.step import PlannedStep, job_of
 from secateur.runtime.kernels.threads import Crew, scratch
 
 KERNEL = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)
@@ -48,12 +47,7 @@ def step(kernel: Callable[..., None], shares: int, threads: int, memory: int = 0
     """A step with a kernel of Python's, whose plans are numbers from 1."""
     function: Any = KERNEL(kernel)
     plans = np.arange(1, shares + 1)
-    job = Job(
-        kernel=ctypes.cast(function, ctypes.c_void_p),
-        plans=plans.ctypes.data,
-        shares=shares,
-        stride=memory + -memory % CACHE_LINE,
-    )
+    job = job_of(function, plans, memory)
     held = function, plans
     return PlannedStep(function, tuple(plans.tolist()), 0, 0, memory, useful or threads, threads, job, held)
 
@@ -167,6 +161,13 @@ def test_threads_at_work_have_memory_of_their_own(workforce: Workforce) -> None:
     assert len(places) > 1
     assert all(second - first >= 1000 for first, second in pairwise(places))
     assert all(place % 64 == 0 for place in places)
+
+
+def test_a_team_asks_for_memory_for_all_of_it(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(sharing, "scratch", lambda size: asked.append(size) or scratch(size))
+    Workforce(3, team).share_out(step(lambda *_: None, 6, 3, memory=1000), 0, 0, 0)
+    assert asked == [3 * 1024]
 
 
 def test_no_more_at_work_than_processors_and_all_is_done(workforce: Workforce) -> None:

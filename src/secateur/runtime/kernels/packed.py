@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import sys
 from dataclasses import replace
@@ -18,15 +17,14 @@ from secateur.runtime.kernels.choice import MOST_SELECTED, code
 from secateur.runtime.kernels.grouped import Grouped
 from secateur.runtime.kernels.images import ImagePanel, Window, fitted
 from secateur.runtime.kernels.kernel import Kernel
-from secateur.runtime.kernels.layouts import CACHE_LINE, Blocks, Layout, aligned
+from secateur.runtime.kernels.layouts import Blocks, Layout, aligned
 from secateur.runtime.kernels.masked import Masked
 from secateur.runtime.kernels.numbers import DTYPES, quantized
-from secateur.runtime.kernels.openmp import Job
 from secateur.runtime.kernels.paired import Paired
 from secateur.runtime.kernels.product import Product, product_of
 from secateur.runtime.kernels.scattered import Scattered
 from secateur.runtime.kernels.sharing import workforce
-from secateur.runtime.kernels.step import PlannedStep
+from secateur.runtime.kernels.step import PlannedStep, job_of
 from secateur.runtime.kernels.tiled import Tiled
 from secateur.runtime.kernels.turning import SIZES
 
@@ -273,14 +271,9 @@ class PackedMatrix:
         bounds = shares(kernel.costs(self.layout.starts, inputs), panels, pieces)
         held = [np.array([*addresses, rows, inputs, outputs, *some, *geometry], np.int64) for some in bounds]
         function: Any = code(kernel)
-        plans, table = tuple(plan.ctypes.data for plan in held), np.array([plan.ctypes.data for plan in held], np.int64)
-        memory = kernel.scratch_bytes(inputs)
-        job = Job(
-            kernel=ctypes.cast(function, ctypes.c_void_p),
-            plans=table.ctypes.data,
-            shares=len(plans),
-            stride=memory + -memory % CACHE_LINE,
-        )
+        plans: tuple[int, ...] = tuple(plan.ctypes.data for plan in held)
+        table, memory = np.array(plans, np.int64), kernel.scratch_bytes(inputs)
+        job = job_of(function, table, memory)
         return PlannedStep(function, plans, 0, 0, memory, useful, threads, job, (self.layout, held, table))
 
     def _useful(self, rows: int, threads: int) -> int:

@@ -17,7 +17,7 @@ SECONDS_PER_HELPER = 150e-6
 """Of one thread's work for each helper. To wake one costs up to 70 us where other work has the processors."""
 
 SECONDS_PER_THREAD = 10e-6
-"""Of one thread's work for each thread of a team, as estimated: twice that with cold caches, within a model."""
+"""Of one thread's work for each thread of a team, as estimated: twice that with the cold caches of a model."""
 
 WAKINGS = 2.5
 """How much longer than its waking a product takes on one thread before it gains from a team."""

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from secateur.runtime.kernels.layouts import CACHE_LINE
 from secateur.runtime.kernels.openmp import Job
 from secateur.runtime.kernels.threads import scratch
 
-__all__ = ["PlannedStep"]
+__all__ = ["PlannedStep", "job_of"]
+
+
+def job_of(function: Any, plans: npt.NDArray[np.int64], memory: int) -> Job:
+    """What a team is told of a step: the kernel's function, the addresses of plans, and bytes that a thread needs."""
+    return Job(
+        kernel=ctypes.cast(function, ctypes.c_void_p),
+        plans=plans.ctypes.data,
+        shares=len(plans),
+        stride=memory + -memory % CACHE_LINE,
+    )
 
 
 class PlannedStep(NamedTuple):
