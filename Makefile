@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench constraints clean
+.PHONY: help demo test fuzz lint format docs bench constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ test: lint docs ## everything that CI runs
 		KERAS_BACKEND=$$backend $(BIN)/pytest --cov --cov-append --cov-report= tests/backends src/secateur/training/keras; \
 	done
 	$(BIN)/coverage report
+
+fuzz: .venv/.dev-stamp ## attack it with random cases for MINUTES=10 (ONLY=name picks one attack)
+	OMP_NUM_THREADS=1 KERAS_BACKEND=numpy PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(or $(MINUTES),10) $(if $(ONLY),--only $(ONLY))
 
 lint: .venv/.dev-stamp ## format check, lint, types, import contracts
 	$(BIN)/ruff format --check --quiet

@@ -1,0 +1,103 @@
+"""Run the attacks for some minutes: ``python -m fuzz --minutes 60``.
+
+Batches of cases run in processes of their own, so that a crash is counted and named like any other failure.
+"""
+
+import argparse
+import itertools
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+
+from fuzz.harness import load_attacks, run_case
+
+SECONDS_PER_BATCH = 20
+"""A batch starts no new case after this time."""
+
+MAX_TRACEBACK_LINES = 40
+
+
+def main() -> int:
+    """Run attacks by turns until the time is over; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--start", type=int, default=0, help="number of the first case of each attack")
+    parser.add_argument("--only", action="append", help="name of an attack; can be repeated")
+    parser.add_argument("--case", type=int, help="run this one case in this process, with a traceback")
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    attacks = load_attacks()
+    names = given.only or list(attacks)
+    if unknown := sorted(set(names) - set(attacks)):
+        parser.error(f"unknown attacks {unknown}; there are {sorted(attacks)}")
+    if given.case is not None:
+        print(run_case(attacks[names[0]], given.case))
+        return 0
+    if given.batch is not None:
+        run_batch(names[0], given.batch)
+        return 0
+    return run_all(names, given.minutes, given.start)
+
+
+def run_all(names: list[str], minutes: float, first: int) -> int:
+    """Give each attack a batch in turn; print failures as they come, and a table at the end."""
+    next_case, counts, failures = dict.fromkeys(names, first), Counter[tuple[str, str]](), list[str]()
+    end = time.monotonic() + 60 * minutes
+    for name in itertools.cycle(names):
+        if time.monotonic() > end:
+            break
+        for number, outcome, details in batch(name, next_case[name]):
+            next_case[name] = number + 1
+            counts[name, outcome] += 1
+            if outcome == "failed":
+                failures.append(f"{name} --case {number}")
+                print(f"FAILED: python -m fuzz --only {name} --case {number}\n{details}", flush=True)
+    print(f"{'attack':32}{'right':>10}{'refused':>10}{'failed':>10}")
+    for name in names:
+        print(f"{name:32}" + "".join(f"{counts[name, outcome]:>10,}" for outcome in ("right", "refused", "failed")))
+    failed = len(failures)
+    print(f"{counts.total() - failed:,} passed, {failed:,} failed")
+    return 1 if failures else 0
+
+
+def batch(name: str, first: int) -> Iterator[tuple[int, str, str]]:
+    """Number, outcome and details of each case of one batch, which runs in another process."""
+    command = [sys.executable, "-m", "fuzz", "--only", name, "--batch", str(first)]
+    begun, details = None, list[str]()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            mark, _, rest = line.strip().partition(" ")
+            if mark == "#begin":
+                begun, details = int(rest), []
+            elif mark == "#end" and begun is not None:
+                yield begun, rest, "".join(details)
+                begun = None
+            else:
+                details = [*details, line][-MAX_TRACEBACK_LINES:]
+    if begun is not None or process.returncode:
+        yield first if begun is None else begun, "failed", f"{''.join(details)}exit status {process.returncode}"
+
+
+def run_batch(name: str, first: int) -> None:
+    """Run cases from `first` on until the batch's time is over."""
+    attacker, end = load_attacks()[name], time.monotonic() + SECONDS_PER_BATCH
+    for number in itertools.count(first):
+        print(f"#begin {number}", flush=True)
+        try:
+            outcome = run_case(attacker, number)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - whatever an attack brings to light
+            traceback.print_exc()
+            outcome = "failed"
+        print(f"\n#end {outcome}", flush=True)
+        if time.monotonic() > end:
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

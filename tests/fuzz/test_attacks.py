@@ -1,0 +1,56 @@
+"""The first cases of every attack; ``make fuzz`` runs as many as there is time for."""
+
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fuzz.harness import Attack, CaseTimeout, check_message, load_attacks, run_case
+from secateur.errors import ArtifactError
+
+ATTACKS = load_attacks()
+
+
+@pytest.mark.parametrize("attacker", ATTACKS.values(), ids=list(ATTACKS))
+def test_attack(attacker: Attack) -> None:
+    ends = []
+    for number in range(attacker.cases):
+        try:
+            ends.append(run_case(attacker, number))
+        except BaseException as error:
+            error.add_note(f"To see this case alone: python -m fuzz --only {attacker.name} --case {number}")
+            raise
+    assert len(ends) == attacker.cases
+
+
+def attack_that(run: object, *, may_refuse: bool = True, seconds: float = 10) -> Attack:
+    return Attack("sample", run, 1, seconds, may_refuse)  # type: ignore[arg-type]
+
+
+def refuse(chance: random.Random, folder: Path) -> None:
+    raise ArtifactError("damaged")
+
+
+def test_a_refusal_is_a_good_end_only_where_it_may_be() -> None:
+    assert run_case(attack_that(refuse), 0) == "refused"
+    with pytest.raises(ArtifactError):
+        run_case(attack_that(refuse, may_refuse=False), 0)
+
+
+@pytest.mark.parametrize("message", ["\x1b[2J", "x" * 20_000, ""])
+def test_a_message_that_cannot_be_shown_fails(message: str) -> None:
+    with pytest.raises(AssertionError):
+        check_message(ArtifactError(message))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no timers")
+def test_a_case_that_does_not_end_fails() -> None:
+    with pytest.raises(CaseTimeout):
+        run_case(attack_that(lambda chance, folder: time.sleep(10), seconds=0.1), 0)
+
+
+def test_other_errors_fail() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_case(attack_that(lambda chance, folder: 1 / 0), 0)
