@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from types import FrameType
 from typing import NamedTuple
 
 from secateur.errors import SecateurError
@@ -106,7 +105,7 @@ def check_message(error: BaseException) -> None:
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise `CaseTimeout` in the main thread after some seconds, where the platform has timers."""
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def end(*_: object) -> None:
         raise CaseTimeout(f"more than {seconds} s")
 
     if sys.platform == "win32":
