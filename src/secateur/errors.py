@@ -6,12 +6,14 @@ __all__ = [
     "ArtifactError",
     "CalibrationError",
     "ConfigError",
+    "InsufficientMemoryError",
     "LayerError",
     "MissingPackageError",
     "ModelLoadError",
     "ScoreError",
     "SecateurError",
     "StateError",
+    "StorageError",
     "UnknownNameError",
     "UnsupportedModelError",
 ]
@@ -59,3 +61,11 @@ class ModelLoadError(SecateurError, RuntimeError):
 
 class MissingPackageError(SecateurError, ImportError):
     """An optional package that this call needs and that is not installed."""
+
+
+class InsufficientMemoryError(SecateurError, MemoryError):
+    """Memory, of the host or of a device, that did not suffice."""
+
+
+class StorageError(SecateurError, OSError):
+    """A file that cannot be written, as on a full disk."""
