@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 from functools import partial
+from pathlib import Path
 
 from secateur.runtime.kernels.openmp import Job, Team
 from secateur.runtime.kernels.step import PlannedStep
@@ -21,6 +22,9 @@ SECONDS_PER_THREAD = 10e-6
 
 WAKINGS = 2.5
 """How much longer than its waking a product takes on one thread before it gains from a team."""
+
+PF_FORKNOEXEC = 0x40
+"""Flag of a process in Linux (proc(5)): it was forked and has not called exec."""
 
 
 class Workforce:
@@ -91,11 +95,23 @@ def workforce() -> Workforce:
 def borrow_threads(library: ctypes.CDLL) -> None:
     """Work with the threads of the OpenMP runtime that a library is linked with, if it has one of the kind that serves.
 
+    A forked process keeps threads of its own: the runtime may believe that it has those of the parent, and wait for
+    them without end.
+
     Args:
         library: One whose own work takes turns with products, such as torch's.
     """
     global _workforce
-    _workforce = Workforce(_processors(), Team.of(library))
+    _workforce = Workforce(_processors(), None if _is_forked() else Team.of(library))
+
+
+def _is_forked() -> bool:
+    """Whether this process is a copy of its parent that has not started a program of its own, as far as Linux says."""
+    try:
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        return bool(int(fields[6]) & PF_FORKNOEXEC)
+    except (OSError, IndexError, ValueError):
+        return False
 
 
 def _after_fork() -> None:

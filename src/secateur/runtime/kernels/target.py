@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -64,7 +66,10 @@ class Target:
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 """Linux's numbers of the system call, of the request and of what is asked for."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Held while LLVM works, and while the process forks: a child would find LLVM's data half changed, and wait for locks
+that no thread of its own can release."""
+
 _alive: list[Any] = []
 """LLVM's engines, which own the code: they live as long as the process, for so do the functions in the cache."""
 
@@ -76,9 +81,10 @@ def host() -> Target:
     Raises:
         MissingPackageError: llvmlite is not installed.
     """
-    binding = _binding()
-    features = binding.get_host_cpu_features().flatten()
-    return Target(binding.get_process_triple(), binding.get_host_cpu_name(), features)
+    with _lock:
+        binding = _binding()
+        features = binding.get_host_cpu_features().flatten()
+        return Target(binding.get_process_triple(), binding.get_host_cpu_name(), features)
 
 
 @cache
@@ -96,8 +102,8 @@ def compiled(function: Emitter, name: str, arguments: int) -> Callable[..., None
 
 def machine_code(text: str, name: str) -> int:
     """The address of a function of a module in LLVM's language, as the host's own code."""
-    binding, target = _binding(), host()
     with _lock:
+        binding, target = _binding(), host()
         machine = _machine(target)
         engine = binding.create_mcjit_compiler(_optimized(text, target, machine), machine)
         engine.finalize_object()
@@ -108,11 +114,15 @@ def machine_code(text: str, name: str) -> int:
 
 def assembly(function: Emitter, target: Target) -> str:
     """The function in a processor's assembly language, which need not be the host's."""
-    _binding().initialize_all_asmprinters()
     with _lock:
-        machine = _machine(target)
-        text: str = machine.emit_assembly(_optimized(_text(function, target), target, machine))
-    return text
+        _binding().initialize_all_asmprinters()
+        return _assembly(_text(function, target), target)
+
+
+def _assembly(text: str, target: Target) -> str:
+    machine = _machine(target)
+    emitted: str = machine.emit_assembly(_optimized(text, target, machine))
+    return emitted
 
 
 def _optimized(text: str, target: Target, machine: Any) -> Any:
@@ -144,3 +154,28 @@ def _binding() -> Any:
     binding.initialize_all_targets()
     binding.initialize_native_asmprinter()
     return binding
+
+
+def _before_fork() -> None:
+    """Wait until no thread works with LLVM, here or elsewhere through llvmlite; a kernel takes it 0.1 s at most."""
+    _held_at_fork.enter_context(_lock)
+    if (lock := _llvmlite_lock()) is not None:
+        _held_at_fork.enter_context(lock)
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _held_at_fork.close()
+    _lock = threading.RLock()
+
+
+def _llvmlite_lock() -> Any:
+    """What llvmlite holds during each of its calls; ``None``: it is not imported, or has none of this name."""
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    return getattr(getattr(ffi, "lib", None), "_lock", None)
+
+
+_held_at_fork = ExitStack()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_held_at_fork.close, after_in_child=_after_fork_in_child)
