@@ -1,10 +1,12 @@
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from secateur.errors import UnsupportedModelError
+import secateur
+from secateur.errors import LayerError, UnsupportedModelError
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.pytorch import families, weight_name
 
@@ -106,6 +108,27 @@ def sparse() -> Any:
     return layer
 
 
+class Wrapped(nn.Parameter):
+    """A weight that answers operators itself, as sharded and quantized ones do."""
+
+    @classmethod
+    def __torch_dispatch__(cls, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_dispatch__(call, types, args, kwargs or {})
+
+
+def wrapped() -> Any:
+    layer = nn.Linear(4, 4)
+    layer.weight = Wrapped(torch.ones(4, 4))
+    return layer
+
+
+def flat() -> Any:
+    """As sharded by FSDP with its original parameters."""
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.ones(8))
+    return layer
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -124,6 +147,11 @@ def sparse() -> Any:
         (of_integers, "its weight has dtype torch.int8; patterns need floating point"),
         (sparse, "its weight is stored as torch.sparse_coo; patterns need a dense tensor"),
         (
+            wrapped,
+            "its weight is a Wrapped; patterns need a plain tensor. Prune before the model is sharded or quantized",
+        ),
+        (flat, "its weight has shape (8,); patterns need two axes or more. Prune before the model is sharded"),
+        (
             lambda: nn.ConvTranspose2d(4, 4, 3, groups=2),
             "a transposed convolution with groups numbers its output channels within each group",
         ),
@@ -133,6 +161,29 @@ def test_a_layer_that_cannot_be_pruned_has_a_reason(make: Any, reason: str) -> N
     pattern = get_pattern({"pattern": "1x1"}, {"layer": make(), "fits": nn.Linear(4, 4)})
     assert pattern.invalid_layers == {"layer": reason}
     assert list(pattern.views) == ["fits"]
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """One process, as a mesh of devices."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_sharded_weights_are_refused_by_name(mesh: Any) -> None:
+    from torch.distributed.tensor import distribute_module
+
+    model = distribute_module(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), mesh)
+    config = {"pattern": "4x1", "target_sparsity": 0.5}
+    for verb in (
+        lambda: secateur.prepare(model, config, optimizer=torch.optim.SGD(model.parameters())),
+        lambda: secateur.prune(model, config),
+        lambda: secateur.prune(model, config, calibration=[torch.ones(2, 8)], solver="wanda"),
+    ):
+        with pytest.raises(LayerError, match="0: its weight is a DTensor; patterns need a plain tensor"):
+            verb()
 
 
 def test_a_lazy_layer_is_valid_once_it_has_a_shape() -> None:

@@ -94,7 +94,22 @@ def parameter(module: nn.Module) -> nn.Parameter:
         raise LayerError(f"its weight has dtype {found.dtype}; patterns need floating point")
     if found.layout != torch.strided:
         raise LayerError(f"its weight is stored as {found.layout}; patterns need a dense tensor")
+    if _has_own_operators(found):
+        raise LayerError(
+            f"its weight is a {type(found).__name__}; patterns need a plain tensor. Prune before the model is sharded "
+            f"or quantized"
+        )
+    if found.dim() < 2:
+        raise LayerError(
+            f"its weight has shape {tuple(found.shape)}; patterns need two axes or more. Prune before the model is "
+            f"sharded"
+        )
     return found
+
+
+def _has_own_operators(weight: torch.Tensor) -> bool:
+    """Whether its class replaces torch's operators, as those of sharded (DTensor) and quantized tensors do."""
+    return type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def families(module: nn.Module) -> tuple[str, ...]:
