@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import secateur
 from cli.kit import TEXT, found, model, run, write_llama
-from secateur.artifact import Artifact, convert
+from secateur.artifact import Artifact
 from secateur.errors import ArtifactError
 from secateur.models import load_trained
 from secateur.models.calibration import sample
@@ -302,24 +302,62 @@ def test_the_folder_may_be_any_path(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert not list(folder.rglob("*.part"))
 
 
-def test_a_model_that_could_not_be_packed_is_not_lost(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise ArtifactError("no room")
+def fail_to_write(*_: Any, **__: Any) -> None:
+    raise ArtifactError("no room")
 
-    command = ("prune", "llama", "--pattern", "2:4", *SMALL, "--low-memory", "--out", "out")
+
+@pytest.mark.parametrize(("options", "writer"), [((), "save"), (("--low-memory",), "convert")])
+def test_nothing_is_lost_when_the_artifact_cannot_be_written(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], writer: str
+) -> None:
+    command = ("prune", "llama", "--pattern", "2:4", "--method", "wanda", *SMALL, *options)
+    assert run(*command, "--out", "whole").exit_code == 0
     with monkeypatch.context() as patched:
-        patched.setattr("secateur.artifact.convert", fail)
-        result = run(*command)
+        patched.setattr(f"secateur.artifact.{writer}", fail_to_write)
+        result = run(*command, "--out", "out")
     assert result.exit_code == 1
-    told = "out.part holds the pruned model, dense. Pack it with: secateur convert out.part out"
+    told = "out.part holds what is finished. Run the same command again to go on from there."
     assert result.stderr.splitlines()[-2:] == [told, "no room"]
-    again = run(*command)
-    assert again.exit_code == 1
-    assert again.stderr.startswith(told)
-    convert("out.part", "out")
-    assert secateur.verify("out", pattern="2:4").problems == {}
-    assert type(secateur.load("out")).__name__ == "LlamaForCausalLM"
+    with monkeypatch.context() as patched:
+        patched.setattr("secateur.oneshot.pytorch.solvers.wanda.Wanda.solve", fail_to_write)  # nothing is solved again
+        again = run(*command, "--out", "out")
+    assert again.exit_code == 0, again.stderr
+    assert "Going on with the unfinished run in out.part." in again.stderr
+    assert pruned_bits("out") == pruned_bits("whole")
+    assert claims_in("out") == claims_in("whole")
+    assert sum(claim is not None for claim in claims_in("out").values()) == 14
+    assert {path.name for path in Path("out").iterdir()} == {path.name for path in Path("whole").iterdir()}
+    assert not Path("out.part").exists()
     assert (llama / "config.json").is_file()
+
+
+def test_a_mount_point_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("disk").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == Path("disk"))
+    result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "disk")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "'disk' is where a disk is mounted, and cannot be replaced. Choose a folder in it.\n"
+
+
+def test_a_folder_that_may_not_be_renamed_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("shared/out").mkdir(parents=True)
+    Path("shared").chmod(0o1777)
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "shared/out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("'shared/out' is another user's, and cannot be replaced in 'shared'.")
+
+
+@pytest.mark.parametrize("left", [["run.lock"], ["run.state.part"], ["run.lock", "run.state.part"], []])
+def test_a_run_that_was_killed_at_its_very_start_is_begun_anew(left: list[str]) -> None:
+    np.savez("inputs.npz", np.ones((64, 8), dtype=np.float32))
+    Path("out.part").mkdir()
+    for name in left:
+        Path("out.part", name).write_text("{")
+    given = ("--pattern", "2:4", "--method", "wanda", "--calibration", "inputs.npz")
+    result = run("prune", "cli_nets:build", *given, "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    assert not Path("out.part").exists()
 
 
 FATAL = ("cli_nets:fatal", "--pattern", "2:4", "--method", "alps", "--calibration", "inputs.npz")

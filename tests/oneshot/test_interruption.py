@@ -158,14 +158,15 @@ secateur.prune(mlp(), {"pattern": "2:4"}, calibration=given, solver="alps")
 
 
 def killed(folder: Path, at: int) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at)], env=environment, check=False)
     assert done.returncode == 7
 
 
 def test_a_killed_process_goes_on(tmp_path: Path, whole: dict[str, bytes]) -> None:
     killed(tmp_path, 3)
-    assert {name.split(".")[1] for name in contents(tmp_path)} == {"dense", "done", "json"}
+    assert {name.split(".")[1] for name in contents(tmp_path)} == {"dense", "done", "lock", "state"}
     model = mlp()
     run(model, tmp_path)
     assert bits(model) == whole
@@ -254,11 +255,11 @@ def test_damaged_parts_are_refused(damage: Callable[[Path], None], tmp_path: Pat
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"described": 1, "counts": 2}', "\xff"])
 def test_a_damaged_description_is_refused(text: str, tmp_path: Path) -> None:
     interrupted(mlp(), tmp_path, 2)
-    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    (tmp_path / "run.state").write_bytes(text.encode("latin-1"))
     left = contents(tmp_path)
     model = mlp()
     before = bits(model)
-    with pytest.raises(StateError, match=r"run.json cannot be read .* Empty the folder to start anew"):
+    with pytest.raises(StateError, match=r"run.state cannot be read .* Empty the folder to start anew"):
         run(model, tmp_path)
     assert bits(model) == before
     assert contents(tmp_path) == left

@@ -619,7 +619,7 @@ def refusal(model: nn.Module, weights: Path, folder: Path, given: Any = None, **
         pruned(model, Calibration(given, weights=weights, folder=folder), **options)
     finally:
         assert is_empty(model)
-        assert not (folder / "run.json").exists() or any(folder.glob("*.done.json"))
+        assert not (folder / "run.state").exists() or any(folder.glob("*.done.state"))
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from secateur.artifact.manifest import MANIFEST
 from secateur.cli.progress import say
 from secateur.errors import ConfigError, StateError
+from secateur.oneshot.run_folder import FINISHED, RUN, is_run_folder, remove_run_folder
 
 __all__ = ["Destination", "refuse_current"]
-
-RUN = "run.json"
-"""What makes a folder an unfinished run."""
-
-FINISHED = "*.done.*"
-"""What says in it that a part is finished."""
-
-INDEX = "model.safetensors.index.json"
-"""What is written last of a model that is pruned block by block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +46,7 @@ class Destination:
                 f"{str(self.out)!r} exists and is no artifact, and nothing else is replaced. Choose another folder, or "
                 f"remove it."
             )
-        if (self.work / INDEX).is_file() and not (self.work / RUN).is_file():
-            raise ConfigError(self._not_packed())
-        if os.path.lexists(self.work) and not (self.work.is_dir() and _is_free(self.work, RUN)):
+        if os.path.lexists(self.work) and not (self.work.is_dir() and is_run_folder(self.work)):
             raise ConfigError(
                 f"{str(self.work)!r} is where finished parts are to wait, and it holds something that is no unfinished "
                 f"run. Choose another --out, or remove it."
@@ -65,6 +57,7 @@ class Destination:
             raise ConfigError(f"The folder {str(self.out.parent)!r} cannot be made: {error.strerror}.") from error
         if not os.access(self.out.parent, os.W_OK | os.X_OK):
             raise ConfigError(f"The folder {str(self.out.parent)!r} cannot be written to. Choose another --out.")
+        self._check_replaceable()
 
     def check_space(self, needed: int) -> None:
         """See to it that there is room on the disk.
@@ -84,7 +77,10 @@ class Destination:
 
     @contextmanager
     def parts(self) -> Iterator[Path]:
-        """The folder for finished parts, which stays if this ends with an error, and goes if it does not."""
+        """The folder for finished parts, which are removed once this ends without an error.
+
+        Whoever opens this writes the artifact inside, so that no part is removed before it is there.
+        """
         if (self.work / RUN).is_file():
             say(f"Going on with the unfinished run in {self.work}.")
         else:
@@ -92,18 +88,33 @@ class Destination:
         try:
             yield self.work
         except BaseException as error:
-            if (self.work / RUN).is_file() and any(self.work.glob(FINISHED)):
-                if not isinstance(error, StateError):  # which says that this command is another one
-                    say(f"{self.work} holds what is finished. Run the same command again to go on from there.")
-            elif (self.work / INDEX).is_file():
-                say(self._not_packed())
-            else:
-                shutil.rmtree(self.work, ignore_errors=True)
+            if not ((self.work / RUN).is_file() and any(self.work.glob(FINISHED))):
+                remove_run_folder(self.work)
+            elif not isinstance(error, StateError):  # which says that this command is another one
+                say(f"{self.work} holds what is finished. Run the same command again to go on from there.")
             raise
-        shutil.rmtree(self.work, ignore_errors=True)
+        remove_run_folder(self.work)
 
-    def _not_packed(self) -> str:
-        return f"{self.work} holds the pruned model, dense. Pack it with: secateur convert {self.work} {self.out}"
+    def _check_replaceable(self) -> None:
+        """Raise `ConfigError` if a folder that is written beside this one cannot take its name at the end."""
+        if os.path.ismount(self.out):
+            raise ConfigError(
+                f"{str(self.out)!r} is where a disk is mounted, and cannot be replaced. Choose a folder in it."
+            )
+        parent = self.out.parent
+        is_kept = bool(parent.stat().st_mode & stat.S_ISVTX) and hasattr(os, "geteuid")
+        if is_kept and os.path.lexists(self.out) and not _may_rename(parent, self.out):
+            raise ConfigError(
+                f"{str(self.out)!r} is another user's, and cannot be replaced in {str(parent)!r}. Choose another --out."
+            )
+        try:
+            with TemporaryDirectory(prefix=f".secateur-new-{self.out.name}-", dir=parent) as probe:
+                Path(probe, "new").mkdir()
+                Path(probe, "new").rename(Path(probe, "old"))
+        except OSError as error:
+            raise ConfigError(
+                f"No folder can be made and renamed in {str(parent)!r} ({error.strerror}). Choose another --out."
+            ) from error
 
 
 def refuse_current(folder: Path) -> None:
@@ -113,6 +124,12 @@ def refuse_current(folder: Path) -> None:
             f"{str(folder)!r} is replaced as a whole, and it is or holds the current folder. Choose another, or go "
             f"elsewhere."
         )
+
+
+def _may_rename(parent: Path, folder: Path) -> bool:
+    """Whether this user may rename a folder in one that is sticky, such as ``/tmp``."""
+    user = os.geteuid()
+    return user in (0, parent.stat().st_uid, folder.lstat().st_uid)
 
 
 def _is_free(folder: Path, mark: str) -> bool:

@@ -170,7 +170,14 @@ class Job:
         data = self.data
         sampled = sample(found, data.file, data.sequences, data.length)
         say(f"Calibration data: {sampled.description}.")
-        return Calibration(sampled.batches, device=data.device, folder=folder, progress=steps.part, weights=weights)
+        return Calibration(
+            sampled.batches,
+            device=data.device,
+            folder=folder,
+            progress=steps.part,
+            weights=weights,
+            keep_parts=True,  # till the artifact is there
+        )
 
 
 def _bytes(model: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,9 +47,11 @@ class Calibration:
         weights: Where the values of a model lie that is on the meta device: a safetensors file, or a folder with such
             files, under the names of the model's parameters. One block is in memory at a time. The model stays as it
             is, and `folder` becomes a checkpoint of the pruned one, in the files' types, for ``from_pretrained``.
+        keep_parts: Whether finished parts stay in `folder` at the end too, so that the same call gives the same result
+            again, without solving anything. Remove the folder once the model is saved.
 
     Raises:
-        ConfigError: `offload` is neither, or there is no `folder` for `weights`.
+        ConfigError: `offload` is neither, or there is no `folder` for `weights` or `keep_parts`.
 
     Example:
         >>> Calibration([], offload="disk").offload
@@ -62,9 +64,12 @@ class Calibration:
     folder: str | Path | None = None
     progress: Callable[[Progress], object] | None = None
     weights: str | Path | None = None
+    keep_parts: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.offload not in ("memory", "disk"):
             raise ConfigError(f"offload must be 'memory' or 'disk', found {self.offload!r}.")
         if self.weights is not None and self.folder is None:
             raise ConfigError("folder must be set where weights is: the pruned model is written there. Found None.")
+        if self.keep_parts and self.folder is None:
+            raise ConfigError("folder must be set where keep_parts is: the parts are kept there. Found None.")

@@ -8,6 +8,7 @@ from typing import Any
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
+from secateur.oneshot.interrupts import deferred_interrupts
 from secateur.planning import Plan
 from secateur.training.checks import refuse_nan, refuse_violations
 from secateur.training.result import PruningReport
@@ -56,8 +57,9 @@ def prune_weights(plan: Plan, weights: Mapping[str, HeldWeight], model_weights: 
     runs = [Run(pattern, weights) for pattern in plan.patterns if pattern.views]
     for run in runs:
         run.start()
-    for weight in weights.values():
-        weight.apply_mask()
+    with deferred_interrupts():  # all weights, or none
+        for weight in weights.values():
+            weight.apply_mask()
     refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})
     return report_on(runs, plan.dense, step=0, model_weights=model_weights)
 

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
+from secateur.oneshot.pytorch.tensor_files import writing
+
 __all__ = ["Activations"]
 
 
@@ -34,8 +36,9 @@ class Activations:
     def __setitem__(self, number: int, tensor: torch.Tensor) -> None:
         tensor = tensor.detach().to("cpu")
         if self._offload == "disk":
-            self._folder = self._folder or TemporaryDirectory(prefix="secateur-")
-            save_file({"input": tensor.contiguous()}, self._path(number))
+            with writing(Path("The inputs of a part of the model")):
+                self._folder = self._folder or TemporaryDirectory(prefix="secateur-", ignore_cleanup_errors=True)
+                save_file({"input": tensor.contiguous()}, self._path(number))
         else:
             self._tensors[number] = tensor
 

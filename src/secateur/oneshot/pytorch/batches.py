@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from secateur.errors import CalibrationError, SecateurError
+from secateur.oneshot.interrupts import interruptible
+from secateur.oneshot.pytorch.memory import is_out_of_memory
 
 __all__ = ["Batch", "calibrating", "moved", "naming_batch", "read_batches", "version"]
 
@@ -97,10 +99,13 @@ def moved(value: Any, device: torch.device | None) -> Any:
 def naming_batch(number: int) -> Iterator[None]:
     """Turn what a model raises that cannot work with a batch into a `CalibrationError`."""
     try:
-        yield
+        with interruptible():
+            yield
     except SecateurError:
         raise
     except REFUSALS as error:
+        if is_out_of_memory(error):
+            raise
         raise CalibrationError(
             f"The model refuses calibration batch {number}: {type(error).__name__}: {error}"
         ) from error

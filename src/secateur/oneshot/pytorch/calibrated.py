@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from typing import Any
 
@@ -16,15 +16,17 @@ from secateur._array import to_numpy
 from secateur._wording import counted
 from secateur.errors import ConfigError
 from secateur.oneshot.calibration import Calibration
+from secateur.oneshot.interrupts import deferred_interrupts
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.allocation import AllocationTask, allocate
 from secateur.oneshot.pytorch.batches import calibrating, read_batches
 from secateur.oneshot.pytorch.features import refuse_unreadable
 from secateur.oneshot.pytorch.journal import Journal
+from secateur.oneshot.pytorch.memory import named_error
+from secateur.oneshot.pytorch.model_refining import ModelRefining
 from secateur.oneshot.pytorch.onload import storage_of
 from secateur.oneshot.pytorch.problem import Problem
 from secateur.oneshot.pytorch.recipe import Recipe
-from secateur.oneshot.pytorch.refining.base import ModelTask
 from secateur.oneshot.pytorch.stages import BlockStage, Stage, stages_of
 from secateur.oneshot.pytorch.stream import Outcome, StageRunner
 from secateur.oneshot.pytorch.survey import survey
@@ -69,22 +71,31 @@ class CalibratedRun:
         Raises:
             SecateurError: Anything is wrong; the model is as it was then.
         """
-        start, finished = time.perf_counter(), False
-        journal = self.storage.journal(self._described())
+        with deferred_interrupts():
+            start = time.perf_counter()
+            journal = self.storage.journal(self._described())
+            try:
+                with closing(self.inputs), closing(self.storage), calibrating(self.model):
+                    outcome = self._pruned(journal)
+                    journal.complete()
+            except BaseException as error:
+                self._undo(journal)
+                named = named_error(error)
+                named.add_note(self._note(journal))
+                if named is error:
+                    raise
+                raise named from error
+            journal.close(finished=not self.calibration.keep_parts)
+            return self._report(outcome, time.perf_counter() - start)
+
+    def _undo(self, journal: Journal) -> None:
+        """Give the model its dense weights back; the copies of them stay if that fails."""
         try:
-            with calibrating(self.model):
-                outcome = self._pruned(journal)
-                journal.complete()
-            finished = True
-        except BaseException as error:
             journal.undo(self.model)
-            error.add_note(self._note(journal))
+        except BaseException:
+            journal.abandon()
             raise
-        finally:
-            self.inputs.close()
-            self.storage.close()
-            journal.close(finished=finished)
-        return self._report(outcome, time.perf_counter() - start)
+        journal.close(finished=False)
 
     def _pruned(self, journal: Journal) -> Outcome:
         counts = self._counts() if journal.counts is None else journal.counts
@@ -95,26 +106,13 @@ class CalibratedRun:
                 f"refine='block' needs a model with a stack of blocks that run one after another, and "
                 f"{type(self.model).__name__} has none. Leave it out."
             )
-        wanted = [
-            refiner.targets(self.model, self.batches, self.storage.home) for refiner in self.recipe.model_refiners
-        ]
+        refining = ModelRefining(self.model, self.recipe.model_refiners, self.batches, self.storage.home)
+        if not journal.is_done(len(stages)):
+            refining.read_dense()
         journal.begin(counts)
         outcome = StageRunner(self.model, self.recipe, journal, self.calibration).run(stages)
-        self._refine(journal, targets, len(stages), wanted)
+        refining.refine(journal, len(stages), targets)
         return outcome
-
-    def _refine(self, journal: Journal, targets: Mapping[str, Target], stage: int, wanted: Sequence[Any]) -> None:
-        """Repair the model as a whole."""
-        if not wanted:
-            return
-        journal.keep_dense(stage, {name: held.detach() for name, held in self.model.named_parameters()})
-        # No mask was held till now: a weight that was kept and is zero stays as it is, like the pruned ones.
-        pruned = {id(target.weight.parameter) for target in targets.values()}
-        masks = {name: held.detach() != 0 for name, held in self.model.named_parameters() if id(held) in pruned}
-        for refiner, target in zip(self.recipe.model_refiners, wanted, strict=True):
-            refiner.refine(
-                ModelTask(model=self.model, masks=masks, batches=self.batches, device=self.storage.home, targets=target)
-            )
 
     def _counts(self) -> dict[str, int]:
         """Layer → units that go."""

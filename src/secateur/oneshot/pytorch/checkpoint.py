@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,10 @@ import torch
 
 from secateur.artifact.manifest import MANIFEST
 from secateur.errors import StateError
-from secateur.oneshot.pytorch.journal import AGAIN, RUN, Journal, read_tensors, write_tensors, write_text
+from secateur.oneshot.pytorch.journal import Journal
+from secateur.oneshot.pytorch.tensor_files import AGAIN, copy_file, read_tensors, write_tensors, write_text
 from secateur.oneshot.pytorch.weight_files import INDEX, SUFFIX, header_of
+from secateur.oneshot.run_folder import RUN
 
 if TYPE_CHECKING:
     from secateur.oneshot.pytorch.onload import InFiles
@@ -49,7 +50,8 @@ class Checkpoint(Journal):
     def complete(self) -> None:
         """Write the blocks of which nothing was pruned, all that lies outside of blocks, and what describes them."""
         for number, (name, block) in enumerate(self.storage.blocks.items()):
-            if not self._done(number).exists():
+            # Without a note it is not finished: a shard that is there may be of another model.
+            if not self._note(number).is_file():
                 with self.storage.open(block):
                     write_tensors(self._done(number), self.storage.held(name), {})
         shards = [self._done(number) for number in range(len(self.storage.blocks) + 1)]
@@ -59,11 +61,12 @@ class Checkpoint(Journal):
         index = {"metadata": {"total_size": sum(map(_data_bytes, shards))}, "weight_map": dict(sorted(places.items()))}
         write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
 
+    def is_done(self, stage: int) -> bool:
+        """See `Journal.is_done`."""
+        return self._note(stage).is_file() and self._done(stage).is_file()
+
     def _save_dense(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
         pass
-
-    def _is_done(self, stage: int) -> bool:
-        return self._note(stage).exists()
 
     def _write_done(self, stage: int, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
         # Beside the shard, which is to hold nothing but weights; written last, for it says that the stage is done.
@@ -74,11 +77,11 @@ class Checkpoint(Journal):
         _, tensors = read_tensors(self._done(stage))
         try:
             return dict(json.loads(self._note(stage).read_text("utf-8"))), tensors
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise StateError(f"{self._note(stage)} cannot be read ({error}). {AGAIN}") from error
 
     def _note(self, stage: int) -> Path:
-        return self.folder / f"{stage:05d}.done.json"
+        return self.folder / f"{stage:05d}.done.state"
 
     def _done(self, stage: int) -> Path:
         return self.folder / f"model-{stage + 1:05d}-of-{len(self.storage.blocks) + 1:05d}{SUFFIX}"
@@ -88,7 +91,7 @@ class Checkpoint(Journal):
         for path in source.iterdir() if source.is_dir() else ():
             is_ours = path.name in (RUN, MANIFEST) or path.name.endswith(".index.json")
             if path.suffix in COPIED and path.is_file() and not is_ours and not (self.folder / path.name).exists():
-                shutil.copyfile(path, self.folder / path.name)
+                copy_file(path, self.folder / path.name)
 
 
 def _data_bytes(path: Path) -> int:

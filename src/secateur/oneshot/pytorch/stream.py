@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from secateur.oneshot.calibration import Calibration, Progress
+from secateur.oneshot.interrupts import interruptible
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.journal import Journal
 from secateur.oneshot.pytorch.problem import Problem, Solution
@@ -65,16 +66,24 @@ class StageRunner:
                 if not self._resumed(number, stage):
                     self._prune(number, stage)
                     fresh += 1
-                if number + 1 < len(stages):
+                if self._is_read(stages, number):
                     stage.advance()
             self._report(stage.name, (number + 1, len(stages)), time.perf_counter() - start, fresh)
         return self.outcome
+
+    def _is_read(self, stages: Sequence[Stage], number: int) -> bool:
+        """Whether a stage behind this one is to be pruned yet, and reads what this one gives out."""
+        return any(
+            stage.targets and not self.journal.is_done(later)
+            for later, stage in enumerate(stages[number + 1 :], start=number + 1)
+        )
 
     def _report(self, name: str, done: tuple[int, int], seconds: float, fresh: int) -> None:
         if self.calibration.progress is not None:
             left = (done[1] - done[0]) * seconds / max(fresh, 1)
             step = Progress(stage=name, done=done[0], total=done[1], seconds=seconds, seconds_left=left)
-            self.calibration.progress(step)
+            with interruptible():
+                self.calibration.progress(step)
 
     def _prune(self, number: int, stage: Stage) -> None:
         with closing(Activations(self.calibration.offload)) as outputs:
@@ -116,9 +125,10 @@ class StageRunner:
         return statistics
 
     def _solved(self, problem: Problem) -> Solution:
-        solution = self.recipe.solver.solve(problem)
-        for refiner in self.recipe.layer_refiners:
-            solution = refiner.refine(problem, solution)
+        with interruptible():
+            solution = self.recipe.solver.solve(problem)
+            for refiner in self.recipe.layer_refiners:
+                solution = refiner.refine(problem, solution)
         return solution
 
     def _block_task(self, stage: BlockStage, masks: Mapping[str, torch.Tensor], outputs: Activations) -> BlockTask:
