@@ -9,6 +9,9 @@ export HF_HUB_OFFLINE := 1
 # Idle threads sleep, so that runs which share a machine do not stall each other.
 export OMP_WAIT_POLICY := PASSIVE
 
+# Processes that share out the tests; each computes on one thread.
+JOBS ?= logical
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz lint format docs bench constraints clean
 
@@ -19,7 +22,7 @@ demo: .venv/.demo-stamp ## install what the demo needs and run it
 	$(BIN)/secateur demo
 
 test: lint docs ## everything that CI runs
-	$(BIN)/pytest --cov --cov-report=
+	$(BIN)/pytest --numprocesses $(JOBS) --cov --cov-report=
 	@set -e; for backend in tensorflow jax torch; do \
 		echo "== Training with Keras on $$backend"; \
 		KERAS_BACKEND=$$backend $(BIN)/pytest --cov --cov-append --cov-report= tests/backends src/secateur/training/keras; \
