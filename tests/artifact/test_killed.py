@@ -222,15 +222,15 @@ def test_a_reader_goes_on_reading_what_it_opened(tmp_path: Path) -> None:
 
 
 def test_a_reader_of_too_many_shards_to_hold_reads_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MOST_HELD", 0)
+    monkeypatch.setattr(reader, "MAX_HELD", 0)
     save_version(tmp_path / "saved", 0)
     opened = Artifact(tmp_path / "saved")
     assert tensors_of(opened) == 0
     save_version(tmp_path / "saved", 1)
     for name in opened:
-        with pytest.raises(ArtifactError, match="is damaged"):
+        with pytest.raises(ArtifactError, match="was changed or replaced by another process"):
             opened[name]
-    with pytest.raises(ArtifactError, match="was changed since it was written"):
+    with pytest.raises(ArtifactError, match="was changed or replaced by another process"):
         opened.check_files()
 
 
@@ -271,7 +271,7 @@ def test_what_is_left_behind_is_removed_by_the_next_and_nothing_else(name: str, 
 
 
 def test_what_a_living_saver_writes_is_left_alone(tmp_path: Path) -> None:
-    with folder.replaced(tmp_path / "saved", lambda _: set()) as new:
+    with folder.replace_folder(tmp_path / "saved", lambda _: set()) as new:
         (new / "file").write_text("one")
         save_version(tmp_path / "saved", 1)
         assert (new / "file").read_text() == "one"

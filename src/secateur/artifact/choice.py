@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from secateur._array import count_true
 from secateur.artifact.packing import MOST_LISTED, BlockPacking, GroupPacking, Packing
 from secateur.errors import ConfigError, LayerError
-from secateur.patterns.base import pattern_class
+from secateur.patterns.base import BasePattern, pattern_class
 from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
 from secateur.patterns.nm import SPECIFICATION
 from secateur.patterns.view import WeightView
@@ -34,6 +35,9 @@ MOST_IN_UINT8 = 255
 """Weights of a group that may be counted in one byte."""
 
 SINGLE = "1x1"
+
+MAX_CACHED = 1000
+"""Tilings that are remembered."""
 
 SLACK = 1.01
 """A pattern with more structure is taken if by no more than this factor more is stored."""
@@ -85,7 +89,9 @@ class Zeros:
         counts = self.canonical.reshape(-1, group).view(np.uint8)
         while counts.shape[1] % 2 == 0 and group <= MOST_IN_UINT8:
             counts = counts[:, 0::2] + counts[:, 1::2]
-        return int(counts.sum(axis=1, dtype=np.int64).max())
+        if counts.shape[1] == 1:
+            return int(counts.max())
+        return int(counts.sum(axis=1, dtype=np.uint32).max())
 
 
 def choose(zeros: Zeros, size: int, wanted: str | None = None) -> Choice:
@@ -154,7 +160,16 @@ def _group_packings(zeros: Zeros, specifications: Iterable[str]) -> Iterator[Pac
 def layout_of(specification: str, view: WeightView) -> Layout | None:
     """How a pattern tiles a weight; ``None``: it does not fit."""
     try:
-        return pattern_class(specification)({"pattern": specification, "target_sparsity": 0.0}, {}).layout(view)
+        return _layout(pattern_class(specification), specification, view)
+    except ConfigError:
+        return None
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def _layout(pattern: type[BasePattern], specification: str, view: WeightView) -> Layout | None:
+    """Cached: a model has many weights of few shapes, and a file may have very many small ones."""
+    try:
+        return pattern({"pattern": specification, "target_sparsity": 0.0}, {}).layout(view)
     except (ConfigError, LayerError):
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur._wording import listed
-from secateur.artifact.manifest import Claim
+from secateur.artifact.manifest import Claim, explain_invalid
 from secateur.artifact.source import Source
 from secateur.config import PruningConfig
 from secateur.errors import StateError
@@ -23,10 +23,11 @@ def claims_of(report: PruningReport, source: Source) -> dict[str, Claim]:
     layers = {tensor.layer for tensor in source.tensors.values()}
     if strange := [layer.name for layer in report.layers if layer.name not in layers]:
         raise StateError(f"The report is of another model: this one has no {listed(map(repr, strange))}.")
-    return {
-        layer.name: Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)
-        for layer in report.layers
-    }
+    with explain_invalid("the report"):
+        return {
+            layer.name: Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)
+            for layer in report.layers
+        }
 
 
 def configs_of(report: PruningReport) -> list[dict[str, Any]]:

@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 __all__ = ["DTYPES", "Bits", "DType"]
 
+CHUNK = 1 << 18
+"""Numbers looked at together, so that this takes little memory."""
+
 Bits = npt.NDArray[np.unsignedinteger]
 """The bit patterns of numbers of any type, as unsigned integers of their width."""
 
@@ -40,7 +43,11 @@ class DType:
             >>> DTYPES["F16"].nonzero(np.array([0x0000, 0x8000, 0x3C00], "<u2"))
             array([False, False,  True])
         """
-        found: npt.NDArray[np.bool_] = (bits << bits.dtype.type(1) if self.is_float else bits) != 0
+        found = np.empty(bits.shape, np.bool_)
+        flags, numbers, shift = found.reshape(-1), bits.reshape(-1), bits.dtype.type(1 if self.is_float else 0)
+        for start in range(0, numbers.size, CHUNK):
+            stop = start + CHUNK
+            np.not_equal(numbers[start:stop] << shift, 0, out=flags[start:stop])
         return found
 
 

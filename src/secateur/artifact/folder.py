@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
 from secateur._wording import listed
+from secateur.artifact.locks import lock_folder, try_lock_folder
 from secateur.errors import ArtifactError
 
-if sys.platform != "win32":
-    import fcntl
-
-__all__ = ["replaced", "settled", "sync"]
+__all__ = ["read_lock", "replace_folder", "sync"]
 
 NEW = ".secateur-new"
 """Begins the name of a folder that is being written beside the one that it is to become."""
@@ -30,26 +27,27 @@ RANDOM = "[a-z0-9_]{8}"
 
 
 @contextmanager
-def replaced(target: Path, own: Callable[[Path], set[str] | None]) -> Iterator[Path]:
+def replace_folder(target: Path, own: Callable[[Path], set[str] | None]) -> Iterator[Path]:
     """A folder to write into, which becomes `target` when this closes without an error.
 
-    Whenever the process is killed, `target` is what it was or what it was to become; `settled` brings back the one in
-    the only moment in which it has no name.
+    Whenever the process is killed, `target` is what it was or what it was to become; `read_lock` restores it from the
+    only moment in which it has no name.
 
     Args:
         target: The folder.
-        own: Of an existing folder, the files in it that may go; ``None``: it is none that may be replaced. All else in
+        own: Of an existing folder, the files in it that may go; ``None``: the folder must not be replaced. All else in
             it moves into the new one.
 
     Raises:
-        ArtifactError: `target` is something else, or cannot be written.
+        ArtifactError: `target` is something else, cannot be written, or is locked by another process.
     """
     target = Path(os.path.realpath(target))
     _refuse_strangers(target, own)
     with _begun(target) as new:
         try:
             yield new
-            with _alone(target.parent):
+            _sync_all(new)
+            with lock_folder(target.parent):
                 _recover(target)
                 if target.is_dir():
                     _carry_over(target, new, own(target) or set())
@@ -60,22 +58,28 @@ def replaced(target: Path, own: Callable[[Path], set[str] | None]) -> Iterator[P
 
 
 @contextmanager
-def settled(target: Path) -> Iterator[None]:
-    """As long as this is open, nobody replaces a folder; it has its name, even if a killed process took it away.
+def read_lock(target: Path) -> Iterator[None]:
+    """Keep a folder from being replaced while this is open; others may read it at the same time.
+
+    A folder that lost its name to a process that was killed while it replaced it gets its name back.
 
     Raises:
-        ArtifactError: It cannot be given its name back.
+        ArtifactError: The name cannot be restored, or another process holds the lock for too long.
     """
     target = Path(os.path.realpath(target))
-    with _alone(target.parent):
-        try:
-            _recover(target)
-        except OSError as error:
-            raise ArtifactError(
-                f"{target}: was being replaced by a process that was killed, and {_old(target)}, which is the one "
-                f"before, cannot be renamed ({error}). Rename it."
-            ) from error
-        yield
+    while True:
+        with lock_folder(target.parent, is_shared=True):
+            if not _is_nameless(target):
+                yield
+                return
+        with lock_folder(target.parent):
+            try:
+                _recover(target)
+            except OSError as error:
+                raise ArtifactError(
+                    f"{target}: was being replaced by a process that was killed, and {_old(target)}, which is the one "
+                    f"before, cannot be renamed ({error}). Rename it."
+                ) from error
 
 
 def sync(folder: Path) -> None:
@@ -90,10 +94,10 @@ def _begun(target: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(target.parent):
+            with lock_folder(target.parent):
                 _remove_unfinished(target)
                 new = Path(mkdtemp(prefix=f"{NEW}-{target.name}-", dir=target.parent))
-                stack.enter_context(_alone(new))
+                stack.enter_context(lock_folder(new))
                 stack.callback(shutil.rmtree, new, ignore_errors=True)
                 new.chmod(0o777 & ~_umask())
         except OSError as error:
@@ -103,7 +107,7 @@ def _begun(target: Path) -> Iterator[Path]:
 
 def _refuse_strangers(target: Path, own: Callable[[Path], set[str] | None]) -> None:
     """Raise `ArtifactError` if `target` exists and is none that may be replaced."""
-    with settled(target):
+    with read_lock(target):
         try:
             names = sorted(path.name for path in target.iterdir())
         except FileNotFoundError:
@@ -119,10 +123,14 @@ def _refuse_strangers(target: Path, own: Callable[[Path], set[str] | None]) -> N
             )
 
 
+def _is_nameless(target: Path) -> bool:
+    """Whether a process was killed between the two renamings."""
+    return os.path.lexists(_old(target)) and not os.path.lexists(target)
+
+
 def _recover(target: Path) -> None:
-    old = _old(target)
-    if os.path.lexists(old) and not os.path.lexists(target):
-        old.rename(target)
+    if _is_nameless(target):
+        _old(target).rename(target)
 
 
 def _swap(new: Path, target: Path) -> None:
@@ -162,7 +170,16 @@ def _carry_over(target: Path, new: Path, own: set[str], inside: str = "") -> Non
             if is_folder:
                 shutil.copytree(entry, copy, symlinks=True)
             else:
-                shutil.copy2(entry, copy, follow_symlinks=False)
+                _link_or_copy(entry, copy)
+
+
+def _link_or_copy(file: Path, copy: Path) -> None:
+    """The same file under another name, which takes no time while others wait for the lock; or a copy of it."""
+    if file.is_file() and not file.is_symlink():
+        with suppress(OSError, NotImplementedError):
+            os.link(file, copy)
+            return
+    shutil.copy2(file, copy, follow_symlinks=False)
 
 
 def _remove_unfinished(target: Path) -> None:
@@ -170,34 +187,9 @@ def _remove_unfinished(target: Path) -> None:
     left = re.compile(re.escape(f"{NEW}-{target.name}-") + RANDOM)
     for folder in target.parent.iterdir():
         if left.fullmatch(folder.name):
-            with _alone(folder, wait=False) as is_left:
+            with try_lock_folder(folder) as is_left:
                 if is_left:
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Have a folder's lock, which a process that is killed gives back; whether it could be had.
-
-    Windows and some network file systems have none, and then nobody has it.
-    """
-    descriptor = None
-    try:
-        if sys.platform != "win32":
-            with suppress(OSError):
-                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        yield descriptor is not None and _is_locked(descriptor, wait=wait)
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _is_locked(descriptor: int, *, wait: bool) -> bool:
-    if sys.platform != "win32":
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            return True
-    return False
 
 
 def _sync_all(folder: Path) -> None:

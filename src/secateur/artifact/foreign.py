@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from secateur._packages import is_installed
 from secateur._wording import brief, listed
-from secateur.artifact.dtypes import DTYPES
-from secateur.artifact.files import small_file
+from secateur.artifact.companions import CompanionFiles
+from secateur.artifact.dtypes import DTYPES, Bits
+from secateur.artifact.files import MAX_HELD, read_small_file
 from secateur.artifact.manifest import Builder
 from secateur.artifact.safetensors_file import TensorFile, parsed_json
 from secateur.artifact.source import Source, SourceTensor, usual_view
@@ -20,42 +19,75 @@ from secateur.artifact.writer import INDEX
 from secateur.errors import ArtifactError, ModelLoadError
 from secateur.patterns.view import WeightView
 
-__all__ = ["COPIED", "foreign_source"]
+__all__ = ["foreign_source"]
 
 SUFFIX = ".safetensors"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
 
-MOST_INDEX_BYTES = 100_000_000
-
-COPIED = frozenset({".jinja", ".json", ".model", ".tiktoken", ".txt"})
-"""Files beside the weights that make a model usable: configuration and tokenizer."""
+MAX_INDEX_BYTES = 100_000_000
 
 Known = Mapping[str, tuple[WeightView, str, bool] | None]
 """Parameter → its view, its layer, and whether a plan would prune it; ``None``: no pattern does."""
 
 
-def foreign_source(path: Path) -> Source:
+def foreign_source(path: Path, *, is_copied: bool = False) -> Source:
     """The tensors of a safetensors file, or of a folder with such files.
 
     In a folder of transformers the layers are known if transformers is installed; what is not known and has two axes or
-    more counts as the weight of a layer (output channels, input channels, kernel).
+    more counts as the weight of a layer (output channels, input channels, kernel). All files are opened now: what
+    another process changes or replaces later is an error when it is read.
+
+    Args:
+        path: The file or folder.
+        is_copied: Whether the files beside the weights are to be copied; see `CompanionFiles`.
 
     Raises:
-        ArtifactError: There are none, or one is damaged.
+        ArtifactError: There are none, one is damaged, or they do not belong together.
     """
-    files = [TensorFile(file) for file in _files(path)]
-    names = Counter(name for file in files for name in file)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ArtifactError(f"{path}: {listed(map(repr, twice))} stand in several files.")
+    places = _index(path)
+    paths = _files(path) if places is None else sorted({path / place for place in places.values()})
+    files = [TensorFile(file, is_held=len(paths) <= MAX_HELD) for file in paths]
+    owners = _owners(path, files)
+    if places is not None:
+        _check_index(path / INDEX, places, {name: file.path.name for name, file in owners.items()})
     is_folder = path.is_dir()
+    companions = CompanionFiles(path) if is_copied and is_folder else None
+    for file in files:
+        file.file.check_in_place()
     known = _known_layers(path) if is_folder and os.path.isfile(path / CONFIG) else None
     model = None if known is None else Builder(framework="pytorch", kind="transformers", name="PreTrainedModel")
     return Source(
-        tensors={name: _tensor(name, file, known) for file in files for name in file},
+        tensors={name: _tensor(name, file, known) for name, file in owners.items()},
         model=model,
-        write_files=partial(_copy_files, path) if is_folder else lambda folder: None,  # noqa: ARG005
+        write_files=companions.copy if companions is not None else lambda folder: None,  # noqa: ARG005
     )
+
+
+def _owners(path: Path, files: Sequence[TensorFile]) -> dict[str, TensorFile]:
+    """Name → the file that holds the tensor."""
+    owners: dict[str, TensorFile] = {}
+    twice: dict[str, None] = {}
+    for file in files:
+        for name in file:
+            if owners.setdefault(name, file) is not file:
+                twice[name] = None
+    if twice:
+        raise ArtifactError(f"{path}: {listed(map(brief, twice))} stand in several files.")
+    if not owners:
+        raise ArtifactError(f"{path}: holds no tensor.")
+    return owners
+
+
+def _check_index(index: Path, places: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Raise `ArtifactError` if an index and the files do not say the same."""
+    for name in {**places, **found}:
+        said, is_in = places.get(name), found.get(name)
+        if said != is_in:
+            raise ArtifactError(
+                f"{index}: tensor {brief(name)} must be in {brief(said) if said else 'no file'}, found it in "
+                f"{brief(is_in) if is_in else 'none'}. Are the files of one model, and complete?"
+            )
 
 
 def _tensor(name: str, file: TensorFile, known: Known | None) -> SourceTensor:
@@ -70,24 +102,40 @@ def _tensor(name: str, file: TensorFile, known: Known | None) -> SourceTensor:
     return SourceTensor(
         dtype=stored.dtype,
         shape=stored.shape,
-        read=partial(file.read, name),
+        read=partial(_read, file, name),
         view=view,
         layer=layer,
         is_prunable=is_prunable,
     )
 
 
+def _read(file: TensorFile, name: str) -> Bits:
+    """A tensor of a file without digests, which must be as it was when it was opened."""
+    bits = file.read(name)
+    file.file.check_unchanged()
+    return bits
+
+
+def _index(path: Path) -> dict[str, str] | None:
+    """Tensor → name of its file, as an index in the folder says; ``None``: there is none."""
+    index = path / INDEX
+    if not os.path.isfile(index):
+        return None
+    places = parsed_json(read_small_file(index, MAX_INDEX_BYTES), index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ArtifactError(f"{index}: 'weight_map' must say for each tensor in which file it is.")
+    for place in set(places.values()):
+        if Path(place).name != place or not place.isprintable():
+            raise ArtifactError(f"{index}: {brief(place)} is no name of a file in the folder.")
+    if not places:
+        raise ArtifactError(f"{index}: 'weight_map' must name the files of all tensors, found nothing in it.")
+    return places
+
+
 def _files(path: Path) -> list[Path]:
-    """The files that count."""
+    """The files that count where no index says which."""
     if path.suffix == SUFFIX and os.path.isfile(path):
         return [path]
-    if os.path.isfile(path / INDEX):
-        places = parsed_json(small_file(path / INDEX, MOST_INDEX_BYTES), path / INDEX).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-            raise ArtifactError(f"{path / INDEX}: 'weight_map' must say for each tensor in which file it is.")
-        if strange := [place for place in places.values() if Path(place).name != place or not place.isprintable()]:
-            raise ArtifactError(f"{path / INDEX}: {brief(strange[0])} is no name of a file in the folder.")
-        return sorted({path / place for place in places.values()})
     if os.path.isfile(path / SINGLE):
         return [path / SINGLE]
     if found := sorted(path.glob(f"*{SUFFIX}")):
@@ -108,9 +156,3 @@ def _known_layers(folder: Path) -> Known | None:
         return described_layers(folder)
     except ModelLoadError:
         return None
-
-
-def _copy_files(path: Path, folder: Path) -> None:
-    for file in sorted(path.iterdir()):
-        if file.is_file() and file.suffix in COPIED and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, folder / file.name)

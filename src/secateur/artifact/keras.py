@@ -108,7 +108,9 @@ def build(artifact: Artifact) -> keras.Model:
     artifact.check_files()
     path = artifact.path / DESCRIPTION
     try:
-        model = keras.saving.deserialize_keras_object(parsed_json(path.read_bytes(), path), safe_mode=True)
+        model = keras.saving.deserialize_keras_object(
+            parsed_json(artifact.read_file(DESCRIPTION), path), safe_mode=True
+        )
     except ArtifactError:
         raise
     # Whatever layers the file names, each with its own errors.

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,20 +17,33 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from secateur._wording import brief
 from secateur.artifact.choice import MOST_SAVED
 from secateur.artifact.dtypes import DTYPES
-from secateur.artifact.files import small_file
+from secateur.artifact.files import read_small_file
+from secateur.artifact.memory import memory_for
 from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
 from secateur.artifact.safetensors_file import parsed_json
 from secateur.errors import ArtifactError, LayerError
 from secateur.patterns.view import WeightView
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Layout", "Manifest", "TensorEntry", "packing_of"]
+__all__ = [
+    "FILE_NAME",
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "MAX_BYTES",
+    "FileEntry",
+    "Layout",
+    "Manifest",
+    "TensorEntry",
+    "explain_invalid",
+    "is_artifact",
+    "packing_of",
+]
 
 MANIFEST = "secateur.json"
 """The file that makes a folder an artifact."""
 
 FORMAT_VERSION: Literal[1] = 1
 
-MOST_BYTES = 100_000_000
+MAX_BYTES = 100_000_000
 """Of a manifest; a hundred thousand tensors have half of that."""
 
 MOST_AXES = 64
@@ -334,7 +350,15 @@ class Manifest(_Part):
             ArtifactError: There is none, it is damaged, or of a version that is not known.
         """
         path = folder / MANIFEST
-        text = small_file(path, MOST_BYTES)
+        return cls.parse(read_small_file(path, MAX_BYTES), path)
+
+    @classmethod
+    def parse(cls, text: bytes, path: Path) -> Self:
+        """The manifest that a file's content is.
+
+        Raises:
+            ArtifactError: It is damaged, or of a version that is not known.
+        """
         data = parsed_json(text, path)
         version = data.get("format_version")
         if data.get("format") == "secateur" and type(version) is int and version > FORMAT_VERSION:
@@ -348,7 +372,8 @@ class Manifest(_Part):
         if not isinstance(digest, str) or not digest.isascii() or digest != _digest(text, digest):
             raise ArtifactError(f"{path}: was changed since it was written (its own sha256 does not match).")
         try:
-            return cls.model_validate_json(json.dumps(data))
+            with memory_for(f"{path}: cannot be read", len(text)):
+                return cls.model_validate_json(json.dumps(data))
         except (ValidationError, RecursionError) as error:
             raise ArtifactError(f"{path}: {_explained(error)}") from error
 
@@ -379,6 +404,20 @@ class Manifest(_Part):
                     f"{brief(alias)} means {brief(name)}, which must be a tensor, and {brief(alias)} itself none"
                 )
         return self
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds a manifest."""
+    return os.path.isfile(folder / MANIFEST)
+
+
+@contextmanager
+def explain_invalid(what: str) -> Iterator[None]:
+    """Raise `ArtifactError` instead of pydantic's error about a part of a manifest."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ArtifactError(f"{what} cannot be written into a manifest: {_explained(error)}") from error
 
 
 def packing_of(packing: Packing | None) -> Dense | Blocks | Groups:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from secateur._array import count_true
 from secateur._wording import counted
 from secateur.artifact.dtypes import Bits
 from secateur.errors import ArtifactError
@@ -41,7 +42,7 @@ MOST_LISTED = (1 << 32) - 1
 """Blocks of a tensor that a list can have numbers for."""
 
 CHUNK = 1 << 18
-"""Weights unpacked together, so that what that takes besides the result does not grow with the tensor."""
+"""Weights packed or unpacked together, so that what that takes besides the result does not grow with the tensor."""
 
 
 class Packing(ABC):
@@ -118,8 +119,14 @@ class Packing(ABC):
         index = self.encode(keep)
         padded = np.zeros(self.index_bytes(view), np.uint8)
         padded[: index.size] = index
-        blocks = self._blocked(view.canonical(bits)).reshape(keep.size, -1)
-        values = blocks[np.flatnonzero(keep)]
+        blocked = self._blocked(view.canonical(bits))
+        values = np.empty((count_true(keep), math.prod(self.block)), bits.dtype)
+        step, taken = max(1, CHUNK * len(keep) // max(1, bits.size)), 0
+        for row in range(0, len(keep), step):
+            kept = keep[row : row + step].reshape(-1)
+            some = blocked[row : row + step].reshape(kept.size, -1)[kept]
+            values[taken : taken + len(some)] = some
+            taken += len(some)
         return values, padded
 
     def unpack(self, values: Bits, index: Bytes, view: WeightView) -> Bits:
@@ -291,20 +298,35 @@ class GroupPacking(Packing):
             ArtifactError: A group has more weights than N.
         """
         groups = nonzero.reshape(-1, self.group)
+        kept = np.empty_like(groups)
+        for start in range(0, len(groups), self._groups_per_chunk):
+            stop = start + self._groups_per_chunk
+            kept[start:stop] = self._fill(groups[start:stop])
+        return kept.reshape(nonzero.shape)
+
+    def _fill(self, groups: Flags) -> Flags:
+        """Keep the first zeros too of groups with fewer weights than N."""
         survivors = groups.sum(axis=1, dtype=np.int32)
-        if survivors.size and survivors.max() > self.count:
+        if survivors.max() > self.count:
             raise ArtifactError(f"a group of {self.group} keeps {survivors.max()}, and {self.name} stores {self.count}")
-        if survivors.size and survivors.min() == self.count:
-            return nonzero
+        if survivors.min() == self.count:
+            return groups
         zeros_so_far = np.cumsum(~groups, axis=1, dtype=np.int32)
-        filled = groups | (zeros_so_far <= (self.count - survivors)[:, None])
-        kept: Flags = filled.reshape(nonzero.shape)
+        kept: Flags = groups | (zeros_so_far <= (self.count - survivors)[:, None])
         return kept
 
     def encode(self, keep: Flags) -> Bytes:
         """See `Packing.encode`."""
-        places = (np.flatnonzero(keep) % self.group).astype(np.uint8 if self._place_bits <= BITS else np.uint32)
-        return _packed_numbers(places, self._place_bits)
+        groups, bits = keep.reshape(-1, self.group), self._place_bits
+        dtype = np.uint8 if bits <= BITS else np.uint32
+        index = np.empty(-(-len(groups) * self.count * bits // BITS), np.uint8)
+        filled = 0
+        for start in range(0, len(groups), self._groups_per_chunk):
+            places = np.flatnonzero(groups[start : start + self._groups_per_chunk]) % self.group
+            part = _packed_numbers(places.astype(dtype), bits)
+            index[filled : filled + part.size] = part
+            filled += part.size
+        return index
 
     def decode(self, index: Bytes, start: int, stop: int) -> Numbers:
         """See `Packing.decode`."""
@@ -320,6 +342,11 @@ class GroupPacking(Packing):
     def check_padding(self, index: Bytes, view: WeightView) -> None:
         """See `Packing.check_padding`."""
         _refuse_rest(index, self.kept(view) * self._place_bits)
+
+    @property
+    def _groups_per_chunk(self) -> int:
+        """A multiple of the bits of a byte, so that the places of a chunk fill whole bytes."""
+        return max(1, CHUNK // self.group // BITS) * BITS
 
     @property
     def _place_bits(self) -> int:

@@ -101,7 +101,8 @@ def build(artifact: Artifact) -> nn.Module:
         ArtifactError: A tensor is damaged, or the model is another than the one that was saved.
     """
     artifact.check_files()
-    model = _empty(artifact.path)
+    with artifact.extract(CONFIG) as folder:
+        model = _empty(folder, artifact.path)
     own = _state(model)
     if not set(artifact) <= set(own):
         return _from_checkpoint(type(model), artifact)
@@ -131,7 +132,7 @@ def described_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | N
         ModelLoadError: transformers cannot build it.
     """
     with torch.device("meta"):
-        model: Any = _empty(folder)
+        model: Any = _empty(folder, folder)
     layers, view = _layers(model), get_pattern({"pattern": "1x1"}, {}).weight_view
     found = dict.fromkeys(_state(model)) | {
         name: (view(one.module), one.name, not one.is_output) for name, one in layers.items()
@@ -268,14 +269,15 @@ def _filled(before: torch.Tensor, artifact: Artifact, name: str) -> torch.Tensor
 def _from_checkpoint(architecture: Any, artifact: Artifact) -> nn.Module:
     """A model whose tensors have the names that checkpoints give them, which transformers turns into its own."""
     tensors = {name: to_torch(artifact[name]) for name in artifact}
-    try:
-        model: nn.Module
-        model, found = architecture.from_pretrained(
-            None, config=_config(artifact.path), state_dict=tensors, dtype="auto", output_loading_info=True
-        )
-    # As above.
-    except Exception as error:
-        raise _unbuildable(artifact.path, error) from error
+    model: nn.Module
+    with artifact.extract(CONFIG) as folder:
+        try:
+            model, found = architecture.from_pretrained(
+                None, config=_config(folder), state_dict=tensors, dtype="auto", output_loading_info=True
+            )
+        # As above.
+        except Exception as error:
+            raise _unbuildable(artifact.path, error) from error
     if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]:
         raise ArtifactError(f"{artifact.path}: {listed(map(repr, wrong))} are not tensors of both it and the model.")
     return model.eval()
@@ -307,8 +309,13 @@ def _architecture(config: Any) -> Any:
     return found
 
 
-def _empty(folder: Path) -> nn.Module:
-    """The model that a folder's configuration describes; its saved tensors have no values yet."""
+def _empty(folder: Path, shown: Path) -> nn.Module:
+    """The model that a folder's configuration describes; its saved tensors have no values yet.
+
+    Args:
+        folder: Holds the configuration.
+        shown: The folder that errors name.
+    """
     try:
         config = _config(folder)
         architecture = _architecture(config)
@@ -317,7 +324,7 @@ def _empty(folder: Path) -> nn.Module:
             model: nn.Module = architecture(config)
     # Hundreds of architectures, each with its own errors.
     except Exception as error:
-        raise _unbuildable(folder, error) from error
+        raise _unbuildable(shown, error) from error
     return model
 
 

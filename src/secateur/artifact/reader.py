@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 
-from secateur._wording import listed, nearest
+from secateur._wording import brief, listed, nearest
+from secateur.artifact.companions import INDEX_SUFFIX, Companion
 from secateur.artifact.dtypes import Bits
-from secateur.artifact.files import sized_digest
-from secateur.artifact.folder import settled
-from secateur.artifact.manifest import MANIFEST, Manifest, TensorEntry
+from secateur.artifact.files import MAX_HELD, as_path, read_small_file
+from secateur.artifact.folder import read_lock
+from secateur.artifact.manifest import MANIFEST, MAX_BYTES, Manifest, TensorEntry, is_artifact
+from secateur.artifact.memory import memory_for
 from secateur.artifact.packing import Packing
+from secateur.artifact.rows import disk_bytes
 from secateur.artifact.safetensors_file import TensorFile
 from secateur.artifact.writer import digest
 from secateur.errors import ArtifactError, UnknownNameError
@@ -23,8 +27,8 @@ from secateur.patterns.view import WeightView
 
 __all__ = ["Artifact", "PackedTensor", "RawTensor"]
 
-MOST_HELD = 200
-"""Shards of an artifact that are all held open; of more, each is opened when a tensor of it is read."""
+MAX_FILE_BYTES = 100_000_000
+"""Of a file that is read into memory as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,8 @@ class PackedTensor:
 class Artifact(Mapping[str, RawTensor]):
     """A saved model: name → dense tensor, which is read, unpacked and proved whenever it is asked for.
 
-    Opening reads the manifest and the shards' headers, and no tensor.
+    Opening reads the manifest and the shards' headers, and no tensor. All files are of one artifact and stay so: they
+    are opened while nobody can replace the folder, and kept open.
 
     Args:
         path: The folder.
@@ -96,13 +101,19 @@ class Artifact(Mapping[str, RawTensor]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        with settled(self.path):
-            if not os.path.isfile(self.path / MANIFEST):
+        self.path = as_path(path)
+        with read_lock(self.path):
+            if not is_artifact(self.path):
                 raise ArtifactError(f"{self.path}: no artifact: there is no file {MANIFEST!r} in it.")
-            self.manifest = Manifest.read(self.path)
-            is_held = len(self.manifest.shards) <= MOST_HELD
-            self._files = {name: self._opened(name, size, is_held) for name, size in self.manifest.shards.items()}
+            text = read_small_file(self.path / MANIFEST, MAX_BYTES)
+            self.manifest = Manifest.parse(text, self.path / MANIFEST)
+            shards, files = self.manifest.shards, self.manifest.files
+            is_held = len(shards) + len(files) <= MAX_HELD
+            self._shards = {name: self._opened(name, size, is_held=is_held) for name, size in shards.items()}
+            self._companions = {
+                name: Companion(self.path / name, entry, is_held=is_held) for name, entry in files.items()
+            }
+        self.disk_bytes = disk_bytes(self.manifest, len(text))
         self._check_places()
 
     def __getitem__(self, name: str) -> RawTensor:
@@ -148,16 +159,52 @@ class Artifact(Mapping[str, RawTensor]):
         Raises:
             ArtifactError: One is missing or was changed.
         """
-        for name, entry in self.manifest.files.items():
-            path = self.path / name
-            if sized_digest(path) != (entry.size, entry.sha256):
-                raise ArtifactError(f"{path}: was changed since it was written.")
+        for file in self._companions.values():
+            file.read()
+
+    def read_file(self, name: str) -> bytes:
+        """The content of a file beside the shards, proved.
+
+        Raises:
+            ArtifactError: The manifest does not list it, or it is missing, was changed or is too large.
+        """
+        return self._companion(name).text(MAX_FILE_BYTES)
+
+    def copy_files(self, folder: Path) -> None:
+        """Copy the files beside the shards, proved, but for an index of dense shards.
+
+        Raises:
+            ArtifactError: One is missing or was changed, or a copy cannot be written.
+        """
+        for name, file in self._companions.items():
+            if not name.endswith(INDEX_SUFFIX):
+                file.copy(folder / name)
+
+    @contextmanager
+    def extract(self, *names: str) -> Iterator[Path]:
+        """A temporary folder with copies of some of the files, proved, for code that reads files by their path.
+
+        Raises:
+            ArtifactError: See `read_file`.
+        """
+        files = {name: self._companion(name) for name in names}
+        with TemporaryDirectory(prefix="secateur-") as folder:
+            for name, file in files.items():
+                file.copy(Path(folder, name))
+            yield Path(folder)
+
+    def _companion(self, name: str) -> Companion:
+        if name not in self._companions:
+            raise ArtifactError(f"{self.path / MANIFEST}: lists no file {name!r}, which the model is built from.")
+        return self._companions[name]
 
     def _dense(self, name: str, packed: PackedTensor) -> Bits:
-        try:
-            return packed.dense()
-        except (ArtifactError, MemoryError) as error:
-            raise ArtifactError(f"{self.path}: tensor {name!r}: {error}.") from error
+        entry = self.entry(name)
+        with memory_for(f"{self.path}: tensor {brief(name)} cannot be unpacked", entry.dense_bytes):
+            try:
+                return packed.dense()
+            except ArtifactError as error:
+                raise ArtifactError(f"{self.path}: tensor {brief(name)}: {error}.") from error
 
     def _packed(self, name: str) -> PackedTensor:
         entry, own = self.entry(name), self._own(name)
@@ -176,17 +223,17 @@ class Artifact(Mapping[str, RawTensor]):
         return self.manifest.aliases.get(name, name)
 
     def _file(self, entry: TensorEntry) -> TensorFile:
-        return self._files[entry.file]
+        return self._shards[entry.file]
 
-    def _opened(self, name: str, size: int, is_held: bool) -> TensorFile:
+    def _opened(self, name: str, size: int, *, is_held: bool) -> TensorFile:
         file = TensorFile(self.path / name, is_held=is_held)
-        if file.bytes != size:
-            raise ArtifactError(f"{file.path}: must have {size:,} bytes, found {file.bytes:,}.")
+        if file.size != size:
+            raise ArtifactError(f"{file.path}: must have {size:,} bytes, found {file.size:,}.")
         return file
 
     def _check_places(self) -> None:
         """Every stored tensor belongs to one entry, and is of its type and shape."""
-        left = {(file, name) for file, tensors in self._files.items() for name in tensors}
+        left = {(file, name) for file, tensors in self._shards.items() for name in tensors}
         for name, entry in self.manifest.tensors.items():
             file = self._file(entry)
             for part, (dtype, shape) in entry.stored(name).items():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
-from secateur.artifact.manifest import MANIFEST, Manifest, TensorEntry
+from secateur.artifact.manifest import Manifest, TensorEntry
 from secateur.artifact.report import ArtifactReport, TensorRow
 
-__all__ = ["disk_bytes", "report_on"]
+__all__ = ["disk_bytes", "report_on", "report_on_written"]
 
 
 def report_on(
@@ -37,10 +35,15 @@ def report_on(
     )
 
 
-def disk_bytes(path: Path, manifest: Manifest) -> int:
-    """Bytes of all files of an artifact."""
-    names = [MANIFEST, *manifest.shards, *manifest.files]
-    return sum((path / name).stat().st_size for name in names if os.path.isfile(path / name))
+def report_on_written(title: str, manifest: Manifest) -> ArtifactReport:
+    """The report on an artifact that was just written."""
+    size = disk_bytes(manifest, len(manifest.text().encode()))
+    return report_on(title, manifest.tensors, disk_bytes=size, is_packed=True)
+
+
+def disk_bytes(manifest: Manifest, manifest_bytes: int) -> int:
+    """Bytes of all files of an artifact, of which the manifest has so many."""
+    return manifest_bytes + sum(manifest.shards.values()) + sum(file.size for file in manifest.files.values())
 
 
 def _row(name: str, entry: TensorEntry, problem: str | None) -> TensorRow:

@@ -14,17 +14,16 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-from weakref import finalize
+from typing import Any
 
 import numpy as np
 
 from secateur._wording import brief, nearest
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.files import opened, read_into
+from secateur.artifact.files import FileReader
+from secateur.artifact.memory import memory_for
 from secateur.errors import ArtifactError
 
 __all__ = ["METADATA", "StoredTensor", "TensorFile", "parsed_json", "write_tensor_file"]
@@ -67,23 +66,18 @@ class TensorFile(Mapping[str, StoredTensor]):
         path: The file.
         is_held: Whether it stays open, so that what is read later is of the same file if another takes its name.
 
+    Attributes:
+        path: The file.
+        file: The same, open.
+
     Raises:
         ArtifactError: It is none, or damaged; the message says where.
     """
 
     def __init__(self, path: Path, *, is_held: bool = True) -> None:
         self.path = path
-        self._held: BinaryIO | None = None
-        file = opened(path)
-        if is_held:
-            self._held = file
-            finalize(self, file.close)
-        with nullcontext() if is_held else file:
-            try:
-                self.bytes = os.fstat(file.fileno()).st_size
-                self._data_start, header = self._header(file)
-            except OSError as error:
-                raise ArtifactError(f"{path}: cannot be read ({error}).") from error
+        self.file = FileReader(path, is_held=is_held)
+        self._data_start, header = self._header()
         self.metadata = header.pop(METADATA, {})
         if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
             raise self._damaged(f"{METADATA!r} must map names to texts")
@@ -99,32 +93,41 @@ class TensorFile(Mapping[str, StoredTensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.file.size
+
     def read(self, name: str) -> Bits:
         """A tensor's bit patterns in its shape.
 
         Raises:
-            ArtifactError: The file was changed since it was opened, or the tensor is larger than memory.
+            ArtifactError: The file was changed since it was opened, or there is not enough memory.
         """
         tensor = self._tensors[name]
         dtype = DTYPES[tensor.dtype]
         size = tensor.stop - tensor.start
-        try:
-            bits = np.empty(size // dtype.size, dtype.bits).reshape(tensor.shape)
-            with opened(self.path) if self._held is None else nullcontext(self._held) as file:
-                found = read_into(file, bits.reshape(-1).view(np.uint8).data, self._data_start + tensor.start)
-        except (OSError, ValueError, MemoryError) as error:
-            raise ArtifactError(f"{self.path}: tensor {brief(name)} cannot be read ({error}).") from error
-        if found < size:
+        with memory_for(f"{self.path}: tensor {brief(name)} cannot be read", size):
+            try:
+                bits = np.empty(size // dtype.size, dtype.bits).reshape(tensor.shape)
+            except ValueError as error:
+                raise ArtifactError(f"{self.path}: tensor {brief(name)} cannot be read ({error}).") from error
+        if self.file.read_into(bits.reshape(-1).view(np.uint8).data, self._data_start + tensor.start) < size:
             raise self._damaged("it was cut short since it was opened")
         return bits
 
-    def _header(self, file: BinaryIO) -> tuple[int, dict[str, Any]]:
-        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        most = min(self.bytes - LENGTH_BYTES, MOST_HEADER_BYTES)
+    def _header(self) -> tuple[int, dict[str, Any]]:
+        length = int.from_bytes(self._bytes(0, LENGTH_BYTES), "little")
+        most = min(self.size - LENGTH_BYTES, MOST_HEADER_BYTES)
         if not 2 <= length <= most:
             raise self._damaged(f"the header must have 2 to {max(most, 2):,} bytes, found {length:,}")
-        header = parsed_json(file.read(length), self.path)
+        header = parsed_json(self._bytes(LENGTH_BYTES, length), self.path)
         return LENGTH_BYTES + length, header
+
+    def _bytes(self, start: int, length: int) -> bytes:
+        with memory_for(f"{self.path}: the header cannot be read", length):
+            buffer = bytearray(length)
+        return bytes(buffer[: self.file.read_into(memoryview(buffer), start)])
 
     def _tensor(self, name: str, entry: Any) -> StoredTensor:
         if not name.isprintable():
@@ -155,7 +158,7 @@ class TensorFile(Mapping[str, StoredTensor]):
                     f"tensor {brief(name)} {kind}: it begins at byte {tensor.start:,}, and {end:,} is next"
                 )
             end = tensor.stop
-        if end != (found := self.bytes - self._data_start):
+        if end != (found := self.size - self._data_start):
             raise self._damaged(f"the tensors must have {end:,} bytes together, found {found:,}. Is it complete?")
 
     def _damaged(self, what: str, end: str = ".") -> ArtifactError:
@@ -169,7 +172,8 @@ def parsed_json(text: bytes, path: Path) -> dict[str, Any]:
         ArtifactError: It is none.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refused)
+        with memory_for(f"{path}: cannot be read", len(text)):
+            found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refused)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ArtifactError(f"{path}: no valid JSON ({reason}).") from error

@@ -9,9 +9,10 @@ from typing import Any
 from secateur._frameworks import leaf
 from secateur._packages import need, need_keras
 from secateur.artifact.claims import claims_of, configs_of
+from secateur.artifact.manifest import explain_invalid
 from secateur.artifact.reader import Artifact
 from secateur.artifact.report import ArtifactReport
-from secateur.artifact.rows import disk_bytes, report_on
+from secateur.artifact.rows import report_on_written
 from secateur.artifact.source import Source
 from secateur.artifact.writer import SHARD_BYTES, write
 from secateur.errors import ArtifactError
@@ -61,7 +62,8 @@ def save(
         >>> torch.equal(loaded.weight, model.weight)
         True
     """
-    source: Source = leaf("secateur.artifact", model).source(model, tokenizer)
+    with explain_invalid("the model"):
+        source: Source = leaf("secateur.artifact", model).source(model, tokenizer)
     manifest = write(
         source,
         path,
@@ -70,7 +72,7 @@ def save(
         dense=dense,
         shard_bytes=shard_bytes,
     )
-    return report_on(str(path), manifest.tensors, disk_bytes=disk_bytes(Path(path), manifest), is_packed=True)
+    return report_on_written(str(path), manifest)
 
 
 def load(path: str | Path, model: Any = None) -> Any:

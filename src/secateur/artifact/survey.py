@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,15 +12,18 @@ import numpy.typing as npt
 
 from secateur._array import count_true
 from secateur._frameworks import leaf
+from secateur._wording import brief
 from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.folder import settled
+from secateur.artifact.files import as_path
+from secateur.artifact.folder import read_lock
 from secateur.artifact.foreign import foreign_source
-from secateur.artifact.manifest import MANIFEST, Claim, TensorEntry
+from secateur.artifact.manifest import Claim, TensorEntry, explain_invalid, is_artifact
+from secateur.artifact.memory import OutOfMemoryError, memory_for
 from secateur.artifact.proof import fits, unfounded, violation
 from secateur.artifact.reader import Artifact
 from secateur.artifact.report import ArtifactReport
-from secateur.artifact.rows import disk_bytes, report_on
+from secateur.artifact.rows import report_on, report_on_written
 from secateur.artifact.source import Source, SourceTensor
 from secateur.artifact.writer import SHARD_BYTES, examined, write
 from secateur.errors import ArtifactError
@@ -49,14 +50,15 @@ def inspect(source: Any) -> ArtifactReport:
         ('2:4', 0.5625)
     """
     if not isinstance(source, str | Path):
-        tensors = leaf("secateur.artifact", source).source(source).tensors
+        with explain_invalid("the model"):
+            tensors = leaf("secateur.artifact", source).source(source).tensors
         return report_on(type(source).__name__, _examined(tensors), is_packed=False)
-    path = Path(source)
+    path = as_path(source)
     if not _is_artifact(path):
         return report_on(str(path), _examined(foreign_source(path).tensors), is_packed=False)
     artifact = Artifact(path)
     found = artifact.manifest.tensors
-    on_disk = disk_bytes(path, artifact.manifest)
+    on_disk = artifact.disk_bytes
     if any(entry.packer is not None for entry in found.values()):
         return report_on(str(path), found, disk_bytes=on_disk, is_packed=True)
     return report_on(str(path), _examined(_source(artifact).tensors), disk_bytes=on_disk, is_packed=False)
@@ -99,7 +101,7 @@ def examine(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
     Raises:
         ArtifactError: There is nothing to read, or what holds the tensors together is damaged.
     """
-    path = Path(path)
+    path = as_path(path)
     if not _is_artifact(path):
         tensors = foreign_source(path).tensors
         entries = _examined(tensors)
@@ -111,9 +113,7 @@ def examine(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
     problems = dict(_problems(artifact))
     sound = {name: partial(_bits, artifact, name) for name in found if name not in problems}
     problems |= _without_pattern(pattern, {name: found[name] for name in sound}, sound)
-    return report_on(
-        str(path), found, problems=problems, disk_bytes=disk_bytes(path, artifact.manifest), is_packed=True
-    )
+    return report_on(str(path), found, problems=problems, disk_bytes=artifact.disk_bytes, is_packed=True)
 
 
 def convert(
@@ -137,7 +137,7 @@ def convert(
         ArtifactError: `source` is damaged or not what the report says, or `target` cannot be written.
         StateError: The report is of another model.
     """
-    path, target = Path(source), Path(target)
+    path, target = as_path(source), as_path(target)
     claims: dict[str, Claim] = {}
     configs: Sequence[Mapping[str, Any]] = ()
     if _is_artifact(path):
@@ -149,44 +149,60 @@ def convert(
             entry.layer: entry.pruned for entry in entries if entry.layer is not None and entry.pruned is not None
         }
     else:
-        found = foreign_source(path)
+        found = foreign_source(path, is_copied=True)
     if report is not None:
         claims, configs = claims_of(report, found), configs_of(report)
     manifest = write(found, target, claims=claims, configs=configs, dense=dense, shard_bytes=shard_bytes)
-    return report_on(str(target), manifest.tensors, disk_bytes=disk_bytes(target, manifest), is_packed=True)
+    return report_on_written(str(target), manifest)
 
 
 def _is_artifact(path: Path) -> bool:
-    with settled(path):
-        return os.path.isfile(path / MANIFEST)
+    with read_lock(path):
+        return is_artifact(path)
 
 
 def _examined(tensors: Mapping[str, SourceTensor]) -> dict[str, TensorEntry]:
-    return {name: examined(tensor) for name, tensor in tensors.items()}
+    return {name: examined(name, tensor) for name, tensor in tensors.items()}
 
 
 def _problems(artifact: Artifact) -> Iterator[tuple[str, str]]:
     """Tensors that are not what the manifest says of them."""
     for name, entry in artifact.manifest.tensors.items():
         try:
-            bits = _bits(artifact, name)
+            with memory_for(f"{artifact.path}: tensor {brief(name)} cannot be verified", entry.dense_bytes):
+                problem = _problem(artifact, name, entry)
+        except OutOfMemoryError:
+            raise
         except ArtifactError as error:
-            yield name, str(error)
-            continue
-        nonzero = DTYPES[entry.dtype].nonzero(bits)
-        alive = count_true(nonzero)
-        zeros, negative = bits.size - alive, count_true(bits) - alive
-        if (zeros, negative) != (entry.zeros, entry.negative_zeros):
-            yield name, f"{zeros:,} zeros ({negative:,} of them -0.0), and the manifest says {entry.zeros:,}"
-        elif problem := _broken_pattern(entry, bits, nonzero):
+            problem = str(error)
+        if problem is not None:
             yield name, problem
 
 
-def _broken_pattern(entry: TensorEntry, bits: Bits, nonzero: npt.NDArray[np.bool_]) -> str | None:
+def _problem(artifact: Artifact, name: str, entry: TensorEntry) -> str | None:
+    bits = _bits(artifact, name)
+    nonzero = DTYPES[entry.dtype].nonzero(bits)
+    alive = count_true(nonzero)
+    zeros, negative = bits.size - alive, count_true(bits) - alive
+    if (zeros, negative) != (entry.zeros, entry.negative_zeros):
+        return f"{zeros:,} zeros ({negative:,} of them -0.0), and the manifest says {entry.zeros:,}"
+    if entry.pruned is None and negative:
+        nonzero = bits != 0
+    del bits  # the pattern is proved with the flags alone
+    return _broken_pattern(entry, nonzero)
+
+
+def _broken_pattern(entry: TensorEntry, nonzero: npt.NDArray[np.bool_]) -> str | None:
+    """What speaks against the pattern that the manifest names; ``None``: nothing.
+
+    Args:
+        entry: The manifest's entry.
+        nonzero: Where the tensor is not zero; where nobody claims that it was pruned, ``-0.0`` is not.
+    """
     if entry.pattern is None or entry.view is None:
         return None
     if entry.pruned is None:
-        problem = unfounded(entry.pattern, entry.view, bits != 0)
+        problem = unfounded(entry.pattern, entry.view, nonzero)
         return problem and f"not {entry.pattern!r}: {problem}"
     problem = violation(entry.pattern, entry.view, nonzero, entry.pruned)
     return problem and f"not {entry.pattern!r} any more: {problem}"
@@ -205,11 +221,14 @@ def _without_pattern(
     }
     if not weights:
         raise ArtifactError(f"There is no weight of a layer that could have the pattern {pattern!r}.")
-    found = {
-        name: violation(pattern, view, DTYPES[entries[name].dtype].nonzero(read[name]()))
-        for name, view in weights.items()
-    }
-    return {name: f"not {pattern!r}: {problem}" for name, problem in found.items() if problem}
+    problems = {}
+    for name, view in weights.items():
+        entry = entries[name]
+        with memory_for(f"tensor {brief(name)} cannot be verified", entry.dense_bytes):
+            problem = violation(pattern, view, DTYPES[entry.dtype].nonzero(read[name]()))
+        if problem:
+            problems[name] = f"not {pattern!r}: {problem}"
+    return problems
 
 
 def _source(artifact: Artifact) -> Source:
@@ -229,16 +248,9 @@ def _source(artifact: Artifact) -> Source:
         },
         aliases=manifest.aliases,
         model=manifest.model,
-        write_files=partial(_copy_files, artifact),
+        write_files=artifact.copy_files,
     )
 
 
 def _bits(artifact: Artifact, name: str) -> Bits:
     return artifact[name].bits
-
-
-def _copy_files(artifact: Artifact, folder: Path) -> None:
-    for name in artifact.manifest.files:
-        if not name.endswith(".index.json"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(artifact.path / name, folder / name)

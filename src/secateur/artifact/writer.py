@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,13 +17,24 @@ from secateur._array import count_true
 from secateur._wording import brief
 from secateur.artifact.choice import Zeros, choose
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.files import sized_digest
-from secateur.artifact.folder import replaced
-from secateur.artifact.manifest import MANIFEST, Claim, FileEntry, Layout, Manifest, TensorEntry, packing_of
+from secateur.artifact.files import as_path, sized_digest
+from secateur.artifact.folder import replace_folder
+from secateur.artifact.manifest import (
+    FILE_NAME,
+    MANIFEST,
+    Claim,
+    FileEntry,
+    Layout,
+    Manifest,
+    TensorEntry,
+    explain_invalid,
+    packing_of,
+)
+from secateur.artifact.memory import memory_for
 from secateur.artifact.proof import violation
 from secateur.artifact.safetensors_file import METADATA, write_tensor_file
 from secateur.artifact.source import Source, SourceTensor
-from secateur.errors import ArtifactError
+from secateur.errors import ArtifactError, SecateurError
 
 __all__ = ["INDEX", "SHARD_BYTES", "digest", "examined", "names_of_artifact", "write"]
 
@@ -63,10 +75,12 @@ def write(
     for name in (*source.tensors, *source.aliases):
         if not name.isprintable() or name == METADATA:
             raise ArtifactError(f"tensor {brief(name)}: a file can have no such name. Rename it.")
-    with replaced(Path(path), names_of_artifact) as folder:
-        source.write_files(folder)
+    with replace_folder(as_path(path), names_of_artifact) as folder:
+        _write_companions(source, folder)
         entries = {
-            name: examined(tensor, None if tensor.layer is None else (claims or {}).get(tensor.layer), dense=dense)
+            name: examined(
+                name, tensor, None if tensor.layer is None else (claims or {}).get(tensor.layer), dense=dense
+            )
             for name, tensor in source.tensors.items()
         }
         shards = _shards(entries, shard_bytes, dense=dense)
@@ -76,38 +90,36 @@ def write(
             _write_shard(folder / file, {name: (tensors[name], source.tensors[name]) for name in names})
         if dense and len(shards) > 1:
             write_text(folder / INDEX, _index(tensors))
-        manifest = Manifest(
-            written_by=_program(),
-            model=source.model,
-            configs=tuple(map(dict, configs)),
-            shards={file: (folder / file).stat().st_size for file in shards},
-            files=_files(folder, shards),
-            tensors=tensors,
-            aliases=dict(source.aliases),
-        )
+        with explain_invalid("the model"):
+            manifest = Manifest(
+                written_by=_program(),
+                model=source.model,
+                configs=tuple(map(dict, configs)),
+                shards={file: (folder / file).stat().st_size for file in shards},
+                files=_files(folder, shards),
+                tensors=tensors,
+                aliases=dict(source.aliases),
+            )
         write_text(folder / MANIFEST, manifest.text())
     return manifest
 
 
-def examined(tensor: SourceTensor, claim: Claim | None = None, *, dense: bool = False) -> TensorEntry:
+def examined(name: str, tensor: SourceTensor, claim: Claim | None = None, *, dense: bool = False) -> TensorEntry:
     """What a manifest says of a tensor, but for the shard that it will be in.
 
     Raises:
-        ArtifactError: The tensor is not what a claim says.
+        ArtifactError: The tensor is not what a claim says, no manifest can describe it, or memory does not suffice.
     """
+    what = f"tensor {brief(name)}"
+    with memory_for(what, math.prod(tensor.shape) * DTYPES[tensor.dtype].size), explain_invalid(what):
+        return _examined(tensor, claim, dense=dense)
+
+
+def _examined(tensor: SourceTensor, claim: Claim | None, *, dense: bool) -> TensorEntry:
     bits, dtype, view = tensor.read(), DTYPES[tensor.dtype], tensor.view
-    nonzero = dtype.nonzero(bits)
+    alive, stored = _count_nonzero(tensor, bits, claim), count_true(bits)
     pattern, packing = None if claim is None else claim.pattern, None
-    if claim is not None and view is None:
-        raise ArtifactError(
-            f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but has no channels that are known."
-        )
     if view is not None and dtype.is_float:
-        if claim is not None and (problem := violation(claim.pattern, view, nonzero, claim)):
-            raise ArtifactError(
-                f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but {problem}. Save the model as pruning "
-                f"left it, or without report."
-            )
         # What is stored must have the same bits again, so -0.0 counts as a number here.
         choice = choose(Zeros(view, bits != 0), dtype.size, pattern)
         packing = None if dense else choice.packing
@@ -121,15 +133,51 @@ def examined(tensor: SourceTensor, claim: Claim | None = None, *, dense: bool = 
         packing=packing_of(packing),
         pattern=pattern,
         pruned=claim,
-        zeros=bits.size - count_true(nonzero),
-        negative_zeros=count_true(bits) - count_true(nonzero),
+        zeros=bits.size - alive,
+        negative_zeros=stored - alive,
         sha256=digest(bits),
     )
+
+
+def _count_nonzero(tensor: SourceTensor, bits: Bits, claim: Claim | None) -> int:
+    """How many numbers are not zero, once it is proved that the zeros are those of the claim."""
+    dtype, view = DTYPES[tensor.dtype], tensor.view
+    nonzero = dtype.nonzero(bits)
+    if claim is not None and view is None:
+        raise ArtifactError(
+            f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but has no channels that are known."
+        )
+    if claim is not None and view is not None and dtype.is_float:
+        problem = violation(claim.pattern, view, nonzero, claim)
+        if problem:
+            raise ArtifactError(
+                f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but {problem}. Save the model as pruning "
+                f"left it, or without report."
+            )
+    return count_true(nonzero)
 
 
 def digest(bits: Bits) -> str:
     """SHA-256 of a dense tensor's bytes."""
     return hashlib.sha256(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _write_companions(source: Source, folder: Path) -> None:
+    try:
+        source.write_files(folder)
+    except (SecateurError, OSError, MemoryError):
+        raise
+    # Configurations and tokenizers are other people's code, with errors of any type; on a full disk too.
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ArtifactError(
+            f"{folder}: the configuration or tokenizer of the model cannot be written ({first_line})."
+        ) from error
+    for name in _names_in(folder):
+        if not FILE_NAME.fullmatch(name):
+            raise ArtifactError(
+                f"file {brief(name)}: an artifact has file names of letters, digits, '.', '_' and '-' only. Rename it."
+            )
 
 
 def names_of_artifact(folder: Path) -> set[str] | None:
@@ -183,11 +231,16 @@ def _alignment(entry: TensorEntry) -> tuple[bool, int]:
 
 def _stored(tensors: Iterable[tuple[TensorEntry, SourceTensor]]) -> Iterator[Bits]:
     for entry, tensor in tensors:
+        yield from _parts(entry, tensor)
+
+
+def _parts(entry: TensorEntry, tensor: SourceTensor) -> tuple[Bits, ...]:
+    """What a shard holds of a tensor."""
+    with memory_for(f"layer {entry.layer!r}: its weight cannot be packed", entry.dense_bytes):
         bits, packer = tensor.read(), entry.packer
         if packer is None or entry.view is None:
-            yield bits
-        else:
-            yield from packer.pack(bits, entry.view, Zeros(entry.view, bits != 0).blocks(packer.block))
+            return (bits,)
+        return packer.pack(bits, entry.view, Zeros(entry.view, bits != 0).blocks(packer.block))
 
 
 def _index(tensors: Mapping[str, TensorEntry]) -> str:
@@ -197,9 +250,12 @@ def _index(tensors: Mapping[str, TensorEntry]) -> str:
 
 
 def _files(folder: Path, shards: Mapping[str, Sequence[str]]) -> dict[str, FileEntry]:
-    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    digests = {name: sized_digest(file) for name, file in names.items() if name not in shards}
+    digests = {name: sized_digest(folder / name) for name in _names_in(folder) if name not in shards}
     return {name: FileEntry(size=size, sha256=sha256) for name, (size, sha256) in digests.items()}
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
 def _program() -> str:

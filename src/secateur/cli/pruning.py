@@ -120,6 +120,7 @@ class Job:
         from secateur.artifact import save
 
         found = load_trained(self.model, self.weights)
+        companions = found.companions  # opened before any work is done
         framework = framework_of(found.model)
         if reads_data and framework == "keras":
             raise UnsupportedModelError(
@@ -134,7 +135,7 @@ class Job:
             steps.begin(f"Pruning {self.model}")
             report = prune(found.model, self.settings, **given, **self._recipe())
             steps.begin(f"Writing {self.target.out}")
-            save(found.model, self.target.out, report=report, tokenizer=found.companions)
+            save(found.model, self.target.out, report=report, tokenizer=companions)
         return report
 
     def _in_files(self, steps: Steps) -> PruningReport:

@@ -25,6 +25,9 @@ __all__ = ["KeepOfGroupPattern"]
 MOST_IN_INT8 = 128
 """Weights of a group up to which their number, less one, is an int8."""
 
+CHUNK = 1 << 18
+"""Weights looked at together where this needs more memory than they do."""
+
 SPECIFICATION = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
@@ -139,11 +142,16 @@ class KeepOfGroupPattern(BasePattern):
         for name, kept in super().units_without_zeros(nonzero).items():
             xp = namespace(kept)
             groups = kept.reshape((-1, self.group, self.units[name].stride))
-            survivors = xp.sum(xp.astype(groups, xp.int32), axis=1, keepdims=True)
-            zeros_so_far = xp.cumulative_sum(xp.astype(~groups, xp.int32), axis=1, dtype=xp.int32)
-            spared = (zeros_so_far <= self.keep - survivors) | (survivors > self.keep)
-            alive[name] = (groups | spared).reshape((-1,))
+            step = max(1, CHUNK // (self.group * self.units[name].stride))
+            parts = [self._alive(xp, groups[start : start + step, ...]) for start in range(0, len(groups), step)]
+            alive[name] = joined(parts or [kept])
         return alive
+
+    def _alive(self, xp: Any, groups: Array) -> Array:
+        survivors = xp.sum(xp.astype(groups, xp.int32), axis=1, keepdims=True)
+        zeros_so_far = xp.cumulative_sum(xp.astype(~groups, xp.int32), axis=1, dtype=xp.int32)
+        spared = (zeros_so_far <= self.keep - survivors) | (survivors > self.keep)
+        return (groups | spared).reshape((-1,))
 
     def pruned_units(self, sparsity: float) -> int:
         """How many weights go at a sparsity, over all layers."""
@@ -196,7 +204,8 @@ class KeepOfGroupPattern(BasePattern):
     def _survivors(self, alive: Array, stride: int) -> Array:
         """How many weights of each group are kept."""
         xp = namespace(alive)
-        return xp.sum(xp.astype(alive.reshape((-1, self.group, stride)), xp.int32), axis=1).reshape((-1,))
+        flags = xp.astype(alive.reshape((-1, self.group, stride)), xp.uint8)
+        return xp.sum(flags, axis=1, dtype=xp.int32).reshape((-1,))
 
     def _places(self, values: Array, stride: int) -> list[Array]:
         """What stands at each place of a group, over all groups; `stride`: see `Layout`."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,7 @@ import torch
 from torch import nn
 
 from secateur._wording import listed
-from secateur.artifact.foreign import COPIED
-from secateur.artifact.manifest import MANIFEST
+from secateur.artifact.companions import CompanionFiles
 from secateur.errors import ModelLoadError
 from secateur.models.pytorch.hub import quiet_transformers
 
@@ -75,25 +72,26 @@ def tokenizer_of(path: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, **given)
 
 
-@dataclass(frozen=True, slots=True)
 class Companions:
     """What makes the weights of a model usable: the tokenizer, and how text is generated or images are prepared.
 
-    Attributes:
-        path: The model's folder, of which the files themselves are taken, or its GGUF file.
+    Args:
+        path: The model's folder, of which the files themselves are taken as they are now, or its GGUF file.
+
+    Raises:
+        ArtifactError: A file must not be copied, or cannot be read; see `CompanionFiles`.
     """
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files = None if path.is_file() else CompanionFiles(path)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write it into a folder that holds the model itself."""
-        if self.path.is_file():
+        if self._files is None:
             tokenizer_of(self.path).save_pretrained(folder)
-            return
-        for file in self.path.iterdir():
-            is_other = file.name == MANIFEST or file.name.endswith(".index.json")
-            if file.suffix in COPIED and not is_other and file.is_file() and not Path(folder, file.name).exists():
-                shutil.copyfile(file, Path(folder, file.name))
+        else:
+            self._files.copy(Path(folder))
 
 
 def _placed(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from secateur.artifact.manifest import MANIFEST
+from secateur.artifact.companions import CODE, COPIED, CompanionFiles
 from secateur.errors import StateError
 from secateur.oneshot.pytorch.journal import Journal
-from secateur.oneshot.pytorch.tensor_files import AGAIN, copy_file, read_tensors, write_tensors, write_text
+from secateur.oneshot.pytorch.tensor_files import AGAIN, read_tensors, write_tensors, write_text
 from secateur.oneshot.pytorch.weight_files import INDEX, SUFFIX, header_of
 from secateur.oneshot.run_folder import RUN
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from secateur.oneshot.pytorch.onload import InFiles
 
 __all__ = ["Checkpoint"]
-
-COPIED = frozenset({".jinja", ".json", ".model", ".py", ".tiktoken", ".txt"})
-"""Files beside the weights that make a model usable: configuration, tokenizer and code of its own."""
 
 LENGTH_BYTES = 8
 """What a safetensors file begins with: the length of its header."""
@@ -42,6 +39,9 @@ class Checkpoint(Journal):
     def __init__(self, folder: str | Path, described: Mapping[str, Any], storage: InFiles) -> None:
         super().__init__(folder, described)
         self.storage = storage
+        source = storage.files.path
+        # Opened before anything is pruned, so that a file that must not be copied is told of at once.
+        self._companions = CompanionFiles(source, COPIED | CODE, {RUN}) if source.is_dir() else None
 
     def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
         """See `Journal.commit`; all else that the block holds is written too."""
@@ -56,7 +56,8 @@ class Checkpoint(Journal):
                     write_tensors(self._done(number), self.storage.held(name), {})
         shards = [self._done(number) for number in range(len(self.storage.blocks) + 1)]
         write_tensors(shards[-1], self.storage.held(None), {})
-        self._copy_descriptions()
+        if self._companions is not None:
+            self._companions.copy(self.folder)
         places = {name: path.name for path in shards for name in header_of(path)}
         index = {"metadata": {"total_size": sum(map(_data_bytes, shards))}, "weight_map": dict(sorted(places.items()))}
         write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
@@ -85,13 +86,6 @@ class Checkpoint(Journal):
 
     def _done(self, stage: int) -> Path:
         return self.folder / f"model-{stage + 1:05d}-of-{len(self.storage.blocks) + 1:05d}{SUFFIX}"
-
-    def _copy_descriptions(self) -> None:
-        source = self.storage.files.path
-        for path in source.iterdir() if source.is_dir() else ():
-            is_ours = path.name in (RUN, MANIFEST) or path.name.endswith(".index.json")
-            if path.suffix in COPIED and path.is_file() and not is_ours and not (self.folder / path.name).exists():
-                copy_file(path, self.folder / path.name)
 
 
 def _data_bytes(path: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from secateur.errors import StateError, StorageError
 from secateur.oneshot.pytorch.memory import is_out_of_memory
 
-__all__ = ["AGAIN", "checksum", "copy_file", "read_tensors", "write_tensors", "write_text", "writing"]
+__all__ = ["AGAIN", "checksum", "read_tensors", "write_tensors", "write_text", "writing"]
 
 AGAIN = "Delete it to have this part pruned again."
 """What to do about a finished stage that cannot be read."""
@@ -54,15 +53,6 @@ def write_text(path: Path, text: str) -> None:
         StorageError: The disk is full, or fails.
     """
     _write(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file.
-
-    Raises:
-        StorageError: The disk is full, or fails.
-    """
-    _write(target, lambda unfinished: shutil.copyfile(source, unfinished))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

@@ -1,0 +1,106 @@
+"""Locks on folders, held while a process reads or replaces what is in them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from secateur.errors import ArtifactError
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["lock_folder", "try_lock_folder"]
+
+logger = logging.getLogger(__name__)
+
+MAX_SECONDS = 60.0
+"""How long to wait for a lock that another process holds."""
+
+SECONDS_BEFORE_WARNING = 2.0
+
+SECONDS_BETWEEN_TRIES = 0.002
+"""Short, so that a process that writes finds a moment between many that read."""
+
+HELD_BY_ANOTHER = frozenset({errno.EACCES, errno.EAGAIN})
+
+
+@contextmanager
+def lock_folder(folder: Path, *, is_shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder.
+
+    The operating system releases the locks of a process that ends. Windows and some network file systems have no such
+    locks; nothing is locked there.
+
+    Args:
+        folder: The folder; if it does not exist, nothing is locked.
+        is_shared: Whether other processes may hold a shared lock of the folder at the same time.
+
+    Raises:
+        ArtifactError: Another process holds the lock for longer than `MAX_SECONDS`.
+    """
+    with _opened(folder) as descriptor:
+        if descriptor is not None:
+            _wait_for_lock(descriptor, folder, is_shared=is_shared)
+        yield
+
+
+@contextmanager
+def try_lock_folder(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder if nobody else does; yields whether it is held."""
+    with _opened(folder) as descriptor:
+        yield descriptor is not None and _lock(descriptor, is_shared=False) is True
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A descriptor of the folder; ``None`` where folders cannot be locked."""
+    descriptor = None
+    try:
+        if sys.platform != "win32":
+            with suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            _close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, folder: Path, *, is_shared: bool) -> None:
+    start, is_told = time.monotonic(), False
+    while _lock(descriptor, is_shared=is_shared) is False:
+        waited = time.monotonic() - start
+        if waited > MAX_SECONDS:
+            raise ArtifactError(
+                f"{folder}: another process has held the lock of this folder for more than {MAX_SECONDS:.0f} s. Wait "
+                f"until it ends, or end it."
+            )
+        if waited > SECONDS_BEFORE_WARNING and not is_told:
+            is_told = True
+            logger.warning("Waiting up to %.0f s for another process that holds the lock of %s", MAX_SECONDS, folder)
+        time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def _lock(descriptor: int, *, is_shared: bool) -> bool | None:
+    """Whether the lock is held now; ``None`` if the file system has no locks."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in HELD_BY_ANOTHER else None
+    return True
+
+
+def _close(descriptor: int) -> None:
+    if sys.platform != "win32":
+        # Closing alone keeps the lock if a process was forked meanwhile.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

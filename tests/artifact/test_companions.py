@@ -1,0 +1,211 @@
+"""Which files beside weights are copied, and that nothing else of the reader's is."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from artifact.forgery import artifact
+from secateur.artifact import Artifact, convert, verify
+from secateur.artifact.companions import CODE, COPIED, CompanionFiles
+from secateur.artifact.writer import INDEX
+from secateur.errors import ArtifactError
+
+DIARY = "a diary"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model that somebody else made, in the reader's home."""
+    (tmp_path / "secret.txt").write_text(DIARY)
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "key.json").write_text(DIARY)
+    found = tmp_path / "model"
+    found.mkdir()
+    save_file({"a": np.ones((2, 2), "f4")}, found / "model.safetensors")
+    return found
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def converted(folder: Path) -> Path:
+    convert(folder, folder.parent / "target")
+    return folder.parent / "target"
+
+
+LINKS: list[Callable[[Path], str | Path]] = [
+    lambda _: "../secret.txt",
+    lambda folder: folder.parent / "secret.txt",
+    lambda _: "../secrets/key.json",
+    lambda _: "/etc/hostname",
+    lambda _: "chain",
+    lambda _: "inner/key.json",
+    lambda _: "../model/../secret.txt",
+]
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_link_out_of_the_folder_is_not_followed(link: Callable[[Path], str | Path], folder: Path) -> None:
+    (folder / "chain").symlink_to("../secret.txt")
+    (folder / "inner").symlink_to("../secrets")
+    (folder / "tokenizer.json").symlink_to(link(folder))
+    with pytest.raises(ArtifactError, match=r"tokenizer.json: is a link to .*, outside of the folder, and is not cop"):
+        converted(folder)
+    with pytest.raises(ArtifactError, match=r"outside of the folder"):
+        CompanionFiles(folder)
+    assert names(folder.parent) == ["model", "secret.txt", "secrets"]
+    assert verify(folder)
+
+
+def test_a_folder_that_is_a_link_itself_is_one_that_the_reader_chose(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    (folder.parent / "link").symlink_to("model")
+    assert (converted(folder.parent / "link") / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
+    (folder / "parts").mkdir()
+    (folder / "parts" / "one.bin").write_text("{}")
+    (folder / "tokenizer.json").symlink_to("parts/one.bin")
+    target = converted(folder)
+    assert not (target / "tokenizer.json").is_symlink()
+    assert (target / "tokenizer.json").read_text() == "{}"
+
+
+def cache(folder: Path, name: str = "models--org--name") -> Path:
+    """A model as the cache of Hugging Face's hub holds it."""
+    model = folder.parent / name
+    snapshot = model / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (model / "blobs").mkdir()
+    for blob, file in (("aa", "model.safetensors"), ("bb", "tokenizer.json")):
+        (snapshot / file).symlink_to(f"../../blobs/{blob}")
+    (model / "blobs" / "aa").write_bytes((folder / "model.safetensors").read_bytes())
+    (model / "blobs" / "bb").write_text("{}")
+    return snapshot
+
+
+def test_a_model_in_the_cache_of_the_hub_is_converted(folder: Path) -> None:
+    target = folder.parent / "target"
+    convert(cache(folder), target)
+    assert (target / "tokenizer.json").read_text() == "{}"
+    assert verify(target)
+
+
+def test_a_model_in_the_cache_of_the_hub_gets_no_files_of_another(folder: Path) -> None:
+    snapshot, other = cache(folder), cache(folder, "models--org--other")
+    (snapshot / "vocab.txt").symlink_to(other / "tokenizer.json")
+    with pytest.raises(ArtifactError, match=r"vocab.txt: is a link to .*, outside of the folder"):
+        convert(snapshot, folder.parent / "target")
+
+
+def test_a_folder_that_looks_like_the_cache_leads_nowhere_else(folder: Path) -> None:
+    snapshot = cache(folder)
+    (snapshot.parents[1] / "blobs" / "bb").unlink()
+    (snapshot.parents[1] / "blobs" / "bb").symlink_to(folder.parent / "secret.txt")
+    with pytest.raises(ArtifactError, match=r"tokenizer.json: is a link to .*secret.txt', outside of the folder"):
+        convert(snapshot, folder.parent / "target")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes that are files")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "merges.txt"])
+def test_a_pipe_is_an_error(name: str, folder: Path) -> None:
+    os.mkfifo(folder / name)
+    with pytest.raises(ArtifactError, match=rf"{name}: must be a file, found a pipe"):
+        converted(folder)
+
+
+def test_a_link_to_nothing_is_an_error(folder: Path) -> None:
+    (folder / "tokenizer.json").symlink_to("nothing")
+    with pytest.raises(ArtifactError, match=r"nothing: cannot be read"):
+        converted(folder)
+
+
+def test_what_is_copied(folder: Path) -> None:
+    others = [".hidden.json", "notes.md", "model.py", "pytorch_model.bin", "other.index.json", "x" * 20, "README"]
+    for name in ["config.json", "vocab.txt", "spiece.model", "chat_template.jinja", "x.tiktoken", *others]:
+        (folder / name).write_text("{}")
+    (folder / "more.json").mkdir()
+    kept = ["chat_template.jinja", "config.json", "spiece.model", "vocab.txt", "x.tiktoken"]
+    assert sorted(CompanionFiles(folder).files) == kept
+    assert sorted(CompanionFiles(folder, COPIED | CODE).files) == sorted([*kept, "model.py"])
+    assert "config.json" not in CompanionFiles(folder, excluded={"config.json"}).files
+    assert names(converted(folder)) == sorted([*kept, "packed-00001-of-00001.safetensors", "secateur.json"])
+
+
+def test_a_file_that_is_there_is_kept(folder: Path) -> None:
+    (folder / "config.json").write_text("theirs")
+    target = folder.parent / "target"
+    target.mkdir()
+    (target / "config.json").write_text("mine")
+    CompanionFiles(folder).copy(target)
+    assert (target / "config.json").read_text() == "mine"
+
+
+def test_of_an_artifact_only_what_the_manifest_lists_is_copied(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "saved")
+    (folder / "vocab.txt").symlink_to("/etc/hostname")
+    found = CompanionFiles(folder)
+    assert list(found.files) == ["config.json"]
+    (tmp_path / "target").mkdir()
+    found.copy(tmp_path / "target")
+    assert names(tmp_path / "target") == ["config.json"]
+    (folder / "config.json").write_text("[]\n")
+    (tmp_path / "target" / "config.json").unlink()
+    with pytest.raises(ArtifactError, match=r"config.json: was changed since it was written"):
+        found.copy(tmp_path / "target")
+
+
+def test_a_name_that_a_manifest_cannot_list_is_an_error_before_anything_is_written(folder: Path) -> None:
+    (folder / "my vocab.txt").write_text("")
+    with pytest.raises(ArtifactError, match=r"file 'my vocab.txt': an artifact has file names of letters"):
+        converted(folder)
+    assert not (folder.parent / "target").exists()
+
+
+def index(folder: Path, places: Any, **files: dict[str, Any]) -> Path:
+    for name, tensors in files.items():
+        save_file({tensor: np.ones((2, 2), "f4") for tensor in tensors}, folder / f"{name}.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({}, "'weight_map' must name the files of all tensors, found nothing in it"),
+        ({"a": "x.safetensors"}, "tensor 'b' must be in no file, found it in 'x.safetensors'"),
+        (
+            {"a": "x.safetensors", "b": "y.safetensors", "c": "y.safetensors"},
+            "tensor 'b' must be in 'y.safetensors', found it in 'x.safete",
+        ),
+        ({"a": "x.safetensors", "b": "x.safetensors", "c": "y.safetensors", "d": "x.safetensors"}, "'d' must be in 'x"),
+        ({"a": "x.safetensors", "b": "z.safetensors"}, "z.safetensors: cannot be read"),
+    ],
+)
+def test_an_index_says_what_the_files_hold(places: dict[str, str], message: str, tmp_path: Path) -> None:
+    index(tmp_path, places, x={"a": 0, "b": 0}, y={"c": 0})  # type: ignore[arg-type]
+    for use in (verify, converted):
+        with pytest.raises(ArtifactError, match=message):
+            use(tmp_path)
+
+
+def test_an_index_that_is_right_is_read(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    index(source, {"a": "x.safetensors", "c": "y.safetensors"}, x={"a": 0}, y={"c": 0})  # type: ignore[arg-type]
+    assert sorted(Artifact(converted(source))) == ["a", "c"]
+
+
+def test_a_file_without_tensors_is_an_error(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "model.safetensors")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(ArtifactError, match="holds no tensor"):
+            verify(path)
