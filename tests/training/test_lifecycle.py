@@ -147,7 +147,7 @@ def test_two_pruners_of_one_weight_are_refused() -> None:
     trial = begin({**CONFIG, "op_names": ["0"]})
     before = bits(trial.model)
     at_once = {**CONFIG, "criterion": "magnitude", "start_step": 0, "end_step": 0}
-    with pytest.raises(StateError, match=r"Another pruner of this optimizer prunes '0' already\. Call its finalize"):
+    with pytest.raises(StateError, match=r"Another pruner prunes '0' already\. Call its finalize"):
         secateur.prepare(trial.model, at_once, optimizer=trial.optimizer)
     assert bits(trial.model) == before
     assert hooks(trial.optimizer) == 2

@@ -130,3 +130,35 @@ def test_state_comes_too_late() -> None:
     trial.pruner.close()
     with pytest.raises(StateError, match="finalized or closed already"):
         trial.pruner.load_state_dict(state)
+
+
+class Derived(torch.optim.SGD):
+    """Makes the step of its base class, around which torch calls the hooks once more."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_step_within_a_step_counts_once(closure: bool) -> None:
+    pruners = []
+    for kind in (torch.optim.SGD, Derived):
+        model = mlp()
+        optimizer = kind(model.parameters(), lr=0.1)
+        pruner = secateur.prepare(model, CONFIG, optimizer=optimizer)
+        for step in range(5):
+
+            def one_batch(model: nn.Module = model, step: int = step) -> float:
+                model.zero_grad()
+                backward(model, step)
+                return 0.0
+
+            if closure:
+                optimizer.step(one_batch)
+            else:
+                one_batch()
+                optimizer.step()
+        pruners.append(pruner)
+    assert pruners[1].step == 5
+    scores = [pruner.state_dict()["runs"][0]["scores"] for pruner in pruners]
+    assert all(torch.equal(score, scores[1][name]) for name, score in scores[0].items())

@@ -40,8 +40,8 @@ class ParameterHome:
         """Its own optimizer."""
         return self.holders[0]
 
-    def learning_rate(self) -> float:
-        """The learning rate of the parameter's group, as it is now."""
+    def learning_rate(self) -> Any:
+        """The learning rate of the parameter's group, as it is now; ``None``: there is none."""
         # Looked up each time: optimizer.load_state_dict replaces the groups.
         groups = self.optimizer.param_groups
-        return float(next(group["lr"] for group in groups if any(held is self.held for held in group["params"])))
+        return next((group.get("lr") for group in groups if any(held is self.held for held in group["params"])), None)

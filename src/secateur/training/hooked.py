@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from secateur._array import Array, namespace, to_numpy
-from secateur.errors import LayerError
+from secateur._wording import brief
+from secateur.errors import ConfigError, LayerError
 from secateur.patterns import BasePattern
 from secateur.training.regularizer import shrinkage
 from secateur.training.run import HeldWeight, Run
 from secateur.training.state import check_arrays, refuse_other_runs
 
-__all__ = ["Home", "HookedRun", "TrainedWeight"]
+__all__ = ["Home", "HookedRun", "Snapshot", "TrainedWeight"]
 
 
 class Home(Protocol):
@@ -22,8 +24,8 @@ class Home(Protocol):
     def optimizer(self) -> Any:
         """The optimizer whose steps count for it."""
 
-    def learning_rate(self) -> float:
-        """The learning rate of this weight now."""
+    def learning_rate(self) -> Any:
+        """The learning rate of this weight now, which may be a number, a tensor, or ``None``."""
 
 
 class TrainedWeight(HeldWeight, Protocol):
@@ -38,6 +40,14 @@ class TrainedWeight(HeldWeight, Protocol):
 
     def shrink(self, factors: Array) -> None:
         """Multiply by (O, K, I) factors."""
+
+
+class Snapshot(NamedTuple):
+    """A run at one moment: progress of its group, gathered scores, and layers whose masks stay."""
+
+    progress: dict[str, Any]
+    totals: dict[str, Array]
+    keep_mask_layers: dict[str, str]
 
 
 class HookedRun(Run[TrainedWeight]):
@@ -76,10 +86,21 @@ class HookedRun(Run[TrainedWeight]):
             parts = {layer: self.weights[layer] for layer in units.parts}
             home = next(iter(parts.values())).home
             if home.optimizer is optimizer:
-                strength = self.config.reg_coeff * home.learning_rate()
+                strength = self.config.reg_coeff * _rate(home, next(iter(parts)))
                 factors = shrinkage(units, {layer: weight.canonical() for layer, weight in parts.items()}, strength)
                 for layer, weight in parts.items():
                     weight.shrink(factors[layer])
+
+    def snapshot(self) -> Snapshot:
+        """What `gather` and `masks_after` change; nothing of it changes in place."""
+        return Snapshot(self.group.progress(), dict(self.scores.totals), dict(self.pattern.keep_mask_layers))
+
+    def roll_back(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot."""
+        self.group.restore(snapshot.progress)
+        self.scores.totals = snapshot.totals
+        self.pattern.keep_mask_layers.clear()
+        self.pattern.keep_mask_layers.update(snapshot.keep_mask_layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that `load_state_dict` takes."""
@@ -134,3 +155,17 @@ class HookedRun(Run[TrainedWeight]):
         for units in self.pattern.units.values():
             if len({id(self.weights[layer].home.optimizer) for layer in units.parts}) > 1:
                 raise LayerError(f"layers {', '.join(units.parts)} share units, so one optimizer must hold them all.")
+
+
+def _rate(home: Home, layer: str) -> float:
+    rate = home.learning_rate()
+    try:
+        value = float(rate)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ConfigError(
+            f"layer {layer!r}: group lasso needs a learning rate that is a number of at least 0, found "
+            f"{brief(rate)}. Give its parameter group such a rate, or set reg_type=None."
+        )
+    return value

@@ -1,166 +1,48 @@
-"""Pruning while a torch model trains, through the optimizer's own hooks."""
+"""Masks that follow the steps of torch optimizers."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
 from types import TracebackType
-from typing import Any, Self
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any, NamedTuple, Self
+from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._array import clear_outside
-from secateur._wording import listed
-from secateur.config import PruningConfig
-from secateur.errors import LayerError, StateError, UnsupportedModelError
-from secateur.patterns import BasePattern
-from secateur.patterns.pytorch import parameter, weight_name
-from secateur.planning.pytorch import plan as plan_torch
+from secateur._array import Array
+from secateur.errors import LayerError, SecateurError, StateError
+from secateur.patterns.pytorch import parameter
 from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
-from secateur.training.checks import (
-    refuse_nan,
-    refuse_regularizer,
-    refuse_violations,
-    warn_of_haste,
-    warn_of_zeros,
-)
-from secateur.training.holders import Caller, ParameterHome
-from secateur.training.hooked import HookedRun
+from secateur.training.checks import refuse_regularizer, refuse_violations, warn_of_haste, warn_of_zeros
+from secateur.training.holders import Caller
+from secateur.training.hooked import HookedRun, Snapshot
+from secateur.training.pytorch.overlap import refuse_aliases, refuse_shared
+from secateur.training.pytorch.weight import TrainedParameter, find_weights, zero_out
 from secateur.training.result import PruningReport
 from secateur.training.run import report_on
 from secateur.training.state import FORMAT_VERSION, check_state
 
-__all__ = ["ParameterWeight", "Pruner", "prepare", "prepare_by_hand"]
+__all__ = ["Pruner"]
 
-logger = logging.getLogger(__name__)
-
-PRUNERS: WeakKeyDictionary[Optimizer, WeakSet[Pruner]] = WeakKeyDictionary()
-"""Who acts on an optimizer, so that no two prune the same weight."""
+ACTIVE: WeakSet[Pruner] = WeakSet()
+"""Pruners that act on steps, so that no two prune the same weight."""
 
 
-def prepare(
-    model: nn.Module,
-    config: PruningConfig | Mapping[str, Any],
-    *,
-    optimizer: Optimizer | Iterable[Optimizer],
-) -> Pruner:
-    """See `secateur.prepare`."""
-    given = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
-    return Pruner(model, plan_torch(model, config), tuple(_own_optimizer(found) for found in given))
+class _Update(NamedTuple):
+    """What one step changes.
 
-
-def prepare_by_hand(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> Pruner:
-    """Have a torch model pruned by a loop whose optimizer cannot be got at.
-
-    Such a loop calls `Pruner.before_step` and `Pruner.after_step` around each step of the optimizer. Else it is as with
-    `secateur.prepare`, but that there is no group lasso, whose strength goes with a learning rate, and that gradients
-    must be free of a loss scale when `Pruner.before_step` is called.
-
-    Args:
-        model: A torch module, compiled or not.
-        config: A `PruningConfig`, or a plain mapping with the same keys.
-
-    Raises:
-        SecateurError: As `secateur.prepare`; or the configuration asks for group lasso.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> optimizer = torch.optim.AdamW(model.parameters())
-        >>> config = PruningConfig(pattern="4x1", target_sparsity=0.5, end_step=20)
-        >>> pruner = prepare_by_hand(model, config)
-        >>> for step in range(30):
-        ...     model(torch.randn(4, 8)).square().mean().backward()
-        ...     pruner.before_step()
-        ...     optimizer.step()
-        ...     pruner.after_step()
-        ...     optimizer.zero_grad()
-        >>> pruner.finalize().sparsity
-        0.5
-    """
-    return Pruner(model, plan_torch(model, config), None)
-
-
-def _own_optimizer(found: Any) -> Optimizer:
-    """The optimizer inside the wrappers that training frameworks put around it."""
-    while isinstance(inner := getattr(found, "optimizer", None), Optimizer):
-        found = inner
-    if not isinstance(found, Optimizer):
-        raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(found).__name__}.")
-    return found
-
-
-class ParameterWeight:
-    """One pruned weight: the parameter, how to look at it, and its mask. See `HeldWeight`.
-
-    Raises:
-        LayerError: The parameter is on the meta device.
+    Attributes:
+        steps: Steps of each optimizer, this one included.
+        masks: For each run, layer → its new mask.
     """
 
-    def __init__(self, name: str, pattern: BasePattern) -> None:
-        self.name = name
-        self.parameter = parameter(pattern.modules[name])
-        self.view = pattern.views[name]
-        self.mask: torch.Tensor | None = None
-        if self.parameter.is_meta:
-            raise LayerError(f"layer {name!r}: its weight is on the meta device and has no values yet. Load it first.")
-
-    @property
-    def stored(self) -> torch.Tensor:
-        """The weight itself, detached from autograd."""
-        return self.parameter.detach()
-
-    def canonical(self) -> torch.Tensor:
-        """The weight as an (O, K, I) tensor of at least float32."""
-        return self._canonical(self.stored)
-
-    def apply_mask(self) -> None:
-        """Set to zero what the mask prunes."""
-        if self.mask is not None:
-            self.mask = zero_out(self.stored, self.mask)
-
-    def _canonical(self, tensor: torch.Tensor) -> torch.Tensor:
-        wide: torch.Tensor = self.view.canonical(tensor)
-        return wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
-
-
-class _Weight(ParameterWeight):
-    """A pruned weight that an optimizer trains. See `TrainedWeight`."""
-
-    def __init__(self, name: str, pattern: BasePattern, home: ParameterHome) -> None:
-        super().__init__(name, pattern)
-        self.home = home
-
-    def gradient(self) -> torch.Tensor | None:
-        if self.parameter.grad is None:
-            return None
-        gradient = self._canonical(self.parameter.grad.detach())
-        # A fused optimizer unscales by itself, after this.
-        scale = getattr(self.home.optimizer, "grad_scale", None)
-        return gradient if scale is None else gradient / scale
-
-    def is_in(self, model: nn.Module) -> bool:
-        """Whether the model's layer of this name still has this very parameter."""
-        try:
-            module = model.get_submodule(self.name)
-        except AttributeError:
-            return False
-        return module._parameters.get(weight_name(module)) is self.parameter
-
-    def shrink(self, factors: torch.Tensor) -> None:
-        self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
-
-
-def zero_out(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Set `weight` to zero where `mask` is ``False``; returns the mask on the weight's device."""
-    mask = mask.to(weight.device)
-    clear_outside(weight, mask)
-    return mask
+    steps: list[int]
+    masks: list[dict[str, Array]]
 
 
 class Pruner:
@@ -182,7 +64,7 @@ class Pruner:
         steppers: tuple[Optimizer | Caller, ...] = (
             (Caller(self.model.parameters()),) if optimizers is None else optimizers
         )
-        self._weights = _find_weights(plan, steppers)
+        self._weights = find_weights(plan, steppers)
         # An optimizer that holds none of the pruned weights has no say in what counts as a step.
         self._optimizers = tuple(
             dict.fromkeys(optimizer for weight in self._weights.values() for optimizer in weight.home.holders)
@@ -192,33 +74,55 @@ class Pruner:
         self._refuse_overlap()
         self._runs = [HookedRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
         self._is_announced = False
+        self._begun: list[Snapshot] | None = None
+        self._closure: Callable[[], Any] | None = None
+        self._update: _Update | None = None
         if optimizers is None:
             refuse_regularizer(self._runs)
         warn_of_haste(self._runs)
         warn_of_zeros(self._runs)
+        self._start()
         own = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
         self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in own]
         self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in own]
         self._is_active = True
-        for optimizer in own:
-            PRUNERS.setdefault(optimizer, WeakSet()).add(self)
-        with ExitStack() as undo:
-            undo.callback(self.close)
-            self._start()
-            undo.pop_all()
+        ACTIVE.add(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        try:
+            self.close()
+        except SecateurError as problem:
+            if error is None:
+                raise
+            error.add_note(str(problem))
 
     def close(self) -> None:
-        """Take the hooks off the optimizers; from then on nothing holds the zeros."""
+        """Set pruned weights to zero, as after each step, and take the hooks off the optimizers.
+
+        From then on nothing keeps the zeros. ``with`` closes whatever ends it, also Ctrl-C in the middle of a step.
+
+        Raises:
+            LayerError: A weight has another shape by now, or no values. The others are zero where they are pruned.
+        """
+        if not self.is_active:
+            return
+        try:
+            self._complete_update()
+            problems = self._apply_where_possible()
+        finally:
+            self._detach()
+        if problems:
+            raise LayerError("\n".join(problems))
+
+    def _detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         self._is_active = False
+        ACTIVE.discard(self)
 
     @property
     def is_active(self) -> bool:
@@ -260,12 +164,15 @@ class Pruner:
                 "before_step must be called between the backward pass and the optimizer's step: the criterion ranks "
                 "by gradients. after_step was called without it."
             )
+        if not self._is_announced:
+            self._begun = self._snapshots()
         self._is_announced = False
         self._after_step(caller)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
         """Layer → booleans in the weight's shape, ``True`` = kept."""
+        self._complete_update()
         return {
             name: torch.ones_like(weight.parameter, dtype=torch.bool) if weight.mask is None else weight.mask.clone()
             for name, weight in self._weights.items()
@@ -282,6 +189,7 @@ class Pruner:
         Raises:
             LayerError: A pruned layer is missing there or has another shape; nothing is changed then.
         """
+        self._complete_update()
         inner = unwrapped(model)
         targets = []
         for name, weight in self._weights.items():
@@ -302,6 +210,7 @@ class Pruner:
 
     def report(self) -> PruningReport:
         """What is pruned now."""
+        self._complete_update()
         return report_on(
             self._runs,
             dense=self.plan.dense,
@@ -321,17 +230,17 @@ class Pruner:
             StateError: The run has been finalized already, or masks and weights are not what they should be.
         """
         self._need_active()
-        wrong = {name: reason for run in self._runs for name, reason in run.violations().items()}
-        replaced = "its weight is another parameter than the one that was pruned"
-        wrong |= {name: replaced for name, weight in self._weights.items() if not weight.is_in(self.model)}
-        refuse_violations(wrong)
+        refuse_violations(self._problems(self._weights))
+        self._recover()
+        refuse_violations({name: reason for run in self._runs for name, reason in run.violations().items()})
         report = self.report()
         report.warn_if_incomplete()
-        self.close()
+        self._detach()
         return report
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to end with the same bits; tensors and plain values only."""
+        self._complete_update()
         return {
             "format_version": FORMAT_VERSION,
             "step": self.step,
@@ -347,6 +256,7 @@ class Pruner:
                 changed then.
         """
         self._need_active()
+        self._recover()
         check_state(state, len(self._optimizers), len(self._runs))
         for run, saved in zip(self._runs, state["runs"], strict=True):
             run.check_state(saved)
@@ -375,32 +285,34 @@ class Pruner:
             weight.apply_mask()
 
     def _refuse_overlap(self) -> None:
-        own = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
-        others = [other for optimizer in own for other in PRUNERS.get(optimizer, ()) if other.is_active]
-        mine = {id(weight.parameter): name for name, weight in self._weights.items()}
-        theirs = {id(weight.parameter) for other in others for weight in other._weights.values()}
-        if shared := [name for key, name in mine.items() if key in theirs]:
-            raise StateError(
-                f"Another pruner of this optimizer prunes {listed(map(repr, shared))} already. "
-                f"Call its finalize() or close() first."
-            )
+        mine: dict[str, torch.Tensor] = {name: weight.parameter for name, weight in self._weights.items()}
+        refuse_aliases(mine)
+        refuse_shared(mine, lambda: [weight.parameter for other in ACTIVE for weight in other._weights.values()])
 
     def _before_step(self, optimizer: Optimizer | Caller, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._recover()
+        self._refuse_changed(optimizer)
+        snapshots = self._snapshots()
         index = self._optimizers.index(optimizer)
         # A fused optimizer is handed the loss scale and skips steps by itself; GradScaler skips the others.
         overflow = getattr(optimizer, "found_inf", None)
         self._skips[index] = overflow is not None and bool(overflow.item())
         if self._skips[index]:
             return None
+        changed = None
         if len(args) > 1 and callable(args[1]):
-            return (args[0], self._gathering(optimizer, args[1]), *args[2:]), kwargs
-        if callable(kwargs.get("closure")):
-            return args, kwargs | {"closure": self._gathering(optimizer, kwargs["closure"])}
-        self._gather(optimizer)
-        return None
+            changed = (args[0], self._gathering(optimizer, args[1]), *args[2:]), kwargs
+        elif callable(kwargs.get("closure")):
+            changed = args, kwargs | {"closure": self._gathering(optimizer, kwargs["closure"])}
+        else:
+            self._gather(optimizer)
+        self._begun = snapshots
+        return changed
 
     def _gathering(self, optimizer: Optimizer | Caller, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure; what its first call leaves in the gradients is taken in."""
+        if closure is self._closure:  # the step of the base class is given what the step was given
+            return closure
         calls = count()
 
         def gathering_closure() -> Any:
@@ -409,56 +321,107 @@ class Pruner:
                 self._gather(optimizer)
             return loss
 
+        self._closure = gathering_closure
         return gathering_closure
 
     @torch.no_grad()
     def _gather(self, optimizer: Optimizer | Caller) -> None:
-        for run in self._runs:
-            run.gather(self.step + 1, optimizer)
+        with self._undone_on_error():
+            for run in self._runs:
+                run.gather(self.step + 1, optimizer)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer | Caller, *_: Any) -> None:
         index = self._optimizers.index(optimizer)
         if self._skips[index]:
             return
-        self._steps[index] += 1
+        self._refuse_changed(optimizer)
+        if self._begun is None:
+            # A step that calls the step of its base class has the hooks called twice, and was counted there.
+            self._apply(optimizer)
+            return
         for run in self._runs:
             run.regularize(self.step + 1, optimizer)
         self._apply(optimizer)
-        if (step := min(self._steps)) > self.step:
-            # All or none: an error in one run leaves the masks of the others as they were.
-            changes = [run.masks_after(step) for run in self._runs]
-            self.step = step
-            for run, masks in zip(self._runs, changes, strict=True):
-                run.set_masks(masks)
-            if any(changes):
-                self._apply(None)
+        self._begun = self._closure = None
+        steps = [count + (place == index) for place, count in enumerate(self._steps)]
+        changes: list[dict[str, Array]] = []
+        if min(steps) > self.step:
+            # All or none: an error in one run leaves the others as they were, and the update due.
+            with self._undone_on_error():
+                changes = [run.masks_after(min(steps)) for run in self._runs]
+                self._update = _Update(steps, changes)
+        else:
+            self._update = _Update(steps, changes)
+        self._complete_update()
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Put the runs back to where they are now if the block raises anything."""
+        before = self._snapshots()
+        try:
+            yield
+        except BaseException:
+            if self._update is None:
+                self._roll_back(before)
+            raise
+
+    def _snapshots(self) -> list[Snapshot]:
+        return [run.snapshot() for run in self._runs]
+
+    def _roll_back(self, snapshots: list[Snapshot]) -> None:
+        for run, snapshot in zip(self._runs, snapshots, strict=True):
+            run.roll_back(snapshot)
+
+    def _complete_update(self) -> None:
+        """Take over what the last step changes; once more from the start if an interrupt cut that short."""
+        if (update := self._update) is None:
+            return
+        for run, masks in zip(self._runs, update.masks, strict=False):
+            run.set_masks(masks)
+        self._steps, self.step = update.steps, min(update.steps)
+        if any(update.masks):
+            self._apply(None)
+        self._update = None
+
+    @torch.no_grad()
+    def _recover(self) -> None:
+        """Take back a step that has begun and not ended, because of an exception; its pruned weights become zero."""
+        self._complete_update()
+        if self._begun is not None:
+            self._apply(None)
+            self._roll_back(self._begun)
+            self._begun = None
 
     def _apply(self, optimizer: Optimizer | Caller | None) -> None:
         for weight in self._weights.values():
             if optimizer is None or optimizer in weight.home.holders:
                 weight.apply_mask()
 
+    def _apply_where_possible(self) -> list[str]:
+        """Set pruned weights to zero; returns what kept single layers from it."""
+        problems = []
+        for weight in self._weights.values():
+            try:
+                weight.apply_mask()
+            except LayerError as error:
+                problems.append(str(error))
+        return problems
 
-def _find_weights(plan: Plan, optimizers: tuple[Optimizer | Caller, ...]) -> dict[str, _Weight]:
-    """The weights to be pruned, each with the optimizer that holds it.
+    def _refuse_changed(self, optimizer: Optimizer | Caller) -> None:
+        """Raise `LayerError` if the run cannot go on with a weight that `optimizer` holds."""
+        mine = {name: weight for name, weight in self._weights.items() if optimizer in weight.home.holders}
+        problems = self._problems(mine)
+        held = {id(held) for group in optimizer.param_groups for held in group["params"]}
+        for name, weight in mine.items():
+            if weight.home.optimizer is optimizer and id(weight.parameter) not in held:
+                problems.setdefault(name, "the optimizer does not hold its weight any more")
+        for name, problem in problems.items():
+            raise LayerError(
+                f"layer {name!r}: {problem}. Change a model or its optimizer before secateur.prepare, or after the "
+                f"pruner's finalize() or close()."
+            )
 
-    Raises:
-        LayerError: No optimizer holds a weight.
-        ScoreError: A weight has ``nan``.
-    """
-    homes: dict[int, ParameterHome] = {}
-    for optimizer in optimizers:
-        for held in (held for group in optimizer.param_groups for held in group["params"]):
-            homes.setdefault(id(held), ParameterHome(held)).add(optimizer)
-    patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
-    keys = {name: id(parameter(pattern.modules[name])) for name, pattern in patterns.items()}
-    if homeless := [name for name, key in keys.items() if key not in homes]:
-        raise LayerError(
-            f"The optimizer does not hold the weights of {len(homeless)} of {len(keys)} layers to be pruned: "
-            f"{listed(map(repr, homeless))}. Build it from the parameters of this very model, or leave "
-            f"the layers out with excluded_op_names."
-        )
-    weights = {name: _Weight(name, pattern, homes[keys[name]]) for name, pattern in patterns.items()}
-    refuse_nan(weights)
-    return weights
+    def _problems(self, weights: Mapping[str, TrainedParameter]) -> dict[str, str]:
+        found = {name: weight.problem(self.model) for name, weight in weights.items()}
+        return {name: problem for name, problem in found.items() if problem is not None}

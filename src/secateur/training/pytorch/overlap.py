@@ -1,0 +1,96 @@
+"""Weights that lie in the same memory, which two masks must not prune."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+
+from secateur._wording import listed
+from secateur.errors import LayerError, StateError
+
+__all__ = ["refuse_aliases", "refuse_shared", "shares_memory"]
+
+
+def refuse_aliases(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise `LayerError` if two of the weights share memory."""
+    names = list(weights)
+    for left, right in _overlaps(list(weights.values())):
+        raise LayerError(
+            f"layers {names[left]!r} and {names[right]!r}: their weights share memory but are two parameters, so two "
+            f"masks would prune them. Assign one parameter to both layers, or exclude one of them."
+        )
+
+
+def refuse_shared(weights: Mapping[str, torch.Tensor], others: Callable[[], Iterable[torch.Tensor]]) -> None:
+    """Raise `StateError` if a weight shares memory with one of `others`, the weights of runs that are under way.
+
+    A run that nobody can reach any more is none, but the cycle of its pruner and its optimizer may be there still.
+    """
+    if _shared(weights, others()):
+        gc.collect()
+    if shared := _shared(weights, others()):
+        raise StateError(
+            f"Another pruner prunes {listed(map(repr, shared))} already. Call its finalize() or close() first."
+        )
+
+
+def _shared(weights: Mapping[str, torch.Tensor], others: Iterable[torch.Tensor]) -> list[str]:
+    names = list(weights)
+    pairs = _overlaps([*weights.values(), *others])
+    return list(dict.fromkeys(names[left] for left, right in pairs if left < len(names) <= right))
+
+
+def _overlaps(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[int, int]]:
+    """Places of each two tensors that have an element in common."""
+    first: dict[int, int] = {}
+    for place, tensor in enumerate(tensors):
+        if first.setdefault(id(tensor), place) != place:
+            yield first[id(tensor)], place
+    spans = sorted((*_span(tensors[place]), place) for place in first.values())
+    open_spans: list[tuple[int, int, int]] = []
+    for start, end, place in spans:
+        open_spans = [span for span in open_spans if span[1] > start]
+        for other in open_spans:
+            if shares_memory(tensors[place], tensors[other[2]]):
+                yield min(place, other[2]), max(place, other[2])
+        if start:
+            open_spans.append((start, end, place))
+
+
+def shares_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two dense tensors have an element in common.
+
+    Example:
+        >>> matrix = torch.zeros(4, 4)
+        >>> shares_memory(matrix, matrix[:, 2:]), shares_memory(matrix[:, :2], matrix[:, 2:])
+        (True, False)
+    """
+    if left is right:
+        return True
+    (start, end), (others_start, others_end) = _span(left), _span(right)
+    first, last = max(start, others_start), min(end, others_end)
+    if first >= last:
+        return False
+    if start == others_start or left.element_size() != right.element_size():
+        return True
+    return _interleaved(left, right, start, others_start)
+
+
+def _interleaved(left: torch.Tensor, right: torch.Tensor, start: int, others_start: int) -> bool:
+    """Whether two tensors of one element size, whose spans overlap, have an element in common."""
+    size, base = left.element_size(), min(start, others_start)
+    end = max(_span(left)[1], _span(right)[1])
+    touched = torch.zeros((end - base) // size, dtype=torch.bool)
+    touched.as_strided(left.shape, left.stride(), (start - base) // size).fill_(value=True)
+    return bool(touched.as_strided(right.shape, right.stride(), (others_start - base) // size).any())
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Addresses of a tensor's first byte and of what follows its last; both 0 where it has no memory of its own."""
+    if type(tensor.data) is not torch.Tensor or tensor.layout != torch.strided or not tensor.numel():
+        return 0, 0
+    start = 0 if tensor.is_meta else tensor.data_ptr()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (start, start + (last + 1) * tensor.element_size()) if start else (0, 0)

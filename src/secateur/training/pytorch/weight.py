@@ -1,0 +1,141 @@
+"""Pruned weights of a torch model: the parameter, how to look at it, and its mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from secateur._array import clear_outside
+from secateur._wording import listed
+from secateur.errors import LayerError
+from secateur.patterns import BasePattern
+from secateur.patterns.pytorch import parameter, weight_name
+from secateur.planning.resolve import Plan
+from secateur.training.checks import refuse_nan
+from secateur.training.holders import Caller, ParameterHome
+
+__all__ = ["ParameterWeight", "TrainedParameter", "find_weights", "zero_out"]
+
+
+class ParameterWeight:
+    """One pruned weight: the parameter, how to look at it, and its mask. See `HeldWeight`.
+
+    Raises:
+        LayerError: The parameter is on the meta device.
+    """
+
+    def __init__(self, name: str, pattern: BasePattern) -> None:
+        self.name = name
+        self.parameter = parameter(pattern.modules[name])
+        self.view = pattern.views[name]
+        self.mask: torch.Tensor | None = None
+        if self.parameter.is_meta:
+            raise LayerError(f"layer {name!r}: its weight is on the meta device and has no values yet. Load it first.")
+
+    @property
+    def stored(self) -> torch.Tensor:
+        """The weight itself, detached from autograd."""
+        return self.parameter.detach()
+
+    def canonical(self) -> torch.Tensor:
+        """The weight as an (O, K, I) tensor of at least float32."""
+        return self._canonical(self.stored)
+
+    def apply_mask(self) -> None:
+        """Set to zero what the mask prunes."""
+        if self.mask is not None:
+            self.mask = zero_out(self.stored, self.mask)
+
+    def _canonical(self, tensor: torch.Tensor) -> torch.Tensor:
+        wide: torch.Tensor = self.view.canonical(tensor)
+        return wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
+
+
+class TrainedParameter(ParameterWeight):
+    """A pruned weight that an optimizer trains. See `TrainedWeight`."""
+
+    def __init__(self, name: str, pattern: BasePattern, home: ParameterHome) -> None:
+        super().__init__(name, pattern)
+        self.home = home
+
+    def gradient(self) -> torch.Tensor | None:
+        """See `TrainedWeight.gradient`."""
+        if self.parameter.grad is None:
+            return None
+        gradient = self.parameter.grad.detach()
+        gradient = self._canonical(gradient if gradient.layout == torch.strided else gradient.to_dense())
+        # A fused optimizer unscales by itself, after this.
+        scale = getattr(self.home.optimizer, "grad_scale", None)
+        return gradient if scale is None else gradient / scale
+
+    def problem(self, model: nn.Module) -> str | None:
+        """Why the run cannot go on with this weight, such as that the model has another one in its place by now."""
+        try:
+            module = model.get_submodule(self.name)
+        except AttributeError:
+            return "it is not in the model any more"
+        found = module._parameters.get(weight_name(module))
+        if found is not self.parameter:
+            return (
+                "its weight is another parameter than the one that was pruned"
+                if found is not None
+                else ("its weight is not a parameter of it any more")
+            )
+        return self._problem_of_values()
+
+    def apply_mask(self) -> None:
+        """Set to zero what the mask prunes.
+
+        Raises:
+            LayerError: The parameter has another shape by now, or no values.
+        """
+        if (problem := self._problem_of_values()) is not None:
+            raise LayerError(f"layer {self.name!r}: {problem}. Its pruned weights cannot be set to zero.")
+        super().apply_mask()
+
+    def _problem_of_values(self) -> str | None:
+        shape, expected = tuple(self.parameter.shape), tuple(self.view.shape)
+        if shape != expected:
+            return f"its weight has shape {shape} now, and had {expected} when pruning began"
+        if self.parameter.is_meta or self.parameter.layout != torch.strided or not self.parameter.is_floating_point():
+            kind = (
+                "on the meta device" if self.parameter.is_meta else f"{self.parameter.layout}, {self.parameter.dtype}"
+            )
+            return f"its weight is {kind} now, and must be a dense tensor of floating-point numbers"
+        return None
+
+    def shrink(self, factors: torch.Tensor) -> None:
+        """See `TrainedWeight.shrink`."""
+        self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
+
+
+def zero_out(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Set `weight` to zero where `mask` is ``False``; returns the mask on the weight's device."""
+    mask = mask.to(weight.device)
+    clear_outside(weight, mask)
+    return mask
+
+
+def find_weights(plan: Plan, optimizers: tuple[Optimizer | Caller, ...]) -> dict[str, TrainedParameter]:
+    """The weights to be pruned, each with the optimizer that holds it.
+
+    Raises:
+        LayerError: No optimizer holds a weight.
+        ScoreError: A weight has ``nan``.
+    """
+    homes: dict[int, ParameterHome] = {}
+    for optimizer in optimizers:
+        for held in (held for group in optimizer.param_groups for held in group["params"]):
+            homes.setdefault(id(held), ParameterHome(held)).add(optimizer)
+    patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
+    keys = {name: id(parameter(pattern.modules[name])) for name, pattern in patterns.items()}
+    if homeless := [name for name, key in keys.items() if key not in homes]:
+        raise LayerError(
+            f"The optimizer does not hold the weights of {len(homeless)} of {len(keys)} layers to be pruned: "
+            f"{listed(map(repr, homeless))}. Build it from the parameters of this very model, or leave "
+            f"the layers out with excluded_op_names."
+        )
+    weights = {name: TrainedParameter(name, pattern, homes[keys[name]]) for name, pattern in patterns.items()}
+    refuse_nan(weights)
+    return weights

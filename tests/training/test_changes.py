@@ -1,0 +1,185 @@
+"""What others change in the middle of a run: it goes on rightly, or the next step names the layer."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import ConfigError, LayerError, ScoreError
+from training.models import CONFIG, PROGRESSIVE, Trial, backward, begin, revived
+
+LASSO = {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.01}
+
+
+def another_shape(trial: Trial) -> None:
+    trial.model[0].weight.data = torch.ones(4, 4)
+
+
+def transposed(trial: Trial) -> None:
+    trial.model[0].weight.data = trial.model[0].weight.data.T
+
+
+def replaced(trial: Trial) -> None:
+    trial.model[0].weight = nn.Parameter(torch.ones(32, 16))
+
+
+def replaced_layer(trial: Trial) -> None:
+    trial.model[0] = nn.Linear(16, 32)
+
+
+def deleted_layer(trial: Trial) -> None:
+    del trial.model[0]
+    trial.model.insert(0, nn.Identity())
+
+
+def deleted_weight(trial: Trial) -> None:
+    del trial.model[0].weight
+
+
+def parametrized(trial: Trial) -> None:
+    torch.nn.utils.parametrizations.weight_norm(trial.model[0])
+
+
+def meta(trial: Trial) -> None:
+    trial.model.to("meta")
+
+
+def emptied(trial: Trial) -> None:
+    trial.optimizer.param_groups.clear()
+
+
+def emptied_group(trial: Trial) -> None:
+    trial.optimizer.param_groups[0]["params"].clear()
+
+
+def removed(trial: Trial) -> None:
+    trial.optimizer.param_groups[0]["params"] = list(trial.model[2:].parameters())
+
+
+BREAKING = {
+    another_shape: r"its weight has shape \(4, 4\) now, and had \(32, 16\) when pruning began",
+    transposed: r"its weight has shape \(16, 32\) now",
+    replaced: "its weight is another parameter than the one that was pruned",
+    replaced_layer: "its weight is another parameter than the one that was pruned",
+    deleted_layer: "its weight is not a parameter of it any more",
+    deleted_weight: "its weight is not a parameter of it any more",
+    parametrized: "its weight is not a parameter of it any more",
+    meta: "its weight is another parameter than the one that was pruned",
+    emptied: "the optimizer does not hold its weight any more",
+    emptied_group: "the optimizer does not hold its weight any more",
+    removed: "the optimizer does not hold its weight any more",
+}
+
+
+@pytest.mark.parametrize("config", [CONFIG, PROGRESSIVE, LASSO, {**CONFIG, "criterion": "magnitude"}])
+@pytest.mark.parametrize("change", BREAKING)
+def test_a_change_that_breaks_the_run_is_named_at_the_next_step(
+    change: Callable[[Trial], None], config: dict[str, Any]
+) -> None:
+    trial = begin(config).train(range(4))
+    change(trial)
+    with pytest.raises(LayerError, match=rf"layer '0': {BREAKING[change]}.*Change a model or its optimizer before"):
+        trial.optimizer.step()
+    assert trial.pruner.step == 4
+    if change not in (emptied, emptied_group, removed):
+        with pytest.raises(RuntimeError, match=BREAKING[change]):
+            trial.pruner.finalize()
+
+
+def frozen(trial: Trial) -> None:
+    trial.model[0].requires_grad_(requires_grad=False)
+
+
+def as_double(trial: Trial) -> None:
+    trial.model.double()
+    for state in trial.optimizer.state.values():
+        state |= {key: value.double() for key, value in state.items() if value.ndim}
+
+
+def other_memory(trial: Trial) -> None:
+    trial.model[0].weight.data = trial.model[0].weight.data.clone()
+
+
+def other_strides(trial: Trial) -> None:
+    trial.model[0].weight.data = trial.model[0].weight.data.T.contiguous().T
+
+
+def copied(trial: Trial) -> None:
+    copied = copy.deepcopy(trial.model)
+    copied[0].weight.data.fill_(7)
+
+
+def new_group(trial: Trial) -> None:
+    trial.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+
+
+def regrouped(trial: Trial) -> None:
+    (group,) = trial.optimizer.param_groups
+    weights = group["params"]
+    trial.optimizer.param_groups[:] = [{**group, "params": weights[:1]}, {**group, "params": weights[1:]}]
+
+
+HARMLESS = [frozen, as_double, other_memory, other_strides, copied, new_group, regrouped]
+
+
+@pytest.mark.parametrize("config", [CONFIG, PROGRESSIVE, LASSO, {**CONFIG, "criterion": "magnitude"}])
+@pytest.mark.parametrize("change", HARMLESS)
+def test_a_run_goes_on_after_a_change(change: Callable[[Trial], None], config: dict[str, Any]) -> None:
+    trial = begin(config, optimizer="sgd").train(range(4))
+    change(trial)
+    trial.train(range(4, 9))
+    assert revived(trial.pruner) == []
+    assert trial.pruner.finalize().unit_sparsity == 0.75
+
+
+@pytest.mark.parametrize("criterion", ["snip_momentum", "taylor", "gradient", "magnitude"])
+def test_sparse_gradients_are_read_as_dense(criterion: str) -> None:
+    dense, sparse = (begin({**CONFIG, "criterion": criterion}, optimizer="sgd") for _ in range(2))
+    for trial, step in itertools.product((dense, sparse), range(9)):
+        trial.optimizer.param_groups[0] |= {"momentum": 0, "weight_decay": 0}
+        trial.model.zero_grad()
+        backward(trial.model, step)
+        if trial is sparse:
+            trial.model[0].weight.grad = trial.model[0].weight.grad.to_sparse()
+        trial.optimizer.step()
+    assert all(torch.equal(mask, sparse.pruner.masks[layer]) for layer, mask in dense.pruner.masks.items())
+    assert sparse.pruner.finalize().unit_sparsity == 0.75
+
+
+def test_gradients_of_another_dtype() -> None:
+    trial = begin(optimizer="sgd")
+    trial.optimizer.param_groups[0] |= {"momentum": 0}
+    for step in range(9):
+        trial.model.zero_grad()
+        backward(trial.model, step)
+        gradient = trial.model[0].weight.grad.double()
+        trial.model[0].weight.grad = None
+        trial.model[0].weight.grad_dtype = None
+        trial.model[0].weight.grad = gradient
+        trial.optimizer.step()
+    assert trial.pruner.finalize().unit_sparsity == 0.75
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_gradients_that_are_no_finite_numbers_name_the_layer(value: float) -> None:
+    trial = begin(optimizer="sgd").train(range(5))  # inf times a pruned weight is nan
+    trial.model[2].weight.grad.fill_(value)
+    with pytest.raises(ScoreError, match="layer '2': scores must be numbers, found nan"):
+        trial.optimizer.step()
+    assert revived(trial.pruner) == []
+
+
+@pytest.mark.parametrize("rate", [None, -1.0, torch.nan, torch.inf, "fast"])
+def test_group_lasso_needs_a_learning_rate(rate: Any) -> None:
+    trial = begin(LASSO).train(range(4))
+    before = trial.model[0].weight.detach().clone()
+    trial.optimizer.param_groups[0]["lr"] = rate
+    before_step, after_step = trial.pruner._before_step, trial.pruner._after_step
+    before_step(trial.optimizer, (), {})
+    with pytest.raises(ConfigError, match="layer '0': group lasso needs a learning rate that is a number of at"):
+        after_step(trial.optimizer)
+    assert torch.equal(trial.model[0].weight, before)
