@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,76 @@ def test_a_rule_for_a_layer_says_nothing_about_which_layers(key: str) -> None:
 def test_a_text_that_is_no_configuration_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PruningConfig.from_yaml(text)
+
+
+LAUGHS = "a: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"b{level}: &a{level} [{','.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12)
+)
+MERGED = "a: &a0 {a: 1, b: 2}\n" + "".join(
+    f"b{level}: &a{level} {{<<: [{','.join([f'*a{level - 1}'] * 9)}]}}\n" for level in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested more than 20 deep"),
+        ("[" * 30 + "]" * 30, "nested more than 20 deep"),
+        ("{a: " * 50_000, "nested more than 20 deep"),
+        ("a: &a [*a]", "nested more than 20 deep"),
+        (LAUGHS, "more than 100,000 values"),
+        (MERGED, "more than 10,000 keys"),
+        ("a: &a 1\n" + "".join(f"b{index}: *a\n" for index in range(2_000)), "more than 1,000 aliases"),
+        ("x" * 2_000_000, "longer than 250,000 characters"),
+        ("pattern: 1x1\npattern: 2:4", "the key 'pattern' stands twice"),
+        ('{"layers": {"fc": null, "fc": {}}}', "the key 'fc' stands twice"),
+        ("seed: " + "9" * 5_000, "is no int"),
+        ('{"seed": ' + "9" * 5_000 + "}", "not valid JSON: Exceeds the limit"),
+        ("seed: 2001-99-99", "'2001-99-99' is no timestamp"),
+        ("seed: !!timestamp x", "'x' is no timestamp"),
+        ("seed: !!int ''", "'' is no int"),
+        ("seed: !!bool x", "'x' is no bool"),
+        ("seed: !!python/object:os.system {}", "could not determine a constructor for the tag"),
+        ("? [a] : b", "found unhashable key"),
+        ("pattern: a\0b", "special characters are not allowed"),
+        (r'{"op_names": ["\ud800"]}', "half a character"),
+        (r'{"op_names": ["a{99999999999999999}"]}', "is not a regular expression: the repetition number is too large"),
+        ('{"op_names": ["' + "(" * 5_000 + ")" * 5_000 + '"]}', "is not a regular expression"),
+    ],
+    ids=lambda value: value[:12].strip(),
+)
+def test_a_hostile_text_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        PruningConfig.from_yaml(text)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_aliases_and_merges_serve() -> None:
+    text = "layers: {a: &rule {pattern: '2:4'}, b: *rule, c: {<<: *rule, seed: 3, pattern: 4x1}}"
+    rule = {"pattern": "2:4"}
+    assert PruningConfig.from_yaml(text).layers == {"a": rule, "b": rule, "c": {"seed": 3, "pattern": "4x1"}}
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "pruning.json"
+    file.write_bytes(b"\xef\xbb\xbf" + b'{"reg_coeff": 1e-05}')
+    assert PruningConfig.from_yaml(file).reg_coeff == 1e-05
+
+
+@pytest.mark.parametrize("content", ["pattern: 2:4".encode("utf-16"), "pattern: é".encode("latin-1"), b"x" * 5_000_000])
+def test_a_file_that_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "pruning.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="The configuration cannot be read: "):
+        PruningConfig.from_yaml(file)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes and devices among the files")
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("no\0path")):
+        with pytest.raises(ConfigError, match="The configuration cannot be read: "):
+            PruningConfig.from_yaml(path)
 
 
 def test_pruning_type_is_another_name_of_the_criterion() -> None:

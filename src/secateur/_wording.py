@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from reprlib import Repr
 from typing import Any
 
-__all__ = ["brief", "counted", "listed", "nearest"]
+__all__ = ["MAX_LINE", "MAX_MESSAGE", "brief", "counted", "listed", "nearest", "printable", "printable_line"]
+
+MAX_MESSAGE = 4_000
+"""Characters of a message that a person reads."""
+
+MAX_LINE = 1_000
+"""Characters of a title, or of a cell of a table."""
 
 LONGEST_NAME = 100
 """Characters of a name that can be a misspelled one."""
@@ -56,3 +62,46 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6) if len(name) <= LONGEST_NAME else []
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def printable(text: str, most: int = MAX_MESSAGE) -> str:
+    r"""Text that is safe to print, whatever file or exception it comes from.
+
+    Control characters, surrogates, and characters that are invisible or change the direction of writing are escaped as
+    in a Python literal. Lines stay lines, and a tab becomes four spaces. Of longer texts, the middle is left out.
+
+    Args:
+        text: Any text.
+        most: Characters of the result, at the most.
+
+    Example:
+        >>> print(printable("a name that clears the screen: \x1b[2J"))
+        a name that clears the screen: \x1b[2J
+        >>> printable("0123456789" * 1000, most=60)
+        '0123456789012345 … (10,000 characters, shortened) … 23456789'
+    """
+    if len(text) <= most and len(escaped := _escape(text)) <= most:
+        return escaped
+    mark = f" … ({len(text):,} characters, shortened) … "
+    tail = (most - len(mark)) // 3
+    head = most - len(mark) - tail
+    return _escape(text[:most])[:head] + mark + _escape(text[-most:])[-tail:]
+
+
+def printable_line(text: str, most: int = MAX_LINE) -> str:
+    r"""The same in one line: ends of lines are escaped too.
+
+    Example:
+        >>> print(printable_line("a name\nof two lines"))
+        a name\nof two lines
+    """
+    return printable(text.replace("\r", "\\r").replace("\n", "\\n"), most)
+
+
+def _escape(text: str) -> str:
+    text = text.replace("\r\n", "\n").replace("\t", "    ")
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text
+    )

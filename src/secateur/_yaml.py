@@ -1,19 +1,195 @@
-"""How this package reads YAML."""
+"""How this package reads YAML and JSON, which may come from anywhere."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["Loader"]
+from secateur._wording import brief
+from secateur.errors import ConfigError
+
+__all__ = ["MAX_CHARACTERS", "MAX_DEPTH", "MAX_VALUES", "Loader", "parse_json_or_yaml", "parse_yaml", "read_source"]
+
+MAX_CHARACTERS = 250_000
+"""Of a text: PyYAML reads about 50,000 in a second."""
+
+MAX_VALUES = 100_000
+"""Of a text, with those that aliases repeat."""
+
+MAX_DEPTH = 20
+"""Lists and mappings in each other."""
+
+MAX_ALIASES = 1_000
+"""Of a text."""
+
+MAX_MERGED = 10_000
+"""Keys of a mapping, with those that it merges with ``<<``."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""What an escape can say in JSON and YAML, and no file can hold."""
+
+
+def read_source(source: str | Path, what: str) -> str:
+    """The text of a file, or the text itself.
+
+    Args:
+        source: A file as `Path`, or a text.
+        what: What it is, for the error message.
+
+    Raises:
+        ConfigError: It cannot be read, is no regular file, is no UTF-8, or is too large.
+    """
+    if isinstance(source, Path):
+        try:
+            text = _read_regular_file(source).decode("utf-8-sig")
+        except (OSError, ValueError) as error:  # a path with a NUL is a `ValueError`, as is a wrong encoding
+            reason = error.strerror or error if isinstance(error, OSError) else error
+            raise ConfigError(f"The {what} cannot be read: {reason}") from error
+    else:
+        text = source
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"The {what} cannot be read: it is longer than {MAX_CHARACTERS:,} characters.")
+    return text
+
+
+def parse_json_or_yaml(text: str, what: str) -> Any:
+    """What a JSON or YAML text holds; YAML 1.1 alone would read JSON's ``1e-05`` as a text.
+
+    Raises:
+        ConfigError: It is neither, a key stands twice in a mapping, or it holds more or deeper values than allowed.
+
+    Example:
+        >>> parse_json_or_yaml("pattern: 2:4", "configuration")
+        {'pattern': '2:4'}
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_mapping)
+    except json.JSONDecodeError:  # it is no JSON, or broken JSON, of which YAML tells more
+        return parse_yaml(text, what)
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"The {what} is not valid JSON: {_describe(error)}") from error
+    return _check_extent(data, what)
+
+
+def parse_yaml(text: str, what: str, loader: type[Loader] | None = None) -> Any:
+    """What a YAML text holds.
+
+    Args:
+        text: The text.
+        what: What it is, for the error message.
+        loader: A class that knows more tags; ``None``: `Loader`.
+
+    Raises:
+        ConfigError: See `parse_json_or_yaml`.
+    """
+    try:
+        data = yaml.load(text, loader or Loader)  # noqa: S506 - a SafeLoader
+    except (RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"The {what} is not valid YAML: {_describe(error)}") from error
+    return _check_extent(data, what)
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 without its numbers to the base 60, which would read ``2:4`` as 124."""
+    """YAML 1.1 without its numbers to the base 60, which would read ``2:4`` as 124, and with limits."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._aliases = 0
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         """The tag of a node without one."""
         tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         is_number = tag in {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
         return self.DEFAULT_SCALAR_TAG if is_number and ":" in value else tag
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node; aliases are counted."""
+        self._aliases += self.check_event(yaml.AliasEvent)
+        if self._aliases > MAX_ALIASES:
+            raise yaml.YAMLError(f"it has more than {MAX_ALIASES:,} aliases.")
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The next mapping; a key stands in it once."""
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if (key := _repeated(keys)) is not None:
+            raise yaml.composer.ComposerError(None, None, f"the key {brief(key)} stands twice", node.start_mark)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Replace ``<<`` by what it merges, which grows exponentially where merged mappings merge others."""
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_MERGED:
+            raise yaml.YAMLError(f"a mapping has more than {MAX_MERGED:,} keys.")
+
+    def construct_object(self, node: yaml.Node, *deep: Any, **more: Any) -> Any:
+        """The value of a node; PyYAML raises various errors for values that do not suit their tag."""
+        try:
+            return super().construct_object(node, *deep, **more)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            found = brief(node.value) if isinstance(node, yaml.ScalarNode) else type(node).__name__
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{found} is no {node.tag.rpartition(':')[2]}", node.start_mark
+            ) from error
+
+
+def _read_regular_file(path: Path) -> bytes:
+    """The content of a file; a pipe or device could be endless, and is refused like a file that is too large."""
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", opener=open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it must be a regular file, and it is none.")
+        content = file.read(4 * MAX_CHARACTERS + 1)  # a character of UTF-8 has four bytes at the most
+    if len(content) > 4 * MAX_CHARACTERS:
+        raise ValueError(f"it is longer than {MAX_CHARACTERS:,} characters.")
+    return content
+
+
+def _describe(error: Exception) -> str:
+    return f"it is nested more than {MAX_DEPTH} deep." if isinstance(error, RecursionError) else str(error)
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if (key := _repeated(key for key, _ in pairs)) is not None:
+        raise ValueError(f"the key {brief(key)} stands twice in a mapping.")
+    return dict(pairs)
+
+
+def _repeated(keys: Iterable[str]) -> str | None:
+    """The first key that is there twice."""
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    return None
+
+
+def _check_extent(data: Any, what: str) -> Any:
+    """The data; `ConfigError` if aliases made much of little, or a list contains itself."""
+    left, count = [(data, 0)], 0
+    while left:
+        value, depth = left.pop()
+        count += 1
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"The {what} is nested more than {MAX_DEPTH} deep.")
+        if count > MAX_VALUES:
+            raise ConfigError(f"The {what} has more than {MAX_VALUES:,} values.")
+        if isinstance(value, dict):
+            left += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, list | tuple | set):
+            left += [(part, depth + 1) for part in value]
+        elif isinstance(value, str) and SURROGATE.search(value):
+            raise ConfigError(f"The {what} has a text with half a character: {brief(value)}.")
+    return data

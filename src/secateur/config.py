@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from secateur._wording import nearest
-from secateur._yaml import Loader
+from secateur._wording import brief, nearest
+from secateur._yaml import parse_json_or_yaml, read_source
 from secateur.errors import ConfigError
 
 __all__ = ["PruningConfig"]
@@ -146,15 +146,13 @@ class PruningConfig(BaseModel):
         Raises:
             ConfigError: The file cannot be read, the text is not a YAML mapping, or it is no valid configuration.
         """
-        try:
-            text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-            data = _parsed(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The configuration cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"The configuration is not valid YAML: {error}") from error
+        data = parse_json_or_yaml(read_source(source, "configuration"), "configuration")
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-            found = f"the text {data!r}. To read a file, pass a pathlib.Path" if _is_path(data) else type(data).__name__
+            found = (
+                f"the text {brief(data)}. To read a file, pass a pathlib.Path"
+                if _is_path(data)
+                else type(data).__name__
+            )
             raise ConfigError(f"A configuration must be a mapping of names to values, found {found}.")
         return cls(**data)
 
@@ -228,7 +226,7 @@ class PruningConfig(BaseModel):
 
     def _rules(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
         for where, rules in (("layers", self.layers), ("layer_types", self.layer_types)):
-            yield from ((f"{where}[{key!r}]", rule) for key, rule in rules.items())
+            yield from ((f"{where}[{brief(key)}]", rule) for key, rule in rules.items())
 
     @model_validator(mode="before")
     @classmethod
@@ -238,7 +236,7 @@ class PruningConfig(BaseModel):
         known = {*cls.model_fields, "pruning_type"}
         for key in data:
             if key not in known:
-                raise ValueError(f"Unknown key {key!r}.{nearest(key, known)} Known: {', '.join(sorted(known))}.")
+                raise ValueError(f"Unknown key {brief(key)}.{nearest(key, known)} Known: {', '.join(sorted(known))}.")
         if "criterion" in data and "pruning_type" in data:
             raise ValueError("'criterion' and 'pruning_type' are two names of one thing. Give one of them.")
         return data
@@ -254,8 +252,8 @@ class PruningConfig(BaseModel):
         for pattern in value:
             try:
                 re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from error
+            except (OverflowError, RecursionError, re.error) as error:
+                raise ValueError(f"{brief(pattern)} is not a regular expression: {error}.") from error
         return value
 
     @model_validator(mode="after")
@@ -288,14 +286,6 @@ class PruningConfig(BaseModel):
             raise ValueError(f"{where}: {error}") from error
 
 
-def _parsed(text: str) -> Any:
-    """What a JSON or YAML text holds; YAML 1.1 alone would read JSON's ``1e-05`` as a text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
-
-
 def _is_path(data: Any) -> bool:
     return isinstance(data, str) and data.endswith((".yaml", ".yml", ".json"))
 
@@ -321,7 +311,7 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "value_error":
             lines.append(f"{where}: {message}" if where else message)
         else:
-            found = repr(problem["input"])
+            found = brief(problem["input"])
             hint = f" {HINTS[where, found]}" if (where, found) in HINTS else ""
             lines.append(f"{where}: {message}, found {found}.{hint}")
     return "\n".join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from secateur._wording import printable
+
 __all__ = [
     "ArtifactError",
     "CalibrationError",
@@ -20,7 +22,22 @@ __all__ = [
 
 
 class SecateurError(Exception):
-    """The base of every error that Secateur raises on purpose."""
+    r"""The base of every error that Secateur raises on purpose.
+
+    Its text is safe to print, whatever names from files it quotes: control characters are escaped, and the middle of a
+    text of more than 4,000 characters is left out. `args` holds the text as it is.
+
+    Example:
+        >>> print(SecateurError("the layer '\x1b[2J' is too small"))
+        the layer '\x1b[2J' is too small
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+    def add_note(self, note: str, /) -> None:
+        """Add a line below the message, made safe to print like the message."""
+        super().add_note(printable(note))
 
 
 class ConfigError(SecateurError, ValueError):

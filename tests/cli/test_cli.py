@@ -16,7 +16,7 @@ from secateur.cli import app
 from secateur.cli.options import ALLOCATIONS, METHODS, PATTERNS, REFINERS
 
 FLAGS = {
-    "": {"--help", "--install-completion", "--show-completion", "--version"},
+    "": {"--debug", "--help", "--install-completion", "--show-completion", "--version"},
     "bench": {"--batch", "--device", "--help", "--inputs", "--json", "--length", "--model", "--rounds"},
     "convert": {"--dense", "--help", "--json"},
     "demo": {"--help", "--json", "--out", "--seeds"},
@@ -78,7 +78,8 @@ def test_no_arguments_show_the_help() -> None:
     result = run()
     assert result.exit_code == 2
     assert all(command in result.output for command in FLAGS)
-    assert "Exit codes: 0 fine, 1 an error that the message explains, 2 wrong usage." in result.output
+    text = " ".join(result.output.split())
+    assert "Exit codes: 0 fine, 1 an error that the message explains, 2 wrong usage, 70 a fault of Secateur" in text
 
 
 def test_version() -> None:

@@ -33,3 +33,18 @@ def test_a_terminal_shows_the_part_and_the_time_left() -> None:
 
 def test_a_file_shows_nothing() -> None:
     assert shown(in_terminal=False).strip() == ""
+
+
+def test_names_in_the_bar_are_printable_short_and_no_markup() -> None:
+    file = io.StringIO()
+    with Steps(Console(file=file, force_terminal=True, width=200, color_system=None)) as steps:
+        for name in ("\x1b]0;owned\x07", "[link=https://example.org]x[/link] [/]", "x" * 100_000):
+            steps.begin(name)
+            steps._bars.refresh()
+            steps.part(Progress(stage=name, done=1, total=2, seconds=1.0, seconds_left=1.0))
+            steps._bars.refresh()
+    text = file.getvalue()
+    assert "\x1b]" not in text
+    assert r"\x1b]0;owned\x07" in text
+    assert "[link=https://example.org]x[/link] [/]" in text
+    assert len(text) < 50_000

@@ -67,3 +67,12 @@ def test_too_many_masks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     masks = [Mask(name="fc", pattern=None, keep=np.eye(2, dtype=bool))] * 5
     with pytest.raises(ConfigError, match=r"at most 4 layers, found 5\."):
         draw_masks(masks, tmp_path / "masks.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_names_of_layers_are_drawn_as_they_are(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    keep = np.eye(4, dtype=bool)
+    for name in (r"$\frac{1}{$", "fc$_{0}$", "日本語", "\x1b[2J\0\udcff", "a\nb" * 1_000):
+        assert draw_masks([Mask(name=name, pattern=name, keep=keep)], tmp_path / f"masks.{suffix}") == 1
+    assert Mask(name="\x1b\n", pattern="\n", keep=keep).title == r"\x1b\n" + "\n" + r"4×4  \n  75.0% pruned"

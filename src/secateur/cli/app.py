@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperGroup
 
-from secateur.errors import SecateurError
+from secateur._wording import printable
+from secateur.cli.failures import report_failure
+from secateur.cli.streams import flush_stdout, one_line_warnings, prepare_streams, printable_logs
 
 __all__ = ["app"]
 
+UsageError: type[Exception] = typer.BadParameter.mro()[1]
+"""What typer raises if a command is called wrongly: of click, or of the copy of click that newer versions contain."""
+
 
 class _Group(TyperGroup):
-    """Every command ends with 0 if all went well, 1 on a `SecateurError`, 2 if it was called wrongly."""
+    """Every command ends with an exit code and a message; see `explain_failure`."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run the command line and exit."""
+        prepare_streams()
+        try:
+            return super().main(*args, **more)
+        # While options are read, as by --help whose text cannot be written; a command's own failure is `invoke`'s.
+        except Exception as error:
+            raise SystemExit(report_failure(error, debug=False)) from error
+        finally:
+            flush_stdout()
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """Read the options that all commands share."""
+        with _printable_usage():
+            return super().make_context(*args, **more)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error of ours, or of a file or disk, is a message and no traceback."""
+        """Run the command; whatever it raises becomes a message and an exit code."""
         try:
-            return super().invoke(ctx)
-        except (SecateurError, OSError) as error:
-            if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            with _printable_usage(), one_line_warnings(), printable_logs():
+                return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, UsageError):
+            raise
+        # Models are code, and libraries raise anything, even what is no `Exception`.
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # whoever read the output has seen enough
                 raise
-            Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(report_failure(error, debug=ctx.params["debug"])) from error
+
+
+@contextmanager
+def _printable_usage() -> Iterator[None]:
+    """Escape what a usage error quotes: a shell puts names of files there."""
+    try:
+        yield
+    except UsageError as error:
+        error.message = printable(str(getattr(error, "message", error)))  # type: ignore[attr-defined]
+        raise
 
 
 app = typer.Typer(
@@ -53,8 +88,9 @@ def main(
     show_version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Prune neural networks in patterns that hardware can use.
 
-    Exit codes: 0 fine, 1 an error that the message explains, 2 wrong usage.
+    Exit codes: 0 fine, 1 an error that the message explains, 2 wrong usage, 70 a fault of Secateur, 130 interrupted.
     """

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli.options import AsJson
-from secateur.cli.output import console, show
+from secateur.cli.output import show, show_text
 from secateur.cli.progress import Steps
 
 __all__ = ["convert"]
@@ -46,5 +46,4 @@ def convert(
         show(report, as_json=True)
         return
     share = report.packed_bytes / (report.dense_bytes or 1)
-    text = f"Written to {target}: {report.packed_bytes:,} of {report.dense_bytes:,} bytes ({share:.1%})."
-    console().print(text, highlight=False, markup=False, soft_wrap=True)
+    show_text(f"Written to {target}: {report.packed_bytes:,} of {report.dense_bytes:,} bytes ({share:.1%}).")

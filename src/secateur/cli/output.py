@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 
 from secateur._table import Table
+from secateur._wording import printable
 
-__all__ = ["Result", "console", "show"]
+__all__ = ["Result", "console", "show", "show_text"]
 
 WIDTH_OF_A_FILE = 120
 """Characters in a line where nobody sees them in a terminal."""
@@ -34,6 +35,11 @@ def show(result: Result, *, as_json: bool) -> None:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
         console().print(result.table())
+
+
+def show_text(text: str) -> None:
+    """Print a sentence, made safe to print."""
+    console().print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def console() -> Console:

@@ -10,9 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from secateur._wording import printable, printable_line
 from secateur.oneshot.calibration import Progress
 
 __all__ = ["Steps", "clock", "say"]
+
+MAX_DESCRIPTION = 100
+"""Characters of the text before the bar."""
 
 
 class Steps:
@@ -25,7 +29,7 @@ class Steps:
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(file=sys.stderr)
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -48,13 +52,13 @@ class Steps:
     def begin(self, step: str) -> None:
         """Tell of a step of unknown length."""
         self._bars.remove_task(self._task)  # for a task that had a length keeps it
-        self._task = self._bars.add_task(step, total=None, left="")
+        self._task = self._bars.add_task(printable_line(step, MAX_DESCRIPTION), total=None, left="")
 
     def part(self, progress: Progress) -> None:
         """Tell of a part that a calibrated run has finished."""
         self._bars.update(
             self._task,
-            description=f"Pruned {progress.stage}",
+            description=printable_line(f"Pruned {progress.stage}", MAX_DESCRIPTION),
             completed=progress.done,
             total=progress.total,
             left=f"{clock(progress.seconds_left)} left" if progress.done < progress.total else "",
@@ -74,5 +78,5 @@ def clock(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """A line on standard error."""
-    Console(file=sys.stderr).print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print a message on standard error, made safe to print."""
+    Console(file=sys.stderr).print(printable(text), highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 
 from secateur._wording import counted
 from secateur.cli.options import PATTERNS, AsJson, completing
-from secateur.cli.output import console, show
+from secateur.cli.output import show, show_text
 from secateur.cli.progress import Steps
 from secateur.errors import ArtifactError
 
@@ -54,7 +54,7 @@ def verify(
     if report.problems:
         raise ArtifactError(report.failure)
     if not as_json:
-        console().print(_summary(report), highlight=False, markup=False, soft_wrap=True)
+        show_text(_summary(report))
 
 
 def _summary(report: ArtifactReport) -> str:

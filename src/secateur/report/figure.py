@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,14 +60,16 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
     for place, panel in zip(places.flat, panels, strict=False):
         _draw_panel(place, panel)
     try:
-        figure.savefig(file, dpi=DOTS)
+        with warnings.catch_warnings():  # a character that the font lacks is drawn as a box
+            warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+            figure.savefig(file, dpi=DOTS)
     except (OSError, ValueError) as error:
         raise ConfigError(f"The picture {str(file)!r} cannot be written: {error}.") from error
 
 
 def _draw_panel(place: Any, panel: Panel) -> None:
     lines = [_shortened(line) for line in panel.title.splitlines()]
-    place.suptitle("\n".join(lines), fontsize=7, family="monospace")
+    place.suptitle("\n".join(lines), fontsize=7, family="monospace", parse_math=False)
     if panel.corner is None:
         _draw_pixels(place.subplots(), panel.whole)
         return

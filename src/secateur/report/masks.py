@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur._packages import need
+from secateur._wording import printable_line
 
 __all__ = ["CORNER", "Mask", "density", "draw_masks"]
 
@@ -36,10 +37,11 @@ class Mask:
 
     @property
     def title(self) -> str:
-        """Name, shape, pattern and sparsity."""
+        """Name, shape, pattern and sparsity; safe to print."""
         rows, cols = self.keep.shape
         sparsity = 1.0 - float(self.keep.mean()) if self.keep.size else 0.0
-        return f"{self.name}\n{rows}×{cols}  {self.pattern or 'no pattern'}  {sparsity:.1%} pruned"
+        name, pattern = printable_line(self.name), printable_line(self.pattern or "no pattern")
+        return f"{name}\n{rows}×{cols}  {pattern}  {sparsity:.1%} pruned"
 
 
 def density(keep: npt.NDArray[np.bool_], most: int = PIXELS) -> npt.NDArray[np.float64]:

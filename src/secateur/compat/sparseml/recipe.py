@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from secateur._wording import listed, nearest
-from secateur._yaml import Loader
+from secateur._yaml import Loader, parse_yaml, read_source
 from secateur.errors import ConfigError
 
 __all__ = ["Modifier", "Stage", "stages"]
@@ -110,16 +110,11 @@ def stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[
 
 
 def _document(source: str | Path) -> Any:
-    try:
-        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
-        if text.lstrip().startswith("---"):
-            # At the head of a Markdown file.
-            text = text.lstrip()[3:].split("\n---", 1)[0]
-        found = yaml.load(text, _RecipeLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The recipe cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The recipe is not valid YAML: {error}") from error
+    text = read_source(source, "recipe")
+    if text.lstrip().startswith("---"):
+        # At the head of a Markdown file.
+        text = text.lstrip()[3:].split("\n---", 1)[0]
+    found = parse_yaml(text, "recipe", _RecipeLoader)
     if isinstance(found, str) and found.endswith((".yaml", ".yml", ".md")):
         raise ConfigError(
             f"A recipe must be a YAML mapping, found the text {found!r}. To read a file, pass a pathlib.Path."
