@@ -117,7 +117,95 @@ def test_tokens_must_be_in_the_vocabulary(low: int, high: int, bare: bool) -> No
 
 def test_tokens_there_must_be() -> None:
     given = [{"input_ids": torch.zeros(1, 0, dtype=torch.long)}]
-    refused(family("llama"), CalibrationError, "batch 0 must hold at least one token", calibration=given, solver="ria")
+    refused(
+        family("llama"),
+        CalibrationError,
+        "batch 0 must hold at least one row and one token",
+        calibration=given,
+        solver="ria",
+    )
+
+
+# Data that say nothing
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize(
+    ("make", "given", "message"),
+    [
+        (mlp, [torch.ones(0, 16)], r"batch 0 must hold at least one row and one token, found shape \(0, 16\)"),
+        (mlp, [*batches(), torch.ones(0, 16)], "batch 3 must hold at least one row"),
+        (mlp, [torch.zeros(8, 16)], "layer '0' reads nothing but zeros"),
+        (nn.Conv2d, [torch.ones(0, 4, 5, 5)], "batch 0 must hold at least one row"),
+    ],
+    ids=["no rows", "no rows in the last", "zeros", "no images"],
+)
+def test_data_without_content(make: Any, given: list[torch.Tensor], message: str, solver: str) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)) if make is nn.Conv2d else make()
+    refused(model, CalibrationError, message, calibration=given, solver=solver)
+
+
+@pytest.mark.parametrize("solver", ["magnitude", "wanda", "ria", "sparsegpt", "alps"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_nothing_but_padding(name: str, solver: str) -> None:
+    given = [dict(batch) for batch in inputs_of(name, padded=True)]
+    given[1]["attention_mask"] = torch.zeros_like(given[1]["attention_mask"])
+    message = "calibration batch 1 must hold at least one token, found nothing but padding: its attention_mask is zero"
+    refused(family(name), CalibrationError, message, calibration=given, solver=solver)
+
+
+class Experts(nn.Module):
+    """No token is for the last expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(16, 4)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        self.router.bias.data[3] = -1e4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        choice, out = self.router(x).argmax(-1), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            out[choice == number] = expert(x[choice == number])
+        return out
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_an_expert_that_sees_no_token_is_named(solver: str) -> None:
+    model, config = Experts(), {**CONFIG, "op_names": ["experts.*"]}
+    message = "'experts.3' read nothing while the calibration data went through the model. Exclude them, or give data"
+    refused(model, CalibrationError, message, calibration=[torch.randn(64, 16)], solver=solver, config=config)
+
+
+ODD = {
+    "sparse": lambda: torch.ones(8, 16).to_sparse(),
+    "on the meta device": lambda: torch.ones(8, 16, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(8, 16), 0.1, 0, torch.qint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(3, 16), torch.ones(2, 16)], layout=torch.jagged),
+    "uninitialized": nn.parameter.UninitializedParameter,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*:UserWarning")
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("wrap", [lambda odd: odd, lambda odd: {"input": odd}, lambda odd: {"input": [{"x": odd}]}])
+def test_odd_tensors(kind: str, wrap: Callable[[Any], Any]) -> None:
+    message = f"calibration batch 1 must hold dense tensors with values, found one that is {kind}."
+    refused(mlp(), CalibrationError, message, calibration=[torch.ones(8, 16), wrap(ODD[kind]())], solver="wanda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.bool, torch.float16, torch.complex64])
+def test_odd_types(dtype: torch.dtype) -> None:
+    refused(mlp(), CalibrationError, "batch 0|complex", calibration=[torch.ones(8, 16).to(dtype)], solver="wanda")
+
+
+def test_views_and_gradients_change_nothing() -> None:
+    given = batches()
+    expected, model = mlp(), mlp()
+    secateur.prune(expected, CONFIG, calibration=given, solver="sparsegpt")
+    odd = [given[0].clone().requires_grad_(), nn.Parameter(given[1]), given[2].T.contiguous().T]
+    secateur.prune(model, CONFIG, calibration=odd, solver="sparsegpt")
+    assert bits(model) == bits(expected)
 
 
 class Asserting(nn.Sequential):

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -667,6 +668,30 @@ def test_files_that_are_damaged(dense: Path, tmp_path: Path) -> None:
         refusal(empty("llama"), dense, tmp_path / "pruned")
     (dense / "model.safetensors.index.json").write_text('{"weight_map": 3}')
     with pytest.raises(ModelLoadError, match=r"index.json cannot be read"):
+        refusal(empty("llama"), dense, tmp_path / "pruned")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({}, "'weight_map' must say for each tensor in which file it is"),
+        ({"weight_map": {}}, "'weight_map' must name the files of all tensors, found nothing in it"),
+        ({"weight_map": {"a": "../secret.safetensors"}}, "'../secret.safetensors' is no name of a file in the folder"),
+        ({"weight_map": {"a": ".."}}, "'..' is no name of a file in the folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "'/etc/passwd' is no name of a file in the folder"),
+        ({"weight_map": {"a": "c:\\model.safetensors"}}, "is no name of a file in the folder"),
+        ({"weight_map": {"a": "\x1b[2J"}}, "is no name of a file in the folder"),
+        ({"weight_map": {"a": ""}}, "'' is no name of a file in the folder"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors must be a file with weights, found nothing"),
+        ({"weight_map": {"a": "pipe.safetensors"}}, "pipe.safetensors must be a file with weights, found none"),
+        ({"weight_map": {"a": 3}}, "'weight_map' must say for each tensor in which file it is"),
+    ],
+)
+def test_an_index_names_files_in_its_folder(index: Any, message: str, dense: Path, tmp_path: Path) -> None:
+    (dense / "pipe.safetensors").mkdir()
+    shutil.copy(dense / "model.safetensors", dense.parent / "secret.safetensors")
+    (dense / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelLoadError, match=re.escape(message)):
         refusal(empty("llama"), dense, tmp_path / "pruned")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -9,15 +10,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from secateur._array import to_numpy
 from secateur.errors import CalibrationError, SecateurError
 from secateur.oneshot.interrupts import interruptible
 from secateur.oneshot.pytorch.memory import is_out_of_memory
 
-__all__ = ["Batch", "calibrating", "moved", "naming_batch", "read_batches", "version"]
+__all__ = ["Batch", "calibrating", "digest", "moved", "naming_batch", "read_batches", "version"]
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model raises that cannot work with a batch."""
+
+
+INTEGERS = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +69,8 @@ def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
     """The batches in the form in which they are called.
 
     Raises:
-        CalibrationError: There is none, one is of no kind that can be called, or its tokens are not in the vocabulary.
+        CalibrationError: There is none, one is of no kind that can be called, has nothing in it or but padding, or has
+            tensors that are not dense; or its tokens are not in the vocabulary.
     """
     if isinstance(given, (torch.Tensor, Mapping, str)) or not isinstance(given, Iterable):
         raise CalibrationError(
@@ -74,10 +81,19 @@ def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
         raise CalibrationError("calibration must hold at least one batch, found none.")
     vocabulary = _vocabulary(model)
     for batch in batches:
+        _check_content(batch)
         tokens = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
-        if vocabulary is not None and isinstance(tokens, torch.Tensor) and not tokens.is_floating_point():
+        if vocabulary is not None and isinstance(tokens, torch.Tensor) and tokens.dtype in INTEGERS:
             _check_tokens(batch.number, tokens, vocabulary)
     return batches
+
+
+def digest(batches: Iterable[Batch]) -> str:
+    """SHA-256 of all that batches hold: tensors, plain values and names."""
+    found = hashlib.sha256()
+    for batch in batches:
+        _hash(found, (batch.args, batch.kwargs))
+    return found.hexdigest()
 
 
 def moved(value: Any, device: torch.device | None) -> Any:
@@ -137,12 +153,74 @@ def _batch(number: int, given: Any) -> Batch:
         return Batch(number=number, args=tuple(given))
     if isinstance(given, Mapping) and given and all(isinstance(key, str) for key in given):
         mask = given.get("attention_mask")
-        keep = mask.bool().cpu() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        keep = None
+        if isinstance(mask, torch.Tensor) and not _odd_kind(mask) and mask.ndim == 2:
+            keep = mask.bool().cpu()
         return Batch(number=number, kwargs=dict(given), keep=keep)
     raise CalibrationError(
         f"calibration batch {number} must be a tensor, a tuple of tensors or a mapping of names to tensors, found "
         f"{type(given).__name__}."
     )
+
+
+def _check_content(batch: Batch) -> None:
+    """Raise `CalibrationError` for a batch that says nothing about a model."""
+    tensors = [one for one in (*batch.args, *batch.kwargs.values()) if isinstance(one, torch.Tensor)]
+    for tensor in _tensors_in((batch.args, batch.kwargs)):
+        if kind := _odd_kind(tensor):
+            raise CalibrationError(
+                f"calibration batch {batch.number} must hold dense tensors with values, found one that is {kind}."
+            )
+    if tensors and batch.kwargs.get("input_ids", tensors[0]).numel() == 0:
+        shape = tuple(batch.kwargs.get("input_ids", tensors[0]).shape)
+        raise CalibrationError(
+            f"calibration batch {batch.number} must hold at least one row and one token, found shape {shape}. Leave it "
+            f"out."
+        )
+    if batch.keep is not None and not bool(batch.keep.any()):
+        raise CalibrationError(
+            f"calibration batch {batch.number} must hold at least one token, found nothing but padding: its "
+            f"attention_mask is zero everywhere. Leave it out."
+        )
+
+
+def _hash(found: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        found.update(f"{tuple(value.shape)} {value.dtype}".encode())
+        found.update(to_numpy(value.detach().contiguous().reshape(-1).view(torch.uint8)).tobytes())
+    elif isinstance(value, Mapping):
+        _hash(found, [part for item in value.items() for part in item])
+    elif isinstance(value, (tuple, list)):
+        found.update(f"{len(value)} parts".encode())
+        for one in value:
+            _hash(found, one)
+    elif isinstance(value, (bool, int, float, str, bytes)) or value is None:
+        found.update(f"{type(value).__name__} {value!r}".encode())
+    else:
+        found.update(type(value).__qualname__.encode())
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in a nest of tuples, lists and mappings."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors_in(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _tensors_in(one)
+
+
+def _odd_kind(tensor: torch.Tensor) -> str | None:
+    """What keeps a tensor's values from being read one by one; ``None``: nothing."""
+    kinds = {
+        "uninitialized": is_lazy(tensor),
+        "nested": tensor.is_nested,
+        "sparse": tensor.layout not in (torch.strided, torch.jagged),
+        "quantized": tensor.is_quantized,
+        "on the meta device": tensor.is_meta,
+    }
+    return next((kind for kind, applies in kinds.items() if applies), None)
 
 
 def _vocabulary(model: nn.Module) -> int | None:
@@ -154,8 +232,6 @@ def _vocabulary(model: nn.Module) -> int | None:
 
 
 def _check_tokens(number: int, tokens: torch.Tensor, vocabulary: int) -> None:
-    if tokens.numel() == 0:
-        raise CalibrationError(f"calibration batch {number} must hold at least one token, found none.")
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:
         raise CalibrationError(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
-from secateur._array import to_numpy
 from secateur._wording import counted
 from secateur.errors import ConfigError
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.interrupts import deferred_interrupts
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.allocation import AllocationTask, allocate
-from secateur.oneshot.pytorch.batches import calibrating, read_batches
+from secateur.oneshot.pytorch.batches import calibrating, digest, read_batches
 from secateur.oneshot.pytorch.features import refuse_unreadable
 from secateur.oneshot.pytorch.journal import Journal
 from secateur.oneshot.pytorch.memory import named_error
@@ -144,13 +141,7 @@ class CalibratedRun:
         """What tells this run from another that may have been interrupted in the same folder."""
         layers = {row.name: list(row.shape) for row in self.plan.layers if row.is_pruned}
         config = self.plan.config.model_dump(mode="json")
-        data = hashlib.sha256()
-        for batch in self.batches:
-            for value in (*batch.args, *batch.kwargs.values()):
-                if isinstance(value, torch.Tensor):
-                    data.update(str((tuple(value.shape), value.dtype)).encode())
-                    data.update(to_numpy(value.detach().contiguous().reshape(-1).view(torch.uint8)).tobytes())
-        return {"config": config, "recipe": str(self.recipe), "layers": layers, "data": data.hexdigest()}
+        return {"config": config, "recipe": str(self.recipe), "layers": layers, "data": digest(self.batches)}
 
     def _note(self, journal: Journal) -> str:
         if not journal.is_resumable:

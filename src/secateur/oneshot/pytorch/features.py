@@ -50,8 +50,10 @@ def features(
         keep: Booleans of shape (batch, tokens), ``False`` where a token is padding; ``None``: all count.
 
     Raises:
-        CalibrationError: The layer reads several inputs, of which its weight serves each in part.
+        CalibrationError: The layer reads several inputs, of which its weight serves each in part, or complex numbers.
     """
+    if isinstance(inputs[0], torch.Tensor) and inputs[0].is_complex():
+        raise CalibrationError(f"layer {name!r}: what it reads must be real numbers, found complex ones. Exclude it.")
     if isinstance(module, Convolution):
         yield from _unfolded(module, inputs[0])
         return

@@ -70,6 +70,7 @@ class InputStatistics:
         self.keep: torch.Tensor | None = None
         self._leaders: dict[str, str] = {}
         self._calls: Counter[str] = Counter()
+        self._rows: Counter[str] = Counter()
         self._sums: dict[str, torch.Tensor] = {}
         self._seen: dict[tuple[int, int], tuple[str, Any]] = {}
 
@@ -97,10 +98,10 @@ class InputStatistics:
         """The layers that read the same inputs, in the order given.
 
         Raises:
-            CalibrationError: A layer read nothing, or what it read is not finite.
+            CalibrationError: A layer read nothing, or nothing but padding or zeros, or what it read is not finite.
         """
         self._seen.clear()
-        if missing := [name for name in self.layers if name not in self._leaders]:
+        if missing := [name for name in self.layers if not self._rows[self._leaders.get(name, name)]]:
             raise CalibrationError(
                 f"{listed(map(repr, missing))} read nothing while the calibration data went through the model. Exclude "
                 f"them, or give data that reach them."
@@ -115,6 +116,11 @@ class InputStatistics:
                 raise CalibrationError(
                     f"layer {leader!r}: what it reads must be finite, found inf or nan. Look at the calibration data "
                     f"and at the layers before it."
+                )
+            if not bool(self._sums[leader].any()):
+                raise CalibrationError(
+                    f"layer {leader!r} reads nothing but zeros, which do not tell which of its weights matter. Exclude "
+                    f"it, or give other data."
                 )
         return [tuple(names) for names in found.values()]
 
@@ -156,6 +162,7 @@ class InputStatistics:
         return name == leader or (not isinstance(mine, plain) and not isinstance(theirs, plain))
 
     def _add(self, name: str, rows_NGF: torch.Tensor) -> None:
+        self._rows[name] += len(rows_NGF)
         if not self.with_gram:
             fresh = rows_NGF.square().sum(dim=0)
             self._sums[name] = self._sums[name].add_(fresh) if name in self._sums else fresh

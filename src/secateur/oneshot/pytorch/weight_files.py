@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from secateur._shards import read_weight_map
 from secateur._wording import listed
 from secateur.errors import ModelLoadError
 
@@ -78,10 +79,10 @@ def _files(path: Path) -> Collection[Path]:
         return [path]
     if (path / INDEX).is_file():
         try:
-            places = json.loads((path / INDEX).read_text("utf-8"))["weight_map"]
-            return sorted({path / str(place) for place in places.values()})
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            places = read_weight_map(json.loads((path / INDEX).read_bytes()))
+        except (OSError, ValueError, RecursionError) as error:
             raise _damaged(path / INDEX, error) from error
+        return [path / name for name in sorted(set(places.values()))]
     if (path / SINGLE).is_file():
         return [path / SINGLE]
     if found := sorted(path.glob(f"*{SUFFIX}")):
@@ -90,7 +91,13 @@ def _files(path: Path) -> Collection[Path]:
 
 
 def header_of(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name → shape and type of all that one file holds."""
+    """Name → shape and type of all that one file holds.
+
+    Raises:
+        ModelLoadError: It is missing, no file or damaged.
+    """
+    if not path.is_file():  # a pipe would never end
+        raise ModelLoadError(f"{path} must be a file with weights, found {'none' if path.exists() else 'nothing'}.")
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

@@ -1,0 +1,310 @@
+"""Whatever goes wrong in a run, the model is as it was, or the error says where its dense weights are."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+import secateur
+from fuzz.interrupts import count_lines, interrupt_at
+from oneshot.families import family, inputs_of
+from oneshot.problems import Recording, batches, mlp
+from secateur.errors import ConfigError, InsufficientMemoryError, StateError, StorageError
+from secateur.oneshot import Calibration
+from secateur.oneshot.interrupts import deferred_interrupts, interruptible
+from secateur.oneshot.pytorch import dense_copies, tensor_files
+from training.models import bits
+
+CONFIG = {"pattern": "2:4"}
+
+
+def prune(model: nn.Module, folder: Path | None = None, progress: Any = None, **options: Any) -> Any:
+    calibration = Calibration(batches(), folder=folder, progress=progress, keep_parts=options.pop("keep_parts", False))
+    return secateur.prune(model, CONFIG, calibration=calibration, **{"solver": "wanda", **options})
+
+
+# Memory
+
+
+LIMITED = """
+import resource, sys, torch, secateur
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1024, 1024)
+
+    def forward(self, x):
+        return x + self.layer(x)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(1024, 4)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+def limit(step):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), resource.RLIM_INFINITY))
+
+model = Net()
+before = [held.detach().clone() for held in model.parameters()]
+given = secateur.Calibration([torch.randn(8, 1024)], progress=limit)
+try:
+    secateur.prune(model, {"pattern": "2:4"}, calibration=given, solver="wanda")
+except secateur.errors.InsufficientMemoryError as error:
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    assert error.__notes__ == ["The model is as it was before."], error.__notes__
+    assert all(map(torch.equal, before, model.parameters()))
+    sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits of memory, and /proc")
+def test_a_model_is_put_back_without_memory() -> None:
+    ran = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    assert ran.returncode == 7, ran.stderr
+
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    torch.OutOfMemoryError("CUDA"),
+    OSError(12, "Cannot allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+@pytest.mark.parametrize("where", ["solver", "model"])
+def test_memory_that_does_not_suffice_is_named(error: Exception, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    model = mlp()
+    before = bits(model)
+    if where == "solver":
+        monkeypatch.setattr("secateur.oneshot.pytorch.solvers.wanda.Wanda.solve", fail)
+    else:
+        monkeypatch.setattr(model[4], "forward", fail)
+    with pytest.raises(InsufficientMemoryError, match="not enough memory") as caught:
+        prune(model)
+    assert caught.value.__cause__ is error
+    assert bits(model) == before
+
+
+# Putting back that fails
+
+
+@pytest.mark.parametrize("is_resumable", [False, True])
+def test_dense_weights_that_cannot_be_put_back_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_resumable: bool
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def fail(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    model, folder = mlp(), tmp_path / "run" if is_resumable else None
+    before = bits(model)
+    with monkeypatch.context() as patched:
+        patched.setattr(dense_copies, "_read_into", fail)
+        with pytest.raises(StateError, match=r"only partly as it was: .*Input/output error.* 2 files named") as caught:
+            prune(model, folder, Recording(KeyboardInterrupt, 3))
+    assert bits(model) != before
+    files = sorted(tmp_path.rglob("rescued-*.safetensors"), reverse=True)
+    assert str(files[0].parent) in str(caught.value)
+    if folder is not None:  # another run removes nothing of it
+        prune(mlp(), folder)
+    for file in files:
+        model.load_state_dict(load_file(file), strict=False)
+    assert bits(model) == before
+
+
+def test_parameters_of_every_memory_layout_are_put_back() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 2))
+    model[0].to(memory_format=torch.channels_last)
+    model[3].weight = nn.Parameter(torch.randn(8, 8).T)
+    model[4].half().float()
+    before = bits(model)
+    given = Calibration([torch.randn(16, 4, 3, 3)], progress=Recording(KeyboardInterrupt, 1))
+    with pytest.raises(KeyboardInterrupt):
+        secateur.prune(model, CONFIG, calibration=given, solver="sparsegpt")
+    assert bits(model) == before
+
+
+# Disks
+
+
+FULL = [SafetensorError("I/O error: No space left on device (os error 28)"), OSError(28, "No space left on device")]
+
+
+@pytest.mark.parametrize("error", FULL, ids=repr)
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_disk_that_is_full(error: Exception, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, model, calls = mlp(), mlp(), []
+    prune(expected)
+    before = bits(model)
+
+    def save(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == at:
+            raise error
+        original(*arguments)
+
+    original = tensor_files.save_file
+    with monkeypatch.context() as patched:
+        patched.setattr(tensor_files, "save_file", save)
+        with pytest.raises(StorageError, match=r"cannot be written .*No space.*Make room, or choose another folder"):
+            prune(model, tmp_path)
+    assert bits(model) == before
+    assert not list(tmp_path.glob("*.part"))
+    prune(model, tmp_path)
+    assert bits(model) == bits(expected)
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    other = mlp()
+    before = bits(other)
+
+    def progress(_: Any) -> None:
+        with pytest.raises(StateError, match="Another run works in the folder"):
+            prune(other, tmp_path)
+
+    model, expected = mlp(), mlp()
+    prune(model, tmp_path, progress)
+    prune(expected)
+    assert bits(model) == bits(expected)
+    assert bits(other) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_are_kept_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [family("llama") for _ in range(2)]
+    given = Calibration(inputs_of("llama"), folder=tmp_path, keep_parts=True)
+    options: dict[str, Any] = {"solver": "wanda", "refine": secateur.refiners.Distill(steps=4)}
+    first = secateur.prune(models[0], CONFIG, calibration=given, **options)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("secateur.oneshot.pytorch.solvers.wanda.Wanda.solve", fail)
+    monkeypatch.setattr("secateur.oneshot.pytorch.refining.distill.Distill.refine", fail)
+    again = secateur.prune(models[1], CONFIG, calibration=given, **options)
+    assert bits(models[1]) == bits(models[0]) != bits(family("llama"))
+    assert (first.layers, first.errors) == (again.layers, again.errors)
+
+
+def test_parts_are_kept_in_a_folder() -> None:
+    with pytest.raises(ConfigError, match="folder must be set where keep_parts is"):
+        Calibration([], keep_parts=True)
+
+
+# Ctrl-C
+
+
+def press_ctrl_c(then: list[str], *words: str) -> None:
+    """Note each word after a signal."""
+    for word in words:
+        signal.raise_signal(signal.SIGINT)
+        then.append(word)
+
+
+def test_an_interrupt_waits_for_its_place() -> None:
+    order: list[str] = []
+
+    def act() -> None:
+        with deferred_interrupts():
+            press_ctrl_c(order, "deferred")
+            with interruptible():
+                order.append("not reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        act()
+    assert order == ["deferred"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_is_raised_at_once_where_it_may() -> None:
+    order: list[str] = []
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts(), interruptible():
+        press_ctrl_c(order, "not reached")
+    assert order == []
+
+
+def test_an_interrupt_is_not_lost() -> None:
+    order: list[str] = []
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
+        press_ctrl_c(order, "deferred")
+    assert order == ["deferred"]
+
+
+def test_clean_up_is_not_interrupted() -> None:
+    order: list[str] = []
+
+    def act() -> None:
+        with deferred_interrupts():
+            try:
+                with interruptible():
+                    press_ctrl_c(order, "not reached")
+            finally:
+                press_ctrl_c(order, "put", "back")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        act()
+    assert order == ["put", "back"]
+    assert caught.value.__context__ is None
+
+
+def test_a_handler_of_ones_own_is_called() -> None:
+    calls: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: calls.append(number))
+    try:
+        with deferred_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            assert calls == []
+            with interruptible():
+                signal.raise_signal(signal.SIGINT)
+        assert calls == [signal.SIGINT] * 2
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+WAYS: list[Callable[[nn.Module], Any]] = [
+    lambda model: secateur.prune(model, CONFIG),
+    lambda model: prune(model),
+    lambda model: prune(model, refine=["pcg", secateur.refiners.Distill(steps=2)]),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_interrupt_at_any_line_leaves_the_model_as_it_was_or_pruned(way: Callable[[nn.Module], Any]) -> None:
+    expected = mlp()
+    lines = count_lines(lambda: way(expected))
+    dense = bits(mlp())
+    step = max(1, lines // 60)
+    interrupted = 0
+    for line in range(1, lines + 1, step):
+        model = mlp()
+        try:
+            interrupt_at(line, lambda model=model: way(model))
+        except KeyboardInterrupt:
+            interrupted += 1
+        assert bits(model) in (dense, bits(expected)), line
+        assert all(module.training for module in model.modules())
+        assert all(held.requires_grad and held.grad is None for held in model.parameters())
+        assert not any(module._forward_pre_hooks for module in model.modules())
+    assert interrupted > 50
