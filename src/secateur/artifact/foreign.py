@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from secateur._packages import is_installed
+from secateur._shards import read_weight_map
 from secateur._wording import brief, listed
 from secateur.artifact.companions import CompanionFiles
 from secateur.artifact.dtypes import DTYPES, Bits
@@ -121,15 +122,11 @@ def _index(path: Path) -> dict[str, str] | None:
     index = path / INDEX
     if not os.path.isfile(index):
         return None
-    places = parsed_json(read_small_file(index, MAX_INDEX_BYTES), index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise ArtifactError(f"{index}: 'weight_map' must say for each tensor in which file it is.")
-    for place in set(places.values()):
-        if Path(place).name != place or not place.isprintable():
-            raise ArtifactError(f"{index}: {brief(place)} is no name of a file in the folder.")
-    if not places:
-        raise ArtifactError(f"{index}: 'weight_map' must name the files of all tensors, found nothing in it.")
-    return places
+    found = parsed_json(read_small_file(index, MAX_INDEX_BYTES), index)
+    try:
+        return read_weight_map(found)
+    except ValueError as error:
+        raise ArtifactError(f"{index}: {error}.") from error
 
 
 def _files(path: Path) -> list[Path]:

@@ -30,8 +30,9 @@ class Activations:
         return len(list(Path(self._folder.name).iterdir())) if self._folder else len(self._tensors)
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        # A copy: a block may change in place what it is given.
-        return load_file(self._path(number))["input"] if self._folder else self._tensors[number].clone()
+        # A copy: a block may change in place what it is given, and the last bits of a product depend on how a matrix is
+        # aligned in memory.
+        return (load_file(self._path(number))["input"] if self._folder else self._tensors[number]).clone()
 
     def __setitem__(self, number: int, tensor: torch.Tensor) -> None:
         tensor = tensor.detach().to("cpu")

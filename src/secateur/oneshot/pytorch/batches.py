@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from secateur._array import to_numpy
 from secateur.errors import CalibrationError, SecateurError
 from secateur.oneshot.interrupts import interruptible
 from secateur.oneshot.pytorch.memory import is_out_of_memory
+from secateur.oneshot.pytorch.tensor_files import byte_view
 
 __all__ = ["Batch", "calibrating", "digest", "moved", "naming_batch", "read_batches", "version"]
 
@@ -187,7 +187,7 @@ def _check_content(batch: Batch) -> None:
 def _hash(found: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         found.update(f"{tuple(value.shape)} {value.dtype}".encode())
-        found.update(to_numpy(value.detach().contiguous().reshape(-1).view(torch.uint8)).tobytes())
+        found.update(byte_view(value.detach().cpu().resolve_conj().resolve_neg().contiguous()))
     elif isinstance(value, Mapping):
         _hash(found, [part for item in value.items() for part in item])
     elif isinstance(value, (tuple, list)):

@@ -37,11 +37,11 @@ class Checkpoint(Journal):
     """
 
     def __init__(self, folder: str | Path, described: Mapping[str, Any], storage: InFiles) -> None:
-        super().__init__(folder, described)
-        self.storage = storage
         source = storage.files.path
         # Opened before anything is pruned, so that a file that must not be copied is told of at once.
         self._companions = CompanionFiles(source, COPIED | CODE, {RUN}) if source.is_dir() else None
+        self.storage = storage
+        super().__init__(folder, described)
 
     def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
         """See `Journal.commit`; all else that the block holds is written too."""

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import nn
 
 from secateur.errors import StateError
-from secateur.oneshot.pytorch.tensor_files import write_tensors
+from secateur.oneshot.pytorch.tensor_files import byte_view, write_tensors
 
 __all__ = ["DENSE", "DenseCopies"]
 
@@ -123,8 +123,7 @@ def _read_into(file: BinaryIO, tensor: torch.Tensor) -> None:
     Raises:
         OSError: The file ends before.
     """
-    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-    memory, done = memoryview(array), 0
+    memory, done = byte_view(tensor), 0
     while done < len(memory):
         count = file.readinto(memory[done:])  # type: ignore[attr-defined]
         if not count:

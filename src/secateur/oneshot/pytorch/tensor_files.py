@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from secateur.errors import StateError, StorageError
 from secateur.oneshot.pytorch.memory import is_out_of_memory
 
-__all__ = ["AGAIN", "checksum", "read_tensors", "write_tensors", "write_text", "writing"]
+__all__ = ["AGAIN", "byte_view", "checksum", "read_tensors", "write_tensors", "write_text", "writing"]
 
 AGAIN = "Delete it to have this part pruned again."
 """What to do about a finished stage that cannot be read."""
@@ -75,8 +76,15 @@ def checksum(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
     found = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        found.update(byte_view(tensor.detach().cpu().contiguous()))
     return found.hexdigest()
+
+
+def byte_view(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    # A tensor of one number may have any strides.
+    array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
