@@ -9,8 +9,8 @@ from secateur._wording import brief
 
 __all__ = ["read_weight_map"]
 
-RESERVED = re.compile(r"\.*|.*[/\\:].*")
-"""Names that lead out of a folder, here or on another system."""
+RESERVED = re.compile(r"\.*|.*[/\\:].*|.{256,}", re.DOTALL)
+"""Names that lead out of a folder, here or on another system, or that no system has."""
 
 
 def read_weight_map(index: Any) -> dict[str, str]:
