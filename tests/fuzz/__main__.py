@@ -5,6 +5,7 @@ Batches of cases run in processes of their own, so that a crash is counted and n
 
 import argparse
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 
 from fuzz.harness import load_attacks, run_case
 
-SECONDS_PER_BATCH = 20
+SECONDS_PER_BATCH = 60
 """A batch starts no new case after this time."""
 
 MAX_TRACEBACK_LINES = 40
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="run this one case in this process, with a traceback")
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    os.environ.setdefault("KERAS_BACKEND", "numpy")  # as in the tests: it is there, and imported at once
     attacks = load_attacks()
     names = given.only or list(attacks)
     if unknown := sorted(set(names) - set(attacks)):
