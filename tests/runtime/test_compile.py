@@ -414,6 +414,7 @@ def test_every_layer_has_a_reason() -> None:
         "tied": "its weight is shared with another layer",
         "other": "its weight is shared with another layer",
         "hooked": "it has hooks, which would be lost",
+        "attention": "MultiheadAttention is not exchanged",
         "attention.out_proj": "NonDynamicallyQuantizableLinear is not exchanged",
         "grouped": "a convolution with groups is many small products",
     }
@@ -527,7 +528,7 @@ def test_models_that_are_not_ready_are_refused() -> None:
     model = mlp(8, 8).train()
     with pytest.raises(StateError, match=r"for inference, and .* is in training mode\. Call model\.eval\(\)"):
         secateur.runtime.compile(model, torch.randn(2, 8))
-    with pytest.raises(CalibrationError, match="The model refuses calibration batch 0"):
+    with pytest.raises(CalibrationError, match="The model refuses the example inputs: RuntimeError: mat1 and mat2"):
         secateur.runtime.compile(model.eval(), torch.randn(2, 9))
     with pytest.raises(ConfigError, match="cuda_graphs is for models on a GPU, and this one is on cpu"):
         secateur.runtime.compile(model, torch.randn(2, 8), cuda_graphs=True)
@@ -550,7 +551,7 @@ def test_kinds_of_layers_say_what_they_are() -> None:
     assert isinstance(model[0], ExchangedLayer)
     assert re.search(r"32, 64, [14]x1, [\d,]+ bytes", repr(model[0]))
     assert model[0].weight.shape == (64, 32)
-    assert model[0].weight.is_meta
+    assert model[0].weight.dtype == torch.float32
     found = zeroed(pruned(mlp(32, 64), "1xchannel", 0.5)[0])
     (channels,) = (
         way for way in ways(mlp(32, 64)[0], found, 8) if isinstance(way, Way) and way.name == "smaller dense"

@@ -30,9 +30,11 @@ def compile(  # noqa: A001 - as torch calls it
 
     Every layer with zeros is timed as it is and in each way that its zeros allow, with inputs of the example's shapes;
     on the CPU, the best way once more within the model's own calls. The layer is exchanged if that is faster, and stays
-    dense otherwise, as all do if the model as a whole is not faster; the report says which, by how much, and why. The
-    dense weight of an exchanged layer is let go. Load or prune first: an exchanged layer does not train, and takes no
-    other weights.
+    dense otherwise, as all do if the model as a whole is not faster; the report says which, by how much, and why. All
+    outputs of the model are compared with those of the dense one first: layers that would change them stay dense.
+
+    Replaced layers free their dense weight. Load or prune first: a replaced layer does not train, takes no other
+    weights, and cannot be exported.
 
     Args:
         model: A torch module in evaluation mode, pruned; it is changed in place.
@@ -52,7 +54,7 @@ def compile(  # noqa: A001 - as torch calls it
         UnsupportedModelError: It is no torch module.
         StateError: The model is in training mode.
         ConfigError: `cuda_graphs` is asked for, and the model is on no GPU.
-        CalibrationError: The model refuses the example inputs.
+        CalibrationError: The model refuses the example inputs, or they are of no kind that can be called.
 
     Example:
         >>> import torch, secateur, secateur.runtime

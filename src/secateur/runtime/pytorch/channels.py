@@ -55,8 +55,17 @@ class ChannelLayer(ExchangedLayer):
         """The kept outputs of the kept inputs."""
 
     @property
-    def bias(self) -> torch.Tensor | None:
-        """See `ExchangedLayer.bias`."""
+    def dtype(self) -> torch.dtype:
+        """See `ExchangedLayer.dtype`."""
+        return self.rest.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """See `ExchangedLayer.device`."""
+        return self.rest.device
+
+    def dense_bias(self) -> torch.Tensor | None:
+        """See `ExchangedLayer.dense_bias`."""
         return self.packed_bias
 
     @property
@@ -64,8 +73,9 @@ class ChannelLayer(ExchangedLayer):
         """See `ExchangedLayer.nbytes`; with the numbers of its channels."""
         return int(sum(one.nbytes for one in (self.rest, self.kept_outputs, self.kept_inputs)))
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as the dense layer names it
         """Inputs with I channels to outputs with O channels."""
+        inputs = input
         if len(self.kept_inputs) < self.inputs:
             inputs = inputs.index_select(self.axis, self.kept_inputs)
         bias = self.packed_bias
@@ -123,12 +133,13 @@ class ChannelConv2d(ChannelLayer):
         some = [kept if kept.any() else one for kept, one in zip((outputs, inputs), first, strict=True)]
         super().__init__(layer, *some)
         self.stride, self.dilation, self.padding = layer.stride, layer.dilation, layer.padding
+        self.padding_mode = layer.padding_mode
         # The convolution itself keeps its padding in the form that `functional.pad` takes.
-        self.margins, self.padding_mode = tuple(layer._reversed_padding_repeated_twice), layer.padding_mode
+        self._margins = tuple(layer._reversed_padding_repeated_twice)
 
     def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See `ChannelLayer.product`."""
         padding: str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
-            inputs, padding = functional.pad(inputs, self.margins, mode=self.padding_mode), (0, 0)
+            inputs, padding = functional.pad(inputs, self._margins, mode=self.padding_mode), (0, 0)
         return functional.conv2d(inputs, self.rest, bias, self.stride, padding, self.dilation)

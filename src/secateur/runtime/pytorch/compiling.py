@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ConfigError, StateError
-from secateur.oneshot.pytorch.batches import read_batches
-from secateur.patterns.pytorch import families
+from secateur.errors import CalibrationError, ConfigError, StateError
 from secateur.planning.pytorch import unwrapped
-from secateur.runtime.pytorch.layers import parts
-from secateur.runtime.pytorch.trying import Call, Tried, Wanted, kept, settled, tried
-from secateur.runtime.pytorch.turns import layer_seconds, model_seconds, put
-from secateur.runtime.pytorch.ways import refusal
+from secateur.runtime.pytorch.checking import Candidate, OutputCheck, shortened
+from secateur.runtime.pytorch.example import fixed_seed, read_example
+from secateur.runtime.pytorch.operator import is_strided
+from secateur.runtime.pytorch.survey import survey
+from secateur.runtime.pytorch.trying import Call, Tried, Wanted, kept, settled, tolerance_of, tried
+from secateur.runtime.pytorch.turns import layer_seconds, model_seconds, replace_layers
 from secateur.runtime.report import LayerRow, RuntimeReport
 
 __all__ = ["compile_model"]
@@ -43,25 +42,19 @@ def compile_model(
     device = next((weight.device for weight in inner.parameters()), torch.device("cpu"))
     if cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs is for models on a GPU, and this one is on {device}. Move it, or leave it out.")
-    (batch,) = read_batches(inner, [example_inputs])
-    layers = {name: layer for name, layer in inner.named_modules() if families(layer) and _has_weight(layer)}
-    wanted, call = Wanted(int8, cuda_graphs), partial(batch.run, inner, None)
-    with torch.no_grad():
-        calls = _observed(layers, call)
-        owners = Counter(id(layer.weight) for layer in layers.values())
-        alone = {
-            name: tried(_row(name, layer, calls.get(name), owners[id(layer.weight)]), layer, calls.get(name), wanted)
-            for name, layer in layers.items()
-        }
-        chosen = {name: settled(*one) for name, one in (alone | _within(inner, call, alone, calls)).items()}
+    example, wanted = read_example(example_inputs), Wanted(int8, cuda_graphs)
+    call = partial(example.copy().run, inner)
+    with torch.no_grad(), fixed_seed(device):
+        check, rows = OutputCheck(inner, example, device), survey(inner)
+        chosen = _choose(inner, rows, (call, check), wanted)
         others = {name: other for name, (_, other) in chosen.items() if other is not None}
         before, after = model_seconds(inner, call, others, device)
-        rows = [row for row, _ in chosen.values()]
+        rows = {name: row for name, (row, _) in chosen.items()}
         if after > WORTHWHILE * before and not cuda_graphs:  # calls of the model are not in graphs
-            others, after, rows = {}, before, [_kept(row) for row in rows]
-        put(inner, others)
+            others, after, rows = {}, before, {name: _kept(row) for name, row in rows.items()}
+    replace_layers(inner, others)
     return RuntimeReport(
-        layers=tuple(rows),
+        layers=tuple(rows.values()),
         threads=torch.get_num_threads(),
         device=str(device),
         dense_seconds=before,
@@ -70,49 +63,77 @@ def compile_model(
     )
 
 
-def _has_weight(layer: nn.Module) -> bool:
-    return isinstance(layer._parameters.get("weight"), torch.Tensor)
+def _choose(
+    model: nn.Module, rows: Mapping[str, LayerRow], calling: tuple[Callable[[], object], OutputCheck], wanted: Wanted
+) -> dict[str, Tried]:
+    """What becomes of every layer; the outputs of the model with the others in place are right.
+
+    Args:
+        model: The model; it is left as it was.
+        rows: What is known of its layers.
+        calling: Calls it, and compares its outputs.
+        wanted: What `compile` was asked for.
+    """
+    (call, check), layers = calling, {name: model.get_submodule(name) for name in rows}
+    free = {name: layers[name] for name, row in rows.items() if not row.reason}
+    if reason := check.obstacle or (free and check.judge_noise(max(map(tolerance_of, free.values())))):
+        return {name: (row if row.reason else replace(row, reason=reason), None) for name, row in rows.items()}
+    calls, unseen = _observe_calls(free, call)
+    alone = {
+        name: tried(_with_call(row, calls.get(name), unseen), layers[name], calls.get(name), wanted)
+        for name, row in rows.items()
+    }
+    alone = _without_wrong(check, alone)
+    chosen = {name: settled(*one) for name, one in (alone | _within(model, call, alone, calls)).items()}
+    return _without_wrong(check, chosen)
 
 
-def _observed(layers: Mapping[str, nn.Module], call: Callable[[], object]) -> dict[str, Call]:
-    """How each layer is called, where it is; the last call counts."""
+def _observe_calls(layers: Mapping[str, nn.Module], call: Callable[[], object]) -> tuple[dict[str, Call], str]:
+    """How each layer is called, where it is, and why others are not; the last call counts."""
     calls: dict[str, Call] = {}
 
     def note(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
-            if args and isinstance(args[0], torch.Tensor) and args[0].numel() and isinstance(outputs, torch.Tensor):
-                channels = outputs.shape[1 if isinstance(layer, nn.Conv2d) and outputs.ndim == 4 else -1]
-                calls[name] = Call(torch.randn_like(args[0]), outputs.numel() // channels)
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+            inputs = args[0] if args else kwargs.get("input")
+            if inputs is not None and _is_countable(inputs) and _is_countable(outputs):
+                channels = outputs.shape[-3 if isinstance(layer, nn.Conv2d) else -1]
+                calls[name] = Call(torch.randn_like(inputs), outputs.numel() // channels)
 
         return hook
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.callback(layer.register_forward_hook(note(name)).remove)
-        call()
-    return calls
+            hooks.callback(layer.register_forward_hook(note(name), with_kwargs=True).remove)
+        try:
+            call()
+        except CalibrationError as error:
+            return {}, f"the model cannot be observed: {shortened(error.__cause__ or error)}"
+    return calls, "it is not called with the example inputs"
 
 
-def _row(name: str, layer: nn.Module, call: Call | None, owners: int) -> LayerRow:
-    """What is known of a layer that stays dense, with the reason if it must."""
-    weight, _ = parts(layer)
-    row = LayerRow(
-        name=name,
-        shape=tuple(weight.shape),
-        pattern=None,
-        sparsity=0.0,
-        dense_bytes=weight.nbytes,
-        bytes=weight.nbytes,
-        rows=0 if call is None else call.rows,
-        reason=refusal(layer, owners),
-    )
-    if call is None and not row.reason:
-        return replace(row, reason="it is not called with the example inputs")
-    return row
+def _is_countable(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and is_strided(value) and value.is_floating_point() and value.numel() > 0
+
+
+def _with_call(row: LayerRow, call: Call | None, unseen: str) -> LayerRow:
+    if call is not None:
+        return replace(row, rows=call.rows)
+    return row if row.reason else replace(row, reason=unseen)
 
 
 def _kept(row: LayerRow) -> LayerRow:
     return row if row.chosen == "dense" else kept(row, f"{row.chosen} is faster, but not the whole model")
+
+
+def _without_wrong(check: OutputCheck, found: dict[str, Tried]) -> dict[str, Tried]:
+    """The same, with those dense whose replacements would change the model's outputs."""
+    others = {
+        name: Candidate(other, row.error, tolerance_of(other, row.chosen))
+        for name, (row, other) in found.items()
+        if other is not None
+    }
+    wrong = check.find_wrong_layers(others)
+    return found | {name: (kept(found[name][0], f"{found[name][0].chosen}: {wrong[name]}"), None) for name in wrong}
 
 
 def _within(

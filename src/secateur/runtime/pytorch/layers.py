@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
+from torch._C import _is_any_autocast_enabled, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional
 
-from secateur.errors import LayerError, StateError
+from secateur.errors import LayerError, SecateurError, StateError
 from secateur.runtime.kernels import OVERRUN, PackedMatrix, Window, window_of
 from secateur.runtime.pytorch.borrowing import borrow_threads_of_torch
-from secateur.runtime.pytorch.operator import handle_of, multiply
+from secateur.runtime.pytorch.operator import (
+    apply_layer,
+    handle_of,
+    is_strided,
+    refuse_export,
+    refuse_tracing,
+    unpack_weight,
+)
+from secateur.runtime.pytorch.packed_tensor import PackedTensor, refuse_write
 
 __all__ = ["ExchangedLayer", "OperatorLayer", "PackedLayer", "SparseConv2d", "SparseLinear", "parts"]
 
@@ -26,6 +37,9 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 MOST_CALLS = 256
 """Shapes of inputs for which a layer remembers how it is called: Python would else take longer than a small product."""
 
+IMAGE_AXES = 3
+"""Of one image: channels, height and width."""
+
 Made = TypeVar("Made", bound=Callable[..., Any])
 
 
@@ -36,34 +50,45 @@ def parts(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     return weight.detach(), None if bias is None else bias.detach()
 
 
+class NoMemoryError(LayerError):
+    """An input has no memory to read."""
+
+
+def allocated(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is known not to be in memory, such as one of torch's lazy zeros, in memory."""
+    if tensor.numel() and not tensor._is_zerotensor():
+        raise NoMemoryError(f"an input of shape {tuple(tensor.shape)} has no memory. Pass a tensor with values.")
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
 class ExchangedLayer(nn.Module, ABC):
     """A layer for inference that stands in the place of a dense one.
 
-    Its state is that of the dense layer: ``state_dict()`` unpacks the weight.
+    Its state is that of the dense layer: ``state_dict()`` unpacks the weight. Other attributes, such as
+    ``in_features`` or ``stride``, are those of the dense layer.
 
     Args:
         layer: The dense layer.
 
     Attributes:
-        dtype: Type of the weight before, and of what it is multiplied with.
         dense_shape: Shape of the weight before.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        weight, _ = parts(layer)
-        self.dtype, self.dense_shape = weight.dtype, tuple(weight.shape)
+        self.__dict__.update({name: value for name, value in layer.__dict__.items() if name not in self.__dict__})
+        self.dense_shape = tuple(parts(layer)[0].shape)
         self.train(layer.training)
 
     @property
-    def weight(self) -> torch.Tensor:
-        """A stand-in on the meta device, with the dense weight's shape and type, for code that asks for these."""
-        return torch.empty(self.dense_shape, dtype=self.dtype, device="meta")
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Type of the weight, and of what it is multiplied with."""
 
     @property
     @abstractmethod
-    def bias(self) -> torch.Tensor | None:
-        """The bias; ``None``: there is none."""
+    def device(self) -> torch.device:
+        """Where the weight is."""
 
     @property
     @abstractmethod
@@ -74,10 +99,48 @@ class ExchangedLayer(nn.Module, ABC):
     def dense_weight(self) -> torch.Tensor:
         """The weight with its zeros, as the dense layer had it."""
 
+    @abstractmethod
+    def dense_bias(self) -> torch.Tensor | None:
+        """The bias as the dense layer had it; ``None``: there is none."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dense weight, read-only: its shape, type and device cost nothing, and its values are unpacked."""
+        if torch.compiler.is_compiling():
+            return self.traced_weight()
+        like = torch.empty(self.dense_shape, dtype=self.dtype, device="meta")
+        return PackedTensor(self.dense_weight, like, self.device)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias, read-only."""
+        bias = self.dense_bias()
+        if bias is None or torch.compiler.is_compiling():
+            return bias
+        return PackedTensor(lambda: bias, bias, bias.device)
+
+    def traced_weight(self) -> torch.Tensor:
+        """The dense weight in a graph of torch.compile."""
+        return self.dense_weight()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in {"weight", "bias"}:
+            refuse_write()
+        super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """See `torch.nn.Module.register_parameter`; not for the weight and the bias."""
+        if name in {"weight", "bias"}:
+            refuse_write()
+        super().register_parameter(name, param)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_export()
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002 - torch's
         destination[f"{prefix}weight"] = self.dense_weight()
-        if self.bias is not None:
-            destination[f"{prefix}bias"] = self.bias
+        if (bias := self.dense_bias()) is not None:
+            destination[f"{prefix}bias"] = bias
 
     def _load_from_state_dict(self, *_: Any) -> None:
         raise StateError(
@@ -99,37 +162,100 @@ class OperatorLayer(ExchangedLayer):
 
     def __init__(self, layer: nn.Module, *, place: str) -> None:
         super().__init__(layer)
-        self.place = place
+        weight, _ = parts(layer)
+        self._dtype, self._device, self._place = weight.dtype, weight.device, place
         self.handle = handle_of(self)
 
-    @abstractmethod
-    def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of inputs times the weight, plus the bias.
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `ExchangedLayer.dtype`."""
+        return self._dtype
 
-        Args:
-            rows: Inputs of shape (…, F).
+    @property
+    def device(self) -> torch.device:
+        """See `ExchangedLayer.device`."""
+        return self._device
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as the dense layer names it
+        """The outputs of the dense layer."""
+        # Lazy tensors, subclasses and whatever is traced, watched or transformed must go through torch's dispatcher.
+        # What has no address, such as a sparse tensor, raises. No function is called: a small product takes 6 µs.
+        if (
+            type(input) is torch.Tensor
+            and not is_dynamo_compiling()
+            and not input.is_neg()
+            and not _len_torch_dispatch_stack()
+            and not _len_torch_function_stack()
+            and forward_ad._current_level < 0
+            and not _is_any_autocast_enabled()
+        ):
+            try:
+                return self.multiply(input)
+            except NoMemoryError:
+                pass
+            except SecateurError:
+                raise
+            except RuntimeError:
+                pass
+        return apply_layer(self, input)
+
+    def compute(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The outputs for a tensor of strided memory, or of a layout that only the dense product takes.
 
         Raises:
-            StateError: They ask for gradients.
-            LayerError: They are elsewhere, or of another type or shape.
+            StateError: The input asks for gradients.
+            LayerError: It is elsewhere, or of another type or shape.
         """
+        return self.multiply(tensor) if is_strided(tensor) else self.compute_densely(tensor)
 
-    def _refuse(self, rows: torch.Tensor, features: tuple[int, int], *, is_here: bool) -> None:
+    @abstractmethod
+    def multiply(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same for strided memory."""
+
+    @abstractmethod
+    def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same with the unpacked weight."""
+
+    @abstractmethod
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the outputs for inputs of a shape."""
+
+    def traced_weight(self) -> torch.Tensor:
+        """See `ExchangedLayer.traced_weight`."""
+        return unpack_weight(self)
+
+    def refuse_gradients(self) -> NoReturn:
+        """Raise the error for inputs that ask for gradients or have tangents."""
+        raise StateError(
+            f"{type(self).__name__} is for inference and has no gradients. Call the model under torch.no_grad() "
+            f"or torch.inference_mode()."
+        )
+
+    def compute_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What the dense layer makes of a sparse, nested or otherwise unusual tensor.
+
+        Raises:
+            LayerError: torch has no dense product for it either.
+        """
+        try:
+            return self.multiply_densely(tensor)
+        except (RuntimeError, TypeError, ValueError) as error:  # NotImplementedError is a RuntimeError
+            said = str(error).partition("\n")[0]
+            raise LayerError(f"{type(self).__name__} does not take such a {type(tensor).__name__}: {said}") from error
+
+    def _refuse(self, tensor: torch.Tensor, features: tuple[int, int], *, is_here: bool) -> None:
         """Refuse inputs that it cannot take; `features`: how many they have, and how many it needs."""
-        if rows.requires_grad and torch.is_grad_enabled():
-            raise StateError(
-                f"{type(self).__name__} is for inference and has no gradients. Call the model under torch.no_grad() "
-                f"or torch.inference_mode()."
-            )
-        if not is_here or rows.dtype is not self.dtype:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            self.refuse_gradients()
+        if not is_here or tensor.dtype is not self._dtype:
             raise LayerError(
-                f"{type(self).__name__} needs inputs of {self.dtype} on {self.place}, found {rows.dtype} on "
-                f"{rows.device}. Convert and move the model before it is compiled."
+                f"{type(self).__name__} needs inputs of {self._dtype} on {self._place}, found {tensor.dtype} on "
+                f"{tensor.device}. Convert and move the model before it is compiled."
             )
         if features[0] != features[1]:
             raise LayerError(
                 f"{type(self).__name__} needs {features[1]} input features, found an input of shape "
-                f"{tuple(rows.shape)}."
+                f"{tuple(tensor.shape)}."
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -154,38 +280,42 @@ class PackedLayer(OperatorLayer):
         self.matrix = matrix
         self.has_bias = bias is not None
         # No buffer: kernels read its address, and `Module.to` would put it elsewhere or make it another type.
-        self._bias = torch.zeros(matrix.shape[0]) if bias is None else bias.float().contiguous().clone()
+        empty = torch.zeros(matrix.shape[0], dtype=torch.float32, device="cpu")
+        self._bias = empty if bias is None else bias.float().contiguous().clone()
         self._calls: dict[Hashable, Callable[..., Any]] = {}
 
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """See `ExchangedLayer.bias`."""
-        return self._bias.to(self.dtype) if self.has_bias else None
+    def dense_bias(self) -> torch.Tensor | None:
+        """See `ExchangedLayer.dense_bias`."""
+        return self._bias.to(self._dtype) if self.has_bias else None
 
     @property
     def nbytes(self) -> int:
         """See `ExchangedLayer.nbytes`."""
         return self.matrix.nbytes
 
-    def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
-        """See `OperatorLayer.multiplied`."""
-        call = self._calls.get((rows.shape, rows.dtype, torch.get_num_threads()))
-        if call is None or not rows.is_cpu or (rows.requires_grad and torch.is_grad_enabled()):
-            call = self._call_for(rows)
-        return call(rows)
+    def multiply(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `OperatorLayer.multiply`; inputs have shape (…, F)."""
+        call = self._calls.get((tensor.shape, tensor.dtype, torch.get_num_threads()))
+        if call is None or not tensor.is_cpu or (tensor.requires_grad and torch.is_grad_enabled()):
+            call = self._call_for(tensor)
+        return call(tensor)
 
     def _call_for(self, rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """What multiplies rows of this shape and type on as many threads as there are."""
         *leading, features = rows.shape or (0,)
         outputs, inputs = self.matrix.shape
+        refuse_tracing()
         self._refuse(rows, (features, inputs), is_here=rows.is_cpu)
-        shape, dtype, threads = (*leading, outputs), self.dtype, torch.get_num_threads()
+        shape, dtype, threads = (*leading, outputs), self._dtype, torch.get_num_threads()
         product = self.matrix.product(math.prod(leading), activations=NAMES[dtype], threads=threads)
         bias = self._bias.data_ptr()
 
         def call(rows: torch.Tensor) -> torch.Tensor:
-            flat, result = rows.contiguous(), torch.empty(shape, dtype=dtype)
-            product(bias, flat.data_ptr(), result.data_ptr())
+            flat, result = rows.contiguous(), rows.new_empty(shape)  # faster than torch.empty
+            if not (address := flat.data_ptr()):
+                flat = allocated(flat)
+                address = flat.data_ptr()
+            product(bias, address, result.data_ptr())
             return result
 
         return self._remembered((rows.shape, dtype, threads), call)
@@ -218,9 +348,14 @@ class SparseLinear(PackedLayer):
         self.is_transposed = is_transposed
         self.out_features, self.in_features = matrix.shape
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs of shape (…, I) to outputs of shape (…, O)."""
-        return multiply(self, inputs)
+    def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `OperatorLayer.multiply_densely`."""
+        weight = self.dense_weight()
+        return functional.linear(tensor, weight.T if self.is_transposed else weight, self.dense_bias())
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See `OperatorLayer.output_shape`."""
+        return *shape[:-1], self.matrix.shape[0]
 
     def dense_weight(self) -> torch.Tensor:
         """See `ExchangedLayer.dense_weight`."""
@@ -243,30 +378,33 @@ class SparseConv2d(PackedLayer):
             (down, across) for down, across in (layer.kernel_size, layer.stride, layer.dilation)
         )
         # The convolution itself keeps its padding in the form that `functional.pad` takes.
-        self.padding = tuple(layer._reversed_padding_repeated_twice)
-        self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        self._margins = tuple(layer._reversed_padding_repeated_twice)
+        self._mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images of shape (B, I, H, W) or (I, H, W) to outputs of shape (B, O, H', W') or (O, H', W')."""
-        batch = images if images.ndim == 4 else images[None]
-        if torch.compiler.is_compiling():
-            window = Window(self.in_channels, self._padded(batch), self.kernel_size, self.stride, self.dilation)
-            sizes = [self.out_channels, window.height, window.across]
-            found: torch.Tensor = torch.ops.secateur.convolve(batch, self.handle, sizes)
-        else:
-            found = self.convolved(batch)
-        return found if images.ndim == 4 else found[0]
+    def multiply(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `OperatorLayer.multiply`; images have shape (B, I, H, W) or (I, H, W)."""
+        return self._convolve(tensor[None])[0] if tensor.ndim == IMAGE_AXES else self._convolve(tensor)
 
-    def convolved(self, images: torch.Tensor) -> torch.Tensor:
-        """Images of shape (B, I, H, W) to outputs of shape (B, O, H', W').
+    def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `OperatorLayer.multiply_densely`."""
+        padded = functional.pad(tensor, self._margins, mode=self._mode) if any(self._margins) else tensor
+        weight, bias = self.dense_weight(), self.dense_bias()
+        return functional.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation)
 
-        Raises:
-            StateError: They ask for gradients.
-            LayerError: They are not on the CPU, or of another type or shape.
-        """
-        channels = images.shape[1] if images.ndim == 4 else -1
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See `OperatorLayer.output_shape`."""
+        *batch, _, height, width = shape
+        size = self._padded(height, width)
+        window = Window(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
+        return *batch, self.out_channels, window.height, window.across
+
+    def _convolve(self, images: torch.Tensor) -> torch.Tensor:
+        """Images of shape (B, I, H, W) to outputs of shape (B, O, H', W')."""
+        refuse_tracing()
+        channels = images.shape[1] if images.ndim == IMAGE_AXES + 1 else -1
         self._refuse(images, (channels, self.in_channels), is_here=images.is_cpu)
-        window = window_of(self.in_channels, self._padded(images), self.kernel_size, self.stride, self.dilation)
+        size = self._padded(*images.shape[2:])
+        window = window_of(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
         if min(window.height, window.across) < 1:
             raise LayerError(
                 f"a kernel of {self.kernel_size} with dilation {self.dilation} does not fit into padded images of "
@@ -279,41 +417,43 @@ class SparseConv2d(PackedLayer):
     def _pointwise(self, images: torch.Tensor) -> torch.Tensor:
         """The same for a kernel of one pixel, which sees an image as one line."""
         (down, across), batch = self.stride, len(images)
-        if any(self.padding):
-            images = functional.pad(images, self.padding, mode=self.padding_mode)
+        if any(self._margins):
+            images = functional.pad(images, self._margins, mode=self._mode)
         images = images[:, :, ::down, ::across]
         if images.is_contiguous(memory_format=torch.channels_last):
-            return self.multiplied(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return super().multiply(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         height, width = images.shape[2:]
         window = window_of(self.in_channels, (1, height * width), (1, 1), (1, 1), (1, 1))
         planes = images.float().contiguous()
         if window.across < OVERRUN:
-            planes = torch.cat([planes.flatten(), torch.zeros(OVERRUN)])
+            planes = torch.cat([planes.flatten(), planes.new_zeros(OVERRUN)])
         return self._planar(planes, batch, window).view(batch, self.out_channels, height, width).to(images.dtype)
 
     def _planar(self, planes: torch.Tensor, batch: int, window: Window) -> torch.Tensor:
         """A product with planes, as `PackedMatrix.convolution` reads them."""
-        result, threads = torch.empty(batch, self.out_channels, window.height, window.across), torch.get_num_threads()
+        result = planes.new_empty(batch, self.out_channels, window.height, window.across)
+        threads = torch.get_num_threads()
         key = batch, window, threads
         product = self._calls.get(key)
         if product is None:
             product = self._remembered(key, self.matrix.convolution(batch, window, threads=threads))
+        planes = planes if planes.data_ptr() else allocated(planes)
         product(self._bias.data_ptr(), planes.data_ptr(), result.data_ptr())
         return result
 
-    def _padded(self, images: torch.Tensor) -> tuple[int, int]:
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) of images with their padding."""
-        left, right, top, bottom = self.padding
-        return images.shape[2] + top + bottom, images.shape[3] + left + right
+        left, right, top, bottom = self._margins
+        return height + top + bottom, width + left + right
 
     def _planes(self, images: torch.Tensor, window: Window) -> torch.Tensor:
         """Images with their padding, and their pixels parted by their place in a stride."""
-        left, _, top, _ = self.padding
-        if self.padding_mode != "constant" and any(self.padding):
-            images, left, top = functional.pad(images, self.padding, mode=self.padding_mode), 0, 0
+        left, _, top, _ = self._margins
+        if self._mode != "constant" and any(self._margins):
+            images, left, top = functional.pad(images, self._margins, mode=self._mode), 0, 0
         (down, across), (height, width) = window.stride, window.part
         size = len(images) * window.image
-        planes = torch.zeros(size + OVERRUN)
+        planes = torch.zeros(size + OVERRUN, dtype=torch.float32, device="cpu")
         if (down, across) == (1, 1):
             whole = planes[:size].view(len(images), self.in_channels, height, width)
             whole[:, :, top : top + images.shape[2], left : left + images.shape[3]] = images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from secateur.errors import LayerError
 from secateur.runtime.pytorch.layers import OperatorLayer, parts
-from secateur.runtime.pytorch.operator import multiply
+from secateur.runtime.pytorch.operator import refuse_tracing
 
 __all__ = ["Form", "LibraryLinear", "LibraryMatrix", "SemiStructured", "SquareBlocks"]
 
@@ -175,9 +176,8 @@ class LibraryLinear(OperatorLayer):
         # No buffer, for the weight is none either: both stay where they are.
         self._bias = None if bias is None else bias.clone()
 
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """See `ExchangedLayer.bias`."""
+    def dense_bias(self) -> torch.Tensor | None:
+        """See `ExchangedLayer.dense_bias`."""
         return self._bias
 
     @property
@@ -185,16 +185,21 @@ class LibraryLinear(OperatorLayer):
         """See `ExchangedLayer.nbytes`."""
         return self.matrix.nbytes
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Inputs of shape (…, I) to outputs of shape (…, O)."""
-        return multiply(self, inputs)
-
-    def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
-        """See `OperatorLayer.multiplied`."""
-        *leading, features = rows.shape or (0,)
-        self._refuse(rows, (features, self.in_features), is_here=rows.device == self.matrix.device)
-        flat = rows.reshape(math.prod(leading), features)
+    def multiply(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `OperatorLayer.multiply`."""
+        refuse_tracing()
+        *leading, features = tensor.shape or (0,)
+        self._refuse(tensor, (features, self.in_features), is_here=tensor.device == self.matrix.device)
+        flat = tensor.reshape(math.prod(leading), features)
         return self.matrix.multiply(flat, self._bias).view(*leading, self.out_features)
+
+    def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `OperatorLayer.multiply_densely`."""
+        return functional.linear(tensor, self.matrix.dense(), self._bias)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See `OperatorLayer.output_shape`."""
+        return *shape[:-1], self.matrix.shape[0]
 
     def dense_weight(self) -> torch.Tensor:
         """See `ExchangedLayer.dense_weight`."""

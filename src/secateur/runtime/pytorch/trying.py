@@ -11,10 +11,10 @@ from torch import nn
 from secateur.errors import LayerError
 from secateur.runtime.pytorch.layers import ExchangedLayer
 from secateur.runtime.pytorch.timing import BUDGET, medians
-from secateur.runtime.pytorch.ways import Way, ways, zeroed
+from secateur.runtime.pytorch.ways import INT8_TOLERANCE, Way, ways, zeroed
 from secateur.runtime.report import LayerRow
 
-__all__ = ["Call", "Tried", "Wanted", "kept", "settled", "tried"]
+__all__ = ["Call", "Tried", "Wanted", "kept", "settled", "tolerance_of", "tried"]
 
 NOTABLE = 0.95
 """A layer is exchanged if it takes at most this share of the dense time."""
@@ -83,6 +83,12 @@ def settled(row: LayerRow, other: ExchangedLayer | None) -> Tried:
     if other is None or row.sparse_seconds is None or row.sparse_seconds <= NOTABLE * row.dense_seconds:
         return row, other
     return kept(row, f"{row.chosen} is not faster"), None
+
+
+def tolerance_of(layer: nn.Module, way: str = "") -> float:
+    """What outputs of a layer may differ by from the dense ones, over the largest of these, if it runs in a way."""
+    dtype = layer.dtype if isinstance(layer, ExchangedLayer) else layer.get_parameter("weight").dtype
+    return INT8_TOLERANCE if way.endswith("int8") else TOLERANCE[dtype]
 
 
 def kept(row: LayerRow, reason: str) -> LayerRow:

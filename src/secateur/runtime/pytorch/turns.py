@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Seconds", "layer_seconds", "model_seconds", "put"]
+__all__ = ["Seconds", "layer_seconds", "model_seconds", "replace_layers", "replaced_layers"]
 
 BUDGET = 2.0
 """Seconds to spend on each of both, beyond the fewest rounds."""
@@ -64,11 +64,65 @@ class Clock:
         self._calls.append(time.perf_counter() - self._begun)
 
 
-def put(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Put layers in the places of those of the same names."""
-    for name, layer in layers.items():
-        path, _, own = name.rpartition(".")
-        setattr(model.get_submodule(path), own, layer)
+def replace_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Put layers in the places of those of the same names, wherever the model holds these.
+
+    If it is interrupted, the model is as it was.
+    """
+    places = _places(model, layers)
+    try:
+        _fill(places)
+    except BaseException:
+        _restore(places)
+        raise
+
+
+@contextmanager
+def replaced_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put layers in the places of those of the same names within the block."""
+    places = _places(model, layers)
+    try:
+        _fill(places)
+        yield
+    finally:
+        _restore(places)
+
+
+class Place(NamedTuple):
+    """Where a model holds a layer.
+
+    Attributes:
+        children: The children of its parent.
+        name: Its name among them.
+        old: The layer.
+        new: What takes its place.
+    """
+
+    children: dict[str, nn.Module | None]
+    name: str
+    old: nn.Module
+    new: nn.Module
+
+
+def _places(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[Place]:
+    """Every place of layers, which may have several names."""
+    new = {id(model.get_submodule(name)): layer for name, layer in layers.items()}
+    return [
+        Place(parent._modules, name, child, new[id(child)])
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is not None and id(child) in new
+    ]
+
+
+def _fill(places: Iterable[Place]) -> None:
+    for place in places:
+        place.children[place.name] = place.new
+
+
+def _restore(places: Iterable[Place]) -> None:
+    for place in places:
+        place.children[place.name] = place.old
 
 
 def layer_seconds(model: nn.Module, call: Callable[[], object], others: Mapping[str, nn.Module]) -> dict[str, Seconds]:
@@ -115,11 +169,7 @@ def model_seconds(
 
 def _by_turns(model: nn.Module, others: Mapping[str, nn.Module], work: Callable[[int], None]) -> None:
     """Work with the model as it is, 0, and with the others in place, 1."""
-    both = {name: model.get_submodule(name) for name in others}, others
-    try:
-        for _ in rounds(BUDGET):
-            for side, layers in enumerate(both):
-                put(model, layers)
-                work(side)
-    finally:
-        put(model, both[0])
+    for _ in rounds(BUDGET):
+        work(0)
+        with replaced_layers(model, others):
+            work(1)

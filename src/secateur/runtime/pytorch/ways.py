@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.artifact.choice import Zeros, choose
-from secateur.patterns.pytorch import PytorchBasePattern, is_transformers_conv1d
+from secateur.patterns.pytorch import PytorchBasePattern
 from secateur.patterns.view import WeightView
 from secateur.runtime.kernels import PackedMatrix, has_tiles, unsupported
 from secateur.runtime.kernels.choice import MOST_EXPANDED
@@ -25,6 +25,9 @@ LEAST_SPARSITY = 0.2
 """Share of zeros below which nothing is tried."""
 
 SINGLE = "1x1"
+
+TRANSFORMERS = "transformers.pytorch_utils"
+"""Where transformers' own linear layer is, but no class derived from it."""
 
 STORED = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """A layer's type → what kernels store its weight as."""
@@ -81,23 +84,40 @@ def zeroed(layer: nn.Module) -> Zeroed:
     return Zeroed(view, canonical, found.pattern, 1 - float(np.count_nonzero(nonzero)) / nonzero.size)
 
 
+HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
+"""Attributes of a module that hold its hooks."""
+
+
 def refusal(layer: nn.Module, owners: int) -> str:
     """Why a layer cannot be exchanged, whatever its zeros; empty if it can.
 
     Args:
         layer: The layer.
-        owners: Layers that its weight belongs to.
+        owners: Modules that its weight belongs to.
     """
-    exact = type(layer) in (nn.Linear, nn.Conv2d) or is_transformers_conv1d(layer)
-    if not exact:
+    if type(layer) not in (nn.Linear, nn.Conv2d) and type(layer).__module__ != TRANSFORMERS:
         return f"{type(layer).__name__} is not exchanged"
-    weight, _ = parts(layer)
+    if "forward" in layer.__dict__:
+        return "its forward was replaced"
+    if layer._parameters.keys() - {"weight", "bias"} or layer._buffers or layer._modules:
+        return "it has parameters, buffers or modules besides its weight and bias"
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "its weight is not a parameter, but computed from others"
     if owners > 1:
         return "its weight is shared with another layer"
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return "a convolution with groups is many small products"
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+    if any(layer.__dict__.get(name) for name in HOOKS):
         return "it has hooks, which would be lost"
+    return _refusal_of_weight(weight)
+
+
+def _refusal_of_weight(weight: torch.Tensor) -> str:
+    if type(weight) not in (nn.Parameter, torch.Tensor):
+        return f"its weight is a {type(weight).__name__}"
+    if weight.layout is not torch.strided:
+        return f"its weight is stored as {weight.layout}"
     if weight.is_meta:
         return "its weight is on the meta device and has no values"
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -170,10 +190,11 @@ def _kernels(layer: nn.Module, found: Zeroed, product: tuple[str, int], *, int8:
     """The kernel for a product: its weight's pattern, and its rows."""
     pattern, rows = product
     shape = (found.weight.shape[0], found.weight.shape[1])
-    dtype = "int8" if int8 else STORED.get(parts(layer)[0].dtype)
+    dtype = STORED.get(parts(layer)[0].dtype)
     if dtype is None:
         yield f"there are no kernels for {parts(layer)[0].dtype} on the CPU"
         return
+    dtype = "int8" if int8 else dtype
     if reason := unsupported(pattern, shape, dtype):
         yield reason
         return

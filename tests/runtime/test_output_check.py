@@ -1,0 +1,463 @@
+"""A compiled model returns what the dense one did, or layers stay dense and the table says why."""
+
+import copy
+import itertools
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import prune
+
+import secateur
+import secateur.runtime
+from runtime.sparse_layers import replace_always
+from secateur.errors import CalibrationError
+from secateur.runtime import RuntimeReport
+from secateur.runtime.pytorch import ExchangedLayer, compiling, turns
+from secateur.runtime.pytorch.layers import SparseLinear
+from secateur.runtime.pytorch.outputs import largest_difference, take_snapshot
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_always(monkeypatch).__enter__()
+
+
+def pruned(model: nn.Module, pattern: str = "4x1", sparsity: float = 0.75) -> nn.Module:
+    config = {"pattern": pattern, "target_sparsity": sparsity, "op_names": [".*"], "pruning_scope": "local"}
+    secateur.prune(model, config)
+    return model.eval()
+
+
+def compiled(model: nn.Module, inputs: Any, **options: Any) -> tuple[nn.Module, nn.Module, RuntimeReport]:
+    """The dense model, the same compiled, and the report."""
+    dense = copy.deepcopy(model)
+    return dense, *secateur.runtime.compile(model, inputs, **options)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 3e-5) -> bool:
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+class Two(nn.Module):
+    """Two layers, called by a function."""
+
+    def __init__(self, call: Callable[["Two", torch.Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down, self.call = nn.Linear(32, 64), nn.Linear(64, 32), call
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.call(self, inputs)
+
+
+def usual(model: Two, x: torch.Tensor) -> torch.Tensor:
+    return model.down(torch.relu(model.up(x)))
+
+
+READERS: dict[str, Callable[[Two, torch.Tensor], torch.Tensor]] = {
+    "tied by a function": lambda m, x: functional.linear(torch.relu(m.up(x)), m.up.weight.T) + m.down(m.up(x)),
+    "device": lambda m, x: usual(m, x.to(m.up.weight.device)),
+    "type": lambda m, x: usual(m, x.to(m.down.weight.dtype)),
+    "zeros": lambda m, x: usual(m, x) * (m.up.weight == 0).float().mean(),
+    "bias": lambda m, x: usual(m, x) + m.down.bias,
+    "slice": lambda m, x: usual(m, x) + m.down.weight[:, 0],
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=list(READERS))
+def test_models_that_read_weights(reader: Callable[[Two, torch.Tensor], torch.Tensor]) -> None:
+    inputs = torch.randn(8, 32)
+    dense, model, report = compiled(pruned(Two(reader)), inputs)
+    assert report.exchanged == 2
+    with torch.no_grad():
+        for given in (inputs, torch.randn(3, 32)):
+            assert close(model(given), dense(given))
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+@dataclass
+class Outputs:
+    value: Any
+    count: int = 3
+
+
+class Thing:
+    def __init__(self, value: Any) -> None:
+        self.inside = [value]
+
+
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    "tuple": lambda y: (y, None, (1, "text", y)),
+    "named tuple": lambda y: Pair(y, y),
+    "mapping": lambda y: OrderedDict(a={"b": [y]}),
+    "dataclass": Outputs,
+    "object": Thing,
+    "sparse": lambda y: y.to_sparse(),
+    "complex": lambda y: torch.complex(y, y),
+    "array": lambda y: y.detach().numpy(),
+    "number": lambda y: [y.sum().item(), y],
+    "nan": lambda y: torch.where(y > 0, y, float("nan")),
+    "whole numbers": lambda y: (100 * y).int(),
+}
+
+
+class Wrong(SparseLinear):
+    """One whose outputs are wrong in a model alone."""
+
+    factor = 1.0
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        return super().forward(input) * self.factor
+
+
+@pytest.fixture
+def wrong_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers pass alone, and are wrong in the model: every second one if it has 64 inputs."""
+    monkeypatch.setattr("secateur.runtime.pytorch.ways.SparseLinear", Wrong)
+    real = compiling.tried
+
+    def then_wrong(*given: Any) -> Any:
+        row, other = real(*given)
+        if isinstance(other, Wrong) and other.in_features == 64:
+            other.factor = 1.5
+        return row, other
+
+    monkeypatch.setattr(compiling, "tried", then_wrong)
+
+
+@pytest.mark.usefixtures("wrong_in_the_model")
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_outputs_of_every_kind_are_compared(shape: Callable[[Any], Any]) -> None:
+    inputs = torch.randn(64, 32)
+    model = pruned(Two(lambda m, x: shape(m.down(torch.relu(m.up(x))) - 0.1)))
+    _, model, report = compiled(model, inputs)
+    rows = {row.name: row for row in report.layers}
+    assert rows["up"].chosen != "dense"
+    assert rows["down"].chosen == "dense"
+    assert "the model's outputs would differ by " in rows["down"].reason
+    assert type(model.down) is nn.Linear
+
+
+@pytest.mark.usefixtures("wrong_in_the_model")
+def test_the_layers_to_blame_are_found_among_many() -> None:
+    torch.manual_seed(0)
+    sizes = [32, 48, 64, 32, 48, 48, 64, 48, 32]
+    layers = [one for pair in itertools.pairwise(sizes) for one in (nn.Linear(*pair), nn.ReLU())]
+    inputs = torch.randn(16, 32)
+    dense, model, report = compiled(pruned(nn.Sequential(*layers)), inputs)
+    assert [row.name for row in report.layers if row.chosen == "dense"] == ["4", "12"]
+    with torch.no_grad():
+        assert close(model(inputs), dense(inputs), 1e-4)
+
+
+def test_a_model_that_fails_with_a_replaced_layer_keeps_it_dense() -> None:
+    def forward(model: Two, x: torch.Tensor) -> torch.Tensor:
+        assert isinstance(model.up, nn.Linear)
+        return usual(model, x)
+
+    dense, model, report = compiled(pruned(Two(forward)), torch.randn(8, 32))
+    rows = {row.name: row for row in report.layers}
+    assert "the model fails with it: AssertionError" in rows["up"].reason
+    assert rows["down"].chosen != "dense"
+    with torch.no_grad():
+        assert close(model(torch.ones(2, 32)), dense(torch.ones(2, 32)))
+
+
+def test_random_numbers_of_torch_are_no_obstacle() -> None:
+    def forward(model: Two, x: torch.Tensor) -> torch.Tensor:
+        return usual(model, x + torch.randn_like(x))
+
+    state = torch.random.get_rng_state()
+    _, _, report = compiled(pruned(Two(forward)), torch.ones(8, 32))
+    assert report.exchanged == 2
+    torch.random.set_rng_state(state)
+    model = pruned(Two(usual))
+    before = torch.random.get_rng_state()
+    secateur.runtime.compile(model, torch.ones(8, 32))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+COUNTER = itertools.count()
+
+OBSTACLES: dict[str, tuple[Callable[[Two, torch.Tensor], Any], str]] = {
+    "other outputs at every call": (
+        lambda m, x: usual(m, x) + next(COUNTER),
+        "the dense model's own outputs differ by .* from call to call",
+    ),
+    "no outputs": (lambda m, x: (usual(m, x), None)[1], "the model returns no tensor that could be compared"),
+}
+
+
+@pytest.mark.parametrize(("forward", "reason"), OBSTACLES.values(), ids=list(OBSTACLES))
+def test_what_cannot_be_compared_stays_dense(forward: Any, reason: str) -> None:
+    model = pruned(Two(forward))
+    layers = list(model.children())
+    _, report = secateur.runtime.compile(model, torch.randn(8, 32))
+    assert list(model.children()) == layers
+    for row in report.layers:
+        assert row.chosen == "dense"
+        assert pytest.approx(0.75) == row.sparsity
+        with pytest.raises(AssertionError, match=reason):
+            raise AssertionError(row.reason)
+
+
+def test_errors_that_grow_are_no_wrong_outputs() -> None:
+    def forward(model: Two, x: torch.Tensor) -> torch.Tensor:
+        y = model.up(x)
+        return model.down((y - y.round(decimals=3)) * 1e4)
+
+    _, _, report = compiled(pruned(Two(forward)), torch.randn(8, 32))
+    assert report.exchanged == 2
+
+
+def test_inputs_that_the_model_writes_to_are_left_alone() -> None:
+    inputs, other = torch.randn(8, 32), [torch.ones(8, 32)]
+    before = inputs.clone()
+    model = pruned(Two(lambda m, x: usual(m, x.mul_(2))))
+    secateur.runtime.compile(model, inputs)
+    assert torch.equal(inputs, before)
+
+    class Takes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = pruned(Two(usual))
+
+        def forward(self, x: torch.Tensor, others: list[torch.Tensor], scale: float) -> torch.Tensor:
+            others[0].add_(1)
+            return self.inner(x + others[0]) * scale
+
+    _, report = secateur.runtime.compile(Takes().eval(), (inputs, other, 2.0))
+    assert report.exchanged == 2
+    assert torch.equal(other[0], torch.ones(8, 32))
+
+
+# The model is changed at the end or not at all.
+
+
+@pytest.mark.parametrize("where", ["compiling.tried", "compiling.layer_seconds", "turns.median", "turns._fill"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_model_is_as_it_was_after_an_interrupt(
+    where: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pruned(Two(usual))
+    layers = list(model.named_modules())
+    module, name = where.split(".")
+    calls = itertools.count()
+
+    def interrupted(places: Any, *_: Any, **__: Any) -> Any:
+        if name == "_fill":
+            if next(calls) < 3:
+                return real(places)
+            real(places[:1])
+        raise error
+
+    real = getattr({"compiling": compiling, "turns": turns}[module], name)
+    monkeypatch.setattr(f"secateur.runtime.pytorch.{where}", interrupted)
+    with pytest.raises(error):
+        secateur.runtime.compile(model, torch.randn(8, 32))
+    assert list(model.named_modules()) == layers
+    assert not any(layer._forward_hooks for layer in model.modules())
+
+
+def test_a_model_that_refuses_its_inputs() -> None:
+    with pytest.raises(CalibrationError, match="The model refuses the example inputs: RuntimeError"):
+        secateur.runtime.compile(pruned(Two(usual)), torch.randn(8, 31))
+    with pytest.raises(CalibrationError, match=r"example_inputs must be a tensor, a tuple .*, found an empty tuple\."):
+        secateur.runtime.compile(pruned(Two(usual)), ())
+    with pytest.raises(CalibrationError, match=r"found int\."):
+        secateur.runtime.compile(pruned(Two(usual)), 3)
+
+
+# Layers that stay dense, each with its reason.
+
+
+class Scaled(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        return 2 * super().forward(input)
+
+
+def with_hook(kind: str) -> Callable[[nn.Linear], nn.Module]:
+    def change(layer: nn.Linear) -> nn.Module:
+        getattr(layer, f"register_{kind}")(lambda *_: None)
+        return layer
+
+    return change
+
+
+def with_forward(layer: nn.Linear) -> nn.Module:
+    layer.forward = lambda x: functional.linear(x, layer.weight, layer.bias) * 2  # type: ignore[method-assign]
+    return layer
+
+
+def with_buffer(layer: nn.Linear) -> nn.Module:
+    layer.register_buffer("scale", torch.ones(1))
+    return layer
+
+
+def scaled(layer: nn.Linear) -> nn.Module:
+    made = Scaled(64, 64)
+    made.load_state_dict(layer.state_dict())
+    return made
+
+
+def weight_masked(layer: nn.Linear) -> nn.Module:
+    return prune.custom_from_mask(layer, "weight", layer.weight != 0)
+
+
+def weight_as_buffer(layer: nn.Linear) -> nn.Module:
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.register_buffer("weight", weight)
+    return layer
+
+
+DENSE: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
+    "subclass": (scaled, "Scaled is not exchanged"),
+    "forward of the instance": (with_forward, "its forward was replaced"),
+    "buffer": (with_buffer, "it has parameters, buffers or modules besides its weight and bias"),
+    "weight as a buffer": (weight_as_buffer, "it has parameters, buffers or modules besides its weight and bias"),
+    "forward hook": (with_hook("forward_hook"), "it has hooks, which would be lost"),
+    "forward pre-hook": (with_hook("forward_pre_hook"), "it has hooks, which would be lost"),
+    "backward hook": (with_hook("full_backward_hook"), "it has hooks, which would be lost"),
+    "state-dict hook": (with_hook("state_dict_post_hook"), "it has hooks, which would be lost"),
+    "load hook": (with_hook("load_state_dict_post_hook"), "it has hooks, which would be lost"),
+    "parametrization": (
+        lambda layer: nn.utils.parametrizations.weight_norm(layer),
+        "ParametrizedLinear is not exchanged",
+    ),
+    "spectral norm": (
+        lambda layer: nn.utils.parametrizations.spectral_norm(layer),
+        "ParametrizedLinear is not exchanged",
+    ),
+    "mask of torch": (weight_masked, "it has parameters, buffers or modules besides its weight and bias"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), DENSE.values(), ids=list(DENSE))
+def test_layers_that_are_more_than_a_weight_stay_dense(change: Callable[[nn.Linear], nn.Module], reason: str) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+    model = pruned(nn.Sequential(first, nn.ReLU(), second))
+    model[0] = change(first).eval()
+    expected = model(torch.ones(3, 64)).detach()
+    model, report = secateur.runtime.compile(model, torch.randn(8, 64))
+    assert [row.name for row in report.layers] == ["0", "2"]
+    row = report.layers[0]
+    assert (row.chosen, row.reason) == ("dense", reason)
+    assert row.sparsity == pytest.approx(0.75, abs=0.01)
+    assert report.layers[1].chosen != "dense"
+    with torch.no_grad():
+        assert close(model(torch.ones(3, 64)), expected)
+
+
+def test_a_weight_of_an_embedding_too_stays_dense() -> None:
+    class Language(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(40, 32), nn.Linear(32, 40, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.head(self.embedding(tokens))
+
+    torch.manual_seed(0)
+    model = Language()
+    with torch.no_grad():
+        model.head.weight[:30] = 0
+    _, report = secateur.runtime.compile(model.eval(), torch.arange(40)[None])
+    assert [row.reason for row in report.layers] == ["its weight is shared with another layer"]
+
+
+def test_a_layer_with_two_names_is_replaced_under_both() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64)
+    dense, model, report = compiled(pruned(nn.Sequential(layer, nn.ReLU(), layer)), torch.randn(8, 64))
+    assert report.exchanged == len(report.layers) == 1
+    assert model[0] is model[2]
+    assert isinstance(model[0], ExchangedLayer)
+    with torch.no_grad():
+        assert close(model(torch.ones(2, 64)), dense(torch.ones(2, 64)))
+
+
+def test_a_layer_that_is_the_whole_model_stays_dense() -> None:
+    layer = pruned(nn.Linear(64, 64))
+    _, report = secateur.runtime.compile(layer, torch.randn(8, 64))
+    assert (
+        report.layers[0].reason == "it is the whole model, and can only be replaced inside one, such as nn.Sequential"
+    )
+
+
+def test_layers_called_by_keyword() -> None:
+    inputs = torch.randn(8, 32)
+    model = pruned(Two(lambda m, x: m.down(input=torch.relu(m.up(input=x)))))
+    dense, model, report = compiled(model, inputs)
+    assert report.exchanged == 2
+    with torch.no_grad():
+        assert close(model(inputs), dense(inputs))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_half_precision_has_no_kernels_on_the_cpu(int8: bool) -> None:
+    _, report = secateur.runtime.compile(pruned(Two(usual)).half(), torch.randn(8, 32).half(), int8=int8)
+    assert {row.reason for row in report.layers} == {"there are no kernels for torch.float16 on the CPU"}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:enable_nested_tensor is True")
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_encoders_of_torch(is_masked: bool, is_nested: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    encoder = pruned(nn.TransformerEncoder(layer, 2, enable_nested_tensor=is_nested))
+    inputs, padding = torch.randn(8, 16, 32), torch.arange(16).expand(8, 16) >= 12
+    example = {"src": inputs, "src_key_padding_mask": padding} if is_masked else {"src": inputs}
+    dense, encoder, report = compiled(encoder, example)
+    assert report.exchanged == (0 if is_nested else 4)
+    assert [row.name for row in report.layers][:3] == [
+        f"layers.0.{n}" for n in ("self_attn", "self_attn.out_proj", "linear1")
+    ]
+    assert all(row.sparsity == pytest.approx(0.75, abs=0.01) for row in report.layers)
+    if is_nested:
+        assert "build it with enable_nested_tensor=False" in report.layers[2].reason
+    with torch.no_grad():
+        for given in (example, {"src": inputs, "src_key_padding_mask": padding}):
+            assert close(encoder(**given), dense(**given), 1e-4)
+
+
+# Differences.
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "difference"),
+    [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), 0.25),
+        (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]), 0.0),
+        (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 1.0]), float("inf")),
+        (torch.tensor([1.0, float("inf")]), torch.tensor([1.0, -float("inf")]), float("inf")),
+        (torch.tensor([1.0, float("inf")]), torch.tensor([1.0, float("nan")]), float("inf")),
+        (torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5]), 0.25),
+        (torch.zeros(3), torch.zeros(4), float("inf")),
+        (torch.zeros(3), torch.zeros(3).double(), float("inf")),
+        (torch.zeros(0), torch.zeros(0), 0.0),
+        ([torch.zeros(1)], [torch.zeros(1), torch.zeros(1)], float("inf")),
+        ({"a": 1.0}, {"a": 1.5}, 0.5),
+        ({"a": "text"}, {"a": "other"}, float("inf")),
+        (torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.bfloat16), 0.0),
+    ],
+)
+def test_differences(expected: Any, found: Any, difference: float) -> None:
+    assert largest_difference(take_snapshot(expected), take_snapshot(found)) == pytest.approx(difference)
+
+
+def test_an_object_that_holds_itself_is_no_endless_loop() -> None:
+    thing = Thing(torch.ones(1))
+    thing.inside.append(thing)
+    assert list(take_snapshot(thing)) == [".inside.0"]
