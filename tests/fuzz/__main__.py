@@ -4,6 +4,7 @@ Batches of cases run in processes of their own, so that a crash is counted and n
 """
 
 import argparse
+import faulthandler
 import itertools
 import os
 import subprocess
@@ -17,6 +18,9 @@ from fuzz.harness import load_attacks, run_case
 
 SECONDS_PER_BATCH = 60
 """A batch starts no new case after this time."""
+
+SECONDS_OF_GRACE = 10
+"""After the time limit of a case, until its process is ended."""
 
 MAX_TRACEBACK_LINES = 40
 
@@ -89,6 +93,8 @@ def run_batch(name: str, first: int) -> None:
     attacker, end = load_attacks()[name], time.monotonic() + SECONDS_PER_BATCH
     for number in itertools.count(first):
         print(f"#begin {number}", flush=True)
+        # A case that hangs in compiled code never comes to its time limit: this ends the process, with a traceback.
+        faulthandler.dump_traceback_later(attacker.seconds + SECONDS_OF_GRACE, exit=True, file=sys.__stderr__)
         try:
             outcome = run_case(attacker, number)
         except KeyboardInterrupt:
@@ -96,6 +102,7 @@ def run_batch(name: str, first: int) -> None:
         except BaseException:  # noqa: BLE001 - whatever an attack brings to light
             traceback.print_exc()
             outcome = "failed"
+        faulthandler.cancel_dump_traceback_later()
         print(f"\n#end {outcome}", flush=True)
         if time.monotonic() > end:
             return

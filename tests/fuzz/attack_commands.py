@@ -121,8 +121,9 @@ def call_commands(chance: random.Random, folder: Path) -> None:
     """Whatever the files hold, a command ends with a message, an exit code that is documented, and no traceback."""
     work = folder / "work"
     shutil.copytree(good_files(), work)
-    for _ in range(chance.choice((0, 1, 1, 2))):
-        spoil_file(chance, chance.choice(sorted(path for path in work.rglob("*") if path.is_file())))
+    files = sorted(path for path in work.rglob("*") if path.is_file())
+    for path in chance.sample(files, chance.choice((0, 1, 1, 2))):
+        spoil_file(chance, path)
     arguments = choose_arguments(chance)
     with chdir(work), warnings.catch_warnings():
         warnings.simplefilter("always")
