@@ -388,6 +388,18 @@ def test_a_killed_process_is_resumed_by_the_same_command(folder: Path, whole: di
     assert not (folder / "out.part").exists()
 
 
+def test_code_that_gives_random_weights_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
+    command = ("prune", "cli_nets:build", "--pattern", "2:4", "--method", "wanda", "--calibration", "inputs.npz")
+    with monkeypatch.context() as patched:
+        patched.setattr("secateur.artifact.save", fail_to_write)
+        assert run(*command, "--out", "out").exit_code == 1
+    torch.manual_seed(1)
+    result = run(*command, "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    assert "Going on with the unfinished run in out.part." in result.stderr
+
+
 def test_an_interruption_says_how_to_go_on(folder: Path, whole: dict[str, bytes]) -> None:
     (folder / "how_to_end").write_text("interrupt", "utf-8")
     result = run("prune", *FATAL, "--out", "out")

@@ -190,6 +190,14 @@ def other_weights() -> nn.Sequential:
     return mlp(seed=1)
 
 
+def other_bias() -> nn.Sequential:
+    """All that is pruned is the same."""
+    model = mlp()
+    with torch.no_grad():
+        model[0].bias.add_(1)
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
@@ -199,6 +207,7 @@ def other_weights() -> nn.Sequential:
         (mlp, {"given": batches(2)}, "another kind (it differs in data)"),
         (mlp, {"given": [2 * batch for batch in batches()]}, "another kind (it differs in data)"),
         (lambda: mlp()[:3], {}, "another kind (it differs in layers)"),
+        (other_bias, {}, "of a model with other weights. Load the same dense model again, or empty the folder"),
         (other_weights, {}, "of a model with other weights. Load the same dense model again, or empty the folder"),
     ],
 )

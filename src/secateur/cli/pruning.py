@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._frameworks import framework_of
-from secateur._packages import need
+from secateur._packages import is_installed, need
 from secateur.cli.destination import Destination
 from secateur.cli.progress import Steps, say
 from secateur.config import PruningConfig
@@ -119,6 +119,10 @@ class Job:
     def _in_memory(self, steps: Steps, *, reads_data: bool) -> PruningReport:
         from secateur.artifact import save
 
+        if reads_data and is_installed("torch"):
+            from secateur.oneshot.pytorch.seeding import set_seed
+
+            set_seed()  # what files do not hold is random, and must be the same when an interrupted run goes on
         found = load_trained(self.model, self.weights)
         companions = found.companions  # opened before any work is done
         framework = framework_of(found.model)

@@ -18,7 +18,7 @@ from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.allocation import AllocationTask, allocate
 from secateur.oneshot.pytorch.batches import calibrating, digest, read_batches
 from secateur.oneshot.pytorch.features import refuse_unreadable
-from secateur.oneshot.pytorch.journal import Journal
+from secateur.oneshot.pytorch.journal import OTHER_WEIGHTS, Journal
 from secateur.oneshot.pytorch.memory import named_error
 from secateur.oneshot.pytorch.model_refining import ModelRefining
 from secateur.oneshot.pytorch.onload import storage_of
@@ -30,6 +30,7 @@ from secateur.oneshot.pytorch.survey import survey
 from secateur.oneshot.pytorch.targets import Target, targets_of
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern
+from secateur.patterns.pytorch import parameter
 from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
 
@@ -141,7 +142,15 @@ class CalibratedRun:
         """What tells this run from another that may have been interrupted in the same folder."""
         layers = {row.name: list(row.shape) for row in self.plan.layers if row.is_pruned}
         config = self.plan.config.model_dump(mode="json")
-        return {"config": config, "recipe": str(self.recipe), "layers": layers, "data": digest(self.batches)}
+        weights = {id(parameter(pattern.modules[name])) for pattern in self.plan.patterns for name in pattern.views}
+        pruned = {name for name, held in self.model.named_parameters(remove_duplicate=False) if id(held) in weights}
+        return {
+            "config": config,
+            "recipe": str(self.recipe),
+            "layers": layers,
+            "data": digest(self.batches),
+            OTHER_WEIGHTS: self.storage.checksum_of_others(pruned),
+        }
 
     def _note(self, journal: Journal) -> str:
         if not journal.is_resumable:

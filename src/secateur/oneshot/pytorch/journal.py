@@ -21,10 +21,13 @@ from secateur.oneshot.pytorch.dense_copies import DenseCopies
 from secateur.oneshot.pytorch.tensor_files import AGAIN, checksum, read_tensors, write_tensors, write_text, writing
 from secateur.oneshot.run_folder import RUN
 
-__all__ = ["Journal"]
+__all__ = ["OTHER_WEIGHTS", "Journal"]
 
 OWN = re.compile(r"(\d{5}\.done|model-\d{5}-of-\d{5})\.(safetensors|state)(\.part)?")
 """Files of a run; whatever else lies in the folder is let be."""
+
+OTHER_WEIGHTS = "other weights"
+"""What stands for the weights that are not pruned, in what is said of a run."""
 
 
 class Journal:
@@ -89,10 +92,7 @@ class Journal:
         if metadata.get("checksum") != checksum(tensors, found + dense):
             raise StateError(f"{self._done(stage)} cannot be read (it was changed since it was written). {AGAIN}")
         if dense != self._dense_sums[stage]:
-            raise StateError(
-                f"The folder {str(self.folder)!r} holds an unfinished run of a model with other weights. Load the same "
-                f"dense model again, or empty the folder."
-            )
+            raise self._other_weights()
         for name, tensor in parameters.items():
             tensor.copy_(tensors[name])
         return json.loads(found)
@@ -134,15 +134,24 @@ class Journal:
     def _open(self) -> None:
         found = self._read()
         if found is not None and found["described"] != self.described:
-            differs = [key for key in self.described if found["described"].get(key) != self.described[key]]
+            keys = {**self.described, **found["described"]}
+            differs = [key for key in keys if found["described"].get(key) != self.described.get(key)]
+            if not (named := [key for key in differs if key != OTHER_WEIGHTS]):
+                raise self._other_weights()
             raise StateError(
                 f"The folder {str(self.folder)!r} holds an unfinished run of another kind (it differs in "
-                f"{', '.join(differs)}). Call with the same arguments to go on with it, or empty the folder."
+                f"{', '.join(named)}). Call with the same arguments to go on with it, or empty the folder."
             )
         self.counts = None if found is None else found["counts"]
         with writing(self.folder):  # what a process that was killed left: this model's own are saved again
             self._dense.remove()
             self._remove("part")
+
+    def _other_weights(self) -> StateError:
+        return StateError(
+            f"The folder {str(self.folder)!r} holds an unfinished run of a model with other weights. Load the same "
+            f"dense model again, or empty the folder."
+        )
 
     def _release(self) -> None:
         if self._lock is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from secateur.oneshot.pytorch.checkpoint import Checkpoint
 from secateur.oneshot.pytorch.filling import Filling, saved_state
 from secateur.oneshot.pytorch.journal import Journal
 from secateur.oneshot.pytorch.recipe import Recipe
-from secateur.oneshot.pytorch.weight_files import WeightFiles
+from secateur.oneshot.pytorch.tensor_files import checksum
+from secateur.oneshot.pytorch.weight_files import Others, WeightFiles
 from secateur.planning.resolve import Plan
 from secateur.training.checks import refuse_nan
 from secateur.training.pytorch import ParameterWeight
@@ -74,6 +75,14 @@ class Storage(ABC):
         """What is written down of a run; see `Journal`."""
 
     @abstractmethod
+    def checksum_of_others(self, pruned: Collection[str]) -> str:
+        """SHA-256 of all parameters but some, as they are when dense.
+
+        Args:
+            pruned: Names of the parameters that do not count.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Leave what lies outside of blocks as it was found."""
 
@@ -88,6 +97,7 @@ class InModel(Storage):
 
     def __init__(self, model: nn.Module, folder: str | Path | None = None) -> None:
         self.home = next((held.device for held in model.parameters()), torch.device("cpu"))
+        self._model = model
         self._folder = folder
 
     def check(self, plan: Plan, recipe: Recipe) -> None:  # noqa: ARG002 - all refiners serve
@@ -111,6 +121,10 @@ class InModel(Storage):
     def journal(self, described: Mapping[str, Any]) -> Journal:
         """See `Storage.journal`."""
         return Journal(self._folder, described)
+
+    def checksum_of_others(self, pruned: Collection[str]) -> str:
+        """See `Storage.checksum_of_others`."""
+        return checksum({name: held for name, held in self._model.named_parameters() if name not in pruned})
 
     def close(self) -> None:
         """See `Storage.close`; it is where it was."""
@@ -216,6 +230,10 @@ class InFiles(Storage):
     def journal(self, described: Mapping[str, Any]) -> Journal:
         """See `Storage.journal`."""
         return Checkpoint(self._folder, {**described, "storage": "files"}, self)
+
+    def checksum_of_others(self, pruned: Collection[str]) -> str:
+        """See `Storage.checksum_of_others`."""
+        return checksum(Others(self.files, pruned))
 
     def held(self, block: str | None) -> dict[str, torch.Tensor]:
         """Name → tensor of all that a block, or no block, adds to the pruned model, as it is now.

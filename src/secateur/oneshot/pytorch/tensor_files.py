@@ -74,7 +74,8 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 def checksum(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
     """SHA-256 of names, types, shapes and values, and of a text."""
     found = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
+    for name in sorted(tensors):
+        tensor = tensors[name]
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         found.update(byte_view(tensor.detach().cpu().contiguous()))
     return found.hexdigest()

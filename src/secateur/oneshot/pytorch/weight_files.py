@@ -14,7 +14,7 @@ from secateur._shards import read_weight_map
 from secateur._wording import listed
 from secateur.errors import ModelLoadError
 
-__all__ = ["INDEX", "SUFFIX", "WeightFiles", "header_of"]
+__all__ = ["INDEX", "SUFFIX", "Others", "WeightFiles", "header_of"]
 
 INDEX = "model.safetensors.index.json"
 """What transformers calls the file that says which weights are where."""
@@ -71,6 +71,30 @@ class WeightFiles(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+class Others(Mapping[str, torch.Tensor]):
+    """All tensors but some, read as those of the mapping behind it are.
+
+    Args:
+        tensors: Name → tensor.
+        excluded: Names that are left out.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], excluded: Collection[str]) -> None:
+        self._tensors = tensors
+        self._names = dict.fromkeys(name for name in tensors if name not in excluded)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _files(path: Path) -> Collection[Path]:
