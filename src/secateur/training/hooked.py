@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import array_api_compat
+import numpy as np
+
 from secateur._array import Array, namespace, to_numpy
-from secateur._wording import brief
+from secateur._wording import brief, listed
 from secateur.errors import ConfigError, LayerError
 from secateur.patterns import BasePattern
+from secateur.training.consistency import SavedProgress, find_problem
 from secateur.training.regularizer import shrinkage
 from secateur.training.run import HeldWeight, Run
-from secateur.training.state import check_arrays, refuse_other_runs
+from secateur.training.state import check_arrays, damaged, refuse_other_runs, to_host
 
 __all__ = ["Home", "HookedRun", "Snapshot", "TrainedWeight"]
 
@@ -112,10 +116,26 @@ class HookedRun(Run[TrainedWeight]):
             "keep_mask_layers": dict(self.pattern.keep_mask_layers),
         }
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `StateError` if `state`, of the form of a run's state, is not of these layers and settings."""
+    def check_state(self, state: Mapping[str, Any], step: int) -> None:
+        """Raise `StateError` if `state`, of the form of a run's state, is not one that this run could have reached.
+
+        Args:
+            state: The state.
+            step: Steps made when it was saved.
+        """
         refuse_other_runs([state], [self.described()])
         self._check_arrays(state)
+        masks = {name: to_host(f"masks of {name!r}", mask) for name, mask in state["masks"].items()}
+        keep, condemned = (
+            None
+            if state["progress"][key] is None
+            else {name: to_host(f"progress.{key} of {name!r}", kept) for name, kept in state["progress"][key].items()}
+            for key in ("keep", "condemned_keep")
+        )
+        asked, initial = state["progress"]["asked"], state["progress"]["initial"]
+        saved = SavedProgress(step, masks, keep, condemned, asked, initial, state["keep_mask_layers"])
+        if (problem := find_problem(self.group, saved)) is not None:
+            raise damaged(problem)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `check_state` accepted."""
@@ -123,8 +143,15 @@ class HookedRun(Run[TrainedWeight]):
             mask = state["masks"].get(name)
             weight.mask = None if mask is None else self.pattern.like(to_numpy(mask).copy(), weight.stored)
         self.group.restore({key: self._as_arrays(value) for key, value in state["progress"].items()})
-        self.scores.totals = {key: namespace(total).asarray(total, copy=True) for key, total in state["scores"].items()}
+        self.scores.totals = {key: self._as_total(key, total) for key, total in state["scores"].items()}
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
+
+    def _as_total(self, key: str, total: Array) -> Array:
+        """Scores that were saved, in memory of their own on the device of the weights."""
+        stored = self.weights[key].stored if key in self.weights else self._any_stored(key)
+        own = total if isinstance(total, type(stored)) else self.pattern.like(total, stored)
+        xp = namespace(own)
+        return xp.asarray(own, copy=True, device=array_api_compat.device(stored))
 
     def _as_tensors(self, value: Any) -> Any:
         """Unit masks as the framework's tensors; other values as they are."""
@@ -147,9 +174,16 @@ class HookedRun(Run[TrainedWeight]):
         counts = {name: (units.count,) for name, units in self.pattern.units.items()}
         check_arrays("masks", state["masks"], stored, "bool", all_or_none=True)
         for key in ("keep", "condemned_keep"):
-            check_arrays(f"progress.{key}", state["progress"][key] or {}, counts, "bool", all_or_none=True)
+            if (found := state["progress"][key]) is not None:
+                check_arrays(f"progress.{key}", found, counts, "bool", all_or_none=True)
+                if not found:
+                    raise damaged(f"progress.{key} must be of all of {listed(map(repr, counts))}, or None")
         # Each optimizer adds the scores of its layers, so that those of others may still be missing.
-        check_arrays("scores", state["scores"], self.scores.shapes, self.config.score_dtype, all_or_none=False)
+        shapes = self.scores.shapes if self.scores.is_gathered and not self.group.is_locked else {}
+        check_arrays("scores", state["scores"], shapes, self.config.score_dtype, all_or_none=False)
+        for name, total in state["scores"].items():
+            if np.isnan(to_host(f"scores of {name!r}", total)).any():
+                raise damaged(f"scores of {name!r} must be numbers, found nan")
 
     def _check_homes(self) -> None:
         for units in self.pattern.units.values():

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from secateur._array import Array
-from secateur._wording import listed
+from secateur._array import Array, to_numpy
+from secateur._wording import brief, listed
 from secateur.errors import StateError
 
-__all__ = ["FORMAT_VERSION", "check_arrays", "check_state", "refuse_other_runs"]
+__all__ = ["FORMAT_VERSION", "check_arrays", "check_state", "damaged", "refuse_other_runs", "to_host"]
 
 FORMAT_VERSION = 1
 """Version of the format of a pruner's state."""
@@ -32,7 +33,7 @@ class _Progress(_Part):
 
 
 class _RunState(_Part):
-    config: dict[str, Any]
+    config: dict[str, JsonValue]
     shapes: dict[str, list[int]]
     masks: dict[str, Any]
     progress: _Progress
@@ -49,21 +50,25 @@ class _State(_Part):
 def check_state(state: Any, optimizers: int, runs: int) -> None:
     """Raise `StateError` if `state` is no pruner's, or of another number of optimizers or patterns."""
     version = state.get("format_version") if isinstance(state, Mapping) else None
-    if not isinstance(version, int) or version != FORMAT_VERSION:
-        found = f"format {version!r}" if isinstance(state, Mapping) else type(state).__name__
+    if type(version) is not int or version != FORMAT_VERSION:
+        found = f"format {brief(version)}" if isinstance(state, Mapping) else type(state).__name__
         raise StateError(
             f"Not the state of a pruner of format {FORMAT_VERSION}, found {found}. It comes from pruner.state_dict()."
         )
     try:
         checked = _State.model_validate(dict(state))
     except ValidationError as error:
-        raise _damaged(listed(map(_problem, error.errors(include_url=False)), most=3)) from error
+        raise damaged(listed(map(_problem, error.errors(include_url=False)), most=3)) from error
     for kind, mine, theirs in (
         ("optimizers", optimizers, len(checked.optimizer_steps)),
         ("patterns", runs, len(checked.runs)),
     ):
         if mine != theirs:
             raise StateError(f"The state is of a run with {theirs} {kind}, this one has {mine}.")
+    if checked.step != min(checked.optimizer_steps):
+        raise damaged(
+            f"step must be {min(checked.optimizer_steps)}, the fewest of optimizer_steps, found {checked.step}"
+        )
 
 
 def refuse_other_runs(saved: Sequence[Mapping[str, Any]], mine: Sequence[Mapping[str, Any]]) -> None:
@@ -73,12 +78,13 @@ def refuse_other_runs(saved: Sequence[Mapping[str, Any]], mine: Sequence[Mapping
     for theirs, own in zip(saved, mine, strict=True):
         if differing := _differing(theirs["shapes"], own["shapes"]):
             raise StateError(
-                f"The state is of another model. Layers that differ in name or shape: {listed(map(repr, differing))}. "
+                f"The state is of another model. Layers that differ in name or shape: {listed(map(brief, differing))}. "
                 f"Load it into the model it was saved with."
             )
         if keys := _differing(theirs["config"], own["config"]):
             changes = "; ".join(
-                f"{key} was {theirs['config'].get(key)!r}, is {own['config'].get(key)!r}" for key in keys
+                f"{_name(key)} was {brief(theirs['config'].get(key))}, is {brief(own['config'].get(key))}"
+                for key in keys
             )
             raise StateError(f"The state is of a run with another configuration: {changes}.")
 
@@ -91,17 +97,33 @@ def check_arrays(
     where: str, found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: str, *, all_or_none: bool
 ) -> None:
     """Raise `StateError` unless `found` holds arrays of the right names, shapes and type."""
-    names, others = listed(map(repr, shapes)), listed(map(repr, found))
+    names, others = listed(map(repr, shapes)), listed(map(brief, found)) or "none"
     if all_or_none and found and found.keys() != shapes.keys():
-        raise _damaged(f"{where} must be of all of {names} or none, found {others}")
+        raise damaged(f"{where} must be of all of {names} or none, found {others}")
     if not found.keys() <= shapes.keys():
-        raise _damaged(f"{where} must be of {names}, found {others}")
+        raise damaged(f"{where} must be of {names}, found {others}")
     for name, array in found.items():
         if _described(array) != (described := f"{dtype} of shape {shapes[name]}"):
-            raise _damaged(f"{where} of {name!r} must be {described}, found {_described(array)}")
+            raise damaged(f"{where} of {name!r} must be {described}, found {_described(array)}")
 
 
-def _damaged(problem: str) -> StateError:
+def to_host(where: str, found: Any) -> npt.NDArray[Any]:
+    """An array of a state in host memory, of type float32 where NumPy has no such type.
+
+    Raises:
+        StateError: It has no values to read, such as a tensor on the meta device.
+    """
+    try:
+        plain = found.detach() if hasattr(found, "detach") else found
+        array = to_numpy(plain.float() if "bfloat16" in str(plain.dtype) else plain)
+    except Exception as error:  # what lies in a state may raise anything when it is read
+        raise damaged(f"{where} cannot be read: {brief(str(error))}") from error
+    if array.shape != tuple(found.shape):
+        raise damaged(f"{where} must be an array, found {type(found).__name__}")
+    return array
+
+
+def damaged(problem: str) -> StateError:
     """The error for a state that a pruner did not write so."""
     return StateError(f"The state is damaged. {problem}. Load what pruner.state_dict() returned, unchanged.")
 
@@ -113,6 +135,11 @@ def _described(array: Array) -> str:
 
 
 def _problem(problem: Any) -> str:
-    where = ".".join(map(str, problem["loc"]))
+    where = ".".join(map(_name, problem["loc"]))
     found = "" if problem["type"] == "missing" else f", found {type(problem['input']).__name__}"
     return f"{where}: {problem['msg']}{found}"
+
+
+def _name(key: Any) -> str:
+    """A key as it stands, unless it cannot be shown so."""
+    return brief(key).strip("'\"")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
+from weakref import WeakSet
 
 import keras
 import numpy as np
 from keras import ops
 
 from secateur._array import Array
+from secateur._wording import listed
 from secateur.config import PruningConfig
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
@@ -21,6 +25,7 @@ from secateur.planning.keras import plan as plan_keras
 from secateur.training.checks import warn_of_haste, warn_of_zeros
 from secateur.training.keras.pruner import KernelPruner
 from secateur.training.keras.record import Record
+from secateur.training.keras.saved import damaged, name_missing, read_description, read_values
 from secateur.training.result import PruningReport
 from secateur.training.state import FORMAT_VERSION, refuse_other_runs
 
@@ -30,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 MARK = "secateur"
 """Entry of a weights file that tells the variables of this optimizer from those of another."""
+
+ACTIVE: WeakSet[PruningOptimizer] = WeakSet()
+"""Optimizers whose runs have not ended, so that no two prune the same kernel."""
 
 
 @keras.saving.register_keras_serializable(package="secateur")
@@ -76,6 +84,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             raise UnsupportedModelError(f"model must be a keras.Model, found {type(model).__name__}.")
         plan = plan_keras(model, config)
         pruner = KernelPruner(plan.patterns)
+        _refuse_shared(pruner)
         warn_of_haste(pruner.runs)
         warn_of_zeros(pruner.runs)
         self._take(inner_optimizer, Record.of(plan, model), name)
@@ -98,7 +107,9 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             StateError: They are of another model than the one that this optimizer was made for.
         """
         if not self.built:
-            self._start(KernelPruner(self._record.bind(list(variables)), is_new=False), variables)
+            pruner = KernelPruner(self._record.bind(list(variables)), is_new=False)
+            _refuse_shared(pruner)
+            self._start(pruner, variables)
             self._awaits_state = True
 
     def _start(self, pruner: KernelPruner, variables: Sequence[keras.Variable]) -> None:
@@ -107,6 +118,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         super().build(list(variables))
         pruner.start(self.inner_optimizer, self._add_variable)
         self._pruner = pruner
+        ACTIVE.add(self)
 
     def _add_variable(
         self, shape: tuple[int, ...], initializer: str = "zeros", *, dtype: str, layout: Any = None, name: str
@@ -129,8 +141,15 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
         step = tensor_of(self._iterations) + 1
         made, rates = pruner.before_step(step, {id(key): grad for key, grad in zip(variables, grads, strict=True)})
-        self.inner_optimizer.apply(grads, trainable_variables)
-        pruner.after_step(step, made, rates)
+        try:
+            self.inner_optimizer.apply(grads, trainable_variables)
+            pruner.after_step(step, made, rates)
+        except BaseException:
+            # Ctrl-C between the two: the step is not counted, and its weights are zero where they are pruned. Where a
+            # step is being traced, nothing has changed, and tracing more of it may fail.
+            with contextlib.suppress(Exception):
+                pruner.apply_masks()
+            raise
         self._iterations.assign_add(ops.cast(made, self._iterations.dtype))
 
     @property
@@ -200,10 +219,16 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         Raises:
             StateError: The description is damaged.
         """
+        name_missing(["name", "inner_optimizer", "pruning", "is_active"], config)
+        record = Record.from_dict(config["pruning"])
         inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
+        try:
+            _refuse_unfit(inner)
+        except (StateError, UnsupportedModelError) as error:
+            raise damaged(f"its inner optimizer does not fit: {error}") from error
         optimizer = cls.__new__(cls)
-        optimizer._take(inner, Record.from_dict(config["pruning"]), config["name"])
-        optimizer._is_active = config["is_active"]
+        optimizer._take(inner, record, config["name"])
+        optimizer._is_active = bool(config["is_active"])
         optimizer._is_read = True
         return optimizer
 
@@ -221,15 +246,19 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         starts with the weights that the file holds.
 
         Raises:
-            StateError: It is the state of another run: another model, configuration or format; or it is none at all,
-                and this run is under way. Nothing is read here then, but Keras may have read the model's weights.
+            StateError: It is damaged; or the state of another run: another model, configuration or format; or it is
+                none at all, and this run is under way. Nothing is read here then, but Keras may have read the model's
+                weights.
         """
         if MARK not in store.keys():  # noqa: SIM118 - not a mapping
             self._start_anew()
             return
-        self._refuse_other(json.loads(bytes(np.asarray(store[MARK]))))
-        for index, variable in enumerate(self._variables):
-            variable.assign(store[str(index)])
+        self._refuse_other(read_description(store[MARK]))
+        values = read_values(self._variables, store)
+        by_variable = {id(variable): value for variable, value in zip(self._variables, values, strict=True)}
+        self._built_pruner().check_values(by_variable, int(by_variable[id(self._iterations)]))
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.assign(value)
         self._built_pruner().read_frozen()
         self._awaits_state = False
 
@@ -352,6 +381,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         report = self.report()
         report.warn_if_incomplete()
         self._is_active = False
+        ACTIVE.discard(self)
         return report
 
     def apply_masks(self) -> None:
@@ -399,6 +429,23 @@ class PruningOptimizer(keras.optimizers.Optimizer):
                 f"The state is of format {saved['format_version']}, this version reads format {FORMAT_VERSION}."
             )
         refuse_other_runs(saved["runs"], self._built_pruner().described())
+
+
+def _refuse_shared(pruner: KernelPruner) -> None:
+    """Raise `StateError` if a run that has not ended prunes one of the kernels."""
+    if _shared(pruner):
+        gc.collect()  # one that nobody can reach is none
+    if shared := _shared(pruner):
+        raise StateError(
+            f"Another PruningOptimizer prunes {listed(map(repr, shared))} already. End that run with "
+            f"secateur.keras.finalize(model), or drop all references to that optimizer."
+        )
+
+
+def _shared(pruner: KernelPruner) -> list[str]:
+    others = [other._pruner for other in ACTIVE if other.is_active and other._pruner is not None]
+    theirs = {id(kernel.variable) for other in others for kernel in other.kernels.values()}
+    return [name for name, kernel in pruner.kernels.items() if id(kernel.variable) in theirs]
 
 
 def _refuse_unfit(inner: Any) -> None:

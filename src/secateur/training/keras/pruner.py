@@ -17,6 +17,7 @@ from secateur.training.checks import refuse_nan, refuse_violations
 from secateur.training.keras.home import homes_of
 from secateur.training.keras.kernel import Kernel
 from secateur.training.keras.run import AddVariable, GraphRun
+from secateur.training.keras.saved import Values, damaged
 from secateur.training.result import PruningReport
 from secateur.training.run import report_on
 
@@ -142,14 +143,21 @@ class KernelPruner:
             self._read()
             # All or none: an error in one run leaves the masks of the others as they were.
             changes = [run.masks_after(due) for run in self.runs]
-            for run, masks in zip(self.runs, changes, strict=True):
-                run.set_masks(masks)
-                run.write()
-            self._updated.assign(due)
+            try:
+                self._commit(changes, due)
+            except BaseException:  # Ctrl-C: once more from the start, so that it is not half done
+                self._commit(changes, due)
+                raise
             changed = True
-        if changed:
-            self.apply_masks()
         return changed
+
+    def _commit(self, changes: Sequence[Mapping[str, Array]], step: int) -> None:
+        """Take over the masks of each run, which hold after `step` steps."""
+        for run, masks in zip(self.runs, changes, strict=True):
+            run.set_masks(masks)
+            run.write()
+        self._updated.assign(step)
+        self.apply_masks()
 
     def masks(self) -> dict[str, Array]:
         """Layer → booleans in the kernel's shape, ``True`` = kept, in memory of their own."""
@@ -191,6 +199,20 @@ class KernelPruner:
                 f"The PruningOptimizer was made for another model: the kernels of {listed(map(repr, foreign))} are not "
                 f"those of {model.name!r}. Make one for this model."
             )
+
+    def check_values(self, values: Values, step: int) -> None:
+        """Raise `StateError` if this run could not have reached a saved state.
+
+        Args:
+            values: What the variables are to hold.
+            step: Steps made when it was saved.
+        """
+        updated = int(values[id(self._updated)])
+        if not 0 <= updated <= step:
+            raise damaged(f"masks must have followed 0 to {step} steps, found {updated}")
+        for run in self.runs:
+            if (problem := run.find_problem(values, updated)) is not None:
+                raise damaged(problem)
 
     def write_frozen(self) -> None:
         """Note in the variables which layers keep their masks."""

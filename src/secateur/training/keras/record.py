@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
 
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, StateError
@@ -77,6 +77,19 @@ class Record(BaseModel):
     patterns: tuple[_PatternRecord, ...]
     dense: dict[str, str]
     model_weights: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _check_kernels(self) -> Self:
+        """Each pruned kernel must be one of the variables, of its shape, and no two the same."""
+        places: dict[int, str] = {}
+        for name, own in ((name, own) for pattern in self.patterns for name, own in pattern.kernels.items()):
+            if own.index >= len(self.variables):
+                raise ValueError(f"kernel {name!r} is variable {own.index} of {len(self.variables)}")
+            if (shape := self.variables[own.index].shape) != tuple(own.view.shape):
+                raise ValueError(f"kernel {name!r} has shape {tuple(own.view.shape)}, its variable {shape}")
+            if places.setdefault(own.index, name) != name:
+                raise ValueError(f"kernels {name!r} and {places[own.index]!r} are one variable")
+        return self
 
     @classmethod
     def of(cls, plan: Plan, model: keras.Model) -> Self:

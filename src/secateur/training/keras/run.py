@@ -13,9 +13,11 @@ from secateur._array import Array
 from secateur.errors import ScoreError
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import handed_over, tensor_of
+from secateur.training.consistency import SavedProgress, find_problem
 from secateur.training.group import REACHED, PruningGroup
 from secateur.training.keras.graph_array import as_array, as_tensor
 from secateur.training.keras.kernel import Kernel
+from secateur.training.keras.saved import Values
 from secateur.training.regularizer import shrinkage
 from secateur.training.run import Run
 
@@ -184,14 +186,13 @@ class GraphRun(Run[Kernel]):
             return
         initial = float(np.ascontiguousarray(self.pattern.as_array(self._initial)).view(np.float64)[0])
         last = self.group.timeline.last_update(updated)
-        is_condemning = bool(self._condemned) and last is not None and updated < self.last_step
         keep = self._arrays(self._keep)
         for name, layer in self._told_by_masks.items():
             keep[name] = self.pattern.as_array(self.weights[layer].mask).reshape((-1,))
         self.group.restore(
             {
                 "keep": keep,
-                "condemned_keep": self._arrays(self._condemned) if is_condemning else None,
+                "condemned_keep": self._arrays(self._condemned) if self._is_condemning(updated) else None,
                 "asked": initial,
                 "initial": initial,
             }
@@ -199,6 +200,44 @@ class GraphRun(Run[Kernel]):
         if last is not None:
             self.group.asked = self.group.timeline.sparsity(last)
         self.scores.totals = self._arrays(self._totals)
+
+    def find_problem(self, values: Values, updated: int) -> str | None:
+        """What in a saved state does not fit together; ``None``: nothing.
+
+        Args:
+            values: What the variables are to hold.
+            updated: Step up to which masks have followed.
+        """
+        initial = float(np.ascontiguousarray(values[id(self._initial)]).view(np.float64)[0])
+        if not 0 <= initial <= 1:
+            return f"the initial sparsity must lie in [0, 1], found {initial}"
+        for name, total in self._totals.items():
+            if np.isnan(values[id(total)].astype(np.float32)).any():
+                return f"scores of {name!r} must be numbers, found nan"
+        flags = zip(self.pattern.units, values[id(self._frozen)], strict=True)
+        frozen = [name for name, is_frozen in flags if is_frozen]
+        masks = {name: values[id(kernel.mask_variable)] for name, kernel in self.weights.items()}
+        keep, condemned = self._saved_units(values, masks, updated)
+        if keep is not None and self.group.timeline.last_update(updated) is None and not self.config.keep_zeros:
+            if not all(flags.all() for flags in (*keep.values(), *masks.values())):
+                return "masks prune before the first update"
+            keep, masks = None, {}
+        return find_problem(self.group, SavedProgress(updated, masks, keep, condemned, None, initial, frozen))
+
+    def _saved_units(
+        self, values: Values, masks: Mapping[str, Array], updated: int
+    ) -> tuple[dict[str, Array] | None, dict[str, Array] | None]:
+        """Which units live in a saved state, and which will in a progressive run."""
+        if self.group.is_locked:
+            return None, None
+        keep = {name: values[id(variable)] for name, variable in self._keep.items()}
+        keep |= {name: masks[layer].reshape((-1,)) for name, layer in self._told_by_masks.items()}
+        condemned = {name: values[id(variable)] for name, variable in self._condemned.items()}
+        return keep, condemned if self._is_condemning(updated) else None
+
+    def _is_condemning(self, updated: int) -> bool:
+        is_between = self.group.timeline.last_update(updated) is not None and updated < self.last_step
+        return bool(self._condemned) and is_between
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """See `Run.masks_after`; scores are computed once, though they are read several times."""

@@ -259,7 +259,7 @@ class Pruner:
         self._recover()
         check_state(state, len(self._optimizers), len(self._runs))
         for run, saved in zip(self._runs, state["runs"], strict=True):
-            run.check_state(saved)
+            run.check_state(saved, state["step"])
         for run, saved in zip(self._runs, state["runs"], strict=True):
             run.load_state_dict(saved)
         self.step = state["step"]
