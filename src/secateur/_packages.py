@@ -81,7 +81,7 @@ def shipped_folder(package: str, path: str) -> Path | None:
         >>> shipped_folder("secateur", "patterns").name, shipped_folder("secateur", "nothing")
         ('patterns', None)
     """
-    return next((place for place in _places(package, path) if place.is_dir()), None)
+    return next((place for place in _places(package, path) if os.path.isdir(place)), None)
 
 
 def shipped_file(package: str, path: str) -> Path | None:
@@ -91,7 +91,7 @@ def shipped_file(package: str, path: str) -> Path | None:
         >>> shipped_file("secateur", "errors.py").name, shipped_file("secateur", "patterns")
         ('errors.py', None)
     """
-    return next((place for place in _places(package, path) if place.is_file()), None)
+    return next((place for place in _places(package, path) if os.path.isfile(place)), None)
 
 
 def _places(package: str, path: str) -> list[Path]:

@@ -55,10 +55,10 @@ def test_arrays_with_names_are_arguments_of_these_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({}, "must hold arrays with one row per example, found none"),
-        ({"one": np.ones(3), "two": np.ones(4)}, r"found one \[3\], two \[4\]"),
-        ({"one": np.ones(())}, r"found one \[\]"),
-        ({"one": np.ones((0, 3))}, r"found one \[0, 3\]"),
+        ({}, "must hold arrays with one row per example, 1,000,000 at the most, found none"),
+        ({"one": np.ones(3), "two": np.ones(4)}, r"found 'one' \[3\], 'two' \[4\]"),
+        ({"one": np.ones(())}, r"found 'one' \[\]"),
+        ({"one": np.ones((0, 3))}, r"found 'one' \[0, 3\]"),
         ({"one": np.array(["text"])}, "cannot be read"),
         ({"one": np.array([{}], dtype=object)}, "cannot be read"),
     ],

@@ -12,7 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from secateur._third_party import translate_errors
 from secateur._wording import listed
+from secateur.artifact.building import Limits
+from secateur.artifact.building.keras import check_description
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import Builder
 from secateur.artifact.reader import Artifact, RawTensor
@@ -33,6 +36,8 @@ NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
 
 NUMBER = re.compile(r"_\d+(?=/|$)")
 """What Keras counts layers of one kind with, over the whole process."""
+
+REGISTER = "Register the classes that it names, or build the model yourself: secateur.load(path, model)."
 
 SHORTENED = 16
 """Bits that bfloat16 lacks of float32, of which it is the upper half."""
@@ -107,22 +112,19 @@ def build(artifact: Artifact) -> keras.Model:
     """
     artifact.check_files()
     path = artifact.path / DESCRIPTION
-    try:
-        model = keras.saving.deserialize_keras_object(
-            parsed_json(artifact.read_file(DESCRIPTION), path), safe_mode=True
-        )
-    except ArtifactError:
-        raise
-    # Whatever layers the file names, each with its own errors.
-    except Exception as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelLoadError(
-            f"Keras cannot build a model from {str(path)!r}: {first_line}. Register the classes that it names, "
-            f"or build the model yourself: secateur.load(path, model)."
-        ) from error
+    description = parsed_json(artifact.read_file(DESCRIPTION), path)
+    description.pop("compile_config", None)
+    with translate_errors(ModelLoadError, f"Keras cannot build a model from {str(path)!r}", REGISTER):
+        check_description(description, _limits(artifact), path)
+        model = keras.saving.deserialize_keras_object(description, safe_mode=True)
     if not isinstance(model, keras.Model):
         raise ArtifactError(f"{path}: describes no model, found {type(model).__name__}.")
     return fill(model, artifact)
+
+
+def _limits(artifact: Artifact) -> Limits:
+    entries = artifact.manifest.tensors.values()
+    return Limits.for_stored(len(entries), sum(entry.count for entry in entries))
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:

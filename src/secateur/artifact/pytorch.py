@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,14 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from secateur._third_party import translate_errors
 from secateur._wording import brief, listed, nearest
+from secateur.artifact.building import NO_WEIGHTS, Limits, check_config, read_config
+from secateur.artifact.building.pytorch import limit_modules
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import Builder
 from secateur.artifact.reader import Artifact, RawTensor
+from secateur.artifact.safetensors_file import parsed_json
 from secateur.artifact.source import Source, SourceTensor, usual_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from secateur.patterns import WeightView, get_pattern
@@ -96,13 +100,24 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
 def build(artifact: Artifact) -> nn.Module:
     """The model of transformers in an artifact.
 
+    It is built on the meta device first, and only then for real: a description that asks for another model than the
+    stored tensors are of takes no memory.
+
     Raises:
         ModelLoadError: transformers cannot build it.
         ArtifactError: A tensor is damaged, or the model is another than the one that was saved.
     """
     artifact.check_files()
+    check_config(parsed_json(artifact.read_file(CONFIG), artifact.path / CONFIG), artifact.path / CONFIG)
+    entries = artifact.manifest.tensors.values()
+    limits = Limits.for_stored(len(entries), sum(entry.count for entry in entries))
     with artifact.extract(CONFIG) as folder:
-        model = _empty(folder, artifact.path)
+        declared = _declared(folder, artifact.path, limits)
+        if declared is not None and set(artifact) <= set(declared):
+            _check_names(declared, artifact)
+            for name in artifact:
+                _check_fit(name, declared[name], artifact)
+        model = _empty(folder, artifact.path, limits)
     own = _state(model)
     if not set(artifact) <= set(own):
         return _from_checkpoint(type(model), artifact)
@@ -130,9 +145,13 @@ def described_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | N
 
     Raises:
         ModelLoadError: transformers cannot build it.
+        ArtifactError: The description counts more layers or the like than any model has.
     """
+    with _explained(folder):
+        config = read_config(folder / CONFIG)
+    check_config(config, folder / CONFIG)
     with torch.device("meta"):
-        model: Any = _empty(folder, folder)
+        model: Any = _empty(folder, folder, NO_WEIGHTS)
     layers, view = _layers(model), get_pattern({"pattern": "1x1"}, {}).weight_view
     found = dict.fromkeys(_state(model)) | {
         name: (view(one.module), one.name, not one.is_output) for name, one in layers.items()
@@ -270,14 +289,10 @@ def _from_checkpoint(architecture: Any, artifact: Artifact) -> nn.Module:
     """A model whose tensors have the names that checkpoints give them, which transformers turns into its own."""
     tensors = {name: to_torch(artifact[name]) for name in artifact}
     model: nn.Module
-    with artifact.extract(CONFIG) as folder:
-        try:
-            model, found = architecture.from_pretrained(
-                None, config=_config(folder), state_dict=tensors, dtype="auto", output_loading_info=True
-            )
-        # As above.
-        except Exception as error:
-            raise _unbuildable(artifact.path, error) from error
+    with artifact.extract(CONFIG) as folder, _explained(artifact.path):
+        model, found = architecture.from_pretrained(
+            None, config=_config(folder), state_dict=tensors, dtype="auto", output_loading_info=True
+        )
     if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]:
         raise ArtifactError(f"{artifact.path}: {listed(map(repr, wrong))} are not tensors of both it and the model.")
     return model.eval()
@@ -305,32 +320,44 @@ def _architecture(config: Any) -> Any:
     name = (config.architectures or (None,))[0]
     found = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise ModelLoadError(f"{brief(name)} is no model of transformers")
+        raise ArtifactError(f"{brief(name)} is no model of transformers")
     return found
 
 
-def _empty(folder: Path, shown: Path) -> nn.Module:
+def _declared(folder: Path, shown: Path, limits: Limits) -> dict[str, torch.Tensor] | None:
+    """Names and shapes of the model that a folder describes; ``None``: it cannot be built on the meta device.
+
+    Raises:
+        ModelLoadError: The model is larger than its limits.
+    """
+    try:
+        with torch.device("meta"):
+            return _state(_empty(folder, shown, limits))
+    except ModelLoadError as error:
+        if isinstance(error.__cause__, ArtifactError):
+            raise
+        return None
+
+
+def _empty(folder: Path, shown: Path, limits: Limits) -> nn.Module:
     """The model that a folder's configuration describes; its saved tensors have no values yet.
 
     Args:
         folder: Holds the configuration.
         shown: The folder that errors name.
+        limits: What the model may have.
     """
-    try:
+    with _explained(shown), limit_modules(limits, shown / CONFIG):
         config = _config(folder)
         architecture = _architecture(config)
         dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
         with _Uninitialized(), default_dtype(dtype):
             model: nn.Module = architecture(config)
-    # Hundreds of architectures, each with its own errors.
-    except Exception as error:
-        raise _unbuildable(shown, error) from error
     return model
 
 
-def _unbuildable(folder: Path, error: Exception) -> ModelLoadError:
-    first_line = next(iter(str(error).splitlines()), type(error).__name__)
-    return ModelLoadError(f"transformers cannot build a model from {str(folder)!r}: {first_line}")
+def _explained(folder: Path) -> AbstractContextManager[None]:
+    return translate_errors(ModelLoadError, f"transformers cannot build a model from {str(folder)!r}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,15 @@ def transformers_path(reference: str) -> Path | None:
     is_shipped = bool(slash) and package.isidentifier()
     if reference.endswith(GGUF_FILE):
         file = Path(reference)
-        if not file.is_file():
+        if not os.path.isfile(file):
             file = (shipped_file(package, rest) if is_shipped else None) or file
         _refuse_missing(file)
         need("torch", "transformers", "accelerate", "gguf", extra="demo")
         return file
-    folder = Path(reference) if Path(reference).is_dir() else None
+    folder = Path(reference) if os.path.isdir(reference) else None
     folder = folder or (shipped_folder(package, rest) if is_shipped else None)
-    if folder is not None and (artifact_path(str(folder)) is None or (folder / CONFIG_FILE).is_file()):
-        if not (folder / CONFIG_FILE).is_file():
+    if folder is not None and (artifact_path(str(folder)) is None or os.path.isfile(folder / CONFIG_FILE)):
+        if not os.path.isfile(folder / CONFIG_FILE):
             raise UnsupportedModelError(
                 f"The folder {str(folder)!r} has no {CONFIG_FILE}, so it is none of transformers, and no {MANIFEST}, "
                 f"so it is no artifact."
@@ -109,7 +110,7 @@ def transformers_path(reference: str) -> Path | None:
 def artifact_path(reference: str) -> Path | None:
     """The folder of that path if it is an artifact."""
     folder = Path(reference)
-    return folder if (folder / MANIFEST).is_file() else None
+    return folder if os.path.isfile(folder / MANIFEST) else None
 
 
 def is_packed(folder: Path) -> bool:
@@ -164,5 +165,5 @@ def _fill(model: Any, weights: Path) -> None:
 
 
 def _refuse_missing(file: Path) -> None:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UnknownNameError(f"There is no file {str(file)!r}.")

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur._third_party import translate_errors
 from secateur._wording import counted
+from secateur.artifact.files import read_small_file
 from secateur.errors import CalibrationError, ConfigError
 from secateur.models.text import documentation
 from secateur.models.trained import TrainedModel
@@ -15,6 +17,9 @@ __all__ = ["LENGTH", "SEQUENCES", "Sample", "sample"]
 
 ARRAYS = (".npz", ".safetensors")
 """Files of inputs that are ready for the model."""
+
+MAX_TEXT_BYTES = 100_000_000
+"""Of a text, of which a few pieces are taken."""
 
 SEQUENCES = 32
 LENGTH = 512
@@ -60,17 +65,14 @@ def sample(found: TrainedModel, file: Path | None, sequences: int | None, length
             f"found {'none' if file is None else repr(str(file))}."
         )
     text = documentation() if file is None else _text(file)
-    length = length or min(LENGTH, getattr(found.model.config, "max_position_embeddings", None) or LENGTH)
+    most = getattr(found.model.config, "max_position_embeddings", None)
+    length = length or (min(LENGTH, most) if isinstance(most, int) and most > 0 else LENGTH)
     batches = text_batches(tokenizer_of(found.path), text, sequences or SEQUENCES, length)
     source = "Python's own documentation (pydoc_data.topics)" if file is None else str(file)
     return Sample(batches, f"{counted(len(batches), 'sequence')} of {counted(length, 'token')} from {source}")
 
 
 def _text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(
-            f"{str(file)!r} must be plain text in UTF-8, or a file of inputs that ends in {' or '.join(ARRAYS)}; it "
-            f"cannot be read ({error})."
-        ) from error
+    message = f"{str(file)!r} must be plain text in UTF-8, or a file of inputs that ends in {' or '.join(ARRAYS)}"
+    with translate_errors(CalibrationError, message):
+        return read_small_file(file, MAX_TEXT_BYTES).decode("utf-8")

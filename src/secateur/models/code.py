@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._packages import is_installed, keras_backend, need_keras
+from secateur._third_party import describe_error, is_failure
 from secateur._wording import nearest
 from secateur.errors import MissingPackageError, ModelLoadError, SecateurError, UnknownNameError
 
@@ -60,7 +61,9 @@ def _module(name: str) -> Any:
     except SecateurError:
         raise
     # The code is the user's and may raise anything.
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise ModelLoadError(f"Importing {name!r} raised {_described(error)}.") from error
 
 
@@ -85,12 +88,15 @@ def _made_by(factory: Any, name: str) -> Any:
     except SecateurError:
         raise
     # As above.
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise ModelLoadError(f"{name} raised {_described(error)}.") from error
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """An error with the place in the user's code that it came from."""
     last = next(reversed(traceback.extract_tb(error.__traceback__)), None)
     place = "" if last is None or last.filename == __file__ else f" ({Path(last.filename).name}, line {last.lineno})"
-    return f"{type(error).__name__}: {error}{place}"
+    name, reason = type(error).__name__, describe_error(error)
+    return f"{reason if reason.startswith(name) else f'{name}: {reason}'}{place}"

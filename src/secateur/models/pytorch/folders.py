@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur._wording import listed
+from secateur._third_party import translate_errors
+from secateur._wording import brief, listed
+from secateur.artifact.building import NO_WEIGHTS
+from secateur.artifact.building.pytorch import limit_modules
 from secateur.artifact.companions import CompanionFiles
 from secateur.errors import ModelLoadError
+from secateur.models.pytorch.checks import check_files, stored_limits
 from secateur.models.pytorch.hub import quiet_transformers
 
 __all__ = ["Companions", "architecture", "tokenizer_of", "trained"]
@@ -26,13 +29,15 @@ def architecture(path: Path) -> nn.Module:
     """The model that a folder's ``config.json``, or a GGUF file, describes: on the meta device, without weights.
 
     Raises:
-        ModelLoadError: transformers does not know the architecture, or it fails to build it.
+        ModelLoadError: transformers does not know the architecture, it fails to build it, or the model has more layers
+            than any has.
     """
     transformers = quiet_transformers()
     with _explained(path):
+        check_files(path)
         folder, given = _placed(path)
         config = transformers.AutoConfig.from_pretrained(folder, **given)
-        with torch.device("meta"):
+        with torch.device("meta"), limit_modules(NO_WEIGHTS, path):
             found = _model_class(config, path)
             model: nn.Module = found.from_config(config) if hasattr(found, "from_config") else found(config)
         return model
@@ -42,18 +47,21 @@ def trained(path: Path) -> nn.Module:
     """The model in a folder or a GGUF file, with its weights, in evaluation mode.
 
     Raises:
-        ModelLoadError: transformers cannot read it, or some of the model's weights are not there.
+        ModelLoadError: transformers cannot read it, some of the model's weights are not there, or it describes a larger
+            model than it has weights for.
     """
     transformers = quiet_transformers()
     with _explained(path), redirect_stderr(io.StringIO()):  # some bars ask no setting
+        check_files(path)
         folder, given = _placed(path)
         config = transformers.AutoConfig.from_pretrained(folder, **given)
         found = _model_class(config, path)
-        model, told = found.from_pretrained(folder, **given, output_loading_info=True)
+        with limit_modules(stored_limits(path), path):
+            model, told = found.from_pretrained(folder, **given, output_loading_info=True)
     if missing := sorted(told["missing_keys"]):
         raise ModelLoadError(
-            f"{str(path)!r} has no weights for {listed(missing)} of {type(model).__name__}. Choose the architecture in "
-            f"its config.json that the weights belong to."
+            f"{str(path)!r} has no weights for {listed(map(brief, missing))} of {type(model).__name__}. Choose the "
+            f"architecture in its config.json that the weights belong to."
         )
     _forget_quantization(model)
     trained_model: nn.Module = model.eval()
@@ -67,7 +75,8 @@ def tokenizer_of(path: Path) -> Any:
         ModelLoadError: There is none, or transformers cannot read it.
     """
     transformers = quiet_transformers()
-    with _explained(path, "tokenizer"):
+    with _explained(path, "read a tokenizer"):
+        check_files(path)
         folder, given = _placed(path)
         return transformers.AutoTokenizer.from_pretrained(folder, **given)
 
@@ -119,12 +128,5 @@ def _forget_quantization(model: Any) -> None:
         model.config.architectures = [type(model).__name__]
 
 
-@contextmanager
-def _explained(path: Path, what: str = "model") -> Iterator[None]:
-    try:
-        yield
-    # Hundreds of architectures, each with its own errors.
-    except Exception as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        verb = "build a model" if what == "model" else f"read a {what}"
-        raise ModelLoadError(f"transformers cannot {verb} from {str(path)!r}: {first_line}") from error
+def _explained(path: Path, what: str = "build a model") -> AbstractContextManager[None]:
+    return translate_errors(ModelLoadError, f"transformers cannot {what} from {str(path)!r}")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from secateur._wording import listed, nearest
+from secateur._third_party import translate_errors
+from secateur._wording import brief, listed, nearest
+from secateur.artifact.archives import check_zip
+from secateur.artifact.files import open_file
+from secateur.artifact.pytorch import to_torch
+from secateur.artifact.reader import RawTensor
+from secateur.artifact.safetensors_file import TensorFile
 from secateur.errors import ModelLoadError
 
 __all__ = ["fill"]
@@ -19,9 +25,15 @@ __all__ = ["fill"]
 NESTED = ("state_dict", "model_state_dict", "model")
 """Where a checkpoint of a training run has the model's state."""
 
+EXTRA = "_extra_state"
+"""End of a name that stands for whatever a module saves beside its tensors."""
+
 
 def fill(model: nn.Module, file: Path) -> None:
     """Put a file's weights into a model.
+
+    Numbers may be rounded to the model's type of the same kind. They are never converted to another kind: floating
+    point to integers, complex to real, or 8-bit floating point, which stands for scaled numbers, to any other.
 
     Args:
         model: The model.
@@ -32,48 +44,141 @@ def fill(model: nn.Module, file: Path) -> None:
         ModelLoadError: It cannot be read, or its tensors are not those of the model. The model is as it was then.
     """
     state, own = _state(file), model.state_dict(keep_vars=True)
+    _check_names(state, own, file)
+    with translate_errors(ModelLoadError, f"{str(file)!r} cannot be put into the model"):
+        values = {name: _converted(name, tensor, own[name], file) for name, tensor in state.items()}
+        _check_ties(values, own, file)
+        is_on_meta = any(isinstance(held, torch.Tensor) and held.is_meta for held in own.values())
+        model.load_state_dict(_with_ties(values, own) if is_on_meta else values, strict=False, assign=is_on_meta)
+
+
+def _check_names(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> None:
     present = {id(own[name]) for name in state if name in own}
     missing = [name for name, held in own.items() if name not in state and id(held) not in present]
     unknown = [name for name in state if name not in own]
     if missing or unknown:
-        told = [f"lacks {listed(map(repr, missing))} of the model"] if missing else []
-        told += [f"holds {listed(map(repr, unknown))}, which the model has not"] if unknown else []
+        told = [f"lacks {listed(map(brief, missing))} of the model"] if missing else []
+        told += [f"holds {listed(map(brief, unknown))}, which the model has not"] if unknown else []
         hint = nearest(missing[0], unknown) if missing else ""
         raise ModelLoadError(f"{str(file)!r} {' and '.join(told)}.{hint}")
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
+
+
+def _converted(name: str, tensor: Any, held: Any, file: Path) -> Any:
+    """A stored tensor in the type of the model's.
+
+    Raises:
+        ModelLoadError: It has another shape, or it would not be the same numbers, rounded.
+    """
+    if not isinstance(tensor, torch.Tensor) or not isinstance(held, torch.Tensor) or is_lazy(held):
+        return tensor
+    if tensor.shape != held.shape:
+        raise ModelLoadError(
+            f"{brief(name)} has shape {brief(list(tensor.shape))} in {str(file)!r}, and {list(held.shape)} in the "
+            f"model."
+        )
+    if tensor.dtype == held.dtype:
+        return tensor
+    if (_kind(tensor.dtype), _kind(held.dtype)) in {("floating", "floating"), ("complex", "complex")}:
+        if held.is_meta:
+            return tensor
+        value = tensor.to(held.dtype)
+        is_same = bool((torch.isfinite(value) | ~torch.isfinite(tensor)).all())
+    elif _kind(tensor.dtype) == _kind(held.dtype) == "integer":
+        value = tensor.to(held.dtype)
+        is_same = torch.equal(value.to(tensor.dtype), tensor) and torch.equal(value < 0, tensor < 0)
+    else:
+        is_same = False
+    if not is_same:
+        raise ModelLoadError(
+            f"{brief(name)} is {tensor.dtype} in {str(file)!r}, and {held.dtype} in the model, which cannot hold its "
+            f"numbers. Convert the weights or the model first."
+        )
+    return value
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "complex"
+    if dtype.is_floating_point:
+        return "floating" if dtype.itemsize > 1 else str(dtype)
+    return "bool" if dtype == torch.bool else "integer"
+
+
+def _check_ties(values: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> None:
+    """Refuse different values for two names of the same tensor."""
+    first: dict[int, str] = {}
+    for name, value in values.items():
+        other = first.setdefault(id(own[name]), name)
+        if other == name or not isinstance(value, torch.Tensor):
+            continue
+        if not torch.equal(value, values[other]) and not torch.allclose(value, values[other], 0, 0, equal_nan=True):
             raise ModelLoadError(
-                f"{name!r} has shape {list(tensor.shape)} in {str(file)!r}, and {list(own[name].shape)} in the model."
+                f"{brief(other)} and {brief(name)} are one tensor of the model, and have different values in "
+                f"{str(file)!r}."
             )
-    model.load_state_dict(state, strict=False, assign=any(held.is_meta for held in own.values()))
 
 
-def _state(file: Path) -> dict[str, torch.Tensor]:
-    found: Any = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+def _with_ties(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """One parameter for all names of a parameter, and memory of its own for each."""
+    made = {
+        id(own[name]): nn.Parameter(value.clone(), own[name].requires_grad)
+        if isinstance(own[name], nn.Parameter)
+        else value
+        for name, value in values.items()
+    }
+    return {name: made[id(held)] for name, held in own.items() if id(held) in made}
+
+
+def _state(file: Path) -> dict[str, Any]:
+    with translate_errors(ModelLoadError, f"{str(file)!r} cannot be read", "Is it complete?"):
+        found: Any = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     for key in NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(one, torch.Tensor) for one in found.values()):
+    strange = (
+        [name for name, value in found.items() if not _is_entry(name, value)] if isinstance(found, Mapping) else []
+    )
+    if not isinstance(found, Mapping) or strange:
+        what = f"{brief(strange[0])}, which is {_described(found[strange[0]])}" if strange else type(found).__name__
         raise ModelLoadError(
-            f"{str(file)!r} must hold a state dict, names with their tensors, found {type(found).__name__}. "
+            f"{str(file)!r} must hold a state dict, names with their tensors, found {what}. "
             f"torch.save(model.state_dict(), …) writes one."
         )
     return dict(found)
 
 
+def _is_entry(name: Any, value: Any) -> bool:
+    if not isinstance(name, str):
+        return False
+    if not isinstance(value, torch.Tensor):
+        return name.endswith(EXTRA)
+    is_plain = value.layout == torch.strided and not value.is_quantized and not value.is_nested and not value.is_meta
+    return is_plain and type(value) in (torch.Tensor, nn.Parameter, nn.Buffer)
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return f"of type {type(value).__name__}"
+    kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+    return f"no plain dense tensor but {type(value).__name__} ({kind}, {value.dtype})"
+
+
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelLoadError(f"{str(file)!r} cannot be read ({error}). Is it complete?") from error
+    held = TensorFile(file)
+    return {name: to_torch(RawTensor(held[name].dtype, held.read(name))) for name in held}
 
 
 def _read_pickle(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    # Zip files, pickles and whatever they hold: each with its own errors.
-    except Exception as error:
-        raise ModelLoadError(
-            f"{str(file)!r} cannot be read as a state dict ({type(error).__name__}): it is damaged, or it holds more "
-            f"than tensors, which may be harmful code. torch.save(model.state_dict(), …) writes what can be read."
-        ) from error
+    with open_file(file) as held:
+        if zipfile.is_zipfile(held):
+            check_zip(held, file)
+        held.seek(0)
+        try:
+            return torch.load(held, map_location="cpu", weights_only=True)
+        # Zip files, pickles and whatever they hold: each with its own errors.
+        except Exception as error:
+            raise ModelLoadError(
+                f"{str(file)!r} cannot be read as a state dict ({type(error).__name__}): it is damaged, or it holds "
+                f"more than tensors, which may be harmful code. torch.save(model.state_dict(), …) writes what can be "
+                f"read."
+            ) from error

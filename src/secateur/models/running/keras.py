@@ -10,7 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from secateur._wording import brief
 from secateur.errors import CalibrationError, ConfigError, UnsupportedModelError
+from secateur.models.arrays import read_arrays
 from secateur.models.running import Exchanged, Trial
 
 __all__ = ["trial"]
@@ -56,11 +58,16 @@ def _random(model: keras.Model, batch: int) -> list[Any]:
 
 
 def _read(file: Path, batch: int) -> list[Any]:
-    try:
-        with np.load(file, allow_pickle=False) as found:
-            return [found[name][:batch] for name in found.files]
-    except (OSError, EOFError, ValueError, TypeError) as error:
-        raise CalibrationError(f"{str(file)!r} must be an .npz file of inputs; it cannot be read ({error}).") from error
+    return [_first_rows(name, array, batch, file) for name, array in read_arrays(file).items()]
+
+
+def _first_rows(name: str, array: Any, batch: int, file: Path) -> Any:
+    if array.ndim == 0 or array.dtype.kind not in "biufc":
+        raise CalibrationError(
+            f"{str(file)!r} must hold arrays with one row per example, found {brief(name)}: {array.dtype}, "
+            f"{list(array.shape)}."
+        )
+    return array[:batch]
 
 
 def _without_zeros(weight: Any) -> Any:

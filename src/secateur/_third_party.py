@@ -1,0 +1,76 @@
+"""Failures of third-party code, raised as errors of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from secateur._wording import printable_line
+from secateur.errors import ArtifactError, SecateurError
+
+__all__ = ["describe_error", "is_failure", "translate_errors"]
+
+MAX_REASON = 500
+"""Characters of another package's message."""
+
+
+@contextmanager
+def translate_errors(kind: type[SecateurError], message: str, hint: str = "") -> Iterator[None]:
+    """Raise whatever third-party code raises as one of this package's errors, from its cause.
+
+    Errors of this package pass as they are, but for an `ArtifactError` about a file, which becomes `kind` too. Only
+    interrupts pass otherwise.
+
+    Args:
+        kind: Class of the error to raise.
+        message: What failed, and where, without a period.
+        hint: What to do, as a sentence.
+
+    Example:
+        >>> from secateur.errors import ModelLoadError
+        >>> with translate_errors(ModelLoadError, "'net.pt' cannot be read"):
+        ...     [].pop()
+        Traceback (most recent call last):
+        secateur.errors.ModelLoadError: 'net.pt' cannot be read: IndexError: pop from empty list.
+    """
+    try:
+        yield
+    # Third-party code raises anything at all, and Rust code what is no `Exception`.
+    except BaseException as error:
+        if not is_failure(error) or (isinstance(error, SecateurError) and not isinstance(error, ArtifactError)):
+            raise
+        reason = describe_error(error)
+        place, _, rest = reason.partition(": ")
+        if rest and place in message:  # it is about the file that the message names already
+            reason = rest
+        end = "" if reason.endswith((".", "!", "?")) else "."
+        raise kind(f"{message}: {reason}{end}{hint and ' '}{hint}") from error
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an exception means that the code failed, rather than that someone interrupted it.
+
+    A panic of Rust code is a `BaseException` of a class that cannot be imported, and ``sys.exit`` raises another.
+    """
+    is_panic = (type(error).__module__, type(error).__name__) == ("pyo3_runtime", "PanicException")
+    return is_panic or isinstance(error, Exception | SystemExit)
+
+
+def describe_error(error: BaseException) -> str:
+    r"""The first line of an error's message, short and printable; its class where the message alone says too little.
+
+    Example:
+        >>> describe_error(ValueError("no\x1b[0m number\n\nDetails ...")), describe_error(KeyError("bias"))
+        ('no\\x1b[0m number', "KeyError: 'bias'")
+    """
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # noqa: BLE001 - a class of another package
+        lines = []
+    line = printable_line(next((line.strip() for line in lines if line.strip()), ""), MAX_REASON)
+    name = type(error).__name__
+    if not line:
+        return name
+    return f"{name}: {line}" if isinstance(error, LookupError | AttributeError) else line
