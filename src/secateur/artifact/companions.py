@@ -131,7 +131,7 @@ class CompanionFiles:
 
 def _files(folder: Path) -> list[str]:
     try:
-        return sorted(path.name for path in folder.iterdir() if not path.is_dir())
+        return sorted(path.name for path in folder.iterdir() if not os.path.isdir(path))
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be read ({error}).") from error
 

@@ -52,7 +52,7 @@ def foreign_source(path: Path, *, is_copied: bool = False) -> Source:
     owners = _owners(path, files)
     if places is not None:
         _check_index(path / INDEX, places, {name: file.path.name for name, file in owners.items()})
-    is_folder = path.is_dir()
+    is_folder = os.path.isdir(path)
     companions = CompanionFiles(path) if is_copied and is_folder else None
     for file in files:
         file.file.check_in_place()
@@ -135,7 +135,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if os.path.isfile(path / SINGLE):
         return [path / SINGLE]
-    if found := sorted(path.glob(f"*{SUFFIX}")):
+    try:
+        names = os.listdir(path) if os.path.isdir(path) else []
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}).") from error
+    if found := sorted(path / name for name in names if name.endswith(SUFFIX)):
         return found
     raise ArtifactError(
         f"{path}: an artifact, a {SUFFIX} file or a folder with such files is needed, found "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = ["MOST_LISTED", "BlockPacking", "GroupPacking", "Packing"]
 Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
+Place = tuple[slice, slice, slice]
 
 BITS = 8
 """In a byte."""
@@ -53,6 +55,11 @@ class Packing(ABC):
     """
 
     block: tuple[int, int, int]
+
+    @property
+    def run(self) -> int:
+        """Neighbouring blocks along I that are decoded together; it divides their number."""
+        return 1
 
     @property
     @abstractmethod
@@ -81,7 +88,7 @@ class Packing(ABC):
 
         Args:
             index: The index.
-            start: First block that is asked for; a row of the tiling begins with it.
+            start: First block that is asked for; a multiple of `run` counted from the beginning of a row of the tiling.
             stop: Block behind the last.
 
         Raises:
@@ -121,10 +128,9 @@ class Packing(ABC):
         padded[: index.size] = index
         blocked = self._blocked(view.canonical(bits))
         values = np.empty((count_true(keep), math.prod(self.block)), bits.dtype)
-        step, taken = max(1, CHUNK * len(keep) // max(1, bits.size)), 0
-        for row in range(0, len(keep), step):
-            kept = keep[row : row + step].reshape(-1)
-            some = blocked[row : row + step].reshape(kept.size, -1)[kept]
+        flags, taken = keep.reshape(-1), 0
+        for place, start, stop in self._chunks(view):
+            some = blocked[place].reshape(stop - start, -1)[flags[start:stop]]
             values[taken : taken + len(some)] = some
             taken += len(some)
         return values, padded
@@ -139,22 +145,34 @@ class Packing(ABC):
         dense = np.empty(view.shape, values.dtype)
         blocked = self._blocked(view.canonical(dense))
         assert np.shares_memory(blocked, dense)
-        rows, *grid = self.grid(view)
-        per_row = math.prod(grid)
-        step, taken = max(1, CHUNK * rows // dense.size), 0
-        for row in range(0, rows, step):
-            end = min(row + step, rows)
-            kept = self.decode(index, row * per_row, end * per_row)
+        taken = 0
+        for place, start, stop in self._chunks(view):
+            kept = self.decode(index, start, stop)
             some = values[taken : taken + len(kept)]
             taken += len(kept)
             if taken > len(values):
                 break
-            chunk = np.zeros(((end - row) * per_row, values.shape[1]), values.dtype)
+            chunk = np.zeros((stop - start, values.shape[1]), values.dtype)
             chunk[kept] = some
-            blocked[row:end] = chunk.reshape(end - row, *grid, *blocked.shape[3:])
+            part = blocked[place]
+            part[...] = chunk.reshape(part.shape)
         if taken != len(values):
             raise ArtifactError(f"the index does not keep the {counted(len(values), 'block')} that are stored")
         return dense
+
+    def _chunks(self, view: WeightView) -> Iterator[tuple[Place, int, int]]:
+        """Parts of the tiling of about `CHUNK` weights: where they lie, the first block, the one behind the last."""
+        rows, positions, columns = self.grid(view)
+        weights = math.prod(self.block)
+        for row, end in _ranges(rows, CHUNK // (positions * columns * weights)):
+            is_whole = end > row + 1 or positions * columns * weights <= CHUNK
+            for position, last in _ranges(positions, positions if is_whole else CHUNK // (columns * weights)):
+                is_whole = is_whole or last > position + 1 or columns * weights <= CHUNK
+                step = columns if is_whole else CHUNK // weights // self.run * self.run
+                for column, behind in _ranges(columns, max(step, self.run)):
+                    start = (row * positions + position) * columns + column
+                    count = (end - row) * (last - position) * (behind - column)
+                    yield (slice(row, end), slice(position, last), slice(column, behind)), start, start + count
 
     def _blocked(self, canonical: Bits) -> Bits:
         """(O, K, I) as (rows, positions, columns, O in a block, K in a block, I in a block), of the same memory.
@@ -274,6 +292,11 @@ class GroupPacking(Packing):
         return 1, 1, 1
 
     @property
+    def run(self) -> int:
+        """See `Packing.run`: a group."""
+        return self.group
+
+    @property
     def name(self) -> str:
         """See `Packing.name`."""
         return f"{self.count}:{self.group}"
@@ -351,6 +374,12 @@ class GroupPacking(Packing):
     @property
     def _place_bits(self) -> int:
         return (self.group - 1).bit_length()
+
+
+def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
+    """Ranges that cover `count` places, each of `step` at the most and of one at least."""
+    step = max(1, step)
+    return ((start, min(start + step, count)) for start in range(0, count, step))
 
 
 def _padded(size: int) -> int:
