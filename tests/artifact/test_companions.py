@@ -122,6 +122,13 @@ def test_a_pipe_is_an_error(name: str, folder: Path) -> None:
         converted(folder)
 
 
+def test_a_file_without_end_is_an_error(folder: Path) -> None:
+    with (folder / "tokenizer.json").open("wb") as file:
+        file.truncate(1 << 42)  # takes no room on the disk
+    with pytest.raises(ArtifactError, match=r"tokenizer.json: a file beside the weights must have 1,000,000,000"):
+        converted(folder)
+
+
 def test_a_link_to_nothing_is_an_error(folder: Path) -> None:
     (folder / "tokenizer.json").symlink_to("nothing")
     with pytest.raises(ArtifactError, match=r"nothing: cannot be read"):

@@ -115,8 +115,12 @@ def test_a_listed_file_that_is_huge_is_not_read(tmp_path: Path) -> None:
     data = json.loads((folder / MANIFEST).read_text())
     data["files"][COMPANION]["size"] = 1 << 42
     (folder / MANIFEST).write_text(sealed(data))
+    with (folder / COMPANION).open("r+b") as file:
+        file.truncate(1 << 42)
     with pytest.raises(ArtifactError, match=r"must have 100,000,000 bytes at the most, found 4,398,046,511,104"):
         Artifact(folder).read_file(COMPANION)
+    with pytest.raises(ArtifactError, match=r"must have 1,000,000,000 bytes at the most, found 4,398,046,511,104"):
+        verify(folder)
 
 
 @pytest.fixture

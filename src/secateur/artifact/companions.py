@@ -13,13 +13,15 @@ from secateur.artifact.folder import read_lock
 from secateur.artifact.manifest import MANIFEST, FileEntry, Manifest
 from secateur.errors import ArtifactError
 
-__all__ = ["CODE", "COPIED", "INDEX_SUFFIX", "Companion", "CompanionFiles"]
+__all__ = ["CODE", "COPIED", "INDEX_SUFFIX", "Companion", "CompanionFiles", "check_size"]
 
 COPIED = frozenset({".jinja", ".json", ".model", ".tiktoken", ".txt"})
 """Suffixes of files that make a model usable: configuration and tokenizer."""
 
 CODE = frozenset({".py"})
 """Suffixes of a model's own code."""
+
+MAX_COMPANION_BYTES = 1_000_000_000
 
 INDEX_SUFFIX = ".index.json"
 """Of a file that says which weights are in which file, which is not true of a copy."""
@@ -52,6 +54,7 @@ class Companion:
         file = self._file or FileReader(self.path)
         if self.entry is not None and file.size != self.entry.size:
             raise self._changed()
+        check_size(self.path, file.size)
         digest = hashlib.sha256()
         for chunk in file.chunks():
             digest.update(chunk)
@@ -129,6 +132,14 @@ class CompanionFiles:
                 file.copy(target / name)
 
 
+def check_size(path: Path, size: int) -> None:
+    """Raise `ArtifactError` if a file beside weights is so large that reading it takes no end."""
+    if size > MAX_COMPANION_BYTES:
+        raise ArtifactError(
+            f"{path}: a file beside the weights must have {MAX_COMPANION_BYTES:,} bytes at the most, found {size:,}."
+        )
+
+
 def _files(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir() if not os.path.isdir(path))
@@ -152,7 +163,7 @@ def _opened(folder: Path, name: str, entry: FileEntry | None, *, is_held: bool) 
             f"{folder / name}: is a link to {str(real)!r}, outside of the folder, and is not copied. Put the file "
             f"itself there, or remove the link."
         )
-    FileReader(real, is_held=False)
+    check_size(folder / name, FileReader(real, is_held=False).size)
     return Companion(real, is_held=is_held)
 
 

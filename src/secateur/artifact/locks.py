@@ -99,8 +99,10 @@ def _lock(descriptor: int, *, is_shared: bool) -> bool | None:
 
 
 def _close(descriptor: int) -> None:
-    if sys.platform != "win32":
-        # Closing alone keeps the lock if a process was forked meanwhile.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+    try:
+        if sys.platform != "win32":
+            # Closing alone keeps the lock if a process was forked meanwhile.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)

@@ -16,6 +16,7 @@ import numpy as np
 from secateur._array import count_true
 from secateur._wording import brief
 from secateur.artifact.choice import Zeros, choose
+from secateur.artifact.companions import check_size
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.files import as_path, sized_digest
 from secateur.artifact.folder import replace_folder
@@ -174,6 +175,7 @@ def _write_companions(source: Source, folder: Path) -> None:
             f"{folder}: the configuration or tokenizer of the model cannot be written ({first_line})."
         ) from error
     for name in _names_in(folder):
+        check_size(folder / name, (folder / name).stat().st_size)
         if not FILE_NAME.fullmatch(name):
             raise ArtifactError(
                 f"file {brief(name)}: an artifact has file names of letters, digits, '.', '_' and '-' only. Rename it."
