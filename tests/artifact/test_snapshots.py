@@ -56,16 +56,15 @@ def test_what_is_read_was_not_changed(
     assert use.__name__ == "inspect" or not folder.exists()
 
 
-def test_the_configuration_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_bert(epsilon: float) -> Any:
     transformers = pytest.importorskip("transformers")
+    torch.manual_seed(int(epsilon * 1e6))
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    return transformers.BertModel(transformers.BertConfig(vocab_size=16, layer_norm_eps=epsilon, **sizes))
 
-    def model(epsilon: float) -> Any:
-        torch.manual_seed(int(epsilon * 1e6))
-        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
-        config = transformers.BertConfig(vocab_size=16, layer_norm_eps=epsilon, **sizes)
-        return transformers.BertModel(config)
 
-    first, second = model(1e-5), model(2e-5)
+def test_the_configuration_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tiny_bert(1e-5), tiny_bert(2e-5)
     save(first, tmp_path / "saved")
     save_after_opening(monkeypatch, lambda: save(second, tmp_path / "saved"))
     loaded = load(tmp_path / "saved")
@@ -90,6 +89,22 @@ def test_a_description_that_the_manifest_does_not_list_is_not_read(framework: st
     forged(folder, unlisted)
     with pytest.raises(ArtifactError, match=rf"{MANIFEST}: lists no file '{name}'"):
         load(folder)
+
+
+def test_a_tokenizer_is_built_from_files_that_the_manifest_lists(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from secateur.models.pytorch import tokenizer_of
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    tokenizer = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
+    save(tiny_bert(1e-5), tmp_path / "saved", tokenizer=tokenizer)
+    before = tokenizer_of(tmp_path / "saved").get_vocab()
+    assert "a" in before
+    (tmp_path / "saved" / "added_tokens.json").write_text('{"evil": 7}')
+    assert tokenizer_of(tmp_path / "saved").get_vocab() == before
+    (tmp_path / "saved" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"tokenizer.json: was changed since it was written"):
+        tokenizer_of(tmp_path / "saved")
 
 
 def test_a_file_that_is_listed_is_read_as_the_manifest_says(tmp_path: Path) -> None:

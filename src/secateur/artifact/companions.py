@@ -15,7 +15,7 @@ from secateur.errors import ArtifactError
 
 __all__ = ["CODE", "COPIED", "INDEX_SUFFIX", "Companion", "CompanionFiles", "check_size"]
 
-COPIED = frozenset({".jinja", ".json", ".model", ".tiktoken", ".txt"})
+COPIED = frozenset({".codes", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt"})
 """Suffixes of files that make a model usable: configuration and tokenizer."""
 
 CODE = frozenset({".py"})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from contextlib import AbstractContextManager, redirect_stderr
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import nn
 
 from secateur._third_party import translate_errors
 from secateur._wording import brief, listed
+from secateur.artifact import Artifact
 from secateur.artifact.building import NO_WEIGHTS
 from secateur.artifact.building.pytorch import limit_modules
 from secateur.artifact.companions import CompanionFiles
+from secateur.artifact.manifest import is_artifact
 from secateur.errors import ModelLoadError
 from secateur.models.pytorch.checks import check_files, stored_limits
 from secateur.models.pytorch.hub import quiet_transformers
@@ -73,12 +76,24 @@ def tokenizer_of(path: Path) -> Any:
 
     Raises:
         ModelLoadError: There is none, or transformers cannot read it.
+        ArtifactError: The folder is an artifact, and a file is not the one that its manifest lists.
     """
     transformers = quiet_transformers()
-    with _explained(path, "read a tokenizer"):
-        check_files(path)
-        folder, given = _placed(path)
+    with _proved(path) as place, _explained(path, "read a tokenizer"):
+        check_files(place)
+        folder, given = _placed(place)
         return transformers.AutoTokenizer.from_pretrained(folder, **given)
+
+
+@contextmanager
+def _proved(path: Path) -> Iterator[Path]:
+    """The same, or of an artifact a folder with copies of the files that its manifest lists, and no others."""
+    if not is_artifact(path):
+        yield path
+        return
+    artifact = Artifact(path)
+    with artifact.extract(*artifact.manifest.files) as folder:
+        yield folder
 
 
 class Companions:
