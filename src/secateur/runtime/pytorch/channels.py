@@ -7,10 +7,12 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional
 
 from secateur.patterns.pytorch import PytorchBasePattern
 from secateur.runtime.pytorch.layers import ExchangedLayer, parts
+from secateur.runtime.pytorch.operator import is_strided
 
 __all__ = ["ChannelConv2d", "ChannelLayer", "ChannelLinear"]
 
@@ -51,8 +53,8 @@ class ChannelLayer(ExchangedLayer):
             self.register_buffer(name, tensor, persistent=False)
 
     @abstractmethod
-    def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The kept outputs of the kept inputs."""
+    def product(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Inputs times a weight of shape (O, I), or (O, I, H, W)."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,17 +78,24 @@ class ChannelLayer(ExchangedLayer):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as the dense layer names it
         """Inputs with I channels to outputs with O channels."""
         inputs = input
+        if not torch.compiler.is_compiling() and (peek_interpreter_stack() is not None or not is_strided(inputs)):
+            return self.compute_densely(inputs)  # in a transform of torch, or a tensor without memory
         if len(self.kept_inputs) < self.inputs:
             inputs = inputs.index_select(self.axis, self.kept_inputs)
         bias = self.packed_bias
         if len(self.kept_outputs) == self.outputs:
-            return self.product(inputs, bias)
-        some = self.product(inputs, None if bias is None else bias[self.kept_outputs])
+            return self.product(inputs, self.rest, bias)
+        some = self.product(inputs, self.rest, None if bias is None else bias[self.kept_outputs])
         shape = list(some.shape)
         shape[self.axis] = self.outputs
         alone = some.new_zeros(self.outputs) if bias is None else bias
-        result = alone.reshape(-1, *[1] * (-1 - self.axis)).expand(shape).clone(memory_format=torch.contiguous_format)
+        result = some.new_empty(shape).copy_(alone.reshape(-1, *[1] * (-1 - self.axis)))
         return result.index_copy_(self.axis, self.kept_outputs, some)
+
+    def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `ExchangedLayer.multiply_densely`."""
+        weight = self.dense_weight()
+        return self.product(tensor, weight.T if self.is_transposed else weight, self.packed_bias)
 
     def dense_weight(self) -> torch.Tensor:
         """See `ExchangedLayer.dense_weight`."""
@@ -105,9 +114,9 @@ class ChannelLinear(ChannelLayer):
 
     axis = -1
 
-    def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def product(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See `ChannelLayer.product`."""
-        return functional.linear(inputs, self.rest, bias)
+        return functional.linear(inputs, weight, bias)
 
     @property
     def in_features(self) -> int:
@@ -137,9 +146,9 @@ class ChannelConv2d(ChannelLayer):
         # The convolution itself keeps its padding in the form that `functional.pad` takes.
         self._margins = tuple(layer._reversed_padding_repeated_twice)
 
-    def product(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def product(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """See `ChannelLayer.product`."""
         padding: str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             inputs, padding = functional.pad(inputs, self._margins, mode=self.padding_mode), (0, 0)
-        return functional.conv2d(inputs, self.rest, bias, self.stride, padding, self.dilation)
+        return functional.conv2d(inputs, weight, bias, self.stride, padding, self.dilation)

@@ -90,14 +90,15 @@ def _choose(
 
 def _observe_calls(layers: Mapping[str, nn.Module], call: Callable[[], object]) -> tuple[dict[str, Call], str]:
     """How each layer is called, where it is, and why others are not; the last call counts."""
-    calls: dict[str, Call] = {}
+    seen: dict[str, tuple[torch.Tensor, torch.device, int]] = {}
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
             inputs = args[0] if args else kwargs.get("input")
             if inputs is not None and _is_countable(inputs) and _is_countable(outputs):
                 channels = outputs.shape[-3 if isinstance(layer, nn.Conv2d) else -1]
-                calls[name] = Call(torch.randn_like(inputs), outputs.numel() // channels)
+                like = torch.empty_strided(inputs.shape, inputs.stride(), dtype=inputs.dtype, device="meta")
+                seen[name] = like, inputs.device, outputs.numel() // channels
 
         return hook
 
@@ -108,6 +109,7 @@ def _observe_calls(layers: Mapping[str, nn.Module], call: Callable[[], object]) 
             call()
         except CalibrationError as error:
             return {}, f"the model cannot be observed: {shortened(error.__cause__ or error)}"
+    calls = {name: Call(torch.randn_like(like, device=device), rows) for name, (like, device, rows) in seen.items()}
     return calls, "it is not called with the example inputs"
 
 

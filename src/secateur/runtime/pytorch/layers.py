@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import nn
 from torch._C import _is_any_autocast_enabled, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional
@@ -119,6 +120,22 @@ class ExchangedLayer(nn.Module, ABC):
             return bias
         return PackedTensor(lambda: bias, bias, bias.device)
 
+    @abstractmethod
+    def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The outputs, by a product with the unpacked weight."""
+
+    def compute_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What the dense layer makes of a sparse, nested or otherwise unusual tensor.
+
+        Raises:
+            LayerError: torch has no dense product for it either.
+        """
+        try:
+            return self.multiply_densely(tensor)
+        except (RuntimeError, TypeError, ValueError) as error:  # NotImplementedError is a RuntimeError
+            said = str(error).partition("\n")[0]
+            raise LayerError(f"{type(self).__name__} does not take such a {type(tensor).__name__}: {said}") from error
+
     def traced_weight(self) -> torch.Tensor:
         """The dense weight in a graph of torch.compile."""
         return self.dense_weight()
@@ -186,6 +203,7 @@ class OperatorLayer(ExchangedLayer):
             and not input.is_neg()
             and not _len_torch_dispatch_stack()
             and not _len_torch_function_stack()
+            and peek_interpreter_stack() is None
             and forward_ad._current_level < 0
             and not _is_any_autocast_enabled()
         ):
@@ -213,10 +231,6 @@ class OperatorLayer(ExchangedLayer):
         """The same for strided memory."""
 
     @abstractmethod
-    def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same with the unpacked weight."""
-
-    @abstractmethod
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the outputs for inputs of a shape."""
 
@@ -230,18 +244,6 @@ class OperatorLayer(ExchangedLayer):
             f"{type(self).__name__} is for inference and has no gradients. Call the model under torch.no_grad() "
             f"or torch.inference_mode()."
         )
-
-    def compute_densely(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What the dense layer makes of a sparse, nested or otherwise unusual tensor.
-
-        Raises:
-            LayerError: torch has no dense product for it either.
-        """
-        try:
-            return self.multiply_densely(tensor)
-        except (RuntimeError, TypeError, ValueError) as error:  # NotImplementedError is a RuntimeError
-            said = str(error).partition("\n")[0]
-            raise LayerError(f"{type(self).__name__} does not take such a {type(tensor).__name__}: {said}") from error
 
     def _refuse(self, tensor: torch.Tensor, features: tuple[int, int], *, is_here: bool) -> None:
         """Refuse inputs that it cannot take; `features`: how many they have, and how many it needs."""
@@ -349,7 +351,7 @@ class SparseLinear(PackedLayer):
         self.out_features, self.in_features = matrix.shape
 
     def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See `OperatorLayer.multiply_densely`."""
+        """See `ExchangedLayer.multiply_densely`."""
         weight = self.dense_weight()
         return functional.linear(tensor, weight.T if self.is_transposed else weight, self.dense_bias())
 
@@ -386,7 +388,7 @@ class SparseConv2d(PackedLayer):
         return self._convolve(tensor[None])[0] if tensor.ndim == IMAGE_AXES else self._convolve(tensor)
 
     def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See `OperatorLayer.multiply_densely`."""
+        """See `ExchangedLayer.multiply_densely`."""
         padded = functional.pad(tensor, self._margins, mode=self._mode) if any(self._margins) else tensor
         weight, bias = self.dense_weight(), self.dense_bias()
         return functional.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation)

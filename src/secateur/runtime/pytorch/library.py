@@ -194,7 +194,7 @@ class LibraryLinear(OperatorLayer):
         return self.matrix.multiply(flat, self._bias).view(*leading, self.out_features)
 
     def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See `OperatorLayer.multiply_densely`."""
+        """See `ExchangedLayer.multiply_densely`."""
         return functional.linear(tensor, self.matrix.dense(), self._bias)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

@@ -60,6 +60,8 @@ def tried(plain: LayerRow, layer: nn.Module, call: Call | None, wanted: Wanted) 
     """
     if plain.reason or call is None:
         return plain, None
+    if call.inputs.dtype is not layer.get_parameter("weight").dtype:  # under autocast
+        return replace(plain, reason=f"its inputs are {call.inputs.dtype}, unlike its weight"), None
     found = zeroed(layer)
     plain = replace(plain, pattern=found.pattern, sparsity=found.sparsity)
     best: Tried = plain, None
