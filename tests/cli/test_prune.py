@@ -333,7 +333,7 @@ def test_nothing_is_lost_when_the_artifact_cannot_be_written(
 
 def test_a_mount_point_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("disk").mkdir()
-    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == Path("disk"))
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "disk")
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "disk")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "'disk' is where a disk is mounted, and cannot be replaced. Choose a folder in it.\n"
@@ -345,7 +345,9 @@ def test_a_folder_that_may_not_be_renamed_is_refused_before_the_work(monkeypatch
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "shared/out")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("'shared/out' is another user's, and cannot be replaced in 'shared'.")
+    assert result.stderr.startswith("'shared/out' is another user's, and cannot be replaced in ")
+    Path("link").symlink_to("shared/out")  # what a link leads to is replaced
+    assert run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "link").stderr.startswith("'link' is another")
 
 
 @pytest.mark.parametrize("left", [["run.lock"], ["run.state.part"], ["run.lock", "run.state.part"], []])

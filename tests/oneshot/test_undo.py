@@ -106,6 +106,20 @@ def test_memory_that_does_not_suffice_is_named(error: Exception, where: str, mon
     assert bits(model) == before
 
 
+@pytest.mark.parametrize("is_calibrated", [False, True])
+def test_memory_for_scores_and_batches(monkeypatch: pytest.MonkeyPatch, *, is_calibrated: bool) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    model = mlp()
+    before = bits(model)
+    monkeypatch.setattr("secateur.oneshot.pytorch.calibrated.read_batches", fail)
+    monkeypatch.setattr("secateur.training.run.Run.start", fail)
+    with pytest.raises(InsufficientMemoryError, match=r"not enough memory to prune the model \(MemoryError\)"):
+        secateur.prune(model, CONFIG, calibration=batches() if is_calibrated else None)
+    assert bits(model) == before
+
+
 # Putting back that fails
 
 

@@ -97,18 +97,18 @@ class Destination:
 
     def _check_replaceable(self) -> None:
         """Raise `ConfigError` if a folder that is written beside this one cannot take its name at the end."""
-        if os.path.ismount(self.out):
+        target = Path(os.path.realpath(self.out))  # a link stays, and what it leads to is replaced
+        parent = target.parent
+        if os.path.ismount(target):
             raise ConfigError(
                 f"{str(self.out)!r} is where a disk is mounted, and cannot be replaced. Choose a folder in it."
             )
-        parent = self.out.parent
-        is_kept = bool(parent.stat().st_mode & stat.S_ISVTX) and hasattr(os, "geteuid")
-        if is_kept and os.path.lexists(self.out) and not _may_rename(parent, self.out):
+        if target.exists() and not _may_rename(parent, target):
             raise ConfigError(
                 f"{str(self.out)!r} is another user's, and cannot be replaced in {str(parent)!r}. Choose another --out."
             )
         try:
-            with TemporaryDirectory(prefix=f".secateur-new-{self.out.name}-", dir=parent) as probe:
+            with TemporaryDirectory(prefix=f".secateur-new-{target.name}-", dir=parent) as probe:
                 Path(probe, "new").mkdir()
                 Path(probe, "new").rename(Path(probe, "old"))
         except OSError as error:
@@ -127,9 +127,11 @@ def refuse_current(folder: Path) -> None:
 
 
 def _may_rename(parent: Path, folder: Path) -> bool:
-    """Whether this user may rename a folder in one that is sticky, such as ``/tmp``."""
-    user = os.geteuid()
-    return user in (0, parent.stat().st_uid, folder.lstat().st_uid)
+    """Whether this user may rename a folder; in one that is sticky, such as ``/tmp``, only the owners may."""
+    about = parent.stat()
+    if not about.st_mode & stat.S_ISVTX or not hasattr(os, "geteuid"):
+        return True
+    return os.geteuid() in (0, about.st_uid, folder.stat().st_uid)
 
 
 def _is_free(folder: Path, mark: str) -> bool:

@@ -12,6 +12,7 @@ from secateur.config import PruningConfig
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.magnitude import at_once, prune_weights
 from secateur.oneshot.pytorch.calibrated import CalibratedRun
+from secateur.oneshot.pytorch.memory import naming_memory
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.planning.pytorch import plan, unwrapped
 from secateur.training.pytorch import ParameterWeight
@@ -45,7 +46,8 @@ def prune(
     if calibration is None:
         recipe.refuse_without_data()
         weights = {name: ParameterWeight(name, pattern) for pattern in made.patterns for name in pattern.views}
-        with torch.no_grad():
+        with torch.no_grad(), naming_memory():
             return prune_weights(made, weights, sum(weight.numel() for weight in unwrapped(model).parameters()))
     given = calibration if isinstance(calibration, Calibration) else Calibration(calibration)
-    return CalibratedRun(model, made, recipe, given).prune()
+    with naming_memory():
+        return CalibratedRun(model, made, recipe, given).prune()

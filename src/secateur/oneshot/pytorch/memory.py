@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from secateur.errors import InsufficientMemoryError
 
-__all__ = ["is_out_of_memory", "named_error"]
+__all__ = ["is_out_of_memory", "named_error", "naming_memory"]
 
 WORDS = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "failed to allocate")
 """What torch's allocators say in a plain `RuntimeError`."""
@@ -32,3 +34,15 @@ def named_error(error: BaseException) -> BaseException:
         f"There is not enough memory to prune the model ({reason}). Give fewer or smaller calibration batches, "
         f"offload='disk', or weights, which loads one block at a time."
     )
+
+
+@contextmanager
+def naming_memory() -> Iterator[None]:
+    """Raise an `InsufficientMemoryError` wherever memory does not suffice while this is open."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        named = named_error(error)
+        if named is error:
+            raise
+        raise named from error
