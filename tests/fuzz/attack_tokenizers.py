@@ -1,0 +1,51 @@
+"""Damaged tokenizers."""
+
+import json
+import random
+import shutil
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+from fuzz.attack_archives import changed_bytes
+from fuzz.attack_models import BERT, limited_memory, mutated
+from fuzz.harness import attack
+from secateur.models.pytorch import text_batches, tokenizer_of
+
+TEXT = "to prune is to cut what bears no fruit, so that the rest may grow: 1 + 2 = 3. " * 20
+
+
+@cache
+def original() -> Path:
+    """A folder with a tokenizer of bytes and pairs."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import BertConfig, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))  # noqa: S106
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("q", "k")])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["[UNK]", "[PAD]"], show_progress=False)
+    tokenizer.train_from_iterator([TEXT], trainer)
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-tokenizers-"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)  # noqa: S106
+    BertConfig(**BERT).save_pretrained(folder)
+    return folder
+
+
+@attack(cases=150, seconds=60)
+def damage_tokenizer(chooser: random.Random, folder: Path) -> None:
+    """A tokenizer that fails, or gives as many tokens as were asked for."""
+    target = Path(shutil.copytree(original(), folder / "model"))
+    file = target / chooser.choice(["tokenizer.json", "tokenizer.json", "tokenizer_config.json", "config.json"])
+    content = file.read_bytes()
+    if chooser.random() < 0.7:
+        content = json.dumps(mutated(chooser, json.loads(content))).encode()
+    else:
+        content = changed_bytes(chooser, content)
+    file.write_bytes(content)
+    with limited_memory(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batches = text_batches(tokenizer_of(target), TEXT, 4, 8)
+    assert {tuple(batch["input_ids"].shape) for batch in batches} == {(1, 8)}
