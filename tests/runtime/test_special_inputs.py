@@ -109,6 +109,8 @@ def test_layouts_that_kernels_do_not_know_are_multiplied_densely(odd: Any, plain
     inputs = torch.randn(ROWS)
     with torch.no_grad():
         assert close(plain(replaced(odd(inputs))), plain(dense(odd(inputs))))
+        with forward_ad.dual_level():
+            assert close(plain(replaced(odd(inputs))), plain(dense(odd(inputs))))
 
 
 def test_what_torch_cannot_multiply_either_is_a_clear_error() -> None:

@@ -106,12 +106,17 @@ def _apply(tensor: torch.Tensor, handle: int) -> torch.Tensor:
 
 def _apply_below_autograd(tensor: torch.Tensor, handle: int) -> torch.Tensor:
     """Refuse gradients and tangents."""
-    wants_gradient = tensor.requires_grad and torch.is_grad_enabled()
-    if wants_gradient or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None):
+    if (tensor.requires_grad and torch.is_grad_enabled()) or _has_tangent(tensor):
         _layer(handle).refuse_gradients()
     with torch._C._AutoDispatchBelowAutograd():
         result: torch.Tensor = torch.ops.secateur.apply_layer(tensor, handle)
     return result
+
+
+def _has_tangent(tensor: torch.Tensor) -> bool:
+    if forward_ad._current_level < 0 or not is_strided(tensor):  # torch has no tangents of other layouts
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _apply_below_autocast(device_type: str) -> Callable[[torch.Tensor, int], torch.Tensor]:
