@@ -1,5 +1,6 @@
 """Descriptions of models, with any values in them."""
 
+import copy
 import hashlib
 import json
 import random
@@ -65,7 +66,7 @@ def mutated(chooser: random.Random, value: Any) -> Any:
             holder = holder[step]
         kind = chooser.random()
         if kind < 0.7:
-            holder[key] = chooser.choice(VALUES)
+            holder[key] = copy.deepcopy(chooser.choice(VALUES))
         elif kind < 0.85 and isinstance(holder, dict):
             del holder[key]
         else:
