@@ -138,6 +138,70 @@ def test_a_close_that_has_nothing_to_do_leaves_the_model_as_it_is() -> None:
     assert revived(trial.pruner) != []
 
 
+def test_a_close_between_steps_leaves_a_checkpoint_that_was_loaded_as_it_is() -> None:
+    trial = begin().train(range(3))
+    best = {name: value.clone() for name, value in trial.model.state_dict().items()}
+    with trial.train(range(3, 9)).pruner:
+        trial.model.load_state_dict(best)
+    assert all(torch.equal(value, best[name]) for name, value in trial.model.state_dict().items())
+
+
+class Adjusted(torch.optim.SGD):
+    """Changes the weights once more after the step of its base class, and then raises, if told to."""
+
+    should_raise = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for weight in self.param_groups[0]["params"]:
+            weight.add_(0.01)
+        if self.should_raise:
+            raise KeyboardInterrupt
+        return loss
+
+
+@pytest.mark.parametrize("end", [Pruner.close, Pruner.finalize])
+def test_a_step_around_the_step_of_its_base_class(end: Callable[[Pruner], Any]) -> None:
+    model = mlp()
+    optimizer = Adjusted(model.parameters(), lr=0.1)
+    pruner = secateur.prepare(model, CONFIG, optimizer=optimizer)
+    train(model, optimizer, range(9))
+    assert (pruner.step, revived(pruner)) == (9, [])
+    optimizer.should_raise = True
+    with pytest.raises(KeyboardInterrupt):
+        train(model, optimizer, [9])
+    assert revived(pruner) != []
+    end(pruner)
+    assert revived(pruner) == []
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_step_in_the_closure_of_another_optimizer(*, is_interrupted: bool) -> None:
+    model = mlp()
+    outer, inner = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[0], model[2:]))
+    pruner = secateur.prepare(model, CONFIG, optimizer=[outer, inner])
+    interrupts = [4] if is_interrupted else []
+
+    def closure() -> float:
+        model.zero_grad()
+        backward(model, pruner.step)
+        inner.step()
+        if interrupts == [pruner.step]:
+            interrupts.clear()
+            raise KeyboardInterrupt
+        return 0.0
+
+    for step in range(10):
+        assert pruner.step == step
+        if step in interrupts:
+            with pytest.raises(KeyboardInterrupt):
+                outer.step(closure)
+        outer.step(closure)
+        assert revived(pruner) == []
+    assert pruner.finalize().is_complete
+
+
 def test_by_hand() -> None:
     model = mlp()
     hidden = OPTIMIZERS["adamw"](model.parameters())
@@ -239,10 +303,17 @@ def test_a_weight_that_cannot_be_zeroed_is_named_and_the_others_are() -> None:
 
 
 def test_what_close_cannot_do_is_a_note_of_the_exception() -> None:
-    model, _, pruner = unlucky(CONFIG)
-    model[0].weight.data = torch.ones(2, 2)
-    with pytest.raises(KeyboardInterrupt) as caught, pruner:
-        raise KeyboardInterrupt
+    model, optimizer, pruner = unlucky(CONFIG)
+
+    def loop() -> None:
+        with pruner:
+            try:
+                fail_inside(model, optimizer)
+            finally:
+                model[0].weight.data = torch.ones(2, 2)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        loop()
     assert "layer '0': its weight has shape (2, 2)" in caught.value.__notes__[0]
     with pytest.raises(StateError, match="finalized or closed already"):
         pruner.finalize()

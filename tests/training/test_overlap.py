@@ -104,6 +104,39 @@ def test_an_earlier_run_that_nobody_can_reach(make: Callable[[nn.Module], Pruner
         gc.enable()
 
 
+def fail(model: nn.Module) -> None:
+    pruner = by_optimizer(model)
+    raise ValueError(pruner.step)
+
+
+def test_an_earlier_run_in_a_traceback_lasts_as_long_as_that() -> None:
+    model = mlp()
+    last: list[Exception] = []
+    for expected in (ValueError, StateError):
+        try:
+            fail(model)
+        except expected as error:
+            last[:] = [error]  # as a notebook keeps it
+    assert isinstance(last[0], StateError)
+    assert by_optimizer(model).is_active
+
+
+def test_runs_of_other_layers_of_the_model() -> None:
+    trial = begin({**CONFIG, "excluded_op_names": ["2"]})
+    other = secateur.prepare(trial.model, {**CONFIG, "excluded_op_names": ["0"]}, optimizer=trial.optimizer)
+    trial.train(range(9))
+    assert trial.pruner.finalize().is_complete
+    assert other.finalize().is_complete
+
+
+def test_tied_weights_are_one() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 4))
+    model[2].weight = model[0].weight
+    trial = begin(model=model).train(range(9))
+    assert list(trial.pruner.masks) == ["0"]
+    assert trial.pruner.finalize().unit_sparsity == 0.75
+
+
 def test_aliases_within_a_model() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4))
     model[1].weight = nn.Parameter(model[0].weight.detach())

@@ -49,31 +49,32 @@ def find_problem(group: PruningGroup, saved: SavedProgress) -> str | None:
         group: The group that is to go on from there.
         saved: What was saved; names and shapes have been checked.
     """
-    if unknown := [name for name in saved.frozen if name not in {*group.pattern.units, *group.pattern.views}]:
-        return f"keep_mask_layers names {unknown[0]!r}, which is no pruned layer"
+    if group.is_locked:
+        return next(_problems_of_lock(saved, keeps_zeros=group.config.keep_zeros), None)
     try:
         timeline = replace(group.timeline, initial=saved.initial)
     except ConfigError:
         return f"progress.initial is {saved.initial}, more than the target {group.timeline.target}"
-    if group.is_locked:
-        return _problem_of_lock(saved)
     return next(_problems(group, saved, timeline), None)
 
 
-def _problem_of_lock(saved: SavedProgress) -> str | None:
-    if saved.keep or saved.condemned_keep:
-        return "progress.keep must be None where zeros are locked"
+def _problems_of_lock(saved: SavedProgress, *, keeps_zeros: bool) -> Iterator[str]:
+    if (saved.keep is not None) != keeps_zeros or saved.condemned_keep is not None:
+        yield "progress.keep and progress.condemned_keep must be as they were when the zeros were locked"
     if not saved.masks:
-        return "masks must be there where zeros are locked"
-    return None if saved.asked in (None, saved.initial) else "progress.asked and progress.initial must agree"
+        yield "masks must be there where zeros are locked"
+    if saved.asked not in (None, saved.initial):
+        yield "progress.asked and progress.initial must agree"
 
 
 def _problems(group: PruningGroup, saved: SavedProgress, timeline: Timeline) -> Iterator[str]:
     last = timeline.last_update(saved.step)
     if saved.initial and not group.config.keep_zeros:
         yield f"progress.initial must be 0 without keep_zeros, found {saved.initial}"
-    asked = saved.initial if last is None else timeline.sparsity(last)
-    if saved.asked is not None and not math.isclose(saved.asked, asked, abs_tol=ROUNDING):
+    is_known = group.config.sparsity_decay_type in SCHEDULES  # a function may return something else each time
+    asked = timeline.sparsity(last) if last is not None and is_known else saved.initial
+    is_fixed = last is None or is_known
+    if is_fixed and saved.asked is not None and not math.isclose(saved.asked, asked, abs_tol=ROUNDING):
         yield f"progress.asked must be {asked} after step {saved.step}, found {saved.asked}"
     if (saved.keep is None) != (last is None and not group.config.keep_zeros):
         yield f"progress.keep must {'not ' if last is None else ''}be there after step {saved.step}"
@@ -84,9 +85,9 @@ def _problems(group: PruningGroup, saved: SavedProgress, timeline: Timeline) -> 
         yield f"progress.condemned_keep must {'' if is_fading else 'not '}be there after step {saved.step}"
     if saved.keep is not None:
         yield from _problems_of_masks(group, saved, saved.keep, timeline)
-        if last is not None:
+        if last is not None and is_known:
             yield from _problems_of_counts(group, saved.keep, asked, saved.frozen)
-    if saved.condemned_keep is not None and last is not None:
+    if saved.condemned_keep is not None and last is not None and is_known:
         yield from _problems_of_counts(
             group, saved.condemned_keep, timeline.sparsity(timeline.next_update(last)), saved.frozen
         )
@@ -117,12 +118,15 @@ def _problems_of_counts(
         for name, units in pattern.units.items()
     }
     upper = {name: most * weights_per_unit[name] for name, most in pattern.budget.upper().items()}
-    held = {
-        name
+    if group.config.keep_zeros:
+        return
+    for name, count in pruned.items():
+        if count > upper[name]:
+            yield f"{count} units of {name!r} are pruned, and at most {upper[name]} may be"
+    if any(
+        not {name, *units.parts}.isdisjoint(frozen) and pruned[name] < upper[name]
         for name, units in pattern.units.items()
-        if not {name, *units.parts}.isdisjoint(frozen) and pruned[name] < upper[name]
-    }
-    if held or group.config.keep_zeros or group.config.sparsity_decay_type not in SCHEDULES:
+    ):
         return
     if wrong := pattern.violations(pattern.weight_masks(keep), sparsity):
         layer, reason = next(iter(wrong.items()))
@@ -132,8 +136,8 @@ def _problems_of_counts(
         yield f"{sum(pruned.values())} units are pruned, and {expected} must be"
     for name, count in pruned.items():
         alone = pattern.budget.alone(name, sparsity) * weights_per_unit[name]
-        if count > upper[name] or (not pattern.is_global and count != alone):
-            yield f"{count} units of {name!r} are pruned, and at most {upper[name]} may be"
+        if not pattern.is_global and count != alone:
+            yield f"{count} units of {name!r} are pruned, and {alone} must be"
 
 
 def parts_faded(timeline: Timeline, step: int) -> tuple[int, int]:

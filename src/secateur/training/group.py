@@ -92,7 +92,9 @@ class PruningGroup:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `progress` returned."""
         self.keep, self.condemned_keep, self.asked = state["keep"], state["condemned_keep"], state["asked"]
-        self.timeline = replace(self.timeline, initial=state["initial"])
+        initial = state["initial"]
+        target = max(self.timeline.target, initial) if self.is_locked else self.timeline.target
+        self.timeline = replace(self.timeline, initial=initial, target=target)
 
     def progress(self) -> dict[str, Any]:
         """All that changes from step to step."""

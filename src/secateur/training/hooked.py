@@ -13,6 +13,7 @@ from secateur._array import Array, namespace, to_numpy
 from secateur._wording import brief, listed
 from secateur.errors import ConfigError, LayerError
 from secateur.patterns import BasePattern
+from secateur.patterns.layout import Units
 from secateur.training.consistency import SavedProgress, find_problem
 from secateur.training.regularizer import shrinkage
 from secateur.training.run import HeldWeight, Run
@@ -82,18 +83,19 @@ class HookedRun(Run[TrainedWeight]):
                 if not self.scores.needs_gradient or all(gradient is not None for gradient in gradients.values()):
                     self.scores.add(name, gradients)
 
+    def check_rates(self, step: int, optimizer: Any) -> None:
+        """Raise `ConfigError` if step number `step` of `optimizer` has no learning rate to shrink units with."""
+        for units in self._regularized_units(step, optimizer):
+            self._rate(units)
+
     def regularize(self, step: int, optimizer: Any) -> None:
         """Shrink units after step number `step` of `optimizer`."""
-        if self.config.reg_type is None or self.config.reg_coeff == 0 or step > self.last_step:
-            return
-        for units in self.pattern.units.values():
+        for units in self._regularized_units(step, optimizer):
             parts = {layer: self.weights[layer] for layer in units.parts}
-            home = next(iter(parts.values())).home
-            if home.optimizer is optimizer:
-                strength = self.config.reg_coeff * _rate(home, next(iter(parts)))
-                factors = shrinkage(units, {layer: weight.canonical() for layer, weight in parts.items()}, strength)
-                for layer, weight in parts.items():
-                    weight.shrink(factors[layer])
+            strength = self.config.reg_coeff * self._rate(units)
+            factors = shrinkage(units, {layer: weight.canonical() for layer, weight in parts.items()}, strength)
+            for layer, weight in parts.items():
+                weight.shrink(factors[layer])
 
     def snapshot(self) -> Snapshot:
         """What `gather` and `masks_after` change; nothing of it changes in place."""
@@ -185,21 +187,28 @@ class HookedRun(Run[TrainedWeight]):
             if np.isnan(to_host(f"scores of {name!r}", total)).any():
                 raise damaged(f"scores of {name!r} must be numbers, found nan")
 
+    def _regularized_units(self, step: int, optimizer: Any) -> list[Units]:
+        if self.config.reg_type is None or self.config.reg_coeff == 0 or step > self.last_step:
+            return []
+        return [units for units in self.pattern.units.values() if self._home(units).optimizer is optimizer]
+
+    def _home(self, units: Units) -> Home:
+        return self.weights[next(iter(units.parts))].home
+
+    def _rate(self, units: Units) -> float:
+        rate = self._home(units).learning_rate()
+        try:
+            value = float(rate)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0 <= value < math.inf:
+            raise ConfigError(
+                f"layer {next(iter(units.parts))!r}: group lasso needs a learning rate that is a number of at least 0, "
+                f"found {brief(rate)}. Give its parameter group such a rate, or set reg_type=None."
+            )
+        return value
+
     def _check_homes(self) -> None:
         for units in self.pattern.units.values():
             if len({id(self.weights[layer].home.optimizer) for layer in units.parts}) > 1:
                 raise LayerError(f"layers {', '.join(units.parts)} share units, so one optimizer must hold them all.")
-
-
-def _rate(home: Home, layer: str) -> float:
-    rate = home.learning_rate()
-    try:
-        value = float(rate)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise ConfigError(
-            f"layer {layer!r}: group lasso needs a learning rate that is a number of at least 0, found "
-            f"{brief(rate)}. Give its parameter group such a rate, or set reg_type=None."
-        )
-    return value

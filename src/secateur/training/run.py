@@ -103,8 +103,11 @@ class Run(Generic[Weight]):
         """Settings, a schedule of one's own by its name, and shapes: what tells a run's state from another's."""
         values = self.config.model_dump(mode="json", exclude={"sparsity_decay_type"})
         schedule = self.config.sparsity_decay_type
+        if not isinstance(schedule, str):
+            # A partial function or an object that is called has no name but that of its type.
+            schedule = getattr(schedule, "__qualname__", type(schedule).__qualname__)
         return {
-            "config": values | {"sparsity_decay_type": getattr(schedule, "__qualname__", schedule)},
+            "config": values | {"sparsity_decay_type": schedule},
             "shapes": {name: list(weight.stored.shape) for name, weight in self.weights.items()},
         }
 

@@ -43,6 +43,7 @@ def prepare_by_hand(model: nn.Module, config: PruningConfig | Mapping[str, Any])
         SecateurError: As `secateur.prepare`; or the configuration asks for group lasso.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> config = PruningConfig(pattern="4x1", target_sparsity=0.5, end_step=20)

@@ -74,7 +74,11 @@ class Pruner:
         self._refuse_overlap()
         self._runs = [HookedRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
         self._is_announced = False
+        # Optimizers whose step has begun and not ended; all runs as they were before; and optimizers of which a step
+        # within a step has ended, as of a base class.
+        self._open: set[int] = set()
         self._begun: list[Snapshot] | None = None
+        self._nested: set[int] = set()
         self._closure: Callable[[], Any] | None = None
         self._update: _Update | None = None
         if optimizers is None:
@@ -100,9 +104,10 @@ class Pruner:
             error.add_note(str(problem))
 
     def close(self) -> None:
-        """Set pruned weights to zero, as after each step, and take the hooks off the optimizers.
+        """Take the hooks off the optimizers; if a step was cut short, set pruned weights to zero first.
 
         From then on nothing keeps the zeros. ``with`` closes whatever ends it, also Ctrl-C in the middle of a step.
+        Between steps the weights stay as they are, such as those of an earlier checkpoint that was loaded.
 
         Raises:
             LayerError: A weight has another shape by now, or no values. The others are zero where they are pruned.
@@ -111,7 +116,7 @@ class Pruner:
             return
         try:
             self._complete_update()
-            problems = self._apply_where_possible()
+            problems = self._apply_where_possible() if self._may_lack_zeros() else []
         finally:
             self._detach()
         if problems:
@@ -165,7 +170,8 @@ class Pruner:
                 "by gradients. after_step was called without it."
             )
         if not self._is_announced:
-            self._begun = self._snapshots()
+            self._refuse_changed(caller)
+            self._open, self._begun = {0}, self._snapshots()
         self._is_announced = False
         self._after_step(caller)
 
@@ -292,6 +298,8 @@ class Pruner:
     def _before_step(self, optimizer: Optimizer | Caller, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._recover()
         self._refuse_changed(optimizer)
+        for run in self._runs:
+            run.check_rates(self.step + 1, optimizer)
         snapshots = self._snapshots()
         index = self._optimizers.index(optimizer)
         # A fused optimizer is handed the loss scale and skips steps by itself; GradScaler skips the others.
@@ -306,6 +314,8 @@ class Pruner:
             changed = args, kwargs | {"closure": self._gathering(optimizer, kwargs["closure"])}
         else:
             self._gather(optimizer)
+        (self._nested.add if index in self._open else self._nested.discard)(index)
+        self._open.add(index)
         self._begun = snapshots
         return changed
 
@@ -335,15 +345,18 @@ class Pruner:
         index = self._optimizers.index(optimizer)
         if self._skips[index]:
             return
-        self._refuse_changed(optimizer)
-        if self._begun is None:
+        if index not in self._open:
             # A step that calls the step of its base class has the hooks called twice, and was counted there.
             self._apply(optimizer)
+            self._nested.discard(index)
             return
         for run in self._runs:
             run.regularize(self.step + 1, optimizer)
         self._apply(optimizer)
-        self._begun = self._closure = None
+        self._open.discard(index)
+        self._closure = None
+        # Another optimizer's step may surround this one, which is in a closure; that other step can still fail.
+        self._begun = self._snapshots() if self._open else None
         steps = [count + (place == index) for place, count in enumerate(self._steps)]
         changes: list[dict[str, Array]] = []
         if min(steps) > self.step:
@@ -388,10 +401,15 @@ class Pruner:
     def _recover(self) -> None:
         """Take back a step that has begun and not ended, because of an exception; its pruned weights become zero."""
         self._complete_update()
-        if self._begun is not None:
+        if self._begun is not None or self._nested:
             self._apply(None)
+        if self._begun is not None:
             self._roll_back(self._begun)
             self._begun = None
+
+    def _may_lack_zeros(self) -> bool:
+        """Whether an optimizer may have changed weights since the masks were last applied."""
+        return self._begun is not None or bool(self._nested) or isinstance(self._optimizers[0], Caller)
 
     def _apply(self, optimizer: Optimizer | Caller | None) -> None:
         for weight in self._weights.values():
@@ -411,15 +429,10 @@ class Pruner:
     def _refuse_changed(self, optimizer: Optimizer | Caller) -> None:
         """Raise `LayerError` if the run cannot go on with a weight that `optimizer` holds."""
         mine = {name: weight for name, weight in self._weights.items() if optimizer in weight.home.holders}
-        problems = self._problems(mine)
-        held = {id(held) for group in optimizer.param_groups for held in group["params"]}
-        for name, weight in mine.items():
-            if weight.home.optimizer is optimizer and id(weight.parameter) not in held:
-                problems.setdefault(name, "the optimizer does not hold its weight any more")
-        for name, problem in problems.items():
+        for name, problem in self._problems(mine).items():
             raise LayerError(
-                f"layer {name!r}: {problem}. Change a model or its optimizer before secateur.prepare, or after the "
-                f"pruner's finalize() or close()."
+                f"layer {name!r}: {problem}. Change a model before secateur.prepare, or after the pruner's finalize() "
+                f"or close()."
             )
 
     def _problems(self, weights: Mapping[str, TrainedParameter]) -> dict[str, str]:

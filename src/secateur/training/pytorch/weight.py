@@ -58,6 +58,7 @@ class TrainedParameter(ParameterWeight):
     def __init__(self, name: str, pattern: BasePattern, home: ParameterHome) -> None:
         super().__init__(name, pattern)
         self.home = home
+        self._path = name  # where the layer was last seen in the model
 
     def gradient(self) -> torch.Tensor | None:
         """See `TrainedWeight.gradient`."""
@@ -71,18 +72,30 @@ class TrainedParameter(ParameterWeight):
 
     def problem(self, model: nn.Module) -> str | None:
         """Why the run cannot go on with this weight, such as that the model has another one in its place by now."""
-        try:
-            module = model.get_submodule(self.name)
-        except AttributeError:
-            return "it is not in the model any more"
-        found = module._parameters.get(weight_name(module))
-        if found is not self.parameter:
-            return (
-                "its weight is another parameter than the one that was pruned"
-                if found is not None
-                else ("its weight is not a parameter of it any more")
-            )
+        if not self._is_in(model):
+            try:
+                module = model.get_submodule(self.name)
+            except AttributeError:
+                return "it is not in the model any more"
+            if module._parameters.get(weight_name(module)) is None:
+                return "its weight is not a parameter of it any more"
+            return "its weight is another parameter than the one that was pruned"
         return self._problem_of_values()
+
+    def _is_in(self, model: nn.Module) -> bool:
+        """Whether the parameter is a layer's weight in the model, if under another name, such as in a wrapper."""
+        try:
+            module = model.get_submodule(self._path)
+        except AttributeError:
+            pass
+        else:
+            if module._parameters.get(weight_name(module)) is self.parameter:
+                return True
+        for path, module in model.named_modules():
+            if module._parameters.get(weight_name(module)) is self.parameter:
+                self._path = path
+                return True
+        return False
 
     def apply_mask(self) -> None:
         """Set to zero what the mask prunes.
