@@ -128,7 +128,7 @@ def test_a_keras_model(folder: Path) -> None:
     assert "a device is chosen for torch models only" in result.stderr
     (folder / "bad.npz").write_bytes(b"no zip")
     notes = found("bench", "pruned", "--rounds", "1", "--inputs", "bad.npz")["notes"]
-    assert any("'bad.npz' must be an .npz file of inputs; it cannot be read" in note for note in notes)
+    assert any("'bad.npz' cannot be read as an .npz file" in note for note in notes)
 
 
 def test_a_keras_model_of_any_size(folder: Path) -> None:

@@ -26,7 +26,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
     Raises:
         CalibrationError: It cannot be read, is damaged, unpacks to far more than it is, or holds objects.
     """
-    with translate_errors(CalibrationError, f"{str(file)!r} cannot be read"), open_file(file) as held:
+    with translate_errors(CalibrationError, f"{str(file)!r} cannot be read as an .npz file"), open_file(file) as held:
         members = {name.removesuffix(SUFFIX): (name, size) for name, size in check_zip(held, file).items()}
         with zipfile.ZipFile(held) as archive:
             if len(members) < len(archive.namelist()):

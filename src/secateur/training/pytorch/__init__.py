@@ -29,7 +29,7 @@ def prepare(
 
 
 def prepare_by_hand(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> Pruner:
-    """Have a torch model pruned by a loop whose optimizer cannot be got at.
+    """Prune a torch model in a loop whose optimizer is not accessible.
 
     Such a loop calls `Pruner.before_step` and `Pruner.after_step` around each step of the optimizer. Else it is as with
     `secateur.prepare`, but that there is no group lasso, whose strength goes with a learning rate, and that gradients
