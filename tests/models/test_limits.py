@@ -20,6 +20,7 @@ from torch import nn
 
 import secateur
 from artifact.forgery import forged
+from secateur.artifact import building
 from secateur.artifact.archives import check_expansion
 from secateur.artifact.building import Limits
 from secateur.artifact.building.pytorch import limit_modules
@@ -126,6 +127,17 @@ def test_modules_are_counted_while_they_are_built() -> None:
         layer = nn.Linear(9, 9)
         layer.weight = nn.Parameter(torch.zeros(9, 9))  # in the place of the first
     nn.ModuleList(nn.ReLU() for _ in range(200))
+
+
+def test_a_tied_embedding_may_be_built_four_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(building, "SPARE_NUMBERS", 0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 2000}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+    secateur.save(model, tmp_path / "saved")
+    model.save_pretrained(tmp_path / "dense")
+    assert secateur.load(tmp_path / "saved").lm_head.weight.shape == (2000, 16)
+    load_trained(str(tmp_path / "dense"))
 
 
 @pytest.mark.parametrize("kind", ["npz", "pt"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from runtime.sparse_layers import conv_pair, linear_pair
@@ -17,6 +18,13 @@ from secateur.runtime.pytorch import ChannelLinear
 from secateur.runtime.pytorch.layers import SparseLinear
 
 ONES = torch.ones(32)
+
+
+def _with_data(values: torch.Tensor) -> torch.Tensor:
+    other = torch.zeros(1)
+    other.data = values
+    return other
+
 
 READS: dict[str, Callable[[torch.Tensor], Any]] = {
     "transposed product": lambda w: functional.linear(torch.ones(2, 24), w.T),
@@ -45,6 +53,9 @@ READS: dict[str, Callable[[torch.Tensor], Any]] = {
         nn.Linear(32, 24, bias=False), {"weight": w}, torch.ones(32)
     ),
     "text": lambda w: torch.tensor(len(repr(w))),
+    "formatted": lambda w: torch.tensor([len(f"{w}"), len(f"{w[0, 0]:.3f}"), len(f"{w.T:}")]),
+    "data of another": lambda w: _with_data(w.data),
+    "transposed data of another": lambda w: _with_data(w.T),
 }
 
 WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
@@ -69,6 +80,10 @@ WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
     "set_": lambda w: w.set_(torch.ones(24, 32)),
     "resize_": lambda w: w.resize_(3, 3),
     "parameter": nn.Parameter,
+    "applied to every value": lambda w: w.apply_(lambda _: 0.0),
+    "mapped with another": lambda w: w.map_(torch.ones(24, 32), lambda one, other: one + other),
+    "mapped with two": lambda w: w.map2_(torch.ones(24, 32), torch.ones(24, 32), lambda one, *_: one),
+    "applied to a row": lambda w: w[0].apply_(lambda _: 0.0),
 }
 
 
@@ -94,6 +109,34 @@ def test_an_array_of_it_is_read_only() -> None:
     _, replaced = linear_pair()
     with pytest.raises(ValueError, match="read-only"):
         replaced.weight.numpy()[0] = 1
+
+
+def test_it_is_no_data_of_another_tensor() -> None:
+    _, replaced = linear_pair()
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        _with_data(replaced.weight)
+
+
+def test_data_of_another_tensor_is_not_its_own() -> None:
+    dense, replaced = linear_pair()
+    _with_data(replaced.weight.data).zero_()
+    assert torch.equal(replaced.weight, dense.weight)
+    with torch.no_grad():
+        assert torch.allclose(replaced(ONES), dense(ONES), atol=1e-5)
+
+
+def test_it_is_converted_by_autocast() -> None:
+    dense, replaced = linear_pair()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = replaced.weight @ replaced.weight.T, dense.weight @ dense.weight.T
+    assert found.dtype is expected.dtype is torch.bfloat16
+    assert torch.equal(found, expected)
+
+
+def test_views_have_shapes_in_fake_mode() -> None:
+    _, replaced = linear_pair()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert (torch.ones(2, 24) @ replaced.weight.T.T).shape == (2, 32)
 
 
 def test_it_has_no_address() -> None:

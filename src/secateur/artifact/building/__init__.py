@@ -18,8 +18,9 @@ __all__ = ["MAX_TENSORS", "NO_WEIGHTS", "SPARE_NUMBERS", "Limits", "check_config
 SPARE_NUMBERS = 1 << 26
 """Numbers, 256 MiB of float32, that a model may have beyond those that are stored for it."""
 
-MAX_REPEATED = 2
-"""Times that a model may hold each stored number: weights that are tied later are built twice."""
+MAX_REPEATED = 4
+"""Times that a model may hold each stored number: weights that are tied later are built for the encoder, the
+decoder, the output layer and what they share."""
 
 MAX_SPLIT = 4
 """Tensors and modules of a model for each stored tensor, which may be those of several layers in one."""

@@ -7,7 +7,8 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_any, tree_map, tree_map_only
+from torch._C import _len_torch_dispatch_stack
+from torch.utils._pytree import tree_any, tree_map
 
 from secateur.errors import StateError
 
@@ -23,6 +24,7 @@ COPIED = frozenset(
     {
         torch.Tensor.__array__,
         torch.Tensor.__deepcopy__,
+        torch.Tensor.__format__,
         torch.Tensor.__reduce_ex__,
         torch.Tensor.__repr__,
         torch.Tensor.numpy,
@@ -45,6 +47,9 @@ ADDRESSED = frozenset(
 SETTERS = frozenset({_setter("data"), _setter("grad")})
 """Setters of attributes that would have no effect on the layer."""
 
+WRITERS = frozenset({torch.Tensor.apply_, torch.Tensor.map2_, torch.Tensor.map_})
+"""Methods that no operator sees, and that write to the values in memory."""
+
 SWITCHES = frozenset({torch.Tensor.requires_grad_, _setter("requires_grad")})
 """What may only switch gradients off."""
 
@@ -62,13 +67,33 @@ class PackedTensor(torch.Tensor):
     """
 
     _unpack: Callable[[], torch.Tensor]
+    _place: torch.device
 
     def __new__(cls, unpack: Callable[[], torch.Tensor], like: torch.Tensor, device: torch.device) -> Self:
-        """Make one without storage."""
+        """Make one without storage.
+
+        For torch it is a tensor of the meta device: one of the CPU would be taken for the data of another tensor
+        (``other.data = weight``), which then has no memory and crashes the process. Modes such as
+        `FakeTensorMode` refuse to be asked for its device, and see the right one.
+        """
+        is_watched = _len_torch_dispatch_stack() > 0
         made: Self = torch.Tensor._make_wrapper_subclass(
-            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device, requires_grad=False
+            cls,
+            like.shape,
+            strides=like.stride(),
+            dtype=like.dtype,
+            device=device if is_watched else "meta",
+            dispatch_device=not is_watched,
+            requires_grad=False,
         )
-        made._unpack = unpack
+        made._unpack, made._place = unpack, device
+        return made
+
+    @classmethod
+    def of_values(cls, values: torch.Tensor) -> Self:
+        """One with the memory of a plain tensor, which may be the data of another."""
+        made: Self = torch.Tensor._make_subclass(cls, values)
+        made._unpack, made._place = lambda: values, values.device
         return made
 
     def unpacked(self) -> torch.Tensor:
@@ -83,6 +108,8 @@ class PackedTensor(torch.Tensor):
         kwargs = kwargs or {}
         if func in SETTERS or (func in SWITCHES and (*args, *kwargs.values())[1:] != (False,)):
             refuse_write("It has no gradients either.")
+        if func in WRITERS:
+            refuse_write(f"{func.__name__} would write it.")
         if func in ADDRESSED:
             raise StateError(
                 "The weight of a replaced layer is packed and has no memory of its own. Use .clone() of it."
@@ -100,6 +127,8 @@ class PackedTensor(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operator on the values, unless it would write them."""
+        if func is torch.ops.prim.device.default:
+            return args[0]._place
         kwargs, schema = kwargs or {}, func._schema
         given = [*zip(schema.arguments, args, strict=False)]
         given += [(one, kwargs[one.name]) for one in schema.arguments if one.name in kwargs]
@@ -107,7 +136,7 @@ class PackedTensor(torch.Tensor):
             refuse_write(f"{func} would write it.")
         result = func(*tree_map(_unpacked, args), **tree_map(_unpacked, kwargs))
         is_view = any(one.alias_info is not None and not one.alias_info.is_write for one in schema.returns)
-        return tree_map_only(torch.Tensor, _read_only, result) if is_view and isinstance(args[0], cls) else result
+        return tree_map(_read_only, result) if is_view and isinstance(args[0], cls) else result
 
 
 def refuse_write(details: str = "") -> NoReturn:
@@ -118,8 +147,9 @@ def refuse_write(details: str = "") -> NoReturn:
     )
 
 
-def _read_only(values: torch.Tensor) -> PackedTensor:
-    return PackedTensor(lambda: values, values, values.device)
+def _read_only(value: Any) -> Any:
+    """A view that cannot be written to; other subclasses, such as fake tensors, have no values to protect."""
+    return PackedTensor.of_values(value) if type(value) is torch.Tensor else value
 
 
 def _unpacked(value: Any) -> Any:
