@@ -82,7 +82,7 @@ class PackedTensor(torch.Tensor):
             like.shape,
             strides=like.stride(),
             dtype=like.dtype,
-            device=device if is_watched else "meta",
+            device=device if is_watched else torch.device("meta"),
             dispatch_device=not is_watched,
             requires_grad=False,
         )
