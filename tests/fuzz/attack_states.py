@@ -1,4 +1,4 @@
-"""Mutated states of pruners: refused with nothing changed, or the run ends with exact zeros and passes its checks."""
+"""Mutated states of pruners: refused with nothing changed, or one that a run can have reached, which then ends well."""
 
 import copy
 import random
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fuzz.attack_training import LAST, random_config
 from fuzz.harness import attack
 from secateur.errors import StateError
-from training.models import NeverRevived, Trial, bits
+from training.models import NeverRevived, Trial, begin, bits, mlp
 from training.test_resume import RUNS, STEPS, parts, same, start
 
 HOSTILE: list[Callable[[], Any]] = [
@@ -112,6 +113,68 @@ def mutate(chance: random.Random, state: dict[str, Any]) -> None:
         container[key] = chance.choice(HOSTILE)()
 
 
+def mix(chance: random.Random, state: dict[str, Any], other: dict[str, Any]) -> None:
+    """Put one part of another step's state in the place of this one's."""
+    mine, theirs = chance.choice(list(zip(state["runs"], other["runs"], strict=True)))
+    part = chance.choice(["step", "masks", "progress", "keep", "condemned_keep", "asked", "initial"])
+    if part == "step":
+        state["step"], state["optimizer_steps"] = other["step"], other["optimizer_steps"]
+    elif part in mine:
+        mine[part] = theirs[part]
+    else:
+        mine["progress"][part] = theirs["progress"][part]
+
+
+def swap_flags(chance: random.Random, state: dict[str, Any], other: dict[str, Any]) -> None:  # noqa: ARG001
+    """Swap what lives with what does not, or flip one flag, in masks, units or both."""
+    found = chance.choice(state["runs"])
+    pools = [pool for pool in (found["masks"], found["progress"]["keep"], found["progress"]["condemned_keep"]) if pool]
+    if not pools:
+        return
+    layer, place = chance.choice(list(pools[0])), chance.randrange(1 << 20)
+    for pool in pools if chance.random() < 0.5 else [chance.choice(pools)]:
+        flags = pool[layer].view(-1)
+        lives, dead = flags.nonzero().view(-1), (~flags).nonzero().view(-1)
+        which = chance.choice(["both", "lives", "dead"])
+        if len(lives) and which != "dead":
+            flags[lives[place % len(lives)]] = False
+        if len(dead) and which != "lives":
+            flags[dead[place % len(dead)]] = True
+
+
+NEARLY_VALID = [mix, swap_flags]
+
+
+def counts(flags: dict[str, torch.Tensor] | None, *, by_layer: bool) -> Any:
+    found = {name: int((~kept).sum()) for name, kept in (flags or {}).items()}
+    return found if by_layer else sum(found.values())
+
+
+def reached(run: dict[str, Any]) -> Any:
+    """What must be the same in all states of a run at one step, whatever its weights: known from an undisturbed run."""
+    by_layer = run["config"]["pruning_scope"] == "local"
+    progress = run["progress"]
+    return (
+        [progress[key] is None for key in ("keep", "condemned_keep")],
+        [counts(progress[key], by_layer=by_layer) for key in ("keep", "condemned_keep")],
+        (progress["asked"], progress["initial"], bool(run["masks"])),
+    )
+
+
+def check_reached(name: str, state: dict[str, Any], pattern: Any, found: dict[str, Any], expected: Any) -> None:
+    """Assert that a run which was accepted can have been at that step; frozen layers may differ in their counts."""
+    if name != "keep_zeros" and not found["keep_mask_layers"] and found["config"]["kind"] != "pattern_lock":
+        assert reached(found) == reached(expected), state["step"]
+    keep, later = (found["progress"][key] for key in ("keep", "condemned_keep"))
+    if keep is None or found["config"]["kind"] == "pattern_lock":
+        return
+    now = pattern.weight_masks({unit: kept.numpy() for unit, kept in keep.items()})
+    then = now if later is None else pattern.weight_masks({unit: kept.numpy() for unit, kept in later.items()})
+    for layer, mask in found["masks"].items():
+        assert not (mask.numpy() & ~np.asarray(now[layer])).any(), layer
+        assert not (~mask.numpy() & np.asarray(then[layer])).any(), layer
+
+
 @cache
 def saved(run: str) -> list[dict[str, Any]]:
     """All states of an undisturbed run, one per step."""
@@ -135,8 +198,12 @@ def pruner_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
     run, step = chance.choice(list(RUNS)), chance.randrange(STEPS)
     torch.manual_seed(chance.randrange(1000))
     state = copy.deepcopy(saved(run)[step])
-    for _ in range(chance.choice([1, 1, 1, 2, 3])):
-        mutate(chance, state["pruner"])
+    if chance.random() < 0.6:
+        other = copy.deepcopy(saved(run)[chance.randrange(STEPS)])
+        chance.choice(NEARLY_VALID)(chance, state["pruner"], other["pruner"])
+    else:
+        for _ in range(chance.choice([1, 1, 1, 2, 3])):
+            mutate(chance, state["pruner"])
     trial = resume(run, state)
     before, weights = copy.deepcopy(trial.pruner.state_dict()), bits(trial.model)
     try:
@@ -145,8 +212,47 @@ def pruner_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
         assert same(trial.pruner.state_dict(), before)
         assert bits(trial.model) == weights
         raise
+    expected = saved(run)[min(state["pruner"]["step"], STEPS - 1)]["pruner"]
+    for group, found, true in zip(trial.pruner.plan.patterns, state["pruner"]["runs"], expected["runs"], strict=True):
+        check_reached(run, state["pruner"], group, found, true)
     trial.train(range(step, STEPS), NeverRevived(trial.pruner))
     report = trial.pruner.finalize()
     assert report.step == trial.pruner.step
     if not state["pruner"]["runs"][0]["keep_mask_layers"] and run != "lock":
         assert trial.pruner.step < STEPS or report.is_complete
+
+
+def third(initial: float, target: float, progress: float) -> float:  # noqa: ARG001
+    """A schedule of one's own."""
+    return (initial + target) / 3
+
+
+def prepare_again(config: dict[str, Any], seed: int, *, has_zeros: bool) -> Trial:
+    model = mlp(seed)
+    if has_zeros:
+        model[0].weight.data[4:12] = 0
+    return begin(config, model=model, optimizer="sgd")
+
+
+@attack(cases=20)
+def reached_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
+    """Load the state of every step of a random run into a run of another model: none may be refused."""
+    config = random_config(chance)
+    if config["kind"] != "pattern_lock":
+        config |= {
+            "max_sparsity_ratio_per_op": chance.choice([0.5, 0.8, 0.98]),
+            "sparsity_decay_type": chance.choice(["cubic", "linear", "cosine", third]),
+        }
+    config["keep_zeros"], has_zeros = chance.random() < 0.3, chance.random() < 0.3
+    trial = prepare_again(config, chance.randrange(100), has_zeros=has_zeros)
+    frozen = chance.choice([None, None, "0", "2", "4"])
+    for step in range(LAST + 2):
+        if step == chance.randrange(LAST) and frozen is not None:
+            trial.pruner.plan.patterns[0].keep_mask_layers[frozen] = "mine"
+        other, state = prepare_again(config, 7, has_zeros=has_zeros), copy.deepcopy(trial.pruner.state_dict())
+        try:
+            other.pruner.load_state_dict(state)
+        except StateError as error:
+            raise AssertionError("a state that a run has reached is refused") from error
+        assert same(other.pruner.state_dict(), state)
+        trial.train([step])

@@ -113,6 +113,11 @@ def break_group(state: State) -> None:
         changed[other][int((~changed[other]).nonzero()[0])] = True
 
 
+def put_all_units(state: State) -> None:
+    units = {name: torch.ones_like(mask).view(-1) for name, mask in state["runs"][0]["masks"].items()}
+    state["runs"][0]["progress"]["keep"] = units
+
+
 def no_masks(state: State) -> None:
     state["runs"][0]["masks"] = {}
 
@@ -154,6 +159,7 @@ FOUND: dict[str, tuple[str, int, Change, str]] = {
     "no units": ("iterative", 5, progress("keep", None), "progress.keep must be there after step 5"),
     "empty units": ("iterative", 5, progress("keep", {}), "progress.keep must be of all of '0', '2', or None"),
     "units, lock": ("lock", 5, progress("keep", {}), "progress.keep must be of all of"),
+    "units where all zeros are locked": ("lock", 5, put_all_units, "must be as they were when the zeros were locked"),
     "condemned, iterative": (
         "iterative",
         5,

@@ -109,6 +109,13 @@ class PruningGroup:
         """Whether `advance` will read scores after `step` steps."""
         return not self.is_locked and self.timeline.is_update(step)
 
+    def changes_masks(self, step: int) -> bool:
+        """Whether masks are due to change after `step` steps."""
+        if self.is_locked:
+            return False
+        is_fading = self.config.kind == "progressive" and self._part_faded(step) is not None
+        return is_fading or self.timeline.is_update(step)
+
     def next_change(self, step: int) -> int | None:
         """The first step after `step` at which masks may change; ``None``: they do not any more."""
         if self.is_locked or step >= self.timeline.end:

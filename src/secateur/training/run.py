@@ -68,6 +68,8 @@ class Run(Generic[Weight]):
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """Layer → its mask after `step` steps, where masks are due to change then; else empty."""
+        if not self.group.changes_masks(step):
+            return {}
         masks = self._masks() if self._has_masks else {}
         held = {name: self.pattern.as_array(mask) for name, mask in masks.items()}
         return self.group.advance(step, self.scores.stream, held) or {}

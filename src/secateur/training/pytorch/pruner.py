@@ -313,7 +313,7 @@ class Pruner:
         elif callable(kwargs.get("closure")):
             changed = args, kwargs | {"closure": self._gathering(optimizer, kwargs["closure"])}
         else:
-            self._gather(optimizer)
+            self._gather(optimizer, snapshots)
         (self._nested.add if index in self._open else self._nested.discard)(index)
         self._open.add(index)
         self._begun = snapshots
@@ -328,15 +328,15 @@ class Pruner:
         def gathering_closure() -> Any:
             loss = closure()
             if next(calls) == 0:
-                self._gather(optimizer)
+                self._gather(optimizer, self._snapshots())
             return loss
 
         self._closure = gathering_closure
         return gathering_closure
 
     @torch.no_grad()
-    def _gather(self, optimizer: Optimizer | Caller) -> None:
-        with self._undone_on_error():
+    def _gather(self, optimizer: Optimizer | Caller, before: list[Snapshot]) -> None:
+        with self._undone_on_error(before):
             for run in self._runs:
                 run.gather(self.step + 1, optimizer)
 
@@ -361,7 +361,7 @@ class Pruner:
         changes: list[dict[str, Array]] = []
         if min(steps) > self.step:
             # All or none: an error in one run leaves the others as they were, and the update due.
-            with self._undone_on_error():
+            with self._undone_on_error(self._snapshots()):
                 changes = [run.masks_after(min(steps)) for run in self._runs]
                 self._update = _Update(steps, changes)
         else:
@@ -369,9 +369,8 @@ class Pruner:
         self._complete_update()
 
     @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        """Put the runs back to where they are now if the block raises anything."""
-        before = self._snapshots()
+    def _undone_on_error(self, before: list[Snapshot]) -> Iterator[None]:
+        """Put the runs back to where they were if the block raises anything."""
         try:
             yield
         except BaseException:
@@ -397,7 +396,6 @@ class Pruner:
             self._apply(None)
         self._update = None
 
-    @torch.no_grad()
     def _recover(self) -> None:
         """Take back a step that has begun and not ended, because of an exception; its pruned weights become zero."""
         self._complete_update()
