@@ -143,7 +143,8 @@ def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memor
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("pattern", ["1xchannel", "channelx1"])
-def test_convolutions_without_some_channels_are_smaller_ones(pattern: str) -> None:
+def test_convolutions_without_some_channels_are_smaller_ones(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways_module, "_kernels", lambda *_, **__: iter(()))  # which is faster differs by the load
     torch.manual_seed(0)
     inputs = torch.randn(4, 64, 28, 28)
     model = pruned(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), pattern, 0.75)
