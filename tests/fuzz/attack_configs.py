@@ -1,5 +1,6 @@
 """Configurations that someone broke."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -82,4 +83,4 @@ def replace_value(chance: random.Random, data: dict[str, Any]) -> None:
     if isinstance(data.get(key), dict) and data[key] and chance.random() < 0.7:
         replace_value(chance, data[key])
     else:
-        data[key] = chance.choice(VALUES)
+        data[key] = copy.deepcopy(chance.choice(VALUES))
