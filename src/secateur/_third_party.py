@@ -59,6 +59,8 @@ def is_failure(error: BaseException) -> bool:
 def describe_error(error: BaseException) -> str:
     r"""The first line of an error's message, short and printable; its class where the message alone says too little.
 
+    A line that ends with a colon is joined with the next one.
+
     Example:
         >>> describe_error(ValueError("no\x1b[0m number\n\nDetails ...")), describe_error(KeyError("bias"))
         ('no\\x1b[0m number', "KeyError: 'bias'")
@@ -66,10 +68,12 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory"
     try:
-        lines = str(error).splitlines()
+        lines = [line for line in map(str.strip, str(error).splitlines()) if line]
     except Exception:  # noqa: BLE001 - a class of another package
         lines = []
-    line = printable_line(next((line.strip() for line in lines if line.strip()), ""), MAX_REASON)
+    # A line that ends with a colon, as in pydantic's messages, announces the reason on the next one.
+    last = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    line = printable_line(" ".join(lines[: last + 1]), MAX_REASON)
     name = type(error).__name__
     if not line:
         return name

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,7 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
         (["--out", "."], "'.' is replaced as a whole, and it is or holds the current folder."),
         (["--out", ".."], "'..' is replaced as a whole, and it is or holds the current folder."),
         (["--out", "full"], "'full' exists and is no artifact, and nothing else is replaced."),
+        (["--out", "x" * 245], "The name 'xxx"),
         (["--out", "taken"], "'taken.part' is where finished parts are to wait, and it holds something"),
         (["--out", "cli_nets.py/below"], "The folder 'cli_nets.py' cannot be made: "),
         (["--low-memory"], "--low-memory reads the safetensors files in a folder of transformers block by block"),
@@ -273,6 +275,19 @@ def test_text_that_is_none_is_an_error(folder: Path) -> None:
         "'photo.txt' must be plain text in UTF-8, or a file of inputs that ends in .npz or .safetensors"
         in result.stderr
     )
+
+
+@pytest.mark.usefixtures("llama")
+def test_low_memory_reads_safetensors_only() -> None:
+    shutil.copytree("llama", "pickled")
+    torch.save(load_file("pickled/model.safetensors"), "pickled/pytorch_model.bin")
+    Path("pickled/model.safetensors").unlink()
+    result = run("prune", "pickled", "--pattern", "2:4", "--low-memory", "--out", "out")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "--low-memory reads safetensors files, and 'pickled' has none. Leave it out.\n",
+    )
+    assert not list(Path().glob("out*"))
 
 
 @pytest.mark.usefixtures("llama")

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.errors import CalibrationError, ConfigError
 from secateur.models import TrainedModel
-from secateur.models.calibration import sample
+from secateur.models.calibration import _text, sample
 from secateur.models.pytorch import array_batches, text_batches
 
 IMAGES = np.arange(20 * 3, dtype=np.float32).reshape(20, 3)
@@ -81,6 +81,11 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, name: str, conten
 def test_text_needs_a_tokenizer() -> None:
     with pytest.raises(CalibrationError, match=r"a file of inputs, .npz or .safetensors, .* found none"):
         sample(PLAIN, None, None, None)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfrose")
+    assert _text(tmp_path / "x.txt") == "rose"
 
 
 def test_sequences_of_arrays_are_refused(tmp_path: Path) -> None:

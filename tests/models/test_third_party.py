@@ -39,6 +39,11 @@ class Unspeakable(Exception):  # noqa: N818
         (ArtifactError("y: damaged."), r"^x: y: damaged\.$"),
         (ArtifactError("x: damaged."), r"^x: damaged\.$"),
         (ValueError("\n\nfirst\nsecond"), r"^x: first\.$"),
+        (
+            ValueError("Field 'layers':\n    TypeError: expected int\nmore"),
+            r"^x: Field 'layers': TypeError: expected int\.$",
+        ),
+        (ValueError("a:\nb:"), r"^x: a: b:\.$"),
     ],
 )
 def test_what_third_party_code_raises_is_translated(error: BaseException, message: str) -> None:
@@ -209,6 +214,19 @@ def test_a_tokenizer_that_panics_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text(text, "utf-8")
         with pytest.raises(ModelLoadError, match="transformers cannot read a tokenizer"):
             tokenizer_of(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    for kind in ("bert", "gpt2", "llama"):  # of the first two, transformers makes up a tokenizer that knows no word
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), "utf-8")
+        with pytest.raises(
+            ModelLoadError, match=r"cannot read a tokenizer .* or give inputs as a .npz or .safetensors"
+        ):
+            tokenizer_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), "utf-8")
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\nrose\n", "utf-8")
+    assert "rose" in tokenizer_of(tmp_path).get_vocab()
 
 
 def test_code_that_leaves_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

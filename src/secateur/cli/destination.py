@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from secateur._wording import brief
 from secateur.artifact.manifest import MANIFEST
 from secateur.cli.progress import say
 from secateur.errors import ConfigError, StateError
@@ -112,17 +114,21 @@ class Destination:
                 Path(probe, "new").mkdir()
                 Path(probe, "new").rename(Path(probe, "old"))
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise ConfigError(
+                    f"The name {brief(target.name)} is too long for --out. Choose a shorter one."
+                ) from error
             raise ConfigError(
                 f"No folder can be made and renamed in {str(parent)!r} ({error.strerror}). Choose another --out."
             ) from error
 
 
 def refuse_current(folder: Path) -> None:
-    """Raise `ConfigError` if a folder that is to be exchanged for a new one is the current one, or lies above it."""
+    """Raise `ConfigError` if a folder that is to be replaced is the current one, or lies above it."""
     if Path.cwd().is_relative_to(os.path.abspath(folder)):
         raise ConfigError(
-            f"{str(folder)!r} is replaced as a whole, and it is or holds the current folder. Choose another, or go "
-            f"elsewhere."
+            f"{str(folder)!r} is replaced as a whole, and it is or holds the current folder. Choose another, or run "
+            f"the command from elsewhere."
         )
 
 

@@ -151,6 +151,8 @@ class Job:
                 f"--low-memory reads the safetensors files in a folder of transformers block by block, and "
                 f"{self.model!r} is none. Leave it out."
             )
+        if not any(path.glob("*.safetensors")):
+            raise ConfigError(f"--low-memory reads safetensors files, and {self.model!r} has none. Leave it out.")
         if is_packed(path):
             raise ConfigError(
                 f"--low-memory reads dense files, and {self.model!r} is packed. Leave it out, or write it dense first: "

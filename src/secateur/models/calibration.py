@@ -75,4 +75,4 @@ def sample(found: TrainedModel, file: Path | None, sequences: int | None, length
 def _text(file: Path) -> str:
     message = f"{str(file)!r} must be plain text in UTF-8, or a file of inputs that ends in {' or '.join(ARRAYS)}"
     with translate_errors(CalibrationError, message):
-        return read_small_file(file, MAX_TEXT_BYTES).decode("utf-8")
+        return read_small_file(file, MAX_TEXT_BYTES).decode("utf-8-sig")

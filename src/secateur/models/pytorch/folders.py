@@ -18,7 +18,7 @@ from secateur.artifact.building import NO_WEIGHTS
 from secateur.artifact.building.pytorch import limit_modules
 from secateur.artifact.companions import CompanionFiles
 from secateur.artifact.manifest import is_artifact
-from secateur.errors import ModelLoadError
+from secateur.errors import ArtifactError, ModelLoadError
 from secateur.models.pytorch.checks import check_files, stored_limits
 from secateur.models.pytorch.hub import quiet_transformers
 
@@ -26,6 +26,14 @@ __all__ = ["Companions", "architecture", "tokenizer_of", "trained"]
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """What every call into transformers is given: nothing is downloaded, and no code in a folder runs."""
+
+
+NO_TOKENIZER = (
+    "Save the model's tokenizer there with tokenizer.save_pretrained, or give inputs as a .npz or .safetensors file."
+)
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json")
+"""One of them at least is in a folder with a tokenizer, or a vocabulary is."""
 
 
 def architecture(path: Path) -> nn.Module:
@@ -75,14 +83,24 @@ def tokenizer_of(path: Path) -> Any:
     """The tokenizer that comes with a folder or a GGUF file.
 
     Raises:
-        ModelLoadError: There is none, or transformers cannot read it.
+        ModelLoadError: There is none, or transformers cannot read it. For some models, transformers would make one up
+            that knows no word.
         ArtifactError: The folder is an artifact, and a file is not the one that its manifest lists.
     """
     transformers = quiet_transformers()
-    with _proved(path) as place, _explained(path, "read a tokenizer"):
+    with _proved(path) as place, _explained(path, "read a tokenizer", NO_TOKENIZER):
         check_files(place)
         folder, given = _placed(place)
-        return transformers.AutoTokenizer.from_pretrained(folder, **given)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
+        if path.is_dir():
+            _check_tokenizer_files(tokenizer, place)
+        return tokenizer
+
+
+def _check_tokenizer_files(tokenizer: Any, folder: Path) -> None:
+    names = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values()}
+    if not any((folder / name).is_file() for name in names):
+        raise ArtifactError("the folder has none of its files")
 
 
 @contextmanager
@@ -143,5 +161,5 @@ def _forget_quantization(model: Any) -> None:
         model.config.architectures = [type(model).__name__]
 
 
-def _explained(path: Path, what: str = "build a model") -> AbstractContextManager[None]:
-    return translate_errors(ModelLoadError, f"transformers cannot {what} from {str(path)!r}")
+def _explained(path: Path, what: str = "build a model", hint: str = "") -> AbstractContextManager[None]:
+    return translate_errors(ModelLoadError, f"transformers cannot {what} from {str(path)!r}", hint)

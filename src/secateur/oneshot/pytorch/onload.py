@@ -194,7 +194,7 @@ class InFiles(Storage):
         if recipe.model_refiners:
             raise ConfigError(
                 f"{type(recipe.model_refiners[0]).__name__} needs the whole model at once, and weights loads it block "
-                f"by block. Leave it out, or load the whole model and leave out weights."
+                f"by block. Leave it out, or load the whole model: leave out weights (--low-memory)."
             )
 
     def refuse_outside(self, layers: Sequence[str], refusal: Exception | None = None) -> None:
@@ -203,8 +203,8 @@ class InFiles(Storage):
             told = "" if refusal is None else f" (With blocks that do nothing: {refusal})"
             raise UnsupportedModelError(
                 f"weights loads a model block by block, and {listed(map(repr, layers))} lie in no stack of blocks that "
-                f"run one after another. Exclude these layers (excluded_op_names), or load the whole model and leave "
-                f"out weights.{told}"
+                f"run one after another. Exclude these layers (excluded_op_names), or load the whole model: leave out "
+                f"weights (--low-memory).{told}"
             ) from refusal
 
     def surround(self, blocks: Mapping[str, nn.Module]) -> None:
@@ -320,5 +320,5 @@ def _refuse_shared(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
     if shared := [names[key] for key, owners in places.items() if len(owners) > 1]:
         raise UnsupportedModelError(
             f"weights loads a model block by block, and {listed(map(repr, shared[0]))} are one parameter of several "
-            f"blocks. Load the whole model and leave out weights."
+            f"blocks. Load the whole model: leave out weights (--low-memory)."
         )
