@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur._third_party import describe_error, translate_errors
 from secateur.errors import ArtifactError, CalibrationError, ConfigError, ModelLoadError
-from secateur.models import load_model
+from secateur.models import load_model, load_trained
 from secateur.models.pytorch import array_batches, fill, text_batches, tokenizer_of
 
 
@@ -214,6 +214,16 @@ def test_a_tokenizer_that_panics_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text(text, "utf-8")
         with pytest.raises(ModelLoadError, match="transformers cannot read a tokenizer"):
             tokenizer_of(tmp_path)
+
+
+def test_weights_that_the_model_does_not_use_are_named(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "vocab_size": 8}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_hidden_layers=2)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}), "utf-8")
+    with pytest.warns(UserWarning, match=r"^9 tensors in .* are not used by LlamaForCausalLM .*'model.layers.1.mlp"):
+        load_trained(str(tmp_path))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from secateur._third_party import translate_errors
-from secateur._wording import brief, listed
+from secateur._wording import brief, counted, listed
 from secateur.artifact import Artifact
 from secateur.artifact.building import NO_WEIGHTS
 from secateur.artifact.building.pytorch import limit_modules
@@ -57,6 +58,8 @@ def architecture(path: Path) -> nn.Module:
 def trained(path: Path) -> nn.Module:
     """The model in a folder or a GGUF file, with its weights, in evaluation mode.
 
+    A warning names weights that the model does not use.
+
     Raises:
         ModelLoadError: transformers cannot read it, some of the model's weights are not there, or it describes a larger
             model than it has weights for.
@@ -73,6 +76,12 @@ def trained(path: Path) -> nn.Module:
         raise ModelLoadError(
             f"{str(path)!r} has no weights for {listed(map(brief, missing))} of {type(model).__name__}. Choose the "
             f"architecture in its config.json that the weights belong to."
+        )
+    if unused := sorted(told["unexpected_keys"]):
+        warnings.warn(
+            f"{counted(len(unused), 'tensor')} in {str(path)!r} are not used by {type(model).__name__} as config.json "
+            f"describes it, and will be missing from what is written: {listed(map(brief, unused))}.",
+            stacklevel=2,
         )
     _forget_quantization(model)
     trained_model: nn.Module = model.eval()
