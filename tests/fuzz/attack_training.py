@@ -44,7 +44,9 @@ def random_config(chance: random.Random) -> dict[str, Any]:
 
 
 def bad_gradient(model: Any, optimizer: Optimizer, chance: random.Random) -> None:  # noqa: ARG001
-    model[chance.choice([0, 2])].weight.grad.fill_(chance.choice([torch.nan, torch.inf]))
+    gradient = model[chance.choice([0, 2])].weight.grad
+    if gradient is not None:
+        gradient.fill_(chance.choice([torch.nan, torch.inf]))
 
 
 def no_gradient(model: Any, optimizer: Optimizer, chance: random.Random) -> None:
