@@ -35,14 +35,13 @@ def conv_pair() -> tuple[nn.Conv2d, SparseConv2d]:
 
 
 @contextmanager
-def replace_always(monkeypatch: pytest.MonkeyPatch | None = None) -> Iterator[None]:
+def replace_always() -> Iterator[None]:
     """Replace every layer that can be, and measure as little as possible."""
     with pytest.MonkeyPatch.context() as patch:
-        use = monkeypatch or patch
-        use.setattr(trying, "NOTABLE", float("inf"))
-        use.setattr("secateur.runtime.pytorch.timing.FEWEST", 1)
-        use.setattr(trying, "BRIEF", 0.0)
-        use.setattr(turns, "BUDGET", 0.0)
-        use.setattr(compiling, "HOPELESS", 0.0)
-        use.setattr(compiling, "WORTHWHILE", float("inf"))
+        patch.setattr(trying, "NOTABLE", float("inf"))
+        patch.setattr("secateur.runtime.pytorch.timing.FEWEST", 1)
+        patch.setattr(trying, "BRIEF", 0.0)
+        patch.setattr(turns, "BUDGET", 0.0)
+        patch.setattr(compiling, "HOPELESS", 0.0)
+        patch.setattr(compiling, "WORTHWHILE", float("inf"))
         yield

@@ -5,7 +5,7 @@ import json
 import pickle
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -18,10 +18,11 @@ from torch import nn
 import secateur
 import secateur.runtime
 from oneshot.families import FAMILIES
+from runtime.sparse_layers import replace_always
 from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import Compiled
 from secateur.runtime.kernels import OVERRUN, Window, has_tiles
-from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, compiling, layers, trying, turns
+from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, layers, trying
 from secateur.runtime.pytorch import ways as ways_module
 from secateur.runtime.pytorch.channels import ChannelConv2d
 from secateur.runtime.pytorch.ways import Way, ways, zeroed
@@ -30,14 +31,10 @@ ALL = [".*"]
 
 
 @pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exchange whatever can be: what is faster depends on the machine, and what is right does not."""
-    monkeypatch.setattr(trying, "NOTABLE", float("inf"))
-    monkeypatch.setattr("secateur.runtime.pytorch.timing.FEWEST", 1)
-    monkeypatch.setattr(trying, "BRIEF", 0.0)
-    monkeypatch.setattr(turns, "BUDGET", 0.0)
-    monkeypatch.setattr(compiling, "HOPELESS", 0.0)
-    monkeypatch.setattr(compiling, "WORTHWHILE", float("inf"))
+def always() -> Iterator[None]:
+    """Replace every layer: what is faster depends on the machine, and what is right does not."""
+    with replace_always():
+        yield
 
 
 def mlp(*sizes: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:

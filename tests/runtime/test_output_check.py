@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ from secateur.runtime.pytorch.outputs import largest_difference, take_snapshot
 
 
 @pytest.fixture(autouse=True)
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_always(monkeypatch).__enter__()
+def always() -> Iterator[None]:
+    with replace_always():
+        yield
 
 
 def pruned(model: nn.Module, pattern: str = "4x1", sparsity: float = 0.75) -> nn.Module:

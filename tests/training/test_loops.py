@@ -11,22 +11,27 @@ from secateur.errors import LayerError, ScoreError, StateError
 from training.models import CONFIG, OPTIMIZERS, backward, begin, mlp
 
 
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, closure: bool) -> None:
+    """A step whose gradients are those of its batch, calculated within it or before."""
+
+    def one_batch() -> float:
+        model.zero_grad()
+        backward(model, step)
+        return 0.0
+
+    if closure:
+        optimizer.step(one_batch)
+    else:
+        one_batch()
+        optimizer.step()
+
+
 def run(config: dict[str, Any], *, closure: bool) -> dict[str, torch.Tensor]:
     model = mlp()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     pruner = secateur.prepare(model, config, optimizer=optimizer)
     for step in range(9):
-
-        def one_batch(step: int = step) -> float:
-            optimizer.zero_grad()
-            backward(model, step)
-            return 0.0
-
-        if closure:
-            optimizer.step(one_batch)
-        else:
-            one_batch()
-            optimizer.step()
+        train_step(model, optimizer, step, closure=closure)
     pruner.finalize()
     return pruner.masks
 
@@ -147,17 +152,7 @@ def test_a_step_within_a_step_counts_once(closure: bool) -> None:
         optimizer = kind(model.parameters(), lr=0.1)
         pruner = secateur.prepare(model, CONFIG, optimizer=optimizer)
         for step in range(5):
-
-            def one_batch(model: nn.Module = model, step: int = step) -> float:
-                model.zero_grad()
-                backward(model, step)
-                return 0.0
-
-            if closure:
-                optimizer.step(one_batch)
-            else:
-                one_batch()
-                optimizer.step()
+            train_step(model, optimizer, step, closure=closure)
         pruners.append(pruner)
     assert pruners[1].step == 5
     scores = [pruner.state_dict()["runs"][0]["scores"] for pruner in pruners]
