@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from secateur._files import open_regular_file
 from secateur._wording import brief
 from secateur.errors import ConfigError
 
@@ -48,7 +47,7 @@ def read_source(source: str | Path, what: str) -> str:
     """
     if isinstance(source, Path):
         try:
-            text = _read_regular_file(source).decode("utf-8-sig")
+            text = _read_limited(source).decode("utf-8-sig")
         except (OSError, ValueError) as error:  # a path with a NUL is a `ValueError`, as is a wrong encoding
             reason = error.strerror or error if isinstance(error, OSError) else error
             raise ConfigError(f"The {what} cannot be read: {reason}") from error
@@ -141,15 +140,9 @@ class Loader(yaml.SafeLoader):
             ) from error
 
 
-def _read_regular_file(path: Path) -> bytes:
-    """The content of a file; a pipe or device could be endless, and is refused like a file that is too large."""
-
-    def open_at_once(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    with open(path, "rb", opener=open_at_once) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it must be a regular file, and it is none.")
+def _read_limited(path: Path) -> bytes:
+    """The content of a regular file that is not too large."""
+    with open_regular_file(path) as file:
         content = file.read(4 * MAX_CHARACTERS + 1)  # a character of UTF-8 has four bytes at the most
     if len(content) > 4 * MAX_CHARACTERS:
         raise ValueError(f"it is longer than {MAX_CHARACTERS:,} characters.")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from weakref import finalize
 
+from secateur._files import NotRegularFileError, open_regular_file
 from secateur._wording import brief
 from secateur.errors import ArtifactError
 
@@ -44,14 +44,11 @@ def open_file(path: Path) -> BinaryIO:
         ArtifactError: It is no regular file, or cannot be read.
     """
     try:
-        if stat.S_ISREG(path.stat().st_mode):
-            file: BinaryIO = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller's
-            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return file
-            file.close()
+        return open_regular_file(path)
+    except NotRegularFileError as error:
+        raise ArtifactError(f"{path}: {error}.") from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    raise ArtifactError(f"{path}: must be a file, found {'a folder' if path.is_dir() else 'a pipe or a device'}.")
 
 
 class FileReader:
@@ -190,8 +187,3 @@ def _read_at(file: BinaryIO, buffer: memoryview, start: int) -> int:
         return os.preadv(file.fileno(), [buffer], start)
     file.seek(start)
     return file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
-
-
-def _without_waiting(path: Any, flags: int) -> int:
-    """Open even what became a pipe in the meantime, without waiting for its other end."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
