@@ -25,7 +25,7 @@ test: lint docs ## everything that CI runs
 	$(BIN)/pytest --numprocesses $(JOBS) --cov --cov-report=
 	@set -e; for backend in tensorflow jax torch; do \
 		echo "== Training with Keras on $$backend"; \
-		KERAS_BACKEND=$$backend $(BIN)/pytest --cov --cov-append --cov-report= tests/backends src/secateur/training/keras; \
+		KERAS_BACKEND=$$backend $(BIN)/pytest --numprocesses $(JOBS) --cov --cov-append --cov-report= tests/backends src/secateur/training/keras; \
 	done
 	$(BIN)/coverage report
 
