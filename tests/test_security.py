@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from secateur import _wording, _yaml
-from secateur.artifact import archives, building, choice, companions, foreign, locks, manifest, safetensors_file
+from secateur import _locks, _wording, _yaml
+from secateur.artifact import archives, building, choice, companions, foreign, manifest, safetensors_file
 from secateur.models import calibration
 
 TEXT = (Path(__file__).parents[1] / "SECURITY.md").read_text("utf-8")
@@ -51,7 +51,7 @@ def row_of(what: str) -> str:
         ),
         (
             "waiting for",
-            f"{locks.MAX_SECONDS:.0f} seconds, with a warning after {locks.SECONDS_BEFORE_WARNING:.0f}",
+            f"{_locks.MAX_SECONDS:.0f} seconds, with a warning after {_locks.SECONDS_BEFORE_WARNING:.0f}",
         ),
     ],
 )

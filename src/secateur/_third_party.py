@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from secateur._wording import printable_line
 from secateur.errors import ArtifactError, SecateurError
 
-__all__ = ["describe_error", "is_failure", "translate_errors"]
+__all__ = ["describe_error", "is_failure", "is_out_of_memory", "translate_errors"]
 
 MAX_REASON = 500
 """Characters of another package's message."""
+
+MEMORY_CLASSES = frozenset({"OutOfMemoryError", "ResourceExhaustedError"})
+"""What torch and TensorFlow raise for a device; they need not be installed."""
+
+MEMORY_WORDS = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "failed to allocate")
+"""What torch's allocators say in a plain `RuntimeError`."""
 
 
 @contextmanager
@@ -56,6 +63,20 @@ def is_failure(error: BaseException) -> bool:
     return is_panic or isinstance(error, Exception | SystemExit)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of a device, does not suffice.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
+        (True, False)
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or type(error).__name__ in MEMORY_CLASSES:
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in MEMORY_WORDS)
+
+
 def describe_error(error: BaseException) -> str:
     r"""The first line of an error's message, short and printable; its class where the message alone says too little.
 
@@ -65,7 +86,7 @@ def describe_error(error: BaseException) -> str:
         >>> describe_error(ValueError("no\x1b[0m number\n\nDetails ...")), describe_error(KeyError("bias"))
         ('no\\x1b[0m number', "KeyError: 'bias'")
     """
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "there is not enough memory"
     try:
         lines = [line for line in map(str.strip, str(error).splitlines()) if line]

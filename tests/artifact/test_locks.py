@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from artifact.versions import save_version, version_of
-from secateur.artifact import Artifact, convert, inspect, locks, verify
-from secateur.artifact.locks import lock_folder, try_lock_folder
+from secateur import _locks
+from secateur._locks import lock_folder, try_lock_folder
+from secateur.artifact import Artifact, convert, inspect, verify
 from secateur.errors import ArtifactError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no su
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "MAX_SECONDS", 0.3)
-    monkeypatch.setattr(locks, "SECONDS_BEFORE_WARNING", 0.1)
+    monkeypatch.setattr(_locks, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(_locks, "SECONDS_BEFORE_WARNING", 0.1)
 
 
 @pytest.fixture

@@ -365,7 +365,7 @@ def test_a_folder_that_may_not_be_renamed_is_refused_before_the_work(monkeypatch
     assert run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "link").stderr.startswith("'link' is another")
 
 
-@pytest.mark.parametrize("left", [["run.lock"], ["run.state.part"], ["run.lock", "run.state.part"], []])
+@pytest.mark.parametrize("left", [["run.state.part"], []])
 def test_a_run_that_was_killed_at_its_very_start_is_begun_anew(left: list[str]) -> None:
     np.savez("inputs.npz", np.ones((64, 8), dtype=np.float32))
     Path("out.part").mkdir()

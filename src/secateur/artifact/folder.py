@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
+from secateur._locks import lock_folder, try_lock_folder
 from secateur._wording import listed
-from secateur.artifact.locks import lock_folder, try_lock_folder
 from secateur.errors import ArtifactError
 
 __all__ = ["read_lock", "replace_folder", "sync"]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from secateur._third_party import is_out_of_memory
 from secateur.errors import ArtifactError, InsufficientMemoryError
 
 __all__ = ["OutOfMemoryError", "memory_for"]
-
-TORCH_MESSAGE = "allocate memory"
-"""Part of the message of torch's `RuntimeError` when there is none."""
 
 
 class OutOfMemoryError(ArtifactError, InsufficientMemoryError):
@@ -31,8 +29,7 @@ def memory_for(what: str, size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_out_of_memory = isinstance(error, MemoryError) or TORCH_MESSAGE in str(error)
-        if isinstance(error, OutOfMemoryError) or not is_out_of_memory:
+        if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"{what}: there is not enough memory for its {size:,} bytes and what is computed from them. Free memory, "

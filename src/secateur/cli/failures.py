@@ -9,6 +9,7 @@ from contextlib import suppress
 from rich.console import Console
 from rich.text import Text
 
+from secateur._third_party import is_out_of_memory
 from secateur._wording import printable
 from secateur.errors import SecateurError
 
@@ -64,7 +65,7 @@ def explain_failure(error: BaseException) -> tuple[int, str]:
             return ERROR, _describe_os_error(error)
         case UnicodeError():
             return ERROR, f"A text cannot be read or written: {error}."
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return ERROR, "The memory of this machine or device is too small for this."
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return ERROR, "A path must not contain a NUL character, and one of these does."
@@ -82,14 +83,6 @@ def _describe_os_error(error: OSError) -> str:
 
 def _path(name: object) -> str:
     return name.decode(sys.getfilesystemencoding(), "backslashreplace") if isinstance(name, bytes) else str(name)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is a `MemoryError`, or what torch and TensorFlow raise instead, which need not be installed."""
-    name, text = type(error).__name__, str(error)
-    if isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "out of memory" in text):
-        return True
-    return isinstance(error, MemoryError) or name in {"OutOfMemoryError", "ResourceExhaustedError"}
 
 
 def _describe_fault(error: BaseException) -> str:

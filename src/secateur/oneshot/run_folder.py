@@ -7,8 +7,6 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from secateur.oneshot.folder_lock import LOCK
-
 __all__ = ["FINISHED", "RUN", "is_run_folder", "remove_run_folder"]
 
 RUN = "run.state"
@@ -17,13 +15,13 @@ RUN = "run.state"
 FINISHED = "*.done.*"
 """Files that say that a part is finished."""
 
-EARLY = frozenset({f"{RUN}.part", LOCK})
-"""Files that a run can leave that is killed when `RUN` is not there yet."""
+EARLY = f"{RUN}.part"
+"""The file that a run can leave that is killed when `RUN` is not there yet."""
 
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder is empty, or holds a run."""
-    return (folder / RUN).is_file() or all(entry.name in EARLY for entry in folder.iterdir())
+    return (folder / RUN).is_file() or all(entry.name == EARLY for entry in folder.iterdir())
 
 
 def remove_run_folder(folder: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import stat
 from pathlib import Path
 
-from secateur._wording import brief
+from secateur._shards import read_weight_map
 from secateur.artifact.building import MAX_TENSORS, Limits, check_config, read_config
 from secateur.artifact.files import read_small_file
+from secateur.artifact.foreign import MAX_INDEX_BYTES
 from secateur.artifact.safetensors_file import TensorFile, parsed_json
 from secateur.errors import ArtifactError
 from secateur.models.gguf import check_gguf
@@ -20,8 +20,6 @@ CONFIG = "config.json"
 INDEX = ".index.json"
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth")
-
-MAX_INDEX_BYTES = 100_000_000
 
 NUMBERS_PER_BYTE = 8
 """Of quantized weights, which have one bit at the least."""
@@ -75,7 +73,8 @@ def _check_kind(file: Path) -> None:
 
 
 def _check_index(file: Path) -> None:
-    places = parsed_json(read_small_file(file, MAX_INDEX_BYTES), file).get("weight_map")
-    for place in places.values() if isinstance(places, dict) else ():
-        if not isinstance(place, str) or os.path.basename(place) != place:
-            raise ArtifactError(f"{file}: {brief(place)} is no name of a file in the folder.")
+    index = parsed_json(read_small_file(file, MAX_INDEX_BYTES), file)
+    try:
+        read_weight_map(index)
+    except ValueError as error:
+        raise ArtifactError(f"{file}: {error}.") from error

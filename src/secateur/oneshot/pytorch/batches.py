@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from secateur._third_party import is_out_of_memory
 from secateur.errors import CalibrationError, SecateurError
 from secateur.oneshot.interrupts import interruptible
-from secateur.oneshot.pytorch.memory import is_out_of_memory
 from secateur.oneshot.pytorch.tensor_files import byte_view
 
 __all__ = ["Batch", "calibrating", "digest", "moved", "naming_batch", "read_batches", "version"]

@@ -12,7 +12,7 @@ import torch
 from secateur.artifact.companions import CODE, COPIED, CompanionFiles
 from secateur.errors import StateError
 from secateur.oneshot.pytorch.journal import Journal
-from secateur.oneshot.pytorch.tensor_files import AGAIN, read_tensors, write_tensors, write_text
+from secateur.oneshot.pytorch.tensor_files import AGAIN, read_header, read_tensors, write_tensors, write_text
 from secateur.oneshot.pytorch.weight_files import INDEX, SUFFIX, header_of
 from secateur.oneshot.run_folder import RUN
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from secateur.oneshot.pytorch.onload import InFiles
 
 __all__ = ["Checkpoint"]
-
-LENGTH_BYTES = 8
-"""What a safetensors file begins with: the length of its header."""
 
 
 class Checkpoint(Journal):
@@ -90,6 +87,5 @@ class Checkpoint(Journal):
 
 def _data_bytes(path: Path) -> int:
     """Bytes of the tensors in a file, as an index counts them."""
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(LENGTH_BYTES), "little")
-    return path.stat().st_size - LENGTH_BYTES - header
+    _, start = read_header(path)
+    return path.stat().st_size - start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,15 +13,12 @@ import torch
 from torch import nn
 
 from secateur.errors import StateError
-from secateur.oneshot.pytorch.tensor_files import byte_view, write_tensors
+from secateur.oneshot.pytorch.tensor_files import byte_view, read_header, write_tensors
 
 __all__ = ["DENSE", "DenseCopies"]
 
 DENSE = re.compile(r"\d{5}\.dense\.safetensors(\.part)?")
 """Names of the files."""
-
-LENGTH_BYTES = 8
-"""What a safetensors file begins with: the length of its header."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +59,10 @@ class DenseCopies:
         """
         path = self._folder / f"{stage:05d}.dense.safetensors"
         write_tensors(path, parameters, {})
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            header = json.loads(file.read(length))
+        header, start = read_header(path)
         for name in parameters:
             first, last = header[name]["data_offsets"]
-            self._copies.append(_Copy(name, path, LENGTH_BYTES + length + first, last - first))
+            self._copies.append(_Copy(name, path, start + first, last - first))
 
     def restore(self, model: nn.Module) -> None:
         """Put the dense weights back.

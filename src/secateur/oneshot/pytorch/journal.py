@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._locks import try_lock_folder
 from secateur.errors import StateError
-from secateur.oneshot.folder_lock import FolderLock
 from secateur.oneshot.pytorch.dense_copies import DenseCopies
 from secateur.oneshot.pytorch.tensor_files import AGAIN, checksum, read_tensors, write_tensors, write_text, writing
 from secateur.oneshot.run_folder import RUN
@@ -49,8 +49,10 @@ class Journal:
         self.counts: dict[str, int] | None = None
         self._dense_sums: dict[int, str] = {}
         self._dense = DenseCopies(self.folder)
-        self._lock = FolderLock(self.folder) if self.is_resumable else None
+        self._lock = ExitStack()
         try:
+            if self.is_resumable:
+                self._lock.enter_context(_lock_run(self.folder))
             self._open()
         except BaseException:
             self._release()
@@ -154,8 +156,7 @@ class Journal:
         )
 
     def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self._lock.close()
 
     def _save_dense(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
         self._dense.save(stage, parameters)
@@ -191,6 +192,17 @@ class Journal:
 
     def _done(self, stage: int) -> Path:
         return self.folder / f"{stage:05d}.done.safetensors"
+
+
+@contextmanager
+def _lock_run(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder."""
+    with try_lock_folder(folder) as is_locked:
+        if is_locked is False:
+            raise StateError(
+                f"Another run works in the folder {str(folder)!r}. Wait for its end, or choose another folder."
+            )
+        yield
 
 
 def _made_folder(folder: str | Path | None) -> Path:

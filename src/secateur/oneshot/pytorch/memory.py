@@ -1,28 +1,14 @@
-"""How torch and Python say that memory does not suffice."""
+"""What is said when memory does not suffice for a run."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
+from secateur._third_party import is_out_of_memory
 from secateur.errors import InsufficientMemoryError
 
-__all__ = ["is_out_of_memory", "named_error", "naming_memory"]
-
-WORDS = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "failed to allocate")
-"""What torch's allocators say in a plain `RuntimeError`."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory does not suffice."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in WORDS)
+__all__ = ["named_error", "naming_memory"]
 
 
 def named_error(error: BaseException) -> BaseException:

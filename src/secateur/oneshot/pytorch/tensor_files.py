@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +15,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from secateur._third_party import is_out_of_memory
 from secateur.errors import StateError, StorageError
-from secateur.oneshot.pytorch.memory import is_out_of_memory
 
-__all__ = ["AGAIN", "byte_view", "checksum", "read_tensors", "write_tensors", "write_text", "writing"]
+__all__ = ["AGAIN", "byte_view", "checksum", "read_header", "read_tensors", "write_tensors", "write_text", "writing"]
 
 AGAIN = "Delete it to have this part pruned again."
 """What to do about a finished stage that cannot be read."""
+
+LENGTH_BYTES = 8
+"""What a safetensors file begins with: the length of its header."""
 
 
 @contextmanager
@@ -69,6 +73,13 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     except (SafetensorError, OSError) as error:
         raise StateError(f"{path} cannot be read ({error}). {AGAIN}") from error
     return metadata, tensors
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a file that this process wrote, and the place of the first tensor's first byte."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        return json.loads(file.read(length)), LENGTH_BYTES + length
 
 
 def checksum(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:

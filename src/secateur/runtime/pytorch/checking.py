@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,22 +28,18 @@ ASSUMED_ERROR = 2.0
 """The small error of a layer, over what was measured with random inputs."""
 
 
-class Candidate:
+class Candidate(NamedTuple):
     """A layer that may be replaced.
 
-    Args:
+    Attributes:
         layer: What takes its place.
         error: Largest difference of the layer's outputs, over the largest of these.
         tolerance: What that difference may be.
-
-    Attributes:
-        layer: The same.
-        error: The same.
-        tolerance: The same.
     """
 
-    def __init__(self, layer: nn.Module, error: float, tolerance: float) -> None:
-        self.layer, self.error, self.tolerance = layer, error, tolerance
+    layer: nn.Module
+    error: float
+    tolerance: float
 
 
 class OutputCheck:

@@ -83,9 +83,7 @@ def _weight(layer: nn.Module) -> torch.Tensor | None:
     """A layer's weight, be it a parameter or computed; ``None``: it has no values yet."""
     for name in WEIGHTS:
         weight = getattr(layer, name, None)
-        if isinstance(weight, torch.Tensor) and not isinstance(
-            weight, (nn.UninitializedParameter, nn.UninitializedBuffer)
-        ):
+        if isinstance(weight, torch.Tensor) and not isinstance(weight, UNINITIALIZED):
             return weight.detach()
     return None
 

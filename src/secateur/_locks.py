@@ -52,10 +52,10 @@ def lock_folder(folder: Path, *, is_shared: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def try_lock_folder(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a folder if nobody else does; yields whether it is held."""
+def try_lock_folder(folder: Path) -> Iterator[bool | None]:
+    """Hold the lock of a folder if nobody else does; yields whether it is held, or ``None`` if there are no locks."""
     with _opened(folder) as descriptor:
-        yield descriptor is not None and _lock(descriptor, is_shared=False) is True
+        yield None if descriptor is None else _lock(descriptor, is_shared=False)
 
 
 @contextmanager
