@@ -28,17 +28,20 @@ def row_of(what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("numbers in a model", f"{building.MAX_REPEATED} times those stored, and {building.SPARE_NUMBERS:,} more"),
+        ("parameters of a model", f"{building.MAX_REPEATED} times the stored ones, plus {building.SPARE_NUMBERS:,}"),
         (
             "modules and tensors",
-            f"{building.MAX_SPLIT} for each stored tensor, and {building.SPARE_TENSORS:,} more; "
-            f"{building.MAX_TENSORS:,} where no weights are stored",
+            f"{building.MAX_SPLIT} per stored tensor, plus {building.SPARE_TENSORS:,}; "
+            f"{building.MAX_TENSORS:,} if no weights are stored",
         ),
         ("layers in", f"{COUNTS[0]:,}; {COUNTS[1]:,}; {COUNTS[2]:,}"),
         ("manifest, index", f"{manifest.MAX_BYTES:,} bytes each"),
         ("`config.json`", f"{building.MAX_CONFIG_BYTES:,} bytes; {companions.MAX_COMPANION_BYTES:,} bytes"),
         ("a packed tensor", f"{choice.MOST_SAVED:,} times its packed size"),
-        ("what a zip", f"{archives.MAX_EXPANSION} times its size, or {archives.SPARE_BYTES >> 20} MiB if that is more"),
+        (
+            "decompressed size",
+            f"{archives.MAX_EXPANSION} times its size, or {archives.SPARE_BYTES >> 20} MiB if that is more",
+        ),
         ("calibration text", f"{calibration.MAX_TEXT_BYTES:,} bytes; {batches():,} rows"),
         (
             "a configuration",
@@ -47,7 +50,7 @@ def row_of(what: str) -> str:
         ),
         (
             "a message",
-            f"{_wording.MAX_MESSAGE:,} characters; {_wording.MAX_LINE:,} characters, the middle left out",
+            f"{_wording.MAX_MESSAGE:,} characters; {_wording.MAX_LINE:,} characters, with the middle elided",
         ),
         (
             "waiting for",
