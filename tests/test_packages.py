@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from secateur import _packages
-from secateur._packages import keras_backend, need_keras
+from secateur._packages import get_keras_backend, require_keras
 from secateur.errors import MissingPackageError
 
 
@@ -26,7 +26,7 @@ def only(*packages: str) -> Any:
 def test_the_environment_says_which_backend(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "keras.json").write_text('{"backend": "jax"}', "utf-8")
     monkeypatch.setenv("KERAS_BACKEND", "torch")
-    assert keras_backend() == "torch"
+    assert get_keras_backend() == "torch"
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_the_environment_says_which_backend(home: Path, monkeypatch: pytest.Monk
 def test_the_settings_say_which_backend(home: Path, settings: str | None, backend: str) -> None:
     if settings is not None:
         (home / "keras.json").write_text(settings, "utf-8")
-    assert keras_backend() == backend
+    assert get_keras_backend() == backend
 
 
 def test_it_is_the_one_that_keras_takes(home: Path) -> None:
     keras = pytest.importorskip("keras")
     (home / "keras.json").write_text('{"backend": "torch"}', "utf-8")
-    assert keras_backend() == "torch" != keras.backend.backend()
+    assert get_keras_backend() == "torch" != keras.backend.backend()
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_it_is_the_one_that_keras_takes(home: Path) -> None:
 def test_what_is_missing_is_named(packages: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_packages, "is_installed", only(*packages))
     with pytest.raises(MissingPackageError, match=message):
-        need_keras()
+        require_keras()
 
 
 @pytest.mark.usefixtures("home")
 def test_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_packages, "is_installed", only("keras", "tensorflow"))
-    need_keras()
+    require_keras()
 
 
 def test_the_public_module_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import secateur
 from secateur._registry import Registry
-from secateur._wording import nearest
+from secateur._wording import suggest_name
 from secateur.errors import ConfigError, SecateurError, UnknownNameError
 
 
@@ -68,7 +68,7 @@ def test_the_error_is_also_a_built_in_one(registry: Registry[Callable[[], int]])
     [("cubik", " Did you mean 'cubic'?"), ("zzz", ""), ("", ""), ("cubic", " Did you mean 'cubic'?")],
 )
 def test_nearest(name: str, suggestion: str) -> None:
-    assert nearest(name, ["cubic", "linear"]) == suggestion
+    assert suggest_name(name, ["cubic", "linear"]) == suggestion
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur._table import Table
-from secateur._wording import MAX_LINE, MAX_MESSAGE, printable, printable_line
+from secateur._wording import MAX_LINE, MAX_MESSAGE, make_printable, make_printable_line
 from secateur.errors import ArtifactError, MissingPackageError, SecateurError, UnknownNameError
 
 HOSTILE = {
@@ -36,7 +36,7 @@ def is_safe(text: str) -> bool:
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
 def test_names_that_control_a_terminal_are_escaped(name: str) -> None:
     assert not is_safe(name)
-    assert is_safe(printable(name))
+    assert is_safe(make_printable(name))
     table = Table(title=name, columns=("name", "reason"), rows=[(name, name)], footer=[name])
     assert is_safe(table.text())
     error = ArtifactError(f"{name}: damaged")
@@ -48,16 +48,16 @@ def test_names_that_control_a_terminal_are_escaped(name: str) -> None:
 
 @given(st.text(st.characters(), max_size=100), st.integers(60, 200))
 def test_printable_text_is_safe_short_and_stays_as_it_is(text: str, most: int) -> None:
-    shown = printable(text, most)
+    shown = make_printable(text, limit=most)
     assert is_safe(shown)
     assert len(shown) <= most
-    assert printable(shown, most) == shown
-    assert "\n" not in printable_line(text)
+    assert make_printable(shown, limit=most) == shown
+    assert "\n" not in make_printable_line(text)
 
 
 @pytest.mark.parametrize("text", ["2:4 × 16 → “kept”, naïve, 日本語, 🌿\nsecond line", "", "x" * MAX_MESSAGE])
 def test_good_text_stays_as_it_is(text: str) -> None:
-    assert printable(text) == text
+    assert make_printable(text) == text
 
 
 @pytest.mark.parametrize("character", ["x", "\x1b", "\U000e0041", "\n"])

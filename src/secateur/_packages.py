@@ -9,13 +9,21 @@ from pathlib import Path
 
 from secateur.errors import MissingPackageError
 
-__all__ = ["KERAS_BACKENDS", "is_installed", "keras_backend", "need", "need_keras", "shipped_file", "shipped_folder"]
+__all__ = [
+    "KERAS_BACKENDS",
+    "find_package_file",
+    "find_package_folder",
+    "get_keras_backend",
+    "is_installed",
+    "require_keras",
+    "require_packages",
+]
 
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
 """Backends that Keras can train with, in the order of its own preference; each is the name of a package too."""
 
 
-def need(*packages: str, extra: str) -> None:
+def require_packages(*packages: str, extra: str) -> None:
     """Make sure that packages can be imported, without importing them.
 
     Args:
@@ -34,14 +42,14 @@ def need(*packages: str, extra: str) -> None:
             )
 
 
-def need_keras() -> None:
+def require_keras() -> None:
     """Make sure that Keras and the backend that it would take can be imported, without importing them.
 
     Raises:
         MissingPackageError: One is missing; the message says what to install or to set.
     """
-    need("keras", extra="keras")
-    backend = keras_backend()
+    require_packages("keras", extra="keras")
+    backend = get_keras_backend()
     if not is_installed(backend):
         present = [name for name in KERAS_BACKENDS if is_installed(name)]
         found = f"set KERAS_BACKEND to one that is: {', '.join(present)}" if present else "none other is either"
@@ -50,7 +58,7 @@ def need_keras() -> None:
         )
 
 
-def keras_backend() -> str:
+def get_keras_backend() -> str:
     """The backend that Keras takes when it is imported: what ``KERAS_BACKEND`` says, or its own file of settings."""
     if backend := os.environ.get("KERAS_BACKEND"):
         return backend
@@ -74,21 +82,21 @@ def is_installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def shipped_folder(package: str, path: str) -> Path | None:
+def find_package_folder(package: str, path: str) -> Path | None:
     """The folder `path` within an installed top-level package, which is not imported; ``None``: there is none.
 
     Example:
-        >>> shipped_folder("secateur", "patterns").name, shipped_folder("secateur", "nothing")
+        >>> find_package_folder("secateur", "patterns").name, find_package_folder("secateur", "nothing")
         ('patterns', None)
     """
     return next((place for place in _places(package, path) if os.path.isdir(place)), None)
 
 
-def shipped_file(package: str, path: str) -> Path | None:
+def find_package_file(package: str, path: str) -> Path | None:
     """The file `path` within an installed top-level package, which is not imported; ``None``: there is none.
 
     Example:
-        >>> shipped_file("secateur", "errors.py").name, shipped_file("secateur", "patterns")
+        >>> find_package_file("secateur", "errors.py").name, find_package_file("secateur", "patterns")
         ('errors.py', None)
     """
     return next((place for place in _places(package, path) if os.path.isfile(place)), None)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from secateur._wording import nearest
+from secateur._wording import suggest_name
 from secateur.errors import ConfigError, UnknownNameError
 
 __all__ = ["Registry"]
@@ -60,7 +60,7 @@ class Registry(dict[str, Item]):
             self.load_plugins()
         if name not in self:
             raise UnknownNameError(
-                f"Unknown {self.kind} {name!r}.{nearest(name, self)} Known: {', '.join(sorted(self))}."
+                f"Unknown {self.kind} {name!r}.{suggest_name(name, self)} Known: {', '.join(sorted(self))}."
             )
         return self[name]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from secateur._wording import brief
+from secateur._wording import format_value
 
 __all__ = ["read_weight_map"]
 
@@ -35,5 +35,5 @@ def read_weight_map(index: Any) -> dict[str, str]:
     if not places:
         raise ValueError("'weight_map' must name the files of all tensors, found nothing in it")
     if strange := [name for name in places.values() if RESERVED.fullmatch(name) or not name.isprintable()]:
-        raise ValueError(f"{brief(strange[0])} is no name of a file in the folder")
+        raise ValueError(f"{format_value(strange[0])} is no name of a file in the folder")
     return places

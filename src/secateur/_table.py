@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from secateur._wording import printable, printable_line
+from secateur._wording import make_printable, make_printable_line
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
@@ -54,11 +54,11 @@ class Table:
             table.add_column(heading.removeprefix(">"), justify=justify, overflow="fold", no_wrap=no_wrap)
         for index, row in enumerate(rows):
             table.add_row(*(Text(cell) for cell in row), style="dim" if index in self.dimmed else None)
-        yield Text(printable_line(self.title), style="bold")
+        yield Text(make_printable_line(self.title), style="bold")
         yield Text()
         yield table
         yield Text()
-        yield from (Text(printable(line)) for line in self.footer)
+        yield from (Text(make_printable(line)) for line in self.footer)
 
     def _width_of_all_but_last(self, rows: Sequence[Sequence[str]]) -> int:
         columns = list(zip(self.columns, *rows, strict=True))[:-1]
@@ -79,4 +79,4 @@ class Table:
 def _printable_cells(row: Sequence[str]) -> list[str]:
     """Cells in one line each, but for the last one, which may hold a text of several."""
     *names, last = row
-    return [*map(printable_line, names), printable(last)]
+    return [*map(make_printable_line, names), make_printable(last)]

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from secateur._wording import printable_line
+from secateur._wording import make_printable_line
 from secateur.errors import ArtifactError, SecateurError
 
 __all__ = ["describe_error", "is_failure", "is_out_of_memory", "translate_errors"]
@@ -94,7 +94,7 @@ def describe_error(error: BaseException) -> str:
         lines = []
     # A line that ends with a colon, as in pydantic's messages, announces the reason on the next one.
     last = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
-    line = printable_line(" ".join(lines[: last + 1]), MAX_REASON)
+    line = make_printable_line(" ".join(lines[: last + 1]), MAX_REASON)
     name = type(error).__name__
     if not line:
         return name

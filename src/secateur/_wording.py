@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from reprlib import Repr
 from typing import Any
 
-__all__ = ["MAX_LINE", "MAX_MESSAGE", "brief", "counted", "listed", "nearest", "printable", "printable_line"]
+__all__ = [
+    "MAX_LINE",
+    "MAX_MESSAGE",
+    "format_count",
+    "format_list",
+    "format_value",
+    "make_printable",
+    "make_printable_line",
+    "suggest_name",
+]
 
 MAX_MESSAGE = 4_000
 """Characters of a message that a person reads."""
@@ -22,49 +31,49 @@ _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = LONGEST_NAME
 
 
-def brief(found: Any) -> str:
+def format_value(found: Any) -> str:
     r"""What was found, as Python writes it, but short, whatever it is: texts, lists and nesting are cut.
 
     Example:
-        >>> brief([1] * 1000), brief("\n")
+        >>> format_value([1] * 1000), format_value("\n")
         ('[1, 1, 1, 1, 1, 1, ...]', "'\\n'")
     """
     return _REPR.repr(found)
 
 
-def counted(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     """A number with its noun.
 
     Example:
-        >>> counted(1, "layer"), counted(1200, "layer")
+        >>> format_count(1, "layer"), format_count(1200, "layer")
         ('1 layer', '1,200 layers')
     """
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def listed(items: Iterable[str], most: int = 8) -> str:
+def format_list(items: Iterable[str], limit: int = 8) -> str:
     """Items for an error message, and how many more there are than it shows.
 
     Example:
-        >>> listed(["a", "b", "c"], most=2), listed(["a", "b"], most=2)
+        >>> format_list(["a", "b", "c"], limit=2), format_list(["a", "b"], limit=2)
         ('a, b and 1 more', 'a, b')
     """
     found = list(items)
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+    return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, known: Iterable[str]) -> str:
     """A suggestion for a misspelled `name`, as the tail of an error message.
 
     Example:
-        >>> nearest("cubik", ["cubic", "linear"])
+        >>> suggest_name("cubik", ["cubic", "linear"])
         " Did you mean 'cubic'?"
     """
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6) if len(name) <= LONGEST_NAME else []
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
-def printable(text: str, most: int = MAX_MESSAGE) -> str:
+def make_printable(text: str, limit: int = MAX_MESSAGE) -> str:
     r"""Text that is safe to print, whatever file or exception it comes from.
 
     Control characters, surrogates, and characters that are invisible or change the direction of writing are escaped as
@@ -72,30 +81,30 @@ def printable(text: str, most: int = MAX_MESSAGE) -> str:
 
     Args:
         text: Any text.
-        most: Characters of the result, at the most.
+        limit: Characters of the result, at the most.
 
     Example:
-        >>> print(printable("a name that clears the screen: \x1b[2J"))
+        >>> print(make_printable("a name that clears the screen: \x1b[2J"))
         a name that clears the screen: \x1b[2J
-        >>> printable("0123456789" * 1000, most=60)
+        >>> make_printable("0123456789" * 1000, limit=60)
         '0123456789012345 … (10,000 characters, shortened) … 23456789'
     """
-    if len(text) <= most and len(escaped := _escape(text)) <= most:
+    if len(text) <= limit and len(escaped := _escape(text)) <= limit:
         return escaped
     mark = f" … ({len(text):,} characters, shortened) … "
-    tail = (most - len(mark)) // 3
-    head = most - len(mark) - tail
-    return _escape(text[:most])[:head] + mark + _escape(text[-most:])[-tail:]
+    tail = (limit - len(mark)) // 3
+    head = limit - len(mark) - tail
+    return _escape(text[:limit])[:head] + mark + _escape(text[-limit:])[-tail:]
 
 
-def printable_line(text: str, most: int = MAX_LINE) -> str:
+def make_printable_line(text: str, limit: int = MAX_LINE) -> str:
     r"""The same in one line: ends of lines are escaped too.
 
     Example:
-        >>> print(printable_line("a name\nof two lines"))
+        >>> print(make_printable_line("a name\nof two lines"))
         a name\nof two lines
     """
-    return printable(text.replace("\r", "\\r").replace("\n", "\\n"), most)
+    return make_printable(text.replace("\r", "\\r").replace("\n", "\\n"), limit)
 
 
 def _escape(text: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from secateur._packages import need
+from secateur._packages import require_packages
 
-need("torch", extra="torch")
+require_packages("torch", extra="torch")
 
 from secateur.oneshot.pytorch.allocation import (  # noqa: E402 - says what is missing first
     ALLOCATIONS,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from secateur._wording import brief, nearest
+from secateur._wording import format_value, suggest_name
 from secateur._yaml import parse_json_or_yaml, read_source
 from secateur.errors import ConfigError
 
@@ -102,7 +102,7 @@ class PruningConfig(BaseModel):
     layer_types: dict[str, dict[str, Any] | None] = {}
 
     def __init__(self, /, **data: Any) -> None:
-        with _explained():
+        with _translate_errors():
             super().__init__(**data)
 
     def __hash__(self) -> int:
@@ -117,7 +117,7 @@ class PruningConfig(BaseModel):
         Raises:
             ConfigError: It is no valid configuration.
         """
-        with _explained():
+        with _translate_errors():
             return super().model_validate(obj, **options)
 
     @classmethod
@@ -127,7 +127,7 @@ class PruningConfig(BaseModel):
         Raises:
             ConfigError: It is no valid configuration.
         """
-        with _explained():
+        with _translate_errors():
             return super().model_validate_json(json_data, **options)
 
     @classmethod
@@ -149,7 +149,7 @@ class PruningConfig(BaseModel):
         data = parse_json_or_yaml(read_source(source, "configuration"), "configuration")
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
             found = (
-                f"the text {brief(data)}. To read a file, pass a pathlib.Path"
+                f"the text {format_value(data)}. To read a file, pass a pathlib.Path"
                 if _is_path(data)
                 else type(data).__name__
             )
@@ -219,14 +219,14 @@ class PruningConfig(BaseModel):
             rule = self.layers[names[0]]
         elif kinds := [kind for kind in types if kind in self.layer_types]:
             rule = self.layer_types[kinds[0]]
-        return None if rule is None else self._with(rule)
+        return None if rule is None else self._apply_rule(rule)
 
-    def _with(self, rule: dict[str, Any]) -> PruningConfig:
+    def _apply_rule(self, rule: dict[str, Any]) -> PruningConfig:
         return PruningConfig(**(self.model_dump(exclude={"layers", "layer_types"}) | _canonical_keys(rule)))
 
     def _rules(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
         for where, rules in (("layers", self.layers), ("layer_types", self.layer_types)):
-            yield from ((f"{where}[{brief(key)}]", rule) for key, rule in rules.items())
+            yield from ((f"{where}[{format_value(key)}]", rule) for key, rule in rules.items())
 
     @model_validator(mode="before")
     @classmethod
@@ -236,14 +236,16 @@ class PruningConfig(BaseModel):
         known = {*cls.model_fields, "pruning_type"}
         for key in data:
             if key not in known:
-                raise ValueError(f"Unknown key {brief(key)}.{nearest(key, known)} Known: {', '.join(sorted(known))}.")
+                raise ValueError(
+                    f"Unknown key {format_value(key)}.{suggest_name(key, known)} Known: {', '.join(sorted(known))}."
+                )
         if "criterion" in data and "pruning_type" in data:
             raise ValueError("'criterion' and 'pruning_type' are two names of one thing. Give one of them.")
         return data
 
     @field_validator("op_names", "excluded_op_names", "pruning_op_types", mode="before")
     @classmethod
-    def _one_is_enough(cls, value: Any) -> Any:
+    def _wrap_string(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @field_validator("op_names", "excluded_op_names", "layers")
@@ -253,7 +255,7 @@ class PruningConfig(BaseModel):
             try:
                 re.compile(pattern)
             except (OverflowError, RecursionError, re.error) as error:
-                raise ValueError(f"{brief(pattern)} is not a regular expression: {error}.") from error
+                raise ValueError(f"{format_value(pattern)} is not a regular expression: {error}.") from error
         return value
 
     @model_validator(mode="after")
@@ -281,7 +283,7 @@ class PruningConfig(BaseModel):
         if misplaced := sorted(NOT_PER_LAYER & rule.keys()):
             raise ValueError(f"{where}: {', '.join(misplaced)} cannot be set for some layers only.")
         try:
-            self._with(rule)
+            self._apply_rule(rule)
         except ConfigError as error:
             raise ValueError(f"{where}: {error}") from error
 
@@ -295,7 +297,7 @@ def _canonical_keys(rule: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
@@ -311,7 +313,7 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "value_error":
             lines.append(f"{where}: {message}" if where else message)
         else:
-            found = brief(problem["input"])
+            found = format_value(problem["input"])
             hint = f" {HINTS[where, found]}" if (where, found) in HINTS else ""
             lines.append(f"{where}: {message}, found {found}.{hint}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur._wording import printable
+from secateur._wording import make_printable
 
 __all__ = [
     "ArtifactError",
@@ -33,11 +33,11 @@ class SecateurError(Exception):
     """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return make_printable(super().__str__())
 
     def add_note(self, note: str, /) -> None:
         """Add a line below the message, made safe to print like the message."""
-        super().add_note(printable(note))
+        super().add_note(make_printable(note))
 
 
 class ConfigError(SecateurError, ValueError):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from secateur._packages import need_keras
+from secateur._packages import require_keras
 
-need_keras()
+require_keras()
 
 from secateur.training.keras import PruningOptimizer, UpdateMasks, finalize  # noqa: E402 - says what is missing first
 

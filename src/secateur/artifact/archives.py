@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from secateur._wording import brief
+from secateur._wording import format_value
 from secateur.errors import ArtifactError
 
 __all__ = ["MAX_EXPANSION", "SPARE_BYTES", "check_expansion", "check_hdf5", "check_zip"]
@@ -82,9 +82,11 @@ def check_hdf5(file: Any, path: Path, stored: int) -> list[int]:
     counts, unpacked = [], 0
     for name, dataset in _datasets(file, path):
         if dataset.external or dataset.is_virtual:
-            raise ArtifactError(f"{path}: dataset {brief(name)} must be in the file, found a reference to another.")
+            raise ArtifactError(
+                f"{path}: dataset {format_value(name)} must be in the file, found a reference to another."
+            )
         if dataset.dtype.kind == "O":
-            raise ArtifactError(f"{path}: dataset {brief(name)} must hold numbers, found objects.")
+            raise ArtifactError(f"{path}: dataset {format_value(name)} must hold numbers, found objects.")
         count = math.prod(dataset.shape or ())
         counts.append(count)
         unpacked += count * dataset.dtype.itemsize
@@ -105,7 +107,9 @@ def _datasets(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
         seen.add(place)
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ArtifactError(f"{path}: {brief(name)} must be in the file, found a reference to another place.")
+                raise ArtifactError(
+                    f"{path}: {format_value(name)} must be in the file, found a reference to another place."
+                )
             found = group[name]
             if isinstance(found, h5py.Group):
                 left.append(found)

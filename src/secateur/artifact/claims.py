@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.artifact.manifest import Claim, explain_invalid
 from secateur.artifact.source import Source
 from secateur.config import PruningConfig
@@ -22,7 +22,7 @@ def claims_of(report: PruningReport, source: Source) -> dict[str, Claim]:
     """
     layers = {tensor.layer for tensor in source.tensors.values()}
     if strange := [layer.name for layer in report.layers if layer.name not in layers]:
-        raise StateError(f"The report is of another model: this one has no {listed(map(repr, strange))}.")
+        raise StateError(f"The report is of another model: this one has no {format_list(map(repr, strange))}.")
     with explain_invalid("the report"):
         return {
             layer.name: Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)

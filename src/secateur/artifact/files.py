@@ -11,7 +11,7 @@ from typing import BinaryIO
 from weakref import finalize
 
 from secateur._files import NotRegularFileError, open_regular_file
-from secateur._wording import brief
+from secateur._wording import format_value
 from secateur.errors import ArtifactError
 
 __all__ = ["MAX_HELD", "FileReader", "as_path", "open_file", "read_small_file", "sized_digest"]
@@ -31,9 +31,9 @@ def as_path(path: str | Path) -> Path:
     try:
         encoded = os.fsencode(path)
     except ValueError as error:
-        raise ArtifactError(f"path {brief(str(path))} cannot be the name of a file ({error}).") from error
+        raise ArtifactError(f"path {format_value(str(path))} cannot be the name of a file ({error}).") from error
     if b"\0" in encoded:
-        raise ArtifactError(f"path {brief(str(path))} cannot be the name of a file (it has a null character).")
+        raise ArtifactError(f"path {format_value(str(path))} cannot be the name of a file (it has a null character).")
     return Path(path)
 
 

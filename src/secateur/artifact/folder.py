@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from secateur._locks import lock_folder, try_lock_folder
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.errors import ArtifactError
 
 __all__ = ["read_lock", "replace_folder", "sync"]
@@ -118,8 +118,8 @@ def _refuse_strangers(target: Path, own: Callable[[Path], set[str] | None]) -> N
             raise ArtifactError(f"{target}: cannot be read ({error}). Choose another place.") from error
         if names and own(target) is None:
             raise ArtifactError(
-                f"{target}: must be new, empty or an artifact, which is replaced; found a folder with {listed(names)}. "
-                f"Choose another."
+                f"{target}: must be new, empty or an artifact, which is replaced; found a folder with "
+                f"{format_list(names)}. Choose another."
             )
 
 

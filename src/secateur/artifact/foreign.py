@@ -9,7 +9,7 @@ from pathlib import Path
 
 from secateur._packages import is_installed
 from secateur._shards import read_weight_map
-from secateur._wording import brief, listed
+from secateur._wording import format_list, format_value
 from secateur.artifact.companions import CompanionFiles
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.files import MAX_HELD, read_small_file
@@ -74,7 +74,7 @@ def _owners(path: Path, files: Sequence[TensorFile]) -> dict[str, TensorFile]:
             if owners.setdefault(name, file) is not file:
                 twice[name] = None
     if twice:
-        raise ArtifactError(f"{path}: {listed(map(brief, twice))} stand in several files.")
+        raise ArtifactError(f"{path}: {format_list(map(format_value, twice))} stand in several files.")
     if not owners:
         raise ArtifactError(f"{path}: holds no tensor.")
     return owners
@@ -86,8 +86,8 @@ def _check_index(index: Path, places: Mapping[str, str], found: Mapping[str, str
         said, is_in = places.get(name), found.get(name)
         if said != is_in:
             raise ArtifactError(
-                f"{index}: tensor {brief(name)} must be in {brief(said) if said else 'no file'}, found it in "
-                f"{brief(is_in) if is_in else 'none'}. Are the files of one model, and complete?"
+                f"{index}: tensor {format_value(name)} must be in {format_value(said) if said else 'no file'}, found "
+                f"it in {format_value(is_in) if is_in else 'none'}. Are the files of one model, and complete?"
             )
 
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from secateur._third_party import translate_errors
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.artifact.building import Limits
 from secateur.artifact.building.keras import check_description
 from secateur.artifact.dtypes import DTYPES, Bits
@@ -159,8 +159,9 @@ def _matched(variables: Mapping[str, keras.Variable], artifact: Artifact) -> dic
     missing = [name for name in variables if name not in stored]
     unknown = [name for name in stored if name not in variables]
     raise ArtifactError(
-        f"{artifact.path}: does not belong to the model. Only the model has {listed(map(repr, missing)) or 'nothing'}, "
-        f"only the artifact {listed(map(repr, unknown)) or 'nothing'}. Build the model as it was when it was saved."
+        f"{artifact.path}: does not belong to the model. Only the model has "
+        f"{format_list(map(repr, missing)) or 'nothing'}, only the artifact "
+        f"{format_list(map(repr, unknown)) or 'nothing'}. Build the model as it was when it was saved."
     )
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from secateur._wording import brief
+from secateur._wording import format_value
 from secateur.artifact.choice import MOST_SAVED
 from secateur.artifact.dtypes import DTYPES
 from secateur.artifact.files import read_small_file
@@ -59,7 +59,7 @@ LONGEST_FILE_NAME = 1000
 
 def _check_printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError(f"{brief(text)} cannot be printed")
+        raise ValueError(f"{format_value(text)} cannot be printed")
     return text
 
 
@@ -240,13 +240,13 @@ class TensorEntry(_Part):
     @classmethod
     def _check_dtype(cls, dtype: str) -> str:
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {brief(dtype)}")
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, found {format_value(dtype)}")
         return dtype
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.dense_bytes >= 1 << 63:
-            raise ValueError(f"a tensor of shape {brief(self.shape)} is too large")
+            raise ValueError(f"a tensor of shape {format_value(self.shape)} is too large")
         if not self.negative_zeros <= self.zeros <= self.count:
             raise ValueError(f"{self.zeros} zeros, {self.negative_zeros} of them negative, of {self.count} numbers")
         if self.pruned is not None and self.pruned.pruned_units > self.pruned.units:
@@ -367,7 +367,7 @@ class Manifest(_Part):
                 f"Install a newer one."
             )
         if type(version) is not int:
-            raise ArtifactError(f"{path}: format_version must be a whole number, found {brief(version)}.")
+            raise ArtifactError(f"{path}: format_version must be a whole number, found {format_value(version)}.")
         digest = data.pop("sha256", None)
         if not isinstance(digest, str) or not digest.isascii() or digest != _digest(text, digest):
             raise ArtifactError(f"{path}: was changed since it was written (its own sha256 does not match).")
@@ -388,7 +388,7 @@ class Manifest(_Part):
     def _check_names(cls, names: dict[str, Any]) -> dict[str, Any]:
         for name in names:
             if not FILE_NAME.fullmatch(name) or name == MANIFEST or len(name) > LONGEST_FILE_NAME:
-                raise ValueError(f"{brief(name)} is no name of a file within the folder")
+                raise ValueError(f"{format_value(name)} is no name of a file within the folder")
         return names
 
     @model_validator(mode="after")
@@ -397,11 +397,14 @@ class Manifest(_Part):
             raise ValueError(f"{both[0]!r} is both a shard and another file")
         for name, tensor in self.tensors.items():
             if tensor.file not in self.shards:
-                raise ValueError(f"tensor {brief(name)} is in {brief(tensor.file)}, which is none of the shards")
+                raise ValueError(
+                    f"tensor {format_value(name)} is in {format_value(tensor.file)}, which is none of the shards"
+                )
         for alias, name in self.aliases.items():
             if alias in self.tensors or name not in self.tensors:
                 raise ValueError(
-                    f"{brief(alias)} means {brief(name)}, which must be a tensor, and {brief(alias)} itself none"
+                    f"{format_value(alias)} means {format_value(name)}, which must be a tensor, and "
+                    f"{format_value(alias)} itself none"
                 )
         return self
 
@@ -437,7 +440,7 @@ def _explained(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return "nested too deeply"
     first, *others = error.errors(include_url=False, include_context=False, include_input=False)
-    where = ".".join(str(part) if str(part).isprintable() else brief(part) for part in first["loc"])
+    where = ".".join(str(part) if str(part).isprintable() else format_value(part) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ")
     more = f" ({len(others)} more problems)" if others else ""
-    return f"{where[:LONGEST]}: {what[:LONGEST] if what.isprintable() else brief(what)}.{more}"
+    return f"{where[:LONGEST]}: {what[:LONGEST] if what.isprintable() else format_value(what)}.{more}"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur._array import count_true
-from secateur._wording import counted
+from secateur._wording import format_count
 from secateur.artifact.dtypes import Bits
 from secateur.errors import ArtifactError
 from secateur.patterns.view import WeightView
@@ -157,7 +157,7 @@ class Packing(ABC):
             part = blocked[place]
             part[...] = chunk.reshape(part.shape)
         if taken != len(values):
-            raise ArtifactError(f"the index does not keep the {counted(len(values), 'block')} that are stored")
+            raise ArtifactError(f"the index does not keep the {format_count(len(values), 'block')} that are stored")
         return dense
 
     def _chunks(self, view: WeightView) -> Iterator[tuple[Place, int, int]]:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from secateur._third_party import translate_errors
-from secateur._wording import brief, listed, nearest
+from secateur._wording import format_list, format_value, suggest_name
 from secateur.artifact.building import NO_WEIGHTS, Limits, check_config, read_config
 from secateur.artifact.building.pytorch import limit_modules
 from secateur.artifact.dtypes import DTYPES, Bits
@@ -241,11 +241,11 @@ def _check_names(own: Mapping[str, torch.Tensor], artifact: Artifact) -> None:
     unknown = [name for name in artifact if name not in own]
     if missing or unknown:
         name, others = (missing[0], unknown) if missing else (unknown[0], missing or list(own))
-        lacks = f"lacks {listed(map(repr, missing))} of the model" if missing else ""
-        has = f"has {listed(map(repr, unknown))}, which the model has not" if unknown else ""
+        lacks = f"lacks {format_list(map(repr, missing))} of the model" if missing else ""
+        has = f"has {format_list(map(repr, unknown))}, which the model has not" if unknown else ""
         raise ArtifactError(
-            f"{artifact.path}: {' and '.join(filter(None, (lacks, has)))}.{nearest(name, others)} Build the model as "
-            f"it was when it was saved."
+            f"{artifact.path}: {' and '.join(filter(None, (lacks, has)))}.{suggest_name(name, others)} Build the model "
+            f"as it was when it was saved."
         )
 
 
@@ -294,7 +294,9 @@ def _from_checkpoint(architecture: Any, artifact: Artifact) -> nn.Module:
             None, config=_config(folder), state_dict=tensors, dtype="auto", output_loading_info=True
         )
     if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]:
-        raise ArtifactError(f"{artifact.path}: {listed(map(repr, wrong))} are not tensors of both it and the model.")
+        raise ArtifactError(
+            f"{artifact.path}: {format_list(map(repr, wrong))} are not tensors of both it and the model."
+        )
     return model.eval()
 
 
@@ -320,7 +322,7 @@ def _architecture(config: Any) -> Any:
     name = (config.architectures or (None,))[0]
     found = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise ArtifactError(f"{brief(name)} is no model of transformers")
+        raise ArtifactError(f"{format_value(name)} is no model of transformers")
     return found
 
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
-from secateur._wording import brief, listed, nearest
+from secateur._wording import format_list, format_value, suggest_name
 from secateur.artifact.companions import INDEX_SUFFIX, Companion
 from secateur.artifact.dtypes import Bits
 from secateur.artifact.files import MAX_HELD, as_path, read_small_file
@@ -139,7 +139,7 @@ class Artifact(Mapping[str, RawTensor]):
             UnknownNameError: There is none of that name.
         """
         if name not in self:
-            raise UnknownNameError(f"{self.path}: has no tensor {name!r}.{nearest(name, self)}")
+            raise UnknownNameError(f"{self.path}: has no tensor {name!r}.{suggest_name(name, self)}")
         return self.manifest.tensors[self._own(name)]
 
     def packed(self, name: str) -> PackedTensor:
@@ -200,11 +200,11 @@ class Artifact(Mapping[str, RawTensor]):
 
     def _dense(self, name: str, packed: PackedTensor) -> Bits:
         entry = self.entry(name)
-        with memory_for(f"{self.path}: tensor {brief(name)} cannot be unpacked", entry.dense_bytes):
+        with memory_for(f"{self.path}: tensor {format_value(name)} cannot be unpacked", entry.dense_bytes):
             try:
                 return packed.dense()
             except ArtifactError as error:
-                raise ArtifactError(f"{self.path}: tensor {brief(name)}: {error}.") from error
+                raise ArtifactError(f"{self.path}: tensor {format_value(name)}: {error}.") from error
 
     def _packed(self, name: str) -> PackedTensor:
         entry, own = self.entry(name), self._own(name)
@@ -245,4 +245,6 @@ class Artifact(Mapping[str, RawTensor]):
                     raise ArtifactError(f"{file.path}: tensor {part!r} belongs to two tensors of the manifest.")
                 left.remove((entry.file, part))
         if left:
-            raise ArtifactError(f"{self.path}: {listed(repr(name) for _, name in sorted(left))} belong to no tensor.")
+            raise ArtifactError(
+                f"{self.path}: {format_list(repr(name) for _, name in sorted(left))} belong to no tensor."
+            )

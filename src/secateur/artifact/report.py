@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secateur._table import Table
-from secateur._wording import counted
+from secateur._wording import format_count
 
 __all__ = ["ArtifactReport", "TensorRow"]
 
@@ -100,7 +100,7 @@ class ArtifactReport:
     def failure(self) -> str:
         """The problems, as the message of an error."""
         lines = "".join(f"\n  {name}: {problem}" for name, problem in self.problems.items())
-        return f"{self.title}: {counted(len(self.problems), 'tensor')} failed verification:{lines}"
+        return f"{self.title}: {format_count(len(self.problems), 'tensor')} failed verification:{lines}"
 
     @property
     def dense_bytes(self) -> int:
@@ -140,7 +140,7 @@ class ArtifactReport:
         verb = "are" if self.is_packed else "would be"
         lines = [
             f"{self.packed_bytes:,} of {self.dense_bytes:,} bytes {verb} stored ({self.packed_bytes / whole:.1%}); "
-            f"{counted(self.others, 'other tensor')} with {self.other_bytes:,} of them, dense."
+            f"{format_count(self.others, 'other tensor')} with {self.other_bytes:,} of them, dense."
         ]
         if self.disk_bytes is not None:
             lines.append(f"The files have {self.disk_bytes:,} bytes.")
@@ -150,5 +150,5 @@ class ArtifactReport:
                 f"it is; weight.add_(0.0) would make them 0.0, and the tensors smaller."
             )
         if self.problems:
-            lines.append(f"{counted(len(self.problems), 'tensor')} failed verification, marked ✗.")
+            lines.append(f"{format_count(len(self.problems), 'tensor')} failed verification, marked ✗.")
         return lines

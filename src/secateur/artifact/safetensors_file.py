@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur._wording import brief, nearest
+from secateur._wording import format_value, suggest_name
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.files import FileReader
 from secateur.artifact.memory import memory_for
@@ -107,11 +107,11 @@ class TensorFile(Mapping[str, StoredTensor]):
         tensor = self._tensors[name]
         dtype = DTYPES[tensor.dtype]
         size = tensor.stop - tensor.start
-        with memory_for(f"{self.path}: tensor {brief(name)} cannot be read", size):
+        with memory_for(f"{self.path}: tensor {format_value(name)} cannot be read", size):
             try:
                 bits = np.empty(size // dtype.size, dtype.bits).reshape(tensor.shape)
             except ValueError as error:
-                raise ArtifactError(f"{self.path}: tensor {brief(name)} cannot be read ({error}).") from error
+                raise ArtifactError(f"{self.path}: tensor {format_value(name)} cannot be read ({error}).") from error
         if self.file.read_into(bits.reshape(-1).view(np.uint8).data, self._data_start + tensor.start) < size:
             raise self._damaged("it was cut short since it was opened")
         return bits
@@ -131,21 +131,28 @@ class TensorFile(Mapping[str, StoredTensor]):
 
     def _tensor(self, name: str, entry: Any) -> StoredTensor:
         if not name.isprintable():
-            raise self._damaged(f"tensor {brief(name)} has a name that cannot be printed")
+            raise self._damaged(f"tensor {format_value(name)} has a name that cannot be printed")
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise self._damaged(f"tensor {brief(name)} must have dtype, shape and data_offsets")
+            raise self._damaged(f"tensor {format_value(name)} must have dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            like = nearest(dtype, DTYPES) if isinstance(dtype, str) else ""
-            raise self._damaged(f"tensor {brief(name)} has dtype {brief(dtype)}, which is not known.{like}", end="")
+            like = suggest_name(dtype, DTYPES) if isinstance(dtype, str) else ""
+            raise self._damaged(
+                f"tensor {format_value(name)} has dtype {format_value(dtype)}, which is not known.{like}", end=""
+            )
         if not _are_sizes(shape) or len(shape) > MOST_AXES:
-            raise self._damaged(f"tensor {brief(name)} has the shape {brief(shape)}, which must be a list of sizes")
+            raise self._damaged(
+                f"tensor {format_value(name)} has the shape {format_value(shape)}, which must be a list of sizes"
+            )
         if not _are_sizes(offsets) or len(offsets) != 2:
-            raise self._damaged(f"tensor {brief(name)} has data_offsets {brief(offsets)}, which must be two places")
+            raise self._damaged(
+                f"tensor {format_value(name)} has data_offsets {format_value(offsets)}, which must be two places"
+            )
         start, stop = offsets
         if stop - start != (needed := math.prod(shape) * DTYPES[dtype].size):
             raise self._damaged(
-                f"tensor {brief(name)} needs {needed:,} bytes for {dtype} {brief(shape)}, found {stop - start:,}"
+                f"tensor {format_value(name)} needs {needed:,} bytes for {dtype} {format_value(shape)}, found "
+                f"{stop - start:,}"
             )
         return StoredTensor(dtype=dtype, shape=tuple(shape), start=start, stop=stop)
 
@@ -155,7 +162,7 @@ class TensorFile(Mapping[str, StoredTensor]):
             if tensor.start != end:
                 kind = "overlaps another" if tensor.start < end else "leaves a gap before it"
                 raise self._damaged(
-                    f"tensor {brief(name)} {kind}: it begins at byte {tensor.start:,}, and {end:,} is next"
+                    f"tensor {format_value(name)} {kind}: it begins at byte {tensor.start:,}, and {end:,} is next"
                 )
             end = tensor.stop
         if end != (found := self.size - self._data_start):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._frameworks import leaf
-from secateur._packages import need, need_keras
+from secateur._packages import require_keras, require_packages
 from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.manifest import explain_invalid
 from secateur.artifact.reader import Artifact
@@ -103,7 +103,7 @@ def load(path: str | Path, model: Any = None) -> Any:
             f"secateur.load(path, model)."
         )
     if builder.framework == "keras":
-        need_keras()
+        require_keras()
     else:
-        need("torch", "transformers", extra="transformers")
+        require_packages("torch", "transformers", extra="transformers")
     return import_module(f"secateur.artifact.{builder.framework}").build(artifact)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from secateur._array import count_true
 from secateur._frameworks import leaf
-from secateur._wording import brief
+from secateur._wording import format_value
 from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.files import as_path
@@ -169,7 +169,7 @@ def _problems(artifact: Artifact) -> Iterator[tuple[str, str]]:
     """Tensors that are not what the manifest says of them."""
     for name, entry in artifact.manifest.tensors.items():
         try:
-            with memory_for(f"{artifact.path}: tensor {brief(name)} cannot be verified", entry.dense_bytes):
+            with memory_for(f"{artifact.path}: tensor {format_value(name)} cannot be verified", entry.dense_bytes):
                 problem = _problem(artifact, name, entry)
         except OutOfMemoryError:
             raise
@@ -224,7 +224,7 @@ def _without_pattern(
     problems = {}
     for name, view in weights.items():
         entry = entries[name]
-        with memory_for(f"tensor {brief(name)} cannot be verified", entry.dense_bytes):
+        with memory_for(f"tensor {format_value(name)} cannot be verified", entry.dense_bytes):
             problem = violation(pattern, view, DTYPES[entry.dtype].nonzero(read[name]()))
         if problem:
             problems[name] = f"not {pattern!r}: {problem}"

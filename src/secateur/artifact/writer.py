@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from secateur._array import count_true
-from secateur._wording import brief
+from secateur._wording import format_value
 from secateur.artifact.choice import Zeros, choose
 from secateur.artifact.companions import check_size
 from secateur.artifact.dtypes import DTYPES, Bits
@@ -75,7 +75,7 @@ def write(
         raise ArtifactError(f"shard_bytes must be at least 1, found {shard_bytes}.")
     for name in (*source.tensors, *source.aliases):
         if not name.isprintable() or name == METADATA:
-            raise ArtifactError(f"tensor {brief(name)}: a file can have no such name. Rename it.")
+            raise ArtifactError(f"tensor {format_value(name)}: a file can have no such name. Rename it.")
     with replace_folder(as_path(path), names_of_artifact) as folder:
         _write_companions(source, folder)
         entries = {
@@ -111,7 +111,7 @@ def examined(name: str, tensor: SourceTensor, claim: Claim | None = None, *, den
     Raises:
         ArtifactError: The tensor is not what a claim says, no manifest can describe it, or memory does not suffice.
     """
-    what = f"tensor {brief(name)}"
+    what = f"tensor {format_value(name)}"
     with memory_for(what, math.prod(tensor.shape) * DTYPES[tensor.dtype].size), explain_invalid(what):
         return _examined(tensor, claim, dense=dense)
 
@@ -178,7 +178,8 @@ def _write_companions(source: Source, folder: Path) -> None:
         check_size(folder / name, (folder / name).stat().st_size)
         if not FILE_NAME.fullmatch(name):
             raise ArtifactError(
-                f"file {brief(name)}: an artifact has file names of letters, digits, '.', '_' and '-' only. Rename it."
+                f"file {format_value(name)}: an artifact has file names of letters, digits, '.', '_' and '-' only. "
+                "Rename it."
             )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from secateur._wording import printable
+from secateur._wording import make_printable
 from secateur.cli.failures import report_failure
 from secateur.cli.streams import flush_stdout, one_line_warnings, prepare_streams, printable_logs
 
@@ -60,7 +60,7 @@ def _printable_usage() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        error.message = printable(str(getattr(error, "message", error)))  # type: ignore[attr-defined]
+        error.message = make_printable(str(getattr(error, "message", error)))  # type: ignore[attr-defined]
         raise
 
 

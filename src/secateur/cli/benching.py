@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from secateur._table import Table
-from secateur._wording import counted
+from secateur._wording import format_count
 from secateur.artifact import Artifact, convert, load
 from secateur.cli.progress import Steps
 from secateur.errors import CalibrationError, ConfigError, MissingPackageError, UnsupportedModelError
@@ -94,7 +94,10 @@ class BenchReport:
             title=f"Dense and pruned: {self.path}",
             columns=("measure", ">dense", ">pruned", ">dense ÷ pruned"),
             rows=[measure.cells() for measure in self.measures],
-            footer=[f"Medians of {counted(self.rounds, 'round')}, taken in turns, on {self.machine}.", *self.notes],
+            footer=[
+                f"Medians of {format_count(self.rounds, 'round')}, taken in turns, on {self.machine}.",
+                *self.notes,
+            ],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class Bench:
             steps.begin("Running")
             forward, runtime = self._forward(build, notes)
             measures += forward
-        machine = f"{platform.processor() or platform.machine()}, {counted(os.cpu_count() or 1, 'core')}"
+        machine = f"{platform.processor() or platform.machine()}, {format_count(os.cpu_count() or 1, 'core')}"
         return BenchReport(
             path=self.reference,
             machine=machine,

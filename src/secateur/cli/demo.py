@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from secateur._packages import need
+from secateur._packages import require_packages
 from secateur.cli.options import AsJson
 from secateur.cli.output import console
 
@@ -39,7 +39,7 @@ def demo(
 
     secateur demo --json > numbers.json
     """
-    need("torch", "sklearn", extra="demo")
+    require_packages("torch", "sklearn", extra="demo")
     from secateur.demo import run_demo
 
     if not as_json:

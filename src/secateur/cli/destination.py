@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from secateur._wording import brief
+from secateur._wording import format_value
 from secateur.artifact.manifest import MANIFEST
 from secateur.cli.progress import say
 from secateur.errors import ConfigError, StateError
@@ -116,7 +116,7 @@ class Destination:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise ConfigError(
-                    f"The name {brief(target.name)} is too long for --out. Choose a shorter one."
+                    f"The name {format_value(target.name)} is too long for --out. Choose a shorter one."
                 ) from error
             raise ConfigError(
                 f"No folder can be made and renamed in {str(parent)!r} ({error.strerror}). Choose another --out."

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from secateur._third_party import is_out_of_memory
-from secateur._wording import printable
+from secateur._wording import make_printable
 from secateur.errors import SecateurError
 
 __all__ = ["ERROR", "FAULT", "INTERRUPTED", "explain_failure", "report_failure"]
@@ -40,8 +40,8 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
     with suppress(OSError, ValueError):  # standard error is closed, or its disk is full
         if debug:
             trace = "".join(traceback.format_exception(error))
-            console.print(Text(printable(trace, MAX_TRACEBACK)), soft_wrap=True)
-        console.print(Text(printable(message), style="red"), soft_wrap=True)
+            console.print(Text(make_printable(trace, MAX_TRACEBACK)), soft_wrap=True)
+        console.print(Text(make_printable(message), style="red"), soft_wrap=True)
     return code
 
 
@@ -89,7 +89,7 @@ def _describe_fault(error: BaseException) -> str:
     first_line = next(iter(str(error).splitlines()), "")
     said = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
     return (
-        f"Unexpected {printable(said, MAX_UNEXPECTED)}\n"
+        f"Unexpected {make_printable(said, MAX_UNEXPECTED)}\n"
         f"This is a fault of Secateur or of a library that it uses. Run the same command as secateur --debug … to see "
         f"the traceback, and please report it."
     )

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur._packages import need
-from secateur._wording import counted
+from secateur._packages import require_packages
+from secateur._wording import format_count
 from secateur.cli.options import AsJson, Weights
 from secateur.cli.output import show
 from secateur.cli.progress import Steps, say
@@ -45,7 +45,7 @@ def inspect(
     secateur inspect my_nets:build --weights net.pt --json
     """
     if picture is not None:
-        need("matplotlib", extra="plot")
+        require_packages("matplotlib", extra="plot")
     from secateur.artifact import inspect as inspect_tensors
 
     with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
@@ -77,4 +77,6 @@ def _draw(found: Any, report: Any, picture: Path) -> None:
     from secateur.report import draw_masks
 
     count = draw_masks(masks_of(found, report.tensors), picture)
-    say(f"{counted(count, 'mask')} drawn into {picture}." if count else "No weight is pruned: there is no picture.")
+    say(
+        f"{format_count(count, 'mask')} drawn into {picture}." if count else "No weight is pruned: there is no picture."
+    )

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from secateur._table import Table
-from secateur._wording import printable
+from secateur._wording import make_printable
 
 __all__ = ["Result", "console", "show", "show_text"]
 
@@ -39,7 +39,7 @@ def show(result: Result, *, as_json: bool) -> None:
 
 def show_text(text: str) -> None:
     """Print a sentence, made safe to print."""
-    console().print(printable(text), highlight=False, markup=False, soft_wrap=True)
+    console().print(make_printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def console() -> Console:

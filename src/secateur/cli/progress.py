@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from secateur._wording import printable, printable_line
+from secateur._wording import make_printable, make_printable_line
 from secateur.oneshot.calibration import Progress
 
 __all__ = ["Steps", "clock", "say"]
@@ -52,13 +52,13 @@ class Steps:
     def begin(self, step: str) -> None:
         """Tell of a step of unknown length."""
         self._bars.remove_task(self._task)  # for a task that had a length keeps it
-        self._task = self._bars.add_task(printable_line(step, MAX_DESCRIPTION), total=None, left="")
+        self._task = self._bars.add_task(make_printable_line(step, MAX_DESCRIPTION), total=None, left="")
 
     def part(self, progress: Progress) -> None:
         """Tell of a part that a calibrated run has finished."""
         self._bars.update(
             self._task,
-            description=printable_line(f"Pruned {progress.stage}", MAX_DESCRIPTION),
+            description=make_printable_line(f"Pruned {progress.stage}", MAX_DESCRIPTION),
             completed=progress.done,
             total=progress.total,
             left=f"{clock(progress.seconds_left)} left" if progress.done < progress.total else "",
@@ -79,4 +79,4 @@ def clock(seconds: float) -> str:
 
 def say(text: str) -> None:
     """Print a message on standard error, made safe to print."""
-    Console(file=sys.stderr).print(printable(text), highlight=False, markup=False, soft_wrap=True)
+    Console(file=sys.stderr).print(make_printable(text), highlight=False, markup=False, soft_wrap=True)

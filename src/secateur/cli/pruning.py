@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._frameworks import framework_of
-from secateur._packages import is_installed, need
+from secateur._packages import is_installed, require_packages
 from secateur.cli.destination import Destination
 from secateur.cli.progress import Steps, say
 from secateur.config import PruningConfig
@@ -46,7 +46,7 @@ class Method:
         """
         if (self.solver, self.refine, self.allocation) == ("magnitude", (), None):
             return False
-        need("torch", extra="torch")
+        require_packages("torch", extra="torch")
         from secateur.oneshot.pytorch import SCOPES
         from secateur.oneshot.pytorch.recipe import Recipe
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from secateur._wording import printable
+from secateur._wording import make_printable
 from secateur.cli.progress import say
 
 __all__ = ["flush_stdout", "one_line_warnings", "prepare_streams", "printable_logs"]
@@ -61,7 +61,7 @@ def printable_logs() -> Iterator[None]:
 
     def create_record(*args: Any, **more: Any) -> logging.LogRecord:
         record = before(*args, **more)
-        record.msg, record.args = printable(record.getMessage()), ()
+        record.msg, record.args = make_printable(record.getMessage()), ()
         return record
 
     logging.setLogRecordFactory(create_record)

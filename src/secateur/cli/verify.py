@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur._wording import counted
+from secateur._wording import format_count
 from secateur.cli.options import PATTERNS, AsJson, completing
 from secateur.cli.output import show, show_text
 from secateur.cli.progress import Steps
@@ -60,5 +60,5 @@ def verify(
 def _summary(report: ArtifactReport) -> str:
     patterns = [row.pattern for row in report.tensors if row.pattern is not None]
     held = ", ".join(f"{pattern} in {patterns.count(pattern):,}" for pattern in dict.fromkeys(patterns))
-    read = counted(len(report.tensors) + report.others, "tensor")
+    read = format_count(len(report.tensors) + report.others, "tensor")
     return f"{report.title}: sound. {read} read; patterns of weights: {held or 'none'}."

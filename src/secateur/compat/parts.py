@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur._wording import listed, nearest
+from secateur._wording import format_list, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
 
@@ -47,8 +47,8 @@ def merged(parts: Sequence[Part], **common: Any) -> PruningConfig:
     every = [name for part in parts for name in part.names]
     if twice := [name for name in dict.fromkeys(every) if every.count(name) > 1]:
         raise ConfigError(
-            f"Layers must be pruned in one way only, found {listed(map(repr, twice))} more than once. Make the names "
-            f"narrower."
+            f"Layers must be pruned in one way only, found {format_list(map(repr, twice))} more than once. Make the "
+            f"names narrower."
         )
     # Layers of equal settings are ranked together. Nothing here reads the seed, and it tells parts from each other.
     rules = {name: {**part.settings, "seed": index} for index, part in enumerate(parts) for name in part.names}
@@ -70,5 +70,5 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -
     for key in given:
         if key not in known:
             raise ConfigError(
-                f"{where}: unknown key {key!r}.{nearest(str(key), known)} Known: {', '.join(sorted(known))}."
+                f"{where}: unknown key {key!r}.{suggest_name(str(key), known)} Known: {', '.join(sorted(known))}."
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.compat.imported import ImportedRun
 from secateur.compat.parts import Part, merged, refuse_unknown
 from secateur.errors import ConfigError
@@ -155,7 +155,7 @@ def _layer(tensor: Any, where: str) -> str:
 def _refuse_twice(names: Sequence[str]) -> None:
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(
-            f"tensor_fqn must come once for each tensor, found {listed(map(repr, twice))} more than once."
+            f"tensor_fqn must come once for each tensor, found {format_list(map(repr, twice))} more than once."
         )
 
 

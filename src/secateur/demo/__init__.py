@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from secateur._packages import KERAS_BACKENDS, is_installed, keras_backend
+from secateur._packages import KERAS_BACKENDS, get_keras_backend, is_installed
 from secateur.demo.digits import Digits, Recipe, Run, prune_all
 from secateur.demo.files import SAVED, make_folder, write_files
 from secateur.demo.language import (
@@ -107,7 +107,7 @@ def _keras_study(recipe: Recipe | None, seeds: int, console: Console) -> Study |
 
 def _backend_at_hand() -> str:
     """The backend that Keras is set to, or the first that is installed; with none, the one that the demo brings."""
-    return next((name for name in (keras_backend(), *KERAS_BACKENDS) if is_installed(name)), "torch")
+    return next((name for name in (get_keras_backend(), *KERAS_BACKENDS) if is_installed(name)), "torch")
 
 
 def _sentences(console: Console) -> Sequence[Comparison]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import secateur
-from secateur._packages import need, shipped_folder
+from secateur._packages import find_package_folder, require_packages
 from secateur.errors import MissingPackageError
 from secateur.models.pytorch.batches import evenly
 from secateur.models.pytorch.hub import quiet_transformers
@@ -63,8 +63,8 @@ class LanguageModel:
     """
 
     def __init__(self) -> None:
-        need(*READERS, extra="demo")
-        folder = shipped_folder(PACKAGE, ".")
+        require_packages(*READERS, extra="demo")
+        folder = find_package_folder(PACKAGE, ".")
         if folder is None:
             raise MissingPackageError(
                 f"This needs the package {PACKAGE!r}, which is not installed. Install it with: {INSTALL}", name=PACKAGE

@@ -12,7 +12,7 @@ from pydoc_data.topics import topics
 import torch
 
 import secateur
-from secateur._packages import need, shipped_folder
+from secateur._packages import find_package_folder, require_packages
 from secateur.demo.digits import Case
 from secateur.models.pytorch.hub import quiet_transformers
 from secateur.training import PruningReport
@@ -54,9 +54,9 @@ class Encoder:
     """
 
     def __init__(self) -> None:
-        need("transformers", PACKAGE, extra="demo")
+        require_packages("transformers", PACKAGE, extra="demo")
         transformers = quiet_transformers()
-        folder = shipped_folder(PACKAGE, "model")
+        folder = find_package_folder(PACKAGE, "model")
         assert folder is not None
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()

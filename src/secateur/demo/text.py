@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from secateur._packages import shipped_folder
+from secateur._packages import find_package_folder
 
 __all__ = ["held_out_text", "prose"]
 
@@ -20,7 +20,7 @@ SENTENCES = re.compile(r"[A-Z(](?!.*(?:>>>|---|===)).{40,}[.:]\)?")
 
 def held_out_text() -> str:
     """scikit-learn's descriptions of its data sets, without markup: of flowers, faces, wine and news."""
-    folder = shipped_folder("sklearn", "datasets/descr")
+    folder = find_package_folder("sklearn", "datasets/descr")
     assert folder is not None
     return "\n\n".join(prose(file.read_text("utf-8")) for file in sorted(folder.glob("*.rst")))
 

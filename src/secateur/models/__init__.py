@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._frameworks import framework_of
-from secateur._packages import need, need_keras, shipped_file, shipped_folder
+from secateur._packages import find_package_file, find_package_folder, require_keras, require_packages
 from secateur.artifact import Artifact, load
 from secateur.artifact.manifest import MANIFEST
 from secateur.errors import ConfigError, UnknownNameError, UnsupportedModelError
@@ -90,19 +90,19 @@ def transformers_path(reference: str) -> Path | None:
     if reference.endswith(GGUF_FILE):
         file = Path(reference)
         if not os.path.isfile(file):
-            file = (shipped_file(package, rest) if is_shipped else None) or file
+            file = (find_package_file(package, rest) if is_shipped else None) or file
         _refuse_missing(file)
-        need("torch", "transformers", "accelerate", "gguf", extra="demo")
+        require_packages("torch", "transformers", "accelerate", "gguf", extra="demo")
         return file
     folder = Path(reference) if os.path.isdir(reference) else None
-    folder = folder or (shipped_folder(package, rest) if is_shipped else None)
+    folder = folder or (find_package_folder(package, rest) if is_shipped else None)
     if folder is not None and (artifact_path(str(folder)) is None or os.path.isfile(folder / CONFIG_FILE)):
         if not os.path.isfile(folder / CONFIG_FILE):
             raise UnsupportedModelError(
                 f"The folder {str(folder)!r} has no {CONFIG_FILE}, so it is none of transformers, and no {MANIFEST}, "
                 f"so it is no artifact."
             )
-        need("torch", "transformers", extra="transformers")
+        require_packages("torch", "transformers", extra="transformers")
         return folder
     return None
 
@@ -142,7 +142,7 @@ def _from_code(reference: str) -> Any:
 
 def _from_keras_file(file: Path) -> Any:
     _refuse_missing(file)
-    need_keras()
+    require_keras()
     from secateur.models.keras import from_file
 
     return from_file(file)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from secateur._third_party import translate_errors
-from secateur._wording import brief
+from secateur._wording import format_value
 from secateur.artifact.archives import check_zip
 from secateur.artifact.files import open_file
 from secateur.errors import ArtifactError, CalibrationError
@@ -40,12 +40,14 @@ def _read_array(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray[An
         version = np.lib.format.read_magic(member)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read_header:
-            raise ArtifactError(f"array {brief(name)} must have version 1 or 2 of the format, found {version}.")
+            raise ArtifactError(f"array {format_value(name)} must have version 1 or 2 of the format, found {version}.")
         shape, _, dtype = read_header[version](member)
         if dtype.hasobject:
-            raise ArtifactError(f"array {brief(name)} must hold numbers, found Python objects.")
+            raise ArtifactError(f"array {format_value(name)} must hold numbers, found Python objects.")
         stored, needed = size - member.tell(), math.prod(shape) * dtype.itemsize
         if stored != needed or min(shape, default=0) < 0:
-            raise ArtifactError(f"array {brief(name)} must have {needed:,} bytes for its shape, found {stored:,}.")
+            raise ArtifactError(
+                f"array {format_value(name)} must have {needed:,} bytes for its shape, found {stored:,}."
+            )
     with archive.open(name) as member:
         return np.lib.format.read_array(member, allow_pickle=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._third_party import translate_errors
-from secateur._wording import counted
+from secateur._wording import format_count
 from secateur.artifact.files import read_small_file
 from secateur.errors import CalibrationError, ConfigError
 from secateur.models.text import documentation
@@ -69,7 +69,7 @@ def sample(found: TrainedModel, file: Path | None, sequences: int | None, length
     length = length or (min(LENGTH, most) if isinstance(most, int) and most > 0 else LENGTH)
     batches = text_batches(tokenizer_of(found.path), text, sequences or SEQUENCES, length)
     source = "Python's own documentation (pydoc_data.topics)" if file is None else str(file)
-    return Sample(batches, f"{counted(len(batches), 'sequence')} of {counted(length, 'token')} from {source}")
+    return Sample(batches, f"{format_count(len(batches), 'sequence')} of {format_count(length, 'token')} from {source}")
 
 
 def _text(file: Path) -> str:

@@ -12,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from secateur._packages import is_installed, keras_backend, need_keras
+from secateur._packages import get_keras_backend, is_installed, require_keras
 from secateur._third_party import describe_error, is_failure
-from secateur._wording import nearest
+from secateur._wording import suggest_name
 from secateur.errors import MissingPackageError, ModelLoadError, SecateurError, UnknownNameError
 
 __all__ = ["from_code"]
@@ -52,8 +52,8 @@ def _module(name: str) -> Any:
             raise UnknownNameError(
                 f"There is no module {missing!r}, neither in the current directory nor among the installed packages."
             ) from error
-        if missing == keras_backend() and is_installed("keras"):
-            need_keras()
+        if missing == get_keras_backend() and is_installed("keras"):
+            require_keras()
         hint = f' Install it with: pip install "secateur[{missing}]"' if missing in ("keras", "torch") else ""
         raise MissingPackageError(
             f"{name!r} imports {missing!r}, which is not installed.{hint}", name=missing
@@ -72,7 +72,7 @@ def _attribute(module: Any, path: str) -> Any:
     for part in path.split("."):
         if not hasattr(found, part):
             known = [name for name in vars(found) if not name.startswith("_")] if hasattr(found, "__dict__") else []
-            raise UnknownNameError(f"{module.__name__!r} has no {path!r}.{nearest(part, known)}")
+            raise UnknownNameError(f"{module.__name__!r} has no {path!r}.{suggest_name(part, known)}")
         found = getattr(found, part)
     return found
 

@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from secateur._array import Array, count_true, joined, namespace
-from secateur._packages import need
+from secateur._packages import require_packages
 from secateur._registry import Registry
-from secateur._wording import listed, nearest
+from secateur._wording import format_list, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, LayerError, UnknownNameError, UnsupportedModelError
 from secateur.patterns.budget import Budget
@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Any:
 
 def _binding(framework: str) -> type[BasePattern]:
     name, package = BINDINGS[framework]
-    need(package, extra=package)
+    require_packages(package, extra=package)
     binding: type[BasePattern] = getattr(import_module(f"secateur.patterns.{framework}"), name)
     return binding
 
@@ -327,7 +327,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
 
     def _need_all(self, given: Mapping[str, Any], kind: str) -> None:
         if missing := [name for name in self.views if name not in given]:
-            raise LayerError(f"{kind} are needed for every valid layer, missing: {listed(missing)}.")
+            raise LayerError(f"{kind} are needed for every valid layer, missing: {format_list(missing)}.")
 
     def _flags(self, layer: str, mask: Any) -> Array:
         array = self._canonical(layer, mask)
@@ -407,7 +407,7 @@ def pattern_class(specification: str) -> type[BasePattern]:
             return candidate
     examples = ["1x1", "4x1", "1x16", "1xchannel", "channelx1", "2:4", "4:8"]
     raise UnknownNameError(
-        f"Unknown pattern {specification!r}.{nearest(specification, [*PATTERNS, *examples])} Known pattern types: "
+        f"Unknown pattern {specification!r}.{suggest_name(specification, [*PATTERNS, *examples])} Known pattern types: "
         f"{', '.join(sorted(PATTERNS))}; for example {', '.join(examples)}."
     )
 

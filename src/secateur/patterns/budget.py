@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.errors import ConfigError
 
 __all__ = ["Budget"]
@@ -84,8 +84,8 @@ class Budget:
         reachable = f"{float(low * self.unit_share / units):.6g} to {float(high * self.unit_share / units):.6g}"
         raise ConfigError(
             f"target_sparsity={self.target} is out of reach {where}: it means {wanted} of {units} units, but "
-            f"{name}_sparsity_ratio_per_op={bound} binds {listed(map(repr, names))}: between {low} and {high} units "
-            f"can go, a sparsity of {reachable}. Change the target or the bound."
+            f"{name}_sparsity_ratio_per_op={bound} binds {format_list(map(repr, names))}: between {low} and {high} "
+            f"units can go, a sparsity of {reachable}. Change the target or the bound."
         )
 
 

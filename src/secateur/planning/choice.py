@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from secateur._wording import listed, nearest
+from secateur._wording import format_list, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnknownNameError
 from secateur.planning.layers import Candidate
@@ -138,7 +138,7 @@ def _mismatch(pattern: str, layers: Sequence[str], modules: Sequence[str]) -> st
             return f"is no layer but holds some. For all of them write {pattern + within!r}."
     if pattern in modules:
         return "has no weight of two axes or more, so there is nothing to prune in it."
-    return f"matches no layer.{nearest(pattern, layers)} Layers: {listed(layers, most=12)}."
+    return f"matches no layer.{suggest_name(pattern, layers)} Layers: {format_list(layers, limit=12)}."
 
 
 def _check_types(config: PruningConfig, candidates: Sequence[Candidate]) -> None:
@@ -146,5 +146,5 @@ def _check_types(config: PruningConfig, candidates: Sequence[Candidate]) -> None
     for key in ("pruning_op_types", "layer_types"):
         for kind in getattr(config, key):
             if kind not in present and kind not in FAMILIES:
-                hint = nearest(kind, [*present, *FAMILIES])
+                hint = suggest_name(kind, [*present, *FAMILIES])
                 raise UnknownNameError(f"{key}: no layer has type {kind!r}.{hint} Types: {', '.join(present)}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur._table import Table
-from secateur._wording import counted
+from secateur._wording import format_count
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import LayerError
@@ -79,7 +79,7 @@ class Plan:
         weights = sum(layer.units * layer.unit_size for layer in pruned)
         is_locked = all(pattern.config.kind == "pattern_lock" for pattern in self.patterns)
         fate = "keep their zeros" if is_locked else "to be pruned"
-        return f"{len(pruned)} of {counted(len(self.layers), 'layer')} {fate}, with {weights:,} weights."
+        return f"{len(pruned)} of {format_count(len(self.layers), 'layer')} {fate}, with {weights:,} weights."
 
 
 def make_plan(

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from secateur._packages import need
-from secateur._wording import printable_line
+from secateur._packages import require_packages
+from secateur._wording import make_printable_line
 
 __all__ = ["CORNER", "Mask", "density", "draw_masks"]
 
@@ -40,7 +40,7 @@ class Mask:
         """Name, shape, pattern and sparsity; safe to print."""
         rows, cols = self.keep.shape
         sparsity = 1.0 - float(self.keep.mean()) if self.keep.size else 0.0
-        name, pattern = printable_line(self.name), printable_line(self.pattern or "no pattern")
+        name, pattern = make_printable_line(self.name), make_printable_line(self.pattern or "no pattern")
         return f"{name}\n{rows}×{cols}  {pattern}  {sparsity:.1%} pruned"
 
 
@@ -79,7 +79,7 @@ def draw_masks(masks: Iterable[Mask], file: Path) -> int:
         MissingPackageError: matplotlib is not installed.
         ConfigError: The image cannot be written.
     """
-    need("matplotlib", extra="plot")
+    require_packages("matplotlib", extra="plot")
     from secateur.report.figure import Panel, draw
 
     panels = [

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secateur._table import Table
-from secateur._wording import counted
+from secateur._wording import format_count
 
 __all__ = ["LayerRow", "RuntimeReport"]
 
@@ -127,8 +127,8 @@ class RuntimeReport:
         if self.cuda_graphs:
             calls = "Times of layers are of CUDA graphs, without Python. One call of the model without a graph"
         return [
-            f"{self.exchanged} of {counted(len(self.layers), 'layer')} exchanged; their weights take {now:,} of "
+            f"{self.exchanged} of {format_count(len(self.layers), 'layer')} exchanged; their weights take {now:,} of "
             f"{dense:,} bytes ({share:.1%}).",
             f"{calls}: {1e3 * self.dense_seconds:.2f} ms dense, {1e3 * self.seconds:.2f} ms now "
-            f"({self.speedup:.2f}×), on {self.device} with {counted(self.threads, 'thread')}.",
+            f"({self.speedup:.2f}×), on {self.device} with {format_count(self.threads, 'thread')}.",
         ]

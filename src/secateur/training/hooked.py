@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 
 from secateur._array import Array, namespace, to_numpy
-from secateur._wording import brief, listed
+from secateur._wording import format_list, format_value
 from secateur.errors import ConfigError, LayerError
 from secateur.patterns import BasePattern
 from secateur.patterns.layout import Units
@@ -179,7 +179,7 @@ class HookedRun(Run[TrainedWeight]):
             if (found := state["progress"][key]) is not None:
                 check_arrays(f"progress.{key}", found, counts, "bool", all_or_none=True)
                 if not found:
-                    raise damaged(f"progress.{key} must be of all of {listed(map(repr, counts))}, or None")
+                    raise damaged(f"progress.{key} must be of all of {format_list(map(repr, counts))}, or None")
         # Each optimizer adds the scores of its layers, so that those of others may still be missing.
         shapes = self.scores.shapes if self.scores.is_gathered and not self.group.is_locked else {}
         check_arrays("scores", state["scores"], shapes, self.config.score_dtype, all_or_none=False)
@@ -204,7 +204,7 @@ class HookedRun(Run[TrainedWeight]):
         if not 0 <= value < math.inf:
             raise ConfigError(
                 f"layer {next(iter(units.parts))!r}: group lasso needs a learning rate that is a number of at least 0, "
-                f"found {brief(rate)}. Give its parameter group such a rate, or set reg_type=None."
+                f"found {format_value(rate)}. Give its parameter group such a rate, or set reg_type=None."
             )
         return value
 

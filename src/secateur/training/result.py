@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secateur._table import Table
-from secateur._wording import counted
+from secateur._wording import format_count
 from secateur.config import PruningConfig
 
 __all__ = ["LayerResult", "PruningReport"]
@@ -128,8 +128,8 @@ class PruningReport:
 
     def _footer(self) -> list[str]:
         lines = [
-            f"In all {self.sparsity:.2%} of the weights in {counted(len(self.layers), 'layer')}, "
-            f"{self.model_sparsity:.2%} of the model; {counted(len(self.dense), 'other layer')} left dense."
+            f"In all {self.sparsity:.2%} of the weights in {format_count(len(self.layers), 'layer')}, "
+            f"{self.model_sparsity:.2%} of the model; {format_count(len(self.dense), 'other layer')} left dense."
         ]
         sizes = {layer.weights // layer.units for layer in self.layers}
         if len(sizes) > 1 and abs(self.unit_sparsity - self.sparsity) > NOTABLE:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from secateur._array import Array, to_numpy
-from secateur._wording import brief, listed
+from secateur._wording import format_list, format_value
 from secateur.errors import StateError
 
 __all__ = ["FORMAT_VERSION", "check_arrays", "check_state", "damaged", "refuse_other_runs", "to_host"]
@@ -51,14 +51,14 @@ def check_state(state: Any, optimizers: int, runs: int) -> None:
     """Raise `StateError` if `state` is no pruner's, or of another number of optimizers or patterns."""
     version = state.get("format_version") if isinstance(state, Mapping) else None
     if type(version) is not int or version != FORMAT_VERSION:
-        found = f"format {brief(version)}" if isinstance(state, Mapping) else type(state).__name__
+        found = f"format {format_value(version)}" if isinstance(state, Mapping) else type(state).__name__
         raise StateError(
             f"Not the state of a pruner of format {FORMAT_VERSION}, found {found}. It comes from pruner.state_dict()."
         )
     try:
         checked = _State.model_validate(dict(state))
     except ValidationError as error:
-        raise damaged(listed(map(_problem, error.errors(include_url=False)), most=3)) from error
+        raise damaged(format_list(map(_problem, error.errors(include_url=False)), limit=3)) from error
     for kind, mine, theirs in (
         ("optimizers", optimizers, len(checked.optimizer_steps)),
         ("patterns", runs, len(checked.runs)),
@@ -78,12 +78,12 @@ def refuse_other_runs(saved: Sequence[Mapping[str, Any]], mine: Sequence[Mapping
     for theirs, own in zip(saved, mine, strict=True):
         if differing := _differing(theirs["shapes"], own["shapes"]):
             raise StateError(
-                f"The state is of another model. Layers that differ in name or shape: {listed(map(brief, differing))}. "
-                f"Load it into the model it was saved with."
+                "The state is of another model. Layers that differ in name or shape: "
+                f"{format_list(map(format_value, differing))}. Load it into the model it was saved with."
             )
         if keys := _differing(theirs["config"], own["config"]):
             changes = "; ".join(
-                f"{_name(key)} was {brief(theirs['config'].get(key))}, is {brief(own['config'].get(key))}"
+                f"{_name(key)} was {format_value(theirs['config'].get(key))}, is {format_value(own['config'].get(key))}"
                 for key in keys
             )
             raise StateError(f"The state is of a run with another configuration: {changes}.")
@@ -97,7 +97,7 @@ def check_arrays(
     where: str, found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: str, *, all_or_none: bool
 ) -> None:
     """Raise `StateError` unless `found` holds arrays of the right names, shapes and type."""
-    names, others = listed(map(repr, shapes)), listed(map(brief, found)) or "none"
+    names, others = format_list(map(repr, shapes)), format_list(map(format_value, found)) or "none"
     if all_or_none and found and found.keys() != shapes.keys():
         raise damaged(f"{where} must be of all of {names} or none, found {others}")
     if not found.keys() <= shapes.keys():
@@ -117,7 +117,7 @@ def to_host(where: str, found: Any) -> npt.NDArray[Any]:
         plain = found.detach() if hasattr(found, "detach") else found
         array = to_numpy(plain.float() if "bfloat16" in str(plain.dtype) else plain)
     except Exception as error:  # what lies in a state may raise anything when it is read
-        raise damaged(f"{where} cannot be read: {brief(str(error))}") from error
+        raise damaged(f"{where} cannot be read: {format_value(str(error))}") from error
     if array.shape != tuple(found.shape):
         raise damaged(f"{where} must be an array, found {type(found).__name__}")
     return array
@@ -142,4 +142,4 @@ def _problem(problem: Any) -> str:
 
 def _name(key: Any) -> str:
     """A key as it stands, unless it cannot be shown so."""
-    return brief(key).strip("'\"")
+    return format_value(key).strip("'\"")

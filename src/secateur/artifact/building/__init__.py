@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur._wording import brief
+from secateur._wording import format_value
 from secateur.artifact.files import read_small_file
 from secateur.artifact.safetensors_file import parsed_json
 from secateur.errors import ArtifactError
@@ -100,7 +100,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     for name, found in _numbers(config):
         for ending, most in COUNTS.items():
             if found > most and ending.fullmatch(name):
-                raise ArtifactError(f"{path}: {brief(name)} must be {most:,} at the most, found {found:,}.")
+                raise ArtifactError(f"{path}: {format_value(name)} must be {most:,} at the most, found {found:,}.")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from secateur._wording import listed, nearest
+from secateur._wording import format_list, suggest_name
 from secateur.compat.neural_compressor.config import Entry
 from secateur.compat.parts import Part, any_of, merged
 from secateur.config import PruningConfig
@@ -56,7 +56,8 @@ def assigned(entries: Sequence[Entry], layers: Sequence[Layer], modules: Collect
             raise ConfigError(
                 f"{entry.where} means no layer: op_names={list(entry.op_names)}, pruning_op_types="
                 f"{list(entry.pruning_op_types)}, excluded_op_names={list(entry.excluded_op_names)}. The output layer "
-                f"counts only if op_names has its very name. Layers: {listed((one.name for one in layers), most=12)}."
+                "counts only if op_names has its very name. Layers: "
+                f"{format_list((one.name for one in layers), limit=12)}."
             )
     return owners
 
@@ -104,14 +105,14 @@ def _check_vocabulary(entry: Entry, layers: Sequence[Layer], modules: Collection
         for expression in expressions:
             if not any(_is_found((expression,), name) for name in known):
                 raise UnknownNameError(
-                    f"{entry.where}: {key}: {expression!r} is found in no name.{nearest(expression, known)} "
-                    f"Layers: {listed(names, most=12)}."
+                    f"{entry.where}: {key}: {expression!r} is found in no name.{suggest_name(expression, known)} "
+                    f"Layers: {format_list(names, limit=12)}."
                 )
     for kind in entry.pruning_op_types:
         if kind not in ("Conv", "Linear") and not any(kind in layer.kind for layer in layers):
             kinds = list(dict.fromkeys(layer.kind for layer in layers))
             raise UnknownNameError(
-                f"{entry.where}: pruning_op_types: no layer has type {kind!r}.{nearest(kind, kinds)} "
+                f"{entry.where}: pruning_op_types: no layer has type {kind!r}.{suggest_name(kind, kinds)} "
                 f"Types: {', '.join(kinds)}."
             )
 
@@ -120,4 +121,4 @@ def _is_found(expressions: Sequence[str], name: str) -> bool:
     try:
         return any(re.search(expression, name) for expression in expressions)
     except re.error as error:
-        raise ConfigError(f"{listed(map(repr, expressions))} is not a regular expression: {error}.") from error
+        raise ConfigError(f"{format_list(map(repr, expressions))} is not a regular expression: {error}.") from error

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur._wording import counted, listed
+from secateur._wording import format_count, format_list
 from secateur.compat.neural_compressor.assignment import Layer, assigned, configured
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.config import PruningConfig
@@ -42,8 +42,10 @@ def planned(config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool
     own, meant = pruning_config(config, model)
     left = {name: reason for name, reason in plan(model, own, prune_frozen=prune_frozen).dense.items() if name in meant}
     if left:
-        reasons = listed((f"{name!r} ({reason})" for name, reason in left.items()), most=3)
-        logger.warning("%s that the configuration means cannot be pruned: %s.", counted(len(left), "layer"), reasons)
+        reasons = format_list((f"{name!r} ({reason})" for name, reason in left.items()), limit=3)
+        logger.warning(
+            "%s that the configuration means cannot be pruned: %s.", format_count(len(left), "layer"), reasons
+        )
     return own
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from secateur._wording import nearest
+from secateur._wording import suggest_name
 from secateur.compat.parts import refuse_unknown
 from secateur.compat.schedules import quarter_cosine
 from secateur.criteria import CRITERIA
@@ -83,7 +83,7 @@ def _kind_and_criterion(values: Mapping[str, Any]) -> tuple[str, str]:
         )
     if name not in PRUNING_TYPES:
         raise UnknownNameError(
-            f"Unknown pruning_type {name!r}.{nearest(str(name), PRUNING_TYPES)} Known: {', '.join(PRUNING_TYPES)}."
+            f"Unknown pruning_type {name!r}.{suggest_name(str(name), PRUNING_TYPES)} Known: {', '.join(PRUNING_TYPES)}."
         )
     criterion = name.removesuffix(PROGRESSIVE)
     if criterion not in CRITERION_NAMES:
@@ -138,7 +138,7 @@ def _timing(values: Mapping[str, Any], criterion: str) -> dict[str, Any]:
     start, end, decay = values["start_step"], values["end_step"], values["sparsity_decay_type"]
     if decay not in DECAYS:
         raise UnknownNameError(
-            f"Unknown sparsity_decay_type {decay!r}.{nearest(str(decay), DECAYS)} Known: {', '.join(DECAYS)}."
+            f"Unknown sparsity_decay_type {decay!r}.{suggest_name(str(decay), DECAYS)} Known: {', '.join(DECAYS)}."
         )
     if isinstance(start, int) and isinstance(end, int) and end < start:
         raise ConfigError(f"end_step must not be less than start_step, found {end} < {start}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur._wording import nearest
+from secateur._wording import suggest_name
 from secateur.compat.imported import ImportedRun
 from secateur.compat.parts import merged
 from secateur.compat.sparseml.gradual import CONSTANT, GRADUAL, training_parts
@@ -40,6 +40,7 @@ def _refuse_others(modifier: Modifier) -> None:
     known = (*GRADUAL, CONSTANT, *ONE_SHOT)
     if modifier.name not in known:
         raise ConfigError(
-            f"{modifier.name} has no counterpart.{nearest(modifier.name, known)} Known: {', '.join(sorted(known))}. "
-            f"If your training loop does what it says, read the recipe with leave_out=[{modifier.name!r}]."
+            f"{modifier.name} has no counterpart.{suggest_name(modifier.name, known)} Known: "
+            f"{', '.join(sorted(known))}. If your training loop does what it says, read the recipe with "
+            f"leave_out=[{modifier.name!r}]."
         )

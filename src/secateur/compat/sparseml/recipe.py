@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from secateur._wording import listed, nearest
+from secateur._wording import format_list, suggest_name
 from secateur._yaml import Loader, parse_yaml, read_source
 from secateur.errors import ConfigError
 
@@ -101,7 +101,8 @@ def stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[
     for name in leave_out:
         if name not in names:
             raise ConfigError(
-                f"leave_out: the recipe has no {name!r}.{nearest(name, names)} It has {listed(sorted(names))}."
+                f"leave_out: the recipe has no {name!r}.{suggest_name(name, names)} It has "
+                f"{format_list(sorted(names))}."
             )
     left = [Stage(stage.name, tuple(one for one in stage.modifiers if one.name not in leave_out)) for stage in found]
     if not any(stage.modifiers for stage in left):
@@ -201,7 +202,7 @@ def _result(node: ast.expr, variables: Mapping[str, Any]) -> Any:
         case ast.Name(id=name) if name in variables:
             return variables[name]
         case ast.Name(id=name):
-            raise ConfigError(f"The recipe has no variable {name!r}.{nearest(name, variables)}")
+            raise ConfigError(f"The recipe has no variable {name!r}.{suggest_name(name, variables)}")
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_number(operand, variables)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from secateur._third_party import translate_errors
-from secateur._wording import brief, listed
+from secateur._wording import format_list, format_value
 from secateur.artifact.pytorch import to_torch
 from secateur.artifact.reader import RawTensor
 from secateur.artifact.safetensors_file import TensorFile
@@ -73,17 +73,17 @@ def array_batches(file: Path) -> list[Any]:
     arrays = _arrays(file)
     rows = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(rows) != 1 or not 0 < max(rows) <= MAX_ROWS:
-        found = listed(f"{brief(name)} {list(array.shape)}" for name, array in arrays.items()) or "none"
+        found = format_list(f"{format_value(name)} {list(array.shape)}" for name, array in arrays.items()) or "none"
         raise CalibrationError(
             f"{str(file)!r} must hold arrays with one row per example, {MAX_ROWS:,} at the most, found {found}."
         )
     for name, array in arrays.items():
         if array.dtype not in DTYPES:
             raise CalibrationError(
-                f"Array {brief(name)} in {str(file)!r} has type {array.dtype}. Convert it to float32."
+                f"Array {format_value(name)} in {str(file)!r} has type {array.dtype}. Convert it to float32."
             )
         if torch.isnan(array).any():
-            raise CalibrationError(f"Array {brief(name)} in {str(file)!r} must hold numbers, found nan.")
+            raise CalibrationError(f"Array {format_value(name)} in {str(file)!r} must hold numbers, found nan.")
     parts = {name: array.split(ROWS) for name, array in arrays.items()}
     if len(arrays) == 1 or all(map(UNNAMED.fullmatch, arrays)):
         return list(zip(*parts.values(), strict=True))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from secateur._third_party import translate_errors
-from secateur._wording import brief, counted, listed
+from secateur._wording import format_count, format_list, format_value
 from secateur.artifact import Artifact
 from secateur.artifact.building import NO_WEIGHTS
 from secateur.artifact.building.pytorch import limit_modules
@@ -74,13 +74,14 @@ def trained(path: Path) -> nn.Module:
             model, told = found.from_pretrained(folder, **given, output_loading_info=True)
     if missing := sorted(told["missing_keys"]):
         raise ModelLoadError(
-            f"{str(path)!r} has no weights for {listed(map(brief, missing))} of {type(model).__name__}. Choose the "
-            f"architecture in its config.json that the weights belong to."
+            f"{str(path)!r} has no weights for {format_list(map(format_value, missing))} of {type(model).__name__}. "
+            f"Choose the architecture in its config.json that the weights belong to."
         )
     if unused := sorted(told["unexpected_keys"]):
         warnings.warn(
-            f"{counted(len(unused), 'tensor')} in {str(path)!r} are not used by {type(model).__name__} as config.json "
-            f"describes it, and will be missing from what is written: {listed(map(brief, unused))}.",
+            f"{format_count(len(unused), 'tensor')} in {str(path)!r} are not used by {type(model).__name__} as "
+            "config.json describes it, and will be missing from what is written: "
+            f"{format_list(map(format_value, unused))}.",
             stacklevel=2,
         )
     _forget_quantization(model)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from secateur._third_party import translate_errors
-from secateur._wording import brief, listed, nearest
+from secateur._wording import format_list, format_value, suggest_name
 from secateur.artifact.archives import check_zip
 from secateur.artifact.files import open_file
 from secateur.artifact.pytorch import to_torch
@@ -57,9 +57,9 @@ def _check_names(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) -
     missing = [name for name, held in own.items() if name not in state and id(held) not in present]
     unknown = [name for name in state if name not in own]
     if missing or unknown:
-        told = [f"lacks {listed(map(brief, missing))} of the model"] if missing else []
-        told += [f"holds {listed(map(brief, unknown))}, which the model has not"] if unknown else []
-        hint = nearest(missing[0], unknown) if missing else ""
+        told = [f"lacks {format_list(map(format_value, missing))} of the model"] if missing else []
+        told += [f"holds {format_list(map(format_value, unknown))}, which the model has not"] if unknown else []
+        hint = suggest_name(missing[0], unknown) if missing else ""
         raise ModelLoadError(f"{str(file)!r} {' and '.join(told)}.{hint}")
 
 
@@ -73,8 +73,8 @@ def _converted(name: str, tensor: Any, held: Any, file: Path) -> Any:
         return tensor
     if tensor.shape != held.shape:
         raise ModelLoadError(
-            f"{brief(name)} has shape {brief(list(tensor.shape))} in {str(file)!r}, and {list(held.shape)} in the "
-            f"model."
+            f"{format_value(name)} has shape {format_value(list(tensor.shape))} in {str(file)!r}, and "
+            f"{list(held.shape)} in the model."
         )
     if tensor.dtype == held.dtype:
         return tensor
@@ -90,8 +90,8 @@ def _converted(name: str, tensor: Any, held: Any, file: Path) -> Any:
         is_same = False
     if not is_same:
         raise ModelLoadError(
-            f"{brief(name)} is {tensor.dtype} in {str(file)!r}, and {held.dtype} in the model, which cannot hold its "
-            f"numbers. Convert the weights or the model first."
+            f"{format_value(name)} is {tensor.dtype} in {str(file)!r}, and {held.dtype} in the model, which cannot "
+            f"hold its numbers. Convert the weights or the model first."
         )
     return value
 
@@ -113,8 +113,8 @@ def _check_ties(values: Mapping[str, Any], own: Mapping[str, Any], file: Path) -
             continue
         if not torch.equal(value, values[other]) and not torch.allclose(value, values[other], 0, 0, equal_nan=True):
             raise ModelLoadError(
-                f"{brief(other)} and {brief(name)} are one tensor of the model, and have different values in "
-                f"{str(file)!r}."
+                f"{format_value(other)} and {format_value(name)} are one tensor of the model, and have different "
+                f"values in {str(file)!r}."
             )
 
 
@@ -139,7 +139,9 @@ def _state(file: Path) -> dict[str, Any]:
         [name for name, value in found.items() if not _is_entry(name, value)] if isinstance(found, Mapping) else []
     )
     if not isinstance(found, Mapping) or strange:
-        what = f"{brief(strange[0])}, which is {_described(found[strange[0]])}" if strange else type(found).__name__
+        what = (
+            f"{format_value(strange[0])}, which is {_described(found[strange[0]])}" if strange else type(found).__name__
+        )
         raise ModelLoadError(
             f"{str(file)!r} must hold a state dict, names with their tensors, found {what}. "
             f"torch.save(model.state_dict(), …) writes one."

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from secateur._wording import brief
+from secateur._wording import format_value
 from secateur.errors import CalibrationError, ConfigError, UnsupportedModelError
 from secateur.models.arrays import read_arrays
 from secateur.models.running import Exchanged, Trial
@@ -64,7 +64,7 @@ def _read(file: Path, batch: int) -> list[Any]:
 def _first_rows(name: str, array: Any, batch: int, file: Path) -> Any:
     if array.ndim == 0 or array.dtype.kind not in "biufc":
         raise CalibrationError(
-            f"{str(file)!r} must hold arrays with one row per example, found {brief(name)}: {array.dtype}, "
+            f"{str(file)!r} must hold arrays with one row per example, found {format_value(name)}: {array.dtype}, "
             f"{list(array.shape)}."
         )
     return array[:batch]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur._packages import need
+from secateur._packages import require_packages
 from secateur.errors import CalibrationError
 from secateur.models.pytorch.batches import array_batches
 from secateur.models.running import Exchanged, Trial
@@ -42,7 +42,7 @@ def trial(model: nn.Module, file: Path | None, batch: int, length: int, device: 
 
 
 def _exchanged(model: nn.Module, inputs: Any) -> Exchanged:
-    need("llvmlite", extra="runtime")
+    require_packages("llvmlite", extra="runtime")
     found, report = compile_model(copy.deepcopy(model).eval(), inputs)
     return Exchanged(call=partial(_call, found, inputs), report=report)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur._wording import counted
+from secateur._wording import format_count
 from secateur.errors import ConfigError
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.interrupts import deferred_interrupts
@@ -155,7 +155,7 @@ class CalibratedRun:
     def _note(self, journal: Journal) -> str:
         if not journal.is_resumable:
             return "The model is as it was before."
-        done = counted(journal.stages_done(), "finished part")
+        done = format_count(journal.stages_done(), "finished part")
         return (
             f"The model is as it was before. {journal.folder} holds {done}: call again with the same arguments and the "
             f"same dense model to go on from there."

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur._wording import listed, nearest
+from secateur._wording import format_list, suggest_name
 from secateur.errors import ModelLoadError
 from secateur.oneshot.pytorch.batches import REFUSALS
 from secateur.oneshot.pytorch.weight_files import WeightFiles
@@ -106,9 +106,10 @@ class Filling:
         own, files = dict(self._model.named_parameters(remove_duplicate=False)), self._files
         if missing := [name for name, held in own.items() if id(held) not in self._sources]:
             raise ModelLoadError(
-                f"{str(files.path)!r} lacks {listed(map(repr, missing))} of the model.{nearest(missing[0], files)} "
-                f"Names must be those of the model's own parameters. One that is tied to another may be missing, but "
-                f"accelerate.init_empty_weights unties them: call model.tie_weights() after it."
+                f"{str(files.path)!r} lacks {format_list(map(repr, missing))} of the "
+                f"model.{suggest_name(missing[0], files)} Names must be those of the model's own parameters. One that "
+                "is tied to another may be missing, but accelerate.init_empty_weights unties them: call "
+                "model.tie_weights() after it."
             )
         for name, held in own.items():
             if name in files and files.shapes[name] != tuple(held.shape):

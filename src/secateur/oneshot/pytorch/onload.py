@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.pytorch.checkpoint import Checkpoint
@@ -202,9 +202,9 @@ class InFiles(Storage):
         if layers:
             told = "" if refusal is None else f" (With blocks that do nothing: {refusal})"
             raise UnsupportedModelError(
-                f"weights loads a model block by block, and {listed(map(repr, layers))} lie in no stack of blocks that "
-                f"run one after another. Exclude these layers (excluded_op_names), or load the whole model: leave out "
-                f"weights (--low-memory).{told}"
+                f"weights loads a model block by block, and {format_list(map(repr, layers))} lie in no stack of blocks "
+                "that run one after another. Exclude these layers (excluded_op_names), or load the whole model: leave "
+                f"out weights (--low-memory).{told}"
             ) from refusal
 
     def surround(self, blocks: Mapping[str, nn.Module]) -> None:
@@ -319,6 +319,6 @@ def _refuse_shared(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
         names.setdefault(id(held), []).append(name)
     if shared := [names[key] for key, owners in places.items() if len(owners) > 1]:
         raise UnsupportedModelError(
-            f"weights loads a model block by block, and {listed(map(repr, shared[0]))} are one parameter of several "
-            f"blocks. Load the whole model: leave out weights (--low-memory)."
+            f"weights loads a model block by block, and {format_list(map(repr, shared[0]))} are one parameter of "
+            f"several blocks. Load the whole model: leave out weights (--low-memory)."
         )

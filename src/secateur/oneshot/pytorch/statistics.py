@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.overrides import TorchFunctionMode
 
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch.batches import version
 from secateur.oneshot.pytorch.features import features
@@ -103,8 +103,8 @@ class InputStatistics:
         self._seen.clear()
         if missing := [name for name in self.layers if not self._rows[self._leaders.get(name, name)]]:
             raise CalibrationError(
-                f"{listed(map(repr, missing))} read nothing while the calibration data went through the model. Exclude "
-                f"them, or give data that reach them."
+                f"{format_list(map(repr, missing))} read nothing while the calibration data went through the model. "
+                f"Exclude them, or give data that reach them."
             )
         found: dict[str, list[str]] = {}
         for name in self.layers:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from secateur._shards import read_weight_map
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.errors import ModelLoadError
 
 __all__ = ["INDEX", "SUFFIX", "Others", "WeightFiles", "header_of"]
@@ -52,8 +52,8 @@ class WeightFiles(Mapping[str, torch.Tensor]):
                 self._files[name], self.shapes[name], self.types[name] = file, shape, kind
         if twice := [name for name, count in names.items() if count > 1]:
             raise ModelLoadError(
-                f"{listed(map(repr, twice))} stand in several files of {str(self.path)!r}. Leave one of each, or add "
-                f"{INDEX!r}, which says which files count."
+                f"{format_list(map(repr, twice))} stand in several files of {str(self.path)!r}. Leave one of each, or "
+                f"add {INDEX!r}, which says which files count."
             )
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from secateur._packages import need
+from secateur._packages import require_packages
 from secateur.runtime.kernels.emitter import Emitter
 
 __all__ = ["Target", "assembly", "compiled", "has_tiles", "host", "machine_code"]
@@ -148,7 +148,7 @@ def _machine(target: Target) -> Any:
 
 @cache
 def _binding() -> Any:
-    need("llvmlite", extra="runtime")
+    require_packages("llvmlite", extra="runtime")
     from llvmlite import binding
 
     binding.initialize_all_targets()

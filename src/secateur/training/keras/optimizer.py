@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from secateur._array import Array
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.config import PruningConfig
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
@@ -437,7 +437,7 @@ def _refuse_shared(pruner: KernelPruner) -> None:
         gc.collect()  # one that nobody can reach is none
     if shared := _shared(pruner):
         raise StateError(
-            f"Another PruningOptimizer prunes {listed(map(repr, shared))} already. End that run with "
+            f"Another PruningOptimizer prunes {format_list(map(repr, shared))} already. End that run with "
             f"secateur.keras.finalize(model), or drop all references to that optimizer."
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from secateur._array import Array, count_true
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import host_array
@@ -196,8 +196,8 @@ class KernelPruner:
         mine = {id(variable) for variable in model.weights}
         if foreign := [name for name, kernel in self.kernels.items() if id(kernel.variable) not in mine]:
             raise StateError(
-                f"The PruningOptimizer was made for another model: the kernels of {listed(map(repr, foreign))} are not "
-                f"those of {model.name!r}. Make one for this model."
+                f"The PruningOptimizer was made for another model: the kernels of {format_list(map(repr, foreign))} "
+                f"are not those of {model.name!r}. Make one for this model."
             )
 
     def check_values(self, values: Values, step: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from secateur._wording import brief, listed
+from secateur._wording import format_list, format_value
 from secateur.errors import StateError
 
 __all__ = ["Values", "damaged", "name_missing", "read_description", "read_values"]
@@ -68,7 +68,7 @@ def _read_value(variable: keras.Variable, key: str, store: Any) -> npt.NDArray[A
     try:
         value = np.asarray(store[key])
     except Exception as error:  # what lies in a store may raise anything when it is read
-        raise damaged(f"the variable {variable.name!r} cannot be read: {brief(str(error))}") from error
+        raise damaged(f"the variable {variable.name!r} cannot be read: {format_value(str(error))}") from error
     shape = tuple(variable.shape)
     if value.shape != shape or value.dtype.kind not in KINDS[str(variable.dtype).rstrip("0123456789")]:
         raise damaged(
@@ -90,4 +90,4 @@ def name_missing(keys: Sequence[str], found: Any) -> None:
     if not isinstance(found, Mapping):
         raise damaged(f"the optimizer's configuration must be a mapping, found {type(found).__name__}")
     if missing := [key for key in keys if key not in found]:
-        raise damaged(f"the optimizer's configuration lacks {listed(map(repr, missing))}")
+        raise damaged(f"the optimizer's configuration lacks {format_list(map(repr, missing))}")

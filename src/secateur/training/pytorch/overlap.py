@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.errors import LayerError, StateError
 
 __all__ = ["refuse_aliases", "refuse_shared", "shares_memory"]
@@ -32,7 +32,7 @@ def refuse_shared(weights: Mapping[str, torch.Tensor], others: Callable[[], Iter
         gc.collect()
     if shared := _shared(weights, others()):
         raise StateError(
-            f"Another pruner prunes {listed(map(repr, shared))} already. Call its finalize() or close() first."
+            f"Another pruner prunes {format_list(map(repr, shared))} already. Call its finalize() or close() first."
         )
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from secateur._array import clear_outside
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.errors import LayerError
 from secateur.patterns import BasePattern
 from secateur.patterns.pytorch import parameter, weight_name
@@ -146,7 +146,7 @@ def find_weights(plan: Plan, optimizers: tuple[Optimizer | Caller, ...]) -> dict
     if homeless := [name for name, key in keys.items() if key not in homes]:
         raise LayerError(
             f"The optimizer does not hold the weights of {len(homeless)} of {len(keys)} layers to be pruned: "
-            f"{listed(map(repr, homeless))}. Build it from the parameters of this very model, or leave "
+            f"{format_list(map(repr, homeless))}. Build it from the parameters of this very model, or leave "
             f"the layers out with excluded_op_names."
         )
     weights = {name: TrainedParameter(name, pattern, homes[keys[name]]) for name, pattern in patterns.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from secateur._registry import Registry
-from secateur._wording import listed
+from secateur._wording import format_list
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.oneshot.pytorch.problem import Problem
 from secateur.patterns import BasePattern
@@ -102,8 +102,8 @@ def allocate(allocation: Allocation, task: AllocationTask) -> dict[str, int]:
     who = f"The allocation {type(allocation).__name__}"
     if found.keys() != task.units.keys():
         raise ConfigError(
-            f"{who} must give a count for each of {listed(map(repr, task.units))}, found "
-            f"{listed(map(repr, found)) or 'none'}."
+            f"{who} must give a count for each of {format_list(map(repr, task.units))}, found "
+            f"{format_list(map(repr, found)) or 'none'}."
         )
     lower, upper = task.lower, task.upper
     for name, count in found.items():
