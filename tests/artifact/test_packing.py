@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifact.spec_reader import read
-from secateur.artifact.choice import MOST_SAVED, Zeros, choose
+from secateur.artifact.choice import MOST_SAVED, choose
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
 from secateur.artifact.reader import Artifact
@@ -18,6 +18,7 @@ from secateur.artifact.source import Source, SourceTensor
 from secateur.artifact.writer import write
 from secateur.errors import ArtifactError
 from secateur.patterns import WeightView, get_pattern
+from secateur.patterns.recognition import NonzeroMask
 
 PATTERNS = ("1x1", "4x1", "1x4", "2x2", "4x4", "1xchannel", "channelx1", "2:4", "1:4", "4:8", "3:8")
 
@@ -174,40 +175,25 @@ def test_unpacking_in_chunks_is_unpacking_at_once(packing: Packing, monkeypatch:
 def test_the_smallest_packing_is_chosen(pattern: str, sparsity: float, dtype: str, packing: str, share: float) -> None:
     view = WeightView(shape=(512, 512), output_axes=(0,), input_axes=(1,))
     bits = pruned_bits(pattern, view, dtype, sparsity)
-    choice = choose(Zeros(view, bits != 0), DTYPES[dtype].size)
+    choice = choose(NonzeroMask(view, bits != 0), DTYPES[dtype].size)
     assert choice.packing is not None
     assert choice.pattern == (pattern if sparsity != 0.25 else "1x1")
     assert choice.packing.name == packing
     assert choice.size / bits.nbytes == pytest.approx(share)
-    values, index = choice.packing.pack(bits, view, Zeros(view, bits != 0).blocks(choice.packing.block))
+    values, index = choice.packing.pack(bits, view, NonzeroMask(view, bits != 0).reduce_blocks(choice.packing.block))
     assert choice.size == values.nbytes + index.nbytes
 
 
 def test_a_dense_weight_stays_dense() -> None:
     view = VIEWS["linear"]
-    choice = choose(Zeros(view, np.ones(view.shape, bool)), 2)
+    choice = choose(NonzeroMask(view, np.ones(view.shape, bool)), 2)
     assert (choice.packing, choice.pattern, choice.size) == (None, None, 2 * 16 * 24)
-
-
-def test_a_few_more_zeros_do_not_hide_the_pattern() -> None:
-    view = WeightView(shape=(512, 512), output_axes=(0,), input_axes=(1,))
-    for pattern in ("2:4", "4x1"):
-        bits = pruned_bits(pattern, view, "BF16", 0.5)
-        bits[0, :40] = 0
-        assert choose(Zeros(view, bits != 0), 2).pattern == pattern
-
-
-def test_a_pattern_that_nobody_looks_for_is_found_when_it_is_named() -> None:
-    view = WeightView(shape=(26, 26), output_axes=(0,), input_axes=(1,))
-    for pattern, sparsity in (("5:13", None), ("13x2", 0.5)):
-        bits = pruned_bits(pattern, view, "F32", sparsity)
-        assert choose(Zeros(view, bits != 0), 4, pattern).pattern == pattern
 
 
 @pytest.mark.parametrize("side", [64, 4096])
 def test_a_weight_of_zeros_is_never_packed_beyond_the_bound(side: int) -> None:
     view = WeightView(shape=(side, side), output_axes=(0,), input_axes=(1,))
-    choice = choose(Zeros(view, np.zeros(view.shape, bool)), 2)
+    choice = choose(NonzeroMask(view, np.zeros(view.shape, bool)), 2)
     assert side * side * 2 / MOST_SAVED <= choice.size < side * side * 2
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from secateur._array import count_true
 from secateur._wording import format_value
-from secateur.artifact.choice import Zeros, choose
+from secateur.artifact.choice import choose
 from secateur.artifact.companions import check_size
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.files import as_path, sized_digest
@@ -36,6 +36,7 @@ from secateur.artifact.proof import violation
 from secateur.artifact.safetensors_file import METADATA, write_tensor_file
 from secateur.artifact.source import Source, SourceTensor
 from secateur.errors import ArtifactError, SecateurError
+from secateur.patterns.recognition import NonzeroMask
 
 __all__ = ["INDEX", "SHARD_BYTES", "digest", "examined", "names_of_artifact", "write"]
 
@@ -122,7 +123,7 @@ def _examined(tensor: SourceTensor, claim: Claim | None, *, dense: bool) -> Tens
     pattern, packing = None if claim is None else claim.pattern, None
     if view is not None and dtype.is_float:
         # What is stored must have the same bits again, so -0.0 counts as a number here.
-        choice = choose(Zeros(view, bits != 0), dtype.size, pattern)
+        choice = choose(NonzeroMask(view, bits != 0), dtype.size, pattern)
         packing = None if dense else choice.packing
         pattern = pattern or choice.pattern
     return TensorEntry(
@@ -243,7 +244,7 @@ def _parts(entry: TensorEntry, tensor: SourceTensor) -> tuple[Bits, ...]:
         bits, packer = tensor.read(), entry.packer
         if packer is None or entry.view is None:
             return (bits,)
-        return packer.pack(bits, entry.view, Zeros(entry.view, bits != 0).blocks(packer.block))
+        return packer.pack(bits, entry.view, NonzeroMask(entry.view, bits != 0).reduce_blocks(packer.block))
 
 
 def _index(tensors: Mapping[str, TensorEntry]) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.artifact.choice import Zeros, choose
 from secateur.patterns.pytorch import PytorchBasePattern
+from secateur.patterns.recognition import NonzeroMask, recognize_pattern
 from secateur.patterns.view import WeightView
 from secateur.runtime.kernels import PackedMatrix, has_tiles, unsupported
 from secateur.runtime.kernels.choice import MOST_EXPANDED
@@ -80,8 +80,8 @@ def zeroed(layer: nn.Module) -> Zeroed:
     flat = WeightView(
         shape=view.canonical_shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=view.groups
     )
-    found = choose(Zeros(flat, nonzero.reshape(flat.shape)), weight.element_size())
-    return Zeroed(view, canonical, found.pattern, 1 - float(np.count_nonzero(nonzero)) / nonzero.size)
+    pattern = recognize_pattern(NonzeroMask(flat, nonzero.reshape(flat.shape)))
+    return Zeroed(view, canonical, pattern, 1 - float(np.count_nonzero(nonzero)) / nonzero.size)
 
 
 HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))

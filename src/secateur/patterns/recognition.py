@@ -1,0 +1,221 @@
+"""Recognize the pattern of the zeros in a weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur._array import count_true
+from secateur.errors import ConfigError, LayerError
+from secateur.patterns.base import BasePattern, pattern_class
+from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
+from secateur.patterns.nm import SPECIFICATION
+from secateur.patterns.view import WeightView
+
+__all__ = ["BlockMatch", "GroupMatch", "Match", "NonzeroMask", "find_matches", "recognize_pattern", "select_strictest"]
+
+Flags = npt.NDArray[np.bool_]
+
+CHANNEL_PATTERNS = ("1xchannel", "channelx1")
+
+BLOCK_PATTERNS = (
+    *("32x32", "16x16", "32x1", "1x32", "8x8", "16x1", "1x16"),
+    *("4x4", "8x1", "1x8", "4x1", "1x4", "2x1", "1x2"),
+)
+"""Blocks to look for, the largest first."""
+
+GROUP_SIZES = (2, 4, 8, 16, 32)
+"""Values of M for which N:M is looked for."""
+
+SINGLE = "1x1"
+
+MAX_UINT8 = 255
+
+MAX_CACHED_TILINGS = 1000
+
+MAX_EXCESS = 1.01
+"""A pattern matches if it keeps at most this many times the nonzero weights."""
+
+MIN_UNSTRUCTURED_SPARSITY = 0.01
+"""Zeros without any structure are called ``1x1`` from this share on."""
+
+
+class NonzeroMask:
+    """The nonzero weights of a tensor.
+
+    Args:
+        view: Where the tensor's channels are.
+        nonzero: Booleans in the tensor's shape as stored.
+
+    Attributes:
+        view: Where the tensor's channels are.
+        canonical: The booleans as (O, K, I).
+        count: Number of nonzero weights.
+    """
+
+    def __init__(self, view: WeightView, nonzero: Flags) -> None:
+        self.view = view
+        self.canonical = np.ascontiguousarray(view.canonical(nonzero))
+        self.count = count_true(self.canonical)
+
+    def reduce_blocks(self, block: tuple[int, int, int]) -> Flags:
+        """Compute which blocks contain a nonzero weight, in the shape of the tiling."""
+        nonzero = self.canonical
+        for axis, length in enumerate(block):
+            nonzero = _reduce_neighbors(nonzero, length, axis)
+        return nonzero
+
+    def count_largest_group(self, group: int) -> int:
+        """Count the nonzero weights of the fullest group of `group` consecutive input channels."""
+        counts = self.canonical.reshape(-1, group).view(np.uint8)
+        while counts.shape[1] % 2 == 0 and group <= MAX_UINT8:
+            counts = counts[:, 0::2] + counts[:, 1::2]
+        if counts.shape[1] == 1:
+            return int(counts.max())
+        return int(counts.sum(axis=1, dtype=np.uint32).max())
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMatch:
+    """Zeros that fill whole blocks; single weights and whole channels are blocks too.
+
+    Attributes:
+        pattern: The pattern's specification.
+        block: Weights of a block along O, K and I.
+        kept: Blocks that contain a nonzero weight.
+        count: All blocks.
+    """
+
+    pattern: str
+    block: tuple[int, int, int]
+    kept: int
+    count: int
+
+    @property
+    def kept_weights(self) -> int:
+        """Weights in the blocks that contain a nonzero weight."""
+        return self.kept * math.prod(self.block)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMatch:
+    """Zeros in every group of consecutive input channels (N:M).
+
+    Attributes:
+        keep: N, the nonzero weights of the fullest group.
+        group: M, the length of a group.
+        count: All groups.
+    """
+
+    keep: int
+    group: int
+    count: int
+
+    @property
+    def pattern(self) -> str:
+        """The pattern's specification."""
+        return f"{self.keep}:{self.group}"
+
+    @property
+    def kept_weights(self) -> int:
+        """Weights that the pattern keeps."""
+        return self.keep * self.count
+
+
+Match: TypeAlias = BlockMatch | GroupMatch
+
+
+def find_matches(mask: NonzeroMask, wanted: str | None = None) -> Iterator[Match]:
+    """Yield every pattern that leaves out any zeros, those with the most structure first.
+
+    Args:
+        mask: The nonzero weights.
+        wanted: A pattern to look for before all others.
+    """
+    if mask.count == mask.canonical.size:
+        return
+    specifications = dict.fromkeys([*([wanted] if wanted else []), *CHANNEL_PATTERNS, *BLOCK_PATTERNS])
+    for specification in specifications:
+        yield from _match_blocks(mask, specification)
+    for group in dict.fromkeys([*_group_sizes(wanted), *GROUP_SIZES]):
+        inputs = mask.view.canonical_shape[2]
+        if inputs % group == 0 and 0 < (keep := mask.count_largest_group(group)) < group:
+            yield GroupMatch(keep, group, mask.canonical.size // group)
+    if SINGLE not in specifications:
+        yield from _match_blocks(mask, SINGLE)
+
+
+def select_strictest(matches: Iterable[Match], mask: NonzeroMask) -> str | None:
+    """Return the first pattern that keeps hardly more than the nonzero weights; ``None``: there is no such pattern."""
+    for match in matches:
+        if match.kept_weights <= mask.count * MAX_EXCESS:
+            is_notable = match.pattern != SINGLE or mask.count <= mask.canonical.size * (1 - MIN_UNSTRUCTURED_SPARSITY)
+            return match.pattern if is_notable else None
+    return None
+
+
+def recognize_pattern(mask: NonzeroMask) -> str | None:
+    """Return the strictest pattern that the zeros follow; ``None``: there are hardly any zeros.
+
+    Example:
+        >>> view = WeightView(shape=(4, 4), output_axes=(0,), input_axes=(1,))
+        >>> recognize_pattern(NonzeroMask(view, np.tile([True, True, False, False], (4, 1))))
+        'channelx1'
+        >>> recognize_pattern(NonzeroMask(view, np.eye(4, dtype=bool)))
+        '1:4'
+    """
+    return select_strictest(find_matches(mask), mask)
+
+
+def _match_blocks(mask: NonzeroMask, specification: str) -> Iterator[BlockMatch]:
+    tiling = _tile(specification, mask.view)
+    if isinstance(tiling, TurnedLayout):
+        tiling = BlockLayout(tiling.shape, (1, 1, 1))
+    if not isinstance(tiling, BlockLayout):
+        return
+    kept = count_true(mask.reduce_blocks(tiling.block))
+    if kept < tiling.count:
+        yield BlockMatch(specification, tiling.block, kept, tiling.count)
+
+
+def _group_sizes(specification: str | None) -> list[int]:
+    """The M of an N:M pattern, or nothing."""
+    if specification is None or not SPECIFICATION.fullmatch(specification):
+        return []
+    return [int(specification.partition(":")[2])]
+
+
+def _tile(specification: str, view: WeightView) -> Layout | None:
+    """Return how a pattern tiles a weight; ``None``: it does not fit."""
+    try:
+        return _tile_cached(pattern_class(specification), specification, view)
+    except ConfigError:
+        return None
+
+
+@lru_cache(maxsize=MAX_CACHED_TILINGS)
+def _tile_cached(pattern: type[BasePattern], specification: str, view: WeightView) -> Layout | None:
+    """Cached, because a model has many weights of few shapes, and a file may have very many small ones."""
+    try:
+        return pattern({"pattern": specification, "target_sparsity": 0.0}, {}).layout(view)
+    except (ConfigError, LayerError):
+        return None
+
+
+def _reduce_neighbors(flags: Flags, length: int, axis: int) -> Flags:
+    """Compute whether any of `length` neighbors is true."""
+    while length > 1 and length % 2 == 0:
+        even = tuple(slice(None) if place != axis else slice(0, None, 2) for place in range(flags.ndim))
+        odd = tuple(slice(None) if place != axis else slice(1, None, 2) for place in range(flags.ndim))
+        flags, length = flags[even] | flags[odd], length // 2
+    if length == 1:
+        return flags
+    shape = (*flags.shape[:axis], flags.shape[axis] // length, length, *flags.shape[axis + 1 :])
+    reduced: Any = np.logical_or.reduce(flags.reshape(shape), axis=axis + 1)
+    return np.asarray(reduced, np.bool_)
