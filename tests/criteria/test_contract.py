@@ -13,8 +13,8 @@ import secateur
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA, BaseCriterion, get_criterion, register_criterion
 from secateur.errors import ConfigError, UnknownNameError
+from secateur.masking.scores import GatheredScores
 from secateur.patterns import get_pattern
-from secateur.training.scores import GatheredScores
 from training.models import CONFIG, begin, pruned_units
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -139,7 +139,7 @@ def test_reduction_of_what_was_gathered(reduce_type: str) -> None:
 
 
 def test_what_was_gathered_comes_in_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.training.scores.CHUNK", 4)
+    monkeypatch.setattr("secateur.masking.scores.CHUNK", 4)
     pattern = get_pattern({"pattern": "1:3", "target_sparsity": 0.6}, {"fc": nn.Linear(6, 8)})
     scores = GatheredScores(pattern, lambda _: torch.ones(8, 1, 6))
     scores.totals = {"fc": torch.arange(48.0)}

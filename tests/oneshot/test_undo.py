@@ -114,7 +114,7 @@ def test_memory_for_scores_and_batches(monkeypatch: pytest.MonkeyPatch, *, is_ca
     model = mlp()
     before = bits(model)
     monkeypatch.setattr("secateur.oneshot.pytorch.calibrated.read_batches", fail)
-    monkeypatch.setattr("secateur.training.run.Run.start", fail)
+    monkeypatch.setattr("secateur.masking.run.Run.start", fail)
     with pytest.raises(InsufficientMemoryError, match=r"not enough memory to prune the model \(MemoryError\)"):
         secateur.prune(model, CONFIG, calibration=batches() if is_calibrated else None)
     assert bits(model) == before

@@ -9,7 +9,7 @@ from secateur.artifact.manifest import Claim, explain_invalid
 from secateur.artifact.source import Source
 from secateur.config import PruningConfig
 from secateur.errors import StateError
-from secateur.training.result import PruningReport
+from secateur.results import PruningReport
 
 __all__ = ["claims_of", "configs_of"]
 

@@ -16,7 +16,7 @@ from secateur.artifact.rows import report_on_written
 from secateur.artifact.source import Source
 from secateur.artifact.writer import SHARD_BYTES, write
 from secateur.errors import ArtifactError
-from secateur.training.result import PruningReport
+from secateur.results import PruningReport
 
 __all__ = ["load", "save"]
 

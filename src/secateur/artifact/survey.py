@@ -27,7 +27,7 @@ from secateur.artifact.rows import report_on, report_on_written
 from secateur.artifact.source import Source, SourceTensor
 from secateur.artifact.writer import SHARD_BYTES, examined, write
 from secateur.errors import ArtifactError
-from secateur.training.result import PruningReport
+from secateur.results import PruningReport
 
 __all__ = ["convert", "examine", "inspect", "verify"]
 

@@ -17,7 +17,7 @@ from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.models import TrainedModel, is_packed, load_model, load_trained, transformers_path
 from secateur.oneshot import Calibration, prune
 from secateur.patterns.base import pattern_class
-from secateur.training.result import PruningReport
+from secateur.results import PruningReport
 
 __all__ = ["Data", "Job", "Method"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from secateur._frameworks import leaf
 from secateur.config import PruningConfig
 from secateur.oneshot.calibration import Calibration
-from secateur.training.result import PruningReport
+from secateur.results import PruningReport
 
 __all__ = ["Calibration", "prune"]
 

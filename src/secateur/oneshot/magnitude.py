@@ -8,11 +8,11 @@ from typing import Any
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
+from secateur.masking.checks import refuse_nan, refuse_violations
+from secateur.masking.run import HeldWeight, Run, report_on
 from secateur.oneshot.interrupts import deferred_interrupts
 from secateur.planning import Plan
-from secateur.training.checks import refuse_nan, refuse_violations
-from secateur.training.result import PruningReport
-from secateur.training.run import HeldWeight, Run, report_on
+from secateur.results import PruningReport
 
 __all__ = ["at_once", "prune_weights"]
 

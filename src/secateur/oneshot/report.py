@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from secateur._table import Table
-from secateur.training.result import PruningReport
+from secateur.results import PruningReport
 
 __all__ = ["CalibratedReport"]
 

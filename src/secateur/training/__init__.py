@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur._frameworks import leaf
 from secateur.config import PruningConfig
-from secateur.training.result import LayerResult, PruningReport
+from secateur.results import LayerResult, PruningReport
 
 __all__ = ["LayerResult", "PruningReport", "prepare"]
 

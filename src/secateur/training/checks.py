@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from secateur._array import count_true, has_nan
-from secateur.errors import ConfigError, ScoreError, StateError
-from secateur.training.run import HeldWeight, Run
+from secateur._array import count_true
+from secateur.errors import ConfigError
+from secateur.masking.run import Run
 
-__all__ = ["refuse_nan", "refuse_regularizer", "refuse_violations", "warn_of_haste", "warn_of_zeros"]
+__all__ = ["refuse_regularizer", "warn_of_haste", "warn_of_zeros"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +54,3 @@ def refuse_regularizer(runs: Iterable[Run[Any]]) -> None:
                 f"reg_type must be left out where no optimizer is known, found {config.reg_type!r}: its strength goes "
                 f"with the learning rate. Give the optimizer to secateur.prepare, or set reg_type=None."
             )
-
-
-def refuse_nan(weights: Mapping[str, HeldWeight]) -> None:
-    """Raise `ScoreError` if a weight has ``nan``."""
-    for name, weight in weights.items():
-        if has_nan(weight.stored):
-            raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")
-
-
-def refuse_violations(wrong: Mapping[str, str]) -> None:
-    """Raise `StateError` if there are any, as `Run.violations` returns them."""
-    if wrong:
-        lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
-        raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")

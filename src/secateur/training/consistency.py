@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from secateur._array import Array, count_true
 from secateur.errors import ConfigError
+from secateur.masking.group import PruningGroup
+from secateur.masking.timeline import Timeline
 from secateur.schedules import SCHEDULES
-from secateur.training.group import PruningGroup
-from secateur.training.timeline import Timeline
 
 __all__ = ["SavedProgress", "find_problem"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import StateError
-from secateur.training.result import PruningReport
+from secateur.results import PruningReport
 
 __all__ = ["CompressionManager", "PruningCallbacks"]
 

@@ -17,8 +17,8 @@ from secateur.config import PruningConfig
 from secateur.oneshot import Calibration
 from secateur.oneshot.pytorch import prune
 from secateur.planning.pytorch import candidates, plan, unwrapped
+from secateur.results import PruningReport
 from secateur.training.pytorch import Pruner, prepare, prepare_by_hand
-from secateur.training.result import PruningReport
 
 __all__ = ["planned", "pruned_once", "pruning_config", "save", "started"]
 

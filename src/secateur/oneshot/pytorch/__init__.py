@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from secateur.config import PruningConfig
+from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.magnitude import at_once, prune_weights
 from secateur.oneshot.pytorch.calibrated import CalibratedRun
 from secateur.oneshot.pytorch.memory import naming_memory
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.planning.pytorch import plan, unwrapped
-from secateur.training.pytorch import ParameterWeight
-from secateur.training.result import PruningReport
+from secateur.results import PruningReport
 
 __all__ = ["prune"]
 

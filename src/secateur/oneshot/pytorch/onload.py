@@ -13,6 +13,8 @@ from torch import nn
 
 from secateur._wording import format_list
 from secateur.errors import ConfigError, LayerError, UnsupportedModelError
+from secateur.masking.checks import refuse_nan
+from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.pytorch.checkpoint import Checkpoint
 from secateur.oneshot.pytorch.filling import Filling, saved_state
@@ -21,8 +23,6 @@ from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.tensor_files import checksum
 from secateur.oneshot.pytorch.weight_files import Others, WeightFiles
 from secateur.planning.resolve import Plan
-from secateur.training.checks import refuse_nan
-from secateur.training.pytorch import ParameterWeight
 
 __all__ = ["InFiles", "InModel", "OnDevice", "Storage", "storage_of"]
 

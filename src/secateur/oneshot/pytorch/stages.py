@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from secateur.masking.checks import refuse_nan
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, naming_batch
 from secateur.oneshot.pytorch.onload import Storage
 from secateur.oneshot.pytorch.stack import Stack, find_stack
 from secateur.oneshot.pytorch.targets import Target
 from secateur.patterns.view import WeightView
-from secateur.training.checks import refuse_nan
 
 __all__ = ["BlockStage", "ModelStage", "Stage", "stages_of"]
 

@@ -21,7 +21,7 @@ from secateur.oneshot.pytorch.refining.base import BlockTask
 from secateur.oneshot.pytorch.stages import BlockStage, Stage
 from secateur.oneshot.pytorch.statistics import InputStatistics
 from secateur.oneshot.pytorch.targets import Target, make_problem, write
-from secateur.training.result import LayerResult
+from secateur.results import LayerResult
 
 __all__ = ["Outcome", "StageRunner"]
 

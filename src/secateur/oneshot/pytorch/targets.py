@@ -10,6 +10,9 @@ from torch import nn
 
 from secateur.criteria import get_criterion
 from secateur.errors import ConfigError
+from secateur.masking.checks import refuse_violations
+from secateur.masking.pytorch import ParameterWeight
+from secateur.masking.run import Run
 from secateur.oneshot.pytorch.problem import Part, Problem, Solution
 from secateur.oneshot.pytorch.selector import Selector
 from secateur.oneshot.pytorch.solvers.base import Solver
@@ -18,10 +21,7 @@ from secateur.oneshot.pytorch.statistics import InputStatistics
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.view import WeightView
 from secateur.planning.resolve import Plan
-from secateur.training.checks import refuse_violations
-from secateur.training.pytorch import ParameterWeight
-from secateur.training.result import LayerResult
-from secateur.training.run import Run
+from secateur.results import LayerResult
 
 __all__ = ["Target", "make_problem", "targets_of", "write"]
 

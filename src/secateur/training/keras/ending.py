@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 
+from secateur.results import PruningReport
 from secateur.training.keras.callback import pruning_optimizer
-from secateur.training.result import PruningReport
 
 __all__ = ["finalize"]
 

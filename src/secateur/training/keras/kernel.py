@@ -1,4 +1,4 @@
-"""One pruned kernel of a Keras model."""
+"""A pruned kernel of a Keras model that trains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from secateur._array import Array, clear_outside
+from secateur._array import Array
 from secateur.criteria import BaseCriterion
+from secateur.masking.keras import KernelWeight, zero_out
 from secateur.patterns import BasePattern
-from secateur.patterns.keras import handed_over, tensor_of
-from secateur.patterns.keras import kernel as kernel_of
+from secateur.patterns.keras import handed_over
 from secateur.training.keras.graph_array import as_array, as_tensor
 from secateur.training.keras.home import Home
 
@@ -24,37 +24,22 @@ STRIP = 32
 """Rows that are turned into columns together: few enough for a core's cache."""
 
 
-class Kernel:
-    """A kernel, its mask and how to look at both: on the host as `HeldWeight` says, and inside a compiled step.
+class Kernel(KernelWeight):
+    """A kernel that an optimizer trains: its mask may be a variable, and a compiled step can compute with both.
 
     Args:
         name: Layer name.
         pattern: The pattern, bound to the layer.
 
     Attributes:
-        variable: The kernel.
         mask_variable: Booleans in the kernel's shape, ``True`` = kept; ``None``: kept on the host only.
         home: The optimizer that changes it; ``None``: none does.
     """
 
     def __init__(self, name: str, pattern: BasePattern) -> None:
-        self.name = name
-        self.variable: keras.Variable = kernel_of(pattern.modules[name])
+        super().__init__(name, pattern)
         self.mask_variable: keras.Variable | None = None
         self.home: Home | None = None
-        self._pattern = pattern
-        self._view = pattern.views[name]
-        self._mask: Array | None = None
-
-    @property
-    def stored(self) -> Array:
-        """The kernel as a NumPy array."""
-        return self._pattern.as_array(self.variable)
-
-    def canonical(self) -> Array:
-        """The kernel as an (O, K, I) NumPy array of float32 at least."""
-        wide = self._view.canonical(self.stored)
-        return wide.astype(np.float32) if wide.dtype == np.float16 else wide
 
     @property
     def mask(self) -> Array | None:
@@ -99,15 +84,6 @@ class Kernel:
         """Multiply by (O, K, I) factors, inside a compiled step."""
         stored = as_tensor(self._view.stored(factors))
         self.variable.assign(self.variable * ops.cast(stored, self.variable.dtype))
-
-
-def zero_out(variable: keras.Variable, mask: Any) -> None:
-    """Leave the values of `variable` where `mask`, and set the others to exactly 0.0, whatever stood there."""
-    values, keep = tensor_of(variable), tensor_of(mask)
-    if keras.backend.backend() == "torch":
-        clear_outside(values.detach(), keep)  # in place, as the optimizers do on torch
-    else:
-        variable.assign(ops.where(keep, values, ops.zeros((), dtype=values.dtype)))
 
 
 def in_order(permuted: npt.NDArray[Any]) -> npt.NDArray[Any]:

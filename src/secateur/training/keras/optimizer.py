@@ -22,11 +22,11 @@ from secateur.errors import StateError, UnsupportedModelError
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import host_array, tensor_of
 from secateur.planning.keras import plan as plan_keras
+from secateur.results import PruningReport
 from secateur.training.checks import warn_of_haste, warn_of_zeros
 from secateur.training.keras.pruner import KernelPruner
 from secateur.training.keras.record import Record
 from secateur.training.keras.saved import damaged, name_missing, read_description, read_values
-from secateur.training.result import PruningReport
 from secateur.training.state import FORMAT_VERSION, refuse_other_runs
 
 __all__ = ["PruningOptimizer"]

@@ -11,15 +11,15 @@ import keras
 from secateur._array import Array, count_true
 from secateur._wording import format_list
 from secateur.errors import StateError, UnsupportedModelError
+from secateur.masking.checks import refuse_nan, refuse_violations
+from secateur.masking.run import report_on
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import host_array
-from secateur.training.checks import refuse_nan, refuse_violations
+from secateur.results import PruningReport
 from secateur.training.keras.home import homes_of
 from secateur.training.keras.kernel import Kernel
 from secateur.training.keras.run import AddVariable, GraphRun
 from secateur.training.keras.saved import Values, damaged
-from secateur.training.result import PruningReport
-from secateur.training.run import report_on
 
 __all__ = ["KernelPruner"]
 

@@ -11,15 +11,15 @@ from keras import ops
 
 from secateur._array import Array
 from secateur.errors import ScoreError
+from secateur.masking.group import REACHED, PruningGroup
+from secateur.masking.run import Run
 from secateur.patterns import BasePattern
 from secateur.patterns.keras import handed_over, tensor_of
 from secateur.training.consistency import SavedProgress, find_problem
-from secateur.training.group import REACHED, PruningGroup
 from secateur.training.keras.graph_array import as_array, as_tensor
 from secateur.training.keras.kernel import Kernel
 from secateur.training.keras.saved import Values
 from secateur.training.regularizer import shrinkage
-from secateur.training.run import Run
 
 __all__ = ["AddVariable", "GraphRun"]
 

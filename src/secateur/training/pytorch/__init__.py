@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from secateur.config import PruningConfig
 from secateur.errors import UnsupportedModelError
+from secateur.masking.pytorch import ParameterWeight
 from secateur.planning.pytorch import plan as plan_torch
 from secateur.training.pytorch.pruner import Pruner
-from secateur.training.pytorch.weight import ParameterWeight
 
 __all__ = ["ParameterWeight", "Pruner", "prepare", "prepare_by_hand"]
 

@@ -15,16 +15,18 @@ from torch.optim import Optimizer
 
 from secateur._array import Array
 from secateur.errors import LayerError, SecateurError, StateError
+from secateur.masking.checks import refuse_violations
+from secateur.masking.pytorch import zero_out
+from secateur.masking.run import report_on
 from secateur.patterns.pytorch import parameter
 from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
-from secateur.training.checks import refuse_regularizer, refuse_violations, warn_of_haste, warn_of_zeros
+from secateur.results import PruningReport
+from secateur.training.checks import refuse_regularizer, warn_of_haste, warn_of_zeros
 from secateur.training.holders import Caller
 from secateur.training.hooked import HookedRun, Snapshot
 from secateur.training.pytorch.overlap import refuse_aliases, refuse_shared
-from secateur.training.pytorch.weight import TrainedParameter, find_weights, zero_out
-from secateur.training.result import PruningReport
-from secateur.training.run import report_on
+from secateur.training.pytorch.weight import TrainedParameter, find_weights
 from secateur.training.state import FORMAT_VERSION, check_state
 
 __all__ = ["Pruner"]

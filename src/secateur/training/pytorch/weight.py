@@ -1,4 +1,4 @@
-"""Pruned weights of a torch model: the parameter, how to look at it, and its mask."""
+"""The weights of a torch model that are pruned while optimizers train them."""
 
 from __future__ import annotations
 
@@ -6,50 +6,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._array import clear_outside
 from secateur._wording import format_list
 from secateur.errors import LayerError
+from secateur.masking.checks import refuse_nan
+from secateur.masking.pytorch import ParameterWeight
 from secateur.patterns import BasePattern
 from secateur.patterns.pytorch import parameter, weight_name
 from secateur.planning.resolve import Plan
-from secateur.training.checks import refuse_nan
 from secateur.training.holders import Caller, ParameterHome
 
-__all__ = ["ParameterWeight", "TrainedParameter", "find_weights", "zero_out"]
-
-
-class ParameterWeight:
-    """One pruned weight: the parameter, how to look at it, and its mask. See `HeldWeight`.
-
-    Raises:
-        LayerError: The parameter is on the meta device.
-    """
-
-    def __init__(self, name: str, pattern: BasePattern) -> None:
-        self.name = name
-        self.parameter = parameter(pattern.modules[name])
-        self.view = pattern.views[name]
-        self.mask: torch.Tensor | None = None
-        if self.parameter.is_meta:
-            raise LayerError(f"layer {name!r}: its weight is on the meta device and has no values yet. Load it first.")
-
-    @property
-    def stored(self) -> torch.Tensor:
-        """The weight itself, detached from autograd."""
-        return self.parameter.detach()
-
-    def canonical(self) -> torch.Tensor:
-        """The weight as an (O, K, I) tensor of at least float32."""
-        return self._canonical(self.stored)
-
-    def apply_mask(self) -> None:
-        """Set to zero what the mask prunes."""
-        if self.mask is not None:
-            self.mask = zero_out(self.stored, self.mask)
-
-    def _canonical(self, tensor: torch.Tensor) -> torch.Tensor:
-        wide: torch.Tensor = self.view.canonical(tensor)
-        return wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
+__all__ = ["TrainedParameter", "find_weights"]
 
 
 class TrainedParameter(ParameterWeight):
@@ -121,13 +87,6 @@ class TrainedParameter(ParameterWeight):
     def shrink(self, factors: torch.Tensor) -> None:
         """See `TrainedWeight.shrink`."""
         self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
-
-
-def zero_out(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Set `weight` to zero where `mask` is ``False``; returns the mask on the weight's device."""
-    mask = mask.to(weight.device)
-    clear_outside(weight, mask)
-    return mask
 
 
 def find_weights(plan: Plan, optimizers: tuple[Optimizer | Caller, ...]) -> dict[str, TrainedParameter]:

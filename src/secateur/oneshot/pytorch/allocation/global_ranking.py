@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 import torch
 
+from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.pytorch.allocation.base import Allocation, AllocationTask, register_allocation
 from secateur.oneshot.pytorch.allocation.scores import mean_score, scores_per_layer
 from secateur.oneshot.pytorch.problem import Problem
 from secateur.patterns.selection import Scores, share_out
-from secateur.training.pytorch import ParameterWeight
 
 __all__ = ["Global"]
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from secateur._array import Array, count_true
+from secateur.masking.fade import fade
+from secateur.masking.timeline import Timeline
 from secateur.patterns import BasePattern
 from secateur.patterns.selection import Scores
-from secateur.training.fade import fade
-from secateur.training.timeline import Timeline
 
 __all__ = ["REACHED", "PruningGroup"]
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.training.fade import fade
+from secateur.masking.fade import fade
 
 
 @given(

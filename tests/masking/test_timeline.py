@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
+from secateur.masking.timeline import Timeline
 from secateur.schedules import SCHEDULES
-from secateur.training.timeline import Timeline
 
 
 def timeline(initial: float = 0.0, target: float = 0.8, **config: Any) -> Timeline:

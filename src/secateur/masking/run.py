@@ -8,10 +8,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from secateur._array import Array, count_true, has_nan
 from secateur.errors import ConfigError
+from secateur.masking.group import PruningGroup
+from secateur.masking.scores import GatheredScores
 from secateur.patterns import BasePattern
-from secateur.training.group import PruningGroup
-from secateur.training.result import LayerResult, PruningReport
-from secateur.training.scores import GatheredScores
+from secateur.results import LayerResult, PruningReport
 
 __all__ = ["HeldWeight", "Run", "report_on"]
 
