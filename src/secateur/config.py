@@ -40,7 +40,8 @@ class PruningConfig(BaseModel):
         pattern: Pattern specification, e.g. ``"4x1"``, ``"2:4"`` (two kept of four), ``"1xchannel"``.
         target_sparsity: Share pruned at the end, in [0, 1], counted in units; units of a global ranking over channels
             differ in size, and then the share of weights differs too. ``None``: 0.9, or all that an N:M pattern can.
-        pruning_scope: One ranking over all layers (``"global"``), or each layer by itself (``"local"``).
+        pruning_scope: ``"global"`` ranks the units of all layers together, ``"local"`` those of each layer. ``None``:
+            global, but with calibration data every layer is pruned to the same sparsity; see `secateur.prune`.
         criterion: What makes a weight matter; also accepted under the name ``pruning_type``.
         criterion_reduce_type: How the scores of a unit's weights become one.
         score_dtype: Type in which scores are accumulated over steps.
@@ -79,7 +80,7 @@ class PruningConfig(BaseModel):
     format_version: Literal[1] = 1
     pattern: str = "4x1"
     target_sparsity: Share | None = None
-    pruning_scope: Literal["global", "local"] = "global"
+    pruning_scope: Literal["global", "local"] | None = None
     criterion: str = Field(default="magnitude", validation_alias=AliasChoices("criterion", "pruning_type"))
     criterion_reduce_type: Literal["mean", "sum", "max", "l2"] = "mean"
     score_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -23,5 +23,4 @@ def settings_of(path: Path | None, pattern: str | None, sparsity: float | None) 
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     flags = {"pattern": pattern, "target_sparsity": sparsity}
-    said = settings.model_dump(exclude_unset=True)  # for what is left out means something else than its default
-    return PruningConfig.from_dict(said | {key: flag for key, flag in flags.items() if flag is not None})
+    return PruningConfig.from_dict(settings.to_dict() | {key: flag for key, flag in flags.items() if flag is not None})

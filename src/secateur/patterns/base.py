@@ -102,7 +102,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         self.config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
         self.modules = dict(modules)
         self.pattern = self.config.pattern
-        self.is_global = self.config.pruning_scope == "global"
+        self.is_global = self.config.pruning_scope != "local"
         target = self.config.target_sparsity
         self.target_sparsity = self.default_target_sparsity() if target is None else target
         self.min_sparsity_ratio_per_op = self.config.min_sparsity_ratio_per_op

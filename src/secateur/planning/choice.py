@@ -84,10 +84,15 @@ def _choose_one(config: PruningConfig, candidate: Candidate, *, alone: bool) -> 
     if not has_rule and not set(types) & {*config.pruning_op_types, *config.layer_types}:
         return Choice(candidate, reason=f"type is not among pruning_op_types ({', '.join(config.pruning_op_types)})")
     if own.kind == "pattern_lock":
-        return Choice(candidate, config=_locked(own))
+        return Choice(candidate, config=_locked(_fill_scope(own)))
     if candidate.is_output and not is_named and not alone:
         return Choice(candidate, reason="output layer: dense unless op_names or layers name it", is_wish=True)
-    return Choice(candidate, config=own)
+    return Choice(candidate, config=_fill_scope(own))
+
+
+def _fill_scope(config: PruningConfig) -> PruningConfig:
+    """The settings with a scope, so that layers which leave it out are ranked with those that say ``"global"``."""
+    return config if config.pruning_scope else config.model_copy(update={"pruning_scope": "global"})
 
 
 def _locked(config: PruningConfig) -> PruningConfig:

@@ -38,9 +38,9 @@ def prune(
     if calibration is None and allocation in SCOPES:
         config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
     if allocation is None:
-        # The default of pruning_scope is made for training: scores of different layers rarely compare after it.
-        asks_global = "pruning_scope" in config.model_fields_set and config.pruning_scope == "global"
-        allocation = "global" if asks_global and calibration is not None else "uniform"
+        # Left out, pruning_scope means "uniform" with calibration data: scores of layers are rarely comparable then.
+        is_global = config.pruning_scope == "global" and calibration is not None
+        allocation = "global" if is_global else "uniform"
     recipe = Recipe.of(solver, refine, allocation)
     made = plan(model, at_once(config), prune_frozen=True)
     if calibration is None:
