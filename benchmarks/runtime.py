@@ -15,7 +15,7 @@ import torch
 
 from _pruned import pruned
 from _timing import medians
-from secateur.runtime.kernels import DTYPES, PackedMatrix, has_tiles, unsupported
+from secateur.runtime.kernels import WEIGHT_DTYPES, PackedMatrix, get_unsupported_reason, has_amx
 from secateur.runtime.pytorch.borrowing import borrow_threads_of_torch
 
 PATTERNS = "4x1@0.5,4x1@0.8,4x1@0.9,8x1@0.5,8x1@0.8,8x1@0.9,16x1@0.5,16x1@0.8,16x1@0.9,1x1@0.8,1x1@0.9,2:4@0.5"
@@ -34,7 +34,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--dtypes",
         default="float32,float32-tiles,bfloat16-tiles",
-        help=f"of our weights: {', '.join(DTYPES)}; by tiles (AMX): float32{TILES}, bfloat16{TILES}",
+        help=f"of our weights: {', '.join(WEIGHT_DTYPES)}; by tiles (AMX): float32{TILES}, bfloat16{TILES}",
     )
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=15)
@@ -66,7 +66,7 @@ def of_torch(weight: np.ndarray, pattern: str, x: torch.Tensor) -> Iterator[tupl
 
 def ours(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor, threads: int) -> Callable[[], torch.Tensor]:
     y = torch.empty(len(x), matrix.shape[0], dtype=x.dtype)
-    multiply = matrix.product(len(x), activations=str(x.dtype).removeprefix("torch."), threads=threads)
+    multiply = matrix.compile_product(len(x), activations=str(x.dtype).removeprefix("torch."), threads=threads)
 
     def product() -> torch.Tensor:
         multiply(bias.data_ptr(), x.data_ptr(), y.data_ptr())
@@ -82,11 +82,11 @@ def candidates(
     found = {}
     for dtype in dtypes:
         stored = dtype.removesuffix(TILES)
-        if stored == dtype and not unsupported(pattern, weight.shape, dtype):
+        if stored == dtype and not get_unsupported_reason(pattern, weight.shape, dtype):
             found[dtype] = ours(PackedMatrix.from_dense(weight, pattern, dtype, len(x)), x, bias, threads)
-        if stored != dtype and has_tiles():
+        if stored != dtype and has_amx():
             rows = x.bfloat16() if stored == "bfloat16" else x
-            found[dtype] = ours(PackedMatrix.in_tiles(weight, pattern, stored), rows, bias, threads)
+            found[dtype] = ours(PackedMatrix.from_dense_for_amx(weight, pattern, stored), rows, bias, threads)
     return found
 
 

@@ -4,22 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from secateur.runtime.kernels import PackedMatrix, Window
+from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix
 
 
 def multiply(matrix: PackedMatrix, x: np.ndarray, y: np.ndarray, bias: np.ndarray | None = None, **how: Any) -> None:
     """Write the product with some rows to `y`."""
     bias = np.zeros(matrix.shape[0], np.float32) if bias is None else bias
-    matrix.product(len(x), **how)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
+    matrix.compile_product(len(x), **how)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
 
 
 def convolve(
     matrix: PackedMatrix,
-    sizes: tuple[int, Window],
+    sizes: tuple[int, ConvolutionWindow],
     arrays: tuple[np.ndarray, np.ndarray],
     bias: np.ndarray | None = None,
     threads: int = 1,
 ) -> None:
     """Write the convolution of so many images through a window; `arrays`: the images as planes, and the result."""
     bias = np.zeros(matrix.shape[0], np.float32) if bias is None else bias
-    matrix.convolution(*sizes, threads=threads)(bias.ctypes.data, *(array.ctypes.data for array in arrays))
+    matrix.compile_convolution(*sizes, threads=threads)(bias.ctypes.data, *(array.ctypes.data for array in arrays))

@@ -21,7 +21,7 @@ from oneshot.families import FAMILIES
 from runtime.sparse_layers import replace_always
 from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import Compiled
-from secateur.runtime.kernels import OVERRUN, Window, has_tiles
+from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, has_amx
 from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, layers, trying
 from secateur.runtime.pytorch import ways as ways_module
 from secateur.runtime.pytorch.channels import ChannelConv2d
@@ -186,9 +186,9 @@ def test_there_is_memory_behind_images_that_are_overrun(
     floats: list[int] = []
     real = SparseConv2d._planar
 
-    def noted(layer: SparseConv2d, planes: torch.Tensor, batch: int, seen: Window) -> torch.Tensor:
-        is_overrun = seen.kernel != (1, 1) or seen.across < OVERRUN
-        floats.append(planes.numel() - batch * seen.image - OVERRUN * is_overrun)
+    def noted(layer: SparseConv2d, planes: torch.Tensor, batch: int, seen: ConvolutionWindow) -> torch.Tensor:
+        is_overrun = seen.kernel != (1, 1) or seen.across < OVERREAD_FLOATS
+        floats.append(planes.numel() - batch * seen.image - OVERREAD_FLOATS * is_overrun)
         return real(layer, planes, batch, seen)
 
     monkeypatch.setattr(SparseConv2d, "_planar", noted)
@@ -210,7 +210,7 @@ def test_convolutions_of_bfloat16() -> None:
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
+@pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float32, 2e-5)])
 @pytest.mark.parametrize(("pattern", "sparsity"), [("16x1", 0.8), ("2:4", None)])
 def test_linear_layers_may_run_in_tiles(
@@ -228,7 +228,7 @@ def test_linear_layers_may_run_in_tiles(
     assert same_state(compiled, dense)
 
 
-@pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
+@pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 @pytest.mark.parametrize(("dtype", "rows", "tried"), [("float32", 8, 0), ("float32", 9, 1), ("bfloat16", 8, 1)])
 def test_tiles_are_tried_where_they_may_gain(dtype: str, rows: int, tried: int) -> None:
     layer = pruned(mlp(32, 64, dtype=getattr(torch, dtype)), "4x1")[0]
@@ -237,7 +237,7 @@ def test_tiles_are_tried_where_they_may_gain(dtype: str, rows: int, tried: int) 
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
+@pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 def test_a_weight_without_halves_is_no_reason_to_stop() -> None:
     model = pruned(mlp(64, 32), "4x1")
     with torch.no_grad():

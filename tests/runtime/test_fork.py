@@ -23,8 +23,8 @@ def matrix(height):
 
 def product(packed, rows, threads=1):
     bias, x, y = np.zeros(64, np.float32), np.ones((rows, 64), np.float32), np.empty((rows, 64), np.float32)
-    packed.product(rows, threads=threads)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
-    np.testing.assert_allclose(y, x @ packed.dense().T, rtol=1e-4, atol=1e-4)
+    packed.compile_product(rows, threads=threads)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
+    np.testing.assert_allclose(y, x @ packed.to_dense().T, rtol=1e-4, atol=1e-4)
 
 def fork(work):
     child = os.fork()

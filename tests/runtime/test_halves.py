@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from runtime.fenced import fenced, fences
 from runtime.products import multiply
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels import PackedMatrix, Window, choice, has_tiles, target
-from secateur.runtime.kernels.choice import MOST_EXPANDED
+from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix, choice, has_amx, target
+from secateur.runtime.kernels.choice import MAX_ROWS_WITHOUT_AMX
 from secateur.runtime.kernels.decoding import DecodingKernel
 from secateur.runtime.kernels.expanding import ExpandingKernel
 from secateur.runtime.kernels.layouts import Layout
@@ -26,7 +26,7 @@ from secateur.runtime.kernels.target import Target, assembly
 from secateur.runtime.kernels.tiled import Tiled
 from secateur.runtime.kernels.tiles import HalfTileKernel
 
-amx = pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
+amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 GUARD = 64
 MARK = np.float32(1234.5)
 SAPPHIRE = Target(
@@ -118,7 +118,7 @@ def test_error_is_some_millionths(of: Callable[[np.ndarray], Layout], batch: int
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 8, 9, 21])
 def test_vectors_do_what_tiles_do_not(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "has_tiles", lambda: False)
+    monkeypatch.setattr(target, "has_amx", lambda: False)
     choice.masked_steps.cache_clear()
     try:
         for outputs, inputs in ((1, 1), (16, 256), (50, 33), (150, 700)):
@@ -133,8 +133,8 @@ def test_vectors_do_what_tiles_do_not(batch: int, monkeypatch: pytest.MonkeyPatc
 @amx
 def test_few_rows_go_by_vectors() -> None:
     layout = Masked.of(pruned((16, 16), 0.5))
-    assert [type(step.kernel) for step in layout.steps("float", MOST_EXPANDED)] == [ExpandingKernel]
-    (step,) = layout.steps("float", MOST_EXPANDED + 1)
+    assert [type(step.kernel) for step in layout.steps("float", MAX_ROWS_WITHOUT_AMX)] == [ExpandingKernel]
+    (step,) = layout.steps("float", MAX_ROWS_WITHOUT_AMX + 1)
     assert isinstance(step.kernel, DecodingKernel)
     assert step.kernel.rows == 32
     assert [step.kernel.rows for step in layout.steps("float", 300)] == [160]
@@ -177,18 +177,18 @@ def test_what_is_not_finite_does_not_become_finite(of: Callable[[np.ndarray], La
 @pytest.mark.parametrize("of", LAYOUTS)
 def test_copies_are_equal(of: Callable[[np.ndarray], Layout]) -> None:
     matrix, x, bias = PackedMatrix("1x1", of(pruned((40, 50), 0.2))), numbers(9, 50), np.zeros(40, np.float32)
-    wanted = product(matrix.layout, x, bias)
-    assert np.array_equal(product(copy.deepcopy(matrix).layout, x, bias), wanted)
+    wanted = product(matrix.weights, x, bias)
+    assert np.array_equal(product(copy.deepcopy(matrix).weights, x, bias), wanted)
     moved = pickle.loads(pickle.dumps(matrix))  # noqa: S301 - our own
-    assert np.array_equal(product(moved.layout, x, bias), wanted)
-    assert np.array_equal(moved.dense(), matrix.dense())
+    assert np.array_equal(product(moved.weights, x, bias), wanted)
+    assert np.array_equal(moved.to_dense(), matrix.to_dense())
 
 
 @pytest.mark.parametrize("of", LAYOUTS)
 @given(outputs=st.integers(1, 150), inputs=st.integers(1, 300), density=st.sampled_from([0.0, 0.05, 0.5, 1.0]))
 def test_dense_is_the_inverse(of: Callable[[np.ndarray], Layout], outputs: int, inputs: int, density: float) -> None:
     weight = pruned((outputs, inputs), density)
-    assert np.array_equal(of(weight).dense(), weight)
+    assert np.array_equal(of(weight).to_dense(), weight)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
@@ -223,9 +223,9 @@ def test_numbers_without_halves_are_refused(of: Callable[[np.ndarray], Layout], 
 def test_only_rows_of_float32_are_taken(of: Callable[[np.ndarray], Layout]) -> None:
     matrix = PackedMatrix("1x1", of(pruned((16, 32), 0.2)))
     with pytest.raises(ConfigError, match="of float32 needs activations of it, found bfloat16"):
-        matrix.product(1, activations="bfloat16")
+        matrix.compile_product(1, activations="bfloat16")
     with pytest.raises(ConfigError, match="is multiplied with rows, found ImagePanel"):
-        matrix.convolution(1, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
+        matrix.compile_convolution(1, ConvolutionWindow(32, (1, 200), (1, 1), (1, 1), (1, 1)))
 
 
 @amx
@@ -236,8 +236,8 @@ def test_only_rows_of_float32_are_taken(of: Callable[[np.ndarray], Layout]) -> N
 def test_layout_suits_the_zeros(pattern: str, sparsity: float, kind: type[Layout], share: float) -> None:
     height = int(pattern.split("x")[0])
     kept = (np.random.default_rng(0).random((256 // height, 256)) >= sparsity).repeat(height, 0)
-    matrix = PackedMatrix.in_tiles(numbers(256, 256) * kept, pattern, "float32")
-    assert isinstance(matrix.layout, kind)
+    matrix = PackedMatrix.from_dense_for_amx(numbers(256, 256) * kept, pattern, "float32")
+    assert isinstance(matrix.weights, kind)
     assert 5 * np.count_nonzero(kept) < matrix.nbytes <= share * 4 * kept.size
 
 

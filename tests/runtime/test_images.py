@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runtime.fenced import fenced, fences
 from runtime.products import convolve
 from secateur.errors import ConfigError
-from secateur.runtime.kernels import OVERRUN, PackedMatrix, Window
+from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, PackedMatrix
 from secateur.runtime.kernels.images import fitted
 
 GUARD = 64
@@ -19,7 +19,7 @@ MARK = np.float32(12345.0)
 MANY = 64
 
 
-def weights(outputs: int, window: Window, pattern: str, seed: int = 0) -> np.ndarray:
+def weights(outputs: int, window: ConvolutionWindow, pattern: str, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     features = window.channels * window.kernel[0] * window.kernel[1]
     weight = rng.standard_normal((outputs, features)).astype(np.float32)
@@ -32,16 +32,18 @@ def weights(outputs: int, window: Window, pattern: str, seed: int = 0) -> np.nda
     return weight * keep.repeat(rows, 0).repeat(cols, 1)
 
 
-def planes(images: np.ndarray, window: Window) -> np.ndarray:
+def planes(images: np.ndarray, window: ConvolutionWindow) -> np.ndarray:
     """Padded images with their pixels parted, and behind them what must not be used."""
     (down, across), (height, width) = window.stride, window.part
     padded = np.zeros((*images.shape[:2], height * down, width * across), np.float32)
     padded[:, :, : images.shape[2], : images.shape[3]] = images
     parted = padded.reshape(*images.shape[:2], height, down, width, across).transpose(0, 1, 3, 5, 2, 4)
-    return np.append(parted, np.full(OVERRUN, np.nan, np.float32))
+    return np.append(parted, np.full(OVERREAD_FLOATS, np.nan, np.float32))
 
 
-def convolved(matrix: PackedMatrix, images: np.ndarray, window: Window, bias: np.ndarray, threads: int) -> np.ndarray:
+def convolved(
+    matrix: PackedMatrix, images: np.ndarray, window: ConvolutionWindow, bias: np.ndarray, threads: int
+) -> np.ndarray:
     """The result, between guards that must stay as they are."""
     shape = len(images), matrix.shape[0], window.height, window.across
     memory = np.full(int(np.prod(shape)) + 2 * GUARD, MARK)
@@ -52,18 +54,20 @@ def convolved(matrix: PackedMatrix, images: np.ndarray, window: Window, bias: np
     return y.reshape(shape)
 
 
-def wanted(weight: np.ndarray, images: np.ndarray, window: Window, bias: np.ndarray) -> np.ndarray:
+def wanted(weight: np.ndarray, images: np.ndarray, window: ConvolutionWindow, bias: np.ndarray) -> np.ndarray:
     kernel = weight.reshape(len(weight), *window.kernel, window.channels).transpose(0, 3, 1, 2)
     numbers = [torch.from_numpy(np.ascontiguousarray(array)).double() for array in (images, kernel, bias)]
     return torch.nn.functional.conv2d(*numbers, stride=window.stride, dilation=window.dilation).numpy()
 
 
-def check(window: Window, outputs: int, batch: int, pattern: str, dtype: str = "float32", threads: int = 1) -> None:
+def check(
+    window: ConvolutionWindow, outputs: int, batch: int, pattern: str, dtype: str = "float32", threads: int = 1
+) -> None:
     rng = np.random.default_rng(1)
     images = rng.standard_normal((batch, window.channels, *window.size)).astype(np.float32)
     bias = rng.standard_normal(outputs).astype(np.float32)
     matrix = PackedMatrix.from_dense(weights(outputs, window, pattern), pattern, dtype, MANY)
-    expected = wanted(matrix.dense(), images, window, bias)
+    expected = wanted(matrix.to_dense(), images, window, bias)
     found = convolved(matrix, images, window, bias, threads)
     assert np.linalg.norm(found - expected) <= 1e-5 * max(np.linalg.norm(expected), 1e-30)
 
@@ -75,7 +79,7 @@ GROUPS = [("2:4", 18, 8), ("4:8", 7, 8), ("1:4", 20, 4), ("3:5", 6, 5)]
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize(("pattern", "outputs", "channels"), [*PATTERNS, *GROUPS])
 def test_result_is_that_of_the_dense_convolution(pattern: str, outputs: int, channels: int, dtype: str) -> None:
-    check(Window(channels, (16, 16), (3, 3), (1, 1), (1, 1)), outputs, 2, pattern, dtype)
+    check(ConvolutionWindow(channels, (16, 16), (3, 3), (1, 1), (1, 1)), outputs, 2, pattern, dtype)
 
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 100))
@@ -102,7 +106,7 @@ def test_result_of_any_shape(
     threads: int,
 ) -> None:
     pattern, outputs, channels = kind
-    window = Window(channels, size, kernel, stride, dilation)
+    window = ConvolutionWindow(channels, size, kernel, stride, dilation)
     assume(min(window.height, window.across) > 0)
     check(window, outputs, batch, pattern, threads=threads)
 
@@ -110,7 +114,7 @@ def test_result_of_any_shape(
 @pytest.mark.usefixtures("shared_out")
 @pytest.mark.parametrize("pattern", ["4x1", "8x1", "1x1", "2:4"])
 def test_threads_change_no_bit(pattern: str) -> None:
-    window = Window(8, (30, 90), (3, 3), (1, 1), (1, 1))
+    window = ConvolutionWindow(8, (30, 90), (3, 3), (1, 1), (1, 1))
     images = np.random.default_rng(0).standard_normal((2, 8, 30, 90)).astype(np.float32)
     matrix, bias = PackedMatrix.from_dense(weights(272, window, pattern), pattern, rows=MANY), np.zeros(272, np.float32)
     alone = convolved(matrix, images, window, bias, 1)
@@ -128,7 +132,7 @@ def test_threads_change_no_bit(pattern: str) -> None:
 def test_panels_cover_an_image(
     size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], lanes: int, most: int
 ) -> None:
-    window = Window(1, size, kernel, stride, (1, 1))
+    window = ConvolutionWindow(1, size, kernel, stride, (1, 1))
     assume(min(window.height, window.across) > 0)
     fit = fitted(window, lanes, most)
     assert 1 <= fit.vectors <= most
@@ -139,7 +143,7 @@ def test_panels_cover_an_image(
 
 
 def test_offsets_are_where_the_pixels_of_a_stride_lie() -> None:
-    window = Window(channels=3, size=(8, 10), kernel=(3, 2), stride=(2, 3), dilation=(1, 2))
+    window = ConvolutionWindow(channels=3, size=(8, 10), kernel=(3, 2), stride=(2, 3), dilation=(1, 2))
     images = np.random.default_rng(0).standard_normal((1, 3, 8, 10)).astype(np.float32)
     flat = planes(images, window)
     found = [flat[offset] for offset in window.offsets]
@@ -154,17 +158,17 @@ def test_offsets_are_where_the_pixels_of_a_stride_lie() -> None:
 def test_arguments_out_of_range(images: int, threads: int, channels: int) -> None:
     matrix = PackedMatrix.from_dense(np.ones((4, 36), np.float32), "4x1")
     with pytest.raises(ConfigError, match=r"the window have 36 features, found"):
-        matrix.convolution(images, Window(channels, (8, 8), (3, 3), (1, 1), (1, 1)), threads=threads)
+        matrix.compile_convolution(images, ConvolutionWindow(channels, (8, 8), (3, 3), (1, 1), (1, 1)), threads=threads)
 
 
 @fences
 @pytest.mark.parametrize("pattern", ["4x1", "8x1", "1x1", "2:4"])
-@pytest.mark.parametrize("pixels", [OVERRUN, OVERRUN + 1, 1024])
+@pytest.mark.parametrize("pixels", [OVERREAD_FLOATS, OVERREAD_FLOATS + 1, 1024])
 def test_nothing_is_read_behind_long_lines(pixels: int, pattern: str) -> None:
     weight = np.ones((8, 8), np.float32)
     weight[:, 2::4] = weight[:, 3::4] = 0
     images, y = fenced(np.ones((8, pixels), np.float32)), np.zeros((8, pixels), np.float32)
-    window = Window(8, (1, pixels), (1, 1), (1, 1), (1, 1))
+    window = ConvolutionWindow(8, (1, pixels), (1, 1), (1, 1), (1, 1))
     convolve(PackedMatrix.from_dense(weight, pattern, rows=MANY), (1, window), (images, y))
     assert np.all(y == 4)
 
@@ -172,10 +176,10 @@ def test_nothing_is_read_behind_long_lines(pixels: int, pattern: str) -> None:
 @fences
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
 def test_no_more_is_read_behind_images_than_is_said(stride: tuple[int, int]) -> None:
-    window = Window(4, (9, 11), (3, 3), stride, (1, 1))
+    window = ConvolutionWindow(4, (9, 11), (3, 3), stride, (1, 1))
     matrix = PackedMatrix.from_dense(weights(8, window, "4x1"), "4x1")
     images = np.random.default_rng(0).standard_normal((2, 4, 9, 11)).astype(np.float32)
     x, y = fenced(planes(images, window)), np.empty((2, 8, window.height, window.across), np.float32)
     convolve(matrix, (2, window), (x, y))
-    expected = wanted(matrix.dense(), images, window, np.zeros(8, np.float32))
+    expected = wanted(matrix.to_dense(), images, window, np.zeros(8, np.float32))
     assert np.allclose(y, expected, atol=1e-5)

@@ -16,7 +16,7 @@ from secateur.runtime.kernels.blocks import BlockKernel
 from secateur.runtime.kernels.direct import DirectKernel
 from secateur.runtime.kernels.emitter import Emitter
 from secateur.runtime.kernels.gathering import GatherKernel
-from secateur.runtime.kernels.images import ImagePanel, Window
+from secateur.runtime.kernels.images import ConvolutionWindow, ImagePanel
 from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.numbers import decoded, encoded
 from secateur.runtime.kernels.pairs import PairGatherKernel, PairKernel
@@ -112,14 +112,14 @@ def test_older_processors_get_the_same(pattern: str, rows: int, features: str, m
             x = np.random.default_rng(1).standard_normal((batch, 56)).astype(np.float32)
             y = np.empty((batch, 40), np.float32)
             multiply(matrix, x, y)
-            np.testing.assert_allclose(y, x @ matrix.dense().T, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(y, x @ matrix.to_dense().T, rtol=1e-4, atol=1e-4)
             half, result = encoded(x, "bfloat16"), np.empty((batch, 40), np.uint16)
             multiply(matrix, half, result, activations="bfloat16")
-            np.testing.assert_allclose(decoded(result), decoded(half) @ matrix.dense().T, rtol=1e-2, atol=1e-3)
+            np.testing.assert_allclose(decoded(result), decoded(half) @ matrix.to_dense().T, rtol=1e-2, atol=1e-3)
         pixels = np.random.default_rng(1).standard_normal((56, 150)).astype(np.float32)
         y = np.empty((40, 150), np.float32)
-        convolve(matrix, (1, Window(56, (1, 150), (1, 1), (1, 1), (1, 1))), (pixels, y))
-        np.testing.assert_allclose(y, matrix.dense() @ pixels, rtol=1e-4, atol=1e-4)
+        convolve(matrix, (1, ConvolutionWindow(56, (1, 150), (1, 1), (1, 1), (1, 1))), (pixels, y))
+        np.testing.assert_allclose(y, matrix.to_dense() @ pixels, rtol=1e-4, atol=1e-4)
     finally:
         for cached in caches:
             cached.cache_clear()

@@ -217,7 +217,7 @@ def test_a_library_without_openmp_has_no_team(monkeypatch: pytest.MonkeyPatch) -
     library = ctypes.CDLL(_ctypes.__file__)
     monkeypatch.setattr(sharing, "_workforce", Workforce(1))
     assert Team.of(library) is None
-    sharing.borrow_threads(library)
+    sharing.use_openmp_threads(library)
     assert sharing.workforce()._team is None
 
 
@@ -231,7 +231,7 @@ torch.set_num_threads(2)
 weight = np.random.default_rng(0).standard_normal((256, 64), np.float32)
 matrix = PackedMatrix.from_dense(weight, "4x1")
 bias, x = np.zeros(256, np.float32), np.ones((8, 64), np.float32)
-multiply = matrix.product(8, threads=2)
+multiply = matrix.compile_product(8, threads=2)
 
 def product():
     y = np.empty((8, 256), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from runtime.fenced import fenced, fences
 from runtime.products import multiply
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels import DTYPES, PackedMatrix, Window, unsupported
+from secateur.runtime.kernels import WEIGHT_DTYPES, ConvolutionWindow, PackedMatrix, get_unsupported_reason
 from secateur.runtime.kernels.numbers import decoded, encoded
 from secateur.runtime.kernels.packed import shares
 
@@ -84,7 +85,7 @@ def check(pattern: str, weight: np.ndarray, batch: int, dtype: str, threads: int
     short = encoded(x, "bfloat16")
     for rows in (1, MANY) if ":" in pattern else (1,):
         matrix = PackedMatrix.from_dense(weight, pattern, dtype, rows)
-        stored = matrix.dense()
+        stored = matrix.to_dense()
         assert error(stored, weight) <= ROUNDING[dtype]
         assert error(product(matrix, x, bias, threads), dense_product(stored, x, bias)) < TOLERANCE["float32"]
         found = decoded(product(matrix, short, bias, threads, "bfloat16"))
@@ -139,7 +140,7 @@ def test_a_row_of_ten_thousand_features_and_more_than_a_short_counts() -> None:
 @pytest.mark.usefixtures("shared_out")
 @pytest.mark.parametrize("batch", [1, 5, 150])
 @pytest.mark.parametrize("pattern", ["4x1", "16x1", "1x1", "2:4"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("rows", [1, MANY])
 def test_threads_change_no_bit(pattern: str, batch: int, dtype: str, rows: int) -> None:
     matrix = PackedMatrix.from_dense(pruned((640, 96), pattern, 0.3), pattern, dtype, rows)
@@ -172,7 +173,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it_in_a_panel() -> None:
 def test_nothing_is_read_behind_the_last_row(pattern: str, rows: int, batch: int) -> None:
     matrix = PackedMatrix.from_dense(pruned((32, 36), pattern, 0.5), pattern, rows=rows)
     x = fenced(numbers(batch, 36))
-    assert error(product(matrix, x), dense_product(matrix.dense(), x, np.zeros(32))) < TOLERANCE["float32"]
+    assert error(product(matrix, x), dense_product(matrix.to_dense(), x, np.zeros(32))) < TOLERANCE["float32"]
 
 
 def test_without_bias_it_is_zero() -> None:
@@ -184,7 +185,7 @@ def test_without_bias_it_is_zero() -> None:
 @pytest.mark.parametrize("rows", [1, MANY])
 def test_dense_is_the_inverse(pattern: str, rows: int) -> None:
     weight = pruned((12, 120), pattern, 0.4)
-    assert np.array_equal(PackedMatrix.from_dense(weight, pattern, rows=rows).dense(), weight)
+    assert np.array_equal(PackedMatrix.from_dense(weight, pattern, rows=rows).to_dense(), weight)
 
 
 def test_groups_with_more_than_n_are_right_too() -> None:
@@ -227,7 +228,7 @@ def test_memory_falls(pattern: str, dtype: str, rows: int, most: float) -> None:
     ],
 )
 def test_unsupported_says_why(pattern: str, shape: tuple[int, int], dtype: str, reason: str) -> None:
-    assert unsupported(pattern, shape, dtype) == reason
+    assert get_unsupported_reason(pattern, shape, dtype) == reason
     with pytest.raises(LayerError) as caught:
         PackedMatrix.from_dense(np.zeros(shape, np.float32), pattern, dtype)
     assert str(caught.value) == f"no kernel for a weight of {shape}: {reason}. Keep the layer dense."
@@ -242,15 +243,28 @@ def test_weights_must_be_a_matrix_of_floats() -> None:
 def test_arguments_out_of_range(change: dict[str, object]) -> None:
     matrix = PackedMatrix.from_dense(np.zeros((4, 4), np.float32), "4x1")
     with pytest.raises(ConfigError, match="rows at least 0 and threads at least 1"):
-        matrix.product(**{"rows": 1} | change)
+        matrix.compile_product(**{"rows": 1} | change)
+
+
+def test_old_names_warn() -> None:
+    matrix = PackedMatrix.from_dense(numbers(4, 4), "4x1")
+    for old, new in (("product", "compile_product"), ("convolution", "compile_convolution"), ("dense", "to_dense")):
+        with pytest.deprecated_call(match=rf"PackedMatrix\.{old} is deprecated. Use PackedMatrix\.{new}\."):
+            assert getattr(matrix, old) == getattr(matrix, new)
+    with pytest.deprecated_call(match=r"Use PackedMatrix\.weights\."):
+        assert matrix.layout is matrix.weights
+    with pytest.deprecated_call(match="from_dense_for_amx"), contextlib.suppress(LayerError):
+        assert PackedMatrix.in_tiles(numbers(4, 4), "4x1").shape == (4, 4)
+    with pytest.raises(AttributeError, match="no attribute 'shapes'"):
+        matrix.shapes  # noqa: B018 - it raises
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_product_outlives_its_matrix(threads: int) -> None:
     matrix = PackedMatrix.from_dense(numbers(64, 64), "4x1")
-    window = Window(64, (1, 200), (1, 1), (1, 1), (1, 1))
-    made = [matrix.product(8, threads=threads), matrix.convolution(1, window, threads=threads)]
-    values = weakref.ref(matrix.layout.values)
+    window = ConvolutionWindow(64, (1, 200), (1, 1), (1, 1), (1, 1))
+    made = [matrix.compile_product(8, threads=threads), matrix.compile_convolution(1, window, threads=threads)]
+    values = weakref.ref(matrix.weights.values)
     del matrix
     gc.collect()
     for _ in range(2):

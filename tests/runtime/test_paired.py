@@ -45,7 +45,7 @@ def test_each_weight_lies_once_and_the_first_slots_share_their_input() -> None:
     weight = np.random.default_rng(0).standard_normal((48, 200)).astype(np.float32)
     weight[np.random.default_rng(1).random(weight.shape) < 0.6] = 0
     paired = Paired.of(weight)
-    assert np.array_equal(paired.dense(), weight)
+    assert np.array_equal(paired.to_dense(), weight)
     assert np.count_nonzero(paired.values) == np.count_nonzero(weight)
     for number, (_, _, shared) in enumerate(paired.order.astype(int)):
         first, last = paired.starts[number] * SLOTS, paired.starts[number + 1] * SLOTS
@@ -65,13 +65,13 @@ def test_two_of_four_leaves_nothing_to_fill_up() -> None:
 @pytest.mark.parametrize(("pattern", "rows", "kind"), [("2:4", 64, Paired), ("2:4", 16, Grouped), ("1:4", 64, Grouped)])
 def test_many_rows_and_many_weights_ask_for_pairs(pattern: str, rows: int, kind: type) -> None:
     weight = np.tile(np.array([1, 0, 0, 0], np.float32), (16, 8))
-    assert type(PackedMatrix.from_dense(weight, pattern, rows=rows).layout) is kind
+    assert type(PackedMatrix.from_dense(weight, pattern, rows=rows).weights) is kind
 
 
 def test_a_zero_meets_no_activation_behind_the_end() -> None:
     weight = np.zeros((2, 4), np.float32)
     weight[0, :2] = weight[1, 2:] = 1
-    matrix = PackedMatrix(pattern="2:4", layout=Paired.of(weight))
+    matrix = PackedMatrix(pattern="2:4", weights=Paired.of(weight))
     x, y = np.full((20, 4), 2, np.float32), np.empty((20, 2), np.float32)
     multiply(matrix, x, y)
     assert np.all(y == 2 * PAIR)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from runtime.fenced import fenced, fences
 from runtime.products import multiply
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels import PackedMatrix, Window, choice, has_tiles, packed, target
+from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix, choice, has_amx, packed, target
 from secateur.runtime.kernels.amx import TILE_INPUTS
 from secateur.runtime.kernels.masked import Masked
 from secateur.runtime.kernels.numbers import decoded, encoded
@@ -23,7 +23,7 @@ from secateur.runtime.kernels.target import Target, assembly
 from secateur.runtime.kernels.tiled import Tiled
 from secateur.runtime.kernels.tiles import BrainTileKernel
 
-amx = pytest.mark.skipif(not has_tiles(), reason="needs a processor with AMX")
+amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 GUARD = 64
 MARK = np.uint16(0x1234)
 
@@ -120,16 +120,16 @@ def test_copies_are_equal(packed_as: Packing) -> None:
 def test_only_rows_of_bfloat16_are_taken(packed_as: Packing) -> None:
     matrix = packed_as(pruned((16, 32), 0.2))
     with pytest.raises(ConfigError, match="of bfloat16 needs activations of it, found float32"):
-        matrix.product(1)
+        matrix.compile_product(1)
     with pytest.raises(ConfigError, match="is multiplied with rows, found ImagePanel"):
-        matrix.convolution(1, Window(32, (1, 200), (1, 1), (1, 1), (1, 1)))
+        matrix.compile_convolution(1, ConvolutionWindow(32, (1, 200), (1, 1), (1, 1), (1, 1)))
 
 
 @both
 @given(outputs=st.integers(1, 150), inputs=st.integers(1, 300), density=st.sampled_from([0.0, 0.05, 0.5, 1.0]))
 def test_dense_is_the_inverse(packed_as: Packing, outputs: int, inputs: int, density: float) -> None:
     weight = pruned((outputs, inputs), density)
-    assert np.array_equal(packed_as(weight).dense(), weight)
+    assert np.array_equal(packed_as(weight).to_dense(), weight)
 
 
 @given(outputs=st.integers(1, 70), inputs=st.integers(1, 140), density=st.sampled_from([0.0, 0.05, 0.5, 1.0]))
@@ -144,7 +144,7 @@ def test_tiles_have_the_inputs_that_any_output_keeps(outputs: int, inputs: int, 
 
 @pytest.mark.parametrize("batch", [1, 9, 21])
 def test_vectors_do_what_tiles_do_not(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "has_tiles", lambda: False)
+    monkeypatch.setattr(target, "has_amx", lambda: False)
     choice.masked_steps.cache_clear()
     weight, x, bias = pruned((150, 301), 0.3), numbers(batch, 301), np.zeros(150, np.float32)
     try:
@@ -183,10 +183,10 @@ def test_code_multiplies_tiles() -> None:
 
 def test_other_processors_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, "host", lambda: Target("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma"))
-    assert not target.has_tiles.__wrapped__()
-    monkeypatch.setattr(target, "has_tiles", lambda: False)
+    assert not target.has_amx.__wrapped__()
+    monkeypatch.setattr(target, "has_amx", lambda: False)
     moved = PackedMatrix("1x1", Tiled.of(np.ones((16, 32), np.float32)).as_dtype("bfloat16", np.empty(0, np.float32)))
     with pytest.raises(LayerError, match="packed for a processor with AMX, and this is none"):
-        moved.product(1, activations="bfloat16")
+        moved.compile_product(1, activations="bfloat16")
     with pytest.raises(LayerError, match=r"multiplies no tiles of bfloat16 \(AMX\)"):
-        packed.PackedMatrix.in_tiles(np.ones((16, 32), np.float32), "1x1")
+        packed.PackedMatrix.from_dense_for_amx(np.ones((16, 32), np.float32), "1x1")

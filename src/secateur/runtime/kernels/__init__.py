@@ -60,20 +60,22 @@ have emptied the caches between two calls of it, and Python would else take long
 
 from __future__ import annotations
 
-from secateur.runtime.kernels.images import OVERRUN, Window, window_of
-from secateur.runtime.kernels.numbers import DTYPES
-from secateur.runtime.kernels.packed import ACTIVATIONS, PackedMatrix, unsupported
-from secateur.runtime.kernels.sharing import borrow_threads
-from secateur.runtime.kernels.target import has_tiles
+from secateur.runtime.kernels.choice import MAX_ROWS_WITHOUT_AMX
+from secateur.runtime.kernels.images import OVERREAD_FLOATS, ConvolutionWindow, get_window
+from secateur.runtime.kernels.numbers import WEIGHT_DTYPES
+from secateur.runtime.kernels.packed import ACTIVATION_DTYPES, PackedMatrix, get_unsupported_reason
+from secateur.runtime.kernels.sharing import use_openmp_threads
+from secateur.runtime.kernels.target import has_amx
 
 __all__ = [
-    "ACTIVATIONS",
-    "DTYPES",
-    "OVERRUN",
+    "ACTIVATION_DTYPES",
+    "MAX_ROWS_WITHOUT_AMX",
+    "OVERREAD_FLOATS",
+    "WEIGHT_DTYPES",
+    "ConvolutionWindow",
     "PackedMatrix",
-    "Window",
-    "borrow_threads",
-    "has_tiles",
-    "unsupported",
-    "window_of",
+    "get_unsupported_reason",
+    "get_window",
+    "has_amx",
+    "use_openmp_threads",
 ]

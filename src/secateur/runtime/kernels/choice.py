@@ -22,7 +22,7 @@ from secateur.runtime.kernels.tiles import BrainTileKernel, HalfTileKernel
 from secateur.runtime.kernels.turning import FLOAT_BYTES, QUAD, SIZES
 
 __all__ = [
-    "MOST_EXPANDED",
+    "MAX_ROWS_WITHOUT_AMX",
     "MOST_SELECTED",
     "Step",
     "block_kernel",
@@ -55,7 +55,7 @@ SELECTED = 128, 128
 DECODED_ROWS, DECODED_PIECE, DECODED_BYTES = 256, 1024, 1 << 20
 """Rows of a panel at most, features of a piece of float32, and bytes of a panel, for weights that are decoded."""
 
-MOST_EXPANDED = 8
+MAX_ROWS_WITHOUT_AMX = 8
 """Rows of the batch up to which masked weights are multiplied by vectors."""
 
 MOST_GATHERED = 2
@@ -183,14 +183,16 @@ def masked_steps(sizes: tuple[int, int], inputs: int, element: str, rows: int) -
         element: LLVM's type of the activations and the weights.
         rows: Of the batch.
     """
-    from secateur.runtime.kernels.target import has_tiles
+    from secateur.runtime.kernels.target import has_amx
 
-    if has_tiles() and rows > MOST_EXPANDED:
+    if has_amx() and rows > MAX_ROWS_WITHOUT_AMX:
         piece = DECODED_PIECE if element == "float" else -(-inputs // sizes[1]) * sizes[1]
         most = max(PAIR, min(DECODED_ROWS, DECODED_BYTES // (piece * SIZES[element]) // PAIR * PAIR))
         height = -(-rows // -(-rows // most))
         return [Step(DecodingKernel(element, -(-height // PAIR) * PAIR, piece, *sizes), rows)]
-    counts = [MOST_EXPANDED] * (rows // MOST_EXPANDED) + [rows % MOST_EXPANDED] * (rows % MOST_EXPANDED > 0)
+    counts = [MAX_ROWS_WITHOUT_AMX] * (rows // MAX_ROWS_WITHOUT_AMX) + [rows % MAX_ROWS_WITHOUT_AMX] * (
+        rows % MAX_ROWS_WITHOUT_AMX > 0
+    )
     return [Step(ExpandingKernel(element, count, *sizes), count) for count in counts]
 
 

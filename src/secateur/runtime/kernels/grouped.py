@@ -34,7 +34,7 @@ class Grouped(Layout):
 
     Example:
         >>> grouped = Grouped.of(np.array([[0, 7, 9, 0]], np.float32), 2, 4)
-        >>> grouped.columns & 3, grouped.dense()
+        >>> grouped.columns & 3, grouped.to_dense()
         (array([1, 2], dtype=uint32), array([[0., 7., 9., 0.]], dtype=float32))
     """
 
@@ -86,8 +86,8 @@ class Grouped(Layout):
         """See `Layout.most_vectors`."""
         return most_vectors(4)
 
-    def dense(self) -> Floats:
-        """See `Layout.dense`."""
+    def to_dense(self) -> Floats:
+        """See `Layout.to_dense`."""
         outputs, inputs = self.shape
         strips, groups = len(self.starts) - 1, inputs // self.group
         bits = place_bits(self.group)

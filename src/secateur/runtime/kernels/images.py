@@ -22,21 +22,21 @@ from secateur.runtime.kernels.kernel import ARRAYS, NUMBERS, each_panel
 from secateur.runtime.kernels.panels import Access, Panel
 from secateur.runtime.kernels.turning import FLOAT_BYTES, LINE_BYTES
 
-__all__ = ["OVERRUN", "Fit", "ImagePanel", "Window", "fitted", "window_of"]
+__all__ = ["OVERREAD_FLOATS", "ConvolutionWindow", "Fit", "ImagePanel", "fitted", "get_window"]
 
-OVERRUN = 128
+OVERREAD_FLOATS = 128
 """Floats behind the last plane that are read and not used: they must be there, and should be zero, for numbers that are
 almost zero are slow. Images of one line of as many pixels or more are not overrun, if the kernel is one pixel."""
 
 GEOMETRY = ("offsets", "panels", "segments", "lines", "span", "pitch", "height", "across", "image")
-"""What follows in a plan: the table of `Window.offsets`, and the numbers of `Fit` and `Window`."""
+"""What follows in a plan: the offsets of the window, and the numbers of `Fit` and `ConvolutionWindow`."""
 
 PANEL_COST = 0.5
 """Of a panel itself, in vectors of it: its weights are read anew."""
 
 
 @dataclass(frozen=True)
-class Window:
+class ConvolutionWindow:
     """What a convolution sees of images.
 
     Attributes:
@@ -47,7 +47,7 @@ class Window:
         dilation: Down and across.
 
     Example:
-        >>> window = Window(channels=2, size=(5, 5), kernel=(3, 3), stride=(1, 1), dilation=(1, 1))
+        >>> window = ConvolutionWindow(channels=2, size=(5, 5), kernel=(3, 3), stride=(1, 1), dilation=(1, 1))
         >>> window.height, window.across, window.offsets[:4]
         (3, 3, array([ 0, 25,  1, 26], dtype=int32))
     """
@@ -96,11 +96,11 @@ class Window:
 
 
 @lru_cache(maxsize=1024)
-def window_of(
+def get_window(
     channels: int, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
-) -> Window:
+) -> ConvolutionWindow:
     """The window of these attributes, made once with what follows from them: beside a small image, that takes time."""
-    return Window(channels, size, kernel, stride, dilation)
+    return ConvolutionWindow(channels, size, kernel, stride, dilation)
 
 
 class Fit(NamedTuple):
@@ -121,7 +121,7 @@ class Fit(NamedTuple):
     panels: int
 
 
-def fitted(window: Window, lanes: int, most: int) -> Fit:
+def fitted(window: ConvolutionWindow, lanes: int, most: int) -> Fit:
     """The panels that an image needs least time with.
 
     Args:
@@ -130,7 +130,7 @@ def fitted(window: Window, lanes: int, most: int) -> Fit:
         most: Vectors of a panel at most.
 
     Example:
-        >>> fitted(Window(8, (16, 16), (3, 3), (1, 1), (1, 1)), 16, 4)
+        >>> fitted(ConvolutionWindow(8, (16, 16), (3, 3), (1, 1), (1, 1)), 16, 4)
         Fit(vectors=2, lines=2, span=14, segments=1, panels=7)
     """
     height, across, pitch = window.height, window.across, window.part[1]

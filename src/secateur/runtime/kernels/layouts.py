@@ -69,7 +69,7 @@ class Layout(ABC):
         starts: For each run of weights, how many lie before it, and at the end how many there are; each layout counts
             in its own way.
         columns: Where weights belong among the inputs.
-        values: The weights; see `numbers.DTYPES`.
+        values: The weights; see `numbers.WEIGHT_DTYPES`.
         scales: For int8, what the numbers of each output are to be multiplied with; else empty.
         order: Where weights belong among the outputs, if that is not clear from their order; else empty.
         rest: For weights in halves, what `in_halves` leaves, which kernels do not read; else empty.
@@ -97,7 +97,7 @@ class Layout(ABC):
         """Vectors of a panel at most."""
 
     @abstractmethod
-    def dense(self) -> Floats:
+    def to_dense(self) -> Floats:
         """The weight with its zeros, without scales."""
 
     @property
@@ -201,8 +201,8 @@ class Blocks(Layout):
         """See `Layout.most_vectors`."""
         return 5 if most_vectors(4) == 4 else 2
 
-    def dense(self) -> Floats:
-        """See `Layout.dense`."""
+    def to_dense(self) -> Floats:
+        """See `Layout.to_dense`."""
         (outputs, inputs), (rows, cols) = self.shape, self.block
         tiles = np.zeros((outputs // rows, inputs // cols, cols, rows), np.float32)
         row = np.repeat(np.arange(outputs // rows), np.diff(self.starts))

@@ -38,7 +38,7 @@ class Masked(TileLayout):
 
     Example:
         >>> masked = Masked.of(np.eye(2, dtype=np.float32))
-        >>> bin(masked.columns[0]), masked.dense()
+        >>> bin(masked.columns[0]), masked.to_dense()
         ('0b1001', array([[1., 0.],
                [0., 1.]], dtype=float32))
     """
@@ -87,8 +87,8 @@ class Masked(TileLayout):
         self.refuse_others(element)
         return masked_steps((CHUNK, PART), self.shape[1], element, rows)
 
-    def dense(self) -> Floats:
-        """See `Layout.dense`."""
+    def to_dense(self) -> Floats:
+        """See `Layout.to_dense`."""
         outputs, inputs = self.shape
         kept = np.unpackbits(self.columns.view(np.uint8), bitorder="little").reshape(-1, LINE).astype(np.bool_)
         stored = self.values[places(kept.sum(axis=1), self.halves)]

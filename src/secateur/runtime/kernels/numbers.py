@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from secateur.errors import LayerError
 
-__all__ = ["DTYPES", "NAMES", "decoded", "encoded", "in_halves", "quantized", "stored", "whole"]
+__all__ = ["NAMES", "WEIGHT_DTYPES", "decoded", "encoded", "in_halves", "quantized", "stored", "whole"]
 
-DTYPES = ("float32", "bfloat16", "int8")
+WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 """float32; bfloat16, as the bits of uint16; int8 with a scale per output channel."""
 
 MOST = 127

@@ -6,20 +6,21 @@ import re
 import sys
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from secateur._deprecated import warn_deprecated
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels.amx import TILE_INPUTS
 from secateur.runtime.kernels.choice import MOST_SELECTED, code
 from secateur.runtime.kernels.grouped import Grouped
-from secateur.runtime.kernels.images import ImagePanel, Window, fitted
+from secateur.runtime.kernels.images import ConvolutionWindow, ImagePanel, fitted
 from secateur.runtime.kernels.kernel import Kernel
 from secateur.runtime.kernels.layouts import Blocks, Layout, aligned
 from secateur.runtime.kernels.masked import Masked
-from secateur.runtime.kernels.numbers import DTYPES, quantized
+from secateur.runtime.kernels.numbers import WEIGHT_DTYPES, quantized
 from secateur.runtime.kernels.paired import Paired
 from secateur.runtime.kernels.product import Product, product_of
 from secateur.runtime.kernels.scattered import Scattered
@@ -28,12 +29,12 @@ from secateur.runtime.kernels.step import PlannedStep, job_of
 from secateur.runtime.kernels.tiled import Tiled
 from secateur.runtime.kernels.turning import SIZES
 
-__all__ = ["ACTIVATIONS", "PackedMatrix", "unsupported"]
+__all__ = ["ACTIVATION_DTYPES", "PackedMatrix", "get_unsupported_reason"]
 
 MOST_OUTPUTS = 64
 """Of a block; higher ones are cut, for a kernel keeps the results of a row of blocks on the stack."""
 
-ACTIVATIONS = ("float32", "bfloat16")
+ACTIVATION_DTYPES = ("float32", "bfloat16")
 """What activations can be; products are added in float32."""
 
 GROUP = re.compile(r"([1-9]\d*):([1-9]\d*)")
@@ -52,10 +53,18 @@ LEAST_PAIRED = 0.4
 MOST_UNITED = 0.4
 """Share of weights in tiles up to which activations are put together for them, rather than all weights decoded."""
 
+OLD_NAMES = {
+    "convolution": "compile_convolution",
+    "dense": "to_dense",
+    "layout": "weights",
+    "product": "compile_product",
+}
+"""Attributes that have been renamed, which still work and warn."""
+
 ELEMENTS = {"float32": "float", "bfloat16": "bfloat"}
 
 
-def unsupported(pattern: str, shape: tuple[int, int], dtype: str = "float32") -> str:
+def get_unsupported_reason(pattern: str, shape: tuple[int, int], dtype: str = "float32") -> str:
     """Why there is no kernel for a weight; empty if there is one.
 
     Args:
@@ -64,13 +73,13 @@ def unsupported(pattern: str, shape: tuple[int, int], dtype: str = "float32") ->
         dtype: What its numbers are to be stored as.
 
     Example:
-        >>> unsupported("4x1", (8, 6)), unsupported("4x1", (6, 8))
+        >>> get_unsupported_reason("4x1", (8, 6)), get_unsupported_reason("4x1", (6, 8))
         ('', "6 output channels are not a multiple of N=4 in '4x1'")
     """
     if sys.byteorder != "little":
         return "this processor stores the highest byte of a number first"
-    if dtype not in DTYPES:
-        return f"weights are stored as {' or '.join(DTYPES)}, not as {dtype}"
+    if dtype not in WEIGHT_DTYPES:
+        return f"weights are stored as {' or '.join(WEIGHT_DTYPES)}, not as {dtype}"
     block, grouped = BLOCK.fullmatch(pattern), GROUP.fullmatch(pattern)
     if block is None and grouped is None:
         return f"there is no kernel for {pattern!r}"
@@ -89,25 +98,25 @@ class PackedMatrix:
 
     Args:
         pattern: The pattern that it was pruned to.
-        layout: Its numbers.
+        weights: Its numbers, in one of the formats.
 
     Attributes:
         pattern: The same.
-        layout: The same.
+        weights: The same.
 
     Example:
         >>> weight = np.zeros((8, 6), np.float32)
         >>> weight[4:, 2] = 3
         >>> matrix = PackedMatrix.from_dense(weight, "4x1")
         >>> bias, x, y = np.zeros(8, np.float32), np.ones((2, 6), np.float32), np.empty((2, 8), np.float32)
-        >>> matrix.product(rows=2)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
+        >>> matrix.compile_product(rows=2)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
         >>> y[1]
         array([0., 0., 0., 0., 3., 3., 3., 3.], dtype=float32)
     """
 
-    def __init__(self, pattern: str, layout: Layout) -> None:
+    def __init__(self, pattern: str, weights: Layout) -> None:
         self.pattern = pattern
-        self.layout = layout
+        self.weights = weights
 
     @classmethod
     def from_dense(
@@ -120,17 +129,17 @@ class PackedMatrix:
         Args:
             weight_OI: The weight.
             pattern: Its pattern, such as ``"4x1"``.
-            dtype: What its numbers are to be stored as, one of `DTYPES`.
+            dtype: What its numbers are to be stored as, one of `WEIGHT_DTYPES`.
             rows: Rows of the batch that it is to be fast for; it can be multiplied with any.
 
         Raises:
-            LayerError: There is no kernel for it; see `unsupported`.
+            LayerError: There is no kernel for it; see `get_unsupported_reason`.
         """
         if weight_OI.ndim != 2 or weight_OI.dtype != np.float32:
             raise LayerError(
                 f"a weight must be a float32 array of shape (O, I), found {weight_OI.dtype} {weight_OI.shape}."
             )
-        reason = unsupported(pattern, weight_OI.shape, dtype)
+        reason = get_unsupported_reason(pattern, weight_OI.shape, dtype)
         if reason:
             raise LayerError(f"no kernel for a weight of {weight_OI.shape}: {reason}. Keep the layer dense.")
         scales = np.empty(0, np.float32)
@@ -140,7 +149,7 @@ class PackedMatrix:
         return cls(pattern, layout if dtype == "float32" else layout.as_dtype(dtype, scales))
 
     @classmethod
-    def in_tiles(cls, weight_OI: npt.NDArray[np.float32], pattern: str, dtype: str = "bfloat16") -> Self:
+    def from_dense_for_amx(cls, weight_OI: npt.NDArray[np.float32], pattern: str, dtype: str = "bfloat16") -> Self:
         """Multiply with tiles of bfloat16, for sixteen outputs at a time, as some processors can (Intel's AMX).
 
         Inputs that none of sixteen outputs reads are left out, if there are enough of them. Of float32, weights and
@@ -154,9 +163,9 @@ class PackedMatrix:
         Raises:
             LayerError: This processor has no tiles, or a weight cannot be parted; see `numbers.in_halves`.
         """
-        from secateur.runtime.kernels.target import has_tiles
+        from secateur.runtime.kernels.target import has_amx
 
-        if not has_tiles():
+        if not has_amx():
             raise LayerError("this processor multiplies no tiles of bfloat16 (AMX). Keep the layer dense.")
         tiled = Tiled.of(weight_OI, TILE_INPUTS if dtype == "bfloat16" else TILE_INPUTS // 2)
         if tiled.values.size > MOST_UNITED * weight_OI.size:
@@ -168,19 +177,19 @@ class PackedMatrix:
     @property
     def shape(self) -> tuple[int, int]:
         """(O, I)."""
-        return self.layout.shape
+        return self.weights.shape
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return self.layout.nbytes
+        return self.weights.nbytes
 
-    def dense(self) -> npt.NDArray[np.float32]:
+    def to_dense(self) -> npt.NDArray[np.float32]:
         """The weight with its zeros, as it is stored: rounded, if that is not float32."""
-        scales, weight_OI = self.layout.scales, self.layout.dense()
+        scales, weight_OI = self.weights.scales, self.weights.to_dense()
         return weight_OI * scales[:, None] if scales.size else weight_OI
 
-    def product(self, rows: int, *, activations: str = "float32", threads: int = 1) -> Product:
+    def compile_product(self, rows: int, *, activations: str = "float32", threads: int = 1) -> Product:
         """What writes ``x @ weight.T + bias`` for x of a number of rows; each number is the same for any threads.
 
         Nothing is known of the memory that addresses point to: the caller answers for it. The product takes those of
@@ -189,36 +198,36 @@ class PackedMatrix:
 
         Args:
             rows: Rows of the batch; may be 0.
-            activations: Type of x and the result, one of `ACTIVATIONS`.
+            activations: Type of x and the result, one of `ACTIVATION_DTYPES`.
             threads: How many to use at most, the caller's included.
 
         Raises:
             ConfigError: An argument is out of its range, or the weight is in tiles for activations of the other type.
         """
-        if activations not in ACTIVATIONS or rows < 0 or threads < 1:
+        if activations not in ACTIVATION_DTYPES or rows < 0 or threads < 1:
             raise ConfigError(
-                f"activations must be one of {ACTIVATIONS}, rows at least 0 and threads at least 1, "
+                f"activations must be one of {ACTIVATION_DTYPES}, rows at least 0 and threads at least 1, "
                 f"found {activations!r}, {rows} and {threads}."
             )
         steps, start, element = [], 0, ELEMENTS[activations]
         outputs, inputs = self.shape
-        for kernel, count in self.layout.steps(element, rows) if rows else []:
+        for kernel, count in self.weights.steps(element, rows) if rows else []:
             first = start * SIZES[element]
             step = self._step(kernel, -(-count // kernel.width), (count, threads))
             steps.append(step._replace(x=first * inputs, y=first * outputs))
             start += count
         return product_of(steps)
 
-    def convolution(self, images: int, window: Window, *, threads: int = 1) -> Product:
+    def compile_convolution(self, images: int, window: ConvolutionWindow, *, threads: int = 1) -> Product:
         """What writes the convolution of images; each number is the same for any number of threads.
 
         The weight is (O, K·I), kernel positions first and input channels fastest, and all numbers are float32. The
-        product takes addresses as that of `product` does:
+        product takes addresses as that of `compile_product` does:
 
         - x: the padded input, of shape (images, I, s, s', H, W) without gaps: for a stride of (s, s'), pixel (h, w) of
-          the part (i, j) is pixel (h·s + i, w·s' + j) of the input; see `Window.part`. `OVERRUN` floats behind it are
-          read and not used.
-        - the result, of shape (images, O, H', W') without gaps; see `Window.height`.
+          the part (i, j) is pixel (h·s + i, w·s' + j) of the input; see `ConvolutionWindow.part`. `OVERREAD_FLOATS`
+          floats behind it are read and not used.
+        - the result, of shape (images, O, H', W') without gaps; see `ConvolutionWindow.height`.
 
         Args:
             images: How many.
@@ -238,7 +247,7 @@ class PackedMatrix:
         lanes, pixels = host().lanes, window.height * window.across
         if not images or pixels <= 0:
             return product_of([])
-        fit, offsets = fitted(window, lanes, self.layout.most_vectors), aligned(window.offsets)
+        fit, offsets = fitted(window, lanes, self.weights.most_vectors), aligned(window.offsets)
         sizes = (
             fit.panels,
             fit.segments,
@@ -249,7 +258,7 @@ class PackedMatrix:
             window.across,
             window.image,
         )
-        kernel = self.layout.over(ImagePanel(lanes, fit.vectors))
+        kernel = self.weights.over(ImagePanel(lanes, fit.vectors))
         step = self._step(kernel, images * fit.panels, (images * pixels, threads), (offsets.ctypes.data, *sizes))
         return product_of([step._replace(held=(step.held, offsets))])
 
@@ -265,25 +274,39 @@ class PackedMatrix:
             geometry: What follows in the plan.
         """
         (outputs, inputs), (rows, threads) = self.shape, product
-        addresses = [array.ctypes.data for array in self.layout.arrays]
+        addresses = [array.ctypes.data for array in self.weights.arrays]
         useful = self._useful(rows, threads)
         pieces = useful * kernel.shares_per_thread if useful > 1 else 1
-        bounds = shares(kernel.costs(self.layout.starts, inputs), panels, pieces)
+        bounds = shares(kernel.costs(self.weights.starts, inputs), panels, pieces)
         held = [np.array([*addresses, rows, inputs, outputs, *some, *geometry], np.int64) for some in bounds]
         function: Any = code(kernel)
         plans: tuple[int, ...] = tuple(plan.ctypes.data for plan in held)
         table, memory = np.array(plans, np.int64), kernel.scratch_bytes(inputs)
         job = job_of(function, table, memory)
-        return PlannedStep(function, plans, 0, 0, memory, useful, threads, job, (self.layout, held, table))
+        return PlannedStep(function, plans, 0, 0, memory, useful, threads, job, (self.weights, held, table))
 
     def _useful(self, rows: int, threads: int) -> int:
         """How many threads are worth their waking up."""
-        values = self.layout.values
+        values = self.weights.values
         seconds = values.nbytes / BYTES_PER_SECOND + values.size * rows / PRODUCTS_PER_SECOND
         return workforce().useful(seconds, threads)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in OLD_NAMES:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            warn_deprecated(f"PackedMatrix.{name}", f"PackedMatrix.{OLD_NAMES[name]}")
+            return getattr(self, OLD_NAMES[name])
+
+        @classmethod
+        def in_tiles(cls, weight_OI: npt.NDArray[np.float32], pattern: str, dtype: str = "bfloat16") -> Self:
+            """Old name of `from_dense_for_amx`."""
+            warn_deprecated("PackedMatrix.in_tiles", "PackedMatrix.from_dense_for_amx")
+            return cls.from_dense_for_amx(weight_OI, pattern, dtype)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return restored, (type(self), self.pattern, self.layout)
+        return restored, (type(self), self.pattern, self.weights)
 
 
 def restored(kind: type[PackedMatrix], pattern: str, layout: Layout) -> PackedMatrix:

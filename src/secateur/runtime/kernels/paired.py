@@ -95,8 +95,8 @@ class Paired(Layout):
         """See `Layout.most_vectors`."""
         return most_vectors(8)
 
-    def dense(self) -> Floats:
-        """See `Layout.dense`."""
+    def to_dense(self) -> Floats:
+        """See `Layout.to_dense`."""
         outputs, inputs = self.shape
         pair = np.repeat(np.arange(len(self.order)), np.diff(self.starts) * SLOTS)
         chunk, piece = np.divmod(pair // (self.chunk // PAIR), -(-inputs // PIECE))

@@ -36,7 +36,7 @@ class Scattered(Layout):
         chunk: Outputs of a chunk.
 
     Example:
-        >>> Scattered.of(np.eye(3, dtype=np.float32)).dense()
+        >>> Scattered.of(np.eye(3, dtype=np.float32)).to_dense()
         array([[1., 0., 0.],
                [0., 1., 0.],
                [0., 0., 1.]], dtype=float32)
@@ -83,8 +83,8 @@ class Scattered(Layout):
         """See `Layout.most_vectors`."""
         return most_vectors(4)
 
-    def dense(self) -> Floats:
-        """See `Layout.dense`."""
+    def to_dense(self) -> Floats:
+        """See `Layout.to_dense`."""
         outputs, inputs = self.shape
         count = -(-inputs // PIECE)
         strip = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts) * STRIP)

@@ -12,7 +12,7 @@ from secateur.runtime.kernels.openmp import Job, Team
 from secateur.runtime.kernels.step import PlannedStep
 from secateur.runtime.kernels.threads import Crew, scratch
 
-__all__ = ["Workforce", "borrow_threads", "workforce"]
+__all__ = ["Workforce", "use_openmp_threads", "workforce"]
 
 SECONDS_PER_HELPER = 150e-6
 """Of one thread's work for each helper. To wake one costs up to 70 us where other work has the processors."""
@@ -92,7 +92,7 @@ def workforce() -> Workforce:
     return _workforce
 
 
-def borrow_threads(library: ctypes.CDLL) -> None:
+def use_openmp_threads(library: ctypes.CDLL) -> None:
     """Work with the threads of the OpenMP runtime that a library is linked with, if it has one of the kind that serves.
 
     A forked process keeps threads of its own: the runtime may believe that it has those of the parent, and wait for

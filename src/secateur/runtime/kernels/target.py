@@ -15,7 +15,7 @@ from typing import Any
 from secateur._packages import require_packages
 from secateur.runtime.kernels.emitter import Emitter
 
-__all__ = ["Target", "assembly", "compiled", "has_tiles", "host", "machine_code"]
+__all__ = ["Target", "assembly", "compiled", "has_amx", "host", "machine_code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def host() -> Target:
 
 
 @cache
-def has_tiles() -> bool:
+def has_amx() -> bool:
     """Whether this process may multiply tiles of bfloat16: AMX, for which Linux wants to be asked (arch_prctl(2))."""
     if not (sys.platform == "linux" and host().has("amx-tile") and host().has("amx-bf16")):
         return False

@@ -79,17 +79,17 @@ class Tiled(TileLayout):
             ConfigError: Activations are not of the weights' type.
             LayerError: This processor has no tiles.
         """
-        from secateur.runtime.kernels.target import has_tiles
+        from secateur.runtime.kernels.target import has_amx
 
         self.refuse_others(element)
-        if not has_tiles():
+        if not has_amx():
             raise LayerError(
                 "the weight was packed for a processor with AMX, and this is none. Compile the model here."
             )
         return tile_steps(f"i{8 * self.columns.itemsize}", element, rows)
 
-    def dense(self) -> Floats:
-        """See `Layout.dense`."""
+    def to_dense(self) -> Floats:
+        """See `Layout.to_dense`."""
         outputs, inputs = self.shape
         dense = np.zeros((len(self.starts) - 1, inputs, STRIP), np.float32)
         group = np.repeat(np.arange(len(dense)), np.diff(self.starts))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from secateur.runtime.kernels import borrow_threads
+from secateur.runtime.kernels import use_openmp_threads
 
 __all__ = ["borrow_threads_of_torch"]
 
@@ -16,4 +16,4 @@ def borrow_threads_of_torch() -> None:
     """Have kernels work with the threads of the OpenMP runtime that torch is linked with: on Linux, where it is."""
     file = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if file.exists():
-        borrow_threads(ctypes.CDLL(str(file)))
+        use_openmp_threads(ctypes.CDLL(str(file)))

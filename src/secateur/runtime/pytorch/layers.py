@@ -16,7 +16,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import functional
 
 from secateur.errors import LayerError, SecateurError, StateError
-from secateur.runtime.kernels import OVERRUN, PackedMatrix, Window, window_of
+from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, PackedMatrix, get_window
 from secateur.runtime.pytorch.borrowing import borrow_threads_of_torch
 from secateur.runtime.pytorch.operator import (
     apply_layer,
@@ -309,7 +309,7 @@ class PackedLayer(OperatorLayer):
         refuse_tracing()
         self._refuse(rows, (features, inputs), is_here=rows.is_cpu)
         shape, dtype, threads = (*leading, outputs), self._dtype, torch.get_num_threads()
-        product = self.matrix.product(math.prod(leading), activations=NAMES[dtype], threads=threads)
+        product = self.matrix.compile_product(math.prod(leading), activations=NAMES[dtype], threads=threads)
         bias = self._bias.data_ptr()
 
         def call(rows: torch.Tensor) -> torch.Tensor:
@@ -361,7 +361,7 @@ class SparseLinear(PackedLayer):
 
     def dense_weight(self) -> torch.Tensor:
         """See `ExchangedLayer.dense_weight`."""
-        dense = torch.from_numpy(self.matrix.dense()).to(self.dtype)
+        dense = torch.from_numpy(self.matrix.to_dense()).to(self.dtype)
         return dense.T.contiguous() if self.is_transposed else dense
 
 
@@ -397,7 +397,7 @@ class SparseConv2d(PackedLayer):
         """See `OperatorLayer.output_shape`."""
         *batch, _, height, width = shape
         size = self._padded(height, width)
-        window = Window(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
+        window = ConvolutionWindow(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
         return *batch, self.out_channels, window.height, window.across
 
     def _convolve(self, images: torch.Tensor) -> torch.Tensor:
@@ -406,7 +406,7 @@ class SparseConv2d(PackedLayer):
         channels = images.shape[1] if images.ndim == IMAGE_AXES + 1 else -1
         self._refuse(images, (channels, self.in_channels), is_here=images.is_cpu)
         size = self._padded(*images.shape[2:])
-        window = window_of(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
+        window = get_window(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
         if min(window.height, window.across) < 1:
             raise LayerError(
                 f"a kernel of {self.kernel_size} with dilation {self.dilation} does not fit into padded images of "
@@ -425,20 +425,20 @@ class SparseConv2d(PackedLayer):
         if images.is_contiguous(memory_format=torch.channels_last):
             return super().multiply(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         height, width = images.shape[2:]
-        window = window_of(self.in_channels, (1, height * width), (1, 1), (1, 1), (1, 1))
+        window = get_window(self.in_channels, (1, height * width), (1, 1), (1, 1), (1, 1))
         planes = images.float().contiguous()
-        if window.across < OVERRUN:
-            planes = torch.cat([planes.flatten(), planes.new_zeros(OVERRUN)])
+        if window.across < OVERREAD_FLOATS:
+            planes = torch.cat([planes.flatten(), planes.new_zeros(OVERREAD_FLOATS)])
         return self._planar(planes, batch, window).view(batch, self.out_channels, height, width).to(images.dtype)
 
-    def _planar(self, planes: torch.Tensor, batch: int, window: Window) -> torch.Tensor:
-        """A product with planes, as `PackedMatrix.convolution` reads them."""
+    def _planar(self, planes: torch.Tensor, batch: int, window: ConvolutionWindow) -> torch.Tensor:
+        """A product with planes, as `PackedMatrix.compile_convolution` reads them."""
         result = planes.new_empty(batch, self.out_channels, window.height, window.across)
         threads = torch.get_num_threads()
         key = batch, window, threads
         product = self._calls.get(key)
         if product is None:
-            product = self._remembered(key, self.matrix.convolution(batch, window, threads=threads))
+            product = self._remembered(key, self.matrix.compile_convolution(batch, window, threads=threads))
         planes = planes if planes.data_ptr() else allocated(planes)
         product(self._bias.data_ptr(), planes.data_ptr(), result.data_ptr())
         return result
@@ -448,14 +448,14 @@ class SparseConv2d(PackedLayer):
         left, right, top, bottom = self._margins
         return height + top + bottom, width + left + right
 
-    def _planes(self, images: torch.Tensor, window: Window) -> torch.Tensor:
+    def _planes(self, images: torch.Tensor, window: ConvolutionWindow) -> torch.Tensor:
         """Images with their padding, and their pixels parted by their place in a stride."""
         left, _, top, _ = self._margins
         if self._mode != "constant" and any(self._margins):
             images, left, top = functional.pad(images, self._margins, mode=self._mode), 0, 0
         (down, across), (height, width) = window.stride, window.part
         size = len(images) * window.image
-        planes = torch.zeros(size + OVERRUN, dtype=torch.float32, device="cpu")
+        planes = torch.zeros(size + OVERREAD_FLOATS, dtype=torch.float32, device="cpu")
         if (down, across) == (1, 1):
             whole = planes[:size].view(len(images), self.in_channels, height, width)
             whole[:, :, top : top + images.shape[2], left : left + images.shape[3]] = images
@@ -472,5 +472,5 @@ class SparseConv2d(PackedLayer):
 
     def dense_weight(self) -> torch.Tensor:
         """See `ExchangedLayer.dense_weight`."""
-        dense = torch.from_numpy(self.matrix.dense()).to(self.dtype)
+        dense = torch.from_numpy(self.matrix.to_dense()).to(self.dtype)
         return dense.reshape(self.out_channels, *self.kernel_size, self.in_channels).permute(0, 3, 1, 2).contiguous()

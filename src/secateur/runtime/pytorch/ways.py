@@ -13,8 +13,7 @@ from torch import nn
 from secateur.patterns.pytorch import PytorchBasePattern
 from secateur.patterns.recognition import NonzeroMask, recognize_pattern
 from secateur.patterns.view import WeightView
-from secateur.runtime.kernels import PackedMatrix, has_tiles, unsupported
-from secateur.runtime.kernels.choice import MOST_EXPANDED
+from secateur.runtime.kernels import MAX_ROWS_WITHOUT_AMX, PackedMatrix, get_unsupported_reason, has_amx
 from secateur.runtime.pytorch.channels import ChannelConv2d, ChannelLinear
 from secateur.runtime.pytorch.cuda import cuda_forms, in_form
 from secateur.runtime.pytorch.layers import ExchangedLayer, SparseConv2d, SparseLinear, parts
@@ -174,14 +173,14 @@ def _tiles(layer: nn.Module, found: Zeroed, rows: int) -> Way | None:
     if (
         dtype is None
         or isinstance(layer, nn.Conv2d)
-        or not has_tiles()
-        or (dtype == "float32" and rows <= MOST_EXPANDED)
+        or not has_amx()
+        or (dtype == "float32" and rows <= MAX_ROWS_WITHOUT_AMX)
     ):
         return None
     weight, pattern = found.weight.numpy(), found.pattern or SINGLE
     return Way(
         f"tiles, {dtype}",
-        lambda: _linear(layer, found, PackedMatrix.in_tiles(weight, pattern, dtype)),
+        lambda: _linear(layer, found, PackedMatrix.from_dense_for_amx(weight, pattern, dtype)),
         reason="faster, and dense uses no tiles" if dtype == "float32" else "faster",
     )
 
@@ -195,7 +194,7 @@ def _kernels(layer: nn.Module, found: Zeroed, product: tuple[str, int], *, int8:
         yield f"there are no kernels for {parts(layer)[0].dtype} on the CPU"
         return
     dtype = "int8" if int8 else dtype
-    if reason := unsupported(pattern, shape, dtype):
+    if reason := get_unsupported_reason(pattern, shape, dtype):
         yield reason
         return
 
