@@ -62,6 +62,16 @@ def format_list(items: Iterable[str], limit: int = 8) -> str:
     return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
 
 
+def format_shape(shape: Iterable[int]) -> str:
+    """The sizes of an array.
+
+    Example:
+        >>> format_shape((32, 16))
+        '32×16'
+    """
+    return "×".join(map(str, shape))
+
+
 def suggest_name(name: str, known: Iterable[str]) -> str:
     """A suggestion for a misspelled `name`, as the tail of an error message.
 

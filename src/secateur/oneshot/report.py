@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from secateur._table import Table
-from secateur.results import PruningReport
+from secateur.results import Column, LayerResult, PruningReport
 
 __all__ = ["CalibratedReport"]
 
@@ -29,16 +28,18 @@ class CalibratedReport(PruningReport):
     solver_seconds: float
     seconds: float
 
-    def table(self) -> Table:
-        """The report for a person."""
-        # Not super(): a dataclass with slots is another class than the one that its methods see.
-        plain = PruningReport.table(self)
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the table."""
+        return (*LayerResult.columns, Column(">error", lambda row: self.errors[row.name], "{:.4f}"))
+
+    @property
+    def footer(self) -> list[str]:
+        """The lines below the table."""
         known = [error for error in self.errors.values() if error > 0]
         mean = math.exp(sum(map(math.log, known)) / len(known)) if known else 0.0
-        rows = [(*row, f"{self.errors[layer.name]:.4f}") for row, layer in zip(plain.rows, self.layers, strict=True)]
-        footer = [
-            *plain.footer,
+        return [
+            *super(CalibratedReport, self).footer,
             f"By {self.solver} in {self.seconds:.1f} s, {self.solver_seconds:.1f} s of them in the solver. error: "
             f"share of a layer's output energy that is lost on the calibration data, geometric mean {mean:.4f}.",
         ]
-        return Table(title=plain.title, columns=(*plain.columns, ">error"), rows=rows, footer=footer)
