@@ -1,12 +1,9 @@
-import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
-import secateur
 from secateur._registry import Registry
 from secateur._wording import suggest_name
 from secateur.errors import ConfigError, SecateurError, UnknownNameError
@@ -89,30 +86,3 @@ def test_installed_packages_register_through_entry_points(
     monkeypatch.setitem(sys.modules, "host", host)
     assert registry.find("mine") is host
     assert registry.find("mine") is host, "loading twice would register twice"
-
-
-def run(code: str) -> str:
-    """What a fresh interpreter prints."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-
-
-@pytest.mark.parametrize("name", ["config", "criteria", "errors", "patterns", "planning", "schedules", "training"])
-def test_modules_are_attributes_of_the_package(name: str) -> None:
-    ran = run(f"import sys, secateur; print(secateur.{name}.__name__, 'torch' in sys.modules)")
-    assert ran.split() == [f"secateur.{name}", "False"]
-
-
-def test_a_star_import_of_patterns_loads_no_framework() -> None:
-    ran = run("import sys; from secateur.patterns import *; print(get_pattern, {'torch', 'keras'} & set(sys.modules))")
-    assert ran.endswith("set()\n")
-
-
-def test_the_version_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert secateur.__version__[0].isdigit()
-
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("importlib.metadata.version", missing)
-    assert secateur.__version__ == "0+unknown"
-    assert {"__version__", "config", "plan"} <= set(dir(secateur))

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    __version__: str
+    from secateur import allocations as allocations
+    from secateur import artifact as artifact
+    from secateur import compat as compat
+    from secateur import config as config
+    from secateur import criteria as criteria
+    from secateur import errors as errors
+    from secateur import keras as keras
+    from secateur import models as models
+    from secateur import oneshot as oneshot
+    from secateur import patterns as patterns
+    from secateur import planning as planning
+    from secateur import refiners as refiners
+    from secateur import report as report
+    from secateur import results as results
+    from secateur import runtime as runtime
+    from secateur import schedules as schedules
+    from secateur import solvers as solvers
+    from secateur import training as training
     from secateur.artifact import load, save, verify
     from secateur.config import PruningConfig
     from secateur.criteria import register_criterion
@@ -16,6 +34,8 @@ if TYPE_CHECKING:
     from secateur.planning import plan
     from secateur.schedules import register_schedule
     from secateur.training import prepare
+
+    __version__: str
 
 __all__ = [
     "Calibration",
@@ -46,27 +66,29 @@ HOMES = {
     "save": "artifact",
     "verify": "artifact",
 }
-"""Public name → the module that has it, imported when it is first needed."""
-
-MODULES = {*HOMES.values(), "allocations", "keras", "refiners", "solvers"}
-"""Modules that are imported when they are first needed."""
+"""Public name → the module that has it, which is imported on first use."""
 
 
 def __getattr__(name: str) -> Any:
     if name in HOMES:
         return getattr(import_module(f"secateur.{HOMES[name]}"), name)
-    if name in MODULES:
+    if name in _list_modules():
         return import_module(f"secateur.{name}")
     if name == "__version__":
-        return _version()
+        return _read_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *MODULES, "__version__"})
+    return sorted({*__all__, *_list_modules(), "__version__"})
 
 
-def _version() -> str:
+def _list_modules() -> set[str]:
+    """The public modules of the package, which are imported on first use."""
+    return {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}
+
+
+def _read_version() -> str:
     metadata = import_module("importlib.metadata")
     try:
         return str(metadata.version("secateur"))
