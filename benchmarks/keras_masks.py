@@ -67,7 +67,7 @@ def keras_update(kernels: list[np.ndarray[Any, Any]], pattern: str) -> Callable[
     model = keras.Model(entrance, [layer(entrance) for layer in layers])
     for layer, kernel in zip(layers, kernels, strict=True):
         layer.kernel.assign(kernel)
-    optimizer = secateur.keras.PruningOptimizer(keras.optimizers.SGD(0.1), config(pattern), model)
+    optimizer = secateur.keras.PruningOptimizer(model, config(pattern), keras.optimizers.SGD(0.1))
 
     def update() -> None:
         optimizer._iterations.assign_add(1)

@@ -61,8 +61,8 @@ class Epochs:
             # The last update lies beyond the measurement, so scores are gathered all along.
             timing = {"start_step": 1, "pruning_frequency": 100_000, "end_step": 1_000_000}
             settings = config | timing | {"target_sparsity": 0.5, "sparsity_decay_type": at_once}
-            optimizer = secateur.keras.PruningOptimizer(optimizer, settings, self.model)
-            self.callbacks = [secateur.keras.UpdateMasks()]
+            optimizer = secateur.keras.PruningOptimizer(self.model, settings, optimizer)
+            self.callbacks = [secateur.keras.PruningCallback()]
         self.model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         generator = np.random.default_rng(0)
         self.tokens = generator.integers(0, VOCABULARY, (BATCH * STEPS, LENGTH), dtype=np.int32)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from secateur.keras import PruningOptimizer, UpdateMasks
+from secateur.keras import PruningCallback, PruningOptimizer
 from secateur.patterns.keras import host_array
 
 CONFIG: dict[str, Any] = {
@@ -63,21 +63,21 @@ def compiled(config: dict[str, Any] = CONFIG, *, model: Any = None, inner: Any =
     """A model that is to be pruned."""
     model = net() if model is None else model
     inner = keras.optimizers.AdamW(0.01) if inner is None else inner
-    model.compile(PruningOptimizer(inner, config, model), LOSS, **options)
+    model.compile(PruningOptimizer(model, config, inner), LOSS, **options)
     return model
 
 
 def fit(model: Any, epochs: int = 2, *more: keras.callbacks.Callback, **options: Any) -> Any:
     """Train in a fixed order; other callbacks come behind the one that updates masks."""
     settings = {"batch_size": BATCH, "epochs": epochs, "shuffle": False, "verbose": 0} | options
-    return model.fit(*data(), callbacks=[UpdateMasks(), *more], **settings)
+    return model.fit(*data(), callbacks=[PruningCallback(), *more], **settings)
 
 
 def pruning(model: Any) -> PruningOptimizer:
     """The pruning optimizer of a compiled model."""
-    from secateur.training.keras import pruning_optimizer
+    from secateur.training.keras import find_pruning_optimizer
 
-    return pruning_optimizer(model)
+    return find_pruning_optimizer(model)
 
 
 def kernels(model: Any, names: Iterable[str] = ("conv", "fc")) -> dict[str, Any]:

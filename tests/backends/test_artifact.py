@@ -81,9 +81,9 @@ def test_a_model_of_ones_own_is_filled_whatever_its_layers_are_numbered(tmp_path
 def test_a_model_that_was_trained_loads_without_its_optimizer(tmp_path: Path) -> None:
     model = net()
     config = {"pattern": "4x1", "target_sparsity": 0.75, "start_step": 0, "sparsity_decay_type": "one_shot"}
-    optimizer = secateur.keras.PruningOptimizer(keras.optimizers.Adam(0.01), config, model)
+    optimizer = secateur.keras.PruningOptimizer(model, config, keras.optimizers.Adam(0.01))
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(*data(), verbose=0, callbacks=[secateur.keras.UpdateMasks()])
+    model.fit(*data(), verbose=0, callbacks=[secateur.keras.PruningCallback()])
     report = secateur.keras.finalize(model)
     secateur.save(model, tmp_path / "saved", report=report)
     entry = Artifact(tmp_path / "saved").entry("fc/kernel")

@@ -35,7 +35,7 @@ def twin() -> keras.Model:
 
 def run(config: Mapping[str, Any]) -> tuple[list[int], str]:
     model = twin()
-    optimizer = PruningOptimizer(keras.optimizers.SGD(0.125), config, model)
+    optimizer = PruningOptimizer(model, config, keras.optimizers.SGD(0.125))
     shapes = [tuple(weight.shape) for weight in model_of_given_weights().parameters()]
     found = []
     for step in range(8):
@@ -58,7 +58,7 @@ def test_weights_of_one_size_fade_in_one_order() -> None:
         parameter.grad = torch.zeros_like(parameter)
     given = torch.optim.SGD(theirs.parameters(), lr=0.125)
     pruner = secateur.prepare(theirs, config, optimizer=given)
-    optimizer = PruningOptimizer(keras.optimizers.SGD(0.125), config, mine)
+    optimizer = PruningOptimizer(mine, config, keras.optimizers.SGD(0.125))
     for _ in range(8):
         given.step()
         optimizer.apply([keras.ops.zeros(variable.shape) for variable in mine.trainable_variables])

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import secateur
+import secateur.keras
 from backends.kit import CONFIG, LOSS, bits, compiled, data, fit, kernels, net, pruning, revived
 from secateur.errors import ConfigError, LayerError, ScoreError, StateError, UnknownNameError, UnsupportedModelError
-from secateur.keras import PruningOptimizer, finalize
+from secateur.keras import PruningCallback, PruningOptimizer, finalize
 
 
 def subclassed() -> keras.Model:
@@ -68,11 +69,11 @@ def sgd() -> Any:
         (net, {"start_step": 9, "end_step": 1}, sgd, ConfigError, "start_step must not be greater than end_step"),
         (net, {"max_sparsity_ratio_per_op": 0.5}, sgd, ConfigError, "out of reach over all layers"),
         (net, {}, lambda: "sgd", UnsupportedModelError, r"must be a keras\.optimizers\.Optimizer, found str"),
-        (net, {}, lambda: PruningOptimizer(sgd(), CONFIG, net()), StateError, "wrapped in a PruningOptimizer already"),
+        (net, {}, lambda: PruningOptimizer(net(), CONFIG, sgd()), StateError, "wrapped in a PruningOptimizer already"),
         (
             net,
             {},
-            lambda: keras.optimizers.LossScaleOptimizer(PruningOptimizer(sgd(), CONFIG, net())),
+            lambda: keras.optimizers.LossScaleOptimizer(PruningOptimizer(net(), CONFIG, sgd())),
             StateError,
             "wrapped in a PruningOptimizer already. Give the one inside",
         ),
@@ -81,7 +82,7 @@ def sgd() -> Any:
             {},
             lambda: keras.optimizers.LossScaleOptimizer(sgd()),
             UnsupportedModelError,
-            r"LossScaleOptimizer\(PruningOptimizer\(inner, config, model\)\)",
+            r"LossScaleOptimizer\(PruningOptimizer\(model, config, inner\)\)",
         ),
         (lambda: keras.layers.Dense(4), {}, sgd, UnsupportedModelError, r"model must be a keras\.Model, found Dense"),
     ],
@@ -90,7 +91,7 @@ def test_nothing_is_changed(make: Any, config: dict[str, Any], inner: Any, kind:
     model = make()
     before = bits(model, optimizer=False) if model.built else []
     with pytest.raises(kind, match=message):
-        PruningOptimizer(inner(), CONFIG | config, model)
+        PruningOptimizer(model, CONFIG | config, inner())
     assert (bits(model, optimizer=False) if model.built else []) == before
     assert issubclass(kind, secateur.SecateurError)
 
@@ -112,6 +113,41 @@ def test_prepare_is_the_same() -> None:
     assert pruning(model) is optimizer
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_prepare_takes_the_optimizer_of_a_compiled_model(policy: str) -> None:
+    model = net(dtype=policy)
+    inner = sgd()
+    model.compile(keras.optimizers.LossScaleOptimizer(inner) if policy == "mixed_float16" else inner, LOSS)
+    outer = model.optimizer
+    optimizer = secateur.prepare(model, CONFIG)
+    assert pruning(model) is optimizer
+    assert optimizer.inner_optimizer is inner
+    fit(model, 2)
+    assert finalize(model).is_complete
+    assert model.optimizer is outer
+
+
+def test_prepare_without_an_optimizer_needs_a_compiled_model() -> None:
+    model = net()
+    with pytest.raises(
+        StateError, match=r"The model 'net' is not compiled, .* or pass the optimizer: secateur\.prepare"
+    ):
+        secateur.prepare(model, CONFIG)
+    model.compile(sgd(), LOSS)
+    secateur.prepare(model, CONFIG)
+    with pytest.raises(StateError, match="wrapped in a PruningOptimizer already"):
+        secateur.prepare(model, CONFIG)
+
+
+def test_old_names_and_orders_are_deprecated() -> None:
+    with pytest.deprecated_call(match=r"UpdateMasks is deprecated\. Use secateur\.keras\.PruningCallback"):
+        assert secateur.keras.UpdateMasks is PruningCallback
+    with pytest.deprecated_call(match=r"Use PruningOptimizer\(model, config, optimizer\)"):
+        assert PruningOptimizer(sgd(), CONFIG, net()).sparsity == 0.0
+    with pytest.deprecated_call(match=r"Use PruningOptimizer\(optimizer=\.\.\.\)"):
+        assert PruningOptimizer(inner_optimizer=sgd(), config=CONFIG, model=net()).sparsity == 0.0
+
+
 def test_what_raises_in_a_compiled_step_is_what_is_seen() -> None:
     model = compiled()
     model.get_layer("fc").trainable = False
@@ -123,7 +159,7 @@ def test_what_raises_in_a_compiled_step_is_what_is_seen() -> None:
 def test_haste_and_zeros_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     model = net()
     secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.5})
-    PruningOptimizer(sgd(), {"pattern": "4x1", "target_sparsity": 0.75}, model)
+    PruningOptimizer(model, {"pattern": "4x1", "target_sparsity": 0.75}, sgd())
     assert "end_step is not set, so all of 4x1 is pruned at once at step 1" in caplog.text
     assert "50.0 % of the weights to be pruned are zero already" in caplog.text
 
@@ -134,7 +170,7 @@ def test_verbs_out_of_order() -> None:
     finalize(model)
     with pytest.raises(StateError, match="model 'net' is not compiled with a PruningOptimizer"):
         finalize(model)
-    optimizer = PruningOptimizer(sgd(), {**CONFIG, "criterion": "magnitude"}, net())
+    optimizer = PruningOptimizer(net(), {**CONFIG, "criterion": "magnitude"}, sgd())
     optimizer.finalize()
     assert not optimizer.is_active
     assert not optimizer.update_masks()
@@ -152,7 +188,7 @@ def test_the_wrapper_of_a_finalized_optimizer_comes_off() -> None:
 
 def test_an_optimizer_of_another_model_is_refused() -> None:
     model, other = net(), keras.models.clone_model(net())
-    other.compile(PruningOptimizer(sgd(), CONFIG, model), LOSS)
+    other.compile(PruningOptimizer(model, CONFIG, sgd()), LOSS)
     for verb in (lambda: fit(other, 1), lambda: finalize(other)):
         with pytest.raises(StateError, match=r"made for another model: the kernels of 'conv', 'fc' are not those of"):
             verb()
@@ -171,7 +207,7 @@ def test_weights_that_were_put_back_can_be_pruned_again() -> None:
 
 def test_a_call_without_pruned_kernels_is_no_step() -> None:
     model = net()
-    optimizer = PruningOptimizer(sgd(), {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.05}, model)
+    optimizer = PruningOptimizer(model, {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.05}, sgd())
     before = kernels(model)
     optimizer.apply([keras.ops.ones((4,))], [model.get_layer("out").bias])
     assert optimizer.step == 0

@@ -9,7 +9,7 @@ import pytest
 
 from backends.kit import BATCH, CONFIG, LOSS, Watch, bits, compiled, data, fit, host, kernels, net, pruning
 from secateur.errors import ScoreError, StateError, UnsupportedModelError
-from secateur.keras import PruningOptimizer, UpdateMasks, finalize
+from secateur.keras import PruningCallback, PruningOptimizer, finalize
 
 
 def accumulating(steps: int = 2, **options: Any) -> Any:
@@ -27,8 +27,8 @@ def test_accumulated_batches_make_one_step() -> None:
 def test_scores_see_the_mean_of_accumulated_gradients() -> None:
     config = {**CONFIG, "criterion": "gradient", "start_step": 1, "end_step": 2, "pruning_frequency": 1}
     whole, parts = net(), net()
-    one = PruningOptimizer(keras.optimizers.SGD(0.1), config, whole)
-    two = PruningOptimizer(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), config, parts)
+    one = PruningOptimizer(whole, config, keras.optimizers.SGD(0.1))
+    two = PruningOptimizer(parts, config, keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
     generator = np.random.default_rng(0)
     for _ in range(2):
         grads = [
@@ -155,7 +155,7 @@ def test_learning_rate_is_that_of_the_optimizer_inside() -> None:
 
 def test_excluding_from_weight_decay_reaches_the_optimizer_inside() -> None:
     inner = keras.optimizers.AdamW(0.01)
-    optimizer = PruningOptimizer(inner, CONFIG, net())
+    optimizer = PruningOptimizer(net(), CONFIG, inner)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     assert inner._exclude_from_weight_decay_pattern.pattern == "bias"
 
@@ -200,7 +200,7 @@ def test_frozen_masks_are_saved(tmp_path: Path) -> None:
 
 def test_a_layer_without_a_gradient_is_an_error_before_anything_changes() -> None:
     model = net()
-    optimizer = PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG, model)
+    optimizer = PruningOptimizer(model, CONFIG, keras.optimizers.SGD(0.1))
     before = bits(model, optimizer=False)
     variables = [variable for variable in model.trainable_variables if "fc" not in variable.path]
     grads = [keras.ops.ones(variable.shape) for variable in variables]
@@ -224,4 +224,4 @@ def test_without_a_pruning_optimizer_the_callback_says_so() -> None:
     model = net()
     model.compile("adam", LOSS)
     with pytest.raises(StateError, match=r"model 'net' is not compiled with a PruningOptimizer\. Compile it with"):
-        model.fit(*data(), verbose=0, callbacks=[UpdateMasks()])
+        model.fit(*data(), verbose=0, callbacks=[PruningCallback()])

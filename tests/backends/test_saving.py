@@ -30,7 +30,7 @@ from backends.kit import (
     revived,
 )
 from secateur.errors import ConfigError, StateError
-from secateur.keras import PruningOptimizer, UpdateMasks, finalize
+from secateur.keras import PruningCallback, PruningOptimizer, finalize
 
 RUNS: dict[str, dict[str, Any]] = {
     "iterative": {},
@@ -61,7 +61,7 @@ def epoch(model: Any, first: int, last: int) -> Any:
     inputs, labels = data()
     part = slice(first * BATCH, last * BATCH)
     model.fit(
-        inputs[part], labels[part], batch_size=BATCH, shuffle=False, verbose=0, callbacks=[UpdateMasks(), Watch()]
+        inputs[part], labels[part], batch_size=BATCH, shuffle=False, verbose=0, callbacks=[PruningCallback(), Watch()]
     )
     return model
 
@@ -106,7 +106,7 @@ def test_backup_and_restore(tmp_path: Path, *, first: bool) -> None:
 
     def run(model: Any, *more: Any) -> Any:
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
-        callbacks = [backup, UpdateMasks()] if first else [UpdateMasks(), backup]
+        callbacks = [backup, PruningCallback()] if first else [PruningCallback(), backup]
         model.fit(*data(), batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[*callbacks, *more])
         return model
 
@@ -265,14 +265,14 @@ def test_a_layer_frozen_in_the_middle_does_not_swap_kernels(tmp_path: Path) -> N
     parts = [keras.layers.Dense(16, name=name) for name in "abc"]
     model = keras.Sequential([keras.Input((16,)), *parts, keras.layers.Dense(4, name="out")])
     compiled({**CONFIG, "criterion": "magnitude", "op_names": ["b"]}, model=model)
-    model.fit(INPUTS, data()[1], batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    model.fit(INPUTS, data()[1], batch_size=BATCH, verbose=0, callbacks=[PruningCallback()])
     model.get_layer("a").trainable = False
     model.save(tmp_path / "m.keras")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")  # Keras's, of the one inside
         other = keras.saving.load_model(tmp_path / "m.keras")
     assert list(pruning(other).masks) == ["b"]
-    other.fit(INPUTS, data()[1], batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    other.fit(INPUTS, data()[1], batch_size=BATCH, verbose=0, callbacks=[PruningCallback()])
     zeros = [float((kernel == 0).mean()) for kernel in kernels(other, "abc").values()]
     assert zeros == [0.0, 0.75, 0.0]
     assert finalize(other).unit_sparsity == 0.75
@@ -283,8 +283,8 @@ def test_layers_that_are_not_frozen_any_more(tmp_path: Path, *, named: bool) -> 
     model = alike(named=named)
     model.parts[0].trainable = False
     names = [part.name for part in model.parts]
-    model.compile(PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG | {"op_names": [names[1]]}, model), "mse")
-    model.fit(INPUTS, INPUTS, batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    model.compile(PruningOptimizer(model, CONFIG | {"op_names": [names[1]]}, keras.optimizers.SGD(0.1)), "mse")
+    model.fit(INPUTS, INPUTS, batch_size=BATCH, verbose=0, callbacks=[PruningCallback()])
     model.save(tmp_path / "m.keras")
     if not named:
         with pytest.raises(StateError, match=r"saved with another model: its layer 'dense.*' has a kernel"):
@@ -299,15 +299,15 @@ def test_layers_that_are_not_frozen_any_more(tmp_path: Path, *, named: bool) -> 
 
 def test_a_model_that_names_its_layers_anew_is_told_by_order(tmp_path: Path) -> None:
     model = alike(named=False)
-    model.compile(PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG | {"criterion": "magnitude"}, model), "mse")
-    model.fit(INPUTS, INPUTS, batch_size=BATCH, epochs=2, verbose=0, callbacks=[UpdateMasks()])
+    model.compile(PruningOptimizer(model, CONFIG | {"criterion": "magnitude"}, keras.optimizers.SGD(0.1)), "mse")
+    model.fit(INPUTS, INPUTS, batch_size=BATCH, epochs=2, verbose=0, callbacks=[PruningCallback()])
     model.save(tmp_path / "m.keras")
     other = keras.saving.load_model(tmp_path / "m.keras")
     assert [part.name for part in other.parts] != [part.name for part in model.parts]
     assert [host(part.kernel).tobytes() for part in other.parts] == [
         host(part.kernel).tobytes() for part in model.parts
     ]
-    other.fit(INPUTS, INPUTS, batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    other.fit(INPUTS, INPUTS, batch_size=BATCH, verbose=0, callbacks=[PruningCallback()])
     assert finalize(other).unit_sparsity == 0.75
 
 
@@ -341,7 +341,7 @@ def test_weights_that_are_loaded_before_training_are_those_that_count(config: di
     warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
     with pytest.warns(UserWarning, match="starts with the weights that it holds"):
         model.load_weights(tmp_path / "trained.weights.h5")
-    expected = PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG | config, trained)
+    expected = PruningOptimizer(trained, CONFIG | config, keras.optimizers.SGD(0.1))
     assert all((pruning(model).masks[name] == mask).all() for name, mask in expected.masks.items())
     fit(model, 1, Watch())
 
@@ -360,7 +360,7 @@ def test_a_loaded_run_does_not_look_at_weights_that_are_thrown_away(tmp_path: Pa
     for part in parts:
         part.kernel.assign(np.random.default_rng(1).standard_normal((16, 16)))
     compiled(CONFIG | {"keep_zeros": True, "criterion": "magnitude"}, model=model)
-    model.fit(INPUTS, data()[1], batch_size=BATCH, verbose=0, callbacks=[UpdateMasks()])
+    model.fit(INPUTS, data()[1], batch_size=BATCH, verbose=0, callbacks=[PruningCallback()])
     model.save(tmp_path / "m.keras")
     assert bits(keras.saving.load_model(tmp_path / "m.keras")) == bits(model)
 

@@ -132,17 +132,17 @@ def test_two_optimizers_of_one_model() -> None:
     before = kernels(model)
     at_once = {**CONFIG, "criterion": "magnitude", "start_step": 0, "end_step": 0}
     with pytest.raises(StateError, match="Another PruningOptimizer prunes 'conv', 'fc' already"):
-        PruningOptimizer(keras.optimizers.SGD(), at_once, model)
+        PruningOptimizer(model, at_once, keras.optimizers.SGD())
     assert all((before[name] == kernel).all() for name, kernel in kernels(model).items())
     fit(model, 2)
     finalize(model)
-    assert PruningOptimizer(keras.optimizers.SGD(), {**CONFIG, "keep_zeros": True}, model).is_active
+    assert PruningOptimizer(model, {**CONFIG, "keep_zeros": True}, keras.optimizers.SGD()).is_active
 
 
 def test_an_optimizer_that_nobody_can_reach_is_no_second_one() -> None:
     model = net()
     for _ in range(3):
-        PruningOptimizer(keras.optimizers.SGD(), CONFIG, model)
+        PruningOptimizer(model, CONFIG, keras.optimizers.SGD())
 
 
 class Unlucky(keras.optimizers.SGD):

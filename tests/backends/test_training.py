@@ -26,7 +26,7 @@ from backends.kit import (
     pruning,
     revived,
 )
-from secateur.keras import PruningOptimizer, UpdateMasks, finalize
+from secateur.keras import PruningCallback, PruningOptimizer, finalize
 
 BACKEND = keras.backend.backend()
 
@@ -139,7 +139,7 @@ def test_group_lasso_shrinks_whole_units_until_the_end() -> None:
 def test_group_lasso_is_the_proximal_step() -> None:
     config = {"pattern": "1xchannel", "reg_type": "group_lasso", "reg_coeff": 0.5, "end_step": 9, "op_names": ["fc"]}
     model = net()
-    optimizer = PruningOptimizer(keras.optimizers.SGD(0.1), {**config, "start_step": 8}, model)
+    optimizer = PruningOptimizer(model, {**config, "start_step": 8}, keras.optimizers.SGD(0.1))
     before = kernels(model)["fc"]
     optimizer.apply([keras.ops.zeros(variable.shape) for variable in model.trainable_variables])
     norm = np.linalg.norm(before, axis=0)
@@ -183,7 +183,7 @@ def test_sparsity_is_in_the_history() -> None:
 
 def test_own_loop() -> None:
     model = net()
-    optimizer = PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG, model)
+    optimizer = PruningOptimizer(model, CONFIG, keras.optimizers.SGD(0.1))
     LOOPS[BACKEND](model, optimizer)
     assert optimizer.step == 2 * BATCHES
     assert optimizer.finalize().unit_sparsity == 0.75
@@ -312,7 +312,9 @@ def test_forgotten_callback_is_found() -> None:
     model = compiled()
     model.fit(*data(), batch_size=BATCH, epochs=2, verbose=0)
     before = bits(model)
-    with pytest.raises(secateur.SecateurError, match=r"Masks were to change after step 2, and 12 steps .*UpdateMasks"):
+    with pytest.raises(
+        secateur.SecateurError, match=r"Masks were to change after step 2, and 12 steps .*PruningCallback"
+    ):
         finalize(model)
     assert bits(model) == before
     assert pruning(model).update_masks()
@@ -340,7 +342,7 @@ def test_an_adversarial_pair() -> None:
     """Two models, each with its own optimizer, trained in turn by one custom step."""
     maker, judge = net(), net(1)
     pair = [
-        PruningOptimizer(keras.optimizers.SGD(0.1), CONFIG | {"criterion": "magnitude"}, model)
+        PruningOptimizer(model, CONFIG | {"criterion": "magnitude"}, keras.optimizers.SGD(0.1))
         for model in (maker, judge)
     ]
     for optimizer, model in zip(pair, (maker, judge), strict=True):
@@ -353,9 +355,9 @@ def test_an_adversarial_pair() -> None:
 
 def test_a_callback_may_name_its_optimizer() -> None:
     model = net()
-    optimizer = PruningOptimizer(keras.optimizers.AdamW(0.01), CONFIG, model)
+    optimizer = PruningOptimizer(model, CONFIG, keras.optimizers.AdamW(0.01))
     model.compile(optimizer, LOSS)
-    model.fit(*data(), batch_size=BATCH, epochs=2, verbose=0, callbacks=[UpdateMasks(optimizer)])
+    model.fit(*data(), batch_size=BATCH, epochs=2, verbose=0, callbacks=[PruningCallback(optimizer)])
     assert finalize(model).unit_sparsity == 0.75
 
 
@@ -367,9 +369,9 @@ def test_sub_models_and_attention() -> None:
     block = keras.Model(inner_entrance, keras.layers.Dense(8, name="wide")(inner_entrance), name="block")
     pooled = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(tokens + block(attended)))
     model = keras.Model(tokens, keras.layers.Dense(4, name="out")(pooled))
-    model.compile(PruningOptimizer(keras.optimizers.Adam(0.01), CONFIG, model), LOSS)
+    model.compile(PruningOptimizer(model, CONFIG, keras.optimizers.Adam(0.01)), LOSS)
     inputs = np.random.default_rng(0).standard_normal((48, 5, 8), dtype=np.float32)
-    model.fit(inputs, data()[1], batch_size=BATCH, epochs=2, verbose=0, callbacks=[UpdateMasks()])
+    model.fit(inputs, data()[1], batch_size=BATCH, epochs=2, verbose=0, callbacks=[PruningCallback()])
     report = finalize(model)
     assert [layer.name for layer in report.layers] == [
         "attention/query",

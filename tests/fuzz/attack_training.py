@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 import secateur
 from fuzz.harness import attack
 from secateur.errors import SecateurError
-from secateur.training.pytorch import Pruner, prepare_by_hand
+from secateur.training.pytorch import Pruner
 from training.models import OPTIMIZERS, backward, mlp, revived
 from training.test_interrupts import InterruptAt
 
@@ -122,7 +122,7 @@ def begin(chance: random.Random, config: dict[str, Any]) -> tuple[nn.Sequential,
         model[0].weight.data[:8] = 0
     optimizer = OPTIMIZERS[chance.choice(list(OPTIMIZERS))](model.parameters())
     if chance.random() < 0.3:
-        return model, optimizer, prepare_by_hand(model, {**config, "reg_type": None})
+        return model, optimizer, secateur.prepare(model, {**config, "reg_type": None})
     return model, optimizer, secateur.prepare(model, config, optimizer=optimizer)
 
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import secateur
 from secateur.errors import LayerError, StateError
-from secateur.training.pytorch import Pruner, prepare_by_hand
+from secateur.training.pytorch import Pruner
 from training.models import CONFIG, OPTIMIZERS, PROGRESSIVE, backward, begin, hooks, mlp, pruned_units, revived
 
 LASSO = {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.01}
@@ -202,10 +202,10 @@ def test_a_step_in_the_closure_of_another_optimizer(*, is_interrupted: bool) -> 
     assert pruner.finalize().is_complete
 
 
-def test_by_hand() -> None:
+def test_announced_steps() -> None:
     model = mlp()
     hidden = OPTIMIZERS["adamw"](model.parameters())
-    pruner = prepare_by_hand(model, CONFIG)
+    pruner = secateur.prepare(model, CONFIG)
 
     def loop() -> None:
         with pruner:

@@ -11,7 +11,7 @@ from torch.optim import SGD
 
 import secateur
 from secateur.errors import LayerError, StateError
-from secateur.training.pytorch import Pruner, prepare_by_hand
+from secateur.training.pytorch import Pruner
 from secateur.training.pytorch.overlap import shares_memory
 from training.models import CONFIG, begin, bits, mlp
 
@@ -21,8 +21,8 @@ def by_optimizer(model: nn.Module) -> Pruner:
     return pruner
 
 
-def by_hand(model: nn.Module) -> Pruner:
-    return prepare_by_hand(model, {**CONFIG, "pattern": "8x1"})
+def announced(model: nn.Module) -> Pruner:
+    return secateur.prepare(model, {**CONFIG, "pattern": "8x1"})
 
 
 def same(model: nn.Sequential) -> nn.Module:
@@ -59,8 +59,8 @@ def rows(model: nn.Sequential) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("second", [by_optimizer, by_hand])
-@pytest.mark.parametrize("first", [by_optimizer, by_hand])
+@pytest.mark.parametrize("second", [by_optimizer, announced])
+@pytest.mark.parametrize("first", [by_optimizer, announced])
 @pytest.mark.parametrize("view", [same, around, tied, alias, rows])
 def test_two_pruners_of_one_weight(
     view: Callable[[nn.Sequential], nn.Module],
@@ -93,7 +93,7 @@ def test_an_earlier_run_that_has_ended(end: Callable[[Pruner], None]) -> None:
     assert by_optimizer(trial.model).is_active
 
 
-@pytest.mark.parametrize("make", [by_optimizer, by_hand])
+@pytest.mark.parametrize("make", [by_optimizer, announced])
 def test_an_earlier_run_that_nobody_can_reach(make: Callable[[nn.Module], Pruner]) -> None:
     model = mlp()
     gc.disable()

@@ -9,7 +9,7 @@ import keras
 
 import secateur
 from secateur.demo.digits import CLASSES, Case, Digits, Recipe
-from secateur.keras import PruningOptimizer, UpdateMasks, finalize
+from secateur.keras import PruningCallback, PruningOptimizer, finalize
 from secateur.training import PruningReport
 
 __all__ = ["RECIPE", "KerasDigits"]
@@ -68,8 +68,8 @@ class KerasDigits(Digits):
 
     def prune(self, model: keras.Model, config: secateur.PruningConfig, seed: int) -> PruningReport:
         """See `Digits.prune`."""
-        optimizer = PruningOptimizer(self._optimizer(), config, model)
-        self._fit(model, optimizer, self.recipe.tuning_epochs, seed, UpdateMasks())
+        optimizer = PruningOptimizer(model, config, self._optimizer())
+        self._fit(model, optimizer, self.recipe.tuning_epochs, seed, PruningCallback())
         return finalize(model)
 
     def predict(self, model: keras.Model) -> Any:

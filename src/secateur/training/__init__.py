@@ -12,31 +12,33 @@ from secateur.results import LayerResult, PruningReport
 __all__ = ["LayerResult", "PruningReport", "prepare"]
 
 
-def prepare(model: Any, config: PruningConfig | Mapping[str, Any], *, optimizer: Any | Iterable[Any]) -> Any:
-    """Have a model pruned while its own training loop runs.
+def prepare(model: Any, config: PruningConfig | Mapping[str, Any], optimizer: Any | Iterable[Any] | None = None) -> Any:
+    """Prune a model while your own training loop trains it.
 
-    For a torch model the pruner hooks into the optimizer: after each of its steps what is pruned is exactly zero, and
-    when the schedule says so, more is pruned. The loop itself does not change. For a Keras model the optimizer that is
-    returned takes the place of the given one, and a callback updates the masks; see `secateur.keras.PruningOptimizer`.
+    With torch, the pruner hooks into the optimizer: after each of its steps pruned weights are exactly zero, and when
+    the schedule says so, more of them are pruned. The loop itself does not change. With Keras, train with the optimizer
+    that is returned, and pass `secateur.keras.PruningCallback` to ``fit``.
 
     Args:
         model: A torch module, compiled or not, or a built Keras model.
-        config: A `PruningConfig`, or a plain mapping with the same keys.
-        optimizer: The optimizer that trains the model; for torch also several of them.
+        config: A `PruningConfig`, or a mapping with the same keys.
+        optimizer: The optimizer that trains the model; for torch also several of them. ``None`` for torch: the loop
+            calls the pruner's `before_step` and `after_step` around each step, where the optimizer is not accessible.
+            ``None`` for Keras: the optimizer that the model is compiled with, which the returned one then replaces.
 
     Returns:
-        A `secateur.training.pytorch.Pruner` for a torch model, a `secateur.keras.PruningOptimizer` for a Keras model.
+        A `Pruner`: for torch a `secateur.training.pytorch.Pruner`, for Keras a `secateur.keras.PruningOptimizer`.
 
     Raises:
-        SecateurError: The configuration fits neither itself nor the model, a weight is ``nan``, or no optimizer holds a
-            layer that is to be pruned. Nothing is changed then.
+        SecateurError: The configuration is invalid or does not fit the model, a weight is ``nan``, no optimizer holds a
+            layer to be pruned, or a Keras model without an optimizer is not compiled. Nothing is changed then.
 
     Example:
         >>> import torch, secateur
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> config = secateur.PruningConfig(pattern="4x1", target_sparsity=0.5, end_step=20)
-        >>> pruner = secateur.prepare(model, config, optimizer=optimizer)
+        >>> pruner = secateur.prepare(model, config, optimizer)
         >>> for step in range(30):
         ...     model(torch.randn(4, 8)).square().mean().backward()
         ...     optimizer.step()
@@ -44,4 +46,4 @@ def prepare(model: Any, config: PruningConfig | Mapping[str, Any], *, optimizer:
         >>> pruner.finalize().sparsity
         0.5
     """
-    return leaf("secateur.training", model).prepare(model, config, optimizer=optimizer)
+    return leaf("secateur.training", model).prepare(model, config, optimizer)

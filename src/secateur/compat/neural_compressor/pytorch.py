@@ -18,7 +18,7 @@ from secateur.oneshot import Calibration
 from secateur.oneshot.pytorch import prune
 from secateur.planning.pytorch import candidates, plan, unwrapped
 from secateur.results import PruningReport
-from secateur.training.pytorch import Pruner, prepare, prepare_by_hand
+from secateur.training.pytorch import Pruner, prepare
 
 __all__ = ["planned", "pruned_once", "pruning_config", "save", "started"]
 
@@ -51,7 +51,7 @@ def planned(config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool
 
 def started(model: nn.Module, config: PruningConfig, optimizer: Any) -> Pruner:
     """A run that follows the optimizer, or one whose steps are announced where that is ``None``."""
-    return prepare_by_hand(model, config) if optimizer is None else prepare(model, config, optimizer=optimizer)
+    return prepare(model, config, optimizer)
 
 
 def pruned_once(

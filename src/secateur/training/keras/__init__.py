@@ -7,16 +7,27 @@ from typing import Any
 
 import keras
 
+from secateur._deprecated import deprecated_getattr
 from secateur.config import PruningConfig
-from secateur.training.keras.callback import UpdateMasks, pruning_optimizer
-from secateur.training.keras.ending import finalize
+from secateur.training.keras.callback import PruningCallback
+from secateur.training.keras.compiled import finalize, find_pruning_optimizer, prepare_compiled
 from secateur.training.keras.optimizer import PruningOptimizer
 
-__all__ = ["PruningOptimizer", "UpdateMasks", "finalize", "prepare", "pruning_optimizer"]
+__all__ = ["PruningCallback", "PruningOptimizer", "finalize", "find_pruning_optimizer", "prepare"]
+
+__getattr__ = deprecated_getattr(
+    __name__,
+    {
+        "UpdateMasks": "secateur.keras:PruningCallback",
+        "pruning_optimizer": "secateur.training.keras:find_pruning_optimizer",
+    },
+)
 
 
 def prepare(
-    model: keras.Model, config: PruningConfig | Mapping[str, Any], *, optimizer: keras.optimizers.Optimizer
+    model: keras.Model,
+    config: PruningConfig | Mapping[str, Any],
+    optimizer: keras.optimizers.Optimizer | None = None,
 ) -> PruningOptimizer:
     """See `secateur.prepare`."""
-    return PruningOptimizer(optimizer, config, model)
+    return prepare_compiled(model, config) if optimizer is None else PruningOptimizer(model, config, optimizer)

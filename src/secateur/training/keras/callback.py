@@ -6,13 +6,13 @@ from typing import Any
 
 import keras
 
-from secateur.errors import StateError
+from secateur.training.keras.compiled import find_pruning_optimizer
 from secateur.training.keras.optimizer import PruningOptimizer
 
-__all__ = ["UpdateMasks", "pruning_optimizer"]
+__all__ = ["PruningCallback"]
 
 
-class UpdateMasks(keras.callbacks.Callback):
+class PruningCallback(keras.callbacks.Callback):
     """Lets masks follow the schedule under ``fit``, and adds ``sparsity`` to the logs of each epoch.
 
     Between updates it only counts batches, so compiled steps run on without waiting for it. With
@@ -26,9 +26,9 @@ class UpdateMasks(keras.callbacks.Callback):
         >>> import keras, numpy as np, secateur.keras
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(3)])
         >>> config = {"pattern": "4x1", "target_sparsity": 0.5, "end_step": 8, "pruning_frequency": 2}
-        >>> model.compile(secateur.keras.PruningOptimizer(keras.optimizers.SGD(), config, model), "mse")
+        >>> model.compile(secateur.keras.PruningOptimizer(model, config, keras.optimizers.SGD()), "mse")
         >>> data = np.ones((32, 8)), np.ones((32, 3))
-        >>> history = model.fit(*data, batch_size=4, verbose=0, callbacks=[secateur.keras.UpdateMasks()])
+        >>> history = model.fit(*data, batch_size=4, verbose=0, callbacks=[secateur.keras.PruningCallback()])
         >>> history.history["sparsity"]
         [0.5]
     """
@@ -74,7 +74,7 @@ class UpdateMasks(keras.callbacks.Callback):
         self._batches_to_wait = NEVER if due is None else (due - 1 - optimizer.step) * optimizer.batches_per_step + 1
 
     def _optimizer_of(self, model: keras.Model) -> PruningOptimizer:
-        return pruning_optimizer(model) if self._optimizer is None else self._optimizer
+        return find_pruning_optimizer(model) if self._optimizer is None else self._optimizer
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         """Add the share of pruned weights to the logs."""
@@ -84,20 +84,3 @@ class UpdateMasks(keras.callbacks.Callback):
 
 NEVER = 1 << 62
 """More batches than any training has."""
-
-
-def pruning_optimizer(model: keras.Model) -> PruningOptimizer:
-    """The pruning optimizer that a model is compiled with.
-
-    Raises:
-        StateError: It is compiled with none.
-    """
-    optimizer = getattr(model, "optimizer", None)
-    while optimizer is not None and not isinstance(optimizer, PruningOptimizer):
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    if optimizer is None:
-        raise StateError(
-            f"The model {model.name!r} is not compiled with a PruningOptimizer. Compile it with "
-            f"secateur.keras.PruningOptimizer(optimizer, config, model)."
-        )
-    return optimizer

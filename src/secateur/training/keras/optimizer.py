@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from secateur._array import Array
+from secateur._deprecated import warn_deprecated
 from secateur._wording import format_list
 from secateur.config import PruningConfig
 from secateur.errors import StateError, UnsupportedModelError
@@ -46,15 +47,16 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     After each step of the optimizer inside, what is pruned is exactly zero; that is part of the compiled step on every
     backend. Masks, scores and counters are variables of this optimizer, so they are saved and restored with it. New
-    masks are chosen between steps: by the callback `UpdateMasks` under ``fit``, by `update_masks` in a loop of your
+    masks are chosen between steps: by the callback `PruningCallback` under ``fit``, by `update_masks` in a loop of your
     own. Whether that was forgotten is found by `finalize`.
 
     Args:
-        inner_optimizer: The optimizer that trains. A `keras.optimizers.LossScaleOptimizer` goes around this optimizer,
-            not inside; ``compile`` puts it there by itself under ``mixed_float16``.
+        model: The built model to prune. Masks that are due before the first step are applied at once.
         config: A `PruningConfig`, or a plain mapping with the same keys.
-        model: The built model that is to be pruned. Masks that hold before the first step are applied at once.
+        optimizer: The optimizer that trains the model. A `keras.optimizers.LossScaleOptimizer` wraps this optimizer,
+            not the other way round; ``compile`` adds it under ``mixed_float16``.
         name: Name of this optimizer.
+        inner_optimizer: Deprecated name of `optimizer`.
 
     Attributes:
         inner_optimizer: The optimizer that trains.
@@ -67,19 +69,22 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         >>> import keras, secateur.keras
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(3)])
         >>> config = {"pattern": "4x1", "target_sparsity": 0.5, "start_step": 0, "sparsity_decay_type": "one_shot"}
-        >>> optimizer = secateur.keras.PruningOptimizer(keras.optimizers.Adam(1e-3), config, model)
+        >>> optimizer = secateur.keras.PruningOptimizer(model, config, keras.optimizers.Adam(1e-3))
         >>> optimizer.sparsity
         0.5
     """
 
     def __init__(
         self,
-        inner_optimizer: keras.optimizers.Optimizer,
-        config: PruningConfig | Mapping[str, Any],
         model: keras.Model,
+        config: PruningConfig | Mapping[str, Any],
+        optimizer: keras.optimizers.Optimizer | None = None,
         name: str | None = None,
+        *,
+        inner_optimizer: keras.optimizers.Optimizer | None = None,
     ) -> None:
-        _refuse_unfit(inner_optimizer)
+        model, optimizer = _accept_old_arguments(model, optimizer, inner_optimizer)
+        _refuse_unfit(optimizer)
         if not isinstance(model, keras.Model):
             raise UnsupportedModelError(f"model must be a keras.Model, found {type(model).__name__}.")
         plan = plan_keras(model, config)
@@ -87,7 +92,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         _refuse_shared(pruner)
         warn_of_haste(pruner.runs)
         warn_of_zeros(pruner.runs)
-        self._take(inner_optimizer, Record.of(plan, model), name)
+        self._take(optimizer, Record.of(plan, model), name)
         self._start(pruner, model.trainable_variables)
 
     def _take(self, inner_optimizer: keras.optimizers.Optimizer, record: Record, name: str | None) -> None:
@@ -185,7 +190,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         if (due := self._pruner.next_update) is not None and due <= self.step:
             logger.warning(
                 "Masks were to change after step %d, and %d steps have been made without it. Pass "
-                "secateur.keras.UpdateMasks() as a callback to fit.",
+                "secateur.keras.PruningCallback() as a callback to fit.",
                 due,
                 self.step,
             )
@@ -448,6 +453,18 @@ def _shared(pruner: KernelPruner) -> list[str]:
     return [name for name, kernel in pruner.kernels.items() if id(kernel.variable) in theirs]
 
 
+def _accept_old_arguments(model: Any, optimizer: Any, inner_optimizer: Any) -> tuple[Any, Any]:
+    """Accept ``PruningOptimizer(inner_optimizer, config, model)``, the order of arguments of version 0.1."""
+    if inner_optimizer is not None:
+        warn_deprecated("PruningOptimizer(inner_optimizer=...)", "PruningOptimizer(optimizer=...)", stacklevel=4)
+        optimizer = inner_optimizer
+    if isinstance(optimizer, keras.Model):
+        old, new = "PruningOptimizer(optimizer, config, model)", "PruningOptimizer(model, config, optimizer)"
+        warn_deprecated(old, new, stacklevel=4)
+        model, optimizer = optimizer, model
+    return model, optimizer
+
+
 def _refuse_unfit(inner: Any) -> None:
     if not isinstance(inner, keras.optimizers.Optimizer):
         raise UnsupportedModelError(f"optimizer must be a keras.optimizers.Optimizer, found {type(inner).__name__}.")
@@ -459,5 +476,5 @@ def _refuse_unfit(inner: Any) -> None:
     if isinstance(inner, keras.optimizers.LossScaleOptimizer):
         raise UnsupportedModelError(
             "A LossScaleOptimizer goes around a PruningOptimizer, so that steps it skips are not counted: "
-            "LossScaleOptimizer(PruningOptimizer(inner, config, model)). Under mixed_float16, compile puts it there."
+            "LossScaleOptimizer(PruningOptimizer(model, config, inner)). Under mixed_float16, compile puts it there."
         )

@@ -182,7 +182,7 @@ class KernelPruner:
         if (due := self.next_update) is not None and due <= step:
             raise StateError(
                 f"Masks were to change after step {due}, and {step} steps have been made without it. Pass "
-                f"secateur.keras.UpdateMasks() as a callback to fit, or call update_masks() after each step."
+                f"secateur.keras.PruningCallback() as a callback to fit, or call update_masks() after each step."
             )
         self._read()
         refuse_violations({name: reason for run in self.runs for name, reason in run.violations().items()})

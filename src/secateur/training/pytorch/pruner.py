@@ -142,7 +142,7 @@ class Pruner:
         return any(run.scores.needs_gradient and not run.group.is_locked for run in self._runs)
 
     def before_step(self) -> None:
-        """Announce a step in a run made by `prepare_by_hand`: the gradients are ready.
+        """Announce a step of a run without an optimizer: the gradients are ready.
 
         Raises:
             StateError: The run has an optimizer, which announces its steps itself; or it has ended; or a step was
@@ -283,7 +283,7 @@ class Pruner:
             return caller
         raise StateError(
             "before_step and after_step are for runs without an optimizer; this one follows the steps of its own. "
-            "Leave the calls out, or make the run with secateur.training.pytorch.prepare_by_hand."
+            "Remove the calls, or call secateur.prepare without an optimizer."
         )
 
     def _start(self) -> None:

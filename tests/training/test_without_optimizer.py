@@ -1,4 +1,4 @@
-"""Runs that know no optimizer: the loop announces its steps, and everything else is as in other runs."""
+"""Runs without an optimizer: the loop announces its steps, and everything else is as in other runs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,13 +19,13 @@ KINDS = {
 }
 
 
-def by_hand(
+def train_announced(
     config: dict[str, Any], steps: Iterable[int], *, optimizer: str = "adamw", state: Any = None
 ) -> tuple[torch.nn.Sequential, Pruner]:
-    """Train `mlp`, calling the pruner around each step of an optimizer that it does not know."""
+    """Train `mlp`, calling the pruner around each step of an optimizer that is not accessible."""
     model = mlp()
     unknown = OPTIMIZERS[optimizer](model.parameters())
-    pruner = prepare_by_hand(model, config)
+    pruner = secateur.prepare(model, config)
     if state is not None:
         model.load_state_dict(state["model"])
         unknown.load_state_dict(state["optimizer"])
@@ -46,13 +46,13 @@ def by_hand(
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_ends_with_the_same_bits_as_hooks_do(kind: str, optimizer: str) -> None:
     expected = begin(KINDS[kind], optimizer=optimizer).train(range(12))
-    model, pruner = by_hand(KINDS[kind], range(12), optimizer=optimizer)
+    model, pruner = train_announced(KINDS[kind], range(12), optimizer=optimizer)
     assert bits(model) == bits(expected.model)
     assert pruner.step == 12
     assert pruner.finalize() == expected.pruner.finalize()
 
 
-def test_a_state_of_hooks_goes_on_by_hand() -> None:
+def test_a_state_of_a_run_with_hooks_is_resumed() -> None:
     expected = begin().train(range(12))
     half = begin().train(range(5))
     state = {
@@ -60,13 +60,13 @@ def test_a_state_of_hooks_goes_on_by_hand() -> None:
         "optimizer": half.optimizer.state_dict(),
         "pruner": half.pruner.state_dict(),
     }
-    model, _ = by_hand(CONFIG, range(5, 12), state=state)
+    model, _ = train_announced(CONFIG, range(5, 12), state=state)
     assert bits(model) == bits(expected.model)
 
 
 def test_without_gradients_before_step_may_be_left_out() -> None:
     model = mlp()
-    pruner = prepare_by_hand(model, KINDS["magnitude"])
+    pruner = secateur.prepare(model, KINDS["magnitude"])
     assert not pruner.needs_gradients
     for _ in range(9):
         pruner.after_step()
@@ -75,7 +75,7 @@ def test_without_gradients_before_step_may_be_left_out() -> None:
 
 def test_calls_in_the_wrong_order() -> None:
     model = mlp()
-    pruner = prepare_by_hand(model, CONFIG)
+    pruner = secateur.prepare(model, CONFIG)
     assert pruner.needs_gradients
     with pytest.raises(StateError, match=r"before_step must be called between the backward pass and the optimizer's"):
         pruner.after_step()
@@ -104,7 +104,7 @@ def test_a_run_with_an_optimizer_steps_by_itself() -> None:
 
 def test_nan_gradients_leave_the_step_unannounced() -> None:
     model = mlp()
-    pruner = prepare_by_hand(model, {**CONFIG, "end_step": None})
+    pruner = secateur.prepare(model, {**CONFIG, "end_step": None})
     backward(model, 0)
     gradient = model[2].weight.grad
     assert gradient is not None
@@ -122,7 +122,13 @@ def test_a_regularizer_needs_a_learning_rate() -> None:
     model = mlp()
     config = {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.1}
     with pytest.raises(ConfigError, match="reg_type must be left out where no optimizer is known, found 'group_lasso'"):
-        prepare_by_hand(model, config)
+        secateur.prepare(model, config)
     with pytest.raises(ConfigError, match="reg_type must be left out"):
-        prepare_by_hand(model, {**CONFIG, "layers": {"2": {"reg_type": "group_lasso", "reg_coeff": 0.1}}})
-    assert prepare_by_hand(model, {**config, "reg_coeff": 0.0}).is_active
+        secateur.prepare(model, {**CONFIG, "layers": {"2": {"reg_type": "group_lasso", "reg_coeff": 0.1}}})
+    assert secateur.prepare(model, {**config, "reg_coeff": 0.0}).is_active
+
+
+def test_prepare_by_hand_is_deprecated() -> None:
+    with pytest.deprecated_call(match=r"Use secateur\.prepare\(model, config\)"):
+        pruner = prepare_by_hand(mlp(), CONFIG)
+    assert pruner.needs_gradients
