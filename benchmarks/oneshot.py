@@ -31,12 +31,12 @@ import _oneshot_reference as reference
 import secateur
 from _prose import calibration_tokens, held_out_tokens, perplexity
 from secateur._table import Table
-from secateur.oneshot.pytorch.problem import Problem
-from secateur.oneshot.pytorch.refining import PCG, Block, Distill
-from secateur.oneshot.pytorch.solvers import ALPS, Magnitude, SparseGPT, Wanda
-from secateur.oneshot.pytorch.statistics import InputStatistics
-from secateur.oneshot.pytorch.targets import make_problem, targets_of
+from secateur.oneshot.pytorch.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.targets import build_targets, make_problem
 from secateur.planning.pytorch import plan
+from secateur.refiners import PCG, Block, Distill
+from secateur.solvers import ALPS, Magnitude, SparseGPT, Wanda
+from secateur.solvers.problem import Problem
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PATTERNS = {"1x1": ("unstructured", 0.5), "4:8": ("4:8", 0.5), "2:4": ("2:4", 0.5), "4x1": ("4x1", 0.5)}
@@ -170,11 +170,11 @@ def problems(blocks: Sequence[int], spec: str, solver: Any) -> list[Problem]:
     names = [rf"model\.layers\.{block}\..*" for block in blocks]
     made = plan(model, secateur.PruningConfig.from_dict(settings | {"op_names": names}), prune_frozen=True)
     counts = {name: one.budget.alone(name, PATTERNS[spec][1]) for one in made.patterns for name in one.budget.units}
-    targets = targets_of(made, counts, solver)
+    targets = build_targets(made, counts, solver)
     statistics = InputStatistics({name: target.module for name, target in targets.items()}, with_gram=True)
-    with torch.no_grad(), statistics.listening():
+    with torch.no_grad(), statistics.record_inputs():
         for tokens in calibration_tokens(tokenizer):
-            statistics.next_batch(None)
+            statistics.start_batch(None)
             model.model(tokens[None], use_cache=False)
     return [make_problem([targets[name] for name in group], statistics) for group in statistics.groups()]
 
@@ -208,7 +208,7 @@ def _mean_error(found: Sequence[Problem], weights: Sequence[torch.Tensor]) -> fl
     logs = [
         math.log(error)
         for problem, weight in zip(found, weights, strict=True)
-        for error in problem.error_per_part(weight).values()
+        for error in problem.errors_per_layer(weight).values()
     ]
     return math.exp(sum(logs) / len(logs))
 

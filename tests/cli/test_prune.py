@@ -334,7 +334,7 @@ def test_nothing_is_lost_when_the_artifact_cannot_be_written(
     told = "out.part holds what is finished. Run the same command again to go on from there."
     assert result.stderr.splitlines()[-2:] == [told, "no room"]
     with monkeypatch.context() as patched:
-        patched.setattr("secateur.oneshot.pytorch.solvers.wanda.Wanda.solve", fail_to_write)  # nothing is solved again
+        patched.setattr("secateur.solvers.wanda.Wanda.solve", fail_to_write)  # nothing is solved again
         again = run(*command, "--out", "out")
     assert again.exit_code == 0, again.stderr
     assert "Going on with the unfinished run in out.part." in again.stderr

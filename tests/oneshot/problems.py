@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from secateur.oneshot.pytorch.problem import Part, Problem, Solution
-from secateur.oneshot.pytorch.selector import Selector
 from secateur.patterns.view import WeightView
+from secateur.solvers.problem import LayerRows, Problem, Solution
+from secateur.solvers.selector import Selector
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,7 +65,7 @@ def problem(weight: torch.Tensor, inputs: torch.Tensor, spec: str = "1x1", spars
     weight_GRF = weight if weight.ndim == 3 else weight[None]
     inputs_GNF = inputs if inputs.ndim == 3 else inputs[None]
     groups, rows, width = weight_GRF.shape
-    part = Part(
+    part = LayerRows(
         name="fc",
         rows=(0, rows),
         selector=selector(spec, sparsity, (groups * rows, 1, width), groups),

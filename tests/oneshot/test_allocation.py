@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateur
-from secateur.errors import CalibrationError, ConfigError, UnknownNameError, UnsupportedModelError
-from secateur.oneshot.pytorch.allocation import (
+from secateur.allocations import (
     ALLOCATIONS,
     OWL,
     Allocation,
@@ -24,12 +23,13 @@ from secateur.oneshot.pytorch.allocation import (
     allocate,
     register_allocation,
 )
-from secateur.oneshot.pytorch.allocation.rounding import apportioned
-from secateur.oneshot.pytorch.allocation.sensitivity import cheapest
-from secateur.oneshot.pytorch.problem import Part, Problem
-from secateur.oneshot.pytorch.selector import Selector
+from secateur.allocations.owl import apportion
+from secateur.allocations.sensitivity import cheapest
+from secateur.errors import CalibrationError, ConfigError, UnknownNameError, UnsupportedModelError
 from secateur.patterns import BasePattern, Units, get_pattern, register_pattern
 from secateur.patterns.view import WeightView
+from secateur.solvers.problem import LayerRows, Problem
+from secateur.solvers.selector import Selector
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -52,7 +52,7 @@ def task_of(weights: Arrays, inputs: Arrays, parts: Sequence[Sequence[str]] | No
         outputs, features = weight.shape
         view = WeightView(shape=(outputs, 1, features), output_axes=(0,), kernel_axes=(1,), input_axes=(2,))
         selector = Selector(pattern.pattern, view, 0)
-        part = Part(name=name, rows=(0, outputs), selector=selector, criterion=torch.abs)
+        part = LayerRows(name=name, rows=(0, outputs), selector=selector, criterion=torch.abs)
         gram, norms = (rows.T @ rows)[None], rows.norm(dim=0)[None]
         return Problem(weight=weight[None], norms=norms, gram=gram, parts=[part])
 
@@ -235,18 +235,18 @@ def counted(units: list[int], target: float, **config: Any) -> AllocationTask:
 
 
 def test_a_common_shift_meets_the_total() -> None:
-    assert apportioned({"fc0": 0.0, "fc1": 0.4}, counted([10, 10], 0.5)) == {"fc0": 3, "fc1": 7}
-    assert apportioned({"fc0": 0.0, "fc1": 0.4}, counted([10, 30], 0.5)) == {"fc0": 2, "fc1": 18}
+    assert apportion({"fc0": 0.0, "fc1": 0.4}, counted([10, 10], 0.5)) == {"fc0": 3, "fc1": 7}
+    assert apportion({"fc0": 0.0, "fc1": 0.4}, counted([10, 30], 0.5)) == {"fc0": 2, "fc1": 18}
 
 
 def test_what_a_bound_denies_one_layer_the_others_make_up_for() -> None:
     task = counted([10, 10, 10], 0.5, max_sparsity_ratio_per_op=0.6)
-    assert apportioned({"fc0": 0.0, "fc1": 0.1, "fc2": 0.9}, task) == {"fc0": 4, "fc1": 5, "fc2": 6}
+    assert apportion({"fc0": 0.0, "fc1": 0.1, "fc2": 0.9}, task) == {"fc0": 4, "fc1": 5, "fc2": 6}
 
 
 def test_the_largest_remainders_are_rounded_up_and_of_equals_the_first() -> None:
-    assert apportioned({"fc0": 0.0, "fc1": 0.0, "fc2": 0.0}, counted([5, 5, 5], 0.5)) == {"fc0": 3, "fc1": 3, "fc2": 2}
-    assert apportioned({"fc0": 0.0, "fc1": 0.0}, counted([4, 7], 0.5)) == {"fc0": 2, "fc1": 4}
+    assert apportion({"fc0": 0.0, "fc1": 0.0, "fc2": 0.0}, counted([5, 5, 5], 0.5)) == {"fc0": 3, "fc1": 3, "fc2": 2}
+    assert apportion({"fc0": 0.0, "fc1": 0.0}, counted([4, 7], 0.5)) == {"fc0": 2, "fc1": 4}
 
 
 @given(
@@ -256,7 +256,7 @@ def test_the_largest_remainders_are_rounded_up_and_of_equals_the_first() -> None
 def test_shares_become_counts_within_a_unit_of_one_common_shift(layers: list[tuple[int, float]], target: float) -> None:
     task = counted([units for units, _ in layers], target)
     shares = {name: share for name, (_, share) in zip(task.units, layers, strict=True)}
-    counts = apportioned(shares, task)
+    counts = apportion(shares, task)
     assert sum(counts.values()) == task.total
     # Each layer says which shifts are too small or too great for it; there must be one that is neither.
     some = [name for name, count in counts.items() if count > 0]
@@ -285,7 +285,7 @@ def test_an_allocation_of_your_own_serves_by_name() -> None:
         needs = "nothing"
 
         def counts(self, task: AllocationTask) -> dict[str, int]:
-            return apportioned({name: 0.1 * place for place, name in enumerate(task.units)}, task)
+            return apportion({name: 0.1 * place for place, name in enumerate(task.units)}, task)
 
     try:
         found = list(pruned("pyramid", target_sparsity=0.5).values())

@@ -23,8 +23,8 @@ from secateur.errors import (
 )
 from secateur.oneshot import Calibration
 from secateur.oneshot.pytorch.batches import read_batches
-from secateur.oneshot.pytorch.refining import PCG
-from secateur.oneshot.pytorch.solvers import ALPS, SOLVERS
+from secateur.refiners import PCG
+from secateur.solvers import ALPS, SOLVERS
 from training.models import bits
 
 CONFIG = {"pattern": "2:4"}

@@ -10,9 +10,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import CalibrationError
-from secateur.oneshot.pytorch import features as features_module
-from secateur.oneshot.pytorch.features import features, refuse_unreadable
-from secateur.oneshot.pytorch.statistics import InputStatistics
+from secateur.oneshot.pytorch import input_features as features_module
+from secateur.oneshot.pytorch.input_features import features, refuse_unreadable
+from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.patterns import get_pattern
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -131,12 +131,12 @@ def test_attention_reads_its_query(batch_first: bool) -> None:
 def test_attention_may_be_called_by_keywords(arguments: tuple[str, ...]) -> None:
     module, inputs = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 3, 8)
     statistics = InputStatistics({"attention": module}, with_gram=True)
-    with statistics.listening(), torch.no_grad():
-        statistics.next_batch(None)
+    with statistics.record_inputs(), torch.no_grad():
+        statistics.start_batch(None)
         module(**dict.fromkeys(arguments, inputs), need_weights=False)
     assert statistics.groups() == [("attention",)]
     rows = inputs.reshape(6, 8)
-    torch.testing.assert_close(statistics.take_gram("attention"), (rows.T @ rows)[None])
+    torch.testing.assert_close(statistics.pop_gram("attention"), (rows.T @ rows)[None])
 
 
 # Padding
@@ -180,17 +180,17 @@ def test_layers_share_what_they_read_together() -> None:
     layers = {name: nn.Linear(4, 2) for name in ("q", "k", "other")}
     batches = [torch.randn(5, 4) for _ in range(3)]
     statistics = InputStatistics(layers, with_gram=True)
-    with statistics.listening():
+    with statistics.record_inputs():
         for batch in batches:
-            statistics.next_batch(None)
+            statistics.start_batch(None)
             layers["q"](batch)
             layers["k"](batch)
             layers["other"](batch + 1)
     assert statistics.groups() == [("q", "k"), ("other",)]
     norms = torch.cat(batches).square().sum(dim=0, keepdim=True).sqrt()
     torch.testing.assert_close(statistics.norms("k"), norms)
-    torch.testing.assert_close(statistics.take_gram("k"), gram_of(torch.cat(batches)))
-    torch.testing.assert_close(statistics.take_gram("other"), gram_of(torch.cat(batches) + 1))
+    torch.testing.assert_close(statistics.pop_gram("k"), gram_of(torch.cat(batches)))
+    torch.testing.assert_close(statistics.pop_gram("other"), gram_of(torch.cat(batches) + 1))
     assert not any(layer._forward_pre_hooks for layer in layers.values())
 
 
@@ -199,8 +199,8 @@ def test_norms_are_those_of_the_gram_matrix() -> None:
     found = []
     for with_gram in (True, False):
         statistics = InputStatistics({"fc": layer}, with_gram=with_gram)
-        with statistics.listening():
-            statistics.next_batch(None)
+        with statistics.record_inputs():
+            statistics.start_batch(None)
             layer(batch)
             layer(2 * batch)
         assert statistics.groups() == [("fc",)]
@@ -218,8 +218,8 @@ def test_what_the_output_projection_of_attention_reads(batch_first: bool) -> Non
     statistics = InputStatistics({"out": attention.out_proj}, with_gram=True)
     with torch.no_grad():
         plain = attention(given, given, given)[0]
-        with statistics.listening():
-            statistics.next_batch(keep)
+        with statistics.record_inputs():
+            statistics.start_batch(keep)
             heard = attention(given, given, given)[0]
         attention.out_proj.weight.copy_(torch.eye(8))
         attention.out_proj.bias.zero_()
@@ -227,7 +227,7 @@ def test_what_the_output_projection_of_attention_reads(batch_first: bool) -> Non
     torch.testing.assert_close(heard, plain)
     assert statistics.groups() == [("out",)]
     expected = heads[keep if batch_first else keep.T]
-    torch.testing.assert_close(statistics.take_gram("out"), gram_of(expected))
+    torch.testing.assert_close(statistics.pop_gram("out"), gram_of(expected))
 
 
 def test_a_tensor_changed_in_place_is_another_input() -> None:
@@ -235,13 +235,13 @@ def test_a_tensor_changed_in_place_is_another_input() -> None:
     statistics = InputStatistics({"first": first, "second": second}, with_gram=True)
     batch = torch.randn(5, 4)
     before = batch.clone()
-    with statistics.listening(), torch.no_grad():
-        statistics.next_batch(None)
+    with statistics.record_inputs(), torch.no_grad():
+        statistics.start_batch(None)
         first(batch)
         second(batch.relu_())
     assert statistics.groups() == [("first",), ("second",)]
-    torch.testing.assert_close(statistics.take_gram("first"), gram_of(before))
-    torch.testing.assert_close(statistics.take_gram("second"), gram_of(before.relu()))
+    torch.testing.assert_close(statistics.pop_gram("first"), gram_of(before))
+    torch.testing.assert_close(statistics.pop_gram("second"), gram_of(before.relu()))
 
 
 @pytest.mark.parametrize("alone", ["first", "second"])
@@ -250,10 +250,10 @@ def test_layers_that_share_in_some_batches_only_are_refused(alone: str) -> None:
     statistics = InputStatistics(layers, with_gram=True)
 
     def gather() -> list[tuple[str, ...]]:
-        with statistics.listening():
+        with statistics.record_inputs():
             for names in (("first", "second"), (alone,)):
                 batch = torch.randn(5, 4)
-                statistics.next_batch(None)
+                statistics.start_batch(None)
                 for name in names:
                     layers[name](batch)
         return statistics.groups()

@@ -18,8 +18,8 @@ from oneshot.families import family, inputs_of
 from oneshot.problems import Recording, batches, mlp
 from secateur.errors import CalibrationError, StateError
 from secateur.oneshot import Calibration
-from secateur.oneshot.pytorch.problem import Problem, Solution
-from secateur.oneshot.pytorch.solvers import SOLVERS, Solver
+from secateur.solvers import SOLVERS, Solver
+from secateur.solvers.problem import Problem, Solution
 from training.models import bits
 
 STAGES = 5

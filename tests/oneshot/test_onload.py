@@ -18,15 +18,15 @@ from torch import nn
 import secateur
 from oneshot.families import TEXT, family, inputs_of
 from oneshot.problems import Recording, batches, mlp
+from secateur.allocations import Allocation, AllocationTask
 from secateur.errors import ConfigError, LayerError, ModelLoadError, ScoreError, StateError, UnsupportedModelError
 from secateur.oneshot import Calibration
-from secateur.oneshot.pytorch import onload
-from secateur.oneshot.pytorch.allocation import Allocation, AllocationTask
-from secateur.oneshot.pytorch.batches import moved
-from secateur.oneshot.pytorch.onload import OnDevice
-from secateur.oneshot.pytorch.problem import Problem, Solution
-from secateur.oneshot.pytorch.solvers import Solver, Wanda
+from secateur.oneshot.pytorch import weight_storage
+from secateur.oneshot.pytorch.batches import move_to
+from secateur.oneshot.pytorch.weight_storage import DeviceStorage
 from secateur.oneshot.report import CalibratedReport
+from secateur.solvers import Solver, Wanda
+from secateur.solvers.problem import Problem, Solution
 from training.models import bits
 
 CONFIG = {"pattern": "2:4"}
@@ -119,8 +119,8 @@ ELSEWHERE = torch.device("cpu", 0)
 @pytest.fixture
 def moves(monkeypatch: pytest.MonkeyPatch) -> Moves:
     found = Moves()
-    monkeypatch.setattr(onload, "_move", found)
-    monkeypatch.setattr(onload, "existing", lambda _: ELSEWHERE)
+    monkeypatch.setattr(weight_storage, "_move", found)
+    monkeypatch.setattr(weight_storage, "existing", lambda _: ELSEWHERE)
     return found
 
 
@@ -155,8 +155,8 @@ def test_an_interrupted_block_comes_back_from_the_device(moves: Moves, fails_at:
 def test_parts_of_a_block_come_back_to_where_each_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     told: list[str] = []
-    monkeypatch.setattr(onload, "_move", lambda _, device: told.append(str(device)))
-    with OnDevice(model, ELSEWHERE).open(model):
+    monkeypatch.setattr(weight_storage, "_move", lambda _, device: told.append(str(device)))
+    with DeviceStorage(model, ELSEWHERE).open(model):
         assert told == ["cpu:0"] * 4
     assert told[4:] == ["cpu", "cpu", "meta", "meta"]
 
@@ -165,7 +165,7 @@ def test_a_block_on_the_device_that_it_is_on_stays_itself() -> None:
     model = nn.Linear(2, 2)
     model(torch.ones(1, 2)).sum().backward()
     before = [id(held) for held in (model.weight, model.weight.grad, model.bias)]
-    with OnDevice(model, ELSEWHERE).open(model):
+    with DeviceStorage(model, ELSEWHERE).open(model):
         assert [id(held) for held in (model.weight, model.weight.grad, model.bias)] == before
     assert torch.equal(model.weight.grad, torch.ones(2, 2))
 
@@ -186,7 +186,7 @@ class Pair(NamedTuple):
 
 def test_what_blocks_are_given_moves_whatever_holds_it() -> None:
     given = Pair(torch.ones(2), {"inner": [torch.ones(3)]})
-    found = moved((given, None, 3), torch.device("meta"))
+    found = move_to((given, None, 3), torch.device("meta"))
     assert type(found[0]) is Pair
     assert found[0].one.is_meta
     assert found[0].other["inner"][0].is_meta

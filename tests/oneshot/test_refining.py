@@ -15,11 +15,11 @@ from oneshot.problems import batches, mlp
 from secateur.errors import CalibrationError, ConfigError
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import read_batches
-from secateur.oneshot.pytorch.refining.base import BlockTask, ModelTask
-from secateur.oneshot.pytorch.refining.block import _loss
-from secateur.oneshot.pytorch.refining.distill import _divergence
-from secateur.oneshot.pytorch.refining.tuning import LEAST_SCALE, Tuner, turns
 from secateur.refiners import Block, Distill
+from secateur.refiners.base import BlockTask, ModelTask
+from secateur.refiners.block import _loss
+from secateur.refiners.distill import _divergence
+from secateur.refiners.tuning import LEAST_SCALE, MaskedAdam, turns
 from training.models import bits
 
 
@@ -176,7 +176,7 @@ def test_a_step_is_a_share_of_the_parameter() -> None:
     with torch.no_grad():
         model[0].weight.fill_(3.0)
         model[0].bias.zero_()
-    tuner = Tuner(model, {"0.weight": torch.ones(4, 4, dtype=torch.bool)}, 0.1)
+    tuner = MaskedAdam(model, {"0.weight": torch.ones(4, 4, dtype=torch.bool)}, 0.1)
     with tuner.gradients():
         model(torch.ones(1, 4)).sum().backward()
         tuner.step(1.0)
@@ -186,7 +186,7 @@ def test_a_step_is_a_share_of_the_parameter() -> None:
 
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:
     model = nn.Linear(4, 4)
-    tuner = Tuner(model, {"weight": torch.ones(4, 4, dtype=torch.bool)}, 0.1)
+    tuner = MaskedAdam(model, {"weight": torch.ones(4, 4, dtype=torch.bool)}, 0.1)
     with tuner.gradients():
         (model(torch.ones(1, 4)).sum() * torch.inf).backward()
         with pytest.raises(CalibrationError, match=r"The gradient of '(weight|bias)' is not finite\. Lower the"):

@@ -23,13 +23,13 @@ from oneshot.problems import (
 )
 from secateur._array import Array
 from secateur.errors import CalibrationError, ConfigError, ScoreError
-from secateur.oneshot.pytorch.linalg import SMALL, conjugate_gradients, damped, inverse, inverse_factor
-from secateur.oneshot.pytorch.problem import Problem, Solution
-from secateur.oneshot.pytorch.refining import PCG
-from secateur.oneshot.pytorch.solvers import ALPS, RIA, SOLVERS, Magnitude, Solver, SparseGPT, Wanda, alps
 from secateur.patterns import register_pattern
 from secateur.patterns.nm import KeepOfGroupPattern
 from secateur.patterns.selection import Scores
+from secateur.refiners import PCG
+from secateur.solvers import ALPS, RIA, SOLVERS, Magnitude, Solver, SparseGPT, Wanda, alps
+from secateur.solvers.gram import SMALL, conjugate_gradients, damped, factorize_inverse, inverse
+from secateur.solvers.problem import Problem, Solution
 
 SHAPE = (8, 16)
 """Rows and features that every case fits."""
@@ -94,7 +94,7 @@ def test_the_reported_error_is_that_of_the_outputs(name: str, case: str) -> None
     found, inputs = case_problem(case)
     solution = SOLVERS[name]().solve(found)
     expected = lost(found, solution, inputs)
-    assert found.error_per_part(solution.weight)["fc"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert found.errors_per_layer(solution.weight)["fc"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])
@@ -208,7 +208,7 @@ def test_scores_that_are_nan_are_refused(name: str) -> None:
 
 def test_a_gram_matrix_that_is_none_is_refused() -> None:
     with pytest.raises(CalibrationError, match="not positive definite, even damped by 10 %"):
-        inverse_factor(-torch.eye(4)[None])
+        factorize_inverse(-torch.eye(4)[None])
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_conjugate_gradients_never_climb() -> None:
 def test_inverse_factor(width: int) -> None:
     inputs = realistic_inputs(100, width + width % 2)[:, :width]
     matrix = damped((inputs.T @ inputs)[None].repeat(2, 1, 1), 0.01)
-    factor = inverse_factor(matrix)
+    factor = factorize_inverse(matrix)
     assert (factor == factor.triu()).all()
     product_of_both = (factor.transpose(1, 2) @ factor).double() @ matrix.double()
     torch.testing.assert_close(product_of_both, torch.eye(width).double().expand(2, -1, -1), rtol=0, atol=2e-3)
@@ -435,7 +435,7 @@ def test_inverse(width: int) -> None:
 def test_a_matrix_that_is_not_positive_in_a_late_half_is_damped() -> None:
     matrix = torch.eye(3 * SMALL)
     matrix[-1, -1] = -1e-5
-    factor = inverse_factor(matrix[None])[0]
+    factor = factorize_inverse(matrix[None])[0]
     assert bool(torch.isfinite(factor).all())
     assert float(factor[-1, -1]) > 1
 

@@ -10,18 +10,18 @@ from torch import nn
 from oneshot.families import FAMILIES, STACKS, TEXT, family, inputs_of
 from oneshot.problems import mlp
 from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.batches import Batch, calibrating, read_batches
-from secateur.oneshot.pytorch.onload import InModel
-from secateur.oneshot.pytorch.stack import Stack, find_stack
-from secateur.oneshot.pytorch.statistics import InputStatistics
+from secateur.oneshot.pytorch.batches import Batch, calibration_mode, read_batches
+from secateur.oneshot.pytorch.block_stack import Stack, find_block_stack
+from secateur.oneshot.pytorch.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.weight_storage import ModelStorage
 from secateur.planning.pytorch import plan
 
 
 def found_in(model: nn.Module, given: list[Any]) -> tuple[Stack | None, Activations, list[Batch]]:
     batches, inputs = read_batches(model, given), Activations()
     layers = [row.name for row in plan(model, {"pattern": "1x1"}).layers if row.is_pruned]
-    with calibrating(model):
-        return find_stack(model, layers, batches, inputs, InModel(model)), inputs, batches
+    with calibration_mode(model):
+        return find_block_stack(model, layers, batches, inputs, ModelStorage(model)), inputs, batches
 
 
 def read_in_the_model(model: nn.Module, stack: Stack, batch: Batch) -> list[torch.Tensor]:
@@ -32,7 +32,7 @@ def read_in_the_model(model: nn.Module, stack: Stack, batch: Batch) -> list[torc
         found.append((args[0] if args else next(iter(kwargs.values()))).clone())
 
     hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in dict.fromkeys(stack.blocks)]
-    with calibrating(model):
+    with calibration_mode(model):
         batch.run(model, None)
     for hook in hooks:
         hook.remove()
@@ -45,7 +45,7 @@ def check_replay(model: nn.Module, given: list[Any]) -> Stack:
     for batch in batches:
         expected = read_in_the_model(model, stack, batch)
         hidden = inputs[batch.number]
-        with calibrating(model):
+        with calibration_mode(model):
             for call, block, own in zip(stack.calls[batch.number], stack.blocks, expected, strict=True):
                 torch.testing.assert_close(hidden, own, rtol=0, atol=0)
                 hidden = call.run(block, hidden)
@@ -78,9 +78,9 @@ def test_projections_share_their_inputs(name: str) -> None:
     assert stack is not None
     own = {key: part for key, part in stack.blocks[0].named_modules() if type(part).__name__ in ("Linear", "Conv1D")}
     statistics = InputStatistics(own, with_gram=True)
-    with statistics.listening(), torch.no_grad():
+    with statistics.record_inputs(), torch.no_grad():
         for number, calls in enumerate(stack.calls):
-            statistics.next_batch(None)
+            statistics.start_batch(None)
             calls[0].run(stack.blocks[0], inputs[number])
     found = [{layer.split(".")[-1] for layer in group} for group in statistics.groups() if len(group) > 1]
     assert found == SHARED.get(name, [{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}])

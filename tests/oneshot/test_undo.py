@@ -19,8 +19,8 @@ from oneshot.families import family, inputs_of
 from oneshot.problems import Recording, batches, mlp
 from secateur.errors import ConfigError, InsufficientMemoryError, StateError, StorageError
 from secateur.oneshot import Calibration
-from secateur.oneshot.interrupts import deferred_interrupts, interruptible
-from secateur.oneshot.pytorch import dense_copies, tensor_files
+from secateur.oneshot.interrupts import allow_interrupts, defer_interrupts
+from secateur.oneshot.pytorch import backup, tensor_files
 from training.models import bits
 
 CONFIG = {"pattern": "2:4"}
@@ -97,7 +97,7 @@ def test_memory_that_does_not_suffice_is_named(error: Exception, where: str, mon
     model = mlp()
     before = bits(model)
     if where == "solver":
-        monkeypatch.setattr("secateur.oneshot.pytorch.solvers.wanda.Wanda.solve", fail)
+        monkeypatch.setattr("secateur.solvers.wanda.Wanda.solve", fail)
     else:
         monkeypatch.setattr(model[4], "forward", fail)
     with pytest.raises(InsufficientMemoryError, match="not enough memory") as caught:
@@ -113,7 +113,7 @@ def test_memory_for_scores_and_batches(monkeypatch: pytest.MonkeyPatch, *, is_ca
 
     model = mlp()
     before = bits(model)
-    monkeypatch.setattr("secateur.oneshot.pytorch.calibrated.read_batches", fail)
+    monkeypatch.setattr("secateur.oneshot.pytorch.calibrated_run.read_batches", fail)
     monkeypatch.setattr("secateur.masking.run.Run.start", fail)
     with pytest.raises(InsufficientMemoryError, match=r"not enough memory to prune the model \(MemoryError\)"):
         secateur.prune(model, CONFIG, calibration=batches() if is_calibrated else None)
@@ -135,7 +135,7 @@ def test_dense_weights_that_cannot_be_put_back_are_not_lost(
     model, folder = mlp(), tmp_path / "run" if is_resumable else None
     before = bits(model)
     with monkeypatch.context() as patched:
-        patched.setattr(dense_copies, "_read_into", fail)
+        patched.setattr(backup, "_read_into", fail)
         with pytest.raises(StateError, match=r"only partly as it was: .*Input/output error.* 2 files named") as caught:
             prune(model, folder, Recording(KeyboardInterrupt, 3))
     assert bits(model) != before
@@ -215,8 +215,8 @@ def test_parts_are_kept_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("secateur.oneshot.pytorch.solvers.wanda.Wanda.solve", fail)
-    monkeypatch.setattr("secateur.oneshot.pytorch.refining.distill.Distill.refine", fail)
+    monkeypatch.setattr("secateur.solvers.wanda.Wanda.solve", fail)
+    monkeypatch.setattr("secateur.refiners.distill.Distill.refine", fail)
     again = secateur.prune(models[1], CONFIG, calibration=given, **options)
     assert bits(models[1]) == bits(models[0]) != bits(family("llama"))
     assert (first.layers, first.errors) == (again.layers, again.errors)
@@ -241,9 +241,9 @@ def test_an_interrupt_waits_for_its_place() -> None:
     order: list[str] = []
 
     def act() -> None:
-        with deferred_interrupts():
+        with defer_interrupts():
             press_ctrl_c(order, "deferred")
-            with interruptible():
+            with allow_interrupts():
                 order.append("not reached")
 
     with pytest.raises(KeyboardInterrupt):
@@ -254,14 +254,14 @@ def test_an_interrupt_waits_for_its_place() -> None:
 
 def test_an_interrupt_is_raised_at_once_where_it_may() -> None:
     order: list[str] = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupts(), interruptible():
+    with pytest.raises(KeyboardInterrupt), defer_interrupts(), allow_interrupts():
         press_ctrl_c(order, "not reached")
     assert order == []
 
 
 def test_an_interrupt_is_not_lost() -> None:
     order: list[str] = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
+    with pytest.raises(KeyboardInterrupt), defer_interrupts():
         press_ctrl_c(order, "deferred")
     assert order == ["deferred"]
 
@@ -270,9 +270,9 @@ def test_clean_up_is_not_interrupted() -> None:
     order: list[str] = []
 
     def act() -> None:
-        with deferred_interrupts():
+        with defer_interrupts():
             try:
-                with interruptible():
+                with allow_interrupts():
                     press_ctrl_c(order, "not reached")
             finally:
                 press_ctrl_c(order, "put", "back")
@@ -287,10 +287,10 @@ def test_a_handler_of_ones_own_is_called() -> None:
     calls: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: calls.append(number))
     try:
-        with deferred_interrupts():
+        with defer_interrupts():
             signal.raise_signal(signal.SIGINT)
             assert calls == []
-            with interruptible():
+            with allow_interrupts():
                 signal.raise_signal(signal.SIGINT)
         assert calls == [signal.SIGINT] * 2
     finally:

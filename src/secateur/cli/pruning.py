@@ -120,7 +120,7 @@ class Job:
         from secateur.artifact import save
 
         if reads_data and is_installed("torch"):
-            from secateur.oneshot.pytorch.seeding import set_seed
+            from secateur.oneshot.pytorch.resume import set_seed
 
             set_seed()  # what files do not hold is random, and must be the same when an interrupted run goes on
         found = load_trained(self.model, self.weights)

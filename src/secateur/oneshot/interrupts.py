@@ -1,7 +1,7 @@
 """Defer Ctrl-C while a model is between two states.
 
 A `KeyboardInterrupt` can come between any two instructions, also within a ``finally`` block that puts things back.
-So under `deferred_interrupts` one is raised only inside `interruptible`: in a forward pass, a solver, a callback.
+So under `defer_interrupts` one is raised only inside `allow_interrupts`: in a forward pass, a solver, a callback.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["deferred_interrupts", "interruptible"]
+__all__ = ["allow_interrupts", "defer_interrupts"]
 
 
 class _Deferral:
-    """The handler of ``SIGINT`` in one ``with deferred_interrupts()``.
+    """The handler of ``SIGINT`` in one ``with defer_interrupts()``.
 
     Attributes:
         handle_now: The handler before, which is called where an interrupt may be raised.
@@ -52,8 +52,8 @@ _active: list[_Deferral] = []
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait until `interruptible`, or the end of this.
+def defer_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait until `allow_interrupts`, or the end of this.
 
     Nothing changes in other threads, and where the program ignores the signal.
     """
@@ -78,7 +78,7 @@ def deferred_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def allow_interrupts() -> Iterator[None]:
     """Raise a `KeyboardInterrupt` at once while this is open; for long work that leaves nothing half done."""
     if not (_active and _is_main_thread()):
         yield

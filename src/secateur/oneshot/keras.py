@@ -10,7 +10,7 @@ import keras
 from secateur.config import PruningConfig
 from secateur.errors import UnsupportedModelError
 from secateur.masking.keras import KernelWeight
-from secateur.oneshot.magnitude import at_once, prune_weights
+from secateur.oneshot.magnitude import drop_schedule, prune_weights
 from secateur.planning.keras import plan
 from secateur.results import PruningReport
 
@@ -27,7 +27,7 @@ def prune(model: keras.Model, config: PruningConfig | Mapping[str, Any], **optio
         raise UnsupportedModelError(
             f"{asked[0]} serves torch models only, and this is a Keras model. Leave it out to prune by magnitude."
         )
-    made = plan(model, at_once(config), prune_frozen=True)
+    made = plan(model, drop_schedule(config), prune_frozen=True)
     kernels = {name: KernelWeight(name, pattern) for pattern in made.patterns for name in pattern.views}
     return prune_weights(made, kernels, model.count_params())
 

@@ -10,17 +10,17 @@ from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
 from secateur.masking.checks import refuse_nan, refuse_violations
 from secateur.masking.run import HeldWeight, Run, report_on
-from secateur.oneshot.interrupts import deferred_interrupts
+from secateur.oneshot.interrupts import defer_interrupts
 from secateur.planning import Plan
 from secateur.results import PruningReport
 
-__all__ = ["at_once", "prune_weights"]
+__all__ = ["drop_schedule", "prune_weights"]
 
 AT_ONCE = {"start_step": 0, "end_step": None, "sparsity_decay_type": "one_shot"}
 """All that is to be pruned goes before the first step."""
 
 
-def at_once(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
+def drop_schedule(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
     """The configuration under which a run of no steps reaches its target.
 
     Raises:
@@ -46,7 +46,7 @@ def prune_weights(plan: Plan, weights: Mapping[str, HeldWeight], model_weights: 
     """Choose masks for all layers of a plan, and set to zero what they prune.
 
     Args:
-        plan: Made from what `at_once` returned.
+        plan: Made from what `drop_schedule` returned.
         weights: Layer → its weight, for every layer to be pruned.
         model_weights: Weights of the whole model.
 
@@ -57,7 +57,7 @@ def prune_weights(plan: Plan, weights: Mapping[str, HeldWeight], model_weights: 
     runs = [Run(pattern, weights) for pattern in plan.patterns if pattern.views]
     for run in runs:
         run.start()
-    with deferred_interrupts():  # all weights, or none
+    with defer_interrupts():  # all weights, or none
         for weight in weights.values():
             weight.apply_mask()
     refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})

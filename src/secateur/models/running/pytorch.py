@@ -15,8 +15,8 @@ from secateur._packages import require_packages
 from secateur.errors import CalibrationError
 from secateur.models.pytorch.batches import array_batches
 from secateur.models.running import Exchanged, Trial
-from secateur.oneshot.pytorch.batches import calibrating, moved, naming_batch
-from secateur.oneshot.pytorch.onload import existing
+from secateur.oneshot.pytorch.batches import calibration_mode, move_to, name_failing_batch
+from secateur.oneshot.pytorch.weight_storage import existing
 from secateur.runtime import compile as compile_model
 
 __all__ = ["trial"]
@@ -29,7 +29,7 @@ def trial(model: nn.Module, file: Path | None, batch: int, length: int, device: 
     """See `secateur.models.running.trial`."""
     inputs = _random(model, batch, length) if file is None else _first_rows(array_batches(file)[0], batch)
     if device is not None:
-        model, inputs = model.to(existing(device)), moved(inputs, existing(device))
+        model, inputs = model.to(existing(device)), move_to(inputs, existing(device))
     shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in _tensors(inputs))
     on_gpu = [tensor for tensor in _tensors(inputs) if tensor.is_cuda]
     _call(model, inputs)
@@ -48,7 +48,7 @@ def _exchanged(model: nn.Module, inputs: Any) -> Exchanged:
 
 
 def _call(model: nn.Module, inputs: Any) -> None:
-    with calibrating(model), naming_batch(0):
+    with calibration_mode(model), name_failing_batch(0):
         model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
     if any(tensor.is_cuda for tensor in _tensors(inputs)):
         torch.cuda.synchronize()

@@ -11,9 +11,9 @@ from torch import nn
 from secateur.config import PruningConfig
 from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.calibration import Calibration
-from secateur.oneshot.magnitude import at_once, prune_weights
-from secateur.oneshot.pytorch.calibrated import CalibratedRun
-from secateur.oneshot.pytorch.memory import naming_memory
+from secateur.oneshot.magnitude import drop_schedule, prune_weights
+from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
+from secateur.oneshot.pytorch.memory import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.planning.pytorch import plan, unwrapped
 from secateur.results import PruningReport
@@ -42,12 +42,12 @@ def prune(
         is_global = config.pruning_scope == "global" and calibration is not None
         allocation = "global" if is_global else "uniform"
     recipe = Recipe.of(solver, refine, allocation)
-    made = plan(model, at_once(config), prune_frozen=True)
+    made = plan(model, drop_schedule(config), prune_frozen=True)
     if calibration is None:
         recipe.refuse_without_data()
         weights = {name: ParameterWeight(name, pattern) for pattern in made.patterns for name in pattern.views}
-        with torch.no_grad(), naming_memory():
+        with torch.no_grad(), explain_out_of_memory():
             return prune_weights(made, weights, sum(weight.numel() for weight in unwrapped(model).parameters()))
     given = calibration if isinstance(calibration, Calibration) else Calibration(calibration)
-    with naming_memory():
+    with explain_out_of_memory():
         return CalibratedRun(model, made, recipe, given).prune()

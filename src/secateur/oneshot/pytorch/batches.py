@@ -14,10 +14,10 @@ from torch.nn.parameter import is_lazy
 
 from secateur._third_party import is_out_of_memory
 from secateur.errors import CalibrationError, SecateurError
-from secateur.oneshot.interrupts import interruptible
+from secateur.oneshot.interrupts import allow_interrupts
 from secateur.oneshot.pytorch.tensor_files import byte_view
 
-__all__ = ["Batch", "calibrating", "digest", "moved", "naming_batch", "read_batches", "version"]
+__all__ = ["Batch", "calibration_mode", "digest", "move_to", "name_failing_batch", "read_batches", "version"]
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model raises that cannot work with a batch."""
@@ -48,8 +48,8 @@ class Batch:
         Raises:
             CalibrationError: The model raises an error.
         """
-        with naming_batch(self.number):
-            return model(*moved(self.args, device), **moved(self.kwargs, device))
+        with name_failing_batch(self.number):
+            return model(*move_to(self.args, device), **move_to(self.kwargs, device))
 
     def first_row(self) -> Batch:
         """The first of its rows, where all tensors agree on how many there are; else all of it."""
@@ -96,26 +96,26 @@ def digest(batches: Iterable[Batch]) -> str:
     return found.hexdigest()
 
 
-def moved(value: Any, device: torch.device | None) -> Any:
+def move_to(value: Any, device: torch.device | None) -> Any:
     """The same nest of tuples, lists and mappings, with its tensors on a device; ``None``: where they are."""
     if device is None:
         return value
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(moved(one, device) for one in value))
+        return type(value)(*(move_to(one, device) for one in value))
     if type(value) in (tuple, list):
-        return type(value)(moved(one, device) for one in value)
+        return type(value)(move_to(one, device) for one in value)
     if type(value) is dict:
-        return {key: moved(one, device) for key, one in value.items()}
+        return {key: move_to(one, device) for key, one in value.items()}
     return value
 
 
 @contextmanager
-def naming_batch(number: int) -> Iterator[None]:
+def name_failing_batch(number: int) -> Iterator[None]:
     """Turn what a model raises that cannot work with a batch into a `CalibrationError`."""
     try:
-        with interruptible():
+        with allow_interrupts():
             yield
     except SecateurError:
         raise
@@ -133,7 +133,7 @@ def version(tensor: torch.Tensor) -> int:
 
 
 @contextmanager
-def calibrating(model: nn.Module) -> Iterator[None]:
+def calibration_mode(model: nn.Module) -> Iterator[None]:
     """The model as it is used, not as it trains: no dropout, no gradients, no cache of keys and values."""
     was_training = [module for module in model.modules() if module.training]
     with ExitStack() as restored, torch.no_grad():

@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from secateur.artifact.companions import CODE, COPIED, CompanionFiles
 from secateur.errors import StateError
-from secateur.oneshot.pytorch.journal import Journal
+from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.oneshot.pytorch.tensor_files import AGAIN, read_header, read_tensors, write_tensors, write_text
-from secateur.oneshot.pytorch.weight_files import INDEX, SUFFIX, header_of
+from secateur.oneshot.pytorch.weight_files import INDEX, SUFFIX, read_weight_header
+from secateur.oneshot.pytorch.weight_storage import FileStorage
 from secateur.oneshot.run_folder import RUN
 
-if TYPE_CHECKING:
-    from secateur.oneshot.pytorch.onload import InFiles
-
-__all__ = ["Checkpoint"]
+__all__ = ["CheckpointRecord"]
 
 
-class Checkpoint(Journal):
+class CheckpointRecord(RunRecord):
     """A journal of which the finished stages are the shards of a checkpoint as transformers lays it out.
 
     The dense weights are in files of their own already, so they are not saved again.
@@ -33,7 +31,7 @@ class Checkpoint(Journal):
         storage: Knows the blocks, each of which is a shard; all else is the last one.
     """
 
-    def __init__(self, folder: str | Path, described: Mapping[str, Any], storage: InFiles) -> None:
+    def __init__(self, folder: str | Path, described: Mapping[str, Any], storage: FileStorage) -> None:
         source = storage.files.path
         # Opened before anything is pruned, so that a file that must not be copied is told of at once.
         self._companions = CompanionFiles(source, COPIED | CODE, {RUN}) if source.is_dir() else None
@@ -41,7 +39,7 @@ class Checkpoint(Journal):
         super().__init__(folder, described)
 
     def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
-        """See `Journal.commit`; all else that the block holds is written too."""
+        """See `RunRecord.commit`; all else that the block holds is written too."""
         super().commit(stage, dict(parameters) | self.storage.held(list(self.storage.blocks)[stage]), found)
 
     def complete(self) -> None:
@@ -55,12 +53,12 @@ class Checkpoint(Journal):
         write_tensors(shards[-1], self.storage.held(None), {})
         if self._companions is not None:
             self._companions.copy(self.folder)
-        places = {name: path.name for path in shards for name in header_of(path)}
+        places = {name: path.name for path in shards for name in read_weight_header(path)}
         index = {"metadata": {"total_size": sum(map(_data_bytes, shards))}, "weight_map": dict(sorted(places.items()))}
         write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
 
     def is_done(self, stage: int) -> bool:
-        """See `Journal.is_done`."""
+        """See `RunRecord.is_done`."""
         return self._note(stage).is_file() and self._done(stage).is_file()
 
     def _save_dense(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:

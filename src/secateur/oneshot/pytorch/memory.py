@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from secateur._third_party import is_out_of_memory
 from secateur.errors import InsufficientMemoryError
 
-__all__ = ["named_error", "naming_memory"]
+__all__ = ["explain_error", "explain_out_of_memory"]
 
 
-def named_error(error: BaseException) -> BaseException:
+def explain_error(error: BaseException) -> BaseException:
     """The error itself, or an `InsufficientMemoryError` in place of one that says no more than that."""
     if not is_out_of_memory(error) or isinstance(error, InsufficientMemoryError):
         return error
@@ -23,12 +23,12 @@ def named_error(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def naming_memory() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     """Raise an `InsufficientMemoryError` wherever memory does not suffice while this is open."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        named = named_error(error)
+        named = explain_error(error)
         if named is error:
             raise
         raise named from error

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.allocations import ALLOCATIONS, Allocation
 from secateur.errors import CalibrationError, ConfigError
-from secateur.oneshot.pytorch.allocation import ALLOCATIONS, Allocation
-from secateur.oneshot.pytorch.refining import REFINERS, BlockRefiner, LayerRefiner, ModelRefiner, Refiner
-from secateur.oneshot.pytorch.solvers import SOLVERS, Solver
+from secateur.refiners import REFINERS, BlockRefiner, LayerRefiner, ModelRefiner, Refiner
+from secateur.solvers import SOLVERS, Solver
 
 __all__ = ["Recipe"]
 

@@ -12,13 +12,13 @@ from torch import nn
 
 from secateur.masking.checks import refuse_nan
 from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.batches import Batch, naming_batch
-from secateur.oneshot.pytorch.onload import Storage
-from secateur.oneshot.pytorch.stack import Stack, find_stack
+from secateur.oneshot.pytorch.batches import Batch, name_failing_batch
+from secateur.oneshot.pytorch.block_stack import Stack, find_block_stack
 from secateur.oneshot.pytorch.targets import Target
+from secateur.oneshot.pytorch.weight_storage import WeightStorage
 from secateur.patterns.view import WeightView
 
-__all__ = ["BlockStage", "ModelStage", "Stage", "stages_of"]
+__all__ = ["BlockStage", "ModelStage", "Stage", "build_stages"]
 
 GRAM_BYTES = 1 << 28
 """Gram matrices that are added up in one pass through a model that has no stack of blocks."""
@@ -70,7 +70,7 @@ class BlockStage(Stage):
     stack: Stack
     index: int
     inputs: Activations
-    storage: Storage
+    storage: WeightStorage
 
     @property
     def module(self) -> nn.Module:
@@ -90,7 +90,7 @@ class BlockStage(Stage):
 
     def forward(self, number: int) -> torch.Tensor:
         """See `Stage.forward`."""
-        with naming_batch(number):
+        with name_failing_batch(number):
             hidden = self.inputs[number].to(self.storage.device(self.module))
             return self.stack.calls[number][self.index].run(self.module, hidden)
 
@@ -133,12 +133,12 @@ class ModelStage(Stage):
             self.follow()
 
 
-def stages_of(
+def build_stages(
     model: nn.Module,
     targets: Mapping[str, Target],
     batches: Sequence[Batch],
     inputs: Activations,
-    storage: Storage,
+    storage: WeightStorage,
 ) -> list[Stage]:
     """All layers in the stages that prune them, in the order in which the model runs them.
 
@@ -153,7 +153,7 @@ def stages_of(
         UnsupportedModelError: Layers lie in no stack of blocks, and the model as a whole cannot run.
     """
     home = storage.home
-    stack = find_stack(model, targets, batches, inputs, storage)
+    stack = find_block_stack(model, targets, batches, inputs, storage)
     if stack is None:
         return list(_model_stages(model, list(targets.values()), batches, home))
     order = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
@@ -180,7 +180,7 @@ def stages_of(
 
     def record_again() -> None:
         """Have the blocks read what the pruned layers before them give out."""
-        found = find_stack(model, targets, batches, inputs, storage)
+        found = find_block_stack(model, targets, batches, inputs, storage)
         assert found is not None
         stack.calls[:] = found.calls
 

@@ -13,17 +13,17 @@ from secateur.errors import ConfigError
 from secateur.masking.checks import refuse_violations
 from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.run import Run
-from secateur.oneshot.pytorch.problem import Part, Problem, Solution
-from secateur.oneshot.pytorch.selector import Selector
-from secateur.oneshot.pytorch.solvers.base import Solver
-from secateur.oneshot.pytorch.solvers.magnitude import Magnitude
-from secateur.oneshot.pytorch.statistics import InputStatistics
+from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.view import WeightView
 from secateur.planning.resolve import Plan
 from secateur.results import LayerResult
+from secateur.solvers.base import Solver
+from secateur.solvers.magnitude import Magnitude
+from secateur.solvers.problem import LayerRows, Problem, Solution
+from secateur.solvers.selector import Selector
 
-__all__ = ["Target", "make_problem", "targets_of", "write"]
+__all__ = ["Target", "build_targets", "make_problem", "write"]
 
 
 ALONE = {
@@ -88,7 +88,7 @@ class Target:
         return run.results()[0]
 
 
-def targets_of(plan: Plan, counts: Mapping[str, int], solver: Solver) -> dict[str, Target]:
+def build_targets(plan: Plan, counts: Mapping[str, int], solver: Solver) -> dict[str, Target]:
     """The layers that have a count, in the model's order.
 
     Args:
@@ -131,14 +131,14 @@ def make_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
     for target in targets:
         weight_GRF = target.matrix()
         rows = (row, row + weight_GRF.shape[1])
-        parts.append(Part(name=target.name, rows=rows, selector=target.selector, criterion=target.score))
+        parts.append(LayerRows(name=target.name, rows=rows, selector=target.selector, criterion=target.score))
         weights.append(weight_GRF)
         row = rows[1]
     norms_GF = statistics.norms(first)
     return Problem(
         weight=torch.cat(weights, dim=1).clone(),
         norms=norms_GF,
-        gram=statistics.take_gram(first),
+        gram=statistics.pop_gram(first),
         parts=parts,
     )
 

@@ -14,7 +14,7 @@ from secateur._shards import read_weight_map
 from secateur._wording import format_list
 from secateur.errors import ModelLoadError
 
-__all__ = ["INDEX", "SUFFIX", "Others", "WeightFiles", "header_of"]
+__all__ = ["INDEX", "SUFFIX", "FilteredTensors", "WeightFiles", "read_weight_header"]
 
 INDEX = "model.safetensors.index.json"
 """What transformers calls the file that says which weights are where."""
@@ -47,7 +47,7 @@ class WeightFiles(Mapping[str, torch.Tensor]):
         self._files: dict[str, Path] = {}
         names: Counter[str] = Counter()
         for file in _files(self.path):
-            for name, (shape, kind) in header_of(file).items():
+            for name, (shape, kind) in read_weight_header(file).items():
                 names[name] += 1
                 self._files[name], self.shapes[name], self.types[name] = file, shape, kind
         if twice := [name for name, count in names.items() if count > 1]:
@@ -73,7 +73,7 @@ class WeightFiles(Mapping[str, torch.Tensor]):
         return len(self._files)
 
 
-class Others(Mapping[str, torch.Tensor]):
+class FilteredTensors(Mapping[str, torch.Tensor]):
     """All tensors but some, read as those of the mapping behind it are.
 
     Args:
@@ -114,7 +114,7 @@ def _files(path: Path) -> Collection[Path]:
     raise ModelLoadError(f"weights must be a {SUFFIX} file or a folder with such files, found {str(path)!r}.")
 
 
-def header_of(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def read_weight_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name → shape and type of all that one file holds.
 
     Raises:

@@ -1,0 +1,73 @@
+"""One ranking over all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+
+from secateur.allocations.base import Allocation, AllocationTask, register_allocation
+from secateur.allocations.scores import mean_score, scores_per_layer
+from secateur.masking.pytorch import ParameterWeight
+from secateur.patterns.selection import Scores, share_out
+from secateur.solvers.problem import Problem
+
+__all__ = ["Global"]
+
+
+@register_allocation("global")
+@dataclass(frozen=True)
+class Global(Allocation):
+    """Take the units that lose least of their layer's outputs, wherever they are.
+
+    If input features are uncorrelated, the outputs lose ``Σ (|W[i,j]| · ‖X[j]‖)²`` with a
+    unit. The scores under the square are divided by their mean in the layer, which makes layers comparable, and does
+    so better than the energy of a layer's outputs: see `mean_score`.
+
+    Nothing but ``max_sparsity_ratio_per_op`` keeps it from taking a whole layer.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> shares = secateur.allocations.Global()
+        >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        0.5
+    """
+
+    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "norms"
+
+    def counts(self, task: AllocationTask) -> dict[str, int]:
+        """See `Allocation.counts`."""
+        streams: dict[str, Scores] = {}
+        for _, problems in task.survey():
+            for problem in problems:
+                streams |= _streams(problem, task)
+        cuts = share_out({name: streams[name] for name in task.units}, task.total, task.lower, task.upper)
+        return {name: cut.pruned for name, cut in cuts.items()}
+
+
+def _streams(problem: Problem, task: AllocationTask) -> dict[str, Scores]:
+    """Layer → its units' losses."""
+    means = {name: mean_score(scores) for name, scores in scores_per_layer(problem).items()}
+    found = {}
+    for part in problem.parts:
+        squares = _squares(part.name, task, problem.norms / means[part.name])
+        found[part.name] = replace(part.selector, reduction="sum").losses(part.name, squares)
+    return found
+
+
+def _squares(layer: str, task: AllocationTask, factors_GF: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Makes squared scores from the weight in the model, so that none have to be held."""
+    factors_G1F = factors_GF[:, None]
+
+    def made() -> torch.Tensor:
+        with task.reading(layer):
+            weight = ParameterWeight(layer, task.pattern).canonical()
+            weight_GRF = weight.reshape(factors_G1F.shape[0], -1, factors_G1F.shape[2])
+            return (weight_GRF * factors_G1F.to(weight.device)).square()
+
+    return made

@@ -1,0 +1,33 @@
+"""The same share of every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from secateur.allocations.base import Allocation, AllocationTask, register_allocation
+
+__all__ = ["Uniform"]
+
+
+@register_allocation("uniform")
+@dataclass(frozen=True)
+class Uniform(Allocation):
+    """The target in every layer, each rounded by itself, so that the total may be off by half a unit per layer.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> shares = secateur.allocations.Uniform()
+        >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        0.5
+    """
+
+    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "nothing"
+
+    def counts(self, task: AllocationTask) -> dict[str, int]:
+        """See `Allocation.counts`."""
+        lower, budget = task.lower, task.pattern.budget
+        return {name: max(budget.alone(name, task.target), lower[name]) for name in budget.units}

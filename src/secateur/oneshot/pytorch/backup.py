@@ -1,0 +1,125 @@
+"""Copies of dense weights on disk, to put back if a run does not end well."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import nn
+
+from secateur.errors import StateError
+from secateur.oneshot.pytorch.tensor_files import byte_view, read_header, write_tensors
+
+__all__ = ["DENSE", "WeightBackup"]
+
+DENSE = re.compile(r"\d{5}\.dense\.safetensors(\.part)?")
+"""Names of the files."""
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Where a parameter's dense values are.
+
+    Attributes:
+        name: The parameter's name in the model.
+        path: The file.
+        start: First byte.
+        size: Bytes.
+    """
+
+    name: str
+    path: Path
+    start: int
+    size: int
+
+
+class WeightBackup:
+    """Dense weights in safetensors files.
+
+    A run may end because there is no memory left. So they are read straight into the memory of the parameters.
+
+    Args:
+        folder: Where the files are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._copies: list[_Copy] = []
+
+    def save(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Save parameters as they are before a stage changes them.
+
+        Raises:
+            StorageError: The disk is full, or fails.
+        """
+        path = self._folder / f"{stage:05d}.dense.safetensors"
+        write_tensors(path, parameters, {})
+        header, start = read_header(path)
+        for name in parameters:
+            first, last = header[name]["data_offsets"]
+            self._copies.append(_Copy(name, path, start + first, last - first))
+
+    def restore(self, model: nn.Module) -> None:
+        """Put the dense weights back.
+
+        Raises:
+            StateError: That fails. The files stay then, under names that no run removes.
+        """
+        own = dict(model.named_parameters(remove_duplicate=False))
+        try:
+            with torch.no_grad():
+                for copy in reversed(self._copies):  # of what several stages changed, the first copy is the dense one
+                    self._put_back(copy, own[copy.name])
+        except Exception as error:  # whatever it is, the weights must not be lost
+            files = list(self._rescue())
+            raise StateError(
+                f"The model is only partly as it was: its dense weights cannot be put back ({error}). They are in "
+                f"{str(self._folder)!r}, in {len(files)} files named rescued-*.safetensors; load each of them with "
+                f"safetensors.torch.load_file and model.load_state_dict(..., strict=False), the last one first."
+            ) from error
+
+    def remove(self) -> None:
+        """Remove the files."""
+        self._copies.clear()
+        for path in self._folder.iterdir():
+            if DENSE.fullmatch(path.name):
+                path.unlink()
+
+    def _put_back(self, copy: _Copy, parameter: torch.Tensor) -> None:
+        """Read a parameter's values into its memory."""
+        held = parameter.detach()
+        with copy.path.open("rb", buffering=0) as file:
+            file.seek(copy.start)
+            if held.device.type == "cpu" and held.is_contiguous():
+                _read_into(file, held)
+            else:
+                values = torch.empty(held.shape, dtype=held.dtype)
+                _read_into(file, values)
+                held.copy_(values)
+
+    def _rescue(self) -> Iterator[Path]:
+        """Rename the files, so that no other run in the folder removes them."""
+        for path in sorted({copy.path for copy in self._copies}):
+            rescued = path.with_name(f"rescued-{path.name}")
+            with suppress(OSError):
+                path.rename(rescued)
+            yield rescued
+
+
+def _read_into(file: BinaryIO, tensor: torch.Tensor) -> None:
+    """Fill a contiguous tensor's memory from where a file stands.
+
+    Raises:
+        OSError: The file ends before.
+    """
+    memory, done = byte_view(tensor), 0
+    while done < len(memory):
+        count = file.readinto(memory[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise OSError(f"{file.name} ends too early")
+        done += count

@@ -1,0 +1,232 @@
+"""Prune a torch model with calibration data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._wording import format_count
+from secateur.allocations import AllocationTask, allocate
+from secateur.errors import ConfigError
+from secateur.oneshot.calibration import Calibration
+from secateur.oneshot.interrupts import defer_interrupts
+from secateur.oneshot.pytorch.activations import Activations
+from secateur.oneshot.pytorch.batches import Batch, calibration_mode, digest, read_batches
+from secateur.oneshot.pytorch.checkpoint import CheckpointRecord
+from secateur.oneshot.pytorch.input_features import refuse_unreadable
+from secateur.oneshot.pytorch.memory import explain_error
+from secateur.oneshot.pytorch.recipe import Recipe
+from secateur.oneshot.pytorch.resume import OTHER_WEIGHTS, RunRecord
+from secateur.oneshot.pytorch.stage_runner import Outcome, StageRunner, survey
+from secateur.oneshot.pytorch.stages import BlockStage, Stage, build_stages
+from secateur.oneshot.pytorch.targets import Target, build_targets
+from secateur.oneshot.pytorch.weight_storage import FileStorage, choose_storage
+from secateur.oneshot.report import CalibratedReport
+from secateur.patterns import BasePattern
+from secateur.patterns.pytorch import parameter
+from secateur.planning.pytorch import unwrapped
+from secateur.planning.resolve import Plan
+from secateur.refiners.base import ModelRefiner, ModelTask
+from secateur.solvers.problem import Problem
+
+__all__ = ["CalibratedRun"]
+
+
+class CalibratedRun:
+    """One model, one plan, one recipe and the data.
+
+    Args:
+        model: The model.
+        plan: What to prune.
+        recipe: How.
+        calibration: The data, and where things are held.
+
+    Raises:
+        SecateurError: The data or the layers do not allow it.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, recipe: Recipe, calibration: Calibration) -> None:
+        self.model = unwrapped(model)
+        self.plan = plan
+        self.recipe = recipe
+        self.calibration = calibration
+        self.batches = read_batches(self.model, calibration.batches)
+        self.storage = choose_storage(self.model, calibration)
+        self.inputs = Activations(calibration.offload)
+        for pattern in plan.patterns:
+            for name in pattern.views:
+                refuse_unreadable(name, pattern.modules[name])
+        self.storage.check(plan, recipe)
+
+    def prune(self) -> CalibratedReport:
+        """Do it.
+
+        Raises:
+            SecateurError: Anything is wrong; the model is as it was then.
+        """
+        with defer_interrupts():
+            start = time.perf_counter()
+            journal = self._open_journal()
+            try:
+                with closing(self.inputs), closing(self.storage), calibration_mode(self.model):
+                    outcome = self._pruned(journal)
+                    journal.complete()
+            except BaseException as error:
+                self._undo(journal)
+                named = explain_error(error)
+                named.add_note(self._note(journal))
+                if named is error:
+                    raise
+                raise named from error
+            journal.close(finished=not self.calibration.keep_parts)
+            return self._report(outcome, time.perf_counter() - start)
+
+    def _undo(self, journal: RunRecord) -> None:
+        """Give the model its dense weights back; the copies of them stay if that fails."""
+        try:
+            journal.undo(self.model)
+        except BaseException:
+            journal.abandon()
+            raise
+        journal.close(finished=False)
+
+    def _pruned(self, journal: RunRecord) -> Outcome:
+        counts = self._counts() if journal.counts is None else journal.counts
+        targets = build_targets(self.plan, counts, self.recipe.solver)
+        stages = self._stages(targets)
+        if self.recipe.block_refiners and not any(isinstance(stage, BlockStage) for stage in stages):
+            raise ConfigError(
+                f"refine='block' needs a model with a stack of blocks that run one after another, and "
+                f"{type(self.model).__name__} has none. Leave it out."
+            )
+        refining = ModelRepair(self.model, self.recipe.model_refiners, self.batches, self.storage.home)
+        if not journal.is_done(len(stages)):
+            refining.record_dense()
+        journal.begin(counts)
+        outcome = StageRunner(self.model, self.recipe, journal, self.calibration).run(stages)
+        refining.refine(journal, len(stages), targets)
+        return outcome
+
+    def _counts(self) -> dict[str, int]:
+        """Layer → units that go."""
+        found: dict[str, int] = {}
+        for pattern in self.plan.patterns:
+            if pattern.views:
+                allocation = self.recipe.allocation
+                task = AllocationTask(
+                    pattern=pattern,
+                    survey=partial(self._survey, pattern, allocation.needs),
+                    reading=partial(self._reading, pattern),
+                )
+                found |= allocate(allocation, task)
+        return found
+
+    def _survey(self, pattern: BasePattern, needs: str) -> Iterator[tuple[str, Sequence[Problem]]]:
+        counts = {name: pattern.budget.alone(name, pattern.target_sparsity) for name in pattern.budget.units}
+        targets = build_targets(self.plan, counts, self.recipe.solver)
+        stages = self._stages(targets)
+        return survey(stages, self.inputs, with_gram=needs == "gram")
+
+    def _reading(self, pattern: BasePattern, layer: str) -> AbstractContextManager[object]:
+        return self.storage.open(pattern.modules[layer])
+
+    def _stages(self, targets: Mapping[str, Target]) -> list[Stage]:
+        return build_stages(self.model, targets, self.batches, self.inputs, self.storage)
+
+    def _open_journal(self) -> RunRecord:
+        folder, described = self.calibration.folder, self._described()
+        if isinstance(self.storage, FileStorage):
+            assert folder is not None
+            return CheckpointRecord(folder, {**described, "storage": "files"}, self.storage)
+        return RunRecord(folder, described)
+
+    def _described(self) -> dict[str, Any]:
+        """What tells this run from another that may have been interrupted in the same folder."""
+        layers = {row.name: list(row.shape) for row in self.plan.layers if row.is_pruned}
+        config = self.plan.config.model_dump(mode="json")
+        weights = {id(parameter(pattern.modules[name])) for pattern in self.plan.patterns for name in pattern.views}
+        pruned = {name for name, held in self.model.named_parameters(remove_duplicate=False) if id(held) in weights}
+        return {
+            "config": config,
+            "recipe": str(self.recipe),
+            "layers": layers,
+            "data": digest(self.batches),
+            OTHER_WEIGHTS: self.storage.hash_other_weights(pruned),
+        }
+
+    def _note(self, journal: RunRecord) -> str:
+        if not journal.is_resumable:
+            return "The model is as it was before."
+        done = format_count(journal.count_finished(), "finished part")
+        return (
+            f"The model is as it was before. {journal.folder} holds {done}: call again with the same arguments and the "
+            f"same dense model to go on from there."
+        )
+
+    def _report(self, outcome: Outcome, seconds: float) -> CalibratedReport:
+        order = [row.name for row in self.plan.layers if row.name in outcome.results]
+        return CalibratedReport(
+            layers=tuple(outcome.results[name] for name in order),
+            dense=dict(self.plan.dense),
+            step=0,
+            last_step=0,
+            model_weights=sum(weight.numel() for weight in self.model.parameters()),
+            configs=tuple(pattern.config for pattern in self.plan.patterns if pattern.views),
+            solver=str(self.recipe),
+            errors=outcome.errors,
+            solver_seconds=outcome.solver_seconds,
+            seconds=seconds,
+        )
+
+
+class ModelRepair:
+    """Refiners that change the whole model, as a stage of a run.
+
+    Args:
+        model: The model.
+        refiners: The refiners, in order; there may be none.
+        batches: The calibration data.
+        device: Where the model is.
+    """
+
+    def __init__(
+        self, model: nn.Module, refiners: Sequence[ModelRefiner], batches: Sequence[Batch], device: torch.device
+    ) -> None:
+        self.model = model
+        self.refiners = refiners
+        self.batches = batches
+        self.device = device
+        self._dense: list[Any] = []
+
+    def record_dense(self) -> None:
+        """Note what the dense model gives, before anything is pruned."""
+        self._dense = [refiner.targets(self.model, self.batches, self.device) for refiner in self.refiners]
+
+    def refine(self, journal: RunRecord, stage: int, targets: Mapping[str, Target]) -> None:
+        """Repair the model, or take the result from the journal.
+
+        Args:
+            journal: What is written on disk.
+            stage: The number of this stage.
+            targets: The layers that were pruned.
+        """
+        if not self.refiners:
+            return
+        parameters = {name: held.detach() for name, held in self.model.named_parameters()}
+        if journal.resume(stage, parameters) is not None:
+            return
+        journal.back_up(stage, parameters)
+        # No mask was held till now: a weight that was kept and is zero stays as it is, like the pruned ones.
+        pruned = {id(target.weight.parameter) for target in targets.values()}
+        masks = {name: held.detach() != 0 for name, held in self.model.named_parameters() if id(held) in pruned}
+        for refiner, dense in zip(self.refiners, self._dense, strict=True):
+            refiner.refine(
+                ModelTask(model=self.model, masks=masks, batches=self.batches, device=self.device, targets=dense)
+            )
+        journal.commit(stage, parameters, {})

@@ -1,0 +1,31 @@
+"""Refiners: repair the weights that a solver keeps, without changing the masks. Needs torch."""
+
+from __future__ import annotations
+
+from secateur._packages import require_packages
+
+require_packages("torch", extra="torch")
+
+from secateur.refiners.base import (  # noqa: E402 - after the check that torch is installed
+    REFINERS,
+    BlockRefiner,
+    LayerRefiner,
+    ModelRefiner,
+    Refiner,
+    register_refiner,
+)
+from secateur.refiners.block import Block  # noqa: E402
+from secateur.refiners.distill import Distill  # noqa: E402
+from secateur.refiners.pcg import PCG  # noqa: E402
+
+__all__ = [
+    "PCG",
+    "REFINERS",
+    "Block",
+    "BlockRefiner",
+    "Distill",
+    "LayerRefiner",
+    "ModelRefiner",
+    "Refiner",
+    "register_refiner",
+]

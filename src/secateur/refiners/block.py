@@ -1,0 +1,76 @@
+"""A pruned block, tuned towards what the dense block gives on the same inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from secateur.errors import ConfigError
+from secateur.refiners.base import BlockRefiner, BlockTask, register_refiner
+from secateur.refiners.tuning import MaskedAdam, turns
+
+__all__ = ["Block"]
+
+
+@register_refiner("block")
+@dataclass(frozen=True, kw_only=True)
+class Block(BlockRefiner):
+    """A few steps of Adam on the kept weights, norms and biases of one block.
+
+    The loss of a token is the squared distance of the pruned block's output from the dense block's, both on what the
+    pruned blocks before give, divided by the squared norm of what the dense block adds to the token. So a few tokens
+    with enormous activations do not drown the rest.
+
+    Attributes:
+        steps: ≥ 1.
+        rate: First learning rate, > 0, as a share of each parameter's root mean square; it falls linearly to 0.
+        batches_per_step: Calibration batches that a step looks at, ≥ 1.
+
+    Raises:
+        ConfigError: A value is out of range.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> refiner = secateur.refiners.Block(steps=8)
+        >>> config = {"pattern": "2:4"}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", refine=refiner).sparsity
+        0.5
+    """
+
+    steps: int = 48
+    rate: float = 0.01
+    batches_per_step: int = 4
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batches_per_step < 1 or not self.rate > 0:
+            raise ConfigError(
+                f"steps and batches_per_step must be at least 1 and rate above 0, found {self.steps}, "
+                f"{self.batches_per_step} and {self.rate}."
+            )
+
+    def refine(self, task: BlockTask) -> None:
+        """See `BlockRefiner.refine`."""
+        tuner = MaskedAdam(task.block, task.masks, self.rate)
+        order = turns(len(task.inputs), self.batches_per_step, seed=0)
+        with tuner.gradients():
+            for step, batches in zip(range(self.steps), order, strict=False):
+                for number in batches:
+                    (_loss(task, number) / len(batches)).backward()
+                tuner.step(1 - step / self.steps)
+
+
+def _loss(task: BlockTask, number: int) -> torch.Tensor:
+    found = task.forward(number)
+    wanted, given = (held[number].to(found.device) for held in (task.outputs, task.inputs))
+    lost = (found.float() - wanted.float()).square().sum(dim=-1)
+    added = wanted.float().square().sum(dim=-1)
+    if given.shape == wanted.shape:
+        added = (wanted.float() - given.float()).square().sum(dim=-1)
+    share = lost / added.clamp(min=torch.finfo(torch.float32).tiny)
+    keep = task.keeps[number]
+    if keep is not None and keep.shape == share.shape:
+        share = share[keep.to(share.device)]
+    return share.mean()

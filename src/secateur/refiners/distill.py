@@ -1,0 +1,135 @@
+"""The whole pruned model, tuned towards the dense model's predictions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import CalibrationError, ConfigError
+from secateur.refiners.base import ModelBatch, ModelRefiner, ModelTask, register_refiner
+from secateur.refiners.tuning import MaskedAdam, turns
+
+__all__ = ["Distill"]
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """The dense model's largest logits on one batch, as log-probabilities.
+
+    Attributes:
+        classes: Their places, int32, of shape (..., classes).
+        logs: Their log-probabilities, of the same shape.
+    """
+
+    classes: torch.Tensor
+    logs: torch.Tensor
+
+
+@register_refiner("distill")
+@dataclass(frozen=True, kw_only=True)
+class Distill(ModelRefiner):
+    r"""Steps of Adam on kept weights, norms and biases, against the Kullback-Leibler divergence from the dense model.
+
+    Of each token the dense model's `classes` most probable continuations are compared one by one, and all others as
+    one, so that their logits need not be held and no second model is either.
+
+    Attributes:
+        steps: At the most, ≥ 1; the learning rate falls to 0 over them.
+        minutes: After so many it ends, whatever the step, > 0; the learning rate follows the time then.
+            ``None``: no limit.
+        rate: First learning rate, > 0, as a share of each parameter's root mean square.
+        batches_per_step: Calibration batches that a step looks at, ≥ 1.
+        classes: Continuations that are compared one by one, ≥ 1.
+
+    Raises:
+        ConfigError: A value is out of range.
+
+    Source:
+        Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2.
+
+    Example:
+        >>> import torch, secateur
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        >>> inputs = [torch.randn(64, 8) for _ in range(4)]
+        >>> refiner = secateur.refiners.Distill(steps=8, minutes=1)
+        >>> config = {"pattern": "2:4"}
+        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", refine=refiner).sparsity
+        0.5
+    """
+
+    steps: int = 64
+    minutes: float | None = None
+    rate: float = 0.002
+    batches_per_step: int = 4
+    classes: int = 256
+
+    def __post_init__(self) -> None:
+        counts = {"steps": self.steps, "batches_per_step": self.batches_per_step, "classes": self.classes}
+        for name, value in counts.items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, found {value}.")
+        for name, number in {"rate": self.rate, "minutes": 1.0 if self.minutes is None else self.minutes}.items():
+            if not number > 0:
+                raise ConfigError(f"{name} must be above 0, found {number}.")
+
+    def targets(self, model: nn.Module, batches: Sequence[ModelBatch], device: torch.device) -> list[_Prediction]:
+        """See `ModelRefiner.targets`."""
+        found = []
+        for batch in batches:
+            logs = _logits(batch, model, device).log_softmax(dim=-1)
+            largest = logs.topk(min(self.classes, logs.shape[-1]), dim=-1)
+            found.append(_Prediction(largest.indices.int().cpu(), largest.values.cpu()))
+        return found
+
+    def refine(self, task: ModelTask) -> None:
+        """See `ModelRefiner.refine`."""
+        tuner = MaskedAdam(task.model, task.masks, self.rate)
+        order = turns(len(task.batches), self.batches_per_step, seed=1)
+        start, left = time.perf_counter(), 1.0
+        with tuner.gradients():
+            for step, numbers in zip(range(self.steps), order, strict=False):
+                for number in numbers:
+                    (_divergence(task, number) / len(numbers)).backward()
+                left = 1 - step / self.steps
+                if self.minutes is not None:
+                    left = min(left, 1 - (time.perf_counter() - start) / (60 * self.minutes))
+                if left <= 0:
+                    break
+                tuner.step(left)
+
+
+def _divergence(task: ModelTask, number: int) -> torch.Tensor:
+    batch = task.batches[number]
+    dense: _Prediction = task.targets[number]
+    logs = _logits(batch, task.model, task.device).log_softmax(dim=-1)
+    wanted = dense.logs.to(logs.device)
+    found = logs.gather(-1, dense.classes.long().to(logs.device))
+    lost = (wanted.exp() * (wanted - found)).sum(dim=-1)
+    if wanted.shape[-1] < logs.shape[-1]:
+        rest_wanted, rest_found = (_rest(part) for part in (wanted, found))
+        lost = lost + rest_wanted.exp() * (rest_wanted - rest_found)
+    if batch.keep is not None and batch.keep.shape == lost.shape:
+        lost = lost[batch.keep.to(lost.device)]
+    return lost.mean()
+
+
+def _rest(logs: torch.Tensor) -> torch.Tensor:
+    """Log-probability of all other classes together."""
+    rest: torch.Tensor = torch.log1p(-logs.exp().sum(dim=-1).clamp(max=1 - torch.finfo(torch.float32).eps))
+    return rest
+
+
+def _logits(batch: ModelBatch, model: nn.Module, device: torch.device) -> torch.Tensor:
+    given: Any = batch.run(model, device)
+    logits = given if isinstance(given, torch.Tensor) else getattr(given, "logits", None)
+    if not isinstance(logits, torch.Tensor):
+        raise CalibrationError(
+            f"refine='distill' needs a model that returns logits, and {type(model).__name__} returns "
+            f"{type(given).__name__}. Leave it out, or wrap the model with its head."
+        )
+    return logits.float()

@@ -1,0 +1,31 @@
+"""Solvers: choose which weights of a layer stay, and with which values. Needs torch.
+
+Each solver gets a `Problem`, the weights of layers that read the same inputs, and returns a `Solution`.
+"""
+
+from __future__ import annotations
+
+from secateur._packages import require_packages
+
+require_packages("torch", extra="torch")
+
+from secateur.solvers.alps import ALPS  # noqa: E402 - after the check that torch is installed
+from secateur.solvers.base import SOLVERS, Solver, register_solver  # noqa: E402
+from secateur.solvers.magnitude import Magnitude  # noqa: E402
+from secateur.solvers.problem import Problem, Solution  # noqa: E402
+from secateur.solvers.ria import RIA  # noqa: E402
+from secateur.solvers.sparsegpt import SparseGPT  # noqa: E402
+from secateur.solvers.wanda import Wanda  # noqa: E402
+
+__all__ = [
+    "ALPS",
+    "RIA",
+    "SOLVERS",
+    "Magnitude",
+    "Problem",
+    "Solution",
+    "Solver",
+    "SparseGPT",
+    "Wanda",
+    "register_solver",
+]

@@ -1,0 +1,35 @@
+"""Keep what the configured criterion ranks highest, whatever the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from secateur.solvers.base import Solver, register_solver
+from secateur.solvers.problem import Problem, Solution
+
+__all__ = ["Magnitude"]
+
+
+@register_solver("magnitude")
+@dataclass(frozen=True)
+class Magnitude(Solver):
+    """The configuration's own criterion and reduction, by default the mean magnitude of a unit's weights.
+
+    Source:
+        Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.
+
+    Example:
+        >>> import torch, secateur
+        >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
+        >>> solver = secateur.solvers.Magnitude()
+        >>> secateur.prune(layer, {"pattern": "2:4"}, calibration=inputs, solver=solver).sparsity
+        0.5
+    """
+
+    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "nothing"
+
+    def solve(self, problem: Problem) -> Solution:
+        """See `Solver.solve`."""
+        keep = problem.keep(problem.criterion_scores())
+        return Solution(weight=problem.weight * keep, keep=keep)
