@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from secateur.frameworks.keras import read_array
 from secateur.keras import PruningCallback, PruningOptimizer
-from secateur.patterns.keras import host_array
 
 CONFIG: dict[str, Any] = {
     "pattern": "4x1",
@@ -125,4 +125,4 @@ def saved(model: Any, path: Path) -> Path:
 
 def host(variable: Any) -> Any:
     """A variable as a NumPy array of its own."""
-    return host_array(variable).copy()
+    return read_array(variable).copy()

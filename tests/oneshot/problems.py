@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from secateur.patterns.view import WeightView
+from secateur.frameworks.view import WeightView
 from secateur.solvers.problem import LayerRows, Problem, Solution
 from secateur.solvers.selector import Selector
 

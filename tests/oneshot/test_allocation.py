@@ -26,8 +26,8 @@ from secateur.allocations import (
 from secateur.allocations.owl import apportion
 from secateur.allocations.sensitivity import cheapest
 from secateur.errors import CalibrationError, ConfigError, UnknownNameError, UnsupportedModelError
+from secateur.frameworks.view import WeightView
 from secateur.patterns import BasePattern, Units, get_pattern, register_pattern
-from secateur.patterns.view import WeightView
 from secateur.solvers.problem import LayerRows, Problem
 from secateur.solvers.selector import Selector
 

@@ -11,11 +11,11 @@ from torch import nn
 import secateur
 from oneshot.families import FAMILIES, TEXT, family, inputs_of
 from oneshot.problems import Recording, batches, mlp
+from secateur.frameworks.view import WeightView
 from secateur.oneshot import Calibration
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern, register_pattern
 from secateur.patterns.layout import BlockLayout
-from secateur.patterns.view import WeightView
 from secateur.solvers import SOLVERS, Magnitude, Solver, SparseGPT, Wanda, register_solver
 from secateur.solvers.problem import Problem, Solution
 from training.models import bits

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, get_pattern
-from secateur.patterns.view import WeightView
 
 SPECS = (
     "1x1",

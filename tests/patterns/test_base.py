@@ -308,7 +308,7 @@ def test_a_pattern_of_ones_own_works_everywhere(framework: str, layer: Any) -> N
     module = layer()
     pattern = get_pattern({"pattern": "pairs", "target_sparsity": 0.5}, {"fc": module}, framework)
     assert isinstance(pattern, Pairs)
-    assert pattern.framework == framework
+    assert pattern.framework.name == framework
     stored = pattern.views["fc"].stored(np.arange(12.0).reshape(4, 1, 3))
     scores = torch.from_numpy(stored) if framework == "pytorch" else stored
     kept = np.asarray(pattern.masks({"fc": scores})["fc"])
@@ -355,7 +355,6 @@ def test_an_unknown_framework_lists_the_known() -> None:
 @pytest.mark.parametrize(("framework", "package"), [("pytorch", "torch"), ("keras", "keras")])
 def test_a_framework_that_is_not_installed(framework: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_packages, "is_installed", lambda name: name != package)
-    base._bound.cache_clear()
     with pytest.raises(MissingPackageError, match=rf'needs the package {package!r}.* "secateur\[{package}\]"'):
         get_pattern({"pattern": "4x1"}, {}, framework)
 
@@ -373,9 +372,7 @@ def test_a_pattern_without_a_tiling_names_what_is_missing() -> None:
         pass
 
     register_pattern("unfinished")(Unfinished)
-    with pytest.raises(
-        ConfigError, match=r"PytorchUnfinished does not say how it tiles a weight: override layout\(view\)\."
-    ):
+    with pytest.raises(ConfigError, match=r"Unfinished does not say how it tiles a weight: override layout\(view\)\."):
         get_pattern({"pattern": "unfinished"}, {"fc": torch_layer()})
 
 
@@ -385,10 +382,8 @@ def test_base_classes_can_be_made_without_modules() -> None:
         assert (made.pattern, made.target_sparsity, made.masks({})) == ("4x1", 0.9, {})
     with pytest.raises(ConfigError, match=r"PytorchBasePattern does not say how it tiles"):
         patterns.PytorchBasePattern({}, {"fc": torch_layer()})
-    with pytest.raises(ConfigError, match=r"Pairs belongs to no framework .*: get it from get_pattern"):
+    with pytest.raises(ConfigError, match=r"belongs to no framework and cannot read Linear layers\. Create it"):
         Pairs({}, {"fc": torch_layer()})
-    with pytest.raises(ConfigError, match=r"belongs to no framework"):
-        Pairs({}, {}).weight(torch_layer())
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pattern: pickle.loads(pickle.dumps(pattern))])  # noqa: S301
@@ -400,17 +395,15 @@ def test_a_bound_pattern_can_be_copied_and_pickled(duplicate: Any, spec: str) ->
     assert again.masks(scores)["fc"].equal(pattern.masks(scores)["fc"])
 
 
-def test_one_binding_class_for_all_patterns_of_a_kind() -> None:
-    first, second = (type(get_pattern({"pattern": spec}, {})) for spec in ("4x1", "1x4"))
-    assert first is second
-    assert first.__name__ == "PytorchBlockPattern"
+@pytest.mark.parametrize("framework", ["pytorch", "keras", "array"])
+def test_a_pattern_is_of_the_registered_class_with_every_framework(framework: str) -> None:
+    if framework == "keras":
+        pytest.importorskip("keras")
+    assert type(get_pattern({"pattern": "4x1"}, {}, framework)) is patterns.BlockPattern
 
 
 def test_public_names_exist_and_others_do_not() -> None:
-    assert all(hasattr(patterns, name) for name in dir(patterns))
-    assert {"KerasBasePattern", "PytorchBasePattern", *patterns.__all__} <= set(dir(patterns))
-    with pytest.raises(AttributeError, match="has no attribute 'Nonsense'"):
-        _ = patterns.Nonsense
+    assert all(hasattr(patterns, name) for name in patterns.__all__)
 
 
 # A unit with parts in several layers.
@@ -449,8 +442,3 @@ def test_all_layers_of_coupled_units_are_frozen_together() -> None:
 @pytest.mark.parametrize("name", ["BasePattern", "KerasBasePattern", "PytorchBasePattern", "get_pattern"])
 def test_the_fixed_names_come_from_base_too(name: str) -> None:
     assert getattr(base, name) is getattr(patterns, name)
-
-
-def test_a_name_that_base_lacks() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'TensorflowBasePattern'"):
-        _ = base.TensorflowBasePattern

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from secateur.artifact.packing import MOST_LISTED, BlockPacking, GroupPacking, Packing
+from secateur.frameworks.view import WeightView
 from secateur.patterns.recognition import GroupMatch, Match, NonzeroMask, find_matches, select_strictest
-from secateur.patterns.view import WeightView
 
 __all__ = ["MOST_SAVED", "Choice", "choose"]
 

@@ -18,7 +18,7 @@ from secateur.artifact.safetensors_file import TensorFile, parsed_json
 from secateur.artifact.source import Source, SourceTensor, usual_view
 from secateur.artifact.writer import INDEX
 from secateur.errors import ArtifactError, ModelLoadError
-from secateur.patterns.view import WeightView
+from secateur.frameworks.view import WeightView
 
 __all__ = ["foreign_source"]
 

@@ -22,9 +22,8 @@ from secateur.artifact.reader import Artifact, RawTensor
 from secateur.artifact.safetensors_file import parsed_json
 from secateur.artifact.source import Source, SourceTensor, usual_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
-from secateur.patterns import get_pattern
-from secateur.patterns.keras import kernel
-from secateur.planning.keras import candidates, named_layers
+from secateur.frameworks.keras import get_kernel, get_view, list_layers
+from secateur.planning.keras import find_candidates
 
 __all__ = ["build", "fill", "source"]
 
@@ -59,8 +58,9 @@ def source(model: keras.Model, tokenizer: Any = None) -> Source:
     if not model.built:
         raise UnsupportedModelError(f"The model {model.name!r} must be built. Call it on one batch first.")
     variables = _variables(model)
-    layers = {id(kernel(one.module)): one for one in candidates(model, prune_frozen=True) if one.reason is None}
-    view = get_pattern({"pattern": "1x1"}, {}, "keras").weight_view
+    layers = {
+        id(get_kernel(one.module)): one for one in find_candidates(model, prune_frozen=True) if one.reason is None
+    }
     description = _description(model)
     return Source(
         tensors={
@@ -68,7 +68,9 @@ def source(model: keras.Model, tokenizer: Any = None) -> Source:
                 dtype=_dtype(name, variable),
                 shape=tuple(variable.shape),
                 read=partial(_bits, variable),
-                view=view(layers[id(variable)].module) if id(variable) in layers else usual_view(tuple(variable.shape)),
+                view=get_view(layers[id(variable)].module)
+                if id(variable) in layers
+                else usual_view(tuple(variable.shape)),
                 layer=layers[id(variable)].name if id(variable) in layers else None,
                 is_prunable=id(variable) in layers and (not layers[id(variable)].is_output or len(layers) == 1),
             )
@@ -133,7 +135,7 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
     Its ``path`` would differ between a model that was built and one that was built again from its description.
     """
     owners: dict[int, str] = {}
-    for prefix, layer in named_layers(model).items():
+    for prefix, layer in list_layers(model).items():
         for variable in layer.weights:
             owners[id(variable)] = f"{prefix}/{variable.name}"  # the innermost layer comes last
     found: dict[str, keras.Variable] = {}

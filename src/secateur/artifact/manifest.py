@@ -22,7 +22,7 @@ from secateur.artifact.memory import memory_for
 from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
 from secateur.artifact.safetensors_file import parsed_json
 from secateur.errors import ArtifactError, LayerError
-from secateur.patterns.view import WeightView
+from secateur.frameworks.view import WeightView
 
 __all__ = [
     "FILE_NAME",

@@ -22,7 +22,7 @@ from secateur._array import count_true
 from secateur._wording import format_count
 from secateur.artifact.dtypes import Bits
 from secateur.errors import ArtifactError
-from secateur.patterns.view import WeightView
+from secateur.frameworks.view import WeightView
 
 __all__ = ["MOST_LISTED", "BlockPacking", "GroupPacking", "Packing"]
 

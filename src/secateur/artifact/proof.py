@@ -8,8 +8,8 @@ import numpy.typing as npt
 from secateur._array import count_true
 from secateur.artifact.manifest import Claim
 from secateur.errors import ConfigError
+from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, get_pattern
-from secateur.patterns.view import WeightView
 
 __all__ = ["fits", "unfounded", "violation"]
 

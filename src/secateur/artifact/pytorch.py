@@ -25,10 +25,10 @@ from secateur.artifact.reader import Artifact, RawTensor
 from secateur.artifact.safetensors_file import parsed_json
 from secateur.artifact.source import Source, SourceTensor, usual_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
-from secateur.patterns import WeightView, get_pattern
-from secateur.patterns.pytorch import weight_name
+from secateur.frameworks import WeightView
+from secateur.frameworks.pytorch import get_view, get_weight_name, unwrap_model
 from secateur.planning.layers import Candidate
-from secateur.planning.pytorch import candidates, unwrapped
+from secateur.planning.pytorch import find_candidates
 
 __all__ = ["build", "described_layers", "fill", "source", "to_torch"]
 
@@ -53,11 +53,10 @@ def source(model: nn.Module, tokenizer: Any = None) -> Source:
     Raises:
         UnsupportedModelError: The model holds something that is no plain dense tensor.
     """
-    model = unwrapped(model)
+    model = unwrap_model(model)
     tensors, aliases = _distinct(_state(model))
     layers = _layers(model)
     layers |= {name: layers[alias] for alias, name in aliases.items() if alias in layers and name not in layers}
-    view = get_pattern({"pattern": "1x1"}, {}).weight_view
     pretrained = model if _is_pretrained(model) else None
     return Source(
         tensors={
@@ -65,7 +64,7 @@ def source(model: nn.Module, tokenizer: Any = None) -> Source:
                 dtype=NAMES[tensor.dtype],
                 shape=tuple(tensor.shape),
                 read=partial(_bits, tensor),
-                view=view(layers[name].module) if name in layers else usual_view(tuple(tensor.shape)),
+                view=get_view(layers[name].module) if name in layers else usual_view(tuple(tensor.shape)),
                 layer=layers[name].name if name in layers else None,
                 is_prunable=name in layers and (not layers[name].is_output or len(layers) == 1),
             )
@@ -87,13 +86,13 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
     Raises:
         ArtifactError: Names, shapes or types differ, or a tensor is damaged. The model is as it was then.
     """
-    own = _state(unwrapped(model))
+    own = _state(unwrap_model(model))
     _check_names(own, artifact)
     for name in artifact:
         _check_fit(name, own[name], artifact)
     for name in artifact.manifest.tensors:
         artifact[name]  # proved, all of them, before anything changes
-    _put(unwrapped(model), artifact)
+    _put(unwrap_model(model), artifact)
     return model
 
 
@@ -152,9 +151,9 @@ def described_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | N
     check_config(config, folder / CONFIG)
     with torch.device("meta"):
         model: Any = _empty(folder, folder, NO_WEIGHTS)
-    layers, view = _layers(model), get_pattern({"pattern": "1x1"}, {}).weight_view
+    layers = _layers(model)
     found = dict.fromkeys(_state(model)) | {
-        name: (view(one.module), one.name, not one.is_output) for name, one in layers.items()
+        name: (get_view(one.module), one.name, not one.is_output) for name, one in layers.items()
     }
     prefix = f"{model.base_model_prefix}."
     return (
@@ -200,8 +199,8 @@ def _distinct(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
 def _layers(model: nn.Module) -> dict[str, Candidate]:
     """Parameter → the layer that patterns can prune it in."""
     return {
-        f"{one.name}.{weight_name(one.module)}".lstrip("."): one
-        for one in candidates(model, prune_frozen=True)
+        f"{one.name}.{get_weight_name(one.module)}".lstrip("."): one
+        for one in find_candidates(model, prune_frozen=True)
         if one.reason is None
     }
 

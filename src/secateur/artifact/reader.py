@@ -23,7 +23,7 @@ from secateur.artifact.rows import disk_bytes
 from secateur.artifact.safetensors_file import TensorFile
 from secateur.artifact.writer import digest
 from secateur.errors import ArtifactError, UnknownNameError
-from secateur.patterns.view import WeightView
+from secateur.frameworks.view import WeightView
 
 __all__ = ["Artifact", "PackedTensor", "RawTensor"]
 

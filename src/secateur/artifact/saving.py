@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from secateur._frameworks import leaf
 from secateur._packages import require_keras, require_packages
 from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.manifest import explain_invalid
@@ -16,6 +15,7 @@ from secateur.artifact.rows import report_on_written
 from secateur.artifact.source import Source
 from secateur.artifact.writer import SHARD_BYTES, write
 from secateur.errors import ArtifactError
+from secateur.frameworks import import_leaf
 from secateur.results import PruningReport
 
 __all__ = ["load", "save"]
@@ -63,7 +63,7 @@ def save(
         True
     """
     with explain_invalid("the model"):
-        source: Source = leaf("secateur.artifact", model).source(model, tokenizer)
+        source: Source = import_leaf("secateur.artifact", model).source(model, tokenizer)
     manifest = write(
         source,
         path,
@@ -94,7 +94,7 @@ def load(path: str | Path, model: Any = None) -> Any:
     """
     artifact = Artifact(path)
     if model is not None:
-        return leaf("secateur.artifact", model).fill(model, artifact)
+        return import_leaf("secateur.artifact", model).fill(model, artifact)
     builder = artifact.manifest.model
     if builder is None or builder.kind == "code":
         name = "a model" if builder is None else repr(builder.name)

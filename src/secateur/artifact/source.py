@@ -8,7 +8,7 @@ from pathlib import Path
 
 from secateur.artifact.dtypes import Bits
 from secateur.artifact.manifest import Builder
-from secateur.patterns.view import WeightView
+from secateur.frameworks.view import WeightView
 
 __all__ = ["Source", "SourceTensor", "usual_view"]
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur._array import count_true
-from secateur._frameworks import leaf
 from secateur._wording import format_value
 from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.dtypes import DTYPES, Bits
@@ -27,6 +26,7 @@ from secateur.artifact.rows import report_on, report_on_written
 from secateur.artifact.source import Source, SourceTensor
 from secateur.artifact.writer import SHARD_BYTES, examined, write
 from secateur.errors import ArtifactError
+from secateur.frameworks import import_leaf
 from secateur.results import PruningReport
 
 __all__ = ["convert", "examine", "inspect", "verify"]
@@ -51,7 +51,7 @@ def inspect(source: Any) -> ArtifactReport:
     """
     if not isinstance(source, str | Path):
         with explain_invalid("the model"):
-            tensors = leaf("secateur.artifact", source).source(source).tensors
+            tensors = import_leaf("secateur.artifact", source).source(source).tensors
         return report_on(type(source).__name__, _examined(tensors), is_packed=False)
     path = as_path(source)
     if not _is_artifact(path):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur._frameworks import leaf
 from secateur.artifact import Artifact, TensorRow
 from secateur.artifact.dtypes import DTYPES
 from secateur.artifact.foreign import foreign_source
 from secateur.artifact.manifest import MANIFEST
-from secateur.patterns.view import WeightView
+from secateur.frameworks import import_leaf
+from secateur.frameworks.view import WeightView
 from secateur.report import Mask
 
 __all__ = ["masks_of"]
@@ -47,5 +47,5 @@ def _reader(found: Any) -> Callable[[str], Tensor]:
     if isinstance(found, Path) and (found / MANIFEST).is_file():
         artifact = Artifact(found)
         return lambda name: (artifact.entry(name).view, lambda: artifact[name].bits)
-    source = foreign_source(found) if isinstance(found, Path) else leaf("secateur.artifact", found).source(found)
+    source = foreign_source(found) if isinstance(found, Path) else import_leaf("secateur.artifact", found).source(found)
     return lambda name: (source.tensors[name].view, source.tensors[name].read)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur._frameworks import framework_of
 from secateur._packages import is_installed, require_packages
 from secateur.cli.destination import Destination
 from secateur.cli.progress import Steps, say
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
+from secateur.frameworks import detect_framework
 from secateur.models import TrainedModel, is_packed, load_model, load_trained, transformers_path
 from secateur.oneshot import Calibration, prune
 from secateur.patterns.base import pattern_class
@@ -125,7 +125,7 @@ class Job:
             set_seed()  # what files do not hold is random, and must be the same when an interrupted run goes on
         found = load_trained(self.model, self.weights)
         companions = found.companions  # opened before any work is done
-        framework = framework_of(found.model)
+        framework = detect_framework(found.model)
         if reads_data and framework == "keras":
             raise UnsupportedModelError(
                 f"Methods that read calibration data serve torch models only, and {self.model!r} is a Keras model. "
@@ -189,7 +189,7 @@ class Job:
 
 def _bytes(model: Any) -> int:
     """Bytes of a model's weights."""
-    if framework_of(model) == "keras":
+    if detect_framework(model) == "keras":
         return sum(int(held.nbytes) for held in _keras_arrays(model))
     return sum(held.numel() * held.element_size() for held in model.parameters())
 

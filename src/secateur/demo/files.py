@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import secateur
-from secateur._frameworks import framework_of
 from secateur.artifact import ArtifactReport
 from secateur.demo.digits import Case, Run
 from secateur.demo.language import PACKAGE, PATTERN, WINDOW, LanguageStudy
 from secateur.demo.sentences import Comparison
 from secateur.demo.tables import Study
 from secateur.errors import ConfigError
+from secateur.frameworks import detect_framework
 
 __all__ = ["SAVED", "make_folder", "write_files"]
 
@@ -65,7 +65,7 @@ def _saved(folder: Path, study: Study) -> dict[str, tuple[Run, ArtifactReport]]:
     for row in study.rows:
         if row.case == SAVED:
             run = row.runs[0]
-            name = f"{framework_of(run.model)}-{row.net}-{SAVED.pattern}-{100 * SAVED.target:.0f}"
+            name = f"{detect_framework(run.model)}-{row.net}-{SAVED.pattern}-{100 * SAVED.target:.0f}"
             saved[name] = run, secateur.save(run.model, folder / name, report=run.report)
     return saved
 

@@ -177,7 +177,7 @@ class PruningGroup:
             return None
         modules = {layer: self.pattern.modules[layer] for layer in self.pattern.views}
         return self.pattern.units_without_zeros(
-            {layer: self.pattern.weight(module) != 0 for layer, module in modules.items()}
+            {layer: self.pattern.framework.read_weight(module) != 0 for layer, module in modules.items()}
         )
 
     def _is_within_target(self) -> bool:
@@ -206,4 +206,4 @@ class PruningGroup:
         return sum(count_true(~kept) for kept in (self.keep or {}).values())
 
     def _stored_weight(self, layer: str) -> Array:
-        return self.pattern.as_array(self.pattern.weight(self.pattern.modules[layer]))
+        return self.pattern.framework.to_array(self.pattern.framework.read_weight(self.pattern.modules[layer]))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
-from keras import ops
 
-from secateur._array import Array, clear_outside
+from secateur._array import Array
+from secateur.frameworks.keras import apply_mask, get_kernel, read_array
 from secateur.patterns import BasePattern
-from secateur.patterns.keras import kernel as kernel_of
-from secateur.patterns.keras import tensor_of
 
-__all__ = ["KernelWeight", "zero_out"]
+__all__ = ["KernelWeight"]
 
 
 class KernelWeight:
@@ -29,15 +25,14 @@ class KernelWeight:
 
     def __init__(self, name: str, pattern: BasePattern) -> None:
         self.name = name
-        self.variable: keras.Variable = kernel_of(pattern.modules[name])
-        self._pattern = pattern
+        self.variable: keras.Variable = get_kernel(pattern.modules[name])
         self._view = pattern.views[name]
         self._mask: Array | None = None
 
     @property
     def stored(self) -> Array:
         """The kernel as a NumPy array."""
-        return self._pattern.as_array(self.variable)
+        return read_array(self.variable)
 
     def canonical(self) -> Array:
         """The kernel as an (O, K, I) NumPy array of at least float32."""
@@ -56,13 +51,4 @@ class KernelWeight:
     def apply_mask(self) -> None:
         """Set to zero what the mask prunes."""
         if self._mask is not None:
-            zero_out(self.variable, self._mask)
-
-
-def zero_out(variable: keras.Variable, mask: Any) -> None:
-    """Leave the values of `variable` where `mask`, and set the others to exactly 0.0, whatever stood there."""
-    values, keep = tensor_of(variable), tensor_of(mask)
-    if keras.backend.backend() == "torch":
-        clear_outside(values.detach(), keep)  # in place, as the optimizers do on torch
-    else:
-        variable.assign(ops.where(keep, values, ops.zeros((), dtype=values.dtype)))
+            apply_mask(self.variable, self._mask)

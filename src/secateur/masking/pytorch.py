@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from secateur._array import clear_outside
 from secateur.errors import LayerError
+from secateur.frameworks.pytorch import apply_mask, get_parameter, read_canonical
 from secateur.patterns import BasePattern
-from secateur.patterns.pytorch import parameter
 
-__all__ = ["ParameterWeight", "zero_out"]
+__all__ = ["ParameterWeight"]
 
 
 class ParameterWeight:
@@ -21,7 +20,7 @@ class ParameterWeight:
 
     def __init__(self, name: str, pattern: BasePattern) -> None:
         self.name = name
-        self.parameter = parameter(pattern.modules[name])
+        self.parameter = get_parameter(pattern.modules[name])
         self.view = pattern.views[name]
         self.mask: torch.Tensor | None = None
         if self.parameter.is_meta:
@@ -34,20 +33,9 @@ class ParameterWeight:
 
     def canonical(self) -> torch.Tensor:
         """The weight as an (O, K, I) tensor of at least float32."""
-        return self._canonical(self.stored)
+        return read_canonical(self.stored, self.view)
 
     def apply_mask(self) -> None:
         """Set to zero what the mask prunes."""
         if self.mask is not None:
-            self.mask = zero_out(self.stored, self.mask)
-
-    def _canonical(self, tensor: torch.Tensor) -> torch.Tensor:
-        wide: torch.Tensor = self.view.canonical(tensor)
-        return wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
-
-
-def zero_out(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Set `weight` to zero where `mask` is ``False``; returns the mask on the weight's device."""
-    mask = mask.to(weight.device)
-    clear_outside(weight, mask)
-    return mask
+            self.mask = apply_mask(self.stored, self.mask)

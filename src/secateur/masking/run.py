@@ -71,13 +71,13 @@ class Run(Generic[Weight]):
         if not self.group.changes_masks(step):
             return {}
         masks = self._masks() if self._has_masks else {}
-        held = {name: self.pattern.as_array(mask) for name, mask in masks.items()}
+        held = {name: self.pattern.framework.to_array(mask) for name, mask in masks.items()}
         return self.group.advance(step, self.scores.stream, held) or {}
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
         """Take over what `masks_after` returned."""
         for layer, mask in masks.items():
-            self.weights[layer].mask = self.pattern.like(mask, self.weights[layer].stored)
+            self.weights[layer].mask = self.pattern.framework.from_array(mask, self.weights[layer].stored)
 
     def violations(self) -> dict[str, str]:
         """Layers whose mask is not of the pattern, or whose weights are not what it says → what is wrong."""

@@ -135,7 +135,7 @@ class GatheredScores:
 
     def _computed(self, name: str) -> Iterator[Array]:
         if name in self.totals and self.is_per_unit:
-            total, run = self.pattern.as_array(self.totals[name]), self.pattern.units[name].run
+            total, run = self.pattern.framework.to_array(self.totals[name]), self.pattern.units[name].run
             step = max(1, CHUNK // run) * run
             yield from (total[start : start + step] for start in range(0, total.shape[0], step))
             return
@@ -149,12 +149,12 @@ class GatheredScores:
         def scored(weights: Array, axes: tuple[int, ...]) -> Array:
             return self.reduction(criterion.score(weights, None), axes)
 
-        yield from self._unit_chunks(name, {layer: self.pattern.as_array(self.weight(layer))}, scored)
+        yield from self._unit_chunks(name, {layer: self.pattern.framework.to_array(self.weight(layer))}, scored)
 
     def _weight_score(self, layer: str) -> Array:
         if layer in self.totals:
-            return self.pattern.as_array(self.totals[layer])
-        return self.criteria[layer].score(self.pattern.as_array(self.weight(layer)), None)
+            return self.pattern.framework.to_array(self.totals[layer])
+        return self.criteria[layer].score(self.pattern.framework.to_array(self.weight(layer)), None)
 
     def _unit_chunks(self, name: str, scores: Mapping[str, Array], reduction: Reduction) -> Iterator[Array]:
         for chunk in self.pattern.units[name].scores(scores, reduction):

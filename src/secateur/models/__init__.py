@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from secateur._frameworks import framework_of
 from secateur._packages import find_package_file, find_package_folder, require_keras, require_packages
 from secateur.artifact import Artifact, load
 from secateur.artifact.manifest import MANIFEST
 from secateur.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from secateur.frameworks import detect_framework
 from secateur.models.code import from_code
 from secateur.models.trained import TrainedModel
 
@@ -150,7 +150,7 @@ def _from_keras_file(file: Path) -> Any:
 
 def _fill(model: Any, weights: Path) -> None:
     _refuse_missing(weights)
-    if framework_of(model) == "pytorch":
+    if detect_framework(model) == "pytorch":
         from secateur.models.pytorch import fill
 
         return fill(model, weights)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from secateur._frameworks import leaf
 from secateur.config import PruningConfig
+from secateur.frameworks import import_leaf
 from secateur.oneshot.calibration import Calibration
 from secateur.results import PruningReport
 
@@ -60,5 +60,5 @@ def prune(
         0.5
     """
     options = {"calibration": calibration, "solver": solver, "refine": refine, "allocation": allocation}
-    report: PruningReport = leaf("secateur.oneshot", model).prune(model, config, **options)
+    report: PruningReport = import_leaf("secateur.oneshot", model).prune(model, config, **options)
     return report

@@ -5,23 +5,29 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import cache
-from importlib import import_module
 from typing import Any, ClassVar
 
 from secateur._array import Array, count_true, joined, namespace
-from secateur._packages import require_packages
 from secateur._registry import Registry
 from secateur._wording import format_list, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, LayerError, UnknownNameError, UnsupportedModelError
+from secateur.frameworks import Framework, NoFramework, WeightView, get_framework
 from secateur.patterns.budget import Budget
 from secateur.patterns.layout import Layout, Units
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, keep_above, share_out
-from secateur.patterns.view import WeightView
 
-__all__ = ["PATTERNS", "BasePattern", "get_pattern", "register_pattern"]
+__all__ = [
+    "PATTERNS",
+    "ArrayBasePattern",
+    "BasePattern",
+    "KerasBasePattern",
+    "PytorchBasePattern",
+    "get_pattern",
+    "pattern_class",
+    "register_pattern",
+]
 
 
 def _need_pattern(name: str, item: Any) -> None:
@@ -38,37 +44,16 @@ PATTERNS: Registry[type[BasePattern]] = Registry("pattern", _need_pattern)
 register_pattern = PATTERNS.register
 """Class decorator: adds a pattern class to `PATTERNS` under a pattern type name. A name taken twice raises."""
 
-BINDINGS = {
-    "pytorch": ("PytorchBasePattern", "torch"),
-    "keras": ("KerasBasePattern", "keras"),
-    "array": ("ArrayBasePattern", "numpy"),
-}
-"""Framework → its binding, which is imported when it is first needed, and the package and extra that it needs."""
-
 ROUNDING = 1e-9
 """How far a sparsity may lie above the greatest one: schedules compute with rounding."""
-
-
-def __getattr__(name: str) -> Any:
-    for framework, (binding, _) in BINDINGS.items():
-        if name == binding:
-            return _binding(framework)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _binding(framework: str) -> type[BasePattern]:
-    name, package = BINDINGS[framework]
-    require_packages(package, extra=package)
-    binding: type[BasePattern] = getattr(import_module(f"secateur.patterns.{framework}"), name)
-    return binding
 
 
 class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its attributes
     """The pruning unit and how units are pruned.
 
     A pattern says how one weight is tiled (`layout`), and if need be which layers share units (`couple`) and which
-    units may go (`select`). How a weight is stored is the business of a framework's binding, which `get_pattern` mixes
-    in: a pattern written once serves every framework.
+    units may go (`select`). How weights are stored is known to the `Framework` that `get_pattern` gives it, so one
+    class serves every framework.
 
     Args:
         config: A `PruningConfig`, or a plain mapping with the same keys.
@@ -77,6 +62,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
     Attributes:
         config: The configuration.
         modules: Layer name → module, as given.
+        framework: How the modules store their weights.
         pattern: The pattern specification, e.g. ``"4x1"``.
         is_global: One ranking over all layers together, or each layer by itself.
         target_sparsity: Share pruned over all valid layers at the end, in [0, 1], counted in units; where units differ
@@ -89,16 +75,18 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         units: Name → units that are numbered together; nearly always one entry per valid layer, under its name.
 
     Raises:
-        ConfigError: The target is impossible within the bounds, or there are modules and no `layout`, or no binding.
+        ConfigError: The target is impossible within the bounds, or there are modules and no `layout`, or no
+            framework.
     """
 
-    framework: ClassVar[str | None] = None
-    """The framework whose binding a class has; ``None``: none yet."""
+    framework_name: ClassVar[str | None] = None
+    """The framework that a class is written for; ``None``: it serves all of them."""
 
-    unbound: ClassVar[type[BasePattern] | None] = None
-    """The class that `get_pattern` gave a binding; ``None``: it gave none."""
+    framework: Framework = NoFramework()
 
     def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
+        if self.framework_name is not None:
+            self.framework = get_framework(self.framework_name)
         self.config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
         self.modules = dict(modules)
         self.pattern = self.config.pattern
@@ -112,10 +100,6 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         self.views: dict[str, WeightView] = {}
         self.units = self.couple(self._layouts())
         self.budget = self._budget()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the written class and its framework: the bound class is made at run time and has no import path."""
-        return _blank, (self.unbound or type(self), self.framework), self.__dict__
 
     def default_target_sparsity(self) -> float:
         """The target where the configuration names none."""
@@ -137,35 +121,6 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
             ConfigError: The class does not override this.
         """
         raise ConfigError(f"{type(self).__name__} does not say how it tiles a weight: override layout(view).")
-
-    def weight_view(self, module: Any) -> WeightView:  # noqa: ARG002
-        """Where the channels of a module's weight lie (the binding's part).
-
-        Raises:
-            LayerError: The module has no weight that can be pruned; the message says why.
-            ConfigError: The class has no binding.
-        """
-        raise self._no_binding()
-
-    def weight(self, module: Any) -> Array:  # noqa: ARG002
-        """A module's weight as an array, as stored, without a copy where possible (the binding's part).
-
-        Raises:
-            ConfigError: The class has no binding.
-        """
-        raise self._no_binding()
-
-    def weight_id(self, module: Any) -> int:
-        """The same number for modules that share one weight (the binding's part)."""
-        return id(module)
-
-    def as_array(self, value: Any) -> Array:
-        """A framework's tensor as an array that selection works fastest on."""
-        return value
-
-    def like(self, array: Array, tensor: Any) -> Any:  # noqa: ARG002
-        """The inverse of `as_array`, on the device of `tensor`."""
-        return array
 
     def couple(self, layouts: dict[str, Layout]) -> dict[str, Units]:
         """Say which layers share units; each layer has its own unless a pattern overrides this.
@@ -211,7 +166,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         for name in list(keep):
             # Taken out one by one, so that unit masks and weight masks do not add up in memory.
             expanded = self.weight_masks({name: keep.pop(name)})
-            masks |= {layer: self.like(mask, scores[layer]) for layer, mask in expanded.items()}
+            masks |= {layer: self.framework.from_array(mask, scores[layer]) for layer, mask in expanded.items()}
         return masks
 
     def stream(self, name: str, scores: Mapping[str, Array], alive: Mapping[str, Array] | None = None) -> Scores:
@@ -305,7 +260,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         expanded = self.weight_masks(self.kept_units(masks))
         wrong = {}
         for layer, whole in expanded.items():
-            if torn := count_true(self.as_array(masks[layer]) != whole):
+            if torn := count_true(self.framework.to_array(masks[layer]) != whole):
                 wrong[layer] = f"{torn} weights are pruned in units that are not pruned as a whole"
         return wrong
 
@@ -320,11 +275,6 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
             )
         return min(sparsity, most)
 
-    def _no_binding(self) -> ConfigError:
-        return ConfigError(
-            f"{type(self).__name__} belongs to no framework and cannot read modules: get it from get_pattern."
-        )
-
     def _need_all(self, given: Mapping[str, Any], kind: str) -> None:
         if missing := [name for name in self.views if name not in given]:
             raise LayerError(f"{kind} are needed for every valid layer, missing: {format_list(missing)}.")
@@ -336,7 +286,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
 
     def _canonical(self, layer: str, value: Any) -> Array:
         try:
-            return self.views[layer].canonical(self.as_array(value))
+            return self.views[layer].canonical(self.framework.to_array(value))
         except LayerError as error:
             raise LayerError(f"layer {layer!r}: {error}") from error
 
@@ -345,12 +295,12 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         owners: dict[int, str] = {}
         for name, module in self.modules.items():
             try:
-                view = self.weight_view(module)
+                view = self.framework.get_view(module)
                 layout = self.layout(view)
             except LayerError as error:
                 self.invalid_layers[name] = str(error)
                 continue
-            owner = owners.setdefault(self.weight_id(module), name)
+            owner = owners.setdefault(self.framework.get_weight_id(module), name)
             if owner == name:
                 self.views[name], layouts[name] = view, layout
             else:
@@ -368,10 +318,31 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         )
 
 
+class PytorchBasePattern(BasePattern):
+    """The base for patterns of torch modules only; see `secateur.frameworks.pytorch.get_view` for the layers."""
+
+    framework_name = "pytorch"
+
+
+class KerasBasePattern(BasePattern):
+    """The base for patterns of Keras layers only; see `secateur.frameworks.keras.get_view` for the layers.
+
+    Selection runs on NumPy arrays with every backend, and masks are NumPy arrays.
+    """
+
+    framework_name = "keras"
+
+
+class ArrayBasePattern(BasePattern):
+    """The base for patterns of plain arrays only. In place of each module, pass the `WeightView` of its weight."""
+
+    framework_name = "array"
+
+
 def get_pattern(
     config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any], framework: str = "pytorch"
 ) -> BasePattern:
-    """The registered pattern that serves ``config.pattern``, bound to a framework and to `modules`.
+    """The registered pattern that serves ``config.pattern``, for a framework and `modules`.
 
     Args:
         config: A `PruningConfig`, or a plain mapping with the same keys.
@@ -390,7 +361,7 @@ def get_pattern(
         tensor(12)
     """
     settings = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
-    return _bound(pattern_class(settings.pattern), framework)(settings, modules)
+    return _create_pattern(pattern_class(settings.pattern), get_framework(framework), settings, modules)
 
 
 def pattern_class(specification: str) -> type[BasePattern]:
@@ -412,19 +383,18 @@ def pattern_class(specification: str) -> type[BasePattern]:
     )
 
 
-@cache
-def _bound(pattern: type[BasePattern], framework: str) -> type[BasePattern]:
-    if framework not in BINDINGS:
-        raise UnknownNameError(f"Unknown framework {framework!r}. Known: {', '.join(BINDINGS)}.")
-    if pattern.framework == framework:
-        return pattern
-    if pattern.framework is not None:
-        raise ConfigError(f"{pattern.__name__} is written for {pattern.framework!r} and cannot serve {framework!r}.")
-    name = f"{framework.capitalize()}{pattern.__name__}"
-    return type(name, (pattern, _binding(framework)), {"__module__": pattern.__module__, "unbound": pattern})
+def _create_pattern(
+    pattern: type[BasePattern], framework: Framework, config: PruningConfig, modules: Mapping[str, Any]
+) -> BasePattern:
+    """Create a pattern of a class that may or may not be written for a framework.
 
-
-def _blank(pattern: type[BasePattern], framework: str | None) -> BasePattern:
-    """An empty object of a pattern's class, for unpickling."""
-    kind = pattern if framework is None else _bound(pattern, framework)
-    return kind.__new__(kind)
+    The framework is set before the constructor runs, so that the signature of a user's constructor need not name it.
+    """
+    if pattern.framework_name not in (None, framework.name):
+        raise ConfigError(
+            f"{pattern.__name__} is written for {pattern.framework_name!r} and cannot serve {framework.name!r}."
+        )
+    created = pattern.__new__(pattern)
+    created.framework = framework
+    created.__init__(config, modules)  # type: ignore[misc]
+    return created

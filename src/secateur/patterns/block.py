@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from secateur.errors import ConfigError, LayerError
+from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, register_pattern
 from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
-from secateur.patterns.view import WeightView
 
 __all__ = ["BlockPattern", "misfit"]
 

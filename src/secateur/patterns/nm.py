@@ -12,13 +12,13 @@ from typing import Any
 
 from secateur._array import Array, count_true, joined, namespace, zero_outside
 from secateur.errors import ConfigError, LayerError
+from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, register_pattern
 from secateur.patterns.block import misfit
 from secateur.patterns.budget import Budget
 from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
 from secateur.patterns.reduction import REDUCTIONS, Reduction
 from secateur.patterns.selection import Scores, in_one_precision, keep_above, sort_keys
-from secateur.patterns.view import WeightView
 
 __all__ = ["KeepOfGroupPattern"]
 

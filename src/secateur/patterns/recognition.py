@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from secateur._array import count_true
 from secateur.errors import ConfigError, LayerError
+from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, pattern_class
 from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
 from secateur.patterns.nm import SPECIFICATION
-from secateur.patterns.view import WeightView
 
 __all__ = ["BlockMatch", "GroupMatch", "Match", "NonzeroMask", "find_matches", "recognize_pattern", "select_strictest"]
 

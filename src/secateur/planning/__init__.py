@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur._frameworks import leaf
 from secateur.config import PruningConfig
+from secateur.frameworks import import_leaf
 from secateur.planning.layers import PlannedLayer
 from secateur.planning.resolve import Plan
 
@@ -28,5 +28,5 @@ def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
         >>> secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units
         16
     """
-    made: Plan = leaf("secateur.planning", model).plan(model, config)
+    made: Plan = import_leaf("secateur.planning", model).plan(model, config)
     return made

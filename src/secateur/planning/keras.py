@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +10,18 @@ import keras
 
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnsupportedModelError
-from secateur.patterns.keras import families, kernel
+from secateur.frameworks.keras import (
+    find_weight_layers,
+    get_kernel,
+    get_matrices,
+    get_type_names,
+    list_inner_layers,
+    list_layers,
+)
 from secateur.planning.layers import Candidate
 from secateur.planning.resolve import Plan, make_plan
 
-__all__ = ["candidates", "named_layers", "plan"]
-
-SEPARATOR = "/"
-"""Between the names of a layer and of the layer that holds it."""
-
+__all__ = ["find_candidates", "plan"]
 
 FROZEN = "frozen (trainable=False)"
 
@@ -34,66 +37,34 @@ def plan(model: keras.Model, config: PruningConfig | Mapping[str, Any], *, prune
             f"The model {model.name!r} must be built, so that its kernels have shapes. Call model.build(input_shape), "
             f"or the model on one batch, first."
         )
-    layers = named_layers(model)
-    return make_plan(config, candidates(model, prune_frozen=prune_frozen), list(layers), "keras")
+    return make_plan(config, find_candidates(model, prune_frozen=prune_frozen), list(list_layers(model)), "keras")
 
 
-def named_layers(model: keras.Model) -> dict[str, keras.Layer]:
-    """Every layer within a model, by the names that lead to it, as in ``encoder/attention/query``; each once."""
-    found: dict[str, keras.Layer] = {}
-    for name, layer in _walk(model, "", {id(model)}):
-        unique, count = name, 2
-        while unique in found:
-            unique, count = f"{name}#{count}", count + 1
-        found[unique] = layer
-    return found
-
-
-def _walk(parent: keras.Layer, prefix: str, seen: set[int]) -> Iterator[tuple[str, keras.Layer]]:
-    for layer in _children(parent):
-        if id(layer) not in seen:
-            seen.add(id(layer))
-            yield prefix + layer.name, layer
-            yield from _walk(layer, f"{prefix}{layer.name}{SEPARATOR}", seen)
-
-
-def _children(layer: keras.Layer) -> list[keras.Layer]:
-    # Keras has no public way to list the layers within a layer that is not a model.
-    children: list[keras.Layer] = layer._flatten_layers(include_self=False, recursive=False)
-    return children
-
-
-def candidates(model: keras.Model, *, prune_frozen: bool = False) -> list[Candidate]:
+def find_candidates(model: keras.Model, *, prune_frozen: bool = False) -> list[Candidate]:
     """Every layer that owns a variable of two axes or more, in the model's order.
 
     A frozen one has that as a reason to stay dense, unless `prune_frozen`.
     """
-    layers = {name: layer for name, layer in named_layers(model).items() if families(layer) or _own_matrices(layer)}
+    layers = find_weight_layers(model)
     outputs = _output_layers(model, layers.values())
-    found = [_candidate(name, layer, is_output=id(layer) in outputs) for name, layer in layers.items()]
+    found = [_describe_layer(name, layer, is_output=id(layer) in outputs) for name, layer in layers.items()]
     return [replace(one, reason=None) if prune_frozen and one.reason == FROZEN else one for one in found]
 
 
-def _own_matrices(layer: keras.Layer) -> list[keras.Variable]:
-    """The variables of two axes or more that a layer has itself, rather than a layer within it."""
-    inner = {id(variable) for child in _children(layer) for variable in child.weights}
-    return [weight for weight in layer.weights if id(weight) not in inner and len(weight.shape) > 1]
-
-
-def _candidate(name: str, layer: keras.Layer, *, is_output: bool) -> Candidate:
+def _describe_layer(name: str, layer: keras.Layer, *, is_output: bool) -> Candidate:
     weight: keras.Variable | None
     reason: str | None = None
     try:
-        weight = kernel(layer)
+        weight = get_kernel(layer)
         if not weight.trainable:
             reason = FROZEN
     except LayerError as error:
-        weight = next(iter(_own_matrices(layer)), None)
+        weight = next(iter(get_matrices(layer)), None)
         reason = str(error)
     return Candidate(
         name=name,
         module=layer,
-        types=families(layer) or (type(layer).__name__,),
+        types=get_type_names(layer) or (type(layer).__name__,),
         shape=() if weight is None else tuple(weight.shape),
         weight_id=id(layer) if weight is None else id(weight),
         is_output=is_output,
@@ -103,12 +74,12 @@ def _candidate(name: str, layer: keras.Layer, *, is_output: bool) -> Candidate:
 
 def _output_layers(model: keras.Model, layers: Collection[keras.Layer]) -> set[int]:
     """Identities of the layers whose outputs the model returns, as they are or through layers without a kernel."""
-    fitting = [layer for layer in layers if families(layer)]
+    fitting = [layer for layer in layers if get_type_names(layer)]
     ends = _graph_ends(model, {id(layer) for layer in fitting})
     if ends is not None:
         return ends
     # A subclassed model has no graph. Its last layer counts, unless it lies within another, as in a stack of blocks.
-    own = {id(layer) for layer in _children(model)}
+    own = {id(layer) for layer in list_inner_layers(model)}
     return {id(layer) for layer in fitting[-1:] if id(layer) in own}
 
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from secateur.config import PruningConfig
 from secateur.errors import LayerError
-from secateur.patterns.pytorch import families, parameter
+from secateur.frameworks.pytorch import (
+    find_weight_layers,
+    get_matrices,
+    get_parameter,
+    get_type_names,
+    list_layers,
+    unwrap_model,
+)
 from secateur.planning.layers import Candidate
 from secateur.planning.resolve import Plan, make_plan
 
-__all__ = ["plan", "unwrapped"]
-
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-"""Modules that hold the user's own model as their ``module``."""
+__all__ = ["find_candidates", "plan"]
 
 OUTPUT_NAMES = frozenset(
     {"classifier", "cls", "embed_out", "fc_out", "head", "lm_head", "output_projection", "qa_outputs", "score"}
@@ -35,59 +37,37 @@ def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any], *, prune_f
     """See `secateur.plan`; with `prune_frozen`, layers that training leaves alone may be pruned too."""
     return make_plan(
         config,
-        candidates(model, prune_frozen=prune_frozen),
-        [name for name, _ in unwrapped(model).named_modules()],
+        find_candidates(model, prune_frozen=prune_frozen),
+        list(list_layers(model)),
         "pytorch",
     )
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own model inside what ``torch.compile``, averaging or a data-parallel wrapper put around it."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, WRAPPERS):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Candidate]:
+def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Candidate]:
     """Every layer that owns a parameter of two axes or more, in the model's order.
 
     A frozen one has that as a reason to stay dense, unless `prune_frozen`.
     """
-    layers = dict(_layers_with_weights(unwrapped(model)))
-    outputs = _output_layers(unwrapped(model), layers)
-    found = [_candidate(name, module, is_output=id(module) in outputs) for name, module in layers.items()]
+    layers = find_weight_layers(model)
+    outputs = _output_layers(unwrap_model(model), layers)
+    found = [_describe_layer(name, module, is_output=id(module) in outputs) for name, module in layers.items()]
     return [replace(one, reason=None) if prune_frozen and one.reason == FROZEN else one for one in found]
 
 
-def _layers_with_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if families(module) or any(_is_matrix(weight) for weight in own):
-            yield name, module
-
-
-def _is_matrix(weight: torch.Tensor) -> bool:
-    return not isinstance(weight, nn.UninitializedParameter) and weight.dim() >= 2
-
-
-def _candidate(name: str, module: nn.Module, *, is_output: bool) -> Candidate:
+def _describe_layer(name: str, module: nn.Module, *, is_output: bool) -> Candidate:
     weight: nn.Parameter | None
     reason: str | None = None
     try:
-        weight = parameter(module)
+        weight = get_parameter(module)
         if not weight.requires_grad:
             reason = FROZEN
     except LayerError as error:
-        weight = next((own for own in module.parameters(recurse=False) if _is_matrix(own)), None)
+        weight = next(iter(get_matrices(module)), None)
         reason = str(error)
     return Candidate(
         name=name,
         module=module,
-        types=families(module) or (type(module).__name__,),
+        types=get_type_names(module) or (type(module).__name__,),
         shape=() if weight is None else tuple(weight.shape),
         weight_id=id(module) if weight is None else id(weight),
         is_output=is_output,
@@ -100,7 +80,7 @@ def _output_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[int
     declared = getattr(model, "get_output_embeddings", lambda: None)()
     if declared is not None:
         return {id(declared)}
-    fitting = [name for name, module in layers.items() if families(module)]
+    fitting = [name for name, module in layers.items() if get_type_names(module)]
     if not fitting:
         return set()
     heads = _named_heads(model, fitting)

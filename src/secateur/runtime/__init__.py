@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from secateur._frameworks import framework_of
 from secateur.errors import UnsupportedModelError
+from secateur.frameworks import detect_framework
 from secateur.runtime.report import LayerRow, RuntimeReport
 
 __all__ = ["Compiled", "LayerRow", "RuntimeReport", "compile"]
@@ -64,7 +64,7 @@ def compile(  # noqa: A001 - as torch calls it
         >>> [row.name for row in report.layers]
         ['0', '2']
     """
-    if framework_of(model) != "pytorch":
+    if detect_framework(model) != "pytorch":
         raise UnsupportedModelError(
             "The runtime serves torch modules, and this is a Keras model. On its torch backend, Keras layers are not "
             "served either."

@@ -85,7 +85,7 @@ class Problem:
         """What stays of one group of N:M in every row, where all groups are pruned; M places of G × R groups."""
         pattern = self.parts[0].selector.bound
         assert isinstance(pattern, KeepOfGroupPattern)
-        array = pattern.as_array(scores_GMR)
+        array = pattern.framework.to_array(scores_GMR)
         kept = pattern.keep_best([array[:, place] for place in range(array.shape[1])])
         return torch.as_tensor(namespace(array).stack(kept, axis=1), device=scores_GMR.device)
 

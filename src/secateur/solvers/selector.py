@@ -14,11 +14,11 @@ import torch
 
 from secateur._array import Array
 from secateur.errors import UnsupportedModelError
+from secateur.frameworks.view import WeightView
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.layout import BlockLayout, Layout
 from secateur.patterns.nm import KeepOfGroupPattern
 from secateur.patterns.selection import Scores
-from secateur.patterns.view import WeightView
 
 __all__ = ["Selector"]
 
@@ -98,12 +98,12 @@ class Selector:
         layout = self.layout
         if not isinstance(layout, BlockLayout) or layout.grid[0] == 1 or layout.grid[1] * layout.grid[2] == 1:
             return self.keep(scores)
-        wide = self.bound.stream(NAME, {NAME: self.bound.as_array(scores.reshape(self.view.shape))})
+        wide = self.bound.stream(NAME, {NAME: self.bound.framework.to_array(scores.reshape(self.view.shape))})
         wide.refuse_nan()
         units = torch.cat([torch.as_tensor(chunk) for chunk, _ in wide.read()]).reshape(layout.grid[0], -1)
         order = units.argsort(dim=1, descending=True, stable=True)
         places = torch.arange(units.shape[1], 0, -1, device=units.device, dtype=torch.float32).expand_as(units)
-        ranks = self.bound.as_array(torch.empty_like(places).scatter_(1, order, places).reshape(-1))
+        ranks = self.bound.framework.to_array(torch.empty_like(places).scatter_(1, order, places).reshape(-1))
         chosen = self.bound.select({NAME: Scores(NAME, lambda: iter([ranks]), layout.count)}, self.sparsity)
         return torch.as_tensor(self.bound.weight_masks(chosen)[NAME], device=scores.device).reshape(scores.shape)
 
@@ -116,7 +116,7 @@ class Selector:
         """
 
         def chunks() -> Iterator[Array]:
-            shaped = self.bound.as_array(scores().reshape(self.view.shape))
+            shaped = self.bound.framework.to_array(scores().reshape(self.view.shape))
             yield from self.bound.losses(self.bound.stream(NAME, {NAME: shaped})).chunks()
 
         return Scores(name, chunks, self.units)
@@ -130,7 +130,7 @@ class Selector:
     @property
     def is_grouped(self) -> bool:
         """Whether every group of N:M is pruned, each decided on by itself; a subclass may differ."""
-        return self.bound.unbound is KeepOfGroupPattern and self.prune == self.units
+        return type(self.bound) is KeepOfGroupPattern and self.prune == self.units
 
     def column_step(self, width: int) -> int | None:
         """Columns (input features) to decide on together, about `width`; ``None``: only all of them."""

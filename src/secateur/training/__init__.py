@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from secateur._frameworks import leaf
 from secateur.config import PruningConfig
+from secateur.frameworks import import_leaf
 from secateur.results import LayerResult, PruningReport
 
 __all__ = ["LayerResult", "PruningReport", "prepare"]
@@ -46,4 +46,4 @@ def prepare(model: Any, config: PruningConfig | Mapping[str, Any], optimizer: An
         >>> pruner.finalize().sparsity
         0.5
     """
-    return leaf("secateur.training", model).prepare(model, config, optimizer)
+    return import_leaf("secateur.training", model).prepare(model, config, optimizer)

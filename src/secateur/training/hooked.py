@@ -143,7 +143,9 @@ class HookedRun(Run[TrainedWeight]):
         """Take over a state that `check_state` accepted."""
         for name, weight in self.weights.items():
             mask = state["masks"].get(name)
-            weight.mask = None if mask is None else self.pattern.like(to_numpy(mask).copy(), weight.stored)
+            weight.mask = (
+                None if mask is None else self.pattern.framework.from_array(to_numpy(mask).copy(), weight.stored)
+            )
         self.group.restore({key: self._as_arrays(value) for key, value in state["progress"].items()})
         self.scores.totals = {key: self._as_total(key, total) for key, total in state["scores"].items()}
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
@@ -151,7 +153,7 @@ class HookedRun(Run[TrainedWeight]):
     def _as_total(self, key: str, total: Array) -> Array:
         """Scores that were saved, in memory of their own on the device of the weights."""
         stored = self.weights[key].stored if key in self.weights else self._any_stored(key)
-        own = total if isinstance(total, type(stored)) else self.pattern.like(total, stored)
+        own = total if isinstance(total, type(stored)) else self.pattern.framework.from_array(total, stored)
         xp = namespace(own)
         return xp.asarray(own, copy=True, device=array_api_compat.device(stored))
 
@@ -159,14 +161,17 @@ class HookedRun(Run[TrainedWeight]):
         """Unit masks as the framework's tensors; other values as they are."""
         if not isinstance(value, Mapping):
             return value
-        return {name: self.pattern.like(kept, self._any_stored(name)) for name, kept in value.items()}
+        return {name: self.pattern.framework.from_array(kept, self._any_stored(name)) for name, kept in value.items()}
 
     def _as_arrays(self, value: Any) -> Any:
         """The inverse of `_as_tensors`, on the device of the weights."""
         if not isinstance(value, Mapping):
             return value
-        own = {name: self.pattern.like(to_numpy(kept).copy(), self._any_stored(name)) for name, kept in value.items()}
-        return {name: self.pattern.as_array(kept) for name, kept in own.items()}
+        own = {
+            name: self.pattern.framework.from_array(to_numpy(kept).copy(), self._any_stored(name))
+            for name, kept in value.items()
+        }
+        return {name: self.pattern.framework.to_array(kept) for name, kept in own.items()}
 
     def _any_stored(self, name: str) -> Array:
         return self.weights[next(iter(self.pattern.units[name].parts))].stored

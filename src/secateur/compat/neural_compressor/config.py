@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur._frameworks import framework_of, leaf
 from secateur.compat.neural_compressor.settings import own_settings, solver_of
 from secateur.compat.parts import refuse_unknown
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
+from secateur.frameworks import detect_framework, import_leaf
 
 __all__ = ["Entry", "WeightPruningConfig"]
 
@@ -122,9 +122,9 @@ class WeightPruningConfig:
         Raises:
             ConfigError: An expression or a type finds no layer, or two elements mean the same layer.
         """
-        if framework_of(model) != "pytorch":
+        if detect_framework(model) != "pytorch":
             raise UnsupportedModelError("Only torch models are served here. For Keras models see secateur.keras.")
-        own: PruningConfig = leaf("secateur.compat.neural_compressor", model).pruning_config(self, model)[0]
+        own: PruningConfig = import_leaf("secateur.compat.neural_compressor", model).pruning_config(self, model)[0]
         return own
 
     def __repr__(self) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from secateur._frameworks import framework_of, leaf
 from secateur.compat.neural_compressor.callbacks import CompressionManager, PruningCallbacks
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
+from secateur.frameworks import detect_framework, import_leaf
 
 __all__ = ["prepare_compression", "prepare_pruning"]
 
@@ -48,7 +48,7 @@ def prepare_compression(
         0.5
     """
     model, config = _in_order(model, confs)
-    home = leaf(PACKAGE, model)
+    home = import_leaf(PACKAGE, model)
     if solvers := sorted({entry.solver for entry in config.entries if entry.solver is not None}):
         raise ConfigError(
             f"pruning_type must be one that prunes while the model trains, found the one of the solver {solvers[0]!r}. "
@@ -107,7 +107,7 @@ def prepare_pruning(
     model, config = _in_order(model, config)
     if framework != "pytorch":
         raise ConfigError(f"framework must be 'pytorch', found {framework!r}. For Keras models see secateur.keras.")
-    home = leaf(PACKAGE, model)
+    home = import_leaf(PACKAGE, model)
     solvers = {entry.solver for entry in config.entries}
     if len(solvers) > 1:
         raise ConfigError(
@@ -143,6 +143,6 @@ def _in_order(model: Any, confs: Any) -> tuple[Any, WeightPruningConfig]:
             f"confs must be a WeightPruningConfig, found {type(confs).__name__}. Quantization and distillation have no "
             f"counterpart."
         )
-    if framework_of(model) != "pytorch":
+    if detect_framework(model) != "pytorch":
         raise UnsupportedModelError("Only torch models are served here. For Keras models see secateur.keras.")
     return model, confs

@@ -14,9 +14,10 @@ from secateur._wording import format_count, format_list
 from secateur.compat.neural_compressor.assignment import Layer, assigned, configured
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.config import PruningConfig
+from secateur.frameworks.pytorch import unwrap_model
 from secateur.oneshot import Calibration
 from secateur.oneshot.pytorch import prune
-from secateur.planning.pytorch import candidates, plan, unwrapped
+from secateur.planning.pytorch import find_candidates, plan
 from secateur.results import PruningReport
 from secateur.training.pytorch import Pruner, prepare
 
@@ -27,8 +28,10 @@ logger = logging.getLogger(__name__)
 
 def pruning_config(config: WeightPruningConfig, model: nn.Module) -> tuple[PruningConfig, frozenset[str]]:
     """The configuration in the words of this package, and the names of the layers that it means."""
-    found = [Layer(one.name, type(one.module).__name__, one.is_output) for one in candidates(model, prune_frozen=True)]
-    modules = [name for name, _ in unwrapped(model).named_modules()]
+    found = [
+        Layer(one.name, type(one.module).__name__, one.is_output) for one in find_candidates(model, prune_frozen=True)
+    ]
+    modules = [name for name, _ in unwrap_model(model).named_modules()]
     owners = assigned(config.entries, found, modules)
     return configured(config.entries, owners), frozenset(owners)
 
@@ -65,7 +68,7 @@ def save(model: nn.Module, root: str | Path) -> Path:
     """Write the model's state to ``best_model.pt`` in a folder; returns the file."""
     folder = Path(root)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(unwrapped(model).state_dict(), folder / "best_model.pt")
+    torch.save(unwrap_model(model).state_dict(), folder / "best_model.pt")
     return folder / "best_model.pt"
 
 

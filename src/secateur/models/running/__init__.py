@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur._frameworks import leaf
+from secateur.frameworks import import_leaf
 from secateur.runtime import RuntimeReport
 
 __all__ = ["Exchanged", "Trial", "trial"]
@@ -61,5 +61,5 @@ def trial(model: Any, file: Path | None, batch: int, length: int, device: str | 
         ConfigError: There is no such device here, or the model is one of Keras, which has its own way to choose one.
         CalibrationError: The inputs cannot be read, or nothing is known of those that the model takes.
     """
-    made: Trial = leaf("secateur.models.running", model).trial(model, file, batch, length, device)
+    made: Trial = import_leaf("secateur.models.running", model).trial(model, file, batch, length, device)
     return made

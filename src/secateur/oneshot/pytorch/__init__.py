@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from secateur.config import PruningConfig
+from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.magnitude import drop_schedule, prune_weights
 from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
 from secateur.oneshot.pytorch.memory import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
-from secateur.planning.pytorch import plan, unwrapped
+from secateur.planning.pytorch import plan
 from secateur.results import PruningReport
 
 __all__ = ["prune"]
@@ -47,7 +48,7 @@ def prune(
         recipe.refuse_without_data()
         weights = {name: ParameterWeight(name, pattern) for pattern in made.patterns for name in pattern.views}
         with torch.no_grad(), explain_out_of_memory():
-            return prune_weights(made, weights, sum(weight.numel() for weight in unwrapped(model).parameters()))
+            return prune_weights(made, weights, sum(weight.numel() for weight in unwrap_model(model).parameters()))
     given = calibration if isinstance(calibration, Calibration) else Calibration(calibration)
     with explain_out_of_memory():
         return CalibratedRun(model, made, recipe, given).prune()

@@ -14,6 +14,7 @@ from torch import nn
 from secateur._wording import format_count
 from secateur.allocations import AllocationTask, allocate
 from secateur.errors import ConfigError
+from secateur.frameworks.pytorch import get_parameter, unwrap_model
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.interrupts import defer_interrupts
 from secateur.oneshot.pytorch.activations import Activations
@@ -29,8 +30,6 @@ from secateur.oneshot.pytorch.targets import Target, build_targets
 from secateur.oneshot.pytorch.weight_storage import FileStorage, choose_storage
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern
-from secateur.patterns.pytorch import parameter
-from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
 from secateur.refiners.base import ModelRefiner, ModelTask
 from secateur.solvers.problem import Problem
@@ -52,7 +51,7 @@ class CalibratedRun:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, recipe: Recipe, calibration: Calibration) -> None:
-        self.model = unwrapped(model)
+        self.model = unwrap_model(model)
         self.plan = plan
         self.recipe = recipe
         self.calibration = calibration
@@ -150,7 +149,7 @@ class CalibratedRun:
         """What tells this run from another that may have been interrupted in the same folder."""
         layers = {row.name: list(row.shape) for row in self.plan.layers if row.is_pruned}
         config = self.plan.config.model_dump(mode="json")
-        weights = {id(parameter(pattern.modules[name])) for pattern in self.plan.patterns for name in pattern.views}
+        weights = {id(get_parameter(pattern.modules[name])) for pattern in self.plan.patterns for name in pattern.views}
         pruned = {name for name, held in self.model.named_parameters(remove_duplicate=False) if id(held) in weights}
         return {
             "config": config,

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from secateur.frameworks.view import WeightView
 from secateur.masking.checks import refuse_nan
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, name_failing_batch
 from secateur.oneshot.pytorch.block_stack import Stack, find_block_stack
 from secateur.oneshot.pytorch.targets import Target
 from secateur.oneshot.pytorch.weight_storage import WeightStorage
-from secateur.patterns.view import WeightView
 
 __all__ = ["BlockStage", "ModelStage", "Stage", "build_stages"]
 

@@ -10,12 +10,12 @@ from torch import nn
 
 from secateur.criteria import get_criterion
 from secateur.errors import ConfigError
+from secateur.frameworks.view import WeightView
 from secateur.masking.checks import refuse_violations
 from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.run import Run
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.patterns import BasePattern, get_pattern
-from secateur.patterns.view import WeightView
 from secateur.planning.resolve import Plan
 from secateur.results import LayerResult
 from secateur.solvers.base import Solver
@@ -71,7 +71,7 @@ class Target:
     def score(self, weight_OKI: torch.Tensor) -> torch.Tensor:
         """What the configuration ranks by, without calibration."""
         criterion = get_criterion(self.pattern.config, self.name)
-        found = criterion.score(self.pattern.as_array(weight_OKI), None)
+        found = criterion.score(self.pattern.framework.to_array(weight_OKI), None)
         return torch.as_tensor(found, device=weight_OKI.device)
 
     def verified(self, mask: torch.Tensor) -> LayerResult:

@@ -10,7 +10,7 @@ from torch import nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional
 
-from secateur.patterns.pytorch import PytorchBasePattern
+from secateur.frameworks.pytorch import get_view
 from secateur.runtime.pytorch.layers import ExchangedLayer, parts
 from secateur.runtime.pytorch.operator import is_strided
 
@@ -41,7 +41,7 @@ class ChannelLayer(ExchangedLayer):
     def __init__(self, layer: nn.Module, outputs: torch.Tensor, inputs: torch.Tensor) -> None:
         super().__init__(layer)
         weight, bias = parts(layer)
-        self.is_transposed = PytorchBasePattern({}, {}).weight_view(layer).output_axes == (1,)
+        self.is_transposed = get_view(layer).output_axes == (1,)
         self.outputs, self.inputs = len(outputs), len(inputs)
         matrix = weight.T if self.is_transposed else weight
         for name, tensor in {

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from secateur.errors import CalibrationError, ConfigError, StateError
-from secateur.planning.pytorch import unwrapped
+from secateur.frameworks.pytorch import unwrap_model
 from secateur.runtime.pytorch.checking import Candidate, OutputCheck, shortened
 from secateur.runtime.pytorch.example import fixed_seed, read_example
 from secateur.runtime.pytorch.operator import is_strided
@@ -34,7 +34,7 @@ def compile_model(
     model: nn.Module, example_inputs: Any, *, int8: bool = False, cuda_graphs: bool = False
 ) -> RuntimeReport:
     """See `secateur.runtime.compile`."""
-    inner = unwrapped(model)
+    inner = unwrap_model(model)
     if training := [name for name, module in inner.named_modules() if module.training]:
         raise StateError(
             f"The runtime is for inference, and {training[0] or 'the model'!r} is in training mode. Call model.eval()."

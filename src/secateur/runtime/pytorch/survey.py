@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.errors import LayerError
-from secateur.patterns.pytorch import families
+from secateur.frameworks.pytorch import get_type_names
 from secateur.runtime.pytorch.operator import is_strided
 from secateur.runtime.pytorch.ways import LEAST_SPARSITY, refusal, zeroed
 from secateur.runtime.report import LayerRow
@@ -32,7 +32,7 @@ def survey(model: nn.Module) -> dict[str, LayerRow]:
     )
     rows = {}
     for name, layer in model.named_modules():
-        if families(layer):
+        if get_type_names(layer):
             rows[name] = _row(name, layer, _refusal(name, layer, owners, is_nested=layer in nested))
     return rows
 

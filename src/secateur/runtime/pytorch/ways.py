@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.patterns.pytorch import PytorchBasePattern
+from secateur.frameworks.pytorch import get_view
+from secateur.frameworks.view import WeightView
 from secateur.patterns.recognition import NonzeroMask, recognize_pattern
-from secateur.patterns.view import WeightView
 from secateur.runtime.kernels import MAX_ROWS_WITHOUT_AMX, PackedMatrix, get_unsupported_reason, has_amx
 from secateur.runtime.pytorch.channels import ChannelConv2d, ChannelLinear
 from secateur.runtime.pytorch.cuda import cuda_forms, in_form
@@ -73,7 +73,7 @@ class Zeroed:
 def zeroed(layer: nn.Module) -> Zeroed:
     """What is known of a layer's weight."""
     weight, _ = parts(layer)
-    view = PytorchBasePattern({}, {}).weight_view(layer)
+    view = get_view(layer)
     canonical = view.canonical(weight.float().cpu()).flatten(1).contiguous()
     nonzero = (canonical != 0).numpy()
     flat = WeightView(

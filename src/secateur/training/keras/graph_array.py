@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from secateur.patterns.keras import tensor_of
+from secateur.frameworks.keras import get_tensor
 
 __all__ = ["GraphArray", "as_array", "as_tensor"]
 
@@ -147,7 +147,7 @@ for _operator in (*OPERATORS, *REFLECTED, *COMPARISONS):
 
 def as_array(tensor: Any) -> Any:
     """A tensor, or a variable's value, as something that pattern and criterion arithmetic computes with."""
-    held = tensor_of(tensor)
+    held = get_tensor(tensor)
     return GraphArray(held) if keras.backend.backend() == "tensorflow" else held
 
 

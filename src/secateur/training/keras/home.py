@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from secateur.patterns.keras import tensor_of
+from secateur.frameworks.keras import get_tensor
 
 __all__ = ["Home", "homes_of"]
 
@@ -31,7 +31,7 @@ class Home:
 
     def learning_rate(self) -> Any:
         """The learning rate of the coming step."""
-        return tensor_of(self.optimizer.learning_rate)
+        return get_tensor(self.optimizer.learning_rate)
 
     def makes_step(self) -> Any:
         """Whether the coming call of `apply` changes the kernel, as ``True`` or a tensor."""

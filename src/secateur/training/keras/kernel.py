@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
-import numpy as np
-import numpy.typing as npt
 from keras import ops
 
 from secateur._array import Array
 from secateur.criteria import BaseCriterion
-from secateur.masking.keras import KernelWeight, zero_out
+from secateur.frameworks.keras import apply_mask, make_contiguous, read_array, wrap_for_assign
+from secateur.masking.keras import KernelWeight
 from secateur.patterns import BasePattern
-from secateur.patterns.keras import handed_over
 from secateur.training.keras.graph_array import as_array, as_tensor
 from secateur.training.keras.home import Home
 
 __all__ = ["Kernel"]
-
-STRIP = 32
-"""Rows that are turned into columns together: few enough for a core's cache."""
 
 
 class Kernel(KernelWeight):
@@ -44,24 +38,24 @@ class Kernel(KernelWeight):
     @property
     def mask(self) -> Array | None:
         """The mask as a NumPy array; ``None``: nothing is pruned yet."""
-        return self._mask if self.mask_variable is None else self._pattern.as_array(self.mask_variable)
+        return self._mask if self.mask_variable is None else read_array(self.mask_variable)
 
     @mask.setter
     def mask(self, mask: Array) -> None:
         if self.mask_variable is None:
             self._mask = mask
         else:
-            self.mask_variable.assign(handed_over(in_order(mask)))
+            self.mask_variable.assign(wrap_for_assign(make_contiguous(mask)))
 
     def apply_mask(self) -> None:
         """Set to zero what the mask prunes, in the kernel and in the average that its optimizer keeps of it."""
         mask = self._mask if self.mask_variable is None else self.mask_variable
         if mask is None:
             return
-        zero_out(self.variable, mask)
+        apply_mask(self.variable, mask)
         average = None if self.home is None else self.home.average()
         if average is not None:
-            zero_out(average, mask)
+            apply_mask(average, mask)
 
     def traced(self, tensor: Any = None) -> Any:
         """The kernel, or a tensor of its shape, as an (O, K, I) array that a compiled step computes with."""
@@ -84,28 +78,3 @@ class Kernel(KernelWeight):
         """Multiply by (O, K, I) factors, inside a compiled step."""
         stored = as_tensor(self._view.stored(factors))
         self.variable.assign(self.variable * ops.cast(stored, self.variable.dtype))
-
-
-def in_order(permuted: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A NumPy array with permuted axes as a contiguous one.
-
-    A matrix that lies in memory by columns, as most kernels do to patterns, goes a strip at a time, which stays in the
-    cache: a tenth of the time that NumPy takes.
-
-    Example:
-        >>> in_order(np.arange(6).reshape(2, 3).T)
-        array([[0, 3],
-               [1, 4],
-               [2, 5]])
-    """
-    order = np.argsort([-stride for stride in permuted.strides], kind="stable")
-    stored = np.transpose(permuted, order)
-    split = permuted.ndim - int(order[0])  # how many of the stored axes came first and now come last
-    is_turned = [*order] == [*np.roll(range(permuted.ndim), split)] and stored.flags.c_contiguous
-    if not is_turned or split == permuted.ndim:
-        return np.ascontiguousarray(permuted)
-    matrix = stored.reshape(math.prod(stored.shape[:split]), -1)
-    turned = np.empty(matrix.shape[::-1], matrix.dtype)
-    for start in range(0, len(matrix), STRIP):
-        turned[:, start : start + STRIP] = matrix[start : start + STRIP].T
-    return turned.reshape(permuted.shape)

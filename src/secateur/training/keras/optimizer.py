@@ -20,8 +20,8 @@ from secateur._deprecated import warn_deprecated
 from secateur._wording import format_list
 from secateur.config import PruningConfig
 from secateur.errors import StateError, UnsupportedModelError
+from secateur.frameworks.keras import get_tensor, read_array
 from secateur.patterns import BasePattern
-from secateur.patterns.keras import host_array, tensor_of
 from secateur.planning.keras import plan as plan_keras
 from secateur.results import PruningReport
 from secateur.training.checks import warn_of_haste, warn_of_zeros
@@ -144,7 +144,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             return
         pruner = self._pruner
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
-        step = tensor_of(self._iterations) + 1
+        step = get_tensor(self._iterations) + 1
         made, rates = pruner.before_step(step, {id(key): grad for key, grad in zip(variables, grads, strict=True)})
         try:
             self.inner_optimizer.apply(grads, trainable_variables)
@@ -302,7 +302,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
                 "Under fit, JAX keeps the values of variables to itself. Reach the optimizer as model.optimizer of a "
                 "callback's self.model, which brings them back; after an error in fit, make the model anew."
             )
-        return int(host_array(self._iterations))
+        return int(read_array(self._iterations))
 
     @property
     def next_update(self) -> int | None:

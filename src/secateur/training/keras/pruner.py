@@ -11,10 +11,10 @@ import keras
 from secateur._array import Array, count_true
 from secateur._wording import format_list
 from secateur.errors import StateError, UnsupportedModelError
+from secateur.frameworks.keras import read_array
 from secateur.masking.checks import refuse_nan, refuse_violations
 from secateur.masking.run import report_on
 from secateur.patterns import BasePattern
-from secateur.patterns.keras import host_array
 from secateur.results import PruningReport
 from secateur.training.keras.home import homes_of
 from secateur.training.keras.kernel import Kernel
@@ -128,7 +128,7 @@ class KernelPruner:
     @property
     def next_update(self) -> int | None:
         """The step after which masks are to change next; ``None``: they do not any more."""
-        updated = int(host_array(self._updated))
+        updated = int(read_array(self._updated))
         changes = [run.group.next_change(updated) for run in self.runs]
         return min((change for change in changes if change is not None), default=None)
 
@@ -226,6 +226,6 @@ class KernelPruner:
             run.read_frozen()
 
     def _read(self) -> None:
-        updated = int(host_array(self._updated))
+        updated = int(read_array(self._updated))
         for run in self.runs:
             run.read(updated)

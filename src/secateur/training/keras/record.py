@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, mod
 
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, StateError
+from secateur.frameworks.keras import DetachedKernel, get_kernel
 from secateur.patterns import BasePattern, WeightView, get_pattern
-from secateur.patterns.keras import BoundKernel, kernel
 from secateur.planning import Plan
 
 __all__ = ["Record"]
@@ -99,7 +99,7 @@ class Record(BaseModel):
             {
                 "config": pattern.config,
                 "kernels": {
-                    name: {"index": places[id(kernel(pattern.modules[name]))], "view": view}
+                    name: {"index": places[id(get_kernel(pattern.modules[name]))], "view": view}
                     for name, view in pattern.views.items()
                 },
             }
@@ -148,7 +148,7 @@ class Record(BaseModel):
         return tuple(
             get_pattern(
                 pattern.config,
-                {name: BoundKernel(found[own.index], own.view) for name, own in pattern.kernels.items()},
+                {name: DetachedKernel(found[own.index], own.view) for name, own in pattern.kernels.items()},
                 "keras",
             )
             for pattern in self.patterns

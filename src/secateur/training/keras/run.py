@@ -11,10 +11,10 @@ from keras import ops
 
 from secateur._array import Array
 from secateur.errors import ScoreError
+from secateur.frameworks.keras import get_tensor, wrap_for_assign
 from secateur.masking.group import REACHED, PruningGroup
 from secateur.masking.run import Run
 from secateur.patterns import BasePattern
-from secateur.patterns.keras import handed_over, tensor_of
 from secateur.training.consistency import SavedProgress, find_problem
 from secateur.training.keras.graph_array import as_array, as_tensor
 from secateur.training.keras.kernel import Kernel
@@ -135,7 +135,7 @@ class GraphRun(Run[Kernel]):
         fresh = either(
             ops.logical_and(self._gathers_at(step), made),
             lambda: self._gathered(gradients),
-            lambda: [tensor_of(total) for total in variables],
+            lambda: [get_tensor(total) for total in variables],
         )
         for variable, value in zip(variables, fresh, strict=True):
             variable.assign(value)
@@ -184,11 +184,11 @@ class GraphRun(Run[Kernel]):
         self.read_frozen()
         if self.group.is_locked:
             return
-        initial = float(np.ascontiguousarray(self.pattern.as_array(self._initial)).view(np.float64)[0])
+        initial = float(np.ascontiguousarray(self.pattern.framework.to_array(self._initial)).view(np.float64)[0])
         last = self.group.timeline.last_update(updated)
         keep = self._arrays(self._keep)
         for name, layer in self._told_by_masks.items():
-            keep[name] = self.pattern.as_array(self.weights[layer].mask).reshape((-1,))
+            keep[name] = self.pattern.framework.to_array(self.weights[layer].mask).reshape((-1,))
         self.group.restore(
             {
                 "keep": keep,
@@ -252,7 +252,7 @@ class GraphRun(Run[Kernel]):
         for variables, values in ((self._keep, self.group.keep), (self._condemned, self.group.condemned_keep)):
             for name, variable in variables.items():
                 if values is not None:
-                    variable.assign(handed_over(values[name]))
+                    variable.assign(wrap_for_assign(values[name]))
 
     @property
     def _told_by_masks(self) -> dict[str, str]:
@@ -270,7 +270,7 @@ class GraphRun(Run[Kernel]):
     def read_frozen(self) -> None:
         """Let those layers keep their masks that the variables name, and those that the user added since."""
         frozen = self.pattern.keep_mask_layers
-        for name, is_frozen in zip(self.pattern.units, self.pattern.as_array(self._frozen), strict=True):
+        for name, is_frozen in zip(self.pattern.units, self.pattern.framework.to_array(self._frozen), strict=True):
             if is_frozen and not self.pattern.is_frozen(name):
                 frozen[name] = FROZEN_BEFORE
             elif not is_frozen and frozen.get(name) in (REACHED, FROZEN_BEFORE):
@@ -281,4 +281,4 @@ class GraphRun(Run[Kernel]):
         self._frozen.assign(np.array([self.pattern.is_frozen(name) for name in self.pattern.units]))
 
     def _arrays(self, variables: Mapping[str, keras.Variable]) -> dict[str, Array]:
-        return {name: self.pattern.as_array(variable) for name, variable in variables.items()}
+        return {name: self.pattern.framework.to_array(variable) for name, variable in variables.items()}

@@ -15,11 +15,9 @@ from torch.optim import Optimizer
 
 from secateur._array import Array
 from secateur.errors import LayerError, SecateurError, StateError
+from secateur.frameworks.pytorch import apply_mask, get_parameter, unwrap_model
 from secateur.masking.checks import refuse_violations
-from secateur.masking.pytorch import zero_out
 from secateur.masking.run import report_on
-from secateur.patterns.pytorch import parameter
-from secateur.planning.pytorch import unwrapped
 from secateur.planning.resolve import Plan
 from secateur.results import PruningReport
 from secateur.training.checks import refuse_regularizer, warn_of_haste, warn_of_zeros
@@ -60,7 +58,7 @@ class Pruner:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...] | None) -> None:
-        self.model = unwrapped(model)
+        self.model = unwrap_model(model)
         self.plan = plan
         self.step = 0
         steppers: tuple[Optimizer | Caller, ...] = (
@@ -198,11 +196,11 @@ class Pruner:
             LayerError: A pruned layer is missing there or has another shape; nothing is changed then.
         """
         self._complete_update()
-        inner = unwrapped(model)
+        inner = unwrap_model(model)
         targets = []
         for name, weight in self._weights.items():
             try:
-                found = parameter(inner.get_submodule(name))
+                found = get_parameter(inner.get_submodule(name))
             except AttributeError as error:
                 raise LayerError(f"layer {name!r} was pruned, and {type(inner).__name__} has no such layer.") from error
             except LayerError as error:
@@ -214,7 +212,7 @@ class Pruner:
             targets.append((found, weight.mask))
         for found, mask in targets:
             if mask is not None:
-                zero_out(found.detach(), mask)
+                apply_mask(found.detach(), mask)
 
     def report(self) -> PruningReport:
         """What is pruned now."""

@@ -8,10 +8,10 @@ from torch.optim import Optimizer
 
 from secateur._wording import format_list
 from secateur.errors import LayerError
+from secateur.frameworks.pytorch import get_parameter, get_weight_name, read_canonical
 from secateur.masking.checks import refuse_nan
 from secateur.masking.pytorch import ParameterWeight
 from secateur.patterns import BasePattern
-from secateur.patterns.pytorch import parameter, weight_name
 from secateur.planning.resolve import Plan
 from secateur.training.holders import Caller, ParameterHome
 
@@ -31,7 +31,7 @@ class TrainedParameter(ParameterWeight):
         if self.parameter.grad is None:
             return None
         gradient = self.parameter.grad.detach()
-        gradient = self._canonical(gradient if gradient.layout == torch.strided else gradient.to_dense())
+        gradient = read_canonical(gradient if gradient.layout == torch.strided else gradient.to_dense(), self.view)
         # A fused optimizer unscales by itself, after this.
         scale = getattr(self.home.optimizer, "grad_scale", None)
         return gradient if scale is None else gradient / scale
@@ -43,7 +43,7 @@ class TrainedParameter(ParameterWeight):
                 module = model.get_submodule(self.name)
             except AttributeError:
                 return "it is not in the model any more"
-            if module._parameters.get(weight_name(module)) is None:
+            if module._parameters.get(get_weight_name(module)) is None:
                 return "its weight is not a parameter of it any more"
             return "its weight is another parameter than the one that was pruned"
         return self._problem_of_values()
@@ -55,10 +55,10 @@ class TrainedParameter(ParameterWeight):
         except AttributeError:
             pass
         else:
-            if module._parameters.get(weight_name(module)) is self.parameter:
+            if module._parameters.get(get_weight_name(module)) is self.parameter:
                 return True
         for path, module in model.named_modules():
-            if module._parameters.get(weight_name(module)) is self.parameter:
+            if module._parameters.get(get_weight_name(module)) is self.parameter:
                 self._path = path
                 return True
         return False
@@ -101,7 +101,7 @@ def find_weights(plan: Plan, optimizers: tuple[Optimizer | Caller, ...]) -> dict
         for held in (held for group in optimizer.param_groups for held in group["params"]):
             homes.setdefault(id(held), ParameterHome(held)).add(optimizer)
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
-    keys = {name: id(parameter(pattern.modules[name])) for name, pattern in patterns.items()}
+    keys = {name: id(get_parameter(pattern.modules[name])) for name, pattern in patterns.items()}
     if homeless := [name for name, key in keys.items() if key not in homes]:
         raise LayerError(
             f"The optimizer does not hold the weights of {len(homeless)} of {len(keys)} layers to be pruned: "

@@ -13,7 +13,7 @@ from secateur.patterns import BasePattern, get_pattern
 
 keras = pytest.importorskip("keras")
 
-from secateur.patterns.keras import families  # noqa: E402 - needs keras
+from secateur.frameworks.keras import get_type_names  # noqa: E402 - needs keras
 
 layers = keras.layers
 
@@ -62,7 +62,7 @@ def outputs_without(pattern: BasePattern, unit: int, inputs: Any) -> Any:
     """What the layer makes of `inputs` with one unit set to zero."""
     layer = pattern.modules["layer"]
     keep = np.arange(pattern.units["layer"].count) != unit
-    weight = pattern.weight(layer).copy()
+    weight = pattern.framework.read_weight(layer).copy()
     layer.kernel.assign(weight * pattern.weight_masks({"layer": keep})["layer"])
     outputs = keras.ops.convert_to_numpy(layer(inputs)).copy()
     layer.kernel.assign(weight)
@@ -160,7 +160,7 @@ def test_of_a_separable_convolution_the_pointwise_kernel_is_pruned(make: Any) ->
     layer = make(6, 3, depth_multiplier=2)
     layer.build((None, 5, 5, 4)[-layer.rank - 2 :])
     pattern = bound("1x1", layer)
-    assert pattern.weight_id(layer) == id(layer.pointwise_kernel)
+    assert pattern.framework.get_weight_id(layer) == id(layer.pointwise_kernel)
     assert pattern.views["layer"].canonical_shape == (6, 1, 8)
 
 
@@ -181,8 +181,8 @@ def test_only_layers_are_taken() -> None:
         (lambda: layers.ReLU(), ()),
     ],
 )
-def test_families(make: Any, names: tuple[str, ...]) -> None:
-    assert families(make()) == names
+def test_type_names(make: Any, names: tuple[str, ...]) -> None:
+    assert get_type_names(make()) == names
 
 
 @pytest.mark.parametrize("kind", ["variable", "tensor", "array"])
@@ -198,7 +198,7 @@ def test_scores_may_be_whatever_keras_makes(kind: str, dtype: str) -> None:
     }[kind]
     mask = pattern.masks({"layer": scores})["layer"]
     assert mask.tolist() == [[False, False, True, True]] * 6
-    assert pattern.weight(layer).shape == mask.shape
+    assert pattern.framework.read_weight(layer).shape == mask.shape
 
 
 def python(code: str, backend: str) -> str:
@@ -217,7 +217,8 @@ kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 8), dtype="float32")
 layer.kernel.assign(kernel)
 pattern = get_pattern({"pattern": "4x1", "target_sparsity": 0.5}, {"layer": layer}, "keras")
 mask = pattern.masks({"layer": keras.ops.abs(layer.kernel)})["layer"]
-print(keras.backend.backend(), np.array_equal(pattern.weight(layer), kernel), np.flatnonzero(mask).tolist())
+is_same = np.array_equal(pattern.framework.read_weight(layer), kernel)
+print(keras.backend.backend(), is_same, np.flatnonzero(mask).tolist())
 """
 
 
@@ -232,5 +233,5 @@ def test_every_backend_gives_the_same_masks(backend: str) -> None:
 
 
 def test_importing_it_loads_no_torch() -> None:
-    code = "import sys, secateur.patterns.keras; print('torch' in sys.modules)"
+    code = "import sys, secateur.frameworks.keras; print('torch' in sys.modules)"
     assert python(code, "numpy") == "False\n"

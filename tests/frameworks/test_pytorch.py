@@ -7,8 +7,8 @@ import pytest
 
 import secateur
 from secateur.errors import LayerError, UnsupportedModelError
+from secateur.frameworks.pytorch import get_type_names, get_weight_name
 from secateur.patterns import BasePattern, get_pattern
-from secateur.patterns.pytorch import families, weight_name
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -81,9 +81,9 @@ def test_a_column_reads_one_input_channel(name: str) -> None:
 def test_the_input_projection_of_attention_is_one_matrix() -> None:
     attention = nn.MultiheadAttention(8, 2)
     pattern = bound("4x1", attention)
-    assert weight_name(attention) == "in_proj_weight"
+    assert get_weight_name(attention) == "in_proj_weight"
     assert pattern.views["layer"].canonical_shape == (24, 1, 8)
-    assert pattern.weight(attention).data_ptr() == attention.in_proj_weight.data_ptr()
+    assert pattern.framework.read_weight(attention).data_ptr() == attention.in_proj_weight.data_ptr()
 
 
 def test_the_output_projection_of_attention_is_a_layer_of_its_own() -> None:
@@ -209,8 +209,8 @@ def test_only_modules_are_taken() -> None:
         (lambda: nn.ReLU(), ()),
     ],
 )
-def test_families(make: Any, names: tuple[str, ...]) -> None:
-    assert families(make()) == names
+def test_type_names(make: Any, names: tuple[str, ...]) -> None:
+    assert get_type_names(make()) == names
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -220,16 +220,16 @@ def test_masks_are_ready_for_use(spec: str, dtype: str) -> None:
     pattern = bound(spec, module)
     mask = pattern.masks({"layer": module.weight.abs()})["layer"]
     assert (mask.dtype, mask.shape, mask.device) == (torch.bool, module.weight.shape, module.weight.device)
-    pruned = (pattern.weight(module) * mask).to(module.weight.dtype)
+    pruned = (pattern.framework.read_weight(module) * mask).to(module.weight.dtype)
     assert pattern.masks({"layer": pruned.abs()}, previous={"layer": pruned != 0})["layer"].equal(mask)
     mask.fill_(True)
     assert mask.all()
 
 
-def test_like_undoes_as_array() -> None:
+def test_from_array_undoes_to_array() -> None:
     pattern = bound("1x1", nn.Linear(2, 2))
     scores = torch.tensor([1.0, 2.0], requires_grad=True)
-    assert pattern.like(pattern.as_array(scores), scores).equal(scores.detach())
+    assert pattern.framework.from_array(pattern.framework.to_array(scores), scores).equal(scores.detach())
 
 
 @pytest.mark.parametrize("spec", ["4x1", "2:4"])

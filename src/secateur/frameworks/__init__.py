@@ -1,0 +1,65 @@
+"""How each framework stores weights, and which framework a model belongs to."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+from secateur._packages import require_packages
+from secateur.errors import UnknownNameError, UnsupportedModelError
+from secateur.frameworks.base import Framework, NoFramework
+from secateur.frameworks.view import WeightView
+
+__all__ = ["FRAMEWORKS", "Framework", "NoFramework", "WeightView", "detect_framework", "get_framework", "import_leaf"]
+
+FRAMEWORKS = {"pytorch": "torch", "keras": "keras", "array": "numpy"}
+"""Framework → the package that it needs. ``"array"`` stands for plain arrays of any library."""
+
+
+def detect_framework(model: Any) -> str:
+    """Return ``"keras"`` or ``"pytorch"``, whichever the model belongs to, without importing either.
+
+    With Keras's torch backend, a Keras model is also a torch module. It counts as a Keras model.
+
+    Raises:
+        UnsupportedModelError: The model belongs to neither.
+
+    Example:
+        >>> import torch
+        >>> detect_framework(torch.nn.Linear(2, 2))
+        'pytorch'
+    """
+    keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
+    if keras is not None and isinstance(model, keras.Layer):
+        return "keras"
+    if torch is not None and isinstance(model, torch.nn.Module):
+        return "pytorch"
+    raise UnsupportedModelError(f"A torch.nn.Module or a keras.Model is needed, found {type(model).__name__}.")
+
+
+def import_leaf(package: str, model: Any) -> Any:
+    """Import the module of `package` that serves the framework of `model`, such as ``secateur.training.pytorch``.
+
+    Raises:
+        UnsupportedModelError: The model belongs to no supported framework.
+    """
+    return import_module(f"{package}.{detect_framework(model)}")
+
+
+def get_framework(name: str) -> Framework:
+    """Return the framework called `name`, importing it if necessary.
+
+    Raises:
+        UnknownNameError: There is no framework of that name.
+        MissingPackageError: The framework is not installed.
+
+    Example:
+        >>> get_framework("array").get_view(WeightView(shape=(4, 2), output_axes=(0,), input_axes=(1,))).canonical_shape
+        (4, 1, 2)
+    """
+    if name not in FRAMEWORKS:
+        raise UnknownNameError(f"Unknown framework {name!r}. Known: {', '.join(FRAMEWORKS)}.")
+    require_packages(FRAMEWORKS[name], extra=FRAMEWORKS[name])
+    framework: Framework = import_module(f"{__name__}.{name}").FRAMEWORK
+    return framework

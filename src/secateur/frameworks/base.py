@@ -1,0 +1,81 @@
+"""What patterns need to know of a framework."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from secateur._array import Array
+from secateur.errors import ConfigError
+from secateur.frameworks.view import WeightView
+
+__all__ = ["Framework", "NoFramework"]
+
+
+class Framework(ABC):
+    """How one framework stores the weights of its layers.
+
+    There is one instance per framework; get it with `get_framework`.
+
+    Attributes:
+        name: ``"pytorch"``, ``"keras"`` or ``"array"``.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def get_view(self, layer: Any) -> WeightView:
+        """Return the canonical view of a layer's weight.
+
+        Raises:
+            LayerError: The layer has no weight that can be pruned; the message says why.
+            UnsupportedModelError: The object is not a layer of this framework.
+        """
+
+    @abstractmethod
+    def read_weight(self, layer: Any) -> Array:
+        """Return a layer's weight as an array in its stored shape, without a copy where possible.
+
+        Raises:
+            LayerError: The layer has no weight that can be pruned; the message says why.
+        """
+
+    def get_weight_id(self, layer: Any) -> int:
+        """Return a number that is the same for layers that share a weight, and differs otherwise."""
+        return id(layer)
+
+    def to_array(self, tensor: Any) -> Array:
+        """Convert a tensor of the framework to the kind of array on which selection is fastest."""
+        return tensor
+
+    def from_array(self, array: Array, like: Any) -> Any:  # noqa: ARG002
+        """Convert an array back to the kind and the device of the tensor `like`."""
+        return array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from secateur.frameworks import get_framework
+
+        return get_framework, (self.name,)
+
+
+class NoFramework(Framework):
+    """The framework of a pattern that was not created by `get_pattern`: it has no layers."""
+
+    name = "none"
+
+    def get_view(self, layer: Any) -> WeightView:
+        """Raise `ConfigError`."""
+        raise self._make_error(layer)
+
+    def read_weight(self, layer: Any) -> Array:
+        """Raise `ConfigError`."""
+        raise self._make_error(layer)
+
+    def _make_error(self, layer: Any) -> ConfigError:
+        return ConfigError(
+            f"This pattern belongs to no framework and cannot read {type(layer).__name__} layers. Create it with "
+            f"get_pattern, or derive its class from PytorchBasePattern or KerasBasePattern."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoFramework, ()

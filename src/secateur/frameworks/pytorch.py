@@ -1,0 +1,221 @@
+"""How torch stores weights: layers, parameters, canonical views, reading and writing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from secateur._array import Array, clear_outside, to_numpy
+from secateur.errors import LayerError, UnsupportedModelError
+from secateur.frameworks.base import Framework
+from secateur.frameworks.view import WeightView
+
+__all__ = [
+    "FRAMEWORK",
+    "PytorchFramework",
+    "apply_mask",
+    "find_weight_layers",
+    "get_matrices",
+    "get_parameter",
+    "get_type_names",
+    "get_view",
+    "get_weight_name",
+    "is_transformers_conv1d",
+    "list_layers",
+    "read_canonical",
+    "unwrap_model",
+    "write_weight",
+]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+"""Modules that hold the user's model as their attribute ``module``."""
+
+
+class PytorchFramework(Framework):
+    """Torch modules. Where only the shape of a weight matters, a `WeightView` may stand in for the module."""
+
+    name = "pytorch"
+
+    def get_view(self, layer: Any) -> WeightView:
+        """See `Framework.get_view`."""
+        return get_view(layer)
+
+    def read_weight(self, layer: Any) -> torch.Tensor:
+        """Return the parameter, detached from autograd."""
+        return get_parameter(layer).detach()
+
+    def get_weight_id(self, layer: Any) -> int:
+        """Return the identity of the parameter."""
+        return id(layer if isinstance(layer, WeightView) else get_parameter(layer))
+
+    def to_array(self, tensor: Any) -> Array:
+        """Return a NumPy array of the same memory on the CPU, where NumPy compares twice as fast; else the tensor."""
+        if isinstance(tensor, np.ndarray):
+            return tensor
+        tensor = tensor.detach()
+        if tensor.device.type != "cpu":
+            return tensor
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor = tensor.float()
+        return tensor.numpy()
+
+    def from_array(self, array: Array, like: Any) -> Any:
+        """Return a tensor on the device of `like`, or a NumPy array if `like` is one."""
+        if isinstance(like, np.ndarray):
+            return to_numpy(array)
+        return torch.as_tensor(array, device=like.device)
+
+
+FRAMEWORK = PytorchFramework()
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the user's model inside ``torch.compile``, weight averaging and data-parallel wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, WRAPPERS):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def list_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every module of the unwrapped model by name, the model itself included."""
+    return dict(unwrap_model(model).named_modules())
+
+
+def find_weight_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that patterns support or that own a parameter of at least two axes, in the model's order."""
+    return {
+        name: module for name, module in list_layers(model).items() if get_type_names(module) or get_matrices(module)
+    }
+
+
+def get_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of at least two axes that a module owns itself."""
+    return [
+        weight
+        for weight in module.parameters(recurse=False)
+        if not isinstance(weight, nn.UninitializedParameter) and weight.dim() >= 2
+    ]
+
+
+def get_view(module: Any) -> WeightView:
+    """Return the canonical view of a module's weight.
+
+    Supports ``Linear``, ``Conv1d/2d/3d`` (grouped and depthwise too), ``ConvTranspose1d/2d/3d`` with one group, the
+    input projection of ``MultiheadAttention``, and the ``Conv1D`` of transformers.
+
+    Raises:
+        LayerError: The module has no weight that can be pruned; the message says why.
+        UnsupportedModelError: It is not a torch module.
+
+    Example:
+        >>> get_view(nn.Conv2d(16, 8, kernel_size=3)).canonical_shape
+        (8, 9, 16)
+    """
+    if isinstance(module, WeightView):
+        return module
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModelError(f"torch patterns need torch.nn.Module layers, found {type(module).__name__}.")
+    shape = tuple(get_parameter(module).shape)
+    kernel = tuple(range(2, len(shape)))
+    if isinstance(module, TRANSPOSED):
+        if module.groups > 1:
+            raise LayerError("a transposed convolution with groups numbers its output channels within each group")
+        return WeightView(shape=shape, output_axes=(1,), kernel_axes=kernel, input_axes=(0,))
+    if isinstance(module, CONVOLUTIONS):
+        return WeightView(shape=shape, output_axes=(0,), kernel_axes=kernel, input_axes=(1,), groups=module.groups)
+    if is_transformers_conv1d(module):
+        return WeightView(shape=shape, output_axes=(1,), input_axes=(0,))
+    return WeightView(shape=shape, output_axes=(0,), input_axes=(1,))
+
+
+def read_canonical(tensor: torch.Tensor, view: WeightView) -> torch.Tensor:
+    """Return a stored weight, or its gradient, as an (O, K, I) tensor of at least float32."""
+    canonical: torch.Tensor = view.canonical(tensor)
+    return canonical.float() if canonical.dtype in (torch.float16, torch.bfloat16) else canonical
+
+
+def write_weight(weight: torch.Tensor, values: torch.Tensor, before: torch.Tensor) -> None:
+    """Write `values` into a stored weight, in place.
+
+    Where a value equals `before`, the stored number stays as it is, to the last bit: its dtype may be more precise
+    than that of the values.
+    """
+    weight.copy_(torch.where(values == before, weight, values))
+
+
+def apply_mask(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Set `weight` to zero in place where `mask` is ``False``. Return the mask on the weight's device."""
+    mask = mask.to(weight.device)
+    clear_outside(weight, mask)
+    return mask
+
+
+def get_parameter(module: nn.Module) -> nn.Parameter:
+    """Return the parameter that is pruned in a module.
+
+    Raises:
+        LayerError: There is none; the message says why.
+    """
+    if not get_type_names(module):
+        raise LayerError(f"{type(module).__name__} is not a type of layer that patterns know")
+    name = get_weight_name(module)
+    weight = module._parameters.get(name)
+    if weight is None:
+        computed = isinstance(getattr(module, name, None), torch.Tensor)
+        reason = "is computed from other parameters (parametrized)" if computed else "is missing"
+        raise LayerError(f"its parameter {name!r} {reason}")
+    if isinstance(weight, nn.UninitializedParameter):
+        raise LayerError("its weight has no shape before the first batch; run one batch through the model first")
+    if not weight.is_floating_point():
+        raise LayerError(f"its weight has dtype {weight.dtype}; patterns need floating point")
+    if weight.layout != torch.strided:
+        raise LayerError(f"its weight is stored as {weight.layout}; patterns need a dense tensor")
+    if _overrides_operators(weight):
+        raise LayerError(
+            f"its weight is a {type(weight).__name__}; patterns need a plain tensor. Prune before the model is sharded "
+            f"or quantized"
+        )
+    if weight.dim() < 2:
+        raise LayerError(
+            f"its weight has shape {tuple(weight.shape)}; patterns need two axes or more. Prune before the model is "
+            f"sharded"
+        )
+    return weight
+
+
+def _overrides_operators(weight: torch.Tensor) -> bool:
+    """Whether a tensor's class overrides torch's operators, as sharded (DTensor) and quantized tensors do."""
+    return type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+
+
+def get_type_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the type names by which a configuration can select a module, most specific first; empty if unsupported."""
+    kind = type(module).__name__
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        return kind, "Conv"
+    if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or is_transformers_conv1d(module):
+        return kind, "Linear"
+    return ()
+
+
+def get_weight_name(module: nn.Module) -> str:
+    """Return the name of the parameter that is pruned."""
+    return "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+
+
+def is_transformers_conv1d(module: nn.Module) -> bool:
+    """Whether this is the ``Conv1D`` of transformers, a linear layer that stores its weight transposed (GPT-2)."""
+    return any(
+        base.__name__ == "Conv1D" and base.__module__ == "transformers.pytorch_utils" for base in type(module).__mro__
+    )
