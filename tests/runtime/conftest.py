@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur.runtime.kernels import sharing
-from secateur.runtime.kernels.openmp import Team
-from secateur.runtime.kernels.sharing import Workforce
+from secateur.runtime.kernels.threading import executor
+from secateur.runtime.kernels.threading.executor import Workforce
+from secateur.runtime.kernels.threading.openmp import Team
 
 PLACES = 8
 
@@ -27,5 +27,5 @@ def team() -> Team:
 def shared_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All work is shared out among as many threads as are allowed, by either means."""
     means = request.getfixturevalue("team") if request.param == "team" else None
-    monkeypatch.setattr(sharing, "_workforce", Workforce(PLACES, means))
+    monkeypatch.setattr(executor, "_workforce", Workforce(PLACES, means))
     monkeypatch.setattr(Workforce, "useful", lambda _, __, threads: threads)

@@ -60,12 +60,12 @@ have emptied the caches between two calls of it, and Python would else take long
 
 from __future__ import annotations
 
-from secateur.runtime.kernels.choice import MAX_ROWS_WITHOUT_AMX
-from secateur.runtime.kernels.images import OVERREAD_FLOATS, ConvolutionWindow, get_window
-from secateur.runtime.kernels.numbers import WEIGHT_DTYPES
-from secateur.runtime.kernels.packed import ACTIVATION_DTYPES, PackedMatrix, get_unsupported_reason
-from secateur.runtime.kernels.sharing import use_openmp_threads
-from secateur.runtime.kernels.target import has_amx
+from secateur.runtime.kernels.codegen.target import has_amx
+from secateur.runtime.kernels.convolution import OVERREAD_FLOATS, ConvolutionWindow, get_window
+from secateur.runtime.kernels.dispatch import MAX_ROWS_WITHOUT_AMX
+from secateur.runtime.kernels.formats.dtypes import WEIGHT_DTYPES
+from secateur.runtime.kernels.packed_matrix import ACTIVATION_DTYPES, PackedMatrix, get_unsupported_reason
+from secateur.runtime.kernels.threading.executor import use_openmp_threads
 
 __all__ = [
     "ACTIVATION_DTYPES",

@@ -1,0 +1,5 @@
+"""Memory formats of packed weights."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

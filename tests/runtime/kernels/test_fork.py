@@ -1,0 +1,129 @@
+"""Processes that fork while threads compile or multiply: each child works, and none waits for the parent's threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("llvmlite")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+TOOLS = """
+import faulthandler, os, sys, threading, time
+import numpy as np
+from secateur.runtime.kernels import PackedMatrix
+from secateur.runtime.kernels.threading.executor import Workforce, workforce
+
+def matrix(height):
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    return PackedMatrix.from_dense(weight, f"{height}x1")
+
+def product(packed, rows, threads=1):
+    bias, x, y = np.zeros(64, np.float32), np.ones((rows, 64), np.float32), np.empty((rows, 64), np.float32)
+    packed.compile_product(rows, threads=threads)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
+    np.testing.assert_allclose(y, x @ packed.to_dense().T, rtol=1e-4, atol=1e-4)
+
+def fork(work):
+    child = os.fork()
+    if not child:
+        faulthandler.dump_traceback_later(10, exit=True)
+        try:
+            work()
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    return os.waitpid(child, 0)[1]
+
+def fork_beside(thread, work, pause=0.02):
+    codes = []
+    worker = threading.Thread(target=thread, daemon=True)
+    worker.start()
+    while worker.is_alive() and not any(codes):
+        time.sleep(pause)
+        codes.append(fork(work))
+    print(len(codes) > 1 and not any(codes))
+"""
+
+COMPILING = """
+packed = {height: matrix(height) for height in (1, 2, 4, 8, 16, 32, 64)}
+fork_beside(
+    lambda: [product(packed[height], rows) for height in (2, 4, 8, 16) for rows in range(1, 8)],
+    lambda: product(packed[32], 3),
+)
+"""
+
+LLVMLITE_ELSEWHERE = """
+from llvmlite import binding
+packed = matrix(4)
+product(packed, 1)
+text = "".join(f"define i32 @f{i}(i32 %x) {{ %y = mul i32 %x, {i} ret i32 %y }}" for i in range(1000))
+fork_beside(lambda: [binding.parse_assembly(text) for _ in range(5)], lambda: product(packed, 3))
+"""
+
+FIRST_USE = """
+packed = matrix(4)
+assert "llvmlite" not in sys.modules
+fork_beside(lambda: [product(packed, rows) for rows in range(1, 6)], lambda: product(packed, 3), pause=0.005)
+"""
+
+THREADS_AT_WORK = """
+import secateur.runtime.pytorch
+Workforce.useful, measured = lambda _, __, threads: threads, Workforce.useful
+packed = matrix(4)
+product(packed, 32, threads=2)
+
+def multiply_and_measure():
+    end = time.monotonic() + 0.7
+    while time.monotonic() < end:
+        product(packed, 32, threads=2)
+        workforce()._waking.clear()
+        measured(workforce(), 1, 2)
+
+fork_beside(multiply_and_measure, lambda: product(packed, 32, threads=2), pause=0.005)
+"""
+
+IMPORTED_BY_THE_CHILD = """
+import torch
+torch.set_num_threads(2)
+torch.ones(1000, 1000) @ torch.ones(1000, 1000) + torch.ones(1000, 1000)  # the parent's threads are at work
+packed = matrix(4)
+
+def first_import():
+    import secateur.runtime.pytorch
+    Workforce.useful = lambda _, __, threads: threads
+    assert workforce()._team is None or not sys.platform.startswith("linux")
+    product(packed, 32, threads=2)
+
+print(fork(first_import) == 0)
+"""
+
+POOL = """
+import multiprocessing
+packed = matrix(4)
+product(packed, 1)
+
+def work(rows):
+    product(packed, rows)
+    return rows
+
+def pool():
+    with multiprocessing.get_context("fork").Pool(2) as workers:
+        return workers.map(work, range(1, 9))
+
+worker = threading.Thread(target=lambda: [product(matrix(height), 3) for height in (1, 2, 8, 16, 32)])
+worker.start()
+faulthandler.dump_traceback_later(20, exit=True)
+print(all(pool() == list(range(1, 9)) for _ in range(2)))
+worker.join()
+"""
+
+SCRIPTS = {name.lower(): text for name, text in globals().copy().items() if name.isupper() and name != "TOOLS"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_forked_process_works(name: str) -> None:
+    script = TOOLS + SCRIPTS[name]
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert found.stdout.split() == ["True"], found.stderr
