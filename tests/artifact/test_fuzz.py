@@ -1,4 +1,7 @@
-"""Ten thousand random mutations: each is refused with an error of this package, or changes nothing that is read."""
+"""Random mutations: each is refused with an error of this package, or changes nothing that is read.
+
+``make fuzz ONLY=mutated_artifact`` (or ``mutated_checkpoint``) tries others of these kinds for as long as you like.
+"""
 
 import signal
 import time
@@ -18,8 +21,8 @@ from artifact.mutations import BASES, Mutated, check_content, mutated, of_other_
 from secateur.artifact import convert, inspect, load, verify
 from secateur.errors import SecateurError
 
-MUTATIONS = 10_000
-OF_OTHER_TOOLS = 2_000
+MUTATIONS = 2_500
+OF_OTHER_TOOLS = 500
 OF_EACH_BASE = (MUTATIONS - OF_OTHER_TOOLS) // len(BASES)
 
 SECONDS = 1

@@ -3,10 +3,12 @@
 import errno
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,20 @@ def seconds_of_a_save(folder: Path) -> float:
     return time.perf_counter() - start
 
 
+def kill_a_saver(server: subprocess.Popen[str], version: int, seconds: float) -> int:
+    """Let a server save a version, kill the saver some time after it began; its exit code."""
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(f"{version}\n")
+    server.stdin.flush()
+    _, saver = server.stdout.readline().split()
+    time.sleep(seconds)
+    with suppress(ProcessLookupError):  # it has ended
+        os.kill(int(saver), signal.SIGKILL)
+    return int(server.stdout.readline())
+
+
+@forking
 @pytest.mark.slow
 @pytest.mark.parametrize("is_new", [False, True])
 def test_a_process_killed_at_any_time_leaves_the_old_or_the_new(is_new: bool, tmp_path: Path) -> None:
@@ -60,21 +76,20 @@ def test_a_process_killed_at_any_time_leaves_the_old_or_the_new(is_new: bool, tm
         save_version(folder, 0, LARGE)
         add_strangers(folder)
     before = version_of(folder)
-    for version in range(1, KILLS // 2 + 1):
-        with process("save", folder, version) as saver:
-            assert saver.stdout is not None
-            assert saver.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0.2, 1) * longest)
-            saver.kill()
-        # So that about as many are killed before as behind the moment in which one takes the place of the other.
-        longest *= 0.8 if saver.returncode == 0 or version_of(folder) == version else 1.2
-        killed += saver.returncode != 0
-        found = version_of(folder)
-        assert found in {before, version}
-        assert is_new or strangers_in(folder)
-        before = None if is_new else found
-        if is_new and found is not None:
-            begun(folder, is_new=True)
+    with process("serve", folder, stdin=subprocess.PIPE) as server:
+        for version in range(1, KILLS // 2 + 1):
+            returncode = kill_a_saver(server, version, chance.uniform(0.2, 1) * longest)
+            # So that about as many are killed before as behind the moment in which one takes the place of the other.
+            longest *= 0.8 if returncode == 0 or version_of(folder) == version else 1.2
+            killed += returncode != 0
+            found = version_of(folder)
+            assert found in {before, version}
+            assert is_new or strangers_in(folder)
+            before = None if is_new else found
+            if is_new and found is not None:
+                begun(folder, is_new=True)
+        server.communicate()
+    assert server.returncode == 0
     assert killed >= KILLS // 4
     save_version(folder, 1000)
     assert version_of(folder) == 1000
