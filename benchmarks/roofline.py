@@ -13,7 +13,7 @@ from torch import nn
 import secateur
 from secateur.runtime.kernels import PackedMatrix
 from secateur.runtime.pytorch import SparseLinear
-from secateur.runtime.pytorch.timing import medians
+from secateur.runtime.pytorch.timing import measure_medians
 
 SIDE = 4096
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -44,7 +44,7 @@ def measured(seconds: float) -> dict[str, list[float]]:
         for rows in ROWS:
             inputs = torch.randn(rows, SIDE)
             calls = [lambda inputs=inputs: dense(inputs), lambda inputs=inputs: fast(inputs)]
-            for name, time in zip(speeds, medians(calls, torch.device("cpu"), seconds), strict=True):
+            for name, time in zip(speeds, measure_medians(calls, torch.device("cpu"), seconds), strict=True):
                 speeds[name].append(2e-9 * rows * SIDE * SIDE / time)
     return speeds
 

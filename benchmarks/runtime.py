@@ -16,7 +16,7 @@ import torch
 from _pruned import pruned
 from _timing import medians
 from secateur.runtime.kernels import WEIGHT_DTYPES, PackedMatrix, get_unsupported_reason, has_amx
-from secateur.runtime.pytorch.borrowing import borrow_threads_of_torch
+from secateur.runtime.pytorch.openmp import use_openmp_of_torch
 
 PATTERNS = "4x1@0.5,4x1@0.8,4x1@0.9,8x1@0.5,8x1@0.8,8x1@0.9,16x1@0.5,16x1@0.8,16x1@0.9,1x1@0.8,1x1@0.9,2:4@0.5"
 SHAPES = "768x768,3072x768,768x3072,2048x2048,4096x4096"
@@ -93,7 +93,7 @@ def candidates(
 def measured(
     weight: np.ndarray, pattern: str, batch: int, threads: int, given: argparse.Namespace
 ) -> tuple[float, dict[str, str]]:
-    """Seconds of dense float32, and how many times as fast everything else is, with the error of ours."""
+    """TimePair of dense float32, and how many times as fast everything else is, with the error of ours."""
     x = torch.randn(batch, weight.shape[1])
     dense, bias = torch.from_numpy(weight), torch.randn(weight.shape[0])
     wanted = torch.nn.functional.linear(x.double(), dense.double(), bias.double())
@@ -112,7 +112,7 @@ def measured(
 
 def main() -> None:
     given = options()
-    borrow_threads_of_torch()
+    use_openmp_of_torch()
     torch.manual_seed(0)
     print("times as fast as dense float32 on as many threads; in parentheses the relative error")
     for threads in map(int, given.threads.split(",")):

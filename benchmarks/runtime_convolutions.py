@@ -15,7 +15,7 @@ import secateur
 from _timing import medians
 from secateur.runtime.kernels import PackedMatrix
 from secateur.runtime.pytorch.layers import SparseConv2d
-from secateur.runtime.pytorch.ways import zeroed
+from secateur.runtime.pytorch.pruned_weight import PrunedWeight
 
 LAYERS = "64x64x3@56,128x128x3@28,256x256x3@14,512x512x3@7,64x256x1@56,256x64x1@56,1024x256x1@14,256x512x1s2@56"
 PATTERNS = "4x1@0.8,4x1@0.9,16x1@0.8,1x1@0.9,2:4@0.5"
@@ -37,8 +37,9 @@ def convolution(text: str) -> nn.Conv2d:
     return nn.Conv2d(int(inputs), int(outputs), int(size), int(stride or 1), int(size) // 2)
 
 
-def exchanged(layer: nn.Conv2d, pattern: str, pixels: int) -> SparseConv2d:
-    return SparseConv2d(layer, PackedMatrix.from_dense(zeroed(layer).weight.numpy(), pattern, rows=pixels))
+def replace_layer(layer: nn.Conv2d, pattern: str, pixels: int) -> SparseConv2d:
+    weight = PrunedWeight.from_layer(layer).matrix.numpy()
+    return SparseConv2d(layer, PackedMatrix.from_dense(weight, pattern, rows=pixels))
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
             secateur.prune(layer, {"pattern": pattern, "target_sparsity": float(sparsity)})
             for batch in map(int, given.batches.split(",")):
                 images = torch.randn(batch, layer.in_channels, int(side), int(side))
-                ours = exchanged(layer, pattern, batch * int(side) ** 2)
+                ours = replace_layer(layer, pattern, batch * int(side) ** 2)
                 last = images.contiguous(memory_format=torch.channels_last)
                 with torch.no_grad():
                     wanted = layer(images)

@@ -19,8 +19,14 @@ import secateur
 import secateur.runtime
 from _pruned import pruned
 from secateur.errors import LayerError
-from secateur.runtime.pytorch.library import LIBRARIES, Form, LibraryMatrix, SemiStructured, SquareBlocks
-from secateur.runtime.pytorch.timing import medians
+from secateur.runtime.pytorch.layers.library import (
+    LIBRARIES,
+    BlockSparseFormat,
+    LibraryFormat,
+    LibraryMatrix,
+    SemiStructuredFormat,
+)
+from secateur.runtime.pytorch.timing import measure_medians
 
 SHAPES = ((768, 768), (3072, 768), (2048, 2048), (4096, 4096), (14336, 4096))
 BATCHES = (1, 64, 256, 1024, 4096)
@@ -41,14 +47,14 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}")
     with torch.no_grad():
         if dtype is not torch.float32:
-            table("2:4", 0.5, [SemiStructured(name) for name in LIBRARIES], dtype)
+            table("2:4", 0.5, [SemiStructuredFormat(name) for name in LIBRARIES], dtype)
         for sparsity in arguments.blocks:
-            table("128x128", sparsity, [SquareBlocks(side) for side in SIDES], dtype)
+            table("128x128", sparsity, [BlockSparseFormat(side) for side in SIDES], dtype)
         for pattern in ("2:4", "128x128"):
             decoder(pattern, 4096, dtype)
 
 
-def table(pattern: str, sparsity: float, forms: list[Form], dtype: torch.dtype) -> None:
+def table(pattern: str, sparsity: float, forms: list[LibraryFormat], dtype: torch.dtype) -> None:
     """Every shape and batch; blocks of 128 are blocks of 16 too."""
     names = "  ".join(form.name for form in forms)
     print(f"\n{pattern} at {sparsity:.0%}: calls, dense us, then {names}; graph, the same")
@@ -62,12 +68,12 @@ def table(pattern: str, sparsity: float, forms: list[Form], dtype: torch.dtype) 
             works = {name: call for name, call in calls.items() if runs(call)}
             cells = []
             for cuda_graph in (False, True):
-                seconds = medians(list(works.values()), GPU, BUDGET, cuda_graph=cuda_graph)
+                seconds = measure_medians(list(works.values()), GPU, BUDGET, cuda_graph=cuda_graph)
                 cells.append(row(dict(zip(works, seconds, strict=True)), list(calls)))
             print(f"{shape[0]:5}x{shape[1]:<5} {rows:5} |{cells[0]} |{cells[1]}", flush=True)
 
 
-def stored(weight: torch.Tensor, form: Form) -> LibraryMatrix | None:
+def stored(weight: torch.Tensor, form: LibraryFormat) -> LibraryMatrix | None:
     try:
         return LibraryMatrix(weight, form)
     except LayerError as error:
@@ -103,10 +109,10 @@ def decoder(pattern: str, rows: int, dtype: torch.dtype) -> None:
     for name, cuda_graphs in (("calls", False), ("graphs", True)):
         models[name], report = secateur.runtime.compile(copy.deepcopy(model), inputs, cuda_graphs=cuda_graphs)
         share = sum(one.bytes for one in report.layers) / sum(one.dense_bytes for one in report.layers)
-        print(f"decoder, {pattern}, {rows} rows, timed in {name}: {report.exchanged} layers, {share:.3f} of the bytes")
+        print(f"decoder, {pattern}, {rows} rows, timed in {name}: {report.replaced} layers, {share:.3f} of the bytes")
     compiled = {name: torch.compile(one, mode="reduce-overhead") for name, one in models.items()}
     for kind, some in (("as it is", models), ("torch.compile, reduce-overhead", compiled)):
-        seconds = medians([lambda one=one: one(**inputs) for one in some.values()], GPU, 0.3)
+        seconds = measure_medians([lambda one=one: one(**inputs) for one in some.values()], GPU, 0.3)
         shown = ", ".join(f"{name} {1e3 * time:.2f} ms" for name, time in zip(some, seconds, strict=True))
         print(f"  {kind}: {shown}", flush=True)
 

@@ -20,8 +20,8 @@ import secateur.runtime
 from fuzz.harness import attack
 from runtime.sparse_layers import replace_always
 from secateur.errors import StateError
-from secateur.runtime.pytorch import ExchangedLayer
-from secateur.runtime.pytorch.outputs import largest_difference, take_snapshot
+from secateur.runtime.pytorch import SparseLayer
+from secateur.runtime.pytorch.output_snapshot import measure_difference, take_snapshot
 
 WIDTH = 16
 """Features between the layers of a model."""
@@ -349,13 +349,13 @@ def compare(dense: nn.Module, compiled: nn.Module, given: Any, context: Any, tol
         expected = outputs_of(dense, given, context)
     except Exception:  # noqa: BLE001 - what the dense model refuses may be refused
         return
-    difference = largest_difference(expected, outputs_of(compiled, given, context))
+    difference = measure_difference(expected, outputs_of(compiled, given, context))
     assert difference <= tolerance, difference
 
 
 def check_layers(chance: random.Random, compiled: nn.Module, dense: nn.Module, *, is_exact: bool) -> None:
     """The state is the dense one, copies work, and weights cannot be written."""
-    replaced = [layer for layer in compiled.modules() if isinstance(layer, ExchangedLayer)]
+    replaced = [layer for layer in compiled.modules() if isinstance(layer, SparseLayer)]
     for layer in replaced:
         try:
             chance.choice([torch.Tensor.zero_, nn.init.ones_, lambda w: w.data.mul_(2), lambda w: w[0].fill_(1)])(

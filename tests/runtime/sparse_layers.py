@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from secateur.runtime.kernels import PackedMatrix
-from secateur.runtime.pytorch import compiling, trying, turns
+from secateur.runtime.pytorch import benchmark, compilation, interleaved_timing
 from secateur.runtime.pytorch.layers import SparseConv2d, SparseLinear
-from secateur.runtime.pytorch.ways import zeroed
+from secateur.runtime.pytorch.pruned_weight import PrunedWeight
 
 __all__ = ["conv_pair", "linear_pair", "replace_always"]
 
@@ -22,7 +22,9 @@ def linear_pair(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, SparseLi
     with torch.no_grad():
         dense.weight.view(6, 4, 32)[torch.rand(6, 32).lt(0.6)[:, None].expand(6, 4, 32)] = 0
     stored = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
-    return dense, SparseLinear(dense, PackedMatrix.from_dense(zeroed(dense).weight.numpy(), "4x1", stored))
+    return dense, SparseLinear(
+        dense, PackedMatrix.from_dense(PrunedWeight.from_layer(dense).matrix.numpy(), "4x1", stored)
+    )
 
 
 def conv_pair() -> tuple[nn.Conv2d, SparseConv2d]:
@@ -31,17 +33,17 @@ def conv_pair() -> tuple[nn.Conv2d, SparseConv2d]:
     dense = nn.Conv2d(4, 8, 3, padding=(2, 1), stride=2).eval()
     with torch.no_grad():
         dense.weight[torch.rand_like(dense.weight).lt(0.5)] = 0
-    return dense, SparseConv2d(dense, PackedMatrix.from_dense(zeroed(dense).weight.numpy(), "1x1"))
+    return dense, SparseConv2d(dense, PackedMatrix.from_dense(PrunedWeight.from_layer(dense).matrix.numpy(), "1x1"))
 
 
 @contextmanager
 def replace_always() -> Iterator[None]:
     """Replace every layer that can be, and measure as little as possible."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trying, "NOTABLE", float("inf"))
-        patch.setattr("secateur.runtime.pytorch.timing.FEWEST", 1)
-        patch.setattr(trying, "BRIEF", 0.0)
-        patch.setattr(turns, "BUDGET", 0.0)
-        patch.setattr(compiling, "HOPELESS", 0.0)
-        patch.setattr(compiling, "WORTHWHILE", float("inf"))
+        patch.setattr(benchmark, "MAX_TIME_RATIO", float("inf"))
+        patch.setattr("secateur.runtime.pytorch.timing.MIN_ROUNDS", 1)
+        patch.setattr(benchmark, "CPU_BUDGET", 0.0)
+        patch.setattr(interleaved_timing, "BUDGET", 0.0)
+        patch.setattr(compilation, "MIN_SPEEDUP_ALONE", 0.0)
+        patch.setattr(compilation, "MAX_MODEL_TIME_RATIO", float("inf"))
         yield

@@ -1,4 +1,4 @@
-"""Models with exchanged layers: the same outputs, the same state, and a table that says what is true."""
+"""Models with replaced layers: the same outputs, the same state, and a table that says what is true."""
 
 import copy
 import json
@@ -20,12 +20,13 @@ import secateur.runtime
 from oneshot.families import FAMILIES
 from runtime.sparse_layers import replace_always
 from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
-from secateur.runtime import Compiled
+from secateur.runtime import CompileResult
 from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, has_amx
-from secateur.runtime.pytorch import ExchangedLayer, SparseConv2d, SparseLinear, layers, trying
-from secateur.runtime.pytorch import ways as ways_module
-from secateur.runtime.pytorch.channels import ChannelConv2d
-from secateur.runtime.pytorch.ways import Way, ways, zeroed
+from secateur.runtime.pytorch import SparseConv2d, SparseLayer, SparseLinear, benchmark, candidates
+from secateur.runtime.pytorch.candidates import SparseCandidate, find_candidates
+from secateur.runtime.pytorch.layers import packed
+from secateur.runtime.pytorch.layers.channels import ChannelConv2d
+from secateur.runtime.pytorch.pruned_weight import PrunedWeight
 
 ALL = [".*"]
 
@@ -61,8 +62,8 @@ def same_state(mine: nn.Module, theirs: nn.Module) -> bool:
     return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def both(model: nn.Module, inputs: Any) -> tuple[nn.Module, Compiled]:
-    """The dense model, and the same exchanged."""
+def both(model: nn.Module, inputs: Any) -> tuple[nn.Module, CompileResult]:
+    """The dense model, and a compiled copy."""
     dense = copy.deepcopy(model)
     return dense, secateur.runtime.compile(model, inputs)
 
@@ -73,7 +74,7 @@ def both(model: nn.Module, inputs: Any) -> tuple[nn.Module, Compiled]:
 def test_outputs_and_state_are_those_of_the_dense_model(pattern: str, rows: int) -> None:
     inputs = torch.randn(rows, 32)
     dense, (model, report) = both(pruned(mlp(32, 64, 48), pattern), inputs)
-    assert report.exchanged == 2
+    assert report.replaced == 2
     with torch.no_grad():
         assert close(model(inputs), dense(inputs))
         assert model(inputs[:0]).shape == (0, 48)
@@ -92,7 +93,7 @@ def test_models_of_transformers(family: str) -> None:
         else {"input_ids": torch.randint(64, (2, 8))}
     )
     dense, (compiled, report) = both(model, inputs)
-    assert report.exchanged > 4
+    assert report.replaced > 4
     with torch.no_grad():
         assert close(compiled(**inputs).logits, dense(**inputs).logits, 1e-4)
     assert same_state(compiled, dense)
@@ -130,7 +131,7 @@ def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memor
     model = pruned(nn.Sequential(nn.Conv2d(8, 16, **options), nn.ReLU(), nn.Conv2d(16, 8, 3)), pattern, 0.5)
     inputs = torch.randn(2, 8, 12, 12).contiguous(memory_format=memory)
     dense, (compiled, report) = both(model, inputs)
-    assert report.exchanged == 2
+    assert report.replaced == 2
     assert isinstance(compiled[0], SparseConv2d)
     with torch.no_grad():
         assert close(compiled(inputs), dense(inputs))
@@ -141,7 +142,7 @@ def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memor
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("pattern", ["1xchannel", "channelx1"])
 def test_convolutions_without_some_channels_are_smaller_ones(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways_module, "_kernels", lambda *_, **__: iter(()))  # which is faster differs by the load
+    monkeypatch.setattr(candidates, "_find_kernels", lambda *_, **__: iter(()))  # which is faster differs by the load
     torch.manual_seed(0)
     inputs = torch.randn(4, 64, 28, 28)
     model = pruned(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), pattern, 0.75)
@@ -160,7 +161,7 @@ def test_layers_without_any_weight_are_their_bias(layer: nn.Module) -> None:
     nn.init.zeros_(model[0].weight)
     inputs = torch.randn(4, 32, *[9, 9] * isinstance(layer, nn.Conv2d))
     dense, (compiled, report) = both(model, inputs)
-    assert report.exchanged == 1
+    assert report.replaced == 1
     with torch.no_grad():
         assert close(compiled(inputs), dense(inputs))
     assert same_state(compiled, dense)
@@ -180,18 +181,16 @@ def test_a_kernel_of_one_pixel_on_lines_of_any_length(size: tuple[int, int]) -> 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("side", [5, 16])
-def test_there_is_memory_behind_images_that_are_overrun(
-    side: int, kernel: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_planes_have_memory_for_reads_beyond_their_end(side: int, kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
     floats: list[int] = []
-    real = SparseConv2d._planar
+    real = SparseConv2d._convolve_planes
 
-    def noted(layer: SparseConv2d, planes: torch.Tensor, batch: int, seen: ConvolutionWindow) -> torch.Tensor:
+    def record(layer: SparseConv2d, planes: torch.Tensor, batch: int, seen: ConvolutionWindow) -> torch.Tensor:
         is_overrun = seen.kernel != (1, 1) or seen.across < OVERREAD_FLOATS
         floats.append(planes.numel() - batch * seen.image - OVERREAD_FLOATS * is_overrun)
         return real(layer, planes, batch, seen)
 
-    monkeypatch.setattr(SparseConv2d, "_planar", noted)
+    monkeypatch.setattr(SparseConv2d, "_convolve_planes", record)
     both(pruned(nn.Sequential(nn.Conv2d(8, 16, kernel)), "4x1", 0.5), torch.randn(3, 8, side, side))
     assert floats
     assert set(floats) == {0}
@@ -202,7 +201,7 @@ def test_convolutions_of_bfloat16() -> None:
     inputs = torch.randn(2, 8, 12, 12).bfloat16()
     model = pruned(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1)), "4x1", 0.5).bfloat16()
     dense, (compiled, report) = both(model, inputs)
-    assert report.exchanged == 2
+    assert report.replaced == 2
     with torch.no_grad():
         found, expected = compiled(inputs), dense(inputs)
     assert found.dtype == torch.bfloat16
@@ -216,8 +215,8 @@ def test_convolutions_of_bfloat16() -> None:
 def test_linear_layers_may_run_in_tiles(
     pattern: str, sparsity: float | None, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ways_module, "_kernels", lambda *_, **__: iter(()))
-    monkeypatch.setattr(ways_module, "_channels", lambda *_: None)
+    monkeypatch.setattr(candidates, "_find_kernels", lambda *_, **__: iter(()))
+    monkeypatch.setattr(candidates, "_find_smaller_layer", lambda *_: iter(()))
     inputs = torch.randn(100, 64, dtype=dtype)
     model = pruned(mlp(64, 128, 48), pattern, sparsity).to(dtype)
     dense, (compiled, report) = both(model, inputs)
@@ -229,11 +228,12 @@ def test_linear_layers_may_run_in_tiles(
 
 
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
-@pytest.mark.parametrize(("dtype", "rows", "tried"), [("float32", 8, 0), ("float32", 9, 1), ("bfloat16", 8, 1)])
-def test_tiles_are_tried_where_they_may_gain(dtype: str, rows: int, tried: int) -> None:
+@pytest.mark.parametrize(("dtype", "rows", "count"), [("float32", 8, 0), ("float32", 9, 1), ("bfloat16", 8, 1)])
+def test_tiles_are_candidates_where_they_may_be_faster(dtype: str, rows: int, count: int) -> None:
     layer = pruned(mlp(32, 64, dtype=getattr(torch, dtype)), "4x1")[0]
-    found = [way.name for way in ways(layer, zeroed(layer), rows) if isinstance(way, Way)]
-    assert found.count(f"tiles, {dtype}") == tried
+    found = find_candidates(layer, PrunedWeight.from_layer(layer), rows)
+    names = [candidate.name for candidate in found if isinstance(candidate, SparseCandidate)]
+    assert names.count(f"tiles, {dtype}") == count
 
 
 @pytest.mark.usefixtures("always")
@@ -295,7 +295,7 @@ def test_copies_are_models_of_their_own(again: Callable[[nn.Module], nn.Module])
 
 
 @pytest.mark.usefixtures("always")
-def test_an_exchanged_model_is_saved_as_the_dense_one(tmp_path: Any) -> None:
+def test_a_compiled_model_is_saved_as_the_dense_one(tmp_path: Any) -> None:
     dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     secateur.save(model, tmp_path / "saved")
     assert same_state(secateur.load(tmp_path / "saved", mlp(32, 64, 48)), dense)
@@ -335,9 +335,9 @@ def test_many_threads_may_call_one_model() -> None:
 def test_weights_are_rounded_to_eight_bits_if_that_is_allowed(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = torch.randn(4, 32)
     model = pruned(mlp(32, 64, 48), pattern, None if ":" in pattern else 0.75)
-    monkeypatch.setitem(trying.TOLERANCE, torch.float32, -1.0)  # so that no other way is taken
+    monkeypatch.setitem(benchmark.TOLERANCE, torch.float32, -1.0)  # so that no other candidate is chosen
     dense, (exact, report) = both(model, inputs)
-    assert report.exchanged == 0
+    assert report.replaced == 0
     exact, report = secateur.runtime.compile(exact, inputs, int8=True)
     assert all(row.chosen.endswith("kernel, int8") and 1e-5 < row.error < 0.02 for row in report.layers)
     with torch.no_grad():
@@ -364,13 +364,13 @@ def test_bfloat16_stays_bfloat16(pattern: str) -> None:
 
 
 def test_layers_that_do_not_gain_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trying, "NOTABLE", 0.0)
+    monkeypatch.setattr(benchmark, "MAX_TIME_RATIO", 0.0)
     model = pruned(mlp(32, 64, 48), "4x1")
     layers = list(model)
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
     assert list(model) == layers
     assert all(row.chosen == "dense" and row.reason.endswith("is not faster") for row in report.layers)
-    assert report.exchanged == 0
+    assert report.replaced == 0
     assert all(row.sparse_seconds and row.dense_seconds and row.bytes == row.dense_bytes for row in report.layers)
 
 
@@ -407,14 +407,14 @@ def test_every_layer_has_a_reason() -> None:
     assert reasons == {
         "used": "faster",
         "unused": "it is not called with the example inputs",
-        "full": "none of its weights is zero",
-        "few": "too few of its weights are zero to gain",
+        "full": "it has no zeros",
+        "few": "too few zeros for a speed-up",
         "tied": "its weight is shared with another layer",
         "other": "its weight is shared with another layer",
         "hooked": "it has hooks, which would be lost",
-        "attention": "MultiheadAttention is not exchanged",
-        "attention.out_proj": "NonDynamicallyQuantizableLinear is not exchanged",
-        "grouped": "a convolution with groups is many small products",
+        "attention": "MultiheadAttention is not supported",
+        "attention.out_proj": "NonDynamicallyQuantizableLinear is not supported",
+        "grouped": "a grouped convolution consists of many small products",
     }
 
 
@@ -422,24 +422,24 @@ def test_every_layer_has_a_reason() -> None:
 def test_the_report_is_for_people_and_machines() -> None:
     _, (_, report) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     numbers = json.loads(json.dumps(report.to_dict()))
-    assert numbers["exchanged"] == 2
+    assert numbers["replaced"] == 2
     assert numbers["layers"][0]["pattern"] == "4x1"
     assert numbers["layers"][0]["rows"] == 8
     text = str(report)
-    assert "2 of 2 layers exchanged" in text
+    assert "2 of 2 layers replaced" in text
     assert "x1 kernel, float32" in text
     assert "graph" not in text
     in_graphs = str(replace(report, cuda_graphs=True))
-    assert "Times of layers are of CUDA graphs" in in_graphs
+    assert "Layers were timed in CUDA graphs" in in_graphs
     assert "One call of the model without a graph: " in in_graphs
 
 
 def test_a_kernel_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trying, "TOLERANCE", dict.fromkeys(trying.TOLERANCE, -1.0))
+    monkeypatch.setattr(benchmark, "TOLERANCE", dict.fromkeys(benchmark.TOLERANCE, -1.0))
     model = pruned(mlp(32, 64), "4x1")
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
     assert "differs by" in report.layers[0].reason
-    assert report.exchanged == 0
+    assert report.replaced == 0
 
 
 # What is refused.
@@ -483,17 +483,17 @@ def test_a_model_that_is_moved_keeps_its_numbers(goal: Any) -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_calls_of_many_shapes_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "MOST_CALLS", 3)
+def test_products_of_many_shapes_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "MAX_CACHED_PRODUCTS", 3)
     dense, (model, _) = both(pruned(mlp(32, 64), "4x1"), torch.randn(8, 32))
     with torch.no_grad():
         for rows in (1, 2, 3, 70, 1, 8):
             inputs = torch.randn(rows, 32)
             assert close(model(inputs), dense(inputs))
-            assert 0 < len(model[0]._calls) <= 3
-            remembered = dict(model[0]._calls)
+            assert 0 < len(model[0]._products) <= 3
+            cached = dict(model[0]._products)
             model(inputs)
-            assert model[0]._calls == remembered
+            assert model[0]._products == cached
 
 
 @pytest.mark.usefixtures("always")
@@ -508,7 +508,7 @@ def test_the_number_of_threads_may_change() -> None:
             torch.set_num_threads(before)
         assert close(found[0], dense(inputs))
         assert all(torch.equal(one, found[0]) for one in found)
-        assert len({threads for _, _, threads in model[0]._calls}) == 3
+        assert len({threads for _, _, threads in model[0]._products}) == 3
 
 
 @pytest.mark.usefixtures("always")
@@ -526,9 +526,9 @@ def test_models_that_are_not_ready_are_refused() -> None:
     model = mlp(8, 8).train()
     with pytest.raises(StateError, match=r"for inference, and .* is in training mode\. Call model\.eval\(\)"):
         secateur.runtime.compile(model, torch.randn(2, 8))
-    with pytest.raises(CalibrationError, match="The model refuses the example inputs: RuntimeError: mat1 and mat2"):
+    with pytest.raises(CalibrationError, match="The model fails with the example inputs: RuntimeError: mat1 and mat2"):
         secateur.runtime.compile(model.eval(), torch.randn(2, 9))
-    with pytest.raises(ConfigError, match="cuda_graphs is for models on a GPU, and this one is on cpu"):
+    with pytest.raises(ConfigError, match="cuda_graphs needs a model on a GPU, and this one is on cpu"):
         secateur.runtime.compile(model, torch.randn(2, 8), cuda_graphs=True)
     with pytest.raises(UnsupportedModelError, match=r"A torch\.nn\.Module or a keras\.Model is needed"):
         secateur.runtime.compile({}, torch.randn(2, 9))
@@ -538,7 +538,9 @@ def test_models_that_are_not_ready_are_refused() -> None:
 @pytest.mark.parametrize("pattern", ["4x1", "1xchannel"])
 def test_other_weights_are_refused(pattern: str) -> None:
     dense, (model, _) = both(pruned(mlp(32, 64, 48), pattern, 0.5), torch.randn(8, 32))
-    with pytest.raises(StateError, match=r"and takes no other\. Load the state into the model before it is compiled"):
+    with pytest.raises(
+        StateError, match=r"because its weight is packed\. Load the state into the model before you compile it"
+    ):
         model.load_state_dict(dense.state_dict())
 
 
@@ -546,12 +548,14 @@ def test_other_weights_are_refused(pattern: str) -> None:
 def test_kinds_of_layers_say_what_they_are() -> None:
     _, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     assert isinstance(model[0], SparseLinear)
-    assert isinstance(model[0], ExchangedLayer)
+    assert isinstance(model[0], SparseLayer)
     assert re.search(r"32, 64, [14]x1, [\d,]+ bytes", repr(model[0]))
     assert model[0].weight.shape == (64, 32)
     assert model[0].weight.dtype == torch.float32
-    found = zeroed(pruned(mlp(32, 64), "1xchannel", 0.5)[0])
+    found = PrunedWeight.from_layer(pruned(mlp(32, 64), "1xchannel", 0.5)[0])
     (channels,) = (
-        way for way in ways(mlp(32, 64)[0], found, 8) if isinstance(way, Way) and way.name == "smaller dense"
+        candidate
+        for candidate in find_candidates(mlp(32, 64)[0], found, 8)
+        if isinstance(candidate, SparseCandidate) and candidate.name == "smaller dense"
     )
     assert "32 of 64 outputs" in repr(channels.build())

@@ -17,8 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from runtime.sparse_layers import conv_pair, linear_pair
 from secateur.errors import StateError
-from secateur.runtime.pytorch import ExchangedLayer
-from secateur.runtime.pytorch.operator import LAYERS
+from secateur.runtime.pytorch import SparseLayer
+from secateur.runtime.pytorch.layers.operator import LAYERS
 
 EXPORTS: dict[str, Callable[[nn.Module, torch.Tensor, Path], Any]] = {
     "export": lambda model, x, _: torch.export.export(model, (x,)),
@@ -57,7 +57,7 @@ def test_export_of_the_weight_is_refused() -> None:
         torch.export.export(ReadsWeight(linear_pair()[1]), (torch.randn(5, 32),))
 
 
-def test_a_graph_whose_layer_is_gone_says_so() -> None:
+def test_a_graph_whose_layer_no_longer_exists_says_so() -> None:
     _, replaced = linear_pair()
     inputs = torch.randn(5, 32)
     with torch.no_grad():
@@ -71,7 +71,9 @@ def test_a_graph_whose_layer_is_gone_says_so() -> None:
         gc.collect()
         assert handle not in LAYERS
         for graph in graphs:
-            with pytest.raises(StateError, match="calls a replaced layer that is gone, or that belongs to another"):
+            with pytest.raises(
+                StateError, match="calls a replaced layer that no longer exists, or that belongs to another"
+            ):
                 graph(inputs)
         assert other.handle != handle
 
@@ -102,7 +104,7 @@ def test_a_graph_from_another_process_says_so(tmp_path: Path) -> None:
 
 def test_copies_have_handles_of_their_own() -> None:
     _, replaced = linear_pair()
-    copies: list[ExchangedLayer] = [copy.deepcopy(replaced), pickle.loads(pickle.dumps(replaced))]  # noqa: S301 - our own
+    copies: list[SparseLayer] = [copy.deepcopy(replaced), pickle.loads(pickle.dumps(replaced))]  # noqa: S301 - our own
     assert len({layer.handle for layer in (replaced, *copies)}) == 3
     with torch.no_grad():
         graph, inputs = make_fx(copies[0])(torch.randn(5, 32)), torch.randn(5, 32)

@@ -18,9 +18,9 @@ import secateur.runtime
 from runtime.sparse_layers import replace_always
 from secateur.errors import CalibrationError
 from secateur.runtime import RuntimeReport
-from secateur.runtime.pytorch import ExchangedLayer, compiling, turns
+from secateur.runtime.pytorch import SparseLayer, compilation, interleaved_timing, replacement
 from secateur.runtime.pytorch.layers import SparseLinear
-from secateur.runtime.pytorch.outputs import largest_difference, take_snapshot
+from secateur.runtime.pytorch.output_snapshot import measure_difference, take_snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ READERS: dict[str, Callable[[Two, torch.Tensor], torch.Tensor]] = {
 def test_models_that_read_weights(reader: Callable[[Two, torch.Tensor], torch.Tensor]) -> None:
     inputs = torch.randn(8, 32)
     dense, model, report = compiled(pruned(Two(reader)), inputs)
-    assert report.exchanged == 2
+    assert report.replaced == 2
     with torch.no_grad():
         for given in (inputs, torch.randn(3, 32)):
             assert close(model(given), dense(given))
@@ -122,16 +122,16 @@ class Wrong(SparseLinear):
 @pytest.fixture
 def wrong_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers pass alone, and are wrong in the model: every second one if it has 64 inputs."""
-    monkeypatch.setattr("secateur.runtime.pytorch.ways.SparseLinear", Wrong)
-    real = compiling.tried
+    monkeypatch.setattr("secateur.runtime.pytorch.candidates.SparseLinear", Wrong)
+    real = compilation.benchmark_layer
 
     def then_wrong(*given: Any) -> Any:
-        row, other = real(*given)
-        if isinstance(other, Wrong) and other.in_features == 64:
-            other.factor = 1.5
-        return row, other
+        decision = real(*given)
+        if isinstance(decision.replacement, Wrong) and decision.replacement.in_features == 64:
+            decision.replacement.factor = 1.5
+        return decision
 
-    monkeypatch.setattr(compiling, "tried", then_wrong)
+    monkeypatch.setattr(compilation, "benchmark_layer", then_wrong)
 
 
 @pytest.mark.usefixtures("wrong_in_the_model")
@@ -178,7 +178,7 @@ def test_random_numbers_of_torch_are_no_obstacle() -> None:
 
     state = torch.random.get_rng_state()
     _, _, report = compiled(pruned(Two(forward)), torch.ones(8, 32))
-    assert report.exchanged == 2
+    assert report.replaced == 2
     torch.random.set_rng_state(state)
     model = pruned(Two(usual))
     before = torch.random.get_rng_state()
@@ -193,7 +193,7 @@ OBSTACLES: dict[str, tuple[Callable[[Two, torch.Tensor], Any], str]] = {
         lambda m, x: usual(m, x) + next(COUNTER),
         "the dense model's own outputs differ by .* from call to call",
     ),
-    "no outputs": (lambda m, x: (usual(m, x), None)[1], "the model returns no tensor that could be compared"),
+    "no outputs": (lambda m, x: (usual(m, x), None)[1], "the model returns no tensor to compare"),
 }
 
 
@@ -216,7 +216,7 @@ def test_errors_that_grow_are_no_wrong_outputs() -> None:
         return model.down((y - y.round(decimals=3)) * 1e4)
 
     _, _, report = compiled(pruned(Two(forward)), torch.randn(8, 32))
-    assert report.exchanged == 2
+    assert report.replaced == 2
 
 
 def test_inputs_that_the_model_writes_to_are_left_alone() -> None:
@@ -236,14 +236,17 @@ def test_inputs_that_the_model_writes_to_are_left_alone() -> None:
             return self.inner(x + others[0]) * scale
 
     _, report = secateur.runtime.compile(Takes().eval(), (inputs, other, 2.0))
-    assert report.exchanged == 2
+    assert report.replaced == 2
     assert torch.equal(other[0], torch.ones(8, 32))
 
 
 # The model is changed at the end or not at all.
 
 
-@pytest.mark.parametrize("where", ["compiling.tried", "compiling.layer_seconds", "turns.median", "turns._fill"])
+@pytest.mark.parametrize(
+    "where",
+    ["compilation.benchmark_layer", "compilation.time_layers", "interleaved_timing.median", "replacement._fill"],
+)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_a_model_is_as_it_was_after_an_interrupt(
     where: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
@@ -260,8 +263,9 @@ def test_a_model_is_as_it_was_after_an_interrupt(
             real(places[:1])
         raise error
 
-    real = getattr({"compiling": compiling, "turns": turns}[module], name)
-    monkeypatch.setattr(f"secateur.runtime.pytorch.{where}", interrupted)
+    patched = {"compilation": compilation, "interleaved_timing": interleaved_timing, "replacement": replacement}[module]
+    real = getattr(patched, name)
+    monkeypatch.setattr(patched, name, interrupted)
     with pytest.raises(error):
         secateur.runtime.compile(model, torch.randn(8, 32))
     assert list(model.named_modules()) == layers
@@ -269,7 +273,7 @@ def test_a_model_is_as_it_was_after_an_interrupt(
 
 
 def test_a_model_that_refuses_its_inputs() -> None:
-    with pytest.raises(CalibrationError, match="The model refuses the example inputs: RuntimeError"):
+    with pytest.raises(CalibrationError, match="The model fails with the example inputs: RuntimeError"):
         secateur.runtime.compile(pruned(Two(usual)), torch.randn(8, 31))
     with pytest.raises(CalibrationError, match=r"example_inputs must be a tensor, a tuple .*, found an empty tuple\."):
         secateur.runtime.compile(pruned(Two(usual)), ())
@@ -321,8 +325,8 @@ def weight_as_buffer(layer: nn.Linear) -> nn.Module:
 
 
 DENSE: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
-    "subclass": (scaled, "Scaled is not exchanged"),
-    "forward of the instance": (with_forward, "its forward was replaced"),
+    "subclass": (scaled, "Scaled is not supported"),
+    "forward of the instance": (with_forward, "its forward method is overridden"),
     "buffer": (with_buffer, "it has parameters, buffers or modules besides its weight and bias"),
     "weight as a buffer": (weight_as_buffer, "it has parameters, buffers or modules besides its weight and bias"),
     "forward hook": (with_hook("forward_hook"), "it has hooks, which would be lost"),
@@ -332,11 +336,11 @@ DENSE: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
     "load hook": (with_hook("load_state_dict_post_hook"), "it has hooks, which would be lost"),
     "parametrization": (
         lambda layer: nn.utils.parametrizations.weight_norm(layer),
-        "ParametrizedLinear is not exchanged",
+        "ParametrizedLinear is not supported",
     ),
     "spectral norm": (
         lambda layer: nn.utils.parametrizations.spectral_norm(layer),
-        "ParametrizedLinear is not exchanged",
+        "ParametrizedLinear is not supported",
     ),
     "mask of torch": (weight_masked, "it has parameters, buffers or modules besides its weight and bias"),
 }
@@ -381,9 +385,9 @@ def test_a_layer_with_two_names_is_replaced_under_both() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(64, 64)
     dense, model, report = compiled(pruned(nn.Sequential(layer, nn.ReLU(), layer)), torch.randn(8, 64))
-    assert report.exchanged == len(report.layers) == 1
+    assert report.replaced == len(report.layers) == 1
     assert model[0] is model[2]
-    assert isinstance(model[0], ExchangedLayer)
+    assert isinstance(model[0], SparseLayer)
     with torch.no_grad():
         assert close(model(torch.ones(2, 64)), dense(torch.ones(2, 64)))
 
@@ -392,7 +396,8 @@ def test_a_layer_that_is_the_whole_model_stays_dense() -> None:
     layer = pruned(nn.Linear(64, 64))
     _, report = secateur.runtime.compile(layer, torch.randn(8, 64))
     assert (
-        report.layers[0].reason == "it is the whole model, and can only be replaced inside one, such as nn.Sequential"
+        report.layers[0].reason
+        == "it is the model itself, and can only be replaced inside another module, such as nn.Sequential"
     )
 
 
@@ -400,7 +405,7 @@ def test_layers_called_by_keyword() -> None:
     inputs = torch.randn(8, 32)
     model = pruned(Two(lambda m, x: m.down(input=torch.relu(m.up(input=x)))))
     dense, model, report = compiled(model, inputs)
-    assert report.exchanged == 2
+    assert report.replaced == 2
     with torch.no_grad():
         assert close(model(inputs), dense(inputs))
 
@@ -421,7 +426,7 @@ def test_encoders_of_torch(is_masked: bool, is_nested: bool) -> None:
     inputs, padding = torch.randn(8, 16, 32), torch.arange(16).expand(8, 16) >= 12
     example = {"src": inputs, "src_key_padding_mask": padding} if is_masked else {"src": inputs}
     dense, encoder, report = compiled(encoder, example)
-    assert report.exchanged == (0 if is_nested else 4)
+    assert report.replaced == (0 if is_nested else 4)
     assert [row.name for row in report.layers][:3] == [
         f"layers.0.{n}" for n in ("self_attn", "self_attn.out_proj", "linear1")
     ]
@@ -455,7 +460,7 @@ def test_encoders_of_torch(is_masked: bool, is_nested: bool) -> None:
     ],
 )
 def test_differences(expected: Any, found: Any, difference: float) -> None:
-    assert largest_difference(take_snapshot(expected), take_snapshot(found)) == pytest.approx(difference)
+    assert measure_difference(take_snapshot(expected), take_snapshot(found)) == pytest.approx(difference)
 
 
 def test_an_object_that_holds_itself_is_no_endless_loop() -> None:

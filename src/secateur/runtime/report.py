@@ -1,34 +1,50 @@
-"""What became of each layer, and why."""
+"""The report of a compiled model: what happened to each layer, and why."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
-from secateur._table import Table
-from secateur._wording import format_count
+from secateur._deprecated import warn_deprecated
+from secateur._wording import format_count, format_shape
+from secateur.results import Column, Report, Row
 
-__all__ = ["LayerRow", "RuntimeReport"]
+__all__ = ["LayerReport", "RuntimeReport"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRow:
-    """One layer.
+class LayerReport(Row):
+    """What happened to one layer.
 
     Attributes:
         name: Its name in the model.
         shape: Its weight as stored.
-        pattern: The pattern that its zeros have; ``None``: none.
+        pattern: The pattern of its zeros; ``None``: there is none.
         sparsity: Share of its weights that are zero, in [0, 1].
-        rows: Rows that it multiplies in one call with the example inputs; 0: it was not called.
-        dense_seconds: Time of such a call as it was; 0: not measured.
-        sparse_seconds: Time of the fastest other way; ``None``: there is none.
-        chosen: What it is now: ``"dense"``, or the name of the other way.
+        rows: Rows that it multiplies in one call with the example inputs; 0: it is not called.
+        dense_seconds: Time of such a call with the dense layer; 0: not measured.
+        sparse_seconds: Time of such a call with the fastest sparse layer; ``None``: there is no sparse layer.
+        chosen: ``"dense"``, or the name of the sparse layer that replaces it.
         reason: Why.
-        dense_bytes: Bytes of its weight before.
+        dense_bytes: Bytes of its dense weight.
         bytes: Bytes of its weight now.
-        error: Largest difference of its outputs from the dense ones, over the largest of these; 0 where it is dense.
+        error: Largest difference of its outputs from the dense ones, relative to the largest output; 0 if it is dense.
     """
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("layer", "name"),
+        Column(">shape", lambda row: row.shape or None, format_shape),
+        Column("pattern", "pattern"),
+        Column(">sparsity", "sparsity", "{:.1%}"),
+        Column(">rows", lambda row: row.rows or None, "{:,}"),
+        Column(">dense ms", lambda row: 1e3 * row.dense_seconds or None, "{:.3f}"),
+        Column(">sparse ms", lambda row: 1e3 * (row.sparse_seconds or 0) or None, "{:.3f}"),
+        Column(">speed-up", lambda row: row.speedup or None, "{:.2f}×"),
+        Column(">limit", lambda row: row.limit if row.speedup else None, "{:.1f}×"),
+        Column("chosen", "chosen"),
+        Column("reason", "reason"),
+    )
+    computed: ClassVar[tuple[str, ...]] = ("speedup", "limit")
 
     name: str
     shape: tuple[int, ...]
@@ -44,46 +60,38 @@ class LayerRow:
     error: float = 0.0
 
     @property
+    def is_dimmed(self) -> bool:
+        """See `Row.is_dimmed`: dense layers."""
+        return self.chosen == "dense"
+
+    @property
     def speedup(self) -> float | None:
-        """Dense time over the time of the fastest other way."""
+        """Dense time over the time of the fastest sparse layer."""
         return self.dense_seconds / self.sparse_seconds if self.sparse_seconds else None
 
     @property
     def limit(self) -> float | None:
-        """The speed-up that leaving out the zeros cannot exceed; ``None``: nothing is left."""
+        """The speed-up that skipping the zeros cannot exceed; ``None``: all weights are zero."""
         return 1 / (1 - self.sparsity) if self.sparsity < 1 else None
-
-    def cells(self) -> tuple[str, ...]:
-        """The row as a person reads it."""
-        return (
-            self.name,
-            "×".join(map(str, self.shape)),
-            self.pattern or "",
-            f"{self.sparsity:.1%}",
-            f"{self.rows:,}" if self.rows else "",
-            f"{1e3 * self.dense_seconds:.3f}" if self.dense_seconds else "",
-            f"{1e3 * self.sparse_seconds:.3f}" if self.sparse_seconds else "",
-            f"{self.speedup:.2f}×" if self.speedup else "",
-            f"{self.limit:.1f}×" if self.speedup and self.limit else "",
-            self.chosen,
-            self.reason,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeReport:
-    """What `compile` did.
+class RuntimeReport(Report):
+    """The result of `secateur.runtime.compile`.
 
     Attributes:
-        layers: Every layer that could have been exchanged, in the model's order.
-        threads: Threads that were used.
-        device: Where the layers are.
-        dense_seconds: Time of one call of the whole model before.
-        seconds: The same afterwards.
-        cuda_graphs: Whether times of layers are of calls in a CUDA graph; those of the model never are.
+        layers: Every layer with a weight, in the model's order.
+        threads: Number of threads used.
+        device: Device of the layers.
+        dense_seconds: Time of one call of the whole dense model.
+        seconds: Time of one call of the model now.
+        cuda_graphs: Whether layers were timed in CUDA graphs; the model never is.
     """
 
-    layers: tuple[LayerRow, ...]
+    computed: ClassVar[tuple[str, ...]] = ("replaced", "speedup")
+    width: ClassVar[int] = 160
+
+    layers: tuple[LayerReport, ...]
     threads: int
     device: str
     dense_seconds: float
@@ -91,44 +99,48 @@ class RuntimeReport:
     cuda_graphs: bool = False
 
     @property
+    def replaced(self) -> int:
+        """Number of layers that are no longer dense."""
+        return sum(layer.chosen != "dense" for layer in self.layers)
+
+    @property
     def exchanged(self) -> int:
-        """Layers that are not dense any more."""
-        return sum(row.chosen != "dense" for row in self.layers)
+        """The old name of `replaced`."""
+        warn_deprecated("RuntimeReport.exchanged", "RuntimeReport.replaced")
+        return self.replaced
 
     @property
     def speedup(self) -> float:
-        """Of one call of the whole model."""
+        """Speed-up of one call of the whole model."""
         return self.dense_seconds / self.seconds if self.seconds else 1.0
 
-    def table(self) -> Table:
-        """The report for a person."""
-        times = (">dense ms", ">sparse ms", ">gain", ">limit")
-        columns = ("layer", ">shape", "pattern", ">zeros", ">rows", *times, "chosen", "why")
-        return Table(
-            title="Runtime",
-            columns=columns,
-            rows=[row.cells() for row in self.layers],
-            dimmed=frozenset(index for index, row in enumerate(self.layers) if row.chosen == "dense"),
-            footer=self._footer(),
-        )
+    @property
+    def table_title(self) -> str:
+        """The line above the table."""
+        return "Runtime"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for machines."""
-        rows = [asdict(row) | {"speedup": row.speedup, "limit": row.limit} for row in self.layers]
-        return asdict(self) | {"layers": rows, "exchanged": self.exchanged, "speedup": self.speedup}
+    @property
+    def rows(self) -> tuple[LayerReport, ...]:
+        """The rows of the table."""
+        return self.layers
 
-    def __str__(self) -> str:
-        return self.table().text(160)
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the table."""
+        return LayerReport.columns
 
-    def _footer(self) -> list[str]:
-        dense, now = (sum(getattr(row, name) for row in self.layers) for name in ("dense_bytes", "bytes"))
-        share = now / dense if dense else 1.0
-        calls = "One call of the model"
+    @property
+    def footer(self) -> list[str]:
+        """The lines below the table."""
+        dense_bytes = sum(layer.dense_bytes for layer in self.layers)
+        total_bytes = sum(layer.bytes for layer in self.layers)
+        share = total_bytes / dense_bytes if dense_bytes else 1.0
+        call = "One call of the model"
         if self.cuda_graphs:
-            calls = "Times of layers are of CUDA graphs, without Python. One call of the model without a graph"
+            call = "Layers were timed in CUDA graphs, without Python's overhead. One call of the model without a graph"
         return [
-            f"{self.exchanged} of {format_count(len(self.layers), 'layer')} exchanged; their weights take {now:,} of "
-            f"{dense:,} bytes ({share:.1%}).",
-            f"{calls}: {1e3 * self.dense_seconds:.2f} ms dense, {1e3 * self.seconds:.2f} ms now "
+            f"{self.replaced} of {format_count(len(self.layers), 'layer')} replaced; their weights take "
+            f"{total_bytes:,} of {dense_bytes:,} bytes ({share:.1%}).",
+            f"{call}: {1e3 * self.dense_seconds:.2f} ms dense, {1e3 * self.seconds:.2f} ms now "
             f"({self.speedup:.2f}×), on {self.device} with {format_count(self.threads, 'thread')}.",
         ]

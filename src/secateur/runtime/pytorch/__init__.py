@@ -1,9 +1,23 @@
-"""Torch models, layer by layer."""
+"""The runtime for torch models."""
 
 from __future__ import annotations
 
-from secateur.runtime.pytorch.channels import ChannelLinear
-from secateur.runtime.pytorch.compiling import compile_model
-from secateur.runtime.pytorch.layers import ExchangedLayer, SparseConv2d, SparseLinear
+from secateur.runtime.pytorch.compilation import compile_model
+from secateur.runtime.pytorch.layers import (
+    ChannelConv2d,
+    ChannelLinear,
+    LibraryLinear,
+    SparseConv2d,
+    SparseLayer,
+    SparseLinear,
+)
 
-__all__ = ["ChannelLinear", "ExchangedLayer", "SparseConv2d", "SparseLinear", "compile_model"]
+__all__ = [
+    "ChannelConv2d",
+    "ChannelLinear",
+    "LibraryLinear",
+    "SparseConv2d",
+    "SparseLayer",
+    "SparseLinear",
+    "compile_model",
+]

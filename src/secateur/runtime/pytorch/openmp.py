@@ -1,4 +1,4 @@
-"""torch's threads, for kernels to work with."""
+"""The OpenMP threads of torch, shared with the kernels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 from secateur.runtime.kernels import use_openmp_threads
 
-__all__ = ["borrow_threads_of_torch"]
+__all__ = ["use_openmp_of_torch"]
 
 
-def borrow_threads_of_torch() -> None:
-    """Have kernels work with the threads of the OpenMP runtime that torch is linked with: on Linux, where it is."""
+def use_openmp_of_torch() -> None:
+    """Run kernels on the threads of the OpenMP runtime that torch is linked with (Linux only)."""
     file = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if file.exists():
         use_openmp_threads(ctypes.CDLL(str(file)))

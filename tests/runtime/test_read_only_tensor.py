@@ -142,7 +142,7 @@ def test_views_have_shapes_in_fake_mode() -> None:
 def test_it_has_no_address() -> None:
     _, replaced = linear_pair()
     for ask in (torch.Tensor.data_ptr, torch.Tensor.untyped_storage):
-        with pytest.raises(StateError, match=r"has no memory of its own\. Use \.clone\(\)"):
+        with pytest.raises(StateError, match=r"has no memory of its own\. Call \.clone\(\)"):
             ask(replaced.weight)
 
 

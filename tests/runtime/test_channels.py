@@ -1,6 +1,5 @@
-"""What `compile` is made of, each by itself."""
+"""Smaller dense layers, for weights of which whole channels are zero."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from secateur.runtime.pytorch.channels import ChannelConv2d, ChannelLinear
-from secateur.runtime.pytorch.timing import medians
+from secateur.runtime.pytorch.layers import ChannelConv2d, ChannelLinear
 
 
 @pytest.mark.parametrize("outputs", [(), (0, 5), range(6)])
@@ -68,8 +66,3 @@ def test_a_smaller_convolution_is_the_dense_one(
     state = smaller.state_dict()
     assert state.keys() == layer.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in layer.state_dict().items())
-
-
-def test_medians_belong_to_their_calls() -> None:
-    slow, fast = medians([lambda: time.sleep(0.004), lambda: None], torch.device("cpu"), 0.0)
-    assert slow > 0.003 > fast

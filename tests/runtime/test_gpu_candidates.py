@@ -12,9 +12,14 @@ from torch import nn
 
 import secateur
 from secateur.errors import LayerError, StateError
-from secateur.runtime.pytorch.cuda import cuda_forms, in_form
-from secateur.runtime.pytorch.library import LibraryLinear, LibraryMatrix, SemiStructured, SquareBlocks
-from secateur.runtime.pytorch.ways import zeroed
+from secateur.runtime.pytorch.candidates import build_library_layer, find_library_formats
+from secateur.runtime.pytorch.layers.library import (
+    BlockSparseFormat,
+    LibraryLinear,
+    LibraryMatrix,
+    SemiStructuredFormat,
+)
+from secateur.runtime.pytorch.pruned_weight import PrunedWeight
 
 CONV1D = transformers.pytorch_utils.Conv1D
 
@@ -25,7 +30,7 @@ def pruned(layer: nn.Module, pattern: str = "16x16", sparsity: float = 0.75) -> 
 
 
 def in_blocks(layer: nn.Module) -> LibraryLinear:
-    return in_form(layer, zeroed(layer), SquareBlocks(16))
+    return build_library_layer(layer, PrunedWeight.from_layer(layer), BlockSparseFormat(16))
 
 
 @pytest.fixture(params=["linear", "no bias", "conv1d"])
@@ -50,42 +55,42 @@ def test_outputs_are_those_of_the_dense_layer(layer: nn.Module, shape: tuple[int
 
 
 def test_inference_mode_is_served(layer: nn.Module) -> None:
-    exchanged = in_blocks(layer)
+    replaced = in_blocks(layer)
     with torch.inference_mode():
         inputs = torch.randn(8, 64)
-        for one in (exchanged, in_blocks(layer)):
+        for one in (replaced, in_blocks(layer)):
             assert torch.allclose(one(inputs), layer(inputs), atol=1e-4)
 
 
 def test_autocast_changes_the_type_of_outputs_alone(layer: nn.Module) -> None:
-    exchanged, inputs = in_blocks(layer), torch.randn(8, 64)
+    replaced, inputs = in_blocks(layer), torch.randn(8, 64)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        found = exchanged(inputs)
+        found = replaced(inputs)
     with torch.no_grad():
-        assert torch.equal(found, exchanged(inputs).bfloat16())
+        assert torch.equal(found, replaced(inputs).bfloat16())
 
 
 def test_what_becomes_of_the_dense_bias_does_not_matter() -> None:
     layer = pruned(nn.Linear(64, 64))
-    exchanged, inputs = in_blocks(layer), torch.randn(8, 64)
+    replaced, inputs = in_blocks(layer), torch.randn(8, 64)
     with torch.no_grad():
         expected = layer(inputs)
         layer.get_parameter("bias").zero_()
-        assert torch.allclose(exchanged(inputs), expected, atol=1e-4)
+        assert torch.allclose(replaced(inputs), expected, atol=1e-4)
 
 
 def test_inputs_may_lie_in_any_way(layer: nn.Module) -> None:
-    exchanged = in_blocks(layer)
+    replaced = in_blocks(layer)
     with torch.no_grad():
         for inputs in (torch.randn(64, 8).T, torch.randn(5, 64, 2).permute(2, 0, 1)):
-            assert torch.allclose(exchanged(inputs), layer(inputs.contiguous()), atol=1e-4)
+            assert torch.allclose(replaced(inputs), layer(inputs.contiguous()), atol=1e-4)
 
 
 def test_its_state_and_copies_are_those_of_the_dense_layer(layer: nn.Module) -> None:
-    exchanged = in_blocks(layer)
-    copies = [exchanged, copy.deepcopy(exchanged), pickle.loads(pickle.dumps(exchanged))]  # noqa: S301 - our own
+    replaced = in_blocks(layer)
+    copies = [replaced, copy.deepcopy(replaced), pickle.loads(pickle.dumps(replaced))]  # noqa: S301 - our own
     file = io.BytesIO()
-    torch.save(exchanged.state_dict(), file)
+    torch.save(replaced.state_dict(), file)
     file.seek(0)
     inputs = torch.randn(8, 64)
     for state in (torch.load(file), *(one.state_dict() for one in copies)):
@@ -93,21 +98,21 @@ def test_its_state_and_copies_are_those_of_the_dense_layer(layer: nn.Module) -> 
         assert all(torch.equal(state[name], value) for name, value in layer.state_dict().items())
     with torch.no_grad():
         for one in copies[1:]:
-            assert torch.equal(one(inputs), exchanged(inputs))
+            assert torch.equal(one(inputs), replaced(inputs))
 
 
 def test_it_compiles_to_one_operator(layer: nn.Module) -> None:
-    exchanged, inputs = in_blocks(layer), torch.randn(8, 64)
-    traced = torch.compile(exchanged, backend="eager", fullgraph=True)
+    replaced, inputs = in_blocks(layer), torch.randn(8, 64)
+    traced = torch.compile(replaced, backend="eager", fullgraph=True)
     with torch.no_grad():
-        assert torch.equal(traced(inputs), exchanged(inputs))
+        assert torch.equal(traced(inputs), replaced(inputs))
 
 
 def test_what_is_stored_is_what_stays() -> None:
     torch.manual_seed(0)
-    exchanged = in_blocks(pruned(nn.Linear(64, 64)))
-    assert exchanged.nbytes == 4 * 16 * 16 * 4 + (5 + 4) * 8  # four blocks, five starts, four columns
-    assert "16x16 blocks, Triton" in repr(exchanged)
+    replaced = in_blocks(pruned(nn.Linear(64, 64)))
+    assert replaced.nbytes == 4 * 16 * 16 * 4 + (5 + 4) * 8  # four blocks, five starts, four columns
+    assert "16x16 blocks, Triton" in repr(replaced)
 
 
 @pytest.mark.parametrize(
@@ -121,50 +126,56 @@ def test_what_is_stored_is_what_stays() -> None:
     ],
 )
 def test_inputs_that_it_cannot_take(inputs: torch.Tensor, error: type[Exception], message: str) -> None:
-    exchanged = in_blocks(pruned(nn.Linear(64, 64)))
+    replaced = in_blocks(pruned(nn.Linear(64, 64)))
     with pytest.raises(error, match=message):
-        exchanged(inputs)
+        replaced(inputs)
 
 
 def test_a_library_that_refuses_is_quoted() -> None:
-    with pytest.raises(LayerError, match=r"2:4, CUTLASS refuses a weight of shape \(32, 64\): .*cpu is not supported"):
-        LibraryMatrix(torch.zeros(32, 64), SemiStructured("CUTLASS"))
+    with pytest.raises(
+        LayerError, match=r"2:4, CUTLASS does not support a weight of shape \(32, 64\): .*cpu is not supported"
+    ):
+        LibraryMatrix(torch.zeros(32, 64), SemiStructuredFormat("CUTLASS"))
 
 
 def test_a_library_that_refuses_an_input_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = LibraryMatrix(torch.zeros(32, 64), SquareBlocks(16))
+    matrix = LibraryMatrix(torch.zeros(32, 64), BlockSparseFormat(16))
 
     def linear(*_: Any) -> None:
         raise RuntimeError("supported only on others\nwith a trace")
 
     monkeypatch.setattr("torch.nn.functional.linear", linear)
-    with pytest.raises(LayerError, match=r"refuses a weight of shape \(32, 64\): supported only on others$"):
+    with pytest.raises(LayerError, match=r"does not support a weight of shape \(32, 64\): supported only on others$"):
         matrix.multiply(torch.zeros(2, 64), None)
 
 
-def forms(layer: nn.Module) -> list[str]:
-    return [form if isinstance(form, str) else form.name for form in cuda_forms(layer, zeroed(layer))]
+def list_formats(layer: nn.Module) -> list[str]:
+    """The names of library formats, or the reason why there are none."""
+    formats = find_library_formats(layer, PrunedWeight.from_layer(layer))
+    return [item if isinstance(item, str) else item.name for item in formats]
 
 
-def test_forms_are_those_that_the_zeros_allow() -> None:
+def test_formats_are_those_that_the_zeros_allow() -> None:
     torch.manual_seed(0)
     halves = nn.Linear(256, 128, dtype=torch.bfloat16)
-    assert forms(pruned(halves, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
-    assert forms(pruned(nn.Linear(256, 128, dtype=torch.bfloat16), "3:4", 0.25)) == [
-        "the GPU has no product for '3:4' in torch.bfloat16"
+    assert list_formats(pruned(halves, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
+    assert list_formats(pruned(nn.Linear(256, 128, dtype=torch.bfloat16), "3:4", 0.25)) == [
+        "there are no sparse kernels for '3:4' in torch.bfloat16 on a GPU"
     ]
     blocks = ["64x64 blocks, Triton", "32x32 blocks, Triton", "16x16 blocks, Triton"]
-    assert forms(pruned(nn.Linear(256, 128), "64x64", 0.75)) == blocks
+    assert list_formats(pruned(nn.Linear(256, 128), "64x64", 0.75)) == blocks
     # Two of four outputs of each input: as a transposed weight no 2:4, as a canonical one it is.
     transposed = CONV1D(128, 256).to(torch.float16)
-    assert forms(pruned(transposed, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
+    assert list_formats(pruned(transposed, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
 
 
-def test_what_no_product_serves_has_a_reason() -> None:
+def test_a_layer_without_a_format_has_a_reason() -> None:
     layer = nn.Linear(64, 64)
     secateur.prune(layer, {"pattern": "4x1", "target_sparsity": 0.5})
-    assert forms(layer) == ["the GPU has no product for '4x1' in torch.float32"]
-    assert forms(pruned(nn.Linear(64, 64), "2:4", 0.5)) == ["the GPU has no product for '2:4' in torch.float32"]
+    assert list_formats(layer) == ["there are no sparse kernels for '4x1' in torch.float32 on a GPU"]
+    assert list_formats(pruned(nn.Linear(64, 64), "2:4", 0.5)) == [
+        "there are no sparse kernels for '2:4' in torch.float32 on a GPU"
+    ]
     convolution = nn.Conv2d(16, 16, 1)
     secateur.prune(convolution, {"pattern": "16x16", "target_sparsity": 0.0})
-    assert forms(convolution) == ["the GPU's sparse products serve linear layers, not convolutions"]
+    assert list_formats(convolution) == ["there are no sparse kernels for convolutions on a GPU"]

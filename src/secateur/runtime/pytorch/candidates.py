@@ -1,0 +1,197 @@
+"""The sparse layers that could replace a dense one, or the reasons why there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from secateur.runtime.kernels import MAX_ROWS_WITHOUT_AMX, PackedMatrix, get_unsupported_reason, has_amx
+from secateur.runtime.pytorch.layers import ChannelConv2d, ChannelLinear, SparseConv2d, SparseLayer, SparseLinear
+from secateur.runtime.pytorch.layers.library import (
+    LIBRARIES,
+    BlockSparseFormat,
+    LibraryFormat,
+    LibraryLinear,
+    LibraryMatrix,
+    SemiStructuredFormat,
+)
+from secateur.runtime.pytorch.pruned_weight import PrunedWeight
+
+__all__ = ["INT8_TOLERANCE", "MIN_SPARSITY", "SparseCandidate", "find_candidates"]
+
+MIN_SPARSITY = 0.2
+"""Share of zeros below which nothing is benchmarked."""
+
+SINGLE = "1x1"
+
+KERNEL_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""A layer's type → the type in which CPU kernels store its weight."""
+
+INT8_TOLERANCE = 0.05
+"""Tolerance for weights rounded to eight bits: each is off by up to 1/254 of the largest of its output channel."""
+
+BLOCK_SIDES = (128, 64, 32, 16)
+"""Sides of square blocks for which torch's block-sparse product is benchmarked."""
+
+MAX_BLOCK_DENSITY = 0.5
+"""Share of nonzero blocks above which a block-sparse product is not benchmarked."""
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+"""Types in which the 2:4 libraries work."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseCandidate:
+    """A sparse layer that could replace a dense one.
+
+    Attributes:
+        name: The name in the report.
+        build: Builds the sparse layer.
+        tolerance: How much outputs may differ from the dense ones, relative to the largest of these; ``None``: by
+            rounding only.
+        reason: The reason in the report if the candidate is chosen.
+    """
+
+    name: str
+    build: Callable[[], SparseLayer]
+    tolerance: float | None = None
+    reason: str = "faster"
+
+
+def find_candidates(
+    layer: nn.Module, pruned: PrunedWeight, rows: int, *, int8: bool = False
+) -> Iterator[SparseCandidate | str]:
+    """Yield the candidates for a layer, and reasons for those that its zeros suggest but that do not exist.
+
+    Args:
+        layer: The dense layer.
+        pruned: Its weight.
+        rows: Rows that it multiplies in one call.
+        int8: Whether weights may be rounded to eight bits.
+    """
+    if pruned.sparsity < MIN_SPARSITY or pruned.pattern is None:
+        yield "too few zeros for a speed-up" if pruned.sparsity else "it has no zeros"
+        return
+    yield from _find_smaller_layer(layer, pruned)
+    if layer.get_parameter("weight").device.type == "cuda":
+        yield from _find_gpu_candidates(layer, pruned)
+        return
+    yield from _find_tiles(layer, pruned, rows)
+    for pattern in dict.fromkeys((_find_block_pattern(pruned.pattern), SINGLE)):
+        yield from _find_kernels(layer, pruned, (pattern, rows))
+        if int8:
+            yield from _find_kernels(layer, pruned, (pattern, rows), int8=True)
+
+
+def _find_block_pattern(pattern: str) -> str:
+    """Return a pattern that kernels know: outside of whole channels, there may be any weights."""
+    return SINGLE if "channel" in pattern else pattern
+
+
+def _find_smaller_layer(layer: nn.Module, pruned: PrunedWeight) -> Iterator[SparseCandidate]:
+    """Yield a smaller dense layer if whole channels are zero."""
+    nonzero = (pruned.matrix != 0).reshape(pruned.view.canonical_shape)
+    outputs, inputs = nonzero.any(dim=(1, 2)), nonzero.any(dim=(0, 1))
+    sparsity = 1 - float(outputs.float().mean() * inputs.float().mean())
+    if sparsity < MIN_SPARSITY:
+        return
+    if isinstance(layer, nn.Conv2d):
+        yield SparseCandidate("smaller dense", lambda: ChannelConv2d(layer, outputs, inputs))
+    else:
+        yield SparseCandidate("smaller dense", lambda: ChannelLinear(layer, outputs, inputs))
+
+
+def _find_tiles(layer: nn.Module, pruned: PrunedWeight, rows: int) -> Iterator[SparseCandidate]:
+    """Yield bfloat16 tiles (AMX) if the processor has them, except for few rows of float32, where vectors suffice."""
+    dtype = KERNEL_DTYPES.get(layer.get_parameter("weight").dtype)
+    if (
+        dtype is None
+        or isinstance(layer, nn.Conv2d)
+        or not has_amx()
+        or (dtype == "float32" and rows <= MAX_ROWS_WITHOUT_AMX)
+    ):
+        return
+    weight, pattern = pruned.matrix.numpy(), pruned.pattern or SINGLE
+    yield SparseCandidate(
+        f"tiles, {dtype}",
+        lambda: _build_linear(layer, pruned, PackedMatrix.from_dense_for_amx(weight, pattern, dtype)),
+        reason="faster, and the dense layer does not use tiles" if dtype == "float32" else "faster",
+    )
+
+
+def _find_kernels(
+    layer: nn.Module, pruned: PrunedWeight, product: tuple[str, int], *, int8: bool = False
+) -> Iterator[SparseCandidate | str]:
+    """Yield the kernel for a product, which is a pattern and a number of rows."""
+    pattern, rows = product
+    shape = (pruned.matrix.shape[0], pruned.matrix.shape[1])
+    dtype = KERNEL_DTYPES.get(layer.get_parameter("weight").dtype)
+    if dtype is None:
+        yield f"there are no kernels for {layer.get_parameter('weight').dtype} on the CPU"
+        return
+    dtype = "int8" if int8 else dtype
+    if reason := get_unsupported_reason(pattern, shape, dtype):
+        yield reason
+        return
+
+    def build() -> SparseLayer:
+        matrix = PackedMatrix.from_dense(pruned.matrix.numpy(), pattern, dtype, rows)
+        if isinstance(layer, nn.Conv2d):
+            return SparseConv2d(layer, matrix)
+        return _build_linear(layer, pruned, matrix)
+
+    yield SparseCandidate(f"{pattern} kernel, {dtype}", build, INT8_TOLERANCE if int8 else None)
+
+
+def _build_linear(layer: nn.Module, pruned: PrunedWeight, matrix: PackedMatrix) -> SparseLinear:
+    return SparseLinear(layer, matrix, is_transposed=pruned.view.output_axes == (1,))
+
+
+def _find_gpu_candidates(layer: nn.Module, pruned: PrunedWeight) -> Iterator[SparseCandidate | str]:
+    for library_format in find_library_formats(layer, pruned):
+        if isinstance(library_format, str):
+            yield library_format
+        else:
+            build = partial(build_library_layer, layer, pruned, library_format)
+            yield SparseCandidate(library_format.name, build)
+
+
+def find_library_formats(layer: nn.Module, pruned: PrunedWeight) -> Iterator[LibraryFormat | str]:
+    """Yield the formats of GPU libraries that a layer's weight can be stored in, or why there is none."""
+    if isinstance(layer, nn.Conv2d):
+        yield "there are no sparse kernels for convolutions on a GPU"
+        return
+    dtype, formats = layer.get_parameter("weight").dtype, list[LibraryFormat | str]()
+    if dtype in HALF_DTYPES and _is_two_of_four(pruned.matrix):
+        formats += map(SemiStructuredFormat, LIBRARIES)
+    formats += [
+        BlockSparseFormat(side)
+        for side in BLOCK_SIDES
+        if _measure_block_density(pruned.matrix, side) <= MAX_BLOCK_DENSITY
+    ]
+    yield from formats or [f"there are no sparse kernels for {pruned.pattern!r} in {dtype} on a GPU"]
+
+
+def build_library_layer(layer: nn.Module, pruned: PrunedWeight, library_format: LibraryFormat) -> LibraryLinear:
+    """Build a layer whose weight is stored in the format of a GPU library."""
+    weight = layer.get_parameter("weight")
+    matrix = LibraryMatrix(pruned.matrix.to(weight.device, weight.dtype), library_format)
+    return LibraryLinear(layer, matrix, is_transposed=pruned.view.output_axes == (1,))
+
+
+def _is_two_of_four(matrix: torch.Tensor) -> bool:
+    """Whether at most two of every four consecutive weights of a row are nonzero."""
+    outputs, inputs = matrix.shape
+    return inputs % 4 == 0 and bool(((matrix != 0).view(outputs, inputs // 4, 4).sum(dim=2) <= 2).all())
+
+
+def _measure_block_density(matrix: torch.Tensor, side: int) -> float:
+    """Compute the share of square blocks that are nonzero, in [0, 1]; 1 if blocks do not tile the matrix."""
+    if any(size % side for size in matrix.shape):
+        return 1.0
+    blocks = matrix.reshape(matrix.shape[0] // side, side, matrix.shape[1] // side, side)
+    return float((blocks != 0).any(dim=3).any(dim=1).float().mean())

@@ -1,0 +1,192 @@
+"""Compile a model: inspect its layers, benchmark candidates, and replace the layers that gain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import CalibrationError, ConfigError, StateError
+from secateur.frameworks.pytorch import unwrap_model
+from secateur.runtime.pytorch.benchmark import (
+    CompileOptions,
+    LayerDecision,
+    ObservedCall,
+    benchmark_layer,
+    decide,
+    get_tolerance,
+    keep_dense,
+)
+from secateur.runtime.pytorch.example_inputs import fix_seed, parse_example_inputs
+from secateur.runtime.pytorch.inspection import inspect_layers
+from secateur.runtime.pytorch.interleaved_timing import time_layers, time_model
+from secateur.runtime.pytorch.layers.base import is_strided
+from secateur.runtime.pytorch.output_check import OutputCheck, Replacement, summarize_error
+from secateur.runtime.pytorch.replacement import replace_modules
+from secateur.runtime.report import LayerReport, RuntimeReport
+
+__all__ = ["compile_model"]
+
+MAX_MODEL_TIME_RATIO = 1.0
+"""A model stays dense if, with its layers replaced, it takes more than this share of the dense time."""
+
+MIN_SPEEDUP_ALONE = 0.5
+"""Replacements that are slower than this on their own, relative to dense, are not timed within the model."""
+
+
+def compile_model(
+    model: nn.Module, example_inputs: Any, *, int8: bool = False, cuda_graphs: bool = False
+) -> RuntimeReport:
+    """See `secateur.runtime.compile`."""
+    inner = unwrap_model(model)
+    if training := [name for name, module in inner.named_modules() if module.training]:
+        raise StateError(
+            f"The runtime is for inference, and {training[0] or 'the model'!r} is in training mode. Call model.eval()."
+        )
+    device = next((weight.device for weight in inner.parameters()), torch.device("cpu"))
+    if cuda_graphs and device.type != "cuda":
+        raise ConfigError(
+            f"cuda_graphs needs a model on a GPU, and this one is on {device}. Move it, or omit the option."
+        )
+    example, options = parse_example_inputs(example_inputs), CompileOptions(int8, cuda_graphs)
+    call = partial(example.copy().call, inner)
+    with torch.no_grad(), fix_seed(device):
+        check, reports = OutputCheck(inner, example, device), inspect_layers(inner)
+        decisions = _decide_layers(inner, reports, (call, check), options)
+        times = time_model(inner, call, _select_replacements(decisions), device)
+        seconds = times.sparse
+        if (
+            times.sparse > MAX_MODEL_TIME_RATIO * times.dense and not cuda_graphs
+        ):  # calls of the model are not in graphs
+            decisions, seconds = _keep_all_dense(decisions), times.dense
+    replace_modules(inner, _select_replacements(decisions))
+    return RuntimeReport(
+        layers=tuple(decision.report for decision in decisions.values()),
+        threads=torch.get_num_threads(),
+        device=str(device),
+        dense_seconds=times.dense,
+        seconds=seconds,
+        cuda_graphs=cuda_graphs,
+    )
+
+
+def _decide_layers(
+    model: nn.Module,
+    reports: Mapping[str, LayerReport],
+    calling: tuple[Callable[[], object], OutputCheck],
+    options: CompileOptions,
+) -> dict[str, LayerDecision]:
+    """Decide about every layer, such that the model's outputs are correct with all replacements in place.
+
+    Args:
+        model: The model; it is left unchanged.
+        reports: What is known of its layers.
+        calling: Calls it, and compares its outputs.
+        options: The options of `compile`.
+    """
+    (call, check), layers = calling, {name: model.get_submodule(name) for name in reports}
+    eligible = {name: layers[name] for name, report in reports.items() if not report.reason}
+    if reason := check.obstacle or (eligible and check.find_obstacle(max(map(get_tolerance, eligible.values())))):
+        return {
+            name: LayerDecision(report if report.reason else replace(report, reason=reason), None)
+            for name, report in reports.items()
+        }
+    calls, obstacle = _observe_calls(eligible, call)
+    decisions = {
+        name: benchmark_layer(_add_call(report, calls.get(name), obstacle), layers[name], calls.get(name), options)
+        for name, report in reports.items()
+    }
+    decisions = _keep_wrong_layers_dense(check, decisions)
+    decisions |= _benchmark_within_model(model, call, decisions, calls)
+    return _keep_wrong_layers_dense(check, {name: decide(decision) for name, decision in decisions.items()})
+
+
+def _observe_calls(layers: Mapping[str, nn.Module], call: Callable[[], object]) -> tuple[dict[str, ObservedCall], str]:
+    """Observe the last call of each layer; the text says why a layer has none."""
+    observed: dict[str, tuple[torch.Tensor, torch.device, int]] = {}
+
+    def make_hook(name: str) -> Callable[..., None]:
+        def observe(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+            inputs = args[0] if args else kwargs.get("input")
+            if inputs is not None and _has_float_values(inputs) and _has_float_values(outputs):
+                channels = outputs.shape[-3 if isinstance(layer, nn.Conv2d) else -1]
+                like = torch.empty_strided(inputs.shape, inputs.stride(), dtype=inputs.dtype, device="meta")
+                observed[name] = like, inputs.device, outputs.numel() // channels
+
+        return observe
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_hook(make_hook(name), with_kwargs=True).remove)
+        try:
+            call()
+        except CalibrationError as error:
+            return {}, f"the model fails while its layers are observed: {summarize_error(error.__cause__ or error)}"
+    calls = {
+        name: ObservedCall(torch.randn_like(like, device=device), rows)
+        for name, (like, device, rows) in observed.items()
+    }
+    return calls, "it is not called with the example inputs"
+
+
+def _has_float_values(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and is_strided(value) and value.is_floating_point() and value.numel() > 0
+
+
+def _add_call(report: LayerReport, call: ObservedCall | None, obstacle: str) -> LayerReport:
+    if call is not None:
+        return replace(report, rows=call.rows)
+    return report if report.reason else replace(report, reason=obstacle)
+
+
+def _keep_all_dense(decisions: Mapping[str, LayerDecision]) -> dict[str, LayerDecision]:
+    return {
+        name: decision
+        if decision.replacement is None
+        else keep_dense(decision.report, f"{decision.report.chosen} is faster, but the whole model is not")
+        for name, decision in decisions.items()
+    }
+
+
+def _keep_wrong_layers_dense(check: OutputCheck, decisions: dict[str, LayerDecision]) -> dict[str, LayerDecision]:
+    """Keep the layers dense whose replacements would change the model's outputs."""
+    replacements = {
+        name: Replacement(layer, report.error, get_tolerance(layer, report.chosen))
+        for name, (report, layer) in decisions.items()
+        if layer is not None
+    }
+    wrong = {
+        name: keep_dense(decisions[name].report, f"{decisions[name].report.chosen}: {problem}")
+        for name, problem in check.find_wrong_layers(replacements).items()
+    }
+    return decisions | wrong
+
+
+def _benchmark_within_model(
+    model: nn.Module,
+    call: Callable[[], object],
+    decisions: Mapping[str, LayerDecision],
+    calls: Mapping[str, ObservedCall],
+) -> dict[str, LayerDecision]:
+    """Time promising replacements on the CPU again, within the model's own calls."""
+    promising = {
+        name: layer
+        for name, (report, layer) in decisions.items()
+        if layer is not None and calls[name].inputs.is_cpu and (report.speedup or 0) >= MIN_SPEEDUP_ALONE
+    }
+    times = time_layers(model, call, promising)
+    return {
+        name: LayerDecision(
+            replace(decisions[name].report, dense_seconds=pair.dense, sparse_seconds=pair.sparse), promising[name]
+        )
+        for name, pair in times.items()
+    }
+
+
+def _select_replacements(decisions: Mapping[str, LayerDecision]) -> dict[str, nn.Module]:
+    return {name: layer for name, (_, layer) in decisions.items() if layer is not None}

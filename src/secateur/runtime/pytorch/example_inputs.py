@@ -1,0 +1,95 @@
+"""The example inputs of a model, and calls with them that leave the caller's values unchanged."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import CalibrationError, SecateurError
+
+__all__ = ["ExampleInputs", "fix_seed", "parse_example_inputs"]
+
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleInputs:
+    """The arguments of one call of a model.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def copy(self) -> ExampleInputs:
+        """Copy all arguments, for a model that modifies its inputs."""
+        return ExampleInputs(_copy(self.args), _copy(self.kwargs))
+
+    def call(self, model: nn.Module) -> Any:
+        """Call the model.
+
+        Raises:
+            CalibrationError: The model raises an error.
+        """
+        try:
+            return model(*self.args, **self.kwargs)
+        except SecateurError:
+            raise
+        except Exception as error:
+            raise CalibrationError(
+                f"The model fails with the example inputs: {type(error).__name__}: {error}"
+            ) from error
+
+
+def parse_example_inputs(value: Any) -> ExampleInputs:
+    """Parse the argument `example_inputs` of `secateur.runtime.compile`.
+
+    Raises:
+        CalibrationError: A model cannot be called with such a value.
+    """
+    if isinstance(value, torch.Tensor):
+        return ExampleInputs((value,))
+    if isinstance(value, (tuple, list)) and value:
+        return ExampleInputs(tuple(value))
+    if isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):
+        return ExampleInputs(kwargs=dict(value))
+    raise CalibrationError(
+        f"example_inputs must be a tensor, a tuple of positional arguments or a mapping of keyword arguments, found "
+        f"{'an empty ' if isinstance(value, (tuple, list, Mapping)) and not value else ''}{type(value).__name__}."
+    )
+
+
+@contextmanager
+def fix_seed(device: torch.device) -> Iterator[None]:
+    """Seed torch's and Python's random number generators within the block, and restore their state afterwards."""
+    state = random.getstate()
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+        torch.manual_seed(SEED)
+        random.seed(SEED)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if type(value) in (tuple, list):
+        return type(value)(_copy(item) for item in value)
+    if type(value) is dict:
+        return {key: _copy(item) for key, item in value.items()}
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - objects that cannot be copied are shared
+        return value

@@ -1,0 +1,137 @@
+"""Time a model's own calls, alternating between its layers and their replacements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, contextmanager
+from statistics import mean, median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from secateur.runtime.pytorch.replacement import replace_modules_temporarily
+from secateur.runtime.pytorch.timing import Clock, count_rounds, time_call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import nn
+
+__all__ = ["TimePair", "time_layers", "time_model"]
+
+BUDGET = 2.0
+"""Seconds to spend on the layers, and again on the model, beyond the minimum number of rounds."""
+
+
+class TimePair(NamedTuple):
+    """Median times of a call, in seconds.
+
+    Attributes:
+        dense: With the dense layers.
+        sparse: With their replacements.
+    """
+
+    dense: float
+    sparse: float
+
+
+class ModuleTimer:
+    """Times the calls of a module.
+
+    Args:
+        clock: Returns the time.
+
+    Attributes:
+        laps: Mean time of the calls in each lap, in seconds.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.laps: list[float] = []
+        self._clock, self._start, self._times = clock, 0.0, list[float]()
+
+    @contextmanager
+    def attach(self, module: nn.Module) -> Iterator[None]:
+        """Time the module's calls within the block."""
+        hooks = module.register_forward_pre_hook(self._start_call), module.register_forward_hook(self._end_call)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def end_lap(self) -> None:
+        """Record the mean time of the calls since the last lap, if there were any."""
+        if self._times:
+            self.laps.append(mean(self._times))
+            self._times.clear()
+
+    def _start_call(self, *_: Any) -> None:
+        self._start = self._clock()
+
+    def _end_call(self, *_: Any) -> None:
+        self._times.append(self._clock() - self._start)
+
+
+def time_layers(
+    model: nn.Module,
+    call: Callable[[], object],
+    replacements: Mapping[str, nn.Module],
+    *,
+    clock: Clock = perf_counter,
+) -> dict[str, TimePair]:
+    """Time layers and their replacements within the model's own calls.
+
+    The times may differ from those of a layer alone: in a model, other layers have evicted its data from the caches,
+    and torch's threads are still awake from what ran before.
+
+    Args:
+        model: A model on the CPU; it is left unchanged.
+        call: Calls the model.
+        replacements: Name of a layer → its replacement. All are in place at the same time.
+        clock: Returns the time.
+
+    Returns:
+        Name → times. Layers are left out if they or their replacement were not called.
+    """
+    timers = {name: (ModuleTimer(clock), ModuleTimer(clock)) for name in replacements}
+
+    def run_lap(_: int) -> None:
+        call()
+        for pair in timers.values():
+            for timer in pair:
+                timer.end_lap()
+
+    with ExitStack() as stack:
+        for name, (dense, sparse) in timers.items():
+            stack.enter_context(dense.attach(model.get_submodule(name)))
+            stack.enter_context(sparse.attach(replacements[name]))
+        _alternate(model, replacements, run_lap, clock)
+    return {
+        name: TimePair(median(dense.laps), median(sparse.laps))
+        for name, (dense, sparse) in timers.items()
+        if dense.laps and sparse.laps
+    }
+
+
+def time_model(
+    model: nn.Module,
+    call: Callable[[], object],
+    replacements: Mapping[str, nn.Module],
+    device: torch.device,
+    *,
+    clock: Clock = perf_counter,
+) -> TimePair:
+    """Time calls of the whole model, which is left unchanged."""
+    times: tuple[list[float], list[float]] = [], []
+    _alternate(model, replacements, lambda side: times[side].append(time_call(call, device, clock)), clock)
+    return TimePair(*map(median, times))
+
+
+def _alternate(
+    model: nn.Module, replacements: Mapping[str, nn.Module], run: Callable[[int], None], clock: Clock
+) -> None:
+    """Call ``run(0)`` with the model unchanged and ``run(1)`` with the replacements in place, round after round."""
+    for _ in count_rounds(BUDGET, clock):
+        run(0)
+        with replace_modules_temporarily(model, replacements):
+            run(1)

@@ -1,0 +1,150 @@
+"""The base of all layers that replace a dense one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch._C import _get_tracing_state
+
+from secateur.errors import LayerError, StateError
+from secateur.runtime.pytorch.layers.read_only_tensor import ReadOnlyTensor, refuse_write
+
+__all__ = ["SparseLayer", "detach_parameters", "is_strided", "refuse_export", "refuse_tracing"]
+
+
+def detach_parameters(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return a layer's weight and bias, detached from autograd."""
+    weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
+    assert weight is not None
+    return weight.detach(), None if bias is None else bias.detach()
+
+
+def is_strided(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is neither sparse nor nested, nor in the memory format of a library."""
+    try:
+        return tensor.layout is torch.strided and not tensor.is_nested
+    except RuntimeError:  # oneDNN tensors have no layout
+        return False
+
+
+def refuse_tracing() -> None:
+    """Raise `StateError` while `torch.jit.trace` is active."""
+    if not torch.compiler.is_compiling() and _get_tracing_state() is not None:
+        refuse_export()
+
+
+def refuse_export() -> NoReturn:
+    """Raise the error for programs that would leave this process."""
+    raise StateError(
+        "A replaced layer cannot be exported, traced or scripted: its packed weight stays in this process. Export the "
+        "model before you compile it, and compile it where it runs."
+    )
+
+
+class SparseLayer(nn.Module, ABC):
+    """A layer for inference that replaces a dense one.
+
+    Its state is that of the dense layer: ``state_dict()`` unpacks the weight. Other attributes, such as
+    ``in_features`` or ``stride``, are those of the dense layer.
+
+    Args:
+        layer: The dense layer.
+
+    Attributes:
+        dense_shape: Shape of the dense weight.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.__dict__.update({name: value for name, value in layer.__dict__.items() if name not in self.__dict__})
+        self.dense_shape = tuple(detach_parameters(layer)[0].shape)
+        self.train(layer.training)
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Type of the weight, and of the inputs."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Device of the weight."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the stored weight."""
+
+    @abstractmethod
+    def dense_weight(self) -> torch.Tensor:
+        """Return the weight with its zeros, as the dense layer stored it."""
+
+    @abstractmethod
+    def dense_bias(self) -> torch.Tensor | None:
+        """Return the bias as the dense layer stored it; ``None``: there is none."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dense weight, read-only; its values are unpacked when they are read."""
+        if torch.compiler.is_compiling():
+            return self.trace_weight()
+        like = torch.empty(self.dense_shape, dtype=self.dtype, device="meta")
+        return ReadOnlyTensor(self.dense_weight, like, self.device)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias, read-only."""
+        bias = self.dense_bias()
+        if bias is None or torch.compiler.is_compiling():
+            return bias
+        return ReadOnlyTensor(lambda: bias, bias, bias.device)
+
+    @abstractmethod
+    def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Compute the outputs with the dense weight."""
+
+    def compute_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Compute what the dense layer returns for a sparse, nested or otherwise unusual tensor.
+
+        Raises:
+            LayerError: torch has no dense product for it either.
+        """
+        try:
+            return self.multiply_densely(tensor)
+        except (RuntimeError, TypeError, ValueError) as error:  # NotImplementedError is a RuntimeError
+            message = str(error).partition("\n")[0]
+            raise LayerError(
+                f"{type(self).__name__} does not accept such a {type(tensor).__name__}: {message}"
+            ) from error
+
+    def trace_weight(self) -> torch.Tensor:
+        """Return the dense weight in a graph of torch.compile."""
+        return self.dense_weight()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in {"weight", "bias"}:
+            refuse_write()
+        super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """See `torch.nn.Module.register_parameter`; the weight and the bias cannot be replaced."""
+        if name in {"weight", "bias"}:
+            refuse_write()
+        super().register_parameter(name, param)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_export()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002 - torch's
+        destination[f"{prefix}weight"] = self.dense_weight()
+        if (bias := self.dense_bias()) is not None:
+            destination[f"{prefix}bias"] = bias
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        raise StateError(
+            f"{type(self).__name__} cannot load a state, because its weight is packed. Load the state into the model "
+            f"before you compile it."
+        )

@@ -1,0 +1,134 @@
+"""Convolutions whose weight is packed for kernels on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from secateur.errors import LayerError
+from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, PackedMatrix, get_window
+from secateur.runtime.pytorch.layers.base import refuse_tracing
+from secateur.runtime.pytorch.layers.packed import PackedLayer, materialize_zeros
+
+__all__ = ["SparseConv2d"]
+
+IMAGE_AXES = 3
+"""Axes of one image: channels, height and width."""
+
+
+class SparseConv2d(PackedLayer):
+    """Replaces ``nn.Conv2d`` with one group.
+
+    Args:
+        layer: The dense layer.
+        matrix: Its weight as (O, K·I), kernel positions first.
+    """
+
+    def __init__(self, layer: nn.Conv2d, matrix: PackedMatrix) -> None:
+        super().__init__(layer, matrix)
+        self.out_channels, self.in_channels = layer.out_channels, layer.in_channels
+        self.kernel_size, self.stride, self.dilation = (
+            (down, across) for down, across in (layer.kernel_size, layer.stride, layer.dilation)
+        )
+        # The convolution itself stores its padding in the form that `functional.pad` expects.
+        self._padding = tuple(layer._reversed_padding_repeated_twice)
+        self._padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+    def multiply(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `OperatorLayer.multiply`; images have shape (B, I, H, W) or (I, H, W)."""
+        return self._convolve(tensor[None])[0] if tensor.ndim == IMAGE_AXES else self._convolve(tensor)
+
+    def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `SparseLayer.multiply_densely`."""
+        padded = self._pad(tensor) if any(self._padding) else tensor
+        weight, bias = self.dense_weight(), self.dense_bias()
+        return functional.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See `OperatorLayer.output_shape`."""
+        *batch, _, height, width = shape
+        size = self._compute_padded_size(height, width)
+        window = ConvolutionWindow(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
+        return *batch, self.out_channels, window.height, window.across
+
+    def dense_weight(self) -> torch.Tensor:
+        """See `SparseLayer.dense_weight`."""
+        dense = torch.from_numpy(self.matrix.to_dense()).to(self.dtype)
+        return dense.reshape(self.out_channels, *self.kernel_size, self.in_channels).permute(0, 3, 1, 2).contiguous()
+
+    def _convolve(self, images: torch.Tensor) -> torch.Tensor:
+        """Convolve images of shape (B, I, H, W) to outputs of shape (B, O, H', W')."""
+        refuse_tracing()
+        channels = images.shape[1] if images.ndim == IMAGE_AXES + 1 else -1
+        self._check_input(images, (channels, self.in_channels), is_on_device=images.is_cpu)
+        size = self._compute_padded_size(*images.shape[2:])
+        window = get_window(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
+        if min(window.height, window.across) < 1:
+            raise LayerError(
+                f"a kernel of {self.kernel_size} with dilation {self.dilation} does not fit into padded images of "
+                f"{window.size}; the input has shape {tuple(images.shape)}."
+            )
+        if self.kernel_size == (1, 1):
+            return self._convolve_pointwise(images)
+        return self._convolve_planes(self._make_planes(images, window), len(images), window).to(images.dtype)
+
+    def _convolve_pointwise(self, images: torch.Tensor) -> torch.Tensor:
+        """Convolve with a kernel of one pixel, which can treat an image as one line."""
+        (down, across), batch = self.stride, len(images)
+        if any(self._padding):
+            images = self._pad(images)
+        images = images[:, :, ::down, ::across]
+        if images.is_contiguous(memory_format=torch.channels_last):
+            return super().multiply(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        height, width = images.shape[2:]
+        window = get_window(self.in_channels, (1, height * width), (1, 1), (1, 1), (1, 1))
+        planes = images.float().contiguous()
+        if window.across < OVERREAD_FLOATS:
+            planes = torch.cat([planes.flatten(), planes.new_zeros(OVERREAD_FLOATS)])
+        outputs = self._convolve_planes(planes, batch, window)
+        return outputs.view(batch, self.out_channels, height, width).to(images.dtype)
+
+    def _convolve_planes(self, planes: torch.Tensor, batch: int, window: ConvolutionWindow) -> torch.Tensor:
+        """Convolve planes in the format of `PackedMatrix.compile_convolution`."""
+        result = planes.new_empty(batch, self.out_channels, window.height, window.across)
+        threads = torch.get_num_threads()
+        key = batch, window, threads
+        product = self._products.get(key)
+        if product is None:
+            product = self._cache(key, self.matrix.compile_convolution(batch, window, threads=threads))
+        planes = planes if planes.data_ptr() else materialize_zeros(planes)
+        product(self._bias.data_ptr(), planes.data_ptr(), result.data_ptr())
+        return result
+
+    def _pad(self, images: torch.Tensor) -> torch.Tensor:
+        return functional.pad(images, self._padding, mode=self._padding_mode)
+
+    def _compute_padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Compute (H, W) of padded images."""
+        left, right, top, bottom = self._padding
+        return height + top + bottom, width + left + right
+
+    def _make_planes(self, images: torch.Tensor, window: ConvolutionWindow) -> torch.Tensor:
+        """Pad images, and separate their pixels by their position within a stride."""
+        left, _, top, _ = self._padding
+        if self._padding_mode != "constant" and any(self._padding):
+            images, left, top = self._pad(images), 0, 0
+        (down, across), (height, width) = window.stride, window.part
+        size = len(images) * window.image
+        planes = torch.zeros(size + OVERREAD_FLOATS, dtype=torch.float32, device="cpu")
+        if (down, across) == (1, 1):
+            padded = planes[:size].view(len(images), self.in_channels, height, width)
+            padded[:, :, top : top + images.shape[2], left : left + images.shape[3]] = images
+            return planes
+        separated = planes[:size].view(len(images), self.in_channels, down, across, height, width)
+        for row in range(down):
+            for column in range(across):
+                # Skip the padding above and to the left, and find the first pixel of the image at this position.
+                above, before = max(0, -(-(top - row) // down)), max(0, -(-(left - column) // across))
+                pixels = images[:, :, above * down + row - top :: down, before * across + column - left :: across]
+                plane = separated[:, :, row, column, above : above + pixels.shape[2], before : before + pixels.shape[3]]
+                plane.copy_(pixels[:, :, : plane.shape[2], : plane.shape[3]])
+        return planes

@@ -1,0 +1,158 @@
+"""Compare the outputs of a model with replaced layers with those of the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from secateur.errors import CalibrationError, SecateurError
+from secateur.runtime.pytorch.example_inputs import ExampleInputs, fix_seed
+from secateur.runtime.pytorch.output_snapshot import OutputSnapshot, measure_difference, take_snapshot
+from secateur.runtime.pytorch.replacement import replace_modules_temporarily
+
+__all__ = ["OutputCheck", "Replacement", "summarize_error"]
+
+MAX_CALLS = 64
+"""Calls of the model to find out which layers change its outputs."""
+
+MAX_REASON_CHARACTERS = 200
+
+SAFETY_FACTOR = 4.0
+"""How much more than small errors in each layer a replacement may change the outputs."""
+
+ERROR_FACTOR = 2.0
+"""The small error that is added to a layer, relative to the error measured with random inputs."""
+
+COMPARISON_ERRORS = (NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What is raised for outputs that cannot be copied or compared."""
+
+
+class Replacement(NamedTuple):
+    """What may replace a layer.
+
+    Attributes:
+        layer: The new layer.
+        error: Largest difference of the layer's outputs, relative to the largest of these.
+        tolerance: What that difference may be.
+    """
+
+    layer: nn.Module
+    error: float
+    tolerance: float
+
+
+class OutputCheck:
+    """Compares all outputs of the model for the example inputs, dense and with layers replaced.
+
+    The dense model is called twice with the same random numbers of torch and Python, to learn how much its outputs
+    differ from call to call.
+
+    Args:
+        model: The dense model; every method leaves it unchanged.
+        example: The example inputs.
+        device: The model's device.
+
+    Attributes:
+        obstacle: Why outputs cannot be compared; empty if they can.
+
+    Raises:
+        CalibrationError: The model fails with the example inputs.
+    """
+
+    def __init__(self, model: nn.Module, example: ExampleInputs, device: torch.device) -> None:
+        self.obstacle = ""
+        self._model, self._example, self._device = model, example, device
+        self._calls, self._noise, self._expected = 0, 0.0, OutputSnapshot()
+        outputs = self._call()
+        try:
+            self._expected = take_snapshot(outputs)
+        except COMPARISON_ERRORS as error:
+            self.obstacle = f"the model's outputs cannot be compared: {summarize_error(error)}"
+            return
+        self._noise = measure_difference(self._expected, take_snapshot(self._call()))
+
+    def find_obstacle(self, tolerance: float) -> str:
+        """Return why outputs cannot be compared with such a tolerance; empty if they can."""
+        if self.obstacle:
+            return self.obstacle
+        if not any(isinstance(value, torch.Tensor) for value in self._expected.values()):
+            return "the model returns no tensor to compare"
+        if self._noise > max(tolerance, 0.0):
+            return f"the dense model's own outputs differ by {self._noise:.1e} from call to call"
+        return ""
+
+    def find_wrong_layers(self, replacements: Mapping[str, Replacement]) -> dict[str, str]:
+        """Find the layers that must stay dense so that the outputs are correct, each with the reason."""
+        self._calls = 0
+        return self._bisect(replacements)
+
+    def _bisect(self, replacements: Mapping[str, Replacement]) -> dict[str, str]:
+        if not replacements or not (problem := self._find_problem(replacements)):
+            return {}
+        names = list(replacements)
+        if len(names) == 1 or self._calls > MAX_CALLS:
+            return dict.fromkeys(names, problem)
+        wrong: dict[str, str] = {}
+        for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+            wrong |= self._bisect({name: replacements[name] for name in half})
+        rest = {name: replacement for name, replacement in replacements.items() if name not in wrong}
+        if rest and (problem := self._find_problem(rest)):
+            wrong |= dict.fromkeys(rest, problem)
+        return wrong
+
+    def _find_problem(self, replacements: Mapping[str, Replacement]) -> str:
+        """Return what is wrong with the outputs; empty if nothing is."""
+        tolerance = max(replacement.tolerance for replacement in replacements.values())
+        if reason := self.find_obstacle(tolerance):
+            return reason
+        layers = {name: replacement.layer for name, replacement in replacements.items()}
+        try:
+            with replace_modules_temporarily(self._model, layers):
+                difference = measure_difference(self._expected, take_snapshot(self._call()))
+        except SecateurError as error:
+            return f"the model fails with it: {summarize_error(error.__cause__ or error)}"
+        except COMPARISON_ERRORS as error:
+            return f"the model's outputs cannot be compared: {summarize_error(error)}"
+        if difference <= max(tolerance, SAFETY_FACTOR * self._noise):
+            return ""
+        if difference < float("inf") and difference <= SAFETY_FACTOR * self._measure_sensitivity(replacements):
+            return ""
+        return f"the model's outputs would differ by {difference:.1e}"
+
+    def _measure_sensitivity(self, replacements: Mapping[str, Replacement]) -> float:
+        """Measure how much the dense model's outputs change if each of these layers has a small error."""
+        generator = torch.Generator(self._device).manual_seed(1)
+
+        def make_hook(size: float) -> Callable[..., torch.Tensor | None]:
+            def add_error(_: nn.Module, __: Any, outputs: Any) -> torch.Tensor | None:
+                if not isinstance(outputs, torch.Tensor) or not outputs.numel():
+                    return None
+                signs = torch.empty(outputs.shape, device=self._device).bernoulli_(generator=generator) * 2 - 1
+                return outputs + (signs * (size * outputs.abs().max())).to(outputs.dtype)
+
+            return add_error
+
+        with ExitStack() as hooks:
+            for name, replacement in replacements.items():
+                size = max(ERROR_FACTOR * replacement.error, torch.finfo(torch.float32).eps)
+                layer = self._model.get_submodule(name)
+                hooks.callback(layer.register_forward_hook(make_hook(size)).remove)
+            try:
+                return measure_difference(self._expected, take_snapshot(self._call()))
+            except (CalibrationError, *COMPARISON_ERRORS):
+                return 0.0
+
+    def _call(self) -> Any:
+        self._calls += 1
+        with fix_seed(self._device):
+            return self._example.copy().call(self._model)
+
+
+def summarize_error(error: BaseException) -> str:
+    """Return the type of an error and the beginning of its message."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return text if len(text) <= MAX_REASON_CHARACTERS else f"{text[:MAX_REASON_CHARACTERS]}…"

@@ -1,0 +1,160 @@
+"""Layers timed within the calls of their model."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+import secateur.runtime
+from secateur.runtime.pytorch import benchmark, compilation, interleaved_timing
+from secateur.runtime.pytorch.interleaved_timing import ModuleTimer, TimePair, time_layers, time_model
+
+
+class FakeClock:
+    """A clock that only moves when a layer sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = FakeClock()
+
+
+class Sleeps(nn.Module):
+    """A layer that takes some seconds of the fake clock."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        CLOCK.now += self.seconds
+        return inputs
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(Sleeps(1), nn.ModuleDict({"deep": Sleeps(32)})["deep"], Sleeps(2))
+
+
+@pytest.fixture
+def call(model: nn.Module) -> Callable[[], object]:
+    return lambda: model(torch.ones(1))
+
+
+def test_times_belong_to_their_layers(model: nn.Module, call: Callable[[], object]) -> None:
+    times = time_layers(model, call, {"0": Sleeps(16), "1": Sleeps(4)}, clock=CLOCK)
+    assert times == {"0": TimePair(1.0, 16.0), "1": TimePair(32.0, 4.0)}
+
+
+def test_all_replacements_are_in_place_at_once(model: nn.Module, call: Callable[[], object]) -> None:
+    times = time_model(model, call, {"0": Sleeps(64), "2": Sleeps(128)}, torch.device("cpu"), clock=CLOCK)
+    assert times == TimePair(1 + 32 + 2, 64 + 32 + 128)
+
+
+def test_the_model_is_left_as_it_was(model: nn.Module, call: Callable[[], object]) -> None:
+    layers, others = list(model), {"0": Sleeps(1), "1": Sleeps(1)}
+    time_layers(model, call, others, clock=CLOCK)
+    time_model(model, call, others, torch.device("cpu"), clock=CLOCK)
+    assert list(model) == layers
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in (*layers, *others.values()))
+
+
+def test_a_replacement_that_fails_leaves_the_model_as_it_was(model: nn.Module, call: Callable[[], object]) -> None:
+    class Fails(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            raise ArithmeticError(inputs)
+
+    layers, failing = list(model), Fails()
+    for work in (
+        lambda: time_layers(model, call, {"1": failing}),
+        lambda: time_model(model, call, {"1": failing}, torch.device("cpu")),
+    ):
+        with pytest.raises(ArithmeticError):
+            work()
+        assert list(model) == layers
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in (*layers, failing))
+
+
+def test_a_layer_that_is_called_often_has_the_time_of_one_call() -> None:
+    model = nn.Sequential(Sleeps(20))
+    times = time_layers(model, lambda: [model(torch.ones(1)) for _ in range(3)], {"0": Sleeps(1)}, clock=CLOCK)
+    assert times == {"0": TimePair(20.0, 1.0)}
+
+
+def test_rounds_end_when_the_budget_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interleaved_timing, "BUDGET", 40.0)
+    model, calls = nn.Sequential(Sleeps(2)), []
+    time_model(model, lambda: calls.append(model(torch.ones(1))), {"0": Sleeps(2)}, torch.device("cpu"), clock=CLOCK)
+    assert len(calls) == 2 * 11  # the first round that starts after 40 seconds does not run
+
+
+def test_a_layer_that_is_not_called_has_no_time(model: nn.Module, call: Callable[[], object]) -> None:
+    class Unused(nn.Sequential):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self[0](inputs)
+
+    assert list(time_layers(Unused(*model), call, {"0": Sleeps(1)}, clock=CLOCK)) == []
+    some = Unused(*model)
+    assert list(time_layers(some, lambda: some(torch.ones(1)), {"0": Sleeps(1), "1": Sleeps(1)}, clock=CLOCK)) == ["0"]
+
+
+def test_a_lap_has_the_calls_since_the_last_one() -> None:
+    timer, layer = ModuleTimer(CLOCK), Sleeps(4)
+    with timer.attach(layer):
+        layer(torch.ones(1))
+        timer.end_lap()
+        timer.end_lap()
+        layer.seconds = 0
+        layer(torch.ones(1))
+        timer.end_lap()
+    assert timer.laps == [4.0, 0.0]
+
+
+def pruned() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.75, "op_names": [".*"]})
+    return model
+
+
+def test_times_within_the_model_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "MIN_SPEEDUP_ALONE", 0.0)
+    monkeypatch.setattr(compilation, "time_layers", lambda *_: {"0": TimePair(2.0, 1.0), "2": TimePair(1.0, 0.96)})
+    monkeypatch.setattr(compilation, "time_model", lambda *_: TimePair(5.0, 4.5))
+    model, report = secateur.runtime.compile(pruned(), torch.randn(64, 32))
+    assert [(row.dense_seconds, row.sparse_seconds) for row in report.layers] == [(2.0, 1.0), (1.0, 0.96)]
+    assert [row.chosen == "dense" for row in report.layers] == [False, True]
+    assert report.layers[1].reason.endswith("is not faster")
+    assert report.layers[1].bytes == report.layers[1].dense_bytes
+    assert isinstance(model[2], nn.Linear)
+
+
+def test_a_model_that_does_not_gain_as_a_whole_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "MIN_SPEEDUP_ALONE", 0.0)
+    monkeypatch.setattr(compilation, "time_layers", lambda *_: {"0": TimePair(2.0, 1.0), "2": TimePair(1.0, 0.96)})
+    monkeypatch.setattr(compilation, "time_model", lambda *_: TimePair(5.0, 5.1))
+    model, report = secateur.runtime.compile(pruned(), torch.randn(64, 32))
+    first, second = report.layers
+    assert first.reason.endswith("is faster, but the whole model is not")
+    assert second.reason.endswith("is not faster")
+    assert (first.chosen, first.bytes, first.error) == ("dense", first.dense_bytes, 0.0)
+    assert (report.replaced, report.seconds) == (0, 5.0)
+    assert isinstance(model[0], nn.Linear)
+
+
+def test_what_takes_much_longer_alone_is_not_timed_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+    monkeypatch.setattr(benchmark, "measure_medians", lambda *_, **__: (1.0, 2.5))
+    monkeypatch.setattr(compilation, "time_layers", lambda _, __, others: timed.extend(others) or {})
+    _, report = secateur.runtime.compile(pruned(), torch.randn(64, 32))
+    assert timed == []
+    assert report.replaced == 0
+    monkeypatch.setattr(benchmark, "measure_medians", lambda *_, **__: (1.0, 1.5))
+    secateur.runtime.compile(pruned(), torch.randn(64, 32))
+    assert timed == ["0", "2"]
