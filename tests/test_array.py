@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from secateur._array import ALIGNMENT, blank, joined, repeated
+from secateur._array import ALIGNMENT, concat_chunks, empty_aligned, repeat
 
 
 def address(array: Any) -> int:
@@ -16,7 +16,7 @@ def address(array: Any) -> int:
 @pytest.mark.parametrize("dtype", ["bool", "float32", "int64"])
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (700, 1, 900)])
 def test_blank_memory_is_aligned_and_writable(shape: tuple[int, ...], dtype: str) -> None:
-    arrays = [blank(shape, dtype) for _ in range(9)]  # what is not aligned is so by chance at times
+    arrays = [empty_aligned(shape, dtype) for _ in range(9)]  # what is not aligned is so by chance at times
     for number, array in enumerate(arrays):
         assert (array.shape, array.dtype, array.flags.c_contiguous) == (shape, np.dtype(dtype), True)
         assert address(array) % ALIGNMENT == 0
@@ -29,18 +29,18 @@ def test_blank_memory_is_aligned_and_writable(shape: tuple[int, ...], dtype: str
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_values_are_repeated_as_numpy_and_torch_do(count: int, axis: int, order: tuple[int, ...]) -> None:
     numbers = np.random.default_rng(0).standard_normal((3, 4, 5)).transpose(order)
-    np.testing.assert_array_equal(repeated(numbers, count, axis), np.repeat(numbers, count, axis))
+    np.testing.assert_array_equal(repeat(numbers, count, axis), np.repeat(numbers, count, axis))
     flags = (np.random.default_rng(0).random((3, 4, 5)) < 0.5).transpose(order)
-    found = repeated(flags, count, axis)
+    found = repeat(flags, count, axis)
     np.testing.assert_array_equal(found, np.repeat(flags, count, axis))
     assert (found.dtype, found.flags.c_contiguous) == (np.dtype(bool), True)
     assert {*np.unique(found.view(np.uint8))} <= {0, 1}
-    np.testing.assert_array_equal(repeated(torch.from_numpy(flags), count, axis).numpy(), found)
+    np.testing.assert_array_equal(repeat(torch.from_numpy(flags), count, axis).numpy(), found)
 
 
 def test_what_is_joined_from_several_is_aligned() -> None:
     chunks = [np.arange(3, dtype=np.float32), np.arange(4, dtype=np.float64)]
-    found = joined(chunks)
+    found = concat_chunks(chunks)
     assert (found.tolist(), found.dtype) == ([0, 1, 2, 0, 1, 2, 3], np.dtype("float64"))
     assert address(found) % ALIGNMENT == 0
-    assert joined(chunks[:1]) is chunks[0]
+    assert concat_chunks(chunks[:1]) is chunks[0]

@@ -12,16 +12,16 @@ import numpy.typing as npt
 
 __all__ = [
     "Array",
-    "blank",
-    "clear_outside",
+    "concat_chunks",
     "count_true",
+    "empty_aligned",
     "has_nan",
-    "joined",
+    "mask_in_place",
+    "mask_values",
     "namespace",
-    "repeated",
+    "repeat",
     "to_numpy",
-    "turned",
-    "zero_outside",
+    "transpose_flat",
 ]
 
 Array = Any
@@ -43,7 +43,7 @@ def to_numpy(array: Array) -> npt.NDArray[Any]:
     return np.asarray(array.cpu() if array_api_compat.is_torch_array(array) else array)
 
 
-def blank(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """NumPy memory to write into that starts at a multiple of `ALIGNMENT`."""
     length = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(length + ALIGNMENT, np.uint8)
@@ -62,48 +62,50 @@ def has_nan(values: Array) -> bool:
     return bool(xp.any(xp.isnan(values)))
 
 
-def joined(chunks: Sequence[Array]) -> Array:
+def concat_chunks(chunks: Sequence[Array]) -> Array:
     """One-dimensional arrays one behind another; a single one as it is, without a copy."""
     if len(chunks) == 1:
         return chunks[0]
     if not isinstance(chunks[0], np.ndarray):
         return namespace(chunks[0]).concat(chunks)
-    return np.concatenate(chunks, out=blank((sum(map(len, chunks)),), np.result_type(*chunks)))
+    return np.concatenate(chunks, out=empty_aligned((sum(map(len, chunks)),), np.result_type(*chunks)))
 
 
-def repeated(values: Array, count: int, axis: int) -> Array:
+def repeat(values: Array, count: int, axis: int) -> Array:
     """Values, each of them so many times along an axis.
 
     Of booleans, neighbours in memory are written as the bytes of one integer: half of the time of NumPy's ``repeat``.
 
     Example:
-        >>> repeated(np.array([True, False]), 4, axis=0)
+        >>> repeat(np.array([True, False]), 4, axis=0)
         array([ True,  True,  True,  True, False, False, False, False])
     """
     are_flags = isinstance(values, np.ndarray) and values.dtype == np.bool
     if not are_flags or axis != values.ndim - 1 or count not in (2, 4, 8):
         return namespace(values).repeat(values, count, axis=axis)
     every_byte = np.ones(count, np.int8).view(f"int{8 * count}")
-    return np.multiply(values.view(np.int8), every_byte, out=blank(values.shape, every_byte.dtype)).view(np.bool)
+    return np.multiply(values.view(np.int8), every_byte, out=empty_aligned(values.shape, every_byte.dtype)).view(
+        np.bool
+    )
 
 
-def turned(values: Array, columns: int) -> Array:
+def transpose_flat(values: Array, columns: int) -> Array:
     """A matrix of so many columns that is given row by row, column by column.
 
     Example:
-        >>> turned(np.array([1, 2, 3, 4, 5, 6]), 3)
+        >>> transpose_flat(np.array([1, 2, 3, 4, 5, 6]), 3)
         array([1, 4, 2, 5, 3, 6])
     """
     return namespace(values).permute_dims(values.reshape((-1, columns)), (1, 0)).reshape((-1,))
 
 
-def zero_outside(values: Array, keep: Array) -> Array:
+def mask_values(values: Array, keep: Array) -> Array:
     """Floating-point `values` where `keep`, and 0.0 elsewhere, whatever stood there.
 
     A product of bit patterns: on masks without order, NumPy's ``where`` takes ten times as long.
 
     Example:
-        >>> zero_outside(np.array([1.5, np.nan]), np.array([True, False]))
+        >>> mask_values(np.array([1.5, np.nan]), np.array([True, False]))
         array([1.5, 0. ])
     """
     xp = namespace(values)
@@ -111,8 +113,8 @@ def zero_outside(values: Array, keep: Array) -> Array:
     return (bits * xp.astype(keep, bits.dtype)).view(values.dtype)
 
 
-def clear_outside(values: Array, keep: Array) -> None:
-    """`zero_outside` in place, for NumPy arrays and torch tensors."""
+def mask_in_place(values: Array, keep: Array) -> None:
+    """`mask_values` in place, for NumPy arrays and torch tensors."""
     bits = _bits(values)
     bits *= keep
 

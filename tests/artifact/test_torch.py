@@ -23,7 +23,7 @@ from oneshot.families import FAMILIES
 from secateur.artifact import Artifact, convert, examine, inspect
 from secateur.artifact.pytorch import TYPES, to_torch
 from secateur.errors import ArtifactError, ConfigError, StateError, UnknownNameError, UnsupportedModelError
-from secateur.patterns import PATTERNS, BlockLayout, BlockPattern, Layout, Units, WeightView
+from secateur.patterns import PATTERNS, BlockPattern, BlockTiling, Tiling, Units, WeightView
 
 
 class Net(nn.Module):
@@ -508,11 +508,11 @@ def test_patterns_of_ones_own_are_proved_too(tmp_path: Path) -> None:
     class CoupledRows(BlockPattern):
         """Whole output channels, the same in every layer."""
 
-        def layout(self, view: WeightView) -> Layout:
-            return BlockLayout(view.canonical_shape, (1, view.canonical_shape[1], view.canonical_shape[2]))
+        def tile(self, view: WeightView) -> Tiling:
+            return BlockTiling(view.canonical_shape, (1, view.canonical_shape[1], view.canonical_shape[2]))
 
-        def couple(self, layouts: dict[str, Layout]) -> dict[str, Units]:
-            return {"rows": Units(layouts)}
+        def couple(self, tilings: dict[str, Tiling]) -> dict[str, Units]:
+            return {"rows": Units(tilings)}
 
     model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4))
     report = secateur.prune(model, {"pattern": "coupled_rows", "target_sparsity": 0.5})

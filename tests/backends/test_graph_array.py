@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from secateur.criteria import CRITERIA
-from secateur.patterns.layout import BlockLayout, Units
 from secateur.patterns.reduction import REDUCTIONS
+from secateur.patterns.tiling import BlockTiling, Units
 from secateur.training.keras.graph_array import GraphArray, as_array, as_tensor
 from secateur.training.regularizer import shrinkage
 
@@ -94,16 +94,16 @@ def test_every_criterion_scores_in_a_compiled_step(name: str) -> None:
 @pytest.mark.parametrize("reduction", sorted(REDUCTIONS))
 @pytest.mark.parametrize("block", [(4, 1, 1), (1, 1, 4), (8, 3, 4), (1, 3, 4), (8, 3, 1)])
 def test_units_are_scored_as_on_the_host(reduction: str, block: tuple[int, int, int]) -> None:
-    layout = BlockLayout((8, 3, 4), block)
+    tiling = BlockTiling((8, 3, 4), block)
 
     def scored(values: Any) -> Any:
-        return next(iter(layout.unit_scores(values, REDUCTIONS[reduction])))
+        return next(iter(tiling.unit_scores(values, REDUCTIONS[reduction])))
 
     np.testing.assert_allclose(traced(scored, VALUES), scored(VALUES), rtol=1e-6)
 
 
 def test_units_shrink_as_on_the_host() -> None:
-    units = Units({"fc": BlockLayout((8, 3, 4), (4, 1, 1))})
+    units = Units({"fc": BlockTiling((8, 3, 4), (4, 1, 1))})
 
     def shrunk(values: Any) -> Any:
         return shrinkage(units, {"fc": values}, 0.4)["fc"]

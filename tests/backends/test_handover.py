@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from backends.kit import host
-from secateur._array import blank
+from secateur._array import empty_aligned
 from secateur.frameworks.keras import get_tensor, read_array, wrap_for_assign
 
 
@@ -15,7 +15,7 @@ def flags() -> keras.Variable:
 
 @pytest.mark.parametrize("start", [0, 1, 16, 48])
 def test_masks_are_handed_over_wherever_they_start(start: int) -> None:
-    mask = blank((start + 999,), bool)[start:]
+    mask = empty_aligned((start + 999,), bool)[start:]
     mask[...] = np.random.default_rng(start).random(999) < 0.5
     variable = flags()
     variable.assign(wrap_for_assign(mask))
@@ -26,7 +26,7 @@ def test_masks_are_handed_over_wherever_they_start(start: int) -> None:
 
 
 def test_aligned_memory_is_not_copied_by_tensorflow() -> None:
-    mask, variable = blank((999,), bool), flags()
+    mask, variable = empty_aligned((999,), bool), flags()
     mask[...] = np.arange(999) % 3 == 0
     variable.assign(wrap_for_assign(mask))
     np.testing.assert_array_equal(host(variable), mask)
@@ -35,7 +35,7 @@ def test_aligned_memory_is_not_copied_by_tensorflow() -> None:
 
 
 def test_tensorflow_copies_memory_that_is_not_ours_to_give() -> None:
-    mask, variable = blank((999,), bool), flags()
+    mask, variable = empty_aligned((999,), bool), flags()
     mask.flags.writeable = False
     assert wrap_for_assign(mask) is mask
     variable.assign(wrap_for_assign(mask))

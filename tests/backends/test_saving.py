@@ -436,12 +436,12 @@ def test_own_schedule_trains_and_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("registries_restored")
 def test_own_pattern_and_criterion_survive_a_file(tmp_path: Path) -> None:
     from secateur.criteria import BaseCriterion
-    from secateur.patterns import BasePattern, BlockLayout
+    from secateur.patterns import BasePattern, BlockTiling
 
     @secateur.register_pattern("pairs")
     class Pairs(BasePattern):
-        def layout(self, view: Any) -> BlockLayout:
-            return BlockLayout(view.canonical_shape, (2, 1, 1))
+        def tile(self, view: Any) -> BlockTiling:
+            return BlockTiling(view.canonical_shape, (2, 1, 1))
 
     @secateur.register_criterion("fisher")
     class Fisher(BaseCriterion):

@@ -317,11 +317,11 @@ def test_a_right_answer_may_be_rounded_per_layer() -> None:
 def test_a_pattern_that_couples_layers_is_refused() -> None:
     @register_pattern("coupled")
     class Coupled(BasePattern):
-        def layout(self, view: WeightView) -> Any:
+        def tile(self, view: WeightView) -> Any:
             return get_pattern({"pattern": "1xchannel"}, {}).layout(view)
 
-        def couple(self, layouts: dict[str, Any]) -> dict[str, Units]:
-            return {"all": Units(layouts)}
+        def couple(self, tilings: dict[str, Any]) -> dict[str, Units]:
+            return {"all": Units(tilings)}
 
     pattern = get_pattern({"pattern": "coupled"}, {"a": nn.Linear(2, 8), "b": nn.Linear(3, 8)})
     task = AllocationTask(pattern=pattern, survey=lambda: iter([]))

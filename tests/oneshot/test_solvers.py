@@ -24,7 +24,7 @@ from oneshot.problems import (
 from secateur._array import Array
 from secateur.errors import CalibrationError, ConfigError, ScoreError
 from secateur.patterns import register_pattern
-from secateur.patterns.nm import KeepOfGroupPattern
+from secateur.patterns.nm import NMPattern
 from secateur.patterns.selection import Scores
 from secateur.refiners import PCG
 from secateur.solvers import ALPS, RIA, SOLVERS, Magnitude, Solver, SparseGPT, Wanda, alps
@@ -494,7 +494,7 @@ def test_a_solver_of_ones_own_serves_every_pattern(case: str) -> None:
     assert int((~solution.keep).sum()) == pruned_count(found)
 
 
-class FirstOfGroup(KeepOfGroupPattern):
+class FirstOfGroup(NMPattern):
     """Two of four, and always the first two."""
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:  # noqa: ARG002

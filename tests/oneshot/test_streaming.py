@@ -15,7 +15,7 @@ from secateur.frameworks.view import WeightView
 from secateur.oneshot import Calibration
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern, register_pattern
-from secateur.patterns.layout import BlockLayout
+from secateur.patterns.tiling import BlockTiling
 from secateur.solvers import SOLVERS, Magnitude, Solver, SparseGPT, Wanda, register_solver
 from secateur.solvers.problem import Problem, Solution
 from training.models import bits
@@ -423,9 +423,9 @@ def test_a_registered_pattern_serves_every_solver(solver: str) -> None:
     class HalvesPattern(BasePattern):
         """A unit is half a row."""
 
-        def layout(self, view: WeightView) -> BlockLayout:
+        def tile(self, view: WeightView) -> BlockTiling:
             outputs, positions, inputs = view.canonical_shape
-            return BlockLayout((outputs, positions, inputs), (1, positions, inputs // 2))
+            return BlockTiling((outputs, positions, inputs), (1, positions, inputs // 2))
 
     model = mlp()
     report = pruned(model, batches(), {"pattern": "halves", "target_sparsity": 0.5}, solver=solver)

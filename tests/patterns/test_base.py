@@ -22,7 +22,7 @@ from secateur.errors import (
 from secateur.patterns import (
     ArrayBasePattern,
     BasePattern,
-    BlockLayout,
+    BlockTiling,
     WeightView,
     base,
     get_pattern,
@@ -283,11 +283,11 @@ def test_an_impossible_target_is_refused() -> None:
 class Pairs(BasePattern):
     """A user's own pattern: whole output channels, two at a time."""
 
-    def layout(self, view: WeightView) -> BlockLayout:
+    def tile(self, view: WeightView) -> BlockTiling:
         outputs, positions, inputs = view.canonical_shape
         if outputs % 2:
             raise LayerError("it is odd")
-        return BlockLayout(view.canonical_shape, (2, positions, inputs))
+        return BlockTiling(view.canonical_shape, (2, positions, inputs))
 
 
 def torch_layer() -> Any:
@@ -372,8 +372,32 @@ def test_a_pattern_without_a_tiling_names_what_is_missing() -> None:
         pass
 
     register_pattern("unfinished")(Unfinished)
-    with pytest.raises(ConfigError, match=r"Unfinished does not say how it tiles a weight: override layout\(view\)\."):
+    with pytest.raises(ConfigError, match=r"Unfinished does not say how it tiles a weight: override tiling\(view\)\."):
         get_pattern({"pattern": "unfinished"}, {"fc": torch_layer()})
+
+
+def test_a_pattern_that_tiles_in_layout_still_works() -> None:
+    class Old(ArrayBasePattern):
+        def layout(self, view: WeightView) -> BlockTiling:
+            return BlockTiling(view.canonical_shape, (1, 1, 1))
+
+    with pytest.deprecated_call(match=r"Pattern\.layout\(view\) is deprecated\. Use tile\(view\)"):
+        pattern = Old({"pattern": "old"}, {"fc": VIEWS["fc"]})
+    assert pattern.units["fc"].count == 512
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("BlockLayout", "BlockTiling"),
+        ("KeepOfGroupPattern", "NMPattern"),
+        ("Layout", "Tiling"),
+        ("TurnedLayout", "OutputsLastTiling"),
+    ],
+)
+def test_old_names_still_work(old: str, new: str) -> None:
+    with pytest.deprecated_call(match=f"patterns.{old} is deprecated"):
+        assert getattr(patterns, old) is getattr(patterns, new)
 
 
 def test_base_classes_can_be_made_without_modules() -> None:
@@ -412,8 +436,8 @@ def test_public_names_exist_and_others_do_not() -> None:
 class Coupled(Pairs, ArrayBasePattern):
     """All layers lose the same pairs of channels."""
 
-    def couple(self, layouts: dict[str, Any]) -> dict[str, patterns.Units]:
-        return {"all": patterns.Units(layouts)}
+    def couple(self, tilings: dict[str, Any]) -> dict[str, patterns.Units]:
+        return {"all": patterns.Units(tilings)}
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5])

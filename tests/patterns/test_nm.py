@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from patterns import oracle
 from patterns.cases import array_pattern, share_of, stored, view
 from secateur.errors import ConfigError
-from secateur.patterns import KeepOfGroupPattern, WeightView
+from secateur.patterns import NMPattern, WeightView
 
 VIEW = st.builds(
     lambda rows, positions, groups, last: view(rows, positions, 8 * groups, outputs_last=last),
@@ -138,4 +138,4 @@ def test_a_misfit_says_why_and_what_would_fit() -> None:
     ("spec", "serves"), [("2:4", True), ("13:23", True), ("0:4", False), ("2:4:8", False), ("N:M", False)]
 )
 def test_serves(spec: str, serves: bool) -> None:
-    assert KeepOfGroupPattern.serves(spec) is serves
+    assert NMPattern.serves(spec) is serves

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers
 
-from secateur._array import Array, clear_outside
+from secateur._array import Array, mask_in_place
 from secateur.errors import LayerError, UnsupportedModelError
 from secateur.frameworks.base import Framework
 from secateur.frameworks.view import WeightView
@@ -205,7 +205,7 @@ def apply_mask(variable: keras.Variable, mask: Any) -> None:
     """Set a variable to exactly 0.0 where `mask` is ``False``, even where it is ``nan``."""
     values, keep = get_tensor(variable), get_tensor(mask)
     if keras.backend.backend() == "torch":
-        clear_outside(values.detach(), keep)  # in place, as the optimizers do on torch
+        mask_in_place(values.detach(), keep)  # in place, as the optimizers do on torch
     else:
         variable.assign(keras.ops.where(keep, values, keras.ops.zeros((), dtype=values.dtype)))
 

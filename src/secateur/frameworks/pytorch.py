@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from secateur._array import Array, clear_outside, to_numpy
+from secateur._array import Array, mask_in_place, to_numpy
 from secateur.errors import LayerError, UnsupportedModelError
 from secateur.frameworks.base import Framework
 from secateur.frameworks.view import WeightView
@@ -157,7 +157,7 @@ def write_weight(weight: torch.Tensor, values: torch.Tensor, before: torch.Tenso
 def apply_mask(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Set `weight` to zero in place where `mask` is ``False``. Return the mask on the weight's device."""
     mask = mask.to(weight.device)
-    clear_outside(weight, mask)
+    mask_in_place(weight, mask)
     return mask
 
 

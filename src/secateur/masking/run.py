@@ -96,9 +96,9 @@ class Run(Generic[Weight]):
         """What is pruned, layer by layer."""
         kept = self.pattern.kept_units(self._masks()) if self._has_masks else {}
         return [
-            self._result(layer, layout.count, kept.get(name))
+            self._result(layer, tiling.count, kept.get(name))
             for name, units in self.pattern.units.items()
-            for layer, layout in units.parts.items()
+            for layer, tiling in units.parts.items()
         ]
 
     def described(self) -> dict[str, Any]:

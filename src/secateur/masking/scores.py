@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
-from secateur._array import Array, joined, namespace
+from secateur._array import Array, concat_chunks, namespace
 from secateur.criteria import BaseCriterion, get_criterion
 from secateur.errors import ScoreError
 from secateur.patterns import BasePattern
-from secateur.patterns.layout import CHUNK
 from secateur.patterns.reduction import REDUCTIONS, Reduction
 from secateur.patterns.selection import Scores
+from secateur.patterns.tiling import CHUNK
 
 __all__ = ["GatheredScores"]
 
@@ -87,7 +87,7 @@ class GatheredScores:
         """
         if not self.is_per_unit:
             return dict(scores)
-        return {name: joined(list(self._unit_chunks(name, scores, self.reduction)))}
+        return {name: concat_chunks(list(self._unit_chunks(name, scores, self.reduction)))}
 
     def gathered(self, total: Array | None, score: Array) -> Array:
         """What is kept of a total so far and one more step's score; in memory of its own."""
@@ -139,9 +139,9 @@ class GatheredScores:
             step = max(1, CHUNK // run) * run
             yield from (total[start : start + step] for start in range(0, total.shape[0], step))
             return
-        (layer, layout), *others = self.pattern.units[name].parts.items()
+        (layer, tiling), *others = self.pattern.units[name].parts.items()
         criterion = self.criteria[layer]
-        if others or layer in self.totals or not (layout.reduces_all and criterion.is_elementwise):
+        if others or layer in self.totals or not (tiling.reduces_all and criterion.is_elementwise):
             scores = {layer: self._weight_score(layer) for layer in self.pattern.units[name].parts}
             yield from self._unit_chunks(name, scores, self.reduction)
             return

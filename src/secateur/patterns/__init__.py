@@ -1,5 +1,6 @@
 """Which units of a weight are pruned: scores in, boolean masks out."""
 
+from secateur._deprecated import deprecated_getattr
 from secateur.frameworks import WeightView
 from secateur.patterns.base import (
     PATTERNS,
@@ -11,20 +12,30 @@ from secateur.patterns.base import (
     register_pattern,
 )
 from secateur.patterns.block import BlockPattern
-from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout, Units
-from secateur.patterns.nm import KeepOfGroupPattern
+from secateur.patterns.nm import NMPattern
+from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling, Units
+
+__getattr__ = deprecated_getattr(
+    __name__,
+    {
+        "BlockLayout": "secateur.patterns:BlockTiling",
+        "KeepOfGroupPattern": "secateur.patterns:NMPattern",
+        "Layout": "secateur.patterns:Tiling",
+        "TurnedLayout": "secateur.patterns:OutputsLastTiling",
+    },
+)
 
 __all__ = [
     "PATTERNS",
     "ArrayBasePattern",
     "BasePattern",
-    "BlockLayout",
     "BlockPattern",
-    "KeepOfGroupPattern",
+    "BlockTiling",
     "KerasBasePattern",
-    "Layout",
+    "NMPattern",
+    "OutputsLastTiling",
     "PytorchBasePattern",
-    "TurnedLayout",
+    "Tiling",
     "Units",
     "WeightView",
     "get_pattern",

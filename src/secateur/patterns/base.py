@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from secateur._array import Array, count_true, joined, namespace
+from secateur._array import Array, concat_chunks, count_true, namespace
+from secateur._deprecated import warn_deprecated
 from secateur._registry import Registry
 from secateur._wording import format_list, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, LayerError, UnknownNameError, UnsupportedModelError
 from secateur.frameworks import Framework, NoFramework, WeightView, get_framework
 from secateur.patterns.budget import Budget
-from secateur.patterns.layout import Layout, Units
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, keep_above, share_out
+from secateur.patterns.tiling import Tiling, Units
 
 __all__ = [
     "PATTERNS",
@@ -51,7 +52,7 @@ ROUNDING = 1e-9
 class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its attributes
     """The pruning unit and how units are pruned.
 
-    A pattern says how one weight is tiled (`layout`), and if need be which layers share units (`couple`) and which
+    A pattern says how one weight is tiled (`tile`), and if need be which layers share units (`couple`) and which
     units may go (`select`). How weights are stored is known to the `Framework` that `get_pattern` gives it, so one
     class serves every framework.
 
@@ -75,7 +76,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         units: Name → units that are numbered together; nearly always one entry per valid layer, under its name.
 
     Raises:
-        ConfigError: The target is impossible within the bounds, or there are modules and no `layout`, or no
+        ConfigError: The target is impossible within the bounds, or there are modules and no `tile`, or no
             framework.
     """
 
@@ -98,7 +99,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         self.keep_mask_layers: dict[str, str] = {}
         self.invalid_layers: dict[str, str] = {}
         self.views: dict[str, WeightView] = {}
-        self.units = self.couple(self._layouts())
+        self.units = self.couple(self._tile_weights())
         self.budget = self._budget()
 
     def default_target_sparsity(self) -> float:
@@ -110,7 +111,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         """Whether a specification that is not itself a registered name means this pattern."""
         return False
 
-    def layout(self, view: WeightView) -> Layout:  # noqa: ARG002
+    def tile(self, view: WeightView) -> Tiling:
         """Tile one weight.
 
         Args:
@@ -120,18 +121,23 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
             LayerError: The weight does not fit the pattern; the message says why.
             ConfigError: The class does not override this.
         """
-        raise ConfigError(f"{type(self).__name__} does not say how it tiles a weight: override layout(view).")
+        old_hook = getattr(self, "layout", None)
+        if callable(old_hook):
+            warn_deprecated("Pattern.layout(view)", "tile(view)")
+            tiling: Tiling = old_hook(view)
+            return tiling
+        raise ConfigError(f"{type(self).__name__} does not say how it tiles a weight: override tile(view).")
 
-    def couple(self, layouts: dict[str, Layout]) -> dict[str, Units]:
+    def couple(self, tilings: dict[str, Tiling]) -> dict[str, Units]:
         """Say which layers share units; each layer has its own unless a pattern overrides this.
 
         Args:
-            layouts: Valid layer → the layout of its weight.
+            tilings: Valid layer → the tiling of its weight.
 
         Returns:
             Name → units; every valid layer has a part in exactly one entry.
         """
-        return {name: Units({name: layout}) for name, layout in layouts.items()}
+        return {name: Units({name: tiling}) for name, tiling in tilings.items()}
 
     def masks(
         self,
@@ -232,7 +238,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         found = {}
         for name, units in self.units.items():
             flags = {layer: self._flags(layer, masks[layer]) for layer in units.parts}
-            found[name] = joined([chunk > 0 for chunk in units.scores(flags, largest)])
+            found[name] = concat_chunks([chunk > 0 for chunk in units.scores(flags, largest)])
         return found
 
     def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
@@ -290,22 +296,22 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         except LayerError as error:
             raise LayerError(f"layer {layer!r}: {error}") from error
 
-    def _layouts(self) -> dict[str, Layout]:
-        layouts: dict[str, Layout] = {}
+    def _tile_weights(self) -> dict[str, Tiling]:
+        tilings: dict[str, Tiling] = {}
         owners: dict[int, str] = {}
         for name, module in self.modules.items():
             try:
                 view = self.framework.get_view(module)
-                layout = self.layout(view)
+                tiling = self.tile(view)
             except LayerError as error:
                 self.invalid_layers[name] = str(error)
                 continue
             owner = owners.setdefault(self.framework.get_weight_id(module), name)
             if owner == name:
-                self.views[name], layouts[name] = view, layout
+                self.views[name], tilings[name] = view, tiling
             else:
                 self.invalid_layers[name] = f"shares its weight with {owner!r} and is pruned there"
-        return layouts
+        return tilings
 
     def _budget(self) -> Budget:
         return Budget(

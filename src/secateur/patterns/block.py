@@ -7,7 +7,7 @@ import re
 from secateur.errors import ConfigError, LayerError
 from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, register_pattern
-from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
+from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 
 __all__ = ["BlockPattern", "misfit"]
 
@@ -35,11 +35,11 @@ class BlockPattern(BasePattern):
         """Whether it reads ``NxM``, with a number or ``channel`` on either side, but not both channels."""
         return SPECIFICATION.fullmatch(specification) is not None and specification != "channelxchannel"
 
-    def layout(self, view: WeightView) -> Layout:
-        """Tile with equal blocks; see `BasePattern.layout`."""
+    def tile(self, view: WeightView) -> Tiling:
+        """Tile with equal blocks; see `BasePattern.tile`."""
         rows, columns = self._sides()
         if rows == columns == "1" and view.outputs_last:
-            return TurnedLayout(view.canonical_shape)
+            return OutputsLastTiling(view.canonical_shape)
         outputs, positions, inputs = view.canonical_shape
         group = outputs // view.groups
         if rows != "channel" and group % int(rows):
@@ -48,14 +48,14 @@ class BlockPattern(BasePattern):
         if columns != "channel" and inputs % int(columns):
             raise LayerError(misfit(inputs, "input channels", "M", int(columns), self.pattern, view))
         whole = "channel" in (rows, columns)
-        return BlockLayout(
+        return BlockTiling(
             (outputs, positions, inputs),
             (
                 group if rows == "channel" else int(rows),
                 positions if whole else 1,
                 inputs if columns == "channel" else int(columns),
             ),
-            is_turned=view.outputs_last,
+            is_outputs_last=view.outputs_last,
         )
 
     def _sides(self) -> tuple[str, str]:

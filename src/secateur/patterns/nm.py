@@ -10,17 +10,17 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
-from secateur._array import Array, count_true, joined, namespace, zero_outside
+from secateur._array import Array, concat_chunks, count_true, mask_values, namespace
 from secateur.errors import ConfigError, LayerError
 from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, register_pattern
 from secateur.patterns.block import misfit
 from secateur.patterns.budget import Budget
-from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
 from secateur.patterns.reduction import REDUCTIONS, Reduction
 from secateur.patterns.selection import Scores, in_one_precision, keep_above, sort_keys
+from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 
-__all__ = ["KeepOfGroupPattern"]
+__all__ = ["NMPattern"]
 
 MOST_IN_INT8 = 128
 """Weights of a group up to which their number, less one, is an int8."""
@@ -32,48 +32,48 @@ SPECIFICATION = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
 @dataclass(frozen=True, slots=True)
-class GroupLayout(Layout):
+class NMTiling(Tiling):
     """Single weights, streamed so that no chunk ends inside a group.
 
     Attributes:
         shape: (O, K, I) of the weight.
         group: Length of a group, in input channels; divides I.
-        is_turned: Whether weights come as they lie in memory; see `TurnedLayout`.
+        is_outputs_last: Whether weights come as they lie in memory; see `OutputsLastTiling`.
     """
 
     shape: tuple[int, int, int]
     group: int
-    is_turned: bool = False
-    tiling: BlockLayout | TurnedLayout = field(init=False)
+    is_outputs_last: bool = False
+    base: BlockTiling | OutputsLastTiling = field(init=False)
     count: int = field(init=False)
     unit_size: int = field(init=False, default=1)
     stride: int = field(init=False)
     run: int = field(init=False)
 
     def __post_init__(self) -> None:
-        blocks, turned = BlockLayout(self.shape, (1, 1, self.group)), TurnedLayout(self.shape, self.group)
-        object.__setattr__(self, "tiling", turned if self.is_turned else blocks)
-        object.__setattr__(self, "count", turned.count)
-        object.__setattr__(self, "stride", turned.stride if self.is_turned else 1)
+        blocks, outputs_last = BlockTiling(self.shape, (1, 1, self.group)), OutputsLastTiling(self.shape, self.group)
+        object.__setattr__(self, "base", outputs_last if self.is_outputs_last else blocks)
+        object.__setattr__(self, "count", outputs_last.count)
+        object.__setattr__(self, "stride", outputs_last.stride if self.is_outputs_last else 1)
         object.__setattr__(self, "run", self.group * self.stride)
 
     @property
     def span(self) -> int:
-        """See `Layout.span`: a group."""
+        """See `Tiling.span`: a group."""
         return self.group
 
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:  # noqa: ARG002
-        """See `Layout.unit_scores`; a unit is one weight, so nothing is reduced."""
-        for chunk in self.tiling.chunks(scores):
+        """See `Tiling.unit_scores`; a unit is one weight, so nothing is reduced."""
+        for chunk in self.base.chunks(scores):
             yield chunk.reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
-        """See `Layout.expand`."""
-        return self.tiling.expand(keep) if self.is_turned else keep.reshape(self.shape)
+        """See `Tiling.expand`."""
+        return self.base.expand(keep) if self.is_outputs_last else keep.reshape(self.shape)
 
 
 @register_pattern("N:M")
-class KeepOfGroupPattern(BasePattern):
+class NMPattern(BasePattern):
     """Exactly N of every M consecutive input channels stay.
 
     N counts survivors, as in NVIDIA's 2:4; Intel Neural Compressor, SparseGPT and others count the *removed*. With a
@@ -110,12 +110,12 @@ class KeepOfGroupPattern(BasePattern):
         """Every group pruned."""
         return float(self._unit_share())
 
-    def layout(self, view: WeightView) -> GroupLayout:
-        """Groups along the input channels; see `BasePattern.layout`."""
+    def tile(self, view: WeightView) -> NMTiling:
+        """Groups along the input channels; see `BasePattern.tile`."""
         inputs = view.canonical_shape[2]
         if inputs % self.group:
             raise LayerError(misfit(inputs, "input channels", "M", self.group, self.pattern, view))
-        return GroupLayout(view.canonical_shape, self.group, is_turned=view.outputs_last)
+        return NMTiling(view.canonical_shape, self.group, is_outputs_last=view.outputs_last)
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
         """Rank the groups by what pruning them to N:M would lose; prune the worst; see `BasePattern.select`."""
@@ -144,7 +144,7 @@ class KeepOfGroupPattern(BasePattern):
             groups = kept.reshape((-1, self.group, self.units[name].stride))
             step = max(1, CHUNK // (self.group * self.units[name].stride))
             parts = [self._alive(xp, groups[start : start + step, ...]) for start in range(0, len(groups), step)]
-            alive[name] = joined(parts or [kept])
+            alive[name] = concat_chunks(parts or [kept])
         return alive
 
     def _alive(self, xp: Any, groups: Array) -> Array:
@@ -187,11 +187,11 @@ class KeepOfGroupPattern(BasePattern):
             kept = namespace(scores).stack(best, axis=1).reshape((-1,))
             parts.append(kept if alive is None else kept & alive)
             start = stop
-        return joined(parts)
+        return concat_chunks(parts)
 
     def _loss_chunks(self, layer: Scores) -> Iterator[Array]:
         name = self.config.criterion_reduce_type
-        reduction, only = REDUCTIONS.find(name), _lowest_outside if name == "max" else zero_outside
+        reduction, only = REDUCTIONS.find(name), _lowest_outside if name == "max" else mask_values
         for scores, alive in layer.read():
             xp = namespace(scores)
             stays, places = self._best(scores, alive, layer.stride), self._places(scores, layer.stride)
@@ -208,7 +208,7 @@ class KeepOfGroupPattern(BasePattern):
         return xp.sum(flags, axis=1, dtype=xp.int32).reshape((-1,))
 
     def _places(self, values: Array, stride: int) -> list[Array]:
-        """What stands at each place of a group, over all groups; `stride`: see `Layout`."""
+        """What stands at each place of a group, over all groups; `stride`: see `Tiling`."""
         groups = values.reshape((-1, self.group, stride))
         places = [groups[:, place, :] for place in range(self.group)]
         # Strewn over memory they are slow to compute with.

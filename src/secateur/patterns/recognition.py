@@ -15,8 +15,8 @@ from secateur._array import count_true
 from secateur.errors import ConfigError, LayerError
 from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, pattern_class
-from secateur.patterns.layout import BlockLayout, Layout, TurnedLayout
 from secateur.patterns.nm import SPECIFICATION
+from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 
 __all__ = ["BlockMatch", "GroupMatch", "Match", "NonzeroMask", "find_matches", "recognize_pattern", "select_strictest"]
 
@@ -175,9 +175,9 @@ def recognize_pattern(mask: NonzeroMask) -> str | None:
 
 def _match_blocks(mask: NonzeroMask, specification: str) -> Iterator[BlockMatch]:
     tiling = _tile(specification, mask.view)
-    if isinstance(tiling, TurnedLayout):
-        tiling = BlockLayout(tiling.shape, (1, 1, 1))
-    if not isinstance(tiling, BlockLayout):
+    if isinstance(tiling, OutputsLastTiling):
+        tiling = BlockTiling(tiling.shape, (1, 1, 1))
+    if not isinstance(tiling, BlockTiling):
         return
     kept = count_true(mask.reduce_blocks(tiling.block))
     if kept < tiling.count:
@@ -191,7 +191,7 @@ def _group_sizes(specification: str | None) -> list[int]:
     return [int(specification.partition(":")[2])]
 
 
-def _tile(specification: str, view: WeightView) -> Layout | None:
+def _tile(specification: str, view: WeightView) -> Tiling | None:
     """Return how a pattern tiles a weight; ``None``: it does not fit."""
     try:
         return _tile_cached(pattern_class(specification), specification, view)
@@ -200,10 +200,10 @@ def _tile(specification: str, view: WeightView) -> Layout | None:
 
 
 @lru_cache(maxsize=MAX_CACHED_TILINGS)
-def _tile_cached(pattern: type[BasePattern], specification: str, view: WeightView) -> Layout | None:
+def _tile_cached(pattern: type[BasePattern], specification: str, view: WeightView) -> Tiling | None:
     """Cached, because a model has many weights of few shapes, and a file may have very many small ones."""
     try:
-        return pattern({"pattern": specification, "target_sparsity": 0.0}, {}).layout(view)
+        return pattern({"pattern": specification, "target_sparsity": 0.0}, {}).tile(view)
     except (ConfigError, LayerError):
         return None
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur._array import Array, count_true, joined, namespace, to_numpy, turned
+from secateur._array import Array, concat_chunks, count_true, namespace, to_numpy, transpose_flat
 from secateur.errors import ScoreError
 
 __all__ = ["Cut", "Scores", "find_cuts", "in_one_precision", "keep_above", "share_out", "sort_keys"]
@@ -141,7 +141,7 @@ def keep_above(layer: Scores, cut: Cut) -> Array:
     for scores, alive in layer.read():
         keep, seen = _keep_chunk(scores, cut, ties_kept, seen, alive)
         parts.append(keep)
-    return joined(parts)
+    return concat_chunks(parts)
 
 
 def _keep_chunk(scores: Array, cut: Cut, ties_kept: int, seen: int, alive: Array | None) -> tuple[Array, int]:
@@ -162,9 +162,9 @@ def _keep_chunk(scores: Array, cut: Cut, ties_kept: int, seen: int, alive: Array
 
 def _first_by_index(flags: Array, count: int, stride: int) -> Array:
     """So many of the flags that are ``True``, the lowest by index."""
-    xp, by_index = namespace(flags), turned(flags, stride)
+    xp, by_index = namespace(flags), transpose_flat(flags, stride)
     first = by_index & (xp.cumulative_sum(xp.astype(by_index, xp.int32)) <= count)
-    return turned(first, flags.shape[0] // stride)
+    return transpose_flat(first, flags.shape[0] // stride)
 
 
 def _cut(layers: list[Scores], total: int, lower: list[int], upper: list[int]) -> list[Cut]:

@@ -145,12 +145,12 @@ def _row(config: PruningConfig, choice: Choice, patterns: Sequence[BasePattern])
 
 
 def _pruned_row(row: PlannedLayer, pattern: BasePattern) -> PlannedLayer:
-    layout = next(units.parts[row.name] for units in pattern.units.values() if row.name in units.parts)
+    tiling = next(units.parts[row.name] for units in pattern.units.values() if row.name in units.parts)
     return replace(
         row,
         config=pattern.config,
-        units=layout.count,
-        unit_size=layout.unit_size,
+        units=tiling.count,
+        unit_size=tiling.unit_size,
         target_sparsity=pattern.target_sparsity,
     )
 

@@ -13,7 +13,7 @@ import torch
 
 from secateur._array import namespace
 from secateur._deprecated import warn_deprecated
-from secateur.patterns.nm import KeepOfGroupPattern
+from secateur.patterns.nm import NMPattern
 from secateur.solvers.selector import Selector
 
 __all__ = ["LayerRows", "Problem", "Solution"]
@@ -84,7 +84,7 @@ class Problem:
     def select_in_group(self, scores_GMR: torch.Tensor) -> torch.Tensor:
         """What stays of one group of N:M in every row, where all groups are pruned; M places of G × R groups."""
         pattern = self.parts[0].selector.bound
-        assert isinstance(pattern, KeepOfGroupPattern)
+        assert isinstance(pattern, NMPattern)
         array = pattern.framework.to_array(scores_GMR)
         kept = pattern.keep_best([array[:, place] for place in range(array.shape[1])])
         return torch.as_tensor(namespace(array).stack(kept, axis=1), device=scores_GMR.device)

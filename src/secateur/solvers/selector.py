@@ -16,9 +16,9 @@ from secateur._array import Array
 from secateur.errors import UnsupportedModelError
 from secateur.frameworks.view import WeightView
 from secateur.patterns import BasePattern, get_pattern
-from secateur.patterns.layout import BlockLayout, Layout
-from secateur.patterns.nm import KeepOfGroupPattern
+from secateur.patterns.nm import NMPattern
 from secateur.patterns.selection import Scores
+from secateur.patterns.tiling import BlockTiling, Tiling
 
 __all__ = ["Selector"]
 
@@ -65,7 +65,7 @@ class Selector:
         return self.bound.budget.units[NAME]
 
     @property
-    def layout(self) -> Layout:
+    def tiling(self) -> Tiling:
         """How the weight is tiled."""
         return self.bound.units[NAME].parts[NAME]
 
@@ -95,16 +95,16 @@ class Selector:
 
         Where units span all input features or all output channels, and in groups of N:M, that is `keep` itself.
         """
-        layout = self.layout
-        if not isinstance(layout, BlockLayout) or layout.grid[0] == 1 or layout.grid[1] * layout.grid[2] == 1:
+        tiling = self.tiling
+        if not isinstance(tiling, BlockTiling) or tiling.grid[0] == 1 or tiling.grid[1] * tiling.grid[2] == 1:
             return self.keep(scores)
         wide = self.bound.stream(NAME, {NAME: self.bound.framework.to_array(scores.reshape(self.view.shape))})
         wide.refuse_nan()
-        units = torch.cat([torch.as_tensor(chunk) for chunk, _ in wide.read()]).reshape(layout.grid[0], -1)
+        units = torch.cat([torch.as_tensor(chunk) for chunk, _ in wide.read()]).reshape(tiling.grid[0], -1)
         order = units.argsort(dim=1, descending=True, stable=True)
         places = torch.arange(units.shape[1], 0, -1, device=units.device, dtype=torch.float32).expand_as(units)
         ranks = self.bound.framework.to_array(torch.empty_like(places).scatter_(1, order, places).reshape(-1))
-        chosen = self.bound.select({NAME: Scores(NAME, lambda: iter([ranks]), layout.count)}, self.sparsity)
+        chosen = self.bound.select({NAME: Scores(NAME, lambda: iter([ranks]), tiling.count)}, self.sparsity)
         return torch.as_tensor(self.bound.weight_masks(chosen)[NAME], device=scores.device).reshape(scores.shape)
 
     def losses(self, name: str, scores: Callable[[], torch.Tensor]) -> Scores:
@@ -124,17 +124,17 @@ class Selector:
     @property
     def is_of_rows(self) -> bool:
         """Whether a unit has all weights of its output channels."""
-        layout = self.layout
-        return isinstance(layout, BlockLayout) and layout.grid[1:] == (1, 1)
+        tiling = self.tiling
+        return isinstance(tiling, BlockTiling) and tiling.grid[1:] == (1, 1)
 
     @property
     def is_grouped(self) -> bool:
         """Whether every group of N:M is pruned, each decided on by itself; a subclass may differ."""
-        return type(self.bound) is KeepOfGroupPattern and self.prune == self.units
+        return type(self.bound) is NMPattern and self.prune == self.units
 
     def column_step(self, width: int) -> int | None:
         """Columns (input features) to decide on together, about `width`; ``None``: only all of them."""
-        span = self.layout.span
+        span = self.tiling.span
         return None if span is None else max(1, width // span) * span
 
     def window(self, start: int, stop: int) -> Selector:

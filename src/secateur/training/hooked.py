@@ -14,7 +14,7 @@ from secateur._wording import format_list, format_value
 from secateur.errors import ConfigError, LayerError
 from secateur.masking.run import HeldWeight, Run
 from secateur.patterns import BasePattern
-from secateur.patterns.layout import Units
+from secateur.patterns.tiling import Units
 from secateur.training.consistency import SavedProgress, find_problem
 from secateur.training.regularizer import shrinkage
 from secateur.training.state import check_arrays, damaged, refuse_other_runs, to_host

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from secateur._array import Array, joined, namespace
-from secateur.patterns.layout import Units
+from secateur._array import Array, concat_chunks, namespace
 from secateur.patterns.reduction import pairwise_sum
+from secateur.patterns.tiling import Units
 
 __all__ = ["shrinkage"]
 
@@ -30,7 +30,7 @@ def shrinkage(units: Units, weights: Mapping[str, Array], strength: float) -> di
         Parikh & Boyd, "Proximal Algorithms", 2014, section 6.5.4, for the step.
     """
     squares = {layer: weight * weight for layer, weight in weights.items()}
-    unit_squares = joined(list(units.scores(squares, pairwise_sum)))
+    unit_squares = concat_chunks(list(units.scores(squares, pairwise_sum)))
     xp = namespace(unit_squares)
     norms = xp.sqrt(unit_squares)
     threshold = strength * math.sqrt(units.unit_size)

@@ -9,23 +9,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from secateur._array import Array, joined, namespace, repeated, turned
+from secateur._array import Array, concat_chunks, namespace, repeat, transpose_flat
 from secateur.errors import LayerError
 from secateur.patterns.reduction import Reduction
 
-__all__ = ["BlockLayout", "Layout", "TurnedLayout", "Units"]
+__all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units"]
 
 CHUNK = 1 << 18
 """Weights looked at together: small enough for a core's cache, large enough to hide the cost of a call."""
 
 
-class Layout(ABC):
+class Tiling(ABC):
     """The tiling of one weight, seen as an (O, K, I) array, into `count` units.
 
     Attributes:
         count: Units in the weight.
         unit_size: Weights in one unit.
-        stride: Places from a unit to the next by index; 1 unless units come as they lie in memory, see `TurnedLayout`.
+        stride: Places from a unit to the next by index; 1 unless units come in memory order, see `OutputsLastTiling`.
         run: Units of which a piece of the stream holds a whole multiple.
     """
 
@@ -65,25 +65,25 @@ class Layout(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class BlockLayout(Layout):
+class BlockTiling(Tiling):
     """Blocks of equal shape side by side, numbered row by row.
 
     Attributes:
         shape: (O, K, I) of the weight.
         block: Weights of one block along O, K and I; each divides the shape.
-        is_turned: Whether the weight lies in memory with output channels last, and masks are to do so too.
+        is_outputs_last: Whether the weight lies in memory with output channels last, and masks are to do so too.
 
     Raises:
         LayerError: A block does not fit a whole number of times.
 
     Example:
-        >>> BlockLayout((8, 1, 6), (4, 1, 1)).count
+        >>> BlockTiling((8, 1, 6), (4, 1, 1)).count
         12
     """
 
     shape: tuple[int, int, int]
     block: tuple[int, int, int]
-    is_turned: bool = False
+    is_outputs_last: bool = False
     grid: tuple[int, int, int] = field(init=False)
     count: int = field(init=False)
     unit_size: int = field(init=False)
@@ -100,12 +100,12 @@ class BlockLayout(Layout):
 
     @property
     def reduces_all(self) -> bool:
-        """See `Layout.reduces_all`; what overrides `unit_scores` may do otherwise."""
-        return type(self).unit_scores is BlockLayout.unit_scores
+        """See `Tiling.reduces_all`; what overrides `unit_scores` may do otherwise."""
+        return type(self).unit_scores is BlockTiling.unit_scores
 
     @property
     def span(self) -> int | None:
-        """See `Layout.span`; a unit of all output channels is weighed against all others."""
+        """See `Tiling.span`; a unit of all output channels is weighed against all others."""
         is_far = self.block[1] > 1 and self.grid[2] > 1
         is_whole = self.grid[0] == 1 and self.shape[0] > 1
         return None if is_far or is_whole or self.grid[1:] == (1, 1) else self.block[2]
@@ -116,18 +116,18 @@ class BlockLayout(Layout):
         return canonical.reshape((rows, self.block[0], self.grid[1], self.block[1], columns, self.block[2]))
 
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
-        """See `Layout.unit_scores`; a chunk is a run of rows of blocks, or of columns where there is one row."""
+        """See `Tiling.unit_scores`; a chunk is a run of rows of blocks, or of columns where there is one row."""
         for chunk in self.chunks(scores):
             yield reduction(self.blocked(_precise(chunk)), (1, 3, 5)).reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
-        """See `Layout.expand`."""
-        xp, order = namespace(keep), (1, 2, 0) if self.is_turned else (0, 1, 2)
+        """See `Tiling.expand`."""
+        xp, order = namespace(keep), (1, 2, 0) if self.is_outputs_last else (0, 1, 2)
         spread = xp.permute_dims(keep.reshape(self.grid), order)
         for place in (2, 1, 0):  # the fastest axis while there is least of it, and then whole rows
             if self.block[order[place]] > 1:
-                spread = repeated(spread, self.block[order[place]], axis=place)
-        return xp.permute_dims(spread, (2, 0, 1)) if self.is_turned else spread
+                spread = repeat(spread, self.block[order[place]], axis=place)
+        return xp.permute_dims(spread, (2, 0, 1)) if self.is_outputs_last else spread
 
     def chunks(self, canonical: Array) -> Iterator[Array]:
         """The array in runs of whole units, in order of their index."""
@@ -141,7 +141,7 @@ class BlockLayout(Layout):
 
 
 @dataclass(frozen=True, slots=True)
-class TurnedLayout(Layout):
+class OutputsLastTiling(Tiling):
     """Single weights of a layer that stores output channels last, in the order in which they lie in memory.
 
     Their index counts output by output, as everywhere. To read them by index would be to turn the weight round, which
@@ -152,8 +152,8 @@ class TurnedLayout(Layout):
         group: Weights along I that no chunk tears apart.
 
     Example:
-        >>> layout = TurnedLayout((2, 1, 3))
-        >>> layout.stride
+        >>> tiling = OutputsLastTiling((2, 1, 3))
+        >>> tiling.stride
         2
     """
 
@@ -172,16 +172,16 @@ class TurnedLayout(Layout):
 
     @property
     def reduces_all(self) -> bool:
-        """See `BlockLayout.reduces_all`."""
-        return type(self).unit_scores is TurnedLayout.unit_scores
+        """See `BlockTiling.reduces_all`."""
+        return type(self).unit_scores is OutputsLastTiling.unit_scores
 
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
-        """See `Layout.unit_scores`."""
+        """See `Tiling.unit_scores`."""
         for chunk in self.chunks(scores):
             yield reduction(_precise(chunk).reshape((-1, 1)), (1,)).reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
-        """See `Layout.expand`."""
+        """See `Tiling.expand`."""
         return namespace(keep).permute_dims(keep.reshape((*self.shape[1:], self.shape[0])), (2, 0, 1))
 
     def chunks(self, canonical: Array) -> Iterator[Array]:
@@ -197,19 +197,19 @@ class Units:
     """Units that are numbered and ranked together; a unit has one part in each of the layers.
 
     Nearly always that is one layer. A coupled pattern (an attention head, a hidden channel) names several, whose
-    layouts number the same units; the scores of a unit's parts are added and its mask writes all of them.
+    tilings number the same units; the scores of a unit's parts are added and its mask writes all of them.
 
     Attributes:
-        parts: Layer name → the layout of that layer's weight.
+        parts: Layer name → the tiling of that layer's weight.
 
     Raises:
         LayerError: The parts differ in their number of units.
     """
 
-    parts: Mapping[str, Layout]
+    parts: Mapping[str, Tiling]
 
     def __post_init__(self) -> None:
-        counts = {name: layout.count for name, layout in self.parts.items()}
+        counts = {name: tiling.count for name, tiling in self.parts.items()}
         if len(set(counts.values())) != 1:
             raise LayerError(f"coupled layers need the same number of units, found {counts}")
 
@@ -221,26 +221,28 @@ class Units:
     @property
     def unit_size(self) -> int:
         """Weights of one unit, over all its parts."""
-        return sum(layout.unit_size for layout in self.parts.values())
+        return sum(tiling.unit_size for tiling in self.parts.values())
 
     @property
     def stride(self) -> int:
-        """See `Layout`; units with several parts come in order of their index."""
+        """See `Tiling`; units with several parts come in order of their index."""
         return 1 if self._are_coupled else next(iter(self.parts.values())).stride
 
     @property
     def run(self) -> int:
-        """See `Layout`."""
+        """See `Tiling`."""
         return next(iter(self.parts.values())).run
 
     def scores(self, scores: Mapping[str, Array], reduction: Reduction) -> Iterator[Array]:
         """One score per unit, in chunks; `scores` holds an (O, K, I) array for each part."""
-        streams = {name: layout.unit_scores(scores[name], reduction) for name, layout in self.parts.items()}
+        streams = {name: tiling.unit_scores(scores[name], reduction) for name, tiling in self.parts.items()}
         if not self._are_coupled:
             (stream,) = streams.values()
             yield from stream
             return
-        total, *others = (turned(joined(list(stream)), self.parts[name].stride) for name, stream in streams.items())
+        total, *others = (
+            transpose_flat(concat_chunks(list(stream)), self.parts[name].stride) for name, stream in streams.items()
+        )
         for part in others:
             total = total + part
         yield total
@@ -248,8 +250,8 @@ class Units:
     def expand(self, keep: Array) -> dict[str, Array]:
         """One boolean per weight, of shape (O, K, I), for each part."""
         return {
-            name: layout.expand(turned(keep, layout.count // layout.stride) if self._are_coupled else keep)
-            for name, layout in self.parts.items()
+            name: tiling.expand(transpose_flat(keep, tiling.count // tiling.stride) if self._are_coupled else keep)
+            for name, tiling in self.parts.items()
         }
 
     @property
