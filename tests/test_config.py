@@ -3,6 +3,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from secateur.config import NOT_PER_LAYER, PruningConfig
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, UnknownNameError
+from secateur.schedules import SCHEDULES
 
 FULL: dict[str, Any] = {
     "format_version": 1,
@@ -330,3 +332,38 @@ def test_a_name_beats_a_type_beats_the_default(
     found = RULES.for_layer(name, types)
     assert (None if found is None else (found.pattern, found.target_sparsity)) == expected
     assert found is None or (found.layers, found.layer_types) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"pattern": "4y1"}, "Unknown pattern '4y1'. Did you mean '4x1'? Known pattern types: "),
+        ({"criterion": "magnitud"}, "Unknown criterion 'magnitud'. Did you mean 'magnitude'? Known: "),
+        ({"pruning_type": "magnitud"}, "Unknown criterion 'magnitud'. Did you mean 'magnitude'? Known: "),
+        ({"sparsity_decay_type": "cubik"}, "Unknown schedule 'cubik'. Did you mean 'cubic'? Known: "),
+        ({"layers": {"fc": {"pattern": "4y1"}}}, "layers['fc']: Unknown pattern '4y1'. Did you mean '4x1'? "),
+        ({"layer_types": {"Linear": {"criterion": "snap"}}}, "layer_types['Linear']: Unknown criterion 'snap'. Did"),
+    ],
+)
+def test_an_unknown_name_is_refused_at_once(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        PruningConfig(**data)
+    assert str(caught.value).startswith(message)
+    assert " of your own before a configuration names it." in str(caught.value)
+
+
+def test_an_unknown_name_among_other_problems_is_told_too() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown pattern '4y1'.*\nseed: .* found -1\.") as caught:
+        PruningConfig(pattern="4y1", seed=-1)
+    assert not isinstance(caught.value, UnknownNameError)
+
+
+def test_a_name_that_was_registered_before_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEDULES, "mine", SCHEDULES["linear"])
+    assert PruningConfig(sparsity_decay_type="mine").sparsity_decay_type == "mine"
+
+
+def test_sequences_and_mappings_of_any_kind_are_taken() -> None:
+    config = PruningConfig(op_names=["a"], pruning_op_types="Conv", layers=MappingProxyType({"a": {"seed": 1}}))
+    assert (config.op_names, config.pruning_op_types, config.layers) == (("a",), ("Conv",), {"a": {"seed": 1}})
+    assert type(config.layers) is dict

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from secateur._wording import suggest_name
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "find_registered"]
 
 Item = TypeVar("Item")
+
+
+def find_registered(kind: str, name: str) -> Any:
+    """What is registered under a name, for callers that the packages of built-in things depend on.
+
+    Args:
+        kind: ``"pattern"``, ``"criterion"``, ``"schedule"``, ``"solver"``, ``"refiner"`` or ``"allocation"``. The
+            package ``secateur.<kind>s`` holds the registry under its own name in capitals.
+        name: The name.
+
+    Raises:
+        UnknownNameError: See `Registry.find`.
+
+    Example:
+        >>> find_registered("schedule", "linear")(0.0, 0.5, 0.5)
+        0.25
+    """
+    package = _pluralize(kind)
+    registry: Registry[Any] = getattr(import_module(f"secateur.{package}"), package.upper())
+    return registry.find(name)
 
 
 class Registry(dict[str, Item]):
@@ -23,13 +44,24 @@ class Registry(dict[str, Item]):
     Args:
         kind: What the things are called in errors, in the singular.
         check: Called with a name and what is to be registered under it; raises if that is not of the kind.
+        serves: Whether a thing also serves a name that nothing is registered under, as a pattern serves ``"4x1"``.
+        examples: Such names, for error messages.
     """
 
-    def __init__(self, kind: str, check: Callable[[str, Item], None] = lambda _name, _item: None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        check: Callable[[str, Item], None] = lambda _name, _item: None,
+        *,
+        serves: Callable[[Item, str], bool] = lambda _item, _name: False,
+        examples: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.kind = kind
         self._check = check
-        self._plugins_loaded = False
+        self._serves = serves
+        self._examples = examples
+        self._has_plugins = False
 
     def register(self, name: str) -> Callable[[Item], Item]:
         """A decorator that adds what it decorates under `name`.
@@ -51,26 +83,33 @@ class Registry(dict[str, Item]):
         return add
 
     def find(self, name: str) -> Item:
-        """The thing under `name`.
+        """The thing that is registered under `name`, or else the first that serves it.
 
         Raises:
-            UnknownNameError: Nothing has that name; the message lists what is known and suggests the nearest.
+            UnknownNameError: There is none; the message lists the known names and suggests the nearest.
         """
         if name not in self:
             self.load_plugins()
-        if name not in self:
-            raise UnknownNameError(
-                f"Unknown {self.kind} {name!r}.{suggest_name(name, self)} Known: {', '.join(sorted(self))}."
-            )
-        return self[name]
+        if name in self:
+            return self[name]
+        for item in self.values():
+            if self._serves(item, name):
+                return item
+        known = f"Known: {', '.join(sorted(self))}"
+        if self._examples:
+            known = f"Known {self.kind} types: {', '.join(sorted(self))}; for example {', '.join(self._examples)}"
+        raise UnknownNameError(
+            f"Unknown {self.kind} {name!r}.{suggest_name(name, [*self, *self._examples])} {known}. Register a "
+            f"{self.kind} of your own before a configuration names it."
+        )
 
     def load_plugins(self) -> None:
         """Import what installed packages registered under this kind's entry-point group, once."""
-        if not self._plugins_loaded:
-            self._plugins_loaded = True
-            for plugin in entry_points(group=f"secateur.{self._plural}"):
+        if not self._has_plugins:
+            self._has_plugins = True
+            for plugin in entry_points(group=f"secateur.{_pluralize(self.kind)}"):
                 plugin.load()
 
-    @property
-    def _plural(self) -> str:
-        return {"criterion": "criteria"}.get(self.kind, f"{self.kind}s")
+
+def _pluralize(kind: str) -> str:
+    return {"criterion": "criteria"}.get(kind, f"{kind}s")

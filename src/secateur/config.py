@@ -4,22 +4,54 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from secateur._registry import find_registered
 from secateur._wording import format_value, suggest_name
 from secateur._yaml import parse_json_or_yaml, read_source
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, UnknownNameError
 
 __all__ = ["PruningConfig"]
 
+
+def _find(kind: str) -> AfterValidator:
+    """Refuse a name that nothing is registered under."""
+
+    def check_name(name: Any) -> Any:
+        if isinstance(name, str):
+            find_registered(kind, name)
+        return name
+
+    return AfterValidator(check_name)
+
+
+def _check_regexes(value: Any) -> Any:
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except (OverflowError, RecursionError, re.error) as error:
+            raise ValueError(f"{format_value(pattern)} is not a regular expression: {error}.") from error
+    return value
+
+
+def _wrap_string(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Step = Annotated[int, Field(ge=0)]
+Schedule = Callable[[float, float, float], float]
+# Annotated as what may be given, for type checkers; kept as tuples and dicts.
+Types = Annotated[Sequence[str], BeforeValidator(_wrap_string), AfterValidator(tuple)]
+Regexes = Annotated[Types, AfterValidator(_check_regexes)]
+Rule = Annotated[Mapping[str, Any], AfterValidator(dict)]
+Rules = Annotated[Mapping[str, Rule | None], AfterValidator(dict)]
 
 NOT_PER_LAYER = frozenset(
     {"format_version", "op_names", "excluded_op_names", "pruning_op_types", "layers", "layer_types"}
@@ -75,36 +107,45 @@ class PruningConfig(BaseModel):
         True
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[1] = 1
-    pattern: str = "4x1"
+    pattern: Annotated[str, _find("pattern")] = "4x1"
     target_sparsity: Share | None = None
     pruning_scope: Literal["global", "local"] | None = None
-    criterion: str = Field(default="magnitude", validation_alias=AliasChoices("criterion", "pruning_type"))
+    criterion: Annotated[str, _find("criterion")] = "magnitude"
     criterion_reduce_type: Literal["mean", "sum", "max", "l2"] = "mean"
     score_dtype: Literal["float32", "bfloat16"] = "float32"
     kind: Literal["iterative", "progressive", "pattern_lock"] = "iterative"
     start_step: Step = 1
     end_step: Step | None = None
     pruning_frequency: Annotated[int, Field(ge=1)] = 10
-    sparsity_decay_type: str | Callable[[float, float, float], float] = "cubic"
+    sparsity_decay_type: Annotated[str | Schedule, _find("schedule")] = "cubic"
     progressive_steps: Annotated[int, Field(ge=1)] = 4
     keep_zeros: bool = False
     min_sparsity_ratio_per_op: Share = 0.0
     max_sparsity_ratio_per_op: Share = 1.0
-    op_names: tuple[str, ...] = ()
-    excluded_op_names: tuple[str, ...] = ()
-    pruning_op_types: tuple[str, ...] = ("Linear", "Conv")
+    op_names: Regexes = ()
+    excluded_op_names: Regexes = ()
+    pruning_op_types: Types = ("Linear", "Conv")
     reg_type: Literal["group_lasso"] | None = None
     reg_coeff: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
-    layers: dict[str, dict[str, Any] | None] = {}
-    layer_types: dict[str, dict[str, Any] | None] = {}
+    layers: Annotated[Rules, AfterValidator(_check_regexes)] = {}
+    layer_types: Rules = {}
 
-    def __init__(self, /, **data: Any) -> None:
-        with _translate_errors():
-            super().__init__(**data)
+    if TYPE_CHECKING:  # type checkers derive the constructor from the fields
+        pruning_type: str = "magnitude"
+    else:
+
+        def __init__(self, /, **data: Any) -> None:
+            with _translate_errors():
+                super().__init__(**data)
+
+        @property
+        def pruning_type(self) -> str:
+            """The criterion, under its other name."""
+            return self.criterion
 
     def __hash__(self) -> int:
         """Equal for equal configurations; of the rules, only their keys take part."""
@@ -194,11 +235,6 @@ class PruningConfig(BaseModel):
         return json.dumps(self.to_dict(), indent=2)
 
     @property
-    def pruning_type(self) -> str:
-        """The criterion, under its other name."""
-        return self.criterion
-
-    @property
     def last_step(self) -> int:
         """Step at which the target is reached: `end_step`, or `start_step` where everything goes at once."""
         if self.end_step is None or self.sparsity_decay_type == "one_shot":
@@ -215,17 +251,17 @@ class PruningConfig(BaseModel):
         Returns:
             A configuration without rules; ``None``: leave the layer dense.
         """
-        rule: dict[str, Any] | None = {}
+        rule: Mapping[str, Any] | None = {}
         if names := [pattern for pattern in self.layers if re.fullmatch(pattern, name)]:
             rule = self.layers[names[0]]
         elif kinds := [kind for kind in types if kind in self.layer_types]:
             rule = self.layer_types[kinds[0]]
         return None if rule is None else self._apply_rule(rule)
 
-    def _apply_rule(self, rule: dict[str, Any]) -> PruningConfig:
-        return PruningConfig(**(self.model_dump(exclude={"layers", "layer_types"}) | _canonical_keys(rule)))
+    def _apply_rule(self, rule: Mapping[str, Any]) -> PruningConfig:
+        return PruningConfig(**(self.model_dump(exclude={"layers", "layer_types"}) | _rename_keys(rule)))
 
-    def _rules(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    def _rules(self) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
         for where, rules in (("layers", self.layers), ("layer_types", self.layer_types)):
             yield from ((f"{where}[{format_value(key)}]", rule) for key, rule in rules.items())
 
@@ -242,22 +278,7 @@ class PruningConfig(BaseModel):
                 )
         if "criterion" in data and "pruning_type" in data:
             raise ValueError("'criterion' and 'pruning_type' are two names of one thing. Give one of them.")
-        return data
-
-    @field_validator("op_names", "excluded_op_names", "pruning_op_types", mode="before")
-    @classmethod
-    def _wrap_string(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("op_names", "excluded_op_names", "layers")
-    @classmethod
-    def _check_regex(cls, value: Any) -> Any:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except (OverflowError, RecursionError, re.error) as error:
-                raise ValueError(f"{format_value(pattern)} is not a regular expression: {error}.") from error
-        return value
+        return _rename_keys(data)
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -278,7 +299,7 @@ class PruningConfig(BaseModel):
             self._check_rule(where, rule)
         return self
 
-    def _check_rule(self, where: str, rule: dict[str, Any] | None) -> None:
+    def _check_rule(self, where: str, rule: Mapping[str, Any] | None) -> None:
         if not rule:
             return
         if misplaced := sorted(NOT_PER_LAYER & rule.keys()):
@@ -286,14 +307,14 @@ class PruningConfig(BaseModel):
         try:
             self._apply_rule(rule)
         except ConfigError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise type(error)(f"{where}: {error}") from error
 
 
 def _is_path(data: Any) -> bool:
     return isinstance(data, str) and data.endswith((".yaml", ".yml", ".json"))
 
 
-def _canonical_keys(rule: dict[str, Any]) -> dict[str, Any]:
+def _rename_keys(rule: Mapping[str, Any]) -> dict[str, Any]:
     return {"criterion" if key == "pruning_type" else key: value for key, value in rule.items()}
 
 
@@ -302,7 +323,9 @@ def _translate_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        causes = [problem.get("ctx", {}).get("error") for problem in error.errors(include_url=False)]
+        kind = UnknownNameError if all(isinstance(cause, UnknownNameError) for cause in causes) else ConfigError
+        raise kind(_explain(error)) from error
 
 
 def _explain(error: ValidationError) -> str:
@@ -312,7 +335,8 @@ def _explain(error: ValidationError) -> str:
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "value_error":
-            lines.append(f"{where}: {message}" if where else message)
+            is_clear = not where or isinstance(problem["ctx"]["error"], UnknownNameError)
+            lines.append(message if is_clear else f"{where}: {message}")
         else:
             found = format_value(problem["input"])
             hint = f" {HINTS[where, found]}" if (where, found) in HINTS else ""

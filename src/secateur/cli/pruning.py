@@ -16,7 +16,6 @@ from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.frameworks import detect_framework
 from secateur.models import TrainedModel, is_packed, load_model, load_trained, transformers_path
 from secateur.oneshot import Calibration, prune
-from secateur.patterns.base import pattern_class
 from secateur.results import PruningReport
 
 __all__ = ["Data", "Job", "Method"]
@@ -108,7 +107,6 @@ class Job:
         Raises:
             SecateurError: Something is wrong; what lies on the disk is as it was then, but for finished parts.
         """
-        pattern_class(self.settings.pattern)
         self.target.check()
         reads_data = self.method.reads_data or self.data.file is not None or low_memory
         if not reads_data:

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from secateur._array import Array, concat_chunks, count_true, namespace
 from secateur._deprecated import warn_deprecated
 from secateur._registry import Registry
-from secateur._wording import format_list, suggest_name
+from secateur._wording import format_list
 from secateur.config import PruningConfig
-from secateur.errors import ConfigError, LayerError, UnknownNameError, UnsupportedModelError
+from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.frameworks import Framework, NoFramework, WeightView, get_framework
 from secateur.patterns.budget import Budget
 from secateur.patterns.reduction import REDUCTIONS
@@ -39,7 +39,12 @@ def _need_pattern(name: str, item: Any) -> None:
         )
 
 
-PATTERNS: Registry[type[BasePattern]] = Registry("pattern", _need_pattern)
+PATTERNS: Registry[type[BasePattern]] = Registry(
+    "pattern",
+    _need_pattern,
+    serves=lambda candidate, specification: candidate.serves(specification),
+    examples=("1x1", "4x1", "1x16", "1xchannel", "channelx1", "2:4", "4:8"),
+)
 """Pattern type name → pattern class."""
 
 register_pattern = PATTERNS.register
@@ -88,7 +93,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
     def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
         if self.framework_name is not None:
             self.framework = get_framework(self.framework_name)
-        self.config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+        self.config = config if isinstance(config, PruningConfig) else _read_config(config)
         self.modules = dict(modules)
         self.pattern = self.config.pattern
         self.is_global = self.config.pruning_scope != "local"
@@ -376,17 +381,7 @@ def pattern_class(specification: str) -> type[BasePattern]:
     Raises:
         UnknownNameError: None does.
     """
-    PATTERNS.load_plugins()
-    if specification in PATTERNS:
-        return PATTERNS[specification]
-    for candidate in PATTERNS.values():
-        if candidate.serves(specification):
-            return candidate
-    examples = ["1x1", "4x1", "1x16", "1xchannel", "channelx1", "2:4", "4:8"]
-    raise UnknownNameError(
-        f"Unknown pattern {specification!r}.{suggest_name(specification, [*PATTERNS, *examples])} Known pattern types: "
-        f"{', '.join(sorted(PATTERNS))}; for example {', '.join(examples)}."
-    )
+    return PATTERNS.find(specification)
 
 
 def _create_pattern(
@@ -404,3 +399,12 @@ def _create_pattern(
     created.framework = framework
     created.__init__(config, modules)  # type: ignore[misc]
     return created
+
+
+def _read_config(config: Mapping[str, Any]) -> PruningConfig:
+    """The configuration of a class that is made directly, and so need not be registered under its pattern."""
+    settings = dict(config)
+    pattern = settings.pop("pattern", None)
+    if not isinstance(pattern, str):
+        return PruningConfig.from_dict(config)
+    return PruningConfig.from_dict(settings).model_copy(update={"pattern": pattern})
