@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from secateur import _locks, _wording, _yaml
-from secateur.artifact import archives, building, choice, companions, foreign, manifest, safetensors_file
+from secateur import _locks, _manifest_file, _model_limits, _wording, _yaml
+from secateur._huggingface import companions, config, folders
+from secateur.artifact import archives, choice, safetensors_file
 from secateur.models import calibration
 
 TEXT = (Path(__file__).parents[1] / "SECURITY.md").read_text("utf-8")
-COUNTS = tuple(building.MAX_COUNTS.values())
+COUNTS = tuple(config.MAX_COUNTS.values())
 
 
 def batches() -> int:
@@ -28,15 +29,18 @@ def row_of(what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("parameters of a model", f"{building.MAX_REPEATED} times the stored ones, plus {building.SPARE_NUMBERS:,}"),
+        (
+            "parameters of a model",
+            f"{_model_limits.MAX_REPEATED} times the stored ones, plus {_model_limits.SPARE_NUMBERS:,}",
+        ),
         (
             "modules and tensors",
-            f"{building.MAX_SPLIT} per stored tensor, plus {building.SPARE_TENSORS:,}; "
-            f"{building.MAX_TENSORS:,} if no weights are stored",
+            f"{_model_limits.MAX_SPLIT} per stored tensor, plus {_model_limits.SPARE_TENSORS:,}; "
+            f"{_model_limits.MAX_TENSORS:,} if no weights are stored",
         ),
         ("layers in", f"{COUNTS[0]:,}; {COUNTS[1]:,}; {COUNTS[2]:,}"),
-        ("manifest, index", f"{manifest.MAX_BYTES:,} bytes each"),
-        ("`config.json`", f"{building.MAX_CONFIG_BYTES:,} bytes; {companions.MAX_COMPANION_BYTES:,} bytes"),
+        ("manifest, index", f"{_manifest_file.MAX_MANIFEST_BYTES:,} bytes each"),
+        ("`config.json`", f"{config.MAX_CONFIG_BYTES:,} bytes; {companions.MAX_COMPANION_BYTES:,} bytes"),
         ("a packed tensor", f"{choice.MOST_SAVED:,} times its packed size"),
         (
             "decompressed size",
@@ -63,4 +67,4 @@ def test_a_documented_limit_is_that_of_the_code(what: str, expected: str) -> Non
 
 
 def test_manifests_indices_and_headers_have_one_limit() -> None:
-    assert manifest.MAX_BYTES == foreign.MAX_INDEX_BYTES == safetensors_file.MOST_HEADER_BYTES
+    assert _manifest_file.MAX_MANIFEST_BYTES == folders.MAX_INDEX_BYTES == safetensors_file.MAX_HEADER_BYTES

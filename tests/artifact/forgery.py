@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from secateur._manifest_file import MANIFEST
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.manifest import MANIFEST, Claim
+from secateur.artifact.manifest import Claim
 from secateur.artifact.pytorch import to_torch
 from secateur.artifact.reader import Artifact, RawTensor
 from secateur.artifact.source import Source, SourceTensor, usual_view

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifact.forgery import Content, sealed, shard_of
-from secateur.artifact.manifest import MANIFEST
+from secateur._manifest_file import MANIFEST
 
 BASES: dict[str, dict[str, Any]] = {
     "bitmask": {"names": ("bitmask.weight", "norm.bias")},

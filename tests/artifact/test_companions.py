@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from artifact.forgery import artifact
+from secateur._huggingface.companions import CODE_SUFFIXES, COMPANION_SUFFIXES, CompanionFiles
+from secateur._huggingface.folders import INDEX_FILE
 from secateur.artifact import Artifact, convert, verify
-from secateur.artifact.companions import CODE, COPIED, CompanionFiles
-from secateur.artifact.writer import INDEX
 from secateur.errors import ArtifactError
 
 DIARY = "a diary"
@@ -125,7 +125,7 @@ def test_a_pipe_is_an_error(name: str, folder: Path) -> None:
 def test_a_file_without_end_is_an_error(folder: Path) -> None:
     with (folder / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 42)  # takes no room on the disk
-    with pytest.raises(ArtifactError, match=r"tokenizer.json: a file beside the weights must have 1,000,000,000"):
+    with pytest.raises(ArtifactError, match=r"the weights must have at most 1,000,000,000"):
         converted(folder)
 
 
@@ -142,7 +142,7 @@ def test_what_is_copied(folder: Path) -> None:
     (folder / "more.json").mkdir()
     kept = ["chat_template.jinja", "config.json", "spiece.model", "vocab.txt", "x.tiktoken"]
     assert sorted(CompanionFiles(folder).files) == kept
-    assert sorted(CompanionFiles(folder, COPIED | CODE).files) == sorted([*kept, "model.py"])
+    assert sorted(CompanionFiles(folder, COMPANION_SUFFIXES | CODE_SUFFIXES).files) == sorted([*kept, "model.py"])
     assert "config.json" not in CompanionFiles(folder, excluded={"config.json"}).files
     assert names(converted(folder)) == sorted([*kept, "packed-00001-of-00001.safetensors", "secateur.json"])
 
@@ -180,14 +180,14 @@ def test_a_name_that_a_manifest_cannot_list_is_an_error_before_anything_is_writt
 def index(folder: Path, places: Any, **files: dict[str, Any]) -> Path:
     for name, tensors in files.items():
         save_file({tensor: np.ones((2, 2), "f4") for tensor in tensors}, folder / f"{name}.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": places}))
     return folder
 
 
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ({}, "'weight_map' must name the files of all tensors, found nothing in it"),
+        ({}, "'weight_map' must name the files of all tensors, found an empty one"),
         ({"a": "x.safetensors"}, "tensor 'b' must be in no file, found it in 'x.safetensors'"),
         (
             {"a": "x.safetensors", "b": "y.safetensors", "c": "y.safetensors"},

@@ -15,9 +15,9 @@ from torch import nn
 from artifact.forgery import artifact, shard_of
 from artifact.versions import save_version, version_of
 from secateur import prune
+from secateur._huggingface.folders import INDEX_FILE
 from secateur.artifact import Artifact, convert, inspect, load, save, verify, writer
 from secateur.artifact.foreign import foreign_source
-from secateur.artifact.writer import INDEX
 from secateur.errors import ArtifactError, SecateurError
 
 LAYER = "x" * 40 + "\n"
@@ -144,7 +144,7 @@ def test_a_full_disk_while_a_shard_is_written_leaves_what_was_there(
 
     monkeypatch.setattr(writer, "write_tensor_file", full)
     with pytest.raises(
-        ArtifactError, match=r"cannot be written \(\[Errno 28\] No space left on device.*It is as it was"
+        ArtifactError, match=r"cannot be written \(\[Errno 28\] No space left on device.*It is unchanged"
     ):
         save_version(tmp_path / "saved", 1)
     assert version_of(tmp_path / "saved") == 0
@@ -201,7 +201,7 @@ def test_a_file_of_very_many_tensors_takes_time_in_proportion(tmp_path: Path) ->
             name: {"dtype": "U8", "shape": [1], "data_offsets": [place, place + 1]} for place, name in enumerate(names)
         }
         (folder / "a.safetensors").write_bytes(shard_of(header, bytes(count)))
-        (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "a.safetensors")}))
+        (folder / INDEX_FILE).write_text(json.dumps({"weight_map": dict.fromkeys(names, "a.safetensors")}))
         total = 0
 
         def seen(*_: Any) -> None:

@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from artifact.forgery import COMPANION, SHARD, artifact, content, forged, shard_of
+from secateur._huggingface.folders import INDEX_FILE
+from secateur._manifest_file import MANIFEST
 from secateur.artifact import Artifact, convert, inspect, load, save, verify
-from secateur.artifact.manifest import MANIFEST
-from secateur.artifact.writer import INDEX
 from secateur.errors import ArtifactError, ModelLoadError, SecateurError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and devices that are files")
@@ -118,7 +118,7 @@ def test_a_manifest_that_is_no_file_is_none(kind: Callable[[Path], None], folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["model.safetensors", "other.safetensors", INDEX, "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "other.safetensors", INDEX_FILE, "config.json"])
 def test_what_is_no_file_is_refused_in_a_folder_of_other_tools(
     kind: Callable[[Path], None], name: str, tmp_path: Path
 ) -> None:
@@ -170,7 +170,7 @@ def test_a_file_that_grew_to_be_huge_is_not_read(folder: Path) -> None:
 
 
 def index(folder: Path, content: Any) -> Path:
-    (folder / INDEX).write_text(content if isinstance(content, str) else json.dumps(content))
+    (folder / INDEX_FILE).write_text(content if isinstance(content, str) else json.dumps(content))
     save_file({"a": np.ones((2, 2), "f4")}, folder / "a.safetensors")
     return folder
 
@@ -180,14 +180,14 @@ def index(folder: Path, content: Any) -> Path:
 )
 def test_no_index_of_another_tool_leaves_its_folder(name: str, tmp_path: Path) -> None:
     index(tmp_path, {"weight_map": {"a": name}})
-    with pytest.raises(ArtifactError, match=rf"{INDEX}: .* is no name of a file in the folder"):
+    with pytest.raises(ArtifactError, match=rf"{INDEX_FILE}: .* is not the name of a file in the folder"):
         verify(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "b.safetensors", "x" * 10_000])
 def test_an_index_of_another_tool_that_names_no_file_is_refused(name: str, tmp_path: Path) -> None:
     index(tmp_path, {"weight_map": {"a": name}})
-    with pytest.raises(ArtifactError, match=r"is no name of a file|cannot be read|must be a file"):
+    with pytest.raises(ArtifactError, match=r"is not the name of a file|cannot be read|must be a file"):
         verify(tmp_path)
 
 
@@ -195,7 +195,7 @@ def test_an_index_of_another_tool_that_names_no_file_is_refused(name: str, tmp_p
     "found", ["", "{", [], {}, {"weight_map": 1}, {"weight_map": ["a"]}, {"weight_map": {"a": 1}}, "[" * 10**5]
 )
 def test_an_index_of_another_tool_that_is_none_is_refused(found: Any, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=INDEX):
+    with pytest.raises(ArtifactError, match=INDEX_FILE):
         verify(index(tmp_path, found))
 
 
@@ -230,12 +230,12 @@ def test_a_name_that_could_not_be_read_is_not_written(name: str, tmp_path: Path)
     [
         ({"model_type": "bert", "auto_map": {"AutoConfig": "evil.Evil"}}, ""),
         ({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}, "custom code"),
-        ({"model_type": "bert", "architectures": ["Trainer"]}, "'Trainer' is no model"),
-        ({"model_type": "bert", "architectures": ["logging"]}, "'logging' is no model"),
-        ({"model_type": "bert", "architectures": ["os"]}, "'os' is no model"),
-        ({"model_type": "bert", "architectures": [7]}, "7 is no model"),
-        ({"model_type": "bert", "architectures": [["BertModel"]]}, "is no model"),
-        ({"model_type": "bert", "architectures": ["__doc__"]}, "'__doc__' is no model"),
+        ({"model_type": "bert", "architectures": ["Trainer"]}, "'Trainer' is not a model"),
+        ({"model_type": "bert", "architectures": ["logging"]}, "'logging' is not a model"),
+        ({"model_type": "bert", "architectures": ["os"]}, "'os' is not a model"),
+        ({"model_type": "bert", "architectures": [7]}, "7 is not a model"),
+        ({"model_type": "bert", "architectures": [["BertModel"]]}, "is not a model"),
+        ({"model_type": "bert", "architectures": ["__doc__"]}, "'__doc__' is not a model"),
         ([], ""),
         (None, ""),
     ],

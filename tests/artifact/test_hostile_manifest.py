@@ -23,8 +23,8 @@ from artifact.forgery import (
     shard_of,
     stored,
 )
+from secateur._manifest_file import MANIFEST
 from secateur.artifact import Artifact, convert, inspect, load, save, verify
-from secateur.artifact.manifest import MANIFEST
 from secateur.errors import ArtifactError
 
 NAMES = ("groups.weight", "blocks.weight", "list.weight", "bitmask.weight", "dense.weight", "norm.bias")
@@ -56,7 +56,12 @@ Use = Callable[[Path], object]
 LIES: list[tuple[str, Any, Use, str]] = [
     # What no version of the format has
     ("format", "other", OPENED, "format: Input should be 'secateur'"),
-    ("format_version", 2, OPENED, "has version 2 of the format, and this Secateur reads up to 1. Install a newer one."),
+    (
+        "format_version",
+        2,
+        OPENED,
+        "version 2 of the format, and this version of Secateur reads up to 1. Install a newer",
+    ),
     ("format_version", 10**30, OPENED, "Install a newer one"),
     ("format_version", 0, OPENED, "format_version: Input should be 1"),
     ("format_version", -1, OPENED, "format_version: Input should be 1"),
@@ -379,7 +384,7 @@ def test_a_change_without_its_digest_is_refused(folder: Path) -> None:
 def test_a_manifest_has_a_greatest_size(folder: Path) -> None:
     with (folder / MANIFEST).open("ab") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ArtifactError, match="must have 100,000,000 bytes at the most, found 1,099,511,627,776"):
+    with pytest.raises(ArtifactError, match="must have at most 100,000,000 bytes, found 1,099,511,627,776"):
         Artifact(folder)
 
 

@@ -46,21 +46,21 @@ LENGTHS = [
 ]
 
 TEXTS = [
-    (b"{}{}", "no valid JSON"),
-    (b"\0\0", "no valid JSON"),
-    (b"\xff\xfe{}", "no valid JSON"),
-    (b'{"a": "\xff"}', "no valid JSON"),
-    (b"[]", "a JSON object is needed, found list"),
-    (b"null", "a JSON object is needed, found NoneType"),
-    (b'"ab"', "a JSON object is needed, found str"),
-    (b'{"a": NaN}', "NaN is no number of JSON"),
-    (b'{"a": -Infinity}', "-Infinity is no number of JSON"),
-    (b'{"a": 1, "a": 1}', "a key stands twice"),
-    (b'{"__metadata__": {}, "__metadata__": {}}', "a key stands twice"),
-    (b'{"a": {"dtype": "U8", "dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}', "a key stands twice"),
+    (b"{}{}", "is not valid JSON"),
+    (b"\0\0", "is not valid JSON"),
+    (b"\xff\xfe{}", "is not valid JSON"),
+    (b'{"a": "\xff"}', "is not valid JSON"),
+    (b"[]", "must be a JSON object, found list"),
+    (b"null", "must be a JSON object, found NoneType"),
+    (b'"ab"', "must be a JSON object, found str"),
+    (b'{"a": NaN}', "NaN is not a JSON number"),
+    (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+    (b'{"a": 1, "a": 1}', "a key appears twice"),
+    (b'{"__metadata__": {}, "__metadata__": {}}', "a key appears twice"),
+    (b'{"a": {"dtype": "U8", "dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}', "a key appears twice"),
     (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
     (b'{"a": ' * 200_000 + b"}" * 200_000, "nested too deeply"),
-    (b'{"a": ' + b"9" * 10_000 + b"}", "no valid JSON"),
+    (b'{"a": ' + b"9" * 10_000 + b"}", "is not valid JSON"),
 ]
 
 ENTRIES: list[tuple[Any, str]] = [

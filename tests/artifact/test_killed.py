@@ -29,7 +29,8 @@ from artifact.versions import (
     tensors_of,
     version_of,
 )
-from secateur.artifact import Artifact, folder, load, reader, save, verify
+from secateur import _folders
+from secateur.artifact import Artifact, load, reader, save, verify
 from secateur.errors import ArtifactError
 
 TESTS = Path(__file__).parents[1]
@@ -161,7 +162,7 @@ def test_the_error_of_a_full_disk_says_what_holds(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "saved"
     save_version(folder, 0)
     monkeypatch.setattr(os, "fsync", lambda _: failing(OSError(errno.ENOSPC, "No space left on device"))())
-    message = r"saved: cannot be written \(\[Errno 28\] No space left on device\)\. It is as it was\."
+    message = r"saved: cannot be written \(\[Errno 28\] No space left on device\)\. It is unchanged\."
     with pytest.raises(ArtifactError, match=message):
         save_version(folder, 1)
     assert version_of(folder) == 0
@@ -181,7 +182,7 @@ def test_a_file_that_may_not_grow_leaves_the_old(tmp_path: Path) -> None:
     with process("save", folder, 1, stderr=subprocess.PIPE, preexec_fn=limited) as saver:
         _, errors = saver.communicate()
     assert "ArtifactError" in errors
-    assert "cannot be written ([Errno 27] File too large). It is as it was." in errors
+    assert "cannot be written ([Errno 27] File too large). It is unchanged." in errors
     assert version_of(folder) == 0
     assert os.listdir(tmp_path) == ["saved"]
 
@@ -237,7 +238,7 @@ def test_a_reader_goes_on_reading_what_it_opened(tmp_path: Path) -> None:
 
 
 def test_a_reader_of_too_many_shards_to_hold_reads_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAX_HELD", 0)
+    monkeypatch.setattr(reader, "MAX_OPEN_FILES", 0)
     save_version(tmp_path / "saved", 0)
     opened = Artifact(tmp_path / "saved")
     assert tensors_of(opened) == 0
@@ -273,20 +274,20 @@ def test_a_model_is_filled_from_one_artifact(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("name", ["saved", "a[1]*?", "-", "a b", "é", "x" * 200])
 def test_what_is_left_behind_is_removed_by_the_next_and_nothing_else(name: str, tmp_path: Path) -> None:
     other = [
-        f"{folder.NEW}-{name}",
-        f"{folder.NEW}-other-abcdefgh",
-        f"{folder.NEW}-{name}-abcdefghi",
+        f"{_folders.NEW_PREFIX}-{name}",
+        f"{_folders.NEW_PREFIX}-other-abcdefgh",
+        f"{_folders.NEW_PREFIX}-{name}-abcdefghi",
         ".new",
         ".old-saved",
     ]
-    for left in (f"{folder.NEW}-{name}-abcdefgh", *other):
+    for left in (f"{_folders.NEW_PREFIX}-{name}-abcdefgh", *other):
         (tmp_path / left).mkdir()
     save_version(tmp_path / name, 1)
     assert sorted(os.listdir(tmp_path)) == sorted([*other, name])
 
 
 def test_what_a_living_saver_writes_is_left_alone(tmp_path: Path) -> None:
-    with folder.replace_folder(tmp_path / "saved", lambda _: set()) as new:
+    with _folders.replace_folder(tmp_path / "saved", lambda _: set()) as new:
         (new / "file").write_text("one")
         save_version(tmp_path / "saved", 1)
         assert (new / "file").read_text() == "one"
@@ -298,9 +299,9 @@ def test_what_a_living_saver_writes_is_left_alone(tmp_path: Path) -> None:
 def test_a_folder_that_lost_its_name_gets_it_back(leftover: str, tmp_path: Path) -> None:
     """As it was: what is damaged is told of by whoever reads it."""
     save_version(tmp_path / "saved", 1)
-    (tmp_path / "saved").rename(tmp_path / f"{folder.OLD}-saved")
+    (tmp_path / "saved").rename(tmp_path / f"{_folders.OLD_PREFIX}-saved")
     if leftover == "damaged":
-        (tmp_path / f"{folder.OLD}-saved" / "config.json").unlink()
+        (tmp_path / f"{_folders.OLD_PREFIX}-saved" / "config.json").unlink()
         with pytest.raises(ArtifactError, match=r"config.json: cannot be read"):
             verify(tmp_path / "saved")
     else:
@@ -310,7 +311,7 @@ def test_a_folder_that_lost_its_name_gets_it_back(leftover: str, tmp_path: Path)
 
 def test_reading_removes_nothing(tmp_path: Path) -> None:
     save_version(tmp_path / "saved", 1)
-    for left in (f"{folder.OLD}-saved", f"{folder.NEW}-saved-abcdefgh"):
+    for left in (f"{_folders.OLD_PREFIX}-saved", f"{_folders.NEW_PREFIX}-saved-abcdefgh"):
         (tmp_path / left).mkdir()
     assert version_of(tmp_path / "saved") == 1
     assert len(os.listdir(tmp_path)) == 3
@@ -320,7 +321,7 @@ def test_reading_removes_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_whose_name_cannot_be_given_back_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_version(tmp_path / "saved", 1)
-    (tmp_path / "saved").rename(tmp_path / f"{folder.OLD}-saved")
+    (tmp_path / "saved").rename(tmp_path / f"{_folders.OLD_PREFIX}-saved")
     monkeypatch.setattr(Path, "rename", lambda *_: failing(OSError(errno.EROFS, "Read-only file system"))())
     for use in (Artifact, verify):
         with pytest.raises(ArtifactError, match=r"was being replaced by a process that was killed.*Rename it\."):
@@ -364,7 +365,7 @@ def test_strangers_are_carried_over_and_files_of_the_old_artifact_are_not(tmp_pa
 def test_a_stranger_that_cannot_be_copied_is_an_error(tmp_path: Path) -> None:
     save_version(tmp_path / "saved", 0)
     os.mkfifo(tmp_path / "saved" / "pipe")
-    with pytest.raises(ArtifactError, match=r"cannot be written .*pipe.* is a named pipe.*It is as it was"):
+    with pytest.raises(ArtifactError, match=r"cannot be written .*pipe.* is a named pipe.*It is unchanged"):
         save_version(tmp_path / "saved", 1)
     assert version_of(tmp_path / "saved") == 0
     assert os.listdir(tmp_path) == ["saved"]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from artifact.forgery import in_blocks, in_groups, numbers, one_by_one, source
+from secateur._memory import OutOfMemoryError, explain_out_of_memory
 from secateur.artifact import Artifact, convert, inspect, verify
 from secateur.artifact.dtypes import Bits
 from secateur.artifact.manifest import Claim
-from secateur.artifact.memory import OutOfMemoryError, memory_for
 from secateur.artifact.packing import CHUNK
 from secateur.artifact.writer import write
 from secateur.errors import ArtifactError, InsufficientMemoryError
@@ -156,12 +156,12 @@ def test_too_little_memory_is_an_error_that_names_the_tensor(large: Path) -> Non
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory: 9 bytes")])
 def test_an_error_of_memory_is_explained(error: Exception) -> None:
     message = "x: there is not enough memory for its 1,000 bytes"
-    with pytest.raises(OutOfMemoryError, match=message) as caught, memory_for("x", 1000):
+    with pytest.raises(OutOfMemoryError, match=message) as caught, explain_out_of_memory("x", 1000):
         raise error
     assert isinstance(caught.value, ArtifactError)
     assert isinstance(caught.value, InsufficientMemoryError)
 
 
 def test_other_errors_are_left_alone() -> None:
-    with pytest.raises(RuntimeError, match=r"^other$"), memory_for("x", 1000):
+    with pytest.raises(RuntimeError, match=r"^other$"), explain_out_of_memory("x", 1000):
         raise RuntimeError("other")

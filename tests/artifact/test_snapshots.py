@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 
 from artifact.forgery import COMPANION, artifact, forged, sealed
 from artifact.versions import save_version, version_of
+from secateur._huggingface.folders import INDEX_FILE
+from secateur._manifest_file import MANIFEST
 from secateur.artifact import Artifact, convert, examine, inspect, load, save, saving, survey, verify
-from secateur.artifact.manifest import MANIFEST
 from secateur.artifact.safetensors_file import TensorFile
-from secateur.artifact.writer import INDEX
 from secateur.errors import ArtifactError
 
 Save = Callable[[], object]
@@ -132,9 +132,9 @@ def test_a_listed_file_that_is_huge_is_not_read(tmp_path: Path) -> None:
     (folder / MANIFEST).write_text(sealed(data))
     with (folder / COMPANION).open("r+b") as file:
         file.truncate(1 << 42)
-    with pytest.raises(ArtifactError, match=r"must have 100,000,000 bytes at the most, found 4,398,046,511,104"):
+    with pytest.raises(ArtifactError, match=r"must have at most 100,000,000 bytes, found 4,398,046,511,104"):
         Artifact(folder).read_file(COMPANION)
-    with pytest.raises(ArtifactError, match=r"must have 1,000,000,000 bytes at the most, found 4,398,046,511,104"):
+    with pytest.raises(ArtifactError, match=r"must have at most 1,000,000,000 bytes, found 4,398,046,511,104"):
         verify(folder)
 
 
@@ -145,7 +145,7 @@ def checkpoint(tmp_path: Path) -> Path:
     folder.mkdir()
     save_file({"a": np.ones((2, 2), "f4")}, folder / "a.safetensors")
     save_file({"b": np.ones((2, 2), "f4")}, folder / "b.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}))
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}))
     (folder / "tokenizer.json").write_text("{}")
     return folder
 

@@ -464,7 +464,7 @@ def test_what_holds_no_tensors_is_said(make: Callable[[Path], object], match: st
 def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     index = {"weight_map": {"weight": "../secret.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ArtifactError, match=r"'\.\./secret\.safetensors' is no name of a file in the folder"):
+    with pytest.raises(ArtifactError, match=r"'\.\./secret\.safetensors' is not the name of a file in the folder"):
         secateur.verify(tmp_path)
 
 

@@ -100,8 +100,8 @@ def test_broken_artifacts_are_one_clear_line(artifact: Path, spoil: Callable[[Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "."], "an artifact, a .safetensors file or a folder with such files is needed"),
-        (["verify", "cli_nets.py"], "an artifact, a .safetensors file or a folder with such files is needed"),
+        (["verify", "."], "must be an artifact, a .safetensors file or a folder with such files"),
+        (["verify", "cli_nets.py"], "must be an artifact, a .safetensors file or a folder with such files"),
         (["verify", "pruned", "--pattern", "2:x"], "Unknown pattern '2:x'. Did you mean '2:4'?"),
         (["inspect", "nowhere"], "'nowhere' is no folder"),
         (["inspect", "nowhere.safetensors"], "nowhere.safetensors"),

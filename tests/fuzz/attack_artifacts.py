@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from artifact.forgery import Content, artifact, content, header_of, model_of, shard_of, state_of
 from artifact.mutations import BASES, BYTES, changed_json, check_content, lengthened, mutated, split
 from fuzz.harness import attack
+from secateur._huggingface.folders import INDEX_FILE
 from secateur.artifact import Artifact, convert, inspect, load, verify
-from secateur.artifact.writer import INDEX
 from secateur.errors import SecateurError
 
 CALIBRATED = "2:4"
@@ -145,7 +145,7 @@ def checkpoint(folder: Path) -> dict[str, np.ndarray]:
     save_file({name: held[name] for name in "ab"}, folder / "one.safetensors", {"format": "pt"})
     save_file({name: held[name] for name in "cd"}, folder / "two.safetensors", {"format": "pt"})
     places = {name: "one.safetensors" if name in "ab" else "two.safetensors" for name in held}
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 120}, "weight_map": places}))
+    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {"total_size": 120}, "weight_map": places}))
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     return held
 
@@ -170,7 +170,7 @@ def mutated_checkpoint(chance: random.Random, folder: Path) -> None:
     convert(source, target)
     said: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     places: dict[str, str] = {}
-    weight_map = json.loads((source / INDEX).read_bytes())["weight_map"]
+    weight_map = json.loads((source / INDEX_FILE).read_bytes())["weight_map"]
     for shard in {source / name for name in weight_map.values()}:
         header, data = header_of(shard)
         header.pop("__metadata__", None)

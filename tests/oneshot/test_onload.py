@@ -667,24 +667,27 @@ def test_files_that_are_damaged(dense: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"model.safetensors cannot be read .* Is it complete\?"):
         refusal(empty("llama"), dense, tmp_path / "pruned")
     (dense / "model.safetensors.index.json").write_text('{"weight_map": 3}')
-    with pytest.raises(ModelLoadError, match=r"index.json cannot be read"):
+    with pytest.raises(ModelLoadError, match=r"index.json: 'weight_map' must map each tensor"):
         refusal(empty("llama"), dense, tmp_path / "pruned")
 
 
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({}, "'weight_map' must say for each tensor in which file it is"),
-        ({"weight_map": {}}, "'weight_map' must name the files of all tensors, found nothing in it"),
-        ({"weight_map": {"a": "../secret.safetensors"}}, "'../secret.safetensors' is no name of a file in the folder"),
-        ({"weight_map": {"a": ".."}}, "'..' is no name of a file in the folder"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "'/etc/passwd' is no name of a file in the folder"),
-        ({"weight_map": {"a": "c:\\model.safetensors"}}, "is no name of a file in the folder"),
-        ({"weight_map": {"a": "\x1b[2J"}}, "is no name of a file in the folder"),
-        ({"weight_map": {"a": ""}}, "'' is no name of a file in the folder"),
+        ({}, "'weight_map' must map each tensor to the name of its file"),
+        ({"weight_map": {}}, "'weight_map' must name the files of all tensors, found an empty one"),
+        (
+            {"weight_map": {"a": "../secret.safetensors"}},
+            "'../secret.safetensors' is not the name of a file in the",
+        ),
+        ({"weight_map": {"a": ".."}}, "'..' is not the name of a file in the folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "'/etc/passwd' is not the name of a file in the folder"),
+        ({"weight_map": {"a": "c:\\model.safetensors"}}, "is not the name of a file in the folder"),
+        ({"weight_map": {"a": "\x1b[2J"}}, "is not the name of a file in the folder"),
+        ({"weight_map": {"a": ""}}, "'' is not the name of a file in the folder"),
         ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors must be a file with weights, found nothing"),
         ({"weight_map": {"a": "pipe.safetensors"}}, "pipe.safetensors must be a file with weights, found none"),
-        ({"weight_map": {"a": 3}}, "'weight_map' must say for each tensor in which file it is"),
+        ({"weight_map": {"a": 3}}, "'weight_map' must map each tensor to the name of its file"),
     ],
 )
 def test_an_index_names_files_in_its_folder(index: Any, message: str, dense: Path, tmp_path: Path) -> None:

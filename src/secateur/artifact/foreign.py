@@ -7,26 +7,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from secateur._files import MAX_OPEN_FILES
+from secateur._huggingface.companions import CompanionFiles
+from secateur._huggingface.folders import CONFIG_FILE, INDEX_FILE, SAFETENSORS_SUFFIX, find_weight_files
 from secateur._packages import is_installed
-from secateur._shards import read_weight_map
 from secateur._wording import format_list, format_value
-from secateur.artifact.companions import CompanionFiles
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.files import MAX_HELD, read_small_file
 from secateur.artifact.manifest import Builder
-from secateur.artifact.safetensors_file import TensorFile, parsed_json
+from secateur.artifact.safetensors_file import TensorFile
 from secateur.artifact.source import Source, SourceTensor, usual_view
-from secateur.artifact.writer import INDEX
 from secateur.errors import ArtifactError, ModelLoadError
 from secateur.frameworks.view import WeightView
 
 __all__ = ["foreign_source"]
-
-SUFFIX = ".safetensors"
-SINGLE = "model.safetensors"
-CONFIG = "config.json"
-
-MAX_INDEX_BYTES = 100_000_000
 
 Known = Mapping[str, tuple[WeightView, str, bool] | None]
 """Parameter → its view, its layer, and whether a plan would prune it; ``None``: no pattern does."""
@@ -46,17 +39,21 @@ def foreign_source(path: Path, *, is_copied: bool = False) -> Source:
     Raises:
         ArtifactError: There are none, one is damaged, or they do not belong together.
     """
-    places = _index(path)
-    paths = _files(path) if places is None else sorted({path / place for place in places.values()})
-    files = [TensorFile(file, is_held=len(paths) <= MAX_HELD) for file in paths]
+    paths, places = find_weight_files(path)
+    if not paths:
+        kind = "a folder without any" if os.path.isdir(path) else "another file" if os.path.exists(path) else "nothing"
+        raise ArtifactError(
+            f"{path}: must be an artifact, a {SAFETENSORS_SUFFIX} file or a folder with such files, found {kind}."
+        )
+    files = [TensorFile(file, keep_open=len(paths) <= MAX_OPEN_FILES) for file in paths]
     owners = _owners(path, files)
     if places is not None:
-        _check_index(path / INDEX, places, {name: file.path.name for name, file in owners.items()})
+        _check_index(path / INDEX_FILE, places, {name: file.path.name for name, file in owners.items()})
     is_folder = os.path.isdir(path)
     companions = CompanionFiles(path) if is_copied and is_folder else None
     for file in files:
         file.file.check_in_place()
-    known = _known_layers(path) if is_folder and os.path.isfile(path / CONFIG) else None
+    known = _known_layers(path) if is_folder and os.path.isfile(path / CONFIG_FILE) else None
     model = None if known is None else Builder(framework="pytorch", kind="transformers", name="PreTrainedModel")
     return Source(
         tensors={name: _tensor(name, file, known) for name, file in owners.items()},
@@ -115,36 +112,6 @@ def _read(file: TensorFile, name: str) -> Bits:
     bits = file.read(name)
     file.file.check_unchanged()
     return bits
-
-
-def _index(path: Path) -> dict[str, str] | None:
-    """Tensor → name of its file, as an index in the folder says; ``None``: there is none."""
-    index = path / INDEX
-    if not os.path.isfile(index):
-        return None
-    found = parsed_json(read_small_file(index, MAX_INDEX_BYTES), index)
-    try:
-        return read_weight_map(found)
-    except ValueError as error:
-        raise ArtifactError(f"{index}: {error}.") from error
-
-
-def _files(path: Path) -> list[Path]:
-    """The files that count where no index says which."""
-    if path.suffix == SUFFIX and os.path.isfile(path):
-        return [path]
-    if os.path.isfile(path / SINGLE):
-        return [path / SINGLE]
-    try:
-        names = os.listdir(path) if os.path.isdir(path) else []
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}).") from error
-    if found := sorted(path / name for name in names if name.endswith(SUFFIX)):
-        return found
-    raise ArtifactError(
-        f"{path}: an artifact, a {SUFFIX} file or a folder with such files is needed, found "
-        f"{'a folder without any' if os.path.isdir(path) else 'another file' if os.path.exists(path) else 'nothing'}."
-    )
 
 
 def _known_layers(folder: Path) -> Known | None:

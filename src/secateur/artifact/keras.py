@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,20 +14,19 @@ from typing import Any
 import keras
 import numpy as np
 
+from secateur._json import parse_json
+from secateur._model_limits import ModelLimits
 from secateur._third_party import translate_errors
 from secateur._wording import format_list
-from secateur.artifact.building import Limits
-from secateur.artifact.building.keras import check_description
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import Builder
 from secateur.artifact.reader import Artifact, RawTensor
-from secateur.artifact.safetensors_file import parsed_json
 from secateur.artifact.source import Source, SourceTensor, usual_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from secateur.frameworks.keras import get_kernel, get_view, list_layers
 from secateur.planning.keras import find_candidates
 
-__all__ = ["build", "fill", "source"]
+__all__ = ["build", "check_description", "fill", "source"]
 
 DESCRIPTION = "keras.json"
 """What Keras builds the model from: its own description of the layers."""
@@ -114,7 +115,7 @@ def build(artifact: Artifact) -> keras.Model:
     """
     artifact.check_files()
     path = artifact.path / DESCRIPTION
-    description = parsed_json(artifact.read_file(DESCRIPTION), path)
+    description = parse_json(artifact.read_file(DESCRIPTION), path)
     description.pop("compile_config", None)
     with translate_errors(ModelLoadError, f"Keras cannot build a model from {str(path)!r}", REGISTER):
         check_description(description, _limits(artifact), path)
@@ -124,9 +125,40 @@ def build(artifact: Artifact) -> keras.Model:
     return fill(model, artifact)
 
 
-def _limits(artifact: Artifact) -> Limits:
+def check_description(description: Mapping[str, Any], limits: ModelLimits, path: Path) -> None:
+    """Refuse a description of a model that is larger than its weights.
+
+    The model is built once in a `keras.StatelessScope`, where variables have shapes and no values, in a thread of its
+    own: Keras keeps a list of such variables, and the numbers in the names of layers, per thread.
+
+    A description with registered classes that cannot be built this way is not checked.
+
+    Args:
+        description: What `keras.saving.serialize_keras_object` returned.
+        limits: What the model may have.
+        path: Where the description is, for the message.
+
+    Raises:
+        ArtifactError: The model is larger.
+        Exception: Keras cannot build it; the class is one of Keras's.
+    """
+    description = _without_states(description)
+    known = {name: keras.saving.get_registered_object(name) for name in _names(description)}
+    custom = {name: found for name, found in known.items() if found is not None}
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            shapes = executor.submit(_weight_shapes, description, custom).result()
+    # Classes of the user's may create variables with values, which the scope refuses.
+    except Exception:
+        if custom:
+            return
+        raise
+    limits.check(len(shapes), sum(map(math.prod, shapes)), path)
+
+
+def _limits(artifact: Artifact) -> ModelLimits:
     entries = artifact.manifest.tensors.values()
-    return Limits.for_stored(len(entries), sum(entry.count for entry in entries))
+    return ModelLimits.from_stored(len(entries), sum(entry.count for entry in entries))
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
@@ -205,3 +237,31 @@ def _description(model: keras.Model) -> dict[str, Any] | None:
 def _write_description(description: Mapping[str, Any] | None, folder: Path) -> None:
     if description is not None:
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _weight_shapes(description: Any, custom: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.deserialize_keras_object(description, custom_objects=dict(custom), safe_mode=True)
+    return [tuple(variable.shape) for variable in getattr(model, "weights", ())]
+
+
+def _without_states(description: Any) -> Any:
+    """The description without optimizers, and without states of recurrent layers, which come with values."""
+    if isinstance(description, Mapping):
+        return {
+            name: False if name == "stateful" else _without_states(found)
+            for name, found in description.items()
+            if name != "compile_config"
+        }
+    return [_without_states(found) for found in description] if isinstance(description, list) else description
+
+
+def _names(description: Any) -> Iterator[str]:
+    """Every text that may name a class that the user has registered."""
+    left = [description]
+    while left:
+        found = left.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, Mapping | list):
+            left += found.values() if isinstance(found, Mapping) else found

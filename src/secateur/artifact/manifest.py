@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,37 +12,25 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from secateur._files import FileDigest, read_small_file
+from secateur._manifest_file import FORMAT_VERSION, MANIFEST, MAX_MANIFEST_BYTES, format_manifest, parse_manifest
+from secateur._memory import explain_out_of_memory
 from secateur._wording import format_value
 from secateur.artifact.choice import MOST_SAVED
 from secateur.artifact.dtypes import DTYPES
-from secateur.artifact.files import read_small_file
-from secateur.artifact.memory import memory_for
 from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
-from secateur.artifact.safetensors_file import parsed_json
 from secateur.errors import ArtifactError, LayerError
 from secateur.frameworks.view import WeightView
 
 __all__ = [
     "FILE_NAME",
-    "FORMAT_VERSION",
-    "MANIFEST",
-    "MAX_BYTES",
     "FileEntry",
     "Layout",
     "Manifest",
     "TensorEntry",
     "explain_invalid",
-    "is_artifact",
     "packing_of",
 ]
-
-MANIFEST = "secateur.json"
-"""The file that makes a folder an artifact."""
-
-FORMAT_VERSION: Literal[1] = 1
-
-MAX_BYTES = 100_000_000
-"""Of a manifest; a hundred thousand tensors have half of that."""
 
 MOST_AXES = 64
 
@@ -291,6 +277,11 @@ class FileEntry(_Part):
     size: Size
     sha256: Digest
 
+    @property
+    def digest(self) -> FileDigest:
+        """The same, for those who read the file."""
+        return FileDigest(self.size, self.sha256)
+
 
 class Builder(_Part):
     """What the tensors belong to.
@@ -350,7 +341,7 @@ class Manifest(_Part):
             ArtifactError: There is none, it is damaged, or of a version that is not known.
         """
         path = folder / MANIFEST
-        return cls.parse(read_small_file(path, MAX_BYTES), path)
+        return cls.parse(read_small_file(path, MAX_MANIFEST_BYTES), path)
 
     @classmethod
     def parse(cls, text: bytes, path: Path) -> Self:
@@ -359,29 +350,16 @@ class Manifest(_Part):
         Raises:
             ArtifactError: It is damaged, or of a version that is not known.
         """
-        data = parsed_json(text, path)
-        version = data.get("format_version")
-        if data.get("format") == "secateur" and type(version) is int and version > FORMAT_VERSION:
-            raise ArtifactError(
-                f"{path}: has version {version} of the format, and this Secateur reads up to {FORMAT_VERSION}. "
-                f"Install a newer one."
-            )
-        if type(version) is not int:
-            raise ArtifactError(f"{path}: format_version must be a whole number, found {format_value(version)}.")
-        digest = data.pop("sha256", None)
-        if not isinstance(digest, str) or not digest.isascii() or digest != _digest(text, digest):
-            raise ArtifactError(f"{path}: was changed since it was written (its own sha256 does not match).")
+        data = parse_manifest(text, path)
         try:
-            with memory_for(f"{path}: cannot be read", len(text)):
+            with explain_out_of_memory(f"{path}: cannot be read", len(text)):
                 return cls.model_validate_json(json.dumps(data))
         except (ValidationError, RecursionError) as error:
             raise ArtifactError(f"{path}: {_explained(error)}") from error
 
     def text(self) -> str:
         """The file's content."""
-        blank = "0" * 64
-        text = json.dumps({"sha256": blank} | json.loads(self.model_dump_json(exclude_none=True)), indent=1) + "\n"
-        return text.replace(blank, _digest(text.encode(), blank), 1)
+        return format_manifest(json.loads(self.model_dump_json(exclude_none=True)))
 
     @field_validator("shards", "files")
     @classmethod
@@ -409,11 +387,6 @@ class Manifest(_Part):
         return self
 
 
-def is_artifact(folder: Path) -> bool:
-    """Whether a folder holds a manifest."""
-    return os.path.isfile(folder / MANIFEST)
-
-
 @contextmanager
 def explain_invalid(what: str) -> Iterator[None]:
     """Raise `ArtifactError` instead of pydantic's error about a part of a manifest."""
@@ -429,11 +402,6 @@ def packing_of(packing: Packing | None) -> Dense | Blocks | Groups:
         index: Literal["bitmap", "list"] = "list" if packing.is_list else "bitmap"
         return Blocks(block=packing.block, kept=packing.stored, index=index, label=packing.label)
     return Groups(count=packing.count, group=packing.group) if isinstance(packing, GroupPacking) else Dense()
-
-
-def _digest(text: bytes, written: str) -> str:
-    """SHA-256 of a manifest in which zeros stand for the digest written in it."""
-    return hashlib.sha256(text.replace(written.encode(), b"0" * len(written), 1)).hexdigest()
 
 
 def _explained(error: Exception) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from secateur._third_party import translate_errors
+from secateur._huggingface.config import check_config, read_config
+from secateur._huggingface.folders import CONFIG_FILE
+from secateur._huggingface.pytorch import build_empty_model, explain_failures, find_model_class, load_config
+from secateur._json import parse_json
+from secateur._model_limits import LIMITS_WITHOUT_WEIGHTS, ModelLimits
 from secateur._wording import format_list, format_value, suggest_name
-from secateur.artifact.building import NO_WEIGHTS, Limits, check_config, read_config
-from secateur.artifact.building.pytorch import limit_modules
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import Builder
 from secateur.artifact.reader import Artifact, RawTensor
-from secateur.artifact.safetensors_file import parsed_json
 from secateur.artifact.source import Source, SourceTensor, usual_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from secateur.frameworks import WeightView
@@ -39,8 +38,6 @@ TYPES = {name: getattr(torch, dtype.name) for name, dtype in DTYPES.items() if h
 """Name in a file → torch's type."""
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}
-
-CONFIG = "config.json"
 
 
 def source(model: nn.Module, tokenizer: Any = None) -> Source:
@@ -107,10 +104,11 @@ def build(artifact: Artifact) -> nn.Module:
         ArtifactError: A tensor is damaged, or the model is another than the one that was saved.
     """
     artifact.check_files()
-    check_config(parsed_json(artifact.read_file(CONFIG), artifact.path / CONFIG), artifact.path / CONFIG)
+    description = artifact.path / CONFIG_FILE
+    check_config(parse_json(artifact.read_file(CONFIG_FILE), description), description)
     entries = artifact.manifest.tensors.values()
-    limits = Limits.for_stored(len(entries), sum(entry.count for entry in entries))
-    with artifact.extract(CONFIG) as folder:
+    limits = ModelLimits.from_stored(len(entries), sum(entry.count for entry in entries))
+    with artifact.extract(CONFIG_FILE) as folder:
         declared = _declared(folder, artifact.path, limits)
         if declared is not None and set(artifact) <= set(declared):
             _check_names(declared, artifact)
@@ -146,11 +144,11 @@ def described_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | N
         ModelLoadError: transformers cannot build it.
         ArtifactError: The description counts more layers or the like than any model has.
     """
-    with _explained(folder):
-        config = read_config(folder / CONFIG)
-    check_config(config, folder / CONFIG)
+    with explain_failures(folder):
+        config = read_config(folder / CONFIG_FILE)
+    check_config(config, folder / CONFIG_FILE)
     with torch.device("meta"):
-        model: Any = _empty(folder, folder, NO_WEIGHTS)
+        model: Any = _empty(folder, folder, LIMITS_WITHOUT_WEIGHTS)
     layers = _layers(model)
     found = dict.fromkeys(_state(model)) | {
         name: (get_view(one.module), one.name, not one.is_output) for name, one in layers.items()
@@ -288,9 +286,9 @@ def _from_checkpoint(architecture: Any, artifact: Artifact) -> nn.Module:
     """A model whose tensors have the names that checkpoints give them, which transformers turns into its own."""
     tensors = {name: to_torch(artifact[name]) for name in artifact}
     model: nn.Module
-    with artifact.extract(CONFIG) as folder, _explained(artifact.path):
+    with artifact.extract(CONFIG_FILE) as folder, explain_failures(artifact.path):
         model, found = architecture.from_pretrained(
-            None, config=_config(folder), state_dict=tensors, dtype="auto", output_loading_info=True
+            None, config=load_config(folder), state_dict=tensors, dtype="auto", output_loading_info=True
         )
     if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]:
         raise ArtifactError(
@@ -299,33 +297,7 @@ def _from_checkpoint(architecture: Any, artifact: Artifact) -> nn.Module:
     return model.eval()
 
 
-class _Uninitialized(TorchFunctionMode):
-    """Leaves new weights as they come: they are filled next."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return function(*args, **(kwargs or {}))
-
-
-def _config(folder: Path) -> Any:
-    import transformers
-
-    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _architecture(config: Any) -> Any:
-    """The class of models that a configuration names, which must be one of transformers' own."""
-    import transformers
-
-    name = (config.architectures or (None,))[0]
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise ArtifactError(f"{format_value(name)} is no model of transformers")
-    return found
-
-
-def _declared(folder: Path, shown: Path, limits: Limits) -> dict[str, torch.Tensor] | None:
+def _declared(folder: Path, shown: Path, limits: ModelLimits) -> dict[str, torch.Tensor] | None:
     """Names and shapes of the model that a folder describes; ``None``: it cannot be built on the meta device.
 
     Raises:
@@ -340,7 +312,7 @@ def _declared(folder: Path, shown: Path, limits: Limits) -> dict[str, torch.Tens
         return None
 
 
-def _empty(folder: Path, shown: Path, limits: Limits) -> nn.Module:
+def _empty(folder: Path, shown: Path, limits: ModelLimits) -> nn.Module:
     """The model that a folder's configuration describes; its saved tensors have no values yet.
 
     Args:
@@ -348,25 +320,10 @@ def _empty(folder: Path, shown: Path, limits: Limits) -> nn.Module:
         shown: The folder that errors name.
         limits: What the model may have.
     """
-    with _explained(shown), limit_modules(limits, shown / CONFIG):
-        config = _config(folder)
-        architecture = _architecture(config)
-        dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
-        with _Uninitialized(), default_dtype(dtype):
-            model: nn.Module = architecture(config)
-    return model
-
-
-def _explained(folder: Path) -> AbstractContextManager[None]:
-    return translate_errors(ModelLoadError, f"transformers cannot build a model from {str(folder)!r}")
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """While this is open, new tensors of floating point are of that type."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with explain_failures(shown):
+        config = load_config(folder)
+        model_class = find_model_class(config)
+        if model_class is None:
+            name = (config.architectures or (None,))[0]
+            raise ArtifactError(f"{format_value(name)} is not a model of transformers")
+        return build_empty_model(model_class, config, limits, shown / CONFIG_FILE)

@@ -11,13 +11,15 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
+from secateur._files import MAX_OPEN_FILES, as_path, read_small_file
+from secateur._folders import lock_for_reading
+from secateur._huggingface.companions import Companion
+from secateur._huggingface.folders import INDEX_SUFFIX
+from secateur._manifest_file import MANIFEST, MAX_MANIFEST_BYTES, is_artifact
+from secateur._memory import explain_out_of_memory
 from secateur._wording import format_list, format_value, suggest_name
-from secateur.artifact.companions import INDEX_SUFFIX, Companion
 from secateur.artifact.dtypes import Bits
-from secateur.artifact.files import MAX_HELD, as_path, read_small_file
-from secateur.artifact.folder import read_lock
-from secateur.artifact.manifest import MANIFEST, MAX_BYTES, Manifest, TensorEntry, is_artifact
-from secateur.artifact.memory import memory_for
+from secateur.artifact.manifest import Manifest, TensorEntry
 from secateur.artifact.packing import Packing
 from secateur.artifact.rows import disk_bytes
 from secateur.artifact.safetensors_file import TensorFile
@@ -102,16 +104,16 @@ class Artifact(Mapping[str, RawTensor]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = as_path(path)
-        with read_lock(self.path):
+        with lock_for_reading(self.path):
             if not is_artifact(self.path):
                 raise ArtifactError(f"{self.path}: no artifact: there is no file {MANIFEST!r} in it.")
-            text = read_small_file(self.path / MANIFEST, MAX_BYTES)
+            text = read_small_file(self.path / MANIFEST, MAX_MANIFEST_BYTES)
             self.manifest = Manifest.parse(text, self.path / MANIFEST)
             shards, files = self.manifest.shards, self.manifest.files
-            is_held = len(shards) + len(files) <= MAX_HELD
-            self._shards = {name: self._opened(name, size, is_held=is_held) for name, size in shards.items()}
+            keep_open = len(shards) + len(files) <= MAX_OPEN_FILES
+            self._shards = {name: self._opened(name, size, keep_open=keep_open) for name, size in shards.items()}
             self._companions = {
-                name: Companion(self.path / name, entry, is_held=is_held) for name, entry in files.items()
+                name: Companion(self.path / name, entry.digest, keep_open=keep_open) for name, entry in files.items()
             }
         self.disk_bytes = disk_bytes(self.manifest, len(text))
         self._check_places()
@@ -168,7 +170,7 @@ class Artifact(Mapping[str, RawTensor]):
         Raises:
             ArtifactError: The manifest does not list it, or it is missing, was changed or is too large.
         """
-        return self._companion(name).text(MAX_FILE_BYTES)
+        return self._companion(name).read_bytes(MAX_FILE_BYTES)
 
     def copy_files(self, folder: Path) -> None:
         """Copy the files beside the shards, proved, but for an index of dense shards.
@@ -200,7 +202,7 @@ class Artifact(Mapping[str, RawTensor]):
 
     def _dense(self, name: str, packed: PackedTensor) -> Bits:
         entry = self.entry(name)
-        with memory_for(f"{self.path}: tensor {format_value(name)} cannot be unpacked", entry.dense_bytes):
+        with explain_out_of_memory(f"{self.path}: tensor {format_value(name)} cannot be unpacked", entry.dense_bytes):
             try:
                 return packed.dense()
             except ArtifactError as error:
@@ -225,8 +227,8 @@ class Artifact(Mapping[str, RawTensor]):
     def _file(self, entry: TensorEntry) -> TensorFile:
         return self._shards[entry.file]
 
-    def _opened(self, name: str, size: int, *, is_held: bool) -> TensorFile:
-        file = TensorFile(self.path / name, is_held=is_held)
+    def _opened(self, name: str, size: int, *, keep_open: bool) -> TensorFile:
+        file = TensorFile(self.path / name, keep_open=keep_open)
         if file.size != size:
             raise ArtifactError(f"{file.path}: must have {size:,} bytes, found {file.size:,}.")
         return file

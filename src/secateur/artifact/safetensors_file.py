@@ -20,26 +20,27 @@ from typing import Any
 
 import numpy as np
 
+from secateur._files import FileReader
+from secateur._json import parse_json
+from secateur._memory import explain_out_of_memory
 from secateur._wording import format_value, suggest_name
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.files import FileReader
-from secateur.artifact.memory import memory_for
 from secateur.errors import ArtifactError
 
-__all__ = ["METADATA", "StoredTensor", "TensorFile", "parsed_json", "write_tensor_file"]
+__all__ = ["METADATA", "StoredTensor", "TensorFile", "write_tensor_file"]
 
 LENGTH_BYTES = 8
 
 METADATA = "__metadata__"
 """In a header, what is no tensor."""
 
-MOST_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
 ALIGNMENT = 8
 """The header is padded with spaces so that the data begin at a multiple of this."""
 
-MOST_AXES = 64
+MAX_AXES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ class TensorFile(Mapping[str, StoredTensor]):
 
     Args:
         path: The file.
-        is_held: Whether it stays open, so that what is read later is of the same file if another takes its name.
+        keep_open: Whether it stays open, so that what is read later is of the same file if another takes its name.
 
     Attributes:
         path: The file.
@@ -74,9 +75,9 @@ class TensorFile(Mapping[str, StoredTensor]):
         ArtifactError: It is none, or damaged; the message says where.
     """
 
-    def __init__(self, path: Path, *, is_held: bool = True) -> None:
+    def __init__(self, path: Path, *, keep_open: bool = True) -> None:
         self.path = path
-        self.file = FileReader(path, is_held=is_held)
+        self.file = FileReader(path, keep_open=keep_open)
         self._data_start, header = self._header()
         self.metadata = header.pop(METADATA, {})
         if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
@@ -107,7 +108,7 @@ class TensorFile(Mapping[str, StoredTensor]):
         tensor = self._tensors[name]
         dtype = DTYPES[tensor.dtype]
         size = tensor.stop - tensor.start
-        with memory_for(f"{self.path}: tensor {format_value(name)} cannot be read", size):
+        with explain_out_of_memory(f"{self.path}: tensor {format_value(name)} cannot be read", size):
             try:
                 bits = np.empty(size // dtype.size, dtype.bits).reshape(tensor.shape)
             except ValueError as error:
@@ -118,14 +119,14 @@ class TensorFile(Mapping[str, StoredTensor]):
 
     def _header(self) -> tuple[int, dict[str, Any]]:
         length = int.from_bytes(self._bytes(0, LENGTH_BYTES), "little")
-        most = min(self.size - LENGTH_BYTES, MOST_HEADER_BYTES)
+        most = min(self.size - LENGTH_BYTES, MAX_HEADER_BYTES)
         if not 2 <= length <= most:
             raise self._damaged(f"the header must have 2 to {max(most, 2):,} bytes, found {length:,}")
-        header = parsed_json(self._bytes(LENGTH_BYTES, length), self.path)
+        header = parse_json(self._bytes(LENGTH_BYTES, length), self.path)
         return LENGTH_BYTES + length, header
 
     def _bytes(self, start: int, length: int) -> bytes:
-        with memory_for(f"{self.path}: the header cannot be read", length):
+        with explain_out_of_memory(f"{self.path}: the header cannot be read", length):
             buffer = bytearray(length)
         return bytes(buffer[: self.file.read_into(memoryview(buffer), start)])
 
@@ -140,7 +141,7 @@ class TensorFile(Mapping[str, StoredTensor]):
             raise self._damaged(
                 f"tensor {format_value(name)} has dtype {format_value(dtype)}, which is not known.{like}", end=""
             )
-        if not _are_sizes(shape) or len(shape) > MOST_AXES:
+        if not _are_sizes(shape) or len(shape) > MAX_AXES:
             raise self._damaged(
                 f"tensor {format_value(name)} has the shape {format_value(shape)}, which must be a list of sizes"
             )
@@ -172,23 +173,6 @@ class TensorFile(Mapping[str, StoredTensor]):
         return ArtifactError(f"{self.path}: no valid safetensors file: {what}{end}")
 
 
-def parsed_json(text: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object in which no key stands twice.
-
-    Raises:
-        ArtifactError: It is none.
-    """
-    try:
-        with memory_for(f"{path}: cannot be read", len(text)):
-            found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refused)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ArtifactError(f"{path}: no valid JSON ({reason}).") from error
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{path}: a JSON object is needed, found {type(found).__name__}.")
-    return found
-
-
 def write_tensor_file(
     path: Path, entries: Mapping[str, tuple[str, tuple[int, ...]]], read: Callable[[], Iterable[Bits]]
 ) -> None:
@@ -217,14 +201,3 @@ def write_tensor_file(
 
 def _are_sizes(found: Any) -> bool:
     return isinstance(found, list) and all(type(size) is int and 0 <= size < 1 << 63 for size in found)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _refused(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")

@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur._array import count_true
+from secateur._files import as_path
+from secateur._folders import lock_for_reading
+from secateur._manifest_file import is_artifact
+from secateur._memory import OutOfMemoryError, explain_out_of_memory
 from secateur._wording import format_value
 from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.files import as_path
-from secateur.artifact.folder import read_lock
 from secateur.artifact.foreign import foreign_source
-from secateur.artifact.manifest import Claim, TensorEntry, explain_invalid, is_artifact
-from secateur.artifact.memory import OutOfMemoryError, memory_for
+from secateur.artifact.manifest import Claim, TensorEntry, explain_invalid
 from secateur.artifact.proof import fits, unfounded, violation
 from secateur.artifact.reader import Artifact
 from secateur.artifact.report import ArtifactReport
@@ -157,7 +158,7 @@ def convert(
 
 
 def _is_artifact(path: Path) -> bool:
-    with read_lock(path):
+    with lock_for_reading(path):
         return is_artifact(path)
 
 
@@ -169,7 +170,9 @@ def _problems(artifact: Artifact) -> Iterator[tuple[str, str]]:
     """Tensors that are not what the manifest says of them."""
     for name, entry in artifact.manifest.tensors.items():
         try:
-            with memory_for(f"{artifact.path}: tensor {format_value(name)} cannot be verified", entry.dense_bytes):
+            with explain_out_of_memory(
+                f"{artifact.path}: tensor {format_value(name)} cannot be verified", entry.dense_bytes
+            ):
                 problem = _problem(artifact, name, entry)
         except OutOfMemoryError:
             raise
@@ -224,7 +227,7 @@ def _without_pattern(
     problems = {}
     for name, view in weights.items():
         entry = entries[name]
-        with memory_for(f"tensor {format_value(name)} cannot be verified", entry.dense_bytes):
+        with explain_out_of_memory(f"tensor {format_value(name)} cannot be verified", entry.dense_bytes):
             problem = violation(pattern, view, DTYPES[entry.dtype].nonzero(read[name]()))
         if problem:
             problems[name] = f"not {pattern!r}: {problem}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from secateur._array import count_true
+from secateur._files import as_path, digest_file
+from secateur._folders import replace_folder
+from secateur._huggingface.companions import check_size
+from secateur._huggingface.folders import INDEX_FILE, WEIGHTS_FILE, format_index, name_shard
+from secateur._manifest_file import MANIFEST
+from secateur._memory import explain_out_of_memory
 from secateur._wording import format_value
 from secateur.artifact.choice import choose
-from secateur.artifact.companions import check_size
 from secateur.artifact.dtypes import DTYPES, Bits
-from secateur.artifact.files import as_path, sized_digest
-from secateur.artifact.folder import replace_folder
 from secateur.artifact.manifest import (
     FILE_NAME,
-    MANIFEST,
     Claim,
     FileEntry,
     Layout,
@@ -31,20 +32,16 @@ from secateur.artifact.manifest import (
     explain_invalid,
     packing_of,
 )
-from secateur.artifact.memory import memory_for
 from secateur.artifact.proof import violation
 from secateur.artifact.safetensors_file import METADATA, write_tensor_file
 from secateur.artifact.source import Source, SourceTensor
 from secateur.errors import ArtifactError, SecateurError
 from secateur.patterns.recognition import NonzeroMask
 
-__all__ = ["INDEX", "SHARD_BYTES", "digest", "examined", "names_of_artifact", "write"]
+__all__ = ["SHARD_BYTES", "digest", "examined", "names_of_artifact", "write"]
 
 SHARD_BYTES = 4 << 30
 """Bytes of tensors in one shard, unless a single tensor has more."""
-
-INDEX = "model.safetensors.index.json"
-"""What transformers calls the file that says which dense tensor is in which shard."""
 
 ALIGNMENT = 8
 """Bytes of which a tensor must have a multiple for the next to begin at one."""
@@ -91,7 +88,7 @@ def write(
         for file, names in shards.items():
             _write_shard(folder / file, {name: (tensors[name], source.tensors[name]) for name in names})
         if dense and len(shards) > 1:
-            write_text(folder / INDEX, _index(tensors))
+            write_text(folder / INDEX_FILE, _index(tensors))
         with explain_invalid("the model"):
             manifest = Manifest(
                 written_by=_program(),
@@ -113,7 +110,7 @@ def examined(name: str, tensor: SourceTensor, claim: Claim | None = None, *, den
         ArtifactError: The tensor is not what a claim says, no manifest can describe it, or memory does not suffice.
     """
     what = f"tensor {format_value(name)}"
-    with memory_for(what, math.prod(tensor.shape) * DTYPES[tensor.dtype].size), explain_invalid(what):
+    with explain_out_of_memory(what, math.prod(tensor.shape) * DTYPES[tensor.dtype].size), explain_invalid(what):
         return _examined(tensor, claim, dense=dense)
 
 
@@ -212,11 +209,9 @@ def _shards(entries: Mapping[str, TensorEntry], limit: int, *, dense: bool) -> d
         parts[-1].append(name)
         filled += entry.stored_bytes
     if dense and len(parts) == 1:
-        return {"model.safetensors": parts[0]}
+        return {WEIGHTS_FILE: parts[0]}
     stem = "model" if dense else "packed"
-    return {
-        f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors": names for number, names in enumerate(parts, start=1)
-    }
+    return {name_shard(number, len(parts), stem): names for number, names in enumerate(parts, start=1)}
 
 
 def _write_shard(path: Path, tensors: Mapping[str, tuple[TensorEntry, SourceTensor]]) -> None:
@@ -240,7 +235,7 @@ def _stored(tensors: Iterable[tuple[TensorEntry, SourceTensor]]) -> Iterator[Bit
 
 def _parts(entry: TensorEntry, tensor: SourceTensor) -> tuple[Bits, ...]:
     """What a shard holds of a tensor."""
-    with memory_for(f"layer {entry.layer!r}: its weight cannot be packed", entry.dense_bytes):
+    with explain_out_of_memory(f"layer {entry.layer!r}: its weight cannot be packed", entry.dense_bytes):
         bits, packer = tensor.read(), entry.packer
         if packer is None or entry.view is None:
             return (bits,)
@@ -249,13 +244,12 @@ def _parts(entry: TensorEntry, tensor: SourceTensor) -> tuple[Bits, ...]:
 
 def _index(tensors: Mapping[str, TensorEntry]) -> str:
     total = sum(tensor.dense_bytes for tensor in tensors.values())
-    places = {name: tensor.file for name, tensor in sorted(tensors.items())}
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=1) + "\n"
+    return format_index({name: tensor.file for name, tensor in tensors.items()}, total)
 
 
 def _files(folder: Path, shards: Mapping[str, Sequence[str]]) -> dict[str, FileEntry]:
-    digests = {name: sized_digest(folder / name) for name in _names_in(folder) if name not in shards}
-    return {name: FileEntry(size=size, sha256=sha256) for name, (size, sha256) in digests.items()}
+    digests = {name: digest_file(folder / name) for name in _names_in(folder) if name not in shards}
+    return {name: FileEntry(size=digest.size, sha256=digest.sha256) for name, digest in digests.items()}
 
 
 def _names_in(folder: Path) -> list[str]:

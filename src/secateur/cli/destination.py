@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from secateur._manifest_file import MANIFEST
 from secateur._wording import format_value
-from secateur.artifact.manifest import MANIFEST
 from secateur.cli.progress import say
 from secateur.errors import ConfigError, StateError
 from secateur.oneshot.run_folder import FINISHED, RUN, is_run_folder, remove_run_folder

@@ -60,7 +60,7 @@ def inspect(
 
 def _found(source: str, weights: Path | None) -> Any:
     """A path to read tensors from, or a model."""
-    from secateur.artifact.manifest import MANIFEST
+    from secateur._manifest_file import MANIFEST
     from secateur.models import load_trained, transformers_path
 
     path = Path(source)

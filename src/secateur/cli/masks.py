@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from secateur._manifest_file import MANIFEST
 from secateur.artifact import Artifact, TensorRow
 from secateur.artifact.dtypes import DTYPES
 from secateur.artifact.foreign import foreign_source
-from secateur.artifact.manifest import MANIFEST
 from secateur.frameworks import import_leaf
 from secateur.frameworks.view import WeightView
 from secateur.report import Mask

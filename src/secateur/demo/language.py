@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 import secateur
+from secateur._huggingface.pytorch import import_transformers_quietly
 from secateur._packages import find_package_folder, require_packages
 from secateur.errors import MissingPackageError
 from secateur.models.pytorch.batches import evenly
-from secateur.models.pytorch.hub import quiet_transformers
 from secateur.oneshot import Calibration
 from secateur.oneshot.calibration import Progress
 from secateur.oneshot.report import CalibratedReport
@@ -69,7 +69,7 @@ class LanguageModel:
             raise MissingPackageError(
                 f"This needs the package {PACKAGE!r}, which is not installed. Install it with: {INSTALL}", name=PACKAGE
             )
-        transformers = quiet_transformers()
+        transformers = import_transformers_quietly()
         given = {"gguf_file": FILE, "local_files_only": True}
         with redirect_stderr(io.StringIO()):  # one of its bars asks no setting
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)

@@ -12,9 +12,9 @@ from pydoc_data.topics import topics
 import torch
 
 import secateur
+from secateur._huggingface.pytorch import import_transformers_quietly
 from secateur._packages import find_package_folder, require_packages
 from secateur.demo.digits import Case
-from secateur.models.pytorch.hub import quiet_transformers
 from secateur.training import PruningReport
 
 __all__ = ["CASES", "PACKAGE", "Comparison", "Encoder", "compare", "english_sentences", "unrelated_cosine"]
@@ -55,7 +55,7 @@ class Encoder:
 
     def __init__(self) -> None:
         require_packages("transformers", PACKAGE, extra="demo")
-        transformers = quiet_transformers()
+        transformers = import_transformers_quietly()
         folder = find_package_folder(PACKAGE, "model")
         assert folder is not None
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

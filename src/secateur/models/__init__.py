@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from secateur._manifest_file import MANIFEST
 from secateur._packages import find_package_file, find_package_folder, require_keras, require_packages
 from secateur.artifact import Artifact, load
-from secateur.artifact.manifest import MANIFEST
 from secateur.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from secateur.frameworks import detect_framework
 from secateur.models.code import from_code

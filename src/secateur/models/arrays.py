@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from secateur._files import open_file
 from secateur._third_party import translate_errors
 from secateur._wording import format_value
 from secateur.artifact.archives import check_zip
-from secateur.artifact.files import open_file
 from secateur.errors import ArtifactError, CalibrationError
 
 __all__ = ["read_arrays"]

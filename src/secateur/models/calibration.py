@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur._files import read_small_file
 from secateur._third_party import translate_errors
 from secateur._wording import format_count
-from secateur.artifact.files import read_small_file
 from secateur.errors import CalibrationError, ConfigError
 from secateur.models.text import documentation
 from secateur.models.trained import TrainedModel

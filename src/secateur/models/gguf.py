@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import BinaryIO
 
-from secateur.artifact.files import open_file
+from secateur._files import open_file
 from secateur.errors import ArtifactError
 
 __all__ = ["check_gguf"]

@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 import keras
 
+from secateur._files import open_file
+from secateur._json import parse_json
+from secateur._model_limits import ModelLimits
 from secateur._third_party import translate_errors
 from secateur.artifact.archives import check_hdf5, check_zip
-from secateur.artifact.building import Limits
-from secateur.artifact.building.keras import check_description
-from secateur.artifact.files import open_file
-from secateur.artifact.safetensors_file import parsed_json
+from secateur.artifact.keras import check_description
 from secateur.errors import ArtifactError, ModelLoadError
 
 __all__ = ["fill_keras", "from_file"]
@@ -56,9 +56,9 @@ def _check_archive(held: BinaryIO, file: Path) -> None:
     if absent := [name for name in (CONFIG, HDF5) if name not in members]:
         raise ArtifactError(f"it has no {absent[0]}")
     with zipfile.ZipFile(held) as archive:
-        description = parsed_json(archive.read(CONFIG), file)
+        description = parse_json(archive.read(CONFIG), file)
         sizes = _sizes(io.BytesIO(archive.read(HDF5)), file, held.seek(0, io.SEEK_END))
-    check_description(description, Limits.for_stored(len(sizes), sum(sizes)), file)
+    check_description(description, ModelLimits.from_stored(len(sizes), sum(sizes)), file)
 
 
 def _sizes(held: BinaryIO, file: Path, stored: int) -> list[int]:

@@ -5,29 +5,31 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur._third_party import translate_errors
+from secateur._huggingface.companions import CompanionFiles
+from secateur._huggingface.pytorch import (
+    build_empty_model,
+    explain_failures,
+    find_model_class,
+    get_source,
+    import_transformers_quietly,
+    limit_modules,
+    load_config,
+)
+from secateur._manifest_file import is_artifact
+from secateur._model_limits import LIMITS_WITHOUT_WEIGHTS
 from secateur._wording import format_count, format_list, format_value
 from secateur.artifact import Artifact
-from secateur.artifact.building import NO_WEIGHTS
-from secateur.artifact.building.pytorch import limit_modules
-from secateur.artifact.companions import CompanionFiles
-from secateur.artifact.manifest import is_artifact
 from secateur.errors import ArtifactError, ModelLoadError
 from secateur.models.pytorch.checks import check_files, stored_limits
-from secateur.models.pytorch.hub import quiet_transformers
 
 __all__ = ["Companions", "architecture", "tokenizer_of", "trained"]
-
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""What every call into transformers is given: nothing is downloaded, and no code in a folder runs."""
-
 
 NO_TOKENIZER = (
     "Save the model's tokenizer there with tokenizer.save_pretrained, or give inputs as a .npz or .safetensors file."
@@ -44,15 +46,12 @@ def architecture(path: Path) -> nn.Module:
         ModelLoadError: transformers does not know the architecture, it fails to build it, or the model has more layers
             than any has.
     """
-    transformers = quiet_transformers()
-    with _explained(path):
+    import_transformers_quietly()
+    with explain_failures(path):
         check_files(path)
-        folder, given = _placed(path)
-        config = transformers.AutoConfig.from_pretrained(folder, **given)
-        with torch.device("meta"), limit_modules(NO_WEIGHTS, path):
-            found = _model_class(config, path)
-            model: nn.Module = found.from_config(config) if hasattr(found, "from_config") else found(config)
-        return model
+        config = load_config(path)
+        with torch.device("meta"):
+            return build_empty_model(_choose_model_class(config, path), config, LIMITS_WITHOUT_WEIGHTS, path)
 
 
 def trained(path: Path) -> nn.Module:
@@ -64,14 +63,13 @@ def trained(path: Path) -> nn.Module:
         ModelLoadError: transformers cannot read it, some of the model's weights are not there, or it describes a larger
             model than it has weights for.
     """
-    transformers = quiet_transformers()
-    with _explained(path), redirect_stderr(io.StringIO()):  # some bars ask no setting
+    import_transformers_quietly()
+    with explain_failures(path), redirect_stderr(io.StringIO()):  # some bars ask no setting
         check_files(path)
-        folder, given = _placed(path)
-        config = transformers.AutoConfig.from_pretrained(folder, **given)
-        found = _model_class(config, path)
+        folder, options = get_source(path)
+        model_class = _choose_model_class(load_config(path), path)
         with limit_modules(stored_limits(path), path):
-            model, told = found.from_pretrained(folder, **given, output_loading_info=True)
+            model, told = model_class.from_pretrained(folder, **options, output_loading_info=True)
     if missing := sorted(told["missing_keys"]):
         raise ModelLoadError(
             f"{str(path)!r} has no weights for {format_list(map(format_value, missing))} of {type(model).__name__}. "
@@ -97,11 +95,11 @@ def tokenizer_of(path: Path) -> Any:
             that knows no word.
         ArtifactError: The folder is an artifact, and a file is not the one that its manifest lists.
     """
-    transformers = quiet_transformers()
-    with _proved(path) as place, _explained(path, "read a tokenizer", NO_TOKENIZER):
+    transformers = import_transformers_quietly()
+    with _proved(path) as place, explain_failures(path, "read a tokenizer", NO_TOKENIZER):
         check_files(place)
-        folder, given = _placed(place)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
+        folder, options = get_source(place)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         if path.is_dir():
             _check_tokenizer_files(tokenizer, place)
         return tokenizer
@@ -146,19 +144,12 @@ class Companions:
             self._files.copy(Path(folder))
 
 
-def _placed(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder, and how transformers is to read from it."""
-    return (path.parent, LOCAL | {"gguf_file": path.name}) if path.is_file() else (path, LOCAL)
+def _choose_model_class(config: Any, path: Path) -> Any:
+    """The class that reads a model: the architecture itself, or one of transformers that chooses it."""
+    import transformers
 
-
-def _model_class(config: Any, path: Path) -> Any:
-    """The class that reads the model: the architecture itself, or one that knows which."""
-    transformers = quiet_transformers()
-    for name in config.architectures or ():
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
-    return transformers.AutoModelForCausalLM if path.is_file() else transformers.AutoModel
+    general = transformers.AutoModelForCausalLM if path.is_file() else transformers.AutoModel
+    return find_model_class(config) or general
 
 
 def _forget_quantization(model: Any) -> None:
@@ -169,7 +160,3 @@ def _forget_quantization(model: Any) -> None:
         del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
         model.config.architectures = [type(model).__name__]
-
-
-def _explained(path: Path, what: str = "build a model", hint: str = "") -> AbstractContextManager[None]:
-    return translate_errors(ModelLoadError, f"transformers cannot {what} from {str(path)!r}", hint)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from secateur.artifact.companions import CODE, COPIED, CompanionFiles
+from secateur._huggingface.companions import CODE_SUFFIXES, COMPANION_SUFFIXES, CompanionFiles
+from secateur._huggingface.folders import INDEX_FILE, format_index, name_shard
 from secateur.errors import StateError
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.oneshot.pytorch.tensor_files import AGAIN, read_header, read_tensors, write_tensors, write_text
-from secateur.oneshot.pytorch.weight_files import INDEX, SUFFIX, read_weight_header
+from secateur.oneshot.pytorch.weight_files import read_weight_header
 from secateur.oneshot.pytorch.weight_storage import FileStorage
 from secateur.oneshot.run_folder import RUN
 
@@ -34,7 +35,9 @@ class CheckpointRecord(RunRecord):
     def __init__(self, folder: str | Path, described: Mapping[str, Any], storage: FileStorage) -> None:
         source = storage.files.path
         # Opened before anything is pruned, so that a file that must not be copied is told of at once.
-        self._companions = CompanionFiles(source, COPIED | CODE, {RUN}) if source.is_dir() else None
+        self._companions = (
+            CompanionFiles(source, COMPANION_SUFFIXES | CODE_SUFFIXES, {RUN}) if source.is_dir() else None
+        )
         self.storage = storage
         super().__init__(folder, described)
 
@@ -54,8 +57,7 @@ class CheckpointRecord(RunRecord):
         if self._companions is not None:
             self._companions.copy(self.folder)
         places = {name: path.name for path in shards for name in read_weight_header(path)}
-        index = {"metadata": {"total_size": sum(map(_data_bytes, shards))}, "weight_map": dict(sorted(places.items()))}
-        write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+        write_text(self.folder / INDEX_FILE, format_index(places, sum(map(_data_bytes, shards))))
 
     def is_done(self, stage: int) -> bool:
         """See `RunRecord.is_done`."""
@@ -80,7 +82,7 @@ class CheckpointRecord(RunRecord):
         return self.folder / f"{stage:05d}.done.state"
 
     def _done(self, stage: int) -> Path:
-        return self.folder / f"model-{stage + 1:05d}-of-{len(self.storage.blocks) + 1:05d}{SUFFIX}"
+        return self.folder / name_shard(stage + 1, len(self.storage.blocks) + 1)
 
 
 def _data_bytes(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -10,19 +9,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from secateur._shards import read_weight_map
+from secateur._huggingface.folders import INDEX_FILE, SAFETENSORS_SUFFIX, find_weight_files
 from secateur._wording import format_list
-from secateur.errors import ModelLoadError
+from secateur.errors import ArtifactError, ModelLoadError
 
-__all__ = ["INDEX", "SUFFIX", "FilteredTensors", "WeightFiles", "read_weight_header"]
-
-INDEX = "model.safetensors.index.json"
-"""What transformers calls the file that says which weights are where."""
-
-SINGLE = "model.safetensors"
-"""What transformers calls the file that holds all weights."""
-
-SUFFIX = ".safetensors"
+__all__ = ["FilteredTensors", "WeightFiles", "read_weight_header"]
 
 
 class WeightFiles(Mapping[str, torch.Tensor]):
@@ -53,7 +44,7 @@ class WeightFiles(Mapping[str, torch.Tensor]):
         if twice := [name for name, count in names.items() if count > 1]:
             raise ModelLoadError(
                 f"{format_list(map(repr, twice))} stand in several files of {str(self.path)!r}. Leave one of each, or "
-                f"add {INDEX!r}, which says which files count."
+                f"add {INDEX_FILE!r}, which says which files count."
             )
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -98,20 +89,16 @@ class FilteredTensors(Mapping[str, torch.Tensor]):
 
 
 def _files(path: Path) -> Collection[Path]:
-    """The files that count."""
-    if path.is_file() and path.suffix == SUFFIX:
-        return [path]
-    if (path / INDEX).is_file():
-        try:
-            places = read_weight_map(json.loads((path / INDEX).read_bytes()))
-        except (OSError, ValueError, RecursionError) as error:
-            raise _damaged(path / INDEX, error) from error
-        return [path / name for name in sorted(set(places.values()))]
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
-    if found := sorted(path.glob(f"*{SUFFIX}")):
-        return found
-    raise ModelLoadError(f"weights must be a {SUFFIX} file or a folder with such files, found {str(path)!r}.")
+    """The files that hold weights."""
+    try:
+        files, _ = find_weight_files(path)
+    except ArtifactError as error:
+        raise ModelLoadError(str(error)) from error
+    if not files:
+        raise ModelLoadError(
+            f"weights must be a {SAFETENSORS_SUFFIX} file or a folder with such files, found {str(path)!r}."
+        )
+    return files
 
 
 def read_weight_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -1,4 +1,4 @@
-"""A folder that changes as a whole or not at all."""
+"""Folders that are replaced completely or not at all, and read as they were at one moment."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from secateur._locks import lock_folder, try_lock_folder
 from secateur._wording import format_list
 from secateur.errors import ArtifactError
 
-__all__ = ["read_lock", "replace_folder", "sync"]
+__all__ = ["lock_for_reading", "replace_folder", "sync_folder"]
 
-NEW = ".secateur-new"
-"""Begins the name of a folder that is being written beside the one that it is to become."""
+NEW_PREFIX = ".secateur-new"
+"""Begins the name of a folder that is being written, beside the one that it will replace."""
 
-OLD = ".secateur-old"
-"""Begins the name of the folder that is replaced, for the moment between the two renamings."""
+OLD_PREFIX = ".secateur-old"
+"""Begins the name of a folder that is being replaced, between the two renames."""
 
-RANDOM = "[a-z0-9_]{8}"
-"""What `mkdtemp` puts behind a name."""
+RANDOM_SUFFIX = "[a-z0-9_]{8}"
+"""What `mkdtemp` appends to a name."""
 
 
 @contextmanager
-def replace_folder(target: Path, own: Callable[[Path], set[str] | None]) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` when this closes without an error.
+def replace_folder(target: Path, list_owned: Callable[[Path], set[str] | None]) -> Iterator[Path]:
+    """Yield a new folder to write into, which replaces `target` when the block ends without an error.
 
-    Whenever the process is killed, `target` is what it was or what it was to become; `read_lock` restores it from the
-    only moment in which it has no name.
+    Whenever the process is killed, `target` is the old folder or the new one. Between two renames it has no name;
+    `lock_for_reading` restores it from there.
 
     Args:
         target: The folder.
-        own: Of an existing folder, the files in it that may go; ``None``: the folder must not be replaced. All else in
-            it moves into the new one.
+        list_owned: Lists the files of an existing folder that may be deleted; ``None``: the folder must not be
+            replaced. All other files in it move into the new one.
 
     Raises:
         ArtifactError: `target` is something else, cannot be written, or is locked by another process.
     """
     target = Path(os.path.realpath(target))
-    _refuse_strangers(target, own)
-    with _begun(target) as new:
+    _check_replaceable(target, list_owned)
+    with _create_folder(target) as new:
         try:
             yield new
             _sync_all(new)
             with lock_folder(target.parent):
                 _recover(target)
                 if target.is_dir():
-                    _carry_over(target, new, own(target) or set())
+                    _move_other_files(target, new, list_owned(target) or set())
                 _sync_all(new)
                 _swap(new, target)
         except OSError as error:
-            raise ArtifactError(f"{target}: cannot be written ({error}). It is as it was.") from error
+            raise ArtifactError(f"{target}: cannot be written ({error}). It is unchanged.") from error
 
 
 @contextmanager
-def read_lock(target: Path) -> Iterator[None]:
-    """Keep a folder from being replaced while this is open; others may read it at the same time.
+def lock_for_reading(target: Path) -> Iterator[None]:
+    """Keep a folder from being replaced while it is read; other processes may read it at the same time.
 
-    A folder that lost its name to a process that was killed while it replaced it gets its name back.
+    If a process was killed while it replaced the folder, the folder gets its name back.
 
     Raises:
         ArtifactError: The name cannot be restored, or another process holds the lock for too long.
@@ -77,26 +77,26 @@ def read_lock(target: Path) -> Iterator[None]:
                 _recover(target)
             except OSError as error:
                 raise ArtifactError(
-                    f"{target}: was being replaced by a process that was killed, and {_old(target)}, which is the one "
-                    f"before, cannot be renamed ({error}). Rename it."
+                    f"{target}: was being replaced by a process that was killed, and the previous folder, "
+                    f"{_old(target)}, cannot be renamed ({error}). Rename it."
                 ) from error
 
 
-def sync(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
     if hasattr(os, "O_DIRECTORY"):
         _sync(folder, os.O_DIRECTORY)
 
 
 @contextmanager
-def _begun(target: Path) -> Iterator[Path]:
-    """A new folder beside the target, which nobody else takes for one that was left behind, and none when this ends."""
+def _create_folder(target: Path) -> Iterator[Path]:
+    """Create a locked folder beside the target, and remove it in the end if it is still there."""
     with ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with lock_folder(target.parent):
                 _remove_unfinished(target)
-                new = Path(mkdtemp(prefix=f"{NEW}-{target.name}-", dir=target.parent))
+                new = Path(mkdtemp(prefix=f"{NEW_PREFIX}-{target.name}-", dir=target.parent))
                 stack.enter_context(lock_folder(new))
                 stack.callback(shutil.rmtree, new, ignore_errors=True)
                 new.chmod(0o777 & ~_umask())
@@ -105,9 +105,9 @@ def _begun(target: Path) -> Iterator[Path]:
         yield new
 
 
-def _refuse_strangers(target: Path, own: Callable[[Path], set[str] | None]) -> None:
-    """Raise `ArtifactError` if `target` exists and is none that may be replaced."""
-    with read_lock(target):
+def _check_replaceable(target: Path, list_owned: Callable[[Path], set[str] | None]) -> None:
+    """Raise `ArtifactError` if `target` exists and must not be replaced."""
+    with lock_for_reading(target):
         try:
             names = sorted(path.name for path in target.iterdir())
         except FileNotFoundError:
@@ -116,15 +116,15 @@ def _refuse_strangers(target: Path, own: Callable[[Path], set[str] | None]) -> N
             raise ArtifactError(f"{target}: must be a folder, found a file. Choose another place.") from error
         except OSError as error:
             raise ArtifactError(f"{target}: cannot be read ({error}). Choose another place.") from error
-        if names and own(target) is None:
+        if names and list_owned(target) is None:
             raise ArtifactError(
                 f"{target}: must be new, empty or an artifact, which is replaced; found a folder with "
-                f"{format_list(names)}. Choose another."
+                f"{format_list(names)}. Choose another folder."
             )
 
 
 def _is_nameless(target: Path) -> bool:
-    """Whether a process was killed between the two renamings."""
+    """Whether a process was killed between the two renames."""
     return os.path.lexists(_old(target)) and not os.path.lexists(target)
 
 
@@ -134,37 +134,37 @@ def _recover(target: Path) -> None:
 
 
 def _swap(new: Path, target: Path) -> None:
-    """Both renamings, or none."""
+    """Do both renames, or neither."""
     old = _old(target)
     shutil.rmtree(old, ignore_errors=True)
     try:
         if target.is_dir():
             target.rename(old)
         new.rename(target)
-        sync(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         if not new.exists():
             target.rename(new)
         _recover(target)
         raise
     with suppress(OSError):
-        old.rename(new)  # to be removed when nobody waits for it
+        old.rename(new)  # removed later, when no other process waits for the lock
 
 
 def _old(target: Path) -> Path:
-    return target.with_name(f"{OLD}-{target.name}")
+    return target.with_name(f"{OLD_PREFIX}-{target.name}")
 
 
-def _carry_over(target: Path, new: Path, own: set[str], inside: str = "") -> None:
-    """Copy what is not replaced; it is still in its old place if the process is killed."""
+def _move_other_files(target: Path, new: Path, owned: set[str], inside: str = "") -> None:
+    """Copy or link files that are not replaced; they stay in the old folder too, in case the process is killed."""
     for entry in (target / inside).iterdir():
         name = f"{inside}{entry.name}"
         copy = new / name
-        if name in own:
+        if name in owned:
             continue
         is_folder = entry.is_dir() and not entry.is_symlink()
-        if is_folder and (copy.is_dir() or any(file.startswith(f"{name}/") for file in own)):
-            _carry_over(target, new, own, f"{name}/")
+        if is_folder and (copy.is_dir() or any(file.startswith(f"{name}/") for file in owned)):
+            _move_other_files(target, new, owned, f"{name}/")
         elif not os.path.lexists(copy):
             copy.parent.mkdir(parents=True, exist_ok=True)
             if is_folder:
@@ -174,7 +174,7 @@ def _carry_over(target: Path, new: Path, own: set[str], inside: str = "") -> Non
 
 
 def _link_or_copy(file: Path, copy: Path) -> None:
-    """The same file under another name, which takes no time while others wait for the lock; or a copy of it."""
+    """Link a file, which is fast while other processes wait for the lock, or copy it where that fails."""
     if file.is_file() and not file.is_symlink():
         with suppress(OSError, NotImplementedError):
             os.link(file, copy)
@@ -183,17 +183,17 @@ def _link_or_copy(file: Path, copy: Path) -> None:
 
 
 def _remove_unfinished(target: Path) -> None:
-    """Remove what killed processes left; a living one holds the lock of its folder."""
-    left = re.compile(re.escape(f"{NEW}-{target.name}-") + RANDOM)
+    """Remove what killed processes left behind; a running process holds the lock of its folder."""
+    unfinished = re.compile(re.escape(f"{NEW_PREFIX}-{target.name}-") + RANDOM_SUFFIX)
     for folder in target.parent.iterdir():
-        if left.fullmatch(folder.name):
-            with try_lock_folder(folder) as is_left:
-                if is_left:
+        if unfinished.fullmatch(folder.name):
+            with try_lock_folder(folder) as is_locked:
+                if is_locked:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync_all(folder: Path) -> None:
-    """Have a folder and all in it on the disk."""
+    """Flush a folder and everything in it to the disk."""
     if hasattr(os, "O_DIRECTORY"):
         for path in folder.rglob("*"):
             if not path.is_symlink():

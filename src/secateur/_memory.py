@@ -1,4 +1,4 @@
-"""What is said when memory does not suffice."""
+"""Errors that say what ran out of memory."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from contextlib import contextmanager
 from secateur._third_party import is_out_of_memory
 from secateur.errors import ArtifactError, InsufficientMemoryError
 
-__all__ = ["OutOfMemoryError", "memory_for"]
+__all__ = ["OutOfMemoryError", "explain_out_of_memory"]
 
 
 class OutOfMemoryError(ArtifactError, InsufficientMemoryError):
-    """A tensor that memory does not suffice for; the file may be sound."""
+    """A tensor or file that does not fit into memory; the file itself may be sound."""
 
 
 @contextmanager
-def memory_for(what: str, size: int) -> Iterator[None]:
-    """Explain that memory did not suffice for something.
+def explain_out_of_memory(what: str, size: int) -> Iterator[None]:
+    """Raise `OutOfMemoryError` if the code inside runs out of memory.
 
     Args:
         what: What was being done with what, as the beginning of a message.
-        size: Bytes of the dense tensor.
+        size: Bytes of the dense tensor, or of the file.
 
     Raises:
-        OutOfMemoryError: What runs inside had not enough memory.
+        OutOfMemoryError: The code inside ran out of memory.
     """
     try:
         yield

@@ -1,0 +1,63 @@
+"""``config.json``: read with a limit on its size, and checked before it is turned into layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from secateur._json import read_json
+from secateur._wording import format_value
+from secateur.errors import ArtifactError
+
+__all__ = ["MAX_CONFIG_BYTES", "MAX_COUNTS", "check_config", "read_config"]
+
+MAX_CONFIG_BYTES = 16_000_000
+"""The largest in use hold a name for each of some ten thousand labels."""
+
+MAX_COUNTS: Mapping[str, int] = {
+    r"(layer|block|stage|depth|codebook|quantizer)s?": 2_000,
+    r"(head|expert|group)s?": 100_000,
+    r"labels": 1_000_000,
+}
+"""End of the name of a setting → the largest count that it may have."""
+
+COUNT_PATTERNS = {re.compile(rf"(.*_)?{ending}"): limit for ending, limit in MAX_COUNTS.items()}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a ``config.json``.
+
+    Raises:
+        ArtifactError: The file cannot be read, is too large, or is not a JSON object.
+    """
+    return read_json(path, MAX_CONFIG_BYTES)
+
+
+def check_config(config: Mapping[str, Any], path: Path) -> None:
+    """Raise `ArtifactError` if a configuration counts more layers, heads or the like than any model has.
+
+    Such counts become lengths of loops and lists before any other check sees them.
+
+    Args:
+        config: The configuration.
+        path: Its file, for the message.
+    """
+    for name, number in _iterate_numbers(config):
+        for pattern, limit in COUNT_PATTERNS.items():
+            if number > limit and pattern.fullmatch(name):
+                raise ArtifactError(f"{path}: {format_value(name)} must be at most {limit:,}, found {number:,}.")
+
+
+def _iterate_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield every number with its name, or the name of the list that it is in."""
+    pending = list(config.items())
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.items()
+        elif isinstance(value, list):
+            pending += [(name, item) for item in value]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value

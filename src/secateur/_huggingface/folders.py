@@ -1,0 +1,135 @@
+"""The files of a model's folder: their names, which of them hold weights, and the index that says which holds what."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from secateur._json import read_json
+from secateur._wording import format_value
+from secateur.errors import ArtifactError
+
+__all__ = [
+    "CONFIG_FILE",
+    "INDEX_FILE",
+    "INDEX_SUFFIX",
+    "MAX_INDEX_BYTES",
+    "PICKLE_SUFFIXES",
+    "SAFETENSORS_SUFFIX",
+    "WEIGHTS_FILE",
+    "find_weight_files",
+    "format_index",
+    "name_shard",
+    "parse_weight_map",
+    "read_weight_map",
+]
+
+CONFIG_FILE = "config.json"
+
+SAFETENSORS_SUFFIX = ".safetensors"
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+
+WEIGHTS_FILE = "model.safetensors"
+"""Holds all weights of a model that is stored in one file."""
+
+INDEX_FILE = "model.safetensors.index.json"
+"""Says which weights are in which shard."""
+
+INDEX_SUFFIX = ".index.json"
+"""End of the name of any index of shards, such as ``pytorch_model.bin.index.json``."""
+
+MAX_INDEX_BYTES = 100_000_000
+
+UNSAFE_NAME = re.compile(r"\.*|.*[/\\:].*|.{256,}", re.DOTALL)
+"""Names that lead out of a folder, on this system or another, or that no system allows."""
+
+
+def find_weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """Find the safetensors files that hold the weights of a model.
+
+    Args:
+        path: A safetensors file, or a folder: of its files those that an index names, or ``model.safetensors``, or all.
+
+    Returns:
+        The files, none if there are none, and the content of the index if there is one: tensor → name of its file.
+
+    Raises:
+        ArtifactError: The folder or the index cannot be read.
+    """
+    if path.suffix == SAFETENSORS_SUFFIX and os.path.isfile(path):
+        return [path], None
+    if os.path.isfile(path / INDEX_FILE):
+        weight_map = read_weight_map(path / INDEX_FILE)
+        return sorted({path / name for name in weight_map.values()}), weight_map
+    if os.path.isfile(path / WEIGHTS_FILE):
+        return [path / WEIGHTS_FILE], None
+    try:
+        names = os.listdir(path) if os.path.isdir(path) else []
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}).") from error
+    return sorted(path / name for name in names if name.endswith(SAFETENSORS_SUFFIX)), None
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Read an index: tensor → name of the file that holds it, which is in the folder of the index.
+
+    Raises:
+        ArtifactError: The file cannot be read, or is not a valid index.
+    """
+    index = read_json(path, MAX_INDEX_BYTES)
+    try:
+        return parse_weight_map(index)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}.") from error
+
+
+def parse_weight_map(index: Any) -> dict[str, str]:
+    """Tensor → name of the file that holds it, which is in the folder of the index.
+
+    Args:
+        index: The index, as read from JSON.
+
+    Raises:
+        ValueError: It is not an index, names no file, or names a file outside of the folder.
+
+    Example:
+        >>> parse_weight_map({"weight_map": {"bias": "model-1.safetensors"}})
+        {'bias': 'model-1.safetensors'}
+        >>> parse_weight_map({"weight_map": {"bias": "../model.safetensors"}})
+        Traceback (most recent call last):
+        ValueError: '../model.safetensors' is not the name of a file in the folder
+    """
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError("'weight_map' must map each tensor to the name of its file")
+    if not places:
+        raise ValueError("'weight_map' must name the files of all tensors, found an empty one")
+    if unsafe := [name for name in places.values() if UNSAFE_NAME.fullmatch(name) or not name.isprintable()]:
+        raise ValueError(f"{format_value(unsafe[0])} is not the name of a file in the folder")
+    return places
+
+
+def format_index(weight_map: Mapping[str, str], total_bytes: int) -> str:
+    """Write an index as JSON.
+
+    Args:
+        weight_map: Tensor → name of the file that holds it.
+        total_bytes: Bytes of all tensors.
+    """
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    return json.dumps(index, indent=1) + "\n"
+
+
+def name_shard(number: int, count: int, stem: str = "model") -> str:
+    """The file name of one of several shards, counted from 1.
+
+    Example:
+        >>> name_shard(1, 12)
+        'model-00001-of-00012.safetensors'
+    """
+    return f"{stem}-{number:05d}-of-{count:05d}{SAFETENSORS_SUFFIX}"

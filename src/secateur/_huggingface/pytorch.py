@@ -1,0 +1,166 @@
+"""Build models of transformers from their configurations; nothing is downloaded, and no code in a folder runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from threading import get_ident
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as hooks
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+
+from secateur._model_limits import ModelLimits
+from secateur._third_party import translate_errors
+from secateur.errors import ModelLoadError
+
+__all__ = [
+    "build_empty_model",
+    "explain_failures",
+    "find_model_class",
+    "get_source",
+    "import_transformers_quietly",
+    "limit_modules",
+    "load_config",
+]
+
+LOCAL_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Arguments of every call that reads files with transformers."""
+
+
+def import_transformers_quietly() -> ModuleType:
+    """Import transformers so that it contacts no hub and prints neither progress bars nor warnings."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the package is imported
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return transformers
+
+
+def explain_failures(path: Path, task: str = "build a model", hint: str = "") -> AbstractContextManager[None]:
+    """Raise `ModelLoadError` for whatever transformers raises.
+
+    Args:
+        path: The folder or file that the model is read from.
+        task: What transformers was asked to do.
+        hint: What to do about a failure, as a sentence.
+    """
+    return translate_errors(ModelLoadError, f"transformers cannot {task} from {str(path)!r}", hint)
+
+
+def get_source(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder to give to ``from_pretrained``, and the other arguments.
+
+    Args:
+        path: A folder, or a GGUF file.
+    """
+    return (path.parent, LOCAL_ONLY | {"gguf_file": path.name}) if path.is_file() else (path, LOCAL_ONLY)
+
+
+def load_config(path: Path) -> Any:
+    """Load the configuration in a folder or a GGUF file."""
+    import transformers
+
+    folder, options = get_source(path)
+    return transformers.AutoConfig.from_pretrained(folder, **options)
+
+
+def find_model_class(config: Any) -> Any:
+    """Find the class of transformers' own that a configuration names; ``None``: it names none."""
+    import transformers
+
+    for name in config.architectures or ():
+        model_class = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
+            return model_class
+    return None
+
+
+def build_empty_model(model_class: Any, config: Any, limits: ModelLimits, path: Path) -> nn.Module:
+    """Build a model whose parameters have no values yet.
+
+    Args:
+        model_class: A class of models, or one such as ``AutoModel`` that chooses it.
+        config: The configuration.
+        limits: The largest model that may be built.
+        path: The file or folder with the configuration, for messages.
+
+    Raises:
+        ArtifactError: The model exceeds its limits.
+    """
+    dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    build = getattr(model_class, "from_config", model_class)
+    with limit_modules(limits, path), _SkipInitialization(), _default_dtype(dtype):
+        model: nn.Module = build(config)
+    return model
+
+
+@contextmanager
+def limit_modules(limits: ModelLimits, path: Path) -> Iterator[None]:
+    """Stop a model that grows beyond its limits while it is built in this thread.
+
+    Args:
+        limits: The largest model that may be built.
+        path: The file or folder that describes it, for messages.
+
+    Raises:
+        ArtifactError: The model exceeds its limits.
+    """
+    counter = _TensorCounter(limits, path)
+    handles = [
+        hooks.register_module_parameter_registration_hook(counter),
+        hooks.register_module_buffer_registration_hook(counter),
+        hooks.register_module_module_registration_hook(counter),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _TensorCounter:
+    """Counts tensors and modules as they are registered; a tensor that replaces another replaces its count."""
+
+    def __init__(self, limits: ModelLimits, path: Path) -> None:
+        self.limits, self.path = limits, path
+        self.thread = get_ident()
+        self.tensors = self.numbers = 0
+        self.sizes: dict[tuple[int, str], int] = {}
+
+    def __call__(self, module: nn.Module, name: str, value: Any) -> None:
+        if value is None or get_ident() != self.thread:
+            return
+        self.tensors += 1
+        if isinstance(value, torch.Tensor) and not is_lazy(value):
+            place, size = (id(module), name), value.numel()
+            self.numbers += size - self.sizes.get(place, 0)
+            self.sizes[place] = size
+        self.limits.check(self.tensors, self.numbers, self.path)
+
+
+class _SkipInitialization(TorchFunctionMode):
+    """Leaves new weights uninitialized, because they are filled next."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
