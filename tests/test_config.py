@@ -20,6 +20,7 @@ FULL: dict[str, Any] = {
     "pattern": "2:4",
     "target_sparsity": 0.3,
     "pruning_scope": "local",
+    "pruning_group": "encoder",
     "criterion": "taylor",
     "criterion_reduce_type": "l2",
     "score_dtype": "bfloat16",

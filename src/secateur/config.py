@@ -74,6 +74,8 @@ class PruningConfig(BaseModel):
             differ in size, and then the share of weights differs too. ``None``: 0.9, or all that an N:M pattern can.
         pruning_scope: ``"global"`` ranks the units of all layers together, ``"local"`` those of each layer. ``None``:
             global, but with calibration data every layer is pruned to the same sparsity; see `secateur.prune`.
+        pruning_group: Layers are ranked together, and share one target, only if they are of the same group; a name of
+            your choice, set in `layers` or `layer_types`.
         criterion: What makes a weight matter; also accepted under the name ``pruning_type``.
         criterion_reduce_type: How the scores of a unit's weights become one.
         score_dtype: Type in which scores are accumulated over steps.
@@ -113,6 +115,7 @@ class PruningConfig(BaseModel):
     pattern: Annotated[str, _find("pattern")] = "4x1"
     target_sparsity: Share | None = None
     pruning_scope: Literal["global", "local"] | None = None
+    pruning_group: str | None = None
     criterion: Annotated[str, _find("criterion")] = "magnitude"
     criterion_reduce_type: Literal["mean", "sum", "max", "l2"] = "mean"
     score_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -222,3 +222,10 @@ SIZES = "Channels differ in size: the share of weights will differ from the targ
 )
 def test_text_says_where_units_differ_in_size(config: dict[str, Any], differ: bool) -> None:
     assert (SIZES in str(secateur.plan(mlp(), config))) == differ
+
+
+def test_layers_of_different_groups_are_ranked_apart() -> None:
+    rules = {"2": {"pruning_group": "second"}}
+    found = secateur.plan(mlp(), {"target_sparsity": 0.5, "layers": rules})
+    assert [list(pattern.modules) for pattern in found.patterns] == [["0"], ["2"]]
+    assert len({layer.sparsity for layer in secateur.prune(mlp(), found.config).layers}) == 1

@@ -50,8 +50,9 @@ def merged(parts: Sequence[Part], **common: Any) -> PruningConfig:
             f"Layers must be pruned in one way only, found {format_list(map(repr, twice))} more than once. Make the "
             f"names narrower."
         )
-    # Layers of equal settings are ranked together. Nothing here reads the seed, and it tells parts from each other.
-    rules = {name: {**part.settings, "seed": index} for index, part in enumerate(parts) for name in part.names}
+    rules = {
+        name: {**part.settings, "pruning_group": str(index)} for index, part in enumerate(parts) for name in part.names
+    }
     return PruningConfig(**first.settings, op_names=tuple(rules), layers=rules, **common)
 
 
