@@ -372,7 +372,7 @@ def test_a_pattern_without_a_tiling_names_what_is_missing() -> None:
         pass
 
     register_pattern("unfinished")(Unfinished)
-    with pytest.raises(ConfigError, match=r"Unfinished does not say how it tiles a weight: override tiling\(view\)\."):
+    with pytest.raises(ConfigError, match=r"Unfinished does not say how it tiles a weight: override tile\(view\)\."):
         get_pattern({"pattern": "unfinished"}, {"fc": torch_layer()})
 
 
