@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from secateur.config import PruningConfig
     from secateur.criteria import register_criterion
     from secateur.errors import SecateurError
-    from secateur.oneshot import Calibration, prune
+    from secateur.oneshot import Calibration, Execution, prune
     from secateur.patterns import register_pattern
     from secateur.planning import plan
     from secateur.schedules import register_schedule
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Execution",
     "PruningConfig",
     "SecateurError",
     "load",
@@ -54,6 +55,7 @@ __all__ = [
 
 HOMES = {
     "Calibration": "oneshot",
+    "Execution": "oneshot",
     "PruningConfig": "config",
     "SecateurError": "errors",
     "load": "artifact",

@@ -39,7 +39,7 @@ from secateur.demo.text import held_out_text, prose
 from secateur.demo.torch_digits import TorchDigits
 from secateur.errors import MissingPackageError
 from secateur.models.text import documentation
-from secateur.oneshot.calibration import Progress
+from secateur.oneshot.execution import Progress
 
 VOCABULARY = 64
 

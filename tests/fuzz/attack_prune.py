@@ -21,7 +21,7 @@ import secateur
 from fuzz.harness import attack
 from fuzz.interrupts import count_lines, interrupt_at
 from secateur.errors import SecateurError
-from secateur.oneshot import Calibration
+from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import activations, tensor_files
 
 CONFIG = {"pattern": "2:4"}
@@ -56,8 +56,8 @@ def make_batches() -> list[torch.Tensor]:
 
 
 def prune(model: nn.Module, way: int, folder: Path | None = None, **options: Any) -> None:
-    given = Calibration(options.pop("batches", None) or make_batches(), folder=folder, **options)
-    secateur.prune(model, CONFIG, calibration=given, **WAYS[way])
+    data = options.pop("batches", None) or make_batches()
+    secateur.prune(model, CONFIG, calibration=data, execution=Execution(folder=folder, **options), **WAYS[way])
 
 
 def state_of(model: nn.Module) -> list[Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from secateur.frameworks.view import WeightView
+from secateur.oneshot import Execution
 from secateur.solvers.problem import LayerRows, Problem, Solution
 from secateur.solvers.selector import Selector
 
@@ -31,6 +32,15 @@ CASES = {
     "channelx1": 0.25,
 }
 """Pattern specification, perhaps with a word before it → sparsity."""
+
+
+class RunArguments(dict[str, Any]):
+    """The keyword arguments of `secateur.prune` that say what a calibrated run reads, and where it executes."""
+
+
+def execute(given: Any, **settings: Any) -> RunArguments:
+    """Calibration data, and settings of `Execution`."""
+    return RunArguments(calibration=given, execution=Execution(**settings))
 
 
 def spec_of(case: str) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 import secateur
 from oneshot.families import family, inputs_of
-from oneshot.problems import batches, mlp
+from oneshot.problems import batches, execute, mlp
 from secateur.errors import (
     CalibrationError,
     ConfigError,
@@ -21,7 +21,7 @@ from secateur.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from secateur.oneshot import Calibration
+from secateur.oneshot import Calibration, Execution
 from secateur.oneshot.pytorch.batches import read_batches
 from secateur.refiners import PCG
 from secateur.solvers import ALPS, SOLVERS
@@ -99,7 +99,7 @@ def test_every_form_of_a_batch(make: Callable[[list[torch.Tensor]], Any]) -> Non
 
 def test_offload_is_one_of_two() -> None:
     with pytest.raises(ConfigError, match="offload must be 'memory' or 'disk', found 'cpu'"):
-        Calibration([], offload="cpu")  # type: ignore[arg-type]
+        Execution(offload="cpu")  # type: ignore[arg-type]
 
 
 # Batches that the model can not work with
@@ -297,7 +297,7 @@ def test_transposed_convolutions(solver: str) -> None:
     images = [torch.randn(2, 4, 6, 6)]
     message = "layer '1': solvers that read inputs do not serve ConvTranspose2d. Exclude it, or prune it without"
     refused(model, CalibrationError, message, calibration=images, solver=solver)
-    refused(model, CalibrationError, message, calibration=Calibration(images, offload="disk"), solver=solver)
+    refused(model, CalibrationError, message, **execute(images, offload="disk"), solver=solver)
     assert secateur.prune(model, CONFIG).sparsity == 0.5
 
 

@@ -15,9 +15,8 @@ from torch import nn
 
 import secateur
 from oneshot.families import family, inputs_of
-from oneshot.problems import Recording, batches, mlp
+from oneshot.problems import Recording, batches, execute, mlp
 from secateur.errors import CalibrationError, StateError
-from secateur.oneshot import Calibration
 from secateur.solvers import SOLVERS, Solver
 from secateur.solvers.problem import Problem, Solution
 from training.models import bits
@@ -33,9 +32,9 @@ class InterruptedRunError(Exception):
 
 
 def run(model: nn.Module, folder: Path | None = None, progress: Any = None, **options: Any) -> Any:
-    calibration = Calibration(options.pop("given", batches()), folder=folder, progress=progress)
+    given = execute(options.pop("given", batches()), folder=folder, progress=progress)
     config = options.pop("config", CONFIG)
-    return secateur.prune(model, config, calibration=calibration, **{"solver": "alps", **options})
+    return secateur.prune(model, config, **given, **{"solver": "alps", **options})
 
 
 def interrupted(model: nn.Module, folder: Path | None, at: int, **options: Any) -> None:
@@ -146,14 +145,14 @@ KILLED = """
 import os, sys
 from oneshot.problems import batches, mlp
 import secateur
-from secateur.oneshot import Calibration
+from secateur.oneshot import Execution
 
 def progress(step):
     if step.done == int(sys.argv[2]):
         os._exit(7)
 
-given = Calibration(batches(), folder=sys.argv[1], progress=progress)
-secateur.prune(mlp(), {"pattern": "2:4"}, calibration=given, solver="alps")
+execution = Execution(folder=sys.argv[1], progress=progress)
+secateur.prune(mlp(), {"pattern": "2:4"}, calibration=batches(), execution=execution, solver="alps")
 """
 
 
@@ -309,9 +308,9 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run(mlp())
     interrupted(mlp(), None, 2)
-    given = Calibration(batches(), offload="disk")
-    secateur.prune(mlp(), CONFIG, calibration=given, solver="wanda")
-    broken = Calibration([batch * float("inf") for batch in batches()], offload="disk")
+    given = execute(batches(), offload="disk")
+    secateur.prune(mlp(), CONFIG, **given, solver="wanda")
+    broken = execute([batch * float("inf") for batch in batches()], offload="disk")
     with pytest.raises(CalibrationError, match="must be finite"):
-        secateur.prune(mlp(), CONFIG, calibration=broken, solver="wanda")
+        secateur.prune(mlp(), CONFIG, **broken, solver="wanda")
     assert contents(tmp_path) == {}

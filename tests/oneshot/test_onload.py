@@ -17,10 +17,10 @@ from torch import nn
 
 import secateur
 from oneshot.families import TEXT, family, inputs_of
-from oneshot.problems import Recording, batches, mlp
+from oneshot.problems import Recording, batches, execute, mlp
 from secateur.allocations import Allocation, AllocationTask
 from secateur.errors import ConfigError, LayerError, ModelLoadError, ScoreError, StateError, UnsupportedModelError
-from secateur.oneshot import Calibration
+from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import weight_storage
 from secateur.oneshot.pytorch.batches import move_to
 from secateur.oneshot.pytorch.weight_storage import DeviceStorage
@@ -38,9 +38,9 @@ IN_BLOCKS: dict[str, dict[str, Any]] = {
 """Family → a configuration that leaves layers outside of blocks alone, where there are any."""
 
 
-def pruned(model: nn.Module, calibration: Calibration, **options: Any) -> CalibratedReport:
+def pruned(model: nn.Module, given: Any, **options: Any) -> CalibratedReport:
     options = {"solver": "wanda", **options}
-    report = secateur.prune(model, options.pop("config", CONFIG), calibration=calibration, **options)
+    report = secateur.prune(model, options.pop("config", CONFIG), **given, **options)
     assert isinstance(report, CalibratedReport)
     return report
 
@@ -135,7 +135,7 @@ def test_one_block_at_a_time_is_on_the_device(moves: Moves, options: dict[str, A
         block.register_buffer("scale", torch.ones(2))
     spy = Spy(lambda _: set(moves.away))
     before = [(name, id(held)) for name, held in (*model.named_parameters(), *model.named_buffers())]
-    pruned(model, Calibration(inputs_of("gpt2"), device="elsewhere"), solver=spy, **options)
+    pruned(model, execute(inputs_of("gpt2"), device="elsewhere"), solver=spy, **options)
     assert spy.seen == [block_tensors(block) for block in model.transformer.h for _ in range(4)]
     assert [(name, id(held)) for name, held in (*model.named_parameters(), *model.named_buffers())] == before
     assert moves.away == {}
@@ -146,7 +146,7 @@ def test_an_interrupted_block_comes_back_from_the_device(moves: Moves, fails_at:
     model = family("gpt2")
     dense = bits(model)
     with pytest.raises(KeyboardInterrupt):
-        pruned(model, Calibration(inputs_of("gpt2"), device="elsewhere"), solver=Spy(lambda _: None, fails_at))
+        pruned(model, execute(inputs_of("gpt2"), device="elsewhere"), solver=Spy(lambda _: None, fails_at))
     assert moves.most > 0
     assert moves.away == {}
     assert bits(model) == dense
@@ -175,7 +175,7 @@ def test_a_device_that_does_not_exist(device: Any) -> None:
     model = mlp()
     before = bits(model)
     with pytest.raises(ConfigError, match=r"device must be one that .*, found"):
-        pruned(model, Calibration(batches(), device=device))
+        pruned(model, execute(batches(), device=device))
     assert bits(model) == before
 
 
@@ -201,7 +201,7 @@ def test_pruning_on_a_gpu(name: str, options: dict[str, Any]) -> None:
     model, given = family(name), inputs_of(name, padded=name != "vit")
     homes = [(id(held), held.device) for held in (*model.parameters(), *model.buffers())]
     spy = Spy(lambda problem: (problem.weight.device.type, problem.norms.device.type, problem.keep(problem.weight)))
-    report = pruned(model, Calibration(given, device="cuda"), solver=spy, **options)
+    report = pruned(model, execute(given, device="cuda"), solver=spy, **options)
     assert {(seen[0], seen[1], seen[2].device.type) for seen in spy.seen} == {("cuda", "cuda", "cuda")}
     assert [(id(held), held.device) for held in (*model.parameters(), *model.buffers())] == homes
     assert report.sparsity == 0.5
@@ -213,7 +213,7 @@ def test_the_device_holds_one_block() -> None:
     wide = nn.Sequential(*(nn.Sequential(nn.Linear(1024, 1024), nn.Tanh()) for _ in range(64)), nn.Linear(1024, 8))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    pruned(wide, Calibration([torch.randn(64, 1024) for _ in range(4)], device="cuda"), solver="sparsegpt")
+    pruned(wide, execute([torch.randn(64, 1024) for _ in range(4)], device="cuda"), solver="sparsegpt")
     assert torch.cuda.memory_allocated() == before
     assert torch.cuda.max_memory_allocated() - before < 64 * wide[0][0].weight.nbytes / 2
 
@@ -271,11 +271,11 @@ def test_files_and_memory_give_the_same_bits(tmp_path: Path, shard: str, options
     dense, given, model = saved("llama", tmp_path, shard), inputs_of("llama", padded=True), empty("llama")
     assert (dense / "model.safetensors.index.json").exists() == (shard != "1GB")
     own = [id(held) for held in (*model.parameters(), *model.buffers())]
-    found = pruned(model, Calibration(given, weights=dense, folder=tmp_path / "pruned"), **dict(options))
+    found = pruned(model, execute(given, weights=dense, folder=tmp_path / "pruned"), **dict(options))
     assert is_empty(model)
     assert [id(held) for held in (*model.parameters(), *model.buffers())] == own
     whole = family("llama")
-    expected = pruned(whole, Calibration(given), **dict(options))
+    expected = pruned(whole, execute(given), **dict(options))
     assert bits(read(tmp_path / "pruned")) == bits(whole)
     assert (found.layers, found.errors, found.model_weights) == (
         expected.layers,
@@ -289,9 +289,9 @@ def test_every_family_from_files(name: str, tmp_path: Path) -> None:
     dense, given = saved(name, tmp_path), inputs_of(name, padded=True)
     before = tensors_in(dense)
     options = {"solver": "sparsegpt", "config": IN_BLOCKS.get(name, CONFIG)}
-    pruned(empty(name), Calibration(given, weights=dense, folder=tmp_path / "pruned"), **options)
+    pruned(empty(name), execute(given, weights=dense, folder=tmp_path / "pruned"), **options)
     whole = family(name)
-    pruned(whole, Calibration(given), **options)
+    pruned(whole, execute(given), **options)
     found, expected = tensors_in(tmp_path / "pruned"), dict(whole.state_dict())
     assert found.keys() == before.keys()
     assert [key for key in found if not torch.equal(found[key], expected[key])] == []
@@ -302,9 +302,9 @@ def test_every_family_from_files(name: str, tmp_path: Path) -> None:
 
 def test_a_survey_sees_in_files_what_it_sees_in_memory(dense: Path, tmp_path: Path) -> None:
     found, expected, given = Surveying(), Surveying(), inputs_of("llama", padded=True)
-    calibration = Calibration(given, weights=dense, folder=tmp_path / "pruned")
+    calibration = execute(given, weights=dense, folder=tmp_path / "pruned")
     pruned(empty("llama"), calibration, allocation=found, config=FREE)
-    pruned(family("llama"), Calibration(given), allocation=expected, config=FREE)
+    pruned(family("llama"), execute(given), allocation=expected, config=FREE)
     assert len(found.seen) == len(expected.seen) == 12
     for one, other in zip(found.seen, expected.seen, strict=True):
         assert [part.name for part in one.parts] == [part.name for part in other.parts]
@@ -317,7 +317,7 @@ def test_the_folder_is_a_checkpoint(dense: Path, tmp_path: Path) -> None:
     (dense / "merges.txt").write_text("")
     (dense / "pytorch_model.bin").write_text("not ours")
     folder = tmp_path / "pruned"
-    pruned(empty("llama"), Calibration(inputs_of("llama"), weights=dense, folder=folder))
+    pruned(empty("llama"), execute(inputs_of("llama"), weights=dense, folder=folder))
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "generation_config.json",
@@ -346,7 +346,7 @@ def test_one_block_at_a_time_has_values(dense: Path, tmp_path: Path, options: di
     everything = dict(model.named_parameters())
     outside = {name for name in everything if ".layers." not in name}
     spy, between = Spy(living), []
-    calibration = Calibration(
+    calibration = execute(
         inputs_of("llama"), weights=dense, folder=tmp_path / "pruned", progress=lambda _: between.append(living(None))
     )
     pruned(model, calibration, solver=spy, **options)
@@ -371,7 +371,7 @@ def test_memory_holds_one_block(tmp_path: Path) -> None:
     outside = sum(size for name, size in sizes.items() if ".layers." not in name)
     block = sum(size for name, size in sizes.items() if ".layers.0." in name)
     start, spy, between = live_bytes(), Spy(lambda _: live_bytes()), []
-    calibration = Calibration(
+    calibration = execute(
         inputs_of("llama"), weights=dense, folder=tmp_path / "pruned", progress=lambda _: between.append(live_bytes())
     )
     pruned(model, calibration, solver=spy)
@@ -386,16 +386,16 @@ def test_the_same_call_goes_on(dense: Path, tmp_path: Path, at: int, options: di
     given, folder, model = inputs_of("llama"), tmp_path / "pruned", empty("llama")
     told = Recording(KeyboardInterrupt, at)
     with pytest.raises(KeyboardInterrupt) as caught:
-        pruned(model, Calibration(given, weights=dense, folder=folder, progress=told), **options)
+        pruned(model, execute(given, weights=dense, folder=folder, progress=told), **options)
     assert is_empty(model)
     assert f"{at} finished part" in caught.value.__notes__[0]
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     assert len(times) == at
     spy = Spy(lambda _: None)
-    report = pruned(model, Calibration(given, weights=dense, folder=folder), **options)
+    report = pruned(model, execute(given, weights=dense, folder=folder), **options)
     assert {name: (folder / name).stat().st_mtime_ns for name in times} == times
     whole = family("llama")
-    expected = pruned(whole, Calibration(given), **options)
+    expected = pruned(whole, execute(given), **options)
     assert bits(read(folder)) == bits(whole)
     assert (report.layers, report.errors) == (expected.layers, expected.errors)
     assert spy.seen == []
@@ -404,7 +404,7 @@ def test_the_same_call_goes_on(dense: Path, tmp_path: Path, at: int, options: di
 def test_a_failure_within_a_block_leaves_nothing_of_it(dense: Path, tmp_path: Path) -> None:
     given, folder, model = inputs_of("llama"), tmp_path / "pruned", empty("llama")
     with pytest.raises(KeyboardInterrupt):
-        pruned(model, Calibration(given, weights=dense, folder=folder), solver=Spy(lambda _: None, 6))
+        pruned(model, execute(given, weights=dense, folder=folder), solver=Spy(lambda _: None, 6))
     assert is_empty(model)
     assert [path.name for path in folder.glob("*.safetensors*")] == ["model-00001-of-00004.safetensors"]
 
@@ -414,33 +414,33 @@ def test_a_run_is_not_resumed_with_other_weights(dense: Path, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         pruned(
             empty("llama"),
-            Calibration(given, weights=dense, folder=folder, progress=Recording(KeyboardInterrupt, 1)),
+            execute(given, weights=dense, folder=folder, progress=Recording(KeyboardInterrupt, 1)),
         )
     other = tmp_path / "other"
     family("llama", seed=1).save_pretrained(other)
     with pytest.raises(StateError, match="unfinished run of a model with other weights"):
-        pruned(empty("llama"), Calibration(given, weights=other, folder=folder))
+        pruned(empty("llama"), execute(given, weights=other, folder=folder))
     with pytest.raises(StateError, match="unfinished run of another kind"):
-        pruned(family("llama"), Calibration(given, folder=folder))
+        pruned(family("llama"), execute(given, folder=folder))
 
 
 def test_a_finished_checkpoint_is_not_written_over(dense: Path, tmp_path: Path) -> None:
     given = inputs_of("llama")
     for folder in (tmp_path / "pruned", dense):
         if folder != dense:
-            pruned(empty("llama"), Calibration(given, weights=dense, folder=folder))
+            pruned(empty("llama"), execute(given, weights=dense, folder=folder))
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         with pytest.raises(StateError, match="Choose an empty folder"):
-            pruned(empty("llama"), Calibration(given, weights=dense, folder=folder))
+            pruned(empty("llama"), execute(given, weights=dense, folder=folder))
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_blocks_that_stay_dense_are_written_too(dense: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pruned"
     config = {"pattern": "2:4", "excluded_op_names": [r".*layers\.[02]\.mlp.*", r".*layers\.2\..*"]}
-    pruned(empty("llama"), Calibration(inputs_of("llama"), weights=dense, folder=folder), config=config)
+    pruned(empty("llama"), execute(inputs_of("llama"), weights=dense, folder=folder), config=config)
     whole = family("llama")
-    pruned(whole, Calibration(inputs_of("llama")), config=config)
+    pruned(whole, execute(inputs_of("llama")), config=config)
     assert bits(read(folder)) == bits(whole)
 
 
@@ -448,7 +448,7 @@ def test_what_the_model_does_not_know_is_kept(dense: Path, tmp_path: Path) -> No
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2), "something": torch.zeros(3)}
     save_file(tensors_in(dense) | extra, dense / "model.safetensors", {"format": "pt"})
     folder = tmp_path / "pruned"
-    pruned(empty("llama"), Calibration(inputs_of("llama"), weights=dense, folder=folder))
+    pruned(empty("llama"), execute(inputs_of("llama"), weights=dense, folder=folder))
     found = tensors_in(folder)
     assert all(torch.equal(found[name], held) for name, held in extra.items())
 
@@ -456,9 +456,9 @@ def test_what_the_model_does_not_know_is_kept(dense: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_type_is_that_of_the_files(dtype: torch.dtype, tmp_path: Path) -> None:
     family("llama").to(dtype).save_pretrained(tmp_path / "dense")
-    pruned(empty("llama"), Calibration(inputs_of("llama"), weights=tmp_path / "dense", folder=tmp_path / "pruned"))
+    pruned(empty("llama"), execute(inputs_of("llama"), weights=tmp_path / "dense", folder=tmp_path / "pruned"))
     whole = family("llama").to(dtype)
-    pruned(whole, Calibration(inputs_of("llama")))
+    pruned(whole, execute(inputs_of("llama")))
     assert bits(read(tmp_path / "pruned")) == bits(whole)
 
 
@@ -470,7 +470,7 @@ def test_a_single_file_and_a_folder_of_plain_files(dense: Path, tmp_path: Path) 
     found = []
     for place, weights in enumerate((dense / "model.safetensors", tmp_path / "plain")):
         folder = tmp_path / f"pruned{place}"
-        pruned(empty("llama"), Calibration(inputs_of("llama"), weights=str(weights), folder=str(folder)))
+        pruned(empty("llama"), execute(inputs_of("llama"), weights=str(weights), folder=str(folder)))
         found.append({path.name: path.read_bytes() for path in folder.iterdir()})
         assert "config.json" not in found[-1]
     assert found[0] == found[1]
@@ -483,11 +483,11 @@ def test_a_chain_of_plain_layers(options: dict[str, Any], tmp_path: Path) -> Non
     save_file(dict(whole.state_dict()), tmp_path / "dense.safetensors")
     with torch.device("meta"):
         model = mlp()
-    calibration = Calibration(
+    calibration = execute(
         given, weights=tmp_path / "dense.safetensors", folder=tmp_path / "pruned", device="cpu", offload="disk"
     )
     report = pruned(model, calibration, **options)
-    expected = pruned(whole, Calibration(given), **options)
+    expected = pruned(whole, execute(given), **options)
     assert (report.layers, report.errors) == (expected.layers, expected.errors)
     found = tensors_in(tmp_path / "pruned")
     assert found.keys() == whole.state_dict().keys()
@@ -499,7 +499,7 @@ def test_a_chain_of_plain_layers(options: dict[str, Any], tmp_path: Path) -> Non
 def test_files_on_a_gpu(dense: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     model = empty("llama")
     spy = Spy(lambda problem: problem.weight.device.type)
-    calibration = Calibration(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned", device="cuda")
+    calibration = execute(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned", device="cuda")
     report = pruned(model, calibration, solver=spy, **options)
     assert set(spy.seen) == {"cuda"}
     assert is_empty(model)
@@ -558,9 +558,9 @@ def test_buffers_come_from_the_files_or_the_model(kind: str, tmp_path: Path) -> 
             model = Buffered(saved="saved" in kind)
     before = [(id(held), held.device) for held in model.buffers()]
     folder = tmp_path / "pruned"
-    pruned(model, Calibration(given, weights=tmp_path / "dense.safetensors", folder=folder), solver="sparsegpt")
+    pruned(model, execute(given, weights=tmp_path / "dense.safetensors", folder=folder), solver="sparsegpt")
     assert [(id(held), held.device) for held in model.buffers()] == before
-    pruned(whole, Calibration(given), solver="sparsegpt")
+    pruned(whole, execute(given), solver="sparsegpt")
     found = tensors_in(folder)
     assert found.keys() == whole.state_dict().keys()
     assert all(torch.equal(found[name], held) for name, held in whole.state_dict().items())
@@ -570,7 +570,7 @@ def test_buffers_that_nobody_knows(tmp_path: Path) -> None:
     save_file(dict(buffered(saved=False).state_dict()), tmp_path / "dense.safetensors")
     with torch.device("meta"):
         model = Buffered(saved=False)
-    calibration = Calibration(batches(features=8), weights=tmp_path / "dense.safetensors", folder=tmp_path / "pruned")
+    calibration = execute(batches(features=8), weights=tmp_path / "dense.safetensors", folder=tmp_path / "pruned")
     with pytest.raises(ModelLoadError, match=r"'blocks.0.scale' is on the meta device.*include_buffers=False"):
         pruned(model, calibration)
     assert is_empty(model)
@@ -584,9 +584,9 @@ def test_empty_weights_of_accelerate(name: str, tmp_path: Path) -> None:
         model = family(name)
     model.tie_weights()
     config = IN_BLOCKS.get(name, CONFIG)
-    pruned(model, Calibration(inputs_of(name), weights=dense, folder=tmp_path / "pruned"), config=config)
+    pruned(model, execute(inputs_of(name), weights=dense, folder=tmp_path / "pruned"), config=config)
     whole = family(name)
-    pruned(whole, Calibration(inputs_of(name)), config=config)
+    pruned(whole, execute(inputs_of(name)), config=config)
     found = tensors_in(tmp_path / "pruned")
     assert [key for key, held in found.items() if not torch.equal(held, whole.state_dict()[key])] == []
 
@@ -596,28 +596,28 @@ def test_empty_weights_of_accelerate(name: str, tmp_path: Path) -> None:
 
 def test_a_model_without_values(dense: Path, tmp_path: Path) -> None:
     with pytest.raises(LayerError, match=r"is on the meta device .*weights=\.\.\., folder=\.\.\."):
-        pruned(empty("llama"), Calibration(inputs_of("llama")))
+        pruned(empty("llama"), execute(inputs_of("llama")))
     with pytest.raises(LayerError, match="is on the meta device"):
         secateur.prune(empty("llama"), CONFIG)
     with pytest.raises(ConfigError, match="folder must be set where weights is"):
-        Calibration(inputs_of("llama"), weights=dense)
+        Execution(weights=dense)
     assert not (tmp_path / "pruned").exists()
 
 
 def test_a_model_with_values(dense: Path, tmp_path: Path) -> None:
     model = family("llama")
     with pytest.raises(ConfigError, match=r"'model.embed_tokens.weight' has its values. Leave weights out"):
-        pruned(model, Calibration(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned"))
+        pruned(model, execute(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned"))
     partly = empty("llama")
     partly.lm_head = nn.Linear(16, 64, bias=False)
     with pytest.raises(ConfigError, match=r"'lm_head.weight' has its values"):
-        pruned(partly, Calibration(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned"))
+        pruned(partly, execute(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned"))
 
 
 def refusal(model: nn.Module, weights: Path, folder: Path, given: Any = None, **options: Any) -> None:
     given = inputs_of("llama") if given is None else given
     try:
-        pruned(model, Calibration(given, weights=weights, folder=folder), **options)
+        pruned(model, execute(given, weights=weights, folder=folder), **options)
     finally:
         assert is_empty(model)
         assert not (folder / "run.state").exists() or any(folder.glob("*.done.state"))

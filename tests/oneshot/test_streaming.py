@@ -10,9 +10,8 @@ from torch import nn
 
 import secateur
 from oneshot.families import FAMILIES, TEXT, family, inputs_of
-from oneshot.problems import Recording, batches, mlp
+from oneshot.problems import Recording, RunArguments, batches, execute, mlp
 from secateur.frameworks.view import WeightView
-from secateur.oneshot import Calibration
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern, register_pattern
 from secateur.patterns.tiling import BlockTiling
@@ -48,7 +47,8 @@ def solvers_restored() -> Iterator[None]:
 
 def pruned(model: nn.Module, given: Any, config: Mapping[str, Any] | None = None, **options: Any) -> CalibratedReport:
     options = {"solver": "wanda", **options}
-    report = secateur.prune(model, {"pattern": "2:4"} if config is None else config, calibration=given, **options)
+    options |= given if isinstance(given, RunArguments) else {"calibration": given}
+    report = secateur.prune(model, {"pattern": "2:4"} if config is None else config, **options)
     assert isinstance(report, CalibratedReport)
     return report
 
@@ -107,7 +107,7 @@ def test_the_first_block_reads_what_the_dense_model_does(name: str) -> None:
 
 def test_layers_before_the_stack_are_pruned_first() -> None:
     model, given, solver, told = family("vit"), inputs_of("vit"), Watching(), Recording()
-    pruned(model, Calibration(given, progress=told), solver=solver)
+    pruned(model, execute(given, progress=told), solver=solver)
     stages = [step.stage for step in told.seen]
     assert stages == ["vit.embeddings.patch_embeddings.projection", *(f"vit.layers.{place}" for place in range(3))]
     key = next(key for key in solver.problems if "layers.0." in key)
@@ -168,7 +168,7 @@ def test_blocks_may_change_their_input_in_place(offload: Any) -> None:
     model, solver = nn.Sequential(InPlace(), InPlace(), InPlace(), nn.Linear(8, 2)), Watching()
     given = batches(features=8)
     before = [batch.clone() for batch in given]
-    pruned(model, Calibration(given, offload=offload), solver=solver)
+    pruned(model, execute(given, offload=offload), solver=solver)
     assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
     first = torch.cat(before) + 1
     torch.testing.assert_close(solver.problems["0.fc"].known_gram[0], first.T @ first, rtol=1e-4, atol=1e-3)
@@ -198,7 +198,7 @@ class UNet(nn.Module):
 def test_a_model_without_a_stack_is_pruned_as_a_whole(solver: str) -> None:
     model, told = UNet(), Recording()
     images = [torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-    report = pruned(model, Calibration(images, progress=told), solver=solver)
+    report = pruned(model, execute(images, progress=told), solver=solver)
     assert [step.stage for step in told.seen] == ["down to up"]
     assert [layer.sparsity for layer in report.layers] == [0.5] * 3
 
@@ -319,14 +319,14 @@ def test_disk_and_memory_give_the_same_bits(name: str) -> None:
     found = []
     for offload in ("memory", "disk"):
         model = family(name)
-        pruned(model, Calibration(inputs_of(name, padded=True), offload=offload), solver="alps")
+        pruned(model, execute(inputs_of(name, padded=True), offload=offload), solver="alps")
         found.append(bits(model))
     assert found[0] == found[1]
 
 
 def test_progress_is_told_after_each_part() -> None:
     told = Recording()
-    pruned(mlp(), Calibration(batches(), progress=told))
+    pruned(mlp(), execute(batches(), progress=told))
     assert [(step.done, step.total) for step in told.seen] == [(place, 5) for place in range(1, 6)]
     assert told.seen[-1].seconds_left == 0
     assert all(step.seconds >= 0 and step.seconds_left >= 0 for step in told.seen)

@@ -16,9 +16,9 @@ from torch import nn
 import secateur
 from fuzz.interrupts import count_lines, interrupt_at
 from oneshot.families import family, inputs_of
-from oneshot.problems import Recording, batches, mlp
+from oneshot.problems import Recording, batches, execute, mlp
 from secateur.errors import ConfigError, InsufficientMemoryError, StateError, StorageError
-from secateur.oneshot import Calibration
+from secateur.oneshot import Execution
 from secateur.oneshot.interrupts import allow_interrupts, defer_interrupts
 from secateur.oneshot.pytorch import backup, tensor_files
 from training.models import bits
@@ -27,8 +27,8 @@ CONFIG = {"pattern": "2:4"}
 
 
 def prune(model: nn.Module, folder: Path | None = None, progress: Any = None, **options: Any) -> Any:
-    calibration = Calibration(batches(), folder=folder, progress=progress, keep_parts=options.pop("keep_parts", False))
-    return secateur.prune(model, CONFIG, calibration=calibration, **{"solver": "wanda", **options})
+    given = execute(batches(), folder=folder, progress=progress, keep_parts=options.pop("keep_parts", False))
+    return secateur.prune(model, CONFIG, **given, **{"solver": "wanda", **options})
 
 
 # Memory
@@ -63,9 +63,9 @@ def limit(step):
 
 model = Net()
 before = [held.detach().clone() for held in model.parameters()]
-given = secateur.Calibration([torch.randn(8, 1024)], progress=limit)
+data, execution = [torch.randn(8, 1024)], secateur.Execution(progress=limit)
 try:
-    secateur.prune(model, {"pattern": "2:4"}, calibration=given, solver="wanda")
+    secateur.prune(model, {"pattern": "2:4"}, calibration=data, execution=execution, solver="wanda")
 except secateur.errors.InsufficientMemoryError as error:
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
     assert error.__notes__ == ["The model is as it was before."], error.__notes__
@@ -154,9 +154,9 @@ def test_parameters_of_every_memory_layout_are_put_back() -> None:
     model[3].weight = nn.Parameter(torch.randn(8, 8).T)
     model[4].half().float()
     before = bits(model)
-    given = Calibration([torch.randn(16, 4, 3, 3)], progress=Recording(KeyboardInterrupt, 1))
+    given = execute([torch.randn(16, 4, 3, 3)], progress=Recording(KeyboardInterrupt, 1))
     with pytest.raises(KeyboardInterrupt):
-        secateur.prune(model, CONFIG, calibration=given, solver="sparsegpt")
+        secateur.prune(model, CONFIG, **given, solver="sparsegpt")
     assert bits(model) == before
 
 
@@ -208,23 +208,23 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
 
 def test_parts_are_kept_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [family("llama") for _ in range(2)]
-    given = Calibration(inputs_of("llama"), folder=tmp_path, keep_parts=True)
+    given = execute(inputs_of("llama"), folder=tmp_path, keep_parts=True)
     options: dict[str, Any] = {"solver": "wanda", "refine": secateur.refiners.Distill(steps=4)}
-    first = secateur.prune(models[0], CONFIG, calibration=given, **options)
+    first = secateur.prune(models[0], CONFIG, **given, **options)
 
     def fail(*_: Any) -> None:
         raise AssertionError
 
     monkeypatch.setattr("secateur.solvers.wanda.Wanda.solve", fail)
     monkeypatch.setattr("secateur.refiners.distill.Distill.refine", fail)
-    again = secateur.prune(models[1], CONFIG, calibration=given, **options)
+    again = secateur.prune(models[1], CONFIG, **given, **options)
     assert bits(models[1]) == bits(models[0]) != bits(family("llama"))
     assert (first.layers, first.errors) == (again.layers, again.errors)
 
 
 def test_parts_are_kept_in_a_folder() -> None:
-    with pytest.raises(ConfigError, match="folder must be set where keep_parts is"):
-        Calibration([], keep_parts=True)
+    with pytest.raises(ConfigError, match="keep_parts needs a folder"):
+        Execution(keep_parts=True)
 
 
 # Ctrl-C

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from secateur._wording import make_printable, make_printable_line
-from secateur.oneshot.calibration import Progress
+from secateur.oneshot.execution import Progress
 
 __all__ = ["Steps", "clock", "say"]
 

@@ -15,7 +15,7 @@ from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.frameworks import detect_framework
 from secateur.models import TrainedModel, is_packed, load_model, load_trained, transformers_path
-from secateur.oneshot import Calibration, prune
+from secateur.oneshot import Execution, prune
 from secateur.results import PruningReport
 
 __all__ = ["Data", "Job", "Method"]
@@ -49,10 +49,10 @@ class Method:
         from secateur.oneshot.pytorch import SCOPES
         from secateur.oneshot.pytorch.recipe import Recipe
 
-        reads = bool(Recipe.of(self.solver, self.refine).reading)
+        reads = bool(Recipe.from_names(self.solver, self.refine).reading)
         if self.allocation is None or (self.allocation in SCOPES and not reads):
             return reads
-        return bool(Recipe.of(self.solver, self.refine, self.allocation).reading)
+        return bool(Recipe.from_names(self.solver, self.refine, self.allocation).reading)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +130,12 @@ class Job:
                 f"Leave out --method, --refine, --allocation and --calibration to prune by magnitude."
             )
         self.target.check_space(_bytes(found.model))
-        given: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         with self.target.parts() if reads_data else nullcontext() as folder:
             if folder is not None:
-                given["calibration"] = self._calibration(found, steps, folder=folder)
+                options = self._calibrate(found, steps, folder=folder)
             steps.begin(f"Pruning {self.model}")
-            report = prune(found.model, self.settings, **given, **self._recipe())
+            report = prune(found.model, self.settings, **options, **self._recipe())
             steps.begin(f"Writing {self.target.out}")
             save(found.model, self.target.out, report=report, tokenizer=companions)
         return report
@@ -159,9 +159,9 @@ class Job:
         found = TrainedModel(load_model(self.model), path)
         self.target.check_space(_bytes(found.model))
         with self.target.parts() as folder:
-            calibration = self._calibration(found, steps, folder=folder, weights=path)
+            options = self._calibrate(found, steps, folder=folder, weights=path)
             steps.begin(f"Pruning {self.model}")
-            report = prune(found.model.eval(), self.settings, calibration=calibration, **self._recipe())
+            report = prune(found.model.eval(), self.settings, **options, **self._recipe())
             steps.begin(f"Writing {self.target.out}")
             convert(folder, self.target.out, report=report)
         return report
@@ -169,20 +169,23 @@ class Job:
     def _recipe(self) -> dict[str, Any]:
         return {"solver": self.method.solver, "refine": self.method.refine, "allocation": self.method.allocation}
 
-    def _calibration(self, found: TrainedModel, steps: Steps, folder: Path, weights: Path | None = None) -> Calibration:
+    def _calibrate(
+        self, found: TrainedModel, steps: Steps, folder: Path, weights: Path | None = None
+    ) -> dict[str, Any]:
+        """The calibration data, and where the run executes, as arguments of `prune`."""
         from secateur.models.calibration import sample
 
         data = self.data
         sampled = sample(found, data.file, data.sequences, data.length)
         say(f"Calibration data: {sampled.description}.")
-        return Calibration(
-            sampled.batches,
+        execution = Execution(
             device=data.device,
             folder=folder,
             progress=steps.part,
             weights=weights,
-            keep_parts=True,  # till the artifact is there
+            keep_parts=True,  # until the artifact is written
         )
+        return {"calibration": sampled.batches, "execution": execution}
 
 
 def _bytes(model: Any) -> int:

@@ -33,7 +33,7 @@ from secateur.demo.tables import Study, digits_table, language_table, rows, sent
 from secateur.demo.text import held_out_text
 from secateur.demo.torch_digits import TorchDigits
 from secateur.models.text import documentation
-from secateur.oneshot.calibration import Progress as Part
+from secateur.oneshot.execution import Progress as Part
 
 __all__ = ["run_demo"]
 

@@ -17,8 +17,8 @@ from secateur._huggingface.pytorch import import_transformers_quietly
 from secateur._packages import find_package_folder, require_packages
 from secateur.errors import MissingPackageError
 from secateur.models.pytorch.batches import evenly
-from secateur.oneshot import Calibration
-from secateur.oneshot.calibration import Progress
+from secateur.oneshot import Execution
+from secateur.oneshot.execution import Progress
 from secateur.oneshot.report import CalibratedReport
 
 __all__ = [
@@ -153,9 +153,11 @@ def solve(
     """
     pruned = copy.deepcopy(model)
     batches = [{"input_ids": window.unsqueeze(0)} for window in calibration]
-    given = None if solver == "magnitude" else Calibration(batches, progress=on_part)
+    options: dict[str, Any] = (
+        {} if solver == "magnitude" else {"calibration": batches, "execution": Execution(progress=on_part)}
+    )
     start = time.perf_counter()
-    report = secateur.prune(pruned, {"pattern": PATTERN}, calibration=given, solver=solver)
+    report = secateur.prune(pruned, {"pattern": PATTERN}, solver=solver, **options)
     seconds = time.perf_counter() - start
     return Solved(
         solver=solver,

@@ -1,4 +1,4 @@
-"""Pruning a trained model once, without an optimizer."""
+"""One-shot pruning: prune a trained model once, without an optimizer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 from secateur.config import PruningConfig
 from secateur.frameworks import import_leaf
 from secateur.oneshot.calibration import Calibration
+from secateur.oneshot.execution import Execution, Progress
 from secateur.results import PruningReport
 
-__all__ = ["Calibration", "prune"]
+__all__ = ["Calibration", "Execution", "Progress", "prune"]
 
 
 def prune(
@@ -21,33 +22,36 @@ def prune(
     solver: Any = "magnitude",
     refine: Any = (),
     allocation: Any = None,
+    execution: Execution | None = None,
 ) -> PruningReport:
-    """Prune a model to its target now, in place.
+    """Prune a model to its target sparsity now, in place.
 
-    Without calibration data, units are ranked by the weights as they are. With them, a solver prunes a torch model
-    layer by layer so that each layer's outputs change least, and refiners repair what stays. Nothing holds the zeros if
-    the model is trained again (``kind="pattern_lock"`` of `secateur.prepare` does). What a configuration says about
-    steps, schedules and regularizers has no meaning here.
+    Without calibration data, units are ranked by the weights alone. With calibration data, a solver prunes a torch
+    model layer by layer so that each layer's outputs change as little as possible, and refiners repair the kept
+    weights. Later training can revive pruned weights; ``kind="pattern_lock"`` of `secateur.prepare` keeps them zero.
+    Steps, schedules and regularizers in the configuration are ignored.
 
     Args:
-        model: A torch module, or a built Keras model (by ``"magnitude"`` only).
+        model: A torch module, or a built Keras model (``"magnitude"`` only).
         config: A `PruningConfig`, or a plain mapping with the same keys. Its criterion must not need gradients.
-        calibration: Batches as the model takes them, or a `Calibration`, which also says where things are held and how
-            an interrupted run goes on. 32 sequences of 512 tokens of ordinary text serve a language model.
+        calibration: Batches as the model takes them. For a language model, 32 sequences of 512 tokens of ordinary text
+            are enough.
         solver: ``"magnitude"`` (the configured criterion), ``"wanda"``, ``"ria"``, ``"sparsegpt"``, ``"alps"``, or a
-            solver object with settings of its own.
-        refine: What repairs the kept weights, in order: ``"pcg"`` (layer by layer), ``"block"`` (a whole block),
-            ``"distill"`` (the whole model), such objects, or a list of them.
-        allocation: How layers share the target: ``"uniform"``, ``"global"``, ``"owl"``, ``"sensitivity"`` or such an
-            object. Left out: with calibration data, ``"uniform"`` unless the configuration sets ``pruning_scope``;
-            without, what ``pruning_scope`` says.
+            solver object with its own settings.
+        refine: Refiners that repair the kept weights, in order: ``"pcg"`` (layer by layer), ``"block"`` (block by
+            block), ``"distill"`` (the whole model), refiner objects, or a list of them.
+        allocation: How the target is distributed over layers: ``"uniform"``, ``"global"``, ``"owl"``,
+            ``"sensitivity"`` or an allocation object. ``None``: as ``pruning_scope`` says; if that is ``None`` too,
+            ``"uniform"`` with calibration data and ``"global"`` without.
+        execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, and
+            progress.
 
     Returns:
-        What was pruned, per layer and in all; verified against masks and weights.
+        What was pruned, per layer and in total; masks and weights are verified.
 
     Raises:
-        SecateurError: The configuration fits neither itself nor the model, its criterion needs gradients, a weight is
-            ``nan``, or the calibration data do not serve. The model is as it was then.
+        SecateurError: The configuration is inconsistent or does not fit the model, its criterion needs gradients, a
+            weight is ``nan``, or the calibration data is unusable. The model is unchanged in that case.
 
     Example:
         >>> import torch, secateur
@@ -59,6 +63,12 @@ def prune(
         >>> secateur.prune(model, config, calibration=batches, solver="alps").sparsity
         0.5
     """
-    options = {"calibration": calibration, "solver": solver, "refine": refine, "allocation": allocation}
+    options = {
+        "calibration": calibration,
+        "solver": solver,
+        "refine": refine,
+        "allocation": allocation,
+        "execution": execution,
+    }
     report: PruningReport = import_leaf("secateur.oneshot", model).prune(model, config, **options)
     return report

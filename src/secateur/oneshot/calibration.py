@@ -1,75 +1,50 @@
-"""What a trained model is shown while it is pruned, and how that goes."""
+"""Calibration data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
-from secateur.errors import ConfigError
+from secateur._deprecated import deprecated_getattr, warn_deprecated
+from secateur.oneshot.execution import Execution
 
-__all__ = ["Calibration", "Progress"]
+__all__ = ["Calibration"]
 
+OLD_ARGUMENTS = ("device", "offload", "folder", "progress", "weights")
+"""Arguments that `Calibration` took after the batches, in their order; now settings of `Execution`."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """Where a calibrated run stands, after each part of the model.
-
-    Attributes:
-        stage: What was done last, e.g. ``"model.layers.3"``.
-        done: Parts done.
-        total: Parts in all.
-        seconds: Time so far.
-        seconds_left: Estimate of what is left, from the parts done in this process; 0 at the end.
-    """
-
-    stage: str
-    done: int
-    total: int
-    seconds: float
-    seconds_left: float
+__getattr__ = deprecated_getattr(__name__, {"Progress": "secateur.oneshot.execution:Progress"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Calibration:
-    """Calibration data, and where they and the model are held meanwhile.
+    """Calibration data: batches of ordinary inputs.
+
+    The settings that `Execution` has now are still accepted as arguments, with a ``DeprecationWarning``.
 
     Attributes:
         batches: Batches as the model takes them: mappings of keyword arguments, as tokenizers return; tuples of
-            positional ones; or single tensors. Tokens that ``attention_mask`` calls padding do not count. All are held
-            in memory.
-        device: Where each part of the model runs while it is pruned, e.g. ``"cuda"``; ``None``: where it is.
-        offload: Where the inputs of the next part wait: ``"memory"`` of the host, or ``"disk"``.
-        folder: Where finished parts are written, so that the same call goes on there after an interruption; empty again
-            at the end, but for the pruned model if `weights` is set. ``None``: an interrupted run starts anew.
-        progress: Called after each part.
-        weights: Where the values of a model lie that is on the meta device: a safetensors file, or a folder with such
-            files, under the names of the model's parameters. One block is in memory at a time. The model stays as it
-            is, and `folder` becomes a checkpoint of the pruned one, in the files' types, for ``from_pretrained``.
-        keep_parts: Whether finished parts stay in `folder` at the end too, so that the same call gives the same result
-            again, without solving anything. Remove the folder once the model is saved.
-
-    Raises:
-        ConfigError: `offload` is neither, or there is no `folder` for `weights` or `keep_parts`.
+            positional arguments; or single tensors. Tokens masked out by ``attention_mask`` do not count. All batches
+            are kept in memory.
+        execution: The settings of `Execution` that were passed here; ``None`` if there were none.
 
     Example:
-        >>> Calibration([], offload="disk").offload
-        'disk'
+        >>> Calibration([[1.0, 2.0]]).batches
+        [[1.0, 2.0]]
     """
 
     batches: Iterable[Any]
-    device: Any = None
-    offload: Literal["memory", "disk"] = "memory"
-    folder: str | Path | None = None
-    progress: Callable[[Progress], object] | None = None
-    weights: str | Path | None = None
-    keep_parts: bool = field(default=False, kw_only=True)
+    execution: Execution | None
 
-    def __post_init__(self) -> None:
-        if self.offload not in ("memory", "disk"):
-            raise ConfigError(f"offload must be 'memory' or 'disk', found {self.offload!r}.")
-        if self.weights is not None and self.folder is None:
-            raise ConfigError("folder must be set where weights is: the pruned model is written there. Found None.")
-        if self.keep_parts and self.folder is None:
-            raise ConfigError("folder must be set where keep_parts is: the parts are kept there. Found None.")
+    def __init__(self, batches: Iterable[Any], *args: Any, **kwargs: Any) -> None:
+        execution = None
+        if args or kwargs:
+            settings = dict(zip(OLD_ARGUMENTS[: len(args)], args, strict=True)) | kwargs
+            execution = Execution(**settings)
+            names = ", ".join(f"{name}=..." for name in settings)
+            warn_deprecated(
+                f"Calibration(batches, {names})", f"prune(..., calibration=batches, execution=Execution({names}))"
+            )
+        object.__setattr__(self, "batches", batches)
+        object.__setattr__(self, "execution", execution)

@@ -15,7 +15,7 @@ from secateur.compat.neural_compressor.assignment import Layer, assigned, config
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.config import PruningConfig
 from secateur.frameworks.pytorch import unwrap_model
-from secateur.oneshot import Calibration
+from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import prune
 from secateur.planning.pytorch import find_candidates, plan
 from secateur.results import PruningReport
@@ -61,7 +61,7 @@ def pruned_once(
     model: nn.Module, config: PruningConfig, *, solver: str, batches: Iterable[Any], device: Any
 ) -> PruningReport:
     """Prune by calibration data."""
-    return prune(model, config, calibration=Calibration(_Inputs(batches), device=device), solver=solver)
+    return prune(model, config, calibration=_Inputs(batches), solver=solver, execution=Execution(device=device))
 
 
 def save(model: nn.Module, root: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Pruning a torch model once."""
+"""Prune a torch model once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from secateur.config import PruningConfig
+from secateur.errors import ConfigError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.calibration import Calibration
+from secateur.oneshot.execution import Execution
 from secateur.oneshot.magnitude import drop_schedule, prune_weights
 from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
 from secateur.oneshot.pytorch.memory import explain_out_of_memory
@@ -22,7 +24,7 @@ from secateur.results import PruningReport
 __all__ = ["prune"]
 
 SCOPES = {"uniform": "local", "global": "global"}
-"""Allocation → the ``pruning_scope`` that does the same without calibration data."""
+"""Allocation → the ``pruning_scope`` with the same effect without calibration data."""
 
 
 def prune(
@@ -33,22 +35,36 @@ def prune(
     solver: Any = "magnitude",
     refine: Any = (),
     allocation: Any = None,
+    execution: Execution | None = None,
 ) -> PruningReport:
     """See `secateur.prune`."""
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
     if calibration is None and allocation in SCOPES:
         config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
     if allocation is None:
-        # Left out, pruning_scope means "uniform" with calibration data: scores of layers are rarely comparable then.
+        # Scores of different layers are rarely comparable with calibration data, so the default is local there.
         is_global = config.pruning_scope == "global" and calibration is not None
         allocation = "global" if is_global else "uniform"
-    recipe = Recipe.of(solver, refine, allocation)
-    made = plan(model, drop_schedule(config), prune_frozen=True)
+    recipe = Recipe.from_names(solver, refine, allocation)
+    plan_of_model = plan(model, drop_schedule(config), prune_frozen=True)
     if calibration is None:
         recipe.refuse_without_data()
-        weights = {name: ParameterWeight(name, pattern) for pattern in made.patterns for name in pattern.views}
+        if execution is not None:
+            raise ConfigError("execution has no effect without calibration data. Pass calibration, or leave it out.")
+        weights = {name: ParameterWeight(name, pattern) for pattern in plan_of_model.patterns for name in pattern.views}
         with torch.no_grad(), explain_out_of_memory():
-            return prune_weights(made, weights, sum(weight.numel() for weight in unwrap_model(model).parameters()))
-    given = calibration if isinstance(calibration, Calibration) else Calibration(calibration)
+            return prune_weights(
+                plan_of_model, weights, sum(weight.numel() for weight in unwrap_model(model).parameters())
+            )
+    batches, execution = _split(calibration, execution)
     with explain_out_of_memory():
-        return CalibratedRun(model, made, recipe, given).prune()
+        return CalibratedRun(model, plan_of_model, recipe, batches, execution).prune()
+
+
+def _split(calibration: Calibration | Iterable[Any], execution: Execution | None) -> tuple[Iterable[Any], Execution]:
+    """The batches and the settings to run with, which an old call passes to `Calibration`."""
+    if not isinstance(calibration, Calibration):
+        return calibration, execution or Execution()
+    if execution is not None and calibration.execution is not None:
+        raise ConfigError("execution is given twice: by itself and in Calibration. Pass execution=Execution(...) only.")
+    return calibration.batches, execution or calibration.execution or Execution()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from secateur._wording import format_count
 from secateur.allocations import AllocationTask, allocate
 from secateur.errors import ConfigError
 from secateur.frameworks.pytorch import get_parameter, unwrap_model
-from secateur.oneshot.calibration import Calibration
+from secateur.oneshot.execution import Execution
 from secateur.oneshot.interrupts import defer_interrupts
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, calibration_mode, digest, read_batches
@@ -44,20 +44,23 @@ class CalibratedRun:
         model: The model.
         plan: What to prune.
         recipe: How.
-        calibration: The data, and where things are held.
+        batches: The calibration data.
+        execution: Where and how the run executes.
 
     Raises:
         SecateurError: The data or the layers do not allow it.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, recipe: Recipe, calibration: Calibration) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, recipe: Recipe, batches: Iterable[Any], execution: Execution
+    ) -> None:
         self.model = unwrap_model(model)
         self.plan = plan
         self.recipe = recipe
-        self.calibration = calibration
-        self.batches = read_batches(self.model, calibration.batches)
-        self.storage = choose_storage(self.model, calibration)
-        self.inputs = Activations(calibration.offload)
+        self.execution = execution
+        self.batches = read_batches(self.model, batches)
+        self.storage = choose_storage(self.model, execution)
+        self.inputs = Activations(execution.offload)
         for pattern in plan.patterns:
             for name in pattern.views:
                 refuse_unreadable(name, pattern.modules[name])
@@ -83,7 +86,7 @@ class CalibratedRun:
                 if named is error:
                     raise
                 raise named from error
-            journal.close(finished=not self.calibration.keep_parts)
+            journal.close(finished=not self.execution.keep_parts)
             return self._report(outcome, time.perf_counter() - start)
 
     def _undo(self, journal: RunRecord) -> None:
@@ -108,7 +111,7 @@ class CalibratedRun:
         if not journal.is_done(len(stages)):
             refining.record_dense()
         journal.begin(counts)
-        outcome = StageRunner(self.model, self.recipe, journal, self.calibration).run(stages)
+        outcome = StageRunner(self.model, self.recipe, journal, self.execution).run(stages)
         refining.refine(journal, len(stages), targets)
         return outcome
 
@@ -139,7 +142,7 @@ class CalibratedRun:
         return build_stages(self.model, targets, self.batches, self.inputs, self.storage)
 
     def _open_journal(self) -> RunRecord:
-        folder, described = self.calibration.folder, self._described()
+        folder, described = self.execution.folder, self._described()
         if isinstance(self.storage, FileStorage):
             assert folder is not None
             return CheckpointRecord(folder, {**described, "storage": "files"}, self.storage)

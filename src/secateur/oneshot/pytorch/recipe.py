@@ -29,13 +29,13 @@ class Recipe:
     allocation: Allocation
 
     @classmethod
-    def of(
+    def from_names(
         cls,
         solver: str | Solver,
         refine: str | Refiner | Iterable[str | Refiner] = (),
         allocation: str | Allocation = "uniform",
     ) -> Recipe:
-        """From names or objects.
+        """Build a recipe from names or objects.
 
         Raises:
             UnknownNameError: A name means nothing.

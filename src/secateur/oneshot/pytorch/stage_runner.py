@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.oneshot.calibration import Calibration, Progress
+from secateur.oneshot.execution import Execution, Progress
 from secateur.oneshot.interrupts import allow_interrupts
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
@@ -48,14 +48,14 @@ class StageRunner:
         model: The model.
         recipe: How to prune.
         journal: What is written on disk.
-        calibration: Device and progress.
+        execution: Where the inputs of the next stage are stored, and whom to tell of progress.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, journal: RunRecord, calibration: Calibration) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, journal: RunRecord, execution: Execution) -> None:
         self.model = model
         self.recipe = recipe
         self.journal = journal
-        self.calibration = calibration
+        self.execution = execution
         self.outcome = Outcome()
 
     def run(self, stages: Sequence[Stage]) -> Outcome:
@@ -79,14 +79,14 @@ class StageRunner:
         )
 
     def _report(self, name: str, done: tuple[int, int], seconds: float, fresh: int) -> None:
-        if self.calibration.progress is not None:
+        if self.execution.progress is not None:
             left = (done[1] - done[0]) * seconds / max(fresh, 1)
             step = Progress(stage=name, done=done[0], total=done[1], seconds=seconds, seconds_left=left)
             with allow_interrupts():
-                self.calibration.progress(step)
+                self.execution.progress(step)
 
     def _prune(self, number: int, stage: Stage) -> None:
-        with closing(Activations(self.calibration.offload)) as outputs:
+        with closing(Activations(self.execution.offload)) as outputs:
             self._prune_with(outputs, number, stage)
 
     def _prune_with(self, outputs: Activations, number: int, stage: Stage) -> None:

@@ -14,7 +14,7 @@ from secateur._wording import format_list
 from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.masking.checks import refuse_nan
 from secateur.masking.pytorch import ParameterWeight
-from secateur.oneshot.calibration import Calibration
+from secateur.oneshot.execution import Execution
 from secateur.oneshot.pytorch.materialize import Materializer, get_saved_state
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.tensor_files import checksum
@@ -234,7 +234,7 @@ class FileStorage(WeightStorage):
         return next((block for block in self.blocks if name.startswith(f"{block}.")), None)
 
 
-def choose_storage(model: nn.Module, calibration: Calibration) -> WeightStorage:
+def choose_storage(model: nn.Module, execution: Execution) -> WeightStorage:
     """Where the weights of a model are to be.
 
     Raises:
@@ -242,13 +242,13 @@ def choose_storage(model: nn.Module, calibration: Calibration) -> WeightStorage:
         ConfigError: It is not and something does, only a part of it is, or the device does not exist.
         ModelLoadError: The files do not fit the model.
     """
-    device = None if calibration.device is None else existing(calibration.device)
+    device = None if execution.device is None else existing(execution.device)
     empty = {name: held.is_meta for name, held in model.named_parameters()}
-    if calibration.weights is None:
+    if execution.weights is None:
         if name := next((name for name, is_empty in empty.items() if is_empty), None):
             raise LayerError(
                 f"parameter {name!r} is on the meta device and has no values yet. Load the model first, or say where "
-                f"its values are and where the pruned model goes: Calibration(batches, weights=..., folder=...)."
+                f"its values are and where the pruned model goes: execution=Execution(weights=..., folder=...)."
             )
         if device is None or device == ModelStorage(model).home:
             return ModelStorage(model)
@@ -258,7 +258,7 @@ def choose_storage(model: nn.Module, calibration: Calibration) -> WeightStorage:
             f"weights serves a model that is on the meta device as a whole, and parameter {name!r} has its values. "
             f"Leave weights out, or build the model under accelerate.init_empty_weights()."
         )
-    return FileStorage(model, WeightFiles(calibration.weights), device)
+    return FileStorage(model, WeightFiles(execution.weights), device)
 
 
 def existing(device: Any) -> torch.device:

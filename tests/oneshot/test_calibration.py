@@ -1,0 +1,57 @@
+"""`Calibration` is data, and `Execution` says where a run executes; old calls go on working."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secateur
+from oneshot.problems import Recording, batches, mlp
+from secateur.errors import ConfigError
+from secateur.oneshot import Calibration, Execution
+from training.models import bits
+
+CONFIG = {"pattern": "2:4"}
+
+
+def test_settings_of_an_execution_are_still_taken_with_the_data(tmp_path: Path) -> None:
+    progress = Recording()
+    with pytest.deprecated_call(match=r"Calibration\(batches, folder=..., progress=...\) is deprecated. Use prune\("):
+        given = Calibration(batches(), folder=tmp_path, progress=progress)
+    assert given.execution == Execution(folder=tmp_path, progress=progress)
+    models = [mlp(), mlp()]
+    secateur.prune(models[0], CONFIG, calibration=given, solver="wanda")
+    secateur.prune(models[1], CONFIG, calibration=batches(), solver="wanda")
+    assert progress.seen
+    assert bits(models[0]) == bits(models[1])
+
+
+def test_settings_are_still_taken_by_position(tmp_path: Path) -> None:
+    with pytest.deprecated_call():
+        given = Calibration([], "cpu", "disk", tmp_path, None, tmp_path / "weights")
+    expected = Execution(device="cpu", offload="disk", folder=tmp_path, weights=tmp_path / "weights")
+    assert given.execution == expected
+
+
+def test_calibration_without_settings_does_not_warn() -> None:
+    assert Calibration([1.0]).execution is None
+
+
+def test_execution_is_given_once() -> None:
+    with pytest.deprecated_call():
+        given = Calibration(batches(), offload="disk")
+    with pytest.raises(ConfigError, match=r"execution is given twice.*Pass execution=Execution\(...\) only"):
+        secateur.prune(mlp(), CONFIG, calibration=given, execution=Execution(), solver="wanda")
+
+
+def test_execution_needs_calibration_data() -> None:
+    with pytest.raises(ConfigError, match="execution has no effect without calibration data"):
+        secateur.prune(mlp(), CONFIG, execution=Execution())
+
+
+def test_the_old_home_of_progress() -> None:
+    from secateur.oneshot import calibration
+
+    with pytest.deprecated_call():
+        old: Any = calibration.Progress
+    assert old is secateur.oneshot.Progress
