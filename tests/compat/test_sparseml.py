@@ -449,3 +449,13 @@ def test_epochs_need_their_length() -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="The recipe cannot be read"):
         read_recipe(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("quarter_cosine", "register_quarter_cosine"), ("starting_at", "register_with_start")]
+)
+def test_old_names_of_schedules_warn(old: str, new: str) -> None:
+    from secateur.compat import schedules
+
+    with pytest.deprecated_call(match=new):
+        assert getattr(schedules, old) is getattr(schedules, new)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from secateur.compat.imported import ImportedRun
+from secateur.compat._imported_run import ImportedRun
 
 if TYPE_CHECKING:
     from secateur.compat import neural_compressor as neural_compressor

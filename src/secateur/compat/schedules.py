@@ -1,21 +1,22 @@
-"""Schedules that other projects had and that are registered when a configuration needs them."""
+"""Schedules of other projects, registered when a configuration needs them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
+from secateur._deprecated import deprecated_getattr
 from secateur.schedules import SCHEDULES, get_schedule
 
-__all__ = ["quarter_cosine", "starting_at"]
+__all__ = ["register_quarter_cosine", "register_with_start"]
 
 
-def quarter_cosine() -> str:
-    """The name of a schedule that is slow first and fast last: a quarter of a cosine wave.
+def register_quarter_cosine() -> str:
+    """Register ``"quarter_cosine"``, a schedule that is slow first and fast last, and return its name.
 
     Example:
         >>> from secateur.schedules import get_schedule
-        >>> round(get_schedule(quarter_cosine())(0.0, 0.8, 0.5), 4)
+        >>> round(get_schedule(register_quarter_cosine())(0.0, 0.8, 0.5), 4)
         0.2343
     """
 
@@ -24,17 +25,17 @@ def quarter_cosine() -> str:
             return target
         return initial + (target - initial) * (1.0 - math.cos(math.pi / 2 * progress))
 
-    return _registered("quarter_cosine", schedule)
+    return _register("quarter_cosine", schedule)
 
 
-def starting_at(name: str, sparsity: float) -> str:
-    """The name of a schedule like that of `name`, which goes to `sparsity` at once and on from there.
+def register_with_start(name: str, sparsity: float) -> str:
+    """Register a schedule that jumps to `sparsity` at the start and then follows `name`, and return its name.
 
     Example:
         >>> from secateur.schedules import get_schedule
-        >>> get_schedule(starting_at("linear", 0.5))(0.0, 0.8, 0.0)
+        >>> get_schedule(register_with_start("linear", 0.5))(0.0, 0.8, 0.0)
         0.5
-        >>> starting_at("linear", 0.0)
+        >>> register_with_start("linear", 0.0)
         'linear'
     """
     if sparsity == 0:
@@ -43,10 +44,19 @@ def starting_at(name: str, sparsity: float) -> str:
     def schedule(initial: float, target: float, progress: float) -> float:
         return get_schedule(name)(max(initial, min(sparsity, target)), target, progress)
 
-    return _registered(f"{name}_from_{sparsity}", schedule)
+    return _register(f"{name}_from_{sparsity}", schedule)
 
 
-def _registered(name: str, schedule: Callable[[float, float, float], float]) -> str:
+def _register(name: str, schedule: Callable[[float, float, float], float]) -> str:
     if name not in SCHEDULES:
         SCHEDULES.register(name)(schedule)
     return name
+
+
+__getattr__ = deprecated_getattr(
+    __name__,
+    {
+        "quarter_cosine": "secateur.compat.schedules:register_quarter_cosine",
+        "starting_at": "secateur.compat.schedules:register_with_start",
+    },
+)

@@ -12,8 +12,8 @@ from fractions import Fraction
 from typing import Any
 
 from secateur._wording import format_list
-from secateur.compat.imported import ImportedRun
-from secateur.compat.parts import Part, merged, refuse_unknown
+from secateur.compat._imported_run import ImportedRun
+from secateur.compat._layer_settings import LayerSettings, check_keys, merge_settings
 from secateur.errors import ConfigError
 
 __all__ = ["block_sparse_weight", "semi_sparse_weight", "wanda_sparsifier", "weight_norm_sparsifier"]
@@ -64,7 +64,9 @@ def weight_norm_sparsifier(
         "zeros_per_block": zeros_per_block,
     }
     common = {"criterion_reduce_type": NORMS[norm or 2]}
-    return _run(config, defaults, lambda values, where: common | _blocks(values, where), solver="magnitude")
+    return _build_run(
+        config, defaults, lambda values, where: common | _translate_blocks(values, where), solver="magnitude"
+    )
 
 
 def wanda_sparsifier(
@@ -86,7 +88,7 @@ def wanda_sparsifier(
         ('wanda', '2:4')
     """
     defaults = {"sparsity_level": sparsity_level, "semi_structured_block_size": semi_structured_block_size}
-    return _run(config, defaults, _half_of_groups, solver="wanda")
+    return _build_run(config, defaults, _translate_half_of_groups, solver="wanda")
 
 
 def semi_sparse_weight() -> ImportedRun:
@@ -98,7 +100,7 @@ def semi_sparse_weight() -> ImportedRun:
         >>> semi_sparse_weight().config.pattern
         '2:4'
     """
-    return _run(None, {}, lambda _values, _where: {"pattern": "2:4"}, solver="magnitude")
+    return _build_run(None, {}, lambda _values, _where: {"pattern": "2:4"}, solver="magnitude")
 
 
 def block_sparse_weight(*, sparsity_level: float, blocksize: int = 64) -> ImportedRun:
@@ -118,31 +120,31 @@ def block_sparse_weight(*, sparsity_level: float, blocksize: int = 64) -> Import
         '32x32'
     """
     values = {"sparsity_level": sparsity_level, "sparse_block_shape": (blocksize, blocksize), "zeros_per_block": None}
-    return _run(None, values, _blocks, solver="magnitude")
+    return _build_run(None, values, _translate_blocks, solver="magnitude")
 
 
-def _run(config: TensorConfig, defaults: Mapping[str, Any], settings: Settings, *, solver: str) -> ImportedRun:
+def _build_run(config: TensorConfig, defaults: Mapping[str, Any], settings: Settings, *, solver: str) -> ImportedRun:
     """One run from the settings of each tensor; those of equal settings are one part."""
     if config is None:
-        part = Part(names=(".*",), settings={**settings(defaults, "config"), "pruning_scope": "local"})
-        return ImportedRun(config=merged([part], pruning_op_types=("Linear",)), solver=solver)
+        part = LayerSettings(names=(".*",), settings={**settings(defaults, "config"), "pruning_scope": "local"})
+        return ImportedRun(config=merge_settings([part], pruning_op_types=("Linear",)), solver=solver)
     if isinstance(config, Mapping | str) or not config or not all(isinstance(one, Mapping) for one in config):
         raise ConfigError(f"config must be a list of dictionaries with 'tensor_fqn', or None, found {config!r}.")
     groups: list[tuple[dict[str, Any], list[str]]] = []
     for index, one in enumerate(config):
         where = f"config[{index}]"
-        refuse_unknown(one, ("tensor_fqn", *defaults), where)
+        check_keys(one, ("tensor_fqn", *defaults), where)
         own = {**settings({**defaults, **one}, where), "pruning_scope": "local"}
         same = next((names for found, names in groups if found == own), None)
         if same is None:
             groups.append((own, same := []))
-        same.append(_layer(one.get("tensor_fqn"), where))
-    _refuse_twice([name for _, names in groups for name in names])
-    parts = [Part(names=tuple(map(re.escape, names)), settings=own) for own, names in groups]
-    return ImportedRun(config=merged(parts), solver=solver)
+        same.append(_get_layer_name(one.get("tensor_fqn"), where))
+    _check_unique([name for _, names in groups for name in names])
+    parts = [LayerSettings(names=tuple(map(re.escape, names)), settings=own) for own, names in groups]
+    return ImportedRun(config=merge_settings(parts), solver=solver)
 
 
-def _layer(tensor: Any, where: str) -> str:
+def _get_layer_name(tensor: Any, where: str) -> str:
     name = tensor.removeprefix(".") if isinstance(tensor, str) else ""
     if not name.endswith(".weight"):
         raise ConfigError(
@@ -152,16 +154,16 @@ def _layer(tensor: Any, where: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _refuse_twice(names: Sequence[str]) -> None:
+def _check_unique(names: Sequence[str]) -> None:
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(
             f"tensor_fqn must come once for each tensor, found {format_list(map(repr, twice))} more than once."
         )
 
 
-def _blocks(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    level = _share(values["sparsity_level"], where)
-    rows, cols = _shape(values["sparse_block_shape"], where)
+def _translate_blocks(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    level = _check_share(values["sparsity_level"], where)
+    rows, cols = _check_shape(values["sparse_block_shape"], where)
     size, zeros = rows * cols, values["zeros_per_block"]
     if zeros is None or zeros == size:
         return {"pattern": f"{rows}x{cols}", "target_sparsity": level}
@@ -172,19 +174,19 @@ def _blocks(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: zeros_per_block={zeros} has no counterpart in blocks of {rows} rows: N:M patterns lie along the "
             f"input channels. Take sparse_block_shape=(1, {cols}), or leave zeros_per_block out."
         )
-    return _groups(zeros, cols, level)
+    return _build_group_settings(zeros, cols, level)
 
 
-def _half_of_groups(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    level, group = _share(values["sparsity_level"], where), values["semi_structured_block_size"]
+def _translate_half_of_groups(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    level, group = _check_share(values["sparsity_level"], where), values["semi_structured_block_size"]
     if group is None:
         return {"pattern": "1x1", "target_sparsity": level}
     if not isinstance(group, int) or group < 2:
         raise ConfigError(f"{where}: semi_structured_block_size must be a whole number of at least 2, found {group!r}.")
-    return _groups(group // 2, group, 1.0)
+    return _build_group_settings(group // 2, group, 1.0)
 
 
-def _groups(zeros: int, group: int, level: float) -> dict[str, Any]:
+def _build_group_settings(zeros: int, group: int, level: float) -> dict[str, Any]:
     """Settings under which a share of the groups loses `zeros` weights each."""
     share = Fraction(zeros, group)
     return {
@@ -193,13 +195,13 @@ def _groups(zeros: int, group: int, level: float) -> dict[str, Any]:
     }
 
 
-def _share(level: Any, where: str) -> float:
+def _check_share(level: Any, where: str) -> float:
     if not isinstance(level, int | float) or not 0 <= level <= 1:
         raise ConfigError(f"{where}: sparsity_level must lie in [0, 1], found {level!r}.")
     return float(level)
 
 
-def _shape(shape: Any, where: str) -> tuple[int, int]:
+def _check_shape(shape: Any, where: str) -> tuple[int, int]:
     if not isinstance(shape, Sequence) or len(shape) != 2 or not all(isinstance(one, int) and one > 0 for one in shape):
         raise ConfigError(f"{where}: sparse_block_shape must be two whole numbers above 0, found {shape!r}.")
     return shape[0], shape[1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from secateur.compat.neural_compressor.callbacks import CompressionManager, PruningCallbacks
 from secateur.compat.neural_compressor.config import WeightPruningConfig
-from secateur.compat.neural_compressor.preparing import prepare_compression, prepare_pruning
+from secateur.compat.neural_compressor.prepare import prepare_compression, prepare_pruning
 
 __all__ = [
     "CompressionManager",

@@ -43,7 +43,7 @@ class PruningCallbacks:
         self._batches = 0
 
     @classmethod
-    def ended(cls, report: PruningReport) -> PruningCallbacks:
+    def from_report(cls, report: PruningReport) -> PruningCallbacks:
         """Those of a run that is over already."""
         made = cls(lambda: None, follows_optimizer=False)
         made.report = report
@@ -69,17 +69,17 @@ class PruningCallbacks:
         has_begun = self._has_begun or (self._pruner is not None and not self._follows_optimizer)
         if has_begun and self.report is None:
             raise StateError("on_train_begin must come once, before all other calls. The run has begun already.")
-        self._running()
+        self._get_running_pruner()
         self._has_begun = True
 
     def on_epoch_begin(self, epoch: int | None = None) -> None:  # noqa: ARG002 - part of the interface
         """See the class."""
-        self._running()
+        self._get_running_pruner()
         self._finish_step()
 
     def on_step_begin(self, batch_id: int | None = None) -> None:  # noqa: ARG002 - part of the interface
         """Called before a batch."""
-        self._running()
+        self._get_running_pruner()
         self._finish_step()
         self._batches += 1
 
@@ -99,7 +99,7 @@ class PruningCallbacks:
         Raises:
             ScoreError: A score is ``nan``.
         """
-        pruner = self._running()
+        pruner = self._get_running_pruner()
         self._finish_step()
         if not self._follows_optimizer:
             pruner.before_step()
@@ -111,7 +111,7 @@ class PruningCallbacks:
         Raises:
             StateError: The criterion ranks by gradients, and ``on_before_optimizer_step`` was not called.
         """
-        pruner = self._running()
+        pruner = self._get_running_pruner()
         if self._follows_optimizer:
             return
         if pruner.needs_gradients and not self._is_announced:
@@ -124,12 +124,12 @@ class PruningCallbacks:
 
     def on_step_end(self) -> None:
         """Called after a batch."""
-        self._running()
+        self._get_running_pruner()
         self._finish_step()
 
     def on_epoch_end(self) -> None:
         """See the class."""
-        self._running()
+        self._get_running_pruner()
         self._finish_step()
 
     def on_before_eval(self) -> None:
@@ -149,7 +149,7 @@ class PruningCallbacks:
             StateError: The run has not begun or has ended, it saw no optimizer step, or masks and weights are not what
                 they should be.
         """
-        pruner = self.pruner if self.report is None else self._running()
+        pruner = self.pruner if self.report is None else self._get_running_pruner()
         self._finish_step()
         if self._batches and not pruner.step:
             raise StateError(
@@ -160,7 +160,7 @@ class PruningCallbacks:
         logger.info("%s", found)
         return found  # type: ignore[no-any-return]
 
-    def _running(self) -> Any:
+    def _get_running_pruner(self) -> Any:
         if self.report is not None:
             raise StateError("This run has ended. Prepare another for the model.")
         if self._pruner is None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.compat.neural_compressor.settings import own_settings, solver_of
-from secateur.compat.parts import refuse_unknown
+from secateur.compat._layer_settings import check_keys
+from secateur.compat.neural_compressor.translation import get_solver, translate_settings
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.frameworks import detect_framework, import_leaf
@@ -102,9 +102,9 @@ class WeightPruningConfig:
             raise ConfigError(f"pruning_configs must be a list of dictionaries, found {pruning_configs!r}.")
         if settings.pop("backend", None) not in BACKENDS:
             raise ConfigError("backend must be left out: only torch itself is served. For Keras see secateur.keras.")
-        refuse_unknown(settings, tuple(FOR_ALL), "WeightPruningConfig")
+        check_keys(settings, tuple(FOR_ALL), "WeightPruningConfig")
         self.pruning_configs = tuple(dict(one) for one in given) or ({},)
-        self._for_all = _without_none(settings)
+        self._for_all = _drop_none(settings)
         several = len(self.pruning_configs) > 1
         self.entries = tuple(
             self._entry(one, f"pruning_configs[{index}]" if several or one else "WeightPruningConfig")
@@ -124,7 +124,9 @@ class WeightPruningConfig:
         """
         if detect_framework(model) != "pytorch":
             raise UnsupportedModelError("Only torch models are served here. For Keras models see secateur.keras.")
-        own: PruningConfig = import_leaf("secateur.compat.neural_compressor", model).pruning_config(self, model)[0]
+        own: PruningConfig = import_leaf("secateur.compat.neural_compressor", model).build_pruning_config(self, model)[
+            0
+        ]
         return own
 
     def __repr__(self) -> str:
@@ -132,30 +134,30 @@ class WeightPruningConfig:
         return f"WeightPruningConfig({list(self.pruning_configs)!r}{given})"
 
     def _entry(self, one: Mapping[str, Any], where: str) -> Entry:
-        refuse_unknown(one, tuple(FOR_ALL), where)
-        own = _without_none(one)
+        check_keys(one, tuple(FOR_ALL), where)
+        own = _drop_none(one)
         given = {**self._for_all, **own}
         values = {**FOR_ALL, **given}
         try:
-            settings = own_settings(values, given)
+            settings = translate_settings(values, given)
             PruningConfig(**settings)
         except ConfigError as error:
             raise type(error)(f"{where}: {error}") from error
-        excluded = (*_listed(self._for_all.get("excluded_op_names")), *_listed(own.get("excluded_op_names")))
+        excluded = (*_to_tuple(self._for_all.get("excluded_op_names")), *_to_tuple(own.get("excluded_op_names")))
         return Entry(
             where=where,
-            op_names=_listed(values["op_names"]),
+            op_names=_to_tuple(values["op_names"]),
             excluded_op_names=tuple(dict.fromkeys(excluded)),
-            pruning_op_types=_listed(values["pruning_op_types"]),
+            pruning_op_types=_to_tuple(values["pruning_op_types"]),
             settings=settings,
-            solver=solver_of(values["pruning_type"]),
+            solver=get_solver(values["pruning_type"]),
         )
 
 
-def _without_none(given: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_none(given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given; ``None`` counts as not given."""
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _listed(value: Any) -> tuple[str, ...]:
+def _to_tuple(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())

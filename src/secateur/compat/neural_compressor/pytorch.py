@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from secateur._wording import format_count, format_list
-from secateur.compat.neural_compressor.assignment import Layer, assigned, configured
 from secateur.compat.neural_compressor.config import WeightPruningConfig
+from secateur.compat.neural_compressor.layer_assignment import Layer, assign_layers, build_config
 from secateur.config import PruningConfig
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.oneshot import Execution
@@ -21,28 +21,28 @@ from secateur.planning.pytorch import find_candidates, plan
 from secateur.results import PruningReport
 from secateur.training.pytorch import Pruner, prepare
 
-__all__ = ["planned", "pruned_once", "pruning_config", "save", "started"]
+__all__ = ["build_checked_config", "build_pruning_config", "prune_once", "save", "start_run"]
 
 logger = logging.getLogger(__name__)
 
 
-def pruning_config(config: WeightPruningConfig, model: nn.Module) -> tuple[PruningConfig, frozenset[str]]:
+def build_pruning_config(config: WeightPruningConfig, model: nn.Module) -> tuple[PruningConfig, frozenset[str]]:
     """The configuration in the words of this package, and the names of the layers that it means."""
     found = [
         Layer(one.name, type(one.module).__name__, one.is_output) for one in find_candidates(model, prune_frozen=True)
     ]
     modules = [name for name, _ in unwrap_model(model).named_modules()]
-    owners = assigned(config.entries, found, modules)
-    return configured(config.entries, owners), frozenset(owners)
+    owners = assign_layers(config.entries, found, modules)
+    return build_config(config.entries, owners), frozenset(owners)
 
 
-def planned(config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool = False) -> PruningConfig:
+def build_checked_config(config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool = False) -> PruningConfig:
     """The configuration, checked against the model; one warning names what was meant and stays dense.
 
     Raises:
         SecateurError: It does not fit the model.
     """
-    own, meant = pruning_config(config, model)
+    own, meant = build_pruning_config(config, model)
     left = {name: reason for name, reason in plan(model, own, prune_frozen=prune_frozen).dense.items() if name in meant}
     if left:
         reasons = format_list((f"{name!r} ({reason})" for name, reason in left.items()), limit=3)
@@ -52,12 +52,12 @@ def planned(config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool
     return own
 
 
-def started(model: nn.Module, config: PruningConfig, optimizer: Any) -> Pruner:
+def start_run(model: nn.Module, config: PruningConfig, optimizer: Any) -> Pruner:
     """A run that follows the optimizer, or one whose steps are announced where that is ``None``."""
     return prepare(model, config, optimizer)
 
 
-def pruned_once(
+def prune_once(
     model: nn.Module, config: PruningConfig, *, solver: str, batches: Iterable[Any], device: Any
 ) -> PruningReport:
     """Prune by calibration data."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from secateur.compat.imported import ImportedRun
-from secateur.compat.sparseml.modifiers import imported
-from secateur.compat.sparseml.recipe import stages
+from secateur._wording import suggest_name
+from secateur.compat._imported_run import ImportedRun
+from secateur.compat._layer_settings import merge_settings
+from secateur.compat.sparseml.modifier import Modifier
+from secateur.compat.sparseml.one_shot import ONE_SHOT, import_one_shot
+from secateur.compat.sparseml.recipe import Stage, read_stages
+from secateur.compat.sparseml.training import CONSTANT, GRADUAL, read_layer_settings
+from secateur.errors import ConfigError
 
 __all__ = ["read_recipe"]
 
@@ -50,4 +55,37 @@ def read_recipe(
         ('1x4', 100, 500, 50)
     """
     passed_over = frozenset((leave_out,) if isinstance(leave_out, str) else leave_out)
-    return tuple(imported(stage, steps_per_epoch) for stage in stages(source, passed_over))
+    return tuple(_import_stage(stage, steps_per_epoch) for stage in read_stages(source, passed_over))
+
+
+def _import_stage(stage: Stage, steps_per_epoch: int | None) -> ImportedRun:
+    """The run that a stage describes.
+
+    Args:
+        stage: A stage with modifiers.
+        steps_per_epoch: Optimizer steps in one epoch.
+
+    Raises:
+        ConfigError: A modifier or a key is unknown or has no counterpart, a value is out of bounds, or modifiers do not
+            go together.
+    """
+    for modifier in stage.modifiers:
+        _check_modifier(modifier)
+    once = [modifier for modifier in stage.modifiers if modifier.name in ONE_SHOT]
+    if not once:
+        parts = [part for modifier in stage.modifiers for part in read_layer_settings(modifier, steps_per_epoch)]
+        return ImportedRun(name=stage.name, config=merge_settings(parts))
+    if len(stage.modifiers) > 1:
+        names = ", ".join(modifier.name for modifier in stage.modifiers)
+        raise ConfigError(f"{once[0].name} must be alone in its stage, found {names}. Give each a stage of its own.")
+    return import_one_shot(once[0], stage.name)
+
+
+def _check_modifier(modifier: Modifier) -> None:
+    known = (*GRADUAL, CONSTANT, *ONE_SHOT)
+    if modifier.name not in known:
+        raise ConfigError(
+            f"{modifier.name} has no counterpart.{suggest_name(modifier.name, known)} Known: "
+            f"{', '.join(sorted(known))}. If your training loop does what it says, read the recipe with "
+            f"leave_out=[{modifier.name!r}]."
+        )

@@ -14,9 +14,10 @@ import yaml
 
 from secateur._wording import format_list, suggest_name
 from secateur._yaml import Loader, parse_yaml, read_source
+from secateur.compat.sparseml.modifier import Modifier
 from secateur.errors import ConfigError
 
-__all__ = ["Modifier", "Stage", "stages"]
+__all__ = ["Stage", "read_stages"]
 
 MODIFIERS = re.compile(r"(.+_)?modifiers")
 """Keys under which modifiers stand."""
@@ -35,21 +36,6 @@ OPERATORS: dict[type[ast.AST], Any] = {
 }
 
 FUNCTIONS: dict[str, Any] = {"float": float, "int": int, "max": max, "min": min, "round": round}
-
-
-@dataclass(frozen=True, slots=True)
-class Modifier:
-    """One modifier.
-
-    Attributes:
-        name: Its class name.
-        values: Its keys, with formulas worked out.
-        is_tagged: Whether it is written as a YAML tag, as SparseML did at first; some keys mean something else then.
-    """
-
-    name: str
-    values: Mapping[str, Any]
-    is_tagged: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +61,16 @@ class _Tagged:
     values: Any
 
 
-def _tagged(loader: _RecipeLoader, name: str, node: yaml.Node) -> _Tagged:
+def _construct_tag(loader: _RecipeLoader, name: str, node: yaml.Node) -> _Tagged:
     if isinstance(node, yaml.MappingNode):
         return _Tagged(name, loader.construct_mapping(node, deep=True))
     return _Tagged(name, {} if not node.value else node.value)
 
 
-_RecipeLoader.add_multi_constructor("!", _tagged)
+_RecipeLoader.add_multi_constructor("!", _construct_tag)
 
 
-def stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[Stage]:
+def read_stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[Stage]:
     """The stages of a recipe that have modifiers.
 
     Args:
@@ -95,7 +81,8 @@ def stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[
         ConfigError: It cannot be read, is no recipe, has nothing left, or `leave_out` has a name that it does not.
     """
     found = [
-        Stage(name, tuple(_modifiers(groups, variables))) for name, groups, variables in _sections(_document(source))
+        Stage(name, tuple(_iter_modifiers(groups, variables)))
+        for name, groups, variables in _iter_sections(_parse_document(source))
     ]
     names = {modifier.name for stage in found for modifier in stage.modifiers}
     for name in leave_out:
@@ -110,7 +97,7 @@ def stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[
     return [stage for stage in left if stage.modifiers]
 
 
-def _document(source: str | Path) -> Any:
+def _parse_document(source: str | Path) -> Any:
     text = read_source(source, "recipe")
     if text.lstrip().startswith("---"):
         # At the head of a Markdown file.
@@ -127,13 +114,15 @@ def _document(source: str | Path) -> Any:
     return found
 
 
-def _sections(document: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
+def _iter_sections(document: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
     """Name, groups of modifiers and variables of each stage; what stands outside of stages comes first."""
     names = [key for key, value in document.items() if _is_stage(key, value)]
-    variables, groups = _split({key: value for key, value in document.items() if key not in names}, "The recipe", {})
+    variables, groups = _split_section(
+        {key: value for key, value in document.items() if key not in names}, "The recipe", {}
+    )
     yield "", groups, variables
     for name in names:
-        own, own_groups = _split(document[name], name, variables)
+        own, own_groups = _split_section(document[name], name, variables)
         yield name, own_groups, own
 
 
@@ -141,7 +130,9 @@ def _is_stage(key: Any, value: Any) -> bool:
     return isinstance(key, str) and isinstance(value, Mapping) and key.endswith("_stage")
 
 
-def _split(section: Mapping[str, Any], where: str, outer: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def _split_section(
+    section: Mapping[str, Any], where: str, outer: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Any]]:
     variables, groups = dict(outer), []
     for key, value in section.items():
         if MODIFIERS.fullmatch(str(key)):
@@ -156,46 +147,46 @@ def _split(section: Mapping[str, Any], where: str, outer: Mapping[str, Any]) -> 
                 f"'_stage'."
             )
         else:
-            variables[str(key)] = _worked_out(value, variables)
+            variables[str(key)] = _evaluate(value, variables)
     return variables, groups
 
 
-def _modifiers(groups: list[Any], variables: Mapping[str, Any]) -> Iterator[Modifier]:
+def _iter_modifiers(groups: list[Any], variables: Mapping[str, Any]) -> Iterator[Modifier]:
     for group in groups:
         if isinstance(group, Mapping):
             for name, values in group.items():
-                yield from _each(str(name), values, variables, is_tagged=False)
+                yield from _iter_named(str(name), values, variables, is_tagged=False)
             continue
         for one in group or ():
             if not isinstance(one, _Tagged):
                 raise ConfigError(f"A modifier must be a tag such as !GMPruningModifier with its keys, found {one!r}.")
-            yield from _each(one.name, one.values, variables, is_tagged=True)
+            yield from _iter_named(one.name, one.values, variables, is_tagged=True)
 
 
-def _each(name: str, values: Any, variables: Mapping[str, Any], *, is_tagged: bool) -> Iterator[Modifier]:
+def _iter_named(name: str, values: Any, variables: Mapping[str, Any], *, is_tagged: bool) -> Iterator[Modifier]:
     """One modifier, or several of one name in a list."""
     for one in values if isinstance(values, list) else [values]:
         if not isinstance(one or {}, Mapping):
             raise ConfigError(f"{name}: a modifier must have keys with values, found {one!r}.")
-        yield Modifier(name, {key: _worked_out(value, variables) for key, value in (one or {}).items()}, is_tagged)
+        yield Modifier(name, {key: _evaluate(value, variables) for key, value in (one or {}).items()}, is_tagged)
 
 
-def _worked_out(value: Any, variables: Mapping[str, Any]) -> Any:
+def _evaluate(value: Any, variables: Mapping[str, Any]) -> Any:
     """A value with its formulas replaced by their results."""
     if isinstance(value, list):
-        return [_worked_out(one, variables) for one in value]
+        return [_evaluate(one, variables) for one in value]
     if isinstance(value, Mapping):
-        return {_worked_out(key, variables): _worked_out(one, variables) for key, one in value.items()}
+        return {_evaluate(key, variables): _evaluate(one, variables) for key, one in value.items()}
     found = FORMULA.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is None:
         return value
     try:
-        return _result(ast.parse(found[1].strip(), mode="eval").body, variables)
+        return _evaluate_node(ast.parse(found[1].strip(), mode="eval").body, variables)
     except (SyntaxError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{value!r} cannot be worked out: {error}") from error
 
 
-def _result(node: ast.expr, variables: Mapping[str, Any]) -> Any:
+def _evaluate_node(node: ast.expr, variables: Mapping[str, Any]) -> Any:
     match node:
         case ast.Constant(value=value):
             return value
@@ -204,19 +195,19 @@ def _result(node: ast.expr, variables: Mapping[str, Any]) -> Any:
         case ast.Name(id=name):
             raise ConfigError(f"The recipe has no variable {name!r}.{suggest_name(name, variables)}")
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_number(operand, variables)
+            return -_evaluate_number(operand, variables)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            return OPERATORS[type(op)](_number(left, variables), _number(right, variables))
+            return OPERATORS[type(op)](_evaluate_number(left, variables), _evaluate_number(right, variables))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
-            return FUNCTIONS[name](*(_number(one, variables) for one in args))
+            return FUNCTIONS[name](*(_evaluate_number(one, variables) for one in args))
     raise ConfigError(
         f"{ast.unparse(node)!r} cannot be worked out: only numbers, variables, + - * / // and "
         f"{', '.join(FUNCTIONS)} are."
     )
 
 
-def _number(node: ast.expr, variables: Mapping[str, Any]) -> Any:
-    found = _result(node, variables)
+def _evaluate_number(node: ast.expr, variables: Mapping[str, Any]) -> Any:
+    found = _evaluate_node(node, variables)
     if not isinstance(found, int | float):
         raise ConfigError(f"{ast.unparse(node)!r} must be a number where it is reckoned with, found {found!r}.")
     return found

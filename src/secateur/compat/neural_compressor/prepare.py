@@ -47,7 +47,7 @@ def prepare_compression(
         >>> manager.callbacks.on_train_end().sparsity
         0.5
     """
-    model, config = _in_order(model, confs)
+    model, config = _sort_arguments(model, confs)
     home = import_leaf(PACKAGE, model)
     if solvers := sorted({entry.solver for entry in config.entries if entry.solver is not None}):
         raise ConfigError(
@@ -61,7 +61,7 @@ def prepare_compression(
             "optimizer must be given where reg_type='group_lasso', for its strength goes with the learning rate. Call "
             "prepare_compression(model, config, optimizer=optimizer)."
         )
-    start = partial(home.started, model, home.planned(config, model), optimizer)
+    start = partial(home.start_run, model, home.build_checked_config(config, model), optimizer)
     return CompressionManager(model, PruningCallbacks(start, follows_optimizer=optimizer is not None), home.save)
 
 
@@ -104,7 +104,7 @@ def prepare_pruning(
         >>> pruning.on_train_end().sparsity
         0.5
     """
-    model, config = _in_order(model, config)
+    model, config = _sort_arguments(model, config)
     if framework != "pytorch":
         raise ConfigError(f"framework must be 'pytorch', found {framework!r}. For Keras models see secateur.keras.")
     home = import_leaf(PACKAGE, model)
@@ -118,15 +118,15 @@ def prepare_pruning(
     if solver is None:
         if optimizer is None:
             raise ConfigError("optimizer must be given where the model is pruned while it trains, found None.")
-        start = partial(home.started, model, home.planned(config, model), optimizer)
+        start = partial(home.start_run, model, home.build_checked_config(config, model), optimizer)
         return PruningCallbacks(start, follows_optimizer=True)
     if dataloader is None:
         raise ConfigError("dataloader must be given for pruning_type='sparse_gpt', found None.")
-    own = home.planned(config, model, prune_frozen=True)
-    return PruningCallbacks.ended(home.pruned_once(model, own, solver=solver, batches=dataloader, device=device))
+    own = home.build_checked_config(config, model, prune_frozen=True)
+    return PruningCallbacks.from_report(home.prune_once(model, own, solver=solver, batches=dataloader, device=device))
 
 
-def _in_order(model: Any, confs: Any) -> tuple[Any, WeightPruningConfig]:
+def _sort_arguments(model: Any, confs: Any) -> tuple[Any, WeightPruningConfig]:
     """The model and its configuration, in whichever order they came: both stood in the documents."""
     if isinstance(model, WeightPruningConfig):
         model, confs = confs, model

@@ -12,14 +12,14 @@ from typing import Any
 
 from secateur.errors import ConfigError
 
-__all__ = ["layers_of_modules", "layers_of_parameters"]
+__all__ = ["match_modules", "match_parameters"]
 
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
 ALL = "__ALL__"
 EXPRESSION = "re:"
 
 
-def layers_of_parameters(given: Any, where: str) -> tuple[str, ...]:
+def match_parameters(given: Any, where: str) -> tuple[str, ...]:
     r"""Expressions for the layers whose weights are meant.
 
     Args:
@@ -30,13 +30,13 @@ def layers_of_parameters(given: Any, where: str) -> tuple[str, ...]:
         ConfigError: It means something else than weights of layers.
 
     Example:
-        >>> layers_of_parameters(["re:.*conv.*weight", "fc.weight"], "params")
+        >>> match_parameters(["re:.*conv.*weight", "fc.weight"], "params")
         ('.*conv.*', 'fc')
     """
-    return tuple(_of_parameter(name, where) for name in _texts(given, where))
+    return tuple(_match_parameter(name, where) for name in _check_names(given, where))
 
 
-def layers_of_modules(given: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def match_modules(given: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     r"""Expressions for the layers that are meant or lie in what is meant, and types.
 
     Args:
@@ -44,15 +44,15 @@ def layers_of_modules(given: Any, where: str) -> tuple[tuple[str, ...], tuple[st
         where: What errors say that it stands in.
 
     Example:
-        >>> layers_of_modules(["re:.*lm_head", "Linear"], "targets")
+        >>> match_modules(["re:.*lm_head", "Linear"], "targets")
         (('(?:.*lm_head).*',), ('Linear',))
     """
     expressions, types = [], []
-    for name in _texts(given, where):
+    for name in _check_names(given, where):
         if name in (ALL, ALL_PRUNABLE):
             expressions.append(".*")
         elif name.startswith(EXPRESSION):
-            expressions.append(_within(name.removeprefix(EXPRESSION)))
+            expressions.append(_match_within(name.removeprefix(EXPRESSION)))
         elif re.fullmatch(r"[A-Z]\w*", name):
             types.append(name)
         else:
@@ -60,7 +60,7 @@ def layers_of_modules(given: Any, where: str) -> tuple[tuple[str, ...], tuple[st
     return tuple(expressions), tuple(types)
 
 
-def _of_parameter(name: str, where: str) -> str:
+def _match_parameter(name: str, where: str) -> str:
     if name == ALL_PRUNABLE:
         return ".*"
     if name == ALL:
@@ -69,7 +69,7 @@ def _of_parameter(name: str, where: str) -> str:
             f"weights of all linear and convolutional layers."
         )
     if name.startswith(EXPRESSION):
-        return _of_parameter_expression(name.removeprefix(EXPRESSION), where)
+        return _match_parameter_expression(name.removeprefix(EXPRESSION), where)
     if not name.endswith(".weight"):
         raise ConfigError(
             f"{where}: {name!r} must be the full name of a layer's weight, such as 'fc.weight'. Other parameters are "
@@ -78,7 +78,7 @@ def _of_parameter(name: str, where: str) -> str:
     return re.escape(name.removesuffix(".weight"))
 
 
-def _of_parameter_expression(expression: str, where: str) -> str:
+def _match_parameter_expression(expression: str, where: str) -> str:
     body = expression.removesuffix("$")
     if not _has_alternatives(body):
         for ending in (r"\.weight", ".weight"):
@@ -87,20 +87,20 @@ def _of_parameter_expression(expression: str, where: str) -> str:
         if body.endswith(".*weight"):
             return body.removesuffix("weight")
         if body == expression and not body.endswith("weight"):
-            return _from_start(body)
+            return _match_start(body)
     raise ConfigError(
         f"{where}: 're:{expression}' must end in '.weight', '.*weight' or '.*' for the layers to be told from it. "
         f"Write alternatives in parentheses, or as several expressions."
     )
 
 
-def _within(expression: str) -> str:
+def _match_within(expression: str) -> str:
     """What matches from the start of a name, and all that lies in it where it matches to the end."""
     body = expression.removesuffix("$")
-    return _from_start(body) if body == expression else rf"(?:{body})(?:\..*)?"
+    return _match_start(body) if body == expression else rf"(?:{body})(?:\..*)?"
 
 
-def _from_start(body: str) -> str:
+def _match_start(body: str) -> str:
     return body if body.endswith(".*") and not _has_alternatives(body) else f"(?:{body}).*"
 
 
@@ -112,7 +112,7 @@ def _has_alternatives(body: str) -> bool:
     return "|" in body
 
 
-def _texts(given: Any, where: str) -> Iterable[str]:
+def _check_names(given: Any, where: str) -> Iterable[str]:
     found = [given] if isinstance(given, str) else given
     if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
         raise ConfigError(f"{where} must be a name or a list of names, found {given!r}.")

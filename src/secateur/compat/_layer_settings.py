@@ -1,4 +1,4 @@
-"""Layers that are pruned in different ways, put together into one configuration."""
+"""Merge the settings of layers that are pruned in different ways into one configuration."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from secateur._wording import format_list, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
 
-__all__ = ["Part", "any_of", "merged", "refuse_unknown"]
+__all__ = ["LayerSettings", "check_keys", "match_names", "merge_settings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """Layers that are to be pruned in one way.
+class LayerSettings:
+    """Settings for some layers.
 
     Attributes:
-        names: Regular expressions for whole names; empty: all layers that are pruned unless one is named.
-        settings: Keys of `PruningConfig` that may differ from layer to layer.
+        names: Regular expressions that match whole names; empty: all layers that are pruned by default.
+        settings: Keys of `PruningConfig` that may differ between layers.
     """
 
     names: tuple[str, ...] = ()
     settings: Mapping[str, Any]
 
 
-def merged(parts: Sequence[Part], **common: Any) -> PruningConfig:
-    """One configuration under which each part is ranked by itself and reaches its own target.
+def merge_settings(parts: Sequence[LayerSettings], **common: Any) -> PruningConfig:
+    """Build one configuration in which each part is ranked separately and reaches its own target.
 
     Args:
-        parts: At least one; of several each has names.
-        common: Keys of `PruningConfig` that hold for all layers.
+        parts: At least one. If there are several, each needs names.
+        common: Keys of `PruningConfig` for all layers.
 
     Raises:
-        ConfigError: It is no valid configuration, or two parts have the same name.
+        ConfigError: The configuration is not valid, or two parts have a name in common.
 
     Example:
-        >>> merged([Part(names=("a", "b"), settings={"pattern": "2:4"})]).op_names
+        >>> merge_settings([LayerSettings(names=("a", "b"), settings={"pattern": "2:4"})]).op_names
         ('a', 'b')
     """
     first = parts[0]
@@ -56,18 +56,20 @@ def merged(parts: Sequence[Part], **common: Any) -> PruningConfig:
     return PruningConfig(**first.settings, op_names=tuple(rules), layers=rules, **common)
 
 
-def any_of(names: Iterable[str]) -> str:
-    """One expression that just these names match, and that names none of them, so that each may turn out unfit.
+def match_names(names: Iterable[str]) -> str:
+    """Build one expression that matches these names only.
+
+    It is not itself the name of a layer, so a layer that cannot be pruned stays dense instead of raising.
 
     Example:
-        >>> any_of(["fc", "head"])
+        >>> match_names(["fc", "head"])
         '(?:fc|head)'
     """
     return f"(?:{'|'.join(map(re.escape, names))})"
 
 
-def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Raise `ConfigError` if a key is not known, with the nearest that is."""
+def check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raise `ConfigError` if a key is unknown; the message suggests the nearest known one."""
     for key in given:
         if key not in known:
             raise ConfigError(

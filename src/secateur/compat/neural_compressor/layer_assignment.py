@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from secateur._wording import format_list, suggest_name
+from secateur.compat._layer_settings import LayerSettings, match_names, merge_settings
 from secateur.compat.neural_compressor.config import Entry
-from secateur.compat.parts import Part, any_of, merged
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["Layer", "assigned", "configured"]
+__all__ = ["Layer", "assign_layers", "build_config"]
 
 
 class Layer(NamedTuple):
@@ -29,7 +29,7 @@ class Layer(NamedTuple):
     is_output: bool
 
 
-def assigned(entries: Sequence[Entry], layers: Sequence[Layer], modules: Collection[str]) -> dict[str, int]:
+def assign_layers(entries: Sequence[Entry], layers: Sequence[Layer], modules: Collection[str]) -> dict[str, int]:
     """Layer → index of the entry that it belongs to; layers that belong to none are missing.
 
     Args:
@@ -48,8 +48,8 @@ def assigned(entries: Sequence[Entry], layers: Sequence[Layer], modules: Collect
         chosen = [(index, entry) for index, entry in enumerate(entries) if bool(entry.op_names) == has_names]
         taken = frozenset(owners)
         for index, entry in chosen:
-            found = [name for name in _meant(entry, layers) if name not in taken]
-            _refuse_overlap(entries, owners, found, index)
+            found = [name for name in _match_layers(entry, layers) if name not in taken]
+            _check_overlap(entries, owners, found, index)
             owners |= dict.fromkeys(found, index)
     for index, entry in enumerate(entries):
         if index not in owners.values():
@@ -62,21 +62,23 @@ def assigned(entries: Sequence[Entry], layers: Sequence[Layer], modules: Collect
     return owners
 
 
-def configured(entries: Sequence[Entry], owners: Mapping[str, int]) -> PruningConfig:
+def build_config(entries: Sequence[Entry], owners: Mapping[str, int]) -> PruningConfig:
     """The configuration that prunes just these layers.
 
     Raises:
         ConfigError: The settings do not go together.
     """
     parts = [
-        Part(names=(any_of(name for name, owner in owners.items() if owner == index),), settings=entry.settings)
+        LayerSettings(
+            names=(match_names(name for name, owner in owners.items() if owner == index),), settings=entry.settings
+        )
         for index, entry in enumerate(entries)
     ]
     types = tuple(dict.fromkeys(kind for entry in entries for kind in entry.pruning_op_types))
-    return merged(parts, pruning_op_types=types)
+    return merge_settings(parts, pruning_op_types=types)
 
 
-def _meant(entry: Entry, layers: Sequence[Layer]) -> list[str]:
+def _match_layers(entry: Entry, layers: Sequence[Layer]) -> list[str]:
     return [
         layer.name
         for layer in layers
@@ -87,7 +89,7 @@ def _meant(entry: Entry, layers: Sequence[Layer]) -> list[str]:
     ]
 
 
-def _refuse_overlap(entries: Sequence[Entry], owners: Mapping[str, int], found: Sequence[str], index: int) -> None:
+def _check_overlap(entries: Sequence[Entry], owners: Mapping[str, int], found: Sequence[str], index: int) -> None:
     for name in found:
         if name in owners:
             raise ConfigError(

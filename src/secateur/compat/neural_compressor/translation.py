@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur._wording import suggest_name
-from secateur.compat.parts import refuse_unknown
-from secateur.compat.schedules import quarter_cosine
+from secateur.compat._layer_settings import check_keys
+from secateur.compat.schedules import register_quarter_cosine
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["own_settings", "solver_of"]
+__all__ = ["get_solver", "translate_settings"]
 
 CRITERION_NAMES = ("snip_momentum", "snip", "magnitude", "gradient")
 PROGRESSIVE = "_progressive"
@@ -38,7 +38,7 @@ DECAYS = {"exp": "exponential", "cos": "quarter_cosine", "cube": "cube", "linear
 GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
-def own_settings(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def translate_settings(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of `PruningConfig` that may differ from layer to layer.
 
     Args:
@@ -48,33 +48,33 @@ def own_settings(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
     Raises:
         ConfigError: A value means nothing, is out of bounds or has no counterpart here.
     """
-    kind, criterion = _kind_and_criterion(values)
-    pattern, removable = _kept_pattern(values["pattern"])
+    kind, criterion = _read_kind_and_criterion(values)
+    pattern, removable = _convert_pattern(values["pattern"])
     settings: dict[str, Any] = {"kind": kind, "pattern": pattern, "reg_type": values["reg_type"]}
     if kind == "pattern_lock":
         return settings
     return {
         **settings,
-        "target_sparsity": _target(values, given, removable),
+        "target_sparsity": _read_target(values, given, removable),
         "criterion": criterion,
-        "pruning_scope": _scope(values, given),
+        "pruning_scope": _read_scope(values, given),
         "pruning_frequency": values["pruning_frequency"],
         "criterion_reduce_type": values["criterion_reduce_type"],
         "min_sparsity_ratio_per_op": values["min_sparsity_ratio_per_op"],
         "max_sparsity_ratio_per_op": values["max_sparsity_ratio_per_op"],
         "keep_zeros": values["resume_from_pruned_checkpoint"],
         "score_dtype": "bfloat16" if values["low_memory_usage"] else "float32",
-        "reg_coeff": _coefficient(values),
-        **_timing(values, criterion),
+        "reg_coeff": _read_coefficient(values),
+        **_read_timing(values, criterion),
     }
 
 
-def solver_of(pruning_type: str) -> str | None:
+def get_solver(pruning_type: str) -> str | None:
     """The solver that a pruning type means; ``None``: it prunes while the model trains."""
     return SOLVERS.get(pruning_type)
 
 
-def _kind_and_criterion(values: Mapping[str, Any]) -> tuple[str, str]:
+def _read_kind_and_criterion(values: Mapping[str, Any]) -> tuple[str, str]:
     name = values["pruning_type"]
     if name in NO_COUNTERPART:
         raise ConfigError(
@@ -97,7 +97,7 @@ def _kind_and_criterion(values: Mapping[str, Any]) -> tuple[str, str]:
     return ("pattern_lock" if name == "pattern_lock" else kind), criterion
 
 
-def _kept_pattern(pattern: Any) -> tuple[str, float | None]:
+def _convert_pattern(pattern: Any) -> tuple[str, float | None]:
     """The pattern with N the weights that are kept, and the share that an N:M pattern removes."""
     if not isinstance(pattern, str):
         raise ConfigError(f"pattern must be a text such as '4x1', found {pattern!r}.")
@@ -114,7 +114,7 @@ def _kept_pattern(pattern: Any) -> tuple[str, float | None]:
     return f"{group - removed}:{group}", removed / group
 
 
-def _target(values: Mapping[str, Any], given: Mapping[str, Any], removable: float | None) -> float | None:
+def _read_target(values: Mapping[str, Any], given: Mapping[str, Any], removable: float | None) -> float | None:
     if removable is None:
         return values["target_sparsity"]  # type: ignore[no-any-return]
     if "target_sparsity" not in given:
@@ -128,13 +128,13 @@ def _target(values: Mapping[str, Any], given: Mapping[str, Any], removable: floa
     return target
 
 
-def _scope(values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def _read_scope(values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """As configured; a solver prunes each layer alike unless told otherwise."""
     is_default = "pruning_scope" not in given
-    return "local" if is_default and solver_of(values["pruning_type"]) is not None else values["pruning_scope"]
+    return "local" if is_default and get_solver(values["pruning_type"]) is not None else values["pruning_scope"]
 
 
-def _timing(values: Mapping[str, Any], criterion: str) -> dict[str, Any]:
+def _read_timing(values: Mapping[str, Any], criterion: str) -> dict[str, Any]:
     start, end, decay = values["start_step"], values["end_step"], values["sparsity_decay_type"]
     if decay not in DECAYS:
         raise UnknownNameError(
@@ -145,15 +145,15 @@ def _timing(values: Mapping[str, Any], criterion: str) -> dict[str, Any]:
     if CRITERIA.find(criterion).needs_gradient and start == 0:
         # There is no gradient before the first step, so the first chance to prune is after it.
         start, end = 1, max(end, 1)
-    schedule = quarter_cosine() if decay == "cos" else DECAYS[decay]
+    schedule = register_quarter_cosine() if decay == "cos" else DECAYS[decay]
     return {"start_step": start, "end_step": end, "sparsity_decay_type": "one_shot" if start == end else schedule}
 
 
-def _coefficient(values: Mapping[str, Any]) -> Any:
+def _read_coefficient(values: Mapping[str, Any]) -> Any:
     parameters = values["parameters"] or {}
     if not isinstance(parameters, Mapping):
         raise ConfigError(f"parameters must be a dictionary such as {{'reg_coeff': 0.1}}, found {parameters!r}.")
-    refuse_unknown(parameters, ("reg_coeff",), "parameters")
+    check_keys(parameters, ("reg_coeff",), "parameters")
     found = {value for value in (values["reg_coeff"], parameters.get("reg_coeff")) if value is not None}
     if len(found) > 1:
         raise ConfigError(f"reg_coeff must be given once, found {sorted(found)}. Leave one of them out.")

@@ -6,15 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.compat.imported import ImportedRun
-from secateur.compat.parts import refuse_unknown
-from secateur.compat.sparseml.names import layers_of_modules
-from secateur.compat.sparseml.reading import TOLERANCE, at, checked
-from secateur.compat.sparseml.recipe import Modifier
+from secateur.compat._imported_run import ImportedRun
+from secateur.compat._layer_settings import check_keys
+from secateur.compat.sparseml.layer_names import match_modules
+from secateur.compat.sparseml.modifier import TOLERANCE, Modifier
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
 
-__all__ = ["ONE_SHOT", "pruned_once"]
+__all__ = ["ONE_SHOT", "import_one_shot"]
 
 ONE_SHOT = {"SparseGPTModifier": "sparsegpt", "WandaPruningModifier": "wanda"}
 """Modifier that prunes once, from calibration data → solver."""
@@ -44,30 +43,31 @@ NO_COUNTERPART = {
 GROUPS = re.compile(r"(\d+):(\d+)")
 
 
-def pruned_once(modifier: Modifier, name: str) -> ImportedRun:
+def import_one_shot(modifier: Modifier, name: str) -> ImportedRun:
     """The run that a modifier describes.
 
     Raises:
         ConfigError: A key is unknown or has no counterpart, or a value is out of bounds.
     """
     values = modifier.values
-    refuse_unknown(values, (*ONE_SHOT_KEYS, *NO_COUNTERPART), modifier.name)
+    check_keys(values, (*ONE_SHOT_KEYS, *NO_COUNTERPART), modifier.name)
     for key, meaning in NO_COUNTERPART.items():
         if values.get(key):
             raise ConfigError(f"{modifier.name}: {key} has no counterpart here: {meaning}. Leave it out.")
-    names, types = layers_of_modules(values.get("targets", "Linear"), at(modifier, "targets"))
+    names, types = match_modules(values.get("targets", "Linear"), modifier.describe_key("targets"))
     if names and types:
-        raise ConfigError(f"{at(modifier, 'targets')} must be names or types, found both: {values['targets']!r}.")
-    excluded, dense_types = layers_of_modules(values.get("ignore") or [], at(modifier, "ignore"))
-    settings = checked(
+        raise ConfigError(
+            f"{modifier.describe_key('targets')} must be names or types, found both: {values['targets']!r}."
+        )
+    excluded, dense_types = match_modules(values.get("ignore") or [], modifier.describe_key("ignore"))
+    settings = modifier.check_settings(
         {
-            **_removed(values, modifier),
+            **_get_pattern_and_target(values, modifier),
             "op_names": names,
             "excluded_op_names": excluded,
             "layer_types": dict.fromkeys(dense_types),
             **({"pruning_op_types": types} if types else {}),
         },
-        modifier,
     )
     sizes = {"block_size": "columns", "dampening_frac": "damping"} if modifier.name == "SparseGPTModifier" else {}
     return ImportedRun(
@@ -75,38 +75,40 @@ def pruned_once(modifier: Modifier, name: str) -> ImportedRun:
         config=PruningConfig(**settings),
         solver=ONE_SHOT[modifier.name],
         solver_settings={own: values[key] for key, own in sizes.items() if values.get(key) is not None},
-        **_allocation(values, modifier),
+        **_read_allocation(values, modifier),
     )
 
 
-def _removed(values: Mapping[str, Any], modifier: Modifier) -> dict[str, Any]:
+def _get_pattern_and_target(values: Mapping[str, Any], modifier: Modifier) -> dict[str, Any]:
     """Pattern and target; N of a mask structure counts the weights that are removed."""
     sparsity, mask = values.get("sparsity"), values.get("mask_structure", "0:0")
     if mask in ("unstructured", "0:0"):
         if not isinstance(sparsity, int | float):
             raise ConfigError(
-                f"{at(modifier, 'sparsity')} must be one number, found {sparsity!r}. For layers that differ, write "
-                f"rules in a PruningConfig."
+                f"{modifier.describe_key('sparsity')} must be one number, found {sparsity!r}. For layers that differ, "
+                f"write rules in a PruningConfig."
             )
         return {"pattern": "1x1", "target_sparsity": sparsity}
     found = GROUPS.fullmatch(str(mask))
     if found is None or not 0 < int(found[1]) < int(found[2]):
-        raise ConfigError(f"{at(modifier, 'mask_structure')} must be N:M with N of every M removed, found {mask!r}.")
+        raise ConfigError(
+            f"{modifier.describe_key('mask_structure')} must be N:M with N of every M removed, found {mask!r}."
+        )
     removed, group = int(found[1]), int(found[2])
     if sparsity is not None and (not isinstance(sparsity, int | float) or abs(sparsity - removed / group) > TOLERANCE):
         raise ConfigError(
-            f"{at(modifier, 'sparsity')} must be {removed / group:g} for mask_structure={mask!r}, which removes "
-            f"{removed} of {group}, found {sparsity!r}."
+            f"{modifier.describe_key('sparsity')} must be {removed / group:g} for mask_structure={mask!r}, which "
+            f"removes {removed} of {group}, found {sparsity!r}."
         )
     return {"pattern": f"{group - removed}:{group}"}
 
 
-def _allocation(values: Mapping[str, Any], modifier: Modifier) -> dict[str, Any]:
+def _read_allocation(values: Mapping[str, Any], modifier: Modifier) -> dict[str, Any]:
     profile = values.get("sparsity_profile")
     if profile is None:
         return {}
     if str(profile).lower() != "owl":
-        raise ConfigError(f"{at(modifier, 'sparsity_profile')} must be 'owl', found {profile!r}.")
+        raise ConfigError(f"{modifier.describe_key('sparsity_profile')} must be 'owl', found {profile!r}.")
     settings = {"outlier": values.get("owl_m"), "spread": values.get("owl_lmbda")}
     given = {key: value for key, value in settings.items() if value is not None}
     return {"allocation": "owl", "allocation_settings": given}

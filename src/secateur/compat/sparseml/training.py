@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from secateur.compat.parts import Part, refuse_unknown
-from secateur.compat.schedules import starting_at
-from secateur.compat.sparseml.names import layers_of_parameters
-from secateur.compat.sparseml.reading import SYNONYMS, TOLERANCE, at, checked, needed
-from secateur.compat.sparseml.recipe import Modifier
+from secateur.compat._layer_settings import LayerSettings, check_keys
+from secateur.compat.schedules import register_with_start
+from secateur.compat.sparseml.layer_names import match_parameters
+from secateur.compat.sparseml.modifier import SYNONYMS, TOLERANCE, Modifier
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
 
-__all__ = ["CONSTANT", "GRADUAL", "training_parts"]
+__all__ = ["CONSTANT", "GRADUAL", "read_layer_settings"]
 
 GRADUAL = {
     "GMPruningModifier": ("magnitude", "local"),
@@ -67,14 +66,14 @@ GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 BLOCK = re.compile(r"block_(\d+),(\d+)")
 
 
-def training_parts(modifier: Modifier, steps_per_epoch: int | None) -> Iterator[Part]:
+def read_layer_settings(modifier: Modifier, steps_per_epoch: int | None) -> Iterator[LayerSettings]:
     """Layers and what a modifier says about them.
 
     Raises:
         ConfigError: A key is unknown or has no counterpart, or a value is out of bounds.
     """
     known = CONSTANT_KEYS if modifier.name == CONSTANT else GRADUAL_KEYS
-    refuse_unknown(modifier.values, (*known, *(new for new, old in SYNONYMS.items() if old in known)), modifier.name)
+    check_keys(modifier.values, (*known, *(new for new, old in SYNONYMS.items() if old in known)), modifier.name)
     values = {SYNONYMS.get(key, key): value for key, value in modifier.values.items()}
     if len(values) < len(modifier.values):
         raise ConfigError(f"{modifier.name}: a key must come under one name only, found {', '.join(modifier.values)}.")
@@ -83,50 +82,52 @@ def training_parts(modifier: Modifier, steps_per_epoch: int | None) -> Iterator[
             raise ConfigError(
                 f"{modifier.name}: start_epoch must be 0, found {start}. Zeros are kept from the start here."
             )
-        yield Part(
-            names=layers_of_parameters(needed(values, "params", modifier), at(modifier, "params")),
+        yield LayerSettings(
+            names=match_parameters(modifier.get_required(values, "params"), modifier.describe_key("params")),
             settings={"kind": "pattern_lock"},
         )
         return
-    for sparsity, names in _targets(values, modifier):
-        yield Part(names=names, settings=_gradual(values, sparsity, modifier, steps_per_epoch))
+    for sparsity, names in _read_targets(values, modifier):
+        yield LayerSettings(names=names, settings=_read_gradual(values, sparsity, modifier, steps_per_epoch))
 
 
-def _targets(values: Mapping[str, Any], modifier: Modifier) -> Iterator[tuple[float, tuple[str, ...]]]:
+def _read_targets(values: Mapping[str, Any], modifier: Modifier) -> Iterator[tuple[float, tuple[str, ...]]]:
     """Final sparsity and the layers that it holds for."""
-    final, params = needed(values, "final_sparsity", modifier), values.get("params")
+    final, params = modifier.get_required(values, "final_sparsity"), values.get("params")
     if isinstance(final, Mapping):
         if params:
             raise ConfigError(f"{modifier.name}: params must be [] where final_sparsity names them, found {params!r}.")
         for sparsity, own in final.items():
-            yield sparsity, layers_of_parameters(own, at(modifier, "final_sparsity"))
+            yield sparsity, match_parameters(own, modifier.describe_key("final_sparsity"))
     else:
-        yield final, layers_of_parameters(needed(values, "params", modifier), at(modifier, "params"))
+        yield final, match_parameters(modifier.get_required(values, "params"), modifier.describe_key("params"))
 
 
-def _gradual(values: Mapping[str, Any], final: Any, modifier: Modifier, steps_per_epoch: int | None) -> dict[str, Any]:
+def _read_gradual(
+    values: Mapping[str, Any], final: Any, modifier: Modifier, steps_per_epoch: int | None
+) -> dict[str, Any]:
     criterion, scope = GRADUAL[modifier.name]
     mask = values.get("mask_type", "unstructured")
-    pattern = _pattern(mask, modifier)
+    pattern = _read_pattern(mask, modifier)
     settings = {
         "kind": "iterative",
         "criterion": criterion,
         "pattern": pattern,
-        "target_sparsity": _target(final, pattern, modifier),
+        "target_sparsity": _read_target(final, pattern, modifier),
         "pruning_scope": "global" if values.get("global_sparsity") else scope,
         "criterion_reduce_type": "l2" if modifier.is_tagged and mask in ("channel", "filter") else "mean",
         "keep_zeros": values.get("init_sparsity") == FROM_PARAM,
-        **_timing(values, modifier, steps_per_epoch),
+        **_read_timing(values, modifier, steps_per_epoch),
     }
-    return checked(settings, modifier)
+    return modifier.check_settings(settings)
 
 
-def _timing(values: Mapping[str, Any], modifier: Modifier, steps_per_epoch: int | None) -> dict[str, Any]:
-    start, end = values.get("start_epoch") or 0, needed(values, "end_epoch", modifier)
+def _read_timing(values: Mapping[str, Any], modifier: Modifier, steps_per_epoch: int | None) -> dict[str, Any]:
+    start, end = values.get("start_epoch") or 0, modifier.get_required(values, "end_epoch")
     every = values.get("update_frequency")
     for key, value in (("start_epoch", start), ("end_epoch", end), ("update_frequency", every)):
         if value is not None and not isinstance(value, int | float):
-            raise ConfigError(f"{at(modifier, key)} must be a number of epochs, found {value!r}.")
+            raise ConfigError(f"{modifier.describe_key(key)} must be a number of epochs, found {value!r}.")
     if end < max(start, 0):
         raise ConfigError(f"{modifier.name}: end_epoch must not be less than start_epoch, found {end} < {start}.")
     if steps_per_epoch is None or steps_per_epoch < 1:
@@ -141,28 +142,30 @@ def _timing(values: Mapping[str, Any], modifier: Modifier, steps_per_epoch: int 
         "start_step": first,
         "end_step": last,
         "pruning_frequency": 1 if every is None or every <= 0 else max(1, round(every * steps_per_epoch)),
-        "sparsity_decay_type": "one_shot" if first == last else _schedule(values, modifier),
+        "sparsity_decay_type": "one_shot" if first == last else _read_schedule(values, modifier),
     }
 
 
-def _schedule(values: Mapping[str, Any], modifier: Modifier) -> str:
+def _read_schedule(values: Mapping[str, Any], modifier: Modifier) -> str:
     name, initial = values.get("inter_func", "cubic"), values.get("init_sparsity", 0.0)
     arguments = values.get("scheduler_args")
     exponent = arguments.get("exponent", 2) if isinstance(arguments, Mapping) else 2
     own = SCHEDULES.get((str(name), exponent if name in POLYNOMIALS else None))
     if own is None:
         raise ConfigError(
-            f"{at(modifier, 'inter_func')} {name!r} has no counterpart: linear, cubic and third-degree polynomials "
-            f"have one. Register a schedule of your own with secateur.register_schedule."
+            f"{modifier.describe_key('inter_func')} {name!r} has no counterpart: linear, cubic and third-degree "
+            f"polynomials have one. Register a schedule of your own with secateur.register_schedule."
         )
     if initial == FROM_PARAM:
         return own
     if not isinstance(initial, int | float) or not 0 <= initial <= 1:
-        raise ConfigError(f"{at(modifier, 'init_sparsity')} must lie in [0, 1] or be {FROM_PARAM}, found {initial!r}.")
-    return starting_at(own, float(initial))
+        raise ConfigError(
+            f"{modifier.describe_key('init_sparsity')} must lie in [0, 1] or be {FROM_PARAM}, found {initial!r}."
+        )
+    return register_with_start(own, float(initial))
 
 
-def _pattern(mask: Any, modifier: Modifier) -> str:
+def _read_pattern(mask: Any, modifier: Modifier) -> str:
     """The pattern of a mask type; its N counts the weights that are kept, as it did there."""
     if isinstance(mask, list | tuple) and len(mask) == 2 and all(isinstance(one, int) for one in mask):
         rows, cols = ("channel" if size == -1 else str(size) for size in mask)
@@ -176,21 +179,21 @@ def _pattern(mask: Any, modifier: Modifier) -> str:
         if GROUPS.fullmatch(mask):
             return mask
     raise ConfigError(
-        f"{at(modifier, 'mask_type')} {mask!r} has no counterpart here. Known: {', '.join((*MASKS, *channels))}, N:M, "
-        f"and a list of two numbers."
+        f"{modifier.describe_key('mask_type')} {mask!r} has no counterpart here. Known: "
+        f"{', '.join((*MASKS, *channels))}, N:M, and a list of two numbers."
     )
 
 
-def _target(final: Any, pattern: str, modifier: Modifier) -> float | None:
+def _read_target(final: Any, pattern: str, modifier: Modifier) -> float | None:
     if not isinstance(final, int | float) or not 0 <= final <= 1:
-        raise ConfigError(f"{at(modifier, 'final_sparsity')} must lie in [0, 1], found {final!r}.")
+        raise ConfigError(f"{modifier.describe_key('final_sparsity')} must lie in [0, 1], found {final!r}.")
     found = GROUPS.fullmatch(pattern)
     if found is None:
         return float(final)
     made = 1 - int(found[1]) / int(found[2])
     if abs(made - final) > TOLERANCE:
         raise ConfigError(
-            f"{at(modifier, 'final_sparsity')} must be {made:g} for {pattern}, which keeps {found[1]} of {found[2]}, "
-            f"found {final}."
+            f"{modifier.describe_key('final_sparsity')} must be {made:g} for {pattern}, which keeps {found[1]} of "
+            f"{found[2]}, found {final}."
         )
     return None
