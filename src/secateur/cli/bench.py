@@ -35,9 +35,9 @@ def bench(
 ) -> None:
     """Measure what a pruned model gains on this machine: bytes, seconds to load, and seconds of a forward pass.
 
-    Dense stands for the same model with numbers in place of its zeros. A torch model is also timed with the layers
-    exchanged that run faster on this machine, and each layer has a row that says what was measured, and the limit. Of
-    a model that is no artifact, bytes and loading are not measured.
+    Dense stands for the same model with numbers in place of its zeros. A torch model is also compiled with
+    secateur.runtime, and each layer has a row that shows what was measured, and the limit. Of a model that is not an
+    artifact, bytes and loading are not measured.
 
     Without --inputs, a model of text reads random tokens, one of images random pixels, and a Keras model random
     numbers.

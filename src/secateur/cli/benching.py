@@ -183,7 +183,7 @@ class Bench:
         return load(path) if self.model is None else load(path, load_model(self.model))
 
     def _forward(self, build: Callable[[], Any], notes: list[str]) -> tuple[Sequence[Measure], RuntimeReport | None]:
-        """The forward pass, as it is and with the layers exchanged that gain."""
+        """The forward pass, unchanged and compiled."""
         try:
             made = trial(build(), self.inputs, self.batch, self.length, self.device)
         except CalibrationError as error:
@@ -193,12 +193,12 @@ class Bench:
         name = f"forward pass, {made.inputs}"
         measures = [self._timed(name, {"dense": made.dense, "pruned": made.pruned})]
         try:
-            exchanged = made.exchange()
+            compiled = made.compile()
         except (MissingPackageError, UnsupportedModelError) as error:
             notes.append(NO_RUNTIME.format(error))
             return measures, None
-        measures.append(self._timed(f"{name}, runtime", {"dense": made.dense, "pruned": exchanged.call}))
-        return measures, exchanged.report
+        measures.append(self._timed(f"{name}, runtime", {"dense": made.dense, "pruned": compiled.call}))
+        return measures, compiled.report
 
     def _timed(self, name: str, calls: Mapping[str, Callable[[], object]]) -> Measure:
         return Measure(name=name, unit="seconds", **medians(calls, self.rounds))

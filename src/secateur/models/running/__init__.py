@@ -10,16 +10,16 @@ from typing import Any
 from secateur.frameworks import import_leaf
 from secateur.runtime import RuntimeReport
 
-__all__ = ["Exchanged", "Trial", "trial"]
+__all__ = ["CompiledTrial", "Trial", "trial"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exchanged:
-    """A model with exchanged layers.
+class CompiledTrial:
+    """A compiled model, ready to be called.
 
     Attributes:
         call: Calls it.
-        report: What became of its layers.
+        report: What happened to its layers.
     """
 
     call: Callable[[], object]
@@ -34,17 +34,17 @@ class Trial:
         inputs: What they read, and on which GPU, for a person.
         dense: Calls the same model with small numbers in place of its zeros.
         pruned: Calls the model.
-        exchange: Has the runtime exchange the layers of a copy that gain from it.
+        compile: Compiles a copy of the model for the runtime.
 
     Raises:
-        MissingPackageError: By `exchange`: what the runtime needs is not installed.
-        UnsupportedModelError: By `exchange`: the runtime does not serve the model.
+        MissingPackageError: By `compile`: what the runtime needs is not installed.
+        UnsupportedModelError: By `compile`: the runtime does not support the model.
     """
 
     inputs: str
     dense: Callable[[], object]
     pruned: Callable[[], object]
-    exchange: Callable[[], Exchanged]
+    compile: Callable[[], CompiledTrial]
 
 
 def trial(model: Any, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:

@@ -13,7 +13,7 @@ import numpy as np
 from secateur._wording import format_value
 from secateur.errors import CalibrationError, ConfigError, UnsupportedModelError
 from secateur.models.arrays import read_arrays
-from secateur.models.running import Exchanged, Trial
+from secateur.models.running import CompiledTrial, Trial
 
 __all__ = ["trial"]
 
@@ -37,12 +37,12 @@ def trial(
         inputs=shapes,
         dense=partial(_call, twin, inputs),
         pruned=partial(_call, model, inputs),
-        exchange=partial(_exchanged, model),
+        compile=partial(_compile, model),
     )
 
 
-def _exchanged(model: keras.Model) -> Exchanged:
-    raise UnsupportedModelError(f"it serves torch modules, and {model.name!r} is a Keras model.")
+def _compile(model: keras.Model) -> CompiledTrial:
+    raise UnsupportedModelError(f"it supports torch modules, and {model.name!r} is a Keras model.")
 
 
 def _call(model: keras.Model, inputs: Sequence[Any]) -> None:

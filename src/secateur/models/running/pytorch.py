@@ -14,8 +14,8 @@ from torch import nn
 from secateur._packages import require_packages
 from secateur.errors import CalibrationError
 from secateur.models.pytorch.batches import array_batches
-from secateur.models.running import Exchanged, Trial
-from secateur.oneshot.pytorch.batches import calibration_mode, move_to, name_failing_batch
+from secateur.models.running import CompiledTrial, Trial
+from secateur.oneshot.pytorch.batches import calibration_mode, explain_model_errors, move_to
 from secateur.oneshot.pytorch.weight_storage import existing
 from secateur.runtime import compile as compile_model
 
@@ -37,18 +37,18 @@ def trial(model: nn.Module, file: Path | None, batch: int, length: int, device: 
         inputs=shapes + "".join(f" on {torch.cuda.get_device_name(tensor.device)}" for tensor in on_gpu[:1]),
         dense=partial(_call, _without_zeros(model), inputs),
         pruned=partial(_call, model, inputs),
-        exchange=partial(_exchanged, model, inputs),
+        compile=partial(_compile, model, inputs),
     )
 
 
-def _exchanged(model: nn.Module, inputs: Any) -> Exchanged:
+def _compile(model: nn.Module, inputs: Any) -> CompiledTrial:
     require_packages("llvmlite", extra="runtime")
-    found, report = compile_model(copy.deepcopy(model).eval(), inputs)
-    return Exchanged(call=partial(_call, found, inputs), report=report)
+    compiled, report = compile_model(copy.deepcopy(model).eval(), inputs)
+    return CompiledTrial(call=partial(_call, compiled, inputs), report=report)
 
 
 def _call(model: nn.Module, inputs: Any) -> None:
-    with calibration_mode(model), name_failing_batch(0):
+    with calibration_mode(model), explain_model_errors("the inputs"):
         model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
     if any(tensor.is_cuda for tensor in _tensors(inputs)):
         torch.cuda.synchronize()

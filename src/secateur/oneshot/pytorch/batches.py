@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,16 @@ from secateur.errors import CalibrationError, SecateurError
 from secateur.oneshot.interrupts import allow_interrupts
 from secateur.oneshot.pytorch.tensor_files import byte_view
 
-__all__ = ["Batch", "calibration_mode", "digest", "move_to", "name_failing_batch", "read_batches", "version"]
+__all__ = [
+    "Batch",
+    "calibration_mode",
+    "digest",
+    "explain_model_errors",
+    "move_to",
+    "name_failing_batch",
+    "read_batches",
+    "version",
+]
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model raises that cannot work with a batch."""
@@ -111,9 +120,14 @@ def move_to(value: Any, device: torch.device | None) -> Any:
     return value
 
 
+def name_failing_batch(number: int) -> AbstractContextManager[None]:
+    """Raise a `CalibrationError` with the number of the batch if the model fails with it."""
+    return explain_model_errors(f"calibration batch {number}")
+
+
 @contextmanager
-def name_failing_batch(number: int) -> Iterator[None]:
-    """Turn what a model raises that cannot work with a batch into a `CalibrationError`."""
+def explain_model_errors(inputs: str) -> Iterator[None]:
+    """Raise a `CalibrationError` that names the inputs if the model fails with them."""
     try:
         with allow_interrupts():
             yield
@@ -122,9 +136,7 @@ def name_failing_batch(number: int) -> Iterator[None]:
     except REFUSALS as error:
         if is_out_of_memory(error):
             raise
-        raise CalibrationError(
-            f"The model refuses calibration batch {number}: {type(error).__name__}: {error}"
-        ) from error
+        raise CalibrationError(f"The model refuses {inputs}: {type(error).__name__}: {error}") from error
 
 
 def version(tensor: torch.Tensor) -> int:
