@@ -91,14 +91,14 @@ def problem(weight: torch.Tensor, inputs: torch.Tensor, spec: str = "1x1", spars
 
 def pruned_count(found: Problem) -> int:
     """Weights that are to go."""
-    share = sum((_share(part.selector) * part.selector.layout.count for part in found.parts), Fraction())
+    share = sum((_share(part.selector) * part.selector.tiling.count for part in found.parts), Fraction())
     assert share.denominator == 1
     return int(share)
 
 
 def _share(one: Selector) -> Fraction:
     """The share of weights that go, times the weights of a unit."""
-    return Fraction(one.prune, one.units) * one.bound.budget.unit_share * one.layout.unit_size
+    return Fraction(one.prune, one.units) * one.bound.budget.unit_share * one.tiling.unit_size
 
 
 def energy(weight: torch.Tensor, inputs: torch.Tensor) -> float:

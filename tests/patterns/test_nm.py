@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from patterns import oracle
 from patterns.cases import array_pattern, share_of, stored, view
 from secateur.errors import ConfigError
 from secateur.patterns import NMPattern, WeightView
+from secateur.patterns.nm import fill_nm_groups
 
 VIEW = st.builds(
     lambda rows, positions, groups, last: view(rows, positions, 8 * groups, outputs_last=last),
@@ -139,3 +142,24 @@ def test_a_misfit_says_why_and_what_would_fit() -> None:
 )
 def test_serves(spec: str, serves: bool) -> None:
     assert NMPattern.serves(spec) is serves
+
+
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5)),
+    keep=st.integers(0, 5),
+    axis=st.sampled_from([0, 1, 2, -1]),
+    data=st.data(),
+)
+def test_groups_are_filled_with_their_first_zeros(
+    shape: tuple[int, int, int], keep: int, axis: int, data: st.DataObject
+) -> None:
+    flags = data.draw(st.lists(st.booleans(), min_size=math.prod(shape), max_size=math.prod(shape)))
+    nonzero = np.array(flags).reshape(shape)
+    filled = fill_nm_groups(nonzero, keep, axis=axis)
+    for before, after in zip(
+        np.moveaxis(nonzero, axis, -1).reshape(-1, shape[axis]),
+        np.moveaxis(filled, axis, -1).reshape(-1, shape[axis]),
+        strict=True,
+    ):
+        zeros = np.flatnonzero(~before)[: max(0, keep - int(before.sum()))]
+        assert np.flatnonzero(after).tolist() == sorted([*np.flatnonzero(before), *zeros])

@@ -23,6 +23,7 @@ from secateur._wording import format_count
 from secateur.artifact.dtypes import Bits
 from secateur.errors import ArtifactError
 from secateur.frameworks.view import WeightView
+from secateur.patterns.nm import fill_nm_groups
 
 __all__ = ["MOST_LISTED", "BlockPacking", "GroupPacking", "Packing"]
 
@@ -332,10 +333,7 @@ class GroupPacking(Packing):
         survivors = groups.sum(axis=1, dtype=np.int32)
         if survivors.max() > self.count:
             raise ArtifactError(f"a group of {self.group} keeps {survivors.max()}, and {self.name} stores {self.count}")
-        if survivors.min() == self.count:
-            return groups
-        zeros_so_far = np.cumsum(~groups, axis=1, dtype=np.int32)
-        kept: Flags = groups | (zeros_so_far <= (self.count - survivors)[:, None])
+        kept: Flags = fill_nm_groups(groups, self.count, axis=1)
         return kept
 
     def encode(self, keep: Flags) -> Bytes:

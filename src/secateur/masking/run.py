@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from secateur._array import Array, count_true, has_nan
+from secateur._array import Array, count_true
 from secateur.errors import ConfigError
 from secateur.masking.group import PruningGroup
 from secateur.masking.scores import GatheredScores
 from secateur.patterns import BasePattern
+from secateur.patterns.verification import verify_masks, verify_zeros
 from secateur.results import LayerResult, PruningReport
 
 __all__ = ["HeldWeight", "Run", "report_on"]
@@ -81,16 +82,11 @@ class Run(Generic[Weight]):
 
     def violations(self) -> dict[str, str]:
         """Layers whose mask is not of the pattern, or whose weights are not what it says → what is wrong."""
-        wrong = {name: "its weights have nan" for name, weight in self.weights.items() if has_nan(weight.stored)}
-        for name, weight in self.weights.items():
-            if weight.mask is not None and (revived := count_true(weight.stored[~weight.mask] != 0)):
-                wrong[name] = (
-                    f"{revived} pruned weights are not zero; was the model changed behind the pruner's back? "
-                    f"apply_masks sets them to zero."
-                )
+        masks = {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None}
+        weights = {name: weight.stored for name, weight in self.weights.items()}
         if self._has_masks and not self.group.is_locked and self.group.condemned_keep is None:
-            wrong = self.pattern.violations(self._masks(), self.group.asked) | wrong
-        return wrong
+            return verify_masks(self.pattern, masks, weights, sparsity=self.group.asked)
+        return verify_zeros(masks, weights)
 
     def results(self) -> list[LayerResult]:
         """What is pruned, layer by layer."""

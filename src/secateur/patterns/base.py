@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
 
 from secateur._array import Array, concat_chunks, count_true, namespace
-from secateur._deprecated import warn_deprecated
 from secateur._registry import Registry
 from secateur._wording import format_list
 from secateur.config import PruningConfig
@@ -16,7 +14,8 @@ from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.frameworks import Framework, NoFramework, WeightView, get_framework
 from secateur.patterns.budget import Budget
 from secateur.patterns.reduction import REDUCTIONS
-from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, keep_above, share_out
+from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, share_out
+from secateur.patterns.specification import Specification
 from secateur.patterns.tiling import Tiling, Units
 
 __all__ = [
@@ -54,7 +53,7 @@ ROUNDING = 1e-9
 """How far a sparsity may lie above the greatest one: schedules compute with rounding."""
 
 
-class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its attributes
+class BasePattern(Specification):
     """The pruning unit and how units are pruned.
 
     A pattern says how one weight is tiled (`tile`), and if need be which layers share units (`couple`) and which
@@ -96,6 +95,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         self.config = config if isinstance(config, PruningConfig) else _read_config(config)
         self.modules = dict(modules)
         self.pattern = self.config.pattern
+        self.reduction = self.config.criterion_reduce_type
         self.is_global = self.config.pruning_scope != "local"
         target = self.config.target_sparsity
         self.target_sparsity = self.default_target_sparsity() if target is None else target
@@ -105,33 +105,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         self.invalid_layers: dict[str, str] = {}
         self.views: dict[str, WeightView] = {}
         self.units = self.couple(self._tile_weights())
-        self.budget = self._budget()
-
-    def default_target_sparsity(self) -> float:
-        """The target where the configuration names none."""
-        return 0.9
-
-    @classmethod
-    def serves(cls, specification: str) -> bool:  # noqa: ARG003
-        """Whether a specification that is not itself a registered name means this pattern."""
-        return False
-
-    def tile(self, view: WeightView) -> Tiling:
-        """Tile one weight.
-
-        Args:
-            view: The weight's shape and groups.
-
-        Raises:
-            LayerError: The weight does not fit the pattern; the message says why.
-            ConfigError: The class does not override this.
-        """
-        old_hook = getattr(self, "layout", None)
-        if callable(old_hook):
-            warn_deprecated("Pattern.layout(view)", "tile(view)")
-            tiling: Tiling = old_hook(view)
-            return tiling
-        raise ConfigError(f"{type(self).__name__} does not say how it tiles a weight: override tile(view).")
+        self.budget = self._make_budget()
 
     def couple(self, tilings: dict[str, Tiling]) -> dict[str, Units]:
         """Say which layers share units; each layer has its own unless a pattern overrides this.
@@ -149,16 +123,20 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         scores: Mapping[str, Any],
         sparsity: float | None = None,
         previous: Mapping[str, Any] | None = None,
+        *,
+        counts: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
-        """The weights that stay.
+        """Select the weights that stay.
 
-        Exactly ``round(sparsity * units)`` units go; ties go by index, the lower index survives.
+        Exactly ``round(sparsity * units)`` units are pruned, or exactly `counts`. Ties go by index: the lower index
+        survives.
 
         Args:
             scores: Valid layer → one score per weight, in the weight's shape; the higher survive. ``inf`` is a score.
                 Tensors of the framework, or NumPy arrays.
             sparsity: Share to prune, in [0, 1], or [0, 1-N/M] for N:M; the pattern's target if left out.
             previous: Masks as this method returns them: what they prune stays pruned.
+            counts: In place of `sparsity`, name of units → how many of them to prune, or how many groups for N:M.
 
         Returns:
             Valid layer → booleans in the weight's shape, ``True`` = kept; NumPy where the scores are.
@@ -168,11 +146,12 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
             LayerError: Scores of a layer are missing or have another shape.
             ConfigError: `sparsity` is out of range.
         """
-        sparsity = self._asked(sparsity)
+        sparsity = self._check_sparsity(sparsity)
         self._need_all(scores, "scores")
         arrays = {name: self._canonical(name, scores[name]) for name in self.views}
         alive = None if previous is None else self.kept_units(previous)
-        keep = self.select({name: self.stream(name, arrays, alive) for name in self.units}, sparsity)
+        streams = {name: self.stream(name, arrays, alive) for name in self.units}
+        keep = self.select(streams, sparsity) if counts is None else self.select_units(streams, counts)
         masks: dict[str, Any] = {}
         for name in list(keep):
             # Taken out one by one, so that unit masks and weight masks do not add up in memory.
@@ -182,7 +161,7 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
 
     def stream(self, name: str, scores: Mapping[str, Array], alive: Mapping[str, Array] | None = None) -> Scores:
         """The unit scores of `units[name]` from (O, K, I) scores per weight."""
-        reduction = REDUCTIONS.find(self.config.criterion_reduce_type)
+        reduction = REDUCTIONS.find(self.reduction)
         units, flags = self.units[name], alive[name] if alive else None
         return Scores(name, lambda: units.scores(scores, reduction), units.count, flags, stride=units.stride)
 
@@ -201,24 +180,42 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
             ScoreError: A score is ``nan``.
             ConfigError: `sparsity` is out of range.
         """
-        sparsity, scores = self._asked(sparsity), in_one_precision(scores)
-        cuts = self.cuts(scores, sparsity)
-        return {name: keep_above(scores[name], cut) for name, cut in cuts.items()}
+        sparsity, scores = self._check_sparsity(sparsity), in_one_precision(scores)
+        if not self.keep_mask_layers and self._prunes_all(sparsity):
+            cuts = {name: self.cut_all(layer) for name, layer in scores.items()}
+            if all(cut is not None for cut in cuts.values()):
+                return {name: self.keep_units(scores[name], cut) for name, cut in cuts.items() if cut is not None}
+        ranked = {name: self.rank_units(layer) for name, layer in scores.items()}
+        return {name: self.keep_units(scores[name], cut) for name, cut in self._find_cuts(ranked, sparsity).items()}
 
-    def losses(self, layer: Scores) -> Scores:
-        """What `cuts` ranks: one score per unit that the budget counts; the scores themselves, unless overridden."""
-        return layer
+    def select_units(self, scores: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[str, Array]:
+        """Prune exactly `counts` units of each layer; see `Specification.select_units`.
 
-    def cuts(self, scores: Mapping[str, Scores], sparsity: float) -> dict[str, Cut]:
-        """Where to cut each layer's ranking so that the total is exact and the bounds hold."""
+        A class that overrides `select` decides itself; it gets the sparsity that the counts amount to.
+        """
+        if type(self).select is BasePattern.select:
+            return super().select_units(scores, counts)
+        total = sum(self.budget.units[name] for name in counts)
+        return self.select(scores, float(Fraction(sum(counts.values()), total or 1) * self.unit_share))
+
+    def _find_cuts(self, scores: Mapping[str, Scores], sparsity: float) -> dict[str, Cut]:
+        """Cut each layer's ranking so that the total is exact and the bounds hold."""
         frozen = {name: scores[name].pruned_before() for name in self.units if self.is_frozen(name)}
         moving = {name: scores[name] for name in self.units if name not in frozen}
         if self.is_global:
             total = self.budget.total(sparsity) - sum(frozen.values())
-            found = share_out(moving, total, self.budget.lower(sparsity), self.budget.upper()) if moving else {}
+            cuts = share_out(moving, total, self.budget.lower(sparsity), self.budget.upper()) if moving else {}
         else:
-            found = find_cuts(moving, {name: self.budget.alone(name, sparsity) for name in moving})
-        return found | {name: Cut(threshold=None, pruned=count, below=0, tied=count) for name, count in frozen.items()}
+            cuts = find_cuts(moving, {name: self.budget.alone(name, sparsity) for name in moving})
+        return cuts | {name: Cut(threshold=None, pruned=count, below=0, tied=count) for name, count in frozen.items()}
+
+    def _prunes_all(self, sparsity: float | None = None, counts: Mapping[str, int] | None = None) -> bool:
+        """Whether a sparsity, or counts, leave no budget unit unpruned."""
+        units = sum(self.budget.units.values())
+        if counts is not None:
+            return sum(counts.values()) == units
+        total = self.budget.total(self.target_sparsity if sparsity is None else sparsity)
+        return min(total, sum(self.budget.upper().values())) == units
 
     def is_frozen(self, name: str) -> bool:
         """Whether the units `name`, or a layer that has a part in them, are among `keep_mask_layers`."""
@@ -261,12 +258,22 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
         alone = (self.budget.alone(name, sparsity) for name in self.budget.units)
         return self.budget.total(sparsity) if self.is_global else sum(alone)
 
-    def violations(self, masks: Mapping[str, Any], sparsity: float | None = None) -> dict[str, str]:  # noqa: ARG002
-        """Layers whose mask is not one of this pattern → what is wrong.
+    def violations(
+        self,
+        masks: Mapping[str, Any],
+        sparsity: float | None = None,  # noqa: ARG002
+        *,
+        counts: Mapping[str, int] | None = None,  # noqa: ARG002
+    ) -> dict[str, str]:
+        """Find layers whose mask is not one of this pattern.
 
         Args:
             masks: Valid layer → booleans in the weight's shape, ``True`` = kept.
             sparsity: The sparsity that they were made for; the pattern's target if left out.
+            counts: In place of `sparsity`, name of units → how many were pruned, as in `masks`.
+
+        Returns:
+            Layer → what is wrong with its mask.
         """
         expanded = self.weight_masks(self.kept_units(masks))
         wrong = {}
@@ -275,8 +282,8 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
                 wrong[layer] = f"{torn} weights are pruned in units that are not pruned as a whole"
         return wrong
 
-    def _asked(self, sparsity: float | None) -> float:
-        """The sparsity that was asked for, which must be one that the pattern can have."""
+    def _check_sparsity(self, sparsity: float | None) -> float:
+        """Return the requested sparsity if the pattern can reach it."""
         if sparsity is None:
             return self.target_sparsity
         most = float(self.budget.unit_share)
@@ -318,10 +325,10 @@ class BasePattern(ABC):  # noqa: B024 - can be made without modules, to read its
                 self.invalid_layers[name] = f"shares its weight with {owner!r} and is pruned there"
         return tilings
 
-    def _budget(self) -> Budget:
+    def _make_budget(self) -> Budget:
         return Budget(
-            units={name: units.count for name, units in self.units.items()},
-            unit_share=Fraction(1),
+            units={name: self.count_budget_units(units.count) for name, units in self.units.items()},
+            unit_share=self.unit_share,
             target=self.target_sparsity,
             at_least=self.min_sparsity_ratio_per_op,
             at_most=self.max_sparsity_ratio_per_op,

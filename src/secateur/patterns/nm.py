@@ -17,10 +17,10 @@ from secateur.patterns.base import BasePattern, register_pattern
 from secateur.patterns.block import misfit
 from secateur.patterns.budget import Budget
 from secateur.patterns.reduction import REDUCTIONS, Reduction
-from secateur.patterns.selection import Scores, in_one_precision, keep_above, sort_keys
+from secateur.patterns.selection import Cut, Scores, keep_above, sort_keys
 from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 
-__all__ = ["NMPattern"]
+__all__ = ["NMPattern", "fill_nm_groups"]
 
 MOST_IN_INT8 = 128
 """Weights of a group up to which their number, less one, is an int8."""
@@ -106,9 +106,19 @@ class NMPattern(BasePattern):
         """Length of a group, in weights."""
         return self._numbers()[1]
 
+    @property
+    def unit_share(self) -> Fraction:
+        """See `Specification.unit_share`."""
+        keep, group = self._numbers()
+        return Fraction(group - keep, group)
+
     def default_target_sparsity(self) -> float:
         """Every group pruned."""
-        return float(self._unit_share())
+        return float(self.unit_share)
+
+    def count_budget_units(self, units: int) -> int:
+        """The budget counts groups."""
+        return units // self.group
 
     def tile(self, view: WeightView) -> NMTiling:
         """Groups along the input channels; see `BasePattern.tile`."""
@@ -117,21 +127,20 @@ class NMPattern(BasePattern):
             raise LayerError(misfit(inputs, "input channels", "M", self.group, self.pattern, view))
         return NMTiling(view.canonical_shape, self.group, is_outputs_last=view.outputs_last)
 
-    def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
-        """Rank the groups by what pruning them to N:M would lose; prune the worst; see `BasePattern.select`."""
-        sparsity = self._asked(sparsity)
-        scores = in_one_precision(scores)
-        if not self.keep_mask_layers and self._takes_all(sparsity):
-            return {name: self._keep(layer) for name, layer in scores.items()}
-        losses = {name: self.losses(layer) for name, layer in scores.items()}
-        cuts = self.cuts(losses, sparsity)
-        return {name: self._keep(layer, keep_above(losses[name], cuts[name])) for name, layer in scores.items()}
-
-    def losses(self, layer: Scores) -> Scores:
-        """One score per group: the reduced scores of the weights that it would lose."""
+    def rank_units(self, layer: Scores) -> Scores:
+        """One score per group: the reduced scores of the weights that pruning it to N:M removes."""
         alive = None if layer.alive is None else self._survivors(layer.alive, layer.stride) > self.keep
-        count = layer.count // self.group
-        return replace(layer, chunks=lambda: self._loss_chunks(layer), count=count, alive=alive)
+        return replace(layer, chunks=lambda: self._loss_chunks(layer), count=layer.count // self.group, alive=alive)
+
+    def cut_all(self, layer: Scores) -> Cut:
+        """Each group is decided by itself if all are pruned."""
+        groups = layer.count // self.group
+        return Cut(threshold=None, pruned=groups, below=groups, tied=0)
+
+    def keep_units(self, layer: Scores, cut: Cut) -> Array:
+        """Keep the best N of each group that is cut off, and every weight of the others."""
+        prunes_all = cut.pruned == layer.count // self.group
+        return self._keep(layer, None if prunes_all else keep_above(self.rank_units(layer), cut))
 
     def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
         """Zeros count where their group keeps at most N; elsewhere they may come to life again.
@@ -149,31 +158,26 @@ class NMPattern(BasePattern):
 
     def _alive(self, xp: Any, groups: Array) -> Array:
         survivors = xp.sum(xp.astype(groups, xp.int32), axis=1, keepdims=True)
-        zeros_so_far = xp.cumulative_sum(xp.astype(~groups, xp.int32), axis=1, dtype=xp.int32)
-        spared = (zeros_so_far <= self.keep - survivors) | (survivors > self.keep)
-        return (groups | spared).reshape((-1,))
+        return (fill_nm_groups(groups, self.keep, axis=1) | (survivors > self.keep)).reshape((-1,))
 
     def pruned_units(self, sparsity: float) -> int:
         """How many weights go at a sparsity, over all layers."""
         return super().pruned_units(sparsity) * (self.group - self.keep)
 
-    def violations(self, masks: Mapping[str, Any], sparsity: float | None = None) -> dict[str, str]:
-        """Layers with groups that are neither N:M nor dense, or dense though the target prunes all of them."""
-        sparsity = self.target_sparsity if sparsity is None else sparsity
+    def violations(
+        self, masks: Mapping[str, Any], sparsity: float | None = None, *, counts: Mapping[str, int] | None = None
+    ) -> dict[str, str]:
+        """Find layers with groups that are neither N:M nor dense, or dense although all of them are to be pruned."""
+        prunes_all = self._prunes_all(sparsity, counts)
         wrong: dict[str, str] = {}
         for name, kept in self.kept_units(masks).items():
-            may_be_dense = self.is_frozen(name) or not self._takes_all(sparsity)
+            may_be_dense = self.is_frozen(name) or not prunes_all
             survivors = self._survivors(kept, self.units[name].stride)
             broken = (survivors > self.keep) & (survivors < self.group) if may_be_dense else survivors > self.keep
             if count := count_true(broken):
                 reason = f"{count} of {broken.shape[0]} groups of {self.group} weights keep more than {self.keep}"
                 wrong |= dict.fromkeys(self.units[name].parts, reason + (", and not all" if may_be_dense else ""))
         return wrong
-
-    def _takes_all(self, sparsity: float) -> bool:
-        """Whether a sparsity leaves no group dense."""
-        groups = sum(self.budget.units.values())
-        return min(self.budget.total(sparsity), sum(self.budget.upper().values())) == groups
 
     def _keep(self, layer: Scores, dense_groups: Array | None = None) -> Array:
         layer.refuse_nan()
@@ -190,7 +194,7 @@ class NMPattern(BasePattern):
         return concat_chunks(parts)
 
     def _loss_chunks(self, layer: Scores) -> Iterator[Array]:
-        name = self.config.criterion_reduce_type
+        name = self.reduction
         reduction, only = REDUCTIONS.find(name), _lowest_outside if name == "max" else mask_values
         for scores, alive in layer.read():
             xp = namespace(scores)
@@ -238,10 +242,6 @@ class NMPattern(BasePattern):
             better[left] = better[left] - wins
         return [count < keep for count in better]
 
-    def _unit_share(self) -> Fraction:
-        keep, group = self._numbers()
-        return Fraction(group - keep, group)
-
     def _numbers(self) -> tuple[int, int]:
         if not self.serves(self.pattern):
             raise ConfigError(f"pattern {self.pattern!r} is the name of a type, not a specification. Write 2:4, say.")
@@ -252,18 +252,36 @@ class NMPattern(BasePattern):
             )
         return keep, group
 
-    def _budget(self) -> Budget:
-        share = self._unit_share()
+    def _make_budget(self) -> Budget:
+        share = self.unit_share
         if self.target_sparsity > float(share):
             raise ConfigError(
                 f"target_sparsity={self.target_sparsity} is out of reach for {self.pattern!r}, which keeps {self.keep} "
                 f"of every {self.group} weights and so prunes at most {float(share):.6g}. Lower the target or N."
             )
-        return replace(
-            super()._budget(),
-            units={name: units.count // self.group for name, units in self.units.items()},
-            unit_share=share,
-        )
+        return super()._make_budget()
+
+
+def fill_nm_groups(nonzero: Array, keep: int, *, axis: int = -1) -> Array:
+    """Mark exactly `keep` weights of each group: all that are not zero, then the first zeros.
+
+    Groups with more nonzero weights than `keep` stay as they are.
+
+    Args:
+        nonzero: Booleans.
+        keep: N of N:M.
+        axis: The axis along which the weights of a group lie.
+
+    Example:
+        >>> import numpy as np
+        >>> fill_nm_groups(np.array([[False, False, False, True]]), 2)
+        array([[ True, False, False,  True]])
+    """
+    xp = namespace(nonzero)
+    missing = keep - xp.sum(xp.astype(nonzero, xp.uint8), axis=axis, keepdims=True, dtype=xp.int32)
+    if not bool(xp.any(missing > 0)):
+        return nonzero
+    return nonzero | (xp.cumulative_sum(xp.astype(~nonzero, xp.int32), axis=axis, dtype=xp.int32) <= missing)
 
 
 def _lowest_outside(values: Array, keep: Array) -> Array:

@@ -87,7 +87,7 @@ class Selector:
             ScoreError: A score is ``nan``.
         """
         shaped = scores.reshape(self.view.shape)
-        mask: torch.Tensor = self.bound.masks({NAME: shaped}, self.sparsity)[NAME]
+        mask: torch.Tensor = self.bound.masks({NAME: shaped}, counts={NAME: self.prune})[NAME]
         return mask.reshape(scores.shape)
 
     def select_per_row(self, scores: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,8 @@ class Selector:
         order = units.argsort(dim=1, descending=True, stable=True)
         places = torch.arange(units.shape[1], 0, -1, device=units.device, dtype=torch.float32).expand_as(units)
         ranks = self.bound.framework.to_array(torch.empty_like(places).scatter_(1, order, places).reshape(-1))
-        chosen = self.bound.select({NAME: Scores(NAME, lambda: iter([ranks]), tiling.count)}, self.sparsity)
+        ranked = Scores(NAME, lambda: iter([ranks]), tiling.count)
+        chosen = self.bound.select_units({NAME: ranked}, {NAME: self.prune})
         return torch.as_tensor(self.bound.weight_masks(chosen)[NAME], device=scores.device).reshape(scores.shape)
 
     def losses(self, name: str, scores: Callable[[], torch.Tensor]) -> Scores:
@@ -117,7 +118,7 @@ class Selector:
 
         def chunks() -> Iterator[Array]:
             shaped = self.bound.framework.to_array(scores().reshape(self.view.shape))
-            yield from self.bound.losses(self.bound.stream(NAME, {NAME: shaped})).chunks()
+            yield from self.bound.rank_units(self.bound.stream(NAME, {NAME: shaped})).chunks()
 
         return Scores(name, chunks, self.units)
 

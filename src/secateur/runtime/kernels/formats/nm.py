@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from secateur.patterns.nm import fill_nm_groups
 from secateur.runtime.kernels.formats.base import STRIP, Layout, aligned
 from secateur.runtime.kernels.formats.dtypes import Floats, decoded
 
@@ -61,7 +61,7 @@ class Grouped(Layout):
         strips, groups = -(-outputs // STRIP), inputs // group
         padded = np.zeros((strips * STRIP, groups, group), np.float32)
         padded.reshape(-1, inputs)[:outputs] = weight_OI
-        kept = _filled(padded != 0, keep)
+        kept = fill_nm_groups(padded != 0, keep, axis=2)
         places, values = np.flatnonzero(kept) % group, padded[kept]
         lanes = places.reshape(strips, STRIP, groups * keep).transpose(0, 2, 1).astype(np.uint64)
         bits = place_bits(group)
@@ -90,12 +90,3 @@ class Grouped(Layout):
         dense = np.zeros((strips * STRIP, groups, self.group), np.float32)
         np.put_along_axis(dense, places.astype(np.int64), values, 2)
         return dense.reshape(-1, inputs)[:outputs]
-
-
-def _filled(nonzero: npt.NDArray[np.bool_], keep: int) -> npt.NDArray[np.bool_]:
-    """Which weights to store, so many of each group: those that are not zero, and the first zeros besides."""
-    missing = keep - nonzero.sum(axis=2, dtype=np.int32)
-    if not missing.any():
-        return nonzero
-    filled: npt.NDArray[np.bool_] = nonzero | (np.cumsum(~nonzero, axis=2, dtype=np.int32) <= missing[:, :, None])
-    return filled

@@ -1,0 +1,106 @@
+"""What a pattern specification such as ``4x1`` or ``2:4`` means for one weight: its tiling, and selection by count."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from fractions import Fraction
+
+from secateur._array import Array
+from secateur._deprecated import warn_deprecated
+from secateur.errors import ConfigError
+from secateur.frameworks import WeightView
+from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, keep_above
+from secateur.patterns.tiling import Tiling
+
+__all__ = ["Specification"]
+
+
+class Specification(ABC):
+    """How a weight is tiled, and which units stay if exactly so many are pruned.
+
+    It knows neither layers nor a framework, and counts are whole numbers. A *budget unit* is what a count counts: a
+    unit of the tiling, or a group of N:M.
+
+    Attributes:
+        pattern: The specification, such as ``"4x1"``.
+        reduction: How the scores of a unit's weights become one: ``"mean"``, ``"sum"``, ``"max"`` or ``"l2"``.
+    """
+
+    pattern: str
+    reduction: str
+
+    @classmethod
+    def serves(cls, specification: str) -> bool:  # noqa: ARG003
+        """Whether this pattern handles a specification that is not itself a registered name."""
+        return False
+
+    def default_target_sparsity(self) -> float:
+        """Return the target for configurations that do not set one."""
+        return 0.9
+
+    def tile(self, view: WeightView) -> Tiling:
+        """Tile one weight.
+
+        Args:
+            view: The canonical view of the weight.
+
+        Raises:
+            LayerError: The weight does not fit the pattern; the message says why.
+            ConfigError: The class does not override this method.
+        """
+        old_hook = getattr(self, "layout", None)
+        if callable(old_hook):
+            warn_deprecated("Pattern.layout(view)", "tile(view)")
+            tiling: Tiling = old_hook(view)
+            return tiling
+        raise ConfigError(f"{type(self).__name__} does not say how it tiles a weight: override tile(view).")
+
+    @property
+    def unit_share(self) -> Fraction:
+        """Share of a budget unit's weights that pruning it removes: 1, or (M-N)/M for a group of N:M."""
+        return Fraction(1)
+
+    def count_budget_units(self, units: int) -> int:
+        """Return how many budget units a weight of `units` units has."""
+        return units
+
+    def rank_units(self, layer: Scores) -> Scores:
+        """Return one score per budget unit; the lowest are pruned first."""
+        return layer
+
+    def cut_all(self, layer: Scores) -> Cut | None:  # noqa: ARG002
+        """Return the cut that prunes every budget unit, if none has to be ranked for it, else ``None``."""
+        return None
+
+    def keep_units(self, layer: Scores, cut: Cut) -> Array:
+        """Return one boolean per unit, ``True`` where it stays.
+
+        Args:
+            layer: One score per unit.
+            cut: Where the ranking of `rank_units` is cut.
+        """
+        return keep_above(self.rank_units(layer), cut)
+
+    def select_units(self, scores: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[str, Array]:
+        """Prune exactly `counts` budget units, each layer on its own.
+
+        Units that are pruned already stay pruned and count. Ties go by index: the lower index survives.
+
+        Args:
+            scores: Name of units → their scores as a stream.
+            counts: Name of units → budget units to prune.
+
+        Returns:
+            Name of units → one boolean per unit, ``True`` where it stays.
+
+        Raises:
+            ScoreError: A score is ``nan``.
+        """
+        scores = in_one_precision(scores)
+        return {name: self.keep_units(layer, self._find_cut(layer, counts[name])) for name, layer in scores.items()}
+
+    def _find_cut(self, layer: Scores, count: int) -> Cut:
+        if count >= self.count_budget_units(layer.count) and (cut := self.cut_all(layer)) is not None:
+            return cut
+        return find_cuts({layer.name: self.rank_units(layer)}, {layer.name: count})[layer.name]
