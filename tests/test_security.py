@@ -6,8 +6,8 @@ import pytest
 
 from secateur import _locks, _manifest_file, _model_limits, _wording, _yaml
 from secateur._huggingface import companions, config, folders
-from secateur.artifact import archives, choice, safetensors_file
-from secateur.models import calibration
+from secateur.artifact import packing_choice, safetensors_file
+from secateur.models import archives, calibration
 
 TEXT = (Path(__file__).parents[1] / "SECURITY.md").read_text("utf-8")
 COUNTS = tuple(config.MAX_COUNTS.values())
@@ -41,7 +41,7 @@ def row_of(what: str) -> str:
         ("layers in", f"{COUNTS[0]:,}; {COUNTS[1]:,}; {COUNTS[2]:,}"),
         ("manifest, index", f"{_manifest_file.MAX_MANIFEST_BYTES:,} bytes each"),
         ("`config.json`", f"{config.MAX_CONFIG_BYTES:,} bytes; {companions.MAX_COMPANION_BYTES:,} bytes"),
-        ("a packed tensor", f"{choice.MOST_SAVED:,} times its packed size"),
+        ("a packed tensor", f"{packing_choice.MAX_COMPRESSION:,} times its packed size"),
         (
             "decompressed size",
             f"{archives.MAX_EXPANSION} times its size, or {archives.SPARE_BYTES >> 20} MiB if that is more",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import Claim
 from secateur.artifact.pytorch import to_torch
 from secateur.artifact.reader import Artifact, RawTensor
-from secateur.artifact.source import Source, SourceTensor, usual_view
-from secateur.artifact.survey import verify
+from secateur.artifact.source import Source, SourceTensor, guess_view
+from secateur.artifact.verification import verify
 from secateur.artifact.writer import write
 
 SHARD = "packed-00001-of-00001.safetensors"
@@ -93,7 +94,7 @@ def source(tensors: Mapping[str, tuple[str, Bits]] | None = None, companion: str
 
 
 def _tensor(name: str, dtype: str, bits: Bits) -> SourceTensor:
-    view = usual_view(bits.shape) if DTYPES[dtype].is_float else None
+    view = guess_view(bits.shape) if DTYPES[dtype].is_float else None
     layer = name.removesuffix(".weight") if view is not None else None
     return SourceTensor(
         dtype=dtype,
@@ -109,7 +110,7 @@ def artifact(folder: Path, names: tuple[str, ...] = tuple(TENSORS), *, claimed: 
     """An artifact of some of `TENSORS`."""
     chosen = {name: TENSORS[name] for name in names}
     claims = {layer: claim for layer, claim in CLAIMS.items() if claimed and f"{layer}.weight" in chosen}
-    write(source(chosen), folder, claims=claims, **options)
+    write(replace(source(chosen), claims=claims), folder, **options)
     return folder
 
 

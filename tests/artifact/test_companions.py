@@ -214,5 +214,5 @@ def test_an_index_that_is_right_is_read(tmp_path: Path) -> None:
 def test_a_file_without_tensors_is_an_error(tmp_path: Path) -> None:
     save_file({}, tmp_path / "model.safetensors")
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        with pytest.raises(ArtifactError, match="holds no tensor"):
+        with pytest.raises(ArtifactError, match="has no tensors"):
             verify(path)

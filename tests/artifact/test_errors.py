@@ -17,7 +17,7 @@ from artifact.versions import save_version, version_of
 from secateur import prune
 from secateur._huggingface.folders import INDEX_FILE
 from secateur.artifact import Artifact, convert, inspect, load, save, verify, writer
-from secateur.artifact.foreign import foreign_source
+from secateur.artifact.checkpoints import open_checkpoint
 from secateur.errors import ArtifactError, SecateurError
 
 LAYER = "x" * 40 + "\n"
@@ -167,7 +167,7 @@ Long.__qualname__ = "x" * 400
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (strange_module, "tensor .* cannot be written into a manifest|a file can have no such name"),
+        (strange_module, "tensor .* cannot be written into a manifest|a tensor in a file cannot have this name"),
         (lambda: Long(2, 2), "the model cannot be written into a manifest: name: String should have at most 300"),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_file_of_very_many_tensors_takes_time_in_proportion(tmp_path: Path) ->
 
         sys.setprofile(seen)
         try:
-            foreign_source(folder)
+            open_checkpoint(folder)
         finally:
             sys.setprofile(None)
         return total

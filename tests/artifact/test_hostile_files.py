@@ -111,7 +111,7 @@ def test_another_file_that_is_no_file_is_refused(kind: Callable[[Path], None], f
 def test_a_manifest_that_is_no_file_is_none(kind: Callable[[Path], None], folder: Path) -> None:
     (folder / MANIFEST).unlink()
     kind(folder / MANIFEST)
-    with pytest.raises(ArtifactError, match=r"no artifact: there is no file 'secateur.json' in it"):
+    with pytest.raises(ArtifactError, match=r"is not an artifact: it has no file 'secateur.json'"):
         Artifact(folder)
     with pytest.raises(ArtifactError, match="must be new, empty or an artifact"):
         artifact(folder)
@@ -202,7 +202,7 @@ def test_an_index_of_another_tool_that_is_none_is_refused(found: Any, tmp_path: 
 def test_a_tensor_in_two_files_of_another_tool_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_file({"a": np.ones((2, 2), "f4")}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ArtifactError, match="'a' stand in several files"):
+    with pytest.raises(ArtifactError, match="'a' are in several files"):
         verify(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_strange_names_are_carried_through(name: str, tmp_path: Path) -> None:
 def test_a_name_that_could_not_be_read_is_not_written(name: str, tmp_path: Path) -> None:
     model = nn.Module()
     model.register_parameter(name, nn.Parameter(torch.ones(2)))
-    with pytest.raises(SecateurError, match="a file can have no such name"):
+    with pytest.raises(SecateurError, match="a tensor in a file cannot have this name"):
         save(model, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 

@@ -70,7 +70,7 @@ def test_one_tensor_is_held_dense_and_packed(kind: str, dtype: str, tmp_path: Pa
     given = replace(given, tensors={"a.weight": replace(given.tensors["a.weight"], read=lambda: bits)})
     claims = {"a": CLAIMS[kind]} if kind in CLAIMS else {}
     saved = tmp_path / "saved"
-    whole = peak(lambda: write(given, saved, claims=claims))
+    whole = peak(lambda: write(replace(given, claims=claims), saved))
     entry = Artifact(saved).manifest.tensors["a.weight"]
     assert entry.packing_name == kind
     packed = 0 if entry.packer is None else entry.stored_bytes

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifact.spec_reader import read
-from secateur.artifact.choice import MOST_SAVED, choose
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
+from secateur.artifact.packing_choice import MAX_COMPRESSION, choose_packing
 from secateur.artifact.reader import Artifact
 from secateur.artifact.source import Source, SourceTensor
 from secateur.artifact.writer import write
@@ -175,7 +175,7 @@ def test_unpacking_in_chunks_is_unpacking_at_once(packing: Packing, monkeypatch:
 def test_the_smallest_packing_is_chosen(pattern: str, sparsity: float, dtype: str, packing: str, share: float) -> None:
     view = WeightView(shape=(512, 512), output_axes=(0,), input_axes=(1,))
     bits = pruned_bits(pattern, view, dtype, sparsity)
-    choice = choose(NonzeroMask(view, bits != 0), DTYPES[dtype].size)
+    choice = choose_packing(NonzeroMask(view, bits != 0), DTYPES[dtype].size)
     assert choice.packing is not None
     assert choice.pattern == (pattern if sparsity != 0.25 else "1x1")
     assert choice.packing.name == packing
@@ -186,15 +186,15 @@ def test_the_smallest_packing_is_chosen(pattern: str, sparsity: float, dtype: st
 
 def test_a_dense_weight_stays_dense() -> None:
     view = VIEWS["linear"]
-    choice = choose(NonzeroMask(view, np.ones(view.shape, bool)), 2)
+    choice = choose_packing(NonzeroMask(view, np.ones(view.shape, bool)), 2)
     assert (choice.packing, choice.pattern, choice.size) == (None, None, 2 * 16 * 24)
 
 
 @pytest.mark.parametrize("side", [64, 4096])
 def test_a_weight_of_zeros_is_never_packed_beyond_the_bound(side: int) -> None:
     view = WeightView(shape=(side, side), output_axes=(0,), input_axes=(1,))
-    choice = choose(NonzeroMask(view, np.zeros(view.shape, bool)), 2)
-    assert side * side * 2 / MOST_SAVED <= choice.size < side * side * 2
+    choice = choose_packing(NonzeroMask(view, np.zeros(view.shape, bool)), 2)
+    assert side * side * 2 / MAX_COMPRESSION <= choice.size < side * side * 2
 
 
 def test_minus_zero_is_a_number_for_packings(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from artifact.forgery import COMPANION, artifact, forged, sealed
 from artifact.versions import save_version, version_of
 from secateur._huggingface.folders import INDEX_FILE
 from secateur._manifest_file import MANIFEST
-from secateur.artifact import Artifact, convert, examine, inspect, load, save, saving, survey, verify
+from secateur.artifact import Artifact, conversion, convert, examine, inspect, load, save, saving, verification, verify
 from secateur.artifact.safetensors_file import TensorFile
 from secateur.errors import ArtifactError
 
@@ -31,8 +31,8 @@ def save_after_opening(monkeypatch: pytest.MonkeyPatch, save_another: Save) -> N
         save_another()
         return found
 
-    monkeypatch.setattr(survey, "Artifact", opened)
-    monkeypatch.setattr(saving, "Artifact", opened)
+    for module in (conversion, saving, verification):
+        monkeypatch.setattr(module, "Artifact", opened)
 
 
 def test_a_converted_artifact_is_of_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,13 +189,13 @@ def test_a_checkpoint_that_changes_while_it_is_opened_is_an_error(
 def test_a_checkpoint_that_is_written_to_while_it_is_converted_is_an_error(
     name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = survey.write
+    write = conversion.write
 
     def late(*arguments: Any, **options: Any) -> Any:
         write_in_place(checkpoint / name)
         return write(*arguments, **options)
 
-    monkeypatch.setattr(survey, "write", late)
+    monkeypatch.setattr(conversion, "write", late)
     with pytest.raises(ArtifactError, match=rf"{name}: was changed or replaced by another process"):
         convert(checkpoint, checkpoint.parent / "target")
     assert sorted(os.listdir(checkpoint.parent)) == ["checkpoint"]
@@ -204,13 +204,13 @@ def test_a_checkpoint_that_is_written_to_while_it_is_converted_is_an_error(
 def test_a_checkpoint_that_is_removed_while_it_is_converted_is_read_to_the_end(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = survey.write
+    write = conversion.write
 
     def late(*arguments: Any, **options: Any) -> Any:
         shutil.rmtree(checkpoint)
         return write(*arguments, **options)
 
-    monkeypatch.setattr(survey, "write", late)
+    monkeypatch.setattr(conversion, "write", late)
     convert(checkpoint, checkpoint.parent / "target")
     assert sorted(Artifact(checkpoint.parent / "target")) == ["a", "b"]
     assert (checkpoint.parent / "target" / "tokenizer.json").read_text() == "{}"

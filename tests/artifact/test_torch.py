@@ -309,7 +309,7 @@ def test_a_damaged_tensor_changes_nothing(tmp_path: Path) -> None:
 
 def test_code_cannot_be_built_from_a_folder(tmp_path: Path) -> None:
     secateur.save(net(), tmp_path / "saved")
-    with pytest.raises(ArtifactError, match=r"holds the tensors of 'Net', and only your code can build it"):
+    with pytest.raises(ArtifactError, match=r"has the tensors of 'Net', which only your code can build"):
         secateur.load(tmp_path / "saved")
 
 
@@ -319,7 +319,7 @@ def test_weights_that_changed_since_are_not_saved_with_the_report(tmp_path: Path
     with torch.no_grad():
         model[0].weight[0, 0:4] = 1.0
     with pytest.raises(
-        ArtifactError, match=r"layer '0': was pruned to '2:4', but 30 units of it are zero, and 32 were pruned"
+        ArtifactError, match=r"layer '0': was pruned to '2:4', but 30 of its units are zero, and 32 were pruned"
     ):
         secateur.save(model, tmp_path / "saved", report=report)
     assert not (tmp_path / "saved").exists()
@@ -376,7 +376,7 @@ def test_names_that_mean_nothing_suggest_one(tmp_path: Path) -> None:
     secateur.save(net(), tmp_path / "saved")
     with pytest.raises(UnknownNameError, match=r"has no tensor 'frist\.weight'. Did you mean 'first.weight'"):
         Artifact(tmp_path / "saved")["frist.weight"]
-    with pytest.raises(ArtifactError, match=r"no artifact: there is no file 'secateur\.json' in it"):
+    with pytest.raises(ArtifactError, match=r"is not an artifact: it has no file 'secateur\.json'"):
         secateur.load(tmp_path)
 
 
@@ -428,7 +428,7 @@ def test_blocks_are_whole_or_not_there(tmp_path: Path) -> None:
     state["1.weight"] = torch.ones(16, 16)
     save_file(state, file)
     with pytest.raises(
-        ArtifactError, match=r"0\.weight: not '4x1': 1 weights .*\n  1\.weight: not '4x1': nothing of it is zero"
+        ArtifactError, match=r"0\.weight: not '4x1': 1 weights .*\n  1\.weight: not '4x1': it has no zeros"
     ):
         secateur.verify(file, pattern="4x1")
 
@@ -471,7 +471,7 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> Non
 def test_a_name_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_file({"weight": torch.zeros(4, 4)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ArtifactError, match="'weight' stand in several files"):
+    with pytest.raises(ArtifactError, match="'weight' are in several files"):
         inspect(tmp_path)
 
 
@@ -522,6 +522,6 @@ def test_patterns_of_ones_own_are_proved_too(tmp_path: Path) -> None:
     assert secateur.verify(tmp_path / "saved").problems == {}
     del PATTERNS["coupled_rows"]
     with pytest.raises(
-        ArtifactError, match=r"0\.weight: .* the pattern cannot be proved: Unknown pattern 'coupled_rows'"
+        ArtifactError, match=r"0\.weight: .* the pattern cannot be verified: Unknown pattern 'coupled_rows'"
     ):
         secateur.verify(tmp_path / "saved")

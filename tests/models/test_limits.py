@@ -24,9 +24,9 @@ from artifact.forgery import forged
 from secateur import _model_limits
 from secateur._huggingface.pytorch import limit_modules
 from secateur._model_limits import ModelLimits
-from secateur.artifact.archives import check_expansion
 from secateur.errors import ArtifactError, CalibrationError, ModelLoadError, SecateurError
 from secateur.models import load_model, load_trained
+from secateur.models.archives import check_expansion
 from secateur.models.pytorch import array_batches, fill
 
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 30}

@@ -1,17 +1,18 @@
-"""The types of stored numbers, by the names that safetensors gives them."""
+"""The types of stored numbers, under the names that safetensors gives them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DTYPES", "Bits", "DType"]
+__all__ = ["DTYPES", "Bits", "DType", "digest_bits"]
 
-CHUNK = 1 << 18
-"""Numbers looked at together, so that this takes little memory."""
+CHUNK_NUMBERS = 1 << 18
+"""Numbers compared at once, to bound temporary memory."""
 
 Bits = npt.NDArray[np.unsignedinteger]
 """The bit patterns of numbers of any type, as unsigned integers of their width."""
@@ -22,9 +23,9 @@ class DType:
     """A type of number.
 
     Attributes:
-        name: What a person calls it.
+        name: The name that frameworks use.
         size: Bytes of one number.
-        is_float: Whether it can be pruned: has a zero that is `+0.0` or `-0.0`.
+        is_float: Whether it can be pruned: it has the zeros `+0.0` and `-0.0`.
     """
 
     name: str
@@ -37,18 +38,18 @@ class DType:
         return np.dtype(f"<u{self.size}")
 
     def nonzero(self, bits: Bits) -> npt.NDArray[np.bool_]:
-        """Where a number is not zero; ``-0.0`` is zero.
+        """Which numbers are not zero; ``-0.0`` is zero.
 
         Example:
             >>> DTYPES["F16"].nonzero(np.array([0x0000, 0x8000, 0x3C00], "<u2"))
             array([False, False,  True])
         """
-        found = np.empty(bits.shape, np.bool_)
-        flags, numbers, shift = found.reshape(-1), bits.reshape(-1), bits.dtype.type(1 if self.is_float else 0)
-        for start in range(0, numbers.size, CHUNK):
-            stop = start + CHUNK
+        nonzero = np.empty(bits.shape, np.bool_)
+        flags, numbers, shift = nonzero.reshape(-1), bits.reshape(-1), bits.dtype.type(1 if self.is_float else 0)
+        for start in range(0, numbers.size, CHUNK_NUMBERS):
+            stop = start + CHUNK_NUMBERS
             np.not_equal(numbers[start:stop] << shift, 0, out=flags[start:stop])
-        return found
+        return nonzero
 
 
 DTYPES: Mapping[str, DType] = {
@@ -70,4 +71,9 @@ DTYPES: Mapping[str, DType] = {
     "F64": DType("float64", 8, is_float=True),
     "C64": DType("complex64", 8),
 }
-"""Name in a file → type; what is no float is stored, never pruned."""
+"""Name in a file → type. Tensors of other types than floats are stored, but never pruned."""
+
+
+def digest_bits(bits: Bits) -> str:
+    """Compute the SHA-256 of the bytes of a dense tensor."""
+    return hashlib.sha256(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data).hexdigest()

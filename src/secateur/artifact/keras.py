@@ -21,12 +21,12 @@ from secateur._wording import format_list
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import Builder
 from secateur.artifact.reader import Artifact, RawTensor
-from secateur.artifact.source import Source, SourceTensor, usual_view
+from secateur.artifact.source import Source, SourceTensor, guess_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from secateur.frameworks.keras import get_kernel, get_view, list_layers
 from secateur.planning.keras import find_candidates
 
-__all__ = ["build", "check_description", "fill", "source"]
+__all__ = ["build_model", "check_description", "load_weights", "make_source"]
 
 DESCRIPTION = "keras.json"
 """What Keras builds the model from: its own description of the layers."""
@@ -43,7 +43,7 @@ SHORTENED = 16
 """Bits that bfloat16 lacks of float32, of which it is the upper half."""
 
 
-def source(model: keras.Model, tokenizer: Any = None) -> Source:
+def make_source(model: keras.Model, tokenizer: Any = None) -> Source:
     """A model's weights, and its description if it has one.
 
     Args:
@@ -71,7 +71,7 @@ def source(model: keras.Model, tokenizer: Any = None) -> Source:
                 read=partial(_bits, variable),
                 view=get_view(layers[id(variable)].module)
                 if id(variable) in layers
-                else usual_view(tuple(variable.shape)),
+                else guess_view(tuple(variable.shape)),
                 layer=layers[id(variable)].name if id(variable) in layers else None,
                 is_prunable=id(variable) in layers and (not layers[id(variable)].is_output or len(layers) == 1),
             )
@@ -82,7 +82,7 @@ def source(model: keras.Model, tokenizer: Any = None) -> Source:
     )
 
 
-def fill(model: keras.Model, artifact: Artifact) -> keras.Model:
+def load_weights(model: keras.Model, artifact: Artifact) -> keras.Model:
     """Give a model the values of an artifact.
 
     Raises:
@@ -106,7 +106,7 @@ def fill(model: keras.Model, artifact: Artifact) -> keras.Model:
     return model
 
 
-def build(artifact: Artifact) -> keras.Model:
+def build_model(artifact: Artifact) -> keras.Model:
     """The model in an artifact, not compiled.
 
     Raises:
@@ -122,7 +122,7 @@ def build(artifact: Artifact) -> keras.Model:
         model = keras.saving.deserialize_keras_object(description, safe_mode=True)
     if not isinstance(model, keras.Model):
         raise ArtifactError(f"{path}: describes no model, found {type(model).__name__}.")
-    return fill(model, artifact)
+    return load_weights(model, artifact)
 
 
 def check_description(description: Mapping[str, Any], limits: ModelLimits, path: Path) -> None:

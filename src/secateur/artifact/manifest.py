@@ -16,31 +16,31 @@ from secateur._files import FileDigest, read_small_file
 from secateur._manifest_file import FORMAT_VERSION, MANIFEST, MAX_MANIFEST_BYTES, format_manifest, parse_manifest
 from secateur._memory import explain_out_of_memory
 from secateur._wording import format_value
-from secateur.artifact.choice import MOST_SAVED
 from secateur.artifact.dtypes import DTYPES
 from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
+from secateur.artifact.packing_choice import MAX_COMPRESSION
 from secateur.errors import ArtifactError, LayerError
 from secateur.frameworks.view import WeightView
 
 __all__ = [
     "FILE_NAME",
+    "AxisLayout",
     "FileEntry",
-    "Layout",
     "Manifest",
     "TensorEntry",
+    "describe_packing",
     "explain_invalid",
-    "packing_of",
 ]
 
-MOST_AXES = 64
+MAX_AXES = 64
 
-LONGEST = 500
+MAX_DETAIL = 500
 """Characters of a part of an error, which may show what a file holds."""
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 """Within the folder, without hidden files and ways out."""
 
-LONGEST_FILE_NAME = 1000
+MAX_FILE_NAME = 1000
 
 
 def _check_printable(text: str) -> str:
@@ -53,15 +53,15 @@ PRINTABLE = AfterValidator(_check_printable)
 Text = Annotated[str, PRINTABLE]
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 63)]
-Axis = Annotated[int, Field(ge=0, lt=MOST_AXES)]
+Axis = Annotated[int, Field(ge=0, lt=MAX_AXES)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
+class _ManifestModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Layout(_Part):
+class AxisLayout(_ManifestModel):
     """Which axes of a tensor number what; see `WeightView`.
 
     Attributes:
@@ -77,7 +77,7 @@ class Layout(_Part):
     groups: Positive = 1
 
     @classmethod
-    def of(cls, view: WeightView) -> Self:
+    def from_view(cls, view: WeightView) -> Self:
         """The axes of a view."""
         return cls(
             output_axes=view.output_axes, kernel_axes=view.kernel_axes, input_axes=view.input_axes, groups=view.groups
@@ -94,13 +94,13 @@ class Layout(_Part):
         )
 
 
-class Dense(_Part):
+class Dense(_ManifestModel):
     """Stored as it is, under its own name."""
 
     kind: Literal["dense"] = "dense"
 
 
-class Blocks(_Part):
+class Blocks(_ManifestModel):
     """See `BlockPacking`.
 
     Attributes:
@@ -117,7 +117,7 @@ class Blocks(_Part):
     label: Annotated[str, Field(max_length=100), PRINTABLE]
 
 
-class Groups(_Part):
+class Groups(_ManifestModel):
     """See `GroupPacking`.
 
     Attributes:
@@ -130,7 +130,7 @@ class Groups(_Part):
     group: Annotated[int, Field(ge=2, lt=1 << 31)]
 
 
-class Claim(_Part):
+class Claim(_ManifestModel):
     """What pruning did to a tensor, as its report said.
 
     Attributes:
@@ -144,7 +144,7 @@ class Claim(_Part):
     pruned_units: Size
 
 
-class TensorEntry(_Part):
+class TensorEntry(_ManifestModel):
     """One tensor.
 
     Attributes:
@@ -165,8 +165,8 @@ class TensorEntry(_Part):
     file: str
     layer: Text | None = None
     dtype: str
-    shape: Annotated[tuple[Size, ...], Field(max_length=MOST_AXES)]
-    layout: Layout | None = None
+    shape: Annotated[tuple[Size, ...], Field(max_length=MAX_AXES)]
+    layout: AxisLayout | None = None
     packing: Annotated[Dense | Blocks | Groups, Field(discriminator="kind")] = Dense()
     pattern: Annotated[str, Field(max_length=100), PRINTABLE] | None = None
     pruned: Claim | None = None
@@ -262,11 +262,11 @@ class TensorEntry(_Part):
         packer.check(view)
         if packer.kept(view) > math.prod(packer.grid(view)):
             raise ArtifactError("it stores more blocks than it has")
-        if self.dense_bytes > self.stored_bytes * MOST_SAVED:
-            raise ArtifactError(f"it is stored in less than 1/{MOST_SAVED} of its dense size")
+        if self.dense_bytes > self.stored_bytes * MAX_COMPRESSION:
+            raise ArtifactError(f"it is stored in less than 1/{MAX_COMPRESSION} of its dense size")
 
 
-class FileEntry(_Part):
+class FileEntry(_ManifestModel):
     """A file beside the shards.
 
     Attributes:
@@ -283,7 +283,7 @@ class FileEntry(_Part):
         return FileDigest(self.size, self.sha256)
 
 
-class Builder(_Part):
+class Builder(_ManifestModel):
     """What the tensors belong to.
 
     Attributes:
@@ -298,7 +298,7 @@ class Builder(_Part):
     name: Annotated[str, Field(max_length=300), PRINTABLE]
 
 
-class Manifest(_Part):
+class Manifest(_ManifestModel):
     """All that is known of an artifact without reading its tensors.
 
     Attributes:
@@ -333,6 +333,10 @@ class Manifest(_Part):
         """Bytes of all tensors as stored."""
         return sum(tensor.stored_bytes for tensor in self.tensors.values())
 
+    def count_disk_bytes(self, manifest_bytes: int) -> int:
+        """Count the bytes of all files, of which the manifest itself has `manifest_bytes`."""
+        return manifest_bytes + sum(self.shards.values()) + sum(file.size for file in self.files.values())
+
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The manifest in a folder.
@@ -355,7 +359,7 @@ class Manifest(_Part):
             with explain_out_of_memory(f"{path}: cannot be read", len(text)):
                 return cls.model_validate_json(json.dumps(data))
         except (ValidationError, RecursionError) as error:
-            raise ArtifactError(f"{path}: {_explained(error)}") from error
+            raise ArtifactError(f"{path}: {_explain(error)}") from error
 
     def text(self) -> str:
         """The file's content."""
@@ -365,7 +369,7 @@ class Manifest(_Part):
     @classmethod
     def _check_names(cls, names: dict[str, Any]) -> dict[str, Any]:
         for name in names:
-            if not FILE_NAME.fullmatch(name) or name == MANIFEST or len(name) > LONGEST_FILE_NAME:
+            if not FILE_NAME.fullmatch(name) or name == MANIFEST or len(name) > MAX_FILE_NAME:
                 raise ValueError(f"{format_value(name)} is no name of a file within the folder")
         return names
 
@@ -393,10 +397,10 @@ def explain_invalid(what: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise ArtifactError(f"{what} cannot be written into a manifest: {_explained(error)}") from error
+        raise ArtifactError(f"{what} cannot be written into a manifest: {_explain(error)}") from error
 
 
-def packing_of(packing: Packing | None) -> Dense | Blocks | Groups:
+def describe_packing(packing: Packing | None) -> Dense | Blocks | Groups:
     """What a manifest says of a packing."""
     if isinstance(packing, BlockPacking):
         index: Literal["bitmap", "list"] = "list" if packing.is_list else "bitmap"
@@ -404,11 +408,11 @@ def packing_of(packing: Packing | None) -> Dense | Blocks | Groups:
     return Groups(count=packing.count, group=packing.group) if isinstance(packing, GroupPacking) else Dense()
 
 
-def _explained(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return "nested too deeply"
     first, *others = error.errors(include_url=False, include_context=False, include_input=False)
     where = ".".join(str(part) if str(part).isprintable() else format_value(part) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ")
     more = f" ({len(others)} more problems)" if others else ""
-    return f"{where[:LONGEST]}: {what[:LONGEST] if what.isprintable() else format_value(what)}.{more}"
+    return f"{where[:MAX_DETAIL]}: {what[:MAX_DETAIL] if what.isprintable() else format_value(what)}.{more}"

@@ -25,7 +25,7 @@ from secateur.errors import ArtifactError
 from secateur.frameworks.view import WeightView
 from secateur.patterns.nm import fill_nm_groups
 
-__all__ = ["MOST_LISTED", "BlockPacking", "GroupPacking", "Packing"]
+__all__ = ["MAX_LISTED_BLOCKS", "BlockPacking", "GroupPacking", "Packing"]
 
 Flags = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
@@ -41,7 +41,7 @@ INDEX_ALIGNMENT = 8
 NUMBER = np.dtype("<u4")
 """A block's number in a list."""
 
-MOST_LISTED = (1 << 32) - 1
+MAX_LISTED_BLOCKS = (1 << 32) - 1
 """Blocks of a tensor that a list can have numbers for."""
 
 CHUNK = 1 << 18
@@ -226,8 +226,8 @@ class BlockPacking(Packing):
     def check(self, view: WeightView) -> None:
         """See `Packing.check`; a list has numbers for so many blocks only."""
         super(BlockPacking, self).check(view)
-        if self.is_list and (count := math.prod(self.grid(view))) > MOST_LISTED:
-            raise ArtifactError(f"a list numbers {MOST_LISTED:,} blocks at the most, found {count:,}")
+        if self.is_list and (count := math.prod(self.grid(view))) > MAX_LISTED_BLOCKS:
+            raise ArtifactError(f"a list numbers {MAX_LISTED_BLOCKS:,} blocks at the most, found {count:,}")
 
     def kept(self, view: WeightView) -> int:  # noqa: ARG002
         """See `Packing.kept`."""

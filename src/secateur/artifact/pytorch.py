@@ -22,14 +22,14 @@ from secateur._wording import format_list, format_value, suggest_name
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import Builder
 from secateur.artifact.reader import Artifact, RawTensor
-from secateur.artifact.source import Source, SourceTensor, usual_view
+from secateur.artifact.source import Source, SourceTensor, guess_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from secateur.frameworks import WeightView
 from secateur.frameworks.pytorch import get_view, get_weight_name, unwrap_model
 from secateur.planning.layers import Candidate
 from secateur.planning.pytorch import find_candidates
 
-__all__ = ["build", "described_layers", "fill", "source", "to_torch"]
+__all__ = ["build_model", "describe_layers", "load_weights", "make_source", "to_torch"]
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of a number → the type of integer that NumPy knows too."""
@@ -40,7 +40,7 @@ TYPES = {name: getattr(torch, dtype.name) for name, dtype in DTYPES.items() if h
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 
-def source(model: nn.Module, tokenizer: Any = None) -> Source:
+def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
     """A model's parameters and saved buffers, and for one of transformers what else its folder holds.
 
     Args:
@@ -61,7 +61,7 @@ def source(model: nn.Module, tokenizer: Any = None) -> Source:
                 dtype=NAMES[tensor.dtype],
                 shape=tuple(tensor.shape),
                 read=partial(_bits, tensor),
-                view=get_view(layers[name].module) if name in layers else usual_view(tuple(tensor.shape)),
+                view=get_view(layers[name].module) if name in layers else guess_view(tuple(tensor.shape)),
                 layer=layers[name].name if name in layers else None,
                 is_prunable=name in layers and (not layers[name].is_output or len(layers) == 1),
             )
@@ -75,7 +75,7 @@ def source(model: nn.Module, tokenizer: Any = None) -> Source:
     )
 
 
-def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
+def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
     """Give a model the values of an artifact.
 
     Parameters keep their identity, but those on the meta device, which are replaced.
@@ -93,7 +93,7 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
     return model
 
 
-def build(artifact: Artifact) -> nn.Module:
+def build_model(artifact: Artifact) -> nn.Module:
     """The model of transformers in an artifact.
 
     It is built on the meta device first, and only then for real: a description that asks for another model than the
@@ -135,7 +135,7 @@ def to_torch(tensor: RawTensor) -> torch.Tensor:
     return torch.from_numpy(bits.reshape(tensor.shape)).view(TYPES[tensor.dtype])
 
 
-def described_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | None]:
+def describe_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | None]:
     """Of the model that a folder describes: parameter → its view, its layer, and whether that is no output layer.
 
     ``None`` stands for what patterns do not prune. Names with and without the prefix of the inner model both count.

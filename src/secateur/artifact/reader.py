@@ -1,10 +1,11 @@
-"""An artifact that is read tensor by tensor, none of which is believed before its digest is right."""
+"""Read artifacts tensor by tensor; every tensor is verified with its digest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,19 +19,18 @@ from secateur._huggingface.folders import INDEX_SUFFIX
 from secateur._manifest_file import MANIFEST, MAX_MANIFEST_BYTES, is_artifact
 from secateur._memory import explain_out_of_memory
 from secateur._wording import format_list, format_value, suggest_name
-from secateur.artifact.dtypes import Bits
+from secateur.artifact.dtypes import Bits, digest_bits
 from secateur.artifact.manifest import Manifest, TensorEntry
 from secateur.artifact.packing import Packing
-from secateur.artifact.rows import disk_bytes
 from secateur.artifact.safetensors_file import TensorFile
-from secateur.artifact.writer import digest
+from secateur.artifact.source import Source, SourceTensor
 from secateur.errors import ArtifactError, UnknownNameError
 from secateur.frameworks.view import WeightView
 
-__all__ = ["Artifact", "PackedTensor", "RawTensor"]
+__all__ = ["Artifact", "PackedTensor", "RawTensor", "find_artifact"]
 
 MAX_FILE_BYTES = 100_000_000
-"""Of a file that is read into memory as a whole."""
+"""Limit on a companion file that is read into memory completely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class RawTensor:
     """A dense tensor of any type, without a framework.
 
     Attributes:
-        dtype: Its type, as in `DTYPES`: ``"F32"``, ``"BF16"`` …
-        bits: Its numbers' bit patterns as unsigned integers, in its shape.
+        dtype: The type of its numbers, a key of `DTYPES`: ``"F32"``, ``"BF16"`` …
+        bits: Its bit patterns as unsigned integers, in its shape.
     """
 
     dtype: str
@@ -53,14 +53,14 @@ class RawTensor:
 
 @dataclass(frozen=True, slots=True)
 class PackedTensor:
-    """A tensor as it is stored.
+    """A packed tensor as it is stored.
 
     Attributes:
-        dtype: Type of its numbers, as in `DTYPES`.
-        view: Its dense shape, and where its channels lie.
+        dtype: The type of its numbers, a key of `DTYPES`.
+        view: Its dense shape, and where its channels are.
         packing: What the index means.
-        values: The stored numbers' bit patterns, blocks × weights of a block.
-        index: Which blocks they are, padded with zeros.
+        values: The bit patterns of the stored numbers, of shape (blocks, weights of a block).
+        index: Which blocks are stored, padded with zeros.
     """
 
     dtype: str
@@ -70,7 +70,7 @@ class PackedTensor:
     index: npt.NDArray[np.uint8]
 
     def dense(self) -> Bits:
-        """The dense tensor's bit patterns.
+        """Unpack the bit patterns of the dense tensor.
 
         Raises:
             ArtifactError: The index does not fit the stored numbers.
@@ -79,20 +79,21 @@ class PackedTensor:
 
 
 class Artifact(Mapping[str, RawTensor]):
-    """A saved model: name → dense tensor, which is read, unpacked and proved whenever it is asked for.
+    """A saved model: name → dense tensor, which is read, unpacked and verified on every access.
 
-    Opening reads the manifest and the shards' headers, and no tensor. All files are of one artifact and stay so: they
-    are opened while nobody can replace the folder, and kept open.
+    Opening an artifact reads its manifest and the headers of its shards, but no tensor. All files are opened while no
+    other process can replace the folder, and stay open, so they always belong together.
 
     Args:
         path: The folder.
 
     Attributes:
-        path: The same.
-        manifest: What it holds.
+        path: The folder.
+        manifest: The manifest.
+        disk_bytes: Bytes of all files.
 
     Raises:
-        ArtifactError: There is no artifact, it is damaged, or its files are not those that its manifest names.
+        ArtifactError: The folder is not an artifact, is damaged, or its files are not those in the manifest.
 
     Example:
         >>> import secateur, tempfile, torch
@@ -106,23 +107,23 @@ class Artifact(Mapping[str, RawTensor]):
         self.path = as_path(path)
         with lock_for_reading(self.path):
             if not is_artifact(self.path):
-                raise ArtifactError(f"{self.path}: no artifact: there is no file {MANIFEST!r} in it.")
+                raise ArtifactError(f"{self.path}: is not an artifact: it has no file {MANIFEST!r}.")
             text = read_small_file(self.path / MANIFEST, MAX_MANIFEST_BYTES)
             self.manifest = Manifest.parse(text, self.path / MANIFEST)
             shards, files = self.manifest.shards, self.manifest.files
             keep_open = len(shards) + len(files) <= MAX_OPEN_FILES
-            self._shards = {name: self._opened(name, size, keep_open=keep_open) for name, size in shards.items()}
+            self._shards = {name: self._open_shard(name, size, keep_open=keep_open) for name, size in shards.items()}
             self._companions = {
                 name: Companion(self.path / name, entry.digest, keep_open=keep_open) for name, entry in files.items()
             }
-        self.disk_bytes = disk_bytes(self.manifest, len(text))
-        self._check_places()
+        self.disk_bytes = self.manifest.count_disk_bytes(len(text))
+        self._check_shards()
 
     def __getitem__(self, name: str) -> RawTensor:
         entry = self.entry(name)
         is_dense = entry.packer is None
-        bits = self._file(entry).read(self._own(name)) if is_dense else self._dense(name, self._packed(name))
-        self._prove(name, entry, bits)
+        bits = self._shard(entry).read(self._resolve(name)) if is_dense else self._unpack(name, self._read_packed(name))
+        self._verify(name, entry, bits)
         return RawTensor(entry.dtype, bits)
 
     def __iter__(self) -> Iterator[str]:
@@ -135,48 +136,48 @@ class Artifact(Mapping[str, RawTensor]):
         return name in self.manifest.tensors or name in self.manifest.aliases
 
     def entry(self, name: str) -> TensorEntry:
-        """What the manifest says of a tensor.
+        """What the manifest says about a tensor.
 
         Raises:
-            UnknownNameError: There is none of that name.
+            UnknownNameError: There is no tensor of that name.
         """
         if name not in self:
             raise UnknownNameError(f"{self.path}: has no tensor {name!r}.{suggest_name(name, self)}")
-        return self.manifest.tensors[self._own(name)]
+        return self.manifest.tensors[self._resolve(name)]
 
     def packed(self, name: str) -> PackedTensor:
-        """A packed tensor as it is stored, proved to be the dense one; what is stored dense is an error.
+        """Read a packed tensor as it is stored, and verify it.
 
         Raises:
-            ArtifactError: It is stored dense, or damaged.
+            ArtifactError: The tensor is stored dense, or is damaged.
         """
         entry = self.entry(name)
-        packed = self._packed(name)
-        self._prove(name, entry, self._dense(name, packed))
+        packed = self._read_packed(name)
+        self._verify(name, entry, self._unpack(name, packed))
         return packed
 
     def check_files(self) -> None:
-        """Read every file beside the shards, and compare its digest.
+        """Read all companion files and compare their digests.
 
         Raises:
-            ArtifactError: One is missing or was changed.
+            ArtifactError: A file is missing or was changed.
         """
         for file in self._companions.values():
             file.read()
 
     def read_file(self, name: str) -> bytes:
-        """The content of a file beside the shards, proved.
+        """Read and verify a companion file.
 
         Raises:
-            ArtifactError: The manifest does not list it, or it is missing, was changed or is too large.
+            ArtifactError: The manifest does not list the file, or it is missing, was changed or is too large.
         """
         return self._companion(name).read_bytes(MAX_FILE_BYTES)
 
     def copy_files(self, folder: Path) -> None:
-        """Copy the files beside the shards, proved, but for an index of dense shards.
+        """Copy and verify the companion files, except an index of dense shards.
 
         Raises:
-            ArtifactError: One is missing or was changed, or a copy cannot be written.
+            ArtifactError: A file is missing or was changed, or a copy cannot be written.
         """
         for name, file in self._companions.items():
             if not name.endswith(INDEX_SUFFIX):
@@ -184,7 +185,7 @@ class Artifact(Mapping[str, RawTensor]):
 
     @contextmanager
     def extract(self, *names: str) -> Iterator[Path]:
-        """A temporary folder with copies of some of the files, proved, for code that reads files by their path.
+        """Copy some companion files, verified, into a temporary folder, for code that reads files by path.
 
         Raises:
             ArtifactError: See `read_file`.
@@ -195,12 +196,42 @@ class Artifact(Mapping[str, RawTensor]):
                 file.copy(Path(folder, name))
             yield Path(folder)
 
+    def read_bits(self, name: str) -> Bits:
+        """Read the bit patterns of a tensor, verified."""
+        return self[name].bits
+
+    def make_source(self) -> Source:
+        """The tensors, and what belongs to them, to be written again."""
+        entries = self.manifest.tensors
+        return Source(
+            tensors={
+                name: SourceTensor(
+                    dtype=entry.dtype,
+                    shape=entry.shape,
+                    read=partial(self.read_bits, name),
+                    view=entry.view,
+                    layer=entry.layer,
+                    is_prunable=entry.layer is not None,
+                )
+                for name, entry in entries.items()
+            },
+            aliases=self.manifest.aliases,
+            model=self.manifest.model,
+            claims={
+                entry.layer: entry.pruned
+                for entry in entries.values()
+                if entry.layer is not None and entry.pruned is not None
+            },
+            configs=self.manifest.configs,
+            write_files=self.copy_files,
+        )
+
     def _companion(self, name: str) -> Companion:
         if name not in self._companions:
             raise ArtifactError(f"{self.path / MANIFEST}: lists no file {name!r}, which the model is built from.")
         return self._companions[name]
 
-    def _dense(self, name: str, packed: PackedTensor) -> Bits:
+    def _unpack(self, name: str, packed: PackedTensor) -> Bits:
         entry = self.entry(name)
         with explain_out_of_memory(f"{self.path}: tensor {format_value(name)} cannot be unpacked", entry.dense_bytes):
             try:
@@ -208,45 +239,51 @@ class Artifact(Mapping[str, RawTensor]):
             except ArtifactError as error:
                 raise ArtifactError(f"{self.path}: tensor {format_value(name)}: {error}.") from error
 
-    def _packed(self, name: str) -> PackedTensor:
-        entry, own = self.entry(name), self._own(name)
+    def _read_packed(self, name: str) -> PackedTensor:
+        entry, own = self.entry(name), self._resolve(name)
         packing, view = entry.packer, entry.view
         if packing is None or view is None:
             raise ArtifactError(f"{self.path}: tensor {name!r} is stored dense.")
-        values, index = (self._file(entry).read(part) for part in entry.stored(own))
+        values, index = (self._shard(entry).read(part) for part in entry.stored(own))
         return PackedTensor(entry.dtype, view, packing, values, index.astype(np.uint8, copy=False))
 
-    def _prove(self, name: str, entry: TensorEntry, bits: Bits) -> None:
-        if digest(bits) != entry.sha256:
+    def _verify(self, name: str, entry: TensorEntry, bits: Bits) -> None:
+        if digest_bits(bits) != entry.sha256:
             raise ArtifactError(f"{self.path / entry.file}: tensor {name!r} is damaged (its sha256 does not match).")
 
-    def _own(self, name: str) -> str:
-        """The name under which a tensor is stored."""
+    def _resolve(self, name: str) -> str:
+        """The name under which a tensor is stored, given that name or an alias."""
         return self.manifest.aliases.get(name, name)
 
-    def _file(self, entry: TensorEntry) -> TensorFile:
+    def _shard(self, entry: TensorEntry) -> TensorFile:
         return self._shards[entry.file]
 
-    def _opened(self, name: str, size: int, *, keep_open: bool) -> TensorFile:
+    def _open_shard(self, name: str, size: int, *, keep_open: bool) -> TensorFile:
         file = TensorFile(self.path / name, keep_open=keep_open)
         if file.size != size:
             raise ArtifactError(f"{file.path}: must have {size:,} bytes, found {file.size:,}.")
         return file
 
-    def _check_places(self) -> None:
-        """Every stored tensor belongs to one entry, and is of its type and shape."""
-        left = {(file, name) for file, tensors in self._shards.items() for name in tensors}
+    def _check_shards(self) -> None:
+        """Check that every stored array belongs to one tensor of the manifest, and has its type and shape."""
+        unclaimed = {(file, name) for file, tensors in self._shards.items() for name in tensors}
         for name, entry in self.manifest.tensors.items():
-            file = self._file(entry)
+            file = self._shard(entry)
             for part, (dtype, shape) in entry.stored(name).items():
-                found = file.get(part)
-                if found is None or (found.dtype, found.shape) != (dtype, shape):
-                    what = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
-                    raise ArtifactError(f"{file.path}: tensor {part!r} must be {dtype} {list(shape)}, found {what}.")
-                if (entry.file, part) not in left:
+                stored = file.get(part)
+                if stored is None or (stored.dtype, stored.shape) != (dtype, shape):
+                    kind = "nothing" if stored is None else f"{stored.dtype} {list(stored.shape)}"
+                    raise ArtifactError(f"{file.path}: tensor {part!r} must be {dtype} {list(shape)}, found {kind}.")
+                if (entry.file, part) not in unclaimed:
                     raise ArtifactError(f"{file.path}: tensor {part!r} belongs to two tensors of the manifest.")
-                left.remove((entry.file, part))
-        if left:
+                unclaimed.remove((entry.file, part))
+        if unclaimed:
             raise ArtifactError(
-                f"{self.path}: {format_list(repr(name) for _, name in sorted(left))} belong to no tensor."
+                f"{self.path}: {format_list(repr(name) for _, name in sorted(unclaimed))} belong to no tensor."
             )
+
+
+def find_artifact(path: Path) -> bool:
+    """Whether a folder is an artifact, also while another process replaces it."""
+    with lock_for_reading(path):
+        return is_artifact(path)

@@ -1,34 +1,50 @@
-"""What an artifact holds, for a person and for machines."""
+"""What an artifact contains, as a table or as JSON."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
-from secateur._table import Table
-from secateur._wording import format_count
+from secateur._wording import format_count, format_shape
+from secateur.artifact.manifest import Manifest, TensorEntry
+from secateur.results import Column, Report, Row
 
-__all__ = ["ArtifactReport", "TensorRow"]
+__all__ = ["ArtifactReport", "TensorRow", "report_on_artifact", "report_on_tensors"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRow:
+class TensorRow(Row):
     """One tensor.
 
     Attributes:
         name: Its name.
-        layer: The layer that it is the weight of; ``None``: of none that pruning would or did prune.
+        layer: The layer whose weight it is, if pruning would prune or did prune that layer.
         shape: Its shape.
-        dtype: Type of its numbers, such as ``"BF16"``.
-        pattern: The pattern that its zeros have: what pruning was asked for, or the strictest that is worth packing;
-            ``None``: none.
+        dtype: The type of its numbers, such as ``"BF16"``.
+        pattern: The pattern of its zeros: what pruning was asked for, or the strictest that is worth packing; ``None``:
+            they have none.
         zeros: Numbers that are zero.
-        negative_zeros: Of these, those that are ``-0.0``, which packings store like any other number.
+        negative_zeros: Zeros that are ``-0.0``, which packings store like any other number.
         dense_bytes: Bytes when dense.
         packed_bytes: Bytes as packed.
-        packing: How it is packed, ``"dense"`` if it is not.
-        problem: What is wrong with it; ``None``: nothing was found.
+        packing: How it is packed; ``"dense"``: it is not.
+        problem: Why verification failed; ``None``: it did not.
     """
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("tensor", "name"),
+        Column(">shape", "shape", format_shape),
+        Column("type", "dtype"),
+        Column("pattern", "pattern"),
+        Column(">zeros", "sparsity", "{:.2%}"),
+        Column(">bytes dense", "dense_bytes", "{:,}"),
+        Column(">packed", "packed_bytes", "{:,}"),
+        Column(">share", lambda row: row.packed_bytes / row.dense_bytes if row.dense_bytes else 1.0, "{:.3f}"),
+        Column("packing", lambda row: row.packing if row.problem is None else f"✗ {row.problem}"),
+    )
+    computed: ClassVar[tuple[str, ...]] = ("sparsity",)
 
     name: str
     layer: str | None
@@ -44,45 +60,34 @@ class TensorRow:
 
     @property
     def count(self) -> int:
-        """Numbers in it."""
-        total = 1
-        for size in self.shape:
-            total *= size
-        return total
+        """How many numbers it has."""
+        return math.prod(self.shape)
 
     @property
     def sparsity(self) -> float:
         """Share of zeros, in [0, 1]."""
         return self.zeros / self.count if self.count else 0.0
 
-    def cells(self) -> tuple[str, ...]:
-        """The row as a person reads it."""
-        share = self.packed_bytes / self.dense_bytes if self.dense_bytes else 1.0
-        return (
-            self.name,
-            "×".join(map(str, self.shape)),
-            self.dtype,
-            self.pattern or "",
-            f"{self.sparsity:.2%}",
-            f"{self.dense_bytes:,}",
-            f"{self.packed_bytes:,}",
-            f"{share:.3f}",
-            self.packing if self.problem is None else f"✗ {self.problem}",
-        )
+    @property
+    def is_dimmed(self) -> bool:
+        """Whether it is dense and without a problem."""
+        return self.packing == "dense" and not self.problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactReport:
-    """Every tensor of a saved model, or of one that could be saved.
+class ArtifactReport(Report):
+    """The tensors of a saved model, or of a model that could be saved.
 
     Attributes:
-        title: What it is.
-        tensors: The tensors that are the weight of a layer, and all that are packed.
-        others: How many more there are.
-        other_bytes: Their bytes.
-        disk_bytes: Bytes of the files; ``None``: there are none.
-        is_packed: Whether the packed bytes are those of the files, rather than what packing would make of them.
+        title: What was inspected.
+        tensors: The weights of layers, and all packed tensors.
+        others: Number of other tensors.
+        other_bytes: Bytes of the other tensors.
+        disk_bytes: Bytes of the files; ``None``: there are no files.
+        is_packed: Whether packed bytes are those of the files, rather than what packing would save.
     """
+
+    computed: ClassVar[tuple[str, ...]] = ("dense_bytes", "packed_bytes", "problems")
 
     title: str
     tensors: tuple[TensorRow, ...]
@@ -93,12 +98,12 @@ class ArtifactReport:
 
     @property
     def problems(self) -> dict[str, str]:
-        """Tensor → what is wrong with it."""
+        """Tensor → why verification failed."""
         return {row.name: row.problem for row in self.tensors if row.problem is not None}
 
     @property
     def failure(self) -> str:
-        """The problems, as the message of an error."""
+        """The problems as an error message."""
         lines = "".join(f"\n  {name}: {problem}" for name, problem in self.problems.items())
         return f"{self.title}: {format_count(len(self.problems), 'tensor')} failed verification:{lines}"
 
@@ -112,43 +117,84 @@ class ArtifactReport:
         """Bytes of all tensors as packed."""
         return self.other_bytes + sum(row.packed_bytes for row in self.tensors)
 
-    def table(self) -> Table:
-        """The report for a person."""
-        columns = ("tensor", ">shape", "type", "pattern", ">zeros", ">bytes dense", ">packed", ">share", "packing")
-        dimmed = frozenset(
-            index for index, row in enumerate(self.tensors) if row.packing == "dense" and not row.problem
-        )
-        return Table(
-            title=self.title,
-            columns=columns,
-            rows=[row.cells() for row in self.tensors],
-            dimmed=dimmed,
-            footer=self._footer(),
-        )
+    @property
+    def table_title(self) -> str:
+        """The line above the table."""
+        return self.title
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for machines."""
-        totals = {"dense_bytes": self.dense_bytes, "packed_bytes": self.packed_bytes, "problems": self.problems}
-        rows = [asdict(row) | {"sparsity": row.sparsity} for row in self.tensors]
-        return asdict(self) | totals | {"tensors": rows}
+    @property
+    def rows(self) -> tuple[TensorRow, ...]:
+        """The rows of the table."""
+        return self.tensors
 
-    def __str__(self) -> str:
-        return self.table().text()
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the table."""
+        return TensorRow.columns
 
-    def _footer(self) -> list[str]:
-        whole = self.dense_bytes or 1
+    @property
+    def footer(self) -> list[str]:
+        """The lines below the table."""
+        share = self.packed_bytes / (self.dense_bytes or 1)
         verb = "are" if self.is_packed else "would be"
         lines = [
-            f"{self.packed_bytes:,} of {self.dense_bytes:,} bytes {verb} stored ({self.packed_bytes / whole:.1%}); "
+            f"{self.packed_bytes:,} of {self.dense_bytes:,} bytes {verb} stored ({share:.1%}); "
             f"{format_count(self.others, 'other tensor')} with {self.other_bytes:,} of them, dense."
         ]
         if self.disk_bytes is not None:
             lines.append(f"The files have {self.disk_bytes:,} bytes.")
         if negative := sum(row.negative_zeros for row in self.tensors):
             lines.append(
-                f"Zeros that are -0.0: {negative:,}. They are stored like any other number, so that every bit stays as "
-                f"it is; weight.add_(0.0) would make them 0.0, and the tensors smaller."
+                f"Zeros that are -0.0: {negative:,}. They are stored like any other number, to keep every bit; "
+                f"weight.add_(0.0) turns them into 0.0 and makes the tensors smaller."
             )
         if self.problems:
             lines.append(f"{format_count(len(self.problems), 'tensor')} failed verification, marked ✗.")
         return lines
+
+
+def report_on_tensors(
+    title: str,
+    tensors: Mapping[str, TensorEntry],
+    *,
+    problems: Mapping[str, str] | None = None,
+    disk_bytes: int | None = None,
+    is_packed: bool,
+) -> ArtifactReport:
+    """Report on the tensors that have a layout, are packed or have a problem, and sum up the others."""
+    problems = problems or {}
+    shown = {
+        name: entry
+        for name, entry in tensors.items()
+        if entry.layout is not None or entry.packer is not None or name in problems
+    }
+    return ArtifactReport(
+        title=title,
+        tensors=tuple(_build_row(name, entry, problems.get(name)) for name, entry in shown.items()),
+        others=len(tensors) - len(shown),
+        other_bytes=sum(entry.stored_bytes for name, entry in tensors.items() if name not in shown),
+        disk_bytes=disk_bytes,
+        is_packed=is_packed,
+    )
+
+
+def report_on_artifact(title: str, manifest: Manifest) -> ArtifactReport:
+    """Report on an artifact that was just written."""
+    disk_bytes = manifest.count_disk_bytes(len(manifest.text().encode()))
+    return report_on_tensors(title, manifest.tensors, disk_bytes=disk_bytes, is_packed=True)
+
+
+def _build_row(name: str, entry: TensorEntry, problem: str | None) -> TensorRow:
+    return TensorRow(
+        name=name,
+        layer=entry.layer,
+        shape=entry.shape,
+        dtype=entry.dtype,
+        pattern=entry.pattern,
+        zeros=entry.zeros,
+        negative_zeros=entry.negative_zeros,
+        dense_bytes=entry.dense_bytes,
+        packed_bytes=entry.stored_bytes,
+        packing=entry.packing_name,
+        problem=problem,
+    )

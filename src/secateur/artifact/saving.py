@@ -1,4 +1,4 @@
-"""Models into artifacts and back."""
+"""Save models as artifacts, and load them back."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from secateur._packages import require_keras, require_packages
-from secateur.artifact.claims import claims_of, configs_of
 from secateur.artifact.manifest import explain_invalid
 from secateur.artifact.reader import Artifact
-from secateur.artifact.report import ArtifactReport
-from secateur.artifact.rows import report_on_written
+from secateur.artifact.report import ArtifactReport, report_on_artifact
 from secateur.artifact.source import Source
 from secateur.artifact.writer import SHARD_BYTES, write
 from secateur.errors import ArtifactError
@@ -30,18 +28,18 @@ def save(
     dense: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> ArtifactReport:
-    """Write a model as an artifact: a folder in which every tensor is packed as small as its zeros allow.
+    """Save a model as an artifact: a folder in which every tensor is packed as small as its zeros allow.
 
-    The folder changes as a whole: killed at any moment, it is what it was, or the new artifact.
+    The folder is replaced completely or not at all: if the process is killed, it is the old folder or the new one.
 
     Args:
-        model: A torch module, a model of transformers, or a Keras model.
-        path: The folder; new, empty, or an artifact, which is replaced.
-        report: What pruning returned. The artifact then says for each layer what pattern it was pruned to, which is
-            proved now and by every `verify`. Left out, the strictest pattern that a weight has is noted.
-        tokenizer: What belongs to a model of transformers and is saved beside it: a tokenizer or a processor.
-        dense: Store every tensor as it is, in files of transformers' names: ``AutoModel.from_pretrained`` reads them.
-        shard_bytes: Bytes of tensors in one file.
+        model: A torch module, a transformers model, or a Keras model.
+        path: The folder to write: new, empty, or an artifact, which is replaced.
+        report: The report of the pruning run. The manifest then states the pattern of every pruned layer, which is
+            verified now and by every call of `verify`. ``None``: the strictest pattern of each weight is stated.
+        tokenizer: A tokenizer or a processor to save beside a transformers model.
+        dense: Store every tensor dense, in files with transformers' names: ``AutoModel.from_pretrained`` reads them.
+        shard_bytes: Maximum bytes of tensors in one shard.
 
     Returns:
         What was stored, and how each tensor was packed.
@@ -49,7 +47,7 @@ def save(
     Raises:
         ArtifactError: `path` is something else or cannot be written, or the weights are not what the report says.
         StateError: The report is of another model.
-        UnsupportedModelError: The model holds something that is no plain dense tensor.
+        UnsupportedModelError: The model has a tensor that is not plain and dense.
 
     Example:
         >>> import secateur, tempfile, torch
@@ -63,47 +61,40 @@ def save(
         True
     """
     with explain_invalid("the model"):
-        source: Source = import_leaf("secateur.artifact", model).source(model, tokenizer)
-    manifest = write(
-        source,
-        path,
-        claims={} if report is None else claims_of(report, source),
-        configs=[] if report is None else configs_of(report),
-        dense=dense,
-        shard_bytes=shard_bytes,
-    )
-    return report_on_written(str(path), manifest)
+        source: Source = import_leaf("secateur.artifact", model).make_source(model, tokenizer)
+    manifest = write(source.add_report(report), path, dense=dense, shard_bytes=shard_bytes)
+    return report_on_artifact(str(path), manifest)
 
 
 def load(path: str | Path, model: Any = None) -> Any:
-    """Read an artifact back, every bit as it was.
+    """Load an artifact, bit for bit.
 
-    Tensors are read, unpacked and proved one by one.
+    Tensors are read, unpacked and verified one by one.
 
     Args:
         path: The folder.
-        model: The model to fill; for one of transformers or a Keras model, ``None`` builds it too.
+        model: The model to load the weights into. ``None``: a transformers model or a Keras model is built.
 
     Returns:
         The model.
 
     Raises:
-        ArtifactError: The artifact is damaged or does not belong to the model, which is as it was then.
+        ArtifactError: The artifact is damaged or does not belong to the model, which is then unchanged.
         UnsupportedModelError: There is no model, and nothing that builds one.
         ModelLoadError: The model cannot be built.
     """
     artifact = Artifact(path)
     if model is not None:
-        return import_leaf("secateur.artifact", model).fill(model, artifact)
+        return import_leaf("secateur.artifact", model).load_weights(model, artifact)
     builder = artifact.manifest.model
     if builder is None or builder.kind == "code":
         name = "a model" if builder is None else repr(builder.name)
         raise ArtifactError(
-            f"{artifact.path}: holds the tensors of {name}, and only your code can build it. Pass it: "
+            f"{artifact.path}: has the tensors of {name}, which only your code can build. Pass the model: "
             f"secateur.load(path, model)."
         )
     if builder.framework == "keras":
         require_keras()
     else:
         require_packages("torch", "transformers", extra="transformers")
-    return import_module(f"secateur.artifact.{builder.framework}").build(artifact)
+    return import_module(f"secateur.artifact.{builder.framework}").build_model(artifact)

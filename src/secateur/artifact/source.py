@@ -1,16 +1,21 @@
-"""Tensors on their way into an artifact, whatever holds them."""
+"""What an artifact is written from: the tensors of a model, a checkpoint or an artifact, and what belongs to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from secateur._wording import format_list
 from secateur.artifact.dtypes import Bits
-from secateur.artifact.manifest import Builder
+from secateur.artifact.manifest import Builder, Claim, explain_invalid
+from secateur.config import PruningConfig
+from secateur.errors import StateError
 from secateur.frameworks.view import WeightView
+from secateur.results import PruningReport
 
-__all__ = ["Source", "SourceTensor", "usual_view"]
+__all__ = ["Source", "SourceTensor", "guess_view"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +23,13 @@ class SourceTensor:
     """One tensor.
 
     Attributes:
-        dtype: Type, as in `DTYPES`.
+        dtype: Its type, a key of `DTYPES`.
         shape: Its shape.
-        read: Its bit patterns in that shape; called more than once.
-        view: Where its channels lie; ``None``: it is no weight that patterns tile.
-        layer: The layer that it is the weight of; ``None``: of none that can be pruned.
-        is_prunable: Whether a plan for the whole model would prune it: it is neither an output layer nor an embedding.
+        read: Reads its bit patterns in that shape; called more than once.
+        view: Where its channels are; ``None``: it is not a weight that patterns tile.
+        layer: The layer whose weight it is; ``None``: it belongs to no layer that can be pruned.
+        is_prunable: Whether a plan for the whole model would prune it, that is, it is not in an output layer or an
+            embedding.
     """
 
     dtype: str
@@ -39,20 +45,50 @@ class Source:
     """Tensors, and what belongs to them.
 
     Attributes:
-        tensors: Name → tensor, in the model's order.
-        aliases: Another name → the tensor that it means too.
+        tensors: Name → tensor, in the order of the model.
+        aliases: Another name → name of the tensor that it also stands for.
         model: What builds the model again.
-        write_files: Writes what belongs beside the shards, such as configuration and tokenizer, into a folder.
+        claims: Layer → what pruning did to its weight.
+        configs: The pruning configurations, as plain values.
+        write_files: Writes companion files, such as configuration and tokenizer, into a folder.
     """
 
     tensors: Mapping[str, SourceTensor]
     aliases: Mapping[str, str] = field(default_factory=dict)
     model: Builder | None = None
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    configs: Sequence[Mapping[str, Any]] = ()
     write_files: Callable[[Path], object] = lambda folder: None  # noqa: ARG005
 
+    def add_report(self, report: PruningReport | None) -> Source:
+        """Take claims and configurations from a report; ``None``: keep those that are there.
 
-def usual_view(shape: tuple[int, ...]) -> WeightView | None:
-    """Where the channels of most weights lie: outputs, inputs, kernel; ``None``: it has no two axes, or no numbers."""
+        Raises:
+            StateError: The report is of another model.
+        """
+        if report is None:
+            return self
+        layers = {tensor.layer for tensor in self.tensors.values()}
+        if unknown := [layer.name for layer in report.layers if layer.name not in layers]:
+            raise StateError(f"The report is of another model: this one has no {format_list(map(repr, unknown))}.")
+        with explain_invalid("the report"):
+            claims = {
+                layer.name: Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)
+                for layer in report.layers
+            }
+        return replace(self, claims=claims, configs=[_to_plain_config(config) for config in report.configs])
+
+
+def guess_view(shape: tuple[int, ...]) -> WeightView | None:
+    """The usual order of axes: outputs, inputs, kernel; ``None``: there are fewer than two axes, or no numbers."""
     if len(shape) < 2 or 0 in shape:
         return None
     return WeightView(shape=shape, output_axes=(0,), kernel_axes=tuple(range(2, len(shape))), input_axes=(1,))
+
+
+def _to_plain_config(config: PruningConfig) -> dict[str, Any]:
+    """A configuration that JSON can hold: a schedule that is a function is replaced by its name."""
+    schedule = config.sparsity_decay_type
+    if callable(schedule):
+        config = config.model_copy(update={"sparsity_decay_type": getattr(schedule, "__name__", "a function")})
+    return config.to_dict()

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from secateur._manifest_file import MANIFEST
 from secateur.artifact import Artifact, TensorRow
+from secateur.artifact.checkpoints import open_checkpoint
 from secateur.artifact.dtypes import DTYPES
-from secateur.artifact.foreign import foreign_source
 from secateur.frameworks import import_leaf
 from secateur.frameworks.view import WeightView
 from secateur.report import Mask
@@ -47,5 +47,9 @@ def _reader(found: Any) -> Callable[[str], Tensor]:
     if isinstance(found, Path) and (found / MANIFEST).is_file():
         artifact = Artifact(found)
         return lambda name: (artifact.entry(name).view, lambda: artifact[name].bits)
-    source = foreign_source(found) if isinstance(found, Path) else import_leaf("secateur.artifact", found).source(found)
+    source = (
+        open_checkpoint(found)
+        if isinstance(found, Path)
+        else import_leaf("secateur.artifact", found).make_source(found)
+    )
     return lambda name: (source.tensors[name].view, source.tensors[name].read)

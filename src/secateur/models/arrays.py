@@ -12,8 +12,8 @@ import numpy as np
 from secateur._files import open_file
 from secateur._third_party import translate_errors
 from secateur._wording import format_value
-from secateur.artifact.archives import check_zip
 from secateur.errors import ArtifactError, CalibrationError
+from secateur.models.archives import check_zip
 
 __all__ = ["read_arrays"]
 

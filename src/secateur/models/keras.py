@@ -13,9 +13,9 @@ from secateur._files import open_file
 from secateur._json import parse_json
 from secateur._model_limits import ModelLimits
 from secateur._third_party import translate_errors
-from secateur.artifact.archives import check_hdf5, check_zip
 from secateur.artifact.keras import check_description
 from secateur.errors import ArtifactError, ModelLoadError
+from secateur.models.archives import check_hdf5, check_zip
 
 __all__ = ["fill_keras", "from_file"]
 

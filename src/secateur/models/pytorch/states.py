@@ -14,11 +14,11 @@ from torch.nn.parameter import is_lazy
 from secateur._files import open_file
 from secateur._third_party import translate_errors
 from secateur._wording import format_list, format_value, suggest_name
-from secateur.artifact.archives import check_zip
 from secateur.artifact.pytorch import to_torch
 from secateur.artifact.reader import RawTensor
 from secateur.artifact.safetensors_file import TensorFile
 from secateur.errors import ModelLoadError
+from secateur.models.archives import check_zip
 
 __all__ = ["fill"]
 

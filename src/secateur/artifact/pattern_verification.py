@@ -1,0 +1,88 @@
+"""Verify that the zeros of a weight are those of a pattern."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur._array import count_true
+from secateur.artifact.manifest import Claim
+from secateur.errors import ConfigError
+from secateur.frameworks.view import WeightView
+from secateur.patterns.base import BasePattern, get_pattern
+
+__all__ = ["fits_pattern", "verify_pattern", "verify_recognized_pattern"]
+
+LAYER = "weight"
+
+
+def verify_pattern(
+    specification: str, view: WeightView, nonzero: npt.NDArray[np.bool_], claim: Claim | None = None
+) -> str | None:
+    """Explain why a weight does not have a pattern; ``None``: it has the pattern.
+
+    Args:
+        specification: The pattern.
+        view: Where the weight's channels are.
+        nonzero: Which weights are not zero, in the shape as stored.
+        claim: How much was pruned: at least that many units must be zero, and a weight that stayed may be zero by
+            chance. ``None``: something must be pruned, and every zero must belong to a pruned unit.
+    """
+    pattern = _bind_pattern(specification, view)
+    if isinstance(pattern, str):
+        return pattern
+    ((name, units),) = pattern.units.items()
+    if claim is not None and claim.units != units.count:
+        return f"it has {units.count:,} units, and the manifest says {claim.units:,}"
+    if not nonzero.any():
+        return None
+    masks = {LAYER: nonzero}
+    if claim is None:
+        if nonzero.all():
+            return "it has no zeros"
+        return pattern.violations(masks).get(LAYER)
+    alive = pattern.units_without_zeros(masks)
+    pruned = units.count - count_true(alive[name])
+    if pruned < claim.pruned_units:
+        return f"{pruned:,} of its units are zero, and {claim.pruned_units:,} were pruned"
+    return None
+
+
+def verify_recognized_pattern(specification: str, view: WeightView, nonzero: npt.NDArray[np.bool_]) -> str | None:
+    """Explain why a weight does not have a pattern that was recognized, not asked for; ``None``: it has the pattern.
+
+    Args:
+        specification: The pattern. In N:M every group must have it; in others at least one unit must be zero.
+        view: Where the weight's channels are.
+        nonzero: Which weights are anything but ``+0.0``, in the shape as stored.
+    """
+    pattern = _bind_pattern(specification, view)
+    if isinstance(pattern, str):
+        return pattern
+    pruned = max(1, pattern.pruned_units(pattern.target_sparsity))
+    (units,) = pattern.units.values()
+    claim = Claim(pattern=specification, units=units.count, pruned_units=pruned)
+    return verify_pattern(specification, view, nonzero, claim)
+
+
+def fits_pattern(specification: str, view: WeightView) -> bool:
+    """Whether a pattern tiles a weight of that shape.
+
+    Raises:
+        UnknownNameError: There is no such pattern.
+    """
+    return LAYER not in _get_pattern(specification, view).invalid_layers
+
+
+def _bind_pattern(specification: str, view: WeightView) -> BasePattern | str:
+    """The pattern on the weight, or why it does not fit."""
+    try:
+        pattern = _get_pattern(specification, view)
+    except ConfigError as error:
+        return f"the pattern cannot be verified: {error}"
+    return pattern.invalid_layers.get(LAYER, pattern)
+
+
+def _get_pattern(specification: str, view: WeightView) -> BasePattern:
+    settings = {"pattern": specification, "target_sparsity": None if ":" in specification else 0.0}
+    return get_pattern(settings, {LAYER: view}, "array")

@@ -1,0 +1,184 @@
+"""Inspect saved models and models in memory, and verify saved models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur._array import count_true
+from secateur._files import as_path
+from secateur._memory import OutOfMemoryError, explain_out_of_memory
+from secateur._wording import format_value
+from secateur.artifact.checkpoints import open_checkpoint
+from secateur.artifact.dtypes import DTYPES, Bits
+from secateur.artifact.manifest import TensorEntry, explain_invalid
+from secateur.artifact.pattern_verification import fits_pattern, verify_pattern, verify_recognized_pattern
+from secateur.artifact.reader import Artifact, find_artifact
+from secateur.artifact.report import ArtifactReport, report_on_tensors
+from secateur.artifact.source import SourceTensor
+from secateur.artifact.writer import describe_tensor
+from secateur.errors import ArtifactError
+from secateur.frameworks import import_leaf
+
+__all__ = ["examine", "inspect", "verify"]
+
+
+def inspect(source: Any) -> ArtifactReport:
+    """Report how small packing makes every tensor, and which pattern its zeros have.
+
+    Args:
+        source: The folder of an artifact, a safetensors file, a transformers folder, or a model.
+
+    Raises:
+        ArtifactError: There is nothing to inspect, or it is damaged.
+
+    Example:
+        >>> import secateur, torch
+        >>> model = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
+        >>> report = secateur.prune(model, {"pattern": "2:4"})
+        >>> row = inspect(model).tensors[0]
+        >>> row.pattern, row.packed_bytes / row.dense_bytes
+        ('2:4', 0.5625)
+    """
+    if not isinstance(source, str | Path):
+        with explain_invalid("the model"):
+            tensors = import_leaf("secateur.artifact", source).make_source(source).tensors
+        return report_on_tensors(type(source).__name__, _describe_tensors(tensors), is_packed=False)
+    path = as_path(source)
+    if not find_artifact(path):
+        return report_on_tensors(str(path), _describe_tensors(open_checkpoint(path).tensors), is_packed=False)
+    artifact = Artifact(path)
+    entries: Mapping[str, TensorEntry] = artifact.manifest.tensors
+    is_packed = any(entry.packer is not None for entry in entries.values())
+    if not is_packed:
+        entries = _describe_tensors(artifact.make_source().tensors)
+    return report_on_tensors(str(path), entries, disk_bytes=artifact.disk_bytes, is_packed=is_packed)
+
+
+def verify(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
+    """Read every tensor and verify that it is what the manifest says.
+
+    In an artifact: digests, counts of zeros, and the pattern and number of pruned units of every pruned layer. In
+    files of other tools: that they can be read.
+
+    Args:
+        path: The folder of an artifact, a safetensors file, or a transformers folder.
+        pattern: A pattern that the weights of all layers must have too, except output layers, embeddings and weights
+            that it does not fit. If the files do not say what a layer is, all tensors of two or more axes count.
+
+    Returns:
+        The report, without problems.
+
+    Raises:
+        ArtifactError: A tensor failed; the message names all that did.
+
+    Example:
+        >>> import secateur, tempfile, torch
+        >>> model = torch.nn.Linear(64, 64)
+        >>> folder = tempfile.mkdtemp()
+        >>> report = secateur.save(model, folder, report=secateur.prune(model, {"pattern": "2:4"}))
+        >>> verify(folder, pattern="2:4").problems
+        {}
+    """
+    report = examine(path, pattern=pattern)
+    if report.problems:
+        raise ArtifactError(report.failure)
+    return report
+
+
+def examine(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
+    """Verify a saved model like `verify`, but return the problems in the report.
+
+    Raises:
+        ArtifactError: There is nothing to read, or the manifest or an index is damaged.
+    """
+    path = as_path(path)
+    if not find_artifact(path):
+        tensors = open_checkpoint(path).tensors
+        entries = _describe_tensors(tensors)
+        problems = _check_wanted_pattern(pattern, entries, {name: tensor.read for name, tensor in tensors.items()})
+        return report_on_tensors(str(path), entries, problems=problems, is_packed=False)
+    artifact = Artifact(path)
+    artifact.check_files()
+    stored = artifact.manifest.tensors
+    problems = dict(_find_problems(artifact))
+    readers = {name: partial(artifact.read_bits, name) for name in stored if name not in problems}
+    problems |= _check_wanted_pattern(pattern, {name: stored[name] for name in readers}, readers)
+    return report_on_tensors(str(path), stored, problems=problems, disk_bytes=artifact.disk_bytes, is_packed=True)
+
+
+def _describe_tensors(tensors: Mapping[str, SourceTensor]) -> dict[str, TensorEntry]:
+    return {name: describe_tensor(name, tensor) for name, tensor in tensors.items()}
+
+
+def _find_problems(artifact: Artifact) -> Iterator[tuple[str, str]]:
+    """Yield the tensors that are not what the manifest says, with the reason."""
+    for name, entry in artifact.manifest.tensors.items():
+        try:
+            with explain_out_of_memory(
+                f"{artifact.path}: tensor {format_value(name)} cannot be verified", entry.dense_bytes
+            ):
+                problem = _find_problem(artifact, name, entry)
+        except OutOfMemoryError:
+            raise
+        except ArtifactError as error:
+            problem = str(error)
+        if problem is not None:
+            yield name, problem
+
+
+def _find_problem(artifact: Artifact, name: str, entry: TensorEntry) -> str | None:
+    bits = artifact.read_bits(name)
+    nonzero = DTYPES[entry.dtype].nonzero(bits)
+    alive = count_true(nonzero)
+    zeros, negative = bits.size - alive, count_true(bits) - alive
+    if (zeros, negative) != (entry.zeros, entry.negative_zeros):
+        return f"{zeros:,} zeros ({negative:,} of them -0.0), and the manifest says {entry.zeros:,}"
+    if entry.pruned is None and negative:
+        nonzero = bits != 0
+    del bits  # the booleans suffice to verify the pattern
+    return _check_stated_pattern(entry, nonzero)
+
+
+def _check_stated_pattern(entry: TensorEntry, nonzero: npt.NDArray[np.bool_]) -> str | None:
+    """Explain why a tensor does not have the pattern that the manifest states; ``None``: it has the pattern.
+
+    Args:
+        entry: The tensor in the manifest.
+        nonzero: Which numbers are not zero. In a tensor that was not pruned, ``-0.0`` counts as a number.
+    """
+    if entry.pattern is None or entry.view is None:
+        return None
+    if entry.pruned is None:
+        problem = verify_recognized_pattern(entry.pattern, entry.view, nonzero)
+        return problem and f"not {entry.pattern!r}: {problem}"
+    problem = verify_pattern(entry.pattern, entry.view, nonzero, entry.pruned)
+    return problem and f"not {entry.pattern!r} any more: {problem}"
+
+
+def _check_wanted_pattern(
+    pattern: str | None, entries: Mapping[str, TensorEntry], readers: Mapping[str, Callable[[], Bits]]
+) -> dict[str, str]:
+    """Weights of layers that do not have the pattern that the user asked for → why."""
+    if pattern is None:
+        return {}
+    views = {
+        name: view
+        for name, entry in entries.items()
+        if entry.layer is not None and (view := entry.view) is not None and fits_pattern(pattern, view)
+    }
+    if not views:
+        raise ArtifactError(f"There is no weight of a layer that could have the pattern {pattern!r}.")
+    problems = {}
+    for name, view in views.items():
+        entry = entries[name]
+        with explain_out_of_memory(f"tensor {format_value(name)} cannot be verified", entry.dense_bytes):
+            problem = verify_pattern(pattern, view, DTYPES[entry.dtype].nonzero(readers[name]()))
+        if problem:
+            problems[name] = f"not {pattern!r}: {problem}"
+    return problems
