@@ -19,6 +19,7 @@ __all__ = [
     "mask_in_place",
     "mask_values",
     "namespace",
+    "pairwise_sum",
     "repeat",
     "to_numpy",
     "transpose_flat",
@@ -97,6 +98,30 @@ def transpose_flat(values: Array, columns: int) -> Array:
         array([1, 4, 2, 5, 3, 6])
     """
     return namespace(values).permute_dims(values.reshape((-1, columns)), (1, 0)).reshape((-1,))
+
+
+def pairwise_sum(values: Array, axes: tuple[int, ...]) -> Array:
+    """Sum over `axes`, neighbours first, so that every framework gives the same bits; the axes stay with length 1.
+
+    Example:
+        >>> pairwise_sum(np.array([[1.0, 2.0, 3.0]]), (1,))
+        array([[6.]])
+    """
+    for axis in axes:
+        while values.shape[axis] > 1:
+            values = _fold(values, axis)
+    return values
+
+
+def _fold(values: Array, axis: int) -> Array:
+    """Add neighbours along `axis`; the last of an odd number is carried over."""
+    length = values.shape[axis]
+    lead = (slice(None),) * axis
+    even = length - length % 2
+    folded = values[(*lead, slice(0, even, 2))] + values[(*lead, slice(1, even, 2))]
+    if even == length:
+        return folded
+    return namespace(values).concat([folded, values[(*lead, slice(even, None))]], axis=axis)
 
 
 def mask_values(values: Array, keep: Array) -> Array:

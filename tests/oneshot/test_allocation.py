@@ -318,7 +318,7 @@ def test_a_pattern_that_couples_layers_is_refused() -> None:
     @register_pattern("coupled")
     class Coupled(BasePattern):
         def tile(self, view: WeightView) -> Any:
-            return get_pattern({"pattern": "1xchannel"}, {}).layout(view)
+            return get_pattern({"pattern": "1xchannel"}, {}).tile(view)
 
         def couple(self, tilings: dict[str, Any]) -> dict[str, Units]:
             return {"all": Units(tilings)}

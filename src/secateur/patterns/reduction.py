@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from secateur._array import Array, namespace
+from secateur._array import Array, namespace, pairwise_sum
 from secateur._registry import Registry
 
 __all__ = ["REDUCTIONS", "pairwise_sum"]
@@ -18,31 +18,6 @@ Reduction = Callable[[Array, tuple[int, ...]], Array]
 """Scores and the axes to reduce (kept with length 1) → reduced scores."""
 
 REDUCTIONS: Registry[Reduction] = Registry("reduction")
-
-
-def pairwise_sum(values: Array, axes: tuple[int, ...]) -> Array:
-    """Sum over `axes`, neighbours first; the axes stay with length 1.
-
-    Example:
-        >>> import numpy as np
-        >>> pairwise_sum(np.array([[1.0, 2.0, 3.0]]), (1,))
-        array([[6.]])
-    """
-    for axis in axes:
-        while values.shape[axis] > 1:
-            values = _fold(values, axis)
-    return values
-
-
-def _fold(values: Array, axis: int) -> Array:
-    """Add neighbours along `axis`; the last of an odd number is carried over."""
-    length = values.shape[axis]
-    lead = (slice(None),) * axis
-    even = length - length % 2
-    folded = values[(*lead, slice(0, even, 2))] + values[(*lead, slice(1, even, 2))]
-    if even == length:
-        return folded
-    return namespace(values).concat([folded, values[(*lead, slice(even, None))]], axis=axis)
 
 
 @REDUCTIONS.register("sum")

@@ -1,0 +1,15 @@
+"""Parameters that must shrink together."""
+
+from secateur.graph.group import Constraints, Group, Member, Role, intersect_masks
+from secateur.graph.index_map import AffineMap, ExplicitMap, IndexMap
+
+__all__ = [
+    "AffineMap",
+    "Constraints",
+    "ExplicitMap",
+    "Group",
+    "IndexMap",
+    "Member",
+    "Role",
+    "intersect_masks",
+]
