@@ -167,13 +167,13 @@ def test_inspect_draws_masks(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["artifact", "file", "model"])
 def test_masks_are_those_of_the_weights(artifact: Path, kind: str) -> None:
-    from secateur.cli.masks import masks_of
+    from secateur.report import read_masks
 
     net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
     secateur.load(artifact, net)
     save_file(net.state_dict(), "net.safetensors")
     source: Any = {"artifact": artifact, "file": Path("net.safetensors"), "model": net}[kind]
-    masks = list(masks_of(source, inspect(source).tensors))
+    masks = list(read_masks(source, inspect(source).tensors))
     assert [(mask.name, mask.pattern) for mask in masks] == [("0", PATTERN), ("2", PATTERN)]
     assert np.array_equal(masks[0].keep, net[0].weight.detach().numpy() != 0)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import secateur
 from cli.kit import found, model, run, write_llama
-from secateur.cli.benching import WITHOUT_RUNTIME, medians
+from secateur.cli.benchmark import WITHOUT_RUNTIME, measure_medians
 from secateur.models.running import trial
 
 
@@ -158,7 +158,7 @@ def test_the_dense_twin_has_no_zeros_and_the_model_keeps_its_own(net: nn.Sequent
 
 def test_medians_are_taken_in_turns() -> None:
     told: list[str] = []
-    found = medians({"one": lambda: told.append("1"), "two": lambda: told.append("2")}, rounds=3)
+    found = measure_medians({"one": lambda: told.append("1"), "two": lambda: told.append("2")}, rounds=3)
     assert told == ["1", "2"] * 4  # the first does not count
     assert found.keys() == {"one", "two"}
 

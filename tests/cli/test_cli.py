@@ -13,7 +13,7 @@ from typer.testing import Result
 import secateur
 from cli.kit import found, model, run
 from secateur.cli import app
-from secateur.cli.options import ALLOCATIONS, METHODS, PATTERNS, REFINERS
+from secateur.cli.options import ALLOCATIONS, PATTERNS, REFINERS, SOLVERS
 
 FLAGS = {
     "": {"--debug", "--help", "--install-completion", "--show-completion", "--version"},
@@ -21,7 +21,7 @@ FLAGS = {
     "convert": {"--dense", "--help", "--json"},
     "demo": {"--help", "--json", "--out", "--seeds"},
     "inspect": {"--help", "--json", "--picture", "--weights"},
-    "plan": {"--config", "--help", "--json", "--pattern", "--sparsity"},
+    "plan": {"--config", "--help", "--json", "--pattern", "--target-sparsity"},
     "prune": {
         "--allocation",
         "--calibration",
@@ -31,12 +31,12 @@ FLAGS = {
         "--json",
         "--length",
         "--low-memory",
-        "--method",
         "--out",
         "--pattern",
         "--refine",
         "--sequences",
-        "--sparsity",
+        "--solver",
+        "--target-sparsity",
         "--weights",
     },
     "verify": {"--help", "--json", "--pattern"},
@@ -56,6 +56,21 @@ def test_flags_are_frozen() -> None:
     group: Any = get_command(app)
     flags = {"": flags_of(group)} | {name: flags_of(command) for name, command in group.commands.items()}
     assert {name: own | {"--help"} for name, own in flags.items()} == FLAGS
+
+
+@pytest.mark.parametrize("value", [["--sparsity", "0.25"], ["--sparsity=0.25"]])
+def test_old_flags_work_and_warn(value: list[str]) -> None:
+    result = run("plan", "cli_nets:build", *value, "--json")
+    assert json.loads(result.stdout) == planned("--target-sparsity", "0.25")
+    assert "Warning: --sparsity is deprecated. Use --target-sparsity." in result.stderr
+    assert "--method is deprecated. Use --solver." in run("prune", "x", "--method", "wanda", "--out", "out").stderr
+
+
+@pytest.mark.parametrize("arguments", [["plan", "m", "--method", "wanda"], ["plan", "--", "m", "--sparsity"]])
+def test_old_flags_belong_to_their_commands(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "deprecated" not in result.stderr
 
 
 @pytest.mark.parametrize("command", sorted(FLAGS))
@@ -96,7 +111,7 @@ def test_module_runs() -> None:
 
 
 def test_plan_prints_the_plan() -> None:
-    result = run("plan", "cli_nets:build", "--pattern", "4x1", "--sparsity", "0.8")
+    result = run("plan", "cli_nets:build", "--pattern", "4x1", "--target-sparsity", "0.8")
     config = secateur.PruningConfig(pattern="4x1", target_sparsity=0.8)
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines()]
@@ -139,9 +154,9 @@ def test_config_file(folder: Path) -> None:
 
 def test_flags_win_over_the_file(folder: Path) -> None:
     (folder / "pruning.json").write_text('{"pattern": "2:4", "target_sparsity": 0.25, "seed": 3}', "utf-8")
-    pruned = planned("--config", "pruning.json", "--pattern", "4x1", "--sparsity", "0.0")["layers"][0]
+    pruned = planned("--config", "pruning.json", "--pattern", "4x1", "--target-sparsity", "0.0")["layers"][0]
     assert (pruned["pattern"], pruned["target_sparsity"]) == ("4x1", 0.0)
-    assert planned("--config", "pruning.json", "--sparsity", "0.5")["layers"][0]["pattern"] == "2:4"
+    assert planned("--config", "pruning.json", "--target-sparsity", "0.5")["layers"][0]["pattern"] == "2:4"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +195,7 @@ def test_errors_are_red_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     "arguments",
     [
         ["plan"],
-        ["plan", "cli_nets:build", "--sparsity", "1.5"],
+        ["plan", "cli_nets:build", "--target-sparsity", "1.5"],
         ["plan", "cli_nets:build", "--config", "missing.yaml"],
         ["plan", "cli_nets:build", "--criterion", "magnitude"],
         ["demo", "--seeds", "0"],
@@ -243,7 +258,7 @@ def completed(*words: str) -> list[str]:
 
 def test_a_shell_completes_commands_and_names() -> None:
     assert completed("p") == ["plan", "prune"]
-    assert completed("prune", "m", "--method", "a") == ["alps"]
+    assert completed("prune", "m", "--solver", "a") == ["alps"]
     assert completed("prune", "m", "--refine", "d") == ["distill"]
     assert completed("prune", "m", "--allocation", "u") == ["uniform"]
     assert completed("plan", "m", "--pattern", "2") == ["2:4"]
@@ -258,7 +273,7 @@ def test_completed_names_are_those_that_exist() -> None:
 
     own = "secateur."
     for names, registry in (
-        (METHODS, secateur.solvers.SOLVERS),
+        (SOLVERS, secateur.solvers.SOLVERS),
         (REFINERS, secateur.refiners.REFINERS),
         (ALLOCATIONS, secateur.allocations.ALLOCATIONS),
     ):
@@ -268,7 +283,7 @@ def test_completed_names_are_those_that_exist() -> None:
 
 def test_completion_loads_no_framework(folder: Path) -> None:
     code = (
-        "import sys, secateur.cli.options as options; options.completing(options.METHODS)('a'); "
+        "import sys, secateur.cli.options as options; options.complete_names(options.SOLVERS)('a'); "
         "print({'torch', 'keras', 'transformers', 'matplotlib'} & set(sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)

@@ -108,7 +108,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPatc
         ["cli_nets:build", "--config", ESCAPE],
         ["cli_nets:build", ESCAPE],
         ["cli_nets:build", "--" + ESCAPE],
-        ["cli_nets:build", "--sparsity", ESCAPE],
+        ["cli_nets:build", "--target-sparsity", ESCAPE],
         ["cli_nets:build", "--pattern", ESCAPE],
         ["cli_nets:build", "--pattern", "\udcff" * 10_000],
     ],

@@ -79,7 +79,7 @@ def test_json_is_the_report_and_nothing_else() -> None:
 
 def test_a_method_reads_text_through_the_models_own_tokenizer(llama: Path) -> None:
     (llama.parent / "roses.txt").write_text(TEXT, "utf-8")
-    given = ("--pattern", "2:4", "--method", "sparsegpt", "--refine", "pcg", "--calibration", "roses.txt")
+    given = ("--pattern", "2:4", "--solver", "sparsegpt", "--refine", "pcg", "--calibration", "roses.txt")
     result = run("prune", "llama", *given, *SMALL, "--out", "out")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines() == [
@@ -97,7 +97,7 @@ def test_a_method_reads_text_through_the_models_own_tokenizer(llama: Path) -> No
 
 @pytest.mark.usefixtures("llama")
 def test_without_a_file_the_text_is_pythons_documentation() -> None:
-    result = run("prune", "llama", "--pattern", "2:4", "--method", "wanda", "--sequences", "3", "--out", "out")
+    result = run("prune", "llama", "--pattern", "2:4", "--solver", "wanda", "--sequences", "3", "--out", "out")
     assert result.exit_code == 0, result.stderr
     told = "Calibration data: 3 sequences of 32 tokens from Python's own documentation (pydoc_data.topics)."
     assert told in result.stderr.splitlines()
@@ -106,7 +106,7 @@ def test_without_a_file_the_text_is_pythons_documentation() -> None:
 @pytest.mark.usefixtures("llama")
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "ria", "sparsegpt", "alps"])
 def test_low_memory_ends_with_the_same_bits(method: str) -> None:
-    given = ("--pattern", "2:4", "--method", method, *SMALL)
+    given = ("--pattern", "2:4", "--solver", method, *SMALL)
     low = run("prune", "llama", *given, "--low-memory", "--out", "low")
     assert low.exit_code == 0, low.stderr
     Path("roses.txt").write_text("", "utf-8")
@@ -123,7 +123,7 @@ def test_low_memory_ends_with_the_same_bits(method: str) -> None:
 
 def test_inputs_from_a_file() -> None:
     np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
-    given = ("--pattern", "2:4", "--method", "alps", "--calibration", "inputs.npz")
+    given = ("--pattern", "2:4", "--solver", "alps", "--calibration", "inputs.npz")
     report = found("prune", "cli_nets:build", *given, "--out", "out")
     assert report["solver"].startswith("ALPS")
     assert report["sparsity"] == 0.5
@@ -140,7 +140,7 @@ def test_a_keras_file() -> None:
     keras = pytest.importorskip("keras")
     stack = [keras.layers.Dense(16, name="fc"), keras.layers.Dense(3, name="out")]
     keras.Sequential([keras.Input((8,)), *stack]).save("net.keras")
-    report = found("prune", "net.keras", "--pattern", "4x1", "--sparsity", "0.5", "--out", "out")
+    report = found("prune", "net.keras", "--pattern", "4x1", "--target-sparsity", "0.5", "--out", "out")
     assert [layer["pruned_units"] for layer in report["layers"]] == [16]
     assert (secateur.load("out").get_layer("fc").kernel.numpy() == 0).mean() == 0.5
 
@@ -168,12 +168,15 @@ def test_the_language_model_in_its_package() -> None:
 
 def test_an_artifact_is_pruned_further_and_replaced() -> None:
     for sparsity in ("0.25", "0.5"):
-        assert run("prune", "cli_nets:build", "--pattern", "1x1", "--sparsity", sparsity, "--out", "out").exit_code == 0
+        assert (
+            run("prune", "cli_nets:build", "--pattern", "1x1", "--target-sparsity", sparsity, "--out", "out").exit_code
+            == 0
+        )
     keras = pytest.importorskip("keras")
     keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)]).save("net.keras")
-    assert run("prune", "net.keras", "--pattern", "1x1", "--sparsity", "0.25", "--out", "out").exit_code == 0
+    assert run("prune", "net.keras", "--pattern", "1x1", "--target-sparsity", "0.25", "--out", "out").exit_code == 0
     assert [row["units"] for row in found("plan", "out", "--pattern", "1x1")["layers"]] == [128, 0]
-    report = found("prune", "out", "--pattern", "1x1", "--sparsity", "0.5", "--out", "out")
+    report = found("prune", "out", "--pattern", "1x1", "--target-sparsity", "0.5", "--out", "out")
     assert report["sparsity"] == 0.5
 
 
@@ -181,11 +184,11 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
     ("arguments", "message"),
     [
         (["--pattern", "2:x"], "Unknown pattern '2:x'. Did you mean '2:4'?"),
-        (["--method", "wnada"], "Unknown solver 'wnada'. Did you mean 'wanda'?"),
+        (["--solver", "wnada"], "Unknown solver 'wnada'. Did you mean 'wanda'?"),
         (["--refine", "pgc"], "Unknown refiner 'pgc'. Did you mean 'pcg'?"),
         (["--allocation", "olw"], "Unknown allocation 'olw'. Did you mean 'owl'?"),
-        (["--sequences", "8"], "--sequences is about calibration data, and --method magnitude reads none."),
-        (["--device", "cpu"], "--device is about calibration data, and --method magnitude reads none."),
+        (["--sequences", "8"], "--sequences is about calibration data, and --solver magnitude reads none."),
+        (["--device", "cpu"], "--device is about calibration data, and --solver magnitude reads none."),
         (["--out", "cli_nets.py"], "'cli_nets.py' exists and is no artifact, and nothing else is replaced."),
         (["--out", "."], "'.' is replaced as a whole, and it is or holds the current folder."),
         (["--out", ".."], "'..' is replaced as a whole, and it is or holds the current folder."),
@@ -212,15 +215,15 @@ def test_what_cannot_be_done_is_told_before_the_work(folder: Path, arguments: li
     [
         (["torch.nn:Identity"], "No layer of the model can be pruned"),
         (
-            ["cli_nets:broken", "--method", "wanda", "--calibration", "inputs.npz"],
+            ["cli_nets:broken", "--solver", "wanda", "--calibration", "inputs.npz"],
             "The model refuses calibration batch 0",
         ),
-        (["cli_nets:build", "--method", "wanda"], "calibration must be a file of inputs, .npz or .safetensors"),
+        (["cli_nets:build", "--solver", "wanda"], "calibration must be a file of inputs, .npz or .safetensors"),
         (
-            ["cli_nets:build", "--method", "wanda", "--calibration", "cli_nets.py"],
+            ["cli_nets:build", "--solver", "wanda", "--calibration", "cli_nets.py"],
             "without a tokenizer, found 'cli_nets",
         ),
-        (["cli_nets:build", "--method", "wanda", "--calibration", "bad.npz"], "'bad.npz' cannot be read"),
+        (["cli_nets:build", "--solver", "wanda", "--calibration", "bad.npz"], "'bad.npz' cannot be read"),
         (["cli_nets:build", "--weights", "bad.npz"], "'bad.npz' cannot be read as a state dict"),
         (["nowhere"], "'nowhere' is no folder"),
         (["bad.keras"], "Keras cannot read a model from 'bad.keras'"),
@@ -241,7 +244,7 @@ def test_errors_are_messages_that_leave_nothing_behind(folder: Path, arguments: 
 def test_data_for_a_keras_model_are_refused() -> None:
     keras = pytest.importorskip("keras")
     keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)]).save("net.keras")
-    result = run("prune", "net.keras", "--method", "wanda", "--out", "out")
+    result = run("prune", "net.keras", "--solver", "wanda", "--out", "out")
     assert result.exit_code == 1
     assert (
         "Methods that read calibration data serve torch models only, and 'net.keras' is a Keras model." in result.stderr
@@ -268,7 +271,7 @@ def test_a_disk_that_fails_meanwhile_is_a_message(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("llama")
 def test_text_that_is_none_is_an_error(folder: Path) -> None:
     (folder / "photo.txt").write_bytes(b"\xff\xfe")
-    given = ("--pattern", "2:4", "--method", "wanda", "--calibration", "photo.txt")
+    given = ("--pattern", "2:4", "--solver", "wanda", "--calibration", "photo.txt")
     result = run("prune", "llama", *given, "--out", "out")
     assert (result.exit_code, result.stdout) == (1, "")
     assert (
@@ -310,7 +313,7 @@ def test_the_folder_may_be_any_path(folder: Path, monkeypatch: pytest.MonkeyPatc
     np.savez("inputs.npz", np.ones((64, 8), dtype=np.float32))
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(folder / "new")
-    given = ("--pattern", "2:4", "--method", "wanda", "--calibration", "../inputs.npz")
+    given = ("--pattern", "2:4", "--solver", "wanda", "--calibration", "../inputs.npz")
     result = run("prune", "cli_nets:build", *given, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert secateur.verify(out, pattern="2:4").problems == {}
@@ -325,7 +328,7 @@ def fail_to_write(*_: Any, **__: Any) -> None:
 def test_nothing_is_lost_when_the_artifact_cannot_be_written(
     llama: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], writer: str
 ) -> None:
-    command = ("prune", "llama", "--pattern", "2:4", "--method", "wanda", *SMALL, *options)
+    command = ("prune", "llama", "--pattern", "2:4", "--solver", "wanda", *SMALL, *options)
     assert run(*command, "--out", "whole").exit_code == 0
     with monkeypatch.context() as patched:
         patched.setattr(f"secateur.artifact.{writer}", fail_to_write)
@@ -371,13 +374,13 @@ def test_a_run_that_was_killed_at_its_very_start_is_begun_anew(left: list[str]) 
     Path("out.part").mkdir()
     for name in left:
         Path("out.part", name).write_text("{")
-    given = ("--pattern", "2:4", "--method", "wanda", "--calibration", "inputs.npz")
+    given = ("--pattern", "2:4", "--solver", "wanda", "--calibration", "inputs.npz")
     result = run("prune", "cli_nets:build", *given, "--out", "out")
     assert result.exit_code == 0, result.stderr
     assert not Path("out.part").exists()
 
 
-FATAL = ("cli_nets:fatal", "--pattern", "2:4", "--method", "alps", "--calibration", "inputs.npz")
+FATAL = ("cli_nets:fatal", "--pattern", "2:4", "--solver", "alps", "--calibration", "inputs.npz")
 
 
 @pytest.fixture
@@ -407,7 +410,7 @@ def test_a_killed_process_is_resumed_by_the_same_command(folder: Path, whole: di
 
 def test_code_that_gives_random_weights_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
-    command = ("prune", "cli_nets:build", "--pattern", "2:4", "--method", "wanda", "--calibration", "inputs.npz")
+    command = ("prune", "cli_nets:build", "--pattern", "2:4", "--solver", "wanda", "--calibration", "inputs.npz")
     with monkeypatch.context() as patched:
         patched.setattr("secateur.artifact.save", fail_to_write)
         assert run(*command, "--out", "out").exit_code == 1
@@ -424,7 +427,7 @@ def test_an_interruption_says_how_to_go_on(folder: Path, whole: dict[str, bytes]
     told = "out.part holds what is finished. Run the same command again to go on from there."
     assert told in result.stderr.splitlines()
     (folder / "how_to_end").unlink()
-    other = run("prune", *FATAL, "--out", "out", "--method", "wanda")
+    other = run("prune", *FATAL, "--out", "out", "--solver", "wanda")
     assert other.exit_code == 1
     assert "holds an unfinished run of another kind (it differs in recipe)" in other.stderr
     assert told not in other.stderr
@@ -432,6 +435,8 @@ def test_an_interruption_says_how_to_go_on(folder: Path, whole: dict[str, bytes]
     assert pruned_bits("out") == whole
 
 
-@pytest.mark.parametrize("arguments", [["prune"], ["prune", "m"], ["prune", "m", "--out", "o", "--sparsity", "2"]])
+@pytest.mark.parametrize(
+    "arguments", [["prune"], ["prune", "m"], ["prune", "m", "--out", "o", "--target-sparsity", "2"]]
+)
 def test_wrong_usage_has_code_2(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2

@@ -62,7 +62,7 @@ def warn():
 """
 
 OPTIONS: dict[str, list[list[str]]] = {
-    "plan": [["--pattern", "4x1"], ["--sparsity", "0.5"], ["--config", "pruning.yaml"], ["--config", "nets.py"]],
+    "plan": [["--pattern", "4x1"], ["--target-sparsity", "0.5"], ["--config", "pruning.yaml"], ["--config", "nets.py"]],
     "verify": [["--pattern", "2:4"], ["--pattern", "1x1"], ["--pattern", "\x1b"], ["--pattern", "x" * 9_000]],
     "inspect": [["--picture", "m.png"], ["--picture", "no/m.png"], ["--weights", "net.safetensors"]],
     "convert": [["--dense"]],

@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secateur import report
 from secateur.errors import ConfigError
-from secateur.report import Mask, density, draw_masks
+from secateur.report import Mask, compute_density, draw_masks
 
 
 @given(rows=st.integers(1, 40), cols=st.integers(1, 40), most=st.integers(1, 16), seed=st.integers(0, 9))
 def test_density_is_the_share_kept_in_each_pixel(rows: int, cols: int, most: int, seed: int) -> None:
     keep = np.random.default_rng(seed).random((rows, cols)) < 0.5
-    found = density(keep, most)
+    found = compute_density(keep, most)
     assert found.shape == (min(rows, most), min(cols, most))
     height, width = found.shape
     for row in range(height):
@@ -76,3 +77,8 @@ def test_names_of_layers_are_drawn_as_they_are(tmp_path: Path, suffix: str) -> N
     for name in (r"$\frac{1}{$", "fc$_{0}$", "日本語", "\x1b[2J\0\udcff", "a\nb" * 1_000):
         assert draw_masks([Mask(name=name, pattern=name, keep=keep)], tmp_path / f"masks.{suffix}") == 1
     assert Mask(name="\x1b\n", pattern="\n", keep=keep).title == r"\x1b\n" + "\n" + r"4×4  \n  75.0% pruned"
+
+
+def test_the_old_name_of_the_density_warns() -> None:
+    with pytest.deprecated_call(match="compute_density"):
+        assert report.density is compute_density

@@ -9,16 +9,37 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from secateur._wording import make_printable
 from secateur.cli.failures import report_failure
+from secateur.cli.progress import say
 from secateur.cli.streams import flush_stdout, one_line_warnings, prepare_streams, printable_logs
 
-__all__ = ["app"]
+__all__ = ["Command", "app"]
 
 UsageError: type[Exception] = typer.BadParameter.mro()[1]
 """What typer raises if a command is called wrongly: of click, or of the copy of click that newer versions contain."""
+
+
+DEPRECATED_FLAGS = {"--method": "--solver", "--sparsity": "--target-sparsity"}
+"""Old name of a flag → new name."""
+
+
+class Command(TyperCommand):
+    """A command that still takes the old names of its flags."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments, with old flags in place of new ones and a warning for each."""
+        known = {flag for parameter in self.params for flag in parameter.opts}
+        end = args.index("--") if "--" in args else len(args)
+        for index, argument in enumerate(args[:end]):
+            flag, equals, value = argument.partition("=")
+            new = DEPRECATED_FLAGS.get(flag)
+            if new in known:
+                say(f"Warning: {flag} is deprecated. Use {new}.")
+                args[index] = f"{new}{equals}{value}"
+        return super().parse_args(ctx, args)
 
 
 class _Group(TyperGroup):

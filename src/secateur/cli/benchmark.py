@@ -11,18 +11,18 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
-from secateur._table import Table
 from secateur._wording import format_count
 from secateur.artifact import Artifact, convert, load
 from secateur.cli.progress import Steps
 from secateur.errors import CalibrationError, ConfigError, MissingPackageError, UnsupportedModelError
 from secateur.models import artifact_path, load_model, load_trained
 from secateur.models.running import trial
+from secateur.results import Column, Report, Row
 from secateur.runtime import RuntimeReport
 
-__all__ = ["Bench", "BenchReport", "Measure", "medians"]
+__all__ = ["Benchmark", "BenchmarkReport", "Measurement", "measure_medians"]
 
 WITHOUT_RUNTIME = (
     "Run as it is, a pruned model takes as long as the dense one: its zeros are multiplied too, and a ratio other than "
@@ -40,15 +40,23 @@ NO_MODEL = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """One thing measured, dense and pruned.
+class Measurement(Row):
+    """One quantity, of the dense and of the pruned model.
 
     Attributes:
-        name: What.
-        unit: Of both values: ``"bytes"`` or ``"seconds"``.
-        dense: The dense model's.
-        pruned: The pruned model's.
+        name: What was measured.
+        unit: Unit of both values: ``"bytes"`` or ``"seconds"``.
+        dense: Value of the dense model.
+        pruned: Value of the pruned model.
     """
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("measure", "name"),
+        Column(">dense", lambda row: row.format_value(row.dense)),
+        Column(">pruned", lambda row: row.format_value(row.pruned)),
+        Column(">dense ÷ pruned", "ratio", "{:.2f}"),
+    )
+    computed: ClassVar[tuple[str, ...]] = ("ratio",)
 
     name: str
     unit: str
@@ -57,62 +65,57 @@ class Measure:
 
     @property
     def ratio(self) -> float:
-        """Dense by pruned: how many times better the pruned one is."""
+        """Dense by pruned: how many times better the pruned model is."""
         return self.dense / self.pruned if self.pruned else float("inf")
 
-    def cells(self) -> tuple[str, ...]:
-        """The row as a person reads it."""
-        return self.name, self._shown(self.dense), self._shown(self.pruned), f"{self.ratio:.2f}"
-
-    def _shown(self, value: float) -> str:
+    def format_value(self, value: float) -> str:
+        """A value with its unit."""
         return f"{value:,.0f} bytes" if self.unit == "bytes" else f"{1000 * value:,.2f} ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchReport:
-    """What was measured.
+class BenchmarkReport(Report):
+    """The measurements.
 
     Attributes:
-        path: The artifact, or what the model was made of.
-        machine: What it was measured on.
-        rounds: How often.
-        measures: One per row.
+        path: The artifact, or the reference of the model.
+        machine: Processor and number of cores.
+        rounds: How often each call was timed.
+        measures: The measurements, one per row.
         notes: What to know about them.
-        runtime: What the runtime made of each layer; ``None``: it was not tried.
+        runtime: The report of `secateur.runtime.compile`; ``None`` if it was not tried.
     """
 
     path: str
     machine: str
     rounds: int
-    measures: tuple[Measure, ...]
+    measures: tuple[Measurement, ...]
     notes: tuple[str, ...]
     runtime: RuntimeReport | None = None
 
-    def table(self) -> Table:
-        """The report for a person."""
-        return Table(
-            title=f"Dense and pruned: {self.path}",
-            columns=("measure", ">dense", ">pruned", ">dense ÷ pruned"),
-            rows=[measure.cells() for measure in self.measures],
-            footer=[
-                f"Medians of {format_count(self.rounds, 'round')}, taken in turns, on {self.machine}.",
-                *self.notes,
-            ],
-        )
+    @property
+    def table_title(self) -> str:
+        """The line above the table."""
+        return f"Dense and pruned: {self.path}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for machines."""
-        rows = [
-            {"name": one.name, "unit": one.unit, "dense": one.dense, "pruned": one.pruned, "ratio": one.ratio}
-            for one in self.measures
-        ]
-        plain = {"path": self.path, "machine": self.machine, "rounds": self.rounds}
-        runtime = None if self.runtime is None else self.runtime.to_dict()
-        return plain | {"measures": rows, "notes": list(self.notes), "runtime": runtime}
+    @property
+    def rows(self) -> tuple[Measurement, ...]:
+        """The rows of the table."""
+        return self.measures
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the table."""
+        return Measurement.columns
+
+    @property
+    def footer(self) -> list[str]:
+        """The lines below the table."""
+        return [f"Medians of {format_count(self.rounds, 'round')}, taken in turns, on {self.machine}.", *self.notes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
+class Benchmark:
     """One call of ``secateur bench``.
 
     Attributes:
@@ -133,7 +136,7 @@ class Bench:
     rounds: int
     device: str | None = None
 
-    def run(self, steps: Steps) -> BenchReport:
+    def run(self, steps: Steps) -> BenchmarkReport:
         """Measure.
 
         Raises:
@@ -141,14 +144,14 @@ class Bench:
         """
         notes: list[str] = []
         path = artifact_path(self.reference)
-        measures, build = self._artifact(path, steps, notes) if path is not None else ([], self._trained)
+        measures, build = self._measure_artifact(path, steps, notes) if path is not None else ([], self._load_trained)
         runtime = None
         if build is not None:
             steps.begin("Running")
-            forward, runtime = self._forward(build, notes)
+            forward, runtime = self._measure_forward(build, notes)
             measures += forward
         machine = f"{platform.processor() or platform.machine()}, {format_count(os.cpu_count() or 1, 'core')}"
-        return BenchReport(
+        return BenchmarkReport(
             path=self.reference,
             machine=machine,
             rounds=self.rounds,
@@ -157,24 +160,28 @@ class Bench:
             runtime=runtime,
         )
 
-    def _artifact(self, path: Path, steps: Steps, notes: list[str]) -> tuple[list[Measure], Callable[[], Any] | None]:
-        """Bytes and loading of an artifact, and what builds its model, if anything can."""
+    def _measure_artifact(
+        self, path: Path, steps: Steps, notes: list[str]
+    ) -> tuple[list[Measurement], Callable[[], Any] | None]:
+        """Measure bytes and loading of an artifact; also return what builds its model, if anything can."""
         with TemporaryDirectory(prefix="secateur-") as folder:
             dense = Path(folder, "dense")
             steps.begin("Writing a dense copy")
             convert(path, dense, dense=True)
-            measures = [Measure(name="tensors on disk", unit="bytes", dense=_bytes(dense), pruned=_bytes(path))]
-            if self.model is None and not _can_be_built(path):
+            measures = [
+                Measurement(name="tensors on disk", unit="bytes", dense=_count_bytes(dense), pruned=_count_bytes(path))
+            ]
+            if self.model is None and not _is_buildable(path):
                 notes.append(NO_MODEL)
                 return measures, None
             steps.begin("Loading")
             calls = {"dense": partial(self._load, dense), "pruned": partial(self._load, path)}
-            measures.append(self._timed("load the model", calls))
+            measures.append(self._time("load the model", calls))
             notes.append(LOADING)
         return measures, calls["pruned"]
 
-    def _trained(self) -> Any:
-        """The model, where it is no artifact."""
+    def _load_trained(self) -> Any:
+        """Load a model that is not an artifact."""
         if self.model is not None:
             raise ConfigError(f"--model goes with an artifact, and {self.reference!r} is none. Leave it out.")
         return load_trained(self.reference).model
@@ -182,8 +189,10 @@ class Bench:
     def _load(self, path: Path) -> Any:
         return load(path) if self.model is None else load(path, load_model(self.model))
 
-    def _forward(self, build: Callable[[], Any], notes: list[str]) -> tuple[Sequence[Measure], RuntimeReport | None]:
-        """The forward pass, unchanged and compiled."""
+    def _measure_forward(
+        self, build: Callable[[], Any], notes: list[str]
+    ) -> tuple[Sequence[Measurement], RuntimeReport | None]:
+        """Measure the forward pass, as it is and with the layers replaced that get faster."""
         try:
             made = trial(build(), self.inputs, self.batch, self.length, self.device)
         except CalibrationError as error:
@@ -191,20 +200,20 @@ class Bench:
             return (), None
         notes.append(WITHOUT_RUNTIME)
         name = f"forward pass, {made.inputs}"
-        measures = [self._timed(name, {"dense": made.dense, "pruned": made.pruned})]
+        measures = [self._time(name, {"dense": made.dense, "pruned": made.pruned})]
         try:
             compiled = made.compile()
         except (MissingPackageError, UnsupportedModelError) as error:
             notes.append(NO_RUNTIME.format(error))
             return measures, None
-        measures.append(self._timed(f"{name}, runtime", {"dense": made.dense, "pruned": compiled.call}))
+        measures.append(self._time(f"{name}, runtime", {"dense": made.dense, "pruned": compiled.call}))
         return measures, compiled.report
 
-    def _timed(self, name: str, calls: Mapping[str, Callable[[], object]]) -> Measure:
-        return Measure(name=name, unit="seconds", **medians(calls, self.rounds))
+    def _time(self, name: str, calls: Mapping[str, Callable[[], object]]) -> Measurement:
+        return Measurement(name=name, unit="seconds", **measure_medians(calls, self.rounds))
 
 
-def medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def measure_medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each call, timed in turns after one call that does not count."""
     for call in calls.values():
         call()
@@ -217,12 +226,12 @@ def medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: median(found) for name, found in seconds.items()}
 
 
-def _can_be_built(path: Path) -> bool:
+def _is_buildable(path: Path) -> bool:
     """Whether the artifact says itself how its model is built."""
     builder = Artifact(path).manifest.model
     return builder is not None and builder.kind != "code"
 
 
-def _bytes(folder: Path) -> int:
+def _count_bytes(folder: Path) -> int:
     """Bytes of an artifact's tensors on disk."""
     return sum((folder / name).stat().st_size for name in Artifact(folder).manifest.shards)

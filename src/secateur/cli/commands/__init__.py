@@ -1,0 +1,13 @@
+"""The commands as typer sees them, one per file: arguments, help and output."""
+
+from __future__ import annotations
+
+from secateur.cli.commands.bench import bench
+from secateur.cli.commands.convert import convert
+from secateur.cli.commands.demo import demo
+from secateur.cli.commands.inspect import inspect
+from secateur.cli.commands.plan import plan
+from secateur.cli.commands.prune import prune
+from secateur.cli.commands.verify import verify
+
+__all__ = ["bench", "convert", "demo", "inspect", "plan", "prune", "verify"]
