@@ -80,7 +80,7 @@ class Method(NamedTuple):
     def solved_as_published(self, problem: Problem, spec: str) -> torch.Tensor:
         """The same by the transcription, each layer by itself."""
         assert self.reference is not None
-        solve, rows = reference.METHODS[self.reference], [slice(*part.rows) for part in problem.parts]
+        solve, rows = reference.METHODS[self.reference], [slice(*part.rows) for part in problem.layers]
         weights = [solve(problem.weight[0, own], problem.known_gram[0], *PATTERNS[spec]) for own in rows]
         return torch.cat(weights)[None]
 

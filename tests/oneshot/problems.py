@@ -85,13 +85,13 @@ def problem(weight: torch.Tensor, inputs: torch.Tensor, spec: str = "1x1", spars
         weight=weight_GRF.clone(),
         norms=inputs_GNF.square().sum(dim=1).sqrt(),
         gram=inputs_GNF.transpose(1, 2) @ inputs_GNF,
-        parts=[part],
+        layers=[part],
     )
 
 
 def pruned_count(found: Problem) -> int:
     """Weights that are to go."""
-    share = sum((_share(part.selector) * part.selector.tiling.count for part in found.parts), Fraction())
+    share = sum((_share(part.selector) * part.selector.tiling.count for part in found.layers), Fraction())
     assert share.denominator == 1
     return int(share)
 

@@ -1,4 +1,4 @@
-"""How much of each layer goes, and the registry of all ways to decide on it."""
+"""The base class of allocations, their task and their registry."""
 
 from __future__ import annotations
 
@@ -19,99 +19,99 @@ __all__ = ["ALLOCATIONS", "Allocation", "AllocationTask", "allocate", "register_
 
 @dataclass(frozen=True, kw_only=True)
 class AllocationTask:
-    """What an allocation may look at.
+    """The layers that share a target, and access to their weights and input statistics.
 
-    Units are counted as the pattern's budget does: blocks, or groups of N:M.
+    Units are counted as the pattern's budget counts them: blocks, or groups of N:M.
 
     Attributes:
         pattern: The pattern, bound to all layers that share one target.
-        survey: Runs the dense model over the calibration data, part by part; each time it yields the name of the part
-            and the problems of the pattern's layers in it, of which the weights are gone before the next part.
-        reading: Layer → a context in which its weight is in the model after a survey.
+        iterate_problems: Runs the dense model on the calibration data, part by part, and yields the name of each part
+            and the problems of the pattern's layers in it. Their weights may be offloaded before the next part.
+        load: Returns a context in which the weight of a layer is in the model.
     """
 
     pattern: BasePattern
-    survey: Callable[[], Iterator[tuple[str, Sequence[Problem]]]]
-    reading: Callable[[str], AbstractContextManager[object]] = nullcontext
+    iterate_problems: Callable[[], Iterator[tuple[str, Sequence[Problem]]]]
+    load: Callable[[str], AbstractContextManager[object]] = nullcontext
 
     @property
     def target(self) -> float:
-        """Share of the weights that go, in [0, 1]."""
+        """Share of the weights to prune, in [0, 1]."""
         return self.pattern.target_sparsity
 
     @property
     def units(self) -> dict[str, int]:
-        """Layer → units that it has."""
+        """Layer → number of its units."""
         return dict(self.pattern.budget.units)
 
     @property
     def lower(self) -> dict[str, int]:
-        """Layer → units that it loses at the least."""
+        """Layer → minimum number of units to prune."""
         return self.pattern.budget.lower(self.target)
 
     @property
     def upper(self) -> dict[str, int]:
-        """Layer → units that it loses at the most."""
+        """Layer → maximum number of units to prune."""
         return self.pattern.budget.upper()
 
     @property
     def total(self) -> int:
-        """Units that go in all; bounds that end at the target may, rounded per layer, be in the way of the last few."""
+        """Number of units to prune in total, clipped to the layers' bounds, which are rounded per layer."""
         total = self.pattern.budget.total(self.target)
         return min(max(total, sum(self.lower.values())), sum(self.upper.values()))
 
 
 class Allocation(ABC):
-    """Shares a target out over layers.
+    """Distributes a target over layers.
 
     Attributes:
-        needs: What has to be known of the layers' inputs.
+        needs: The input statistics it needs: nothing, the norm of each input feature, or their Gram matrix.
     """
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]]
 
     @abstractmethod
     def counts(self, task: AllocationTask) -> dict[str, int]:
-        """Layer → units that go: within `task.lower` and `task.upper`, in all `task.total`."""
+        """Return layer → units to prune, within `task.lower` and `task.upper` and `task.total` in total."""
 
 
 ALLOCATIONS: Registry[type[Allocation]] = Registry("allocation")
 """Allocation name → allocation class."""
 
 register_allocation = ALLOCATIONS.register
-"""Class decorator: adds an allocation class to `ALLOCATIONS` under a name. A name taken twice raises."""
+"""Class decorator: register an allocation class in `ALLOCATIONS` under a name. Raises if the name is taken."""
 
 
 def allocate(allocation: Allocation, task: AllocationTask) -> dict[str, int]:
-    """What an allocation says, or the bounds themselves where they leave no choice, as under a complete N:M.
+    """Return layer → units to prune: the bounds if they leave no choice, as for full N:M, else the allocation's counts.
 
     Raises:
-        UnsupportedModelError: The pattern couples layers, so that none has a count of its own.
-        ConfigError: Its answer lacks layers, is outside of their bounds, or misses the total by more than a unit per
-            layer, which is what rounding each by itself may do.
+        UnsupportedModelError: The pattern couples layers, so no layer has a count of its own.
+        ConfigError: The counts lack layers, violate their bounds, or miss the total by more than one unit per layer,
+            which is the most that rounding each layer can cause.
     """
     if task.units.keys() != task.pattern.views.keys():
         raise UnsupportedModelError(
-            f"pattern {task.pattern.pattern!r} couples layers, and solvers decide layer by layer. "
-            f"Prune it without a solver: secateur.prune(model, config)."
+            f"pattern {task.pattern.pattern!r} couples layers, and solvers prune each layer by itself. "
+            f"Prune without a solver: secateur.prune(model, config)."
         )
-    for only in (task.lower, task.upper):
-        if sum(only.values()) == task.total:
-            return only
-    found = allocation.counts(task)
+    for bound in (task.lower, task.upper):
+        if sum(bound.values()) == task.total:
+            return bound
+    counts = allocation.counts(task)
     who = f"The allocation {type(allocation).__name__}"
-    if found.keys() != task.units.keys():
+    if counts.keys() != task.units.keys():
         raise ConfigError(
-            f"{who} must give a count for each of {format_list(map(repr, task.units))}, found "
-            f"{format_list(map(repr, found)) or 'none'}."
+            f"{who} must return a count for each of {format_list(map(repr, task.units))}, found "
+            f"{format_list(map(repr, counts)) or 'none'}."
         )
     lower, upper = task.lower, task.upper
-    for name, count in found.items():
+    for name, count in counts.items():
         if not lower[name] <= count <= upper[name]:
             raise ConfigError(
-                f"{who} must take {lower[name]} to {upper[name]} of {task.units[name]} units of layer {name!r}, found "
+                f"{who} must prune {lower[name]} to {upper[name]} of {task.units[name]} units of layer {name!r}, found "
                 f"{count}."
             )
-    if abs(sum(found.values()) - task.total) > len(found):
-        raise ConfigError(f"{who} must take {task.total} units in all, found {sum(found.values())}.")
-    return found
+    if abs(sum(counts.values()) - task.total) > len(counts):
+        raise ConfigError(f"{who} must prune {task.total} units in total, found {sum(counts.values())}.")
+    return counts

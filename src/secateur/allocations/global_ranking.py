@@ -1,4 +1,4 @@
-"""One ranking over all layers."""
+"""Global allocation: one ranking over all layers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ __all__ = ["Global"]
 @register_allocation("global")
 @dataclass(frozen=True)
 class Global(Allocation):
-    """Take the units that lose least of their layer's outputs, wherever they are.
+    """Prune the units whose removal changes their layer's outputs least, in whatever layer they are.
 
-    If input features are uncorrelated, the outputs lose ``Σ (|W[i,j]| · ‖X[j]‖)²`` with a
-    unit. The scores under the square are divided by their mean in the layer, which makes layers comparable, and does
-    so better than the energy of a layer's outputs: see `mean_score`.
+    For uncorrelated input features, removing a unit costs ``Σ (|W[i,j]| · ‖X[j]‖)²`` of the output energy. The scores
+    under the square are divided by their mean in the layer, which makes layers comparable; see `mean_score`.
 
-    Nothing but ``max_sparsity_ratio_per_op`` keeps it from taking a whole layer.
+    Only ``max_sparsity_ratio_per_op`` prevents it from pruning a whole layer.
 
     Example:
         >>> import torch, secateur
@@ -43,7 +42,7 @@ class Global(Allocation):
     def counts(self, task: AllocationTask) -> dict[str, int]:
         """See `Allocation.counts`."""
         streams: dict[str, Scores] = {}
-        for _, problems in task.survey():
+        for _, problems in task.iterate_problems():
             for problem in problems:
                 streams |= _streams(problem, task)
         cuts = share_out({name: streams[name] for name in task.units}, task.total, task.lower, task.upper)
@@ -51,23 +50,23 @@ class Global(Allocation):
 
 
 def _streams(problem: Problem, task: AllocationTask) -> dict[str, Scores]:
-    """Layer → its units' losses."""
+    """Layer → the losses of its units."""
     means = {name: mean_score(scores) for name, scores in scores_per_layer(problem).items()}
-    found = {}
-    for part in problem.parts:
-        squares = _squares(part.name, task, problem.norms / means[part.name])
-        found[part.name] = replace(part.selector, reduction="sum").losses(part.name, squares)
-    return found
+    streams = {}
+    for layer in problem.layers:
+        squares = _square_scores(layer.name, task, problem.norms / means[layer.name])
+        streams[layer.name] = replace(layer.selector, reduction="sum").losses(layer.name, squares)
+    return streams
 
 
-def _squares(layer: str, task: AllocationTask, factors_GF: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Makes squared scores from the weight in the model, so that none have to be held."""
+def _square_scores(layer: str, task: AllocationTask, factors_GF: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Return a function that computes squared scores from the weight in the model, so that none need to be stored."""
     factors_G1F = factors_GF[:, None]
 
-    def made() -> torch.Tensor:
-        with task.reading(layer):
+    def compute() -> torch.Tensor:
+        with task.load(layer):
             weight = ParameterWeight(layer, task.pattern).canonical()
             weight_GRF = weight.reshape(factors_G1F.shape[0], -1, factors_G1F.shape[2])
             return (weight_GRF * factors_G1F.to(weight.device)).square()
 
-    return made
+    return compute

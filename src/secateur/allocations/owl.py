@@ -23,15 +23,15 @@ __all__ = ["OWL"]
 class OWL(Allocation):
     """Outlier weighed layerwise sparsity: one ratio per transformer block.
 
-    D is the share of the scores ``|W[i,j]| · ‖X[j]‖`` of all layers in a block that lie above M
-    times their mean. Densities differ as D does, by 2 λ between the extremes, and their mean over all units is what the
-    target leaves; so a block may be further than λ from the target, as in the authors' code.
+    D is the share of the scores ``|W[i,j]| · ‖X[j]‖`` of all layers in a block that exceed M times their mean.
+    Densities are linear in D, with 2 λ between the extremes, and their mean over all units meets the target. A block
+    can therefore differ from the target by more than λ, as in the authors' code.
 
-    Where all layers are in one part, as in a model without a stack of blocks, each has a ratio of its own.
+    In a model without a stack of blocks, each layer has its own ratio.
 
     Attributes:
         outlier: M, the multiple of the mean above which a score is an outlier, > 0.
-        spread: λ, half of the difference between the sparsest and the densest block, in [0, 0.5].
+        spread: λ, half the difference between the sparsest and the densest block, in [0, 0.5].
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -63,47 +63,51 @@ class OWL(Allocation):
 
     def counts(self, task: AllocationTask) -> dict[str, int]:
         """See `Allocation.counts`."""
-        of_part: list[dict[str, float]] = []
-        of_layer: dict[str, float] = {}
-        for _, problems in task.survey():
-            scores = {name: own for problem in problems for name, own in scores_per_layer(problem).items()}
+        by_block: list[dict[str, float]] = []
+        by_layer: dict[str, float] = {}
+        for _, problems in task.iterate_problems():
+            scores = {name: layer for problem in problems for name, layer in scores_per_layer(problem).items()}
             if scores:
-                of_part.append(dict.fromkeys(scores, self._outliers(list(scores.values()))))
-                of_layer |= {name: self._outliers([own]) for name, own in scores.items()}
-        outliers = of_layer if len(of_part) == 1 else {name: share for part in of_part for name, share in part.items()}
+                by_block.append(dict.fromkeys(scores, _outlier_share(list(scores.values()), self.outlier)))
+                by_layer |= {name: _outlier_share([layer], self.outlier) for name, layer in scores.items()}
+        outliers = by_layer
+        if len(by_block) > 1:
+            outliers = {name: share for block in by_block for name, share in block.items()}
         low, high = min(outliers.values()), max(outliers.values())
         scale = 2 * self.spread / (high - low) if high > low else 0.0
         unit_share = float(task.pattern.budget.unit_share)
         shares = {name: (low - outliers[name]) * scale / unit_share for name in task.units}
         return apportion(shares, task)
 
-    def _outliers(self, scores: Sequence[torch.Tensor]) -> float:
-        """Share of the scores above so many times their mean."""
-        count = sum(some.numel() for some in scores)
-        mean = sum(float(some.sum(dtype=torch.float64)) for some in scores) / count
-        return sum(int((some > self.outlier * mean).sum()) for some in scores) / count
+
+def _outlier_share(scores: Sequence[torch.Tensor], multiple: float) -> float:
+    """Share of the scores that exceed a multiple of their mean."""
+    count = sum(layer.numel() for layer in scores)
+    mean = sum(float(layer.sum(dtype=torch.float64)) for layer in scores) / count
+    return sum(int((layer > multiple * mean).sum()) for layer in scores) / count
 
 
 def apportion(shares: Mapping[str, float], task: AllocationTask) -> dict[str, int]:
-    """Units per layer that add up to the total: all shares plus one common shift, kept in bounds, rounded.
+    """Round shares of layers to units that add up to the total, after a common shift and clipping to the bounds.
 
-    What is lost by rounding down goes to the layers with the largest remainders, of equals to the first.
+    Counts are rounded down, and the rest goes to the layers with the largest remainders; ties go to the first.
 
     Args:
-        shares: Layer → share of its units that it is to lose; only the differences matter.
-        task: The total, and the bounds of each layer.
+        shares: Layer → share of its units to prune; only the differences matter.
+        task: The total and the bounds of each layer.
     """
     size, share, low, high = (
         np.array([each[name] for name in task.units], dtype=np.float64)
         for each in (task.units, shares, task.lower, task.upper)
     )
 
-    def shifted(shift: float) -> npt.NDArray[np.float64]:
+    def shift_all(shift: float) -> npt.NDArray[np.float64]:
         return np.clip(size * (share + shift), low, high)
 
-    # The sum is linear between the shifts at which a layer comes to one of its bounds.
-    bends = np.unique(np.concatenate([low / size - share, high / size - share]))
-    wanted = shifted(float(np.interp(task.total, [shifted(bend).sum() for bend in bends], bends)))
+    # The sum is linear between the shifts at which a layer reaches one of its bounds.
+    breakpoints = np.unique(np.concatenate([low / size - share, high / size - share]))
+    sums = [shift_all(shift).sum() for shift in breakpoints]
+    wanted = shift_all(float(np.interp(task.total, sums, breakpoints)))
     counts = [math.floor(count) for count in wanted]
     missing = task.total - sum(counts)
     largest_first = [int(place) for place in np.argsort(counts - wanted, kind="stable") if counts[place] < high[place]]

@@ -1,4 +1,4 @@
-"""The scores that allocations compare layers by.
+"""Scores for comparing layers.
 
 Legend: G groups, R rows, F input features.
 """
@@ -15,14 +15,13 @@ __all__ = ["mean_score", "scores_per_layer"]
 def scores_per_layer(problem: Problem) -> dict[str, torch.Tensor]:
     """Layer → ``|W[i,j]| · ‖X[j]‖``, of shape (G, R, F)."""
     scores_GRF = problem.weight.abs() * problem.norms[:, None]
-    return {part.name: scores_GRF[:, slice(*part.rows)] for part in problem.parts}
+    return {layer.name: scores_GRF[:, slice(*layer.rows)] for layer in problem.layers}
 
 
 def mean_score(scores_GRF: torch.Tensor) -> float:
-    """What the scores of a layer are measured by; 1 where all are zero.
+    """Return the mean by which scores are normalized to compare layers; 1 if all scores are zero.
 
-    A weight whose score is the mean counts as much in one layer as in another. The root of the mean square, by which
-    the energy of all outputs would be 1, does not serve: in language models a few features of some layers are hundreds
-    of times as large as the rest, and beside them all other weights of such a layer would count for nothing.
+    The root mean square, which would normalize the output energy, works worse: in some layers of language models a few
+    features are hundreds of times as large as the rest, and would make all other weights negligible.
     """
     return float(scores_GRF.mean(dtype=torch.float64)) or 1.0

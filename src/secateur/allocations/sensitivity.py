@@ -1,4 +1,4 @@
-"""Most from the layers of which the outputs change least, as measured."""
+"""Sensitivity allocation: prune most where the measured error of the outputs grows least."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ from secateur.solvers.problem import Problem
 __all__ = ["Sensitivity"]
 
 Curve = Sequence[tuple[int, float]]
-"""Units that go, in rising order, and what the layer's outputs then lose."""
+"""Numbers of pruned units in rising order, each with the error of the layer's outputs."""
 
 
 @register_allocation("sensitivity")
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity(Allocation):
-    """The least sum of measured errors of all layers' outputs.
+    """Minimize the sum of the measured errors of all layers' outputs.
 
-    Each layer is pruned on trial to sparsities between (1 - span) and (1 + span) times the target, by the scores
-    ``|W[i,j]| · ‖X[j]‖``, and ``‖X (W − Ŵ)ᵀ‖²`` is measured, in units of
-    the square of the layer's mean score (see `mean_score`). Between the measured points the error is taken as linear,
-    on the lower convex hull of them, so that taking the cheapest stretch of any layer next until the total is reached
-    finds the minimum.
+    Each layer is tentatively pruned to sparsities between (1 - span) and (1 + span) times the target by the scores
+    ``|W[i,j]| · ‖X[j]‖``, and ``‖X (W − Ŵ)ᵀ‖²`` is measured in units of the square of the layer's mean score (see
+    `mean_score`). Errors are interpolated on the lower convex hull of the measured points, so greedily taking the
+    cheapest segment of any layer until the total is reached finds the minimum.
 
     Attributes:
-        span: How far a layer may be from the target, as a share of it, in (0, 1].
-        points: Sparsities to measure in each layer, ≥ 2.
-        iterations: Steps of conjugate gradients that repair the kept weights before the error is measured, ≥ 0.
+        span: Maximum deviation of a layer from the target, relative to the target, in (0, 1].
+        points: Sparsities to measure per layer, ≥ 2.
+        iterations: Conjugate gradient iterations that repair the kept weights before the error is measured, ≥ 0.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -69,80 +68,80 @@ class Sensitivity(Allocation):
         """See `Allocation.counts`."""
         grids = self._grids(task)
         curves: dict[str, Curve] = {}
-        for _, problems in task.survey():
+        for _, problems in task.iterate_problems():
             for problem in problems:
-                curves |= self._measured(problem, grids)
-        return cheapest({name: curves[name] for name in task.units}, task.total)
+                curves |= self._measure(problem, grids)
+        return minimize_error({name: curves[name] for name in task.units}, task.total)
 
     def _grids(self, task: AllocationTask) -> dict[str, list[int]]:
-        """Layer → the counts to measure, evenly spaced, as many in each; some are equal in small layers."""
+        """Layer → the counts to measure, evenly spaced, equally many per layer; small layers have duplicates."""
         unit_share = float(task.pattern.budget.unit_share)
         low, high = (task.target * factor / unit_share for factor in (1 - self.span, 1 + self.span))
-        first, last = task.lower, task.upper
+        lower, upper = task.lower, task.upper
         ends = {
-            name: (max(first[name], math.floor(low * units)), min(last[name], math.ceil(high * units)))
+            name: (max(lower[name], math.floor(low * units)), min(upper[name], math.ceil(high * units)))
             for name, units in task.units.items()
         }
-        least, most = (sum(end) for end in zip(*ends.values(), strict=True))
-        if not least <= task.total <= most:  # bounds are rounded, which matters in layers of a few units
-            ends = {name: (first[name], last[name]) for name in task.units}
+        low_total, high_total = (sum(end) for end in zip(*ends.values(), strict=True))
+        if not low_total <= task.total <= high_total:  # bounds are rounded, which matters for layers of few units
+            ends = {name: (lower[name], upper[name]) for name in task.units}
         steps = self.points - 1
         return {
             name: [start + (end - start) * step // steps for step in range(self.points)]
             for name, (start, end) in ends.items()
         }
 
-    def _measured(self, problem: Problem, grids: Mapping[str, Sequence[int]]) -> dict[str, Curve]:
-        """Layer → its curve."""
-        curves: dict[str, dict[int, float]] = {part.name: {} for part in problem.parts}
+    def _measure(self, problem: Problem, grids: Mapping[str, Sequence[int]]) -> dict[str, Curve]:
+        """Return layer → its curve."""
+        curves: dict[str, dict[int, float]] = {layer.name: {} for layer in problem.layers}
         for point in range(self.points):
-            counts = {part.name: grids[part.name][point] for part in problem.parts}
+            counts = {layer.name: grids[layer.name][point] for layer in problem.layers}
             for name, error in self._errors(problem, counts).items():
                 curves[name][counts[name]] = error
         return {name: sorted(curve.items()) for name, curve in curves.items()}
 
     def _errors(self, problem: Problem, counts: Mapping[str, int]) -> dict[str, float]:
-        """Layer → error of its outputs with so many units pruned."""
-        parts = [
-            replace(part, selector=replace(part.selector, prune=counts[part.name], reduction="sum"))
-            for part in problem.parts
+        """Return layer → error of its outputs with the given numbers of units pruned."""
+        layers = [
+            replace(layer, selector=replace(layer.selector, prune=counts[layer.name], reduction="sum"))
+            for layer in problem.layers
         ]
         scores = scores_per_layer(problem)
-        keep_GRF = replace(problem, parts=parts).select_per_row(torch.cat(list(scores.values()), dim=1))
+        keep_GRF = replace(problem, layers=layers).select_per_row(torch.cat(list(scores.values()), dim=1))
         weight_GRF = problem.weight * keep_GRF
         if self.iterations:
             gram = problem.known_gram
             weight_GRF = conjugate_gradients(gram, problem.weight, weight_GRF, keep_GRF, self.iterations)
         lost_GR = problem.energy(problem.weight - weight_GRF)
-        lost = {part.name: float(lost_GR[:, slice(*part.rows)].sum(dtype=torch.float64)) for part in parts}
-        return {name: found / mean_score(scores[name]) ** 2 for name, found in lost.items()}
+        errors = {layer.name: float(lost_GR[:, slice(*layer.rows)].sum(dtype=torch.float64)) for layer in layers}
+        return {name: error / mean_score(scores[name]) ** 2 for name, error in errors.items()}
 
 
-def cheapest(curves: Mapping[str, Curve], total: int) -> dict[str, int]:
-    """Layer → units that go, in all `total`, with the least sum of errors on the curves' lower convex hulls.
+def minimize_error(curves: Mapping[str, Curve], total: int) -> dict[str, int]:
+    """Return layer → units to prune, `total` in sum, that minimize the sum of errors on the curves' lower convex hulls.
 
-    Where that leaves a choice, the earlier layer loses first.
+    On ties, the earlier layer is pruned first.
 
     Args:
-        curves: Layer → its curve, of at least one point.
-        total: Units in all, between the sums of the curves' first and last counts.
+        curves: Layer → its curve of at least one point.
+        total: Total number of units, between the sums of the curves' first and last counts.
 
     Example:
-        >>> cheapest({"a": [(0, 0.0), (4, 4.0)], "b": [(0, 0.0), (2, 1.0), (4, 8.0)]}, 5)
+        >>> minimize_error({"a": [(0, 0.0), (4, 4.0)], "b": [(0, 0.0), (2, 1.0), (4, 8.0)]}, 5)
         {'a': 3, 'b': 2}
     """
-    found = {name: curve[0][0] for name, curve in curves.items()}
-    stretches = [(slope, name, units) for name, curve in curves.items() for slope, units in _stretches(curve)]
-    missing = total - sum(found.values())
-    for _, name, units in sorted(stretches, key=lambda stretch: stretch[0]):
+    counts = {name: curve[0][0] for name, curve in curves.items()}
+    segments = [(slope, name, units) for name, curve in curves.items() for slope, units in _list_segments(curve)]
+    missing = total - sum(counts.values())
+    for _, name, units in sorted(segments, key=lambda segment: segment[0]):
         taken = min(units, missing)
-        found[name] += taken
+        counts[name] += taken
         missing -= taken
-    return found
+    return counts
 
 
-def _stretches(curve: Curve) -> Iterator[tuple[float, int]]:
-    """Error per unit and number of units between the corners of a curve's lower convex hull, the flattest first."""
+def _list_segments(curve: Curve) -> Iterator[tuple[float, int]]:
+    """Yield error per unit and number of units of each segment of a curve's lower convex hull, the flattest first."""
     hull: list[tuple[int, float]] = []
     for point in curve:
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):

@@ -1,4 +1,4 @@
-"""The same share of every layer."""
+"""Uniform allocation: the same sparsity in every layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Uniform"]
 @register_allocation("uniform")
 @dataclass(frozen=True)
 class Uniform(Allocation):
-    """The target in every layer, each rounded by itself, so that the total may be off by half a unit per layer.
+    """Prune every layer to the target; each count is rounded, so the total may be off by half a unit per layer.
 
     Example:
         >>> import torch, secateur

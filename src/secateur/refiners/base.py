@@ -1,4 +1,4 @@
-"""What repairs a pruned model, and the registry of all that do."""
+"""The base classes of refiners, their tasks and their registry."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class ModelBatch(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTask:
-    """A pruned block, and what it is to give out.
+    """A pruned block and its target outputs.
 
     Attributes:
         block: The block.
         masks: Name of a pruned parameter in the block → booleans of its shape, ``True`` = kept.
-        forward: Number of a batch → what the block gives out on it, as it is now.
-        inputs: Number of a batch → what the block reads.
-        outputs: Number of a batch → what the dense block gives out on the same.
-        keeps: Number of a batch → which tokens count, of shape (batch, tokens); ``None``: all.
+        forward: Computes the current output of the block for the batch of a given number.
+        inputs: The inputs of the block, by batch number.
+        outputs: The outputs of the dense block for the same inputs, by batch number.
+        keeps: The tokens that count, by batch number, of shape (batch, tokens); ``None``: all of them.
     """
 
     block: nn.Module
@@ -68,35 +68,35 @@ class BlockTask:
 
 
 class Refiner:
-    """Changes what stays, never which weights stay."""
+    """Changes the values of kept weights, never the masks."""
 
 
 class LayerRefiner(Refiner, ABC):
-    """Repairs layers that read the same inputs, from their Gram matrix."""
+    """Repairs layers that read the same inputs, using their Gram matrix."""
 
     @abstractmethod
     def refine(self, problem: Problem, solution: Solution) -> Solution:
-        """The same support with better weights."""
+        """Return better weights on the same support."""
 
 
 class BlockRefiner(Refiner, ABC):
-    """Repairs a block by what the dense block gives on the same inputs."""
+    """Repairs a block towards the outputs of the dense block on the same inputs."""
 
     @abstractmethod
     def refine(self, block: BlockTask) -> None:
-        """Change the block's parameters in place."""
+        """Update the block's parameters in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTask:
-    """A pruned model, and the calibration data.
+    """A pruned model and the calibration data.
 
     Attributes:
         model: The model.
         masks: Name of a pruned parameter → booleans of its shape, ``True`` = kept.
         batches: The calibration data.
-        device: Where the model is.
-        targets: What `ModelRefiner.targets` returned.
+        device: The device of the model.
+        targets: The result of `ModelRefiner.targets`.
     """
 
     model: nn.Module
@@ -107,19 +107,19 @@ class ModelTask:
 
 
 class ModelRefiner(Refiner, ABC):
-    """Repairs the whole model by what the dense model gives."""
+    """Repairs the whole model towards the outputs of the dense model."""
 
     @abstractmethod
     def targets(self, model: nn.Module, batches: Sequence[ModelBatch], device: torch.device) -> Any:
-        """What the dense model gives, before anything is pruned."""
+        """Return the target outputs of the dense model. Called before anything is pruned."""
 
     @abstractmethod
     def refine(self, task: ModelTask) -> None:
-        """Change the model's parameters in place."""
+        """Update the model's parameters in place."""
 
 
 REFINERS: Registry[type[Refiner]] = Registry("refiner")
 """Refiner name → refiner class."""
 
 register_refiner = REFINERS.register
-"""Class decorator: adds a refiner class to `REFINERS` under a name. A name taken twice raises."""
+"""Class decorator: register a refiner class in `REFINERS` under a name. Raises if the name is taken."""

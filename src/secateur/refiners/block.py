@@ -1,4 +1,4 @@
-"""A pruned block, tuned towards what the dense block gives on the same inputs."""
+"""Tune a pruned block towards the outputs of the dense block on the same inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from secateur.errors import ConfigError
 from secateur.refiners.base import BlockRefiner, BlockTask, register_refiner
-from secateur.refiners.tuning import MaskedAdam, turns
+from secateur.refiners.tuning import MaskedAdam, shuffle_batches
 
 __all__ = ["Block"]
 
@@ -16,16 +16,16 @@ __all__ = ["Block"]
 @register_refiner("block")
 @dataclass(frozen=True, kw_only=True)
 class Block(BlockRefiner):
-    """A few steps of Adam on the kept weights, norms and biases of one block.
+    """Take a few Adam steps on the kept weights, norms and biases of one block.
 
-    The loss of a token is the squared distance of the pruned block's output from the dense block's, both on what the
-    pruned blocks before give, divided by the squared norm of what the dense block adds to the token. So a few tokens
-    with enormous activations do not drown the rest.
+    The loss of a token is the squared distance between the outputs of the pruned and the dense block on the same
+    inputs, divided by the squared norm of what the dense block adds to the token. This way a few tokens with huge
+    activations do not dominate the loss.
 
     Attributes:
-        steps: ≥ 1.
-        rate: First learning rate, > 0, as a share of each parameter's root mean square; it falls linearly to 0.
-        batches_per_step: Calibration batches that a step looks at, ≥ 1.
+        steps: Number of steps, ≥ 1.
+        rate: Initial learning rate, > 0, relative to the root mean square of each parameter; it decays linearly to 0.
+        batches_per_step: Calibration batches per step, ≥ 1.
 
     Raises:
         ConfigError: A value is out of range.
@@ -53,22 +53,22 @@ class Block(BlockRefiner):
 
     def refine(self, task: BlockTask) -> None:
         """See `BlockRefiner.refine`."""
-        tuner = MaskedAdam(task.block, task.masks, self.rate)
-        order = turns(len(task.inputs), self.batches_per_step, seed=0)
-        with tuner.gradients():
+        optimizer = MaskedAdam(task.block, task.masks, self.rate)
+        order = shuffle_batches(len(task.inputs), self.batches_per_step, seed=0)
+        with optimizer.enable_gradients():
             for step, batches in zip(range(self.steps), order, strict=False):
                 for number in batches:
                     (_loss(task, number) / len(batches)).backward()
-                tuner.step(1 - step / self.steps)
+                optimizer.step(1 - step / self.steps)
 
 
 def _loss(task: BlockTask, number: int) -> torch.Tensor:
-    found = task.forward(number)
-    wanted, given = (held[number].to(found.device) for held in (task.outputs, task.inputs))
-    lost = (found.float() - wanted.float()).square().sum(dim=-1)
-    added = wanted.float().square().sum(dim=-1)
-    if given.shape == wanted.shape:
-        added = (wanted.float() - given.float()).square().sum(dim=-1)
+    output = task.forward(number)
+    target, inputs = (states[number].to(output.device) for states in (task.outputs, task.inputs))
+    lost = (output.float() - target.float()).square().sum(dim=-1)
+    added = target.float().square().sum(dim=-1)
+    if inputs.shape == target.shape:
+        added = (target.float() - inputs.float()).square().sum(dim=-1)
     share = lost / added.clamp(min=torch.finfo(torch.float32).tiny)
     keep = task.keeps[number]
     if keep is not None and keep.shape == share.shape:

@@ -1,4 +1,4 @@
-"""The whole pruned model, tuned towards the dense model's predictions."""
+"""Tune the whole pruned model towards the predictions of the dense model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.errors import CalibrationError, ConfigError
 from secateur.refiners.base import ModelBatch, ModelRefiner, ModelTask, register_refiner
-from secateur.refiners.tuning import MaskedAdam, turns
+from secateur.refiners.tuning import MaskedAdam, shuffle_batches
 
 __all__ = ["Distill"]
 
@@ -22,7 +22,7 @@ class _Prediction:
     """The dense model's largest logits on one batch, as log-probabilities.
 
     Attributes:
-        classes: Their places, int32, of shape (..., classes).
+        classes: Their indices, int32, of shape (..., classes).
         logs: Their log-probabilities, of the same shape.
     """
 
@@ -33,18 +33,17 @@ class _Prediction:
 @register_refiner("distill")
 @dataclass(frozen=True, kw_only=True)
 class Distill(ModelRefiner):
-    r"""Steps of Adam on kept weights, norms and biases, against the Kullback-Leibler divergence from the dense model.
+    r"""Minimize the Kullback-Leibler divergence from the dense model by Adam steps on kept weights, norms and biases.
 
-    Of each token the dense model's `classes` most probable continuations are compared one by one, and all others as
-    one, so that their logits need not be held and no second model is either.
+    For each token, the `classes` most probable continuations of the dense model are compared individually, and all
+    others as one class. This needs neither all of the dense logits nor a second model in memory.
 
     Attributes:
-        steps: At the most, ≥ 1; the learning rate falls to 0 over them.
-        minutes: After so many it ends, whatever the step, > 0; the learning rate follows the time then.
-            ``None``: no limit.
-        rate: First learning rate, > 0, as a share of each parameter's root mean square.
-        batches_per_step: Calibration batches that a step looks at, ≥ 1.
-        classes: Continuations that are compared one by one, ≥ 1.
+        steps: Maximum number of steps, ≥ 1; the learning rate decays to 0 over them.
+        minutes: Time limit, > 0; the learning rate then also decays with time. ``None``: no limit.
+        rate: Initial learning rate, > 0, relative to the root mean square of each parameter.
+        batches_per_step: Calibration batches per step, ≥ 1.
+        classes: Continuations compared individually, ≥ 1.
 
     Raises:
         ConfigError: A value is out of range.
@@ -79,19 +78,19 @@ class Distill(ModelRefiner):
 
     def targets(self, model: nn.Module, batches: Sequence[ModelBatch], device: torch.device) -> list[_Prediction]:
         """See `ModelRefiner.targets`."""
-        found = []
+        predictions = []
         for batch in batches:
             logs = _logits(batch, model, device).log_softmax(dim=-1)
             largest = logs.topk(min(self.classes, logs.shape[-1]), dim=-1)
-            found.append(_Prediction(largest.indices.int().cpu(), largest.values.cpu()))
-        return found
+            predictions.append(_Prediction(largest.indices.int().cpu(), largest.values.cpu()))
+        return predictions
 
     def refine(self, task: ModelTask) -> None:
         """See `ModelRefiner.refine`."""
-        tuner = MaskedAdam(task.model, task.masks, self.rate)
-        order = turns(len(task.batches), self.batches_per_step, seed=1)
+        optimizer = MaskedAdam(task.model, task.masks, self.rate)
+        order = shuffle_batches(len(task.batches), self.batches_per_step, seed=1)
         start, left = time.perf_counter(), 1.0
-        with tuner.gradients():
+        with optimizer.enable_gradients():
             for step, numbers in zip(range(self.steps), order, strict=False):
                 for number in numbers:
                     (_divergence(task, number) / len(numbers)).backward()
@@ -100,36 +99,36 @@ class Distill(ModelRefiner):
                     left = min(left, 1 - (time.perf_counter() - start) / (60 * self.minutes))
                 if left <= 0:
                     break
-                tuner.step(left)
+                optimizer.step(left)
 
 
 def _divergence(task: ModelTask, number: int) -> torch.Tensor:
     batch = task.batches[number]
     dense: _Prediction = task.targets[number]
     logs = _logits(batch, task.model, task.device).log_softmax(dim=-1)
-    wanted = dense.logs.to(logs.device)
-    found = logs.gather(-1, dense.classes.long().to(logs.device))
-    lost = (wanted.exp() * (wanted - found)).sum(dim=-1)
-    if wanted.shape[-1] < logs.shape[-1]:
-        rest_wanted, rest_found = (_rest(part) for part in (wanted, found))
-        lost = lost + rest_wanted.exp() * (rest_wanted - rest_found)
+    target = dense.logs.to(logs.device)
+    output = logs.gather(-1, dense.classes.long().to(logs.device))
+    lost = (target.exp() * (target - output)).sum(dim=-1)
+    if target.shape[-1] < logs.shape[-1]:
+        rest_target, rest_output = (_rest(part) for part in (target, output))
+        lost = lost + rest_target.exp() * (rest_target - rest_output)
     if batch.keep is not None and batch.keep.shape == lost.shape:
         lost = lost[batch.keep.to(lost.device)]
     return lost.mean()
 
 
 def _rest(logs: torch.Tensor) -> torch.Tensor:
-    """Log-probability of all other classes together."""
+    """Log-probability of all other classes combined."""
     rest: torch.Tensor = torch.log1p(-logs.exp().sum(dim=-1).clamp(max=1 - torch.finfo(torch.float32).eps))
     return rest
 
 
 def _logits(batch: ModelBatch, model: nn.Module, device: torch.device) -> torch.Tensor:
-    given: Any = batch.run(model, device)
-    logits = given if isinstance(given, torch.Tensor) else getattr(given, "logits", None)
+    output: Any = batch.run(model, device)
+    logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor):
         raise CalibrationError(
             f"refine='distill' needs a model that returns logits, and {type(model).__name__} returns "
-            f"{type(given).__name__}. Leave it out, or wrap the model with its head."
+            f"{type(output).__name__}. Leave it out, or add the head to the model."
         )
     return logits.float()

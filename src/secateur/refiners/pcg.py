@@ -1,4 +1,4 @@
-"""The kept weights of a layer, fitted to its outputs."""
+"""PCG: fit the kept weights of a layer to its dense outputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["PCG"]
 @register_refiner("pcg")
 @dataclass(frozen=True, kw_only=True)
 class PCG(LayerRefiner):
-    """Preconditioned conjugate gradients on ``‖X (W − Ŵ)ᵀ‖²``, the support fixed.
+    """Minimize ``‖X (W − Ŵ)ᵀ‖²`` on the fixed support by preconditioned conjugate gradients.
 
     Attributes:
-        iterations: ≥ 1; each costs one product of weights and Gram matrix.
+        iterations: Number of iterations, ≥ 1; each costs one product of weights and Gram matrix.
 
     Raises:
         ConfigError: `iterations` is less than 1.

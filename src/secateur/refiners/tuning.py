@@ -1,4 +1,4 @@
-"""Gradient steps on the parameters that may change, with masks held."""
+"""Adam steps on the parameters of a pruned module, which keep pruned weights zero."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import nn
 
 from secateur.errors import CalibrationError
 
-__all__ = ["MaskedAdam", "turns"]
+__all__ = ["MaskedAdam", "shuffle_batches"]
 
 
-MOST_GRADIENT = 1.0
-"""Norm that the gradient of one step is cut to."""
+MAX_GRADIENT_NORM = 1.0
+"""Norm to which the gradient of a step is clipped."""
 
-LEAST_SCALE = 0.01
-"""Root mean square that a parameter has at the least, for its learning rate; biases may start at zero."""
+MIN_SCALE = 0.01
+"""Lower bound on the root mean square that scales a parameter's learning rate; biases may start at zero."""
 
 
 class MaskedAdam:
-    """Adam on a module's parameters in float32, with a learning rate that falls linearly to 0.
+    """Adam on a module's parameters in float32, with a learning rate that decays linearly to 0.
 
-    Pruned weights stay exactly 0.0: they start there and get no gradient.
+    Pruned weights stay exactly 0.0, because they start at zero and get no gradient.
 
     Args:
         module: The module.
         masks: Name of a pruned parameter in it → booleans of its shape, ``True`` = kept.
-        rate: First learning rate, as a share of each parameter's root mean square (of what is kept of it), so that
-            one rate serves models of every width.
+        rate: Initial learning rate, relative to the root mean square of each parameter's kept weights, so that one
+            rate suits models of every width.
     """
 
     def __init__(self, module: nn.Module, masks: Mapping[str, torch.Tensor], rate: float) -> None:
@@ -39,15 +39,15 @@ class MaskedAdam:
         self._masks = masks
         names = {name for name, weight in module.named_parameters() if name in masks or weight.ndim < 2}
         self._tuned = {name: weight for name, weight in module.named_parameters() if name in names}
-        # Steps are too small for short types: the optimizer changes float32 copies.
+        # Steps are too small for 16-bit dtypes, so the optimizer updates float32 copies.
         self._wide = {name: weight.detach().float().clone() for name, weight in self._tuned.items()}
         self._scales = [self._scale(name, weight) for name, weight in self._wide.items()]
         groups = [{"params": [weight]} for weight in self._wide.values()]
         self._optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95))
 
     @contextmanager
-    def gradients(self) -> Iterator[None]:
-        """Let these parameters and no others have gradients."""
+    def enable_gradients(self) -> Iterator[None]:
+        """Enable gradients for the tuned parameters only."""
         required = {name: weight.requires_grad for name, weight in self._module.named_parameters()}
         try:
             for name, weight in self._module.named_parameters():
@@ -60,7 +60,7 @@ class MaskedAdam:
                 weight.grad = None
 
     def step(self, left: float) -> None:
-        """One step from the gradients that are there; `left` is the share of all steps that is still to come.
+        """Take one step with the current gradients; `left` is the share of the steps still to come.
 
         Raises:
             CalibrationError: A gradient is not finite.
@@ -74,7 +74,7 @@ class MaskedAdam:
             wide = gradient.float()
             self._wide[name].grad = wide if mask is None else wide * mask.to(wide.device)
             weight.grad = None
-        torch.nn.utils.clip_grad_norm_(self._wide.values(), MOST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(self._wide.values(), MAX_GRADIENT_NORM)
         for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
             group["lr"] = self.rate * left * scale
         self._optimizer.step()
@@ -84,11 +84,11 @@ class MaskedAdam:
 
     def _scale(self, name: str, weight: torch.Tensor) -> float:
         kept = weight[self._masks[name].to(weight.device)] if name in self._masks else weight
-        return max(float(kept.square().mean().sqrt()) if kept.numel() else 0.0, LEAST_SCALE)
+        return max(float(kept.square().mean().sqrt()) if kept.numel() else 0.0, MIN_SCALE)
 
 
-def turns(total: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Batches for one step after another, without end: all of them in a new order each time round."""
-    for turn in count():
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed + turn)).tolist()
+def shuffle_batches(total: int, size: int, seed: int) -> Iterator[list[int]]:
+    """Yield the batch numbers of one step after another, without end; every epoch has a new order."""
+    for epoch in count():
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
         yield from (order[start : start + size] for start in range(0, total - total % size or total, size))

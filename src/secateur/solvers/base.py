@@ -1,4 +1,4 @@
-"""What a solver is, and the registry of all solvers."""
+"""The base class of solvers and their registry."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from secateur.solvers.problem import Problem, Solution
 __all__ = ["SOLVERS", "Solver", "register_solver"]
 
 SOLVERS: Registry[type[Solver]] = Registry("solver")
-"""Solver name → solver class; a class makes a solver with its paper's settings when called without arguments."""
+"""Solver name → solver class. Called without arguments, a class uses the default settings of its paper."""
 
 register_solver = SOLVERS.register
-"""Class decorator: adds a solver class to `SOLVERS` under a name. A name taken twice raises."""
+"""Class decorator: register a solver class in `SOLVERS` under a name. Raises if the name is taken."""
 
 
 class Solver(ABC):
-    """Chooses what stays in layers that read the same inputs, and what values it has.
+    """Selects the weights to keep in layers that read the same inputs, and computes their new values.
 
-    A solver never knows the pattern: it asks the problem to select from scores.
+    A solver does not know the pattern: it asks the problem to select weights by score.
 
     Attributes:
-        needs: What has to be known of a layer's inputs: nothing, the norm of each feature, or their Gram matrix.
+        needs: The input statistics it needs: nothing, the norm of each input feature, or their Gram matrix.
     """
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]]
@@ -33,5 +33,5 @@ class Solver(ABC):
         """Solve one problem.
 
         Args:
-            problem: The weights, what is known of their inputs, and the choice of what stays.
+            problem: The weights, statistics of their inputs, and selection by score.
         """

@@ -1,4 +1,6 @@
-"""Linear algebra on Gram matrices that may be singular.
+"""Linear algebra on Gram matrices of layer inputs, which may be singular.
+
+The matrices are accumulated by `secateur.oneshot.pytorch.input_statistics`.
 
 Legend: G groups, R rows, F input features.
 """
@@ -9,20 +11,20 @@ import torch
 
 from secateur.errors import CalibrationError
 
-__all__ = ["conjugate_gradients", "damped", "factorize_inverse", "inverse"]
+__all__ = ["conjugate_gradients", "damp", "factorize_inverse", "invert"]
 
-ATTEMPTS = 6
-"""How often a matrix that is not positive definite in float32 gets ten times the damping."""
+MAX_ATTEMPTS = 6
+"""Factorizations of a matrix that is not positive definite in float32, each with ten times the damping."""
 
 ROUNDING = 1e-6
-"""Share of a sum of float32 products that may be an error."""
+"""Relative rounding error of a sum of float32 products."""
 
-SMALL = 144
-"""Size up to which a matrix is factorized in one go."""
+MAX_UNSPLIT_SIZE = 144
+"""Size up to which a matrix is factorized without splitting."""
 
 
-def damped(gram_GFF: torch.Tensor, share: float) -> torch.Tensor:
-    """A copy with `share` of the mean diagonal element added to the diagonal; 1 where all inputs are zero.
+def damp(gram_GFF: torch.Tensor, share: float) -> torch.Tensor:
+    """Return a copy with `share` of the mean diagonal element added to the diagonal, or 1 if all inputs are zero.
 
     Args:
         gram_GFF: Gram matrices.
@@ -36,36 +38,36 @@ def damped(gram_GFF: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def factorize_inverse(matrix_GFF: torch.Tensor) -> torch.Tensor:
-    """The upper triangular U with ``Uᵀ U`` = inverse of a positive definite matrix.
+    """Return the upper triangular U for which ``Uᵀ U`` is the inverse of a positive definite matrix.
 
-    It is the inverse of the Cholesky factor of the matrix with its order reversed.
+    U is the inverse of the Cholesky factor of the matrix in reverse order.
 
     Raises:
-        CalibrationError: The matrix is not positive definite even when damped more, as with infinite values.
+        CalibrationError: The matrix is not positive definite even with more damping, e.g. because of infinite values.
     """
-    return _inverse_of_factor(matrix_GFF.flip(-1, -2)).flip(-1, -2)
+    return _invert_factor(matrix_GFF.flip(-1, -2)).flip(-1, -2)
 
 
-def inverse(matrix_GFF: torch.Tensor) -> torch.Tensor:
-    """The inverse of a positive definite matrix.
+def invert(matrix_GFF: torch.Tensor) -> torch.Tensor:
+    """Return the inverse of a positive definite matrix.
 
     Raises:
         CalibrationError: See `factorize_inverse`.
     """
-    lower = _inverse_of_factor(matrix_GFF)
+    lower = _invert_factor(matrix_GFF)
     return lower.mT @ lower
 
 
-def _inverse_of_factor(matrix_GFF: torch.Tensor) -> torch.Tensor:
-    """The inverse of the lower Cholesky factor, with more damping if need be."""
-    for attempt in range(ATTEMPTS):
+def _invert_factor(matrix_GFF: torch.Tensor) -> torch.Tensor:
+    """Return the inverse of the lower Cholesky factor, with more damping if necessary."""
+    for attempt in range(MAX_ATTEMPTS):
         try:
-            return _inverse_cholesky(matrix_GFF if attempt == 0 else damped(matrix_GFF, 10.0 ** (attempt - 6)))
+            return _invert_cholesky(matrix_GFF if attempt == 0 else damp(matrix_GFF, 10.0 ** (attempt - 6)))
         except _NotPositiveError:
             continue
     raise CalibrationError(
-        "the Gram matrix of its inputs is not positive definite, even damped by 10 % of its mean diagonal element. "
-        "Look for inputs that are enormous or not finite, or give more calibration data."
+        "The Gram matrix of the inputs is not positive definite, even damped by 10 % of its mean diagonal element. "
+        "Check for huge or non-finite inputs, or provide more calibration data."
     )
 
 
@@ -73,10 +75,10 @@ class _NotPositiveError(Exception):
     """A matrix is not positive definite in float32."""
 
 
-def _inverse_cholesky(matrix_GFF: torch.Tensor) -> torch.Tensor:
-    """The inverse of the Cholesky factor, by halves, so that nearly all of the work is products of matrices."""
+def _invert_cholesky(matrix_GFF: torch.Tensor) -> torch.Tensor:
+    """Return the inverse of the Cholesky factor, computed by halves so that most of the work is matrix products."""
     size = matrix_GFF.shape[-1]
-    if size <= SMALL:
+    if size <= MAX_UNSPLIT_SIZE:
         lower_GFF, failed = torch.linalg.cholesky_ex(matrix_GFF)
         if bool(failed.any()):
             raise _NotPositiveError
@@ -85,9 +87,9 @@ def _inverse_cholesky(matrix_GFF: torch.Tensor) -> torch.Tensor:
         return solved
     half = size // 2
     inverse_GFF = torch.zeros_like(matrix_GFF)
-    first = inverse_GFF[..., :half, :half] = _inverse_cholesky(matrix_GFF[..., :half, :half])
+    first = inverse_GFF[..., :half, :half] = _invert_cholesky(matrix_GFF[..., :half, :half])
     link = matrix_GFF[..., half:, :half] @ first.mT
-    last = inverse_GFF[..., half:, half:] = _inverse_cholesky(matrix_GFF[..., half:, half:] - link @ link.mT)
+    last = inverse_GFF[..., half:, half:] = _invert_cholesky(matrix_GFF[..., half:, half:] - link @ link.mT)
     inverse_GFF[..., half:, :half] = -(last @ link @ first)
     return inverse_GFF
 
@@ -95,17 +97,17 @@ def _inverse_cholesky(matrix_GFF: torch.Tensor) -> torch.Tensor:
 def conjugate_gradients(
     gram_GFF: torch.Tensor, target_GRF: torch.Tensor, weight_GRF: torch.Tensor, keep_GRF: torch.Tensor, iterations: int
 ) -> torch.Tensor:
-    """Weights on a fixed support with less of ``‖X (W − Ŵ)ᵀ‖²``, for all rows at once.
+    """Reduce ``‖X (W − Ŵ)ᵀ‖²`` on a fixed support, for all rows at once.
 
-    Preconditioned with the diagonal of the Gram matrix. The error of each row only ever falls: a row rests once what is
-    left to gain, or the direction to gain it in, is lost in rounding.
+    The Gram matrix is preconditioned with its diagonal. The error of a row never rises: a row stops once its remaining
+    gain, or its search direction, is lost in rounding.
 
     Args:
         gram_GFF: ``Xᵀ X``.
         target_GRF: The dense weights W.
-        weight_GRF: Where to start; zero outside the support.
+        weight_GRF: The initial weights; zero outside the support.
         keep_GRF: The support.
-        iterations: How many; each costs one product with the Gram matrix.
+        iterations: Number of iterations; each costs one product with the Gram matrix.
 
     Source:
         Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models",
@@ -117,12 +119,12 @@ def conjugate_gradients(
     residual = ((target_GRF - weight) @ gram_GFF).mul_(keep_GRF)
     step = residual * inverse_G1F
     energy = (residual * step).sum(dim=-1, keepdim=True)
-    least, going = ROUNDING**2 * energy, torch.ones_like(energy, dtype=torch.bool)
+    threshold, is_active = ROUNDING**2 * energy, torch.ones_like(energy, dtype=torch.bool)
     for _ in range(iterations):
         image = (step @ gram_GFF).mul_(keep_GRF)
         curvature = (step * image).sum(dim=-1, keepdim=True)
-        going &= (energy > least) & (curvature > ROUNDING * (step.square() @ diagonal_GF[:, :, None]))
-        length = torch.where(going, energy / curvature, 0.0)
+        is_active &= (energy > threshold) & (curvature > ROUNDING * (step.square() @ diagonal_GF[:, :, None]))
+        length = torch.where(is_active, energy / curvature, 0.0)
         weight.addcmul_(length, step)
         residual.addcmul_(length, image, value=-1)
         before, scaled = energy, residual * inverse_G1F

@@ -1,4 +1,4 @@
-"""Keep what the configured criterion ranks highest, whatever the inputs."""
+"""Rank weights by the configured criterion, ignoring the inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Magnitude"]
 @register_solver("magnitude")
 @dataclass(frozen=True)
 class Magnitude(Solver):
-    """The configuration's own criterion and reduction, by default the mean magnitude of a unit's weights.
+    """Rank units by the configured criterion and reduction, by default the mean magnitude of their weights.
 
     Source:
         Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.
@@ -31,5 +31,5 @@ class Magnitude(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
-        keep = problem.keep(problem.criterion_scores())
+        keep = problem.select(problem.criterion_scores())
         return Solution(weight=problem.weight * keep, keep=keep)

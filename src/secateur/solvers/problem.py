@@ -1,7 +1,7 @@
-"""What a solver solves: weights that read the same inputs, and what is known of those inputs.
+"""The layer-wise pruning problem: weights that read the same inputs, and statistics of those inputs.
 
-Legend: G groups (1 but for grouped convolutions), R rows (output channels of one group, of all layers that share the
-inputs), F input features (kernel positions × input channels).
+Legend: G groups (1 except in grouped convolutions), R rows (output channels of one group, over all layers that share
+the inputs), F input features (kernel positions × input channels).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["LayerRows", "Problem", "Solution"]
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRows:
-    """One layer's rows in a problem.
+    """The rows of one layer in a problem.
 
     Attributes:
         name: Layer name.
-        rows: First row and the one behind the last.
-        selector: Chooses what stays in this layer.
-        criterion: |Weights|, or whatever the configuration ranks by without calibration, from (O, K, I) weights.
+        rows: First row, and the end of the range, exclusive.
+        selector: Selects the weights of this layer by score.
+        criterion: Computes the scores of the configured criterion, such as |weights|, from (O, K, I) weights.
     """
 
     name: str
@@ -38,19 +38,19 @@ class LayerRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Find W that a pattern allows and that brings ``‖X (W − Ŵ)ᵀ‖`` near its minimum.
+    """Find the W that fits the pattern and minimizes ``‖X (W − Ŵ)ᵀ‖``.
 
     Attributes:
-        weight: The dense weights, float32, of shape (G, R, F).
+        weight: The dense weights Ŵ, float32, of shape (G, R, F).
         norms: Norm of each input feature over all calibration tokens, ≥ 0, of shape (G, F).
-        gram: ``Xᵀ X``, float32, of shape (G, F, F); ``None`` where nobody asked for it.
-        parts: The layers, in the order of their rows.
+        gram: ``Xᵀ X``, float32, of shape (G, F, F); ``None`` if the solver does not need it.
+        layers: The layers, in the order of their rows.
     """
 
     weight: torch.Tensor
     norms: torch.Tensor
     gram: torch.Tensor | None
-    parts: Sequence[LayerRows]
+    layers: Sequence[LayerRows]
 
     @property
     def known_gram(self) -> torch.Tensor:
@@ -58,97 +58,101 @@ class Problem:
         assert self.gram is not None
         return self.gram
 
-    def keep(self, scores_GRF: torch.Tensor) -> torch.Tensor:
-        """What stays, layer by layer, for one score per weight."""
-        return self._by_part(scores_GRF, lambda part, scores: part.selector.keep(scores))
+    def select(self, scores_GRF: torch.Tensor) -> torch.Tensor:
+        """Return the mask of the weights to keep, selected within each layer, given one score per weight."""
+        return self._select_by_layer(scores_GRF, lambda layer, scores: layer.selector.select(scores))
 
     def select_per_row(self, scores_GRF: torch.Tensor) -> torch.Tensor:
-        """What stays where every output channel loses the same share; see `Selector.select_per_row`."""
-        return self._by_part(scores_GRF, lambda part, scores: part.selector.select_per_row(scores))
+        """Return a mask that prunes the same share of every output channel; see `Selector.select_per_row`."""
+        return self._select_by_layer(scores_GRF, lambda layer, scores: layer.selector.select_per_row(scores))
+
+    def select_in_columns(self, scores_GRC: torch.Tensor, start: int) -> torch.Tensor:
+        """Return the mask of the columns that the scores belong to, which begin at column `start`."""
+        stop = start + scores_GRC.shape[-1]
+        return self._select_by_layer(
+            scores_GRC, lambda layer, scores: layer.selector.window(start, stop).select(scores)
+        )
+
+    def select_in_group(self, scores_GMR: torch.Tensor) -> torch.Tensor:
+        """Return the mask of one group of N:M in every row if all groups are pruned; M is the length of a group."""
+        pattern = self.layers[0].selector.bound
+        assert isinstance(pattern, NMPattern)
+        array = pattern.framework.to_array(scores_GMR)
+        kept = pattern.keep_best([array[:, place] for place in range(array.shape[1])])
+        return torch.as_tensor(namespace(array).stack(kept, axis=1), device=scores_GMR.device)
+
+    def keep(self, scores_GRF: torch.Tensor) -> torch.Tensor:
+        """Old name of `select`."""
+        warn_deprecated("Problem.keep", "Problem.select")
+        return self.select(scores_GRF)
 
     def keep_of_rows(self, scores_GRF: torch.Tensor) -> torch.Tensor:
         """Old name of `select_per_row`."""
         warn_deprecated("Problem.keep_of_rows", "Problem.select_per_row")
         return self.select_per_row(scores_GRF)
 
-    def select_in_columns(self, scores_GRC: torch.Tensor, start: int) -> torch.Tensor:
-        """What stays in the columns of which the scores are given, from column `start` on."""
-        stop = start + scores_GRC.shape[-1]
-        return self._by_part(scores_GRC, lambda part, scores: part.selector.window(start, stop).keep(scores))
-
     def column_step(self, width: int) -> int | None:
-        """Columns that every layer can decide on by themselves; see `Selector.column_step`."""
-        steps = {part.selector.column_step(width) for part in self.parts}
+        """Number of columns that every layer can select from independently; see `Selector.column_step`."""
+        steps = {layer.selector.column_step(width) for layer in self.layers}
         return steps.pop() if len(steps) == 1 else None
 
-    def select_in_group(self, scores_GMR: torch.Tensor) -> torch.Tensor:
-        """What stays of one group of N:M in every row, where all groups are pruned; M places of G × R groups."""
-        pattern = self.parts[0].selector.bound
-        assert isinstance(pattern, NMPattern)
-        array = pattern.framework.to_array(scores_GMR)
-        kept = pattern.keep_best([array[:, place] for place in range(array.shape[1])])
-        return torch.as_tensor(namespace(array).stack(kept, axis=1), device=scores_GMR.device)
-
     def solve_by_rows(self) -> Solution | None:
-        """The best there is where units are whole output channels; ``None``: they are not.
+        """Return the optimum if units are whole output channels, else ``None``.
 
-        Rows do not make up for each other, so the loss of one is all of its output energy,
-        ``wᵀ Xᵀ X w``, and what is kept of the dense weights cannot be bettered.
+        Rows do not compensate for each other, so pruning a row loses all of its output energy, ``wᵀ Xᵀ X w``, and
+        the kept rows stay as they are.
         """
-        if not all(part.selector.is_of_rows for part in self.parts):
+        if not all(layer.selector.has_whole_rows for layer in self.layers):
             return None
-        keep = self.keep((self.weight @ self.known_gram).mul_(self.weight))
+        keep = self.select((self.weight @ self.known_gram).mul_(self.weight))
         return Solution(weight=self.weight * keep, keep=keep)
 
     @property
     def is_grouped(self) -> bool:
-        """Whether every group of N:M is pruned, in all layers alike, so that groups do not depend on each other."""
+        """Whether all layers prune every group of the same N:M, so that groups are independent."""
         return (
-            all(part.selector.is_grouped for part in self.parts)
-            and len({part.selector.pattern for part in self.parts}) == 1
+            all(layer.selector.is_grouped for layer in self.layers)
+            and len({layer.selector.pattern for layer in self.layers}) == 1
         )
 
     def criterion_scores(self) -> torch.Tensor:
-        """The scores of the configured criterion, which knows nothing of inputs."""
+        """Return the scores of the configured criterion, which ignores the inputs."""
         scores = []
-        for part in self.parts:
-            rows = self.weight[:, slice(*part.rows)]
-            scores.append(part.criterion(rows.reshape(part.selector.view.shape)).reshape(rows.shape))
+        for layer in self.layers:
+            rows = self.weight[:, slice(*layer.rows)]
+            scores.append(layer.criterion(rows.reshape(layer.selector.view.shape)).reshape(rows.shape))
         return torch.cat(scores, dim=1)
 
     def errors_per_layer(self, weight_GRF: torch.Tensor) -> dict[str, float]:
-        """Layer → share lost of its outputs, ``‖X (W − Ŵ)ᵀ‖² / ‖X Wᵀ‖²``."""
-        lost, whole = (self.energy(weights) for weights in (self.weight - weight_GRF, self.weight))
-        found = {}
-        for part in self.parts:
-            rows = slice(*part.rows)
-            total = float(whole[:, rows].sum())
-            found[part.name] = float(lost[:, rows].sum()) / total if total > 0 else 0.0
-        return found
+        """Layer → relative error of its outputs, ``‖X (W − Ŵ)ᵀ‖² / ‖X Ŵᵀ‖²``."""
+        lost, total = (self.energy(weights) for weights in (self.weight - weight_GRF, self.weight))
+        errors = {}
+        for layer in self.layers:
+            rows = slice(*layer.rows)
+            energy = float(total[:, rows].sum())
+            errors[layer.name] = float(lost[:, rows].sum()) / energy if energy > 0 else 0.0
+        return errors
 
     def energy(self, weight_GRF: torch.Tensor) -> torch.Tensor:
-        """Squared norm of what each row gives out; without a Gram matrix, as if input features were uncorrelated."""
+        """Squared norm of the outputs of each row; without a Gram matrix, input features count as uncorrelated."""
         if self.gram is None:
             return (weight_GRF * self.norms[:, None]).square().sum(dim=-1)
         return (weight_GRF @ self.gram).mul_(weight_GRF).sum(dim=-1).clamp_(min=0)
 
-    def _by_part(
-        self, scores_GRF: torch.Tensor, decide: Callable[[LayerRows, torch.Tensor], torch.Tensor]
+    def _select_by_layer(
+        self, scores_GRF: torch.Tensor, select: Callable[[LayerRows, torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        kept = []
-        for part in self.parts:
-            rows = scores_GRF[:, slice(*part.rows)]
-            kept.append(decide(part, rows))
-        return kept[0] if len(kept) == 1 else torch.cat(kept, dim=1)
+        masks = [select(layer, scores_GRF[:, slice(*layer.rows)]) for layer in self.layers]
+        return masks[0] if len(masks) == 1 else torch.cat(masks, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """What a solver found.
+    """The result of a solver.
 
     Attributes:
-        weight: The new weights, of shape (G, R, F); exactly 0.0 where not kept.
-        keep: What stays, of the same shape.
+        weight: The new weights, of shape (G, R, F); exactly 0.0 where pruned.
+        keep: The mask of the kept weights, of the same shape.
     """
 
     weight: torch.Tensor

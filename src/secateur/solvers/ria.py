@@ -1,4 +1,4 @@
-"""Keep the weights that matter most to their output and to their input channel alike."""
+"""RIA: rank weights by their importance relative to their output and input channels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["RIA"]
 @register_solver("ria")
 @dataclass(frozen=True, kw_only=True)
 class RIA(Solver):
-    """Relative importance and activation, compared within each layer.
+    """Rank weights by relative importance and activations within each layer.
 
     The score is ``(|W[i,j]| / Σₖ |W[k,j]| + |W[i,j]| / Σₖ |W[i,k]|) · ‖X[j]‖ᵃ``.
 
     Attributes:
-        power: The exponent a of the activations' norms, ≥ 0.
+        power: The exponent a of the norms of the inputs, ≥ 0.
 
     Raises:
         ConfigError: `power` is negative.
@@ -51,12 +51,12 @@ class RIA(Solver):
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
         size = problem.weight.abs()
-        tiny = torch.finfo(size.dtype).tiny  # of a channel of nothing but zeros
-        of_output = size / size.sum(dim=-1, keepdim=True).clamp(min=tiny)
+        tiny = torch.finfo(size.dtype).tiny  # for channels that are all zero
+        share_of_output = size / size.sum(dim=-1, keepdim=True).clamp(min=tiny)
         scores = []
-        for part in problem.parts:
-            rows = slice(*part.rows)
-            of_input = size[:, rows] / size[:, rows].sum(dim=1, keepdim=True).clamp(min=tiny)
-            scores.append((of_input + of_output[:, rows]) * problem.norms[:, None] ** self.power)
-        keep = problem.keep(torch.cat(scores, dim=1))
+        for layer in problem.layers:
+            rows = slice(*layer.rows)
+            share_of_input = size[:, rows] / size[:, rows].sum(dim=1, keepdim=True).clamp(min=tiny)
+            scores.append((share_of_input + share_of_output[:, rows]) * problem.norms[:, None] ** self.power)
+        keep = problem.select(torch.cat(scores, dim=1))
         return Solution(weight=problem.weight * keep, keep=keep)

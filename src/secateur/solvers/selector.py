@@ -1,4 +1,4 @@
-"""A pattern on one layer or on a piece of it: scores in, booleans out.
+"""Select the weights of one layer, or of some of its columns: scores in, mask out.
 
 Legend: O output channels, K kernel positions, I input channels.
 """
@@ -23,18 +23,18 @@ from secateur.patterns.tiling import BlockTiling, Tiling
 __all__ = ["Selector"]
 
 NAME = "weight"
-"""What the one layer is called among its pattern's layers, where nobody sees it."""
+"""Internal name of the only layer of the pattern."""
 
 
 @dataclass(frozen=True)
 class Selector:
-    """Chooses what stays in one weight of a given shape, exactly so many units of it.
+    """Prunes an exact number of units of a weight of a given shape.
 
     Attributes:
         pattern: Pattern specification.
         view: Shape of the weight, stored as (output channels, kernel positions, input channels).
-        prune: Units to prune, counted as the pattern's budget does: blocks, or groups of N:M.
-        reduction: How the scores of a unit's weights become one.
+        prune: Number of units to prune, as the pattern's budget counts them: blocks, or groups of N:M.
+        reduction: How the scores of a unit's weights are reduced to one.
     """
 
     pattern: str
@@ -48,16 +48,16 @@ class Selector:
         """The pattern, bound to this shape alone.
 
         Raises:
-            UnsupportedModelError: The pattern couples layers, so that one alone cannot be decided on.
+            UnsupportedModelError: The pattern couples layers, so no layer can be pruned by itself.
         """
         settings = {"pattern": self.pattern, "pruning_scope": "local", "criterion_reduce_type": self.reduction}
-        found = get_pattern(settings, {NAME: self.view})
-        if found.units.keys() != {NAME}:
+        pattern = get_pattern(settings, {NAME: self.view})
+        if pattern.units.keys() != {NAME}:
             raise UnsupportedModelError(
-                f"pattern {self.pattern!r} couples layers, and solvers decide layer by layer. "
-                f"Prune it without a solver: secateur.prune(model, config)."
+                f"pattern {self.pattern!r} couples layers, and solvers prune each layer by itself. "
+                f"Prune without a solver: secateur.prune(model, config)."
             )
-        return found
+        return pattern
 
     @property
     def units(self) -> int:
@@ -71,14 +71,14 @@ class Selector:
 
     @cached_property
     def sparsity(self) -> float:
-        """Share of weights that go."""
+        """Share of the weights to prune."""
         return float(Fraction(self.prune, self.units) * self.bound.budget.unit_share)
 
-    def keep(self, scores: torch.Tensor) -> torch.Tensor:
-        """What stays, for one score per weight.
+    def select(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the mask of the weights to keep, given one score per weight.
 
         Args:
-            scores: In any shape that reshapes to the weight's, output channels first; the higher survive.
+            scores: In any shape that reshapes to the weight's, output channels first; higher scores survive.
 
         Returns:
             Booleans in the shape of `scores`.
@@ -91,29 +91,29 @@ class Selector:
         return mask.reshape(scores.shape)
 
     def select_per_row(self, scores: torch.Tensor) -> torch.Tensor:
-        """`keep`, with the same share from every output channel, or from every row of blocks.
+        """Like `select`, but prune the same share of every output channel, or of every row of blocks.
 
-        Where units span all input features or all output channels, and in groups of N:M, that is `keep` itself.
+        This equals `select` if units span all input features or all output channels, and for groups of N:M.
         """
         tiling = self.tiling
         if not isinstance(tiling, BlockTiling) or tiling.grid[0] == 1 or tiling.grid[1] * tiling.grid[2] == 1:
-            return self.keep(scores)
-        wide = self.bound.stream(NAME, {NAME: self.bound.framework.to_array(scores.reshape(self.view.shape))})
-        wide.refuse_nan()
-        units = torch.cat([torch.as_tensor(chunk) for chunk, _ in wide.read()]).reshape(tiling.grid[0], -1)
+            return self.select(scores)
+        stream = self.bound.stream(NAME, {NAME: self.bound.framework.to_array(scores.reshape(self.view.shape))})
+        stream.refuse_nan()
+        units = torch.cat([torch.as_tensor(chunk) for chunk, _ in stream.read()]).reshape(tiling.grid[0], -1)
         order = units.argsort(dim=1, descending=True, stable=True)
-        places = torch.arange(units.shape[1], 0, -1, device=units.device, dtype=torch.float32).expand_as(units)
-        ranks = self.bound.framework.to_array(torch.empty_like(places).scatter_(1, order, places).reshape(-1))
+        falling = torch.arange(units.shape[1], 0, -1, device=units.device, dtype=torch.float32).expand_as(units)
+        ranks = self.bound.framework.to_array(torch.empty_like(falling).scatter_(1, order, falling).reshape(-1))
         ranked = Scores(NAME, lambda: iter([ranks]), tiling.count)
-        chosen = self.bound.select_units({NAME: ranked}, {NAME: self.prune})
-        return torch.as_tensor(self.bound.weight_masks(chosen)[NAME], device=scores.device).reshape(scores.shape)
+        keep = self.bound.select_units({NAME: ranked}, {NAME: self.prune})
+        return torch.as_tensor(self.bound.weight_masks(keep)[NAME], device=scores.device).reshape(scores.shape)
 
     def losses(self, name: str, scores: Callable[[], torch.Tensor]) -> Scores:
-        """What each unit would lose, as a stream to rank.
+        """Return what pruning each unit would lose, as a stream of scores to rank.
 
         Args:
-            name: What to call the layer in errors.
-            scores: Makes one score per weight, as for `keep`, whenever the stream is read.
+            name: The layer's name in errors.
+            scores: Computes one score per weight, as for `select`, each time the stream is read.
         """
 
         def chunks() -> Iterator[Array]:
@@ -123,23 +123,23 @@ class Selector:
         return Scores(name, chunks, self.units)
 
     @property
-    def is_of_rows(self) -> bool:
-        """Whether a unit has all weights of its output channels."""
+    def has_whole_rows(self) -> bool:
+        """Whether units are whole output channels."""
         tiling = self.tiling
         return isinstance(tiling, BlockTiling) and tiling.grid[1:] == (1, 1)
 
     @property
     def is_grouped(self) -> bool:
-        """Whether every group of N:M is pruned, each decided on by itself; a subclass may differ."""
+        """Whether every group of N:M is pruned and independent of the others; not assumed of subclasses."""
         return type(self.bound) is NMPattern and self.prune == self.units
 
     def column_step(self, width: int) -> int | None:
-        """Columns (input features) to decide on together, about `width`; ``None``: only all of them."""
+        """Number of columns (input features) to select from together, close to `width`; ``None``: all of them."""
         span = self.tiling.span
         return None if span is None else max(1, width // span) * span
 
     def window(self, start: int, stop: int) -> Selector:
-        """The same pattern on columns `start` to `stop`, which prunes its share of the units."""
+        """Return the selector for columns `start` to `stop`, which prunes their share of the units."""
         outputs, features = self.view.shape[0], self.view.shape[1] * self.view.shape[2]
         done = [round(Fraction(self.prune * column, features)) for column in (start, stop)]
         key = (stop - start, done[1] - done[0])

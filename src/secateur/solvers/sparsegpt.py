@@ -1,7 +1,7 @@
-"""Remove weights one column after another, and let the columns to come make up for what each loses.
+"""SparseGPT: prune column by column, and compensate in the columns that follow.
 
-Legend: G groups, R rows (output channels), F input features, C columns (input features) looked at together. Weights are
-held transposed, so that a column lies in one piece.
+Legend: G groups, R rows (output channels), F input features, C columns (input features) processed together. Weights
+are stored transposed, so that a column is contiguous.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ import torch
 
 from secateur.errors import ConfigError
 from secateur.solvers.base import Solver, register_solver
-from secateur.solvers.gram import damped, factorize_inverse
+from secateur.solvers.gram import damp, factorize_inverse
 from secateur.solvers.problem import Problem, Solution
 
 __all__ = ["SparseGPT"]
 
 STRIP = 16
-"""Columns between which losses are passed on one by one; beyond, a strip's losses go by one product."""
+"""Columns within which errors are propagated one by one. Beyond the strip, one product propagates them together."""
 
 
 @register_solver("sparsegpt")
 @dataclass(frozen=True, kw_only=True)
 class SparseGPT(Solver):
-    """Optimal brain surgeon with one order of columns for all rows.
+    """Optimal brain surgeon with the same order of columns for all rows.
 
     With ``(Xᵀ X + λ I)⁻¹ = Uᵀ U``, U upper triangular, removing weight w of column j costs
-    ``w² / U[j,j]²``, and the columns k > j are corrected by ``−w · U[j,k] / U[j,j]``. What stays is chosen
-    from the weights as corrected so far, `columns` columns at a time, and of N:M each group when its turn comes. Units
-    that span more columns than that, as channels do, are chosen once, at the start.
+    ``w² / U[j,j]²``, and the columns k > j are corrected by ``−w · U[j,k] / U[j,j]``. Weights are selected
+    by their corrected values, `columns` columns at a time, or N:M group by group. Units that span more columns, such as
+    channels, are selected once at the start.
 
     Attributes:
         damping: λ as a share of the mean diagonal element, > 0.
-        columns: Columns decided on together, ≥ 1.
+        columns: Columns whose weights are selected together, ≥ 1.
 
     Raises:
         ConfigError: A value is out of range.
@@ -63,9 +63,9 @@ class SparseGPT(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
-        if (solved := problem.solve_by_rows()) is not None:
-            return solved
-        factor_GFF = factorize_inverse(damped(problem.known_gram, self.damping))
+        if (solution := problem.solve_by_rows()) is not None:
+            return solution
+        factor_GFF = factorize_inverse(damp(problem.known_gram, self.damping))
         state = _State(problem, factor_GFF)
         step = problem.column_step(self.columns)
         if step is None:
@@ -79,43 +79,43 @@ class SparseGPT(Solver):
 
 
 class _State:
-    """The weights as corrected so far, each over its column's diagonal element, and which of them go."""
+    """The corrected weights, each divided by its column's diagonal element, and which of them are pruned."""
 
     def __init__(self, problem: Problem, factor_GFF: torch.Tensor) -> None:
         self.problem = problem
         self.is_grouped = problem.is_grouped
         self.diagonal_GF1 = factor_GFF.diagonal(dim1=-2, dim2=-1)[..., None]
-        # Divided by the diagonal once for all, an error is what it costs, and no column need be divided when it goes.
+        # After division by the diagonal, an error is its own cost, and columns need no division later.
         self.factor_GFF = factor_GFF / self.diagonal_GF1.transpose(1, 2)
-        self.weight_GFR = _turned(problem.weight).div_(self.diagonal_GF1)
-        self.goes_GFR = torch.zeros_like(self.weight_GFR, dtype=torch.bool)
+        self.weight_GFR = _transpose(problem.weight).div_(self.diagonal_GF1)
+        self.is_pruned_GFR = torch.zeros_like(self.weight_GFR, dtype=torch.bool)
         self.errors_GFR = torch.empty_like(self.weight_GFR)
-        held = (self.weight_GFR, self.goes_GFR, self.errors_GFR)
-        self._columns = list(zip(*(one.unbind(1) for one in held), strict=True))
+        tensors = (self.weight_GFR, self.is_pruned_GFR, self.errors_GFR)
+        self._columns = list(zip(*(tensor.unbind(1) for tensor in tensors), strict=True))
 
     @property
     def features(self) -> int:
-        """How many columns there are."""
+        """Number of columns."""
         return self.weight_GFR.shape[1]
 
     def decide(self, start: int, stop: int) -> None:
-        """Choose what goes from columns `start` to `stop`, from their weights as they are now."""
+        """Select the weights to prune in columns `start` to `stop` by their current values."""
         scores_GCR = self.weight_GFR[:, start:stop].square()
         if self.is_grouped:
-            stays_GCR = self.problem.select_in_group(scores_GCR)
+            keep_GCR = self.problem.select_in_group(scores_GCR)
         elif stop - start == self.features:
-            stays_GCR = self.problem.keep(scores_GCR.transpose(1, 2)).transpose(1, 2)
+            keep_GCR = self.problem.select(scores_GCR.transpose(1, 2)).transpose(1, 2)
         else:
-            stays_GCR = self.problem.select_in_columns(scores_GCR.transpose(1, 2), start).transpose(1, 2)
-        torch.logical_not(stays_GCR, out=self.goes_GFR[:, start:stop])
+            keep_GCR = self.problem.select_in_columns(scores_GCR.transpose(1, 2), start).transpose(1, 2)
+        torch.logical_not(keep_GCR, out=self.is_pruned_GFR[:, start:stop])
 
     def eliminate(self, start: int, stop: int, group: int | None) -> None:
-        """Remove what goes from columns `start` to `stop`, and correct all columns behind.
+        """Prune the selected weights of columns `start` to `stop`, and correct all later columns.
 
         Args:
             start: First column.
-            stop: The one behind the last.
-            group: Columns that are decided on when their turn comes; ``None``: all are decided on already.
+            stop: End of the range, exclusive.
+            group: Columns per N:M group, selected when reached; ``None``: all weights are selected already.
         """
         strip = STRIP if group is None else max(1, STRIP // group) * group
         for first, last in _strips(stop - start, strip):
@@ -129,8 +129,8 @@ class _State:
 
     def solution(self) -> Solution:
         """What is left."""
-        weight_GFR = self.weight_GFR.mul_(self.diagonal_GF1).masked_fill_(self.goes_GFR, 0.0)
-        return Solution(weight=weight_GFR.transpose(1, 2), keep=~self.goes_GFR.transpose(1, 2))
+        weight_GFR = self.weight_GFR.mul_(self.diagonal_GF1).masked_fill_(self.is_pruned_GFR, 0.0)
+        return Solution(weight=weight_GFR.transpose(1, 2), keep=~self.is_pruned_GFR.transpose(1, 2))
 
     def _remove(self, column: int, last: int) -> None:
         """Remove what goes from a column, and correct the columns behind it, up to `last`."""
@@ -141,18 +141,18 @@ class _State:
             self.weight_GFR[:, column + 1 : last].baddbmm_(row_GC1, error_GR[:, None], alpha=-1)
 
     def _correct(self, first: int, last: int, end: int) -> None:
-        """Pass the errors of columns `first` to `last` on to those behind, up to `end`."""
+        """Propagate the errors of columns `first` to `last` to the columns up to `end`."""
         if last < end:
             factor_GCC = self.factor_GFF[:, first:last, last:end].transpose(1, 2)
             self.weight_GFR[:, last:end].baddbmm_(factor_GCC, self.errors_GFR[:, first:last], alpha=-1)
 
 
-def _turned(matrix_GRF: torch.Tensor) -> torch.Tensor:
-    """A copy with rows and columns exchanged; matrix by matrix, as torch then goes in tiles."""
-    turned_GFR = matrix_GRF.new_empty((len(matrix_GRF), matrix_GRF.shape[2], matrix_GRF.shape[1]))
-    for target_FR, source_RF in zip(turned_GFR, matrix_GRF, strict=True):
+def _transpose(matrix_GRF: torch.Tensor) -> torch.Tensor:
+    """Return a transposed copy, made matrix by matrix, because torch then copies in tiles."""
+    transposed_GFR = matrix_GRF.new_empty((len(matrix_GRF), matrix_GRF.shape[2], matrix_GRF.shape[1]))
+    for target_FR, source_RF in zip(transposed_GFR, matrix_GRF, strict=True):
         target_FR.copy_(source_RF.T)
-    return turned_GFR
+    return transposed_GFR
 
 
 def _strips(total: int, step: int) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Keep the weights with the largest share in their outputs."""
+"""Wanda: rank weights by magnitude times the norm of their input."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["Wanda"]
 @register_solver("wanda")
 @dataclass(frozen=True)
 class Wanda(Solver):
-    """Score ``|W[i,j]| · ‖X[j]‖``, compared within each output channel.
+    """Rank weights by ``|W[i,j]| · ‖X[j]‖`` within each output channel.
 
-    A block's score is the sum over its weights, compared within its row of blocks.
+    The score of a block is the sum over its weights; blocks are ranked within their row of blocks.
 
     Source:
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695, equation 1.

@@ -123,8 +123,8 @@ class CalibratedRun:
                 allocation = self.recipe.allocation
                 task = AllocationTask(
                     pattern=pattern,
-                    survey=partial(self._survey, pattern, allocation.needs),
-                    reading=partial(self._reading, pattern),
+                    iterate_problems=partial(self._survey, pattern, allocation.needs),
+                    load=partial(self._reading, pattern),
                 )
                 found |= allocate(allocation, task)
         return found

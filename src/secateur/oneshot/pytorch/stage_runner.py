@@ -18,7 +18,7 @@ from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.oneshot.pytorch.stages import BlockStage, Stage
-from secateur.oneshot.pytorch.targets import Target, make_problem, write
+from secateur.oneshot.pytorch.targets import Target, make_problem, write_solution
 from secateur.refiners.base import BlockTask
 from secateur.results import LayerResult
 from secateur.solvers.problem import Problem, Solution
@@ -104,11 +104,11 @@ class StageRunner:
             solution = self._solved(problem)
             seconds += time.perf_counter() - began
             errors |= problem.errors_per_layer(solution.weight)
-            masks |= write(group, problem, solution)
+            masks |= write_solution(group, problem, solution)
         if isinstance(stage, BlockStage):
             for refiner in self.recipe.block_refiners:
                 refiner.refine(self._block_task(stage, masks, outputs))
-        found = {name: asdict(targets[name].verified(mask)) for name, mask in masks.items()}
+        found = {name: asdict(targets[name].verify(mask)) for name, mask in masks.items()}
         self._note(found, errors, seconds)
         self.journal.commit(number, changed, {"results": found, "errors": errors, "seconds": seconds})
 

@@ -1,4 +1,4 @@
-"""The layers to be pruned: the weight of each, how to decide on it, and how much of it goes."""
+"""The layers to prune: the weight of each, how to select from it, and how many units to prune."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from secateur.solvers.magnitude import Magnitude
 from secateur.solvers.problem import LayerRows, Problem, Solution
 from secateur.solvers.selector import Selector
 
-__all__ = ["Target", "build_targets", "make_problem", "write"]
+__all__ = ["Target", "build_targets", "make_problem", "write_solution"]
 
 
-ALONE = {
+FIXED_COUNT = {
     "pruning_scope": "local",
     "target_sparsity": None,
     "min_sparsity_ratio_per_op": 0.0,
     "max_sparsity_ratio_per_op": 1.0,
 }
-"""Settings of one layer whose count is decided: the shares and bounds that led to it no longer matter."""
+"""Settings of a layer whose count is fixed: the shares and bounds that led to it no longer matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One layer to be pruned.
+    """One layer to prune.
 
     Attributes:
         name: The layer's name in the model.
         module: The layer.
         pattern: The pattern, bound to this layer alone.
-        selector: Chooses what stays.
+        selector: Selects the weights to keep.
     """
 
     name: str
@@ -53,32 +53,32 @@ class Target:
 
     @property
     def weight(self) -> ParameterWeight:
-        """The weight, as it is now."""
+        """The current weight."""
         return ParameterWeight(self.name, self.pattern)
 
     def matrix(self) -> torch.Tensor:
-        """The weight in float32: groups × output channels of one × input features."""
+        """Return the weight in float32, of shape (groups, output channels per group, input features)."""
         canonical = self.weight.canonical().float()
         groups = self.pattern.views[self.name].groups
         return canonical.reshape(groups, canonical.shape[0] // groups, -1)
 
-    def stored(self, array_GRF: torch.Tensor) -> torch.Tensor:
-        """The inverse, for weights and for masks."""
+    def to_stored(self, array_GRF: torch.Tensor) -> torch.Tensor:
+        """Return weights or a mask of that shape in the weight's stored shape."""
         view = self.pattern.views[self.name]
         found: torch.Tensor = view.stored(array_GRF.reshape(view.canonical_shape))
         return found
 
     def score(self, weight_OKI: torch.Tensor) -> torch.Tensor:
-        """What the configuration ranks by, without calibration."""
+        """Return the scores of the configured criterion, which ignores the inputs."""
         criterion = get_criterion(self.pattern.config, self.name)
         found = criterion.score(self.pattern.framework.to_array(weight_OKI), None)
         return torch.as_tensor(found, device=weight_OKI.device)
 
-    def verified(self, mask: torch.Tensor) -> LayerResult:
-        """What was pruned.
+    def verify(self, mask: torch.Tensor) -> LayerResult:
+        """Verify the mask and the weight, and return what was pruned.
 
         Raises:
-            StateError: Mask or weight are not as the pattern says.
+            StateError: The mask or the weight does not fit the pattern.
         """
         weight = self.weight
         weight.mask = mask
@@ -89,12 +89,12 @@ class Target:
 
 
 def build_targets(plan: Plan, counts: Mapping[str, int], solver: Solver) -> dict[str, Target]:
-    """The layers that have a count, in the model's order.
+    """Build the targets for all layers that have a count, in the model's order.
 
     Args:
         plan: The plan.
-        counts: Layer that the plan prunes → how many of its units go, as the pattern's budget counts them.
-        solver: Decides how the scores of a unit's weights become one.
+        counts: Layer → number of units to prune, as the pattern's budget counts them.
+        solver: The solver, which determines how the scores of a unit's weights are reduced.
     """
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
     return {
@@ -107,16 +107,16 @@ def build_targets(plan: Plan, counts: Mapping[str, int], solver: Solver) -> dict
 def _target(name: str, pattern: BasePattern, count: int, solver: Solver) -> Target:
     if pattern.config.kind == "pattern_lock":
         raise ConfigError(
-            f"layer {name!r}: kind='pattern_lock' keeps the zeros that are there, so there is nothing to solve. Use "
-            f"secateur.prepare to train with it."
+            f"layer {name!r}: kind='pattern_lock' keeps the existing zeros, so there is nothing to prune. Use it with "
+            f"secateur.prepare."
         )
     if pattern.config.keep_zeros:
         raise ConfigError(
-            f"layer {name!r}: keep_zeros=True cannot be kept to by a solver, which decides on all weights anew. Leave "
-            f"it out, or prune without calibration data."
+            f"layer {name!r}: solvers do not support keep_zeros=True, because they select from all weights. Leave it "
+            f"out, or prune without calibration data."
         )
     config, module, view = pattern.config, pattern.modules[name], pattern.views[name]
-    single = get_pattern(config.model_copy(update=ALONE), {name: module})
+    single = get_pattern(config.model_copy(update=FIXED_COUNT), {name: module})
     canonical = WeightView(
         shape=view.canonical_shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=view.groups
     )
@@ -126,12 +126,12 @@ def _target(name: str, pattern: BasePattern, count: int, solver: Solver) -> Targ
 
 
 def make_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
-    """The problem of layers that read the same inputs."""
-    first, row, parts, weights = targets[0].name, 0, [], []
+    """Build the problem of layers that read the same inputs."""
+    first, row, layers, weights = targets[0].name, 0, [], []
     for target in targets:
         weight_GRF = target.matrix()
         rows = (row, row + weight_GRF.shape[1])
-        parts.append(LayerRows(name=target.name, rows=rows, selector=target.selector, criterion=target.score))
+        layers.append(LayerRows(name=target.name, rows=rows, selector=target.selector, criterion=target.score))
         weights.append(weight_GRF)
         row = rows[1]
     norms_GF = statistics.norms(first)
@@ -139,20 +139,20 @@ def make_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
         weight=torch.cat(weights, dim=1).clone(),
         norms=norms_GF,
         gram=statistics.pop_gram(first),
-        parts=parts,
+        layers=layers,
     )
 
 
-def write(targets: list[Target], problem: Problem, solution: Solution) -> dict[str, torch.Tensor]:
-    """Put what was found into the model; returns layer → mask in the weight's stored shape."""
+def write_solution(targets: list[Target], problem: Problem, solution: Solution) -> dict[str, torch.Tensor]:
+    """Write a solution into the model; returns layer → mask in the weight's stored shape."""
     masks = {}
-    for target, part in zip(targets, problem.parts, strict=True):
-        rows = slice(*part.rows)
+    for target, layer in zip(targets, problem.layers, strict=True):
+        rows = slice(*layer.rows)
         weight = target.weight
         before, after, mask = (
-            target.stored(array[:, rows]) for array in (problem.weight, solution.weight, solution.keep)
+            target.to_stored(array[:, rows]) for array in (problem.weight, solution.weight, solution.keep)
         )
-        # What is as before stays so to the last bit, which float32 may not hold.
+        # Weights that did not change keep their exact bits, which float32 may not represent.
         weight.stored.copy_(torch.where(after == before, weight.stored, after))
         weight.mask = masks[target.name] = mask
         weight.apply_mask()

@@ -33,7 +33,7 @@ class Watching(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         solution = Wanda().solve(problem)
-        self.problems["+".join(part.name for part in problem.parts)] = problem
+        self.problems["+".join(part.name for part in problem.layers)] = problem
         return solution
 
 
@@ -405,7 +405,7 @@ def test_a_registered_solver_goes_by_its_name() -> None:
         needs = "nothing"
 
         def solve(self, problem: Problem) -> Solution:
-            keep = problem.keep(torch.arange(problem.weight.numel()).reshape(problem.weight.shape).float())
+            keep = problem.select(torch.arange(problem.weight.numel()).reshape(problem.weight.shape).float())
             return Solution(weight=problem.weight * keep, keep=keep)
 
     model = mlp()

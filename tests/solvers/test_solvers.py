@@ -28,7 +28,7 @@ from secateur.patterns.nm import NMPattern
 from secateur.patterns.selection import Scores
 from secateur.refiners import PCG
 from secateur.solvers import ALPS, RIA, SOLVERS, Magnitude, Solver, SparseGPT, Wanda, alps
-from secateur.solvers.gram import SMALL, conjugate_gradients, damped, factorize_inverse, inverse
+from secateur.solvers.gram import MAX_UNSPLIT_SIZE, conjugate_gradients, damp, factorize_inverse, invert
 from secateur.solvers.problem import Problem, Solution
 
 SHAPE = (8, 16)
@@ -54,7 +54,7 @@ def test_exactly_so_many_go_in_whole_units_and_are_zero(name: str, case: str) ->
     assert int((~solution.keep).sum()) == pruned_count(found)
     assert not solution.weight[~solution.keep].any()
     assert torch.isfinite(solution.weight).all()
-    part = found.parts[0].selector
+    part = found.layers[0].selector
     assert part.bound.violations({"weight": solution.keep.reshape(part.view.shape)}, part.sparsity) == {}
     torch.testing.assert_close(found.weight, given, rtol=0, atol=0)
 
@@ -288,8 +288,8 @@ def test_layers_that_share_inputs_are_decided_on_one_by_one() -> None:
     inputs = realistic_inputs(64, 16)
     alone = [problem(realistic_weight(8, 16, seed) * scale, inputs) for seed, scale in ((0, 1.0), (1, 50.0))]
     rows = {"a": (0, 8), "b": (8, 16)}
-    parts = [replace(one.parts[0], name=name, rows=rows[name]) for name, one in zip(rows, alone, strict=True)]
-    together = replace(alone[0], weight=torch.cat([one.weight for one in alone], dim=1), parts=parts)
+    parts = [replace(one.layers[0], name=name, rows=rows[name]) for name, one in zip(rows, alone, strict=True)]
+    together = replace(alone[0], weight=torch.cat([one.weight for one in alone], dim=1), layers=parts)
     for solver in (RIA(), Wanda(), Magnitude(), SparseGPT()):
         expected = torch.cat([solver.solve(one).keep for one in alone], dim=1)
         torch.testing.assert_close(solver.solve(together).keep, expected, rtol=0, atol=0)
@@ -361,7 +361,7 @@ def alternated(
         keep_RF = choose(wanted_RF**2)
         copy_RF = wanted_RF * keep_RF
         multiplier_RF = multiplier_RF + rho * (solved_RF - copy_RF)
-        if iteration % alps.PACE == 0:
+        if iteration % alps.RHO_INTERVAL == 0:
             changed = (keep_RF & ~last_RF).sum() / keep_RF.sum()
             if changed == 0:
                 break
@@ -414,26 +414,26 @@ def test_conjugate_gradients_never_climb() -> None:
     assert errors[-1] < 0.5 * errors[0]
 
 
-@pytest.mark.parametrize("width", [1, 5, 33, SMALL + 1, 3 * SMALL])
+@pytest.mark.parametrize("width", [1, 5, 33, MAX_UNSPLIT_SIZE + 1, 3 * MAX_UNSPLIT_SIZE])
 def test_inverse_factor(width: int) -> None:
     inputs = realistic_inputs(100, width + width % 2)[:, :width]
-    matrix = damped((inputs.T @ inputs)[None].repeat(2, 1, 1), 0.01)
+    matrix = damp((inputs.T @ inputs)[None].repeat(2, 1, 1), 0.01)
     factor = factorize_inverse(matrix)
     assert (factor == factor.triu()).all()
     product_of_both = (factor.transpose(1, 2) @ factor).double() @ matrix.double()
     torch.testing.assert_close(product_of_both, torch.eye(width).double().expand(2, -1, -1), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("width", [5, 3 * SMALL])
+@pytest.mark.parametrize("width", [5, 3 * MAX_UNSPLIT_SIZE])
 def test_inverse(width: int) -> None:
     inputs = realistic_inputs(2 * width, width).double()
-    matrix = damped((inputs.T @ inputs)[None], 0.01)
+    matrix = damp((inputs.T @ inputs)[None], 0.01)
     expected = np.linalg.inv(matrix[0].numpy())
-    torch.testing.assert_close(inverse(matrix)[0].numpy(), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+    torch.testing.assert_close(invert(matrix)[0].numpy(), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
 
 
 def test_a_matrix_that_is_not_positive_in_a_late_half_is_damped() -> None:
-    matrix = torch.eye(3 * SMALL)
+    matrix = torch.eye(3 * MAX_UNSPLIT_SIZE)
     matrix[-1, -1] = -1e-5
     factor = factorize_inverse(matrix[None])[0]
     assert bool(torch.isfinite(factor).all())
@@ -442,8 +442,8 @@ def test_a_matrix_that_is_not_positive_in_a_late_half_is_damped() -> None:
 
 def test_damping() -> None:
     gram = torch.diag(torch.tensor([1.0, 3.0]))[None]
-    torch.testing.assert_close(damped(gram, 0.5), torch.diag(torch.tensor([2.0, 4.0]))[None])
-    torch.testing.assert_close(damped(torch.zeros(1, 2, 2), 0.5), torch.eye(2)[None])
+    torch.testing.assert_close(damp(gram, 0.5), torch.diag(torch.tensor([2.0, 4.0]))[None])
+    torch.testing.assert_close(damp(torch.zeros(1, 2, 2), 0.5), torch.eye(2)[None])
     assert gram[0].trace() == 4, "the matrix given is left alone"
 
 
@@ -483,7 +483,7 @@ class Newest(Solver):
     needs = "nothing"
 
     def solve(self, problem: Problem) -> Solution:
-        keep = problem.keep(torch.arange(problem.weight.numel(), dtype=torch.float32).reshape(problem.weight.shape))
+        keep = problem.select(torch.arange(problem.weight.numel(), dtype=torch.float32).reshape(problem.weight.shape))
         return Solution(weight=problem.weight * keep, keep=keep)
 
 
@@ -510,3 +510,12 @@ def test_a_subclass_of_a_pattern_decides_for_itself(name: str) -> None:
     register_pattern("first of group")(FirstOfGroup)
     found = problem(realistic_weight(*SHAPE), realistic_inputs(64, SHAPE[1]), "first of group")
     assert torch.equal(SOLVERS[name]().solve(found).keep[0, 0], torch.arange(SHAPE[1]) % 4 < 2)
+
+
+def test_old_names_of_selecting_still_work() -> None:
+    found = problem(torch.randn(4, 8), torch.randn(64, 8), "4x1")
+    scores = found.weight.abs()
+    with pytest.deprecated_call(match=r"Problem.keep is deprecated. Use Problem.select."):
+        assert torch.equal(found.keep(scores), found.select(scores))
+    with pytest.deprecated_call(match=r"Problem.keep_of_rows is deprecated. Use Problem.select_per_row."):
+        assert torch.equal(found.keep_of_rows(scores), found.select_per_row(scores))

@@ -19,7 +19,7 @@ from secateur.refiners import Block, Distill
 from secateur.refiners.base import BlockTask, ModelTask
 from secateur.refiners.block import _loss
 from secateur.refiners.distill import _divergence
-from secateur.refiners.tuning import LEAST_SCALE, MaskedAdam, turns
+from secateur.refiners.tuning import MIN_SCALE, MaskedAdam, shuffle_batches
 from training.models import bits
 
 
@@ -164,10 +164,10 @@ def test_distillation_ends_in_time() -> None:
 
 
 def test_every_batch_has_its_turn() -> None:
-    steps = list(itertools.islice(turns(6, 2, seed=0), 6))
+    steps = list(itertools.islice(shuffle_batches(6, 2, seed=0), 6))
     assert sorted(itertools.chain(*steps[:3])) == sorted(itertools.chain(*steps[3:])) == list(range(6))
     assert steps[:3] != steps[3:]
-    assert sorted(next(turns(3, 8, seed=0))) == [0, 1, 2]
+    assert sorted(next(shuffle_batches(3, 8, seed=0))) == [0, 1, 2]
 
 
 def test_a_step_is_a_share_of_the_parameter() -> None:
@@ -177,17 +177,17 @@ def test_a_step_is_a_share_of_the_parameter() -> None:
         model[0].weight.fill_(3.0)
         model[0].bias.zero_()
     tuner = MaskedAdam(model, {"0.weight": torch.ones(4, 4, dtype=torch.bool)}, 0.1)
-    with tuner.gradients():
+    with tuner.enable_gradients():
         model(torch.ones(1, 4)).sum().backward()
         tuner.step(1.0)
     torch.testing.assert_close(model[0].weight, torch.full((4, 4), 3.0 - 0.1 * 3.0), rtol=1e-4, atol=0)
-    torch.testing.assert_close(model[0].bias, torch.full((4,), -0.1 * LEAST_SCALE), rtol=1e-4, atol=0)
+    torch.testing.assert_close(model[0].bias, torch.full((4,), -0.1 * MIN_SCALE), rtol=1e-4, atol=0)
 
 
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:
     model = nn.Linear(4, 4)
     tuner = MaskedAdam(model, {"weight": torch.ones(4, 4, dtype=torch.bool)}, 0.1)
-    with tuner.gradients():
+    with tuner.enable_gradients():
         (model(torch.ones(1, 4)).sum() * torch.inf).backward()
         with pytest.raises(CalibrationError, match=r"The gradient of '(weight|bias)' is not finite\. Lower the"):
             tuner.step(1.0)

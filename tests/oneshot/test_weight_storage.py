@@ -74,7 +74,7 @@ class Surveying(Allocation):
         self.seen: list[Problem] = []
 
     def counts(self, task: AllocationTask) -> dict[str, int]:
-        for _, problems in task.survey():
+        for _, problems in task.iterate_problems():
             self.seen += problems
         return {name: task.pattern.budget.alone(name, 0.5) for name in task.units}
 
@@ -200,7 +200,7 @@ def test_pruning_on_a_gpu(name: str, options: dict[str, Any]) -> None:
     options = {**options, "config": {**IN_BLOCKS.get(name, CONFIG), **options.get("config", {})}}
     model, given = family(name), inputs_of(name, padded=name != "vit")
     homes = [(id(held), held.device) for held in (*model.parameters(), *model.buffers())]
-    spy = Spy(lambda problem: (problem.weight.device.type, problem.norms.device.type, problem.keep(problem.weight)))
+    spy = Spy(lambda problem: (problem.weight.device.type, problem.norms.device.type, problem.select(problem.weight)))
     report = pruned(model, execute(given, device="cuda"), solver=spy, **options)
     assert {(seen[0], seen[1], seen[2].device.type) for seen in spy.seen} == {("cuda", "cuda", "cuda")}
     assert [(id(held), held.device) for held in (*model.parameters(), *model.buffers())] == homes
@@ -307,7 +307,7 @@ def test_a_survey_sees_in_files_what_it_sees_in_memory(dense: Path, tmp_path: Pa
     pruned(family("llama"), execute(given), allocation=expected, config=FREE)
     assert len(found.seen) == len(expected.seen) == 12
     for one, other in zip(found.seen, expected.seen, strict=True):
-        assert [part.name for part in one.parts] == [part.name for part in other.parts]
+        assert [part.name for part in one.layers] == [part.name for part in other.layers]
         assert torch.equal(one.weight, other.weight)
         assert torch.equal(one.known_gram, other.known_gram)
 

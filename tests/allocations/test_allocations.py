@@ -24,7 +24,7 @@ from secateur.allocations import (
     register_allocation,
 )
 from secateur.allocations.owl import apportion
-from secateur.allocations.sensitivity import cheapest
+from secateur.allocations.sensitivity import minimize_error
 from secateur.errors import CalibrationError, ConfigError, UnknownNameError, UnsupportedModelError
 from secateur.frameworks.view import WeightView
 from secateur.patterns import BasePattern, Units, get_pattern, register_pattern
@@ -54,13 +54,13 @@ def task_of(weights: Arrays, inputs: Arrays, parts: Sequence[Sequence[str]] | No
         selector = Selector(pattern.pattern, view, 0)
         part = LayerRows(name=name, rows=(0, outputs), selector=selector, criterion=torch.abs)
         gram, norms = (rows.T @ rows)[None], rows.norm(dim=0)[None]
-        return Problem(weight=weight[None], norms=norms, gram=gram, parts=[part])
+        return Problem(weight=weight[None], norms=norms, gram=gram, layers=[part])
 
-    def survey() -> Iterator[tuple[str, list[Problem]]]:
+    def iterate_problems() -> Iterator[tuple[str, list[Problem]]]:
         for number, names in enumerate(parts or [[name] for name in weights]):
             yield f"part {number}", [problem(name) for name in names]
 
-    return AllocationTask(pattern=pattern, survey=survey)
+    return AllocationTask(pattern=pattern, iterate_problems=iterate_problems)
 
 
 def random_layers(seed: int, rows: Sequence[int]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -161,7 +161,7 @@ def test_the_inputs_are_those_of_the_run_and_not_of_the_survey() -> None:
         needs = "norms"
 
         def counts(self, task: AllocationTask) -> dict[str, int]:
-            assert [name for name, _ in task.survey()] == ["0", "1", "2"]
+            assert [name for name, _ in task.iterate_problems()] == ["0", "1", "2"]
             return super().counts(task)
 
     plain, surveyed = model(), model()
@@ -183,10 +183,12 @@ class NoSurvey(Exception):  # noqa: N818 - says what must not happen
 
 
 def unsurveyed(**config: Any) -> AllocationTask:
-    def survey() -> Iterator[Any]:
+    def iterate_problems() -> Iterator[Any]:
         raise NoSurvey
 
-    return AllocationTask(pattern=get_pattern(config, {"a": nn.Linear(8, 4), "b": nn.Linear(8, 8)}), survey=survey)
+    return AllocationTask(
+        pattern=get_pattern(config, {"a": nn.Linear(8, 4), "b": nn.Linear(8, 8)}), iterate_problems=iterate_problems
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -231,7 +233,7 @@ def test_uniform_rounds_each_layer_by_itself_within_bounds() -> None:
 def counted(units: list[int], target: float, **config: Any) -> AllocationTask:
     modules = {f"fc{index}": nn.Linear(count, 1) for index, count in enumerate(units)}
     pattern = get_pattern({"pattern": "1x1", "target_sparsity": target, **config}, modules)
-    return AllocationTask(pattern=pattern, survey=lambda: iter([]))
+    return AllocationTask(pattern=pattern, iterate_problems=lambda: iter([]))
 
 
 def test_a_common_shift_meets_the_total() -> None:
@@ -297,10 +299,10 @@ def test_an_allocation_of_your_own_serves_by_name() -> None:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"a": 9}, "The allocation Fixed must give a count for each of 'a', 'b', found 'a'."),
-        ({}, "must give a count for each of 'a', 'b', found none."),
-        ({"a": 33, "b": 15}, "must take 0 to 32 of 32 units of layer 'a', found 33."),
-        ({"a": 24, "b": 27}, "must take 48 units in all, found 51."),
+        ({"a": 9}, "The allocation Fixed must return a count for each of 'a', 'b', found 'a'."),
+        ({}, "must return a count for each of 'a', 'b', found none."),
+        ({"a": 33, "b": 15}, "must prune 0 to 32 of 32 units of layer 'a', found 33."),
+        ({"a": 24, "b": 27}, "must prune 48 units in total, found 51."),
     ],
 )
 def test_a_wrong_answer_is_refused(counts: dict[str, int], message: str) -> None:
@@ -324,8 +326,8 @@ def test_a_pattern_that_couples_layers_is_refused() -> None:
             return {"all": Units(tilings)}
 
     pattern = get_pattern({"pattern": "coupled"}, {"a": nn.Linear(2, 8), "b": nn.Linear(3, 8)})
-    task = AllocationTask(pattern=pattern, survey=lambda: iter([]))
-    with pytest.raises(UnsupportedModelError, match="'coupled' couples layers, and solvers decide layer by layer"):
+    task = AllocationTask(pattern=pattern, iterate_problems=lambda: iter([]))
+    with pytest.raises(UnsupportedModelError, match="'coupled' couples layers, and solvers prune each layer by itself"):
         allocate(Uniform(), task)
 
 
@@ -519,7 +521,7 @@ def test_no_other_counts_lose_less(errors: list[list[float]], share: float) -> N
     curves = [list(enumerate(curve, start=first)) for first, curve in enumerate(errors)]
     low, high = (sum(curve[end][0] for curve in curves) for end in (0, -1))
     total = low + round(share * (high - low))
-    found = list(cheapest({str(index): curve for index, curve in enumerate(curves)}, total).values())
+    found = list(minimize_error({str(index): curve for index, curve in enumerate(curves)}, total).values())
     assert sum(found) == total
     assert summed(curves, found) == pytest.approx(least(curves, total), abs=1e-9)
 
