@@ -55,7 +55,7 @@ def test_exactly_so_many_go_in_whole_units_and_are_zero(name: str, case: str) ->
     assert not solution.weight[~solution.keep].any()
     assert torch.isfinite(solution.weight).all()
     part = found.layers[0].selector
-    assert part.bound.violations({"weight": solution.keep.reshape(part.view.shape)}, part.sparsity) == {}
+    assert part.check(solution.keep.reshape(part.view.shape), solution.weight.reshape(part.view.shape)) is None
     torch.testing.assert_close(found.weight, given, rtol=0, atol=0)
 
 

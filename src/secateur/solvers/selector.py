@@ -12,13 +12,14 @@ from functools import cached_property
 
 import torch
 
-from secateur._array import Array
+from secateur._array import Array, count_true
 from secateur.errors import UnsupportedModelError
 from secateur.frameworks.view import WeightView
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.nm import NMPattern
 from secateur.patterns.selection import Scores
 from secateur.patterns.tiling import BlockTiling, Tiling
+from secateur.patterns.verification import verify_masks
 
 __all__ = ["Selector"]
 
@@ -69,11 +70,6 @@ class Selector:
         """How the weight is tiled."""
         return self.bound.units[NAME].parts[NAME]
 
-    @cached_property
-    def sparsity(self) -> float:
-        """Share of the weights to prune."""
-        return float(Fraction(self.prune, self.units) * self.bound.budget.unit_share)
-
     def select(self, scores: torch.Tensor) -> torch.Tensor:
         """Return the mask of the weights to keep, given one score per weight.
 
@@ -107,6 +103,14 @@ class Selector:
         ranked = Scores(NAME, lambda: iter([ranks]), tiling.count)
         keep = self.bound.select_units({NAME: ranked}, {NAME: self.prune})
         return torch.as_tensor(self.bound.weight_masks(keep)[NAME], device=scores.device).reshape(scores.shape)
+
+    def check(self, mask: torch.Tensor, weight: torch.Tensor) -> str | None:
+        """Return what is wrong with a mask and the weight that it prunes, both in the shape of `view`, if anything."""
+        return verify_masks(self.bound, {NAME: mask}, {NAME: weight}, counts={NAME: self.prune}).get(NAME)
+
+    def count_pruned_units(self, mask: torch.Tensor) -> int:
+        """Return the number of units of the tiling that a mask in the shape of `view` prunes completely."""
+        return count_true(~self.bound.kept_units({NAME: mask})[NAME])
 
     def losses(self, name: str, scores: Callable[[], torch.Tensor]) -> Scores:
         """Return what pruning each unit would lose, as a stream of scores to rank.

@@ -13,9 +13,8 @@ from secateur.errors import ConfigError
 from secateur.frameworks.view import WeightView
 from secateur.masking.checks import refuse_violations
 from secateur.masking.pytorch import ParameterWeight
-from secateur.masking.run import Run
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
-from secateur.patterns import BasePattern, get_pattern
+from secateur.patterns import BasePattern
 from secateur.planning.resolve import Plan
 from secateur.results import LayerResult
 from secateur.solvers.base import Solver
@@ -26,15 +25,6 @@ from secateur.solvers.selector import Selector
 __all__ = ["Target", "build_targets", "make_problem", "write_solution"]
 
 
-FIXED_COUNT = {
-    "pruning_scope": "local",
-    "target_sparsity": None,
-    "min_sparsity_ratio_per_op": 0.0,
-    "max_sparsity_ratio_per_op": 1.0,
-}
-"""Settings of a layer whose count is fixed: the shares and bounds that led to it no longer matter."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """One layer to prune.
@@ -42,8 +32,8 @@ class Target:
     Attributes:
         name: The layer's name in the model.
         module: The layer.
-        pattern: The pattern, bound to this layer alone.
-        selector: Selects the weights to keep.
+        pattern: The pattern of the plan, which this layer shares with others.
+        selector: Selects the weights of this layer to keep.
     """
 
     name: str
@@ -80,12 +70,18 @@ class Target:
         Raises:
             StateError: The mask or the weight does not fit the pattern.
         """
-        weight = self.weight
-        weight.mask = mask
-        run = Run(self.pattern, {self.name: weight})
-        run.group.asked = self.selector.sparsity
-        refuse_violations(run.violations())
-        return run.results()[0]
+        weight, view = self.weight.stored, self.pattern.views[self.name]
+        if reason := self.selector.check(view.canonical(mask), view.canonical(weight)):
+            refuse_violations({self.name: reason})
+        return LayerResult(
+            name=self.name,
+            pattern=self.pattern.config.pattern,
+            shape=tuple(weight.shape),
+            weights=weight.numel(),
+            pruned_weights=int((~mask).count_nonzero()),
+            units=self.selector.tiling.count,
+            pruned_units=self.selector.count_pruned_units(view.canonical(mask)),
+        )
 
 
 def build_targets(plan: Plan, counts: Mapping[str, int], solver: Solver) -> dict[str, Target]:
@@ -116,13 +112,12 @@ def _target(name: str, pattern: BasePattern, count: int, solver: Solver) -> Targ
             f"out, or prune without calibration data."
         )
     config, module, view = pattern.config, pattern.modules[name], pattern.views[name]
-    single = get_pattern(config.model_copy(update=FIXED_COUNT), {name: module})
     canonical = WeightView(
         shape=view.canonical_shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=view.groups
     )
     reduction = config.criterion_reduce_type if isinstance(solver, Magnitude) else "sum"
     selector = Selector(config.pattern, canonical, count, reduction)
-    return Target(name=name, module=module, pattern=single, selector=selector)
+    return Target(name=name, module=module, pattern=pattern, selector=selector)
 
 
 def make_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
