@@ -29,7 +29,7 @@ NOT_RUN: dict[str, str] = {
     "from-torchao.md:118": OLD,
     "from-torchao.md:160": OLD,
     "from-torchao.md:199": OLD,
-    "runtime.md:185": "needs a GPU",
+    "runtime.md:189": "needs a GPU",
 }
 
 
