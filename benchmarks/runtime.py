@@ -1,7 +1,7 @@
-"""Products with pruned weights on the CPU, ours beside torch's dense and sparse ones, as times dense takes of each.
+"""Sparse products on the CPU, compared with torch's dense and sparse products.
 
-Each row is one weight and batch: seconds of dense float32 over seconds of the candidate, so more is better. Packing of
-activations is part of ours; packing of weights is not.
+Each row is one weight and batch. Numbers are speed-ups over dense float32; packing the activations counts, packing
+the weights does not.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SHAPES = "768x768,3072x768,768x3072,2048x2048,4096x4096"
 BATCHES = "1,8,64,256,1024"
 TILES = "-tiles"
 ROUNDS_OF_TORCH = 3
-"""Its sparse products may take a hundred times as long as dense."""
+"""torch's sparse products can be a hundred times slower than dense."""
 
 
-def options() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patterns", default=PATTERNS, help="pattern@sparsity, with commas between")
     parser.add_argument("--shapes", default=SHAPES, help="OUTPUTSxINPUTS")
@@ -34,7 +34,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--dtypes",
         default="float32,float32-tiles,bfloat16-tiles",
-        help=f"of our weights: {', '.join(WEIGHT_DTYPES)}; by tiles (AMX): float32{TILES}, bfloat16{TILES}",
+        help=f"of the sparse weights: {', '.join(WEIGHT_DTYPES)}; by tiles (AMX): float32{TILES}, bfloat16{TILES}",
     )
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=15)
@@ -44,8 +44,10 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def of_torch(weight: np.ndarray, pattern: str, x: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What torch has for a pruned weight, where it runs."""
+def list_torch_products(
+    weight: np.ndarray, pattern: str, x: torch.Tensor
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield torch's own products for a pruned weight, except those that fail."""
     dense = torch.from_numpy(weight)
     half, small = dense.bfloat16(), x.bfloat16()
     yield "bf16 dense", lambda: torch.nn.functional.linear(small, half)
@@ -64,7 +66,9 @@ def of_torch(weight: np.ndarray, pattern: str, x: torch.Tensor) -> Iterator[tupl
             yield name, lambda sparse=sparse: torch.nn.functional.linear(x, sparse)
 
 
-def ours(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor, threads: int) -> Callable[[], torch.Tensor]:
+def compile_product(
+    matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor, threads: int
+) -> Callable[[], torch.Tensor]:
     y = torch.empty(len(x), matrix.shape[0], dtype=x.dtype)
     multiply = matrix.compile_product(len(x), activations=str(x.dtype).removeprefix("torch."), threads=threads)
 
@@ -75,56 +79,58 @@ def ours(matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor, threads: int
     return product
 
 
-def candidates(
+def list_products(
     weight: np.ndarray, pattern: str, x: torch.Tensor, bias: torch.Tensor, threads: int, dtypes: list[str]
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """Our products, by the type of the weights and what multiplies them."""
-    found = {}
+    """Compile the sparse products, by the type of their weights and the instructions they use."""
+    products = {}
     for dtype in dtypes:
         stored = dtype.removesuffix(TILES)
         if stored == dtype and not get_unsupported_reason(pattern, weight.shape, dtype):
-            found[dtype] = ours(PackedMatrix.from_dense(weight, pattern, dtype, len(x)), x, bias, threads)
+            products[dtype] = compile_product(PackedMatrix.from_dense(weight, pattern, dtype, len(x)), x, bias, threads)
         if stored != dtype and has_amx():
             rows = x.bfloat16() if stored == "bfloat16" else x
-            found[dtype] = ours(PackedMatrix.from_dense_for_amx(weight, pattern, stored), rows, bias, threads)
-    return found
+            products[dtype] = compile_product(
+                PackedMatrix.from_dense_for_amx(weight, pattern, stored), rows, bias, threads
+            )
+    return products
 
 
-def measured(
-    weight: np.ndarray, pattern: str, batch: int, threads: int, given: argparse.Namespace
+def measure(
+    weight: np.ndarray, pattern: str, batch: int, threads: int, options: argparse.Namespace
 ) -> tuple[float, dict[str, str]]:
     """TimePair of dense float32, and how many times as fast everything else is, with the error of ours."""
     x = torch.randn(batch, weight.shape[1])
     dense, bias = torch.from_numpy(weight), torch.randn(weight.shape[0])
     wanted = torch.nn.functional.linear(x.double(), dense.double(), bias.double())
     base = {"dense": lambda: torch.nn.functional.linear(x, dense, bias)}
-    products = candidates(weight, pattern, x, bias, threads, given.dtypes.split(","))
+    products = list_products(weight, pattern, x, bias, threads, options.dtypes.split(","))
     errors = {name: float((product() - wanted).norm() / wanted.norm()) for name, product in products.items()}
-    seconds = medians(base | products, given.rounds)
+    seconds = medians(base | products, options.rounds)
     best = min((name for name in products if name.startswith("float32")), key=seconds.__getitem__, default=None)
     cells = {"best of float32": f"{seconds['dense'] / seconds[best]:.2f}"} if best else {}
     cells |= {name: f"{seconds['dense'] / seconds[name]:.2f} ({error:.1e})" for name, error in errors.items()}
-    if given.torch:
-        others = medians(base | dict(of_torch(weight, pattern, x)), ROUNDS_OF_TORCH)
+    if options.torch:
+        others = medians(base | dict(list_torch_products(weight, pattern, x)), ROUNDS_OF_TORCH)
         cells |= {name: f"{others['dense'] / taken:.2f}" for name, taken in others.items() if name != "dense"}
     return seconds["dense"], cells
 
 
 def main() -> None:
-    given = options()
+    options = parse_options()
     use_openmp_of_torch()
     torch.manual_seed(0)
-    print("times as fast as dense float32 on as many threads; in parentheses the relative error")
-    for threads in map(int, given.threads.split(",")):
+    print("speed-ups over dense float32 with the same number of threads; in parentheses the relative error")
+    for threads in map(int, options.threads.split(",")):
         torch.set_num_threads(threads)
         rng = np.random.default_rng(0)
-        for entry in given.patterns.split(","):
+        for entry in options.patterns.split(","):
             pattern, sparsity = entry.split("@")
-            for sizes in given.shapes.split(","):
+            for sizes in options.shapes.split(","):
                 outputs, inputs = (int(size) for size in sizes.split("x"))
                 weight = pruned((outputs, inputs), pattern, float(sparsity), rng)
-                for batch in map(int, given.batches.split(",")):
-                    dense, cells = measured(weight, pattern, batch, threads, given)
+                for batch in map(int, options.batches.split(",")):
+                    dense, cells = measure(weight, pattern, batch, threads, options)
                     row = f"{threads} thread{'s' * (threads > 1)}, {entry:9} {sizes:9} batch {batch:4}"
                     shown = " | ".join(f"{name} {cell}" for name, cell in cells.items())
                     print(f"{row} dense {1e6 * dense:8.0f} us | {shown}", flush=True)

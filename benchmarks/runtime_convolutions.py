@@ -1,7 +1,7 @@
-"""Pruned convolutions of a ResNet on the CPU, as times dense takes of each.
+"""Sparse convolutions of a ResNet on the CPU, compared with dense ones.
 
-Each row is one layer and batch: seconds of ``nn.Conv2d`` over seconds of its kernel, so more is better. Padding and all
-else that is done in a call is part of both. Set OMP_WAIT_POLICY=PASSIVE on a shared machine.
+Each row is one layer and batch. Numbers are speed-ups over ``nn.Conv2d``, for whole calls, padding included.
+Set OMP_WAIT_POLICY=PASSIVE on a shared machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LAYERS = "64x64x3@56,128x128x3@28,256x256x3@14,512x512x3@7,64x256x1@56,256x64x1@
 PATTERNS = "4x1@0.8,4x1@0.9,16x1@0.8,1x1@0.9,2:4@0.5"
 
 
-def options() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patterns", default=PATTERNS, help="pattern@sparsity, with commas between")
     parser.add_argument("--layers", default=LAYERS, help="INPUTSxOUTPUTSxKERNEL[sSTRIDE]@PIXELS of a side")
@@ -31,7 +31,7 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def convolution(text: str) -> nn.Conv2d:
+def parse_layer(text: str) -> nn.Conv2d:
     inputs, outputs, kernel = text.split("x")
     size, _, stride = kernel.partition("s")
     return nn.Conv2d(int(inputs), int(outputs), int(size), int(stride or 1), int(size) // 2)
@@ -43,36 +43,36 @@ def replace_layer(layer: nn.Conv2d, pattern: str, pixels: int) -> SparseConv2d:
 
 
 def main() -> None:
-    given = options()
-    torch.set_num_threads(given.threads)
+    options = parse_options()
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print(f"{given.threads} threads; times as fast as nn.Conv2d, in the order of memory of both; relative error")
-    for entry in given.patterns.split(","):
+    print(f"{options.threads} threads; speed-ups over nn.Conv2d in the same memory format; relative error")
+    for entry in options.patterns.split(","):
         pattern, sparsity = entry.split("@")
-        for text in given.layers.split(","):
+        for text in options.layers.split(","):
             sizes, side = text.split("@")
-            layer = convolution(sizes)
+            layer = parse_layer(sizes)
             secateur.prune(layer, {"pattern": pattern, "target_sparsity": float(sparsity)})
-            for batch in map(int, given.batches.split(",")):
+            for batch in map(int, options.batches.split(",")):
                 images = torch.randn(batch, layer.in_channels, int(side), int(side))
-                ours = replace_layer(layer, pattern, batch * int(side) ** 2)
+                sparse = replace_layer(layer, pattern, batch * int(side) ** 2)
                 last = images.contiguous(memory_format=torch.channels_last)
                 with torch.no_grad():
                     wanted = layer(images)
-                    error = float((ours(images) - wanted).norm() / wanted.norm())
+                    error = float((sparse(images) - wanted).norm() / wanted.norm())
                     seconds = medians(
                         {
                             "dense": lambda layer=layer, images=images: layer(images),
-                            "ours": lambda ours=ours, images=images: ours(images),
+                            "sparse": lambda sparse=sparse, images=images: sparse(images),
                             "dense last": lambda layer=layer, last=last: layer(last),
-                            "ours last": lambda ours=ours, last=last: ours(last),
+                            "sparse last": lambda sparse=sparse, last=last: sparse(last),
                         },
-                        given.rounds,
+                        options.rounds,
                     )
                 print(
                     f"{entry:8} {text:16} batch {batch} dense {1e6 * seconds['dense']:7.0f} us | contiguous "
-                    f"{seconds['dense'] / seconds['ours']:.2f} | channels last "
-                    f"{seconds['dense last'] / seconds['ours last']:.2f} | error {error:.1e}",
+                    f"{seconds['dense'] / seconds['sparse']:.2f} | channels last "
+                    f"{seconds['dense last'] / seconds['sparse last']:.2f} | error {error:.1e}",
                     flush=True,
                 )
 

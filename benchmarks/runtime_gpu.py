@@ -1,7 +1,7 @@
-"""Products with pruned weights on a GPU in the libraries that torch brings, as times dense takes of each.
+"""Sparse products on a GPU with the libraries that come with torch, compared with dense ones.
 
-Each row is one weight and batch: microseconds of dense, and dense over each way, so more is better; first of calls one
-after the other, then of a CUDA graph of them, which leaves out the time that Python takes to make a call.
+Each row is one weight and batch: microseconds of dense, and the speed-ups over it, first of calls from Python, then of
+calls in a CUDA graph, which excludes the time to launch them.
 """
 
 from __future__ import annotations
@@ -47,41 +47,45 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}")
     with torch.no_grad():
         if dtype is not torch.float32:
-            table("2:4", 0.5, [SemiStructuredFormat(name) for name in LIBRARIES], dtype)
+            print_table("2:4", 0.5, [SemiStructuredFormat(name) for name in LIBRARIES], dtype)
         for sparsity in arguments.blocks:
-            table("128x128", sparsity, [BlockSparseFormat(side) for side in SIDES], dtype)
+            print_table("128x128", sparsity, [BlockSparseFormat(side) for side in SIDES], dtype)
         for pattern in ("2:4", "128x128"):
-            decoder(pattern, 4096, dtype)
+            print_decoder(pattern, 4096, dtype)
 
 
-def table(pattern: str, sparsity: float, forms: list[LibraryFormat], dtype: torch.dtype) -> None:
-    """Every shape and batch; blocks of 128 are blocks of 16 too."""
-    names = "  ".join(form.name for form in forms)
+def print_table(pattern: str, sparsity: float, formats: list[LibraryFormat], dtype: torch.dtype) -> None:
+    """Time every shape and batch; blocks of 128 are blocks of 16 too."""
+    names = "  ".join(item.name for item in formats)
     print(f"\n{pattern} at {sparsity:.0%}: calls, dense us, then {names}; graph, the same")
     for shape in SHAPES:
         weight = torch.from_numpy(pruned(shape, pattern, sparsity, np.random.default_rng(0))).to(GPU, dtype)
-        made = {form.name: matrix for form in forms if (matrix := stored(weight, form)) is not None}
+        matrices = {
+            library_format.name: matrix
+            for library_format in formats
+            if (matrix := convert(weight, library_format)) is not None
+        }
         for rows in BATCHES:
             x = torch.randn(rows, shape[1], device=GPU, dtype=dtype)
             calls: dict[str, Callable[[], object]] = {"dense": lambda x=x, weight=weight: functional.linear(x, weight)}
-            calls |= {name: lambda x=x, matrix=matrix: matrix.multiply(x, None) for name, matrix in made.items()}
-            works = {name: call for name, call in calls.items() if runs(call)}
+            calls |= {name: lambda x=x, matrix=matrix: matrix.multiply(x, None) for name, matrix in matrices.items()}
+            working = {name: call for name, call in calls.items() if can_run(call)}
             cells = []
             for cuda_graph in (False, True):
-                seconds = measure_medians(list(works.values()), GPU, BUDGET, cuda_graph=cuda_graph)
-                cells.append(row(dict(zip(works, seconds, strict=True)), list(calls)))
+                seconds = measure_medians(list(working.values()), GPU, BUDGET, cuda_graph=cuda_graph)
+                cells.append(format_row(dict(zip(working, seconds, strict=True)), list(calls)))
             print(f"{shape[0]:5}x{shape[1]:<5} {rows:5} |{cells[0]} |{cells[1]}", flush=True)
 
 
-def stored(weight: torch.Tensor, form: LibraryFormat) -> LibraryMatrix | None:
+def convert(weight: torch.Tensor, library_format: LibraryFormat) -> LibraryMatrix | None:
     try:
-        return LibraryMatrix(weight, form)
+        return LibraryMatrix(weight, library_format)
     except LayerError as error:
         print(error)
         return None
 
 
-def runs(call: Callable[[], object]) -> bool:
+def can_run(call: Callable[[], object]) -> bool:
     try:
         call()
     except LayerError:
@@ -89,13 +93,13 @@ def runs(call: Callable[[], object]) -> bool:
     return True
 
 
-def row(seconds: dict[str, float], names: list[str]) -> str:
+def format_row(seconds: dict[str, float], names: list[str]) -> str:
     ratios = [f"{seconds['dense'] / seconds[name]:6.2f}" if name in seconds else "     -" for name in names[1:]]
     return f"{1e6 * seconds['dense']:9.1f}" + "".join(ratios)
 
 
-def decoder(pattern: str, rows: int, dtype: torch.dtype) -> None:
-    """Two layers of a language model with the sizes of one of eight thousand million parameters, of random weights."""
+def print_decoder(pattern: str, rows: int, dtype: torch.dtype) -> None:
+    """Time two decoder layers of the size of Llama 8B, with random weights."""
     config = transformers.LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=2, num_key_value_heads=8, vocab_size=1024
     )

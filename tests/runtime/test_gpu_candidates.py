@@ -24,7 +24,7 @@ from secateur.runtime.pytorch.pruned_weight import PrunedWeight
 CONV1D = transformers.pytorch_utils.Conv1D
 
 
-def pruned(layer: nn.Module, pattern: str = "16x16", sparsity: float = 0.75) -> nn.Module:
+def prune_model(layer: nn.Module, pattern: str = "16x16", sparsity: float = 0.75) -> nn.Module:
     secateur.prune(layer.eval(), {"pattern": pattern, "target_sparsity": sparsity, "op_names": [".*"]})
     return layer
 
@@ -41,7 +41,7 @@ def layer(request: pytest.FixtureRequest) -> nn.Module:
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.normal_()
-    return pruned(built)
+    return prune_model(built)
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (64,), (2, 5, 64), (0, 64), (2, 0, 64)])
@@ -71,7 +71,7 @@ def test_autocast_changes_the_type_of_outputs_alone(layer: nn.Module) -> None:
 
 
 def test_what_becomes_of_the_dense_bias_does_not_matter() -> None:
-    layer = pruned(nn.Linear(64, 64))
+    layer = prune_model(nn.Linear(64, 64))
     replaced, inputs = in_blocks(layer), torch.randn(8, 64)
     with torch.no_grad():
         expected = layer(inputs)
@@ -110,7 +110,7 @@ def test_it_compiles_to_one_operator(layer: nn.Module) -> None:
 
 def test_what_is_stored_is_what_stays() -> None:
     torch.manual_seed(0)
-    replaced = in_blocks(pruned(nn.Linear(64, 64)))
+    replaced = in_blocks(prune_model(nn.Linear(64, 64)))
     assert replaced.nbytes == 4 * 16 * 16 * 4 + (5 + 4) * 8  # four blocks, five starts, four columns
     assert "16x16 blocks, Triton" in repr(replaced)
 
@@ -126,7 +126,7 @@ def test_what_is_stored_is_what_stays() -> None:
     ],
 )
 def test_inputs_that_it_cannot_take(inputs: torch.Tensor, error: type[Exception], message: str) -> None:
-    replaced = in_blocks(pruned(nn.Linear(64, 64)))
+    replaced = in_blocks(prune_model(nn.Linear(64, 64)))
     with pytest.raises(error, match=message):
         replaced(inputs)
 
@@ -158,22 +158,22 @@ def list_formats(layer: nn.Module) -> list[str]:
 def test_formats_are_those_that_the_zeros_allow() -> None:
     torch.manual_seed(0)
     halves = nn.Linear(256, 128, dtype=torch.bfloat16)
-    assert list_formats(pruned(halves, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
-    assert list_formats(pruned(nn.Linear(256, 128, dtype=torch.bfloat16), "3:4", 0.25)) == [
+    assert list_formats(prune_model(halves, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
+    assert list_formats(prune_model(nn.Linear(256, 128, dtype=torch.bfloat16), "3:4", 0.25)) == [
         "there are no sparse kernels for '3:4' in torch.bfloat16 on a GPU"
     ]
     blocks = ["64x64 blocks, Triton", "32x32 blocks, Triton", "16x16 blocks, Triton"]
-    assert list_formats(pruned(nn.Linear(256, 128), "64x64", 0.75)) == blocks
+    assert list_formats(prune_model(nn.Linear(256, 128), "64x64", 0.75)) == blocks
     # Two of four outputs of each input: as a transposed weight no 2:4, as a canonical one it is.
     transposed = CONV1D(128, 256).to(torch.float16)
-    assert list_formats(pruned(transposed, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
+    assert list_formats(prune_model(transposed, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
 
 
 def test_a_layer_without_a_format_has_a_reason() -> None:
     layer = nn.Linear(64, 64)
     secateur.prune(layer, {"pattern": "4x1", "target_sparsity": 0.5})
     assert list_formats(layer) == ["there are no sparse kernels for '4x1' in torch.float32 on a GPU"]
-    assert list_formats(pruned(nn.Linear(64, 64), "2:4", 0.5)) == [
+    assert list_formats(prune_model(nn.Linear(64, 64), "2:4", 0.5)) == [
         "there are no sparse kernels for '2:4' in torch.float32 on a GPU"
     ]
     convolution = nn.Conv2d(16, 16, 1)

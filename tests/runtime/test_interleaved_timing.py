@@ -116,7 +116,7 @@ def test_a_lap_has_the_calls_since_the_last_one() -> None:
     assert timer.laps == [4.0, 0.0]
 
 
-def pruned() -> nn.Module:
+def prune_model() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
     secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.75, "op_names": [".*"]})
@@ -127,7 +127,7 @@ def test_times_within_the_model_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "MIN_SPEEDUP_ALONE", 0.0)
     monkeypatch.setattr(compilation, "time_layers", lambda *_: {"0": TimePair(2.0, 1.0), "2": TimePair(1.0, 0.96)})
     monkeypatch.setattr(compilation, "time_model", lambda *_: TimePair(5.0, 4.5))
-    model, report = secateur.runtime.compile(pruned(), torch.randn(64, 32))
+    model, report = secateur.runtime.compile(prune_model(), torch.randn(64, 32))
     assert [(row.dense_seconds, row.sparse_seconds) for row in report.layers] == [(2.0, 1.0), (1.0, 0.96)]
     assert [row.chosen == "dense" for row in report.layers] == [False, True]
     assert report.layers[1].reason.endswith("is not faster")
@@ -139,7 +139,7 @@ def test_a_model_that_does_not_gain_as_a_whole_stays_dense(monkeypatch: pytest.M
     monkeypatch.setattr(compilation, "MIN_SPEEDUP_ALONE", 0.0)
     monkeypatch.setattr(compilation, "time_layers", lambda *_: {"0": TimePair(2.0, 1.0), "2": TimePair(1.0, 0.96)})
     monkeypatch.setattr(compilation, "time_model", lambda *_: TimePair(5.0, 5.1))
-    model, report = secateur.runtime.compile(pruned(), torch.randn(64, 32))
+    model, report = secateur.runtime.compile(prune_model(), torch.randn(64, 32))
     first, second = report.layers
     assert first.reason.endswith("is faster, but the whole model is not")
     assert second.reason.endswith("is not faster")
@@ -152,9 +152,9 @@ def test_what_takes_much_longer_alone_is_not_timed_within(monkeypatch: pytest.Mo
     timed: list[str] = []
     monkeypatch.setattr(benchmark, "measure_medians", lambda *_, **__: (1.0, 2.5))
     monkeypatch.setattr(compilation, "time_layers", lambda _, __, others: timed.extend(others) or {})
-    _, report = secateur.runtime.compile(pruned(), torch.randn(64, 32))
+    _, report = secateur.runtime.compile(prune_model(), torch.randn(64, 32))
     assert timed == []
     assert report.replaced == 0
     monkeypatch.setattr(benchmark, "measure_medians", lambda *_, **__: (1.0, 1.5))
-    secateur.runtime.compile(pruned(), torch.randn(64, 32))
+    secateur.runtime.compile(prune_model(), torch.randn(64, 32))
     assert timed == ["0", "2"]

@@ -29,13 +29,13 @@ def always() -> Iterator[None]:
         yield
 
 
-def pruned(model: nn.Module, pattern: str = "4x1", sparsity: float = 0.75) -> nn.Module:
+def prune_model(model: nn.Module, pattern: str = "4x1", sparsity: float = 0.75) -> nn.Module:
     config = {"pattern": pattern, "target_sparsity": sparsity, "op_names": [".*"], "pruning_scope": "local"}
     secateur.prune(model, config)
     return model.eval()
 
 
-def compiled(model: nn.Module, inputs: Any, **options: Any) -> tuple[nn.Module, nn.Module, RuntimeReport]:
+def compile_model(model: nn.Module, inputs: Any, **options: Any) -> tuple[nn.Module, nn.Module, RuntimeReport]:
     """The dense model, the same compiled, and the report."""
     dense = copy.deepcopy(model)
     return dense, *secateur.runtime.compile(model, inputs, **options)
@@ -74,7 +74,7 @@ READERS: dict[str, Callable[[Two, torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("reader", READERS.values(), ids=list(READERS))
 def test_models_that_read_weights(reader: Callable[[Two, torch.Tensor], torch.Tensor]) -> None:
     inputs = torch.randn(8, 32)
-    dense, model, report = compiled(pruned(Two(reader)), inputs)
+    dense, model, report = compile_model(prune_model(Two(reader)), inputs)
     assert report.replaced == 2
     with torch.no_grad():
         for given in (inputs, torch.randn(3, 32)):
@@ -138,8 +138,8 @@ def wrong_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 def test_outputs_of_every_kind_are_compared(shape: Callable[[Any], Any]) -> None:
     inputs = torch.randn(64, 32)
-    model = pruned(Two(lambda m, x: shape(m.down(torch.relu(m.up(x))) - 0.1)))
-    _, model, report = compiled(model, inputs)
+    model = prune_model(Two(lambda m, x: shape(m.down(torch.relu(m.up(x))) - 0.1)))
+    _, model, report = compile_model(model, inputs)
     rows = {row.name: row for row in report.layers}
     assert rows["up"].chosen != "dense"
     assert rows["down"].chosen == "dense"
@@ -153,7 +153,7 @@ def test_the_layers_to_blame_are_found_among_many() -> None:
     sizes = [32, 48, 64, 32, 48, 48, 64, 48, 32]
     layers = [one for pair in itertools.pairwise(sizes) for one in (nn.Linear(*pair), nn.ReLU())]
     inputs = torch.randn(16, 32)
-    dense, model, report = compiled(pruned(nn.Sequential(*layers)), inputs)
+    dense, model, report = compile_model(prune_model(nn.Sequential(*layers)), inputs)
     assert [row.name for row in report.layers if row.chosen == "dense"] == ["4", "12"]
     with torch.no_grad():
         assert close(model(inputs), dense(inputs), 1e-4)
@@ -164,7 +164,7 @@ def test_a_model_that_fails_with_a_replaced_layer_keeps_it_dense() -> None:
         assert isinstance(model.up, nn.Linear)
         return usual(model, x)
 
-    dense, model, report = compiled(pruned(Two(forward)), torch.randn(8, 32))
+    dense, model, report = compile_model(prune_model(Two(forward)), torch.randn(8, 32))
     rows = {row.name: row for row in report.layers}
     assert "the model fails with it: AssertionError" in rows["up"].reason
     assert rows["down"].chosen != "dense"
@@ -177,10 +177,10 @@ def test_random_numbers_of_torch_are_no_obstacle() -> None:
         return usual(model, x + torch.randn_like(x))
 
     state = torch.random.get_rng_state()
-    _, _, report = compiled(pruned(Two(forward)), torch.ones(8, 32))
+    _, _, report = compile_model(prune_model(Two(forward)), torch.ones(8, 32))
     assert report.replaced == 2
     torch.random.set_rng_state(state)
-    model = pruned(Two(usual))
+    model = prune_model(Two(usual))
     before = torch.random.get_rng_state()
     secateur.runtime.compile(model, torch.ones(8, 32))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -199,7 +199,7 @@ OBSTACLES: dict[str, tuple[Callable[[Two, torch.Tensor], Any], str]] = {
 
 @pytest.mark.parametrize(("forward", "reason"), OBSTACLES.values(), ids=list(OBSTACLES))
 def test_what_cannot_be_compared_stays_dense(forward: Any, reason: str) -> None:
-    model = pruned(Two(forward))
+    model = prune_model(Two(forward))
     layers = list(model.children())
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
     assert list(model.children()) == layers
@@ -215,21 +215,21 @@ def test_errors_that_grow_are_no_wrong_outputs() -> None:
         y = model.up(x)
         return model.down((y - y.round(decimals=3)) * 1e4)
 
-    _, _, report = compiled(pruned(Two(forward)), torch.randn(8, 32))
+    _, _, report = compile_model(prune_model(Two(forward)), torch.randn(8, 32))
     assert report.replaced == 2
 
 
 def test_inputs_that_the_model_writes_to_are_left_alone() -> None:
     inputs, other = torch.randn(8, 32), [torch.ones(8, 32)]
     before = inputs.clone()
-    model = pruned(Two(lambda m, x: usual(m, x.mul_(2))))
+    model = prune_model(Two(lambda m, x: usual(m, x.mul_(2))))
     secateur.runtime.compile(model, inputs)
     assert torch.equal(inputs, before)
 
     class Takes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = pruned(Two(usual))
+            self.inner = prune_model(Two(usual))
 
         def forward(self, x: torch.Tensor, others: list[torch.Tensor], scale: float) -> torch.Tensor:
             others[0].add_(1)
@@ -251,12 +251,12 @@ def test_inputs_that_the_model_writes_to_are_left_alone() -> None:
 def test_a_model_is_as_it_was_after_an_interrupt(
     where: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = pruned(Two(usual))
+    model = prune_model(Two(usual))
     layers = list(model.named_modules())
     module, name = where.split(".")
     calls = itertools.count()
 
-    def interrupted(places: Any, *_: Any, **__: Any) -> Any:
+    def interrupt(places: Any, *_: Any, **__: Any) -> Any:
         if name == "_fill":
             if next(calls) < 3:
                 return real(places)
@@ -265,7 +265,7 @@ def test_a_model_is_as_it_was_after_an_interrupt(
 
     patched = {"compilation": compilation, "interleaved_timing": interleaved_timing, "replacement": replacement}[module]
     real = getattr(patched, name)
-    monkeypatch.setattr(patched, name, interrupted)
+    monkeypatch.setattr(patched, name, interrupt)
     with pytest.raises(error):
         secateur.runtime.compile(model, torch.randn(8, 32))
     assert list(model.named_modules()) == layers
@@ -274,11 +274,11 @@ def test_a_model_is_as_it_was_after_an_interrupt(
 
 def test_a_model_that_refuses_its_inputs() -> None:
     with pytest.raises(CalibrationError, match="The model fails with the example inputs: RuntimeError"):
-        secateur.runtime.compile(pruned(Two(usual)), torch.randn(8, 31))
+        secateur.runtime.compile(prune_model(Two(usual)), torch.randn(8, 31))
     with pytest.raises(CalibrationError, match=r"example_inputs must be a tensor, a tuple .*, found an empty tuple\."):
-        secateur.runtime.compile(pruned(Two(usual)), ())
+        secateur.runtime.compile(prune_model(Two(usual)), ())
     with pytest.raises(CalibrationError, match=r"found int\."):
-        secateur.runtime.compile(pruned(Two(usual)), 3)
+        secateur.runtime.compile(prune_model(Two(usual)), 3)
 
 
 # Layers that stay dense, each with its reason.
@@ -307,7 +307,7 @@ def with_buffer(layer: nn.Linear) -> nn.Module:
     return layer
 
 
-def scaled(layer: nn.Linear) -> nn.Module:
+def make_scaled(layer: nn.Linear) -> nn.Module:
     made = Scaled(64, 64)
     made.load_state_dict(layer.state_dict())
     return made
@@ -325,7 +325,7 @@ def weight_as_buffer(layer: nn.Linear) -> nn.Module:
 
 
 DENSE: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
-    "subclass": (scaled, "Scaled is not supported"),
+    "subclass": (make_scaled, "Scaled is not supported"),
     "forward of the instance": (with_forward, "its forward method is overridden"),
     "buffer": (with_buffer, "it has parameters, buffers or modules besides its weight and bias"),
     "weight as a buffer": (weight_as_buffer, "it has parameters, buffers or modules besides its weight and bias"),
@@ -350,7 +350,7 @@ DENSE: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
 def test_layers_that_are_more_than_a_weight_stay_dense(change: Callable[[nn.Linear], nn.Module], reason: str) -> None:
     torch.manual_seed(0)
     first, second = nn.Linear(64, 64), nn.Linear(64, 64)
-    model = pruned(nn.Sequential(first, nn.ReLU(), second))
+    model = prune_model(nn.Sequential(first, nn.ReLU(), second))
     model[0] = change(first).eval()
     expected = model(torch.ones(3, 64)).detach()
     model, report = secateur.runtime.compile(model, torch.randn(8, 64))
@@ -384,7 +384,7 @@ def test_a_weight_of_an_embedding_too_stays_dense() -> None:
 def test_a_layer_with_two_names_is_replaced_under_both() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(64, 64)
-    dense, model, report = compiled(pruned(nn.Sequential(layer, nn.ReLU(), layer)), torch.randn(8, 64))
+    dense, model, report = compile_model(prune_model(nn.Sequential(layer, nn.ReLU(), layer)), torch.randn(8, 64))
     assert report.replaced == len(report.layers) == 1
     assert model[0] is model[2]
     assert isinstance(model[0], SparseLayer)
@@ -393,7 +393,7 @@ def test_a_layer_with_two_names_is_replaced_under_both() -> None:
 
 
 def test_a_layer_that_is_the_whole_model_stays_dense() -> None:
-    layer = pruned(nn.Linear(64, 64))
+    layer = prune_model(nn.Linear(64, 64))
     _, report = secateur.runtime.compile(layer, torch.randn(8, 64))
     assert (
         report.layers[0].reason
@@ -403,8 +403,8 @@ def test_a_layer_that_is_the_whole_model_stays_dense() -> None:
 
 def test_layers_called_by_keyword() -> None:
     inputs = torch.randn(8, 32)
-    model = pruned(Two(lambda m, x: m.down(input=torch.relu(m.up(input=x)))))
-    dense, model, report = compiled(model, inputs)
+    model = prune_model(Two(lambda m, x: m.down(input=torch.relu(m.up(input=x)))))
+    dense, model, report = compile_model(model, inputs)
     assert report.replaced == 2
     with torch.no_grad():
         assert close(model(inputs), dense(inputs))
@@ -412,7 +412,7 @@ def test_layers_called_by_keyword() -> None:
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_half_precision_has_no_kernels_on_the_cpu(int8: bool) -> None:
-    _, report = secateur.runtime.compile(pruned(Two(usual)).half(), torch.randn(8, 32).half(), int8=int8)
+    _, report = secateur.runtime.compile(prune_model(Two(usual)).half(), torch.randn(8, 32).half(), int8=int8)
     assert {row.reason for row in report.layers} == {"there are no kernels for torch.float16 on the CPU"}
 
 
@@ -422,10 +422,10 @@ def test_half_precision_has_no_kernels_on_the_cpu(int8: bool) -> None:
 def test_encoders_of_torch(is_masked: bool, is_nested: bool) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-    encoder = pruned(nn.TransformerEncoder(layer, 2, enable_nested_tensor=is_nested))
+    encoder = prune_model(nn.TransformerEncoder(layer, 2, enable_nested_tensor=is_nested))
     inputs, padding = torch.randn(8, 16, 32), torch.arange(16).expand(8, 16) >= 12
     example = {"src": inputs, "src_key_padding_mask": padding} if is_masked else {"src": inputs}
-    dense, encoder, report = compiled(encoder, example)
+    dense, encoder, report = compile_model(encoder, example)
     assert report.replaced == (0 if is_nested else 4)
     assert [row.name for row in report.layers][:3] == [
         f"layers.0.{n}" for n in ("self_attn", "self_attn.out_proj", "linear1")

@@ -89,7 +89,7 @@ def test_odd_tensors(pair: tuple[nn.Module, nn.Module, torch.Tensor], odd: Any, 
         assert close(found, expected)
 
 
-def nested(x: torch.Tensor, layout: torch.layout) -> torch.Tensor:
+def make_nested(x: torch.Tensor, layout: torch.layout) -> torch.Tensor:
     return torch.nested.nested_tensor([x[:2], x[2:]], layout=layout)
 
 
@@ -99,8 +99,8 @@ def nested(x: torch.Tensor, layout: torch.layout) -> torch.Tensor:
     [
         (lambda x: x.to_sparse(), lambda y: y),
         (lambda x: x.to_sparse_csr(), lambda y: y),
-        (lambda x: nested(x, torch.strided), lambda y: torch.cat(y.unbind())),
-        (lambda x: nested(x, torch.jagged), lambda y: y.values()),
+        (lambda x: make_nested(x, torch.strided), lambda y: torch.cat(y.unbind())),
+        (lambda x: make_nested(x, torch.jagged), lambda y: y.values()),
     ],
     ids=["sparse", "csr", "nested", "jagged"],
 )
