@@ -25,6 +25,7 @@ from secateur.artifact.source import Source, SourceTensor, guess_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from secateur.frameworks.keras import get_kernel, get_view, list_layers
 from secateur.planning.keras import find_candidates
+from secateur.planning.output_layer import stays_dense_as_output
 
 __all__ = ["build_model", "check_description", "load_weights", "make_source"]
 
@@ -73,7 +74,8 @@ def make_source(model: keras.Model, tokenizer: Any = None) -> Source:
                 if id(variable) in layers
                 else guess_view(tuple(variable.shape)),
                 layer=layers[id(variable)].name if id(variable) in layers else None,
-                is_prunable=id(variable) in layers and (not layers[id(variable)].is_output or len(layers) == 1),
+                is_prunable=id(variable) in layers
+                and not stays_dense_as_output(layers[id(variable)], [*layers.values()]),
             )
             for name, variable in variables.items()
         },

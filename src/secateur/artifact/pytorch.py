@@ -27,6 +27,7 @@ from secateur.errors import ArtifactError, ConfigError, ModelLoadError, Unsuppor
 from secateur.frameworks import WeightView
 from secateur.frameworks.pytorch import get_view, get_weight_name, unwrap_model
 from secateur.planning.layers import Candidate
+from secateur.planning.output_layer import stays_dense_as_output
 from secateur.planning.pytorch import find_candidates
 
 __all__ = ["build_model", "describe_layers", "load_weights", "make_source", "to_torch"]
@@ -63,7 +64,7 @@ def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
                 read=partial(_bits, tensor),
                 view=get_view(layers[name].module) if name in layers else guess_view(tuple(tensor.shape)),
                 layer=layers[name].name if name in layers else None,
-                is_prunable=name in layers and (not layers[name].is_output or len(layers) == 1),
+                is_prunable=name in layers and not stays_dense_as_output(layers[name], [*layers.values()]),
             )
             for name, tensor in tensors.items()
         },

@@ -8,7 +8,7 @@ from typing import Any
 from secateur.config import PruningConfig
 from secateur.frameworks import import_leaf
 from secateur.planning.layers import PlannedLayer
-from secateur.planning.resolve import Plan
+from secateur.planning.planner import Plan
 
 __all__ = ["Plan", "PlannedLayer", "plan"]
 

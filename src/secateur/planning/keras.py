@@ -1,4 +1,4 @@
-"""The layers of a Keras model, and which of them is its output."""
+"""Find the layers of a Keras model, and its output layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.frameworks.keras import (
     list_layers,
 )
 from secateur.planning.layers import Candidate
-from secateur.planning.resolve import Plan, make_plan
+from secateur.planning.planner import Plan, make_plan
 
 __all__ = ["find_candidates", "plan"]
 
@@ -27,7 +27,7 @@ FROZEN = "frozen (trainable=False)"
 
 
 def plan(model: keras.Model, config: PruningConfig | Mapping[str, Any], *, prune_frozen: bool = False) -> Plan:
-    """See `secateur.plan`; with `prune_frozen`, layers that training leaves alone may be pruned too.
+    """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too.
 
     Raises:
         UnsupportedModelError: The model is not built, so that its kernels have no shape yet.
@@ -41,14 +41,14 @@ def plan(model: keras.Model, config: PruningConfig | Mapping[str, Any], *, prune
 
 
 def find_candidates(model: keras.Model, *, prune_frozen: bool = False) -> list[Candidate]:
-    """Every layer that owns a variable of two axes or more, in the model's order.
+    """Find every layer that owns a variable of at least two axes, in the model's order.
 
-    A frozen one has that as a reason to stay dense, unless `prune_frozen`.
+    Frozen layers stay dense for that reason, unless `prune_frozen`.
     """
     layers = find_weight_layers(model)
-    outputs = _output_layers(model, layers.values())
-    found = [_describe_layer(name, layer, is_output=id(layer) in outputs) for name, layer in layers.items()]
-    return [replace(one, reason=None) if prune_frozen and one.reason == FROZEN else one for one in found]
+    outputs = _find_output_layers(model, layers.values())
+    candidates = [_describe_layer(name, layer, is_output=id(layer) in outputs) for name, layer in layers.items()]
+    return [replace(layer, reason=None) if prune_frozen and layer.reason == FROZEN else layer for layer in candidates]
 
 
 def _describe_layer(name: str, layer: keras.Layer, *, is_output: bool) -> Candidate:
@@ -72,34 +72,34 @@ def _describe_layer(name: str, layer: keras.Layer, *, is_output: bool) -> Candid
     )
 
 
-def _output_layers(model: keras.Model, layers: Collection[keras.Layer]) -> set[int]:
-    """Identities of the layers whose outputs the model returns, as they are or through layers without a kernel."""
-    fitting = [layer for layer in layers if get_type_names(layer)]
-    ends = _graph_ends(model, {id(layer) for layer in fitting})
+def _find_output_layers(model: keras.Model, layers: Collection[keras.Layer]) -> set[int]:
+    """Return the identities of the last layers with a kernel before the model's outputs."""
+    supported = [layer for layer in layers if get_type_names(layer)]
+    ends = _find_graph_ends(model, {id(layer) for layer in supported})
     if ends is not None:
         return ends
-    # A subclassed model has no graph. Its last layer counts, unless it lies within another, as in a stack of blocks.
-    own = {id(layer) for layer in list_inner_layers(model)}
-    return {id(layer) for layer in fitting[-1:] if id(layer) in own}
+    # A subclassed model has no graph. Its last layer counts, unless it is inside another, as in a stack of blocks.
+    top_level = {id(layer) for layer in list_inner_layers(model)}
+    return {id(layer) for layer in supported[-1:] if id(layer) in top_level}
 
 
-def _graph_ends(model: keras.Model, fitting: Collection[int]) -> set[int] | None:
-    """The last layers of `fitting` on the way to each output; ``None``: the model has no graph."""
+def _find_graph_ends(model: keras.Model, supported: Collection[int]) -> set[int] | None:
+    """Return the last of the `supported` layers before each output, or ``None`` if the model has no graph."""
     functional = getattr(model, "_functional", model)
     outputs = getattr(functional, "outputs", None)
     if outputs is None or not hasattr(functional, "operations"):
         return None
-    return {end for output in outputs for end in _end(output, fitting)}
+    return {end for output in outputs for end in _trace_back(output, supported)}
 
 
-def _end(tensor: Any, fitting: Collection[int]) -> set[int]:
+def _trace_back(tensor: Any, supported: Collection[int]) -> set[int]:
     while True:
         operation, node_index, position = tensor._keras_history
-        if id(operation) in fitting:
+        if id(operation) in supported:
             return {id(operation)}
         inner = getattr(operation, "_functional", operation)
         if hasattr(inner, "operations") and hasattr(inner, "outputs"):
-            return _end(inner.outputs[position], fitting)
+            return _trace_back(inner.outputs[position], supported)
         sources = operation._inbound_nodes[node_index].input_tensors
         if len(sources) != 1 or (isinstance(operation, keras.Layer) and operation.trainable_variables):
             return set()

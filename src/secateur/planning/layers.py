@@ -1,4 +1,4 @@
-"""What a plan says about one layer."""
+"""The layers of a plan: what is known of each, what is decided, and the row that a plan shows."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import Any
 
 from secateur.config import PruningConfig
 
-__all__ = ["Candidate", "PlannedLayer"]
+__all__ = ["LAYER_FAMILIES", "Candidate", "LayerDecision", "PlannedLayer"]
+
+LAYER_FAMILIES = frozenset({"Conv", "Linear"})
+"""Type names that configurations may use even for models without such layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A layer with a weight of two axes or more, as the framework's part finds it in a model.
+    """A layer whose weight has at least two axes.
 
     Attributes:
         name: The layer's name in the model.
         module: The layer.
-        types: Its type and the families it belongs to, the most specific first.
+        types: Its type and its families, most specific first.
         shape: Its weight as stored.
-        weight_id: The same for layers that share one weight.
+        weight_id: The same for layers that share a weight.
         is_output: Whether it is a classifier or language-model head of the model.
-        reason: Why it cannot be pruned; ``None``: nothing speaks against it.
+        reason: Why it cannot be pruned; ``None`` if it can.
     """
 
     name: str
@@ -33,6 +36,24 @@ class Candidate:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LayerDecision:
+    """What happens to a layer: it is pruned with a configuration, or stays dense for a reason.
+
+    Attributes:
+        candidate: The layer.
+        config: How it is pruned; ``None`` if it stays dense.
+        reason: Why it stays dense.
+        is_requested_dense: Whether it stays dense because of the configuration or because it is an output layer, rather
+            than because it cannot be pruned. Then layers that share its weight stay dense too.
+    """
+
+    candidate: Candidate
+    config: PruningConfig | None = None
+    reason: str | None = None
+    is_requested_dense: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedLayer:
     """One row of a plan.
@@ -41,11 +62,11 @@ class PlannedLayer:
         name: The layer's name in the model.
         kind: Its type.
         shape: Its weight as stored.
-        config: What happens to it; ``None`` where it stays dense.
-        units: Units that its weight is tiled into; 0 where it stays dense.
+        config: How it is pruned; ``None`` if it stays dense.
+        units: Number of units in its weight; 0 if it stays dense.
         unit_size: Weights in one unit.
-        target_sparsity: Target of the layer, or of all layers ranked with it.
-        reason: Why it stays dense; ``None`` where it is pruned.
+        target_sparsity: Target of the layer, or of all layers that are ranked with it.
+        reason: Why it stays dense; ``None`` if it is pruned.
     """
 
     name: str
@@ -59,22 +80,22 @@ class PlannedLayer:
 
     @property
     def is_pruned(self) -> bool:
-        """Whether the layer is pruned at all."""
+        """Whether the layer is pruned."""
         return self.reason is None
 
     def cells(self) -> tuple[str, ...]:
-        """The row as a person reads it."""
+        """Return the cells of the row in the plan's table."""
         shape = "×".join(str(size) for size in self.shape)
         if self.config is None:
             return self.name, self.kind, shape, "dense", "", "", self.reason or ""
         if self.config.kind == "pattern_lock":
             return self.name, self.kind, shape, "pattern_lock", f"{self.units:,}", "", "keeps its zeros"
-        scope = "together" if self.config.pruning_scope == "global" else "by itself"
+        scope = "globally" if self.config.pruning_scope == "global" else "locally"
         units = f"{self.units:,} × {self.unit_size}"
         return self.name, self.kind, shape, self.config.pattern, units, f"{self.target_sparsity:.1%}", scope
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for machines."""
+        """Return plain values for JSON."""
         return {
             "name": self.name,
             "type": self.kind,

@@ -30,7 +30,7 @@ from secateur.oneshot.pytorch.targets import Target, build_targets
 from secateur.oneshot.pytorch.weight_storage import FileStorage, choose_storage
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern
-from secateur.planning.resolve import Plan
+from secateur.planning.planner import Plan
 from secateur.refiners.base import ModelRefiner, ModelTask
 from secateur.solvers.problem import Problem
 

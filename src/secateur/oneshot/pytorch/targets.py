@@ -15,7 +15,7 @@ from secateur.masking.checks import refuse_violations
 from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.patterns import BasePattern
-from secateur.planning.resolve import Plan
+from secateur.planning.planner import Plan
 from secateur.results import LayerResult
 from secateur.solvers.base import Solver
 from secateur.solvers.magnitude import Magnitude

@@ -19,7 +19,7 @@ from secateur.oneshot.pytorch.materialize import Materializer, get_saved_state
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.tensor_files import checksum
 from secateur.oneshot.pytorch.weight_files import FilteredTensors, WeightFiles
-from secateur.planning.resolve import Plan
+from secateur.planning.planner import Plan
 
 __all__ = ["DeviceStorage", "FileStorage", "ModelStorage", "WeightStorage", "choose_storage"]
 

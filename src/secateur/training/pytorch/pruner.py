@@ -18,7 +18,7 @@ from secateur.errors import LayerError, SecateurError, StateError
 from secateur.frameworks.pytorch import apply_mask, get_parameter, unwrap_model
 from secateur.masking.checks import refuse_violations
 from secateur.masking.run import report_on
-from secateur.planning.resolve import Plan
+from secateur.planning.planner import Plan
 from secateur.results import PruningReport
 from secateur.training.checks import refuse_regularizer, warn_of_haste, warn_of_zeros
 from secateur.training.holders import Caller

@@ -12,7 +12,7 @@ from secateur.frameworks.pytorch import get_parameter, get_weight_name, read_can
 from secateur.masking.checks import refuse_nan
 from secateur.masking.pytorch import ParameterWeight
 from secateur.patterns import BasePattern
-from secateur.planning.resolve import Plan
+from secateur.planning.planner import Plan
 from secateur.training.holders import Caller, ParameterHome
 
 __all__ = ["TrainedParameter", "find_weights"]

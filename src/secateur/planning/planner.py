@@ -1,4 +1,4 @@
-"""The dry run: every layer with what will happen to it, before anything does."""
+"""The plan: what will happen to each layer of a model, before anything is changed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from secateur.criteria import CRITERIA
 from secateur.errors import LayerError
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.base import pattern_class
-from secateur.planning.choice import Choice, choose, refuse_if_named
-from secateur.planning.layers import Candidate, PlannedLayer
+from secateur.planning.layer_selection import raise_if_named, select_layers
+from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
 from secateur.schedules import get_schedule
 
 __all__ = ["Plan", "make_plan"]
@@ -25,7 +25,7 @@ VOCABULARY: dict[str, Callable[[Any], Any]] = {
     "pruning_type": CRITERIA.find,
     "sparsity_decay_type": get_schedule,
 }
-"""Keys of a configuration whose value is a name → the look-up that refuses an unknown one."""
+"""Keys of a configuration whose value is a name → the look-up that raises for unknown names."""
 
 COLUMNS = ("layer", "type", ">shape", "pattern", ">units", ">target", "ranked / reason")
 
@@ -36,8 +36,8 @@ class Plan:
 
     Attributes:
         config: The configuration.
-        layers: Every layer that has a weight of two axes or more, in the model's order.
-        patterns: The layers that are pruned, by what happens to them: layers of equal settings share a pattern.
+        layers: Every layer whose weight has at least two axes, in the model's order.
+        patterns: How layers are pruned; layers with equal settings share a pattern.
 
     Example:
         >>> import torch, secateur
@@ -53,28 +53,28 @@ class Plan:
 
     @property
     def dense(self) -> dict[str, str]:
-        """Layers that stay dense → why."""
+        """Layer that stays dense → why."""
         return {layer.name: layer.reason for layer in self.layers if layer.reason is not None}
 
     def table(self) -> Table:
-        """The plan for a person."""
+        """Return the plan as a table."""
         dense = frozenset(index for index, layer in enumerate(self.layers) if not layer.is_pruned)
         return Table(
             title="Pruning plan",
             columns=COLUMNS,
             rows=[layer.cells() for layer in self.layers],
             dimmed=dense,
-            footer=[self._summary(), *(line for pattern in self.patterns for line in _notes(pattern))],
+            footer=[self._summarize(), *(line for pattern in self.patterns for line in _make_notes(pattern))],
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for machines."""
+        """Return plain values for JSON."""
         return {"layers": [layer.to_dict() for layer in self.layers]}
 
     def __str__(self) -> str:
         return self.table().text()
 
-    def _summary(self) -> str:
+    def _summarize(self) -> str:
         pruned = [layer for layer in self.layers if layer.is_pruned]
         weights = sum(layer.units * layer.unit_size for layer in pruned)
         is_locked = all(pattern.config.kind == "pattern_lock" for pattern in self.patterns)
@@ -89,8 +89,8 @@ def make_plan(
 
     Args:
         config: The configuration.
-        candidates: Layers that have a weight of two axes or more.
-        modules: Names of all modules of the model, with and without such a weight.
+        candidates: Layers whose weight has at least two axes.
+        modules: Names of all modules of the model, with or without such a weight.
         framework: ``"pytorch"`` or ``"keras"``.
 
     Raises:
@@ -100,9 +100,9 @@ def make_plan(
     """
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
     _check_vocabulary(config)
-    choices = choose(config, candidates, modules)
-    patterns = tuple(get_pattern(settings, own, framework) for settings, own in _by_settings(choices))
-    rows = tuple(_row(config, choice, patterns) for choice in choices)
+    decisions = select_layers(config, candidates, modules)
+    patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _group_by_settings(decisions))
+    rows = tuple(_make_row(config, decision, patterns) for decision in decisions)
     if not any(row.is_pruned for row in rows):
         reasons = "\n".join(f"  {row.name}: {row.reason}" for row in rows)
         raise LayerError(
@@ -118,33 +118,33 @@ def _check_vocabulary(config: PruningConfig) -> None:
                 find(settings[key])
 
 
-def _by_settings(choices: Sequence[Choice]) -> list[tuple[PruningConfig, dict[str, Any]]]:
+def _group_by_settings(decisions: Sequence[LayerDecision]) -> list[tuple[PruningConfig, dict[str, Any]]]:
     groups: list[tuple[PruningConfig, dict[str, Any]]] = []
-    for choice in choices:
-        if choice.config is None:
+    for decision in decisions:
+        if decision.config is None:
             continue
         for settings, modules in groups:
-            if settings == choice.config:
-                modules[choice.candidate.name] = choice.candidate.module
+            if settings == decision.config:
+                modules[decision.candidate.name] = decision.candidate.module
                 break
         else:
-            groups.append((choice.config, {choice.candidate.name: choice.candidate.module}))
+            groups.append((decision.config, {decision.candidate.name: decision.candidate.module}))
     return groups
 
 
-def _row(config: PruningConfig, choice: Choice, patterns: Sequence[BasePattern]) -> PlannedLayer:
-    candidate = choice.candidate
-    row = PlannedLayer(name=candidate.name, kind=candidate.types[0], shape=candidate.shape, reason=choice.reason)
+def _make_row(config: PruningConfig, decision: LayerDecision, patterns: Sequence[BasePattern]) -> PlannedLayer:
+    candidate = decision.candidate
+    row = PlannedLayer(name=candidate.name, kind=candidate.types[0], shape=candidate.shape, reason=decision.reason)
     for pattern in patterns:
         if (reason := pattern.invalid_layers.get(candidate.name)) is not None:
-            refuse_if_named(config, candidate.name, reason)
+            raise_if_named(config, candidate.name, reason)
             return replace(row, reason=reason)
         if candidate.name in pattern.views:
-            return _pruned_row(row, pattern)
+            return _fill_row(row, pattern)
     return row
 
 
-def _pruned_row(row: PlannedLayer, pattern: BasePattern) -> PlannedLayer:
+def _fill_row(row: PlannedLayer, pattern: BasePattern) -> PlannedLayer:
     tiling = next(units.parts[row.name] for units in pattern.units.values() if row.name in units.parts)
     return replace(
         row,
@@ -155,16 +155,16 @@ def _pruned_row(row: PlannedLayer, pattern: BasePattern) -> PlannedLayer:
     )
 
 
-def _notes(pattern: BasePattern) -> list[str]:
+def _make_notes(pattern: BasePattern) -> list[str]:
     if pattern.config.kind == "pattern_lock":
         return ["pattern_lock: the zeros that are there stay."]
-    lines = [_timing(pattern.config)]
+    lines = [_describe_timing(pattern.config)]
     if pattern.is_global and len({units.unit_size for units in pattern.units.values()}) > 1:
         lines.append("Channels differ in size: the share of weights will differ from the target.")
     return lines
 
 
-def _timing(config: PruningConfig) -> str:
+def _describe_timing(config: PruningConfig) -> str:
     schedule = config.sparsity_decay_type
     name = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "a function")
     when = (

@@ -318,7 +318,7 @@ def test_nothing_to_prune_lists_reasons() -> None:
         ),
         (
             {"op_names": ["blocks"]},
-            r"op_names: 'blocks' is no layer but holds some\. For all of them write 'blocks\[\.\]\.\*'",
+            r"op_names: 'blocks' is not a layer but contains layers\. For all of them write 'blocks\[\.\]\.\*'",
         ),
         ({"excluded_op_names": ["conv1"]}, r"excluded_op_names: 'conv1' matches no layer\. Did you mean 'conv'\?"),
         (

@@ -1,0 +1,115 @@
+"""Which layers a configuration selects, and why the others stay dense."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from secateur._wording import format_list, suggest_name
+from secateur.config import PruningConfig
+from secateur.errors import LayerError, UnknownNameError
+from secateur.planning.layers import LAYER_FAMILIES, Candidate, LayerDecision
+from secateur.planning.output_layer import stays_dense_as_output
+from secateur.planning.tied_weights import resolve_tied_weights
+
+__all__ = ["raise_if_named", "select_layers"]
+
+SEPARATORS = {".": "[.].*", "/": "/.*"}
+"""The separator between a part of a model and its layers, in torch and in Keras → an expression for all of them."""
+
+
+def select_layers(
+    config: PruningConfig, candidates: Sequence[Candidate], modules: Sequence[str]
+) -> list[LayerDecision]:
+    """Decide for each candidate, in order, whether and how it is pruned.
+
+    Args:
+        config: The configuration.
+        candidates: Layers whose weight has at least two axes.
+        modules: Names of all modules of the model, with or without such a weight.
+
+    Raises:
+        UnknownNameError: A name, expression or type in the configuration matches no layer.
+        LayerError: A layer that was named cannot be pruned.
+    """
+    _check_names(config, [candidate.name for candidate in candidates], modules)
+    _check_types(config, candidates)
+    decisions = resolve_tied_weights([_decide(config, candidate, candidates) for candidate in candidates])
+    pruned = {decision.candidate.weight_id for decision in decisions if decision.config is not None}
+    for decision in decisions:
+        if decision.reason is not None and decision.candidate.weight_id not in pruned:
+            raise_if_named(config, decision.candidate.name, decision.reason)
+    return decisions
+
+
+def raise_if_named(config: PruningConfig, name: str, reason: str) -> None:
+    """Raise `LayerError` if the configuration names a layer that cannot be pruned."""
+    if name in config.op_names or config.layers.get(name) is not None:
+        raise LayerError(f"layer {name!r} was named but cannot be pruned: {reason}")
+
+
+def _decide(config: PruningConfig, candidate: Candidate, candidates: Sequence[Candidate]) -> LayerDecision:
+    name, types = candidate.name, candidate.types
+    if (pattern := _first_match(config.excluded_op_names, name)) is not None:
+        return LayerDecision(candidate, reason=f"excluded by {pattern!r}", is_requested_dense=True)
+    settings = config.for_layer(name, types)
+    if settings is None:
+        return LayerDecision(candidate, reason="left dense by a rule for its name or type", is_requested_dense=True)
+    if candidate.reason is not None:
+        return LayerDecision(candidate, reason=candidate.reason)
+    has_rule = _first_match(config.layers, name) is not None
+    is_named = has_rule or _first_match(config.op_names, name) is not None
+    if config.op_names and not is_named:
+        return LayerDecision(candidate, reason="not among op_names")
+    if not has_rule and not set(types) & {*config.pruning_op_types, *config.layer_types}:
+        return LayerDecision(
+            candidate, reason=f"type is not among pruning_op_types ({', '.join(config.pruning_op_types)})"
+        )
+    if settings.kind == "pattern_lock":
+        return LayerDecision(candidate, config=_lock_zeros(_fill_scope(settings)))
+    if not is_named and stays_dense_as_output(candidate, candidates):
+        return LayerDecision(
+            candidate, reason="output layer: dense unless op_names or layers name it", is_requested_dense=True
+        )
+    return LayerDecision(candidate, config=_fill_scope(settings))
+
+
+def _fill_scope(config: PruningConfig) -> PruningConfig:
+    """Return the settings with a scope, so that layers without one are ranked with those that say ``"global"``."""
+    return config if config.pruning_scope else config.model_copy(update={"pruning_scope": "global"})
+
+
+def _lock_zeros(config: PruningConfig) -> PruningConfig:
+    """Return settings that keep every zero, whatever the shape: single weights, no target and no bounds."""
+    free = {"target_sparsity": 0.0, "min_sparsity_ratio_per_op": 0.0, "max_sparsity_ratio_per_op": 1.0}
+    return PruningConfig.from_dict(config.model_dump() | free | {"pattern": "1x1"})
+
+
+def _first_match(patterns: Iterable[str], name: str) -> str | None:
+    return next((pattern for pattern in patterns if re.fullmatch(pattern, name)), None)
+
+
+def _check_names(config: PruningConfig, layers: Sequence[str], modules: Sequence[str]) -> None:
+    for key in ("op_names", "excluded_op_names", "layers"):
+        known = modules if key == "excluded_op_names" else layers
+        for pattern in getattr(config, key):
+            if not any(re.fullmatch(pattern, name) for name in known):
+                raise UnknownNameError(f"{key}: {pattern!r} {_explain_mismatch(pattern, layers, modules)}")
+
+
+def _explain_mismatch(pattern: str, layers: Sequence[str], modules: Sequence[str]) -> str:
+    for separator, within in SEPARATORS.items():
+        if any(name.startswith(pattern + separator) for name in layers):
+            return f"is not a layer but contains layers. For all of them write {pattern + within!r}."
+    if pattern in modules:
+        return "has no weight of two axes or more, so there is nothing to prune in it."
+    return f"matches no layer.{suggest_name(pattern, layers)} Layers: {format_list(layers, limit=12)}."
+
+
+def _check_types(config: PruningConfig, candidates: Sequence[Candidate]) -> None:
+    present = dict.fromkeys(kind for candidate in candidates for kind in candidate.types)
+    for key in ("pruning_op_types", "layer_types"):
+        for kind in getattr(config, key):
+            if kind not in present and kind not in LAYER_FAMILIES:
+                hint = suggest_name(kind, [*present, *sorted(LAYER_FAMILIES)])
+                raise UnknownNameError(f"{key}: no layer has type {kind!r}.{hint} Types: {', '.join(present)}.")

@@ -1,0 +1,64 @@
+"""Output layers: classifiers and language-model heads stay dense unless the configuration names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from itertools import takewhile
+
+from secateur.planning.layers import LAYER_FAMILIES, Candidate
+
+__all__ = ["find_output_names", "stays_dense_as_output"]
+
+HEAD_NAMES = frozenset(
+    {"classifier", "cls", "embed_out", "fc_out", "head", "lm_head", "output_projection", "qa_outputs", "score"}
+)
+"""Names that model families give their output layer, or the part of the model that ends with it."""
+
+
+def stays_dense_as_output(candidate: Candidate, candidates: Sequence[Candidate]) -> bool:
+    """Whether a layer stays dense because it is an output layer.
+
+    The only layer of a model that patterns support is pruned even if it is the output.
+    """
+    return candidate.is_output and sum(not LAYER_FAMILIES.isdisjoint(other.types) for other in candidates) != 1
+
+
+def find_output_names(names: Collection[str], is_list: Callable[[str], bool]) -> list[str]:
+    """Find the output layers of a model that does not say which they are, by name and order.
+
+    These are the last layer of each part that is named like a head, or else the last layer of the model, unless it is
+    part of a list, as the last layer of an encoder without a head is.
+
+    Args:
+        names: The layers that patterns support, in the model's order; dots separate the parts that contain them.
+        is_list: Whether the part of that name is a list of repeated blocks.
+
+    Example:
+        >>> find_output_names(["body.0", "body.1", "lm_head"], lambda part: part == "body")
+        ['lm_head']
+        >>> find_output_names(["body.0", "body.1"], lambda part: part == "body")
+        []
+    """
+    if not names:
+        return []
+    last = list(names)[-1]
+    parents = last.split(".")[:-1]
+    is_repeated = any(is_list(".".join(parents[:depth])) for depth in range(1, len(parents) + 1))
+    return _find_heads(names, is_list) or ([] if is_repeated else [last])
+
+
+def _find_heads(names: Collection[str], is_list: Callable[[str], bool]) -> list[str]:
+    """Find the last layer of each part named like a head.
+
+    Only parts of the model itself, or of the model that it wraps, count: inside blocks such names mean something else,
+    as in ``attention.score``.
+    """
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    depth = len(list(takewhile(lambda parts: len(set(parts)) == 1, levels)))
+    heads: dict[str, str] = {}
+    for name in names:
+        path = name.split(".")
+        if path[depth] in HEAD_NAMES:
+            part = ".".join(path[: depth + 1])
+            heads[".".join(path[: depth + 1 + is_list(part)])] = name
+    return list(heads.values())
