@@ -22,7 +22,7 @@ ZEROS: list[tuple[dict[str, Any], str]] = [
     ({"pattern": "32x32", "target_sparsity": 0.75}, "blocks, Triton"),
     ({"pattern": "1xchannel", "target_sparsity": 0.5}, "smaller dense"),
 ]
-"""A configuration, and what the way is called that serves it."""
+"""A configuration, and part of the name of the layer that replaces a dense one."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +46,10 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-2) 
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize(("config", "way"), ZEROS, ids=lambda given: str(given))
-def test_outputs_are_those_of_the_dense_model(config: dict[str, Any], way: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("config", "name"), ZEROS, ids=lambda given: str(given))
+def test_outputs_are_those_of_the_dense_model(config: dict[str, Any], name: str, dtype: torch.dtype) -> None:
     dense, model, report = compile_model(config, dtype)
-    assert all(way in row.chosen for row in report.layers), report
+    assert all(name in row.chosen for row in report.layers), report
     assert all(row.bytes < row.dense_bytes for row in report.layers)
     for shape in ((128, 256), (1, 256), (3, 256), (17, 256), (256,), (2, 5, 256)):
         inputs = torch.randn(shape, device="cuda", dtype=dtype)
@@ -73,8 +73,8 @@ def test_float32_in_blocks_is_float32() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it compiles
-@pytest.mark.parametrize(("config", "way"), ZEROS[:2], ids=lambda given: str(given))
-def test_copies_states_and_graphs(config: dict[str, Any], way: str) -> None:  # noqa: ARG001 - one table for all
+@pytest.mark.parametrize(("config", "name"), ZEROS[:2], ids=lambda given: str(given))
+def test_copies_states_and_graphs(config: dict[str, Any], name: str) -> None:  # noqa: ARG001 - one table for all
     dense, model, _ = compile_model(config, torch.bfloat16)
     inputs = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
     state = model.state_dict()
@@ -105,7 +105,7 @@ def test_layers_may_be_timed_in_graphs() -> None:
     dense, inputs = copy.deepcopy(model), torch.randn(2048, 4096, device="cuda", dtype=torch.bfloat16)
     model, report = secateur.runtime.compile(model, inputs, cuda_graphs=True)
     assert report.cuda_graphs
-    assert "Times of layers are of CUDA graphs" in str(report)
+    assert "Layers were timed in CUDA graphs" in str(report)
     assert all(row.chosen.endswith("blocks, Triton") for row in report.layers)
     fast = torch.compile(model, mode="reduce-overhead")
     with torch.no_grad():

@@ -158,7 +158,7 @@ def test_assigning_is_an_error(name: str) -> None:
 
 
 def test_its_shape_type_and_device_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SparseLinear, "dense_weight", lambda _: pytest.fail("unpacked"))
+    monkeypatch.setattr(SparseLinear, "unpack_weight", lambda _: pytest.fail("unpacked"))
     dense, replaced = linear_pair()
     for name in ("shape", "dtype", "device", "ndim", "layout", "nbytes", "is_cuda", "is_sparse", "grad"):
         assert getattr(replaced.weight, name) == getattr(dense.weight, name)

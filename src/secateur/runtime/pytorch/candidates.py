@@ -88,7 +88,7 @@ def find_candidates(
 
 
 def _find_block_pattern(pattern: str) -> str:
-    """Return a pattern that kernels know: outside of whole channels, there may be any weights."""
+    """Return the pattern for kernels, which do not skip whole channels."""
     return SINGLE if "channel" in pattern else pattern
 
 

@@ -79,11 +79,11 @@ class SparseLayer(nn.Module, ABC):
         """Bytes of the stored weight."""
 
     @abstractmethod
-    def dense_weight(self) -> torch.Tensor:
+    def unpack_weight(self) -> torch.Tensor:
         """Return the weight with its zeros, as the dense layer stored it."""
 
     @abstractmethod
-    def dense_bias(self) -> torch.Tensor | None:
+    def unpack_bias(self) -> torch.Tensor | None:
         """Return the bias as the dense layer stored it; ``None``: there is none."""
 
     @property
@@ -92,12 +92,12 @@ class SparseLayer(nn.Module, ABC):
         if torch.compiler.is_compiling():
             return self.trace_weight()
         like = torch.empty(self.dense_shape, dtype=self.dtype, device="meta")
-        return ReadOnlyTensor(self.dense_weight, like, self.device)
+        return ReadOnlyTensor(self.unpack_weight, like, self.device)
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The bias, read-only."""
-        bias = self.dense_bias()
+        bias = self.unpack_bias()
         if bias is None or torch.compiler.is_compiling():
             return bias
         return ReadOnlyTensor(lambda: bias, bias, bias.device)
@@ -122,7 +122,7 @@ class SparseLayer(nn.Module, ABC):
 
     def trace_weight(self) -> torch.Tensor:
         """Return the dense weight in a graph of torch.compile."""
-        return self.dense_weight()
+        return self.unpack_weight()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in {"weight", "bias"}:
@@ -139,8 +139,8 @@ class SparseLayer(nn.Module, ABC):
         refuse_export()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ARG002 - torch's
-        destination[f"{prefix}weight"] = self.dense_weight()
-        if (bias := self.dense_bias()) is not None:
+        destination[f"{prefix}weight"] = self.unpack_weight()
+        if (bias := self.unpack_bias()) is not None:
             destination[f"{prefix}bias"] = bias
 
     def _load_from_state_dict(self, *_: Any) -> None:

@@ -63,8 +63,8 @@ class ChannelLayer(SparseLayer):
         """See `SparseLayer.device`."""
         return self.kept_weight.device
 
-    def dense_bias(self) -> torch.Tensor | None:
-        """See `SparseLayer.dense_bias`."""
+    def unpack_bias(self) -> torch.Tensor | None:
+        """See `SparseLayer.unpack_bias`."""
         return self.packed_bias
 
     @property
@@ -91,11 +91,11 @@ class ChannelLayer(SparseLayer):
 
     def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `SparseLayer.multiply_densely`."""
-        weight = self.dense_weight()
+        weight = self.unpack_weight()
         return self.apply_weight(tensor, weight.T if self.is_transposed else weight, self.packed_bias)
 
-    def dense_weight(self) -> torch.Tensor:
-        """See `SparseLayer.dense_weight`."""
+    def unpack_weight(self) -> torch.Tensor:
+        """See `SparseLayer.unpack_weight`."""
         dense = self.kept_weight.new_zeros(self.outputs, self.inputs, *self.kept_weight.shape[2:])
         dense[self.kept_outputs[:, None], self.kept_inputs] = self.kept_weight
         return dense.T.contiguous() if self.is_transposed else dense

@@ -44,18 +44,18 @@ class SparseConv2d(PackedLayer):
     def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `SparseLayer.multiply_densely`."""
         padded = self._pad(tensor) if any(self._padding) else tensor
-        weight, bias = self.dense_weight(), self.dense_bias()
+        weight, bias = self.unpack_weight(), self.unpack_bias()
         return functional.conv2d(padded, weight, bias, self.stride, (0, 0), self.dilation)
 
-    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """See `OperatorLayer.output_shape`."""
+    def compute_output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See `OperatorLayer.compute_output_shape`."""
         *batch, _, height, width = shape
         size = self._compute_padded_size(height, width)
         window = ConvolutionWindow(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
         return *batch, self.out_channels, window.height, window.across
 
-    def dense_weight(self) -> torch.Tensor:
-        """See `SparseLayer.dense_weight`."""
+    def unpack_weight(self) -> torch.Tensor:
+        """See `SparseLayer.unpack_weight`."""
         dense = torch.from_numpy(self.matrix.to_dense()).to(self.dtype)
         return dense.reshape(self.out_channels, *self.kernel_size, self.in_channels).permute(0, 3, 1, 2).contiguous()
 

@@ -31,7 +31,7 @@ IGNORED_WARNINGS = (
     "The PyTorch API of SparseSemiStructuredTensor is in prototype",
     "bsr_dense_addmm uses non-optimal triton kernel parameters",
 )
-"""Beginnings of torch's warnings about unfinished or slow kernels, which do not matter because all are measured."""
+"""Prefixes of torch's warnings about prototypes and slow kernels. Kernels are benchmarked, so they do not matter."""
 
 LIBRARIES = {
     "cuSPARSELt": torch.sparse.SparseSemiStructuredTensorCUSPARSELT,
@@ -115,8 +115,8 @@ class LibraryMatrix:
     """
 
     def __init__(self, dense: torch.Tensor, library_format: LibraryFormat) -> None:
-        for beginning in IGNORED_WARNINGS:
-            warnings.filterwarnings("ignore", message=beginning)
+        for prefix in IGNORED_WARNINGS:
+            warnings.filterwarnings("ignore", message=prefix)
         self.shape, self.library_format = tuple(dense.shape), library_format
         try:
             self._weight = library_format.convert(dense.contiguous())
@@ -133,7 +133,7 @@ class LibraryMatrix:
         """Device of the weight."""
         return self._weight.device
 
-    def dense(self) -> torch.Tensor:
+    def to_dense(self) -> torch.Tensor:
         """Return the weight with its zeros, of shape (O, I)."""
         return self._weight.to_dense()
 
@@ -158,7 +158,7 @@ class LibraryMatrix:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LibraryMatrix, (self.dense(), self.library_format)
+        return LibraryMatrix, (self.to_dense(), self.library_format)
 
     def _explain(self, error: Exception) -> LayerError:
         """Explain an error of a library."""
@@ -183,8 +183,8 @@ class LibraryLinear(OperatorLayer):
         # Not a buffer, like the weight: both stay on their device.
         self._bias = None if bias is None else bias.clone()
 
-    def dense_bias(self) -> torch.Tensor | None:
-        """See `SparseLayer.dense_bias`."""
+    def unpack_bias(self) -> torch.Tensor | None:
+        """See `SparseLayer.unpack_bias`."""
         return self._bias
 
     @property
@@ -202,15 +202,15 @@ class LibraryLinear(OperatorLayer):
 
     def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `SparseLayer.multiply_densely`."""
-        return functional.linear(tensor, self.matrix.dense(), self._bias)
+        return functional.linear(tensor, self.matrix.to_dense(), self._bias)
 
-    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """See `OperatorLayer.output_shape`."""
+    def compute_output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See `OperatorLayer.compute_output_shape`."""
         return *shape[:-1], self.matrix.shape[0]
 
-    def dense_weight(self) -> torch.Tensor:
-        """See `SparseLayer.dense_weight`."""
-        dense = self.matrix.dense()
+    def unpack_weight(self) -> torch.Tensor:
+        """See `SparseLayer.unpack_weight`."""
+        dense = self.matrix.to_dense()
         return dense.T.contiguous() if self.is_transposed else dense
 
     def extra_repr(self) -> str:

@@ -74,8 +74,8 @@ class OperatorLayer(SparseLayer):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as the dense layer names it
         """Compute the outputs of the dense layer."""
-        # Lazy tensors, subclasses and whatever is traced, watched or transformed must go through torch's dispatcher.
-        # What has no address, such as a sparse tensor, raises. No function is called: a small product takes 6 µs.
+        # Lazy tensors, subclasses, traced and transformed tensors must go through torch's dispatcher. Tensors without
+        # an address, such as sparse ones, raise. The checks are inlined, because a small product takes only 6 µs.
         if (
             type(input) is torch.Tensor
             and not is_dynamo_compiling()
@@ -110,7 +110,7 @@ class OperatorLayer(SparseLayer):
         """Compute the outputs for a strided tensor."""
 
     @abstractmethod
-    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def compute_output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the outputs for inputs of a shape."""
 
     def trace_weight(self) -> torch.Tensor:
@@ -222,7 +222,7 @@ def _make_fake_outputs(tensor: torch.Tensor, handle: int) -> torch.Tensor:
     """Make an empty tensor of the output's shape."""
     if _is_exporting():
         refuse_export()
-    return tensor.new_empty(_get_layer(handle).output_shape(tensor.shape))
+    return tensor.new_empty(_get_layer(handle).compute_output_shape(tensor.shape))
 
 
 def _make_fake_weight(handle: int) -> torch.Tensor:
@@ -246,7 +246,7 @@ LIBRARY.impl("apply_layer", _apply, "NestedTensorCPU")
 LIBRARY.impl("apply_layer", _apply_below_autograd, "Autograd")
 LIBRARY.impl("apply_layer", _make_autocast_rule("cpu"), "AutocastCPU")
 LIBRARY.impl("apply_layer", _make_autocast_rule("cuda"), "AutocastCUDA")
-LIBRARY.impl("unpack_weight", lambda handle: _get_layer(handle).dense_weight(), "BackendSelect")
+LIBRARY.impl("unpack_weight", lambda handle: _get_layer(handle).unpack_weight(), "BackendSelect")
 torch.library.register_fake("secateur::apply_layer", _make_fake_outputs, lib=LIBRARY)
 torch.library.register_fake("secateur::unpack_weight", _make_fake_weight, lib=LIBRARY)
 torch.library.register_vmap("secateur::apply_layer", _apply_to_batch, lib=LIBRARY)

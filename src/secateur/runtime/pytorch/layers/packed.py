@@ -60,8 +60,8 @@ class PackedLayer(OperatorLayer):
         self._bias = empty if bias is None else bias.float().contiguous().clone()
         self._products: dict[Hashable, Callable[..., Any]] = {}
 
-    def dense_bias(self) -> torch.Tensor | None:
-        """See `SparseLayer.dense_bias`."""
+    def unpack_bias(self) -> torch.Tensor | None:
+        """See `SparseLayer.unpack_bias`."""
         return self._bias.to(self._dtype) if self.has_bias else None
 
     @property
@@ -126,14 +126,14 @@ class SparseLinear(PackedLayer):
 
     def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `SparseLayer.multiply_densely`."""
-        weight = self.dense_weight()
-        return functional.linear(tensor, weight.T if self.is_transposed else weight, self.dense_bias())
+        weight = self.unpack_weight()
+        return functional.linear(tensor, weight.T if self.is_transposed else weight, self.unpack_bias())
 
-    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """See `OperatorLayer.output_shape`."""
+    def compute_output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """See `OperatorLayer.compute_output_shape`."""
         return *shape[:-1], self.matrix.shape[0]
 
-    def dense_weight(self) -> torch.Tensor:
-        """See `SparseLayer.dense_weight`."""
+    def unpack_weight(self) -> torch.Tensor:
+        """See `SparseLayer.unpack_weight`."""
         dense = torch.from_numpy(self.matrix.to_dense()).to(self.dtype)
         return dense.T.contiguous() if self.is_transposed else dense
