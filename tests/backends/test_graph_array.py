@@ -10,8 +10,8 @@ import pytest
 from secateur.criteria import CRITERIA
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.patterns.tiling import BlockTiling, Units
+from secateur.training.group_lasso import compute_shrinkage
 from secateur.training.keras.graph_array import GraphArray, as_array, as_tensor
-from secateur.training.regularizer import shrinkage
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the other backends' arrays need none")
 
@@ -106,6 +106,6 @@ def test_units_shrink_as_on_the_host() -> None:
     units = Units({"fc": BlockTiling((8, 3, 4), (4, 1, 1))})
 
     def shrunk(values: Any) -> Any:
-        return shrinkage(units, {"fc": values}, 0.4)["fc"]
+        return compute_shrinkage(units, {"fc": values}, 0.4)["fc"]
 
     np.testing.assert_allclose(traced(shrunk, VALUES), shrunk(VALUES), rtol=1e-5)

@@ -13,7 +13,7 @@ import secateur
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA, BaseCriterion, get_criterion, register_criterion
 from secateur.errors import ConfigError, UnknownNameError
-from secateur.masking.scores import GatheredScores
+from secateur.masking.scores import AccumulatedScores
 from secateur.patterns import get_pattern
 from training.models import CONFIG, begin, pruned_units
 
@@ -103,7 +103,7 @@ FORMULAS: dict[str, Callable[[list[tuple[Floats, Floats]]], Floats]] = {
 def gathered(steps: list[tuple[Floats, Floats]], **config: Any) -> Floats:
     layer = nn.Linear(6, 8)
     pattern = get_pattern({"pattern": "4x1", "target_sparsity": 0.5, **config}, {"fc": layer})
-    scores = GatheredScores(pattern, lambda name: pattern.views[name].canonical(layer.weight.detach()))
+    scores = AccumulatedScores(pattern, lambda name: pattern.views[name].canonical(layer.weight.detach()))
     for weight, gradient in steps:
         layer.weight.data.copy_(torch.from_numpy(weight))
         if scores.needs_gradient:
@@ -141,7 +141,7 @@ def test_reduction_of_what_was_gathered(reduce_type: str) -> None:
 def test_what_was_gathered_comes_in_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateur.masking.scores.CHUNK", 4)
     pattern = get_pattern({"pattern": "1:3", "target_sparsity": 0.6}, {"fc": nn.Linear(6, 8)})
-    scores = GatheredScores(pattern, lambda _: torch.ones(8, 1, 6))
+    scores = AccumulatedScores(pattern, lambda _: torch.ones(8, 1, 6))
     scores.totals = {"fc": torch.arange(48.0)}
     assert [chunk.tolist() for chunk in scores.stream("fc", None).chunks()][1] == [3.0, 4.0, 5.0]
 

@@ -115,6 +115,18 @@ def bits(model: nn.Module) -> dict[str, bytes]:
     return {name: value.contiguous().view(torch.uint8).numpy().tobytes() for name, value in model.state_dict().items()}
 
 
+def equal_states(left: Any, right: Any) -> bool:
+    """Whether two states are equal to the last bit."""
+    if isinstance(left, torch.Tensor):
+        bytewise = (left.dtype, left.shape) == (right.dtype, right.shape)
+        return bytewise and torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal_states(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(equal_states, left, right))
+    return bool(left == right)
+
+
 def hooks(optimizer: Optimizer) -> int:
     """How many hooks hang on an optimizer."""
     return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)

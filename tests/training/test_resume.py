@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur
 from secateur.errors import StateError
-from training.models import CONFIG, NeverRevived, Trial, backward, begin, bits, mlp, pruned_units
+from training.models import CONFIG, NeverRevived, Trial, backward, begin, bits, equal_states, mlp, pruned_units
 
 STEPS = 12
 
@@ -66,18 +66,6 @@ def resumed(config: dict[str, Any], file: io.BytesIO, dtype: torch.dtype = torch
     return trial
 
 
-def same(left: Any, right: Any) -> bool:
-    """Whether two states are equal to the last bit."""
-    if isinstance(left, torch.Tensor):
-        bytewise = (left.dtype, left.shape) == (right.dtype, right.shape)
-        return bytewise and torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(same, left, right))
-    return bool(left == right)
-
-
 def parts(trial: Trial) -> dict[str, Any]:
     return {part: getattr(trial, part).state_dict() for part in trial._fields}
 
@@ -91,7 +79,7 @@ def test_resumed_run_ends_with_the_same_bits(run: str) -> None:
     for stop in (0, 1, 3, 4, 6, 10, 11):
         other = resumed(RUNS[run], files[stop])
         other.train(range(stop, STEPS), NeverRevived(other.pruner))
-        assert same(parts(other), parts(trial)), stop
+        assert equal_states(parts(other), parts(trial)), stop
         assert other.pruner.report() == trial.pruner.report()
     assert trial.pruner.finalize().is_complete
 
@@ -103,7 +91,7 @@ def test_resumed_run_in_another_dtype(dtype: torch.dtype) -> None:
     other = begin(LONG, model=mlp(1, dtype), optimizer="sgd")
     for part, state in loaded(file).items():
         getattr(other, part).load_state_dict(state)
-    assert same(parts(other.train(range(5, STEPS))), parts(trial.train(range(5, STEPS))))
+    assert equal_states(parts(other.train(range(5, STEPS))), parts(trial.train(range(5, STEPS))))
 
 
 def test_resumed_by_preparing_the_loaded_model() -> None:
@@ -115,7 +103,7 @@ def test_resumed_by_preparing_the_loaded_model() -> None:
         other = begin(config, model=model)
         other.optimizer.load_state_dict(states["optimizer"])
         other.pruner.load_state_dict(states["pruner"])
-        assert same(parts(other.train(range(8, STEPS))), parts(trial.train(range(8, STEPS))))
+        assert equal_states(parts(other.train(range(8, STEPS))), parts(trial.train(range(8, STEPS))))
 
 
 def test_finished_run_can_be_loaded_with_its_zeros_kept() -> None:
@@ -135,13 +123,13 @@ def test_without_the_state_of_the_pruner_it_ends_otherwise() -> None:
     other = start(LONG, seed=1)
     other.model.load_state_dict(states["model"])
     other.optimizer.load_state_dict(states["optimizer"])
-    assert not same(parts(other.train(range(5, STEPS))), parts(trial.train(range(5, STEPS))))
+    assert not equal_states(parts(other.train(range(5, STEPS))), parts(trial.train(range(5, STEPS))))
 
 
 def test_sameness_can_fail() -> None:
-    assert not same({"a": torch.tensor(0.0)}, {"a": torch.tensor(-0.0)})
-    assert not same([1, {"a": torch.ones(2)}], [1, {"a": torch.ones(2, dtype=torch.float64)}])
-    assert same({"a": (torch.tensor(math.nan), 1)}, {"a": (torch.tensor(math.nan), 1)})
+    assert not equal_states({"a": torch.tensor(0.0)}, {"a": torch.tensor(-0.0)})
+    assert not equal_states([1, {"a": torch.ones(2)}], [1, {"a": torch.ones(2, dtype=torch.float64)}])
+    assert equal_states({"a": (torch.tensor(math.nan), 1)}, {"a": (torch.tensor(math.nan), 1)})
 
 
 @pytest.mark.parametrize("run", ["iterative", "progressive", "keep_zeros", "lasso"])
@@ -152,8 +140,8 @@ def test_run_can_go_back_to_an_earlier_state(run: str) -> None:
     late = loaded(saved(trial))
     for part, state in early.items():
         getattr(trial, part).load_state_dict(state)
-    assert same(trial.pruner.state_dict(), early["pruner"])
-    assert same(parts(trial.train(range(STEPS))), late)
+    assert equal_states(trial.pruner.state_dict(), early["pruner"])
+    assert equal_states(parts(trial.train(range(STEPS))), late)
 
 
 def test_frozen_layers_are_resumed() -> None:
@@ -171,11 +159,11 @@ def test_a_state_is_a_snapshot() -> None:
     state = trial.pruner.state_dict()
     before = loaded(saved(trial))["pruner"]
     trial.train(range(5, STEPS))
-    assert same(state, before)
+    assert equal_states(state, before)
     other = start(LONG, seed=1)
     other.pruner.load_state_dict(state)
     other.train(range(5, STEPS))
-    assert same(state, before)
+    assert equal_states(state, before)
 
 
 # States that are refused.
@@ -215,7 +203,7 @@ def test_state_of_something_else_is_refused(make: Any, message: str) -> None:
     before = loaded(saved(trial))
     with pytest.raises(StateError, match=message):
         trial.pruner.load_state_dict(make())
-    assert same(parts(trial), before)
+    assert equal_states(parts(trial), before)
 
 
 def put(state: Any, value: Any, *path: Any) -> Any:
@@ -272,7 +260,7 @@ def test_damaged_state_is_refused_whole(path: tuple[Any, ...], value: Any, messa
     state = trial.pruner.state_dict()
     with pytest.raises(StateError, match=message):
         trial.pruner.load_state_dict(put(state, value, *path))
-    assert same(parts(trial), before)
+    assert equal_states(parts(trial), before)
 
 
 def test_state_of_rules_that_differ_in_the_second_is_refused_whole() -> None:
@@ -283,7 +271,7 @@ def test_state_of_rules_that_differ_in_the_second_is_refused_whole() -> None:
     before = loaded(saved(trial))
     with pytest.raises(StateError, match=r"target_sparsity was 0\.4, is 0\.3"):
         trial.pruner.load_state_dict(ruled(0.4).pruner.state_dict())
-    assert same(parts(trial), before)
+    assert equal_states(parts(trial), before)
 
 
 def test_own_schedule_is_told_by_its_name() -> None:
@@ -293,7 +281,7 @@ def test_own_schedule_is_told_by_its_name() -> None:
     config = {**LONG, "sparsity_decay_type": quick}
     trial = start(config).train(range(5))
     other = resumed(config, saved(trial))
-    assert same(parts(other.train(range(5, STEPS))), parts(trial.train(range(5, STEPS))))
+    assert equal_states(parts(other.train(range(5, STEPS))), parts(trial.train(range(5, STEPS))))
     with pytest.raises(StateError, match=r"sparsity_decay_type was '.*quick', is 'cubic'"):
         start(LONG).pruner.load_state_dict(trial.pruner.state_dict())
 

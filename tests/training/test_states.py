@@ -11,8 +11,8 @@ from torch import nn
 
 import secateur
 from secateur.errors import StateError
-from training.models import CONFIG, Trial, backward, begin, bits, mlp
-from training.test_resume import LONG, RUNS, STEPS, same, start
+from training.models import CONFIG, Trial, backward, begin, bits, equal_states, mlp
+from training.test_resume import LONG, RUNS, STEPS, start
 
 State = dict[str, Any]
 Change = Callable[[State], Any]
@@ -244,7 +244,7 @@ def test_a_contradiction_is_refused_whole(name: str) -> None:
     change(state)
     with pytest.raises(StateError, match=message):
         trial.pruner.load_state_dict(state)
-    assert same(trial.pruner.state_dict(), before)
+    assert equal_states(trial.pruner.state_dict(), before)
     assert bits(trial.model) == weights
     trial.train(range(step + 1, STEPS))
     assert trial.pruner.finalize().is_complete
@@ -255,7 +255,7 @@ def resume(trial: Trial, config: dict[str, Any], *, seed: int = 1) -> Trial:
     other = start(config, seed=seed)
     state = copy.deepcopy(trial.pruner.state_dict())
     other.pruner.load_state_dict(state)
-    assert same(other.pruner.state_dict(), state)
+    assert equal_states(other.pruner.state_dict(), state)
     return other
 
 
@@ -348,4 +348,4 @@ def test_scores_may_lie_anywhere_in_memory() -> None:
     found["masks"]["0"] = found["masks"]["0"].mT.contiguous().mT
     before = copy.deepcopy(trial.pruner.state_dict())
     trial.pruner.load_state_dict(state)
-    assert same(trial.pruner.state_dict(), before)
+    assert equal_states(trial.pruner.state_dict(), before)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from secateur.masking.checks import refuse_nan, refuse_violations
-from secateur.masking.run import HeldWeight, Run, report_on
+from secateur.masking.run import PrunedWeight, Run, build_report, refuse_nan, refuse_violations
 
-__all__ = ["HeldWeight", "Run", "refuse_nan", "refuse_violations", "report_on"]
+__all__ = ["PrunedWeight", "Run", "build_report", "refuse_nan", "refuse_violations"]

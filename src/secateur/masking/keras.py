@@ -13,7 +13,7 @@ __all__ = ["KernelWeight"]
 
 
 class KernelWeight:
-    """One pruned kernel and its mask. See `HeldWeight`.
+    """One pruned kernel and its mask. See `PrunedWeight`.
 
     Args:
         name: Layer name.

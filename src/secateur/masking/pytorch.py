@@ -12,7 +12,7 @@ __all__ = ["ParameterWeight"]
 
 
 class ParameterWeight:
-    """One pruned weight: the parameter, how to look at it, and its mask. See `HeldWeight`.
+    """One pruned weight: the parameter, how to look at it, and its mask. See `PrunedWeight`.
 
     Raises:
         LayerError: The parameter is on the meta device.

@@ -6,18 +6,18 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from secateur._array import Array, count_true
-from secateur.errors import ConfigError
-from secateur.masking.group import PruningGroup
-from secateur.masking.scores import GatheredScores
+from secateur._array import Array, count_true, has_nan
+from secateur.errors import ConfigError, ScoreError, StateError
+from secateur.masking.scores import AccumulatedScores
+from secateur.masking.updater import MaskUpdater
 from secateur.patterns import BasePattern
 from secateur.patterns.verification import verify_masks, verify_zeros
 from secateur.results import LayerResult, PruningReport
 
-__all__ = ["HeldWeight", "Run", "report_on"]
+__all__ = ["PrunedWeight", "Run", "build_report", "refuse_nan", "refuse_violations"]
 
 
-class HeldWeight(Protocol):
+class PrunedWeight(Protocol):
     """One pruned weight, in whatever way its framework holds it.
 
     Attributes:
@@ -37,7 +37,7 @@ class HeldWeight(Protocol):
         """Set to zero what the mask prunes."""
 
 
-Weight = TypeVar("Weight", bound=HeldWeight)
+Weight = TypeVar("Weight", bound=PrunedWeight)
 
 
 class Run(Generic[Weight]):
@@ -56,24 +56,24 @@ class Run(Generic[Weight]):
         self.pattern = pattern
         self.config = pattern.config
         self.weights = own = {name: weights[name] for name in pattern.views}
-        self.group = PruningGroup(pattern, is_new=is_new)
+        self.updater = MaskUpdater(pattern, is_new=is_new)
         # Not through `self`, so that weights are gone as soon as nobody holds the run.
-        self.scores = GatheredScores(pattern, lambda layer: own[layer].canonical())
-        self.last_step = 0 if self.group.is_locked else self.group.timeline.end
+        self.scores = AccumulatedScores(pattern, lambda layer: own[layer].canonical())
+        self.last_step = 0 if self.updater.is_locked else self.updater.schedule.end
         self._check_first_gradient()
 
     def start(self) -> None:
         """Set the masks that hold before the first step."""
-        self.set_masks(self.group.initial_masks())
+        self.set_masks(self.updater.initial_masks())
         self.set_masks(self.masks_after(0))
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """Layer → its mask after `step` steps, where masks are due to change then; else empty."""
-        if not self.group.changes_masks(step):
+        if not self.updater.changes_masks(step):
             return {}
         masks = self._masks() if self._has_masks else {}
         held = {name: self.pattern.framework.to_array(mask) for name, mask in masks.items()}
-        return self.group.advance(step, self.scores.stream, held) or {}
+        return self.updater.advance(step, self.scores.stream, held) or {}
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
         """Take over what `masks_after` returned."""
@@ -84,8 +84,8 @@ class Run(Generic[Weight]):
         """Layers whose mask is not of the pattern, or whose weights are not what it says → what is wrong."""
         masks = {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None}
         weights = {name: weight.stored for name, weight in self.weights.items()}
-        if self._has_masks and not self.group.is_locked and self.group.condemned_keep is None:
-            return verify_masks(self.pattern, masks, weights, sparsity=self.group.asked)
+        if self._has_masks and not self.updater.is_locked and self.updater.scheduled_keep is None:
+            return verify_masks(self.pattern, masks, weights, sparsity=self.updater.requested)
         return verify_zeros(masks, weights)
 
     def results(self) -> list[LayerResult]:
@@ -97,7 +97,7 @@ class Run(Generic[Weight]):
             for layer, tiling in units.parts.items()
         ]
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Settings, a schedule of one's own by its name, and shapes: what tells a run's state from another's."""
         values = self.config.model_dump(mode="json", exclude={"sparsity_decay_type"})
         schedule = self.config.sparsity_decay_type
@@ -131,14 +131,14 @@ class Run(Generic[Weight]):
         )
 
     def _check_first_gradient(self) -> None:
-        if self.scores.needs_gradient and not self.group.is_locked and self.config.start_step == 0:
+        if self.scores.needs_gradient and not self.updater.is_locked and self.config.start_step == 0:
             raise ConfigError(
                 f"start_step must be at least 1 for the criterion {self.config.criterion!r}: it ranks by gradients, "
                 f"and there are none at step 0. Set start_step=1, or rank by 'magnitude'."
             )
 
 
-def report_on(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, model_weights: int) -> PruningReport:
+def build_report(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, model_weights: int) -> PruningReport:
     """What is pruned in all runs of a model after `step` steps."""
     runs = list(runs)
     return PruningReport(
@@ -149,3 +149,17 @@ def report_on(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, mod
         model_weights=model_weights,
         configs=tuple(run.config for run in runs),
     )
+
+
+def refuse_nan(weights: Mapping[str, PrunedWeight]) -> None:
+    """Raise `ScoreError` if a weight has ``nan``."""
+    for name, weight in weights.items():
+        if has_nan(weight.stored):
+            raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")
+
+
+def refuse_violations(wrong: Mapping[str, str]) -> None:
+    """Raise `StateError` if there are any, as `Run.violations` returns them."""
+    if wrong:
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
+        raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")

@@ -18,13 +18,13 @@ from secateur.patterns.reduction import REDUCTIONS, Reduction
 from secateur.patterns.selection import Scores
 from secateur.patterns.tiling import CHUNK
 
-__all__ = ["GatheredScores"]
+__all__ = ["AccumulatedScores"]
 
 LINEAR = frozenset({"mean", "sum"})
 """Reductions that a sum over steps commutes with."""
 
 
-class GatheredScores:
+class AccumulatedScores:
     """What a criterion has seen so far of the layers of one pattern.
 
     Args:
@@ -48,11 +48,11 @@ class GatheredScores:
         self.unit_score = sample.unit_score
         name = sample.reduction or pattern.config.criterion_reduce_type
         self.reduction = REDUCTIONS.find(name)
-        self._kept: dict[str, list[Array]] | None = None
+        self._cache: dict[str, list[Array]] | None = None
         self.is_per_unit = sample.reduction is not None or self.decay == 0.0 or name in LINEAR
 
     @property
-    def is_gathered(self) -> bool:
+    def is_accumulated(self) -> bool:
         """Whether anything is kept from step to step; else scores come from the weights alone, when they are read."""
         return self.needs_gradient or self.decay > 0
 
@@ -69,16 +69,16 @@ class GatheredScores:
         Raises:
             ScoreError: A score is ``nan``; nothing is taken in then.
         """
-        scores = self.of_step(
+        scores = self.score_step(
             name,
             {layer: self.criteria[layer].score(self.weight(layer), gradient) for layer, gradient in gradients.items()},
         )
         for key, score in scores.items():
             chunk = score.reshape((-1,))
             Scores(key, partial(_once, chunk), chunk.shape[0]).refuse_nan()
-        self.totals |= {key: self.gathered(self.totals.get(key), score) for key, score in scores.items()}
+        self.totals |= {key: self.accumulate(self.totals.get(key), score) for key, score in scores.items()}
 
-    def of_step(self, name: str, scores: Mapping[str, Array]) -> dict[str, Array]:
+    def score_step(self, name: str, scores: Mapping[str, Array]) -> dict[str, Array]:
         """The scores of one step, under the keys of `totals`; reads arrays only, so that a framework may compile it.
 
         Args:
@@ -89,7 +89,7 @@ class GatheredScores:
             return dict(scores)
         return {name: concat_chunks(list(self._unit_chunks(name, scores, self.reduction)))}
 
-    def gathered(self, total: Array | None, score: Array) -> Array:
+    def accumulate(self, total: Array | None, score: Array) -> Array:
         """What is kept of a total so far and one more step's score; in memory of its own."""
         xp = namespace(score)
         dtype = getattr(xp, self.pattern.config.score_dtype)
@@ -115,25 +115,25 @@ class GatheredScores:
         return Scores(name, lambda: self._chunks(name), units.count, flags, stride=units.stride)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def cache(self) -> Iterator[None]:
         """Keep what `stream` computes until the end of the block, instead of computing it each time that it is read.
 
         That takes memory for one score per unit, and half of the time of a selection.
         """
-        self._kept = {}
+        self._cache = {}
         try:
             yield
         finally:
-            self._kept = None
+            self._cache = None
 
     def _chunks(self, name: str) -> Iterator[Array]:
-        if self._kept is None:
-            return self._computed(name)
-        if name not in self._kept:
-            self._kept[name] = list(self._computed(name))
-        return iter(self._kept[name])
+        if self._cache is None:
+            return self._compute(name)
+        if name not in self._cache:
+            self._cache[name] = list(self._compute(name))
+        return iter(self._cache[name])
 
-    def _computed(self, name: str) -> Iterator[Array]:
+    def _compute(self, name: str) -> Iterator[Array]:
         if name in self.totals and self.is_per_unit:
             total, run = self.pattern.framework.to_array(self.totals[name]), self.pattern.units[name].run
             step = max(1, CHUNK // run) * run
@@ -146,10 +146,12 @@ class GatheredScores:
             yield from self._unit_chunks(name, scores, self.reduction)
             return
 
-        def scored(weights: Array, axes: tuple[int, ...]) -> Array:
+        def score_and_reduce(weights: Array, axes: tuple[int, ...]) -> Array:
             return self.reduction(criterion.score(weights, None), axes)
 
-        yield from self._unit_chunks(name, {layer: self.pattern.framework.to_array(self.weight(layer))}, scored)
+        yield from self._unit_chunks(
+            name, {layer: self.pattern.framework.to_array(self.weight(layer))}, score_and_reduce
+        )
 
     def _weight_score(self, layer: str) -> Array:
         if layer in self.totals:

@@ -8,8 +8,7 @@ from typing import Any
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
-from secateur.masking.checks import refuse_nan, refuse_violations
-from secateur.masking.run import HeldWeight, Run, report_on
+from secateur.masking.run import PrunedWeight, Run, build_report, refuse_nan, refuse_violations
 from secateur.oneshot.interrupts import defer_interrupts
 from secateur.planning import Plan
 from secateur.results import PruningReport
@@ -42,7 +41,7 @@ def drop_schedule(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
     return settings
 
 
-def prune_weights(plan: Plan, weights: Mapping[str, HeldWeight], model_weights: int) -> PruningReport:
+def prune_weights(plan: Plan, weights: Mapping[str, PrunedWeight], model_weights: int) -> PruningReport:
     """Choose masks for all layers of a plan, and set to zero what they prune.
 
     Args:
@@ -61,7 +60,7 @@ def prune_weights(plan: Plan, weights: Mapping[str, HeldWeight], model_weights: 
         for weight in weights.values():
             weight.apply_mask()
     refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})
-    return report_on(runs, plan.dense, step=0, model_weights=model_weights)
+    return build_report(runs, plan.dense, step=0, model_weights=model_weights)
 
 
 def _timeless(rule: Mapping[str, Any]) -> dict[str, Any]:

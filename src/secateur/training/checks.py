@@ -11,7 +11,7 @@ from secateur._array import count_true
 from secateur.errors import ConfigError
 from secateur.masking.run import Run
 
-__all__ = ["refuse_regularizer", "warn_of_haste", "warn_of_zeros"]
+__all__ = ["refuse_regularizer", "warn_if_already_sparse", "warn_if_pruned_at_once"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +19,9 @@ ALREADY_SPARSE = 0.05
 """Share of zeros in a model that is worth a warning when they are not kept."""
 
 
-def warn_of_haste(runs: Iterable[Run[Any]]) -> None:
+def warn_if_pruned_at_once(runs: Iterable[Run[Any]]) -> None:
     """Log a warning for each run that prunes everything at once without having been told to."""
-    for config in (run.config for run in runs if not run.group.is_locked):
+    for config in (run.config for run in runs if not run.updater.is_locked):
         if config.end_step is None and config.sparsity_decay_type != "one_shot":
             logger.warning(
                 "end_step is not set, so all of %s is pruned at once at step %d. Set the step at which the target "
@@ -31,9 +31,9 @@ def warn_of_haste(runs: Iterable[Run[Any]]) -> None:
             )
 
 
-def warn_of_zeros(runs: Iterable[Run[Any]]) -> None:
+def warn_if_already_sparse(runs: Iterable[Run[Any]]) -> None:
     """Log a warning if many weights are zero already and may come back to life."""
-    free = [run for run in runs if not run.config.keep_zeros and not run.group.is_locked]
+    free = [run for run in runs if not run.config.keep_zeros and not run.updater.is_locked]
     weights = [weight.stored for run in free for weight in run.weights.values()]
     total = sum(math.prod(weight.shape) for weight in weights)
     zeros = total - sum(count_true(weight) for weight in weights)

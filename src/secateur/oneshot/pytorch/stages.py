@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.frameworks.view import WeightView
-from secateur.masking.checks import refuse_nan
+from secateur.masking.run import refuse_nan
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, name_failing_batch
 from secateur.oneshot.pytorch.block_stack import Stack, find_block_stack

@@ -11,8 +11,8 @@ from torch import nn
 from secateur.criteria import get_criterion
 from secateur.errors import ConfigError
 from secateur.frameworks.view import WeightView
-from secateur.masking.checks import refuse_violations
 from secateur.masking.pytorch import ParameterWeight
+from secateur.masking.run import refuse_violations
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.patterns import BasePattern
 from secateur.planning.planner import Plan

@@ -12,8 +12,8 @@ from torch import nn
 
 from secateur._wording import format_list
 from secateur.errors import ConfigError, LayerError, UnsupportedModelError
-from secateur.masking.checks import refuse_nan
 from secateur.masking.pytorch import ParameterWeight
+from secateur.masking.run import refuse_nan
 from secateur.oneshot.execution import Execution
 from secateur.oneshot.pytorch.materialize import Materializer, get_saved_state
 from secateur.oneshot.pytorch.recipe import Recipe

@@ -46,7 +46,7 @@ class _Namespace:
             raise AttributeError(f"the array API of a compiled TensorFlow step has no {name!r}")
 
         def function(*arguments: Any, **options: Any) -> Any:
-            return _wrapped(operation(*map(_bare, arguments), **{key: _bare(value) for key, value in options.items()}))
+            return _wrap(operation(*map(_unwrap, arguments), **{key: _unwrap(value) for key, value in options.items()}))
 
         return function
 
@@ -56,7 +56,7 @@ class _Namespace:
 
     def asarray(self, value: Any, *, dtype: str | None = None, device: Any = None, copy: Any = None) -> GraphArray:  # noqa: ARG002
         """See the standard; a compiled step places its tensors by itself."""
-        return GraphArray(keras.ops.convert_to_tensor(_bare(value), dtype=dtype))
+        return GraphArray(keras.ops.convert_to_tensor(_unwrap(value), dtype=dtype))
 
 
 NAMESPACE = _Namespace()
@@ -132,7 +132,7 @@ def _every_second(tensor: Any, axis: int, part: slice) -> Any:
 
 def _binary(name: str) -> Callable[[GraphArray, Any], GraphArray]:
     def method(self: GraphArray, other: Any) -> GraphArray:
-        return GraphArray(getattr(self.tensor, name)(_bare(other)))
+        return GraphArray(getattr(self.tensor, name)(_unwrap(other)))
 
     return method
 
@@ -153,16 +153,16 @@ def as_array(tensor: Any) -> Any:
 
 def as_tensor(array: Any) -> Any:
     """The inverse of `as_array`."""
-    return _bare(array)
+    return _unwrap(array)
 
 
-def _bare(value: Any) -> Any:
+def _unwrap(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(_bare(item) for item in value)
+        return type(value)(_unwrap(item) for item in value)
     return value.tensor if isinstance(value, GraphArray) else value
 
 
-def _wrapped(result: Any) -> Any:
+def _wrap(result: Any) -> Any:
     if isinstance(result, (list, tuple)):
-        return type(result)(_wrapped(item) for item in result)
+        return type(result)(_wrap(item) for item in result)
     return GraphArray(result) if keras.ops.is_tensor(result) else result

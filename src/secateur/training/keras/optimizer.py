@@ -24,17 +24,16 @@ from secateur.frameworks.keras import get_tensor, read_array
 from secateur.patterns import BasePattern
 from secateur.planning.keras import plan as plan_keras
 from secateur.results import PruningReport
-from secateur.training.checks import warn_of_haste, warn_of_zeros
-from secateur.training.keras.pruner import KernelPruner
-from secateur.training.keras.record import Record
-from secateur.training.keras.saved import damaged, name_missing, read_description, read_values
-from secateur.training.state import FORMAT_VERSION, refuse_other_runs
+from secateur.training.checks import warn_if_already_sparse, warn_if_pruned_at_once
+from secateur.training.keras.state import SavedPlan, make_damage_error, read_header, read_values, require_keys
+from secateur.training.keras.step import PruningStep
+from secateur.training.resume import FORMAT_VERSION, refuse_other_runs
 
 __all__ = ["PruningOptimizer"]
 
 logger = logging.getLogger(__name__)
 
-MARK = "secateur"
+HEADER_KEY = "secateur"
 """Entry of a weights file that tells the variables of this optimizer from those of another."""
 
 ACTIVE: WeakSet[PruningOptimizer] = WeakSet()
@@ -84,23 +83,23 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         inner_optimizer: keras.optimizers.Optimizer | None = None,
     ) -> None:
         model, optimizer = _accept_old_arguments(model, optimizer, inner_optimizer)
-        _refuse_unfit(optimizer)
+        _check_inner_optimizer(optimizer)
         if not isinstance(model, keras.Model):
             raise UnsupportedModelError(f"model must be a keras.Model, found {type(model).__name__}.")
         plan = plan_keras(model, config)
-        pruner = KernelPruner(plan.patterns)
+        pruner = PruningStep(plan.patterns)
         _refuse_shared(pruner)
-        warn_of_haste(pruner.runs)
-        warn_of_zeros(pruner.runs)
-        self._take(optimizer, Record.of(plan, model), name)
+        warn_if_pruned_at_once(pruner.runs)
+        warn_if_already_sparse(pruner.runs)
+        self._initialize(optimizer, SavedPlan.of(plan, model), name)
         self._start(pruner, model.trainable_variables)
 
-    def _take(self, inner_optimizer: keras.optimizers.Optimizer, record: Record, name: str | None) -> None:
+    def _initialize(self, inner_optimizer: keras.optimizers.Optimizer, record: SavedPlan, name: str | None) -> None:
         # A learning rate of our own would be a variable that nothing reads.
         super().__init__(learning_rate=lambda: inner_optimizer.learning_rate, name=name or "pruning_optimizer")
         self.inner_optimizer = inner_optimizer
-        self._record = record
-        self._pruner: KernelPruner | None = None
+        self._plan = record
+        self._pruning: PruningStep | None = None
         self._is_active = True
         self._is_read = False
         self._awaits_state = False
@@ -112,17 +111,17 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             StateError: They are of another model than the one that this optimizer was made for.
         """
         if not self.built:
-            pruner = KernelPruner(self._record.bind(list(variables)), is_new=False)
+            pruner = PruningStep(self._plan.bind(list(variables)), is_new=False)
             _refuse_shared(pruner)
             self._start(pruner, variables)
             self._awaits_state = True
 
-    def _start(self, pruner: KernelPruner, variables: Sequence[keras.Variable]) -> None:
+    def _start(self, pruner: PruningStep, variables: Sequence[keras.Variable]) -> None:
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(list(variables))
         super().build(list(variables))
         pruner.start(self.inner_optimizer, self._add_variable)
-        self._pruner = pruner
+        self._pruning = pruner
         ACTIVE.add(self)
 
     def _add_variable(
@@ -139,10 +138,10 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
-        if not self._is_active or not len(grads) or self._pruner is None:
+        if not self._is_active or not len(grads) or self._pruning is None:
             self.inner_optimizer.apply(grads, trainable_variables)
             return
-        pruner = self._pruner
+        pruner = self._pruning
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
         step = get_tensor(self._iterations) + 1
         made, rates = pruner.before_step(step, {id(key): grad for key, grad in zip(variables, grads, strict=True)})
@@ -183,11 +182,11 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
         """Take over averaged weights, where the optimizer inside averages; what is pruned is zero in them too."""
         self.inner_optimizer.finalize_variable_values(var_list)
-        if not self._is_active or self._pruner is None or self._is_away():
+        if not self._is_active or self._pruning is None or self._has_no_values():
             return
-        if self._pruner.is_averaged:
-            self._pruner.apply_masks()
-        if (due := self._pruner.next_update) is not None and due <= self.step:
+        if self._pruning.is_averaged:
+            self._pruning.apply_masks()
+        if (due := self._pruning.next_update) is not None and due <= self.step:
             logger.warning(
                 "Masks were to change after step %d, and %d steps have been made without it. Pass "
                 "secateur.keras.PruningCallback() as a callback to fit.",
@@ -213,7 +212,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         return {
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
-            "pruning": self._record.to_dict(),
+            "pruning": self._plan.to_dict(),
             "is_active": self._is_active,
         }
 
@@ -224,23 +223,23 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         Raises:
             StateError: The description is damaged.
         """
-        name_missing(["name", "inner_optimizer", "pruning", "is_active"], config)
-        record = Record.from_dict(config["pruning"])
+        require_keys(["name", "inner_optimizer", "pruning", "is_active"], config)
+        record = SavedPlan.from_dict(config["pruning"])
         inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
         try:
-            _refuse_unfit(inner)
+            _check_inner_optimizer(inner)
         except (StateError, UnsupportedModelError) as error:
-            raise damaged(f"its inner optimizer does not fit: {error}") from error
+            raise make_damage_error(f"its inner optimizer does not fit: {error}") from error
         optimizer = cls.__new__(cls)
-        optimizer._take(inner, record, config["name"])
+        optimizer._initialize(inner, record, config["name"])
         optimizer._is_active = bool(config["is_active"])
         optimizer._is_read = True
         return optimizer
 
     def save_own_variables(self, store: Any) -> None:
         """Write masks, scores and counters, and what run they are of; the optimizer inside writes its own."""
-        self._built_pruner().write_frozen()
-        store[MARK] = np.frombuffer(self._described().encode(), dtype=np.uint8)
+        self._require_built().write_frozen()
+        store[HEADER_KEY] = np.frombuffer(self._describe().encode(), dtype=np.uint8)
         for index, variable in enumerate(self._variables):
             store[str(index)] = variable.numpy()
 
@@ -255,19 +254,19 @@ class PruningOptimizer(keras.optimizers.Optimizer):
                 none at all, and this run is under way. Nothing is read here then, but Keras may have read the model's
                 weights.
         """
-        if MARK not in store.keys():  # noqa: SIM118 - not a mapping
-            self._start_anew()
+        if HEADER_KEY not in store.keys():  # noqa: SIM118 - not a mapping
+            self._start_without_state()
             return
-        self._refuse_other(read_description(store[MARK]))
+        self._refuse_other(read_header(store[HEADER_KEY]))
         values = read_values(self._variables, store)
         by_variable = {id(variable): value for variable, value in zip(self._variables, values, strict=True)}
-        self._built_pruner().check_values(by_variable, int(by_variable[id(self._iterations)]))
+        self._require_built().check_values(by_variable, int(by_variable[id(self._iterations)]))
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
-        self._built_pruner().read_frozen()
+        self._require_built().read_frozen()
         self._awaits_state = False
 
-    def _start_anew(self) -> None:
+    def _start_without_state(self) -> None:
         """Start with weights that were loaded without a state; once more when all of them are there."""
         if self._is_read or self.step > 0:
             raise StateError(
@@ -279,7 +278,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             "PruningOptimizer to go on from where a run was.",
             stacklevel=3,
         )
-        self._built_pruner().restart()
+        self._require_built().restart()
         self._awaits_state = True
 
     # What is asked of a pruner.
@@ -292,12 +291,12 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     @property
     def patterns(self) -> tuple[BasePattern, ...]:
         """The patterns of the run; what is put into their `keep_mask_layers` keeps its mask from then on."""
-        return tuple(run.pattern for run in self._built_pruner().runs)
+        return tuple(run.pattern for run in self._require_built().runs)
 
     @property
     def step(self) -> int:
         """Steps made since pruning began: those that accumulate gradients or overflow do not count."""
-        if self._is_away():
+        if self._has_no_values():
             raise StateError(
                 "Under fit, JAX keeps the values of variables to itself. Reach the optimizer as model.optimizer of a "
                 "callback's self.model, which brings them back; after an error in fit, make the model anew."
@@ -307,22 +306,22 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     @property
     def next_update(self) -> int | None:
         """The step after which masks change next; ``None``: they do not any more."""
-        return self._built_pruner().next_update
+        return self._require_built().next_update
 
     @property
     def batches_per_step(self) -> int:
         """Batches whose gradients make one step."""
-        return self._built_pruner().accumulated
+        return self._require_built().accumulated
 
     @property
     def masks(self) -> dict[str, Array]:
         """Layer → booleans in the kernel's shape, ``True`` = kept, as NumPy arrays."""
-        return self._built_pruner().masks()
+        return self._require_built().masks()
 
     @property
     def sparsity(self) -> float:
         """Share of weights pruned now, over all pruned layers."""
-        return self._built_pruner().sparsity()
+        return self._require_built().sparsity()
 
     def update_masks(self) -> bool:
         """Choose new masks if that is due after the steps made so far. Call it after each step of your own loop.
@@ -335,7 +334,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         Raises:
             ScoreError: A score is ``nan``; masks and weights are then as they were.
         """
-        return self._is_active and self._settled_pruner().update(self.step)
+        return self._is_active and self._require_started().update(self.step)
 
     def stateless_update_masks(
         self, optimizer_variables: Sequence[Any], trainable_variables: Sequence[Any]
@@ -365,7 +364,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     def report(self) -> PruningReport:
         """What is pruned now."""
-        return self._settled_pruner().report(self.step, self._record.dense, self._record.model_weights)
+        return self._require_started().report(self.step, self._plan.dense, self._plan.model_weights)
 
     def finalize(self) -> PruningReport:
         """Verify every mask against its pattern and every pruned weight against zero, and end the run.
@@ -382,7 +381,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         """
         if not self._is_active:
             raise StateError("This optimizer has been finalized already. Make another one for another run.")
-        self._settled_pruner().verify(self.step)
+        self._require_started().verify(self.step)
         report = self.report()
         report.warn_if_incomplete()
         self._is_active = False
@@ -394,7 +393,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
         `keras.callbacks.EarlyStopping` does when it puts back the weights of an epoch in which less was pruned.
         """
-        self._settled_pruner().apply_masks()
+        self._require_started().apply_masks()
 
     def attach(self, model: keras.Model) -> None:
         """Make sure, before training, that this is the optimizer of the model that it is used for.
@@ -403,52 +402,52 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             StateError: It was made for another model.
         """
         self.build(model.trainable_variables)
-        self._settled_pruner().refuse_other_model(model)
+        self._require_started().refuse_other_model(model)
 
-    def _settled_pruner(self) -> KernelPruner:
+    def _require_started(self) -> PruningStep:
         """The pruner, started if no state was read for it."""
-        pruner = self._built_pruner()
+        pruner = self._require_built()
         if self._awaits_state:
             self._awaits_state = False
             pruner.restart()
         return pruner
 
-    def _is_away(self) -> bool:
+    def _has_no_values(self) -> bool:
         """Whether JAX has taken the values out of the variables, as it does under ``fit``."""
         return keras.backend.backend() == "jax" and getattr(self._iterations, "_value", ...) is None
 
-    def _built_pruner(self) -> KernelPruner:
-        if self._pruner is None:
+    def _require_built(self) -> PruningStep:
+        if self._pruning is None:
             raise StateError(
                 "This optimizer was read from a file and has no variables yet. Call build(model.trainable_variables)."
             )
-        return self._pruner
+        return self._pruning
 
-    def _described(self) -> str:
+    def _describe(self) -> str:
         """Which run the variables are of."""
-        return json.dumps({"format_version": FORMAT_VERSION, "runs": self._built_pruner().described()})
+        return json.dumps({"format_version": FORMAT_VERSION, "runs": self._require_built().describe()})
 
     def _refuse_other(self, saved: Mapping[str, Any]) -> None:
         if saved["format_version"] != FORMAT_VERSION:
             raise StateError(
                 f"The state is of format {saved['format_version']}, this version reads format {FORMAT_VERSION}."
             )
-        refuse_other_runs(saved["runs"], self._built_pruner().described())
+        refuse_other_runs(saved["runs"], self._require_built().describe())
 
 
-def _refuse_shared(pruner: KernelPruner) -> None:
+def _refuse_shared(pruner: PruningStep) -> None:
     """Raise `StateError` if a run that has not ended prunes one of the kernels."""
-    if _shared(pruner):
+    if _find_shared(pruner):
         gc.collect()  # one that nobody can reach is none
-    if shared := _shared(pruner):
+    if shared := _find_shared(pruner):
         raise StateError(
             f"Another PruningOptimizer prunes {format_list(map(repr, shared))} already. End that run with "
             f"secateur.keras.finalize(model), or drop all references to that optimizer."
         )
 
 
-def _shared(pruner: KernelPruner) -> list[str]:
-    others = [other._pruner for other in ACTIVE if other.is_active and other._pruner is not None]
+def _find_shared(pruner: PruningStep) -> list[str]:
+    others = [other._pruning for other in ACTIVE if other.is_active and other._pruning is not None]
     theirs = {id(kernel.variable) for other in others for kernel in other.kernels.values()}
     return [name for name, kernel in pruner.kernels.items() if id(kernel.variable) in theirs]
 
@@ -465,7 +464,7 @@ def _accept_old_arguments(model: Any, optimizer: Any, inner_optimizer: Any) -> t
     return model, optimizer
 
 
-def _refuse_unfit(inner: Any) -> None:
+def _check_inner_optimizer(inner: Any) -> None:
     if not isinstance(inner, keras.optimizers.Optimizer):
         raise UnsupportedModelError(f"optimizer must be a keras.optimizers.Optimizer, found {type(inner).__name__}.")
     within = inner

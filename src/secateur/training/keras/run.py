@@ -12,23 +12,23 @@ from keras import ops
 from secateur._array import Array
 from secateur.errors import ScoreError
 from secateur.frameworks.keras import get_tensor, wrap_for_assign
-from secateur.masking.group import REACHED, PruningGroup
 from secateur.masking.run import Run
+from secateur.masking.updater import REACHED, MaskUpdater
 from secateur.patterns import BasePattern
-from secateur.training.consistency import SavedProgress, find_problem
+from secateur.training.group_lasso import compute_shrinkage
 from secateur.training.keras.graph_array import as_array, as_tensor
-from secateur.training.keras.kernel import Kernel
-from secateur.training.keras.saved import Values
-from secateur.training.regularizer import shrinkage
+from secateur.training.keras.state import Values
+from secateur.training.keras.weight import TrainedKernel
+from secateur.training.resume import SavedProgress, find_problem
 
-__all__ = ["AddVariable", "GraphRun"]
+__all__ = ["AddVariable", "KerasRun"]
 
 
 FROZEN_BEFORE = "its mask was frozen when this state was saved"
 """Why a mask is not updated any more, where the reason was not saved."""
 
 
-def either(predicate: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+def cond(predicate: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     """``ops.cond``, but on torch a plain branch: the former has torch.compile compile every step anew."""
     if keras.backend.backend() == "torch":
         return yes() if predicate else no()
@@ -44,12 +44,12 @@ class AddVariable(Protocol):
         """A variable that is saved and restored with the optimizer."""
 
 
-class GraphRun(Run[Kernel]):
+class KerasRun(Run[TrainedKernel]):
     """Scores, masks and progress of one pattern's layers as variables.
 
-    What happens at every step (`gather`, `shrink`) is traced and compiled. New masks are chosen on the host, by the
-    code that serves every framework: `read` takes its state from the variables, `write` puts it back. So whatever
-    restores the variables restores the run.
+    What happens at every step (`accumulate_scores`, `shrink`) is traced and compiled. New masks are selected on the
+    host, by the code that serves every framework: `read` gets its state from the variables, `write` puts it back. So
+    whatever restores the variables restores the run.
 
     Args:
         pattern: The pattern, bound to the layers.
@@ -60,10 +60,10 @@ class GraphRun(Run[Kernel]):
         ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
     """
 
-    def __init__(self, pattern: BasePattern, kernels: Mapping[str, Kernel], *, is_new: bool = True) -> None:
+    def __init__(self, pattern: BasePattern, kernels: Mapping[str, TrainedKernel], *, is_new: bool = True) -> None:
         super().__init__(pattern, kernels, is_new=is_new)
         self._keep: dict[str, keras.Variable] = {}
-        self._condemned: dict[str, keras.Variable] = {}
+        self._scheduled: dict[str, keras.Variable] = {}
         self._totals: dict[str, keras.Variable] = {}
 
     def add_variables(self, add: AddVariable) -> None:
@@ -75,19 +75,19 @@ class GraphRun(Run[Kernel]):
         first = next(iter(self.weights))  # no two runs share a layer, so their variables do not share a name
         self._initial = add((8,), dtype="uint8", name=f"{first}_initial_sparsity")
         self._frozen = add((len(self.pattern.units),), dtype="bool", name=f"{first}_frozen")
-        if self.group.is_locked:
+        if self.updater.is_locked:
             return
         counts = {name: (units.count,) for name, units in self.pattern.units.items()}
         self._keep = {
             name: add(shape, "ones", dtype="bool", name=f"{name}_keep")
             for name, shape in counts.items()
-            if name not in self._told_by_masks
+            if name not in self._units_in_masks
         }
         if self.config.kind == "progressive":
-            self._condemned = {
+            self._scheduled = {
                 name: add(shape, "ones", dtype="bool", name=f"{name}_keep_next") for name, shape in counts.items()
             }
-        if self.scores.is_gathered:
+        if self.scores.is_accumulated:
             self._totals = {
                 key: add(shape, dtype=self.config.score_dtype, name=f"{key}_scores")
                 for key, shape in self.scores.shapes.items()
@@ -100,11 +100,11 @@ class GraphRun(Run[Kernel]):
             ConfigError: They are sparser than the target.
             ScoreError: A score is ``nan``.
         """
-        self.group = PruningGroup(self.pattern)
+        self.updater = MaskUpdater(self.pattern)
         self.scores.totals = {}
         for kernel in self.weights.values():
             kernel.mask = np.ones(tuple(kernel.variable.shape), dtype=bool)
-        for variable in (*self._keep.values(), *self._condemned.values()):
+        for variable in (*self._keep.values(), *self._scheduled.values()):
             variable.assign(np.ones(tuple(variable.shape), dtype=bool))
         for total in self._totals.values():
             total.assign(np.zeros(tuple(total.shape)))
@@ -113,7 +113,7 @@ class GraphRun(Run[Kernel]):
 
     # Inside the compiled step.
 
-    def gather(self, step: Any, gradients: Mapping[str, Any], made: Any) -> None:
+    def accumulate_scores(self, step: Any, gradients: Mapping[str, Any], made: Any) -> None:
         """Take in the gradients of the coming step.
 
         Args:
@@ -132,9 +132,9 @@ class GraphRun(Run[Kernel]):
                 f"Exclude it, or rank by 'magnitude'."
             )
         variables = list(self._totals.values())
-        fresh = either(
-            ops.logical_and(self._gathers_at(step), made),
-            lambda: self._gathered(gradients),
+        fresh = cond(
+            ops.logical_and(self._should_accumulate(step), made),
+            lambda: self._compute_totals(gradients),
             lambda: [get_tensor(total) for total in variables],
         )
         for variable, value in zip(variables, fresh, strict=True):
@@ -150,23 +150,25 @@ class GraphRun(Run[Kernel]):
             if not kernels.keys() <= rates.keys():
                 continue
             strength = as_array(self.config.reg_coeff * rates[next(iter(kernels))])
-            factors = shrinkage(units, {layer: kernel.traced() for layer, kernel in kernels.items()}, strength)
+            factors = compute_shrinkage(
+                units, {layer: kernel.trace_canonical() for layer, kernel in kernels.items()}, strength
+            )
             for layer, kernel in kernels.items():
                 kernel.shrink(as_array(ops.where(active, as_tensor(factors[layer]), 1.0)))
 
-    def _gathered(self, gradients: Mapping[str, Any]) -> list[Any]:
+    def _compute_totals(self, gradients: Mapping[str, Any]) -> list[Any]:
         found: dict[str, Any] = {}
         for name, units in self.pattern.units.items():
             by_weight = {
-                layer: self.weights[layer].traced_scores(self.scores.criteria[layer], gradients.get(layer))
+                layer: self.weights[layer].trace_scores(self.scores.criteria[layer], gradients.get(layer))
                 for layer in units.parts
             }
-            scores = self.scores.of_step(name, by_weight)
-            found |= {key: self.scores.gathered(as_array(self._totals[key]), score) for key, score in scores.items()}
+            scores = self.scores.score_step(name, by_weight)
+            found |= {key: self.scores.accumulate(as_array(self._totals[key]), score) for key, score in scores.items()}
         return [as_tensor(found[key]) for key in self._totals]
 
-    def _gathers_at(self, step: Any) -> Any:
-        """Whether what step number `step` scores will be read; see `Timeline.is_update`."""
+    def _should_accumulate(self, step: Any) -> Any:
+        """Whether what step number `step` scores will be read; see `UpdateSchedule.is_update`."""
         start, end = self.config.start_step, self.last_step
         if self.scores.decay > 0:
             return step <= end
@@ -182,23 +184,23 @@ class GraphRun(Run[Kernel]):
             updated: Step up to which masks have followed.
         """
         self.read_frozen()
-        if self.group.is_locked:
+        if self.updater.is_locked:
             return
         initial = float(np.ascontiguousarray(self.pattern.framework.to_array(self._initial)).view(np.float64)[0])
-        last = self.group.timeline.last_update(updated)
+        last = self.updater.schedule.last_update(updated)
         keep = self._arrays(self._keep)
-        for name, layer in self._told_by_masks.items():
+        for name, layer in self._units_in_masks.items():
             keep[name] = self.pattern.framework.to_array(self.weights[layer].mask).reshape((-1,))
-        self.group.restore(
+        self.updater.restore(
             {
                 "keep": keep,
-                "condemned_keep": self._arrays(self._condemned) if self._is_condemning(updated) else None,
+                "condemned_keep": self._arrays(self._scheduled) if self._has_scheduled_units(updated) else None,
                 "asked": initial,
                 "initial": initial,
             }
         )
         if last is not None:
-            self.group.asked = self.group.timeline.sparsity(last)
+            self.updater.requested = self.updater.schedule.sparsity(last)
         self.scores.totals = self._arrays(self._totals)
 
     def find_problem(self, values: Values, updated: int) -> str | None:
@@ -217,45 +219,45 @@ class GraphRun(Run[Kernel]):
         flags = zip(self.pattern.units, values[id(self._frozen)], strict=True)
         frozen = [name for name, is_frozen in flags if is_frozen]
         masks = {name: values[id(kernel.mask_variable)] for name, kernel in self.weights.items()}
-        keep, condemned = self._saved_units(values, masks, updated)
-        if keep is not None and self.group.timeline.last_update(updated) is None and not self.config.keep_zeros:
+        keep, scheduled = self._read_units(values, masks, updated)
+        if keep is not None and self.updater.schedule.last_update(updated) is None and not self.config.keep_zeros:
             if not all(flags.all() for flags in (*keep.values(), *masks.values())):
                 return "masks prune before the first update"
             keep, masks = None, {}
-        return find_problem(self.group, SavedProgress(updated, masks, keep, condemned, None, initial, frozen))
+        return find_problem(self.updater, SavedProgress(updated, masks, keep, scheduled, None, initial, frozen))
 
-    def _saved_units(
+    def _read_units(
         self, values: Values, masks: Mapping[str, Array], updated: int
     ) -> tuple[dict[str, Array] | None, dict[str, Array] | None]:
         """Which units live in a saved state, and which will in a progressive run."""
-        if self.group.is_locked:
+        if self.updater.is_locked:
             return None, None
         keep = {name: values[id(variable)] for name, variable in self._keep.items()}
-        keep |= {name: masks[layer].reshape((-1,)) for name, layer in self._told_by_masks.items()}
-        condemned = {name: values[id(variable)] for name, variable in self._condemned.items()}
-        return keep, condemned if self._is_condemning(updated) else None
+        keep |= {name: masks[layer].reshape((-1,)) for name, layer in self._units_in_masks.items()}
+        scheduled = {name: values[id(variable)] for name, variable in self._scheduled.items()}
+        return keep, scheduled if self._has_scheduled_units(updated) else None
 
-    def _is_condemning(self, updated: int) -> bool:
-        is_between = self.group.timeline.last_update(updated) is not None and updated < self.last_step
-        return bool(self._condemned) and is_between
+    def _has_scheduled_units(self, updated: int) -> bool:
+        is_between = self.updater.schedule.last_update(updated) is not None and updated < self.last_step
+        return bool(self._scheduled) and is_between
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """See `Run.masks_after`; scores are computed once, though they are read several times."""
-        with self.scores.kept():
+        with self.scores.cache():
             return super().masks_after(step)
 
     def write(self) -> None:
         """Put the state into the variables."""
-        initial = np.frombuffer(np.float64(self.group.timeline.initial).tobytes(), dtype=np.uint8)
+        initial = np.frombuffer(np.float64(self.updater.schedule.initial).tobytes(), dtype=np.uint8)
         self._initial.assign(initial)
         self.write_frozen()
-        for variables, values in ((self._keep, self.group.keep), (self._condemned, self.group.condemned_keep)):
+        for variables, values in ((self._keep, self.updater.keep), (self._scheduled, self.updater.scheduled_keep)):
             for name, variable in variables.items():
                 if values is not None:
                     variable.assign(wrap_for_assign(values[name]))
 
     @property
-    def _told_by_masks(self) -> dict[str, str]:
+    def _units_in_masks(self) -> dict[str, str]:
         """Names of units → the layer whose mask, as it lies in memory, says which of them live."""
         if self.config.kind == "progressive":  # then it also says how far they have faded
             return {}

@@ -28,15 +28,15 @@ def refuse_shared(weights: Mapping[str, torch.Tensor], others: Callable[[], Iter
 
     A run that nobody can reach any more is none, but the cycle of its pruner and its optimizer may be there still.
     """
-    if _shared(weights, others()):
+    if _find_shared(weights, others()):
         gc.collect()
-    if shared := _shared(weights, others()):
+    if shared := _find_shared(weights, others()):
         raise StateError(
             f"Another pruner prunes {format_list(map(repr, shared))} already. Call its finalize() or close() first."
         )
 
 
-def _shared(weights: Mapping[str, torch.Tensor], others: Iterable[torch.Tensor]) -> list[str]:
+def _find_shared(weights: Mapping[str, torch.Tensor], others: Iterable[torch.Tensor]) -> list[str]:
     names = list(weights)
     pairs = _overlaps([*weights.values(), *others])
     return list(dict.fromkeys(names[left] for left, right in pairs if left < len(names) <= right))
@@ -75,10 +75,10 @@ def shares_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
         return False
     if start == others_start or left.element_size() != right.element_size():
         return True
-    return _interleaved(left, right, start, others_start)
+    return _have_common_elements(left, right, start, others_start)
 
 
-def _interleaved(left: torch.Tensor, right: torch.Tensor, start: int, others_start: int) -> bool:
+def _have_common_elements(left: torch.Tensor, right: torch.Tensor, start: int, others_start: int) -> bool:
     """Whether two tensors of one element size, whose spans overlap, have an element in common."""
     size, base = left.element_size(), min(start, others_start)
     end = max(_span(left)[1], _span(right)[1])

@@ -16,18 +16,19 @@ from torch.optim import Optimizer
 from secateur._array import Array
 from secateur.errors import LayerError, SecateurError, StateError
 from secateur.frameworks.pytorch import apply_mask, get_parameter, unwrap_model
-from secateur.masking.checks import refuse_violations
-from secateur.masking.run import report_on
+from secateur.masking.run import build_report, refuse_violations
 from secateur.planning.planner import Plan
 from secateur.results import PruningReport
-from secateur.training.checks import refuse_regularizer, warn_of_haste, warn_of_zeros
-from secateur.training.holders import Caller
-from secateur.training.hooked import HookedRun, Snapshot
+from secateur.training.checks import refuse_regularizer, warn_if_already_sparse, warn_if_pruned_at_once
 from secateur.training.pytorch.overlap import refuse_aliases, refuse_shared
-from secateur.training.pytorch.weight import TrainedParameter, find_weights
-from secateur.training.state import FORMAT_VERSION, check_state
+from secateur.training.pytorch.run import PytorchRun, Snapshot
+from secateur.training.pytorch.state import check_state
+from secateur.training.pytorch.weight import ManualOptimizer, TrainedParameter, find_weights
+from secateur.training.resume import FORMAT_VERSION
 
 __all__ = ["Pruner"]
+
+AnyOptimizer = Optimizer | ManualOptimizer
 
 ACTIVE: WeakSet[Pruner] = WeakSet()
 """Pruners that act on steps, so that no two prune the same weight."""
@@ -61,18 +62,18 @@ class Pruner:
         self.model = unwrap_model(model)
         self.plan = plan
         self.step = 0
-        steppers: tuple[Optimizer | Caller, ...] = (
-            (Caller(self.model.parameters()),) if optimizers is None else optimizers
+        steppers: tuple[Optimizer | ManualOptimizer, ...] = (
+            (ManualOptimizer(self.model.parameters()),) if optimizers is None else optimizers
         )
         self._weights = find_weights(plan, steppers)
         # An optimizer that holds none of the pruned weights has no say in what counts as a step.
         self._optimizers = tuple(
-            dict.fromkeys(optimizer for weight in self._weights.values() for optimizer in weight.home.holders)
+            dict.fromkeys(optimizer for weight in self._weights.values() for optimizer in weight.slot.optimizers)
         )
         self._steps = [0] * len(self._optimizers)
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
-        self._runs = [HookedRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
+        self._runs = [PytorchRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
         self._is_announced = False
         # Optimizers whose step has begun and not ended; all runs as they were before; and optimizers of which a step
         # within a step has ended, as of a base class.
@@ -83,8 +84,8 @@ class Pruner:
         self._update: _Update | None = None
         if optimizers is None:
             refuse_regularizer(self._runs)
-        warn_of_haste(self._runs)
-        warn_of_zeros(self._runs)
+        warn_if_pruned_at_once(self._runs)
+        warn_if_already_sparse(self._runs)
         self._start()
         own = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
         self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in own]
@@ -137,7 +138,7 @@ class Pruner:
     @property
     def needs_gradients(self) -> bool:
         """Whether a criterion of this run ranks by gradients."""
-        return any(run.scores.needs_gradient and not run.group.is_locked for run in self._runs)
+        return any(run.scores.needs_gradient and not run.updater.is_locked for run in self._runs)
 
     def before_step(self) -> None:
         """Announce a step of a run without an optimizer: the gradients are ready.
@@ -146,7 +147,7 @@ class Pruner:
             StateError: The run has an optimizer, which announces its steps itself; or it has ended; or a step was
                 announced already and `after_step` was not called.
         """
-        caller = self._need_caller()
+        caller = self._require_manual_optimizer()
         if self._is_announced:
             raise StateError(
                 "before_step was called twice. Call after_step once the optimizer has made its step, before the next."
@@ -163,7 +164,7 @@ class Pruner:
             StateError: The run has an optimizer, which announces its steps itself; or it has ended; or its criterion
                 ranks by gradients and `before_step` was not called.
         """
-        caller = self._need_caller()
+        caller = self._require_manual_optimizer()
         if self.needs_gradients and not self._is_announced:
             raise StateError(
                 "before_step must be called between the backward pass and the optimizer's step: the criterion ranks "
@@ -217,7 +218,7 @@ class Pruner:
     def report(self) -> PruningReport:
         """What is pruned now."""
         self._complete_update()
-        return report_on(
+        return build_report(
             self._runs,
             dense=self.plan.dense,
             step=self.step,
@@ -235,7 +236,7 @@ class Pruner:
         Raises:
             StateError: The run has been finalized already, or masks and weights are not what they should be.
         """
-        self._need_active()
+        self._require_active()
         refuse_violations(self._problems(self._weights))
         self._recover()
         refuse_violations({name: reason for run in self._runs for name, reason in run.violations().items()})
@@ -261,7 +262,7 @@ class Pruner:
             StateError: The state is of another model, configuration or format, or this run has ended; nothing is
                 changed then.
         """
-        self._need_active()
+        self._require_active()
         self._recover()
         check_state(state, len(self._optimizers), len(self._runs))
         for run, saved in zip(self._runs, state["runs"], strict=True):
@@ -271,13 +272,13 @@ class Pruner:
         self.step = state["step"]
         self._steps = list(state["optimizer_steps"])
 
-    def _need_active(self) -> None:
+    def _require_active(self) -> None:
         if not self.is_active:
             raise StateError("This pruner has been finalized or closed already. Call secateur.prepare for another run.")
 
-    def _need_caller(self) -> Caller:
-        self._need_active()
-        if isinstance(caller := self._optimizers[0], Caller):
+    def _require_manual_optimizer(self) -> ManualOptimizer:
+        self._require_active()
+        if isinstance(caller := self._optimizers[0], ManualOptimizer):
             return caller
         raise StateError(
             "before_step and after_step are for runs without an optimizer; this one follows the steps of its own. "
@@ -295,7 +296,9 @@ class Pruner:
         refuse_aliases(mine)
         refuse_shared(mine, lambda: [weight.parameter for other in ACTIVE for weight in other._weights.values()])
 
-    def _before_step(self, optimizer: Optimizer | Caller, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_step(
+        self, optimizer: Optimizer | ManualOptimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         self._recover()
         self._refuse_changed(optimizer)
         for run in self._runs:
@@ -309,39 +312,39 @@ class Pruner:
             return None
         changed = None
         if len(args) > 1 and callable(args[1]):
-            changed = (args[0], self._gathering(optimizer, args[1]), *args[2:]), kwargs
+            changed = (args[0], self._wrap_closure(optimizer, args[1]), *args[2:]), kwargs
         elif callable(kwargs.get("closure")):
-            changed = args, kwargs | {"closure": self._gathering(optimizer, kwargs["closure"])}
+            changed = args, kwargs | {"closure": self._wrap_closure(optimizer, kwargs["closure"])}
         else:
-            self._gather(optimizer, snapshots)
+            self._accumulate_scores(optimizer, snapshots)
         (self._nested.add if index in self._open else self._nested.discard)(index)
         self._open.add(index)
         self._begun = snapshots
         return changed
 
-    def _gathering(self, optimizer: Optimizer | Caller, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _wrap_closure(self, optimizer: Optimizer | ManualOptimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure; what its first call leaves in the gradients is taken in."""
         if closure is self._closure:  # the step of the base class is given what the step was given
             return closure
         calls = count()
 
-        def gathering_closure() -> Any:
+        def accumulating_closure() -> Any:
             loss = closure()
             if next(calls) == 0:
-                self._gather(optimizer, self._snapshots())
+                self._accumulate_scores(optimizer, self._snapshots())
             return loss
 
-        self._closure = gathering_closure
-        return gathering_closure
+        self._closure = accumulating_closure
+        return accumulating_closure
 
     @torch.no_grad()
-    def _gather(self, optimizer: Optimizer | Caller, before: list[Snapshot]) -> None:
+    def _accumulate_scores(self, optimizer: Optimizer | ManualOptimizer, before: list[Snapshot]) -> None:
         with self._undone_on_error(before):
             for run in self._runs:
-                run.gather(self.step + 1, optimizer)
+                run.accumulate_scores(self.step + 1, optimizer)
 
     @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer | Caller, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer | ManualOptimizer, *_: Any) -> None:
         index = self._optimizers.index(optimizer)
         if self._skips[index]:
             return
@@ -407,11 +410,11 @@ class Pruner:
 
     def _may_lack_zeros(self) -> bool:
         """Whether an optimizer may have changed weights since the masks were last applied."""
-        return self._begun is not None or bool(self._nested) or isinstance(self._optimizers[0], Caller)
+        return self._begun is not None or bool(self._nested) or isinstance(self._optimizers[0], ManualOptimizer)
 
-    def _apply(self, optimizer: Optimizer | Caller | None) -> None:
+    def _apply(self, optimizer: Optimizer | ManualOptimizer | None) -> None:
         for weight in self._weights.values():
-            if optimizer is None or optimizer in weight.home.holders:
+            if optimizer is None or optimizer in weight.slot.optimizers:
                 weight.apply_mask()
 
     def _apply_where_possible(self) -> list[str]:
@@ -424,9 +427,9 @@ class Pruner:
                 problems.append(str(error))
         return problems
 
-    def _refuse_changed(self, optimizer: Optimizer | Caller) -> None:
+    def _refuse_changed(self, optimizer: Optimizer | ManualOptimizer) -> None:
         """Raise `LayerError` if the run cannot go on with a weight that `optimizer` holds."""
-        mine = {name: weight for name, weight in self._weights.items() if optimizer in weight.home.holders}
+        mine = {name: weight for name, weight in self._weights.items() if optimizer in weight.slot.optimizers}
         for name, problem in self._problems(mine).items():
             raise LayerError(
                 f"layer {name!r}: {problem}. Change a model before secateur.prepare, or after the pruner's finalize() "

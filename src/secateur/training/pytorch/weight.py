@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -9,21 +12,59 @@ from torch.optim import Optimizer
 from secateur._wording import format_list
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import get_parameter, get_weight_name, read_canonical
-from secateur.masking.checks import refuse_nan
 from secateur.masking.pytorch import ParameterWeight
+from secateur.masking.run import refuse_nan
 from secateur.patterns import BasePattern
 from secateur.planning.planner import Plan
-from secateur.training.holders import Caller, ParameterHome
 
-__all__ = ["TrainedParameter", "find_weights"]
+__all__ = ["ManualOptimizer", "ParameterSlot", "TrainedParameter", "find_weights"]
+
+
+class ManualOptimizer:
+    """Whoever announces the steps of a run that knows no optimizer; stands where that would stand.
+
+    Args:
+        parameters: What counts as trained.
+    """
+
+    def __init__(self, parameters: Iterable[Any]) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+
+
+class ParameterSlot:
+    """The optimizers that hold a parameter; the first counts as its own.
+
+    Args:
+        held: The parameter.
+    """
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+        self.optimizers: list[Any] = []
+
+    def add(self, optimizer: Any) -> None:
+        """Note another optimizer, once."""
+        if not any(holder is optimizer for holder in self.optimizers):
+            self.optimizers.append(optimizer)
+
+    @property
+    def optimizer(self) -> Any:
+        """Its own optimizer."""
+        return self.optimizers[0]
+
+    def read_learning_rate(self) -> Any:
+        """The learning rate of the parameter's group, as it is now; ``None``: there is none."""
+        # Looked up each time: optimizer.load_state_dict replaces the groups.
+        groups = self.optimizer.param_groups
+        return next((group.get("lr") for group in groups if any(held is self.held for held in group["params"])), None)
 
 
 class TrainedParameter(ParameterWeight):
     """A pruned weight that an optimizer trains. See `TrainedWeight`."""
 
-    def __init__(self, name: str, pattern: BasePattern, home: ParameterHome) -> None:
+    def __init__(self, name: str, pattern: BasePattern, slot: ParameterSlot) -> None:
         super().__init__(name, pattern)
-        self.home = home
+        self.slot = slot
         self._path = name  # where the layer was last seen in the model
 
     def gradient(self) -> torch.Tensor | None:
@@ -33,7 +74,7 @@ class TrainedParameter(ParameterWeight):
         gradient = self.parameter.grad.detach()
         gradient = read_canonical(gradient if gradient.layout == torch.strided else gradient.to_dense(), self.view)
         # A fused optimizer unscales by itself, after this.
-        scale = getattr(self.home.optimizer, "grad_scale", None)
+        scale = getattr(self.slot.optimizer, "grad_scale", None)
         return gradient if scale is None else gradient / scale
 
     def problem(self, model: nn.Module) -> str | None:
@@ -89,25 +130,25 @@ class TrainedParameter(ParameterWeight):
         self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
 
 
-def find_weights(plan: Plan, optimizers: tuple[Optimizer | Caller, ...]) -> dict[str, TrainedParameter]:
+def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]) -> dict[str, TrainedParameter]:
     """The weights to be pruned, each with the optimizer that holds it.
 
     Raises:
         LayerError: No optimizer holds a weight.
         ScoreError: A weight has ``nan``.
     """
-    homes: dict[int, ParameterHome] = {}
+    slots: dict[int, ParameterSlot] = {}
     for optimizer in optimizers:
         for held in (held for group in optimizer.param_groups for held in group["params"]):
-            homes.setdefault(id(held), ParameterHome(held)).add(optimizer)
+            slots.setdefault(id(held), ParameterSlot(held)).add(optimizer)
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
     keys = {name: id(get_parameter(pattern.modules[name])) for name, pattern in patterns.items()}
-    if homeless := [name for name, key in keys.items() if key not in homes]:
+    if missing := [name for name, key in keys.items() if key not in slots]:
         raise LayerError(
-            f"The optimizer does not hold the weights of {len(homeless)} of {len(keys)} layers to be pruned: "
-            f"{format_list(map(repr, homeless))}. Build it from the parameters of this very model, or leave "
+            f"The optimizer does not hold the weights of {len(missing)} of {len(keys)} layers to be pruned: "
+            f"{format_list(map(repr, missing))}. Build it from the parameters of this very model, or leave "
             f"the layers out with excluded_op_names."
         )
-    weights = {name: TrainedParameter(name, pattern, homes[keys[name]]) for name, pattern in patterns.items()}
+    weights = {name: TrainedParameter(name, pattern, slots[keys[name]]) for name, pattern in patterns.items()}
     refuse_nan(weights)
     return weights

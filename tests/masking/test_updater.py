@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.masking.fade import fade
+from secateur.masking.updater import interpolate_mask
 
 
 @given(
@@ -26,4 +26,4 @@ def test_smallest_condemned_weights_go_first(weights: list[int], parts: int, see
     condemned.sort(key=lambda index: (index not in gone, abs(weight[index]), -index))
     expected = now.copy()
     expected[condemned[:count]] = False
-    assert (fade(weight, mask, (now, later), (part, parts)) == expected).all()
+    assert (interpolate_mask(weight, mask, (now, later), (part, parts)) == expected).all()

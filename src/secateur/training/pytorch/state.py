@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy.typing as npt
@@ -11,11 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from secateur._array import Array, to_numpy
 from secateur._wording import format_list, format_value
 from secateur.errors import StateError
+from secateur.training.resume import FORMAT_VERSION, describe_key
 
-__all__ = ["FORMAT_VERSION", "check_arrays", "check_state", "damaged", "refuse_other_runs", "to_host"]
+__all__ = ["check_arrays", "check_state", "make_damage_error", "to_host"]
 
-FORMAT_VERSION = 1
-"""Version of the format of a pruner's state."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Step = Annotated[int, Field(ge=0)]
@@ -58,7 +57,7 @@ def check_state(state: Any, optimizers: int, runs: int) -> None:
     try:
         checked = _State.model_validate(dict(state))
     except ValidationError as error:
-        raise damaged(format_list(map(_problem, error.errors(include_url=False)), limit=3)) from error
+        raise make_damage_error(format_list(map(_problem, error.errors(include_url=False)), limit=3)) from error
     for kind, mine, theirs in (
         ("optimizers", optimizers, len(checked.optimizer_steps)),
         ("patterns", runs, len(checked.runs)),
@@ -66,31 +65,9 @@ def check_state(state: Any, optimizers: int, runs: int) -> None:
         if mine != theirs:
             raise StateError(f"The state is of a run with {theirs} {kind}, this one has {mine}.")
     if checked.step != min(checked.optimizer_steps):
-        raise damaged(
+        raise make_damage_error(
             f"step must be {min(checked.optimizer_steps)}, the fewest of optimizer_steps, found {checked.step}"
         )
-
-
-def refuse_other_runs(saved: Sequence[Mapping[str, Any]], mine: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `StateError` if a state is of other runs than mine, each told by its ``shapes`` and ``config``."""
-    if len(saved) != len(mine):
-        raise StateError(f"The state is of a run with {len(saved)} patterns, this one has {len(mine)}.")
-    for theirs, own in zip(saved, mine, strict=True):
-        if differing := _differing(theirs["shapes"], own["shapes"]):
-            raise StateError(
-                "The state is of another model. Layers that differ in name or shape: "
-                f"{format_list(map(format_value, differing))}. Load it into the model it was saved with."
-            )
-        if keys := _differing(theirs["config"], own["config"]):
-            changes = "; ".join(
-                f"{_name(key)} was {format_value(theirs['config'].get(key))}, is {format_value(own['config'].get(key))}"
-                for key in keys
-            )
-            raise StateError(f"The state is of a run with another configuration: {changes}.")
-
-
-def _differing(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    return sorted(key for key in {*theirs, *mine} if theirs.get(key) != mine.get(key))
 
 
 def check_arrays(
@@ -99,12 +76,12 @@ def check_arrays(
     """Raise `StateError` unless `found` holds arrays of the right names, shapes and type."""
     names, others = format_list(map(repr, shapes)), format_list(map(format_value, found)) or "none"
     if all_or_none and found and found.keys() != shapes.keys():
-        raise damaged(f"{where} must be of all of {names} or none, found {others}")
+        raise make_damage_error(f"{where} must be of all of {names} or none, found {others}")
     if not found.keys() <= shapes.keys():
-        raise damaged(f"{where} must be of {names}, found {others}")
+        raise make_damage_error(f"{where} must be of {names}, found {others}")
     for name, array in found.items():
-        if _described(array) != (described := f"{dtype} of shape {shapes[name]}"):
-            raise damaged(f"{where} of {name!r} must be {described}, found {_described(array)}")
+        if _describe(array) != (expected := f"{dtype} of shape {shapes[name]}"):
+            raise make_damage_error(f"{where} of {name!r} must be {expected}, found {_describe(array)}")
 
 
 def to_host(where: str, found: Any) -> npt.NDArray[Any]:
@@ -117,29 +94,24 @@ def to_host(where: str, found: Any) -> npt.NDArray[Any]:
         plain = found.detach() if hasattr(found, "detach") else found
         array = to_numpy(plain.float() if "bfloat16" in str(plain.dtype) else plain)
     except Exception as error:  # what lies in a state may raise anything when it is read
-        raise damaged(f"{where} cannot be read: {format_value(str(error))}") from error
+        raise make_damage_error(f"{where} cannot be read: {format_value(str(error))}") from error
     if array.shape != tuple(found.shape):
-        raise damaged(f"{where} must be an array, found {type(found).__name__}")
+        raise make_damage_error(f"{where} must be an array, found {type(found).__name__}")
     return array
 
 
-def damaged(problem: str) -> StateError:
+def make_damage_error(problem: str) -> StateError:
     """The error for a state that a pruner did not write so."""
     return StateError(f"The state is damaged. {problem}. Load what pruner.state_dict() returned, unchanged.")
 
 
-def _described(array: Array) -> str:
+def _describe(array: Array) -> str:
     if not hasattr(array, "dtype") or not hasattr(array, "shape"):
         return type(array).__name__
     return f"{str(array.dtype).rpartition('.')[2]} of shape {tuple(array.shape)}"
 
 
 def _problem(problem: Any) -> str:
-    where = ".".join(map(_name, problem["loc"]))
+    where = ".".join(map(describe_key, problem["loc"]))
     found = "" if problem["type"] == "missing" else f", found {type(problem['input']).__name__}"
     return f"{where}: {problem['msg']}{found}"
-
-
-def _name(key: Any) -> str:
-    """A key as it stands, unless it cannot be shown so."""
-    return format_value(key).strip("'\"")

@@ -13,7 +13,7 @@ from torch import nn
 import secateur
 from patterns import oracle
 from patterns.cases import VIEWS, array_pattern, random_scores
-from secateur.training.regularizer import shrinkage
+from secateur.training.group_lasso import compute_shrinkage
 from training.models import CONFIG, NeverRevived, begin, pruned_units
 
 SPECS = ["1x1", "4x1", "1x4", "1xchannel", "channelx1"]
@@ -36,7 +36,7 @@ def brute_force(weight: oracle.Floats, unit_of: oracle.Labels, strength: float) 
 def test_shrinkage_is_the_proximal_step(spec: str, strength: float, seed: int) -> None:
     pattern, weights = array_pattern(spec), random_scores(seed=seed)
     for name, view in VIEWS.items():
-        found = shrinkage(pattern.units[name], {name: weights[name]}, strength)[name]
+        found = compute_shrinkage(pattern.units[name], {name: weights[name]}, strength)[name]
         unit_of = oracle.labels(spec, view.canonical_shape)
         assert ((found >= 0) & (found <= 1)).all()
         np.testing.assert_allclose(
@@ -47,7 +47,7 @@ def test_shrinkage_is_the_proximal_step(spec: str, strength: float, seed: int) -
 def test_unit_of_zeros_stays_zero() -> None:
     pattern = array_pattern("4x1")
     weights = {name: np.zeros(view.shape, dtype=np.float32) for name, view in VIEWS.items()}
-    factors = shrinkage(pattern.units["fc"], weights, 0.0)["fc"]
+    factors = compute_shrinkage(pattern.units["fc"], weights, 0.0)["fc"]
     assert np.isfinite(factors).all()
 
 

@@ -9,10 +9,10 @@ from secateur._array import Array, concat_chunks, namespace
 from secateur.patterns.reduction import pairwise_sum
 from secateur.patterns.tiling import Units
 
-__all__ = ["shrinkage"]
+__all__ = ["compute_shrinkage"]
 
 
-def shrinkage(units: Units, weights: Mapping[str, Array], strength: float) -> dict[str, Array]:
+def compute_shrinkage(units: Units, weights: Mapping[str, Array], strength: float) -> dict[str, Array]:
     """The factors of one proximal step of ``strength · Σ_u √size_u · ‖w_u‖₂``.
 
     A unit whose norm is below ``strength · √size`` gets 0, any other ``1 - strength · √size / norm``.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import keras
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError, model_validator
 
+from secateur._wording import format_list, format_value
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, StateError
 from secateur.frameworks.keras import DetachedKernel, get_kernel
 from secateur.patterns import BasePattern, WeightView, get_pattern
 from secateur.planning import Plan
 
-__all__ = ["Record"]
+__all__ = ["SavedPlan", "Values", "make_damage_error", "read_header", "read_values", "require_keys"]
 
 
 NUMBER = re.compile(r"_\d+(?=/|$)")
@@ -25,21 +29,21 @@ NUMBER_IN_FRONT = re.compile(r"^([^/]*?)_\d+/")
 """The same behind the first name of a path."""
 
 
-class _KernelRecord(BaseModel):
+class _SavedKernel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     index: NonNegativeInt
     view: WeightView
 
 
-class _PatternRecord(BaseModel):
+class _SavedPattern(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: PruningConfig
-    kernels: dict[str, _KernelRecord]
+    kernels: dict[str, _SavedKernel]
 
 
-class _VariableRecord(BaseModel):
+class _SavedVariable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
@@ -49,19 +53,19 @@ class _VariableRecord(BaseModel):
     def of(cls, variable: keras.Variable) -> Self:
         return cls(path=variable.path, shape=tuple(variable.shape))
 
-    def is_same(self, other: _VariableRecord) -> bool:
+    def is_same(self, other: _SavedVariable) -> bool:
         """Whether shapes and paths agree; in a loaded model the name at the front may be numbered anew, or missing."""
         mine, theirs = (NUMBER_IN_FRONT.sub(r"\1/", one.path) for one in (self, other))
         longer, shorter = sorted((f"/{mine}", f"/{theirs}"), key=len, reverse=True)
         return self.shape == other.shape and longer.endswith(shorter)
 
-    def is_like(self, other: _VariableRecord) -> bool:
+    def is_like(self, other: _SavedVariable) -> bool:
         """Whether they are the same but for numbers that Keras gives to layers without a name of their own."""
-        mine, theirs = (_VariableRecord(path=NUMBER.sub("", one.path), shape=one.shape) for one in (self, other))
+        mine, theirs = (_SavedVariable(path=NUMBER.sub("", one.path), shape=one.shape) for one in (self, other))
         return mine.is_same(theirs)
 
 
-class Record(BaseModel):
+class SavedPlan(BaseModel):
     """Which kernels are pruned and how, in plain values.
 
     Attributes:
@@ -73,8 +77,8 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    variables: tuple[_VariableRecord, ...]
-    patterns: tuple[_PatternRecord, ...]
+    variables: tuple[_SavedVariable, ...]
+    patterns: tuple[_SavedPattern, ...]
     dense: dict[str, str]
     model_weights: NonNegativeInt
 
@@ -108,7 +112,7 @@ class Record(BaseModel):
         ]
         return cls.model_validate(
             {
-                "variables": [_VariableRecord.of(variable) for variable in model.trainable_variables],
+                "variables": [_SavedVariable.of(variable) for variable in model.trainable_variables],
                 "patterns": patterns,
                 "dense": plan.dense,
                 "model_weights": model.count_params(),
@@ -144,7 +148,7 @@ class Record(BaseModel):
         Raises:
             StateError: These are the variables of another model.
         """
-        found = self._found_among(variables)
+        found = self._find_variables(variables)
         return tuple(
             get_pattern(
                 pattern.config,
@@ -154,15 +158,15 @@ class Record(BaseModel):
             for pattern in self.patterns
         )
 
-    def _found_among(self, variables: Sequence[keras.Variable]) -> dict[int, keras.Variable]:
+    def _find_variables(self, variables: Sequence[keras.Variable]) -> dict[int, keras.Variable]:
         """Place of a pruned kernel among my variables → that kernel.
 
         The order tells, if the model has the same variables as before; a model whose code names its layers anew each
         time may number them otherwise. If layers were frozen or unfrozen since, the paths tell.
         """
-        now = [_VariableRecord.of(variable) for variable in variables]
+        now = [_SavedVariable.of(variable) for variable in variables]
         pruned = {own.index: name for pattern in self.patterns for name, own in pattern.kernels.items()}
-        if len(now) == len(self.variables) and all(map(_VariableRecord.is_like, self.variables, now)):
+        if len(now) == len(self.variables) and all(map(_SavedVariable.is_like, self.variables, now)):
             return {index: variables[index] for index in pruned}
         found = {}
         for index, name in pruned.items():
@@ -176,3 +180,80 @@ class Record(BaseModel):
                 )
             found[index] = matches[0]
         return found
+
+
+Values = Mapping[int, npt.NDArray[Any]]
+"""Identity of a variable → the value that it is to have."""
+
+KINDS = {"bool": "b", "int": "iu", "uint": "iu", "float": "fV", "bfloat": "fV"}
+"""Type of a variable without its bits → kinds of NumPy arrays that it takes over without loss."""
+
+
+class _SavedRun(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    config: dict[str, JsonValue]
+    shapes: dict[str, list[int]]
+
+
+class _SavedHeader(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    format_version: int
+    runs: list[_SavedRun]
+
+
+def read_header(stored: Any) -> dict[str, Any]:
+    """Which run a state is of.
+
+    Args:
+        stored: Bytes of JSON, as an array.
+
+    Raises:
+        StateError: They are damaged.
+    """
+    try:
+        found = json.loads(bytes(np.asarray(stored)))
+        return _SavedHeader.model_validate(found).model_dump()
+    except (ValidationError, ValueError, TypeError, RecursionError) as error:
+        raise make_damage_error("the description of the run cannot be read") from error
+
+
+def read_values(variables: Sequence[keras.Variable], store: Any) -> list[npt.NDArray[Any]]:
+    """The values that a store has for variables, of their shapes and types.
+
+    Raises:
+        StateError: One is missing, or of another shape or type.
+    """
+    return [_read_value(variable, str(index), store) for index, variable in enumerate(variables)]
+
+
+def _read_value(variable: keras.Variable, key: str, store: Any) -> npt.NDArray[Any]:
+    if key not in store.keys():  # noqa: SIM118 - not a mapping
+        raise make_damage_error(f"the variable {variable.name!r} is missing")
+    try:
+        value = np.asarray(store[key])
+    except Exception as error:  # what lies in a store may raise anything when it is read
+        raise make_damage_error(f"the variable {variable.name!r} cannot be read: {format_value(str(error))}") from error
+    shape = tuple(variable.shape)
+    if value.shape != shape or value.dtype.kind not in KINDS[str(variable.dtype).rstrip("0123456789")]:
+        raise make_damage_error(
+            f"the variable {variable.name!r} must be {variable.dtype} of shape {shape}, found {value.dtype} of shape "
+            f"{value.shape}"
+        )
+    return value
+
+
+def make_damage_error(problem: str) -> StateError:
+    """The error for a state that no optimizer wrote so."""
+    return StateError(
+        f"The saved state of the pruning run is damaged: {problem}. Load a file that was saved with the model."
+    )
+
+
+def require_keys(keys: Sequence[str], found: Any) -> None:
+    """Raise `StateError` if `found` is no mapping with these keys."""
+    if not isinstance(found, Mapping):
+        raise make_damage_error(f"the optimizer's configuration must be a mapping, found {type(found).__name__}")
+    if missing := [key for key in keys if key not in found]:
+        raise make_damage_error(f"the optimizer's configuration lacks {format_list(map(repr, missing))}")

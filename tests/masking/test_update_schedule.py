@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
-from secateur.masking.timeline import Timeline
+from secateur.masking.update_schedule import UpdateSchedule
 from secateur.schedules import SCHEDULES
 
 
-def timeline(initial: float = 0.0, target: float = 0.8, **config: Any) -> Timeline:
-    return Timeline(PruningConfig(**config), initial, target)
+def timeline(initial: float = 0.0, target: float = 0.8, **config: Any) -> UpdateSchedule:
+    return UpdateSchedule(PruningConfig(**config), initial, target)
 
 
-def updates(line: Timeline) -> list[int]:
+def updates(line: UpdateSchedule) -> list[int]:
     return [step for step in range(50) if line.is_update(step)]
 
 

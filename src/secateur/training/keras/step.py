@@ -12,19 +12,17 @@ from secateur._array import Array, count_true
 from secateur._wording import format_list
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.frameworks.keras import read_array
-from secateur.masking.checks import refuse_nan, refuse_violations
-from secateur.masking.run import report_on
+from secateur.masking.run import build_report, refuse_nan, refuse_violations
 from secateur.patterns import BasePattern
 from secateur.results import PruningReport
-from secateur.training.keras.home import homes_of
-from secateur.training.keras.kernel import Kernel
-from secateur.training.keras.run import AddVariable, GraphRun
-from secateur.training.keras.saved import Values, damaged
+from secateur.training.keras.run import AddVariable, KerasRun
+from secateur.training.keras.state import Values, make_damage_error
+from secateur.training.keras.weight import TrainedKernel, find_slots
 
-__all__ = ["KernelPruner"]
+__all__ = ["PruningStep"]
 
 
-class KernelPruner:
+class PruningStep:
     """Runs of all patterns, on the variables of one optimizer. Knows no optimizer's ways but where it holds a kernel.
 
     Args:
@@ -37,10 +35,10 @@ class KernelPruner:
     """
 
     def __init__(self, patterns: Sequence[BasePattern], *, is_new: bool = True) -> None:
-        self.kernels = {name: Kernel(name, pattern) for pattern in patterns for name in pattern.views}
+        self.kernels = {name: TrainedKernel(name, pattern) for pattern in patterns for name in pattern.views}
         self.is_new = is_new
         refuse_nan(self.kernels)
-        self.runs = [GraphRun(pattern, self.kernels, is_new=is_new) for pattern in patterns if pattern.views]
+        self.runs = [KerasRun(pattern, self.kernels, is_new=is_new) for pattern in patterns if pattern.views]
 
     def start(self, inner: keras.optimizers.Optimizer, add: AddVariable) -> None:
         """Make the variables; a new run sets the masks that hold before the first step.
@@ -52,9 +50,9 @@ class KernelPruner:
         Raises:
             UnsupportedModelError: Kernels are held by optimizers that accumulate over different numbers of batches.
         """
-        for name, home in homes_of(inner, {name: kernel.variable for name, kernel in self.kernels.items()}).items():
-            self.kernels[name].home = home
-        accumulated = {kernel.home.accumulated for kernel in self.kernels.values() if kernel.home is not None}
+        for name, slot in find_slots(inner, {name: kernel.variable for name, kernel in self.kernels.items()}).items():
+            self.kernels[name].slot = slot
+        accumulated = {kernel.slot.accumulated for kernel in self.kernels.values() if kernel.slot is not None}
         if len(accumulated) > 1:
             raise UnsupportedModelError(
                 f"The optimizers of the pruned layers must accumulate gradients over the same number of batches, found "
@@ -94,14 +92,14 @@ class KernelPruner:
             pruned kernel, as of the other half of an adversarial pair, makes none.
         """
         given = {name: gradients.get(id(kernel.variable)) for name, kernel in self.kernels.items()}
-        homes = {name: kernel.home for name, kernel in self.kernels.items() if given[name] is not None and kernel.home}
-        if not homes:
+        slots = {name: kernel.slot for name, kernel in self.kernels.items() if given[name] is not None and kernel.slot}
+        if not slots:
             return False, {}
-        made = next(iter(homes.values())).makes_step()
-        real = {name: home.gradient(given[name]) for name, home in homes.items()}
+        made = next(iter(slots.values())).makes_step()
+        real = {name: slot.gradient(given[name]) for name, slot in slots.items()}
         for run in self.runs:
-            run.gather(step, {name: real[name] for name in run.weights if name in real}, made)
-        return made, {name: home.learning_rate() for name, home in homes.items()} if self._shrinks else {}
+            run.accumulate_scores(step, {name: real[name] for name in run.weights if name in real}, made)
+        return made, {name: slot.read_learning_rate() for name, slot in slots.items()} if self._shrinks else {}
 
     def after_step(self, step: Any, made: Any, rates: Mapping[str, Any]) -> None:
         """Shrink and zero what the optimizer has changed."""
@@ -117,7 +115,7 @@ class KernelPruner:
     @property
     def is_averaged(self) -> bool:
         """Whether an optimizer keeps a moving average of a kernel."""
-        return any(kernel.home is not None and kernel.home.average() is not None for kernel in self.kernels.values())
+        return any(kernel.slot is not None and kernel.slot.average() is not None for kernel in self.kernels.values())
 
     @property
     def _shrinks(self) -> bool:
@@ -129,7 +127,7 @@ class KernelPruner:
     def next_update(self) -> int | None:
         """The step after which masks are to change next; ``None``: they do not any more."""
         updated = int(read_array(self._updated))
-        changes = [run.group.next_change(updated) for run in self.runs]
+        changes = [run.updater.next_change(updated) for run in self.runs]
         return min((change for change in changes if change is not None), default=None)
 
     def update(self, step: int) -> bool:
@@ -171,7 +169,7 @@ class KernelPruner:
 
     def report(self, step: int, dense: Mapping[str, str], model_weights: int) -> PruningReport:
         """What is pruned after `step` steps."""
-        return report_on(self.runs, dense, step, model_weights)
+        return build_report(self.runs, dense, step, model_weights)
 
     def verify(self, step: int) -> None:
         """Check every mask against its pattern and every pruned weight against zero.
@@ -187,9 +185,9 @@ class KernelPruner:
         self._read()
         refuse_violations({name: reason for run in self.runs for name, reason in run.violations().items()})
 
-    def described(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[dict[str, Any]]:
         """Settings and layers of each run, to tell one saved state from another."""
-        return [run.described() for run in self.runs]
+        return [run.describe() for run in self.runs]
 
     def refuse_other_model(self, model: keras.Model) -> None:
         """Raise `StateError` if `model` does not have the very kernels that are pruned."""
@@ -209,10 +207,10 @@ class KernelPruner:
         """
         updated = int(values[id(self._updated)])
         if not 0 <= updated <= step:
-            raise damaged(f"masks must have followed 0 to {step} steps, found {updated}")
+            raise make_damage_error(f"masks must have followed 0 to {step} steps, found {updated}")
         for run in self.runs:
             if (problem := run.find_problem(values, updated)) is not None:
-                raise damaged(problem)
+                raise make_damage_error(problem)
 
     def write_frozen(self) -> None:
         """Note in the variables which layers keep their masks."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from secateur._array import Array, count_true
-from secateur.masking.fade import fade
-from secateur.masking.timeline import Timeline
+from secateur._array import Array, count_true, namespace
+from secateur.masking.update_schedule import UpdateSchedule
 from secateur.patterns import BasePattern
-from secateur.patterns.selection import Scores
+from secateur.patterns.selection import Scores, find_cuts, keep_above
 
-__all__ = ["REACHED", "PruningGroup"]
+__all__ = ["REACHED", "MaskUpdater", "interpolate_mask"]
+
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ Stream = Callable[[str, Mapping[str, Array] | None], Scores]
 """Name of units and what is alive of all units → the scores to rank them by."""
 
 
-class PruningGroup:
+class MaskUpdater:
     """Decides masks; knows nothing of optimizers.
 
     Args:
@@ -36,22 +37,24 @@ class PruningGroup:
 
     Attributes:
         pattern: The pattern.
-        timeline: When masks change.
+        schedule: When masks change.
         keep: Name of units → one boolean per unit: what lives now; ``None``: everything.
-        asked: The sparsity that `keep` was made for.
-        condemned_keep: In a progressive run, what will be left once the condemned units have faded out.
+        requested: The sparsity that `keep` was made for.
+        scheduled_keep: In a progressive run, what will be left once the condemned units have faded out.
     """
 
     def __init__(self, pattern: BasePattern, *, is_new: bool = True) -> None:
         self.pattern = pattern
         self.config = pattern.config
         self.keep: dict[str, Array] | None = self._initial_units() if is_new else None
-        self.condemned_keep: dict[str, Array] | None = None
+        self.scheduled_keep: dict[str, Array] | None = None
         initial, target = self.sparsity(), pattern.target_sparsity
         if self.is_locked:
             target = max(target, initial)
-        self.timeline = Timeline(self.config, min(initial, target) if self._is_within_target() else initial, target)
-        self.asked = self.timeline.initial
+        self.schedule = UpdateSchedule(
+            self.config, min(initial, target) if self._is_within_target() else initial, target
+        )
+        self.requested = self.schedule.initial
 
     @property
     def is_locked(self) -> bool:
@@ -60,12 +63,12 @@ class PruningGroup:
 
     def sparsity(self) -> float:
         """Share of units that do not live."""
-        return self._pruned_units() / sum(units.count for units in self.pattern.units.values())
+        return self._count_pruned() / sum(units.count for units in self.pattern.units.values())
 
     def initial_masks(self) -> dict[str, Array]:
         """Masks before the first step, in the weights' stored shapes."""
         if self.is_locked:
-            return {layer: self._stored_weight(layer) != 0 for layer in self.pattern.views}
+            return {layer: self._read_weight(layer) != 0 for layer in self.pattern.views}
         return {} if self.keep is None else self.pattern.weight_masks(self.keep)
 
     def advance(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
@@ -83,83 +86,83 @@ class PruningGroup:
             return None
         if self.config.kind == "progressive":
             return self._advance_progressively(step, stream, masks)
-        if not self.timeline.is_update(step):
+        if not self.schedule.is_update(step):
             return None
-        asked = self.timeline.sparsity(step)
-        self.keep, self.asked = self._select(asked, stream, self.keep), asked
+        requested = self.schedule.sparsity(step)
+        self.keep, self.requested = self._select(requested, stream, self.keep), requested
         return self.pattern.weight_masks(self.keep)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `progress` returned."""
-        self.keep, self.condemned_keep, self.asked = state["keep"], state["condemned_keep"], state["asked"]
+        self.keep, self.scheduled_keep, self.requested = state["keep"], state["condemned_keep"], state["asked"]
         initial = state["initial"]
-        target = max(self.timeline.target, initial) if self.is_locked else self.timeline.target
-        self.timeline = replace(self.timeline, initial=initial, target=target)
+        target = max(self.schedule.target, initial) if self.is_locked else self.schedule.target
+        self.schedule = replace(self.schedule, initial=initial, target=target)
 
     def progress(self) -> dict[str, Any]:
         """All that changes from step to step."""
         return {
             "keep": self.keep,
-            "condemned_keep": self.condemned_keep,
-            "asked": self.asked,
-            "initial": self.timeline.initial,
+            "condemned_keep": self.scheduled_keep,
+            "asked": self.requested,
+            "initial": self.schedule.initial,
         }
 
     def reads_scores(self, step: int) -> bool:
         """Whether `advance` will read scores after `step` steps."""
-        return not self.is_locked and self.timeline.is_update(step)
+        return not self.is_locked and self.schedule.is_update(step)
 
     def changes_masks(self, step: int) -> bool:
         """Whether masks are due to change after `step` steps."""
         if self.is_locked:
             return False
-        is_fading = self.config.kind == "progressive" and self._part_faded(step) is not None
-        return is_fading or self.timeline.is_update(step)
+        is_between_updates = self.config.kind == "progressive" and self._find_part(step) is not None
+        return is_between_updates or self.schedule.is_update(step)
 
     def next_change(self, step: int) -> int | None:
         """The first step after `step` at which masks may change; ``None``: they do not any more."""
-        if self.is_locked or step >= self.timeline.end:
+        if self.is_locked or step >= self.schedule.end:
             return None
-        update = self.timeline.next_update(step)
+        update = self.schedule.next_update(step)
         if self.config.kind != "progressive":
             return update
-        return next((later for later in range(step + 1, update) if self._part_faded(later)), update)
+        return next((later for later in range(step + 1, update) if self._find_part(later)), update)
 
     def _advance_progressively(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
-        if self.timeline.is_update(step):
-            asked, later = self.timeline.sparsity(step), None
-            keep = self.condemned_keep or self._select(asked, stream, self.keep)
-            if step < self.timeline.end:
-                later = self._select(self.timeline.sparsity(self.timeline.next_update(step)), stream, keep)
+        if self.schedule.is_update(step):
+            requested, later = self.schedule.sparsity(step), None
+            keep = self.scheduled_keep or self._select(requested, stream, self.keep)
+            if step < self.schedule.end:
+                later = self._select(self.schedule.sparsity(self.schedule.next_update(step)), stream, keep)
             # Taken over together, so that an error in either selection leaves all as it was.
-            self.keep, self.condemned_keep, self.asked = keep, later, asked
+            self.keep, self.scheduled_keep, self.requested = keep, later, requested
             return self.pattern.weight_masks(keep)
-        part = self._part_faded(step)
-        if part is None or self.keep is None or self.condemned_keep is None:
+        part = self._find_part(step)
+        if part is None or self.keep is None or self.scheduled_keep is None:
             return None
-        now, then = self._expanded(self.keep), self._expanded(self.condemned_keep)
-        return {layer: self._faded(layer, masks[layer], (now[layer], then[layer]), part) for layer in now}
+        now, then = self._expand(self.keep), self._expand(self.scheduled_keep)
+        return {layer: self._interpolate(layer, masks[layer], (now[layer], then[layer]), part) for layer in now}
 
-    def _faded(self, layer: str, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
+    def _interpolate(self, layer: str, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
         """A mask part of the way; of weights of one size the same go in every framework, however it stores them."""
         view = self.pattern.views[layer]
-        weight = view.canonical(self._stored_weight(layer))
-        return view.stored(fade(weight, view.canonical(mask), between, part))
+        weight = view.canonical(self._read_weight(layer))
+        return view.stored(interpolate_mask(weight, view.canonical(mask), between, part))
 
-    def _expanded(self, keep: Mapping[str, Array]) -> dict[str, Array]:
+    def _expand(self, keep: Mapping[str, Array]) -> dict[str, Array]:
         """From one boolean per unit to one per weight, as (O, K, I) arrays."""
         return {
             layer: mask for name, kept in keep.items() for layer, mask in self.pattern.units[name].expand(kept).items()
         }
 
-    def _part_faded(self, step: int) -> tuple[int, int] | None:
+    def _find_part(self, step: int) -> tuple[int, int] | None:
         """How many of how many parts of the condemned weights are gone after `step`; ``None`` between parts."""
         start, parts = self.config.start_step, self.config.progressive_steps
-        if not start < step < self.timeline.end:
+        if not start < step < self.schedule.end:
             return None
-        last = self.timeline.last_update(step)
+        last = self.schedule.last_update(step)
         assert last is not None
-        length = self.timeline.next_update(last) - last
+        length = self.schedule.next_update(last) - last
         done = {round(part * length / parts): part for part in range(1, parts)}
         return (done[step - last], parts) if step - last in done else None
 
@@ -188,7 +191,7 @@ class PruningGroup:
         if self.is_locked:
             return True
         # A model that reached the target may exceed it by what rounding to whole units added.
-        excess = self._pruned_units() - self.pattern.pruned_units(self.pattern.target_sparsity)
+        excess = self._count_pruned() - self.pattern.pruned_units(self.pattern.target_sparsity)
         if excess <= 0:
             return True
         if excess > TOLERATED * sum(units.count for units in self.pattern.units.values()):
@@ -202,8 +205,35 @@ class PruningGroup:
         )
         return True
 
-    def _pruned_units(self) -> int:
+    def _count_pruned(self) -> int:
         return sum(count_true(~kept) for kept in (self.keep or {}).values())
 
-    def _stored_weight(self, layer: str) -> Array:
+    def _read_weight(self, layer: str) -> Array:
         return self.pattern.framework.to_array(self.pattern.framework.read_weight(self.pattern.modules[layer]))
+
+
+def interpolate_mask(weight: Array, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
+    """The mask part of the way from one mask to another.
+
+    Args:
+        weight: Weights of one layer.
+        mask: Booleans in the weight's shape: the mask as it is, somewhere on that way; what it prunes stays pruned.
+        between: What lived when units were condemned, and what will live; the second prunes all that the first does.
+        part: How many of how many equal parts of the condemned weights are gone.
+
+    Returns:
+        Booleans in the weight's shape: the first mask without the smallest condemned weights.
+
+    Example:
+        >>> import numpy as np
+        >>> weight, dense = np.array([3.0, 1.0, 2.0, 4.0]), np.ones(4, dtype=bool)
+        >>> interpolate_mask(weight, dense, (dense, np.array([True, False, False, False])), (2, 3))
+        array([ True, False, False,  True])
+    """
+    xp = namespace(weight)
+    now, later = between
+    scheduled = now & ~later
+    pruned = count_true(~now) + count_true(scheduled) * part[0] // part[1]
+    size = xp.where(scheduled, xp.abs(weight), xp.asarray(math.inf, dtype=weight.dtype)).reshape((-1,))
+    scores = Scores("", lambda: iter([size]), size.shape[0], mask.reshape((-1,)))
+    return keep_above(scores, find_cuts({"": scores}, {"": pruned})[""]).reshape(weight.shape)

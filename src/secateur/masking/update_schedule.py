@@ -8,11 +8,11 @@ from secateur.config import PruningConfig
 from secateur.errors import ConfigError
 from secateur.schedules import get_schedule
 
-__all__ = ["Timeline"]
+__all__ = ["UpdateSchedule"]
 
 
 @dataclass(frozen=True, slots=True)
-class Timeline:
+class UpdateSchedule:
     """The steps of one run; step 0 lies before the first step of the optimizer.
 
     Attributes:
@@ -24,7 +24,7 @@ class Timeline:
         ConfigError: The model is sparser than the target already.
 
     Example:
-        >>> line = Timeline(PruningConfig(start_step=10, end_step=30, sparsity_decay_type="linear"), 0.0, 0.8)
+        >>> line = UpdateSchedule(PruningConfig(start_step=10, end_step=30, sparsity_decay_type="linear"), 0.0, 0.8)
         >>> [(step, line.sparsity(step)) for step in range(40) if line.is_update(step)]
         [(10, 0.0), (20, 0.4), (30, 0.8)]
     """

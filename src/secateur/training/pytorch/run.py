@@ -12,32 +12,32 @@ import numpy as np
 from secateur._array import Array, namespace, to_numpy
 from secateur._wording import format_list, format_value
 from secateur.errors import ConfigError, LayerError
-from secateur.masking.run import HeldWeight, Run
+from secateur.masking.run import PrunedWeight, Run
 from secateur.patterns import BasePattern
 from secateur.patterns.tiling import Units
-from secateur.training.consistency import SavedProgress, find_problem
-from secateur.training.regularizer import shrinkage
-from secateur.training.state import check_arrays, damaged, refuse_other_runs, to_host
+from secateur.training.group_lasso import compute_shrinkage
+from secateur.training.pytorch.state import check_arrays, make_damage_error, to_host
+from secateur.training.resume import SavedProgress, find_problem, refuse_other_runs
 
-__all__ = ["Home", "HookedRun", "Snapshot", "TrainedWeight"]
+__all__ = ["ParameterSlot", "PytorchRun", "Snapshot", "TrainedWeight"]
 
 
-class Home(Protocol):
+class ParameterSlot(Protocol):
     """Where an optimizer keeps a weight."""
 
     @property
     def optimizer(self) -> Any:
         """The optimizer whose steps count for it."""
 
-    def learning_rate(self) -> Any:
+    def read_learning_rate(self) -> Any:
         """The learning rate of this weight now, which may be a number, a tensor, or ``None``."""
 
 
-class TrainedWeight(HeldWeight, Protocol):
+class TrainedWeight(PrunedWeight, Protocol):
     """A pruned weight that an optimizer trains."""
 
     @property
-    def home(self) -> Home:
+    def slot(self) -> ParameterSlot:
         """Where it is held."""
 
     def gradient(self) -> Array | None:
@@ -55,7 +55,7 @@ class Snapshot(NamedTuple):
     keep_mask_layers: dict[str, str]
 
 
-class HookedRun(Run[TrainedWeight]):
+class PytorchRun(Run[TrainedWeight]):
     """Scores and masks of one pattern's layers, told by the optimizers' hooks of each step.
 
     Args:
@@ -69,41 +69,41 @@ class HookedRun(Run[TrainedWeight]):
 
     def __init__(self, pattern: BasePattern, weights: Mapping[str, TrainedWeight]) -> None:
         super().__init__(pattern, weights)
-        self._check_homes()
+        self._check_slots()
 
-    def gather(self, step: int, optimizer: Any) -> None:
+    def accumulate_scores(self, step: int, optimizer: Any) -> None:
         """Take in the weights and gradients with which `optimizer` is about to make step number `step`."""
         every_step = self.scores.decay > 0 and step <= self.last_step
-        if not every_step and not (self.scores.needs_gradient and self.group.reads_scores(step)):
+        if not every_step and not (self.scores.needs_gradient and self.updater.reads_scores(step)):
             return
         for name, units in self.pattern.units.items():
             parts = [(layer, self.weights[layer]) for layer in units.parts]
-            if parts[0][1].home.optimizer is optimizer:
+            if parts[0][1].slot.optimizer is optimizer:
                 gradients = {layer: weight.gradient() for layer, weight in parts}
                 if not self.scores.needs_gradient or all(gradient is not None for gradient in gradients.values()):
                     self.scores.add(name, gradients)
 
     def check_rates(self, step: int, optimizer: Any) -> None:
         """Raise `ConfigError` if step number `step` of `optimizer` has no learning rate to shrink units with."""
-        for units in self._regularized_units(step, optimizer):
+        for units in self._find_regularized_units(step, optimizer):
             self._rate(units)
 
     def regularize(self, step: int, optimizer: Any) -> None:
         """Shrink units after step number `step` of `optimizer`."""
-        for units in self._regularized_units(step, optimizer):
+        for units in self._find_regularized_units(step, optimizer):
             parts = {layer: self.weights[layer] for layer in units.parts}
             strength = self.config.reg_coeff * self._rate(units)
-            factors = shrinkage(units, {layer: weight.canonical() for layer, weight in parts.items()}, strength)
+            factors = compute_shrinkage(units, {layer: weight.canonical() for layer, weight in parts.items()}, strength)
             for layer, weight in parts.items():
                 weight.shrink(factors[layer])
 
     def snapshot(self) -> Snapshot:
-        """What `gather` and `masks_after` change; nothing of it changes in place."""
-        return Snapshot(self.group.progress(), dict(self.scores.totals), dict(self.pattern.keep_mask_layers))
+        """What `accumulate_scores` and `masks_after` change; nothing of it changes in place."""
+        return Snapshot(self.updater.progress(), dict(self.scores.totals), dict(self.pattern.keep_mask_layers))
 
     def roll_back(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
-        self.group.restore(snapshot.progress)
+        self.updater.restore(snapshot.progress)
         self.scores.totals = snapshot.totals
         self.pattern.keep_mask_layers.clear()
         self.pattern.keep_mask_layers.update(snapshot.keep_mask_layers)
@@ -111,9 +111,9 @@ class HookedRun(Run[TrainedWeight]):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that `load_state_dict` takes."""
         return {
-            **self.described(),
+            **self.describe(),
             "masks": {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None},
-            "progress": {key: self._as_tensors(value) for key, value in self.group.progress().items()},
+            "progress": {key: self._as_tensors(value) for key, value in self.updater.progress().items()},
             "scores": dict(self.scores.totals),
             "keep_mask_layers": dict(self.pattern.keep_mask_layers),
         }
@@ -125,19 +125,19 @@ class HookedRun(Run[TrainedWeight]):
             state: The state.
             step: Steps made when it was saved.
         """
-        refuse_other_runs([state], [self.described()])
+        refuse_other_runs([state], [self.describe()])
         self._check_arrays(state)
         masks = {name: to_host(f"masks of {name!r}", mask) for name, mask in state["masks"].items()}
-        keep, condemned = (
+        keep, scheduled = (
             None
             if state["progress"][key] is None
             else {name: to_host(f"progress.{key} of {name!r}", kept) for name, kept in state["progress"][key].items()}
             for key in ("keep", "condemned_keep")
         )
-        asked, initial = state["progress"]["asked"], state["progress"]["initial"]
-        saved = SavedProgress(step, masks, keep, condemned, asked, initial, state["keep_mask_layers"])
-        if (problem := find_problem(self.group, saved)) is not None:
-            raise damaged(problem)
+        requested, initial = state["progress"]["asked"], state["progress"]["initial"]
+        saved = SavedProgress(step, masks, keep, scheduled, requested, initial, state["keep_mask_layers"])
+        if (problem := find_problem(self.updater, saved)) is not None:
+            raise make_damage_error(problem)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `check_state` accepted."""
@@ -146,7 +146,7 @@ class HookedRun(Run[TrainedWeight]):
             weight.mask = (
                 None if mask is None else self.pattern.framework.from_array(to_numpy(mask).copy(), weight.stored)
             )
-        self.group.restore({key: self._as_arrays(value) for key, value in state["progress"].items()})
+        self.updater.restore({key: self._as_arrays(value) for key, value in state["progress"].items()})
         self.scores.totals = {key: self._as_total(key, total) for key, total in state["scores"].items()}
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
 
@@ -184,24 +184,26 @@ class HookedRun(Run[TrainedWeight]):
             if (found := state["progress"][key]) is not None:
                 check_arrays(f"progress.{key}", found, counts, "bool", all_or_none=True)
                 if not found:
-                    raise damaged(f"progress.{key} must be of all of {format_list(map(repr, counts))}, or None")
+                    raise make_damage_error(
+                        f"progress.{key} must be of all of {format_list(map(repr, counts))}, or None"
+                    )
         # Each optimizer adds the scores of its layers, so that those of others may still be missing.
-        shapes = self.scores.shapes if self.scores.is_gathered and not self.group.is_locked else {}
+        shapes = self.scores.shapes if self.scores.is_accumulated and not self.updater.is_locked else {}
         check_arrays("scores", state["scores"], shapes, self.config.score_dtype, all_or_none=False)
         for name, total in state["scores"].items():
             if np.isnan(to_host(f"scores of {name!r}", total)).any():
-                raise damaged(f"scores of {name!r} must be numbers, found nan")
+                raise make_damage_error(f"scores of {name!r} must be numbers, found nan")
 
-    def _regularized_units(self, step: int, optimizer: Any) -> list[Units]:
+    def _find_regularized_units(self, step: int, optimizer: Any) -> list[Units]:
         if self.config.reg_type is None or self.config.reg_coeff == 0 or step > self.last_step:
             return []
-        return [units for units in self.pattern.units.values() if self._home(units).optimizer is optimizer]
+        return [units for units in self.pattern.units.values() if self._slot(units).optimizer is optimizer]
 
-    def _home(self, units: Units) -> Home:
-        return self.weights[next(iter(units.parts))].home
+    def _slot(self, units: Units) -> ParameterSlot:
+        return self.weights[next(iter(units.parts))].slot
 
     def _rate(self, units: Units) -> float:
-        rate = self._home(units).learning_rate()
+        rate = self._slot(units).read_learning_rate()
         try:
             value = float(rate)
         except (TypeError, ValueError):
@@ -213,7 +215,7 @@ class HookedRun(Run[TrainedWeight]):
             )
         return value
 
-    def _check_homes(self) -> None:
+    def _check_slots(self) -> None:
         for units in self.pattern.units.values():
-            if len({id(self.weights[layer].home.optimizer) for layer in units.parts}) > 1:
+            if len({id(self.weights[layer].slot.optimizer) for layer in units.parts}) > 1:
                 raise LayerError(f"layers {', '.join(units.parts)} share units, so one optimizer must hold them all.")

@@ -1,0 +1,140 @@
+"""A pruned kernel of a Keras model that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from secateur._array import Array
+from secateur.criteria import BaseCriterion
+from secateur.frameworks.keras import apply_mask, get_tensor, make_contiguous, read_array, wrap_for_assign
+from secateur.masking.keras import KernelWeight
+from secateur.patterns import BasePattern
+from secateur.training.keras.graph_array import as_array, as_tensor
+
+__all__ = ["KernelSlot", "TrainedKernel", "find_slots"]
+
+
+class TrainedKernel(KernelWeight):
+    """A kernel that an optimizer trains: its mask may be a variable, and a compiled step can compute with both.
+
+    Args:
+        name: Layer name.
+        pattern: The pattern, bound to the layer.
+
+    Attributes:
+        mask_variable: Booleans in the kernel's shape, ``True`` = kept; ``None``: kept on the host only.
+        slot: The optimizer that changes it; ``None``: none does.
+    """
+
+    def __init__(self, name: str, pattern: BasePattern) -> None:
+        super().__init__(name, pattern)
+        self.mask_variable: keras.Variable | None = None
+        self.slot: KernelSlot | None = None
+
+    @property
+    def mask(self) -> Array | None:
+        """The mask as a NumPy array; ``None``: nothing is pruned yet."""
+        return self._mask if self.mask_variable is None else read_array(self.mask_variable)
+
+    @mask.setter
+    def mask(self, mask: Array) -> None:
+        if self.mask_variable is None:
+            self._mask = mask
+        else:
+            self.mask_variable.assign(wrap_for_assign(make_contiguous(mask)))
+
+    def apply_mask(self) -> None:
+        """Set to zero what the mask prunes, in the kernel and in the average that its optimizer keeps of it."""
+        mask = self._mask if self.mask_variable is None else self.mask_variable
+        if mask is None:
+            return
+        apply_mask(self.variable, mask)
+        average = None if self.slot is None else self.slot.average()
+        if average is not None:
+            apply_mask(average, mask)
+
+    def trace_canonical(self, tensor: Any = None) -> Any:
+        """The kernel, or a tensor of its shape, as an (O, K, I) array that a compiled step computes with."""
+        return self._view.canonical(self.trace_stored(tensor))
+
+    def trace_stored(self, tensor: Any = None) -> Any:
+        """The same in the kernel's shape."""
+        array = as_array(self.variable if tensor is None else tensor)
+        if keras.backend.standardize_dtype(array.dtype) in ("float16", "bfloat16"):
+            return as_array(ops.cast(as_tensor(array), "float32"))
+        return array
+
+    def trace_scores(self, criterion: BaseCriterion, gradient: Any) -> Any:
+        """One score per weight as an (O, K, I) array, inside a compiled step; `gradient`: a tensor or ``None``."""
+        look = self.trace_stored if criterion.is_elementwise else self.trace_canonical
+        scores = criterion.score(look(), None if gradient is None else look(gradient))
+        return self._view.canonical(scores) if criterion.is_elementwise else scores
+
+    def shrink(self, factors: Any) -> None:
+        """Multiply by (O, K, I) factors, inside a compiled step."""
+        stored = as_tensor(self._view.stored(factors))
+        self.variable.assign(self.variable * ops.cast(stored, self.variable.dtype))
+
+
+class KernelSlot:
+    """The optimizer that changes a kernel, and where in it the kernel stands.
+
+    Args:
+        optimizer: A built optimizer of Keras that is no container of others.
+        kernel: The kernel.
+
+    Attributes:
+        optimizer: The optimizer.
+        accumulated: Calls of `apply` that make one step.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer, kernel: keras.Variable) -> None:
+        self.optimizer = optimizer
+        self.accumulated = optimizer.gradient_accumulation_steps or 1
+        self._kernel = kernel
+
+    def read_learning_rate(self) -> Any:
+        """The learning rate of the coming step."""
+        return get_tensor(self.optimizer.learning_rate)
+
+    def makes_step(self) -> Any:
+        """Whether the coming call of `apply` changes the kernel, as ``True`` or a tensor."""
+        if self.accumulated == 1:
+            return True
+        return ops.equal((self.optimizer._iterations + 1) % self.accumulated, 0)
+
+    def gradient(self, given: Any) -> Any:
+        """The gradient that the coming step applies, freed of a static loss scale.
+
+        Args:
+            given: The gradient that `apply` is called with.
+        """
+        scale = self.optimizer.loss_scale_factor
+        gradient = ops.convert_to_tensor(given) if scale is None else given / scale
+        if self.accumulated == 1:
+            return gradient
+        return (gradient + self.optimizer._accumulated_gradients[self._place]) / self.accumulated
+
+    def average(self) -> keras.Variable | None:
+        """The moving average that the optimizer keeps of the kernel; ``None``: it keeps none."""
+        return self.optimizer._model_variables_moving_average[self._place] if self.optimizer.use_ema else None
+
+    @property
+    def _place(self) -> int:
+        place: int = self.optimizer._get_variable_index(self._kernel)
+        return place
+
+
+def find_slots(optimizer: keras.optimizers.Optimizer, kernels: dict[str, keras.Variable]) -> dict[str, KernelSlot]:
+    """Name → where the kernel of that name is held by a built optimizer, or by one of those within it."""
+    return {name: KernelSlot(_find_optimizer(optimizer, kernel), kernel) for name, kernel in kernels.items()}
+
+
+def _find_optimizer(optimizer: keras.optimizers.Optimizer, kernel: keras.Variable) -> keras.optimizers.Optimizer:
+    for inner in getattr(optimizer, "optimizers", ()):
+        if inner.built and inner._var_key(kernel) in inner._trainable_variables_indices:
+            return inner
+    return optimizer

@@ -1,0 +1,183 @@
+"""Whether what a saved state says of a run fits together: steps, sparsity, units and masks. Knows no framework."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from secateur._array import Array, count_true
+from secateur._wording import format_list, format_value
+from secateur.errors import ConfigError, StateError
+from secateur.masking.update_schedule import UpdateSchedule
+from secateur.masking.updater import MaskUpdater
+from secateur.schedules import SCHEDULES
+
+__all__ = ["FORMAT_VERSION", "SavedProgress", "describe_key", "find_problem", "refuse_other_runs"]
+
+
+FORMAT_VERSION = 1
+"""Version of the format of a pruner's state."""
+
+ROUNDING = 1e-9
+"""Difference of two sparsities that another machine's arithmetic may make."""
+
+
+class SavedProgress(NamedTuple):
+    """What a state says of one pattern's layers, as NumPy arrays.
+
+    Attributes:
+        step: Steps that masks have followed.
+        masks: Layer → mask in the weight's shape; empty: nothing is pruned yet.
+        keep: See `MaskUpdater.keep`.
+        scheduled_keep: See `MaskUpdater.scheduled_keep`.
+        requested: See `MaskUpdater.requested`; ``None``: not saved, for it follows from the step.
+        initial: Sparsity before the first update.
+        frozen: Names of units, or of layers, whose masks stay as they are.
+    """
+
+    step: int
+    masks: Mapping[str, Array]
+    keep: Mapping[str, Array] | None
+    scheduled_keep: Mapping[str, Array] | None
+    requested: float | None
+    initial: float
+    frozen: Collection[str]
+
+
+def find_problem(updater: MaskUpdater, saved: SavedProgress) -> str | None:
+    """The first thing that does not fit together, for an error message; ``None``: a run can have been there.
+
+    Args:
+        updater: The group that is to go on from there.
+        saved: What was saved; names and shapes have been checked.
+    """
+    if updater.is_locked:
+        return next(_problems_of_lock(saved, keeps_zeros=updater.config.keep_zeros), None)
+    try:
+        schedule = replace(updater.schedule, initial=saved.initial)
+    except ConfigError:
+        return f"progress.initial is {saved.initial}, more than the target {updater.schedule.target}"
+    return next(_problems(updater, saved, schedule), None)
+
+
+def _problems_of_lock(saved: SavedProgress, *, keeps_zeros: bool) -> Iterator[str]:
+    if (saved.keep is not None) != keeps_zeros or saved.scheduled_keep is not None:
+        yield "progress.keep and progress.condemned_keep must be as they were when the zeros were locked"
+    if not saved.masks:
+        yield "masks must be there where zeros are locked"
+    if saved.requested not in (None, saved.initial):
+        yield "progress.asked and progress.initial must agree"
+
+
+def _problems(updater: MaskUpdater, saved: SavedProgress, schedule: UpdateSchedule) -> Iterator[str]:
+    last = schedule.last_update(saved.step)
+    if saved.initial and not updater.config.keep_zeros:
+        yield f"progress.initial must be 0 without keep_zeros, found {saved.initial}"
+    is_known = updater.config.sparsity_decay_type in SCHEDULES  # a function may return something else each time
+    requested = schedule.sparsity(last) if last is not None and is_known else saved.initial
+    is_fixed = last is None or is_known
+    if is_fixed and saved.requested is not None and not math.isclose(saved.requested, requested, abs_tol=ROUNDING):
+        yield f"progress.asked must be {requested} after step {saved.step}, found {saved.requested}"
+    if (saved.keep is None) != (last is None and not updater.config.keep_zeros):
+        yield f"progress.keep must {'not ' if last is None else ''}be there after step {saved.step}"
+    if bool(saved.masks) != (saved.keep is not None):
+        yield "masks and progress.keep must both be there, or neither"
+    is_between_updates = updater.config.kind == "progressive" and last is not None and saved.step < schedule.end
+    if (saved.scheduled_keep is not None) != is_between_updates:
+        yield f"progress.condemned_keep must {'' if is_between_updates else 'not '}be there after step {saved.step}"
+    if saved.keep is not None:
+        yield from _problems_of_masks(updater, saved, saved.keep, schedule)
+        if last is not None and is_known:
+            yield from _problems_of_counts(updater, saved.keep, requested, saved.frozen)
+    if saved.scheduled_keep is not None and last is not None and is_known:
+        yield from _problems_of_counts(
+            updater, saved.scheduled_keep, schedule.sparsity(schedule.next_update(last)), saved.frozen
+        )
+
+
+def _problems_of_masks(
+    updater: MaskUpdater, saved: SavedProgress, keep: Mapping[str, Array], schedule: UpdateSchedule
+) -> Iterator[str]:
+    now = updater.pattern.weight_masks(keep)
+    later = now if saved.scheduled_keep is None else updater.pattern.weight_masks(saved.scheduled_keep)
+    part, parts = count_removed_parts(schedule, saved.step)
+    for layer, mask in saved.masks.items():
+        if count_true(mask & ~now[layer]) or count_true(later[layer] & ~mask):
+            yield f"masks of {layer!r} do not prune what progress says"
+        scheduled = count_true(now[layer]) - count_true(later[layer])
+        expected = count_true(now[layer]) - scheduled * part // parts
+        if count_true(mask) != expected:
+            yield f"masks of {layer!r} keep {count_true(mask)} weights, and must keep {expected}"
+
+
+def _problems_of_counts(
+    updater: MaskUpdater, keep: Mapping[str, Array], sparsity: float, frozen: Collection[str]
+) -> Iterator[str]:
+    """What is pruned of each scope must be what the schedule asks for; unless it may have been impossible."""
+    pattern, pruned = updater.pattern, {name: count_true(~kept) for name, kept in keep.items()}
+    weights_per_unit = {
+        name: pattern.budget.unit_share * Fraction(units.count, pattern.budget.units[name])
+        for name, units in pattern.units.items()
+    }
+    upper = {name: most * weights_per_unit[name] for name, most in pattern.budget.upper().items()}
+    if updater.config.keep_zeros:
+        return
+    for name, count in pruned.items():
+        if count > upper[name]:
+            yield f"{count} units of {name!r} are pruned, and at most {upper[name]} may be"
+    if any(
+        not {name, *units.parts}.isdisjoint(frozen) and pruned[name] < upper[name]
+        for name, units in pattern.units.items()
+    ):
+        return
+    if wrong := pattern.violations(pattern.weight_masks(keep), sparsity):
+        layer, reason = next(iter(wrong.items()))
+        yield f"layer {layer!r}: {reason}"
+    expected = pattern.pruned_units(sparsity)
+    if sum(pruned.values()) != expected:
+        yield f"{sum(pruned.values())} units are pruned, and {expected} must be"
+    for name, count in pruned.items():
+        alone = pattern.budget.alone(name, sparsity) * weights_per_unit[name]
+        if not pattern.is_global and count != alone:
+            yield f"{count} units of {name!r} are pruned, and {alone} must be"
+
+
+def count_removed_parts(schedule: UpdateSchedule, step: int) -> tuple[int, int]:
+    """How many of how many parts of the condemned weights are gone after `step`, in a progressive run."""
+    parts, last = schedule.config.progressive_steps, schedule.last_update(step)
+    if schedule.config.kind != "progressive" or last is None or step >= schedule.end:
+        return 0, parts
+    length = schedule.next_update(last) - last
+    done = [part for part in range(1, parts) if 1 <= round(part * length / parts) <= step - last]
+    return max(done, default=0), parts
+
+
+def refuse_other_runs(saved: Sequence[Mapping[str, Any]], mine: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `StateError` if a state is of other runs than mine, each told by its ``shapes`` and ``config``."""
+    if len(saved) != len(mine):
+        raise StateError(f"The state is of a run with {len(saved)} patterns, this one has {len(mine)}.")
+    for theirs, own in zip(saved, mine, strict=True):
+        if differing := _find_differences(theirs["shapes"], own["shapes"]):
+            raise StateError(
+                "The state is of another model. Layers that differ in name or shape: "
+                f"{format_list(map(format_value, differing))}. Load it into the model it was saved with."
+            )
+        if keys := _find_differences(theirs["config"], own["config"]):
+            changes = "; ".join(
+                f"{describe_key(key)} was {format_value(theirs['config'].get(key))}, "
+                f"is {format_value(own['config'].get(key))}"
+                for key in keys
+            )
+            raise StateError(f"The state is of a run with another configuration: {changes}.")
+
+
+def _find_differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*theirs, *mine} if theirs.get(key) != mine.get(key))
+
+
+def describe_key(key: Any) -> str:
+    """A key as it stands, unless it cannot be shown so."""
+    return format_value(key).strip("'\"")
