@@ -1,4 +1,4 @@
-"""Threads for kernels, whatever the machine has."""
+"""Threads for kernels, however many processors the machine has."""
 
 import ctypes
 from pathlib import Path
@@ -7,25 +7,25 @@ import pytest
 import torch
 
 from secateur.runtime.kernels.threading import executor
-from secateur.runtime.kernels.threading.executor import Workforce
-from secateur.runtime.kernels.threading.openmp import Team
+from secateur.runtime.kernels.threading.executor import KernelExecutor
+from secateur.runtime.kernels.threading.openmp import OpenMPTeam
 
-PLACES = 8
+MAX_THREADS = 8
 
 
 @pytest.fixture(scope="session")
-def team() -> Team:
-    """That of torch's OpenMP runtime."""
+def team() -> OpenMPTeam:
+    """The team of torch's OpenMP runtime."""
     file = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    found = Team.of(ctypes.CDLL(str(file))) if file.exists() else None
-    if found is None:
-        pytest.skip("needs a torch with an OpenMP runtime that can be asked for its threads")
-    return found
+    team = OpenMPTeam.from_library(ctypes.CDLL(str(file))) if file.exists() else None
+    if team is None:
+        pytest.skip("needs a torch whose OpenMP runtime lends its threads")
+    return team
 
 
-@pytest.fixture(params=["team", "helpers"])
-def shared_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All work is shared out among as many threads as are allowed, by either means."""
-    means = request.getfixturevalue("team") if request.param == "team" else None
-    monkeypatch.setattr(executor, "_workforce", Workforce(PLACES, means))
-    monkeypatch.setattr(Workforce, "useful", lambda _, __, threads: threads)
+@pytest.fixture(params=["team", "pool"])
+def all_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products use as many threads as they may, of an OpenMP team or of a thread pool."""
+    team = request.getfixturevalue("team") if request.param == "team" else None
+    monkeypatch.setattr(executor, "_executor", KernelExecutor(MAX_THREADS, team))
+    monkeypatch.setattr(KernelExecutor, "count_useful_threads", lambda _, __, threads: threads)

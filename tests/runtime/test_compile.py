@@ -186,8 +186,8 @@ def test_planes_have_memory_for_reads_beyond_their_end(side: int, kernel: int, m
     real = SparseConv2d._convolve_planes
 
     def record(layer: SparseConv2d, planes: torch.Tensor, batch: int, seen: ConvolutionWindow) -> torch.Tensor:
-        is_overrun = seen.kernel != (1, 1) or seen.across < OVERREAD_FLOATS
-        floats.append(planes.numel() - batch * seen.image - OVERREAD_FLOATS * is_overrun)
+        is_overrun = seen.kernel != (1, 1) or seen.width < OVERREAD_FLOATS
+        floats.append(planes.numel() - batch * seen.image_floats - OVERREAD_FLOATS * is_overrun)
         return real(layer, planes, batch, seen)
 
     monkeypatch.setattr(SparseConv2d, "_convolve_planes", record)

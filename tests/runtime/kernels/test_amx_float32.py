@@ -1,4 +1,4 @@
-"""Products of float32 whose weights and activations are parted into halves of bfloat16, beside plain NumPy."""
+"""float32 products with AMX, which split each number into two bfloat16, compared with plain NumPy."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from runtime.kernels.fenced import fenced, fences
 from runtime.kernels.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix, dispatch, has_amx
-from secateur.runtime.kernels.amx.bitmask_small_batch import ExpandingKernel
-from secateur.runtime.kernels.amx.bitmask_tiles import DecodingKernel
-from secateur.runtime.kernels.amx.column_tiles import HalfTileKernel
+from secateur.runtime.kernels.amx.bitmask_small_batch import BitmaskSmallBatchKernel
+from secateur.runtime.kernels.amx.bitmask_tiles import BitmaskTileKernel
+from secateur.runtime.kernels.amx.column_tiles import Float32ColumnTileKernel
 from secateur.runtime.kernels.codegen import target
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
-from secateur.runtime.kernels.codegen.target import Target, assembly
+from secateur.runtime.kernels.codegen.target import Target, emit_assembly
 from secateur.runtime.kernels.dispatch import MAX_ROWS_WITHOUT_AMX
-from secateur.runtime.kernels.formats.base import Layout
-from secateur.runtime.kernels.formats.bitmask import Masked
-from secateur.runtime.kernels.formats.column_tiles import Tiled
-from secateur.runtime.kernels.formats.dtypes import decoded, in_halves, whole
+from secateur.runtime.kernels.formats.base import WeightFormat
+from secateur.runtime.kernels.formats.bitmask import BitmaskFormat
+from secateur.runtime.kernels.formats.column_tiles import ColumnTileFormat
+from secateur.runtime.kernels.formats.dtypes import decode, merge_float32, split_float32
 
 amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 GUARD = 64
@@ -37,48 +37,48 @@ SAPPHIRE = Target(
 )
 
 
-def gathered(weight: np.ndarray) -> Layout:
-    """For sixteen outputs, the inputs that any of them keeps."""
-    return Tiled.of(weight, 16).in_halves()
+def pack_column_tiles(weight: np.ndarray) -> WeightFormat:
+    """Pack the inputs that any of sixteen outputs keeps."""
+    return ColumnTileFormat.from_dense(weight, 16).split_values()
 
 
-LAYOUTS = [
-    pytest.param(Masked.of, id="decoded"),
-    pytest.param(gathered, id="gathered"),
+FORMATS = [
+    pytest.param(BitmaskFormat.from_dense, id="bitmask"),
+    pytest.param(pack_column_tiles, id="column tiles"),
 ]
 
 
-def pruned(shape: tuple[int, int], density: float, seed: int = 0) -> np.ndarray:
+def create_pruned(shape: tuple[int, int], density: float, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.standard_normal(shape, np.float32) * (rng.random(shape) < density)
 
 
-def numbers(*shape: int, seed: int = 1) -> np.ndarray:
+def create_numbers(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def product(layout: Layout, x: np.ndarray, bias: np.ndarray, threads: int = 1) -> np.ndarray:
-    """The product, between guards that must stay as they are."""
-    outputs = layout.shape[0]
+def compute_product(weights: WeightFormat, x: np.ndarray, bias: np.ndarray, threads: int = 1) -> np.ndarray:
+    """Compute the product into memory between guards, which must not change."""
+    outputs = weights.shape[0]
     memory = np.full(len(x) * outputs + 2 * GUARD, MARK)
     y = memory[GUARD:-GUARD]
-    matrix = PackedMatrix("1x1", layout)
+    matrix = PackedMatrix("1x1", weights)
     multiply(matrix, x, y, bias, threads=threads)
     assert np.all(memory[:GUARD] == MARK)
     assert np.all(memory[-GUARD:] == MARK)
     return y.reshape(len(x), outputs)
 
 
-def check(layout: Layout, weight: np.ndarray, x: np.ndarray, threads: int = 1) -> None:
-    bias = numbers(len(weight), seed=3)
-    found = product(layout, x, bias, threads)
-    wanted = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
-    # Of each factor up to 2**-17 is rounded away, and the product of the small halves, up to 2**-16, is left out.
-    assert np.all(np.abs(found - wanted) <= 2**-15 * (np.abs(x) @ np.abs(weight).T) + 1e-6 * (1 + np.abs(wanted)))
+def check(weights: WeightFormat, weight: np.ndarray, x: np.ndarray, threads: int = 1) -> None:
+    bias = create_numbers(len(weight), seed=3)
+    actual = compute_product(weights, x, bias, threads)
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
+    # Each factor is rounded by up to 2**-17, and the product of the low parts, up to 2**-16, is dropped.
+    assert np.all(np.abs(actual - expected) <= 2**-15 * (np.abs(x) @ np.abs(weight).T) + 1e-6 * (1 + np.abs(expected)))
 
 
 @amx
-@pytest.mark.parametrize("of", LAYOUTS)
+@pytest.mark.parametrize("pack", FORMATS)
 @given(
     outputs=st.integers(1, 290),
     inputs=st.integers(1, 600),
@@ -89,109 +89,109 @@ def check(layout: Layout, weight: np.ndarray, x: np.ndarray, threads: int = 1) -
 @settings(max_examples=60, deadline=None)
 @example(outputs=129, inputs=257, batch=33, density=0.5, threads=1)
 @example(outputs=7, inputs=15, batch=9, density=1.0, threads=1)
-def test_product_is_that_of_the_dense_weight(
-    of: Callable[[np.ndarray], Layout], outputs: int, inputs: int, batch: int, density: float, threads: int
+def test_product_matches_dense(
+    pack: Callable[[np.ndarray], WeightFormat], outputs: int, inputs: int, batch: int, density: float, threads: int
 ) -> None:
-    weight = pruned((outputs, inputs), density)
-    check(of(weight), weight, numbers(batch, inputs), threads)
+    weight = create_pruned((outputs, inputs), density)
+    check(pack(weight), weight, create_numbers(batch, inputs), threads)
 
 
 @amx
-@pytest.mark.parametrize("of", LAYOUTS)
+@pytest.mark.parametrize("pack", FORMATS)
 @pytest.mark.parametrize(("outputs", "inputs", "batch"), [(40, 1024, 70), (130, 1100, 300), (20, 2500, 513)])
-def test_sums_wait_between_pieces_and_panels(
-    of: Callable[[np.ndarray], Layout], outputs: int, inputs: int, batch: int
+def test_sums_continue_over_pieces_and_panels(
+    pack: Callable[[np.ndarray], WeightFormat], outputs: int, inputs: int, batch: int
 ) -> None:
-    weight = pruned((outputs, inputs), 0.3)
-    check(of(weight), weight, numbers(batch, inputs))
+    weight = create_pruned((outputs, inputs), 0.3)
+    check(pack(weight), weight, create_numbers(batch, inputs))
 
 
 @amx
-@pytest.mark.parametrize("of", LAYOUTS)
+@pytest.mark.parametrize("pack", FORMATS)
 @pytest.mark.parametrize("batch", [1, 64])
-def test_error_is_some_millionths(of: Callable[[np.ndarray], Layout], batch: int) -> None:
-    weight, x = pruned((256, 1536), 0.5), np.abs(numbers(batch, 1536))
-    found = product(of(weight), x, np.zeros(256, np.float32))
-    wanted = x.astype(np.float64) @ weight.T.astype(np.float64)
-    assert np.linalg.norm(found - wanted) < 6e-6 * np.linalg.norm(wanted)
-    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+def test_relative_error_is_a_few_millionths(pack: Callable[[np.ndarray], WeightFormat], batch: int) -> None:
+    weight, x = create_pruned((256, 1536), 0.5), np.abs(create_numbers(batch, 1536))
+    actual = compute_product(pack(weight), x, np.zeros(256, np.float32))
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64)
+    assert np.linalg.norm(actual - expected) < 6e-6 * np.linalg.norm(expected)
+    assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 8, 9, 21])
-def test_vectors_do_what_tiles_do_not(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processors_without_amx_use_vectors(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, "has_amx", lambda: False)
-    dispatch.masked_steps.cache_clear()
-    try:
-        for outputs, inputs in ((1, 1), (16, 256), (50, 33), (150, 700)):
-            weight = pruned((outputs, inputs), 0.3)
-            layout = Masked.of(weight)
-            assert {type(step.kernel) for step in dispatch.select_kernels(layout, "float", batch)} == {ExpandingKernel}
-            check(layout, weight, numbers(batch, inputs), threads=2)
-    finally:
-        dispatch.masked_steps.cache_clear()
+    for outputs, inputs in ((1, 1), (16, 256), (50, 33), (150, 700)):
+        weight = create_pruned((outputs, inputs), 0.3)
+        weights = BitmaskFormat.from_dense(weight)
+        kernels = {type(step.kernel) for step in dispatch.select_kernels(weights, "float", batch)}
+        assert kernels == {BitmaskSmallBatchKernel}
+        check(weights, weight, create_numbers(batch, inputs), threads=2)
 
 
 @amx
-def test_few_rows_go_by_vectors() -> None:
-    layout = Masked.of(pruned((16, 16), 0.5))
-    assert [type(step.kernel) for step in dispatch.select_kernels(layout, "float", MAX_ROWS_WITHOUT_AMX)] == [
-        ExpandingKernel
+def test_small_batches_use_vectors() -> None:
+    weights = BitmaskFormat.from_dense(create_pruned((16, 16), 0.5))
+    assert [type(step.kernel) for step in dispatch.select_kernels(weights, "float", MAX_ROWS_WITHOUT_AMX)] == [
+        BitmaskSmallBatchKernel
     ]
-    (step,) = dispatch.select_kernels(layout, "float", MAX_ROWS_WITHOUT_AMX + 1)
-    assert isinstance(step.kernel, DecodingKernel)
+    (step,) = dispatch.select_kernels(weights, "float", MAX_ROWS_WITHOUT_AMX + 1)
+    assert isinstance(step.kernel, BitmaskTileKernel)
     assert step.kernel.rows == 32
-    assert [step.kernel.rows for step in dispatch.select_kernels(layout, "float", 300)] == [160]
+    assert [step.kernel.rows for step in dispatch.select_kernels(weights, "float", 300)] == [160]
 
 
 @amx
 @fences
-@pytest.mark.parametrize("of", LAYOUTS)
+@pytest.mark.parametrize("pack", FORMATS)
 @pytest.mark.parametrize("batch", [1, 33, 70])
-def test_nothing_is_read_behind_the_last_row(of: Callable[[np.ndarray], Layout], batch: int) -> None:
-    x = fenced(numbers(batch, 37))
-    product(of(pruned((32, 37), 0.5)), x, fenced(np.zeros(32, np.float32)))
+def test_kernels_do_not_read_past_the_batch(pack: Callable[[np.ndarray], WeightFormat], batch: int) -> None:
+    x = fenced(create_numbers(batch, 37))
+    compute_product(pack(create_pruned((32, 37), 0.5)), x, fenced(np.zeros(32, np.float32)))
 
 
-@pytest.mark.usefixtures("shared_out")
+@pytest.mark.usefixtures("all_threads")
 @amx
-@pytest.mark.parametrize("of", LAYOUTS)
+@pytest.mark.parametrize("pack", FORMATS)
 @pytest.mark.parametrize("batch", [1, 40, 300])
-def test_threads_change_no_bit(of: Callable[[np.ndarray], Layout], batch: int) -> None:
-    layout, x, bias = of(pruned((400, 1100), 0.2)), numbers(batch, 1100), numbers(400)
-    alone = product(layout, x, bias)
+def test_threads_do_not_change_results(pack: Callable[[np.ndarray], WeightFormat], batch: int) -> None:
+    weights, x, bias = pack(create_pruned((400, 1100), 0.2)), create_numbers(batch, 1100), create_numbers(400)
+    single_threaded = compute_product(weights, x, bias)
     for threads in (2, 3, 7):
-        assert np.array_equal(product(layout, x, bias, threads), alone)
+        assert np.array_equal(compute_product(weights, x, bias, threads), single_threaded)
 
 
 @amx
-@pytest.mark.parametrize("of", LAYOUTS)
-def test_what_is_not_finite_does_not_become_finite(of: Callable[[np.ndarray], Layout]) -> None:
-    weight, x = pruned((20, 40), 1.0), numbers(40, 40)
+@pytest.mark.parametrize("pack", FORMATS)
+def test_infinities_and_nan_stay_in_their_rows(pack: Callable[[np.ndarray], WeightFormat]) -> None:
+    weight, x = create_pruned((20, 40), 1.0), create_numbers(40, 40)
     x[3, 5], x[7, 0] = np.inf, np.nan
-    x.view(np.uint32)[9, 1] = 0x7FFFFFFF  # A NaN that rounding by addition would turn into minus zero.
-    found = product(of(weight), x, np.zeros(20, np.float32))
-    strange = np.zeros(40, np.bool_)
-    strange[[3, 7, 9]] = True
-    assert not np.isfinite(found[strange]).any()
-    assert np.isfinite(found[~strange]).all()
+    x.view(np.uint32)[9, 1] = 0x7FFFFFFF  # A NaN that rounding by integer addition would turn into minus zero.
+    actual = compute_product(pack(weight), x, np.zeros(20, np.float32))
+    special = np.zeros(40, np.bool_)
+    special[[3, 7, 9]] = True
+    assert not np.isfinite(actual[special]).any()
+    assert np.isfinite(actual[~special]).all()
 
 
 @amx
-@pytest.mark.parametrize("of", LAYOUTS)
-def test_copies_are_equal(of: Callable[[np.ndarray], Layout]) -> None:
-    matrix, x, bias = PackedMatrix("1x1", of(pruned((40, 50), 0.2))), numbers(9, 50), np.zeros(40, np.float32)
-    wanted = product(matrix.weights, x, bias)
-    assert np.array_equal(product(copy.deepcopy(matrix).weights, x, bias), wanted)
-    moved = pickle.loads(pickle.dumps(matrix))  # noqa: S301 - our own
-    assert np.array_equal(product(moved.weights, x, bias), wanted)
+@pytest.mark.parametrize("pack", FORMATS)
+def test_copies_compute_the_same(pack: Callable[[np.ndarray], WeightFormat]) -> None:
+    matrix = PackedMatrix("1x1", pack(create_pruned((40, 50), 0.2)))
+    x, bias = create_numbers(9, 50), np.zeros(40, np.float32)
+    expected = compute_product(matrix.weights, x, bias)
+    assert np.array_equal(compute_product(copy.deepcopy(matrix).weights, x, bias), expected)
+    moved = pickle.loads(pickle.dumps(matrix))  # noqa: S301 - our own data
+    assert np.array_equal(compute_product(moved.weights, x, bias), expected)
     assert np.array_equal(moved.to_dense(), matrix.to_dense())
 
 
-@pytest.mark.parametrize("of", LAYOUTS)
+@pytest.mark.parametrize("pack", FORMATS)
 @given(outputs=st.integers(1, 150), inputs=st.integers(1, 300), density=st.sampled_from([0.0, 0.05, 0.5, 1.0]))
-def test_dense_is_the_inverse(of: Callable[[np.ndarray], Layout], outputs: int, inputs: int, density: float) -> None:
-    weight = pruned((outputs, inputs), density)
-    assert np.array_equal(of(weight).to_dense(), weight)
+def test_to_dense_inverts_packing(
+    pack: Callable[[np.ndarray], WeightFormat], outputs: int, inputs: int, density: float
+) -> None:
+    weight = create_pruned((outputs, inputs), density)
+    assert np.array_equal(pack(weight).to_dense(), weight)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
@@ -199,68 +199,73 @@ def test_dense_is_the_inverse(of: Callable[[np.ndarray], Layout], outputs: int, 
 @example([np.float32(1.2345678e-35)])
 @example([np.float32(3.0867377e-36)])
 @settings(max_examples=500)
-def test_halves_and_rest_are_the_number(values: list[float]) -> None:
+def test_parts_and_remainder_restore_the_number(values: list[float]) -> None:
     floats = np.array(values, np.float32)
     try:
-        halves, rest = in_halves(floats)
+        halves, rest = split_float32(floats)
     except LayerError:
         sizes = np.abs(floats[floats != 0])
         assert sizes.min() < 2.0**-100 or sizes.max() > 2.0**126
         return
-    assert np.array_equal(whole(halves, rest), floats)
-    near = decoded(halves[:, 0]).astype(np.float64) + decoded(halves[:, 1])
-    below = 2.0**-134  # half of the smallest bfloat16
-    assert np.all(np.abs(near - floats) <= 2.0**-17 * np.abs(floats) + below)
+    assert np.array_equal(merge_float32(halves, rest), floats)
+    approximation = decode(halves[:, 0]).astype(np.float64) + decode(halves[:, 1])
+    min_error = 2.0**-134  # Half of the smallest bfloat16.
+    assert np.all(np.abs(approximation - floats) <= 2.0**-17 * np.abs(floats) + min_error)
 
 
-@pytest.mark.parametrize("strange", [np.inf, -np.inf, np.nan, 3.4e38, 1e-40])
-@pytest.mark.parametrize("of", LAYOUTS)
-def test_numbers_without_halves_are_refused(of: Callable[[np.ndarray], Layout], strange: float) -> None:
-    weight = pruned((16, 16), 0.5)
-    weight[2, 3] = strange
-    with pytest.raises(LayerError, match="in halves of bfloat16 must be finite and of a usual size"):
-        of(weight)
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan, 3.4e38, 1e-40])
+@pytest.mark.parametrize("pack", FORMATS)
+def test_numbers_that_cannot_be_split_raise(pack: Callable[[np.ndarray], WeightFormat], special: float) -> None:
+    weight = create_pruned((16, 16), 0.5)
+    weight[2, 3] = special
+    with pytest.raises(LayerError, match="as two bfloat16 must be finite and neither tiny nor huge"):
+        pack(weight)
 
 
-@pytest.mark.parametrize("of", LAYOUTS)
-def test_only_rows_of_float32_are_taken(of: Callable[[np.ndarray], Layout]) -> None:
-    matrix = PackedMatrix("1x1", of(pruned((16, 32), 0.2)))
-    with pytest.raises(ConfigError, match="of float32 needs activations of it, found bfloat16"):
+@pytest.mark.parametrize("pack", FORMATS)
+def test_other_activations_raise(pack: Callable[[np.ndarray], WeightFormat]) -> None:
+    matrix = PackedMatrix("1x1", pack(create_pruned((16, 32), 0.2)))
+    with pytest.raises(ConfigError, match="as float32 needs activations of float32, found bfloat16"):
         matrix.compile_product(1, activations="bfloat16")
-    with pytest.raises(ConfigError, match="is multiplied with rows, found ImagePanel"):
+    with pytest.raises(ConfigError, match="packed for AMX has no convolution kernel"):
         matrix.compile_convolution(1, ConvolutionWindow(32, (1, 200), (1, 1), (1, 1), (1, 1)))
 
 
 @amx
 @pytest.mark.parametrize(
     ("pattern", "sparsity", "kind", "share"),
-    [("16x1", 0.8, Tiled, 0.35), ("8x1", 0.9, Tiled, 0.35), ("16x1", 0.5, Masked, 0.7), ("1x1", 0.8, Masked, 0.35)],
+    [
+        ("16x1", 0.8, ColumnTileFormat, 0.35),
+        ("8x1", 0.9, ColumnTileFormat, 0.35),
+        ("16x1", 0.5, BitmaskFormat, 0.7),
+        ("1x1", 0.8, BitmaskFormat, 0.35),
+    ],
 )
-def test_layout_suits_the_zeros(pattern: str, sparsity: float, kind: type[Layout], share: float) -> None:
+def test_format_suits_the_zeros(pattern: str, sparsity: float, kind: type[WeightFormat], share: float) -> None:
     height = int(pattern.split("x")[0])
     kept = (np.random.default_rng(0).random((256 // height, 256)) >= sparsity).repeat(height, 0)
-    matrix = PackedMatrix.from_dense_for_amx(numbers(256, 256) * kept, pattern, "float32")
+    matrix = PackedMatrix.from_dense_for_amx(create_numbers(256, 256) * kept, pattern, "float32")
     assert isinstance(matrix.weights, kind)
     assert 5 * np.count_nonzero(kept) < matrix.nbytes <= share * 4 * kept.size
 
 
-def test_code_decodes_and_multiplies() -> None:
-    text = assembly(DecodingKernel("float", 256, 1024, 128, 256).emit(), SAPPHIRE)
+def test_kernels_expand_and_multiply_tiles() -> None:
+    text = emit_assembly(BitmaskTileKernel("float", 256, 1024, 128, 256).emit(), SAPPHIRE)
     assert text.count("tdpbf16ps") == 12
     assert text.count("vpexpandw") == 4
     assert "tilerelease" in text
-    text = assembly(DecodingKernel("bfloat", 256, 1024, 128, 256).emit(), SAPPHIRE)
+    text = emit_assembly(BitmaskTileKernel("bfloat", 256, 1024, 128, 256).emit(), SAPPHIRE)
     assert text.count("tdpbf16ps") == 4
     assert text.count("vpexpandw") == 2
-    text = assembly(HalfTileKernel("i16", RowPanel("float", 16, 4, "halves")).emit(), SAPPHIRE)
+    text = emit_assembly(Float32ColumnTileKernel("i16", RowPanel("float", 16, 4, "halves")).emit(), SAPPHIRE)
     assert text.count("tdpbf16ps") == 8
 
 
 @pytest.mark.parametrize("element", ["float", "bfloat"])
-def test_other_processors_expand_too(element: str) -> None:
+def test_other_processors_can_expand_bitmasks(element: str) -> None:
     haswell = Target("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma")
     arm = Target("aarch64-unknown-linux-gnu", "cortex-a76", "+neon")
     for processor, instruction in ((haswell, "vfmadd"), (arm, "fmla")):
-        text = assembly(ExpandingKernel(element, 2, 128, 256).emit(), processor)
+        text = emit_assembly(BitmaskSmallBatchKernel(element, 2, 128, 256).emit(), processor)
         assert instruction in text
         assert "trunc" not in text

@@ -15,7 +15,7 @@ TOOLS = """
 import faulthandler, os, sys, threading, time
 import numpy as np
 from secateur.runtime.kernels import PackedMatrix
-from secateur.runtime.kernels.threading.executor import Workforce, workforce
+from secateur.runtime.kernels.threading import KernelExecutor, get_executor
 
 def matrix(height):
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
@@ -70,7 +70,7 @@ fork_beside(lambda: [product(packed, rows) for rows in range(1, 6)], lambda: pro
 
 THREADS_AT_WORK = """
 import secateur.runtime.pytorch
-Workforce.useful, measured = lambda _, __, threads: threads, Workforce.useful
+KernelExecutor.count_useful_threads, measure = lambda _, __, threads: threads, KernelExecutor.count_useful_threads
 packed = matrix(4)
 product(packed, 32, threads=2)
 
@@ -78,8 +78,8 @@ def multiply_and_measure():
     end = time.monotonic() + 0.7
     while time.monotonic() < end:
         product(packed, 32, threads=2)
-        workforce()._waking.clear()
-        measured(workforce(), 1, 2)
+        get_executor()._wake_seconds.clear()
+        measure(get_executor(), 1, 2)
 
 fork_beside(multiply_and_measure, lambda: product(packed, 32, threads=2), pause=0.005)
 """
@@ -92,8 +92,8 @@ packed = matrix(4)
 
 def first_import():
     import secateur.runtime.pytorch
-    Workforce.useful = lambda _, __, threads: threads
-    assert workforce()._team is None or not sys.platform.startswith("linux")
+    KernelExecutor.count_useful_threads = lambda _, __, threads: threads
+    assert get_executor().team is None or not sys.platform.startswith("linux")
     product(packed, 32, threads=2)
 
 print(fork(first_import) == 0)

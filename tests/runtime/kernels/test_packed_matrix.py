@@ -1,4 +1,4 @@
-"""Products by the kernels beside plain NumPy."""
+"""Products of packed matrices, compared with plain NumPy."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from runtime.kernels.fenced import fenced, fences
 from runtime.kernels.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import WEIGHT_DTYPES, ConvolutionWindow, PackedMatrix, get_unsupported_reason
-from secateur.runtime.kernels.formats.dtypes import decoded, encoded
-from secateur.runtime.kernels.packed_matrix import shares
+from secateur.runtime.kernels.formats.dtypes import decode, encode
+from secateur.runtime.kernels.packed_matrix import split_work
 
 GUARD = 64
 MANY = 64
-"""Rows for which weights may lie otherwise than for a few."""
+"""Batch rows for which N:M weights may be packed in another format than for few."""
 MARKS = {np.float32: np.float32(12345.0), np.uint16: np.uint16(0x1234)}
 ROUNDING = {"float32": 0, "bfloat16": 4e-3, "int8": 1e-2}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -38,7 +38,7 @@ PATTERNS = [
 ]
 
 
-def pruned(shape: tuple[int, int], pattern: str, density: float, seed: int = 0) -> np.ndarray:
+def create_pruned(shape: tuple[int, int], pattern: str, density: float, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     if ":" in pattern:
         count, group = (int(size) for size in pattern.split(":"))
@@ -50,14 +50,14 @@ def pruned(shape: tuple[int, int], pattern: str, density: float, seed: int = 0) 
     return (rng.standard_normal(shape) * np.kron(keep, np.ones((rows, cols)))).astype(np.float32)
 
 
-def product(
+def compute_product(
     matrix: PackedMatrix,
     x: np.ndarray,
     bias: np.ndarray | None = None,
     threads: int = 1,
     activations: str = "float32",
 ) -> np.ndarray:
-    """The product, between guards that must stay as they are."""
+    """Compute the product into memory between guards, which must not change."""
     size, kind = len(x) * matrix.shape[0], x.dtype.type
     memory = np.full(size + 2 * GUARD, MARKS[kind], kind)
     y = memory[GUARD : GUARD + size]
@@ -67,29 +67,30 @@ def product(
     return y.reshape(len(x), matrix.shape[0])
 
 
-def dense_product(weight: np.ndarray, x: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def compute_dense_product(weight: np.ndarray, x: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return x.astype(np.float64) @ weight.T.astype(np.float64) + bias
 
 
-def error(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-30))
+def compute_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
-def numbers(*shape: int, seed: int = 1) -> np.ndarray:
+def create_numbers(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def check(pattern: str, weight: np.ndarray, batch: int, dtype: str, threads: int = 1) -> None:
-    """Both types of activations give the product with the weight as it is stored, whatever batch that was meant for."""
-    bias, x = numbers(weight.shape[0]), numbers(batch, weight.shape[1], seed=2)
-    short = encoded(x, "bfloat16")
+    """Check products with both types of activations, in every format of the pattern."""
+    bias, x = create_numbers(weight.shape[0]), create_numbers(batch, weight.shape[1], seed=2)
+    short = encode(x, "bfloat16")
     for rows in (1, MANY) if ":" in pattern else (1,):
         matrix = PackedMatrix.from_dense(weight, pattern, dtype, rows)
         stored = matrix.to_dense()
-        assert error(stored, weight) <= ROUNDING[dtype]
-        assert error(product(matrix, x, bias, threads), dense_product(stored, x, bias)) < TOLERANCE["float32"]
-        found = decoded(product(matrix, short, bias, threads, "bfloat16"))
-        assert error(found, dense_product(stored, decoded(short), bias)) < TOLERANCE["bfloat16"]
+        assert compute_error(stored, weight) <= ROUNDING[dtype]
+        actual = compute_product(matrix, x, bias, threads)
+        assert compute_error(actual, compute_dense_product(stored, x, bias)) < TOLERANCE["float32"]
+        found = decode(compute_product(matrix, short, bias, threads, "bfloat16"))
+        assert compute_error(found, compute_dense_product(stored, decode(short), bias)) < TOLERANCE["bfloat16"]
 
 
 @pytest.mark.parametrize(
@@ -98,16 +99,16 @@ def check(pattern: str, weight: np.ndarray, batch: int, dtype: str, threads: int
     + [(dtype, batch) for dtype in ("bfloat16", "int8") for batch in (1, 17)],
 )
 @pytest.mark.parametrize(("pattern", "shape"), PATTERNS)
-def test_product_is_that_of_the_dense_weight(pattern: str, shape: tuple[int, int], dtype: str, batch: int) -> None:
-    check(pattern, pruned(shape, pattern, 0.3), batch, dtype)
+def test_product_matches_dense(pattern: str, shape: tuple[int, int], dtype: str, batch: int) -> None:
+    check(pattern, create_pruned(shape, pattern, 0.3), batch, dtype)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("batch", [1, 20])
 @pytest.mark.parametrize(("pattern", "shape"), PATTERNS)
-def test_all_zero_and_all_dense(pattern: str, shape: tuple[int, int], batch: int, density: float) -> None:
-    check(pattern, pruned(shape, pattern, density), batch, "float32")
-    check(pattern, numbers(*shape) * np.float32(density), batch, "float32")
+def test_weights_may_be_zero_or_dense(pattern: str, shape: tuple[int, int], batch: int, density: float) -> None:
+    check(pattern, create_pruned(shape, pattern, density), batch, "float32")
+    check(pattern, create_numbers(*shape) * np.float32(density), batch, "float32")
 
 
 @given(
@@ -123,85 +124,88 @@ def test_product_of_any_shape(
     block: tuple[int, int], rows: int, cols: int, batch: int, density: float, seed: int
 ) -> None:
     pattern = f"{block[0]}x{block[1]}"
-    check(pattern, pruned((rows * block[0], cols * block[1]), pattern, density, seed), batch, "float32", threads=2)
+    weight = create_pruned((rows * block[0], cols * block[1]), pattern, density, seed)
+    check(pattern, weight, batch, "float32", threads=2)
 
 
 @given(rows=st.integers(1, 150), groups=st.integers(1, 80), batch=st.integers(0, 70), seed=st.integers(0, 2**16))
 @settings(max_examples=30, deadline=None)
-def test_product_of_any_shape_of_groups(rows: int, groups: int, batch: int, seed: int) -> None:
-    check("2:4", pruned((rows, 4 * groups), "2:4", 0.5, seed), batch, "float32", threads=2)
+def test_nm_product_of_any_shape(rows: int, groups: int, batch: int, seed: int) -> None:
+    check("2:4", create_pruned((rows, 4 * groups), "2:4", 0.5, seed), batch, "float32", threads=2)
 
 
-def test_a_row_of_ten_thousand_features_and_more_than_a_short_counts() -> None:
-    check("1x1", pruned((3, 70_000), "1x1", 0.01), 17, "float32")
-    check("4x1", pruned((4, 70_000), "4x1", 0.01), 17, "float32")
+def test_more_inputs_than_16_bits_count() -> None:
+    check("1x1", create_pruned((3, 70_000), "1x1", 0.01), 17, "float32")
+    check("4x1", create_pruned((4, 70_000), "4x1", 0.01), 17, "float32")
 
 
-@pytest.mark.usefixtures("shared_out")
+@pytest.mark.usefixtures("all_threads")
 @pytest.mark.parametrize("batch", [1, 5, 150])
 @pytest.mark.parametrize("pattern", ["4x1", "16x1", "1x1", "2:4"])
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("rows", [1, MANY])
-def test_threads_change_no_bit(pattern: str, batch: int, dtype: str, rows: int) -> None:
-    matrix = PackedMatrix.from_dense(pruned((640, 96), pattern, 0.3), pattern, dtype, rows)
-    x = numbers(batch, 96)
-    alone = product(matrix, x)
+def test_threads_do_not_change_results(pattern: str, batch: int, dtype: str, rows: int) -> None:
+    matrix = PackedMatrix.from_dense(create_pruned((640, 96), pattern, 0.3), pattern, dtype, rows)
+    x = create_numbers(batch, 96)
+    alone = compute_product(matrix, x)
     for threads in (2, 3, 4, 7):
-        assert np.array_equal(product(matrix, x, threads=threads), alone)
+        assert np.array_equal(compute_product(matrix, x, threads=threads), alone)
 
 
-@pytest.mark.usefixtures("shared_out")
-def test_many_threads_share_a_matrix() -> None:
-    matrix = PackedMatrix.from_dense(pruned((256, 256), "4x1", 0.3), "4x1")
-    inputs = [numbers(batch, 256, seed=batch) for batch in range(1, 41)]
-    wanted = [product(matrix, x) for x in inputs]
+@pytest.mark.usefixtures("all_threads")
+def test_threads_may_share_a_matrix() -> None:
+    matrix = PackedMatrix.from_dense(create_pruned((256, 256), "4x1", 0.3), "4x1")
+    inputs = [create_numbers(batch, 256, seed=batch) for batch in range(1, 41)]
+    wanted = [compute_product(matrix, x) for x in inputs]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda x: product(matrix, x, threads=3), inputs * 5))
+        found = list(pool.map(lambda x: compute_product(matrix, x, threads=3), inputs * 5))
     assert all(np.array_equal(some, other) for some, other in zip(found, wanted * 5, strict=True))
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it_in_a_panel() -> None:
-    matrix, x = PackedMatrix.from_dense(pruned((64, 64), "4x1", 0.3), "4x1"), numbers(64, 64)
-    alone, others = product(matrix, x), x.copy()
+def test_rows_of_a_panel_are_independent() -> None:
+    matrix, x = PackedMatrix.from_dense(create_pruned((64, 64), "4x1", 0.3), "4x1"), create_numbers(64, 64)
+    alone, others = compute_product(matrix, x), x.copy()
     others[1:] = np.inf
-    assert np.array_equal(product(matrix, others)[0], alone[0])
+    assert np.array_equal(compute_product(matrix, others)[0], alone[0])
 
 
 @fences
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 17, 33, 81])
 @pytest.mark.parametrize(("pattern", "rows"), [("4x1", 1), ("16x1", 1), ("1x1", 1), ("2:4", 1), ("2:4", MANY)])
-def test_nothing_is_read_behind_the_last_row(pattern: str, rows: int, batch: int) -> None:
-    matrix = PackedMatrix.from_dense(pruned((32, 36), pattern, 0.5), pattern, rows=rows)
-    x = fenced(numbers(batch, 36))
-    assert error(product(matrix, x), dense_product(matrix.to_dense(), x, np.zeros(32))) < TOLERANCE["float32"]
+def test_kernels_do_not_read_past_the_batch(pattern: str, rows: int, batch: int) -> None:
+    matrix = PackedMatrix.from_dense(create_pruned((32, 36), pattern, 0.5), pattern, rows=rows)
+    x = fenced(create_numbers(batch, 36))
+    expected = compute_dense_product(matrix.to_dense(), x, np.zeros(32))
+    assert compute_error(compute_product(matrix, x), expected) < TOLERANCE["float32"]
 
 
-def test_without_bias_it_is_zero() -> None:
-    matrix, x = PackedMatrix.from_dense(pruned((12, 9), "4x1", 0.5), "4x1"), numbers(3, 9)
-    assert np.array_equal(product(matrix, x), product(matrix, x, np.zeros(12, np.float32)))
+def test_zero_bias_equals_no_bias() -> None:
+    matrix, x = PackedMatrix.from_dense(create_pruned((12, 9), "4x1", 0.5), "4x1"), create_numbers(3, 9)
+    assert np.array_equal(compute_product(matrix, x), compute_product(matrix, x, np.zeros(12, np.float32)))
 
 
 @pytest.mark.parametrize("pattern", ["4x3", "1x1", "2:4", "5:8", "3:5"])
 @pytest.mark.parametrize("rows", [1, MANY])
-def test_dense_is_the_inverse(pattern: str, rows: int) -> None:
-    weight = pruned((12, 120), pattern, 0.4)
+def test_to_dense_inverts_packing(pattern: str, rows: int) -> None:
+    weight = create_pruned((12, 120), pattern, 0.4)
     assert np.array_equal(PackedMatrix.from_dense(weight, pattern, rows=rows).to_dense(), weight)
 
 
-def test_groups_with_more_than_n_are_right_too() -> None:
-    check("2:4", numbers(20, 40), 9, "float32")
+def test_weights_may_violate_nm() -> None:
+    check("2:4", create_numbers(20, 40), 9, "float32")
 
 
-def pickled(matrix: PackedMatrix) -> PackedMatrix:
-    return pickle.loads(pickle.dumps(matrix))  # noqa: S301 - our own
+def copy_by_pickle(matrix: PackedMatrix) -> PackedMatrix:
+    return pickle.loads(pickle.dumps(matrix))  # noqa: S301 - our own data
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, pickled])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, copy_by_pickle])
 @pytest.mark.parametrize(("pattern", "rows"), [("4x1", 1), ("1x1", 1), ("2:4", 1), ("2:4", MANY)])
-def test_copies_are_equal(duplicate: Callable[[PackedMatrix], PackedMatrix], pattern: str, rows: int) -> None:
-    matrix, x = PackedMatrix.from_dense(pruned((64, 64), pattern, 0.4), pattern, "int8", rows), numbers(20, 64)
-    wanted = product(matrix, x)
-    assert np.array_equal(product(duplicate(matrix), x), wanted)
+def test_copies_compute_the_same(duplicate: Callable[[PackedMatrix], PackedMatrix], pattern: str, rows: int) -> None:
+    matrix = PackedMatrix.from_dense(create_pruned((64, 64), pattern, 0.4), pattern, "int8", rows)
+    x = create_numbers(20, 64)
+    wanted = compute_product(matrix, x)
+    assert np.array_equal(compute_product(duplicate(matrix), x), wanted)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +215,8 @@ def test_copies_are_equal(duplicate: Callable[[PackedMatrix], PackedMatrix], pat
         ("2:4", "float32", MANY, 0.65),
     ],
 )
-def test_memory_falls(pattern: str, dtype: str, rows: int, most: float) -> None:
-    weight = pruned((512, 512), pattern, 0.5)
+def test_packing_saves_memory(pattern: str, dtype: str, rows: int, most: float) -> None:
+    weight = create_pruned((512, 512), pattern, 0.5)
     assert PackedMatrix.from_dense(weight, pattern, dtype, rows).nbytes <= most * weight.nbytes
 
 
@@ -227,41 +231,41 @@ def test_memory_falls(pattern: str, dtype: str, rows: int, most: float) -> None:
         ("1x1", (0, 8), "float32", "the weight is empty (shape (0, 8))"),
     ],
 )
-def test_unsupported_says_why(pattern: str, shape: tuple[int, int], dtype: str, reason: str) -> None:
+def test_unsupported_weights_name_the_reason(pattern: str, shape: tuple[int, int], dtype: str, reason: str) -> None:
     assert get_unsupported_reason(pattern, shape, dtype) == reason
     with pytest.raises(LayerError) as caught:
         PackedMatrix.from_dense(np.zeros(shape, np.float32), pattern, dtype)
     assert str(caught.value) == f"no kernel for a weight of {shape}: {reason}. Keep the layer dense."
 
 
-def test_weights_must_be_a_matrix_of_floats() -> None:
+def test_weights_must_be_a_float32_matrix() -> None:
     with pytest.raises(LayerError, match=r"a weight must be a float32 array of shape \(O, I\), found float64 \(4, 4\)"):
         PackedMatrix.from_dense(np.zeros((4, 4)), "4x1")
 
 
 @pytest.mark.parametrize("change", [{"rows": -1}, {"threads": 0}, {"activations": "float16"}])
-def test_arguments_out_of_range(change: dict[str, object]) -> None:
+def test_arguments_out_of_range_raise(change: dict[str, object]) -> None:
     matrix = PackedMatrix.from_dense(np.zeros((4, 4), np.float32), "4x1")
     with pytest.raises(ConfigError, match="rows at least 0 and threads at least 1"):
         matrix.compile_product(**{"rows": 1} | change)
 
 
 def test_old_names_warn() -> None:
-    matrix = PackedMatrix.from_dense(numbers(4, 4), "4x1")
+    matrix = PackedMatrix.from_dense(create_numbers(4, 4), "4x1")
     for old, new in (("product", "compile_product"), ("convolution", "compile_convolution"), ("dense", "to_dense")):
         with pytest.deprecated_call(match=rf"PackedMatrix\.{old} is deprecated. Use PackedMatrix\.{new}\."):
             assert getattr(matrix, old) == getattr(matrix, new)
     with pytest.deprecated_call(match=r"Use PackedMatrix\.weights\."):
         assert matrix.layout is matrix.weights
     with pytest.deprecated_call(match="from_dense_for_amx"), contextlib.suppress(LayerError):
-        assert PackedMatrix.in_tiles(numbers(4, 4), "4x1").shape == (4, 4)
+        assert PackedMatrix.in_tiles(create_numbers(4, 4), "4x1").shape == (4, 4)
     with pytest.raises(AttributeError, match="no attribute 'shapes'"):
         matrix.shapes  # noqa: B018 - it raises
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_product_outlives_its_matrix(threads: int) -> None:
-    matrix = PackedMatrix.from_dense(numbers(64, 64), "4x1")
+def test_products_outlive_their_matrix(threads: int) -> None:
+    matrix = PackedMatrix.from_dense(create_numbers(64, 64), "4x1")
     window = ConvolutionWindow(64, (1, 200), (1, 1), (1, 1), (1, 1))
     made = [matrix.compile_product(8, threads=threads), matrix.compile_convolution(1, window, threads=threads)]
     values = weakref.ref(matrix.weights.values)
@@ -275,7 +279,7 @@ def test_a_product_outlives_its_matrix(threads: int) -> None:
 
 
 @given(costs=st.lists(st.integers(0, 50), min_size=1, max_size=30), panels=st.integers(1, 4), count=st.integers(1, 9))
-def test_shares_are_all_of_the_work_once(costs: list[int], panels: int, count: int) -> None:
-    runs = shares(np.concatenate([[0], np.cumsum(costs)]), panels, count)
+def test_shares_cover_the_work_once(costs: list[int], panels: int, count: int) -> None:
+    runs = split_work(np.concatenate([[0], np.cumsum(costs)]), panels, count)
     assert [unit for begin, end in runs for unit in range(begin, end)] == list(range(panels * len(costs)))
     assert len(runs) <= count

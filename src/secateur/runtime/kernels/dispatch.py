@@ -1,4 +1,4 @@
-"""Which kernels a batch is multiplied with."""
+"""Dispatch: which format a weight is packed in, and which kernels multiply it with a batch."""
 
 from __future__ import annotations
 
@@ -7,350 +7,353 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels.amx.bitmask_small_batch import ExpandingKernel
-from secateur.runtime.kernels.amx.bitmask_tiles import TILE_PAIR, DecodingKernel
-from secateur.runtime.kernels.amx.column_tiles import BrainTileKernel, HalfTileKernel
-from secateur.runtime.kernels.block.panel import BlockKernel
-from secateur.runtime.kernels.block.small_batch import DirectKernel
+from secateur.runtime.kernels.amx.bitmask_small_batch import BitmaskSmallBatchKernel
+from secateur.runtime.kernels.amx.bitmask_tiles import TILE_PAIR, BitmaskTileKernel
+from secateur.runtime.kernels.amx.column_tiles import Bfloat16ColumnTileKernel, Float32ColumnTileKernel
+from secateur.runtime.kernels.block.panel import BlockPanelKernel
+from secateur.runtime.kernels.block.small_batch import BlockSmallBatchKernel
 from secateur.runtime.kernels.codegen import target
 from secateur.runtime.kernels.codegen.kernel import PARAMETERS, Kernel
 from secateur.runtime.kernels.codegen.panel import Panel
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
+from secateur.runtime.kernels.codegen.target import Target
 from secateur.runtime.kernels.codegen.transpose import QUAD
-from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, SIZES
-from secateur.runtime.kernels.formats.base import STRIP, Layout, TileLayout
-from secateur.runtime.kernels.formats.bitmask import MASKED_CHUNK, MASKED_PART, Masked
-from secateur.runtime.kernels.formats.block import Blocks
-from secateur.runtime.kernels.formats.column_tiles import TILE_INPUTS, Tiled
-from secateur.runtime.kernels.formats.dtypes import NAMES
-from secateur.runtime.kernels.formats.nm import Grouped
-from secateur.runtime.kernels.formats.output_pairs import PIECE_OF_PAIRED, Paired
-from secateur.runtime.kernels.formats.unstructured import PIECE_OF_SCATTERED, Scattered
-from secateur.runtime.kernels.nm.output_pairs import PairGatherKernel, PairKernel
-from secateur.runtime.kernels.nm.panel import SelectPanelKernel
-from secateur.runtime.kernels.nm.small_batch import SelectKernel
-from secateur.runtime.kernels.unstructured.panel import ScatteredKernel
-from secateur.runtime.kernels.unstructured.small_batch import GatherKernel
+from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, TYPE_BYTES
+from secateur.runtime.kernels.formats.base import STRIP, AmxFormat, WeightFormat
+from secateur.runtime.kernels.formats.bitmask import BITMASK_CHUNK, BITMASK_PIECE, BitmaskFormat
+from secateur.runtime.kernels.formats.block import BlockFormat
+from secateur.runtime.kernels.formats.column_tiles import TILE_INPUTS, ColumnTileFormat
+from secateur.runtime.kernels.formats.dtypes import DTYPE_NAMES, Floats
+from secateur.runtime.kernels.formats.nm import NMFormat
+from secateur.runtime.kernels.formats.output_pairs import OUTPUT_PAIR_PIECE, OutputPairFormat
+from secateur.runtime.kernels.formats.unstructured import UNSTRUCTURED_PIECE, UnstructuredFormat
+from secateur.runtime.kernels.nm.output_pairs import OutputPairPanelKernel, OutputPairSmallBatchKernel
+from secateur.runtime.kernels.nm.panel import NMPanelKernel
+from secateur.runtime.kernels.nm.small_batch import NMSmallBatchKernel
+from secateur.runtime.kernels.unstructured.panel import UnstructuredPanelKernel
+from secateur.runtime.kernels.unstructured.small_batch import UnstructuredSmallBatchKernel
 
 __all__ = [
     "MAX_ROWS_WITHOUT_AMX",
-    "MOST_SELECTED",
-    "Step",
-    "code",
+    "KernelStep",
+    "compile_kernel",
     "get_max_vectors",
-    "packed",
-    "packed_for_amx",
+    "pack_weight",
+    "pack_weight_for_amx",
     "select_convolution_kernel",
     "select_kernels",
 ]
 
-HIGH_VECTORS = 3
-"""Vectors beside which the sums of eight outputs fit into 32 registers."""
+MAX_BLOCK_OUTPUTS = 64
+"""Largest height of a block. Taller blocks are cut, because kernels keep the results of a block row on the stack."""
 
-MOST_OF_FIVE = 3072
-"""Inputs up to which a panel of five vectors takes less than a mebibyte."""
+MIN_PAIRED_DENSITY = 0.4
+"""Density from which outputs share enough inputs to be paired: 2:4 gets 1.2 times as fast, 1:4 only 1.07 times."""
 
-PANEL_BYTES = 3 << 18
-"""Of a panel at most, where it may be wide."""
-
-MOST_SELECTED = 16
-"""Rows of the batch up to which selecting activations in registers is faster than packing them."""
-
-SELECTED = 128, 128
-"""Outputs of a chunk and features of a piece, for N of every M weights."""
-
-DECODED_ROWS, DECODED_PIECE, DECODED_BYTES = 256, 1024, 1 << 20
-"""Rows of a panel at most, features of a piece of float32, and bytes of a panel, for weights that are decoded."""
+MAX_COLUMN_TILE_DENSITY = 0.4
+"""Share of weights in column tiles up to which gathering activations beats decoding a bitmask of all weights."""
 
 MAX_ROWS_WITHOUT_AMX = 8
-"""Rows of the batch up to which masked weights are multiplied by vectors."""
+"""Largest batch for which the bitmask format is multiplied with vector instructions rather than AMX."""
 
-MOST_GATHERED = 2
-"""Rows of the batch up to which gathering is faster than packing: measured equal at 2 to 3, half as fast at 4."""
+MAX_GATHER_ROWS = 2
+"""Largest batch for which gathering beats panels: equal at 2 to 3 rows, half as fast at 4."""
+
+MAX_NM_SMALL_BATCH = 16
+"""Largest batch for which selecting N:M activations in registers beats panels."""
+
+NM_CHUNK, NM_PIECE = 128, 128
+"""Outputs of a chunk and inputs of a piece of the N:M panel kernel."""
+
+MAX_TALL_BLOCK_VECTORS = 3
+"""Widest panel for which the sums of eight outputs fit in 32 registers."""
+
+MAX_FIVE_VECTOR_INPUTS = 3072
+"""Largest weight for which a panel of five vectors takes less than 1 MiB."""
+
+MAX_WIDE_PANEL_BYTES = 3 << 18
+"""Largest size of a panel that is wider than four vectors."""
+
+MAX_AMX_ROWS, AMX_FLOAT32_INPUTS, MAX_AMX_PANEL_BYTES = 256, 1024, 1 << 20
+"""Limits on a panel of the bitmask AMX kernel: its rows, its inputs at a time for float32, and its bytes."""
 
 
-MOST_OUTPUTS = 64
-"""Of a block; higher ones are cut, for a kernel keeps the results of a row of blocks on the stack."""
-
-LEAST_PAIRED = 0.4
-"""Share of weights kept from which pairs of outputs have many inputs in common: 2:4 gains 1.2 times, 1:4 1.07."""
-
-MOST_UNITED = 0.4
-"""Share of weights in tiles up to which activations are put together for them, rather than all weights decoded."""
-
-
-class Step(NamedTuple):
-    """A kernel and how many rows of the batch it is for."""
+class KernelStep(NamedTuple):
+    """A kernel and the number of consecutive batch rows that it handles."""
 
     kernel: Kernel
     rows: int
 
 
-def code(kernel: Kernel) -> Callable[..., None]:
-    """The kernel's function, made once in a process.
+_compiled: dict[tuple[Kernel, Target], Callable[..., None]] = {}
+
+
+def compile_kernel(kernel: Kernel) -> Callable[..., None]:
+    """Compile a kernel for this processor, once per process.
 
     Raises:
         MissingPackageError: llvmlite is not installed.
     """
-    made = _made.get(kernel)
-    if made is None:
-        made = _made.setdefault(kernel, target.compiled(kernel.emit(), "run", len(PARAMETERS)))
-    return made
+    key = kernel, target.get_host()
+    function = _compiled.get(key)
+    if function is None:
+        function = _compiled.setdefault(key, target.compile_function(kernel.emit(), "run", len(PARAMETERS)))
+    return function
 
 
-_made: dict[Kernel, Callable[..., None]] = {}
+def pack_weight(weight_OI: Floats, pattern: str, rows: int) -> WeightFormat:
+    """Pack a weight in the format of its pattern, or as unstructured if it violates an N:M pattern.
 
-
-def packed(weight_OI: npt.NDArray[np.float32], pattern: str, rows: int) -> Layout:
-    """A weight in the layout for its pattern; one of which more than N of M are not zero, in that for any."""
+    Args:
+        weight_OI: The weight.
+        pattern: Its pattern, a block or N:M.
+        rows: Batch rows to optimize for.
+    """
     if ":" in pattern:
         keep, group = (int(size) for size in pattern.split(":"))
-        if not Grouped.fits(weight_OI, keep, group):
-            return Scattered.of(weight_OI)
-        is_paired = rows > MOST_SELECTED and keep >= LEAST_PAIRED * group
-        return Paired.of(weight_OI) if is_paired else Grouped.of(weight_OI, keep, group)
+        if not NMFormat.can_pack(weight_OI, keep, group):
+            return UnstructuredFormat.from_dense(weight_OI)
+        is_paired = rows > MAX_NM_SMALL_BATCH and keep >= MIN_PAIRED_DENSITY * group
+        return OutputPairFormat.from_dense(weight_OI) if is_paired else NMFormat.from_dense(weight_OI, keep, group)
     height, width = (int(size) for size in pattern.split("x"))
-    height = max(size for size in range(1, min(height, MOST_OUTPUTS) + 1) if height % size == 0)
-    return Scattered.of(weight_OI) if height == width == 1 else Blocks.of(weight_OI, (height, width))
+    height = max(size for size in range(1, min(height, MAX_BLOCK_OUTPUTS) + 1) if height % size == 0)
+    if height == width == 1:
+        return UnstructuredFormat.from_dense(weight_OI)
+    return BlockFormat.from_dense(weight_OI, (height, width))
 
 
-def packed_for_amx(weight_OI: npt.NDArray[np.float32], dtype: str) -> Layout:
-    """A weight in the layout for tiles; `dtype`: float32 or bfloat16."""
-    tiled = Tiled.of(weight_OI, TILE_INPUTS if dtype == "bfloat16" else TILE_INPUTS // 2)
-    if tiled.values.size > MOST_UNITED * weight_OI.size:
-        return Masked.of(weight_OI, dtype)
-    return tiled.as_dtype(dtype, np.empty(0, np.float32)) if dtype == "bfloat16" else tiled.in_halves()
-
-
-def select_kernels(weights: Layout, element: str, rows: int) -> list[Step]:
-    """The kernels for a batch, one after another; `element`: LLVM's type of activations.
+def pack_weight_for_amx(weight_OI: Floats, dtype: str) -> AmxFormat:
+    """Pack a weight for AMX, as ``float32`` or ``bfloat16``.
 
     Raises:
-        ConfigError: Activations are not of the type that weights for AMX need.
-        LayerError: This processor has no AMX, and the weights need it.
+        LayerError: A float32 weight cannot be split into two bfloat16; see `formats.dtypes.split_float32`.
     """
-    inputs, types = weights.shape[1], (element, weights.stored)
-    if isinstance(weights, TileLayout):
-        _refuse_others(weights, element)
+    tiles = ColumnTileFormat.from_dense(weight_OI, TILE_INPUTS if dtype == "bfloat16" else TILE_INPUTS // 2)
+    if tiles.values.size > MAX_COLUMN_TILE_DENSITY * weight_OI.size:
+        return BitmaskFormat.from_dense(weight_OI, dtype)
+    return tiles.to_dtype(dtype, np.empty(0, np.float32)) if dtype == "bfloat16" else tiles.split_values()
+
+
+def select_kernels(weights: WeightFormat, activation_type: str, rows: int) -> list[KernelStep]:
+    """Select the kernels that together multiply a batch of at least one row.
+
+    Args:
+        weights: The packed weights.
+        activation_type: LLVM type of the activations.
+        rows: Batch rows.
+
+    Raises:
+        ConfigError: The weights are packed for AMX and need activations of another type.
+        LayerError: The weights need AMX, which this processor does not have.
+    """
+    inputs, host, types = weights.shape[1], target.get_host(), (activation_type, weights.weight_type)
+    if isinstance(weights, AmxFormat):
+        return _select_amx_kernels(weights, activation_type, rows)
     match weights:
-        case Blocks():
-            return block_steps(weights.block, inputs, (weights.index, *types), rows)
-        case Scattered():
-            return scattered_steps((weights.chunk, PIECE_OF_SCATTERED), types, rows)
-        case Grouped():
-            return grouped_steps((weights.keep, weights.group), types, rows)
-        case Paired():
-            return paired_steps((weights.chunk, PIECE_OF_PAIRED), types, inputs, rows)
-        case Masked():
-            return masked_steps((MASKED_CHUNK, MASKED_PART), inputs, element, rows)
-        case Tiled():
-            if not target.has_amx():
-                raise LayerError(
-                    "the weight was packed for a processor with AMX, and this is none. Compile the model here."
-                )
-            return tile_steps(weights.index, element, rows)
+        case BlockFormat():
+            return _select_block_kernels(weights.block, inputs, (weights.index_type, *types), rows, host)
+        case NMFormat():
+            return _select_nm_kernels((weights.keep, weights.group), types, rows, host)
+        case OutputPairFormat():
+            return _select_output_pair_kernels((weights.chunk, OUTPUT_PAIR_PIECE), types, inputs, rows, host)
+        case UnstructuredFormat():
+            return _select_unstructured_kernels((weights.chunk, UNSTRUCTURED_PIECE), types, rows, host)
     raise TypeError(f"no kernel reads {type(weights).__name__}")
 
 
-def select_convolution_kernel(weights: Layout, panel: Panel) -> Kernel:
-    """The kernel for panels of images.
+def select_convolution_kernel(weights: WeightFormat, panel: Panel) -> Kernel:
+    """Select the kernel that multiplies panels of image pixels.
 
     Raises:
-        ConfigError: The weights are for AMX, which multiplies no images.
+        ConfigError: The weights are packed for AMX, which has no convolution kernel.
     """
+    host = target.get_host()
     match weights:
-        case Blocks():
-            return block_kernel(weights.block, (weights.index, weights.stored), panel)
-        case Scattered():
-            return scattered_kernel((weights.chunk, PIECE_OF_SCATTERED), weights.stored, panel)
-        case Grouped():
-            return grouped_kernel((weights.keep, weights.group), weights.stored, panel)
-        case Paired():
-            return PairKernel(weights.chunk, PIECE_OF_PAIRED, panel, weights.stored)
-    raise ConfigError(f"a weight for tiles is multiplied with rows, found {panel}.")
+        case BlockFormat():
+            return _create_block_kernel(weights.block, (weights.index_type, weights.weight_type), panel, host)
+        case NMFormat():
+            return _create_nm_kernel((weights.keep, weights.group), weights.weight_type, panel, host)
+        case OutputPairFormat():
+            return OutputPairPanelKernel(weights.chunk, OUTPUT_PAIR_PIECE, panel, weights.weight_type)
+        case UnstructuredFormat():
+            sizes = weights.chunk, UNSTRUCTURED_PIECE
+            return UnstructuredPanelKernel(*sizes, panel, weights.weight_type, _get_interleave(panel, host))
+    raise ConfigError("a weight packed for AMX has no convolution kernel. Pack it with PackedMatrix.from_dense.")
 
 
-def get_max_vectors(weights: Layout) -> int:
-    """Vectors of a panel at most."""
+def get_max_vectors(weights: WeightFormat) -> int:
+    """Return the widest panel, in vectors, that the convolution kernel of a format supports."""
+    host = target.get_host()
     match weights:
-        case Blocks():
-            return 5 if most_vectors(4) == 4 else 2
-        case Paired():
-            return most_vectors(8)
-        case TileLayout():
-            return 4
-    return most_vectors(4)
+        case BlockFormat():
+            return 5 if _has_32_registers(host) else 2
+        case OutputPairFormat():
+            return 8 if _has_32_registers(host) else 4
+    return 4 if _has_32_registers(host) else 2
 
 
-def _refuse_others(weights: TileLayout, element: str) -> None:
-    """Refuse activations of another type than the weights'."""
-    if element != weights.element:
-        own, found = NAMES[weights.element], NAMES[element]
-        raise ConfigError(f"a weight for tiles of {own} needs activations of it, found {found}.")
+def _select_amx_kernels(weights: AmxFormat, activation_type: str, rows: int) -> list[KernelStep]:
+    if activation_type != weights.activation_type:
+        expected, actual = DTYPE_NAMES[weights.activation_type], DTYPE_NAMES[activation_type]
+        raise ConfigError(f"a weight packed for AMX as {expected} needs activations of {expected}, found {actual}.")
+    match weights:
+        case ColumnTileFormat():
+            if not target.has_amx():
+                raise LayerError(
+                    "the weight was packed for a processor with AMX, which this one lacks. Compile the model here."
+                )
+            return _select_column_tile_kernels(weights.index_type, activation_type, rows)
+        case BitmaskFormat():
+            inputs = weights.shape[1]
+            return _select_bitmask_kernels(inputs, activation_type, rows, has_amx=target.has_amx())
+    raise TypeError(f"no kernel reads {type(weights).__name__}")
 
 
 @lru_cache(maxsize=1024)
-def block_steps(block: tuple[int, int], inputs: int, types: tuple[str, str, str], rows: int) -> list[Step]:
-    """The kernels for blocks, one after another.
-
-    Args:
-        block: Outputs and inputs of a block.
-        inputs: Of the weight.
-        types: LLVM's types of a block's number, the activations and the weights.
-        rows: Of the batch.
-    """
-    index, element, stored = types
-    host = target.host()
-    if rows <= most_direct(*block):
-        return [Step(DirectKernel(*block, index, element, rows, host.lanes, stored), rows)]
-    vectors = _block_vectors(block[0], inputs, host.registers)
-    panels = panel_steps(element, rows, host.lanes, vectors)
-    return [Step(block_kernel(block, (index, stored), panel), count) for panel, count in panels]
+def _select_block_kernels(
+    block: tuple[int, int], inputs: int, types: tuple[str, str, str], rows: int, host: Target
+) -> list[KernelStep]:
+    """Select kernels for blocks; `types`: LLVM types of block indices, activations and weights."""
+    index_type, activation_type, weight_type = types
+    if rows <= _get_max_block_small_batch(*block):
+        kernel = BlockSmallBatchKernel(*block, index_type, activation_type, rows, host.lanes, weight_type)
+        return [KernelStep(kernel, rows)]
+    panels = split_into_panels(activation_type, rows, host.lanes, _get_block_vectors(block[0], inputs, host))
+    types_of_panel = index_type, weight_type
+    return [KernelStep(_create_block_kernel(block, types_of_panel, panel, host), count) for panel, count in panels]
 
 
 @lru_cache(maxsize=1024)
-def scattered_steps(sizes: tuple[int, int], types: tuple[str, str], rows: int) -> list[Step]:
-    """The kernels for single weights, one after another.
+def _select_unstructured_kernels(
+    sizes: tuple[int, int], types: tuple[str, str], rows: int, host: Target
+) -> list[KernelStep]:
+    """Select kernels for unstructured weights.
 
     Args:
         sizes: Outputs of a chunk and inputs of a piece.
-        types: LLVM's types of the activations and the weights.
-        rows: Of the batch.
+        types: LLVM types of activations and weights.
+        rows: Batch rows.
+        host: The processor.
     """
-    (element, stored), host = types, target.host()
-    if rows <= MOST_GATHERED:
-        return [Step(GatherKernel(*sizes, element, rows, stored), rows)]
-    panels = panel_steps(element, rows, host.lanes, most_vectors(4))
-    return [Step(scattered_kernel(sizes, stored, panel), count) for panel, count in panels]
+    activation_type, weight_type = types
+    if rows <= MAX_GATHER_ROWS:
+        return [KernelStep(UnstructuredSmallBatchKernel(*sizes, activation_type, rows, weight_type), rows)]
+    panels = split_into_panels(activation_type, rows, host.lanes, 4 if _has_32_registers(host) else 2)
+    return [
+        KernelStep(UnstructuredPanelKernel(*sizes, panel, weight_type, _get_interleave(panel, host)), count)
+        for panel, count in panels
+    ]
 
 
 @lru_cache(maxsize=1024)
-def grouped_steps(pattern: tuple[int, int], types: tuple[str, str], rows: int) -> list[Step]:
-    """The kernels for N of every M weights, one after another.
-
-    Args:
-        pattern: N and M.
-        types: LLVM's types of the activations and the weights.
-        rows: Of the batch.
-    """
-    (element, stored), host = types, target.host()
-    if rows <= MOST_SELECTED:
-        permutes = host.is_x86 and host.lanes == STRIP
-        return [Step(SelectKernel(*pattern, element, rows, permutes, stored), rows)]
-    panels = panel_steps(element, rows, host.lanes, most_vectors(4))
-    return [Step(grouped_kernel(pattern, stored, panel), count) for panel, count in panels]
+def _select_nm_kernels(pattern: tuple[int, int], types: tuple[str, str], rows: int, host: Target) -> list[KernelStep]:
+    """Select kernels for N:M; `pattern`: (N, M), `types`: LLVM types of activations and weights."""
+    activation_type, weight_type = types
+    if rows <= MAX_NM_SMALL_BATCH:
+        has_permute = host.is_x86 and host.lanes == STRIP
+        return [KernelStep(NMSmallBatchKernel(*pattern, activation_type, rows, has_permute, weight_type), rows)]
+    panels = split_into_panels(activation_type, rows, host.lanes, 4 if _has_32_registers(host) else 2)
+    return [KernelStep(_create_nm_kernel(pattern, weight_type, panel, host), count) for panel, count in panels]
 
 
 @lru_cache(maxsize=1024)
-def paired_steps(sizes: tuple[int, int], types: tuple[str, str], inputs: int, rows: int) -> list[Step]:
-    """The kernels for pairs of outputs, one after another.
-
-    Args:
-        sizes: Outputs of a chunk and inputs of a piece.
-        types: LLVM's types of the activations and the weights.
-        inputs: Of the weight.
-        rows: Of the batch.
-    """
-    (element, stored), host = types, target.host()
-    if rows <= MOST_GATHERED:
-        return [Step(PairGatherKernel(*sizes, element, rows, stored), rows)]
-    roomy = max(4, PANEL_BYTES // (inputs * host.lanes * FLOAT_BYTES))
-    panels = panel_steps(element, rows, host.lanes, min(roomy, most_vectors(8)))
-    return [Step(PairKernel(*sizes, panel, stored), count) for panel, count in panels]
+def _select_output_pair_kernels(
+    sizes: tuple[int, int], types: tuple[str, str], inputs: int, rows: int, host: Target
+) -> list[KernelStep]:
+    """Select kernels for pairs of outputs; see `_select_unstructured_kernels` for the arguments."""
+    activation_type, weight_type = types
+    if rows <= MAX_GATHER_ROWS:
+        return [KernelStep(OutputPairSmallBatchKernel(*sizes, activation_type, rows, weight_type), rows)]
+    fitting = max(4, MAX_WIDE_PANEL_BYTES // (inputs * host.lanes * FLOAT_BYTES))
+    panels = split_into_panels(activation_type, rows, host.lanes, min(fitting, 8 if _has_32_registers(host) else 4))
+    return [KernelStep(OutputPairPanelKernel(*sizes, panel, weight_type), count) for panel, count in panels]
 
 
 @lru_cache(maxsize=1024)
-def tile_steps(index: str, element: str, rows: int) -> list[Step]:
-    """The kernels for tiles, one after another; `index`, `element`: LLVM's types of a column and of activations."""
+def _select_column_tile_kernels(index_type: str, activation_type: str, rows: int) -> list[KernelStep]:
     vectors = 4 if rows > 2 * STRIP else 2
-    if element == "bfloat":
-        return [Step(BrainTileKernel(index, RowPanel(element, STRIP, vectors, packed=element)), rows)]
-    return [Step(HalfTileKernel(index, RowPanel(element, STRIP, vectors, packed="halves")), rows)]
+    if activation_type == "bfloat":
+        panel = RowPanel(activation_type, STRIP, vectors, packed_type="bfloat")
+        return [KernelStep(Bfloat16ColumnTileKernel(index_type, panel), rows)]
+    panel = RowPanel(activation_type, STRIP, vectors, packed_type="halves")
+    return [KernelStep(Float32ColumnTileKernel(index_type, panel), rows)]
 
 
 @lru_cache(maxsize=1024)
-def masked_steps(sizes: tuple[int, int], inputs: int, element: str, rows: int) -> list[Step]:
-    """The kernels for masked weights, one after another.
-
-    Args:
-        sizes: Outputs and inputs that lie together.
-        inputs: Of the weight.
-        element: LLVM's type of the activations and the weights.
-        rows: Of the batch.
-    """
-    if target.has_amx() and rows > MAX_ROWS_WITHOUT_AMX:
-        piece = DECODED_PIECE if element == "float" else -(-inputs // sizes[1]) * sizes[1]
-        most = max(TILE_PAIR, min(DECODED_ROWS, DECODED_BYTES // (piece * SIZES[element]) // TILE_PAIR * TILE_PAIR))
-        height = -(-rows // -(-rows // most))
-        return [Step(DecodingKernel(element, -(-height // TILE_PAIR) * TILE_PAIR, piece, *sizes), rows)]
-    counts = [MAX_ROWS_WITHOUT_AMX] * (rows // MAX_ROWS_WITHOUT_AMX) + [rows % MAX_ROWS_WITHOUT_AMX] * (
-        rows % MAX_ROWS_WITHOUT_AMX > 0
-    )
-    return [Step(ExpandingKernel(element, count, *sizes), count) for count in counts]
+def _select_bitmask_kernels(inputs: int, activation_type: str, rows: int, *, has_amx: bool) -> list[KernelStep]:
+    sizes = BITMASK_CHUNK, BITMASK_PIECE
+    if has_amx and rows > MAX_ROWS_WITHOUT_AMX:
+        padded_inputs = -(-inputs // BITMASK_PIECE) * BITMASK_PIECE
+        panel_inputs = AMX_FLOAT32_INPUTS if activation_type == "float" else padded_inputs
+        fitting = MAX_AMX_PANEL_BYTES // (panel_inputs * TYPE_BYTES[activation_type]) // TILE_PAIR * TILE_PAIR
+        max_rows = max(TILE_PAIR, min(MAX_AMX_ROWS, fitting))
+        panel_rows = -(-rows // -(-rows // max_rows))
+        panel_rows = -(-panel_rows // TILE_PAIR) * TILE_PAIR
+        return [KernelStep(BitmaskTileKernel(activation_type, panel_rows, panel_inputs, *sizes), rows)]
+    full, rest = divmod(rows, MAX_ROWS_WITHOUT_AMX)
+    counts = [MAX_ROWS_WITHOUT_AMX] * full + [rest] * (rest > 0)
+    return [KernelStep(BitmaskSmallBatchKernel(activation_type, count, *sizes), count) for count in counts]
 
 
-def block_kernel(block: tuple[int, int], types: tuple[str, str], panel: Panel) -> BlockKernel:
-    """The kernel for blocks and panels; `types`: LLVM's of a block's number and the weights."""
-    is_high = block[0] % 8 == 0 and panel.vectors <= HIGH_VECTORS and most_vectors(4) == 4
-    return BlockKernel(*block, types[0], panel, 8 if is_high else min(block[0], 4), types[1])
+def _create_block_kernel(
+    block: tuple[int, int], types: tuple[str, str], panel: Panel, host: Target
+) -> BlockPanelKernel:
+    """Create the kernel for blocks and panels; `types`: LLVM types of block indices and weights."""
+    fits_eight = block[0] % 8 == 0 and panel.vectors <= MAX_TALL_BLOCK_VECTORS and _has_32_registers(host)
+    return BlockPanelKernel(*block, types[0], panel, 8 if fits_eight else min(block[0], 4), types[1])
 
 
-def scattered_kernel(sizes: tuple[int, int], stored: str, panel: Panel) -> ScatteredKernel:
-    """The kernel for single weights and panels; `sizes`: outputs of a chunk and inputs of a piece."""
-    return ScatteredKernel(*sizes, panel, stored, besides(panel))
+def _create_nm_kernel(pattern: tuple[int, int], weight_type: str, panel: Panel, host: Target) -> NMPanelKernel:
+    return NMPanelKernel(*pattern, NM_CHUNK, NM_PIECE, panel, weight_type, _get_interleave(panel, host))
 
 
-def grouped_kernel(pattern: tuple[int, int], stored: str, panel: Panel) -> SelectPanelKernel:
-    """The kernel for N of every M weights and panels."""
-    return SelectPanelKernel(*pattern, *SELECTED, panel, stored, besides(panel))
+def _has_32_registers(host: Target) -> bool:
+    return host.registers == 32
 
 
-def most_vectors(many: int) -> int:
-    """Vectors of a panel at most: so many if the processor has 32 registers for them, half of it with 16."""
-    return many if target.host().registers == 32 else many // 2
+def _get_interleave(panel: Panel, host: Target) -> int:
+    """Return the number of outputs computed side by side, which hides the latency of FMAs."""
+    return 4 if panel.vectors <= (4 if _has_32_registers(host) else 2) else 2
 
 
-def besides(panel: Panel) -> int:
-    """Outputs that are computed beside one another, so that no product waits for the one before it."""
-    return 4 if panel.vectors <= most_vectors(4) else 2
+def _get_max_block_small_batch(outputs: int, inputs: int) -> int:
+    """Return the largest batch for which reading activations in place beats packing them into panels.
 
-
-def most_direct(outputs: int, inputs: int) -> int:
-    """Rows of the batch up to which reading activations where they are is faster than packing them.
-
-    Measured for blocks of 4 (equal from 3 to 4) and of 16 outputs (faster up to 8).
+    Measured: equal at 3 to 4 rows for blocks of 4 outputs, faster up to 8 rows for blocks of 16.
     """
     length = inputs if outputs == 1 else outputs
     return max(2, min(length, 16) // 2)
 
 
-def panel_steps(element: str, rows: int, lanes: int, most: int) -> list[tuple[RowPanel, int]]:
-    """Panels of at most so many vectors, as equal as can be, and how many rows each kind is for.
+def _get_block_vectors(block_outputs: int, inputs: int, host: Target) -> int:
+    """Return the vectors of a panel with which the sums of a register tile fit in the registers.
+
+    A fifth vector gains 3 to 6 % for low blocks, as long as the panel leaves room in the L2 cache.
+    """
+    if not _has_32_registers(host):
+        return 2
+    if block_outputs % 8 == 0:
+        return MAX_TALL_BLOCK_VECTORS
+    return 5 if inputs <= MAX_FIVE_VECTOR_INPUTS else 4
+
+
+def split_into_panels(activation_type: str, rows: int, lanes: int, max_vectors: int) -> list[tuple[RowPanel, int]]:
+    """Split a batch into panels of at most `max_vectors` vectors whose widths differ by at most one vector.
+
+    Returns:
+        Each kind of panel, and the batch rows that it covers.
 
     Example:
-        >>> [(panel.vectors, rows) for panel, rows in panel_steps("float", 100, 16, 4)]
+        >>> [(panel.vectors, rows) for panel, rows in split_into_panels("float", 100, 16, 4)]
         [(4, 64), (3, 36)]
     """
     while lanes > QUAD and rows <= lanes // 2:
         lanes //= 2
     total = -(-rows // lanes)
-    count = -(-total // most)
-    small, larger = divmod(total, count)
-    first = larger * (small + 1) * lanes
-    steps = [(RowPanel(element, lanes, small + 1), min(first, rows))] * (larger > 0)
-    return steps + [(RowPanel(element, lanes, small), rows - first)] * (rows > first)
-
-
-def _block_vectors(rows: int, inputs: int, registers: int) -> int:
-    """Vectors of activations beside which a tile's sums fit into the registers.
-
-    Of low blocks a fifth vector makes 3 to 6 %, as long as the panel leaves room in the second cache.
-    """
-    if registers < 32:
-        return 2
-    if rows % 8 == 0:
-        return HIGH_VECTORS
-    return 5 if inputs <= MOST_OF_FIVE else 4
+    count = -(-total // max_vectors)
+    vectors, wider = divmod(total, count)
+    wide_rows = wider * (vectors + 1) * lanes
+    steps = [(RowPanel(activation_type, lanes, vectors + 1), min(wide_rows, rows))] * (wider > 0)
+    return steps + [(RowPanel(activation_type, lanes, vectors), rows - wide_rows)] * (rows > wide_rows)

@@ -1,4 +1,4 @@
-"""A weight as its kernels read it, and the product with it."""
+"""A packed weight and the products with it."""
 
 from __future__ import annotations
 
@@ -16,86 +16,86 @@ from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels.codegen import target
 from secateur.runtime.kernels.codegen.image_panel import ImagePanel
 from secateur.runtime.kernels.codegen.kernel import Kernel
-from secateur.runtime.kernels.codegen.vectors import SIZES
-from secateur.runtime.kernels.convolution import ConvolutionWindow, fitted
+from secateur.runtime.kernels.codegen.vectors import TYPE_BYTES
+from secateur.runtime.kernels.convolution import ConvolutionWindow, fit_panels
 from secateur.runtime.kernels.dispatch import (
-    code,
+    compile_kernel,
     get_max_vectors,
-    packed,
-    packed_for_amx,
+    pack_weight,
+    pack_weight_for_amx,
     select_convolution_kernel,
     select_kernels,
 )
-from secateur.runtime.kernels.formats.base import Layout, aligned
-from secateur.runtime.kernels.formats.dtypes import WEIGHT_DTYPES, quantized
-from secateur.runtime.kernels.threading.executor import Product, product_of, workforce
-from secateur.runtime.kernels.threading.step import PlannedStep, job_of
+from secateur.runtime.kernels.formats.base import WeightFormat, copy_aligned
+from secateur.runtime.kernels.formats.dtypes import WEIGHT_DTYPES, quantize_int8
+from secateur.runtime.kernels.threading.executor import Product, build_product, get_executor
+from secateur.runtime.kernels.threading.step import PlannedStep, create_job
 
 __all__ = ["ACTIVATION_DTYPES", "PackedMatrix", "get_unsupported_reason"]
 
 ACTIVATION_DTYPES = ("float32", "bfloat16")
-"""What activations can be; products are added in float32."""
+"""Types of activations; products are accumulated in float32."""
 
-GROUP = re.compile(r"([1-9]\d*):([1-9]\d*)")
+LLVM_ACTIVATION_TYPES = {"float32": "float", "bfloat16": "bfloat"}
 
-BLOCK = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+NM_PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
+
+BLOCK_PATTERN = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 BYTES_PER_SECOND = 20e9
-"""Of weights that one thread reads, about."""
+"""Rough rate at which one thread reads weights."""
 
 PRODUCTS_PER_SECOND = 75e9
-"""Of one thread, about."""
+"""Rough rate at which one thread multiplies."""
 
-OLD_NAMES = {
+RENAMED_ATTRIBUTES = {
     "convolution": "compile_convolution",
     "dense": "to_dense",
     "layout": "weights",
     "product": "compile_product",
 }
-"""Attributes that have been renamed, which still work and warn."""
-
-ELEMENTS = {"float32": "float", "bfloat16": "bfloat"}
+"""Deprecated attribute of `PackedMatrix` → its new name."""
 
 
 def get_unsupported_reason(pattern: str, shape: tuple[int, int], dtype: str = "float32") -> str:
-    """Why there is no kernel for a weight; empty if there is one.
+    """Return why no kernel supports a weight, or an empty string if one does.
 
     Args:
-        pattern: Its pattern, such as ``"4x1"`` or ``"2:4"``.
+        pattern: Pattern of the weight, such as ``"4x1"`` or ``"2:4"``.
         shape: (O, I) of the weight.
-        dtype: What its numbers are to be stored as.
+        dtype: Storage type of the weight.
 
     Example:
         >>> get_unsupported_reason("4x1", (8, 6)), get_unsupported_reason("4x1", (6, 8))
         ('', "6 output channels are not a multiple of N=4 in '4x1'")
     """
     if sys.byteorder != "little":
-        return "this processor stores the highest byte of a number first"
+        return "this processor is big-endian"
     if dtype not in WEIGHT_DTYPES:
         return f"weights are stored as {' or '.join(WEIGHT_DTYPES)}, not as {dtype}"
-    block, grouped = BLOCK.fullmatch(pattern), GROUP.fullmatch(pattern)
-    if block is None and grouped is None:
+    block, nm = BLOCK_PATTERN.fullmatch(pattern), NM_PATTERN.fullmatch(pattern)
+    if block is None and nm is None:
         return f"there is no kernel for {pattern!r}"
-    steps = tuple(int(size) for size in block.groups()) if block else (1, int(grouped[2]) if grouped else 1)
-    for size, step, letter, what in zip(shape, steps, "NM", ("output", "input"), strict=True):
+    steps = tuple(int(size) for size in block.groups()) if block else (1, int(nm[2]) if nm else 1)
+    for size, step, letter, axis in zip(shape, steps, "NM", ("output", "input"), strict=True):
         if size % step:
-            return f"{size} {what} channels are not a multiple of {letter}={step} in {pattern!r}"
+            return f"{size} {axis} channels are not a multiple of {letter}={step} in {pattern!r}"
     return "" if min(shape) > 0 else f"the weight is empty (shape {shape})"
 
 
 class PackedMatrix:
-    """A pruned (O, I) weight without its zeros, ready to be multiplied with.
+    """A pruned (O, I) weight, stored without its zeros and ready to multiply.
 
-    It holds arrays alone, so it can be copied, pickled and used from many threads at once; the code for it is made
-    when it is first needed, and once in a process.
+    It holds only arrays, so it can be copied, pickled and used from many threads at once. Kernels are compiled on first
+    use, once per process.
 
     Args:
-        pattern: The pattern that it was pruned to.
-        weights: Its numbers, in one of the formats.
+        pattern: The pattern of the weight.
+        weights: The packed weights.
 
     Attributes:
-        pattern: The same.
-        weights: The same.
+        pattern: The pattern of the weight.
+        weights: The packed weights.
 
     Example:
         >>> weight = np.zeros((8, 6), np.float32)
@@ -107,7 +107,7 @@ class PackedMatrix:
         array([0., 0., 0., 0., 3., 3., 3., 3.], dtype=float32)
     """
 
-    def __init__(self, pattern: str, weights: Layout) -> None:
+    def __init__(self, pattern: str, weights: WeightFormat) -> None:
         self.pattern = pattern
         self.weights = weights
 
@@ -115,18 +115,18 @@ class PackedMatrix:
     def from_dense(
         cls, weight_OI: npt.NDArray[np.float32], pattern: str, dtype: str = "float32", rows: int = 1
     ) -> Self:
-        """Leave out the zeros of a weight.
+        """Pack a dense weight.
 
-        Whatever is not zero is kept, so the product is right for a weight that does not keep to the pattern too.
+        All nonzero weights are kept, so products are correct even if the weight violates the pattern.
 
         Args:
             weight_OI: The weight.
             pattern: Its pattern, such as ``"4x1"``.
-            dtype: What its numbers are to be stored as, one of `WEIGHT_DTYPES`.
-            rows: Rows of the batch that it is to be fast for; it can be multiplied with any.
+            dtype: Storage type of the weights, one of `WEIGHT_DTYPES`.
+            rows: Batch rows to optimize for; any batch can be multiplied.
 
         Raises:
-            LayerError: There is no kernel for it; see `get_unsupported_reason`.
+            LayerError: No kernel supports the weight; see `get_unsupported_reason`.
         """
         if weight_OI.ndim != 2 or weight_OI.dtype != np.float32:
             raise LayerError(
@@ -137,183 +137,196 @@ class PackedMatrix:
             raise LayerError(f"no kernel for a weight of {weight_OI.shape}: {reason}. Keep the layer dense.")
         scales = np.empty(0, np.float32)
         if dtype == "int8":
-            weight_OI, scales = quantized(weight_OI)
-        layout = packed(weight_OI, pattern, rows)
-        return cls(pattern, layout if dtype == "float32" else layout.as_dtype(dtype, scales))
+            weight_OI, scales = quantize_int8(weight_OI)
+        weights = pack_weight(weight_OI, pattern, rows)
+        return cls(pattern, weights if dtype == "float32" else weights.to_dtype(dtype, scales))
 
     @classmethod
     def from_dense_for_amx(cls, weight_OI: npt.NDArray[np.float32], pattern: str, dtype: str = "bfloat16") -> Self:
-        """Multiply with tiles of bfloat16, for sixteen outputs at a time, as some processors can (Intel's AMX).
+        """Pack a dense weight for Intel AMX, which multiplies tiles of bfloat16.
 
-        Inputs that none of sixteen outputs reads are left out, if there are enough of them. Of float32, weights and
-        activations are each parted into two bfloat16: results differ by some millionths.
+        float32 weights and activations are each split into two bfloat16, with a relative error of a few millionths.
 
         Args:
             weight_OI: The weight, float32.
             pattern: Its pattern.
-            dtype: Type of the activations, and what its numbers are stored as: ``"float32"`` or ``"bfloat16"``.
+            dtype: Type of the activations and storage type of the weights, ``"float32"`` or ``"bfloat16"``.
 
         Raises:
-            LayerError: This processor has no tiles, or a weight cannot be parted; see `numbers.in_halves`.
+            LayerError: This processor has no AMX, or a weight cannot be split into two bfloat16.
         """
         if not target.has_amx():
-            raise LayerError("this processor multiplies no tiles of bfloat16 (AMX). Keep the layer dense.")
-        return cls(pattern, packed_for_amx(weight_OI, dtype))
+            raise LayerError("this processor has no AMX. Keep the layer dense.")
+        return cls(pattern, pack_weight_for_amx(weight_OI, dtype))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(O, I)."""
+        """(O, I) of the weight."""
         return self.weights.shape
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Size in bytes."""
         return self.weights.nbytes
 
     def to_dense(self) -> npt.NDArray[np.float32]:
-        """The weight with its zeros, as it is stored: rounded, if that is not float32."""
+        """Return the dense weight as it is stored, which is rounded unless the storage type is float32."""
         scales, weight_OI = self.weights.scales, self.weights.to_dense()
         return weight_OI * scales[:, None] if scales.size else weight_OI
 
     def compile_product(self, rows: int, *, activations: str = "float32", threads: int = 1) -> Product:
-        """What writes ``x @ weight.T + bias`` for x of a number of rows; each number is the same for any threads.
+        """Compile a function that computes ``y = x @ weight.T + bias``.
 
-        Nothing is known of the memory that addresses point to: the caller answers for it. The product takes those of
-        the bias, O numbers of float32, of x and of the result, both row after row without gaps. It may be called often,
-        and from many threads at once.
+        The result does not depend on the number of threads, bit for bit. The function takes the addresses of the bias
+        (O float32), of x and of y, both contiguous and row-major; the caller guarantees that they are valid. It may be
+        called repeatedly and from many threads at once.
 
         Args:
-            rows: Rows of the batch; may be 0.
-            activations: Type of x and the result, one of `ACTIVATION_DTYPES`.
-            threads: How many to use at most, the caller's included.
+            rows: Batch rows; may be 0.
+            activations: Type of x and y, one of `ACTIVATION_DTYPES`.
+            threads: Maximum number of threads, including the calling thread.
 
         Raises:
-            ConfigError: An argument is out of its range, or the weight is in tiles for activations of the other type.
+            ConfigError: An argument is out of range, or the weight is packed for AMX and needs other activations.
         """
         if activations not in ACTIVATION_DTYPES or rows < 0 or threads < 1:
             raise ConfigError(
                 f"activations must be one of {ACTIVATION_DTYPES}, rows at least 0 and threads at least 1, "
                 f"found {activations!r}, {rows} and {threads}."
             )
-        steps, start, element = [], 0, ELEMENTS[activations]
+        steps, start, activation_type = [], 0, LLVM_ACTIVATION_TYPES[activations]
         outputs, inputs = self.shape
-        for kernel, count in select_kernels(self.weights, element, rows) if rows else []:
-            first = start * SIZES[element]
-            step = self._step(kernel, -(-count // kernel.width), (count, threads))
+        for kernel, count in select_kernels(self.weights, activation_type, rows) if rows else []:
+            first = start * TYPE_BYTES[activation_type]
+            step = self._plan_step(kernel, -(-count // kernel.width), (count, threads))
             steps.append(step._replace(x=first * inputs, y=first * outputs))
             start += count
-        return product_of(steps)
+        return build_product(steps)
 
     def compile_convolution(self, images: int, window: ConvolutionWindow, *, threads: int = 1) -> Product:
-        """What writes the convolution of images; each number is the same for any number of threads.
+        """Compile a function that convolves images.
 
-        The weight is (O, K·I), kernel positions first and input channels fastest, and all numbers are float32. The
-        product takes addresses as that of `compile_product` does:
+        The weight is (O, K·I), ordered by kernel position, then by input channel. All numbers are float32. The result
+        does not depend on the number of threads, bit for bit. The function takes addresses like that of
+        `compile_product`:
 
-        - x: the padded input, of shape (images, I, s, s', H, W) without gaps: for a stride of (s, s'), pixel (h, w) of
-          the part (i, j) is pixel (h·s + i, w·s' + j) of the input; see `ConvolutionWindow.part`. `OVERREAD_FLOATS`
-          floats behind it are read and not used.
-        - the result, of shape (images, O, H', W') without gaps; see `ConvolutionWindow.height`.
+        - x: the padded input, contiguous, of shape (images, I, s, s', H, W) for a stride of (s, s'): pixel (h, w) of
+          phase (i, j) is pixel (h·s + i, w·s' + j) of the input; see `ConvolutionWindow.phase_size`. The
+          `OVERREAD_FLOATS` floats after it are read and ignored.
+        - y: the output, contiguous, of shape (images, O, H', W'); see `ConvolutionWindow.height`.
 
         Args:
-            images: How many.
-            window: What the convolution sees of an image.
-            threads: How many to use at most, the caller's included.
+            images: Number of images.
+            window: The window of the convolution.
+            threads: Maximum number of threads, including the calling thread.
 
         Raises:
-            ConfigError: An argument is out of its range.
+            ConfigError: An argument is out of range, or the weight is packed for AMX.
         """
         if images < 0 or threads < 1 or window.channels * window.kernel[0] * window.kernel[1] != self.shape[1]:
             raise ConfigError(
                 f"images must be at least 0, threads at least 1 and the window have {self.shape[1]} features, found "
                 f"{images}, {threads} and {window}."
             )
-        lanes, pixels = target.host().lanes, window.height * window.across
+        lanes, pixels = target.get_host().lanes, window.height * window.width
         if not images or pixels <= 0:
-            return product_of([])
-        fit, offsets = fitted(window, lanes, get_max_vectors(self.weights)), aligned(window.offsets)
-        sizes = (
-            fit.panels,
-            fit.segments,
-            fit.lines,
-            fit.span,
-            window.part[1],
+            return build_product([])
+        grid, offsets = fit_panels(window, lanes, get_max_vectors(self.weights)), copy_aligned(window.offsets)
+        geometry = (
+            offsets.ctypes.data,
+            grid.panels,
+            grid.segments,
+            grid.lines,
+            grid.span,
+            window.phase_size[1],
             window.height,
-            window.across,
-            window.image,
+            window.width,
+            window.image_floats,
         )
-        kernel = select_convolution_kernel(self.weights, ImagePanel(lanes, fit.vectors))
-        step = self._step(kernel, images * fit.panels, (images * pixels, threads), (offsets.ctypes.data, *sizes))
-        return product_of([step._replace(held=(step.held, offsets))])
+        kernel = select_convolution_kernel(self.weights, ImagePanel(lanes, grid.vectors))
+        step = self._plan_step(kernel, images * grid.panels, (images * pixels, threads), geometry)
+        return build_product([step._replace(owners=(step.owners, offsets))])
 
-    def _step(
-        self, kernel: Kernel, panels: int, product: tuple[int, int], geometry: tuple[int, ...] = ()
+    def _plan_step(
+        self, kernel: Kernel, panels: int, sizes: tuple[int, int], geometry: tuple[int, ...] = ()
     ) -> PlannedStep:
-        """A kernel with its share for each thread.
+        """Compile a kernel and split its work into shares.
 
         Args:
             kernel: The kernel.
-            panels: How often all of the weight is to be gone through.
-            product: Rows of the batch, and threads at most.
-            geometry: What follows in the plan.
+            panels: Number of panels, each of which reads all weights.
+            sizes: Batch rows and maximum number of threads.
+            geometry: Values that follow in the plan; see `codegen.image_panel.GEOMETRY`.
         """
-        (outputs, inputs), (rows, threads) = self.shape, product
+        (outputs, inputs), (rows, threads) = self.shape, sizes
         addresses = [array.ctypes.data for array in self.weights.arrays]
-        useful = self._useful(rows, threads)
-        pieces = useful * kernel.shares_per_thread if useful > 1 else 1
-        bounds = shares(kernel.costs(self.weights.starts, inputs), panels, pieces)
-        held = [np.array([*addresses, rows, inputs, outputs, *some, *geometry], np.int64) for some in bounds]
-        function: Any = code(kernel)
-        plans: tuple[int, ...] = tuple(plan.ctypes.data for plan in held)
-        table, memory = np.array(plans, np.int64), kernel.scratch_bytes(inputs)
-        job = job_of(function, table, memory)
-        return PlannedStep(function, plans, 0, 0, memory, useful, threads, job, (self.weights, held, table))
+        useful_threads = self._count_useful_threads(rows, threads)
+        count = useful_threads * kernel.shares_per_thread if useful_threads > 1 else 1
+        bounds = split_work(kernel.get_cumulative_costs(self.weights.starts, inputs), panels, count)
+        plans = [np.array([*addresses, rows, inputs, outputs, *share, *geometry], np.int64) for share in bounds]
+        function: Any = compile_kernel(kernel)
+        plan_addresses = tuple(plan.ctypes.data for plan in plans)
+        table, scratch_bytes = np.array(plan_addresses, np.int64), kernel.get_scratch_bytes(inputs)
+        return PlannedStep(
+            function=function,
+            plans=plan_addresses,
+            x=0,
+            y=0,
+            scratch_bytes=scratch_bytes,
+            useful_threads=useful_threads,
+            threads=threads,
+            job=create_job(function, table, scratch_bytes),
+            owners=(self.weights, plans, table),
+        )
 
-    def _useful(self, rows: int, threads: int) -> int:
-        """How many threads are worth their waking up."""
+    def _count_useful_threads(self, rows: int, threads: int) -> int:
         values = self.weights.values
         seconds = values.nbytes / BYTES_PER_SECOND + values.size * rows / PRODUCTS_PER_SECOND
-        return workforce().useful(seconds, threads)
+        return get_executor().count_useful_threads(seconds, threads)
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name not in OLD_NAMES:
+            if name not in RENAMED_ATTRIBUTES:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            warn_deprecated(f"PackedMatrix.{name}", f"PackedMatrix.{OLD_NAMES[name]}")
-            return getattr(self, OLD_NAMES[name])
+            warn_deprecated(f"PackedMatrix.{name}", f"PackedMatrix.{RENAMED_ATTRIBUTES[name]}")
+            return getattr(self, RENAMED_ATTRIBUTES[name])
 
         @classmethod
         def in_tiles(cls, weight_OI: npt.NDArray[np.float32], pattern: str, dtype: str = "bfloat16") -> Self:
-            """Old name of `from_dense_for_amx`."""
+            """Deprecated alias of `from_dense_for_amx`."""
             warn_deprecated("PackedMatrix.in_tiles", "PackedMatrix.from_dense_for_amx")
             return cls.from_dense_for_amx(weight_OI, pattern, dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return restored, (type(self), self.pattern, self.weights)
+        return restore_matrix, (type(self), self.pattern, self.weights)
 
 
-def restored(kind: type[PackedMatrix], pattern: str, layout: Layout) -> PackedMatrix:
-    """A matrix from its copied parts, whose arrays begin with a cache line again."""
-    return kind(pattern, replace(layout, columns=aligned(layout.columns), values=aligned(layout.values)))
+def restore_matrix(kind: type[PackedMatrix], pattern: str, weights: WeightFormat) -> PackedMatrix:
+    """Rebuild a copied or unpickled matrix, whose arrays must start at a cache line again."""
+    columns, values = copy_aligned(weights.columns), copy_aligned(weights.values)
+    return kind(pattern, replace(weights, columns=columns, values=values))
 
 
-def shares(costs: npt.NDArray[Any], panels: int, count: int) -> list[tuple[int, int]]:
-    """Runs of units, counted over all panels, that cost about the same.
+def split_work(cumulative_costs: npt.NDArray[Any], panels: int, count: int) -> list[tuple[int, int]]:
+    """Split the units of all panels into consecutive shares of about the same cost.
 
     Args:
-        costs: What the units before each cost, and at the end all of them.
-        panels: How often all of them are to be done.
-        count: Runs at most.
+        cumulative_costs: The cost of all units before each unit of a panel, and the total at the end.
+        panels: Number of panels.
+        count: Maximum number of shares.
+
+    Returns:
+        The first unit of each share, and the end, numbered over all panels.
 
     Example:
-        >>> shares(np.array([0, 5, 6, 7, 8, 9, 10]), 1, 2)
+        >>> split_work(np.array([0, 5, 6, 7, 8, 9, 10]), 1, 2)
         [(0, 1), (1, 6)]
     """
-    units, total = len(costs) - 1, int(costs[-1])
+    units, total = len(cumulative_costs) - 1, int(cumulative_costs[-1])
     bounds = [0]
     for number in range(1, count):
         panel, rest = divmod(total * panels * number // count, total) if total else (panels, 0)
-        bounds.append(panel * units + int(np.searchsorted(costs, rest)))
+        bounds.append(panel * units + int(np.searchsorted(cumulative_costs, rest)))
     bounds.append(panels * units)
     return [(begin, end) for begin, end in pairwise(bounds) if begin < end]

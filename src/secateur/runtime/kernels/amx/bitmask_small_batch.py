@@ -1,4 +1,4 @@
-"""Masked weights times a few rows of the batch: bound by the bytes of the weight."""
+"""Bitmask weights times a small batch with vector instructions: bound by the bytes of the weight."""
 
 from __future__ import annotations
 
@@ -8,88 +8,103 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.amx.instructions import HALVES, emit_line
+from secateur.runtime.kernels.amx.instructions import BFLOAT16_LINE, emit_expanded_line
 from secateur.runtime.kernels.codegen.emitter import Emitter
-from secateur.runtime.kernels.codegen.kernel import FewRowsKernel, begun
-from secateur.runtime.kernels.codegen.vectors import AHEAD, FLOAT_BYTES, FLOATS, SIZES, WORDS, read_floats, write_first
+from secateur.runtime.kernels.codegen.kernel import SmallBatchKernel, start_kernel
+from secateur.runtime.kernels.codegen.vectors import (
+    FLOAT_BYTES,
+    FLOATS,
+    PREFETCH_BYTES,
+    TYPE_BYTES,
+    WORDS,
+    load_floats,
+    store_first_floats,
+)
 from secateur.runtime.kernels.formats.base import STRIP
 
-__all__ = ["ExpandingKernel"]
+__all__ = ["BitmaskSmallBatchKernel"]
 
 
 @dataclass(frozen=True, slots=True)
-class ExpandingKernel(FewRowsKernel):
-    """Which reads activations where they are; see `Masked` for how weights lie. A unit is sixteen outputs.
+class BitmaskSmallBatchKernel(SmallBatchKernel):
+    """Multiplies weights in `BitmaskFormat` by a small batch, on any processor; its unit is a strip.
 
     Attributes:
-        element: LLVM's type of activations and weights; ``float`` lies in halves.
-        batch: Rows of the batch.
-        chunk: Outputs, and
-        part: features of which weights lie together.
+        activation_type: LLVM type of activations and weights; ``float`` weights are stored as two bfloat16.
+        batch: Batch rows.
+        chunk: Outputs of a chunk.
+        piece: Features of a piece.
     """
 
-    element: str
+    activation_type: str
     batch: int
     chunk: int
-    part: int
+    piece: int
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """See `Kernel.costs`: weights, and a little for each line."""
-        counts = np.diff(starts).reshape(-1, -(-inputs // self.part), self.chunk // STRIP)
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
+        """See `Kernel.get_cumulative_costs`: weights, plus one per input."""
+        counts = np.diff(starts).reshape(-1, -(-inputs // self.piece), self.chunk // STRIP)
         return np.append(0, np.cumsum(counts.sum(axis=1).reshape(-1) + inputs))
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = begun()
+        function = start_kernel()
         strips = self.chunk // STRIP
-        parts = function.integer("sdiv", function.add("%inputs", self.part - 1), self.part)
-        end = function.smaller("%end", function.integer("sdiv", function.add("%outputs", STRIP - 1), STRIP))
+        pieces = function.int_op("sdiv", function.add("%inputs", self.piece - 1), self.piece)
+        end = function.smin("%end", function.int_op("sdiv", function.add("%outputs", STRIP - 1), STRIP))
         with function.loop("%begin", end) as strip:
-            sums = [[function.variable(FLOATS, "zeroinitializer") for _ in range(2)] for _ in range(self.batch)]
-            chunk, inner = function.integer("sdiv", strip, strips), function.integer("srem", strip, strips)
-            with function.loop(0, parts) as part:
-                run = function.multiply(function.add(function.multiply(chunk, parts), part), strips)
-                self._emit_part(function, (function.add(run, inner), part), sums)
-            self._emit_results(function, function.multiply(strip, STRIP), sums)
+            sums = [[function.alloca(FLOATS, "zeroinitializer") for _ in range(2)] for _ in range(self.batch)]
+            chunk, inner = function.int_op("sdiv", strip, strips), function.int_op("srem", strip, strips)
+            with function.loop(0, pieces) as piece:
+                first = function.mul(function.add(function.mul(chunk, pieces), piece), strips)
+                self._emit_piece(function, (function.add(first, inner), piece), sums)
+            self._emit_results(function, function.mul(strip, STRIP), sums)
         return function
 
-    def _emit_part(self, function: Emitter, numbers: tuple[str, str], sums: list[list[str]]) -> None:
-        """Add the products of a part; `numbers`: among all of the weight, and among those of its outputs."""
-        (run, part), size = numbers, SIZES[self.element]
-        start = function.load("i64", function.at("%starts", function.multiply(run, 8)))
-        slot = function.variable("ptr", function.at("%values", function.multiply(start, size)))
-        masks = function.at("%columns", function.multiply(run, self.part * 2))
-        first = function.multiply(part, self.part)
-        features = function.smaller(function.integer("sub", "%inputs", first), self.part)
-        last = function.integer("sub", "%inputs", 1)
+    def _emit_piece(self, function: Emitter, numbers: tuple[str, str], sums: list[list[str]]) -> None:
+        """Add the products of a piece of a strip to the sums.
+
+        Args:
+            function: The function under construction.
+            numbers: Number of the strip, counted through all pieces and chunks, and of the piece.
+            sums: Variables, by rows and then by even and odd features.
+        """
+        (run, piece), size = numbers, TYPE_BYTES[self.activation_type]
+        start = function.load("i64", function.gep("%starts", function.mul(run, 8)))
+        pointer = function.alloca("ptr", function.gep("%values", function.mul(start, size)))
+        masks = function.gep("%columns", function.mul(run, self.piece * 2))
+        first = function.mul(piece, self.piece)
+        features = function.smin(function.int_op("sub", "%inputs", first), self.piece)
+        last = function.int_op("sub", "%inputs", 1)
         with function.loop(0, features, 2) as feature:
-            function.prefetch(function.at(function.get("ptr", slot), AHEAD), level=2)
-            mask = function.at(masks, function.multiply(feature, 2))
-            halves = [floats(function, half) for half in emit_line(function, slot, mask, self.element)]
+            function.prefetch(function.gep(function.load_variable("ptr", pointer), PREFETCH_BYTES), level=2)
+            mask = function.gep(masks, function.mul(feature, 2))
+            lines = emit_expanded_line(function, pointer, mask, self.activation_type)
+            halves = [widen_line(function, line) for line in lines]
             for side, parts in enumerate(zip(*halves, strict=True)):
-                weight = parts[0] if len(parts) == 1 else function.let(f"fadd {FLOATS} {parts[0]}, {parts[1]}")
-                number = function.smaller(function.add(function.add(first, feature), side), last)
+                weight = parts[0] if len(parts) == 1 else function.assign(f"fadd {FLOATS} {parts[0]}, {parts[1]}")
+                column = function.smin(function.add(function.add(first, feature), side), last)
                 for row, totals in enumerate(sums):
-                    own = function.multiply(function.add(function.multiply("%inputs", row), number), size)
-                    found = read_floats(function, self.element, 1, function.at("%x", own))
-                    some = function.shuffle("<1 x float>", found, "poison", [0] * STRIP)
-                    total = function.fused(STRIP, weight, some, function.get(FLOATS, totals[side]))
-                    function.put(FLOATS, total, totals[side])
+                    offset = function.mul(function.add(function.mul("%inputs", row), column), size)
+                    value = load_floats(function, self.activation_type, 1, function.gep("%x", offset))
+                    activation = function.shuffle("<1 x float>", value, "poison", [0] * STRIP)
+                    function.accumulate(STRIP, weight, activation, totals[side])
 
     def _emit_results(self, function: Emitter, output: str, sums: list[list[str]]) -> None:
-        left = function.integer("sub", "%outputs", output)
-        bias = function.load_first(STRIP, function.at("%bias", function.multiply(output, FLOAT_BYTES)), left)
+        left = function.int_op("sub", "%outputs", output)
+        bias = function.load_first(STRIP, function.gep("%bias", function.mul(output, FLOAT_BYTES)), left)
         for row, totals in enumerate(sums):
-            total = function.sum([function.get(FLOATS, some) for some in totals], STRIP)
-            result = function.let(f"fadd {FLOATS} {total}, {bias}")
-            place = function.multiply(function.add(function.multiply("%outputs", row), output), SIZES[self.element])
-            write_first(function, self.element, STRIP, result, function.at("%y", place), left)
+            total = function.sum_vectors([function.load_variable(FLOATS, variable) for variable in totals], STRIP)
+            result = function.assign(f"fadd {FLOATS} {total}, {bias}")
+            index = function.add(function.mul("%outputs", row), output)
+            offset = function.mul(index, TYPE_BYTES[self.activation_type])
+            store_first_floats(function, self.activation_type, STRIP, result, function.gep("%y", offset), left)
 
 
-def floats(function: Emitter, halves: str) -> tuple[str, str]:
-    """The even and the odd ones of 32 bfloat16, as floats."""
-    bits = function.let(f"bitcast {HALVES} {halves} to {WORDS}")
-    high, sixteen = (f"<{', '.join([f'i32 {number}'] * STRIP)}>" for number in (-(1 << 16), 16))
-    even, odd = function.let(f"shl {WORDS} {bits}, {sixteen}"), function.let(f"and {WORDS} {bits}, {high}")
-    first, second = (function.let(f"bitcast {WORDS} {some} to {FLOATS}") for some in (even, odd))
+def widen_line(function: Emitter, line: str) -> tuple[str, str]:
+    """Convert the even and the odd elements of 32 bfloat16 to floats."""
+    bits = function.assign(f"bitcast {BFLOAT16_LINE} {line} to {WORDS}")
+    high_mask, sixteen = (f"<{', '.join([f'i32 {number}'] * STRIP)}>" for number in (-(1 << 16), 16))
+    even, odd = function.assign(f"shl {WORDS} {bits}, {sixteen}"), function.assign(f"and {WORDS} {bits}, {high_mask}")
+    first, second = (function.assign(f"bitcast {WORDS} {words} to {FLOATS}") for words in (even, odd))
     return first, second

@@ -1,8 +1,8 @@
-"""Masked weights times many rows, by a processor that multiplies tiles of bfloat16 (Intel's AMX).
+"""Bitmask weights times large batches with AMX.
 
-A float32 is nearly the sum of two bfloat16: itself rounded to eight bits, and what is left rounded to eight bits. A
-product of two floats is nearly the sum of three products of such halves; only that of the two small ones is left out.
-Tiles do sixteen times as many products in a second as vectors of floats do. Weights are decoded, zeros included, once
+A float32 is approximately the sum of two bfloat16: itself rounded to eight bits, and the difference rounded to eight
+bits. The product of two floats is approximately the sum of three products of such parts; only the product of the two
+low parts is dropped. Tiles multiply sixteen times as fast as float vectors. Weights are decoded, zeros included, once
 for all rows of a panel.
 """
 
@@ -15,65 +15,72 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.amx.instructions import (
-    HALVES,
+    BFLOAT16_LINE,
     TILE_BYTES,
-    emit_configuration,
-    emit_line,
-    emit_product,
-    emit_tile,
+    emit_expanded_line,
+    emit_tile_config,
+    emit_tile_load,
+    emit_tile_product,
+    emit_tile_store,
 )
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
-from secateur.runtime.kernels.codegen.kernel import Kernel, begun, each_panel
-from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, FLOATS, SIZES, halves, write_first
+from secateur.runtime.kernels.codegen.kernel import Kernel, loop_over_panels, start_kernel
+from secateur.runtime.kernels.codegen.vectors import (
+    FLOAT_BYTES,
+    FLOATS,
+    TYPE_BYTES,
+    split_floats,
+    store_first_floats,
+)
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES, STRIP
 from secateur.runtime.kernels.formats.column_tiles import TILE_INPUTS
 
-__all__ = ["TILE_PAIR", "DecodingKernel"]
+__all__ = ["TILE_PAIR", "BitmaskTileKernel"]
 
-BESIDE = 2
-"""Tiles of rows and tiles of outputs that are multiplied together."""
+BLOCK_TILES = 2
+"""Tiles of rows and tiles of outputs that are multiplied together (register blocking)."""
 
-TILE_PAIR = BESIDE * STRIP
-"""Rows of them, and outputs."""
+TILE_PAIR = BLOCK_TILES * STRIP
+"""Rows and outputs of a register block."""
 
 ACTIVATIONS, WEIGHTS = 4, 6
-"""Numbers of the first tiles that are multiplied; before them are the sums."""
+"""First tile registers of activations and weights; the registers before them hold the sums."""
 
-LARGE, SMALL = 0, 1
-"""Places of halves."""
+HIGH, LOW = 0, 1
+"""Parts of a float32."""
 
-COMING = 4
-"""Rows from the one that is packed to the one that is asked for: packing takes 0.7 of the time."""
+PREFETCH_ROWS = 4
+"""Rows from the one that is packed to the one that is prefetched: packing then takes 0.7 of the time."""
 
-WHOLE_ORDER = (
-    ((WEIGHTS, 0, LARGE), ()),
-    ((ACTIVATIONS, 0, LARGE), ((0, 0),)),
-    ((WEIGHTS, 1, LARGE), ((0, 1),)),
-    ((ACTIVATIONS, 1, LARGE), ((1, 0), (1, 1))),
+BFLOAT16_ORDER = (
+    ((WEIGHTS, 0, HIGH), ()),
+    ((ACTIVATIONS, 0, HIGH), ((0, 0),)),
+    ((WEIGHTS, 1, HIGH), ((0, 1),)),
+    ((ACTIVATIONS, 1, HIGH), ((1, 0), (1, 1))),
 )
-"""Which tile is loaded, of which side and half, and which products of (rows, outputs) follow, for bfloat16."""
+"""Tiles to load (register, side, part) for bfloat16, and the products (rows, outputs) that follow each load."""
 
-HALVES_ORDER = (
-    ((WEIGHTS, 0, LARGE), ()),
-    ((ACTIVATIONS, 0, SMALL), ((0, 0),)),
-    ((ACTIVATIONS, 1, SMALL), ((1, 0),)),
-    ((WEIGHTS, 1, LARGE), ((0, 1),)),
-    ((ACTIVATIONS, 0, LARGE), ((1, 1),)),
-    ((ACTIVATIONS, 1, LARGE), ((0, 0), (1, 0), (0, 1), (1, 1))),
-    ((WEIGHTS, 0, SMALL), ((0, 0), (1, 0))),
-    ((WEIGHTS, 1, SMALL), ((0, 1), (1, 1))),
+FLOAT32_ORDER = (
+    ((WEIGHTS, 0, HIGH), ()),
+    ((ACTIVATIONS, 0, LOW), ((0, 0),)),
+    ((ACTIVATIONS, 1, LOW), ((1, 0),)),
+    ((WEIGHTS, 1, HIGH), ((0, 1),)),
+    ((ACTIVATIONS, 0, HIGH), ((1, 1),)),
+    ((ACTIVATIONS, 1, HIGH), ((0, 0), (1, 0), (0, 1), (1, 1))),
+    ((WEIGHTS, 0, LOW), ((0, 0), (1, 0))),
+    ((WEIGHTS, 1, LOW), ((0, 1), (1, 1))),
 )
-"""The same for float32: each tile is loaded once, and mostly two products before it is needed."""
+"""The same for float32: each tile is loaded once, mostly two products before it is needed."""
 
 
-class Area(NamedTuple):
-    """A panel's activations of a piece.
+class PanelPiece(NamedTuple):
+    """A piece of the features of a panel of rows.
 
     Attributes:
-        row: The first row.
-        rows: How many there are.
-        feature: The first feature.
-        features: How many there are.
+        row: First row.
+        rows: Number of rows.
+        feature: First feature.
+        features: Number of features.
     """
 
     row: str
@@ -83,227 +90,241 @@ class Area(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class DecodingKernel(Kernel):
-    """See `Masked` for how weights lie. A unit is a chunk of outputs.
+class BitmaskTileKernel(Kernel):
+    """Multiplies weights in `BitmaskFormat` by large batches; its unit is a chunk of outputs.
 
     Attributes:
-        element: LLVM's type of activations and weights; ``float`` is parted into halves.
-        rows: Of a panel, a multiple of 32.
-        piece: Features of which a panel holds the activations at a time; sums of floats wait among the results between
-            two, and those of bfloat16 cannot.
+        activation_type: LLVM type of activations and weights; ``float`` is split into two bfloat16.
+        rows: Rows of a panel, a multiple of 32.
+        panel_features: Features of the activations that a panel holds at a time. In between, sums of float32 are kept
+            in the results; those of bfloat16 cannot be, so there must be no more than one piece.
         chunk: Outputs of a unit, whose results are written together.
-        part: Features of which weights are decoded at a time; a piece is whole parts.
+        piece: Features of which weights are decoded at a time; `panel_features` is a multiple of it.
     """
 
-    element: str
+    activation_type: str
     rows: int
-    piece: int
+    panel_features: int
     chunk: int
-    part: int
+    piece: int
 
     @property
     def width(self) -> int:
         """See `Kernel.width`."""
         return self.rows
 
-    def scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
-        """See `Kernel.scratch_bytes`: a panel, decoded weights, and the sums of a unit."""
-        return self._sums + self.rows * self.chunk * FLOAT_BYTES
+    def get_scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
+        """See `Kernel.get_scratch_bytes`: a panel, decoded weights, and the sums of a unit."""
+        return self._sums_offset + self.rows * self.chunk * FLOAT_BYTES
 
     @property
-    def size(self) -> int:
-        """Bytes of an activation, and of its halves."""
-        return SIZES[self.element]
+    def activation_bytes(self) -> int:
+        """Bytes of an activation, whether it is split or not."""
+        return TYPE_BYTES[self.activation_type]
 
     @property
-    def _step(self) -> int:
-        """Bytes of sixteen rows or outputs and as many features as a tile has: a tile, or one of each half."""
-        return TILE_BYTES * self.size // SIZES["bfloat"]
+    def _tile_step(self) -> int:
+        """Bytes of the tiles of sixteen rows or outputs and 32 features: one tile, or one of each part."""
+        return TILE_BYTES * self.activation_bytes // TYPE_BYTES["bfloat"]
 
     @property
-    def _weights(self) -> int:
-        """Bytes before decoded weights."""
-        return self.rows * self.piece * self.size
+    def _weights_offset(self) -> int:
+        """Bytes of scratch memory before decoded weights."""
+        return self.rows * self.panel_features * self.activation_bytes
 
     @property
-    def _sums(self) -> int:
-        """Bytes before sums."""
-        return self._weights + TILE_PAIR * self.part * self.size
+    def _sums_offset(self) -> int:
+        """Bytes of scratch memory before sums."""
+        return self._weights_offset + TILE_PAIR * self.piece * self.activation_bytes
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:
-        """See `Kernel.costs`: alike, for zeros are multiplied too."""
-        return np.arange((len(starts) - 1) * STRIP // (-(-inputs // self.part) * self.chunk) + 1)
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:
+        """See `Kernel.get_cumulative_costs`: the same for each unit, because zeros are multiplied too."""
+        return np.arange((len(starts) - 1) * STRIP // (-(-inputs // self.piece) * self.chunk) + 1)
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = begun()
-        emit_configuration(function)
-        units = function.integer("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
-        with each_panel(function, units) as (number, bounds):
-            row = function.multiply(number, self.rows)
-            rows = function.smaller(function.integer("sub", "%batch", row), self.rows)
-            with function.loop(0, "%inputs", self.piece) as feature:
-                features = function.smaller(function.integer("sub", "%inputs", feature), self.piece)
-                area = Area(row, rows, feature, features)
-                self._emit_packing(function, area)
+        function = start_kernel()
+        emit_tile_config(function)
+        units = function.int_op("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
+        with loop_over_panels(function, units) as (number, bounds):
+            row = function.mul(number, self.rows)
+            rows = function.smin(function.int_op("sub", "%batch", row), self.rows)
+            with function.loop(0, "%inputs", self.panel_features) as feature:
+                features = function.smin(function.int_op("sub", "%inputs", feature), self.panel_features)
+                panel = PanelPiece(row, rows, feature, features)
+                self._emit_packing(function, panel)
                 with function.loop(*bounds) as unit:
-                    self._emit_unit(function, area, function.multiply(unit, self.chunk))
-        function.do("llvm.x86.tilerelease", [])
+                    self._emit_unit(function, panel, function.mul(unit, self.chunk))
+        function.call_void("llvm.x86.tilerelease", [])
         return function
 
-    def _emit_packing(self, function: Emitter, area: Area) -> None:
-        """Put the activations of an area into tiles, in halves if they are floats; rows behind the last are like it."""
-        last = function.integer("sub", area.rows, 1)
-        with function.loop(0, rounded_up(function, area.rows, TILE_PAIR)) as line:
-            row = function.add(area.row, function.smaller(line, last))
-            first = function.add(function.multiply(row, "%inputs"), area.feature)
-            source = function.at("%x", function.multiply(first, self.size))
-            goal = slot_of(function, "%scratch", line, self.piece * self.size)
-            with function.loop(0, area.features, TILE_INPUTS) as feature:
-                some = function.at(source, function.multiply(feature, self.size))
-                coming = function.at(some, function.multiply("%inputs", COMING * self.size))
-                for offset in range(0, TILE_INPUTS * self.size, CACHE_LINE_BYTES):
-                    function.prefetch(function.at(coming, offset))
-                left = function.integer("sub", area.features, feature)
-                self._emit_line(function, some, left, function.at(goal, self._steps(function, feature)))
+    def _emit_packing(self, function: Emitter, panel: PanelPiece) -> None:
+        """Pack activations into tiles, split if they are floats; rows after the last repeat it."""
+        last = function.int_op("sub", panel.rows, 1)
+        with function.loop(0, round_up(function, panel.rows, TILE_PAIR)) as line:
+            row = function.add(panel.row, function.smin(line, last))
+            first = function.add(function.mul(row, "%inputs"), panel.feature)
+            source = function.gep("%x", function.mul(first, self.activation_bytes))
+            target = get_tile_row(function, "%scratch", line, self.panel_features * self.activation_bytes)
+            with function.loop(0, panel.features, TILE_INPUTS) as feature:
+                activations = function.gep(source, function.mul(feature, self.activation_bytes))
+                later = function.gep(activations, function.mul("%inputs", PREFETCH_ROWS * self.activation_bytes))
+                for offset in range(0, TILE_INPUTS * self.activation_bytes, CACHE_LINE_BYTES):
+                    function.prefetch(function.gep(later, offset))
+                left = function.int_op("sub", panel.features, feature)
+                tile_row = function.gep(target, self._get_tile_offset(function, feature))
+                self._emit_tile_row(function, activations, left, tile_row)
 
-    def _emit_line(self, function: Emitter, source: str, left: str, goal: str) -> None:
-        """A row's activations of a tile, of which so many are left; behind them are zeros."""
-        if self.element == "bfloat":
-            function.store(HALVES, function.load_first(2 * STRIP, source, left, "i16"), goal, CACHE_LINE_BYTES)
+    def _emit_tile_row(self, function: Emitter, source: str, left: str, target: str) -> None:
+        """Pack the activations of one row of a tile, of which `left` exist; the others are zero."""
+        if self.activation_type == "bfloat":
+            line = function.load_first(2 * STRIP, source, left, "i16")
+            function.store(BFLOAT16_LINE, line, target, CACHE_LINE_BYTES)
             return
         sides = []
         for side in range(2):
-            count = function.integer("sub", left, side * STRIP)
-            found = function.load_first(STRIP, function.at(source, side * CACHE_LINE_BYTES), count)
-            sides.append(halves(function, found, STRIP))
+            count = function.int_op("sub", left, side * STRIP)
+            floats = function.load_first(STRIP, function.gep(source, side * CACHE_LINE_BYTES), count)
+            sides.append(split_floats(function, floats, STRIP))
         for number, (left_side, right_side) in enumerate(zip(*sides, strict=True)):
             line = function.shuffle(vector("i16", STRIP), left_side, right_side, range(2 * STRIP))
-            function.store(HALVES, line, function.at(goal, number * TILE_BYTES), CACHE_LINE_BYTES)
+            function.store(BFLOAT16_LINE, line, function.gep(target, number * TILE_BYTES), CACHE_LINE_BYTES)
 
-    def _steps(self, function: Emitter, feature: str, beside: int = 1) -> str:
-        """Bytes from a first feature to another, of tiles that lie beside so many."""
-        return function.multiply(feature, beside * self._step // TILE_INPUTS)
+    def _get_tile_offset(self, function: Emitter, feature: str, tiles: int = 1) -> str:
+        """Return the offset of the tiles of a feature, if `tiles` strips of tiles alternate."""
+        return function.mul(feature, tiles * self._tile_step // TILE_INPUTS)
 
-    def _emit_unit(self, function: Emitter, area: Area, output: str) -> None:
-        weights, sums = function.at("%scratch", self._weights), function.at("%scratch", self._sums)
-        outputs = function.smaller(function.integer("sub", "%outputs", output), self.chunk)
-        self._emit_first_sums(function, area, (output, outputs, sums))
-        parts = function.integer("sdiv", function.add("%inputs", self.part - 1), self.part)
-        chunk = function.integer("sdiv", output, self.chunk)
-        with function.loop(0, area.features, self.part) as offset:
-            count = function.smaller(function.integer("sub", area.features, offset), self.part)
-            number = function.integer("sdiv", function.add(area.feature, offset), self.part)
-            run = function.multiply(function.add(function.multiply(chunk, parts), number), self.chunk // STRIP)
-            source = function.at("%scratch", self._steps(function, offset))
+    def _emit_unit(self, function: Emitter, panel: PanelPiece, output: str) -> None:
+        weights, sums = function.gep("%scratch", self._weights_offset), function.gep("%scratch", self._sums_offset)
+        outputs = function.smin(function.int_op("sub", "%outputs", output), self.chunk)
+        self._emit_initial_sums(function, panel, (output, outputs, sums))
+        pieces = function.int_op("sdiv", function.add("%inputs", self.piece - 1), self.piece)
+        chunk = function.int_op("sdiv", output, self.chunk)
+        with function.loop(0, panel.features, self.piece) as offset:
+            count = function.smin(function.int_op("sub", panel.features, offset), self.piece)
+            number = function.int_op("sdiv", function.add(panel.feature, offset), self.piece)
+            run = function.mul(function.add(function.mul(chunk, pieces), number), self.chunk // STRIP)
+            source = function.gep("%scratch", self._get_tile_offset(function, offset))
             with function.loop(0, outputs, TILE_PAIR) as first:
-                strip = function.add(run, function.integer("sdiv", first, STRIP))
-                for side in range(BESIDE):
-                    goal = function.at(weights, side * self._step)
-                    self._emit_decoding(function, (function.add(strip, side), count), goal)
-                own = function.at(sums, function.multiply(first, STRIP * FLOAT_BYTES))
-                with function.loop(0, area.rows, TILE_PAIR) as row:
-                    some = function.at(source, function.multiply(row, self.piece * self.size))
-                    goal = function.at(own, function.multiply(row, self.chunk * FLOAT_BYTES))
-                    self._emit_products(function, (some, weights, goal), count)
-        self._emit_results(function, area, (output, outputs, sums))
+                strip = function.add(run, function.int_op("sdiv", first, STRIP))
+                for side in range(BLOCK_TILES):
+                    target = function.gep(weights, side * self._tile_step)
+                    self._emit_decoding(function, (function.add(strip, side), count), target)
+                block_sums = function.gep(sums, function.mul(first, STRIP * FLOAT_BYTES))
+                with function.loop(0, panel.rows, TILE_PAIR) as row:
+                    row_bytes = self.panel_features * self.activation_bytes
+                    activations = function.gep(source, function.mul(row, row_bytes))
+                    totals = function.gep(block_sums, function.mul(row, self.chunk * FLOAT_BYTES))
+                    self._emit_products(function, (activations, weights, totals), count)
+        self._emit_results(function, panel, (output, outputs, sums))
 
-    def _emit_decoding(self, function: Emitter, part: tuple[str, str], goal: str) -> None:
-        """A strip's weights of a part as tiles, two features in each line.
+    def _emit_decoding(self, function: Emitter, strip: tuple[str, str], target: str) -> None:
+        """Decode a piece of a strip into tiles, two features per row of a tile.
 
         Args:
-            function: Where to.
-            part: Its number, and how many features it has.
-            goal: Where the first tile belongs; others follow behind those of the other strips.
+            function: The function under construction.
+            strip: Number of the strip, counted through all pieces and chunks, and its number of features.
+            target: Address of the first tile; the tiles of `BLOCK_TILES` strips alternate.
         """
-        run, features = part
-        start = function.load("i64", function.at("%starts", function.multiply(run, 8)))
-        slot = function.variable("ptr", function.at("%values", function.multiply(start, self.size)))
-        masks = function.at("%columns", function.multiply(run, self.part * 2))
+        run, features = strip
+        start = function.load("i64", function.gep("%starts", function.mul(run, 8)))
+        pointer = function.alloca("ptr", function.gep("%values", function.mul(start, self.activation_bytes)))
+        masks = function.gep("%columns", function.mul(run, self.piece * 2))
         with function.loop(0, features, TILE_INPUTS) as feature:
-            tile = function.at(goal, self._steps(function, feature, BESIDE))
-            own = function.at(masks, function.multiply(feature, 2))
+            tile = function.gep(target, self._get_tile_offset(function, feature, BLOCK_TILES))
+            tile_masks = function.gep(masks, function.mul(feature, 2))
             with function.loop(0, STRIP) as line:
-                mask = function.at(own, function.multiply(line, 4))
-                for number, half in enumerate(emit_line(function, slot, mask, self.element)):
-                    place = function.at(tile, function.multiply(line, CACHE_LINE_BYTES))
-                    function.store(HALVES, half, function.at(place, number * TILE_BYTES), CACHE_LINE_BYTES)
+                mask = function.gep(tile_masks, function.mul(line, 4))
+                for number, part in enumerate(emit_expanded_line(function, pointer, mask, self.activation_type)):
+                    row = function.gep(tile, function.mul(line, CACHE_LINE_BYTES))
+                    function.store(BFLOAT16_LINE, part, function.gep(row, number * TILE_BYTES), CACHE_LINE_BYTES)
 
-    def _emit_products(self, function: Emitter, where: tuple[str, str, str], features: str) -> None:
-        """Add the products of two tiles of rows and two of outputs.
+    def _emit_products(self, function: Emitter, operands: tuple[str, str, str], features: str) -> None:
+        """Multiply two tiles of rows by two tiles of outputs.
 
         Args:
-            function: Where to.
-            where: The activations, the weights and the sums.
-            features: How many.
+            function: The function under construction.
+            operands: Addresses of the activations, the weights and the sums.
+            features: Number of features.
         """
-        activations, weights, sums = where
-        places = [(row, output) for row in range(BESIDE) for output in range(BESIDE)]
-        corners = [function.at(sums, (row * self.chunk // STRIP + output) * TILE_BYTES) for row, output in places]
-        for number, corner in enumerate(corners):
-            emit_tile(function, "tileloadd64", number, corner, CACHE_LINE_BYTES)
-        order = HALVES_ORDER if self.element == "float" else WHOLE_ORDER
+        activations, weights, sums = operands
+        tiles = [(row, output) for row in range(BLOCK_TILES) for output in range(BLOCK_TILES)]
+        sum_tiles = [function.gep(sums, (row * self.chunk // STRIP + output) * TILE_BYTES) for row, output in tiles]
+        for number, address in enumerate(sum_tiles):
+            emit_tile_load(function, number, address, CACHE_LINE_BYTES)
+        order = FLOAT32_ORDER if self.activation_type == "float" else BFLOAT16_ORDER
         with function.loop(0, features, TILE_INPUTS) as feature:
-            some = function.at(activations, self._steps(function, feature))
-            own = function.at(weights, self._steps(function, feature, BESIDE))
-            for (kind, side, half), products in order:
-                base, stride = (own, self._step) if kind == WEIGHTS else (some, STRIP * self.piece * self.size)
-                place = function.at(base, side * stride + half * TILE_BYTES)
-                emit_tile(function, "tileloadd64", kind + side, place, CACHE_LINE_BYTES)
-                for left, right in products:
-                    emit_product(function, BESIDE * left + right, ACTIVATIONS + left, WEIGHTS + right)
-        for number, corner in enumerate(corners):
-            emit_tile(function, "tilestored64", number, corner, CACHE_LINE_BYTES)
+            activation_tiles = function.gep(activations, self._get_tile_offset(function, feature))
+            weight_tiles = function.gep(weights, self._get_tile_offset(function, feature, BLOCK_TILES))
+            activation_stride = STRIP * self.panel_features * self.activation_bytes
+            for (register, side, part), products in order:
+                is_weight = register == WEIGHTS
+                base, stride = (weight_tiles, self._tile_step) if is_weight else (activation_tiles, activation_stride)
+                address = function.gep(base, side * stride + part * TILE_BYTES)
+                emit_tile_load(function, register + side, address, CACHE_LINE_BYTES)
+                for row, output in products:
+                    emit_tile_product(function, BLOCK_TILES * row + output, ACTIVATIONS + row, WEIGHTS + output)
+        for number, address in enumerate(sum_tiles):
+            emit_tile_store(function, number, address, CACHE_LINE_BYTES)
 
-    def _emit_first_sums(self, function: Emitter, area: Area, where: tuple[str, str, str]) -> None:
-        """Begin the sums of a unit: with its bias, or with what has been added up of the pieces before.
+    def _emit_initial_sums(self, function: Emitter, panel: PanelPiece, unit: tuple[str, str, str]) -> None:
+        """Initialize the sums of a unit with the bias, or with the results so far if this is not the first piece.
 
         Args:
-            function: Where to.
-            area: Its activations.
-            where: Its first output, how many it has, and the place of its sums.
+            function: The function under construction.
+            panel: The activations.
+            unit: First output, number of outputs, and address of the sums.
         """
-        output, outputs, sums = where
-        is_first = function.let(f"icmp eq i64 {area.feature}, 0")
-        bias = function.at("%bias", function.multiply(output, FLOAT_BYTES))
-        goal = self._goal(function, area.row, output)
-        source = function.let(f"select i1 {is_first}, ptr {bias}, ptr {goal}")
-        stride = function.let(f"select i1 {is_first}, i64 0, i64 {function.multiply('%outputs', FLOAT_BYTES)}")
-        with function.loop(0, area.rows) as row:
-            line = function.at(source, function.multiply(row, stride))
-            place = slot_of(function, sums, row, self.chunk * FLOAT_BYTES)
+        output, outputs, sums = unit
+        is_first = function.assign(f"icmp eq i64 {panel.feature}, 0")
+        bias = function.gep("%bias", function.mul(output, FLOAT_BYTES))
+        results = self._get_result_address(function, panel.row, output)
+        source = function.assign(f"select i1 {is_first}, ptr {bias}, ptr {results}")
+        stride = function.assign(f"select i1 {is_first}, i64 0, i64 {function.mul('%outputs', FLOAT_BYTES)}")
+        with function.loop(0, panel.rows) as row:
+            source_row = function.gep(source, function.mul(row, stride))
+            sum_row = get_tile_row(function, sums, row, self.chunk * FLOAT_BYTES)
             with function.loop(0, outputs, STRIP) as first:
-                left = function.integer("sub", outputs, first)
-                some = function.load_first(STRIP, function.at(line, function.multiply(first, FLOAT_BYTES)), left)
-                goal = function.at(place, function.multiply(first, STRIP * FLOAT_BYTES))
-                function.store(FLOATS, some, goal, CACHE_LINE_BYTES)
+                left = function.int_op("sub", outputs, first)
+                address = function.gep(source_row, function.mul(first, FLOAT_BYTES))
+                initial = function.load_first(STRIP, address, left)
+                target = function.gep(sum_row, function.mul(first, STRIP * FLOAT_BYTES))
+                function.store(FLOATS, initial, target, CACHE_LINE_BYTES)
 
-    def _emit_results(self, function: Emitter, area: Area, where: tuple[str, str, str]) -> None:
-        """Write the sums of a unit to where results belong; arguments as for `_emit_first_sums`."""
-        output, outputs, sums = where
-        goal, stride = self._goal(function, area.row, output), function.multiply("%outputs", self.size)
-        with function.loop(0, area.rows) as row:
-            line = function.at(goal, function.multiply(row, stride))
-            place = slot_of(function, sums, row, self.chunk * FLOAT_BYTES)
+    def _emit_results(self, function: Emitter, panel: PanelPiece, unit: tuple[str, str, str]) -> None:
+        """Write the sums of a unit to ``%y``; see `_emit_initial_sums` for the arguments."""
+        output, outputs, sums = unit
+        results = self._get_result_address(function, panel.row, output)
+        stride = function.mul("%outputs", self.activation_bytes)
+        with function.loop(0, panel.rows) as row:
+            result_row = function.gep(results, function.mul(row, stride))
+            sum_row = get_tile_row(function, sums, row, self.chunk * FLOAT_BYTES)
             with function.loop(0, outputs, STRIP) as first:
-                own = function.at(place, function.multiply(first, STRIP * FLOAT_BYTES))
-                some = function.load(FLOATS, own, CACHE_LINE_BYTES)
-                aim = function.at(line, function.multiply(first, self.size))
-                write_first(function, self.element, STRIP, some, aim, function.integer("sub", outputs, first))
+                address = function.gep(sum_row, function.mul(first, STRIP * FLOAT_BYTES))
+                totals = function.load(FLOATS, address, CACHE_LINE_BYTES)
+                target = function.gep(result_row, function.mul(first, self.activation_bytes))
+                left = function.int_op("sub", outputs, first)
+                store_first_floats(function, self.activation_type, STRIP, totals, target, left)
 
-    def _goal(self, function: Emitter, row: str, output: str) -> str:
-        """Where the result of a row and an output belongs."""
-        place = function.add(function.multiply(row, "%outputs"), output)
-        return function.at("%y", function.multiply(place, self.size))
-
-
-def slot_of(function: Emitter, tiles: str, row: str, size: int) -> str:
-    """Where a row's line in the first tile is, of tiles that hold so many bytes of each row, sixteen rows each."""
-    tile, inner = function.integer("sdiv", row, STRIP), function.integer("srem", row, STRIP)
-    line = function.at(tiles, function.multiply(tile, STRIP * size))
-    return function.at(line, function.multiply(inner, CACHE_LINE_BYTES))
+    def _get_result_address(self, function: Emitter, row: str, output: str) -> str:
+        index = function.add(function.mul(row, "%outputs"), output)
+        return function.gep("%y", function.mul(index, self.activation_bytes))
 
 
-def rounded_up(function: Emitter, count: str, step: int) -> str:
-    """A number rounded up to whole steps."""
-    return function.multiply(function.integer("sdiv", function.add(count, step - 1), step), step)
+def get_tile_row(function: Emitter, tiles: str, row: str, row_bytes: int) -> str:
+    """Return the address of a row in the first of its tiles.
+
+    Args:
+        function: The function under construction.
+        tiles: Address of tiles of sixteen rows each.
+        row: Number of the row.
+        row_bytes: Bytes of a row in all of its tiles.
+    """
+    tile, inner = function.int_op("sdiv", row, STRIP), function.int_op("srem", row, STRIP)
+    first = function.gep(tiles, function.mul(tile, STRIP * row_bytes))
+    return function.gep(first, function.mul(inner, CACHE_LINE_BYTES))
+
+
+def round_up(function: Emitter, count: str, step: int) -> str:
+    """Round a number up to a multiple of `step`."""
+    return function.mul(function.int_op("sdiv", function.add(count, step - 1), step), step)

@@ -1,8 +1,8 @@
-"""Sixteen outputs at a time, by a processor that multiplies whole tiles of bfloat16 (Intel's AMX).
+"""Column tiles times panels of activations with AMX.
 
-A tile of weights has sixteen outputs and 32 inputs, any that one of the outputs keeps. Activations of these inputs are
-put together beside it, two inputs of a row side by side, as the processor wants them. Of float32 it has sixteen inputs,
-for the two halves of an activation lie side by side.
+A tile of weights has sixteen outputs and 32 inputs, which at least one of the outputs keeps. The activations of these
+inputs are gathered into tiles in AMX's layout, two inputs of a row side by side. For float32 a tile has sixteen inputs,
+because the two bfloat16 of an activation lie side by side.
 """
 
 from __future__ import annotations
@@ -14,178 +14,187 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.amx.instructions import TILE_BYTES, TILES, emit_configuration, emit_product, emit_tile
+from secateur.runtime.kernels.amx.instructions import (
+    TILE_BYTES,
+    TILES,
+    emit_tile_config,
+    emit_tile_load,
+    emit_tile_product,
+    emit_tile_store,
+)
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
-from secateur.runtime.kernels.codegen.kernel import Kernel, begun
-from secateur.runtime.kernels.codegen.panel import Access
-from secateur.runtime.kernels.codegen.row_panel import RowPanel, zipped
-from secateur.runtime.kernels.codegen.vectors import spread
+from secateur.runtime.kernels.codegen.kernel import Kernel, start_kernel
+from secateur.runtime.kernels.codegen.panel import PanelAccess
+from secateur.runtime.kernels.codegen.row_panel import RowPanel, interleave_features
+from secateur.runtime.kernels.codegen.vectors import broadcast_float
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES, STRIP
 from secateur.runtime.kernels.formats.column_tiles import TILE_INPUTS
 
-__all__ = ["BrainTileKernel", "HalfTileKernel"]
+__all__ = ["Bfloat16ColumnTileKernel", "Float32ColumnTileKernel"]
 
 WEIGHTS, ACTIVATIONS = 4, 5
-"""Numbers of the first tiles that are multiplied; before them are the sums, one for each vector of rows."""
+"""First tile registers of weights and activations; the registers before them hold sums, one per vector of rows."""
 
 
-class TileKernel(Kernel):
-    """See `Tiled` for how weights lie. A unit is some strips, whose results are written one after another.
+class ColumnTileKernel(Kernel):
+    """Base of kernels for `ColumnTileFormat`, whose unit is one or more strips.
 
     Attributes:
-        index: LLVM's type of a column.
-        panel: How activations are packed: two or four vectors of sixteen rows.
-        inputs: Of a tile.
-        grouped: Strips of a unit.
+        index_type: LLVM type of columns.
+        panel: The panel: two or four vectors of sixteen rows.
+        tile_inputs: Inputs of a tile.
+        strips_per_unit: Strips whose results are written one after another.
     """
 
-    index: str
+    index_type: str
     panel: RowPanel
-    inputs: ClassVar[int]
-    grouped: ClassVar[int]
+    tile_inputs: ClassVar[int]
+    strips_per_unit: ClassVar[int]
 
     @property
     def width(self) -> int:
         """See `Kernel.width`."""
         return self.panel.width
 
-    def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: the panel's, and a tile's activations and weights."""
-        return self.panel.scratch_bytes(inputs) + (self.panel.vectors + 2) * TILE_BYTES
+    def get_scratch_bytes(self, inputs: int) -> int:
+        """See `Kernel.get_scratch_bytes`: the panel, and the activations and weights of a tile."""
+        return self.panel.get_scratch_bytes(inputs) + (self.panel.vectors + 2) * TILE_BYTES
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.costs`: tiles, and a little for each strip."""
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """See `Kernel.get_cumulative_costs`: tiles, plus one per strip."""
         total = len(starts) - 1
-        ends = np.minimum(np.arange(0, total + self.grouped, self.grouped), total)
+        ends = np.minimum(np.arange(0, total + self.strips_per_unit, self.strips_per_unit), total)
         return starts[ends] + ends
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = begun()
-        access = self.panel.access(function, STRIP, self.panel.element)
-        sums = function.variable(f"[{self.grouped * STRIP * self.panel.width} x float]")
-        emit_configuration(function)
-        together = self.grouped * STRIP
-        units = function.integer("sdiv", function.add("%outputs", together - 1), together)
-        with access.emit_runs(units) as bounds, function.loop(*bounds) as unit:
-            first = function.multiply(unit, together)
-            left = function.smaller(function.integer("sub", "%outputs", first), together)
-            access.emit_prefetch(first, left)
+        function = start_kernel()
+        access = self.panel.create_access(function, STRIP, self.panel.activation_type)
+        sums = function.alloca(f"[{self.strips_per_unit * STRIP * self.panel.width} x float]")
+        emit_tile_config(function)
+        unit_outputs = self.strips_per_unit * STRIP
+        units = function.int_op("sdiv", function.add("%outputs", unit_outputs - 1), unit_outputs)
+        with access.emit_panel_loop(units) as bounds, function.loop(*bounds) as unit:
+            first = function.mul(unit, unit_outputs)
+            left = function.smin(function.int_op("sub", "%outputs", first), unit_outputs)
+            access.emit_result_prefetch(first, left)
             with function.loop(0, left, STRIP) as output:
-                own = function.at(sums, function.multiply(output, access.feature_bytes))
-                self._emit_strip(access, function.add(first, output), own)
+                strip_sums = function.gep(sums, function.mul(output, access.feature_bytes))
+                self._emit_strip(access, function.add(first, output), strip_sums)
             access.emit_results(sums, first, left)
-        function.do("llvm.x86.tilerelease", [])
+        function.call_void("llvm.x86.tilerelease", [])
         return function
 
-    def _emit_strip(self, access: Access, first: str, sums: str) -> None:
-        """Sixteen outputs from the first on."""
+    def _emit_strip(self, access: PanelAccess, first: str, sums: str) -> None:
+        """Multiply the strip of sixteen outputs that starts at `first`."""
         function, size = access.function, access.vector_bytes
-        last = function.integer("sub", "%outputs", 1)
+        last = function.int_op("sub", "%outputs", 1)
         with function.loop(0, STRIP) as output:
-            bias = spread(function, "%bias", function.smaller(function.add(first, output), last), access.lanes)
-            place = function.at(sums, function.multiply(output, access.feature_bytes))
+            channel = function.smin(function.add(first, output), last)
+            bias = broadcast_float(function, "%bias", channel, access.lanes)
+            address = function.gep(sums, function.mul(output, access.feature_bytes))
             for number in range(access.vectors):
-                function.store(access.kind, bias, function.at(place, number * size), size)
+                function.store(access.kind, bias, function.gep(address, number * size), size)
         for number in range(access.vectors):
-            emit_tile(function, "tileloadd64", number, function.at(sums, number * size), access.feature_bytes)
-        place = function.at("%starts", function.multiply(function.integer("sdiv", first, STRIP), 8))
-        start, stop = function.load("i64", place), function.load("i64", function.at(place, 8))
+            emit_tile_load(function, number, function.gep(sums, number * size), access.feature_bytes)
+        address = function.gep("%starts", function.mul(function.int_op("sdiv", first, STRIP), 8))
+        start, stop = function.load("i64", address), function.load("i64", function.gep(address, 8))
         with function.loop(start, stop) as tile:
             self.emit_products(access, tile)
         for number in range(access.vectors):
-            emit_tile(function, "tilestored64", number, function.at(sums, number * size), access.feature_bytes)
+            emit_tile_store(function, number, function.gep(sums, number * size), access.feature_bytes)
 
     @abstractmethod
-    def emit_products(self, access: Access, tile: str) -> None:
-        """Add a tile's products to the sums."""
+    def emit_products(self, access: PanelAccess, tile: str) -> None:
+        """Add the products of a tile to the sums."""
 
-    def columns(self, access: Access, tile: str) -> list[str]:
-        """Where the activations of a tile's inputs are."""
-        function, base, size = access.function, access.base("0"), int(self.index[1:]) // 8
-        first = function.at("%columns", function.multiply(tile, self.inputs * size))
-        numbers = (function.index(self.index, function.at(first, line * size)) for line in range(self.inputs))
-        return [access.place(base, number) for number in numbers]
+    def get_activations(self, access: PanelAccess, tile: str) -> list[str]:
+        """Return the addresses of the packed activations of a tile's inputs."""
+        function, base, size = access.function, access.get_base("0"), int(self.index_type[1:]) // 8
+        columns = function.gep("%columns", function.mul(tile, self.tile_inputs * size))
+        addresses = []
+        for number in range(self.tile_inputs):
+            column = function.load_index(self.index_type, function.gep(columns, number * size))
+            addresses.append(access.get_address(base, column))
+        return addresses
 
 
 @dataclass(frozen=True, slots=True)
-class BrainTileKernel(TileKernel):
-    """For weights and activations of bfloat16."""
+class Bfloat16ColumnTileKernel(ColumnTileKernel):
+    """Multiplies bfloat16 weights by bfloat16 activations."""
 
-    index: str
+    index_type: str
     panel: RowPanel
-    inputs: ClassVar[int] = TILE_INPUTS
-    grouped: ClassVar[int] = 1
+    tile_inputs: ClassVar[int] = TILE_INPUTS
+    strips_per_unit: ClassVar[int] = 1
 
-    def emit_products(self, access: Access, tile: str) -> None:
-        """See `TileKernel.emit_products`."""
+    def emit_products(self, access: PanelAccess, tile: str) -> None:
+        """See `ColumnTileKernel.emit_products`."""
         function = access.function
-        self._emit_gathering(access, tile)
-        weights = function.at("%values", function.multiply(tile, TILE_BYTES))
-        emit_tile(function, "tileloadd64", WEIGHTS, weights, CACHE_LINE_BYTES)
+        self._emit_activation_tiles(access, tile)
+        weights = function.gep("%values", function.mul(tile, TILE_BYTES))
+        emit_tile_load(function, WEIGHTS, weights, CACHE_LINE_BYTES)
         for number in range(access.vectors):
-            own = ACTIVATIONS + number % (TILES - ACTIVATIONS)
-            emit_tile(function, "tileloadd64", own, function.at(access.room, number * TILE_BYTES), CACHE_LINE_BYTES)
-            emit_product(function, number, WEIGHTS, own)
+            register = ACTIVATIONS + number % (TILES - ACTIVATIONS)
+            source = function.gep(access.free_scratch, number * TILE_BYTES)
+            emit_tile_load(function, register, source, CACHE_LINE_BYTES)
+            emit_tile_product(function, number, WEIGHTS, register)
 
-    def _emit_gathering(self, access: Access, tile: str) -> None:
-        """Put the activations of a tile's inputs together, two inputs in each line."""
-        function, kind, places = access.function, vector("bfloat", 2 * access.lanes), self.columns(access, tile)
+    def _emit_activation_tiles(self, access: PanelAccess, tile: str) -> None:
+        """Gather the activations of a tile's inputs, two inputs per row of a tile."""
+        function, kind = access.function, vector("bfloat", 2 * access.lanes)
+        inputs = self.get_activations(access, tile)
         for line in range(TILE_INPUTS // 2):
             for number in range(0, access.vectors, 2):
                 left, right = (
-                    function.load(kind, function.at(place, number // 2 * CACHE_LINE_BYTES), CACHE_LINE_BYTES)
-                    for place in places[2 * line : 2 * line + 2]
+                    function.load(kind, function.gep(address, number // 2 * CACHE_LINE_BYTES), CACHE_LINE_BYTES)
+                    for address in inputs[2 * line : 2 * line + 2]
                 )
-                for half, both in enumerate(zipped(function, left, right, access.lanes)):
-                    goal = function.at(access.room, (number + half) * TILE_BYTES + line * CACHE_LINE_BYTES)
-                    function.store(kind, both, goal, CACHE_LINE_BYTES)
+                for half, pairs in enumerate(interleave_features(function, left, right, access.lanes)):
+                    offset = (number + half) * TILE_BYTES + line * CACHE_LINE_BYTES
+                    function.store(kind, pairs, function.gep(access.free_scratch, offset), CACHE_LINE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
-class HalfTileKernel(TileKernel):
-    """For weights and activations of float32, each as two halves of bfloat16.
+class Float32ColumnTileKernel(ColumnTileKernel):
+    """Multiplies float32 weights by float32 activations, each split into two bfloat16.
 
-    Two strips beside each other are up to 1.4 times as fast as one, at 90 % of zeros; of bfloat16 they gain nothing.
+    Two strips per unit are up to 1.4 times as fast as one, at 90 % sparsity; with bfloat16 they gain nothing.
     """
 
-    index: str
+    index_type: str
     panel: RowPanel
-    inputs: ClassVar[int] = TILE_INPUTS // 2
-    grouped: ClassVar[int] = 2
+    tile_inputs: ClassVar[int] = TILE_INPUTS // 2
+    strips_per_unit: ClassVar[int] = 2
 
-    def emit_products(self, access: Access, tile: str) -> None:
-        """See `TileKernel.emit_products`."""
+    def emit_products(self, access: PanelAccess, tile: str) -> None:
+        """See `ColumnTileKernel.emit_products`."""
         function, kind = access.function, vector("i32", STRIP)
-        weights = function.at(access.room, access.vectors * TILE_BYTES)
-        self._emit_halves(access, tile, weights)
-        for line, place in enumerate(self.columns(access, tile)):
+        weights = function.gep(access.free_scratch, access.vectors * TILE_BYTES)
+        self._emit_weight_tiles(access, tile, weights)
+        for line, address in enumerate(self.get_activations(access, tile)):
             for number in range(access.vectors):
-                some = function.load(kind, function.at(place, number * CACHE_LINE_BYTES), CACHE_LINE_BYTES)
-                function.store(
-                    kind,
-                    some,
-                    function.at(access.room, number * TILE_BYTES + line * CACHE_LINE_BYTES),
-                    CACHE_LINE_BYTES,
-                )
+                values = function.load(kind, function.gep(address, number * CACHE_LINE_BYTES), CACHE_LINE_BYTES)
+                target = function.gep(access.free_scratch, number * TILE_BYTES + line * CACHE_LINE_BYTES)
+                function.store(kind, values, target, CACHE_LINE_BYTES)
         for half in range(2):
-            emit_tile(
-                function, "tileloadd64", WEIGHTS + half, function.at(weights, half * TILE_BYTES), CACHE_LINE_BYTES
-            )
+            emit_tile_load(function, WEIGHTS + half, function.gep(weights, half * TILE_BYTES), CACHE_LINE_BYTES)
         for number in range(access.vectors):
-            own = WEIGHTS + 2 + number % 2
-            emit_tile(function, "tileloadd64", own, function.at(access.room, number * TILE_BYTES), CACHE_LINE_BYTES)
+            register = WEIGHTS + 2 + number % 2
+            source = function.gep(access.free_scratch, number * TILE_BYTES)
+            emit_tile_load(function, register, source, CACHE_LINE_BYTES)
             for half in range(2):
-                emit_product(function, number, WEIGHTS + half, own)
+                emit_tile_product(function, number, WEIGHTS + half, register)
 
-    def _emit_halves(self, access: Access, tile: str, goal: str) -> None:
-        """Each half of a weight twice, beside each other: one for each half of an activation."""
+    def _emit_weight_tiles(self, access: PanelAccess, tile: str, target: str) -> None:
+        """Write a tile of high and a tile of low parts, each part twice: once for each part of an activation."""
         function, kind = access.function, vector("i16", 2 * STRIP)
-        source = function.at("%values", function.multiply(tile, TILE_BYTES))
+        source = function.gep("%values", function.mul(tile, TILE_BYTES))
         for line in range(STRIP):
-            both = function.load(kind, function.at(source, line * CACHE_LINE_BYTES), CACHE_LINE_BYTES)
+            parts = function.load(kind, function.gep(source, line * CACHE_LINE_BYTES), CACHE_LINE_BYTES)
             for half in range(2):
-                twice = function.shuffle(kind, both, "poison", [2 * (lane // 2) + half for lane in range(2 * STRIP)])
-                function.store(
-                    kind, twice, function.at(goal, half * TILE_BYTES + line * CACHE_LINE_BYTES), CACHE_LINE_BYTES
+                repeated = function.shuffle(
+                    kind, parts, "poison", [2 * (lane // 2) + half for lane in range(2 * STRIP)]
                 )
+                offset = half * TILE_BYTES + line * CACHE_LINE_BYTES
+                function.store(kind, repeated, function.gep(target, offset), CACHE_LINE_BYTES)

@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from secateur.runtime.kernels.block.panel import BlockPanelKernel
+from secateur.runtime.kernels.block.small_batch import BlockSmallBatchKernel
+
+__all__ = ["BlockPanelKernel", "BlockSmallBatchKernel"]

@@ -8,159 +8,166 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.codegen.emitter import Emitter
-from secateur.runtime.kernels.codegen.kernel import Kernel, begun
-from secateur.runtime.kernels.codegen.panel import Access, Panel
-from secateur.runtime.kernels.codegen.vectors import AHEAD, FLOAT_BYTES, SIZES, expanded, first_sum
+from secateur.runtime.kernels.codegen.kernel import Kernel, start_kernel
+from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.vectors import (
+    FLOAT_BYTES,
+    PREFETCH_BYTES,
+    TYPE_BYTES,
+    load_initial_sum,
+    widen_weights,
+)
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES
-from secateur.runtime.kernels.formats.block import FOLLOWING
+from secateur.runtime.kernels.formats.block import PREFETCH_BLOCKS
 
-__all__ = ["BlockKernel"]
+__all__ = ["BlockPanelKernel"]
 
-LINE = 16
+LINE_FLOATS = CACHE_LINE_BYTES // FLOAT_BYTES
 """Floats of a cache line."""
 
-HIGH = 8
-"""Outputs of a high block."""
+TALL_BLOCK = 8
+"""Outputs from which a block counts as tall."""
 
 
 @dataclass(frozen=True, slots=True)
-class BlockKernel(Kernel):
-    """Whose units are groups of rows of blocks.
+class BlockPanelKernel(Kernel):
+    """Multiplies blocks by panels; its unit is a few rows of blocks.
 
     Attributes:
         rows: N, outputs of a block.
         cols: M, inputs of a block.
-        index: LLVM's type of a block's number within its row.
-        panel: How activations are packed.
-        tile: Outputs that are computed together; at most N.
-        stored: LLVM's type of the weights.
+        index_type: LLVM type of a block's position in its row.
+        panel: The panel.
+        tile: Outputs that are computed together in registers, at most N.
+        weight_type: LLVM type of the weights.
     """
 
     rows: int
     cols: int
-    index: str
+    index_type: str
     panel: Panel
     tile: int
-    stored: str = "float"
+    weight_type: str = "float"
 
     @property
-    def written(self) -> int:
-        """Outputs that are turned and written together, a line of the cache at best."""
-        return max(1, LINE // self.rows) * self.rows
+    def outputs_per_write(self) -> int:
+        """Outputs that are transposed and written together, ideally a cache line."""
+        return max(1, LINE_FLOATS // self.rows) * self.rows
 
     @property
-    def grouped(self) -> int:
-        """Rows of blocks whose results are written one after another.
+    def rows_per_unit(self) -> int:
+        """Rows of blocks of a unit, whose results are written one after another.
 
-        Two lines of the cache for low blocks: their panels are wide, and rows of results far from each other come
-        from memory at half the price in pairs. Higher blocks gain nothing by it.
+        Two cache lines for low blocks: their panels are wide, and result rows far from each other cost half as much in
+        pairs of lines. Taller blocks gain nothing from it.
         """
-        return max(1, (2 if self.rows < HIGH else 1) * LINE // self.written) * self.written // self.rows
+        lines = 2 if self.rows < TALL_BLOCK else 1
+        return max(1, lines * LINE_FLOATS // self.outputs_per_write) * self.outputs_per_write // self.rows
 
     @property
     def width(self) -> int:
         """See `Kernel.width`."""
         return self.panel.width
 
-    def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: the panel's, and a row of blocks as floats."""
-        return self.panel.scratch_bytes(inputs) + (self.stored != "float") * inputs * self.rows * FLOAT_BYTES
+    def get_scratch_bytes(self, inputs: int) -> int:
+        """See `Kernel.get_scratch_bytes`: the panel, and a row of blocks as floats."""
+        floats = (self.weight_type != "float") * inputs * self.rows * FLOAT_BYTES
+        return self.panel.get_scratch_bytes(inputs) + floats
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.costs`: blocks, and a little for each row of them."""
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """See `Kernel.get_cumulative_costs`: blocks, plus one per unit."""
         total = len(starts) - 1
-        ends = np.minimum(np.arange(0, total + self.grouped, self.grouped), total)
+        ends = np.minimum(np.arange(0, total + self.rows_per_unit, self.rows_per_unit), total)
         return starts[ends] + ends
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = begun()
-        access = self.panel.access(function, self.written, self.stored)
-        kept = (
-            self.grouped * self.rows * self.panel.width + self.panel.lanes
-        )  # A vector of the last pixels ends behind it.
-        memory = function.variable(f"[{kept} x float]")
-        block_rows = function.integer("sdiv", "%outputs", self.rows)
-        groups = function.integer("sdiv", function.add(block_rows, self.grouped - 1), self.grouped)
-        with access.emit_runs(groups) as bounds, function.loop(*bounds) as group:
-            begin = function.multiply(group, self.grouped)
-            end = function.smaller(function.add(begin, self.grouped), block_rows)
-            first = function.multiply(begin, self.rows)
-            outputs = function.multiply(function.integer("sub", end, begin), self.rows)
-            access.emit_prefetch(first, outputs)
+        function = start_kernel()
+        access = self.panel.create_access(function, self.outputs_per_write, self.weight_type)
+        # One more vector, because the last pixels of an image may be written past the end.
+        sum_floats = self.rows_per_unit * self.rows * self.panel.width + self.panel.lanes
+        memory = function.alloca(f"[{sum_floats} x float]")
+        block_rows = function.int_op("sdiv", "%outputs", self.rows)
+        units = function.int_op("sdiv", function.add(block_rows, self.rows_per_unit - 1), self.rows_per_unit)
+        with access.emit_panel_loop(units) as bounds, function.loop(*bounds) as unit:
+            begin = function.mul(unit, self.rows_per_unit)
+            end = function.smin(function.add(begin, self.rows_per_unit), block_rows)
+            first = function.mul(begin, self.rows)
+            outputs = function.mul(function.int_op("sub", end, begin), self.rows)
+            access.emit_result_prefetch(first, outputs)
             with function.loop(begin, end) as block_row:
-                slot = function.multiply(function.integer("sub", block_row, begin), self.rows)
+                slot = function.mul(function.int_op("sub", block_row, begin), self.rows)
                 self._emit_row(access, block_row, (memory, slot))
             access.emit_results(memory, first, outputs)
         return function
 
-    def _emit_row(self, access: Access, block_row: str, where: tuple[str, str]) -> None:
-        """One row of blocks, whose results are kept from a slot of memory on."""
-        function, (memory, slot) = access.function, where
-        place = function.at("%starts", function.multiply(block_row, 8))
-        bounds = function.load("i64", place), function.load("i64", function.at(place, 8))
-        output = function.multiply(block_row, self.rows)
+    def _emit_row(self, access: PanelAccess, block_row: str, target: tuple[str, str]) -> None:
+        """Multiply a row of blocks; `target`: address of the sums, and the number of the row's first output there."""
+        function, (memory, slot) = access.function, target
+        address = function.gep("%starts", function.mul(block_row, 8))
+        bounds = function.load("i64", address), function.load("i64", function.gep(address, 8))
+        output = function.mul(block_row, self.rows)
         size = self.rows * self.cols
-        floats = expanded(function, self.stored, self._times(function, bounds, size), access.room)
-        whole = self.rows // self.tile * self.tile
-        tiles = [(self.tile, 0, whole)] + [(self.rows - whole, whole, self.rows)] * (whole < self.rows)
+        weight_bounds = function.mul(bounds[0], size), function.mul(bounds[1], size)
+        floats = widen_weights(function, self.weight_type, weight_bounds, access.free_scratch)
+        full_tiles = self.rows // self.tile * self.tile
+        tiles = [(self.tile, 0, full_tiles)]
+        tiles += [(self.rows - full_tiles, full_tiles, self.rows)] * (full_tiles < self.rows)
         for tile, first, last in tiles:
             with function.loop(first, last, tile) as inner:
-                sums = self._sums(access, tile, function.add(output, inner))
-                weights = function.at(floats, function.multiply(inner, FLOAT_BYTES))
+                sums = self._create_sums(access, tile, function.add(output, inner))
+                weights = function.gep(floats, function.mul(inner, FLOAT_BYTES))
                 with function.loop(*bounds) as block:
                     self._emit_block(access, sums, block, weights)
-                access.emit_keeping(memory, sums, function.add(slot, inner))
+                access.store_sums(memory, sums, function.add(slot, inner))
 
-    def _sums(self, access: Access, tile: int, channel: str) -> list[list[str]]:
-        """Variables for the sums, of which each begins with its channel's bias: by outputs, then by vectors."""
+    def _create_sums(self, access: PanelAccess, tile: int, channel: str) -> list[list[str]]:
+        """Create variables for the sums, initialized with the bias of their channel, by outputs and then vectors."""
         function, sums = access.function, []
         for output in range(tile):
-            first = first_sum(function, self.stored, function.add(channel, output), access.lanes)
-            sums.append([function.variable(access.kind, first) for _ in range(access.vectors)])
+            initial = load_initial_sum(function, self.weight_type, function.add(channel, output), access.lanes)
+            sums.append([function.alloca(access.kind, initial) for _ in range(access.vectors)])
         return sums
 
-    def _times(self, function: Emitter, bounds: tuple[str, str], size: int) -> tuple[str, str]:
-        return function.multiply(bounds[0], size), function.multiply(bounds[1], size)
-
-    def _emit_block(self, access: Access, sums: list[list[str]], block: str, weights: str) -> None:
+    def _emit_block(self, access: PanelAccess, sums: list[list[str]], block: str, weights: str) -> None:
         function = access.function
-        features = self._features(access, block)
-        if self.rows < HIGH:
-            self._emit_prefetch(access, block)
+        features = self._get_feature_base(access, block)
+        if self.rows < TALL_BLOCK:
+            self._emit_activation_prefetch(access, block)
         size = self.rows * self.cols
-        stored = function.at("%values", function.multiply(block, size * SIZES[self.stored]))
-        for line in range(0, size * SIZES[self.stored], CACHE_LINE_BYTES):
-            function.prefetch(function.at(stored, AHEAD + line), level=2)
-        first = function.at(weights, function.multiply(block, size * FLOAT_BYTES))
-        step = next(count for count in (4, 3, 2, 1) if self.cols % count == 0)
-        if step == self.cols:
-            for offset in range(step):
+        stored = function.gep("%values", function.mul(block, size * TYPE_BYTES[self.weight_type]))
+        for line in range(0, size * TYPE_BYTES[self.weight_type], CACHE_LINE_BYTES):
+            function.prefetch(function.gep(stored, PREFETCH_BYTES + line), level=2)
+        first = function.gep(weights, function.mul(block, size * FLOAT_BYTES))
+        unroll = next(count for count in (4, 3, 2, 1) if self.cols % count == 0)
+        if unroll == self.cols:
+            for offset in range(unroll):
                 self._emit_column(access, sums, features, (first, str(offset)))
             return
-        with function.loop(0, self.cols, step) as column:
-            for offset in range(step):
+        with function.loop(0, self.cols, unroll) as column:
+            for offset in range(unroll):
                 self._emit_column(access, sums, features, (first, function.add(column, offset)))
 
-    def _features(self, access: Access, block: str) -> str:
-        """The base of a block's features."""
-        function, bytes_of_index = access.function, int(self.index[1:]) // 8
-        number = function.index(self.index, function.at("%columns", function.multiply(block, bytes_of_index)))
-        return access.base(function.multiply(number, self.cols))
+    def _get_feature_base(self, access: PanelAccess, block: str) -> str:
+        """Return the base of a block's features; see `PanelAccess.get_base`."""
+        function, index_bytes = access.function, int(self.index_type[1:]) // 8
+        index = function.load_index(self.index_type, function.gep("%columns", function.mul(block, index_bytes)))
+        return access.get_base(function.mul(index, self.cols))
 
-    def _emit_prefetch(self, access: Access, block: str) -> None:
-        """Ask for the activations of a block that comes soon; its column is there for the last blocks too."""
+    def _emit_activation_prefetch(self, access: PanelAccess, block: str) -> None:
+        """Prefetch the activations of a later block; `BlockFormat.columns` is padded for the last ones."""
         function = access.function
-        features = access.place(self._features(access, function.add(block, FOLLOWING)), "0")
+        base = self._get_feature_base(access, function.add(block, PREFETCH_BLOCKS))
+        features = access.get_address(base, "0")
         for line in range(0, access.feature_bytes, CACHE_LINE_BYTES):
-            function.prefetch(function.at(features, line))
+            function.prefetch(function.gep(features, line))
 
-    def _emit_column(self, access: Access, sums: list[list[str]], features: str, weight: tuple[str, str]) -> None:
+    def _emit_column(self, access: PanelAccess, sums: list[list[str]], features: str, weight: tuple[str, str]) -> None:
         function, lanes, (first, column) = access.function, access.lanes, weight
-        inputs = access.loaded(access.place(features, column))
-        numbers = function.at(first, function.multiply(column, self.rows * FLOAT_BYTES))
+        activations = access.load_activations(access.get_address(features, column))
+        weights = function.gep(first, function.mul(column, self.rows * FLOAT_BYTES))
         for output, totals in enumerate(sums):
-            value = function.load("float", function.at(numbers, output * FLOAT_BYTES), FLOAT_BYTES)
+            value = function.load("float", function.gep(weights, output * FLOAT_BYTES), FLOAT_BYTES)
             splat = function.splat("float", lanes, value)
-            for total, some in zip(totals, inputs, strict=True):
-                function.put(access.kind, function.fused(lanes, splat, some, function.get(access.kind, total)), total)
+            for total, vector in zip(totals, activations, strict=True):
+                function.accumulate(lanes, splat, vector, total)

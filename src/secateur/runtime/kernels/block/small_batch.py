@@ -1,4 +1,4 @@
-"""Blocks of N outputs × M inputs times a few rows of the batch: bound by the bytes of the weight."""
+"""Blocks of N outputs × M inputs times a small batch: bound by the bytes of the weight."""
 
 from __future__ import annotations
 
@@ -10,61 +10,68 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
-from secateur.runtime.kernels.codegen.kernel import FewRowsKernel, begun
-from secateur.runtime.kernels.codegen.vectors import AHEAD, FLOAT_BYTES, SIZES, folded, read_floats, write_floats
+from secateur.runtime.kernels.codegen.kernel import SmallBatchKernel, start_kernel
+from secateur.runtime.kernels.codegen.vectors import (
+    FLOAT_BYTES,
+    PREFETCH_BYTES,
+    TYPE_BYTES,
+    load_floats,
+    reduce_lanes,
+    store_floats,
+)
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES
 
-__all__ = ["DirectKernel"]
+__all__ = ["BlockSmallBatchKernel"]
 
-CHAINS = 8
-"""Sums that are added to in turns, so that none waits for the one before it."""
+ACCUMULATORS = 8
+"""Independent sums, which hide the latency of FMAs."""
 
 
 @dataclass(frozen=True, slots=True)
-class DirectKernel(FewRowsKernel):
-    """Which reads activations where they are, and whose units are rows of blocks.
+class BlockSmallBatchKernel(SmallBatchKernel):
+    """Multiplies blocks by activations in place; its unit is a row of blocks.
 
-    Lanes are the outputs of a block, or its inputs if it has one output.
+    Vector lanes are the outputs of a block, or its inputs if it has a single output.
 
     Attributes:
         rows: N, outputs of a block.
         cols: M, inputs of a block.
-        index: LLVM's type of a block's number within its row.
-        element: LLVM's type of activations.
-        batch: Rows of the batch.
-        lanes: Floats of the processor's widest vector.
-        stored: LLVM's type of the weights.
+        index_type: LLVM type of a block's position in its row.
+        activation_type: LLVM type of activations.
+        batch: Batch rows.
+        lanes: Floats of the widest vector of the processor.
+        weight_type: LLVM type of the weights.
     """
 
     rows: int
     cols: int
-    index: str
-    element: str
+    index_type: str
+    activation_type: str
     batch: int
     lanes: int
-    stored: str = "float"
+    weight_type: str = "float"
 
     @property
-    def size(self) -> int:
+    def activation_bytes(self) -> int:
         """Bytes of an activation."""
-        return SIZES[self.element]
+        return TYPE_BYTES[self.activation_type]
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.costs`: blocks, and a little for each row of them."""
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """See `Kernel.get_cumulative_costs`: blocks, plus one per row of blocks."""
         return starts + np.arange(len(starts))
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = begun()
+        function = start_kernel()
         with function.loop("%begin", "%end") as block_row:
-            place = function.at("%starts", function.multiply(block_row, 8))
-            bounds = function.load("i64", place), function.load("i64", function.at(place, 8))
-            for first, lanes in self._pieces():
-                self._emit_piece(function, (first, lanes), bounds, function.multiply(block_row, self.rows))
+            address = function.gep("%starts", function.mul(block_row, 8))
+            bounds = function.load("i64", address), function.load("i64", function.gep(address, 8))
+            for first, lanes in self._split_outputs():
+                self._emit_outputs(function, (first, lanes), bounds, function.mul(block_row, self.rows))
         return function
 
-    def _pieces(self) -> Iterator[tuple[int, int]]:
-        """Where each vector of a column's outputs begins, and its lanes."""
+    def _split_outputs(self) -> Iterator[tuple[int, int]]:
+        """Split the outputs of a block into vectors; yields the first output and the lanes of each."""
         if self.rows == 1:
             yield 0, math.gcd(self.lanes, self.cols)
             return
@@ -75,77 +82,77 @@ class DirectKernel(FewRowsKernel):
             yield first, lanes
             first += lanes
 
-    def _emit_piece(self, function: Emitter, piece: tuple[int, int], bounds: tuple[str, str], output: str) -> None:
-        kind = vector("float", piece[1])
-        unroll = 1 << (CHAINS // self.batch).bit_length() - 1
-        sums = [[function.variable(kind, "zeroinitializer") for _ in range(self.batch)] for _ in range(unroll)]
+    def _emit_outputs(self, function: Emitter, part: tuple[int, int], bounds: tuple[str, str], output: str) -> None:
+        """Compute one vector of outputs; `part`: its first output in the block, and its lanes."""
+        kind = vector("float", part[1])
+        unroll = 1 << (ACCUMULATORS // self.batch).bit_length() - 1
+        sums = [[function.alloca(kind, "zeroinitializer") for _ in range(self.batch)] for _ in range(unroll)]
         start, stop = bounds
-        count = function.integer("sub", stop, start)
-        rounds = function.integer("and", count, -unroll)
-        middle = function.add(start, rounds)
+        count = function.int_op("sub", stop, start)
+        unrolled = function.int_op("and", count, -unroll)
+        middle = function.add(start, unrolled)
         with function.loop(start, middle, unroll) as block:
-            self._emit_prefetch(function, block, unroll)
-            for number, chain in enumerate(sums):
-                self._emit_block(function, chain, function.add(block, number), piece)
+            self._emit_weight_prefetch(function, block, unroll)
+            for number, totals in enumerate(sums):
+                self._emit_block(function, totals, function.add(block, number), part)
         with function.loop(middle, stop) as block:
-            self._emit_block(function, sums[0], block, piece)
-        self._emit_writing(function, sums, piece, output)
+            self._emit_block(function, sums[0], block, part)
+        self._emit_results(function, sums, part, output)
 
-    def _emit_prefetch(self, function: Emitter, block: str, count: int) -> None:
-        """Ask for the weights that come soon: the processor itself stops to do so at every page."""
-        size = self.rows * self.cols * SIZES[self.stored]
-        place = function.at("%values", function.multiply(block, size))
+    def _emit_weight_prefetch(self, function: Emitter, block: str, count: int) -> None:
+        size = self.rows * self.cols * TYPE_BYTES[self.weight_type]
+        address = function.gep("%values", function.mul(block, size))
         for line in range(0, size * count, CACHE_LINE_BYTES):
-            function.prefetch(function.at(place, AHEAD + line), level=2)
+            function.prefetch(function.gep(address, PREFETCH_BYTES + line), level=2)
 
-    def _emit_block(self, function: Emitter, chain: list[str], block: str, piece: tuple[int, int]) -> None:
-        bytes_of_index = int(self.index[1:]) // 8
-        number = function.index(self.index, function.at("%columns", function.multiply(block, bytes_of_index)))
-        features = function.at("%x", function.multiply(number, self.cols * self.size))
-        weights = function.at("%values", function.multiply(block, self.rows * self.cols * SIZES[self.stored]))
-        step = piece[1] if self.rows == 1 else 1
+    def _emit_block(self, function: Emitter, totals: list[str], block: str, part: tuple[int, int]) -> None:
+        index_bytes = int(self.index_type[1:]) // 8
+        index = function.load_index(self.index_type, function.gep("%columns", function.mul(block, index_bytes)))
+        features = function.gep("%x", function.mul(index, self.cols * self.activation_bytes))
+        block_bytes = self.rows * self.cols * TYPE_BYTES[self.weight_type]
+        weights = function.gep("%values", function.mul(block, block_bytes))
+        step = part[1] if self.rows == 1 else 1
         unroll = next(count for count in (4, 3, 2, 1) if self.cols // step % count == 0) * step
         if unroll == self.cols:
             for offset in range(0, self.cols, step):
-                self._emit_column(function, chain, (features, weights, str(offset)), piece)
+                self._emit_column(function, totals, (features, weights, str(offset)), part)
             return
         with function.loop(0, self.cols, unroll) as column:
             for offset in range(0, unroll, step):
-                self._emit_column(function, chain, (features, weights, function.add(column, offset)), piece)
+                self._emit_column(function, totals, (features, weights, function.add(column, offset)), part)
 
     def _emit_column(
-        self, function: Emitter, chain: list[str], where: tuple[str, str, str], piece: tuple[int, int]
+        self, function: Emitter, totals: list[str], operands: tuple[str, str, str], part: tuple[int, int]
     ) -> None:
-        (features, weights, column), (first, lanes) = where, piece
-        offset = function.add(function.multiply(column, self.rows), first)
-        values = read_floats(
-            function, self.stored, lanes, function.at(weights, function.multiply(offset, SIZES[self.stored]))
-        )
-        place = function.at(features, function.multiply(column, self.size))
-        kind = vector("float", lanes)
-        for row, total in enumerate(chain):
-            source = function.at(place, function.multiply("%inputs", row * self.size))
+        """Multiply a column of a block; `operands`: addresses of the block's features and weights, and the column."""
+        (features, weights, column), (first, lanes) = operands, part
+        offset = function.mul(function.add(function.mul(column, self.rows), first), TYPE_BYTES[self.weight_type])
+        values = load_floats(function, self.weight_type, lanes, function.gep(weights, offset))
+        feature = function.gep(features, function.mul(column, self.activation_bytes))
+        for row, total in enumerate(totals):
+            source = function.gep(feature, function.mul("%inputs", row * self.activation_bytes))
             if self.rows == 1:
-                some = read_floats(function, self.element, lanes, source)
+                activations = load_floats(function, self.activation_type, lanes, source)
             else:
-                number = read_floats(function, self.element, 1, source)
-                some = function.shuffle("<1 x float>", number, "poison", [0] * lanes)
-            function.put(kind, function.fused(lanes, values, some, function.get(kind, total)), total)
+                scalar = load_floats(function, self.activation_type, 1, source)
+                activations = function.shuffle("<1 x float>", scalar, "poison", [0] * lanes)
+            function.accumulate(lanes, values, activations, total)
 
-    def _emit_writing(self, function: Emitter, sums: list[list[str]], piece: tuple[int, int], output: str) -> None:
-        first, lanes = piece
+    def _emit_results(self, function: Emitter, sums: list[list[str]], part: tuple[int, int], output: str) -> None:
+        first, lanes = part
         channel = function.add(output, first)
         for row in range(self.batch):
-            parts = [function.get(vector("float", lanes), chain[row]) for chain in sums]
-            total, kept = function.sum(parts, lanes), lanes
+            parts = [function.load_variable(vector("float", lanes), totals[row]) for totals in sums]
+            total, width = function.sum_vectors(parts, lanes), lanes
             if self.rows == 1:
-                total, kept = folded(function, total, lanes), 1
-            offset = function.multiply(channel, FLOAT_BYTES)
-            bias = read_floats(function, "float", kept, function.at("%bias", offset))
-            if self.stored == "i8":
-                scale = read_floats(function, "float", kept, function.at("%scales", offset))
-                result = function.fused(kept, total, scale, bias)
+                total, width = reduce_lanes(function, total, lanes), 1
+            offset = function.mul(channel, FLOAT_BYTES)
+            bias = load_floats(function, "float", width, function.gep("%bias", offset))
+            if self.weight_type == "i8":
+                scale = load_floats(function, "float", width, function.gep("%scales", offset))
+                result = function.fma(width, total, scale, bias)
             else:
-                result = function.let(f"fadd {vector('float', kept)} {total}, {bias}")
-            place = function.add(function.multiply("%outputs", row), channel)
-            write_floats(function, self.element, kept, result, function.at("%y", function.multiply(place, self.size)))
+                result = function.assign(f"fadd {vector('float', width)} {total}, {bias}")
+            index = function.add(function.mul("%outputs", row), channel)
+            address = function.gep("%y", function.mul(index, self.activation_bytes))
+            store_floats(function, self.activation_type, width, result, address)

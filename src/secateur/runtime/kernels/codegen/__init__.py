@@ -1,5 +1,16 @@
-"""LLVM code generation: the emitter, the compiler, and what all kernels share."""
+"""Code generation with LLVM: the emitter, the compiler, and what all kernels share.
+
+- `emitter`, `target`: emit LLVM IR, and compile it for a processor.
+- `vectors`, `transpose`: load, convert, reduce and transpose vectors.
+- `kernel`: the base of all kernels, and how they are called.
+- `panel`, `row_panel`, `image_panel`: pack the activations of large batches, and read those of images.
+- `chunk_kernel`, `small_batch`: bases of kernels for panels and for small batches.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from secateur.runtime.kernels.codegen.emitter import Emitter
+from secateur.runtime.kernels.codegen.kernel import Kernel
+from secateur.runtime.kernels.codegen.target import Target, get_host, has_amx
+
+__all__ = ["Emitter", "Kernel", "Target", "get_host", "has_amx"]

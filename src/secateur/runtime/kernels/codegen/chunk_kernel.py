@@ -1,7 +1,7 @@
-"""What kernels for panels have in common that take features a piece at a time.
+"""Base of panel kernels that process features piece by piece.
 
-The activations of a piece stay in the innermost cache: where each weight needs a load of activations for every product
-or two, only that cache is fast enough. The sums of a chunk of outputs wait in memory between two pieces.
+The activations of a piece stay in the L1 cache: if each weight needs a load of activations for every product or two,
+only that cache is fast enough. Between pieces the sums of a chunk of outputs are kept in memory.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ from abc import abstractmethod
 from typing import NamedTuple
 
 from secateur.runtime.kernels.codegen.emitter import Emitter
-from secateur.runtime.kernels.codegen.kernel import Kernel, begun
-from secateur.runtime.kernels.codegen.panel import Access, Panel
-from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, SIZES, first_sum, spread
+from secateur.runtime.kernels.codegen.kernel import Kernel, start_kernel
+from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, TYPE_BYTES, broadcast_float, load_initial_sum
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES, STRIP
 
-__all__ = ["STRIP_BYTES", "ChunkKernel", "Part", "emit_ahead", "emit_products"]
-
+__all__ = ["STRIP_BYTES", "ChunkKernel", "ChunkPiece", "emit_products", "emit_weight_prefetch"]
 
 STRIP_BYTES = STRIP * FLOAT_BYTES
-"""Of a weight of each, as floats."""
+"""Bytes of one float for each output of a strip."""
 
 
-class Part(NamedTuple):
-    """A piece of a chunk.
+class ChunkPiece(NamedTuple):
+    """A piece of the features of a chunk of outputs.
 
     Attributes:
         chunk: Number of the chunk.
         piece: Number of the piece.
-        pieces: How many there are.
-        sums: Where the sums of the chunk's first output wait; its others follow.
+        pieces: Number of pieces.
+        sums: Address of the sums of the chunk, output by output.
     """
 
     chunk: str
@@ -37,115 +36,121 @@ class Part(NamedTuple):
     pieces: str
     sums: str
 
+    def emit_number(self, function: Emitter) -> str:
+        """Return the number of the piece, counted through all chunks."""
+        return function.add(function.mul(self.chunk, self.pieces), self.piece)
+
 
 class ChunkKernel(Kernel):
-    """Whose unit is a chunk of outputs.
+    """Base of panel kernels whose unit is a chunk of outputs.
 
     Attributes:
         chunk: Outputs of a chunk.
         piece: Features of a piece.
-        panel: How activations lie.
-        stored: LLVM's type of the weights.
+        panel: The panel.
+        weight_type: LLVM type of the weights.
     """
 
     chunk: int
     piece: int
     panel: Panel
-    stored: str
+    weight_type: str
 
     @property
     def width(self) -> int:
         """See `Kernel.width`."""
         return self.panel.width
 
-    def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: the panel's, the sums of a chunk, and a strip's weights of a piece as floats."""
+    def get_scratch_bytes(self, inputs: int) -> int:
+        """See `Kernel.get_scratch_bytes`: the panel, the sums of a chunk, and the weights of a strip as floats."""
         sums = self.chunk * self.panel.feature_bytes
-        return self.panel.scratch_bytes(inputs) + sums + self.piece * STRIP * FLOAT_BYTES
+        return self.panel.get_scratch_bytes(inputs) + sums + self.piece * STRIP * FLOAT_BYTES
 
-    def pieces(self, inputs: int) -> int:
-        """How many pieces so many features are."""
+    def count_pieces(self, inputs: int) -> int:
+        """Return the number of pieces of a weight."""
         return -(-inputs // self.piece)
 
     @abstractmethod
-    def emit_part(self, access: Access, part: Part) -> None:
-        """Add the products of a part to the sums."""
+    def emit_piece(self, access: PanelAccess, piece: ChunkPiece) -> None:
+        """Add the products of a piece to the sums."""
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = begun()
-        access = self.panel.access(function, STRIP, self.stored)
-        sums = access.room
-        chunks = function.integer("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
-        pieces = function.integer("sdiv", function.add("%inputs", self.piece - 1), self.piece)
-        with access.emit_runs(chunks) as bounds, function.loop(*bounds) as chunk:
-            first = function.multiply(chunk, self.chunk)
-            left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
-            access.emit_prefetch(first, left)
-            self._emit_bias(access, sums, first)
+        function = start_kernel()
+        access = self.panel.create_access(function, STRIP, self.weight_type)
+        sums = access.free_scratch
+        chunks = function.int_op("sdiv", function.add("%outputs", self.chunk - 1), self.chunk)
+        pieces = function.int_op("sdiv", function.add("%inputs", self.piece - 1), self.piece)
+        with access.emit_panel_loop(chunks) as bounds, function.loop(*bounds) as chunk:
+            first = function.mul(chunk, self.chunk)
+            left = function.smin(function.int_op("sub", "%outputs", first), self.chunk)
+            access.emit_result_prefetch(first, left)
+            self._emit_initial_sums(access, sums, first)
             with function.loop(0, pieces) as piece:
-                self.emit_part(access, Part(chunk, piece, pieces, sums))
+                self.emit_piece(access, ChunkPiece(chunk, piece, pieces, sums))
             access.emit_results(sums, first, left)
         return function
 
-    def features(self, access: Access, part: Part) -> str:
-        """The base of a part's features."""
-        return access.base(access.function.multiply(part.piece, self.piece))
+    def get_feature_base(self, access: PanelAccess, piece: ChunkPiece) -> str:
+        """Return the base of the features of a piece; see `PanelAccess.get_base`."""
+        return access.get_base(access.function.mul(piece.piece, self.piece))
 
-    def room(self, function: Emitter, part: Part) -> str:
-        """Memory for a strip's weights of a piece as floats."""
-        return function.at(part.sums, self.chunk * self.panel.feature_bytes)
+    def get_weight_buffer(self, function: Emitter, piece: ChunkPiece) -> str:
+        """Return the address of memory for the weights of a strip and piece as floats."""
+        return function.gep(piece.sums, self.chunk * self.panel.feature_bytes)
 
-    def waiting(self, access: Access, sums: str, output: str) -> tuple[list[str], list[str]]:
-        """Where the sums of an output of the chunk wait, and variables that begin with them."""
+    def load_sums(self, access: PanelAccess, sums: str, output: str) -> tuple[list[str], list[str]]:
+        """Load the sums of an output of the chunk into variables; returns their addresses and the variables."""
         function, kind, size = access.function, access.kind, access.vector_bytes
-        place = function.at(sums, function.multiply(output, access.feature_bytes))
-        places = [function.at(place, number * size) for number in range(access.vectors)]
-        return places, [function.variable(kind, function.load(kind, some, size)) for some in places]
+        first = function.gep(sums, function.mul(output, access.feature_bytes))
+        addresses = [function.gep(first, number * size) for number in range(access.vectors)]
+        return addresses, [function.alloca(kind, function.load(kind, address, size)) for address in addresses]
 
-    def emit_waiting(self, access: Access, places: list[str], totals: list[str]) -> None:
-        """Put variables back to where they wait."""
-        for place, total in zip(places, totals, strict=True):
-            access.function.store(access.kind, access.function.get(access.kind, total), place, access.vector_bytes)
+    def store_sums(self, access: PanelAccess, addresses: list[str], totals: list[str]) -> None:
+        """Store the variables of `load_sums` back."""
+        function, kind = access.function, access.kind
+        for address, total in zip(addresses, totals, strict=True):
+            function.store(kind, function.load_variable(kind, total), address, access.vector_bytes)
 
-    def _emit_bias(self, access: Access, sums: str, first: str) -> None:
-        """Begin the sums of a chunk; those behind the last output like its."""
+    def _emit_initial_sums(self, access: PanelAccess, sums: str, first: str) -> None:
+        """Initialize the sums of a chunk; outputs after the last repeat its bias."""
         function, size = access.function, access.vector_bytes
-        last = function.integer("sub", "%outputs", 1)
+        last = function.int_op("sub", "%outputs", 1)
         with function.loop(0, self.chunk) as output:
-            channel = function.smaller(function.add(first, output), last)
-            begin = first_sum(function, self.stored, channel, access.lanes)
-            place = function.at(sums, function.multiply(output, access.feature_bytes))
+            channel = function.smin(function.add(first, output), last)
+            initial = load_initial_sum(function, self.weight_type, channel, access.lanes)
+            address = function.gep(sums, function.mul(output, access.feature_bytes))
             for number in range(access.vectors):
-                function.store(access.kind, begin, function.at(place, number * size), size)
+                function.store(access.kind, initial, function.gep(address, number * size), size)
 
 
-def emit_products(access: Access, where: tuple[str, str, str], totals: list[list[str]]) -> None:
-    """Add floats times the same activations to the sums of as many outputs.
+def emit_products(access: PanelAccess, operands: tuple[str, str, str], totals: list[list[str]]) -> None:
+    """Multiply weights of several outputs by the activations of one feature, and add the products to their sums.
 
     Args:
-        access: The way to activations.
-        where: Floats, which of them is the first, and where the activations are.
+        access: Access to the panel.
+        operands: Address of the weights, index of the first one, and address of the activations.
         totals: Variables, by outputs and then by vectors.
     """
-    function, kind, (floats, first, place) = access.function, access.kind, where
-    weights = [spread(function, floats, function.add(first, number), access.lanes) for number in range(len(totals))]
-    for number, some in enumerate(access.loaded(place)):
+    function, (floats, first, address) = access.function, operands
+    weights = [
+        broadcast_float(function, floats, function.add(first, number), access.lanes) for number in range(len(totals))
+    ]
+    for number, activations in enumerate(access.load_activations(address)):
         for weight, variables in zip(weights, totals, strict=True):
-            total = function.get(kind, variables[number])
-            function.put(kind, function.fused(access.lanes, weight, some, total), variables[number])
+            function.accumulate(access.lanes, weight, activations, variables[number])
 
 
-def emit_ahead(function: Emitter, stored: str, bounds: tuple[str, str], distance: str | int) -> None:
-    """Ask for weights that come later, as many as a run has.
+def emit_weight_prefetch(function: Emitter, weight_type: str, bounds: tuple[str, str], distance: str | int) -> None:
+    """Prefetch as many weights as a run has, some distance ahead of it.
 
     Args:
-        function: Where to.
-        stored: LLVM's type of the weights.
-        bounds: First sixteen weights of the run, and behind the last.
-        distance: From these to those, in sixteens.
+        function: The function under construction.
+        weight_type: LLVM type of the weights.
+        bounds: First sixteen weights of the run, and the end, in sixteens.
+        distance: Distance to the prefetched weights, in sixteens.
     """
     start, stop = bounds
-    size = STRIP * SIZES[stored]
+    size = STRIP * TYPE_BYTES[weight_type]
     with function.loop(function.add(start, distance), function.add(stop, distance), CACHE_LINE_BYTES // size) as slot:
-        function.prefetch(function.at("%values", function.multiply(slot, size)), level=2)
+        function.prefetch(function.gep("%values", function.mul(slot, size)), level=2)

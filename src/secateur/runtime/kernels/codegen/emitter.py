@@ -1,7 +1,7 @@
-"""Writes a function in LLVM's own language, one instruction at a time.
+"""Emits LLVM IR, one instruction at a time.
 
-Values are the names of the text (``%v7``) or constants; the caller knows their types. Loops and variables lie in memory
-at first, and LLVM's first pass moves them to registers.
+Values are the names in the text (``%v7``) or constants; the caller knows their types. Loop counters and variables are
+allocated on the stack, and LLVM's first pass promotes them to registers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 __all__ = ["Emitter", "vector"]
 
 
-OF_INTRINSICS = {"float": ("f32", "4"), "i16": ("i16", "2")}
-"""LLVM's types → their names in those of intrinsics, and their bytes."""
+INTRINSIC_TYPES = {"float": ("f32", "4"), "i16": ("i16", "2")}
+"""LLVM type → its name in intrinsics, and its alignment in bytes."""
 
 
 def vector(element: str, lanes: int) -> str:
-    """The type of `lanes` elements.
+    """Return the LLVM type of a vector.
 
     Example:
         >>> vector("float", 16)
@@ -27,17 +27,17 @@ def vector(element: str, lanes: int) -> str:
 
 
 class Emitter:
-    """One function under construction.
+    """A function under construction.
 
     Args:
-        name: What it is called.
-        parameters: Name → type.
+        name: Name of the function.
+        parameters: Parameter name → type.
 
     Example:
-        >>> function = Emitter("twice", {"place": "ptr"})
-        >>> number = function.load("i64", "%place")
-        >>> function.store("i64", function.integer("add", number, number), "%place")
-        >>> "add i64 %v1, %v1" in function.text()
+        >>> function = Emitter("twice", {"address": "ptr"})
+        >>> number = function.load("i64", "%address")
+        >>> function.store("i64", function.int_op("add", number, number), "%address")
+        >>> "add i64 %v1, %v1" in function.render()
         True
     """
 
@@ -49,184 +49,192 @@ class Emitter:
         self._rounded: set[int] = set()
         self._names = 0
 
-    def text(self, attributes: str = "", *, rounds: bool = False) -> str:
-        """The whole module.
+    def render(self, attributes: str = "", *, has_rounding: bool = False) -> str:
+        """Return the LLVM module.
 
         Args:
-            attributes: LLVM's of the function.
-            rounds: Whether the processor has an instruction that rounds to bfloat16; LLVM calls a function else, which
-                need not be there.
+            attributes: LLVM attributes of the function.
+            has_rounding: Whether the processor has an instruction that rounds to bfloat16. Without one, LLVM would call
+                a function that may not exist.
         """
         body = "\n  ".join(["entry:", *self._entry, "br label %start", "start:", *self._lines, "ret void"])
-        declarations = "\n".join(
-            [*sorted(self._declared), *(rounding(lanes, is_native=rounds) for lanes in sorted(self._rounded))]
-        )
+        roundings = [define_rounding(lanes, is_native=has_rounding) for lanes in sorted(self._rounded)]
+        declarations = "\n".join([*sorted(self._declared), *roundings])
         function = f"define void {self._head} #0 {{\n  {body}\n}}"
         return f"{declarations}\n{function}\nattributes #0 = {{ nounwind {attributes} }}\n!0 = !{{}}"
 
-    def let(self, instruction: str, name: str = "") -> str:
-        """A new value, of a name of its own unless it is given one."""
+    def assign(self, instruction: str, name: str = "") -> str:
+        """Emit an instruction and return its result, named `name` or with a fresh name."""
         name = f"%{name}" if name else self._name("v")
         self._lines.append(f"{name} = {instruction}")
         return name
 
     def call(self, result: str, function: str, arguments: Sequence[tuple[str, str]]) -> str:
-        """What an intrinsic returns; each argument is its type and the value."""
+        """Call an intrinsic and return its result; each argument is a (type, value) pair."""
         kinds = ", ".join(kind for kind, _ in arguments)
         self._declared.add(f"declare {result} @{function}({kinds})")
-        return self.let(f"call {result} @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
+        return self.assign(f"call {result} @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
 
-    def do(self, function: str, arguments: Sequence[tuple[str, str]]) -> None:
-        """Call an intrinsic that returns nothing; each argument is its type and the value."""
+    def call_void(self, function: str, arguments: Sequence[tuple[str, str]]) -> None:
+        """Call an intrinsic that returns nothing; each argument is a (type, value) pair."""
         self._declared.add(f"declare void @{function}({', '.join(kind for kind, _ in arguments)})")
         self._lines.append(f"call void @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
 
-    def prefetch(self, place: str, *, is_written: bool = False, level: int = 1) -> None:
-        """Ask for what lies at a place, which need not be ours.
+    def prefetch(self, address: str, *, is_written: bool = False, level: int = 1) -> None:
+        """Prefetch the cache line at an address, which may be invalid.
 
         Args:
-            place: Where.
+            address: The address.
             is_written: Whether it will be written to.
-            level: Of the cache that is to hold it, the innermost is 1.
+            level: Target cache level; 1 is L1.
         """
         numbers = [("i32", str(number)) for number in (int(is_written), 4 - level, 1)]
-        self.do("llvm.prefetch.p0", [("ptr", place), *numbers])
+        self.call_void("llvm.prefetch.p0", [("ptr", address), *numbers])
 
-    def integer(self, operation: str, left: str | int, right: str | int) -> str:
-        """Arithmetic on 64 bits."""
-        return self.let(f"{operation} i64 {left}, {right}")
+    def int_op(self, operation: str, left: str | int, right: str | int) -> str:
+        """Emit a binary operation on 64-bit integers."""
+        return self.assign(f"{operation} i64 {left}, {right}")
 
     def add(self, left: str | int, right: str | int) -> str:
-        """A sum of 64-bit integers."""
-        return self.integer("add", left, right)
+        """Add 64-bit integers."""
+        return self.int_op("add", left, right)
 
-    def multiply(self, left: str | int, right: str | int) -> str:
-        """A product of 64-bit integers."""
-        return self.integer("mul", left, right)
+    def mul(self, left: str | int, right: str | int) -> str:
+        """Multiply 64-bit integers."""
+        return self.int_op("mul", left, right)
 
-    def smaller(self, left: str | int, right: str | int) -> str:
-        """The smaller of two 64-bit integers."""
+    def smin(self, left: str | int, right: str | int) -> str:
+        """Return the smaller of two signed 64-bit integers."""
         return self.call("i64", "llvm.smin.i64", [("i64", str(left)), ("i64", str(right))])
 
-    def larger(self, left: str | int, right: str | int) -> str:
-        """The larger of two 64-bit integers."""
+    def smax(self, left: str | int, right: str | int) -> str:
+        """Return the larger of two signed 64-bit integers."""
         return self.call("i64", "llvm.smax.i64", [("i64", str(left)), ("i64", str(right))])
 
-    def at(self, place: str, offset: str | int) -> str:
-        """The place so many bytes further."""
-        return self.let(f"getelementptr i8, ptr {place}, i64 {offset}")
+    def gep(self, address: str, offset: str | int) -> str:
+        """Add an offset in bytes to an address."""
+        return self.assign(f"getelementptr i8, ptr {address}, i64 {offset}")
 
-    def load(self, kind: str, place: str, align: int = 1) -> str:
-        """What lies at a place."""
-        return self.let(f"load {kind}, ptr {place}, align {align}")
+    def load(self, kind: str, address: str, align: int = 1) -> str:
+        """Load a value."""
+        return self.assign(f"load {kind}, ptr {address}, align {align}")
 
-    def store(self, kind: str, value: str, place: str, align: int = 1) -> None:
-        """Put a value at a place."""
-        self._lines.append(f"store {kind} {value}, ptr {place}, align {align}")
+    def store(self, kind: str, value: str, address: str, align: int = 1) -> None:
+        """Store a value."""
+        self._lines.append(f"store {kind} {value}, ptr {address}, align {align}")
 
-    def index(self, kind: str, place: str) -> str:
-        """An unsigned integer at a place, as 64 bits."""
-        found = self.load(kind, place)
-        return found if kind == "i64" else self.let(f"zext {kind} {found} to i64")
+    def load_index(self, kind: str, address: str) -> str:
+        """Load an unsigned integer and extend it to 64 bits."""
+        value = self.load(kind, address)
+        return value if kind == "i64" else self.assign(f"zext {kind} {value} to i64")
 
-    def variable(self, kind: str, value: str | None = None) -> str:
-        """A place for a value that changes."""
+    def alloca(self, kind: str, value: str | None = None) -> str:
+        """Allocate a variable on the stack and return its address."""
         name = self._name("p")
         self._entry.append(f"{name} = alloca {kind}, align 64")
         if value is not None:
             self.store(kind, value, name, 64)
         return name
 
-    def get(self, kind: str, variable: str) -> str:
-        """What a variable holds."""
+    def load_variable(self, kind: str, variable: str) -> str:
+        """Return the value of a variable."""
         return self.load(kind, variable, 64)
 
-    def put(self, kind: str, value: str, variable: str) -> None:
-        """Change a variable."""
+    def store_variable(self, kind: str, value: str, variable: str) -> None:
+        """Set a variable."""
         self.store(kind, value, variable, 64)
 
     def splat(self, element: str, lanes: int, value: str) -> str:
-        """A vector of one value."""
+        """Broadcast a scalar to a vector."""
         kind = vector(element, lanes)
-        first = self.let(f"insertelement {kind} poison, {element} {value}, i64 0")
+        first = self.assign(f"insertelement {kind} poison, {element} {value}, i64 0")
         return self.shuffle(kind, first, "poison", [0] * lanes)
 
-    def shuffle(self, kind: str, left: str, right: str, places: Sequence[int]) -> str:
-        """Elements of two vectors of one type by their places, counted through both; -1 is any."""
-        mask = ", ".join("i32 poison" if place < 0 else f"i32 {place}" for place in places)
-        return self.let(f"shufflevector {kind} {left}, {kind} {right}, <{len(places)} x i32> <{mask}>")
+    def shuffle(self, kind: str, left: str, right: str, indices: Sequence[int]) -> str:
+        """Pick elements of two concatenated vectors of the same type; -1 leaves an element undefined."""
+        mask = ", ".join("i32 poison" if index < 0 else f"i32 {index}" for index in indices)
+        return self.assign(f"shufflevector {kind} {left}, {kind} {right}, <{len(indices)} x i32> <{mask}>")
 
-    def fused(self, lanes: int, left: str, right: str, total: str) -> str:
-        """`left` × `right` + `total`, in one instruction where there is one."""
+    def fma(self, lanes: int, left: str, right: str, total: str) -> str:
+        """Return `left` × `right` + `total`, fused where the processor supports it."""
         kind = vector("float", lanes)
         return self.call(kind, f"llvm.fmuladd.v{lanes}f32", [(kind, left), (kind, right), (kind, total)])
 
-    def rounded(self, lanes: int, value: str) -> str:
-        """Floats rounded to the nearest bfloat16, as bits: LLVM makes arithmetic of some moves of ``bfloat``."""
-        self._rounded.add(lanes)
-        return self.let(f"call {vector('i16', lanes)} @rounded.{lanes}({vector('float', lanes)} {value})")
+    def accumulate(self, lanes: int, left: str, right: str, variable: str) -> None:
+        """Add `left` × `right` to a variable."""
+        kind = vector("float", lanes)
+        self.store_variable(kind, self.fma(lanes, left, right, self.load_variable(kind, variable)), variable)
 
-    def sum(self, parts: Sequence[str], lanes: int) -> str:
-        """The sum of a power of two of vectors of floats, in pairs."""
+    def round_to_bfloat16(self, lanes: int, value: str) -> str:
+        """Round floats to the nearest bfloat16.
+
+        The result is a vector of ``i16``, because LLVM turns some moves of ``bfloat`` into arithmetic.
+        """
+        self._rounded.add(lanes)
+        return self.assign(f"call {vector('i16', lanes)} @rounded.{lanes}({vector('float', lanes)} {value})")
+
+    def sum_vectors(self, parts: Sequence[str], lanes: int) -> str:
+        """Add a power of two of float vectors, pairwise."""
         kind = vector("float", lanes)
         while len(parts) > 1:
             pairs = zip(parts[::2], parts[1::2], strict=True)
-            parts = [self.let(f"fadd {kind} {left}, {right}") for left, right in pairs]
+            parts = [self.assign(f"fadd {kind} {left}, {right}") for left, right in pairs]
         return parts[0]
 
-    def gather(self, places: str, lanes: int = 16) -> str:
-        """The floats at as many places."""
+    def gather(self, addresses: str, lanes: int = 16) -> str:
+        """Gather floats from a vector of addresses."""
         kind, pointers, flags = vector("float", lanes), vector("ptr", lanes), vector("i1", lanes)
-        arguments = [(pointers, places), ("i32", "4"), (flags, "splat (i1 true)"), (kind, "poison")]
+        arguments = [(pointers, addresses), ("i32", "4"), (flags, "splat (i1 true)"), (kind, "poison")]
         return self.call(kind, f"llvm.masked.gather.v{lanes}f32.v{lanes}p0", arguments)
 
-    def scatter(self, values: str, places: str, lanes: int = 16) -> None:
-        """Store floats at as many places, which differ."""
+    def scatter(self, values: str, addresses: str, lanes: int = 16) -> None:
+        """Scatter floats to a vector of distinct addresses."""
         kind, pointers, flags = vector("float", lanes), vector("ptr", lanes), vector("i1", lanes)
-        arguments = [(kind, values), (pointers, places), ("i32", "4"), (flags, "splat (i1 true)")]
-        self.do(f"llvm.masked.scatter.v{lanes}f32.v{lanes}p0", arguments)
+        arguments = [(kind, values), (pointers, addresses), ("i32", "4"), (flags, "splat (i1 true)")]
+        self.call_void(f"llvm.masked.scatter.v{lanes}f32.v{lanes}p0", arguments)
 
-    def load_first(self, lanes: int, place: str, count: str, element: str = "float") -> str:
-        """The first so many elements at a place, and zeros behind them; all of them if a vector has fewer."""
-        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), OF_INTRINSICS[element]
-        arguments = [("ptr", place), ("i32", align), (flags, self._first(lanes, count)), (kind, "zeroinitializer")]
+    def load_first(self, lanes: int, address: str, count: str, element: str = "float") -> str:
+        """Load the first `count` elements of a vector, or all if it has fewer, and zero the others."""
+        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), INTRINSIC_TYPES[element]
+        mask = self._mask_first(lanes, count)
+        arguments = [("ptr", address), ("i32", align), (flags, mask), (kind, "zeroinitializer")]
         return self.call(kind, f"llvm.masked.load.v{lanes}{name}.p0", arguments)
 
-    def store_first(self, lanes: int, values: str, place: str, count: str, element: str = "float") -> None:
-        """Store the first so many elements of a vector, or all of them if they are fewer."""
-        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), OF_INTRINSICS[element]
-        arguments = [(kind, values), ("ptr", place), ("i32", align), (flags, self._first(lanes, count))]
-        self.do(f"llvm.masked.store.v{lanes}{name}.p0", arguments)
+    def store_first(self, lanes: int, values: str, address: str, count: str, element: str = "float") -> None:
+        """Store the first `count` elements of a vector, or all if it has fewer."""
+        kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), INTRINSIC_TYPES[element]
+        arguments = [(kind, values), ("ptr", address), ("i32", align), (flags, self._mask_first(lanes, count))]
+        self.call_void(f"llvm.masked.store.v{lanes}{name}.p0", arguments)
 
-    def _first(self, lanes: int, count: str) -> str:
-        """A flag for each of the first so many lanes."""
+    def _mask_first(self, lanes: int, count: str) -> str:
+        """Return a mask of the first `count` lanes."""
         numbers = vector("i64", lanes)
         order = ", ".join(f"i64 {lane}" for lane in range(lanes))
-        return self.let(f"icmp slt {numbers} <{order}>, {self.splat('i64', lanes, count)}")
+        return self.assign(f"icmp slt {numbers} <{order}>, {self.splat('i64', lanes, count)}")
 
     @contextmanager
     def loop(self, start: str | int, stop: str | int, step: str | int = 1) -> Iterator[str]:
-        """Repeat what is emitted inside for each integer from `start` to before `stop`."""
-        counter = self.variable("i64", str(start))
+        """Emit the body as a loop over the integers from `start` to before `stop`."""
+        counter = self.alloca("i64", str(start))
         head, body, end = (self._name(part)[1:] for part in ("head", "body", "end"))
         self._label(head)
-        current = self.get("i64", counter)
+        current = self.load_variable("i64", counter)
         self._branch(f"icmp slt i64 {current}, {stop}", body, end)
         yield current
-        self.put("i64", self.add(current, step), counter)
+        self.store_variable("i64", self.add(current, step), counter)
         self._lines.append(f"br label %{head}")
         self._lines.append(f"{end}:")
 
     @contextmanager
-    def when(self, condition: str) -> Iterator[None]:
-        """Do what is emitted inside only if the comparison holds."""
+    def if_then(self, condition: str) -> Iterator[None]:
+        """Emit the body under a condition, an ``icmp`` instruction."""
         body, end = (self._name(part)[1:] for part in ("then", "end"))
         self._branch(condition, body, end)
         yield
         self._label(end)
 
     def _branch(self, condition: str, body: str, end: str) -> None:
-        flag = self.let(condition)
+        flag = self.assign(condition)
         self._lines.extend([f"br i1 {flag}, label %{body}, label %{end}", f"{body}:"])
 
     def _label(self, name: str) -> None:
@@ -237,8 +245,8 @@ class Emitter:
         return f"%{prefix}{self._names}"
 
 
-def rounding(lanes: int, *, is_native: bool) -> str:
-    """The function that rounds so many floats to bfloat16, by one instruction or by arithmetic on their bits."""
+def define_rounding(lanes: int, *, is_native: bool) -> str:
+    """Return the IR of a function that rounds floats to bfloat16, natively or with integer arithmetic."""
     floats, words, shorts = (vector(kind, lanes) for kind in ("float", "i32", "i16"))
     half_kind = vector("bfloat", lanes)
     body = [f"%half = fptrunc {floats} %value to {half_kind}", f"%found = bitcast {half_kind} %half to {shorts}"]

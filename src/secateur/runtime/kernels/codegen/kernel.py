@@ -12,89 +12,89 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.codegen.emitter import Emitter
 
-__all__ = ["ARRAYS", "NUMBERS", "PARAMETERS", "FewRowsKernel", "Kernel", "begun", "each_panel"]
+__all__ = ["ARRAYS", "NUMBERS", "PARAMETERS", "Kernel", "SmallBatchKernel", "loop_over_panels", "start_kernel"]
 
 PARAMETERS = ("plan", "bias", "x", "y", "scratch")
-"""Addresses that every kernel is called with: a `Plan`, the caller's arrays, and memory of its own."""
+"""Addresses that a kernel takes: its plan, the caller's arrays, and scratch memory."""
 
 ARRAYS = ("starts", "columns", "values", "scales", "order")
-"""Addresses that a plan begins with: the arrays of a layout."""
+"""Addresses at the start of a plan: the arrays of a `WeightFormat`."""
 
 NUMBERS = ("batch", "inputs", "outputs", "begin", "end")
-"""What follows: rows of the batch, the weight's shape, and which work to do."""
+"""What follows in a plan: the batch rows, the shape of the weight, and the first and last unit of the share."""
 
 
-def begun() -> Emitter:
-    """A kernel of which nothing is written but where its plan and arguments are, such as ``%starts`` and ``%batch``."""
+def start_kernel() -> Emitter:
+    """Start a kernel that has only loaded its plan, so that ``%starts`` or ``%batch`` are defined."""
     function = Emitter("run", dict.fromkeys(PARAMETERS, "ptr"))
     for number, name in enumerate((*ARRAYS, *NUMBERS)):
         kind = "ptr" if name in ARRAYS else "i64"
-        function.let(f"load {kind}, ptr {function.at('%plan', 8 * number)}, align 8, !invariant.load !0", name)
+        function.assign(f"load {kind}, ptr {function.gep('%plan', 8 * number)}, align 8, !invariant.load !0", name)
     return function
 
 
 @contextmanager
-def each_panel(function: Emitter, units: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Repeat what is emitted inside for each panel from ``%begin`` to ``%end``, with its first unit and the end."""
-    first = function.integer("sdiv", "%begin", units)
-    last = function.integer("sdiv", function.add("%end", function.integer("sub", units, 1)), units)
+def loop_over_panels(function: Emitter, units: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Emit the body for each panel from ``%begin`` to ``%end``; yields its number, and its first and last unit."""
+    first = function.int_op("sdiv", "%begin", units)
+    last = function.int_op("sdiv", function.add("%end", function.int_op("sub", units, 1)), units)
     with function.loop(first, last) as number:
-        done = function.multiply(number, units)
-        start = function.larger(function.integer("sub", "%begin", done), 0)
-        yield number, (start, function.smaller(function.integer("sub", "%end", done), units))
+        unit = function.mul(number, units)
+        start = function.smax(function.int_op("sub", "%begin", unit), 0)
+        yield number, (start, function.smin(function.int_op("sub", "%end", unit), units))
 
 
 class Kernel(ABC):
-    """The generator of one function.
+    """Generates one function.
 
-    Its work is numbered panel by panel (rows of the batch that are done together), and within a panel by units of
-    outputs; a call does a run of it. A unit's numbers do not depend on the run that it is in.
+    Its work is numbered by panels (batch rows that are processed together), and within a panel by units of outputs. A
+    call does a range of units. The results of a unit do not depend on the range.
     """
 
     shares_per_thread: ClassVar[int] = 1
-    """Runs of units that each thread is offered: more where a run costs nothing to begin."""
+    """Ranges that each thread is offered: more if starting a range costs nothing."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """Rows of the batch that are done together."""
+        """Batch rows of a panel."""
 
     @abstractmethod
-    def scratch_bytes(self, inputs: int) -> int:
-        """Memory that it needs for a weight of so many inputs."""
+    def get_scratch_bytes(self, inputs: int) -> int:
+        """Return the scratch memory that a weight with this many inputs needs."""
 
     @abstractmethod
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """What the units before each unit cost, and at the end all of them.
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
+        """Return the cost of all units before each unit, and the total at the end.
 
         Args:
-            starts: What lies before each run of weights, as the layout counts.
-            inputs: Of the weight.
+            starts: `WeightFormat.starts`.
+            inputs: Inputs of the weight.
         """
 
     @abstractmethod
     def emit(self) -> Emitter:
-        """The function, called ``run``; see `begun`."""
+        """Generate the function ``run``; see `start_kernel`."""
 
 
-class FewRowsKernel(Kernel):
-    """For a few rows of the batch, all done together.
+class SmallBatchKernel(Kernel):
+    """Base of kernels for small batches, which process all rows together.
 
     Attributes:
-        element: LLVM's type of activations.
-        batch: Rows of the batch.
+        activation_type: LLVM type of activations.
+        batch: Batch rows.
     """
 
-    element: str
+    activation_type: str
     batch: int
 
     shares_per_thread: ClassVar[int] = 2
 
     @property
     def width(self) -> int:
-        """See `Kernel.width`: all rows, and never others."""
+        """See `Kernel.width`: all rows."""
         return self.batch
 
-    def scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
-        """See `Kernel.scratch_bytes`: none."""
+    def get_scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
+        """See `Kernel.get_scratch_bytes`: none."""
         return 0

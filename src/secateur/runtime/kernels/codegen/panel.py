@@ -1,4 +1,4 @@
-"""How kernels for many rows come to their activations, and where their results go."""
+"""Panels: how kernels for large batches and images read activations and write results."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
-from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, spread
+from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, broadcast_float
 
-__all__ = ["Access", "Panel"]
+__all__ = ["Panel", "PanelAccess"]
 
 
 class Panel(ABC):
-    """Rows of the batch that are done together, a vector or several of them for each feature.
+    """Batch rows, or pixels, that a kernel processes together: one or more vectors per feature.
 
     Attributes:
-        lanes: Rows in a vector.
-        vectors: Vectors of a feature.
+        lanes: Rows of a vector.
+        vectors: Vectors per feature.
     """
 
     lanes: int
@@ -25,88 +25,88 @@ class Panel(ABC):
 
     @property
     def width(self) -> int:
-        """Rows."""
+        """Rows of the panel."""
         return self.lanes * self.vectors
 
     @property
     def feature_bytes(self) -> int:
-        """Of a feature, or of an output, for all rows."""
+        """Bytes of the floats of one feature, or of one output."""
         return self.width * FLOAT_BYTES
 
     @abstractmethod
-    def scratch_bytes(self, inputs: int) -> int:
-        """Memory that it needs for a weight of so many inputs."""
+    def get_scratch_bytes(self, inputs: int) -> int:
+        """Return the scratch memory that the panel needs for a weight with this many inputs."""
 
     @abstractmethod
-    def access(self, function: Emitter, outputs: int, stored: str) -> Access:
-        """What writes the way to activations and results into a function.
+    def create_access(self, function: Emitter, outputs: int, weight_type: str) -> PanelAccess:
+        """Create the emitter of loads and stores of this panel.
 
         Args:
-            function: Where to.
-            outputs: How many are written together at most.
-            stored: LLVM's type of the weights: of int8, results still lack their scale and bias.
+            function: The function under construction.
+            outputs: Maximum number of outputs that are written together.
+            weight_type: LLVM type of the weights. With int8, results still need their scale and bias.
         """
 
 
-class Access(ABC):
-    """The way to a panel's activations and results within one function; see `Panel.access`."""
+class PanelAccess(ABC):
+    """Emits loads of a panel's activations and stores of its results; see `Panel.create_access`."""
 
-    def __init__(self, function: Emitter, panel: Panel, outputs: int, stored: str) -> None:
+    def __init__(self, function: Emitter, panel: Panel, outputs: int, weight_type: str) -> None:
         self.function, self.outputs = function, outputs
         self.lanes, self.vectors, self.feature_bytes = panel.lanes, panel.vectors, panel.feature_bytes
         self.kind, self.vector_bytes = vector("float", panel.lanes), panel.lanes * FLOAT_BYTES
-        self._is_scaled = stored == "i8"
+        self._has_scales = weight_type == "i8"
 
     @abstractmethod
-    def emit_runs(self, units: str) -> AbstractContextManager[tuple[str, str]]:
-        """Repeat what is emitted inside for each panel from ``%begin`` to ``%end``, with its first unit and the end."""
+    def emit_panel_loop(self, units: str) -> AbstractContextManager[tuple[str, str]]:
+        """Emit the body for each panel from ``%begin`` to ``%end``; yields its first and last unit."""
 
     @abstractmethod
-    def base(self, feature: str) -> str:
-        """What `place` counts from: a feature."""
+    def get_base(self, feature: str) -> str:
+        """Return the base address from which `get_address` counts features, for a first feature."""
 
     @abstractmethod
-    def place(self, base: str, number: str) -> str:
-        """Where the activations of the `number`-th feature behind a base are."""
+    def get_address(self, base: str, number: str) -> str:
+        """Return the address of the activations of a feature, counted from a base."""
 
     @abstractmethod
-    def loaded(self, place: str) -> list[str]:
-        """The activations at a place, vector by vector."""
+    def load_activations(self, address: str) -> list[str]:
+        """Load the activations of a feature, vector by vector."""
 
     @property
     @abstractmethod
-    def room(self) -> str:
-        """Memory behind what the panel itself takes."""
+    def free_scratch(self) -> str:
+        """Address of the scratch memory after that of the panel."""
 
     @abstractmethod
-    def emit_prefetch(self, first: str, count: str) -> None:
-        """Ask for where results will be written, so that they need not wait for it."""
+    def emit_result_prefetch(self, first: str, count: str) -> None:
+        """Prefetch the memory of results before they are stored."""
 
     @abstractmethod
     def emit_results(self, memory: str, first: str, count: str) -> None:
-        """Write results to where they belong.
+        """Write results to ``%y``.
 
         Args:
-            memory: Where they are kept, output by output.
-            first: The first output.
-            count: How many.
+            memory: Address of the sums, output by output.
+            first: First output.
+            count: Number of outputs.
         """
 
-    def emit_keeping(self, memory: str, sums: Sequence[Sequence[str]], slot: str) -> None:
-        """Keep variables, by outputs and vectors, as those from the output `slot` on."""
+    def store_sums(self, memory: str, sums: Sequence[Sequence[str]], slot: str) -> None:
+        """Store variables, by outputs and then vectors, as the sums of the outputs from `slot` on."""
         function = self.function
-        place = function.at(memory, function.multiply(slot, self.feature_bytes))
+        first = function.gep(memory, function.mul(slot, self.feature_bytes))
         for output, totals in enumerate(sums):
             for number, total in enumerate(totals):
-                goal = function.at(place, output * self.feature_bytes + number * self.vector_bytes)
-                function.store(self.kind, function.get(self.kind, total), goal, self.vector_bytes)
+                address = function.gep(first, output * self.feature_bytes + number * self.vector_bytes)
+                function.store(self.kind, function.load_variable(self.kind, total), address, self.vector_bytes)
 
-    def result(self, place: str, channel: str, align: int) -> str:
-        """A vector of an output's results, which are kept at a place."""
+    def load_result(self, address: str, channel: str, align: int) -> str:
+        """Load a vector of sums of an output, and apply scale and bias if they are still missing."""
         function = self.function
-        total = function.load(self.kind, place, align)
-        if not self._is_scaled:
+        total = function.load(self.kind, address, align)
+        if not self._has_scales:
             return total
-        last = function.smaller(channel, function.integer("sub", "%outputs", 1))
-        scale, bias = (spread(function, f"%{name}", last, self.lanes) for name in ("scales", "bias"))
-        return function.fused(self.lanes, total, scale, bias)
+        last = function.smin(channel, function.int_op("sub", "%outputs", 1))
+        scale, bias = (broadcast_float(function, f"%{name}", last, self.lanes) for name in ("scales", "bias"))
+        return function.fma(self.lanes, total, scale, bias)

@@ -1,4 +1,4 @@
-"""Rows of numbers, which are turned into panels on the way in, and back on the way out."""
+"""Panels of batch rows, which are transposed on the way in and out."""
 
 from __future__ import annotations
 
@@ -7,235 +7,244 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
-from secateur.runtime.kernels.codegen.kernel import each_panel
-from secateur.runtime.kernels.codegen.panel import Access, Panel
-from secateur.runtime.kernels.codegen.transpose import QUAD, transposed
-from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, SIZES, halves, read_floats, write_floats
+from secateur.runtime.kernels.codegen.kernel import loop_over_panels
+from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.transpose import QUAD, transpose_square
+from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, TYPE_BYTES, load_floats, split_floats, store_floats
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES
 
-__all__ = ["RowPanel", "zipped"]
+__all__ = ["RowPanel", "interleave_features"]
 
 
 @dataclass(frozen=True, slots=True)
 class RowPanel(Panel):
-    """A run of rows of the batch, packed feature after feature.
+    """Consecutive batch rows, packed feature by feature.
 
     Attributes:
-        element: Type that the activations come in and that results become: ``float`` or ``bfloat``.
-        lanes: Rows in a vector.
-        vectors: Vectors of a feature; an even number if they are packed as ``bfloat``.
-        packed: What the activations are packed as: ``float``; ``bfloat``, where two vectors lie in each other, four
-            rows of the one and four of the other by turns: what `zipped` takes; or ``halves``, two ``bfloat`` for each.
+        activation_type: LLVM type of activations and results in memory: ``float`` or ``bfloat``.
+        lanes: Rows of a vector.
+        vectors: Vectors per feature; an even number if they are packed as ``bfloat``.
+        packed_type: Type of the packed activations: ``float``; ``bfloat``, in which each two vectors alternate in runs
+            of four lanes, as `interleave_features` expects; or ``halves``, two ``bfloat`` per float.
     """
 
-    element: str
+    activation_type: str
     lanes: int
     vectors: int
-    packed: str = "float"
+    packed_type: str = "float"
 
     @property
-    def size(self) -> int:
-        """Bytes of a number as it comes."""
-        return SIZES[self.element]
+    def activation_bytes(self) -> int:
+        """Bytes of an activation in memory."""
+        return TYPE_BYTES[self.activation_type]
 
     @property
     def packed_bytes(self) -> int:
-        """Of a feature's activations."""
-        return self.width * SIZES[self.packed]
+        """Bytes of the packed activations of a feature."""
+        return self.width * TYPE_BYTES[self.packed_type]
 
-    def scratch_bytes(self, inputs: int) -> int:
-        """See `Panel.scratch_bytes`."""
+    def get_scratch_bytes(self, inputs: int) -> int:
+        """See `Panel.get_scratch_bytes`."""
         return inputs * self.packed_bytes
 
-    def access(self, function: Emitter, outputs: int, stored: str) -> Access:
-        """See `Panel.access`."""
-        return RowAccess(function, self, outputs, stored)
+    def create_access(self, function: Emitter, outputs: int, weight_type: str) -> PanelAccess:
+        """See `Panel.create_access`."""
+        return RowPanelAccess(function, self, outputs, weight_type)
 
 
-class RowAccess(Access):
-    """Which packs into ``%scratch``, and writes a square of results at a time."""
+class RowPanelAccess(PanelAccess):
+    """Packs activations into ``%scratch``, and writes results in square tiles."""
 
-    def __init__(self, function: Emitter, panel: RowPanel, outputs: int, stored: str) -> None:
-        super().__init__(function, panel, outputs, stored)
-        self._element, self._size, self._width = panel.element, panel.size, panel.width
-        self._packed, self._packed_bytes = panel.packed, panel.packed_bytes
-        self._rest = function.variable(f"[{outputs * panel.lanes} x {panel.element}]")
+    def __init__(self, function: Emitter, panel: RowPanel, outputs: int, weight_type: str) -> None:
+        super().__init__(function, panel, outputs, weight_type)
+        self._element, self._size, self._width = panel.activation_type, panel.activation_bytes, panel.width
+        self._packed_type, self._packed_bytes = panel.packed_type, panel.packed_bytes
+        self._edge_buffer = function.alloca(f"[{outputs * panel.lanes} x {panel.activation_type}]")
         self._row = self._rows = ""
 
     @contextmanager
-    def emit_runs(self, units: str) -> Iterator[tuple[str, str]]:
-        """See `Access.emit_runs`."""
+    def emit_panel_loop(self, units: str) -> Iterator[tuple[str, str]]:
+        """See `PanelAccess.emit_panel_loop`."""
         function = self.function
-        with each_panel(function, units) as (number, bounds):
-            self._row = function.multiply(number, self._width)
-            self._rows = function.smaller(function.integer("sub", "%batch", self._row), self._width)
+        with loop_over_panels(function, units) as (number, bounds):
+            self._row = function.mul(number, self._width)
+            self._rows = function.smin(function.int_op("sub", "%batch", self._row), self._width)
             self._emit_packing()
             yield bounds
 
-    def base(self, feature: str) -> str:
-        """See `Access.base`."""
-        return self.place("%scratch", feature)
+    def get_base(self, feature: str) -> str:
+        """See `PanelAccess.get_base`."""
+        return self.get_address("%scratch", feature)
 
-    def place(self, base: str, number: str) -> str:
-        """See `Access.place`."""
-        return self.function.at(base, self.function.multiply(number, self._packed_bytes))
+    def get_address(self, base: str, number: str) -> str:
+        """See `PanelAccess.get_address`."""
+        return self.function.gep(base, self.function.mul(number, self._packed_bytes))
 
-    def loaded(self, place: str) -> list[str]:
-        """See `Access.loaded`."""
-        places = [self.function.at(place, number * self.vector_bytes) for number in range(self.vectors)]
-        return [self.function.load(self.kind, some, self.vector_bytes) for some in places]
+    def load_activations(self, address: str) -> list[str]:
+        """See `PanelAccess.load_activations`."""
+        addresses = [self.function.gep(address, number * self.vector_bytes) for number in range(self.vectors)]
+        return [self.function.load(self.kind, source, self.vector_bytes) for source in addresses]
 
     @property
-    def room(self) -> str:
-        """See `Access.room`."""
-        return self.base("%inputs")
+    def free_scratch(self) -> str:
+        """See `PanelAccess.free_scratch`."""
+        return self.get_base("%inputs")
 
-    def emit_prefetch(self, first: str, count: str) -> None:
-        """See `Access.emit_prefetch`."""
+    def emit_result_prefetch(self, first: str, count: str) -> None:
+        """See `PanelAccess.emit_result_prefetch`."""
         function = self.function
-        goal, stride = self._goal(first)
+        results, stride = self._get_results(first)
         step = CACHE_LINE_BYTES // self._size
         with function.loop(0, self._rows) as row, function.loop(0, count, step) as output:
-            line = function.add(function.multiply(row, stride), function.multiply(output, self._size))
-            function.prefetch(function.at(goal, line), is_written=True, level=2)
+            offset = function.add(function.mul(row, stride), function.mul(output, self._size))
+            function.prefetch(function.gep(results, offset), is_written=True, level=2)
 
     def emit_results(self, memory: str, first: str, count: str) -> None:
-        """See `Access.emit_results`."""
+        """See `PanelAccess.emit_results`."""
         function = self.function
         with function.loop(0, count, self.outputs) as output:
-            left = function.smaller(function.integer("sub", count, output), self.outputs)
-            kept = function.at(memory, function.multiply(output, self.feature_bytes))
-            self._emit_writing(kept, function.add(first, output), left)
+            left = function.smin(function.int_op("sub", count, output), self.outputs)
+            sums = function.gep(memory, function.mul(output, self.feature_bytes))
+            self._emit_output_results(sums, function.add(first, output), left)
 
-    def _goal(self, first: str) -> tuple[str, str]:
-        """Where the first row's results from an output on belong, and bytes from a row to the next."""
+    def _get_results(self, first: str) -> tuple[str, str]:
+        """Return the address of the first row's results from an output on, and the bytes of a row."""
         function = self.function
-        place = function.add(function.multiply(self._row, "%outputs"), first)
-        return function.at("%y", function.multiply(place, self._size)), function.multiply("%outputs", self._size)
+        index = function.add(function.mul(self._row, "%outputs"), first)
+        return function.gep("%y", function.mul(index, self._size)), function.mul("%outputs", self._size)
 
     def _emit_packing(self) -> None:
-        """Fill the panel; what is behind the batch's last row is like it.
+        """Fill the panel; rows after the last of the batch repeat it.
 
-        A whole line of the cache is read of each row: rows of a length that many sets of the cache have in common, such
-        as 4096, put each other out of it before a second read.
+        A whole cache line of each row is read at once: if the length of rows maps many of them to the same cache sets,
+        as 4096 does, they would evict each other before a second read.
         """
         function = self.function
-        stride = function.multiply("%inputs", self._size)
-        source = function.at("%x", function.multiply(self._row, stride))
-        last = function.integer("sub", self._rows, 1)
-        beside = 2 if self._packed == "bfloat" else 1
-        with function.loop(0, self.vectors, beside) as number:
-            done = function.multiply(number, self.lanes)
-            goal = function.at("%scratch", function.multiply(done, SIZES[self._packed]))
+        stride = function.mul("%inputs", self._size)
+        source = function.gep("%x", function.mul(self._row, stride))
+        last = function.int_op("sub", self._rows, 1)
+        vectors_at_once = 2 if self._packed_type == "bfloat" else 1
+        with function.loop(0, self.vectors, vectors_at_once) as number:
+            first_row = function.mul(number, self.lanes)
+            packed = function.gep("%scratch", function.mul(first_row, TYPE_BYTES[self._packed_type]))
             rows = []
-            for lane in range(self.lanes * beside):
-                row = function.smaller(function.add(done, lane), last)
-                rows.append(function.at(source, function.multiply(row, stride)))
-            behind = function.integer("sub", "%inputs", self.lanes)
-            with function.when(f"icmp sge i64 {behind}, 0"), function.loop(0, "%inputs", self.lanes) as feature:
-                self._emit_square(rows, goal, function.smaller(feature, behind))
-            with function.when(f"icmp slt i64 {behind}, 0"), function.loop(0, "%inputs") as feature:
-                self._emit_feature(rows, goal, feature)
+            for lane in range(self.lanes * vectors_at_once):
+                row = function.smin(function.add(first_row, lane), last)
+                rows.append(function.gep(source, function.mul(row, stride)))
+            last_start = function.int_op("sub", "%inputs", self.lanes)
+            with function.if_then(f"icmp sge i64 {last_start}, 0"), function.loop(0, "%inputs", self.lanes) as feature:
+                self._emit_square(rows, packed, function.smin(feature, last_start))
+            with function.if_then(f"icmp slt i64 {last_start}, 0"), function.loop(0, "%inputs") as feature:
+                self._emit_feature(rows, packed, feature)
 
-    def _emit_square(self, rows: list[str], goal: str, feature: str) -> None:
-        """As many features as a vector has lanes; the last ones begin before the ones before them end."""
+    def _emit_square(self, rows: list[str], packed: str, feature: str) -> None:
+        """Pack as many features as a vector has lanes; the last square overlaps the one before it."""
         function, lanes = self.function, self.lanes
-        offset, target = function.multiply(feature, self._size), self.place(goal, feature)
-        found = [read_floats(function, self._element, lanes, function.at(row, offset)) for row in rows]
-        squares = [transposed(function, found[first : first + lanes], lanes) for first in range(0, len(rows), lanes)]
+        offset, target = function.mul(feature, self._size), self.get_address(packed, feature)
+        floats = [load_floats(function, self._element, lanes, function.gep(row, offset)) for row in rows]
+        firsts = range(0, len(rows), lanes)
+        squares = [transpose_square(function, floats[first : first + lanes], lanes) for first in firsts]
         for number, columns in enumerate(zip(*squares, strict=True)):
-            place = function.at(target, number * self._packed_bytes)
-            if self._packed == "halves":
-                self._emit_halves(columns[0], lanes, place)
+            address = function.gep(target, number * self._packed_bytes)
+            if self._packed_type == "halves":
+                self._emit_split(columns[0], lanes, address)
             elif len(columns) == 1:
-                function.store(self.kind, columns[0], place, self.vector_bytes)
+                function.store(self.kind, columns[0], address, self.vector_bytes)
             else:
                 half = vector("i16", lanes)
-                low, high = (function.rounded(lanes, column) for column in columns)
-                mixed = function.shuffle(half, low, high, turns(lanes))
-                function.store(vector("i16", 2 * lanes), mixed, place, self.vector_bytes)
+                low, high = (function.round_to_bfloat16(lanes, column) for column in columns)
+                interleaved = function.shuffle(half, low, high, get_interleaved_order(lanes))
+                function.store(vector("i16", 2 * lanes), interleaved, address, self.vector_bytes)
 
-    def _emit_feature(self, rows: list[str], goal: str, feature: str) -> None:
-        """One feature, number by number."""
+    def _emit_feature(self, rows: list[str], packed: str, feature: str) -> None:
+        """Pack one feature, number by number."""
         function = self.function
-        offset, target = function.multiply(feature, self._size), self.place(goal, feature)
-        places = turns(self.lanes) if self._packed == "bfloat" else list(range(len(rows)))
-        for place, lane in enumerate(places):
-            some = read_floats(function, self._element, 1, function.at(rows[lane], offset))
-            aim = function.at(target, place * SIZES[self._packed])
-            if self._packed == "halves":
-                self._emit_halves(some, 1, aim)
+        offset, target = function.mul(feature, self._size), self.get_address(packed, feature)
+        is_interleaved = self._packed_type == "bfloat"
+        order = get_interleaved_order(self.lanes) if is_interleaved else list(range(len(rows)))
+        for position, lane in enumerate(order):
+            value = load_floats(function, self._element, 1, function.gep(rows[lane], offset))
+            address = function.gep(target, position * TYPE_BYTES[self._packed_type])
+            if self._packed_type == "halves":
+                self._emit_split(value, 1, address)
             else:
-                write_floats(function, self._packed, 1, some, aim)
+                store_floats(function, self._packed_type, 1, value, address)
 
-    def _emit_halves(self, floats: str, lanes: int, place: str) -> None:
-        """The two halves of each float, side by side."""
+    def _emit_split(self, floats: str, lanes: int, address: str) -> None:
+        """Store each float as two bfloat16 side by side."""
         function, half = self.function, vector("i16", lanes)
         order = [lane + side * lanes for lane in range(lanes) for side in range(2)]
-        both = function.shuffle(half, *halves(function, floats, lanes), order)
-        function.store(vector("i16", 2 * lanes), both, place, lanes * FLOAT_BYTES)
+        both = function.shuffle(half, *split_floats(function, floats, lanes), order)
+        function.store(vector("i16", 2 * lanes), both, address, lanes * FLOAT_BYTES)
 
-    def _emit_writing(self, memory: str, first: str, count: str) -> None:
-        """Write at most as many outputs as are written together."""
+    def _emit_output_results(self, memory: str, first: str, count: str) -> None:
+        """Write at most as many outputs as are written together.
+
+        Squares at the edge go through a buffer, so that nothing is written past the rows or outputs.
+        """
         function = self.function
-        goal, stride = self._goal(first)
+        results, stride = self._get_results(first)
         with function.loop(0, self.vectors) as number:
-            done = function.multiply(number, self.lanes)
-            left = function.smaller(function.integer("sub", self._rows, done), self.lanes)
-            rows_at = function.at(goal, function.multiply(done, stride))
-            source = function.at(memory, function.multiply(done, FLOAT_BYTES))
-            whole = function.let(f"icmp eq i64 {left}, {self.lanes}")
-            full = function.let(f"icmp eq i64 {count}, {self.outputs}")
-            direct = function.let(f"and i1 {whole}, {full}")
-            aim = function.let(f"select i1 {direct}, ptr {rows_at}, ptr {self._rest}")
-            step = function.let(f"select i1 {direct}, i64 {stride}, i64 {self.outputs * self._size}")
-            self._emit_squares(source, aim, step, first)
-            with function.when(f"icmp eq i1 {direct}, false"):
-                self._emit_copy((left, count), rows_at, stride)
+            first_row = function.mul(number, self.lanes)
+            left = function.smin(function.int_op("sub", self._rows, first_row), self.lanes)
+            target = function.gep(results, function.mul(first_row, stride))
+            source = function.gep(memory, function.mul(first_row, FLOAT_BYTES))
+            has_all_rows = function.assign(f"icmp eq i64 {left}, {self.lanes}")
+            has_all_outputs = function.assign(f"icmp eq i64 {count}, {self.outputs}")
+            is_full = function.assign(f"and i1 {has_all_rows}, {has_all_outputs}")
+            address = function.assign(f"select i1 {is_full}, ptr {target}, ptr {self._edge_buffer}")
+            step = function.assign(f"select i1 {is_full}, i64 {stride}, i64 {self.outputs * self._size}")
+            self._emit_squares(source, address, step, first)
+            with function.if_then(f"icmp eq i1 {is_full}, false"):
+                self._emit_copy((left, count), target, stride)
 
-    def _emit_squares(self, source: str, aim: str, step: str, channel: str) -> None:
+    def _emit_squares(self, source: str, target: str, step: str, channel: str) -> None:
         function = self.function
         for first in range(0, self.outputs, self.lanes):
             count = min(self.lanes, self.outputs - first)
-            some = [
-                self.result(
-                    function.at(source, output * self.feature_bytes), function.add(channel, output), self.vector_bytes
+            results = [
+                self.load_result(
+                    function.gep(source, output * self.feature_bytes), function.add(channel, output), self.vector_bytes
                 )
                 for output in range(first, first + count)
             ]
-            rows = transposed(function, [*some, *["zeroinitializer"] * (self.lanes - count)], self.lanes)
+            rows = transpose_square(function, [*results, *["zeroinitializer"] * (self.lanes - count)], self.lanes)
             for lane, row in enumerate(rows):
                 part = row if count == self.lanes else function.shuffle(self.kind, row, "poison", range(count))
-                place = function.at(function.at(aim, function.multiply(step, lane)), first * self._size)
-                write_floats(function, self._element, count, part, place)
+                address = function.gep(function.gep(target, function.mul(step, lane)), first * self._size)
+                store_floats(function, self._element, count, part, address)
 
-    def _emit_copy(self, sizes: tuple[str, str], goal: str, stride: str) -> None:
-        """From the stack, where no neighbour is written over."""
+    def _emit_copy(self, sizes: tuple[str, str], target: str, stride: str) -> None:
+        """Copy rows × outputs from the edge buffer."""
         function = self.function
         with function.loop(0, sizes[0]) as row:
-            source = function.at(self._rest, function.multiply(row, self.outputs * self._size))
-            aim = function.at(goal, function.multiply(row, stride))
+            source_row = function.gep(self._edge_buffer, function.mul(row, self.outputs * self._size))
+            target_row = function.gep(target, function.mul(row, stride))
             with function.loop(0, sizes[1]) as output:
-                offset = function.multiply(output, self._size)
-                found = function.load(self._element, function.at(source, offset), self._size)
-                function.store(self._element, found, function.at(aim, offset), self._size)
+                offset = function.mul(output, self._size)
+                value = function.load(self._element, function.gep(source_row, offset), self._size)
+                function.store(self._element, value, function.gep(target_row, offset), self._size)
 
 
-def turns(lanes: int) -> list[int]:
-    """Which of two vectors' lanes lie where when they lie in each other, four of the one and four of the other.
+def get_interleaved_order(lanes: int) -> list[int]:
+    """Return the lanes of two concatenated vectors so that runs of four of the first and of the second alternate.
 
     Example:
-        >>> turns(4)
-        [0, 1, 2, 3, 4, 5, 6, 7]
+        >>> get_interleaved_order(8)
+        [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]
     """
     starts = [side + first for first in range(0, lanes, QUAD) for side in (0, lanes)]
     return [start + lane for start in starts for lane in range(QUAD)]
 
 
-def zipped(function: Emitter, left: str, right: str, lanes: int) -> list[str]:
-    """Of two features, whose vectors lie in each other, the rows' numbers side by side: for each of the two vectors."""
-    kind, halves = vector("bfloat", 2 * lanes), []
+def interleave_features(function: Emitter, left: str, right: str, lanes: int) -> list[str]:
+    """Put the numbers of two packed ``bfloat`` features side by side for each row; see `RowPanel.packed_type`.
+
+    Returns:
+        One vector of pairs for each of the two vectors of rows.
+    """
+    kind, pairs = vector("bfloat", 2 * lanes), []
     for half in (0, QUAD):
-        own = [first + lane for first in range(half, 2 * lanes, 2 * QUAD) for lane in range(QUAD)]
-        halves.append(function.shuffle(kind, left, right, [side + lane for lane in own for side in (0, 2 * lanes)]))
-    return halves
+        rows = [first + lane for first in range(half, 2 * lanes, 2 * QUAD) for lane in range(QUAD)]
+        pairs.append(function.shuffle(kind, left, right, [side + lane for lane in rows for side in (0, 2 * lanes)]))
+    return pairs

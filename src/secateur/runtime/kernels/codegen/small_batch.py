@@ -1,114 +1,134 @@
-"""Single weights times a few rows of the batch, whose activations are gathered for sixteen weights at once."""
+"""Bases of small-batch kernels that gather activations, and operations that small-batch kernels share."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
-from secateur.runtime.kernels.codegen.kernel import FewRowsKernel, begun
-from secateur.runtime.kernels.codegen.vectors import AHEAD, FLOAT_BYTES, FLOATS, SIZES, read_floats, write_floats
+from secateur.runtime.kernels.codegen.kernel import SmallBatchKernel, start_kernel
+from secateur.runtime.kernels.codegen.vectors import (
+    FLOAT_BYTES,
+    FLOATS,
+    PREFETCH_BYTES,
+    TYPE_BYTES,
+    load_floats,
+    store_floats,
+)
 from secateur.runtime.kernels.formats.base import STRIP
 
-__all__ = ["FloatRowsKernel", "GatheringKernel", "emit_floats", "emit_sums", "numbered"]
-
-PLACES = vector("ptr", STRIP)
-
-
-class FloatRowsKernel(FewRowsKernel):
-    """Which needs activations as floats."""
-
-    def scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.scratch_bytes`: activations that are no floats, as floats."""
-        return 0 if self.element == "float" else inputs * self.batch * FLOAT_BYTES
+__all__ = [
+    "Float32ActivationKernel",
+    "GatherKernel",
+    "emit_float32_activations",
+    "emit_scaled_results",
+    "get_float_addresses",
+]
 
 
-class GatheringKernel(FloatRowsKernel):
-    """Whose unit is a chunk of outputs.
+class Float32ActivationKernel(SmallBatchKernel):
+    """Base of small-batch kernels that read activations as float32."""
+
+    def get_scratch_bytes(self, inputs: int) -> int:
+        """See `Kernel.get_scratch_bytes`: the activations as floats, if they are stored otherwise."""
+        return 0 if self.activation_type == "float" else inputs * self.batch * FLOAT_BYTES
+
+
+class GatherKernel(Float32ActivationKernel):
+    """Base of kernels that gather the activations of sixteen weights at once, and whose unit is a chunk of outputs.
 
     Attributes:
         chunk: Outputs of a chunk.
         piece: Features of a piece.
-        element: LLVM's type of activations.
-        batch: Rows of the batch.
-        stored: LLVM's type of the weights.
+        activation_type: LLVM type of activations.
+        batch: Batch rows.
+        weight_type: LLVM type of the weights.
     """
 
     chunk: int
     piece: int
-    stored: str
+    weight_type: str
 
     @abstractmethod
-    def emit_part(self, function: Emitter, part: str, features: str, sums: str) -> None:
-        """Add the products of a piece of a chunk, by its number; activations and sums are where the others say."""
+    def emit_piece(self, function: Emitter, piece: str, features: str, sums: str) -> None:
+        """Add the products of a piece of a chunk to the sums.
+
+        Args:
+            function: The function under construction.
+            piece: Number of the piece, counted through all chunks.
+            features: Address of its activations.
+            sums: Address of the sums of the chunk.
+        """
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = begun()
-        floats = emit_floats(function, self.element, self.batch)
-        sums = function.variable(f"[{self.batch * self.chunk} x float]")
-        pieces = function.integer("sdiv", function.add("%inputs", self.piece - 1), self.piece)
+        function = start_kernel()
+        floats = emit_float32_activations(function, self.activation_type, self.batch)
+        sums = function.alloca(f"[{self.batch * self.chunk} x float]")
+        pieces = function.int_op("sdiv", function.add("%inputs", self.piece - 1), self.piece)
         with function.loop("%begin", "%end") as chunk:
             with function.loop(0, self.batch * self.chunk, STRIP) as number:
-                function.store(FLOATS, "zeroinitializer", function.at(sums, function.multiply(number, FLOAT_BYTES)), 64)
+                function.store(FLOATS, "zeroinitializer", function.gep(sums, function.mul(number, FLOAT_BYTES)), 64)
             with function.loop(0, pieces) as piece:
-                features = function.at(floats, function.multiply(piece, self.piece * FLOAT_BYTES))
-                self.emit_part(function, function.add(function.multiply(chunk, pieces), piece), features, sums)
-            outputs = function.multiply(chunk, self.chunk), self.chunk
-            emit_sums(function, sums, outputs, (self.element, self.stored, self.batch))
+                features = function.gep(floats, function.mul(piece, self.piece * FLOAT_BYTES))
+                self.emit_piece(function, function.add(function.mul(chunk, pieces), piece), features, sums)
+            outputs = function.mul(chunk, self.chunk), self.chunk
+            emit_scaled_results(function, sums, outputs, (self.activation_type, self.weight_type, self.batch))
         return function
 
     def emit_sixteen(self, function: Emitter, number: str, features: str, totals: list[str]) -> None:
-        """Multiply the `number`-th sixteen weights with what they belong to."""
-        first = function.multiply(number, STRIP)
-        place = function.at("%values", function.multiply(first, SIZES[self.stored]))
-        function.prefetch(function.at(place, AHEAD), level=2)
-        weights = read_floats(function, self.stored, STRIP, place)
-        columns = function.load(vector("i8", STRIP), function.at("%columns", first))
+        """Multiply the `number`-th sixteen weights by the activations they belong to."""
+        first = function.mul(number, STRIP)
+        address = function.gep("%values", function.mul(first, TYPE_BYTES[self.weight_type]))
+        function.prefetch(function.gep(address, PREFETCH_BYTES), level=2)
+        weights = load_floats(function, self.weight_type, STRIP, address)
+        columns = function.load(vector("i8", STRIP), function.gep("%columns", first))
         for row, total in enumerate(totals):
-            source = function.at(features, function.multiply("%inputs", row * FLOAT_BYTES))
-            some = function.gather(numbered(function, source, columns))
-            function.put(FLOATS, function.fused(STRIP, weights, some, function.get(FLOATS, total)), total)
+            source = function.gep(features, function.mul("%inputs", row * FLOAT_BYTES))
+            activations = function.gather(get_float_addresses(function, source, columns))
+            function.accumulate(STRIP, weights, activations, total)
 
 
-def emit_sums(function: Emitter, sums: str, outputs: tuple[str, int], types: tuple[str, str, int]) -> None:
-    """Add the bias to sums, row after row, and write them to ``%y``.
+def emit_scaled_results(function: Emitter, sums: str, outputs: tuple[str, int], types: tuple[str, str, int]) -> None:
+    """Apply scale and bias to sums, and write them to ``%y``.
 
     Args:
-        function: Where to.
-        sums: Where they are.
-        outputs: The first, and how many there are of each row at most.
-        types: LLVM's types of the activations and the weights, and the rows.
+        function: The function under construction.
+        sums: Address of the sums, row by row.
+        outputs: First output, and maximum number of outputs, which is the length of a row.
+        types: LLVM types of activations and weights, and the number of rows.
     """
-    (first, count), (element, stored, rows) = outputs, types
-    left = function.smaller(function.integer("sub", "%outputs", first), count)
+    (first, count), (activation_type, weight_type, rows) = outputs, types
+    left = function.smin(function.int_op("sub", "%outputs", first), count)
     for row in range(rows):
         with function.loop(0, left) as output:
             channel = function.add(first, output)
-            place = function.multiply(channel, FLOAT_BYTES)
-            offset = function.multiply(function.add(output, row * count), FLOAT_BYTES)
-            total = read_floats(function, "float", 1, function.at(sums, offset))
-            bias = read_floats(function, "float", 1, function.at("%bias", place))
-            if stored == "i8":
-                scale = read_floats(function, "float", 1, function.at("%scales", place))
-                result = function.fused(1, total, scale, bias)
+            offset = function.mul(channel, FLOAT_BYTES)
+            sum_offset = function.mul(function.add(output, row * count), FLOAT_BYTES)
+            total = load_floats(function, "float", 1, function.gep(sums, sum_offset))
+            bias = load_floats(function, "float", 1, function.gep("%bias", offset))
+            if weight_type == "i8":
+                scale = load_floats(function, "float", 1, function.gep("%scales", offset))
+                result = function.fma(1, total, scale, bias)
             else:
-                result = function.let(f"fadd <1 x float> {total}, {bias}")
-            goal = function.multiply(function.add(function.multiply("%outputs", row), channel), SIZES[element])
-            write_floats(function, element, 1, result, function.at("%y", goal))
+                result = function.assign(f"fadd <1 x float> {total}, {bias}")
+            index = function.add(function.mul("%outputs", row), channel)
+            target = function.mul(index, TYPE_BYTES[activation_type])
+            store_floats(function, activation_type, 1, result, function.gep("%y", target))
 
 
-def numbered(function: Emitter, place: str, columns: str, kind: str = "i8") -> str:
-    """Places of floats by their numbers, sixteen of a type."""
-    wide = function.let(f"zext {vector(kind, STRIP)} {columns} to {vector('i64', STRIP)}")
-    return function.let(f"getelementptr float, ptr {place}, {vector('i64', STRIP)} {wide}")
+def get_float_addresses(function: Emitter, base: str, indices: str, kind: str = "i8") -> str:
+    """Return the addresses of floats by their indices, a vector of sixteen integers of type `kind`."""
+    wide = function.assign(f"zext {vector(kind, STRIP)} {indices} to {vector('i64', STRIP)}")
+    return function.assign(f"getelementptr float, ptr {base}, {vector('i64', STRIP)} {wide}")
 
 
-def emit_floats(function: Emitter, element: str, rows: int) -> str:
-    """Where the activations are as floats: in place, or in ``%scratch``."""
-    if element == "float":
+def emit_float32_activations(function: Emitter, activation_type: str, rows: int) -> str:
+    """Return the address of the activations as floats, converted to ``%scratch`` if they are stored otherwise."""
+    if activation_type == "float":
         return "%x"
-    count = function.multiply("%inputs", rows)
-    with function.loop(0, count) as number:
-        found = read_floats(function, element, 1, function.at("%x", function.multiply(number, SIZES[element])))
-        function.store("<1 x float>", found, function.at("%scratch", function.multiply(number, FLOAT_BYTES)), 4)
+    count = function.mul("%inputs", rows)
+    with function.loop(0, count) as index:
+        source = function.gep("%x", function.mul(index, TYPE_BYTES[activation_type]))
+        value = load_floats(function, activation_type, 1, source)
+        function.store("<1 x float>", value, function.gep("%scratch", function.mul(index, FLOAT_BYTES)), 4)
     return "%scratch"

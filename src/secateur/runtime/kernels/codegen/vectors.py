@@ -1,4 +1,4 @@
-"""Vectors of floats: reading, writing, adding up and rounding."""
+"""Operations on vectors of floats: loading, storing, converting and reducing."""
 
 from __future__ import annotations
 
@@ -6,127 +6,130 @@ from secateur.runtime.kernels.codegen.emitter import Emitter, vector
 from secateur.runtime.kernels.formats.base import STRIP
 
 __all__ = [
-    "AHEAD",
     "FLOATS",
     "FLOAT_BYTES",
-    "SIZES",
+    "PREFETCH_BYTES",
+    "TYPE_BYTES",
     "WORDS",
-    "expanded",
-    "first_sum",
-    "folded",
-    "halves",
-    "read_floats",
-    "spread",
-    "write_first",
-    "write_floats",
+    "broadcast_float",
+    "load_floats",
+    "load_initial_sum",
+    "reduce_lanes",
+    "split_floats",
+    "store_first_floats",
+    "store_floats",
+    "widen_weights",
 ]
 
 FLOAT_BYTES = 4
-"""Of a float32."""
+"""Size of a float32."""
 
-SIZES = {"float": FLOAT_BYTES, "halves": FLOAT_BYTES, "bfloat": 2, "i8": 1}
-"""Bytes of LLVM's types, and of two bfloat16 for one float."""
+TYPE_BYTES = {"float": FLOAT_BYTES, "halves": FLOAT_BYTES, "bfloat": 2, "i8": 1}
+"""LLVM type → bytes; ``halves`` is a float split into two bfloat16."""
 
-AHEAD = 8192
-"""Bytes from the weights at work to those that are asked for: the processor itself stops at every page."""
+PREFETCH_BYTES = 8192
+"""Distance from the current weights to those that are prefetched: the hardware prefetcher stops at every page."""
 
-EXPANDED = 16
-"""Weights that become floats together."""
-
+WIDEN_LANES = 16
+"""Weights that are converted to floats at a time."""
 
 FLOATS = vector("float", STRIP)
+"""One float for each output of a strip."""
+
 WORDS = vector("i32", STRIP)
+"""One 32-bit integer for each output of a strip."""
 
 
-def folded(function: Emitter, total: str, lanes: int, kept: int = 1) -> str:
-    """A vector of which the lanes that lie a multiple of `kept` apart are added up."""
+def reduce_lanes(function: Emitter, total: str, lanes: int, kept: int = 1) -> str:
+    """Add the lanes of a vector whose distance is a multiple of `kept`, leaving `kept` lanes."""
     while lanes > kept:
         halves = [range(lanes // 2), range(lanes // 2, lanes)]
         low, high = (function.shuffle(vector("float", lanes), total, "poison", list(half)) for half in halves)
         lanes //= 2
-        total = function.let(f"fadd {vector('float', lanes)} {low}, {high}")
+        total = function.assign(f"fadd {vector('float', lanes)} {low}, {high}")
     return total
 
 
-def read_floats(function: Emitter, element: str, lanes: int, place: str) -> str:
-    """Numbers that lie side by side, as floats.
+def load_floats(function: Emitter, element: str, lanes: int, address: str) -> str:
+    """Load consecutive numbers and convert them to floats.
 
     Args:
-        function: Where to.
-        element: ``float``, ``bfloat`` or ``i8``.
-        lanes: How many.
-        place: Where the first is.
+        function: The function under construction.
+        element: Type in memory: ``float``, ``bfloat`` or ``i8``.
+        lanes: Number of elements.
+        address: Address of the first.
     """
     if element == "float":
-        return function.load(vector("float", lanes), place, FLOAT_BYTES)
+        return function.load(vector("float", lanes), address, FLOAT_BYTES)
     if element == "i8":
-        small = function.load(vector("i8", lanes), place)
-        return function.let(f"sitofp {vector('i8', lanes)} {small} to {vector('float', lanes)}")
-    return widened(function, function.load(vector("i16", lanes), place, 2), lanes)
+        integers = function.load(vector("i8", lanes), address)
+        return function.assign(f"sitofp {vector('i8', lanes)} {integers} to {vector('float', lanes)}")
+    return widen_bfloat16(function, function.load(vector("i16", lanes), address, 2), lanes)
 
 
-def widened(function: Emitter, halves: str, lanes: int) -> str:
-    """Floats of which the bits of bfloat16 are given."""
+def widen_bfloat16(function: Emitter, halves: str, lanes: int) -> str:
+    """Convert the bits of bfloat16 to floats."""
     words, shifts = vector("i32", lanes), f"<{', '.join(['i32 16'] * lanes)}>"
-    wide = function.let(f"zext {vector('i16', lanes)} {halves} to {words}")
-    return function.let(f"bitcast {words} {function.let(f'shl {words} {wide}, {shifts}')} to {vector('float', lanes)}")
+    wide = function.assign(f"zext {vector('i16', lanes)} {halves} to {words}")
+    shifted = function.assign(f"shl {words} {wide}, {shifts}")
+    return function.assign(f"bitcast {words} {shifted} to {vector('float', lanes)}")
 
 
-def write_floats(function: Emitter, element: str, lanes: int, value: str, place: str) -> None:
-    """Store floats side by side, rounded to `element`: ``float`` or ``bfloat``."""
+def store_floats(function: Emitter, element: str, lanes: int, value: str, address: str) -> None:
+    """Store floats consecutively as `element`, ``float`` or ``bfloat``."""
     if element == "bfloat":
-        function.store(vector("i16", lanes), function.rounded(lanes, value), place, 2)
+        function.store(vector("i16", lanes), function.round_to_bfloat16(lanes, value), address, 2)
     else:
-        function.store(vector("float", lanes), value, place, FLOAT_BYTES)
+        function.store(vector("float", lanes), value, address, FLOAT_BYTES)
 
 
-def write_first(function: Emitter, element: str, lanes: int, values: str, place: str, count: str) -> None:
-    """Store the first so many of a vector's floats, rounded to `element`: ``float`` or ``bfloat``."""
+def store_first_floats(function: Emitter, element: str, lanes: int, values: str, address: str, count: str) -> None:
+    """Store the first `count` floats of a vector as `element`, ``float`` or ``bfloat``."""
     if element == "bfloat":
-        function.store_first(lanes, function.rounded(lanes, values), place, count, "i16")
+        function.store_first(lanes, function.round_to_bfloat16(lanes, values), address, count, "i16")
     else:
-        function.store_first(lanes, values, place, count)
+        function.store_first(lanes, values, address, count)
 
 
-def spread(function: Emitter, floats: str, number: str, lanes: int) -> str:
-    """A vector of one of the floats at a place."""
-    found = read_floats(function, "float", 1, function.at(floats, function.multiply(number, FLOAT_BYTES)))
-    return function.shuffle("<1 x float>", found, "poison", [0] * lanes)
+def broadcast_float(function: Emitter, floats: str, index: str, lanes: int) -> str:
+    """Load the float at an index of an array, and broadcast it to a vector."""
+    value = load_floats(function, "float", 1, function.gep(floats, function.mul(index, FLOAT_BYTES)))
+    return function.shuffle("<1 x float>", value, "poison", [0] * lanes)
 
 
-def first_sum(function: Emitter, stored: str, channel: str, lanes: int) -> str:
-    """What an output's sums begin with: its bias, unless they are to be scaled."""
-    return "zeroinitializer" if stored == "i8" else spread(function, "%bias", channel, lanes)
+def load_initial_sum(function: Emitter, weight_type: str, channel: str, lanes: int) -> str:
+    """Return the initial sums of an output: its bias, or zero if int8 weights are scaled before the bias is added."""
+    return "zeroinitializer" if weight_type == "i8" else broadcast_float(function, "%bias", channel, lanes)
 
 
-def expanded(function: Emitter, stored: str, bounds: tuple[str, str], memory: str) -> str:
-    """Weights of a run as floats, in memory where they are none.
+def widen_weights(function: Emitter, weight_type: str, bounds: tuple[str, str], buffer: str) -> str:
+    """Convert a run of weights to floats in a buffer, unless they are floats already.
 
     Args:
-        function: Where to.
-        stored: LLVM's type of the weights.
-        bounds: The first, and behind the last.
-        memory: Room for them.
+        function: The function under construction.
+        weight_type: LLVM type of the weights.
+        bounds: Index of the first weight, and the end.
+        buffer: Address of the buffer.
 
     Returns:
-        Where the weight of number 0 would be.
+        The address at which the weight of index 0 would be.
     """
-    if stored == "float":
+    if weight_type == "float":
         return "%values"
     start, stop = bounds
-    count, size = function.integer("sub", stop, start), SIZES[stored]
-    source = function.at("%values", function.multiply(start, size))
-    whole = function.integer("and", count, -EXPANDED)
-    for first, last, lanes in (("0", whole, EXPANDED), (whole, count, 1)):
-        with function.loop(first, last, lanes) as number:
-            some = read_floats(function, stored, lanes, function.at(source, function.multiply(number, size)))
-            goal = function.at(memory, function.multiply(number, FLOAT_BYTES))
-            function.store(vector("float", lanes), some, goal, FLOAT_BYTES)
-    return function.at(memory, function.multiply(start, -FLOAT_BYTES))
+    count, size = function.int_op("sub", stop, start), TYPE_BYTES[weight_type]
+    source = function.gep("%values", function.mul(start, size))
+    vectorized = function.int_op("and", count, -WIDEN_LANES)
+    for first, last, lanes in (("0", vectorized, WIDEN_LANES), (vectorized, count, 1)):
+        with function.loop(first, last, lanes) as index:
+            floats = load_floats(function, weight_type, lanes, function.gep(source, function.mul(index, size)))
+            target = function.gep(buffer, function.mul(index, FLOAT_BYTES))
+            function.store(vector("float", lanes), floats, target, FLOAT_BYTES)
+    return function.gep(buffer, function.mul(start, -FLOAT_BYTES))
 
 
-def halves(function: Emitter, floats: str, lanes: int) -> tuple[str, str]:
-    """Floats rounded to bfloat16, and what is left of them rounded to bfloat16, as bits."""
-    large = function.rounded(lanes, floats)
-    rest = function.let(f"fsub {vector('float', lanes)} {floats}, {widened(function, large, lanes)}")
-    return large, function.rounded(lanes, rest)
+def split_floats(function: Emitter, floats: str, lanes: int) -> tuple[str, str]:
+    """Split floats into the sum of two bfloat16, returned as bits."""
+    high = function.round_to_bfloat16(lanes, floats)
+    low = function.assign(f"fsub {vector('float', lanes)} {floats}, {widen_bfloat16(function, high, lanes)}")
+    return high, function.round_to_bfloat16(lanes, low)

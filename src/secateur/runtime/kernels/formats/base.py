@@ -1,4 +1,4 @@
-"""How a kernel's weights lie in memory."""
+"""Base class of weight formats, and the array operations that formats share."""
 
 from __future__ import annotations
 
@@ -9,25 +9,34 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.formats.dtypes import Floats, encoded, stored
+from secateur.runtime.kernels.formats.dtypes import Floats, encode, get_llvm_type
 
-__all__ = ["CACHE_LINE_BYTES", "STRIP", "Layout", "TileLayout", "aligned", "in_pieces", "ranks"]
+__all__ = [
+    "CACHE_LINE_BYTES",
+    "MAX_UINT16_INDICES",
+    "STRIP",
+    "AmxFormat",
+    "WeightFormat",
+    "copy_aligned",
+    "number_within_runs",
+    "split_into_pieces",
+]
 
 CACHE_LINE_BYTES = 64
-"""Bytes that a cache holds or does not hold together."""
+"""Size of a cache line."""
 
 STRIP = 16
-"""Outputs that are stored and written together: a cache line of float32."""
+"""Outputs of a strip: outputs whose weights are interleaved, and whose results fill a cache line of float32."""
 
-MOST_IN_SHORT = 1 << 16
-"""Numbers that an index of two bytes tells apart."""
+MAX_UINT16_INDICES = 1 << 16
+"""Number of positions that a 16-bit index can address."""
 
 
-def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy that begins with a cache line.
+def copy_aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Copy an array to memory that starts at a cache line.
 
     Example:
-        >>> aligned(np.ones(3)).ctypes.data % 64
+        >>> copy_aligned(np.ones(3)).ctypes.data % 64
         0
     """
     memory = np.empty(array.nbytes + CACHE_LINE_BYTES, np.uint8)
@@ -37,40 +46,45 @@ def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return copy
 
 
-def in_pieces(weight_OI: Floats, chunk: int, piece: int) -> Floats:
-    """A weight with zeros behind its ends, as (chunks × pieces, outputs of a chunk, inputs of a piece)."""
+def split_into_pieces(weight_OI: Floats, chunk: int, piece: int) -> Floats:
+    """Split a weight into pieces of `chunk` outputs and `piece` inputs, padded with zeros.
+
+    Returns:
+        An array of shape (chunks × pieces, chunk, piece).
+    """
     outputs, inputs = weight_OI.shape
     padded = np.zeros((-(-outputs // chunk) * chunk, -(-inputs // piece) * piece), np.float32)
     padded[:outputs, :inputs] = weight_OI
-    tiles = padded.reshape(-1, chunk, padded.shape[1] // piece, piece).transpose(0, 2, 1, 3)
-    return tiles.reshape(-1, chunk, piece)
+    pieces = padded.reshape(-1, chunk, padded.shape[1] // piece, piece).transpose(0, 2, 1, 3)
+    return pieces.reshape(-1, chunk, piece)
 
 
-def ranks(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """For runs that lie one behind another, the place of each element in its run.
+def number_within_runs(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Number the elements of consecutive runs, starting at 0 in each run.
 
     Example:
-        >>> ranks(np.array([2, 0, 3]))
+        >>> number_within_runs(np.array([2, 0, 3]))
         array([0, 1, 0, 1, 2])
     """
-    behind = np.cumsum(lengths)
-    total = int(behind[-1]) if len(behind) else 0
-    return np.arange(total) - np.repeat(behind - lengths, lengths)
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) - np.repeat(ends - lengths, lengths)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Layout(ABC):
-    """The weights that stay, and where they belong.
+class WeightFormat(ABC):
+    """The nonzero weights of a matrix and their positions, in the memory layout that a family of kernels reads.
 
     Attributes:
         shape: (O, I) of the weight.
-        starts: For each run of weights, how many lie before it, and at the end how many there are; each layout counts
-            in its own way.
-        columns: Where weights belong among the inputs.
-        values: The weights; see `numbers.WEIGHT_DTYPES`.
-        scales: For int8, what the numbers of each output are to be multiplied with; else empty.
-        order: Where weights belong among the outputs, if that is not clear from their order; else empty.
-        rest: For weights in halves, what `in_halves` leaves, which kernels do not read; else empty.
+        starts: For each run of weights, the number of weights before it, and the total at the end. The unit (weights,
+            groups of sixteen, blocks, tiles) depends on the format.
+        columns: Input positions of the weights.
+        values: The weights, in one of `WEIGHT_DTYPES`.
+        scales: For int8, the scale of each output; otherwise empty.
+        order: Output positions of the weights if the order of `values` does not imply them; otherwise empty.
+        remainder: For float32 stored as two bfloat16, the remainders of `split_float32`, which kernels do not read;
+            otherwise empty.
     """
 
     shape: tuple[int, int]
@@ -79,38 +93,38 @@ class Layout(ABC):
     values: npt.NDArray[Any]
     scales: Floats = field(default_factory=lambda: np.empty(0, np.float32))
     order: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
-    rest: npt.NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
+    remainder: npt.NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
 
     @abstractmethod
     def to_dense(self) -> Floats:
-        """The weight with its zeros, without scales."""
+        """Return the dense weight, without applying scales."""
 
     @property
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
-        """What a kernel reads, in the order of `kernel.ARRAYS`."""
+        """The arrays that kernels read, in the order of `codegen.kernel.ARRAYS`."""
         return self.starts, self.columns, self.values, self.scales, self.order
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
-        return sum(array.nbytes for array in (*self.arrays, self.rest))
+        """Size in bytes."""
+        return sum(array.nbytes for array in (*self.arrays, self.remainder))
 
     @property
-    def stored(self) -> str:
-        """LLVM's type of the weights."""
-        return stored(self.values)
+    def weight_type(self) -> str:
+        """LLVM type of the weights."""
+        return get_llvm_type(self.values)
 
-    def as_dtype(self, dtype: str, scales: Floats) -> Self:
-        """The same, stored as another type; its numbers are whole if that is int8."""
-        return replace(self, values=aligned(encoded(self.values, dtype)), scales=scales)
+    def to_dtype(self, dtype: str, scales: Floats) -> Self:
+        """Return the same weights in another storage type; for int8 the values must be integers."""
+        return replace(self, values=copy_aligned(encode(self.values, dtype)), scales=scales)
 
 
-class TileLayout(Layout):
-    """For tiles of bfloat16: multiplied with rows of its own type alone, and with no images."""
+class AmxFormat(WeightFormat):
+    """Base of formats for AMX, which accept activations of one type only and no images."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
-    def element(self) -> str:
-        """LLVM's type of the activations: ``float`` if the weights are in halves, else ``bfloat``."""
+    def activation_type(self) -> str:
+        """LLVM type of the activations: ``float`` if weights are stored as two bfloat16, otherwise ``bfloat``."""

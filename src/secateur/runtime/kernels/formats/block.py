@@ -1,4 +1,4 @@
-"""Blocks of outputs and inputs."""
+"""Format of block patterns such as ``4x1``."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.formats.base import MOST_IN_SHORT, Layout, aligned
-from secateur.runtime.kernels.formats.dtypes import Floats, decoded
+from secateur.runtime.kernels.formats.base import MAX_UINT16_INDICES, WeightFormat, copy_aligned
+from secateur.runtime.kernels.formats.dtypes import Floats, decode
 
-__all__ = ["FOLLOWING", "Blocks"]
+__all__ = ["PREFETCH_BLOCKS", "BlockFormat"]
 
-FOLLOWING = 4
-"""Blocks from the one at work to the one whose activations are asked for: 3 to 5 % for 4x1, nothing for 8x1."""
+PREFETCH_BLOCKS = 4
+"""Blocks from the current one to the one whose activations are prefetched: gains 3 to 5 % for 4x1, nothing for 8x1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Blocks(Layout):
-    """Blocks of N outputs × M inputs that are not all zero, row of blocks by row of blocks.
+class BlockFormat(WeightFormat):
+    """Nonzero blocks of N outputs × M inputs, one row of blocks after another.
 
     Attributes:
         block: (N, M).
-        starts: For each row of blocks, how many blocks lie before it, and at the end how many there are.
-        columns: For each block, how many blocks fit to the left of it, and zeros for kernels that look ahead.
-        values: The numbers: blocks × M inputs × N outputs.
+        starts: For each row of blocks, the number of blocks before it, and the total at the end.
+        columns: For each block, its position in the row, in blocks; padded with `PREFETCH_BLOCKS` zeros, which kernels
+            prefetch.
+        values: The weights, of shape (blocks, M, N).
 
     Example:
-        >>> blocks = Blocks.of(np.array([[0, 1], [0, 2]], np.float32), (2, 1))
+        >>> blocks = BlockFormat.from_dense(np.array([[0, 1], [0, 2]], np.float32), (2, 1))
         >>> blocks.columns[:1], blocks.values.ravel()
         (array([1], dtype=uint16), array([1., 2.], dtype=float32))
     """
@@ -35,33 +36,33 @@ class Blocks(Layout):
     block: tuple[int, int]
 
     @classmethod
-    def of(cls, weight_OI: Floats, block: tuple[int, int]) -> Blocks:
-        """The blocks of a weight that they tile."""
+    def from_dense(cls, weight_OI: Floats, block: tuple[int, int]) -> BlockFormat:
+        """Pack the nonzero blocks of a weight whose shape is a multiple of the block."""
         (outputs, inputs), (rows, cols) = weight_OI.shape, block
         tiles = weight_OI.reshape(outputs // rows, rows, inputs // cols, cols)
-        keep: npt.NDArray[np.bool_] = np.any(tiles, axis=(1, 3))
-        starts = np.zeros(len(keep) + 1, np.int64)
-        np.cumsum(keep.sum(axis=1), out=starts[1:])
-        row, column = np.nonzero(keep)
-        index = np.uint16 if inputs // cols <= MOST_IN_SHORT else np.uint32
+        is_kept: npt.NDArray[np.bool_] = np.any(tiles, axis=(1, 3))
+        starts = np.zeros(len(is_kept) + 1, np.int64)
+        np.cumsum(is_kept.sum(axis=1), out=starts[1:])
+        row, column = np.nonzero(is_kept)
+        index_dtype = np.uint16 if inputs // cols <= MAX_UINT16_INDICES else np.uint32
         values = tiles.transpose(0, 2, 3, 1)[row, column]
         return cls(
             shape=(outputs, inputs),
             block=block,
             starts=starts,
-            columns=aligned(np.append(column, np.zeros(FOLLOWING)).astype(index)),
-            values=aligned(values),
+            columns=copy_aligned(np.append(column, np.zeros(PREFETCH_BLOCKS)).astype(index_dtype)),
+            values=copy_aligned(values),
         )
 
     @property
-    def index(self) -> str:
-        """LLVM's type of a block's number within its row."""
+    def index_type(self) -> str:
+        """LLVM type of `columns`."""
         return f"i{8 * self.columns.itemsize}"
 
     def to_dense(self) -> Floats:
-        """See `Layout.to_dense`."""
+        """See `WeightFormat.to_dense`."""
         (outputs, inputs), (rows, cols) = self.shape, self.block
         tiles = np.zeros((outputs // rows, inputs // cols, cols, rows), np.float32)
         row = np.repeat(np.arange(outputs // rows), np.diff(self.starts))
-        tiles[row, self.columns[: len(row)]] = decoded(self.values)
+        tiles[row, self.columns[: len(row)]] = decode(self.values)
         return tiles.transpose(0, 3, 1, 2).reshape(outputs, inputs)

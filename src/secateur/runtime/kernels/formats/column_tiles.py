@@ -1,4 +1,4 @@
-"""How weights lie in memory for a processor that multiplies tiles."""
+"""AMX format that drops the inputs that none of sixteen outputs keeps."""
 
 from __future__ import annotations
 
@@ -6,82 +6,89 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from secateur.runtime.kernels.formats.base import MOST_IN_SHORT, STRIP, TileLayout, aligned, ranks
-from secateur.runtime.kernels.formats.dtypes import Floats, decoded, in_halves, whole
+from secateur.runtime.kernels.formats.base import (
+    MAX_UINT16_INDICES,
+    STRIP,
+    AmxFormat,
+    copy_aligned,
+    number_within_runs,
+)
+from secateur.runtime.kernels.formats.dtypes import Floats, decode, merge_float32, split_float32
 
-__all__ = ["TILE_INPUTS", "Tiled"]
+__all__ = ["TILE_INPUTS", "ColumnTileFormat"]
 
 TILE_INPUTS = 32
-"""Of a tile: a line of the cache of bfloat16."""
+"""Inputs of a tile: a cache line of bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Tiled(TileLayout):
-    """Sixteen outputs by sixteen, of which all have the same inputs: those that any of them keeps.
+class ColumnTileFormat(AmxFormat):
+    """Dense tiles of sixteen outputs, with the inputs that any of the sixteen keeps.
 
     Attributes:
-        starts: For each sixteen outputs, how many tiles lie before them, and at the end how many there are.
-        columns: For each tile, its 32 inputs, or 16 of weights in halves; what fills up the last tile of sixteen
-            outputs repeats its last input.
-        values: tiles × 16 outputs × 32 inputs, zeros included, or × 16 inputs × two halves.
+        starts: For each strip of sixteen outputs, the number of tiles before it, and the total at the end.
+        columns: For each tile, its 32 inputs, or 16 if weights are stored as two bfloat16. The last tile of a strip is
+            padded with its last input.
+        values: The weights, zeros included: tiles × 16 outputs × 32 inputs, or tiles × 16 outputs × 16 inputs × 2.
 
     Example:
-        >>> tiled = Tiled.of(np.eye(2, 5, k=3, dtype=np.float32))
-        >>> tiled.columns[0, :4], tiled.values[0, :2, :2]
+        >>> packed = ColumnTileFormat.from_dense(np.eye(2, 5, k=3, dtype=np.float32))
+        >>> packed.columns[0, :4], packed.values[0, :2, :2]
         (array([3, 4, 4, 4], dtype=uint16), array([[1., 0.],
                [0., 1.]], dtype=float32))
     """
 
     @classmethod
-    def of(cls, weight_OI: Floats, width: int = TILE_INPUTS) -> Tiled:
-        """The weights of inputs that any of sixteen outputs keeps; `width`: inputs of a tile."""
+    def from_dense(cls, weight_OI: Floats, width: int = TILE_INPUTS) -> ColumnTileFormat:
+        """Pack the inputs that any output of a strip keeps, `width` inputs to a tile."""
         outputs, inputs = weight_OI.shape
         padded = np.zeros((-(-outputs // STRIP), STRIP, inputs), np.float32)
         padded.reshape(-1, inputs)[:outputs] = weight_OI
-        group, column = np.nonzero((padded != 0).any(axis=1))
-        counts = np.bincount(group, minlength=len(padded))
+        strip, column = np.nonzero((padded != 0).any(axis=1))
+        counts = np.bincount(strip, minlength=len(padded))
         starts = np.zeros(len(padded) + 1, np.int64)
         np.cumsum(-(-counts // width), out=starts[1:])
         last = np.zeros(len(padded), np.int64)
-        last[group] = column  # Columns ascend, so the last one stays.
+        last[strip] = column  # Columns are sorted, so the largest is written last.
         columns = np.repeat(last, np.diff(starts) * width)
         values = np.zeros((len(columns), STRIP), np.float32)
-        slots = starts[group] * width + ranks(counts)
+        slots = starts[strip] * width + number_within_runs(counts)
         columns[slots] = column
-        values[slots] = padded[group, :, column]
-        index = np.uint16 if inputs <= MOST_IN_SHORT else np.uint32
+        values[slots] = padded[strip, :, column]
+        index_dtype = np.uint16 if inputs <= MAX_UINT16_INDICES else np.uint32
         return cls(
             shape=(outputs, inputs),
             starts=starts,
-            columns=aligned(columns.reshape(-1, width).astype(index)),
-            values=aligned(values.reshape(-1, width, STRIP).transpose(0, 2, 1)),
+            columns=copy_aligned(columns.reshape(-1, width).astype(index_dtype)),
+            values=copy_aligned(values.reshape(-1, width, STRIP).transpose(0, 2, 1)),
         )
 
-    def in_halves(self) -> Tiled:
-        """The same, each weight as two halves.
+    def split_values(self) -> ColumnTileFormat:
+        """Return the same weights, each stored as two bfloat16.
 
         Raises:
-            LayerError: One has none; see `numbers.in_halves`.
+            LayerError: A weight cannot be split; see `split_float32`.
         """
-        halves, rest = in_halves(self.values)
-        return replace(self, values=aligned(halves), rest=rest)
+        halves, remainder = split_float32(self.values)
+        return replace(self, values=copy_aligned(halves), remainder=remainder)
 
     @property
-    def element(self) -> str:
-        """See `TileLayout.element`."""
+    def activation_type(self) -> str:
+        """See `AmxFormat.activation_type`."""
         return "float" if self.values.ndim == 4 else "bfloat"
 
     @property
-    def index(self) -> str:
-        """LLVM's type of a column."""
+    def index_type(self) -> str:
+        """LLVM type of `columns`."""
         return f"i{8 * self.columns.itemsize}"
 
     def to_dense(self) -> Floats:
-        """See `Layout.to_dense`."""
+        """See `WeightFormat.to_dense`."""
         outputs, inputs = self.shape
         dense = np.zeros((len(self.starts) - 1, inputs, STRIP), np.float32)
-        group = np.repeat(np.arange(len(dense)), np.diff(self.starts))
-        # What fills up is zero, and belongs where a weight is.
-        values = whole(self.values, self.rest) if self.element == "float" else decoded(self.values)
-        np.add.at(dense, (group[:, None], self.columns), values.transpose(0, 2, 1))
+        strip = np.repeat(np.arange(len(dense)), np.diff(self.starts))
+        is_split = self.activation_type == "float"
+        values = merge_float32(self.values, self.remainder) if is_split else decode(self.values)
+        # Padding adds zeros to the last input.
+        np.add.at(dense, (strip[:, None], self.columns), values.transpose(0, 2, 1))
         return dense.transpose(0, 2, 1).reshape(-1, inputs)[:outputs]

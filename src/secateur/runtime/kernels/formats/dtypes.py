@@ -1,4 +1,4 @@
-"""What weights are stored as."""
+"""Storage types of weights: float32, bfloat16, int8, and float32 as a pair of bfloat16."""
 
 from __future__ import annotations
 
@@ -9,45 +9,61 @@ import numpy.typing as npt
 
 from secateur.errors import LayerError
 
-__all__ = ["NAMES", "WEIGHT_DTYPES", "decoded", "encoded", "in_halves", "quantized", "stored", "whole"]
+__all__ = [
+    "DTYPE_NAMES",
+    "WEIGHT_DTYPES",
+    "Floats",
+    "decode",
+    "encode",
+    "get_llvm_type",
+    "merge_float32",
+    "quantize_int8",
+    "split_float32",
+]
 
 WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
-"""float32; bfloat16, as the bits of uint16; int8 with a scale per output channel."""
+"""float32; bfloat16, stored as the bits of uint16; int8 with one scale per output channel."""
 
-MOST = 127
-"""Of an int8."""
+MAX_INT8 = 127
+"""Largest quantized value; -128 is not used."""
 
 LLVM_TYPES = {"float32": "float", "uint16": "bfloat", "int8": "i8"}
+"""NumPy type of the stored values → LLVM type."""
 
-NAMES = {"float": "float32", "bfloat": "bfloat16"}
-"""LLVM's types → what they are called elsewhere."""
+DTYPE_NAMES = {"float": "float32", "bfloat": "bfloat16"}
+"""LLVM type → name of the type in messages."""
 
 Floats = npt.NDArray[np.float32]
 
 
-def stored(values: npt.NDArray[Any]) -> str:
-    """LLVM's type of stored numbers."""
+def get_llvm_type(values: npt.NDArray[Any]) -> str:
+    """Return the LLVM type of stored values."""
     return LLVM_TYPES[values.dtype.name]
 
 
-def quantized(weight_OI: Floats) -> tuple[Floats, Floats]:
-    """Whole numbers from -127 to 127, and for each output channel what they are to be multiplied with.
+def quantize_int8(weight_OI: Floats) -> tuple[Floats, Floats]:
+    """Quantize a weight symmetrically, one scale per output channel.
+
+    Returns:
+        Integers from -127 to 127, still as floats, and the scale of each output channel.
 
     Example:
-        >>> quantized(np.array([[1.0, 0.5], [0.0, 0.0]], np.float32))[0]
+        >>> quantize_int8(np.array([[1.0, 0.5], [0.0, 0.0]], np.float32))[0]
         array([[127.,  64.],
                [  0.,   0.]], dtype=float32)
     """
-    largest = np.abs(weight_OI).max(axis=1)
-    scales = np.where(largest > 0, largest / np.float32(MOST), 1).astype(np.float32)
+    max_abs = np.abs(weight_OI).max(axis=1)
+    scales = np.where(max_abs > 0, max_abs / np.float32(MAX_INT8), 1).astype(np.float32)
     return np.rint(weight_OI / scales[:, None]), scales
 
 
-def encoded(values: Floats, dtype: str) -> npt.NDArray[Any]:
-    """Numbers as they are stored: bfloat16 rounded to the nearest, int8 of whole numbers.
+def encode(values: Floats, dtype: str) -> npt.NDArray[Any]:
+    """Convert floats to their storage type.
+
+    bfloat16 rounds to nearest even; int8 expects integers, as `quantize_int8` returns them.
 
     Example:
-        >>> encoded(np.array([1.0], np.float32), "bfloat16")
+        >>> encode(np.array([1.0], np.float32), "bfloat16")
         array([16256], dtype=uint16)
     """
     if dtype == "float32":
@@ -55,45 +71,51 @@ def encoded(values: Floats, dtype: str) -> npt.NDArray[Any]:
     if dtype == "int8":
         return values.astype(np.int8)
     bits = np.ascontiguousarray(values).view(np.uint32)
-    half = np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
-    rounded = np.where(np.isnan(values), bits | np.uint32(1 << 22), bits + half)
-    shifted: npt.NDArray[Any] = (rounded >> np.uint32(16)).astype(np.uint16)
-    return shifted
+    rounding = np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    rounded = np.where(np.isnan(values), bits | np.uint32(1 << 22), bits + rounding)
+    high_bits: npt.NDArray[Any] = (rounded >> np.uint32(16)).astype(np.uint16)
+    return high_bits
 
 
-def decoded(values: npt.NDArray[Any]) -> Floats:
-    """The numbers that are stored, without their scales."""
+def decode(values: npt.NDArray[Any]) -> Floats:
+    """Convert stored values back to float32, without applying scales."""
     if values.dtype == np.uint16:
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return values.astype(np.float32)
 
 
-def in_halves(values: Floats) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int8]]:
-    """Numbers as two bfloat16, which are nearly their sum, and what is left, in units of their last place.
+def split_float32(values: Floats) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int8]]:
+    """Split floats into the sum of two bfloat16 and an integer remainder.
 
-    The first is the number rounded to bfloat16, the second what is left of it rounded to bfloat16, as a last axis.
-    Minus zero becomes zero.
+    The first bfloat16 is the value rounded to bfloat16, the second is the rounded difference. Together they have about
+    16 bits of precision; the remainder counts units in the last place of their float32 sum, so that `merge_float32`
+    restores the value bit for bit. Minus zero becomes zero.
+
+    Returns:
+        The two bfloat16 along a new last axis, and the remainders.
 
     Raises:
-        LayerError: One is not finite, or so small or large that it has no such halves.
+        LayerError: A value is not finite, or its magnitude is too small or too large to be split.
 
     Example:
-        >>> halves, rest = in_halves(np.array([1 / 3], np.float32))
-        >>> decoded(halves), rest
+        >>> halves, remainder = split_float32(np.array([1 / 3], np.float32))
+        >>> decode(halves), remainder
         (array([[ 0.33398438, -0.00065231]], dtype=float32), array([43], dtype=int8))
     """
     values = values + np.float32(0)
-    large = encoded(values, "bfloat16")
+    high = encode(values, "bfloat16")
     with np.errstate(invalid="ignore", over="ignore"):
-        small = encoded(values - decoded(large), "bfloat16")
-        near = decoded(large) + decoded(small)
-    rest = values.view(np.int32).astype(np.int64) - near.view(np.int32)
-    if not np.isfinite(near).all() or np.abs(rest).max(initial=0) > np.iinfo(np.int8).max:
-        raise LayerError("a weight in halves of bfloat16 must be finite and of a usual size. Keep the layer dense.")
-    return np.stack([large, small], axis=-1), rest.astype(np.int8)
+        low = encode(values - decode(high), "bfloat16")
+        approximation = decode(high) + decode(low)
+    remainder = values.view(np.int32).astype(np.int64) - approximation.view(np.int32)
+    if not np.isfinite(approximation).all() or np.abs(remainder).max(initial=0) > np.iinfo(np.int8).max:
+        raise LayerError(
+            "a weight stored as two bfloat16 must be finite and neither tiny nor huge. Keep the layer dense."
+        )
+    return np.stack([high, low], axis=-1), remainder.astype(np.int8)
 
 
-def whole(halves: npt.NDArray[np.uint16], rest: npt.NDArray[np.int8]) -> Floats:
-    """What `in_halves` came from, bit for bit."""
-    near = decoded(halves[..., 0]) + decoded(halves[..., 1])
-    return (near.view(np.int32) + rest).view(np.float32)
+def merge_float32(halves: npt.NDArray[np.uint16], remainder: npt.NDArray[np.int8]) -> Floats:
+    """Restore the floats that `split_float32` split, bit for bit."""
+    approximation = decode(halves[..., 0]) + decode(halves[..., 1])
+    return (approximation.view(np.int32) + remainder).view(np.float32)

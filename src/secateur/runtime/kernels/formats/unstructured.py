@@ -1,4 +1,4 @@
-"""How single weights lie in memory that are strewn without a pattern."""
+"""Format of unstructured sparsity."""
 
 from __future__ import annotations
 
@@ -6,33 +6,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.runtime.kernels.formats.base import STRIP, Layout, aligned, in_pieces, ranks
-from secateur.runtime.kernels.formats.dtypes import Floats, decoded
+from secateur.runtime.kernels.formats.base import (
+    STRIP,
+    WeightFormat,
+    copy_aligned,
+    number_within_runs,
+    split_into_pieces,
+)
+from secateur.runtime.kernels.formats.dtypes import Floats, decode
 
-__all__ = ["Scattered"]
+__all__ = ["UNSTRUCTURED_PIECE", "UnstructuredFormat"]
 
-CHUNK = 256
-"""Outputs that are sorted together, at most: more leave fewer zeros to fill up, fewer can be shared by more threads."""
+MAX_CHUNK = 256
+"""Largest number of outputs sorted together: more need less padding, fewer can be shared by more threads."""
 
-PIECE_OF_SCATTERED = 128
+UNSTRUCTURED_PIECE = 128
 """Inputs of a piece."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Scattered(Layout):
-    """Weights that are not zero: chunk of outputs by chunk, within it piece of inputs by piece, within it by strips.
+class UnstructuredFormat(WeightFormat):
+    """Nonzero weights in sorted strips: chunk by chunk of outputs, then piece by piece of inputs, then by strips.
 
-    A strip has sixteen outputs of a chunk, those with about as many weights in this piece: the chunk's outputs are
-    sorted by that, so that few zeros fill up the shorter ones.
+    A strip is sixteen outputs of a chunk whose weights are interleaved. The outputs of a chunk are sorted by the number
+    of weights they have in the piece, so that the outputs of a strip need little padding. (SELL-C-sigma does the same.)
 
     Attributes:
-        starts: For each strip, how many sixteens of weights lie before it, and at the end how many there are.
+        starts: For each strip, the number of sixteens of weights before it, and the total at the end.
         columns: For each weight, its input within the piece.
         order: For each strip, its outputs within the chunk.
         chunk: Outputs of a chunk.
 
     Example:
-        >>> Scattered.of(np.eye(3, dtype=np.float32)).to_dense()
+        >>> UnstructuredFormat.from_dense(np.eye(3, dtype=np.float32)).to_dense()
         array([[1., 0., 0.],
                [0., 1., 0.],
                [0., 0., 1.]], dtype=float32)
@@ -41,42 +47,42 @@ class Scattered(Layout):
     chunk: int
 
     @classmethod
-    def of(cls, weight_OI: Floats) -> Scattered:
-        """The weights that are not zero."""
-        chunk = min(CHUNK, -(-len(weight_OI) // STRIP) * STRIP)
-        pieces = in_pieces(weight_OI, chunk, PIECE_OF_SCATTERED)
-        nonzero = pieces != 0
-        counts = nonzero.sum(axis=2, dtype=np.int64)
+    def from_dense(cls, weight_OI: Floats) -> UnstructuredFormat:
+        """Pack the nonzero weights."""
+        chunk = min(MAX_CHUNK, -(-len(weight_OI) // STRIP) * STRIP)
+        pieces = split_into_pieces(weight_OI, chunk, UNSTRUCTURED_PIECE)
+        is_kept = pieces != 0
+        counts = is_kept.sum(axis=2, dtype=np.int64)
         order = np.argsort(-counts, axis=1, kind="stable")
-        longest = np.take_along_axis(counts, order, 1).reshape(-1, STRIP).max(axis=1)
-        starts = np.zeros(len(longest) + 1, np.int64)
-        np.cumsum(longest, out=starts[1:])
+        strip_lengths = np.take_along_axis(counts, order, 1).reshape(-1, STRIP).max(axis=1)
+        starts = np.zeros(len(strip_lengths) + 1, np.int64)
+        np.cumsum(strip_lengths, out=starts[1:])
         lines = order.reshape(-1) + np.repeat(np.arange(len(order)) * chunk, chunk)
-        rows, found = np.nonzero(nonzero.reshape(-1, PIECE_OF_SCATTERED)[lines])
-        slots = (starts[rows // STRIP] + ranks(counts.reshape(-1)[lines])) * STRIP + rows % STRIP
+        rows, cols = np.nonzero(is_kept.reshape(-1, UNSTRUCTURED_PIECE)[lines])
+        slots = (starts[rows // STRIP] + number_within_runs(counts.reshape(-1)[lines])) * STRIP + rows % STRIP
         columns, values = np.zeros(starts[-1] * STRIP, np.uint8), np.zeros(starts[-1] * STRIP, np.float32)
-        columns[slots] = found
-        values[slots] = pieces.reshape(-1, PIECE_OF_SCATTERED)[lines[rows], found]
+        columns[slots] = cols
+        values[slots] = pieces.reshape(-1, UNSTRUCTURED_PIECE)[lines[rows], cols]
         return cls(
             shape=(weight_OI.shape[0], weight_OI.shape[1]),
             chunk=chunk,
             starts=starts,
-            columns=aligned(columns),
-            values=aligned(values),
-            order=aligned(order.reshape(-1).astype(np.uint8)),
+            columns=copy_aligned(columns),
+            values=copy_aligned(values),
+            order=copy_aligned(order.reshape(-1).astype(np.uint8)),
         )
 
     def to_dense(self) -> Floats:
-        """See `Layout.to_dense`."""
+        """See `WeightFormat.to_dense`."""
         outputs, inputs = self.shape
-        count = -(-inputs // PIECE_OF_SCATTERED)
+        pieces = -(-inputs // UNSTRUCTURED_PIECE)
         strip = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts) * STRIP)
         lane = np.arange(len(self.values)) % STRIP
-        chunk, piece = np.divmod(strip // (self.chunk // STRIP), count)
+        chunk, piece = np.divmod(strip // (self.chunk // STRIP), pieces)
         row = chunk * self.chunk + self.order.reshape(-1)[strip * STRIP + lane]
-        column = piece * PIECE_OF_SCATTERED + self.columns
-        values = decoded(self.values)
-        kept = values != 0
+        column = piece * UNSTRUCTURED_PIECE + self.columns
+        values = decode(self.values)
+        is_kept = values != 0
         dense = np.zeros((outputs, inputs), np.float32)
-        dense[row[kept], column[kept]] = values[kept]
+        dense[row[is_kept], column[is_kept]] = values[is_kept]
         return dense

@@ -2,4 +2,8 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from secateur.runtime.kernels.nm.output_pairs import OutputPairPanelKernel, OutputPairSmallBatchKernel
+from secateur.runtime.kernels.nm.panel import NMPanelKernel
+from secateur.runtime.kernels.nm.small_batch import NMSmallBatchKernel
+
+__all__ = ["NMPanelKernel", "NMSmallBatchKernel", "OutputPairPanelKernel", "OutputPairSmallBatchKernel"]

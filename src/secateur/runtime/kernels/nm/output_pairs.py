@@ -1,4 +1,4 @@
-"""Pairs of outputs times activations, of which the weights that share an input share its load."""
+"""Pairs of outputs times activations: weights that share an input share the load of its activations."""
 
 from __future__ import annotations
 
@@ -8,118 +8,125 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.codegen.chunk_kernel import STRIP_BYTES, ChunkKernel, Part, emit_ahead, emit_products
+from secateur.runtime.kernels.codegen.chunk_kernel import (
+    STRIP_BYTES,
+    ChunkKernel,
+    ChunkPiece,
+    emit_products,
+    emit_weight_prefetch,
+)
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
-from secateur.runtime.kernels.codegen.panel import Access, Panel
-from secateur.runtime.kernels.codegen.small_batch import GatheringKernel
-from secateur.runtime.kernels.codegen.vectors import AHEAD, FLOAT_BYTES, FLOATS, expanded, folded
+from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.small_batch import GatherKernel
+from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, FLOATS, PREFETCH_BYTES, reduce_lanes, widen_weights
 from secateur.runtime.kernels.formats.base import STRIP
 from secateur.runtime.kernels.formats.output_pairs import PAIR, SLOTS
 
-__all__ = ["PairGatherKernel", "PairKernel"]
+__all__ = ["OutputPairPanelKernel", "OutputPairSmallBatchKernel"]
 
 PAIR_BYTES = 3
-"""Of what is known of a pair: its two outputs, and how many slots share their input."""
+"""Bytes of `OutputPairFormat.order` per pair: its two outputs, and the number of slots that share their input."""
 
 
 @dataclass(frozen=True, slots=True)
-class PairKernel(ChunkKernel):
-    """For panels of activations; see `Paired` for how weights lie.
+class OutputPairPanelKernel(ChunkKernel):
+    """Multiplies weights in `OutputPairFormat` by panels.
 
     Attributes:
         chunk: Outputs of a chunk.
         piece: Features of a piece.
-        panel: How activations are packed.
-        stored: LLVM's type of the weights.
+        panel: The panel.
+        weight_type: LLVM type of the weights.
     """
 
     chunk: int
     piece: int
     panel: Panel
-    stored: str = "float"
+    weight_type: str = "float"
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """See `Kernel.costs`: weights in sixteens."""
-        return starts[:: self.pieces(inputs) * (self.chunk // PAIR)]
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
+        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
+        return starts[:: self.count_pieces(inputs) * (self.chunk // PAIR)]
 
-    def emit_part(self, access: Access, part: Part) -> None:
-        """See `ChunkKernel.emit_part`."""
+    def emit_piece(self, access: PanelAccess, piece: ChunkPiece) -> None:
+        """See `ChunkKernel.emit_piece`."""
         function, pairs = access.function, self.chunk // PAIR
-        features = self.features(access, part)
-        number = function.add(function.multiply(part.chunk, part.pieces), part.piece)
-        first = function.multiply(number, pairs)
+        features = self.get_feature_base(access, piece)
+        first = function.mul(piece.emit_number(function), pairs)
         with function.loop(first, function.add(first, pairs)) as pair:
-            self._emit_pair(access, pair, features, part)
+            self._emit_pair(access, pair, features, piece)
 
-    def _emit_pair(self, access: Access, pair: str, features: str, part: Part) -> None:
+    def _emit_pair(self, access: PanelAccess, pair: str, features: str, piece: ChunkPiece) -> None:
         function = access.function
-        bounds = pair_bounds(function, pair)
-        *outputs, shared = pair_numbers(function, pair)
-        emit_ahead(function, self.stored, bounds, AHEAD // STRIP_BYTES)
-        weights = function.multiply(bounds[0], STRIP), function.multiply(bounds[1], STRIP)
-        floats = expanded(function, self.stored, weights, self.room(function, part))
-        waiting = [self.waiting(access, part.sums, output) for output in outputs]
-        totals = [variables for _, variables in waiting]
-        start, stop = function.multiply(bounds[0], SLOTS), function.multiply(bounds[1], SLOTS)
+        bounds = load_pair_bounds(function, pair)
+        *outputs, shared = load_pair_order(function, pair)
+        emit_weight_prefetch(function, self.weight_type, bounds, PREFETCH_BYTES // STRIP_BYTES)
+        weight_bounds = function.mul(bounds[0], STRIP), function.mul(bounds[1], STRIP)
+        floats = widen_weights(function, self.weight_type, weight_bounds, self.get_weight_buffer(function, piece))
+        sums = [self.load_sums(access, piece.sums, output) for output in outputs]
+        totals = [variables for _, variables in sums]
+        start, stop = function.mul(bounds[0], SLOTS), function.mul(bounds[1], SLOTS)
         middle = function.add(start, shared)
         with function.loop(start, middle) as slot:
-            first = function.multiply(slot, PAIR)
-            emit_products(access, (floats, first, self._activations(access, features, first)), totals)
+            first = function.mul(slot, PAIR)
+            emit_products(access, (floats, first, self._get_activations(access, features, first)), totals)
         with function.loop(middle, stop) as slot:
             for number, variables in enumerate(totals):
-                own = function.add(function.multiply(slot, PAIR), number)
-                emit_products(access, (floats, own, self._activations(access, features, own)), [variables])
-        for places, variables in waiting:
-            self.emit_waiting(access, places, variables)
+                weight = function.add(function.mul(slot, PAIR), number)
+                operands = floats, weight, self._get_activations(access, features, weight)
+                emit_products(access, operands, [variables])
+        for addresses, variables in sums:
+            self.store_sums(access, addresses, variables)
 
-    def _activations(self, access: Access, features: str, weight: str) -> str:
-        """Where those of a weight are."""
-        return access.place(features, access.function.index("i8", access.function.at("%columns", weight)))
+    def _get_activations(self, access: PanelAccess, features: str, weight: str) -> str:
+        """Return the address of the activations that a weight multiplies."""
+        return access.get_address(features, access.function.load_index("i8", access.function.gep("%columns", weight)))
 
 
 @dataclass(frozen=True, slots=True)
-class PairGatherKernel(GatheringKernel):
-    """For a few rows of the batch; see `Paired` for how weights lie."""
+class OutputPairSmallBatchKernel(GatherKernel):
+    """Multiplies weights in `OutputPairFormat` by a small batch; see `GatherKernel` for the attributes."""
 
     chunk: int
     piece: int
-    element: str
+    activation_type: str
     batch: int
-    stored: str = "float"
+    weight_type: str = "float"
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """See `Kernel.costs`: weights in sixteens."""
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
+        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
         return starts[:: -(-inputs // self.piece) * (self.chunk // PAIR)]
 
-    def emit_part(self, function: Emitter, part: str, features: str, sums: str) -> None:
-        """See `GatheringKernel.emit_part`."""
+    def emit_piece(self, function: Emitter, piece: str, features: str, sums: str) -> None:
+        """See `GatherKernel.emit_piece`."""
         pairs = self.chunk // PAIR
-        first = function.multiply(part, pairs)
+        first = function.mul(piece, pairs)
         with function.loop(first, function.add(first, pairs)) as pair:
             self._emit_pair(function, pair, features, sums)
 
     def _emit_pair(self, function: Emitter, pair: str, features: str, sums: str) -> None:
-        totals = [function.variable(FLOATS, "zeroinitializer") for _ in range(self.batch)]
-        with function.loop(*pair_bounds(function, pair)) as number:
+        totals = [function.alloca(FLOATS, "zeroinitializer") for _ in range(self.batch)]
+        with function.loop(*load_pair_bounds(function, pair)) as number:
             self.emit_sixteen(function, number, features, totals)
-        *outputs, _ = pair_numbers(function, pair)
+        *outputs, _ = load_pair_order(function, pair)
         for row, total in enumerate(totals):
-            both = folded(function, function.get(FLOATS, total), STRIP, PAIR)
+            both = reduce_lanes(function, function.load_variable(FLOATS, total), STRIP, PAIR)
             for side, output in enumerate(outputs):
-                place = function.multiply(function.add(output, row * self.chunk), FLOAT_BYTES)
-                goal = function.at(sums, place)
-                own = function.shuffle(vector("float", PAIR), both, "poison", [side])
-                before = function.load("<1 x float>", goal, FLOAT_BYTES)
-                function.store("<1 x float>", function.let(f"fadd <1 x float> {before}, {own}"), goal, FLOAT_BYTES)
+                offset = function.mul(function.add(output, row * self.chunk), FLOAT_BYTES)
+                address = function.gep(sums, offset)
+                product = function.shuffle(vector("float", PAIR), both, "poison", [side])
+                previous = function.load("<1 x float>", address, FLOAT_BYTES)
+                updated = function.assign(f"fadd <1 x float> {previous}, {product}")
+                function.store("<1 x float>", updated, address, FLOAT_BYTES)
 
 
-def pair_bounds(function: Emitter, pair: str) -> tuple[str, str]:
-    """A pair's first sixteen weights, and behind its last."""
-    place = function.at("%starts", function.multiply(pair, 8))
-    return function.load("i64", place), function.load("i64", function.at(place, 8))
+def load_pair_bounds(function: Emitter, pair: str) -> tuple[str, str]:
+    """Load the first sixteen weights of a pair, and the end."""
+    address = function.gep("%starts", function.mul(pair, 8))
+    return function.load("i64", address), function.load("i64", function.gep(address, 8))
 
 
-def pair_numbers(function: Emitter, pair: str) -> list[str]:
-    """A pair's two outputs in the chunk, and how many slots share their input."""
-    place = function.at("%order", function.multiply(pair, PAIR_BYTES))
-    return [function.index("i8", function.at(place, number)) for number in range(PAIR_BYTES)]
+def load_pair_order(function: Emitter, pair: str) -> list[str]:
+    """Load the two outputs of a pair in the chunk, and the number of slots that share their input."""
+    address = function.gep("%order", function.mul(pair, PAIR_BYTES))
+    return [function.load_index("i8", function.gep(address, number)) for number in range(PAIR_BYTES)]

@@ -1,4 +1,4 @@
-"""N of every M weights times activations, of which the index of each weight selects one within its group."""
+"""N:M weights times panels of activations."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.codegen.chunk_kernel import ChunkKernel, Part, emit_ahead, emit_products
-from secateur.runtime.kernels.codegen.panel import Access, Panel
-from secateur.runtime.kernels.codegen.vectors import expanded
+from secateur.runtime.kernels.codegen.chunk_kernel import ChunkKernel, ChunkPiece, emit_products, emit_weight_prefetch
+from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.vectors import widen_weights
 from secateur.runtime.kernels.formats.base import STRIP
-from secateur.runtime.kernels.formats.nm import place_bits
+from secateur.runtime.kernels.formats.nm import get_position_bits
 
-__all__ = ["SelectPanelKernel"]
+__all__ = ["NMPanelKernel"]
 
 
 @dataclass(frozen=True, slots=True)
-class SelectPanelKernel(ChunkKernel):
-    """For panels of activations; see `Grouped` for how weights lie.
+class NMPanelKernel(ChunkKernel):
+    """Multiplies weights in `NMFormat` by panels.
 
     Attributes:
         keep: N.
         group: M.
         chunk: Outputs of a chunk.
         piece: Features of a piece, a multiple of M.
-        panel: How activations are packed.
-        stored: LLVM's type of the weights.
-        beside: Outputs that are computed beside one another.
+        panel: The panel.
+        weight_type: LLVM type of the weights.
+        interleave: Outputs that are computed side by side, which hides the latency of FMAs.
     """
 
     keep: int
@@ -35,54 +35,77 @@ class SelectPanelKernel(ChunkKernel):
     chunk: int
     piece: int
     panel: Panel
-    stored: str = "float"
-    beside: int = 2
+    weight_type: str = "float"
+    interleave: int = 2
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.costs`: weights in sixteens."""
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
         strips = len(starts) - 1
         step = self.chunk // STRIP
         return starts[np.minimum(np.arange(0, strips + step, step), strips)]
 
-    def emit_part(self, access: Access, part: Part) -> None:
-        """See `ChunkKernel.emit_part`."""
+    def emit_piece(self, access: PanelAccess, piece: ChunkPiece) -> None:
+        """See `ChunkKernel.emit_piece`."""
         function = access.function
-        feature, first = function.multiply(part.piece, self.piece), function.multiply(part.chunk, self.chunk)
-        stop = function.smaller(function.add(feature, self.piece), "%inputs")
-        left = function.smaller(function.integer("sub", "%outputs", first), self.chunk)
+        feature, first = function.mul(piece.piece, self.piece), function.mul(piece.chunk, self.chunk)
+        stop = function.smin(function.add(feature, self.piece), "%inputs")
+        left = function.smin(function.int_op("sub", "%outputs", first), self.chunk)
         with function.loop(0, left, STRIP) as output:
-            self._emit_strip(access, (first, output), (feature, stop), part)
+            self._emit_strip(access, (first, output), (feature, stop), piece)
 
-    def _emit_strip(self, access: Access, outputs: tuple[str, str], features: tuple[str, str], part: Part) -> None:
+    def _emit_strip(
+        self, access: PanelAccess, outputs: tuple[str, str], features: tuple[str, str], piece: ChunkPiece
+    ) -> None:
+        """Multiply a strip.
+
+        Args:
+            access: Access to the panel.
+            outputs: First output of the chunk, and of the strip within the chunk.
+            features: First feature of the piece, and the end.
+            piece: The piece.
+        """
         function = access.function
-        strip = function.integer("sdiv", function.add(*outputs), STRIP)
-        start = function.load("i64", function.at("%starts", function.multiply(strip, 8)))
+        strip = function.int_op("sdiv", function.add(*outputs), STRIP)
+        start = function.load("i64", function.gep("%starts", function.mul(strip, 8)))
         slots = [
-            function.add(start, function.multiply(function.integer("sdiv", feature, self.group), self.keep))
+            function.add(start, function.mul(function.int_op("sdiv", feature, self.group), self.keep))
             for feature in features
         ]
-        of_strip = function.integer("sdiv", function.multiply("%inputs", self.keep), self.group)
-        emit_ahead(function, self.stored, (slots[0], slots[1]), of_strip)
-        bounds = function.multiply(slots[0], STRIP), function.multiply(slots[1], STRIP)
-        floats = expanded(function, self.stored, bounds, self.room(function, part))
-        with function.loop(0, STRIP, self.beside) as lane:
+        strip_length = function.int_op("sdiv", function.mul("%inputs", self.keep), self.group)
+        emit_weight_prefetch(function, self.weight_type, (slots[0], slots[1]), strip_length)
+        bounds = function.mul(slots[0], STRIP), function.mul(slots[1], STRIP)
+        floats = widen_weights(function, self.weight_type, bounds, self.get_weight_buffer(function, piece))
+        with function.loop(0, STRIP, self.interleave) as lane:
             first = function.add(outputs[1], lane)
-            waiting = [self.waiting(access, part.sums, function.add(first, number)) for number in range(self.beside)]
-            totals = [variables for _, variables in waiting]
+            sums = [
+                self.load_sums(access, piece.sums, function.add(first, number)) for number in range(self.interleave)
+            ]
+            totals = [variables for _, variables in sums]
             with function.loop(*features, self.group) as feature:
-                group = function.integer("sdiv", feature, self.group)
-                slot = function.add(start, function.multiply(group, self.keep))
+                group = function.int_op("sdiv", feature, self.group)
+                slot = function.add(start, function.mul(group, self.keep))
                 for number in range(self.keep):
-                    self._emit_slot(access, (floats, function.add(slot, number), lane), access.base(feature), totals)
-            for places, variables in waiting:
-                self.emit_waiting(access, places, variables)
+                    weight = floats, function.add(slot, number), lane
+                    self._emit_slot(access, weight, access.get_base(feature), totals)
+            for addresses, variables in sums:
+                self.store_sums(access, addresses, variables)
 
-    def _emit_slot(self, access: Access, where: tuple[str, str, str], features: str, totals: list[list[str]]) -> None:
-        function, (floats, slot, lane), bits = access.function, where, place_bits(self.group)
-        word = f"i{bits * STRIP}"
-        found = function.index(word, function.at("%columns", function.multiply(slot, 2 * bits)))
-        shifted = function.integer("lshr", found, function.multiply(lane, bits))
-        first = function.add(function.multiply(slot, STRIP), lane)
+    def _emit_slot(
+        self, access: PanelAccess, weight: tuple[str, str, str], features: str, totals: list[list[str]]
+    ) -> None:
+        """Multiply one weight of each interleaved output.
+
+        Args:
+            access: Access to the panel.
+            weight: Address of the weights, number of the sixteen, and the first lane.
+            features: Base of the features of the group.
+            totals: Variables, by outputs and then by vectors.
+        """
+        function, (floats, slot, lane), bits = access.function, weight, get_position_bits(self.group)
+        positions = function.load_index(f"i{bits * STRIP}", function.gep("%columns", function.mul(slot, 2 * bits)))
+        shifted = function.int_op("lshr", positions, function.mul(lane, bits))
+        first = function.add(function.mul(slot, STRIP), lane)
         for number, variables in enumerate(totals):
-            column = function.integer("and", function.integer("lshr", shifted, bits * number), self.group - 1)
-            emit_products(access, (floats, function.add(first, number), access.place(features, column)), [variables])
+            column = function.int_op("and", function.int_op("lshr", shifted, bits * number), self.group - 1)
+            operands = floats, function.add(first, number), access.get_address(features, column)
+            emit_products(access, operands, [variables])

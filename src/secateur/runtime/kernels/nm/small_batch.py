@@ -1,4 +1,4 @@
-"""N of every M weights times a few rows of the batch."""
+"""N:M weights times a small batch: the position of each weight selects an activation of its group in a register."""
 
 from __future__ import annotations
 
@@ -8,100 +8,125 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
-from secateur.runtime.kernels.codegen.kernel import begun
-from secateur.runtime.kernels.codegen.small_batch import FloatRowsKernel, emit_floats, emit_sums, numbered
-from secateur.runtime.kernels.codegen.vectors import AHEAD, FLOAT_BYTES, FLOATS, SIZES, WORDS, read_floats
+from secateur.runtime.kernels.codegen.kernel import start_kernel
+from secateur.runtime.kernels.codegen.small_batch import (
+    Float32ActivationKernel,
+    emit_float32_activations,
+    emit_scaled_results,
+    get_float_addresses,
+)
+from secateur.runtime.kernels.codegen.vectors import (
+    FLOAT_BYTES,
+    FLOATS,
+    PREFETCH_BYTES,
+    TYPE_BYTES,
+    WORDS,
+    load_floats,
+)
 from secateur.runtime.kernels.formats.base import STRIP
-from secateur.runtime.kernels.formats.nm import place_bits
+from secateur.runtime.kernels.formats.nm import get_position_bits
 
-__all__ = ["SelectKernel"]
+__all__ = ["NMSmallBatchKernel"]
 
-CHAINS = 4
-"""Sums of a strip that are added to in turns; fewer where the rows of a batch take turns too."""
+ACCUMULATORS = 4
+"""Independent sums of a strip; fewer if the batch has several rows, whose sums are independent too."""
 
 
 @dataclass(frozen=True, slots=True)
-class SelectKernel(FloatRowsKernel):
-    """For a few rows of the batch; see `Grouped` for how weights lie. A unit is a strip of sixteen outputs.
+class NMSmallBatchKernel(Float32ActivationKernel):
+    """Multiplies weights in `NMFormat` by a small batch; its unit is a strip of sixteen outputs.
 
     Attributes:
         keep: N.
         group: M.
-        element: LLVM's type of activations.
-        batch: Rows of the batch.
-        permutes: Whether the processor permutes sixteen floats in one instruction (AVX-512); else it gathers them.
-        stored: LLVM's type of the weights.
+        activation_type: LLVM type of activations.
+        batch: Batch rows.
+        has_permute: Whether the processor permutes sixteen floats in one instruction (AVX-512); otherwise activations
+            are gathered.
+        weight_type: LLVM type of the weights.
     """
 
     keep: int
     group: int
-    element: str
+    activation_type: str
     batch: int
-    permutes: bool
-    stored: str = "float"
+    has_permute: bool
+    weight_type: str = "float"
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.costs`: weights in sixteens."""
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
         return starts
 
     def emit(self) -> Emitter:
         """See `Kernel.emit`."""
-        function = begun()
-        floats = emit_floats(function, self.element, self.batch)
-        sums = function.variable(f"[{self.batch * STRIP} x float]")
-        groups = function.integer("sdiv", "%inputs", self.group)
-        turns = max(1, CHAINS // self.batch)
-        at_once = max(1, turns // self.keep)
-        middle = function.integer("and", groups, -at_once)
+        function = start_kernel()
+        floats = emit_float32_activations(function, self.activation_type, self.batch)
+        sums = function.alloca(f"[{self.batch * STRIP} x float]")
+        groups = function.int_op("sdiv", "%inputs", self.group)
+        accumulators = max(1, ACCUMULATORS // self.batch)
+        unroll = max(1, accumulators // self.keep)
+        middle = function.int_op("and", groups, -unroll)
         with function.loop("%begin", "%end") as strip:
-            start = function.load("i64", function.at("%starts", function.multiply(strip, 8)))
-            chains = [[function.variable(FLOATS, "zeroinitializer") for _ in range(self.batch)] for _ in range(turns)]
-            with function.loop(0, middle, at_once) as group:
-                for number in range(at_once):
-                    own = function.add(group, number)
-                    self._emit_group(function, (start, own), floats, chains[number * self.keep % turns :])
+            start = function.load("i64", function.gep("%starts", function.mul(strip, 8)))
+            partial_sums = [
+                [function.alloca(FLOATS, "zeroinitializer") for _ in range(self.batch)] for _ in range(accumulators)
+            ]
+            with function.loop(0, middle, unroll) as group:
+                for number in range(unroll):
+                    current = function.add(group, number)
+                    first = number * self.keep % accumulators
+                    self._emit_group(function, (start, current), floats, partial_sums[first:])
             with function.loop(middle, groups) as group:
-                self._emit_group(function, (start, group), floats, chains)
+                self._emit_group(function, (start, group), floats, partial_sums)
             for row in range(self.batch):
-                total = function.sum([function.get(FLOATS, totals[row]) for totals in chains], STRIP)
-                function.store(FLOATS, total, function.at(sums, row * STRIP * FLOAT_BYTES), 64)
-            outputs = function.multiply(strip, STRIP), STRIP
-            emit_sums(function, sums, outputs, (self.element, self.stored, self.batch))
+                parts = [function.load_variable(FLOATS, totals[row]) for totals in partial_sums]
+                total = function.sum_vectors(parts, STRIP)
+                function.store(FLOATS, total, function.gep(sums, row * STRIP * FLOAT_BYTES), 64)
+            outputs = function.mul(strip, STRIP), STRIP
+            emit_scaled_results(function, sums, outputs, (self.activation_type, self.weight_type, self.batch))
         return function
 
-    def _emit_group(self, function: Emitter, where: tuple[str, str], floats: str, chains: list[list[str]]) -> None:
-        start, group = where
-        slot = function.add(start, function.multiply(group, self.keep))
-        feature = function.at(floats, function.multiply(group, self.group * FLOAT_BYTES))
-        sources = [function.at(feature, function.multiply("%inputs", row * FLOAT_BYTES)) for row in range(self.batch)]
+    def _emit_group(
+        self, function: Emitter, location: tuple[str, str], floats: str, partial_sums: list[list[str]]
+    ) -> None:
+        """Multiply one group of each output of a strip.
+
+        Args:
+            function: The function under construction.
+            location: First sixteen weights of the strip, and number of the group.
+            floats: Address of the activations as floats.
+            partial_sums: Variables, by accumulators and then by rows.
+        """
+        start, group = location
+        slot = function.add(start, function.mul(group, self.keep))
+        feature = function.gep(floats, function.mul(group, self.group * FLOAT_BYTES))
+        sources = [function.gep(feature, function.mul("%inputs", row * FLOAT_BYTES)) for row in range(self.batch)]
         for number in range(self.keep):
-            own = function.add(slot, number)
-            place = function.at("%values", function.multiply(own, STRIP * SIZES[self.stored]))
-            function.prefetch(function.at(place, AHEAD), level=2)
-            weights = read_floats(function, self.stored, STRIP, place)
-            places = self._places(function, own)
-            for source, total in zip(sources, chains[number % len(chains)], strict=True):
-                some = self._selected(function, source, places)
-                function.put(FLOATS, function.fused(STRIP, weights, some, function.get(FLOATS, total)), total)
+            sixteen = function.add(slot, number)
+            address = function.gep("%values", function.mul(sixteen, STRIP * TYPE_BYTES[self.weight_type]))
+            function.prefetch(function.gep(address, PREFETCH_BYTES), level=2)
+            weights = load_floats(function, self.weight_type, STRIP, address)
+            positions = self._load_positions(function, sixteen)
+            for source, total in zip(sources, partial_sums[number % len(partial_sums)], strict=True):
+                function.accumulate(STRIP, weights, self._select_activations(function, source, positions), total)
 
-    def _places(self, function: Emitter, slot: str) -> str:
-        """The places of sixteen weights, one to a lane; what is above their bits means nothing."""
-        bits = place_bits(self.group)
+    def _load_positions(self, function: Emitter, slot: str) -> str:
+        """Load the positions of sixteen weights, one per lane; the bits above each position are undefined."""
+        bits = get_position_bits(self.group)
         count = bits * STRIP // 32
-        words = function.load(vector("i32", count), function.at("%columns", function.multiply(slot, 4 * count)), 4)
-        spread = function.shuffle(
-            vector("i32", count), words, "poison", [lane * count // STRIP for lane in range(STRIP)]
-        )
+        words = function.load(vector("i32", count), function.gep("%columns", function.mul(slot, 4 * count)), 4)
+        lanes = [lane * count // STRIP for lane in range(STRIP)]
+        repeated = function.shuffle(vector("i32", count), words, "poison", lanes)
         shifts = ", ".join(f"i32 {bits * lane % 32}" for lane in range(STRIP))
-        return function.let(f"lshr {WORDS} {spread}, <{shifts}>")
+        return function.assign(f"lshr {WORDS} {repeated}, <{shifts}>")
 
-    def _selected(self, function: Emitter, source: str, places: str) -> str:
-        if not self.permutes:
+    def _select_activations(self, function: Emitter, source: str, positions: str) -> str:
+        if not self.has_permute:
             mask = ", ".join([f"i32 {self.group - 1}"] * STRIP)
-            exact = function.let(f"and {WORDS} {places}, <{mask}>")
-            return function.gather(numbered(function, source, exact, "i32"))
+            indices = function.assign(f"and {WORDS} {positions}, <{mask}>")
+            return function.gather(get_float_addresses(function, source, indices, "i32"))
         kind = vector("float", self.group)
-        some = function.load(kind, source, FLOAT_BYTES)
-        spread = function.shuffle(kind, some, "poison", [lane % self.group for lane in range(STRIP)])
+        activations = function.load(kind, source, FLOAT_BYTES)
+        repeated = function.shuffle(kind, activations, "poison", [lane % self.group for lane in range(STRIP)])
         name = "vpermilvar.ps.512" if self.group <= 4 else "permvar.sf.512"
-        return function.call(FLOATS, f"llvm.x86.avx512.{name}", [(FLOATS, spread), (WORDS, places)])
+        return function.call(FLOATS, f"llvm.x86.avx512.{name}", [(FLOATS, repeated), (WORDS, positions)])

@@ -1,5 +1,7 @@
-"""Threads that share the work of a product."""
+"""Threads that share the work of a product: an OpenMP team that the process has already, or a thread pool."""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from secateur.runtime.kernels.threading.executor import KernelExecutor, get_executor, use_openmp_threads
+
+__all__ = ["KernelExecutor", "get_executor", "use_openmp_threads"]

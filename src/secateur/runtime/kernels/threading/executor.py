@@ -1,4 +1,4 @@
-"""Who does the shares of a product."""
+"""Runs the shares of products, on OpenMP threads or in a thread pool."""
 
 from __future__ import annotations
 
@@ -10,108 +10,118 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from secateur.runtime.kernels.threading.openmp import Job, Team
-from secateur.runtime.kernels.threading.pool import Crew, scratch
+from secateur.runtime.kernels.threading.openmp import OpenMPJob, OpenMPTeam
+from secateur.runtime.kernels.threading.pool import ThreadPool, get_scratch
 from secateur.runtime.kernels.threading.step import PlannedStep
 
-__all__ = ["Product", "Workforce", "product_of", "use_openmp_threads", "workforce"]
+__all__ = ["KernelExecutor", "Product", "build_product", "get_executor", "use_openmp_threads"]
 
 Product: TypeAlias = Callable[[int, int, int], None]
-"""What takes the addresses of the bias, the activations and the result."""
+"""A function that takes the addresses of the bias, the activations and the result."""
 
-SECONDS_PER_HELPER = 150e-6
-"""Of one thread's work for each helper. To wake one costs up to 70 us where other work has the processors."""
+SECONDS_PER_POOL_THREAD = 150e-6
+"""Single-threaded seconds that justify one more pool thread. Waking one takes up to 70 us on a busy machine."""
 
-SECONDS_PER_THREAD = 10e-6
-"""Of one thread's work for each thread of a team, as estimated: twice that with the cold caches of a model."""
+SECONDS_PER_TEAM_THREAD = 10e-6
+"""Estimated single-threaded seconds that justify one more team thread; cold caches in a model double the real time."""
 
-WAKINGS = 2.5
-"""How much longer than its waking a product takes on one thread before it gains from a team."""
+MIN_WAKE_RATIO = 2.5
+"""Single-threaded seconds of a product, relative to waking the team, from which a team pays off."""
 
 PF_FORKNOEXEC = 0x40
-"""Flag of a process in Linux (proc(5)): it was forked and has not called exec."""
+"""Flag of a Linux process that was forked and has not called exec; see proc(5)."""
 
 
-class Workforce:
-    """The threads that products share, never more of them at work than the process may use processors.
+class KernelExecutor:
+    """Runs shares on threads that all products of a process share, at most one per available processor.
 
-    They are those of a team, if there is one, for its threads may be spinning on the processors that helpers of our own
-    would need: OpenMP's wait some milliseconds for more work before they sleep.
+    It prefers an OpenMP team, because OpenMP threads spin for some milliseconds before they sleep and would compete
+    with threads of a pool for the processors.
 
     Args:
-        size: Threads at work at most, those that ask included.
-        team: Threads that there are already; ``None``: helpers are hired.
+        size: Maximum number of working threads, including the callers.
+        team: An OpenMP team; without one a `ThreadPool` is used.
     """
 
-    def __init__(self, size: int, team: Team | None = None) -> None:
-        self._free, self._lock = size, threading.Lock()
-        self._team, self._crew = team, Crew()
-        self._waking: dict[int, float] = {}
+    def __init__(self, size: int, team: OpenMPTeam | None = None) -> None:
+        self._free_threads, self._lock = size, threading.Lock()
+        self._team, self._pool = team, ThreadPool()
+        self._wake_seconds: dict[int, float] = {}
 
-    def useful(self, seconds: float, threads: int) -> int:
-        """How many threads a product is worth.
+    @property
+    def team(self) -> OpenMPTeam | None:
+        """The OpenMP team, or ``None`` if shares run in a thread pool."""
+        return self._team
+
+    @property
+    def free_threads(self) -> int:
+        """Number of threads that may still start to work."""
+        return self._free_threads
+
+    def count_useful_threads(self, seconds: float, threads: int) -> int:
+        """Return the number of threads that are worth using for a product.
 
         Args:
-            seconds: What it takes on one.
-            threads: How many there are.
+            seconds: Estimated time on one thread.
+            threads: Maximum number of threads.
         """
         if self._team is None:
-            return min(threads, 1 + int(seconds / SECONDS_PER_HELPER))
-        if threads > 1 and threads not in self._waking:
-            self._waking[threads] = self._team.waking(threads)
-        if threads == 1 or seconds < WAKINGS * self._waking[threads]:
+            return min(threads, 1 + int(seconds / SECONDS_PER_POOL_THREAD))
+        if threads > 1 and threads not in self._wake_seconds:
+            self._wake_seconds[threads] = self._team.measure_wake_seconds(threads)
+        if threads == 1 or seconds < MIN_WAKE_RATIO * self._wake_seconds[threads]:
             return 1
-        return min(threads, 1 + int(seconds / SECONDS_PER_THREAD))
+        return min(threads, 1 + int(seconds / SECONDS_PER_TEAM_THREAD))
 
-    def share_out(self, step: PlannedStep, bias: int, x: int, y: int) -> None:
-        """Do all shares of a step, and return when they are done.
+    def run_step(self, step: PlannedStep, bias: int, x: int, y: int) -> None:
+        """Run all shares of a step, and return when they are done.
 
-        Who asks does some too, and all if no processor is free, because other requests have them.
+        The caller takes shares too, and runs all of them if other products use all processors.
         """
         with self._lock:
-            workers = min(step.useful, self._free)
-            self._free -= workers
+            workers = min(step.useful_threads, self._free_threads)
+            self._free_threads -= workers
         try:
             if workers > 1 and self._team is not None:
-                job = Job.from_buffer_copy(step.job)
+                job = OpenMPJob.from_buffer_copy(step.job)
                 job.workers, job.bias, job.x, job.y = workers, bias, x + step.x, y + step.y
-                job.scratch = scratch(workers * job.stride) if job.stride else 0
+                job.scratch = get_scratch(workers * job.stride) if job.stride else 0
                 self._team.run(job, step.threads)
             else:
-                self._crew.run([partial(step.run, plan, bias, x, y) for plan in step.plans], max(workers, 1))
+                self._pool.run([partial(step.run_share, plan, bias, x, y) for plan in step.plans], max(workers, 1))
         finally:
             with self._lock:
-                self._free += workers
+                self._free_threads += workers
 
 
-def _processors() -> int:
-    """How many this process may use."""
+def _count_processors() -> int:
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_workforce = Workforce(_processors())
+_executor = KernelExecutor(_count_processors())
 
 
-def workforce() -> Workforce:
-    """That of this process."""
-    return _workforce
+def get_executor() -> KernelExecutor:
+    """Return the executor of this process."""
+    return _executor
 
 
 def use_openmp_threads(library: ctypes.CDLL) -> None:
-    """Work with the threads of the OpenMP runtime that a library is linked with, if it has one of the kind that serves.
+    """Run products on the threads of the OpenMP runtime that a library is linked with, if it provides what is needed.
 
-    A forked process keeps threads of its own: the runtime may believe that it has those of the parent, and wait for
-    them without end.
+    A forked process keeps using a thread pool, because the runtime may assume that the threads of the parent still
+    exist and wait for them forever.
 
     Args:
-        library: One whose own work takes turns with products, such as torch's.
+        library: A library whose own work alternates with products, such as torch's.
     """
-    global _workforce
-    _workforce = Workforce(_processors(), None if _is_forked() else Team.of(library))
+    global _executor
+    _executor = KernelExecutor(_count_processors(), None if _is_forked() else OpenMPTeam.from_library(library))
 
 
 def _is_forked() -> bool:
-    """Whether this process is a copy of its parent that has not started a program of its own, as far as Linux says."""
+    """Whether Linux reports that this process was forked and has not called exec."""
     try:
         fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
         return bool(int(fields[6]) & PF_FORKNOEXEC)
@@ -119,34 +129,34 @@ def _is_forked() -> bool:
         return False
 
 
-def _after_fork() -> None:
-    """A forked process has none of its parent's threads, and a team waits for them without end."""
-    global _workforce
-    _workforce = Workforce(_processors())
+def _reset_after_fork() -> None:
+    """Start over with a thread pool: a forked process has no threads, and an OpenMP team would wait forever."""
+    global _executor
+    _executor = KernelExecutor(_count_processors())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-def product_of(steps: Sequence[PlannedStep]) -> Product:
-    """Steps one after another."""
-    products = [_product_of(step) for step in steps]
+def build_product(steps: Sequence[PlannedStep]) -> Product:
+    """Combine steps, which run one after another, into one function."""
+    products = [_build_step_product(step) for step in steps]
     if len(products) == 1:
         return products[0]
 
-    def all_of_them(bias: int, x: int, y: int) -> None:
+    def run_all(bias: int, x: int, y: int) -> None:
         for product in products:
             product(bias, x, y)
 
-    return all_of_them
+    return run_all
 
 
-def _product_of(step: PlannedStep) -> Product:
+def _build_step_product(step: PlannedStep) -> Product:
     if len(step.plans) == 1:
-        return partial(step.run, step.plans[0])
+        return partial(step.run_share, step.plans[0])
 
-    def shared(bias: int, x: int, y: int) -> None:
-        workforce().share_out(step, bias, x, y)  # those of this process, which may have been forked since
+    def run_shared(bias: int, x: int, y: int) -> None:
+        get_executor().run_step(step, bias, x, y)  # Looked up on each call, because the process may have been forked.
 
-    return shared
+    return run_shared

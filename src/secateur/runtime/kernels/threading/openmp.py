@@ -1,4 +1,4 @@
-"""The threads of an OpenMP runtime that the process has already, such as torch's."""
+"""Threads of the OpenMP runtime that the process has loaded already, such as torch's."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from functools import cache
 from statistics import median
 from typing import Any
 
-__all__ = ["Job", "Team"]
+from secateur.runtime.kernels.codegen.target import compile_module
 
-ROUNDS = 21
-"""Of a measurement."""
+__all__ = ["OpenMPJob", "OpenMPTeam"]
+
+MEASUREMENTS = 21
+"""Repetitions of a time measurement."""
 
 
-class Job(ctypes.Structure):
-    """What the threads of a team read: a kernel, its arguments, and which share is next.
+class OpenMPJob(ctypes.Structure):
+    """What the threads of a team read: a kernel, its arguments, and the next share.
 
     Attributes:
-        next: Number of the next share. All threads count it up; nothing else changes.
-        kernel: Address of the kernel's function.
-        plans: Address of the addresses of plans, one for each share.
-        shares: How many there are.
-        workers: Threads that may work, from the first; the others go home.
-        bias, x, y: Addresses, as the kernel takes them.
-        scratch: Address of memory for each worker.
-        stride: Bytes from one worker's memory to the next one's.
-        number: Address of the function that tells a thread its number.
+        next: Number of the next share, which threads increment atomically. Nothing else changes.
+        kernel: Address of the kernel.
+        plans: Address of an array of plan addresses, one per share.
+        shares: Number of shares.
+        workers: Number of threads that work, starting with the first; the others return at once.
+        bias, x, y: Addresses that the kernel takes.
+        scratch: Address of the scratch memory of all workers.
+        stride: Bytes from the scratch memory of one worker to that of the next.
+        number: Address of ``omp_get_thread_num``.
     """
 
     _fields_ = (
@@ -44,15 +46,15 @@ class Job(ctypes.Structure):
     )
 
 
-class Team:
-    """Threads that start together on one job, and end it together.
+class OpenMPTeam:
+    """A team of OpenMP threads that start a job together and finish it together.
 
-    libgomp makes new threads when one team is not as large as the last: ask for as many as the others who use the
-    runtime do. A process that was forked has none of the threads, and asking for them never ends there.
+    libgomp restarts its threads when the size of the team changes, so ask for as many threads as the other users of the
+    runtime do. A forked process has none of the threads, and running a job in it never returns.
 
     Args:
-        parallel: libgomp's ``GOMP_parallel``, which LLVM's and Intel's runtimes have too: a function, what to call it
-            with, threads, and flags.
+        parallel: ``GOMP_parallel`` of libgomp, which LLVM's and Intel's runtimes provide too. It takes a function, its
+            argument, the number of threads, and flags.
         number: Address of ``omp_get_thread_num``.
     """
 
@@ -60,8 +62,8 @@ class Team:
         self._parallel, self._number = parallel, number
 
     @classmethod
-    def of(cls, library: ctypes.CDLL) -> Team | None:
-        """The team of the runtime that a library is linked with; ``None``: there is none, or not of this kind."""
+    def from_library(cls, library: ctypes.CDLL) -> OpenMPTeam | None:
+        """Return the team of the runtime that a library is linked with, or ``None`` if it has no such runtime."""
         try:
             parallel, number = library.GOMP_parallel, library.omp_get_thread_num
         except AttributeError:
@@ -70,52 +72,52 @@ class Team:
         parallel.restype = None
         return cls(parallel, ctypes.cast(number, ctypes.c_void_p).value or 0)
 
-    def run(self, job: Job, size: int) -> None:
-        """Do all shares of a job, and return when they are done.
+    def run(self, job: OpenMPJob, size: int) -> None:
+        """Run all shares of a job, and return when they are done.
 
         Args:
-            job: What to do.
-            size: Threads of the team, the one that asks included.
+            job: The job.
+            size: Threads of the team, including the caller.
         """
         job.number = self._number
-        self._parallel(_code(), ctypes.byref(job), size, 0)
+        self._parallel(_compile_team_function(), ctypes.byref(job), size, 0)
 
-    def waking(self, size: int) -> float:
-        """Seconds that it takes to start threads that worked right before, and to end together."""
+    def measure_wake_seconds(self, size: int) -> float:
+        """Measure how long it takes to start and join threads that have just worked."""
         seconds = []
-        for _ in range(ROUNDS):
+        for _ in range(MEASUREMENTS):
             start = time.perf_counter()
-            self.run(Job(), size)
+            self.run(OpenMPJob(), size)
             seconds.append(time.perf_counter() - start)
         return median(seconds)
 
 
 @cache
-def _code() -> int:
-    """Address of what each thread of a team does."""
-    from secateur.runtime.kernels.codegen.target import machine_code
-
-    return machine_code(TEXT, "team")
+def _compile_team_function() -> int:
+    """Return the address of the function that each thread of a team runs."""
+    return compile_module(TEAM_FUNCTION, "team")
 
 
-def _loaded(name: str, kind: str) -> str:
-    """A field of the job, read."""
-    place = [field for field, _ in Job._fields_].index(name)
+def _load_field(name: str, kind: str) -> str:
+    """Return LLVM code that loads a field of the job."""
+    place = [field for field, _ in OpenMPJob._fields_].index(name)
     return f"""
   %{name}.at = getelementptr i64, ptr %job, i64 {place}
   %{name} = load {kind}, ptr %{name}.at"""
 
 
-READ = {"workers": "i64", "shares": "i64"} | dict.fromkeys(("kernel", "plans", "bias", "x", "y", "scratch"), "ptr")
+FIELD_TYPES = {"workers": "i64", "shares": "i64"} | dict.fromkeys(
+    ("kernel", "plans", "bias", "x", "y", "scratch"), "ptr"
+)
 
-TEXT = f"""
-define void @team(ptr %job) nounwind {{{_loaded("number", "ptr")}{_loaded("stride", "i64")}\
-{"".join(_loaded(name, kind) for name, kind in READ.items())}
-  %own.32 = call i32 %number()
-  %own = zext i32 %own.32 to i64
-  %distance = mul i64 %own, %stride
+TEAM_FUNCTION = f"""
+define void @team(ptr %job) nounwind {{{_load_field("number", "ptr")}{_load_field("stride", "i64")}\
+{"".join(_load_field(name, kind) for name, kind in FIELD_TYPES.items())}
+  %thread.32 = call i32 %number()
+  %thread = zext i32 %thread.32 to i64
+  %distance = mul i64 %thread, %stride
   %memory = getelementptr i8, ptr %scratch, i64 %distance
-  %is.worker = icmp slt i64 %own, %workers
+  %is.worker = icmp slt i64 %thread, %workers
   br i1 %is.worker, label %take, label %end
 take:
   %share = atomicrmw add ptr %job, i64 1 monotonic

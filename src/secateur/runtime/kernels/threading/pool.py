@@ -1,4 +1,4 @@
-"""Threads of our own that share work, and the memory of a thread."""
+"""A thread pool whose caller works too, and scratch memory per thread."""
 
 from __future__ import annotations
 
@@ -11,105 +11,111 @@ import numpy as np
 
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES
 
-__all__ = ["Crew", "scratch"]
+__all__ = ["ThreadPool", "get_scratch"]
 
-Work = Callable[[], None]
+Task = Callable[[], None]
 
 
-class _Local(threading.local):
-    """One thread's memory for packed activations, which grows and is used again."""
+class _ThreadScratch(threading.local):
+    """Scratch memory of one thread, which grows and is reused."""
 
     def __init__(self) -> None:
         self.memory = np.empty(0, np.uint8)
         self.address = 0
 
 
-_local = _Local()
+_thread_scratch = _ThreadScratch()
 
 
-def scratch(size: int) -> int:
-    """The address of memory of this thread, of at least `size` bytes, good until the next call in it."""
-    if len(_local.memory) < size + CACHE_LINE_BYTES:
-        _local.memory = np.empty(size + CACHE_LINE_BYTES, np.uint8)
-        address = _local.memory.ctypes.data
-        _local.address = address + -address % CACHE_LINE_BYTES
-    return _local.address
+def get_scratch(size: int) -> int:
+    """Return the address of at least `size` bytes of this thread's memory, valid until its next call."""
+    if len(_thread_scratch.memory) < size + CACHE_LINE_BYTES:
+        _thread_scratch.memory = np.empty(size + CACHE_LINE_BYTES, np.uint8)
+        address = _thread_scratch.memory.ctypes.data
+        _thread_scratch.address = address + -address % CACHE_LINE_BYTES
+    return _thread_scratch.address
 
 
-class Crew:
-    """Helpers that wait for work, hired when they are wanted for the first time.
+class ThreadPool:
+    """Worker threads, started on demand, that help the caller with its tasks.
 
-    Who asks for work to be done does it too. If no helper has woken up yet, it does all: nobody waits for work that
-    nobody has begun.
+    The caller takes tasks too. If no worker has woken up yet, the caller runs all of them, so it never waits for a task
+    that has not started.
 
     Example:
-        >>> done = []
-        >>> Crew().run([lambda: done.append(1), lambda: done.append(2)], threads=2)
-        >>> sorted(done)
+        >>> results = []
+        >>> ThreadPool().run([lambda: results.append(1), lambda: results.append(2)], threads=2)
+        >>> sorted(results)
         [1, 2]
     """
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
-        self._hired = self._called = 0
+        self._worker_count = self._call_count = 0
         self._lock = threading.Lock()
 
-    def run(self, work: Sequence[Work], threads: int) -> None:
-        """Do all work, in any order, and return when it is done.
+    @property
+    def worker_count(self) -> int:
+        """Number of worker threads that have been started."""
+        return self._worker_count
+
+    def run(self, tasks: Sequence[Task], threads: int) -> None:
+        """Run all tasks, in any order, and return when they are done.
 
         Args:
-            work: Its pieces.
-            threads: How many may be at it at most, this one included.
+            tasks: The tasks.
+            threads: Maximum number of threads, including the caller.
 
         Raises:
-            BaseException: What any of it raised, or what interrupted the waiting; no helper is at it any more then.
+            BaseException: What a task raised, or what interrupted the caller. No worker runs a task any more by then.
         """
-        helpers = min(len(work), threads) - 1
-        left, ends, gone = deque(work), SimpleQueue[BaseException | None](), threading.Semaphore(0)
+        workers = min(len(tasks), threads) - 1
+        queue, outcomes, finished = deque(tasks), SimpleQueue[BaseException | None](), threading.Semaphore(0)
 
-        def help_out() -> None:
-            _drain(left, ends)
-            gone.release()
+        def help_caller() -> None:
+            _drain(queue, outcomes)
+            finished.release()
 
-        for _ in range(helpers):
-            self._call(help_out)
+        for _ in range(workers):
+            self._call_worker(help_caller)
         try:
-            _drain(left, ends)
-            errors = [ends.get() for _ in work]
-        except BaseException:  # Ctrl-C; helpers still write to where the caller's memory is
-            left.clear()
-            for _ in range(helpers):
-                gone.acquire()
+            _drain(queue, outcomes)
+            errors = [outcomes.get() for _ in tasks]
+        except BaseException:  # Ctrl-C; workers may still write to the caller's memory.
+            queue.clear()
+            for _ in range(workers):
+                finished.acquire()
             raise
         for error in errors:
             if error is not None:
                 raise error
 
-    def _call(self, help_out: Callable[[], object]) -> None:
+    def _call_worker(self, function: Callable[[], object]) -> None:
         with self._lock:
-            self._called += 1
-            if self._called > self._hired:
-                self._hired += 1
-                threading.Thread(target=self._help, name=f"secateur-kernel-{self._hired}", daemon=True).start()
-        self._calls.put(help_out)
+            self._call_count += 1
+            if self._call_count > self._worker_count:
+                self._worker_count += 1
+                name = f"secateur-kernel-{self._worker_count}"
+                threading.Thread(target=self._run_worker, name=name, daemon=True).start()
+        self._calls.put(function)
 
-    def _help(self) -> None:
+    def _run_worker(self) -> None:
         while True:
             self._calls.get()()
             with self._lock:
-                self._called -= 1
+                self._call_count -= 1
 
 
-def _drain(left: deque[Work], ends: SimpleQueue[BaseException | None]) -> None:
-    """Do what is left until nothing is, and say how each piece ended."""
+def _drain(queue: deque[Task], outcomes: SimpleQueue[BaseException | None]) -> None:
+    """Run tasks until the queue is empty, and report what each raised."""
     while True:
         try:
-            work = left.popleft()
+            task = queue.popleft()
         except IndexError:
             return
         try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - the one who asked raises it
-            ends.put(error)
+            task()
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            outcomes.put(error)
         else:
-            ends.put(None)
+            outcomes.put(None)

@@ -1,4 +1,4 @@
-"""One kernel with all that it is called with but the caller's addresses."""
+"""A compiled kernel with everything it is called with except the caller's addresses."""
 
 from __future__ import annotations
 
@@ -10,47 +10,53 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES
-from secateur.runtime.kernels.threading.openmp import Job
-from secateur.runtime.kernels.threading.pool import scratch
+from secateur.runtime.kernels.threading.openmp import OpenMPJob
+from secateur.runtime.kernels.threading.pool import get_scratch
 
-__all__ = ["PlannedStep", "job_of"]
+__all__ = ["PlannedStep", "create_job"]
 
 
-def job_of(function: Any, plans: npt.NDArray[np.int64], memory: int) -> Job:
-    """What a team is told of a step: the kernel's function, the addresses of plans, and bytes that a thread needs."""
-    return Job(
+def create_job(function: Any, plans: npt.NDArray[np.int64], scratch_bytes: int) -> OpenMPJob:
+    """Describe a step to an OpenMP team.
+
+    Args:
+        function: The compiled kernel.
+        plans: Addresses of the plans, one per share.
+        scratch_bytes: Scratch memory of a thread.
+    """
+    return OpenMPJob(
         kernel=ctypes.cast(function, ctypes.c_void_p),
         plans=plans.ctypes.data,
         shares=len(plans),
-        stride=memory + -memory % CACHE_LINE_BYTES,
+        stride=scratch_bytes + -scratch_bytes % CACHE_LINE_BYTES,
     )
 
 
 class PlannedStep(NamedTuple):
-    """A kernel, and its shares of one product.
+    """A compiled kernel and its shares of a product.
 
     Attributes:
-        function: The kernel's function.
-        plans: For each share, the address of a plan as the kernel reads it.
-        x: Bytes from the first activation to the first of this step.
-        y: Bytes from the first result to the first of this step.
-        memory: Bytes that each thread needs.
-        useful: Threads that are worth their waking up.
-        threads: Threads that there are.
-        job: The same for a team, without the addresses.
-        held: What addresses point to.
+        function: The compiled kernel.
+        plans: For each share, the address of the plan that the kernel reads.
+        x: Offset in bytes of the step's first activation.
+        y: Offset in bytes of the step's first result.
+        scratch_bytes: Scratch memory of a thread.
+        useful_threads: Number of threads worth waking.
+        threads: Number of threads of the OpenMP team.
+        job: The step as an OpenMP team reads it, without the caller's addresses.
+        owners: Objects that own the memory behind addresses.
     """
 
     function: Callable[..., None]
     plans: tuple[int, ...]
     x: int
     y: int
-    memory: int
-    useful: int
+    scratch_bytes: int
+    useful_threads: int
     threads: int
-    job: Job
-    held: Any
+    job: OpenMPJob
+    owners: Any
 
-    def run(self, plan: int, bias: int, x: int, y: int) -> None:
-        """Do one share."""
-        self.function(plan, bias, x + self.x, y + self.y, scratch(self.memory) if self.memory else 0)
+    def run_share(self, plan: int, bias: int, x: int, y: int) -> None:
+        """Run the share of one plan."""
+        self.function(plan, bias, x + self.x, y + self.y, get_scratch(self.scratch_bytes) if self.scratch_bytes else 0)

@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from secateur.runtime.kernels.unstructured.panel import UnstructuredPanelKernel
+from secateur.runtime.kernels.unstructured.small_batch import UnstructuredSmallBatchKernel
+
+__all__ = ["UnstructuredPanelKernel", "UnstructuredSmallBatchKernel"]

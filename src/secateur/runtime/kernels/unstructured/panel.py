@@ -1,4 +1,4 @@
-"""Single weights times panels of activations, sixteen outputs beside one another in memory."""
+"""Unstructured weights times panels of activations."""
 
 from __future__ import annotations
 
@@ -8,62 +8,66 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime.kernels.codegen.chunk_kernel import STRIP_BYTES, ChunkKernel, Part, emit_ahead, emit_products
-from secateur.runtime.kernels.codegen.panel import Access, Panel
-from secateur.runtime.kernels.codegen.vectors import AHEAD, expanded
+from secateur.runtime.kernels.codegen.chunk_kernel import (
+    STRIP_BYTES,
+    ChunkKernel,
+    ChunkPiece,
+    emit_products,
+    emit_weight_prefetch,
+)
+from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.vectors import PREFETCH_BYTES, widen_weights
 from secateur.runtime.kernels.formats.base import STRIP
 
-__all__ = ["ScatteredKernel"]
+__all__ = ["UnstructuredPanelKernel"]
 
 
 @dataclass(frozen=True, slots=True)
-class ScatteredKernel(ChunkKernel):
-    """Any weights; see `Scattered` for how they lie.
+class UnstructuredPanelKernel(ChunkKernel):
+    """Multiplies weights in `UnstructuredFormat` by panels.
 
     Attributes:
         chunk: Outputs of a chunk.
         piece: Features of a piece.
-        panel: How activations are packed.
-        stored: LLVM's type of the weights.
-        beside: Outputs that are computed beside one another.
+        panel: The panel.
+        weight_type: LLVM type of the weights.
+        interleave: Outputs that are computed side by side, which hides the latency of FMAs.
     """
 
     chunk: int
     piece: int
     panel: Panel
-    stored: str = "float"
-    beside: int = 2
+    weight_type: str = "float"
+    interleave: int = 2
 
-    def costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """See `Kernel.costs`: weights in sixteens, and a little for each chunk."""
-        return starts[:: self.pieces(inputs) * (self.chunk // STRIP)]
+    def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
+        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
+        return starts[:: self.count_pieces(inputs) * (self.chunk // STRIP)]
 
-    def emit_part(self, access: Access, part: Part) -> None:
-        """See `ChunkKernel.emit_part`."""
+    def emit_piece(self, access: PanelAccess, piece: ChunkPiece) -> None:
+        """See `ChunkKernel.emit_piece`."""
         function, strips = access.function, self.chunk // STRIP
-        features = self.features(access, part)
-        number = function.add(function.multiply(part.chunk, part.pieces), part.piece)
-        first = function.multiply(number, strips)
+        features = self.get_feature_base(access, piece)
+        first = function.mul(piece.emit_number(function), strips)
         with function.loop(first, function.add(first, strips)) as strip:
-            self._emit_strip(access, strip, features, part)
+            self._emit_strip(access, strip, features, piece)
 
-    def _emit_strip(self, access: Access, strip: str, features: str, part: Part) -> None:
+    def _emit_strip(self, access: PanelAccess, strip: str, features: str, piece: ChunkPiece) -> None:
         function = access.function
-        place = function.at("%starts", function.multiply(strip, 8))
-        start, stop = function.load("i64", place), function.load("i64", function.at(place, 8))
-        emit_ahead(function, self.stored, (start, stop), AHEAD // STRIP_BYTES)
-        bounds = function.multiply(start, STRIP), function.multiply(stop, STRIP)
-        floats = expanded(function, self.stored, bounds, self.room(function, part))
-        with function.loop(0, STRIP, self.beside) as lane:
-            order = function.at("%order", function.add(function.multiply(strip, STRIP), lane))
-            outputs = [function.index("i8", function.at(order, number)) for number in range(self.beside)]
-            waiting = [self.waiting(access, part.sums, output) for output in outputs]
+        address = function.gep("%starts", function.mul(strip, 8))
+        start, stop = function.load("i64", address), function.load("i64", function.gep(address, 8))
+        emit_weight_prefetch(function, self.weight_type, (start, stop), PREFETCH_BYTES // STRIP_BYTES)
+        bounds = function.mul(start, STRIP), function.mul(stop, STRIP)
+        floats = widen_weights(function, self.weight_type, bounds, self.get_weight_buffer(function, piece))
+        with function.loop(0, STRIP, self.interleave) as lane:
+            order = function.gep("%order", function.add(function.mul(strip, STRIP), lane))
+            outputs = [function.load_index("i8", function.gep(order, number)) for number in range(self.interleave)]
+            sums = [self.load_sums(access, piece.sums, output) for output in outputs]
             with function.loop(function.add(bounds[0], lane), bounds[1], STRIP) as slot:
-                word = f"i{8 * self.beside}"
-                some = function.index(word, function.at("%columns", slot))
-                for number, (_, totals) in enumerate(waiting):
-                    own = function.add(slot, number)
-                    column = function.integer("and", function.integer("lshr", some, 8 * number), 255)
-                    emit_products(access, (floats, own, access.place(features, column)), [totals])
-            for places, totals in waiting:
-                self.emit_waiting(access, places, totals)
+                columns = function.load_index(f"i{8 * self.interleave}", function.gep("%columns", slot))
+                for number, (_, totals) in enumerate(sums):
+                    weight = function.add(slot, number)
+                    column = function.int_op("and", function.int_op("lshr", columns, 8 * number), 255)
+                    emit_products(access, (floats, weight, access.get_address(features, column)), [totals])
+            for addresses, totals in sums:
+                self.store_sums(access, addresses, totals)

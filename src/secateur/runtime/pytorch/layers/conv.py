@@ -52,7 +52,7 @@ class SparseConv2d(PackedLayer):
         *batch, _, height, width = shape
         size = self._compute_padded_size(height, width)
         window = ConvolutionWindow(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
-        return *batch, self.out_channels, window.height, window.across
+        return *batch, self.out_channels, window.height, window.width
 
     def unpack_weight(self) -> torch.Tensor:
         """See `SparseLayer.unpack_weight`."""
@@ -66,7 +66,7 @@ class SparseConv2d(PackedLayer):
         self._check_input(images, (channels, self.in_channels), is_on_device=images.is_cpu)
         size = self._compute_padded_size(*images.shape[2:])
         window = get_window(self.in_channels, size, self.kernel_size, self.stride, self.dilation)
-        if min(window.height, window.across) < 1:
+        if min(window.height, window.width) < 1:
             raise LayerError(
                 f"a kernel of {self.kernel_size} with dilation {self.dilation} does not fit into padded images of "
                 f"{window.size}; the input has shape {tuple(images.shape)}."
@@ -86,14 +86,14 @@ class SparseConv2d(PackedLayer):
         height, width = images.shape[2:]
         window = get_window(self.in_channels, (1, height * width), (1, 1), (1, 1), (1, 1))
         planes = images.float().contiguous()
-        if window.across < OVERREAD_FLOATS:
+        if window.width < OVERREAD_FLOATS:
             planes = torch.cat([planes.flatten(), planes.new_zeros(OVERREAD_FLOATS)])
         outputs = self._convolve_planes(planes, batch, window)
         return outputs.view(batch, self.out_channels, height, width).to(images.dtype)
 
     def _convolve_planes(self, planes: torch.Tensor, batch: int, window: ConvolutionWindow) -> torch.Tensor:
         """Convolve planes in the format of `PackedMatrix.compile_convolution`."""
-        result = planes.new_empty(batch, self.out_channels, window.height, window.across)
+        result = planes.new_empty(batch, self.out_channels, window.height, window.width)
         threads = torch.get_num_threads()
         key = batch, window, threads
         product = self._products.get(key)
@@ -116,8 +116,8 @@ class SparseConv2d(PackedLayer):
         left, _, top, _ = self._padding
         if self._padding_mode != "constant" and any(self._padding):
             images, left, top = self._pad(images), 0, 0
-        (down, across), (height, width) = window.stride, window.part
-        size = len(images) * window.image
+        (down, across), (height, width) = window.stride, window.phase_size
+        size = len(images) * window.image_floats
         planes = torch.zeros(size + OVERREAD_FLOATS, dtype=torch.float32, device="cpu")
         if (down, across) == (1, 1):
             padded = planes[:size].view(len(images), self.in_channels, height, width)
