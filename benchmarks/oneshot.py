@@ -169,7 +169,9 @@ def problems(blocks: Sequence[int], spec: str, solver: Any) -> list[Problem]:
     settings = {"pattern": spec, "target_sparsity": PATTERNS[spec][1], "pruning_scope": "local"}
     names = [rf"model\.layers\.{block}\..*" for block in blocks]
     made = plan(model, secateur.PruningConfig.from_dict(settings | {"op_names": names}), prune_frozen=True)
-    counts = {name: one.budget.alone(name, PATTERNS[spec][1]) for one in made.patterns for name in one.budget.units}
+    counts = {
+        name: one.budget.count_locally(name, PATTERNS[spec][1]) for one in made.patterns for name in one.budget.units
+    }
     targets = build_targets(made, counts, solver)
     statistics = InputStatistics({name: target.module for name, target in targets.items()}, with_gram=True)
     with torch.no_grad(), statistics.record_inputs():

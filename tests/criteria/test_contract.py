@@ -103,7 +103,7 @@ FORMULAS: dict[str, Callable[[list[tuple[Floats, Floats]]], Floats]] = {
 def gathered(steps: list[tuple[Floats, Floats]], **config: Any) -> Floats:
     layer = nn.Linear(6, 8)
     pattern = get_pattern({"pattern": "4x1", "target_sparsity": 0.5, **config}, {"fc": layer})
-    scores = AccumulatedScores(pattern, lambda name: pattern.views[name].canonical(layer.weight.detach()))
+    scores = AccumulatedScores(pattern, lambda name: pattern.views[name].to_canonical(layer.weight.detach()))
     for weight, gradient in steps:
         layer.weight.data.copy_(torch.from_numpy(weight))
         if scores.needs_gradient:

@@ -23,8 +23,8 @@ def views(draw: st.DrawFn) -> WeightView:
 @given(views())
 def test_stored_inverts_canonical(view: WeightView) -> None:
     weight = np.arange(np.prod(view.shape)).reshape(view.shape)
-    assert view.canonical(weight).shape == view.canonical_shape
-    np.testing.assert_array_equal(view.stored(view.canonical(weight)), weight)
+    assert view.to_canonical(weight).shape == view.canonical_shape
+    np.testing.assert_array_equal(view.to_stored(view.to_canonical(weight)), weight)
 
 
 @given(views(), st.data())
@@ -37,25 +37,25 @@ def test_canonical_is_what_loops_would_read(view: WeightView, data: st.DataObjec
         for axis in part:  # slowest first
             index = index * view.shape[axis] + at[axis]
         place.append(index)
-    assert view.canonical(weight)[tuple(place)] == weight[at]
+    assert view.to_canonical(weight)[tuple(place)] == weight[at]
 
 
 def test_inputs_vary_fastest() -> None:
     conv = WeightView(shape=(1, 2, 1, 3), output_axes=(0,), kernel_axes=(2, 3), input_axes=(1,))
     weight = np.arange(6).reshape(1, 2, 1, 3)
-    assert conv.canonical(weight).ravel().tolist() == [0, 3, 1, 4, 2, 5]
+    assert conv.to_canonical(weight).ravel().tolist() == [0, 3, 1, 4, 2, 5]
 
 
 def test_no_copy_where_strides_allow() -> None:
     dense = WeightView(shape=(2, 3), output_axes=(1,), input_axes=(0,))
     weight = np.zeros((2, 3))
-    assert np.shares_memory(dense.canonical(weight), weight)
+    assert np.shares_memory(dense.to_canonical(weight), weight)
 
 
 def test_another_shape_is_refused() -> None:
     linear = WeightView(shape=(2, 3), output_axes=(0,), input_axes=(1,))
     with pytest.raises(LayerError, match=r"an array of shape \(2, 3\) is needed, found \(3, 2\)"):
-        linear.canonical(np.zeros((3, 2)))
+        linear.to_canonical(np.zeros((3, 2)))
 
 
 def test_an_empty_weight_is_refused() -> None:

@@ -67,7 +67,7 @@ def selector(
     """For (O, K, I) weights."""
     view = WeightView(shape=shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=groups)
     blank = Selector(spec, view, 0)
-    return Selector(spec, view, blank.bound.budget.wanted(blank.units, sparsity), reduction)
+    return Selector(spec, view, blank.bound.budget.count_for(blank.units, sparsity), reduction)
 
 
 def problem(weight: torch.Tensor, inputs: torch.Tensor, spec: str = "1x1", sparsity: float = 0.5) -> Problem:

@@ -28,7 +28,7 @@ def outputs_of(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
     """(N, O), from the rows and the canonical weight alone."""
     pattern = get_pattern({"pattern": "1x1"}, {"layer": module})
     view, weight = pattern.views["layer"], pattern.framework.read_weight(module)
-    canonical_GRF = view.canonical(weight).reshape(view.groups, view.canonical_shape[0] // view.groups, -1).float()
+    canonical_GRF = view.to_canonical(weight).reshape(view.groups, view.canonical_shape[0] // view.groups, -1).float()
     return torch.einsum("ngf,grf->ngr", rows_of(module, *inputs), canonical_GRF).flatten(1)
 
 

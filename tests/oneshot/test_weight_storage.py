@@ -76,7 +76,7 @@ class Surveying(Allocation):
     def counts(self, task: AllocationTask) -> dict[str, int]:
         for _, problems in task.iterate_problems():
             self.seen += problems
-        return {name: task.pattern.budget.alone(name, 0.5) for name in task.units}
+        return {name: task.pattern.budget.count_locally(name, 0.5) for name in task.units}
 
     def __repr__(self) -> str:
         return "Surveying()"

@@ -41,7 +41,7 @@ def view(outputs: int, positions: int, inputs: int, groups: int = 1, *, outputs_
 
 def stored(views: Mapping[str, WeightView], arrays: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """(O, K, I) arrays as the views store them."""
-    return None if arrays is None else {name: views[name].stored(array) for name, array in arrays.items()}
+    return None if arrays is None else {name: views[name].to_stored(array) for name, array in arrays.items()}
 
 
 VIEWS = {"fc": view(32, 1, 16), "conv": view(16, 9, 8)}

@@ -220,7 +220,7 @@ def test_its_own_masks_are_no_violation(spec: str) -> None:
 def test_units_and_masks_are_two_ways_to_say_one_thing(spec: str) -> None:
     pattern = array_pattern(spec)
     masks = pattern.masks(random_scores())
-    again = pattern.weight_masks(pattern.kept_units(masks))
+    again = pattern.weight_masks(pattern.find_kept_units(masks))
     for name in VIEWS:
         np.testing.assert_array_equal(again[name], masks[name])
 
@@ -309,10 +309,10 @@ def test_a_pattern_of_ones_own_works_everywhere(framework: str, layer: Any) -> N
     pattern = get_pattern({"pattern": "pairs", "target_sparsity": 0.5}, {"fc": module}, framework)
     assert isinstance(pattern, Pairs)
     assert pattern.framework.name == framework
-    stored = pattern.views["fc"].stored(np.arange(12.0).reshape(4, 1, 3))
+    stored = pattern.views["fc"].to_stored(np.arange(12.0).reshape(4, 1, 3))
     scores = torch.from_numpy(stored) if framework == "pytorch" else stored
     kept = np.asarray(pattern.masks({"fc": scores})["fc"])
-    assert pattern.views["fc"].canonical(kept).any(axis=(1, 2)).tolist() == [False, False, True, True]
+    assert pattern.views["fc"].to_canonical(kept).any(axis=(1, 2)).tolist() == [False, False, True, True]
 
 
 @pytest.mark.usefixtures("registries_restored")

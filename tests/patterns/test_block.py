@@ -61,10 +61,10 @@ def test_masks_are_those_of_the_oracle(
         masks = pattern.masks(stored(views, scores), previous=stored(views, previous))
         expected = oracle.block_masks(scores, unit_of, totals, bounds, reduction=reduction, previous=previous)
         for name, mask in masks.items():
-            np.testing.assert_array_equal(views[name].canonical(mask), expected[name])
+            np.testing.assert_array_equal(views[name].to_canonical(mask), expected[name])
         grown = {name: mask | (draw_scores(data, views)[name] < 0) for name, mask in expected.items()}
-        whole = pattern.weight_masks(pattern.kept_units(stored(views, grown)))
-        previous = {name: views[name].canonical(mask) for name, mask in whole.items()}
+        whole = pattern.weight_masks(pattern.find_kept_units(stored(views, grown)))
+        previous = {name: views[name].to_canonical(mask) for name, mask in whole.items()}
 
 
 @pytest.mark.parametrize(

@@ -28,33 +28,35 @@ def test_bounds_always_leave_room_for_the_total(
     except ConfigError:
         assume(False)
     sparsity = min(sparsity, target)
-    assert found.total(sparsity) == round(sparsity * sum(units))
-    assert sum(found.lower(sparsity).values()) <= found.total(sparsity) <= sum(found.upper().values())
+    assert found.count_total(sparsity) == round(sparsity * sum(units))
+    assert (
+        sum(found.lower_bounds(sparsity).values()) <= found.count_total(sparsity) <= sum(found.upper_bounds().values())
+    )
 
 
 @given(st.integers(0, 100), st.integers(1, 1000))
 def test_bounds_count_in_decimals(percent: int, hundreds: int) -> None:
     share = percent / 100
     bounds = budget({"fc": 100 * hundreds}, target=share, at_least=share, at_most=share)
-    assert bounds.upper() == bounds.lower(share) == {"fc": percent * hundreds}
+    assert bounds.upper_bounds() == bounds.lower_bounds(share) == {"fc": percent * hundreds}
 
 
 def test_lower_bounds_grow_with_the_way_gone() -> None:
     bounds = budget({"fc": 100, "conv": 300}, at_least=0.2)
-    assert bounds.lower(0.0) == {"fc": 0, "conv": 0}
-    assert bounds.lower(0.25) == {"fc": 10, "conv": 30}
-    assert bounds.lower(0.5) == bounds.lower(0.9) == {"fc": 20, "conv": 60}
+    assert bounds.lower_bounds(0.0) == {"fc": 0, "conv": 0}
+    assert bounds.lower_bounds(0.25) == {"fc": 10, "conv": 30}
+    assert bounds.lower_bounds(0.5) == bounds.lower_bounds(0.9) == {"fc": 20, "conv": 60}
 
 
 @pytest.mark.parametrize(("sparsity", "groups"), [(0.0, 0), (0.25, 50), (0.5, 100), (0.75, 100)])
 def test_units_that_lose_half_of_their_weights(sparsity: float, groups: int) -> None:
-    assert budget({"fc": 100}, unit_share=Fraction(1, 2)).wanted(100, sparsity) == groups
+    assert budget({"fc": 100}, unit_share=Fraction(1, 2)).count_for(100, sparsity) == groups
 
 
 def test_a_layer_alone_stays_below_its_bound() -> None:
     bounds = budget({"fc": 10, "conv": 20}, at_most=0.6, is_global=False)
-    assert [bounds.alone(name, 0.5) for name in bounds.units] == [5, 10]
-    assert [bounds.alone(name, 1.0) for name in bounds.units] == [6, 12]
+    assert [bounds.count_locally(name, 0.5) for name in bounds.units] == [5, 10]
+    assert [bounds.count_locally(name, 1.0) for name in bounds.units] == [6, 12]
 
 
 @pytest.mark.parametrize(
@@ -88,4 +90,4 @@ def test_many_layers_are_not_all_listed() -> None:
 
 
 def test_no_layers_no_complaint() -> None:
-    assert budget({}, at_most=0.1).total(0.5) == 0
+    assert budget({}, at_most=0.1).count_total(0.5) == 0

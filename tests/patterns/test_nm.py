@@ -38,7 +38,7 @@ def test_masks_are_those_of_the_oracle(spec: str, layers: list[WeightView], most
         total = min(round(sparsity / float(share_of(spec)) * groups), groups)
         expected = oracle.group_masks(scores, spec, total, previous=previous)
         for name, mask in masks.items():
-            np.testing.assert_array_equal(views[name].canonical(mask), expected[name])
+            np.testing.assert_array_equal(views[name].to_canonical(mask), expected[name])
         previous = {name: mask & (rng.random(mask.shape) < 0.9) for name, mask in expected.items()}
 
 

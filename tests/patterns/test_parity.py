@@ -114,9 +114,9 @@ def test_torch_and_keras_number_the_same_units(name: str, spec: str) -> None:
         return
     first, second = ours.views["layer"], theirs.views["layer"]
     canonical = np.random.default_rng(0).random(first.canonical_shape, dtype=np.float32)
-    mask = ours.masks({"layer": torch.tensor(first.stored(canonical))})["layer"]
-    twin = theirs.masks({"layer": second.stored(canonical)})["layer"]
-    np.testing.assert_array_equal(first.canonical(mask.numpy()), second.canonical(twin))
+    mask = ours.masks({"layer": torch.tensor(first.to_stored(canonical))})["layer"]
+    twin = theirs.masks({"layer": second.to_stored(canonical)})["layer"]
+    np.testing.assert_array_equal(first.to_canonical(mask.numpy()), second.to_canonical(twin))
     assert 0 < twin.sum() < twin.size
 
 

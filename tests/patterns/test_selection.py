@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from patterns import oracle
 from patterns.cases import array_pattern, view
 from secateur.errors import ScoreError
-from secateur.patterns.selection import Scores, find_cuts, in_one_precision, keep_above, share_out, sort_keys
+from secateur.patterns.selection import Scores, find_cuts, find_global_cuts, keep_above, sort_keys, unify_precision
 
 SPECIAL = [-np.inf, -3.4e38, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1.0 + 2**-23, 3.4e38, np.inf]
 
@@ -30,7 +30,7 @@ def stream(scores: list[float], alive: list[bool] | None = None, *, chunk: int =
 
 
 def kept(layer: Scores, count: int) -> list[bool]:
-    layers = in_one_precision({"fc": layer})
+    layers = unify_precision({"fc": layer})
     found: list[bool] = keep_above(layers["fc"], find_cuts(layers, {"fc": count})["fc"]).tolist()
     return found
 
@@ -58,7 +58,7 @@ def test_one_ranking_within_bounds_as_the_oracle(
     streams = {name: stream(*pair) for name, *pair in zip(names, scores, alive, strict=True)}
     lower = {name: low for name, (low, _) in zip(names, bounds, strict=True)}
     upper = {name: high for name, (_, high) in zip(names, bounds, strict=True)}
-    cuts = share_out(streams, total, lower, upper)
+    cuts = find_global_cuts(streams, total, lower, upper)
     counts = oracle.counts_to_prune(scores, alive, total, bounds)
     assert [cuts[name].pruned for name in names] == counts
     for index, name in enumerate(names):
@@ -82,13 +82,13 @@ def test_float64_is_not_rounded_to_float32() -> None:
 
 
 def test_one_layer_in_float64_widens_all() -> None:
-    layers = in_one_precision({"fc": stream([1.0]), "conv": stream([1.0], dtype="float64")})
+    layers = unify_precision({"fc": stream([1.0]), "conv": stream([1.0], dtype="float64")})
     assert [layer.wide for layer in layers.values()] == [True, True]
 
 
 def test_a_later_layer_loses_a_tie() -> None:
     layers = {name: stream([1.0, 1.0]) for name in ("first", "second", "third")}
-    cuts = share_out(layers, 3, dict.fromkeys(layers, 0), dict.fromkeys(layers, 2))
+    cuts = find_global_cuts(layers, 3, dict.fromkeys(layers, 0), dict.fromkeys(layers, 2))
     assert [cut.pruned for cut in cuts.values()] == [0, 1, 2]
 
 

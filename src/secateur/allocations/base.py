@@ -47,17 +47,17 @@ class AllocationTask:
     @property
     def lower(self) -> dict[str, int]:
         """Layer → minimum number of units to prune."""
-        return self.pattern.budget.lower(self.target)
+        return self.pattern.budget.lower_bounds(self.target)
 
     @property
     def upper(self) -> dict[str, int]:
         """Layer → maximum number of units to prune."""
-        return self.pattern.budget.upper()
+        return self.pattern.budget.upper_bounds()
 
     @property
     def total(self) -> int:
         """Number of units to prune in total, clipped to the layers' bounds, which are rounded per layer."""
-        total = self.pattern.budget.total(self.target)
+        total = self.pattern.budget.count_total(self.target)
         return min(max(total, sum(self.lower.values())), sum(self.upper.values()))
 
 

@@ -11,7 +11,7 @@ import torch
 from secateur.allocations.base import Allocation, AllocationTask, register_allocation
 from secateur.allocations.scores import mean_score, scores_per_layer
 from secateur.masking.pytorch import ParameterWeight
-from secateur.patterns.selection import Scores, share_out
+from secateur.patterns.selection import Scores, find_global_cuts
 from secateur.solvers.problem import Problem
 
 __all__ = ["Global"]
@@ -45,7 +45,7 @@ class Global(Allocation):
         for _, problems in task.iterate_problems():
             for problem in problems:
                 streams |= _streams(problem, task)
-        cuts = share_out({name: streams[name] for name in task.units}, task.total, task.lower, task.upper)
+        cuts = find_global_cuts({name: streams[name] for name in task.units}, task.total, task.lower, task.upper)
         return {name: cut.pruned for name, cut in cuts.items()}
 
 

@@ -30,4 +30,4 @@ class Uniform(Allocation):
     def counts(self, task: AllocationTask) -> dict[str, int]:
         """See `Allocation.counts`."""
         lower, budget = task.lower, task.pattern.budget
-        return {name: max(budget.alone(name, task.target), lower[name]) for name in budget.units}
+        return {name: max(budget.count_locally(name, task.target), lower[name]) for name in budget.units}

@@ -127,7 +127,7 @@ class Packing(ABC):
         index = self.encode(keep)
         padded = np.zeros(self.index_bytes(view), np.uint8)
         padded[: index.size] = index
-        blocked = self._blocked(view.canonical(bits))
+        blocked = self._blocked(view.to_canonical(bits))
         values = np.empty((count_true(keep), math.prod(self.block)), bits.dtype)
         flags, taken = keep.reshape(-1), 0
         for place, start, stop in self._chunks(view):
@@ -144,7 +144,7 @@ class Packing(ABC):
         """
         self.check_padding(index, view)
         dense = np.empty(view.shape, values.dtype)
-        blocked = self._blocked(view.canonical(dense))
+        blocked = self._blocked(view.to_canonical(dense))
         assert np.shares_memory(blocked, dense)
         taken = 0
         for place, start, stop in self._chunks(view):

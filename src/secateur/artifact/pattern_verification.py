@@ -41,7 +41,7 @@ def verify_pattern(
         if nonzero.all():
             return "it has no zeros"
         return pattern.violations(masks).get(LAYER)
-    alive = pattern.units_without_zeros(masks)
+    alive = pattern.find_nonzero_units(masks)
     pruned = units.count - count_true(alive[name])
     if pruned < claim.pruned_units:
         return f"{pruned:,} of its units are zero, and {claim.pruned_units:,} were pruned"
@@ -59,7 +59,7 @@ def verify_recognized_pattern(specification: str, view: WeightView, nonzero: npt
     pattern = _bind_pattern(specification, view)
     if isinstance(pattern, str):
         return pattern
-    pruned = max(1, pattern.pruned_units(pattern.target_sparsity))
+    pruned = max(1, pattern.count_pruned_units(pattern.target_sparsity))
     (units,) = pattern.units.values()
     claim = Claim(pattern=specification, units=units.count, pruned_units=pruned)
     return verify_pattern(specification, view, nonzero, claim)

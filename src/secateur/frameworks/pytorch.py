@@ -141,7 +141,7 @@ def get_view(module: Any) -> WeightView:
 
 def read_canonical(tensor: torch.Tensor, view: WeightView) -> torch.Tensor:
     """Return a stored weight, or its gradient, as an (O, K, I) tensor of at least float32."""
-    canonical: torch.Tensor = view.canonical(tensor)
+    canonical: torch.Tensor = view.to_canonical(tensor)
     return canonical.float() if canonical.dtype in (torch.float16, torch.bfloat16) else canonical
 
 

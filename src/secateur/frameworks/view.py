@@ -60,7 +60,7 @@ class WeightView:
         ]
         return sizes[0], sizes[1], sizes[2]
 
-    def canonical(self, stored: Array) -> Array:
+    def to_canonical(self, stored: Array) -> Array:
         """`stored` as an (O, K, I) array, without a copy where the strides allow it."""
         if tuple(stored.shape) != self.shape:
             raise LayerError(f"an array of shape {self.shape} is needed, found {tuple(stored.shape)}")
@@ -70,8 +70,8 @@ class WeightView:
             return xp.permute_dims(stored.reshape((positions, inputs, outputs)), (2, 0, 1))
         return xp.permute_dims(stored, self.axes).reshape(self.canonical_shape)
 
-    def stored(self, canonical: Array) -> Array:
-        """The inverse of `canonical`."""
+    def to_stored(self, canonical: Array) -> Array:
+        """Return an (O, K, I) array in the stored shape: the inverse of `to_canonical`."""
         permuted = canonical.reshape(tuple(self.shape[axis] for axis in self.axes))
         inverse = tuple(self.axes.index(axis) for axis in range(len(self.axes)))
         return namespace(canonical).permute_dims(permuted, inverse)

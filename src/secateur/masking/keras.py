@@ -36,7 +36,7 @@ class KernelWeight:
 
     def canonical(self) -> Array:
         """The kernel as an (O, K, I) NumPy array of at least float32."""
-        wide = self._view.canonical(self.stored)
+        wide = self._view.to_canonical(self.stored)
         return wide.astype(np.float32) if wide.dtype == np.float16 else wide
 
     @property

@@ -90,7 +90,7 @@ class Run(Generic[Weight]):
 
     def results(self) -> list[LayerResult]:
         """What is pruned, layer by layer."""
-        kept = self.pattern.kept_units(self._masks()) if self._has_masks else {}
+        kept = self.pattern.find_kept_units(self._masks()) if self._has_masks else {}
         return [
             self._result(layer, tiling.count, kept.get(name))
             for name, units in self.pattern.units.items()

@@ -146,8 +146,8 @@ class MaskUpdater:
     def _interpolate(self, layer: str, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
         """A mask part of the way; of weights of one size the same go in every framework, however it stores them."""
         view = self.pattern.views[layer]
-        weight = view.canonical(self._read_weight(layer))
-        return view.stored(interpolate_mask(weight, view.canonical(mask), between, part))
+        weight = view.to_canonical(self._read_weight(layer))
+        return view.to_stored(interpolate_mask(weight, view.to_canonical(mask), between, part))
 
     def _expand(self, keep: Mapping[str, Array]) -> dict[str, Array]:
         """From one boolean per unit to one per weight, as (O, K, I) arrays."""
@@ -168,7 +168,7 @@ class MaskUpdater:
 
     def _select(self, sparsity: float, stream: Stream, alive: Mapping[str, Array] | None) -> dict[str, Array]:
         keep = self.pattern.select({name: stream(name, alive) for name in self.pattern.units}, sparsity)
-        upper = self.pattern.budget.upper()
+        upper = self.pattern.budget.upper_bounds()
         for name, kept in keep.items():
             pruned = count_true(~kept)
             if pruned >= upper[name] and self.pattern.budget.units[name] == kept.shape[0]:
@@ -179,7 +179,7 @@ class MaskUpdater:
         if not self.config.keep_zeros:
             return None
         modules = {layer: self.pattern.modules[layer] for layer in self.pattern.views}
-        return self.pattern.units_without_zeros(
+        return self.pattern.find_nonzero_units(
             {layer: self.pattern.framework.read_weight(module) != 0 for layer, module in modules.items()}
         )
 
@@ -191,7 +191,7 @@ class MaskUpdater:
         if self.is_locked:
             return True
         # A model that reached the target may exceed it by what rounding to whole units added.
-        excess = self._count_pruned() - self.pattern.pruned_units(self.pattern.target_sparsity)
+        excess = self._count_pruned() - self.pattern.count_pruned_units(self.pattern.target_sparsity)
         if excess <= 0:
             return True
         if excess > TOLERATED * sum(units.count for units in self.pattern.units.values()):

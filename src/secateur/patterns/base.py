@@ -14,7 +14,7 @@ from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.frameworks import Framework, NoFramework, WeightView, get_framework
 from secateur.patterns.budget import Budget
 from secateur.patterns.reduction import REDUCTIONS
-from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, share_out
+from secateur.patterns.selection import Cut, Scores, find_cuts, find_global_cuts, unify_precision
 from secateur.patterns.specification import Specification
 from secateur.patterns.tiling import Tiling, Units
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def _need_pattern(name: str, item: Any) -> None:
+def _check_pattern(name: str, item: Any) -> None:
     if not (isinstance(item, type) and issubclass(item, BasePattern) and item is not BasePattern):
         raise UnsupportedModelError(
             f"The pattern {name!r} must be a subclass of secateur.patterns.BasePattern, found {item!r}. "
@@ -40,7 +40,7 @@ def _need_pattern(name: str, item: Any) -> None:
 
 PATTERNS: Registry[type[BasePattern]] = Registry(
     "pattern",
-    _need_pattern,
+    _check_pattern,
     serves=lambda candidate, specification: candidate.serves(specification),
     examples=("1x1", "4x1", "1x16", "1xchannel", "channelx1", "2:4", "4:8"),
 )
@@ -147,9 +147,9 @@ class BasePattern(Specification):
             ConfigError: `sparsity` is out of range.
         """
         sparsity = self._check_sparsity(sparsity)
-        self._need_all(scores, "scores")
+        self._check_complete(scores, "scores")
         arrays = {name: self._canonical(name, scores[name]) for name in self.views}
-        alive = None if previous is None else self.kept_units(previous)
+        alive = None if previous is None else self.find_kept_units(previous)
         streams = {name: self.stream(name, arrays, alive) for name in self.units}
         keep = self.select(streams, sparsity) if counts is None else self.select_units(streams, counts)
         masks: dict[str, Any] = {}
@@ -180,7 +180,7 @@ class BasePattern(Specification):
             ScoreError: A score is ``nan``.
             ConfigError: `sparsity` is out of range.
         """
-        sparsity, scores = self._check_sparsity(sparsity), in_one_precision(scores)
+        sparsity, scores = self._check_sparsity(sparsity), unify_precision(scores)
         if not self.keep_mask_layers and self._prunes_all(sparsity):
             cuts = {name: self.cut_all(layer) for name, layer in scores.items()}
             if all(cut is not None for cut in cuts.values()):
@@ -200,13 +200,17 @@ class BasePattern(Specification):
 
     def _find_cuts(self, scores: Mapping[str, Scores], sparsity: float) -> dict[str, Cut]:
         """Cut each layer's ranking so that the total is exact and the bounds hold."""
-        frozen = {name: scores[name].pruned_before() for name in self.units if self.is_frozen(name)}
+        frozen = {name: scores[name].count_pruned() for name in self.units if self.is_frozen(name)}
         moving = {name: scores[name] for name in self.units if name not in frozen}
         if self.is_global:
-            total = self.budget.total(sparsity) - sum(frozen.values())
-            cuts = share_out(moving, total, self.budget.lower(sparsity), self.budget.upper()) if moving else {}
+            total = self.budget.count_total(sparsity) - sum(frozen.values())
+            cuts = (
+                find_global_cuts(moving, total, self.budget.lower_bounds(sparsity), self.budget.upper_bounds())
+                if moving
+                else {}
+            )
         else:
-            cuts = find_cuts(moving, {name: self.budget.alone(name, sparsity) for name in moving})
+            cuts = find_cuts(moving, {name: self.budget.count_locally(name, sparsity) for name in moving})
         return cuts | {name: Cut(threshold=None, pruned=count, below=0, tied=count) for name, count in frozen.items()}
 
     def _prunes_all(self, sparsity: float | None = None, counts: Mapping[str, int] | None = None) -> bool:
@@ -214,8 +218,8 @@ class BasePattern(Specification):
         units = sum(self.budget.units.values())
         if counts is not None:
             return sum(counts.values()) == units
-        total = self.budget.total(self.target_sparsity if sparsity is None else sparsity)
-        return min(total, sum(self.budget.upper().values())) == units
+        total = self.budget.count_total(self.target_sparsity if sparsity is None else sparsity)
+        return min(total, sum(self.budget.upper_bounds().values())) == units
 
     def is_frozen(self, name: str) -> bool:
         """Whether the units `name`, or a layer that has a part in them, are among `keep_mask_layers`."""
@@ -224,18 +228,18 @@ class BasePattern(Specification):
     def weight_masks(self, keep: Mapping[str, Array]) -> dict[str, Array]:
         """From one boolean per unit to one per weight, in each weight's shape as stored."""
         return {
-            layer: self.views[layer].stored(mask)
+            layer: self.views[layer].to_stored(mask)
             for name, kept in keep.items()
             for layer, mask in self.units[name].expand(kept).items()
         }
 
-    def kept_units(self, masks: Mapping[str, Any]) -> dict[str, Array]:
+    def find_kept_units(self, masks: Mapping[str, Any]) -> dict[str, Array]:
         """From masks per weight to one boolean per unit: kept where any weight of it is.
 
         Raises:
             LayerError: The mask of a layer is missing or has another shape.
         """
-        self._need_all(masks, "masks")
+        self._check_complete(masks, "masks")
         largest = REDUCTIONS.find("max")
         found = {}
         for name, units in self.units.items():
@@ -243,20 +247,21 @@ class BasePattern(Specification):
             found[name] = concat_chunks([chunk > 0 for chunk in units.scores(flags, largest)])
         return found
 
-    def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
+    def find_nonzero_units(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
         """From which weights are not zero to which units count as alive in a model that is sparse already.
 
         A unit is alive where any weight of it is, and everywhere in a layer of nothing but zeros, which is not trained
         yet rather than pruned.
         """
         return {
-            name: kept if bool(namespace(kept).any(kept)) else ~kept for name, kept in self.kept_units(nonzero).items()
+            name: kept if bool(namespace(kept).any(kept)) else ~kept
+            for name, kept in self.find_kept_units(nonzero).items()
         }
 
-    def pruned_units(self, sparsity: float) -> int:
+    def count_pruned_units(self, sparsity: float) -> int:
         """How many units go at a sparsity, over all layers."""
-        alone = (self.budget.alone(name, sparsity) for name in self.budget.units)
-        return self.budget.total(sparsity) if self.is_global else sum(alone)
+        alone = (self.budget.count_locally(name, sparsity) for name in self.budget.units)
+        return self.budget.count_total(sparsity) if self.is_global else sum(alone)
 
     def violations(
         self,
@@ -275,7 +280,7 @@ class BasePattern(Specification):
         Returns:
             Layer → what is wrong with its mask.
         """
-        expanded = self.weight_masks(self.kept_units(masks))
+        expanded = self.weight_masks(self.find_kept_units(masks))
         wrong = {}
         for layer, whole in expanded.items():
             if torn := count_true(self.framework.to_array(masks[layer]) != whole):
@@ -293,7 +298,7 @@ class BasePattern(Specification):
             )
         return min(sparsity, most)
 
-    def _need_all(self, given: Mapping[str, Any], kind: str) -> None:
+    def _check_complete(self, given: Mapping[str, Any], kind: str) -> None:
         if missing := [name for name in self.views if name not in given]:
             raise LayerError(f"{kind} are needed for every valid layer, missing: {format_list(missing)}.")
 
@@ -304,7 +309,7 @@ class BasePattern(Specification):
 
     def _canonical(self, layer: str, value: Any) -> Array:
         try:
-            return self.views[layer].canonical(self.framework.to_array(value))
+            return self.views[layer].to_canonical(self.framework.to_array(value))
         except LayerError as error:
             raise LayerError(f"layer {layer!r}: {error}") from error
 

@@ -40,31 +40,31 @@ class Budget:
         if not self.units:
             return
         if self.is_global:
-            self._check_reachable(self.total(self.target), sum(self.units.values()), "over all layers")
+            self._check_reachable(self.count_total(self.target), sum(self.units.values()), "over all layers")
         else:
             for name, units in self.units.items():
-                self._check_reachable(self.wanted(units, self.target), units, f"in layer {name!r}", only=name)
+                self._check_reachable(self.count_for(units, self.target), units, f"in layer {name!r}", only=name)
 
-    def wanted(self, units: int, sparsity: float) -> int:
+    def count_for(self, units: int, sparsity: float) -> int:
         """Units of so many that make up `sparsity`, rounded."""
         share = self.unit_share
         return min(units, round(sparsity * (units * share.denominator) / share.numerator))
 
-    def total(self, sparsity: float) -> int:
+    def count_total(self, sparsity: float) -> int:
         """Units to prune over all layers together."""
-        return self.wanted(sum(self.units.values()), sparsity)
+        return self.count_for(sum(self.units.values()), sparsity)
 
-    def alone(self, name: str, sparsity: float) -> int:
+    def count_locally(self, name: str, sparsity: float) -> int:
         """Units to prune in one layer that is ranked by itself."""
-        return min(self.wanted(self.units[name], sparsity), self._most(self.units[name]))
+        return min(self.count_for(self.units[name], sparsity), self._most(self.units[name]))
 
-    def lower(self, sparsity: float) -> dict[str, int]:
+    def lower_bounds(self, sparsity: float) -> dict[str, int]:
         """Units that each layer loses at the least on the way to the target, in proportion to the way gone."""
-        final = self.total(self.target)
-        gone = min(self.total(sparsity), final)
+        final = self.count_total(self.target)
+        gone = min(self.count_total(sparsity), final)
         return {name: self._least(units) * gone // final if final else 0 for name, units in self.units.items()}
 
-    def upper(self) -> dict[str, int]:
+    def upper_bounds(self) -> dict[str, int]:
         """Units that each layer loses at the most."""
         return {name: self._most(units) for name, units in self.units.items()}
 

@@ -22,7 +22,7 @@ from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 
 __all__ = ["NMPattern", "fill_nm_groups"]
 
-MOST_IN_INT8 = 128
+MAX_INT8_GROUP = 128
 """Weights of a group up to which their number, less one, is an int8."""
 
 CHUNK = 1 << 18
@@ -142,13 +142,13 @@ class NMPattern(BasePattern):
         prunes_all = cut.pruned == layer.count // self.group
         return self._keep(layer, None if prunes_all else keep_above(self.rank_units(layer), cut))
 
-    def units_without_zeros(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
+    def find_nonzero_units(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
         """Zeros count where their group keeps at most N; elsewhere they may come to life again.
 
         N of each group count as alive: of a group with more zeros than the pattern makes, the first zeros do.
         """
         alive = {}
-        for name, kept in super().units_without_zeros(nonzero).items():
+        for name, kept in super().find_nonzero_units(nonzero).items():
             xp = namespace(kept)
             groups = kept.reshape((-1, self.group, self.units[name].stride))
             step = max(1, CHUNK // (self.group * self.units[name].stride))
@@ -160,9 +160,9 @@ class NMPattern(BasePattern):
         survivors = xp.sum(xp.astype(groups, xp.int32), axis=1, keepdims=True)
         return (fill_nm_groups(groups, self.keep, axis=1) | (survivors > self.keep)).reshape((-1,))
 
-    def pruned_units(self, sparsity: float) -> int:
+    def count_pruned_units(self, sparsity: float) -> int:
         """How many weights go at a sparsity, over all layers."""
-        return super().pruned_units(sparsity) * (self.group - self.keep)
+        return super().count_pruned_units(sparsity) * (self.group - self.keep)
 
     def violations(
         self, masks: Mapping[str, Any], sparsity: float | None = None, *, counts: Mapping[str, int] | None = None
@@ -170,7 +170,7 @@ class NMPattern(BasePattern):
         """Find layers with groups that are neither N:M nor dense, or dense although all of them are to be pruned."""
         prunes_all = self._prunes_all(sparsity, counts)
         wrong: dict[str, str] = {}
-        for name, kept in self.kept_units(masks).items():
+        for name, kept in self.find_kept_units(masks).items():
             may_be_dense = self.is_frozen(name) or not prunes_all
             survivors = self._survivors(kept, self.units[name].stride)
             broken = (survivors > self.keep) & (survivors < self.group) if may_be_dense else survivors > self.keep
@@ -232,7 +232,7 @@ class NMPattern(BasePattern):
             For each place, one boolean per group.
         """
         xp, keep, group = namespace(places[0]), self.keep, len(places)
-        number = xp.int8 if group <= MOST_IN_INT8 else xp.int16
+        number = xp.int8 if group <= MAX_INT8_GROUP else xp.int16
         # How many are better: at first all that come later, until they are compared.
         better: list[Any] = [group - 1 - place for place in range(group)]
         for left, right in combinations(range(group), 2):

@@ -61,7 +61,7 @@ class NonzeroMask:
 
     def __init__(self, view: WeightView, nonzero: Flags) -> None:
         self.view = view
-        self.canonical = np.ascontiguousarray(view.canonical(nonzero))
+        self.canonical = np.ascontiguousarray(view.to_canonical(nonzero))
         self.count = count_true(self.canonical)
 
     def reduce_blocks(self, block: tuple[int, int, int]) -> Flags:

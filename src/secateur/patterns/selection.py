@@ -18,7 +18,7 @@ import numpy.typing as npt
 from secateur._array import Array, concat_chunks, count_true, namespace, to_numpy, transpose_flat
 from secateur.errors import ScoreError
 
-__all__ = ["Cut", "Scores", "find_cuts", "in_one_precision", "keep_above", "share_out", "sort_keys"]
+__all__ = ["Cut", "Scores", "find_cuts", "find_global_cuts", "keep_above", "sort_keys", "unify_precision"]
 
 Counts = npt.NDArray[np.int64]
 
@@ -67,7 +67,7 @@ class Scores:
                     f"layer {self.name!r}: scores must be numbers, found nan. Look for nan in its weights or gradients."
                 )
 
-    def pruned_before(self) -> int:
+    def count_pruned(self) -> int:
         """How many units are not alive."""
         return 0 if self.alive is None else self.count - count_true(self.alive)
 
@@ -89,7 +89,7 @@ class Cut:
     tied: int
 
 
-def in_one_precision(layers: Mapping[str, Scores]) -> dict[str, Scores]:
+def unify_precision(layers: Mapping[str, Scores]) -> dict[str, Scores]:
     """The same layers, all compared in float64 if one of them has float64 scores."""
     wide = any(_has_float64(layer) for layer in layers.values())
     return {name: replace(layer, wide=wide) for name, layer in layers.items()}
@@ -104,7 +104,7 @@ def find_cuts(layers: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[s
     return {name: _cut([layers[name]], count, [0], [layers[name].count])[0] for name, count in counts.items()}
 
 
-def share_out(
+def find_global_cuts(
     layers: Mapping[str, Scores], total: int, at_least: Mapping[str, int], at_most: Mapping[str, int]
 ) -> dict[str, Cut]:
     """Cut all layers at one common score, so that exactly `total` units go, within each layer's bounds.
@@ -122,7 +122,7 @@ def share_out(
         ScoreError: A score is ``nan``.
     """
     names = list(layers)
-    lower = [max(at_least[name], layers[name].pruned_before()) for name in names]
+    lower = [max(at_least[name], layers[name].count_pruned()) for name in names]
     upper = [max(at_most[name], low) for name, low in zip(names, lower, strict=True)]
     total = min(max(total, sum(lower)), sum(upper))
     cuts = dict(zip(names, _cut(list(layers.values()), total, lower, upper), strict=True))
@@ -175,11 +175,11 @@ def _cut(layers: list[Scores], total: int, lower: list[int], upper: list[int]) -
     for shift in range((64 if wide else 32) - DIGIT, -1, -DIGIT):
         histograms = [_histogram(layer, shift, prefix) for layer in layers]
 
-        def reached(digit: int, histograms: list[_Histogram] = histograms, below: list[int] = below) -> int:
+        def count_reached(digit: int, histograms: list[_Histogram] = histograms, below: list[int] = below) -> int:
             counts = (start + histogram.up_to(digit) for start, histogram in zip(below, histograms, strict=True))
             return sum(min(max(count, low), high) for count, low, high in zip(counts, lower, upper, strict=True))
 
-        digit = _first(lambda digit: reached(digit) >= total)
+        digit = _first(lambda digit: count_reached(digit) >= total)
         tied = [histogram.up_to(digit) - histogram.up_to(digit - 1) for histogram in histograms]
         below = [start + histogram.up_to(digit - 1) for start, histogram in zip(below, histograms, strict=True)]
         if prefix is None and digit == 0:
@@ -279,7 +279,7 @@ def _has_float64(layer: Scores) -> bool:
 def _beyond_infinity(layer: Scores, counts: Counts) -> bool:
     """Whether leading digits occur that ``nan`` has, and perhaps an infinity."""
     infinity = (0x7FF0 if layer.wide else 0x7F80) + BINS // 2
-    return bool(counts[infinity:].sum() + counts[: BINS - infinity + 1].sum() > layer.pruned_before())
+    return bool(counts[infinity:].sum() + counts[: BINS - infinity + 1].sum() > layer.count_pruned())
 
 
 def _first(holds: Callable[[int], bool]) -> int:

@@ -10,7 +10,7 @@ from secateur._array import Array
 from secateur._deprecated import warn_deprecated
 from secateur.errors import ConfigError
 from secateur.frameworks import WeightView
-from secateur.patterns.selection import Cut, Scores, find_cuts, in_one_precision, keep_above
+from secateur.patterns.selection import Cut, Scores, find_cuts, keep_above, unify_precision
 from secateur.patterns.tiling import Tiling
 
 __all__ = ["Specification"]
@@ -97,7 +97,7 @@ class Specification(ABC):
         Raises:
             ScoreError: A score is ``nan``.
         """
-        scores = in_one_precision(scores)
+        scores = unify_precision(scores)
         return {name: self.keep_units(layer, self._find_cut(layer, counts[name])) for name, layer in scores.items()}
 
     def _find_cut(self, layer: Scores, count: int) -> Cut:

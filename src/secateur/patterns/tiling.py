@@ -110,7 +110,7 @@ class BlockTiling(Tiling):
         is_whole = self.grid[0] == 1 and self.shape[0] > 1
         return None if is_far or is_whole or self.grid[1:] == (1, 1) else self.block[2]
 
-    def blocked(self, canonical: Array) -> Array:
+    def split_blocks(self, canonical: Array) -> Array:
         """The (O, K, I) array as (rows, O in block, positions, K in block, columns, I in block)."""
         rows, columns = canonical.shape[0] // self.block[0], canonical.shape[2] // self.block[2]
         return canonical.reshape((rows, self.block[0], self.grid[1], self.block[1], columns, self.block[2]))
@@ -118,7 +118,7 @@ class BlockTiling(Tiling):
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
         """See `Tiling.unit_scores`; a chunk is a run of rows of blocks, or of columns where there is one row."""
         for chunk in self.chunks(scores):
-            yield reduction(self.blocked(_precise(chunk)), (1, 3, 5)).reshape((-1,))
+            yield reduction(self.split_blocks(_precise(chunk)), (1, 3, 5)).reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
         """See `Tiling.expand`."""

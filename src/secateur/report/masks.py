@@ -119,7 +119,7 @@ def read_masks(source: Any, rows: Iterable[TensorRow]) -> Iterator[Mask]:
             continue
         view, read = read_tensor(row.name)
         if view is not None:
-            keep = np.asarray(view.canonical(DTYPES[row.dtype].nonzero(read())))
+            keep = np.asarray(view.to_canonical(DTYPES[row.dtype].nonzero(read())))
             yield Mask(name=row.layer or row.name, pattern=row.pattern, keep=keep.reshape(len(keep), -1))
 
 

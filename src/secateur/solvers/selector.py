@@ -110,7 +110,7 @@ class Selector:
 
     def count_pruned_units(self, mask: torch.Tensor) -> int:
         """Return the number of units of the tiling that a mask in the shape of `view` prunes completely."""
-        return count_true(~self.bound.kept_units({NAME: mask})[NAME])
+        return count_true(~self.bound.find_kept_units({NAME: mask})[NAME])
 
     def losses(self, name: str, scores: Callable[[], torch.Tensor]) -> Scores:
         """Return what pruning each unit would lose, as a stream of scores to rank.

@@ -122,7 +122,7 @@ def _problems_of_counts(
         name: pattern.budget.unit_share * Fraction(units.count, pattern.budget.units[name])
         for name, units in pattern.units.items()
     }
-    upper = {name: most * weights_per_unit[name] for name, most in pattern.budget.upper().items()}
+    upper = {name: most * weights_per_unit[name] for name, most in pattern.budget.upper_bounds().items()}
     if updater.config.keep_zeros:
         return
     for name, count in pruned.items():
@@ -136,11 +136,11 @@ def _problems_of_counts(
     if wrong := pattern.violations(pattern.weight_masks(keep), sparsity):
         layer, reason = next(iter(wrong.items()))
         yield f"layer {layer!r}: {reason}"
-    expected = pattern.pruned_units(sparsity)
+    expected = pattern.count_pruned_units(sparsity)
     if sum(pruned.values()) != expected:
         yield f"{sum(pruned.values())} units are pruned, and {expected} must be"
     for name, count in pruned.items():
-        alone = pattern.budget.alone(name, sparsity) * weights_per_unit[name]
+        alone = pattern.budget.count_locally(name, sparsity) * weights_per_unit[name]
         if not pattern.is_global and count != alone:
             yield f"{count} units of {name!r} are pruned, and {alone} must be"
 

@@ -130,7 +130,7 @@ class CalibratedRun:
         return found
 
     def _survey(self, pattern: BasePattern, needs: str) -> Iterator[tuple[str, Sequence[Problem]]]:
-        counts = {name: pattern.budget.alone(name, pattern.target_sparsity) for name in pattern.budget.units}
+        counts = {name: pattern.budget.count_locally(name, pattern.target_sparsity) for name in pattern.budget.units}
         targets = build_targets(self.plan, counts, self.recipe.solver)
         stages = self._stages(targets)
         return survey(stages, self.inputs, with_gram=needs == "gram")

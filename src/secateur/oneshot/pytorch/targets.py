@@ -55,7 +55,7 @@ class Target:
     def to_stored(self, array_GRF: torch.Tensor) -> torch.Tensor:
         """Return weights or a mask of that shape in the weight's stored shape."""
         view = self.pattern.views[self.name]
-        found: torch.Tensor = view.stored(array_GRF.reshape(view.canonical_shape))
+        found: torch.Tensor = view.to_stored(array_GRF.reshape(view.canonical_shape))
         return found
 
     def score(self, weight_OKI: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ class Target:
             StateError: The mask or the weight does not fit the pattern.
         """
         weight, view = self.weight.stored, self.pattern.views[self.name]
-        if reason := self.selector.check(view.canonical(mask), view.canonical(weight)):
+        if reason := self.selector.check(view.to_canonical(mask), view.to_canonical(weight)):
             refuse_violations({self.name: reason})
         return LayerResult(
             name=self.name,
@@ -80,7 +80,7 @@ class Target:
             weights=weight.numel(),
             pruned_weights=int((~mask).count_nonzero()),
             units=self.selector.tiling.count,
-            pruned_units=self.selector.count_pruned_units(view.canonical(mask)),
+            pruned_units=self.selector.count_pruned_units(view.to_canonical(mask)),
         )
 
 

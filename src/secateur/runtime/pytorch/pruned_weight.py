@@ -41,7 +41,7 @@ class PrunedWeight:
         """
         weight, _ = detach_parameters(layer)
         view = get_view(layer)
-        matrix = view.canonical(weight.float().cpu()).flatten(1).contiguous()
+        matrix = view.to_canonical(weight.float().cpu()).flatten(1).contiguous()
         nonzero = (matrix != 0).numpy()
         canonical_view = WeightView(
             shape=view.canonical_shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=view.groups

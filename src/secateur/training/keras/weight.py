@@ -58,7 +58,7 @@ class TrainedKernel(KernelWeight):
 
     def trace_canonical(self, tensor: Any = None) -> Any:
         """The kernel, or a tensor of its shape, as an (O, K, I) array that a compiled step computes with."""
-        return self._view.canonical(self.trace_stored(tensor))
+        return self._view.to_canonical(self.trace_stored(tensor))
 
     def trace_stored(self, tensor: Any = None) -> Any:
         """The same in the kernel's shape."""
@@ -71,11 +71,11 @@ class TrainedKernel(KernelWeight):
         """One score per weight as an (O, K, I) array, inside a compiled step; `gradient`: a tensor or ``None``."""
         look = self.trace_stored if criterion.is_elementwise else self.trace_canonical
         scores = criterion.score(look(), None if gradient is None else look(gradient))
-        return self._view.canonical(scores) if criterion.is_elementwise else scores
+        return self._view.to_canonical(scores) if criterion.is_elementwise else scores
 
     def shrink(self, factors: Any) -> None:
         """Multiply by (O, K, I) factors, inside a compiled step."""
-        stored = as_tensor(self._view.stored(factors))
+        stored = as_tensor(self._view.to_stored(factors))
         self.variable.assign(self.variable * ops.cast(stored, self.variable.dtype))
 
 

@@ -127,7 +127,7 @@ class TrainedParameter(ParameterWeight):
 
     def shrink(self, factors: torch.Tensor) -> None:
         """See `TrainedWeight.shrink`."""
-        self.stored.mul_(self.view.stored(factors).to(self.parameter.dtype))
+        self.stored.mul_(self.view.to_stored(factors).to(self.parameter.dtype))
 
 
 def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]) -> dict[str, TrainedParameter]:
