@@ -114,7 +114,7 @@ def artifacts() -> list[Path]:
 LOADERS: list[Callable[[str], object]] = [load_model, load_trained, secateur.artifact.inspect, secateur.verify]
 
 
-@attack(cases=60, seconds=60)
+@attack(cases=40, seconds=60)
 def mutate_config(chooser: random.Random, folder: Path) -> None:
     """A folder of transformers whose ``config.json`` says anything."""
     original = chooser.choice(folders())
@@ -130,7 +130,7 @@ def mutate_config(chooser: random.Random, folder: Path) -> None:
         chooser.choice(LOADERS)(str(target))
 
 
-@attack(cases=60, seconds=60)
+@attack(cases=30, seconds=60)
 def mutate_description(chooser: random.Random, folder: Path) -> None:
     """An artifact whose description says anything: what is built has the tensors of the artifact."""
     original = chooser.choice(artifacts())

@@ -192,7 +192,7 @@ def resume(run: str, state: dict[str, Any]) -> Trial:
     return trial
 
 
-@attack(cases=250)
+@attack(cases=100)
 def pruner_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
     """Load a state with one, two or three changes into a run, and end that run."""
     run, step = chance.choice(list(RUNS)), chance.randrange(STEPS)

@@ -126,7 +126,7 @@ def begin(chance: random.Random, config: dict[str, Any]) -> tuple[nn.Sequential,
     return model, optimizer, secateur.prepare(model, config, optimizer=optimizer)
 
 
-@attack(cases=150)
+@attack(cases=60)
 def interrupted_training(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
     """Ctrl-C at random operations of random steps; the loop goes on, or is closed."""
     model, optimizer, pruner = begin(chance, random_config(chance))
@@ -155,7 +155,7 @@ def interrupted_training(chance: random.Random, folder: Path) -> None:  # noqa: 
     check(pruner, masks)
 
 
-@attack(cases=150)
+@attack(cases=60)
 def disturbed_training(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
     """Weights, gradients and groups that change between steps; each is named, or the run ends as it should."""
     config = random_config(chance)
