@@ -2,8 +2,8 @@
 
 Most pages run in the main process. What trains with Keras needs a process per backend: the pages in `PER_BACKEND`, and
 on any page the blocks that carry backends as marks, as in ``python jax`` or ``python tensorflow torch``. On a page in
-`PER_BACKEND` a block without such a mark runs under every backend. In a block marked ``bash run``, each line calls
-secateur, and must end with 0 or with what a comment says: ``# exit code 1``.
+`PER_BACKEND` a block without such a mark runs under the backends listed there. In a block marked ``bash run``, each
+line calls secateur, and must end with 0 or with what a comment says: ``# exit code 1``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from secateur.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))] if path.is_file()]
-PER_BACKEND = {"from-tfmot.md", "keras.md"}
+PER_BACKEND: dict[str, tuple[str, ...]] = {
+    "from-tfmot.md": ("tensorflow",),  # what its readers have
+    "keras.md": KERAS_BACKENDS,
+}
 
 # A language or mark that is not here fails, so that no block escapes its check by another spelling.
 MARKS: dict[str, set[str]] = {
@@ -63,7 +66,7 @@ class Block(NamedTuple):
             return False
         if backends := {*self.marks} & {*KERAS_BACKENDS}:
             return backend in backends
-        return (backend is not None) == (self.page.name in PER_BACKEND)
+        return backend in PER_BACKEND.get(self.page.name, (None,))
 
 
 def blocks(page: Path) -> Iterator[Block]:

@@ -1,9 +1,5 @@
-"""Keras models as artifacts, on the backend of this process."""
+"""Keras models as artifacts on the backend of this process; ``tests/artifact/test_keras.py`` tests more of them."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +9,7 @@ import pytest
 
 import secateur
 from backends.kit import data, net
-from secateur.artifact import Artifact, inspect
-from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
-
-
-def varied(dtype: str = "float32") -> keras.Model:
-    """Layers of every kind of kernel, two of one name apart from their number, and weights that are not trained."""
-    inputs = keras.Input((8, 8, 4))
-    inner = keras.layers.Conv2D(8, 3, padding="same", dtype=dtype)(inputs)
-    inner = keras.layers.BatchNormalization(dtype=dtype)(inner)
-    inner = keras.layers.SeparableConv2D(8, 3, dtype=dtype)(inner)
-    inner = keras.layers.DepthwiseConv2D(3, depth_multiplier=2, dtype=dtype)(inner)
-    inner = keras.layers.Conv2DTranspose(4, 2, dtype=dtype)(inner)
-    inner = keras.layers.Reshape((25, 4), dtype=dtype)(inner)
-    inner = keras.layers.MultiHeadAttention(2, 4, dtype=dtype)(inner, inner)
-    inner = keras.layers.Flatten(dtype=dtype)(inner)
-    inner = keras.layers.Dropout(0.1, dtype=dtype)(keras.layers.Dense(16, dtype=dtype)(inner))
-    return keras.Model(inputs, keras.layers.Dense(3, dtype=dtype)(inner))
+from secateur.artifact import Artifact
 
 
 def values(model: keras.Model) -> list[Any]:
@@ -42,40 +22,18 @@ def same(mine: keras.Model, theirs: keras.Model) -> bool:
     return all(first.dtype == second.dtype and first.tobytes() == second.tobytes() for first, second in pairs)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "dtype"),
-    [
-        ("1x1", "float32"),
-        ("4x1", "float32"),
-        ("1xchannel", "float32"),
-        ("2:4", "float32"),
-        ("2:4", "float16"),
-        ("2:4", "bfloat16"),
-        ("2:4", "mixed_bfloat16"),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "dtype"), [("4x1", "float32"), ("2:4", "mixed_bfloat16")])
 def test_a_pruned_model_is_built_again(pattern: str, dtype: str, tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
-    model = varied(dtype)
+    model = net(dtype=dtype)
     report = secateur.prune(model, {"pattern": pattern, "target_sparsity": None if ":" in pattern else 0.5})
     saved = secateur.save(model, tmp_path / "saved", report=report)
     assert saved.packed_bytes < saved.dense_bytes
     loaded = secateur.load(tmp_path / "saved")
     assert same(loaded, model)
-    inputs = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype("float32")
-    assert np.array_equal(
-        keras.ops.convert_to_numpy(keras.ops.cast(loaded(inputs), "float32")),
-        keras.ops.convert_to_numpy(keras.ops.cast(model(inputs), "float32")),
-    )
+    inputs, _ = data()
+    assert np.array_equal(loaded.predict(inputs, verbose=0), model.predict(inputs, verbose=0))
     assert secateur.verify(tmp_path / "saved").problems == {}
-
-
-def test_a_model_of_ones_own_is_filled_whatever_its_layers_are_numbered(tmp_path: Path) -> None:
-    model = varied()
-    secateur.save(model, tmp_path / "saved")
-    other = varied()
-    assert [weight.path for weight in other.weights] != [weight.path for weight in model.weights]
-    assert same(secateur.load(tmp_path / "saved", other), model)
 
 
 def test_a_model_that_was_trained_loads_without_its_optimizer(tmp_path: Path) -> None:
@@ -92,97 +50,3 @@ def test_a_model_that_was_trained_loads_without_its_optimizer(tmp_path: Path) ->
     loaded = secateur.load(tmp_path / "saved")
     assert same(loaded, model)
     assert not loaded.compiled
-
-
-class Unregistered(keras.Model):
-    """A model whose class a file cannot name."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.fc = keras.layers.Dense(8)
-
-    def call(self, inputs: Any) -> Any:
-        """Through the only layer."""
-        return self.fc(inputs)
-
-
-def test_a_class_that_is_not_registered_needs_its_code(tmp_path: Path) -> None:
-    model = Unregistered()
-    with pytest.raises(UnsupportedModelError, match="must be built"):
-        secateur.save(model, tmp_path / "saved")
-    model(np.zeros((1, 4), "float32"))
-    secateur.save(model, tmp_path / "saved")
-    other = Unregistered()
-    with pytest.raises(UnsupportedModelError, match="must be built"):
-        secateur.load(tmp_path / "saved", other)
-    other(np.zeros((1, 4), "float32"))
-    assert same(secateur.load(tmp_path / "saved", other), model)
-    path = tmp_path / "saved" / "keras.json"
-    if path.exists():
-        description = json.loads(path.read_text())
-        description["module"], description["registered_name"] = "somewhere", "Nowhere"
-        path.write_text(json.dumps(description))
-        with pytest.raises(ArtifactError, match=r"keras\.json: was changed since it was written"):
-            secateur.load(tmp_path / "saved")
-
-
-def test_a_lambda_is_not_run(tmp_path: Path) -> None:
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda inputs: inputs * 2), keras.layers.Dense(2)])
-    secateur.save(model, tmp_path / "saved")
-    with pytest.raises(
-        (ModelLoadError, ArtifactError), match=r"Keras cannot build a model|which only your code can build"
-    ):
-        secateur.load(tmp_path / "saved")
-
-
-def test_another_model_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
-    secateur.save(net(), tmp_path / "saved")
-    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="other")])
-    before = values(other)
-    with pytest.raises(
-        ArtifactError, match=r"Only the model has 'other/kernel', 'other/bias', only the artifact 'conv/kernel'"
-    ):
-        secateur.load(tmp_path / "saved", other)
-    half = net(dtype="float16")
-    with pytest.raises(ArtifactError, match=r"'conv/kernel' is float32 \[2, 2, 4, 8\], and float16 \[2, 2, 4, 8\] in"):
-        secateur.load(tmp_path / "saved", half)
-    assert all(np.array_equal(first, second) for first, second in zip(values(other), before, strict=True))
-
-
-def test_a_damaged_tensor_changes_nothing(tmp_path: Path) -> None:
-    secateur.save(net(), tmp_path / "saved")
-    (shard,) = tmp_path.glob("saved/*.safetensors")
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    model = net(seed=1)
-    before = values(model)
-    with pytest.raises(ArtifactError, match="sha256 does not match"):
-        secateur.load(tmp_path / "saved", model)
-    assert all(np.array_equal(first, second) for first, second in zip(values(model), before, strict=True))
-
-
-def test_a_tokenizer_belongs_to_transformers(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tokenizer belongs to a model of transformers"):
-        secateur.save(net(), tmp_path / "saved", tokenizer=object())
-
-
-def test_a_model_is_inspected_in_memory() -> None:
-    model = net()
-    secateur.prune(model, {"pattern": "2:4"})
-    patterns = {row.name.split("/")[-2]: row.pattern for row in inspect(model).tensors}
-    assert patterns == {"conv": "2:4", "fc": "2:4", "out": None}
-
-
-@pytest.mark.slow
-def test_a_copy_loads_in_a_fresh_process(tmp_path: Path) -> None:
-    model = net()
-    secateur.save(model, tmp_path / "saved", report=secateur.prune(model, {"pattern": "2:4"}))
-    np.save(tmp_path / "bits.npy", np.concatenate([value.reshape(-1) for value in values(model)]))
-    code = (
-        "import secateur, keras, numpy as np; model = secateur.load('saved'); "
-        "found = [keras.ops.convert_to_numpy(weight).reshape(-1) for weight in model.weights]; "
-        "assert np.array_equal(np.concatenate(found), np.load('bits.npy'))"
-    )
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,11 @@ from secateur.demo.digits import Case, Recipe, prune_all
 from secateur.demo.files import write_files
 from secateur.demo.keras_digits import KerasDigits
 from secateur.demo.tables import Study
+
+BACKEND = keras.backend.backend()
+# Every backend trains one case, in `test_dense_reference_trains_as_long_and_pruning_nothing_gives_it`. What the demo
+# prints and writes depends on no backend; torch shows it, because it has no step to compile.
+whole_demo = pytest.mark.skipif(BACKEND != "torch", reason="shown on torch")
 
 TINY = Recipe(dense_epochs=1, tuning_epochs=2, batch=128)
 
@@ -55,18 +58,21 @@ def digits(on_epoch: Any = lambda: None) -> KerasDigits:
     return KerasDigits(TINY, on_epoch)
 
 
+@whole_demo
 def test_title_names_the_backend(ran: Ran) -> None:
-    assert f"Digits in Keras on {keras.backend.backend()}: accuracy on 540 test images" in ran.printed
+    assert f"Digits in Keras on {BACKEND}: accuracy on 540 test images" in ran.printed
 
 
+@whole_demo
 def test_report_names_backend_and_versions(ran: Ran) -> None:
     found = ran.numbers["keras"]
-    assert found["backend"] == keras.backend.backend()
+    assert found["backend"] == BACKEND
     assert found["versions"].keys() == {"keras", found["backend"]}
     assert found["versions"]["keras"] == keras.__version__
     assert found["training"]["tuning_epochs"] == TINY.tuning_epochs
 
 
+@whole_demo
 def test_every_case_is_a_row_that_reached_its_target(ran: Ran) -> None:
     rows = ran.numbers["keras"]["digits"]
     assert [(row["net"], row["pattern"], row["target"]) for row in rows] == [
@@ -79,6 +85,7 @@ def test_every_case_is_a_row_that_reached_its_target(ran: Ran) -> None:
         assert f"{100 * row['accuracy'][0]:.2f}" in ran.printed
 
 
+@whole_demo
 def test_file_holds_the_network_of_the_report(ran: Ran) -> None:
     assert {path.name for path in ran.folder.iterdir()} == {"keras-conv-4x1-90", "report.json"}
     model = secateur.load(ran.folder / "keras-conv-4x1-90")
@@ -90,18 +97,6 @@ def test_file_holds_the_network_of_the_report(ran: Ran) -> None:
         assert int((kernel == 0).sum()) == layer["pruned_weights"]
 
 
-def test_a_pruned_network_loads_without_secateur(ran: Ran, tmp_path: Path) -> None:
-    model = ran.study.rows[0].runs[0].model
-    model.save(tmp_path / "net.keras")
-    code = (
-        "import sys; sys.modules['secateur'] = None; import keras; "
-        f"print(keras.models.load_model({str(tmp_path / 'net.keras')!r}).count_params())"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert loaded.returncode == 0, loaded.stderr
-    assert int(loaded.stdout.split()[-1]) == model.count_params()
-
-
 def test_dense_reference_trains_as_long_and_pruning_nothing_gives_it() -> None:
     epochs: list[None] = []
     run = next(prune_all(digits(lambda: epochs.append(None)), "conv", 0, (Case("1x1", 0.0),)))
@@ -111,6 +106,7 @@ def test_dense_reference_trains_as_long_and_pruning_nothing_gives_it() -> None:
     assert run.accuracy == pytest.approx(run.dense_accuracy, abs=2 / 540)
 
 
+@whole_demo
 def test_copy_is_equal_and_independent() -> None:
     part = digits()
     model = part.build("conv", 0)

@@ -47,7 +47,7 @@ for device in range(2):
 @pytest.mark.skipif(keras.backend.backend() not in CODE, reason="Keras distributes on JAX and TensorFlow")
 def test_two_devices() -> None:
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     command = [sys.executable, "-c", CODE[keras.backend.backend()]]

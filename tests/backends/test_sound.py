@@ -96,17 +96,23 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_state_is_refused_whole(name: str) -> None:
-    damage, message = DAMAGES[name]
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    """A model in the middle of its run, which no test may change."""
     model = compiled()
     fit(model, 1)
-    store = state_of(model)
-    before = bits(model)
-    damage(pruning(model), store)
+    return model
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_state_is_refused_whole(name: str, trained: Any) -> None:
+    damage, message = DAMAGES[name]
+    store = state_of(trained)
+    before = bits(trained)
+    damage(pruning(trained), store)
     with pytest.raises(StateError, match=message):
-        pruning(model).load_own_variables(store)
-    assert bits(model) == before
+        pruning(trained).load_own_variables(store)
+    assert bits(trained) == before
 
 
 @pytest.mark.parametrize(
