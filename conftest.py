@@ -5,17 +5,45 @@ each that can: ``KERAS_BACKEND=jax pytest tests/backends src/secateur/training/k
 """
 
 import os
+import sys
+from contextlib import suppress
+from importlib import import_module
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("KERAS_BACKEND", "numpy")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A step of a tiny model is compiled far longer than it runs.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 from secateur._packages import KERAS_BACKENDS
 
 BACKEND = os.environ["KERAS_BACKEND"]
 
 collect_ignore_glob = [] if BACKEND in KERAS_BACKENDS else ["tests/backends/*", "src/secateur/training/keras/*"]
+
+# Coverage's tracer sees every call of Python: these imports, of which it records nothing, take half as long again.
+LARGE_PACKAGES = ["keras"]
+if BACKEND not in KERAS_BACKENDS:
+    LARGE_PACKAGES += ["torch", "transformers.modeling_utils", "sklearn.metrics", "hypothesis", "matplotlib.figure"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Where coverage is measured, import large packages while its tracer pauses."""
+    tracer = sys.gettrace()
+    is_controller = session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput")
+    if tracer is None or is_controller:
+        return
+    sys.settrace(None)
+    try:
+        for package in LARGE_PACKAGES:
+            with suppress(ImportError):
+                import_module(package)
+    finally:
+        sys.settrace(tracer)
 
 
 def pytest_report_header() -> str:
