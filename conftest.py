@@ -4,6 +4,7 @@ Keras has one backend per process. The whole suite runs on one that cannot train
 each that can: ``KERAS_BACKEND=jax pytest tests/backends src/secateur/training/keras``, and so on.
 """
 
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -44,6 +45,12 @@ def pytest_collection(session: pytest.Session) -> None:
                 import_module(package)
     finally:
         sys.settrace(tracer)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of the garbage collector: tests that call it would wait a second for that each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:
