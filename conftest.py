@@ -48,7 +48,7 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of the garbage collector: tests that call it would wait a second for that each time."""
+    """Keep what was imported out of the garbage collector: a test that calls it would wait a second for that."""
     gc.collect()
     gc.freeze()
 
