@@ -13,8 +13,8 @@ import torch
 from fuzz.attack_training import LAST, random_config
 from fuzz.harness import attack
 from secateur.errors import StateError
-from training.models import NeverRevived, Trial, begin, bits, mlp
-from training.test_resume import RUNS, STEPS, parts, same, start
+from training.models import NeverRevived, Trial, begin, bits, equal_states, mlp
+from training.test_resume import RUNS, STEPS, parts, start
 
 HOSTILE: list[Callable[[], Any]] = [
     lambda: None,
@@ -209,7 +209,7 @@ def pruner_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
     try:
         trial.pruner.load_state_dict(state["pruner"])
     except StateError:
-        assert same(trial.pruner.state_dict(), before)
+        assert equal_states(trial.pruner.state_dict(), before)
         assert bits(trial.model) == weights
         raise
     expected = saved(run)[min(state["pruner"]["step"], STEPS - 1)]["pruner"]
@@ -254,5 +254,5 @@ def reached_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
             other.pruner.load_state_dict(state)
         except StateError as error:
             raise AssertionError("a state that a run has reached is refused") from error
-        assert same(other.pruner.state_dict(), state)
+        assert equal_states(other.pruner.state_dict(), state)
         trial.train([step])

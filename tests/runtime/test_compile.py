@@ -1,4 +1,4 @@
-"""Models with replaced layers: the same outputs, the same state, and a table that says what is true."""
+"""Models with replaced layers: the same outputs, the same state, and a report that tells the truth."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ ALL = [".*"]
 
 @pytest.fixture
 def always() -> Iterator[None]:
-    """Replace every layer: what is faster depends on the machine, and what is right does not."""
+    """Replace every layer: what is faster depends on the machine, what is correct does not."""
     with replace_always():
         yield
 
@@ -53,7 +53,7 @@ def prune_model(model: nn.Module, pattern: str, sparsity: float | None = 0.75) -
 
 
 def close(mine: torch.Tensor, theirs: torch.Tensor, tolerance: float = 2e-5) -> bool:
-    """After two layers, each of which may differ by half of it."""
+    """Tolerance after two layers, each of which may differ by half of it."""
     return bool((mine - theirs).abs().max() <= tolerance * theirs.abs().max())
 
 
@@ -156,7 +156,7 @@ def test_convolutions_without_some_channels_are_smaller_ones(pattern: str, monke
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("layer", [nn.Linear(32, 16), nn.Conv2d(32, 16, 3)], ids=["linear", "convolution"])
-def test_layers_without_any_weight_are_their_bias(layer: nn.Module) -> None:
+def test_layers_with_all_weights_pruned_return_their_bias(layer: nn.Module) -> None:
     model = nn.Sequential(copy.deepcopy(layer)).eval()
     nn.init.zeros_(model[0].weight)
     inputs = torch.randn(4, 32, *[9, 9] * isinstance(layer, nn.Conv2d))
@@ -169,7 +169,7 @@ def test_layers_without_any_weight_are_their_bias(layer: nn.Module) -> None:
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("size", [(5, 5), (16, 16)], ids=["short line", "long line"])
-def test_a_kernel_of_one_pixel_on_lines_of_any_length(size: tuple[int, int]) -> None:
+def test_pointwise_convolutions_of_any_image_size(size: tuple[int, int]) -> None:
     inputs = torch.randn(3, 8, *size)
     dense, (model, _) = both(prune_model(nn.Sequential(nn.Conv2d(8, 16, 1)), "4x1", 0.5), inputs)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_convolutions_of_bfloat16() -> None:
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float32, 2e-5)])
 @pytest.mark.parametrize(("pattern", "sparsity"), [("16x1", 0.8), ("2:4", None)])
-def test_linear_layers_may_run_in_tiles(
+def test_linear_layers_in_tiles(
     pattern: str, sparsity: float | None, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(candidates, "_find_kernels", lambda *_, **__: iter(()))
@@ -238,7 +238,7 @@ def test_tiles_are_candidates_where_they_may_be_faster(dtype: str, rows: int, co
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
-def test_a_weight_without_halves_is_no_reason_to_stop() -> None:
+def test_a_weight_that_cannot_be_split_gets_another_kernel() -> None:
     model = prune_model(mlp(64, 32), "4x1")
     with torch.no_grad():
         model[0].weight.mul_(1e-37)
@@ -270,7 +270,7 @@ def test_convolutions_under_torch_compile(backend: str) -> None:
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_under_torch_compile_without_a_break(backend: str) -> None:
+def test_torch_compile_has_no_graph_breaks(backend: str) -> None:
     inputs = torch.randn(8, 32)
     dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     traced = torch.compile(model, backend=backend, fullgraph=True)
@@ -281,7 +281,7 @@ def test_under_torch_compile_without_a_break(backend: str) -> None:
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301 - our own
-def test_copies_are_models_of_their_own(again: Callable[[nn.Module], nn.Module]) -> None:
+def test_copies_are_independent_models(again: Callable[[nn.Module], nn.Module]) -> None:
     inputs = torch.randn(8, 32)
     _, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     with torch.no_grad():
@@ -302,7 +302,7 @@ def test_a_compiled_model_is_saved_as_the_dense_one(tmp_path: Any) -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_dense_weights_are_let_go() -> None:
+def test_dense_weights_are_freed() -> None:
     model = prune_model(mlp(256, 256, 256), "4x1", 0.9)
     _, (_, report) = both(model, torch.randn(8, 256))
     held = sum(weight.numel() for weight in model.parameters())
@@ -332,7 +332,7 @@ def test_many_threads_may_call_one_model() -> None:
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("pattern", ["4x1", "1x1", "2:4"])
-def test_weights_are_rounded_to_eight_bits_if_that_is_allowed(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_rounds_weights(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = torch.randn(4, 32)
     model = prune_model(mlp(32, 64, 48), pattern, None if ":" in pattern else 0.75)
     monkeypatch.setitem(benchmark.TOLERANCE, torch.float32, -1.0)  # so that no other candidate is chosen
@@ -360,10 +360,10 @@ def test_bfloat16_stays_bfloat16(pattern: str) -> None:
     assert same_state(compiled, dense)
 
 
-# What the table says.
+# The report.
 
 
-def test_layers_that_do_not_gain_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_are_not_faster_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "MAX_TIME_RATIO", 0.0)
     model = prune_model(mlp(32, 64, 48), "4x1")
     layers = list(model)
@@ -419,7 +419,7 @@ def test_every_layer_has_a_reason() -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_the_report_is_for_people_and_machines() -> None:
+def test_the_report_as_json_and_text() -> None:
     _, (_, report) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     numbers = json.loads(json.dumps(report.to_dict()))
     assert numbers["replaced"] == 2
@@ -434,7 +434,7 @@ def test_the_report_is_for_people_and_machines() -> None:
     assert "One call of the model without a graph: " in in_graphs
 
 
-def test_a_kernel_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_with_wrong_outputs_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "TOLERANCE", dict.fromkeys(benchmark.TOLERANCE, -1.0))
     model = prune_model(mlp(32, 64), "4x1")
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
@@ -442,7 +442,7 @@ def test_a_kernel_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) ->
     assert report.replaced == 0
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.usefixtures("always")
@@ -460,19 +460,19 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_inputs_may_lie_in_memory_as_they_like() -> None:
+def test_inputs_may_have_any_strides() -> None:
     dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
-    turned, strided = torch.randn(32, 8).T, torch.randn(8, 64)[:, ::2]
+    transposed, strided = torch.randn(32, 8).T, torch.randn(8, 64)[:, ::2]
     with torch.no_grad():
-        assert close(model(turned), dense(turned))
+        assert close(model(transposed), dense(transposed))
         assert close(model(strided), dense(strided))
-        assert close(model(turned.reshape(2, 2, 2, 32)), dense(turned.reshape(2, 2, 2, 32)))
-        assert close(model(turned[0]), dense(turned[0]))
+        assert close(model(transposed.reshape(2, 2, 2, 32)), dense(transposed.reshape(2, 2, 2, 32)))
+        assert close(model(transposed[0]), dense(transposed[0]))
 
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("goal", [torch.bfloat16, "meta"])
-def test_a_model_that_is_moved_keeps_its_numbers(goal: Any) -> None:
+def test_moving_a_model_keeps_its_outputs(goal: Any) -> None:
     inputs = torch.randn(8, 32)
     dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     with torch.no_grad():
@@ -483,7 +483,7 @@ def test_a_model_that_is_moved_keeps_its_numbers(goal: Any) -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_products_of_many_shapes_are_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_products_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "MAX_CACHED_PRODUCTS", 3)
     dense, (model, _) = both(prune_model(mlp(32, 64), "4x1"), torch.randn(8, 32))
     with torch.no_grad():
@@ -512,7 +512,7 @@ def test_the_number_of_threads_may_change() -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_what_becomes_of_the_dense_bias_does_not_matter() -> None:
+def test_changes_of_the_dense_bias_have_no_effect() -> None:
     inputs, dense = torch.randn(8, 32), prune_model(mlp(32, 64), "4x1")
     bias = dense[0].bias.detach()
     model, _ = secateur.runtime.compile(dense, inputs)
@@ -545,7 +545,7 @@ def test_other_weights_are_refused(pattern: str) -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_kinds_of_layers_say_what_they_are() -> None:
+def test_layers_have_a_repr() -> None:
     _, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     assert isinstance(model[0], SparseLinear)
     assert isinstance(model[0], SparseLayer)

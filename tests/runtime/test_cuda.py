@@ -113,7 +113,7 @@ def test_layers_may_be_timed_in_graphs() -> None:
             assert close(fast(inputs), dense(inputs))
 
 
-def test_other_inputs_are_refused() -> None:
+def test_unsupported_inputs() -> None:
     _, model, _ = compile_model({"pattern": "2:4"}, torch.bfloat16)
     with pytest.raises(LayerError, match=r"of torch.bfloat16 on cuda:0, found torch.float32 on cuda:0"):
         model(torch.zeros(4, 256, device="cuda"))
@@ -123,7 +123,7 @@ def test_other_inputs_are_refused() -> None:
         model(torch.zeros(4, 256, dtype=torch.bfloat16, device="cuda", requires_grad=True))
 
 
-def test_a_shape_that_no_library_takes_stays_dense() -> None:
+def test_a_shape_that_no_library_supports_stays_dense() -> None:
     model = nn.Linear(100, 100).to("cuda", torch.bfloat16).eval()
     secateur.prune(model, {"pattern": "2:4"})
     model, report = secateur.runtime.compile(nn.Sequential(model).eval(), torch.zeros(4, 100, device="cuda").bfloat16())

@@ -1,4 +1,4 @@
-"""What is tried on a GPU, as far as that can be built without one."""
+"""Candidates for a GPU, as far as they work without one."""
 
 import copy
 import io
@@ -54,7 +54,7 @@ def test_outputs_are_those_of_the_dense_layer(layer: nn.Module, shape: tuple[int
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_inference_mode_is_served(layer: nn.Module) -> None:
+def test_inference_mode_is_supported(layer: nn.Module) -> None:
     replaced = in_blocks(layer)
     with torch.inference_mode():
         inputs = torch.randn(8, 64)
@@ -62,7 +62,7 @@ def test_inference_mode_is_served(layer: nn.Module) -> None:
             assert torch.allclose(one(inputs), layer(inputs), atol=1e-4)
 
 
-def test_autocast_changes_the_type_of_outputs_alone(layer: nn.Module) -> None:
+def test_autocast_changes_only_the_type_of_outputs(layer: nn.Module) -> None:
     replaced, inputs = in_blocks(layer), torch.randn(8, 64)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = replaced(inputs)
@@ -70,7 +70,7 @@ def test_autocast_changes_the_type_of_outputs_alone(layer: nn.Module) -> None:
         assert torch.equal(found, replaced(inputs).bfloat16())
 
 
-def test_what_becomes_of_the_dense_bias_does_not_matter() -> None:
+def test_changes_of_the_dense_bias_have_no_effect() -> None:
     layer = prune_model(nn.Linear(64, 64))
     replaced, inputs = in_blocks(layer), torch.randn(8, 64)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_what_becomes_of_the_dense_bias_does_not_matter() -> None:
         assert torch.allclose(replaced(inputs), expected, atol=1e-4)
 
 
-def test_inputs_may_lie_in_any_way(layer: nn.Module) -> None:
+def test_inputs_may_have_any_strides(layer: nn.Module) -> None:
     replaced = in_blocks(layer)
     with torch.no_grad():
         for inputs in (torch.randn(64, 8).T, torch.randn(5, 64, 2).permute(2, 0, 1)):
@@ -108,7 +108,7 @@ def test_it_compiles_to_one_operator(layer: nn.Module) -> None:
         assert torch.equal(traced(inputs), replaced(inputs))
 
 
-def test_what_is_stored_is_what_stays() -> None:
+def test_only_nonzero_blocks_are_stored() -> None:
     torch.manual_seed(0)
     replaced = in_blocks(prune_model(nn.Linear(64, 64)))
     assert replaced.nbytes == 4 * 16 * 16 * 4 + (5 + 4) * 8  # four blocks, five starts, four columns
@@ -125,20 +125,20 @@ def test_what_is_stored_is_what_stays() -> None:
         (torch.ones(()), LayerError, r"found an input of shape \(\)"),
     ],
 )
-def test_inputs_that_it_cannot_take(inputs: torch.Tensor, error: type[Exception], message: str) -> None:
+def test_unsupported_inputs(inputs: torch.Tensor, error: type[Exception], message: str) -> None:
     replaced = in_blocks(prune_model(nn.Linear(64, 64)))
     with pytest.raises(error, match=message):
         replaced(inputs)
 
 
-def test_a_library_that_refuses_is_quoted() -> None:
+def test_errors_of_a_library_are_quoted() -> None:
     with pytest.raises(
         LayerError, match=r"2:4, CUTLASS does not support a weight of shape \(32, 64\): .*cpu is not supported"
     ):
         LibraryMatrix(torch.zeros(32, 64), SemiStructuredFormat("CUTLASS"))
 
 
-def test_a_library_that_refuses_an_input_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_library_for_inputs_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = LibraryMatrix(torch.zeros(32, 64), BlockSparseFormat(16))
 
     def linear(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Graphs that hold replaced layers: right in this process, and nowhere else."""
+"""Graphs with replaced layers: they work in this process only."""
 
 import copy
 import gc
@@ -30,7 +30,7 @@ EXPORTS: dict[str, Callable[[nn.Module, torch.Tensor, Path], Any]] = {
 
 
 class ReadsWeight(nn.Module):
-    """One whose graph holds the weight alone."""
+    """A model whose graph contains only the weight."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def test_a_graph_from_another_process_says_so(tmp_path: Path) -> None:
     assert "belongs to another process" in ran.stdout, ran.stderr
 
 
-def test_copies_have_handles_of_their_own() -> None:
+def test_copies_have_different_handles() -> None:
     _, replaced = linear_pair()
     copies: list[SparseLayer] = [copy.deepcopy(replaced), pickle.loads(pickle.dumps(replaced))]  # noqa: S301 - our own
     assert len({layer.handle for layer in (replaced, *copies)}) == 3

@@ -57,7 +57,7 @@ def test_all_replacements_are_in_place_at_once(model: nn.Module, call: Callable[
     assert times == TimePair(1 + 32 + 2, 64 + 32 + 128)
 
 
-def test_the_model_is_left_as_it_was(model: nn.Module, call: Callable[[], object]) -> None:
+def test_the_model_is_unchanged(model: nn.Module, call: Callable[[], object]) -> None:
     layers, others = list(model), {"0": Sleeps(1), "1": Sleeps(1)}
     time_layers(model, call, others, clock=CLOCK)
     time_model(model, call, others, torch.device("cpu"), clock=CLOCK)
@@ -135,7 +135,7 @@ def test_times_within_the_model_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(model[2], nn.Linear)
 
 
-def test_a_model_that_does_not_gain_as_a_whole_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_faster_as_a_whole_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "MIN_SPEEDUP_ALONE", 0.0)
     monkeypatch.setattr(compilation, "time_layers", lambda *_: {"0": TimePair(2.0, 1.0), "2": TimePair(1.0, 0.96)})
     monkeypatch.setattr(compilation, "time_model", lambda *_: TimePair(5.0, 5.1))
@@ -148,7 +148,7 @@ def test_a_model_that_does_not_gain_as_a_whole_stays_dense(monkeypatch: pytest.M
     assert isinstance(model[0], nn.Linear)
 
 
-def test_what_takes_much_longer_alone_is_not_timed_within(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_replacements_are_not_timed_within_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
     monkeypatch.setattr(benchmark, "measure_medians", lambda *_, **__: (1.0, 2.5))
     monkeypatch.setattr(compilation, "time_layers", lambda _, __, others: timed.extend(others) or {})

@@ -1,4 +1,4 @@
-"""A compiled model returns what the dense one did, or layers stay dense and the table says why."""
+"""A compiled model returns what the dense model returns, or layers stay dense and the report says why."""
 
 import copy
 import itertools
@@ -111,7 +111,7 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
 
 
 class Wrong(SparseLinear):
-    """One whose outputs are wrong in a model alone."""
+    """A layer with correct outputs on its own, and wrong ones within a model."""
 
     factor = 1.0
 
@@ -121,7 +121,7 @@ class Wrong(SparseLinear):
 
 @pytest.fixture
 def wrong_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers pass alone, and are wrong in the model: every second one if it has 64 inputs."""
+    """Layers are correct on their own, and every second one, with 64 inputs, is wrong in the model."""
     monkeypatch.setattr("secateur.runtime.pytorch.candidates.SparseLinear", Wrong)
     real = compilation.benchmark_layer
 
@@ -148,7 +148,7 @@ def test_outputs_of_every_kind_are_compared(shape: Callable[[Any], Any]) -> None
 
 
 @pytest.mark.usefixtures("wrong_in_the_model")
-def test_the_layers_to_blame_are_found_among_many() -> None:
+def test_wrong_layers_are_found_among_many() -> None:
     torch.manual_seed(0)
     sizes = [32, 48, 64, 32, 48, 48, 64, 48, 32]
     layers = [one for pair in itertools.pairwise(sizes) for one in (nn.Linear(*pair), nn.ReLU())]
@@ -172,7 +172,7 @@ def test_a_model_that_fails_with_a_replaced_layer_keeps_it_dense() -> None:
         assert close(model(torch.ones(2, 32)), dense(torch.ones(2, 32)))
 
 
-def test_random_numbers_of_torch_are_no_obstacle() -> None:
+def test_models_may_use_random_numbers() -> None:
     def forward(model: Two, x: torch.Tensor) -> torch.Tensor:
         return usual(model, x + torch.randn_like(x))
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_compared_stays_dense(forward: Any, reason: str) -> None:
             raise AssertionError(row.reason)
 
 
-def test_errors_that_grow_are_no_wrong_outputs() -> None:
+def test_amplified_rounding_errors_are_accepted() -> None:
     def forward(model: Two, x: torch.Tensor) -> torch.Tensor:
         y = model.up(x)
         return model.down((y - y.round(decimals=3)) * 1e4)
@@ -219,7 +219,7 @@ def test_errors_that_grow_are_no_wrong_outputs() -> None:
     assert report.replaced == 2
 
 
-def test_inputs_that_the_model_writes_to_are_left_alone() -> None:
+def test_example_inputs_are_not_modified() -> None:
     inputs, other = torch.randn(8, 32), [torch.ones(8, 32)]
     before = inputs.clone()
     model = prune_model(Two(lambda m, x: usual(m, x.mul_(2))))
@@ -240,7 +240,7 @@ def test_inputs_that_the_model_writes_to_are_left_alone() -> None:
     assert torch.equal(other[0], torch.ones(8, 32))
 
 
-# The model is changed at the end or not at all.
+# The model is changed at the very end.
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_inputs_that_the_model_writes_to_are_left_alone() -> None:
     ["compilation.benchmark_layer", "compilation.time_layers", "interleaved_timing.median", "replacement._fill"],
 )
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_a_model_is_as_it_was_after_an_interrupt(
+def test_an_interrupted_model_is_unchanged(
     where: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = prune_model(Two(usual))
@@ -272,7 +272,7 @@ def test_a_model_is_as_it_was_after_an_interrupt(
     assert not any(layer._forward_hooks for layer in model.modules())
 
 
-def test_a_model_that_refuses_its_inputs() -> None:
+def test_unsupported_example_inputs() -> None:
     with pytest.raises(CalibrationError, match="The model fails with the example inputs: RuntimeError"):
         secateur.runtime.compile(prune_model(Two(usual)), torch.randn(8, 31))
     with pytest.raises(CalibrationError, match=r"example_inputs must be a tensor, a tuple .*, found an empty tuple\."):
@@ -347,7 +347,7 @@ DENSE: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
 
 
 @pytest.mark.parametrize(("change", "reason"), DENSE.values(), ids=list(DENSE))
-def test_layers_that_are_more_than_a_weight_stay_dense(change: Callable[[nn.Linear], nn.Module], reason: str) -> None:
+def test_unsupported_layers_stay_dense(change: Callable[[nn.Linear], nn.Module], reason: str) -> None:
     torch.manual_seed(0)
     first, second = nn.Linear(64, 64), nn.Linear(64, 64)
     model = prune_model(nn.Sequential(first, nn.ReLU(), second))
@@ -363,7 +363,7 @@ def test_layers_that_are_more_than_a_weight_stay_dense(change: Callable[[nn.Line
         assert close(model(torch.ones(3, 64)), expected)
 
 
-def test_a_weight_of_an_embedding_too_stays_dense() -> None:
+def test_a_weight_shared_with_an_embedding_stays_dense() -> None:
     class Language(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -463,7 +463,7 @@ def test_differences(expected: Any, found: Any, difference: float) -> None:
     assert measure_difference(take_snapshot(expected), take_snapshot(found)) == pytest.approx(difference)
 
 
-def test_an_object_that_holds_itself_is_no_endless_loop() -> None:
+def test_an_object_that_contains_itself() -> None:
     thing = Thing(torch.ones(1))
     thing.inside.append(thing)
     assert list(take_snapshot(thing)) == [".inside.0"]

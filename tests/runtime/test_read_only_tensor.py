@@ -1,4 +1,4 @@
-"""The weight of a replaced layer: right when it is read, and never written."""
+"""The weight of a replaced layer can be read and not written."""
 
 import copy
 import pickle
@@ -111,7 +111,7 @@ def test_an_array_of_it_is_read_only() -> None:
         replaced.weight.numpy()[0] = 1
 
 
-def test_it_is_no_data_of_another_tensor() -> None:
+def test_it_cannot_be_the_data_of_another_tensor() -> None:
     _, replaced = linear_pair()
     with pytest.raises(RuntimeError, match="incompatible tensor type"):
         _with_data(replaced.weight)

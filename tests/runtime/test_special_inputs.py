@@ -1,4 +1,4 @@
-"""Inputs that are not plain memory, and calls that torch watches: as the dense layer does, or a clear error."""
+"""Unusual tensors, tracers and transforms: the result of the dense layer, or a clear error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -104,7 +104,7 @@ def make_nested(x: torch.Tensor, layout: torch.layout) -> torch.Tensor:
     ],
     ids=["sparse", "csr", "nested", "jagged"],
 )
-def test_layouts_that_kernels_do_not_know_are_multiplied_densely(odd: Any, plain: Any) -> None:
+def test_unsupported_layouts_are_multiplied_densely(odd: Any, plain: Any) -> None:
     dense, replaced = linear_pair()
     inputs = torch.randn(ROWS)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_layouts_that_kernels_do_not_know_are_multiplied_densely(odd: Any, plain
             assert close(plain(replaced(odd(inputs))), plain(dense(odd(inputs))))
 
 
-def test_what_torch_cannot_multiply_either_is_a_clear_error() -> None:
+def test_what_torch_cannot_multiply_either_raises() -> None:
     _, replaced = linear_pair()
     _, convolution = conv_pair()
     with torch.no_grad():
