@@ -178,7 +178,7 @@ def problems(blocks: Sequence[int], spec: str, solver: Any) -> list[Problem]:
         for tokens in calibration_tokens(tokenizer):
             statistics.start_batch(None)
             model.model(tokens[None], use_cache=False)
-    return [make_problem([targets[name] for name in group], statistics) for group in statistics.groups()]
+    return [make_problem([targets[name] for name in group], statistics) for group in statistics.group_layers()]
 
 
 def layers_only(given: argparse.Namespace) -> Iterator[tuple[str, ...]]:

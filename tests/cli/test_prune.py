@@ -418,7 +418,7 @@ def test_an_interruption_says_how_to_go_on(folder: Path, whole: dict[str, bytes]
     (folder / "how_to_end").unlink()
     other = run("prune", *FATAL, "--out", "out", "--solver", "wanda")
     assert other.exit_code == 1
-    assert "holds an unfinished run of another kind (it differs in recipe)" in other.stderr
+    assert "holds an different unfinished run (it differs in recipe)" in other.stderr
     assert told not in other.stderr
     assert run("prune", *FATAL, "--out", "out").exit_code == 0
     assert pruned_bits("out") == whole

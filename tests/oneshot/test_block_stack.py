@@ -11,20 +11,20 @@ from oneshot.families import FAMILIES, STACKS, TEXT, family, inputs_of
 from oneshot.problems import mlp
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, calibration_mode, read_batches
-from secateur.oneshot.pytorch.block_stack import Stack, find_block_stack
+from secateur.oneshot.pytorch.block_stack import BlockStack, find_block_stack
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.weight_storage import ModelStorage
 from secateur.planning.pytorch import plan
 
 
-def found_in(model: nn.Module, given: list[Any]) -> tuple[Stack | None, Activations, list[Batch]]:
+def found_in(model: nn.Module, given: list[Any]) -> tuple[BlockStack | None, Activations, list[Batch]]:
     batches, inputs = read_batches(model, given), Activations()
     layers = [row.name for row in plan(model, {"pattern": "1x1"}).layers if row.is_pruned]
     with calibration_mode(model):
         return find_block_stack(model, layers, batches, inputs, ModelStorage(model)), inputs, batches
 
 
-def read_in_the_model(model: nn.Module, stack: Stack, batch: Batch) -> list[torch.Tensor]:
+def read_in_the_model(model: nn.Module, stack: BlockStack, batch: Batch) -> list[torch.Tensor]:
     """The hidden state that each block reads when the model itself runs."""
     found: list[torch.Tensor] = []
 
@@ -39,7 +39,7 @@ def read_in_the_model(model: nn.Module, stack: Stack, batch: Batch) -> list[torc
     return found
 
 
-def check_replay(model: nn.Module, given: list[Any]) -> Stack:
+def check_replay(model: nn.Module, given: list[Any]) -> BlockStack:
     stack, inputs, batches = found_in(model, given)
     assert stack is not None
     for batch in batches:
@@ -82,7 +82,7 @@ def test_projections_share_their_inputs(name: str) -> None:
         for number, calls in enumerate(stack.calls):
             statistics.start_batch(None)
             calls[0].run(stack.blocks[0], inputs[number])
-    found = [{layer.split(".")[-1] for layer in group} for group in statistics.groups() if len(group) > 1]
+    found = [{layer.split(".")[-1] for layer in group} for group in statistics.group_layers() if len(group) > 1]
     assert found == SHARED.get(name, [{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}])
 
 

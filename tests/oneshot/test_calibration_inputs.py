@@ -57,9 +57,9 @@ def test_refiners_need_data(refine: Any) -> None:
 
 
 NO_BATCHES: list[tuple[Any, str]] = [
-    ([], "calibration must hold at least one batch, found none"),
-    ((), "calibration must hold at least one batch, found none"),
-    (iter([]), "calibration must hold at least one batch, found none"),
+    ([], "calibration must contain at least one batch, found none"),
+    ((), "calibration must contain at least one batch, found none"),
+    (iter([]), "calibration must contain at least one batch, found none"),
     (torch.ones(4, 16), "calibration must be batches, such as a list of them, found one Tensor"),
     ({"input": torch.ones(4, 16)}, "calibration must be batches, such as a list of them, found one dict"),
     ("text", "calibration must be batches, such as a list of them, found one str"),
@@ -111,7 +111,7 @@ def test_tokens_must_be_in_the_vocabulary(low: int, high: int, bare: bool) -> No
     good = inputs_of("llama")
     tokens = torch.tensor([[low, 3, high]])
     given: list[Any] = [*good, tokens if bare else {"input_ids": tokens}]
-    message = rf"calibration batch 2: token ids must lie in \[0, 64\), found {low} to {high}. Is it the model's own"
+    message = rf"calibration batch 2: token ids must be in \[0, 64\), found {low} to {high}. Use the model's own"
     refused(family("llama"), CalibrationError, message, calibration=given, solver="wanda")
 
 
@@ -120,7 +120,7 @@ def test_tokens_there_must_be() -> None:
     refused(
         family("llama"),
         CalibrationError,
-        "batch 0 must hold at least one row and one token",
+        "batch 0 must contain at least one row and one token",
         calibration=given,
         solver="ria",
     )
@@ -133,10 +133,10 @@ def test_tokens_there_must_be() -> None:
 @pytest.mark.parametrize(
     ("make", "given", "message"),
     [
-        (mlp, [torch.ones(0, 16)], r"batch 0 must hold at least one row and one token, found shape \(0, 16\)"),
-        (mlp, [*batches(), torch.ones(0, 16)], "batch 3 must hold at least one row"),
-        (mlp, [torch.zeros(8, 16)], "layer '0' reads nothing but zeros"),
-        (nn.Conv2d, [torch.ones(0, 4, 5, 5)], "batch 0 must hold at least one row"),
+        (mlp, [torch.ones(0, 16)], r"batch 0 must contain at least one row and one token, found shape \(0, 16\)"),
+        (mlp, [*batches(), torch.ones(0, 16)], "batch 3 must contain at least one row"),
+        (mlp, [torch.zeros(8, 16)], "layer '0': its inputs are all zero"),
+        (nn.Conv2d, [torch.ones(0, 4, 5, 5)], "batch 0 must contain at least one row"),
     ],
     ids=["no rows", "no rows in the last", "zeros", "no images"],
 )
@@ -150,7 +150,7 @@ def test_data_without_content(make: Any, given: list[torch.Tensor], message: str
 def test_nothing_but_padding(name: str, solver: str) -> None:
     given = [dict(batch) for batch in inputs_of(name, padded=True)]
     given[1]["attention_mask"] = torch.zeros_like(given[1]["attention_mask"])
-    message = "calibration batch 1 must hold at least one token, found nothing but padding: its attention_mask is zero"
+    message = "calibration batch 1 must contain at least one token, found only padding: its attention_mask is zero"
     refused(family(name), CalibrationError, message, calibration=given, solver=solver)
 
 
@@ -173,7 +173,7 @@ class Experts(nn.Module):
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_an_expert_that_sees_no_token_is_named(solver: str) -> None:
     model, config = Experts(), {**CONFIG, "op_names": ["experts.*"]}
-    message = "'experts.3' read nothing while the calibration data went through the model. Exclude them, or give data"
+    message = "'experts.3' read no calibration data. Exclude them, or provide data"
     refused(model, CalibrationError, message, calibration=[torch.randn(64, 16)], solver=solver, config=config)
 
 
@@ -190,7 +190,7 @@ ODD = {
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("wrap", [lambda odd: odd, lambda odd: {"input": odd}, lambda odd: {"input": [{"x": odd}]}])
 def test_odd_tensors(kind: str, wrap: Callable[[Any], Any]) -> None:
-    message = f"calibration batch 1 must hold dense tensors with values, found one that is {kind}."
+    message = f"calibration batch 1 must contain dense tensors with values, found one that is {kind}."
     refused(mlp(), CalibrationError, message, calibration=[torch.ones(8, 16), wrap(ODD[kind]())], solver="wanda")
 
 
@@ -237,7 +237,7 @@ def test_what_layers_read_must_be_finite(value: float) -> None:
     given = batches()
     given[1][3, 5] = value
     for solver in ("wanda", "alps"):
-        message = "layer '0': what it reads must be finite, found inf or nan"
+        message = "layer '0': its inputs must be finite, found inf or nan"
         refused(mlp(), CalibrationError, message, calibration=given, solver=solver)
 
 
@@ -245,12 +245,12 @@ def test_the_first_layer_that_reads_infinities_is_named() -> None:
     model = mlp()
     with torch.no_grad():
         model[2].bias.fill_(float("inf"))
-    message = "layer '4': what it reads must be finite, found inf or nan. Look at the calibration data and"
+    message = "layer '4': its inputs must be finite, found inf or nan. Check the calibration data and"
     refused(model, CalibrationError, message, calibration=batches(), solver="wanda")
     llama = family("llama")
     with torch.no_grad():
         llama.model.layers[1].input_layernorm.weight.fill_(float("inf"))
-    message = "layer 'model.layers.1.self_attn.q_proj': what it reads must be finite"
+    message = "layer 'model.layers.1.self_attn.q_proj': its inputs must be finite"
     refused(llama, CalibrationError, message, calibration=inputs_of("llama"), solver="sparsegpt")
 
 
@@ -284,7 +284,7 @@ class Branches(nn.Module):
 
 
 def test_layers_that_are_never_reached_are_named() -> None:
-    message = "'left' read nothing while the calibration data went through the model. Exclude them, or give data"
+    message = "'left' read no calibration data. Exclude them, or provide data"
     refused(Branches(), CalibrationError, message, calibration=batches(), solver="wanda")
     model = Branches()
     report = secateur.prune(model, {**CONFIG, "excluded_op_names": ["left"]}, calibration=batches(), solver="wanda")
@@ -295,7 +295,7 @@ def test_layers_that_are_never_reached_are_named() -> None:
 def test_transposed_convolutions(solver: str) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 1))
     images = [torch.randn(2, 4, 6, 6)]
-    message = "layer '1': solvers that read inputs do not serve ConvTranspose2d. Exclude it, or prune it without"
+    message = "layer '1': calibration does not support ConvTranspose2d. Exclude it, or prune without"
     refused(model, CalibrationError, message, calibration=images, solver=solver)
     refused(model, CalibrationError, message, **execute(images, offload="disk"), solver=solver)
     assert secateur.prune(model, CONFIG).sparsity == 0.5
@@ -315,7 +315,7 @@ class Crossed(nn.Module):
 
 def test_attention_to_something_else_is_refused_in_its_own_words() -> None:
     config = {**CONFIG, "op_names": ["attention"]}
-    message = "^layer 'attention': its query, key and value differ, so its one weight has no one input. Exclude it"
+    message = "^layer 'attention': its query, key and value differ, so its weight has no single input. Exclude it"
     given = [torch.randn(2, 5, 16)]
     refused(Crossed(), CalibrationError, message, calibration=given, solver="wanda", config=config)
 
@@ -407,7 +407,7 @@ def test_blocks_there_must_be() -> None:
 def test_keras_models_are_pruned_by_magnitude_only(options: dict[str, Any], name: str) -> None:
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(4)])
     before = [np.array(weight) for weight in model.get_weights()]
-    with pytest.raises(UnsupportedModelError, match=f"^{name} serves torch models only, and this is a Keras model"):
+    with pytest.raises(UnsupportedModelError, match=f"^{name} supports torch models only, and this is a Keras model"):
         secateur.prune(model, CONFIG, **options)
     for mine, theirs in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)

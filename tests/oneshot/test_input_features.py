@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch import input_features as features_module
-from secateur.oneshot.pytorch.input_features import features, refuse_unreadable
+from secateur.oneshot.pytorch.input_features import iterate_features, refuse_unreadable
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.patterns import get_pattern
 
@@ -21,7 +21,7 @@ MODES = ("zeros", "reflect", "replicate", "circular")
 
 def rows_of(module: nn.Module, *inputs: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
     """(N, G, F)."""
-    return torch.cat(list(features("layer", module, inputs, keep)))
+    return torch.cat(list(iterate_features("layer", module, inputs, keep)))
 
 
 def outputs_of(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
@@ -103,10 +103,10 @@ def test_images_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     module, images = nn.Conv2d(3, 4, 3, padding=1), torch.randn(5, 3, 6, 6)
     whole = rows_of(module, images)
-    monkeypatch.setattr(features_module, "CHUNK", 2 * 9 * 3 * 36)
-    assert [len(chunk) for chunk in features("layer", module, (images,), None)] == [72, 72, 36]
+    monkeypatch.setattr(features_module, "MAX_UNFOLDED", 2 * 9 * 3 * 36)
+    assert [len(chunk) for chunk in iterate_features("layer", module, (images,), None)] == [72, 72, 36]
     torch.testing.assert_close(rows_of(module, images), whole, rtol=0, atol=0)
-    monkeypatch.setattr(features_module, "CHUNK", 1)
+    monkeypatch.setattr(features_module, "MAX_UNFOLDED", 1)
     torch.testing.assert_close(rows_of(module, images), whole, rtol=0, atol=0)
 
 
@@ -134,7 +134,7 @@ def test_attention_may_be_called_by_keywords(arguments: tuple[str, ...]) -> None
     with statistics.record_inputs(), torch.no_grad():
         statistics.start_batch(None)
         module(**dict.fromkeys(arguments, inputs), need_weights=False)
-    assert statistics.groups() == [("attention",)]
+    assert statistics.group_layers() == [("attention",)]
     rows = inputs.reshape(6, 8)
     torch.testing.assert_close(statistics.pop_gram("attention"), (rows.T @ rows)[None])
 
@@ -186,7 +186,7 @@ def test_layers_share_what_they_read_together() -> None:
             layers["q"](batch)
             layers["k"](batch)
             layers["other"](batch + 1)
-    assert statistics.groups() == [("q", "k"), ("other",)]
+    assert statistics.group_layers() == [("q", "k"), ("other",)]
     norms = torch.cat(batches).square().sum(dim=0, keepdim=True).sqrt()
     torch.testing.assert_close(statistics.norms("k"), norms)
     torch.testing.assert_close(statistics.pop_gram("k"), gram_of(torch.cat(batches)))
@@ -203,7 +203,7 @@ def test_norms_are_those_of_the_gram_matrix() -> None:
             statistics.start_batch(None)
             layer(batch)
             layer(2 * batch)
-        assert statistics.groups() == [("fc",)]
+        assert statistics.group_layers() == [("fc",)]
         found.append(statistics.norms("fc"))
     torch.testing.assert_close(found[0], found[1])
 
@@ -225,7 +225,7 @@ def test_what_the_output_projection_of_attention_reads(batch_first: bool) -> Non
         attention.out_proj.bias.zero_()
         heads = attention(given, given, given)[0]
     torch.testing.assert_close(heard, plain)
-    assert statistics.groups() == [("out",)]
+    assert statistics.group_layers() == [("out",)]
     expected = heads[keep if batch_first else keep.T]
     torch.testing.assert_close(statistics.pop_gram("out"), gram_of(expected))
 
@@ -239,7 +239,7 @@ def test_a_tensor_changed_in_place_is_another_input() -> None:
         statistics.start_batch(None)
         first(batch)
         second(batch.relu_())
-    assert statistics.groups() == [("first",), ("second",)]
+    assert statistics.group_layers() == [("first",), ("second",)]
     torch.testing.assert_close(statistics.pop_gram("first"), gram_of(before))
     torch.testing.assert_close(statistics.pop_gram("second"), gram_of(before.relu()))
 
@@ -256,7 +256,7 @@ def test_layers_that_share_in_some_batches_only_are_refused(alone: str) -> None:
                 statistics.start_batch(None)
                 for name in names:
                     layers[name](batch)
-        return statistics.groups()
+        return statistics.group_layers()
 
     with pytest.raises(CalibrationError, match="'second' shares its input with 'first' in some batches and not in"):
         gather()
@@ -264,5 +264,5 @@ def test_layers_that_share_in_some_batches_only_are_refused(alone: str) -> None:
 
 @pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
 def test_transposed_convolutions_are_refused(kind: type[nn.Module]) -> None:
-    with pytest.raises(CalibrationError, match=f"layer 'up': .* do not serve {kind.__name__}. Exclude it"):
+    with pytest.raises(CalibrationError, match=f"layer 'up': .* does not support {kind.__name__}. Exclude it"):
         refuse_unreadable("up", kind(4, 4, 2))

@@ -65,7 +65,7 @@ def test_an_interruption_changes_nothing(at: int, kind: type[BaseException]) -> 
         run(model, progress=Recording(kind, at))
     assert bits(model) == before
     assert [id(held) for held in model.parameters()] == ids
-    assert caught.value.__notes__ == ["The model is as it was before."]
+    assert caught.value.__notes__ == ["The model is unchanged."]
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -176,7 +176,7 @@ def test_what_a_killed_process_left_is_not_put_into_another_model(tmp_path: Path
     killed(tmp_path, 3)
     other = mlp(seed=1)
     before = bits(other)
-    with pytest.raises(StateError, match="holds an unfinished run of a model with other weights"):
+    with pytest.raises(StateError, match="contains an unfinished run of a model with other weights"):
         run(other, tmp_path)
     assert bits(other) == before
     model = mlp()
@@ -200,14 +200,14 @@ def other_bias() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (mlp, {"config": {"pattern": "1:4"}}, "another kind (it differs in config)"),
-        (mlp, {"solver": "wanda"}, "another kind (it differs in recipe)"),
-        (mlp, {"refine": "pcg"}, "another kind (it differs in recipe)"),
-        (mlp, {"given": batches(2)}, "another kind (it differs in data)"),
-        (mlp, {"given": [2 * batch for batch in batches()]}, "another kind (it differs in data)"),
-        (lambda: mlp()[:3], {}, "another kind (it differs in layers)"),
-        (other_bias, {}, "of a model with other weights. Load the same dense model again, or empty the folder"),
-        (other_weights, {}, "of a model with other weights. Load the same dense model again, or empty the folder"),
+        (mlp, {"config": {"pattern": "1:4"}}, "different unfinished run (it differs in config)"),
+        (mlp, {"solver": "wanda"}, "different unfinished run (it differs in recipe)"),
+        (mlp, {"refine": "pcg"}, "different unfinished run (it differs in recipe)"),
+        (mlp, {"given": batches(2)}, "different unfinished run (it differs in data)"),
+        (mlp, {"given": [2 * batch for batch in batches()]}, "different unfinished run (it differs in data)"),
+        (lambda: mlp()[:3], {}, "different unfinished run (it differs in layers)"),
+        (other_bias, {}, "of a model with other weights. Load the same dense model, or empty the folder"),
+        (other_weights, {}, "of a model with other weights. Load the same dense model, or empty the folder"),
     ],
 )
 def test_another_run_is_refused(
@@ -252,7 +252,7 @@ def test_damaged_parts_are_refused(damage: Callable[[Path], None], tmp_path: Pat
     damage(tmp_path / "00000.done.safetensors")
     model = mlp()
     before = bits(model)
-    with pytest.raises(StateError, match=r"00000.done.safetensors cannot be read|holds an unfinished run of a model"):
+    with pytest.raises(StateError, match=r"00000.done.safetensors cannot be read|an unfinished run of a model"):
         run(model, tmp_path)
     assert bits(model) == before
     (tmp_path / "00000.done.safetensors").unlink()
@@ -267,7 +267,7 @@ def test_a_damaged_description_is_refused(text: str, tmp_path: Path) -> None:
     left = contents(tmp_path)
     model = mlp()
     before = bits(model)
-    with pytest.raises(StateError, match=r"run.state cannot be read .* Empty the folder to start anew"):
+    with pytest.raises(StateError, match=r"run.state cannot be read .* Empty the folder to start over"):
         run(model, tmp_path)
     assert bits(model) == before
     assert contents(tmp_path) == left
@@ -278,7 +278,7 @@ def test_the_folder_of_a_stranger_is_refused(tmp_path: Path) -> None:
     left = contents(tmp_path)
     model = mlp()
     before = bits(model)
-    with pytest.raises(StateError, match=r"holds files that are not of a run, such as 'model.safetensors'. Choose an"):
+    with pytest.raises(StateError, match=r"files that do not belong to a run, such as .model.safetensors.\. Choose an"):
         run(model, tmp_path)
     assert bits(model) == before
     assert contents(tmp_path) == left

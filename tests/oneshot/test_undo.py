@@ -68,7 +68,7 @@ try:
     secateur.prune(model, {"pattern": "2:4"}, calibration=data, execution=execution, solver="wanda")
 except secateur.errors.InsufficientMemoryError as error:
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-    assert error.__notes__ == ["The model is as it was before."], error.__notes__
+    assert error.__notes__ == ["The model is unchanged."], error.__notes__
     assert all(map(torch.equal, before, model.parameters()))
     sys.exit(7)
 """
@@ -136,7 +136,9 @@ def test_dense_weights_that_cannot_be_put_back_are_not_lost(
     before = bits(model)
     with monkeypatch.context() as patched:
         patched.setattr(backup, "_read_into", fail)
-        with pytest.raises(StateError, match=r"only partly as it was: .*Input/output error.* 2 files named") as caught:
+        with pytest.raises(
+            StateError, match=r"partly restored, because .*Input/output error.* 2 files named"
+        ) as caught:
             prune(model, folder, Recording(KeyboardInterrupt, 3))
     assert bits(model) != before
     files = sorted(tmp_path.rglob("rescued-*.safetensors"), reverse=True)
@@ -182,7 +184,7 @@ def test_a_disk_that_is_full(error: Exception, at: int, tmp_path: Path, monkeypa
     original = tensor_files.save_file
     with monkeypatch.context() as patched:
         patched.setattr(tensor_files, "save_file", save)
-        with pytest.raises(StorageError, match=r"cannot be written .*No space.*Make room, or choose another folder"):
+        with pytest.raises(StorageError, match=r"cannot be written .*No space.*Free disk space, or choose another"):
             prune(model, tmp_path)
     assert bits(model) == before
     assert not list(tmp_path.glob("*.part"))
@@ -195,7 +197,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     before = bits(other)
 
     def progress(_: Any) -> None:
-        with pytest.raises(StateError, match="Another run works in the folder"):
+        with pytest.raises(StateError, match="Another run is using the folder"):
             prune(other, tmp_path)
 
     model, expected = mlp(), mlp()

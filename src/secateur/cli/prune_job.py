@@ -49,10 +49,10 @@ class Method:
         from secateur.oneshot.pytorch import SCOPES
         from secateur.oneshot.pytorch.recipe import Recipe
 
-        reads = bool(Recipe.from_names(self.solver, self.refine).reading)
+        reads = bool(Recipe.from_names(self.solver, self.refine).data_dependent)
         if self.allocation is None or (self.allocation in SCOPES and not reads):
             return reads
-        return bool(Recipe.from_names(self.solver, self.refine, self.allocation).reading)
+        return bool(Recipe.from_names(self.solver, self.refine, self.allocation).data_dependent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""Defer Ctrl-C while a model is between two states.
+"""Defer Ctrl-C while a model is in an inconsistent state.
 
-A `KeyboardInterrupt` can come between any two instructions, also within a ``finally`` block that puts things back.
-So under `defer_interrupts` one is raised only inside `allow_interrupts`: in a forward pass, a solver, a callback.
+A `KeyboardInterrupt` can be raised between any two instructions, even in a ``finally`` block that restores state. Under
+`defer_interrupts` it is therefore raised only inside `allow_interrupts`: in a forward pass, a solver or a callback.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["allow_interrupts", "defer_interrupts"]
 
 
 class _Deferral:
-    """The handler of ``SIGINT`` in one ``with defer_interrupts()``.
+    """The handler of ``SIGINT`` during one ``with defer_interrupts()``.
 
     Attributes:
-        handle_now: The handler before, which is called where an interrupt may be raised.
-        is_pending: Whether an interrupt waits.
-        is_allowed: Whether it may be raised now.
+        handle_now: The previous handler, called where interrupts are allowed.
+        is_pending: Whether an interrupt is waiting.
+        is_allowed: Whether interrupts may be raised now.
     """
 
     def __init__(self, handle_now: Callable[[int, FrameType | None], Any]) -> None:
@@ -31,16 +31,16 @@ class _Deferral:
         self.is_allowed = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handle the signal, or note it."""
+        """Handle the signal, or remember it."""
         if not self.is_allowed:
             self.is_pending = True
             return
-        self.is_allowed = False  # before anything is raised: what runs then is clean-up
+        self.is_allowed = False  # before raising, because cleanup code runs next
         self.handle_now(number, frame)
         self.is_allowed = True
 
     def allow(self) -> None:
-        """Handle the signal that waits, and those to come."""
+        """Handle a pending signal, and later ones immediately."""
         self.is_allowed = True
         if self.is_pending:
             self.is_pending = False
@@ -48,38 +48,38 @@ class _Deferral:
 
 
 _active: list[_Deferral] = []
-"""Of the main thread, the only one in which Python handles signals; the innermost is the last."""
+"""The deferrals of the main thread, the only one that handles signals in Python; the innermost is last."""
 
 
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait until `allow_interrupts`, or the end of this.
+    """Defer Ctrl-C until `allow_interrupts`, or until the end of the context.
 
-    Nothing changes in other threads, and where the program ignores the signal.
+    Has no effect in other threads, or if the program ignores the signal.
     """
-    before = signal.getsignal(signal.SIGINT) if _is_main_thread() else None
-    if not callable(before):
+    previous = signal.getsignal(signal.SIGINT) if _is_main_thread() else None
+    if not callable(previous):
         yield
         return
-    deferral = _Deferral(before)
+    deferral = _Deferral(previous)
     signal.signal(signal.SIGINT, deferral.handle)
     _active.append(deferral)
     try:
         yield
     except KeyboardInterrupt:
-        deferral.is_pending = False  # it is on its way
+        deferral.is_pending = False  # already being raised
         raise
     finally:
         _active.remove(deferral)
         if signal.getsignal(signal.SIGINT) == deferral.handle:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, previous)
         if deferral.is_pending:
-            before(signal.SIGINT, None)
+            previous(signal.SIGINT, None)
 
 
 @contextmanager
 def allow_interrupts() -> Iterator[None]:
-    """Raise a `KeyboardInterrupt` at once while this is open; for long work that leaves nothing half done."""
+    """Raise a `KeyboardInterrupt` immediately inside this context; for long work that leaves nothing half done."""
     if not (_active and _is_main_thread()):
         yield
         return

@@ -1,4 +1,4 @@
-"""Pruning a Keras model once."""
+"""Prune a Keras model once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["prune"]
 
 
 def prune(model: keras.Model, config: PruningConfig | Mapping[str, Any], **options: Any) -> PruningReport:
-    """See `secateur.prune`; of its other arguments, only the defaults.
+    """See `secateur.prune`; the other arguments must have their defaults.
 
     Raises:
-        UnsupportedModelError: A solver that reads calibration data, or a refiner, is asked for.
+        UnsupportedModelError: Calibration data, a solver or a refiner is given.
     """
-    if asked := [name for name, value in options.items() if not _is_default(value)]:
+    if given := [name for name, value in options.items() if not _is_default(value)]:
         raise UnsupportedModelError(
-            f"{asked[0]} serves torch models only, and this is a Keras model. Leave it out to prune by magnitude."
+            f"{given[0]} supports torch models only, and this is a Keras model. Leave it out to prune by magnitude."
         )
     made = plan(model, drop_schedule(config), prune_frozen=True)
     kernels = {name: KernelWeight(name, pattern) for pattern in made.patterns for name in pattern.views}
@@ -33,5 +33,5 @@ def prune(model: keras.Model, config: PruningConfig | Mapping[str, Any], **optio
 
 
 def _is_default(value: Any) -> bool:
-    """Whether it asks for nothing; an array must not be asked whether it equals something."""
+    """Whether a value is a default; arrays are not compared, because their comparison is elementwise."""
     return value is None or (isinstance(value, (list, str, tuple)) and value in ([], (), "magnitude"))

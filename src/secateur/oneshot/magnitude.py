@@ -1,4 +1,4 @@
-"""Prune by the weights alone: a run of no steps."""
+"""Prune by the weights alone, without data."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from secateur.results import PruningReport
 
 __all__ = ["drop_schedule", "prune_weights"]
 
-AT_ONCE = {"start_step": 0, "end_step": None, "sparsity_decay_type": "one_shot"}
-"""All that is to be pruned goes before the first step."""
+ONE_SHOT = {"start_step": 0, "end_step": None, "sparsity_decay_type": "one_shot"}
+"""Settings that prune everything before the first step."""
 
 
 def drop_schedule(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
-    """The configuration under which a run of no steps reaches its target.
+    """Return the configuration with which a run of zero steps reaches its target.
 
     Raises:
-        ConfigError: A criterion in it ranks by gradients.
+        ConfigError: One of its criteria needs gradients.
     """
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
     rules = {
-        key: {name: None if rule is None else _timeless(rule) for name, rule in getattr(config, key).items()}
+        key: {name: None if rule is None else _drop_one_shot_keys(rule) for name, rule in getattr(config, key).items()}
         for key in ("layers", "layer_types")
     }
-    settings = PruningConfig.from_dict(config.model_dump() | AT_ONCE | rules)
+    settings = PruningConfig.from_dict(config.model_dump() | ONE_SHOT | rules)
     for rule in (dict(settings), *settings.layers.values(), *settings.layer_types.values()):
         name = (rule or {}).get("criterion") or (rule or {}).get("pruning_type")
         if name is not None and CRITERIA.find(name).needs_gradient:
@@ -42,15 +42,15 @@ def drop_schedule(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
 
 
 def prune_weights(plan: Plan, weights: Mapping[str, PrunedWeight], model_weights: int) -> PruningReport:
-    """Choose masks for all layers of a plan, and set to zero what they prune.
+    """Select masks for all layers of a plan, and set the pruned weights to zero.
 
     Args:
-        plan: Made from what `drop_schedule` returned.
-        weights: Layer → its weight, for every layer to be pruned.
-        model_weights: Weights of the whole model.
+        plan: A plan made with the result of `drop_schedule`.
+        weights: Layer → its weight, for every layer to prune.
+        model_weights: Number of weights of the whole model.
 
     Raises:
-        ScoreError: A weight or a score is ``nan``; no weight is changed then.
+        ScoreError: A weight or a score is ``nan``. No weight is changed in that case.
     """
     refuse_nan(weights)
     runs = [Run(pattern, weights) for pattern in plan.patterns if pattern.views]
@@ -63,5 +63,5 @@ def prune_weights(plan: Plan, weights: Mapping[str, PrunedWeight], model_weights
     return build_report(runs, plan.dense, step=0, model_weights=model_weights)
 
 
-def _timeless(rule: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in rule.items() if key not in AT_ONCE}
+def _drop_one_shot_keys(rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in rule.items() if key not in ONE_SHOT}

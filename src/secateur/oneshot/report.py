@@ -1,4 +1,4 @@
-"""What a calibrated run did."""
+"""The report of a calibrated run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class CalibratedReport(PruningReport):
     """The result of pruning with calibration data, verified against masks and weights.
 
     Attributes:
-        solver: The solver and what repaired its result.
-        errors: Layer → what its outputs lost on the calibration data,
-            ``‖X (W − Ŵ)ᵀ‖² / ‖X Wᵀ‖²``, before a block or the whole model was
-            repaired. Where only the norms of the inputs were measured, features count as uncorrelated.
-        solver_seconds: Time in the solver and in the repair of single layers.
-        seconds: Time in all.
+        solver: The solver and the refiners.
+        errors: Layer → relative error of its outputs on the calibration data, ``‖X (W − Ŵ)ᵀ‖² / ‖X Wᵀ‖²``, before
+            blocks or the whole model were refined. If only the norms of the inputs were measured, features count as
+            uncorrelated.
+        solver_seconds: Time spent in the solver and in layer refiners.
+        seconds: Total time.
     """
 
     solver: str
@@ -40,6 +40,6 @@ class CalibratedReport(PruningReport):
         mean = math.exp(sum(map(math.log, known)) / len(known)) if known else 0.0
         return [
             *super(CalibratedReport, self).footer,
-            f"By {self.solver} in {self.seconds:.1f} s, {self.solver_seconds:.1f} s of them in the solver. error: "
-            f"share of a layer's output energy that is lost on the calibration data, geometric mean {mean:.4f}.",
+            f"Pruned by {self.solver} in {self.seconds:.1f} s, {self.solver_seconds:.1f} s of them in the solver. "
+            f"error: share of a layer's output energy lost on the calibration data, geometric mean {mean:.4f}.",
         ]

@@ -1,4 +1,4 @@
-"""The folder of a run that is not finished, as one sees it who knows nothing of torch."""
+"""The folder of an unfinished run, for code that does not import torch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 __all__ = ["FINISHED", "RUN", "is_run_folder", "remove_run_folder"]
 
 RUN = "run.state"
-"""The file that tells a run from others. Not JSON by its name: what copies a checkpoint's descriptions lets it be."""
+"""The file that describes a run. Without the suffix .json, it is not copied along with a checkpoint."""
 
 FINISHED = "*.done.*"
-"""Files that say that a part is finished."""
+"""The files of finished parts."""
 
-EARLY = f"{RUN}.part"
-"""The file that a run can leave that is killed when `RUN` is not there yet."""
+UNFINISHED_RUN = f"{RUN}.part"
+"""The file that a run leaves if it is killed before `RUN` exists."""
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a folder is empty, or holds a run."""
-    return (folder / RUN).is_file() or all(entry.name == EARLY for entry in folder.iterdir())
+    """Whether a folder is empty or contains a run."""
+    return (folder / RUN).is_file() or all(entry.name == UNFINISHED_RUN for entry in folder.iterdir())
 
 
 def remove_run_folder(folder: Path) -> None:
-    """Remove a run; killed meanwhile, this leaves one that can be resumed. What cannot be removed stays."""
+    """Remove a run. If killed in between, the rest can still be resumed. Files that cannot be removed stay."""
     if not os.path.isdir(folder):
         return
     with suppress(OSError):

@@ -16,7 +16,7 @@ from secateur.errors import CalibrationError
 from secateur.models.pytorch.batches import array_batches
 from secateur.models.running import CompiledTrial, Trial
 from secateur.oneshot.pytorch.batches import calibration_mode, explain_model_errors, move_to
-from secateur.oneshot.pytorch.weight_storage import existing
+from secateur.oneshot.pytorch.weight_storage import find_device
 from secateur.runtime import compile as compile_model
 
 __all__ = ["trial"]
@@ -29,7 +29,7 @@ def trial(model: nn.Module, file: Path | None, batch: int, length: int, device: 
     """See `secateur.models.running.trial`."""
     inputs = _random(model, batch, length) if file is None else _first_rows(array_batches(file)[0], batch)
     if device is not None:
-        model, inputs = model.to(existing(device)), move_to(inputs, existing(device))
+        model, inputs = model.to(find_device(device)), move_to(inputs, find_device(device))
     shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in _tensors(inputs))
     on_gpu = [tensor for tensor in _tensors(inputs) if tensor.is_cuda]
     _call(model, inputs)

@@ -1,4 +1,4 @@
-"""The inputs of the next part of a model, one per batch, in memory or on disk."""
+"""Activations between the parts of a model, one tensor per batch, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-from secateur.oneshot.pytorch.tensor_files import writing
+from secateur.oneshot.pytorch.tensor_files import explain_write_errors
 
 __all__ = ["Activations"]
 
 
 class Activations:
-    """A tensor per batch, held by the host.
+    """One tensor per batch, stored on the host.
 
     Args:
-        offload: ``"memory"``, or ``"disk"``: in a temporary folder, which is made for the first of them.
+        offload: ``"memory"``, or ``"disk"``: in a temporary folder, created for the first tensor.
     """
 
     def __init__(self, offload: Literal["memory", "disk"] = "memory") -> None:
@@ -30,21 +30,21 @@ class Activations:
         return len(list(Path(self._folder.name).iterdir())) if self._folder else len(self._tensors)
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        # A copy: a block may change in place what it is given, and the last bits of a product depend on how a matrix is
-        # aligned in memory.
+        # Copy, because a block may modify its input in place, and the last bits of a product depend on the alignment of
+        # a matrix in memory.
         return (load_file(self._path(number))["input"] if self._folder else self._tensors[number]).clone()
 
     def __setitem__(self, number: int, tensor: torch.Tensor) -> None:
         tensor = tensor.detach().to("cpu")
         if self._offload == "disk":
-            with writing(Path("The inputs of a part of the model")):
+            with explain_write_errors(Path("The inputs of a part of the model")):
                 self._folder = self._folder or TemporaryDirectory(prefix="secateur-", ignore_cleanup_errors=True)
                 save_file({"input": tensor.contiguous()}, self._path(number))
         else:
             self._tensors[number] = tensor
 
     def close(self) -> None:
-        """Give back memory and disk."""
+        """Free memory and disk space."""
         self._tensors.clear()
         if self._folder:
             self._folder.cleanup()

@@ -1,4 +1,4 @@
-"""Copies of dense weights on disk, to put back if a run does not end well."""
+"""Back up dense weights on disk, and restore them if a run fails."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import nn
 from secateur.errors import StateError
 from secateur.oneshot.pytorch.tensor_files import byte_view, read_header, write_tensors
 
-__all__ = ["DENSE", "WeightBackup"]
+__all__ = ["WeightBackup"]
 
-DENSE = re.compile(r"\d{5}\.dense\.safetensors(\.part)?")
-"""Names of the files."""
+BACKUP_NAME = re.compile(r"\d{5}\.dense\.safetensors(\.part)?")
+"""File names of backups."""
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """Where a parameter's dense values are.
+    """The location of a parameter's dense values.
 
     Attributes:
         name: The parameter's name in the model.
         path: The file.
-        start: First byte.
-        size: Bytes.
+        start: Offset of the first byte.
+        size: Number of bytes.
     """
 
     name: str
@@ -41,10 +41,10 @@ class _Copy:
 class WeightBackup:
     """Dense weights in safetensors files.
 
-    A run may end because there is no memory left. So they are read straight into the memory of the parameters.
+    A run may fail because memory runs out, so values are read directly into the memory of the parameters.
 
     Args:
-        folder: Where the files are.
+        folder: The folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class WeightBackup:
         self._copies: list[_Copy] = []
 
     def save(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Save parameters as they are before a stage changes them.
+        """Save parameters before a stage changes them.
 
         Raises:
             StorageError: The disk is full, or fails.
@@ -65,20 +65,20 @@ class WeightBackup:
             self._copies.append(_Copy(name, path, start + first, last - first))
 
     def restore(self, model: nn.Module) -> None:
-        """Put the dense weights back.
+        """Restore the dense weights.
 
         Raises:
-            StateError: That fails. The files stay then, under names that no run removes.
+            StateError: Restoring fails. The files stay, under names that no run removes.
         """
-        own = dict(model.named_parameters(remove_duplicate=False))
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         try:
             with torch.no_grad():
-                for copy in reversed(self._copies):  # of what several stages changed, the first copy is the dense one
-                    self._put_back(copy, own[copy.name])
+                for copy in reversed(self._copies):  # if several stages changed a parameter, the first copy is dense
+                    self._restore_parameter(copy, parameters[copy.name])
         except Exception as error:  # whatever it is, the weights must not be lost
             files = list(self._rescue())
             raise StateError(
-                f"The model is only partly as it was: its dense weights cannot be put back ({error}). They are in "
+                f"The model is only partly restored, because its dense weights cannot be read ({error}). They are in "
                 f"{str(self._folder)!r}, in {len(files)} files named rescued-*.safetensors; load each of them with "
                 f"safetensors.torch.load_file and model.load_state_dict(..., strict=False), the last one first."
             ) from error
@@ -87,20 +87,20 @@ class WeightBackup:
         """Remove the files."""
         self._copies.clear()
         for path in self._folder.iterdir():
-            if DENSE.fullmatch(path.name):
+            if BACKUP_NAME.fullmatch(path.name):
                 path.unlink()
 
-    def _put_back(self, copy: _Copy, parameter: torch.Tensor) -> None:
+    def _restore_parameter(self, copy: _Copy, parameter: torch.Tensor) -> None:
         """Read a parameter's values into its memory."""
-        held = parameter.detach()
+        target = parameter.detach()
         with copy.path.open("rb", buffering=0) as file:
             file.seek(copy.start)
-            if held.device.type == "cpu" and held.is_contiguous():
-                _read_into(file, held)
+            if target.device.type == "cpu" and target.is_contiguous():
+                _read_into(file, target)
             else:
-                values = torch.empty(held.shape, dtype=held.dtype)
+                values = torch.empty(target.shape, dtype=target.dtype)
                 _read_into(file, values)
-                held.copy_(values)
+                target.copy_(values)
 
     def _rescue(self) -> Iterator[Path]:
         """Rename the files, so that no other run in the folder removes them."""
@@ -112,10 +112,10 @@ class WeightBackup:
 
 
 def _read_into(file: BinaryIO, tensor: torch.Tensor) -> None:
-    """Fill a contiguous tensor's memory from where a file stands.
+    """Fill the memory of a contiguous tensor from the current position of a file.
 
     Raises:
-        OSError: The file ends before.
+        OSError: The file ends too early.
     """
     memory, done = byte_view(tensor), 0
     while done < len(memory):

@@ -1,4 +1,4 @@
-"""Calibration batches as a model takes them, checked before anything else happens."""
+"""Calibration batches as the model takes them, checked before the run starts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from secateur.oneshot.pytorch.tensor_files import byte_view
 __all__ = [
     "Batch",
     "calibration_mode",
-    "digest",
     "explain_model_errors",
+    "get_version",
+    "hash_batches",
     "move_to",
     "name_failing_batch",
     "read_batches",
-    "version",
 ]
 
-REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What a model raises that cannot work with a batch."""
+MODEL_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Exceptions that a model raises for a batch that it cannot process."""
 
 
 INTEGERS = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
@@ -40,7 +40,7 @@ class Batch:
     """One call of the model.
 
     Attributes:
-        number: Its place among the batches, from 0.
+        number: Index among the batches, from 0.
         args: Positional arguments.
         kwargs: Keyword arguments.
         keep: Booleans of shape (batch, tokens), ``False`` = padding; ``None``: all tokens count.
@@ -52,7 +52,7 @@ class Batch:
     keep: torch.Tensor | None = None
 
     def run(self, model: nn.Module, device: torch.device | None) -> Any:
-        """What the model makes of it.
+        """Call the model with this batch.
 
         Raises:
             CalibrationError: The model raises an error.
@@ -61,7 +61,7 @@ class Batch:
             return model(*move_to(self.args, device), **move_to(self.kwargs, device))
 
     def first_row(self) -> Batch:
-        """The first of its rows, where all tensors agree on how many there are; else all of it."""
+        """Return a batch of its first row if all tensors have equally many rows, else the batch itself."""
         given = (*self.args, *self.kwargs.values())
         tensors = [one for one in given if isinstance(one, torch.Tensor)]
         if len({one.shape[:1] for one in tensors}) != 1 or len(tensors[0].shape) == 0:
@@ -75,20 +75,20 @@ class Batch:
 
 
 def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
-    """The batches in the form in which they are called.
+    """Convert batches to calls of the model, and check them.
 
     Raises:
-        CalibrationError: There is none, one is of no kind that can be called, has nothing in it or but padding, or has
-            tensors that are not dense; or its tokens are not in the vocabulary.
+        CalibrationError: There are no batches, or one has an unsupported type, is empty, contains only padding, has
+            tensors that are not dense, or has tokens outside the vocabulary.
     """
     if isinstance(given, (torch.Tensor, Mapping, str)) or not isinstance(given, Iterable):
         raise CalibrationError(
             f"calibration must be batches, such as a list of them, found one {type(given).__name__}."
         )
-    batches = [_batch(number, one) for number, one in enumerate(given)]
+    batches = [_create_batch(number, batch) for number, batch in enumerate(given)]
     if not batches:
-        raise CalibrationError("calibration must hold at least one batch, found none.")
-    vocabulary = _vocabulary(model)
+        raise CalibrationError("calibration must contain at least one batch, found none.")
+    vocabulary = _find_vocabulary(model)
     for batch in batches:
         _check_content(batch)
         tokens = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
@@ -97,16 +97,16 @@ def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
     return batches
 
 
-def digest(batches: Iterable[Batch]) -> str:
-    """SHA-256 of all that batches hold: tensors, plain values and names."""
-    found = hashlib.sha256()
+def hash_batches(batches: Iterable[Batch]) -> str:
+    """Return the SHA-256 of the tensors, plain values and names in all batches."""
+    digest = hashlib.sha256()
     for batch in batches:
-        _hash(found, (batch.args, batch.kwargs))
-    return found.hexdigest()
+        _update_hash(digest, (batch.args, batch.kwargs))
+    return digest.hexdigest()
 
 
 def move_to(value: Any, device: torch.device | None) -> Any:
-    """The same nest of tuples, lists and mappings, with its tensors on a device; ``None``: where they are."""
+    """Move the tensors in nested tuples, lists and mappings to a device; ``None``: leave them where they are."""
     if device is None:
         return value
     if isinstance(value, torch.Tensor):
@@ -133,20 +133,20 @@ def explain_model_errors(inputs: str) -> Iterator[None]:
             yield
     except SecateurError:
         raise
-    except REFUSALS as error:
+    except MODEL_ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise CalibrationError(f"The model refuses {inputs}: {type(error).__name__}: {error}") from error
 
 
-def version(tensor: torch.Tensor) -> int:
-    """Another number after every change in place, except for tensors made in inference mode, which count none."""
+def get_version(tensor: torch.Tensor) -> int:
+    """Return a number that changes with every in-place update, or -1 for tensors created in inference mode."""
     return -1 if tensor.is_inference() else tensor._version
 
 
 @contextmanager
 def calibration_mode(model: nn.Module) -> Iterator[None]:
-    """The model as it is used, not as it trains: no dropout, no gradients, no cache of keys and values."""
+    """Run the model in evaluation mode, without gradients and without a key-value cache."""
     was_training = [module for module in model.modules() if module.training]
     with ExitStack() as restored, torch.no_grad():
         for module in was_training:
@@ -158,7 +158,7 @@ def calibration_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _batch(number: int, given: Any) -> Batch:
+def _create_batch(number: int, given: Any) -> Batch:
     if isinstance(given, torch.Tensor):
         return Batch(number=number, args=(given,))
     if isinstance(given, (tuple, list)) and given and all(isinstance(one, torch.Tensor) for one in given):
@@ -166,7 +166,7 @@ def _batch(number: int, given: Any) -> Batch:
     if isinstance(given, Mapping) and given and all(isinstance(key, str) for key in given):
         mask = given.get("attention_mask")
         keep = None
-        if isinstance(mask, torch.Tensor) and not _odd_kind(mask) and mask.ndim == 2:
+        if isinstance(mask, torch.Tensor) and not _unsupported_kind(mask) and mask.ndim == 2:
             keep = mask.bool().cpu()
         return Batch(number=number, kwargs=dict(given), keep=keep)
     raise CalibrationError(
@@ -176,44 +176,44 @@ def _batch(number: int, given: Any) -> Batch:
 
 
 def _check_content(batch: Batch) -> None:
-    """Raise `CalibrationError` for a batch that says nothing about a model."""
+    """Raise `CalibrationError` for a batch without usable content."""
     tensors = [one for one in (*batch.args, *batch.kwargs.values()) if isinstance(one, torch.Tensor)]
     for tensor in _tensors_in((batch.args, batch.kwargs)):
-        if kind := _odd_kind(tensor):
+        if kind := _unsupported_kind(tensor):
             raise CalibrationError(
-                f"calibration batch {batch.number} must hold dense tensors with values, found one that is {kind}."
+                f"calibration batch {batch.number} must contain dense tensors with values, found one that is {kind}."
             )
     if tensors and batch.kwargs.get("input_ids", tensors[0]).numel() == 0:
         shape = tuple(batch.kwargs.get("input_ids", tensors[0]).shape)
         raise CalibrationError(
-            f"calibration batch {batch.number} must hold at least one row and one token, found shape {shape}. Leave it "
-            f"out."
+            f"calibration batch {batch.number} must contain at least one row and one token, found shape {shape}. "
+            f"Remove it."
         )
     if batch.keep is not None and not bool(batch.keep.any()):
         raise CalibrationError(
-            f"calibration batch {batch.number} must hold at least one token, found nothing but padding: its "
-            f"attention_mask is zero everywhere. Leave it out."
+            f"calibration batch {batch.number} must contain at least one token, found only padding: its "
+            f"attention_mask is zero everywhere. Remove it."
         )
 
 
-def _hash(found: Any, value: Any) -> None:
+def _update_hash(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        found.update(f"{tuple(value.shape)} {value.dtype}".encode())
-        found.update(byte_view(value.detach().cpu().resolve_conj().resolve_neg().contiguous()))
+        digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+        digest.update(byte_view(value.detach().cpu().resolve_conj().resolve_neg().contiguous()))
     elif isinstance(value, Mapping):
-        _hash(found, [part for item in value.items() for part in item])
+        _update_hash(digest, [part for item in value.items() for part in item])
     elif isinstance(value, (tuple, list)):
-        found.update(f"{len(value)} parts".encode())
+        digest.update(f"{len(value)} parts".encode())
         for one in value:
-            _hash(found, one)
+            _update_hash(digest, one)
     elif isinstance(value, (bool, int, float, str, bytes)) or value is None:
-        found.update(f"{type(value).__name__} {value!r}".encode())
+        digest.update(f"{type(value).__name__} {value!r}".encode())
     else:
-        found.update(type(value).__qualname__.encode())
+        digest.update(type(value).__qualname__.encode())
 
 
 def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """All tensors in a nest of tuples, lists and mappings."""
+    """Yield all tensors in nested tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -223,8 +223,8 @@ def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors_in(one)
 
 
-def _odd_kind(tensor: torch.Tensor) -> str | None:
-    """What keeps a tensor's values from being read one by one; ``None``: nothing."""
+def _unsupported_kind(tensor: torch.Tensor) -> str | None:
+    """Return why the values of a tensor cannot be read individually, or ``None`` if they can."""
     kinds = {
         "uninitialized": is_lazy(tensor),
         "nested": tensor.is_nested,
@@ -235,7 +235,7 @@ def _odd_kind(tensor: torch.Tensor) -> str | None:
     return next((kind for kind, applies in kinds.items() if applies), None)
 
 
-def _vocabulary(model: nn.Module) -> int | None:
+def _find_vocabulary(model: nn.Module) -> int | None:
     try:
         embedding = getattr(model, "get_input_embeddings", lambda: None)()
     except NotImplementedError:
@@ -247,8 +247,8 @@ def _check_tokens(number: int, tokens: torch.Tensor, vocabulary: int) -> None:
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:
         raise CalibrationError(
-            f"calibration batch {number}: token ids must lie in [0, {vocabulary}), found {low} to {high}. Is it the "
-            f"model's own tokenizer?"
+            f"calibration batch {number}: token ids must be in [0, {vocabulary}), found {low} to {high}. Use the "
+            f"model's own tokenizer."
         )
 
 

@@ -1,4 +1,4 @@
-"""A model's stack of blocks: how each is called, so that one can run after another without the rest of the model."""
+"""Find a model's stack of blocks and record how each is called, so that each can run by itself."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import nn
 
 from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.batches import Batch, move_to, version
+from secateur.oneshot.pytorch.batches import Batch, get_version, move_to
 from secateur.oneshot.pytorch.weight_storage import WeightStorage
 
-__all__ = ["Call", "Stack", "find_block_stack"]
+__all__ = ["BlockCall", "BlockStack", "find_block_stack"]
 
 
 @dataclass(frozen=True)
-class Call:
-    """All that one block gets in one batch, but for the hidden state.
+class BlockCall:
+    """The arguments of one block for one batch, except the hidden state.
 
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        place: Which of them is the hidden state.
+        place: Position or name of the hidden state.
     """
 
     args: tuple[Any, ...]
@@ -33,21 +33,21 @@ class Call:
     place: int | str
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Any]:
-        """The call and its hidden state: the first positional argument, or the first of all."""
+    def split(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[BlockCall, Any]:
+        """Return the call and its hidden state: the first positional argument, or else the first keyword argument."""
         place: int | str = 0 if args else next(iter(kwargs))
         if isinstance(place, int):
             return cls((None, *args[1:]), kwargs, place), args[0]
         return cls(args, kwargs | {place: None}, place), kwargs[place]
 
     def run(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """The block's next hidden state."""
-        found = self.outputs(block, hidden)
-        hidden_after: torch.Tensor = found[0] if isinstance(found, (tuple, list)) else found
-        return hidden_after
+        """Run the block and return its hidden state."""
+        output = self.call_block(block, hidden)
+        next_hidden: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
+        return next_hidden
 
-    def outputs(self, block: nn.Module, hidden: torch.Tensor) -> Any:
-        """All that the block gives out."""
+    def call_block(self, block: nn.Module, hidden: torch.Tensor) -> Any:
+        """Run the block and return its whole output."""
         device = hidden.device
         args, kwargs = move_to(self.args, device), move_to(dict(self.kwargs), device)
         if isinstance(self.place, int):
@@ -58,18 +58,18 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Stack:
+class BlockStack:
     """Blocks that run one after another.
 
     Attributes:
         names: Name of each block in the model, in the order in which they run.
         blocks: The blocks.
-        calls: Batch → block → how it is called.
+        calls: Batch → block → its call.
     """
 
     names: Sequence[str]
     blocks: Sequence[nn.Module]
-    calls: list[list[Call]]
+    calls: list[list[BlockCall]]
 
 
 def find_block_stack(
@@ -78,166 +78,168 @@ def find_block_stack(
     batches: Sequence[Batch],
     inputs: Activations,
     storage: WeightStorage,
-) -> Stack | None:
-    """The stack of blocks that holds most of the layers; ``None``: none runs in the simple way that is needed.
+) -> BlockStack | None:
+    """Find the stack of blocks that has most of the layers; ``None`` if no stack can run block by block.
 
-    That way is: each block runs once per batch, its output is all that the next one's hidden state is, and nothing else
-    that blocks get depends on it. It is found out by calling the model with blocks that do nothing but note how they
-    are called, and once more with blocks that give out something else.
+    A stack can run block by block if each block runs once per batch, its output is the next block's hidden state, and
+    no other argument of a block depends on it. To check this, the model runs with blocks that only record their calls,
+    and once more with blocks that return something else.
 
     Args:
         model: The model.
-        layers: Names of the layers to be pruned.
+        layers: Names of the layers to prune.
         batches: Calibration batches.
-        inputs: Takes the first block's hidden state of each batch.
-        storage: Where the model's weights are.
+        inputs: Receives the first block's hidden state for each batch.
+        storage: Stores the model's weights.
 
     Raises:
-        UnsupportedModelError: There is none, and the model as a whole cannot run.
+        UnsupportedModelError: There is no such stack, and the model cannot run as a whole.
     """
     refusal: CalibrationError | None = None
     for name, container in _containers(model, layers):
         blocks = {f"{name}.{key}".lstrip("."): block for key, block in _blocks(container).items()}
         storage.load_outside(blocks)
         trial = _Trial(model, container, storage)
-        if (calls := _recorded(trial, batches, inputs)) is not None:
-            return Stack(list(blocks), list(blocks.values()), calls)
+        if (calls := _record_calls(trial, batches, inputs)) is not None:
+            return BlockStack(list(blocks), list(blocks.values()), calls)
         refusal = refusal or trial.refusal
     storage.refuse_outside(list(layers), refusal)
     return None
 
 
 def _containers(model: nn.Module, layers: Collection[str]) -> list[tuple[str, nn.Module]]:
-    """Lists of at least two parts that hold layers, the one with most of them first."""
+    """Return the lists of modules with layers in at least two members, the one with most layers first."""
 
-    def share(name: str) -> tuple[int, int]:
+    def count_layers(name: str) -> tuple[int, int]:
         prefix = f"{name}." if name else ""
-        held = [layer for layer in layers if layer.startswith(prefix)]
-        return len({layer[len(prefix) :].split(".")[0] for layer in held}), len(held)
+        inside = [layer for layer in layers if layer.startswith(prefix)]
+        return len({layer[len(prefix) :].split(".")[0] for layer in inside}), len(inside)
 
-    found = [
+    lists = [
         (name, module) for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential))
     ]
-    several = [(name, module) for name, module in found if share(name)[0] >= 2]
-    return sorted(several, key=lambda one: share(one[0])[1], reverse=True)
+    candidates = [(name, module) for name, module in lists if count_layers(name)[0] >= 2]
+    return sorted(candidates, key=lambda item: count_layers(item[0])[1], reverse=True)
 
 
 def _blocks(container: nn.Module) -> dict[str, nn.Module]:
-    """Key → block; one that stands in several places is there several times, other than in `children`."""
+    """Return key → block; unlike `children`, a block in several places is returned several times."""
     return {key: block for key, block in container._modules.items() if block is not None}
 
 
 class _StopError(Exception):
-    """Ends a forward pass: all that was wanted is known."""
+    """Stops a forward pass once all calls are recorded."""
 
 
 class _NotAStackError(Exception):
-    """The blocks do not run one after another."""
+    """Signals that the blocks do not run one after another."""
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: notes how it is called, and hands its hidden state on."""
+    """Replaces a block: records its call and returns its hidden state."""
 
-    def __init__(self, block: nn.Module, number: int, note: Callable[[int, Any, Any], Any]) -> None:
+    def __init__(self, block: nn.Module, number: int, record: Callable[[int, Any, Any], Any]) -> None:
         super().__init__()
-        self.block, self.number, self.note = block, number, note
+        self.block, self.number, self.record = block, number, record
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("block"), name)  # models look at attributes of their blocks
+            return getattr(super().__getattr__("block"), name)  # models read attributes of their blocks
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.note(self.number, args, kwargs)
+        return self.record(self.number, args, kwargs)
 
 
 class _Trial:
-    """Runs of a model with blocks that do nothing but note how they are called.
+    """Runs a model with blocks that only record their calls.
 
     Args:
         model: The model.
-        container: What holds the blocks.
-        storage: Where the model's weights are.
+        container: The module list of the blocks.
+        storage: Stores the model's weights.
 
     Attributes:
-        calls: How each block was called in the last run.
+        calls: The call of each block in the last run.
         first: The hidden state of the first block.
-        refusal: Why the model did not come to its last block, if it raised an error.
+        refusal: The error that kept the model from reaching its last block, if any.
     """
 
     def __init__(self, model: nn.Module, container: nn.Module, storage: WeightStorage) -> None:
         self.model, self.container, self.storage = model, container, storage
         self.blocks = list(_blocks(container).values())
-        self.calls: list[Call] = []
+        self.calls: list[BlockCall] = []
         self.first: Any = None
         self.refusal: CalibrationError | None = None
-        self._handed_on: tuple[Any, int] = (None, 0)
+        self._last_output: tuple[Any, int] = (None, 0)
         self._returns_tuple: bool | None = None
 
     def is_chain(self, batch: Batch, *, change: float = 0.0) -> bool:
-        """Whether each block runs once, on nothing but what the one before it hands on.
+        """Whether each block runs once, on the output of the previous block.
 
         Args:
             batch: The batch.
-            change: What blocks add to what they hand on; other than 0, the run goes on behind the last block.
+            change: Added to the output of each block. If not 0, the run continues after the last block.
         """
         self.calls = []
 
-        def note(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def record(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if number != len(self.calls) or not (args or kwargs):
                 raise _NotAStackError
-            call, hidden = Call.of(args, kwargs)
+            call, hidden = BlockCall.split(args, kwargs)
             self._check(number, hidden)
             self.calls.append(call)
             if not change and number == len(self.blocks) - 1:
                 raise _StopError
             if self._returns_tuple is None:
                 self._returns_tuple = self._first_returns_tuple(call, hidden)
-            if number == 0 or change:  # not the batch itself, which the model may go on to change in place
+            if number == 0 or change:  # not the batch itself, which the model may change in place
                 hidden = hidden + change
-            self._handed_on = hidden, version(hidden)
+            self._last_output = hidden, get_version(hidden)
             return (hidden,) if self._returns_tuple else hidden
 
-        with _replaced(self.container, [_Recorder(block, place, note) for place, block in enumerate(self.blocks)]):
+        with _replace_members(
+            self.container, [_Recorder(block, place, record) for place, block in enumerate(self.blocks)]
+        ):
             try:
-                batch.run(self.model, self.storage.home)
+                batch.run(self.model, self.storage.default_device)
             except _NotAStackError:
                 return False
             except _StopError:
                 pass
-            except CalibrationError as error:  # what stands behind the blocks may refuse what they hand on
+            except CalibrationError as error:  # modules after the blocks may reject the output
                 self.refusal = error if len(self.calls) < len(self.blocks) else None
         return len(self.calls) == len(self.blocks)
 
-    def _first_returns_tuple(self, call: Call, hidden: torch.Tensor) -> bool:
+    def _first_returns_tuple(self, call: BlockCall, hidden: torch.Tensor) -> bool:
         first = self.blocks[0]
-        with self.storage.open(first):
-            return isinstance(call.outputs(first, hidden.to(self.storage.device(first), copy=True)), tuple)
+        with self.storage.load(first):
+            return isinstance(call.call_block(first, hidden.to(self.storage.device(first), copy=True)), tuple)
 
     def _check(self, number: int, hidden: Any) -> None:
         if not isinstance(hidden, torch.Tensor):
             raise _NotAStackError
         if number == 0:
             self.first = hidden
-        elif hidden is not self._handed_on[0] or version(hidden) != self._handed_on[1]:
+        elif hidden is not self._last_output[0] or get_version(hidden) != self._last_output[1]:
             raise _NotAStackError
 
 
-def _recorded(trial: _Trial, batches: Sequence[Batch], inputs: Activations) -> list[list[Call]] | None:
-    found = []
+def _record_calls(trial: _Trial, batches: Sequence[Batch], inputs: Activations) -> list[list[BlockCall]] | None:
+    calls = []
     for batch in batches:
         if not trial.is_chain(batch):
             return None
         inputs[batch.number] = trial.first
-        found.append(trial.calls)
-    # One row is enough to tell, if the model takes it: behind the blocks may stand a large head.
-    is_independent = any(_is_independent(trial, one) for one in (batches[0].first_row(), batches[0]))
-    return found if is_independent else None
+        calls.append(trial.calls)
+    # Try one row first, because the blocks may be followed by a large head. Not every model accepts it.
+    is_independent = any(_is_independent(trial, batch) for batch in (batches[0].first_row(), batches[0]))
+    return calls if is_independent else None
 
 
 def _is_independent(trial: _Trial, batch: Batch) -> bool:
-    """Whether all else that blocks get is the same when those before them give out something else."""
+    """Whether the other arguments of the blocks stay the same when the blocks return something else."""
     if not trial.is_chain(batch):
         return False
     calls = trial.calls
@@ -247,7 +249,7 @@ def _is_independent(trial: _Trial, batch: Batch) -> bool:
 
 
 def _are_equal(left: Any, right: Any) -> bool:
-    """Whether two nests of tuples, lists and mappings hold equal tensors; ``nan`` equals itself."""
+    """Whether nested tuples, lists and mappings have equal tensors; ``nan`` equals itself."""
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         return left.shape == right.shape and bool(((left == right) | (left.isnan() & right.isnan())).all())
     if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
@@ -258,12 +260,12 @@ def _are_equal(left: Any, right: Any) -> bool:
 
 
 @contextmanager
-def _replaced(container: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Other parts in a container, which gets its own back."""
-    own = _blocks(container)
+def _replace_members(container: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Replace the members of a container within this context."""
+    members = _blocks(container)
     try:
-        for key, part in zip(own, parts, strict=True):
+        for key, part in zip(members, parts, strict=True):
             container._modules[key] = part
         yield
     finally:
-        container._modules.update(own)
+        container._modules.update(members)

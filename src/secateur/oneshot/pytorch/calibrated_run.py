@@ -1,4 +1,4 @@
-"""Prune a torch model with calibration data."""
+"""Prune a torch model with calibration data: the whole run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from secateur.frameworks.pytorch import get_parameter, unwrap_model
 from secateur.oneshot.execution import Execution
 from secateur.oneshot.interrupts import defer_interrupts
 from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.batches import Batch, calibration_mode, digest, read_batches
+from secateur.oneshot.pytorch.batches import Batch, calibration_mode, hash_batches, read_batches
 from secateur.oneshot.pytorch.checkpoint import CheckpointRecord
 from secateur.oneshot.pytorch.input_features import refuse_unreadable
 from secateur.oneshot.pytorch.memory import explain_error
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import OTHER_WEIGHTS, RunRecord
-from secateur.oneshot.pytorch.stage_runner import Outcome, StageRunner, survey
+from secateur.oneshot.pytorch.stage_runner import Outcome, StageRunner, iterate_problems
 from secateur.oneshot.pytorch.stages import BlockStage, Stage, build_stages
 from secateur.oneshot.pytorch.targets import Target, build_targets
 from secateur.oneshot.pytorch.weight_storage import FileStorage, choose_storage
@@ -38,17 +38,17 @@ __all__ = ["CalibratedRun"]
 
 
 class CalibratedRun:
-    """One model, one plan, one recipe and the data.
+    """One run: a model, a plan, a recipe and calibration data.
 
     Args:
         model: The model.
         plan: What to prune.
-        recipe: How.
+        recipe: How to prune.
         batches: The calibration data.
         execution: Where and how the run executes.
 
     Raises:
-        SecateurError: The data or the layers do not allow it.
+        SecateurError: The data or the layers are unsuitable.
     """
 
     def __init__(
@@ -67,39 +67,39 @@ class CalibratedRun:
         self.storage.check(plan, recipe)
 
     def prune(self) -> CalibratedReport:
-        """Do it.
+        """Run it.
 
         Raises:
-            SecateurError: Anything is wrong; the model is as it was then.
+            SecateurError: Something is wrong. The model is unchanged in that case.
         """
         with defer_interrupts():
             start = time.perf_counter()
-            journal = self._open_journal()
+            record = self._open_record()
             try:
                 with closing(self.inputs), closing(self.storage), calibration_mode(self.model):
-                    outcome = self._pruned(journal)
-                    journal.complete()
+                    outcome = self._prune(record)
+                    record.complete()
             except BaseException as error:
-                self._undo(journal)
+                self._undo(record)
                 named = explain_error(error)
-                named.add_note(self._note(journal))
+                named.add_note(self._note(record))
                 if named is error:
                     raise
                 raise named from error
-            journal.close(finished=not self.execution.keep_parts)
+            record.close(finished=not self.execution.keep_parts)
             return self._report(outcome, time.perf_counter() - start)
 
-    def _undo(self, journal: RunRecord) -> None:
-        """Give the model its dense weights back; the copies of them stay if that fails."""
+    def _undo(self, record: RunRecord) -> None:
+        """Restore the model's dense weights; if that fails, their backup stays."""
         try:
-            journal.undo(self.model)
+            record.undo(self.model)
         except BaseException:
-            journal.abandon()
+            record.abandon()
             raise
-        journal.close(finished=False)
+        record.close(finished=False)
 
-    def _pruned(self, journal: RunRecord) -> Outcome:
-        counts = self._counts() if journal.counts is None else journal.counts
+    def _prune(self, record: RunRecord) -> Outcome:
+        counts = self._counts() if record.counts is None else record.counts
         targets = build_targets(self.plan, counts, self.recipe.solver)
         stages = self._stages(targets)
         if self.recipe.block_refiners and not any(isinstance(stage, BlockStage) for stage in stages):
@@ -107,49 +107,49 @@ class CalibratedRun:
                 f"refine='block' needs a model with a stack of blocks that run one after another, and "
                 f"{type(self.model).__name__} has none. Leave it out."
             )
-        refining = ModelRepair(self.model, self.recipe.model_refiners, self.batches, self.storage.home)
-        if not journal.is_done(len(stages)):
-            refining.record_dense()
-        journal.begin(counts)
-        outcome = StageRunner(self.model, self.recipe, journal, self.execution).run(stages)
-        refining.refine(journal, len(stages), targets)
+        repair = ModelRepair(self.model, self.recipe.model_refiners, self.batches, self.storage.default_device)
+        if not record.is_done(len(stages)):
+            repair.record_dense()
+        record.begin(counts)
+        outcome = StageRunner(self.model, self.recipe, record, self.execution).run(stages)
+        repair.refine(record, len(stages), targets)
         return outcome
 
     def _counts(self) -> dict[str, int]:
-        """Layer → units that go."""
-        found: dict[str, int] = {}
+        """Return layer → number of units to prune."""
+        counts: dict[str, int] = {}
         for pattern in self.plan.patterns:
             if pattern.views:
                 allocation = self.recipe.allocation
                 task = AllocationTask(
                     pattern=pattern,
-                    iterate_problems=partial(self._survey, pattern, allocation.needs),
-                    load=partial(self._reading, pattern),
+                    iterate_problems=partial(self._iterate_problems, pattern, allocation.needs),
+                    load=partial(self._load, pattern),
                 )
-                found |= allocate(allocation, task)
-        return found
+                counts |= allocate(allocation, task)
+        return counts
 
-    def _survey(self, pattern: BasePattern, needs: str) -> Iterator[tuple[str, Sequence[Problem]]]:
+    def _iterate_problems(self, pattern: BasePattern, needs: str) -> Iterator[tuple[str, Sequence[Problem]]]:
         counts = {name: pattern.budget.count_locally(name, pattern.target_sparsity) for name in pattern.budget.units}
         targets = build_targets(self.plan, counts, self.recipe.solver)
         stages = self._stages(targets)
-        return survey(stages, self.inputs, with_gram=needs == "gram")
+        return iterate_problems(stages, self.inputs, with_gram=needs == "gram")
 
-    def _reading(self, pattern: BasePattern, layer: str) -> AbstractContextManager[object]:
-        return self.storage.open(pattern.modules[layer])
+    def _load(self, pattern: BasePattern, layer: str) -> AbstractContextManager[object]:
+        return self.storage.load(pattern.modules[layer])
 
     def _stages(self, targets: Mapping[str, Target]) -> list[Stage]:
         return build_stages(self.model, targets, self.batches, self.inputs, self.storage)
 
-    def _open_journal(self) -> RunRecord:
-        folder, described = self.execution.folder, self._described()
+    def _open_record(self) -> RunRecord:
+        folder, described = self.execution.folder, self._describe()
         if isinstance(self.storage, FileStorage):
             assert folder is not None
             return CheckpointRecord(folder, {**described, "storage": "files"}, self.storage)
         return RunRecord(folder, described)
 
-    def _described(self) -> dict[str, Any]:
-        """What tells this run from another that may have been interrupted in the same folder."""
+    def _describe(self) -> dict[str, Any]:
+        """Return plain values that identify this run, so that a folder with another one is refused."""
         layers = {row.name: list(row.shape) for row in self.plan.layers if row.is_pruned}
         config = self.plan.config.model_dump(mode="json")
         weights = {id(get_parameter(pattern.modules[name])) for pattern in self.plan.patterns for name in pattern.views}
@@ -158,17 +158,17 @@ class CalibratedRun:
             "config": config,
             "recipe": str(self.recipe),
             "layers": layers,
-            "data": digest(self.batches),
+            "data": hash_batches(self.batches),
             OTHER_WEIGHTS: self.storage.hash_other_weights(pruned),
         }
 
-    def _note(self, journal: RunRecord) -> str:
-        if not journal.is_resumable:
-            return "The model is as it was before."
-        done = format_count(journal.count_finished(), "finished part")
+    def _note(self, record: RunRecord) -> str:
+        if not record.is_resumable:
+            return "The model is unchanged."
+        done = format_count(record.count_finished(), "finished part")
         return (
-            f"The model is as it was before. {journal.folder} holds {done}: call again with the same arguments and the "
-            f"same dense model to go on from there."
+            f"The model is unchanged. {record.folder} contains {done}: call again with the same arguments and the "
+            f"same dense model to resume."
         )
 
     def _report(self, outcome: Outcome, seconds: float) -> CalibratedReport:
@@ -188,13 +188,13 @@ class CalibratedRun:
 
 
 class ModelRepair:
-    """Refiners that change the whole model, as a stage of a run.
+    """The refiners of the whole model, as the last stage of a run.
 
     Args:
         model: The model.
-        refiners: The refiners, in order; there may be none.
+        refiners: The refiners in order, possibly none.
         batches: The calibration data.
-        device: Where the model is.
+        device: The device of the model.
     """
 
     def __init__(
@@ -207,28 +207,28 @@ class ModelRepair:
         self._dense: list[Any] = []
 
     def record_dense(self) -> None:
-        """Note what the dense model gives, before anything is pruned."""
+        """Record the outputs of the dense model, before anything is pruned."""
         self._dense = [refiner.targets(self.model, self.batches, self.device) for refiner in self.refiners]
 
-    def refine(self, journal: RunRecord, stage: int, targets: Mapping[str, Target]) -> None:
-        """Repair the model, or take the result from the journal.
+    def refine(self, record: RunRecord, stage: int, targets: Mapping[str, Target]) -> None:
+        """Refine the model, or resume from the record.
 
         Args:
-            journal: What is written on disk.
+            record: The record of the run on disk.
             stage: The number of this stage.
-            targets: The layers that were pruned.
+            targets: The pruned layers.
         """
         if not self.refiners:
             return
         parameters = {name: held.detach() for name, held in self.model.named_parameters()}
-        if journal.resume(stage, parameters) is not None:
+        if record.resume(stage, parameters) is not None:
             return
-        journal.back_up(stage, parameters)
-        # No mask was held till now: a weight that was kept and is zero stays as it is, like the pruned ones.
+        record.back_up(stage, parameters)
+        # Masks were not stored, so kept weights that are zero count as pruned here.
         pruned = {id(target.weight.parameter) for target in targets.values()}
         masks = {name: held.detach() != 0 for name, held in self.model.named_parameters() if id(held) in pruned}
         for refiner, dense in zip(self.refiners, self._dense, strict=True):
             refiner.refine(
                 ModelTask(model=self.model, masks=masks, batches=self.batches, device=self.device, targets=dense)
             )
-        journal.commit(stage, parameters, {})
+        record.commit(stage, parameters, {})

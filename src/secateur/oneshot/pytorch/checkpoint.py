@@ -1,4 +1,4 @@
-"""The folder in which a pruned model comes to stand, one block after another."""
+"""Write the pruned model as a checkpoint, one block after another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur._huggingface.companions import CODE_SUFFIXES, COMPANION_SUFFIXES, 
 from secateur._huggingface.folders import INDEX_FILE, format_index, name_shard
 from secateur.errors import StateError
 from secateur.oneshot.pytorch.resume import RunRecord
-from secateur.oneshot.pytorch.tensor_files import AGAIN, read_header, read_tensors, write_tensors, write_text
+from secateur.oneshot.pytorch.tensor_files import DELETE_ADVICE, read_header, read_tensors, write_tensors, write_text
 from secateur.oneshot.pytorch.weight_files import read_weight_header
 from secateur.oneshot.pytorch.weight_storage import FileStorage
 from secateur.oneshot.run_folder import RUN
@@ -22,19 +22,19 @@ __all__ = ["CheckpointRecord"]
 
 
 class CheckpointRecord(RunRecord):
-    """A journal of which the finished stages are the shards of a checkpoint as transformers lays it out.
+    """A record of a run whose finished stages are the shards of a checkpoint in the format of transformers.
 
-    The dense weights are in files of their own already, so they are not saved again.
+    The dense weights are in files already, so they are not backed up.
 
     Args:
-        folder: Where; empty, or with an unfinished run of the same kind.
-        described: What tells this run from others, as plain values.
-        storage: Knows the blocks, each of which is a shard; all else is the last one.
+        folder: The folder; empty, or with an unfinished run of the same kind.
+        described: Plain values that identify the run.
+        storage: The storage with the blocks. Each block is a shard, and everything else is the last shard.
     """
 
     def __init__(self, folder: str | Path, described: Mapping[str, Any], storage: FileStorage) -> None:
         source = storage.files.path
-        # Opened before anything is pruned, so that a file that must not be copied is told of at once.
+        # Opened before anything is pruned, so that a file that must not be copied is reported early.
         self._companions = (
             CompanionFiles(source, COMPANION_SUFFIXES | CODE_SUFFIXES, {RUN}) if source.is_dir() else None
         )
@@ -42,18 +42,18 @@ class CheckpointRecord(RunRecord):
         super().__init__(folder, described)
 
     def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
-        """See `RunRecord.commit`; all else that the block holds is written too."""
-        super().commit(stage, dict(parameters) | self.storage.held(list(self.storage.blocks)[stage]), found)
+        """See `RunRecord.commit`; the other tensors of the block are written too."""
+        super().commit(stage, dict(parameters) | self.storage.collect_tensors(list(self.storage.blocks)[stage]), found)
 
     def complete(self) -> None:
-        """Write the blocks of which nothing was pruned, all that lies outside of blocks, and what describes them."""
+        """Write the blocks without pruned layers, everything outside of blocks, the index and companion files."""
         for number, (name, block) in enumerate(self.storage.blocks.items()):
-            # Without a note it is not finished: a shard that is there may be of another model.
+            # Without a note the block is not finished: an existing shard may be of another model.
             if not self._note(number).is_file():
-                with self.storage.open(block):
-                    write_tensors(self._done(number), self.storage.held(name), {})
+                with self.storage.load(block):
+                    write_tensors(self._done(number), self.storage.collect_tensors(name), {})
         shards = [self._done(number) for number in range(len(self.storage.blocks) + 1)]
-        write_tensors(shards[-1], self.storage.held(None), {})
+        write_tensors(shards[-1], self.storage.collect_tensors(None), {})
         if self._companions is not None:
             self._companions.copy(self.folder)
         places = {name: path.name for path in shards for name in read_weight_header(path)}
@@ -67,7 +67,7 @@ class CheckpointRecord(RunRecord):
         pass
 
     def _write_done(self, stage: int, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-        # Beside the shard, which is to hold nothing but weights; written last, for it says that the stage is done.
+        # In a file of its own, because shards contain only weights. Written last, because it marks the stage as done.
         write_tensors(self._done(stage), tensors, {})
         write_text(self._note(stage), json.dumps(metadata))
 
@@ -76,7 +76,7 @@ class CheckpointRecord(RunRecord):
         try:
             return dict(json.loads(self._note(stage).read_text("utf-8"))), tensors
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise StateError(f"{self._note(stage)} cannot be read ({error}). {AGAIN}") from error
+            raise StateError(f"{self._note(stage)} cannot be read ({error}). {DELETE_ADVICE}") from error
 
     def _note(self, stage: int) -> Path:
         return self.folder / f"{stage:05d}.done.state"
@@ -86,6 +86,6 @@ class CheckpointRecord(RunRecord):
 
 
 def _data_bytes(path: Path) -> int:
-    """Bytes of the tensors in a file, as an index counts them."""
+    """Return the number of bytes of the tensors in a file, as an index counts them."""
     _, start = read_header(path)
     return path.stat().st_size - start

@@ -1,4 +1,4 @@
-"""What a layer reads, as one row of input features per output position.
+"""The inputs of a layer, as one row of input features per output position.
 
 Legend: N rows (tokens, or output positions of a convolution), G groups, F input features of one group (kernel positions
 × input channels, inputs fastest, as in the canonical view of the weight).
@@ -17,31 +17,31 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from secateur.errors import CalibrationError
 
-__all__ = ["features", "refuse_unreadable"]
+__all__ = ["iterate_features", "refuse_unreadable"]
 
-CHUNK = 1 << 24
-"""Numbers of a convolution's unfolded input that are held at once."""
+MAX_UNFOLDED = 1 << 24
+"""Elements of a convolution's unfolded input that are in memory at once."""
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def refuse_unreadable(name: str, module: nn.Module) -> None:
-    """Raise `CalibrationError` for a layer of which the inputs cannot be told."""
+    """Raise `CalibrationError` for a layer whose input features cannot be determined."""
     is_transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
     has_own_forward = isinstance(module, Convolution) and not any(
         type(module).forward is kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     )
     if is_transposed or has_own_forward:
         raise CalibrationError(
-            f"layer {name!r}: solvers that read inputs do not serve {type(module).__name__}. Exclude it, or prune it "
-            f"without calibration by solver='magnitude'."
+            f"layer {name!r}: calibration does not support {type(module).__name__}. Exclude it, or prune without "
+            f"calibration data."
         )
 
 
-def features(
+def iterate_features(
     name: str, module: nn.Module, inputs: tuple[Any, ...], keep: torch.Tensor | None
 ) -> Iterator[torch.Tensor]:
-    """The rows that a layer multiplies its weight with, in float32, in chunks of shape (N, G, F).
+    """Yield the rows that a layer multiplies by its weight, in float32, in chunks of shape (N, G, F).
 
     Args:
         name: Layer name.
@@ -50,22 +50,22 @@ def features(
         keep: Booleans of shape (batch, tokens), ``False`` where a token is padding; ``None``: all count.
 
     Raises:
-        CalibrationError: The layer reads several inputs, of which its weight serves each in part, or complex numbers.
+        CalibrationError: The layer reads several different inputs, or complex numbers.
     """
     if isinstance(inputs[0], torch.Tensor) and inputs[0].is_complex():
-        raise CalibrationError(f"layer {name!r}: what it reads must be real numbers, found complex ones. Exclude it.")
+        raise CalibrationError(f"layer {name!r}: its inputs must be real numbers, found complex numbers. Exclude it.")
     if isinstance(module, Convolution):
-        yield from _unfolded(module, inputs[0])
+        yield from _unfold(module, inputs[0])
         return
     if isinstance(module, nn.MultiheadAttention):
         query, key, value = inputs[:3]
         if not (query is key and key is value):
             raise CalibrationError(
-                f"layer {name!r}: its query, key and value differ, so its one weight has no one input. Exclude it."
+                f"layer {name!r}: its query, key and value differ, so its weight has no single input. Exclude it."
             )
         keep = keep if keep is None or module.batch_first else keep.transpose(0, 1)
     if isinstance(module, NonDynamicallyQuantizableLinear) and keep is not None:
-        keep = keep.transpose(0, 1)  # attention puts tokens first before its output projection
+        keep = keep.transpose(0, 1)  # the input of the output projection has tokens first
     rows = inputs[0]
     if keep is not None and keep.shape == rows.shape[:-1]:
         rows = rows[keep]
@@ -74,10 +74,10 @@ def features(
     yield rows.reshape(-1, 1, rows.shape[-1]).float()
 
 
-def _unfolded(module: Convolution, images: torch.Tensor) -> Iterator[torch.Tensor]:
+def _unfold(module: Convolution, images: torch.Tensor) -> Iterator[torch.Tensor]:
     spatial = len(module.kernel_size)
     images = images if images.ndim == spatial + 2 else images[None]
-    padded = _padded(module, images)
+    padded = _pad(module, images)
     sizes = [
         (length - dilation * (kernel - 1) - 1) // stride + 1
         for length, kernel, dilation, stride in zip(
@@ -86,25 +86,29 @@ def _unfolded(module: Convolution, images: torch.Tensor) -> Iterator[torch.Tenso
     ]
     positions = torch.Size(module.kernel_size).numel()
     per_image = positions * images.shape[1] * torch.Size(sizes).numel()
-    for some in padded.split(max(1, CHUNK // max(1, per_image))):
-        columns = [_shifted(module, some, offsets, sizes) for offsets in product(*map(range, module.kernel_size))]
+    for part in padded.split(max(1, MAX_UNFOLDED // max(1, per_image))):
+        columns = [
+            _slice_kernel_position(module, part, offsets, sizes) for offsets in product(*map(range, module.kernel_size))
+        ]
         # (K, batch, G, I, L) → (batch · L, G, K · I)
-        stacked = torch.stack(columns).reshape(positions, len(some), module.groups, -1, torch.Size(sizes).numel())
+        stacked = torch.stack(columns).reshape(positions, len(part), module.groups, -1, torch.Size(sizes).numel())
         rows = stacked.permute(1, 4, 2, 0, 3)
         yield rows.reshape(-1, module.groups, positions * stacked.shape[3]).float()
 
 
-def _padded(module: Convolution, images: torch.Tensor) -> torch.Tensor:
-    # The convolution itself keeps its padding in the form that `functional.pad` takes.
+def _pad(module: Convolution, images: torch.Tensor) -> torch.Tensor:
+    # The convolution stores its padding in the format of `functional.pad`.
     padding = module._reversed_padding_repeated_twice
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     return functional.pad(images, padding, mode=mode) if any(padding) else images
 
 
-def _shifted(module: Convolution, images: torch.Tensor, offsets: tuple[int, ...], sizes: list[int]) -> torch.Tensor:
-    """What stands under one kernel position, for every output position."""
-    places = tuple(
+def _slice_kernel_position(
+    module: Convolution, images: torch.Tensor, offsets: tuple[int, ...], sizes: list[int]
+) -> torch.Tensor:
+    """Return the inputs at one kernel position, for every output position."""
+    slices = tuple(
         slice(offset * dilation, offset * dilation + (size - 1) * stride + 1, stride)
         for offset, dilation, stride, size in zip(offsets, module.dilation, module.stride, sizes, strict=True)
     )
-    return images[(slice(None), slice(None), *places)]
+    return images[(slice(None), slice(None), *slices)]

@@ -1,4 +1,4 @@
-"""What calibration tells of the inputs of layers, added up over batches.
+"""Statistics of layer inputs, accumulated over the calibration batches: Gram matrices or norms.
 
 Legend: G groups, F input features.
 """
@@ -19,49 +19,49 @@ from torch.overrides import TorchFunctionMode
 
 from secateur._wording import format_list
 from secateur.errors import CalibrationError
-from secateur.oneshot.pytorch.batches import version
-from secateur.oneshot.pytorch.input_features import features
+from secateur.oneshot.pytorch.batches import get_version
+from secateur.oneshot.pytorch.input_features import iterate_features
 
 __all__ = ["InputStatistics"]
 
-PROJECTION = 11
-"""Place of the output projection's weight among the arguments of ``multi_head_attention_forward``."""
+PROJECTION_ARGUMENT = 11
+"""Position of the output projection's weight in the arguments of ``multi_head_attention_forward``."""
 
 
 class _AttentionCalls(TorchFunctionMode):
-    """Notes what the output projections of ``nn.MultiheadAttention`` read, which never run as modules.
+    """Records the inputs of the output projections of ``nn.MultiheadAttention``, which never run as modules.
 
     Args:
-        notes: Identity of a projection's weight → called with positional and keyword arguments of a module.
+        hooks: Identity of a projection's weight → callback with positional and keyword arguments of a module.
     """
 
-    def __init__(self, notes: Mapping[int, Callable[[tuple[Any, ...], dict[str, Any]], None]]) -> None:
+    def __init__(self, hooks: Mapping[int, Callable[[tuple[Any, ...], dict[str, Any]], None]]) -> None:
         super().__init__()
-        self._notes = notes
+        self._hooks = hooks
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not functional.multi_head_attention_forward or id(args[PROJECTION]) not in self._notes:
+        if func is not functional.multi_head_attention_forward or id(args[PROJECTION_ARGUMENT]) not in self._hooks:
             return func(*args, **kwargs)
-        weight, bias, *rest = args[PROJECTION:]
+        weight, bias, *rest = args[PROJECTION_ARGUMENT:]
         identity = torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
-        call: Any = func  # mypy takes the comparison above for a narrower type
-        heads, attention = call(*args[:PROJECTION], identity, None, *rest, **kwargs)
-        self._notes[id(weight)]((heads,), {})
+        call: Any = func  # mypy narrows the type after the comparison above
+        heads, attention = call(*args[:PROJECTION_ARGUMENT], identity, None, *rest, **kwargs)
+        self._hooks[id(weight)]((heads,), {})
         return functional.linear(heads, weight, bias), attention
 
 
 class InputStatistics:
-    """Gram matrices or norms of what layers read; layers that read the very same tensor share theirs.
+    """Gram matrices or norms of layer inputs. Layers that read the same tensor share them.
 
     Args:
         layers: Layer name → module.
-        with_gram: Whether to add up ``Xᵀ X``, or only its diagonal.
+        with_gram: Whether to accumulate ``Xᵀ X``, or only its diagonal.
 
     Attributes:
-        keep: Booleans of shape (batch, tokens) for the batch under way, ``False`` = padding; ``None``: all count.
+        keep: Booleans of shape (batch, tokens) for the current batch, ``False`` = padding; ``None``: all tokens count.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], *, with_gram: bool) -> None:
@@ -76,7 +76,7 @@ class InputStatistics:
 
     @contextmanager
     def record_inputs(self) -> Iterator[None]:
-        """Add up whatever the layers read while this is open."""
+        """Accumulate the inputs of the layers in this context."""
         projections = {
             name: module for name, module in self.layers.items() if isinstance(module, NonDynamicallyQuantizableLinear)
         }
@@ -85,81 +85,80 @@ class InputStatistics:
                 handle = self.layers[name].register_forward_pre_hook(self._hook(name), with_kwargs=True)
                 hooks.callback(handle.remove)
             if projections:
-                notes = {id(module.weight): partial(self._hook(name), module) for name, module in projections.items()}
-                hooks.enter_context(_AttentionCalls(notes))
+                calls = {id(module.weight): partial(self._hook(name), module) for name, module in projections.items()}
+                hooks.enter_context(_AttentionCalls(calls))
             yield
 
     def start_batch(self, keep: torch.Tensor | None) -> None:
-        """Say that another batch begins, and which of its tokens count."""
+        """Start the next batch; `keep` says which of its tokens count."""
         self.keep = keep
         self._seen.clear()
 
-    def groups(self) -> list[tuple[str, ...]]:
-        """The layers that read the same inputs, in the order given.
+    def group_layers(self) -> list[tuple[str, ...]]:
+        """Group the layers that read the same inputs, in their given order.
 
         Raises:
-            CalibrationError: A layer read nothing, or nothing but padding or zeros, or what it read is not finite.
+            CalibrationError: A layer read nothing, only padding or only zeros, or its inputs are not finite.
         """
         self._seen.clear()
         if missing := [name for name in self.layers if not self._rows[self._leaders.get(name, name)]]:
             raise CalibrationError(
-                f"{format_list(map(repr, missing))} read nothing while the calibration data went through the model. "
-                f"Exclude them, or give data that reach them."
+                f"{format_list(map(repr, missing))} read no calibration data. Exclude them, or provide data that "
+                f"reaches them."
             )
-        found: dict[str, list[str]] = {}
+        groups: dict[str, list[str]] = {}
         for name in self.layers:
             if self._calls[name] != self._calls[self._leaders[name]]:
-                raise self._shared_at_times(name)
-            found.setdefault(self._leaders[name], []).append(name)
-        for leader in found:
+                raise self._create_sharing_error(name)
+            groups.setdefault(self._leaders[name], []).append(name)
+        for leader in groups:
             if not bool(torch.isfinite(self._sums[leader]).all()):
                 raise CalibrationError(
-                    f"layer {leader!r}: what it reads must be finite, found inf or nan. Look at the calibration data "
-                    f"and at the layers before it."
+                    f"layer {leader!r}: its inputs must be finite, found inf or nan. Check the calibration data and "
+                    f"the layers before it."
                 )
             if not bool(self._sums[leader].any()):
                 raise CalibrationError(
-                    f"layer {leader!r} reads nothing but zeros, which do not tell which of its weights matter. Exclude "
-                    f"it, or give other data."
+                    f"layer {leader!r}: its inputs are all zero, so they do not show which weights matter. Exclude it, "
+                    f"or provide other data."
                 )
-        return [tuple(names) for names in found.values()]
+        return [tuple(names) for names in groups.values()]
 
     def norms(self, layer: str) -> torch.Tensor:
-        """Norm of each input feature over all tokens."""
+        """Return the norm of each input feature over all tokens."""
         total = self._sums[self._leaders[layer]]
         return (total.diagonal(dim1=-2, dim2=-1) if self.with_gram else total).clamp(min=0).sqrt()
 
     def pop_gram(self, layer: str) -> torch.Tensor | None:
-        """The Gram matrix, which is not held here any longer; ``None``: not added up."""
+        """Return the Gram matrix and forget it; ``None`` if it was not accumulated."""
         return self._sums.pop(self._leaders[layer]) if self.with_gram else None
 
     def _hook(self, name: str) -> Any:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = (*args, *kwargs.values())
-            # The tensor is held, so that no other gets its identity within the batch; changed in place, it is another.
-            leader, _ = self._seen.setdefault((id(inputs[0]), version(inputs[0])), (name, inputs[0]))
-            if not self._may_share(name, leader):
+            # Keep the tensor, so that its id stays unique within the batch. An in-place update makes it another input.
+            leader, _ = self._seen.setdefault((id(inputs[0]), get_version(inputs[0])), (name, inputs[0]))
+            if not self._can_share(name, leader):
                 leader = name
             if self._leaders.setdefault(name, leader) != leader:
-                raise self._shared_at_times(name)
+                raise self._create_sharing_error(name)
             self._calls[name] += 1
             if leader == name:
-                for chunk in features(name, module, inputs, self.keep):
+                for chunk in iterate_features(name, module, inputs, self.keep):
                     self._add(name, chunk)
 
-        return note
+        return record
 
-    def _shared_at_times(self, name: str) -> CalibrationError:
+    def _create_sharing_error(self, name: str) -> CalibrationError:
         return CalibrationError(
             f"layer {name!r} shares its input with {self._leaders[name]!r} in some batches and not in others. "
             f"Exclude one of them."
         )
 
-    def _may_share(self, name: str, leader: str) -> bool:
-        """Whether two layers that read one tensor make the same features of it."""
-        mine, theirs = self.layers[name], self.layers[leader]
-        plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
-        return name == leader or (not isinstance(mine, plain) and not isinstance(theirs, plain))
+    def _can_share(self, name: str, leader: str) -> bool:
+        """Whether two layers that read the same tensor have the same input features."""
+        special = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+        return name == leader or not any(isinstance(self.layers[layer], special) for layer in (name, leader))
 
     def _add(self, name: str, rows_NGF: torch.Tensor) -> None:
         self._rows[name] += len(rows_NGF)

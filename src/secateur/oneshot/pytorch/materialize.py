@@ -1,4 +1,4 @@
-"""Values for a model on the meta device, put in from files and taken out again."""
+"""Materialize parts of a model on the meta device from files, and release them again."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ from torch import nn
 
 from secateur._wording import format_list, suggest_name
 from secateur.errors import ModelLoadError
-from secateur.oneshot.pytorch.batches import REFUSALS
+from secateur.oneshot.pytorch.batches import MODEL_ERRORS
 from secateur.oneshot.pytorch.weight_files import WeightFiles
 
 __all__ = ["Materializer", "get_saved_state"]
 
-TYPES = ("F64", "F32", "F16", "BF16")
-"""Names that safetensors gives the types of weights that can be pruned."""
+PRUNABLE_DTYPES = ("F64", "F32", "F16", "BF16")
+"""The dtypes of weights that can be pruned, as safetensors names them."""
 
 
 class Materializer:
-    """Fills parts of a model with the values of files, in the files' types.
+    """Materializes parts of a model with the values in files, in the files' dtypes.
 
-    Other parameters stand in the model's places meanwhile, and its own again afterwards. One that stands in several
-    places is one in between too.
+    The parameters are replaced within a context and restored afterwards. Tied parameters stay tied.
 
     Args:
         model: The model.
-        files: Values of its parameters and of those buffers that it saves.
+        files: Values of its parameters and of its persistent buffers.
 
     Raises:
-        ModelLoadError: The files lack a parameter, or hold it in another shape or in a type that cannot be pruned.
+        ModelLoadError: The files lack a parameter, or have it in another shape or in a dtype that cannot be pruned.
     """
 
     def __init__(self, model: nn.Module, files: WeightFiles) -> None:
         self._model = model
         self._files = files
-        self._own = get_saved_state(model)  # held, so that identities stay theirs
-        self._sources = {id(held): name for name, held in reversed(self._own.items()) if name in files}
+        self._state = get_saved_state(model)  # kept alive, so that their ids stay unique
+        self._sources = {id(held): name for name, held in reversed(self._state.items()) if name in files}
         self._check()
 
     @contextmanager
-    def filled(self, parts: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-        """While this is open, modules have their values; what lies in them does not count."""
+    def materialize(self, parts: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+        """Materialize the tensors of modules, not those of their submodules, within this context."""
         fresh: dict[int, torch.Tensor] = {}
         with ExitStack() as restored:
             for part in parts:
@@ -59,12 +58,12 @@ class Materializer:
 
     @contextmanager
     def materialize_buffers(self) -> Iterator[None]:
-        """While this is open, the buffers on the meta device that no file holds have values.
+        """Materialize the buffers on the meta device that are in no file, within this context.
 
-        Models of transformers make them as they do after loading.
+        Transformers models compute them in the same way as after loading.
 
         Raises:
-            ModelLoadError: One cannot be made.
+            ModelLoadError: A buffer cannot be computed.
         """
         with ExitStack() as restored:
             for name, part in self._model.named_modules():
@@ -94,12 +93,12 @@ class Materializer:
         return nn.Parameter(value, before.requires_grad) if isinstance(before, nn.Parameter) else value
 
     def _make(self, name: str, part: nn.Module) -> None:
-        """Have the innermost model around a module initialize it: its parameters are on the meta device still."""
+        """Let the innermost enclosing model initialize a module, whose parameters are still on the meta device."""
         path = name.split(".") if name else []
-        around = [self._model.get_submodule(".".join(path[:depth])) for depth in range(len(path), -1, -1)]
-        makers = (maker for one in around if callable(maker := getattr(one, "_init_weights", None)))
+        enclosing = [self._model.get_submodule(".".join(path[:depth])) for depth in range(len(path), -1, -1)]
+        makers = (maker for module in enclosing if callable(maker := getattr(module, "_init_weights", None)))
         if (maker := next(makers, None)) is not None:
-            with suppress(*REFUSALS), torch.no_grad():
+            with suppress(*MODEL_ERRORS), torch.no_grad():
                 maker(part)
 
     def _check(self) -> None:
@@ -117,27 +116,27 @@ class Materializer:
                     f"{name!r} has shape {list(files.shapes[name])} in {str(files.path)!r}, and {list(held.shape)} in "
                     f"the model. Build the model from the configuration that belongs to the files."
                 )
-            if name in files and held.is_floating_point() and files.types[name] not in TYPES:
+            if name in files and held.is_floating_point() and files.types[name] not in PRUNABLE_DTYPES:
                 raise ModelLoadError(
                     f"{name!r} is stored as {files.types[name]} in {str(files.path)!r}; pruning needs one of "
-                    f"{', '.join(TYPES)}. Give the weights as they were before they were quantized."
+                    f"{', '.join(PRUNABLE_DTYPES)}. Give the weights as they were before they were quantized."
                 )
 
 
 def get_saved_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every name → parameter or saved buffer, as it is now."""
+    """Return name → current parameter or persistent buffer, including every name of tied ones."""
     return {name: held for name, held in model.state_dict(keep_vars=True).items() if isinstance(held, torch.Tensor)}
 
 
 def _unset(held: torch.Tensor) -> torch.Tensor:
-    """Numbers that nobody would set."""
+    """Return a tensor of values that no model sets."""
     if held.is_floating_point() or held.is_complex():
         return torch.full_like(held, torch.nan, device="cpu")
     return torch.full_like(held, _largest(held), device="cpu")
 
 
 def _is_unset(held: torch.Tensor | None) -> bool:
-    """Whether it holds any of them."""
+    """Whether a tensor still has such a value."""
     assert held is not None
     if held.is_floating_point() or held.is_complex():
         return bool(held.isnan().any())

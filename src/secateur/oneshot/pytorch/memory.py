@@ -1,4 +1,4 @@
-"""What is said when memory does not suffice for a run."""
+"""Errors for runs that run out of memory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["explain_error", "explain_out_of_memory"]
 
 
 def explain_error(error: BaseException) -> BaseException:
-    """The error itself, or an `InsufficientMemoryError` in place of one that says no more than that."""
+    """Return an `InsufficientMemoryError` for an error that means lack of memory, else the error itself."""
     if not is_out_of_memory(error) or isinstance(error, InsufficientMemoryError):
         return error
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     return InsufficientMemoryError(
-        f"There is not enough memory to prune the model ({reason}). Give fewer or smaller calibration batches, "
-        f"offload='disk', or weights, which loads one block at a time."
+        f"There is not enough memory to prune the model ({reason}). Use fewer or smaller calibration batches, "
+        f"Execution(offload='disk'), or Execution(weights=...), which loads one block at a time."
     )
 
 
 @contextmanager
 def explain_out_of_memory() -> Iterator[None]:
-    """Raise an `InsufficientMemoryError` wherever memory does not suffice while this is open."""
+    """Raise an `InsufficientMemoryError` if the code in this context runs out of memory."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""How to prune: a solver, what repairs its result, and how layers share the target."""
+"""How to prune: a solver, refiners and an allocation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A solver and refiners, in the order in which they act, and an allocation.
+    """A solver, refiners in the order in which they run, and an allocation.
 
     Attributes:
-        solver: The solver.
-        refiners: The refiners.
-        allocation: How much of each layer goes.
+        solver: Prunes each layer.
+        refiners: Repair the kept weights.
+        allocation: Decides how much of each layer is pruned.
     """
 
     solver: Solver
@@ -38,61 +38,61 @@ class Recipe:
         """Build a recipe from names or objects.
 
         Raises:
-            UnknownNameError: A name means nothing.
-            ConfigError: Something else was given.
+            UnknownNameError: A name is not registered.
+            ConfigError: A value is neither a name nor an object of its kind.
         """
         given = tuple(refine) if isinstance(refine, Iterable) and not isinstance(refine, str) else (refine,)
-        refiners = tuple(_made(one, Refiner, REFINERS) for one in given)
-        return cls(_made(solver, Solver, SOLVERS), refiners, _made(allocation, Allocation, ALLOCATIONS))
+        refiners = tuple(_create(member, Refiner, REFINERS) for member in given)
+        return cls(_create(solver, Solver, SOLVERS), refiners, _create(allocation, Allocation, ALLOCATIONS))
 
     def refuse_without_data(self) -> None:
-        """Raise `CalibrationError` if a part of it reads what only calibration data can tell."""
-        if reading := self.reading:
+        """Raise `CalibrationError` if a member needs calibration data."""
+        if members := self.data_dependent:
             raise CalibrationError(
-                f"{type(reading[0]).__name__} needs calibration data, found none. Pass calibration=batches, in the "
-                f"form that the model takes; 32 sequences of 512 tokens of ordinary text serve a language model."
+                f"{type(members[0]).__name__} needs calibration data, found none. Pass calibration=batches, as the "
+                f"model takes them; for a language model, 32 sequences of 512 tokens of ordinary text are enough."
             )
 
     @property
-    def reading(self) -> list[Solver | Refiner | Allocation]:
-        """The parts that read what only calibration data can tell."""
-        parts: tuple[Solver | Refiner | Allocation, ...] = (self.solver, *self.refiners, self.allocation)
-        return [part for part in parts if getattr(part, "needs", "data") != "nothing"]
+    def data_dependent(self) -> list[Solver | Refiner | Allocation]:
+        """The members that need calibration data."""
+        members: tuple[Solver | Refiner | Allocation, ...] = (self.solver, *self.refiners, self.allocation)
+        return [member for member in members if getattr(member, "needs", "data") != "nothing"]
 
     @property
     def layer_refiners(self) -> tuple[LayerRefiner, ...]:
-        """Those that repair single layers."""
-        return tuple(one for one in self.refiners if isinstance(one, LayerRefiner))
+        """The refiners of single layers."""
+        return tuple(refiner for refiner in self.refiners if isinstance(refiner, LayerRefiner))
 
     @property
     def block_refiners(self) -> tuple[BlockRefiner, ...]:
-        """Those that repair blocks."""
-        return tuple(one for one in self.refiners if isinstance(one, BlockRefiner))
+        """The refiners of blocks."""
+        return tuple(refiner for refiner in self.refiners if isinstance(refiner, BlockRefiner))
 
     @property
     def model_refiners(self) -> tuple[ModelRefiner, ...]:
-        """Those that repair the whole model."""
-        return tuple(one for one in self.refiners if isinstance(one, ModelRefiner))
+        """The refiners of the whole model."""
+        return tuple(refiner for refiner in self.refiners if isinstance(refiner, ModelRefiner))
 
     @property
     def needs_gram(self) -> bool:
-        """Whether Gram matrices are needed, rather than norms."""
+        """Whether Gram matrices are needed; else norms are enough."""
         return self.solver.needs == "gram" or bool(self.layer_refiners)
 
     def __str__(self) -> str:
-        acting: tuple[Solver | Refiner, ...] = (self.solver, *self.refiners)
-        return " + ".join(map(_shown, acting)) + f" over {_shown(self.allocation)}"
+        members: tuple[Solver | Refiner, ...] = (self.solver, *self.refiners)
+        return " + ".join(map(_describe, members)) + f" over {_describe(self.allocation)}"
 
 
-def _shown(part: Solver | Refiner | Allocation) -> str:
-    """The same text for the same settings in every process, as what Python shows of an object by itself is not."""
-    if type(part).__repr__ is not object.__repr__:
-        return repr(part)
-    plain = {name: value for name, value in vars(part).items() if isinstance(value, (bool, int, float, str))}
-    return f"{type(part).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
+def _describe(member: Solver | Refiner | Allocation) -> str:
+    """Return the same text for the same settings in every process, unlike the default ``repr``."""
+    if type(member).__repr__ is not object.__repr__:
+        return repr(member)
+    plain = {name: value for name, value in vars(member).items() if isinstance(value, (bool, int, float, str))}
+    return f"{type(member).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
-def _made(given: Any, kind: type, registry: Any) -> Any:
+def _create(given: Any, kind: type, registry: Any) -> Any:
     if isinstance(given, str):
         return registry.find(given)()
     if isinstance(given, kind):

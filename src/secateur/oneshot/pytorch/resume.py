@@ -1,4 +1,4 @@
-"""What a run leaves on disk: dense weights to go back to, and finished stages to go on from."""
+"""Record a run on disk, so that it can be undone or resumed: dense weights and finished stages."""
 
 from __future__ import annotations
 
@@ -20,38 +20,46 @@ from torch import nn
 from secateur._locks import try_lock_folder
 from secateur.errors import StateError
 from secateur.oneshot.pytorch.backup import WeightBackup
-from secateur.oneshot.pytorch.tensor_files import AGAIN, checksum, read_tensors, write_tensors, write_text, writing
+from secateur.oneshot.pytorch.tensor_files import (
+    DELETE_ADVICE,
+    compute_checksum,
+    explain_write_errors,
+    read_tensors,
+    write_tensors,
+    write_text,
+)
 from secateur.oneshot.run_folder import RUN
 
 __all__ = ["OTHER_WEIGHTS", "RunRecord", "set_seed"]
 
-OWN = re.compile(r"(\d{5}\.done|model-\d{5}-of-\d{5})\.(safetensors|state)(\.part)?")
-"""Files of a run; whatever else lies in the folder is let be."""
+RUN_FILE_NAME = re.compile(r"(\d{5}\.done|model-\d{5}-of-\d{5})\.(safetensors|state)(\.part)?")
+"""Names of the files of a run. Other files in the folder are left alone."""
 
 SEED = 0
+"""Seed of all random generators in `set_seed`."""
 
 OTHER_WEIGHTS = "other weights"
-"""What stands for the weights that are not pruned, in what is said of a run."""
+"""Key of the weights that are not pruned, in the description of a run."""
 
 
 class RunRecord:
-    """A folder that says what a run has done so far.
+    """The record of a run in a folder: what it has done so far.
 
     Args:
-        folder: Where; made if need be. ``None``: a temporary one, from which nothing can be resumed.
-        described: What tells this run from others, as plain values.
+        folder: The folder, created if necessary. ``None``: a temporary one, from which runs cannot be resumed.
+        described: Plain values that identify the run.
 
     Raises:
-        StateError: The folder holds another run, or something else, or another run works in it.
-        StorageError: It cannot be written.
+        StateError: The folder contains another run or other files, or is in use by another run.
+        StorageError: The folder cannot be written.
     """
 
     def __init__(self, folder: str | Path | None, described: Mapping[str, Any]) -> None:
         self.is_resumable = folder is not None
-        self.folder = _made_folder(folder)
+        self.folder = _create_folder(folder)
         self.described = dict(described)
         self.counts: dict[str, int] | None = None
-        self._dense_sums: dict[int, str] = {}
+        self._dense_checksums: dict[int, str] = {}
         self._dense = WeightBackup(self.folder)
         self._lock = ExitStack()
         try:
@@ -63,29 +71,32 @@ class RunRecord:
             raise
 
     def begin(self, counts: Mapping[str, int]) -> None:
-        """Note how much of each layer is to go."""
+        """Record how many units of each layer to prune."""
         self.counts = dict(counts)
-        write_text(self.folder / RUN, _sealed({"described": self.described, "counts": self.counts}))
+        write_text(self.folder / RUN, _seal({"described": self.described, "counts": self.counts}))
 
     def back_up(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Save parameters as they are before a stage changes them."""
+        """Save parameters before a stage changes them."""
         if self.is_resumable:
-            self._dense_sums[stage] = checksum(parameters)
+            self._dense_checksums[stage] = compute_checksum(parameters)
         self._save_dense(stage, parameters)
 
     def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
-        """Save what a stage made of its parameters, and what there is to report."""
+        """Save the parameters and the results of a finished stage."""
         if self.is_resumable:
-            metadata = {"found": json.dumps(found), "dense": self._dense_sums[stage]}
-            seal = checksum(parameters, metadata["found"] + metadata["dense"])
+            metadata = {"found": json.dumps(found), "dense": self._dense_checksums[stage]}
+            seal = compute_checksum(parameters, metadata["found"] + metadata["dense"])
             self._write_done(stage, parameters, metadata | {"checksum": seal})
 
     def is_done(self, stage: int) -> bool:
-        """Whether a stage is finished, as far as the names of files tell."""
+        """Whether the file of a finished stage exists."""
         return self._done(stage).is_file()
 
     def resume(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> Any | None:
-        """Put a finished stage's parameters into the model; returns what `commit` was given, or ``None``: unfinished.
+        """Load the parameters of a finished stage into the model.
+
+        Returns:
+            The results that `commit` saved; ``None`` if the stage is unfinished.
 
         Raises:
             StateError: The stage was finished with other dense weights, or its file is damaged.
@@ -95,32 +106,32 @@ class RunRecord:
         self.back_up(stage, parameters)
         metadata, tensors = self._read_done(stage)
         found, dense = metadata.get("found", ""), metadata.get("dense", "")
-        if metadata.get("checksum") != checksum(tensors, found + dense):
-            raise StateError(f"{self._done(stage)} cannot be read (it was changed since it was written). {AGAIN}")
-        if dense != self._dense_sums[stage]:
+        if metadata.get("checksum") != compute_checksum(tensors, found + dense):
+            raise StateError(f"{self._done(stage)} cannot be read (its checksum is wrong). {DELETE_ADVICE}")
+        if dense != self._dense_checksums[stage]:
             raise self._other_weights()
         for name, tensor in parameters.items():
             tensor.copy_(tensors[name])
         return json.loads(found)
 
     def complete(self) -> None:
-        """Write what the result consists of besides the finished stages; here it is the model itself."""
+        """Write everything else that the result needs; nothing, because the result is the model in memory."""
 
     def undo(self, model: nn.Module) -> None:
-        """Give the model its dense weights back.
+        """Restore the model's dense weights.
 
         Raises:
-            StateError: That fails; the message says where they are.
+            StateError: Restoring fails; the message says where the weights are.
         """
         self._dense.restore(model)
 
     def close(self, *, finished: bool) -> None:
-        """Remove what is not needed any more.
+        """Remove files that are no longer needed.
 
         Args:
-            finished: Whether nobody wants to go on from here: no finished stage stays.
+            finished: Whether to remove finished stages too, because the run will not be resumed.
         """
-        with suppress(OSError):  # what cannot be removed does no harm: the same call goes on from it
+        with suppress(OSError):  # files that cannot be removed do no harm: the same call resumes from them
             self._dense.remove()
             self._remove("part", *(["done"] if finished else []))
             if finished:
@@ -130,12 +141,12 @@ class RunRecord:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def abandon(self) -> None:
-        """Leave everything where it is, because the dense weights could not be put back."""
+        """Keep all files, because the dense weights could not be restored."""
         self._release()
 
     def count_finished(self) -> int:
-        """How many stages can be resumed from."""
-        return len(list(self._own("done")))
+        """Return the number of finished stages."""
+        return len(list(self._list_files("done")))
 
     def _open(self) -> None:
         found = self._read()
@@ -145,18 +156,18 @@ class RunRecord:
             if not (named := [key for key in differs if key != OTHER_WEIGHTS]):
                 raise self._other_weights()
             raise StateError(
-                f"The folder {str(self.folder)!r} holds an unfinished run of another kind (it differs in "
-                f"{', '.join(named)}). Call with the same arguments to go on with it, or empty the folder."
+                f"The folder {str(self.folder)!r} contains a different unfinished run (it differs in "
+                f"{', '.join(named)}). Call with the same arguments to resume it, or empty the folder."
             )
         self.counts = None if found is None else found["counts"]
-        with writing(self.folder):  # what a process that was killed left: this model's own are saved again
+        with explain_write_errors(self.folder):  # left by a killed process; dense weights are saved again
             self._dense.remove()
             self._remove("part")
 
     def _other_weights(self) -> StateError:
         return StateError(
-            f"The folder {str(self.folder)!r} holds an unfinished run of a model with other weights. Load the same "
-            f"dense model again, or empty the folder."
+            f"The folder {str(self.folder)!r} contains an unfinished run of a model with other weights. Load the same "
+            f"dense model, or empty the folder."
         )
 
     def _release(self) -> None:
@@ -176,22 +187,22 @@ class RunRecord:
         if not path.exists():
             if strangers := [entry.name for entry in self.folder.iterdir() if entry.suffix == ".safetensors"]:
                 raise StateError(
-                    f"The folder {str(self.folder)!r} holds files that are not of a run, such as {strangers[0]!r}. "
-                    f"Choose an empty folder."
+                    f"The folder {str(self.folder)!r} contains files that do not belong to a run, such as "
+                    f"{strangers[0]!r}. Choose an empty folder."
                 )
             return None
         try:
-            return _unsealed(path.read_text("utf-8"))
+            return _unseal(path.read_text("utf-8"))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise StateError(f"{path} cannot be read ({error}). Empty the folder to start anew.") from error
+            raise StateError(f"{path} cannot be read ({error}). Empty the folder to start over.") from error
 
-    def _own(self, *kinds: str) -> Iterator[Path]:
-        """Files of a run that are of one of these kinds."""
-        files = [entry for entry in self.folder.iterdir() if OWN.fullmatch(entry.name)]
+    def _list_files(self, *kinds: str) -> Iterator[Path]:
+        """Return the files of a run of the given kinds."""
+        files = [entry for entry in self.folder.iterdir() if RUN_FILE_NAME.fullmatch(entry.name)]
         return (entry for entry in files if not set(kinds).isdisjoint(entry.name.split(".")))
 
     def _remove(self, *kinds: str) -> None:
-        for path in self._own(*kinds):
+        for path in self._list_files(*kinds):
             path.unlink()
 
     def _done(self, stage: int) -> Path:
@@ -200,44 +211,44 @@ class RunRecord:
 
 @contextmanager
 def _lock_run(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder."""
+    """Lock a folder against other runs within this context."""
     with try_lock_folder(folder) as is_locked:
         if is_locked is False:
             raise StateError(
-                f"Another run works in the folder {str(folder)!r}. Wait for its end, or choose another folder."
+                f"Another run is using the folder {str(folder)!r}. Wait until it ends, or choose another folder."
             )
         yield
 
 
-def _made_folder(folder: str | Path | None) -> Path:
-    """The folder, or a new temporary one."""
+def _create_folder(folder: str | Path | None) -> Path:
+    """Create the folder, or a temporary one."""
     if folder is None:
-        with writing(Path("A temporary folder")):
+        with explain_write_errors(Path("A temporary folder")):
             return Path(mkdtemp(prefix="secateur-"))
-    made = Path(folder)
+    path = Path(folder)
     try:
-        made.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise StateError(f"The folder {str(folder)!r} cannot be made ({error}). Choose another.") from error
-    return made
+        raise StateError(f"The folder {str(folder)!r} cannot be created ({error}). Choose another.") from error
+    return path
 
 
-def _sealed(values: Mapping[str, Any]) -> str:
-    """Values as JSON, with a checksum."""
+def _seal(values: Mapping[str, Any]) -> str:
+    """Return values as JSON with a checksum."""
     text = json.dumps(values)
     return json.dumps({"checksum": hashlib.sha256(text.encode()).hexdigest(), "values": text})
 
 
-def _unsealed(text: str) -> dict[str, Any]:
-    """The inverse of `_sealed`.
+def _unseal(text: str) -> dict[str, Any]:
+    """Read the result of `_seal`.
 
     Raises:
-        ValueError: The text was changed.
+        ValueError: The checksum is wrong.
     """
-    found = json.loads(text)
-    if hashlib.sha256(found["values"].encode()).hexdigest() != found["checksum"]:
-        raise ValueError("it was changed since it was written")
-    return dict(json.loads(found["values"]))
+    sealed = json.loads(text)
+    if hashlib.sha256(sealed["values"].encode()).hexdigest() != sealed["checksum"]:
+        raise ValueError("its checksum is wrong")
+    return dict(json.loads(sealed["values"]))
 
 
 def set_seed() -> None:

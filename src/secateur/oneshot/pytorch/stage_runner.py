@@ -1,4 +1,4 @@
-"""A calibrated run from beginning to end: stage after stage, each fed with what the pruned ones before it give out."""
+"""Prune a model stage by stage, each with the outputs of the pruned stages before it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from secateur.refiners.base import BlockTask
 from secateur.results import LayerResult
 from secateur.solvers.problem import Problem, Solution
 
-__all__ = ["Outcome", "StageRunner", "survey"]
+__all__ = ["Outcome", "StageRunner", "iterate_problems"]
 
 
 @dataclass
 class Outcome:
-    """What all stages so far have found.
+    """The results of all stages so far.
 
     Attributes:
         results: Layer → what was pruned.
         errors: Layer → relative error of its outputs.
-        solver_seconds: Time in solvers.
+        solver_seconds: Time spent in solvers.
     """
 
     results: dict[str, LayerResult] = field(default_factory=dict)
@@ -42,45 +42,45 @@ class Outcome:
 
 
 class StageRunner:
-    """Prunes stage after stage.
+    """Prunes a model stage by stage.
 
     Args:
         model: The model.
         recipe: How to prune.
-        journal: What is written on disk.
+        record: The record of the run on disk.
         execution: Where the inputs of the next stage are stored, and whom to tell of progress.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, journal: RunRecord, execution: Execution) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, record: RunRecord, execution: Execution) -> None:
         self.model = model
         self.recipe = recipe
-        self.journal = journal
+        self.record = record
         self.execution = execution
         self.outcome = Outcome()
 
     def run(self, stages: Sequence[Stage]) -> Outcome:
-        """Prune all stages, or go on where the journal ends."""
-        start, fresh = time.perf_counter(), 0
+        """Prune all stages, or resume after the finished ones."""
+        start, pruned_here = time.perf_counter(), 0
         for number, stage in enumerate(stages):
-            with stage.opened():
-                if not self._resumed(number, stage):
+            with stage.load_weights():
+                if not self._resume(number, stage):
                     self._prune(number, stage)
-                    fresh += 1
-                if self._is_read(stages, number):
+                    pruned_here += 1
+                if self._needs_outputs(stages, number):
                     stage.advance()
-            self._report(stage.name, (number + 1, len(stages)), time.perf_counter() - start, fresh)
+            self._report(stage.name, (number + 1, len(stages)), time.perf_counter() - start, pruned_here)
         return self.outcome
 
-    def _is_read(self, stages: Sequence[Stage], number: int) -> bool:
-        """Whether a stage behind this one is to be pruned yet, and reads what this one gives out."""
+    def _needs_outputs(self, stages: Sequence[Stage], number: int) -> bool:
+        """Whether a later stage is still to be pruned, so that it reads the outputs of this one."""
         return any(
-            stage.targets and not self.journal.is_done(later)
+            stage.targets and not self.record.is_done(later)
             for later, stage in enumerate(stages[number + 1 :], start=number + 1)
         )
 
-    def _report(self, name: str, done: tuple[int, int], seconds: float, fresh: int) -> None:
+    def _report(self, name: str, done: tuple[int, int], seconds: float, pruned_here: int) -> None:
         if self.execution.progress is not None:
-            left = (done[1] - done[0]) * seconds / max(fresh, 1)
+            left = (done[1] - done[0]) * seconds / max(pruned_here, 1)
             step = Progress(stage=name, done=done[0], total=done[1], seconds=seconds, seconds_left=left)
             with allow_interrupts():
                 self.execution.progress(step)
@@ -91,40 +91,40 @@ class StageRunner:
 
     def _prune_with(self, outputs: Activations, number: int, stage: Stage) -> None:
         targets = {target.name: target for target in stage.targets}
-        statistics = self._collected(stage, targets, outputs)
-        changed = self._changed(stage)
-        self.journal.back_up(number, changed)
+        statistics = self._collect_statistics(stage, targets, outputs)
+        parameters = self._list_parameters(stage)
+        self.record.back_up(number, parameters)
         masks: dict[str, torch.Tensor] = {}
         errors: dict[str, float] = {}
         seconds = 0.0
-        for names in statistics.groups():
+        for names in statistics.group_layers():
             group = [targets[name] for name in names]
             problem = make_problem(group, statistics)
             began = time.perf_counter()
-            solution = self._solved(problem)
+            solution = self._solve(problem)
             seconds += time.perf_counter() - began
             errors |= problem.errors_per_layer(solution.weight)
             masks |= write_solution(group, problem, solution)
         if isinstance(stage, BlockStage):
             for refiner in self.recipe.block_refiners:
                 refiner.refine(self._block_task(stage, masks, outputs))
-        found = {name: asdict(targets[name].verify(mask)) for name, mask in masks.items()}
-        self._note(found, errors, seconds)
-        self.journal.commit(number, changed, {"results": found, "errors": errors, "seconds": seconds})
+        results = {name: asdict(targets[name].verify(mask)) for name, mask in masks.items()}
+        self._add_results(results, errors, seconds)
+        self.record.commit(number, parameters, {"results": results, "errors": errors, "seconds": seconds})
 
-    def _collected(self, stage: Stage, targets: Mapping[str, Target], outputs: Activations) -> InputStatistics:
-        """One pass of the calibration data through a stage that is dense yet."""
+    def _collect_statistics(self, stage: Stage, targets: Mapping[str, Target], outputs: Activations) -> InputStatistics:
+        """Run the calibration data through the dense stage once, and collect input statistics."""
         modules = {name: target.module for name, target in targets.items()}
         statistics = InputStatistics(modules, with_gram=self.recipe.needs_gram)
         with statistics.record_inputs():
             for batch in stage.batches:
                 statistics.start_batch(batch.keep)
-                given = stage.forward(batch.number)
-                if self.recipe.block_refiners and given is not None:
-                    outputs[batch.number] = given
+                output = stage.forward(batch.number)
+                if self.recipe.block_refiners and output is not None:
+                    outputs[batch.number] = output
         return statistics
 
-    def _solved(self, problem: Problem) -> Solution:
+    def _solve(self, problem: Problem) -> Solution:
         with allow_interrupts():
             solution = self.recipe.solver.solve(problem)
             for refiner in self.recipe.layer_refiners:
@@ -132,56 +132,60 @@ class StageRunner:
         return solution
 
     def _block_task(self, stage: BlockStage, masks: Mapping[str, torch.Tensor], outputs: Activations) -> BlockTask:
-        held = {id(target.weight.parameter): masks[target.name] for target in stage.targets}
+        by_id = {id(target.weight.parameter): masks[target.name] for target in stage.targets}
         return BlockTask(
             block=stage.module,
-            masks={name: held[id(weight)] for name, weight in stage.module.named_parameters() if id(weight) in held},
+            masks={name: by_id[id(weight)] for name, weight in stage.module.named_parameters() if id(weight) in by_id},
             forward=stage.forward,
             inputs=stage.inputs,
             outputs=outputs,
             keeps=[batch.keep for batch in stage.batches],
         )
 
-    def _changed(self, stage: Stage) -> dict[str, torch.Tensor]:
-        """Name → every parameter that pruning the stage may change."""
+    def _list_parameters(self, stage: Stage) -> dict[str, torch.Tensor]:
+        """Return name → parameter for all parameters that pruning the stage may change."""
         parameters = [target.weight.parameter for target in stage.targets]
         if self.recipe.block_refiners and isinstance(stage, BlockStage):
             parameters = list(stage.module.parameters())
-        names = {id(held): name for name, held in self.model.named_parameters()}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return {names[id(parameter)]: parameter.detach() for parameter in parameters}
 
-    def _resumed(self, number: int, stage: Stage) -> bool:
-        found = self.journal.resume(number, self._changed(stage)) if stage.targets else {}
-        if found:
-            self._note(found["results"], found["errors"], found["seconds"])
-        return found is not None
+    def _resume(self, number: int, stage: Stage) -> bool:
+        saved = self.record.resume(number, self._list_parameters(stage)) if stage.targets else {}
+        if saved:
+            self._add_results(saved["results"], saved["errors"], saved["seconds"])
+        return saved is not None
 
-    def _note(self, results: Mapping[str, Mapping[str, Any]], errors: Mapping[str, float], seconds: float) -> None:
+    def _add_results(
+        self, results: Mapping[str, Mapping[str, Any]], errors: Mapping[str, float], seconds: float
+    ) -> None:
         for name, values in results.items():
             self.outcome.results[name] = LayerResult(**{**values, "shape": tuple(values["shape"])})
         self.outcome.errors |= errors
         self.outcome.solver_seconds += seconds
 
 
-def survey(stages: Sequence[Stage], inputs: Activations, *, with_gram: bool) -> Iterator[tuple[str, Sequence[Problem]]]:
-    """Part by part: its name, and the problems of the layers in it. The model stays as it is.
+def iterate_problems(
+    stages: Sequence[Stage], inputs: Activations, *, with_gram: bool
+) -> Iterator[tuple[str, Sequence[Problem]]]:
+    """Run the dense model once, and yield the name of each stage and the problems of its layers.
 
     Args:
-        stages: The parts.
-        inputs: Holds what the next part reads.
-        with_gram: Whether Gram matrices are needed, rather than norms.
+        stages: The stages.
+        inputs: Stores the inputs of the next stage.
+        with_gram: Whether Gram matrices are needed; else norms are enough.
     """
     for stage in stages:
-        with stage.opened():
-            own = {target.name: target for target in stage.targets}
-            modules = {name: target.module for name, target in own.items()}
+        with stage.load_weights():
+            targets = {target.name: target for target in stage.targets}
+            modules = {name: target.module for name, target in targets.items()}
             statistics = InputStatistics(modules, with_gram=with_gram)
             with statistics.record_inputs():
                 for batch in stage.batches:
                     statistics.start_batch(batch.keep)
-                    given = stage.forward(batch.number)
-                    if given is not None:
-                        inputs[batch.number] = given
-            groups = statistics.groups()
-            problems = [make_problem([own[name] for name in names], statistics) for names in groups]
+                    output = stage.forward(batch.number)
+                    if output is not None:
+                        inputs[batch.number] = output
+            groups = statistics.group_layers()
+            problems = [make_problem([targets[name] for name in names], statistics) for names in groups]
         yield stage.name, problems

@@ -1,4 +1,4 @@
-"""The parts of a model that are pruned one after another."""
+"""The stages of a calibrated run: parts of a model that are pruned one after another."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from secateur.frameworks.view import WeightView
 from secateur.masking.run import refuse_nan
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, name_failing_batch
-from secateur.oneshot.pytorch.block_stack import Stack, find_block_stack
+from secateur.oneshot.pytorch.block_stack import BlockStack, find_block_stack
 from secateur.oneshot.pytorch.targets import Target
 from secateur.oneshot.pytorch.weight_storage import WeightStorage
 
 __all__ = ["BlockStage", "ModelStage", "Stage", "build_stages"]
 
-GRAM_BYTES = 1 << 28
-"""Gram matrices that are added up in one pass through a model that has no stack of blocks."""
+MAX_GRAM_BYTES = 1 << 28
+"""Size of the Gram matrices accumulated in one pass through a model without a stack of blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(ABC):
-    """Layers that are pruned from the inputs of one pass over the calibration data.
+    """Layers that are pruned with the inputs of one pass over the calibration data.
 
     Attributes:
-        name: What to call it.
+        name: Its name in progress reports.
         targets: Its layers, in the model's order.
         batches: The calibration data.
     """
@@ -41,33 +41,33 @@ class Stage(ABC):
     @property
     @abstractmethod
     def module(self) -> nn.Module:
-        """What runs."""
+        """The module that runs."""
 
     @abstractmethod
-    def opened(self) -> AbstractContextManager[object]:
-        """While this is open, the weights that run are where they run."""
+    def load_weights(self) -> AbstractContextManager[object]:
+        """Load the weights onto the device that runs the stage, within this context."""
 
     @abstractmethod
     def forward(self, number: int) -> torch.Tensor | None:
-        """Run on one batch; returns what the next stage reads, if this one hands anything on."""
+        """Run on one batch; return the inputs of the next stage, or ``None`` if it does not read any."""
 
     @abstractmethod
     def advance(self) -> None:
-        """Hand what is now given out on to the next stage."""
+        """Pass the current outputs on to the next stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockStage(Stage):
-    """One block of a stack, fed with what the pruned blocks before it give out.
+    """One block of a stack, which reads the outputs of the pruned blocks before it.
 
     Attributes:
         stack: The stack.
-        index: The block's place in it.
-        inputs: The hidden states that it reads, and later those that it gives out.
-        storage: Where the block is while others run.
+        index: Index of the block in the stack.
+        inputs: Its input hidden states, later replaced by its outputs.
+        storage: Stores the weights of the block.
     """
 
-    stack: Stack
+    stack: BlockStack
     index: int
     inputs: Activations
     storage: WeightStorage
@@ -78,13 +78,13 @@ class BlockStage(Stage):
         return self.stack.blocks[self.index]
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """See `Stage.opened`.
+    def load_weights(self) -> Iterator[None]:
+        """See `Stage.load_weights`.
 
         Raises:
-            ScoreError: A weight has ``nan``.
+            ScoreError: A weight is ``nan``.
         """
-        with self.storage.open(self.module):
+        with self.storage.load(self.module):
             refuse_nan({target.name: target.weight for target in self.targets})
             yield
 
@@ -102,25 +102,25 @@ class BlockStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStage(Stage):
-    """Layers anywhere in a model, which runs as a whole.
+    """Layers anywhere in a model that runs as a whole.
 
     Attributes:
         model: The model.
-        device: Where it runs.
-        follow: Called when its layers are pruned.
+        device: The device it runs on.
+        on_advance: Called when the layers of this stage are pruned.
     """
 
     model: nn.Module
     device: torch.device
-    follow: Callable[[], object] | None = None
+    on_advance: Callable[[], object] | None = None
 
     @property
     def module(self) -> nn.Module:
         """The model."""
         return self.model
 
-    def opened(self) -> AbstractContextManager[object]:
-        """See `Stage.opened`; outside its blocks a model runs where it is."""
+    def load_weights(self) -> AbstractContextManager[object]:
+        """See `Stage.load_weights`; a model runs on its own device."""
         return nullcontext()
 
     def forward(self, number: int) -> None:
@@ -128,9 +128,9 @@ class ModelStage(Stage):
         self.batches[number].run(self.model, self.device)
 
     def advance(self) -> None:
-        """See `Stage.advance`; every stage of a whole model begins at the beginning."""
-        if self.follow is not None:
-            self.follow()
+        """See `Stage.advance`; every stage of a whole model runs from the start."""
+        if self.on_advance is not None:
+            self.on_advance()
 
 
 def build_stages(
@@ -140,22 +140,22 @@ def build_stages(
     inputs: Activations,
     storage: WeightStorage,
 ) -> list[Stage]:
-    """All layers in the stages that prune them, in the order in which the model runs them.
+    """Build the stages that prune all layers, in the order in which the model runs them.
 
     Args:
         model: The model.
-        targets: Layer → how to prune it.
+        targets: Layer → its target.
         batches: Calibration data.
-        inputs: Takes the hidden states that blocks read.
-        storage: Where the model's weights are.
+        inputs: Stores the hidden states that blocks read.
+        storage: Stores the model's weights.
 
     Raises:
-        UnsupportedModelError: Layers lie in no stack of blocks, and the model as a whole cannot run.
+        UnsupportedModelError: Layers are outside of a stack of blocks, and the model cannot run as a whole.
     """
-    home = storage.home
+    device = storage.default_device
     stack = find_block_stack(model, targets, batches, inputs, storage)
     if stack is None:
-        return list(_model_stages(model, list(targets.values()), batches, home))
+        return list(_model_stages(model, list(targets.values()), batches, device))
     order = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     owner = {name: _owner(name, stack) for name in targets}
     outside = [targets[name] for name, index in owner.items() if index is None]
@@ -176,25 +176,25 @@ def build_stages(
         for place, name in enumerate(stack.names)
     ]
     last = max(place for place, block in enumerate(blocks) if block.targets)
-    first = list(_model_stages(model, before, batches, home))
+    first = list(_model_stages(model, before, batches, device))
 
     def record_again() -> None:
-        """Have the blocks read what the pruned layers before them give out."""
-        found = find_block_stack(model, targets, batches, inputs, storage)
-        assert found is not None
-        stack.calls[:] = found.calls
+        """Record the calls of the blocks again, with the outputs of the pruned layers before them."""
+        recorded = find_block_stack(model, targets, batches, inputs, storage)
+        assert recorded is not None
+        stack.calls[:] = recorded.calls
 
     if first:
-        first[-1] = replace(first[-1], follow=record_again)
+        first[-1] = replace(first[-1], on_advance=record_again)
     return [
         *first,
         *blocks[: last + 1],
-        *_model_stages(model, after, batches, home),
+        *_model_stages(model, after, batches, device),
     ]
 
 
-def _owner(layer: str, stack: Stack) -> int | None:
-    """The block that a layer lies in."""
+def _owner(layer: str, stack: BlockStack) -> int | None:
+    """Return the index of the block that a layer is in, or ``None``."""
     return next((i for i, name in enumerate(stack.names) if layer == name or layer.startswith(f"{name}.")), None)
 
 
@@ -205,7 +205,7 @@ def _model_stages(
     size = 0
     for target in targets:
         more = _gram_bytes(target.selector.view)
-        if group and size + more > GRAM_BYTES:
+        if group and size + more > MAX_GRAM_BYTES:
             yield _model_stage(model, group, batches, device)
             group, size = [], 0
         group.append(target)

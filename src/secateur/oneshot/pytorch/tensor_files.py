@@ -1,4 +1,4 @@
-"""Files of a run, each of which is written as a whole or not at all."""
+"""Read and write the files of a run. Writes are atomic."""
 
 from __future__ import annotations
 
@@ -18,28 +18,37 @@ from safetensors.torch import save_file
 from secateur._third_party import is_out_of_memory
 from secateur.errors import StateError, StorageError
 
-__all__ = ["AGAIN", "byte_view", "checksum", "read_header", "read_tensors", "write_tensors", "write_text", "writing"]
+__all__ = [
+    "DELETE_ADVICE",
+    "byte_view",
+    "compute_checksum",
+    "explain_write_errors",
+    "read_header",
+    "read_tensors",
+    "write_tensors",
+    "write_text",
+]
 
-AGAIN = "Delete it to have this part pruned again."
+DELETE_ADVICE = "Delete it to prune this part again."
 """What to do about a finished stage that cannot be read."""
 
 LENGTH_BYTES = 8
-"""What a safetensors file begins with: the length of its header."""
+"""Size of the header's length at the start of a safetensors file."""
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise a `StorageError` for whatever goes wrong with the disk while this is open.
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Raise a `StorageError` for any error of the disk within this context.
 
     Args:
-        path: What is written, for the message.
+        path: The path to name in the message.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
         if is_out_of_memory(error) or isinstance(error, StorageError):
             raise
-        raise StorageError(f"{path} cannot be written ({error}). Make room, or choose another folder.") from error
+        raise StorageError(f"{path} cannot be written ({error}). Free disk space, or choose another folder.") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
@@ -48,11 +57,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     Raises:
         StorageError: The disk is full, or fails.
     """
-    _write(path, lambda unfinished: save_file(_separate(tensors), unfinished, {"format": "pt", **metadata}))
+    _write(path, lambda unfinished: save_file(_copy_shared(tensors), unfinished, {"format": "pt", **metadata}))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text.
+    """Write a text file.
 
     Raises:
         StorageError: The disk is full, or fails.
@@ -61,7 +70,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors of a finished stage.
+    """Read the metadata and the tensors of a finished stage.
 
     Raises:
         StateError: The file is damaged.
@@ -71,38 +80,38 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise StateError(f"{path} cannot be read ({error}). {AGAIN}") from error
+        raise StateError(f"{path} cannot be read ({error}). {DELETE_ADVICE}") from error
     return metadata, tensors
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a file that this process wrote, and the place of the first tensor's first byte."""
+    """Read the header of a safetensors file of this process, and the offset of its first tensor."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         return json.loads(file.read(length)), LENGTH_BYTES + length
 
 
-def checksum(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
-    """SHA-256 of names, types, shapes and values, and of a text."""
-    found = hashlib.sha256(text.encode())
+def compute_checksum(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
+    """Return the SHA-256 of names, dtypes, shapes and values, and of a text."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(byte_view(tensor.detach().cpu().contiguous()))
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(byte_view(tensor.detach().cpu().contiguous()))
+    return digest.hexdigest()
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU."""
-    # A tensor of one number may have any strides.
+    """Return the memory of a contiguous tensor on the CPU."""
+    # A tensor with one element may have any strides.
     array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(array)
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place, and give it its name once it is on the disk."""
+    """Write to a temporary file beside the path, and rename it once it is on disk."""
     unfinished = path.with_name(f"{path.name}.part")
-    with writing(path):
+    with explain_write_errors(path):
         try:
             write(unfinished)
             _sync(unfinished)
@@ -114,7 +123,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file's content on the disk before its name, so that a power failure leaves no empty file."""
+    """Flush a file to disk before it is renamed, so that a power failure leaves no empty file."""
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -122,13 +131,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, copied only where several share their memory, which safetensors refuses."""
-    found, seen = {}, set()
+def _copy_shared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors, copied only where they share memory, which safetensors refuses."""
+    separate, seen = {}, set()
     for name, tensor in tensors.items():
-        held = tensor.detach().cpu().contiguous()
-        memory = held.untyped_storage()
-        is_alone = memory.nbytes() == held.nbytes and memory.data_ptr() not in seen
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage()
+        is_alone = memory.nbytes() == value.nbytes and memory.data_ptr() not in seen
         seen.add(memory.data_ptr())
-        found[name] = held if is_alone else held.clone()
-    return found
+        separate[name] = value if is_alone else value.clone()
+    return separate

@@ -17,18 +17,18 @@ __all__ = ["FilteredTensors", "WeightFiles", "read_weight_header"]
 
 
 class WeightFiles(Mapping[str, torch.Tensor]):
-    """Name → tensor, which is read from its file whenever it is asked for.
+    """A mapping of name → tensor. Each tensor is read from its file on access.
 
     Args:
-        path: A safetensors file, or a folder: of its files those that an index names, or ``model.safetensors``, or all.
+        path: A safetensors file, or a folder: the files named by an index, else ``model.safetensors``, else all files.
 
     Attributes:
-        path: The same.
+        path: The file or folder.
         shapes: Name → shape, from the files' headers.
-        types: Name → type as safetensors calls it, such as ``"BF16"``.
+        types: Name → dtype as safetensors names it, such as ``"BF16"``.
 
     Raises:
-        ModelLoadError: There is no such file, one is damaged, or a name stands in several.
+        ModelLoadError: There is no such file, a file is damaged, or a name is in several files.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -51,10 +51,10 @@ class WeightFiles(Mapping[str, torch.Tensor]):
         path = self._files[name]
         try:
             with safe_open(path, "pt") as file:
-                # Memory of its own, aligned as torch aligns it: the last bits of products of matrices depend on that.
+                # Copy into memory that torch aligns, because the last bits of matrix products depend on the alignment.
                 tensor: torch.Tensor = file.get_tensor(name).clone()
         except (OSError, SafetensorError) as error:
-            raise _damaged(path, error) from error
+            raise _create_read_error(path, error) from error
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -65,11 +65,11 @@ class WeightFiles(Mapping[str, torch.Tensor]):
 
 
 class FilteredTensors(Mapping[str, torch.Tensor]):
-    """All tensors but some, read as those of the mapping behind it are.
+    """A view of a mapping of tensors without some names.
 
     Args:
         tensors: Name → tensor.
-        excluded: Names that are left out.
+        excluded: Names to leave out.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], excluded: Collection[str]) -> None:
@@ -102,10 +102,10 @@ def _files(path: Path) -> Collection[Path]:
 
 
 def read_weight_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name → shape and type of all that one file holds.
+    """Return name → shape and dtype of all tensors in one file.
 
     Raises:
-        ModelLoadError: It is missing, no file or damaged.
+        ModelLoadError: The path is missing, not a file or damaged.
     """
     if not path.is_file():  # a pipe would never end
         raise ModelLoadError(f"{path} must be a file with weights, found {'none' if path.exists() else 'nothing'}.")
@@ -114,8 +114,8 @@ def read_weight_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return {name: (tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()}
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, error) from error
+        raise _create_read_error(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> ModelLoadError:
+def _create_read_error(path: Path, error: Exception) -> ModelLoadError:
     return ModelLoadError(f"{path} cannot be read ({type(error).__name__}: {error}). Is it complete?")
