@@ -174,7 +174,7 @@ def test_verbs_out_of_order() -> None:
     optimizer.finalize()
     assert not optimizer.is_active
     assert not optimizer.update_masks()
-    with pytest.raises(StateError, match=r"finalized already\. Make another one"):
+    with pytest.raises(StateError, match=r"finalized or closed already\. Make another one"):
         optimizer.finalize()
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 import secateur
 from fuzz.harness import attack
 from secateur.errors import SecateurError
-from secateur.training.pytorch import Pruner
+from secateur.training.pytorch import PytorchPruner
 from training.models import OPTIMIZERS, backward, mlp, revived
 from training.test_interrupts import InterruptAt
 
@@ -98,7 +98,7 @@ EVENTS: list[Callable[[Any, Optimizer, random.Random], None]] = [
 ]
 
 
-def one_step(chance: random.Random, model: nn.Module, optimizer: Optimizer, pruner: Pruner, step: int) -> None:
+def one_step(chance: random.Random, model: nn.Module, optimizer: Optimizer, pruner: PytorchPruner, step: int) -> None:
     """A step by hand or by hooks, with or without a closure."""
     if pruner._hooks:
         optimizer.step((lambda: backward(model, step)) if chance.random() < 0.2 else None)
@@ -108,7 +108,7 @@ def one_step(chance: random.Random, model: nn.Module, optimizer: Optimizer, prun
     pruner.after_step()
 
 
-def check(pruner: Pruner, before: dict[str, Any]) -> dict[str, Any]:
+def check(pruner: PytorchPruner, before: dict[str, Any]) -> dict[str, Any]:
     """Pruned weights are zero and stay pruned."""
     assert revived(pruner) == []
     masks = pruner.masks
@@ -116,7 +116,7 @@ def check(pruner: Pruner, before: dict[str, Any]) -> dict[str, Any]:
     return masks
 
 
-def begin(chance: random.Random, config: dict[str, Any]) -> tuple[nn.Sequential, Optimizer, Pruner]:
+def begin(chance: random.Random, config: dict[str, Any]) -> tuple[nn.Sequential, Optimizer, PytorchPruner]:
     model = mlp(chance.randrange(100))
     if config["kind"] == "pattern_lock":
         model[0].weight.data[:8] = 0

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 import secateur
-from secateur.training.pytorch import Pruner
+from secateur.training.pytorch import PytorchPruner
 
 Factory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -85,7 +85,7 @@ class Trial(NamedTuple):
 
     model: nn.Sequential
     optimizer: Optimizer
-    pruner: Pruner
+    pruner: PytorchPruner
 
     def train(self, steps: Iterable[int], after: Callable[[int], None] = nothing) -> "Trial":
         train(self.model, self.optimizer, steps, after)
@@ -99,14 +99,14 @@ def begin(config: dict[str, Any] = CONFIG, *, model: nn.Sequential | None = None
     return Trial(model, built, secateur.prepare(model, config, optimizer=built))
 
 
-def revived(pruner: Pruner) -> list[str]:
+def revived(pruner: PytorchPruner) -> list[str]:
     """The layers in which a pruned weight is not zero."""
     return [
         name for name, mask in pruner.masks.items() if pruner.model.get_submodule(name).weight[~mask].count_nonzero()
     ]
 
 
-def pruned_units(pruner: Pruner) -> int:
+def pruned_units(pruner: PytorchPruner) -> int:
     return sum(layer.pruned_units for layer in pruner.report().layers)
 
 
@@ -135,7 +135,7 @@ def hooks(optimizer: Optimizer) -> int:
 class NeverRevived:
     """Called after each step: what is pruned is zero and stays pruned."""
 
-    def __init__(self, pruner: Pruner) -> None:
+    def __init__(self, pruner: PytorchPruner) -> None:
         self.pruner = pruner
         self.before = pruner.masks
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import secateur
 from secateur.errors import LayerError, StateError
-from secateur.training.pytorch import Pruner
+from secateur.training.pytorch import PytorchPruner
 from training.models import CONFIG, OPTIMIZERS, PROGRESSIVE, backward, begin, hooks, mlp, pruned_units, revived
 
 LASSO = {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.01}
@@ -86,7 +86,7 @@ def fail_in_a_scaler(model: nn.Module, optimizer: Unlucky) -> None:
 FAILURES = [fail_inside, fail_in_another_hook, fail_in_a_closure, fail_in_a_scaler]
 
 
-def unlucky(config: dict[str, Any]) -> tuple[nn.Sequential, Unlucky, Pruner]:
+def unlucky(config: dict[str, Any]) -> tuple[nn.Sequential, Unlucky, PytorchPruner]:
     model = mlp()
     optimizer = Unlucky(model.parameters())
     pruner = secateur.prepare(model, config, optimizer=optimizer)
@@ -161,8 +161,8 @@ class Adjusted(torch.optim.SGD):
         return loss
 
 
-@pytest.mark.parametrize("end", [Pruner.close, Pruner.finalize])
-def test_a_step_around_the_step_of_its_base_class(end: Callable[[Pruner], Any]) -> None:
+@pytest.mark.parametrize("end", [PytorchPruner.close, PytorchPruner.finalize])
+def test_a_step_around_the_step_of_its_base_class(end: Callable[[PytorchPruner], Any]) -> None:
     model = mlp()
     optimizer = Adjusted(model.parameters(), lr=0.1)
     pruner = secateur.prepare(model, CONFIG, optimizer=optimizer)

@@ -11,17 +11,19 @@ from torch.optim import SGD
 
 import secateur
 from secateur.errors import LayerError, StateError
-from secateur.training.pytorch import Pruner
+from secateur.training.pytorch import PytorchPruner
 from secateur.training.pytorch.overlap import shares_memory
 from training.models import CONFIG, begin, bits, mlp
 
 
-def by_optimizer(model: nn.Module) -> Pruner:
-    pruner: Pruner = secateur.prepare(model, {**CONFIG, "pattern": "8x1"}, optimizer=SGD(model.parameters(), lr=0.1))
+def by_optimizer(model: nn.Module) -> PytorchPruner:
+    pruner: PytorchPruner = secateur.prepare(
+        model, {**CONFIG, "pattern": "8x1"}, optimizer=SGD(model.parameters(), lr=0.1)
+    )
     return pruner
 
 
-def announced(model: nn.Module) -> Pruner:
+def announced(model: nn.Module) -> PytorchPruner:
     return secateur.prepare(model, {**CONFIG, "pattern": "8x1"})
 
 
@@ -64,8 +66,8 @@ def rows(model: nn.Sequential) -> nn.Module:
 @pytest.mark.parametrize("view", [same, around, tied, alias, rows])
 def test_two_pruners_of_one_weight(
     view: Callable[[nn.Sequential], nn.Module],
-    first: Callable[[nn.Module], Pruner],
-    second: Callable[[nn.Module], Pruner],
+    first: Callable[[nn.Module], PytorchPruner],
+    second: Callable[[nn.Module], PytorchPruner],
 ) -> None:
     model = mlp()
     running = first(model)
@@ -78,23 +80,23 @@ def test_two_pruners_of_one_weight(
     second(other).close()
 
 
-def finish(pruner: Pruner) -> None:
+def finish(pruner: PytorchPruner) -> None:
     pruner.finalize()
 
 
-def close(pruner: Pruner) -> None:
+def close(pruner: PytorchPruner) -> None:
     pruner.close()
 
 
 @pytest.mark.parametrize("end", [finish, close])
-def test_an_earlier_run_that_has_ended(end: Callable[[Pruner], None]) -> None:
+def test_an_earlier_run_that_has_ended(end: Callable[[PytorchPruner], None]) -> None:
     trial = begin().train(range(9))
     end(trial.pruner)
     assert by_optimizer(trial.model).is_active
 
 
 @pytest.mark.parametrize("make", [by_optimizer, announced])
-def test_an_earlier_run_that_nobody_can_reach(make: Callable[[nn.Module], Pruner]) -> None:
+def test_an_earlier_run_that_nobody_can_reach(make: Callable[[nn.Module], PytorchPruner]) -> None:
     model = mlp()
     gc.disable()
     try:

@@ -8,7 +8,7 @@ import torch
 
 import secateur
 from secateur.errors import ConfigError, StateError
-from secateur.training.pytorch import Pruner, prepare_by_hand
+from secateur.training.pytorch import PytorchPruner, prepare_by_hand
 from training.models import CONFIG, OPTIMIZERS, PROGRESSIVE, NeverRevived, backward, begin, bits, hooks, mlp
 
 KINDS = {
@@ -21,7 +21,7 @@ KINDS = {
 
 def train_announced(
     config: dict[str, Any], steps: Iterable[int], *, optimizer: str = "adamw", state: Any = None
-) -> tuple[torch.nn.Sequential, Pruner]:
+) -> tuple[torch.nn.Sequential, PytorchPruner]:
     """Train `mlp`, calling the pruner around each step of an optimizer that is not accessible."""
     model = mlp()
     unknown = OPTIMIZERS[optimizer](model.parameters())

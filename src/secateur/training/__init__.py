@@ -8,8 +8,9 @@ from typing import Any
 from secateur.config import PruningConfig
 from secateur.frameworks import import_leaf
 from secateur.results import LayerResult, PruningReport
+from secateur.training.pruner import Pruner
 
-__all__ = ["LayerResult", "PruningReport", "prepare"]
+__all__ = ["LayerResult", "Pruner", "PruningReport", "prepare"]
 
 
 def prepare(model: Any, config: PruningConfig | Mapping[str, Any], optimizer: Any | Iterable[Any] | None = None) -> Any:
@@ -27,7 +28,7 @@ def prepare(model: Any, config: PruningConfig | Mapping[str, Any], optimizer: An
             ``None`` for Keras: the optimizer that the model is compiled with, which the returned one then replaces.
 
     Returns:
-        A `Pruner`: for torch a `secateur.training.pytorch.Pruner`, for Keras a `secateur.keras.PruningOptimizer`.
+        A `Pruner`: a `secateur.training.pytorch.PytorchPruner` or a `secateur.keras.PruningOptimizer`.
 
     Raises:
         SecateurError: The configuration is invalid or does not fit the model, a weight is ``nan``, no optimizer holds a

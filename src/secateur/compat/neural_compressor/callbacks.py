@@ -51,7 +51,7 @@ class PruningCallbacks:
 
     @property
     def pruner(self) -> Any:
-        """The `secateur.training.pytorch.Pruner` of the run: masks, reports, and a state that can be saved.
+        """The `secateur.training.pytorch.PytorchPruner` of the run: masks, reports, and a state that can be saved.
 
         Raises:
             StateError: The run has not begun.

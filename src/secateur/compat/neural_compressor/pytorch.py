@@ -19,7 +19,7 @@ from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import prune
 from secateur.planning.pytorch import find_candidates, plan
 from secateur.results import PruningReport
-from secateur.training.pytorch import Pruner, prepare
+from secateur.training.pytorch import PytorchPruner, prepare
 
 __all__ = ["build_checked_config", "build_pruning_config", "prune_once", "save", "start_run"]
 
@@ -52,7 +52,7 @@ def build_checked_config(config: WeightPruningConfig, model: nn.Module, *, prune
     return own
 
 
-def start_run(model: nn.Module, config: PruningConfig, optimizer: Any) -> Pruner:
+def start_run(model: nn.Module, config: PruningConfig, optimizer: Any) -> PytorchPruner:
     """A run that follows the optimizer, or one whose steps are announced where that is ``None``."""
     return prepare(model, config, optimizer)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
-from weakref import WeakSet
 
 import keras
 import numpy as np
@@ -17,7 +15,6 @@ from keras import ops
 
 from secateur._array import Array
 from secateur._deprecated import warn_deprecated
-from secateur._wording import format_list
 from secateur.config import PruningConfig
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.frameworks.keras import get_tensor, read_array
@@ -26,7 +23,7 @@ from secateur.planning.keras import plan as plan_keras
 from secateur.results import PruningReport
 from secateur.training.checks import warn_if_already_sparse, warn_if_pruned_at_once
 from secateur.training.keras.state import SavedPlan, make_damage_error, read_header, read_values, require_keys
-from secateur.training.keras.step import PruningStep
+from secateur.training.keras.step import ACTIVE, PruningStep
 from secateur.training.resume import FORMAT_VERSION, refuse_other_runs
 
 __all__ = ["PruningOptimizer"]
@@ -35,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 HEADER_KEY = "secateur"
 """Entry of a weights file that tells the variables of this optimizer from those of another."""
-
-ACTIVE: WeakSet[PruningOptimizer] = WeakSet()
-"""Optimizers whose runs have not ended, so that no two prune the same kernel."""
 
 
 @keras.saving.register_keras_serializable(package="secateur")
@@ -88,7 +82,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             raise UnsupportedModelError(f"model must be a keras.Model, found {type(model).__name__}.")
         plan = plan_keras(model, config)
         pruner = PruningStep(plan.patterns)
-        _refuse_shared(pruner)
+        pruner.refuse_shared()
         warn_if_pruned_at_once(pruner.runs)
         warn_if_already_sparse(pruner.runs)
         self._initialize(optimizer, SavedPlan.of(plan, model), name)
@@ -112,7 +106,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         """
         if not self.built:
             pruner = PruningStep(self._plan.bind(list(variables)), is_new=False)
-            _refuse_shared(pruner)
+            pruner.refuse_shared()
             self._start(pruner, variables)
             self._awaits_state = True
 
@@ -122,7 +116,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         super().build(list(variables))
         pruner.start(self.inner_optimizer, self._add_variable)
         self._pruning = pruner
-        ACTIVE.add(self)
+        if self._is_active:
+            ACTIVE.add(pruner)
 
     def _add_variable(
         self, shape: tuple[int, ...], initializer: str = "zeros", *, dtype: str, layout: Any = None, name: str
@@ -379,21 +374,56 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             StateError: The run has been finalized already, an update of the masks was due and not made, or masks and
                 weights are not what they should be.
         """
-        if not self._is_active:
-            raise StateError("This optimizer has been finalized already. Make another one for another run.")
+        self._require_active()
         self._require_started().verify(self.step)
         report = self.report()
         report.warn_if_incomplete()
-        self._is_active = False
-        ACTIVE.discard(self)
+        self.close()
         return report
 
-    def apply_masks(self) -> None:
-        """Set pruned weights to zero now, as after each step: where something else has written into the model.
+    def close(self) -> None:
+        """End the run without verifying it. Calling it again does nothing.
 
-        `keras.callbacks.EarlyStopping` does when it puts back the weights of an epoch in which less was pruned.
+        Afterwards nothing keeps pruned weights at zero, except a step that was compiled before.
         """
-        self._require_started().apply_masks()
+        self._is_active = False
+        if self._pruning is not None:
+            ACTIVE.discard(self._pruning)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masks, scores and counters as NumPy arrays: what a resumed run needs besides its model and optimizer.
+
+        ``model.save`` saves all of that together.
+        """
+        state: dict[str, Any] = {}
+        self.save_own_variables(state)
+        return {key: np.array(value) for key, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from what `state_dict` returned, with a model of the same layers and the same configuration.
+
+        Raises:
+            StateError: The state is damaged, or belongs to another model, configuration or format, or this run has
+                ended; nothing is changed then.
+        """
+        self._require_active()
+        if HEADER_KEY not in state:
+            raise make_damage_error("it has no description of the run")
+        self.load_own_variables(state)
+
+    def apply_masks(self, model: keras.Model | None = None) -> None:
+        """Set pruned weights to zero in `model`, by the names of its layers; ``None``: in the pruned model.
+
+        That is needed where something else writes weights, such as `keras.callbacks.EarlyStopping`, which can restore
+        those of an epoch in which less was pruned.
+
+        Raises:
+            LayerError: A pruned layer is missing in `model` or has another shape; nothing is changed then.
+        """
+        if model is None:
+            self._require_started().apply_masks()
+        else:
+            self._require_started().apply_masks_to(model)
 
     def attach(self, model: keras.Model) -> None:
         """Make sure, before training, that this is the optimizer of the model that it is used for.
@@ -416,6 +446,10 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         """Whether JAX has taken the values out of the variables, as it does under ``fit``."""
         return keras.backend.backend() == "jax" and getattr(self._iterations, "_value", ...) is None
 
+    def _require_active(self) -> None:
+        if not self._is_active:
+            raise StateError("This optimizer has been finalized or closed already. Make another one for another run.")
+
     def _require_built(self) -> PruningStep:
         if self._pruning is None:
             raise StateError(
@@ -433,23 +467,6 @@ class PruningOptimizer(keras.optimizers.Optimizer):
                 f"The state is of format {saved['format_version']}, this version reads format {FORMAT_VERSION}."
             )
         refuse_other_runs(saved["runs"], self._require_built().describe())
-
-
-def _refuse_shared(pruner: PruningStep) -> None:
-    """Raise `StateError` if a run that has not ended prunes one of the kernels."""
-    if _find_shared(pruner):
-        gc.collect()  # one that nobody can reach is none
-    if shared := _find_shared(pruner):
-        raise StateError(
-            f"Another PruningOptimizer prunes {format_list(map(repr, shared))} already. End that run with "
-            f"secateur.keras.finalize(model), or drop all references to that optimizer."
-        )
-
-
-def _find_shared(pruner: PruningStep) -> list[str]:
-    others = [other._pruning for other in ACTIVE if other.is_active and other._pruning is not None]
-    theirs = {id(kernel.variable) for other in others for kernel in other.kernels.values()}
-    return [name for name, kernel in pruner.kernels.items() if id(kernel.variable) in theirs]
 
 
 def _accept_old_arguments(model: Any, optimizer: Any, inner_optimizer: Any) -> tuple[Any, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import keras
 
 from secateur._array import Array, count_true
 from secateur._wording import format_list
-from secateur.errors import StateError, UnsupportedModelError
-from secateur.frameworks.keras import read_array
+from secateur.errors import LayerError, StateError, UnsupportedModelError
+from secateur.frameworks.keras import apply_mask, get_kernel, list_layers, read_array
 from secateur.masking.run import build_report, refuse_nan, refuse_violations
 from secateur.patterns import BasePattern
 from secateur.results import PruningReport
@@ -19,7 +21,10 @@ from secateur.training.keras.run import AddVariable, KerasRun
 from secateur.training.keras.state import Values, make_damage_error
 from secateur.training.keras.weight import TrainedKernel, find_slots
 
-__all__ = ["PruningStep"]
+__all__ = ["ACTIVE", "PruningStep"]
+
+ACTIVE: WeakSet[PruningStep] = WeakSet()
+"""Runs that have not ended, so that no two prune the same kernel."""
 
 
 class PruningStep:
@@ -122,6 +127,39 @@ class PruningStep:
         return any(run.config.reg_type is not None for run in self.runs)
 
     # On the host.
+
+    def refuse_shared(self) -> None:
+        """Raise `StateError` if a run that has not ended prunes one of the kernels."""
+        if self._find_shared():
+            gc.collect()  # the run of an optimizer that is not referenced any more has ended
+        if shared := self._find_shared():
+            raise StateError(
+                f"Another PruningOptimizer prunes {format_list(map(repr, shared))} already. End that run with "
+                f"secateur.keras.finalize(model), or drop all references to that optimizer."
+            )
+
+    def _find_shared(self) -> list[str]:
+        pruned = {id(kernel.variable) for other in ACTIVE for kernel in other.kernels.values()}
+        return [name for name, kernel in self.kernels.items() if id(kernel.variable) in pruned]
+
+    def apply_masks_to(self, model: keras.Model) -> None:
+        """Set pruned weights to zero in a copy of the model.
+
+        Raises:
+            LayerError: A pruned layer is missing there or has another shape; nothing is changed then.
+        """
+        layers, targets = list_layers(model), []
+        for name, kernel in self.kernels.items():
+            if name not in layers:
+                raise LayerError(f"layer {name!r} was pruned, and {model.name!r} has no such layer.")
+            variable = get_kernel(layers[name])
+            if variable.shape != kernel.variable.shape:
+                shape, expected = tuple(variable.shape), tuple(kernel.variable.shape)
+                raise LayerError(f"layer {name!r} has shape {shape}, the mask {expected}.")
+            targets.append((variable, kernel.mask))
+        for variable, mask in targets:
+            if mask is not None:
+                apply_mask(variable, mask)
 
     @property
     def next_update(self) -> int | None:

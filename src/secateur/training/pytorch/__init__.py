@@ -8,25 +8,27 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._deprecated import warn_deprecated
+from secateur._deprecated import deprecated_getattr, warn_deprecated
 from secateur.config import PruningConfig
 from secateur.errors import UnsupportedModelError
 from secateur.masking.pytorch import ParameterWeight
 from secateur.planning.pytorch import plan as plan_torch
-from secateur.training.pytorch.pruner import Pruner
+from secateur.training.pytorch.pruner import PytorchPruner
 
-__all__ = ["ParameterWeight", "Pruner", "prepare", "prepare_by_hand"]
+__all__ = ["ParameterWeight", "PytorchPruner", "prepare", "prepare_by_hand"]
+
+__getattr__ = deprecated_getattr(__name__, {"Pruner": "secateur.training.pytorch:PytorchPruner"})
 
 
 def prepare(
     model: nn.Module,
     config: PruningConfig | Mapping[str, Any],
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
-) -> Pruner:
+) -> PytorchPruner:
     """See `secateur.prepare`.
 
-    Without an optimizer, gradients must be free of a loss scale when `Pruner.before_step` is called, and there is no
-    group lasso, which needs the learning rate.
+    Without an optimizer, gradients must be free of a loss scale when `PytorchPruner.before_step` is called, and group
+    lasso is not available, because it needs the learning rate.
 
     Example:
         >>> import torch
@@ -44,12 +46,12 @@ def prepare(
         0.5
     """
     if optimizer is None:
-        return Pruner(model, plan_torch(model, config), None)
+        return PytorchPruner(model, plan_torch(model, config), None)
     optimizers = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
-    return Pruner(model, plan_torch(model, config), tuple(map(_unwrap_optimizer, optimizers)))
+    return PytorchPruner(model, plan_torch(model, config), tuple(map(_unwrap_optimizer, optimizers)))
 
 
-def prepare_by_hand(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> Pruner:
+def prepare_by_hand(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> PytorchPruner:
     """Deprecated: `secateur.prepare` without an optimizer."""
     warn_deprecated("secateur.training.pytorch.prepare_by_hand(model, config)", "secateur.prepare(model, config)")
     return prepare(model, config)

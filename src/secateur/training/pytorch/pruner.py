@@ -26,11 +26,11 @@ from secateur.training.pytorch.state import check_state
 from secateur.training.pytorch.weight import ManualOptimizer, TrainedParameter, find_weights
 from secateur.training.resume import FORMAT_VERSION
 
-__all__ = ["Pruner"]
+__all__ = ["PytorchPruner"]
 
 AnyOptimizer = Optimizer | ManualOptimizer
 
-ACTIVE: WeakSet[Pruner] = WeakSet()
+ACTIVE: WeakSet[PytorchPruner] = WeakSet()
 """Pruners that act on steps, so that no two prune the same weight."""
 
 
@@ -46,7 +46,7 @@ class _Update(NamedTuple):
     masks: list[dict[str, Array]]
 
 
-class Pruner:
+class PytorchPruner:
     """Keeps a model on its way to sparsity: masks after every optimizer step, new masks when they are due.
 
     It touches the model's weights and nothing else: copies, pickles, checkpoints and compiled versions of the model
@@ -190,13 +190,18 @@ class Pruner:
         """Share of weights pruned now, over all pruned layers."""
         return self.report().sparsity
 
-    def apply_masks(self, model: nn.Module) -> None:
-        """Set the pruned weights to zero in a copy of the model, such as an average of its weights (EMA, SWA).
+    def apply_masks(self, model: nn.Module | None = None) -> None:
+        """Set pruned weights to zero in a copy of the model, such as an average of its weights (EMA, SWA).
+
+        Without `model`, set them to zero in the pruned model.
 
         Raises:
             LayerError: A pruned layer is missing there or has another shape; nothing is changed then.
         """
         self._complete_update()
+        if model is None:
+            self._apply(None)
+            return
         inner = unwrap_model(model)
         targets = []
         for name, weight in self._weights.items():
