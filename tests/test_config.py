@@ -132,7 +132,7 @@ def test_every_problem_is_told() -> None:
         ),
         ({"op_names": ["(open"]}, r"op_names: '\(open' is not a regular expression: missing \)"),
         ({"layers": {"*": None}}, r"layers: '\*' is not a regular expression: nothing to repeat"),
-        ({"criterion": "snip", "pruning_type": "snip"}, "'criterion' and 'pruning_type' are two names of one thing"),
+        ({"criterion": "snip", "pruning_type": "snip"}, "'criterion' and 'pruning_type' are two names of one setting"),
         ({"layers": {"fc": {"patern": "2:4"}}}, r"layers\['fc'\]: Unknown key 'patern'\. Did you mean 'pattern'\?"),
         (
             {"layer_types": {"Conv2d": {"target_sparsity": 2}}},

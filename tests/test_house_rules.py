@@ -24,7 +24,7 @@ OPTIONS = "each parameter is an option of the command, and a test freezes them"
 EXCEPTIONS: dict[str, str] = {
     "cli/commands/bench.py::bench: parameters": OPTIONS,
     "cli/commands/prune.py::prune: parameters": OPTIONS,
-    "compat/neural_compressor/preparing.py::prepare_pruning: parameters": "the signature of what it takes the place of",
+    "compat/neural_compressor/prepare.py::prepare_pruning: parameters": "the signature of what it takes the place of",
 }
 
 # Spelled in halves, so that this file does not hold what it forbids.

@@ -1,4 +1,4 @@
-"""Packages that only some calls need."""
+"""Optional packages: whether they are installed, and files within them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = [
 ]
 
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
-"""Backends that Keras can train with, in the order of its own preference; each is the name of a package too."""
+"""Keras backends that can train, in the order of Keras's preference; each is also the name of a package."""
 
 
 def require_packages(*packages: str, extra: str) -> None:
-    """Make sure that packages can be imported, without importing them.
+    """Raise if a package cannot be imported; no package is imported.
 
     Args:
         packages: Import names.
-        extra: The extra of this package that brings them.
+        extra: The extra of this package that installs them.
 
     Raises:
-        MissingPackageError: One is missing; the message says what to install.
+        MissingPackageError: A package is missing; the message says how to install it.
     """
     for package in packages:
         if not is_installed(package):
@@ -43,7 +43,7 @@ def require_packages(*packages: str, extra: str) -> None:
 
 
 def require_keras() -> None:
-    """Make sure that Keras and the backend that it would take can be imported, without importing them.
+    """Raise if Keras or its configured backend cannot be imported; neither is imported.
 
     Raises:
         MissingPackageError: One is missing; the message says what to install or to set.
@@ -59,7 +59,7 @@ def require_keras() -> None:
 
 
 def get_keras_backend() -> str:
-    """The backend that Keras takes when it is imported: what ``KERAS_BACKEND`` says, or its own file of settings."""
+    """Return the backend that Keras uses when imported, from ``KERAS_BACKEND`` or its own settings file."""
     if backend := os.environ.get("KERAS_BACKEND"):
         return backend
     try:
@@ -83,25 +83,25 @@ def is_installed(package: str) -> bool:
 
 
 def find_package_folder(package: str, path: str) -> Path | None:
-    """The folder `path` within an installed top-level package, which is not imported; ``None``: there is none.
+    """Find the folder `path` in an installed top-level package without importing it; ``None`` if there is none.
 
     Example:
         >>> find_package_folder("secateur", "patterns").name, find_package_folder("secateur", "nothing")
         ('patterns', None)
     """
-    return next((place for place in _places(package, path) if os.path.isdir(place)), None)
+    return next((place for place in _list_paths(package, path) if os.path.isdir(place)), None)
 
 
 def find_package_file(package: str, path: str) -> Path | None:
-    """The file `path` within an installed top-level package, which is not imported; ``None``: there is none.
+    """Find the file `path` in an installed top-level package without importing it; ``None`` if there is none.
 
     Example:
         >>> find_package_file("secateur", "errors.py").name, find_package_file("secateur", "patterns")
         ('errors.py', None)
     """
-    return next((place for place in _places(package, path) if os.path.isfile(place)), None)
+    return next((place for place in _list_paths(package, path) if os.path.isfile(place)), None)
 
 
-def _places(package: str, path: str) -> list[Path]:
+def _list_paths(package: str, path: str) -> list[Path]:
     spec = find_spec(package)
     return [] if spec is None else [Path(home, path) for home in spec.submodule_search_locations or []]

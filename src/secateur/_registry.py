@@ -1,4 +1,4 @@
-"""One dict per kind of thing that users may add to, filled by a decorator and by entry points."""
+"""Registries of what users can add to: one dict per kind, filled by a decorator and by entry points."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ Item = TypeVar("Item")
 
 
 def find_registered(kind: str, name: str) -> Any:
-    """What is registered under a name, for callers that the packages of built-in things depend on.
+    """Find a registered object by its kind and name; the package of the kind is imported on first use.
+
+    This is for modules that the packages of the built-in objects import, such as the configuration.
 
     Args:
         kind: ``"pattern"``, ``"criterion"``, ``"schedule"``, ``"solver"``, ``"refiner"`` or ``"allocation"``. The
-            package ``secateur.<kind>s`` holds the registry under its own name in capitals.
+            package ``secateur.<kind>s`` has the registry under its own name in capitals.
         name: The name.
 
     Raises:
@@ -36,15 +38,15 @@ def find_registered(kind: str, name: str) -> Any:
 
 
 class Registry(dict[str, Item]):
-    """Names to things of one kind, such as the patterns.
+    """The registered objects of one kind, such as patterns, by name.
 
-    Installed packages add theirs through the entry-point group ``secateur.<kind>s``: an entry point names a module, and
-    importing that module registers.
+    Installed packages register their own through the entry-point group ``secateur.<kind>s``: an entry point names a
+    module that registers objects when it is imported.
 
     Args:
-        kind: What the things are called in errors, in the singular.
-        check: Called with a name and what is to be registered under it; raises if that is not of the kind.
-        serves: Whether a thing also serves a name that nothing is registered under, as a pattern serves ``"4x1"``.
+        kind: What the objects are called in error messages, in the singular.
+        check: Called with a name and the object to register; raises if the object is not of the kind.
+        serves: Whether an object also serves a name that is not registered, as block patterns serve ``"4x1"``.
         examples: Such names, for error messages.
     """
 
@@ -64,11 +66,11 @@ class Registry(dict[str, Item]):
         self._has_plugins = False
 
     def register(self, name: str) -> Callable[[Item], Item]:
-        """A decorator that adds what it decorates under `name`.
+        """Make a decorator that registers an object under `name`.
 
         Raises:
-            ConfigError: `name` is taken, or is empty.
-            SecateurError: What is decorated is not of the kind.
+            ConfigError: `name` is taken or empty.
+            SecateurError: The object is not of the kind.
         """
 
         def add(item: Item) -> Item:
@@ -83,10 +85,10 @@ class Registry(dict[str, Item]):
         return add
 
     def find(self, name: str) -> Item:
-        """The thing that is registered under `name`, or else the first that serves it.
+        """Return the object that is registered under `name`, or else the first one that serves it.
 
         Raises:
-            UnknownNameError: There is none; the message lists the known names and suggests the nearest.
+            UnknownNameError: There is none; the message lists the known names and suggests a similar one.
         """
         if name not in self:
             self.load_plugins()
@@ -104,7 +106,7 @@ class Registry(dict[str, Item]):
         )
 
     def load_plugins(self) -> None:
-        """Import what installed packages registered under this kind's entry-point group, once."""
+        """Import the modules that installed packages list in the entry-point group of this kind, once."""
         if not self._has_plugins:
             self._has_plugins = True
             for plugin in entry_points(group=f"secateur.{_pluralize(self.kind)}"):

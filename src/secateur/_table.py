@@ -1,4 +1,4 @@
-"""A small table that a person reads: coloured in a terminal, plain as text."""
+"""Tables: colored in a terminal, plain as text."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 __all__ = ["Table"]
 
 PADDING = 2
-"""Characters between two columns."""
+"""Spaces between two columns."""
 
-LEAST_WIDTH = 20
-"""Characters that the last column needs to be read with ease, wrapped as it may be."""
+MIN_WIDTH = 20
+"""Characters of the last column below which it is hard to read, even wrapped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows under headings.
+    """Rows of text under headings.
 
-    All texts are made safe to print, and shortened where they are very long.
+    All texts are made safe to print, and very long ones are shortened.
 
     Attributes:
-        title: One line above.
-        columns: Headings; a leading ``">"`` aligns the column to the right.
+        title: The line above the table.
+        columns: Headings; a leading ``">"`` right-aligns the column.
         rows: Cells, one sequence per row.
-        dimmed: Indices of rows that matter less.
-        footer: Lines below.
+        dimmed: Indices of rows that are shown as less important.
+        footer: The lines below the table.
     """
 
     title: str
@@ -45,12 +45,12 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        rows = [_printable_cells(row) for row in self.rows]
+        rows = [_escape_cells(row) for row in self.rows]
         table = RichTable(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False)
-        last_gives_way = self._width_of_all_but_last(rows) + LEAST_WIDTH <= options.max_width
+        is_last_flexible = self._compute_width_without_last(rows) + MIN_WIDTH <= options.max_width
         for index, heading in enumerate(self.columns):
             justify: JustifyMethod = "right" if heading.startswith(">") else "left"
-            no_wrap = last_gives_way and index < len(self.columns) - 1
+            no_wrap = is_last_flexible and index < len(self.columns) - 1
             table.add_column(heading.removeprefix(">"), justify=justify, overflow="fold", no_wrap=no_wrap)
         for index, row in enumerate(rows):
             table.add_row(*(Text(cell) for cell in row), style="dim" if index in self.dimmed else None)
@@ -60,12 +60,12 @@ class Table:
         yield Text()
         yield from (Text(make_printable(line)) for line in self.footer)
 
-    def _width_of_all_but_last(self, rows: Sequence[Sequence[str]]) -> int:
+    def _compute_width_without_last(self, rows: Sequence[Sequence[str]]) -> int:
         columns = list(zip(self.columns, *rows, strict=True))[:-1]
         return sum(max(len(cell) for cell in column) + PADDING for column in columns)
 
     def text(self, width: int = 120) -> str:
-        """The table as plain text, `width` characters wide at the most."""
+        """Format the table as plain text of at most `width` characters a line."""
         import io
 
         from rich.console import Console
@@ -76,7 +76,7 @@ class Table:
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def _printable_cells(row: Sequence[str]) -> list[str]:
-    """Cells in one line each, but for the last one, which may hold a text of several."""
+def _escape_cells(row: Sequence[str]) -> list[str]:
+    """Escape cells, each in one line, except for the last cell, which may have several lines."""
     *names, last = row
     return [*map(make_printable_line, names), make_printable(last)]

@@ -1,4 +1,4 @@
-"""Failures of third-party code, raised as errors of this package."""
+"""Raise failures of third-party code as errors of this package."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from secateur.errors import ArtifactError, SecateurError
 __all__ = ["describe_error", "is_failure", "is_out_of_memory", "translate_errors"]
 
 MAX_REASON = 500
-"""Characters of another package's message."""
+"""Characters of a third-party message."""
 
 MEMORY_CLASSES = frozenset({"OutOfMemoryError", "ResourceExhaustedError"})
-"""What torch and TensorFlow raise for a device; they need not be installed."""
+"""Out-of-memory errors of torch and TensorFlow, by name, as neither may be installed."""
 
 MEMORY_WORDS = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "failed to allocate")
-"""What torch's allocators say in a plain `RuntimeError`."""
+"""Messages of torch's allocators in a plain `RuntimeError`."""
 
 
 @contextmanager
 def translate_errors(kind: type[SecateurError], message: str, hint: str = "") -> Iterator[None]:
-    """Raise whatever third-party code raises as one of this package's errors, from its cause.
+    """Turn any exception of third-party code into an error of this package.
 
-    Errors of this package pass as they are, but for an `ArtifactError` about a file, which becomes `kind` too. Only
-    interrupts pass otherwise.
+    Errors of this package pass unchanged, except for an `ArtifactError`, which becomes `kind` too. Interrupts also pass
+    unchanged.
 
     Args:
         kind: Class of the error to raise.
-        message: What failed, and where, without a period.
+        message: What failed and where, without a period.
         hint: What to do, as a sentence.
 
     Example:
@@ -42,29 +42,29 @@ def translate_errors(kind: type[SecateurError], message: str, hint: str = "") ->
     """
     try:
         yield
-    # Third-party code raises anything at all, and Rust code what is no `Exception`.
+    # Third-party code raises anything, and Rust code raises exceptions that are not an `Exception`.
     except BaseException as error:
         if not is_failure(error) or (isinstance(error, SecateurError) and not isinstance(error, ArtifactError)):
             raise
         reason = describe_error(error)
         place, _, rest = reason.partition(": ")
-        if rest and place in message:  # it is about the file that the message names already
+        if rest and place in message:  # the message already names the file
             reason = rest
         end = "" if reason.endswith((".", "!", "?")) else "."
         raise kind(f"{message}: {reason}{end}{hint and ' '}{hint}") from error
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether an exception means that the code failed, rather than that someone interrupted it.
+    """Whether an exception is a failure rather than an interrupt.
 
-    A panic of Rust code is a `BaseException` of a class that cannot be imported, and ``sys.exit`` raises another.
+    Panics of Rust code and ``sys.exit`` count as failures, although they are not an `Exception`.
     """
     is_panic = (type(error).__module__, type(error).__name__) == ("pyo3_runtime", "PanicException")
     return is_panic or isinstance(error, Exception | SystemExit)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the machine or of a device, does not suffice.
+    """Whether an error means that the machine or a device is out of memory.
 
     Example:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
@@ -78,7 +78,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    r"""The first line of an error's message, short and printable; its class where the message alone says too little.
+    r"""Return the first line of an error's message, short and printable, with the class name where that helps.
 
     A line that ends with a colon is joined with the next one.
 

@@ -1,4 +1,4 @@
-"""Phrases that errors and tables share."""
+"""Text that error messages and tables share."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ __all__ = [
 ]
 
 MAX_MESSAGE = 4_000
-"""Characters of a message that a person reads."""
+"""Characters of a message."""
 
 MAX_LINE = 1_000
-"""Characters of a title, or of a cell of a table."""
+"""Characters of a title, or of a table cell."""
 
-LONGEST_NAME = 100
-"""Characters of a name that can be a misspelled one."""
+MAX_NAME = 100
+"""Characters of a name for which a similar one is suggested."""
 
 _REPR = Repr()
-_REPR.maxstring = _REPR.maxother = LONGEST_NAME
+_REPR.maxstring = _REPR.maxother = MAX_NAME
 
 
-def format_value(found: Any) -> str:
-    r"""What was found, as Python writes it, but short, whatever it is: texts, lists and nesting are cut.
+def format_value(value: Any) -> str:
+    r"""Format a value like ``repr``, with long texts, long lists and deep nesting shortened.
 
     Example:
         >>> format_value([1] * 1000), format_value("\n")
         ('[1, 1, 1, 1, 1, 1, ...]', "'\\n'")
     """
-    return _REPR.repr(found)
+    return _REPR.repr(value)
 
 
 def format_count(count: int, noun: str) -> str:
-    """A number with its noun.
+    """Format a number with its noun in the singular or plural.
 
     Example:
         >>> format_count(1, "layer"), format_count(1200, "layer")
@@ -52,7 +52,7 @@ def format_count(count: int, noun: str) -> str:
 
 
 def format_list(items: Iterable[str], limit: int = 8) -> str:
-    """Items for an error message, and how many more there are than it shows.
+    """Join items for an error message, followed by the number of those left out.
 
     Example:
         >>> format_list(["a", "b", "c"], limit=2), format_list(["a", "b"], limit=2)
@@ -63,7 +63,7 @@ def format_list(items: Iterable[str], limit: int = 8) -> str:
 
 
 def format_shape(shape: Iterable[int]) -> str:
-    """The sizes of an array.
+    """Format the shape of an array.
 
     Example:
         >>> format_shape((32, 16))
@@ -73,25 +73,25 @@ def format_shape(shape: Iterable[int]) -> str:
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
-    """A suggestion for a misspelled `name`, as the tail of an error message.
+    """Suggest the most similar known name, as the end of an error message.
 
     Example:
         >>> suggest_name("cubik", ["cubic", "linear"])
         " Did you mean 'cubic'?"
     """
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6) if len(name) <= LONGEST_NAME else []
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6) if len(name) <= MAX_NAME else []
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def make_printable(text: str, limit: int = MAX_MESSAGE) -> str:
-    r"""Text that is safe to print, whatever file or exception it comes from.
+    r"""Make a text safe to print that comes from a file or an exception.
 
-    Control characters, surrogates, and characters that are invisible or change the direction of writing are escaped as
-    in a Python literal. Lines stay lines, and a tab becomes four spaces. Of longer texts, the middle is left out.
+    Control characters, surrogates, and characters that are invisible or change the writing direction are escaped as in
+    a Python literal. Line breaks stay, and a tab becomes four spaces. Longer texts are shortened in the middle.
 
     Args:
         text: Any text.
-        limit: Characters of the result, at the most.
+        limit: Maximum characters of the result.
 
     Example:
         >>> print(make_printable("a name that clears the screen: \x1b[2J"))
@@ -108,7 +108,7 @@ def make_printable(text: str, limit: int = MAX_MESSAGE) -> str:
 
 
 def make_printable_line(text: str, limit: int = MAX_LINE) -> str:
-    r"""The same in one line: ends of lines are escaped too.
+    r"""Make a text safe to print in one line: line breaks are escaped too.
 
     Example:
         >>> print(make_printable_line("a name\nof two lines"))

@@ -1,4 +1,4 @@
-"""How this package reads YAML and JSON, which may come from anywhere."""
+"""Read YAML and JSON from untrusted sources, with limits."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from secateur.errors import ConfigError
 __all__ = ["MAX_CHARACTERS", "MAX_DEPTH", "MAX_VALUES", "Loader", "parse_json_or_yaml", "parse_yaml", "read_source"]
 
 MAX_CHARACTERS = 250_000
-"""Of a text: PyYAML reads about 50,000 in a second."""
+"""Characters of a text; PyYAML reads about 50,000 per second."""
 
 MAX_VALUES = 100_000
-"""Of a text, with those that aliases repeat."""
+"""Values in a text, including those repeated by aliases."""
 
 MAX_DEPTH = 20
-"""Lists and mappings in each other."""
+"""Levels of nested lists and mappings."""
 
 MAX_ALIASES = 1_000
-"""Of a text."""
+"""Aliases in a text."""
 
 MAX_MERGED = 10_000
-"""Keys of a mapping, with those that it merges with ``<<``."""
+"""Keys of a mapping, including those merged with ``<<``."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-"""What an escape can say in JSON and YAML, and no file can hold."""
+"""Lone surrogates, which escapes in JSON and YAML can produce but no file can contain."""
 
 
 def read_source(source: str | Path, what: str) -> str:
-    """The text of a file, or the text itself.
+    """Read the text of a file, or return a given text.
 
     Args:
         source: A file as `Path`, or a text.
-        what: What it is, for the error message.
+        what: What the text is, for error messages.
 
     Raises:
-        ConfigError: It cannot be read, is no regular file, is no UTF-8, or is too large.
+        ConfigError: The file cannot be read, is not a regular file or not UTF-8, or the text is too long.
     """
     if isinstance(source, Path):
         try:
@@ -59,18 +59,18 @@ def read_source(source: str | Path, what: str) -> str:
 
 
 def parse_json_or_yaml(text: str, what: str) -> Any:
-    """What a JSON or YAML text holds; YAML 1.1 alone would read JSON's ``1e-05`` as a text.
+    """Parse JSON, or else YAML; YAML 1.1 alone would read JSON's ``1e-05`` as text.
 
     Raises:
-        ConfigError: It is neither, a key stands twice in a mapping, or it holds more or deeper values than allowed.
+        ConfigError: The text is neither, a mapping repeats a key, or values are too many or nested too deeply.
 
     Example:
         >>> parse_json_or_yaml("pattern: 2:4", "configuration")
         {'pattern': '2:4'}
     """
     try:
-        data = json.loads(text, object_pairs_hook=_mapping)
-    except json.JSONDecodeError:  # it is no JSON, or broken JSON, of which YAML tells more
+        data = json.loads(text, object_pairs_hook=_build_mapping)
+    except json.JSONDecodeError:  # not JSON, or broken JSON, for which YAML has the better message
         return parse_yaml(text, what)
     except (RecursionError, ValueError) as error:
         raise ConfigError(f"The {what} is not valid JSON: {_describe(error)}") from error
@@ -78,12 +78,12 @@ def parse_json_or_yaml(text: str, what: str) -> Any:
 
 
 def parse_yaml(text: str, what: str, loader: type[Loader] | None = None) -> Any:
-    """What a YAML text holds.
+    """Parse YAML.
 
     Args:
         text: The text.
-        what: What it is, for the error message.
-        loader: A class that knows more tags; ``None``: `Loader`.
+        what: What the text is, for error messages.
+        loader: A class that knows additional tags; `Loader` by default.
 
     Raises:
         ConfigError: See `parse_json_or_yaml`.
@@ -96,41 +96,41 @@ def parse_yaml(text: str, what: str, loader: type[Loader] | None = None) -> Any:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 without its numbers to the base 60, which would read ``2:4`` as 124, and with limits."""
+    """A loader for YAML 1.1 with limits, and without base-60 numbers, which would read ``2:4`` as 124."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._aliases = 0
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
-        """The tag of a node without one."""
+        """Choose the tag of a node that has none."""
         tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         is_number = tag in {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
         return self.DEFAULT_SCALAR_TAG if is_number and ":" in value else tag
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """The next node; aliases are counted."""
+        """Compose the next node, and count aliases."""
         self._aliases += self.check_event(yaml.AliasEvent)
         if self._aliases > MAX_ALIASES:
             raise yaml.YAMLError(f"it has more than {MAX_ALIASES:,} aliases.")
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """The next mapping; a key stands in it once."""
+        """Compose the next mapping, and refuse repeated keys."""
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if (key := _repeated(keys)) is not None:
+        if (key := _find_repeated(keys)) is not None:
             raise yaml.composer.ComposerError(None, None, f"the key {format_value(key)} stands twice", node.start_mark)
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Replace ``<<`` by what it merges, which grows exponentially where merged mappings merge others."""
+        """Merge mappings at ``<<``, which grow exponentially if merged mappings merge others."""
         super().flatten_mapping(node)
         if len(node.value) > MAX_MERGED:
             raise yaml.YAMLError(f"a mapping has more than {MAX_MERGED:,} keys.")
 
     def construct_object(self, node: yaml.Node, *deep: Any, **more: Any) -> Any:
-        """The value of a node; PyYAML raises various errors for values that do not suit their tag."""
+        """Construct the value of a node; PyYAML raises various errors for values that do not fit their tag."""
         try:
             return super().construct_object(node, *deep, **more)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -141,9 +141,9 @@ class Loader(yaml.SafeLoader):
 
 
 def _read_limited(path: Path) -> bytes:
-    """The content of a regular file that is not too large."""
+    """Read a regular file that is not too large."""
     with open_regular_file(path) as file:
-        content = file.read(4 * MAX_CHARACTERS + 1)  # a character of UTF-8 has four bytes at the most
+        content = file.read(4 * MAX_CHARACTERS + 1)  # a character has at most four bytes in UTF-8
     if len(content) > 4 * MAX_CHARACTERS:
         raise ValueError(f"it is longer than {MAX_CHARACTERS:,} characters.")
     return content
@@ -153,14 +153,14 @@ def _describe(error: Exception) -> str:
     return f"it is nested more than {MAX_DEPTH} deep." if isinstance(error, RecursionError) else str(error)
 
 
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if (key := _repeated(key for key, _ in pairs)) is not None:
+def _build_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if (key := _find_repeated(key for key, _ in pairs)) is not None:
         raise ValueError(f"the key {format_value(key)} stands twice in a mapping.")
     return dict(pairs)
 
 
-def _repeated(keys: Iterable[str]) -> str | None:
-    """The first key that is there twice."""
+def _find_repeated(keys: Iterable[str]) -> str | None:
+    """Return the first key that occurs twice."""
     seen: set[str] = set()
     for key in keys:
         if key in seen:
@@ -170,7 +170,7 @@ def _repeated(keys: Iterable[str]) -> str | None:
 
 
 def _check_extent(data: Any, what: str) -> Any:
-    """The data; `ConfigError` if aliases made much of little, or a list contains itself."""
+    """Return the data; raise `ConfigError` if it is too large or too deep, as with aliases of aliases."""
     left, count = [(data, 0)], 0
     while left:
         value, depth = left.pop()

@@ -1,4 +1,4 @@
-"""What should happen, to which layers."""
+"""The configuration of a pruning run: what happens to which layers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from secateur.errors import ConfigError, UnknownNameError
 __all__ = ["PruningConfig"]
 
 
-def _find(kind: str) -> AfterValidator:
-    """Refuse a name that nothing is registered under."""
+def _check_registered(kind: str) -> AfterValidator:
+    """Make a validator that refuses unknown names."""
 
     def check_name(name: Any) -> Any:
         if isinstance(name, str):
@@ -56,52 +56,56 @@ Rules = Annotated[Mapping[str, Rule | None], AfterValidator(dict)]
 NOT_PER_LAYER = frozenset(
     {"format_version", "op_names", "excluded_op_names", "pruning_op_types", "layers", "layer_types"}
 )
-"""Keys that say which layers are meant, and so make no sense inside a rule for one layer."""
+"""Keys that select layers, which a rule for one layer cannot set."""
 
 HINTS = {("kind", "'one_shot'"): "one_shot is a schedule: sparsity_decay_type='one_shot'."}
-"""Key and what was found there → what may have been meant."""
+"""(key, invalid value) → hint for the error message."""
 
 
 class PruningConfig(BaseModel):
-    r"""A complete description of a pruning run: frozen, checked when built, lossless to and from dict, YAML and JSON.
+    r"""The complete configuration of a pruning run.
 
-    A step is one step of the optimizer, counted from 1; step 0 is before the first.
+    It is immutable, validated when built, and converts to and from dict, YAML and JSON without loss. Steps are steps of
+    the optimizer, counted from 1; step 0 is before the first one.
 
     Attributes:
-        format_version: Version of this format.
+        format_version: Version of the file format.
         pattern: Pattern specification, e.g. ``"4x1"``, ``"2:4"`` (two kept of four), ``"1xchannel"``.
-        target_sparsity: Share pruned at the end, in [0, 1], counted in units; units of a global ranking over channels
-            differ in size, and then the share of weights differs too. ``None``: 0.9, or all that an N:M pattern can.
-        pruning_scope: ``"global"`` ranks the units of all layers together, ``"local"`` those of each layer. ``None``:
-            global, but with calibration data every layer is pruned to the same sparsity; see `secateur.prune`.
-        pruning_group: Layers are ranked together, and share one target, only if they are of the same group; a name of
-            your choice, set in `layers` or `layer_types`.
-        criterion: What makes a weight matter; also accepted under the name ``pruning_type``.
-        criterion_reduce_type: How the scores of a unit's weights become one.
+        target_sparsity: Share of units pruned at the end, in [0, 1]. Where units differ in size, as channels of
+            different layers do, the share of weights differs. ``None``: 0.9, or the maximum of an N:M pattern.
+        pruning_scope: ``"global"`` ranks the units of all layers together, ``"local"`` ranks each layer by itself.
+            ``None``: global, except that with calibration data every layer is pruned to the same sparsity; see
+            `secateur.prune`.
+        pruning_group: Name of a group of layers, set in `layers` or `layer_types`. Layers of different groups are
+            ranked separately, and each group reaches its own target.
+        criterion: Name of the importance score of a weight; also accepted as ``pruning_type``.
+        criterion_reduce_type: How the scores of a unit's weights are reduced to one score.
         score_dtype: Type in which scores are accumulated over steps.
-        kind: ``"iterative"`` prunes whole units step by step; ``"progressive"`` lets condemned units fade out weight
-            by weight in between; ``"pattern_lock"`` only keeps the zeros that the model has.
+        kind: ``"iterative"`` prunes whole units step by step; ``"progressive"`` also prunes units that are due next
+            weight by weight between these steps; ``"pattern_lock"`` only keeps the zeros that the model has.
         start_step: Step of the first mask update. Gradient criteria need at least 1.
-        end_step: Step at which the target is reached. ``None``: at `start_step`, all at once.
+        end_step: Step at which the target is reached. ``None``: `start_step`, so everything is pruned at once.
         pruning_frequency: Steps between two mask updates.
-        sparsity_decay_type: Name of the schedule: how sparsity grows from `start_step` to `end_step`. A function
-            ``(initial, target, progress) -> sparsity`` serves too, but only a registered name can be written to a file.
-        progressive_steps: Parts in which condemned units fade out between two updates of a progressive run; of more
-            parts than steps, those that meet at one step go together.
-        keep_zeros: Units that are all zero at the start count as pruned already and stay so.
-        min_sparsity_ratio_per_op: Least share that any layer loses at the end, in [0, 1].
-        max_sparsity_ratio_per_op: Greatest share that any layer loses, in [0, 1].
+        sparsity_decay_type: Name of the schedule by which sparsity grows from `start_step` to `end_step`, or a function
+            ``(initial, target, progress) -> sparsity``. Only names can be written to a file.
+        progressive_steps: Number of partial updates between two mask updates of a progressive run. If there are more
+            than steps, several happen in one step.
+        keep_zeros: Whether units that are all zero at the start count as pruned and stay zero.
+        min_sparsity_ratio_per_op: Minimum sparsity of each layer at the end, in [0, 1].
+        max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1].
         op_names: Regular expressions; only layers whose whole name matches one are pruned. Empty: all.
         excluded_op_names: Regular expressions; layers whose whole name matches one stay dense.
         pruning_op_types: Layer types to prune: class names, or the families ``"Linear"`` and ``"Conv"``.
         reg_type: ``"group_lasso"`` shrinks whole units towards zero until `end_step`.
         reg_coeff: Strength of the regularizer, ≥ 0.
         seed: Seed of the random criterion.
-        layers: Regular expression → what to do otherwise in layers of that name; ``None`` leaves them dense.
-        layer_types: Layer type → what to do otherwise in layers of that type; ``None`` leaves them dense.
+        layers: Regular expression for whole names → settings that differ in these layers; ``None`` leaves them dense.
+            The first expression that matches a layer applies, before any rule for its type.
+        layer_types: Layer type → settings that differ in layers of this type; ``None`` leaves them dense.
 
     Raises:
-        ConfigError: A key is unknown, a value is out of bounds or does not go with another.
+        ConfigError: A key is unknown, a value is out of bounds, or two values contradict each other.
+        UnknownNameError: A pattern, criterion or schedule is not registered.
 
     Example:
         >>> config = PruningConfig(pattern="2:4", layers={r"encoder\.0\..*": None})
@@ -112,18 +116,18 @@ class PruningConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[1] = 1
-    pattern: Annotated[str, _find("pattern")] = "4x1"
+    pattern: Annotated[str, _check_registered("pattern")] = "4x1"
     target_sparsity: Share | None = None
     pruning_scope: Literal["global", "local"] | None = None
     pruning_group: str | None = None
-    criterion: Annotated[str, _find("criterion")] = "magnitude"
+    criterion: Annotated[str, _check_registered("criterion")] = "magnitude"
     criterion_reduce_type: Literal["mean", "sum", "max", "l2"] = "mean"
     score_dtype: Literal["float32", "bfloat16"] = "float32"
     kind: Literal["iterative", "progressive", "pattern_lock"] = "iterative"
     start_step: Step = 1
     end_step: Step | None = None
     pruning_frequency: Annotated[int, Field(ge=1)] = 10
-    sparsity_decay_type: Annotated[str | Schedule, _find("schedule")] = "cubic"
+    sparsity_decay_type: Annotated[str | Schedule, _check_registered("schedule")] = "cubic"
     progressive_steps: Annotated[int, Field(ge=1)] = 4
     keep_zeros: bool = False
     min_sparsity_ratio_per_op: Share = 0.0
@@ -147,30 +151,30 @@ class PruningConfig(BaseModel):
 
         @property
         def pruning_type(self) -> str:
-            """The criterion, under its other name."""
+            """Another name of `criterion`."""
             return self.criterion
 
     def __hash__(self) -> int:
-        """Equal for equal configurations; of the rules, only their keys take part."""
+        """The same for equal configurations; only the keys of the rules are hashed."""
         rules = {"layers": frozenset(self.layers), "layer_types": frozenset(self.layer_types)}
         return hash(tuple((dict(self) | rules).values()))
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
-        """Build from anything that pydantic takes.
+        """Build from anything that pydantic accepts.
 
         Raises:
-            ConfigError: It is no valid configuration.
+            ConfigError: It is not a valid configuration.
         """
         with _translate_errors():
             return super().model_validate(obj, **options)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
-        """Build from a JSON text; see also `from_json`.
+        """Build from JSON; see also `from_json`.
 
         Raises:
-            ConfigError: It is no valid configuration.
+            ConfigError: It is not a valid configuration.
         """
         with _translate_errors():
             return super().model_validate_json(json_data, **options)
@@ -180,16 +184,16 @@ class PruningConfig(BaseModel):
         """Build from a plain mapping with the attribute names as keys.
 
         Raises:
-            ConfigError: It is no valid configuration.
+            ConfigError: It is not a valid configuration.
         """
         return cls(**data)
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Self:
-        """Read a YAML (or JSON) file given as `Path`, or a text given as `str`.
+        """Read YAML or JSON from a file, given as `Path`, or from a text, given as `str`.
 
         Raises:
-            ConfigError: The file cannot be read, the text is not a YAML mapping, or it is no valid configuration.
+            ConfigError: The file cannot be read, or the text is not a YAML mapping or not a valid configuration.
         """
         data = parse_json_or_yaml(read_source(source, "configuration"), "configuration")
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
@@ -203,14 +207,14 @@ class PruningConfig(BaseModel):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a JSON text; see `from_yaml`, which takes one too."""
+        """Read a JSON text; `from_yaml` reads JSON files too."""
         return cls.from_yaml(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts, numbers and strings.
+        """Return all keys and values as plain lists, dicts, numbers and strings.
 
         Raises:
-            ConfigError: The schedule is a function without a registered name.
+            ConfigError: The schedule is a function, which has no registered name.
         """
         rules = {f"{where}: ": rule for where, rule in self._rules() if rule}
         for where, rule in ({"": {"sparsity_decay_type": self.sparsity_decay_type}} | rules).items():
@@ -222,7 +226,7 @@ class PruningConfig(BaseModel):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """YAML text that `from_yaml` reads back to an equal configuration.
+        """Return YAML that `from_yaml` reads back as an equal configuration.
 
         Raises:
             ConfigError: See `to_dict`.
@@ -230,7 +234,7 @@ class PruningConfig(BaseModel):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def to_json(self) -> str:
-        """JSON text that `from_json` reads back to an equal configuration.
+        """Return JSON that `from_json` reads back as an equal configuration.
 
         Raises:
             ConfigError: See `to_dict`.
@@ -239,20 +243,20 @@ class PruningConfig(BaseModel):
 
     @property
     def last_step(self) -> int:
-        """Step at which the target is reached: `end_step`, or `start_step` where everything goes at once."""
+        """Step at which the target is reached: `end_step`, or `start_step` if everything is pruned at once."""
         if self.end_step is None or self.sparsity_decay_type == "one_shot":
             return self.start_step
         return self.end_step
 
     def for_layer(self, name: str, types: tuple[str, ...]) -> PruningConfig | None:
-        """This configuration as it applies to one layer: its name's rule, else its type's, else the default.
+        """Apply the rule for a layer's name, or else the one for its type.
 
         Args:
             name: The layer's name in the model.
-            types: The layer's type and families, the most specific first.
+            types: The layer's type and families, most specific first.
 
         Returns:
-            A configuration without rules; ``None``: leave the layer dense.
+            The layer's configuration, without rules; ``None`` if the layer stays dense.
         """
         rule: Mapping[str, Any] | None = {}
         if names := [pattern for pattern in self.layers if re.fullmatch(pattern, name)]:
@@ -280,7 +284,7 @@ class PruningConfig(BaseModel):
                     f"Unknown key {format_value(key)}.{suggest_name(key, known)} Known: {', '.join(sorted(known))}."
                 )
         if "criterion" in data and "pruning_type" in data:
-            raise ValueError("'criterion' and 'pruning_type' are two names of one thing. Give one of them.")
+            raise ValueError("'criterion' and 'pruning_type' are two names of one setting. Give only one of them.")
         return _rename_keys(data)
 
     @model_validator(mode="after")
@@ -328,11 +332,11 @@ def _translate_errors() -> Iterator[None]:
     except ValidationError as error:
         causes = [problem.get("ctx", {}).get("error") for problem in error.errors(include_url=False)]
         kind = UnknownNameError if all(isinstance(cause, UnknownNameError) for cause in causes) else ConfigError
-        raise kind(_explain(error)) from error
+        raise kind(_format_problems(error)) from error
 
 
-def _explain(error: ValidationError) -> str:
-    """One line per problem: what must hold, what was found, where."""
+def _format_problems(error: ValidationError) -> str:
+    """Write one line per problem: where it is, what must hold, and what was found."""
     lines = []
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"])

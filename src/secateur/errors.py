@@ -1,4 +1,4 @@
-"""Every error of this package: a `SecateurError` that is also the built-in error it resembles."""
+"""All errors of this package. Each is a `SecateurError` and also the built-in error that it resembles."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = [
 
 
 class SecateurError(Exception):
-    r"""The base of every error that Secateur raises on purpose.
+    r"""The base class of all errors that Secateur raises.
 
-    Its text is safe to print, whatever names from files it quotes: control characters are escaped, and the middle of a
-    text of more than 4,000 characters is left out. `args` holds the text as it is.
+    The message is safe to print, even if it quotes names from files: control characters are escaped, and messages of
+    more than 4,000 characters are shortened in the middle. `args` has the original text.
 
     Example:
         >>> print(SecateurError("the layer '\x1b[2J' is too small"))
@@ -36,20 +36,20 @@ class SecateurError(Exception):
         return make_printable(super().__str__())
 
     def add_note(self, note: str, /) -> None:
-        """Add a line below the message, made safe to print like the message."""
+        """Add a line below the message, escaped like the message itself."""
         super().add_note(make_printable(note))
 
 
 class ConfigError(SecateurError, ValueError):
-    """A configuration that cannot be meant: an unknown key, an impossible bound, a target out of reach."""
+    """An invalid configuration: an unknown key, a value out of bounds, an unreachable target."""
 
 
 class UnknownNameError(ConfigError, LookupError):
-    """A pattern, criterion, schedule or layer that does not exist; lists what does."""
+    """An unknown name of a pattern, criterion, schedule, layer or the like; the message lists the known ones."""
 
 
 class LayerError(SecateurError, ValueError):
-    """A layer that does not fit what was asked of it."""
+    """A layer that cannot be pruned as configured."""
 
 
 class ScoreError(SecateurError, ValueError):
@@ -57,32 +57,32 @@ class ScoreError(SecateurError, ValueError):
 
 
 class StateError(SecateurError, RuntimeError):
-    """A verb in the wrong order, or a saved state that belongs to something else."""
+    """A method called in the wrong order, or a saved state that belongs to another model or run."""
 
 
 class CalibrationError(SecateurError, ValueError):
-    """Calibration data that is missing, that the model refuses, or that says too little about a layer."""
+    """Calibration data that is missing, that the model does not accept, or that does not reach a layer."""
 
 
 class ArtifactError(SecateurError, ValueError):
-    """A file that is damaged, that is not what it says it is, or that does not belong to the model."""
+    """A file that is damaged, does not match its description, or belongs to another model."""
 
 
 class UnsupportedModelError(SecateurError, TypeError):
-    """An object that is not the kind of model or optimizer asked for."""
+    """A model or an optimizer of an unsupported type."""
 
 
 class ModelLoadError(SecateurError, RuntimeError):
-    """A model that its own code, or the folder it is stored in, fails to build."""
+    """A model that cannot be built from its code or loaded from its folder."""
 
 
 class MissingPackageError(SecateurError, ImportError):
-    """An optional package that this call needs and that is not installed."""
+    """An optional package that is needed and not installed."""
 
 
 class InsufficientMemoryError(SecateurError, MemoryError):
-    """Memory, of the host or of a device, that did not suffice."""
+    """Not enough memory on the host or a device."""
 
 
 class StorageError(SecateurError, OSError):
-    """A file that cannot be written, as on a full disk."""
+    """A file that cannot be written, for example because the disk is full."""

@@ -42,7 +42,7 @@ def artifact(folder: Path) -> Path:
 def test_verify_says_what_holds() -> None:
     result = run("verify", "pruned")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == "pruned: sound. 6 tensors read; patterns of weights: 2:4 in 2.\n"
+    assert result.stdout == "pruned: valid. 6 tensors read; patterns of weights: 2:4 in 2.\n"
     assert run("verify", "pruned", "--pattern", "2:4").exit_code == 0
 
 

@@ -48,7 +48,7 @@ def test_a_model_that_is_no_artifact(folder: Path) -> None:
     assert report["path"] == "pruned"
     assert names(report) == ["forward pass, 1×16", "forward pass, 1×16, runtime"]
     assert {layer["pattern"] for layer in report["runtime"]["layers"]} == {"2:4", None}
-    assert "--model goes with an artifact, and 'pruned' is none" in run("bench", "pruned", "--model", "a:b").stderr
+    assert "--model is for artifacts, and 'pruned' is not one" in run("bench", "pruned", "--model", "a:b").stderr
 
 
 @pytest.mark.usefixtures("folder")
@@ -102,7 +102,7 @@ def test_a_gpu_is_named() -> None:
 def test_what_is_not_timed_is_told() -> None:
     report = found("bench", "pruned", "--rounds", "1")
     assert names(report) == ["tensors on disk"]
-    assert "only code can build the model: give it with --model package.module:name." in report["notes"][0]
+    assert "only code can build the model: pass --model package.module:name." in report["notes"][0]
     report = found("bench", "pruned", "--rounds", "1", "--model", "cli_nets:build")
     assert names(report) == ["tensors on disk", "load the model"]
     assert "The forward pass was not timed: inputs must be a file" in report["notes"][1]

@@ -94,7 +94,7 @@ def test_no_arguments_show_the_help() -> None:
     assert result.exit_code == 2
     assert all(command in result.output for command in FLAGS)
     text = " ".join(result.output.split())
-    assert "Exit codes: 0 fine, 1 an error that the message explains, 2 wrong usage, 70 a fault of Secateur" in text
+    assert "Exit codes: 0 success, 1 an error that the message explains, 2 wrong usage, 70 a bug in Secateur" in text
 
 
 def test_version() -> None:
@@ -229,7 +229,7 @@ def test_folder_that_cannot_be_made_is_told_before_any_work() -> None:
     pytest.importorskip("sklearn")
     result = run("demo", "--out", "cli_nets.py/below")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "cannot be made: Not a directory." in " ".join(result.stderr.split())
+    assert "cannot be created: Not a directory." in " ".join(result.stderr.split())
 
 
 def test_json_of_the_demo_is_its_report_and_nothing_else(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_method_reads_text_through_the_models_own_tokenizer(llama: Path) -> No
     result = run("prune", "llama", *given, *SMALL, "--out", "out")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines() == [
-        "Finished parts wait in out.part: after an interruption, the same command goes on from there.",
+        "Finished parts are stored in out.part: after an interruption, the same command resumes from there.",
         "Calibration data: 4 sequences of 16 tokens from roses.txt.",
         "Written to out.",
     ]
@@ -176,15 +176,15 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
         (["--solver", "wnada"], "Unknown solver 'wnada'. Did you mean 'wanda'?"),
         (["--refine", "pgc"], "Unknown refiner 'pgc'. Did you mean 'pcg'?"),
         (["--allocation", "olw"], "Unknown allocation 'olw'. Did you mean 'owl'?"),
-        (["--sequences", "8"], "--sequences is about calibration data, and --solver magnitude reads none."),
-        (["--device", "cpu"], "--device is about calibration data, and --solver magnitude reads none."),
-        (["--out", "cli_nets.py"], "'cli_nets.py' exists and is no artifact, and nothing else is replaced."),
-        (["--out", "."], "'.' is replaced as a whole, and it is or holds the current folder."),
-        (["--out", ".."], "'..' is replaced as a whole, and it is or holds the current folder."),
-        (["--out", "full"], "'full' exists and is no artifact, and nothing else is replaced."),
+        (["--sequences", "8"], "--sequences is for calibration data, and --solver magnitude uses none."),
+        (["--device", "cpu"], "--device is for calibration data, and --solver magnitude uses none."),
+        (["--out", "cli_nets.py"], "'cli_nets.py' exists and is not an artifact, and only artifacts are replaced."),
+        (["--out", "."], "'.' would be replaced, and it is or contains the current folder."),
+        (["--out", ".."], "'..' would be replaced, and it is or contains the current folder."),
+        (["--out", "full"], "'full' exists and is not an artifact, and only artifacts are replaced."),
         (["--out", "x" * 245], "The name 'xxx"),
-        (["--out", "taken"], "'taken.part' is where finished parts are to wait, and it holds something"),
-        (["--out", "cli_nets.py/below"], "The folder 'cli_nets.py' cannot be made: "),
+        (["--out", "taken"], "'taken.part' is the folder for finished parts, and it contains something"),
+        (["--out", "cli_nets.py/below"], "The folder 'cli_nets.py' cannot be created: "),
         (["--low-memory"], "--low-memory reads the safetensors files in a folder of transformers block by block"),
     ],
 )
@@ -323,13 +323,13 @@ def test_nothing_is_lost_when_the_artifact_cannot_be_written(
         patched.setattr(f"secateur.artifact.{writer}", fail_to_write)
         result = run(*command, "--out", "out")
     assert result.exit_code == 1
-    told = "out.part holds what is finished. Run the same command again to go on from there."
+    told = "Finished parts are in out.part. Run the same command again to resume."
     assert result.stderr.splitlines()[-2:] == [told, "no room"]
     with monkeypatch.context() as patched:
         patched.setattr("secateur.solvers.wanda.Wanda.solve", fail_to_write)  # nothing is solved again
         again = run(*command, "--out", "out")
     assert again.exit_code == 0, again.stderr
-    assert "Going on with the unfinished run in out.part." in again.stderr
+    assert "Resuming the unfinished run in out.part." in again.stderr
     assert pruned_bits("out") == pruned_bits("whole")
     assert claims_in("out") == claims_in("whole")
     assert sum(claim is not None for claim in claims_in("out").values()) == 14
@@ -386,13 +386,13 @@ def test_a_killed_process_is_resumed_by_the_same_command(folder: Path, whole: di
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     assert ran.returncode == -9, ran.stderr
-    assert "Finished parts wait in out.part" in ran.stderr
+    assert "Finished parts are stored in out.part" in ran.stderr
     assert not (folder / "out").exists()
     assert list((folder / "out.part").glob("*.done.safetensors"))
     (folder / "how_to_end").unlink()
     result = run("prune", *FATAL, "--out", "out")
     assert result.exit_code == 0, result.stderr
-    assert "Going on with the unfinished run in out.part." in result.stderr
+    assert "Resuming the unfinished run in out.part." in result.stderr
     assert pruned_bits("out") == whole
     assert not (folder / "out.part").exists()
 
@@ -406,14 +406,14 @@ def test_code_that_gives_random_weights_is_resumed(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(1)
     result = run(*command, "--out", "out")
     assert result.exit_code == 0, result.stderr
-    assert "Going on with the unfinished run in out.part." in result.stderr
+    assert "Resuming the unfinished run in out.part." in result.stderr
 
 
 def test_an_interruption_says_how_to_go_on(folder: Path, whole: dict[str, bytes]) -> None:
     (folder / "how_to_end").write_text("interrupt", "utf-8")
     result = run("prune", *FATAL, "--out", "out")
     assert (result.exit_code, result.stdout) == (130, "")
-    told = "out.part holds what is finished. Run the same command again to go on from there."
+    told = "Finished parts are in out.part. Run the same command again to resume."
     assert told in result.stderr.splitlines()
     (folder / "how_to_end").unlink()
     other = run("prune", *FATAL, "--out", "out", "--solver", "wanda")

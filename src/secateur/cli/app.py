@@ -1,4 +1,4 @@
-"""The application: what holds for every command."""
+"""The application: what all commands have in common."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typer.core import TyperCommand, TyperGroup
 from secateur._wording import make_printable
 from secateur.cli.failures import report_failure
 from secateur.cli.progress import say
-from secateur.cli.streams import flush_stdout, one_line_warnings, prepare_streams, printable_logs
+from secateur.cli.streams import escape_logs, flush_stdout, prepare_streams, show_warnings_in_one_line
 
 __all__ = ["Command", "app"]
 
 UsageError: type[Exception] = typer.BadParameter.mro()[1]
-"""What typer raises if a command is called wrongly: of click, or of the copy of click that newer versions contain."""
+"""What typer raises for wrong usage: click's class, or that of the copy of click in newer versions of typer."""
 
 
 DEPRECATED_FLAGS = {"--method": "--solver", "--sparsity": "--target-sparsity"}
@@ -27,10 +27,10 @@ DEPRECATED_FLAGS = {"--method": "--solver", "--sparsity": "--target-sparsity"}
 
 
 class Command(TyperCommand):
-    """A command that still takes the old names of its flags."""
+    """A command that still accepts the old names of its flags."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments, with old flags in place of new ones and a warning for each."""
+        """Parse the arguments; old flags are replaced by new ones, with a warning."""
         known = {flag for parameter in self.params for flag in parameter.opts}
         end = args.index("--") if "--" in args else len(args)
         for index, argument in enumerate(args[:end]):
@@ -43,41 +43,43 @@ class Command(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """Every command ends with an exit code and a message; see `explain_failure`."""
+    """The group of all commands, which end with an exit code and a message; see `explain_failure`."""
 
     def main(self, *args: Any, **more: Any) -> Any:
         """Run the command line and exit."""
         prepare_streams()
         try:
             return super().main(*args, **more)
-        # While options are read, as by --help whose text cannot be written; a command's own failure is `invoke`'s.
+        # Errors while options are parsed, as when the text of --help cannot be written; `invoke` handles the others.
         except Exception as error:
             raise SystemExit(report_failure(error, debug=False)) from error
         finally:
             flush_stdout()
 
     def make_context(self, *args: Any, **more: Any) -> Any:
-        """Read the options that all commands share."""
-        with _printable_usage():
+        """Parse the options that all commands share."""
+        with _escape_usage_errors():
             return super().make_context(*args, **more)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; whatever it raises becomes a message and an exit code."""
+        """Run the command, and turn any exception into a message and an exit code."""
         try:
-            with _printable_usage(), one_line_warnings(), printable_logs():
+            with _escape_usage_errors(), show_warnings_in_one_line(), escape_logs():
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort, UsageError):
             raise
-        # Models are code, and libraries raise anything, even what is no `Exception`.
+        # Models are code, and libraries raise anything, even exceptions that are not an `Exception`.
         except BaseException as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # whoever read the output has seen enough
+            if (
+                isinstance(error, OSError) and error.errno == errno.EPIPE
+            ):  # the reader of the output has stopped reading
                 raise
             raise typer.Exit(report_failure(error, debug=ctx.params["debug"])) from error
 
 
 @contextmanager
-def _printable_usage() -> Iterator[None]:
-    """Escape what a usage error quotes: a shell puts names of files there."""
+def _escape_usage_errors() -> Iterator[None]:
+    """Escape the message of a usage error, which may quote names of files."""
     try:
         yield
     except UsageError as error:
@@ -113,5 +115,5 @@ def main(
 ) -> None:
     """Prune neural networks in patterns that hardware can use.
 
-    Exit codes: 0 fine, 1 an error that the message explains, 2 wrong usage, 70 a fault of Secateur, 130 interrupted.
+    Exit codes: 0 success, 1 an error that the message explains, 2 wrong usage, 70 a bug in Secateur, 130 interrupted.
     """

@@ -1,4 +1,4 @@
-"""What a pruned model gains, measured."""
+"""The work of ``secateur bench``: measure what a pruned model gains."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from secateur.runtime import RuntimeReport
 __all__ = ["Benchmark", "BenchmarkReport", "Measurement", "measure_medians"]
 
 WITHOUT_RUNTIME = (
-    "Run as it is, a pruned model takes as long as the dense one: its zeros are multiplied too, and a ratio other than "
-    "1 is noise."
+    "Without the runtime, a pruned model takes as long as the dense one: its zeros are multiplied too, and a ratio "
+    "other than 1 is noise."
 )
 
 NO_RUNTIME = "The runtime was not tried: {}"
 
-LOADING = "Both are loaded by secateur.load, which proves every tensor by its checksum, from files that were just read."
+LOADING = "Both are loaded by secateur.load, which verifies the checksum of every tensor, from the file cache."
 
 NO_MODEL = (
-    "Neither loading nor the forward pass was timed, for only code can build the model: give it with --model "
+    "Neither loading nor the forward pass was timed, because only code can build the model: pass --model "
     "package.module:name."
 )
 
@@ -119,13 +119,13 @@ class Benchmark:
     """One call of ``secateur bench``.
 
     Attributes:
-        reference: The artifact's folder, or what `load_trained` makes a model of.
-        model: What `load_model` makes a model of, for an artifact that cannot be built otherwise.
-        inputs: A file of inputs; ``None``: random ones.
-        batch: Examples.
-        length: Tokens in each.
-        rounds: How often each is timed.
-        device: Where the model works; ``None``: where it is built.
+        reference: The artifact's folder, or a model as `load_trained` takes it.
+        model: Code that builds the model of an artifact, as `load_model` takes it.
+        inputs: A file of inputs; random ones by default.
+        batch: Examples per batch.
+        length: Tokens per example.
+        rounds: Number of timed runs.
+        device: Device that the model runs on; where it is built by default.
     """
 
     reference: str
@@ -137,7 +137,7 @@ class Benchmark:
     device: str | None = None
 
     def run(self, steps: Steps) -> BenchmarkReport:
-        """Measure.
+        """Run all measurements.
 
         Raises:
             SecateurError: The artifact is damaged, or its model cannot be built.
@@ -183,7 +183,7 @@ class Benchmark:
     def _load_trained(self) -> Any:
         """Load a model that is not an artifact."""
         if self.model is not None:
-            raise ConfigError(f"--model goes with an artifact, and {self.reference!r} is none. Leave it out.")
+            raise ConfigError(f"--model is for artifacts, and {self.reference!r} is not one. Leave it out.")
         return load_trained(self.reference).model
 
     def _load(self, path: Path) -> Any:
@@ -214,7 +214,7 @@ class Benchmark:
 
 
 def measure_medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, timed in turns after one call that does not count."""
+    """Measure the median seconds of each call, timed in turns after a warm-up call."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -227,11 +227,11 @@ def measure_medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> d
 
 
 def _is_buildable(path: Path) -> bool:
-    """Whether the artifact says itself how its model is built."""
+    """Whether the model can be built from the artifact alone."""
     builder = Artifact(path).manifest.model
     return builder is not None and builder.kind != "code"
 
 
 def _count_bytes(folder: Path) -> int:
-    """Bytes of an artifact's tensors on disk."""
+    """Count the bytes of an artifact's tensors on disk."""
     return sum((folder / name).stat().st_size for name in Artifact(folder).manifest.shards)

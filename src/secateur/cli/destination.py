@@ -1,4 +1,4 @@
-"""Where a pruned model goes, and where an unfinished one waits meanwhile."""
+"""The folder for a pruned model, and the one for the finished parts of an unfinished run."""
 
 from __future__ import annotations
 
@@ -23,52 +23,52 @@ __all__ = ["Destination", "refuse_current"]
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A folder to be written, and one beside it for parts that are finished.
+    """The output folder, and a folder beside it for finished parts.
 
     Attributes:
-        out: The folder; an artifact in it is replaced.
+        out: The output folder; an artifact in it is replaced.
     """
 
     out: Path
 
     @property
     def work(self) -> Path:
-        """Where finished parts wait."""
+        """The folder for finished parts."""
         return self.out.with_name(f"{self.out.name}.part")
 
     def check(self) -> None:
-        """See to it, before any work, that the result can be written at its end.
+        """Check, before any work, that the result can be written at the end.
 
         Raises:
-            ConfigError: There is something else, or nothing can be written there.
+            ConfigError: Something else is there, or the folder cannot be written.
         """
         refuse_current(self.out)
         if os.path.lexists(self.out) and not (self.out.is_dir() and _is_free(self.out, MANIFEST)):
             raise ConfigError(
-                f"{str(self.out)!r} exists and is no artifact, and nothing else is replaced. Choose another folder, or "
-                f"remove it."
+                f"{str(self.out)!r} exists and is not an artifact, and only artifacts are replaced. Choose another "
+                f"folder, or remove it."
             )
         if os.path.lexists(self.work) and not (self.work.is_dir() and is_run_folder(self.work)):
             raise ConfigError(
-                f"{str(self.work)!r} is where finished parts are to wait, and it holds something that is no unfinished "
-                f"run. Choose another --out, or remove it."
+                f"{str(self.work)!r} is the folder for finished parts, and it contains something else. Choose another "
+                f"--out, or remove it."
             )
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"The folder {str(self.out.parent)!r} cannot be made: {error.strerror}.") from error
+            raise ConfigError(f"The folder {str(self.out.parent)!r} cannot be created: {error.strerror}.") from error
         if not os.access(self.out.parent, os.W_OK | os.X_OK):
             raise ConfigError(f"The folder {str(self.out.parent)!r} cannot be written to. Choose another --out.")
         self._check_replaceable()
 
     def check_space(self, needed: int) -> None:
-        """See to it that there is room on the disk.
+        """Check that there is enough space on the disk.
 
         Args:
-            needed: Bytes of the model when dense.
+            needed: Bytes of the dense model.
 
         Raises:
-            ConfigError: There is less.
+            ConfigError: There is not.
         """
         free = shutil.disk_usage(self.out.parent).free
         if free < needed:
@@ -79,27 +79,29 @@ class Destination:
 
     @contextmanager
     def parts(self) -> Iterator[Path]:
-        """The folder for finished parts, which are removed once this ends without an error.
+        """Enter the folder for finished parts, which is removed on exit without an error.
 
-        Whoever opens this writes the artifact inside, so that no part is removed before it is there.
+        Write the artifact inside the ``with`` block, so that no part is removed before the artifact is complete.
         """
         if (self.work / RUN).is_file():
-            say(f"Going on with the unfinished run in {self.work}.")
+            say(f"Resuming the unfinished run in {self.work}.")
         else:
-            say(f"Finished parts wait in {self.work}: after an interruption, the same command goes on from there.")
+            say(
+                f"Finished parts are stored in {self.work}: after an interruption, the same command resumes from there."
+            )
         try:
             yield self.work
         except BaseException as error:
             if not ((self.work / RUN).is_file() and any(self.work.glob(FINISHED))):
                 remove_run_folder(self.work)
-            elif not isinstance(error, StateError):  # which says that this command is another one
-                say(f"{self.work} holds what is finished. Run the same command again to go on from there.")
+            elif not isinstance(error, StateError):  # which says that this is a different command
+                say(f"Finished parts are in {self.work}. Run the same command again to resume.")
             raise
         remove_run_folder(self.work)
 
     def _check_replaceable(self) -> None:
-        """Raise `ConfigError` if a folder that is written beside this one cannot take its name at the end."""
-        target = Path(os.path.realpath(self.out))  # a link stays, and what it leads to is replaced
+        """Raise `ConfigError` if a folder written beside this one cannot be renamed to replace it."""
+        target = Path(os.path.realpath(self.out))  # a link stays, and its target is replaced
         parent = target.parent
         if os.path.ismount(target):
             raise ConfigError(
@@ -119,21 +121,21 @@ class Destination:
                     f"The name {format_value(target.name)} is too long for --out. Choose a shorter one."
                 ) from error
             raise ConfigError(
-                f"No folder can be made and renamed in {str(parent)!r} ({error.strerror}). Choose another --out."
+                f"No folder can be created and renamed in {str(parent)!r} ({error.strerror}). Choose another --out."
             ) from error
 
 
 def refuse_current(folder: Path) -> None:
-    """Raise `ConfigError` if a folder that is to be replaced is the current one, or lies above it."""
+    """Raise `ConfigError` if a folder to be replaced is or contains the current folder."""
     if Path.cwd().is_relative_to(os.path.abspath(folder)):
         raise ConfigError(
-            f"{str(folder)!r} is replaced as a whole, and it is or holds the current folder. Choose another, or run "
-            f"the command from elsewhere."
+            f"{str(folder)!r} would be replaced, and it is or contains the current folder. Choose another, or run "
+            f"the command from another folder."
         )
 
 
 def _may_rename(parent: Path, folder: Path) -> bool:
-    """Whether this user may rename a folder; in one that is sticky, such as ``/tmp``, only the owners may."""
+    """Whether this user may rename a folder; in a sticky folder, such as ``/tmp``, only its owner may."""
     about = parent.stat()
     if not about.st_mode & stat.S_ISVTX or not hasattr(os, "geteuid"):
         return True
@@ -141,5 +143,5 @@ def _may_rename(parent: Path, folder: Path) -> bool:
 
 
 def _is_free(folder: Path, mark: str) -> bool:
-    """Whether a folder is empty or holds the file that makes it ours."""
+    """Whether a folder is empty or contains the file that marks an artifact."""
     return (folder / mark).is_file() or not any(folder.iterdir())

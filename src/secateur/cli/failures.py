@@ -1,4 +1,4 @@
-"""What ends a command: an exit code and one message, never a traceback that nobody asked for."""
+"""Turn exceptions into an exit code and one message, with a traceback only on request."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from secateur.errors import SecateurError
 __all__ = ["ERROR", "FAULT", "INTERRUPTED", "explain_failure", "report_failure"]
 
 ERROR, FAULT, INTERRUPTED = 1, 70, 130
-"""Exit codes: the message explains it; a fault of Secateur or of a library; Ctrl-C."""
+"""Exit codes: an error that the message explains; a bug in Secateur or a library; Ctrl-C."""
 
 MAX_UNEXPECTED = 400
-"""Characters that are shown of the message of an unexpected exception."""
+"""Characters of the message of an unexpected exception."""
 
 MAX_TRACEBACK = 200_000
 """Characters of a traceback."""
 
 
 def report_failure(error: BaseException, *, debug: bool) -> int:
-    """Show on standard error what went wrong.
+    """Print on standard error what went wrong.
 
     Args:
-        error: Anything that a command raised.
-        debug: Whether to show the traceback too.
+        error: The exception that a command raised.
+        debug: Whether to print the traceback too.
 
     Returns:
         The exit code.
     """
     code, message = explain_failure(error)
     console = Console(stderr=True)
-    with suppress(OSError, ValueError):  # standard error is closed, or its disk is full
+    with suppress(OSError, ValueError):  # standard error is closed, or the disk is full
         if debug:
             trace = "".join(traceback.format_exception(error))
             console.print(Text(make_printable(trace, MAX_TRACEBACK)), soft_wrap=True)
@@ -46,7 +46,7 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
 
 
 def explain_failure(error: BaseException) -> tuple[int, str]:
-    """The exit code and the message for anything that a command raises.
+    """Return the exit code and the message for an exception.
 
     Example:
         >>> explain_failure(FileNotFoundError(2, "No such file or directory", "net.pt"))
@@ -78,10 +78,10 @@ def _describe_os_error(error: OSError) -> str:
     if error.filename is None:
         return f"{error.strerror}."
     files = [name for name in (error.filename, error.filename2) if name is not None]
-    return f"{' and '.join(map(_path, files))}: {error.strerror}."
+    return f"{' and '.join(map(_format_path, files))}: {error.strerror}."
 
 
-def _path(name: object) -> str:
+def _format_path(name: object) -> str:
     return name.decode(sys.getfilesystemencoding(), "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
@@ -90,6 +90,6 @@ def _describe_fault(error: BaseException) -> str:
     said = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
     return (
         f"Unexpected {make_printable(said, MAX_UNEXPECTED)}\n"
-        f"This is a fault of Secateur or of a library that it uses. Run the same command as secateur --debug … to see "
+        "This is a bug in Secateur or in a library that it uses. Run the same command as secateur --debug … to see "
         f"the traceback, and please report it."
     )

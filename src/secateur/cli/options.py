@@ -1,4 +1,4 @@
-"""Arguments that several commands take."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = [
 ]
 
 PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "channelx1")
-"""What a shell suggests; patterns are many more."""
+"""Patterns that the shell suggests, out of many more."""
 
 SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
 REFINERS = ("pcg", "block", "distill")
 ALLOCATIONS = ("uniform", "global", "owl", "sensitivity")
-"""What a shell suggests; written down, for the registries load a framework, which takes longer than one waits."""
+"""Names that the shell suggests. They are constants because the registries load a framework, which takes seconds."""
 
 
 def complete_names(names: tuple[str, ...]) -> Callable[[str], list[str]]:
-    """What suggests those of the names that begin as typed.
+    """Make a completion function that suggests the names with the typed prefix.
 
     Example:
         >>> complete_names(("alps", "ria"))("a")
@@ -51,17 +51,21 @@ def complete_names(names: tuple[str, ...]) -> Callable[[str], list[str]]:
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="package.module:name of a model or of its maker, or a file or folder."),
+    typer.Argument(
+        metavar="MODEL", help="A model, or a function that builds it, as package.module:name; or a file or folder."
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="YAML or JSON file with a configuration.")
 ]
 Pattern = Annotated[
     str | None,
-    typer.Option(help="Pattern: 4x1, 2:4, 1xchannel … Wins over the file.", autocompletion=complete_names(PATTERNS)),
+    typer.Option(
+        help="Pattern, such as 4x1, 2:4 or 1xchannel. Overrides the file.", autocompletion=complete_names(PATTERNS)
+    ),
 ]
 TargetSparsity = Annotated[
-    float | None, typer.Option(min=0.0, max=1.0, help="Share of weights to prune. Wins over the file.")
+    float | None, typer.Option(min=0.0, max=1.0, help="Share of units to prune. Overrides the file.")
 ]
 Weights = Annotated[
     Path | None,
@@ -75,10 +79,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def read_config(path: Path | None, pattern: str | None, target_sparsity: float | None) -> PruningConfig:
-    """The file's configuration, with the flags in place of what it says.
+    """Read a configuration file, and override it by flags.
 
     Raises:
-        ConfigError: The file cannot be read or is no configuration.
+        ConfigError: The file cannot be read, or is not a valid configuration.
     """
     settings = PruningConfig()
     if path is not None:

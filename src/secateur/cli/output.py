@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, all else on standard error."""
+"""Print results on standard output; everything else goes to standard error."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rich.console import Console
 from secateur._table import Table
 from secateur._wording import make_printable
 
-__all__ = ["Result", "console", "show", "show_text"]
+__all__ = ["Result", "make_console", "show", "show_text"]
 
-WIDTH_OF_A_FILE = 120
-"""Characters in a line where nobody sees them in a terminal."""
+DEFAULT_WIDTH = 120
+"""Characters in a line if the output is not a terminal."""
 
 
 class Result(Protocol):
-    """What a command found, for a person and for machines."""
+    """The result of a command, as a table and as JSON."""
 
     def table(self) -> Table:
-        """For a person."""
+        """The result as a table."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines, as plain values."""
+        """The result as plain values for JSON."""
 
 
 def show(result: Result, *, as_json: bool) -> None:
@@ -34,15 +34,15 @@ def show(result: Result, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
-        console().print(result.table())
+        make_console().print(result.table())
 
 
 def show_text(text: str) -> None:
-    """Print a sentence, made safe to print."""
-    console().print(make_printable(text), highlight=False, markup=False, soft_wrap=True)
+    """Print a text, made safe to print."""
+    make_console().print(make_printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
-def console() -> Console:
-    """Standard output, as wide as the terminal."""
+def make_console() -> Console:
+    """Make a console for standard output, as wide as the terminal."""
     is_seen = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if is_seen else WIDTH_OF_A_FILE)
+    return Console(width=None if is_seen else DEFAULT_WIDTH)

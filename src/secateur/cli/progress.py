@@ -1,4 +1,4 @@
-"""How far long work has come: a bar with the time left, for whoever watches a terminal."""
+"""Progress of long work: a bar with the remaining time, in a terminal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.progress import Progress as Bars
 from secateur._wording import make_printable, make_printable_line
 from secateur.oneshot.execution import Progress
 
-__all__ = ["Steps", "clock", "say"]
+__all__ = ["Steps", "format_time", "say"]
 
 MAX_DESCRIPTION = 100
 """Characters of the text before the bar."""
 
 
 class Steps:
-    """One line on standard error that tells of the step at work; in a file it is not shown.
+    """A line on standard error that shows the current step; only in a terminal.
 
     Args:
-        console: Where it is shown; ``None``: standard error.
+        console: Where to show it; standard error by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -50,26 +50,26 @@ class Steps:
         self._bars.stop()
 
     def begin(self, step: str) -> None:
-        """Tell of a step of unknown length."""
-        self._bars.remove_task(self._task)  # for a task that had a length keeps it
+        """Show a step of unknown length."""
+        self._bars.remove_task(self._task)  # a task that had a length keeps it
         self._task = self._bars.add_task(make_printable_line(step, MAX_DESCRIPTION), total=None, left="")
 
     def part(self, progress: Progress) -> None:
-        """Tell of a part that a calibrated run has finished."""
+        """Show the progress of a calibrated run."""
         self._bars.update(
             self._task,
             description=make_printable_line(f"Pruned {progress.stage}", MAX_DESCRIPTION),
             completed=progress.done,
             total=progress.total,
-            left=f"{clock(progress.seconds_left)} left" if progress.done < progress.total else "",
+            left=f"{format_time(progress.seconds_left)} left" if progress.done < progress.total else "",
         )
 
 
-def clock(seconds: float) -> str:
-    """A time as hours, minutes and seconds.
+def format_time(seconds: float) -> str:
+    """Format a time as hours, minutes and seconds.
 
     Example:
-        >>> clock(7.6), clock(4000)
+        >>> format_time(7.6), format_time(4000)
         ('0:08', '1:06:40')
     """
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""From a model's name to a pruned model on disk."""
+"""The work of ``secateur prune``: load, prune and save a model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["CalibrationOptions", "Method", "PruneJob"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """How to prune, by names.
+    """The names of the solver, refiners and allocation.
 
     Attributes:
         solver: The solver.
         refine: Refiners, in order.
-        allocation: How layers share the target; ``None``: as the configuration says.
+        allocation: How layers share the target; by default as the configuration says.
     """
 
     solver: str = "magnitude"
@@ -37,11 +37,11 @@ class Method:
 
     @property
     def reads_data(self) -> bool:
-        """Whether it needs calibration data; loads no framework if plain magnitude is asked for.
+        """Whether calibration data is needed; no framework is loaded for plain magnitude.
 
         Raises:
-            UnknownNameError: A name means nothing.
-            MissingPackageError: torch is not installed, which all but plain magnitude needs.
+            UnknownNameError: A name is unknown.
+            MissingPackageError: torch is not installed, which everything but plain magnitude needs.
         """
         if (self.solver, self.refine, self.allocation) == ("magnitude", (), None):
             return False
@@ -57,13 +57,13 @@ class Method:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationOptions:
-    """What the model is shown meanwhile.
+    """The options for calibration data.
 
     Attributes:
-        file: Text, or inputs; ``None``: Python's documentation.
-        sequences: Pieces of text; ``None``: the default.
-        length: Tokens in each; ``None``: the default.
-        device: Where blocks run; ``None``: on the CPU.
+        file: Text or inputs; Python's documentation by default.
+        sequences: Number of text samples.
+        length: Tokens per sample.
+        device: Device that computes; the CPU by default.
     """
 
     file: Path | None = None
@@ -71,13 +71,13 @@ class CalibrationOptions:
     length: int | None = None
     device: str | None = None
 
-    def refuse_unread(self, method: str) -> None:
-        """Raise `ConfigError` if something is said about data that nobody reads."""
+    def refuse_unused(self, method: str) -> None:
+        """Raise `ConfigError` if an option is set although no calibration data is used."""
         for name in ("sequences", "length", "device"):
             if getattr(self, name) is not None:
                 raise ConfigError(
-                    f"--{name} is about calibration data, and --solver {method} reads none. Leave it out, choose "
-                    f"another solver, or give data with --calibration."
+                    f"--{name} is for calibration data, and --solver {method} uses none. Leave it out, choose "
+                    f"another solver, or pass data with --calibration."
                 )
 
 
@@ -86,12 +86,12 @@ class PruneJob:
     """One call of ``secateur prune``.
 
     Attributes:
-        model: What `load_trained` reads.
-        weights: The same.
-        settings: What to prune.
-        method: How.
-        data: With what.
-        target: Where to.
+        model: The model, as `load_trained` takes it.
+        weights: Its weights, likewise.
+        settings: The configuration.
+        method: The solver, refiners and allocation.
+        data: The options for calibration data.
+        target: The output folder.
     """
 
     model: str
@@ -102,15 +102,15 @@ class PruneJob:
     target: Destination
 
     def run(self, steps: Steps, *, low_memory: bool = False) -> PruningReport:
-        """Do it, with the whole model in memory or one block of it at a time.
+        """Run the job, with the whole model in memory or one block at a time.
 
         Raises:
-            SecateurError: Something is wrong; what lies on the disk is as it was then, but for finished parts.
+            SecateurError: Something is wrong; then nothing on the disk has changed, except for finished parts.
         """
         self.target.check()
         reads_data = self.method.reads_data or self.data.file is not None or low_memory
         if not reads_data:
-            self.data.refuse_unread(self.method.solver)
+            self.data.refuse_unused(self.method.solver)
         steps.begin(f"Reading {self.model}")
         return self._in_files(steps) if low_memory else self._in_memory(steps, reads_data=reads_data)
 

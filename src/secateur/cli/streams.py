@@ -1,4 +1,4 @@
-"""The streams of a command: always there, and nothing unprintable goes to them."""
+"""Standard output and error of a command: always open, with everything printable."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 from secateur._wording import make_printable
 from secateur.cli.progress import say
 
-__all__ = ["flush_stdout", "one_line_warnings", "prepare_streams", "printable_logs"]
+__all__ = ["escape_logs", "flush_stdout", "prepare_streams", "show_warnings_in_one_line"]
 
 
 def prepare_streams() -> None:
-    """Make standard output and standard error take every text.
+    """Make sure that any text can be written to standard output and standard error.
 
-    A stream that is closed is replaced by one that discards everything, and characters that its encoding does not have
-    are written as in a Python literal.
+    A closed stream is replaced by one that discards everything. Characters that the encoding lacks are escaped as in a
+    Python literal.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -32,19 +32,19 @@ def prepare_streams() -> None:
 
 
 def flush_stdout() -> None:
-    """Write what standard output still holds, or drop it: Python would try again, and fail, when it ends."""
+    """Flush standard output, or discard its buffer: Python would try again at exit, and fail."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
-        with suppress(OSError, ValueError):  # it is no file
+        with suppress(OSError, ValueError):  # not a file
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stdout.fileno())
             os.close(null)
 
 
 @contextmanager
-def one_line_warnings() -> Iterator[None]:
-    """Show warnings of Python code in one line each, without the place in the source."""
+def show_warnings_in_one_line() -> Iterator[None]:
+    """Show Python warnings in one line each, without their location in the source."""
 
     def show(message: Warning | str, *_place: Any, **_more: Any) -> None:
         say(f"Warning: {' '.join(str(message).split())}")
@@ -55,8 +55,8 @@ def one_line_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def printable_logs() -> Iterator[None]:
-    """Make the messages of all loggers safe to print, those of other libraries too."""
+def escape_logs() -> Iterator[None]:
+    """Make the messages of all loggers safe to print, including those of libraries."""
     before = logging.getLogRecordFactory()
 
     def create_record(*args: Any, **more: Any) -> logging.LogRecord:

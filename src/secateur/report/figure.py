@@ -1,4 +1,4 @@
-"""Panels of pixels in one image, by matplotlib."""
+"""Draw panels of pixels into one image with matplotlib."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ __all__ = ["Panel", "draw"]
 
 COLUMNS = 4
 WIDTH, HEIGHT = 3.3, 2.0
-"""Inches of a panel."""
+"""Size of a panel in inches."""
 
 DOTS = 120
-"""Per inch."""
+"""Dots per inch."""
 
-MOST_ROWS = 250
-"""With more, the image would be larger than such files can be."""
+MAX_ROWS = 250
+"""Rows of panels that the image formats allow."""
 
-LONGEST_TITLE = 46
-"""Characters in a line of a title."""
+MAX_TITLE = 46
+"""Characters per line of a title."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One part of the image.
+    """One panel of the image.
 
     Attributes:
-        title: Lines above it.
-        whole: Grey values, 0 = white, 1 = black.
-        corner: Grey values of a part of it, magnified beside it; ``None``: all is seen in the whole.
+        title: Lines above the panel.
+        whole: Gray values from 0, white, to 1, black.
+        corner: Gray values of a part, magnified beside the whole; ``None`` if the whole shows every weight.
     """
 
     title: str
@@ -46,21 +46,21 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], file: Path) -> None:
-    """Write an image.
+    """Draw panels into an image file.
 
     Raises:
-        ConfigError: It cannot be written, or there are too many panels for an image.
+        ConfigError: The file cannot be written, or there are too many panels.
     """
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    if rows > MOST_ROWS:
-        raise ConfigError(f"A picture holds at most {MOST_ROWS * COLUMNS:,} layers, found {len(panels):,}.")
+    if rows > MAX_ROWS:
+        raise ConfigError(f"A picture has room for at most {MAX_ROWS * COLUMNS:,} layers, found {len(panels):,}.")
     figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
     places = figure.subfigures(rows, columns, squeeze=False)
     for place, panel in zip(places.flat, panels, strict=False):
         _draw_panel(place, panel)
     try:
-        with warnings.catch_warnings():  # a character that the font lacks is drawn as a box
+        with warnings.catch_warnings():  # characters that the font lacks are drawn as boxes
             warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
             figure.savefig(file, dpi=DOTS)
     except (OSError, ValueError) as error:
@@ -68,7 +68,7 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
 
 
 def _draw_panel(place: Any, panel: Panel) -> None:
-    lines = [_shortened(line) for line in panel.title.splitlines()]
+    lines = [_shorten_line(line) for line in panel.title.splitlines()]
     place.suptitle("\n".join(lines), fontsize=7, family="monospace", parse_math=False)
     if panel.corner is None:
         _draw_pixels(place.subplots(), panel.whole)
@@ -87,6 +87,6 @@ def _draw_pixels(axes: Any, values: npt.NDArray[np.float64]) -> None:
     axes.set_yticks([])
 
 
-def _shortened(line: str) -> str:
-    """The end of a long line, which tells layers apart."""
-    return line if len(line) <= LONGEST_TITLE else f"…{line[1 - LONGEST_TITLE :]}"
+def _shorten_line(line: str) -> str:
+    """Keep the end of a long line, which tells layers apart."""
+    return line if len(line) <= MAX_TITLE else f"…{line[1 - MAX_TITLE :]}"

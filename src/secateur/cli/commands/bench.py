@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli.options import AsJson
-from secateur.cli.output import console, show
+from secateur.cli.output import make_console, show
 from secateur.cli.progress import Steps
 
 __all__ = ["bench"]
@@ -18,29 +18,28 @@ __all__ = ["bench"]
 
 def bench(
     reference: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="An artifact, or a model as secateur prune takes it.")
+        str, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="An artifact, or a model as in secateur prune.")
     ],
     model: Annotated[
-        str | None, typer.Option(help="package.module:name that builds the model, if the artifact cannot.")
+        str | None, typer.Option(help="Code that builds the model of the artifact, as package.module:name.")
     ] = None,
     inputs: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Inputs as .npz or .safetensors.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples that the model sees at once.")] = 1,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in each, for a model of text.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed; medians are shown.")] = 5,
-    device: Annotated[str | None, typer.Option(help="Where the model works, such as cuda.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 1,
+    length: Annotated[int, typer.Option(min=1, help="Tokens per example, for text models.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of timed runs; the median is shown.")] = 5,
+    device: Annotated[str | None, typer.Option(help="Device that the model runs on, such as cuda.")] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what a pruned model gains on this machine: bytes, seconds to load, and seconds of a forward pass.
+    """Benchmark a pruned model against the dense one on this machine: size, loading time and forward pass.
 
-    Dense stands for the same model with numbers in place of its zeros. A torch model is also compiled with
-    secateur.runtime, and each layer has a row that shows what was measured, and the limit. Of a model that is not an
-    artifact, bytes and loading are not measured.
+    The dense model is the same model with numbers in place of its zeros. A torch model is also compiled with
+    secateur.runtime, with one row per layer for the measured and the maximum speed-up. Size and loading time are
+    measured for artifacts only.
 
-    Without --inputs, a model of text reads random tokens, one of images random pixels, and a Keras model random
-    numbers.
+    Without --inputs, text models get random tokens, image models random pixels, and Keras models random numbers.
 
     [bold]Examples[/bold]
 
@@ -66,5 +65,5 @@ def bench(
         ).run(steps)
     show(report, as_json=as_json)
     if report.runtime is not None and not as_json:
-        console().print()
+        make_console().print()
         show(report.runtime, as_json=False)

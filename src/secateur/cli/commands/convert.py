@@ -22,10 +22,12 @@ def convert(
         Path, typer.Argument(metavar="TARGET", file_okay=False, help="New folder; an artifact in it is replaced.")
     ],
     *,
-    dense: Annotated[bool, typer.Option("--dense", help="Store all zeros, in files that transformers reads.")] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write dense tensors, for transformers and other tools.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a saved model again: packed, or dense for other tools. The model itself is not built.
+    """Convert a saved model: packed, or dense for other tools. The model itself is not built.
 
     [bold]Examples[/bold]
 

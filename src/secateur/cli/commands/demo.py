@@ -12,7 +12,7 @@ from rich.console import Console
 
 from secateur._packages import require_packages
 from secateur.cli.options import AsJson
-from secateur.cli.output import console
+from secateur.cli.output import make_console
 
 __all__ = ["demo"]
 
@@ -21,15 +21,15 @@ def demo(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write the pruned models to.")] = Path(
         "secateur-demo"
     ),
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings per row, each from another start.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Training runs per row, each with another seed.")] = 3,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Train, prune and compare small networks in PyTorch and Keras; prune a sentence encoder and a language model.
 
-    Takes about six minutes on two cores, half of them for the language model.
+    This takes about six minutes on two cores, half of it for the language model.
 
-    Keras runs on the backend that KERAS_BACKEND names, or on one that is installed.
+    Keras uses the backend that KERAS_BACKEND names, or else an installed one.
 
     [bold]Examples[/bold]
 
@@ -43,7 +43,7 @@ def demo(
     from secateur.demo import run_demo
 
     if not as_json:
-        run_demo(out, seeds, console())
+        run_demo(out, seeds, make_console())
         return
     with redirect_stdout(sys.stderr):
         run_demo(out, seeds, Console(file=sys.stderr))

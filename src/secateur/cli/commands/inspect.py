@@ -19,7 +19,9 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="PATH_OR_MODEL", help="What is saved, or a model by its name.")],
+    source: Annotated[
+        str, typer.Argument(metavar="PATH_OR_MODEL", help="A saved model, or a model in code as package.module:name.")
+    ],
     picture: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Image file (.png, .svg, .pdf) to draw the masks into.")
     ] = None,
@@ -27,13 +29,13 @@ def inspect(
     *,
     as_json: AsJson = False,
 ) -> None:
-    r"""Show every tensor: which pattern its zeros have, and how many bytes it takes dense and packed.
+    r"""Show the pattern of zeros and the dense and packed size of every tensor.
 
-    PATH_OR_MODEL is an artifact, a .safetensors file or a transformers folder, of which tensors are read one by one; or
-    a model as the command prune takes it.
+    PATH_OR_MODEL is an artifact, a .safetensors file or a transformers folder, whose tensors are read one by one; or a
+    model as in secateur prune.
 
-    The picture has a panel for each weight with zeros: what is kept is dark, what is pruned is light. Large weights are
-    shown as the share that is kept in each pixel, beside their first 32 rows and columns. It needs matplotlib:
+    The picture has a panel for each weight with zeros: kept weights are dark, pruned ones light. Large weights are
+    shown as the share kept in each pixel, beside their first 32 rows and columns. This needs matplotlib:
     pip install "secateur\[plot]".
 
     [bold]Examples[/bold]
@@ -50,7 +52,7 @@ def inspect(
 
     with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
         steps.begin(f"Reading {source}")
-        found = _found(source, weights)
+        found = _open_source(source, weights)
         report = inspect_tensors(found)
         if picture is not None:
             steps.begin(f"Drawing {picture}")
@@ -58,8 +60,8 @@ def inspect(
     show(report, as_json=as_json)
 
 
-def _found(source: str, weights: Path | None) -> Any:
-    """A path to read tensors from, or a model."""
+def _open_source(source: str, weights: Path | None) -> Any:
+    """Return a path to read tensors from, or a model."""
     from secateur._manifest_file import MANIFEST
     from secateur.models import load_trained, transformers_path
 

@@ -19,10 +19,10 @@ def plan(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show every layer of a model with what pruning would do to it. Changes nothing.
+    """Show what pruning would do to each layer of a model, without changing it.
 
     MODEL is code in the current directory or in an installed package; a .keras file; or a folder with the config.json
-    of a transformers model or a .gguf file, as a path or as package/path. Of these two no weights are read.
+    of a transformers model or a .gguf file, as a path or as package/path, of which no weights are read.
 
     [bold]Examples[/bold]
 

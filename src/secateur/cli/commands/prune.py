@@ -36,45 +36,48 @@ def prune(
     target_sparsity: TargetSparsity = None,
     solver: Annotated[
         str,
-        typer.Option(help="magnitude, wanda, ria, sparsegpt or alps.", autocompletion=complete_names(SOLVERS)),
+        typer.Option(help="Solver: magnitude, wanda, ria, sparsegpt or alps.", autocompletion=complete_names(SOLVERS)),
     ] = "magnitude",
     refine: Annotated[
         list[str] | None,
         typer.Option(
-            help="Repair what stays: pcg, block, distill. Can be repeated.", autocompletion=complete_names(REFINERS)
+            help="Repair of the kept weights: pcg, block or distill. Can be repeated.",
+            autocompletion=complete_names(REFINERS),
         ),
     ] = None,
     allocation: Annotated[
         str | None,
         typer.Option(
-            help="How layers share the target: uniform, global, owl, sensitivity.",
+            help="How layers share the target: uniform, global, owl or sensitivity.",
             autocompletion=complete_names(ALLOCATIONS),
         ),
     ] = None,
     weights: Weights = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Plain text, or inputs as .npz or .safetensors."),
+        typer.Option(
+            exists=True, dir_okay=False, help="Calibration data: plain text, or inputs as .npz or .safetensors."
+        ),
     ] = None,
-    sequences: Annotated[int | None, typer.Option(min=1, help="Pieces of text.", show_default="32")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Tokens in each.", show_default="512")] = None,
-    device: Annotated[str | None, typer.Option(help="Where blocks run meanwhile, such as cuda.")] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="Number of text samples.", show_default="32")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.", show_default="512")] = None,
+    device: Annotated[str | None, typer.Option(help="Device that computes, such as cuda.")] = None,
     *,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Read and write a transformers folder block by block.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a trained model once, and write it as an artifact.
+    """Prune a trained model in one shot, and write it as an artifact.
 
     MODEL is a transformers folder or a .gguf file, as a path or as package/path; code in the current directory or in an
-    installed package, with --weights if the code itself reads none; or a .keras file, which is pruned by magnitude.
+    installed package, with --weights unless the code loads them; or a .keras file, which is pruned by magnitude.
 
-    All methods but magnitude read calibration data. Without --calibration, a language model reads the documentation
-    that comes with Python. Text goes through the model's own tokenizer. Of inputs, a single array is the model's first
-    argument, and several go by their names; rows are examples.
+    All solvers except magnitude need calibration data. Without --calibration, language models use the documentation
+    that comes with Python. Text is tokenized by the model's own tokenizer. Inputs have one row per example; a single
+    array is the model's first argument, and several arrays are passed by name.
 
-    After an interruption, the same command goes on: finished parts wait beside OUT, in OUT.part.
+    After an interruption, the same command resumes: finished parts are stored beside OUT, in OUT.part.
 
     [bold]Examples[/bold]
 

@@ -23,20 +23,18 @@ def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", exists=True, help="Artifact, folder or .safetensors file.")],
     pattern: Annotated[
         str | None,
-        typer.Option(
-            help="A pattern that all weights of layers must have too.", autocompletion=complete_names(PATTERNS)
-        ),
+        typer.Option(help="Pattern that the weights of all layers must have.", autocompletion=complete_names(PATTERNS)),
     ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Read every tensor of a saved model, and prove that it is what is said of it.
+    """Verify every tensor of a saved model.
 
-    Of an artifact: checksums, counts of zeros, and the pattern and the number of pruned units of each pruned layer. Of
-    what other tools wrote, a transformers folder or a .safetensors file: that it can be read. With --pattern, that the
-    weights of all layers but output layers and embeddings have that pattern.
+    For an artifact, this checks checksums, counts of zeros, and the pattern and number of pruned units of each pruned
+    layer; for a transformers folder or a .safetensors file of other tools, that it can be read. With --pattern, the
+    weights of all layers except output layers and embeddings must have that pattern.
 
-    Ends with 1 if anything is wrong, and names the tensors.
+    If anything is wrong, the exit code is 1 and the message names the tensors.
 
     [bold]Examples[/bold]
 
@@ -63,4 +61,4 @@ def _summary(report: ArtifactReport) -> str:
     patterns = [row.pattern for row in report.tensors if row.pattern is not None]
     held = ", ".join(f"{pattern} in {patterns.count(pattern):,}" for pattern in dict.fromkeys(patterns))
     read = format_count(len(report.tensors) + report.others, "tensor")
-    return f"{report.title}: sound. {read} read; patterns of weights: {held or 'none'}."
+    return f"{report.title}: valid. {read} read; patterns of weights: {held or 'none'}."
