@@ -229,7 +229,7 @@ def test_folder_that_cannot_be_made_is_told_before_any_work() -> None:
     pytest.importorskip("sklearn")
     result = run("demo", "--out", "cli_nets.py/below")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "cannot be created: Not a directory." in " ".join(result.stderr.split())
+    assert "cannot be made: Not a directory." in " ".join(result.stderr.split())
 
 
 def test_json_of_the_demo_is_its_report_and_nothing_else(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
