@@ -71,7 +71,7 @@ def test_no_element_means_one_for_all_layers(empty: Any) -> None:
 @given(removed=st.integers(1, 15), group=st.integers(2, 16))
 def test_n_of_m_counts_the_removed(removed: int, group: int) -> None:
     if removed >= group:
-        with pytest.raises(ConfigError, match="N must be less than M, for N of every M weights are removed"):
+        with pytest.raises(ConfigError, match="N must be less than M, because N of every M weights are removed"):
             WeightPruningConfig(pattern=f"{removed}:{group}")
         return
     model = nn.Sequential(nn.Linear(group * 2, 4), nn.Linear(4, 3))
@@ -331,20 +331,20 @@ def test_what_is_refused(
             None,
             {"op_names": ["querry"]},
             UnknownNameError,
-            "op_names: 'querry' is found in no name. .*Layers: embedding",
+            "op_names: 'querry' matches no name. .*Layers: embedding",
         ),
-        (None, {"excluded_op_names": ["querry"]}, UnknownNameError, "excluded_op_names: 'querry' is found in no name"),
+        (None, {"excluded_op_names": ["querry"]}, UnknownNameError, "excluded_op_names: 'querry' matches no name"),
         (None, {"pruning_op_types": ["Conv2D"]}, UnknownNameError, "no layer has type 'Conv2D'. .*'Conv1d'"),
         (None, {"op_names": ["("]}, ConfigError, "is not a regular expression"),
-        (None, {"op_names": ["embedding"]}, ConfigError, "WeightPruningConfig means no layer"),
+        (None, {"op_names": ["embedding"]}, ConfigError, "WeightPruningConfig matches no layer"),
         (
             [{"op_names": ["query"]}, {"op_names": ["block1"]}],
             {},
             ConfigError,
-            r"'block1.query' is meant by pruning_configs\[0\] and by pruning_configs\[1\]",
+            r"'block1.query' matches pruning_configs\[0\] and pruning_configs\[1\]",
         ),
-        ([{}, {"target_sparsity": 0.5}], {}, ConfigError, "layer 'stem' is meant by"),
-        ([{"op_names": [".*"]}, {}], {}, ConfigError, r"pruning_configs\[1\] means no layer"),
+        ([{}, {"target_sparsity": 0.5}], {}, ConfigError, "layer 'stem' matches"),
+        ([{"op_names": [".*"]}, {}], {}, ConfigError, r"pruning_configs\[1\] matches no layer"),
     ],
 )
 def test_what_does_not_fit_the_model(

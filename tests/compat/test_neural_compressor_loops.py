@@ -344,7 +344,7 @@ def test_what_is_meant_and_cannot_be_pruned_is_warned_of(caplog: pytest.LogCaptu
     model[2].requires_grad_(requires_grad=False)
     with caplog.at_level(logging.WARNING):
         prepare_compression(model, WeightPruningConfig())
-    assert "2 layers that the configuration means cannot be pruned: '1' (6 output channels" in caplog.text
+    assert "2 layers that the configuration matches cannot be pruned: '1' (6 output channels" in caplog.text
     assert "'2' (frozen" in caplog.text
 
 

@@ -362,7 +362,7 @@ def test_nothing_is_left_out_unless_asked() -> None:
     assert only(WITH_OTHERS, leave_out=["EpochRangeModifier"]) == only(gradual())
     with pytest.raises(ConfigError, match=r"leave_out: the recipe has no 'EpochModifier'\. Did you mean 'EpochRange"):
         only(WITH_OTHERS, leave_out=["EpochModifier"])
-    with pytest.raises(ConfigError, match="The recipe has no modifiers that are to be read"):
+    with pytest.raises(ConfigError, match="The recipe has no modifiers left to import"):
         only(gradual(), leave_out=["GMPruningModifier"])
 
 
@@ -390,11 +390,11 @@ def test_a_configuration_can_be_written() -> None:
         (gradual(params="['re:a.weight|b.weight']"), "must end in '.weight'.*alternatives in parentheses"),
         (gradual(params="{a: 1}"), "params must be a name or a list of names"),
         (gradual(end_epoch="eval(num_epochs)"), "The recipe has no variable 'num_epochs'"),
-        (gradual(end_epoch="eval(1 +)"), r"'eval\(1 \+\)' cannot be worked out"),
-        (gradual(end_epoch="eval(1 / 0)"), "cannot be worked out: division by zero"),
-        (gradual(end_epoch="eval('a' * 9)"), r"must be a number where it is reckoned with, found 'a'"),
-        (gradual(end_epoch="eval(open('x'))"), r"cannot be worked out: only numbers, variables"),
-        (gradual(end_epoch="eval([].append)"), r"cannot be worked out: only numbers, variables"),
+        (gradual(end_epoch="eval(1 +)"), r"'eval\(1 \+\)' cannot be evaluated"),
+        (gradual(end_epoch="eval(1 / 0)"), "cannot be evaluated: division by zero"),
+        (gradual(end_epoch="eval('a' * 9)"), r"must be a number to compute with it, found 'a'"),
+        (gradual(end_epoch="eval(open('x'))"), r"cannot be evaluated: only numbers, variables"),
+        (gradual(end_epoch="eval([].append)"), r"cannot be evaluated: only numbers, variables"),
         (
             gradual() + gradual().split("\n", 1)[1],
             r"Layers must be pruned in one way only, found '\.\*' more than once",

@@ -189,10 +189,10 @@ def test_what_does_not_fit_the_model(
 
 def test_a_run_that_prunes_once_does_not_train_and_the_other_way_round() -> None:
     once = torchao.semi_sparse_weight()
-    with pytest.raises(StateError, match=r"This run prunes once, by 'magnitude'\. Call prune"):
+    with pytest.raises(StateError, match=r"This run prunes in one shot with 'magnitude'\. Call prune"):
         once.prepare(net(), optimizer=None)
     training = ImportedRun(name="sparsity_stage", config=secateur.PruningConfig())
-    with pytest.raises(StateError, match=r"The run 'sparsity_stage' prunes while the model trains\. Call prepare"):
+    with pytest.raises(StateError, match=r"The run 'sparsity_stage' prunes during training\. Call prepare"):
         training.prune(net())
 
 

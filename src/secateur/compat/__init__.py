@@ -1,6 +1,6 @@
-"""Interfaces and configurations of other projects that ended, on top of this one.
+"""Interfaces and configurations of discontinued projects, on top of this one.
 
-None of those projects is imported or needed. `secateur.compat.neural_compressor` has the pruning interface of Intel
+These projects need not be installed. `secateur.compat.neural_compressor` has the pruning interface of Intel
 Neural Compressor; `secateur.compat.torchao` and `secateur.compat.sparseml` turn configurations into an `ImportedRun`.
 """
 

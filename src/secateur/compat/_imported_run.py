@@ -1,4 +1,4 @@
-"""What a configuration of another project comes to here."""
+"""A run that was imported from another project's configuration."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["ImportedRun"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedRun:
-    """A configuration from another project, in the words of this one.
+    """A pruning run, imported from the configuration of another project.
 
     Attributes:
-        name: What the other project calls it, such as the stage of a recipe; may be empty.
-        config: What happens to which layers.
-        solver: Solver of `secateur.prune` where the model is pruned once; ``None`` where it is pruned while it trains.
-        solver_settings: Settings of the solver that differ from its own.
-        allocation: How layers share the target; ``None``: as the configuration says.
-        allocation_settings: Settings of the allocation that differ from its own.
+        name: Its name in the other project, such as the stage of a recipe; may be empty.
+        config: The configuration.
+        solver: Solver of `secateur.prune` for one-shot pruning; ``None`` for pruning during training.
+        solver_settings: Settings of the solver that are not its defaults.
+        allocation: How layers share the target; by default as the configuration says.
+        allocation_settings: Settings of the allocation that are not its defaults.
 
     Example:
         >>> import torch
@@ -43,14 +43,14 @@ class ImportedRun:
     allocation_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def prune(self, model: Any, *, calibration: Calibration | Iterable[Any] | None = None) -> PruningReport:
-        """Prune a model as configured; see `secateur.prune`.
+        """Prune a model in one shot; see `secateur.prune`.
 
         Raises:
-            StateError: It is a run that prunes while the model trains.
+            StateError: The run prunes during training.
             SecateurError: As `secateur.prune`.
         """
         if self.solver is None:
-            raise StateError(f"{self._called} prunes while the model trains. Call prepare(model, optimizer=optimizer).")
+            raise StateError(f"{self._label} prunes during training. Call prepare(model, optimizer=optimizer).")
         solver: Any = self.solver
         allocation: Any = self.allocation
         if self.solver_settings:
@@ -64,16 +64,18 @@ class ImportedRun:
         return prune_once(model, self.config, calibration=calibration, solver=solver, allocation=allocation)
 
     def prepare(self, model: Any, *, optimizer: Any) -> Any:
-        """Have a model pruned while it trains; see `secateur.prepare`.
+        """Prepare a model for pruning during training; see `secateur.prepare`.
 
         Raises:
-            StateError: It is a run that prunes once.
+            StateError: The run prunes in one shot.
             SecateurError: As `secateur.prepare`.
         """
         if self.solver is not None:
-            raise StateError(f"{self._called} prunes once, by {self.solver!r}. Call prune(model, calibration=batches).")
+            raise StateError(
+                f"{self._label} prunes in one shot with {self.solver!r}. Call prune(model, calibration=batches)."
+            )
         return prepare_training(model, self.config, optimizer=optimizer)
 
     @property
-    def _called(self) -> str:
+    def _label(self) -> str:
         return f"The run {self.name!r}" if self.name else "This run"

@@ -1,7 +1,7 @@
-"""Configurations of torchao's sparsifiers, in the words of this package.
+"""Import configurations of torchao's sparsifiers.
 
-Each function takes what the class or function of its name took in torchao and returns an `ImportedRun`, whose ``prune``
-does what ``prepare``, ``step`` and ``squash_mask`` did there.
+Each function takes the arguments of the class or function of the same name in torchao and returns an `ImportedRun`. Its
+``prune`` does what ``prepare``, ``step`` and ``squash_mask`` did in torchao.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from secateur.errors import ConfigError
 __all__ = ["block_sparse_weight", "semi_sparse_weight", "wanda_sparsifier", "weight_norm_sparsifier"]
 
 TensorConfig = Sequence[Mapping[str, Any]] | None
-"""One mapping per tensor: its ``tensor_fqn`` and what is otherwise for it; ``None``: all linear layers."""
+"""One mapping per tensor: its ``tensor_fqn`` and the settings that differ; ``None``: all linear layers."""
 
 Settings = Callable[[Mapping[str, Any], str], dict[str, Any]]
-"""From what holds for a tensor, and where errors are to say that it stands, to keys of `PruningConfig`."""
+"""A function from the settings of a tensor, and its place for error messages, to keys of `PruningConfig`."""
 
 NORMS = {1: "sum", 2: "l2"}
-"""Norm by which blocks are ranked → reduction."""
+"""Norm of blocks → reduction of scores."""
 
 
 def weight_norm_sparsifier(
@@ -36,19 +36,19 @@ def weight_norm_sparsifier(
     zeros_per_block: int | None = None,
     norm: int | None = None,
 ) -> ImportedRun:
-    """What ``WeightNormSparsifier`` did: blocks of the smallest norm lose their smallest weights.
+    """Import ``WeightNormSparsifier``: prune the smallest weights of the blocks with the smallest norm.
 
     Args:
-        config: One mapping per tensor with its ``tensor_fqn``, such as ``"fc.weight"``; the other arguments may stand
-            there too and hold for that tensor. ``None``: all linear layers.
-        sparsity_level: Share of the blocks that are pruned.
-        sparse_block_shape: Output by input channels.
-        zeros_per_block: Zeros in a pruned block; ``None``: all of it. Fewer are served in blocks of one row: that is an
-            ``N:M`` pattern, of which the groups that lose least are pruned first.
-        norm: By which blocks are ranked: 1 or 2; ``None``: 2.
+        config: One mapping per tensor with its ``tensor_fqn``, such as ``"fc.weight"``, and optionally the other
+            arguments, for that tensor only. ``None``: all linear layers.
+        sparsity_level: Share of blocks to prune.
+        sparse_block_shape: Output channels × input channels.
+        zeros_per_block: Zeros in a pruned block, by default all. With fewer, blocks must have one row: this is an
+            ``N:M`` pattern, whose groups that lose least are pruned first.
+        norm: Norm by which blocks are ranked: 1 or 2, by default 2.
 
     Raises:
-        ConfigError: A key is unknown, a value is out of bounds, or it asks for what has no counterpart here.
+        ConfigError: A key is unknown, a value is out of bounds, or a setting has no counterpart.
 
     Example:
         >>> weight_norm_sparsifier(sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2).config.pattern
@@ -72,12 +72,12 @@ def weight_norm_sparsifier(
 def wanda_sparsifier(
     config: TensorConfig = None, *, sparsity_level: float = 0.5, semi_structured_block_size: int | None = None
 ) -> ImportedRun:
-    """What ``WandaSparsifier`` did: weights go by their size times the norm of their input.
+    """Import ``WandaSparsifier``: rank weights by their magnitude times the norm of their input.
 
     Args:
         config: See `weight_norm_sparsifier`.
-        sparsity_level: Share of the weights that are pruned.
-        semi_structured_block_size: M: half of every M consecutive weights go, whatever `sparsity_level` is.
+        sparsity_level: Share of weights to prune.
+        semi_structured_block_size: M: half of every M consecutive weights are pruned, for any `sparsity_level`.
 
     Raises:
         ConfigError: A key is unknown or a value is out of bounds.
@@ -92,9 +92,9 @@ def wanda_sparsifier(
 
 
 def semi_sparse_weight() -> ImportedRun:
-    """The pattern that ``semi_sparse_weight`` (``SemiSparseWeightConfig``) packed: 2:4 in all linear layers.
+    """Import the pattern of ``semi_sparse_weight`` (``SemiSparseWeightConfig``): 2:4 in all linear layers.
 
-    torchao packed weights that had the pattern already; this run gives it to them, by magnitude.
+    torchao packed weights that already had the pattern; this run prunes weights to it by magnitude.
 
     Example:
         >>> semi_sparse_weight().config.pattern
@@ -104,12 +104,12 @@ def semi_sparse_weight() -> ImportedRun:
 
 
 def block_sparse_weight(*, sparsity_level: float, blocksize: int = 64) -> ImportedRun:
-    """The pattern that ``BlockSparseWeightConfig`` packed: square blocks in all linear layers.
+    """Import the pattern of ``BlockSparseWeightConfig``: square blocks in all linear layers.
 
-    torchao packed weights that had the pattern already; this run gives it to them, by magnitude.
+    torchao packed weights that already had the pattern; this run prunes weights to it by magnitude.
 
     Args:
-        sparsity_level: Share of the blocks that are pruned, which torchao was not told.
+        sparsity_level: Share of blocks to prune, which is not an argument in torchao.
         blocksize: Rows and columns of a block.
 
     Raises:
@@ -124,7 +124,7 @@ def block_sparse_weight(*, sparsity_level: float, blocksize: int = 64) -> Import
 
 
 def _build_run(config: TensorConfig, defaults: Mapping[str, Any], settings: Settings, *, solver: str) -> ImportedRun:
-    """One run from the settings of each tensor; those of equal settings are one part."""
+    """Build a run from the settings of each tensor; tensors with equal settings are ranked together."""
     if config is None:
         part = LayerSettings(names=(".*",), settings={**settings(defaults, "config"), "pruning_scope": "local"})
         return ImportedRun(config=merge_settings([part], pruning_op_types=("Linear",)), solver=solver)
@@ -187,7 +187,7 @@ def _translate_half_of_groups(values: Mapping[str, Any], where: str) -> dict[str
 
 
 def _build_group_settings(zeros: int, group: int, level: float) -> dict[str, Any]:
-    """Settings under which a share of the groups loses `zeros` weights each."""
+    """Build settings that prune `zeros` weights of each group in a share of the groups."""
     share = Fraction(zeros, group)
     return {
         "pattern": f"{group - zeros}:{group}",

@@ -1,6 +1,6 @@
-"""The pruning interface that Intel Neural Compressor had until it removed its pruner, for torch.
+"""The pruning interface of Intel Neural Compressor for torch, which that project removed.
 
-Change the import, and the code around it stays:
+Only imports change:
 
 ``from neural_compressor.config import WeightPruningConfig`` and ``from neural_compressor.training import
 prepare_compression, prepare_pruning`` become ``from secateur.compat.neural_compressor import ...``.

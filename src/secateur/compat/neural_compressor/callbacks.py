@@ -1,4 +1,4 @@
-"""What a training loop calls."""
+"""The callbacks and the manager that a training loop uses."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ logger = logging.getLogger(__name__)
 
 
 class PruningCallbacks:
-    """Calls for the places of a training loop.
+    """Callbacks for a training loop.
 
-    Where no optimizer is known, ``on_before_optimizer_step`` takes in the gradients, and ``on_after_optimizer_step``
-    counts the step, sets what is pruned to zero and prunes more when that is due. A loop that leaves out the second is
-    served by the next other call, such as ``on_step_end`` or ``on_step_begin``, before a forward pass can see a weight
-    that came back. Where the optimizer is known, its steps are followed by themselves, and these calls only check the
-    order.
+    Without an optimizer, ``on_before_optimizer_step`` reads the gradients, and ``on_after_optimizer_step`` counts the
+    step, sets pruned weights to zero and prunes more if an update is due. If a loop leaves out the second, the next
+    callback, such as ``on_step_end`` or ``on_step_begin``, does this before the next forward pass. With an optimizer,
+    the pruner follows its steps, and the callbacks only check their order.
 
     Args:
         start: Starts the run and returns its pruner.
-        follows_optimizer: Whether the pruner sees the optimizer's steps by itself; then the run starts at once, else
-            with the first call.
+        follows_optimizer: Whether the pruner follows the optimizer's steps; then the run starts at once, otherwise with
+            the first callback.
 
     Attributes:
-        report: What was pruned; ``None`` until the run has ended.
+        report: The result; ``None`` until the run has ended.
     """
 
     def __init__(self, start: Callable[[], Any], *, follows_optimizer: bool) -> None:
@@ -44,7 +43,7 @@ class PruningCallbacks:
 
     @classmethod
     def from_report(cls, report: PruningReport) -> PruningCallbacks:
-        """Those of a run that is over already."""
+        """Make the callbacks of a finished run."""
         made = cls(lambda: None, follows_optimizer=False)
         made.report = report
         return made
@@ -54,17 +53,17 @@ class PruningCallbacks:
         """The `secateur.training.pytorch.PytorchPruner` of the run: masks, reports, and a state that can be saved.
 
         Raises:
-            StateError: The run has not begun.
+            StateError: The run has not started.
         """
         if self._pruner is None:
             raise StateError("The run has no pruner yet. Call on_train_begin first.")
         return self._pruner
 
     def on_train_begin(self, dataloader: Any = None) -> None:  # noqa: ARG002 - part of the interface
-        """Start the run; may be left out.
+        """Start the run; optional.
 
         Raises:
-            StateError: The run has begun or ended already.
+            StateError: The run has already started or ended.
         """
         has_begun = self._has_begun or (self._pruner is not None and not self._follows_optimizer)
         if has_begun and self.report is None:
@@ -73,12 +72,12 @@ class PruningCallbacks:
         self._has_begun = True
 
     def on_epoch_begin(self, epoch: int | None = None) -> None:  # noqa: ARG002 - part of the interface
-        """See the class."""
+        """See `PruningCallbacks`."""
         self._get_running_pruner()
         self._finish_step()
 
     def on_step_begin(self, batch_id: int | None = None) -> None:  # noqa: ARG002 - part of the interface
-        """Called before a batch."""
+        """Call before a batch."""
         self._get_running_pruner()
         self._finish_step()
         self._batches += 1
@@ -90,11 +89,11 @@ class PruningCallbacks:
         student_loss: Any,
         teacher_output: Any = None,  # noqa: ARG002 - part of the interface
     ) -> Any:
-        """The loss as it is."""
+        """Return the loss unchanged."""
         return student_loss
 
     def on_before_optimizer_step(self) -> None:
-        """Called between the backward pass and the optimizer's step.
+        """Call between the backward pass and the optimizer's step.
 
         Raises:
             ScoreError: A score is ``nan``.
@@ -106,10 +105,10 @@ class PruningCallbacks:
             self._is_announced = True
 
     def on_after_optimizer_step(self) -> None:
-        """Called after the optimizer's step.
+        """Call after the optimizer's step.
 
         Raises:
-            StateError: The criterion ranks by gradients, and ``on_before_optimizer_step`` was not called.
+            StateError: The criterion needs gradients, and ``on_before_optimizer_step`` was not called.
         """
         pruner = self._get_running_pruner()
         if self._follows_optimizer:
@@ -123,31 +122,31 @@ class PruningCallbacks:
         pruner.after_step()
 
     def on_step_end(self) -> None:
-        """Called after a batch."""
+        """Call after a batch."""
         self._get_running_pruner()
         self._finish_step()
 
     def on_epoch_end(self) -> None:
-        """See the class."""
+        """See `PruningCallbacks`."""
         self._get_running_pruner()
         self._finish_step()
 
     def on_before_eval(self) -> None:
-        """Called before an evaluation, also after the run."""
+        """Call before an evaluation; also works after the run."""
         self._finish_step()
 
     def on_after_eval(self) -> None:
-        """Called after an evaluation; does nothing."""
+        """Call after an evaluation; does nothing."""
 
     def on_train_end(self) -> PruningReport:
         """Verify every mask and every zero, and end the run.
 
         Returns:
-            What was pruned, per layer and in all.
+            The result, per layer and in total.
 
         Raises:
-            StateError: The run has not begun or has ended, it saw no optimizer step, or masks and weights are not what
-                they should be.
+            StateError: The run has not started or has ended, it saw no optimizer step, or masks and weights do not
+                match.
         """
         pruner = self.pruner if self.report is None else self._get_running_pruner()
         self._finish_step()
@@ -168,23 +167,23 @@ class PruningCallbacks:
         return self._pruner
 
     def _finish_step(self) -> None:
-        """Take the announced step as made, where nobody said so."""
+        """Complete a step that was announced but not completed."""
         if self._is_announced:
             self._is_announced = False
             self._pruner.after_step()
 
 
 class CompressionManager:
-    """A model and the calls that prune it while it trains. Made by `prepare_compression`.
+    """A model and the callbacks that prune it during training, as returned by `prepare_compression`.
 
     Args:
         model: The model.
-        callbacks: The calls.
-        save: Writes the model's state into a folder.
+        callbacks: The callbacks.
+        save: Writes the model's state to a folder.
 
     Attributes:
         model: The model itself, not a wrapper.
-        callbacks: What the training loop calls.
+        callbacks: The callbacks for the training loop.
     """
 
     def __init__(self, model: Any, callbacks: PruningCallbacks, save: Callable[[Any, str | Path], Path]) -> None:
@@ -203,7 +202,7 @@ class CompressionManager:
         return self.callbacks.report
 
     def save(self, root: str | Path) -> None:
-        """Write the model's ``state_dict`` to ``best_model.pt`` in a folder, which is made if need be.
+        """Write the model's ``state_dict`` to ``best_model.pt`` in a folder, which is created if needed.
 
         Args:
             root: The folder.

@@ -1,4 +1,4 @@
-"""What is to be pruned, in the words of Intel Neural Compressor."""
+"""The configuration of Intel Neural Compressor."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ FOR_ALL: dict[str, Any] = {
     "criterion_reduce_type": "mean",
     "parameters": None,
 }
-"""Key → its default, as Intel Neural Compressor documented them."""
+"""Key → default, as documented by Intel Neural Compressor."""
 
 BACKENDS = (None, "default")
-"""Values of ``backend`` that mean torch itself."""
+"""Values of ``backend`` that select plain torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One element of ``pruning_configs``, filled up with what holds for all.
+    """One element of ``pruning_configs``, completed by the keys for all elements.
 
     Attributes:
-        where: What errors call it.
-        op_names: Expressions to be found in the names of its layers; empty: all that no other entry names.
-        excluded_op_names: Expressions to be found in the names of layers that are not its own.
-        pruning_op_types: Parts of the class names of its layers.
+        where: Its place, for error messages.
+        op_names: Expressions that match anywhere in the names of its layers; empty: all layers of no other entry.
+        excluded_op_names: Expressions that match anywhere in the names of excluded layers.
+        pruning_op_types: Substrings of the class names of its layers.
         settings: Keys of `PruningConfig`.
-        solver: Solver that prunes once; ``None``: pruned while the model trains.
+        solver: Solver for one-shot pruning; ``None`` for pruning during training.
     """
 
     where: str
@@ -64,18 +64,18 @@ class Entry:
 
 
 class WeightPruningConfig:
-    """What is to be pruned and how.
+    """The configuration of a pruning run, with the keys of Intel Neural Compressor.
 
-    Keys outside of `pruning_configs` hold wherever an element of it says nothing else. Each element prunes the layers
-    that its ``op_names`` find and reaches its own target; one without ``op_names`` has the layers that no other names.
+    Keys outside of `pruning_configs` are the defaults of its elements. Each element prunes the layers that match its
+    ``op_names``, to its own target; an element without ``op_names`` prunes the layers that match no other.
 
-    ``N:M`` counts the weights that are *removed*, as Intel Neural Compressor did: ``"1:4"`` removes one of four.
+    ``N:M`` counts the *removed* weights, as in Intel Neural Compressor: ``"1:4"`` removes one of four.
 
     Args:
-        pruning_configs: Dictionaries with the keys below; left out: one element, for all layers.
-        settings: ``target_sparsity`` (0.9, or all that an N:M pattern can), ``pruning_type`` (``"snip_momentum"``),
-            ``pattern`` (``"4x1"``), ``op_names`` and ``excluded_op_names`` (regular expressions, found anywhere in a
-            layer's name), ``start_step`` and ``end_step`` (0; counted in steps of the optimizer), ``pruning_scope``
+        pruning_configs: Dictionaries with the keys below; by default one element for all layers.
+        settings: ``target_sparsity`` (0.9, or the maximum of an N:M pattern), ``pruning_type`` (``"snip_momentum"``),
+            ``pattern`` (``"4x1"``), ``op_names`` and ``excluded_op_names`` (regular expressions that match anywhere in
+            a layer's name), ``start_step`` and ``end_step`` (0; counted in steps of the optimizer), ``pruning_scope``
             (``"global"``), ``pruning_frequency`` (1), ``min_sparsity_ratio_per_op`` (0), ``max_sparsity_ratio_per_op``
             (0.98), ``sparsity_decay_type`` (``"exp"``), ``pruning_op_types`` (``["Conv", "Linear"]``),
             ``low_memory_usage`` (``False``; scores in bfloat16), ``resume_from_pruned_checkpoint`` (``False``),
@@ -83,11 +83,11 @@ class WeightPruningConfig:
             `pruning_configs` also ``backend``.
 
     Attributes:
-        pruning_configs: The elements as they were given.
-        entries: The elements, filled up and in the words of this package.
+        pruning_configs: The elements as given.
+        entries: The elements with all keys, converted to those of `PruningConfig`.
 
     Raises:
-        ConfigError: A key is unknown, a value is out of bounds, or it asks for what has no counterpart here.
+        ConfigError: A key is unknown, a value is out of bounds, or a setting has no counterpart.
 
     Example:
         >>> import torch
@@ -113,14 +113,14 @@ class WeightPruningConfig:
 
     @property
     def weight_compression(self) -> dict[str, Any]:
-        """The keys that hold for all layers, with their defaults."""
+        """The keys for all elements, with their defaults."""
         return {**FOR_ALL, **self._for_all}
 
     def for_model(self, model: Any) -> PruningConfig:
-        """The same in the words of this package, for the layers of a torch model.
+        """Convert the configuration to a `PruningConfig` for a torch model.
 
         Raises:
-            ConfigError: An expression or a type finds no layer, or two elements mean the same layer.
+            ConfigError: An expression or a type matches no layer, or two elements match the same layer.
         """
         if detect_framework(model) != "pytorch":
             raise UnsupportedModelError("Only torch models are served here. For Keras models see secateur.keras.")
@@ -155,7 +155,7 @@ class WeightPruningConfig:
 
 
 def _drop_none(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given; ``None`` counts as not given."""
+    """Drop keys that are ``None``."""
     return {key: value for key, value in given.items() if value is not None}
 
 

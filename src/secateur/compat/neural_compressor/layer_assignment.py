@@ -1,4 +1,4 @@
-"""Which layers of a model each element of ``pruning_configs`` means."""
+"""Assign the layers of a model to the elements of ``pruning_configs``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
 
 
 def assign_layers(entries: Sequence[Entry], layers: Sequence[Layer], modules: Collection[str]) -> dict[str, int]:
-    """Layer → index of the entry that it belongs to; layers that belong to none are missing.
+    """Map each layer to the index of its entry; layers without an entry are left out.
 
     Args:
         entries: The entries.
@@ -38,8 +38,8 @@ def assign_layers(entries: Sequence[Entry], layers: Sequence[Layer], modules: Co
         modules: Names of all modules.
 
     Raises:
-        UnknownNameError: An expression finds no layer, or no layer is of a type.
-        ConfigError: Two entries mean one layer, or an entry means none.
+        UnknownNameError: An expression matches no layer, or no layer has a type.
+        ConfigError: Two entries match the same layer, or an entry matches none.
     """
     for entry in entries:
         _check_vocabulary(entry, layers, modules)
@@ -54,19 +54,19 @@ def assign_layers(entries: Sequence[Entry], layers: Sequence[Layer], modules: Co
     for index, entry in enumerate(entries):
         if index not in owners.values():
             raise ConfigError(
-                f"{entry.where} means no layer: op_names={list(entry.op_names)}, pruning_op_types="
+                f"{entry.where} matches no layer: op_names={list(entry.op_names)}, pruning_op_types="
                 f"{list(entry.pruning_op_types)}, excluded_op_names={list(entry.excluded_op_names)}. The output layer "
-                "counts only if op_names has its very name. Layers: "
+                "is only included by its exact name in op_names. Layers: "
                 f"{format_list((one.name for one in layers), limit=12)}."
             )
     return owners
 
 
 def build_config(entries: Sequence[Entry], owners: Mapping[str, int]) -> PruningConfig:
-    """The configuration that prunes just these layers.
+    """Build the configuration that prunes exactly these layers.
 
     Raises:
-        ConfigError: The settings do not go together.
+        ConfigError: The settings contradict each other.
     """
     parts = [
         LayerSettings(
@@ -93,8 +93,8 @@ def _check_overlap(entries: Sequence[Entry], owners: Mapping[str, int], found: S
     for name in found:
         if name in owners:
             raise ConfigError(
-                f"layer {name!r} is meant by {entries[owners[name]].where} and by {entries[index].where}, and can be "
-                f"pruned by one only. Make their op_names narrower, or add excluded_op_names to one."
+                f"layer {name!r} matches {entries[owners[name]].where} and {entries[index].where}, and can be pruned "
+                f"by one only. Make their op_names narrower, or add excluded_op_names to one."
             )
 
 
@@ -107,7 +107,7 @@ def _check_vocabulary(entry: Entry, layers: Sequence[Layer], modules: Collection
         for expression in expressions:
             if not any(_is_found((expression,), name) for name in known):
                 raise UnknownNameError(
-                    f"{entry.where}: {key}: {expression!r} is found in no name.{suggest_name(expression, known)} "
+                    f"{entry.where}: {key}: {expression!r} matches no name.{suggest_name(expression, known)} "
                     f"Layers: {format_list(names, limit=12)}."
                 )
     for kind in entry.pruning_op_types:

@@ -1,4 +1,4 @@
-"""The two ways in."""
+"""The entry points: `prepare_compression` and `prepare_pruning`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PACKAGE = "secateur.compat.neural_compressor"
 def prepare_compression(
     model: Any, confs: WeightPruningConfig | list[WeightPruningConfig], *, optimizer: Any = None
 ) -> CompressionManager:
-    """Have a model pruned by a training loop that calls ``manager.callbacks``.
+    """Prepare a model for pruning by a training loop that calls ``manager.callbacks``.
 
     Args:
         model: A torch module.
-        confs: A `WeightPruningConfig`, alone or in a list. May also come before the model.
-        optimizer: Left out, the loop calls ``on_before_optimizer_step`` and ``on_after_optimizer_step``. Given, its
-            steps are followed by themselves, which loss scaling and group lasso need.
+        confs: A `WeightPruningConfig`, alone or in a list. May also be the first argument.
+        optimizer: Without it, the loop calls ``on_before_optimizer_step`` and ``on_after_optimizer_step``. With it,
+            the pruner follows its steps, which loss scaling and group lasso need.
 
     Raises:
         SecateurError: The configuration does not fit the model; nothing is changed then.
@@ -58,8 +58,8 @@ def prepare_compression(
         entry.settings.get("reg_coeff") and entry.settings["reg_type"] for entry in config.entries
     ):
         raise ConfigError(
-            "optimizer must be given where reg_type='group_lasso', for its strength goes with the learning rate. Call "
-            "prepare_compression(model, config, optimizer=optimizer)."
+            "optimizer must be given where reg_type='group_lasso', because its strength is scaled by the learning "
+            "rate. Call prepare_compression(model, config, optimizer=optimizer)."
         )
     start = partial(home.start_run, model, home.build_checked_config(config, model), optimizer)
     return CompressionManager(model, PruningCallbacks(start, follows_optimizer=optimizer is not None), home.save)
@@ -74,18 +74,18 @@ def prepare_pruning(
     framework: str = "pytorch",
     device: Any = None,
 ) -> PruningCallbacks:
-    """Have a model pruned while its optimizer makes its steps, or now, by calibration data.
+    """Prepare a model for pruning during training, or prune it now with calibration data.
 
     Args:
         model: A torch module.
-        config: The configuration. May also come before the model.
-        optimizer: The optimizer that trains the model: each of its steps is followed, and the loop needs no calls. At
-            the end call ``on_train_end`` on what is returned, to verify and to get a report.
-        dataloader: Batches, for ``pruning_type="sparse_gpt"``: the model is pruned now. Of a tuple or list the first
-            element is what the model takes; mappings are keyword arguments.
-        loss_func: Not needed by any kind of run that is served.
+        config: The configuration. May also be the first argument.
+        optimizer: The optimizer that trains the model. The pruner follows its steps, so the loop needs no callbacks. At
+            the end, call ``on_train_end`` on the returned object to verify the result and get a report.
+        dataloader: Batches for ``pruning_type="sparse_gpt"``, with which the model is pruned now. The first element of
+            a tuple or list is the model's input; mappings are keyword arguments.
+        loss_func: Not used.
         framework: ``"pytorch"``.
-        device: Where the model runs while it is pruned by calibration data.
+        device: Device on which the model is pruned with calibration data.
 
     Raises:
         SecateurError: The configuration does not fit the model, or there is neither optimizer nor data; nothing is
@@ -127,7 +127,7 @@ def prepare_pruning(
 
 
 def _sort_arguments(model: Any, confs: Any) -> tuple[Any, WeightPruningConfig]:
-    """The model and its configuration, in whichever order they came: both stood in the documents."""
+    """Return model and configuration, which may be given in either order, as both were documented."""
     if isinstance(model, WeightPruningConfig):
         model, confs = confs, model
     if isinstance(confs, list | tuple):

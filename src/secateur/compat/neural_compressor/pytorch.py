@@ -1,4 +1,4 @@
-"""The layers of a torch model, and runs on it."""
+"""Layers and runs of torch models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_pruning_config(config: WeightPruningConfig, model: nn.Module) -> tuple[PruningConfig, frozenset[str]]:
-    """The configuration in the words of this package, and the names of the layers that it means."""
+    """Build the `PruningConfig` for a model, and return it with the names of the matching layers."""
     found = [
         Layer(one.name, type(one.module).__name__, one.is_output) for one in find_candidates(model, prune_frozen=True)
     ]
@@ -37,17 +37,17 @@ def build_pruning_config(config: WeightPruningConfig, model: nn.Module) -> tuple
 
 
 def build_checked_config(config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool = False) -> PruningConfig:
-    """The configuration, checked against the model; one warning names what was meant and stays dense.
+    """Build the `PruningConfig` and check it; a warning lists matching layers that stay dense.
 
     Raises:
-        SecateurError: It does not fit the model.
+        SecateurError: The configuration does not fit the model.
     """
     own, meant = build_pruning_config(config, model)
     left = {name: reason for name, reason in plan(model, own, prune_frozen=prune_frozen).dense.items() if name in meant}
     if left:
         reasons = format_list((f"{name!r} ({reason})" for name, reason in left.items()), limit=3)
         logger.warning(
-            "%s that the configuration means cannot be pruned: %s.", format_count(len(left), "layer"), reasons
+            "%s that the configuration matches cannot be pruned: %s.", format_count(len(left), "layer"), reasons
         )
     return own
 
@@ -73,7 +73,7 @@ def save(model: nn.Module, root: str | Path) -> Path:
 
 
 class _Inputs:
-    """Batches without labels: of a sequence, the first element is what the model takes."""
+    """Batches without labels: the first element of a sequence is the model's input."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self._batches = batches

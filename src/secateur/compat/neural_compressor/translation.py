@@ -1,4 +1,4 @@
-"""From the keys of Intel Neural Compressor to those of `PruningConfig`."""
+"""Translate keys of Intel Neural Compressor to those of `PruningConfig`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["get_solver", "translate_settings"]
 CRITERION_NAMES = ("snip_momentum", "snip", "magnitude", "gradient")
 PROGRESSIVE = "_progressive"
 SOLVERS = {"sparse_gpt": "sparsegpt"}
-"""Pruning type → solver that prunes once."""
+"""Pruning type → solver for one-shot pruning."""
 
 PRUNING_TYPES = (
     *CRITERION_NAMES,
@@ -39,14 +39,14 @@ GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
 def translate_settings(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of `PruningConfig` that may differ from layer to layer.
+    """Translate the keys that may differ between layers.
 
     Args:
-        values: All keys, with defaults where nothing was given.
-        given: Those that were given.
+        values: All keys, with defaults for those not given.
+        given: The given keys.
 
     Raises:
-        ConfigError: A value means nothing, is out of bounds or has no counterpart here.
+        ConfigError: A value is invalid, out of bounds or has no counterpart.
     """
     kind, criterion = _read_kind_and_criterion(values)
     pattern, removable = _convert_pattern(values["pattern"])
@@ -70,7 +70,7 @@ def translate_settings(values: Mapping[str, Any], given: Mapping[str, Any]) -> d
 
 
 def get_solver(pruning_type: str) -> str | None:
-    """The solver that a pruning type means; ``None``: it prunes while the model trains."""
+    """Return the solver of a pruning type; ``None`` if it prunes during training."""
     return SOLVERS.get(pruning_type)
 
 
@@ -98,7 +98,7 @@ def _read_kind_and_criterion(values: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _convert_pattern(pattern: Any) -> tuple[str, float | None]:
-    """The pattern with N the weights that are kept, and the share that an N:M pattern removes."""
+    """Convert a pattern so that N counts the kept weights; also return the share that N:M removes."""
     if not isinstance(pattern, str):
         raise ConfigError(f"pattern must be a text such as '4x1', found {pattern!r}.")
     if "mha" in pattern:
@@ -109,7 +109,7 @@ def _convert_pattern(pattern: Any) -> tuple[str, float | None]:
     removed, group = int(found[1]), int(found[2])
     if removed >= group:
         raise ConfigError(
-            f"pattern {pattern!r}: N must be less than M, for N of every M weights are removed. Write '2:4', say."
+            f"pattern {pattern!r}: N must be less than M, because N of every M weights are removed. Write '2:4', say."
         )
     return f"{group - removed}:{group}", removed / group
 
@@ -129,7 +129,7 @@ def _read_target(values: Mapping[str, Any], given: Mapping[str, Any], removable:
 
 
 def _read_scope(values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-    """As configured; a solver prunes each layer alike unless told otherwise."""
+    """Read the scope; solvers prune all layers to the same sparsity by default."""
     is_default = "pruning_scope" not in given
     return "local" if is_default and get_solver(values["pruning_type"]) is not None else values["pruning_scope"]
 

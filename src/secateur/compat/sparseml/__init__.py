@@ -1,4 +1,4 @@
-"""Recipes of SparseML and llm-compressor, in the words of this package."""
+"""Import recipes of SparseML and llm-compressor."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ __all__ = ["read_recipe"]
 def read_recipe(
     source: str | Path, *, steps_per_epoch: int | None = None, leave_out: Iterable[str] = ()
 ) -> tuple[ImportedRun, ...]:
-    """What a recipe says about pruning: one run for each stage that prunes.
+    """Import the pruning settings of a recipe, as one run per stage that prunes.
 
-    Recipes come as YAML, also at the head of a Markdown file, with modifiers as tags (``!GMPruningModifier``) or as
-    keys. Variables and ``eval(...)`` with plain arithmetic are worked out.
+    Recipes are YAML, or Markdown files with YAML front matter, with modifiers as tags (``!GMPruningModifier``) or as
+    keys. Variables and plain arithmetic in ``eval(...)`` are evaluated.
 
     Args:
         source: A file as `Path`, or the text itself as `str`.
         steps_per_epoch: Optimizer steps in one epoch, for recipes that count in epochs.
-        leave_out: Names of modifiers that are to be passed over, such as ``"EpochRangeModifier"``, because the training
-            loop does what they say. All others must have a counterpart here.
+        leave_out: Names of modifiers to skip, such as ``"EpochRangeModifier"``, because the training loop does their
+            work. All others must have a counterpart.
 
     Returns:
-        Stages in the order of the recipe.
+        The runs in the order of the recipe.
 
     Raises:
-        ConfigError: A modifier or a key of it is unknown or has no counterpart here, a value is out of bounds, or the
-            text is no recipe.
+        ConfigError: A modifier or one of its keys is unknown or has no counterpart, a value is out of bounds, or the
+            text is not a recipe.
 
     Example:
         >>> recipe = '''
@@ -54,12 +54,12 @@ def read_recipe(
         >>> run.config.pattern, run.config.start_step, run.config.end_step, run.config.pruning_frequency
         ('1x4', 100, 500, 50)
     """
-    passed_over = frozenset((leave_out,) if isinstance(leave_out, str) else leave_out)
-    return tuple(_import_stage(stage, steps_per_epoch) for stage in read_stages(source, passed_over))
+    skipped = frozenset((leave_out,) if isinstance(leave_out, str) else leave_out)
+    return tuple(_import_stage(stage, steps_per_epoch) for stage in read_stages(source, skipped))
 
 
 def _import_stage(stage: Stage, steps_per_epoch: int | None) -> ImportedRun:
-    """The run that a stage describes.
+    """Import one stage of a recipe.
 
     Args:
         stage: A stage with modifiers.

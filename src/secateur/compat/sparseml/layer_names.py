@@ -1,7 +1,7 @@
-r"""From the names of parameters and modules in a recipe to expressions for whole names of layers.
+r"""Convert names of parameters and modules in a recipe to expressions for whole names of layers.
 
-A recipe matches expressions with ``re.match``, from the start and not to the end, and often against the names of
-parameters. Here they are matched against whole names of layers.
+Recipes match expressions with ``re.match``, from the start but not to the end, and often against names of parameters.
+Here expressions match whole names of layers.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ EXPRESSION = "re:"
 
 
 def match_parameters(given: Any, where: str) -> tuple[str, ...]:
-    r"""Expressions for the layers whose weights are meant.
+    r"""Convert names of parameters to expressions for their layers.
 
     Args:
         given: One name or several: of parameters, expressions that start with ``re:``, or ``__ALL_PRUNABLE__``.
-        where: What errors say that it stands in.
+        where: The place in the recipe, for error messages.
 
     Raises:
-        ConfigError: It means something else than weights of layers.
+        ConfigError: A name is not that of a layer's weight.
 
     Example:
         >>> match_parameters(["re:.*conv.*weight", "fc.weight"], "params")
@@ -37,11 +37,11 @@ def match_parameters(given: Any, where: str) -> tuple[str, ...]:
 
 
 def match_modules(given: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    r"""Expressions for the layers that are meant or lie in what is meant, and types.
+    r"""Convert names of modules to expressions for these layers and the layers in them, and to layer types.
 
     Args:
         given: One name or several: of modules, of classes, expressions that start with ``re:``, or ``__ALL__``.
-        where: What errors say that it stands in.
+        where: The place in the recipe, for error messages.
 
     Example:
         >>> match_modules(["re:.*lm_head", "Linear"], "targets")
@@ -89,13 +89,13 @@ def _match_parameter_expression(expression: str, where: str) -> str:
         if body == expression and not body.endswith("weight"):
             return _match_start(body)
     raise ConfigError(
-        f"{where}: 're:{expression}' must end in '.weight', '.*weight' or '.*' for the layers to be told from it. "
+        f"{where}: 're:{expression}' must end in '.weight', '.*weight' or '.*' so that the layers can be derived. "
         f"Write alternatives in parentheses, or as several expressions."
     )
 
 
 def _match_within(expression: str) -> str:
-    """What matches from the start of a name, and all that lies in it where it matches to the end."""
+    """Match from the start of a name, and all layers inside a module that matches to the end."""
     body = expression.removesuffix("$")
     return _match_start(body) if body == expression else rf"(?:{body})(?:\..*)?"
 

@@ -1,4 +1,4 @@
-"""One modifier of a recipe, and what reading its keys takes."""
+"""A modifier of a recipe, and how its keys are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SYNONYMS = {
     "mask_structure": "mask_type",
     "apply_globally": "global_sparsity",
 }
-"""Key of the later recipes → key of the first ones."""
+"""Later name of a key → first name."""
 
 TOLERANCE = 0.01
 """How far a sparsity may be from the one that an N:M pattern has."""
@@ -32,8 +32,8 @@ class Modifier:
 
     Attributes:
         name: Its class name.
-        values: Its keys, with formulas worked out.
-        is_tagged: Whether it is written as a YAML tag, as SparseML did at first; some keys mean something else then.
+        values: Its keys, with evaluated formulas.
+        is_tagged: Whether it is written as a YAML tag, as in early SparseML, where some keys have another meaning.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Modifiers that prune once, from calibration data."""
+"""Import modifiers that prune in one shot, with calibration data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.errors import ConfigError
 __all__ = ["ONE_SHOT", "import_one_shot"]
 
 ONE_SHOT = {"SparseGPTModifier": "sparsegpt", "WandaPruningModifier": "wanda"}
-"""Modifier that prunes once, from calibration data → solver."""
+"""One-shot modifier → solver."""
 
 ONE_SHOT_KEYS = (
     "sparsity",
@@ -28,23 +28,23 @@ ONE_SHOT_KEYS = (
     "owl_lmbda",
     "block_size",
     "dampening_frac",
-    # How it is computed there, with no bearing on the result.
+    # These only affect how the result is computed.
     "sequential_targets",
     "sequential_update",
     "offload_hessians",
 )
 
 NO_COUNTERPART = {
-    "preserve_sparsity_mask": "keeping the zeros of a model while it is pruned once",
+    "preserve_sparsity_mask": "keeping the zeros of a model in one-shot pruning",
     "quantize": "quantization",
 }
-"""Key of a modifier that prunes once and that must be off."""
+"""Key of a one-shot modifier that must be off → what it does."""
 
 GROUPS = re.compile(r"(\d+):(\d+)")
 
 
 def import_one_shot(modifier: Modifier, name: str) -> ImportedRun:
-    """The run that a modifier describes.
+    """Import a one-shot modifier.
 
     Raises:
         ConfigError: A key is unknown or has no counterpart, or a value is out of bounds.
@@ -80,7 +80,7 @@ def import_one_shot(modifier: Modifier, name: str) -> ImportedRun:
 
 
 def _get_pattern_and_target(values: Mapping[str, Any], modifier: Modifier) -> dict[str, Any]:
-    """Pattern and target; N of a mask structure counts the weights that are removed."""
+    """Read pattern and target; in a mask structure, N counts the removed weights."""
     sparsity, mask = values.get("sparsity"), values.get("mask_structure", "0:0")
     if mask in ("unstructured", "0:0"):
         if not isinstance(sparsity, int | float):

@@ -1,4 +1,4 @@
-"""The text of a recipe, into stages of modifiers."""
+"""Parse the text of a recipe into stages of modifiers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from secateur.errors import ConfigError
 __all__ = ["Stage", "read_stages"]
 
 MODIFIERS = re.compile(r"(.+_)?modifiers")
-"""Keys under which modifiers stand."""
+"""Keys that contain modifiers."""
 
 DESCRIPTIONS = ("metadata", "recipe_metadata", "args", "version", "run_type")
-"""Keys that say nothing about what is to be done."""
+"""Keys without effect on a run."""
 
 FORMULA = re.compile(r"eval\((.*)\)", re.DOTALL)
 
@@ -40,10 +40,10 @@ FUNCTIONS: dict[str, Any] = {"float": float, "int": int, "max": max, "min": min,
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Modifiers that act in one run.
+    """The modifiers of one run.
 
     Attributes:
-        name: The stage's name; empty where the recipe has no stages.
+        name: The stage's name; empty if the recipe has no stages.
         modifiers: In the order of the recipe.
     """
 
@@ -52,7 +52,7 @@ class Stage:
 
 
 class _RecipeLoader(Loader):
-    """Reads a tag as a modifier."""
+    """A loader that reads tags as modifiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,15 @@ _RecipeLoader.add_multi_constructor("!", _construct_tag)
 
 
 def read_stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[Stage]:
-    """The stages of a recipe that have modifiers.
+    """Read the stages of a recipe that have modifiers.
 
     Args:
         source: A file as `Path`, or a text.
-        leave_out: Names of modifiers to pass over.
+        leave_out: Names of modifiers to skip.
 
     Raises:
-        ConfigError: It cannot be read, is no recipe, has nothing left, or `leave_out` has a name that it does not.
+        ConfigError: The recipe cannot be read, is not valid or has no modifiers left, or `leave_out` has an unknown
+            name.
     """
     found = [
         Stage(name, tuple(_iter_modifiers(groups, variables)))
@@ -93,14 +94,14 @@ def read_stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> 
             )
     left = [Stage(stage.name, tuple(one for one in stage.modifiers if one.name not in leave_out)) for stage in found]
     if not any(stage.modifiers for stage in left):
-        raise ConfigError("The recipe has no modifiers that are to be read. They stand under 'modifiers' or in stages.")
+        raise ConfigError("The recipe has no modifiers left to import. Modifiers are under 'modifiers' or in stages.")
     return [stage for stage in left if stage.modifiers]
 
 
 def _parse_document(source: str | Path) -> Any:
     text = read_source(source, "recipe")
     if text.lstrip().startswith("---"):
-        # At the head of a Markdown file.
+        # The front matter of a Markdown file.
         text = text.lstrip()[3:].split("\n---", 1)[0]
     found = parse_yaml(text, "recipe", _RecipeLoader)
     if isinstance(found, str) and found.endswith((".yaml", ".yml", ".md")):
@@ -115,7 +116,7 @@ def _parse_document(source: str | Path) -> Any:
 
 
 def _iter_sections(document: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
-    """Name, groups of modifiers and variables of each stage; what stands outside of stages comes first."""
+    """Iterate over name, groups of modifiers and variables of each stage, after the part outside of stages."""
     names = [key for key, value in document.items() if _is_stage(key, value)]
     variables, groups = _split_section(
         {key: value for key, value in document.items() if key not in names}, "The recipe", {}
@@ -164,7 +165,7 @@ def _iter_modifiers(groups: list[Any], variables: Mapping[str, Any]) -> Iterator
 
 
 def _iter_named(name: str, values: Any, variables: Mapping[str, Any], *, is_tagged: bool) -> Iterator[Modifier]:
-    """One modifier, or several of one name in a list."""
+    """Iterate over one modifier, or a list of several with the same name."""
     for one in values if isinstance(values, list) else [values]:
         if not isinstance(one or {}, Mapping):
             raise ConfigError(f"{name}: a modifier must have keys with values, found {one!r}.")
@@ -172,7 +173,7 @@ def _iter_named(name: str, values: Any, variables: Mapping[str, Any], *, is_tagg
 
 
 def _evaluate(value: Any, variables: Mapping[str, Any]) -> Any:
-    """A value with its formulas replaced by their results."""
+    """Replace formulas in a value by their results."""
     if isinstance(value, list):
         return [_evaluate(one, variables) for one in value]
     if isinstance(value, Mapping):
@@ -183,7 +184,7 @@ def _evaluate(value: Any, variables: Mapping[str, Any]) -> Any:
     try:
         return _evaluate_node(ast.parse(found[1].strip(), mode="eval").body, variables)
     except (SyntaxError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"{value!r} cannot be worked out: {error}") from error
+        raise ConfigError(f"{value!r} cannot be evaluated: {error}") from error
 
 
 def _evaluate_node(node: ast.expr, variables: Mapping[str, Any]) -> Any:
@@ -201,13 +202,13 @@ def _evaluate_node(node: ast.expr, variables: Mapping[str, Any]) -> Any:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
             return FUNCTIONS[name](*(_evaluate_number(one, variables) for one in args))
     raise ConfigError(
-        f"{ast.unparse(node)!r} cannot be worked out: only numbers, variables, + - * / // and "
-        f"{', '.join(FUNCTIONS)} are."
+        f"{ast.unparse(node)!r} cannot be evaluated: only numbers, variables, + - * / // and "
+        f"{', '.join(FUNCTIONS)} can."
     )
 
 
 def _evaluate_number(node: ast.expr, variables: Mapping[str, Any]) -> Any:
     found = _evaluate_node(node, variables)
     if not isinstance(found, int | float):
-        raise ConfigError(f"{ast.unparse(node)!r} must be a number where it is reckoned with, found {found!r}.")
+        raise ConfigError(f"{ast.unparse(node)!r} must be a number to compute with it, found {found!r}.")
     return found

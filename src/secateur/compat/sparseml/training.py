@@ -1,4 +1,4 @@
-"""Modifiers that prune while the model trains, and the one that keeps zeros meanwhile."""
+"""Import modifiers that prune during training, and the one that keeps zeros."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRADUAL = {
     "MagnitudePruningModifier": ("magnitude", "local"),
     "MovementPruningModifier": ("movement", "local"),
 }
-"""Modifier that prunes while the model trains → criterion and scope."""
+"""Modifier that prunes during training → criterion and scope."""
 
 CONSTANT = "ConstantPruningModifier"
 """Modifier that keeps zeros."""
@@ -49,7 +49,8 @@ CHANNELS = {
     True: {"channel": "channelx1", "filter": "1xchannel"},
     False: {"channel": "1xchannel", "filter": "channelx1"},
 }
-"""Whether it is a tag → mask type → pattern: at first a channel was an input and a filter an output, later not."""
+"""Whether it is a tag → mask type → pattern; channels were inputs and filters outputs at first, and later the "
+"reverse."""
 
 POLYNOMIALS = ("polynomial", "polynomial_decay")
 SCHEDULES = {
@@ -60,14 +61,14 @@ SCHEDULES = {
     ("polynomial_decay", 1): "linear",
     ("polynomial_decay", 3): "cubic",
 }
-"""Name and, of a polynomial, exponent → schedule."""
+"""Name, and exponent of a polynomial → schedule."""
 
 GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 BLOCK = re.compile(r"block_(\d+),(\d+)")
 
 
 def read_layer_settings(modifier: Modifier, steps_per_epoch: int | None) -> Iterator[LayerSettings]:
-    """Layers and what a modifier says about them.
+    """Read the settings of layers from a modifier.
 
     Raises:
         ConfigError: A key is unknown or has no counterpart, or a value is out of bounds.
@@ -92,7 +93,7 @@ def read_layer_settings(modifier: Modifier, steps_per_epoch: int | None) -> Iter
 
 
 def _read_targets(values: Mapping[str, Any], modifier: Modifier) -> Iterator[tuple[float, tuple[str, ...]]]:
-    """Final sparsity and the layers that it holds for."""
+    """Read final sparsities and their layers."""
     final, params = modifier.get_required(values, "final_sparsity"), values.get("params")
     if isinstance(final, Mapping):
         if params:
@@ -166,7 +167,7 @@ def _read_schedule(values: Mapping[str, Any], modifier: Modifier) -> str:
 
 
 def _read_pattern(mask: Any, modifier: Modifier) -> str:
-    """The pattern of a mask type; its N counts the weights that are kept, as it did there."""
+    """Read the pattern of a mask type, whose N counts the kept weights."""
     if isinstance(mask, list | tuple) and len(mask) == 2 and all(isinstance(one, int) for one in mask):
         rows, cols = ("channel" if size == -1 else str(size) for size in mask)
         return f"{rows}x{cols}"
