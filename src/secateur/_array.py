@@ -1,4 +1,4 @@
-"""What the pattern arithmetic needs of an array beyond the Python array API standard."""
+"""Array operations beyond the Python array API standard."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ Array = Any
 """A NumPy array, a torch tensor or a JAX array."""
 
 ALIGNMENT = 64
-"""Bytes: what starts at a multiple of them, TensorFlow takes over from NumPy without a copy."""
+"""Bytes. TensorFlow uses NumPy memory that starts at a multiple of this without a copy."""
 
 
 def namespace(array: Array) -> Any:
-    """The array API namespace that `array` belongs to."""
+    """Return the array API namespace of an array."""
     return array_api_compat.array_namespace(array)
 
 
 def to_numpy(array: Array) -> npt.NDArray[Any]:
-    """`array` in host memory as NumPy, without a copy where it is there already."""
+    """Return an array as NumPy in host memory, without a copy if it is there already."""
     if isinstance(array, np.ndarray):
         return array
     return np.asarray(array.cpu() if array_api_compat.is_torch_array(array) else array)
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """NumPy memory to write into that starts at a multiple of `ALIGNMENT`."""
+    """Return an uninitialized NumPy array whose memory starts at a multiple of `ALIGNMENT`."""
     length = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(length + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
@@ -53,18 +53,18 @@ def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[A
 
 
 def count_true(flags: Array) -> int:
-    """How many of the booleans are ``True``, or of numbers not zero."""
+    """Count the booleans that are ``True``, or the numbers that are not zero."""
     return int(namespace(flags).count_nonzero(flags))
 
 
 def has_nan(values: Array) -> bool:
-    """Whether there is ``nan`` anywhere."""
+    """Whether any value is ``nan``."""
     xp = namespace(values)
     return bool(xp.any(xp.isnan(values)))
 
 
 def concat_chunks(chunks: Sequence[Array]) -> Array:
-    """One-dimensional arrays one behind another; a single one as it is, without a copy."""
+    """Concatenate one-dimensional arrays; a single one is returned as it is."""
     if len(chunks) == 1:
         return chunks[0]
     if not isinstance(chunks[0], np.ndarray):
@@ -73,9 +73,9 @@ def concat_chunks(chunks: Sequence[Array]) -> Array:
 
 
 def repeat(values: Array, count: int, axis: int) -> Array:
-    """Values, each of them so many times along an axis.
+    """Repeat each value `count` times along an axis.
 
-    Of booleans, neighbours in memory are written as the bytes of one integer: half of the time of NumPy's ``repeat``.
+    Booleans that are neighbours in memory are written as the bytes of one integer, which takes half as long as NumPy.
 
     Example:
         >>> repeat(np.array([True, False]), 4, axis=0)
@@ -91,7 +91,7 @@ def repeat(values: Array, count: int, axis: int) -> Array:
 
 
 def transpose_flat(values: Array, columns: int) -> Array:
-    """A matrix of so many columns that is given row by row, column by column.
+    """Transpose a flattened matrix with `columns` columns.
 
     Example:
         >>> transpose_flat(np.array([1, 2, 3, 4, 5, 6]), 3)
@@ -125,9 +125,9 @@ def _fold(values: Array, axis: int) -> Array:
 
 
 def mask_values(values: Array, keep: Array) -> Array:
-    """Floating-point `values` where `keep`, and 0.0 elsewhere, whatever stood there.
+    """Return floating-point values where `keep`, and 0.0 elsewhere, even in place of ``nan``.
 
-    A product of bit patterns: on masks without order, NumPy's ``where`` takes ten times as long.
+    It multiplies bit patterns: NumPy's ``where`` takes ten times as long on random masks.
 
     Example:
         >>> mask_values(np.array([1.5, np.nan]), np.array([True, False]))
@@ -145,5 +145,5 @@ def mask_in_place(values: Array, keep: Array) -> None:
 
 
 def _bits(values: Array) -> Array:
-    """Floating-point values as integers of the same memory."""
+    """View floating-point values as integers."""
     return values.view(getattr(namespace(values), f"int{8 * values.dtype.itemsize}"))

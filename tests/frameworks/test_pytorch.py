@@ -132,8 +132,8 @@ def flat() -> Any:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: nn.LayerNorm(4), "LayerNorm is not a type of layer that patterns know"),
-        (lambda: nn.Embedding(4, 4), "Embedding is not a type of layer that patterns know"),
+        (lambda: nn.LayerNorm(4), "LayerNorm is not a supported layer type"),
+        (lambda: nn.Embedding(4, 4), "Embedding is not a supported layer type"),
         (parametrized, "its parameter 'weight' is computed from other parameters (parametrized)"),
         (lambda: nn.MultiheadAttention(8, 2, kdim=4), "its parameter 'in_proj_weight' is missing"),
         (
@@ -150,7 +150,7 @@ def flat() -> Any:
             wrapped,
             "its weight is a Wrapped; patterns need a plain tensor. Prune before the model is sharded or quantized",
         ),
-        (flat, "its weight has shape (8,); patterns need two axes or more. Prune before the model is sharded"),
+        (flat, "its weight has shape (8,); patterns need at least two axes. Prune before the model is sharded"),
         (
             lambda: nn.ConvTranspose2d(4, 4, 3, groups=2),
             "a transposed convolution with groups numbers its output channels within each group",

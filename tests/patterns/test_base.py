@@ -96,7 +96,7 @@ def test_an_impossible_sparsity_is_refused(spec: str, beyond: float) -> None:
     sparsity = beyond if beyond < 0 else most + beyond
     streams = {name: Scores(name, lambda: iter([]), units.count) for name, units in pattern.units.items()}
     for call in (lambda: pattern.masks(random_scores(), sparsity), lambda: pattern.select(streams, sparsity)):
-        with pytest.raises(ConfigError, match=rf"sparsity must lie in \[0, {most:g}\] for '{spec}', found {sparsity}"):
+        with pytest.raises(ConfigError, match=rf"sparsity must be in \[0, {most:g}\] for '{spec}', found {sparsity}"):
             call()
 
 
@@ -372,7 +372,7 @@ def test_a_pattern_without_a_tiling_names_what_is_missing() -> None:
         pass
 
     register_pattern("unfinished")(Unfinished)
-    with pytest.raises(ConfigError, match=r"Unfinished does not say how it tiles a weight: override tile\(view\)\."):
+    with pytest.raises(ConfigError, match=r"Unfinished does not define how it tiles a weight: override tile\(view\)\."):
         get_pattern({"pattern": "unfinished"}, {"fc": torch_layer()})
 
 
@@ -404,7 +404,7 @@ def test_base_classes_can_be_made_without_modules() -> None:
     for kind in (BasePattern, patterns.PytorchBasePattern):
         made = kind({"pattern": "4x1"}, {})
         assert (made.pattern, made.target_sparsity, made.masks({})) == ("4x1", 0.9, {})
-    with pytest.raises(ConfigError, match=r"PytorchBasePattern does not say how it tiles"):
+    with pytest.raises(ConfigError, match=r"PytorchBasePattern does not define how it tiles"):
         patterns.PytorchBasePattern({}, {"fc": torch_layer()})
     with pytest.raises(ConfigError, match=r"belongs to no framework and cannot read Linear layers\. Create it"):
         Pairs({}, {"fc": torch_layer()})

@@ -77,7 +77,7 @@ def test_serves(spec: str, serves: bool) -> None:
 
 
 def test_the_name_of_the_type_is_no_specification() -> None:
-    with pytest.raises(ConfigError, match=r"pattern 'NxM' is the name of a type, not a specification\. Write 4x1"):
+    with pytest.raises(ConfigError, match=r"pattern 'NxM' is a pattern type, not a specification\. Use 4x1"):
         array_pattern("NxM")
 
 
@@ -121,4 +121,4 @@ def test_a_torn_unit_is_a_violation() -> None:
     masks["fc"][:4, 0, 0] = False
     assert pattern.violations(masks) == {}
     masks["fc"][4:7, 0, 1] = False
-    assert pattern.violations(masks) == {"fc": "3 weights are pruned in units that are not pruned as a whole"}
+    assert pattern.violations(masks) == {"fc": "3 weights are pruned in units that are not fully pruned"}

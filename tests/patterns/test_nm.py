@@ -113,9 +113,9 @@ def test_violations_where_groups_may_be_dense(frozen: bool) -> None:
 @pytest.mark.parametrize(
     ("spec", "config", "message"),
     [
-        ("4:4", {}, r"pattern '4:4': N must be less than M, for N of every M weights are kept\. Write 2:4, say\."),
+        ("4:4", {}, r"pattern '4:4': N must be less than M: N of every M weights are kept\. Use 2:4, for example\."),
         ("4:2", {"target_sparsity": 0.5}, "'4:2': N must be less than M"),
-        ("N:M", {}, r"pattern 'N:M' is the name of a type, not a specification\. Write 2:4"),
+        ("N:M", {}, r"pattern 'N:M' is a pattern type, not a specification\. Use 2:4"),
         (
             "2:4",
             {"target_sparsity": 0.6},

@@ -113,8 +113,8 @@ def test_every_layer_with_a_matrix_is_listed_with_its_reason() -> None:
     plan = secateur.plan(model, {"pattern": "4x1", "layers": {"odd": {"target_sparsity": 0.5, "pattern": "2x1"}}})
     reasons = {layer.name: layer.reason for layer in plan.layers}
     assert reasons == {
-        "embedding": "Embedding is not a type of layer that patterns know",
-        "gru/gru_cell": "GRUCell is not a type of layer that patterns know",
+        "embedding": "Embedding is not a supported layer type",
+        "gru/gru_cell": "GRUCell is not a supported layer type",
         "separable": None,
         "depthwise": "1 output channels in each of 8 groups are not a multiple of N=4 in '4x1' (weight 3x8x1). "
         "Exclude the layer or pick another pattern.",

@@ -104,7 +104,7 @@ def test_reasons() -> None:
     model.blocks[1].fc2.requires_grad_(False)
     found = reasons(model, excluded_op_names=["con."], layers={".*1.fc1": None}, pattern="16x1")
     assert found == {
-        "embedding": "Embedding is not a type of layer that patterns know",
+        "embedding": "Embedding is not a supported layer type",
         "conv": "excluded by 'con.'",
         "blocks.0.fc2": "8 output channels are not a multiple of N=16 in '16x1' (weight 8x16). "
         "Exclude the layer or pick N from 2, 4, 8.",
@@ -256,9 +256,9 @@ def fixture_unfit() -> nn.ModuleDict:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("embedding", "Embedding is not a type of layer that patterns know"),
-        ("lstm", "LSTM is not a type of layer that patterns know"),
-        ("bilinear", "Bilinear is not a type"),
+        ("embedding", "Embedding is not a supported layer type"),
+        ("lstm", "LSTM is not a supported layer type"),
+        ("bilinear", "Bilinear is not a supported"),
         ("attention", "its parameter 'in_proj_weight' is missing"),
         ("computed", r"its parameter 'weight' is computed from other parameters \(parametrized\)"),
         ("grouped", "a transposed convolution with groups"),

@@ -1,4 +1,4 @@
-"""How much each weight matters."""
+"""The importance of each weight."""
 
 from __future__ import annotations
 

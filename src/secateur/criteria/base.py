@@ -1,4 +1,4 @@
-"""How much each weight matters: higher scores survive."""
+"""The importance of each weight: higher scores survive."""
 
 from __future__ import annotations
 
@@ -22,33 +22,32 @@ register_criterion = CRITERIA.register
 Score = TypeVar("Score", bound=Callable[..., Array])
 
 ELEMENTWISE: set[Callable[..., Array]] = set()
-"""Every `BaseCriterion.score` that is marked as `elementwise`."""
+"""The methods `BaseCriterion.score` that are marked as `elementwise`."""
 
 
 def elementwise(score: Score) -> Score:
-    """Mark a `BaseCriterion.score` that makes each score of one weight and its gradient alone.
+    """Mark a `BaseCriterion.score` that computes each score from a single weight and its gradient.
 
-    It may then be given arrays of other shapes, as they lie in memory, which saves turning them round.
+    It is then called with arrays in their stored shape, which saves a transposition.
     """
     ELEMENTWISE.add(score)
     return score
 
 
 class BaseCriterion(ABC):
-    """One number per weight from the weight and its gradient, gathered over steps.
+    """Computes one score per weight from the weight and its gradient, and accumulates scores over steps.
 
-    After each step ``score ← decay · score + score_of_this_step``. The scores of a unit's weights then become one by
-    the configured reduction. Where that reduction is linear (mean, sum) the two commute, and scores are gathered per
-    unit.
+    After each step ``score ← decay · score + score_of_this_step``. The configured reduction then turns the scores of a
+    unit's weights into one. If the reduction is linear (mean, sum), scores are accumulated per unit.
 
     Args:
         config: The configuration of the run.
-        layer: Name of the layer that is scored.
+        layer: Name of the layer.
 
     Attributes:
         needs_gradient: Whether `score` reads the gradient.
-        decay: What is left of the score so far after one more step, in [0, 1]; 0: only the last step counts.
-        reduction: The reduction that this criterion's definition demands; ``None``: the configured one.
+        decay: Factor of the previous score, in [0, 1]; 0: only the last step counts.
+        reduction: The reduction that the definition of the criterion requires; ``None``: the configured one.
     """
 
     needs_gradient: ClassVar[bool]
@@ -61,12 +60,12 @@ class BaseCriterion(ABC):
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether `score` is marked as `elementwise`; what overrides a marked one is not."""
+        """Whether `score` is marked as `elementwise`; an override has to be marked again."""
         return type(self).score in ELEMENTWISE
 
     @abstractmethod
     def score(self, weight: Array, gradient: Array | None) -> Array:
-        """The score of each weight at this step.
+        """Compute the score of each weight at this step.
 
         Args:
             weight: Weights, of shape (output channels, kernel positions, input channels).
@@ -77,7 +76,7 @@ class BaseCriterion(ABC):
         """
 
     def unit_score(self, scores: Array) -> Array:
-        """What follows the reduction of one step's scores to units; nothing, unless a definition demands it.
+        """Transform the reduced scores of one step; by default they stay as they are.
 
         Args:
             scores: One reduced score per unit, one-dimensional.
@@ -89,9 +88,9 @@ class BaseCriterion(ABC):
 
 
 def get_criterion(config: PruningConfig, layer: str) -> BaseCriterion:
-    """The criterion registered under ``config.criterion``, for one layer.
+    """Create the criterion registered under ``config.criterion``, for one layer.
 
     Raises:
-        UnknownNameError: There is none; the message lists what is known.
+        UnknownNameError: There is none; the message lists the known names.
     """
     return CRITERIA.find(config.criterion)(config, layer)

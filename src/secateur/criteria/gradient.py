@@ -1,4 +1,4 @@
-"""The size of the gradient."""
+"""The magnitude of the gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Gradient"]
 
 @register_criterion("gradient")
 class Gradient(BaseCriterion):
-    """``|g|`` of the last step: keeps what the loss still wants to change.
+    """``|g|`` of the last step: keeps the weights that training still changes most.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""The size of the weight."""
+"""The magnitude of the weight."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ __all__ = ["Movement"]
 
 @register_criterion("movement")
 class Movement(BaseCriterion):
-    """``-Σ w · g`` over all steps so far: positive where the weight grows, negative where it shrinks.
+    """``-Σ w · g`` over all steps: positive if the weight moves away from zero, negative if it moves towards zero.
 
     Source:
         Sanh et al., "Movement Pruning: Adaptive Sparsity by Fine-Tuning", arXiv:2005.07683, equation 4.

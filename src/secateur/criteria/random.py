@@ -1,4 +1,4 @@
-"""Chance, as a baseline that every criterion must beat."""
+"""Random scores: the baseline that every criterion must beat."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Random"]
 
 @register_criterion("random")
 class Random(BaseCriterion):
-    """Uniform in [0, 1), the same at each step; set by the seed and the layer's name, on every device and framework."""
+    """Uniform in [0, 1); depends only on the seed and the layer's name, not on step, device or framework."""
 
     needs_gradient: ClassVar[bool] = False
 

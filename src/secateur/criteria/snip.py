@@ -1,4 +1,4 @@
-"""Connection sensitivity, from one step and gathered over steps."""
+"""Connection sensitivity, of one step and accumulated over steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Snip", "SnipMomentum"]
 
 @register_criterion("snip")
 class Snip(BaseCriterion):
-    """``|w · g|`` of the last step: what the loss would change by, to first order, without the weight.
+    """``|w · g|`` of the last step: how much the loss changes without the weight, to first order.
 
     Source:
         Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", arXiv:1810.02340.
@@ -34,10 +34,10 @@ class Snip(BaseCriterion):
 
 @register_criterion("snip_momentum")
 class SnipMomentum(Snip):
-    """``score ← 0.9 · score + |w · g|``: SNIP's sensitivity, steadied over the batches.
+    """``score ← 0.9 · score + |w · g|``: SNIP's sensitivity, smoothed over batches.
 
     Source:
-        Lee et al., arXiv:1810.02340, for ``|w · g|``; gathered over steps as Intel Neural Compressor did.
+        Lee et al., arXiv:1810.02340, for ``|w · g|``; accumulated over steps as in Intel Neural Compressor.
     """
 
     decay: ClassVar[float] = 0.9

@@ -14,9 +14,9 @@ __all__ = ["Taylor"]
 class Taylor(BaseCriterion):
     """``score ← 0.9 · score + (Σ w · g)²``, the sum over a unit's weights.
 
-    The square of what the loss would change by, to first order, without the whole unit: within a unit, effects of
-    opposite sign cancel, which sums of ``|w · g|`` cannot see. The definition fixes the reduction, so
-    ``criterion_reduce_type`` has no say.
+    The squared change of the loss without the whole unit, to first order. Effects of opposite sign within a unit
+    cancel, unlike in sums of ``|w · g|``. The definition includes the reduction, so ``criterion_reduce_type`` is
+    ignored.
 
     Source:
         Molchanov et al., "Importance Estimation for Neural Network Pruning", arXiv:1906.10771, equation 8.
@@ -32,7 +32,7 @@ class Taylor(BaseCriterion):
         return weight * gradient
 
     def unit_score(self, scores: Array) -> Array:
-        """The square of a unit's sum.
+        """Square the sum of each unit.
 
         Example:
             >>> from secateur import PruningConfig

@@ -248,7 +248,7 @@ def get_kernel(layer: Any) -> Any:
         if isinstance(layer, container):
             raise LayerError(f"{kind} {reason}")
     if not get_type_names(layer):
-        raise LayerError(f"{kind} is not a type of layer that patterns know")
+        raise LayerError(f"{kind} is not a supported layer type")
     if not layer.built:
         raise LayerError("its kernel has no shape before the first batch; build the model first")
     kernel = layer.pointwise_kernel if isinstance(layer, SEPARABLE) else layer.kernel

@@ -168,7 +168,7 @@ def get_parameter(module: nn.Module) -> nn.Parameter:
         LayerError: There is none; the message says why.
     """
     if not get_type_names(module):
-        raise LayerError(f"{type(module).__name__} is not a type of layer that patterns know")
+        raise LayerError(f"{type(module).__name__} is not a supported layer type")
     name = get_weight_name(module)
     weight = module._parameters.get(name)
     if weight is None:
@@ -188,7 +188,7 @@ def get_parameter(module: nn.Module) -> nn.Parameter:
         )
     if weight.dim() < 2:
         raise LayerError(
-            f"its weight has shape {tuple(weight.shape)}; patterns need two axes or more. Prune before the model is "
+            f"its weight has shape {tuple(weight.shape)}; patterns need at least two axes. Prune before the model is "
             f"sharded"
         )
     return weight

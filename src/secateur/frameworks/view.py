@@ -1,4 +1,4 @@
-"""The one way to look at a weight: output channels × kernel positions × input channels.
+"""The canonical view of a weight: output channels × kernel positions × input channels.
 
 Legend: O output channels, K kernel positions (1 for a linear layer), I input channels of one group.
 """
@@ -16,14 +16,14 @@ __all__ = ["WeightView"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightView:
-    """Where the channels of a weight lie in the array its framework stores.
+    """Which axes of a stored weight are output channels, kernel positions and input channels.
 
     Attributes:
-        shape: The weight as stored.
-        output_axes: Axes that number the output channels, slowest first.
-        kernel_axes: Axes that number the kernel positions; empty for linear layers.
-        input_axes: Axes that number the input channels of one group.
-        groups: Groups of a grouped convolution: each reads its own input channels.
+        shape: Shape of the stored weight.
+        output_axes: Axes of the output channels, slowest first.
+        kernel_axes: Axes of the kernel positions; empty for linear layers.
+        input_axes: Axes of the input channels of one group.
+        groups: Groups of a grouped convolution, each with its own input channels.
 
     Example:
         >>> conv = WeightView(shape=(8, 4, 3, 3), output_axes=(0,), kernel_axes=(2, 3), input_axes=(1,))
@@ -61,11 +61,11 @@ class WeightView:
         return sizes[0], sizes[1], sizes[2]
 
     def to_canonical(self, stored: Array) -> Array:
-        """`stored` as an (O, K, I) array, without a copy where the strides allow it."""
+        """Return a stored array as an (O, K, I) array, without a copy where the strides allow it."""
         if tuple(stored.shape) != self.shape:
             raise LayerError(f"an array of shape {self.shape} is needed, found {tuple(stored.shape)}")
         xp = namespace(stored)
-        if self.outputs_last:  # Two turns that cancel then have nothing between them, and a compiler drops both.
+        if self.outputs_last:  # A compiler can then drop two transpositions that cancel.
             outputs, positions, inputs = self.canonical_shape
             return xp.permute_dims(stored.reshape((positions, inputs, outputs)), (2, 0, 1))
         return xp.permute_dims(stored, self.axes).reshape(self.canonical_shape)

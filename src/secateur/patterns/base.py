@@ -50,15 +50,15 @@ register_pattern = PATTERNS.register
 """Class decorator: adds a pattern class to `PATTERNS` under a pattern type name. A name taken twice raises."""
 
 ROUNDING = 1e-9
-"""How far a sparsity may lie above the greatest one: schedules compute with rounding."""
+"""How far a sparsity may exceed the maximum: schedules round."""
 
 
 class BasePattern(Specification):
-    """The pruning unit and how units are pruned.
+    """What a unit is, and which units are pruned.
 
-    A pattern says how one weight is tiled (`tile`), and if need be which layers share units (`couple`) and which
-    units may go (`select`). How weights are stored is known to the `Framework` that `get_pattern` gives it, so one
-    class serves every framework.
+    A pattern defines how a weight is tiled into units (`tile`). Where necessary it also defines which layers share
+    units (`couple`) and which sets of units may stay (`select`). `get_pattern` sets the `framework`, which knows how
+    weights are stored, so that one class serves all frameworks.
 
     Args:
         config: A `PruningConfig`, or a plain mapping with the same keys.
@@ -69,15 +69,15 @@ class BasePattern(Specification):
         modules: Layer name → module, as given.
         framework: How the modules store their weights.
         pattern: The pattern specification, e.g. ``"4x1"``.
-        is_global: One ranking over all layers together, or each layer by itself.
-        target_sparsity: Share pruned over all valid layers at the end, in [0, 1], counted in units; where units differ
-            in size, as channels under a global ranking do, the share of weights differs too.
-        min_sparsity_ratio_per_op: Least share that a layer loses at the end, in [0, 1].
-        max_sparsity_ratio_per_op: Greatest share that a layer loses, in [0, 1].
-        keep_mask_layers: Layers whose mask is not updated any more → why: they reached their bound, or you froze them.
-        invalid_layers: Layers that do not fit the pattern → why.
-        views: Valid layer → where its channels lie in the stored weight.
-        units: Name → units that are numbered together; nearly always one entry per valid layer, under its name.
+        is_global: Whether all layers share one ranking, rather than each having its own.
+        target_sparsity: Share of units that are pruned at the end, over all valid layers, in [0, 1]. The share of
+            weights differs if units differ in size, as channels in a global ranking do.
+        min_sparsity_ratio_per_op: Minimum share that each layer loses by the end, in [0, 1].
+        max_sparsity_ratio_per_op: Maximum share that each layer loses, in [0, 1].
+        keep_mask_layers: Layers whose mask no longer changes → why: they reached their bound, or you froze them.
+        invalid_layers: Layers that do not fit the pattern → the reason.
+        views: Valid layer → the canonical view of its weight.
+        units: Name → units that are numbered and ranked together; usually one entry per valid layer, with its name.
 
     Raises:
         ConfigError: The target is impossible within the bounds, or there are modules and no `tile`, or no
@@ -85,7 +85,7 @@ class BasePattern(Specification):
     """
 
     framework_name: ClassVar[str | None] = None
-    """The framework that a class is written for; ``None``: it serves all of them."""
+    """The framework that a class is limited to; ``None``: it serves all."""
 
     framework: Framework = NoFramework()
 
@@ -108,13 +108,13 @@ class BasePattern(Specification):
         self.budget = self._make_budget()
 
     def couple(self, tilings: dict[str, Tiling]) -> dict[str, Units]:
-        """Say which layers share units; each layer has its own unless a pattern overrides this.
+        """Define which layers share units. By default each layer has its own.
 
         Args:
             tilings: Valid layer → the tiling of its weight.
 
         Returns:
-            Name → units; every valid layer has a part in exactly one entry.
+            Name → units; every valid layer is part of exactly one entry.
         """
         return {name: Units({name: tiling}) for name, tiling in tilings.items()}
 
@@ -154,27 +154,26 @@ class BasePattern(Specification):
         keep = self.select(streams, sparsity) if counts is None else self.select_units(streams, counts)
         masks: dict[str, Any] = {}
         for name in list(keep):
-            # Taken out one by one, so that unit masks and weight masks do not add up in memory.
+            # Popped one by one, so that unit masks and weight masks do not all exist at the same time.
             expanded = self.weight_masks({name: keep.pop(name)})
             masks |= {layer: self.framework.from_array(mask, scores[layer]) for layer, mask in expanded.items()}
         return masks
 
     def stream(self, name: str, scores: Mapping[str, Array], alive: Mapping[str, Array] | None = None) -> Scores:
-        """The unit scores of `units[name]` from (O, K, I) scores per weight."""
+        """Return the scores of `units[name]` as a stream, from one score per weight as (O, K, I) arrays."""
         reduction = REDUCTIONS.find(self.reduction)
         units, flags = self.units[name], alive[name] if alive else None
         return Scores(name, lambda: units.scores(scores, reduction), units.count, flags, stride=units.stride)
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
-        """Choose the units that stay.
+        """Select the units that stay.
 
         Args:
-            scores: Name of units → their scores as a stream, and which of them are alive.
+            scores: Name of units → their scores as a stream, with the units that earlier masks pruned.
             sparsity: Share to prune, in [0, 1], or [0, 1-N/M] for N:M; the pattern's target if left out.
 
         Returns:
-            Name of units → one boolean per unit, of shape (count,), ``True`` where it stays; ``False`` where it is not
-            alive.
+            Name of units → one boolean per unit, of shape (count,), ``True`` where it stays.
 
         Raises:
             ScoreError: A score is ``nan``.
@@ -191,7 +190,7 @@ class BasePattern(Specification):
     def select_units(self, scores: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[str, Array]:
         """Prune exactly `counts` units of each layer; see `Specification.select_units`.
 
-        A class that overrides `select` decides itself; it gets the sparsity that the counts amount to.
+        If a class overrides `select`, it is called with the sparsity that corresponds to the counts.
         """
         if type(self).select is BasePattern.select:
             return super().select_units(scores, counts)
@@ -214,7 +213,7 @@ class BasePattern(Specification):
         return cuts | {name: Cut(threshold=None, pruned=count, below=0, tied=count) for name, count in frozen.items()}
 
     def _prunes_all(self, sparsity: float | None = None, counts: Mapping[str, int] | None = None) -> bool:
-        """Whether a sparsity, or counts, leave no budget unit unpruned."""
+        """Whether a sparsity, or counts, prune every budget unit."""
         units = sum(self.budget.units.values())
         if counts is not None:
             return sum(counts.values()) == units
@@ -222,11 +221,11 @@ class BasePattern(Specification):
         return min(total, sum(self.budget.upper_bounds().values())) == units
 
     def is_frozen(self, name: str) -> bool:
-        """Whether the units `name`, or a layer that has a part in them, are among `keep_mask_layers`."""
+        """Whether the units `name`, or one of their layers, are in `keep_mask_layers`."""
         return not self.keep_mask_layers.keys().isdisjoint({name, *self.units[name].parts})
 
     def weight_masks(self, keep: Mapping[str, Array]) -> dict[str, Array]:
-        """From one boolean per unit to one per weight, in each weight's shape as stored."""
+        """Expand one boolean per unit to one per weight, in each weight's stored shape."""
         return {
             layer: self.views[layer].to_stored(mask)
             for name, kept in keep.items()
@@ -234,7 +233,7 @@ class BasePattern(Specification):
         }
 
     def find_kept_units(self, masks: Mapping[str, Any]) -> dict[str, Array]:
-        """From masks per weight to one boolean per unit: kept where any weight of it is.
+        """Reduce masks to one boolean per unit: a unit is kept if any of its weights is.
 
         Raises:
             LayerError: The mask of a layer is missing or has another shape.
@@ -248,10 +247,13 @@ class BasePattern(Specification):
         return found
 
     def find_nonzero_units(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
-        """From which weights are not zero to which units count as alive in a model that is sparse already.
+        """Find the units that count as kept in a model that is already sparse.
 
-        A unit is alive where any weight of it is, and everywhere in a layer of nothing but zeros, which is not trained
-        yet rather than pruned.
+        A unit is kept if any of its weights is not zero. In a layer of zeros only, all are kept: it is untrained rather
+        than pruned.
+
+        Args:
+            nonzero: Valid layer → booleans in the weight's shape, ``True`` where it is not zero.
         """
         return {
             name: kept if bool(namespace(kept).any(kept)) else ~kept
@@ -259,7 +261,7 @@ class BasePattern(Specification):
         }
 
     def count_pruned_units(self, sparsity: float) -> int:
-        """How many units go at a sparsity, over all layers."""
+        """Return how many units are pruned at a sparsity, over all layers."""
         alone = (self.budget.count_locally(name, sparsity) for name in self.budget.units)
         return self.budget.count_total(sparsity) if self.is_global else sum(alone)
 
@@ -284,7 +286,7 @@ class BasePattern(Specification):
         wrong = {}
         for layer, whole in expanded.items():
             if torn := count_true(self.framework.to_array(masks[layer]) != whole):
-                wrong[layer] = f"{torn} weights are pruned in units that are not pruned as a whole"
+                wrong[layer] = f"{torn} weights are pruned in units that are not fully pruned"
         return wrong
 
     def _check_sparsity(self, sparsity: float | None) -> float:
@@ -293,9 +295,7 @@ class BasePattern(Specification):
             return self.target_sparsity
         most = float(self.budget.unit_share)
         if not 0 <= sparsity <= most + ROUNDING:
-            raise ConfigError(
-                f"sparsity must lie in [0, {most:g}] for {self.pattern!r}, found {sparsity}. Give one in that range."
-            )
+            raise ConfigError(f"sparsity must be in [0, {most:g}] for {self.pattern!r}, found {sparsity}.")
         return min(sparsity, most)
 
     def _check_complete(self, given: Mapping[str, Any], kind: str) -> None:
@@ -365,7 +365,7 @@ class ArrayBasePattern(BasePattern):
 def get_pattern(
     config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any], framework: str = "pytorch"
 ) -> BasePattern:
-    """The registered pattern that serves ``config.pattern``, for a framework and `modules`.
+    """Create the registered pattern that serves ``config.pattern``, for a framework and `modules`.
 
     Args:
         config: A `PruningConfig`, or a plain mapping with the same keys.
@@ -374,7 +374,7 @@ def get_pattern(
 
     Raises:
         UnknownNameError: No pattern serves the specification, or the framework is unknown.
-        ConfigError: The target is impossible within the bounds, or the pattern does not say how it tiles a weight.
+        ConfigError: The target is impossible within the bounds, or the pattern does not define how it tiles a weight.
         MissingPackageError: The framework is not installed.
 
     Example:
@@ -388,10 +388,10 @@ def get_pattern(
 
 
 def pattern_class(specification: str) -> type[BasePattern]:
-    """The registered class that serves a specification.
+    """Return the registered class that serves a specification.
 
     Raises:
-        UnknownNameError: None does.
+        UnknownNameError: No class serves it.
     """
     return PATTERNS.find(specification)
 
@@ -414,7 +414,7 @@ def _create_pattern(
 
 
 def _read_config(config: Mapping[str, Any]) -> PruningConfig:
-    """The configuration of a class that is made directly, and so need not be registered under its pattern."""
+    """Read the configuration of a pattern that is created directly, so that its class need not be registered."""
     settings = dict(config)
     pattern = settings.pop("pattern", None)
     if not isinstance(pattern, str):

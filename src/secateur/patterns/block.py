@@ -1,4 +1,4 @@
-"""Blocks of any shape, from one weight (``1x1``) to whole channels: nothing constrains which of them live."""
+"""Blocks of any shape, from single weights (``1x1``) to whole channels, pruned without constraints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, register_pattern
 from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 
-__all__ = ["BlockPattern", "misfit"]
+__all__ = ["BlockPattern", "explain_misfit"]
 
 SPECIFICATION = re.compile(r"([1-9]\d*|channel)x([1-9]\d*|channel)")
 
@@ -18,9 +18,8 @@ SPECIFICATION = re.compile(r"([1-9]\d*|channel)x([1-9]\d*|channel)")
 class BlockPattern(BasePattern):
     """Units of N output channels × M input channels.
 
-    ``channel`` stands for all of the other kind: ``1xchannel`` is one whole output channel with all it reads,
-    ``channelx1`` one whole input channel with all that read it. In a convolution, a block of numbers lies at one kernel
-    position and a channel spans all of them.
+    ``channel`` stands for all channels of the other kind: ``1xchannel`` is a whole output channel, ``channelx1`` a
+    whole input channel. In a convolution, a block is at one kernel position, and a channel spans all positions.
 
     Example:
         >>> import torch
@@ -32,11 +31,11 @@ class BlockPattern(BasePattern):
 
     @classmethod
     def serves(cls, specification: str) -> bool:
-        """Whether it reads ``NxM``, with a number or ``channel`` on either side, but not both channels."""
+        """Whether the specification has the form ``NxM``, with a number or ``channel`` on either side, but not both."""
         return SPECIFICATION.fullmatch(specification) is not None and specification != "channelxchannel"
 
     def tile(self, view: WeightView) -> Tiling:
-        """Tile with equal blocks; see `BasePattern.tile`."""
+        """Tile into equal blocks; see `BasePattern.tile`."""
         rows, columns = self._sides()
         if rows == columns == "1" and view.outputs_last:
             return OutputsLastTiling(view.canonical_shape)
@@ -44,9 +43,9 @@ class BlockPattern(BasePattern):
         group = outputs // view.groups
         if rows != "channel" and group % int(rows):
             channels = "output channels" if view.groups == 1 else f"output channels in each of {view.groups} groups"
-            raise LayerError(misfit(group, channels, "N", int(rows), self.pattern, view))
+            raise LayerError(explain_misfit(group, channels, "N", int(rows), self.pattern, view))
         if columns != "channel" and inputs % int(columns):
-            raise LayerError(misfit(inputs, "input channels", "M", int(columns), self.pattern, view))
+            raise LayerError(explain_misfit(inputs, "input channels", "M", int(columns), self.pattern, view))
         whole = "channel" in (rows, columns)
         return BlockTiling(
             (outputs, positions, inputs),
@@ -60,13 +59,13 @@ class BlockPattern(BasePattern):
 
     def _sides(self) -> tuple[str, str]:
         if not self.serves(self.pattern):
-            raise ConfigError(f"pattern {self.pattern!r} is the name of a type, not a specification. Write 4x1, say.")
+            raise ConfigError(f"pattern {self.pattern!r} is a pattern type, not a specification. Use 4x1, for example.")
         rows, columns = self.pattern.split("x")
         return rows, columns
 
 
-def misfit(length: int, channels: str, letter: str, step: int, pattern: str, view: WeightView) -> str:
-    """Why a number of channels does not fit a pattern, and what would."""
+def explain_misfit(length: int, channels: str, letter: str, step: int, pattern: str, view: WeightView) -> str:
+    """Explain why a number of channels does not fit a pattern, and what would."""
     fitting = [str(number) for number in range(2, min(length, 64) + 1) if length % number == 0]
     advice = f"pick {letter} from {', '.join(fitting)}" if fitting else "pick another pattern"
     shape = "x".join(str(size) for size in view.shape)

@@ -1,4 +1,4 @@
-"""How many units each layer may lose, so that bounds hold and the total is exact."""
+"""How many units each layer loses, within its bounds and with an exact total."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["Budget"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Unit counts that follow from a target and the bounds per layer.
+    """Counts of units that follow from a target and bounds per layer.
 
     Attributes:
-        units: Layer → its number of units.
-        unit_share: Share of a unit's weights that go when it is pruned: 1, or (M-N)/M for a group of an N:M pattern.
-        target: Sparsity to end with.
-        at_least: Least sparsity of any layer at the end.
-        at_most: Greatest sparsity of any layer.
-        is_global: One total over all layers, or one per layer.
+        units: Layer → number of units.
+        unit_share: Share of a unit's weights that pruning it removes: 1, or (M-N)/M for a group of N:M.
+        target: Final sparsity.
+        at_least: Minimum sparsity of each layer at the end.
+        at_most: Maximum sparsity of each layer.
+        is_global: Whether there is one total over all layers, rather than one per layer.
 
     Raises:
-        ConfigError: The bounds make the target impossible; names the layers that bind and the reachable range.
+        ConfigError: The bounds make the target impossible; the message names the layers and the reachable range.
     """
 
     units: Mapping[str, int]
@@ -46,26 +46,26 @@ class Budget:
                 self._check_reachable(self.count_for(units, self.target), units, f"in layer {name!r}", only=name)
 
     def count_for(self, units: int, sparsity: float) -> int:
-        """Units of so many that make up `sparsity`, rounded."""
+        """Return how many of `units` units make up a sparsity, rounded."""
         share = self.unit_share
         return min(units, round(sparsity * (units * share.denominator) / share.numerator))
 
     def count_total(self, sparsity: float) -> int:
-        """Units to prune over all layers together."""
+        """Return the units to prune over all layers."""
         return self.count_for(sum(self.units.values()), sparsity)
 
     def count_locally(self, name: str, sparsity: float) -> int:
-        """Units to prune in one layer that is ranked by itself."""
+        """Return the units to prune in a layer that has its own ranking."""
         return min(self.count_for(self.units[name], sparsity), self._most(self.units[name]))
 
     def lower_bounds(self, sparsity: float) -> dict[str, int]:
-        """Units that each layer loses at the least on the way to the target, in proportion to the way gone."""
+        """Return the minimum number of units that each layer loses; it grows in proportion with the sparsity."""
         final = self.count_total(self.target)
         gone = min(self.count_total(sparsity), final)
         return {name: self._least(units) * gone // final if final else 0 for name, units in self.units.items()}
 
     def upper_bounds(self) -> dict[str, int]:
-        """Units that each layer loses at the most."""
+        """Return the maximum number of units that each layer loses."""
         return {name: self._most(units) for name, units in self.units.items()}
 
     def _least(self, units: int) -> int:
@@ -90,5 +90,5 @@ class Budget:
 
 
 def _exactly(ratio: float) -> Fraction:
-    """The decimal number that was written, not the binary one nearest to it: 0.29 of 100 units is 29."""
+    """Convert to the decimal number as written, not its binary approximation: 0.29 of 100 units is 29."""
     return Fraction(repr(ratio))

@@ -1,4 +1,4 @@
-"""N of every M consecutive weights stay (N:M sparsity)."""
+"""Keep N of every M consecutive weights (N:M sparsity)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur._array import Array, concat_chunks, count_true, mask_values, names
 from secateur.errors import ConfigError, LayerError
 from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, register_pattern
-from secateur.patterns.block import misfit
+from secateur.patterns.block import explain_misfit
 from secateur.patterns.budget import Budget
 from secateur.patterns.reduction import REDUCTIONS, Reduction
 from secateur.patterns.selection import Cut, Scores, keep_above, sort_keys
@@ -23,22 +23,22 @@ from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 __all__ = ["NMPattern", "fill_nm_groups"]
 
 MAX_INT8_GROUP = 128
-"""Weights of a group up to which their number, less one, is an int8."""
+"""Largest group whose indices fit into int8."""
 
 CHUNK = 1 << 18
-"""Weights looked at together where this needs more memory than they do."""
+"""Weights processed at a time where that takes more memory than the weights."""
 
 SPECIFICATION = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
 @dataclass(frozen=True, slots=True)
 class NMTiling(Tiling):
-    """Single weights, streamed so that no chunk ends inside a group.
+    """Single weights, streamed in chunks of whole groups.
 
     Attributes:
         shape: (O, K, I) of the weight.
         group: Length of a group, in input channels; divides I.
-        is_outputs_last: Whether weights come as they lie in memory; see `OutputsLastTiling`.
+        is_outputs_last: Whether weights are streamed in memory order; see `OutputsLastTiling`.
     """
 
     shape: tuple[int, int, int]
@@ -74,10 +74,10 @@ class NMTiling(Tiling):
 
 @register_pattern("N:M")
 class NMPattern(BasePattern):
-    """Exactly N of every M consecutive input channels stay.
+    """Keep exactly N of every M consecutive input channels.
 
-    N counts survivors, as in NVIDIA's 2:4; Intel Neural Compressor, SparseGPT and others count the *removed*. With a
-    target below 1 - N/M, the groups that lose least are pruned to N:M and the rest stay dense.
+    N counts the weights that stay, as in NVIDIA's 2:4. Intel Neural Compressor, SparseGPT and others count the
+    *removed* ones. With a target below 1 - N/M, the groups that lose the least are pruned and the others stay dense.
 
     Source:
         Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv:2104.08378; Zhou et al., "Learning N:M
@@ -93,17 +93,17 @@ class NMPattern(BasePattern):
 
     @classmethod
     def serves(cls, specification: str) -> bool:
-        """Whether it reads ``N:M``."""
+        """Whether the specification has the form ``N:M``."""
         return SPECIFICATION.fullmatch(specification) is not None
 
     @property
     def keep(self) -> int:
-        """Survivors per group, in weights."""
+        """Weights that stay per group."""
         return self._numbers()[0]
 
     @property
     def group(self) -> int:
-        """Length of a group, in weights."""
+        """Weights per group."""
         return self._numbers()[1]
 
     @property
@@ -113,39 +113,39 @@ class NMPattern(BasePattern):
         return Fraction(group - keep, group)
 
     def default_target_sparsity(self) -> float:
-        """Every group pruned."""
+        """Return the sparsity with every group pruned."""
         return float(self.unit_share)
 
     def count_budget_units(self, units: int) -> int:
-        """The budget counts groups."""
+        """Return the number of groups."""
         return units // self.group
 
     def tile(self, view: WeightView) -> NMTiling:
-        """Groups along the input channels; see `BasePattern.tile`."""
+        """Tile into groups along the input channels; see `BasePattern.tile`."""
         inputs = view.canonical_shape[2]
         if inputs % self.group:
-            raise LayerError(misfit(inputs, "input channels", "M", self.group, self.pattern, view))
+            raise LayerError(explain_misfit(inputs, "input channels", "M", self.group, self.pattern, view))
         return NMTiling(view.canonical_shape, self.group, is_outputs_last=view.outputs_last)
 
     def rank_units(self, layer: Scores) -> Scores:
-        """One score per group: the reduced scores of the weights that pruning it to N:M removes."""
+        """Return one score per group: the reduced scores of the weights that it would lose."""
         alive = None if layer.alive is None else self._survivors(layer.alive, layer.stride) > self.keep
         return replace(layer, chunks=lambda: self._loss_chunks(layer), count=layer.count // self.group, alive=alive)
 
     def cut_all(self, layer: Scores) -> Cut:
-        """Each group is decided by itself if all are pruned."""
+        """Return the cut that prunes all groups: each is then pruned independently."""
         groups = layer.count // self.group
         return Cut(threshold=None, pruned=groups, below=groups, tied=0)
 
     def keep_units(self, layer: Scores, cut: Cut) -> Array:
-        """Keep the best N of each group that is cut off, and every weight of the others."""
+        """Keep the best N of each pruned group, and every weight of the others."""
         prunes_all = cut.pruned == layer.count // self.group
         return self._keep(layer, None if prunes_all else keep_above(self.rank_units(layer), cut))
 
     def find_nonzero_units(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
-        """Zeros count where their group keeps at most N; elsewhere they may come to life again.
+        """Find the weights that count as kept: zeros are pruned only in groups with at most N nonzero weights.
 
-        N of each group count as alive: of a group with more zeros than the pattern makes, the first zeros do.
+        N weights of each group are kept: the nonzero ones, then the first zeros.
         """
         alive = {}
         for name, kept in super().find_nonzero_units(nonzero).items():
@@ -161,7 +161,7 @@ class NMPattern(BasePattern):
         return (fill_nm_groups(groups, self.keep, axis=1) | (survivors > self.keep)).reshape((-1,))
 
     def count_pruned_units(self, sparsity: float) -> int:
-        """How many weights go at a sparsity, over all layers."""
+        """Return how many weights are pruned at a sparsity, over all layers."""
         return super().count_pruned_units(sparsity) * (self.group - self.keep)
 
     def violations(
@@ -206,24 +206,24 @@ class NMPattern(BasePattern):
             yield reduction(xp.stack(lost), (0,)).reshape((-1,))
 
     def _survivors(self, alive: Array, stride: int) -> Array:
-        """How many weights of each group are kept."""
+        """Count the weights of each group that are kept."""
         xp = namespace(alive)
         flags = xp.astype(alive.reshape((-1, self.group, stride)), xp.uint8)
         return xp.sum(flags, axis=1, dtype=xp.int32).reshape((-1,))
 
     def _places(self, values: Array, stride: int) -> list[Array]:
-        """What stands at each place of a group, over all groups; `stride`: see `Tiling`."""
+        """Return the values at each place of a group, over all groups; `stride`: see `Tiling`."""
         groups = values.reshape((-1, self.group, stride))
         places = [groups[:, place, :] for place in range(self.group)]
-        # Strewn over memory they are slow to compute with.
-        return places if stride > 1 else [namespace(values).asarray(strewn, copy=True) for strewn in places]
+        # Computing with strided values is slow.
+        return places if stride > 1 else [namespace(values).asarray(strided, copy=True) for strided in places]
 
     def _best(self, scores: Array, alive: Array | None, stride: int) -> list[Array]:
-        """For each place, over all groups, whether it is among the best N of its group; of equals, the lower is."""
+        """Return whether each place is among the best N of its group, over all groups; ties go to the lower index."""
         return self.keep_best(self._places(scores if alive is None else sort_keys(scores, alive), stride))
 
     def keep_best(self, places: Sequence[Array]) -> list[Array]:
-        """Which weights stay in groups that are all pruned; of equals, the lower index does.
+        """Select the N best weights of each group; ties go to the lower index.
 
         Args:
             places: For each place of a group, the scores over all groups; not ``nan``.
@@ -233,7 +233,7 @@ class NMPattern(BasePattern):
         """
         xp, keep, group = namespace(places[0]), self.keep, len(places)
         number = xp.int8 if group <= MAX_INT8_GROUP else xp.int16
-        # How many are better: at first all that come later, until they are compared.
+        # How many are better: initially all later ones, until they are compared.
         better: list[Any] = [group - 1 - place for place in range(group)]
         for left, right in combinations(range(group), 2):
             flags = places[left] >= places[right]
@@ -244,11 +244,11 @@ class NMPattern(BasePattern):
 
     def _numbers(self) -> tuple[int, int]:
         if not self.serves(self.pattern):
-            raise ConfigError(f"pattern {self.pattern!r} is the name of a type, not a specification. Write 2:4, say.")
+            raise ConfigError(f"pattern {self.pattern!r} is a pattern type, not a specification. Use 2:4, for example.")
         keep, group = (int(number) for number in self.pattern.split(":"))
         if keep >= group:
             raise ConfigError(
-                f"pattern {self.pattern!r}: N must be less than M, for N of every M weights are kept. Write 2:4, say."
+                f"pattern {self.pattern!r}: N must be less than M: N of every M weights are kept. Use 2:4, for example."
             )
         return keep, group
 

@@ -1,7 +1,7 @@
-"""How the scores of a unit's weights become one score: the same bits in every framework.
+"""Reduce the scores of a unit's weights to one score, with the same bits in every framework.
 
-Floating-point sums depend on their order, and every library picks its own. Sums here fold neighbours pairwise, in an
-order fixed by the shape alone, so that equal scores give equal unit scores everywhere.
+The result of a floating-point sum depends on its order, which differs between libraries. Sums here add neighbours
+pairwise, in an order that depends on the shape only, so that equal scores give equal unit scores everywhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _sum(values: Array, axes: tuple[int, ...]) -> Array:
 def _mean(values: Array, axes: tuple[int, ...]) -> Array:
     size = math.prod(values.shape[axis] for axis in axes)
     total = pairwise_sum(values, axes)
-    # A product with the reciprocal, because CUDA turns a division by a scalar into one and the CPU does not.
+    # Multiply by the reciprocal: CUDA does so for a division by a scalar, and the CPU does not.
     return total if size == 1 else total * (1.0 / size)
 
 
@@ -42,5 +42,5 @@ def _max(values: Array, axes: tuple[int, ...]) -> Array:
 
 @REDUCTIONS.register("l2")
 def _l2(values: Array, axes: tuple[int, ...]) -> Array:
-    # The square of the norm, which ranks alike: libraries round the square root differently.
+    # The squared norm gives the same ranking, and libraries round square roots differently.
     return pairwise_sum(values * values, axes)

@@ -23,7 +23,7 @@ __all__ = ["Cut", "Scores", "find_cuts", "find_global_cuts", "keep_above", "sort
 Counts = npt.NDArray[np.int64]
 
 DIGIT = 16
-"""Bits of a score that one look at the stream decides."""
+"""Bits of a score that one pass over the stream decides."""
 
 BINS = 1 << DIGIT
 
@@ -34,11 +34,11 @@ class Scores:
 
     Attributes:
         name: The layer, for error messages.
-        chunks: Starts the stream: one-dimensional arrays in order of the unit's index, or see `stride`.
-        count: Units in the stream.
-        alive: One boolean per unit, ``False`` where it was pruned before and must stay so; ``None``: all alive.
+        chunks: Starts the stream: one-dimensional arrays in order of the units' index, or see `stride`.
+        count: Number of units.
+        alive: One boolean per unit, ``False`` if it is pruned already and stays so; ``None``: none is.
         wide: Compare in float64 instead of float32.
-        stride: Places in the stream from a unit to the next by index.
+        stride: Distance in the stream between units of consecutive index.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Scores:
     stride: int = 1
 
     def read(self) -> Iterator[tuple[Array, Array | None]]:
-        """Scores in one dtype and whether they are alive, chunk by chunk."""
+        """Yield scores of one dtype, and whether they are alive, chunk by chunk."""
         start = 0
         for chunk in self.chunks():
             xp = namespace(chunk)
@@ -59,28 +59,28 @@ class Scores:
             start = stop
 
     def refuse_nan(self) -> None:
-        """Raise `ScoreError` if a unit that is alive has the score ``nan``."""
+        """Raise `ScoreError` if a living unit has the score ``nan``."""
         for scores, alive in self.read():
             xp = namespace(scores)
             if math.isnan(float(xp.max(scores))) and (alive is None or bool(xp.any(xp.isnan(scores) & alive))):
                 raise ScoreError(
-                    f"layer {self.name!r}: scores must be numbers, found nan. Look for nan in its weights or gradients."
+                    f"layer {self.name!r}: scores must be numbers, found nan. Check its weights and gradients for nan."
                 )
 
     def count_pruned(self) -> int:
-        """How many units are not alive."""
+        """Return how many units are pruned already."""
         return 0 if self.alive is None else self.count - count_true(self.alive)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """Where one layer's ranking is cut.
+    """Where the ranking of a layer is cut.
 
     Attributes:
-        threshold: The score of the last unit to go; ``None``: only what was pruned before goes.
-        pruned: How many units go in all.
-        below: How many of them have a smaller score.
-        tied: How many units have this very score; of those that stay, the lowest indices do.
+        threshold: The score of the last unit that is pruned; ``None``: only units that are pruned already.
+        pruned: Total number of pruned units.
+        below: Pruned units with a lower score.
+        tied: Units with exactly this score; of them, the lowest indices stay.
     """
 
     threshold: float | None
@@ -90,13 +90,13 @@ class Cut:
 
 
 def unify_precision(layers: Mapping[str, Scores]) -> dict[str, Scores]:
-    """The same layers, all compared in float64 if one of them has float64 scores."""
+    """Compare all layers in float64 if any has float64 scores."""
     wide = any(_has_float64(layer) for layer in layers.values())
     return {name: replace(layer, wide=wide) for name, layer in layers.items()}
 
 
 def find_cuts(layers: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[str, Cut]:
-    """Cut each layer by itself, so that exactly `counts` of its units go (or those pruned before, if more).
+    """Cut each layer on its own, so that exactly `counts` of its units are pruned, or more if they are already.
 
     Raises:
         ScoreError: A score is ``nan``.
@@ -107,16 +107,16 @@ def find_cuts(layers: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[s
 def find_global_cuts(
     layers: Mapping[str, Scores], total: int, at_least: Mapping[str, int], at_most: Mapping[str, int]
 ) -> dict[str, Cut]:
-    """Cut all layers at one common score, so that exactly `total` units go, within each layer's bounds.
+    """Cut all layers at one common score, so that exactly `total` units are pruned, within each layer's bounds.
 
-    Among units of one score the later layer loses first, and in a layer the higher index. A layer that the common
-    score would take out of its bounds is cut at the bound instead, and the others make up for it.
+    Ties are pruned in later layers first, and in each layer at higher indices first. A layer that would exceed a bound
+    is cut at the bound, and the others compensate.
 
     Args:
-        layers: The layers in the order in which ties go.
-        total: Units to prune; between the sums of the two bounds.
-        at_least: Units that each layer loses at the least.
-        at_most: Units that each layer loses at the most.
+        layers: The layers, in the order that breaks ties.
+        total: Units to prune, between the sums of the bounds.
+        at_least: Minimum number of units to prune per layer.
+        at_most: Maximum number of units to prune per layer.
 
     Raises:
         ScoreError: A score is ``nan``.
@@ -131,7 +131,7 @@ def find_global_cuts(
 
 
 def keep_above(layer: Scores, cut: Cut) -> Array:
-    """One boolean per unit, ``True`` where it stays."""
+    """Return one boolean per unit, ``True`` where it stays."""
     ties_kept = cut.tied - (cut.pruned - cut.below)
     if layer.stride > 1 and cut.threshold is not None and 0 < ties_kept < cut.tied:
         above = keep_above(layer, replace(cut, pruned=cut.below + cut.tied))
@@ -161,14 +161,14 @@ def _keep_chunk(scores: Array, cut: Cut, ties_kept: int, seen: int, alive: Array
 
 
 def _first_by_index(flags: Array, count: int, stride: int) -> Array:
-    """So many of the flags that are ``True``, the lowest by index."""
+    """Keep the first `count` flags that are ``True``, by index."""
     xp, by_index = namespace(flags), transpose_flat(flags, stride)
     first = by_index & (xp.cumulative_sum(xp.astype(by_index, xp.int32)) <= count)
     return transpose_flat(first, flags.shape[0] // stride)
 
 
 def _cut(layers: list[Scores], total: int, lower: list[int], upper: list[int]) -> list[Cut]:
-    """The cuts of `layers` at the one key where their clamped counts first reach `total`, digit by digit."""
+    """Find the key at which the clamped counts of `layers` first reach `total`, digit by digit, and cut there."""
     wide = layers[0].wide
     below = [0] * len(layers)
     prefix: int | None = None
@@ -183,7 +183,7 @@ def _cut(layers: list[Scores], total: int, lower: list[int], upper: list[int]) -
         tied = [histogram.up_to(digit) - histogram.up_to(digit - 1) for histogram in histograms]
         below = [start + histogram.up_to(digit - 1) for start, histogram in zip(below, histograms, strict=True)]
         if prefix is None and digit == 0:
-            break  # No score is that low, only what was pruned before.
+            break  # No score is that low, only units that are pruned already.
         prefix = digit - BINS // 2 if prefix is None else (prefix << DIGIT) | digit
     threshold = None if prefix is None else _score_of(prefix, wide=wide)
     return _with_ties(threshold, total, below, tied, lower, upper)
@@ -192,7 +192,7 @@ def _cut(layers: list[Scores], total: int, lower: list[int], upper: list[int]) -
 def _with_ties(
     threshold: float | None, total: int, below: list[int], tied: list[int], lower: list[int], upper: list[int]
 ) -> list[Cut]:
-    """Give the layers what `total` needs of the tied units, the last layer first."""
+    """Distribute the tied units that `total` still needs, the last layer first."""
     pruned = [min(max(count, low), high) for count, low, high in zip(below, lower, upper, strict=True)]
     missing = total - sum(pruned)
     for index in reversed(range(len(pruned))):
@@ -208,13 +208,13 @@ def _with_ties(
 
 @dataclass(frozen=True, slots=True)
 class _Histogram:
-    """Counts per digit, only of the digits that occur."""
+    """Counts per digit, for the digits that occur."""
 
     digits: Counts
     cumulative: Counts
 
     def up_to(self, digit: int) -> int:
-        """How many have this digit or a smaller one."""
+        """Return how many scores have this digit or a lower one."""
         index = int(np.searchsorted(self.digits, digit, side="right"))
         return int(self.cumulative[index - 1]) if index else 0
 
@@ -238,15 +238,15 @@ def _histogram(layer: Scores, shift: int, prefix: int | None) -> _Histogram:
 
 
 def _keys_to_count(scores: Array, alive: Array | None) -> Array:
-    """Sort keys; of what was pruned before none, where that is quicker."""
+    """Return sort keys, without those of units that are pruned already if that is faster."""
     if alive is None or not isinstance(scores, np.ndarray) or 2 * count_true(alive) > alive.shape[0]:
         return sort_keys(scores, alive)
-    # Indexing by booleans takes NumPy several times as long.
+    # Indexing with booleans is several times slower in NumPy.
     return sort_keys(scores.take(np.flatnonzero(alive)), None)
 
 
 def sort_keys(scores: Array, alive: Array | None) -> Array:
-    """Integers in the order of the scores: -inf … -0.0 = 0.0 … inf, and what was pruned before below all."""
+    """Map scores to integers of the same order: -inf … -0.0 = 0.0 … inf; units that are pruned already come first."""
     xp = namespace(scores)
     wide = scores.dtype == xp.float64
     bits = scores.view(xp.int64 if wide else xp.int32)
@@ -255,13 +255,13 @@ def sort_keys(scores: Array, alive: Array | None) -> Array:
         bits = xp.where(bits < 0, lowest - bits, bits)
     if alive is None:
         return bits
-    # A ceiling of the lowest integer, or one below it, which wraps round to the highest: NumPy's `where` takes several
-    # times as long on masks without order.
+    # The minimum with the lowest integer, or with one less, which wraps around to the highest. NumPy's `where` is
+    # several times slower on random masks.
     return xp.minimum(bits, lowest - xp.astype(alive, bits.dtype))
 
 
 def _score_of(key: int, *, wide: bool) -> float:
-    """The score whose sort key is `key`."""
+    """Return the score whose sort key is `key`."""
     lowest = _lowest(wide=wide)
     bits: Any = (np.int64 if wide else np.int32)(key if key >= 0 else lowest - key)
     return float(bits.view(np.float64 if wide else np.float32))
@@ -277,13 +277,13 @@ def _has_float64(layer: Scores) -> bool:
 
 
 def _beyond_infinity(layer: Scores, counts: Counts) -> bool:
-    """Whether leading digits occur that ``nan`` has, and perhaps an infinity."""
+    """Whether leading digits of ``nan``, or of an infinity, occur."""
     infinity = (0x7FF0 if layer.wide else 0x7F80) + BINS // 2
     return bool(counts[infinity:].sum() + counts[: BINS - infinity + 1].sum() > layer.count_pruned())
 
 
 def _first(holds: Callable[[int], bool]) -> int:
-    """The smallest digit for which `holds`, which stays true once it is."""
+    """Return the smallest digit for which `holds`; it holds for all greater ones."""
     low, high = 0, BINS - 1
     while low < high:
         middle = (low + high) // 2

@@ -54,7 +54,7 @@ class Specification(ABC):
             warn_deprecated("Pattern.layout(view)", "tile(view)")
             tiling: Tiling = old_hook(view)
             return tiling
-        raise ConfigError(f"{type(self).__name__} does not say how it tiles a weight: override tile(view).")
+        raise ConfigError(f"{type(self).__name__} does not define how it tiles a weight: override tile(view).")
 
     @property
     def unit_share(self) -> Fraction:

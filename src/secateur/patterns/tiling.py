@@ -1,4 +1,4 @@
-"""How weights are tiled into units that live or die together.
+"""How weights are tiled into units that are pruned as a whole.
 
 Legend: O output channels, K kernel positions, I input channels of one group; a *grid* counts units along each of them.
 """
@@ -16,17 +16,17 @@ from secateur.patterns.reduction import Reduction
 __all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units"]
 
 CHUNK = 1 << 18
-"""Weights looked at together: small enough for a core's cache, large enough to hide the cost of a call."""
+"""Weights processed at a time: few enough for a core's cache, enough to hide the overhead of a call."""
 
 
 class Tiling(ABC):
     """The tiling of one weight, seen as an (O, K, I) array, into `count` units.
 
     Attributes:
-        count: Units in the weight.
-        unit_size: Weights in one unit.
-        stride: Places from a unit to the next by index; 1 unless units come in memory order, see `OutputsLastTiling`.
-        run: Units of which a piece of the stream holds a whole multiple.
+        count: Number of units.
+        unit_size: Weights per unit.
+        stride: Distance in the stream of scores between units of consecutive index; 1, except for `OutputsLastTiling`.
+        run: The length of each chunk of the stream is a multiple of this.
     """
 
     count: int
@@ -36,45 +36,45 @@ class Tiling(ABC):
 
     @property
     def reduces_all(self) -> bool:
-        """Whether `unit_scores` passes every score through the reduction.
+        """Whether `unit_scores` passes every score to the reduction.
 
-        What makes the scores may then be a part of the reduction: it is done to pieces that stay in a core's cache.
+        Then the reduction may also compute the scores, chunk by chunk in a core's cache.
         """
         return False
 
     @property
     def span(self) -> int | None:
-        """Neighbouring input features (K·I, inputs fastest) that can be decided on without the others.
+        """Consecutive input features (K·I, inputs fastest) that can be pruned independently of all others.
 
-        ``None``: what stays of them depends on others too.
+        ``None``: there are none.
         """
         return None
 
     @abstractmethod
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
-        """The scores of the units in one-dimensional chunks, in order of their index unless there is a `stride`.
+        """Yield the scores of the units in one-dimensional chunks, in order of their index unless there is a `stride`.
 
         Args:
             scores: One score per weight, of shape (O, K, I).
-            reduction: How a unit's scores become one.
+            reduction: Reduces the scores of a unit to one.
         """
 
     @abstractmethod
     def expand(self, keep: Array) -> Array:
-        """From one boolean per unit, of shape (count,), to one per weight, of shape (O, K, I)."""
+        """Expand one boolean per unit, of shape (count,), to one per weight, of shape (O, K, I)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockTiling(Tiling):
-    """Blocks of equal shape side by side, numbered row by row.
+    """Adjacent blocks of equal shape, numbered row by row.
 
     Attributes:
         shape: (O, K, I) of the weight.
-        block: Weights of one block along O, K and I; each divides the shape.
-        is_outputs_last: Whether the weight lies in memory with output channels last, and masks are to do so too.
+        block: Size of a block along O, K and I; it divides the shape.
+        is_outputs_last: Whether the weight is stored with output channels last, and masks should be too.
 
     Raises:
-        LayerError: A block does not fit a whole number of times.
+        LayerError: The blocks do not fit the shape.
 
     Example:
         >>> BlockTiling((8, 1, 6), (4, 1, 1)).count
@@ -100,23 +100,23 @@ class BlockTiling(Tiling):
 
     @property
     def reduces_all(self) -> bool:
-        """See `Tiling.reduces_all`; what overrides `unit_scores` may do otherwise."""
+        """See `Tiling.reduces_all`; a subclass that overrides `unit_scores` may not."""
         return type(self).unit_scores is BlockTiling.unit_scores
 
     @property
     def span(self) -> int | None:
-        """See `Tiling.span`; a unit of all output channels is weighed against all others."""
+        """See `Tiling.span`; units of all output channels compete with all others."""
         is_far = self.block[1] > 1 and self.grid[2] > 1
         is_whole = self.grid[0] == 1 and self.shape[0] > 1
         return None if is_far or is_whole or self.grid[1:] == (1, 1) else self.block[2]
 
     def split_blocks(self, canonical: Array) -> Array:
-        """The (O, K, I) array as (rows, O in block, positions, K in block, columns, I in block)."""
+        """Reshape an (O, K, I) array to (rows, O in block, positions, K in block, columns, I in block)."""
         rows, columns = canonical.shape[0] // self.block[0], canonical.shape[2] // self.block[2]
         return canonical.reshape((rows, self.block[0], self.grid[1], self.block[1], columns, self.block[2]))
 
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
-        """See `Tiling.unit_scores`; a chunk is a run of rows of blocks, or of columns where there is one row."""
+        """See `Tiling.unit_scores`; a chunk is a number of rows of blocks, or of columns if there is one row."""
         for chunk in self.chunks(scores):
             yield reduction(self.split_blocks(_precise(chunk)), (1, 3, 5)).reshape((-1,))
 
@@ -124,13 +124,13 @@ class BlockTiling(Tiling):
         """See `Tiling.expand`."""
         xp, order = namespace(keep), (1, 2, 0) if self.is_outputs_last else (0, 1, 2)
         spread = xp.permute_dims(keep.reshape(self.grid), order)
-        for place in (2, 1, 0):  # the fastest axis while there is least of it, and then whole rows
+        for place in (2, 1, 0):  # the fastest axis first, while the array is small, and then whole rows
             if self.block[order[place]] > 1:
                 spread = repeat(spread, self.block[order[place]], axis=place)
         return xp.permute_dims(spread, (2, 0, 1)) if self.is_outputs_last else spread
 
     def chunks(self, canonical: Array) -> Iterator[Array]:
-        """The array in runs of whole units, in order of their index."""
+        """Yield the array in pieces of whole units, in order of their index."""
         axis = 0 if self.grid[0] > 1 or self.grid[1] > 1 else 2
         units = self.grid[axis]
         per_unit = self.count * self.unit_size // units
@@ -142,14 +142,14 @@ class BlockTiling(Tiling):
 
 @dataclass(frozen=True, slots=True)
 class OutputsLastTiling(Tiling):
-    """Single weights of a layer that stores output channels last, in the order in which they lie in memory.
+    """Single weights of a layer that stores output channels last, streamed in memory order.
 
-    Their index counts output by output, as everywhere. To read them by index would be to turn the weight round, which
-    takes as long as to rank it.
+    Their index still counts output by output. Streaming by index would transpose the weight, which takes as long as
+    ranking it.
 
     Attributes:
         shape: (O, K, I) of the weight.
-        group: Weights along I that no chunk tears apart.
+        group: Consecutive weights along I that chunks do not split.
 
     Example:
         >>> tiling = OutputsLastTiling((2, 1, 3))
@@ -185,7 +185,7 @@ class OutputsLastTiling(Tiling):
         return namespace(keep).permute_dims(keep.reshape((*self.shape[1:], self.shape[0])), (2, 0, 1))
 
     def chunks(self, canonical: Array) -> Iterator[Array]:
-        """The array in runs of whole groups, as (K and I, O) matrices."""
+        """Yield the array in pieces of whole groups, as (K·I, O) matrices."""
         rows = namespace(canonical).permute_dims(canonical, (1, 2, 0)).reshape((-1, self.stride))
         step = max(1, CHUNK // self.run) * self.group
         for start in range(0, rows.shape[0], step):
@@ -194,10 +194,10 @@ class OutputsLastTiling(Tiling):
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Units that are numbered and ranked together; a unit has one part in each of the layers.
+    """Units that are numbered and ranked together, with a part in each of one or more layers.
 
-    Nearly always that is one layer. A coupled pattern (an attention head, a hidden channel) names several, whose
-    tilings number the same units; the scores of a unit's parts are added and its mask writes all of them.
+    Usually that is one layer. Coupled units (attention heads, hidden channels) have parts in several layers: the scores
+    of a unit's parts are added, and its mask applies to all of them.
 
     Attributes:
         parts: Layer name → the tiling of that layer's weight.
@@ -215,17 +215,17 @@ class Units:
 
     @property
     def count(self) -> int:
-        """How many units there are."""
+        """Number of units."""
         return next(iter(self.parts.values())).count
 
     @property
     def unit_size(self) -> int:
-        """Weights of one unit, over all its parts."""
+        """Weights per unit, over all parts."""
         return sum(tiling.unit_size for tiling in self.parts.values())
 
     @property
     def stride(self) -> int:
-        """See `Tiling`; units with several parts come in order of their index."""
+        """See `Tiling`; units with several parts are in order of their index."""
         return 1 if self._are_coupled else next(iter(self.parts.values())).stride
 
     @property
@@ -234,7 +234,7 @@ class Units:
         return next(iter(self.parts.values())).run
 
     def scores(self, scores: Mapping[str, Array], reduction: Reduction) -> Iterator[Array]:
-        """One score per unit, in chunks; `scores` holds an (O, K, I) array for each part."""
+        """Yield one score per unit, in chunks; `scores` has an (O, K, I) array for each part."""
         streams = {name: tiling.unit_scores(scores[name], reduction) for name, tiling in self.parts.items()}
         if not self._are_coupled:
             (stream,) = streams.values()
@@ -248,7 +248,7 @@ class Units:
         yield total
 
     def expand(self, keep: Array) -> dict[str, Array]:
-        """One boolean per weight, of shape (O, K, I), for each part."""
+        """Expand one boolean per unit to one per weight, of shape (O, K, I), for each part."""
         return {
             name: tiling.expand(transpose_flat(keep, tiling.count // tiling.stride) if self._are_coupled else keep)
             for name, tiling in self.parts.items()
@@ -260,6 +260,6 @@ class Units:
 
 
 def _precise(scores: Array) -> Array:
-    """In float32 at least: sums in a shorter type are rounded, or overflow, differently in every framework."""
+    """Convert to at least float32: each framework rounds, or overflows, sums in shorter types differently."""
     xp = namespace(scores)
     return scores if scores.dtype in (xp.float32, xp.float64) else xp.astype(scores, xp.float32)

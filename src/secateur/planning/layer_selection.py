@@ -102,7 +102,7 @@ def _explain_mismatch(pattern: str, layers: Sequence[str], modules: Sequence[str
         if any(name.startswith(pattern + separator) for name in layers):
             return f"is not a layer but contains layers. For all of them write {pattern + within!r}."
     if pattern in modules:
-        return "has no weight of two axes or more, so there is nothing to prune in it."
+        return "has no weight with at least two axes, so there is nothing to prune in it."
     return f"matches no layer.{suggest_name(pattern, layers)} Layers: {format_list(layers, limit=12)}."
 
 
