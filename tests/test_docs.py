@@ -112,7 +112,7 @@ def test_commands_are_run_and_must_end_as_they_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("secateur plan nowhere", "exit code 1, not 0: 'nowhere' is no folder"),
+        ("secateur plan nowhere", "exit code 1, not 0: 'nowhere' is not a folder"),
         ("secateur --version  # exit code 1", "exit code 0, not 1"),
         ("echo secateur", "only secateur can be called, found 'echo'"),
     ],

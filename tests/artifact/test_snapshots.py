@@ -93,18 +93,18 @@ def test_a_description_that_the_manifest_does_not_list_is_not_read(framework: st
 
 def test_a_tokenizer_is_built_from_files_that_the_manifest_lists(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    from secateur.models.pytorch import tokenizer_of
+    from secateur.models.pytorch import load_tokenizer
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
     tokenizer = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
     save(tiny_bert(1e-5), tmp_path / "saved", tokenizer=tokenizer)
-    before = tokenizer_of(tmp_path / "saved").get_vocab()
+    before = load_tokenizer(tmp_path / "saved").get_vocab()
     assert "a" in before
     (tmp_path / "saved" / "added_tokens.json").write_text('{"evil": 7}')
-    assert tokenizer_of(tmp_path / "saved").get_vocab() == before
+    assert load_tokenizer(tmp_path / "saved").get_vocab() == before
     (tmp_path / "saved" / "tokenizer.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"tokenizer.json: was changed since it was written"):
-        tokenizer_of(tmp_path / "saved")
+        load_tokenizer(tmp_path / "saved")
 
 
 def test_a_file_that_is_listed_is_read_as_the_manifest_says(tmp_path: Path) -> None:

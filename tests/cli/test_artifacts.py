@@ -103,12 +103,12 @@ def test_broken_artifacts_are_one_clear_line(artifact: Path, spoil: Callable[[Pa
         (["verify", "."], "must be an artifact, a .safetensors file or a folder with such files"),
         (["verify", "cli_nets.py"], "must be an artifact, a .safetensors file or a folder with such files"),
         (["verify", "pruned", "--pattern", "2:x"], "Unknown pattern '2:x'. Did you mean '2:4'?"),
-        (["inspect", "nowhere"], "'nowhere' is no folder"),
+        (["inspect", "nowhere"], "'nowhere' is not a folder"),
         (["inspect", "nowhere.safetensors"], "nowhere.safetensors"),
         (["convert", "pruned", "."], "it is or holds the current folder"),
         (["convert", "pruned", "other"], "must be new, empty or an artifact"),
-        (["bench", "."], "no config.json, so it is none of transformers, and no secateur.json, so it is no artifact"),
-        (["bench", "nowhere"], "'nowhere' is no folder"),
+        (["bench", "."], "no config.json, so it is not a transformers folder, and no secateur.json, so it is not"),
+        (["bench", "nowhere"], "'nowhere' is not a folder"),
     ],
 )
 @pytest.mark.usefixtures("artifact")

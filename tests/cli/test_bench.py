@@ -10,7 +10,7 @@ from torch import nn
 import secateur
 from cli.kit import found, model, run, write_llama
 from secateur.cli.benchmark import WITHOUT_RUNTIME, measure_medians
-from secateur.models.running import trial
+from secateur.models.trials import make_trial
 
 
 def names(report: dict[str, list[dict[str, str]]]) -> list[str]:
@@ -146,7 +146,7 @@ def test_a_keras_model_of_any_size(folder: Path) -> None:
 def test_the_dense_twin_has_no_zeros_and_the_model_keeps_its_own(net: nn.Sequential) -> None:
     before = net[0].weight.clone()
     np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
-    made = trial(net, Path("inputs.npz"), 2, 1)
+    made = make_trial(net, Path("inputs.npz"), 2, 1)
     made.dense()
     made.pruned()
     twin = made.dense.args[0]  # type: ignore[attr-defined]

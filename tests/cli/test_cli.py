@@ -162,7 +162,7 @@ def test_flags_win_over_the_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "'nowhere' is no folder"),
+        (["nowhere"], "'nowhere' is not a folder"),
         (["cli_nets:biuld"], "Did you mean 'build'?"),
         (["torch.nn:Linear"], "raised TypeError"),
         (["json:dumps"], "raised TypeError"),

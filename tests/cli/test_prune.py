@@ -19,7 +19,7 @@ from cli.kit import TEXT, found, model, run, write_llama
 from secateur.artifact import Artifact
 from secateur.errors import ArtifactError
 from secateur.models import load_trained
-from secateur.models.calibration import sample
+from secateur.models.calibration import sample_calibration
 from training.models import bits
 
 SMALL = ("--sequences", "4", "--length", "16")
@@ -89,7 +89,7 @@ def test_a_method_reads_text_through_the_models_own_tokenizer(llama: Path) -> No
     ]
     assert "By SparseGPT(damping=0.01, columns=128) + PCG(iterations=10) over Uniform()" in result.stdout
     expected = load_trained("llama")
-    batches = sample(expected, Path("roses.txt"), 4, 16).batches
+    batches = sample_calibration(expected, Path("roses.txt"), 4, 16).batches
     secateur.prune(expected.model, {"pattern": "2:4"}, calibration=batches, solver="sparsegpt", refine="pcg")
     assert bits(secateur.load("out")) == bits(expected.model)
     assert not Path("out.part").exists()
@@ -214,7 +214,7 @@ def test_what_cannot_be_done_is_told_before_the_work(folder: Path, arguments: li
         ),
         (["cli_nets:build", "--solver", "wanda", "--calibration", "bad.npz"], "'bad.npz' cannot be read"),
         (["cli_nets:build", "--weights", "bad.npz"], "'bad.npz' cannot be read as a state dict"),
-        (["nowhere"], "'nowhere' is no folder"),
+        (["nowhere"], "'nowhere' is not a folder"),
         (["bad.keras"], "Keras cannot read a model from 'bad.keras'"),
     ],
 )

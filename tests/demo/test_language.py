@@ -38,7 +38,7 @@ from secateur.demo.tables import Study, language_table
 from secateur.demo.text import held_out_text, prose
 from secateur.demo.torch_digits import TorchDigits
 from secateur.errors import MissingPackageError
-from secateur.models.text import documentation
+from secateur.models.calibration import read_python_documentation
 from secateur.oneshot.execution import Progress
 
 VOCABULARY = 64
@@ -150,7 +150,7 @@ Cells  This table ends with a full stop, and yet is no prose.
 
 
 def test_texts_are_prose_and_from_different_sources() -> None:
-    seen, held_out = documentation(), held_out_text()
+    seen, held_out = read_python_documentation(), held_out_text()
     paragraphs = held_out.split("\n\n")
     assert len(seen) > 300_000
     assert len(held_out) > 15_000
@@ -213,7 +213,7 @@ def test_report_holds_the_numbers(tmp_path: Path) -> None:
 
 
 def test_section_prints_what_it_found(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {documentation(): tokens(40, seed=1), held_out_text(): tokens(3, seed=2)}
+    given = {read_python_documentation(): tokens(40, seed=1), held_out_text(): tokens(3, seed=2)}
     monkeypatch.setattr(demo, "LanguageModel", lambda: SimpleNamespace(model=llama, windows=given.__getitem__))
     monkeypatch.setattr(demo, "is_installed", lambda package: True)  # noqa: ARG005
     console = Console(record=True, width=120, file=io.StringIO())

@@ -20,7 +20,7 @@ from torch import nn
 from fuzz.attack_models import limited_memory, mutated
 from fuzz.harness import attack
 from secateur.models import load_model
-from secateur.models.pytorch import array_batches, fill
+from secateur.models.pytorch import load_weights, read_array_batches
 
 NUMBERS = [0, 1, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, (1 << 64) - 1]
 
@@ -121,7 +121,7 @@ def damage_weights(chooser: random.Random, folder: Path) -> None:
     model = net()
     with limited_memory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fill(model, folder / name)
+        load_weights(model, folder / name)
     described = [(held.shape, held.dtype) for held in model.state_dict().values()]
     assert described == [(held.shape, held.dtype) for held in net().state_dict().values()]
 
@@ -133,7 +133,7 @@ def damage_inputs(chooser: random.Random, folder: Path) -> None:
     (folder / name).write_bytes(damaged(chooser, name))
     with limited_memory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        batches = array_batches(folder / name)
+        batches = read_array_batches(folder / name)
     for batch in batches:
         tensors = batch.values() if isinstance(batch, dict) else batch
         assert all(isinstance(tensor, torch.Tensor) and not torch.isnan(tensor).any() for tensor in tensors)
@@ -142,7 +142,7 @@ def damage_inputs(chooser: random.Random, folder: Path) -> None:
 @attack(cases=60, seconds=60)
 def damage_keras(chooser: random.Random, folder: Path) -> None:
     """A ``.keras`` file, or weights for a Keras model."""
-    from secateur.models.keras import fill_keras
+    from secateur.models.keras import load_keras_weights
 
     name = chooser.choice(["x.keras", "x.keras", "x.weights.h5"])
     (folder / name).write_bytes(damaged(chooser, name))
@@ -151,4 +151,4 @@ def damage_keras(chooser: random.Random, folder: Path) -> None:
         if name == "x.keras":
             load_model(str(folder / name))
         else:
-            fill_keras(keras_net(), folder / name)
+            load_keras_weights(keras_net(), folder / name)

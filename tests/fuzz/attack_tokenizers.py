@@ -11,7 +11,7 @@ from pathlib import Path
 from fuzz.attack_archives import changed_bytes
 from fuzz.attack_models import BERT, limited_memory, mutated
 from fuzz.harness import attack
-from secateur.models.pytorch import text_batches, tokenizer_of
+from secateur.models.pytorch import load_tokenizer, make_text_batches
 
 TEXT = "to prune is to cut what bears no fruit, so that the rest may grow: 1 + 2 = 3. " * 20
 
@@ -47,5 +47,5 @@ def damage_tokenizer(chooser: random.Random, folder: Path) -> None:
     file.write_bytes(content)
     with limited_memory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        batches = text_batches(tokenizer_of(target), TEXT, 4, 8)
+        batches = make_text_batches(load_tokenizer(target), TEXT, 4, 8)
     assert {tuple(batch["input_ids"].shape) for batch in batches} == {(1, 8)}

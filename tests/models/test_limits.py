@@ -27,7 +27,7 @@ from secateur._model_limits import ModelLimits
 from secateur.errors import ArtifactError, CalibrationError, ModelLoadError, SecateurError
 from secateur.models import load_model, load_trained
 from secateur.models.archives import check_expansion
-from secateur.models.pytorch import array_batches, fill
+from secateur.models.pytorch import load_weights, read_array_batches
 
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 30}
 HUGE = 40_000
@@ -42,9 +42,9 @@ LOADERS: dict[str, Callable[[str], object]] = {
 
 
 READERS: dict[str, Callable[[str], object]] = {
-    ".npz": lambda path: array_batches(Path(path)),
-    ".pt": lambda path: fill(nn.Linear(1, 1), Path(path)),
-    ".safetensors": lambda path: fill(nn.Linear(1, 1), Path(path)),
+    ".npz": lambda path: read_array_batches(Path(path)),
+    ".pt": lambda path: load_weights(nn.Linear(1, 1), Path(path)),
+    ".safetensors": lambda path: load_weights(nn.Linear(1, 1), Path(path)),
     ".gguf": load_trained,
     ".keras": load_trained,
 }
@@ -147,15 +147,15 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, kind: str) -> None:
     if kind == "npz":
         np.lib.format.write_array_header_1_0(held, {"descr": "<f4", "fortran_order": False, "shape": (75 << 20,)})
         file = compressed(tmp_path / "x.npz", {"x.npy": held.getvalue()}, {"x.npy": 300 << 20})
-        with pytest.raises(CalibrationError, match=r"unpacks to 314,5.* may unpack to 268,435,456 at the most"):
-            array_batches(file)
+        with pytest.raises(CalibrationError, match=r"unpacks to 314,5.* may unpack to at most 268,435,456"):
+            read_array_batches(file)
         return
     torch.save({"weight": torch.ones(2)}, held)
     with zipfile.ZipFile(held) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     file = compressed(tmp_path / "x.pt", members, dict.fromkeys(list(members)[-1:], 300 << 20))
-    with pytest.raises(ModelLoadError, match=r"unpacks to 314,5.* may unpack to 268,435,456 at the most"):
-        fill(nn.Linear(1, 1), file)
+    with pytest.raises(ModelLoadError, match=r"unpacks to 314,5.* may unpack to at most 268,435,456"):
+        load_weights(nn.Linear(1, 1), file)
 
 
 def test_what_a_file_may_unpack_to_grows_with_it() -> None:
@@ -216,8 +216,8 @@ def text(value: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"GGML", "it begins with other bytes"),
-        (b"GGUF", "it is cut short"),
+        (b"GGML", "it does not begin with 'GGUF'"),
+        (b"GGUF", "it is incomplete"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "it has no room for 1,152,921,504,606,846,976 entries"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "it has no room"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text(b"a") + struct.pack("<IIQ", 9, 8, 1 << 50), "it has no room"),

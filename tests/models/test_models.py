@@ -90,11 +90,11 @@ def test_path_is_left_as_it_was(nets: str) -> None:
 @pytest.mark.parametrize(
     ("reference", "error", "message"),
     [
-        ("nowhere", UnknownNameError, "'nowhere' is no folder. A model is 'package.module:name'"),
+        ("nowhere", UnknownNameError, "'nowhere' is not a folder. A model is 'package.module:name'"),
         ("sample_nets.py:build", UnknownNameError, "give the module, not its file: 'sample_nets:build'"),
-        ("sample-nets:build", UnknownNameError, "not of the form"),
-        (":build", UnknownNameError, "not of the form"),
-        ("sample_nets:", UnknownNameError, "not of the form"),
+        ("sample-nets:build", UnknownNameError, "must have the form"),
+        (":build", UnknownNameError, "must have the form"),
+        ("sample_nets:", UnknownNameError, "must have the form"),
         ("no_such_module:build", UnknownNameError, "no module 'no_such_module', neither in the current directory"),
         ("torch.no_such_part:build", UnknownNameError, "no module 'torch.no_such_part'"),
         ("sample_nets:biuld", UnknownNameError, "'sample_nets' has no 'biuld'. Did you mean 'build'?"),

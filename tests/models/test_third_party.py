@@ -15,7 +15,7 @@ from torch import nn
 from secateur._third_party import describe_error, translate_errors
 from secateur.errors import ArtifactError, CalibrationError, ConfigError, ModelLoadError
 from secateur.models import load_model, load_trained
-from secateur.models.pytorch import array_batches, fill, text_batches, tokenizer_of
+from secateur.models.pytorch import load_tokenizer, load_weights, make_text_batches, read_array_batches
 
 
 class PanicException(BaseException):
@@ -77,7 +77,7 @@ FLOATS = torch.ones(2, 2)
         (FLOATS.to(torch.bool), "is torch.bool in"),
         (FLOATS.to(torch.float8_e4m3fn), "is torch.float8_e4m3fn in"),
         (FLOATS.to(torch.float64) * 1e300, "is torch.float64 in"),
-        (FLOATS.to_sparse(), r"'weight', which is no plain dense tensor but Tensor \(sparse_coo, torch.float32\)"),
+        (FLOATS.to_sparse(), r"'weight', which is not a plain dense tensor but Tensor \(sparse_coo, torch.float32\)"),
         (torch.ones(2, 2, device="meta"), r"Tensor \(meta, torch.float32\)"),
         (torch.ones(1).expand(2, 3), r"has shape \[2, 3\]"),
         (3, "'weight', which is of type int"),
@@ -91,7 +91,7 @@ def test_weights_that_are_not_the_numbers_of_the_model_are_refused(tmp_path: Pat
     model = nn.Linear(2, 2, bias=False)
     before = model.weight.clone()
     with pytest.raises(ModelLoadError, match=message):
-        fill(model, tmp_path / "x.pt")
+        load_weights(model, tmp_path / "x.pt")
     assert torch.equal(model.weight, before)
 
 
@@ -115,7 +115,7 @@ def test_numbers_are_rounded_to_types_of_their_kind(
     model.register_buffer("x", torch.zeros(2, dtype=held))
     state = {"x": torch.tensor([1, 100]).to(stored)}
     save_file(state, tmp_path / "x.safetensors") if kind == "safetensors" else torch.save(state, tmp_path / "x.pt")
-    fill(model, tmp_path / f"x.{kind}")
+    load_weights(model, tmp_path / f"x.{kind}")
     assert model.x.dtype == held
     assert torch.equal(model.x, state["x"].to(held))
 
@@ -126,7 +126,7 @@ def test_integers_must_fit(tmp_path: Path, stored: int, held: torch.dtype) -> No
     model.register_buffer("x", torch.zeros(1, dtype=held))
     torch.save({"x": torch.tensor([stored])}, tmp_path / "x.pt")
     with pytest.raises(ModelLoadError, match="cannot hold its numbers"):
-        fill(model, tmp_path / "x.pt")
+        load_weights(model, tmp_path / "x.pt")
 
 
 class Tied(nn.Module):
@@ -141,7 +141,7 @@ def test_tied_weights_stay_tied(tmp_path: Path, device: str) -> None:
     with torch.device(device):
         model = Tied()
     torch.save({"two.weight": torch.ones(1, 1).expand(2, 2)}, tmp_path / "x.pt")
-    fill(model, tmp_path / "x.pt")
+    load_weights(model, tmp_path / "x.pt")
     assert model.one.weight is model.two.weight
     assert torch.equal(model.one.weight, FLOATS)
     assert model.one.weight.is_contiguous()
@@ -150,7 +150,7 @@ def test_tied_weights_stay_tied(tmp_path: Path, device: str) -> None:
 def test_tied_weights_that_differ_are_refused(tmp_path: Path) -> None:
     torch.save({"one.weight": FLOATS, "two.weight": 2 * FLOATS}, tmp_path / "x.pt")
     with pytest.raises(ModelLoadError, match=r"'one.weight' and 'two.weight' are one tensor of the model"):
-        fill(Tied(), tmp_path / "x.pt")
+        load_weights(Tied(), tmp_path / "x.pt")
 
 
 # Arrays
@@ -169,13 +169,13 @@ def header(shape: tuple[int, ...], descr: str = "<f4", *, fortran: bool = False)
         ({"x.npy": header((2,)) + bytes(12)}, "must have 8 bytes for its shape, found 12"),
         ({"x.npy": header((-2,)) + bytes(8)}, "must have -8 bytes|cannot be read"),
         ({"x.npy": header((1 << 62, 8)) + bytes(8)}, "found 8"),
-        ({"x.npy": header((2,), "|O") + bytes(16)}, "must hold numbers, found Python objects"),
+        ({"x.npy": header((2,), "|O") + bytes(16)}, "must have numbers, found Python objects"),
         ({"x.npy": header((2,), "<U2") + bytes(16)}, "cannot be read"),
         ({"x.npy": b"\x93NUMPY\x07\x00" + bytes(100)}, "must have version 1 or 2"),
         ({"x.npy": b"nothing"}, "cannot be read"),
         ({"x": header((2,)) + bytes(8), "x.npy": header((2,)) + bytes(8)}, "two arrays have the same name"),
         ({"folder/": b""}, "cannot be read"),
-        ({"x.npy": header((2,), "<c8") + b"\xff" * 16}, "must hold numbers, found nan"),
+        ({"x.npy": header((2,), "<c8") + b"\xff" * 16}, "must have numbers, found nan"),
         ({"x.npy": header((2,), "<u4") + bytes(8)}, "has type torch.uint32. Convert it"),
         ({"x.npy": header((2,), "<m8[s]") + bytes(16)}, "cannot be read"),
     ],
@@ -185,18 +185,18 @@ def test_arrays_that_lie_are_refused(tmp_path: Path, members: dict[str, bytes], 
         for name, content in members.items():
             archive.writestr(name, content)
     with pytest.raises(CalibrationError, match=message):
-        array_batches(tmp_path / "x.npz")
+        read_array_batches(tmp_path / "x.npz")
 
 
 def test_arrays_in_the_order_of_fortran_are_read(tmp_path: Path) -> None:
     array = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
     np.savez_compressed(tmp_path / "x.npz", array)
-    assert array_batches(tmp_path / "x.npz")[0][0].tolist() == array.tolist()
+    assert read_array_batches(tmp_path / "x.npz")[0][0].tolist() == array.tolist()
 
 
 def test_infinities_serve_as_masks(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", np.full((2, 2), -np.inf, np.float32))
-    assert len(array_batches(tmp_path / "x.npz")) == 1
+    assert len(read_array_batches(tmp_path / "x.npz")) == 1
 
 
 # Tokenizers and code
@@ -207,13 +207,13 @@ def test_a_tokenizer_that_panics_is_an_error(tmp_path: Path) -> None:
         raise PanicException(text)
 
     with pytest.raises(CalibrationError, match="The tokenizer cannot read the text for calibration: abc"):
-        text_batches(panic, "abc", 1, 1)
+        make_text_batches(panic, "abc", 1, 1)
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), "utf-8")
     for text in ("", "{}", "[" * 100_000, '{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": [1]}}'):
         (tmp_path / "tokenizer.json").write_text(text, "utf-8")
         with pytest.raises(ModelLoadError, match="transformers cannot read a tokenizer"):
-            tokenizer_of(tmp_path)
+            load_tokenizer(tmp_path)
 
 
 def test_weights_that_the_model_does_not_use_are_named(tmp_path: Path) -> None:
@@ -233,10 +233,10 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         with pytest.raises(
             ModelLoadError, match=r"cannot read a tokenizer .* or give inputs as a .npz or .safetensors"
         ):
-            tokenizer_of(tmp_path)
+            load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}), "utf-8")
     (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\nrose\n", "utf-8")
-    assert "rose" in tokenizer_of(tmp_path).get_vocab()
+    assert "rose" in load_tokenizer(tmp_path).get_vocab()
 
 
 def test_code_that_leaves_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,10 +89,10 @@ class Harmful:
     ("state", "message"),
     [
         ({"0.weight": torch.ones(8, 4)}, "lacks '0.bias', '1.weight', '1.bias' of the model"),
-        (net().state_dict() | {"2.bias": torch.ones(2)}, "holds '2.bias', which the model has not"),
+        (net().state_dict() | {"2.bias": torch.ones(2)}, "has '2.bias', which the model does not have"),
         (net().state_dict() | {"0.bias": torch.ones(3)}, r"'0.bias' has shape \[3\] in 'net.pt', and \[8\] in the"),
-        ([torch.ones(2)], "must hold a state dict, names with their tensors, found list"),
-        ({"epoch": 3}, "must hold a state dict"),
+        ([torch.ones(2)], "must have a state dict that maps names to tensors, found list"),
+        ({"epoch": 3}, "must have a state dict"),
         (Harmful(), "cannot be read as a state dict .* may be harmful code"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_folder_comes_with_its_weights_and_companions(folder: Path) -> None:
     (folder / "out").mkdir()
     found.companions.save_pretrained(folder / "out")
     assert {path.name for path in (folder / "out").iterdir()} == {"config.json", "vocab.txt"}
-    with pytest.raises(ConfigError, match="weights goes with a model that code builds, and 'bert' has its own"):
+    with pytest.raises(ConfigError, match="weights is only for a model that code builds, and 'bert' has its own"):
         load_trained("bert", Path("net.pt"))
 
 
@@ -211,7 +211,7 @@ def test_weights_of_a_keras_model(folder: Path) -> None:
     found = load_trained("trained_keras_nets:build", Path("net.weights.h5")).model
     assert [held.tolist() for held in found.get_weights()] == [held.tolist() for held in dense.get_weights()]
     (folder / "bad.weights.h5").write_bytes(b"no")
-    with pytest.raises(ModelLoadError, match=r"Keras cannot put 'bad.weights.h5' into the model"):
+    with pytest.raises(ModelLoadError, match=r"Keras cannot load 'bad.weights.h5' into the model"):
         load_trained("trained_keras_nets:build", Path("bad.weights.h5"))
     (folder / "net.pt").write_bytes(b"no")
     with pytest.raises(ConfigError, match=r"are read from a .weights.h5 file, found 'net.pt'"):

@@ -17,8 +17,8 @@ from secateur._wording import format_count
 from secateur.artifact import Artifact, convert, load
 from secateur.cli.progress import Steps
 from secateur.errors import CalibrationError, ConfigError, MissingPackageError, UnsupportedModelError
-from secateur.models import artifact_path, load_model, load_trained
-from secateur.models.running import trial
+from secateur.models import find_artifact_path, load_model, load_trained
+from secateur.models.trials import make_trial
 from secateur.results import Column, Report, Row
 from secateur.runtime import RuntimeReport
 
@@ -143,7 +143,7 @@ class Benchmark:
             SecateurError: The artifact is damaged, or its model cannot be built.
         """
         notes: list[str] = []
-        path = artifact_path(self.reference)
+        path = find_artifact_path(self.reference)
         measures, build = self._measure_artifact(path, steps, notes) if path is not None else ([], self._load_trained)
         runtime = None
         if build is not None:
@@ -194,7 +194,7 @@ class Benchmark:
     ) -> tuple[Sequence[Measurement], RuntimeReport | None]:
         """Measure the forward pass, as it is and with the layers replaced that get faster."""
         try:
-            made = trial(build(), self.inputs, self.batch, self.length, self.device)
+            made = make_trial(build(), self.inputs, self.batch, self.length, self.device)
         except CalibrationError as error:
             notes.append(f"The forward pass was not timed: {error}")
             return (), None

@@ -14,7 +14,7 @@ from secateur.cli.progress import Steps, say
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.frameworks import detect_framework
-from secateur.models import TrainedModel, is_packed, load_model, load_trained, transformers_path
+from secateur.models import TrainedModel, find_transformers_path, is_packed, load_model, load_trained
 from secateur.oneshot import Execution, prune
 from secateur.results import PruningReport
 
@@ -143,7 +143,7 @@ class PruneJob:
     def _in_files(self, steps: Steps) -> PruningReport:
         from secateur.artifact import convert
 
-        path = transformers_path(self.model)
+        path = find_transformers_path(self.model)
         if path is None or path.is_file():
             raise ConfigError(
                 f"--low-memory reads the safetensors files in a folder of transformers block by block, and "
@@ -173,10 +173,10 @@ class PruneJob:
         self, found: TrainedModel, steps: Steps, folder: Path, weights: Path | None = None
     ) -> dict[str, Any]:
         """The calibration data, and where the run executes, as arguments of `prune`."""
-        from secateur.models.calibration import sample
+        from secateur.models.calibration import sample_calibration
 
         data = self.data
-        sampled = sample(found, data.file, data.sequences, data.length)
+        sampled = sample_calibration(found, data.file, data.sequences, data.length)
         say(f"Calibration data: {sampled.description}.")
         execution = Execution(
             device=data.device,

@@ -32,7 +32,7 @@ from secateur.demo.sentences import PACKAGE, Comparison, Encoder, compare, engli
 from secateur.demo.tables import Study, digits_table, language_table, rows, sentences_table
 from secateur.demo.text import held_out_text
 from secateur.demo.torch_digits import TorchDigits
-from secateur.models.text import documentation
+from secateur.models.calibration import read_python_documentation
 from secateur.oneshot.execution import Progress as Part
 
 __all__ = ["run_demo"]
@@ -138,7 +138,7 @@ def _language(console: Console) -> LanguageStudy | None:
     with _progress(console) as progress:
         task = progress.add_task("SmolLM2: reading the model", total=None)
         reader = LanguageModel()
-        seen, held_out = spread(reader.windows(documentation())), reader.windows(held_out_text())
+        seen, held_out = spread(reader.windows(read_python_documentation())), reader.windows(held_out_text())
         dense_perplexity = perplexity(reader.model, held_out)
 
         def advance(part: Part) -> None:

@@ -16,7 +16,7 @@ import secateur
 from secateur._huggingface.pytorch import import_transformers_quietly
 from secateur._packages import find_package_folder, require_packages
 from secateur.errors import MissingPackageError
-from secateur.models.pytorch.batches import evenly
+from secateur.models.pytorch.batches import select_evenly
 from secateur.oneshot import Execution
 from secateur.oneshot.execution import Progress
 from secateur.oneshot.report import CalibratedReport
@@ -170,4 +170,4 @@ def solve(
 
 def spread(windows: torch.Tensor, count: int = SEQUENCES) -> torch.Tensor:
     """At most `count` of the windows, evenly spaced through them."""
-    return evenly(windows, count)
+    return select_evenly(windows, count)

@@ -1,78 +1,89 @@
-"""What a model is shown while it is pruned, by reference."""
+"""Calibration data for a model: from a text, from arrays in a file, or from Python's documentation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 from secateur._files import read_small_file
 from secateur._third_party import translate_errors
 from secateur._wording import format_count
 from secateur.errors import CalibrationError, ConfigError
-from secateur.models.text import documentation
-from secateur.models.trained import TrainedModel
+from secateur.models.references import TrainedModel
 
-__all__ = ["LENGTH", "SEQUENCES", "Sample", "sample"]
+__all__ = ["DEFAULT_LENGTH", "DEFAULT_SEQUENCES", "CalibrationSample", "sample_calibration"]
 
-ARRAYS = (".npz", ".safetensors")
-"""Files of inputs that are ready for the model."""
+ARRAY_SUFFIXES = (".npz", ".safetensors")
+"""Suffixes of files with arrays that the model takes as they are."""
 
 MAX_TEXT_BYTES = 100_000_000
-"""Of a text, of which a few pieces are taken."""
+"""Limit on the size of a text, of which only a few pieces are used."""
 
-SEQUENCES = 32
-LENGTH = 512
-"""Sequences of a text, and tokens in each, where nobody says otherwise: they serve a language model."""
+DEFAULT_SEQUENCES = 32
+
+DEFAULT_LENGTH = 512
+"""Tokens in a sequence, enough for a language model."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class CalibrationSample:
     """Calibration data.
 
     Attributes:
-        batches: As the model takes them.
-        description: What they are, for a person.
+        batches: Inputs as the model takes them.
+        description: Where they come from, in words.
     """
 
     batches: list[Any]
     description: str
 
 
-def sample(found: TrainedModel, file: Path | None, sequences: int | None, length: int | None) -> Sample:
-    """Calibration data for a torch model.
+def sample_calibration(
+    trained: TrainedModel, file: Path | None, sequences: int | None, length: int | None
+) -> CalibrationSample:
+    """Sample calibration data for a torch model.
 
     Args:
-        found: The model.
-        file: Inputs as ``.npz`` or ``.safetensors``, or plain text for the model's own tokenizer. ``None``: Python's
-            documentation, which is English.
-        sequences: Pieces of text; ``None``: `SEQUENCES`.
-        length: Tokens in each; ``None``: `LENGTH`, or as many as the model takes if these are fewer.
+        trained: The model.
+        file: Inputs as ``.npz`` or ``.safetensors``, or plain text for the model's tokenizer. ``None``: Python's
+            documentation, which is in English.
+        sequences: Number of pieces of text; ``None``: `DEFAULT_SEQUENCES`.
+        length: Tokens in each; ``None``: `DEFAULT_LENGTH`, or the maximum of the model if that is less.
 
     Raises:
-        CalibrationError: The file cannot be read or does not serve, or there is no tokenizer.
-        ConfigError: Text is asked for, and the file holds arrays.
+        CalibrationError: The file cannot be read or is unsuitable, or there is no tokenizer.
+        ConfigError: A number of sequences or a length is given, but the file has arrays.
     """
-    from secateur.models.pytorch import array_batches, text_batches, tokenizer_of
+    from secateur.models.pytorch import load_tokenizer, make_text_batches, read_array_batches
 
-    if file is not None and file.suffix in ARRAYS:
+    if file is not None and file.suffix in ARRAY_SUFFIXES:
         if sequences is not None or length is not None:
-            raise ConfigError(f"sequences and length are about text, and {str(file)!r} holds arrays. Leave them out.")
-        return Sample(array_batches(file), f"the inputs in {file}")
-    if found.path is None:
+            raise ConfigError(f"sequences and length are for text, and {str(file)!r} has arrays. Leave them out.")
+        return CalibrationSample(read_array_batches(file), f"the inputs in {file}")
+    if trained.path is None:
         raise CalibrationError(
-            f"calibration must be a file of inputs, {' or '.join(ARRAYS)}, for a model that comes without a tokenizer, "
+            f"calibration must be a file of inputs, {' or '.join(ARRAY_SUFFIXES)}, for a model without a tokenizer, "
             f"found {'none' if file is None else repr(str(file))}."
         )
-    text = documentation() if file is None else _text(file)
-    most = getattr(found.model.config, "max_position_embeddings", None)
-    length = length or (min(LENGTH, most) if isinstance(most, int) and most > 0 else LENGTH)
-    batches = text_batches(tokenizer_of(found.path), text, sequences or SEQUENCES, length)
+    text = read_python_documentation() if file is None else _read_text(file)
+    limit = getattr(trained.model.config, "max_position_embeddings", None)
+    length = length or (min(DEFAULT_LENGTH, limit) if isinstance(limit, int) and limit > 0 else DEFAULT_LENGTH)
+    batches = make_text_batches(load_tokenizer(trained.path), text, sequences or DEFAULT_SEQUENCES, length)
     source = "Python's own documentation (pydoc_data.topics)" if file is None else str(file)
-    return Sample(batches, f"{format_count(len(batches), 'sequence')} of {format_count(length, 'token')} from {source}")
+    description = f"{format_count(len(batches), 'sequence')} of {format_count(length, 'token')} from {source}"
+    return CalibrationSample(batches, description)
 
 
-def _text(file: Path) -> str:
-    message = f"{str(file)!r} must be plain text in UTF-8, or a file of inputs that ends in {' or '.join(ARRAYS)}"
+def read_python_documentation() -> str:
+    """The documentation of the Python language that comes with Python, half a million characters."""
+    return "\n\n".join(topics[topic] for topic in sorted(topics))
+
+
+def _read_text(file: Path) -> str:
+    message = (
+        f"{str(file)!r} must be plain text in UTF-8, or a file of inputs that ends in {' or '.join(ARRAY_SUFFIXES)}"
+    )
     with translate_errors(CalibrationError, message):
         return read_small_file(file, MAX_TEXT_BYTES).decode("utf-8-sig")

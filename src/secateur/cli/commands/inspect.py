@@ -63,12 +63,12 @@ def inspect(
 def _open_source(source: str, weights: Path | None) -> Any:
     """Return a path to read tensors from, or a model."""
     from secateur._manifest_file import MANIFEST
-    from secateur.models import load_trained, transformers_path
+    from secateur.models import find_transformers_path, load_trained
 
     path = Path(source)
     if weights is None and (path.suffix == ".safetensors" or (path / MANIFEST).is_file()):
         return path
-    folder = transformers_path(source)
+    folder = find_transformers_path(source)
     if weights is None and folder is not None and folder.is_dir():
         return folder
     return load_trained(source, weights).model

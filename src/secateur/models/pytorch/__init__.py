@@ -1,9 +1,22 @@
-"""Models of torch: of transformers, and of code with their weights in a file."""
+"""Load transformers models, weights of other torch models, and calibration data."""
 
 from __future__ import annotations
 
-from secateur.models.pytorch.batches import array_batches, text_batches
-from secateur.models.pytorch.folders import Companions, architecture, tokenizer_of, trained
-from secateur.models.pytorch.states import fill
+from secateur.models.pytorch.batches import make_text_batches, read_array_batches
+from secateur.models.pytorch.transformers_models import (
+    CompanionSaver,
+    load_architecture,
+    load_pretrained,
+    load_tokenizer,
+)
+from secateur.models.pytorch.weights import load_weights
 
-__all__ = ["Companions", "architecture", "array_batches", "fill", "text_batches", "tokenizer_of", "trained"]
+__all__ = [
+    "CompanionSaver",
+    "load_architecture",
+    "load_pretrained",
+    "load_tokenizer",
+    "load_weights",
+    "make_text_batches",
+    "read_array_batches",
+]

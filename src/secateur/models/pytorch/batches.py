@@ -1,4 +1,4 @@
-"""Calibration data from files."""
+"""Make calibration batches from texts and from arrays in files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from secateur.artifact.pytorch import to_torch
 from secateur.artifact.reader import RawTensor
 from secateur.artifact.safetensors_file import TensorFile
 from secateur.errors import CalibrationError
-from secateur.models.arrays import read_arrays
+from secateur.models.archives import read_npz
 
-__all__ = ["MAX_ROWS", "ROWS", "array_batches", "evenly", "text_batches"]
+__all__ = ["BATCH_ROWS", "MAX_ROWS", "make_text_batches", "read_array_batches", "select_evenly"]
 
-ROWS = 8
-"""Rows of an array that the model sees at once."""
+BATCH_ROWS = 8
+"""Rows of an array in one batch."""
 
 MAX_ROWS = 1_000_000
-"""Of a file; calibration takes some hundreds."""
+"""Maximum rows of a file; calibration takes a few hundred."""
 
 UNNAMED = re.compile(r"arr_\d+")
-"""What NumPy calls an array that was given no name."""
+"""How NumPy names an array that was saved without a name."""
 
 DTYPES = frozenset(
     {
@@ -33,20 +33,20 @@ DTYPES = frozenset(
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     }
 )
-"""Types that models compute with."""
+"""Types that models compute in."""
 
 
-def text_batches(tokenizer: Any, text: str, sequences: int, length: int) -> list[dict[str, torch.Tensor]]:
-    """Pieces of a text, evenly spaced through it, one a batch.
+def make_text_batches(tokenizer: Any, text: str, sequences: int, length: int) -> list[dict[str, torch.Tensor]]:
+    """Cut evenly spaced sequences out of a text, one per batch.
 
     Args:
-        tokenizer: The model's own.
+        tokenizer: The tokenizer of the model.
         text: Plain text.
-        sequences: How many pieces; fewer if the text has no more.
+        sequences: Number of sequences; fewer if the text is short.
         length: Tokens in each.
 
     Raises:
-        CalibrationError: The tokenizer fails, or the text is shorter than one piece.
+        CalibrationError: The tokenizer fails, or the text is shorter than one sequence.
     """
     with translate_errors(CalibrationError, "The tokenizer cannot read the text for calibration"):
         tokens = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
@@ -56,26 +56,26 @@ def text_batches(tokenizer: Any, text: str, sequences: int, length: int) -> list
             f"The text for calibration must have at least {length:,} tokens, the length of a sequence, found "
             f"{len(tokens):,}. Give more text or shorter sequences."
         )
-    return [{"input_ids": window.unsqueeze(0)} for window in evenly(windows, sequences)]
+    return [{"input_ids": window.unsqueeze(0)} for window in select_evenly(windows, sequences)]
 
 
-def array_batches(file: Path) -> list[Any]:
-    """The inputs in a file, `ROWS` rows a batch.
+def read_array_batches(file: Path) -> list[Any]:
+    """Read inputs from a file, `BATCH_ROWS` rows per batch.
 
     Args:
-        file: ``.npz`` or ``.safetensors``. A single array is the model's first argument, and so are arrays that NumPy
-            named by number the first, the second …; others are arguments of their own names.
+        file: ``.npz`` or ``.safetensors``. A single array, or arrays that NumPy numbered, are positional arguments of
+            the model; others are keyword arguments.
 
     Raises:
-        CalibrationError: It cannot be read, holds nothing, its arrays differ in their number of rows, or one of them
-            holds ``nan`` or is of a type that models do not compute with.
+        CalibrationError: The file cannot be read or is empty, its arrays have different numbers of rows, or an array
+            has ``nan`` or a type that models do not compute in.
     """
-    arrays = _arrays(file)
+    arrays = _read_tensors(file)
     rows = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(rows) != 1 or not 0 < max(rows) <= MAX_ROWS:
         found = format_list(f"{format_value(name)} {list(array.shape)}" for name, array in arrays.items()) or "none"
         raise CalibrationError(
-            f"{str(file)!r} must hold arrays with one row per example, {MAX_ROWS:,} at the most, found {found}."
+            f"{str(file)!r} must have arrays with one row per example, at most {MAX_ROWS:,}, found {found}."
         )
     for name, array in arrays.items():
         if array.dtype not in DTYPES:
@@ -83,27 +83,27 @@ def array_batches(file: Path) -> list[Any]:
                 f"Array {format_value(name)} in {str(file)!r} has type {array.dtype}. Convert it to float32."
             )
         if torch.isnan(array).any():
-            raise CalibrationError(f"Array {format_value(name)} in {str(file)!r} must hold numbers, found nan.")
-    parts = {name: array.split(ROWS) for name, array in arrays.items()}
+            raise CalibrationError(f"Array {format_value(name)} in {str(file)!r} must have numbers, found nan.")
+    parts = {name: array.split(BATCH_ROWS) for name, array in arrays.items()}
     if len(arrays) == 1 or all(map(UNNAMED.fullmatch, arrays)):
         return list(zip(*parts.values(), strict=True))
     return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
 
 
-def evenly(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """At most `count` of the rows, evenly spaced through them.
+def select_evenly(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Select at most `count` evenly spaced rows.
 
     Example:
-        >>> evenly(torch.arange(10), 4)
+        >>> select_evenly(torch.arange(10), 4)
         tensor([0, 2, 5, 7])
     """
     count = min(count, len(rows))
     return rows[[index * len(rows) // count for index in range(count)]]
 
 
-def _arrays(file: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     with translate_errors(CalibrationError, f"{str(file)!r} cannot be read"):
         if file.suffix == ".safetensors":
-            held = TensorFile(file)
-            return {name: to_torch(RawTensor(held[name].dtype, held.read(name))) for name in held}
-        return {name: torch.from_numpy(array) for name, array in read_arrays(file).items()}
+            tensors = TensorFile(file)
+            return {name: to_torch(RawTensor(tensors[name].dtype, tensors.read(name))) for name in tensors}
+        return {name: torch.from_numpy(array) for name, array in read_npz(file).items()}

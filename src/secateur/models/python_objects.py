@@ -1,4 +1,4 @@
-"""Models that code makes."""
+"""Models that Python code builds."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from secateur._third_party import describe_error, is_failure
 from secateur._wording import suggest_name
 from secateur.errors import MissingPackageError, ModelLoadError, SecateurError, UnknownNameError
 
-__all__ = ["from_code"]
+__all__ = ["load_object"]
 
 
-def from_code(module: str, name: str) -> Any:
-    """The object `name` of a module, or what it returns if it is a function or class.
+def load_object(module: str, name: str) -> Any:
+    """Load an object from a module; call it if it is a function or a class.
 
     Raises:
-        UnknownNameError: There is no such module, or nothing of that name in it.
+        UnknownNameError: The module does not exist, or has nothing of that name.
         MissingPackageError: The module imports a package that is not installed.
-        ModelLoadError: Its code raised something else.
+        ModelLoadError: Its code raised another error.
     """
-    with _importable(Path.cwd()):
-        found = _attribute(_module(module), name)
-        return _made_by(found, f"{module}:{name}") if _is_factory(found) else found
+    with _import_path(Path.cwd()):
+        value = _get_attribute(_import_module(module), name)
+        return _call_factory(value, f"{module}:{name}") if _is_factory(value) else value
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def _import_path(folder: Path) -> Iterator[None]:
     entry = str(folder)
     sys.path.insert(0, entry)
     try:
@@ -43,7 +43,7 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(entry)
 
 
-def _module(name: str) -> Any:
+def _import_module(name: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -60,29 +60,29 @@ def _module(name: str) -> Any:
         ) from error
     except SecateurError:
         raise
-    # The code is the user's and may raise anything.
+    # User code may raise anything.
     except BaseException as error:
         if not is_failure(error):
             raise
-        raise ModelLoadError(f"Importing {name!r} raised {_described(error)}.") from error
+        raise ModelLoadError(f"Importing {name!r} raised {_describe_error(error)}.") from error
 
 
-def _attribute(module: Any, path: str) -> Any:
-    found = module
+def _get_attribute(module: Any, path: str) -> Any:
+    value = module
     for part in path.split("."):
-        if not hasattr(found, part):
-            known = [name for name in vars(found) if not name.startswith("_")] if hasattr(found, "__dict__") else []
+        if not hasattr(value, part):
+            known = [name for name in vars(value) if not name.startswith("_")] if hasattr(value, "__dict__") else []
             raise UnknownNameError(f"{module.__name__!r} has no {path!r}.{suggest_name(part, known)}")
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
-def _is_factory(found: Any) -> bool:
-    """Whether it makes a model; that a model can be called as well does not make it a factory."""
-    return inspect.isclass(found) or inspect.isroutine(found) or isinstance(found, functools.partial)
+def _is_factory(value: Any) -> bool:
+    """Whether an object builds a model when it is called; models can be called too, but are not factories."""
+    return inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, functools.partial)
 
 
-def _made_by(factory: Any, name: str) -> Any:
+def _call_factory(factory: Any, name: str) -> Any:
     try:
         return factory()
     except SecateurError:
@@ -91,11 +91,11 @@ def _made_by(factory: Any, name: str) -> Any:
     except BaseException as error:
         if not is_failure(error):
             raise
-        raise ModelLoadError(f"{name} raised {_described(error)}.") from error
+        raise ModelLoadError(f"{name} raised {_describe_error(error)}.") from error
 
 
-def _described(error: BaseException) -> str:
-    """An error with the place in the user's code that it came from."""
+def _describe_error(error: BaseException) -> str:
+    """Describe an error with the line of user code that raised it."""
     last = next(reversed(traceback.extract_tb(error.__traceback__)), None)
     place = "" if last is None or last.filename == __file__ else f" ({Path(last.filename).name}, line {last.lineno})"
     name, reason = type(error).__name__, describe_error(error)

@@ -1,4 +1,4 @@
-"""Folders of transformers and GGUF files, checked before transformers reads them."""
+"""Check transformers folders and GGUF files before transformers reads them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,14 @@ from secateur.artifact.safetensors_file import TensorFile
 from secateur.errors import ArtifactError
 from secateur.models.gguf import check_gguf
 
-__all__ = ["check_files", "stored_limits"]
+__all__ = ["check_model_files", "compute_limits"]
 
 NUMBERS_PER_BYTE = 8
-"""Of quantized weights, which have one bit at the least."""
+"""Maximum for quantized weights, which take at least one bit."""
 
 
-def check_files(path: Path) -> None:
-    """Refuse pipes and devices, counts that no model has, and indices that lead out of the folder.
-
-    Raises:
-        ArtifactError: There is one.
-    """
+def check_model_files(path: Path) -> None:
+    """Raise `ArtifactError` for pipes and devices, impossible counts, and indexes that lead out of the folder."""
     if path.is_file():
         return check_gguf(path)
     for file in path.iterdir():
@@ -40,11 +36,11 @@ def check_files(path: Path) -> None:
     return check_config(read_config(path / CONFIG_FILE), path / CONFIG_FILE)
 
 
-def stored_limits(path: Path) -> ModelLimits:
-    """What the model of a folder or GGUF file may have, going by its files of weights.
+def compute_limits(path: Path) -> ModelLimits:
+    """Compute how large the model in a folder or GGUF file may be, from the size of its weights.
 
     Raises:
-        ArtifactError: One is damaged.
+        ArtifactError: A file of weights is damaged.
     """
     if path.is_file():
         return ModelLimits.from_stored(MAX_TENSORS, NUMBERS_PER_BYTE * path.stat().st_size)
@@ -67,6 +63,6 @@ def _check_kind(file: Path) -> None:
     try:
         mode = file.stat().st_mode
     except OSError:
-        return  # such as a link to nothing: an error if anything needs it
+        return  # such as a broken link, which is an error only if something reads it
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ArtifactError(f"{file}: must be a file, found a pipe or a device.")

@@ -1,4 +1,4 @@
-"""Models of torch at work."""
+"""Prepare torch models for timing."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from torch import nn
 
 from secateur._packages import require_packages
 from secateur.errors import CalibrationError
-from secateur.models.pytorch.batches import array_batches
-from secateur.models.running import CompiledTrial, Trial
+from secateur.models.pytorch.batches import read_array_batches
+from secateur.models.trials import CompiledTrial, Trial
 from secateur.oneshot.pytorch.batches import calibration_mode, explain_model_errors, move_to
 from secateur.oneshot.pytorch.weight_storage import find_device
 from secateur.runtime import compile as compile_model
 
-__all__ = ["trial"]
+__all__ = ["make_trial"]
 
 IMAGE_SIZE = 224
-"""Pixels of a side, for a model of images of any size."""
+"""Height and width of images for a model that takes any size."""
 
 
-def trial(model: nn.Module, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
-    """See `secateur.models.running.trial`."""
-    inputs = _random(model, batch, length) if file is None else _first_rows(array_batches(file)[0], batch)
+def make_trial(model: nn.Module, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
+    """See `secateur.models.trials.make_trial`."""
+    inputs = (
+        _make_random_inputs(model, batch, length) if file is None else _select_rows(read_array_batches(file)[0], batch)
+    )
     if device is not None:
         model, inputs = model.to(find_device(device)), move_to(inputs, find_device(device))
     shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in _tensors(inputs))
@@ -35,7 +37,7 @@ def trial(model: nn.Module, file: Path | None, batch: int, length: int, device: 
     _call(model, inputs)
     return Trial(
         inputs=shapes + "".join(f" on {torch.cuda.get_device_name(tensor.device)}" for tensor in on_gpu[:1]),
-        dense=partial(_call, _without_zeros(model), inputs),
+        dense=partial(_call, _replace_zeros(model), inputs),
         pruned=partial(_call, model, inputs),
         compile=partial(_compile, model, inputs),
     )
@@ -54,7 +56,7 @@ def _call(model: nn.Module, inputs: Any) -> None:
         torch.cuda.synchronize()
 
 
-def _random(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
+def _make_random_inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
     config: Any = getattr(model, "config", None)
     generator = torch.Generator().manual_seed(0)
     if getattr(model, "main_input_name", None) == "pixel_values" and hasattr(config, "num_channels"):
@@ -66,7 +68,7 @@ def _random(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor
     return {"input_ids": torch.randint(config.vocab_size, (batch, length), generator=generator)}
 
 
-def _first_rows(inputs: Any, count: int) -> Any:
+def _select_rows(inputs: Any, count: int) -> Any:
     if isinstance(inputs, Mapping):
         return {name: tensor[:count] for name, tensor in inputs.items()}
     return tuple(tensor[:count] for tensor in inputs)
@@ -76,8 +78,8 @@ def _tensors(inputs: Any) -> list[torch.Tensor]:
     return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
 
 
-def _without_zeros(model: nn.Module) -> nn.Module:
-    """The same model with small random numbers in place of its zeros."""
+def _replace_zeros(model: nn.Module) -> nn.Module:
+    """Copy a model with small random numbers in place of its zeros."""
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Weights of a model that code builds."""
+"""Load weights from a file into a model that code builds."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from secateur.artifact.safetensors_file import TensorFile
 from secateur.errors import ModelLoadError
 from secateur.models.archives import check_zip
 
-__all__ = ["fill"]
+__all__ = ["load_weights"]
 
 NESTED = ("state_dict", "model_state_dict", "model")
-"""Where a checkpoint of a training run has the model's state."""
+"""Keys under which training checkpoints have the state dict of the model."""
 
-EXTRA = "_extra_state"
-"""End of a name that stands for whatever a module saves beside its tensors."""
+EXTRA_STATE = "_extra_state"
+"""End of the name of what a module saves besides its tensors."""
 
 
-def fill(model: nn.Module, file: Path) -> None:
-    """Put a file's weights into a model.
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Load weights from a file into a model.
 
-    Numbers may be rounded to the model's type of the same kind. They are never converted to another kind: floating
-    point to integers, complex to real, or 8-bit floating point, which stands for scaled numbers, to any other.
+    Numbers may be rounded to another type of the same kind. They are never converted to another kind: from floating
+    point to integers, from complex to real, or from 8-bit floating point, which may be scaled, to anything else.
 
     Args:
         model: The model.
-        file: A safetensors file, or what ``torch.save`` wrote of a state dict, alone or as part of a checkpoint; of it
-            nothing but tensors and plain values is read.
+        file: A safetensors file, or a state dict that ``torch.save`` wrote, alone or in a checkpoint. Only tensors and
+            plain values are read.
 
     Raises:
-        ModelLoadError: It cannot be read, or its tensors are not those of the model. The model is as it was then.
+        ModelLoadError: The file cannot be read, or its tensors do not belong to the model, which is then unchanged.
     """
-    state, own = _state(file), model.state_dict(keep_vars=True)
+    state, own = _read_state(file), model.state_dict(keep_vars=True)
     _check_names(state, own, file)
-    with translate_errors(ModelLoadError, f"{str(file)!r} cannot be put into the model"):
-        values = {name: _converted(name, tensor, own[name], file) for name, tensor in state.items()}
+    with translate_errors(ModelLoadError, f"{str(file)!r} cannot be loaded into the model"):
+        values = {name: _convert(name, tensor, own[name], file) for name, tensor in state.items()}
         _check_ties(values, own, file)
         is_on_meta = any(isinstance(held, torch.Tensor) and held.is_meta for held in own.values())
-        model.load_state_dict(_with_ties(values, own) if is_on_meta else values, strict=False, assign=is_on_meta)
+        model.load_state_dict(_keep_ties(values, own) if is_on_meta else values, strict=False, assign=is_on_meta)
 
 
 def _check_names(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> None:
@@ -58,16 +58,16 @@ def _check_names(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) -
     unknown = [name for name in state if name not in own]
     if missing or unknown:
         told = [f"lacks {format_list(map(format_value, missing))} of the model"] if missing else []
-        told += [f"holds {format_list(map(format_value, unknown))}, which the model has not"] if unknown else []
+        told += [f"has {format_list(map(format_value, unknown))}, which the model does not have"] if unknown else []
         hint = suggest_name(missing[0], unknown) if missing else ""
         raise ModelLoadError(f"{str(file)!r} {' and '.join(told)}.{hint}")
 
 
-def _converted(name: str, tensor: Any, held: Any, file: Path) -> Any:
-    """A stored tensor in the type of the model's.
+def _convert(name: str, tensor: Any, held: Any, file: Path) -> Any:
+    """Convert a stored tensor to the type of the model's tensor.
 
     Raises:
-        ModelLoadError: It has another shape, or it would not be the same numbers, rounded.
+        ModelLoadError: The shapes differ, or the numbers would change by more than rounding.
     """
     if not isinstance(tensor, torch.Tensor) or not isinstance(held, torch.Tensor) or is_lazy(held):
         return tensor
@@ -78,12 +78,12 @@ def _converted(name: str, tensor: Any, held: Any, file: Path) -> Any:
         )
     if tensor.dtype == held.dtype:
         return tensor
-    if (_kind(tensor.dtype), _kind(held.dtype)) in {("floating", "floating"), ("complex", "complex")}:
+    if (_get_kind(tensor.dtype), _get_kind(held.dtype)) in {("floating", "floating"), ("complex", "complex")}:
         if held.is_meta:
             return tensor
         value = tensor.to(held.dtype)
         is_same = bool((torch.isfinite(value) | ~torch.isfinite(tensor)).all())
-    elif _kind(tensor.dtype) == _kind(held.dtype) == "integer":
+    elif _get_kind(tensor.dtype) == _get_kind(held.dtype) == "integer":
         value = tensor.to(held.dtype)
         is_same = torch.equal(value.to(tensor.dtype), tensor) and torch.equal(value < 0, tensor < 0)
     else:
@@ -96,7 +96,7 @@ def _converted(name: str, tensor: Any, held: Any, file: Path) -> Any:
     return value
 
 
-def _kind(dtype: torch.dtype) -> str:
+def _get_kind(dtype: torch.dtype) -> str:
     if dtype.is_complex:
         return "complex"
     if dtype.is_floating_point:
@@ -105,7 +105,7 @@ def _kind(dtype: torch.dtype) -> str:
 
 
 def _check_ties(values: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> None:
-    """Refuse different values for two names of the same tensor."""
+    """Raise `ModelLoadError` if two names of the same tensor have different values."""
     first: dict[int, str] = {}
     for name, value in values.items():
         other = first.setdefault(id(own[name]), name)
@@ -118,8 +118,8 @@ def _check_ties(values: Mapping[str, Any], own: Mapping[str, Any], file: Path) -
             )
 
 
-def _with_ties(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """One parameter for all names of a parameter, and memory of its own for each."""
+def _keep_ties(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one parameter for all names of a parameter, with its own memory."""
     made = {
         id(own[name]): nn.Parameter(value.clone(), own[name].requires_grad)
         if isinstance(own[name], nn.Parameter)
@@ -129,7 +129,7 @@ def _with_ties(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, A
     return {name: made[id(held)] for name, held in own.items() if id(held) in made}
 
 
-def _state(file: Path) -> dict[str, Any]:
+def _read_state(file: Path) -> dict[str, Any]:
     with translate_errors(ModelLoadError, f"{str(file)!r} cannot be read", "Is it complete?"):
         found: Any = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     for key in NESTED:
@@ -140,10 +140,10 @@ def _state(file: Path) -> dict[str, Any]:
     )
     if not isinstance(found, Mapping) or strange:
         what = (
-            f"{format_value(strange[0])}, which is {_described(found[strange[0]])}" if strange else type(found).__name__
+            f"{format_value(strange[0])}, which is {_describe(found[strange[0]])}" if strange else type(found).__name__
         )
         raise ModelLoadError(
-            f"{str(file)!r} must hold a state dict, names with their tensors, found {what}. "
+            f"{str(file)!r} must have a state dict that maps names to tensors, found {what}. "
             f"torch.save(model.state_dict(), …) writes one."
         )
     return dict(found)
@@ -153,16 +153,16 @@ def _is_entry(name: Any, value: Any) -> bool:
     if not isinstance(name, str):
         return False
     if not isinstance(value, torch.Tensor):
-        return name.endswith(EXTRA)
+        return name.endswith(EXTRA_STATE)
     is_plain = value.layout == torch.strided and not value.is_quantized and not value.is_nested and not value.is_meta
     return is_plain and type(value) in (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
         return f"of type {type(value).__name__}"
     kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
-    return f"no plain dense tensor but {type(value).__name__} ({kind}, {value.dtype})"
+    return f"not a plain dense tensor but {type(value).__name__} ({kind}, {value.dtype})"
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
@@ -177,10 +177,9 @@ def _read_pickle(file: Path) -> Any:
         held.seek(0)
         try:
             return torch.load(held, map_location="cpu", weights_only=True)
-        # Zip files, pickles and whatever they hold: each with its own errors.
+        # Zip files, pickles and their contents all raise errors of their own.
         except Exception as error:
             raise ModelLoadError(
-                f"{str(file)!r} cannot be read as a state dict ({type(error).__name__}): it is damaged, or it holds "
-                f"more than tensors, which may be harmful code. torch.save(model.state_dict(), …) writes what can be "
-                f"read."
+                f"{str(file)!r} cannot be read as a state dict ({type(error).__name__}): it is damaged, or it has "
+                f"more than tensors, which may be harmful code. Write it with torch.save(model.state_dict(), …)."
             ) from error

@@ -1,4 +1,4 @@
-"""Models at work: their inputs, a call, and the same model without zeros."""
+"""Prepare a pruned model for timing: its inputs, a call, and a dense twin to compare it with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from secateur.frameworks import import_leaf
 from secateur.runtime import RuntimeReport
 
-__all__ = ["CompiledTrial", "Trial", "trial"]
+__all__ = ["CompiledTrial", "Trial", "make_trial"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,8 @@ class Trial:
     """A pruned model and its dense twin, ready to be called.
 
     Attributes:
-        inputs: What they read, and on which GPU, for a person.
-        dense: Calls the same model with small numbers in place of its zeros.
+        inputs: Shapes of the inputs, and the GPU, in words.
+        dense: Calls the dense twin, which has small numbers in place of zeros.
         pruned: Calls the model.
         compile: Compiles a copy of the model for the runtime.
 
@@ -47,19 +47,19 @@ class Trial:
     compile: Callable[[], CompiledTrial]
 
 
-def trial(model: Any, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
-    """Make a model and its twin ready.
+def make_trial(model: Any, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
+    """Prepare a model and its dense twin for timing.
 
     Args:
         model: The pruned model, of torch or Keras.
-        file: ``.npz`` or ``.safetensors`` with inputs; ``None``: random ones.
-        batch: Examples.
-        length: Tokens in each, for a model of text.
-        device: Where it is to work, such as ``"cuda"``; ``None``: where it is.
+        file: ``.npz`` or ``.safetensors`` with inputs; ``None``: random inputs.
+        batch: Number of examples.
+        length: Tokens in each example, for a model of text.
+        device: The device to run on, such as ``"cuda"``; ``None``: where the model is.
 
     Raises:
-        ConfigError: There is no such device here, or the model is one of Keras, which has its own way to choose one.
-        CalibrationError: The inputs cannot be read, or nothing is known of those that the model takes.
+        ConfigError: There is no such device, or the model is a Keras model, for which Keras chooses the device.
+        CalibrationError: The inputs cannot be read, or it is not known which inputs the model takes.
     """
-    made: Trial = import_leaf("secateur.models.running", model).trial(model, file, batch, length, device)
-    return made
+    trial: Trial = import_leaf("secateur.models.trials", model).make_trial(model, file, batch, length, device)
+    return trial

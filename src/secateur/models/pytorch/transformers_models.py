@@ -1,4 +1,4 @@
-"""Models of transformers: folders as ``save_pretrained`` writes them, and GGUF files."""
+"""Load transformers models from folders that ``save_pretrained`` wrote, and from GGUF files."""
 
 from __future__ import annotations
 
@@ -27,55 +27,54 @@ from secateur._model_limits import LIMITS_WITHOUT_WEIGHTS
 from secateur._wording import format_count, format_list, format_value
 from secateur.artifact import Artifact
 from secateur.errors import ArtifactError, ModelLoadError
-from secateur.models.pytorch.checks import check_files, stored_limits
+from secateur.models.model_files import check_model_files, compute_limits
 
-__all__ = ["Companions", "architecture", "tokenizer_of", "trained"]
+__all__ = ["CompanionSaver", "load_architecture", "load_pretrained", "load_tokenizer"]
 
 NO_TOKENIZER = (
     "Save the model's tokenizer there with tokenizer.save_pretrained, or give inputs as a .npz or .safetensors file."
 )
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json")
-"""One of them at least is in a folder with a tokenizer, or a vocabulary is."""
+"""A folder with a tokenizer has at least one of these files, or a vocabulary."""
 
 
-def architecture(path: Path) -> nn.Module:
-    """The model that a folder's ``config.json``, or a GGUF file, describes: on the meta device, without weights.
+def load_architecture(path: Path) -> nn.Module:
+    """Build the model that a ``config.json`` or a GGUF file describes on the meta device, without weights.
 
     Raises:
-        ModelLoadError: transformers does not know the architecture, it fails to build it, or the model has more layers
-            than any has.
+        ModelLoadError: transformers does not know the architecture or cannot build it, or the model is too large.
     """
     import_transformers_quietly()
     with explain_failures(path):
-        check_files(path)
+        check_model_files(path)
         config = load_config(path)
         with torch.device("meta"):
             return build_empty_model(_choose_model_class(config, path), config, LIMITS_WITHOUT_WEIGHTS, path)
 
 
-def trained(path: Path) -> nn.Module:
-    """The model in a folder or a GGUF file, with its weights, in evaluation mode.
+def load_pretrained(path: Path) -> nn.Module:
+    """Load the model in a folder or a GGUF file with its weights, in evaluation mode.
 
     A warning names weights that the model does not use.
 
     Raises:
-        ModelLoadError: transformers cannot read it, some of the model's weights are not there, or it describes a larger
-            model than it has weights for.
+        ModelLoadError: transformers cannot read the model, weights are missing, or the description asks for a larger
+            model than there are weights for.
     """
     import_transformers_quietly()
-    with explain_failures(path), redirect_stderr(io.StringIO()):  # some bars ask no setting
-        check_files(path)
+    with explain_failures(path), redirect_stderr(io.StringIO()):  # some progress bars ignore the setting
+        check_model_files(path)
         folder, options = get_source(path)
         model_class = _choose_model_class(load_config(path), path)
-        with limit_modules(stored_limits(path), path):
-            model, told = model_class.from_pretrained(folder, **options, output_loading_info=True)
-    if missing := sorted(told["missing_keys"]):
+        with limit_modules(compute_limits(path), path):
+            model, info = model_class.from_pretrained(folder, **options, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
         raise ModelLoadError(
             f"{str(path)!r} has no weights for {format_list(map(format_value, missing))} of {type(model).__name__}. "
             f"Choose the architecture in its config.json that the weights belong to."
         )
-    if unused := sorted(told["unexpected_keys"]):
+    if unused := sorted(info["unexpected_keys"]):
         warnings.warn(
             f"{format_count(len(unused), 'tensor')} in {str(path)!r} are not used by {type(model).__name__} as "
             "config.json describes it, and will be missing from what is written: "
@@ -87,17 +86,17 @@ def trained(path: Path) -> nn.Module:
     return trained_model
 
 
-def tokenizer_of(path: Path) -> Any:
-    """The tokenizer that comes with a folder or a GGUF file.
+def load_tokenizer(path: Path) -> Any:
+    """Load the tokenizer of a folder or a GGUF file.
 
     Raises:
-        ModelLoadError: There is none, or transformers cannot read it. For some models, transformers would make one up
-            that knows no word.
-        ArtifactError: The folder is an artifact, and a file is not the one that its manifest lists.
+        ModelLoadError: There is no tokenizer, or transformers cannot read it. For some models, transformers would
+            invent a tokenizer without any words.
+        ArtifactError: The folder is an artifact, and a file is not what its manifest says.
     """
     transformers = import_transformers_quietly()
-    with _proved(path) as place, explain_failures(path, "read a tokenizer", NO_TOKENIZER):
-        check_files(place)
+    with _verify_folder(path) as place, explain_failures(path, "read a tokenizer", NO_TOKENIZER):
+        check_model_files(place)
         folder, options = get_source(place)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         if path.is_dir():
@@ -108,12 +107,12 @@ def tokenizer_of(path: Path) -> Any:
 def _check_tokenizer_files(tokenizer: Any, folder: Path) -> None:
     names = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values()}
     if not any((folder / name).is_file() for name in names):
-        raise ArtifactError("the folder has none of its files")
+        raise ArtifactError("the folder has no tokenizer files")
 
 
 @contextmanager
-def _proved(path: Path) -> Iterator[Path]:
-    """The same, or of an artifact a folder with copies of the files that its manifest lists, and no others."""
+def _verify_folder(path: Path) -> Iterator[Path]:
+    """Yield a path itself, or for an artifact a folder with verified copies of the files that its manifest lists."""
     if not is_artifact(path):
         yield path
         return
@@ -122,11 +121,11 @@ def _proved(path: Path) -> Iterator[Path]:
         yield folder
 
 
-class Companions:
-    """What makes the weights of a model usable: the tokenizer, and how text is generated or images are prepared.
+class CompanionSaver:
+    """Saves the companion files of a model, such as its tokenizer and its generation settings.
 
     Args:
-        path: The model's folder, of which the files themselves are taken as they are now, or its GGUF file.
+        path: The model's folder, whose files are opened now, or its GGUF file.
 
     Raises:
         ArtifactError: A file must not be copied, or cannot be read; see `CompanionFiles`.
@@ -137,9 +136,9 @@ class Companions:
         self._files = None if path.is_file() else CompanionFiles(path)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write it into a folder that holds the model itself."""
+        """Write the files into the folder of a saved model."""
         if self._files is None:
-            tokenizer_of(self.path).save_pretrained(folder)
+            load_tokenizer(self.path).save_pretrained(folder)
         else:
             self._files.copy(Path(folder))
 
@@ -153,7 +152,7 @@ def _choose_model_class(config: Any, path: Path) -> Any:
 
 
 def _forget_quantization(model: Any) -> None:
-    """Have a model that was read from a GGUF file be what it is: one of plain weights."""
+    """Remove the quantization settings of a model from a GGUF file, whose weights are now plain."""
     if getattr(getattr(model, "hf_quantizer", None), "quantization_config", None) is None:
         return
     if "gguf" in str(getattr(model.config.quantization_config, "quant_method", "")).lower():

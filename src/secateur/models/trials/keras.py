@@ -1,4 +1,4 @@
-"""Keras models at work."""
+"""Prepare Keras models for timing."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import numpy as np
 
 from secateur._wording import format_value
 from secateur.errors import CalibrationError, ConfigError, UnsupportedModelError
-from secateur.models.arrays import read_arrays
-from secateur.models.running import CompiledTrial, Trial
+from secateur.models.archives import read_npz
+from secateur.models.trials import CompiledTrial, Trial
 
-__all__ = ["trial"]
+__all__ = ["make_trial"]
 
 
-def trial(
+def make_trial(
     model: keras.Model,
     file: Path | None,
     batch: int,
     length: int,  # noqa: ARG001 - of text only
     device: str | None = None,
 ) -> Trial:
-    """See `secateur.models.running.trial`."""
+    """See `secateur.models.trials.make_trial`."""
     if device is not None:
         raise ConfigError(f"a device is chosen for torch models only, and {model.name!r} is a Keras model.")
-    inputs = _random(model, batch) if file is None else _read(file, batch)
+    inputs = _make_random_inputs(model, batch) if file is None else _read_inputs(file, batch)
     twin = keras.models.clone_model(model)
-    twin.set_weights([_without_zeros(weight) for weight in model.get_weights()])
+    twin.set_weights([_replace_zeros(weight) for weight in model.get_weights()])
     shapes = " and ".join("×".join(map(str, array.shape)) for array in inputs)
     _call(model, inputs)
     return Trial(
@@ -49,7 +49,7 @@ def _call(model: keras.Model, inputs: Sequence[Any]) -> None:
     keras.ops.convert_to_numpy(keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=False))[0])
 
 
-def _random(model: keras.Model, batch: int) -> list[Any]:
+def _make_random_inputs(model: keras.Model, batch: int) -> list[Any]:
     generator = np.random.default_rng(0)
     shapes = [tuple(held.shape[1:]) for held in model.inputs]
     if not shapes or any(None in shape for shape in shapes):
@@ -57,19 +57,19 @@ def _random(model: keras.Model, batch: int) -> list[Any]:
     return [generator.standard_normal((batch, *shape), dtype=np.float32) for shape in shapes]
 
 
-def _read(file: Path, batch: int) -> list[Any]:
-    return [_first_rows(name, array, batch, file) for name, array in read_arrays(file).items()]
+def _read_inputs(file: Path, batch: int) -> list[Any]:
+    return [_select_rows(name, array, batch, file) for name, array in read_npz(file).items()]
 
 
-def _first_rows(name: str, array: Any, batch: int, file: Path) -> Any:
+def _select_rows(name: str, array: Any, batch: int, file: Path) -> Any:
     if array.ndim == 0 or array.dtype.kind not in "biufc":
         raise CalibrationError(
-            f"{str(file)!r} must hold arrays with one row per example, found {format_value(name)}: {array.dtype}, "
+            f"{str(file)!r} must have arrays with one row per example, found {format_value(name)}: {array.dtype}, "
             f"{list(array.shape)}."
         )
     return array[:batch]
 
 
-def _without_zeros(weight: Any) -> Any:
+def _replace_zeros(weight: Any) -> Any:
     noise = 0.01 * np.random.default_rng(0).standard_normal(weight.shape)
     return np.where(weight == 0, noise, weight).astype(weight.dtype) if weight.ndim > 1 else weight
