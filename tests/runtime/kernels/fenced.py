@@ -1,4 +1,4 @@
-"""Memory behind which nothing may be read: whoever does is stopped by the operating system."""
+"""Memory followed by an inaccessible page, so that reading past its end crashes."""
 
 import ctypes
 import mmap
@@ -7,17 +7,17 @@ import sys
 import numpy as np
 import pytest
 
-__all__ = ["fenced", "fences"]
+__all__ = ["copy_fenced", "needs_mprotect"]
 
-fences = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forbids a page of memory as Linux does")
+needs_mprotect = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect as on Linux")
 
 
-def fenced(array: np.ndarray) -> np.ndarray:
-    """A copy that ends where the next page is forbidden."""
-    room = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+def copy_fenced(array: np.ndarray) -> np.ndarray:
+    """Copy an array to the end of a page that an inaccessible page follows."""
+    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + room), mmap.PAGESIZE, 0) == 0
-    copy = np.frombuffer(memory, array.dtype, array.size, room - array.nbytes).reshape(array.shape)
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + size), mmap.PAGESIZE, 0) == 0
+    copy = np.frombuffer(memory, array.dtype, array.size, size - array.nbytes).reshape(array.shape)
     copy[...] = array
     return copy

@@ -1,4 +1,4 @@
-"""Products and convolutions of NumPy arrays."""
+"""Run compiled products and convolutions on NumPy arrays."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import numpy as np
 from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix
 
 
-def multiply(matrix: PackedMatrix, x: np.ndarray, y: np.ndarray, bias: np.ndarray | None = None, **how: Any) -> None:
-    """Write the product with some rows to `y`."""
+def multiply(matrix: PackedMatrix, x: np.ndarray, y: np.ndarray, bias: np.ndarray | None = None, **kwargs: Any) -> None:
+    """Write the product with the rows of `x` to `y`."""
     bias = np.zeros(matrix.shape[0], np.float32) if bias is None else bias
-    matrix.compile_product(len(x), **how)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
+    matrix.compile_product(len(x), **kwargs)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
 
 
 def convolve(
@@ -20,6 +20,6 @@ def convolve(
     bias: np.ndarray | None = None,
     threads: int = 1,
 ) -> None:
-    """Write the convolution of so many images through a window; `arrays`: the images as planes, and the result."""
+    """Convolve images; `sizes`: number of images and window, `arrays`: the images as planes, and the result."""
     bias = np.zeros(matrix.shape[0], np.float32) if bias is None else bias
     matrix.compile_convolution(*sizes, threads=threads)(bias.ctypes.data, *(array.ctypes.data for array in arrays))

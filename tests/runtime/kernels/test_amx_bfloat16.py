@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.kernels.fenced import fenced, fences
+from runtime.kernels.fenced import copy_fenced, needs_mprotect
 from runtime.kernels.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix, dispatch, has_amx
 from secateur.runtime.kernels.amx.column_tiles import Bfloat16ColumnTileKernel
 from secateur.runtime.kernels.codegen import target
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
-from secateur.runtime.kernels.codegen.target import Target, emit_assembly
+from secateur.runtime.kernels.codegen.target import TargetMachine, emit_assembly
 from secateur.runtime.kernels.formats.bitmask import BitmaskFormat
 from secateur.runtime.kernels.formats.column_tiles import TILE_INPUTS, ColumnTileFormat
 from secateur.runtime.kernels.formats.dtypes import decode, encode
@@ -85,10 +85,10 @@ def test_product_matches_dense(
 
 @amx
 @both_formats
-@fences
+@needs_mprotect
 @pytest.mark.parametrize("batch", [1, 33, 70])
 def test_kernels_do_not_read_past_the_batch(pack: Packing, batch: int) -> None:
-    x = fenced(create_numbers(batch, 36))
+    x = copy_fenced(create_numbers(batch, 36))
     compute_product(pack(create_pruned((32, 36), 0.5)), x, np.zeros(32, np.float32))
 
 
@@ -171,7 +171,7 @@ def test_kernel_multiplies_tiles() -> None:
     features = "+avx512f,+avx512vl,+avx512bw,+avx512bf16,+amx-tile,+amx-bf16"
     text = emit_assembly(
         Bfloat16ColumnTileKernel("i16", RowPanel("bfloat", 16, 4, "bfloat")).emit(),
-        Target("x86_64-unknown-linux-gnu", "sapphirerapids", features),
+        TargetMachine("x86_64-unknown-linux-gnu", "sapphirerapids", features),
     )
     assert text.count("tdpbf16ps") == 4
     assert "ldtilecfg" in text
@@ -179,7 +179,7 @@ def test_kernel_multiplies_tiles() -> None:
 
 
 def test_processors_without_amx_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "get_host", lambda: Target("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma"))
+    monkeypatch.setattr(target, "get_host", lambda: TargetMachine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma"))
     assert not target.has_amx.__wrapped__()
     monkeypatch.setattr(target, "has_amx", lambda: False)
     moved = PackedMatrix(

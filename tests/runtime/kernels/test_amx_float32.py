@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime.kernels.fenced import fenced, fences
+from runtime.kernels.fenced import copy_fenced, needs_mprotect
 from runtime.kernels.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix, dispatch, has_amx
@@ -20,7 +20,7 @@ from secateur.runtime.kernels.amx.bitmask_tiles import BitmaskTileKernel
 from secateur.runtime.kernels.amx.column_tiles import Float32ColumnTileKernel
 from secateur.runtime.kernels.codegen import target
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
-from secateur.runtime.kernels.codegen.target import Target, emit_assembly
+from secateur.runtime.kernels.codegen.target import TargetMachine, emit_assembly
 from secateur.runtime.kernels.dispatch import MAX_ROWS_WITHOUT_AMX
 from secateur.runtime.kernels.formats.base import WeightFormat
 from secateur.runtime.kernels.formats.bitmask import BitmaskFormat
@@ -30,7 +30,7 @@ from secateur.runtime.kernels.formats.dtypes import decode, merge_float32, split
 amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 GUARD = 64
 MARK = np.float32(1234.5)
-SAPPHIRE = Target(
+SAPPHIRE = TargetMachine(
     "x86_64-unknown-linux-gnu",
     "sapphirerapids",
     "+avx512f,+avx512vl,+avx512bw,+avx512vbmi2,+avx512bf16,+amx-tile,+amx-bf16",
@@ -141,12 +141,12 @@ def test_small_batches_use_vectors() -> None:
 
 
 @amx
-@fences
+@needs_mprotect
 @pytest.mark.parametrize("pack", FORMATS)
 @pytest.mark.parametrize("batch", [1, 33, 70])
 def test_kernels_do_not_read_past_the_batch(pack: Callable[[np.ndarray], WeightFormat], batch: int) -> None:
-    x = fenced(create_numbers(batch, 37))
-    compute_product(pack(create_pruned((32, 37), 0.5)), x, fenced(np.zeros(32, np.float32)))
+    x = copy_fenced(create_numbers(batch, 37))
+    compute_product(pack(create_pruned((32, 37), 0.5)), x, copy_fenced(np.zeros(32, np.float32)))
 
 
 @pytest.mark.usefixtures("all_threads")
@@ -263,8 +263,8 @@ def test_kernels_expand_and_multiply_tiles() -> None:
 
 @pytest.mark.parametrize("element", ["float", "bfloat"])
 def test_other_processors_can_expand_bitmasks(element: str) -> None:
-    haswell = Target("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma")
-    arm = Target("aarch64-unknown-linux-gnu", "cortex-a76", "+neon")
+    haswell = TargetMachine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma")
+    arm = TargetMachine("aarch64-unknown-linux-gnu", "cortex-a76", "+neon")
     for processor, instruction in ((haswell, "vfmadd"), (arm, "fmla")):
         text = emit_assembly(BitmaskSmallBatchKernel(element, 2, 128, 256).emit(), processor)
         assert instruction in text

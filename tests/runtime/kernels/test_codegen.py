@@ -18,7 +18,7 @@ from secateur.runtime.kernels.codegen.emitter import Emitter
 from secateur.runtime.kernels.codegen.image_panel import ImagePanel
 from secateur.runtime.kernels.codegen.kernel import Kernel
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
-from secateur.runtime.kernels.codegen.target import Target, compile_function, emit_assembly, get_host
+from secateur.runtime.kernels.codegen.target import TargetMachine, compile_function, emit_assembly, get_host
 from secateur.runtime.kernels.codegen.vectors import load_floats, store_floats
 from secateur.runtime.kernels.formats.dtypes import decode, encode
 from secateur.runtime.kernels.nm.output_pairs import OutputPairPanelKernel, OutputPairSmallBatchKernel
@@ -29,14 +29,14 @@ from secateur.runtime.kernels.unstructured.small_batch import UnstructuredSmallB
 
 LINUX = "x86_64-unknown-linux-gnu"
 TARGETS = {
-    "avx512": (Target(LINUX, "sapphirerapids", "+avx512f,+avx512vl"), "vfmadd", "%zmm"),
-    "avx2": (Target(LINUX, "haswell", "+avx2,+fma"), "vfmadd", "%ymm"),
-    "cortex": (Target("aarch64-unknown-linux-gnu", "cortex-a76"), "fmla", ".4s"),
-    "apple": (Target("arm64-apple-macosx", "apple-m1"), "fmla", ".4s"),
+    "avx512": (TargetMachine(LINUX, "sapphirerapids", "+avx512f,+avx512vl"), "vfmadd", "%zmm"),
+    "avx2": (TargetMachine(LINUX, "haswell", "+avx2,+fma"), "vfmadd", "%ymm"),
+    "cortex": (TargetMachine("aarch64-unknown-linux-gnu", "cortex-a76"), "fmla", ".4s"),
+    "apple": (TargetMachine("arm64-apple-macosx", "apple-m1"), "fmla", ".4s"),
 }
 
 
-def create_kernels(target: Target, weight_type: str) -> list[Kernel]:
+def create_kernels(target: TargetMachine, weight_type: str) -> list[Kernel]:
     """Create a kernel of each kind, with panels of two vectors of the target's width."""
     panel, is_wide = RowPanel("float", target.lanes, 2), target.lanes == 16
     return [
@@ -69,7 +69,7 @@ def test_target_knows_lanes_and_registers(name: str) -> None:
 
 
 def test_processors_without_avx_are_supported() -> None:
-    target = Target(LINUX, "x86-64")
+    target = TargetMachine(LINUX, "x86-64")
     assert target.lanes == 4
     assert "mulps" in emit_assembly(BlockPanelKernel(4, 1, "i16", RowPanel("float", 4, 2), 4).emit(), target)
 
@@ -97,7 +97,7 @@ def test_bfloat16_activations_need_no_compiler_runtime(name: str) -> None:
 def test_older_processors_agree(pattern: str, rows: int, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if features and not get_host().has_feature("avx2"):
         pytest.skip("no AVX2 here")
-    older = Target(get_host().triple, "haswell" if features else "x86-64", features)
+    older = TargetMachine(get_host().triple, "haswell" if features else "x86-64", features)
     monkeypatch.setattr("secateur.runtime.kernels.codegen.target.get_host", lambda: older)
     weight = np.random.default_rng(0).standard_normal((40, 56)).astype(np.float32)
     weight[8:16] = weight[:, 5] = 0
@@ -126,7 +126,7 @@ def test_rounding_needs_no_compiler_runtime(lanes: int, features: str, monkeypat
         pytest.skip("this processor lacks the features")
     function = Emitter("run", {"goal": "ptr", "source": "ptr"})
     store_floats(function, "bfloat", lanes, load_floats(function, "float", lanes, "%source"), "%goal")
-    older = Target(get_host().triple, "generic" if not get_host().is_x86 else "x86-64", features)
+    older = TargetMachine(get_host().triple, "generic" if not get_host().is_x86 else "x86-64", features)
     assert "call" not in emit_assembly(function, older)
     monkeypatch.setattr("secateur.runtime.kernels.codegen.target.get_host", lambda: older)
     run = compile_function(function, "run", 2)

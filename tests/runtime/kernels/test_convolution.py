@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from runtime.kernels.fenced import fenced, fences
+from runtime.kernels.fenced import copy_fenced, needs_mprotect
 from runtime.kernels.products import convolve
 from secateur.errors import ConfigError
 from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, PackedMatrix
@@ -162,25 +162,25 @@ def test_arguments_out_of_range_raise(images: int, threads: int, channels: int) 
         matrix.compile_convolution(images, ConvolutionWindow(channels, (8, 8), (3, 3), (1, 1), (1, 1)), threads=threads)
 
 
-@fences
+@needs_mprotect
 @pytest.mark.parametrize("pattern", ["4x1", "8x1", "1x1", "2:4"])
 @pytest.mark.parametrize("pixels", [OVERREAD_FLOATS, OVERREAD_FLOATS + 1, 1024])
 def test_kernels_do_not_read_past_long_lines(pixels: int, pattern: str) -> None:
     weight = np.ones((8, 8), np.float32)
     weight[:, 2::4] = weight[:, 3::4] = 0
-    images, y = fenced(np.ones((8, pixels), np.float32)), np.zeros((8, pixels), np.float32)
+    images, y = copy_fenced(np.ones((8, pixels), np.float32)), np.zeros((8, pixels), np.float32)
     window = ConvolutionWindow(8, (1, pixels), (1, 1), (1, 1), (1, 1))
     convolve(PackedMatrix.from_dense(weight, pattern, rows=MANY), (1, window), (images, y))
     assert np.all(y == 4)
 
 
-@fences
+@needs_mprotect
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
 def test_kernels_read_only_the_documented_floats_past_images(stride: tuple[int, int]) -> None:
     window = ConvolutionWindow(4, (9, 11), (3, 3), stride, (1, 1))
     matrix = PackedMatrix.from_dense(create_weights(8, window, "4x1"), "4x1")
     images = np.random.default_rng(0).standard_normal((2, 4, 9, 11)).astype(np.float32)
-    x, y = fenced(create_planes(images, window)), np.empty((2, 8, window.height, window.width), np.float32)
+    x, y = copy_fenced(create_planes(images, window)), np.empty((2, 8, window.height, window.width), np.float32)
     convolve(matrix, (2, window), (x, y))
     expected = compute_expected(matrix.to_dense(), images, window, np.zeros(8, np.float32))
     assert np.allclose(y, expected, atol=1e-5)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.kernels.fenced import fenced, fences
+from runtime.kernels.fenced import copy_fenced, needs_mprotect
 from runtime.kernels.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import WEIGHT_DTYPES, ConvolutionWindow, PackedMatrix, get_unsupported_reason
@@ -169,12 +169,12 @@ def test_rows_of_a_panel_are_independent() -> None:
     assert np.array_equal(compute_product(matrix, others)[0], alone[0])
 
 
-@fences
+@needs_mprotect
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 17, 33, 81])
 @pytest.mark.parametrize(("pattern", "rows"), [("4x1", 1), ("16x1", 1), ("1x1", 1), ("2:4", 1), ("2:4", MANY)])
 def test_kernels_do_not_read_past_the_batch(pattern: str, rows: int, batch: int) -> None:
     matrix = PackedMatrix.from_dense(create_pruned((32, 36), pattern, 0.5), pattern, rows=rows)
-    x = fenced(create_numbers(batch, 36))
+    x = copy_fenced(create_numbers(batch, 36))
     expected = compute_dense_product(matrix.to_dense(), x, np.zeros(32))
     assert compute_error(compute_product(matrix, x), expected) < TOLERANCE["float32"]
 

@@ -1,61 +1,60 @@
-"""Products with pruned weights on the CPU, by code that is made for the processor at hand.
+"""Sparse kernels for the CPU, compiled for the processor at hand.
 
-``y = x @ weight.T + bias`` for activations x of shape (batch, I) and a pruned weight of shape (O, I). `PackedMatrix`
-is the whole interface; it knows addresses and NumPy arrays, and no framework.
+They compute ``y = x @ weight.T + bias`` for activations x of shape (batch, I) and a pruned weight of shape (O, I).
+`PackedMatrix` is the whole interface. It works with addresses and NumPy arrays, and knows no framework.
 
-**What is slow about sparsity.** A processor multiplies two vectors of 16 floats per cycle and loads two. A dense
-product loads a vector of activations once and multiplies it with many weights; a sparse one that goes weight by
-weight loads one vector for each product and is bound by loads. And with few rows of the batch, arithmetic does not
-matter: the weight is read once, and what counts is its bytes.
+**What limits sparse products.** A processor multiplies two vectors of 16 floats per cycle and loads two. A dense kernel
+loads a vector of activations once and multiplies it by many weights; a sparse kernel that handles one weight at a time
+needs a load per product, and is bound by loads. With a small batch arithmetic does not matter: the weight is read once,
+and its size in bytes is what counts.
 
-**The data's way.**
+**Formats** (`formats`). A weight is packed once, into one format that serves all batches:
 
-1. *Weights* are packed once, into one layout that all batches read (`layouts`, `scattered`, `grouped`, `paired`):
+- `formats.block`: blocks of N outputs × M inputs, row by row. A block costs a two-byte index.
+- `formats.unstructured`: single weights, interleaved for sixteen outputs (a *strip*). A weight costs one byte, its
+  column within a piece of 128 inputs. Within a chunk of 256 outputs those with about equally many weights share a
+  strip, so that only 3 to 5 % of the stored values are padding.
+- `formats.nm`: N:M, in strips too, with two bits (four for M of 8 and 16) for the position of a weight in its group.
+- `formats.output_pairs`: N:M that keeps at least 0.4 of the weights, for large batches. Each output of a chunk of 128
+  is paired with the one with which it shares most inputs of a piece of 64: two thirds for 2:4, where chance gives a
+  half.
+- `formats.column_tiles`: for AMX, which multiplies tiles of bfloat16. Sixteen outputs store all inputs that any of them
+  keeps. Activations must be gathered first, so it pays off if blocks are as high as a tile, or nearly everything is
+  zero.
+- `formats.bitmask`: for AMX if nearly all inputs are kept by one of sixteen outputs: the nonzero weights, and one bit
+  per weight. They are decoded into tiles, zeros included, once for up to 256 rows.
 
-   - blocks of N outputs × M inputs: row of blocks by row of blocks, a column's N numbers side by side; a block costs
-     an index of two bytes;
-   - single weights: sixteen outputs side by side (a *strip*), each with its next weight; a weight costs one byte, its
-     column within a piece of 128 inputs. Within a chunk of 256 outputs those are put together that have about as many
-     weights in this piece, so that 3 to 5 % of what is stored are zeros that fill up;
-   - N of every M: strips too, with two bits (four for M of 8 and 16) for a weight's place in its group;
-   - N of every M, at least 0.4 of all weights, for many rows: pairs of outputs. Each output of 128 gets the partner
-     with which it shares most inputs of a piece of 64: for 2:4 two thirds instead of a half.
+Weights are float32, bfloat16, or int8 with a scale per output (`formats.dtypes`). For AMX a float32 is split into two
+bfloat16, which are its first sixteen bits: three products of these take a fifth of the time of one product with
+vectors, with a relative error of 4e-6. The remainder is stored too, so that the weight can be restored bit for bit.
 
-   - for AMX, which multiplies tiles of bfloat16, sixteen outputs at a time (`tiled`, `tiles`): all inputs that any of
-     them keeps. Activations must be put together first, so it gains where blocks are as high as a tile or where most is
-     zero;
-   - for AMX where nearly all inputs are kept by some output of sixteen (`masked`, `decoding`): a bit for each weight,
-     and behind one another those that are not zero. They become tiles with their zeros, once for up to 256 rows.
+**Small batches** (``small_batch.py`` of `block`, `unstructured`, `nm`; `amx.bitmask_small_batch`). Activations are read
+in place. Vector lanes are the outputs of a block or a strip, so no horizontal sums are needed, and weights stream
+through once, prefetched 8 KiB ahead. A strip of single weights gathers its sixteen activations; N:M loads a group once
+and permutes it in a register; a bitmask expands two inputs of sixteen outputs at once.
 
-   Numbers are float32, bfloat16 or int8 with a scale per output (`numbers`). In tiles a float32 is two bfloat16, which
-   are its first sixteen bits: three products of these take a fifth of the time of one product by vectors, and leave a
-   relative error of 4e-6. What the two lack is kept aside, so that the weight can be had back bit for bit.
+**Large batches** (``panel.py`` of `block`, `unstructured`, `nm`; `nm.output_pairs`). Activations are transposed into
+panels of up to 128 rows, feature by feature (`codegen.row_panel`), in memory that each thread reuses. Register blocking
+for blocks is 4 outputs × 5 vectors or 8 × 3: a block loads its activations once, and broadcasts each weight once. For
+strips, 128 features of a panel at a time stay in the L1 cache, and four outputs are computed side by side, which hides
+the latency of FMAs. For pairs it is 64 features, and an input that both outputs keep is loaded once: 0.8 loads per
+product instead of 1.1. Weights that are not float32 are converted once per panel. Results are kept until a cache line
+is full, transposed back, and written a line at a time to memory that has been prefetched.
 
-2. *Few rows* (`direct`, `gathering`, `selecting`, `expanding`): activations are read where they are. Lanes are the
-   outputs of a block or a strip, so nothing is added up across lanes, and weights stream through once, asked for 8 KiB
-   ahead. A strip of single weights gathers its sixteen activations; one of N:M loads a group once and permutes it in
-   the register by the index; of masked weights, two inputs of sixteen outputs are expanded at once.
+**Convolutions** (`convolution`, `codegen.image_panel`) read pixels in place, without im2col.
 
-3. *Many rows* (`blocks`, `chunks`, `strips`, `selecting`, `pairs`): activations are turned into panels of up to 128
-   rows, feature after feature (`rows.RowPanel`), in memory that each thread keeps. For blocks, a tile of 4 outputs × 5
-   vectors or 8 × 3 stays in registers: a block loads its activations once and each weight once as a broadcast. For
-   strips, 128 features of a panel at a time stay in the innermost cache and four outputs are computed side by side,
-   which hides what a sum waits for. For pairs it is 64 features, of which an input that both outputs keep is loaded
-   once: 0.8 loads for each product instead of 1.1. Weights that are no floats become floats there once per panel.
-   Results are kept until a line of the cache is full, turned back, and written a line at a time, to where has been
-   asked for beforehand.
+**Threads** (`threading`). The units of work of all panels are numbered, and split where the weights before them are an
+equal share. Each number is computed by one thread in one order, so results do not depend on the number of threads, bit
+for bit. The threads are those of an OpenMP runtime that the process uses anyway, or a thread pool.
 
-4. *Threads* (`sharing`): the panels' units of outputs are numbered, and cut where the stored weights before them are
-   an equal share. Each number is computed by one thread in one order, so no bit depends on how many there are. The
-   threads are those of an OpenMP runtime that is at work beside (`openmp`), or helpers of our own (`threads`).
+**Compilation** (`codegen`). `codegen.emitter` writes LLVM IR with vectors of the processor's width (on processors
+without AVX-512, AVX2 or NEON, vectors of four, which LLVM legalizes). `codegen.target` compiles it in 15 ms (small
+batches) to 80 ms (panels), once per process for each kernel, panel width and type. Calls go through ctypes and release
+the GIL. Everything that stays the same between calls is prepared in a product, in few objects: between two calls the
+weights evict the caches, and Python would otherwise take longer than a small product.
 
-**The code.** `emitter` writes LLVM's language with vectors of the processor's width (on others than AVX-512, AVX2 and
-NEON, vectors of four, which LLVM fits to what there is); `target` compiles it in 15 ms (few rows) to 80 ms (panels),
-once in a process for each kernel, width of panel and type. Calls go through ctypes, without Python's lock. All that
-does not change between two calls lies ready in a `product`, of few parts that are read one after the other: weights
-have emptied the caches between two calls of it, and Python would else take longer than a small product.
-
-**Channels** (``1xchannel``, ``channelx1``) have no kernel: without them the weight is a smaller dense one.
+**Dispatch** (`dispatch`) picks the format of a weight and the kernels of a batch. Channel patterns (``1xchannel``,
+``channelx1``) have no kernel: without the pruned channels, the weight is a smaller dense one.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from secateur.runtime.kernels.block.panel import BlockPanelKernel
 from secateur.runtime.kernels.block.small_batch import BlockSmallBatchKernel
 from secateur.runtime.kernels.codegen import target
 from secateur.runtime.kernels.codegen.kernel import PARAMETERS, Kernel
-from secateur.runtime.kernels.codegen.panel import Panel
+from secateur.runtime.kernels.codegen.panel import ActivationPanel
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
-from secateur.runtime.kernels.codegen.target import Target
+from secateur.runtime.kernels.codegen.target import TargetMachine
 from secateur.runtime.kernels.codegen.transpose import QUAD
 from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, TYPE_BYTES
 from secateur.runtime.kernels.formats.base import STRIP, AmxFormat, WeightFormat
@@ -87,7 +87,7 @@ class KernelStep(NamedTuple):
     rows: int
 
 
-_compiled: dict[tuple[Kernel, Target], Callable[..., None]] = {}
+_compiled: dict[tuple[Kernel, TargetMachine], Callable[..., None]] = {}
 
 
 def compile_kernel(kernel: Kernel) -> Callable[..., None]:
@@ -163,7 +163,7 @@ def select_kernels(weights: WeightFormat, activation_type: str, rows: int) -> li
     raise TypeError(f"no kernel reads {type(weights).__name__}")
 
 
-def select_convolution_kernel(weights: WeightFormat, panel: Panel) -> Kernel:
+def select_convolution_kernel(weights: WeightFormat, panel: ActivationPanel) -> Kernel:
     """Select the kernel that multiplies panels of image pixels.
 
     Raises:
@@ -213,7 +213,7 @@ def _select_amx_kernels(weights: AmxFormat, activation_type: str, rows: int) -> 
 
 @lru_cache(maxsize=1024)
 def _select_block_kernels(
-    block: tuple[int, int], inputs: int, types: tuple[str, str, str], rows: int, host: Target
+    block: tuple[int, int], inputs: int, types: tuple[str, str, str], rows: int, host: TargetMachine
 ) -> list[KernelStep]:
     """Select kernels for blocks; `types`: LLVM types of block indices, activations and weights."""
     index_type, activation_type, weight_type = types
@@ -227,7 +227,7 @@ def _select_block_kernels(
 
 @lru_cache(maxsize=1024)
 def _select_unstructured_kernels(
-    sizes: tuple[int, int], types: tuple[str, str], rows: int, host: Target
+    sizes: tuple[int, int], types: tuple[str, str], rows: int, host: TargetMachine
 ) -> list[KernelStep]:
     """Select kernels for unstructured weights.
 
@@ -248,7 +248,9 @@ def _select_unstructured_kernels(
 
 
 @lru_cache(maxsize=1024)
-def _select_nm_kernels(pattern: tuple[int, int], types: tuple[str, str], rows: int, host: Target) -> list[KernelStep]:
+def _select_nm_kernels(
+    pattern: tuple[int, int], types: tuple[str, str], rows: int, host: TargetMachine
+) -> list[KernelStep]:
     """Select kernels for N:M; `pattern`: (N, M), `types`: LLVM types of activations and weights."""
     activation_type, weight_type = types
     if rows <= MAX_NM_SMALL_BATCH:
@@ -260,7 +262,7 @@ def _select_nm_kernels(pattern: tuple[int, int], types: tuple[str, str], rows: i
 
 @lru_cache(maxsize=1024)
 def _select_output_pair_kernels(
-    sizes: tuple[int, int], types: tuple[str, str], inputs: int, rows: int, host: Target
+    sizes: tuple[int, int], types: tuple[str, str], inputs: int, rows: int, host: TargetMachine
 ) -> list[KernelStep]:
     """Select kernels for pairs of outputs; see `_select_unstructured_kernels` for the arguments."""
     activation_type, weight_type = types
@@ -298,22 +300,24 @@ def _select_bitmask_kernels(inputs: int, activation_type: str, rows: int, *, has
 
 
 def _create_block_kernel(
-    block: tuple[int, int], types: tuple[str, str], panel: Panel, host: Target
+    block: tuple[int, int], types: tuple[str, str], panel: ActivationPanel, host: TargetMachine
 ) -> BlockPanelKernel:
     """Create the kernel for blocks and panels; `types`: LLVM types of block indices and weights."""
     fits_eight = block[0] % 8 == 0 and panel.vectors <= MAX_TALL_BLOCK_VECTORS and _has_32_registers(host)
     return BlockPanelKernel(*block, types[0], panel, 8 if fits_eight else min(block[0], 4), types[1])
 
 
-def _create_nm_kernel(pattern: tuple[int, int], weight_type: str, panel: Panel, host: Target) -> NMPanelKernel:
+def _create_nm_kernel(
+    pattern: tuple[int, int], weight_type: str, panel: ActivationPanel, host: TargetMachine
+) -> NMPanelKernel:
     return NMPanelKernel(*pattern, NM_CHUNK, NM_PIECE, panel, weight_type, _get_interleave(panel, host))
 
 
-def _has_32_registers(host: Target) -> bool:
+def _has_32_registers(host: TargetMachine) -> bool:
     return host.registers == 32
 
 
-def _get_interleave(panel: Panel, host: Target) -> int:
+def _get_interleave(panel: ActivationPanel, host: TargetMachine) -> int:
     """Return the number of outputs computed side by side, which hides the latency of FMAs."""
     return 4 if panel.vectors <= (4 if _has_32_registers(host) else 2) else 2
 
@@ -327,7 +331,7 @@ def _get_max_block_small_batch(outputs: int, inputs: int) -> int:
     return max(2, min(length, 16) // 2)
 
 
-def _get_block_vectors(block_outputs: int, inputs: int, host: Target) -> int:
+def _get_block_vectors(block_outputs: int, inputs: int, host: TargetMachine) -> int:
     """Return the vectors of a panel with which the sums of a register tile fit in the registers.
 
     A fifth vector gains 3 to 6 % for low blocks, as long as the panel leaves room in the L2 cache.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from secateur.runtime.kernels.codegen.emitter import Emitter
 from secateur.runtime.kernels.codegen.kernel import Kernel, start_kernel
-from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.panel import ActivationPanel, PanelAccess
 from secateur.runtime.kernels.codegen.vectors import (
     FLOAT_BYTES,
     PREFETCH_BYTES,
@@ -45,7 +45,7 @@ class BlockPanelKernel(Kernel):
     rows: int
     cols: int
     index_type: str
-    panel: Panel
+    panel: ActivationPanel
     tile: int
     weight_type: str = "float"
 

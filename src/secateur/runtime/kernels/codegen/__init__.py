@@ -11,6 +11,6 @@ from __future__ import annotations
 
 from secateur.runtime.kernels.codegen.emitter import Emitter
 from secateur.runtime.kernels.codegen.kernel import Kernel
-from secateur.runtime.kernels.codegen.target import Target, get_host, has_amx
+from secateur.runtime.kernels.codegen.target import TargetMachine, get_host, has_amx
 
-__all__ = ["Emitter", "Kernel", "Target", "get_host", "has_amx"]
+__all__ = ["Emitter", "Kernel", "TargetMachine", "get_host", "has_amx"]

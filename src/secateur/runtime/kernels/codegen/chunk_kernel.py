@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from secateur.runtime.kernels.codegen.emitter import Emitter
 from secateur.runtime.kernels.codegen.kernel import Kernel, start_kernel
-from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.panel import ActivationPanel, PanelAccess
 from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, TYPE_BYTES, broadcast_float, load_initial_sum
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES, STRIP
 
@@ -53,7 +53,7 @@ class ChunkKernel(Kernel):
 
     chunk: int
     piece: int
-    panel: Panel
+    panel: ActivationPanel
     weight_type: str
 
     @property

@@ -86,7 +86,7 @@ class Emitter:
         Args:
             address: The address.
             is_written: Whether it will be written to.
-            level: Target cache level; 1 is L1.
+            level: Cache level to fill; 1 is L1.
         """
         numbers = [("i32", str(number)) for number in (int(is_written), 4 - level, 1)]
         self.call_void("llvm.prefetch.p0", [("ptr", address), *numbers])

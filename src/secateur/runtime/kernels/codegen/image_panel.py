@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from secateur.runtime.kernels.codegen.emitter import Emitter
 from secateur.runtime.kernels.codegen.kernel import ARRAYS, NUMBERS, loop_over_panels
-from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.panel import ActivationPanel, PanelAccess
 from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES
 
@@ -20,7 +20,7 @@ and `ConvolutionWindow`."""
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePanel(Panel):
+class ImagePanel(ActivationPanel):
     """Consecutive pixels of an output image, line by line, spaced like the input.
 
     Attributes:
@@ -32,11 +32,11 @@ class ImagePanel(Panel):
     vectors: int
 
     def get_scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
-        """See `Panel.get_scratch_bytes`: none."""
+        """See `ActivationPanel.get_scratch_bytes`: none."""
         return 0
 
     def create_access(self, function: Emitter, outputs: int, weight_type: str) -> PanelAccess:
-        """See `Panel.create_access`."""
+        """See `ActivationPanel.create_access`."""
         return ImagePanelAccess(function, self, outputs, weight_type)
 
 

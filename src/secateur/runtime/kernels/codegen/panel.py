@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
 from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, broadcast_float
 
-__all__ = ["Panel", "PanelAccess"]
+__all__ = ["ActivationPanel", "PanelAccess"]
 
 
-class Panel(ABC):
+class ActivationPanel(ABC):
     """Batch rows, or pixels, that a kernel processes together: one or more vectors per feature.
 
     Attributes:
@@ -49,9 +49,9 @@ class Panel(ABC):
 
 
 class PanelAccess(ABC):
-    """Emits loads of a panel's activations and stores of its results; see `Panel.create_access`."""
+    """Emits loads of a panel's activations and stores of its results; see `ActivationPanel.create_access`."""
 
-    def __init__(self, function: Emitter, panel: Panel, outputs: int, weight_type: str) -> None:
+    def __init__(self, function: Emitter, panel: ActivationPanel, outputs: int, weight_type: str) -> None:
         self.function, self.outputs = function, outputs
         self.lanes, self.vectors, self.feature_bytes = panel.lanes, panel.vectors, panel.feature_bytes
         self.kind, self.vector_bytes = vector("float", panel.lanes), panel.lanes * FLOAT_BYTES

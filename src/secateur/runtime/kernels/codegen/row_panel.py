@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
 from secateur.runtime.kernels.codegen.kernel import loop_over_panels
-from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.panel import ActivationPanel, PanelAccess
 from secateur.runtime.kernels.codegen.transpose import QUAD, transpose_square
 from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, TYPE_BYTES, load_floats, split_floats, store_floats
 from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES
@@ -17,7 +17,7 @@ __all__ = ["RowPanel", "interleave_features"]
 
 
 @dataclass(frozen=True, slots=True)
-class RowPanel(Panel):
+class RowPanel(ActivationPanel):
     """Consecutive batch rows, packed feature by feature.
 
     Attributes:
@@ -44,11 +44,11 @@ class RowPanel(Panel):
         return self.width * TYPE_BYTES[self.packed_type]
 
     def get_scratch_bytes(self, inputs: int) -> int:
-        """See `Panel.get_scratch_bytes`."""
+        """See `ActivationPanel.get_scratch_bytes`."""
         return inputs * self.packed_bytes
 
     def create_access(self, function: Emitter, outputs: int, weight_type: str) -> PanelAccess:
-        """See `Panel.create_access`."""
+        """See `ActivationPanel.create_access`."""
         return RowPanelAccess(function, self, outputs, weight_type)
 
 

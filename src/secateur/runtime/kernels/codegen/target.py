@@ -15,11 +15,11 @@ from typing import Any
 from secateur._packages import require_packages
 from secateur.runtime.kernels.codegen.emitter import Emitter
 
-__all__ = ["Target", "compile_function", "compile_module", "emit_assembly", "get_host", "has_amx"]
+__all__ = ["TargetMachine", "compile_function", "compile_module", "emit_assembly", "get_host", "has_amx"]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetMachine:
     """A processor, as far as code generation depends on it.
 
     Attributes:
@@ -28,7 +28,7 @@ class Target:
         features: Features of the processor in LLVM's notation, such as ``"+avx2,+fma"``.
 
     Example:
-        >>> Target("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma").lanes
+        >>> TargetMachine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma").lanes
         8
     """
 
@@ -77,7 +77,7 @@ _engines: list[Any] = []
 
 
 @cache
-def get_host() -> Target:
+def get_host() -> TargetMachine:
     """Return the processor of this machine.
 
     Raises:
@@ -86,7 +86,7 @@ def get_host() -> Target:
     with _lock:
         llvm = _load_llvm()
         features = llvm.get_host_cpu_features().flatten()
-        return Target(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
+        return TargetMachine(llvm.get_process_triple(), llvm.get_host_cpu_name(), features)
 
 
 @cache
@@ -114,7 +114,7 @@ def compile_module(text: str, name: str) -> int:
     return address
 
 
-def emit_assembly(function: Emitter, target: Target) -> str:
+def emit_assembly(function: Emitter, target: TargetMachine) -> str:
     """Compile a function to the assembly language of any processor."""
     with _lock:
         _load_llvm().initialize_all_asmprinters()
@@ -123,7 +123,7 @@ def emit_assembly(function: Emitter, target: Target) -> str:
         return assembly
 
 
-def _optimize(text: str, target: Target, machine: Any) -> Any:
+def _optimize(text: str, target: TargetMachine, machine: Any) -> Any:
     llvm = _load_llvm()
     module = llvm.parse_assembly(f'target triple = "{target.triple}"\n{text}')
     module.data_layout = str(machine.target_data)
@@ -135,11 +135,11 @@ def _optimize(text: str, target: Target, machine: Any) -> Any:
     return module
 
 
-def _render(function: Emitter, target: Target) -> str:
+def _render(function: Emitter, target: TargetMachine) -> str:
     return function.render(f'"prefer-vector-width"="{32 * target.lanes}"', has_rounding=target.has_bfloat16_rounding)
 
 
-def _create_machine(target: Target) -> Any:
+def _create_machine(target: TargetMachine) -> Any:
     llvm_target = _load_llvm().Target.from_triple(target.triple)
     return llvm_target.create_target_machine(cpu=target.cpu, features=target.features, opt=3, jit=True)
 

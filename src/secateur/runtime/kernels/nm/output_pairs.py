@@ -16,7 +16,7 @@ from secateur.runtime.kernels.codegen.chunk_kernel import (
     emit_weight_prefetch,
 )
 from secateur.runtime.kernels.codegen.emitter import Emitter, vector
-from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.panel import ActivationPanel, PanelAccess
 from secateur.runtime.kernels.codegen.small_batch import GatherKernel
 from secateur.runtime.kernels.codegen.vectors import FLOAT_BYTES, FLOATS, PREFETCH_BYTES, reduce_lanes, widen_weights
 from secateur.runtime.kernels.formats.base import STRIP
@@ -41,7 +41,7 @@ class OutputPairPanelKernel(ChunkKernel):
 
     chunk: int
     piece: int
-    panel: Panel
+    panel: ActivationPanel
     weight_type: str = "float"
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.runtime.kernels.codegen.chunk_kernel import ChunkKernel, ChunkPiece, emit_products, emit_weight_prefetch
-from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.panel import ActivationPanel, PanelAccess
 from secateur.runtime.kernels.codegen.vectors import widen_weights
 from secateur.runtime.kernels.formats.base import STRIP
 from secateur.runtime.kernels.formats.nm import get_position_bits
@@ -34,7 +34,7 @@ class NMPanelKernel(ChunkKernel):
     group: int
     chunk: int
     piece: int
-    panel: Panel
+    panel: ActivationPanel
     weight_type: str = "float"
     interleave: int = 2
 

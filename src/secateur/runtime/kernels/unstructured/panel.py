@@ -15,7 +15,7 @@ from secateur.runtime.kernels.codegen.chunk_kernel import (
     emit_products,
     emit_weight_prefetch,
 )
-from secateur.runtime.kernels.codegen.panel import Panel, PanelAccess
+from secateur.runtime.kernels.codegen.panel import ActivationPanel, PanelAccess
 from secateur.runtime.kernels.codegen.vectors import PREFETCH_BYTES, widen_weights
 from secateur.runtime.kernels.formats.base import STRIP
 
@@ -36,7 +36,7 @@ class UnstructuredPanelKernel(ChunkKernel):
 
     chunk: int
     piece: int
-    panel: Panel
+    panel: ActivationPanel
     weight_type: str = "float"
     interleave: int = 2
 
