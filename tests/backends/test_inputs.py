@@ -198,7 +198,7 @@ def test_weights_that_were_put_back_can_be_pruned_again() -> None:
     model = compiled()
     early = keras.callbacks.EarlyStopping(monitor="sparsity", mode="min", patience=1, restore_best_weights=True)
     fit(model, 10, early)
-    with pytest.raises(StateError, match=r"pruned weights are not zero; .* apply_masks sets them to zero"):
+    with pytest.raises(StateError, match=r"pruned weights are not zero\. .* apply_masks sets them to zero"):
         finalize(model)
     pruning(model).apply_masks()
     assert revived(model) == []
