@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import secateur
 from secateur import PruningConfig
-from training.models import batch, begin, bits, mlp
+from tiny_models import bits, mlp
+from training.models import batch, begin
 
 COPIES: dict[str, Callable[[PruningConfig], PruningConfig | None]] = {
     "dict": lambda config: PruningConfig.from_dict(config.to_dict()),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import secateur
-from backends.kit import net
 from secateur.artifact import inspect
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
+from tiny_keras_models import net
 
 
 def varied(dtype: str = "float32") -> keras.Model:

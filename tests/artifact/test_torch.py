@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import secateur
-from oneshot.families import FAMILIES
 from secateur.artifact import Artifact, convert, examine, inspect
 from secateur.artifact.pytorch import TYPES, to_torch
 from secateur.errors import ArtifactError, ConfigError, StateError, UnknownNameError, UnsupportedModelError
 from secateur.patterns import PATTERNS, BlockPattern, BlockTiling, Tiling, Units, WeightView
+from tiny_transformers import FAMILIES
 
 
 class Net(nn.Module):

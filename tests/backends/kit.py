@@ -1,4 +1,4 @@
-"""A small Keras model, its data, and what is asked of it again and again."""
+"""Data and training of a small Keras model, and what is asked of it again and again."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 
 from secateur.frameworks.keras import read_array
 from secateur.keras import PruningCallback, PruningOptimizer
+from tiny_keras_models import net
 
 CONFIG: dict[str, Any] = {
     "pattern": "4x1",
@@ -37,19 +38,6 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "clipped": lambda: keras.optimizers.Adam(0.01, global_clipnorm=0.1),
     "scheduled": lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.5)),
 }
-
-
-def net(seed: int = 0, dtype: Any = None) -> keras.Sequential:
-    """Layers ``conv``, ``fc`` and the output ``out``; 136 + 1,024 weights are to be pruned."""
-    keras.utils.set_random_seed(seed)
-    layers = [
-        keras.Input((4, 4, 4)),
-        keras.layers.Conv2D(8, 2, activation="relu", name="conv", dtype=dtype),
-        keras.layers.Flatten(dtype=dtype),
-        keras.layers.Dense(16, activation="relu", name="fc", dtype=dtype),
-        keras.layers.Dense(4, name="out", dtype=dtype),
-    ]
-    return keras.Sequential(layers, name="net")
 
 
 def data(seed: int = 0) -> tuple[Any, Any]:

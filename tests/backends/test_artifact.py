@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import secateur
-from backends.kit import data, net
+from backends.kit import data
 from secateur.artifact import Artifact
+from tiny_keras_models import net
 
 
 def values(model: keras.Model) -> list[Any]:

@@ -8,9 +8,10 @@ import pytest
 
 import secateur
 import secateur.keras
-from backends.kit import CONFIG, LOSS, bits, compiled, data, fit, kernels, net, pruning, revived
+from backends.kit import CONFIG, LOSS, bits, compiled, data, fit, kernels, pruning, revived
 from secateur.errors import ConfigError, LayerError, ScoreError, StateError, UnknownNameError, UnsupportedModelError
 from secateur.keras import PruningCallback, PruningOptimizer, finalize
+from tiny_keras_models import net
 
 
 def subclassed() -> keras.Model:

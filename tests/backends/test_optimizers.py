@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import pytest
 
-from backends.kit import BATCH, CONFIG, LOSS, Watch, bits, compiled, data, fit, host, kernels, net, pruning
+from backends.kit import BATCH, CONFIG, LOSS, Watch, bits, compiled, data, fit, host, kernels, pruning
 from secateur.errors import ScoreError, StateError, UnsupportedModelError
 from secateur.keras import PruningCallback, PruningOptimizer, finalize
+from tiny_keras_models import net
 
 
 def accumulating(steps: int = 2, **options: Any) -> Any:

@@ -5,8 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from backends.kit import BATCH, CONFIG, compiled, data, kernels, net, pruning
+from backends.kit import BATCH, CONFIG, compiled, data, kernels, pruning
 from secateur.keras import PruningCallback
+from tiny_keras_models import net
 from training.pruner_contract import Case, check_pruner
 
 

@@ -25,13 +25,13 @@ from backends.kit import (
     fit,
     host,
     kernels,
-    net,
     pruned_units,
     pruning,
     revived,
 )
 from secateur.errors import ConfigError, StateError
 from secateur.keras import PruningCallback, PruningOptimizer, finalize
+from tiny_keras_models import net
 
 # Settings that do not depend on each other share a run, because each run compiles several steps.
 RUNS: dict[str, dict[str, Any]] = {

@@ -7,10 +7,11 @@ import keras
 import numpy as np
 import pytest
 
-from backends.kit import CONFIG, bits, compiled, fit, kernels, net, pruning, revived
+from backends.kit import CONFIG, bits, compiled, fit, kernels, pruning, revived
 from secateur.errors import StateError
 from secateur.keras import PruningOptimizer, finalize
 from secateur.training.keras.run import KerasRun
+from tiny_keras_models import net
 
 RUNS: dict[str, dict[str, Any]] = {
     "iterative": CONFIG,

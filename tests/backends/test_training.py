@@ -21,12 +21,12 @@ from backends.kit import (
     fit,
     host,
     kernels,
-    net,
     pruned_units,
     pruning,
     revived,
 )
 from secateur.keras import PruningCallback, PruningOptimizer, finalize
+from tiny_keras_models import net
 
 BACKEND = keras.backend.backend()
 

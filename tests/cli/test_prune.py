@@ -20,7 +20,7 @@ from secateur.artifact import Artifact
 from secateur.errors import ArtifactError
 from secateur.models import load_trained
 from secateur.models.calibration import sample_calibration
-from training.models import bits
+from tiny_models import bits
 
 SMALL = ("--sequences", "4", "--length", "16")
 

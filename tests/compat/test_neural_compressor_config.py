@@ -12,7 +12,7 @@ import secateur
 from secateur.compat.neural_compressor import WeightPruningConfig
 from secateur.errors import ConfigError, SecateurError, UnknownNameError, UnsupportedModelError
 from secateur.schedules import get_schedule
-from training.models import mlp
+from tiny_models import mlp
 
 pytestmark = pytest.mark.usefixtures("registries_restored")
 

@@ -17,7 +17,8 @@ from secateur.compat.neural_compressor import (
     prepare_pruning,
 )
 from secateur.errors import CalibrationError, ConfigError, ScoreError, StateError, UnsupportedModelError
-from training.models import OPTIMIZERS, backward, bits, hooks, mlp, revived
+from tiny_models import bits, mlp
+from training.models import OPTIMIZERS, backward, hooks, revived
 
 pytestmark = pytest.mark.usefixtures("registries_restored")
 

@@ -14,7 +14,8 @@ import secateur
 from secateur.compat.sparseml import read_recipe
 from secateur.errors import ConfigError
 from secateur.schedules import get_schedule
-from training.models import backward, mlp
+from tiny_models import mlp
+from training.models import backward
 
 pytestmark = pytest.mark.usefixtures("registries_restored")
 

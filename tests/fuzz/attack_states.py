@@ -13,7 +13,8 @@ import torch
 from fuzz.attack_training import LAST, random_config
 from fuzz.harness import attack
 from secateur.errors import StateError
-from training.models import NeverRevived, Trial, begin, bits, equal_states, mlp
+from tiny_models import bits, mlp
+from training.models import NeverRevived, Trial, begin, equal_states
 from training.test_resume import RUNS, STEPS, parts, start
 
 HOSTILE: list[Callable[[], Any]] = [

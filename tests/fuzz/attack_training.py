@@ -14,7 +14,8 @@ import secateur
 from fuzz.harness import attack
 from secateur.errors import SecateurError
 from secateur.training.pytorch import PytorchPruner
-from training.models import OPTIMIZERS, backward, mlp, revived
+from tiny_models import mlp
+from training.models import OPTIMIZERS, backward, revived
 from training.test_interrupts import InterruptAt
 
 PATTERNS = ["1x1", "4x1", "1x4", "8x1", "2:4", "1xchannel", "channelx1"]

@@ -14,7 +14,7 @@ from torch import nn
 import secateur
 from secateur.errors import ConfigError, ModelLoadError, UnknownNameError
 from secateur.models import load_model, load_trained
-from training.models import bits
+from tiny_models import bits
 
 CODE = """
 import torch

@@ -1,4 +1,4 @@
-"""What the tests of pruning with calibration data share: inputs like those of trained networks, problems, tiny models.
+"""What the tests of pruning with calibration data share: inputs like those of trained networks, and problems.
 
 Legend: N tokens, R rows (output channels), F input features; G groups.
 """
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from secateur.frameworks.view import WeightView
 from secateur.oneshot import Execution
@@ -132,20 +131,6 @@ class Recording:
         self.seen.append(progress)
         if self.error is not None and len(self.seen) == self.at:
             raise self.error()
-
-
-def mlp(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """Layers "0", "2" and "4" are pruned, "6" is the classifier."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(16, 32),
-        nn.ReLU(),
-        nn.Linear(32, 16),
-        nn.ReLU(),
-        nn.Linear(16, 16),
-        nn.ReLU(),
-        nn.Linear(16, 4),
-    ).to(dtype)
 
 
 def batches(count: int = 3, rows: int = 32, features: int = 16, dtype: torch.dtype = torch.float32) -> list[Any]:

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from oneshot.families import FAMILIES, STACKS, TEXT, family, inputs_of
-from oneshot.problems import mlp
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, calibration_mode, read_batches
 from secateur.oneshot.pytorch.block_stack import BlockStack, find_block_stack
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.weight_storage import ModelStorage
 from secateur.planning.pytorch import plan
+from tiny_models import deep_mlp
+from tiny_transformers import FAMILIES, STACKS, TEXT, family, inputs_of
 
 
 def found_in(model: nn.Module, given: list[Any]) -> tuple[BlockStack | None, Activations, list[Batch]]:
@@ -247,7 +247,7 @@ def test_an_encoder_that_runs_twice_is_no_chain() -> None:
 
 
 def test_a_chain_of_layers() -> None:
-    assert check_replay(mlp(), [torch.randn(6, 16)]).names == [str(place) for place in range(7)]
+    assert check_replay(deep_mlp(), [torch.randn(6, 16)]).names == [str(place) for place in range(7)]
 
 
 def test_a_layer_may_stand_in_several_places() -> None:

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 import secateur
-from oneshot.families import FAMILIES, TEXT, family, inputs_of
-from oneshot.problems import Recording, RunArguments, batches, execute, mlp
+from oneshot.problems import Recording, RunArguments, batches, execute
 from secateur.frameworks.view import WeightView
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern, register_pattern
 from secateur.patterns.tiling import BlockTiling
 from secateur.solvers import SOLVERS, Magnitude, Solver, SparseGPT, Wanda, register_solver
 from secateur.solvers.problem import Problem, Solution
-from training.models import bits
+from tiny_models import bits, deep_mlp
+from tiny_transformers import FAMILIES, TEXT, family, inputs_of
 
 READING = sorted(set(SOLVERS) - {"magnitude"})
 """The built-in solvers that read calibration data."""
@@ -326,14 +326,14 @@ def test_disk_and_memory_give_the_same_bits(name: str) -> None:
 
 def test_progress_is_told_after_each_part() -> None:
     told = Recording()
-    pruned(mlp(), execute(batches(), progress=told))
+    pruned(deep_mlp(), execute(batches(), progress=told))
     assert [(step.done, step.total) for step in told.seen] == [(place, 5) for place in range(1, 6)]
     assert told.seen[-1].seconds_left == 0
     assert all(step.seconds >= 0 and step.seconds_left >= 0 for step in told.seen)
 
 
 def test_the_report_tells_what_was_lost() -> None:
-    report = pruned(mlp(), batches(), solver=SparseGPT(columns=8), refine="pcg")
+    report = pruned(deep_mlp(), batches(), solver=SparseGPT(columns=8), refine="pcg")
     assert report.solver.startswith("SparseGPT(damping=0.01, columns=8) + PCG(iterations=10) over ")
     assert "share of a layer's output energy" in str(report)
     assert report.to_dict()["errors"] == report.errors
@@ -343,7 +343,7 @@ def test_the_report_tells_what_was_lost() -> None:
 
 def test_magnitude_is_the_same_with_and_without_data() -> None:
     for config in ({"pattern": "2:4"}, {"pattern": "4x1", "target_sparsity": 0.7, "criterion_reduce_type": "max"}):
-        with_data, without = mlp(), mlp()
+        with_data, without = deep_mlp(), deep_mlp()
         pruned(with_data, batches(), config, solver="magnitude")
         secateur.prune(without, {**config, "pruning_scope": "local"})
         assert bits(with_data) == bits(without)
@@ -352,7 +352,7 @@ def test_magnitude_is_the_same_with_and_without_data() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("solver", ["magnitude", "wanda", "ria", "sparsegpt", "alps"])
 def test_weights_of_every_type(solver: str, dtype: torch.dtype) -> None:
-    model = mlp(dtype=dtype)
+    model = deep_mlp(dtype=dtype)
     with torch.no_grad():
         for place in (0, 2, 4):
             model[place].weight *= 1 + 1e-9  # more digits than float32 has, where there are
@@ -370,7 +370,7 @@ def test_weights_of_every_type(solver: str, dtype: torch.dtype) -> None:
 
 def test_bounds_of_a_layer_hold_with_data_too() -> None:
     bounds = {"min_sparsity_ratio_per_op": 0.2, "max_sparsity_ratio_per_op": 0.5}
-    report = pruned(mlp(), batches(), {"pattern": "1x1", "target_sparsity": 0.4, **bounds})
+    report = pruned(deep_mlp(), batches(), {"pattern": "1x1", "target_sparsity": 0.4, **bounds})
     assert [layer.sparsity for layer in report.layers] == pytest.approx([0.4] * 3, abs=0.002)
 
 
@@ -408,7 +408,7 @@ def test_a_registered_solver_goes_by_its_name() -> None:
             keep = problem.select(torch.arange(problem.weight.numel()).reshape(problem.weight.shape).float())
             return Solution(weight=problem.weight * keep, keep=keep)
 
-    model = mlp()
+    model = deep_mlp()
     report = pruned(model, batches(), {"pattern": "1x1", "target_sparsity": 0.5}, solver="newest")
     assert report.sparsity == 0.5
     assert report.solver.startswith("Newest() over ")
@@ -427,7 +427,7 @@ def test_a_registered_pattern_serves_every_solver(solver: str) -> None:
             outputs, positions, inputs = view.canonical_shape
             return BlockTiling((outputs, positions, inputs), (1, positions, inputs // 2))
 
-    model = mlp()
+    model = deep_mlp()
     report = pruned(model, batches(), {"pattern": "halves", "target_sparsity": 0.5}, solver=solver)
     assert report.sparsity == 0.5
     halves = model[0].weight.detach().reshape(64, 8)
@@ -437,7 +437,7 @@ def test_a_registered_pattern_serves_every_solver(solver: str) -> None:
 def test_a_solver_may_be_an_object() -> None:
     found = []
     for solver in ("magnitude", Magnitude()):
-        model = mlp()
+        model = deep_mlp()
         pruned(model, batches(), solver=solver)
         found.append(bits(model))
     assert found[0] == found[1]

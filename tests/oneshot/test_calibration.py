@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 import secateur
-from oneshot.problems import Recording, batches, mlp
+from oneshot.problems import Recording, batches
 from secateur.errors import ConfigError
 from secateur.oneshot import Calibration, Execution
-from training.models import bits
+from tiny_models import bits, deep_mlp
 
 CONFIG = {"pattern": "2:4"}
 
@@ -19,7 +19,7 @@ def test_settings_of_an_execution_are_still_taken_with_the_data(tmp_path: Path) 
     with pytest.deprecated_call(match=r"Calibration\(batches, folder=..., progress=...\) is deprecated. Use prune\("):
         given = Calibration(batches(), folder=tmp_path, progress=progress)
     assert given.execution == Execution(folder=tmp_path, progress=progress)
-    models = [mlp(), mlp()]
+    models = [deep_mlp(), deep_mlp()]
     secateur.prune(models[0], CONFIG, calibration=given, solver="wanda")
     secateur.prune(models[1], CONFIG, calibration=batches(), solver="wanda")
     assert progress.seen
@@ -41,12 +41,12 @@ def test_execution_is_given_once() -> None:
     with pytest.deprecated_call():
         given = Calibration(batches(), offload="disk")
     with pytest.raises(ConfigError, match=r"execution is given twice.*Pass execution=Execution\(...\) only"):
-        secateur.prune(mlp(), CONFIG, calibration=given, execution=Execution(), solver="wanda")
+        secateur.prune(deep_mlp(), CONFIG, calibration=given, execution=Execution(), solver="wanda")
 
 
 def test_execution_needs_calibration_data() -> None:
     with pytest.raises(ConfigError, match="execution has no effect without calibration data"):
-        secateur.prune(mlp(), CONFIG, execution=Execution())
+        secateur.prune(deep_mlp(), CONFIG, execution=Execution())
 
 
 def test_the_old_home_of_progress() -> None:

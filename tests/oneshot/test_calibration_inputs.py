@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import secateur
-from oneshot.families import family, inputs_of
-from oneshot.problems import batches, execute, mlp
+from oneshot.problems import batches, execute
 from secateur.errors import (
     CalibrationError,
     ConfigError,
@@ -25,7 +24,8 @@ from secateur.oneshot import Calibration, Execution
 from secateur.oneshot.pytorch.batches import read_batches
 from secateur.refiners import PCG
 from secateur.solvers import ALPS, SOLVERS
-from training.models import bits
+from tiny_models import bits, deep_mlp
+from tiny_transformers import family, inputs_of
 
 CONFIG = {"pattern": "2:4"}
 
@@ -48,12 +48,12 @@ def refused(model: nn.Module, kind: type[Exception], message: str, **options: An
 @pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"magnitude"}))
 def test_solvers_need_data(name: str) -> None:
     message = f"{SOLVERS[name].__name__} needs calibration data, found none. Pass calibration=batches"
-    refused(mlp(), CalibrationError, message, solver=name)
+    refused(deep_mlp(), CalibrationError, message, solver=name)
 
 
 @pytest.mark.parametrize("refine", ["pcg", PCG(), ["pcg"]])
 def test_refiners_need_data(refine: Any) -> None:
-    refused(mlp(), CalibrationError, "PCG needs calibration data, found none", refine=refine)
+    refused(deep_mlp(), CalibrationError, "PCG needs calibration data, found none", refine=refine)
 
 
 NO_BATCHES: list[tuple[Any, str]] = [
@@ -75,11 +75,11 @@ NO_BATCHES: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("given", "message"), NO_BATCHES)
 def test_what_are_no_batches(given: Any, message: str) -> None:
-    refused(mlp(), CalibrationError, message, calibration=given, solver="wanda")
+    refused(deep_mlp(), CalibrationError, message, calibration=given, solver="wanda")
 
 
 def test_what_can_not_be_gone_through() -> None:
-    refused(mlp(), CalibrationError, "calibration must be batches.*found one int", calibration=3, solver="wanda")
+    refused(deep_mlp(), CalibrationError, "calibration must be batches.*found one int", calibration=3, solver="wanda")
 
 
 def test_a_generator_serves_once() -> None:
@@ -87,14 +87,14 @@ def test_a_generator_serves_once() -> None:
         yield from batches()
 
     given = Calibration(fresh())
-    assert secateur.prune(mlp(), CONFIG, calibration=given, solver="wanda").sparsity == 0.5
-    refused(mlp(), CalibrationError, "at least one batch, found none", calibration=given, solver="wanda")
+    assert secateur.prune(deep_mlp(), CONFIG, calibration=given, solver="wanda").sparsity == 0.5
+    refused(deep_mlp(), CalibrationError, "at least one batch, found none", calibration=given, solver="wanda")
 
 
 @pytest.mark.parametrize("make", [tuple, list, lambda given: {"input": given[0]}, lambda given: given[0]])
 def test_every_form_of_a_batch(make: Callable[[list[torch.Tensor]], Any]) -> None:
     given = [make([batch]) for batch in batches()]
-    assert secateur.prune(mlp(), CONFIG, calibration=given, solver="wanda").sparsity == 0.5
+    assert secateur.prune(deep_mlp(), CONFIG, calibration=given, solver="wanda").sparsity == 0.5
 
 
 def test_offload_is_one_of_two() -> None:
@@ -133,9 +133,9 @@ def test_tokens_there_must_be() -> None:
 @pytest.mark.parametrize(
     ("make", "given", "message"),
     [
-        (mlp, [torch.ones(0, 16)], r"batch 0 must contain at least one row and one token, found shape \(0, 16\)"),
-        (mlp, [*batches(), torch.ones(0, 16)], "batch 3 must contain at least one row"),
-        (mlp, [torch.zeros(8, 16)], "layer '0': its inputs are all zero"),
+        (deep_mlp, [torch.ones(0, 16)], r"batch 0 must contain at least one row and one token, found shape \(0, 16\)"),
+        (deep_mlp, [*batches(), torch.ones(0, 16)], "batch 3 must contain at least one row"),
+        (deep_mlp, [torch.zeros(8, 16)], "layer '0': its inputs are all zero"),
         (nn.Conv2d, [torch.ones(0, 4, 5, 5)], "batch 0 must contain at least one row"),
     ],
     ids=["no rows", "no rows in the last", "zeros", "no images"],
@@ -191,17 +191,17 @@ ODD = {
 @pytest.mark.parametrize("wrap", [lambda odd: odd, lambda odd: {"input": odd}, lambda odd: {"input": [{"x": odd}]}])
 def test_odd_tensors(kind: str, wrap: Callable[[Any], Any]) -> None:
     message = f"calibration batch 1 must contain dense tensors with values, found one that is {kind}."
-    refused(mlp(), CalibrationError, message, calibration=[torch.ones(8, 16), wrap(ODD[kind]())], solver="wanda")
+    refused(deep_mlp(), CalibrationError, message, calibration=[torch.ones(8, 16), wrap(ODD[kind]())], solver="wanda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.bool, torch.float16, torch.complex64])
 def test_odd_types(dtype: torch.dtype) -> None:
-    refused(mlp(), CalibrationError, "batch 0|complex", calibration=[torch.ones(8, 16).to(dtype)], solver="wanda")
+    refused(deep_mlp(), CalibrationError, "batch 0|complex", calibration=[torch.ones(8, 16).to(dtype)], solver="wanda")
 
 
 def test_views_and_gradients_change_nothing() -> None:
     given = batches()
-    expected, model = mlp(), mlp()
+    expected, model = deep_mlp(), deep_mlp()
     secateur.prune(expected, CONFIG, calibration=given, solver="sparsegpt")
     odd = [given[0].clone().requires_grad_(), nn.Parameter(given[1]), given[2].T.contiguous().T]
     secateur.prune(model, CONFIG, calibration=odd, solver="sparsegpt")
@@ -217,12 +217,12 @@ class Asserting(nn.Sequential):
 @pytest.mark.parametrize(
     ("make", "given", "message"),
     [
-        (mlp, [torch.ones(4, 15)], r"refuses calibration batch 0: RuntimeError: .*shapes cannot be multiplied"),
-        (mlp, [torch.ones(4, 16), torch.ones(4, 15)], r"refuses calibration batch 1: RuntimeError"),
-        (mlp, [torch.ones(4, 16, dtype=torch.long)], r"refuses calibration batch 0: RuntimeError: .*dtype"),
-        (mlp, [(torch.ones(4, 16), torch.ones(4))], r"refuses calibration batch 0: TypeError: .*positional"),
-        (mlp, [{"inputs": torch.ones(4, 16)}], r"refuses calibration batch 0: TypeError: .*'inputs'"),
-        (lambda: Asserting(*mlp()), [torch.ones(4, 15)], r"refuses calibration batch 0: AssertionError: sixteen"),
+        (deep_mlp, [torch.ones(4, 15)], r"refuses calibration batch 0: RuntimeError: .*shapes cannot be multiplied"),
+        (deep_mlp, [torch.ones(4, 16), torch.ones(4, 15)], r"refuses calibration batch 1: RuntimeError"),
+        (deep_mlp, [torch.ones(4, 16, dtype=torch.long)], r"refuses calibration batch 0: RuntimeError: .*dtype"),
+        (deep_mlp, [(torch.ones(4, 16), torch.ones(4))], r"refuses calibration batch 0: TypeError: .*positional"),
+        (deep_mlp, [{"inputs": torch.ones(4, 16)}], r"refuses calibration batch 0: TypeError: .*'inputs'"),
+        (lambda: Asserting(*deep_mlp()), [torch.ones(4, 15)], r"refuses calibration batch 0: AssertionError: sixteen"),
         (lambda: family("vit"), [{"pixel_values": torch.ones(1, 4, 9, 9)}], r"refuses calibration batch 0: Value"),
         (lambda: family("gpt2"), [{"inputs": torch.ones(1, 4)}], r"refuses calibration batch 0: ValueError"),
     ],
@@ -238,11 +238,11 @@ def test_what_layers_read_must_be_finite(value: float) -> None:
     given[1][3, 5] = value
     for solver in ("wanda", "alps"):
         message = "layer '0': its inputs must be finite, found inf or nan"
-        refused(mlp(), CalibrationError, message, calibration=given, solver=solver)
+        refused(deep_mlp(), CalibrationError, message, calibration=given, solver=solver)
 
 
 def test_the_first_layer_that_reads_infinities_is_named() -> None:
-    model = mlp()
+    model = deep_mlp()
     with torch.no_grad():
         model[2].bias.fill_(float("inf"))
     message = "layer '4': its inputs must be finite, found inf or nan. Check the calibration data and"
@@ -258,7 +258,7 @@ def test_padding_may_be_anything() -> None:
     class Padded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = mlp()
+            self.body = deep_mlp()
 
         def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - batches hold it
             return self.body(x)
@@ -321,7 +321,7 @@ def test_attention_to_something_else_is_refused_in_its_own_words() -> None:
 
 
 def test_weights_that_are_nan() -> None:
-    model = mlp()
+    model = deep_mlp()
     with torch.no_grad():
         model[2].weight[1, 1] = torch.nan
     refused(model, ScoreError, "layer '2': weights must be numbers, found nan", calibration=batches(), solver="alps")
@@ -330,17 +330,17 @@ def test_weights_that_are_nan() -> None:
 def test_a_lock_has_nothing_to_solve() -> None:
     config = {**CONFIG, "kind": "pattern_lock"}
     message = "layer '0': kind='pattern_lock' keeps the existing zeros, so there is nothing to prune"
-    refused(mlp(), ConfigError, message, calibration=batches(), solver="wanda", config=config)
+    refused(deep_mlp(), ConfigError, message, calibration=batches(), solver="wanda", config=config)
 
 
 def test_layers_that_do_not_fit() -> None:
     config = {"pattern": "5x1"}
     message = "No layer of the model can be pruned with pattern '5x1'"
-    refused(mlp(), LayerError, message, calibration=batches(), solver="wanda", config=config)
+    refused(deep_mlp(), LayerError, message, calibration=batches(), solver="wanda", config=config)
 
 
 def test_zeros_cannot_be_kept() -> None:
-    model = mlp()
+    model = deep_mlp()
     before = copy.deepcopy(model.state_dict())
     config = {"pattern": "1x1", "target_sparsity": 0.95, "keep_zeros": True}
     with pytest.raises(ConfigError, match="layer '0': solvers do not support keep_zeros=True"):
@@ -364,7 +364,7 @@ def test_zeros_cannot_be_kept() -> None:
 )
 @pytest.mark.parametrize("with_data", [False, True])
 def test_unknown_names(with_data: bool, options: dict[str, Any], message: str) -> None:
-    refused(mlp(), UnknownNameError, message, calibration=batches() if with_data else None, **options)
+    refused(deep_mlp(), UnknownNameError, message, calibration=batches() if with_data else None, **options)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_unknown_names(with_data: bool, options: dict[str, Any], message: str) -
     ],
 )
 def test_what_is_neither_name_nor_object(options: dict[str, Any], message: str) -> None:
-    refused(mlp(), ConfigError, message, calibration=batches(), **options)
+    refused(deep_mlp(), ConfigError, message, calibration=batches(), **options)
 
 
 def test_blocks_there_must_be() -> None:
@@ -425,7 +425,7 @@ def test_masks_of_other_shapes_are_no_padding() -> None:
     tokens = torch.ones(2, 3, dtype=torch.long)
     masks = {"two": torch.ones(2, 3), "four": torch.ones(2, 1, 3, 3), "none": None}
     found = {
-        name: read_batches(mlp(), [{"input_ids": tokens, "attention_mask": mask}])[0].keep
+        name: read_batches(deep_mlp(), [{"input_ids": tokens, "attention_mask": mask}])[0].keep
         for name, mask in masks.items()
     }
     assert found["two"] is not None

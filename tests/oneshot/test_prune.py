@@ -11,7 +11,7 @@ from torch import nn
 import secateur
 from patterns.cases import SPECS, share_of
 from secateur.errors import ConfigError, LayerError, ScoreError
-from training.models import bits, mlp
+from tiny_models import bits, mlp
 
 
 def twins() -> tuple[nn.Sequential, keras.Sequential]:

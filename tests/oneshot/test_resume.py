@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import secateur
-from oneshot.families import family, inputs_of
-from oneshot.problems import Recording, batches, execute, mlp
+from oneshot.problems import Recording, batches, execute
 from secateur.errors import CalibrationError, StateError
 from secateur.solvers import SOLVERS, Solver
 from secateur.solvers.problem import Problem, Solution
-from training.models import bits
+from tiny_models import bits, deep_mlp
+from tiny_transformers import family, inputs_of
 
 STAGES = 5
-"""Parts of `mlp` that are told of: its classifier and the activation before it are none."""
+"""Parts of `deep_mlp` that are told of: its classifier and the activation before it are none."""
 
 CONFIG = {"pattern": "2:4"}
 
@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def whole() -> dict[str, bytes]:
     """The bits of a run that nothing interrupted."""
-    model = mlp()
+    model = deep_mlp()
     told = Recording()
     run(model, progress=told)
     assert len(told.seen) == STAGES
@@ -59,7 +59,7 @@ def whole() -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", [InterruptedRunError, KeyboardInterrupt, SystemExit, MemoryError])
 @pytest.mark.parametrize("at", range(1, STAGES + 1))
 def test_an_interruption_changes_nothing(at: int, kind: type[BaseException]) -> None:
-    model = mlp()
+    model = deep_mlp()
     before, ids = bits(model), [id(held) for held in model.parameters()]
     with pytest.raises(kind) as caught:
         run(model, progress=Recording(kind, at))
@@ -90,7 +90,7 @@ def test_a_solver_that_fails_changes_nothing() -> None:
 
 @pytest.mark.parametrize("at", range(1, STAGES + 1))
 def test_the_same_call_goes_on(at: int, tmp_path: Path, whole: dict[str, bytes]) -> None:
-    model = mlp()
+    model = deep_mlp()
     before = bits(model)
     with pytest.raises(InterruptedRunError) as caught:
         run(model, tmp_path, Recording(InterruptedRunError, at))
@@ -99,17 +99,17 @@ def test_the_same_call_goes_on(at: int, tmp_path: Path, whole: dict[str, bytes])
     assert str(tmp_path) in caught.value.__notes__[0]
     assert f"{len(done)} finished part" in caught.value.__notes__[0]
     assert not [name for name in contents(tmp_path) if "dense" in name or "part" in name]
-    again = mlp()
+    again = deep_mlp()
     report = run(again, tmp_path)
     assert bits(again) == whole
     assert contents(tmp_path) == {}
-    alone = run(mlp())
+    alone = run(deep_mlp())
     assert (report.layers, report.errors) == (alone.layers, alone.errors)
 
 
 def test_the_interrupted_model_itself_goes_on(tmp_path: Path, whole: dict[str, bytes]) -> None:
     """Interrupted again and again, at every part."""
-    model = mlp()
+    model = deep_mlp()
     for at in range(1, STAGES + 1):
         interrupted(model, tmp_path, at)
     run(model, tmp_path)
@@ -125,9 +125,9 @@ def test_finished_parts_are_not_solved_again(tmp_path: Path) -> None:
             type(self).solved += 1
             return SOLVERS["wanda"]().solve(problem)
 
-    interrupted(mlp(), tmp_path, 3, solver=Counting())
+    interrupted(deep_mlp(), tmp_path, 3, solver=Counting())
     assert Counting.solved == 2
-    run(mlp(), tmp_path, solver=Counting())
+    run(deep_mlp(), tmp_path, solver=Counting())
     assert Counting.solved == 3
 
 
@@ -143,7 +143,7 @@ def test_a_language_model_goes_on(tmp_path: Path) -> None:
 
 KILLED = """
 import os, sys
-from oneshot.problems import batches, mlp
+from oneshot.problems import batches, deep_mlp
 import secateur
 from secateur.oneshot import Execution
 
@@ -152,7 +152,7 @@ def progress(step):
         os._exit(7)
 
 execution = Execution(folder=sys.argv[1], progress=progress)
-secateur.prune(mlp(), {"pattern": "2:4"}, calibration=batches(), execution=execution, solver="alps")
+secateur.prune(deep_mlp(), {"pattern": "2:4"}, calibration=batches(), execution=execution, solver="alps")
 """
 
 
@@ -166,7 +166,7 @@ def killed(folder: Path, at: int) -> None:
 def test_a_killed_process_goes_on(tmp_path: Path, whole: dict[str, bytes]) -> None:
     killed(tmp_path, 3)
     assert {name.split(".")[1] for name in contents(tmp_path)} == {"dense", "done", "state"}
-    model = mlp()
+    model = deep_mlp()
     run(model, tmp_path)
     assert bits(model) == whole
     assert contents(tmp_path) == {}
@@ -174,24 +174,24 @@ def test_a_killed_process_goes_on(tmp_path: Path, whole: dict[str, bytes]) -> No
 
 def test_what_a_killed_process_left_is_not_put_into_another_model(tmp_path: Path) -> None:
     killed(tmp_path, 3)
-    other = mlp(seed=1)
+    other = deep_mlp(seed=1)
     before = bits(other)
     with pytest.raises(StateError, match="contains an unfinished run of a model with other weights"):
         run(other, tmp_path)
     assert bits(other) == before
-    model = mlp()
+    model = deep_mlp()
     before = bits(model)
     interrupted(model, tmp_path, 1)
     assert bits(model) == before
 
 
 def other_weights() -> nn.Sequential:
-    return mlp(seed=1)
+    return deep_mlp(seed=1)
 
 
 def other_bias() -> nn.Sequential:
     """All that is pruned is the same."""
-    model = mlp()
+    model = deep_mlp()
     with torch.no_grad():
         model[0].bias.add_(1)
     return model
@@ -200,12 +200,12 @@ def other_bias() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (mlp, {"config": {"pattern": "1:4"}}, "different unfinished run (it differs in config)"),
-        (mlp, {"solver": "wanda"}, "different unfinished run (it differs in recipe)"),
-        (mlp, {"refine": "pcg"}, "different unfinished run (it differs in recipe)"),
-        (mlp, {"given": batches(2)}, "different unfinished run (it differs in data)"),
-        (mlp, {"given": [2 * batch for batch in batches()]}, "different unfinished run (it differs in data)"),
-        (lambda: mlp()[:3], {}, "different unfinished run (it differs in layers)"),
+        (deep_mlp, {"config": {"pattern": "1:4"}}, "different unfinished run (it differs in config)"),
+        (deep_mlp, {"solver": "wanda"}, "different unfinished run (it differs in recipe)"),
+        (deep_mlp, {"refine": "pcg"}, "different unfinished run (it differs in recipe)"),
+        (deep_mlp, {"given": batches(2)}, "different unfinished run (it differs in data)"),
+        (deep_mlp, {"given": [2 * batch for batch in batches()]}, "different unfinished run (it differs in data)"),
+        (lambda: deep_mlp()[:3], {}, "different unfinished run (it differs in layers)"),
         (other_bias, {}, "of a model with other weights. Load the same dense model, or empty the folder"),
         (other_weights, {}, "of a model with other weights. Load the same dense model, or empty the folder"),
     ],
@@ -213,7 +213,7 @@ def other_bias() -> nn.Sequential:
 def test_another_run_is_refused(
     make: Callable[[], nn.Module], options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    interrupted(mlp(), tmp_path, 2)
+    interrupted(deep_mlp(), tmp_path, 2)
     left = contents(tmp_path)
     model = make()
     before = bits(model)
@@ -248,9 +248,9 @@ def flipped(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncated, emptied, replaced_by_tensors, replaced_by_other_shapes, flipped])
 def test_damaged_parts_are_refused(damage: Callable[[Path], None], tmp_path: Path, whole: dict[str, bytes]) -> None:
-    interrupted(mlp(), tmp_path, 2)
+    interrupted(deep_mlp(), tmp_path, 2)
     damage(tmp_path / "00000.done.safetensors")
-    model = mlp()
+    model = deep_mlp()
     before = bits(model)
     with pytest.raises(StateError, match=r"00000.done.safetensors cannot be read|an unfinished run of a model"):
         run(model, tmp_path)
@@ -262,10 +262,10 @@ def test_damaged_parts_are_refused(damage: Callable[[Path], None], tmp_path: Pat
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"described": 1, "counts": 2}', "\xff"])
 def test_a_damaged_description_is_refused(text: str, tmp_path: Path) -> None:
-    interrupted(mlp(), tmp_path, 2)
+    interrupted(deep_mlp(), tmp_path, 2)
     (tmp_path / "run.state").write_bytes(text.encode("latin-1"))
     left = contents(tmp_path)
-    model = mlp()
+    model = deep_mlp()
     before = bits(model)
     with pytest.raises(StateError, match=r"run.state cannot be read .* Empty the folder to start over"):
         run(model, tmp_path)
@@ -276,7 +276,7 @@ def test_a_damaged_description_is_refused(text: str, tmp_path: Path) -> None:
 def test_the_folder_of_a_stranger_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(3)}, tmp_path / "model.safetensors")
     left = contents(tmp_path)
-    model = mlp()
+    model = deep_mlp()
     before = bits(model)
     with pytest.raises(StateError, match=r"files that do not belong to a run, such as .model.safetensors.\. Choose an"):
         run(model, tmp_path)
@@ -286,31 +286,31 @@ def test_the_folder_of_a_stranger_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_not_ones_own_stays_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    interrupted(mlp(), tmp_path, 2)
+    interrupted(deep_mlp(), tmp_path, 2)
     save_file({"weight": torch.ones(3)}, tmp_path / "model.safetensors")
-    run(mlp(), tmp_path)
+    run(deep_mlp(), tmp_path)
     assert contents(tmp_path).keys() == {"notes.txt", "model.safetensors"}
 
 
 def test_the_folder_is_made_and_may_be_a_text(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "down"
-    run(mlp(), str(folder))  # type: ignore[arg-type]
+    run(deep_mlp(), str(folder))  # type: ignore[arg-type]
     assert contents(folder) == {}
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="file"):
-        run(mlp(), tmp_path / "file")
+        run(deep_mlp(), tmp_path / "file")
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    run(mlp())
-    interrupted(mlp(), None, 2)
+    run(deep_mlp())
+    interrupted(deep_mlp(), None, 2)
     given = execute(batches(), offload="disk")
-    secateur.prune(mlp(), CONFIG, **given, solver="wanda")
+    secateur.prune(deep_mlp(), CONFIG, **given, solver="wanda")
     broken = execute([batch * float("inf") for batch in batches()], offload="disk")
     with pytest.raises(CalibrationError, match="must be finite"):
-        secateur.prune(mlp(), CONFIG, **broken, solver="wanda")
+        secateur.prune(deep_mlp(), CONFIG, **broken, solver="wanda")
     assert contents(tmp_path) == {}

@@ -15,13 +15,13 @@ from torch import nn
 
 import secateur
 from fuzz.interrupts import count_lines, interrupt_at
-from oneshot.families import family, inputs_of
-from oneshot.problems import Recording, batches, execute, mlp
+from oneshot.problems import Recording, batches, execute
 from secateur.errors import ConfigError, InsufficientMemoryError, StateError, StorageError
 from secateur.oneshot import Execution
 from secateur.oneshot.interrupts import allow_interrupts, defer_interrupts
 from secateur.oneshot.pytorch import backup, tensor_files
-from training.models import bits
+from tiny_models import bits, deep_mlp
+from tiny_transformers import family, inputs_of
 
 CONFIG = {"pattern": "2:4"}
 
@@ -94,7 +94,7 @@ def test_memory_that_does_not_suffice_is_named(error: Exception, where: str, mon
     def fail(*_: Any) -> None:
         raise error
 
-    model = mlp()
+    model = deep_mlp()
     before = bits(model)
     if where == "solver":
         monkeypatch.setattr("secateur.solvers.wanda.Wanda.solve", fail)
@@ -111,7 +111,7 @@ def test_memory_for_scores_and_batches(monkeypatch: pytest.MonkeyPatch, *, is_ca
     def fail(*_: Any) -> None:
         raise MemoryError
 
-    model = mlp()
+    model = deep_mlp()
     before = bits(model)
     monkeypatch.setattr("secateur.oneshot.pytorch.calibrated_run.read_batches", fail)
     monkeypatch.setattr("secateur.masking.run.Run.start", fail)
@@ -132,7 +132,7 @@ def test_dense_weights_that_cannot_be_put_back_are_not_lost(
     def fail(*_: Any) -> None:
         raise OSError(5, "Input/output error")
 
-    model, folder = mlp(), tmp_path / "run" if is_resumable else None
+    model, folder = deep_mlp(), tmp_path / "run" if is_resumable else None
     before = bits(model)
     with monkeypatch.context() as patched:
         patched.setattr(backup, "_read_into", fail)
@@ -144,7 +144,7 @@ def test_dense_weights_that_cannot_be_put_back_are_not_lost(
     files = sorted(tmp_path.rglob("rescued-*.safetensors"), reverse=True)
     assert str(files[0].parent) in str(caught.value)
     if folder is not None:  # another run removes nothing of it
-        prune(mlp(), folder)
+        prune(deep_mlp(), folder)
     for file in files:
         model.load_state_dict(load_file(file), strict=False)
     assert bits(model) == before
@@ -171,7 +171,7 @@ FULL = [SafetensorError("I/O error: No space left on device (os error 28)"), OSE
 @pytest.mark.parametrize("error", FULL, ids=repr)
 @pytest.mark.parametrize("at", range(1, 7))
 def test_a_disk_that_is_full(error: Exception, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, model, calls = mlp(), mlp(), []
+    expected, model, calls = deep_mlp(), deep_mlp(), []
     prune(expected)
     before = bits(model)
 
@@ -193,14 +193,14 @@ def test_a_disk_that_is_full(error: Exception, at: int, tmp_path: Path, monkeypa
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
-    other = mlp()
+    other = deep_mlp()
     before = bits(other)
 
     def progress(_: Any) -> None:
         with pytest.raises(StateError, match="Another run is using the folder"):
             prune(other, tmp_path)
 
-    model, expected = mlp(), mlp()
+    model, expected = deep_mlp(), deep_mlp()
     prune(model, tmp_path, progress)
     prune(expected)
     assert bits(model) == bits(expected)
@@ -308,13 +308,13 @@ WAYS: list[Callable[[nn.Module], Any]] = [
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_interrupt_at_any_line_leaves_the_model_as_it_was_or_pruned(way: Callable[[nn.Module], Any]) -> None:
-    expected = mlp()
+    expected = deep_mlp()
     lines = count_lines(lambda: way(expected))
-    dense = bits(mlp())
+    dense = bits(deep_mlp())
     step = max(1, lines // 60)
     interrupted = 0
     for line in range(1, lines + 1, step):
-        model = mlp()
+        model = deep_mlp()
         try:
             interrupt_at(line, lambda model=model: way(model))
         except KeyboardInterrupt:

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateur
-from oneshot.families import TEXT, family, inputs_of
-from oneshot.problems import Recording, batches, execute, mlp
+from oneshot.problems import Recording, batches, execute
 from secateur.allocations import Allocation, AllocationTask
 from secateur.errors import ConfigError, LayerError, ModelLoadError, ScoreError, StateError, UnsupportedModelError
 from secateur.oneshot import Execution
@@ -27,7 +26,8 @@ from secateur.oneshot.pytorch.weight_storage import DeviceStorage
 from secateur.oneshot.report import CalibratedReport
 from secateur.solvers import Solver, Wanda
 from secateur.solvers.problem import Problem, Solution
-from training.models import bits
+from tiny_models import bits, deep_mlp
+from tiny_transformers import TEXT, family, inputs_of
 
 CONFIG = {"pattern": "2:4"}
 
@@ -172,7 +172,7 @@ def test_a_block_on_the_device_that_it_is_on_stays_itself() -> None:
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta", 99, [], "privateuseone"])
 def test_a_device_that_does_not_exist(device: Any) -> None:
-    model = mlp()
+    model = deep_mlp()
     before = bits(model)
     with pytest.raises(ConfigError, match=r"device must be one that .*, found"):
         pruned(model, execute(batches(), device=device))
@@ -479,10 +479,10 @@ def test_a_single_file_and_a_folder_of_plain_files(dense: Path, tmp_path: Path) 
 @pytest.mark.parametrize("options", [{"solver": "alps"}, {"allocation": "global", "config": FREE}], ids=str)
 def test_a_chain_of_plain_layers(options: dict[str, Any], tmp_path: Path) -> None:
     """Every layer is a block, some without any values, and nothing lies outside."""
-    whole, given = mlp(), batches()
+    whole, given = deep_mlp(), batches()
     save_file(dict(whole.state_dict()), tmp_path / "dense.safetensors")
     with torch.device("meta"):
-        model = mlp()
+        model = deep_mlp()
     calibration = execute(
         given, weights=tmp_path / "dense.safetensors", folder=tmp_path / "pruned", device="cpu", offload="disk"
     )

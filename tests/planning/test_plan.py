@@ -13,7 +13,7 @@ from torch import nn
 
 import secateur
 from secateur.planning import Plan
-from training.models import bits, mlp
+from tiny_models import bits, mlp
 
 
 def bert() -> nn.Module:

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import secateur
-from oneshot.families import family
-from oneshot.problems import batches, mlp
+from oneshot.problems import batches
 from secateur.errors import CalibrationError, ConfigError
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import read_batches
@@ -20,7 +19,8 @@ from secateur.refiners.base import BlockTask, ModelTask
 from secateur.refiners.block import _loss
 from secateur.refiners.distill import _divergence
 from secateur.refiners.tuning import MIN_SCALE, MaskedAdam, shuffle_batches
-from training.models import bits
+from tiny_models import bits, deep_mlp
+from tiny_transformers import family
 
 
 def tokens(count: int = 6, length: int = 12) -> list[dict[str, torch.Tensor]]:
@@ -214,7 +214,7 @@ def test_no_logits_no_distillation() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = mlp()
+            self.body = deep_mlp()
 
         def forward(self, given: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"scores": self.body(given)}

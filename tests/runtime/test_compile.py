@@ -17,7 +17,6 @@ from torch import nn
 
 import secateur
 import secateur.runtime
-from oneshot.families import FAMILIES
 from runtime.sparse_layers import replace_always
 from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import CompileResult
@@ -27,6 +26,7 @@ from secateur.runtime.pytorch.candidates import SparseCandidate, find_candidates
 from secateur.runtime.pytorch.layers import packed
 from secateur.runtime.pytorch.layers.channels import ChannelConv2d
 from secateur.runtime.pytorch.pruned_weight import PrunedWeight
+from tiny_transformers import FAMILIES
 
 ALL = [".*"]
 

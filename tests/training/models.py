@@ -1,4 +1,4 @@
-"""What the tests of training share: small models, a training loop, and the checks that hold after every step."""
+"""What the tests of training share: optimizers, a training loop, and the checks that hold after every step."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 import secateur
 from secateur.training.pytorch import PytorchPruner
+from tiny_models import mlp
 
 Factory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -39,12 +40,6 @@ CONFIG: dict[str, Any] = {
 
 
 PROGRESSIVE = {**CONFIG, "kind": "progressive", "progressive_steps": 2}
-
-
-def mlp(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """Layers "0" and "2" are pruned, "4" is the classifier."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)).to(dtype)
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,11 +103,6 @@ def revived(pruner: PytorchPruner) -> list[str]:
 
 def pruned_units(pruner: PytorchPruner) -> int:
     return sum(layer.pruned_units for layer in pruner.report().layers)
-
-
-def bits(model: nn.Module) -> dict[str, bytes]:
-    """The state of a model, to the last bit."""
-    return {name: value.contiguous().view(torch.uint8).numpy().tobytes() for name, value in model.state_dict().items()}
 
 
 def equal_states(left: Any, right: Any) -> bool:

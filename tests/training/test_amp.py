@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
-from training.models import CONFIG, NeverRevived, Trial, backward, begin, bits
+from tiny_models import bits
+from training.models import CONFIG, NeverRevived, Trial, backward, begin
 
 OVERFLOWS = {2, 5, 6}
 """Steps at which the scaled gradients overflow."""

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError, LayerError, ScoreError
-from training.models import CONFIG, PROGRESSIVE, Trial, backward, begin, bits, mlp, revived
+from tiny_models import bits, mlp
+from training.models import CONFIG, PROGRESSIVE, Trial, backward, begin, revived
 
 LASSO = {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.01}
 

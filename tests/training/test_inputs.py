@@ -10,7 +10,8 @@ from torch.optim import SGD
 
 import secateur
 from secateur.errors import ConfigError, LayerError, ScoreError, SecateurError, UnknownNameError, UnsupportedModelError
-from training.models import CONFIG, PROGRESSIVE, backward, begin, bits, hooks, mlp
+from tiny_models import bits, mlp
+from training.models import CONFIG, PROGRESSIVE, backward, begin, hooks
 
 MAGNITUDE = {**CONFIG, "criterion": "magnitude", "start_step": 0}
 

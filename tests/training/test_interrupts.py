@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import secateur
 from secateur.errors import LayerError, StateError
 from secateur.training.pytorch import PytorchPruner
-from training.models import CONFIG, OPTIMIZERS, PROGRESSIVE, backward, begin, hooks, mlp, pruned_units, revived
+from tiny_models import mlp
+from training.models import CONFIG, OPTIMIZERS, PROGRESSIVE, backward, begin, hooks, pruned_units, revived
 
 LASSO = {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.01}
 RULES = {**CONFIG, "layers": {"2": {"pattern": "2:4", "target_sparsity": 0.5, "kind": "progressive"}}}

@@ -11,7 +11,8 @@ from torch import nn
 
 import secateur
 from secateur.errors import ConfigError, LayerError, ScoreError
-from training.models import CONFIG, PROGRESSIVE, NeverRevived, begin, bits, equal_states, mlp, pruned_units, revived
+from tiny_models import bits, mlp
+from training.models import CONFIG, PROGRESSIVE, NeverRevived, begin, equal_states, pruned_units, revived
 
 SPARSE_WARNING = "of the weights to be pruned are zero already and may come back to life"
 

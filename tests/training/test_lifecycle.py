@@ -10,7 +10,8 @@ from torch import nn
 
 import secateur
 from secateur.errors import StateError
-from training.models import CONFIG, begin, bits, hooks, mlp, pruned_units, revived
+from tiny_models import bits, mlp
+from training.models import CONFIG, begin, hooks, pruned_units, revived
 
 
 def test_finalize_leaves_a_plain_model() -> None:

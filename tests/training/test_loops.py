@@ -8,7 +8,8 @@ from torch import nn
 
 import secateur
 from secateur.errors import LayerError, ScoreError, StateError
-from training.models import CONFIG, OPTIMIZERS, backward, begin, mlp
+from tiny_models import mlp
+from training.models import CONFIG, OPTIMIZERS, backward, begin
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, closure: bool) -> None:

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import secateur
 from secateur.errors import LayerError
+from tiny_models import bits, mlp
 from training.models import (
     CONFIG,
     OPTIMIZERS,
@@ -21,9 +22,7 @@ from training.models import (
     backward,
     batch,
     begin,
-    bits,
     hooks,
-    mlp,
     pruned_units,
     revived,
     train,

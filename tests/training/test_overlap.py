@@ -13,7 +13,8 @@ import secateur
 from secateur.errors import LayerError, StateError
 from secateur.training.pytorch import PytorchPruner
 from secateur.training.pytorch.overlap import shares_memory
-from training.models import CONFIG, begin, bits, mlp
+from tiny_models import bits, mlp
+from training.models import CONFIG, begin
 
 
 def by_optimizer(model: nn.Module) -> PytorchPruner:

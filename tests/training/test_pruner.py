@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from secateur.training import pytorch
-from training.models import begin, mlp
+from tiny_models import mlp
+from training.models import begin
 from training.pruner_contract import Case, check_pruner
 
 

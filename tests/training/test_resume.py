@@ -10,7 +10,8 @@ from torch import nn
 
 import secateur
 from secateur.errors import StateError
-from training.models import CONFIG, NeverRevived, Trial, backward, begin, bits, equal_states, mlp, pruned_units
+from tiny_models import bits, mlp
+from training.models import CONFIG, NeverRevived, Trial, backward, begin, equal_states, pruned_units
 
 STEPS = 12
 

@@ -11,7 +11,8 @@ from torch import nn
 
 import secateur
 from secateur.errors import StateError
-from training.models import CONFIG, Trial, backward, begin, bits, equal_states, mlp
+from tiny_models import bits, mlp
+from training.models import CONFIG, Trial, backward, begin, equal_states
 from training.test_resume import LONG, RUNS, STEPS, start
 
 State = dict[str, Any]

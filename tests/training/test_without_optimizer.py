@@ -9,7 +9,8 @@ import torch
 import secateur
 from secateur.errors import ConfigError, StateError
 from secateur.training.pytorch import PytorchPruner, prepare_by_hand
-from training.models import CONFIG, OPTIMIZERS, PROGRESSIVE, NeverRevived, backward, begin, bits, hooks, mlp
+from tiny_models import bits, mlp
+from training.models import CONFIG, OPTIMIZERS, PROGRESSIVE, NeverRevived, backward, begin, hooks
 
 KINDS = {
     "snip_momentum": CONFIG,
