@@ -190,9 +190,9 @@ LIES: list[tuple[str, Any, Use, str]] = [
     (f"{GROUPS}/sha256", None, OPENED, "sha256: Input should be a valid string"),
     (f"{GROUPS}/layer", "\x1b[2J", OPENED, "cannot be printed"),
     # Files
-    (f"{GROUPS}/file", "other.safetensors", OPENED, "is in 'other.safetensors', which is none of the shards"),
-    (f"{GROUPS}/file", COMPANION, OPENED, "is in 'config.json', which is none of the shards"),
-    (f"{GROUPS}/file", f"./{SHARD}", OPENED, "which is none of the shards"),
+    (f"{GROUPS}/file", "other.safetensors", OPENED, "is in 'other.safetensors', which is not one of the shards"),
+    (f"{GROUPS}/file", COMPANION, OPENED, "is in 'config.json', which is not one of the shards"),
+    (f"{GROUPS}/file", f"./{SHARD}", OPENED, "which is not one of the shards"),
     (f"shards/{SHARD}", 1, OPENED, "must have 1 bytes, found"),
     (f"shards/{SHARD}", -1, OPENED, "greater than or equal to 0"),
     (f"shards/{SHARD}", 1 << 62, OPENED, "must have 4,611,686,018,427,387,904 bytes, found"),
@@ -276,7 +276,7 @@ def test_a_manifest_that_lies_is_refused(place: str, lie: Any, use: Use, message
 def test_no_name_leaves_the_folder(kind: str, name: str, folder: Path) -> None:
     entry = 3 if kind == "shards" else {"size": 3, "sha256": "0" * 64}
     forged(folder, lambda data: data[kind].update({name: entry}))
-    with pytest.raises(ArtifactError, match=r"is no name of a file within the folder"):
+    with pytest.raises(ArtifactError, match=r"is not the name of a file in the folder"):
         Artifact(folder)
 
 
@@ -439,7 +439,7 @@ def group_set(places: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
 
 ORDER = "must be in ascending order"
 PLACES = "must be below that and in ascending order"
-PADDING = "the padding behind the index must be zero"
+PADDING = "the padding after the index must be zero"
 
 INDEX_LIES: list[tuple[str, Callable[[np.ndarray], np.ndarray], str]] = [
     ("bitmask.weight", lambda index: with_bit(index, first(index, 1), 0), "the index does not keep the 32 blocks"),

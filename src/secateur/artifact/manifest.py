@@ -1,4 +1,4 @@
-"""The manifest: what an artifact holds, as one JSON file that is checked in itself."""
+"""The manifest of an artifact: what its tensors are, how they are packed and what was pruned."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Blocks(_ManifestModel):
         block: Weights of a block along output channels, kernel positions and input channels.
         kept: Blocks stored.
         index: How it is written down which.
-        label: What a person calls it.
+        label: The name in reports.
     """
 
     kind: Literal["blocks"] = "blocks"
@@ -131,7 +131,7 @@ class Groups(_ManifestModel):
 
 
 class Claim(_ManifestModel):
-    """What pruning did to a tensor, as its report said.
+    """What pruning did to a tensor, according to its report.
 
     Attributes:
         pattern: Pattern specification.
@@ -204,7 +204,7 @@ class TensorEntry(_ManifestModel):
 
     @property
     def packing_name(self) -> str:
-        """What a person calls its packing."""
+        """The name of its packing in reports."""
         return "dense" if self.packer is None else self.packer.name
 
     def stored(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -299,7 +299,7 @@ class Builder(_ManifestModel):
 
 
 class Manifest(_ManifestModel):
-    """All that is known of an artifact without reading its tensors.
+    """Everything about an artifact except the values of its tensors.
 
     Attributes:
         format: Always ``"secateur"``.
@@ -370,7 +370,7 @@ class Manifest(_ManifestModel):
     def _check_names(cls, names: dict[str, Any]) -> dict[str, Any]:
         for name in names:
             if not FILE_NAME.fullmatch(name) or name == MANIFEST or len(name) > MAX_FILE_NAME:
-                raise ValueError(f"{format_value(name)} is no name of a file within the folder")
+                raise ValueError(f"{format_value(name)} is not the name of a file in the folder")
         return names
 
     @model_validator(mode="after")
@@ -380,7 +380,7 @@ class Manifest(_ManifestModel):
         for name, tensor in self.tensors.items():
             if tensor.file not in self.shards:
                 raise ValueError(
-                    f"tensor {format_value(name)} is in {format_value(tensor.file)}, which is none of the shards"
+                    f"tensor {format_value(name)} is in {format_value(tensor.file)}, which is not one of the shards"
                 )
         for alias, name in self.aliases.items():
             if alias in self.tensors or name not in self.tensors:
@@ -401,7 +401,7 @@ def explain_invalid(what: str) -> Iterator[None]:
 
 
 def describe_packing(packing: Packing | None) -> Dense | Blocks | Groups:
-    """What a manifest says of a packing."""
+    """Describe a packing for the manifest."""
     if isinstance(packing, BlockPacking):
         index: Literal["bitmap", "list"] = "list" if packing.is_list else "bitmap"
         return Blocks(block=packing.block, kept=packing.stored, index=index, label=packing.label)

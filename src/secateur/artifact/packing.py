@@ -1,4 +1,4 @@
-"""How the weights that stay are stored without those that do not.
+"""Pack tensors: store the blocks that are kept, and an index of where they belong.
 
 A tensor is seen as output channels × kernel positions × input channels (O, K, I) and tiled into blocks. Stored are an
 *index*, which says which blocks stay, and the numbers in these, one block after another in the order of the tiling.
@@ -49,7 +49,7 @@ CHUNK = 1 << 18
 
 
 class Packing(ABC):
-    """Which weights are stored, and how it is written down where they belong.
+    """Which weights are stored, and how the index says where they belong.
 
     Attributes:
         block: Weights of a block along O, K and I.
@@ -65,23 +65,23 @@ class Packing(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What a person calls it."""
+        """The name in reports."""
 
     @abstractmethod
     def kept(self, view: WeightView) -> int:
-        """Blocks that are stored."""
+        """Count the stored blocks."""
 
     @abstractmethod
     def index_bytes(self, view: WeightView) -> int:
-        """Bytes of the index, padding included."""
+        """Count the bytes of the index, including padding."""
 
     @abstractmethod
     def keep(self, nonzero: Flags) -> Flags:
-        """Which blocks to store, from which hold anything but zeros: those, and what the packing needs besides."""
+        """Choose the blocks to store: all that are not zero, and others that the packing needs."""
 
     @abstractmethod
     def encode(self, keep: Flags) -> Bytes:
-        """The index, without padding."""
+        """Encode the index, without padding."""
 
     @abstractmethod
     def decode(self, index: Bytes, start: int, stop: int) -> Numbers:
@@ -93,12 +93,12 @@ class Packing(ABC):
             stop: Block behind the last.
 
         Raises:
-            ArtifactError: The index is none that `encode` makes.
+            ArtifactError: The index is not valid.
         """
 
     @abstractmethod
     def check_padding(self, index: Bytes, view: WeightView) -> None:
-        """Raise `ArtifactError` if there is anything but zeros behind the index."""
+        """Raise `ArtifactError` if the padding after the index is not zero."""
 
     def check(self, view: WeightView) -> None:
         """Raise `ArtifactError` if the blocks do not tile a weight."""
@@ -116,18 +116,18 @@ class Packing(ABC):
         return self.kept(view), math.prod(self.block)
 
     def pack(self, bits: Bits, view: WeightView, nonzero: Flags) -> tuple[Bits, Bytes]:
-        """The stored numbers and the index.
+        """Pack a tensor into its stored numbers and the index.
 
         Args:
             bits: The tensor's bit patterns as stored.
-            view: Where its channels lie.
-            nonzero: Blocks that hold anything but zero bits, in the shape of the tiling.
+            view: Where its channels are.
+            nonzero: Which blocks have any nonzero bits, in the shape of the tiling.
         """
         keep = self.keep(nonzero)
         index = self.encode(keep)
         padded = np.zeros(self.index_bytes(view), np.uint8)
         padded[: index.size] = index
-        blocked = self._blocked(view.to_canonical(bits))
+        blocked = self._split_blocks(view.to_canonical(bits))
         values = np.empty((count_true(keep), math.prod(self.block)), bits.dtype)
         flags, taken = keep.reshape(-1), 0
         for place, start, stop in self._chunks(view):
@@ -140,11 +140,11 @@ class Packing(ABC):
         """The inverse of `pack`: the dense tensor as stored.
 
         Raises:
-            ArtifactError: The index does not fit the stored numbers.
+            ArtifactError: The index does not match the stored numbers.
         """
         self.check_padding(index, view)
         dense = np.empty(view.shape, values.dtype)
-        blocked = self._blocked(view.to_canonical(dense))
+        blocked = self._split_blocks(view.to_canonical(dense))
         assert np.shares_memory(blocked, dense)
         taken = 0
         for place, start, stop in self._chunks(view):
@@ -162,7 +162,7 @@ class Packing(ABC):
         return dense
 
     def _chunks(self, view: WeightView) -> Iterator[tuple[Place, int, int]]:
-        """Parts of the tiling of about `CHUNK` weights: where they lie, the first block, the one behind the last."""
+        """Parts of the tiling of about `CHUNK` weights: the slices, the first block and the end."""
         rows, positions, columns = self.grid(view)
         weights = math.prod(self.block)
         for row, end in _ranges(rows, CHUNK // (positions * columns * weights)):
@@ -175,7 +175,7 @@ class Packing(ABC):
                     count = (end - row) * (last - position) * (behind - column)
                     yield (slice(row, end), slice(position, last), slice(column, behind)), start, start + count
 
-    def _blocked(self, canonical: Bits) -> Bits:
+    def _split_blocks(self, canonical: Bits) -> Bits:
         """(O, K, I) as (rows, positions, columns, O in a block, K in a block, I in a block), of the same memory.
 
         Axes that a block has one weight of are left out.
@@ -200,7 +200,7 @@ class BlockPacking(Packing):
         stored: Blocks that stay.
         is_list: Whether the index is a list of the numbers of blocks that stay, four bytes each, in ascending order;
             or else a bitmap with one bit per block, the lowest bit of a byte first.
-        label: What a person calls it.
+        label: The name in reports.
 
     Example:
         >>> view = WeightView(shape=(4, 2), output_axes=(0,), input_axes=(1,))
@@ -235,7 +235,7 @@ class BlockPacking(Packing):
 
     def index_bytes(self, view: WeightView) -> int:
         """See `Packing.index_bytes`."""
-        return _padded(NUMBER.itemsize * self.stored if self.is_list else -(-math.prod(self.grid(view)) // BITS))
+        return _pad(NUMBER.itemsize * self.stored if self.is_list else -(-math.prod(self.grid(view)) // BITS))
 
     def keep(self, nonzero: Flags) -> Flags:
         """See `Packing.keep`."""
@@ -250,7 +250,7 @@ class BlockPacking(Packing):
     def decode(self, index: Bytes, start: int, stop: int) -> Numbers:
         """See `Packing.decode`."""
         if not self.is_list:
-            return np.flatnonzero(_unpacked_bits(index, start, stop))
+            return np.flatnonzero(_unpack_bits(index, start, stop))
         numbers = index[: NUMBER.itemsize * self.stored].view(NUMBER)
         if start == 0 and np.any(numbers[1:] <= numbers[:-1]):
             raise ArtifactError("the numbers of the blocks that are stored must be in ascending order")
@@ -260,9 +260,9 @@ class BlockPacking(Packing):
     def check_padding(self, index: Bytes, view: WeightView) -> None:
         """See `Packing.check_padding`."""
         if self.is_list:
-            _refuse_rest(index, NUMBER.itemsize * self.stored * BITS)
+            _check_rest(index, NUMBER.itemsize * self.stored * BITS)
         else:
-            _refuse_rest(index, math.prod(self.grid(view)))
+            _check_rest(index, math.prod(self.grid(view)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +270,7 @@ class GroupPacking(Packing):
     """N of every M consecutive input channels (N:M), with the place of each within its group.
 
     The index is a sequence of places, each in as many bits as M - 1 needs, the lowest bit first, N for each group in
-    ascending order. Of a group that has fewer weights than N the first zeros are stored too.
+    ascending order. If a group has fewer nonzero weights than N, its first zeros are stored too.
 
     Attributes:
         count: N, the weights stored of a group.
@@ -313,7 +313,7 @@ class GroupPacking(Packing):
 
     def index_bytes(self, view: WeightView) -> int:
         """See `Packing.index_bytes`."""
-        return _padded(-(-self.kept(view) * self._place_bits // BITS))
+        return _pad(-(-self.kept(view) * self._place_bits // BITS))
 
     def keep(self, nonzero: Flags) -> Flags:
         """See `Packing.keep`.
@@ -344,7 +344,7 @@ class GroupPacking(Packing):
         filled = 0
         for start in range(0, len(groups), self._groups_per_chunk):
             places = np.flatnonzero(groups[start : start + self._groups_per_chunk]) % self.group
-            part = _packed_numbers(places.astype(dtype), bits)
+            part = _pack_numbers(places.astype(dtype), bits)
             index[filled : filled + part.size] = part
             filled += part.size
         return index
@@ -353,8 +353,8 @@ class GroupPacking(Packing):
         """See `Packing.decode`."""
         groups, bits = (stop - start) // self.group, self._place_bits
         first = start // self.group * self.count * bits
-        flags = _unpacked_bits(index, first, first + groups * self.count * bits)
-        places = _numbers(flags.reshape(-1, bits)).reshape(groups, self.count)
+        flags = _unpack_bits(index, first, first + groups * self.count * bits)
+        places = _read_numbers(flags.reshape(-1, bits)).reshape(groups, self.count)
         if np.any(places >= self.group) or np.any(places[:, 1:] <= places[:, :-1]):
             raise ArtifactError(f"the places in a group of {self.group} must be below that and in ascending order")
         numbers: Numbers = (np.arange(0, stop - start, self.group)[:, None] + places).reshape(-1)
@@ -362,7 +362,7 @@ class GroupPacking(Packing):
 
     def check_padding(self, index: Bytes, view: WeightView) -> None:
         """See `Packing.check_padding`."""
-        _refuse_rest(index, self.kept(view) * self._place_bits)
+        _check_rest(index, self.kept(view) * self._place_bits)
 
     @property
     def _groups_per_chunk(self) -> int:
@@ -380,20 +380,20 @@ def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, count)) for start in range(0, count, step))
 
 
-def _padded(size: int) -> int:
+def _pad(size: int) -> int:
     return size + -size % INDEX_ALIGNMENT
 
 
-def _packed_numbers(numbers: npt.NDArray[Any], bits: int) -> Bytes:
-    """Numbers one behind another in so many bits each, the lowest bit first."""
+def _pack_numbers(numbers: npt.NDArray[Any], bits: int) -> Bytes:
+    """Pack numbers into that many bits each, the lowest bit first."""
     flags = np.empty((numbers.size, bits), np.uint8)
     for place in range(bits):
         flags[:, place] = numbers >> numbers.dtype.type(place) & 1
     return np.packbits(flags.reshape(-1), bitorder="little")
 
 
-def _numbers(flags: Bytes) -> npt.NDArray[Any]:
-    """Numbers from their bits, the lowest first, of shape (numbers, bits)."""
+def _read_numbers(flags: Bytes) -> npt.NDArray[Any]:
+    """Compute numbers from their bits, the lowest first, of shape (numbers, bits)."""
     bits = flags.shape[1]
     numbers: npt.NDArray[Any] = np.zeros(len(flags), np.uint8 if bits <= BITS else np.uint32)
     for place in range(bits):
@@ -401,13 +401,13 @@ def _numbers(flags: Bytes) -> npt.NDArray[Any]:
     return numbers
 
 
-def _unpacked_bits(index: Bytes, start: int, stop: int) -> Bytes:
-    """Bits of an index from `start` to before `stop`, one byte each."""
+def _unpack_bits(index: Bytes, start: int, stop: int) -> Bytes:
+    """Unpack the bits of an index from `start` up to `stop` into one byte each."""
     first = start // BITS
     return np.unpackbits(index[first : -(-stop // BITS)], bitorder="little")[start - first * BITS :][: stop - start]
 
 
-def _refuse_rest(index: Bytes, used: int) -> None:
-    """Raise `ArtifactError` if there is anything behind the bits that are used."""
+def _check_rest(index: Bytes, used: int) -> None:
+    """Raise `ArtifactError` if any bit after the used ones is set."""
     if np.unpackbits(index[used // BITS :], bitorder="little")[used % BITS :].any():
-        raise ArtifactError("the padding behind the index must be zero")
+        raise ArtifactError("the padding after the index must be zero")

@@ -1,7 +1,7 @@
-"""Safetensors files: headers that are checked before anything is believed, and tensors one at a time.
+"""Read safetensors files after checking their headers, and write them, one tensor at a time.
 
 The format: eight bytes with the length of the header, little-endian; the header, a JSON object of name → ``dtype``,
-``shape`` and ``data_offsets``; and the tensors, one behind another without a gap.
+``shape`` and ``data_offsets``; and the tensors one after another, without gaps.
 
 Source:
     https://github.com/huggingface/safetensors, section "Format". The package itself needs a framework for bfloat16 and
@@ -32,7 +32,7 @@ __all__ = ["METADATA", "StoredTensor", "TensorFile", "write_tensor_file"]
 LENGTH_BYTES = 8
 
 METADATA = "__metadata__"
-"""In a header, what is no tensor."""
+"""The key of a header that is not a tensor."""
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -45,13 +45,13 @@ MAX_AXES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """What a header says of one tensor.
+    """One tensor in a header.
 
     Attributes:
         dtype: Type, as in `DTYPES`.
         shape: Its shape.
         start: First byte, counted from the first tensor's.
-        stop: Byte behind the last.
+        stop: End of its bytes.
     """
 
     dtype: str
@@ -61,7 +61,7 @@ class StoredTensor:
 
 
 class TensorFile(Mapping[str, StoredTensor]):
-    """A safetensors file of which header and length fit together.
+    """A safetensors file whose header and size are consistent.
 
     Args:
         path: The file.
@@ -78,11 +78,11 @@ class TensorFile(Mapping[str, StoredTensor]):
     def __init__(self, path: Path, *, keep_open: bool = True) -> None:
         self.path = path
         self.file = FileReader(path, keep_open=keep_open)
-        self._data_start, header = self._header()
+        self._data_start, header = self._read_header()
         self.metadata = header.pop(METADATA, {})
         if not isinstance(self.metadata, dict) or not all(isinstance(text, str) for text in self.metadata.values()):
             raise self._damaged(f"{METADATA!r} must map names to texts")
-        self._tensors = {name: self._tensor(name, entry) for name, entry in header.items()}
+        self._tensors = {name: self._parse_entry(name, entry) for name, entry in header.items()}
         self._check_places()
 
     def __getitem__(self, name: str) -> StoredTensor:
@@ -100,7 +100,7 @@ class TensorFile(Mapping[str, StoredTensor]):
         return self.file.size
 
     def read(self, name: str) -> Bits:
-        """A tensor's bit patterns in its shape.
+        """Read the bit patterns of a tensor, in its shape.
 
         Raises:
             ArtifactError: The file was changed since it was opened, or there is not enough memory.
@@ -117,20 +117,20 @@ class TensorFile(Mapping[str, StoredTensor]):
             raise self._damaged("it was cut short since it was opened")
         return bits
 
-    def _header(self) -> tuple[int, dict[str, Any]]:
-        length = int.from_bytes(self._bytes(0, LENGTH_BYTES), "little")
+    def _read_header(self) -> tuple[int, dict[str, Any]]:
+        length = int.from_bytes(self._read_bytes(0, LENGTH_BYTES), "little")
         most = min(self.size - LENGTH_BYTES, MAX_HEADER_BYTES)
         if not 2 <= length <= most:
             raise self._damaged(f"the header must have 2 to {max(most, 2):,} bytes, found {length:,}")
-        header = parse_json(self._bytes(LENGTH_BYTES, length), self.path)
+        header = parse_json(self._read_bytes(LENGTH_BYTES, length), self.path)
         return LENGTH_BYTES + length, header
 
-    def _bytes(self, start: int, length: int) -> bytes:
+    def _read_bytes(self, start: int, length: int) -> bytes:
         with explain_out_of_memory(f"{self.path}: the header cannot be read", length):
             buffer = bytearray(length)
         return bytes(buffer[: self.file.read_into(memoryview(buffer), start)])
 
-    def _tensor(self, name: str, entry: Any) -> StoredTensor:
+    def _parse_entry(self, name: str, entry: Any) -> StoredTensor:
         if not name.isprintable():
             raise self._damaged(f"tensor {format_value(name)} has a name that cannot be printed")
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -170,13 +170,13 @@ class TensorFile(Mapping[str, StoredTensor]):
             raise self._damaged(f"the tensors must have {end:,} bytes together, found {found:,}. Is it complete?")
 
     def _damaged(self, what: str, end: str = ".") -> ArtifactError:
-        return ArtifactError(f"{self.path}: no valid safetensors file: {what}{end}")
+        return ArtifactError(f"{self.path}: is not a valid safetensors file: {what}{end}")
 
 
 def write_tensor_file(
     path: Path, entries: Mapping[str, tuple[str, tuple[int, ...]]], read: Callable[[], Iterable[Bits]]
 ) -> None:
-    """Write a file tensor by tensor, and have it on the disk before this returns.
+    """Write a file tensor by tensor, and flush it to the disk.
 
     Args:
         path: Where.
