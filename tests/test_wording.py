@@ -63,9 +63,9 @@ def test_good_text_stays_as_it_is(text: str) -> None:
 @pytest.mark.parametrize("character", ["x", "\x1b", "\U000e0041", "\n"])
 def test_long_texts_lose_their_middle(character: str) -> None:
     text = "start" + character * 16_000_000 + "end"
-    start = time.perf_counter()
+    start = time.process_time()  # not of the clock: the machine may be busy
     shown = str(SecateurError(text))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert len(shown) == MAX_MESSAGE
     assert re.fullmatch(r"start.*… \(16,000,008 characters, shortened\) ….*end", shown, re.DOTALL)
 
