@@ -96,10 +96,10 @@ class BitmaskTileKernel(Kernel):
     Attributes:
         activation_type: LLVM type of activations and weights; ``float`` is split into two bfloat16.
         rows: Rows of a panel, a multiple of 32.
-        panel_features: Features of the activations that a panel holds at a time. In between, sums of float32 are kept
-            in the results; those of bfloat16 cannot be, so there must be no more than one piece.
+        panel_features: Features that a panel holds at a time. Between them, float32 sums are kept in the results;
+            bfloat16 results would round the sums, so a bfloat16 panel must hold all features.
         chunk: Outputs of a unit, whose results are written together.
-        piece: Features of which weights are decoded at a time; `panel_features` is a multiple of it.
+        piece: Features whose weights are decoded at once; `panel_features` is a multiple of it.
     """
 
     activation_type: str
@@ -176,7 +176,7 @@ class BitmaskTileKernel(Kernel):
                 self._emit_tile_row(function, activations, left, tile_row)
 
     def _emit_tile_row(self, function: Emitter, source: str, left: str, target: str) -> None:
-        """Pack the activations of one row of a tile, of which `left` exist; the others are zero."""
+        """Pack the first `left` activations of one row of a tile; the others are zero."""
         if self.activation_type == "bfloat":
             line = function.load_first(2 * STRIP, source, left, "i16")
             function.store(BFLOAT16_LINE, line, target, CACHE_LINE_BYTES)

@@ -2,7 +2,7 @@
 
 A tile of weights has sixteen outputs and 32 inputs, which at least one of the outputs keeps. The activations of these
 inputs are gathered into tiles in AMX's layout, two inputs of a row side by side. For float32 a tile has sixteen inputs,
-because the two bfloat16 of an activation lie side by side.
+because the two bfloat16 of an activation are stored side by side.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ WORDS = vector("i32", STRIP)
 
 
 def reduce_lanes(function: Emitter, total: str, lanes: int, kept: int = 1) -> str:
-    """Add the lanes of a vector whose distance is a multiple of `kept`, leaving `kept` lanes."""
+    """Add the lanes of a vector whose indices are equal modulo `kept`, leaving `kept` lanes."""
     while lanes > kept:
         halves = [range(lanes // 2), range(lanes // 2, lanes)]
         low, high = (function.shuffle(vector("float", lanes), total, "poison", list(half)) for half in halves)

@@ -44,7 +44,7 @@ class PlannedStep(NamedTuple):
         useful_threads: Number of threads worth waking.
         threads: Number of threads of the OpenMP team.
         job: The step as an OpenMP team reads it, without the caller's addresses.
-        owners: Objects that own the memory behind addresses.
+        owners: Objects that own the memory that the addresses point to.
     """
 
     function: Callable[..., None]
