@@ -142,7 +142,9 @@ def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memor
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("pattern", ["1xchannel", "channelx1"])
 def test_convolutions_without_some_channels_are_smaller_ones(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "_find_kernels", lambda *_, **__: iter(()))  # which is faster differs by the load
+    monkeypatch.setattr(
+        candidates, "_find_kernel_candidates", lambda *_, **__: iter(())
+    )  # which is faster differs by the load
     torch.manual_seed(0)
     inputs = torch.randn(4, 64, 28, 28)
     model = prune_model(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), pattern, 0.75)
@@ -215,8 +217,8 @@ def test_convolutions_of_bfloat16() -> None:
 def test_linear_layers_in_tiles(
     pattern: str, sparsity: float | None, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "_find_kernels", lambda *_, **__: iter(()))
-    monkeypatch.setattr(candidates, "_find_smaller_layer", lambda *_: iter(()))
+    monkeypatch.setattr(candidates, "_find_kernel_candidates", lambda *_, **__: iter(()))
+    monkeypatch.setattr(candidates, "_find_channel_candidates", lambda *_: iter(()))
     inputs = torch.randn(100, 64, dtype=dtype)
     model = prune_model(mlp(64, 128, 48), pattern, sparsity).to(dtype)
     dense, (compiled, report) = both(model, inputs)
@@ -414,7 +416,7 @@ def test_every_layer_has_a_reason() -> None:
         "hooked": "it has hooks, which would be lost",
         "attention": "MultiheadAttention is not supported",
         "attention.out_proj": "NonDynamicallyQuantizableLinear is not supported",
-        "grouped": "a grouped convolution consists of many small products",
+        "grouped": "grouped convolutions are not supported, because their products are small",
     }
 
 
@@ -524,11 +526,11 @@ def test_changes_of_the_dense_bias_have_no_effect() -> None:
 
 def test_models_that_are_not_ready_are_refused() -> None:
     model = mlp(8, 8).train()
-    with pytest.raises(StateError, match=r"for inference, and .* is in training mode\. Call model\.eval\(\)"):
+    with pytest.raises(StateError, match=r"only supports inference, and .* is in training mode\. Call model\.eval\(\)"):
         secateur.runtime.compile(model, torch.randn(2, 8))
     with pytest.raises(CalibrationError, match="The model fails with the example inputs: RuntimeError: mat1 and mat2"):
         secateur.runtime.compile(model.eval(), torch.randn(2, 9))
-    with pytest.raises(ConfigError, match="cuda_graphs needs a model on a GPU, and this one is on cpu"):
+    with pytest.raises(ConfigError, match="cuda_graphs=True requires a model on a GPU, and this one is on cpu"):
         secateur.runtime.compile(model, torch.randn(2, 8), cuda_graphs=True)
     with pytest.raises(UnsupportedModelError, match=r"A torch\.nn\.Module or a keras\.Model is needed"):
         secateur.runtime.compile({}, torch.randn(2, 9))
@@ -539,7 +541,7 @@ def test_models_that_are_not_ready_are_refused() -> None:
 def test_other_weights_are_refused(pattern: str) -> None:
     dense, (model, _) = both(prune_model(mlp(32, 64, 48), pattern, 0.5), torch.randn(8, 32))
     with pytest.raises(
-        StateError, match=r"because its weight is packed\. Load the state into the model before you compile it"
+        StateError, match=r"because its weight is packed\. Load the state dict into the model before you compile it"
     ):
         model.load_state_dict(dense.state_dict())
 

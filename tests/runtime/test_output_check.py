@@ -191,7 +191,7 @@ COUNTER = itertools.count()
 OBSTACLES: dict[str, tuple[Callable[[Two, torch.Tensor], Any], str]] = {
     "other outputs at every call": (
         lambda m, x: usual(m, x) + next(COUNTER),
-        "the dense model's own outputs differ by .* from call to call",
+        "the outputs of the dense model differ by .* between calls",
     ),
     "no outputs": (lambda m, x: (usual(m, x), None)[1], "the model returns no tensor to compare"),
 }
@@ -397,7 +397,7 @@ def test_a_layer_that_is_the_whole_model_stays_dense() -> None:
     _, report = secateur.runtime.compile(layer, torch.randn(8, 64))
     assert (
         report.layers[0].reason
-        == "it is the model itself, and can only be replaced inside another module, such as nn.Sequential"
+        == "it is the model itself; to replace it, wrap it in another module, such as nn.Sequential"
     )
 
 

@@ -119,7 +119,7 @@ def test_what_torch_cannot_multiply_either_raises() -> None:
     with torch.no_grad():
         with pytest.raises(LayerError, match=r"needs inputs of torch\.float32 on the CPU, found torch\.complex64"):
             replaced(torch.randn(ROWS, dtype=torch.complex64).conj())
-        with pytest.raises(LayerError, match="SparseConv2d does not accept such a Tensor"):
+        with pytest.raises(LayerError, match="SparseConv2d does not support this Tensor"):
             convolution(torch.randn(IMAGES).to_sparse())
         freed = torch.randn(ROWS)
         freed.untyped_storage().resize_(0)

@@ -20,8 +20,8 @@ class CompileResult(NamedTuple):
     """The result of `compile`.
 
     Attributes:
-        model: The compiled model, which is the one that was passed in.
-        report: What happened to its layers.
+        model: The compiled model: the same object that was passed in.
+        report: A report on its layers.
     """
 
     model: Any
@@ -33,33 +33,35 @@ def compile(  # noqa: A001 - named like torch.compile
 ) -> CompileResult:
     """Replace the layers of a pruned model that run faster with a sparse kernel on this machine.
 
-    Every layer with zeros is benchmarked against the sparse kernels that support its pattern, with inputs of the shapes
-    that it gets from the example inputs; on the CPU, the fastest kernel is then timed again within the model's own
-    calls. A layer is replaced only if that is faster, and no layer is if the model as a whole is not faster. The report
-    says what was measured and decided for each layer, and why. All outputs of the model are compared with those of the
-    dense model first: layers that would change them stay dense.
+    Each layer with zeros is benchmarked against the sparse kernels that support its pattern, with inputs of the same
+    shapes as when the model runs on the example inputs. On the CPU, the fastest kernel is then timed again inside calls
+    of the whole model. A layer is replaced only if its kernel is faster, and no layer is replaced if the model as a
+    whole does not get faster. The report shows the measurements and the decision for each layer, with the reason.
+    Before anything is replaced, all outputs of the model are compared with those of the dense model. Layers that would
+    change them stay dense.
 
-    Replaced layers free their dense weight. They are for inference: load weights and prune before you compile, because
-    a replaced layer cannot be trained, loaded or exported.
+    Replaced layers free their dense weight. They only support inference: load weights and prune before you compile,
+    because a replaced layer cannot be trained, loaded or exported.
 
     Args:
-        model: A pruned torch module in evaluation mode, changed in place.
+        model: A pruned torch module in evaluation mode. It is modified in place.
         example_inputs: Typical inputs of the model: a tensor, a tuple of positional arguments, or a mapping of keyword
-            arguments. Their shapes decide what is faster: 1 row for generating text, many for batches.
+            arguments. Which kernel is fastest depends on their shapes: use 1 row for generating text, many rows for
+            batches.
         int8: Whether weights on the CPU may be rounded to eight bits, with a scale per output channel, where that is
             faster. Outputs then change by a few tenths of a percent, and ``state_dict()`` returns the rounded weights.
-        cuda_graphs: Whether the model's calls will be captured in CUDA graphs, as by ``torch.compile`` with
-            ``mode="reduce-overhead"``. Layers are then timed in graphs. Without graphs, launching a sparse product
-            takes 0.1 to 1 ms, so that only large products are faster.
+        cuda_graphs: Whether you will run the model in CUDA graphs, for example with
+            ``torch.compile(model, mode="reduce-overhead")``. Layers are then timed in graphs. Without graphs, launching
+            a sparse product takes 0.1 to 1 ms, so only large products are faster.
 
     Returns:
-        The model, and a report on its layers.
+        The compiled model and a report on its layers.
 
     Raises:
         UnsupportedModelError: The model is not a torch module.
         StateError: The model is in training mode.
         ConfigError: `cuda_graphs` is set, and the model is not on a GPU.
-        CalibrationError: The model fails with the example inputs, or cannot be called with such a value.
+        CalibrationError: The model fails with the example inputs, or they are not a tensor, tuple or mapping.
 
     Example:
         >>> import torch, secateur, secateur.runtime
@@ -71,8 +73,8 @@ def compile(  # noqa: A001 - named like torch.compile
     """
     if detect_framework(model) != "pytorch":
         raise UnsupportedModelError(
-            "The runtime supports torch modules, and this is a Keras model. Keras layers are not supported on Keras's "
-            "torch backend either."
+            "The runtime supports only torch modules, and this is a Keras model. Keras layers are not supported, even "
+            "on the torch backend. Pass a torch.nn.Module."
         )
     from secateur.runtime.pytorch import compile_model
 

@@ -1,4 +1,4 @@
-"""The report of a compiled model: what happened to each layer, and why."""
+"""Report which layers of a compiled model were replaced, how fast they are, and why."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["LayerReport", "RuntimeReport"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport(Row):
-    """What happened to one layer.
+    """The measurements of one layer, and whether it was replaced.
 
     Attributes:
-        name: Its name in the model.
-        shape: Its weight as stored.
-        pattern: The pattern of its zeros; ``None``: there is none.
-        sparsity: Share of its weights that are zero, in [0, 1].
-        rows: Rows that it multiplies in one call with the example inputs; 0: it is not called.
-        dense_seconds: Time of such a call with the dense layer; 0: not measured.
-        sparse_seconds: Time of such a call with the fastest sparse layer; ``None``: there is no sparse layer.
+        name: Name of the layer in the model.
+        shape: Shape of the weight as the layer stores it.
+        pattern: Pattern of the zeros, or ``None`` if there is none.
+        sparsity: Share of weights that are zero, in [0, 1].
+        rows: Rows that the layer multiplies in one call with the example inputs, or 0 if it is not called.
+        dense_seconds: Time of one call of the dense layer, or 0 if it was not measured.
+        sparse_seconds: Time of one call of the fastest sparse layer, or ``None`` if there is no sparse layer.
         chosen: ``"dense"``, or the name of the sparse layer that replaces it.
-        reason: Why.
-        dense_bytes: Bytes of its dense weight.
-        bytes: Bytes of its weight now.
-        error: Largest difference of its outputs from the dense ones, relative to the largest output; 0 if it is dense.
+        reason: Why the layer was replaced or stays dense.
+        dense_bytes: Size of the dense weight in bytes.
+        bytes: Size of the weight in bytes after compilation.
+        error: Largest difference from the dense outputs, relative to the largest output, or 0 if the layer is dense.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -66,12 +66,12 @@ class LayerReport(Row):
 
     @property
     def speedup(self) -> float | None:
-        """Dense time over the time of the fastest sparse layer."""
+        """Dense time divided by the time of the fastest sparse layer."""
         return self.dense_seconds / self.sparse_seconds if self.sparse_seconds else None
 
     @property
     def limit(self) -> float | None:
-        """The speed-up that skipping the zeros cannot exceed; ``None``: all weights are zero."""
+        """The largest speed-up that skipping zeros can give, or ``None`` if all weights are zero."""
         return 1 / (1 - self.sparsity) if self.sparsity < 1 else None
 
 
@@ -80,12 +80,12 @@ class RuntimeReport(Report):
     """The result of `secateur.runtime.compile`.
 
     Attributes:
-        layers: Every layer with a weight, in the model's order.
+        layers: All layers with a weight, in the order of the model.
         threads: Number of threads used.
         device: Device of the layers.
-        dense_seconds: Time of one call of the whole dense model.
-        seconds: Time of one call of the model now.
-        cuda_graphs: Whether layers were timed in CUDA graphs; the model never is.
+        dense_seconds: Time of one call of the dense model.
+        seconds: Time of one call of the compiled model.
+        cuda_graphs: Whether layers were timed in CUDA graphs. The model as a whole never is.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("replaced", "speedup")
@@ -100,12 +100,12 @@ class RuntimeReport(Report):
 
     @property
     def replaced(self) -> int:
-        """Number of layers that are no longer dense."""
+        """Number of layers that were replaced."""
         return sum(layer.chosen != "dense" for layer in self.layers)
 
     @property
     def exchanged(self) -> int:
-        """The old name of `replaced`."""
+        """Deprecated name of `replaced`."""
         warn_deprecated("RuntimeReport.exchanged", "RuntimeReport.replaced")
         return self.replaced
 

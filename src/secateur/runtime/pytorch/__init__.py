@@ -1,4 +1,4 @@
-"""The runtime for torch models."""
+"""Compile torch models: benchmark sparse layers and replace the dense ones that are slower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benchmark the candidates for one layer against the dense layer, and decide whether to replace it."""
+"""Benchmark sparse candidates against a dense layer, and decide whether to replace it."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ __all__ = [
     "LayerDecision",
     "ObservedCall",
     "benchmark_layer",
-    "decide",
     "get_tolerance",
     "keep_dense",
+    "reject_slow_replacement",
 ]
 
 MAX_TIME_RATIO = 0.95
-"""A layer is replaced if its replacement takes at most this share of the dense time."""
+"""A layer is replaced only if the sparse layer takes at most this fraction of the dense time."""
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-"""How much outputs of each type may differ from the dense ones, relative to the largest dense output."""
+"""Largest allowed difference from the dense outputs for each type, relative to the largest dense output."""
 
 CPU_BUDGET = 0.05
-"""Seconds to spend on a candidate on the CPU, where the best one is timed within the model once more."""
+"""Seconds to spend on a candidate on the CPU, where the fastest one is timed again inside the model."""
 
 
 class LayerDecision(NamedTuple):
-    """What happens to a layer.
+    """The decision whether to replace a layer.
 
     Attributes:
-        report: What is known of the layer.
-        replacement: The layer that replaces it; ``None``: it stays dense.
+        report: The report on the layer so far.
+        replacement: The sparse layer, or ``None`` to keep the layer dense.
     """
 
     report: LayerReport
@@ -49,11 +49,11 @@ class LayerDecision(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObservedCall:
-    """How the model calls a layer.
+    """A call of a layer by the model.
 
     Attributes:
-        inputs: Random inputs with the shape, strides, type and device of the observed ones.
-        rows: Rows that the layer multiplies: output values per output channel.
+        inputs: Random inputs with the shape, strides, type and device of the observed inputs.
+        rows: Rows that the layer multiplies, i.e. output values per output channel.
     """
 
     inputs: torch.Tensor
@@ -61,7 +61,7 @@ class ObservedCall:
 
 
 class CompileOptions(NamedTuple):
-    """The options of `secateur.runtime.compile`; see there."""
+    """The options of `secateur.runtime.compile`."""
 
     int8: bool
     cuda_graphs: bool
@@ -70,19 +70,20 @@ class CompileOptions(NamedTuple):
 def benchmark_layer(
     report: LayerReport, layer: nn.Module, call: ObservedCall | None, options: CompileOptions
 ) -> LayerDecision:
-    """Find the fastest candidate whose outputs are correct, even if it is slower than dense.
+    """Find the fastest candidate with correct outputs, even if it is slower than the dense layer.
 
     Args:
-        report: What is known of the layer; with a reason if it must stay dense.
-        layer: The layer.
-        call: How the model calls it.
+        report: The report on the layer so far. If it has a reason, the layer stays dense.
+        layer: The dense layer.
+        call: A call of the layer by the model, or ``None`` if there was none.
         options: The options of `secateur.runtime.compile`.
     """
     if report.reason or call is None:
         return LayerDecision(report, None)
     dtype = layer.get_parameter("weight").dtype
     if call.inputs.dtype is not dtype:  # under autocast
-        return LayerDecision(replace(report, reason=f"its inputs are {call.inputs.dtype}, its weight {dtype}"), None)
+        reason = f"its inputs are {call.inputs.dtype}, but its weight is {dtype}"
+        return LayerDecision(replace(report, reason=reason), None)
     pruned = PrunedWeight.from_layer(layer)
     report = replace(report, pattern=pruned.pattern, sparsity=pruned.sparsity)
     best = LayerDecision(report, None)
@@ -101,8 +102,8 @@ def benchmark_layer(
     return best
 
 
-def decide(decision: LayerDecision) -> LayerDecision:
-    """Keep a layer dense unless its replacement is faster."""
+def reject_slow_replacement(decision: LayerDecision) -> LayerDecision:
+    """Keep a layer dense if its replacement is not faster."""
     report = decision.report
     if (
         decision.replacement is None
@@ -114,18 +115,18 @@ def decide(decision: LayerDecision) -> LayerDecision:
 
 
 def get_tolerance(layer: nn.Module, candidate: str = "") -> float:
-    """Return how much outputs may differ from the dense ones, relative to the largest of these.
+    """Return the largest allowed difference from the dense outputs, relative to the largest dense output.
 
     Args:
-        layer: The layer, dense or replaced.
-        candidate: Name of the candidate that replaced it.
+        layer: The dense or sparse layer.
+        candidate: Name of the candidate, if the layer is sparse.
     """
     dtype = layer.dtype if isinstance(layer, SparseLayer) else layer.get_parameter("weight").dtype
     return INT8_TOLERANCE if candidate.endswith("int8") else TOLERANCE[dtype]
 
 
 def keep_dense(report: LayerReport, reason: str) -> LayerDecision:
-    """Decide that a layer stays dense after all."""
+    """Return the decision to keep a layer dense for a reason."""
     return LayerDecision(replace(report, chosen="dense", reason=reason, bytes=report.dense_bytes, error=0.0), None)
 
 

@@ -1,4 +1,4 @@
-"""The sparse layers that could replace a dense one, or the reasons why there are none."""
+"""Find the sparse layers that could replace a dense layer, or the reasons why there are none."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from secateur.runtime.pytorch.pruned_weight import PrunedWeight
 __all__ = ["INT8_TOLERANCE", "MIN_SPARSITY", "SparseCandidate", "find_candidates"]
 
 MIN_SPARSITY = 0.2
-"""Share of zeros below which nothing is benchmarked."""
+"""Layers with a smaller share of zeros are not benchmarked."""
 
-SINGLE = "1x1"
+UNSTRUCTURED = "1x1"
 
 KERNEL_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""A layer's type → the type in which CPU kernels store its weight."""
+"""Maps the type of a layer to the type in which CPU kernels store its weight."""
 
 INT8_TOLERANCE = 0.05
-"""Tolerance for weights rounded to eight bits: each is off by up to 1/254 of the largest of its output channel."""
+"""Tolerance for weights rounded to eight bits. Each error is at most 1/254 of the largest weight in the channel."""
 
 BLOCK_SIDES = (128, 64, 32, 16)
-"""Sides of square blocks for which torch's block-sparse product is benchmarked."""
+"""Sizes of square blocks for which torch's block-sparse product is benchmarked."""
 
 MAX_BLOCK_DENSITY = 0.5
-"""Share of nonzero blocks above which a block-sparse product is not benchmarked."""
+"""Block-sparse products are not benchmarked for weights with a larger share of nonzero blocks."""
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-"""Types in which the 2:4 libraries work."""
+"""Types that the 2:4 libraries support."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,11 @@ class SparseCandidate:
     """A sparse layer that could replace a dense one.
 
     Attributes:
-        name: The name in the report.
+        name: Name for the report.
         build: Builds the sparse layer.
-        tolerance: How much outputs may differ from the dense ones, relative to the largest of these; ``None``: by
-            rounding only.
-        reason: The reason in the report if the candidate is chosen.
+        tolerance: Largest allowed difference from the dense outputs, relative to the largest dense output, or ``None``
+            to allow only rounding errors of the layer's type.
+        reason: Reason for the report if this candidate is chosen.
     """
 
     name: str
@@ -65,35 +65,35 @@ class SparseCandidate:
 def find_candidates(
     layer: nn.Module, pruned: PrunedWeight, rows: int, *, int8: bool = False
 ) -> Iterator[SparseCandidate | str]:
-    """Yield the candidates for a layer, and reasons for those that its zeros suggest but that do not exist.
+    """Yield the candidates for a layer, and the reasons why others are not supported.
 
     Args:
         layer: The dense layer.
-        pruned: Its weight.
-        rows: Rows that it multiplies in one call.
+        pruned: The weight of the layer.
+        rows: Rows that the layer multiplies in one call.
         int8: Whether weights may be rounded to eight bits.
     """
     if pruned.sparsity < MIN_SPARSITY or pruned.pattern is None:
         yield "too few zeros for a speed-up" if pruned.sparsity else "it has no zeros"
         return
-    yield from _find_smaller_layer(layer, pruned)
+    yield from _find_channel_candidates(layer, pruned)
     if layer.get_parameter("weight").device.type == "cuda":
         yield from _find_gpu_candidates(layer, pruned)
         return
-    yield from _find_tiles(layer, pruned, rows)
-    for pattern in dict.fromkeys((_find_block_pattern(pruned.pattern), SINGLE)):
-        yield from _find_kernels(layer, pruned, (pattern, rows))
+    yield from _find_amx_candidates(layer, pruned, rows)
+    for pattern in dict.fromkeys((_get_kernel_pattern(pruned.pattern), UNSTRUCTURED)):
+        yield from _find_kernel_candidates(layer, pruned, pattern, rows)
         if int8:
-            yield from _find_kernels(layer, pruned, (pattern, rows), int8=True)
+            yield from _find_kernel_candidates(layer, pruned, pattern, rows, int8=True)
 
 
-def _find_block_pattern(pattern: str) -> str:
-    """Return the pattern for kernels, which do not skip whole channels."""
-    return SINGLE if "channel" in pattern else pattern
+def _get_kernel_pattern(pattern: str) -> str:
+    """Return the pattern to request from kernels, which cannot skip whole channels."""
+    return UNSTRUCTURED if "channel" in pattern else pattern
 
 
-def _find_smaller_layer(layer: nn.Module, pruned: PrunedWeight) -> Iterator[SparseCandidate]:
-    """Yield a smaller dense layer if whole channels are zero."""
+def _find_channel_candidates(layer: nn.Module, pruned: PrunedWeight) -> Iterator[SparseCandidate]:
+    """Yield a smaller dense layer if enough channels are zero."""
     nonzero = (pruned.matrix != 0).reshape(pruned.view.canonical_shape)
     outputs, inputs = nonzero.any(dim=(1, 2)), nonzero.any(dim=(0, 1))
     sparsity = 1 - float(outputs.float().mean() * inputs.float().mean())
@@ -105,8 +105,8 @@ def _find_smaller_layer(layer: nn.Module, pruned: PrunedWeight) -> Iterator[Spar
         yield SparseCandidate("smaller dense", lambda: ChannelLinear(layer, outputs, inputs))
 
 
-def _find_tiles(layer: nn.Module, pruned: PrunedWeight, rows: int) -> Iterator[SparseCandidate]:
-    """Yield bfloat16 tiles (AMX) if the processor has them, except for few rows of float32, where vectors suffice."""
+def _find_amx_candidates(layer: nn.Module, pruned: PrunedWeight, rows: int) -> Iterator[SparseCandidate]:
+    """Yield AMX tiles if the processor has AMX, except for a few rows of float32, where vectors are faster."""
     dtype = KERNEL_DTYPES.get(layer.get_parameter("weight").dtype)
     if (
         dtype is None
@@ -115,19 +115,18 @@ def _find_tiles(layer: nn.Module, pruned: PrunedWeight, rows: int) -> Iterator[S
         or (dtype == "float32" and rows <= MAX_ROWS_WITHOUT_AMX)
     ):
         return
-    weight, pattern = pruned.matrix.numpy(), pruned.pattern or SINGLE
+    weight, pattern = pruned.matrix.numpy(), pruned.pattern or UNSTRUCTURED
     yield SparseCandidate(
         f"tiles, {dtype}",
         lambda: _build_linear(layer, pruned, PackedMatrix.from_dense_for_amx(weight, pattern, dtype)),
-        reason="faster, and the dense layer does not use tiles" if dtype == "float32" else "faster",
+        reason="faster, also because the dense layer does not use AMX tiles" if dtype == "float32" else "faster",
     )
 
 
-def _find_kernels(
-    layer: nn.Module, pruned: PrunedWeight, product: tuple[str, int], *, int8: bool = False
+def _find_kernel_candidates(
+    layer: nn.Module, pruned: PrunedWeight, pattern: str, rows: int, *, int8: bool = False
 ) -> Iterator[SparseCandidate | str]:
-    """Yield the kernel for a product, which is a pattern and a number of rows."""
-    pattern, rows = product
+    """Yield the kernel for a pattern and a number of rows, or the reason why there is none."""
     shape = (pruned.matrix.shape[0], pruned.matrix.shape[1])
     dtype = KERNEL_DTYPES.get(layer.get_parameter("weight").dtype)
     if dtype is None:
@@ -161,7 +160,7 @@ def _find_gpu_candidates(layer: nn.Module, pruned: PrunedWeight) -> Iterator[Spa
 
 
 def find_library_formats(layer: nn.Module, pruned: PrunedWeight) -> Iterator[LibraryFormat | str]:
-    """Yield the formats of GPU libraries that a layer's weight can be stored in, or why there is none."""
+    """Yield the formats of GPU libraries that can store the weight of a layer, or the reason why there are none."""
     if isinstance(layer, nn.Conv2d):
         yield "there are no sparse kernels for convolutions on a GPU"
         return
@@ -190,7 +189,7 @@ def _is_two_of_four(matrix: torch.Tensor) -> bool:
 
 
 def _measure_block_density(matrix: torch.Tensor, side: int) -> float:
-    """Compute the share of square blocks that are nonzero, in [0, 1]; 1 if blocks do not tile the matrix."""
+    """Compute the share of square blocks that are nonzero, in [0, 1], or 1 if blocks do not tile the matrix."""
     if any(size % side for size in matrix.shape):
         return 1.0
     blocks = matrix.reshape(matrix.shape[0] // side, side, matrix.shape[1] // side, side)

@@ -1,4 +1,4 @@
-"""Compile a model: inspect its layers, benchmark candidates, and replace the layers that gain."""
+"""Compile a model: inspect its layers, benchmark candidates, and replace the layers that get faster."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from secateur.runtime.pytorch.benchmark import (
     LayerDecision,
     ObservedCall,
     benchmark_layer,
-    decide,
     get_tolerance,
     keep_dense,
+    reject_slow_replacement,
 )
 from secateur.runtime.pytorch.example_inputs import fix_seed, parse_example_inputs
 from secateur.runtime.pytorch.inspection import inspect_layers
@@ -33,10 +33,10 @@ from secateur.runtime.report import LayerReport, RuntimeReport
 __all__ = ["compile_model"]
 
 MAX_MODEL_TIME_RATIO = 1.0
-"""A model stays dense if, with its layers replaced, it takes more than this share of the dense time."""
+"""All layers stay dense if the compiled model takes more than this fraction of the dense time."""
 
 MIN_SPEEDUP_ALONE = 0.5
-"""Replacements that are slower than this on their own, relative to dense, are not timed within the model."""
+"""Layers with a smaller speed-up in isolation are not timed again inside the model."""
 
 
 def compile_model(
@@ -46,23 +46,24 @@ def compile_model(
     inner = unwrap_model(model)
     if training := [name for name, module in inner.named_modules() if module.training]:
         raise StateError(
-            f"The runtime is for inference, and {training[0] or 'the model'!r} is in training mode. Call model.eval()."
+            f"The runtime only supports inference, and {training[0] or 'the model'!r} is in training mode. Call "
+            f"model.eval()."
         )
     device = next((weight.device for weight in inner.parameters()), torch.device("cpu"))
     if cuda_graphs and device.type != "cuda":
         raise ConfigError(
-            f"cuda_graphs needs a model on a GPU, and this one is on {device}. Move it, or omit the option."
+            f"cuda_graphs=True requires a model on a GPU, and this one is on {device}. Move the model to a GPU, or set "
+            f"cuda_graphs=False."
         )
     example, options = parse_example_inputs(example_inputs), CompileOptions(int8, cuda_graphs)
     call = partial(example.copy().call, inner)
     with torch.no_grad(), fix_seed(device):
         check, reports = OutputCheck(inner, example, device), inspect_layers(inner)
-        decisions = _decide_layers(inner, reports, (call, check), options)
+        decisions = _decide_layers(inner, reports, call, check, options)
         times = time_model(inner, call, _select_replacements(decisions), device)
         seconds = times.sparse
-        if (
-            times.sparse > MAX_MODEL_TIME_RATIO * times.dense and not cuda_graphs
-        ):  # calls of the model are not in graphs
+        # Calls of the model are timed without CUDA graphs, so with graphs their times do not matter.
+        if times.sparse > MAX_MODEL_TIME_RATIO * times.dense and not cuda_graphs:
             decisions, seconds = _keep_all_dense(decisions), times.dense
     replace_modules(inner, _select_replacements(decisions))
     return RuntimeReport(
@@ -78,36 +79,44 @@ def compile_model(
 def _decide_layers(
     model: nn.Module,
     reports: Mapping[str, LayerReport],
-    calling: tuple[Callable[[], object], OutputCheck],
+    call: Callable[[], object],
+    check: OutputCheck,
     options: CompileOptions,
 ) -> dict[str, LayerDecision]:
-    """Decide about every layer, such that the model's outputs are correct with all replacements in place.
+    """Decide which layers to replace, so that the outputs of the model are correct with all replacements.
 
     Args:
-        model: The model; it is left unchanged.
-        reports: What is known of its layers.
-        calling: Calls it, and compares its outputs.
-        options: The options of `compile`.
+        model: The model. It is left unchanged.
+        reports: The reports on its layers so far.
+        call: Calls the model with the example inputs.
+        check: Compares the outputs of the model.
+        options: The options of `secateur.runtime.compile`.
     """
-    (call, check), layers = calling, {name: model.get_submodule(name) for name in reports}
+    layers = {name: model.get_submodule(name) for name in reports}
     eligible = {name: layers[name] for name, report in reports.items() if not report.reason}
-    if reason := check.obstacle or (eligible and check.find_obstacle(max(map(get_tolerance, eligible.values())))):
+    reason = check.unsupported_reason
+    if eligible and not reason:
+        reason = check.get_unsupported_reason(max(map(get_tolerance, eligible.values())))
+    if reason:
         return {
             name: LayerDecision(report if report.reason else replace(report, reason=reason), None)
             for name, report in reports.items()
         }
-    calls, obstacle = _observe_calls(eligible, call)
+    calls, missing_reason = _observe_calls(eligible, call)
     decisions = {
-        name: benchmark_layer(_add_call(report, calls.get(name), obstacle), layers[name], calls.get(name), options)
+        name: benchmark_layer(
+            _add_call(report, calls.get(name), missing_reason), layers[name], calls.get(name), options
+        )
         for name, report in reports.items()
     }
     decisions = _keep_wrong_layers_dense(check, decisions)
     decisions |= _benchmark_within_model(model, call, decisions, calls)
-    return _keep_wrong_layers_dense(check, {name: decide(decision) for name, decision in decisions.items()})
+    faster = {name: reject_slow_replacement(decision) for name, decision in decisions.items()}
+    return _keep_wrong_layers_dense(check, faster)
 
 
 def _observe_calls(layers: Mapping[str, nn.Module], call: Callable[[], object]) -> tuple[dict[str, ObservedCall], str]:
-    """Observe the last call of each layer; the text says why a layer has none."""
+    """Record the last call of each layer, and return the reason why other layers have none."""
     observed: dict[str, tuple[torch.Tensor, torch.device, int]] = {}
 
     def make_hook(name: str) -> Callable[..., None]:
@@ -126,7 +135,10 @@ def _observe_calls(layers: Mapping[str, nn.Module], call: Callable[[], object]) 
         try:
             call()
         except CalibrationError as error:
-            return {}, f"the model fails while its layers are observed: {summarize_error(error.__cause__ or error)}"
+            return (
+                {},
+                f"the model fails while calls of its layers are recorded: {summarize_error(error.__cause__ or error)}",
+            )
     calls = {
         name: ObservedCall(torch.randn_like(like, device=device), rows)
         for name, (like, device, rows) in observed.items()
@@ -138,10 +150,10 @@ def _has_float_values(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and is_strided(value) and value.is_floating_point() and value.numel() > 0
 
 
-def _add_call(report: LayerReport, call: ObservedCall | None, obstacle: str) -> LayerReport:
+def _add_call(report: LayerReport, call: ObservedCall | None, missing_reason: str) -> LayerReport:
     if call is not None:
         return replace(report, rows=call.rows)
-    return report if report.reason else replace(report, reason=obstacle)
+    return report if report.reason else replace(report, reason=missing_reason)
 
 
 def _keep_all_dense(decisions: Mapping[str, LayerDecision]) -> dict[str, LayerDecision]:
@@ -154,7 +166,7 @@ def _keep_all_dense(decisions: Mapping[str, LayerDecision]) -> dict[str, LayerDe
 
 
 def _keep_wrong_layers_dense(check: OutputCheck, decisions: dict[str, LayerDecision]) -> dict[str, LayerDecision]:
-    """Keep the layers dense whose replacements would change the model's outputs."""
+    """Keep layers dense if their replacements would change the outputs of the model."""
     replacements = {
         name: Replacement(layer, report.error, get_tolerance(layer, report.chosen))
         for name, (report, layer) in decisions.items()
@@ -173,7 +185,7 @@ def _benchmark_within_model(
     decisions: Mapping[str, LayerDecision],
     calls: Mapping[str, ObservedCall],
 ) -> dict[str, LayerDecision]:
-    """Time promising replacements on the CPU again, within the model's own calls."""
+    """Time promising replacements on the CPU again, inside calls of the whole model."""
     promising = {
         name: layer
         for name, (report, layer) in decisions.items()

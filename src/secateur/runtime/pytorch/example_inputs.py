@@ -1,4 +1,4 @@
-"""The example inputs of a model, and calls with them that leave the caller's values unchanged."""
+"""Parse example inputs, and call a model with copies of them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class ExampleInputs:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def copy(self) -> ExampleInputs:
-        """Copy all arguments, for a model that modifies its inputs."""
+        """Copy all arguments, because a model may modify its inputs."""
         return ExampleInputs(_copy(self.args), _copy(self.kwargs))
 
     def call(self, model: nn.Module) -> Any:
-        """Call the model.
+        """Call a model with these arguments.
 
         Raises:
-            CalibrationError: The model raises an error.
+            CalibrationError: The model raises an exception.
         """
         try:
             return model(*self.args, **self.kwargs)
@@ -52,10 +52,10 @@ class ExampleInputs:
 
 
 def parse_example_inputs(value: Any) -> ExampleInputs:
-    """Parse the argument `example_inputs` of `secateur.runtime.compile`.
+    """Convert the argument `example_inputs` of `secateur.runtime.compile` to the arguments of a call.
 
     Raises:
-        CalibrationError: A model cannot be called with such a value.
+        CalibrationError: The value is not a tensor, tuple or mapping, or it is empty.
     """
     if isinstance(value, torch.Tensor):
         return ExampleInputs((value,))
@@ -64,14 +64,14 @@ def parse_example_inputs(value: Any) -> ExampleInputs:
     if isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):
         return ExampleInputs(kwargs=dict(value))
     raise CalibrationError(
-        f"example_inputs must be a tensor, a tuple of positional arguments or a mapping of keyword arguments, found "
+        f"example_inputs must be a tensor, a tuple of positional arguments, or a mapping of keyword arguments, found "
         f"{'an empty ' if isinstance(value, (tuple, list, Mapping)) and not value else ''}{type(value).__name__}."
     )
 
 
 @contextmanager
 def fix_seed(device: torch.device) -> Iterator[None]:
-    """Seed torch's and Python's random number generators within the block, and restore their state afterwards."""
+    """Seed the random number generators of torch and Python inside a ``with`` block, then restore their state."""
     state = random.getstate()
     with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
         torch.manual_seed(SEED)
@@ -91,5 +91,5 @@ def _copy(value: Any) -> Any:
         return {key: _copy(item) for key, item in value.items()}
     try:
         return copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - objects that cannot be copied are shared
+    except Exception:  # noqa: BLE001 - share objects that cannot be copied
         return value

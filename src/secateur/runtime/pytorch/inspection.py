@@ -1,4 +1,4 @@
-"""Inspect the layers of a model before anything is benchmarked."""
+"""Inspect the layers of a model: their shape, their zeros, and whether they can be replaced."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["inspect_layers"]
 UNINITIALIZED = (nn.UninitializedParameter, nn.UninitializedBuffer)
 
 WEIGHT_NAMES = ("weight", "in_proj_weight", "q_proj_weight")
-"""Attributes in which layers keep their weight."""
+"""Attributes that may contain the weight of a layer."""
 
 TRANSFORMERS = "transformers.pytorch_utils"
-"""The module of transformers' own linear layer, but not of classes derived from it."""
+"""The module that defines transformers' `Conv1D`, but no subclasses of it."""
 
 HOOK_ATTRIBUTES = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
 
 
 def inspect_layers(model: nn.Module) -> dict[str, LayerReport]:
-    """Report the name, shape and zeros of each layer, in the model's order; with a reason where it must stay dense."""
+    """Report the shape and zeros of each layer in the order of the model, and the reason if it must stay dense."""
     nested = set(_find_modules_in_nested_encoders(model))
     owner_counts = Counter(
         key
@@ -37,27 +37,27 @@ def inspect_layers(model: nn.Module) -> dict[str, LayerReport]:
         for key in {_identify(weight) for weight in module._parameters.values() if weight is not None}
     )
     return {
-        name: _report_layer(name, layer, _find_obstacle(name, layer, owner_counts, is_nested=layer in nested))
+        name: _report_layer(name, layer, _get_unsupported_reason(name, layer, owner_counts, is_nested=layer in nested))
         for name, layer in model.named_modules()
         if get_type_names(layer)
     }
 
 
-def _find_obstacle(name: str, layer: nn.Module, owner_counts: Counter[object], *, is_nested: bool) -> str:
-    """Return why a layer cannot be replaced, whatever its zeros; empty if it can."""
+def _get_unsupported_reason(name: str, layer: nn.Module, owner_counts: Counter[object], *, is_nested: bool) -> str:
+    """Return why a layer cannot be replaced, regardless of its zeros, or an empty string if it can."""
     weight = layer._parameters.get("weight")
-    reason = _find_obstacle_in_layer(layer, 1 if weight is None else owner_counts[_identify(weight)])
+    reason = _get_layer_reason(layer, 1 if weight is None else owner_counts[_identify(weight)])
     if reason:
         return reason
     if not name:
-        return "it is the model itself, and can only be replaced inside another module, such as nn.Sequential"
+        return "it is the model itself; to replace it, wrap it in another module, such as nn.Sequential"
     if is_nested:
         return "nn.TransformerEncoder may pass nested tensors; build it with enable_nested_tensor=False"
     return ""
 
 
-def _find_obstacle_in_layer(layer: nn.Module, owner_count: int) -> str:
-    """The same, whatever the layer's place in the model; `owner_count`: modules that share its weight."""
+def _get_layer_reason(layer: nn.Module, owner_count: int) -> str:
+    """Return the reason that depends only on the layer and on `owner_count`, the number of modules with its weight."""
     if type(layer) not in (nn.Linear, nn.Conv2d) and type(layer).__module__ != TRANSFORMERS:
         return f"{type(layer).__name__} is not supported"
     if "forward" in layer.__dict__:
@@ -70,13 +70,14 @@ def _find_obstacle_in_layer(layer: nn.Module, owner_count: int) -> str:
     if owner_count > 1:
         return "its weight is shared with another layer"
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return "a grouped convolution consists of many small products"
+        return "grouped convolutions are not supported, because their products are small"
     if any(layer.__dict__.get(name) for name in HOOK_ATTRIBUTES):
         return "it has hooks, which would be lost"
-    return _find_obstacle_in_weight(weight)
+    return _get_weight_reason(weight)
 
 
-def _find_obstacle_in_weight(weight: torch.Tensor) -> str:
+def _get_weight_reason(weight: torch.Tensor) -> str:
+    """Return the reason that depends only on the weight."""
     if type(weight) not in (nn.Parameter, torch.Tensor):
         return f"its weight is a {type(weight).__name__}"
     if weight.layout is not torch.strided:
@@ -89,14 +90,14 @@ def _find_obstacle_in_weight(weight: torch.Tensor) -> str:
 
 
 def _find_modules_in_nested_encoders(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules of encoders that convert padded batches to nested tensors, and then bypass replaced layers."""
+    """Yield the modules of encoders that may convert padded batches to nested tensors and then bypass `forward`."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
             yield from module.modules()
 
 
 def _identify(weight: torch.Tensor) -> object:
-    """Return a key that is equal for parameters that share memory."""
+    """Return a key that is equal for parameters with the same memory."""
     if type(weight) is nn.Parameter and is_strided(weight) and not weight.is_meta and weight.numel():
         return weight.device, weight.data_ptr()
     return id(weight)
@@ -119,7 +120,7 @@ def _report_layer(name: str, layer: nn.Module, reason: str) -> LayerReport:
 
 
 def _get_weight(layer: nn.Module) -> torch.Tensor | None:
-    """Return a layer's weight, parameter or computed; ``None``: it is not initialized."""
+    """Return the weight of a layer, a parameter or computed, or ``None`` if it is not initialized."""
     for name in WEIGHT_NAMES:
         weight = getattr(layer, name, None)
         if isinstance(weight, torch.Tensor) and not isinstance(weight, UNINITIALIZED):
@@ -128,7 +129,7 @@ def _get_weight(layer: nn.Module) -> torch.Tensor | None:
 
 
 def _recognize_pattern(layer: nn.Module) -> str | None:
-    """Return the pattern of a layer's zeros; ``None``: there is none, or the weight has unusual axes."""
+    """Return the pattern of a layer's zeros, or ``None`` if there is none or if the weight has unusual axes."""
     if layer._parameters.get("weight") is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Time a model's own calls, alternating between its layers and their replacements."""
+"""Time layers inside calls of their model, alternating between dense layers and their replacements."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["TimePair", "time_layers", "time_model"]
 
 BUDGET = 2.0
-"""Seconds to spend on the layers, and again on the model, beyond the minimum number of rounds."""
+"""Seconds to spend on the layers, and again on the model. The minimum number of rounds may take longer."""
 
 
 class TimePair(NamedTuple):
-    """Median times of a call, in seconds.
+    """Median times of a call in seconds.
 
     Attributes:
-        dense: With the dense layers.
-        sparse: With their replacements.
+        dense: Time with the dense layers.
+        sparse: Time with their replacements.
     """
 
     dense: float
@@ -39,7 +39,7 @@ class ModuleTimer:
     """Times the calls of a module.
 
     Args:
-        clock: Returns the time.
+        clock: Returns the current time in seconds.
 
     Attributes:
         laps: Mean time of the calls in each lap, in seconds.
@@ -51,7 +51,7 @@ class ModuleTimer:
 
     @contextmanager
     def attach(self, module: nn.Module) -> Iterator[None]:
-        """Time the module's calls within the block."""
+        """Time the calls of a module inside a ``with`` block."""
         hooks = module.register_forward_pre_hook(self._start_call), module.register_forward_hook(self._end_call)
         try:
             yield
@@ -60,7 +60,7 @@ class ModuleTimer:
                 hook.remove()
 
     def end_lap(self) -> None:
-        """Record the mean time of the calls since the last lap, if there were any."""
+        """Record the mean time of the calls since the previous lap, if there were any."""
         if self._times:
             self.laps.append(mean(self._times))
             self._times.clear()
@@ -79,19 +79,19 @@ def time_layers(
     *,
     clock: Clock = perf_counter,
 ) -> dict[str, TimePair]:
-    """Time layers and their replacements within the model's own calls.
+    """Time layers and their replacements inside calls of the whole model.
 
-    The times may differ from those of a layer alone: in a model, other layers have evicted its data from the caches,
-    and torch's threads are still awake from what ran before.
+    These times may differ from those of an isolated layer: in a model, other layers have evicted its data from the
+    caches, and torch's threads are still awake from the previous layer.
 
     Args:
-        model: A model on the CPU; it is left unchanged.
+        model: A model on the CPU. It is left unchanged.
         call: Calls the model.
-        replacements: Name of a layer → its replacement. All are in place at the same time.
-        clock: Returns the time.
+        replacements: Maps the name of a layer to its replacement. All layers are replaced at the same time.
+        clock: Returns the current time in seconds.
 
     Returns:
-        Name → times. Layers are left out if they or their replacement were not called.
+        Maps the name of a layer to its times, for layers that were called both dense and replaced.
     """
     timers = {name: (ModuleTimer(clock), ModuleTimer(clock)) for name in replacements}
 
@@ -121,7 +121,7 @@ def time_model(
     *,
     clock: Clock = perf_counter,
 ) -> TimePair:
-    """Time calls of the whole model, which is left unchanged."""
+    """Time calls of the whole model, dense and with all replacements. The model is left unchanged."""
     times: tuple[list[float], list[float]] = [], []
     _alternate(model, replacements, lambda side: times[side].append(time_call(call, device, clock)), clock)
     return TimePair(*map(median, times))
@@ -130,7 +130,7 @@ def time_model(
 def _alternate(
     model: nn.Module, replacements: Mapping[str, nn.Module], run: Callable[[int], None], clock: Clock
 ) -> None:
-    """Call ``run(0)`` with the model unchanged and ``run(1)`` with the replacements in place, round after round."""
+    """Alternate between ``run(0)`` with the dense model and ``run(1)`` with the replacements, for several rounds."""
     for _ in count_rounds(BUDGET, clock):
         run(0)
         with replace_modules_temporarily(model, replacements):

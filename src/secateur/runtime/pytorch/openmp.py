@@ -1,4 +1,4 @@
-"""The OpenMP threads of torch, shared with the kernels."""
+"""Share the OpenMP threads of torch with the kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["use_openmp_of_torch"]
 
 
 def use_openmp_of_torch() -> None:
-    """Run kernels on the threads of the OpenMP runtime that torch is linked with (Linux only)."""
+    """Run kernels on the threads of the OpenMP runtime that torch is linked to (Linux only)."""
     file = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if file.exists():
         use_openmp_threads(ctypes.CDLL(str(file)))

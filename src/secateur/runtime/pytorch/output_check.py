@@ -1,4 +1,4 @@
-"""Compare the outputs of a model with replaced layers with those of the dense model."""
+"""Compare the outputs of a model with its layers replaced with those of the dense model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from secateur.runtime.pytorch.replacement import replace_modules_temporarily
 __all__ = ["OutputCheck", "Replacement", "summarize_error"]
 
 MAX_CALLS = 64
-"""Calls of the model to find out which layers change its outputs."""
+"""Limit for the calls of the model to find the layers that change its outputs."""
 
 MAX_REASON_CHARACTERS = 200
 
 SAFETY_FACTOR = 4.0
-"""How much more than small errors in each layer a replacement may change the outputs."""
+"""Replacements may change the outputs by this multiple of the effect of small errors or of random differences."""
 
 ERROR_FACTOR = 2.0
-"""The small error that is added to a layer, relative to the error measured with random inputs."""
+"""Size of the small error to add to a layer, relative to the error measured with random inputs."""
 
 COMPARISON_ERRORS = (NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What is raised for outputs that cannot be copied or compared."""
+"""Exceptions for outputs that cannot be copied or compared."""
 
 
 class Replacement(NamedTuple):
-    """What may replace a layer.
+    """A possible replacement for a layer.
 
     Attributes:
-        layer: The new layer.
-        error: Largest difference of the layer's outputs, relative to the largest of these.
-        tolerance: What that difference may be.
+        layer: The sparse layer.
+        error: Largest difference from the outputs of the dense layer, relative to the largest dense output.
+        tolerance: Largest allowed difference, relative to the largest dense output.
     """
 
     layer: nn.Module
@@ -46,47 +46,47 @@ class Replacement(NamedTuple):
 
 
 class OutputCheck:
-    """Compares all outputs of the model for the example inputs, dense and with layers replaced.
+    """Compares the outputs of a model for the example inputs, dense and with layers replaced.
 
-    The dense model is called twice with the same random numbers of torch and Python, to learn how much its outputs
-    differ from call to call.
+    The dense model is called twice with the same random numbers of torch and Python, to measure how much its outputs
+    differ between calls.
 
     Args:
-        model: The dense model; every method leaves it unchanged.
+        model: The dense model. All methods leave it unchanged.
         example: The example inputs.
-        device: The model's device.
+        device: Device of the model.
 
     Attributes:
-        obstacle: Why outputs cannot be compared; empty if they can.
+        unsupported_reason: Why the outputs cannot be compared, or an empty string if they can.
 
     Raises:
         CalibrationError: The model fails with the example inputs.
     """
 
     def __init__(self, model: nn.Module, example: ExampleInputs, device: torch.device) -> None:
-        self.obstacle = ""
+        self.unsupported_reason = ""
         self._model, self._example, self._device = model, example, device
         self._calls, self._noise, self._expected = 0, 0.0, OutputSnapshot()
         outputs = self._call()
         try:
             self._expected = take_snapshot(outputs)
         except COMPARISON_ERRORS as error:
-            self.obstacle = f"the model's outputs cannot be compared: {summarize_error(error)}"
+            self.unsupported_reason = f"the model's outputs cannot be compared: {summarize_error(error)}"
             return
         self._noise = measure_difference(self._expected, take_snapshot(self._call()))
 
-    def find_obstacle(self, tolerance: float) -> str:
-        """Return why outputs cannot be compared with such a tolerance; empty if they can."""
-        if self.obstacle:
-            return self.obstacle
+    def get_unsupported_reason(self, tolerance: float) -> str:
+        """Return why the outputs cannot be compared with this tolerance, or an empty string if they can."""
+        if self.unsupported_reason:
+            return self.unsupported_reason
         if not any(isinstance(value, torch.Tensor) for value in self._expected.values()):
             return "the model returns no tensor to compare"
         if self._noise > max(tolerance, 0.0):
-            return f"the dense model's own outputs differ by {self._noise:.1e} from call to call"
+            return f"the outputs of the dense model differ by {self._noise:.1e} between calls"
         return ""
 
     def find_wrong_layers(self, replacements: Mapping[str, Replacement]) -> dict[str, str]:
-        """Find the layers that must stay dense so that the outputs are correct, each with the reason."""
+        """Find the layers that must stay dense to keep the outputs correct, each with the reason."""
         self._calls = 0
         return self._bisect(replacements)
 
@@ -105,9 +105,9 @@ class OutputCheck:
         return wrong
 
     def _find_problem(self, replacements: Mapping[str, Replacement]) -> str:
-        """Return what is wrong with the outputs; empty if nothing is."""
+        """Return what is wrong with the outputs, or an empty string if they are correct."""
         tolerance = max(replacement.tolerance for replacement in replacements.values())
-        if reason := self.find_obstacle(tolerance):
+        if reason := self.get_unsupported_reason(tolerance):
             return reason
         layers = {name: replacement.layer for name, replacement in replacements.items()}
         try:
@@ -124,7 +124,7 @@ class OutputCheck:
         return f"the model's outputs would differ by {difference:.1e}"
 
     def _measure_sensitivity(self, replacements: Mapping[str, Replacement]) -> float:
-        """Measure how much the dense model's outputs change if each of these layers has a small error."""
+        """Measure how much the outputs of the dense model change if each of these layers has a small error."""
         generator = torch.Generator(self._device).manual_seed(1)
 
         def make_hook(size: float) -> Callable[..., torch.Tensor | None]:
@@ -153,6 +153,6 @@ class OutputCheck:
 
 
 def summarize_error(error: BaseException) -> str:
-    """Return the type of an error and the beginning of its message."""
+    """Return the type of an exception and the beginning of its message."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     return text if len(text) <= MAX_REASON_CHARACTERS else f"{text[:MAX_REASON_CHARACTERS]}…"

@@ -1,4 +1,4 @@
-"""Copy what a model returns, and compare it with what another call returned."""
+"""Copy the outputs of a model, and compare them with the outputs of another call."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from torch import nn
 __all__ = ["OutputSnapshot", "measure_difference", "take_snapshot"]
 
 OutputSnapshot: TypeAlias = dict[str, Any]
-"""Path of a value within the outputs → a copy of the tensor, or the value itself if it is a number or text."""
+"""Maps the path of a value in the outputs to a copy of the tensor, or to the number or string."""
 
 MAX_DEPTH = 20
 
 OPAQUE_TYPES = (FunctionType, MethodType, ModuleType, type, nn.Module)
-"""Objects whose attributes are not outputs."""
+"""Types whose attributes are not outputs."""
 
 
 def take_snapshot(outputs: Any) -> OutputSnapshot:
-    """Copy all tensors and numbers in tuples, mappings, dataclasses and other objects."""
+    """Copy all tensors, numbers and strings in tuples, lists, mappings, dataclasses and other objects."""
     return {path: _copy(value) for path, value in _find_leaves(outputs, "", set())}
 
 
 def measure_difference(expected: OutputSnapshot, actual: OutputSnapshot) -> float:
-    """Return the largest difference of any output from the expected one, relative to its largest expected value.
+    """Return the largest difference between outputs, relative to the largest expected value of each tensor.
 
-    For integers and booleans, it is the share of values that differ. It is infinite if outputs are missing, have
-    another shape or type, are infinite or ``nan`` in other places, or are other numbers or texts.
+    For integers and booleans, the difference is the share of values that differ. The difference is infinite if outputs
+    are missing, if their shape or type differs, if infinite or ``nan`` values are in different places, or if other
+    values, such as strings, are not equal.
     """
     if expected.keys() != actual.keys():
         return math.inf

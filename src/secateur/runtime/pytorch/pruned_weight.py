@@ -1,4 +1,4 @@
-"""A layer's weight and the structure of its zeros."""
+"""Read the weight of a layer and recognize the pattern of its zeros."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["PrunedWeight"]
 
 @dataclass(frozen=True, slots=True)
 class PrunedWeight:
-    """A layer's weight and its zeros.
+    """The weight of a layer and the pattern of its zeros.
 
     Attributes:
-        view: Where the channels of the weight are.
+        view: The axes of the weight.
         matrix: The weight as (O, K·I), in float32 on the CPU.
-        pattern: The strictest pattern that its zeros follow; ``None``: there are hardly any.
+        pattern: The strictest pattern that the zeros follow, or ``None`` if there are too few zeros.
         sparsity: Share of zeros, in [0, 1].
     """
 
@@ -34,10 +34,10 @@ class PrunedWeight:
 
     @classmethod
     def from_layer(cls, layer: nn.Module) -> PrunedWeight:
-        """Read the weight of a layer and recognize its pattern.
+        """Read the weight of a layer and recognize the pattern of its zeros.
 
         Raises:
-            LayerError: The weight does not have the axes that patterns expect.
+            LayerError: The weight does not have the axes of a supported layer.
         """
         weight, _ = detach_parameters(layer)
         view = get_view(layer)

@@ -12,13 +12,13 @@ __all__ = ["replace_modules", "replace_modules_temporarily"]
 
 
 def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Replace modules by others, wherever the model refers to them.
+    """Replace modules everywhere in the model, even if a module has several names.
 
-    If it is interrupted, the model stays as it was.
+    If the replacement is interrupted, the model is restored.
 
     Args:
-        model: The model, changed in place.
-        modules: Name of a module → what replaces it.
+        model: The model. It is modified in place.
+        modules: Maps the name of a module to its replacement.
     """
     slots = _find_slots(model, modules)
     try:
@@ -30,7 +30,7 @@ def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
 
 @contextmanager
 def replace_modules_temporarily(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Replace modules by others within the block; see `replace_modules`."""
+    """Replace modules inside a ``with`` block, and restore them afterwards. See `replace_modules`."""
     slots = _find_slots(model, modules)
     try:
         _fill(slots)
@@ -40,13 +40,13 @@ def replace_modules_temporarily(model: nn.Module, modules: Mapping[str, nn.Modul
 
 
 class ModuleSlot(NamedTuple):
-    """A reference of a model to a module that is to be replaced.
+    """A reference to a module, which can be pointed at a replacement.
 
     Attributes:
-        children: The children of the module's parent.
-        name: The module's name among them.
-        old: The module.
-        new: What replaces it.
+        children: The child modules of the parent, by name.
+        name: Name of the module in `children`.
+        old: The original module.
+        new: The replacement.
     """
 
     children: dict[str, nn.Module | None]
@@ -56,7 +56,7 @@ class ModuleSlot(NamedTuple):
 
 
 def _find_slots(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[ModuleSlot]:
-    """Find all references to the modules, which may have several names."""
+    """Find all references to the modules. A module may have several names."""
     new = {id(model.get_submodule(name)): module for name, module in modules.items()}
     return [
         ModuleSlot(parent._modules, name, child, new[id(child)])

@@ -1,4 +1,4 @@
-"""Time calls on a machine that also runs other programs."""
+"""Time calls robustly on a machine that also runs other programs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 __all__ = ["Clock", "count_rounds", "measure_medians", "time_call"]
 
 Clock: TypeAlias = Callable[[], float]
-"""Returns the current time in seconds, such as `time.perf_counter`."""
+"""A function that returns the current time in seconds, such as `time.perf_counter`."""
 
 BUDGET = 0.15
-"""Seconds that a comparison may take, beyond the minimum number of rounds."""
+"""Seconds to spend on a comparison. The minimum number of rounds may take longer."""
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
-"""Rounds of a comparison."""
+"""Limits for the number of rounds of a comparison."""
 
 GPU_SECONDS, MAX_GPU_CALLS = 2e-3, 50
-"""Seconds, and calls, between two synchronizations with a GPU, which runs one call while the next is launched."""
+"""Seconds and number of calls between synchronizations with a GPU, which runs one call while the next is launched."""
 
 
 def measure_medians(
@@ -32,16 +32,18 @@ def measure_medians(
     cuda_graph: bool = False,
     clock: Clock = perf_counter,
 ) -> list[float]:
-    """Measure the median time of each call, in seconds; calls alternate, so that all see the same disturbances.
+    """Measure the median time of each function in seconds.
+
+    Functions are called in turn, so that other programs slow down all of them alike.
 
     Args:
         calls: The functions to time.
-        device: The device that they run on. On a GPU, many calls are launched at once, as a model does: what counts is
-            the slower of launching and running them.
+        device: The device that they run on. On a GPU, many calls are launched back to back, as in a model, so the
+            result is the time to launch a call or to run it, whichever is longer.
         budget: Seconds to spend.
-        cuda_graph: Capture the calls in a CUDA graph, so that only their time on the GPU counts. None may synchronize
-            with the GPU: after a failed capture, torch cannot generate random numbers any more.
-        clock: Returns the time.
+        cuda_graph: Whether to capture the calls in a CUDA graph, which measures only the time on the GPU. The functions
+            must not synchronize with the GPU: after a failed capture, torch can no longer generate random numbers.
+        clock: Returns the current time in seconds.
     """
     for call in calls:
         call()  # compiles code and allocates memory
@@ -55,7 +57,7 @@ def measure_medians(
 
 
 def count_rounds(budget: float, clock: Clock) -> Iterator[int]:
-    """Count the rounds of a comparison from 0, as many as fit into a budget in seconds."""
+    """Yield the numbers of rounds, from 0, until the budget in seconds is spent."""
     start = clock()
     for number in range(MAX_ROUNDS):
         if number >= MIN_ROUNDS and clock() - start > budget:
@@ -64,7 +66,7 @@ def count_rounds(budget: float, clock: Clock) -> Iterator[int]:
 
 
 def time_call(call: Callable[[], object], device: torch.device, clock: Clock) -> float:
-    """Time one call, in seconds."""
+    """Measure the time of one call in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = clock()

@@ -1,4 +1,4 @@
-"""Layers for inference that store a pruned weight without its zeros."""
+"""Layers for inference that store pruned weights without the zeros."""
 
 from __future__ import annotations
 

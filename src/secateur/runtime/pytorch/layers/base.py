@@ -1,4 +1,4 @@
-"""The base of all layers that replace a dense one."""
+"""Define the base class of all layers that replace a dense layer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["SparseLayer", "detach_parameters", "is_strided", "refuse_export", "r
 
 
 def detach_parameters(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return a layer's weight and bias, detached from autograd."""
+    """Return the weight and the bias of a layer, detached from autograd."""
     weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
     assert weight is not None
     return weight.detach(), None if bias is None else bias.detach()
 
 
 def is_strided(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is neither sparse nor nested, nor in the memory format of a library."""
+    """Whether a tensor is dense with strides, and not sparse, nested or in the memory format of a library."""
     try:
         return tensor.layout is torch.strided and not tensor.is_nested
     except RuntimeError:  # oneDNN tensors have no layout
@@ -37,7 +37,7 @@ def refuse_tracing() -> None:
 
 
 def refuse_export() -> NoReturn:
-    """Raise the error for programs that would leave this process."""
+    """Raise the error for graphs that would be exported from this process."""
     raise StateError(
         "A replaced layer cannot be exported, traced or scripted: its packed weight stays in this process. Export the "
         "model before you compile it, and compile it where it runs."
@@ -45,10 +45,10 @@ def refuse_export() -> NoReturn:
 
 
 class SparseLayer(nn.Module, ABC):
-    """A layer for inference that replaces a dense one.
+    """A layer for inference that replaces a dense layer.
 
-    Its state is that of the dense layer: ``state_dict()`` unpacks the weight. Other attributes, such as
-    ``in_features`` or ``stride``, are those of the dense layer.
+    It has the state of the dense layer: ``state_dict()`` unpacks the weight. Other attributes, such as ``in_features``
+    or ``stride``, are copied from the dense layer.
 
     Args:
         layer: The dense layer.
@@ -66,7 +66,7 @@ class SparseLayer(nn.Module, ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Type of the weight, and of the inputs."""
+        """Type of the weight and of the inputs."""
 
     @property
     @abstractmethod
@@ -76,19 +76,19 @@ class SparseLayer(nn.Module, ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes of the stored weight."""
+        """Size of the stored weight in bytes."""
 
     @abstractmethod
     def unpack_weight(self) -> torch.Tensor:
-        """Return the weight with its zeros, as the dense layer stored it."""
+        """Return the dense weight in the shape in which the dense layer stored it."""
 
     @abstractmethod
     def unpack_bias(self) -> torch.Tensor | None:
-        """Return the bias as the dense layer stored it; ``None``: there is none."""
+        """Return the bias in the type of the dense layer, or ``None`` if there is none."""
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dense weight, read-only; its values are unpacked when they are read."""
+        """The dense weight as a read-only tensor, which unpacks its values when they are read."""
         if torch.compiler.is_compiling():
             return self.trace_weight()
         like = torch.empty(self.dense_shape, dtype=self.dtype, device="meta")
@@ -96,7 +96,7 @@ class SparseLayer(nn.Module, ABC):
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """The bias, read-only."""
+        """The bias as a read-only tensor."""
         bias = self.unpack_bias()
         if bias is None or torch.compiler.is_compiling():
             return bias
@@ -107,21 +107,21 @@ class SparseLayer(nn.Module, ABC):
         """Compute the outputs with the dense weight."""
 
     def compute_densely(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Compute what the dense layer returns for a sparse, nested or otherwise unusual tensor.
+        """Compute the outputs with the dense weight for tensors that kernels cannot read, such as sparse tensors.
 
         Raises:
-            LayerError: torch has no dense product for it either.
+            LayerError: The dense layer does not support the tensor either.
         """
         try:
             return self.multiply_densely(tensor)
         except (RuntimeError, TypeError, ValueError) as error:  # NotImplementedError is a RuntimeError
             message = str(error).partition("\n")[0]
             raise LayerError(
-                f"{type(self).__name__} does not accept such a {type(tensor).__name__}: {message}"
+                f"{type(self).__name__} does not support this {type(tensor).__name__}: {message}"
             ) from error
 
     def trace_weight(self) -> torch.Tensor:
-        """Return the dense weight in a graph of torch.compile."""
+        """Return the dense weight while `torch.compile` traces the layer."""
         return self.unpack_weight()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -130,7 +130,7 @@ class SparseLayer(nn.Module, ABC):
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """See `torch.nn.Module.register_parameter`; the weight and the bias cannot be replaced."""
+        """Register a parameter, unless it would replace the weight or the bias."""
         if name in {"weight", "bias"}:
             refuse_write()
         super().register_parameter(name, param)
@@ -145,6 +145,6 @@ class SparseLayer(nn.Module, ABC):
 
     def _load_from_state_dict(self, *_: Any) -> None:
         raise StateError(
-            f"{type(self).__name__} cannot load a state, because its weight is packed. Load the state into the model "
-            f"before you compile it."
+            f"{type(self).__name__} cannot load a state dict, because its weight is packed. Load the state dict into "
+            f"the model before you compile it."
         )

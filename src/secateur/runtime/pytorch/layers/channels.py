@@ -1,4 +1,4 @@
-"""Smaller dense layers, for weights of which whole channels are zero."""
+"""Smaller dense layers, for weights with whole channels of zeros."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["ChannelConv2d", "ChannelLayer", "ChannelLinear"]
 
 
 class ChannelLayer(SparseLayer):
-    """A dense product of the nonzero input and output channels.
+    """A smaller dense layer with only the nonzero input and output channels.
 
     Args:
         layer: The dense layer.
-        outputs: Booleans of shape (O,): output channels with a nonzero weight.
-        inputs: Booleans of shape (I,): input channels with a nonzero weight.
+        outputs: Booleans of shape (O,) that select the output channels with a nonzero weight.
+        inputs: Booleans of shape (I,) that select the input channels with a nonzero weight.
 
     Attributes:
-        axis: Axis of the channels in inputs and outputs, counted from the last.
+        axis: Axis of the channels in inputs and outputs, as a negative index.
     """
 
     axis: ClassVar[int]
@@ -51,7 +51,7 @@ class ChannelLayer(SparseLayer):
 
     @abstractmethod
     def apply_weight(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Multiply inputs with a weight of shape (O, I), or (O, I, H, W)."""
+        """Apply a weight of shape (O, I) or (O, I, H, W) to inputs."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,14 +69,14 @@ class ChannelLayer(SparseLayer):
 
     @property
     def nbytes(self) -> int:
-        """See `SparseLayer.nbytes`; includes the indices of its channels."""
+        """See `SparseLayer.nbytes`. The channel indices are included."""
         return int(sum(buffer.nbytes for buffer in (self.kept_weight, self.kept_outputs, self.kept_inputs)))
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as the dense layer names it
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name in the dense layer
         """Compute outputs with O channels from inputs with I channels."""
         inputs = input
         if not torch.compiler.is_compiling() and (peek_interpreter_stack() is not None or not is_strided(inputs)):
-            return self.compute_densely(inputs)  # in a transform of torch, or not strided
+            return self.compute_densely(inputs)  # inside a torch.func transform, or not strided
         if len(self.kept_inputs) < self.inputs:
             inputs = inputs.index_select(self.axis, self.kept_inputs)
         bias = self.packed_bias
@@ -85,8 +85,8 @@ class ChannelLayer(SparseLayer):
         kept = self.apply_weight(inputs, self.kept_weight, None if bias is None else bias[self.kept_outputs])
         shape = list(kept.shape)
         shape[self.axis] = self.outputs
-        unweighted = kept.new_zeros(self.outputs) if bias is None else bias
-        result = kept.new_empty(shape).copy_(unweighted.reshape(-1, *[1] * (-1 - self.axis)))
+        constant = kept.new_zeros(self.outputs) if bias is None else bias
+        result = kept.new_empty(shape).copy_(constant.reshape(-1, *[1] * (-1 - self.axis)))
         return result.index_copy_(self.axis, self.kept_outputs, kept)
 
     def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -101,13 +101,13 @@ class ChannelLayer(SparseLayer):
         return dense.T.contiguous() if self.is_transposed else dense
 
     def extra_repr(self) -> str:
-        """Show the channels before and after."""
+        """Show how many channels remain."""
         inputs = f"{len(self.kept_inputs)} of {self.inputs} inputs"
         return f"{inputs}, {len(self.kept_outputs)} of {self.outputs} outputs"
 
 
 class ChannelLinear(ChannelLayer):
-    """Replaces ``nn.Linear`` or transformers' ``Conv1D``; inputs have shape (…, I)."""
+    """Replaces ``nn.Linear`` or transformers' ``Conv1D``. Inputs have shape (…, I)."""
 
     axis = -1
 
@@ -127,9 +127,9 @@ class ChannelLinear(ChannelLayer):
 
 
 class ChannelConv2d(ChannelLayer):
-    """Replaces ``nn.Conv2d`` with one group; inputs have shape (B, I, H, W) or (I, H, W).
+    """Replaces ``nn.Conv2d`` with one group. Inputs have shape (B, I, H, W) or (I, H, W).
 
-    It keeps one channel if all are zero, because torch has no convolution of no channels.
+    If all channels are zero, it keeps one of them, because torch does not support convolutions without channels.
     """
 
     axis = -3
@@ -139,7 +139,7 @@ class ChannelConv2d(ChannelLayer):
         super().__init__(layer, *kept)
         self.stride, self.dilation, self.padding = layer.stride, layer.dilation, layer.padding
         self.padding_mode = layer.padding_mode
-        # The convolution itself stores its padding in the form that `functional.pad` expects.
+        # nn.Conv2d stores its padding in the order that `functional.pad` expects.
         self._padding = tuple(layer._reversed_padding_repeated_twice)
 
     def apply_weight(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

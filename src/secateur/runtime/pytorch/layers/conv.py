@@ -16,7 +16,7 @@ from secateur.runtime.pytorch.layers.packed import PackedLayer, materialize_zero
 __all__ = ["SparseConv2d"]
 
 IMAGE_AXES = 3
-"""Axes of one image: channels, height and width."""
+"""Number of axes of one image: channels, height and width."""
 
 
 class SparseConv2d(PackedLayer):
@@ -24,21 +24,21 @@ class SparseConv2d(PackedLayer):
 
     Args:
         layer: The dense layer.
-        matrix: Its weight as (O, K·I), kernel positions first.
+        matrix: The weight as (O, K·I), with the kernel positions before the input channels.
     """
 
     def __init__(self, layer: nn.Conv2d, matrix: PackedMatrix) -> None:
         super().__init__(layer, matrix)
         self.out_channels, self.in_channels = layer.out_channels, layer.in_channels
         self.kernel_size, self.stride, self.dilation = (
-            (down, across) for down, across in (layer.kernel_size, layer.stride, layer.dilation)
+            (height, width) for height, width in (layer.kernel_size, layer.stride, layer.dilation)
         )
-        # The convolution itself stores its padding in the form that `functional.pad` expects.
+        # nn.Conv2d stores its padding in the order that `functional.pad` expects.
         self._padding = tuple(layer._reversed_padding_repeated_twice)
         self._padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
 
     def multiply(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See `OperatorLayer.multiply`; images have shape (B, I, H, W) or (I, H, W)."""
+        """See `OperatorLayer.multiply`. Images have shape (B, I, H, W) or (I, H, W)."""
         return self._convolve(tensor[None])[0] if tensor.ndim == IMAGE_AXES else self._convolve(tensor)
 
     def multiply_densely(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ class SparseConv2d(PackedLayer):
         return dense.reshape(self.out_channels, *self.kernel_size, self.in_channels).permute(0, 3, 1, 2).contiguous()
 
     def _convolve(self, images: torch.Tensor) -> torch.Tensor:
-        """Convolve images of shape (B, I, H, W) to outputs of shape (B, O, H', W')."""
+        """Compute outputs of shape (B, O, H', W') from images of shape (B, I, H, W)."""
         refuse_tracing()
         channels = images.shape[1] if images.ndim == IMAGE_AXES + 1 else -1
         self._check_input(images, (channels, self.in_channels), is_on_device=images.is_cpu)
@@ -69,18 +69,18 @@ class SparseConv2d(PackedLayer):
         if min(window.height, window.width) < 1:
             raise LayerError(
                 f"a kernel of {self.kernel_size} with dilation {self.dilation} does not fit into padded images of "
-                f"{window.size}; the input has shape {tuple(images.shape)}."
+                f"{window.size}, found an input of shape {tuple(images.shape)}. Pass larger images."
             )
         if self.kernel_size == (1, 1):
             return self._convolve_pointwise(images)
         return self._convolve_planes(self._make_planes(images, window), len(images), window).to(images.dtype)
 
     def _convolve_pointwise(self, images: torch.Tensor) -> torch.Tensor:
-        """Convolve with a kernel of one pixel, which can treat an image as one line."""
-        (down, across), batch = self.stride, len(images)
+        """Convolve with a kernel of one pixel, by treating each image as a single row of pixels."""
+        (stride_h, stride_w), batch = self.stride, len(images)
         if any(self._padding):
             images = self._pad(images)
-        images = images[:, :, ::down, ::across]
+        images = images[:, :, ::stride_h, ::stride_w]
         if images.is_contiguous(memory_format=torch.channels_last):
             return super().multiply(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         height, width = images.shape[2:]
@@ -92,7 +92,7 @@ class SparseConv2d(PackedLayer):
         return outputs.view(batch, self.out_channels, height, width).to(images.dtype)
 
     def _convolve_planes(self, planes: torch.Tensor, batch: int, window: ConvolutionWindow) -> torch.Tensor:
-        """Convolve planes in the format of `PackedMatrix.compile_convolution`."""
+        """Convolve images in the format that `PackedMatrix.compile_convolution` expects."""
         result = planes.new_empty(batch, self.out_channels, window.height, window.width)
         threads = torch.get_num_threads()
         key = batch, window, threads
@@ -107,28 +107,28 @@ class SparseConv2d(PackedLayer):
         return functional.pad(images, self._padding, mode=self._padding_mode)
 
     def _compute_padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Compute (H, W) of padded images."""
+        """Compute the height and width of padded images."""
         left, right, top, bottom = self._padding
         return height + top + bottom, width + left + right
 
     def _make_planes(self, images: torch.Tensor, window: ConvolutionWindow) -> torch.Tensor:
-        """Pad images, and separate their pixels by their position within a stride."""
+        """Pad images, and split them into one plane for each position within a stride."""
         left, _, top, _ = self._padding
         if self._padding_mode != "constant" and any(self._padding):
             images, left, top = self._pad(images), 0, 0
-        (down, across), (height, width) = window.stride, window.phase_size
+        (stride_h, stride_w), (height, width) = window.stride, window.phase_size
         size = len(images) * window.image_floats
         planes = torch.zeros(size + OVERREAD_FLOATS, dtype=torch.float32, device="cpu")
-        if (down, across) == (1, 1):
+        if (stride_h, stride_w) == (1, 1):
             padded = planes[:size].view(len(images), self.in_channels, height, width)
             padded[:, :, top : top + images.shape[2], left : left + images.shape[3]] = images
             return planes
-        separated = planes[:size].view(len(images), self.in_channels, down, across, height, width)
-        for row in range(down):
-            for column in range(across):
-                # Skip the padding above and to the left, and find the first pixel of the image at this position.
-                above, before = max(0, -(-(top - row) // down)), max(0, -(-(left - column) // across))
-                pixels = images[:, :, above * down + row - top :: down, before * across + column - left :: across]
-                plane = separated[:, :, row, column, above : above + pixels.shape[2], before : before + pixels.shape[3]]
+        separated = planes[:size].view(len(images), self.in_channels, stride_h, stride_w, height, width)
+        for row in range(stride_h):
+            for col in range(stride_w):
+                # Skip the padding at the top and on the left, and start at the first image pixel of this plane.
+                y, x = max(0, -(-(top - row) // stride_h)), max(0, -(-(left - col) // stride_w))
+                pixels = images[:, :, y * stride_h + row - top :: stride_h, x * stride_w + col - left :: stride_w]
+                plane = separated[:, :, row, col, y : y + pixels.shape[2], x : x + pixels.shape[3]]
                 plane.copy_(pixels[:, :, : plane.shape[2], : plane.shape[3]])
         return planes

@@ -1,4 +1,4 @@
-"""Linear layers on a GPU whose weight is in the format of a library that comes with torch."""
+"""Linear layers for GPUs, with weights in the formats of the sparse libraries that torch includes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ IGNORED_WARNINGS = (
     "The PyTorch API of SparseSemiStructuredTensor is in prototype",
     "bsr_dense_addmm uses non-optimal triton kernel parameters",
 )
-"""Prefixes of torch's warnings about prototypes and slow kernels. Kernels are benchmarked, so they do not matter."""
+"""Prefixes of torch's warnings about prototypes and slow kernels, which are irrelevant after a benchmark."""
 
 LIBRARIES = {
     "cuSPARSELt": torch.sparse.SparseSemiStructuredTensorCUSPARSELT,
     "CUTLASS": torch.sparse.SparseSemiStructuredTensorCUTLASS,
 }
-"""Name of a library → torch's tensor for its 2:4 products."""
+"""Maps the name of a library to the tensor class that torch provides for its 2:4 products."""
 
 
 class LibraryFormat(ABC):
@@ -46,7 +46,7 @@ class LibraryFormat(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The name in reports."""
+        """Name for reports."""
 
     @abstractmethod
     def convert(self, dense: torch.Tensor) -> torch.Tensor:
@@ -54,12 +54,12 @@ class LibraryFormat(ABC):
 
     @abstractmethod
     def list_storage(self, weight: torch.Tensor) -> list[torch.Tensor]:
-        """List the dense tensors that a converted weight consists of."""
+        """List the dense tensors that store a converted weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class SemiStructuredFormat(LibraryFormat):
-    """2:4 in a library of `LIBRARIES`."""
+    """The 2:4 format of a library in `LIBRARIES`."""
 
     library: str
 
@@ -71,7 +71,7 @@ class SemiStructuredFormat(LibraryFormat):
     def convert(self, dense: torch.Tensor) -> torch.Tensor:
         """See `LibraryFormat.convert`."""
         converted = LIBRARIES[self.library].from_dense(dense)
-        converted.fuse_transpose_cusparselt = True  # outputs are in row-major order, the default from torch 2.13 on
+        converted.fuse_transpose_cusparselt = True  # row-major outputs, the default since torch 2.13
         return converted
 
     def list_storage(self, weight: torch.Tensor) -> list[torch.Tensor]:
@@ -81,7 +81,7 @@ class SemiStructuredFormat(LibraryFormat):
 
 @dataclass(frozen=True, slots=True)
 class BlockSparseFormat(LibraryFormat):
-    """Nonzero square blocks, row by row (BSR), for torch's kernel in Triton."""
+    """Nonzero square blocks in row order (BSR), for torch's Triton kernel."""
 
     side: int
 
@@ -100,18 +100,18 @@ class BlockSparseFormat(LibraryFormat):
 
 
 class LibraryMatrix:
-    """A weight in the format of a library. It is immutable, and copies share it.
+    """A weight in the format of a library. It is immutable, so copies share memory.
 
     Args:
         dense: The weight, of shape (O, I).
         library_format: The format.
 
     Attributes:
-        shape: (O, I).
+        shape: Shape (O, I) of the weight.
         library_format: The format.
 
     Raises:
-        LayerError: The library does not support it.
+        LayerError: The library does not support the weight.
     """
 
     def __init__(self, dense: torch.Tensor, library_format: LibraryFormat) -> None:
@@ -121,11 +121,11 @@ class LibraryMatrix:
         try:
             self._weight = library_format.convert(dense.contiguous())
         except Exception as error:
-            raise self._explain(error) from error
+            raise self._convert_error(error) from error
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored weight."""
+        """Size of the stored weight in bytes."""
         return sum(tensor.nbytes for tensor in self.library_format.list_storage(self._weight))
 
     @property
@@ -134,25 +134,25 @@ class LibraryMatrix:
         return self._weight.device
 
     def to_dense(self) -> torch.Tensor:
-        """Return the weight with its zeros, of shape (O, I)."""
+        """Return the dense weight, of shape (O, I)."""
         return self._weight.to_dense()
 
     def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Multiply rows of shape (R, I) to rows of shape (R, O).
+        """Compute outputs of shape (R, O) from rows of shape (R, I).
 
         Raises:
-            LayerError: The library does not support them.
+            LayerError: The library does not support the rows.
         """
         if not len(rows):
             return rows.new_empty(0, self.shape[0])
         try:
-            # Sparse weights have no views in inference mode, and autocast cannot copy them.
+            # Sparse weights do not support views in inference mode, and autocast cannot convert them.
             with torch.inference_mode(mode=False), torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
                 return functional.linear(rows, self._weight, bias).contiguous()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise self._explain(error) from error
+            raise self._convert_error(error) from error
 
     def __deepcopy__(self, _: Any) -> LibraryMatrix:
         return self
@@ -160,8 +160,8 @@ class LibraryMatrix:
     def __reduce__(self) -> tuple[Any, ...]:
         return LibraryMatrix, (self.to_dense(), self.library_format)
 
-    def _explain(self, error: Exception) -> LayerError:
-        """Explain an error of a library."""
+    def _convert_error(self, error: Exception) -> LayerError:
+        """Convert an exception of the library to a `LayerError`."""
         message = (str(error) or type(error).__name__).splitlines()[0]
         return LayerError(f"{self.library_format.name} does not support a weight of shape {self.shape}: {message}")
 
@@ -171,16 +171,16 @@ class LibraryLinear(OperatorLayer):
 
     Args:
         layer: The dense layer.
-        matrix: Its weight.
-        is_transposed: Whether the dense weight is (I, O).
+        matrix: The weight.
+        is_transposed: Whether the dense layer stores its weight as (I, O).
     """
 
     def __init__(self, layer: nn.Module, matrix: LibraryMatrix, *, is_transposed: bool = False) -> None:
-        super().__init__(layer, place=str(matrix.device))
+        super().__init__(layer, device_name=str(matrix.device))
         _, bias = detach_parameters(layer)
         self.matrix, self.is_transposed = matrix, is_transposed
         self.out_features, self.in_features = matrix.shape
-        # Not a buffer, like the weight: both stay on their device.
+        # Not a buffer: like the weight, it must stay on its device.
         self._bias = None if bias is None else bias.clone()
 
     def unpack_bias(self) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""Layers that torch sees as one operator, in graphs, modes and transforms."""
+"""Layers that appear as a single operator in torch's graphs, modes and transforms."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from secateur.runtime.pytorch.layers.base import (
 __all__ = ["NoMemoryError", "OperatorLayer"]
 
 HANDLE_BITS = 62
-"""Handles are random, so that a graph of another process never finds a layer of this one by accident."""
+"""Handles are random, so that a graph from another process does not match a layer of this process by accident."""
 
 MAX_IMAGE_AXES = 4
-"""Axes of a batch of images, the most that a convolution accepts."""
+"""Number of axes of a batch of images, which is the maximum for a convolution."""
 
 PLAIN_TYPES = frozenset({torch.Tensor, nn.Parameter})
 
@@ -50,16 +50,16 @@ class OperatorLayer(SparseLayer):
 
     Args:
         layer: The dense layer.
-        place: The device of the weight, for error messages.
+        device_name: Device of the weight, for error messages.
 
     Attributes:
-        handle: A number that identifies this layer in graphs.
+        handle: Number that identifies this layer in graphs.
     """
 
-    def __init__(self, layer: nn.Module, *, place: str) -> None:
+    def __init__(self, layer: nn.Module, *, device_name: str) -> None:
         super().__init__(layer)
         weight, _ = detach_parameters(layer)
-        self._dtype, self._device, self._place = weight.dtype, weight.device, place
+        self._dtype, self._device, self._device_name = weight.dtype, weight.device, device_name
         self.handle = _register(self)
 
     @property
@@ -72,10 +72,11 @@ class OperatorLayer(SparseLayer):
         """See `SparseLayer.device`."""
         return self._device
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as the dense layer names it
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name in the dense layer
         """Compute the outputs of the dense layer."""
-        # Lazy tensors, subclasses, traced and transformed tensors must go through torch's dispatcher. Tensors without
-        # an address, such as sparse ones, raise. The checks are inlined, because a small product takes only 6 µs.
+        # Lazy tensors, subclasses, and traced or transformed tensors must go through torch's dispatcher. So do tensors
+        # without an address, such as sparse tensors, after `multiply` has raised an error. The checks are inlined,
+        # because a small product takes only 6 µs.
         if (
             type(input) is torch.Tensor
             and not is_dynamo_compiling()
@@ -97,11 +98,11 @@ class OperatorLayer(SparseLayer):
         return self._apply_operator(input)
 
     def compute(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Compute the outputs for a strided tensor, or for another layout that only the dense product accepts.
+        """Compute the outputs for a tensor of any layout. Only strided tensors use the packed weight.
 
         Raises:
             StateError: The input requires gradients.
-            LayerError: It is on another device, or of another type or shape.
+            LayerError: The device, type or shape of the input does not match.
         """
         return self.multiply(tensor) if is_strided(tensor) else self.compute_densely(tensor)
 
@@ -111,7 +112,7 @@ class OperatorLayer(SparseLayer):
 
     @abstractmethod
     def compute_output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of the outputs for inputs of a shape."""
+        """Compute the shape of the outputs from the shape of the inputs."""
 
     def trace_weight(self) -> torch.Tensor:
         """See `SparseLayer.trace_weight`."""
@@ -126,11 +127,11 @@ class OperatorLayer(SparseLayer):
         )
 
     def _apply_operator(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Apply the layer as one operator.
+        """Apply the layer as a single operator.
 
         Raises:
-            StateError: The input requires gradients or has a tangent, or the call is exported.
-            LayerError: The layer does not accept the input.
+            StateError: The input requires gradients or has a tangent, or the model is being exported.
+            LayerError: The layer does not support the input.
         """
         refuse_tracing()
         if torch.compiler.is_compiling() or type(tensor) in PLAIN_TYPES or not isinstance(tensor, torch.Tensor):
@@ -143,12 +144,12 @@ class OperatorLayer(SparseLayer):
         return outputs
 
     def _check_input(self, tensor: torch.Tensor, features: tuple[int, int], *, is_on_device: bool) -> None:
-        """Refuse inputs that the layer does not accept; `features`: how many they have, and how many it needs."""
+        """Raise an error if the layer does not support an input. `features` is the actual and the expected number."""
         if tensor.requires_grad and torch.is_grad_enabled():
             self.refuse_gradients()
         if not is_on_device or tensor.dtype is not self._dtype:
             raise LayerError(
-                f"{type(self).__name__} needs inputs of {self._dtype} on {self._place}, found {tensor.dtype} on "
+                f"{type(self).__name__} needs inputs of {self._dtype} on {self._device_name}, found {tensor.dtype} on "
                 f"{tensor.device}. Convert and move the model before you compile it."
             )
         if features[0] != features[1]:
@@ -163,14 +164,14 @@ class OperatorLayer(SparseLayer):
 
 
 LAYERS: WeakValueDictionary[int, OperatorLayer] = WeakValueDictionary()
-"""Handle → layer: a graph can contain numbers and tensors, and a packed weight is neither."""
+"""Maps handles to layers. Graphs can only contain numbers and tensors, and a packed weight is neither."""
 
 
 def _register(layer: OperatorLayer) -> int:
-    """Return a number that identifies this layer as long as it exists, and no layer of any other process."""
-    number = secrets.randbits(HANDLE_BITS)
-    LAYERS[number] = layer
-    return number
+    """Register a layer for as long as it exists, and return its handle."""
+    handle = secrets.randbits(HANDLE_BITS)
+    LAYERS[handle] = layer
+    return handle
 
 
 def _get_layer(handle: int) -> OperatorLayer:
@@ -189,7 +190,7 @@ def _apply(tensor: torch.Tensor, handle: int) -> torch.Tensor:
 
 
 def _apply_below_autograd(tensor: torch.Tensor, handle: int) -> torch.Tensor:
-    """Refuse gradients and tangents."""
+    """Apply a layer below autograd, and raise an error for gradients and tangents."""
     if (tensor.requires_grad and torch.is_grad_enabled()) or _has_tangent(tensor):
         _get_layer(handle).refuse_gradients()
     with torch._C._AutoDispatchBelowAutograd():
@@ -198,13 +199,13 @@ def _apply_below_autograd(tensor: torch.Tensor, handle: int) -> torch.Tensor:
 
 
 def _has_tangent(tensor: torch.Tensor) -> bool:
-    if forward_ad._current_level < 0 or not is_strided(tensor):  # torch has no tangents of other layouts
+    if forward_ad._current_level < 0 or not is_strided(tensor):  # other layouts have no tangents
         return False
     return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _make_autocast_rule(device_type: str) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """Make the rule that computes in the layer's type and returns autocast's type, as the dense layer does."""
+    """Make the autocast rule: compute in the type of the layer, and return the type of autocast."""
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
 
     def apply(tensor: torch.Tensor, handle: int) -> torch.Tensor:
@@ -219,7 +220,7 @@ def _make_autocast_rule(device_type: str) -> Callable[[torch.Tensor, int], torch
 
 
 def _make_fake_outputs(tensor: torch.Tensor, handle: int) -> torch.Tensor:
-    """Make an empty tensor of the output's shape."""
+    """Make an empty tensor with the shape of the outputs."""
     if _is_exporting():
         refuse_export()
     return tensor.new_empty(_get_layer(handle).compute_output_shape(tensor.shape))
@@ -233,7 +234,7 @@ def _make_fake_weight(handle: int) -> torch.Tensor:
 
 
 def _apply_to_batch(_: Any, in_dims: tuple[int | None, None], tensor: torch.Tensor, handle: int) -> tuple[Any, int]:
-    """Apply a layer under vmap, which adds an axis to rows or images."""
+    """Apply a layer under `vmap`, which adds an axis to the inputs."""
     stacked = tensor.movedim(in_dims[0] or 0, 0)
     if stacked.ndim <= MAX_IMAGE_AXES:
         return torch.ops.secateur.apply_layer(stacked, handle), 0

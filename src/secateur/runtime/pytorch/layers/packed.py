@@ -1,4 +1,4 @@
-"""Linear layers whose weight is packed for kernels on the CPU."""
+"""Linear layers with weights packed for CPU kernels."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["PackedLayer", "SparseLinear", "materialize_zeros"]
 use_openmp_of_torch()
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-"""torch's types → their names for kernels."""
+"""Maps torch's types to their names for kernels."""
 
 MAX_CACHED_PRODUCTS = 256
-"""Input shapes for which a layer caches its product; otherwise Python would take longer than a small product."""
+"""Number of input shapes for which a layer caches its compiled product, to reduce the overhead of small products."""
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
 
 def materialize_zeros(tensor: torch.Tensor) -> torch.Tensor:
-    """Allocate one of torch's lazy zero tensors.
+    """Allocate memory for a lazy zero tensor of torch.
 
     Raises:
-        NoMemoryError: The tensor has values, but no memory.
+        NoMemoryError: The tensor is not a lazy zero tensor, and has no memory either.
     """
     if tensor.numel() and not tensor._is_zerotensor():
         raise NoMemoryError(f"an input of shape {tuple(tensor.shape)} has no memory. Pass a tensor with values.")
@@ -40,22 +40,22 @@ def materialize_zeros(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class PackedLayer(OperatorLayer):
-    """A layer whose weight is packed for kernels on the CPU.
+    """A layer with a weight packed for CPU kernels.
 
     Args:
         layer: The dense layer.
-        matrix: Its weight, packed as (O, F): output channels × inputs of one output.
+        matrix: The packed weight of shape (O, F), where F is the number of inputs of one output.
 
     Attributes:
         matrix: The packed weight.
     """
 
     def __init__(self, layer: nn.Module, matrix: PackedMatrix) -> None:
-        super().__init__(layer, place="the CPU")
+        super().__init__(layer, device_name="the CPU")
         _, bias = detach_parameters(layer)
         self.matrix = matrix
         self.has_bias = bias is not None
-        # Not a buffer: kernels read its address, and `Module.to` would move or convert it.
+        # Not a buffer: kernels use its address, and `Module.to` would move or convert a buffer.
         empty = torch.zeros(matrix.shape[0], dtype=torch.float32, device="cpu")
         self._bias = empty if bias is None else bias.float().contiguous().clone()
         self._products: dict[Hashable, Callable[..., Any]] = {}
@@ -70,14 +70,14 @@ class PackedLayer(OperatorLayer):
         return self.matrix.nbytes
 
     def multiply(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See `OperatorLayer.multiply`; inputs have shape (…, F)."""
+        """See `OperatorLayer.multiply`. Inputs have shape (…, F)."""
         product = self._products.get((tensor.shape, tensor.dtype, torch.get_num_threads()))
         if product is None or not tensor.is_cpu or (tensor.requires_grad and torch.is_grad_enabled()):
             product = self._make_product(tensor)
         return product(tensor)
 
     def _make_product(self, rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Make the function that multiplies rows of this shape and type with the current number of threads."""
+        """Compile the product for rows of this shape and type with the current number of threads."""
         *leading, features = rows.shape or (0,)
         outputs, inputs = self.matrix.shape
         refuse_tracing()
@@ -106,7 +106,7 @@ class PackedLayer(OperatorLayer):
         return {**self.__dict__, "_products": {}}
 
     def extra_repr(self) -> str:
-        """Show the shape, pattern and bytes."""
+        """Show the shape, the pattern and the size in bytes."""
         return f"{self.matrix.shape[1]}, {self.matrix.shape[0]}, {self.matrix.pattern}, {self.matrix.nbytes:,} bytes"
 
 
@@ -115,8 +115,8 @@ class SparseLinear(PackedLayer):
 
     Args:
         layer: The dense layer.
-        matrix: Its weight.
-        is_transposed: Whether the dense weight is (I, O).
+        matrix: The packed weight.
+        is_transposed: Whether the dense layer stores its weight as (I, O).
     """
 
     def __init__(self, layer: nn.Module, matrix: PackedMatrix, *, is_transposed: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Read-only tensors, for the weights of replaced layers."""
+"""Read-only tensors for the weights of replaced layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ReadOnlyTensor", "refuse_write"]
 
 
 def _get_setter(name: str) -> Any:
-    """Return the setter of a tensor's attribute, as `__torch_function__` receives it."""
+    """Return the setter of a tensor attribute, which `__torch_function__` receives as a function."""
     return getattr(torch.Tensor, name).__set__
 
 
@@ -31,7 +31,7 @@ COPYING_METHODS = frozenset(
         torch.Tensor.tolist,
     }
 )
-"""Methods that call no operator and return a copy of the values."""
+"""Methods that return a copy of the values without calling an operator."""
 
 MEMORY_METHODS = frozenset(
     {
@@ -42,39 +42,39 @@ MEMORY_METHODS = frozenset(
         torch.Tensor.untyped_storage,
     }
 )
-"""Methods that need the values in memory."""
+"""Methods that need the memory of the values."""
 
 REFUSED_SETTERS = frozenset({_get_setter("data"), _get_setter("grad")})
-"""Setters of attributes that would have no effect on the layer."""
+"""Setters that would have no effect on the layer."""
 
 WRITING_METHODS = frozenset({torch.Tensor.apply_, torch.Tensor.map2_, torch.Tensor.map_})
-"""Methods that call no operator and write to the values in memory."""
+"""Methods that write to the values without calling an operator."""
 
 GRADIENT_SWITCHES = frozenset({torch.Tensor.requires_grad_, _get_setter("requires_grad")})
-"""Methods that may only switch gradients off."""
+"""Methods that may disable gradients, but not enable them."""
 
 
 class ReadOnlyTensor(torch.Tensor):
     """A read-only tensor that unpacks its values when an operator reads them.
 
-    Its shape, type and device are known without unpacking. Views of it are read-only too; all other results are plain
-    tensors.
+    Its shape, type and device are available without unpacking. Views of it are read-only too. All other results are
+    plain tensors.
 
     Args:
         unpack: Returns the values as a plain tensor.
-        like: A tensor of the same shape and type; on the meta device if its values are expensive.
+        like: A tensor of the same shape and type, which may be on the meta device.
         device: Device of the values.
     """
 
     _unpack: Callable[[], torch.Tensor]
-    _place: torch.device
+    _actual_device: torch.device
 
     def __new__(cls, unpack: Callable[[], torch.Tensor], like: torch.Tensor, device: torch.device) -> Self:
-        """Make a tensor without storage.
+        """Create a tensor without storage.
 
-        For torch it is on the meta device: torch accepts a tensor on the CPU as the data of another tensor
-        (``other.data = weight``), which then has no memory and crashes the process. Modes such as `FakeTensorMode`
-        cannot ask for its device, and get the actual one.
+        Internally, its device is the meta device: torch would accept a CPU tensor as the data of another tensor
+        (``other.data = weight``), which would then have no memory and crash the process. Dispatch modes such as
+        `FakeTensorMode` cannot query the device through `__torch_dispatch__`, so they get the actual device.
         """
         is_watched = _len_torch_dispatch_stack() > 0
         tensor: Self = torch.Tensor._make_wrapper_subclass(
@@ -86,25 +86,25 @@ class ReadOnlyTensor(torch.Tensor):
             dispatch_device=not is_watched,
             requires_grad=False,
         )
-        tensor._unpack, tensor._place = unpack, device
+        tensor._unpack, tensor._actual_device = unpack, device
         return tensor
 
     @classmethod
     def from_values(cls, values: torch.Tensor) -> Self:
-        """Make a tensor that shares the memory of a plain one, which may be the data of another."""
+        """Create a read-only tensor that shares memory with a plain tensor."""
         tensor: Self = torch.Tensor._make_subclass(cls, values)
-        tensor._unpack, tensor._place = lambda: values, values.device
+        tensor._unpack, tensor._actual_device = lambda: values, values.device
         return tensor
 
     def unpack(self) -> torch.Tensor:
-        """Return the values as a plain tensor, unpacked once."""
+        """Return the values as a plain tensor. They are unpacked only once."""
         values = self._unpack()
         self._unpack = lambda: values
         return values
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Handle methods that call no operator; all others reach `__torch_dispatch__`."""
+        """Handle methods that do not call an operator. All others reach `__torch_dispatch__`."""
         kwargs = kwargs or {}
         if func in REFUSED_SETTERS or (func in GRADIENT_SWITCHES and (*args, *kwargs.values())[1:] != (False,)):
             refuse_write("It has no gradients either.")
@@ -123,12 +123,12 @@ class ReadOnlyTensor(torch.Tensor):
         return result
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override] # typed in torch as the value that disables it
+    def __torch_dispatch__(  # type: ignore[override] # torch declares it as a value that disables dispatch
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operator on the values, unless it would write to them."""
         if func is torch.ops.prim.device.default:
-            return args[0]._place
+            return args[0]._actual_device
         kwargs, schema = kwargs or {}, func._schema
         arguments = [*zip(schema.arguments, args, strict=False)]
         arguments += [(argument, kwargs[argument.name]) for argument in schema.arguments if argument.name in kwargs]
@@ -140,7 +140,7 @@ class ReadOnlyTensor(torch.Tensor):
 
 
 def refuse_write(details: str = "") -> NoReturn:
-    """Raise the error for any attempt to change a weight."""
+    """Raise the error for attempts to change a weight."""
     raise StateError(
         f"The weight of a replaced layer is packed and read-only. {details + ' ' if details else ''}Change the model "
         f"before you compile it."
@@ -148,7 +148,7 @@ def refuse_write(details: str = "") -> NoReturn:
 
 
 def _protect_view(value: Any) -> Any:
-    """Make a view read-only; other subclasses, such as fake tensors, have no values to protect."""
+    """Make a view read-only. Subclasses, such as fake tensors, have no values to protect."""
     return ReadOnlyTensor.from_values(value) if type(value) is torch.Tensor else value
 
 
