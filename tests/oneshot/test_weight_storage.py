@@ -174,7 +174,7 @@ def test_a_block_on_the_device_that_it_is_on_stays_itself() -> None:
 def test_a_device_that_does_not_exist(device: Any) -> None:
     model = deep_mlp()
     before = bits(model)
-    with pytest.raises(ConfigError, match=r"device must be one that .*, found"):
+    with pytest.raises(ConfigError, match=r"device must .*, found"):
         pruned(model, execute(batches(), device=device))
     assert bits(model) == before
 
@@ -739,7 +739,7 @@ def test_a_model_without_a_stack(tmp_path: Path) -> None:
 
 def test_a_model_that_refuses_the_data(dense: Path, tmp_path: Path) -> None:
     given = [batch | {"inputs_embeds": torch.ones(3, 8, 16)} for batch in inputs_of("llama")]
-    with pytest.raises(UnsupportedModelError, match=r"nothing: The model refuses calibration batch 0: .*inputs_embeds"):
+    with pytest.raises(UnsupportedModelError, match=r"The model refuses calibration batch 0: .*inputs_embeds"):
         refusal(empty("llama"), dense, tmp_path / "pruned", given)
 
 
@@ -758,5 +758,5 @@ def test_blocks_that_share_a_parameter(tmp_path: Path) -> None:
 
 
 def test_distilling_needs_the_whole_model(dense: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Distill needs the whole model at once"):
+    with pytest.raises(ConfigError, match="Distill needs the whole model, and weights loads it block by block"):
         refusal(empty("llama"), dense, tmp_path / "pruned", refine="distill")

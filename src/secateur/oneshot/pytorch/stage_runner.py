@@ -18,12 +18,12 @@ from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.oneshot.pytorch.stages import BlockStage, Stage
-from secateur.oneshot.pytorch.targets import Target, make_problem, write_solution
+from secateur.oneshot.pytorch.targets import make_problem, write_solution
 from secateur.refiners.base import BlockTask
 from secateur.results import LayerResult
 from secateur.solvers.problem import Problem, Solution
 
-__all__ = ["Outcome", "StageRunner", "iterate_problems"]
+__all__ = ["Outcome", "StageRunner", "collect_statistics", "iterate_problems"]
 
 
 @dataclass
@@ -91,7 +91,8 @@ class StageRunner:
 
     def _prune_with(self, outputs: Activations, number: int, stage: Stage) -> None:
         targets = {target.name: target for target in stage.targets}
-        statistics = self._collect_statistics(stage, targets, outputs)
+        stored = outputs if self.recipe.block_refiners else None
+        statistics = collect_statistics(stage, with_gram=self.recipe.needs_gram, outputs=stored)
         parameters = self._list_parameters(stage)
         self.record.back_up(number, parameters)
         masks: dict[str, torch.Tensor] = {}
@@ -111,18 +112,6 @@ class StageRunner:
         results = {name: asdict(targets[name].verify(mask)) for name, mask in masks.items()}
         self._add_results(results, errors, seconds)
         self.record.commit(number, parameters, {"results": results, "errors": errors, "seconds": seconds})
-
-    def _collect_statistics(self, stage: Stage, targets: Mapping[str, Target], outputs: Activations) -> InputStatistics:
-        """Run the calibration data through the dense stage once, and collect input statistics."""
-        modules = {name: target.module for name, target in targets.items()}
-        statistics = InputStatistics(modules, with_gram=self.recipe.needs_gram)
-        with statistics.record_inputs():
-            for batch in stage.batches:
-                statistics.start_batch(batch.keep)
-                output = stage.forward(batch.number)
-                if self.recipe.block_refiners and output is not None:
-                    outputs[batch.number] = output
-        return statistics
 
     def _solve(self, problem: Problem) -> Solution:
         with allow_interrupts():
@@ -176,16 +165,27 @@ def iterate_problems(
         with_gram: Whether Gram matrices are needed; else norms are enough.
     """
     for stage in stages:
+        targets = {target.name: target for target in stage.targets}
         with stage.load_weights():
-            targets = {target.name: target for target in stage.targets}
-            modules = {name: target.module for name, target in targets.items()}
-            statistics = InputStatistics(modules, with_gram=with_gram)
-            with statistics.record_inputs():
-                for batch in stage.batches:
-                    statistics.start_batch(batch.keep)
-                    output = stage.forward(batch.number)
-                    if output is not None:
-                        inputs[batch.number] = output
+            statistics = collect_statistics(stage, with_gram=with_gram, outputs=inputs)
             groups = statistics.group_layers()
             problems = [make_problem([targets[name] for name in names], statistics) for names in groups]
         yield stage.name, problems
+
+
+def collect_statistics(stage: Stage, *, with_gram: bool, outputs: Activations | None) -> InputStatistics:
+    """Run the calibration data through a dense stage once, and collect the input statistics of its layers.
+
+    Args:
+        stage: The stage.
+        with_gram: Whether Gram matrices are needed; else norms are enough.
+        outputs: Where to store the outputs of the stage, if it has any; ``None``: do not store them.
+    """
+    statistics = InputStatistics({target.name: target.module for target in stage.targets}, with_gram=with_gram)
+    with statistics.record_inputs():
+        for batch in stage.batches:
+            statistics.start_batch(batch.keep)
+            output = stage.forward(batch.number)
+            if outputs is not None and output is not None:
+                outputs[batch.number] = output
+    return statistics
