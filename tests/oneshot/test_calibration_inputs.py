@@ -60,9 +60,9 @@ NO_BATCHES: list[tuple[Any, str]] = [
     ([], "calibration must contain at least one batch, found none"),
     ((), "calibration must contain at least one batch, found none"),
     (iter([]), "calibration must contain at least one batch, found none"),
-    (torch.ones(4, 16), "calibration must be batches, such as a list of them, found one Tensor"),
-    ({"input": torch.ones(4, 16)}, "calibration must be batches, such as a list of them, found one dict"),
-    ("text", "calibration must be batches, such as a list of them, found one str"),
+    (torch.ones(4, 16), "calibration must be batches, such as a list of them, found a single Tensor"),
+    ({"input": torch.ones(4, 16)}, "calibration must be batches, such as a list of them, found a single dict"),
+    ("text", "calibration must be batches, such as a list of them, found a single str"),
     ([torch.ones(4, 16), None], "calibration batch 1 must be a tensor, a tuple of tensors or a mapping .* NoneType"),
     ([np.ones((4, 16))], "calibration batch 0 must be a tensor.*, found ndarray"),
     ([[]], "calibration batch 0 must be a tensor.*, found list"),
@@ -79,7 +79,9 @@ def test_what_are_no_batches(given: Any, message: str) -> None:
 
 
 def test_what_can_not_be_gone_through() -> None:
-    refused(deep_mlp(), CalibrationError, "calibration must be batches.*found one int", calibration=3, solver="wanda")
+    refused(
+        deep_mlp(), CalibrationError, "calibration must be batches.*found a single int", calibration=3, solver="wanda"
+    )
 
 
 def test_a_generator_serves_once() -> None:
@@ -190,7 +192,7 @@ ODD = {
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("wrap", [lambda odd: odd, lambda odd: {"input": odd}, lambda odd: {"input": [{"x": odd}]}])
 def test_odd_tensors(kind: str, wrap: Callable[[Any], Any]) -> None:
-    message = f"calibration batch 1 must contain dense tensors with values, found one that is {kind}."
+    message = f"calibration batch 1 must contain dense tensors with values, found a tensor that is {kind}."
     refused(deep_mlp(), CalibrationError, message, calibration=[torch.ones(8, 16), wrap(ODD[kind]())], solver="wanda")
 
 

@@ -658,7 +658,7 @@ def test_quantized_files(dense: Path, tmp_path: Path) -> None:
     whole = tensors_in(dense)
     whole["model.norm.weight"] = torch.ones(16, dtype=torch.float8_e4m3fn)
     save_file(whole, dense / "model.safetensors")
-    with pytest.raises(ModelLoadError, match=r"'model.norm.weight' is stored as F8_E4M3 .* before they were quantized"):
+    with pytest.raises(ModelLoadError, match=r"'model.norm.weight' is stored as F8_E4M3 .* before quantization"):
         refusal(empty("llama"), dense, tmp_path / "pruned")
 
 
@@ -701,7 +701,7 @@ def test_an_index_names_files_in_its_folder(index: Any, message: str, dense: Pat
 def test_a_name_in_two_files(dense: Path, tmp_path: Path) -> None:
     shutil.move(dense / "model.safetensors", dense / "one.safetensors")
     shutil.copy(dense / "one.safetensors", dense / "two.safetensors")
-    with pytest.raises(ModelLoadError, match=r"and \d+ more stand in several files of"):
+    with pytest.raises(ModelLoadError, match=r"and \d+ more are in several files of"):
         refusal(empty("llama"), dense, tmp_path / "pruned")
 
 

@@ -128,14 +128,14 @@ class _State:
         self._correct(start, stop, self.features)
 
     def solution(self) -> Solution:
-        """What is left."""
+        """Return the remaining weights and their mask."""
         weight_GFR = self.weight_GFR.mul_(self.diagonal_GF1).masked_fill_(self.is_pruned_GFR, 0.0)
         return Solution(weight=weight_GFR.transpose(1, 2), keep=~self.is_pruned_GFR.transpose(1, 2))
 
     def _remove(self, column: int, last: int) -> None:
-        """Remove what goes from a column, and correct the columns behind it, up to `last`."""
-        weight_GR, goes_GR, error_GR = self._columns[column]
-        torch.mul(weight_GR, goes_GR, out=error_GR)
+        """Prune the selected weights of a column, and correct the columns after it, up to `last`."""
+        weight_GR, is_pruned_GR, error_GR = self._columns[column]
+        torch.mul(weight_GR, is_pruned_GR, out=error_GR)
         if column + 1 < last:
             row_GC1 = self.factor_GFF[:, column, column + 1 : last, None]
             self.weight_GFR[:, column + 1 : last].baddbmm_(row_GC1, error_GR[:, None], alpha=-1)

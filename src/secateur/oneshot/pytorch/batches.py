@@ -63,8 +63,8 @@ class Batch:
     def first_row(self) -> Batch:
         """Return a batch of its first row if all tensors have equally many rows, else the batch itself."""
         given = (*self.args, *self.kwargs.values())
-        tensors = [one for one in given if isinstance(one, torch.Tensor)]
-        if len({one.shape[:1] for one in tensors}) != 1 or len(tensors[0].shape) == 0:
+        tensors = [item for item in given if isinstance(item, torch.Tensor)]
+        if len({tensor.shape[:1] for tensor in tensors}) != 1 or len(tensors[0].shape) == 0:
             return self
 
         def cut(value: Any) -> Any:
@@ -83,7 +83,7 @@ def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
     """
     if isinstance(given, (torch.Tensor, Mapping, str)) or not isinstance(given, Iterable):
         raise CalibrationError(
-            f"calibration must be batches, such as a list of them, found one {type(given).__name__}."
+            f"calibration must be batches, such as a list of them, found a single {type(given).__name__}."
         )
     batches = [_create_batch(number, batch) for number, batch in enumerate(given)]
     if not batches:
@@ -112,11 +112,11 @@ def move_to(value: Any, device: torch.device | None) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(move_to(one, device) for one in value))
+        return type(value)(*(move_to(item, device) for item in value))
     if type(value) in (tuple, list):
-        return type(value)(move_to(one, device) for one in value)
+        return type(value)(move_to(item, device) for item in value)
     if type(value) is dict:
-        return {key: move_to(one, device) for key, one in value.items()}
+        return {key: move_to(item, device) for key, item in value.items()}
     return value
 
 
@@ -151,7 +151,7 @@ def calibration_mode(model: nn.Module) -> Iterator[None]:
     with ExitStack() as restored, torch.no_grad():
         for module in was_training:
             restored.callback(setattr, module, "training", True)
-        for config in _configs(model):
+        for config in _find_configs(model):
             restored.callback(setattr, config, "use_cache", config.use_cache)
             config.use_cache = False
         model.eval()
@@ -161,12 +161,12 @@ def calibration_mode(model: nn.Module) -> Iterator[None]:
 def _create_batch(number: int, given: Any) -> Batch:
     if isinstance(given, torch.Tensor):
         return Batch(number=number, args=(given,))
-    if isinstance(given, (tuple, list)) and given and all(isinstance(one, torch.Tensor) for one in given):
+    if isinstance(given, (tuple, list)) and given and all(isinstance(item, torch.Tensor) for item in given):
         return Batch(number=number, args=tuple(given))
     if isinstance(given, Mapping) and given and all(isinstance(key, str) for key in given):
         mask = given.get("attention_mask")
         keep = None
-        if isinstance(mask, torch.Tensor) and not _unsupported_kind(mask) and mask.ndim == 2:
+        if isinstance(mask, torch.Tensor) and not _explain_unsupported(mask) and mask.ndim == 2:
             keep = mask.bool().cpu()
         return Batch(number=number, kwargs=dict(given), keep=keep)
     raise CalibrationError(
@@ -177,11 +177,12 @@ def _create_batch(number: int, given: Any) -> Batch:
 
 def _check_content(batch: Batch) -> None:
     """Raise `CalibrationError` for a batch without usable content."""
-    tensors = [one for one in (*batch.args, *batch.kwargs.values()) if isinstance(one, torch.Tensor)]
-    for tensor in _tensors_in((batch.args, batch.kwargs)):
-        if kind := _unsupported_kind(tensor):
+    tensors = [item for item in (*batch.args, *batch.kwargs.values()) if isinstance(item, torch.Tensor)]
+    for tensor in _iterate_tensors((batch.args, batch.kwargs)):
+        if kind := _explain_unsupported(tensor):
             raise CalibrationError(
-                f"calibration batch {batch.number} must contain dense tensors with values, found one that is {kind}."
+                f"calibration batch {batch.number} must contain dense tensors with values, found a tensor "
+                f"that is {kind}."
             )
     if tensors and batch.kwargs.get("input_ids", tensors[0]).numel() == 0:
         shape = tuple(batch.kwargs.get("input_ids", tensors[0]).shape)
@@ -204,26 +205,26 @@ def _update_hash(digest: Any, value: Any) -> None:
         _update_hash(digest, [part for item in value.items() for part in item])
     elif isinstance(value, (tuple, list)):
         digest.update(f"{len(value)} parts".encode())
-        for one in value:
-            _update_hash(digest, one)
+        for item in value:
+            _update_hash(digest, item)
     elif isinstance(value, (bool, int, float, str, bytes)) or value is None:
         digest.update(f"{type(value).__name__} {value!r}".encode())
     else:
         digest.update(type(value).__qualname__.encode())
 
 
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def _iterate_tensors(value: Any) -> Iterator[torch.Tensor]:
     """Yield all tensors in nested tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
-        yield from _tensors_in(tuple(value.values()))
+        yield from _iterate_tensors(tuple(value.values()))
     elif isinstance(value, (tuple, list)):
-        for one in value:
-            yield from _tensors_in(one)
+        for item in value:
+            yield from _iterate_tensors(item)
 
 
-def _unsupported_kind(tensor: torch.Tensor) -> str | None:
+def _explain_unsupported(tensor: torch.Tensor) -> str | None:
     """Return why the values of a tensor cannot be read individually, or ``None`` if they can."""
     kinds = {
         "uninitialized": is_lazy(tensor),
@@ -252,7 +253,7 @@ def _check_tokens(number: int, tokens: torch.Tensor, vocabulary: int) -> None:
         )
 
 
-def _configs(model: nn.Module) -> list[Any]:
+def _find_configs(model: nn.Module) -> list[Any]:
     config = getattr(model, "config", None)
     parts = [config, *(getattr(config, name, None) for name in ("text_config", "decoder"))]
     return [part for part in parts if hasattr(part, "use_cache")]

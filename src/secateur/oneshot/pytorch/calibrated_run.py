@@ -81,13 +81,13 @@ class CalibratedRun:
                     record.complete()
             except BaseException as error:
                 self._undo(record)
-                named = explain_error(error)
-                named.add_note(self._note(record))
-                if named is error:
+                explained = explain_error(error)
+                explained.add_note(self._describe_state(record))
+                if explained is error:
                     raise
-                raise named from error
+                raise explained from error
             record.close(finished=not self.execution.keep_parts)
-            return self._report(outcome, time.perf_counter() - start)
+            return self._build_report(outcome, time.perf_counter() - start)
 
     def _undo(self, record: RunRecord) -> None:
         """Restore the model's dense weights; if that fails, their backup stays."""
@@ -99,9 +99,9 @@ class CalibratedRun:
         record.close(finished=False)
 
     def _prune(self, record: RunRecord) -> Outcome:
-        counts = self._counts() if record.counts is None else record.counts
+        counts = self._allocate() if record.counts is None else record.counts
         targets = build_targets(self.plan, counts, self.recipe.solver)
-        stages = self._stages(targets)
+        stages = self._build_stages(targets)
         if self.recipe.block_refiners and not any(isinstance(stage, BlockStage) for stage in stages):
             raise ConfigError(
                 f"refine='block' needs a model with a stack of blocks that run one after another, and "
@@ -115,7 +115,7 @@ class CalibratedRun:
         repair.refine(record, len(stages), targets)
         return outcome
 
-    def _counts(self) -> dict[str, int]:
+    def _allocate(self) -> dict[str, int]:
         """Return layer → number of units to prune."""
         counts: dict[str, int] = {}
         for pattern in self.plan.patterns:
@@ -132,13 +132,13 @@ class CalibratedRun:
     def _iterate_problems(self, pattern: BasePattern, needs: str) -> Iterator[tuple[str, Sequence[Problem]]]:
         counts = {name: pattern.budget.count_locally(name, pattern.target_sparsity) for name in pattern.budget.units}
         targets = build_targets(self.plan, counts, self.recipe.solver)
-        stages = self._stages(targets)
+        stages = self._build_stages(targets)
         return iterate_problems(stages, self.inputs, with_gram=needs == "gram")
 
     def _load(self, pattern: BasePattern, layer: str) -> AbstractContextManager[object]:
         return self.storage.load(pattern.modules[layer])
 
-    def _stages(self, targets: Mapping[str, Target]) -> list[Stage]:
+    def _build_stages(self, targets: Mapping[str, Target]) -> list[Stage]:
         return build_stages(self.model, targets, self.batches, self.inputs, self.storage)
 
     def _open_record(self) -> RunRecord:
@@ -153,7 +153,7 @@ class CalibratedRun:
         layers = {row.name: list(row.shape) for row in self.plan.layers if row.is_pruned}
         config = self.plan.config.model_dump(mode="json")
         weights = {id(get_parameter(pattern.modules[name])) for pattern in self.plan.patterns for name in pattern.views}
-        pruned = {name for name, held in self.model.named_parameters(remove_duplicate=False) if id(held) in weights}
+        pruned = {name for name, tensor in self.model.named_parameters(remove_duplicate=False) if id(tensor) in weights}
         return {
             "config": config,
             "recipe": str(self.recipe),
@@ -162,7 +162,7 @@ class CalibratedRun:
             OTHER_WEIGHTS: self.storage.hash_other_weights(pruned),
         }
 
-    def _note(self, record: RunRecord) -> str:
+    def _describe_state(self, record: RunRecord) -> str:
         if not record.is_resumable:
             return "The model is unchanged."
         done = format_count(record.count_finished(), "finished part")
@@ -171,7 +171,7 @@ class CalibratedRun:
             f"same dense model to resume."
         )
 
-    def _report(self, outcome: Outcome, seconds: float) -> CalibratedReport:
+    def _build_report(self, outcome: Outcome, seconds: float) -> CalibratedReport:
         order = [row.name for row in self.plan.layers if row.name in outcome.results]
         return CalibratedReport(
             layers=tuple(outcome.results[name] for name in order),
@@ -220,13 +220,13 @@ class ModelRepair:
         """
         if not self.refiners:
             return
-        parameters = {name: held.detach() for name, held in self.model.named_parameters()}
+        parameters = {name: tensor.detach() for name, tensor in self.model.named_parameters()}
         if record.resume(stage, parameters) is not None:
             return
         record.back_up(stage, parameters)
         # Masks were not stored, so kept weights that are zero count as pruned here.
         pruned = {id(target.weight.parameter) for target in targets.values()}
-        masks = {name: held.detach() != 0 for name, held in self.model.named_parameters() if id(held) in pruned}
+        masks = {name: tensor.detach() != 0 for name, tensor in self.model.named_parameters() if id(tensor) in pruned}
         for refiner, dense in zip(self.refiners, self._dense, strict=True):
             refiner.refine(
                 ModelTask(model=self.model, masks=masks, batches=self.batches, device=self.device, targets=dense)

@@ -41,9 +41,11 @@ class CheckpointRecord(RunRecord):
         self.storage = storage
         super().__init__(folder, described)
 
-    def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
+    def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], results: Mapping[str, Any]) -> None:
         """See `RunRecord.commit`; the other tensors of the block are written too."""
-        super().commit(stage, dict(parameters) | self.storage.collect_tensors(list(self.storage.blocks)[stage]), found)
+        super().commit(
+            stage, dict(parameters) | self.storage.collect_tensors(list(self.storage.blocks)[stage]), results
+        )
 
     def complete(self) -> None:
         """Write the blocks without pruned layers, everything outside of blocks, the index and companion files."""

@@ -37,23 +37,23 @@ class Materializer:
         self._model = model
         self._files = files
         self._state = get_saved_state(model)  # kept alive, so that their ids stay unique
-        self._sources = {id(held): name for name, held in reversed(self._state.items()) if name in files}
+        self._sources = {id(tensor): name for name, tensor in reversed(self._state.items()) if name in files}
         self._check()
 
     @contextmanager
-    def materialize(self, parts: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    def materialize(self, modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
         """Materialize the tensors of modules, not those of their submodules, within this context."""
-        fresh: dict[int, torch.Tensor] = {}
-        with ExitStack() as restored:
-            for part in parts:
-                holders: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-                for holder in holders:
-                    for key, before in holder.items():
+        materialized: dict[int, torch.Tensor] = {}
+        with ExitStack() as stack:
+            for module in modules:
+                registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+                for registry in registries:
+                    for key, before in registry.items():
                         if before is not None:
-                            restored.callback(holder.__setitem__, key, before)
-                            if id(before) not in fresh:
-                                fresh[id(before)] = self._value(before, device)
-                            holder[key] = fresh[id(before)]
+                            stack.callback(registry.__setitem__, key, before)
+                            if id(before) not in materialized:
+                                materialized[id(before)] = self._load_value(before, device)
+                            registry[key] = materialized[id(before)]
             yield
 
     @contextmanager
@@ -65,83 +65,85 @@ class Materializer:
         Raises:
             ModelLoadError: A buffer cannot be computed.
         """
-        with ExitStack() as restored:
-            for name, part in self._model.named_modules():
+        with ExitStack() as stack:
+            for name, module in self._model.named_modules():
                 missing = {
-                    key: held
-                    for key, held in part._buffers.items()
-                    if held is not None and held.is_meta and id(held) not in self._sources
+                    key: tensor
+                    for key, tensor in module._buffers.items()
+                    if tensor is not None and tensor.is_meta and id(tensor) not in self._sources
                 }
-                for key, held in missing.items():
-                    restored.callback(part._buffers.__setitem__, key, held)
-                    part._buffers[key] = _unset(held)
+                for key, tensor in missing.items():
+                    stack.callback(module._buffers.__setitem__, key, tensor)
+                    module._buffers[key] = _create_sentinel(tensor)
                 if missing:
-                    self._make(name, part)
-                if left := [key for key in missing if _is_unset(part._buffers[key])]:
+                    self._initialize(name, module)
+                if left := [key for key in missing if _has_sentinel(module._buffers[key])]:
                     raise ModelLoadError(
-                        f"buffer {f'{name}.{left[0]}'.lstrip('.')!r} is on the meta device, and its values are neither "
-                        f"in {str(self._files.path)!r} nor known otherwise. Build the model under "
+                        f"buffer {f'{name}.{left[0]}'.lstrip('.')!r} is on the meta device, and its values are not "
+                        f"in {str(self._files.path)!r}. Build the model under "
                         f"accelerate.init_empty_weights(include_buffers=False), which gives buffers their values."
                     )
             yield
 
-    def _value(self, before: torch.Tensor, device: torch.device) -> torch.Tensor:
+    def _load_value(self, before: torch.Tensor, device: torch.device) -> torch.Tensor:
         name = self._sources.get(id(before))
         if name is None:
             return before.to(device)
         value = self._files[name].to(device)
         return nn.Parameter(value, before.requires_grad) if isinstance(before, nn.Parameter) else value
 
-    def _make(self, name: str, part: nn.Module) -> None:
+    def _initialize(self, name: str, module: nn.Module) -> None:
         """Let the innermost enclosing model initialize a module, whose parameters are still on the meta device."""
         path = name.split(".") if name else []
         enclosing = [self._model.get_submodule(".".join(path[:depth])) for depth in range(len(path), -1, -1)]
-        makers = (maker for module in enclosing if callable(maker := getattr(module, "_init_weights", None)))
+        makers = (maker for parent in enclosing if callable(maker := getattr(parent, "_init_weights", None)))
         if (maker := next(makers, None)) is not None:
             with suppress(*MODEL_ERRORS), torch.no_grad():
-                maker(part)
+                maker(module)
 
     def _check(self) -> None:
-        own, files = dict(self._model.named_parameters(remove_duplicate=False)), self._files
-        if missing := [name for name, held in own.items() if id(held) not in self._sources]:
+        parameters, files = dict(self._model.named_parameters(remove_duplicate=False)), self._files
+        if missing := [name for name, tensor in parameters.items() if id(tensor) not in self._sources]:
             raise ModelLoadError(
                 f"{str(files.path)!r} lacks {format_list(map(repr, missing))} of the "
-                f"model.{suggest_name(missing[0], files)} Names must be those of the model's own parameters. One that "
-                "is tied to another may be missing, but accelerate.init_empty_weights unties them: call "
+                f"model.{suggest_name(missing[0], files)} The names must be those of the model's parameters. "
+                "A tied parameter may be missing, but accelerate.init_empty_weights unties parameters: call "
                 "model.tie_weights() after it."
             )
-        for name, held in own.items():
-            if name in files and files.shapes[name] != tuple(held.shape):
+        for name, tensor in parameters.items():
+            if name in files and files.shapes[name] != tuple(tensor.shape):
                 raise ModelLoadError(
-                    f"{name!r} has shape {list(files.shapes[name])} in {str(files.path)!r}, and {list(held.shape)} in "
-                    f"the model. Build the model from the configuration that belongs to the files."
+                    f"{name!r} has shape {list(files.shapes[name])} in {str(files.path)!r}, and {list(tensor.shape)} "
+                    f"in the model. Build the model with the configuration of the files."
                 )
-            if name in files and held.is_floating_point() and files.types[name] not in PRUNABLE_DTYPES:
+            if name in files and tensor.is_floating_point() and files.types[name] not in PRUNABLE_DTYPES:
                 raise ModelLoadError(
                     f"{name!r} is stored as {files.types[name]} in {str(files.path)!r}; pruning needs one of "
-                    f"{', '.join(PRUNABLE_DTYPES)}. Give the weights as they were before they were quantized."
+                    f"{', '.join(PRUNABLE_DTYPES)}. Provide the weights before quantization."
                 )
 
 
 def get_saved_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return name → current parameter or persistent buffer, including every name of tied ones."""
-    return {name: held for name, held in model.state_dict(keep_vars=True).items() if isinstance(held, torch.Tensor)}
+    return {
+        name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, torch.Tensor)
+    }
 
 
-def _unset(held: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of values that no model sets."""
-    if held.is_floating_point() or held.is_complex():
-        return torch.full_like(held, torch.nan, device="cpu")
-    return torch.full_like(held, _largest(held), device="cpu")
+def _create_sentinel(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of values that no model sets, to detect whether a buffer was initialized."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return torch.full_like(tensor, torch.nan, device="cpu")
+    return torch.full_like(tensor, _largest(tensor), device="cpu")
 
 
-def _is_unset(held: torch.Tensor | None) -> bool:
+def _has_sentinel(tensor: torch.Tensor | None) -> bool:
     """Whether a tensor still has such a value."""
-    assert held is not None
-    if held.is_floating_point() or held.is_complex():
-        return bool(held.isnan().any())
-    return bool((held == _largest(held)).any())
+    assert tensor is not None
+    if tensor.is_floating_point() or tensor.is_complex():
+        return bool(tensor.isnan().any())
+    return bool((tensor == _largest(tensor)).any())
 
 
-def _largest(held: torch.Tensor) -> int:
-    return 1 if held.dtype == torch.bool else torch.iinfo(held.dtype).max
+def _largest(tensor: torch.Tensor) -> int:
+    return 1 if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max

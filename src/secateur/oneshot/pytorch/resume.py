@@ -81,10 +81,10 @@ class RunRecord:
             self._dense_checksums[stage] = compute_checksum(parameters)
         self._save_dense(stage, parameters)
 
-    def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> None:
+    def commit(self, stage: int, parameters: Mapping[str, torch.Tensor], results: Mapping[str, Any]) -> None:
         """Save the parameters and the results of a finished stage."""
         if self.is_resumable:
-            metadata = {"found": json.dumps(found), "dense": self._dense_checksums[stage]}
+            metadata = {"found": json.dumps(results), "dense": self._dense_checksums[stage]}
             seal = compute_checksum(parameters, metadata["found"] + metadata["dense"])
             self._write_done(stage, parameters, metadata | {"checksum": seal})
 
@@ -105,14 +105,14 @@ class RunRecord:
             return None
         self.back_up(stage, parameters)
         metadata, tensors = self._read_done(stage)
-        found, dense = metadata.get("found", ""), metadata.get("dense", "")
-        if metadata.get("checksum") != compute_checksum(tensors, found + dense):
+        results, dense = metadata.get("found", ""), metadata.get("dense", "")
+        if metadata.get("checksum") != compute_checksum(tensors, results + dense):
             raise StateError(f"{self._done(stage)} cannot be read (its checksum is wrong). {DELETE_ADVICE}")
         if dense != self._dense_checksums[stage]:
             raise self._other_weights()
         for name, tensor in parameters.items():
             tensor.copy_(tensors[name])
-        return json.loads(found)
+        return json.loads(results)
 
     def complete(self) -> None:
         """Write everything else that the result needs; nothing, because the result is the model in memory."""
@@ -149,17 +149,17 @@ class RunRecord:
         return len(list(self._list_files("done")))
 
     def _open(self) -> None:
-        found = self._read()
-        if found is not None and found["described"] != self.described:
-            keys = {**self.described, **found["described"]}
-            differs = [key for key in keys if found["described"].get(key) != self.described.get(key)]
+        saved = self._read()
+        if saved is not None and saved["described"] != self.described:
+            keys = {**self.described, **saved["described"]}
+            differs = [key for key in keys if saved["described"].get(key) != self.described.get(key)]
             if not (named := [key for key in differs if key != OTHER_WEIGHTS]):
                 raise self._other_weights()
             raise StateError(
                 f"The folder {str(self.folder)!r} contains a different unfinished run (it differs in "
                 f"{', '.join(named)}). Call with the same arguments to resume it, or empty the folder."
             )
-        self.counts = None if found is None else found["counts"]
+        self.counts = None if saved is None else saved["counts"]
         with explain_write_errors(self.folder):  # left by a killed process; dense weights are saved again
             self._dense.remove()
             self._remove("part")

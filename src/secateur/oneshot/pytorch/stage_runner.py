@@ -68,7 +68,7 @@ class StageRunner:
                     pruned_here += 1
                 if self._needs_outputs(stages, number):
                     stage.advance()
-            self._report(stage.name, (number + 1, len(stages)), time.perf_counter() - start, pruned_here)
+            self._report_progress(stage.name, (number + 1, len(stages)), time.perf_counter() - start, pruned_here)
         return self.outcome
 
     def _needs_outputs(self, stages: Sequence[Stage], number: int) -> bool:
@@ -78,7 +78,7 @@ class StageRunner:
             for later, stage in enumerate(stages[number + 1 :], start=number + 1)
         )
 
-    def _report(self, name: str, done: tuple[int, int], seconds: float, pruned_here: int) -> None:
+    def _report_progress(self, name: str, done: tuple[int, int], seconds: float, pruned_here: int) -> None:
         if self.execution.progress is not None:
             left = (done[1] - done[0]) * seconds / max(pruned_here, 1)
             step = Progress(stage=name, done=done[0], total=done[1], seconds=seconds, seconds_left=left)
@@ -108,7 +108,7 @@ class StageRunner:
             masks |= write_solution(group, problem, solution)
         if isinstance(stage, BlockStage):
             for refiner in self.recipe.block_refiners:
-                refiner.refine(self._block_task(stage, masks, outputs))
+                refiner.refine(self._build_block_task(stage, masks, outputs))
         results = {name: asdict(targets[name].verify(mask)) for name, mask in masks.items()}
         self._add_results(results, errors, seconds)
         self.record.commit(number, parameters, {"results": results, "errors": errors, "seconds": seconds})
@@ -120,7 +120,9 @@ class StageRunner:
                 solution = refiner.refine(problem, solution)
         return solution
 
-    def _block_task(self, stage: BlockStage, masks: Mapping[str, torch.Tensor], outputs: Activations) -> BlockTask:
+    def _build_block_task(
+        self, stage: BlockStage, masks: Mapping[str, torch.Tensor], outputs: Activations
+    ) -> BlockTask:
         by_id = {id(target.weight.parameter): masks[target.name] for target in stage.targets}
         return BlockTask(
             block=stage.module,

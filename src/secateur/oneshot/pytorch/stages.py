@@ -155,9 +155,9 @@ def build_stages(
     device = storage.default_device
     stack = find_block_stack(model, targets, batches, inputs, storage)
     if stack is None:
-        return list(_model_stages(model, list(targets.values()), batches, device))
-    order = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
-    owner = {name: _owner(name, stack) for name in targets}
+        return list(_group_into_stages(model, list(targets.values()), batches, device))
+    order = {name: position for position, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    owner = {name: _find_block(name, stack) for name in targets}
     outside = [targets[name] for name, index in owner.items() if index is None]
     storage.refuse_outside([target.name for target in outside])
     start = order[stack.names[0]]
@@ -166,17 +166,17 @@ def build_stages(
     blocks = [
         BlockStage(
             name=name,
-            targets=[targets[layer] for layer, index in owner.items() if index == place],
+            targets=[targets[layer] for layer, index in owner.items() if index == position],
             batches=batches,
             stack=stack,
-            index=place,
+            index=position,
             inputs=inputs,
             storage=storage,
         )
-        for place, name in enumerate(stack.names)
+        for position, name in enumerate(stack.names)
     ]
-    last = max(place for place, block in enumerate(blocks) if block.targets)
-    first = list(_model_stages(model, before, batches, device))
+    last = max(position for position, block in enumerate(blocks) if block.targets)
+    first = list(_group_into_stages(model, before, batches, device))
 
     def record_again() -> None:
         """Record the calls of the blocks again, with the outputs of the pruned layers before them."""
@@ -189,38 +189,38 @@ def build_stages(
     return [
         *first,
         *blocks[: last + 1],
-        *_model_stages(model, after, batches, device),
+        *_group_into_stages(model, after, batches, device),
     ]
 
 
-def _owner(layer: str, stack: BlockStack) -> int | None:
+def _find_block(layer: str, stack: BlockStack) -> int | None:
     """Return the index of the block that a layer is in, or ``None``."""
     return next((i for i, name in enumerate(stack.names) if layer == name or layer.startswith(f"{name}.")), None)
 
 
-def _model_stages(
+def _group_into_stages(
     model: nn.Module, targets: Sequence[Target], batches: Sequence[Batch], device: torch.device
 ) -> Iterator[ModelStage]:
     group: list[Target] = []
     size = 0
     for target in targets:
-        more = _gram_bytes(target.selector.view)
-        if group and size + more > MAX_GRAM_BYTES:
-            yield _model_stage(model, group, batches, device)
+        added = _count_gram_bytes(target.selector.view)
+        if group and size + added > MAX_GRAM_BYTES:
+            yield _create_model_stage(model, group, batches, device)
             group, size = [], 0
         group.append(target)
-        size += more
+        size += added
     if group:
-        yield _model_stage(model, group, batches, device)
+        yield _create_model_stage(model, group, batches, device)
 
 
-def _model_stage(
+def _create_model_stage(
     model: nn.Module, targets: Sequence[Target], batches: Sequence[Batch], device: torch.device
 ) -> ModelStage:
     name = targets[0].name if len(targets) == 1 else f"{targets[0].name} to {targets[-1].name}"
     return ModelStage(name=name, targets=targets, batches=batches, model=model, device=device)
 
 
-def _gram_bytes(view: WeightView) -> int:
+def _count_gram_bytes(view: WeightView) -> int:
     _, positions, inputs = view.canonical_shape
     return 4 * view.groups * (positions * inputs) ** 2

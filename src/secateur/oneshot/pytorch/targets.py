@@ -55,14 +55,14 @@ class Target:
     def to_stored(self, array_GRF: torch.Tensor) -> torch.Tensor:
         """Return weights or a mask of that shape in the weight's stored shape."""
         view = self.pattern.views[self.name]
-        found: torch.Tensor = view.to_stored(array_GRF.reshape(view.canonical_shape))
-        return found
+        stored: torch.Tensor = view.to_stored(array_GRF.reshape(view.canonical_shape))
+        return stored
 
     def score(self, weight_OKI: torch.Tensor) -> torch.Tensor:
         """Return the scores of the configured criterion, which ignores the inputs."""
         criterion = get_criterion(self.pattern.config, self.name)
-        found = criterion.score(self.pattern.framework.to_array(weight_OKI), None)
-        return torch.as_tensor(found, device=weight_OKI.device)
+        scores = criterion.score(self.pattern.framework.to_array(weight_OKI), None)
+        return torch.as_tensor(scores, device=weight_OKI.device)
 
     def verify(self, mask: torch.Tensor) -> LayerResult:
         """Verify the mask and the weight, and return what was pruned.

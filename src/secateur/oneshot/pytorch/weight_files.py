@@ -43,7 +43,7 @@ class WeightFiles(Mapping[str, torch.Tensor]):
                 self._files[name], self.shapes[name], self.types[name] = file, shape, kind
         if twice := [name for name, count in names.items() if count > 1]:
             raise ModelLoadError(
-                f"{format_list(map(repr, twice))} stand in several files of {str(self.path)!r}. Leave one of each, or "
+                f"{format_list(map(repr, twice))} are in several files of {str(self.path)!r}. Keep one of each, or "
                 f"add {INDEX_FILE!r}, which says which files count."
             )
 

@@ -88,7 +88,7 @@ class ModelStorage(WeightStorage):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.default_device = next((held.device for held in model.parameters()), torch.device("cpu"))
+        self.default_device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
         self._model = model
 
     def check(self, plan: Plan, recipe: Recipe) -> None:  # noqa: ARG002 - every refiner works
@@ -103,7 +103,7 @@ class ModelStorage(WeightStorage):
 
     def device(self, block: nn.Module) -> torch.device:
         """See `WeightStorage.device`; blocks may be on different devices."""
-        return next((held.device for held in block.parameters()), self.default_device)
+        return next((tensor.device for tensor in block.parameters()), self.default_device)
 
     def load(self, block: nn.Module) -> AbstractContextManager[object]:  # noqa: ARG002 - nothing to do
         """See `WeightStorage.load`."""
@@ -111,7 +111,7 @@ class ModelStorage(WeightStorage):
 
     def hash_other_weights(self, pruned: Collection[str]) -> str:
         """See `WeightStorage.hash_other_weights`."""
-        return compute_checksum({name: held for name, held in self._model.named_parameters() if name not in pruned})
+        return compute_checksum({name: tensor for name, tensor in self._model.named_parameters() if name not in pruned})
 
     def close(self) -> None:
         """See `WeightStorage.close`; nothing was moved."""
@@ -218,7 +218,9 @@ class FileStorage(WeightStorage):
 
         This includes tensors that only the files have, and those that only the model has.
         """
-        state = {name: held for name, held in get_saved_state(self._model).items() if self._find_block(name) == block}
+        state = {
+            name: tensor for name, tensor in get_saved_state(self._model).items() if self._find_block(name) == block
+        }
         names = [name for name in self.files if self._find_block(name) == block]
         tensors = {name: state[name] if name in state else self.files[name] for name in names}
         known = {id(tensor) for tensor in tensors.values()}
@@ -244,7 +246,7 @@ def choose_storage(model: nn.Module, execution: Execution) -> WeightStorage:
         ModelLoadError: The files do not fit the model.
     """
     device = None if execution.device is None else find_device(execution.device)
-    empty = {name: held.is_meta for name, held in model.named_parameters()}
+    empty = {name: tensor.is_meta for name, tensor in model.named_parameters()}
     if execution.weights is None:
         if name := next((name for name, is_empty in empty.items() if is_empty), None):
             raise LayerError(
@@ -280,21 +282,21 @@ def find_device(device: Any) -> torch.device:
     return resolved
 
 
-def _move(held: torch.Tensor, device: torch.device) -> None:
+def _move(tensor: torch.Tensor, device: torch.device) -> None:
     """Move a parameter or buffer and its gradient to a device, keeping its identity."""
-    held.data = held.data.to(device)
-    if held.grad is not None:
-        held.grad.data = held.grad.data.to(device)
+    tensor.data = tensor.data.to(device)
+    if tensor.grad is not None:
+        tensor.grad.data = tensor.grad.data.to(device)
 
 
 def _refuse_shared(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
     """Raise `UnsupportedModelError` if a parameter of a block is also in another block or outside of the blocks."""
     places: dict[int, set[str | None]] = {}
     names: dict[int, list[str]] = {}
-    for name, held in model.named_parameters(remove_duplicate=False):
+    for name, tensor in model.named_parameters(remove_duplicate=False):
         owner = next((block for block in blocks if name.startswith(f"{block}.")), None)
-        places.setdefault(id(held), set()).add(owner)
-        names.setdefault(id(held), []).append(name)
+        places.setdefault(id(tensor), set()).add(owner)
+        names.setdefault(id(tensor), []).append(name)
     if shared := [names[key] for key, owners in places.items() if len(owners) > 1]:
         raise UnsupportedModelError(
             f"weights loads a model block by block, and {format_list(map(repr, shared[0]))} are one parameter of "
