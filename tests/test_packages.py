@@ -56,8 +56,8 @@ def test_it_is_the_one_that_keras_takes(home: Path) -> None:
     ("packages", "message"),
     [
         ((), r"needs the package 'keras', .*pip install \"secateur\[keras\]\""),
-        (("keras",), "'tensorflow', which is not installed. Install it, or none other is either"),
-        (("keras", "jax", "torch"), "Install it, or set KERAS_BACKEND to one that is: jax, torch"),
+        (("keras",), "'tensorflow', which is not installed. Install it, as no other backend is installed"),
+        (("keras", "jax", "torch"), "Install it, or set KERAS_BACKEND to one of: jax, torch"),
     ],
 )
 @pytest.mark.usefixtures("home")

@@ -52,9 +52,10 @@ def require_keras() -> None:
     backend = get_keras_backend()
     if not is_installed(backend):
         present = [name for name in KERAS_BACKENDS if is_installed(name)]
-        found = f"set KERAS_BACKEND to one that is: {', '.join(present)}" if present else "none other is either"
+        names = ", ".join(present)
+        advice = f"or set KERAS_BACKEND to one of: {names}" if present else "as no other backend is installed"
         raise MissingPackageError(
-            f"Keras is set to the backend {backend!r}, which is not installed. Install it, or {found}.", name=backend
+            f"Keras is set to the backend {backend!r}, which is not installed. Install it, {advice}.", name=backend
         )
 
 
@@ -68,8 +69,8 @@ def get_keras_backend() -> str:
         )
     except (OSError, ValueError):
         settings = {}
-    found = settings.get("backend") if isinstance(settings, dict) else None
-    return found if isinstance(found, str) else KERAS_BACKENDS[0]
+    backend = settings.get("backend") if isinstance(settings, dict) else None
+    return backend if isinstance(backend, str) else KERAS_BACKENDS[0]
 
 
 def is_installed(package: str) -> bool:

@@ -58,8 +58,8 @@ def format_list(items: Iterable[str], limit: int = 8) -> str:
         >>> format_list(["a", "b", "c"], limit=2), format_list(["a", "b"], limit=2)
         ('a, b and 1 more', 'a, b')
     """
-    found = list(items)
-    return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "")
+    texts = list(items)
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
 
 
 def format_shape(shape: Iterable[int]) -> str:

@@ -120,7 +120,7 @@ class Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if (key := _find_repeated(keys)) is not None:
-            raise yaml.composer.ComposerError(None, None, f"the key {format_value(key)} stands twice", node.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"the key {format_value(key)} occurs twice", node.start_mark)
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -136,7 +136,7 @@ class Loader(yaml.SafeLoader):
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             found = format_value(node.value) if isinstance(node, yaml.ScalarNode) else type(node).__name__
             raise yaml.constructor.ConstructorError(
-                None, None, f"{found} is no {node.tag.rpartition(':')[2]}", node.start_mark
+                None, None, f"{found} is not a valid {node.tag.rpartition(':')[2]}", node.start_mark
             ) from error
 
 
@@ -155,7 +155,7 @@ def _describe(error: Exception) -> str:
 
 def _build_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if (key := _find_repeated(key for key, _ in pairs)) is not None:
-        raise ValueError(f"the key {format_value(key)} stands twice in a mapping.")
+        raise ValueError(f"the key {format_value(key)} occurs twice in a mapping.")
     return dict(pairs)
 
 
@@ -184,5 +184,5 @@ def _check_extent(data: Any, what: str) -> Any:
         elif isinstance(value, list | tuple | set):
             left += [(part, depth + 1) for part in value]
         elif isinstance(value, str) and SURROGATE.search(value):
-            raise ConfigError(f"The {what} has a text with half a character: {format_value(value)}.")
+            raise ConfigError(f"The {what} contains a lone surrogate: {format_value(value)}.")
     return data

@@ -47,7 +47,7 @@ def _wrap_string(value: Any) -> Any:
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Step = Annotated[int, Field(ge=0)]
 Schedule = Callable[[float, float, float], float]
-# Annotated as what may be given, for type checkers; kept as tuples and dicts.
+# The annotations are what type checkers accept; values are stored as tuples and dicts.
 Types = Annotated[Sequence[str], BeforeValidator(_wrap_string), AfterValidator(tuple)]
 Regexes = Annotated[Types, AfterValidator(_check_regexes)]
 Rule = Annotated[Mapping[str, Any], AfterValidator(dict)]

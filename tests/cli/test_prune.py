@@ -185,7 +185,7 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
         (["--out", "x" * 245], "The name 'xxx"),
         (["--out", "taken"], "'taken.part' is the folder for finished parts, and it contains something"),
         (["--out", "cli_nets.py/below"], "The folder 'cli_nets.py' cannot be created: "),
-        (["--low-memory"], "--low-memory reads the safetensors files in a folder of transformers block by block"),
+        (["--low-memory"], "--low-memory reads the safetensors files of a transformers folder block by block"),
     ],
 )
 def test_what_cannot_be_done_is_told_before_the_work(folder: Path, arguments: list[str], message: str) -> None:
@@ -235,9 +235,7 @@ def test_data_for_a_keras_model_are_refused() -> None:
     keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)]).save("net.keras")
     result = run("prune", "net.keras", "--solver", "wanda", "--out", "out")
     assert result.exit_code == 1
-    assert (
-        "Methods that read calibration data serve torch models only, and 'net.keras' is a Keras model." in result.stderr
-    )
+    assert "Calibration data can only be used with torch models, and 'net.keras' is a Keras model." in result.stderr
 
 
 def test_a_full_disk_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,19 +194,19 @@ class Benchmark:
     ) -> tuple[Sequence[Measurement], RuntimeReport | None]:
         """Measure the forward pass, as it is and with the layers replaced that get faster."""
         try:
-            made = make_trial(build(), self.inputs, self.batch, self.length, self.device)
+            trial_run = make_trial(build(), self.inputs, self.batch, self.length, self.device)
         except CalibrationError as error:
             notes.append(f"The forward pass was not timed: {error}")
             return (), None
         notes.append(WITHOUT_RUNTIME)
-        name = f"forward pass, {made.inputs}"
-        measures = [self._time(name, {"dense": made.dense, "pruned": made.pruned})]
+        name = f"forward pass, {trial_run.inputs}"
+        measures = [self._time(name, {"dense": trial_run.dense, "pruned": trial_run.pruned})]
         try:
-            compiled = made.compile()
+            compiled = trial_run.compile()
         except (MissingPackageError, UnsupportedModelError) as error:
             notes.append(NO_RUNTIME.format(error))
             return measures, None
-        measures.append(self._time(f"{name}, runtime", {"dense": made.dense, "pruned": compiled.call}))
+        measures.append(self._time(f"{name}, runtime", {"dense": trial_run.dense, "pruned": compiled.call}))
         return measures, compiled.report
 
     def _time(self, name: str, calls: Mapping[str, Callable[[], object]]) -> Measurement:
@@ -223,7 +223,7 @@ def measure_medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> d
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
-    return {name: median(found) for name, found in seconds.items()}
+    return {name: median(times) for name, times in seconds.items()}
 
 
 def _is_buildable(path: Path) -> bool:

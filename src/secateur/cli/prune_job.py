@@ -112,42 +112,42 @@ class PruneJob:
         if not reads_data:
             self.data.refuse_unused(self.method.solver)
         steps.begin(f"Reading {self.model}")
-        return self._in_files(steps) if low_memory else self._in_memory(steps, reads_data=reads_data)
+        return self._prune_files(steps) if low_memory else self._prune_in_memory(steps, reads_data=reads_data)
 
-    def _in_memory(self, steps: Steps, *, reads_data: bool) -> PruningReport:
+    def _prune_in_memory(self, steps: Steps, *, reads_data: bool) -> PruningReport:
         from secateur.artifact import save
 
         if reads_data and is_installed("torch"):
             from secateur.oneshot.pytorch.resume import set_seed
 
-            set_seed()  # what files do not hold is random, and must be the same when an interrupted run goes on
-        found = load_trained(self.model, self.weights)
-        companions = found.companions  # opened before any work is done
-        framework = detect_framework(found.model)
+            set_seed()  # weights that are not in files are random, and must be the same when a run resumes
+        trained = load_trained(self.model, self.weights)
+        companions = trained.companions  # opened before any work
+        framework = detect_framework(trained.model)
         if reads_data and framework == "keras":
             raise UnsupportedModelError(
-                f"Methods that read calibration data serve torch models only, and {self.model!r} is a Keras model. "
+                f"Calibration data can only be used with torch models, and {self.model!r} is a Keras model. "
                 f"Leave out --solver, --refine, --allocation and --calibration to prune by magnitude."
             )
-        self.target.check_space(_bytes(found.model))
+        self.target.check_space(_count_bytes(trained.model))
         options: dict[str, Any] = {}
         with self.target.parts() if reads_data else nullcontext() as folder:
             if folder is not None:
-                options = self._calibrate(found, steps, folder=folder)
+                options = self._load_calibration(trained, steps, folder=folder)
             steps.begin(f"Pruning {self.model}")
-            report = prune(found.model, self.settings, **options, **self._recipe())
+            report = prune(trained.model, self.settings, **options, **self._make_recipe())
             steps.begin(f"Writing {self.target.out}")
-            save(found.model, self.target.out, report=report, tokenizer=companions)
+            save(trained.model, self.target.out, report=report, tokenizer=companions)
         return report
 
-    def _in_files(self, steps: Steps) -> PruningReport:
+    def _prune_files(self, steps: Steps) -> PruningReport:
         from secateur.artifact import convert
 
         path = find_transformers_path(self.model)
         if path is None or path.is_file():
             raise ConfigError(
-                f"--low-memory reads the safetensors files in a folder of transformers block by block, and "
-                f"{self.model!r} is none. Leave it out."
+                f"--low-memory reads the safetensors files of a transformers folder block by block, and "
+                f"{self.model!r} is not such a folder. Leave it out."
             )
         if not any(path.glob("*.safetensors")):
             raise ConfigError(f"--low-memory reads safetensors files, and {self.model!r} has none. Leave it out.")
@@ -156,27 +156,27 @@ class PruneJob:
                 f"--low-memory reads dense files, and {self.model!r} is packed. Leave it out, or write it dense first: "
                 f"secateur convert {self.model} FOLDER --dense."
             )
-        found = TrainedModel(load_model(self.model), path)
-        self.target.check_space(_bytes(found.model))
+        trained = TrainedModel(load_model(self.model), path)
+        self.target.check_space(_count_bytes(trained.model))
         with self.target.parts() as folder:
-            options = self._calibrate(found, steps, folder=folder, weights=path)
+            options = self._load_calibration(trained, steps, folder=folder, weights=path)
             steps.begin(f"Pruning {self.model}")
-            report = prune(found.model.eval(), self.settings, **options, **self._recipe())
+            report = prune(trained.model.eval(), self.settings, **options, **self._make_recipe())
             steps.begin(f"Writing {self.target.out}")
             convert(folder, self.target.out, report=report)
         return report
 
-    def _recipe(self) -> dict[str, Any]:
+    def _make_recipe(self) -> dict[str, Any]:
         return {"solver": self.method.solver, "refine": self.method.refine, "allocation": self.method.allocation}
 
-    def _calibrate(
-        self, found: TrainedModel, steps: Steps, folder: Path, weights: Path | None = None
+    def _load_calibration(
+        self, trained: TrainedModel, steps: Steps, folder: Path, weights: Path | None = None
     ) -> dict[str, Any]:
-        """The calibration data, and where the run executes, as arguments of `prune`."""
+        """Load calibration data; return it with the execution as arguments of `prune`."""
         from secateur.models.calibration import sample_calibration
 
         data = self.data
-        sampled = sample_calibration(found, data.file, data.sequences, data.length)
+        sampled = sample_calibration(trained, data.file, data.sequences, data.length)
         say(f"Calibration data: {sampled.description}.")
         execution = Execution(
             device=data.device,
@@ -188,12 +188,12 @@ class PruneJob:
         return {"calibration": sampled.batches, "execution": execution}
 
 
-def _bytes(model: Any) -> int:
-    """Bytes of a model's weights."""
+def _count_bytes(model: Any) -> int:
+    """Count the bytes of a model's weights."""
     if detect_framework(model) == "keras":
-        return sum(int(held.nbytes) for held in _keras_arrays(model))
-    return sum(held.numel() * held.element_size() for held in model.parameters())
+        return sum(int(array.nbytes) for array in _get_keras_arrays(model))
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
-def _keras_arrays(model: Any) -> Sequence[Any]:
+def _get_keras_arrays(model: Any) -> Sequence[Any]:
     return model.get_weights()  # type: ignore[no-any-return]

@@ -52,11 +52,11 @@ def inspect(
 
     with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
         steps.begin(f"Reading {source}")
-        found = _open_source(source, weights)
-        report = inspect_tensors(found)
+        opened = _open_source(source, weights)
+        report = inspect_tensors(opened)
         if picture is not None:
             steps.begin(f"Drawing {picture}")
-            _draw(found, report, picture)
+            _draw(opened, report, picture)
     show(report, as_json=as_json)
 
 
@@ -74,10 +74,10 @@ def _open_source(source: str, weights: Path | None) -> Any:
     return load_trained(source, weights).model
 
 
-def _draw(found: Any, report: Any, picture: Path) -> None:
+def _draw(source: Any, report: Any, picture: Path) -> None:
     from secateur.report import draw_masks, read_masks
 
-    count = draw_masks(read_masks(found, report.tensors), picture)
+    count = draw_masks(read_masks(source, report.tensors), picture)
     say(
         f"{format_count(count, 'mask')} drawn into {picture}." if count else "No weight is pruned: there is no picture."
     )

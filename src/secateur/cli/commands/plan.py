@@ -39,5 +39,5 @@ def plan(
     from secateur.models import load_model
 
     with redirect_stdout(sys.stderr):  # a model's code may print
-        found = load_model(model)
-    show(secateur.plan(found, settings), as_json=as_json)
+        loaded = load_model(model)
+    show(secateur.plan(loaded, settings), as_json=as_json)
