@@ -87,7 +87,7 @@ def test_a_method_reads_text_through_the_models_own_tokenizer(llama: Path) -> No
         "Calibration data: 4 sequences of 16 tokens from roses.txt.",
         "Written to out.",
     ]
-    assert "By SparseGPT(damping=0.01, columns=128) + PCG(iterations=10) over Uniform()" in result.stdout
+    assert "Pruned by SparseGPT(damping=0.01, columns=128) + PCG(iterations=10) over Uniform()" in result.stdout
     expected = load_trained("llama")
     batches = sample_calibration(expected, Path("roses.txt"), 4, 16).batches
     secateur.prune(expected.model, {"pattern": "2:4"}, calibration=batches, solver="sparsegpt", refine="pcg")
@@ -416,7 +416,7 @@ def test_an_interruption_says_how_to_go_on(folder: Path, whole: dict[str, bytes]
     (folder / "how_to_end").unlink()
     other = run("prune", *FATAL, "--out", "out", "--solver", "wanda")
     assert other.exit_code == 1
-    assert "holds an different unfinished run (it differs in recipe)" in other.stderr
+    assert "contains a different unfinished run (it differs in recipe)" in other.stderr
     assert told not in other.stderr
     assert run("prune", *FATAL, "--out", "out").exit_code == 0
     assert pruned_bits("out") == whole
