@@ -535,7 +535,7 @@ def bits(model: nn.Module) -> dict[str, bytes]:
         (lambda data: put(data, "tensors/2.bias/sha256", "0" * 64), "tensor '2.bias' is damaged"),
         (lambda data: put(data, "tensors/2.weight/sha256", "0" * 64), "tensor '2.weight' is damaged"),
         (lambda data: put(data, "tensors/2.bias/dtype", "I32"), "tensor '2.bias' must be I32 [4], found F32 [4]"),
-        (lambda data: put(data, "aliases", {"2.other": "2.bias"}), "has '2.other', which the model has not"),
+        (lambda data: put(data, "aliases", {"2.other": "2.bias"}), "has '2.other', which the model does not have"),
         (lambda data: put(data, "tensors/0.weight/shape", [16, 8]), "has shape [16, 8], and [8, 16] in the model"),
     ],
 )

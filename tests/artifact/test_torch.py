@@ -284,7 +284,7 @@ def test_a_model_that_is_another_is_refused(tmp_path: Path) -> None:
     secateur.save(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), tmp_path / "saved")
     more = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(2, 2))
     refused(tmp_path / "saved", more, "lacks '2.weight', '2.bias' of the model")
-    refused(tmp_path / "saved", nn.Sequential(nn.Linear(4, 4)), "has '1.weight', '1.bias', which the model has not")
+    refused(tmp_path / "saved", nn.Sequential(nn.Linear(4, 4)), "has '1.weight', '1.bias', which the model does")
     wider = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     refused(tmp_path / "saved", wider, r"'1.weight' has shape \[2, 4\], and \[3, 4\] in the model")
     half = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2).half())

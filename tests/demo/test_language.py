@@ -31,11 +31,11 @@ from secateur.demo.language import (
     LanguageStudy,
     Solved,
     perplexity,
+    select_windows,
     solve,
-    spread,
 )
 from secateur.demo.tables import Study, language_table
-from secateur.demo.text import held_out_text, prose
+from secateur.demo.text import load_held_out_text, prose
 from secateur.demo.torch_digits import TorchDigits
 from secateur.errors import MissingPackageError
 from secateur.models.calibration import read_python_documentation
@@ -150,7 +150,7 @@ Cells  This table ends with a full stop, and yet is no prose.
 
 
 def test_texts_are_prose_and_from_different_sources() -> None:
-    seen, held_out = read_python_documentation(), held_out_text()
+    seen, held_out = read_python_documentation(), load_held_out_text()
     paragraphs = held_out.split("\n\n")
     assert len(seen) > 300_000
     assert len(held_out) > 15_000
@@ -162,8 +162,8 @@ def test_texts_are_prose_and_from_different_sources() -> None:
 
 def test_windows_are_spread_evenly_and_are_never_more_than_there_are() -> None:
     windows = tokens(10, seed=3)
-    assert torch.equal(spread(windows, 4), windows[[0, 2, 5, 7]])
-    assert torch.equal(spread(windows, 99), windows)
+    assert torch.equal(select_windows(windows, 4), windows[[0, 2, 5, 7]])
+    assert torch.equal(select_windows(windows, 99), windows)
 
 
 # The section.
@@ -213,7 +213,7 @@ def test_report_holds_the_numbers(tmp_path: Path) -> None:
 
 
 def test_section_prints_what_it_found(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {read_python_documentation(): tokens(40, seed=1), held_out_text(): tokens(3, seed=2)}
+    given = {read_python_documentation(): tokens(40, seed=1), load_held_out_text(): tokens(3, seed=2)}
     monkeypatch.setattr(demo, "LanguageModel", lambda: SimpleNamespace(model=llama, windows=given.__getitem__))
     monkeypatch.setattr(demo, "is_installed", lambda package: True)  # noqa: ARG005
     console = Console(record=True, width=120, file=io.StringIO())
@@ -270,7 +270,7 @@ def test_model_loads_in_silence_and_reads_english(capfd: pytest.CaptureFixture[s
     reader = LanguageModel()
     assert capfd.readouterr() == ("", "")
     assert {weight.dtype for weight in reader.model.parameters()} == {torch.float32}
-    windows = reader.windows(held_out_text())
+    windows = reader.windows(load_held_out_text())
     assert windows.shape[1] == WINDOW
     assert len(windows) >= 8
     one = windows[:1]

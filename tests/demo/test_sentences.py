@@ -14,7 +14,7 @@ from rich.console import Console
 from secateur import demo
 from secateur.demo import sentences
 from secateur.demo.digits import Case
-from secateur.demo.sentences import PACKAGE, Encoder, compare, english_sentences, unrelated_cosine
+from secateur.demo.sentences import PACKAGE, Encoder, compare, compute_unrelated_cosine, load_english_sentences
 from secateur.demo.tables import sentences_table
 from secateur.errors import MissingPackageError
 
@@ -28,21 +28,21 @@ def encoder() -> Encoder:
 
 
 def test_sentences_are_prose_and_each_is_another() -> None:
-    found = english_sentences()
+    found = load_english_sentences()
     assert len(found) == len(set(found)) == 60
     assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in found)
     assert not any(symbol in sentence for sentence in found for symbol in '"`*:=[]{}\n')
 
 
 def test_there_are_never_more_sentences_than_there_are() -> None:
-    every = english_sentences(10**6)
+    every = load_english_sentences(10**6)
     assert len(set(every)) == len(every) < 10**6
-    assert set(english_sentences(10)) <= set(every)
+    assert set(load_english_sentences(10)) <= set(every)
 
 
 def test_yardstick_leaves_out_the_sentence_itself() -> None:
-    assert unrelated_cosine(torch.eye(3)) == 0
-    assert unrelated_cosine(torch.ones(4, 1)) == 1
+    assert compute_unrelated_cosine(torch.eye(3)) == 0
+    assert compute_unrelated_cosine(torch.ones(4, 1)) == 1
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_padding_changes_nothing(encoder: Encoder) -> None:
 def test_comparison_sees_what_was_pruned(encoder: Encoder) -> None:
     before = {name: weight.clone() for name, weight in encoder.model.named_parameters()}
     cases = (Case("1x1", 0.0), Case("2:4", 0.5), Case("1x1", 0.5))
-    nothing, groups, single = compare(encoder, english_sentences(8), cases)
+    nothing, groups, single = compare(encoder, load_english_sentences(8), cases)
     assert nothing.report.sparsity == 0
     assert nothing.worst == pytest.approx(1, abs=1e-5)
     assert groups.report.sparsity == single.report.sparsity == 0.5
@@ -84,7 +84,7 @@ def test_comparison_sees_what_was_pruned(encoder: Encoder) -> None:
 @pytest.mark.package
 def test_part_of_the_demo_prints_its_table(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "Encoder", lambda: encoder)
-    monkeypatch.setattr(demo, "english_sentences", lambda: english_sentences(4))
+    monkeypatch.setattr(demo, "load_english_sentences", lambda: load_english_sentences(4))
     monkeypatch.setattr(demo, "SENTENCE_CASES", (Case("2:4", 0.5),))
     monkeypatch.setattr(demo, "compare", lambda *given: compare(*given, (Case("2:4", 0.5),)))
     console = Console(record=True, width=100, file=io.StringIO())

@@ -1,4 +1,4 @@
-"""Keras models, on every backend, into artifacts and back."""
+"""Save Keras models as artifacts, and load them back, on every backend."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_source(model: keras.Model, tokenizer: Any = None) -> Source:
         raise ConfigError("tokenizer belongs to a model of transformers, and this is a Keras model. Leave it out.")
     if not model.built:
         raise UnsupportedModelError(f"The model {model.name!r} must be built. Call it on one batch first.")
-    variables = _variables(model)
+    variables = _name_variables(model)
     layers = {
         id(get_kernel(one.module)): one for one in find_candidates(model, prune_frozen=True) if one.reason is None
     }
@@ -85,15 +85,15 @@ def make_source(model: keras.Model, tokenizer: Any = None) -> Source:
 
 
 def load_weights(model: keras.Model, artifact: Artifact) -> keras.Model:
-    """Give a model the values of an artifact.
+    """Load the tensors of an artifact into a model.
 
     Raises:
         UnsupportedModelError: The model is not built.
-        ArtifactError: Names, shapes or types differ, or a tensor is damaged. The model is as it was then.
+        ArtifactError: Names, shapes or types differ, or a tensor is damaged. The model is unchanged then.
     """
     if not model.built:
         raise UnsupportedModelError(f"The model {model.name!r} must be built. Call it on one batch first.")
-    pairs = _matched(_variables(model), artifact)
+    pairs = _match_variables(_name_variables(model), artifact)
     for name, variable in pairs.items():
         entry = artifact.entry(name)
         if (tuple(variable.shape), _dtype(name, variable)) != (entry.shape, entry.dtype):
@@ -102,7 +102,7 @@ def load_weights(model: keras.Model, artifact: Artifact) -> keras.Model:
                 f"{variable.dtype} {list(variable.shape)} in the model. Build the model as it was when it was saved."
             )
     for name in pairs:
-        artifact[name]  # proved, all of them, before anything changes
+        artifact[name]  # verify all tensors before anything changes
     for name, variable in pairs.items():
         variable.assign(_values(artifact[name]))
     return model
@@ -163,7 +163,7 @@ def _limits(artifact: Artifact) -> ModelLimits:
     return ModelLimits.from_stored(len(entries), sum(entry.count for entry in entries))
 
 
-def _variables(model: keras.Model) -> dict[str, keras.Variable]:
+def _name_variables(model: keras.Model) -> dict[str, keras.Variable]:
     """Every weight by the names that lead to its layer, and its own; of several with one name, the later have a number.
 
     Its ``path`` would differ between a model that was built and one that was built again from its description.
@@ -182,7 +182,7 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
     return found
 
 
-def _matched(variables: Mapping[str, keras.Variable], artifact: Artifact) -> dict[str, keras.Variable]:
+def _match_variables(variables: Mapping[str, keras.Variable], artifact: Artifact) -> dict[str, keras.Variable]:
     """Name in the artifact → weight of the model.
 
     Layers without a name of their own have another number in every process; then the order decides.
@@ -190,7 +190,7 @@ def _matched(variables: Mapping[str, keras.Variable], artifact: Artifact) -> dic
     stored = list(artifact.manifest.tensors)
     if set(stored) == set(variables):
         return {name: variables[name] for name in stored}
-    if _unnumbered(stored) == _unnumbered(variables):
+    if _strip_numbers(stored) == _strip_numbers(variables):
         return dict(zip(stored, variables.values(), strict=True))
     missing = [name for name in variables if name not in stored]
     unknown = [name for name in stored if name not in variables]
@@ -201,7 +201,7 @@ def _matched(variables: Mapping[str, keras.Variable], artifact: Artifact) -> dic
     )
 
 
-def _unnumbered(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
+def _strip_numbers(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
     return [NUMBER.sub("", name) for name in names]
 
 

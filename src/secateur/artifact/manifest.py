@@ -152,7 +152,7 @@ class TensorEntry(_ManifestModel):
         layer: The layer that it is the weight of; ``None``: of none that pruning would or did prune.
         dtype: Type of its numbers, as in `DTYPES`.
         shape: Its shape when dense.
-        layout: Which axes number what; ``None``: it is no weight that patterns tile.
+        layout: What its axes are; ``None``: it is not a weight that patterns tile.
         packing: How it is stored.
         pattern: The pattern that its zeros have: what was asked for, or the strictest that they are found to have;
             ``None``: none.

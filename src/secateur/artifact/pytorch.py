@@ -1,4 +1,4 @@
-"""Torch modules, models of transformers among them, into artifacts and back."""
+"""Save torch modules, including transformers models, as artifacts, and load them back."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
         tokenizer: What is saved beside it; anything with ``save_pretrained``.
 
     Raises:
-        UnsupportedModelError: The model holds something that is no plain dense tensor.
+        UnsupportedModelError: The model has a tensor that is not plain and dense.
     """
     model = unwrap_model(model)
-    tensors, aliases = _distinct(_state(model))
-    layers = _layers(model)
+    tensors, aliases = _find_aliases(_get_state(model))
+    layers = _find_layers(model)
     layers |= {name: layers[alias] for alias, name in aliases.items() if alias in layers and name not in layers}
     pretrained = model if _is_pretrained(model) else None
     return Source(
@@ -61,7 +61,7 @@ def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
             name: SourceTensor(
                 dtype=NAMES[tensor.dtype],
                 shape=tuple(tensor.shape),
-                read=partial(_bits, tensor),
+                read=partial(_get_bits, tensor),
                 view=get_view(layers[name].module) if name in layers else guess_view(tuple(tensor.shape)),
                 layer=layers[name].name if name in layers else None,
                 is_prunable=name in layers and not stays_dense_as_output(layers[name], [*layers.values()]),
@@ -77,20 +77,20 @@ def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
 
 
 def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
-    """Give a model the values of an artifact.
+    """Load the tensors of an artifact into a model.
 
-    Parameters keep their identity, but those on the meta device, which are replaced.
+    Parameters keep their identity, except those on the meta device, which are replaced.
 
     Raises:
-        ArtifactError: Names, shapes or types differ, or a tensor is damaged. The model is as it was then.
+        ArtifactError: Names, shapes or types differ, or a tensor is damaged. The model is unchanged then.
     """
-    own = _state(unwrap_model(model))
+    own = _get_state(unwrap_model(model))
     _check_names(own, artifact)
     for name in artifact:
         _check_fit(name, own[name], artifact)
     for name in artifact.manifest.tensors:
-        artifact[name]  # proved, all of them, before anything changes
-    _put(unwrap_model(model), artifact)
+        artifact[name]  # verify all tensors before anything changes
+    _assign_tensors(unwrap_model(model), artifact)
     return model
 
 
@@ -110,17 +110,17 @@ def build_model(artifact: Artifact) -> nn.Module:
     entries = artifact.manifest.tensors.values()
     limits = ModelLimits.from_stored(len(entries), sum(entry.count for entry in entries))
     with artifact.extract(CONFIG_FILE) as folder:
-        declared = _declared(folder, artifact.path, limits)
+        declared = _build_on_meta(folder, artifact.path, limits)
         if declared is not None and set(artifact) <= set(declared):
             _check_names(declared, artifact)
             for name in artifact:
                 _check_fit(name, declared[name], artifact)
-        model = _empty(folder, artifact.path, limits)
-    own = _state(model)
+        model = _build_empty(folder, artifact.path, limits)
+    own = _get_state(model)
     if not set(artifact) <= set(own):
         return _from_checkpoint(type(model), artifact)
     _check_names(own, artifact)
-    _put(model, artifact)
+    _assign_tensors(model, artifact)
     return model.eval()
 
 
@@ -137,7 +137,7 @@ def to_torch(tensor: RawTensor) -> torch.Tensor:
 
 
 def describe_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | None]:
-    """Of the model that a folder describes: parameter → its view, its layer, and whether that is no output layer.
+    """Describe the model of a folder: parameter → its view, its layer, and whether that is not an output layer.
 
     ``None`` stands for what patterns do not prune. Names with and without the prefix of the inner model both count.
 
@@ -149,9 +149,9 @@ def describe_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | No
         config = read_config(folder / CONFIG_FILE)
     check_config(config, folder / CONFIG_FILE)
     with torch.device("meta"):
-        model: Any = _empty(folder, folder, LIMITS_WITHOUT_WEIGHTS)
-    layers = _layers(model)
-    found = dict.fromkeys(_state(model)) | {
+        model: Any = _build_empty(folder, folder, LIMITS_WITHOUT_WEIGHTS)
+    layers = _find_layers(model)
+    found = dict.fromkeys(_get_state(model)) | {
         name: (get_view(one.module), one.name, not one.is_output) for name, one in layers.items()
     }
     prefix = f"{model.base_model_prefix}."
@@ -162,8 +162,8 @@ def describe_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | No
     )
 
 
-def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every name → parameter or saved buffer, as it is now."""
+def _get_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name → parameter or saved buffer, in the state dict."""
     state = model.state_dict(keep_vars=True)
     for name, held in state.items():
         is_plain = isinstance(held, torch.Tensor) and held.layout == torch.strided and not held.is_quantized
@@ -178,7 +178,7 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def _distinct(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _find_aliases(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Each tensor once, and the other names of those that have several."""
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
@@ -195,7 +195,7 @@ def _distinct(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
     return tensors, aliases
 
 
-def _layers(model: nn.Module) -> dict[str, Candidate]:
+def _find_layers(model: nn.Module) -> dict[str, Candidate]:
     """Parameter → the layer that patterns can prune it in."""
     return {
         f"{one.name}.{get_weight_name(one.module)}".lstrip("."): one
@@ -204,7 +204,7 @@ def _layers(model: nn.Module) -> dict[str, Candidate]:
     }
 
 
-def _bits(tensor: torch.Tensor) -> Bits:
+def _get_bits(tensor: torch.Tensor) -> Bits:
     held = tensor.detach().cpu().contiguous()
     integers: Bits = held.view(INTEGERS[held.element_size()]).numpy()
     return integers.view(DTYPES[NAMES[held.dtype]].bits)
@@ -240,7 +240,7 @@ def _check_names(own: Mapping[str, torch.Tensor], artifact: Artifact) -> None:
     if missing or unknown:
         name, others = (missing[0], unknown) if missing else (unknown[0], missing or list(own))
         lacks = f"lacks {format_list(map(repr, missing))} of the model" if missing else ""
-        has = f"has {format_list(map(repr, unknown))}, which the model has not" if unknown else ""
+        has = f"has {format_list(map(repr, unknown))}, which the model does not have" if unknown else ""
         raise ArtifactError(
             f"{artifact.path}: {' and '.join(filter(None, (lacks, has)))}.{suggest_name(name, others)} Build the model "
             f"as it was when it was saved."
@@ -263,19 +263,19 @@ def _check_fit(name: str, tensor: torch.Tensor, artifact: Artifact) -> None:
 
 
 @torch.no_grad()
-def _put(model: nn.Module, artifact: Artifact) -> None:
+def _assign_tensors(model: nn.Module, artifact: Artifact) -> None:
     """Fill every parameter and saved buffer; one that stands in several places stays one."""
     made: dict[int, torch.Tensor] = {}
-    for name, before in _state(model).items():
+    for name, before in _get_state(model).items():
         if id(before) not in made and name in artifact:
-            made[id(before)] = _filled(before, artifact, name)
+            made[id(before)] = _fill_tensor(before, artifact, name)
     for module in model.modules():
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for holder in holders:
             holder.update({key: made[id(held)] for key, held in holder.items() if id(held) in made})
 
 
-def _filled(before: torch.Tensor, artifact: Artifact, name: str) -> torch.Tensor:
+def _fill_tensor(before: torch.Tensor, artifact: Artifact, name: str) -> torch.Tensor:
     """The tensor with its new values, or another in its place if it has not the type for them."""
     value = to_torch(artifact[name])
     if before.is_meta or before.dtype != value.dtype or before.shape != value.shape:
@@ -298,7 +298,7 @@ def _from_checkpoint(architecture: Any, artifact: Artifact) -> nn.Module:
     return model.eval()
 
 
-def _declared(folder: Path, shown: Path, limits: ModelLimits) -> dict[str, torch.Tensor] | None:
+def _build_on_meta(folder: Path, shown: Path, limits: ModelLimits) -> dict[str, torch.Tensor] | None:
     """Names and shapes of the model that a folder describes; ``None``: it cannot be built on the meta device.
 
     Raises:
@@ -306,14 +306,14 @@ def _declared(folder: Path, shown: Path, limits: ModelLimits) -> dict[str, torch
     """
     try:
         with torch.device("meta"):
-            return _state(_empty(folder, shown, limits))
+            return _get_state(_build_empty(folder, shown, limits))
     except ModelLoadError as error:
         if isinstance(error.__cause__, ArtifactError):
             raise
         return None
 
 
-def _empty(folder: Path, shown: Path, limits: ModelLimits) -> nn.Module:
+def _build_empty(folder: Path, shown: Path, limits: ModelLimits) -> nn.Module:
     """The model that a folder's configuration describes; its saved tensors have no values yet.
 
     Args:

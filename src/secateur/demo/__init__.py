@@ -23,14 +23,21 @@ from secateur.demo.language import (
     LanguageStudy,
     Solved,
     perplexity,
+    select_windows,
     solve,
-    spread,
 )
 from secateur.demo.language import PACKAGE as LANGUAGE_PACKAGE
 from secateur.demo.sentences import CASES as SENTENCE_CASES
-from secateur.demo.sentences import PACKAGE, Comparison, Encoder, compare, english_sentences, unrelated_cosine
+from secateur.demo.sentences import (
+    PACKAGE,
+    Comparison,
+    Encoder,
+    compare,
+    compute_unrelated_cosine,
+    load_english_sentences,
+)
 from secateur.demo.tables import Study, digits_table, language_table, rows, sentences_table
-from secateur.demo.text import held_out_text
+from secateur.demo.text import load_held_out_text
 from secateur.demo.torch_digits import TorchDigits
 from secateur.models.calibration import read_python_documentation
 from secateur.oneshot.execution import Progress as Part
@@ -118,8 +125,8 @@ def _sentences(console: Console) -> Sequence[Comparison]:
     comparisons = []
     with _progress(console) as progress:
         task = progress.add_task("MiniLM-L6: pruning in one shot", total=len(SENTENCE_CASES) + 1)
-        encoder, sentences = Encoder(), english_sentences()
-        yardstick = unrelated_cosine(encoder.embed(sentences))
+        encoder, sentences = Encoder(), load_english_sentences()
+        yardstick = compute_unrelated_cosine(encoder.embed(sentences))
         progress.advance(task)
         for comparison in compare(encoder, sentences):
             comparisons.append(comparison)
@@ -138,7 +145,10 @@ def _language(console: Console) -> LanguageStudy | None:
     with _progress(console) as progress:
         task = progress.add_task("SmolLM2: reading the model", total=None)
         reader = LanguageModel()
-        seen, held_out = spread(reader.windows(read_python_documentation())), reader.windows(held_out_text())
+        seen, held_out = (
+            select_windows(reader.windows(read_python_documentation())),
+            reader.windows(load_held_out_text()),
+        )
         dense_perplexity = perplexity(reader.model, held_out)
 
         def advance(part: Part) -> None:

@@ -144,7 +144,7 @@ class Digits(ABC):
 
 def prune_all(digits: Digits, net: str, seed: int, cases: tuple[Case, ...] | None = None) -> Iterator[Run]:
     """Train a network once, then prune a copy of it for each case; ``None``: the framework's."""
-    with _one_thread():
+    with _limit_to_one_thread():
         trained = digits.build(net, seed)
         digits.train(trained, digits.recipe.dense_epochs, seed)
         reference = digits.copy(trained)
@@ -171,7 +171,7 @@ def prune_all(digits: Digits, net: str, seed: int, cases: tuple[Case, ...] | Non
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _limit_to_one_thread() -> Iterator[None]:
     """In torch, networks this small lose more to the handing over between threads than they gain."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

