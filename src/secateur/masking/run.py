@@ -1,4 +1,4 @@
-"""One pattern's layers through a run: masks chosen, applied and verified. Knows no framework and no optimizer."""
+"""A run of one pattern: select, apply and verify the masks of its layers, in every framework."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["PrunedWeight", "Run", "build_report", "refuse_nan", "refuse_violatio
 
 
 class PrunedWeight(Protocol):
-    """One pruned weight, in whatever way its framework holds it.
+    """One pruned weight and its mask, in any framework.
 
     Attributes:
         mask: Booleans in the weight's shape as stored, ``True`` = kept; ``None``: nothing is pruned yet.
@@ -41,12 +41,12 @@ Weight = TypeVar("Weight", bound=PrunedWeight)
 
 
 class Run(Generic[Weight]):
-    """Masks of one pattern's layers from step to step.
+    """The masks of one pattern's layers, from step to step.
 
     Args:
         pattern: The pattern, bound to the layers.
         weights: Layer → its weight.
-        is_new: Whether it starts with the weights as they are, rather than from a state that is yet to be read.
+        is_new: Whether to start from the current weights, rather than from a state that is loaded later.
 
     Raises:
         ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
@@ -55,33 +55,33 @@ class Run(Generic[Weight]):
     def __init__(self, pattern: BasePattern, weights: Mapping[str, Weight], *, is_new: bool = True) -> None:
         self.pattern = pattern
         self.config = pattern.config
-        self.weights = own = {name: weights[name] for name in pattern.views}
+        self.weights = layer_weights = {name: weights[name] for name in pattern.views}
         self.updater = MaskUpdater(pattern, is_new=is_new)
-        # Not through `self`, so that weights are gone as soon as nobody holds the run.
-        self.scores = AccumulatedScores(pattern, lambda layer: own[layer].canonical())
+        # Not through `self`: a reference cycle would keep the weights alive after the run.
+        self.scores = AccumulatedScores(pattern, lambda layer: layer_weights[layer].canonical())
         self.last_step = 0 if self.updater.is_locked else self.updater.schedule.end
         self._check_first_gradient()
 
     def start(self) -> None:
-        """Set the masks that hold before the first step."""
+        """Set the masks that apply before the first step."""
         self.set_masks(self.updater.initial_masks())
         self.set_masks(self.masks_after(0))
 
     def masks_after(self, step: int) -> dict[str, Array]:
-        """Layer → its mask after `step` steps, where masks are due to change then; else empty."""
+        """Select the masks after `step` steps; empty where no update is due."""
         if not self.updater.changes_masks(step):
             return {}
         masks = self._masks() if self._has_masks else {}
-        held = {name: self.pattern.framework.to_array(mask) for name, mask in masks.items()}
-        return self.updater.advance(step, self.scores.stream, held) or {}
+        current = {name: self.pattern.framework.to_array(mask) for name, mask in masks.items()}
+        return self.updater.advance(step, self.scores.stream, current) or {}
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
-        """Take over what `masks_after` returned."""
+        """Set the masks that `masks_after` returned."""
         for layer, mask in masks.items():
             self.weights[layer].mask = self.pattern.framework.from_array(mask, self.weights[layer].stored)
 
     def violations(self) -> dict[str, str]:
-        """Layers whose mask is not of the pattern, or whose weights are not what it says → what is wrong."""
+        """Verify masks and weights: layers that fail → what is wrong."""
         masks = {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None}
         weights = {name: weight.stored for name, weight in self.weights.items()}
         if self._has_masks and not self.updater.is_locked and self.updater.scheduled_keep is None:
@@ -89,7 +89,7 @@ class Run(Generic[Weight]):
         return verify_zeros(masks, weights)
 
     def results(self) -> list[LayerResult]:
-        """What is pruned, layer by layer."""
+        """Report what is pruned, layer by layer."""
         kept = self.pattern.find_kept_units(self._masks()) if self._has_masks else {}
         return [
             self._result(layer, tiling.count, kept.get(name))
@@ -98,11 +98,11 @@ class Run(Generic[Weight]):
         ]
 
     def describe(self) -> dict[str, Any]:
-        """Settings, a schedule of one's own by its name, and shapes: what tells a run's state from another's."""
+        """Describe the run by its configuration and shapes, to recognize its saved states."""
         values = self.config.model_dump(mode="json", exclude={"sparsity_decay_type"})
         schedule = self.config.sparsity_decay_type
         if not isinstance(schedule, str):
-            # A partial function or an object that is called has no name but that of its type.
+            # Partial functions and callable objects have no name; use their type's.
             schedule = getattr(schedule, "__qualname__", type(schedule).__qualname__)
         return {
             "config": values | {"sparsity_decay_type": schedule},
@@ -139,7 +139,7 @@ class Run(Generic[Weight]):
 
 
 def build_report(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, model_weights: int) -> PruningReport:
-    """What is pruned in all runs of a model after `step` steps."""
+    """Build the report of all runs of a model after `step` steps."""
     runs = list(runs)
     return PruningReport(
         layers=tuple(result for run in runs for result in run.results()),
@@ -159,7 +159,7 @@ def refuse_nan(weights: Mapping[str, PrunedWeight]) -> None:
 
 
 def refuse_violations(wrong: Mapping[str, str]) -> None:
-    """Raise `StateError` if there are any, as `Run.violations` returns them."""
+    """Raise `StateError` if `Run.violations` found any."""
     if wrong:
         lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
         raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")

@@ -1,4 +1,4 @@
-"""The scores of one pattern's units, gathered from step to step.
+"""The scores of one pattern's units, accumulated from step to step.
 
 Where the criterion's sum over steps and the reduction to units commute, one number per unit is kept, else one per
 weight.
@@ -25,14 +25,14 @@ LINEAR = frozenset({"mean", "sum"})
 
 
 class AccumulatedScores:
-    """What a criterion has seen so far of the layers of one pattern.
+    """The accumulated scores of the layers of one pattern.
 
     Args:
         pattern: The pattern, bound to the layers.
         weight: Layer → its weight as an (O, K, I) array, now.
 
     Attributes:
-        totals: Name of units (or layer, where gathered per weight) → scores gathered so far.
+        totals: Name of units (or layer, where accumulated per weight) → scores so far.
     """
 
     def __init__(self, pattern: BasePattern, weight: Callable[[str], Array]) -> None:
@@ -53,21 +53,21 @@ class AccumulatedScores:
 
     @property
     def is_accumulated(self) -> bool:
-        """Whether anything is kept from step to step; else scores come from the weights alone, when they are read."""
+        """Whether scores accumulate over steps; otherwise they are computed from the weights when they are read."""
         return self.needs_gradient or self.decay > 0
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """What `totals` may hold: name of units (or layer, where gathered per weight) → shape."""
+        """What `totals` may hold: name of units (or layer, where accumulated per weight) → shape."""
         if self.is_per_unit:
             return {name: (units.count,) for name, units in self.pattern.units.items()}
         return {name: view.canonical_shape for name, view in self.pattern.views.items()}
 
     def add(self, name: str, gradients: Mapping[str, Array]) -> None:
-        """Take in one step: `gradients` holds an (O, K, I) array for each layer that has a part in the units `name`.
+        """Add one step: `gradients` holds an (O, K, I) array for each layer that has a part in the units `name`.
 
         Raises:
-            ScoreError: A score is ``nan``; nothing is taken in then.
+            ScoreError: A score is ``nan``; nothing is added then.
         """
         scores = self.score_step(
             name,
@@ -79,7 +79,7 @@ class AccumulatedScores:
         self.totals |= {key: self.accumulate(self.totals.get(key), score) for key, score in scores.items()}
 
     def score_step(self, name: str, scores: Mapping[str, Array]) -> dict[str, Array]:
-        """The scores of one step, under the keys of `totals`; reads arrays only, so that a framework may compile it.
+        """Score one step, under the keys of `totals`. Reads arrays only, so that a framework can compile it.
 
         Args:
             name: Name of units.
@@ -90,13 +90,13 @@ class AccumulatedScores:
         return {name: concat_chunks(list(self._unit_chunks(name, scores, self.reduction)))}
 
     def accumulate(self, total: Array | None, score: Array) -> Array:
-        """What is kept of a total so far and one more step's score; in memory of its own."""
+        """Add one more step's score to a total, in new memory."""
         xp = namespace(score)
         dtype = getattr(xp, self.pattern.config.score_dtype)
         is_first = total is None or not self.decay
         if not is_first:
             score = xp.astype(total, score.dtype, copy=False) * self.decay + score
-        # A criterion may hand out the gradient itself, and that memory is not ours.
+        # A criterion may return the gradient itself, whose memory belongs to the optimizer.
         return xp.astype(score, dtype, copy=is_first)
 
     def stream(self, name: str, alive: Mapping[str, Array] | None) -> Scores:
@@ -116,9 +116,9 @@ class AccumulatedScores:
 
     @contextmanager
     def cache(self) -> Iterator[None]:
-        """Keep what `stream` computes until the end of the block, instead of computing it each time that it is read.
+        """Cache the scores that `stream` computes until the end of the block.
 
-        That takes memory for one score per unit, and half of the time of a selection.
+        That takes memory for one score per unit, and halves the time of a selection.
         """
         self._cache = {}
         try:

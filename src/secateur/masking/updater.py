@@ -1,4 +1,4 @@
-"""The layers of one pattern on their way through a run: which units live after which step."""
+"""Which units of one pattern's layers are kept after which step."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ __all__ = ["REACHED", "MaskUpdater", "interpolate_mask"]
 logger = logging.getLogger(__name__)
 
 REACHED = "reached max_sparsity_ratio_per_op"
-"""Why the mask of a layer is not updated any more, where nobody said so."""
+"""Why the mask of a layer is frozen, unless the user froze it."""
 
 TOLERATED = 0.01
-"""Share of all units by which a model may start sparser than its target, as when units died by themselves."""
+"""Share of all units by which a model may start sparser than its target, because units became zero in training."""
 
 Stream = Callable[[str, Mapping[str, Array] | None], Scores]
-"""Name of units and what is alive of all units → the scores to rank them by."""
+"""Name of units, and which of all units are kept → the scores to rank them by."""
 
 
 class MaskUpdater:
-    """Decides masks; knows nothing of optimizers.
+    """Update the masks of one pattern's layers when they are due. Independent of optimizers.
 
     Args:
         pattern: The pattern, bound to the layers.
-        is_new: Whether it starts with the weights as they are, rather than from a state that is yet to be read.
+        is_new: Whether to start from the current weights, rather than from a state that is loaded later.
 
     Attributes:
         pattern: The pattern.
         schedule: When masks change.
-        keep: Name of units → one boolean per unit: what lives now; ``None``: everything.
-        requested: The sparsity that `keep` was made for.
-        scheduled_keep: In a progressive run, what will be left once the condemned units have faded out.
+        keep: Name of units → one boolean per unit: kept now; ``None``: all of them.
+        requested: The sparsity that `keep` was selected for.
+        scheduled_keep: In a progressive run, the units that are kept at the next update.
     """
 
     def __init__(self, pattern: BasePattern, *, is_new: bool = True) -> None:
@@ -62,7 +62,7 @@ class MaskUpdater:
         return self.config.kind == "pattern_lock"
 
     def sparsity(self) -> float:
-        """Share of units that do not live."""
+        """Share of units pruned."""
         return self._count_pruned() / sum(units.count for units in self.pattern.units.values())
 
     def initial_masks(self) -> dict[str, Array]:
@@ -72,12 +72,12 @@ class MaskUpdater:
         return {} if self.keep is None else self.pattern.weight_masks(self.keep)
 
     def advance(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
-        """Masks as they are after `step` steps; ``None`` where they stay as they were.
+        """Return the masks after `step` steps; ``None``: they do not change.
 
         Args:
             step: Steps made.
-            stream: Where scores come from.
-            masks: Masks as they are now, in the weights' stored shapes; empty before the first update.
+            stream: Returns the scores.
+            masks: The current masks, in the weights' stored shapes; empty before the first update.
 
         Raises:
             ScoreError: A score is ``nan``.
@@ -93,14 +93,14 @@ class MaskUpdater:
         return self.pattern.weight_masks(self.keep)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `progress` returned."""
+        """Resume from what `progress` returned."""
         self.keep, self.scheduled_keep, self.requested = state["keep"], state["condemned_keep"], state["asked"]
         initial = state["initial"]
         target = max(self.schedule.target, initial) if self.is_locked else self.schedule.target
         self.schedule = replace(self.schedule, initial=initial, target=target)
 
     def progress(self) -> dict[str, Any]:
-        """All that changes from step to step."""
+        """Return everything that changes from step to step."""
         return {
             "keep": self.keep,
             "condemned_keep": self.scheduled_keep,
@@ -120,7 +120,7 @@ class MaskUpdater:
         return is_between_updates or self.schedule.is_update(step)
 
     def next_change(self, step: int) -> int | None:
-        """The first step after `step` at which masks may change; ``None``: they do not any more."""
+        """Return the first step after `step` at which masks may change; ``None``: they are final."""
         if self.is_locked or step >= self.schedule.end:
             return None
         update = self.schedule.next_update(step)
@@ -134,7 +134,7 @@ class MaskUpdater:
             keep = self.scheduled_keep or self._select(requested, stream, self.keep)
             if step < self.schedule.end:
                 later = self._select(self.schedule.sparsity(self.schedule.next_update(step)), stream, keep)
-            # Taken over together, so that an error in either selection leaves all as it was.
+            # Assigned together, so that an error in either selection changes nothing.
             self.keep, self.scheduled_keep, self.requested = keep, later, requested
             return self.pattern.weight_masks(keep)
         part = self._find_part(step)
@@ -144,19 +144,19 @@ class MaskUpdater:
         return {layer: self._interpolate(layer, masks[layer], (now[layer], then[layer]), part) for layer in now}
 
     def _interpolate(self, layer: str, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
-        """A mask part of the way; of weights of one size the same go in every framework, however it stores them."""
+        """Interpolate one layer's mask. Equal weights are pruned in the same order in every framework."""
         view = self.pattern.views[layer]
         weight = view.to_canonical(self._read_weight(layer))
         return view.to_stored(interpolate_mask(weight, view.to_canonical(mask), between, part))
 
     def _expand(self, keep: Mapping[str, Array]) -> dict[str, Array]:
-        """From one boolean per unit to one per weight, as (O, K, I) arrays."""
+        """Expand one boolean per unit to one per weight, as (O, K, I) arrays."""
         return {
             layer: mask for name, kept in keep.items() for layer, mask in self.pattern.units[name].expand(kept).items()
         }
 
     def _find_part(self, step: int) -> tuple[int, int] | None:
-        """How many of how many parts of the condemned weights are gone after `step`; ``None`` between parts."""
+        """How many of how many parts of the scheduled weights are pruned after `step`; ``None`` between parts."""
         start, parts = self.config.start_step, self.config.progressive_steps
         if not start < step < self.schedule.end:
             return None
@@ -184,13 +184,13 @@ class MaskUpdater:
         )
 
     def _is_within_target(self) -> bool:
-        """Whether what is pruned at the start is the target or so little more that the run can go on from there.
+        """Whether the initial sparsity is at most the target, or exceeds it by so little that the run can start.
 
-        Selection never revives a unit, so the run then ends with what is pruned already.
+        Selection never revives a unit, so such a run ends with its initial sparsity.
         """
         if self.is_locked:
             return True
-        # A model that reached the target may exceed it by what rounding to whole units added.
+        # Rounding to whole units may have put a pruned model above the target.
         excess = self._count_pruned() - self.pattern.count_pruned_units(self.pattern.target_sparsity)
         if excess <= 0:
             return True
@@ -213,16 +213,16 @@ class MaskUpdater:
 
 
 def interpolate_mask(weight: Array, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
-    """The mask part of the way from one mask to another.
+    """Interpolate between two masks: prune the smallest scheduled weights first.
 
     Args:
         weight: Weights of one layer.
-        mask: Booleans in the weight's shape: the mask as it is, somewhere on that way; what it prunes stays pruned.
-        between: What lived when units were condemned, and what will live; the second prunes all that the first does.
-        part: How many of how many equal parts of the condemned weights are gone.
+        mask: Booleans in the weight's shape: the current mask; what it prunes stays pruned.
+        between: The masks of the last and of the next update; the second prunes all that the first does.
+        part: How many of how many equal parts of the scheduled weights are pruned.
 
     Returns:
-        Booleans in the weight's shape: the first mask without the smallest condemned weights.
+        Booleans in the weight's shape: the first mask without the smallest scheduled weights.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""What is refused and what is warned of before and after a run, in every framework."""
+"""Warnings and errors before a run starts, in every framework."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["refuse_regularizer", "warn_if_already_sparse", "warn_if_pruned_at_on
 logger = logging.getLogger(__name__)
 
 ALREADY_SPARSE = 0.05
-"""Share of zeros in a model that is worth a warning when they are not kept."""
+"""Share of zeros in a model above which a warning is logged when they are not kept."""
 
 
 def warn_if_pruned_at_once(runs: Iterable[Run[Any]]) -> None:
-    """Log a warning for each run that prunes everything at once without having been told to."""
+    """Log a warning for each run that prunes everything in one update because `end_step` is not set."""
     for config in (run.config for run in runs if not run.updater.is_locked):
         if config.end_step is None and config.sparsity_decay_type != "one_shot":
             logger.warning(
@@ -32,7 +32,7 @@ def warn_if_pruned_at_once(runs: Iterable[Run[Any]]) -> None:
 
 
 def warn_if_already_sparse(runs: Iterable[Run[Any]]) -> None:
-    """Log a warning if many weights are zero already and may come back to life."""
+    """Log a warning if many weights are zero already and training may change them."""
     free = [run for run in runs if not run.config.keep_zeros and not run.updater.is_locked]
     weights = [weight.stored for run in free for weight in run.weights.values()]
     total = sum(math.prod(weight.shape) for weight in weights)
@@ -47,7 +47,7 @@ def warn_if_already_sparse(runs: Iterable[Run[Any]]) -> None:
 
 
 def refuse_regularizer(runs: Iterable[Run[Any]]) -> None:
-    """Raise `ConfigError` if a run regularizes, which takes the learning rate of an optimizer."""
+    """Raise `ConfigError` if a run regularizes, which needs the learning rate of an optimizer."""
     for config in (run.config for run in runs):
         if config.reg_type is not None and config.reg_coeff > 0:
             raise ConfigError(

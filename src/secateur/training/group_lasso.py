@@ -1,4 +1,4 @@
-"""Group lasso: whole units are drawn towards zero while the network still learns."""
+"""Group lasso: shrink whole units towards zero while the network still learns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["compute_shrinkage"]
 
 
 def compute_shrinkage(units: Units, weights: Mapping[str, Array], strength: float) -> dict[str, Array]:
-    """The factors of one proximal step of ``strength · Σ_u √size_u · ‖w_u‖₂``.
+    """Compute the factors of one proximal step of ``strength · Σ_u √size_u · ‖w_u‖₂``.
 
     A unit whose norm is below ``strength · √size`` gets 0, any other ``1 - strength · √size / norm``.
 

@@ -1,4 +1,4 @@
-"""Whether what a saved state says of a run fits together: steps, sparsity, units and masks. Knows no framework."""
+"""Check that a saved state is one that a run can resume from: steps, sparsity, units and masks agree."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FORMAT_VERSION = 1
 """Version of the format of a pruner's state."""
 
 ROUNDING = 1e-9
-"""Difference of two sparsities that another machine's arithmetic may make."""
+"""Difference of two sparsities that may come from another machine's arithmetic."""
 
 
 class SavedProgress(NamedTuple):
-    """What a state says of one pattern's layers, as NumPy arrays.
+    """The saved progress of one pattern's layers, as NumPy arrays.
 
     Attributes:
-        step: Steps that masks have followed.
+        step: Step up to which masks are updated.
         masks: Layer → mask in the weight's shape; empty: nothing is pruned yet.
         keep: See `MaskUpdater.keep`.
         scheduled_keep: See `MaskUpdater.scheduled_keep`.
@@ -48,10 +48,10 @@ class SavedProgress(NamedTuple):
 
 
 def find_problem(updater: MaskUpdater, saved: SavedProgress) -> str | None:
-    """The first thing that does not fit together, for an error message; ``None``: a run can have been there.
+    """Find the first contradiction in a saved state, for an error message; ``None``: a run can reach this state.
 
     Args:
-        updater: The group that is to go on from there.
+        updater: The masks that are resumed from there.
         saved: What was saved; names and shapes have been checked.
     """
     if updater.is_locked:
@@ -116,7 +116,7 @@ def _problems_of_masks(
 def _problems_of_counts(
     updater: MaskUpdater, keep: Mapping[str, Array], sparsity: float, frozen: Collection[str]
 ) -> Iterator[str]:
-    """What is pruned of each scope must be what the schedule asks for; unless it may have been impossible."""
+    """What is pruned in each scope must be what the schedule requests, unless that was impossible."""
     pattern, pruned = updater.pattern, {name: count_true(~kept) for name, kept in keep.items()}
     weights_per_unit = {
         name: pattern.budget.unit_share * Fraction(units.count, pattern.budget.units[name])
@@ -146,7 +146,7 @@ def _problems_of_counts(
 
 
 def count_removed_parts(schedule: UpdateSchedule, step: int) -> tuple[int, int]:
-    """How many of how many parts of the condemned weights are gone after `step`, in a progressive run."""
+    """Count how many of how many parts of the scheduled weights are pruned after `step`, in a progressive run."""
     parts, last = schedule.config.progressive_steps, schedule.last_update(step)
     if schedule.config.kind != "progressive" or last is None or step >= schedule.end:
         return 0, parts
@@ -156,7 +156,7 @@ def count_removed_parts(schedule: UpdateSchedule, step: int) -> tuple[int, int]:
 
 
 def refuse_other_runs(saved: Sequence[Mapping[str, Any]], mine: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `StateError` if a state is of other runs than mine, each told by its ``shapes`` and ``config``."""
+    """Raise `StateError` if a state belongs to other runs; each is described by its ``shapes`` and ``config``."""
     if len(saved) != len(mine):
         raise StateError(f"The state is of a run with {len(saved)} patterns, this one has {len(mine)}.")
     for theirs, own in zip(saved, mine, strict=True):
@@ -179,5 +179,5 @@ def _find_differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> lis
 
 
 def describe_key(key: Any) -> str:
-    """A key as it stands, unless it cannot be shown so."""
+    """Format a key for an error message."""
     return format_value(key).strip("'\"")

@@ -1,4 +1,4 @@
-"""New masks between the steps of ``fit``."""
+"""Update masks between the steps of ``fit``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["PruningCallback"]
 
 
 class PruningCallback(keras.callbacks.Callback):
-    """Lets masks follow the schedule under ``fit``, and adds ``sparsity`` to the logs of each epoch.
+    """Update masks by the schedule under ``fit``, and add ``sparsity`` to the logs of each epoch.
 
-    Between updates it only counts batches, so compiled steps run on without waiting for it. With
-    ``steps_per_execution`` above 1 an update that falls into an execution is made at its end.
+    Between updates it only counts batches, so compiled steps do not wait for it. With ``steps_per_execution`` above 1,
+    an update that is due within an execution happens at its end.
 
     Args:
         optimizer: The optimizer whose masks to update; ``None``: the one that the model is compiled with. A model with
@@ -41,7 +41,7 @@ class PruningCallback(keras.callbacks.Callback):
         self._sparsity = 0.0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Make sure that there is something to update.
+        """Check that the model is compiled with a pruning optimizer.
 
         Raises:
             StateError: The model is not compiled with a `PruningOptimizer`, or with one that was made for another.
@@ -50,16 +50,16 @@ class PruningCallback(keras.callbacks.Callback):
         optimizer = self._optimizer_of(model)
         optimizer.attach(model)
         self._sparsity = optimizer.sparsity
-        # Other callbacks may yet load another state, so the first batch asks again.
+        # Other callbacks may load another state, so the first batch checks again.
         self._batches_to_wait = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Count the batches of another epoch, and ask anew: another state may have been loaded in between."""
+        """Restart the count of batches: another state may have been loaded in between."""
         self._last_batch = -1
         self._batches_to_wait = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Choose new masks if an update is due."""
+        """Update masks if that is due."""
         self._batches_to_wait -= batch - self._last_batch
         self._last_batch = batch
         if self._batches_to_wait > 0:
@@ -69,8 +69,8 @@ class PruningCallback(keras.callbacks.Callback):
         if optimizer.update_masks() or batch == 0:
             self._sparsity = optimizer.sparsity
         due = optimizer.next_update
-        # At the earliest: of the step that is under way all batches but one may have been seen, and steps may be
-        # skipped. Then the count begins anew.
+        # At the earliest: all batches but one of the current step may be done, and steps may be skipped. Then the count
+        # restarts.
         self._batches_to_wait = NEVER if due is None else (due - 1 - optimizer.step) * optimizer.batches_per_step + 1
 
     def _optimizer_of(self, model: keras.Model) -> PruningOptimizer:
@@ -83,4 +83,4 @@ class PruningCallback(keras.callbacks.Callback):
 
 
 NEVER = 1 << 62
-"""More batches than any training has."""
+"""More batches than any training run has."""

@@ -1,7 +1,7 @@
-"""TensorFlow tensors with the face of the array API standard.
+"""TensorFlow tensors with the interface of the array API standard.
 
 Pattern and criterion arithmetic is written against that standard. torch tensors and JAX arrays, traced ones too, are
-served by ``array-api-compat``; TensorFlow's are not, so inside a compiled step they wear this.
+served by ``array-api-compat``; TensorFlow's are not, so a compiled step wraps them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Namespace:
         return GraphArray(keras.ops.cast(array.tensor, dtype))
 
     def asarray(self, value: Any, *, dtype: str | None = None, device: Any = None, copy: Any = None) -> GraphArray:  # noqa: ARG002
-        """See the standard; a compiled step places its tensors by itself."""
+        """See the standard; TensorFlow places the tensors of a compiled step."""
         return GraphArray(keras.ops.convert_to_tensor(_unwrap(value), dtype=dtype))
 
 

@@ -1,4 +1,4 @@
-"""An optimizer around an optimizer, which keeps pruned weights at zero."""
+"""The Keras pruner: an optimizer that wraps another one and keeps pruned weights at zero."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ __all__ = ["PruningOptimizer"]
 logger = logging.getLogger(__name__)
 
 HEADER_KEY = "secateur"
-"""Entry of a weights file that tells the variables of this optimizer from those of another."""
+"""Entry of a weights file that marks the variables of a pruning optimizer and describes their run."""
 
 
 @keras.saving.register_keras_serializable(package="secateur")
 class PruningOptimizer(keras.optimizers.Optimizer):
     """Train with any Keras optimizer while the model is pruned.
 
-    After each step of the optimizer inside, what is pruned is exactly zero; that is part of the compiled step on every
-    backend. Masks, scores and counters are variables of this optimizer, so they are saved and restored with it. New
-    masks are chosen between steps: by the callback `PruningCallback` under ``fit``, by `update_masks` in a loop of your
-    own. Whether that was forgotten is found by `finalize`.
+    After each step of the inner optimizer, pruned weights are exactly zero; that is part of the compiled step on every
+    backend. Masks, scores and counters are variables of this optimizer, so they are saved and restored with it. Masks
+    are updated between steps: by `PruningCallback` under ``fit``, by `update_masks` in your own loop. `finalize` raises
+    if that was forgotten.
 
     Args:
         model: The built model to prune. Masks that are due before the first step are applied at once.
@@ -99,10 +99,10 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self._awaits_state = False
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Make the variables for these variables of a model; done already unless this was read from a file.
+        """Create the variables for these variables of a model; only needed after this was read from a file.
 
         Raises:
-            StateError: They are of another model than the one that this optimizer was made for.
+            StateError: They belong to another model than the one that this optimizer was made for.
         """
         if not self.built:
             pruner = PruningStep(self._plan.bind(list(variables)), is_new=False)
@@ -126,10 +126,10 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             shape=shape, initializer=initializer, dtype=dtype, layout=layout, name=name.replace("/", ">")
         )
 
-    # What Keras asks of an optimizer.
+    # The interface of Keras optimizers.
 
     def apply(self, grads: Sequence[Any], trainable_variables: Iterable[keras.Variable] | None = None) -> None:
-        """Make one step of the optimizer inside, and set pruned weights to zero. See `keras.optimizers.Optimizer`."""
+        """Make one step of the inner optimizer, and set pruned weights to zero. See `keras.optimizers.Optimizer`."""
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             self.build(trainable_variables)
@@ -153,17 +153,17 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables of this optimizer and of the one inside."""
+        """The variables of this optimizer and of the inner one."""
         return [*self._variables, *self.inner_optimizer.variables]
 
     @property
     def iterations(self) -> Any:
-        """Steps of the optimizer inside; `step` counts those since pruning began."""
+        """Steps of the inner optimizer; `step` counts those since pruning began."""
         return self.inner_optimizer.iterations
 
     @property
     def learning_rate(self) -> Any:
-        """The learning rate of the optimizer inside."""
+        """The learning rate of the inner optimizer."""
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
@@ -171,11 +171,11 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer.learning_rate = learning_rate
 
     def scale_loss(self, loss: Any) -> Any:
-        """Scale the loss as the optimizer inside does."""
+        """Scale the loss as the inner optimizer does."""
         return self.inner_optimizer.scale_loss(loss)
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
-        """Take over averaged weights, where the optimizer inside averages; what is pruned is zero in them too."""
+        """Use averaged weights if the inner optimizer averages; pruned weights are zero in them too."""
         self.inner_optimizer.finalize_variable_values(var_list)
         if not self._is_active or self._pruning is None or self._has_no_values():
             return
@@ -190,7 +190,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             )
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Exclude variables from the weight decay of the optimizer inside."""
+        """Exclude variables from the weight decay of the inner optimizer."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     @property
@@ -199,7 +199,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         return self.inner_optimizer._model_variables_moving_average
 
     def get_config(self) -> dict[str, Any]:
-        """Plain values that `from_config` takes.
+        """Return plain values for `from_config`.
 
         Raises:
             ConfigError: The schedule is a function without a registered name.
@@ -213,7 +213,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
-        """The optimizer that `get_config` described; it builds itself on the variables of the same model.
+        """Make the optimizer that `get_config` described; it builds itself on the variables of the same model.
 
         Raises:
             StateError: The description is damaged.
@@ -232,7 +232,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         return optimizer
 
     def save_own_variables(self, store: Any) -> None:
-        """Write masks, scores and counters, and what run they are of; the optimizer inside writes its own."""
+        """Write masks, scores and counters, and a description of their run; the inner optimizer writes its own."""
         self._require_built().write_frozen()
         store[HEADER_KEY] = np.frombuffer(self._describe().encode(), dtype=np.uint8)
         for index, variable in enumerate(self._variables):
@@ -241,8 +241,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote.
 
-        A file of a run without pruning has nothing of the kind. Before the first step that is a warning, and pruning
-        starts with the weights that the file holds.
+        A file without them is a warning before the first step: pruning then starts with the weights in the file.
 
         Raises:
             StateError: It is damaged; or the state of another run: another model, configuration or format; or it is
@@ -262,7 +261,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self._awaits_state = False
 
     def _start_without_state(self) -> None:
-        """Start with weights that were loaded without a state; once more when all of them are there."""
+        """Start from weights that were loaded without a state; again once all of them are loaded."""
         if self._is_read or self.step > 0:
             raise StateError(
                 "The file holds no state of a pruning run, and this run is under way. Make the PruningOptimizer after "
@@ -276,7 +275,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self._require_built().restart()
         self._awaits_state = True
 
-    # What is asked of a pruner.
+    # The interface of pruners.
 
     @property
     def is_active(self) -> bool:
@@ -319,9 +318,9 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         return self._require_built().sparsity()
 
     def update_masks(self) -> bool:
-        """Choose new masks if that is due after the steps made so far. Call it after each step of your own loop.
+        """Update masks if that is due after the steps so far. Call it after each step of your own loop.
 
-        Calling it once more, or at steps where nothing is due, does nothing and costs little.
+        Calling it again, or when nothing is due, does nothing and is cheap.
 
         Returns:
             Whether masks may have changed.
@@ -364,8 +363,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def finalize(self) -> PruningReport:
         """Verify every mask against its pattern and every pruned weight against zero, and end the run.
 
-        This optimizer then does what the one inside does, but in a step that was compiled before.
-        `secateur.keras.finalize` also takes it off the model.
+        Afterwards this optimizer only calls the inner one, except in a step that was compiled before.
+        `secateur.keras.finalize` also removes it from the model.
 
         Returns:
             What was pruned, per layer and in all. Its `is_complete` is ``False`` if training ended before the target.
@@ -426,7 +425,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             self._require_started().apply_masks_to(model)
 
     def attach(self, model: keras.Model) -> None:
-        """Make sure, before training, that this is the optimizer of the model that it is used for.
+        """Check, before training, that this optimizer was made for the model.
 
         Raises:
             StateError: It was made for another model.

@@ -1,4 +1,4 @@
-"""One pattern's layers inside a compiled step: what changes from step to step lies in the optimizer's variables."""
+"""A run whose state is in variables of a Keras optimizer, so that a compiled step can change it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cond(predicate: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
 
 
 class AddVariable(Protocol):
-    """How an optimizer makes a variable of its own."""
+    """Creates a variable of an optimizer."""
 
     def __call__(
         self, shape: tuple[int, ...], initializer: str = "zeros", *, dtype: str, layout: Any = None, name: str
@@ -54,7 +54,7 @@ class KerasRun(Run[TrainedKernel]):
     Args:
         pattern: The pattern, bound to the layers.
         kernels: Layer → its kernel.
-        is_new: Whether it starts with the kernels as they are, rather than from a state that is yet to be read.
+        is_new: Whether to start from the current kernels, rather than from a state that is loaded later.
 
     Raises:
         ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
@@ -67,12 +67,12 @@ class KerasRun(Run[TrainedKernel]):
         self._totals: dict[str, keras.Variable] = {}
 
     def add_variables(self, add: AddVariable) -> None:
-        """Make the variables, from the state in which the run starts."""
+        """Create the variables."""
         for name, kernel in self.weights.items():
             layout = getattr(kernel.variable, "_layout", None)
             shape = tuple(kernel.variable.shape)
             kernel.mask_variable = add(shape, "ones", dtype="bool", layout=layout, name=f"{name}_mask")
-        first = next(iter(self.weights))  # no two runs share a layer, so their variables do not share a name
+        first = next(iter(self.weights))  # no two runs share a layer, so the names of their variables differ
         self._initial = add((8,), dtype="uint8", name=f"{first}_initial_sparsity")
         self._frozen = add((len(self.pattern.units),), dtype="bool", name=f"{first}_frozen")
         if self.updater.is_locked:
@@ -94,7 +94,7 @@ class KerasRun(Run[TrainedKernel]):
             }
 
     def restart(self) -> None:
-        """Start with the kernels as they are now, whatever was before.
+        """Start from the current kernels.
 
         Raises:
             ConfigError: They are sparser than the target.
@@ -114,7 +114,7 @@ class KerasRun(Run[TrainedKernel]):
     # Inside the compiled step.
 
     def accumulate_scores(self, step: Any, gradients: Mapping[str, Any], made: Any) -> None:
-        """Take in the gradients of the coming step.
+        """Accumulate scores from the gradients of the coming step.
 
         Args:
             step: Number of that step, from 1.
@@ -168,7 +168,7 @@ class KerasRun(Run[TrainedKernel]):
         return [as_tensor(found[key]) for key in self._totals]
 
     def _should_accumulate(self, step: Any) -> Any:
-        """Whether what step number `step` scores will be read; see `UpdateSchedule.is_update`."""
+        """Whether the scores of step number `step` will be read; see `UpdateSchedule.is_update`."""
         start, end = self.config.start_step, self.last_step
         if self.scores.decay > 0:
             return step <= end
@@ -178,10 +178,10 @@ class KerasRun(Run[TrainedKernel]):
     # On the host.
 
     def read(self, updated: int) -> None:
-        """Take the state from the variables.
+        """Read the state from the variables.
 
         Args:
-            updated: Step up to which masks have followed.
+            updated: Step up to which masks are updated.
         """
         self.read_frozen()
         if self.updater.is_locked:
@@ -204,11 +204,11 @@ class KerasRun(Run[TrainedKernel]):
         self.scores.totals = self._arrays(self._totals)
 
     def find_problem(self, values: Values, updated: int) -> str | None:
-        """What in a saved state does not fit together; ``None``: nothing.
+        """Find a contradiction in a saved state; ``None``: there is none.
 
         Args:
-            values: What the variables are to hold.
-            updated: Step up to which masks have followed.
+            values: The values of the variables.
+            updated: Step up to which masks are updated.
         """
         initial = float(np.ascontiguousarray(values[id(self._initial)]).view(np.float64)[0])
         if not 0 <= initial <= 1:
@@ -247,7 +247,7 @@ class KerasRun(Run[TrainedKernel]):
             return super().masks_after(step)
 
     def write(self) -> None:
-        """Put the state into the variables."""
+        """Write the state to the variables."""
         initial = np.frombuffer(np.float64(self.updater.schedule.initial).tobytes(), dtype=np.uint8)
         self._initial.assign(initial)
         self.write_frozen()
@@ -279,7 +279,7 @@ class KerasRun(Run[TrainedKernel]):
                 del frozen[name]
 
     def write_frozen(self) -> None:
-        """Note in the variables which layers keep their masks."""
+        """Write to the variables which layers keep their masks."""
         self._frozen.assign(np.array([self.pattern.is_frozen(name) for name in self.pattern.units]))
 
     def _arrays(self, variables: Mapping[str, keras.Variable]) -> dict[str, Array]:

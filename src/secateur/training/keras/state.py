@@ -1,4 +1,4 @@
-"""What an optimizer has to write down so that it can go on without the layers that it was made for."""
+"""The saved state of a pruning optimizer: which kernels are pruned, and the checked values of its variables."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["SavedPlan", "Values", "make_damage_error", "read_header", "read_valu
 
 
 NUMBER = re.compile(r"_\d+(?=/|$)")
-"""What Keras puts behind a name to make it another."""
+"""The suffix that Keras adds to make a name unique."""
 
 NUMBER_IN_FRONT = re.compile(r"^([^/]*?)_\d+/")
-"""The same behind the first name of a path."""
+"""The same suffix of the first name of a path."""
 
 
 class _SavedKernel(BaseModel):
@@ -66,7 +66,7 @@ class _SavedVariable(BaseModel):
 
 
 class SavedPlan(BaseModel):
-    """Which kernels are pruned and how, in plain values.
+    """Which kernels are pruned and how, as plain values.
 
     Attributes:
         variables: The model's trainable variables.
@@ -97,7 +97,7 @@ class SavedPlan(BaseModel):
 
     @classmethod
     def of(cls, plan: Plan, model: keras.Model) -> Self:
-        """What there is to write down of a plan for a model."""
+        """Describe a plan for a model."""
         places = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
         patterns = [
             {
@@ -121,7 +121,7 @@ class SavedPlan(BaseModel):
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Read back what `to_dict` returned.
+        """Make a plan from what `to_dict` returned.
 
         Raises:
             StateError: It did not return that.
@@ -132,7 +132,7 @@ class SavedPlan(BaseModel):
             raise StateError(f"The saved description of a pruning run is damaged: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists, dicts, numbers and strings.
+        """Return lists, dicts, numbers and strings.
 
         Raises:
             ConfigError: The schedule is a function without a registered name.
@@ -143,7 +143,7 @@ class SavedPlan(BaseModel):
         return values | {"patterns": patterns}
 
     def bind(self, variables: Sequence[keras.Variable]) -> tuple[BasePattern, ...]:
-        """The patterns, bound to the kernels among a model's trainable variables.
+        """Bind the patterns to the kernels among a model's trainable variables.
 
         Raises:
             StateError: These are the variables of another model.
@@ -161,8 +161,8 @@ class SavedPlan(BaseModel):
     def _find_variables(self, variables: Sequence[keras.Variable]) -> dict[int, keras.Variable]:
         """Place of a pruned kernel among my variables → that kernel.
 
-        The order tells, if the model has the same variables as before; a model whose code names its layers anew each
-        time may number them otherwise. If layers were frozen or unfrozen since, the paths tell.
+        Variables are matched by order if the model has the same ones as before, because Keras may number layers
+        differently each time. If layers were frozen or unfrozen since, variables are matched by path.
         """
         now = [_SavedVariable.of(variable) for variable in variables]
         pruned = {own.index: name for pattern in self.patterns for name, own in pattern.kernels.items()}
@@ -183,7 +183,7 @@ class SavedPlan(BaseModel):
 
 
 Values = Mapping[int, npt.NDArray[Any]]
-"""Identity of a variable → the value that it is to have."""
+"""Identity of a variable → its new value."""
 
 KINDS = {"bool": "b", "int": "iu", "uint": "iu", "float": "fV", "bfloat": "fV"}
 """Type of a variable without its bits → kinds of NumPy arrays that it takes over without loss."""
@@ -204,7 +204,7 @@ class _SavedHeader(BaseModel):
 
 
 def read_header(stored: Any) -> dict[str, Any]:
-    """Which run a state is of.
+    """Read which run a state belongs to.
 
     Args:
         stored: Bytes of JSON, as an array.
@@ -220,7 +220,7 @@ def read_header(stored: Any) -> dict[str, Any]:
 
 
 def read_values(variables: Sequence[keras.Variable], store: Any) -> list[npt.NDArray[Any]]:
-    """The values that a store has for variables, of their shapes and types.
+    """Read the values of variables from a store, checked for shape and type.
 
     Raises:
         StateError: One is missing, or of another shape or type.
@@ -233,7 +233,7 @@ def _read_value(variable: keras.Variable, key: str, store: Any) -> npt.NDArray[A
         raise make_damage_error(f"the variable {variable.name!r} is missing")
     try:
         value = np.asarray(store[key])
-    except Exception as error:  # what lies in a store may raise anything when it is read
+    except Exception as error:  # reading an object from a store may raise anything
         raise make_damage_error(f"the variable {variable.name!r} cannot be read: {format_value(str(error))}") from error
     shape = tuple(variable.shape)
     if value.shape != shape or value.dtype.kind not in KINDS[str(variable.dtype).rstrip("0123456789")]:
@@ -245,7 +245,7 @@ def _read_value(variable: keras.Variable, key: str, store: Any) -> npt.NDArray[A
 
 
 def make_damage_error(problem: str) -> StateError:
-    """The error for a state that no optimizer wrote so."""
+    """Make the error for a damaged state."""
     return StateError(
         f"The saved state of the pruning run is damaged: {problem}. Load a file that was saved with the model."
     )

@@ -1,4 +1,4 @@
-"""All patterns of a Keras model on their way through a run."""
+"""What happens around each step of a Keras optimizer, for all patterns of a model."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ ACTIVE: WeakSet[PruningStep] = WeakSet()
 
 
 class PruningStep:
-    """Runs of all patterns, on the variables of one optimizer. Knows no optimizer's ways but where it holds a kernel.
+    """The runs of all patterns of a model, whose state is in variables of one optimizer.
 
     Args:
         patterns: The patterns, bound to layers or kernels.
-        is_new: Whether the run starts with the kernels as they are, rather than from a state that is yet to be read.
+        is_new: Whether to start from the current kernels, rather than from a state that is loaded later.
 
     Raises:
         ConfigError: A criterion ranks by gradients and the first update lies before the first gradient.
@@ -46,11 +46,11 @@ class PruningStep:
         self.runs = [KerasRun(pattern, self.kernels, is_new=is_new) for pattern in patterns if pattern.views]
 
     def start(self, inner: keras.optimizers.Optimizer, add: AddVariable) -> None:
-        """Make the variables; a new run sets the masks that hold before the first step.
+        """Create the variables; a new run sets the masks that apply before the first step.
 
         Args:
             inner: The built optimizer that changes the kernels.
-            add: Makes a variable.
+            add: Creates a variable.
 
         Raises:
             UnsupportedModelError: Kernels are held by optimizers that accumulate over different numbers of batches.
@@ -71,7 +71,7 @@ class PruningStep:
             self.restart()
 
     def restart(self) -> None:
-        """Start with the kernels as they are now, whatever was before.
+        """Start from the current kernels.
 
         Raises:
             ConfigError: They are sparser than the target.
@@ -86,7 +86,7 @@ class PruningStep:
     # Inside the compiled step.
 
     def before_step(self, step: Any, gradients: Mapping[int, Any]) -> tuple[Any, dict[str, Any]]:
-        """Take in what `apply` is called with.
+        """Accumulate scores from the arguments of `apply`.
 
         Args:
             step: Number of the coming step, from 1.
@@ -107,7 +107,7 @@ class PruningStep:
         return made, {name: slot.read_learning_rate() for name, slot in slots.items()} if self._shrinks else {}
 
     def after_step(self, step: Any, made: Any, rates: Mapping[str, Any]) -> None:
-        """Shrink and zero what the optimizer has changed."""
+        """Regularize what the optimizer changed, and set pruned weights to zero."""
         for run in self.runs:
             run.shrink(step, rates, made)
         self.apply_masks()
@@ -163,13 +163,13 @@ class PruningStep:
 
     @property
     def next_update(self) -> int | None:
-        """The step after which masks are to change next; ``None``: they do not any more."""
+        """The step after which masks change next; ``None``: they are final."""
         updated = int(read_array(self._updated))
         changes = [run.updater.next_change(updated) for run in self.runs]
         return min((change for change in changes if change is not None), default=None)
 
     def update(self, step: int) -> bool:
-        """Let the masks follow to where `step` steps have led; returns whether any change was due.
+        """Make every update that is due after `step` steps; return whether there was one.
 
         Raises:
             ScoreError: A score is ``nan``; masks and weights are then as they were.
@@ -177,18 +177,18 @@ class PruningStep:
         changed = False
         while (due := self.next_update) is not None and due <= step:
             self._read()
-            # All or none: an error in one run leaves the masks of the others as they were.
+            # All or none: an error in one run must not change the masks of the others.
             changes = [run.masks_after(due) for run in self.runs]
             try:
                 self._commit(changes, due)
-            except BaseException:  # Ctrl-C: once more from the start, so that it is not half done
+            except BaseException:  # Ctrl-C: start over, so that the update is complete
                 self._commit(changes, due)
                 raise
             changed = True
         return changed
 
     def _commit(self, changes: Sequence[Mapping[str, Array]], step: int) -> None:
-        """Take over the masks of each run, which hold after `step` steps."""
+        """Set the masks of each run after `step` steps."""
         for run, masks in zip(self.runs, changes, strict=True):
             run.set_masks(masks)
             run.write()
@@ -224,11 +224,11 @@ class PruningStep:
         refuse_violations({name: reason for run in self.runs for name, reason in run.violations().items()})
 
     def describe(self) -> list[dict[str, Any]]:
-        """Settings and layers of each run, to tell one saved state from another."""
+        """Describe the configuration and layers of each run, to recognize its saved states."""
         return [run.describe() for run in self.runs]
 
     def refuse_other_model(self, model: keras.Model) -> None:
-        """Raise `StateError` if `model` does not have the very kernels that are pruned."""
+        """Raise `StateError` if `model` does not have the kernels that are pruned."""
         mine = {id(variable) for variable in model.weights}
         if foreign := [name for name, kernel in self.kernels.items() if id(kernel.variable) not in mine]:
             raise StateError(
@@ -237,7 +237,7 @@ class PruningStep:
             )
 
     def check_values(self, values: Values, step: int) -> None:
-        """Raise `StateError` if this run could not have reached a saved state.
+        """Raise `StateError` if this run cannot reach a saved state.
 
         Args:
             values: What the variables are to hold.
@@ -251,12 +251,12 @@ class PruningStep:
                 raise make_damage_error(problem)
 
     def write_frozen(self) -> None:
-        """Note in the variables which layers keep their masks."""
+        """Write to the variables which layers keep their masks."""
         for run in self.runs:
             run.write_frozen()
 
     def read_frozen(self) -> None:
-        """Take from the variables which layers keep their masks, and only those."""
+        """Read from the variables which layers keep their masks."""
         for run in self.runs:
             run.pattern.keep_mask_layers.clear()
             run.read_frozen()

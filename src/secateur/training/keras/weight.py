@@ -18,7 +18,7 @@ __all__ = ["KernelSlot", "TrainedKernel", "find_slots"]
 
 
 class TrainedKernel(KernelWeight):
-    """A kernel that an optimizer trains: its mask may be a variable, and a compiled step can compute with both.
+    """A kernel that an optimizer trains. Its mask can be a variable, so that a compiled step can use it.
 
     Args:
         name: Layer name.
@@ -80,7 +80,7 @@ class TrainedKernel(KernelWeight):
 
 
 class KernelSlot:
-    """The optimizer that changes a kernel, and where in it the kernel stands.
+    """The optimizer that trains a kernel, and the index of the kernel in it.
 
     Args:
         optimizer: A built optimizer of Keras that is no container of others.
@@ -97,11 +97,11 @@ class KernelSlot:
         self._kernel = kernel
 
     def read_learning_rate(self) -> Any:
-        """The learning rate of the coming step."""
+        """Read the learning rate of the next step."""
         return get_tensor(self.optimizer.learning_rate)
 
     def makes_step(self) -> Any:
-        """Whether the coming call of `apply` changes the kernel, as ``True`` or a tensor."""
+        """Return whether the next call of `apply` changes the kernel, as ``True`` or a tensor."""
         if self.accumulated == 1:
             return True
         return ops.equal((self.optimizer._iterations + 1) % self.accumulated, 0)
@@ -129,7 +129,7 @@ class KernelSlot:
 
 
 def find_slots(optimizer: keras.optimizers.Optimizer, kernels: dict[str, keras.Variable]) -> dict[str, KernelSlot]:
-    """Name → where the kernel of that name is held by a built optimizer, or by one of those within it."""
+    """Find the slot of each kernel in a built optimizer, or in one of its inner optimizers."""
     return {name: KernelSlot(_find_optimizer(optimizer, kernel), kernel) for name, kernel in kernels.items()}
 
 

@@ -1,4 +1,4 @@
-"""Weights that lie in the same memory, which two masks must not prune."""
+"""Find weights that share memory, which two masks must not prune."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def refuse_aliases(weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def refuse_shared(weights: Mapping[str, torch.Tensor], others: Callable[[], Iterable[torch.Tensor]]) -> None:
-    """Raise `StateError` if a weight shares memory with one of `others`, the weights of runs that are under way.
+    """Raise `StateError` if a weight shares memory with one of `others`, the weights of active runs.
 
-    A run that nobody can reach any more is none, but the cycle of its pruner and its optimizer may be there still.
+    An unreachable run is not active, but garbage collection may not have freed its pruner and optimizer yet.
     """
     if _find_shared(weights, others()):
         gc.collect()
@@ -43,7 +43,7 @@ def _find_shared(weights: Mapping[str, torch.Tensor], others: Iterable[torch.Ten
 
 
 def _overlaps(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[int, int]]:
-    """Places of each two tensors that have an element in common."""
+    """Yield the positions of each two tensors that have an element in common."""
     first: dict[int, int] = {}
     for place, tensor in enumerate(tensors):
         if first.setdefault(id(tensor), place) != place:
@@ -88,7 +88,7 @@ def _have_common_elements(left: torch.Tensor, right: torch.Tensor, start: int, o
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """Addresses of a tensor's first byte and of what follows its last; both 0 where it has no memory of its own."""
+    """Addresses of a tensor's first byte and of the byte after its last; both 0 if it has no memory of its own."""
     if type(tensor.data) is not torch.Tensor or tensor.layout != torch.strided or not tensor.numel():
         return 0, 0
     start = 0 if tensor.is_meta else tensor.data_ptr()

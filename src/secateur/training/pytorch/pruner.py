@@ -1,4 +1,4 @@
-"""Masks that follow the steps of torch optimizers."""
+"""The torch pruner: masks that are applied and updated by hooks of the optimizers."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class _Update(NamedTuple):
 
 
 class PytorchPruner:
-    """Keeps a model on its way to sparsity: masks after every optimizer step, new masks when they are due.
+    """Prunes a model while it trains: applies masks after every optimizer step, and updates them when they are due.
 
-    It touches the model's weights and nothing else: copies, pickles, checkpoints and compiled versions of the model
-    are those of an ordinary model. Make one with `secateur.prepare`.
+    It changes the model's weights and nothing else: copies, pickles, checkpoints and compiled versions are those of an
+    ordinary model. Make one with `secateur.prepare`.
 
     Attributes:
         model: The model.
@@ -66,7 +66,7 @@ class PytorchPruner:
             (ManualOptimizer(self.model.parameters()),) if optimizers is None else optimizers
         )
         self._weights = find_weights(plan, steppers)
-        # An optimizer that holds none of the pruned weights has no say in what counts as a step.
+        # Steps of optimizers without pruned weights do not count.
         self._optimizers = tuple(
             dict.fromkeys(optimizer for weight in self._weights.values() for optimizer in weight.slot.optimizers)
         )
@@ -105,13 +105,13 @@ class PytorchPruner:
             error.add_note(str(problem))
 
     def close(self) -> None:
-        """Take the hooks off the optimizers; if a step was cut short, set pruned weights to zero first.
+        """Remove the hooks from the optimizers; if a step was interrupted, set pruned weights to zero first.
 
-        From then on nothing keeps the zeros. ``with`` closes whatever ends it, also Ctrl-C in the middle of a step.
-        Between steps the weights stay as they are, such as those of an earlier checkpoint that was loaded.
+        Afterwards nothing keeps the zeros. ``with`` closes the pruner however the block ends, also by Ctrl-C in a step.
+        Between steps the weights do not change, such as those of an earlier checkpoint that was loaded.
 
         Raises:
-            LayerError: A weight has another shape by now, or no values. The others are zero where they are pruned.
+            LayerError: A weight changed its shape or has no values. Pruned weights of all other layers are zero.
         """
         if not self.is_active:
             return
@@ -132,7 +132,7 @@ class PytorchPruner:
 
     @property
     def is_active(self) -> bool:
-        """Whether the pruner still acts on optimizer steps."""
+        """Whether the pruner still follows optimizer steps."""
         return self._is_active
 
     @property
@@ -156,9 +156,9 @@ class PytorchPruner:
         self._is_announced = True
 
     def after_step(self) -> None:
-        """Say that the announced step was made: pruned weights become zero again, and masks change if they are due.
+        """Announce that the step is done: set pruned weights to zero, and update masks if that is due.
 
-        Where no criterion ranks by gradients, `before_step` may be left out.
+        If no criterion ranks by gradients, `before_step` may be omitted.
 
         Raises:
             StateError: The run has an optimizer, which announces its steps itself; or it has ended; or its criterion
@@ -251,7 +251,7 @@ class PytorchPruner:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs to end with the same bits; tensors and plain values only."""
+        """Return everything that a resumed run needs to end with the same bits, as tensors and plain values."""
         self._complete_update()
         return {
             "format_version": FORMAT_VERSION,
@@ -261,7 +261,7 @@ class PytorchPruner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken, with a model of the same layers and the same configuration.
+        """Resume from `state_dict`, with a model of the same layers and the same configuration.
 
         Raises:
             StateError: The state is of another model, configuration or format, or this run has ended; nothing is
@@ -328,8 +328,8 @@ class PytorchPruner:
         return changed
 
     def _wrap_closure(self, optimizer: Optimizer | ManualOptimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure; what its first call leaves in the gradients is taken in."""
-        if closure is self._closure:  # the step of the base class is given what the step was given
+        """Wrap the closure: its first call accumulates scores from the gradients."""
+        if closure is self._closure:  # a step passes its closure on to the step of its base class
             return closure
         calls = count()
 
@@ -378,7 +378,7 @@ class PytorchPruner:
 
     @contextmanager
     def _undone_on_error(self, before: list[Snapshot]) -> Iterator[None]:
-        """Put the runs back to where they were if the block raises anything."""
+        """Restore the runs if the block raises."""
         try:
             yield
         except BaseException:
@@ -394,7 +394,7 @@ class PytorchPruner:
             run.roll_back(snapshot)
 
     def _complete_update(self) -> None:
-        """Take over what the last step changes; once more from the start if an interrupt cut that short."""
+        """Apply what the last step changes; if an interrupt stopped that, start over."""
         if (update := self._update) is None:
             return
         for run, masks in zip(self._runs, update.masks, strict=False):
@@ -405,7 +405,7 @@ class PytorchPruner:
         self._update = None
 
     def _recover(self) -> None:
-        """Take back a step that has begun and not ended, because of an exception; its pruned weights become zero."""
+        """Roll back a step that an exception ended; its pruned weights become zero."""
         self._complete_update()
         if self._begun is not None or self._nested:
             self._apply(None)
@@ -423,7 +423,7 @@ class PytorchPruner:
                 weight.apply_mask()
 
     def _apply_where_possible(self) -> list[str]:
-        """Set pruned weights to zero; returns what kept single layers from it."""
+        """Set pruned weights to zero where possible; return the problems of the other layers."""
         problems = []
         for weight in self._weights.values():
             try:
@@ -433,7 +433,7 @@ class PytorchPruner:
         return problems
 
     def _refuse_changed(self, optimizer: Optimizer | ManualOptimizer) -> None:
-        """Raise `LayerError` if the run cannot go on with a weight that `optimizer` holds."""
+        """Raise `LayerError` if the run cannot continue with a weight that `optimizer` holds."""
         mine = {name: weight for name, weight in self._weights.items() if optimizer in weight.slot.optimizers}
         for name, problem in self._problems(mine).items():
             raise LayerError(

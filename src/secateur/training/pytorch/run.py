@@ -1,10 +1,10 @@
-"""A run that follows the steps of optimizers: gradients taken in, units shrunk, state saved. Knows no framework."""
+"""A run that follows torch optimizers: accumulate scores, regularize, update masks, save and load state."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import array_api_compat
 import numpy as np
@@ -12,51 +12,27 @@ import numpy as np
 from secateur._array import Array, namespace, to_numpy
 from secateur._wording import format_list, format_value
 from secateur.errors import ConfigError, LayerError
-from secateur.masking.run import PrunedWeight, Run
+from secateur.masking.run import Run
 from secateur.patterns import BasePattern
 from secateur.patterns.tiling import Units
 from secateur.training.group_lasso import compute_shrinkage
 from secateur.training.pytorch.state import check_arrays, make_damage_error, to_host
+from secateur.training.pytorch.weight import ParameterSlot, TrainedParameter
 from secateur.training.resume import SavedProgress, find_problem, refuse_other_runs
 
-__all__ = ["ParameterSlot", "PytorchRun", "Snapshot", "TrainedWeight"]
-
-
-class ParameterSlot(Protocol):
-    """Where an optimizer keeps a weight."""
-
-    @property
-    def optimizer(self) -> Any:
-        """The optimizer whose steps count for it."""
-
-    def read_learning_rate(self) -> Any:
-        """The learning rate of this weight now, which may be a number, a tensor, or ``None``."""
-
-
-class TrainedWeight(PrunedWeight, Protocol):
-    """A pruned weight that an optimizer trains."""
-
-    @property
-    def slot(self) -> ParameterSlot:
-        """Where it is held."""
-
-    def gradient(self) -> Array | None:
-        """The gradient as an (O, K, I) array, freed of a loss scale; ``None`` if there is none."""
-
-    def shrink(self, factors: Array) -> None:
-        """Multiply by (O, K, I) factors."""
+__all__ = ["PytorchRun", "Snapshot"]
 
 
 class Snapshot(NamedTuple):
-    """A run at one moment: progress of its group, gathered scores, and layers whose masks stay."""
+    """The state of a run at one moment: progress, accumulated scores, and frozen layers."""
 
     progress: dict[str, Any]
     totals: dict[str, Array]
     keep_mask_layers: dict[str, str]
 
 
-class PytorchRun(Run[TrainedWeight]):
-    """Scores and masks of one pattern's layers, told by the optimizers' hooks of each step.
+class PytorchRun(Run[TrainedParameter]):
+    """Scores and masks of one pattern's layers, driven by the hooks of the optimizers.
 
     Args:
         pattern: The pattern, bound to the layers.
@@ -67,12 +43,12 @@ class PytorchRun(Run[TrainedWeight]):
         LayerError: Units lie in layers that different optimizers hold.
     """
 
-    def __init__(self, pattern: BasePattern, weights: Mapping[str, TrainedWeight]) -> None:
+    def __init__(self, pattern: BasePattern, weights: Mapping[str, TrainedParameter]) -> None:
         super().__init__(pattern, weights)
         self._check_slots()
 
     def accumulate_scores(self, step: int, optimizer: Any) -> None:
-        """Take in the weights and gradients with which `optimizer` is about to make step number `step`."""
+        """Accumulate scores from the weights and gradients before step number `step` of `optimizer`."""
         every_step = self.scores.decay > 0 and step <= self.last_step
         if not every_step and not (self.scores.needs_gradient and self.updater.reads_scores(step)):
             return
@@ -98,7 +74,7 @@ class PytorchRun(Run[TrainedWeight]):
                 weight.shrink(factors[layer])
 
     def snapshot(self) -> Snapshot:
-        """What `accumulate_scores` and `masks_after` change; nothing of it changes in place."""
+        """What `accumulate_scores` and `masks_after` change; none of it changes in place."""
         return Snapshot(self.updater.progress(), dict(self.scores.totals), dict(self.pattern.keep_mask_layers))
 
     def roll_back(self, snapshot: Snapshot) -> None:
@@ -119,7 +95,7 @@ class PytorchRun(Run[TrainedWeight]):
         }
 
     def check_state(self, state: Mapping[str, Any], step: int) -> None:
-        """Raise `StateError` if `state`, of the form of a run's state, is not one that this run could have reached.
+        """Raise `StateError` if `state`, of the form of a run's state, is not one that this run can reach.
 
         Args:
             state: The state.
@@ -140,7 +116,7 @@ class PytorchRun(Run[TrainedWeight]):
             raise make_damage_error(problem)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that `check_state` accepted."""
+        """Load a state that `check_state` accepted."""
         for name, weight in self.weights.items():
             mask = state["masks"].get(name)
             weight.mask = (
@@ -151,7 +127,7 @@ class PytorchRun(Run[TrainedWeight]):
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
 
     def _as_total(self, key: str, total: Array) -> Array:
-        """Scores that were saved, in memory of their own on the device of the weights."""
+        """Copy saved scores to the device of the weights."""
         stored = self.weights[key].stored if key in self.weights else self._any_stored(key)
         own = total if isinstance(total, type(stored)) else self.pattern.framework.from_array(total, stored)
         xp = namespace(own)

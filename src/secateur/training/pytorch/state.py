@@ -1,4 +1,4 @@
-"""What a pruner's state must look like, checked before anything is taken over from it."""
+"""Check the state of a torch pruner before anything is loaded from it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _State(_Part):
 
 
 def check_state(state: Any, optimizers: int, runs: int) -> None:
-    """Raise `StateError` if `state` is no pruner's, or of another number of optimizers or patterns."""
+    """Raise `StateError` if `state` is not a pruner's, or has another number of optimizers or patterns."""
     version = state.get("format_version") if isinstance(state, Mapping) else None
     if type(version) is not int or version != FORMAT_VERSION:
         found = f"format {format_value(version)}" if isinstance(state, Mapping) else type(state).__name__
@@ -85,7 +85,7 @@ def check_arrays(
 
 
 def to_host(where: str, found: Any) -> npt.NDArray[Any]:
-    """An array of a state in host memory, of type float32 where NumPy has no such type.
+    """Copy an array of a state to host memory, as float32 where NumPy lacks its type.
 
     Raises:
         StateError: It has no values to read, such as a tensor on the meta device.
@@ -93,7 +93,7 @@ def to_host(where: str, found: Any) -> npt.NDArray[Any]:
     try:
         plain = found.detach() if hasattr(found, "detach") else found
         array = to_numpy(plain.float() if "bfloat16" in str(plain.dtype) else plain)
-    except Exception as error:  # what lies in a state may raise anything when it is read
+    except Exception as error:  # reading an object from a state may raise anything
         raise make_damage_error(f"{where} cannot be read: {format_value(str(error))}") from error
     if array.shape != tuple(found.shape):
         raise make_damage_error(f"{where} must be an array, found {type(found).__name__}")
@@ -101,7 +101,7 @@ def to_host(where: str, found: Any) -> npt.NDArray[Any]:
 
 
 def make_damage_error(problem: str) -> StateError:
-    """The error for a state that a pruner did not write so."""
+    """Make the error for a damaged state."""
     return StateError(f"The state is damaged. {problem}. Load what pruner.state_dict() returned, unchanged.")
 
 

@@ -21,10 +21,10 @@ __all__ = ["ManualOptimizer", "ParameterSlot", "TrainedParameter", "find_weights
 
 
 class ManualOptimizer:
-    """Whoever announces the steps of a run that knows no optimizer; stands where that would stand.
+    """Stands in for the optimizer of a loop that announces its steps.
 
     Args:
-        parameters: What counts as trained.
+        parameters: The parameters that the loop trains.
     """
 
     def __init__(self, parameters: Iterable[Any]) -> None:
@@ -32,43 +32,45 @@ class ManualOptimizer:
 
 
 class ParameterSlot:
-    """The optimizers that hold a parameter; the first counts as its own.
+    """The optimizers that hold a parameter; the first one is its optimizer.
 
     Args:
-        held: The parameter.
+        parameter: The parameter.
     """
 
-    def __init__(self, held: Any) -> None:
-        self.held = held
+    def __init__(self, parameter: Any) -> None:
+        self.parameter = parameter
         self.optimizers: list[Any] = []
 
     def add(self, optimizer: Any) -> None:
-        """Note another optimizer, once."""
-        if not any(holder is optimizer for holder in self.optimizers):
+        """Add an optimizer, once."""
+        if not any(known is optimizer for known in self.optimizers):
             self.optimizers.append(optimizer)
 
     @property
     def optimizer(self) -> Any:
-        """Its own optimizer."""
+        """The optimizer whose steps count for the parameter."""
         return self.optimizers[0]
 
     def read_learning_rate(self) -> Any:
-        """The learning rate of the parameter's group, as it is now; ``None``: there is none."""
+        """Read the current learning rate of the parameter's group; ``None``: there is none."""
         # Looked up each time: optimizer.load_state_dict replaces the groups.
-        groups = self.optimizer.param_groups
-        return next((group.get("lr") for group in groups if any(held is self.held for held in group["params"])), None)
+        for group in self.optimizer.param_groups:
+            if any(other is self.parameter for other in group["params"]):
+                return group.get("lr")
+        return None
 
 
 class TrainedParameter(ParameterWeight):
-    """A pruned weight that an optimizer trains. See `TrainedWeight`."""
+    """A pruned weight that an optimizer trains."""
 
     def __init__(self, name: str, pattern: BasePattern, slot: ParameterSlot) -> None:
         super().__init__(name, pattern)
         self.slot = slot
-        self._path = name  # where the layer was last seen in the model
+        self._path = name  # name of the layer in the model, which may change
 
     def gradient(self) -> torch.Tensor | None:
-        """See `TrainedWeight.gradient`."""
+        """Return the gradient as an (O, K, I) array without a loss scale; ``None`` if there is none."""
         if self.parameter.grad is None:
             return None
         gradient = self.parameter.grad.detach()
@@ -78,7 +80,7 @@ class TrainedParameter(ParameterWeight):
         return gradient if scale is None else gradient / scale
 
     def problem(self, model: nn.Module) -> str | None:
-        """Why the run cannot go on with this weight, such as that the model has another one in its place by now."""
+        """Say why the run cannot continue with this weight, such as that it was replaced; ``None``: it can."""
         if not self._is_in(model):
             try:
                 module = model.get_submodule(self.name)
@@ -90,7 +92,7 @@ class TrainedParameter(ParameterWeight):
         return self._problem_of_values()
 
     def _is_in(self, model: nn.Module) -> bool:
-        """Whether the parameter is a layer's weight in the model, if under another name, such as in a wrapper."""
+        """Whether the parameter is a layer's weight in the model, perhaps under another name, as in a wrapper."""
         try:
             module = model.get_submodule(self._path)
         except AttributeError:
@@ -126,12 +128,12 @@ class TrainedParameter(ParameterWeight):
         return None
 
     def shrink(self, factors: torch.Tensor) -> None:
-        """See `TrainedWeight.shrink`."""
+        """Multiply the weight by (O, K, I) factors."""
         self.stored.mul_(self.view.to_stored(factors).to(self.parameter.dtype))
 
 
 def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]) -> dict[str, TrainedParameter]:
-    """The weights to be pruned, each with the optimizer that holds it.
+    """Find the weights to prune, each with the optimizer that holds it.
 
     Raises:
         LayerError: No optimizer holds a weight.
@@ -139,14 +141,14 @@ def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]
     """
     slots: dict[int, ParameterSlot] = {}
     for optimizer in optimizers:
-        for held in (held for group in optimizer.param_groups for held in group["params"]):
-            slots.setdefault(id(held), ParameterSlot(held)).add(optimizer)
+        for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+            slots.setdefault(id(weight), ParameterSlot(weight)).add(optimizer)
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
     keys = {name: id(get_parameter(pattern.modules[name])) for name, pattern in patterns.items()}
     if missing := [name for name, key in keys.items() if key not in slots]:
         raise LayerError(
             f"The optimizer does not hold the weights of {len(missing)} of {len(keys)} layers to be pruned: "
-            f"{format_list(map(repr, missing))}. Build it from the parameters of this very model, or leave "
+            f"{format_list(map(repr, missing))}. Build it from the parameters of this model, or leave "
             f"the layers out with excluded_op_names."
         )
     weights = {name: TrainedParameter(name, pattern, slots[keys[name]]) for name, pattern in patterns.items()}
