@@ -1,0 +1,6 @@
+"""What was done, as plain records."""
+
+from secateur.results.pruning_report import LayerResult, PruningReport
+from secateur.results.records import Column, Record, Report, Row
+
+__all__ = ["Column", "LayerResult", "PruningReport", "Record", "Report", "Row"]
