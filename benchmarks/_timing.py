@@ -1,4 +1,4 @@
-"""Medians of runs that take turns, so that a noisy neighbour slows all of them alike."""
+"""Measure the median time of functions that are called in turn, so that other programs slow down all of them alike."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Seconds", "medians", "medians_on_both_clocks", "options"]
+__all__ = ["Seconds", "measure_wall_and_cpu_seconds", "measure_wall_seconds", "parse_options"]
 
 
 class Seconds(NamedTuple):
-    """Median seconds: on the wall, and of the CPU in all threads."""
+    """Median wall time, and median CPU time of all threads, in seconds."""
 
     wall: float
     cpu: float
 
 
-def medians(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each candidate on the wall, after one round that does not count."""
-    return {name: seconds.wall for name, seconds in medians_on_both_clocks(candidates, rounds).items()}
+def measure_wall_seconds(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Measure the median wall time of each candidate, after a warm-up round."""
+    return {name: seconds.wall for name, seconds in measure_wall_and_cpu_seconds(candidates, rounds).items()}
 
 
-def medians_on_both_clocks(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:
-    """Median seconds of each candidate, after one round that does not count."""
+def measure_wall_and_cpu_seconds(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:
+    """Measure the median wall and CPU time of each candidate, after a warm-up round."""
     seconds: dict[str, list[Seconds]] = {name: [] for name in candidates}
-    for turn in range(rounds + 1):
-        for name, work in candidates.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            work()
-            taken = time.perf_counter() - wall
-            if turn:
-                seconds[name].append(Seconds(taken, time.process_time() - cpu))
+    for round_number in range(rounds + 1):
+        for name, call in candidates.items():
+            cpu_start, wall_start = time.process_time(), time.perf_counter()
+            call()
+            wall = time.perf_counter() - wall_start
+            if round_number:
+                seconds[name].append(Seconds(wall, time.process_time() - cpu_start))
     return {name: Seconds(*map(statistics.median, zip(*values, strict=True))) for name, values in seconds.items()}
 
 
-def options(description: str | None, rounds: int) -> argparse.Namespace:
-    """``--rounds`` and ``--threads`` of a benchmark's command line; sets torch's threads and seed."""
+def parse_options(description: str | None, rounds: int) -> argparse.Namespace:
+    """Parse ``--rounds`` and ``--threads``, and set the number of threads and the seed of torch."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    return given
+    return arguments

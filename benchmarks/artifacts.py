@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import secateur
-from _timing import medians
+from _timing import measure_wall_seconds
 
 SIDE, LAYERS = 2048, 25
 CASES = (
@@ -46,7 +46,7 @@ def main() -> None:
 
 def measure(name: str, model: nn.Module, folder: Path, rounds: int) -> None:
     packed, dense, empty = folder / "packed", folder / "dense.pt", copy.deepcopy(model)
-    seconds = medians(
+    seconds = measure_wall_seconds(
         {
             "save": lambda: secateur.save(model, packed),
             "load": lambda: secateur.load(packed, empty),

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import secateur
 import secateur.keras
-from _timing import medians, options
+from _timing import measure_wall_seconds, parse_options
 from secateur._table import Table
 
 LAYERS = 24
@@ -79,13 +79,13 @@ def keras_update(kernels: list[np.ndarray[Any, Any]], pattern: str) -> Callable[
 
 
 def main() -> None:
-    given = options(__doc__, rounds=7)
+    given = parse_options(__doc__, rounds=7)
     generator = np.random.default_rng(0)
     kernels = [generator.standard_normal((INPUTS, OUTPUTS), dtype=np.float32) for _ in range(LAYERS)]
     joined = np.concatenate(kernels)
     backend, rows = keras.backend.backend(), []
     for pattern in CASES:
-        times = medians(
+        times = measure_wall_seconds(
             {
                 "copy": joined.copy,
                 "torch": torch_update(kernels, pattern),

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import secateur
 import secateur.keras
-from _timing import medians_on_both_clocks, options
+from _timing import measure_wall_and_cpu_seconds, parse_options
 from secateur._table import Table
 
 VOCABULARY, WIDTH, DEPTH, HEADS, CLASSES = 30_522, 256, 4, 4, 2
@@ -83,9 +83,9 @@ def limit_threads(threads: int) -> None:
 
 
 def main() -> None:
-    given = options(__doc__, rounds=20)
+    given = parse_options(__doc__, rounds=20)
     limit_threads(given.threads)
-    times = medians_on_both_clocks({name: Epochs(config) for name, config in CASES.items()}, given.rounds)
+    times = measure_wall_and_cpu_seconds({name: Epochs(config) for name, config in CASES.items()}, given.rounds)
     plain, rows = times["no pruning"], []
     for name, seconds in times.items():
         clocks = zip(seconds, plain, strict=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from _timing import medians, options
+from _timing import measure_wall_seconds, parse_options
 from secateur._table import Table
 from secateur.patterns import BasePattern, get_pattern
 
@@ -55,7 +55,7 @@ def extra_bytes(work: Callable[[], dict[str, torch.Tensor]]) -> int:
 
 
 def main() -> None:
-    given = options(__doc__, rounds=7)
+    given = parse_options(__doc__, rounds=7)
     scores = {f"layer{index}": torch.randn(SHAPE).abs() for index in range(LAYERS)}
     joined = torch.cat([score.flatten() for score in scores.values()])
     count = int(0.9 * joined.numel())
@@ -68,7 +68,7 @@ def main() -> None:
     runs = {name: partial(pattern.masks, scores) for name, pattern in ours.items()}
     half = ours["1x1"].masks(scores, 0.5)
     runs["1x1, half pruned before"] = partial(ours["1x1"].masks, scores, 0.9, half)
-    times = medians(baselines | runs, given.rounds)
+    times = measure_wall_seconds(baselines | runs, given.rounds)
     clone = times["clone() of the scores"]
     rows = [
         [

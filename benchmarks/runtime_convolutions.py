@@ -1,6 +1,6 @@
-"""Sparse convolutions of a ResNet on the CPU, compared with dense ones.
+"""Time sparse convolutions of a ResNet on the CPU, compared with ``nn.Conv2d``.
 
-Each row is one layer and batch. Numbers are speed-ups over ``nn.Conv2d``, for whole calls, padding included.
+Each row is one layer and batch size. The numbers are speed-ups over ``nn.Conv2d`` for whole calls, including padding.
 Set OMP_WAIT_POLICY=PASSIVE on a shared machine.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import secateur
-from _timing import medians
+from _timing import measure_wall_seconds
 from secateur.runtime.kernels import PackedMatrix
 from secateur.runtime.pytorch.layers import SparseConv2d
 from secateur.runtime.pytorch.pruned_weight import PrunedWeight
@@ -23,8 +23,12 @@ PATTERNS = "4x1@0.8,4x1@0.9,16x1@0.8,1x1@0.9,2:4@0.5"
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patterns", default=PATTERNS, help="pattern@sparsity, with commas between")
-    parser.add_argument("--layers", default=LAYERS, help="INPUTSxOUTPUTSxKERNEL[sSTRIDE]@PIXELS of a side")
+    parser.add_argument("--patterns", default=PATTERNS, help="comma-separated list of PATTERN@SPARSITY")
+    parser.add_argument(
+        "--layers",
+        default=LAYERS,
+        help="comma-separated list of INPUTSxOUTPUTSxKERNEL[sSTRIDE]@HEIGHT, for square images",
+    )
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
@@ -46,7 +50,7 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print(f"{options.threads} threads; speed-ups over nn.Conv2d in the same memory format; relative error")
+    print(f"{options.threads} threads; speed-up over nn.Conv2d in the same memory format; relative error")
     for entry in options.patterns.split(","):
         pattern, sparsity = entry.split("@")
         for text in options.layers.split(","):
@@ -56,16 +60,16 @@ def main() -> None:
             for batch in map(int, options.batches.split(",")):
                 images = torch.randn(batch, layer.in_channels, int(side), int(side))
                 sparse = replace_layer(layer, pattern, batch * int(side) ** 2)
-                last = images.contiguous(memory_format=torch.channels_last)
+                channels_last = images.contiguous(memory_format=torch.channels_last)
                 with torch.no_grad():
-                    wanted = layer(images)
-                    error = float((sparse(images) - wanted).norm() / wanted.norm())
-                    seconds = medians(
+                    expected = layer(images)
+                    error = float((sparse(images) - expected).norm() / expected.norm())
+                    seconds = measure_wall_seconds(
                         {
                             "dense": lambda layer=layer, images=images: layer(images),
                             "sparse": lambda sparse=sparse, images=images: sparse(images),
-                            "dense last": lambda layer=layer, last=last: layer(last),
-                            "sparse last": lambda sparse=sparse, last=last: sparse(last),
+                            "dense last": lambda layer=layer, images=channels_last: layer(images),
+                            "sparse last": lambda sparse=sparse, images=channels_last: sparse(images),
                         },
                         options.rounds,
                     )

@@ -1,7 +1,7 @@
-"""Sparse products on a GPU with the libraries that come with torch, compared with dense ones.
+"""Time sparse products on a GPU with the libraries that torch includes, compared with dense products.
 
-Each row is one weight and batch: microseconds of dense, and the speed-ups over it, first of calls from Python, then of
-calls in a CUDA graph, which excludes the time to launch them.
+Each row is one weight and batch size. It shows the dense time in microseconds and the speed-ups over it, first for
+calls from Python, then for calls in a CUDA graph, which excludes the time to launch them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import secateur
 import secateur.runtime
-from _pruned import pruned
+from _pruned_weight import make_pruned_weight
 from secateur.errors import LayerError
 from secateur.runtime.pytorch.layers.library import (
     LIBRARIES,
@@ -39,10 +39,12 @@ GPU = torch.device("cuda")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="bfloat16", choices=["float16", "bfloat16", "float32"])
-    parser.add_argument("--blocks", type=float, nargs="*", default=[0.8, 0.9], help="sparsities of square blocks")
+    parser.add_argument(
+        "--blocks", type=float, nargs="*", default=[0.8, 0.9], help="sparsities of weights with square blocks of zeros"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("A GPU is needed, and torch finds none.")
+        raise SystemExit("This benchmark needs a GPU, and torch.cuda.is_available() is False.")
     dtype = getattr(torch, arguments.dtype)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}")
     with torch.no_grad():
@@ -55,11 +57,11 @@ def main() -> None:
 
 
 def print_table(pattern: str, sparsity: float, formats: list[LibraryFormat], dtype: torch.dtype) -> None:
-    """Time every shape and batch; blocks of 128 are blocks of 16 too."""
+    """Time all shapes and batch sizes. Weights with blocks of 128 are also stored in smaller blocks."""
     names = "  ".join(item.name for item in formats)
-    print(f"\n{pattern} at {sparsity:.0%}: calls, dense us, then {names}; graph, the same")
+    print(f"\n{pattern} at {sparsity:.0%}: calls: dense us, then {names} | in a graph: the same columns")
     for shape in SHAPES:
-        weight = torch.from_numpy(pruned(shape, pattern, sparsity, np.random.default_rng(0))).to(GPU, dtype)
+        weight = torch.from_numpy(make_pruned_weight(shape, pattern, sparsity, np.random.default_rng(0))).to(GPU, dtype)
         matrices = {
             library_format.name: matrix
             for library_format in formats
@@ -112,13 +114,14 @@ def print_decoder(pattern: str, rows: int, dtype: torch.dtype) -> None:
     models = {"dense": model}
     for name, cuda_graphs in (("calls", False), ("graphs", True)):
         models[name], report = secateur.runtime.compile(copy.deepcopy(model), inputs, cuda_graphs=cuda_graphs)
-        share = sum(one.bytes for one in report.layers) / sum(one.dense_bytes for one in report.layers)
+        share = sum(layer.bytes for layer in report.layers) / sum(layer.dense_bytes for layer in report.layers)
         print(f"decoder, {pattern}, {rows} rows, timed in {name}: {report.replaced} layers, {share:.3f} of the bytes")
-    compiled = {name: torch.compile(one, mode="reduce-overhead") for name, one in models.items()}
-    for kind, some in (("as it is", models), ("torch.compile, reduce-overhead", compiled)):
-        seconds = measure_medians([lambda one=one: one(**inputs) for one in some.values()], GPU, 0.3)
-        shown = ", ".join(f"{name} {1e3 * time:.2f} ms" for name, time in zip(some, seconds, strict=True))
-        print(f"  {kind}: {shown}", flush=True)
+    compiled = {name: torch.compile(network, mode="reduce-overhead") for name, network in models.items()}
+    for mode, networks in (("eager", models), ("torch.compile, reduce-overhead", compiled)):
+        calls = [lambda network=network: network(**inputs) for network in networks.values()]
+        times = zip(networks, measure_medians(calls, GPU, 0.3), strict=True)
+        cells = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in times)
+        print(f"  {mode}: {cells}", flush=True)
 
 
 if __name__ == "__main__":

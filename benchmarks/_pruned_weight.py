@@ -1,20 +1,20 @@
-"""Random weights with zeros in a pattern."""
+"""Make random weights with zeros in a pattern."""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["pruned"]
+__all__ = ["make_pruned_weight"]
 
 
-def pruned(shape: tuple[int, int], pattern: str, sparsity: float, rng: np.random.Generator) -> np.ndarray:
-    """A weight of shape (O, I), float32, pruned at random.
+def make_pruned_weight(shape: tuple[int, int], pattern: str, sparsity: float, rng: np.random.Generator) -> np.ndarray:
+    """Make a random float32 weight of shape (O, I), and set random blocks or groups of weights to zero.
 
     Args:
-        shape: (O, I).
-        pattern: Such as ``"4x1"``, or ``"2:4"``.
-        sparsity: Share of blocks that are zero, in [0, 1]; of N:M the pattern decides.
-        rng: Where numbers come from.
+        shape: Shape (O, I) of the weight.
+        pattern: A pattern such as ``"4x1"`` or ``"2:4"``.
+        sparsity: Share of blocks that are zero, in [0, 1]. It is ignored for N:M, where the pattern defines it.
+        rng: The random number generator.
     """
     weight = rng.standard_normal(shape, np.float32)
     if ":" in pattern:
