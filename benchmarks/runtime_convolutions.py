@@ -15,7 +15,7 @@ import secateur
 from _timing import measure_wall_seconds
 from secateur.runtime.kernels import PackedMatrix
 from secateur.runtime.pytorch.layers import SparseConv2d
-from secateur.runtime.pytorch.pruned_weight import PrunedWeight
+from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 
 LAYERS = "64x64x3@56,128x128x3@28,256x256x3@14,512x512x3@7,64x256x1@56,256x64x1@56,1024x256x1@14,256x512x1s2@56"
 PATTERNS = "4x1@0.8,4x1@0.9,16x1@0.8,1x1@0.9,2:4@0.5"
@@ -42,7 +42,7 @@ def parse_layer(text: str) -> nn.Conv2d:
 
 
 def replace_layer(layer: nn.Conv2d, pattern: str, pixels: int) -> SparseConv2d:
-    weight = PrunedWeight.from_layer(layer).matrix.numpy()
+    weight = RecognizedWeight.from_layer(layer).matrix.numpy()
     return SparseConv2d(layer, PackedMatrix.from_dense(weight, pattern, rows=pixels))
 
 

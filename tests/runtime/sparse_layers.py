@@ -10,7 +10,7 @@ from torch import nn
 from secateur.runtime.kernels import PackedMatrix
 from secateur.runtime.pytorch import benchmark, compilation, interleaved_timing
 from secateur.runtime.pytorch.layers import SparseConv2d, SparseLinear
-from secateur.runtime.pytorch.pruned_weight import PrunedWeight
+from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 
 __all__ = ["conv_pair", "linear_pair", "replace_always"]
 
@@ -23,7 +23,7 @@ def linear_pair(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, SparseLi
         dense.weight.view(6, 4, 32)[torch.rand(6, 32).lt(0.6)[:, None].expand(6, 4, 32)] = 0
     stored = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
     return dense, SparseLinear(
-        dense, PackedMatrix.from_dense(PrunedWeight.from_layer(dense).matrix.numpy(), "4x1", stored)
+        dense, PackedMatrix.from_dense(RecognizedWeight.from_layer(dense).matrix.numpy(), "4x1", stored)
     )
 
 
@@ -33,7 +33,7 @@ def conv_pair() -> tuple[nn.Conv2d, SparseConv2d]:
     dense = nn.Conv2d(4, 8, 3, padding=(2, 1), stride=2).eval()
     with torch.no_grad():
         dense.weight[torch.rand_like(dense.weight).lt(0.5)] = 0
-    return dense, SparseConv2d(dense, PackedMatrix.from_dense(PrunedWeight.from_layer(dense).matrix.numpy(), "1x1"))
+    return dense, SparseConv2d(dense, PackedMatrix.from_dense(RecognizedWeight.from_layer(dense).matrix.numpy(), "1x1"))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from secateur.runtime.pytorch import SparseConv2d, SparseLayer, SparseLinear, be
 from secateur.runtime.pytorch.candidates import SparseCandidate, find_candidates
 from secateur.runtime.pytorch.layers import packed
 from secateur.runtime.pytorch.layers.channels import ChannelConv2d
-from secateur.runtime.pytorch.pruned_weight import PrunedWeight
+from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 from tiny_transformers import FAMILIES
 
 ALL = [".*"]
@@ -233,7 +233,7 @@ def test_linear_layers_in_tiles(
 @pytest.mark.parametrize(("dtype", "rows", "count"), [("float32", 8, 0), ("float32", 9, 1), ("bfloat16", 8, 1)])
 def test_tiles_are_candidates_where_they_may_be_faster(dtype: str, rows: int, count: int) -> None:
     layer = prune_model(mlp(32, 64, dtype=getattr(torch, dtype)), "4x1")[0]
-    found = find_candidates(layer, PrunedWeight.from_layer(layer), rows)
+    found = find_candidates(layer, RecognizedWeight.from_layer(layer), rows)
     names = [candidate.name for candidate in found if isinstance(candidate, SparseCandidate)]
     assert names.count(f"tiles, {dtype}") == count
 
@@ -554,7 +554,7 @@ def test_layers_have_a_repr() -> None:
     assert re.search(r"32, 64, [14]x1, [\d,]+ bytes", repr(model[0]))
     assert model[0].weight.shape == (64, 32)
     assert model[0].weight.dtype == torch.float32
-    found = PrunedWeight.from_layer(prune_model(mlp(32, 64), "1xchannel", 0.5)[0])
+    found = RecognizedWeight.from_layer(prune_model(mlp(32, 64), "1xchannel", 0.5)[0])
     (channels,) = (
         candidate
         for candidate in find_candidates(mlp(32, 64)[0], found, 8)

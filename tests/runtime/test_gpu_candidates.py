@@ -19,7 +19,7 @@ from secateur.runtime.pytorch.layers.library import (
     LibraryMatrix,
     SemiStructuredFormat,
 )
-from secateur.runtime.pytorch.pruned_weight import PrunedWeight
+from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 
 CONV1D = transformers.pytorch_utils.Conv1D
 
@@ -30,7 +30,7 @@ def prune_model(layer: nn.Module, pattern: str = "16x16", sparsity: float = 0.75
 
 
 def in_blocks(layer: nn.Module) -> LibraryLinear:
-    return build_library_layer(layer, PrunedWeight.from_layer(layer), BlockSparseFormat(16))
+    return build_library_layer(layer, RecognizedWeight.from_layer(layer), BlockSparseFormat(16))
 
 
 @pytest.fixture(params=["linear", "no bias", "conv1d"])
@@ -151,7 +151,7 @@ def test_errors_of_a_library_for_inputs_are_quoted(monkeypatch: pytest.MonkeyPat
 
 def list_formats(layer: nn.Module) -> list[str]:
     """The names of library formats, or the reason why there are none."""
-    formats = find_library_formats(layer, PrunedWeight.from_layer(layer))
+    formats = find_library_formats(layer, RecognizedWeight.from_layer(layer))
     return [item if isinstance(item, str) else item.name for item in formats]
 
 

@@ -66,19 +66,19 @@ class SparseGPT(Solver):
         if (solution := problem.solve_by_rows()) is not None:
             return solution
         factor_GFF = factorize_inverse(damp(problem.known_gram, self.damping))
-        state = _State(problem, factor_GFF)
+        sweep = _ColumnSweep(problem, factor_GFF)
         step = problem.column_step(self.columns)
         if step is None:
-            state.decide(0, state.features)
+            sweep.decide(0, sweep.features)
         group = problem.column_step(1) if problem.is_grouped else None
-        for start, stop in _strips(state.features, step or self.columns):
+        for start, stop in _strips(sweep.features, step or self.columns):
             if step is not None and group is None:
-                state.decide(start, stop)
-            state.eliminate(start, stop, group)
-        return state.solution()
+                sweep.decide(start, stop)
+            sweep.eliminate(start, stop, group)
+        return sweep.solution()
 
 
-class _State:
+class _ColumnSweep:
     """The corrected weights, each divided by its column's diagonal element, and which of them are pruned."""
 
     def __init__(self, problem: Problem, factor_GFF: torch.Tensor) -> None:

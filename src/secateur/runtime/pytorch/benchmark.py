@@ -11,14 +11,14 @@ from torch import nn
 from secateur.errors import LayerError
 from secateur.runtime.pytorch.candidates import INT8_TOLERANCE, SparseCandidate, find_candidates
 from secateur.runtime.pytorch.layers import SparseLayer
-from secateur.runtime.pytorch.pruned_weight import PrunedWeight
+from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 from secateur.runtime.pytorch.timing import BUDGET, measure_medians
 from secateur.runtime.report import LayerReport
 
 __all__ = [
     "CompileOptions",
-    "LayerDecision",
     "ObservedCall",
+    "ReplacementDecision",
     "benchmark_layer",
     "get_tolerance",
     "keep_dense",
@@ -35,7 +35,7 @@ CPU_BUDGET = 0.05
 """Seconds to spend on a candidate on the CPU, where the fastest one is timed again inside the model."""
 
 
-class LayerDecision(NamedTuple):
+class ReplacementDecision(NamedTuple):
     """The decision whether to replace a layer.
 
     Attributes:
@@ -69,7 +69,7 @@ class CompileOptions(NamedTuple):
 
 def benchmark_layer(
     report: LayerReport, layer: nn.Module, call: ObservedCall | None, options: CompileOptions
-) -> LayerDecision:
+) -> ReplacementDecision:
     """Find the fastest candidate with correct outputs, even if it is slower than the dense layer.
 
     Args:
@@ -79,14 +79,14 @@ def benchmark_layer(
         options: The options of `secateur.runtime.compile`.
     """
     if report.reason or call is None:
-        return LayerDecision(report, None)
+        return ReplacementDecision(report, None)
     dtype = layer.get_parameter("weight").dtype
     if call.inputs.dtype is not dtype:  # under autocast
         reason = f"its inputs are {call.inputs.dtype}, but its weight is {dtype}"
-        return LayerDecision(replace(report, reason=reason), None)
-    pruned = PrunedWeight.from_layer(layer)
+        return ReplacementDecision(replace(report, reason=reason), None)
+    pruned = RecognizedWeight.from_layer(layer)
     report = replace(report, pattern=pruned.pattern, sparsity=pruned.sparsity)
-    best = LayerDecision(report, None)
+    best = ReplacementDecision(report, None)
     reasons: list[str] = []
     for candidate in find_candidates(layer, pruned, call.rows, int8=options.int8):
         if isinstance(candidate, str):
@@ -98,11 +98,11 @@ def benchmark_layer(
         elif best.report.sparse_seconds is None or result.report.sparse_seconds < best.report.sparse_seconds:
             best = result
     if best.replacement is None:
-        return LayerDecision(replace(report, reason="; ".join(dict.fromkeys(reasons))), None)
+        return ReplacementDecision(replace(report, reason="; ".join(dict.fromkeys(reasons))), None)
     return best
 
 
-def reject_slow_replacement(decision: LayerDecision) -> LayerDecision:
+def reject_slow_replacement(decision: ReplacementDecision) -> ReplacementDecision:
     """Keep a layer dense if its replacement is not faster."""
     report = decision.report
     if (
@@ -125,31 +125,32 @@ def get_tolerance(layer: nn.Module, candidate: str = "") -> float:
     return INT8_TOLERANCE if candidate.endswith("int8") else TOLERANCE[dtype]
 
 
-def keep_dense(report: LayerReport, reason: str) -> LayerDecision:
+def keep_dense(report: LayerReport, reason: str) -> ReplacementDecision:
     """Return the decision to keep a layer dense for a reason."""
-    return LayerDecision(replace(report, chosen="dense", reason=reason, bytes=report.dense_bytes, error=0.0), None)
+    report = replace(report, chosen="dense", reason=reason, bytes=report.dense_bytes, error=0.0)
+    return ReplacementDecision(report, None)
 
 
 def _benchmark_candidate(
     report: LayerReport, layer: nn.Module, candidate: SparseCandidate, call: ObservedCall, options: CompileOptions
-) -> LayerDecision:
+) -> ReplacementDecision:
     dense_outputs = layer(call.inputs)
     try:
         sparse_layer = candidate.build()
         sparse_outputs = sparse_layer(call.inputs)
     except LayerError as error:
-        return LayerDecision(replace(report, reason=str(error)), None)
+        return ReplacementDecision(replace(report, reason=str(error)), None)
     largest = dense_outputs.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     difference = float((dense_outputs - sparse_outputs).abs().max() / largest)
     if not difference <= (candidate.tolerance or TOLERANCE[call.inputs.dtype]):
-        return LayerDecision(replace(report, reason=f"{candidate.name} differs by {difference:.1e}"), None)
+        return ReplacementDecision(replace(report, reason=f"{candidate.name} differs by {difference:.1e}"), None)
     dense_seconds, sparse_seconds = measure_medians(
         [lambda: layer(call.inputs), lambda: sparse_layer(call.inputs)],
         call.inputs.device,
         CPU_BUDGET if call.inputs.is_cpu else BUDGET,
         cuda_graph=options.cuda_graphs,
     )
-    return LayerDecision(
+    return ReplacementDecision(
         replace(
             report,
             dense_seconds=dense_seconds,

@@ -19,7 +19,7 @@ from secateur.runtime.pytorch.layers.library import (
     LibraryMatrix,
     SemiStructuredFormat,
 )
-from secateur.runtime.pytorch.pruned_weight import PrunedWeight
+from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 
 __all__ = ["INT8_TOLERANCE", "MIN_SPARSITY", "SparseCandidate", "find_candidates"]
 
@@ -63,7 +63,7 @@ class SparseCandidate:
 
 
 def find_candidates(
-    layer: nn.Module, pruned: PrunedWeight, rows: int, *, int8: bool = False
+    layer: nn.Module, pruned: RecognizedWeight, rows: int, *, int8: bool = False
 ) -> Iterator[SparseCandidate | str]:
     """Yield the candidates for a layer, and the reasons why others are not supported.
 
@@ -92,7 +92,7 @@ def _get_kernel_pattern(pattern: str) -> str:
     return UNSTRUCTURED if "channel" in pattern else pattern
 
 
-def _find_channel_candidates(layer: nn.Module, pruned: PrunedWeight) -> Iterator[SparseCandidate]:
+def _find_channel_candidates(layer: nn.Module, pruned: RecognizedWeight) -> Iterator[SparseCandidate]:
     """Yield a smaller dense layer if enough channels are zero."""
     nonzero = (pruned.matrix != 0).reshape(pruned.view.canonical_shape)
     outputs, inputs = nonzero.any(dim=(1, 2)), nonzero.any(dim=(0, 1))
@@ -105,7 +105,7 @@ def _find_channel_candidates(layer: nn.Module, pruned: PrunedWeight) -> Iterator
         yield SparseCandidate("smaller dense", lambda: ChannelLinear(layer, outputs, inputs))
 
 
-def _find_amx_candidates(layer: nn.Module, pruned: PrunedWeight, rows: int) -> Iterator[SparseCandidate]:
+def _find_amx_candidates(layer: nn.Module, pruned: RecognizedWeight, rows: int) -> Iterator[SparseCandidate]:
     """Yield AMX tiles if the processor has AMX, except for a few rows of float32, where vectors are faster."""
     dtype = KERNEL_DTYPES.get(layer.get_parameter("weight").dtype)
     if (
@@ -124,7 +124,7 @@ def _find_amx_candidates(layer: nn.Module, pruned: PrunedWeight, rows: int) -> I
 
 
 def _find_kernel_candidates(
-    layer: nn.Module, pruned: PrunedWeight, pattern: str, rows: int, *, int8: bool = False
+    layer: nn.Module, pruned: RecognizedWeight, pattern: str, rows: int, *, int8: bool = False
 ) -> Iterator[SparseCandidate | str]:
     """Yield the kernel for a pattern and a number of rows, or the reason why there is none."""
     shape = (pruned.matrix.shape[0], pruned.matrix.shape[1])
@@ -146,11 +146,11 @@ def _find_kernel_candidates(
     yield SparseCandidate(f"{pattern} kernel, {dtype}", build, INT8_TOLERANCE if int8 else None)
 
 
-def _build_linear(layer: nn.Module, pruned: PrunedWeight, matrix: PackedMatrix) -> SparseLinear:
+def _build_linear(layer: nn.Module, pruned: RecognizedWeight, matrix: PackedMatrix) -> SparseLinear:
     return SparseLinear(layer, matrix, is_transposed=pruned.view.output_axes == (1,))
 
 
-def _find_gpu_candidates(layer: nn.Module, pruned: PrunedWeight) -> Iterator[SparseCandidate | str]:
+def _find_gpu_candidates(layer: nn.Module, pruned: RecognizedWeight) -> Iterator[SparseCandidate | str]:
     for library_format in find_library_formats(layer, pruned):
         if isinstance(library_format, str):
             yield library_format
@@ -159,7 +159,7 @@ def _find_gpu_candidates(layer: nn.Module, pruned: PrunedWeight) -> Iterator[Spa
             yield SparseCandidate(library_format.name, build)
 
 
-def find_library_formats(layer: nn.Module, pruned: PrunedWeight) -> Iterator[LibraryFormat | str]:
+def find_library_formats(layer: nn.Module, pruned: RecognizedWeight) -> Iterator[LibraryFormat | str]:
     """Yield the formats of GPU libraries that can store the weight of a layer, or the reason why there are none."""
     if isinstance(layer, nn.Conv2d):
         yield "there are no sparse kernels for convolutions on a GPU"
@@ -175,7 +175,7 @@ def find_library_formats(layer: nn.Module, pruned: PrunedWeight) -> Iterator[Lib
     yield from formats or [f"there are no sparse kernels for {pruned.pattern!r} in {dtype} on a GPU"]
 
 
-def build_library_layer(layer: nn.Module, pruned: PrunedWeight, library_format: LibraryFormat) -> LibraryLinear:
+def build_library_layer(layer: nn.Module, pruned: RecognizedWeight, library_format: LibraryFormat) -> LibraryLinear:
     """Build a layer whose weight is stored in the format of a GPU library."""
     weight = layer.get_parameter("weight")
     matrix = LibraryMatrix(pruned.matrix.to(weight.device, weight.dtype), library_format)

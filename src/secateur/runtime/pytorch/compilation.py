@@ -15,8 +15,8 @@ from secateur.errors import CalibrationError, ConfigError, StateError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.runtime.pytorch.benchmark import (
     CompileOptions,
-    LayerDecision,
     ObservedCall,
+    ReplacementDecision,
     benchmark_layer,
     get_tolerance,
     keep_dense,
@@ -82,7 +82,7 @@ def _decide_layers(
     call: Callable[[], object],
     check: OutputCheck,
     options: CompileOptions,
-) -> dict[str, LayerDecision]:
+) -> dict[str, ReplacementDecision]:
     """Decide which layers to replace, so that the outputs of the model are correct with all replacements.
 
     Args:
@@ -99,7 +99,7 @@ def _decide_layers(
         reason = check.get_unsupported_reason(max(map(get_tolerance, eligible.values())))
     if reason:
         return {
-            name: LayerDecision(report if report.reason else replace(report, reason=reason), None)
+            name: ReplacementDecision(report if report.reason else replace(report, reason=reason), None)
             for name, report in reports.items()
         }
     calls, missing_reason = _observe_calls(eligible, call)
@@ -156,7 +156,7 @@ def _add_call(report: LayerReport, call: ObservedCall | None, missing_reason: st
     return report if report.reason else replace(report, reason=missing_reason)
 
 
-def _keep_all_dense(decisions: Mapping[str, LayerDecision]) -> dict[str, LayerDecision]:
+def _keep_all_dense(decisions: Mapping[str, ReplacementDecision]) -> dict[str, ReplacementDecision]:
     return {
         name: decision
         if decision.replacement is None
@@ -165,7 +165,9 @@ def _keep_all_dense(decisions: Mapping[str, LayerDecision]) -> dict[str, LayerDe
     }
 
 
-def _keep_wrong_layers_dense(check: OutputCheck, decisions: dict[str, LayerDecision]) -> dict[str, LayerDecision]:
+def _keep_wrong_layers_dense(
+    check: OutputCheck, decisions: dict[str, ReplacementDecision]
+) -> dict[str, ReplacementDecision]:
     """Keep layers dense if their replacements would change the outputs of the model."""
     replacements = {
         name: Replacement(layer, report.error, get_tolerance(layer, report.chosen))
@@ -182,9 +184,9 @@ def _keep_wrong_layers_dense(check: OutputCheck, decisions: dict[str, LayerDecis
 def _benchmark_within_model(
     model: nn.Module,
     call: Callable[[], object],
-    decisions: Mapping[str, LayerDecision],
+    decisions: Mapping[str, ReplacementDecision],
     calls: Mapping[str, ObservedCall],
-) -> dict[str, LayerDecision]:
+) -> dict[str, ReplacementDecision]:
     """Time promising replacements on the CPU again, inside calls of the whole model."""
     promising = {
         name: layer
@@ -193,12 +195,12 @@ def _benchmark_within_model(
     }
     times = time_layers(model, call, promising)
     return {
-        name: LayerDecision(
+        name: ReplacementDecision(
             replace(decisions[name].report, dense_seconds=pair.dense, sparse_seconds=pair.sparse), promising[name]
         )
         for name, pair in times.items()
     }
 
 
-def _select_replacements(decisions: Mapping[str, LayerDecision]) -> dict[str, nn.Module]:
+def _select_replacements(decisions: Mapping[str, ReplacementDecision]) -> dict[str, nn.Module]:
     return {name: layer for name, (_, layer) in decisions.items() if layer is not None}

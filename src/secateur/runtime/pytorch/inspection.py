@@ -12,7 +12,7 @@ from secateur.errors import LayerError
 from secateur.frameworks.pytorch import get_type_names
 from secateur.runtime.pytorch.candidates import MIN_SPARSITY
 from secateur.runtime.pytorch.layers.base import is_strided
-from secateur.runtime.pytorch.pruned_weight import PrunedWeight
+from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 from secateur.runtime.report import LayerReport
 
 __all__ = ["inspect_layers"]
@@ -133,7 +133,7 @@ def _recognize_pattern(layer: nn.Module) -> str | None:
     if layer._parameters.get("weight") is None:
         return None
     try:
-        return PrunedWeight.from_layer(layer).pattern
+        return RecognizedWeight.from_layer(layer).pattern
     except LayerError:
         return None
 

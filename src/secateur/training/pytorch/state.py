@@ -40,7 +40,7 @@ class _RunState(_Part):
     keep_mask_layers: dict[str, str]
 
 
-class _State(_Part):
+class _PrunerState(_Part):
     step: Step
     optimizer_steps: list[Step]
     runs: list[_RunState]
@@ -55,7 +55,7 @@ def check_state(state: Any, optimizers: int, runs: int) -> None:
             f"Not the state of a pruner of format {FORMAT_VERSION}, found {found}. It comes from pruner.state_dict()."
         )
     try:
-        checked = _State.model_validate(dict(state))
+        checked = _PrunerState.model_validate(dict(state))
     except ValidationError as error:
         raise make_damage_error(format_list(map(_problem, error.errors(include_url=False)), limit=3)) from error
     for kind, mine, theirs in (

@@ -13,11 +13,11 @@ from secateur.frameworks.view import WeightView
 from secateur.patterns.recognition import NonzeroMask, recognize_pattern
 from secateur.runtime.pytorch.layers.base import detach_parameters
 
-__all__ = ["PrunedWeight"]
+__all__ = ["RecognizedWeight"]
 
 
 @dataclass(frozen=True, slots=True)
-class PrunedWeight:
+class RecognizedWeight:
     """The weight of a layer and the pattern of its zeros.
 
     Attributes:
@@ -33,7 +33,7 @@ class PrunedWeight:
     sparsity: float
 
     @classmethod
-    def from_layer(cls, layer: nn.Module) -> PrunedWeight:
+    def from_layer(cls, layer: nn.Module) -> RecognizedWeight:
         """Read the weight of a layer and recognize the pattern of its zeros.
 
         Raises:
