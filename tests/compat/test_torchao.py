@@ -1,5 +1,6 @@
 """What torchao's sparsifiers were told comes to the same zeros here."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 import secateur
 from secateur.compat import ImportedRun, torchao
 from secateur.errors import CalibrationError, ConfigError, LayerError, SecateurError, StateError, UnknownNameError
+from secateur.oneshot import Execution, Progress
 
 TENSORS = [{"tensor_fqn": "0.weight"}, {"tensor_fqn": "2.weight"}]
 
@@ -107,6 +109,17 @@ def test_wanda(block: int | None, pattern: str, sparsity: float) -> None:
         run.prune(net())
     report = run.prune(net(), calibration=[torch.randn(64, 32)])
     assert [layer.sparsity for layer in report.layers] == [sparsity] * 2
+
+
+def test_an_imported_run_accepts_an_execution(tmp_path: Path) -> None:
+    steps: list[Progress] = []
+    run = torchao.wanda_sparsifier(TENSORS)
+    execution = Execution(folder=tmp_path / "run", progress=steps.append)
+    run.prune(net(), calibration=[torch.randn(64, 32)], execution=execution)
+    assert steps[-1].done == steps[-1].total
+    assert (tmp_path / "run").is_dir()
+    with pytest.raises(ConfigError, match="execution has no effect without calibration data"):
+        torchao.semi_sparse_weight().prune(net(), execution=execution)
 
 
 def test_patterns_that_were_packed() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.config import PruningConfig
 from secateur.errors import StateError
-from secateur.oneshot import Calibration
+from secateur.oneshot import Calibration, Execution
 from secateur.oneshot import prune as prune_once
 from secateur.training import PruningReport
 from secateur.training import prepare as prepare_training
@@ -42,8 +42,19 @@ class ImportedRun:
     allocation: str | None = None
     allocation_settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def prune(self, model: Any, *, calibration: Calibration | Iterable[Any] | None = None) -> PruningReport:
+    def prune(
+        self,
+        model: Any,
+        *,
+        calibration: Calibration | Iterable[Any] | None = None,
+        execution: Execution | None = None,
+    ) -> PruningReport:
         """Prune a model in one shot; see `secateur.prune`.
+
+        Args:
+            model: The model.
+            calibration: Batches as the model takes them, if the solver needs them.
+            execution: Where and how a run with calibration data executes.
 
         Raises:
             StateError: The run prunes during training.
@@ -61,7 +72,14 @@ class ImportedRun:
             from secateur.allocations import ALLOCATIONS
 
             allocation = ALLOCATIONS.find(self.allocation)(**self.allocation_settings)
-        return prune_once(model, self.config, calibration=calibration, solver=solver, allocation=allocation)
+        return prune_once(
+            model,
+            self.config,
+            calibration=calibration,
+            solver=solver,
+            allocation=allocation,
+            execution=execution,
+        )
 
     def prepare(self, model: Any, *, optimizer: Any) -> Any:
         """Prepare a model for pruning during training; see `secateur.prepare`.

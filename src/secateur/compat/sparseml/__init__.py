@@ -10,7 +10,7 @@ from secateur.compat._imported_run import ImportedRun
 from secateur.compat._layer_settings import merge_settings
 from secateur.compat.sparseml.modifier import Modifier
 from secateur.compat.sparseml.one_shot import ONE_SHOT, import_one_shot
-from secateur.compat.sparseml.recipe import Stage, read_stages
+from secateur.compat.sparseml.recipe import RecipeStage, read_stages
 from secateur.compat.sparseml.training import CONSTANT, GRADUAL, read_layer_settings
 from secateur.errors import ConfigError
 
@@ -58,7 +58,7 @@ def read_recipe(
     return tuple(_import_stage(stage, steps_per_epoch) for stage in read_stages(source, skipped))
 
 
-def _import_stage(stage: Stage, steps_per_epoch: int | None) -> ImportedRun:
+def _import_stage(stage: RecipeStage, steps_per_epoch: int | None) -> ImportedRun:
     """Import one stage of a recipe.
 
     Args:

@@ -17,7 +17,7 @@ from secateur._yaml import Loader, parse_yaml, read_source
 from secateur.compat.sparseml.modifier import Modifier
 from secateur.errors import ConfigError
 
-__all__ = ["Stage", "read_stages"]
+__all__ = ["RecipeStage", "read_stages"]
 
 MODIFIERS = re.compile(r"(.+_)?modifiers")
 """Keys that contain modifiers."""
@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, Any] = {"float": float, "int": int, "max": max, "min": min,
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class RecipeStage:
     """The modifiers of one run.
 
     Attributes:
@@ -70,7 +70,7 @@ def _construct_tag(loader: _RecipeLoader, name: str, node: yaml.Node) -> _Tagged
 _RecipeLoader.add_multi_constructor("!", _construct_tag)
 
 
-def read_stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[Stage]:
+def read_stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> list[RecipeStage]:
     """Read the stages of a recipe that have modifiers.
 
     Args:
@@ -82,7 +82,7 @@ def read_stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> 
             name.
     """
     found = [
-        Stage(name, tuple(_iter_modifiers(groups, variables)))
+        RecipeStage(name, tuple(_iter_modifiers(groups, variables)))
         for name, groups, variables in _iter_sections(_parse_document(source))
     ]
     names = {modifier.name for stage in found for modifier in stage.modifiers}
@@ -92,7 +92,9 @@ def read_stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> 
                 f"leave_out: the recipe has no {name!r}.{suggest_name(name, names)} It has "
                 f"{format_list(sorted(names))}."
             )
-    left = [Stage(stage.name, tuple(one for one in stage.modifiers if one.name not in leave_out)) for stage in found]
+    left = [
+        RecipeStage(stage.name, tuple(one for one in stage.modifiers if one.name not in leave_out)) for stage in found
+    ]
     if not any(stage.modifiers for stage in left):
         raise ConfigError("The recipe has no modifiers left to import. Modifiers are under 'modifiers' or in stages.")
     return [stage for stage in left if stage.modifiers]
