@@ -143,7 +143,8 @@ def test_a_language_model_goes_on(tmp_path: Path) -> None:
 
 KILLED = """
 import os, sys
-from oneshot.problems import batches, deep_mlp
+from oneshot.problems import batches
+from tiny_models import deep_mlp
 import secateur
 from secateur.oneshot import Execution
 
@@ -157,7 +158,7 @@ secateur.prune(deep_mlp(), {"pattern": "2:4"}, calibration=batches(), execution=
 
 
 def killed(folder: Path, at: int) -> None:
-    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at)], env=environment, check=False)
     assert done.returncode == 7
