@@ -1,6 +1,7 @@
 """What holds for every registered criterion, and what each of them computes."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -175,7 +176,7 @@ def test_elementwise_scores_do_not_depend_on_the_shape() -> None:
 
 
 def test_what_overrides_an_elementwise_score_is_not_taken_for_one() -> None:
-    class ByRow(secateur.criteria.Magnitude):
+    class ByRow(secateur.criteria.MagnitudeCriterion):
         def score(self, weight: Any, gradient: Any) -> Any:
             return weight * gradient / weight.sum(-1, keepdims=True)
 
@@ -187,6 +188,12 @@ def test_random_is_uniform() -> None:
     assert found.min() >= 0
     assert found.max() < 1
     np.testing.assert_allclose(np.histogram(found, 10)[0], 1000, atol=120)
+
+
+@pytest.mark.parametrize("module", [secateur.criteria, secateur.criteria.magnitude])
+def test_the_old_name_of_the_magnitude_criterion_still_works(module: ModuleType) -> None:
+    with pytest.deprecated_call(match=r"Magnitude is deprecated\. Use secateur\.criteria\.MagnitudeCriterion\."):
+        assert module.Magnitude is secateur.criteria.MagnitudeCriterion
 
 
 # The registry.

@@ -61,3 +61,13 @@ def test_another_shape_is_refused() -> None:
 def test_an_empty_weight_is_refused() -> None:
     with pytest.raises(LayerError, match=r"the weight is empty \(shape \(0, 3\)\)"):
         WeightView(shape=(0, 3), output_axes=(0,), input_axes=(1,))
+
+
+def test_old_method_names_still_work() -> None:
+    conv = WeightView(shape=(2, 3, 1, 2), output_axes=(0,), kernel_axes=(2, 3), input_axes=(1,))
+    weight = np.arange(12).reshape(conv.shape)
+    with pytest.deprecated_call(match=r"WeightView\.canonical is deprecated\. Use WeightView\.to_canonical\."):
+        canonical = conv.canonical(weight)
+    np.testing.assert_array_equal(canonical, conv.to_canonical(weight))
+    with pytest.deprecated_call(match=r"WeightView\.stored is deprecated\. Use WeightView\.to_stored\."):
+        np.testing.assert_array_equal(conv.stored(canonical), weight)

@@ -1,20 +1,23 @@
-"""The importance of each weight."""
+"""Pruning criteria: scores of the importance of each weight."""
 
 from __future__ import annotations
 
+from secateur._deprecated import deprecated_getattr
 from secateur.criteria.base import CRITERIA, BaseCriterion, elementwise, get_criterion, register_criterion
 from secateur.criteria.gradient import Gradient
-from secateur.criteria.magnitude import Magnitude
+from secateur.criteria.magnitude import MagnitudeCriterion
 from secateur.criteria.movement import Movement
 from secateur.criteria.random import Random
 from secateur.criteria.snip import Snip, SnipMomentum
 from secateur.criteria.taylor import Taylor
 
+__getattr__ = deprecated_getattr(__name__, {"Magnitude": "secateur.criteria:MagnitudeCriterion"})
+
 __all__ = [
     "CRITERIA",
     "BaseCriterion",
     "Gradient",
-    "Magnitude",
+    "MagnitudeCriterion",
     "Movement",
     "Random",
     "Snip",

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import ClassVar
 
 from secateur._array import Array, namespace
+from secateur._deprecated import deprecated_getattr
 from secateur.criteria.base import BaseCriterion, elementwise, register_criterion
 
-__all__ = ["Magnitude"]
+__all__ = ["MagnitudeCriterion"]
+
+__getattr__ = deprecated_getattr(__name__, {"Magnitude": "secateur.criteria:MagnitudeCriterion"})
 
 
 @register_criterion("magnitude")
-class Magnitude(BaseCriterion):
+class MagnitudeCriterion(BaseCriterion):
     """``|w|``.
 
     Source:
@@ -20,7 +23,7 @@ class Magnitude(BaseCriterion):
     Example:
         >>> import numpy as np
         >>> from secateur import PruningConfig
-        >>> Magnitude(PruningConfig(), "fc").score(np.array([-2.0, 1.0]), None)
+        >>> MagnitudeCriterion(PruningConfig(), "fc").score(np.array([-2.0, 1.0]), None)
         array([2., 1.])
     """
 

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from secateur._array import Array, namespace
+from secateur._deprecated import warn_deprecated
 from secateur.errors import LayerError
 
 __all__ = ["WeightView"]
@@ -75,3 +76,13 @@ class WeightView:
         permuted = canonical.reshape(tuple(self.shape[axis] for axis in self.axes))
         inverse = tuple(self.axes.index(axis) for axis in range(len(self.axes)))
         return namespace(canonical).permute_dims(permuted, inverse)
+
+    def canonical(self, stored: Array) -> Array:
+        """Deprecated name of `to_canonical`."""
+        warn_deprecated("WeightView.canonical", "WeightView.to_canonical")
+        return self.to_canonical(stored)
+
+    def stored(self, canonical: Array) -> Array:
+        """Deprecated name of `to_stored`."""
+        warn_deprecated("WeightView.stored", "WeightView.to_stored")
+        return self.to_stored(canonical)
