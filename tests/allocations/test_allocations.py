@@ -26,9 +26,10 @@ from secateur.allocations import (
 from secateur.allocations.owl import apportion
 from secateur.allocations.sensitivity import minimize_error
 from secateur.errors import CalibrationError, ConfigError, UnknownNameError, UnsupportedModelError
-from secateur.frameworks.view import WeightView
+from secateur.frameworks import WeightView
 from secateur.patterns import BasePattern, Units, get_pattern, register_pattern
-from secateur.solvers.problem import LayerRows, Problem
+from secateur.solvers import Problem
+from secateur.solvers.problem import LayerRows
 from secateur.solvers.selector import Selector
 
 Arrays = Mapping[str, np.ndarray]

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 from secateur._manifest_file import MANIFEST
+from secateur.artifact import Artifact, RawTensor, verify
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import Claim
 from secateur.artifact.pytorch import to_torch
-from secateur.artifact.reader import Artifact, RawTensor
 from secateur.artifact.source import Source, SourceTensor, guess_view
-from secateur.artifact.verification import verify
 from secateur.artifact.writer import write
 
 SHARD = "packed-00001-of-00001.safetensors"

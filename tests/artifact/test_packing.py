@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifact.spec_reader import read
+from secateur.artifact import Artifact
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.packing import BlockPacking, GroupPacking, Packing
 from secateur.artifact.packing_choice import MAX_COMPRESSION, choose_packing
-from secateur.artifact.reader import Artifact
 from secateur.artifact.source import Source, SourceTensor
 from secateur.artifact.writer import write
 from secateur.errors import ArtifactError

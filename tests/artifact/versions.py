@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.artifact.reader import Artifact
+from secateur.artifact import Artifact
 from secateur.artifact.source import Source, SourceTensor
 from secateur.artifact.writer import write
 from secateur.errors import ArtifactError

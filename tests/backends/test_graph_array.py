@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from secateur.criteria import CRITERIA
+from secateur.patterns import BlockTiling, Units
 from secateur.patterns.reduction import REDUCTIONS
-from secateur.patterns.tiling import BlockTiling, Units
 from secateur.training.group_lasso import compute_shrinkage
 from secateur.training.keras.graph_array import GraphArray, as_array, as_tensor
 

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from secateur.cli.progress import Steps
-from secateur.oneshot.execution import Progress
+from secateur.oneshot import Progress
 
 
 def shown(*, in_terminal: bool) -> str:

@@ -39,7 +39,7 @@ from secateur.demo.text import load_held_out_text, prose
 from secateur.demo.torch_digits import TorchDigits
 from secateur.errors import MissingPackageError
 from secateur.models.calibration import read_python_documentation
-from secateur.oneshot.execution import Progress
+from secateur.oneshot import Progress
 
 VOCABULARY = 64
 

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from secateur.frameworks.view import WeightView
+from secateur.frameworks import WeightView
 from secateur.oneshot import Execution
-from secateur.solvers.problem import LayerRows, Problem, Solution
+from secateur.solvers import Problem, Solution
+from secateur.solvers.problem import LayerRows
 from secateur.solvers.selector import Selector
 
 Floats = npt.NDArray[np.float64]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.frameworks.view import WeightView
-from secateur.patterns.base import BasePattern, get_pattern
+from secateur.frameworks import WeightView
+from secateur.patterns import BasePattern, get_pattern
 
 SPECS = (
     "1x1",

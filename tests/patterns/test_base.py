@@ -20,6 +20,7 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.patterns import (
+    PATTERNS,
     ArrayBasePattern,
     BasePattern,
     BlockTiling,
@@ -28,7 +29,7 @@ from secateur.patterns import (
     get_pattern,
     register_pattern,
 )
-from secateur.patterns.base import PATTERNS, pattern_class
+from secateur.patterns.base import pattern_class
 from secateur.patterns.selection import Scores
 
 torch = pytest.importorskip("torch")

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur.runtime.kernels.threading import executor
-from secateur.runtime.kernels.threading.executor import KernelExecutor
+from secateur.runtime.kernels.threading import KernelExecutor, executor
 from secateur.runtime.kernels.threading.openmp import OpenMPTeam
 
 MAX_THREADS = 8

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from secateur.runtime.kernels import PackedMatrix
-from secateur.runtime.pytorch import benchmark, compilation, interleaved_timing
-from secateur.runtime.pytorch.layers import SparseConv2d, SparseLinear
+from secateur.runtime.pytorch import SparseConv2d, SparseLinear, benchmark, compilation, interleaved_timing
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 
 __all__ = ["conv_pair", "linear_pair", "replace_always"]

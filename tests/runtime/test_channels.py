@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from secateur.runtime.pytorch.layers import ChannelConv2d, ChannelLinear
+from secateur.runtime.pytorch import ChannelConv2d, ChannelLinear
 
 
 @pytest.mark.parametrize("outputs", [(), (0, 5), range(6)])

@@ -21,10 +21,9 @@ from runtime.sparse_layers import replace_always
 from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import CompileResult
 from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, has_amx
-from secateur.runtime.pytorch import SparseConv2d, SparseLayer, SparseLinear, benchmark, candidates
+from secateur.runtime.pytorch import ChannelConv2d, SparseConv2d, SparseLayer, SparseLinear, benchmark, candidates
 from secateur.runtime.pytorch.candidates import SparseCandidate, find_candidates
 from secateur.runtime.pytorch.layers import packed
-from secateur.runtime.pytorch.layers.channels import ChannelConv2d
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 from tiny_transformers import FAMILIES
 

@@ -12,13 +12,9 @@ from torch import nn
 
 import secateur
 from secateur.errors import LayerError, StateError
+from secateur.runtime.pytorch import LibraryLinear
 from secateur.runtime.pytorch.candidates import build_library_layer, find_library_formats
-from secateur.runtime.pytorch.layers.library import (
-    BlockSparseFormat,
-    LibraryLinear,
-    LibraryMatrix,
-    SemiStructuredFormat,
-)
+from secateur.runtime.pytorch.layers.library import BlockSparseFormat, LibraryMatrix, SemiStructuredFormat
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 
 CONV1D = transformers.pytorch_utils.Conv1D

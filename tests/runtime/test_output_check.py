@@ -18,8 +18,7 @@ import secateur.runtime
 from runtime.sparse_layers import replace_always
 from secateur.errors import CalibrationError
 from secateur.runtime import RuntimeReport
-from secateur.runtime.pytorch import SparseLayer, compilation, interleaved_timing, replacement
-from secateur.runtime.pytorch.layers import SparseLinear
+from secateur.runtime.pytorch import SparseLayer, SparseLinear, compilation, interleaved_timing, replacement
 from secateur.runtime.pytorch.output_snapshot import measure_difference, take_snapshot
 
 

@@ -14,8 +14,7 @@ from torch.nn import functional
 
 from runtime.sparse_layers import conv_pair, linear_pair
 from secateur.errors import StateError
-from secateur.runtime.pytorch import ChannelLinear
-from secateur.runtime.pytorch.layers import SparseLinear
+from secateur.runtime.pytorch import ChannelLinear, SparseLinear
 
 ONES = torch.ones(32)
 

@@ -23,13 +23,11 @@ from oneshot.problems import (
 )
 from secateur._array import Array
 from secateur.errors import CalibrationError, ConfigError, ScoreError
-from secateur.patterns import register_pattern
-from secateur.patterns.nm import NMPattern
+from secateur.patterns import NMPattern, register_pattern
 from secateur.patterns.selection import Scores
 from secateur.refiners import PCG
-from secateur.solvers import ALPS, RIA, SOLVERS, Magnitude, Solver, SparseGPT, Wanda, alps
+from secateur.solvers import ALPS, RIA, SOLVERS, Magnitude, Problem, Solution, Solver, SparseGPT, Wanda, alps
 from secateur.solvers.gram import MAX_UNSPLIT_SIZE, conjugate_gradients, damp, factorize_inverse, invert
-from secateur.solvers.problem import Problem, Solution
 
 SHAPE = (8, 16)
 """Rows and features that every case fits."""

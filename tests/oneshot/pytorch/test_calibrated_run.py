@@ -10,12 +10,10 @@ from torch import nn
 
 import secateur
 from oneshot.problems import Recording, RunArguments, batches, execute
-from secateur.frameworks.view import WeightView
+from secateur.frameworks import WeightView
 from secateur.oneshot.report import CalibratedReport
-from secateur.patterns import BasePattern, register_pattern
-from secateur.patterns.tiling import BlockTiling
-from secateur.solvers import SOLVERS, Magnitude, Solver, SparseGPT, Wanda, register_solver
-from secateur.solvers.problem import Problem, Solution
+from secateur.patterns import BasePattern, BlockTiling, register_pattern
+from secateur.solvers import SOLVERS, Magnitude, Problem, Solution, Solver, SparseGPT, Wanda, register_solver
 from tiny_models import bits, deep_mlp
 from tiny_transformers import FAMILIES, TEXT, family, inputs_of
 

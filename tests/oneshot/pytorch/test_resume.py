@@ -16,8 +16,7 @@ from torch import nn
 import secateur
 from oneshot.problems import Recording, batches, execute
 from secateur.errors import CalibrationError, StateError
-from secateur.solvers import SOLVERS, Solver
-from secateur.solvers.problem import Problem, Solution
+from secateur.solvers import SOLVERS, Problem, Solution, Solver
 from tiny_models import bits, deep_mlp
 from tiny_transformers import family, inputs_of
 

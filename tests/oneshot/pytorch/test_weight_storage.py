@@ -24,8 +24,7 @@ from secateur.oneshot.pytorch import weight_storage
 from secateur.oneshot.pytorch.batches import move_to
 from secateur.oneshot.pytorch.weight_storage import DeviceStorage
 from secateur.oneshot.report import CalibratedReport
-from secateur.solvers import Solver, Wanda
-from secateur.solvers.problem import Problem, Solution
+from secateur.solvers import Problem, Solution, Solver, Wanda
 from tiny_models import bits, deep_mlp
 from tiny_transformers import TEXT, family, inputs_of
 

@@ -15,12 +15,12 @@ from runtime.kernels.fenced import copy_fenced, needs_mprotect
 from runtime.kernels.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix, dispatch, has_amx
-from secateur.runtime.kernels.amx.column_tiles import Bfloat16ColumnTileKernel
-from secateur.runtime.kernels.codegen import target
+from secateur.runtime.kernels.amx import Bfloat16ColumnTileKernel
+from secateur.runtime.kernels.codegen import TargetMachine, target
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
-from secateur.runtime.kernels.codegen.target import TargetMachine, emit_assembly
-from secateur.runtime.kernels.formats.bitmask import BitmaskFormat
-from secateur.runtime.kernels.formats.column_tiles import TILE_INPUTS, ColumnTileFormat
+from secateur.runtime.kernels.codegen.target import emit_assembly
+from secateur.runtime.kernels.formats import BitmaskFormat, ColumnTileFormat
+from secateur.runtime.kernels.formats.column_tiles import TILE_INPUTS
 from secateur.runtime.kernels.formats.dtypes import decode, encode
 
 amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")

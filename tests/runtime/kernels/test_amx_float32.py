@@ -14,17 +14,12 @@ from hypothesis import strategies as st
 from runtime.kernels.fenced import copy_fenced, needs_mprotect
 from runtime.kernels.products import multiply
 from secateur.errors import ConfigError, LayerError
-from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix, dispatch, has_amx
-from secateur.runtime.kernels.amx.bitmask_small_batch import BitmaskSmallBatchKernel
-from secateur.runtime.kernels.amx.bitmask_tiles import BitmaskTileKernel
-from secateur.runtime.kernels.amx.column_tiles import Float32ColumnTileKernel
-from secateur.runtime.kernels.codegen import target
+from secateur.runtime.kernels import MAX_ROWS_WITHOUT_AMX, ConvolutionWindow, PackedMatrix, dispatch, has_amx
+from secateur.runtime.kernels.amx import BitmaskSmallBatchKernel, BitmaskTileKernel, Float32ColumnTileKernel
+from secateur.runtime.kernels.codegen import TargetMachine, target
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
-from secateur.runtime.kernels.codegen.target import TargetMachine, emit_assembly
-from secateur.runtime.kernels.dispatch import MAX_ROWS_WITHOUT_AMX
-from secateur.runtime.kernels.formats.base import WeightFormat
-from secateur.runtime.kernels.formats.bitmask import BitmaskFormat
-from secateur.runtime.kernels.formats.column_tiles import ColumnTileFormat
+from secateur.runtime.kernels.codegen.target import emit_assembly
+from secateur.runtime.kernels.formats import BitmaskFormat, ColumnTileFormat, WeightFormat
 from secateur.runtime.kernels.formats.dtypes import decode, merge_float32, split_float32
 
 amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")

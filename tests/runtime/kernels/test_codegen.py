@@ -12,20 +12,20 @@ import pytest
 from runtime.kernels.products import convolve, multiply
 from secateur.errors import MissingPackageError
 from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix
-from secateur.runtime.kernels.block.panel import BlockPanelKernel
-from secateur.runtime.kernels.block.small_batch import BlockSmallBatchKernel
-from secateur.runtime.kernels.codegen.emitter import Emitter
+from secateur.runtime.kernels.block import BlockPanelKernel, BlockSmallBatchKernel
+from secateur.runtime.kernels.codegen import Emitter, Kernel, TargetMachine, get_host
 from secateur.runtime.kernels.codegen.image_panel import ImagePanel
-from secateur.runtime.kernels.codegen.kernel import Kernel
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
-from secateur.runtime.kernels.codegen.target import TargetMachine, compile_function, emit_assembly, get_host
+from secateur.runtime.kernels.codegen.target import compile_function, emit_assembly
 from secateur.runtime.kernels.codegen.vectors import load_floats, store_floats
 from secateur.runtime.kernels.formats.dtypes import decode, encode
-from secateur.runtime.kernels.nm.output_pairs import OutputPairPanelKernel, OutputPairSmallBatchKernel
-from secateur.runtime.kernels.nm.panel import NMPanelKernel
-from secateur.runtime.kernels.nm.small_batch import NMSmallBatchKernel
-from secateur.runtime.kernels.unstructured.panel import UnstructuredPanelKernel
-from secateur.runtime.kernels.unstructured.small_batch import UnstructuredSmallBatchKernel
+from secateur.runtime.kernels.nm import (
+    NMPanelKernel,
+    NMSmallBatchKernel,
+    OutputPairPanelKernel,
+    OutputPairSmallBatchKernel,
+)
+from secateur.runtime.kernels.unstructured import UnstructuredPanelKernel, UnstructuredSmallBatchKernel
 
 LINUX = "x86_64-unknown-linux-gnu"
 TARGETS = {

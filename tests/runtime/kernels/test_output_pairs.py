@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from runtime.kernels.products import multiply
 from secateur.runtime.kernels import PackedMatrix
-from secateur.runtime.kernels.formats.nm import NMFormat
-from secateur.runtime.kernels.formats.output_pairs import OUTPUT_PAIR_PIECE, PAIR, SLOTS, OutputPairFormat, pair_outputs
+from secateur.runtime.kernels.formats import NMFormat, OutputPairFormat
+from secateur.runtime.kernels.formats.output_pairs import OUTPUT_PAIR_PIECE, PAIR, SLOTS, pair_outputs
 
 
 def create_mask(tiles: int, outputs: int, inputs: int, seed: int = 0) -> np.ndarray:

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from secateur.runtime.kernels import use_openmp_threads
+from secateur.runtime.kernels.threading import KernelExecutor, get_executor
 from secateur.runtime.kernels.threading import executor as executor_module
-from secateur.runtime.kernels.threading.executor import KernelExecutor, get_executor
 from secateur.runtime.kernels.threading.openmp import OpenMPJob, OpenMPTeam
 from secateur.runtime.kernels.threading.pool import ThreadPool, get_scratch
 from secateur.runtime.kernels.threading.step import PlannedStep, create_job
