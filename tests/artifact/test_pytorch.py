@@ -341,7 +341,7 @@ def test_what_is_no_dense_tensor_is_refused(tmp_path: Path) -> None:
         empty = nn.Linear(4, 4)
     with pytest.raises(UnsupportedModelError, match="'weight' is on the meta device and has no values"):
         secateur.save(empty, tmp_path / "saved")
-    with pytest.raises(UnsupportedModelError, match=r"A torch.nn.Module or a keras.Model is needed, found dict"):
+    with pytest.raises(UnsupportedModelError, match=r"must be a torch.nn.Module or a keras.Model, found dict"):
         secateur.save({}, tmp_path / "saved")
     with pytest.raises(ConfigError, match="tokenizer must have a method save_pretrained, found int"):
         secateur.save(nn.Linear(4, 4), tmp_path / "saved", tokenizer=3)

@@ -166,7 +166,7 @@ def test_flags_win_over_the_file(folder: Path) -> None:
         (["cli_nets:biuld"], "Did you mean 'build'?"),
         (["torch.nn:Linear"], "raised TypeError"),
         (["json:dumps"], "raised TypeError"),
-        (["json:JSONDecoder"], "A torch.nn.Module or a keras.Model is needed, found JSONDecoder"),
+        (["json:JSONDecoder"], "The model must be a torch.nn.Module or a keras.Model, found JSONDecoder"),
         (["torch.nn:Identity"], "No layer of the model can be pruned"),
         (["cli_nets:build", "--pattern", "4y1"], "Unknown pattern '4y1'. Did you mean '4x1'?"),
         (["cli_nets:build", "--config", "bad.yaml"], "bad.yaml: Unknown key 'patern'. Did you mean 'pattern'?"),

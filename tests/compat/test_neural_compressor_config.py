@@ -355,7 +355,7 @@ def test_what_does_not_fit_the_model(
 
 
 def test_other_models() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"A torch.nn.Module or a keras.Model is needed, found int"):
+    with pytest.raises(UnsupportedModelError, match=r"The model must be a torch.nn.Module or a keras.Model, found int"):
         WeightPruningConfig().for_model(3)
     import keras
 

@@ -423,7 +423,7 @@ def test_what_prepare_refuses() -> None:
         (lambda: prepare_compression(model, [3]), ConfigError, "found 1 configurations, int among them"),
         (lambda: prepare_compression(model, {"pattern": "4x1"}), ConfigError, "a WeightPruningConfig, found dict"),
         (lambda: prepare_compression(keras_model, training), UnsupportedModelError, "Only torch models are served"),
-        (lambda: prepare_compression(3, training), UnsupportedModelError, "is needed, found int"),
+        (lambda: prepare_compression(3, training), UnsupportedModelError, "or a keras.Model, found int"),
         (lambda: prepare_pruning(model, training, 3), UnsupportedModelError, "optimizer must be a torch.optim"),
         (lambda: prepare_compression(model, WeightPruningConfig(pattern="4x2x1")), ConfigError, "Unknown pattern"),
     ]

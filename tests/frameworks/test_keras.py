@@ -130,11 +130,11 @@ def quantized() -> Any:
         ),
         (
             lambda: layers.MultiHeadAttention(2, 4),
-            "MultiHeadAttention has no kernel of its own. Its projections are layers of their own; prune those",
+            "MultiHeadAttention has no kernel. Its projections are separate layers; prune those",
         ),
         (
             lambda: layers.GroupQueryAttention(4, 2, 1),
-            "GroupedQueryAttention has no kernel of its own. Its projections are layers of their own; prune those",
+            "GroupedQueryAttention has no kernel. Its projections are separate layers; prune those",
         ),
     ],
 )

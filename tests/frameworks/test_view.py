@@ -54,7 +54,7 @@ def test_no_copy_where_strides_allow() -> None:
 
 def test_another_shape_is_refused() -> None:
     linear = WeightView(shape=(2, 3), output_axes=(0,), input_axes=(1,))
-    with pytest.raises(LayerError, match=r"an array of shape \(2, 3\) is needed, found \(3, 2\)"):
+    with pytest.raises(LayerError, match=r"the array must have shape \(2, 3\), found \(3, 2\)"):
         linear.to_canonical(np.zeros((3, 2)))
 
 

@@ -253,14 +253,14 @@ REFUSED = {
     "no member": (lambda: Group(units=1, members=()), r"a group needs at least one member"),
     "unequal counts": (
         lambda: Group(units=2, members=(member("w", (3,), 0, AffineMap(units=3)),)),
-        r"'w', axis 0: the group has 2 units, and its index map 3",
+        r"'w', axis 0: the group has 2 units, but the index map has 3",
     ),
     "members overlap": (
         lambda: Group(
             units=2,
             members=tuple(member("w", (3,), 0, AffineMap(units=2, offset=start)) for start in range(2)),
         ),
-        r"'w', axis 0: members overlap: index 1 belongs to unit 1 of one and to unit 0 of another",
+        r"'w', axis 0: members overlap: index 1 belongs to unit 1 of one member and to unit 0 of another",
     ),
     "parts": (
         lambda: Group(
@@ -281,13 +281,13 @@ def test_what_cannot_be_a_group_is_refused(name: str) -> None:
 
 def test_scores_and_masks_that_do_not_fit_are_refused() -> None:
     group = Group(units=2, members=(member("w", (2, 3), 0, AffineMap(units=2)),))
-    with pytest.raises(LayerError, match=r"scores are needed for one of \['w'\]"):
+    with pytest.raises(LayerError, match=r"at least one of \['w'\] must have scores"):
         group.score_units({})
-    with pytest.raises(LayerError, match=r"'w': scores of shape \(2, 3\) are needed, found \(3, 2\)"):
+    with pytest.raises(LayerError, match=r"'w': scores must have shape \(2, 3\), found \(3, 2\)"):
         group.score_units({"w": np.ones((3, 2))})
-    with pytest.raises(LayerError, match=r"one score for each of 2 units is needed, found shape \(3,\)"):
+    with pytest.raises(LayerError, match=r"scores must have shape \(2,\), found \(3,\)"):
         group.select_units(np.ones(3), 1)
     with pytest.raises(ScoreError, match="found nan for unit 1"):
         group.select_units(np.array([1.0, np.nan]), 1)
-    with pytest.raises(LayerError, match=r"one boolean for each of 2 units is needed, found shape \(1,\)"):
+    with pytest.raises(LayerError, match=r"keep must have shape \(2,\), found \(1,\)"):
         group.masks(np.array([True]))

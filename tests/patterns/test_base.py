@@ -267,7 +267,7 @@ def test_every_valid_layer_is_needed(kind: str) -> None:
 
 
 def test_another_shape_raises_with_the_name_of_the_layer() -> None:
-    with pytest.raises(LayerError, match=r"layer 'fc': an array of shape \(32, 1, 16\) is needed, found \(16, 9, 8\)"):
+    with pytest.raises(LayerError, match=r"layer 'fc': the array must have shape \(32, 1, 16\), found \(16, 9, 8\)"):
         array_pattern("4x1").masks(dict.fromkeys(VIEWS, random_scores()["conv"]))
 
 
@@ -407,7 +407,7 @@ def test_base_classes_can_be_made_without_modules() -> None:
         assert (made.pattern, made.target_sparsity, made.masks({})) == ("4x1", 0.9, {})
     with pytest.raises(ConfigError, match=r"PytorchBasePattern does not define how it tiles"):
         patterns.PytorchBasePattern({}, {"fc": torch_layer()})
-    with pytest.raises(ConfigError, match=r"belongs to no framework and cannot read Linear layers\. Create it"):
+    with pytest.raises(ConfigError, match=r"has no framework, so it cannot read Linear layers\. Create it"):
         Pairs({}, {"fc": torch_layer()})
 
 

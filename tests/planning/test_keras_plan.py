@@ -146,5 +146,5 @@ def test_a_model_that_is_not_built_is_refused() -> None:
 
 
 def test_a_model_of_neither_framework_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"A torch\.nn\.Module or a keras\.Model is needed, found list"):
+    with pytest.raises(UnsupportedModelError, match=r"must be a torch\.nn\.Module or a keras\.Model, found list"):
         secateur.plan([1], {"pattern": "4x1"})

@@ -261,7 +261,7 @@ def fixture_unfit() -> nn.ModuleDict:
         ("bilinear", "Bilinear is not a supported"),
         ("attention", "its parameter 'in_proj_weight' is missing"),
         ("computed", r"its parameter 'weight' is computed from other parameters \(parametrized\)"),
-        ("grouped", "a transposed convolution with groups"),
+        ("grouped", "transposed convolutions with groups are not supported"),
         ("lazy", "run one batch through the model first"),
         ("empty", r"the weight is empty \(shape \(0, 8\)\)"),
     ],
@@ -351,7 +351,7 @@ def test_unreachable_target() -> None:
 
 @pytest.mark.parametrize("model", [None, {"fc": nn.Linear(4, 4)}, nn.Linear])
 def test_not_a_module(model: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"A torch.nn.Module or a keras.Model is needed, found"):
+    with pytest.raises(UnsupportedModelError, match=r"The model must be a torch.nn.Module or a keras.Model, found"):
         secateur.plan(model, {})
     assert issubclass(UnsupportedModelError, SecateurError)
 

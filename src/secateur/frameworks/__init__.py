@@ -1,4 +1,4 @@
-"""How each framework stores weights, and which framework a model belongs to."""
+"""Detect the framework of a model, and access its layers and weights."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from secateur.frameworks.view import WeightView
 __all__ = ["FRAMEWORKS", "Framework", "NoFramework", "WeightView", "detect_framework", "get_framework", "import_leaf"]
 
 FRAMEWORKS = {"pytorch": "torch", "keras": "keras", "array": "numpy"}
-"""Framework → the package that it needs. ``"array"`` stands for plain arrays of any library."""
+"""Framework → the package that it requires. ``"array"`` stands for plain arrays of any library."""
 
 
 def detect_framework(model: Any) -> str:
-    """Return ``"keras"`` or ``"pytorch"``, whichever the model belongs to, without importing either.
+    """Return the framework of a model, ``"keras"`` or ``"pytorch"``, without importing either.
 
     With Keras's torch backend, a Keras model is also a torch module. It counts as a Keras model.
 
     Raises:
-        UnsupportedModelError: The model belongs to neither.
+        UnsupportedModelError: The object is neither a Keras model nor a torch module.
 
     Example:
         >>> import torch
@@ -35,23 +35,23 @@ def detect_framework(model: Any) -> str:
         return "keras"
     if torch is not None and isinstance(model, torch.nn.Module):
         return "pytorch"
-    raise UnsupportedModelError(f"A torch.nn.Module or a keras.Model is needed, found {type(model).__name__}.")
+    raise UnsupportedModelError(f"The model must be a torch.nn.Module or a keras.Model, found {type(model).__name__}.")
 
 
 def import_leaf(package: str, model: Any) -> Any:
-    """Import the module of `package` that serves the framework of `model`, such as ``secateur.training.pytorch``.
+    """Import the module of `package` for the framework of `model`, such as ``secateur.training.pytorch``.
 
     Raises:
-        UnsupportedModelError: The model belongs to no supported framework.
+        UnsupportedModelError: The framework of the model is not supported.
     """
     return import_module(f"{package}.{detect_framework(model)}")
 
 
 def get_framework(name: str) -> Framework:
-    """Return the framework called `name`, importing it if necessary.
+    """Return the framework with a name, importing it if necessary.
 
     Raises:
-        UnknownNameError: There is no framework of that name.
+        UnknownNameError: There is no framework with that name.
         MissingPackageError: The framework is not installed.
 
     Example:

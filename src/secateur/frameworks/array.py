@@ -1,4 +1,4 @@
-"""Plain arrays, of NumPy or another library."""
+"""Support plain arrays, of NumPy or another library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["FRAMEWORK", "ArrayFramework"]
 
 
 class ArrayFramework(Framework):
-    """Arrays without a framework. In place of each layer, pass the `WeightView` of its weight."""
+    """Interface to plain arrays. In place of each layer, pass the `WeightView` of its weight."""
 
     name = "array"
 
@@ -27,7 +27,7 @@ class ArrayFramework(Framework):
 
     def read_weight(self, layer: Any) -> Array:  # noqa: ARG002
         """Raise `LayerError`: a `WeightView` has no values."""
-        raise LayerError("a WeightView says where the channels of a weight are, and has no values")
+        raise LayerError("a WeightView describes the axes of a weight and has no values")
 
 
 FRAMEWORK = ArrayFramework()

@@ -1,4 +1,4 @@
-"""What patterns need to know of a framework."""
+"""The interface through which patterns access a framework."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Framework", "NoFramework"]
 
 
 class Framework(ABC):
-    """How one framework stores the weights of its layers.
+    """Access the layers and weights of one framework.
 
-    There is one instance per framework; get it with `get_framework`.
+    There is one instance per framework. Get it with `get_framework`.
 
     Attributes:
         name: ``"pytorch"``, ``"keras"`` or ``"array"``.
@@ -45,11 +45,11 @@ class Framework(ABC):
         return id(layer)
 
     def to_array(self, tensor: Any) -> Array:
-        """Convert a tensor of the framework to the kind of array on which selection is fastest."""
+        """Convert a tensor to the type of array for which selection is fastest."""
         return tensor
 
     def from_array(self, array: Array, like: Any) -> Any:  # noqa: ARG002
-        """Convert an array back to the kind and the device of the tensor `like`."""
+        """Convert an array to the type and the device of the tensor `like`."""
         return array
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -59,7 +59,7 @@ class Framework(ABC):
 
 
 class NoFramework(Framework):
-    """The framework of a pattern that was not created by `get_pattern`: it has no layers."""
+    """Placeholder for patterns that were not created by `get_pattern`. It cannot read layers."""
 
     name = "none"
 
@@ -73,7 +73,7 @@ class NoFramework(Framework):
 
     def _make_error(self, layer: Any) -> ConfigError:
         return ConfigError(
-            f"This pattern belongs to no framework and cannot read {type(layer).__name__} layers. Create it with "
+            f"This pattern has no framework, so it cannot read {type(layer).__name__} layers. Create it with "
             f"get_pattern, or derive its class from PytorchBasePattern or KerasBasePattern."
         )
 

@@ -1,4 +1,4 @@
-"""How Keras stores weights: layers, kernels, canonical views, reading and writing, on every backend."""
+"""Find the layers of a Keras model, and read, mask and write their kernels, on every backend."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTrans
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 
 STRIP = 32
-"""Rows that `make_contiguous` transposes together: few enough for a core's cache."""
+"""Rows that `make_contiguous` transposes at a time, few enough for the cache of a core."""
 
 SEPARATOR = "/"
-"""Stands between the name of a layer and that of a layer inside it."""
+"""Separates the name of a layer from the name of a layer inside it."""
 
 CONTAINERS = {
-    layers.MultiHeadAttention: "has no kernel of its own. Its projections are layers of their own; prune those",
-    layers.GroupQueryAttention: "has no kernel of its own. Its projections are layers of their own; prune those",
+    layers.MultiHeadAttention: "has no kernel. Its projections are separate layers; prune those",
+    layers.GroupQueryAttention: "has no kernel. Its projections are separate layers; prune those",
 }
-"""Layers made of other layers → why they are not pruned as one."""
+"""Layers that consist of other layers → why they cannot be pruned themselves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetachedKernel:
-    """A kernel without its layer, as found in a training run that was loaded from a file.
+    """A kernel without its layer, as in a training run that was loaded from a file.
 
     Attributes:
         variable: The kernel.
@@ -68,7 +68,7 @@ class DetachedKernel:
 
 
 class KerasFramework(Framework):
-    """Keras layers. Arrays are NumPy arrays, whatever the backend."""
+    """Interface to Keras layers. Arrays are NumPy arrays with every backend."""
 
     name = "keras"
 
@@ -119,12 +119,12 @@ def list_inner_layers(layer: keras.Layer) -> list[keras.Layer]:
 
 
 def find_weight_layers(model: keras.Model) -> dict[str, keras.Layer]:
-    """Return the layers that patterns support or that own a variable of at least two axes, in the model's order."""
+    """Return supported layers and others that own a variable with at least two axes, in the order of the model."""
     return {path: layer for path, layer in list_layers(model).items() if get_type_names(layer) or get_matrices(layer)}
 
 
 def get_matrices(layer: keras.Layer) -> list[keras.Variable]:
-    """Return the variables of at least two axes that a layer owns itself, rather than a layer inside it."""
+    """Return the variables with at least two axes that belong to a layer itself, not to a layer inside it."""
     inner = {id(variable) for child in list_inner_layers(layer) for variable in child.weights}
     return [weight for weight in layer.weights if id(weight) not in inner and len(weight.shape) > 1]
 
@@ -137,7 +137,7 @@ def get_view(layer: Any) -> WeightView:
 
     Raises:
         LayerError: The layer has no kernel that can be pruned; the message says why.
-        UnsupportedModelError: It is not a Keras layer.
+        UnsupportedModelError: The object is not a Keras layer.
     """
     if isinstance(layer, DetachedKernel):
         return layer.view
@@ -148,7 +148,7 @@ def get_view(layer: Any) -> WeightView:
         return _get_einsum_view(layer.equation, shape)
     positions, last = tuple(range(len(shape) - 2)), len(shape) - 1
     if isinstance(layer, DEPTHWISE):
-        # The output channels of one input channel are neighbours: channel = input · multiplier + copy.
+        # The output channels of an input channel are adjacent: channel = input · multiplier + copy.
         return WeightView(shape=shape, output_axes=(last - 1, last), kernel_axes=positions, groups=shape[last - 1])
     if isinstance(layer, TRANSPOSED):
         return WeightView(shape=shape, output_axes=(last - 1,), kernel_axes=positions, input_axes=(last,))
@@ -157,7 +157,7 @@ def get_view(layer: Any) -> WeightView:
 
 
 def read_array(value: Any) -> npt.NDArray[Any]:
-    """Return a tensor, a Keras variable or an array as a NumPy array, of the same memory where NumPy can access it.
+    """Convert a tensor, a Keras variable or an array to a NumPy array, without a copy if NumPy can access its memory.
 
     Types that NumPy lacks, such as bfloat16, become float32.
     """
@@ -172,17 +172,17 @@ def read_array(value: Any) -> npt.NDArray[Any]:
 
 
 def get_tensor(value: Any) -> Any:
-    """Return the backend's tensor of a Keras variable, with its current values, or of anything convertible to one."""
+    """Return the current values of a Keras variable, or of anything convertible to a tensor, as a backend tensor."""
     tensor = value.value if isinstance(value, keras.Variable) else keras.ops.convert_to_tensor(value)
-    # TensorFlow returns its own variable, whose values change with the next assignment.
+    # With TensorFlow this is a tf.Variable, whose values change with the next assignment.
     return tensor.read_value() if hasattr(tensor, "read_value") else tensor
 
 
 def wrap_for_assign(array: npt.NDArray[Any]) -> Any:
-    """Wrap a NumPy array that is not written to any more for assignment to a variable with few copies.
+    """Wrap a NumPy array so that assigning it to a variable makes few copies. Do not write to the array afterwards.
 
-    With TensorFlow, Keras would copy the array twice. This copies it once, or not at all if its memory is aligned as
-    TensorFlow requires. A read-only array may be the memory of a variable, so it is always copied.
+    With TensorFlow, Keras would copy the array twice. A wrapped array is copied once, or not at all if its memory is
+    aligned as TensorFlow requires. Read-only arrays may share the memory of a variable, so they are always copied.
     """
     if keras.backend.backend() != "tensorflow" or not array.flags.writeable:
         return array
@@ -192,12 +192,12 @@ def wrap_for_assign(array: npt.NDArray[Any]) -> Any:
 
 
 def _expose_buffer(tensor: Any) -> Any:
-    """Return an object that NumPy reads without a copy; TensorFlow allows that only through the buffer protocol."""
+    """Return an object that NumPy can read without a copy. With TensorFlow, that requires the buffer protocol."""
     if keras.backend.backend() != "tensorflow":
         return tensor
     try:
         return memoryview(tensor)
-    except (BufferError, TypeError, ValueError):  # not in host memory, or a dtype that buffers do not have
+    except (BufferError, TypeError, ValueError):  # not in host memory, or a dtype that buffers do not support
         return tensor
 
 
@@ -211,10 +211,10 @@ def apply_mask(variable: keras.Variable, mask: Any) -> None:
 
 
 def make_contiguous(permuted: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a NumPy array with permuted axes as a contiguous one.
+    """Copy a NumPy array with permuted axes to contiguous memory.
 
-    A transposed matrix, which most kernels are in their canonical view, is copied in strips that fit into the cache.
-    That takes a tenth of NumPy's time.
+    The canonical view of most kernels is a transposed matrix. These are copied in strips that fit into the cache,
+    which takes a tenth of the time that NumPy takes.
 
     Example:
         >>> make_contiguous(np.arange(6).reshape(2, 3).T)
@@ -224,7 +224,7 @@ def make_contiguous(permuted: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """
     order = np.argsort([-stride for stride in permuted.strides], kind="stable")
     stored = np.transpose(permuted, order)
-    split = permuted.ndim - int(order[0])  # how many of the stored axes came first and now come last
+    split = permuted.ndim - int(order[0])  # how many of the first stored axes have moved to the end
     is_transposed = [*order] == [*np.roll(range(permuted.ndim), split)] and stored.flags.c_contiguous
     if not is_transposed or split == permuted.ndim:
         return np.ascontiguousarray(permuted)
@@ -239,7 +239,7 @@ def get_kernel(layer: Any) -> Any:
     """Return the variable that is pruned in a layer.
 
     Raises:
-        LayerError: There is none; the message says why.
+        LayerError: No variable can be pruned; the message says why.
     """
     if isinstance(layer, DetachedKernel):
         return layer.variable
@@ -272,9 +272,9 @@ def get_type_names(layer: Any) -> tuple[str, ...]:
 def _get_einsum_view(equation: str, shape: tuple[int, ...]) -> WeightView:
     """Return the view of an ``EinsumDense`` kernel.
 
-    Labels of the kernel that occur in the output number output channels, in the output's order; all others number
-    input channels, in the input's order. Labels that occur in input, kernel and output number groups and come first:
-    each group reads its own inputs.
+    Kernel labels that occur in the output are axes of output channels, in the order of the output. All others are axes
+    of input channels, in the order of the input. Labels that occur in input, kernel and output are axes of groups, each
+    with its own inputs, and come first.
     """
     operands, output = equation.replace(" ", "").split("->")
     data, labels = operands.split(",")

@@ -1,4 +1,4 @@
-"""How torch stores weights: layers, parameters, canonical views, reading and writing."""
+"""Find the layers of a torch model, and read, mask and write their weights."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-"""Modules that hold the user's model as their attribute ``module``."""
+"""Wrappers with the user's model in their attribute ``module``."""
 
 
 class PytorchFramework(Framework):
-    """Torch modules. Where only the shape of a weight matters, a `WeightView` may stand in for the module."""
+    """Interface to torch modules. Where only the shape of a weight matters, a `WeightView` can replace the module."""
 
     name = "pytorch"
 
@@ -56,7 +56,10 @@ class PytorchFramework(Framework):
         return id(layer if isinstance(layer, WeightView) else get_parameter(layer))
 
     def to_array(self, tensor: Any) -> Array:
-        """Return a NumPy array of the same memory on the CPU, where NumPy compares twice as fast; else the tensor."""
+        """Return a CPU tensor as a NumPy array, and any other tensor unchanged.
+
+        NumPy compares twice as fast as torch. The array shares memory with tensors of type float32 and float64.
+        """
         if isinstance(tensor, np.ndarray):
             return tensor
         tensor = tensor.detach()
@@ -93,14 +96,14 @@ def list_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that patterns support or that own a parameter of at least two axes, in the model's order."""
+    """Return supported modules and others that own a parameter with at least two axes, in the order of the model."""
     return {
         name: module for name, module in list_layers(model).items() if get_type_names(module) or get_matrices(module)
     }
 
 
 def get_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of at least two axes that a module owns itself."""
+    """Return the parameters with at least two axes that belong to a module itself, not to a module inside it."""
     return [
         weight
         for weight in module.parameters(recurse=False)
@@ -116,7 +119,7 @@ def get_view(module: Any) -> WeightView:
 
     Raises:
         LayerError: The module has no weight that can be pruned; the message says why.
-        UnsupportedModelError: It is not a torch module.
+        UnsupportedModelError: The object is not a torch module.
 
     Example:
         >>> get_view(nn.Conv2d(16, 8, kernel_size=3)).canonical_shape
@@ -130,7 +133,8 @@ def get_view(module: Any) -> WeightView:
     kernel = tuple(range(2, len(shape)))
     if isinstance(module, TRANSPOSED):
         if module.groups > 1:
-            raise LayerError("a transposed convolution with groups numbers its output channels within each group")
+            # They number output channels within each group.
+            raise LayerError("transposed convolutions with groups are not supported")
         return WeightView(shape=shape, output_axes=(1,), kernel_axes=kernel, input_axes=(0,))
     if isinstance(module, CONVOLUTIONS):
         return WeightView(shape=shape, output_axes=(0,), kernel_axes=kernel, input_axes=(1,), groups=module.groups)
@@ -148,8 +152,8 @@ def read_canonical(tensor: torch.Tensor, view: WeightView) -> torch.Tensor:
 def write_weight(weight: torch.Tensor, values: torch.Tensor, before: torch.Tensor) -> None:
     """Write `values` into a stored weight, in place.
 
-    Where a value equals `before`, the stored number stays as it is, to the last bit: its dtype may be more precise
-    than that of the values.
+    Where a value equals `before`, the stored number does not change, because its dtype may be more precise than the
+    dtype of the values.
     """
     weight.copy_(torch.where(values == before, weight, values))
 
@@ -165,7 +169,7 @@ def get_parameter(module: nn.Module) -> nn.Parameter:
     """Return the parameter that is pruned in a module.
 
     Raises:
-        LayerError: There is none; the message says why.
+        LayerError: No parameter can be pruned; the message says why.
     """
     if not get_type_names(module):
         raise LayerError(f"{type(module).__name__} is not a supported layer type")

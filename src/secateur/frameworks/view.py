@@ -1,4 +1,4 @@
-"""The canonical view of a weight: output channels × kernel positions × input channels.
+"""Define the canonical view of a weight: output channels × kernel positions × input channels.
 
 Legend: O output channels, K kernel positions (1 for a linear layer), I input channels of one group.
 """
@@ -17,14 +17,14 @@ __all__ = ["WeightView"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightView:
-    """Which axes of a stored weight are output channels, kernel positions and input channels.
+    """Assign the axes of a stored weight to output channels, kernel positions and input channels.
 
     Attributes:
         shape: Shape of the stored weight.
         output_axes: Axes of the output channels, slowest first.
         kernel_axes: Axes of the kernel positions; empty for linear layers.
         input_axes: Axes of the input channels of one group.
-        groups: Groups of a grouped convolution, each with its own input channels.
+        groups: Number of groups of a grouped convolution; each group has its own input channels.
 
     Example:
         >>> conv = WeightView(shape=(8, 4, 3, 3), output_axes=(0,), kernel_axes=(2, 3), input_axes=(1,))
@@ -54,7 +54,7 @@ class WeightView:
 
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
-        """(O, K, I)."""
+        """The shape (O, K, I)."""
         sizes = [
             math.prod(self.shape[axis] for axis in part)
             for part in (self.output_axes, self.kernel_axes, self.input_axes)
@@ -64,7 +64,7 @@ class WeightView:
     def to_canonical(self, stored: Array) -> Array:
         """Return a stored array as an (O, K, I) array, without a copy where the strides allow it."""
         if tuple(stored.shape) != self.shape:
-            raise LayerError(f"an array of shape {self.shape} is needed, found {tuple(stored.shape)}")
+            raise LayerError(f"the array must have shape {self.shape}, found {tuple(stored.shape)}")
         xp = namespace(stored)
         if self.outputs_last:  # A compiler can then drop two transpositions that cancel.
             outputs, positions, inputs = self.canonical_shape

@@ -1,4 +1,4 @@
-"""A group: parameters that lose the same units, and what happens to each of them when a unit is pruned."""
+"""Groups of units with slices in several parameters, and how pruning a unit affects each parameter."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Role(StrEnum):
-    """What a parameter does with the units of a group."""
+    """How a parameter uses the units of a group."""
 
     PRODUCER = "producer"
-    """It computes them, as the rows of a linear layer do."""
+    """It computes the units, as the rows of a linear layer do."""
 
     CONSUMER = "consumer"
-    """It reads them, as the columns of the next layer do; what is lost can be repaired here."""
+    """It reads the units, as the columns of the next layer do. Its other weights can compensate for pruned units."""
 
     PER_CHANNEL = "per-channel"
-    """It holds a number per unit: a norm, a bias, running statistics."""
+    """It has one value per unit, as a norm, a bias or running statistics do."""
 
     PINNED = "pinned"
-    """It must not shrink: an input or an output of the model."""
+    """Its shape must not change, as for an input or an output of the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,10 @@ class Member:
     Attributes:
         parameter: The parameter's name.
         shape: Its shape as stored.
-        axis: The axis along which it has units; negative axes count from the end.
-        index_map: Which slices of the axis belong to which unit.
-        role: What the parameter does with the units.
-        aliases: Other names of the same parameter, as tied weights have.
+        axis: The axis of the units; negative axes count from the end.
+        index_map: Which indices along the axis belong to which unit.
+        role: How the parameter uses the units.
+        aliases: Other names of the same parameter, for tied weights.
 
     Raises:
         LayerError: The axis does not exist, or the index map does not fit it.
@@ -70,22 +70,20 @@ class Member:
 
     @property
     def unit_size(self) -> int:
-        """Numbers of the parameter that belong to one unit."""
+        """Number of elements of the parameter that belong to one unit."""
         return math.prod(self.shape) // self.shape[self.axis] * self.index_map.width
 
     def score_units(self, scores: Array) -> Array:
         """Add up the scores of each unit.
 
         Args:
-            scores: One score per number of the parameter, in its shape.
+            scores: One score per element of the parameter, in its shape.
 
         Returns:
             One score per unit, of shape (units,).
         """
         if tuple(scores.shape) != self.shape:
-            raise LayerError(
-                f"{self.parameter!r}: scores of shape {self.shape} are needed, found {tuple(scores.shape)}"
-            )
+            raise LayerError(f"{self.parameter!r}: scores must have shape {self.shape}, found {tuple(scores.shape)}")
         xp, indices = namespace(scores), self.index_map.indices()
         if scores.dtype not in (xp.float32, xp.float64):  # sums in a shorter type overflow
             scores = xp.astype(scores, xp.float32)
@@ -105,17 +103,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
-    """How many units of a group may stay. All of them always may.
+    """Limits for the number of units that a group keeps. Keeping all units is always allowed.
 
     Attributes:
-        multiple: The number that stays is a multiple of this, such as 8 for fast kernels.
-        divisor: The number that stays is divisible by this, such as the groups of a grouped convolution.
-        equal_parts: Units are split into this many runs of equal length, and each keeps the same number, as the query
-            heads of every key/value head do.
-        minimum: Units that stay at least.
+        multiple: The number of kept units is a multiple of this, such as 8 for fast kernels.
+        divisor: The number of kept units is divisible by this, such as the number of groups of a grouped convolution.
+        equal_parts: Units are split into this many runs of equal length, and each run keeps the same number of units,
+            as is required of the query heads of each key/value head.
+        minimum: Minimum number of kept units.
 
     Raises:
-        ConfigError: A number is less than 1.
+        ConfigError: A value is less than 1.
     """
 
     multiple: int = 1
@@ -130,21 +128,22 @@ class Constraints:
 
     @property
     def step(self) -> int:
-        """What the number of units that stay is a multiple of."""
+        """The number of kept units is a multiple of this, which combines all constraints except the minimum."""
         return math.lcm(self.multiple, self.divisor, self.equal_parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Units with slices in several parameters that are pruned together.
+    """Units that have slices in several parameters and are pruned as a whole.
 
     Attributes:
         units: Number of units.
-        members: The slices: axes of parameters. A parameter may occur several times, and in several groups.
-        constraints: How many units may stay.
+        members: The axes of parameters that contain the slices. A parameter may occur several times in a group, and in
+            several groups.
+        constraints: Limits for the number of kept units.
 
     Raises:
-        LayerError: A member has another number of units, or two members claim the same slice.
+        LayerError: A member has a different number of units, or two members contain the same slice.
         ConfigError: The units cannot be split into equal parts.
 
     Example:
@@ -173,33 +172,33 @@ class Group:
         for member in self.members:
             if member.index_map.units != self.units:
                 raise LayerError(
-                    f"{member.parameter!r}, axis {member.axis}: the group has {self.units} units, and its index map "
-                    f"{member.index_map.units}"
+                    f"{member.parameter!r}, axis {member.axis}: the group has {self.units} units, but the index map "
+                    f"has {member.index_map.units}"
                 )
         self._check_disjoint()
 
     @property
     def unit_size(self) -> int:
-        """Numbers that belong to one unit, over all members."""
+        """Number of elements that belong to one unit, over all members."""
         return sum(member.unit_size for member in self.members)
 
     @property
     def pinned(self) -> tuple[str, ...]:
-        """Parameters that keep the group from being pruned."""
+        """Parameters that prevent the group from being pruned."""
         return tuple(member.parameter for member in self.members if member.role is Role.PINNED)
 
     def score_units(self, scores: Mapping[str, Array]) -> Array:
         """Add up the scores of each unit over its members.
 
         Args:
-            scores: Name of a parameter, or one of its aliases → one score per number, in its shape. Members without
-                scores, such as biases, do not count.
+            scores: Name of a parameter, or one of its aliases → one score per element, in its shape. Members without
+                scores, such as biases, are ignored.
 
         Returns:
             One score per unit, of shape (units,).
 
         Raises:
-            LayerError: No member has scores, or they have another shape.
+            LayerError: No member has scores, or scores have the wrong shape.
         """
         total: Any = None
         for member in self.members:
@@ -208,40 +207,42 @@ class Group:
                 part = member.score_units(scores[name])
                 total = part if total is None else total + part
         if total is None:
-            raise LayerError(f"scores are needed for one of {[member.parameter for member in self.members]}")
+            raise LayerError(
+                f"there must be scores for at least one of {[member.parameter for member in self.members]}"
+            )
         return total
 
     def count_kept(self, prune: int) -> int:
-        """Return how many units stay if about `prune` are to be pruned.
+        """Return how many units to keep in order to prune about `prune` units.
 
-        It is the number nearest to ``units - prune`` that the constraints allow; of two equally near ones, the greater.
+        This is the number nearest to ``units - prune`` that the constraints allow. Ties go to the greater number.
         """
-        rules, wanted = self.constraints, self.units - prune
+        rules, target = self.constraints, self.units - prune
         step, lowest = rules.step, -(-rules.minimum // rules.step) * rules.step
         if self.pinned or lowest >= self.units:
             return self.units
         allowed = {lowest, self.units}
-        for kept in (wanted // step * step, (wanted // step + 1) * step):
+        for kept in (target // step * step, (target // step + 1) * step):
             allowed.add(min(max(kept, lowest), self.units))
-        return min(allowed, key=lambda kept: (abs(kept - wanted), -kept))
+        return min(allowed, key=lambda kept: (abs(kept - target), -kept))
 
     def select_units(self, scores: Array, prune: int) -> Flags:
-        """Choose the units that stay: those with the highest scores; of equals, the lower index.
+        """Select the units with the highest scores to keep. Ties go to the lower index.
 
         Args:
             scores: One score per unit.
-            prune: Units to prune; rounded as `count_kept` says.
+            prune: Number of units to prune, rounded by `count_kept`.
 
         Returns:
-            One boolean per unit, ``True`` where it stays.
+            One boolean per unit, ``True`` = kept.
 
         Raises:
-            LayerError: The number of scores is not that of the units.
+            LayerError: The number of scores is not the number of units.
             ScoreError: A score is ``nan``.
         """
         values = np.asarray(scores)
         if values.shape != (self.units,):
-            raise LayerError(f"one score for each of {self.units} units is needed, found shape {values.shape}")
+            raise LayerError(f"scores must have shape {(self.units,)}, found {values.shape}")
         if np.isnan(values).any():
             raise ScoreError(f"scores must be numbers, found nan for unit {int(np.argmax(np.isnan(values)))}")
         kept, parts = self.count_kept(prune), self.constraints.equal_parts
@@ -254,22 +255,22 @@ class Group:
         return keep
 
     def masks(self, keep: Flags) -> dict[str, Flags]:
-        """Return the mask of every parameter: ``False`` where a unit is pruned.
+        """Return the mask of each parameter, ``False`` where a unit is pruned.
 
         Args:
-            keep: One boolean per unit, ``True`` where it stays.
+            keep: One boolean per unit, ``True`` = kept.
 
         Raises:
-            LayerError: A unit is pruned although a member is pinned, or `keep` has another length.
+            LayerError: A unit is pruned although a member is pinned, or `keep` has the wrong length.
         """
         if keep.shape != (self.units,):
-            raise LayerError(f"one boolean for each of {self.units} units is needed, found shape {keep.shape}")
+            raise LayerError(f"keep must have shape {(self.units,)}, found {keep.shape}")
         if self.pinned and not keep.all():
             raise LayerError(f"units cannot be pruned: {', '.join(map(repr, self.pinned))} must keep its shape")
         return intersect_masks({member.parameter: member.mask(keep)} for member in self.members)
 
     def _check_disjoint(self) -> None:
-        """Refuse slices of one axis that belong to several members."""
+        """Raise `LayerError` if an index along an axis belongs to several members."""
         owners: dict[tuple[str, int], Flags] = {}
         for member in self.members:
             indices = member.index_map.indices()
@@ -281,13 +282,13 @@ class Group:
                 index = int(conflict[0])
                 raise LayerError(
                     f"{member.parameter!r}, axis {member.axis}: members overlap: index {index} belongs to unit "
-                    f"{before[index]} of one and to unit {claimed[index]} of another"
+                    f"{before[index]} of one member and to unit {claimed[index]} of another"
                 )
             owners[member.parameter, member.axis] = np.where(claimed >= 0, claimed, before)
 
 
 def intersect_masks(masks: Iterable[Mapping[str, Flags]]) -> dict[str, Flags]:
-    """Combine masks of several groups: a number stays where every group keeps it.
+    """Combine the masks of several groups: an element is kept if every group keeps it.
 
     Example:
         >>> rows, columns = np.array([[True], [False]]), np.array([[True, False]])

@@ -1,4 +1,4 @@
-"""Which slices of an axis belong to which unit."""
+"""Index maps: which indices along an axis belong to which unit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class IndexMap(ABC):
-    """The indices along one axis that belong to each unit; every unit has the same number of them.
+    """Map units to indices along one axis. Every unit has the same number of indices.
 
     Attributes:
         units: Number of units, at least 1.
@@ -61,7 +61,7 @@ class AffineMap(IndexMap):
         units: Number of units.
         width: Indices per unit.
         stride: Distance from the first index of a unit to that of the next; ``None``: `width`, so that units are
-            neighbours.
+            adjacent.
         offset: First index of unit 0.
 
     Raises:
@@ -95,13 +95,13 @@ class AffineMap(IndexMap):
 
 @dataclass(frozen=True, slots=True)
 class ExplicitMap(IndexMap):
-    """The indices of each unit, one by one, for layouts that no `AffineMap` describes.
+    """List the indices of each unit, for layouts that an `AffineMap` cannot describe.
 
     Attributes:
         rows: The indices of each unit; all of the same length.
 
     Raises:
-        ConfigError: There is no unit, a unit without an index, or units of unequal length.
+        ConfigError: There are no units, units without indices, or units with different numbers of indices.
 
     Example:
         Two channels of three positions each, flattened with channels last:
