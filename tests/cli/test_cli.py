@@ -269,7 +269,7 @@ def test_completed_names_are_those_that_exist() -> None:
     import secateur.allocations
     import secateur.refiners
     import secateur.solvers
-    from secateur.patterns.base import pattern_class
+    from secateur.patterns.base import get_pattern_class
 
     own = "secateur."
     for names, registry in (
@@ -278,7 +278,7 @@ def test_completed_names_are_those_that_exist() -> None:
         (ALLOCATIONS, secateur.allocations.ALLOCATIONS),
     ):
         assert set(names) == {name for name, kind in registry.items() if kind.__module__.startswith(own)}
-    assert all(map(pattern_class, PATTERNS))
+    assert all(map(get_pattern_class, PATTERNS))
 
 
 def test_completion_loads_no_framework(folder: Path) -> None:

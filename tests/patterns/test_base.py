@@ -29,7 +29,7 @@ from secateur.patterns import (
     get_pattern,
     register_pattern,
 )
-from secateur.patterns.base import pattern_class
+from secateur.patterns.base import get_pattern_class
 from secateur.patterns.selection import Scores
 
 torch = pytest.importorskip("torch")
@@ -59,7 +59,7 @@ def units_in(spec: str) -> dict[str, int]:
 
 
 def test_every_registered_pattern_is_here() -> None:
-    assert {pattern_class(spec) for spec in SPECS} == set(PATTERNS.values())
+    assert {get_pattern_class(spec) for spec in SPECS} == set(PATTERNS.values())
 
 
 @every_pattern

@@ -207,7 +207,7 @@ def test_text_of_a_locked_run() -> None:
     assert {row["target_sparsity"] for row in found.to_dict()["layers"]} == {0.0}
 
 
-SIZES = "Channels differ in size: the share of weights will differ from the target."
+SIZES = "Channels differ in size: the share of pruned weights will differ from the target."
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The importance of each weight: higher scores survive."""
+"""The base class and the registry of criteria. Weights with higher scores are kept."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ CRITERIA: Registry[type[BaseCriterion]] = Registry("criterion")
 """Criterion name → criterion class."""
 
 register_criterion = CRITERIA.register
-"""Class decorator: adds a criterion class to `CRITERIA` under a name. A name taken twice raises."""
+"""Class decorator that adds a criterion to `CRITERIA` under a name. Raises `ConfigError` if the name is taken."""
 
 
 Score = TypeVar("Score", bound=Callable[..., Array])
 
 ELEMENTWISE: set[Callable[..., Array]] = set()
-"""The methods `BaseCriterion.score` that are marked as `elementwise`."""
+"""Implementations of `BaseCriterion.score` that are marked as `elementwise`."""
 
 
 def elementwise(score: Score) -> Score:
     """Mark a `BaseCriterion.score` that computes each score from a single weight and its gradient.
 
-    It is then called with arrays in their stored shape, which saves a transposition.
+    It is then called with arrays in their stored shape, which avoids a transposition.
     """
     ELEMENTWISE.add(score)
     return score
 
 
 class BaseCriterion(ABC):
-    """Computes one score per weight from the weight and its gradient, and accumulates scores over steps.
+    """Compute one score per weight from the weight and its gradient, and accumulate scores over steps.
 
     After each step ``score ← decay · score + score_of_this_step``. The configured reduction then turns the scores of a
     unit's weights into one. If the reduction is linear (mean, sum), scores are accumulated per unit.
@@ -60,7 +60,7 @@ class BaseCriterion(ABC):
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether `score` is marked as `elementwise`; an override has to be marked again."""
+        """Whether `score` is marked as `elementwise`; overrides must be marked again."""
         return type(self).score in ELEMENTWISE
 
     @abstractmethod
@@ -69,14 +69,14 @@ class BaseCriterion(ABC):
 
         Args:
             weight: Weights, of shape (output channels, kernel positions, input channels).
-            gradient: The loss's gradient with respect to them, of the same shape; ``None`` where not needed.
+            gradient: The gradient of the loss with respect to the weights, of the same shape; ``None`` if not needed.
 
         Returns:
             Scores in the shape of `weight`.
         """
 
     def unit_score(self, scores: Array) -> Array:
-        """Transform the reduced scores of one step; by default they stay as they are.
+        """Transform the reduced scores of one step. The default returns them unchanged.
 
         Args:
             scores: One reduced score per unit, one-dimensional.
@@ -91,6 +91,6 @@ def get_criterion(config: PruningConfig, layer: str) -> BaseCriterion:
     """Create the criterion registered under ``config.criterion``, for one layer.
 
     Raises:
-        UnknownNameError: There is none; the message lists the known names.
+        UnknownNameError: The name is not registered; the message lists the known names.
     """
     return CRITERIA.find(config.criterion)(config, layer)

@@ -1,4 +1,4 @@
-"""The magnitude of the gradient."""
+"""Score weights by the magnitude of their gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Gradient"]
 
 @register_criterion("gradient")
 class Gradient(BaseCriterion):
-    """``|g|`` of the last step: keeps the weights that training still changes most.
+    """``|g|`` of the last step, which keeps the weights that training changes most.
 
     Example:
         >>> import numpy as np

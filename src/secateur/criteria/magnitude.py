@@ -1,4 +1,4 @@
-"""The magnitude of the weight."""
+"""Score weights by their magnitude."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __getattr__ = deprecated_getattr(__name__, {"Magnitude": "secateur.criteria:Magn
 
 @register_criterion("magnitude")
 class MagnitudeCriterion(BaseCriterion):
-    """``|w|``.
+    """``|w|``, which keeps the weights of largest magnitude.
 
     Source:
         Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.

@@ -1,4 +1,4 @@
-"""Whether training moves the weight away from zero."""
+"""Score weights by whether training moves them away from zero."""
 
 from __future__ import annotations
 

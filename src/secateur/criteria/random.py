@@ -1,4 +1,4 @@
-"""Random scores: the baseline that every criterion must beat."""
+"""Score weights at random, as a baseline that other criteria should beat."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Random"]
 
 @register_criterion("random")
 class Random(BaseCriterion):
-    """Uniform in [0, 1); depends only on the seed and the layer's name, not on step, device or framework."""
+    """Uniform in [0, 1). Scores depend on the seed and the name of the layer, not on step, device or framework."""
 
     needs_gradient: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""Connection sensitivity, of one step and accumulated over steps."""
+"""Score weights by connection sensitivity, in one step or accumulated over steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Snip", "SnipMomentum"]
 
 @register_criterion("snip")
 class Snip(BaseCriterion):
-    """``|w · g|`` of the last step: how much the loss changes without the weight, to first order.
+    """``|w · g|`` of the last step: the first-order change of the loss if the weight is removed.
 
     Source:
         Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", arXiv:1810.02340.

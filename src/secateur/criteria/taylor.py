@@ -1,4 +1,4 @@
-"""First-order Taylor expansion over a whole unit."""
+"""Score units by a first-order Taylor expansion of the loss."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Taylor"]
 class Taylor(BaseCriterion):
     """``score ← 0.9 · score + (Σ w · g)²``, the sum over a unit's weights.
 
-    The squared change of the loss without the whole unit, to first order. Effects of opposite sign within a unit
-    cancel, unlike in sums of ``|w · g|``. The definition includes the reduction, so ``criterion_reduce_type`` is
+    This is the squared first-order change of the loss if the whole unit is removed. Effects of opposite sign within a
+    unit cancel, unlike in sums of ``|w · g|``. The definition includes the reduction, so ``criterion_reduce_type`` is
     ignored.
 
     Source:

@@ -207,9 +207,7 @@ class Group:
                 part = member.score_units(scores[name])
                 total = part if total is None else total + part
         if total is None:
-            raise LayerError(
-                f"there must be scores for at least one of {[member.parameter for member in self.members]}"
-            )
+            raise LayerError(f"at least one of {[member.parameter for member in self.members]} must have scores")
         return total
 
     def count_kept(self, prune: int) -> int:

@@ -25,7 +25,7 @@ __all__ = [
     "KerasBasePattern",
     "PytorchBasePattern",
     "get_pattern",
-    "pattern_class",
+    "get_pattern_class",
     "register_pattern",
 ]
 
@@ -384,10 +384,10 @@ def get_pattern(
         tensor(12)
     """
     settings = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
-    return _create_pattern(pattern_class(settings.pattern), get_framework(framework), settings, modules)
+    return _create_pattern(get_pattern_class(settings.pattern), get_framework(framework), settings, modules)
 
 
-def pattern_class(specification: str) -> type[BasePattern]:
+def get_pattern_class(specification: str) -> type[BasePattern]:
     """Return the registered class that serves a specification.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from secateur._array import count_true
 from secateur.errors import ConfigError, LayerError
 from secateur.frameworks.view import WeightView
-from secateur.patterns.base import BasePattern, pattern_class
+from secateur.patterns.base import BasePattern, get_pattern_class
 from secateur.patterns.nm import SPECIFICATION
 from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 
@@ -194,7 +194,7 @@ def _group_sizes(specification: str | None) -> list[int]:
 def _tile(specification: str, view: WeightView) -> Tiling | None:
     """Return how a pattern tiles a weight; ``None``: it does not fit."""
     try:
-        return _tile_cached(pattern_class(specification), specification, view)
+        return _tile_cached(get_pattern_class(specification), specification, view)
     except ConfigError:
         return None
 

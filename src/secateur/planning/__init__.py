@@ -1,4 +1,4 @@
-"""The dry run: which layers are pruned and how, or why not."""
+"""Plan a run: which layers will be pruned, and how, and why the others stay dense."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Plan", "PlannedLayer", "plan"]
 
 
 def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
-    """List every layer with what will happen to it; nothing is changed.
+    """List how each layer will be pruned, or why it stays dense, without changing the model.
 
     Args:
         model: A torch module or a Keras model.
@@ -28,5 +28,5 @@ def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
         >>> secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units
         16
     """
-    made: Plan = import_leaf("secateur.planning", model).plan(model, config)
-    return made
+    result: Plan = import_leaf("secateur.planning", model).plan(model, config)
+    return result

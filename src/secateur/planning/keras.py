@@ -34,16 +34,16 @@ def plan(model: keras.Model, config: PruningConfig | Mapping[str, Any], *, prune
     """
     if not model.built:
         raise UnsupportedModelError(
-            f"The model {model.name!r} must be built, so that its kernels have shapes. Call model.build(input_shape), "
-            f"or the model on one batch, first."
+            f"The model {model.name!r} must be built, so that its kernels have shapes. "
+            f"Call model.build(input_shape), or call the model with one batch, first."
         )
     return make_plan(config, find_candidates(model, prune_frozen=prune_frozen), list(list_layers(model)), "keras")
 
 
 def find_candidates(model: keras.Model, *, prune_frozen: bool = False) -> list[Candidate]:
-    """Find every layer that owns a variable of at least two axes, in the model's order.
+    """Find every layer that owns a variable with at least two axes, in the order of the model.
 
-    Frozen layers stay dense for that reason, unless `prune_frozen`.
+    Frozen layers stay dense, unless `prune_frozen` is set.
     """
     layers = find_weight_layers(model)
     outputs = _find_output_layers(model, layers.values())
@@ -78,13 +78,13 @@ def _find_output_layers(model: keras.Model, layers: Collection[keras.Layer]) -> 
     ends = _find_graph_ends(model, {id(layer) for layer in supported})
     if ends is not None:
         return ends
-    # A subclassed model has no graph. Its last layer counts, unless it is inside another, as in a stack of blocks.
+    # A subclassed model has no graph. Its last layer is the output, unless it is inside another layer, such as a block.
     top_level = {id(layer) for layer in list_inner_layers(model)}
     return {id(layer) for layer in supported[-1:] if id(layer) in top_level}
 
 
 def _find_graph_ends(model: keras.Model, supported: Collection[int]) -> set[int] | None:
-    """Return the last of the `supported` layers before each output, or ``None`` if the model has no graph."""
+    """Return the identity of the last supported layer before each output, or ``None`` if the model has no graph."""
     functional = getattr(model, "_functional", model)
     outputs = getattr(functional, "outputs", None)
     if outputs is None or not hasattr(functional, "operations"):

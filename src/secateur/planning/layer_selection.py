@@ -1,4 +1,4 @@
-"""Which layers a configuration selects, and why the others stay dense."""
+"""Select the layers to prune from a configuration, and explain why the others stay dense."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateur.planning.tied_weights import resolve_tied_weights
 __all__ = ["raise_if_named", "select_layers"]
 
 SEPARATORS = {".": "[.].*", "/": "/.*"}
-"""The separator between a part of a model and its layers, in torch and in Keras → an expression for all of them."""
+"""Separator between a part of a model and its layers, in torch and in Keras → an expression that matches them all."""
 
 
 def select_layers(
@@ -30,7 +30,7 @@ def select_layers(
 
     Raises:
         UnknownNameError: A name, expression or type in the configuration matches no layer.
-        LayerError: A layer that was named cannot be pruned.
+        LayerError: A layer that the configuration names cannot be pruned.
     """
     _check_names(config, [candidate.name for candidate in candidates], modules)
     _check_types(config, candidates)
@@ -75,12 +75,12 @@ def _decide(config: PruningConfig, candidate: Candidate, candidates: Sequence[Ca
 
 
 def _fill_scope(config: PruningConfig) -> PruningConfig:
-    """Return the settings with a scope, so that layers without one are ranked with those that say ``"global"``."""
+    """Set the default scope, so that layers without a scope are ranked with those that have ``"global"``."""
     return config if config.pruning_scope else config.model_copy(update={"pruning_scope": "global"})
 
 
 def _lock_zeros(config: PruningConfig) -> PruningConfig:
-    """Return settings that keep every zero, whatever the shape: single weights, no target and no bounds."""
+    """Return settings that keep every zero of any weight: single weights, no target and no bounds."""
     free = {"target_sparsity": 0.0, "min_sparsity_ratio_per_op": 0.0, "max_sparsity_ratio_per_op": 1.0}
     return PruningConfig.from_dict(config.model_dump() | free | {"pattern": "1x1"})
 

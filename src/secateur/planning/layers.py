@@ -1,4 +1,4 @@
-"""The layers of a plan: what is known of each, what is decided, and the row that a plan shows."""
+"""Data classes for the layers of a plan: candidates, decisions and rows of the table."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Candidate:
     """A layer whose weight has at least two axes.
 
     Attributes:
-        name: The layer's name in the model.
+        name: Name of the layer in the model.
         module: The layer.
         types: Its type and its families, most specific first.
-        shape: Its weight as stored.
-        weight_id: The same for layers that share a weight.
-        is_output: Whether it is a classifier or language-model head of the model.
+        shape: Shape of its weight as stored.
+        weight_id: Identifier of its weight, equal for layers that share a weight.
+        is_output: Whether it is an output layer of the model, such as a classifier or a language-model head.
         reason: Why it cannot be pruned; ``None`` if it can.
     """
 
@@ -38,14 +38,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class LayerDecision:
-    """What happens to a layer: it is pruned with a configuration, or stays dense for a reason.
+    """The decision to prune a layer with a configuration, or to keep it dense for a reason.
 
     Attributes:
         candidate: The layer.
         config: How it is pruned; ``None`` if it stays dense.
         reason: Why it stays dense.
         is_requested_dense: Whether it stays dense because of the configuration or because it is an output layer, rather
-            than because it cannot be pruned. Then layers that share its weight stay dense too.
+            than because it cannot be pruned. If so, layers that share its weight stay dense too.
     """
 
     candidate: Candidate
@@ -59,9 +59,9 @@ class PlannedLayer:
     """One row of a plan.
 
     Attributes:
-        name: The layer's name in the model.
+        name: Name of the layer in the model.
         kind: Its type.
-        shape: Its weight as stored.
+        shape: Shape of its weight as stored.
         config: How it is pruned; ``None`` if it stays dense.
         units: Number of units in its weight; 0 if it stays dense.
         unit_size: Weights in one unit.

@@ -1,4 +1,4 @@
-"""Output layers: classifiers and language-model heads stay dense unless the configuration names them."""
+"""Find output layers. Classifiers and language-model heads stay dense unless the configuration names them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ __all__ = ["find_output_names", "stays_dense_as_output"]
 HEAD_NAMES = frozenset(
     {"classifier", "cls", "embed_out", "fc_out", "head", "lm_head", "output_projection", "qa_outputs", "score"}
 )
-"""Names that model families give their output layer, or the part of the model that ends with it."""
+"""Usual names of output layers, or of parts of a model that end with the output layer."""
 
 
 def stays_dense_as_output(candidate: Candidate, candidates: Sequence[Candidate]) -> bool:
     """Whether a layer stays dense because it is an output layer.
 
-    The only layer of a model that patterns support is pruned even if it is the output.
+    If a model has only one supported layer, it is pruned even if it is the output.
     """
     return candidate.is_output and sum(not LAYER_FAMILIES.isdisjoint(other.types) for other in candidates) != 1
 
 
 def find_output_names(names: Collection[str], is_list: Callable[[str], bool]) -> list[str]:
-    """Find the output layers of a model that does not say which they are, by name and order.
+    """Find the output layers of a model that does not declare them, by name and order.
 
-    These are the last layer of each part that is named like a head, or else the last layer of the model, unless it is
-    part of a list, as the last layer of an encoder without a head is.
+    These are the last layer of each part that has the name of a head. If there is none, it is the last layer of the
+    model, unless that is in a list of blocks, as in an encoder without a head.
 
     Args:
-        names: The layers that patterns support, in the model's order; dots separate the parts that contain them.
-        is_list: Whether the part of that name is a list of repeated blocks.
+        names: Names of the supported layers, in the order of the model; dots separate the names of parts.
+        is_list: Returns whether the part with a name is a list of repeated blocks.
 
     Example:
         >>> find_output_names(["body.0", "body.1", "lm_head"], lambda part: part == "body")
@@ -48,10 +48,10 @@ def find_output_names(names: Collection[str], is_list: Callable[[str], bool]) ->
 
 
 def _find_heads(names: Collection[str], is_list: Callable[[str], bool]) -> list[str]:
-    """Find the last layer of each part named like a head.
+    """Find the last layer of each part that has the name of a head.
 
-    Only parts of the model itself, or of the model that it wraps, count: inside blocks such names mean something else,
-    as in ``attention.score``.
+    Only parts at the top level of the model, or of the model that it wraps, count. Inside blocks the same names mean
+    something else, as in ``attention.score``.
     """
     levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
     depth = len(list(takewhile(lambda parts: len(set(parts)) == 1, levels)))

@@ -1,4 +1,4 @@
-"""The plan: what will happen to each layer of a model, before anything is changed."""
+"""The plan of a run: how each layer of a model will be pruned, or why it stays dense."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import LayerError
 from secateur.patterns import BasePattern, get_pattern
-from secateur.patterns.base import pattern_class
+from secateur.patterns.base import get_pattern_class
 from secateur.planning.layer_selection import raise_if_named, select_layers
 from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
 from secateur.schedules import get_schedule
@@ -20,24 +20,24 @@ from secateur.schedules import get_schedule
 __all__ = ["Plan", "make_plan"]
 
 VOCABULARY: dict[str, Callable[[Any], Any]] = {
-    "pattern": pattern_class,
+    "pattern": get_pattern_class,
     "criterion": CRITERIA.find,
     "pruning_type": CRITERIA.find,
     "sparsity_decay_type": get_schedule,
 }
-"""Keys of a configuration whose value is a name → the look-up that raises for unknown names."""
+"""Keys of a configuration whose value is a name → a function that raises an error for unknown names."""
 
 COLUMNS = ("layer", "type", ">shape", "pattern", ">units", ">target", "ranked / reason")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a configuration means for a model.
+    """How a configuration prunes the layers of a model.
 
     Attributes:
         config: The configuration.
-        layers: Every layer whose weight has at least two axes, in the model's order.
-        patterns: How layers are pruned; layers with equal settings share a pattern.
+        layers: Every layer whose weight has at least two axes, in the order of the model.
+        patterns: The patterns of the pruned layers; layers with equal settings share a pattern.
 
     Example:
         >>> import torch, secateur
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def dense(self) -> dict[str, str]:
-        """Layer that stays dense → why."""
+        """Layer that stays dense → the reason."""
         return {layer.name: layer.reason for layer in self.layers if layer.reason is not None}
 
     def table(self) -> Table:
@@ -78,8 +78,8 @@ class Plan:
         pruned = [layer for layer in self.layers if layer.is_pruned]
         weights = sum(layer.units * layer.unit_size for layer in pruned)
         is_locked = all(pattern.config.kind == "pattern_lock" for pattern in self.patterns)
-        fate = "keep their zeros" if is_locked else "to be pruned"
-        return f"{len(pruned)} of {format_count(len(self.layers), 'layer')} {fate}, with {weights:,} weights."
+        action = "keep their zeros" if is_locked else "to be pruned"
+        return f"{len(pruned)} of {format_count(len(self.layers), 'layer')} {action}, with {weights:,} weights."
 
 
 def make_plan(
@@ -94,8 +94,8 @@ def make_plan(
         framework: ``"pytorch"`` or ``"keras"``.
 
     Raises:
-        UnknownNameError: A name in the configuration means nothing.
-        LayerError: A layer that was named cannot be pruned, or no layer can.
+        UnknownNameError: A name in the configuration is unknown.
+        LayerError: A layer that the configuration names cannot be pruned, or no layer can.
         ConfigError: A target is impossible within its bounds.
     """
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
@@ -157,10 +157,10 @@ def _fill_row(row: PlannedLayer, pattern: BasePattern) -> PlannedLayer:
 
 def _make_notes(pattern: BasePattern) -> list[str]:
     if pattern.config.kind == "pattern_lock":
-        return ["pattern_lock: the zeros that are there stay."]
+        return ["pattern_lock: weights that are zero stay zero."]
     lines = [_describe_timing(pattern.config)]
     if pattern.is_global and len({units.unit_size for units in pattern.units.values()}) > 1:
-        lines.append("Channels differ in size: the share of weights will differ from the target.")
+        lines.append("Channels differ in size: the share of pruned weights will differ from the target.")
     return lines
 
 

@@ -38,9 +38,9 @@ def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any], *, prune_f
 
 
 def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Candidate]:
-    """Find every layer that owns a parameter of at least two axes, in the model's order.
+    """Find every layer that owns a parameter with at least two axes, in the order of the model.
 
-    Frozen layers stay dense for that reason, unless `prune_frozen`.
+    Frozen layers stay dense, unless `prune_frozen` is set.
     """
     layers = find_weight_layers(model)
     outputs = _find_output_layers(unwrap_model(model), layers)

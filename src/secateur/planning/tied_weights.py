@@ -1,4 +1,4 @@
-"""Tied weights: layers that share one weight are pruned once, or not at all."""
+"""Resolve tied weights: layers that share a weight are pruned once, or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["resolve_tied_weights"]
 
 
 def resolve_tied_weights(decisions: Sequence[LayerDecision]) -> list[LayerDecision]:
-    """Prune each shared weight in the first layer that has it, and not at all if one of its layers must stay dense."""
+    """Prune each shared weight in the first layer that uses it, or not at all if one of its layers must stay dense."""
     dense = {
         decision.candidate.weight_id: decision.candidate.name for decision in decisions if decision.is_requested_dense
     }

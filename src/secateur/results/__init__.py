@@ -1,4 +1,4 @@
-"""What was done, as plain records."""
+"""Reports of what was done, as tables and JSON."""
 
 from secateur.results.pruning_report import LayerResult, PruningReport
 from secateur.results.records import Column, Record, Report, Row

@@ -15,7 +15,7 @@ __all__ = ["LayerResult", "PruningReport"]
 logger = logging.getLogger(__name__)
 
 MIN_DIFFERENCE = 0.005
-"""Difference between the shares of units and of weights from which on a report points it out."""
+"""Smallest difference between the share of units and the share of weights that a report mentions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +23,13 @@ class LayerResult(Row):
     """One pruned layer.
 
     Attributes:
-        name: The layer's name in the model.
+        name: Name of the layer in the model.
         pattern: Its pattern specification.
-        shape: Its weight as stored.
+        shape: Shape of its weight as stored.
         weights: Number of its weights.
         pruned_weights: Weights that the mask prunes; each is exactly zero.
-        units: Number of units that its weight is tiled into.
-        pruned_units: Units of which no weight is left.
+        units: Number of units in its weight.
+        pruned_units: Units in which every weight is pruned.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -57,15 +57,15 @@ class LayerResult(Row):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningReport(Report):
-    """The result of a run, verified against masks and weights.
+    """The result of a run, verified against its masks and weights.
 
     Attributes:
         layers: Every pruned layer.
-        dense: Layers left dense → why.
+        dense: Layer left dense → the reason.
         step: Optimizer steps taken.
         last_step: Step at which the target is reached.
-        model_weights: Parameters of the whole model; shared ones count once.
-        configs: The configurations of the run, one for all layers of equal settings.
+        model_weights: Number of parameters of the whole model; shared parameters count once.
+        configs: The configurations of the run; layers with equal settings share one.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("sparsity", "unit_sparsity", "model_sparsity", "is_complete")
@@ -95,7 +95,7 @@ class PruningReport(Report):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run reached its last step, and so its target."""
+        """Whether the run reached its last step, and therefore its target."""
         return self.step >= self.last_step
 
     def warn_if_incomplete(self) -> None:

@@ -1,4 +1,4 @@
-"""Records of what was done, as tables and JSON.
+"""Base classes of reports, which can be shown as tables and written as JSON.
 
 A `Row` declares its columns once: heading, alignment, value and format. A `Report` has rows. ``to_dict``, ``table`` and
 ``str`` follow from these declarations.
@@ -22,8 +22,8 @@ class Column:
 
     Attributes:
         heading: Its heading; a leading ``">"`` aligns the column to the right.
-        value: Attribute of a row, or a function that gets the row. The cell of ``None`` is empty.
-        format: Template such as ``"{:.2%}"``, or a function from the value to text.
+        value: Name of an attribute of the row, or a function of the row. ``None`` is shown as an empty cell.
+        format: Template such as ``"{:.2%}"``, or a function that formats the value.
 
     Example:
         >>> Column(">real part", "real", "{:.1f}").format_cell(0.25)
@@ -35,7 +35,7 @@ class Column:
     format: str | Callable[[Any], str] = "{}"
 
     def format_cell(self, row: Any) -> str:
-        """The text of this column's cell in a row."""
+        """Format the cell of this column in a row."""
         value = getattr(row, self.value) if isinstance(self.value, str) else self.value(row)
         if value is None:
             return ""
@@ -55,7 +55,7 @@ class Record:
     omitted: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields and computed values as plain dicts, lists, numbers and strings."""
+        """Return the fields and computed properties as plain dicts, lists, numbers and strings."""
         names = [field.name for field in fields(self) if field.name not in self.omitted]  # type: ignore[arg-type]
         return {name: _to_plain(getattr(self, name)) for name in (*names, *self.computed)}
 
@@ -72,11 +72,11 @@ class Row(Record):
 
     @property
     def is_dimmed(self) -> bool:
-        """Whether the row is shown as less important than others."""
+        """Whether the row is shown dimmed, as less important than others."""
         return False
 
     def cells(self) -> tuple[str, ...]:
-        """The text of each column."""
+        """Return the formatted cells of the row."""
         return tuple(column.format_cell(self) for column in self.columns)
 
 
@@ -103,7 +103,7 @@ class Report(Record, ABC):
     @property
     @abstractmethod
     def columns(self) -> tuple[Column, ...]:
-        """The columns of the table, nearly always those of its rows."""
+        """The columns of the table, usually those of its rows."""
 
     @property
     def footer(self) -> list[str]:
@@ -111,7 +111,7 @@ class Report(Record, ABC):
         return []
 
     def table(self) -> Table:
-        """The report as a table for the terminal."""
+        """Return the report as a table for the terminal."""
         return Table(
             title=self.table_title,
             columns=[column.heading for column in self.columns],
@@ -125,7 +125,7 @@ class Report(Record, ABC):
 
 
 def _to_plain(value: Any) -> Any:
-    """Dicts, lists, numbers and strings in place of records, mappings and tuples."""
+    """Convert records, mappings and tuples to dicts and lists."""
     if isinstance(value, Record):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,7 +1,7 @@
 """The registry of schedules.
 
 A schedule maps ``(initial, target, progress)`` to a sparsity. ``initial`` and ``target`` are sparsities in [0, 1];
-``progress`` is the share of the steps from the start to the end that are done, in [0, 1].
+``progress`` is the fraction of the steps that are done, from the start of the schedule to its end, in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Schedule = Callable[[float, float, float], float]
 SCHEDULES: Registry[Schedule] = Registry("schedule")
 
 register_schedule = SCHEDULES.register
-"""Decorator: ``@register_schedule("mine")`` above a function makes ``"mine"`` usable in configs."""
+"""Decorator: ``@register_schedule("mine")`` registers a function, so that configurations can use ``"mine"``."""
 
 
 def get_schedule(schedule: str | Schedule) -> Schedule:
-    """Return the schedule registered under a name, or a function as it is.
+    """Return the schedule registered under a name; functions are returned unchanged.
 
     Raises:
         UnknownNameError: No schedule has that name.
@@ -30,7 +30,7 @@ def get_schedule(schedule: str | Schedule) -> Schedule:
 
 
 def interpolate(initial: float, target: float, share: float) -> float:
-    """Return the sparsity after a share of the way; exactly `target` at the end, free of rounding.
+    """Interpolate linearly between two sparsities; the result is exactly `target` at the end, without rounding error.
 
     Example:
         >>> interpolate(0.0, 0.8, 0.25)

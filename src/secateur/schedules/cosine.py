@@ -1,4 +1,4 @@
-"""Half a cosine wave."""
+"""The cosine schedule."""
 
 from __future__ import annotations
 

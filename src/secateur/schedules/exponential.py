@@ -1,4 +1,4 @@
-"""Geometrically falling density."""
+"""The exponential schedule."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["exponential"]
 
 @register_schedule("exponential")
 def exponential(initial: float, target: float, progress: float) -> float:
-    """Prune the same share of the *remaining* weights at each step, so that density falls geometrically.
+    """Prune the same fraction of the *remaining* weights at each step, so that the density decreases geometrically.
 
-    A target of 1 cannot be approached that way: everything is pruned in the first step.
+    With a target of 1, everything is pruned in the first step.
 
     Example:
         >>> round(exponential(0.0, 0.75, 0.5), 4)

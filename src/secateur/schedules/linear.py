@@ -1,4 +1,4 @@
-"""Linear interpolation."""
+"""The linear schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["linear"]
 
 @register_schedule("linear")
 def linear(initial: float, target: float, progress: float) -> float:
-    """Prune the same share of all weights at each step.
+    """Prune the same fraction of all weights at each step.
 
     Example:
         >>> linear(0.0, 0.8, 0.25)

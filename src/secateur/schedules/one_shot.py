@@ -1,4 +1,4 @@
-"""The whole target in one step."""
+"""The one-shot schedule."""
 
 from __future__ import annotations
 
