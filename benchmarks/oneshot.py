@@ -32,7 +32,7 @@ import secateur
 from _prose import calibration_tokens, held_out_tokens, perplexity
 from secateur._table import Table
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
-from secateur.oneshot.pytorch.targets import build_targets, make_problem
+from secateur.oneshot.pytorch.targets import build_problem, build_targets
 from secateur.planning.pytorch import plan
 from secateur.refiners import PCG, Block, Distill
 from secateur.solvers import ALPS, Magnitude, SparseGPT, Wanda
@@ -178,7 +178,7 @@ def problems(blocks: Sequence[int], spec: str, solver: Any) -> list[Problem]:
         for tokens in calibration_tokens(tokenizer):
             statistics.start_batch(None)
             model.model(tokens[None], use_cache=False)
-    return [make_problem([targets[name] for name in group], statistics) for group in statistics.group_layers()]
+    return [build_problem([targets[name] for name in group], statistics) for group in statistics.group_layers()]
 
 
 def layers_only(given: argparse.Namespace) -> Iterator[tuple[str, ...]]:

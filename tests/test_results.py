@@ -91,7 +91,7 @@ def test_the_table_of_a_calibrated_report() -> None:
         "encoder.0.fc1    32×16  4x1          50.00%       256 of 512     64 of 128  0.2500",
         "head           1000×16  1xchannel    10.00%  1,600 of 16,000  100 of 1,000  0.0400",
     ]
-    assert lines[9].startswith("Pruned by wanda in 2.5 s, 1.2 s of them in the solver. error: ")
+    assert lines[9].startswith("Pruned by wanda in 2.5 s, of which 1.2 s in the solver. The error is ")
 
 
 def test_json_of_a_pruning_report() -> None:

@@ -328,7 +328,9 @@ def test_a_pattern_that_couples_layers_is_refused() -> None:
 
     pattern = get_pattern({"pattern": "coupled"}, {"a": nn.Linear(2, 8), "b": nn.Linear(3, 8)})
     task = AllocationTask(pattern=pattern, iterate_problems=lambda: iter([]))
-    with pytest.raises(UnsupportedModelError, match="'coupled' couples layers, and solvers prune each layer by itself"):
+    with pytest.raises(
+        UnsupportedModelError, match="'coupled' couples layers, and solvers prune each layer on its own"
+    ):
         allocate(Uniform(), task)
 
 

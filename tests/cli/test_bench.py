@@ -108,7 +108,7 @@ def test_what_is_not_timed_is_told() -> None:
     assert "The forward pass was not timed: inputs must be a file" in report["notes"][1]
     np.savez("inputs.npz", np.ones((5, 9), dtype=np.float32))
     report = found("bench", "pruned", "--rounds", "1", "--model", "cli_nets:build", "--inputs", "inputs.npz")
-    assert "The forward pass was not timed: The model refuses the inputs: RuntimeError: mat1" in report["notes"][1]
+    assert "The forward pass was not timed: The model fails on the inputs: RuntimeError: mat1" in report["notes"][1]
 
 
 @pytest.mark.usefixtures("net")

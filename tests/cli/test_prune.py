@@ -205,7 +205,7 @@ def test_what_cannot_be_done_is_told_before_the_work(folder: Path, arguments: li
         (["torch.nn:Identity"], "No layer of the model can be pruned"),
         (
             ["cli_nets:broken", "--solver", "wanda", "--calibration", "inputs.npz"],
-            "The model refuses calibration batch 0",
+            "The model fails on calibration batch 0",
         ),
         (["cli_nets:build", "--solver", "wanda"], "calibration must be a file of inputs, .npz or .safetensors"),
         (

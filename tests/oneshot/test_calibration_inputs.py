@@ -60,9 +60,9 @@ NO_BATCHES: list[tuple[Any, str]] = [
     ([], "calibration must contain at least one batch, found none"),
     ((), "calibration must contain at least one batch, found none"),
     (iter([]), "calibration must contain at least one batch, found none"),
-    (torch.ones(4, 16), "calibration must be batches, such as a list of them, found a single Tensor"),
-    ({"input": torch.ones(4, 16)}, "calibration must be batches, such as a list of them, found a single dict"),
-    ("text", "calibration must be batches, such as a list of them, found a single str"),
+    (torch.ones(4, 16), "calibration must be an iterable of batches, such as a list, found a single Tensor"),
+    ({"input": torch.ones(4, 16)}, "calibration must be an iterable of batches, such as a list, found a single dict"),
+    ("text", "calibration must be an iterable of batches, such as a list, found a single str"),
     ([torch.ones(4, 16), None], "calibration batch 1 must be a tensor, a tuple of tensors or a mapping .* NoneType"),
     ([np.ones((4, 16))], "calibration batch 0 must be a tensor.*, found ndarray"),
     ([[]], "calibration batch 0 must be a tensor.*, found list"),
@@ -80,7 +80,11 @@ def test_what_are_no_batches(given: Any, message: str) -> None:
 
 def test_what_can_not_be_gone_through() -> None:
     refused(
-        deep_mlp(), CalibrationError, "calibration must be batches.*found a single int", calibration=3, solver="wanda"
+        deep_mlp(),
+        CalibrationError,
+        "calibration must be an iterable.*found a single int",
+        calibration=3,
+        solver="wanda",
     )
 
 
@@ -113,7 +117,7 @@ def test_tokens_must_be_in_the_vocabulary(low: int, high: int, bare: bool) -> No
     good = inputs_of("llama")
     tokens = torch.tensor([[low, 3, high]])
     given: list[Any] = [*good, tokens if bare else {"input_ids": tokens}]
-    message = rf"calibration batch 2: token ids must be in \[0, 64\), found {low} to {high}. Use the model's own"
+    message = rf"calibration batch 2: token ids must be in \[0, 64\), found {low} to {high}. Use the tokenizer of"
     refused(family("llama"), CalibrationError, message, calibration=given, solver="wanda")
 
 
@@ -219,14 +223,14 @@ class Asserting(nn.Sequential):
 @pytest.mark.parametrize(
     ("make", "given", "message"),
     [
-        (deep_mlp, [torch.ones(4, 15)], r"refuses calibration batch 0: RuntimeError: .*shapes cannot be multiplied"),
-        (deep_mlp, [torch.ones(4, 16), torch.ones(4, 15)], r"refuses calibration batch 1: RuntimeError"),
-        (deep_mlp, [torch.ones(4, 16, dtype=torch.long)], r"refuses calibration batch 0: RuntimeError: .*dtype"),
-        (deep_mlp, [(torch.ones(4, 16), torch.ones(4))], r"refuses calibration batch 0: TypeError: .*positional"),
-        (deep_mlp, [{"inputs": torch.ones(4, 16)}], r"refuses calibration batch 0: TypeError: .*'inputs'"),
-        (lambda: Asserting(*deep_mlp()), [torch.ones(4, 15)], r"refuses calibration batch 0: AssertionError: sixteen"),
-        (lambda: family("vit"), [{"pixel_values": torch.ones(1, 4, 9, 9)}], r"refuses calibration batch 0: Value"),
-        (lambda: family("gpt2"), [{"inputs": torch.ones(1, 4)}], r"refuses calibration batch 0: ValueError"),
+        (deep_mlp, [torch.ones(4, 15)], r"fails on calibration batch 0: RuntimeError: .*shapes cannot be multiplied"),
+        (deep_mlp, [torch.ones(4, 16), torch.ones(4, 15)], r"fails on calibration batch 1: RuntimeError"),
+        (deep_mlp, [torch.ones(4, 16, dtype=torch.long)], r"fails on calibration batch 0: RuntimeError: .*dtype"),
+        (deep_mlp, [(torch.ones(4, 16), torch.ones(4))], r"fails on calibration batch 0: TypeError: .*positional"),
+        (deep_mlp, [{"inputs": torch.ones(4, 16)}], r"fails on calibration batch 0: TypeError: .*'inputs'"),
+        (lambda: Asserting(*deep_mlp()), [torch.ones(4, 15)], r"fails on calibration batch 0: AssertionError: sixteen"),
+        (lambda: family("vit"), [{"pixel_values": torch.ones(1, 4, 9, 9)}], r"fails on calibration batch 0: Value"),
+        (lambda: family("gpt2"), [{"inputs": torch.ones(1, 4)}], r"fails on calibration batch 0: ValueError"),
     ],
 )
 def test_batches_that_the_model_refuses(make: Callable[[], nn.Module], given: list[Any], message: str) -> None:
@@ -372,13 +376,13 @@ def test_unknown_names(with_data: bool, options: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": ALPS}, "A solver must be a name or a Solver, found <class"),
-        ({"solver": PCG()}, "A solver must be a name or a Solver, found PCG"),
-        ({"solver": None}, "A solver must be a name or a Solver, found None"),
-        ({"refine": PCG}, "A refiner must be a name or a Refiner, found <class"),
-        ({"refine": None}, "A refiner must be a name or a Refiner, found None"),
-        ({"refine": [ALPS()]}, "A refiner must be a name or a Refiner, found ALPS"),
-        ({"allocation": 3}, "A allocation must be a name or a Allocation, found 3"),
+        ({"solver": ALPS}, "solver must be a name or an instance of Solver, found <class"),
+        ({"solver": PCG()}, "solver must be a name or an instance of Solver, found PCG"),
+        ({"solver": None}, "solver must be a name or an instance of Solver, found None"),
+        ({"refine": PCG}, "refiner must be a name or an instance of Refiner, found <class"),
+        ({"refine": None}, "refiner must be a name or an instance of Refiner, found None"),
+        ({"refine": [ALPS()]}, "refiner must be a name or an instance of Refiner, found ALPS"),
+        ({"allocation": 3}, "allocation must be a name or an instance of Allocation, found 3"),
     ],
 )
 def test_what_is_neither_name_nor_object(options: dict[str, Any], message: str) -> None:

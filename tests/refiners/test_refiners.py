@@ -16,8 +16,8 @@ from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import read_batches
 from secateur.refiners import Block, Distill
 from secateur.refiners.base import BlockTask, ModelTask
-from secateur.refiners.block import _loss
-from secateur.refiners.distill import _divergence
+from secateur.refiners.block import _compute_loss
+from secateur.refiners.distill import _compute_divergence
 from secateur.refiners.tuning import MIN_SCALE, MaskedAdam, shuffle_batches
 from tiny_models import bits, deep_mlp
 from tiny_transformers import family
@@ -125,7 +125,7 @@ def test_the_loss_of_a_block_is_relative_to_what_it_adds_to_each_token() -> None
     task = BlockTask(
         block=nn.Identity(), masks={}, forward=lambda _: found, inputs=inputs, outputs=outputs, keeps=[keep]
     )
-    assert float(_loss(task, 0)) == pytest.approx(sum(tokens) / 4, rel=1e-5)
+    assert float(_compute_loss(task, 0)) == pytest.approx(sum(tokens) / 4, rel=1e-5)
 
 
 def test_padding_does_not_count() -> None:
@@ -135,11 +135,11 @@ def test_padding_does_not_count() -> None:
     read = read_batches(model, [batch | {"attention_mask": mask} for batch in tokens()])
     targets = Distill().targets(model, read, torch.device("cpu"))
     task = ModelTask(model=model, masks={}, batches=read, device=torch.device("cpu"), targets=targets)
-    before = float(_divergence(task, 0).detach())
+    before = float(_compute_divergence(task, 0).detach())
     for target in targets:
         padding = ~read[0].keep
         target.logs[padding] = torch.randn_like(target.logs[padding]).log_softmax(-1)
-    assert before == float(_divergence(task, 0).detach()) == pytest.approx(0, abs=1e-5)
+    assert before == float(_compute_divergence(task, 0).detach()) == pytest.approx(0, abs=1e-5)
 
 
 def test_the_divergence_is_that_of_all_classes_when_all_are_compared() -> None:
@@ -149,7 +149,7 @@ def test_the_divergence_is_that_of_all_classes_when_all_are_compared() -> None:
     for classes, exact in ((64, True), (8, False)):
         targets = Distill(classes=classes).targets(dense, read, torch.device("cpu"))
         task = ModelTask(model=other, masks={}, batches=read, device=torch.device("cpu"), targets=targets)
-        found = sum(float(_divergence(task, number).detach()) for number in range(len(read))) / len(read)
+        found = sum(float(_compute_divergence(task, number).detach()) for number in range(len(read))) / len(read)
         if exact:
             assert found == pytest.approx(divergence(other, dense), rel=1e-4)
         else:  # classes taken together can only lose divergence

@@ -1,4 +1,4 @@
-"""Allocations: decide how much of each layer is pruned, so that the target is met over all layers. Needs torch."""
+"""Allocations: decide how much of each layer is pruned, so that all layers together meet the target. Needs torch."""
 
 from __future__ import annotations
 

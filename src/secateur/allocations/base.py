@@ -83,35 +83,35 @@ register_allocation = ALLOCATIONS.register
 
 
 def allocate(allocation: Allocation, task: AllocationTask) -> dict[str, int]:
-    """Return layer → units to prune: the bounds if they leave no choice, as for full N:M, else the allocation's counts.
+    """Return layer → units to prune: the allocation's counts, or the bounds if they leave no choice, as with full N:M.
 
     Raises:
-        UnsupportedModelError: The pattern couples layers, so no layer has a count of its own.
+        UnsupportedModelError: The pattern couples layers, so layers have no separate counts.
         ConfigError: The counts lack layers, violate their bounds, or miss the total by more than one unit per layer,
-            which is the most that rounding each layer can cause.
+            the largest difference that rounding each layer can cause.
     """
     if task.units.keys() != task.pattern.views.keys():
         raise UnsupportedModelError(
-            f"pattern {task.pattern.pattern!r} couples layers, and solvers prune each layer by itself. "
+            f"pattern {task.pattern.pattern!r} couples layers, and solvers prune each layer on its own. "
             f"Prune without a solver: secateur.prune(model, config)."
         )
     for bound in (task.lower, task.upper):
         if sum(bound.values()) == task.total:
             return bound
     counts = allocation.counts(task)
-    who = f"The allocation {type(allocation).__name__}"
+    subject = f"The allocation {type(allocation).__name__}"
     if counts.keys() != task.units.keys():
         raise ConfigError(
-            f"{who} must return a count for each of {format_list(map(repr, task.units))}, found "
+            f"{subject} must return a count for each of {format_list(map(repr, task.units))}, found "
             f"{format_list(map(repr, counts)) or 'none'}."
         )
     lower, upper = task.lower, task.upper
     for name, count in counts.items():
         if not lower[name] <= count <= upper[name]:
             raise ConfigError(
-                f"{who} must prune {lower[name]} to {upper[name]} of {task.units[name]} units of layer {name!r}, found "
-                f"{count}."
+                f"{subject} must prune {lower[name]} to {upper[name]} of {task.units[name]} units of layer {name!r}, "
+                f"found {count}."
             )
     if abs(sum(counts.values()) - task.total) > len(counts):
-        raise ConfigError(f"{who} must prune {task.total} units in total, found {sum(counts.values())}.")
+        raise ConfigError(f"{subject} must prune {task.total} units in total, found {sum(counts.values())}.")
     return counts

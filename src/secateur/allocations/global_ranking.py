@@ -20,12 +20,12 @@ __all__ = ["Global"]
 @register_allocation("global")
 @dataclass(frozen=True)
 class Global(Allocation):
-    """Prune the units whose removal changes their layer's outputs least, in whatever layer they are.
+    """Prune the units whose removal changes their layer's outputs least, in one ranking over all layers.
 
-    For uncorrelated input features, removing a unit costs ``Σ (|W[i,j]| · ‖X[j]‖)²`` of the output energy. The scores
-    under the square are divided by their mean in the layer, which makes layers comparable; see `mean_score`.
+    For uncorrelated input features, removing a unit costs ``Σ (|W[i,j]| · ‖X[j]‖)²`` of the output energy. The scores,
+    before they are squared, are divided by their mean in the layer, which makes layers comparable; see `mean_score`.
 
-    Only ``max_sparsity_ratio_per_op`` prevents it from pruning a whole layer.
+    A whole layer can be pruned; set ``max_sparsity_ratio_per_op`` to prevent that.
 
     Example:
         >>> import torch, secateur
@@ -44,13 +44,13 @@ class Global(Allocation):
         streams: dict[str, Scores] = {}
         for _, problems in task.iterate_problems():
             for problem in problems:
-                streams |= _streams(problem, task)
+                streams |= _create_streams(problem, task)
         cuts = find_global_cuts({name: streams[name] for name in task.units}, task.total, task.lower, task.upper)
         return {name: cut.pruned for name, cut in cuts.items()}
 
 
-def _streams(problem: Problem, task: AllocationTask) -> dict[str, Scores]:
-    """Layer → the losses of its units."""
+def _create_streams(problem: Problem, task: AllocationTask) -> dict[str, Scores]:
+    """Return layer → the losses of its units."""
     means = {name: mean_score(scores) for name, scores in scores_per_layer(problem).items()}
     streams = {}
     for layer in problem.layers:

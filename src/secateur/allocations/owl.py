@@ -1,4 +1,4 @@
-"""Less from the blocks that have more outliers."""
+"""OWL allocation: prune blocks with more outliers less."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class OWL(Allocation):
         for _, problems in task.iterate_problems():
             scores = {name: layer for problem in problems for name, layer in scores_per_layer(problem).items()}
             if scores:
-                by_block.append(dict.fromkeys(scores, _outlier_share(list(scores.values()), self.outlier)))
-                by_layer |= {name: _outlier_share([layer], self.outlier) for name, layer in scores.items()}
+                by_block.append(dict.fromkeys(scores, _compute_outlier_share(list(scores.values()), self.outlier)))
+                by_layer |= {name: _compute_outlier_share([layer], self.outlier) for name, layer in scores.items()}
         outliers = by_layer
         if len(by_block) > 1:
             outliers = {name: share for block in by_block for name, share in block.items()}
@@ -80,15 +80,15 @@ class OWL(Allocation):
         return apportion(shares, task)
 
 
-def _outlier_share(scores: Sequence[torch.Tensor], multiple: float) -> float:
-    """Share of the scores that exceed a multiple of their mean."""
+def _compute_outlier_share(scores: Sequence[torch.Tensor], multiple: float) -> float:
+    """Return the share of the scores that exceed a multiple of their mean."""
     count = sum(layer.numel() for layer in scores)
     mean = sum(float(layer.sum(dtype=torch.float64)) for layer in scores) / count
     return sum(int((layer > multiple * mean).sum()) for layer in scores) / count
 
 
 def apportion(shares: Mapping[str, float], task: AllocationTask) -> dict[str, int]:
-    """Round shares of layers to units that add up to the total, after a common shift and clipping to the bounds.
+    """Convert shares to whole units that add up to the total, after a common shift and clipping to the bounds.
 
     Counts are rounded down, and the rest goes to the layers with the largest remainders; ties go to the first.
 
@@ -97,20 +97,20 @@ def apportion(shares: Mapping[str, float], task: AllocationTask) -> dict[str, in
         task: The total and the bounds of each layer.
     """
     size, share, low, high = (
-        np.array([each[name] for name in task.units], dtype=np.float64)
-        for each in (task.units, shares, task.lower, task.upper)
+        np.array([values[name] for name in task.units], dtype=np.float64)
+        for values in (task.units, shares, task.lower, task.upper)
     )
 
-    def shift_all(shift: float) -> npt.NDArray[np.float64]:
+    def shift_counts(shift: float) -> npt.NDArray[np.float64]:
         return np.clip(size * (share + shift), low, high)
 
     # The sum is linear between the shifts at which a layer reaches one of its bounds.
     breakpoints = np.unique(np.concatenate([low / size - share, high / size - share]))
-    sums = [shift_all(shift).sum() for shift in breakpoints]
-    wanted = shift_all(float(np.interp(task.total, sums, breakpoints)))
-    counts = [math.floor(count) for count in wanted]
+    sums = [shift_counts(shift).sum() for shift in breakpoints]
+    exact = shift_counts(float(np.interp(task.total, sums, breakpoints)))
+    counts = [math.floor(count) for count in exact]
     missing = task.total - sum(counts)
-    largest_first = [int(place) for place in np.argsort(counts - wanted, kind="stable") if counts[place] < high[place]]
-    for place in largest_first[:missing]:
-        counts[place] += 1
+    largest_first = [int(index) for index in np.argsort(counts - exact, kind="stable") if counts[index] < high[index]]
+    for index in largest_first[:missing]:
+        counts[index] += 1
     return dict(zip(task.units, counts, strict=True))

@@ -1,4 +1,4 @@
-"""Scores for comparing layers.
+"""Scores that make layers comparable.
 
 Legend: G groups, R rows, F input features.
 """
@@ -13,7 +13,7 @@ __all__ = ["mean_score", "scores_per_layer"]
 
 
 def scores_per_layer(problem: Problem) -> dict[str, torch.Tensor]:
-    """Layer → ``|W[i,j]| · ‖X[j]‖``, of shape (G, R, F)."""
+    """Return layer → ``|W[i,j]| · ‖X[j]‖``, of shape (G, R, F)."""
     scores_GRF = problem.weight.abs() * problem.norms[:, None]
     return {layer.name: scores_GRF[:, slice(*layer.rows)] for layer in problem.layers}
 

@@ -19,7 +19,7 @@ from secateur.solvers.problem import Problem
 __all__ = ["Sensitivity"]
 
 Curve = Sequence[tuple[int, float]]
-"""Numbers of pruned units in rising order, each with the error of the layer's outputs."""
+"""Numbers of pruned units in ascending order, each with the error of the layer's outputs."""
 
 
 @register_allocation("sensitivity")
@@ -66,15 +66,15 @@ class Sensitivity(Allocation):
 
     def counts(self, task: AllocationTask) -> dict[str, int]:
         """See `Allocation.counts`."""
-        grids = self._grids(task)
+        grids = self._build_grids(task)
         curves: dict[str, Curve] = {}
         for _, problems in task.iterate_problems():
             for problem in problems:
-                curves |= self._measure(problem, grids)
+                curves |= self._measure_curves(problem, grids)
         return minimize_error({name: curves[name] for name in task.units}, task.total)
 
-    def _grids(self, task: AllocationTask) -> dict[str, list[int]]:
-        """Layer → the counts to measure, evenly spaced, equally many per layer; small layers have duplicates."""
+    def _build_grids(self, task: AllocationTask) -> dict[str, list[int]]:
+        """Return layer → evenly spaced counts to measure, the same number per layer; small layers have duplicates."""
         unit_share = float(task.pattern.budget.unit_share)
         low, high = (task.target * factor / unit_share for factor in (1 - self.span, 1 + self.span))
         lower, upper = task.lower, task.upper
@@ -83,7 +83,7 @@ class Sensitivity(Allocation):
             for name, units in task.units.items()
         }
         low_total, high_total = (sum(end) for end in zip(*ends.values(), strict=True))
-        if not low_total <= task.total <= high_total:  # bounds are rounded, which matters for layers of few units
+        if not low_total <= task.total <= high_total:  # bounds are rounded, which matters for layers with few units
             ends = {name: (lower[name], upper[name]) for name in task.units}
         steps = self.points - 1
         return {
@@ -91,16 +91,16 @@ class Sensitivity(Allocation):
             for name, (start, end) in ends.items()
         }
 
-    def _measure(self, problem: Problem, grids: Mapping[str, Sequence[int]]) -> dict[str, Curve]:
-        """Return layer → its curve."""
+    def _measure_curves(self, problem: Problem, grids: Mapping[str, Sequence[int]]) -> dict[str, Curve]:
+        """Return layer → curve."""
         curves: dict[str, dict[int, float]] = {layer.name: {} for layer in problem.layers}
         for point in range(self.points):
             counts = {layer.name: grids[layer.name][point] for layer in problem.layers}
-            for name, error in self._errors(problem, counts).items():
+            for name, error in self._measure_errors(problem, counts).items():
                 curves[name][counts[name]] = error
         return {name: sorted(curve.items()) for name, curve in curves.items()}
 
-    def _errors(self, problem: Problem, counts: Mapping[str, int]) -> dict[str, float]:
+    def _measure_errors(self, problem: Problem, counts: Mapping[str, int]) -> dict[str, float]:
         """Return layer → error of its outputs with the given numbers of units pruned."""
         layers = [
             replace(layer, selector=replace(layer.selector, prune=counts[layer.name], reduction="sum"))
@@ -118,9 +118,9 @@ class Sensitivity(Allocation):
 
 
 def minimize_error(curves: Mapping[str, Curve], total: int) -> dict[str, int]:
-    """Return layer → units to prune, `total` in sum, that minimize the sum of errors on the curves' lower convex hulls.
+    """Return layer → units to prune, adding up to `total`, with the smallest sum of errors on the curves' lower hulls.
 
-    On ties, the earlier layer is pruned first.
+    The hulls are convex. On ties, the earlier layer is pruned first.
 
     Args:
         curves: Layer → its curve of at least one point.
@@ -144,12 +144,12 @@ def _list_segments(curve: Curve) -> Iterator[tuple[float, int]]:
     """Yield error per unit and number of units of each segment of a curve's lower convex hull, the flattest first."""
     hull: list[tuple[int, float]] = []
     for point in curve:
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
+        while len(hull) > 1 and _compute_slope(hull[-2], hull[-1]) >= _compute_slope(hull[-1], point):
             hull.pop()
         hull.append(point)
     for start, end in pairwise(hull):
-        yield _slope(start, end), end[0] - start[0]
+        yield _compute_slope(start, end), end[0] - start[0]
 
 
-def _slope(start: tuple[int, float], end: tuple[int, float]) -> float:
+def _compute_slope(start: tuple[int, float], end: tuple[int, float]) -> float:
     return (end[1] - start[1]) / (end[0] - start[0])

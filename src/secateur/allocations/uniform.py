@@ -13,7 +13,7 @@ __all__ = ["Uniform"]
 @register_allocation("uniform")
 @dataclass(frozen=True)
 class Uniform(Allocation):
-    """Prune every layer to the target; each count is rounded, so the total may be off by half a unit per layer.
+    """Prune every layer to the target. Each count is rounded, so the total may be off by half a unit per layer.
 
     Example:
         >>> import torch, secateur

@@ -24,7 +24,7 @@ def prune(
     allocation: Any = None,
     execution: Execution | None = None,
 ) -> PruningReport:
-    """Prune a model to its target sparsity now, in place.
+    """Prune a model to its target sparsity in one shot, in place.
 
     Without calibration data, units are ranked by the weights alone. With calibration data, a solver prunes a torch
     model layer by layer so that each layer's outputs change as little as possible, and refiners repair the kept
@@ -34,15 +34,15 @@ def prune(
     Args:
         model: A torch module, or a built Keras model (``"magnitude"`` only).
         config: A `PruningConfig`, or a plain mapping with the same keys. Its criterion must not need gradients.
-        calibration: Batches as the model takes them. For a language model, 32 sequences of 512 tokens of ordinary text
-            are enough.
+        calibration: Batches in the form that the model accepts. For a language model, 32 sequences of 512 tokens of
+            ordinary text are enough.
         solver: ``"magnitude"`` (the configured criterion), ``"wanda"``, ``"ria"``, ``"sparsegpt"``, ``"alps"``, or a
             solver object with its own settings.
         refine: Refiners that repair the kept weights, in order: ``"pcg"`` (layer by layer), ``"block"`` (block by
             block), ``"distill"`` (the whole model), refiner objects, or a list of them.
-        allocation: How the target is distributed over layers: ``"uniform"``, ``"global"``, ``"owl"``,
-            ``"sensitivity"`` or an allocation object. ``None``: as ``pruning_scope`` says; if that is ``None`` too,
-            ``"uniform"`` with calibration data and ``"global"`` without.
+        allocation: How to distribute the target over layers: ``"uniform"``, ``"global"``, ``"owl"``,
+            ``"sensitivity"`` or an allocation object. ``None`` follows ``pruning_scope``; if that is ``None`` too, the
+            default is ``"uniform"`` with calibration data and ``"global"`` without.
         execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, and
             progress.
 

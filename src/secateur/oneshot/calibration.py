@@ -12,7 +12,7 @@ from secateur.oneshot.execution import Execution
 __all__ = ["Calibration"]
 
 OLD_ARGUMENTS = ("device", "offload", "folder", "progress", "weights")
-"""Arguments that `Calibration` took after the batches, in their order; now settings of `Execution`."""
+"""Arguments that `Calibration` used to accept after the batches, in order; now settings of `Execution`."""
 
 __getattr__ = deprecated_getattr(__name__, {"Progress": "secateur.oneshot.execution:Progress"})
 
@@ -21,12 +21,12 @@ __getattr__ = deprecated_getattr(__name__, {"Progress": "secateur.oneshot.execut
 class Calibration:
     """Calibration data: batches of ordinary inputs.
 
-    The settings that `Execution` has now are still accepted as arguments, with a ``DeprecationWarning``.
+    Settings that have moved to `Execution` are still accepted as arguments, with a ``DeprecationWarning``.
 
     Attributes:
-        batches: Batches as the model takes them: mappings of keyword arguments, as tokenizers return; tuples of
-            positional arguments; or single tensors. Tokens masked out by ``attention_mask`` do not count. All batches
-            are kept in memory.
+        batches: Batches in the form that the model accepts: mappings of keyword arguments, as tokenizers return;
+            tuples of positional arguments; or single tensors. Tokens masked out by ``attention_mask`` do not count.
+            All batches are kept in memory.
         execution: The settings of `Execution` that were passed here; ``None`` if there were none.
 
     Example:

@@ -1,4 +1,4 @@
-"""Where and how a calibrated run executes."""
+"""Settings of a calibrated run: device, offloading, folder, weights and progress."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """Where and how a calibrated run executes.
+    """Settings that control where and how a calibrated run executes.
 
     Attributes:
         device: The device on which each part of the model runs while it is pruned, e.g. ``"cuda"``; ``None``: the
-            device it is on.
+            model's current device.
         offload: Where the inputs of the next part are stored: in ``"memory"`` on the host, or on ``"disk"``.
         folder: Where finished parts are written, so that the same call resumes an interrupted run. At the end the
             folder is empty, unless `weights` or `keep_parts` is set. ``None``: an interrupted run starts over.
@@ -67,6 +67,6 @@ class Execution:
         if self.offload not in ("memory", "disk"):
             raise ConfigError(f"offload must be 'memory' or 'disk', found {self.offload!r}.")
         if self.weights is not None and self.folder is None:
-            raise ConfigError("weights needs a folder, where the pruned model is written. Set folder.")
+            raise ConfigError("weights needs a folder to write the pruned model to. Set folder.")
         if self.keep_parts and self.folder is None:
-            raise ConfigError("keep_parts needs a folder, where the finished parts stay. Set folder.")
+            raise ConfigError("keep_parts needs a folder to keep the finished parts in. Set folder.")

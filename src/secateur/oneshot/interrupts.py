@@ -79,7 +79,7 @@ def defer_interrupts() -> Iterator[None]:
 
 @contextmanager
 def allow_interrupts() -> Iterator[None]:
-    """Raise a `KeyboardInterrupt` immediately inside this context; for long work that leaves nothing half done."""
+    """Raise a `KeyboardInterrupt` immediately inside this context, for long work that leaves no inconsistent state."""
     if not (_active and _is_main_thread()):
         yield
         return

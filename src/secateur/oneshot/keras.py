@@ -1,4 +1,4 @@
-"""Prune a Keras model once."""
+"""Prune a Keras model in one shot."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ def prune(model: keras.Model, config: PruningConfig | Mapping[str, Any], **optio
     Raises:
         UnsupportedModelError: Calibration data, a solver or a refiner is given.
     """
-    if given := [name for name, value in options.items() if not _is_default(value)]:
+    if unsupported := [name for name, value in options.items() if not _is_default(value)]:
         raise UnsupportedModelError(
-            f"{given[0]} supports torch models only, and this is a Keras model. Leave it out to prune by magnitude."
+            f"{unsupported[0]} supports torch models only, and this is a Keras model. "
+            f"Leave it out to prune by magnitude."
         )
-    made = plan(model, drop_schedule(config), prune_frozen=True)
-    kernels = {name: KernelWeight(name, pattern) for pattern in made.patterns for name in pattern.views}
-    return prune_weights(made, kernels, model.count_params())
+    model_plan = plan(model, drop_schedule(config), prune_frozen=True)
+    kernels = {name: KernelWeight(name, pattern) for pattern in model_plan.patterns for name in pattern.views}
+    return prune_weights(model_plan, kernels, model.count_params())
 
 
 def _is_default(value: Any) -> bool:

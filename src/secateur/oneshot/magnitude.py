@@ -1,4 +1,4 @@
-"""Prune by the weights alone, without data."""
+"""Prune in one shot by the weights alone, without data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ONE_SHOT = {"start_step": 0, "end_step": None, "sparsity_decay_type": "one_shot"
 
 
 def drop_schedule(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
-    """Return the configuration with which a run of zero steps reaches its target.
+    """Return a configuration with which a run of zero steps reaches its target.
 
     Raises:
         ConfigError: One of its criteria needs gradients.

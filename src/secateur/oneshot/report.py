@@ -16,9 +16,9 @@ class CalibratedReport(PruningReport):
 
     Attributes:
         solver: The solver and the refiners.
-        errors: Layer → relative error of its outputs on the calibration data, ``‖X (W − Ŵ)ᵀ‖² / ‖X Wᵀ‖²``, before
-            blocks or the whole model were refined. If only the norms of the inputs were measured, features count as
-            uncorrelated.
+        errors: Layer → relative error of its outputs on the calibration data, ``‖X (W − Ŵ)ᵀ‖² / ‖X Ŵᵀ‖²`` with dense
+            weights Ŵ, before blocks or the whole model are refined. If only the norms of the inputs are measured,
+            features are treated as uncorrelated.
         solver_seconds: Time spent in the solver and in layer refiners.
         seconds: Total time.
     """
@@ -40,6 +40,7 @@ class CalibratedReport(PruningReport):
         mean = math.exp(sum(map(math.log, known)) / len(known)) if known else 0.0
         return [
             *super(CalibratedReport, self).footer,
-            f"Pruned by {self.solver} in {self.seconds:.1f} s, {self.solver_seconds:.1f} s of them in the solver. "
-            f"error: share of a layer's output energy lost on the calibration data, geometric mean {mean:.4f}.",
+            f"Pruned by {self.solver} in {self.seconds:.1f} s, of which {self.solver_seconds:.1f} s in the solver. "
+            f"The error is the share of a layer's output energy lost on the calibration data (geometric mean "
+            f"{mean:.4f}).",
         ]

@@ -1,4 +1,4 @@
-"""The folder of an unfinished run, for code that does not import torch."""
+"""Recognize and remove the folder of an unfinished run, without importing torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def remove_run_folder(folder: Path) -> None:
-    """Remove a run. If killed in between, the rest can still be resumed. Files that cannot be removed stay."""
+    """Remove a run. If this is interrupted, the run can still be resumed. Files that cannot be removed stay."""
     if not os.path.isdir(folder):
         return
     with suppress(OSError):

@@ -28,7 +28,7 @@ __all__ = [
 
 
 class HiddenStates(Protocol):
-    """One hidden state per calibration batch, wherever it is stored."""
+    """One hidden state per calibration batch, in memory or on disk."""
 
     def __len__(self) -> int: ...
 

@@ -58,11 +58,11 @@ class Block(BlockRefiner):
         with optimizer.enable_gradients():
             for step, batches in zip(range(self.steps), order, strict=False):
                 for number in batches:
-                    (_loss(task, number) / len(batches)).backward()
+                    (_compute_loss(task, number) / len(batches)).backward()
                 optimizer.step(1 - step / self.steps)
 
 
-def _loss(task: BlockTask, number: int) -> torch.Tensor:
+def _compute_loss(task: BlockTask, number: int) -> torch.Tensor:
     output = task.forward(number)
     target, inputs = (states[number].to(output.device) for states in (task.outputs, task.inputs))
     lost = (output.float() - target.float()).square().sum(dim=-1)

@@ -35,8 +35,8 @@ class _Prediction:
 class Distill(ModelRefiner):
     r"""Minimize the Kullback-Leibler divergence from the dense model by Adam steps on kept weights, norms and biases.
 
-    For each token, the `classes` most probable continuations of the dense model are compared individually, and all
-    others as one class. This needs neither all of the dense logits nor a second model in memory.
+    For each token, the dense model's `classes` most probable continuations are compared individually, and all others
+    as one class. This needs neither all of the dense logits nor a second model in memory.
 
     Attributes:
         steps: Maximum number of steps, ≥ 1; the learning rate decays to 0 over them.
@@ -80,7 +80,7 @@ class Distill(ModelRefiner):
         """See `ModelRefiner.targets`."""
         predictions = []
         for batch in batches:
-            logs = _logits(batch, model, device).log_softmax(dim=-1)
+            logs = _compute_logits(batch, model, device).log_softmax(dim=-1)
             largest = logs.topk(min(self.classes, logs.shape[-1]), dim=-1)
             predictions.append(_Prediction(largest.indices.int().cpu(), largest.values.cpu()))
         return predictions
@@ -89,41 +89,41 @@ class Distill(ModelRefiner):
         """See `ModelRefiner.refine`."""
         optimizer = MaskedAdam(task.model, task.masks, self.rate)
         order = shuffle_batches(len(task.batches), self.batches_per_step, seed=1)
-        start, left = time.perf_counter(), 1.0
+        start, remaining = time.perf_counter(), 1.0
         with optimizer.enable_gradients():
             for step, numbers in zip(range(self.steps), order, strict=False):
                 for number in numbers:
-                    (_divergence(task, number) / len(numbers)).backward()
-                left = 1 - step / self.steps
+                    (_compute_divergence(task, number) / len(numbers)).backward()
+                remaining = 1 - step / self.steps
                 if self.minutes is not None:
-                    left = min(left, 1 - (time.perf_counter() - start) / (60 * self.minutes))
-                if left <= 0:
+                    remaining = min(remaining, 1 - (time.perf_counter() - start) / (60 * self.minutes))
+                if remaining <= 0:
                     break
-                optimizer.step(left)
+                optimizer.step(remaining)
 
 
-def _divergence(task: ModelTask, number: int) -> torch.Tensor:
+def _compute_divergence(task: ModelTask, number: int) -> torch.Tensor:
     batch = task.batches[number]
     dense: _Prediction = task.targets[number]
-    logs = _logits(batch, task.model, task.device).log_softmax(dim=-1)
+    logs = _compute_logits(batch, task.model, task.device).log_softmax(dim=-1)
     target = dense.logs.to(logs.device)
     output = logs.gather(-1, dense.classes.long().to(logs.device))
     lost = (target.exp() * (target - output)).sum(dim=-1)
     if target.shape[-1] < logs.shape[-1]:
-        rest_target, rest_output = (_rest(part) for part in (target, output))
+        rest_target, rest_output = (_sum_other_classes(part) for part in (target, output))
         lost = lost + rest_target.exp() * (rest_target - rest_output)
     if batch.keep is not None and batch.keep.shape == lost.shape:
         lost = lost[batch.keep.to(lost.device)]
     return lost.mean()
 
 
-def _rest(logs: torch.Tensor) -> torch.Tensor:
-    """Log-probability of all other classes combined."""
+def _sum_other_classes(logs: torch.Tensor) -> torch.Tensor:
+    """Return the log-probability of all other classes combined."""
     rest: torch.Tensor = torch.log1p(-logs.exp().sum(dim=-1).clamp(max=1 - torch.finfo(torch.float32).eps))
     return rest
 
 
-def _logits(batch: ModelBatch, model: nn.Module, device: torch.device) -> torch.Tensor:
+def _compute_logits(batch: ModelBatch, model: nn.Module, device: torch.device) -> torch.Tensor:
     output: Any = batch.run(model, device)
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor):

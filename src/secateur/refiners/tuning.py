@@ -1,4 +1,4 @@
-"""Adam steps on the parameters of a pruned module, which keep pruned weights zero."""
+"""Tune the parameters of a pruned module with Adam, and keep its pruned weights zero."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MaskedAdam:
         module: The module.
         masks: Name of a pruned parameter in it → booleans of its shape, ``True`` = kept.
         rate: Initial learning rate, relative to the root mean square of each parameter's kept weights, so that one
-            rate suits models of every width.
+            rate suits models of any width.
     """
 
     def __init__(self, module: nn.Module, masks: Mapping[str, torch.Tensor], rate: float) -> None:
@@ -38,11 +38,11 @@ class MaskedAdam:
         self._module = module
         self._masks = masks
         names = {name for name, weight in module.named_parameters() if name in masks or weight.ndim < 2}
-        self._tuned = {name: weight for name, weight in module.named_parameters() if name in names}
+        self._parameters = {name: weight for name, weight in module.named_parameters() if name in names}
         # Steps are too small for 16-bit dtypes, so the optimizer updates float32 copies.
-        self._wide = {name: weight.detach().float().clone() for name, weight in self._tuned.items()}
-        self._scales = [self._scale(name, weight) for name, weight in self._wide.items()]
-        groups = [{"params": [weight]} for weight in self._wide.values()]
+        self._copies = {name: weight.detach().float().clone() for name, weight in self._parameters.items()}
+        self._scales = [self._scale(name, weight) for name, weight in self._copies.items()]
+        groups = [{"params": [weight]} for weight in self._copies.values()]
         self._optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95))
 
     @contextmanager
@@ -51,7 +51,7 @@ class MaskedAdam:
         required = {name: weight.requires_grad for name, weight in self._module.named_parameters()}
         try:
             for name, weight in self._module.named_parameters():
-                weight.requires_grad_(name in self._tuned)
+                weight.requires_grad_(name in self._parameters)
             with torch.enable_grad():
                 yield
         finally:
@@ -59,28 +59,31 @@ class MaskedAdam:
                 weight.requires_grad_(required[name])
                 weight.grad = None
 
-    def step(self, left: float) -> None:
-        """Take one step with the current gradients; `left` is the share of the steps still to come.
+    def step(self, remaining: float) -> None:
+        """Take one step with the current gradients.
+
+        Args:
+            remaining: Share of the steps that remain, which scales the learning rate.
 
         Raises:
             CalibrationError: A gradient is not finite.
         """
-        for name, weight in self._tuned.items():
+        for name, weight in self._parameters.items():
             gradient, mask = weight.grad, self._masks.get(name)
             if gradient is None:
                 gradient = torch.zeros_like(weight)
             if not bool(torch.isfinite(gradient).all()):
                 raise CalibrationError(f"The gradient of {name!r} is not finite. Lower the learning rate.")
-            wide = gradient.float()
-            self._wide[name].grad = wide if mask is None else wide * mask.to(wide.device)
+            gradient = gradient.float()
+            self._copies[name].grad = gradient if mask is None else gradient * mask.to(gradient.device)
             weight.grad = None
-        torch.nn.utils.clip_grad_norm_(self._wide.values(), MAX_GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_(self._copies.values(), MAX_GRADIENT_NORM)
         for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
-            group["lr"] = self.rate * left * scale
+            group["lr"] = self.rate * remaining * scale
         self._optimizer.step()
         with torch.no_grad():
-            for name, weight in self._tuned.items():
-                weight.copy_(self._wide[name])
+            for name, weight in self._parameters.items():
+                weight.copy_(self._copies[name])
 
     def _scale(self, name: str, weight: torch.Tensor) -> float:
         kept = weight[self._masks[name].to(weight.device)] if name in self._masks else weight

@@ -45,7 +45,7 @@ class ALPS(Solver):
     Every second iteration ρ grows by 30, 20 or 10 %, depending on how much of the support still changes. The paper
     starts with half that ρ, updates it every third iteration, iterates until the support is stable and refines from the
     dense weights. This implementation stops once few weights change and refines from D, which is close to the optimum.
-    Layer errors are the same, at a quarter of the time.
+    Layer errors are the same, in a quarter of the time.
 
     Attributes:
         iterations: Maximum number of iterations, ≥ 1.
@@ -96,31 +96,31 @@ class ALPS(Solver):
     def _find_support(
         self, problem: Problem, gram_GFF: torch.Tensor, dense_GRF: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The final D and its support."""
+        """Return the final D and its support."""
         target_GRF = dense_GRF @ gram_GFF
-        rho = before = FIRST_RHO
+        rho = last_rho = FIRST_RHO
         inverse_GFF = _invert_shifted(gram_GFF, rho)
         # D is the kept part of W + V / rho, and V is the pruned part times rho.
         kept_GRF, pruned_GRF = dense_GRF, torch.zeros_like(dense_GRF)
         keep_GRF = last_GRF = torch.zeros_like(dense_GRF, dtype=torch.bool)
         for iteration in range(1, self.iterations + 1):
-            right_GRF = target_GRF.add(kept_GRF, alpha=rho).sub_(pruned_GRF, alpha=before)
-            wanted_GRF = pruned_GRF.baddbmm_(right_GRF, inverse_GFF, beta=before / rho)
-            keep_GRF = problem.select(torch.square(wanted_GRF, out=right_GRF))
-            kept_GRF, before = wanted_GRF * keep_GRF, rho
-            pruned_GRF = wanted_GRF.sub_(kept_GRF)
+            right_GRF = target_GRF.add(kept_GRF, alpha=rho).sub_(pruned_GRF, alpha=last_rho)
+            unmasked_GRF = pruned_GRF.baddbmm_(right_GRF, inverse_GFF, beta=last_rho / rho)
+            keep_GRF = problem.select(torch.square(unmasked_GRF, out=right_GRF))
+            kept_GRF, last_rho = unmasked_GRF * keep_GRF, rho
+            pruned_GRF = unmasked_GRF.sub_(kept_GRF)
             if iteration % RHO_INTERVAL == 0:
-                kept = int(keep_GRF.count_nonzero())
-                changed = int((keep_GRF & ~last_GRF).count_nonzero())
-                if changed <= self.settled * kept:
+                kept_count = int(keep_GRF.count_nonzero())
+                changed_count = int((keep_GRF & ~last_GRF).count_nonzero())
+                if changed_count <= self.settled * kept_count:
                     break
-                rho *= next(factor for share, factor in GROWTH if changed >= share * kept)
+                rho *= next(factor for share, factor in GROWTH if changed_count >= share * kept_count)
                 inverse_GFF, last_GRF = _invert_shifted(gram_GFF, rho), keep_GRF
         return kept_GRF, keep_GRF
 
 
 def _invert_shifted(gram_GFF: torch.Tensor, rho: float) -> torch.Tensor:
-    """``(H + ρ I)⁻¹``."""
+    """Return ``(H + ρ I)⁻¹``."""
     shifted = gram_GFF.clone()
     shifted.diagonal(dim1=-2, dim2=-1).add_(rho)
     return invert(shifted)

@@ -14,7 +14,7 @@ from secateur.errors import CalibrationError
 __all__ = ["conjugate_gradients", "damp", "factorize_inverse", "invert"]
 
 MAX_ATTEMPTS = 6
-"""Factorizations of a matrix that is not positive definite in float32, each with ten times the damping."""
+"""Maximum number of factorizations of a matrix that is not positive definite in float32; damping grows tenfold."""
 
 ROUNDING = 1e-6
 """Relative rounding error of a sum of float32 products."""
@@ -99,13 +99,13 @@ def conjugate_gradients(
 ) -> torch.Tensor:
     """Reduce ``‖X (W − Ŵ)ᵀ‖²`` on a fixed support, for all rows at once.
 
-    The Gram matrix is preconditioned with its diagonal. The error of a row never rises: a row stops once its remaining
-    gain, or its search direction, is lost in rounding.
+    The Gram matrix is preconditioned with its diagonal. The error of a row never increases: a row stops once
+    its remaining gain, or its search direction, is lost in rounding errors.
 
     Args:
         gram_GFF: ``Xᵀ X``.
-        target_GRF: The dense weights W.
-        weight_GRF: The initial weights; zero outside the support.
+        target_GRF: The dense weights Ŵ.
+        weight_GRF: The initial weights W; zero outside the support.
         keep_GRF: The support.
         iterations: Number of iterations; each costs one product with the Gram matrix.
 
@@ -127,7 +127,7 @@ def conjugate_gradients(
         length = torch.where(is_active, energy / curvature, 0.0)
         weight.addcmul_(length, step)
         residual.addcmul_(length, image, value=-1)
-        before, scaled = energy, residual * inverse_G1F
+        last_energy, scaled = energy, residual * inverse_G1F
         energy = (residual * scaled).sum(dim=-1, keepdim=True)
-        step = scaled.addcmul_(torch.where(before > 0, energy / before, 0.0), step)
+        step = scaled.addcmul_(torch.where(last_energy > 0, energy / last_energy, 0.0), step)
     return weight

@@ -25,7 +25,7 @@ class LayerRows:
 
     Attributes:
         name: Layer name.
-        rows: First row, and the end of the range, exclusive.
+        rows: First row and end of the range (exclusive).
         selector: Selects the weights of this layer by score.
         criterion: Computes the scores of the configured criterion, such as |weights|, from (O, K, I) weights.
     """
@@ -67,7 +67,7 @@ class Problem:
         return self._select_by_layer(scores_GRF, lambda layer, scores: layer.selector.select_per_row(scores))
 
     def select_in_columns(self, scores_GRC: torch.Tensor, start: int) -> torch.Tensor:
-        """Return the mask of the columns that the scores belong to, which begin at column `start`."""
+        """Return the mask of the columns that the scores belong to, which start at column `start`."""
         stop = start + scores_GRC.shape[-1]
         return self._select_by_layer(
             scores_GRC, lambda layer, scores: layer.selector.window(start, stop).select(scores)
@@ -78,7 +78,7 @@ class Problem:
         pattern = self.layers[0].selector.bound
         assert isinstance(pattern, NMPattern)
         array = pattern.framework.to_array(scores_GMR)
-        kept = pattern.keep_best([array[:, place] for place in range(array.shape[1])])
+        kept = pattern.keep_best([array[:, position] for position in range(array.shape[1])])
         return torch.as_tensor(namespace(array).stack(kept, axis=1), device=scores_GMR.device)
 
     def keep(self, scores_GRF: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ class Problem:
         return self.select_per_row(scores_GRF)
 
     def column_step(self, width: int) -> int | None:
-        """Number of columns that every layer can select from independently; see `Selector.column_step`."""
+        """Return the number of columns that every layer can select from independently; see `Selector.column_step`."""
         steps = {layer.selector.column_step(width) for layer in self.layers}
         return steps.pop() if len(steps) == 1 else None
 
@@ -124,7 +124,7 @@ class Problem:
         return torch.cat(scores, dim=1)
 
     def errors_per_layer(self, weight_GRF: torch.Tensor) -> dict[str, float]:
-        """Layer → relative error of its outputs, ``‖X (W − Ŵ)ᵀ‖² / ‖X Ŵᵀ‖²``."""
+        """Return layer → relative error of its outputs, ``‖X (W − Ŵ)ᵀ‖² / ‖X Ŵᵀ‖²``."""
         lost, total = (self.energy(weights) for weights in (self.weight - weight_GRF, self.weight))
         errors = {}
         for layer in self.layers:
@@ -134,7 +134,7 @@ class Problem:
         return errors
 
     def energy(self, weight_GRF: torch.Tensor) -> torch.Tensor:
-        """Squared norm of the outputs of each row; without a Gram matrix, input features count as uncorrelated."""
+        """Return the squared norm of each row's outputs; without a Gram matrix, features count as uncorrelated."""
         if self.gram is None:
             return (weight_GRF * self.norms[:, None]).square().sum(dim=-1)
         return (weight_GRF @ self.gram).mul_(weight_GRF).sum(dim=-1).clamp_(min=0)

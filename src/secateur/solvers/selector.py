@@ -49,13 +49,13 @@ class Selector:
         """The pattern, bound to this shape alone.
 
         Raises:
-            UnsupportedModelError: The pattern couples layers, so no layer can be pruned by itself.
+            UnsupportedModelError: The pattern couples layers, so no layer can be pruned on its own.
         """
         settings = {"pattern": self.pattern, "pruning_scope": "local", "criterion_reduce_type": self.reduction}
         pattern = get_pattern(settings, {NAME: self.view})
         if pattern.units.keys() != {NAME}:
             raise UnsupportedModelError(
-                f"pattern {self.pattern!r} couples layers, and solvers prune each layer by itself. "
+                f"pattern {self.pattern!r} couples layers, and solvers prune each layer on its own. "
                 f"Prune without a solver: secateur.prune(model, config)."
             )
         return pattern
@@ -98,14 +98,14 @@ class Selector:
         stream.refuse_nan()
         units = torch.cat([torch.as_tensor(chunk) for chunk, _ in stream.read()]).reshape(tiling.grid[0], -1)
         order = units.argsort(dim=1, descending=True, stable=True)
-        falling = torch.arange(units.shape[1], 0, -1, device=units.device, dtype=torch.float32).expand_as(units)
-        ranks = self.bound.framework.to_array(torch.empty_like(falling).scatter_(1, order, falling).reshape(-1))
+        descending = torch.arange(units.shape[1], 0, -1, device=units.device, dtype=torch.float32).expand_as(units)
+        ranks = self.bound.framework.to_array(torch.empty_like(descending).scatter_(1, order, descending).reshape(-1))
         ranked = Scores(NAME, lambda: iter([ranks]), tiling.count)
         keep = self.bound.select_units({NAME: ranked}, {NAME: self.prune})
         return torch.as_tensor(self.bound.weight_masks(keep)[NAME], device=scores.device).reshape(scores.shape)
 
     def check(self, mask: torch.Tensor, weight: torch.Tensor) -> str | None:
-        """Return what is wrong with a mask and the weight that it prunes, both in the shape of `view`, if anything."""
+        """Return what is wrong with a mask and its weight, both in the shape of `view`; ``None`` if both are right."""
         return verify_masks(self.bound, {NAME: mask}, {NAME: weight}, counts={NAME: self.prune}).get(NAME)
 
     def count_pruned_units(self, mask: torch.Tensor) -> int:
@@ -113,7 +113,7 @@ class Selector:
         return count_true(~self.bound.find_kept_units({NAME: mask})[NAME])
 
     def losses(self, name: str, scores: Callable[[], torch.Tensor]) -> Scores:
-        """Return what pruning each unit would lose, as a stream of scores to rank.
+        """Return the loss of pruning each unit, as a stream of scores to rank.
 
         Args:
             name: The layer's name in errors.
@@ -134,20 +134,20 @@ class Selector:
 
     @property
     def is_grouped(self) -> bool:
-        """Whether every group of N:M is pruned and independent of the others; not assumed of subclasses."""
+        """Whether every N:M group is pruned, independently of the others; ``False`` for subclasses of `NMPattern`."""
         return type(self.bound) is NMPattern and self.prune == self.units
 
     def column_step(self, width: int) -> int | None:
-        """Number of columns (input features) to select from together, close to `width`; ``None``: all of them."""
+        """Return the number of columns (input features) to select from together, close to `width`; ``None``: all."""
         span = self.tiling.span
         return None if span is None else max(1, width // span) * span
 
     def window(self, start: int, stop: int) -> Selector:
         """Return the selector for columns `start` to `stop`, which prunes their share of the units."""
         outputs, features = self.view.shape[0], self.view.shape[1] * self.view.shape[2]
-        done = [round(Fraction(self.prune * column, features)) for column in (start, stop)]
-        key = (stop - start, done[1] - done[0])
+        first, last = (round(Fraction(self.prune * column, features)) for column in (start, stop))
+        key = (stop - start, last - first)
         if key not in self._windows:
             view = WeightView(shape=(outputs, 1, stop - start), output_axes=(0,), kernel_axes=(1,), input_axes=(2,))
-            self._windows[key] = Selector(self.pattern, view, done[1] - done[0], self.reduction)
+            self._windows[key] = Selector(self.pattern, view, last - first, self.reduction)
         return self._windows[key]

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch import input_features as features_module
-from secateur.oneshot.pytorch.input_features import iterate_features, refuse_unreadable
+from secateur.oneshot.pytorch.input_features import iterate_features, refuse_unsupported
 from secateur.patterns import get_pattern
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -158,4 +158,4 @@ def test_other_shapes_than_that_of_the_tokens_count_whole() -> None:
 @pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
 def test_transposed_convolutions_are_refused(kind: type[nn.Module]) -> None:
     with pytest.raises(CalibrationError, match=f"layer 'up': .* does not support {kind.__name__}. Exclude it"):
-        refuse_unreadable("up", kind(4, 4, 2))
+        refuse_unsupported("up", kind(4, 4, 2))

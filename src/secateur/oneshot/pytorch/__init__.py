@@ -1,4 +1,4 @@
-"""Prune a torch model once."""
+"""Prune a torch model in one shot."""
 
 from __future__ import annotations
 
@@ -42,29 +42,33 @@ def prune(
     if calibration is None and allocation in SCOPES:
         config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
     if allocation is None:
-        # Scores of different layers are rarely comparable with calibration data, so the default is local there.
+        # With calibration data, scores of different layers are rarely comparable, so the default is local.
         is_global = config.pruning_scope == "global" and calibration is not None
         allocation = "global" if is_global else "uniform"
     recipe = Recipe.from_names(solver, refine, allocation)
-    plan_of_model = plan(model, drop_schedule(config), prune_frozen=True)
+    model_plan = plan(model, drop_schedule(config), prune_frozen=True)
     if calibration is None:
         recipe.refuse_without_data()
         if execution is not None:
             raise ConfigError("execution has no effect without calibration data. Pass calibration, or leave it out.")
-        weights = {name: ParameterWeight(name, pattern) for pattern in plan_of_model.patterns for name in pattern.views}
+        weights = {name: ParameterWeight(name, pattern) for pattern in model_plan.patterns for name in pattern.views}
         with torch.no_grad(), explain_out_of_memory():
             return prune_weights(
-                plan_of_model, weights, sum(weight.numel() for weight in unwrap_model(model).parameters())
+                model_plan, weights, sum(weight.numel() for weight in unwrap_model(model).parameters())
             )
-    batches, execution = _split(calibration, execution)
+    batches, execution = _split_calibration(calibration, execution)
     with explain_out_of_memory():
-        return CalibratedRun(model, plan_of_model, recipe, batches, execution).prune()
+        return CalibratedRun(model, model_plan, recipe, batches, execution).prune()
 
 
-def _split(calibration: Calibration | Iterable[Any], execution: Execution | None) -> tuple[Iterable[Any], Execution]:
-    """The batches and the settings to run with, which an old call passes to `Calibration`."""
+def _split_calibration(
+    calibration: Calibration | Iterable[Any], execution: Execution | None
+) -> tuple[Iterable[Any], Execution]:
+    """Return the batches and the execution settings, which deprecated calls pass to `Calibration`."""
     if not isinstance(calibration, Calibration):
         return calibration, execution or Execution()
     if execution is not None and calibration.execution is not None:
-        raise ConfigError("execution is given twice: by itself and in Calibration. Pass execution=Execution(...) only.")
+        raise ConfigError(
+            "execution is given twice: as an argument and in Calibration. Pass execution=Execution(...) only."
+        )
     return calibration.batches, execution or calibration.execution or Execution()

@@ -1,4 +1,4 @@
-"""Activations between the parts of a model, one tensor per batch, in memory or on disk."""
+"""Store the activations between the parts of a model, one tensor per batch, in memory or on disk."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from secateur.errors import StateError
-from secateur.oneshot.pytorch.tensor_files import byte_view, read_header, write_tensors
+from secateur.oneshot.pytorch.tensor_files import read_header, view_as_bytes, write_tensors
 
 __all__ = ["WeightBackup"]
 
@@ -75,11 +75,11 @@ class WeightBackup:
             with torch.no_grad():
                 for copy in reversed(self._copies):  # if several stages changed a parameter, the first copy is dense
                     self._restore_parameter(copy, parameters[copy.name])
-        except Exception as error:  # whatever it is, the weights must not be lost
+        except Exception as error:  # the weights must not be lost, whatever the error
             files = list(self._rescue())
             raise StateError(
                 f"The model is only partly restored, because its dense weights cannot be read ({error}). They are in "
-                f"{str(self._folder)!r}, in {len(files)} files named rescued-*.safetensors; load each of them with "
+                f"{str(self._folder)!r}, in {len(files)} files named rescued-*.safetensors: load each of them with "
                 f"safetensors.torch.load_file and model.load_state_dict(..., strict=False), the last one first."
             ) from error
 
@@ -117,7 +117,7 @@ def _read_into(file: BinaryIO, tensor: torch.Tensor) -> None:
     Raises:
         OSError: The file ends too early.
     """
-    memory, done = byte_view(tensor), 0
+    memory, done = view_as_bytes(tensor), 0
     while done < len(memory):
         count = file.readinto(memory[done:])  # type: ignore[attr-defined]
         if not count:

@@ -1,4 +1,4 @@
-"""Calibration batches as the model takes them, checked before the run starts."""
+"""Read and check calibration batches before the run starts, and call the model with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from secateur._third_party import is_out_of_memory
 from secateur.errors import CalibrationError, SecateurError
 from secateur.oneshot.interrupts import allow_interrupts
-from secateur.oneshot.pytorch.tensor_files import byte_view
+from secateur.oneshot.pytorch.tensor_files import view_as_bytes
 
 __all__ = [
     "Batch",
@@ -61,9 +61,8 @@ class Batch:
             return model(*move_to(self.args, device), **move_to(self.kwargs, device))
 
     def first_row(self) -> Batch:
-        """Return a batch of its first row if all tensors have equally many rows, else the batch itself."""
-        given = (*self.args, *self.kwargs.values())
-        tensors = [item for item in given if isinstance(item, torch.Tensor)]
+        """Return a batch with only its first row if all tensors have the same number of rows, else the batch itself."""
+        tensors = [item for item in (*self.args, *self.kwargs.values()) if isinstance(item, torch.Tensor)]
         if len({tensor.shape[:1] for tensor in tensors}) != 1 or len(tensors[0].shape) == 0:
             return self
 
@@ -83,7 +82,7 @@ def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
     """
     if isinstance(given, (torch.Tensor, Mapping, str)) or not isinstance(given, Iterable):
         raise CalibrationError(
-            f"calibration must be batches, such as a list of them, found a single {type(given).__name__}."
+            f"calibration must be an iterable of batches, such as a list, found a single {type(given).__name__}."
         )
     batches = [_create_batch(number, batch) for number, batch in enumerate(given)]
     if not batches:
@@ -136,7 +135,7 @@ def explain_model_errors(inputs: str) -> Iterator[None]:
     except MODEL_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        raise CalibrationError(f"The model refuses {inputs}: {type(error).__name__}: {error}") from error
+        raise CalibrationError(f"The model fails on {inputs}: {type(error).__name__}: {error}") from error
 
 
 def get_version(tensor: torch.Tensor) -> int:
@@ -148,11 +147,11 @@ def get_version(tensor: torch.Tensor) -> int:
 def calibration_mode(model: nn.Module) -> Iterator[None]:
     """Run the model in evaluation mode, without gradients and without a key-value cache."""
     was_training = [module for module in model.modules() if module.training]
-    with ExitStack() as restored, torch.no_grad():
+    with ExitStack() as cleanup, torch.no_grad():
         for module in was_training:
-            restored.callback(setattr, module, "training", True)
+            cleanup.callback(setattr, module, "training", True)
         for config in _find_configs(model):
-            restored.callback(setattr, config, "use_cache", config.use_cache)
+            cleanup.callback(setattr, config, "use_cache", config.use_cache)
             config.use_cache = False
         model.eval()
         yield
@@ -200,7 +199,7 @@ def _check_content(batch: Batch) -> None:
 def _update_hash(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
-        digest.update(byte_view(value.detach().cpu().resolve_conj().resolve_neg().contiguous()))
+        digest.update(view_as_bytes(value.detach().cpu().resolve_conj().resolve_neg().contiguous()))
     elif isinstance(value, Mapping):
         _update_hash(digest, [part for item in value.items() for part in item])
     elif isinstance(value, (tuple, list)):
@@ -249,7 +248,7 @@ def _check_tokens(number: int, tokens: torch.Tensor, vocabulary: int) -> None:
     if low < 0 or high >= vocabulary:
         raise CalibrationError(
             f"calibration batch {number}: token ids must be in [0, {vocabulary}), found {low} to {high}. Use the "
-            f"model's own tokenizer."
+            f"tokenizer of this model."
         )
 
 

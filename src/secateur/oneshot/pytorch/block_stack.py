@@ -1,4 +1,4 @@
-"""Find a model's stack of blocks and record how each is called, so that each can run by itself."""
+"""Find a model's stack of blocks and record how each block is called, so that it can run on its own."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def find_block_stack(
     inputs: Activations,
     storage: WeightStorage,
 ) -> BlockStack | None:
-    """Find the stack of blocks that has most of the layers; ``None`` if no stack can run block by block.
+    """Find the stack of blocks with the most layers to prune; ``None`` if no stack can run block by block.
 
     A stack can run block by block if each block runs once per batch, its output is the next block's hidden state, and
     no other argument of a block depends on it. To check this, the model runs with blocks that only record their calls,
@@ -96,8 +96,8 @@ def find_block_stack(
         UnsupportedModelError: There is no such stack, and the model cannot run as a whole.
     """
     refusal: CalibrationError | None = None
-    for name, container in _containers(model, layers):
-        blocks = {f"{name}.{key}".lstrip("."): block for key, block in _blocks(container).items()}
+    for name, container in _find_containers(model, layers):
+        blocks = {f"{name}.{key}".lstrip("."): block for key, block in _get_blocks(container).items()}
         storage.load_outside(blocks)
         trial = _Trial(model, container, storage)
         if (calls := _record_calls(trial, batches, inputs)) is not None:
@@ -107,8 +107,8 @@ def find_block_stack(
     return None
 
 
-def _containers(model: nn.Module, layers: Collection[str]) -> list[tuple[str, nn.Module]]:
-    """Return the lists of modules with layers in at least two members, the one with most layers first."""
+def _find_containers(model: nn.Module, layers: Collection[str]) -> list[tuple[str, nn.Module]]:
+    """Return the module lists with layers in at least two members, the one with the most layers first."""
 
     def count_layers(name: str) -> tuple[int, int]:
         prefix = f"{name}." if name else ""
@@ -122,7 +122,7 @@ def _containers(model: nn.Module, layers: Collection[str]) -> list[tuple[str, nn
     return sorted(candidates, key=lambda item: count_layers(item[0])[1], reverse=True)
 
 
-def _blocks(container: nn.Module) -> dict[str, nn.Module]:
+def _get_blocks(container: nn.Module) -> dict[str, nn.Module]:
     """Return key → block; unlike `children`, a block in several places is returned several times."""
     return {key: block for key, block in container._modules.items() if block is not None}
 
@@ -163,12 +163,12 @@ class _Trial:
     Attributes:
         calls: The call of each block in the last run.
         first: The hidden state of the first block.
-        refusal: The error that kept the model from reaching its last block, if any.
+        refusal: The error that prevented the model from reaching its last block, if any.
     """
 
     def __init__(self, model: nn.Module, container: nn.Module, storage: WeightStorage) -> None:
         self.model, self.container, self.storage = model, container, storage
-        self.blocks = list(_blocks(container).values())
+        self.blocks = list(_get_blocks(container).values())
         self.calls: list[BlockCall] = []
         self.first: Any = None
         self.refusal: CalibrationError | None = None
@@ -262,7 +262,7 @@ def _are_equal(left: Any, right: Any) -> bool:
 @contextmanager
 def _replace_members(container: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
     """Replace the members of a container within this context."""
-    members = _blocks(container)
+    members = _get_blocks(container)
     try:
         for key, part in zip(members, parts, strict=True):
             container._modules[key] = part

@@ -1,4 +1,4 @@
-"""Prune a torch model with calibration data: the whole run."""
+"""Run pruning with calibration data on a torch model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from secateur.oneshot.interrupts import defer_interrupts
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, calibration_mode, hash_batches, read_batches
 from secateur.oneshot.pytorch.checkpoint import CheckpointRecord
-from secateur.oneshot.pytorch.input_features import refuse_unreadable
+from secateur.oneshot.pytorch.input_features import refuse_unsupported
 from secateur.oneshot.pytorch.memory import explain_error
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import OTHER_WEIGHTS, RunRecord
@@ -38,7 +38,7 @@ __all__ = ["CalibratedRun"]
 
 
 class CalibratedRun:
-    """One run: a model, a plan, a recipe and calibration data.
+    """A pruning run with calibration data.
 
     Args:
         model: The model.
@@ -63,14 +63,14 @@ class CalibratedRun:
         self.inputs = Activations(execution.offload)
         for pattern in plan.patterns:
             for name in pattern.views:
-                refuse_unreadable(name, pattern.modules[name])
+                refuse_unsupported(name, pattern.modules[name])
         self.storage.check(plan, recipe)
 
     def prune(self) -> CalibratedReport:
-        """Run it.
+        """Prune the model.
 
         Raises:
-            SecateurError: Something is wrong. The model is unchanged in that case.
+            SecateurError: The run fails. The model is unchanged in that case.
         """
         with defer_interrupts():
             start = time.perf_counter()
@@ -142,14 +142,14 @@ class CalibratedRun:
         return build_stages(self.model, targets, self.batches, self.inputs, self.storage)
 
     def _open_record(self) -> RunRecord:
-        folder, described = self.execution.folder, self._describe()
+        folder, description = self.execution.folder, self._describe_run()
         if isinstance(self.storage, FileStorage):
             assert folder is not None
-            return CheckpointRecord(folder, {**described, "storage": "files"}, self.storage)
-        return RunRecord(folder, described)
+            return CheckpointRecord(folder, {**description, "storage": "files"}, self.storage)
+        return RunRecord(folder, description)
 
-    def _describe(self) -> dict[str, Any]:
-        """Return plain values that identify this run, so that a folder with another one is refused."""
+    def _describe_run(self) -> dict[str, Any]:
+        """Return plain values that identify this run, so that a folder of another run is refused."""
         layers = {row.name: list(row.shape) for row in self.plan.layers if row.is_pruned}
         config = self.plan.config.model_dump(mode="json")
         weights = {id(get_parameter(pattern.modules[name])) for pattern in self.plan.patterns for name in pattern.views}
@@ -224,7 +224,7 @@ class ModelRepair:
         if record.resume(stage, parameters) is not None:
             return
         record.back_up(stage, parameters)
-        # Masks were not stored, so kept weights that are zero count as pruned here.
+        # Masks are not stored, so kept weights that are zero count as pruned here.
         pruned = {id(target.weight.parameter) for target in targets.values()}
         masks = {name: tensor.detach() != 0 for name, tensor in self.model.named_parameters() if id(tensor) in pruned}
         for refiner, dense in zip(self.refiners, self._dense, strict=True):

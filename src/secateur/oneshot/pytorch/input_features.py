@@ -1,7 +1,7 @@
-"""The inputs of a layer, as one row of input features per output position.
+"""Read the inputs of a layer as rows of input features, one row per output position.
 
 Legend: N rows (tokens, or output positions of a convolution), G groups, F input features of one group (kernel positions
-× input channels, inputs fastest, as in the canonical view of the weight).
+× input channels, input channels fastest, as in the canonical view of the weight).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from secateur.errors import CalibrationError
 
-__all__ = ["iterate_features", "refuse_unreadable"]
+__all__ = ["iterate_features", "refuse_unsupported"]
 
 MAX_UNFOLDED = 1 << 24
 """Elements of a convolution's unfolded input that are in memory at once."""
@@ -25,13 +25,13 @@ MAX_UNFOLDED = 1 << 24
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def refuse_unreadable(name: str, module: nn.Module) -> None:
+def refuse_unsupported(name: str, module: nn.Module) -> None:
     """Raise `CalibrationError` for a layer whose input features cannot be determined."""
     is_transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    has_own_forward = isinstance(module, Convolution) and not any(
+    has_custom_forward = isinstance(module, Convolution) and not any(
         type(module).forward is kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     )
-    if is_transposed or has_own_forward:
+    if is_transposed or has_custom_forward:
         raise CalibrationError(
             f"layer {name!r}: calibration does not support {type(module).__name__}. Exclude it, or prune without "
             f"calibration data."

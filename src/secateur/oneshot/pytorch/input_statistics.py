@@ -1,4 +1,4 @@
-"""Statistics of layer inputs, accumulated over the calibration batches: Gram matrices or norms.
+"""Accumulate statistics of layer inputs over the calibration batches: Gram matrices or norms.
 
 Legend: G groups, F input features.
 """
@@ -130,7 +130,7 @@ class InputStatistics:
         return (total.diagonal(dim1=-2, dim2=-1) if self.with_gram else total).clamp(min=0).sqrt()
 
     def pop_gram(self, layer: str) -> torch.Tensor | None:
-        """Return the Gram matrix and forget it; ``None`` if it was not accumulated."""
+        """Return and discard the Gram matrix; ``None`` if it was not accumulated."""
         return self._sums.pop(self._leaders[layer]) if self.with_gram else None
 
     def _hook(self, name: str) -> Any:
@@ -163,8 +163,8 @@ class InputStatistics:
     def _add(self, name: str, rows_NGF: torch.Tensor) -> None:
         self._rows[name] += len(rows_NGF)
         if not self.with_gram:
-            fresh = rows_NGF.square().sum(dim=0)
-            self._sums[name] = self._sums[name].add_(fresh) if name in self._sums else fresh
+            squares = rows_NGF.square().sum(dim=0)
+            self._sums[name] = self._sums[name].add_(squares) if name in self._sums else squares
             return
         rows_GNF = rows_NGF.transpose(0, 1)
         if name not in self._sums:

@@ -48,12 +48,12 @@ class Materializer:
             for module in modules:
                 registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
                 for registry in registries:
-                    for key, before in registry.items():
-                        if before is not None:
-                            stack.callback(registry.__setitem__, key, before)
-                            if id(before) not in materialized:
-                                materialized[id(before)] = self._load_value(before, device)
-                            registry[key] = materialized[id(before)]
+                    for key, original in registry.items():
+                        if original is not None:
+                            stack.callback(registry.__setitem__, key, original)
+                            if id(original) not in materialized:
+                                materialized[id(original)] = self._load_value(original, device)
+                            registry[key] = materialized[id(original)]
             yield
 
     @contextmanager
@@ -85,21 +85,21 @@ class Materializer:
                     )
             yield
 
-    def _load_value(self, before: torch.Tensor, device: torch.device) -> torch.Tensor:
-        name = self._sources.get(id(before))
+    def _load_value(self, original: torch.Tensor, device: torch.device) -> torch.Tensor:
+        name = self._sources.get(id(original))
         if name is None:
-            return before.to(device)
+            return original.to(device)
         value = self._files[name].to(device)
-        return nn.Parameter(value, before.requires_grad) if isinstance(before, nn.Parameter) else value
+        return nn.Parameter(value, original.requires_grad) if isinstance(original, nn.Parameter) else value
 
     def _initialize(self, name: str, module: nn.Module) -> None:
-        """Let the innermost enclosing model initialize a module, whose parameters are still on the meta device."""
+        """Let the innermost enclosing model initialize a module whose parameters are still on the meta device."""
         path = name.split(".") if name else []
         enclosing = [self._model.get_submodule(".".join(path[:depth])) for depth in range(len(path), -1, -1)]
-        makers = (maker for parent in enclosing if callable(maker := getattr(parent, "_init_weights", None)))
-        if (maker := next(makers, None)) is not None:
+        initializers = (init for parent in enclosing if callable(init := getattr(parent, "_init_weights", None)))
+        if (initialize := next(initializers, None)) is not None:
             with suppress(*MODEL_ERRORS), torch.no_grad():
-                maker(module)
+                initialize(module)
 
     def _check(self) -> None:
         parameters, files = dict(self._model.named_parameters(remove_duplicate=False)), self._files
@@ -134,7 +134,7 @@ def _create_sentinel(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor of values that no model sets, to detect whether a buffer was initialized."""
     if tensor.is_floating_point() or tensor.is_complex():
         return torch.full_like(tensor, torch.nan, device="cpu")
-    return torch.full_like(tensor, _largest(tensor), device="cpu")
+    return torch.full_like(tensor, _get_max_value(tensor), device="cpu")
 
 
 def _has_sentinel(tensor: torch.Tensor | None) -> bool:
@@ -142,8 +142,8 @@ def _has_sentinel(tensor: torch.Tensor | None) -> bool:
     assert tensor is not None
     if tensor.is_floating_point() or tensor.is_complex():
         return bool(tensor.isnan().any())
-    return bool((tensor == _largest(tensor)).any())
+    return bool((tensor == _get_max_value(tensor)).any())
 
 
-def _largest(tensor: torch.Tensor) -> int:
+def _get_max_value(tensor: torch.Tensor) -> int:
     return 1 if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max

@@ -1,4 +1,4 @@
-"""Errors for runs that run out of memory."""
+"""Explain the errors of runs that run out of memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def explain_out_of_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        named = explain_error(error)
-        if named is error:
+        explained = explain_error(error)
+        if explained is error:
             raise
-        raise named from error
+        raise explained from error

@@ -1,4 +1,4 @@
-"""How to prune: a solver, refiners and an allocation."""
+"""The recipe of a run: its solver, refiners and allocation."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ class Recipe:
         """Raise `CalibrationError` if a member needs calibration data."""
         if members := self.data_dependent:
             raise CalibrationError(
-                f"{type(members[0]).__name__} needs calibration data, found none. Pass calibration=batches, as the "
-                f"model takes them; for a language model, 32 sequences of 512 tokens of ordinary text are enough."
+                f"{type(members[0]).__name__} needs calibration data, found none. Pass calibration=batches, in the "
+                f"form that the model accepts; for a language model, 32 sequences of 512 tokens of ordinary text are "
+                f"enough."
             )
 
     @property
@@ -97,4 +98,4 @@ def _create(given: Any, kind: type, registry: Any) -> Any:
         return registry.find(given)()
     if isinstance(given, kind):
         return given
-    raise ConfigError(f"A {registry.kind} must be a name or a {kind.__name__}, found {given!r}.")
+    raise ConfigError(f"{registry.kind} must be a name or an instance of {kind.__name__}, found {given!r}.")

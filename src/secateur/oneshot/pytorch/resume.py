@@ -43,21 +43,21 @@ OTHER_WEIGHTS = "other weights"
 
 
 class RunRecord:
-    """The record of a run in a folder: what it has done so far.
+    """Records the progress of a run in a folder.
 
     Args:
         folder: The folder, created if necessary. ``None``: a temporary one, from which runs cannot be resumed.
-        described: Plain values that identify the run.
+        description: Plain values that identify the run.
 
     Raises:
         StateError: The folder contains another run or other files, or is in use by another run.
         StorageError: The folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path | None, described: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path | None, description: Mapping[str, Any]) -> None:
         self.is_resumable = folder is not None
         self.folder = _create_folder(folder)
-        self.described = dict(described)
+        self.description = dict(description)
         self.counts: dict[str, int] | None = None
         self._dense_checksums: dict[int, str] = {}
         self._dense = WeightBackup(self.folder)
@@ -73,7 +73,7 @@ class RunRecord:
     def begin(self, counts: Mapping[str, int]) -> None:
         """Record how many units of each layer to prune."""
         self.counts = dict(counts)
-        write_text(self.folder / RUN, _seal({"described": self.described, "counts": self.counts}))
+        write_text(self.folder / RUN, _seal({"described": self.description, "counts": self.counts}))
 
     def back_up(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
         """Save parameters before a stage changes them."""
@@ -90,7 +90,7 @@ class RunRecord:
 
     def is_done(self, stage: int) -> bool:
         """Whether the file of a finished stage exists."""
-        return self._done(stage).is_file()
+        return self._get_done_path(stage).is_file()
 
     def resume(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> Any | None:
         """Load the parameters of a finished stage into the model.
@@ -107,15 +107,15 @@ class RunRecord:
         metadata, tensors = self._read_done(stage)
         results, dense = metadata.get("found", ""), metadata.get("dense", "")
         if metadata.get("checksum") != compute_checksum(tensors, results + dense):
-            raise StateError(f"{self._done(stage)} cannot be read (its checksum is wrong). {DELETE_ADVICE}")
+            raise StateError(f"{self._get_done_path(stage)} cannot be read (its checksum is wrong). {DELETE_ADVICE}")
         if dense != self._dense_checksums[stage]:
-            raise self._other_weights()
+            raise self._create_other_weights_error()
         for name, tensor in parameters.items():
             tensor.copy_(tensors[name])
         return json.loads(results)
 
     def complete(self) -> None:
-        """Write everything else that the result needs; nothing, because the result is the model in memory."""
+        """Write everything else that the result needs. Nothing here, because the result is the model in memory."""
 
     def undo(self, model: nn.Module) -> None:
         """Restore the model's dense weights.
@@ -131,7 +131,7 @@ class RunRecord:
         Args:
             finished: Whether to remove finished stages too, because the run will not be resumed.
         """
-        with suppress(OSError):  # files that cannot be removed do no harm: the same call resumes from them
+        with suppress(OSError):  # files that cannot be removed are harmless: the same call resumes from them
             self._dense.remove()
             self._remove("part", *(["done"] if finished else []))
             if finished:
@@ -150,11 +150,11 @@ class RunRecord:
 
     def _open(self) -> None:
         saved = self._read()
-        if saved is not None and saved["described"] != self.described:
-            keys = {**self.described, **saved["described"]}
-            differs = [key for key in keys if saved["described"].get(key) != self.described.get(key)]
-            if not (named := [key for key in differs if key != OTHER_WEIGHTS]):
-                raise self._other_weights()
+        if saved is not None and saved["described"] != self.description:
+            keys = {**self.description, **saved["described"]}
+            differences = [key for key in keys if saved["described"].get(key) != self.description.get(key)]
+            if not (named := [key for key in differences if key != OTHER_WEIGHTS]):
+                raise self._create_other_weights_error()
             raise StateError(
                 f"The folder {str(self.folder)!r} contains a different unfinished run (it differs in "
                 f"{', '.join(named)}). Call with the same arguments to resume it, or empty the folder."
@@ -164,7 +164,7 @@ class RunRecord:
             self._dense.remove()
             self._remove("part")
 
-    def _other_weights(self) -> StateError:
+    def _create_other_weights_error(self) -> StateError:
         return StateError(
             f"The folder {str(self.folder)!r} contains an unfinished run of a model with other weights. Load the same "
             f"dense model, or empty the folder."
@@ -177,18 +177,18 @@ class RunRecord:
         self._dense.save(stage, parameters)
 
     def _write_done(self, stage: int, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-        write_tensors(self._done(stage), tensors, metadata)
+        write_tensors(self._get_done_path(stage), tensors, metadata)
 
     def _read_done(self, stage: int) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-        return read_tensors(self._done(stage))
+        return read_tensors(self._get_done_path(stage))
 
     def _read(self) -> dict[str, Any] | None:
         path = self.folder / RUN
         if not path.exists():
-            if strangers := [entry.name for entry in self.folder.iterdir() if entry.suffix == ".safetensors"]:
+            if unrelated := [entry.name for entry in self.folder.iterdir() if entry.suffix == ".safetensors"]:
                 raise StateError(
                     f"The folder {str(self.folder)!r} contains files that do not belong to a run, such as "
-                    f"{strangers[0]!r}. Choose an empty folder."
+                    f"{unrelated[0]!r}. Choose an empty folder."
                 )
             return None
         try:
@@ -205,7 +205,7 @@ class RunRecord:
         for path in self._list_files(*kinds):
             path.unlink()
 
-    def _done(self, stage: int) -> Path:
+    def _get_done_path(self, stage: int) -> Path:
         return self.folder / f"{stage:05d}.done.safetensors"
 
 
@@ -252,7 +252,7 @@ def _unseal(text: str) -> dict[str, Any]:
 
 
 def set_seed() -> None:
-    """Seed all random generators, so that code which builds a model gives it the same weights when a run is resumed."""
+    """Seed all random generators, so that a resumed run builds its model with the same random weights."""
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)

@@ -18,7 +18,7 @@ from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.oneshot.pytorch.stages import BlockStage, Stage
-from secateur.oneshot.pytorch.targets import make_problem, write_solution
+from secateur.oneshot.pytorch.targets import build_problem, write_solution
 from secateur.refiners.base import BlockTask
 from secateur.results import LayerResult
 from secateur.solvers.problem import Problem, Solution
@@ -48,7 +48,7 @@ class StageRunner:
         model: The model.
         recipe: How to prune.
         record: The record of the run on disk.
-        execution: Where the inputs of the next stage are stored, and whom to tell of progress.
+        execution: Where to store the inputs of the next stage, and the progress callback.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, record: RunRecord, execution: Execution) -> None:
@@ -72,7 +72,7 @@ class StageRunner:
         return self.outcome
 
     def _needs_outputs(self, stages: Sequence[Stage], number: int) -> bool:
-        """Whether a later stage is still to be pruned, so that it reads the outputs of this one."""
+        """Whether a later stage is not pruned yet, so that it reads the outputs of this one."""
         return any(
             stage.targets and not self.record.is_done(later)
             for later, stage in enumerate(stages[number + 1 :], start=number + 1)
@@ -100,10 +100,10 @@ class StageRunner:
         seconds = 0.0
         for names in statistics.group_layers():
             group = [targets[name] for name in names]
-            problem = make_problem(group, statistics)
-            began = time.perf_counter()
+            problem = build_problem(group, statistics)
+            start = time.perf_counter()
             solution = self._solve(problem)
-            seconds += time.perf_counter() - began
+            seconds += time.perf_counter() - start
             errors |= problem.errors_per_layer(solution.weight)
             masks |= write_solution(group, problem, solution)
         if isinstance(stage, BlockStage):
@@ -171,7 +171,7 @@ def iterate_problems(
         with stage.load_weights():
             statistics = collect_statistics(stage, with_gram=with_gram, outputs=inputs)
             groups = statistics.group_layers()
-            problems = [make_problem([targets[name] for name in names], statistics) for names in groups]
+            problems = [build_problem([targets[name] for name in names], statistics) for names in groups]
         yield stage.name, problems
 
 

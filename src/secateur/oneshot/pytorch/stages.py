@@ -120,7 +120,7 @@ class ModelStage(Stage):
         return self.model
 
     def load_weights(self) -> AbstractContextManager[object]:
-        """See `Stage.load_weights`; a model runs on its own device."""
+        """See `Stage.load_weights`; the whole model stays on its device."""
         return nullcontext()
 
     def forward(self, number: int) -> None:

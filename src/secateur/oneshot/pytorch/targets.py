@@ -1,4 +1,4 @@
-"""The layers to prune: the weight of each, how to select from it, and how many units to prune."""
+"""The layers to prune, with their weights and selectors, and the problems that solvers get."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from secateur.solvers.magnitude import Magnitude
 from secateur.solvers.problem import LayerRows, Problem, Solution
 from secateur.solvers.selector import Selector
 
-__all__ = ["Target", "build_targets", "make_problem", "write_solution"]
+__all__ = ["Target", "build_problem", "build_targets", "write_solution"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,14 @@ class Target:
         """The current weight."""
         return ParameterWeight(self.name, self.pattern)
 
-    def matrix(self) -> torch.Tensor:
+    def read_matrix(self) -> torch.Tensor:
         """Return the weight in float32, of shape (groups, output channels per group, input features)."""
         canonical = self.weight.canonical().float()
         groups = self.pattern.views[self.name].groups
         return canonical.reshape(groups, canonical.shape[0] // groups, -1)
 
     def to_stored(self, array_GRF: torch.Tensor) -> torch.Tensor:
-        """Return weights or a mask of that shape in the weight's stored shape."""
+        """Convert weights or a mask of that shape to the weight's stored shape."""
         view = self.pattern.views[self.name]
         stored: torch.Tensor = view.to_stored(array_GRF.reshape(view.canonical_shape))
         return stored
@@ -94,13 +94,13 @@ def build_targets(plan: Plan, counts: Mapping[str, int], solver: Solver) -> dict
     """
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
     return {
-        row.name: _target(row.name, patterns[row.name], counts[row.name], solver)
+        row.name: _create_target(row.name, patterns[row.name], counts[row.name], solver)
         for row in plan.layers
         if row.name in counts
     }
 
 
-def _target(name: str, pattern: BasePattern, count: int, solver: Solver) -> Target:
+def _create_target(name: str, pattern: BasePattern, count: int, solver: Solver) -> Target:
     if pattern.config.kind == "pattern_lock":
         raise ConfigError(
             f"layer {name!r}: kind='pattern_lock' keeps the existing zeros, so there is nothing to prune. Use it with "
@@ -120,11 +120,11 @@ def _target(name: str, pattern: BasePattern, count: int, solver: Solver) -> Targ
     return Target(name=name, module=module, pattern=pattern, selector=selector)
 
 
-def make_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
+def build_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
     """Build the problem of layers that read the same inputs."""
     first, row, layers, weights = targets[0].name, 0, [], []
     for target in targets:
-        weight_GRF = target.matrix()
+        weight_GRF = target.read_matrix()
         rows = (row, row + weight_GRF.shape[1])
         layers.append(LayerRows(name=target.name, rows=rows, selector=target.selector, criterion=target.score))
         weights.append(weight_GRF)
@@ -139,7 +139,7 @@ def make_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
 
 
 def write_solution(targets: list[Target], problem: Problem, solution: Solution) -> dict[str, torch.Tensor]:
-    """Write a solution into the model; returns layer → mask in the weight's stored shape."""
+    """Write a solution into the model, and return layer → mask in the weight's stored shape."""
     masks = {}
     for target, layer in zip(targets, problem.layers, strict=True):
         rows = slice(*layer.rows)

@@ -20,17 +20,17 @@ from secateur.errors import StateError, StorageError
 
 __all__ = [
     "DELETE_ADVICE",
-    "byte_view",
     "compute_checksum",
     "explain_write_errors",
     "read_header",
     "read_tensors",
+    "view_as_bytes",
     "write_tensors",
     "write_text",
 ]
 
 DELETE_ADVICE = "Delete it to prune this part again."
-"""What to do about a finished stage that cannot be read."""
+"""Advice for a finished stage that cannot be read."""
 
 LENGTH_BYTES = 8
 """Size of the header's length at the start of a safetensors file."""
@@ -57,7 +57,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     Raises:
         StorageError: The disk is full, or fails.
     """
-    _write(path, lambda unfinished: save_file(_copy_shared(tensors), unfinished, {"format": "pt", **metadata}))
+    _write(path, lambda file: save_file(_copy_shared(tensors), file, {"format": "pt", **metadata}))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StorageError: The disk is full, or fails.
     """
-    _write(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    _write(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -85,7 +85,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the header of a safetensors file of this process, and the offset of its first tensor."""
+    """Return the header of a safetensors file that this process wrote, and the offset of its first tensor."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(LENGTH_BYTES), "little")
         return json.loads(file.read(length)), LENGTH_BYTES + length
@@ -97,12 +97,12 @@ def compute_checksum(tensors: Mapping[str, torch.Tensor], text: str = "") -> str
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(byte_view(tensor.detach().cpu().contiguous()))
+        digest.update(view_as_bytes(tensor.detach().cpu().contiguous()))
     return digest.hexdigest()
 
 
-def byte_view(tensor: torch.Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor on the CPU."""
+def view_as_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return a view of the memory of a contiguous tensor on the CPU."""
     # A tensor with one element may have any strides.
     array: Any = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(array)
@@ -110,15 +110,15 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary file beside the path, and rename it once it is on disk."""
-    unfinished = path.with_name(f"{path.name}.part")
+    temporary = path.with_name(f"{path.name}.part")
     with explain_write_errors(path):
         try:
-            write(unfinished)
-            _sync(unfinished)
-            os.replace(unfinished, path)
+            write(temporary)
+            _sync(temporary)
+            os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
-                unfinished.unlink()
+                temporary.unlink()
             raise
 
 

@@ -37,14 +37,14 @@ class WeightFiles(Mapping[str, torch.Tensor]):
         self.types: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         names: Counter[str] = Counter()
-        for file in _files(self.path):
+        for file in _find_files(self.path):
             for name, (shape, kind) in read_weight_header(file).items():
                 names[name] += 1
                 self._files[name], self.shapes[name], self.types[name] = file, shape, kind
         if twice := [name for name, count in names.items() if count > 1]:
             raise ModelLoadError(
                 f"{format_list(map(repr, twice))} are in several files of {str(self.path)!r}. Keep one of each, or "
-                f"add {INDEX_FILE!r}, which says which files count."
+                f"add {INDEX_FILE!r}, which names the files to use."
             )
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -88,8 +88,8 @@ class FilteredTensors(Mapping[str, torch.Tensor]):
         return len(self._names)
 
 
-def _files(path: Path) -> Collection[Path]:
-    """The files that hold weights."""
+def _find_files(path: Path) -> Collection[Path]:
+    """Return the files that contain weights."""
     try:
         files, _ = find_weight_files(path)
     except ArtifactError as error:
@@ -107,12 +107,13 @@ def read_weight_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     Raises:
         ModelLoadError: The path is missing, not a file or damaged.
     """
-    if not path.is_file():  # a pipe would never end
-        raise ModelLoadError(f"{path} must be a file with weights, found {'none' if path.exists() else 'nothing'}.")
+    if not path.is_file():  # opening a pipe would block
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise ModelLoadError(f"{path} must be a file with weights, but it {problem}.")
     try:
         with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            return {name: (tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()}
+            tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return {name: (tuple(tensor.get_shape()), str(tensor.get_dtype())) for name, tensor in tensors.items()}
     except (OSError, SafetensorError) as error:
         raise _create_read_error(path, error) from error
 

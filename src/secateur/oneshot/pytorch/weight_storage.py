@@ -35,7 +35,7 @@ class WeightStorage(ABC):
 
     @abstractmethod
     def check(self, plan: Plan, recipe: Recipe) -> None:
-        """Check, before the run starts, that it can work with this storage.
+        """Check, before the run starts, that the plan and the recipe work with this storage.
 
         Raises:
             ScoreError: A weight to prune is known to be ``nan``.
@@ -44,7 +44,7 @@ class WeightStorage(ABC):
 
     @abstractmethod
     def refuse_outside(self, layers: Sequence[str], refusal: Exception | None = None) -> None:
-        """Raise `UnsupportedModelError` if there are layers outside of a stack of blocks that cannot be pruned.
+        """Raise `UnsupportedModelError` if layers outside of the blocks cannot be pruned.
 
         Args:
             layers: Names of layers outside of a stack of blocks.
@@ -182,11 +182,11 @@ class FileStorage(WeightStorage):
     def refuse_outside(self, layers: Sequence[str], refusal: Exception | None = None) -> None:
         """See `WeightStorage.refuse_outside`."""
         if layers:
-            told = "" if refusal is None else f" (With blocks that only record their calls: {refusal})"
+            cause = "" if refusal is None else f" (With blocks that only record their calls: {refusal})"
             raise UnsupportedModelError(
                 f"weights loads a model block by block, and {format_list(map(repr, layers))} are not in a stack of "
                 f"blocks that run one after another. Exclude these layers (excluded_op_names), or load the whole "
-                f"model: leave out weights (--low-memory).{told}"
+                f"model: leave out weights (--low-memory).{cause}"
             ) from refusal
 
     def load_outside(self, blocks: Mapping[str, nn.Module]) -> None:
@@ -246,17 +246,18 @@ def choose_storage(model: nn.Module, execution: Execution) -> WeightStorage:
         ModelLoadError: The files do not fit the model.
     """
     device = None if execution.device is None else find_device(execution.device)
-    empty = {name: tensor.is_meta for name, tensor in model.named_parameters()}
+    is_meta = {name: tensor.is_meta for name, tensor in model.named_parameters()}
     if execution.weights is None:
-        if name := next((name for name, is_empty in empty.items() if is_empty), None):
+        if name := next((name for name, is_empty in is_meta.items() if is_empty), None):
             raise LayerError(
-                f"parameter {name!r} is on the meta device and has no values yet. Load the model first, or set where "
-                f"its values are and where to write the pruned model: execution=Execution(weights=..., folder=...)."
+                f"parameter {name!r} is on the meta device and has no values yet. Load the model first, or pass "
+                f"the files with its values and a folder for the pruned model: "
+                f"execution=Execution(weights=..., folder=...)."
             )
         if device is None or device == ModelStorage(model).default_device:
             return ModelStorage(model)
         return DeviceStorage(model, device)
-    if name := next((name for name, is_empty in empty.items() if not is_empty), None):
+    if name := next((name for name, is_empty in is_meta.items() if not is_empty), None):
         raise ConfigError(
             f"weights needs a model that is entirely on the meta device, and parameter {name!r} has values. "
             f"Leave weights out, or build the model under accelerate.init_empty_weights()."
@@ -299,6 +300,6 @@ def _refuse_shared(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
         names.setdefault(id(tensor), []).append(name)
     if shared := [names[key] for key, owners in places.items() if len(owners) > 1]:
         raise UnsupportedModelError(
-            f"weights loads a model block by block, and {format_list(map(repr, shared[0]))} are one parameter of "
-            f"several blocks. Load the whole model: leave out weights (--low-memory)."
+            f"weights loads a model block by block, and {format_list(map(repr, shared[0]))} are the same "
+            f"parameter in several blocks. Load the whole model: leave out weights (--low-memory)."
         )
