@@ -67,7 +67,7 @@ def main() -> None:
     }
     runs = {name: partial(pattern.masks, scores) for name, pattern in ours.items()}
     half = ours["1x1"].masks(scores, 0.5)
-    runs["1x1, half pruned before"] = partial(ours["1x1"].masks, scores, 0.9, half)
+    runs["1x1, half already pruned"] = partial(ours["1x1"].masks, scores, 0.9, half)
     times = measure_wall_seconds(baselines | runs, given.rounds)
     clone = times["clone() of the scores"]
     rows = [

@@ -1,9 +1,9 @@
-"""Geometry of sparse convolutions: the window that a convolution applies to images, and the panels that cover them.
+"""Compute the geometry of sparse convolutions: the sliding window, and the panels that cover output images.
 
-A plane of the input, shifted by the position of a weight in the kernel, is what the weight multiplies for all output
-pixels at once. So no im2col and no transposition is needed, and a pruned weight costs nothing (Park et al. 2017,
-"Faster CNNs with Direct Sparse Convolutions and Guided Pruning", section 3). With a stride, the pixels of a plane are
-first separated by their phase within the stride, after which each phase has stride one.
+For all output pixels at once, a weight multiplies a plane of the input, shifted by the position of the weight in the
+kernel. This needs no im2col and no transposition, and pruned weights cost nothing (Park et al. 2017, "Faster CNNs with
+Direct Sparse Convolutions and Guided Pruning", section 3). With a stride, the pixels of a plane are first separated by
+their phase within the stride. Each phase then has a stride of one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy.typing as npt
 __all__ = ["OVERREAD_FLOATS", "ConvolutionWindow", "PanelGrid", "fit_panels", "get_window"]
 
 OVERREAD_FLOATS = 128
-"""Floats after the last plane that kernels read and ignore. They must be allocated and should be zero, because
-subnormal numbers are slow. Images of one line of at least as many pixels need none if the kernel is a single pixel."""
+"""Floats after the last plane that kernels read and ignore. They must be allocated, and should be zero, because
+subnormal numbers are slow. They are not needed for a kernel of one pixel and images of one line with at least as many
+pixels."""
 
 PANEL_OVERHEAD = 0.5
-"""Cost of a panel, in vectors of it, because its weights are read again."""
+"""Overhead of each panel in vectors, because each panel reads the weights again."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class ConvolutionWindow:
 
     @cached_property
     def phase_size(self) -> tuple[int, int]:
-        """(H, W) of the pixels of a plane that have the same phase within the stride."""
+        """Height and width of the pixels of a plane that have the same phase within the stride."""
         height, width = (-(-size // step) for size, step in zip(self.size, self.stride, strict=True))
         return height, width
 
@@ -75,15 +76,15 @@ class ConvolutionWindow:
 
     @property
     def offsets(self) -> npt.NDArray[np.int32]:
-        """For each feature, the offset in floats of the input that it multiplies for the first output pixel.
+        """The offset in floats of the input that each feature multiplies for the first output pixel.
 
         Features are ordered by kernel position, then by channel.
         """
-        down, across = (np.arange(size) * step for size, step in zip(self.kernel, self.dilation, strict=True))
-        (stride, stride_across), (height, width) = self.stride, self.phase_size
-        phase = (down % stride)[:, None] * stride_across + across % stride_across
-        shift = (down // stride)[:, None] * width + across // stride_across
-        planes = np.arange(self.channels) * (stride * stride_across)
+        y, x = (np.arange(size) * step for size, step in zip(self.kernel, self.dilation, strict=True))
+        (stride_h, stride_w), (height, width) = self.stride, self.phase_size
+        phase = (y % stride_h)[:, None] * stride_w + x % stride_w
+        shift = (y // stride_h)[:, None] * width + x // stride_w
+        planes = np.arange(self.channels) * (stride_h * stride_w)
         offsets: npt.NDArray[np.int64] = (planes + phase[:, :, None]) * (height * width) + shift[:, :, None]
         return offsets.reshape(-1).astype(np.int32)
 
@@ -92,19 +93,19 @@ class ConvolutionWindow:
 def get_window(
     channels: int, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> ConvolutionWindow:
-    """Return a cached window, because computing its properties takes time next to a small image."""
+    """Return a cached window, because computing its properties takes long compared with a small convolution."""
     return ConvolutionWindow(channels, size, kernel, stride, dilation)
 
 
 class PanelGrid(NamedTuple):
-    """How panels cover an output image.
+    """A grid of panels that covers an output image.
 
     Attributes:
-        vectors: Vectors of a panel.
-        lines: Image lines of a panel.
-        span: Pixels of a line in a panel.
-        segments: Panels side by side on a line.
-        panels: Panels of an image.
+        vectors: Number of vectors in a panel.
+        lines: Number of image lines in a panel.
+        span: Number of pixels of each line in a panel.
+        segments: Number of panels next to each other on a line.
+        panels: Number of panels in an image.
     """
 
     vectors: int
@@ -115,12 +116,12 @@ class PanelGrid(NamedTuple):
 
 
 def fit_panels(window: ConvolutionWindow, lanes: int, max_vectors: int) -> PanelGrid:
-    """Return the panels that cover an output image fastest.
+    """Return the grid of panels that computes an output image fastest.
 
     Args:
         window: The window of the convolution.
         lanes: Floats of a vector.
-        max_vectors: Widest panel, in vectors.
+        max_vectors: Maximum width of a panel in vectors.
 
     Example:
         >>> fit_panels(ConvolutionWindow(8, (16, 16), (3, 3), (1, 1), (1, 1)), 16, 4)

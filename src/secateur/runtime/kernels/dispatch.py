@@ -1,4 +1,4 @@
-"""Dispatch: which format a weight is packed in, and which kernels multiply it with a batch."""
+"""Select the format in which a weight is packed, and the kernels that multiply it."""
 
 from __future__ import annotations
 
@@ -50,28 +50,28 @@ MAX_BLOCK_OUTPUTS = 64
 """Largest height of a block. Taller blocks are cut, because kernels keep the results of a block row on the stack."""
 
 MIN_PAIRED_DENSITY = 0.4
-"""Density from which outputs share enough inputs to be paired: 2:4 gets 1.2 times as fast, 1:4 only 1.07 times."""
+"""Smallest density for which pairing outputs pays off: 2:4 gets 1.2 times as fast, 1:4 only 1.07 times."""
 
 MAX_COLUMN_TILE_DENSITY = 0.4
-"""Share of weights in column tiles up to which gathering activations beats decoding a bitmask of all weights."""
+"""Largest share of weights in column tiles for which gathering activations is faster than decoding a bitmask."""
 
 MAX_ROWS_WITHOUT_AMX = 8
 """Largest batch for which the bitmask format is multiplied with vector instructions rather than AMX."""
 
 MAX_GATHER_ROWS = 2
-"""Largest batch for which gathering beats panels: equal at 2 to 3 rows, half as fast at 4."""
+"""Largest batch for which gathering is faster than panels: equal at 2 to 3 rows, half as fast at 4."""
 
 MAX_NM_SMALL_BATCH = 16
-"""Largest batch for which selecting N:M activations in registers beats panels."""
+"""Largest batch for which selecting N:M activations in registers is faster than panels."""
 
 NM_CHUNK, NM_PIECE = 128, 128
 """Outputs of a chunk and inputs of a piece of the N:M panel kernel."""
 
 MAX_TALL_BLOCK_VECTORS = 3
-"""Widest panel for which the sums of eight outputs fit in 32 registers."""
+"""Widest panel, in vectors, for which the sums of eight outputs fit in 32 registers."""
 
 MAX_FIVE_VECTOR_INPUTS = 3072
-"""Largest weight for which a panel of five vectors takes less than 1 MiB."""
+"""Largest number of inputs for which a panel of five vectors takes less than 1 MiB."""
 
 MAX_WIDE_PANEL_BYTES = 3 << 18
 """Largest size of a panel that is wider than four vectors."""
@@ -108,7 +108,7 @@ def pack_weight(weight_OI: Floats, pattern: str, rows: int) -> WeightFormat:
 
     Args:
         weight_OI: The weight.
-        pattern: Its pattern, a block or N:M.
+        pattern: Pattern of the weight, a block or N:M.
         rows: Batch rows to optimize for.
     """
     if ":" in pattern:
@@ -125,10 +125,10 @@ def pack_weight(weight_OI: Floats, pattern: str, rows: int) -> WeightFormat:
 
 
 def pack_weight_for_amx(weight_OI: Floats, dtype: str) -> AmxFormat:
-    """Pack a weight for AMX, as ``float32`` or ``bfloat16``.
+    """Pack a weight for AMX as ``float32`` or ``bfloat16``.
 
     Raises:
-        LayerError: A float32 weight cannot be split into two bfloat16; see `formats.dtypes.split_float32`.
+        LayerError: A float32 weight cannot be split into two bfloat16. See `formats.dtypes.split_float32`.
     """
     tiles = ColumnTileFormat.from_dense(weight_OI, TILE_INPUTS if dtype == "bfloat16" else TILE_INPUTS // 2)
     if tiles.values.size > MAX_COLUMN_TILE_DENSITY * weight_OI.size:
@@ -137,7 +137,7 @@ def pack_weight_for_amx(weight_OI: Floats, dtype: str) -> AmxFormat:
 
 
 def select_kernels(weights: WeightFormat, activation_type: str, rows: int) -> list[KernelStep]:
-    """Select the kernels that together multiply a batch of at least one row.
+    """Select the kernels that multiply a batch of at least one row, each for a part of the rows.
 
     Args:
         weights: The packed weights.
@@ -202,7 +202,8 @@ def _select_amx_kernels(weights: AmxFormat, activation_type: str, rows: int) -> 
         case ColumnTileFormat():
             if not target.has_amx():
                 raise LayerError(
-                    "the weight was packed for a processor with AMX, which this one lacks. Compile the model here."
+                    "the weight was packed for a processor with AMX, which this one lacks. Compile the model on this "
+                    "machine."
                 )
             return _select_column_tile_kernels(weights.index_type, activation_type, rows)
         case BitmaskFormat():
@@ -215,7 +216,7 @@ def _select_amx_kernels(weights: AmxFormat, activation_type: str, rows: int) -> 
 def _select_block_kernels(
     block: tuple[int, int], inputs: int, types: tuple[str, str, str], rows: int, host: TargetMachine
 ) -> list[KernelStep]:
-    """Select kernels for blocks; `types`: LLVM types of block indices, activations and weights."""
+    """Select kernels for blocks. `types` are the LLVM types of block indices, activations and weights."""
     index_type, activation_type, weight_type = types
     if rows <= _get_max_block_small_batch(*block):
         kernel = BlockSmallBatchKernel(*block, index_type, activation_type, rows, host.lanes, weight_type)
@@ -251,7 +252,7 @@ def _select_unstructured_kernels(
 def _select_nm_kernels(
     pattern: tuple[int, int], types: tuple[str, str], rows: int, host: TargetMachine
 ) -> list[KernelStep]:
-    """Select kernels for N:M; `pattern`: (N, M), `types`: LLVM types of activations and weights."""
+    """Select kernels for N:M. `pattern` is (N, M), `types` are the LLVM types of activations and weights."""
     activation_type, weight_type = types
     if rows <= MAX_NM_SMALL_BATCH:
         has_permute = host.is_x86 and host.lanes == STRIP
@@ -264,7 +265,7 @@ def _select_nm_kernels(
 def _select_output_pair_kernels(
     sizes: tuple[int, int], types: tuple[str, str], inputs: int, rows: int, host: TargetMachine
 ) -> list[KernelStep]:
-    """Select kernels for pairs of outputs; see `_select_unstructured_kernels` for the arguments."""
+    """Select kernels for pairs of outputs. See `_select_unstructured_kernels` for the arguments."""
     activation_type, weight_type = types
     if rows <= MAX_GATHER_ROWS:
         return [KernelStep(OutputPairSmallBatchKernel(*sizes, activation_type, rows, weight_type), rows)]
@@ -302,7 +303,7 @@ def _select_bitmask_kernels(inputs: int, activation_type: str, rows: int, *, has
 def _create_block_kernel(
     block: tuple[int, int], types: tuple[str, str], panel: ActivationPanel, host: TargetMachine
 ) -> BlockPanelKernel:
-    """Create the kernel for blocks and panels; `types`: LLVM types of block indices and weights."""
+    """Create the kernel for blocks and panels. `types` are the LLVM types of block indices and weights."""
     fits_eight = block[0] % 8 == 0 and panel.vectors <= MAX_TALL_BLOCK_VECTORS and _has_32_registers(host)
     return BlockPanelKernel(*block, types[0], panel, 8 if fits_eight else min(block[0], 4), types[1])
 
@@ -323,18 +324,19 @@ def _get_interleave(panel: ActivationPanel, host: TargetMachine) -> int:
 
 
 def _get_max_block_small_batch(outputs: int, inputs: int) -> int:
-    """Return the largest batch for which reading activations in place beats packing them into panels.
+    """Return the largest batch for which reading activations in place is faster than packing them into panels.
 
-    Measured: equal at 3 to 4 rows for blocks of 4 outputs, faster up to 8 rows for blocks of 16.
+    In measurements, both are equal at 3 to 4 rows for blocks of 4 outputs. For blocks of 16 outputs, reading in place
+    is faster up to 8 rows.
     """
     length = inputs if outputs == 1 else outputs
     return max(2, min(length, 16) // 2)
 
 
 def _get_block_vectors(block_outputs: int, inputs: int, host: TargetMachine) -> int:
-    """Return the vectors of a panel with which the sums of a register tile fit in the registers.
+    """Return the number of vectors in a panel for which the sums of a register tile fit in the registers.
 
-    A fifth vector gains 3 to 6 % for low blocks, as long as the panel leaves room in the L2 cache.
+    A fifth vector is 3 to 6 % faster for short blocks, as long as the panel leaves room in the L2 cache.
     """
     if not _has_32_registers(host):
         return 2
@@ -347,7 +349,7 @@ def split_into_panels(activation_type: str, rows: int, lanes: int, max_vectors: 
     """Split a batch into panels of at most `max_vectors` vectors whose widths differ by at most one vector.
 
     Returns:
-        Each kind of panel, and the batch rows that it covers.
+        Each kind of panel, and the number of batch rows that it covers.
 
     Example:
         >>> [(panel.vectors, rows) for panel, rows in split_into_panels("float", 100, 16, 4)]

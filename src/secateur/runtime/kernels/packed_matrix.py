@@ -1,4 +1,4 @@
-"""A packed weight and the products with it."""
+"""Pack pruned weights, and multiply with them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from secateur.runtime.kernels.threading.step import PlannedStep, create_job
 __all__ = ["ACTIVATION_DTYPES", "PackedMatrix", "get_unsupported_reason"]
 
 ACTIVATION_DTYPES = ("float32", "bfloat16")
-"""Types of activations; products are accumulated in float32."""
+"""Types of activations. Products are accumulated in float32."""
 
 LLVM_ACTIVATION_TYPES = {"float32": "float", "bfloat16": "bfloat"}
 
@@ -54,7 +54,7 @@ RENAMED_ATTRIBUTES = {
     "layout": "weights",
     "product": "compile_product",
 }
-"""Deprecated attribute of `PackedMatrix` → its new name."""
+"""Maps deprecated attributes of `PackedMatrix` to their new names."""
 
 
 def get_unsupported_reason(pattern: str, shape: tuple[int, int], dtype: str = "float32") -> str:
@@ -86,8 +86,8 @@ def get_unsupported_reason(pattern: str, shape: tuple[int, int], dtype: str = "f
 class PackedMatrix:
     """A pruned (O, I) weight, stored without its zeros and ready to multiply.
 
-    It holds only arrays, so it can be copied, pickled and used from many threads at once. Kernels are compiled on first
-    use, once per process.
+    It contains only arrays, so it can be copied, pickled and used from many threads at once. Kernels are compiled on
+    first use, once per process.
 
     Args:
         pattern: The pattern of the weight.
@@ -117,11 +117,11 @@ class PackedMatrix:
     ) -> Self:
         """Pack a dense weight.
 
-        All nonzero weights are kept, so products are correct even if the weight violates the pattern.
+        All nonzero weights are stored, so products are correct even if the weight violates the pattern.
 
         Args:
             weight_OI: The weight.
-            pattern: Its pattern, such as ``"4x1"``.
+            pattern: Pattern of the weight, such as ``"4x1"``.
             dtype: Storage type of the weights, one of `WEIGHT_DTYPES`.
             rows: Batch rows to optimize for; any batch can be multiplied.
 
@@ -149,7 +149,7 @@ class PackedMatrix:
 
         Args:
             weight_OI: The weight, float32.
-            pattern: Its pattern.
+            pattern: Pattern of the weight.
             dtype: Type of the activations and storage type of the weights, ``"float32"`` or ``"bfloat16"``.
 
         Raises:
@@ -161,7 +161,7 @@ class PackedMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(O, I) of the weight."""
+        """Shape (O, I) of the weight."""
         return self.weights.shape
 
     @property
@@ -170,24 +170,25 @@ class PackedMatrix:
         return self.weights.nbytes
 
     def to_dense(self) -> npt.NDArray[np.float32]:
-        """Return the dense weight as it is stored, which is rounded unless the storage type is float32."""
+        """Return the dense weight, which is rounded unless the storage type is float32."""
         scales, weight_OI = self.weights.scales, self.weights.to_dense()
         return weight_OI * scales[:, None] if scales.size else weight_OI
 
     def compile_product(self, rows: int, *, activations: str = "float32", threads: int = 1) -> Product:
         """Compile a function that computes ``y = x @ weight.T + bias``.
 
-        The result does not depend on the number of threads, bit for bit. The function takes the addresses of the bias
-        (O float32), of x and of y, both contiguous and row-major; the caller guarantees that they are valid. It may be
-        called repeatedly and from many threads at once.
+        Results are bitwise identical for any number of threads. The function takes the addresses of the bias (O
+        float32), of x and of y. x and y are contiguous and row-major. The caller must make sure that the addresses are
+        valid. The function can be called repeatedly and from many threads at once.
 
         Args:
-            rows: Batch rows; may be 0.
+            rows: Number of batch rows, which may be 0.
             activations: Type of x and y, one of `ACTIVATION_DTYPES`.
             threads: Maximum number of threads, including the calling thread.
 
         Raises:
-            ConfigError: An argument is out of range, or the weight is packed for AMX and needs other activations.
+            ConfigError: An argument is out of range, or the weight is packed for AMX and for another type of
+                activations.
         """
         if activations not in ACTIVATION_DTYPES or rows < 0 or threads < 1:
             raise ConfigError(
@@ -206,14 +207,13 @@ class PackedMatrix:
     def compile_convolution(self, images: int, window: ConvolutionWindow, *, threads: int = 1) -> Product:
         """Compile a function that convolves images.
 
-        The weight is (O, K·I), ordered by kernel position, then by input channel. All numbers are float32. The result
-        does not depend on the number of threads, bit for bit. The function takes addresses like that of
-        `compile_product`:
+        The weight is (O, K·I), ordered by kernel position, then by input channel. All values are float32. Results are
+        bitwise identical for any number of threads. Like the function of `compile_product`, this one takes addresses:
 
         - x: the padded input, contiguous, of shape (images, I, s, s', H, W) for a stride of (s, s'): pixel (h, w) of
-          phase (i, j) is pixel (h·s + i, w·s' + j) of the input; see `ConvolutionWindow.phase_size`. The
+          phase (i, j) is pixel (h·s + i, w·s' + j) of the input. See `ConvolutionWindow.phase_size`. The
           `OVERREAD_FLOATS` floats after it are read and ignored.
-        - y: the output, contiguous, of shape (images, O, H', W'); see `ConvolutionWindow.height`.
+        - y: the output, contiguous, of shape (images, O, H', W'). See `ConvolutionWindow.height`.
 
         Args:
             images: Number of images.
@@ -255,8 +255,8 @@ class PackedMatrix:
         Args:
             kernel: The kernel.
             panels: Number of panels, each of which reads all weights.
-            sizes: Batch rows and maximum number of threads.
-            geometry: Values that follow in the plan; see `codegen.image_panel.GEOMETRY`.
+            sizes: Number of batch rows, and maximum number of threads.
+            geometry: Further values of the plan. See `codegen.image_panel.GEOMETRY`.
         """
         (outputs, inputs), (rows, threads) = self.shape, sizes
         addresses = [array.ctypes.data for array in self.weights.arrays]
@@ -303,7 +303,7 @@ class PackedMatrix:
 
 
 def restore_matrix(kind: type[PackedMatrix], pattern: str, weights: WeightFormat) -> PackedMatrix:
-    """Rebuild a copied or unpickled matrix, whose arrays must start at a cache line again."""
+    """Rebuild a copied or unpickled matrix, and align its arrays with cache lines again."""
     columns, values = copy_aligned(weights.columns), copy_aligned(weights.values)
     return kind(pattern, replace(weights, columns=columns, values=values))
 
@@ -312,12 +312,12 @@ def split_work(cumulative_costs: npt.NDArray[Any], panels: int, count: int) -> l
     """Split the units of all panels into consecutive shares of about the same cost.
 
     Args:
-        cumulative_costs: The cost of all units before each unit of a panel, and the total at the end.
+        cumulative_costs: For each unit of a panel, the cost of all units before it, and the total cost at the end.
         panels: Number of panels.
         count: Maximum number of shares.
 
     Returns:
-        The first unit of each share, and the end, numbered over all panels.
+        For each share, its first unit and the unit after its last one, numbered over all panels.
 
     Example:
         >>> split_work(np.array([0, 5, 6, 7, 8, 9, 10]), 1, 2)

@@ -1,4 +1,4 @@
-"""Kernels that multiply tiles of bfloat16 with Intel AMX, and the small-batch kernel for their bitmask format."""
+"""Kernels that multiply tiles of bfloat16 with Intel AMX, and the small-batch kernel for the bitmask format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bitmask weights times a small batch with vector instructions: bound by the bytes of the weight."""
+"""Multiply weights in the bitmask format by a small batch with vector instructions, limited by memory bandwidth."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["BitmaskSmallBatchKernel"]
 
 @dataclass(frozen=True, slots=True)
 class BitmaskSmallBatchKernel(SmallBatchKernel):
-    """Multiplies weights in `BitmaskFormat` by a small batch, on any processor; its unit is a strip.
+    """Multiplies weights in `BitmaskFormat` by a small batch, on any processor. Its unit is a strip.
 
     Attributes:
-        activation_type: LLVM type of activations and weights; ``float`` weights are stored as two bfloat16.
-        batch: Batch rows.
-        chunk: Outputs of a chunk.
-        piece: Features of a piece.
+        activation_type: LLVM type of activations and weights. ``float`` weights are stored as two bfloat16.
+        batch: Number of batch rows.
+        chunk: Number of outputs in a chunk.
+        piece: Number of features in a piece.
     """
 
     activation_type: str
@@ -42,7 +42,7 @@ class BitmaskSmallBatchKernel(SmallBatchKernel):
     piece: int
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """See `Kernel.get_cumulative_costs`: weights, plus one per input."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of weights, plus one per input."""
         counts = np.diff(starts).reshape(-1, -(-inputs // self.piece), self.chunk // STRIP)
         return np.append(0, np.cumsum(counts.sum(axis=1).reshape(-1) + inputs))
 
@@ -66,8 +66,8 @@ class BitmaskSmallBatchKernel(SmallBatchKernel):
 
         Args:
             function: The function under construction.
-            numbers: Number of the strip, counted through all pieces and chunks, and of the piece.
-            sums: Variables, by rows and then by even and odd features.
+            numbers: Index of the strip over all pieces and chunks, and index of the piece.
+            sums: Variables by row, then for even and odd features.
         """
         (run, piece), size = numbers, TYPE_BYTES[self.activation_type]
         start = function.load("i64", function.gep("%starts", function.mul(run, 8)))

@@ -1,9 +1,9 @@
-"""Bitmask weights times large batches with AMX.
+"""Multiply weights in the bitmask format by large batches with AMX.
 
-A float32 is approximately the sum of two bfloat16: itself rounded to eight bits, and the difference rounded to eight
-bits. The product of two floats is approximately the sum of three products of such parts; only the product of the two
-low parts is dropped. Tiles multiply sixteen times as fast as float vectors. Weights are decoded, zeros included, once
-for all rows of a panel.
+A float32 is approximately the sum of two bfloat16: the value rounded to eight bits, and the difference rounded to eight
+bits. The product of two floats is approximately the sum of three products of these parts. Only the product of the two
+low parts is omitted. Tiles multiply sixteen times as fast as float vectors. Weights are decoded, including the zeros,
+once for all rows of a panel.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from secateur.runtime.kernels.formats.column_tiles import TILE_INPUTS
 __all__ = ["TILE_PAIR", "BitmaskTileKernel"]
 
 BLOCK_TILES = 2
-"""Tiles of rows and tiles of outputs that are multiplied together (register blocking)."""
+"""Number of tiles of rows, and of outputs, that are multiplied together (register blocking)."""
 
 TILE_PAIR = BLOCK_TILES * STRIP
-"""Rows and outputs of a register block."""
+"""Number of rows, and of outputs, in a register block."""
 
 ACTIVATIONS, WEIGHTS = 4, 6
-"""First tile registers of activations and weights; the registers before them hold the sums."""
+"""First tile registers of activations and weights. The registers before them contain the sums."""
 
 HIGH, LOW = 0, 1
 """Parts of a float32."""
 
 PREFETCH_ROWS = 4
-"""Rows from the one that is packed to the one that is prefetched: packing then takes 0.7 of the time."""
+"""Distance in rows to the activations to prefetch. Packing then takes 0.7 times as long."""
 
 BFLOAT16_ORDER = (
     ((WEIGHTS, 0, HIGH), ()),
@@ -58,7 +58,7 @@ BFLOAT16_ORDER = (
     ((WEIGHTS, 1, HIGH), ((0, 1),)),
     ((ACTIVATIONS, 1, HIGH), ((1, 0), (1, 1))),
 )
-"""Tiles to load (register, side, part) for bfloat16, and the products (rows, outputs) that follow each load."""
+"""Tiles to load (register, side, part) for bfloat16, and the products (rows, outputs) after each load."""
 
 FLOAT32_ORDER = (
     ((WEIGHTS, 0, HIGH), ()),
@@ -70,7 +70,7 @@ FLOAT32_ORDER = (
     ((WEIGHTS, 0, LOW), ((0, 0), (1, 0))),
     ((WEIGHTS, 1, LOW), ((0, 1), (1, 1))),
 )
-"""The same for float32: each tile is loaded once, mostly two products before it is needed."""
+"""The same for float32. Each tile is loaded once, in most cases two products before it is needed."""
 
 
 class PanelPiece(NamedTuple):
@@ -91,15 +91,16 @@ class PanelPiece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BitmaskTileKernel(Kernel):
-    """Multiplies weights in `BitmaskFormat` by large batches; its unit is a chunk of outputs.
+    """Multiplies weights in `BitmaskFormat` by large batches. Its unit is a chunk of outputs.
 
     Attributes:
-        activation_type: LLVM type of activations and weights; ``float`` is split into two bfloat16.
-        rows: Rows of a panel, a multiple of 32.
-        panel_features: Features that a panel holds at a time. Between them, float32 sums are kept in the results;
-            bfloat16 results would round the sums, so a bfloat16 panel must hold all features.
-        chunk: Outputs of a unit, whose results are written together.
-        piece: Features whose weights are decoded at once; `panel_features` is a multiple of it.
+        activation_type: LLVM type of activations and weights. ``float`` is split into two bfloat16.
+        rows: Number of rows in a panel, a multiple of 32.
+        panel_features: Number of features in a panel. If a panel does not contain all features, the results store the
+            float32 sums in between. bfloat16 results would round the sums, so a bfloat16 panel must contain all
+            features.
+        chunk: Number of outputs in a unit, whose results are written together.
+        piece: Number of features whose weights are decoded at once. `panel_features` is a multiple of it.
     """
 
     activation_type: str
@@ -114,31 +115,31 @@ class BitmaskTileKernel(Kernel):
         return self.rows
 
     def get_scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
-        """See `Kernel.get_scratch_bytes`: a panel, decoded weights, and the sums of a unit."""
+        """See `Kernel.get_scratch_bytes`. It contains a panel, decoded weights, and the sums of a unit."""
         return self._sums_offset + self.rows * self.chunk * FLOAT_BYTES
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of an activation, whether it is split or not."""
+        """Size of an activation in bytes, also if it is split."""
         return TYPE_BYTES[self.activation_type]
 
     @property
     def _tile_step(self) -> int:
-        """Bytes of the tiles of sixteen rows or outputs and 32 features: one tile, or one of each part."""
+        """Size in bytes of the tiles for sixteen rows or outputs and 32 features: one tile, or one for each part."""
         return TILE_BYTES * self.activation_bytes // TYPE_BYTES["bfloat"]
 
     @property
     def _weights_offset(self) -> int:
-        """Bytes of scratch memory before decoded weights."""
+        """Offset of the decoded weights in the scratch memory, in bytes."""
         return self.rows * self.panel_features * self.activation_bytes
 
     @property
     def _sums_offset(self) -> int:
-        """Bytes of scratch memory before sums."""
+        """Offset of the sums in the scratch memory, in bytes."""
         return self._weights_offset + TILE_PAIR * self.piece * self.activation_bytes
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:
-        """See `Kernel.get_cumulative_costs`: the same for each unit, because zeros are multiplied too."""
+        """See `Kernel.get_cumulative_costs`. All units cost the same, because zeros are multiplied too."""
         return np.arange((len(starts) - 1) * STRIP // (-(-inputs // self.piece) * self.chunk) + 1)
 
     def emit(self) -> Emitter:
@@ -159,7 +160,7 @@ class BitmaskTileKernel(Kernel):
         return function
 
     def _emit_packing(self, function: Emitter, panel: PanelPiece) -> None:
-        """Pack activations into tiles, split if they are floats; rows after the last repeat it."""
+        """Pack activations into tiles, and split floats. Rows after the last one repeat it."""
         last = function.int_op("sub", panel.rows, 1)
         with function.loop(0, round_up(function, panel.rows, TILE_PAIR)) as line:
             row = function.add(panel.row, function.smin(line, last))
@@ -176,7 +177,7 @@ class BitmaskTileKernel(Kernel):
                 self._emit_tile_row(function, activations, left, tile_row)
 
     def _emit_tile_row(self, function: Emitter, source: str, left: str, target: str) -> None:
-        """Pack the first `left` activations of one row of a tile; the others are zero."""
+        """Pack the first `left` activations of a tile row, and set the others to zero."""
         if self.activation_type == "bfloat":
             line = function.load_first(2 * STRIP, source, left, "i16")
             function.store(BFLOAT16_LINE, line, target, CACHE_LINE_BYTES)
@@ -191,7 +192,7 @@ class BitmaskTileKernel(Kernel):
             function.store(BFLOAT16_LINE, line, function.gep(target, number * TILE_BYTES), CACHE_LINE_BYTES)
 
     def _get_tile_offset(self, function: Emitter, feature: str, tiles: int = 1) -> str:
-        """Return the offset of the tiles of a feature, if `tiles` strips of tiles alternate."""
+        """Return the offset in bytes of the tiles of a feature, if the tiles of `tiles` strips alternate."""
         return function.mul(feature, tiles * self._tile_step // TILE_INPUTS)
 
     def _emit_unit(self, function: Emitter, panel: PanelPiece, output: str) -> None:
@@ -223,8 +224,8 @@ class BitmaskTileKernel(Kernel):
 
         Args:
             function: The function under construction.
-            strip: Number of the strip, counted through all pieces and chunks, and its number of features.
-            target: Address of the first tile; the tiles of `BLOCK_TILES` strips alternate.
+            strip: Index of the strip over all pieces and chunks, and its number of features.
+            target: Address of the first tile. The tiles of `BLOCK_TILES` strips alternate.
         """
         run, features = strip
         start = function.load("i64", function.gep("%starts", function.mul(run, 8)))
@@ -268,7 +269,7 @@ class BitmaskTileKernel(Kernel):
             emit_tile_store(function, number, address, CACHE_LINE_BYTES)
 
     def _emit_initial_sums(self, function: Emitter, panel: PanelPiece, unit: tuple[str, str, str]) -> None:
-        """Initialize the sums of a unit with the bias, or with the results so far if this is not the first piece.
+        """Initialize the sums of a unit with the bias, or with the previous results if this is not the first piece.
 
         Args:
             function: The function under construction.
@@ -292,7 +293,7 @@ class BitmaskTileKernel(Kernel):
                 function.store(FLOATS, initial, target, CACHE_LINE_BYTES)
 
     def _emit_results(self, function: Emitter, panel: PanelPiece, unit: tuple[str, str, str]) -> None:
-        """Write the sums of a unit to ``%y``; see `_emit_initial_sums` for the arguments."""
+        """Write the sums of a unit to ``%y``. See `_emit_initial_sums` for the arguments."""
         output, outputs, sums = unit
         results = self._get_result_address(function, panel.row, output)
         stride = function.mul("%outputs", self.activation_bytes)
@@ -312,13 +313,13 @@ class BitmaskTileKernel(Kernel):
 
 
 def get_tile_row(function: Emitter, tiles: str, row: str, row_bytes: int) -> str:
-    """Return the address of a row in the first of its tiles.
+    """Return the address of a row in its first tile.
 
     Args:
         function: The function under construction.
         tiles: Address of tiles of sixteen rows each.
-        row: Number of the row.
-        row_bytes: Bytes of a row in all of its tiles.
+        row: Index of the row.
+        row_bytes: Size of a row in all of its tiles, in bytes.
     """
     tile, inner = function.int_op("sdiv", row, STRIP), function.int_op("srem", row, STRIP)
     first = function.gep(tiles, function.mul(tile, STRIP * row_bytes))

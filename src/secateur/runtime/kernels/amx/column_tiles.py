@@ -1,8 +1,8 @@
-"""Column tiles times panels of activations with AMX.
+"""Multiply column tiles by panels of activations with AMX.
 
-A tile of weights has sixteen outputs and 32 inputs, which at least one of the outputs keeps. The activations of these
-inputs are gathered into tiles in AMX's layout, two inputs of a row side by side. For float32 a tile has sixteen inputs,
-because the two bfloat16 of an activation are stored side by side.
+A tile of weights has sixteen outputs and 32 inputs, each of which is kept by at least one of the outputs. The
+activations of these inputs are gathered into tiles in the layout of AMX, with two inputs of a row side by side. For
+float32, a tile has sixteen inputs, because the two bfloat16 of an activation are stored side by side.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from secateur.runtime.kernels.formats.column_tiles import TILE_INPUTS
 __all__ = ["Bfloat16ColumnTileKernel", "Float32ColumnTileKernel"]
 
 WEIGHTS, ACTIVATIONS = 4, 5
-"""First tile registers of weights and activations; the registers before them hold sums, one per vector of rows."""
+"""First tile registers of weights and activations. The registers before them contain a sum per vector of rows."""
 
 
 class ColumnTileKernel(Kernel):
-    """Base of kernels for `ColumnTileFormat`, whose unit is one or more strips.
+    """Base class of kernels for `ColumnTileFormat`. Their unit is one or more strips.
 
     Attributes:
         index_type: LLVM type of columns.
-        panel: The panel: two or four vectors of sixteen rows.
-        tile_inputs: Inputs of a tile.
-        strips_per_unit: Strips whose results are written one after another.
+        panel: The panel, two or four vectors of sixteen rows.
+        tile_inputs: Number of inputs in a tile.
+        strips_per_unit: Number of strips whose results are written one after another.
     """
 
     index_type: str
@@ -57,11 +57,11 @@ class ColumnTileKernel(Kernel):
         return self.panel.width
 
     def get_scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.get_scratch_bytes`: the panel, and the activations and weights of a tile."""
+        """See `Kernel.get_scratch_bytes`. It contains the panel, and the activations and weights of a tile."""
         return self.panel.get_scratch_bytes(inputs) + (self.panel.vectors + 2) * TILE_BYTES
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.get_cumulative_costs`: tiles, plus one per strip."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of tiles, plus one per strip."""
         total = len(starts) - 1
         ends = np.minimum(np.arange(0, total + self.strips_per_unit, self.strips_per_unit), total)
         return starts[ends] + ends
@@ -141,7 +141,7 @@ class Bfloat16ColumnTileKernel(ColumnTileKernel):
             emit_tile_product(function, number, WEIGHTS, register)
 
     def _emit_activation_tiles(self, access: PanelAccess, tile: str) -> None:
-        """Gather the activations of a tile's inputs, two inputs per row of a tile."""
+        """Gather the activations for the inputs of a tile, with two inputs per tile row."""
         function, kind = access.function, vector("bfloat", 2 * access.lanes)
         inputs = self.get_activations(access, tile)
         for line in range(TILE_INPUTS // 2):
@@ -159,7 +159,7 @@ class Bfloat16ColumnTileKernel(ColumnTileKernel):
 class Float32ColumnTileKernel(ColumnTileKernel):
     """Multiplies float32 weights by float32 activations, each split into two bfloat16.
 
-    Two strips per unit are up to 1.4 times as fast as one, at 90 % sparsity; with bfloat16 they gain nothing.
+    At 90 % sparsity, two strips per unit are up to 1.4 times as fast as one. With bfloat16, they are not faster.
     """
 
     index_type: str
@@ -187,7 +187,7 @@ class Float32ColumnTileKernel(ColumnTileKernel):
                 emit_tile_product(function, number, WEIGHTS + half, register)
 
     def _emit_weight_tiles(self, access: PanelAccess, tile: str, target: str) -> None:
-        """Write a tile of high and a tile of low parts, each part twice: once for each part of an activation."""
+        """Write a tile of high parts and a tile of low parts, each part twice for the two parts of an activation."""
         function, kind = access.function, vector("i16", 2 * STRIP)
         source = function.gep("%values", function.mul(tile, TILE_BYTES))
         for line in range(STRIP):

@@ -1,4 +1,4 @@
-"""AMX instructions, and the AVX-512 instruction that expands a line of masked weights."""
+"""Emit AMX instructions, and the AVX-512 instruction that expands a line of masked weights."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = [
 ]
 
 TILE_BYTES = STRIP * CACHE_LINE_BYTES
-"""Size of a tile: sixteen rows of a cache line each."""
+"""Size of a tile: sixteen rows of one cache line each."""
 
 TILES = 8
-"""Tile registers of the processor."""
+"""Number of tile registers."""
 
 PALETTE = 1
-"""The only palette: eight tiles of up to sixteen rows."""
+"""The only palette, with eight tiles of up to sixteen rows."""
 
 BFLOAT16_LINE = vector("i16", 2 * STRIP)
-"""A row of a tile: 32 bfloat16 as bits."""
+"""A tile row: the bits of 32 bfloat16."""
 
 LINE_MASK = vector("i1", 2 * STRIP)
 
@@ -57,11 +57,11 @@ def emit_tile_product(function: Emitter, total: int, left: int, right: int) -> N
 
 
 def emit_expanded_line(function: Emitter, pointer: str, mask: str, activation_type: str) -> list[str]:
-    """Expand a line of `BitmaskFormat`: its weights in their positions, with zeros between them.
+    """Expand a line of `BitmaskFormat` into its weights and the zeros between them.
 
     Args:
         function: The function under construction.
-        pointer: A variable with the address of the line's weights; it is advanced to the next line.
+        pointer: A variable with the address of the line's weights. It is advanced to the next line.
         mask: Address of the line's mask.
         activation_type: ``float`` if weights are stored as two bfloat16, otherwise ``bfloat``.
 

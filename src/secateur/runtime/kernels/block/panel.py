@@ -1,4 +1,4 @@
-"""Blocks of N outputs × M inputs times panels of activations: bound by arithmetic."""
+"""Multiply blocks of N outputs × M inputs by panels of activations, limited by arithmetic."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from secateur.runtime.kernels.formats.block import PREFETCH_BLOCKS
 __all__ = ["BlockPanelKernel"]
 
 LINE_FLOATS = CACHE_LINE_BYTES // FLOAT_BYTES
-"""Floats of a cache line."""
+"""Number of floats in a cache line."""
 
 TALL_BLOCK = 8
-"""Outputs from which a block counts as tall."""
+"""Smallest number of outputs in a tall block."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockPanelKernel(Kernel):
-    """Multiplies blocks by panels; its unit is a few rows of blocks.
+    """Multiplies blocks by panels. Its unit is a few rows of blocks.
 
     Attributes:
-        rows: N, outputs of a block.
-        cols: M, inputs of a block.
+        rows: N, the number of outputs in a block.
+        cols: M, the number of inputs in a block.
         index_type: LLVM type of a block's position in its row.
         panel: The panel.
-        tile: Outputs that are computed together in registers, at most N.
+        tile: Number of outputs that are computed together in registers, at most N.
         weight_type: LLVM type of the weights.
     """
 
@@ -51,15 +51,15 @@ class BlockPanelKernel(Kernel):
 
     @property
     def outputs_per_write(self) -> int:
-        """Outputs that are transposed and written together, ideally a cache line."""
+        """Number of outputs that are transposed and written together, ideally a cache line."""
         return max(1, LINE_FLOATS // self.rows) * self.rows
 
     @property
     def rows_per_unit(self) -> int:
-        """Rows of blocks of a unit, whose results are written one after another.
+        """Number of rows of blocks in a unit, whose results are written one after another.
 
-        Two cache lines for low blocks: their panels are wide, and result rows far from each other cost half as much in
-        pairs of lines. Taller blocks gain nothing from it.
+        Short blocks write two cache lines: their panels are wide, and writing to distant rows costs half as much with
+        pairs of lines. Taller blocks do not get faster with two lines.
         """
         lines = 2 if self.rows < TALL_BLOCK else 1
         return max(1, lines * LINE_FLOATS // self.outputs_per_write) * self.outputs_per_write // self.rows
@@ -70,12 +70,12 @@ class BlockPanelKernel(Kernel):
         return self.panel.width
 
     def get_scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.get_scratch_bytes`: the panel, and a row of blocks as floats."""
+        """See `Kernel.get_scratch_bytes`. It contains the panel, and a row of blocks as floats."""
         floats = (self.weight_type != "float") * inputs * self.rows * FLOAT_BYTES
         return self.panel.get_scratch_bytes(inputs) + floats
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.get_cumulative_costs`: blocks, plus one per unit."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of blocks, plus one per unit."""
         total = len(starts) - 1
         ends = np.minimum(np.arange(0, total + self.rows_per_unit, self.rows_per_unit), total)
         return starts[ends] + ends
@@ -102,7 +102,7 @@ class BlockPanelKernel(Kernel):
         return function
 
     def _emit_row(self, access: PanelAccess, block_row: str, target: tuple[str, str]) -> None:
-        """Multiply a row of blocks; `target`: address of the sums, and the number of the row's first output there."""
+        """Multiply a row of blocks. `target` is the address of the sums, and the index of its first output there."""
         function, (memory, slot) = access.function, target
         address = function.gep("%starts", function.mul(block_row, 8))
         bounds = function.load("i64", address), function.load("i64", function.gep(address, 8))
@@ -122,7 +122,7 @@ class BlockPanelKernel(Kernel):
                 access.store_sums(memory, sums, function.add(slot, inner))
 
     def _create_sums(self, access: PanelAccess, tile: int, channel: str) -> list[list[str]]:
-        """Create variables for the sums, initialized with the bias of their channel, by outputs and then vectors."""
+        """Create variables for the sums by output, then by vector, initialized with the bias of their channel."""
         function, sums = access.function, []
         for output in range(tile):
             initial = load_initial_sum(function, self.weight_type, function.add(channel, output), access.lanes)
@@ -149,13 +149,13 @@ class BlockPanelKernel(Kernel):
                 self._emit_column(access, sums, features, (first, function.add(column, offset)))
 
     def _get_feature_base(self, access: PanelAccess, block: str) -> str:
-        """Return the base of a block's features; see `PanelAccess.get_base`."""
+        """Return the base of a block's features. See `PanelAccess.get_base`."""
         function, index_bytes = access.function, int(self.index_type[1:]) // 8
         index = function.load_index(self.index_type, function.gep("%columns", function.mul(block, index_bytes)))
         return access.get_base(function.mul(index, self.cols))
 
     def _emit_activation_prefetch(self, access: PanelAccess, block: str) -> None:
-        """Prefetch the activations of a later block; `BlockFormat.columns` is padded for the last ones."""
+        """Prefetch the activations of a later block. `BlockFormat.columns` is padded for the last blocks."""
         function = access.function
         base = self._get_feature_base(access, function.add(block, PREFETCH_BLOCKS))
         features = access.get_address(base, "0")

@@ -1,4 +1,4 @@
-"""Blocks of N outputs × M inputs times a small batch: bound by the bytes of the weight."""
+"""Multiply blocks of N outputs × M inputs by a small batch, limited by memory bandwidth."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES
 __all__ = ["BlockSmallBatchKernel"]
 
 ACCUMULATORS = 8
-"""Independent sums, which hide the latency of FMAs."""
+"""Number of independent sums, to hide the latency of FMAs."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockSmallBatchKernel(SmallBatchKernel):
-    """Multiplies blocks by activations in place; its unit is a row of blocks.
+    """Multiplies blocks by activations that are read in place. Its unit is a row of blocks.
 
     Vector lanes are the outputs of a block, or its inputs if it has a single output.
 
     Attributes:
-        rows: N, outputs of a block.
-        cols: M, inputs of a block.
+        rows: N, the number of outputs in a block.
+        cols: M, the number of inputs in a block.
         index_type: LLVM type of a block's position in its row.
         activation_type: LLVM type of activations.
-        batch: Batch rows.
-        lanes: Floats of the widest vector of the processor.
+        batch: Number of batch rows.
+        lanes: Number of floats in the widest vector of the processor.
         weight_type: LLVM type of the weights.
     """
 
@@ -53,11 +53,11 @@ class BlockSmallBatchKernel(SmallBatchKernel):
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of an activation."""
+        """Size of an activation in bytes."""
         return TYPE_BYTES[self.activation_type]
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.get_cumulative_costs`: blocks, plus one per row of blocks."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of blocks, plus one per row of blocks."""
         return starts + np.arange(len(starts))
 
     def emit(self) -> Emitter:
@@ -71,7 +71,7 @@ class BlockSmallBatchKernel(SmallBatchKernel):
         return function
 
     def _split_outputs(self) -> Iterator[tuple[int, int]]:
-        """Split the outputs of a block into vectors; yields the first output and the lanes of each."""
+        """Split the outputs of a block into vectors, and yield the first output and the lanes of each."""
         if self.rows == 1:
             yield 0, math.gcd(self.lanes, self.cols)
             return
@@ -83,7 +83,7 @@ class BlockSmallBatchKernel(SmallBatchKernel):
             first += lanes
 
     def _emit_outputs(self, function: Emitter, part: tuple[int, int], bounds: tuple[str, str], output: str) -> None:
-        """Compute one vector of outputs; `part`: its first output in the block, and its lanes."""
+        """Compute one vector of outputs. `part` is its first output in the block, and its number of lanes."""
         kind = vector("float", part[1])
         unroll = 1 << (ACCUMULATORS // self.batch).bit_length() - 1
         sums = [[function.alloca(kind, "zeroinitializer") for _ in range(self.batch)] for _ in range(unroll)]
@@ -124,7 +124,7 @@ class BlockSmallBatchKernel(SmallBatchKernel):
     def _emit_column(
         self, function: Emitter, totals: list[str], operands: tuple[str, str, str], part: tuple[int, int]
     ) -> None:
-        """Multiply a column of a block; `operands`: addresses of the block's features and weights, and the column."""
+        """Multiply a column of a block. `operands` are the addresses of its features and weights, and the column."""
         (features, weights, column), (first, lanes) = operands, part
         offset = function.mul(function.add(function.mul(column, self.rows), first), TYPE_BYTES[self.weight_type])
         values = load_floats(function, self.weight_type, lanes, function.gep(weights, offset))

@@ -1,10 +1,10 @@
-"""Code generation with LLVM: the emitter, the compiler, and what all kernels share.
+"""Code generation with LLVM: the emitter, the compiler, and the base classes of kernels.
 
 - `emitter`, `target`: emit LLVM IR, and compile it for a processor.
 - `vectors`, `transpose`: load, convert, reduce and transpose vectors.
-- `kernel`: the base of all kernels, and how they are called.
-- `panel`, `row_panel`, `image_panel`: pack the activations of large batches, and read those of images.
-- `chunk_kernel`, `small_batch`: bases of kernels for panels and for small batches.
+- `kernel`: the base class of all kernels, and their calling convention.
+- `panel`, `row_panel`, `image_panel`: pack the activations of large batches, and read the pixels of images.
+- `chunk_kernel`, `small_batch`: base classes of kernels for panels and for small batches.
 """
 
 from __future__ import annotations

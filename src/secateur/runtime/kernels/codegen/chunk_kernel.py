@@ -1,7 +1,7 @@
-"""Base of panel kernels that process features piece by piece.
+"""Define the base class of panel kernels that process features piece by piece.
 
-The activations of a piece stay in the L1 cache: if each weight needs a load of activations for every product or two,
-only that cache is fast enough. Between pieces the sums of a chunk of outputs are kept in memory.
+The activations of a piece stay in the L1 cache: if kernels load activations for every product or every second product,
+only the L1 cache is fast enough. Between pieces, the sums of a chunk of outputs are stored in memory.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES, STRIP
 __all__ = ["STRIP_BYTES", "ChunkKernel", "ChunkPiece", "emit_products", "emit_weight_prefetch"]
 
 STRIP_BYTES = STRIP * FLOAT_BYTES
-"""Bytes of one float for each output of a strip."""
+"""Size in bytes of one float for each output of a strip."""
 
 
 class ChunkPiece(NamedTuple):
     """A piece of the features of a chunk of outputs.
 
     Attributes:
-        chunk: Number of the chunk.
-        piece: Number of the piece.
-        pieces: Number of pieces.
+        chunk: Index of the chunk.
+        piece: Index of the piece in the chunk.
+        pieces: Number of pieces in a chunk.
         sums: Address of the sums of the chunk, output by output.
     """
 
@@ -37,16 +37,16 @@ class ChunkPiece(NamedTuple):
     sums: str
 
     def emit_number(self, function: Emitter) -> str:
-        """Return the number of the piece, counted through all chunks."""
+        """Return the index of the piece over all chunks."""
         return function.add(function.mul(self.chunk, self.pieces), self.piece)
 
 
 class ChunkKernel(Kernel):
-    """Base of panel kernels whose unit is a chunk of outputs.
+    """Base class of panel kernels whose unit is a chunk of outputs.
 
     Attributes:
-        chunk: Outputs of a chunk.
-        piece: Features of a piece.
+        chunk: Number of outputs in a chunk.
+        piece: Number of features in a piece.
         panel: The panel.
         weight_type: LLVM type of the weights.
     """
@@ -62,12 +62,12 @@ class ChunkKernel(Kernel):
         return self.panel.width
 
     def get_scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.get_scratch_bytes`: the panel, the sums of a chunk, and the weights of a strip as floats."""
+        """See `Kernel.get_scratch_bytes`. It contains the panel, the sums of a chunk, and the floats of a strip."""
         sums = self.chunk * self.panel.feature_bytes
         return self.panel.get_scratch_bytes(inputs) + sums + self.piece * STRIP * FLOAT_BYTES
 
     def count_pieces(self, inputs: int) -> int:
-        """Return the number of pieces of a weight."""
+        """Return the number of pieces in a chunk."""
         return -(-inputs // self.piece)
 
     @abstractmethod
@@ -92,28 +92,28 @@ class ChunkKernel(Kernel):
         return function
 
     def get_feature_base(self, access: PanelAccess, piece: ChunkPiece) -> str:
-        """Return the base of the features of a piece; see `PanelAccess.get_base`."""
+        """Return the base of the features of a piece. See `PanelAccess.get_base`."""
         return access.get_base(access.function.mul(piece.piece, self.piece))
 
     def get_weight_buffer(self, function: Emitter, piece: ChunkPiece) -> str:
-        """Return the address of memory for the weights of a strip and piece as floats."""
+        """Return the address of the buffer for the weights of a strip and piece as floats."""
         return function.gep(piece.sums, self.chunk * self.panel.feature_bytes)
 
     def load_sums(self, access: PanelAccess, sums: str, output: str) -> tuple[list[str], list[str]]:
-        """Load the sums of an output of the chunk into variables; returns their addresses and the variables."""
+        """Load the sums of an output into variables, and return the addresses of the sums and the variables."""
         function, kind, size = access.function, access.kind, access.vector_bytes
         first = function.gep(sums, function.mul(output, access.feature_bytes))
         addresses = [function.gep(first, number * size) for number in range(access.vectors)]
         return addresses, [function.alloca(kind, function.load(kind, address, size)) for address in addresses]
 
     def store_sums(self, access: PanelAccess, addresses: list[str], totals: list[str]) -> None:
-        """Store the variables of `load_sums` back."""
+        """Store variables from `load_sums` at the addresses of their sums."""
         function, kind = access.function, access.kind
         for address, total in zip(addresses, totals, strict=True):
             function.store(kind, function.load_variable(kind, total), address, access.vector_bytes)
 
     def _emit_initial_sums(self, access: PanelAccess, sums: str, first: str) -> None:
-        """Initialize the sums of a chunk; outputs after the last repeat its bias."""
+        """Initialize the sums of a chunk. Outputs after the last one repeat its bias."""
         function, size = access.function, access.vector_bytes
         last = function.int_op("sub", "%outputs", 1)
         with function.loop(0, self.chunk) as output:
@@ -130,7 +130,7 @@ def emit_products(access: PanelAccess, operands: tuple[str, str, str], totals: l
     Args:
         access: Access to the panel.
         operands: Address of the weights, index of the first one, and address of the activations.
-        totals: Variables, by outputs and then by vectors.
+        totals: Variables by output, then by vector.
     """
     function, (floats, first, address) = access.function, operands
     weights = [
@@ -142,13 +142,13 @@ def emit_products(access: PanelAccess, operands: tuple[str, str, str], totals: l
 
 
 def emit_weight_prefetch(function: Emitter, weight_type: str, bounds: tuple[str, str], distance: str | int) -> None:
-    """Prefetch as many weights as a run has, some distance ahead of it.
+    """Prefetch the weights at a distance from a run, as many as the run contains.
 
     Args:
         function: The function under construction.
         weight_type: LLVM type of the weights.
-        bounds: First sixteen weights of the run, and the end, in sixteens.
-        distance: Distance to the prefetched weights, in sixteens.
+        bounds: First vector of sixteen weights of the run, and the vector after its last one.
+        distance: Distance to the weights to prefetch, in vectors of sixteen weights.
     """
     start, stop = bounds
     size = STRIP * TYPE_BYTES[weight_type]

@@ -1,7 +1,7 @@
-"""Emits LLVM IR, one instruction at a time.
+"""Emit LLVM IR, one instruction at a time.
 
-Values are the names in the text (``%v7``) or constants; the caller knows their types. Loop counters and variables are
-allocated on the stack, and LLVM's first pass promotes them to registers.
+Values are names in the IR (``%v7``) or constants. The caller keeps track of their types. Loop counters and variables
+are allocated on the stack, and LLVM's first pass promotes them to registers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["Emitter", "vector"]
 
 
 INTRINSIC_TYPES = {"float": ("f32", "4"), "i16": ("i16", "2")}
-"""LLVM type → its name in intrinsics, and its alignment in bytes."""
+"""Maps LLVM types to their names in intrinsics and their alignments in bytes."""
 
 
 def vector(element: str, lanes: int) -> str:
@@ -31,7 +31,7 @@ class Emitter:
 
     Args:
         name: Name of the function.
-        parameters: Parameter name → type.
+        parameters: Maps parameter names to their types.
 
     Example:
         >>> function = Emitter("twice", {"address": "ptr"})
@@ -70,13 +70,13 @@ class Emitter:
         return name
 
     def call(self, result: str, function: str, arguments: Sequence[tuple[str, str]]) -> str:
-        """Call an intrinsic and return its result; each argument is a (type, value) pair."""
+        """Call an intrinsic and return its result. Each argument is a (type, value) pair."""
         kinds = ", ".join(kind for kind, _ in arguments)
         self._declared.add(f"declare {result} @{function}({kinds})")
         return self.assign(f"call {result} @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
 
     def call_void(self, function: str, arguments: Sequence[tuple[str, str]]) -> None:
-        """Call an intrinsic that returns nothing; each argument is a (type, value) pair."""
+        """Call an intrinsic that returns nothing. Each argument is a (type, value) pair."""
         self._declared.add(f"declare void @{function}({', '.join(kind for kind, _ in arguments)})")
         self._lines.append(f"call void @{function}({', '.join(f'{kind} {value}' for kind, value in arguments)})")
 
@@ -85,8 +85,8 @@ class Emitter:
 
         Args:
             address: The address.
-            is_written: Whether it will be written to.
-            level: Cache level to fill; 1 is L1.
+            is_written: Whether the cache line will be written to.
+            level: Cache level to prefetch into. 1 is L1.
         """
         numbers = [("i32", str(number)) for number in (int(is_written), 4 - level, 1)]
         self.call_void("llvm.prefetch.p0", [("ptr", address), *numbers])
@@ -151,7 +151,7 @@ class Emitter:
         return self.shuffle(kind, first, "poison", [0] * lanes)
 
     def shuffle(self, kind: str, left: str, right: str, indices: Sequence[int]) -> str:
-        """Pick elements of two concatenated vectors of the same type; -1 leaves an element undefined."""
+        """Select elements of two concatenated vectors of the same type. -1 leaves an element undefined."""
         mask = ", ".join("i32 poison" if index < 0 else f"i32 {index}" for index in indices)
         return self.assign(f"shufflevector {kind} {left}, {kind} {right}, <{len(indices)} x i32> <{mask}>")
 
@@ -171,7 +171,7 @@ class Emitter:
         The result is a vector of ``i16``, because LLVM turns some moves of ``bfloat`` into arithmetic.
         """
         self._rounded.add(lanes)
-        return self.assign(f"call {vector('i16', lanes)} @rounded.{lanes}({vector('float', lanes)} {value})")
+        return self.assign(f"call {vector('i16', lanes)} @round_to_bfloat16.{lanes}({vector('float', lanes)} {value})")
 
     def sum_vectors(self, parts: Sequence[str], lanes: int) -> str:
         """Add a power of two of float vectors, pairwise."""
@@ -194,14 +194,14 @@ class Emitter:
         self.call_void(f"llvm.masked.scatter.v{lanes}f32.v{lanes}p0", arguments)
 
     def load_first(self, lanes: int, address: str, count: str, element: str = "float") -> str:
-        """Load the first `count` elements of a vector, or all if it has fewer, and zero the others."""
+        """Load the first `count` elements of a vector, at most all, and set the others to zero."""
         kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), INTRINSIC_TYPES[element]
         mask = self._mask_first(lanes, count)
         arguments = [("ptr", address), ("i32", align), (flags, mask), (kind, "zeroinitializer")]
         return self.call(kind, f"llvm.masked.load.v{lanes}{name}.p0", arguments)
 
     def store_first(self, lanes: int, values: str, address: str, count: str, element: str = "float") -> None:
-        """Store the first `count` elements of a vector, or all if it has fewer."""
+        """Store the first `count` elements of a vector, at most all."""
         kind, flags, (name, align) = vector(element, lanes), vector("i1", lanes), INTRINSIC_TYPES[element]
         arguments = [(kind, values), ("ptr", address), ("i32", align), (flags, self._mask_first(lanes, count))]
         self.call_void(f"llvm.masked.store.v{lanes}{name}.p0", arguments)
@@ -214,7 +214,7 @@ class Emitter:
 
     @contextmanager
     def loop(self, start: str | int, stop: str | int, step: str | int = 1) -> Iterator[str]:
-        """Emit the body as a loop over the integers from `start` to before `stop`."""
+        """Emit the body as a loop over the integers from `start` to `stop`, excluding `stop`."""
         counter = self.alloca("i64", str(start))
         head, body, end = (self._name(part)[1:] for part in ("head", "body", "end"))
         self._label(head)
@@ -227,7 +227,7 @@ class Emitter:
 
     @contextmanager
     def if_then(self, condition: str) -> Iterator[None]:
-        """Emit the body under a condition, an ``icmp`` instruction."""
+        """Emit the body as a block that runs if a condition, an ``icmp`` instruction, is true."""
         body, end = (self._name(part)[1:] for part in ("then", "end"))
         self._branch(condition, body, end)
         yield
@@ -246,10 +246,10 @@ class Emitter:
 
 
 def define_rounding(lanes: int, *, is_native: bool) -> str:
-    """Return the IR of a function that rounds floats to bfloat16, natively or with integer arithmetic."""
+    """Return the IR of a function that rounds floats to bfloat16, with one instruction or integer arithmetic."""
     floats, words, shorts = (vector(kind, lanes) for kind in ("float", "i32", "i16"))
     half_kind = vector("bfloat", lanes)
-    body = [f"%half = fptrunc {floats} %value to {half_kind}", f"%found = bitcast {half_kind} %half to {shorts}"]
+    body = [f"%half = fptrunc {floats} %value to {half_kind}", f"%result = bitcast {half_kind} %half to {shorts}"]
     if not is_native:
         shift, one, half, quiet = (
             f"<{', '.join([f'i32 {number}'] * lanes)}>" for number in (16, 1, (1 << 15) - 1, 1 << 22)
@@ -257,14 +257,14 @@ def define_rounding(lanes: int, *, is_native: bool) -> str:
         body = [
             f"%bits = bitcast {floats} %value to {words}",
             f"%high = lshr {words} %bits, {shift}",
-            f"%odd = and {words} %high, {one}",
-            f"%more = add {words} %bits, {half}",
-            f"%near = add {words} %more, %odd",
-            f"%still = or {words} %bits, {quiet}",
-            f"%strange = fcmp uno {floats} %value, %value",
-            f"%chosen = select {vector('i1', lanes)} %strange, {words} %still, {words} %near",
-            f"%upper = lshr {words} %chosen, {shift}",
-            f"%found = trunc {words} %upper to {shorts}",
+            f"%is_odd = and {words} %high, {one}",
+            f"%biased = add {words} %bits, {half}",
+            f"%rounded = add {words} %biased, %is_odd",
+            f"%quiet = or {words} %bits, {quiet}",
+            f"%is_nan = fcmp uno {floats} %value, %value",
+            f"%selected = select {vector('i1', lanes)} %is_nan, {words} %quiet, {words} %rounded",
+            f"%upper = lshr {words} %selected, {shift}",
+            f"%result = trunc {words} %upper to {shorts}",
         ]
-    lines = "\n  ".join([*body, f"ret {shorts} %found"])
-    return f"define internal {shorts} @rounded.{lanes}({floats} %value) alwaysinline {{\n  {lines}\n}}"
+    lines = "\n  ".join([*body, f"ret {shorts} %result"])
+    return f"define internal {shorts} @round_to_bfloat16.{lanes}({floats} %value) alwaysinline {{\n  {lines}\n}}"

@@ -1,4 +1,4 @@
-"""Panels of output pixels of a convolution, whose activations are read directly from the padded input."""
+"""Panels of output pixels of a convolution, with activations that are read directly from the padded input."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from secateur.runtime.kernels.formats.base import CACHE_LINE_BYTES
 __all__ = ["GEOMETRY", "ImagePanel"]
 
 GEOMETRY = ("offsets", "panels", "segments", "lines", "span", "pitch", "height", "across", "image")
-"""What follows in the plan of a convolution: the address of `ConvolutionWindow.offsets`, and the sizes of `PanelGrid`
-and `ConvolutionWindow`."""
+"""Additional values in the plan of a convolution: the address of `ConvolutionWindow.offsets`, and the sizes of
+`PanelGrid` and `ConvolutionWindow`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePanel(ActivationPanel):
-    """Consecutive pixels of an output image, line by line, spaced like the input.
+    """Consecutive pixels of an output image, line by line, with the line pitch of the input.
 
     Attributes:
-        lanes: Pixels of a vector.
-        vectors: Vectors per feature.
+        lanes: Number of pixels in a vector.
+        vectors: Number of vectors per feature.
     """
 
     lanes: int
     vectors: int
 
     def get_scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
-        """See `ActivationPanel.get_scratch_bytes`: none."""
+        """See `ActivationPanel.get_scratch_bytes`. None is needed."""
         return 0
 
     def create_access(self, function: Emitter, outputs: int, weight_type: str) -> PanelAccess:
@@ -58,7 +58,7 @@ class ImagePanelAccess(PanelAccess):
             image, panel = function.int_op("sdiv", number, "%panels"), function.int_op("srem", number, "%panels")
             line = function.mul(function.int_op("sdiv", panel, "%segments"), "%lines")
             segment = function.mul(function.int_op("srem", panel, "%segments"), "%span")
-            # The last segment of a line starts early and repeats some pixels, so that it does not pass the line's end.
+            # The last segment of a line starts earlier and repeats some pixels, so that it ends with the line.
             column = function.smin(segment, function.int_op("sub", "%across", "%span"))
             self._lines = function.smin(function.int_op("sub", "%height", line), "%lines")
             first = function.add(function.mul(line, "%pitch"), column)
@@ -71,7 +71,7 @@ class ImagePanelAccess(PanelAccess):
             yield bounds
 
     def get_base(self, feature: str) -> str:
-        """See `PanelAccess.get_base`: an address in the table of offsets."""
+        """See `PanelAccess.get_base`. The base is an address in the table of offsets."""
         return self.function.gep("%offsets", self.function.mul(feature, 4))
 
     def get_address(self, base: str, number: str) -> str:
@@ -108,7 +108,7 @@ class ImagePanelAccess(PanelAccess):
 
     @contextmanager
     def _loop_over_pixels(self, first: str, count: str, step: int) -> Iterator[tuple[str, str, str, str]]:
-        """Emit the body for each output, line and `step` pixels; yields these and the address of the results."""
+        """Emit the body for each output, line and `step` pixels, and yield these and the address of the results."""
         function = self.function
         plane = function.mul("%height", "%across")
         with (

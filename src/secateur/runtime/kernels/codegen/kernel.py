@@ -1,4 +1,4 @@
-"""What all kernels have in common: how they are called, and how their work is numbered."""
+"""Define the base class of kernels, their calling convention, and the numbering of their work."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from secateur.runtime.kernels.codegen.emitter import Emitter
 __all__ = ["ARRAYS", "NUMBERS", "PARAMETERS", "Kernel", "SmallBatchKernel", "loop_over_panels", "start_kernel"]
 
 PARAMETERS = ("plan", "bias", "x", "y", "scratch")
-"""Addresses that a kernel takes: its plan, the caller's arrays, and scratch memory."""
+"""Addresses that a kernel takes: its plan, the arrays of the caller, and scratch memory."""
 
 ARRAYS = ("starts", "columns", "values", "scales", "order")
 """Addresses at the start of a plan: the arrays of a `WeightFormat`."""
 
 NUMBERS = ("batch", "inputs", "outputs", "begin", "end")
-"""What follows in a plan: the batch rows, the shape of the weight, and the first and last unit of the share."""
+"""Numbers after the arrays in a plan: batch rows, shape of the weight, and range of units of the share."""
 
 
 def start_kernel() -> Emitter:
-    """Start a kernel that has only loaded its plan, so that ``%starts`` or ``%batch`` are defined."""
+    """Start a kernel with the instructions that load its plan into values such as ``%starts`` and ``%batch``."""
     function = Emitter("run", dict.fromkeys(PARAMETERS, "ptr"))
     for number, name in enumerate((*ARRAYS, *NUMBERS)):
         kind = "ptr" if name in ARRAYS else "i64"
@@ -35,7 +35,7 @@ def start_kernel() -> Emitter:
 
 @contextmanager
 def loop_over_panels(function: Emitter, units: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Emit the body for each panel from ``%begin`` to ``%end``; yields its number, and its first and last unit."""
+    """Emit the body for each panel from ``%begin`` to ``%end``, and yield its index and the range of its units."""
     first = function.int_op("sdiv", "%begin", units)
     last = function.int_op("sdiv", function.add("%end", function.int_op("sub", units, 1)), units)
     with function.loop(first, last) as number:
@@ -45,44 +45,45 @@ def loop_over_panels(function: Emitter, units: str) -> Iterator[tuple[str, tuple
 
 
 class Kernel(ABC):
-    """Generates one function.
+    """Generates the function that multiplies a packed weight.
 
-    Its work is numbered by panels (batch rows that are processed together), and within a panel by units of outputs. A
-    call does a range of units. The results of a unit do not depend on the range.
+    The work is split into panels, which are batch rows that are processed together, and each panel into units of
+    outputs. Units are numbered over all panels. A call computes a range of units, and the results of a unit do not
+    depend on the range.
     """
 
     shares_per_thread: ClassVar[int] = 1
-    """Ranges that each thread is offered: more if starting a range costs nothing."""
+    """Number of ranges per thread. Use more than one if starting a range has no overhead."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """Batch rows of a panel."""
+        """Number of batch rows in a panel."""
 
     @abstractmethod
     def get_scratch_bytes(self, inputs: int) -> int:
-        """Return the scratch memory that a weight with this many inputs needs."""
+        """Return the size of the scratch memory, in bytes, for a weight with this number of inputs."""
 
     @abstractmethod
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """Return the cost of all units before each unit, and the total at the end.
+        """Return the total cost of all units before each unit, and of all units at the end.
 
         Args:
             starts: `WeightFormat.starts`.
-            inputs: Inputs of the weight.
+            inputs: Number of inputs of the weight.
         """
 
     @abstractmethod
     def emit(self) -> Emitter:
-        """Generate the function ``run``; see `start_kernel`."""
+        """Generate the function ``run``. See `start_kernel`."""
 
 
 class SmallBatchKernel(Kernel):
-    """Base of kernels for small batches, which process all rows together.
+    """Base class of kernels for small batches, which process all rows together.
 
     Attributes:
         activation_type: LLVM type of activations.
-        batch: Batch rows.
+        batch: Number of batch rows.
     """
 
     activation_type: str
@@ -92,9 +93,9 @@ class SmallBatchKernel(Kernel):
 
     @property
     def width(self) -> int:
-        """See `Kernel.width`: all rows."""
+        """See `Kernel.width`. A panel has all rows."""
         return self.batch
 
     def get_scratch_bytes(self, inputs: int) -> int:  # noqa: ARG002
-        """See `Kernel.get_scratch_bytes`: none."""
+        """See `Kernel.get_scratch_bytes`. None is needed."""
         return 0

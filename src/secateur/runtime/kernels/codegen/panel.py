@@ -1,4 +1,4 @@
-"""Panels: how kernels for large batches and images read activations and write results."""
+"""Define panels, through which kernels for large batches and images read activations and write results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ActivationPanel(ABC):
     """Batch rows, or pixels, that a kernel processes together: one or more vectors per feature.
 
     Attributes:
-        lanes: Rows of a vector.
-        vectors: Vectors per feature.
+        lanes: Number of rows in a vector.
+        vectors: Number of vectors per feature.
     """
 
     lanes: int
@@ -25,31 +25,31 @@ class ActivationPanel(ABC):
 
     @property
     def width(self) -> int:
-        """Rows of the panel."""
+        """Number of rows in the panel."""
         return self.lanes * self.vectors
 
     @property
     def feature_bytes(self) -> int:
-        """Bytes of the floats of one feature, or of one output."""
+        """Size of one feature or output as floats, in bytes."""
         return self.width * FLOAT_BYTES
 
     @abstractmethod
     def get_scratch_bytes(self, inputs: int) -> int:
-        """Return the scratch memory that the panel needs for a weight with this many inputs."""
+        """Return the size of the panel's scratch memory, in bytes, for a weight with this number of inputs."""
 
     @abstractmethod
     def create_access(self, function: Emitter, outputs: int, weight_type: str) -> PanelAccess:
-        """Create the emitter of loads and stores of this panel.
+        """Create the object that emits loads and stores of this panel.
 
         Args:
             function: The function under construction.
             outputs: Maximum number of outputs that are written together.
-            weight_type: LLVM type of the weights. With int8, results still need their scale and bias.
+            weight_type: LLVM type of the weights. For int8, the scale and the bias are applied to the results.
         """
 
 
 class PanelAccess(ABC):
-    """Emits loads of a panel's activations and stores of its results; see `ActivationPanel.create_access`."""
+    """Emits loads of a panel's activations and stores of its results. See `ActivationPanel.create_access`."""
 
     def __init__(self, function: Emitter, panel: ActivationPanel, outputs: int, weight_type: str) -> None:
         self.function, self.outputs = function, outputs
@@ -59,11 +59,11 @@ class PanelAccess(ABC):
 
     @abstractmethod
     def emit_panel_loop(self, units: str) -> AbstractContextManager[tuple[str, str]]:
-        """Emit the body for each panel from ``%begin`` to ``%end``; yields its first and last unit."""
+        """Emit the body for each panel from ``%begin`` to ``%end``, and yield the range of its units."""
 
     @abstractmethod
     def get_base(self, feature: str) -> str:
-        """Return the base address from which `get_address` counts features, for a first feature."""
+        """Return the base address for `get_address`, which counts features from this one."""
 
     @abstractmethod
     def get_address(self, base: str, number: str) -> str:
@@ -76,7 +76,7 @@ class PanelAccess(ABC):
     @property
     @abstractmethod
     def free_scratch(self) -> str:
-        """Address of the scratch memory after that of the panel."""
+        """Address of the scratch memory that the panel does not use."""
 
     @abstractmethod
     def emit_result_prefetch(self, first: str, count: str) -> None:
@@ -93,7 +93,7 @@ class PanelAccess(ABC):
         """
 
     def store_sums(self, memory: str, sums: Sequence[Sequence[str]], slot: str) -> None:
-        """Store variables, by outputs and then vectors, as the sums of the outputs from `slot` on."""
+        """Store variables by output, then by vector, as the sums of the outputs from `slot` on."""
         function = self.function
         first = function.gep(memory, function.mul(slot, self.feature_bytes))
         for output, totals in enumerate(sums):
@@ -102,7 +102,7 @@ class PanelAccess(ABC):
                 function.store(self.kind, function.load_variable(self.kind, total), address, self.vector_bytes)
 
     def load_result(self, address: str, channel: str, align: int) -> str:
-        """Load a vector of sums of an output, and apply scale and bias if they are still missing."""
+        """Load a vector of sums of an output, and apply the scale and the bias for int8."""
         function = self.function
         total = function.load(self.kind, address, align)
         if not self._has_scales:

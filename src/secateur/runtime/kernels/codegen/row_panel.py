@@ -1,4 +1,4 @@
-"""Panels of batch rows, which are transposed on the way in and out."""
+"""Panels of batch rows, which are transposed when activations are read and when results are written."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RowPanel(ActivationPanel):
 
     Attributes:
         activation_type: LLVM type of activations and results in memory: ``float`` or ``bfloat``.
-        lanes: Rows of a vector.
-        vectors: Vectors per feature; an even number if they are packed as ``bfloat``.
-        packed_type: Type of the packed activations: ``float``; ``bfloat``, in which each two vectors alternate in runs
-            of four lanes, as `interleave_features` expects; or ``halves``, two ``bfloat`` per float.
+        lanes: Number of rows in a vector.
+        vectors: Number of vectors per feature. It is even if they are packed as ``bfloat``.
+        packed_type: Type of the packed activations. ``float``, ``bfloat`` or ``halves``, which is two ``bfloat`` per
+            float. With ``bfloat``, pairs of vectors alternate in runs of four lanes, as `interleave_features` expects.
     """
 
     activation_type: str
@@ -35,12 +35,12 @@ class RowPanel(ActivationPanel):
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of an activation in memory."""
+        """Size of an activation in memory, in bytes."""
         return TYPE_BYTES[self.activation_type]
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of the packed activations of a feature."""
+        """Size of the packed activations of a feature, in bytes."""
         return self.width * TYPE_BYTES[self.packed_type]
 
     def get_scratch_bytes(self, inputs: int) -> int:
@@ -108,16 +108,16 @@ class RowPanelAccess(PanelAccess):
             self._emit_output_results(sums, function.add(first, output), left)
 
     def _get_results(self, first: str) -> tuple[str, str]:
-        """Return the address of the first row's results from an output on, and the bytes of a row."""
+        """Return the address of the first row's results from an output on, and the size of a row in bytes."""
         function = self.function
         index = function.add(function.mul(self._row, "%outputs"), first)
         return function.gep("%y", function.mul(index, self._size)), function.mul("%outputs", self._size)
 
     def _emit_packing(self) -> None:
-        """Fill the panel; rows after the last of the batch repeat it.
+        """Fill the panel. Rows after the last row of the batch repeat it.
 
-        A whole cache line of each row is read at once: if the length of rows maps many of them to the same cache sets,
-        as 4096 does, they would evict each other before a second read.
+        A whole cache line of each row is read at once. Otherwise, if the length of rows maps many of them to the same
+        cache sets, as 4096 does, they would evict each other before the second read.
         """
         function = self.function
         stride = function.mul("%inputs", self._size)
@@ -138,7 +138,7 @@ class RowPanelAccess(PanelAccess):
                 self._emit_feature(rows, packed, feature)
 
     def _emit_square(self, rows: list[str], packed: str, feature: str) -> None:
-        """Pack as many features as a vector has lanes; the last square overlaps the one before it."""
+        """Pack as many features as a vector has lanes. The last square overlaps the previous one."""
         function, lanes = self.function, self.lanes
         offset, target = function.mul(feature, self._size), self.get_address(packed, feature)
         floats = [load_floats(function, self._element, lanes, function.gep(row, offset)) for row in rows]
@@ -157,7 +157,7 @@ class RowPanelAccess(PanelAccess):
                 function.store(vector("i16", 2 * lanes), interleaved, address, self.vector_bytes)
 
     def _emit_feature(self, rows: list[str], packed: str, feature: str) -> None:
-        """Pack one feature, number by number."""
+        """Pack one feature, one row at a time."""
         function = self.function
         offset, target = function.mul(feature, self._size), self.get_address(packed, feature)
         is_interleaved = self._packed_type == "bfloat"
@@ -178,9 +178,9 @@ class RowPanelAccess(PanelAccess):
         function.store(vector("i16", 2 * lanes), both, address, lanes * FLOAT_BYTES)
 
     def _emit_output_results(self, memory: str, first: str, count: str) -> None:
-        """Write at most as many outputs as are written together.
+        """Write outputs together, at most `outputs` of them.
 
-        Squares at the edge go through a buffer, so that nothing is written past the rows or outputs.
+        Squares at the edge go through a buffer, so that nothing is written past the last row or output.
         """
         function = self.function
         results, stride = self._get_results(first)
@@ -215,7 +215,7 @@ class RowPanelAccess(PanelAccess):
                 store_floats(function, self._element, count, part, address)
 
     def _emit_copy(self, sizes: tuple[str, str], target: str, stride: str) -> None:
-        """Copy rows × outputs from the edge buffer."""
+        """Copy rows × outputs from the edge buffer to the results."""
         function = self.function
         with function.loop(0, sizes[0]) as row:
             source_row = function.gep(self._edge_buffer, function.mul(row, self.outputs * self._size))
@@ -227,7 +227,7 @@ class RowPanelAccess(PanelAccess):
 
 
 def get_interleaved_order(lanes: int) -> list[int]:
-    """Return the lanes of two concatenated vectors so that runs of four of the first and of the second alternate.
+    """Return an order of the lanes of two concatenated vectors in which runs of four lanes of each alternate.
 
     Example:
         >>> get_interleaved_order(8)
@@ -238,7 +238,7 @@ def get_interleaved_order(lanes: int) -> list[int]:
 
 
 def interleave_features(function: Emitter, left: str, right: str, lanes: int) -> list[str]:
-    """Put the numbers of two packed ``bfloat`` features side by side for each row; see `RowPanel.packed_type`.
+    """Interleave two packed ``bfloat`` features, so that they are side by side. See `RowPanel.packed_type`.
 
     Returns:
         One vector of pairs for each of the two vectors of rows.

@@ -1,4 +1,4 @@
-"""Bases of small-batch kernels that gather activations, and operations that small-batch kernels share."""
+"""Base classes of small-batch kernels that gather activations, and operations for all small-batch kernels."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ __all__ = [
 
 
 class Float32ActivationKernel(SmallBatchKernel):
-    """Base of small-batch kernels that read activations as float32."""
+    """Base class of small-batch kernels that read activations as float32."""
 
     def get_scratch_bytes(self, inputs: int) -> int:
-        """See `Kernel.get_scratch_bytes`: the activations as floats, if they are stored otherwise."""
+        """See `Kernel.get_scratch_bytes`. It contains the activations as floats, if they have another type."""
         return 0 if self.activation_type == "float" else inputs * self.batch * FLOAT_BYTES
 
 
 class GatherKernel(Float32ActivationKernel):
-    """Base of kernels that gather the activations of sixteen weights at once, and whose unit is a chunk of outputs.
+    """Base class of kernels that gather the activations of sixteen weights at once. Their unit is a chunk of outputs.
 
     Attributes:
-        chunk: Outputs of a chunk.
-        piece: Features of a piece.
+        chunk: Number of outputs in a chunk.
+        piece: Number of features in a piece.
         activation_type: LLVM type of activations.
-        batch: Batch rows.
+        batch: Number of batch rows.
         weight_type: LLVM type of the weights.
     """
 
@@ -54,8 +54,8 @@ class GatherKernel(Float32ActivationKernel):
 
         Args:
             function: The function under construction.
-            piece: Number of the piece, counted through all chunks.
-            features: Address of its activations.
+            piece: Index of the piece over all chunks.
+            features: Address of the activations of the piece.
             sums: Address of the sums of the chunk.
         """
 
@@ -75,8 +75,8 @@ class GatherKernel(Float32ActivationKernel):
             emit_scaled_results(function, sums, outputs, (self.activation_type, self.weight_type, self.batch))
         return function
 
-    def emit_sixteen(self, function: Emitter, number: str, features: str, totals: list[str]) -> None:
-        """Multiply the `number`-th sixteen weights by the activations they belong to."""
+    def emit_vector_product(self, function: Emitter, number: str, features: str, totals: list[str]) -> None:
+        """Multiply a vector of sixteen weights, given by its index, by their activations."""
         first = function.mul(number, STRIP)
         address = function.gep("%values", function.mul(first, TYPE_BYTES[self.weight_type]))
         function.prefetch(function.gep(address, PREFETCH_BYTES), level=2)
@@ -117,13 +117,13 @@ def emit_scaled_results(function: Emitter, sums: str, outputs: tuple[str, int], 
 
 
 def get_float_addresses(function: Emitter, base: str, indices: str, kind: str = "i8") -> str:
-    """Return the addresses of floats by their indices, a vector of sixteen integers of type `kind`."""
+    """Return the addresses of sixteen floats from their indices, a vector of integers of type `kind`."""
     wide = function.assign(f"zext {vector(kind, STRIP)} {indices} to {vector('i64', STRIP)}")
     return function.assign(f"getelementptr float, ptr {base}, {vector('i64', STRIP)} {wide}")
 
 
 def emit_float32_activations(function: Emitter, activation_type: str, rows: int) -> str:
-    """Return the address of the activations as floats, converted to ``%scratch`` if they are stored otherwise."""
+    """Return the address of the activations as floats, which are converted to ``%scratch`` if they are bfloat16."""
     if activation_type == "float":
         return "%x"
     count = function.mul("%inputs", rows)

@@ -1,4 +1,4 @@
-"""The processor to generate code for, and the LLVM compiler."""
+"""Describe the target processor, and compile LLVM IR for it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["TargetMachine", "compile_function", "compile_module", "emit_assembly
 
 @dataclass(frozen=True, slots=True)
 class TargetMachine:
-    """A processor, as far as code generation depends on it.
+    """The properties of a processor that affect code generation.
 
     Attributes:
-        triple: LLVM's name of the platform.
-        cpu: LLVM's name of the processor.
-        features: Features of the processor in LLVM's notation, such as ``"+avx2,+fma"``.
+        triple: LLVM name of the platform.
+        cpu: LLVM name of the processor.
+        features: Features of the processor in LLVM notation, such as ``"+avx2,+fma"``.
 
     Example:
         >>> TargetMachine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma").lanes
@@ -38,12 +38,12 @@ class TargetMachine:
 
     @property
     def is_x86(self) -> bool:
-        """Whether it is a 64-bit x86 processor."""
+        """Whether this is a 64-bit x86 processor."""
         return self.triple.startswith("x86_64")
 
     @property
     def lanes(self) -> int:
-        """Floats of the widest vector."""
+        """Number of floats in the widest vector."""
         if not self.is_x86:
             return 4
         if self.has_feature("avx512f") and self.has_feature("avx512vl"):
@@ -57,23 +57,23 @@ class TargetMachine:
 
     @property
     def has_bfloat16_rounding(self) -> bool:
-        """Whether it has an instruction that rounds floats to bfloat16."""
+        """Whether the processor has an instruction that rounds floats to bfloat16."""
         return self.has_feature("avx512bf16") or self.has_feature("bf16")
 
     def has_feature(self, feature: str) -> bool:
-        """Whether it has a feature, by LLVM's name."""
+        """Whether the processor has a feature, given by its LLVM name."""
         return f"+{feature}" in self.features.split(",")
 
 
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
-"""Linux's numbers of the system call, of the request for a state component, and of the component."""
+"""Linux numbers of the system call, of the request for a state component, and of the AMX tile component."""
 
 _lock = threading.RLock()
-"""Held while LLVM works and while the process forks. Otherwise a child could find LLVM's data in an inconsistent state,
-and wait for locks that no thread of its own can release."""
+"""Acquired while LLVM runs and while the process forks. Otherwise, a forked process could inherit inconsistent data of
+LLVM, and locks that none of its threads can release."""
 
 _engines: list[Any] = []
-"""LLVM's engines, which own the compiled code and therefore live as long as the process."""
+"""LLVM engines, which own the compiled code. They are kept until the process exits."""
 
 
 @cache
@@ -91,14 +91,14 @@ def get_host() -> TargetMachine:
 
 @cache
 def has_amx() -> bool:
-    """Whether this process can multiply bfloat16 tiles with AMX, for which Linux requires a request (arch_prctl(2))."""
+    """Whether this process can use AMX for bfloat16. On Linux, this requests permission with arch_prctl(2)."""
     if not (sys.platform == "linux" and get_host().has_feature("amx-tile") and get_host().has_feature("amx-bf16")):
         return False
     return bool(ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)
 
 
 def compile_function(function: Emitter, name: str, arguments: int) -> Callable[..., None]:
-    """Compile a function for this machine; it takes addresses and runs without holding the GIL."""
+    """Compile a function for this machine. It takes addresses and runs without holding the GIL."""
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(compile_module(_render(function, get_host()), name))
 
 
@@ -115,7 +115,7 @@ def compile_module(text: str, name: str) -> int:
 
 
 def emit_assembly(function: Emitter, target: TargetMachine) -> str:
-    """Compile a function to the assembly language of any processor."""
+    """Compile a function to assembly for any processor."""
     with _lock:
         _load_llvm().initialize_all_asmprinters()
         machine = _create_machine(target)
@@ -155,7 +155,7 @@ def _load_llvm() -> Any:
 
 
 def _before_fork() -> None:
-    """Wait until no thread works with LLVM, here or elsewhere through llvmlite; compiling takes 0.1 s at most."""
+    """Wait until no thread uses LLVM, here or elsewhere through llvmlite. Compiling takes at most 0.1 s."""
     _locks_during_fork.enter_context(_lock)
     if (lock := _get_llvmlite_lock()) is not None:
         _locks_during_fork.enter_context(lock)

@@ -1,4 +1,4 @@
-"""Transposition of squares of floats in registers, which turns rows into columns and back."""
+"""Transpose squares of floats in registers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from secateur.runtime.kernels.codegen.emitter import Emitter, vector
 __all__ = ["QUAD", "transpose_square"]
 
 QUAD = 4
-"""Lanes of the smallest transposed square."""
+"""Number of lanes in the smallest transposed square."""
 
 
 def transpose_square(function: Emitter, rows: Sequence[str], lanes: int) -> list[str]:
-    """Transpose a square of 4, 8 or 16 vectors with as many lanes each."""
+    """Transpose a square of 4, 8 or 16 vectors with the same number of lanes."""
     parts = [_transpose_quads(function, rows[first : first + QUAD], lanes) for first in range(0, lanes, QUAD)]
     columns = [""] * lanes
     for number in range(QUAD):
@@ -22,12 +22,12 @@ def transpose_square(function: Emitter, rows: Sequence[str], lanes: int) -> list
 
 
 def _transpose_quads(function: Emitter, vectors: Sequence[str], lanes: int) -> list[str]:
-    """Transpose each 4×4 square of four vectors: element j of vector k becomes element k of vector j."""
+    """Transpose each 4×4 square of four vectors, so that element j of vector k becomes element k of vector j."""
     kind = vector("float", lanes)
 
-    def mix(left: str, right: str, places: tuple[int, int, int, int]) -> str:
-        shifted = [place % QUAD + (lanes if place >= QUAD else 0) for place in places]
-        mask = [base + place for base in range(0, lanes, QUAD) for place in shifted]
+    def mix(left: str, right: str, indices: tuple[int, int, int, int]) -> str:
+        shifted = [index % QUAD + (lanes if index >= QUAD else 0) for index in indices]
+        mask = [base + index for base in range(0, lanes, QUAD) for index in shifted]
         return function.shuffle(kind, left, right, mask)
 
     low, high, pairs_low, pairs_high = (0, 4, 1, 5), (2, 6, 3, 7), (0, 1, 4, 5), (2, 3, 6, 7)
@@ -43,7 +43,7 @@ def _transpose_quads(function: Emitter, vectors: Sequence[str], lanes: int) -> l
 
 
 def _transpose_quad_blocks(function: Emitter, vectors: list[str], lanes: int) -> list[str]:
-    """Transpose blocks of four lanes of up to four vectors: block j of vector k becomes block k of vector j."""
+    """Transpose blocks of four lanes in up to four vectors, so that block j of vector k becomes block k of vector j."""
     kind = vector("float", lanes)
 
     def pick(left: str, right: str, blocks: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Operations on vectors of floats: loading, storing, converting and reducing."""
+"""Load, store, convert and reduce vectors of floats."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = [
 ]
 
 FLOAT_BYTES = 4
-"""Size of a float32."""
+"""Size of a float32 in bytes."""
 
 TYPE_BYTES = {"float": FLOAT_BYTES, "halves": FLOAT_BYTES, "bfloat": 2, "i8": 1}
-"""LLVM type → bytes; ``halves`` is a float split into two bfloat16."""
+"""Maps types to their sizes in bytes. ``halves`` is a float that is split into two bfloat16."""
 
 PREFETCH_BYTES = 8192
-"""Distance from the current weights to those that are prefetched: the hardware prefetcher stops at every page."""
+"""Distance to the weights to prefetch. The hardware prefetcher is not enough, because it stops at every page."""
 
 WIDEN_LANES = 16
-"""Weights that are converted to floats at a time."""
+"""Number of weights that are converted to floats at a time."""
 
 FLOATS = vector("float", STRIP)
 """One float for each output of a strip."""
@@ -41,7 +41,7 @@ WORDS = vector("i32", STRIP)
 
 
 def reduce_lanes(function: Emitter, total: str, lanes: int, kept: int = 1) -> str:
-    """Add the lanes of a vector whose indices are equal modulo `kept`, leaving `kept` lanes."""
+    """Reduce a vector to `kept` lanes, by adding the lanes whose indices are equal modulo `kept`."""
     while lanes > kept:
         halves = [range(lanes // 2), range(lanes // 2, lanes)]
         low, high = (function.shuffle(vector("float", lanes), total, "poison", list(half)) for half in halves)
@@ -57,7 +57,7 @@ def load_floats(function: Emitter, element: str, lanes: int, address: str) -> st
         function: The function under construction.
         element: Type in memory: ``float``, ``bfloat`` or ``i8``.
         lanes: Number of elements.
-        address: Address of the first.
+        address: Address of the first element.
     """
     if element == "float":
         return function.load(vector("float", lanes), address, FLOAT_BYTES)
@@ -68,7 +68,7 @@ def load_floats(function: Emitter, element: str, lanes: int, address: str) -> st
 
 
 def widen_bfloat16(function: Emitter, halves: str, lanes: int) -> str:
-    """Convert the bits of bfloat16 to floats."""
+    """Convert bfloat16, given as bits, to floats."""
     words, shifts = vector("i32", lanes), f"<{', '.join(['i32 16'] * lanes)}>"
     wide = function.assign(f"zext {vector('i16', lanes)} {halves} to {words}")
     shifted = function.assign(f"shl {words} {wide}, {shifts}")
@@ -98,7 +98,7 @@ def broadcast_float(function: Emitter, floats: str, index: str, lanes: int) -> s
 
 
 def load_initial_sum(function: Emitter, weight_type: str, channel: str, lanes: int) -> str:
-    """Return the initial sums of an output: its bias, or zero if int8 weights are scaled before the bias is added."""
+    """Return the initial sum of an output: its bias, or zero for int8, where the scale is applied before the bias."""
     return "zeroinitializer" if weight_type == "i8" else broadcast_float(function, "%bias", channel, lanes)
 
 
@@ -108,11 +108,11 @@ def widen_weights(function: Emitter, weight_type: str, bounds: tuple[str, str], 
     Args:
         function: The function under construction.
         weight_type: LLVM type of the weights.
-        bounds: Index of the first weight, and the end.
+        bounds: Index of the first weight, and the index after the last one.
         buffer: Address of the buffer.
 
     Returns:
-        The address at which the weight of index 0 would be.
+        The address that the weight of index 0 would have.
     """
     if weight_type == "float":
         return "%values"

@@ -1,9 +1,9 @@
 """Memory formats of packed weights.
 
 A format stores the nonzero weights of a matrix and their positions in the order in which its kernels read them. Formats
-are plain data; `dispatch` picks the kernels that read them.
+are plain data. `dispatch` selects the kernels that read them.
 
-| format | for |
+| format | used for |
 | --- | --- |
 | `BlockFormat` | blocks such as ``4x1`` |
 | `UnstructuredFormat` | unstructured sparsity, and N:M that no other format supports |

@@ -1,4 +1,4 @@
-"""Base class of weight formats, and the array operations that formats share."""
+"""Define the base class of weight formats, and array operations for all formats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CACHE_LINE_BYTES = 64
 """Size of a cache line."""
 
 STRIP = 16
-"""Outputs of a strip: outputs whose weights are interleaved, and whose results fill a cache line of float32."""
+"""Number of outputs in a strip. Their weights are interleaved, and their results fill a cache line of float32."""
 
 MAX_UINT16_INDICES = 1 << 16
 """Number of positions that a 16-bit index can address."""
@@ -76,15 +76,15 @@ class WeightFormat(ABC):
     """The nonzero weights of a matrix and their positions, in the memory layout that a family of kernels reads.
 
     Attributes:
-        shape: (O, I) of the weight.
+        shape: Shape (O, I) of the weight.
         starts: For each run of weights, the number of weights before it, and the total at the end. The unit (weights,
             groups of sixteen, blocks, tiles) depends on the format.
         columns: Input positions of the weights.
         values: The weights, in one of `WEIGHT_DTYPES`.
-        scales: For int8, the scale of each output; otherwise empty.
-        order: Output positions of the weights if the order of `values` does not imply them; otherwise empty.
-        remainder: For float32 stored as two bfloat16, the remainders of `split_float32`, which kernels do not read;
-            otherwise empty.
+        scales: The scale of each output for int8, otherwise empty.
+        order: Output positions of the weights if the order of `values` does not imply them, otherwise empty.
+        remainder: The remainders of `split_float32` for float32 stored as two bfloat16, otherwise empty. Kernels do not
+            read them.
     """
 
     shape: tuple[int, int]
@@ -115,12 +115,12 @@ class WeightFormat(ABC):
         return get_llvm_type(self.values)
 
     def to_dtype(self, dtype: str, scales: Floats) -> Self:
-        """Return the same weights in another storage type; for int8 the values must be integers."""
+        """Return the same weights in another storage type. For int8, the values must be integers."""
         return replace(self, values=copy_aligned(encode(self.values, dtype)), scales=scales)
 
 
 class AmxFormat(WeightFormat):
-    """Base of formats for AMX, which accept activations of one type only and no images."""
+    """Base class of formats for AMX, which support only one type of activations, and no convolutions."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""AMX format with one mask bit per weight."""
+"""Store weights for AMX as nonzero values and one mask bit per weight."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from secateur.runtime.kernels.formats.dtypes import Floats, decode, encode, merg
 __all__ = ["BITMASK_CHUNK", "BITMASK_PIECE", "BitmaskFormat", "locate_values"]
 
 BITMASK_CHUNK = 128
-"""Outputs of a chunk."""
+"""Number of outputs in a chunk."""
 
 BITMASK_PIECE = 256
-"""Inputs of a piece."""
+"""Number of inputs in a piece."""
 
 LINE = 2 * STRIP
-"""Weights of a line: two inputs of sixteen outputs."""
+"""Number of weights in a line: two inputs of sixteen outputs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class BitmaskFormat(AmxFormat):
     """Nonzero weights and a bitmask: chunk by chunk of outputs, then piece by piece of inputs, then by strips.
 
-    A chunk is 128 outputs, a piece 256 inputs and a strip sixteen outputs; two inputs of a strip are a line, which a
+    A chunk has 128 outputs, a piece 256 inputs and a strip sixteen outputs. Two inputs of a strip form a line, which a
     kernel expands into a row of an AMX tile.
 
     Attributes:
         starts: For each strip, the number of weights before it, and the total at the end.
         columns: For each line, a 32-bit mask of its nonzero weights, output by output.
         values: For each line, its nonzero weights as bfloat16. For float32, the high parts of the line, then the low
-            parts; see `split_float32`.
+            parts. See `split_float32`.
         halves: Number of bfloat16 per weight, 2 for float32 and 1 for bfloat16.
 
     Example:
@@ -56,7 +56,7 @@ class BitmaskFormat(AmxFormat):
         """Pack the nonzero weights as float32 or bfloat16.
 
         Raises:
-            LayerError: A weight cannot be split; see `split_float32`.
+            LayerError: A weight cannot be split. See `split_float32`.
         """
         outputs, inputs = weight_OI.shape
         pieces = split_into_pieces(weight_OI, BITMASK_CHUNK, BITMASK_PIECE)
@@ -101,8 +101,8 @@ def locate_values(counts: npt.NDArray[np.int64], halves: int) -> npt.NDArray[np.
     """Return the positions of the parts of each weight in `BitmaskFormat.values`, of shape (weights, halves).
 
     Args:
-        counts: Weights of each line.
-        halves: Parts of a weight.
+        counts: Number of weights in each line.
+        halves: Number of parts of a weight.
 
     Example:
         >>> locate_values(np.array([2, 1]), 2).tolist()

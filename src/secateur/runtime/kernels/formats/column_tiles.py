@@ -1,4 +1,4 @@
-"""AMX format that drops the inputs that none of sixteen outputs keeps."""
+"""Store weights for AMX as dense tiles, without the inputs that none of sixteen outputs keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur.runtime.kernels.formats.dtypes import Floats, decode, merge_float3
 __all__ = ["TILE_INPUTS", "ColumnTileFormat"]
 
 TILE_INPUTS = 32
-"""Inputs of a tile: a cache line of bfloat16."""
+"""Number of inputs in a tile: a cache line of bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -27,9 +27,10 @@ class ColumnTileFormat(AmxFormat):
 
     Attributes:
         starts: For each strip of sixteen outputs, the number of tiles before it, and the total at the end.
-        columns: For each tile, its 32 inputs, or 16 if weights are stored as two bfloat16. The last tile of a strip is
-            padded with its last input.
-        values: The weights, zeros included: tiles × 16 outputs × 32 inputs, or tiles × 16 outputs × 16 inputs × 2.
+        columns: For each tile, its 32 inputs, or 16 inputs if weights are stored as two bfloat16. The last tile of a
+            strip is padded with its last input.
+        values: The weights, including zeros, of shape (tiles, 16 outputs, 32 inputs), or (tiles, 16 outputs, 16 inputs,
+            2).
 
     Example:
         >>> packed = ColumnTileFormat.from_dense(np.eye(2, 5, k=3, dtype=np.float32))
@@ -40,7 +41,7 @@ class ColumnTileFormat(AmxFormat):
 
     @classmethod
     def from_dense(cls, weight_OI: Floats, width: int = TILE_INPUTS) -> ColumnTileFormat:
-        """Pack the inputs that any output of a strip keeps, `width` inputs to a tile."""
+        """Pack the inputs that any output of a strip keeps into tiles of `width` inputs."""
         outputs, inputs = weight_OI.shape
         padded = np.zeros((-(-outputs // STRIP), STRIP, inputs), np.float32)
         padded.reshape(-1, inputs)[:outputs] = weight_OI
@@ -67,7 +68,7 @@ class ColumnTileFormat(AmxFormat):
         """Return the same weights, each stored as two bfloat16.
 
         Raises:
-            LayerError: A weight cannot be split; see `split_float32`.
+            LayerError: A weight cannot be split. See `split_float32`.
         """
         halves, remainder = split_float32(self.values)
         return replace(self, values=copy_aligned(halves), remainder=remainder)

@@ -1,4 +1,4 @@
-"""Storage types of weights: float32, bfloat16, int8, and float32 as a pair of bfloat16."""
+"""Convert weights to their storage types: float32, bfloat16, int8, and float32 as a pair of bfloat16."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = [
 ]
 
 WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
-"""float32; bfloat16, stored as the bits of uint16; int8 with one scale per output channel."""
+"""Storage types of weights. bfloat16 is stored as uint16, and int8 has one scale per output channel."""
 
 MAX_INT8 = 127
 """Largest quantized value; -128 is not used."""
 
 LLVM_TYPES = {"float32": "float", "uint16": "bfloat", "int8": "i8"}
-"""NumPy type of the stored values → LLVM type."""
+"""Maps the NumPy type of stored values to the LLVM type."""
 
 DTYPE_NAMES = {"float": "float32", "bfloat": "bfloat16"}
-"""LLVM type → name of the type in messages."""
+"""Maps LLVM types to their names in messages."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -45,7 +45,7 @@ def quantize_int8(weight_OI: Floats) -> tuple[Floats, Floats]:
     """Quantize a weight symmetrically, one scale per output channel.
 
     Returns:
-        Integers from -127 to 127, still as floats, and the scale of each output channel.
+        Integers from -127 to 127 as floats, and the scale of each output channel.
 
     Example:
         >>> quantize_int8(np.array([[1.0, 0.5], [0.0, 0.0]], np.float32))[0]
@@ -60,7 +60,7 @@ def quantize_int8(weight_OI: Floats) -> tuple[Floats, Floats]:
 def encode(values: Floats, dtype: str) -> npt.NDArray[Any]:
     """Convert floats to their storage type.
 
-    bfloat16 rounds to nearest even; int8 expects integers, as `quantize_int8` returns them.
+    For bfloat16, values are rounded to nearest even. For int8, they must be integers, such as `quantize_int8` returns.
 
     Example:
         >>> encode(np.array([1.0], np.float32), "bfloat16")
@@ -87,9 +87,9 @@ def decode(values: npt.NDArray[Any]) -> Floats:
 def split_float32(values: Floats) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int8]]:
     """Split floats into the sum of two bfloat16 and an integer remainder.
 
-    The first bfloat16 is the value rounded to bfloat16, the second is the rounded difference. Together they have about
-    16 bits of precision; the remainder counts units in the last place of their float32 sum, so that `merge_float32`
-    restores the value bit for bit. Minus zero becomes zero.
+    The first bfloat16 is the rounded value, and the second is the rounded difference. Together they have about 16 bits
+    of precision. The remainder counts units in the last place of their float32 sum, so that `merge_float32` can restore
+    the value exactly. Minus zero becomes zero.
 
     Returns:
         The two bfloat16 along a new last axis, and the remainders.
@@ -116,6 +116,6 @@ def split_float32(values: Floats) -> tuple[npt.NDArray[np.uint16], npt.NDArray[n
 
 
 def merge_float32(halves: npt.NDArray[np.uint16], remainder: npt.NDArray[np.int8]) -> Floats:
-    """Restore the floats that `split_float32` split, bit for bit."""
+    """Restore the exact floats that `split_float32` split."""
     approximation = decode(halves[..., 0]) + decode(halves[..., 1])
     return (approximation.view(np.int32) + remainder).view(np.float32)

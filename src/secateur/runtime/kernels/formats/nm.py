@@ -1,4 +1,4 @@
-"""Format of N:M sparsity."""
+"""Store weights with an N:M pattern."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUP_LENGTHS = (2, 4, 8, 16)
 
 
 def get_position_bits(group: int) -> int:
-    """Return the bits that store the position of a weight in a group of 2, 4, 8 or 16.
+    """Return the number of bits that store the position of a weight in a group of 2, 4, 8 or 16.
 
     Example:
         >>> get_position_bits(4), get_position_bits(8)
@@ -28,14 +28,14 @@ def get_position_bits(group: int) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class NMFormat(WeightFormat):
-    """N weights of each group of M inputs, strip by strip: sixteen outputs, one in each vector lane.
+    """N weights of each group of M inputs, strip by strip. Each of the sixteen outputs of a strip has a vector lane.
 
     Attributes:
         keep: N.
         group: M.
-        starts: For each strip, the number of sixteens of weights before it, and the total at the end.
-        columns: For each sixteen weights, their positions within their groups, packed into one integer, the first
-            weight in the lowest bits; see `get_position_bits`.
+        starts: For each strip, the number of vectors of sixteen weights before it, and the total at the end.
+        columns: For each vector of weights, their positions in their groups, packed into one integer with the first
+            weight in the lowest bits. See `get_position_bits`.
 
     Example:
         >>> packed = NMFormat.from_dense(np.array([[0, 7, 9, 0]], np.float32), 2, 4)
@@ -56,7 +56,7 @@ class NMFormat(WeightFormat):
 
     @classmethod
     def from_dense(cls, weight_OI: Floats, keep: int, group: int) -> NMFormat:
-        """Pack the nonzero weights of each group, and its first zeros if fewer than N are nonzero."""
+        """Pack the nonzero weights of each group, and its first zeros if fewer than N weights are nonzero."""
         outputs, inputs = weight_OI.shape
         strips, groups = -(-outputs // STRIP), inputs // group
         padded = np.zeros((strips * STRIP, groups, group), np.float32)

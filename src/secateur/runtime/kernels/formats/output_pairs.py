@@ -1,4 +1,4 @@
-"""Format of pairs of outputs, for N:M sparsity of high density and large batches."""
+"""Store pairs of outputs that share inputs, for dense N:M patterns and large batches."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from secateur.runtime.kernels.formats.dtypes import Floats, decode
 __all__ = ["OUTPUT_PAIR_PIECE", "PAIR", "SLOTS", "OutputPairFormat", "pair_outputs"]
 
 PAIR = 2
-"""Outputs of a pair, and weights of a slot."""
+"""Number of outputs in a pair, and of weights in a slot."""
 
 SLOTS = STRIP // PAIR
-"""Slots of sixteen weights; the length of each pair is a multiple of it."""
+"""Number of slots with sixteen weights. The length of each pair is a multiple of it."""
 
 MAX_CHUNK = 128
 """Largest number of outputs that are paired with each other."""
 
 OUTPUT_PAIR_PIECE = 64
-"""Inputs of a piece: the activations of 128 rows take 32 KiB."""
+"""Number of inputs in a piece, whose activations take 32 KiB for 128 rows."""
 
 PIECES_AT_ONCE = 64
-"""Pieces whose outputs are paired at once, which bounds memory."""
+"""Number of pieces whose outputs are paired at once, to limit memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -39,14 +39,16 @@ class OutputPairFormat(WeightFormat):
     """Nonzero weights of pairs of outputs: chunk by chunk of outputs, then piece by piece of inputs, then by pairs.
 
     Each piece pairs the outputs that share the most inputs, so that kernels load an activation once for two products. A
-    pair is a sequence of slots of two weights, one of each output. In the first slots both weights have the same input.
+    pair is a sequence of slots with two weights, one of each output. In the first slots, both weights have the same
+    input.
 
     Attributes:
-        starts: For each pair, the number of sixteens of weights before it, and the total at the end.
-        columns: For each weight, its input within the piece.
-        values: The weights, padded with zeros so that both outputs of a pair have equally many, in whole sixteens.
-        order: For each pair, its two outputs within the chunk, and the number of slots that share their input.
-        chunk: Outputs of a chunk.
+        starts: For each pair, the number of vectors of sixteen weights before it, and the total at the end.
+        columns: For each weight, its input in the piece.
+        values: The weights. They are padded with zeros, so that both outputs of a pair have the same number of weights,
+            and the pair consists of whole vectors.
+        order: For each pair, its two outputs in the chunk, and the number of slots that share their input.
+        chunk: Number of outputs in a chunk.
 
     Example:
         >>> pairs = OutputPairFormat.from_dense(np.array([[1, 2, 0], [3, 0, 4]], np.float32))
@@ -110,8 +112,8 @@ def pair_outputs(is_nonzero: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         is_nonzero: Nonzero weights, of shape (pieces, outputs, inputs), with an even number of outputs.
 
     Returns:
-        The outputs of each piece, partners next to each other, of shape (pieces, outputs). The pairs that share the
-        most come first, so that consecutive pairs take about the same time.
+        The outputs of each piece, of shape (pieces, outputs), with partners next to each other. Pairs are sorted by the
+        number of shared inputs in descending order, so that consecutive pairs take about the same time.
 
     Example:
         >>> pair_outputs(np.array([[[1, 0], [0, 1], [0, 1], [1, 0]]], bool))

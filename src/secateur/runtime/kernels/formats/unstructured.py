@@ -1,4 +1,4 @@
-"""Format of unstructured sparsity."""
+"""Store weights with unstructured sparsity."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from secateur.runtime.kernels.formats.dtypes import Floats, decode
 __all__ = ["UNSTRUCTURED_PIECE", "UnstructuredFormat"]
 
 MAX_CHUNK = 256
-"""Largest number of outputs sorted together: more need less padding, fewer can be shared by more threads."""
+"""Largest number of outputs to sort together: more need less padding, fewer can be split among more threads."""
 
 UNSTRUCTURED_PIECE = 128
-"""Inputs of a piece."""
+"""Number of inputs in a piece."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class UnstructuredFormat(WeightFormat):
     """Nonzero weights in sorted strips: chunk by chunk of outputs, then piece by piece of inputs, then by strips.
 
-    A strip is sixteen outputs of a chunk whose weights are interleaved. The outputs of a chunk are sorted by the number
-    of weights they have in the piece, so that the outputs of a strip need little padding. (SELL-C-sigma does the same.)
+    A strip consists of sixteen outputs of a chunk, with interleaved weights. The outputs of a chunk are sorted by their
+    number of weights in the piece, so that a strip needs little padding, as in the SELL-C-sigma format.
 
     Attributes:
-        starts: For each strip, the number of sixteens of weights before it, and the total at the end.
-        columns: For each weight, its input within the piece.
-        order: For each strip, its outputs within the chunk.
-        chunk: Outputs of a chunk.
+        starts: For each strip, the number of vectors of sixteen weights before it, and the total at the end.
+        columns: For each weight, its input in the piece.
+        order: For each strip, its outputs in the chunk.
+        chunk: Number of outputs in a chunk.
 
     Example:
         >>> UnstructuredFormat.from_dense(np.eye(3, dtype=np.float32)).to_dense()

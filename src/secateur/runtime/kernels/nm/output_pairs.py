@@ -1,4 +1,4 @@
-"""Pairs of outputs times activations: weights that share an input share the load of its activations."""
+"""Multiply pairs of outputs by activations, which are loaded once for two weights that share an input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from secateur.runtime.kernels.formats.output_pairs import PAIR, SLOTS
 __all__ = ["OutputPairPanelKernel", "OutputPairSmallBatchKernel"]
 
 PAIR_BYTES = 3
-"""Bytes of `OutputPairFormat.order` per pair: its two outputs, and the number of slots that share their input."""
+"""Bytes of `OutputPairFormat.order` per pair, for two outputs and the number of slots that share their input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class OutputPairPanelKernel(ChunkKernel):
     """Multiplies weights in `OutputPairFormat` by panels.
 
     Attributes:
-        chunk: Outputs of a chunk.
-        piece: Features of a piece.
+        chunk: Number of outputs in a chunk.
+        piece: Number of features in a piece.
         panel: The panel.
         weight_type: LLVM type of the weights.
     """
@@ -45,7 +45,7 @@ class OutputPairPanelKernel(ChunkKernel):
     weight_type: str = "float"
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of vectors of sixteen weights."""
         return starts[:: self.count_pieces(inputs) * (self.chunk // PAIR)]
 
     def emit_piece(self, access: PanelAccess, piece: ChunkPiece) -> None:
@@ -85,7 +85,7 @@ class OutputPairPanelKernel(ChunkKernel):
 
 @dataclass(frozen=True, slots=True)
 class OutputPairSmallBatchKernel(GatherKernel):
-    """Multiplies weights in `OutputPairFormat` by a small batch; see `GatherKernel` for the attributes."""
+    """Multiplies weights in `OutputPairFormat` by a small batch. See `GatherKernel` for the attributes."""
 
     chunk: int
     piece: int
@@ -94,7 +94,7 @@ class OutputPairSmallBatchKernel(GatherKernel):
     weight_type: str = "float"
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of vectors of sixteen weights."""
         return starts[:: -(-inputs // self.piece) * (self.chunk // PAIR)]
 
     def emit_piece(self, function: Emitter, piece: str, features: str, sums: str) -> None:
@@ -107,7 +107,7 @@ class OutputPairSmallBatchKernel(GatherKernel):
     def _emit_pair(self, function: Emitter, pair: str, features: str, sums: str) -> None:
         totals = [function.alloca(FLOATS, "zeroinitializer") for _ in range(self.batch)]
         with function.loop(*load_pair_bounds(function, pair)) as number:
-            self.emit_sixteen(function, number, features, totals)
+            self.emit_vector_product(function, number, features, totals)
         *outputs, _ = load_pair_order(function, pair)
         for row, total in enumerate(totals):
             both = reduce_lanes(function, function.load_variable(FLOATS, total), STRIP, PAIR)
@@ -121,12 +121,12 @@ class OutputPairSmallBatchKernel(GatherKernel):
 
 
 def load_pair_bounds(function: Emitter, pair: str) -> tuple[str, str]:
-    """Load the first sixteen weights of a pair, and the end."""
+    """Load the indices of the first vector of sixteen weights of a pair, and of the vector after its last one."""
     address = function.gep("%starts", function.mul(pair, 8))
     return function.load("i64", address), function.load("i64", function.gep(address, 8))
 
 
 def load_pair_order(function: Emitter, pair: str) -> list[str]:
-    """Load the two outputs of a pair in the chunk, and the number of slots that share their input."""
+    """Load the positions of a pair's two outputs in the chunk, and the number of slots that share their input."""
     address = function.gep("%order", function.mul(pair, PAIR_BYTES))
     return [function.load_index("i8", function.gep(address, number)) for number in range(PAIR_BYTES)]

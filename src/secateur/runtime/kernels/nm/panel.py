@@ -1,4 +1,4 @@
-"""N:M weights times panels of activations."""
+"""Multiply N:M weights by panels of activations."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class NMPanelKernel(ChunkKernel):
     Attributes:
         keep: N.
         group: M.
-        chunk: Outputs of a chunk.
-        piece: Features of a piece, a multiple of M.
+        chunk: Number of outputs in a chunk.
+        piece: Number of features in a piece, a multiple of M.
         panel: The panel.
         weight_type: LLVM type of the weights.
-        interleave: Outputs that are computed side by side, which hides the latency of FMAs.
+        interleave: Number of outputs that are computed side by side, to hide the latency of FMAs.
     """
 
     keep: int
@@ -39,7 +39,7 @@ class NMPanelKernel(ChunkKernel):
     interleave: int = 2
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of vectors of sixteen weights."""
         strips = len(starts) - 1
         step = self.chunk // STRIP
         return starts[np.minimum(np.arange(0, strips + step, step), strips)]
@@ -60,8 +60,8 @@ class NMPanelKernel(ChunkKernel):
 
         Args:
             access: Access to the panel.
-            outputs: First output of the chunk, and of the strip within the chunk.
-            features: First feature of the piece, and the end.
+            outputs: First output of the chunk, and offset of the strip in the chunk.
+            features: First feature of the piece, and the feature after its last one.
             piece: The piece.
         """
         function = access.function
@@ -97,9 +97,9 @@ class NMPanelKernel(ChunkKernel):
 
         Args:
             access: Access to the panel.
-            weight: Address of the weights, number of the sixteen, and the first lane.
+            weight: Address of the weights, index of the vector of sixteen weights, and the first lane.
             features: Base of the features of the group.
-            totals: Variables, by outputs and then by vectors.
+            totals: Variables by output, then by vector.
         """
         function, (floats, slot, lane), bits = access.function, weight, get_position_bits(self.group)
         positions = function.load_index(f"i{bits * STRIP}", function.gep("%columns", function.mul(slot, 2 * bits)))

@@ -1,4 +1,4 @@
-"""N:M weights times a small batch: the position of each weight selects an activation of its group in a register."""
+"""Multiply N:M weights by a small batch, selecting an activation of each group in a register."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from secateur.runtime.kernels.formats.nm import get_position_bits
 __all__ = ["NMSmallBatchKernel"]
 
 ACCUMULATORS = 4
-"""Independent sums of a strip; fewer if the batch has several rows, whose sums are independent too."""
+"""Number of independent sums of a strip. Fewer are used if the batch has several rows with independent sums."""
 
 
 @dataclass(frozen=True, slots=True)
 class NMSmallBatchKernel(Float32ActivationKernel):
-    """Multiplies weights in `NMFormat` by a small batch; its unit is a strip of sixteen outputs.
+    """Multiplies weights in `NMFormat` by a small batch. Its unit is a strip of sixteen outputs.
 
     Attributes:
         keep: N.
         group: M.
         activation_type: LLVM type of activations.
-        batch: Batch rows.
-        has_permute: Whether the processor permutes sixteen floats in one instruction (AVX-512); otherwise activations
-            are gathered.
+        batch: Number of batch rows.
+        has_permute: Whether the processor permutes sixteen floats in one instruction (AVX-512). If not, activations are
+            gathered.
         weight_type: LLVM type of the weights.
     """
 
@@ -54,7 +54,7 @@ class NMSmallBatchKernel(Float32ActivationKernel):
     weight_type: str = "float"
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of vectors of sixteen weights."""
         return starts
 
     def emit(self) -> Emitter:
@@ -93,25 +93,25 @@ class NMSmallBatchKernel(Float32ActivationKernel):
 
         Args:
             function: The function under construction.
-            location: First sixteen weights of the strip, and number of the group.
+            location: Index of the first vector of sixteen weights of the strip, and index of the group.
             floats: Address of the activations as floats.
-            partial_sums: Variables, by accumulators and then by rows.
+            partial_sums: Variables by accumulator, then by row.
         """
         start, group = location
         slot = function.add(start, function.mul(group, self.keep))
         feature = function.gep(floats, function.mul(group, self.group * FLOAT_BYTES))
         sources = [function.gep(feature, function.mul("%inputs", row * FLOAT_BYTES)) for row in range(self.batch)]
         for number in range(self.keep):
-            sixteen = function.add(slot, number)
-            address = function.gep("%values", function.mul(sixteen, STRIP * TYPE_BYTES[self.weight_type]))
+            vector_index = function.add(slot, number)
+            address = function.gep("%values", function.mul(vector_index, STRIP * TYPE_BYTES[self.weight_type]))
             function.prefetch(function.gep(address, PREFETCH_BYTES), level=2)
             weights = load_floats(function, self.weight_type, STRIP, address)
-            positions = self._load_positions(function, sixteen)
+            positions = self._load_positions(function, vector_index)
             for source, total in zip(sources, partial_sums[number % len(partial_sums)], strict=True):
                 function.accumulate(STRIP, weights, self._select_activations(function, source, positions), total)
 
     def _load_positions(self, function: Emitter, slot: str) -> str:
-        """Load the positions of sixteen weights, one per lane; the bits above each position are undefined."""
+        """Load the positions of sixteen weights, one per lane. The bits above each position are undefined."""
         bits = get_position_bits(self.group)
         count = bits * STRIP // 32
         words = function.load(vector("i32", count), function.gep("%columns", function.mul(slot, 4 * count)), 4)

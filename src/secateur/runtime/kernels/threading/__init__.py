@@ -1,4 +1,4 @@
-"""Threads that share the work of a product: an OpenMP team that the process has already, or a thread pool."""
+"""Run products on several threads, of an OpenMP runtime that is already loaded or of a thread pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the shares of products, on OpenMP threads or in a thread pool."""
+"""Run the shares of products on OpenMP threads or in a thread pool."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ Product: TypeAlias = Callable[[int, int, int], None]
 """A function that takes the addresses of the bias, the activations and the result."""
 
 SECONDS_PER_POOL_THREAD = 150e-6
-"""Single-threaded seconds that justify one more pool thread. Waking one takes up to 70 us on a busy machine."""
+"""Single-threaded seconds that justify one more pool thread. Waking a thread takes up to 70 µs on a busy machine."""
 
 SECONDS_PER_TEAM_THREAD = 10e-6
-"""Estimated single-threaded seconds that justify one more team thread; cold caches in a model double the real time."""
+"""Estimated single-threaded seconds that justify one more team thread. Cold caches in a model double the real time."""
 
 MIN_WAKE_RATIO = 2.5
-"""Single-threaded seconds of a product, relative to waking the team, from which a team pays off."""
+"""A team pays off if a product takes this many times as long on one thread as waking the team."""
 
 PF_FORKNOEXEC = 0x40
-"""Flag of a Linux process that was forked and has not called exec; see proc(5)."""
+"""Flag of a Linux process that was forked and has not called exec. See proc(5)."""
 
 
 class KernelExecutor:
-    """Runs shares on threads that all products of a process share, at most one per available processor.
+    """Runs shares on threads that are used by all products of a process, at most one per available processor.
 
-    It prefers an OpenMP team, because OpenMP threads spin for some milliseconds before they sleep and would compete
-    with threads of a pool for the processors.
+    It prefers an OpenMP team, because OpenMP threads spin for a few milliseconds before they sleep and would compete
+    with the threads of a pool for processors.
 
     Args:
         size: Maximum number of working threads, including the callers.
-        team: An OpenMP team; without one a `ThreadPool` is used.
+        team: An OpenMP team. Without a team, a `ThreadPool` is used.
     """
 
     def __init__(self, size: int, team: OpenMPTeam | None = None) -> None:
@@ -55,7 +55,7 @@ class KernelExecutor:
 
     @property
     def free_threads(self) -> int:
-        """Number of threads that may still start to work."""
+        """Number of threads that are not in use."""
         return self._free_threads
 
     def count_useful_threads(self, seconds: float, threads: int) -> int:
@@ -76,7 +76,7 @@ class KernelExecutor:
     def run_step(self, step: PlannedStep, bias: int, x: int, y: int) -> None:
         """Run all shares of a step, and return when they are done.
 
-        The caller takes shares too, and runs all of them if other products use all processors.
+        The caller also runs shares, and runs all of them if other products use all processors.
         """
         with self._lock:
             workers = min(step.useful_threads, self._free_threads)
@@ -108,13 +108,13 @@ def get_executor() -> KernelExecutor:
 
 
 def use_openmp_threads(library: ctypes.CDLL) -> None:
-    """Run products on the threads of the OpenMP runtime that a library is linked with, if it provides what is needed.
+    """Run products on the threads of the OpenMP runtime that a library is linked to, if the runtime is supported.
 
     A forked process keeps using a thread pool, because the runtime may assume that the threads of the parent still
     exist and wait for them forever.
 
     Args:
-        library: A library whose own work alternates with products, such as torch's.
+        library: A library whose work alternates with products, such as torch.
     """
     global _executor
     _executor = KernelExecutor(_count_processors(), None if _is_forked() else OpenMPTeam.from_library(library))
@@ -130,7 +130,7 @@ def _is_forked() -> bool:
 
 
 def _reset_after_fork() -> None:
-    """Start over with a thread pool: a forked process has no threads, and an OpenMP team would wait forever."""
+    """Start over with a thread pool, because a forked process has no threads, and an OpenMP team would wait forever."""
     global _executor
     _executor = KernelExecutor(_count_processors())
 
@@ -140,7 +140,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def build_product(steps: Sequence[PlannedStep]) -> Product:
-    """Combine steps, which run one after another, into one function."""
+    """Combine steps into one function that runs them one after another."""
     products = [_build_step_product(step) for step in steps]
     if len(products) == 1:
         return products[0]
@@ -157,6 +157,6 @@ def _build_step_product(step: PlannedStep) -> Product:
         return partial(step.run_share, step.plans[0])
 
     def run_shared(bias: int, x: int, y: int) -> None:
-        get_executor().run_step(step, bias, x, y)  # Looked up on each call, because the process may have been forked.
+        get_executor().run_step(step, bias, x, y)  # get_executor() on each call: the process may have been forked
 
     return run_shared

@@ -1,4 +1,4 @@
-"""Threads of the OpenMP runtime that the process has loaded already, such as torch's."""
+"""Use the threads of an OpenMP runtime that the process has already loaded, such as the one of torch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from secateur.runtime.kernels.codegen.target import compile_module
 __all__ = ["OpenMPJob", "OpenMPTeam"]
 
 MEASUREMENTS = 21
-"""Repetitions of a time measurement."""
+"""Number of repetitions of a time measurement."""
 
 
 class OpenMPJob(ctypes.Structure):
-    """What the threads of a team read: a kernel, its arguments, and the next share.
+    """A job for a team of threads: a kernel, its arguments, and the next share.
 
     Attributes:
-        next: Number of the next share, which threads increment atomically. Nothing else changes.
+        next: Index of the next share, which threads increment atomically. All other fields are read-only.
         kernel: Address of the kernel.
         plans: Address of an array of plan addresses, one per share.
         shares: Number of shares.
-        workers: Number of threads that work, starting with the first; the others return at once.
+        workers: Number of threads that work, starting with the first. The others return immediately.
         bias, x, y: Addresses that the kernel takes.
         scratch: Address of the scratch memory of all workers.
-        stride: Bytes from the scratch memory of one worker to that of the next.
+        stride: Distance in bytes from the scratch memory of one worker to that of the next.
         number: Address of ``omp_get_thread_num``.
     """
 
@@ -49,12 +49,12 @@ class OpenMPJob(ctypes.Structure):
 class OpenMPTeam:
     """A team of OpenMP threads that start a job together and finish it together.
 
-    libgomp restarts its threads when the size of the team changes, so ask for as many threads as the other users of the
-    runtime do. A forked process has none of the threads, and running a job in it never returns.
+    libgomp restarts its threads when the size of the team changes, so use the same number of threads as other users of
+    the runtime. A forked process has none of the threads, so running a job there never returns.
 
     Args:
-        parallel: ``GOMP_parallel`` of libgomp, which LLVM's and Intel's runtimes provide too. It takes a function, its
-            argument, the number of threads, and flags.
+        parallel: ``GOMP_parallel`` of libgomp, which the runtimes of LLVM and Intel also provide. It takes a function,
+            its argument, the number of threads, and flags.
         number: Address of ``omp_get_thread_num``.
     """
 
@@ -63,7 +63,7 @@ class OpenMPTeam:
 
     @classmethod
     def from_library(cls, library: ctypes.CDLL) -> OpenMPTeam | None:
-        """Return the team of the runtime that a library is linked with, or ``None`` if it has no such runtime."""
+        """Return the team of the runtime that a library is linked to, or ``None`` if there is no supported runtime."""
         try:
             parallel, number = library.GOMP_parallel, library.omp_get_thread_num
         except AttributeError:
@@ -77,13 +77,13 @@ class OpenMPTeam:
 
         Args:
             job: The job.
-            size: Threads of the team, including the caller.
+            size: Number of threads in the team, including the caller.
         """
         job.number = self._number
         self._parallel(_compile_team_function(), ctypes.byref(job), size, 0)
 
     def measure_wake_seconds(self, size: int) -> float:
-        """Measure how long it takes to start and join threads that have just worked."""
+        """Measure the time to start and join threads that were active a moment ago."""
         seconds = []
         for _ in range(MEASUREMENTS):
             start = time.perf_counter()
@@ -100,9 +100,9 @@ def _compile_team_function() -> int:
 
 def _load_field(name: str, kind: str) -> str:
     """Return LLVM code that loads a field of the job."""
-    place = [field for field, _ in OpenMPJob._fields_].index(name)
+    index = [field for field, _ in OpenMPJob._fields_].index(name)
     return f"""
-  %{name}.at = getelementptr i64, ptr %job, i64 {place}
+  %{name}.at = getelementptr i64, ptr %job, i64 {index}
   %{name} = load {kind}, ptr %{name}.at"""
 
 

@@ -1,4 +1,4 @@
-"""A thread pool whose caller works too, and scratch memory per thread."""
+"""A thread pool in which the caller also runs tasks, and scratch memory per thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _thread_scratch = _ThreadScratch()
 
 
 def get_scratch(size: int) -> int:
-    """Return the address of at least `size` bytes of this thread's memory, valid until its next call."""
+    """Return the address of at least `size` bytes of scratch memory, valid until the next call in this thread."""
     if len(_thread_scratch.memory) < size + CACHE_LINE_BYTES:
         _thread_scratch.memory = np.empty(size + CACHE_LINE_BYTES, np.uint8)
         address = _thread_scratch.memory.ctypes.data
@@ -37,9 +37,9 @@ def get_scratch(size: int) -> int:
 
 
 class ThreadPool:
-    """Worker threads, started on demand, that help the caller with its tasks.
+    """A pool of worker threads that are started on demand and help the caller with its tasks.
 
-    The caller takes tasks too. If no worker has woken up yet, the caller runs all of them, so it never waits for a task
+    The caller also runs tasks. If no worker is awake yet, the caller runs all of them, so it never waits for a task
     that has not started.
 
     Example:
@@ -67,7 +67,8 @@ class ThreadPool:
             threads: Maximum number of threads, including the caller.
 
         Raises:
-            BaseException: What a task raised, or what interrupted the caller. No worker runs a task any more by then.
+            BaseException: An exception of a task, or an interruption of the caller. It is raised after all workers have
+                stopped.
         """
         workers = min(len(tasks), threads) - 1
         queue, outcomes, finished = deque(tasks), SimpleQueue[BaseException | None](), threading.Semaphore(0)
@@ -107,7 +108,7 @@ class ThreadPool:
 
 
 def _drain(queue: deque[Task], outcomes: SimpleQueue[BaseException | None]) -> None:
-    """Run tasks until the queue is empty, and report what each raised."""
+    """Run tasks until the queue is empty, and report the exception of each task, or ``None``."""
     while True:
         try:
             task = queue.popleft()
@@ -115,7 +116,7 @@ def _drain(queue: deque[Task], outcomes: SimpleQueue[BaseException | None]) -> N
             return
         try:
             task()
-        except BaseException as error:  # noqa: BLE001 - the caller raises it
+        except BaseException as error:  # noqa: BLE001 - raised by the caller
             outcomes.put(error)
         else:
             outcomes.put(None)

@@ -1,4 +1,4 @@
-"""A compiled kernel with everything it is called with except the caller's addresses."""
+"""Define compiled kernels with all of their arguments except the addresses of the caller."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["PlannedStep", "create_job"]
 
 
 def create_job(function: Any, plans: npt.NDArray[np.int64], scratch_bytes: int) -> OpenMPJob:
-    """Describe a step to an OpenMP team.
+    """Create the job that runs a step on an OpenMP team.
 
     Args:
         function: The compiled kernel.
         plans: Addresses of the plans, one per share.
-        scratch_bytes: Scratch memory of a thread.
+        scratch_bytes: Size of the scratch memory of a thread.
     """
     return OpenMPJob(
         kernel=ctypes.cast(function, ctypes.c_void_p),
@@ -38,12 +38,12 @@ class PlannedStep(NamedTuple):
     Attributes:
         function: The compiled kernel.
         plans: For each share, the address of the plan that the kernel reads.
-        x: Offset in bytes of the step's first activation.
-        y: Offset in bytes of the step's first result.
-        scratch_bytes: Scratch memory of a thread.
-        useful_threads: Number of threads worth waking.
+        x: Offset of the step's first activation, in bytes.
+        y: Offset of the step's first result, in bytes.
+        scratch_bytes: Size of the scratch memory of a thread.
+        useful_threads: Number of threads that make the step faster.
         threads: Number of threads of the OpenMP team.
-        job: The step as an OpenMP team reads it, without the caller's addresses.
+        job: The job for an OpenMP team, without the addresses of the caller.
         owners: Objects that own the memory that the addresses point to.
     """
 

@@ -1,4 +1,4 @@
-"""Unstructured weights times panels of activations."""
+"""Multiply unstructured weights by panels of activations."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class UnstructuredPanelKernel(ChunkKernel):
     """Multiplies weights in `UnstructuredFormat` by panels.
 
     Attributes:
-        chunk: Outputs of a chunk.
-        piece: Features of a piece.
+        chunk: Number of outputs in a chunk.
+        piece: Number of features in a piece.
         panel: The panel.
         weight_type: LLVM type of the weights.
-        interleave: Outputs that are computed side by side, which hides the latency of FMAs.
+        interleave: Number of outputs that are computed side by side, to hide the latency of FMAs.
     """
 
     chunk: int
@@ -41,7 +41,7 @@ class UnstructuredPanelKernel(ChunkKernel):
     interleave: int = 2
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[Any]:
-        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of vectors of sixteen weights."""
         return starts[:: self.count_pieces(inputs) * (self.chunk // STRIP)]
 
     def emit_piece(self, access: PanelAccess, piece: ChunkPiece) -> None:

@@ -1,4 +1,4 @@
-"""Unstructured weights times a small batch, whose activations are gathered for sixteen weights at once."""
+"""Multiply unstructured weights by a small batch, gathering activations for sixteen weights at once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from secateur.runtime.kernels.formats.base import STRIP
 __all__ = ["UnstructuredSmallBatchKernel"]
 
 UNROLL = 4
-"""Independent sums of a strip: 1.5 times as fast as one or two if weights come from memory."""
+"""Number of independent sums of a strip. Four are 1.5 times as fast as one or two if weights come from memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnstructuredSmallBatchKernel(GatherKernel):
-    """Multiplies weights in `UnstructuredFormat` by a small batch; see `GatherKernel` for the attributes."""
+    """Multiplies weights in `UnstructuredFormat` by a small batch. See `GatherKernel` for the attributes."""
 
     chunk: int
     piece: int
@@ -29,7 +29,7 @@ class UnstructuredSmallBatchKernel(GatherKernel):
     weight_type: str = "float"
 
     def get_cumulative_costs(self, starts: npt.NDArray[np.int64], inputs: int) -> npt.NDArray[np.int64]:
-        """See `Kernel.get_cumulative_costs`: sixteens of weights."""
+        """See `Kernel.get_cumulative_costs`. The cost is the number of vectors of sixteen weights."""
         return starts[:: -(-inputs // self.piece) * (self.chunk // STRIP)]
 
     def emit_piece(self, function: Emitter, piece: str, features: str, sums: str) -> None:
@@ -47,9 +47,9 @@ class UnstructuredSmallBatchKernel(GatherKernel):
         middle = function.add(start, unrolled)
         with function.loop(start, middle, UNROLL) as slot:
             for number, totals in enumerate(partial_sums):
-                self.emit_sixteen(function, function.add(slot, number), features, totals)
+                self.emit_vector_product(function, function.add(slot, number), features, totals)
         with function.loop(middle, stop) as slot:
-            self.emit_sixteen(function, slot, features, partial_sums[0])
+            self.emit_vector_product(function, slot, features, partial_sums[0])
         order = function.load(vector("i8", STRIP), function.gep("%order", function.mul(strip, STRIP)))
         for row in range(self.batch):
             parts = [function.load_variable(FLOATS, totals[row]) for totals in partial_sums]
