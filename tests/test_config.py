@@ -132,7 +132,10 @@ def test_every_problem_is_told() -> None:
         ),
         ({"op_names": ["(open"]}, r"op_names: '\(open' is not a regular expression: missing \)"),
         ({"layers": {"*": None}}, r"layers: '\*' is not a regular expression: nothing to repeat"),
-        ({"criterion": "snip", "pruning_type": "snip"}, "'criterion' and 'pruning_type' are two names of one setting"),
+        (
+            {"criterion": "snip", "pruning_type": "snip"},
+            "'criterion' and 'pruning_type' are two names for the same setting",
+        ),
         ({"layers": {"fc": {"patern": "2:4"}}}, r"layers\['fc'\]: Unknown key 'patern'\. Did you mean 'pattern'\?"),
         (
             {"layer_types": {"Conv2d": {"target_sparsity": 2}}},
@@ -148,7 +151,7 @@ def test_values_that_do_not_go_together_are_refused(data: dict[str, Any], messag
 
 @pytest.mark.parametrize("key", sorted(NOT_PER_LAYER))
 def test_a_rule_for_a_layer_says_nothing_about_which_layers(key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"layers\['fc'\]: {key} cannot be set for some layers only\."):
+    with pytest.raises(ConfigError, match=rf"layers\['fc'\]: {key} cannot be set per layer\."):
         PruningConfig(layers={"fc": {key: FULL[key]}})
 
 
@@ -178,10 +181,10 @@ MERGED = "a: &a0 {a: 1, b: 2}\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 100_000, "nested more than 20 deep"),
-        ("[" * 30 + "]" * 30, "nested more than 20 deep"),
-        ("{a: " * 50_000, "nested more than 20 deep"),
-        ("a: &a [*a]", "nested more than 20 deep"),
+        ("[" * 100_000, "more than 20 levels of nesting"),
+        ("[" * 30 + "]" * 30, "more than 20 levels of nesting"),
+        ("{a: " * 50_000, "more than 20 levels of nesting"),
+        ("a: &a [*a]", "more than 20 levels of nesting"),
         (LAUGHS, "more than 100,000 values"),
         (MERGED, "more than 10,000 keys"),
         ("a: &a 1\n" + "".join(f"b{index}: *a\n" for index in range(2_000)), "more than 1,000 aliases"),
@@ -294,7 +297,7 @@ def test_a_schedule_may_be_a_function_but_not_in_a_file() -> None:
     config = PruningConfig(sparsity_decay_type=max)
     assert config.sparsity_decay_type is max
     with pytest.raises(
-        ConfigError, match=r"a file can only hold a name\. Decorate it with @secateur.register_schedule"
+        ConfigError, match=r"a file can only contain a name\. Register it with @secateur.register_schedule"
     ):
         config.to_yaml()
 
@@ -350,7 +353,7 @@ def test_an_unknown_name_is_refused_at_once(data: dict[str, Any], message: str) 
     with pytest.raises(UnknownNameError) as caught:
         PruningConfig(**data)
     assert str(caught.value).startswith(message)
-    assert " of your own before a configuration names it." in str(caught.value)
+    assert "must be registered before its name is used." in str(caught.value)
 
 
 def test_an_unknown_name_among_other_problems_is_told_too() -> None:

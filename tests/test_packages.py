@@ -56,7 +56,7 @@ def test_it_is_the_one_that_keras_takes(home: Path) -> None:
     ("packages", "message"),
     [
         ((), r"needs the package 'keras', .*pip install \"secateur\[keras\]\""),
-        (("keras",), "'tensorflow', which is not installed. Install it, as no other backend is installed"),
+        (("keras",), r"'tensorflow', which is not installed\. Install it\."),
         (("keras", "jax", "torch"), "Install it, or set KERAS_BACKEND to one of: jax, torch"),
     ],
 )
@@ -78,5 +78,7 @@ def test_the_public_module_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spec is not None
     assert spec.loader is not None
     monkeypatch.setenv("KERAS_BACKEND", "no_such_backend")
-    with pytest.raises(MissingPackageError, match="set to the backend 'no_such_backend', which is not installed"):
+    with pytest.raises(
+        MissingPackageError, match="configured to use the backend 'no_such_backend', which is not installed"
+    ):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

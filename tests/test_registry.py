@@ -29,7 +29,7 @@ def test_registering_returns_what_it_decorates(registry: Registry[Callable[[], i
     ("name", "message"),
     [
         ("one", r"The thing name 'one' is taken by <class 'int'>\. Choose another name\."),
-        ("", r"A thing needs a name, found ''\."),
+        ("", r"The name of a thing must not be empty\."),
     ],
 )
 def test_a_name_that_cannot_be_taken(registry: Registry[Callable[[], int]], name: str, message: str) -> None:

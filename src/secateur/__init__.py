@@ -53,7 +53,7 @@ __all__ = [
     "verify",
 ]
 
-HOMES = {
+MODULE_BY_NAME = {
     "Calibration": "oneshot",
     "Execution": "oneshot",
     "PruningConfig": "config",
@@ -68,12 +68,12 @@ HOMES = {
     "save": "artifact",
     "verify": "artifact",
 }
-"""Public name → the module that has it, which is imported on first use."""
+"""Public name → module that defines it, which is imported on first use."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in HOMES:
-        return getattr(import_module(f"secateur.{HOMES[name]}"), name)
+    if name in MODULE_BY_NAME:
+        return getattr(import_module(f"secateur.{MODULE_BY_NAME[name]}"), name)
     if name in _list_modules():
         return import_module(f"secateur.{name}")
     if name == "__version__":
@@ -86,7 +86,7 @@ def __dir__() -> list[str]:
 
 
 def _list_modules() -> set[str]:
-    """The public modules of the package, which are imported on first use."""
+    """List the public modules of the package, which are imported on first use."""
     return {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}
 
 

@@ -1,4 +1,4 @@
-"""Array operations beyond the Python array API standard."""
+"""Implement array operations that the Python array API standard lacks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Array = Any
 """A NumPy array, a torch tensor or a JAX array."""
 
 ALIGNMENT = 64
-"""Bytes. TensorFlow uses NumPy memory that starts at a multiple of this without a copy."""
+"""Alignment in bytes at which TensorFlow uses NumPy memory without a copy."""
 
 
 def namespace(array: Array) -> Any:
@@ -38,7 +38,7 @@ def namespace(array: Array) -> Any:
 
 
 def to_numpy(array: Array) -> npt.NDArray[Any]:
-    """Return an array as NumPy in host memory, without a copy if it is there already."""
+    """Convert an array to NumPy; arrays in host memory are not copied."""
     if isinstance(array, np.ndarray):
         return array
     return np.asarray(array.cpu() if array_api_compat.is_torch_array(array) else array)
@@ -64,7 +64,7 @@ def has_nan(values: Array) -> bool:
 
 
 def concat_chunks(chunks: Sequence[Array]) -> Array:
-    """Concatenate one-dimensional arrays; a single one is returned as it is."""
+    """Concatenate one-dimensional arrays; a single array is returned without a copy."""
     if len(chunks) == 1:
         return chunks[0]
     if not isinstance(chunks[0], np.ndarray):
@@ -75,14 +75,14 @@ def concat_chunks(chunks: Sequence[Array]) -> Array:
 def repeat(values: Array, count: int, axis: int) -> Array:
     """Repeat each value `count` times along an axis.
 
-    Booleans that are neighbours in memory are written as the bytes of one integer, which takes half as long as NumPy.
+    Repeats of a boolean that are adjacent in memory are written as one integer, which takes half as long as in NumPy.
 
     Example:
         >>> repeat(np.array([True, False]), 4, axis=0)
         array([ True,  True,  True,  True, False, False, False, False])
     """
-    are_flags = isinstance(values, np.ndarray) and values.dtype == np.bool
-    if not are_flags or axis != values.ndim - 1 or count not in (2, 4, 8):
+    is_boolean = isinstance(values, np.ndarray) and values.dtype == np.bool
+    if not is_boolean or axis != values.ndim - 1 or count not in (2, 4, 8):
         return namespace(values).repeat(values, count, axis=axis)
     every_byte = np.ones(count, np.int8).view(f"int{8 * count}")
     return np.multiply(values.view(np.int8), every_byte, out=empty_aligned(values.shape, every_byte.dtype)).view(
@@ -101,7 +101,7 @@ def transpose_flat(values: Array, columns: int) -> Array:
 
 
 def pairwise_sum(values: Array, axes: tuple[int, ...]) -> Array:
-    """Sum over `axes`, neighbours first, so that every framework gives the same bits; the axes stay with length 1.
+    """Sum over `axes` in adjacent pairs, so that all frameworks return the same bits; the axes keep length 1.
 
     Example:
         >>> pairwise_sum(np.array([[1.0, 2.0, 3.0]]), (1,))
@@ -114,7 +114,7 @@ def pairwise_sum(values: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _fold(values: Array, axis: int) -> Array:
-    """Add neighbours along `axis`; the last of an odd number is carried over."""
+    """Add adjacent pairs along `axis`; the last of an odd number of values is kept."""
     length = values.shape[axis]
     lead = (slice(None),) * axis
     even = length - length % 2
@@ -125,9 +125,9 @@ def _fold(values: Array, axis: int) -> Array:
 
 
 def mask_values(values: Array, keep: Array) -> Array:
-    """Return floating-point values where `keep`, and 0.0 elsewhere, even in place of ``nan``.
+    """Return floating-point values where `keep` is ``True``, and 0.0 elsewhere, even for ``nan``.
 
-    It multiplies bit patterns: NumPy's ``where`` takes ten times as long on random masks.
+    Bit patterns are multiplied: NumPy's ``where`` takes ten times as long on random masks.
 
     Example:
         >>> mask_values(np.array([1.5, np.nan]), np.array([True, False]))
@@ -139,7 +139,7 @@ def mask_values(values: Array, keep: Array) -> Array:
 
 
 def mask_in_place(values: Array, keep: Array) -> None:
-    """`mask_values` in place, for NumPy arrays and torch tensors."""
+    """Set masked values to zero like `mask_values`, in place, for NumPy arrays and torch tensors."""
     bits = _bits(values)
     bits *= keep
 

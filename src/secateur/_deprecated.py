@@ -1,4 +1,4 @@
-"""Old public names, which go on working and warn."""
+"""Keep deprecated public names working, with a warning."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ __all__ = ["deprecated_getattr", "warn_deprecated"]
 
 
 def deprecated_getattr(module: str, aliases: Mapping[str, str]) -> Callable[[str], Any]:
-    """Make the ``__getattr__`` of a module that still serves old names.
+    """Create a ``__getattr__`` function with which a module still has its old names.
 
     Args:
         module: The module's ``__name__``.
-        aliases: Old name → where the object is now, as ``"package.module:Name"``.
+        aliases: Old name → current location of the object, as ``"package.module:Name"``.
 
     Example:
-        >>> serve = deprecated_getattr("secateur.example", {"Setup": "secateur.config:PruningConfig"})
+        >>> get_alias = deprecated_getattr("secateur.example", {"Setup": "secateur.config:PruningConfig"})
         >>> with warnings.catch_warnings():
         ...     warnings.simplefilter("ignore")
-        ...     serve("Setup").__name__
+        ...     get_alias("Setup").__name__
         'PruningConfig'
     """
 
-    def serve(name: str) -> Any:
+    def get_alias(name: str) -> Any:
         if name not in aliases:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        home, attribute = aliases[name].split(":")
-        warn_deprecated(f"{module}.{name}", f"{home}.{attribute}")
-        return getattr(import_module(home), attribute)
+        location, attribute = aliases[name].split(":")
+        warn_deprecated(f"{module}.{name}", f"{location}.{attribute}")
+        return getattr(import_module(location), attribute)
 
-    return serve
+    return get_alias
 
 
 def warn_deprecated(old: str, new: str, *, stacklevel: int = 3) -> None:
-    """Warn that `old` has become `new`.
+    """Warn that `old` is deprecated in favor of `new`.
 
     Args:
-        old: The old name, argument or method, as a user writes it.
-        new: What to write instead.
+        old: The old name, argument or method, as written by the user.
+        new: Its replacement.
         stacklevel: See ``warnings.warn``; 3 points to the caller of the function that calls this one.
     """
     warnings.warn(f"{old} is deprecated. Use {new}.", DeprecationWarning, stacklevel=stacklevel)

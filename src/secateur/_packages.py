@@ -1,4 +1,4 @@
-"""Optional packages: whether they are installed, and files within them."""
+"""Check whether optional packages are installed, and find files in packages."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = [
 ]
 
 KERAS_BACKENDS = ("tensorflow", "jax", "torch")
-"""Keras backends that can train, in the order of Keras's preference; each is also the name of a package."""
+"""Keras backends that can train, in Keras's order of preference; each is also a package name."""
 
 
 def require_packages(*packages: str, extra: str) -> None:
-    """Raise if a package cannot be imported; no package is imported.
+    """Raise an error if a package is not installed, without importing it.
 
     Args:
         packages: Import names.
-        extra: The extra of this package that installs them.
+        extra: The extra of Secateur that installs them.
 
     Raises:
         MissingPackageError: A package is missing; the message says how to install it.
@@ -43,24 +43,24 @@ def require_packages(*packages: str, extra: str) -> None:
 
 
 def require_keras() -> None:
-    """Raise if Keras or its configured backend cannot be imported; neither is imported.
+    """Raise an error if Keras or its configured backend is not installed, without importing them.
 
     Raises:
-        MissingPackageError: One is missing; the message says what to install or to set.
+        MissingPackageError: One is missing; the message says what to install or set.
     """
     require_packages("keras", extra="keras")
     backend = get_keras_backend()
     if not is_installed(backend):
-        present = [name for name in KERAS_BACKENDS if is_installed(name)]
-        names = ", ".join(present)
-        advice = f"or set KERAS_BACKEND to one of: {names}" if present else "as no other backend is installed"
+        installed = ", ".join(name for name in KERAS_BACKENDS if is_installed(name))
+        alternative = f", or set KERAS_BACKEND to one of: {installed}" if installed else ""
         raise MissingPackageError(
-            f"Keras is set to the backend {backend!r}, which is not installed. Install it, {advice}.", name=backend
+            f"Keras is configured to use the backend {backend!r}, which is not installed. Install it{alternative}.",
+            name=backend,
         )
 
 
 def get_keras_backend() -> str:
-    """Return the backend that Keras uses when imported, from ``KERAS_BACKEND`` or its own settings file."""
+    """Return the backend that Keras will use, from ``KERAS_BACKEND`` or from its settings file."""
     if backend := os.environ.get("KERAS_BACKEND"):
         return backend
     try:
@@ -90,7 +90,7 @@ def find_package_folder(package: str, path: str) -> Path | None:
         >>> find_package_folder("secateur", "patterns").name, find_package_folder("secateur", "nothing")
         ('patterns', None)
     """
-    return next((place for place in _list_paths(package, path) if os.path.isdir(place)), None)
+    return next((candidate for candidate in _list_paths(package, path) if os.path.isdir(candidate)), None)
 
 
 def find_package_file(package: str, path: str) -> Path | None:
@@ -100,9 +100,9 @@ def find_package_file(package: str, path: str) -> Path | None:
         >>> find_package_file("secateur", "errors.py").name, find_package_file("secateur", "patterns")
         ('errors.py', None)
     """
-    return next((place for place in _list_paths(package, path) if os.path.isfile(place)), None)
+    return next((candidate for candidate in _list_paths(package, path) if os.path.isfile(candidate)), None)
 
 
 def _list_paths(package: str, path: str) -> list[Path]:
     spec = find_spec(package)
-    return [] if spec is None else [Path(home, path) for home in spec.submodule_search_locations or []]
+    return [] if spec is None else [Path(folder, path) for folder in spec.submodule_search_locations or []]

@@ -1,4 +1,4 @@
-"""Registries of what users can add to: one dict per kind, filled by a decorator and by entry points."""
+"""Register patterns, criteria, schedules and the like by name, with a decorator or through entry points."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Item = TypeVar("Item")
 
 
 def find_registered(kind: str, name: str) -> Any:
-    """Find a registered object by its kind and name; the package of the kind is imported on first use.
+    """Find a registered object by its kind and name; its package is imported on first use.
 
-    This is for modules that the packages of the built-in objects import, such as the configuration.
+    Modules that those packages import, such as the configuration, use this to avoid an import cycle.
 
     Args:
         kind: ``"pattern"``, ``"criterion"``, ``"schedule"``, ``"solver"``, ``"refiner"`` or ``"allocation"``. The
@@ -40,14 +40,14 @@ def find_registered(kind: str, name: str) -> Any:
 class Registry(dict[str, Item]):
     """The registered objects of one kind, such as patterns, by name.
 
-    Installed packages register their own through the entry-point group ``secateur.<kind>s``: an entry point names a
+    Installed packages can register objects through the entry-point group ``secateur.<kind>s``: an entry point names a
     module that registers objects when it is imported.
 
     Args:
-        kind: What the objects are called in error messages, in the singular.
-        check: Called with a name and the object to register; raises if the object is not of the kind.
-        serves: Whether an object also serves a name that is not registered, as block patterns serve ``"4x1"``.
-        examples: Such names, for error messages.
+        kind: Name of the kind in error messages, in the singular.
+        check: Called with a name and the object to register; raises an error if the object is not of the kind.
+        serves: Whether an object also handles a name that is not registered, as the block pattern handles ``"4x1"``.
+        examples: Examples of such names, for error messages.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class Registry(dict[str, Item]):
         self._has_plugins = False
 
     def register(self, name: str) -> Callable[[Item], Item]:
-        """Make a decorator that registers an object under `name`.
+        """Create a decorator that registers an object under `name`.
 
         Raises:
-            ConfigError: `name` is taken or empty.
+            ConfigError: `name` is empty or already registered.
             SecateurError: The object is not of the kind.
         """
 
         def add(item: Item) -> Item:
             if not name:
-                raise ConfigError(f"A {self.kind} needs a name, found ''.")
+                raise ConfigError(f"The name of a {self.kind} must not be empty.")
             if name in self:
                 raise ConfigError(f"The {self.kind} name {name!r} is taken by {self[name]!r}. Choose another name.")
             self._check(name, item)
@@ -85,7 +85,7 @@ class Registry(dict[str, Item]):
         return add
 
     def find(self, name: str) -> Item:
-        """Return the object that is registered under `name`, or else the first one that serves it.
+        """Return the object that is registered under `name`, or else the first one that handles this name.
 
         Raises:
             UnknownNameError: There is none; the message lists the known names and suggests a similar one.
@@ -101,12 +101,12 @@ class Registry(dict[str, Item]):
         if self._examples:
             known = f"Known {self.kind} types: {', '.join(sorted(self))}; for example {', '.join(self._examples)}"
         raise UnknownNameError(
-            f"Unknown {self.kind} {name!r}.{suggest_name(name, [*self, *self._examples])} {known}. Register a "
-            f"{self.kind} of your own before a configuration names it."
+            f"Unknown {self.kind} {name!r}.{suggest_name(name, [*self, *self._examples])} {known}. A custom "
+            f"{self.kind} must be registered before its name is used."
         )
 
     def load_plugins(self) -> None:
-        """Import the modules that installed packages list in the entry-point group of this kind, once."""
+        """Import, once, the modules that installed packages list in the entry-point group of this kind."""
         if not self._has_plugins:
             self._has_plugins = True
             for plugin in entry_points(group=f"secateur.{_pluralize(self.kind)}"):

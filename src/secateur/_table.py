@@ -1,4 +1,4 @@
-"""Tables: colored in a terminal, plain as text."""
+"""Format tables, colored for terminals or as plain text."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 __all__ = ["Table"]
 
 PADDING = 2
-"""Spaces between two columns."""
+"""Number of spaces between two columns."""
 
 MIN_WIDTH = 20
-"""Characters of the last column below which it is hard to read, even wrapped."""
+"""Minimum width of the last column, in characters, for wrapped text to be readable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of text under headings.
+    """A table with a title, column headings, rows and a footer.
 
-    All texts are made safe to print, and very long ones are shortened.
+    All text is made safe to print, and very long text is shortened.
 
     Attributes:
         title: The line above the table.
         columns: Headings; a leading ``">"`` right-aligns the column.
         rows: Cells, one sequence per row.
-        dimmed: Indices of rows that are shown as less important.
+        dimmed: Indices of rows to print dimmed.
         footer: The lines below the table.
     """
 
@@ -65,7 +65,7 @@ class Table:
         return sum(max(len(cell) for cell in column) + PADDING for column in columns)
 
     def text(self, width: int = 120) -> str:
-        """Format the table as plain text of at most `width` characters a line."""
+        """Format the table as plain text with at most `width` characters per line."""
         import io
 
         from rich.console import Console
@@ -77,6 +77,6 @@ class Table:
 
 
 def _escape_cells(row: Sequence[str]) -> list[str]:
-    """Escape cells, each in one line, except for the last cell, which may have several lines."""
+    """Escape the cells of a row; only the last cell keeps its line breaks."""
     *names, last = row
     return [*map(make_printable_line, names), make_printable(last)]

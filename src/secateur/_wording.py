@@ -1,4 +1,4 @@
-"""Text that error messages and tables share."""
+"""Format values, names and lists for error messages and tables."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = [
 ]
 
 MAX_MESSAGE = 4_000
-"""Characters of a message."""
+"""Maximum length of a message, in characters."""
 
 MAX_LINE = 1_000
-"""Characters of a title, or of a table cell."""
+"""Maximum length of a title or a table cell, in characters."""
 
 MAX_NAME = 100
-"""Characters of a name for which a similar one is suggested."""
+"""Maximum length of a name for which a similar one is suggested, in characters."""
 
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = MAX_NAME
 
 
 def format_value(value: Any) -> str:
-    r"""Format a value like ``repr``, with long texts, long lists and deep nesting shortened.
+    r"""Format a value like ``repr``, but shorten long strings, long lists and deep nesting.
 
     Example:
         >>> format_value([1] * 1000), format_value("\n")
@@ -73,7 +73,7 @@ def format_shape(shape: Iterable[int]) -> str:
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
-    """Suggest the most similar known name, as the end of an error message.
+    """Return a suggestion for the end of an error message: the most similar known name, if there is one.
 
     Example:
         >>> suggest_name("cubik", ["cubic", "linear"])
@@ -84,14 +84,14 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
 
 
 def make_printable(text: str, limit: int = MAX_MESSAGE) -> str:
-    r"""Make a text safe to print that comes from a file or an exception.
+    r"""Make text from a file or an exception safe to print.
 
     Control characters, surrogates, and characters that are invisible or change the writing direction are escaped as in
     a Python literal. Line breaks stay, and a tab becomes four spaces. Longer texts are shortened in the middle.
 
     Args:
-        text: Any text.
-        limit: Maximum characters of the result.
+        text: The text.
+        limit: Maximum length of the result, in characters.
 
     Example:
         >>> print(make_printable("a name that clears the screen: \x1b[2J"))
@@ -108,7 +108,7 @@ def make_printable(text: str, limit: int = MAX_MESSAGE) -> str:
 
 
 def make_printable_line(text: str, limit: int = MAX_LINE) -> str:
-    r"""Make a text safe to print in one line: line breaks are escaped too.
+    r"""Make text safe to print on one line: line breaks are escaped too.
 
     Example:
         >>> print(make_printable_line("a name\nof two lines"))

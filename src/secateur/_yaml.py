@@ -17,29 +17,29 @@ from secateur.errors import ConfigError
 __all__ = ["MAX_CHARACTERS", "MAX_DEPTH", "MAX_VALUES", "Loader", "parse_json_or_yaml", "parse_yaml", "read_source"]
 
 MAX_CHARACTERS = 250_000
-"""Characters of a text; PyYAML reads about 50,000 per second."""
+"""Maximum length of a text, in characters; PyYAML reads about 50,000 per second."""
 
 MAX_VALUES = 100_000
-"""Values in a text, including those repeated by aliases."""
+"""Maximum number of values in a text, including those repeated by aliases."""
 
 MAX_DEPTH = 20
-"""Levels of nested lists and mappings."""
+"""Maximum nesting depth of lists and mappings."""
 
 MAX_ALIASES = 1_000
-"""Aliases in a text."""
+"""Maximum number of aliases in a text."""
 
 MAX_MERGED = 10_000
-"""Keys of a mapping, including those merged with ``<<``."""
+"""Maximum number of keys in a mapping, including those merged with ``<<``."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-"""Lone surrogates, which escapes in JSON and YAML can produce but no file can contain."""
+"""Lone surrogates, which JSON and YAML can express as escapes, but which UTF-8 files cannot contain."""
 
 
 def read_source(source: str | Path, what: str) -> str:
-    """Read the text of a file, or return a given text.
+    """Read a text from a file, or return it if it is given as a string.
 
     Args:
-        source: A file as `Path`, or a text.
+        source: A file, given as `Path`, or the text as a string.
         what: What the text is, for error messages.
 
     Raises:
@@ -59,10 +59,10 @@ def read_source(source: str | Path, what: str) -> str:
 
 
 def parse_json_or_yaml(text: str, what: str) -> Any:
-    """Parse JSON, or else YAML; YAML 1.1 alone would read JSON's ``1e-05`` as text.
+    """Parse JSON, or else YAML; a YAML 1.1 parser would read JSON's ``1e-05`` as a string.
 
     Raises:
-        ConfigError: The text is neither, a mapping repeats a key, or values are too many or nested too deeply.
+        ConfigError: The text is neither, a mapping repeats a key, or there are too many values or levels of nesting.
 
     Example:
         >>> parse_json_or_yaml("pattern: 2:4", "configuration")
@@ -83,7 +83,7 @@ def parse_yaml(text: str, what: str, loader: type[Loader] | None = None) -> Any:
     Args:
         text: The text.
         what: What the text is, for error messages.
-        loader: A class that knows additional tags; `Loader` by default.
+        loader: A subclass of `Loader` that supports more tags; by default, `Loader` itself.
 
     Raises:
         ConfigError: See `parse_json_or_yaml`.
@@ -96,27 +96,27 @@ def parse_yaml(text: str, what: str, loader: type[Loader] | None = None) -> Any:
 
 
 class Loader(yaml.SafeLoader):
-    """A loader for YAML 1.1 with limits, and without base-60 numbers, which would read ``2:4`` as 124."""
+    """Load YAML 1.1 with limits on its size, and without base-60 numbers, where ``2:4`` means 124."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._aliases = 0
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
-        """Choose the tag of a node that has none."""
+        """Choose the tag of a node without one."""
         tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         is_number = tag in {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
         return self.DEFAULT_SCALAR_TAG if is_number and ":" in value else tag
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose the next node, and count aliases."""
+        """Compose the next node, and limit the number of aliases."""
         self._aliases += self.check_event(yaml.AliasEvent)
         if self._aliases > MAX_ALIASES:
             raise yaml.YAMLError(f"it has more than {MAX_ALIASES:,} aliases.")
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose the next mapping, and refuse repeated keys."""
+        """Compose the next mapping, and reject repeated keys."""
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if (key := _find_repeated(keys)) is not None:
@@ -124,24 +124,24 @@ class Loader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge mappings at ``<<``, which grow exponentially if merged mappings merge others."""
+        """Merge mappings at ``<<``, with a limit: mappings that merge others in turn grow exponentially."""
         super().flatten_mapping(node)
         if len(node.value) > MAX_MERGED:
             raise yaml.YAMLError(f"a mapping has more than {MAX_MERGED:,} keys.")
 
     def construct_object(self, node: yaml.Node, *deep: Any, **more: Any) -> Any:
-        """Construct the value of a node; PyYAML raises various errors for values that do not fit their tag."""
+        """Construct the value of a node; errors of PyYAML for values that do not match their tag become `YAMLError`."""
         try:
             return super().construct_object(node, *deep, **more)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            found = format_value(node.value) if isinstance(node, yaml.ScalarNode) else type(node).__name__
+            value = format_value(node.value) if isinstance(node, yaml.ScalarNode) else type(node).__name__
             raise yaml.constructor.ConstructorError(
-                None, None, f"{found} is not a valid {node.tag.rpartition(':')[2]}", node.start_mark
+                None, None, f"{value} is not a valid {node.tag.rpartition(':')[2]}", node.start_mark
             ) from error
 
 
 def _read_limited(path: Path) -> bytes:
-    """Read a regular file that is not too large."""
+    """Read a regular file, up to the maximum length."""
     with open_regular_file(path) as file:
         content = file.read(4 * MAX_CHARACTERS + 1)  # a character has at most four bytes in UTF-8
     if len(content) > 4 * MAX_CHARACTERS:
@@ -150,7 +150,7 @@ def _read_limited(path: Path) -> bytes:
 
 
 def _describe(error: Exception) -> str:
-    return f"it is nested more than {MAX_DEPTH} deep." if isinstance(error, RecursionError) else str(error)
+    return f"it has more than {MAX_DEPTH} levels of nesting." if isinstance(error, RecursionError) else str(error)
 
 
 def _build_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,19 +170,19 @@ def _find_repeated(keys: Iterable[str]) -> str | None:
 
 
 def _check_extent(data: Any, what: str) -> Any:
-    """Return the data; raise `ConfigError` if it is too large or too deep, as with aliases of aliases."""
-    left, count = [(data, 0)], 0
-    while left:
-        value, depth = left.pop()
+    """Return the data, or raise `ConfigError` if there are too many values or levels, as with aliases of aliases."""
+    pending, count = [(data, 0)], 0
+    while pending:
+        value, depth = pending.pop()
         count += 1
         if depth > MAX_DEPTH:
-            raise ConfigError(f"The {what} is nested more than {MAX_DEPTH} deep.")
+            raise ConfigError(f"The {what} has more than {MAX_DEPTH} levels of nesting.")
         if count > MAX_VALUES:
             raise ConfigError(f"The {what} has more than {MAX_VALUES:,} values.")
         if isinstance(value, dict):
-            left += [(part, depth + 1) for pair in value.items() for part in pair]
+            pending += [(part, depth + 1) for pair in value.items() for part in pair]
         elif isinstance(value, list | tuple | set):
-            left += [(part, depth + 1) for part in value]
+            pending += [(part, depth + 1) for part in value]
         elif isinstance(value, str) and SURROGATE.search(value):
             raise ConfigError(f"The {what} contains a lone surrogate: {format_value(value)}.")
     return data

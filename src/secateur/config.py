@@ -1,4 +1,4 @@
-"""The configuration of a pruning run: what happens to which layers."""
+"""Define `PruningConfig`, the configuration of a pruning run."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from secateur.errors import ConfigError, UnknownNameError
 __all__ = ["PruningConfig"]
 
 
-def _check_registered(kind: str) -> AfterValidator:
-    """Make a validator that refuses unknown names."""
+def _make_name_validator(kind: str) -> AfterValidator:
+    """Create a validator that rejects names that are not registered."""
 
     def check_name(name: Any) -> Any:
         if isinstance(name, str):
@@ -56,40 +56,40 @@ Rules = Annotated[Mapping[str, Rule | None], AfterValidator(dict)]
 NOT_PER_LAYER = frozenset(
     {"format_version", "op_names", "excluded_op_names", "pruning_op_types", "layers", "layer_types"}
 )
-"""Keys that select layers, which a rule for one layer cannot set."""
+"""Keys that select layers, and that rules for layers cannot set."""
 
 HINTS = {("kind", "'one_shot'"): "one_shot is a schedule: sparsity_decay_type='one_shot'."}
-"""(key, invalid value) → hint for the error message."""
+"""(key, invalid value) → hint to append to the error message."""
 
 
 class PruningConfig(BaseModel):
     r"""The complete configuration of a pruning run.
 
-    It is immutable, validated when built, and converts to and from dict, YAML and JSON without loss. Steps are steps of
-    the optimizer, counted from 1; step 0 is before the first one.
+    A configuration is immutable, validated when it is built, and converts to and from dict, YAML and JSON without loss.
+    Steps are optimizer steps, counted from 1; step 0 is before the first one.
 
     Attributes:
         format_version: Version of the file format.
         pattern: Pattern specification, e.g. ``"4x1"``, ``"2:4"`` (two kept of four), ``"1xchannel"``.
         target_sparsity: Share of units pruned at the end, in [0, 1]. Where units differ in size, as channels of
             different layers do, the share of weights differs. ``None``: 0.9, or the maximum of an N:M pattern.
-        pruning_scope: ``"global"`` ranks the units of all layers together, ``"local"`` ranks each layer by itself.
+        pruning_scope: ``"global"`` ranks the units of all layers together, ``"local"`` ranks each layer separately.
             ``None``: global, except that with calibration data every layer is pruned to the same sparsity; see
             `secateur.prune`.
-        pruning_group: Name of a group of layers, set in `layers` or `layer_types`. Layers of different groups are
-            ranked separately, and each group reaches its own target.
+        pruning_group: Name of a group of layers, to be set in `layers` or `layer_types`. Each group is ranked
+            separately and reaches its own target.
         criterion: Name of the importance score of a weight; also accepted as ``pruning_type``.
         criterion_reduce_type: How the scores of a unit's weights are reduced to one score.
-        score_dtype: Type in which scores are accumulated over steps.
-        kind: ``"iterative"`` prunes whole units step by step; ``"progressive"`` also prunes units that are due next
-            weight by weight between these steps; ``"pattern_lock"`` only keeps the zeros that the model has.
-        start_step: Step of the first mask update. Gradient criteria need at least 1.
-        end_step: Step at which the target is reached. ``None``: `start_step`, so everything is pruned at once.
+        score_dtype: Data type of scores that are accumulated over steps.
+        kind: ``"iterative"`` prunes whole units step by step; ``"progressive"`` also prunes single weights of the
+            next units in between; ``"pattern_lock"`` prunes nothing and keeps the existing zeros.
+        start_step: Step of the first mask update, at least 1 for criteria that need gradients.
+        end_step: Step at which the target is reached. ``None``: `start_step`; everything is pruned at once.
         pruning_frequency: Steps between two mask updates.
         sparsity_decay_type: Name of the schedule by which sparsity grows from `start_step` to `end_step`, or a function
-            ``(initial, target, progress) -> sparsity``. Only names can be written to a file.
-        progressive_steps: Number of partial updates between two mask updates of a progressive run. If there are more
-            than steps, several happen in one step.
+            ``(initial, target, progress) -> sparsity``. Only names can be saved to a file.
+        progressive_steps: Number of partial updates between two mask updates of a progressive run. If there are fewer
+            steps than that, several updates happen in one step.
         keep_zeros: Whether units that are all zero at the start count as pruned and stay zero.
         min_sparsity_ratio_per_op: Minimum sparsity of each layer at the end, in [0, 1].
         max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1].
@@ -100,7 +100,7 @@ class PruningConfig(BaseModel):
         reg_coeff: Strength of the regularizer, ≥ 0.
         seed: Seed of the random criterion.
         layers: Regular expression for whole names → settings that differ in these layers; ``None`` leaves them dense.
-            The first expression that matches a layer applies, before any rule for its type.
+            The first matching expression applies and takes precedence over rules for types.
         layer_types: Layer type → settings that differ in layers of this type; ``None`` leaves them dense.
 
     Raises:
@@ -116,18 +116,18 @@ class PruningConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[1] = 1
-    pattern: Annotated[str, _check_registered("pattern")] = "4x1"
+    pattern: Annotated[str, _make_name_validator("pattern")] = "4x1"
     target_sparsity: Share | None = None
     pruning_scope: Literal["global", "local"] | None = None
     pruning_group: str | None = None
-    criterion: Annotated[str, _check_registered("criterion")] = "magnitude"
+    criterion: Annotated[str, _make_name_validator("criterion")] = "magnitude"
     criterion_reduce_type: Literal["mean", "sum", "max", "l2"] = "mean"
     score_dtype: Literal["float32", "bfloat16"] = "float32"
     kind: Literal["iterative", "progressive", "pattern_lock"] = "iterative"
     start_step: Step = 1
     end_step: Step | None = None
     pruning_frequency: Annotated[int, Field(ge=1)] = 10
-    sparsity_decay_type: Annotated[str | Schedule, _check_registered("schedule")] = "cubic"
+    sparsity_decay_type: Annotated[str | Schedule, _make_name_validator("schedule")] = "cubic"
     progressive_steps: Annotated[int, Field(ge=1)] = 4
     keep_zeros: bool = False
     min_sparsity_ratio_per_op: Share = 0.0
@@ -151,67 +151,67 @@ class PruningConfig(BaseModel):
 
         @property
         def pruning_type(self) -> str:
-            """Another name of `criterion`."""
+            """Alias of `criterion`."""
             return self.criterion
 
     def __hash__(self) -> int:
-        """The same for equal configurations; only the keys of the rules are hashed."""
+        """Return equal hashes for equal configurations; of the rules, only the keys are hashed."""
         rules = {"layers": frozenset(self.layers), "layer_types": frozenset(self.layer_types)}
         return hash(tuple((dict(self) | rules).values()))
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
-        """Build from anything that pydantic accepts.
+        """Build a configuration from any object that pydantic accepts.
 
         Raises:
-            ConfigError: It is not a valid configuration.
+            ConfigError: The input is not a valid configuration.
         """
         with _translate_errors():
             return super().model_validate(obj, **options)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
-        """Build from JSON; see also `from_json`.
+        """Build a configuration from JSON; see also `from_json`.
 
         Raises:
-            ConfigError: It is not a valid configuration.
+            ConfigError: The input is not a valid configuration.
         """
         with _translate_errors():
             return super().model_validate_json(json_data, **options)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Build from a plain mapping with the attribute names as keys.
+        """Build a configuration from a mapping with the attribute names as keys.
 
         Raises:
-            ConfigError: It is not a valid configuration.
+            ConfigError: The input is not a valid configuration.
         """
         return cls(**data)
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> Self:
-        """Read YAML or JSON from a file, given as `Path`, or from a text, given as `str`.
+        """Read a configuration from YAML or JSON: from a file, given as `Path`, or from a string.
 
         Raises:
-            ConfigError: The file cannot be read, or the text is not a YAML mapping or not a valid configuration.
+            ConfigError: The file cannot be read, or the text is not a YAML mapping or a valid configuration.
         """
         data = parse_json_or_yaml(read_source(source, "configuration"), "configuration")
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-            found = (
+            description = (
                 f"the text {format_value(data)}. To read a file, pass a pathlib.Path"
                 if _is_path(data)
                 else type(data).__name__
             )
-            raise ConfigError(f"A configuration must be a mapping of names to values, found {found}.")
+            raise ConfigError(f"A configuration must be a mapping of names to values, found {description}.")
         return cls(**data)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a JSON text; `from_yaml` reads JSON files too."""
+        """Read a configuration from a JSON string; for files, use `from_yaml`."""
         return cls.from_yaml(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all keys and values as plain lists, dicts, numbers and strings.
+        """Convert the configuration to plain lists, dicts, numbers and strings.
 
         Raises:
             ConfigError: The schedule is a function, which has no registered name.
@@ -220,13 +220,13 @@ class PruningConfig(BaseModel):
         for where, rule in ({"": {"sparsity_decay_type": self.sparsity_decay_type}} | rules).items():
             if callable(rule.get("sparsity_decay_type")):
                 raise ConfigError(
-                    f"{where}sparsity_decay_type is a function, and a file can only hold a name. "
-                    f"Decorate it with @secateur.register_schedule('my_name') and give that name."
+                    f"{where}sparsity_decay_type is a function, and a file can only contain a name. "
+                    f"Register it with @secateur.register_schedule('my_name') and use that name."
                 )
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """Return YAML that `from_yaml` reads back as an equal configuration.
+        """Convert the configuration to YAML, which `from_yaml` reads back.
 
         Raises:
             ConfigError: See `to_dict`.
@@ -234,7 +234,7 @@ class PruningConfig(BaseModel):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def to_json(self) -> str:
-        """Return JSON that `from_json` reads back as an equal configuration.
+        """Convert the configuration to JSON, which `from_json` reads back.
 
         Raises:
             ConfigError: See `to_dict`.
@@ -249,7 +249,7 @@ class PruningConfig(BaseModel):
         return self.end_step
 
     def for_layer(self, name: str, types: tuple[str, ...]) -> PruningConfig | None:
-        """Apply the rule for a layer's name, or else the one for its type.
+        """Return the configuration of one layer, from the rule for its name or else its type.
 
         Args:
             name: The layer's name in the model.
@@ -284,11 +284,11 @@ class PruningConfig(BaseModel):
                     f"Unknown key {format_value(key)}.{suggest_name(key, known)} Known: {', '.join(sorted(known))}."
                 )
         if "criterion" in data and "pruning_type" in data:
-            raise ValueError("'criterion' and 'pruning_type' are two names of one setting. Give only one of them.")
+            raise ValueError("'criterion' and 'pruning_type' are two names for the same setting. Use only one of them.")
         return _rename_keys(data)
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.end_step is not None and self.start_step > self.end_step:
             raise ValueError(
                 f"start_step must not be greater than end_step, found {self.start_step} > {self.end_step}."
@@ -299,9 +299,7 @@ class PruningConfig(BaseModel):
                 f"min_sparsity_ratio_per_op must not be greater than max_sparsity_ratio_per_op, found {low} > {high}."
             )
         if self.kind == "pattern_lock" and self.reg_type is not None:
-            raise ValueError(
-                "reg_type has no effect with kind='pattern_lock', where nothing is left to prune. Leave it out."
-            )
+            raise ValueError("reg_type has no effect with kind='pattern_lock', which prunes nothing. Leave it out.")
         for where, rule in self._rules():
             self._check_rule(where, rule)
         return self
@@ -310,7 +308,7 @@ class PruningConfig(BaseModel):
         if not rule:
             return
         if misplaced := sorted(NOT_PER_LAYER & rule.keys()):
-            raise ValueError(f"{where}: {', '.join(misplaced)} cannot be set for some layers only.")
+            raise ValueError(f"{where}: {', '.join(misplaced)} cannot be set per layer.")
         try:
             self._apply_rule(rule)
         except ConfigError as error:
@@ -331,12 +329,12 @@ def _translate_errors() -> Iterator[None]:
         yield
     except ValidationError as error:
         causes = [problem.get("ctx", {}).get("error") for problem in error.errors(include_url=False)]
-        kind = UnknownNameError if all(isinstance(cause, UnknownNameError) for cause in causes) else ConfigError
-        raise kind(_format_problems(error)) from error
+        error_type = UnknownNameError if all(isinstance(cause, UnknownNameError) for cause in causes) else ConfigError
+        raise error_type(_format_problems(error)) from error
 
 
 def _format_problems(error: ValidationError) -> str:
-    """Write one line per problem: where it is, what must hold, and what was found."""
+    """Format one line per problem: the key, what is wrong, and the value."""
     lines = []
     for problem in error.errors(include_url=False):
         where = ".".join(str(part) for part in problem["loc"])
@@ -345,7 +343,7 @@ def _format_problems(error: ValidationError) -> str:
             is_clear = not where or isinstance(problem["ctx"]["error"], UnknownNameError)
             lines.append(message if is_clear else f"{where}: {message}")
         else:
-            found = format_value(problem["input"])
-            hint = f" {HINTS[where, found]}" if (where, found) in HINTS else ""
-            lines.append(f"{where}: {message}, found {found}.{hint}")
+            value = format_value(problem["input"])
+            hint = f" {HINTS[where, value]}" if (where, value) in HINTS else ""
+            lines.append(f"{where}: {message}, found {value}.{hint}")
     return "\n".join(lines)

@@ -1,4 +1,7 @@
-"""All errors of this package. Each is a `SecateurError` and also the built-in error that it resembles."""
+"""Define the exceptions that Secateur raises.
+
+Each derives from `SecateurError` and from the matching built-in exception, such as `ValueError`.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ __all__ = [
 
 
 class SecateurError(Exception):
-    r"""The base class of all errors that Secateur raises.
+    r"""Base class of all exceptions that Secateur raises.
 
     The message is safe to print, even if it quotes names from files: control characters are escaped, and messages of
-    more than 4,000 characters are shortened in the middle. `args` has the original text.
+    more than 4,000 characters are shortened in the middle. `args` contains the original text.
 
     Example:
         >>> print(SecateurError("the layer '\x1b[2J' is too small"))
@@ -41,48 +44,48 @@ class SecateurError(Exception):
 
 
 class ConfigError(SecateurError, ValueError):
-    """An invalid configuration: an unknown key, a value out of bounds, an unreachable target."""
+    """Raised for an invalid configuration: an unknown key, a value out of bounds, or an unreachable target."""
 
 
 class UnknownNameError(ConfigError, LookupError):
-    """An unknown name of a pattern, criterion, schedule, layer or the like; the message lists the known ones."""
+    """Raised for an unknown name, such as that of a pattern or a layer; the message lists the known names."""
 
 
 class LayerError(SecateurError, ValueError):
-    """A layer that cannot be pruned as configured."""
+    """Raised when a layer cannot be pruned as configured."""
 
 
 class ScoreError(SecateurError, ValueError):
-    """Scores, weights or gradients that cannot be ranked, such as ``nan``."""
+    """Raised when scores, weights or gradients cannot be ranked, for example because of ``nan``."""
 
 
 class StateError(SecateurError, RuntimeError):
-    """A method called in the wrong order, or a saved state that belongs to another model or run."""
+    """Raised when a method is called in the wrong order, or a saved state belongs to another model or run."""
 
 
 class CalibrationError(SecateurError, ValueError):
-    """Calibration data that is missing, that the model does not accept, or that does not reach a layer."""
+    """Raised when calibration data is missing, is not accepted by the model, or does not reach a layer."""
 
 
 class ArtifactError(SecateurError, ValueError):
-    """A file that is damaged, does not match its description, or belongs to another model."""
+    """Raised when a file is damaged, does not match its description, or belongs to another model."""
 
 
 class UnsupportedModelError(SecateurError, TypeError):
-    """A model or an optimizer of an unsupported type."""
+    """Raised when the type of a model or an optimizer is not supported."""
 
 
 class ModelLoadError(SecateurError, RuntimeError):
-    """A model that cannot be built from its code or loaded from its folder."""
+    """Raised when a model cannot be built from its code or loaded from its folder."""
 
 
 class MissingPackageError(SecateurError, ImportError):
-    """An optional package that is needed and not installed."""
+    """Raised when an optional package is required and not installed."""
 
 
 class InsufficientMemoryError(SecateurError, MemoryError):
-    """Not enough memory on the host or a device."""
+    """Raised when the host or a device runs out of memory."""
 
 
 class StorageError(SecateurError, OSError):
-    """A file that cannot be written, for example because the disk is full."""
+    """Raised when a file cannot be written, for example because the disk is full."""

@@ -1,4 +1,4 @@
-"""Pruning for Keras 3: ``import secateur.keras`` loads Keras with its backend."""
+"""Prune Keras 3 models during training. Importing this module imports Keras and its backend."""
 
 from __future__ import annotations
 

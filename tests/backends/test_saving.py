@@ -426,7 +426,7 @@ def test_own_schedule_trains_and_cannot_be_written(tmp_path: Path) -> None:
 
     model = compiled(CONFIG | {"sparsity_decay_type": quick})
     fit(model, 1)
-    with pytest.raises(ConfigError, match="sparsity_decay_type is a function, and a file can only hold a name"):
+    with pytest.raises(ConfigError, match="sparsity_decay_type is a function, and a file can only contain a name"):
         model.save(tmp_path / "m.keras")
     model.save_weights(tmp_path / "m.weights.h5")
     other = compiled(CONFIG | {"sparsity_decay_type": quick}, model=net(1))

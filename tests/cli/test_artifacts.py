@@ -105,7 +105,7 @@ def test_broken_artifacts_are_one_clear_line(artifact: Path, spoil: Callable[[Pa
         (["verify", "pruned", "--pattern", "2:x"], "Unknown pattern '2:x'. Did you mean '2:4'?"),
         (["inspect", "nowhere"], "'nowhere' is not a folder"),
         (["inspect", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["convert", "pruned", "."], "it is or holds the current folder"),
+        (["convert", "pruned", "."], "it is or contains the current folder"),
         (["convert", "pruned", "other"], "must be new, empty or an artifact"),
         (["bench", "."], "no config.json, so it is not a transformers folder, and no secateur.json, so it is not"),
         (["bench", "nowhere"], "'nowhere' is not a folder"),
@@ -160,7 +160,7 @@ def test_inspect_draws_masks(folder: Path) -> None:
     pytest.importorskip("matplotlib")
     result = run("inspect", "pruned", "--picture", "masks.png", "--json")
     assert result.exit_code == 0, result.stderr
-    assert result.stderr == "2 masks drawn into masks.png.\n"
+    assert result.stderr == "Drew 2 masks in masks.png.\n"
     assert json.loads(result.stdout)["tensors"]
     assert (folder / "masks.png").read_bytes().startswith(b"\x89PNG")
 
@@ -182,7 +182,7 @@ def test_a_dense_model_has_no_picture(folder: Path) -> None:
     pytest.importorskip("matplotlib")
     result = run("inspect", "cli_nets:build", "--picture", "masks.png")
     assert result.exit_code == 0
-    assert "No weight is pruned: there is no picture." in result.stderr
+    assert "No picture drawn, because no weight is pruned." in result.stderr
     assert not (folder / "masks.png").exists()
 
 

@@ -102,7 +102,7 @@ def test_a_gpu_is_named() -> None:
 def test_what_is_not_timed_is_told() -> None:
     report = found("bench", "pruned", "--rounds", "1")
     assert names(report) == ["tensors on disk"]
-    assert "only code can build the model: pass --model package.module:name." in report["notes"][0]
+    assert "does not say how to build the model. Pass --model package.module:name." in report["notes"][0]
     report = found("bench", "pruned", "--rounds", "1", "--model", "cli_nets:build")
     assert names(report) == ["tensors on disk", "load the model"]
     assert "The forward pass was not timed: inputs must be a file" in report["notes"][1]
@@ -116,7 +116,7 @@ def test_a_person_reads_a_table() -> None:
     result = run("bench", "pruned", "--rounds", "1")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[0] == "Dense and pruned: pruned"
-    assert "Medians of 1 round, taken in turns" in result.stdout
+    assert "Medians of 1 round, dense and pruned in turn" in result.stdout
 
 
 def test_a_keras_model(folder: Path) -> None:

@@ -94,7 +94,7 @@ def test_no_arguments_show_the_help() -> None:
     assert result.exit_code == 2
     assert all(command in result.output for command in FLAGS)
     text = " ".join(result.output.split())
-    assert "Exit codes: 0 success, 1 an error that the message explains, 2 wrong usage, 70 a bug in Secateur" in text
+    assert "Exit codes: 0 success, 1 error that the message explains, 2 wrong usage, 70 bug in Secateur" in text
 
 
 def test_version() -> None:

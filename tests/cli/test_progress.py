@@ -13,7 +13,7 @@ def shown(*, in_terminal: bool) -> str:
     with Steps(Console(file=file, force_terminal=in_terminal, width=100)) as steps:
         steps.begin("Reading m")
         for done in (1, 2):
-            steps.part(
+            steps.show_part(
                 Progress(stage=f"layers.{done}", done=done, total=2, seconds=61.0, seconds_left=61.0 * (2 - done))
             )
             steps._bars.refresh()
@@ -41,7 +41,7 @@ def test_names_in_the_bar_are_printable_short_and_no_markup() -> None:
         for name in ("\x1b]0;owned\x07", "[link=https://example.org]x[/link] [/]", "x" * 100_000):
             steps.begin(name)
             steps._bars.refresh()
-            steps.part(Progress(stage=name, done=1, total=2, seconds=1.0, seconds_left=1.0))
+            steps.show_part(Progress(stage=name, done=1, total=2, seconds=1.0, seconds_left=1.0))
             steps._bars.refresh()
     text = file.getvalue()
     assert "\x1b]" not in text

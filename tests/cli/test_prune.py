@@ -176,14 +176,14 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
         (["--solver", "wnada"], "Unknown solver 'wnada'. Did you mean 'wanda'?"),
         (["--refine", "pgc"], "Unknown refiner 'pgc'. Did you mean 'pcg'?"),
         (["--allocation", "olw"], "Unknown allocation 'olw'. Did you mean 'owl'?"),
-        (["--sequences", "8"], "--sequences is for calibration data, and --solver magnitude uses none."),
-        (["--device", "cpu"], "--device is for calibration data, and --solver magnitude uses none."),
+        (["--sequences", "8"], "--sequences is for calibration data, which --solver magnitude does not use."),
+        (["--device", "cpu"], "--device is for calibration data, which --solver magnitude does not use."),
         (["--out", "cli_nets.py"], "'cli_nets.py' exists and is not an artifact, and only artifacts are replaced."),
-        (["--out", "."], "'.' would be replaced, and it is or contains the current folder."),
-        (["--out", ".."], "'..' would be replaced, and it is or contains the current folder."),
+        (["--out", "."], "'.' would be replaced, but it is or contains the current folder."),
+        (["--out", ".."], "'..' would be replaced, but it is or contains the current folder."),
         (["--out", "full"], "'full' exists and is not an artifact, and only artifacts are replaced."),
         (["--out", "x" * 245], "The name 'xxx"),
-        (["--out", "taken"], "'taken.part' is the folder for finished parts, and it contains something"),
+        (["--out", "taken"], "'taken.part' is the folder for finished parts of this run, but it contains something"),
         (["--out", "cli_nets.py/below"], "The folder 'cli_nets.py' cannot be created: "),
         (["--low-memory"], "--low-memory reads the safetensors files of a transformers folder block by block"),
     ],
@@ -235,14 +235,14 @@ def test_data_for_a_keras_model_are_refused() -> None:
     keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)]).save("net.keras")
     result = run("prune", "net.keras", "--solver", "wanda", "--out", "out")
     assert result.exit_code == 1
-    assert "Calibration data can only be used with torch models, and 'net.keras' is a Keras model." in result.stderr
+    assert "Calibration data requires a torch model, and 'net.keras' is a Keras model." in result.stderr
 
 
 def test_a_full_disk_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000, "path": path}))
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out")
     assert result.exit_code == 1
-    assert "must have room for 1,868 bytes, the size of the dense model, found 1,000." in result.stderr
+    assert "must have 1,868 bytes free, the size of the dense model, found 1,000." in result.stderr
 
 
 def test_a_disk_that_fails_meanwhile_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +341,7 @@ def test_a_mount_point_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "disk")
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "disk")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "'disk' is where a disk is mounted, and cannot be replaced. Choose a folder in it.\n"
+    assert result.stderr == "'disk' is a mount point and cannot be replaced. Choose a folder in it.\n"
 
 
 def test_a_folder_that_may_not_be_renamed_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,9 +350,9 @@ def test_a_folder_that_may_not_be_renamed_is_refused_before_the_work(monkeypatch
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "shared/out")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("'shared/out' is another user's, and cannot be replaced in ")
+    assert result.stderr.startswith("'shared/out' belongs to another user and cannot be replaced in ")
     Path("link").symlink_to("shared/out")  # what a link leads to is replaced
-    assert run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "link").stderr.startswith("'link' is another")
+    assert run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "link").stderr.startswith("'link' belongs to")
 
 
 @pytest.mark.parametrize("left", [["run.state.part"], []])

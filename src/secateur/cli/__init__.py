@@ -1,6 +1,6 @@
-"""The command line: a configuration file plus a few flags.
+"""Define the command line: a configuration file plus a few flags.
 
-`commands` has what a user types; the work is in `prune_job` and `benchmark`, which load frameworks.
+`commands` contains the commands with their arguments; `prune_job` and `benchmark` do the work and import frameworks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["app"]
 
 
 def _format_help(text: str | None) -> str:
-    """A docstring whose paragraphs are as wide as the terminal."""
+    """Join the lines of each paragraph of a docstring, so that the terminal wraps them."""
     return re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(text or ""))
 
 

@@ -1,4 +1,4 @@
-"""The application: what all commands have in common."""
+"""Define the application: shared options, deprecated flags and error handling."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from secateur.cli.streams import escape_logs, flush_stdout, prepare_streams, sho
 __all__ = ["Command", "app"]
 
 UsageError: type[Exception] = typer.BadParameter.mro()[1]
-"""What typer raises for wrong usage: click's class, or that of the copy of click in newer versions of typer."""
-
+"""Exception that typer raises for wrong usage, from click or from the copy of click in newer versions of typer."""
 
 DEPRECATED_FLAGS = {"--method": "--solver", "--sparsity": "--target-sparsity"}
 """Old name of a flag → new name."""
 
 
 class Command(TyperCommand):
-    """A command that still accepts the old names of its flags."""
+    """A command that also accepts deprecated names of its flags."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments; old flags are replaced by new ones, with a warning."""
+        """Parse the arguments, and replace deprecated flags with a warning."""
         known = {flag for parameter in self.params for flag in parameter.opts}
         end = args.index("--") if "--" in args else len(args)
         for index, argument in enumerate(args[:end]):
@@ -43,14 +42,14 @@ class Command(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """The group of all commands, which end with an exit code and a message; see `explain_failure`."""
+    """The group of all commands. It turns exceptions into a message and an exit code; see `explain_failure`."""
 
     def main(self, *args: Any, **more: Any) -> Any:
         """Run the command line and exit."""
         prepare_streams()
         try:
             return super().main(*args, **more)
-        # Errors while options are parsed, as when the text of --help cannot be written; `invoke` handles the others.
+        # Errors before a command runs, for example when the help text cannot be written; `invoke` handles the others.
         except Exception as error:
             raise SystemExit(report_failure(error, debug=False)) from error
         finally:
@@ -68,18 +67,16 @@ class _Group(TyperGroup):
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort, UsageError):
             raise
-        # Models are code, and libraries raise anything, even exceptions that are not an `Exception`.
+        # The code of models and libraries can raise anything, including exceptions that are not an `Exception`.
         except BaseException as error:
-            if (
-                isinstance(error, OSError) and error.errno == errno.EPIPE
-            ):  # the reader of the output has stopped reading
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of the output has closed it
                 raise
             raise typer.Exit(report_failure(error, debug=ctx.params["debug"])) from error
 
 
 @contextmanager
 def _escape_usage_errors() -> Iterator[None]:
-    """Escape the message of a usage error, which may quote names of files."""
+    """Escape messages of usage errors, which may quote file names."""
     try:
         yield
     except UsageError as error:
@@ -96,12 +93,12 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         try:
             typer.echo(f"secateur {version('secateur')}")
         except PackageNotFoundError:
-            typer.echo("secateur, not installed: run from its source")
+            typer.echo("secateur (running from source, not installed)")
         raise typer.Exit
 
 
@@ -115,5 +112,5 @@ def main(
 ) -> None:
     """Prune neural networks in patterns that hardware can use.
 
-    Exit codes: 0 success, 1 an error that the message explains, 2 wrong usage, 70 a bug in Secateur, 130 interrupted.
+    Exit codes: 0 success, 1 error that the message explains, 2 wrong usage, 70 bug in Secateur, 130 interrupted.
     """

@@ -1,4 +1,4 @@
-"""The work of ``secateur bench``: measure what a pruned model gains."""
+"""Benchmark a pruned model against the dense one, for ``secateur bench``."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ from secateur.runtime import RuntimeReport
 __all__ = ["Benchmark", "BenchmarkReport", "Measurement", "measure_medians"]
 
 WITHOUT_RUNTIME = (
-    "Without the runtime, a pruned model takes as long as the dense one: its zeros are multiplied too, and a ratio "
-    "other than 1 is noise."
+    "Without the runtime, a pruned model is as slow as the dense one, because zeros are multiplied too; a ratio other "
+    "than 1 is noise."
 )
 
-NO_RUNTIME = "The runtime was not tried: {}"
+NO_RUNTIME = "The runtime was not benchmarked: {}"
 
-LOADING = "Both are loaded by secateur.load, which verifies the checksum of every tensor, from the file cache."
+LOADING = (
+    "Both models are loaded with secateur.load, which verifies the checksum of every tensor. Their files are cached."
+)
 
 NO_MODEL = (
-    "Neither loading nor the forward pass was timed, because only code can build the model: pass --model "
-    "package.module:name."
+    "Loading and the forward pass were not timed, because the artifact does not say how to build the model. Pass "
+    "--model package.module:name."
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement(Row):
-    """One quantity, of the dense and of the pruned model.
+    """One quantity, measured for the dense and for the pruned model.
 
     Attributes:
-        name: What was measured.
-        unit: Unit of both values: ``"bytes"`` or ``"seconds"``.
+        name: Name of the quantity.
+        unit: Unit of both values, ``"bytes"`` or ``"seconds"``.
         dense: Value of the dense model.
         pruned: Value of the pruned model.
     """
@@ -65,25 +67,25 @@ class Measurement(Row):
 
     @property
     def ratio(self) -> float:
-        """Dense by pruned: how many times better the pruned model is."""
+        """Dense value divided by pruned value: the factor by which the pruned model is better."""
         return self.dense / self.pruned if self.pruned else float("inf")
 
     def format_value(self, value: float) -> str:
-        """A value with its unit."""
+        """Format a value with its unit."""
         return f"{value:,.0f} bytes" if self.unit == "bytes" else f"{1000 * value:,.2f} ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkReport(Report):
-    """The measurements.
+    """The result of a benchmark.
 
     Attributes:
-        path: The artifact, or the reference of the model.
+        path: The artifact or the model, as given by the user.
         machine: Processor and number of cores.
-        rounds: How often each call was timed.
+        rounds: Number of times that each call was timed.
         measures: The measurements, one per row.
-        notes: What to know about them.
-        runtime: The report of `secateur.runtime.compile`; ``None`` if it was not tried.
+        notes: Explanations of the measurements.
+        runtime: The report of `secateur.runtime.compile`; ``None`` if the runtime was not benchmarked.
     """
 
     path: str
@@ -111,21 +113,24 @@ class BenchmarkReport(Report):
     @property
     def footer(self) -> list[str]:
         """The lines below the table."""
-        return [f"Medians of {format_count(self.rounds, 'round')}, taken in turns, on {self.machine}.", *self.notes]
+        return [
+            f"Medians of {format_count(self.rounds, 'round')}, dense and pruned in turn, on {self.machine}.",
+            *self.notes,
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """One call of ``secateur bench``.
+    """The arguments of one call of ``secateur bench``.
 
     Attributes:
-        reference: The artifact's folder, or a model as `load_trained` takes it.
-        model: Code that builds the model of an artifact, as `load_model` takes it.
-        inputs: A file of inputs; random ones by default.
-        batch: Examples per batch.
-        length: Tokens per example.
-        rounds: Number of timed runs.
-        device: Device that the model runs on; where it is built by default.
+        reference: Folder of an artifact, or a model in any form that `load_trained` accepts.
+        model: Code that builds the model of an artifact, in a form that `load_model` accepts.
+        inputs: File with inputs; random inputs by default.
+        batch: Number of examples per batch.
+        length: Number of tokens per example.
+        rounds: Number of timed rounds.
+        device: Device to run the model on; by default, the one it is built on.
     """
 
     reference: str
@@ -163,7 +168,7 @@ class Benchmark:
     def _measure_artifact(
         self, path: Path, steps: Steps, notes: list[str]
     ) -> tuple[list[Measurement], Callable[[], Any] | None]:
-        """Measure bytes and loading of an artifact; also return what builds its model, if anything can."""
+        """Measure size and loading time of an artifact; also return a function that builds its model, if any."""
         with TemporaryDirectory(prefix="secateur-") as folder:
             dense = Path(folder, "dense")
             steps.begin("Writing a dense copy")
@@ -181,7 +186,7 @@ class Benchmark:
         return measures, calls["pruned"]
 
     def _load_trained(self) -> Any:
-        """Load a model that is not an artifact."""
+        """Load a trained model that is not an artifact."""
         if self.model is not None:
             raise ConfigError(f"--model is for artifacts, and {self.reference!r} is not one. Leave it out.")
         return load_trained(self.reference).model
@@ -192,7 +197,7 @@ class Benchmark:
     def _measure_forward(
         self, build: Callable[[], Any], notes: list[str]
     ) -> tuple[Sequence[Measurement], RuntimeReport | None]:
-        """Measure the forward pass, as it is and with the layers replaced that get faster."""
+        """Measure the forward pass without and with the runtime."""
         try:
             trial_run = make_trial(build(), self.inputs, self.batch, self.length, self.device)
         except CalibrationError as error:
@@ -214,7 +219,7 @@ class Benchmark:
 
 
 def measure_medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Measure the median seconds of each call, timed in turns after a warm-up call."""
+    """Measure the median time of each call in seconds; calls take turns, after one warm-up each."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}

@@ -1,4 +1,4 @@
-"""The folder for a pruned model, and the one for the finished parts of an unfinished run."""
+"""Check the output folder of a run, and manage the folder for its finished parts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["Destination", "refuse_current"]
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """The output folder, and a folder beside it for finished parts.
+    """The output folder of a run, and the folder beside it for finished parts.
 
     Attributes:
-        out: The output folder; an artifact in it is replaced.
+        out: The output folder; an existing artifact is replaced.
     """
 
     out: Path
@@ -40,7 +40,7 @@ class Destination:
         """Check, before any work, that the result can be written at the end.
 
         Raises:
-            ConfigError: Something else is there, or the folder cannot be written.
+            ConfigError: The folder contains something other than an artifact, or cannot be written to.
         """
         refuse_current(self.out)
         if os.path.lexists(self.out) and not (self.out.is_dir() and _is_free(self.out, MANIFEST)):
@@ -50,8 +50,8 @@ class Destination:
             )
         if os.path.lexists(self.work) and not (self.work.is_dir() and is_run_folder(self.work)):
             raise ConfigError(
-                f"{str(self.work)!r} is the folder for finished parts, and it contains something else. Choose another "
-                f"--out, or remove it."
+                f"{str(self.work)!r} is the folder for finished parts of this run, but it contains something else. "
+                f"Choose another --out, or remove it."
             )
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,18 +68,18 @@ class Destination:
             needed: Bytes of the dense model.
 
         Raises:
-            ConfigError: There is not.
+            ConfigError: There is not enough space.
         """
         free = shutil.disk_usage(self.out.parent).free
         if free < needed:
             raise ConfigError(
-                f"The disk of {str(self.out)!r} must have room for {needed:,} bytes, the size of the dense model, "
-                f"found {free:,}. Choose another --out, or make room."
+                f"The disk of {str(self.out)!r} must have {needed:,} bytes free, the size of the dense model, found "
+                f"{free:,}. Choose another --out, or free some space."
             )
 
     @contextmanager
-    def parts(self) -> Iterator[Path]:
-        """Enter the folder for finished parts, which is removed on exit without an error.
+    def open_parts(self) -> Iterator[Path]:
+        """Provide the folder for finished parts, and remove it on exit unless there was an error.
 
         Write the artifact inside the ``with`` block, so that no part is removed before the artifact is complete.
         """
@@ -94,22 +94,21 @@ class Destination:
         except BaseException as error:
             if not ((self.work / RUN).is_file() and any(self.work.glob(FINISHED))):
                 remove_run_folder(self.work)
-            elif not isinstance(error, StateError):  # which says that this is a different command
+            elif not isinstance(error, StateError):  # the parts are from another command
                 say(f"Finished parts are in {self.work}. Run the same command again to resume.")
             raise
         remove_run_folder(self.work)
 
     def _check_replaceable(self) -> None:
-        """Raise `ConfigError` if a folder written beside this one cannot be renamed to replace it."""
-        target = Path(os.path.realpath(self.out))  # a link stays, and its target is replaced
+        """Raise `ConfigError` if a new folder beside this one could not be renamed to replace it."""
+        target = Path(os.path.realpath(self.out))  # a symbolic link is kept, and its target is replaced
         parent = target.parent
         if os.path.ismount(target):
-            raise ConfigError(
-                f"{str(self.out)!r} is where a disk is mounted, and cannot be replaced. Choose a folder in it."
-            )
+            raise ConfigError(f"{str(self.out)!r} is a mount point and cannot be replaced. Choose a folder in it.")
         if target.exists() and not _may_rename(parent, target):
             raise ConfigError(
-                f"{str(self.out)!r} is another user's, and cannot be replaced in {str(parent)!r}. Choose another --out."
+                f"{str(self.out)!r} belongs to another user and cannot be replaced in {str(parent)!r}. Choose another "
+                f"--out."
             )
         try:
             with TemporaryDirectory(prefix=f".secateur-new-{target.name}-", dir=parent) as probe:
@@ -118,7 +117,7 @@ class Destination:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise ConfigError(
-                    f"The name {format_value(target.name)} is too long for --out. Choose a shorter one."
+                    f"The name {format_value(target.name)} is too long for --out. Choose a shorter name."
                 ) from error
             raise ConfigError(
                 f"No folder can be created and renamed in {str(parent)!r} ({error.strerror}). Choose another --out."
@@ -126,22 +125,22 @@ class Destination:
 
 
 def refuse_current(folder: Path) -> None:
-    """Raise `ConfigError` if a folder to be replaced is or contains the current folder."""
+    """Raise `ConfigError` if a folder that would be replaced is or contains the current folder."""
     if Path.cwd().is_relative_to(os.path.abspath(folder)):
         raise ConfigError(
-            f"{str(folder)!r} would be replaced, and it is or contains the current folder. Choose another, or run "
-            f"the command from another folder."
+            f"{str(folder)!r} would be replaced, but it is or contains the current folder. Choose another folder, or "
+            f"run the command elsewhere."
         )
 
 
 def _may_rename(parent: Path, folder: Path) -> bool:
-    """Whether this user may rename a folder; in a sticky folder, such as ``/tmp``, only its owner may."""
-    about = parent.stat()
-    if not about.st_mode & stat.S_ISVTX or not hasattr(os, "geteuid"):
+    """Whether this user may rename a folder; in a sticky parent, such as ``/tmp``, only the owner may."""
+    status = parent.stat()
+    if not status.st_mode & stat.S_ISVTX or not hasattr(os, "geteuid"):
         return True
-    return os.geteuid() in (0, about.st_uid, folder.stat().st_uid)
+    return os.geteuid() in (0, status.st_uid, folder.stat().st_uid)
 
 
-def _is_free(folder: Path, mark: str) -> bool:
+def _is_free(folder: Path, marker: str) -> bool:
     """Whether a folder is empty or contains the file that marks an artifact."""
-    return (folder / mark).is_file() or not any(folder.iterdir())
+    return (folder / marker).is_file() or not any(folder.iterdir())

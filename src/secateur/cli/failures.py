@@ -1,4 +1,4 @@
-"""Turn exceptions into an exit code and one message, with a traceback only on request."""
+"""Turn exceptions into an exit code and a message, with a traceback only on request."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ERROR, FAULT, INTERRUPTED = 1, 70, 130
 """Exit codes: an error that the message explains; a bug in Secateur or a library; Ctrl-C."""
 
 MAX_UNEXPECTED = 400
-"""Characters of the message of an unexpected exception."""
+"""Maximum length of the message of an unexpected exception, in characters."""
 
 MAX_TRACEBACK = 200_000
-"""Characters of a traceback."""
+"""Maximum length of a traceback, in characters."""
 
 
 def report_failure(error: BaseException, *, debug: bool) -> int:
-    """Print on standard error what went wrong.
+    """Print the message for an exception to standard error.
 
     Args:
         error: The exception that a command raised.
@@ -58,17 +58,17 @@ def explain_failure(error: BaseException) -> tuple[int, str]:
         case KeyboardInterrupt():
             return INTERRUPTED, "Interrupted."
         case SystemExit():
-            return ERROR, f"The code of the model ended the program with exit code {error.code!r}."
+            return ERROR, f"The model's code exited the program with exit code {error.code!r}."
         case RecursionError():
-            return ERROR, "A file or a model is nested too deeply to be read."
+            return ERROR, "A file or a model is nested too deeply."
         case OSError():
             return ERROR, _describe_os_error(error)
         case UnicodeError():
             return ERROR, f"A text cannot be read or written: {error}."
     if is_out_of_memory(error):
-        return ERROR, "The memory of this machine or device is too small for this."
+        return ERROR, "Not enough memory on this machine or device."
     if isinstance(error, ValueError) and "embedded null" in str(error):
-        return ERROR, "A path must not contain a NUL character, and one of these does."
+        return ERROR, "A path contains a NUL character. Remove it."
     return FAULT, _describe_fault(error)
 
 
@@ -87,9 +87,9 @@ def _format_path(name: object) -> str:
 
 def _describe_fault(error: BaseException) -> str:
     first_line = next(iter(str(error).splitlines()), "")
-    said = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    description = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
     return (
-        f"Unexpected {make_printable(said, MAX_UNEXPECTED)}\n"
-        "This is a bug in Secateur or in a library that it uses. Run the same command as secateur --debug … to see "
-        f"the traceback, and please report it."
+        f"Unexpected {make_printable(description, MAX_UNEXPECTED)}\n"
+        "This is a bug in Secateur or in a library that it uses. To see the traceback, run the command again as "
+        f"secateur --debug …. Please report the bug."
     )

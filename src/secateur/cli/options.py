@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Define the arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = [
 ]
 
 PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "channelx1")
-"""Patterns that the shell suggests, out of many more."""
+"""Patterns that shell completion suggests; many more are valid."""
 
 SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
 REFINERS = ("pcg", "block", "distill")
 ALLOCATIONS = ("uniform", "global", "owl", "sensitivity")
-"""Names that the shell suggests. They are constants because the registries load a framework, which takes seconds."""
+"""Names that shell completion suggests. They are constants because importing the registries takes seconds."""
 
 
 def complete_names(names: tuple[str, ...]) -> Callable[[str], list[str]]:
-    """Make a completion function that suggests the names with the typed prefix.
+    """Create a completion function that suggests the names that start with the typed prefix.
 
     Example:
         >>> complete_names(("alps", "ria"))("a")
@@ -52,7 +52,7 @@ def complete_names(names: tuple[str, ...]) -> Callable[[str], list[str]]:
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A model, or a function that builds it, as package.module:name; or a file or folder."
+        metavar="MODEL", help="A model or a function that builds one, as package.module:name; or a file or folder."
     ),
 ]
 ConfigFile = Annotated[
@@ -72,17 +72,17 @@ Weights = Annotated[
     typer.Option(
         exists=True,
         dir_okay=False,
-        help="Weights of a model that code builds: .safetensors, a state dict (.pt), or .weights.h5 for Keras.",
+        help="Weights for a model built by code: .safetensors, a state dict (.pt), or .weights.h5 for Keras.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def read_config(path: Path | None, pattern: str | None, target_sparsity: float | None) -> PruningConfig:
-    """Read a configuration file, and override it by flags.
+    """Read a configuration file, and apply the flags that override it.
 
     Raises:
-        ConfigError: The file cannot be read, or is not a valid configuration.
+        ConfigError: The file cannot be read, or the configuration is not valid.
     """
     settings = PruningConfig()
     if path is not None:

@@ -1,4 +1,4 @@
-"""Print results on standard output; everything else goes to standard error."""
+"""Print results to standard output; all other messages go to standard error."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from secateur._wording import make_printable
 __all__ = ["Result", "make_console", "show", "show_text"]
 
 DEFAULT_WIDTH = 120
-"""Characters in a line if the output is not a terminal."""
+"""Number of characters per line if the output is not a terminal."""
 
 
 class Result(Protocol):
-    """The result of a command, as a table and as JSON."""
+    """A result that can be printed as a table or as JSON."""
 
     def table(self) -> Table:
-        """The result as a table."""
+        """Return the result as a table."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain values for JSON."""
+        """Return the result as plain values for JSON."""
 
 
 def show(result: Result, *, as_json: bool) -> None:
@@ -38,11 +38,11 @@ def show(result: Result, *, as_json: bool) -> None:
 
 
 def show_text(text: str) -> None:
-    """Print a text, made safe to print."""
+    """Print text after escaping control characters."""
     make_console().print(make_printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def make_console() -> Console:
-    """Make a console for standard output, as wide as the terminal."""
-    is_seen = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if is_seen else DEFAULT_WIDTH)
+    """Create a console for standard output, as wide as the terminal."""
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if has_width else DEFAULT_WIDTH)

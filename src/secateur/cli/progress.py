@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the remaining time, in a terminal."""
+"""Show the progress of a command on standard error."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from secateur.oneshot.execution import Progress
 __all__ = ["Steps", "format_time", "say"]
 
 MAX_DESCRIPTION = 100
-"""Characters of the text before the bar."""
+"""Maximum length of the text before the bar, in characters."""
 
 
 class Steps:
-    """A line on standard error that shows the current step; only in a terminal.
+    """A progress bar on standard error that shows the current step and the time left, in terminals only.
 
     Args:
-        console: Where to show it; standard error by default.
+        console: Console for the bar; by default, one for standard error.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -51,10 +51,10 @@ class Steps:
 
     def begin(self, step: str) -> None:
         """Show a step of unknown length."""
-        self._bars.remove_task(self._task)  # a task that had a length keeps it
+        self._bars.remove_task(self._task)  # a task keeps its total, so each step is a new task
         self._task = self._bars.add_task(make_printable_line(step, MAX_DESCRIPTION), total=None, left="")
 
-    def part(self, progress: Progress) -> None:
+    def show_part(self, progress: Progress) -> None:
         """Show the progress of a calibrated run."""
         self._bars.update(
             self._task,
@@ -78,5 +78,5 @@ def format_time(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print a message on standard error, made safe to print."""
+    """Print a message to standard error after escaping control characters."""
     Console(file=sys.stderr).print(make_printable(text), highlight=False, markup=False, soft_wrap=True)

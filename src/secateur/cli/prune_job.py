@@ -1,4 +1,4 @@
-"""The work of ``secateur prune``: load, prune and save a model."""
+"""Load, prune and save a model, for ``secateur prune``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Method:
     """The names of the solver, refiners and allocation.
 
     Attributes:
-        solver: The solver.
-        refine: Refiners, in order.
-        allocation: How layers share the target; by default as the configuration says.
+        solver: Name of the solver.
+        refine: Names of the refiners, in order.
+        allocation: Name of the allocation; by default, the scope in the configuration decides.
     """
 
     solver: str = "magnitude"
@@ -37,11 +37,11 @@ class Method:
 
     @property
     def reads_data(self) -> bool:
-        """Whether calibration data is needed; no framework is loaded for plain magnitude.
+        """Whether calibration data is needed; plain magnitude pruning imports no framework.
 
         Raises:
             UnknownNameError: A name is unknown.
-            MissingPackageError: torch is not installed, which everything but plain magnitude needs.
+            MissingPackageError: The method needs torch, which is not installed.
         """
         if (self.solver, self.refine, self.allocation) == ("magnitude", (), None):
             return False
@@ -60,10 +60,10 @@ class CalibrationOptions:
     """The options for calibration data.
 
     Attributes:
-        file: Text or inputs; Python's documentation by default.
+        file: File with text or inputs; Python's documentation by default.
         sequences: Number of text samples.
-        length: Tokens per sample.
-        device: Device that computes; the CPU by default.
+        length: Number of tokens per sample.
+        device: Device to compute on; the CPU by default.
     """
 
     file: Path | None = None
@@ -72,22 +72,22 @@ class CalibrationOptions:
     device: str | None = None
 
     def refuse_unused(self, method: str) -> None:
-        """Raise `ConfigError` if an option is set although no calibration data is used."""
+        """Raise `ConfigError` if an option is set that has no effect without calibration data."""
         for name in ("sequences", "length", "device"):
             if getattr(self, name) is not None:
                 raise ConfigError(
-                    f"--{name} is for calibration data, and --solver {method} uses none. Leave it out, choose "
+                    f"--{name} is for calibration data, which --solver {method} does not use. Leave it out, choose "
                     f"another solver, or pass data with --calibration."
                 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneJob:
-    """One call of ``secateur prune``.
+    """The arguments of one call of ``secateur prune``.
 
     Attributes:
-        model: The model, as `load_trained` takes it.
-        weights: Its weights, likewise.
+        model: The model, in a form that `load_trained` accepts.
+        weights: File with its weights.
         settings: The configuration.
         method: The solver, refiners and allocation.
         data: The options for calibration data.
@@ -102,10 +102,10 @@ class PruneJob:
     target: Destination
 
     def run(self, steps: Steps, *, low_memory: bool = False) -> PruningReport:
-        """Run the job, with the whole model in memory or one block at a time.
+        """Run the job with the whole model in memory, or with one block at a time.
 
         Raises:
-            SecateurError: Something is wrong; then nothing on the disk has changed, except for finished parts.
+            SecateurError: The job failed. No files have changed, except for finished parts.
         """
         self.target.check()
         reads_data = self.method.reads_data or self.data.file is not None or low_memory
@@ -120,18 +120,18 @@ class PruneJob:
         if reads_data and is_installed("torch"):
             from secateur.oneshot.pytorch.resume import set_seed
 
-            set_seed()  # weights that are not in files are random, and must be the same when a run resumes
+            set_seed()  # random weights must be the same when a run resumes
         trained = load_trained(self.model, self.weights)
-        companions = trained.companions  # opened before any work
+        companions = trained.companions  # open these files before the work starts
         framework = detect_framework(trained.model)
         if reads_data and framework == "keras":
             raise UnsupportedModelError(
-                f"Calibration data can only be used with torch models, and {self.model!r} is a Keras model. "
-                f"Leave out --solver, --refine, --allocation and --calibration to prune by magnitude."
+                f"Calibration data requires a torch model, and {self.model!r} is a Keras model. Leave out --solver, "
+                f"--refine, --allocation and --calibration to prune by magnitude."
             )
         self.target.check_space(_count_bytes(trained.model))
         options: dict[str, Any] = {}
-        with self.target.parts() if reads_data else nullcontext() as folder:
+        with self.target.open_parts() if reads_data else nullcontext() as folder:
             if folder is not None:
                 options = self._load_calibration(trained, steps, folder=folder)
             steps.begin(f"Pruning {self.model}")
@@ -153,12 +153,12 @@ class PruneJob:
             raise ConfigError(f"--low-memory reads safetensors files, and {self.model!r} has none. Leave it out.")
         if is_packed(path):
             raise ConfigError(
-                f"--low-memory reads dense files, and {self.model!r} is packed. Leave it out, or write it dense first: "
+                f"--low-memory reads dense files, and {self.model!r} is packed. Leave it out, or unpack the model with "
                 f"secateur convert {self.model} FOLDER --dense."
             )
         trained = TrainedModel(load_model(self.model), path)
         self.target.check_space(_count_bytes(trained.model))
-        with self.target.parts() as folder:
+        with self.target.open_parts() as folder:
             options = self._load_calibration(trained, steps, folder=folder, weights=path)
             steps.begin(f"Pruning {self.model}")
             report = prune(trained.model.eval(), self.settings, **options, **self._make_recipe())
@@ -172,7 +172,7 @@ class PruneJob:
     def _load_calibration(
         self, trained: TrainedModel, steps: Steps, folder: Path, weights: Path | None = None
     ) -> dict[str, Any]:
-        """Load calibration data; return it with the execution as arguments of `prune`."""
+        """Load calibration data; return it with the execution options as arguments of `prune`."""
         from secateur.models.calibration import sample_calibration
 
         data = self.data
@@ -181,7 +181,7 @@ class PruneJob:
         execution = Execution(
             device=data.device,
             folder=folder,
-            progress=steps.part,
+            progress=steps.show_part,
             weights=weights,
             keep_parts=True,  # until the artifact is written
         )

@@ -1,4 +1,4 @@
-"""Standard output and error of a command: always open, with everything printable."""
+"""Make standard output and standard error safe to write any text to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["escape_logs", "flush_stdout", "prepare_streams", "show_warnings_in_o
 def prepare_streams() -> None:
     """Make sure that any text can be written to standard output and standard error.
 
-    A closed stream is replaced by one that discards everything. Characters that the encoding lacks are escaped as in a
+    A closed stream is replaced by one that discards its output. Characters that the encoding lacks are escaped as in a
     Python literal.
     """
     for name in ("stdout", "stderr"):
@@ -32,11 +32,11 @@ def prepare_streams() -> None:
 
 
 def flush_stdout() -> None:
-    """Flush standard output, or discard its buffer: Python would try again at exit, and fail."""
+    """Flush standard output, or discard its buffer, so that Python does not fail when it flushes again at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
-        with suppress(OSError, ValueError):  # not a file
+        with suppress(OSError, ValueError):  # standard output is not a file
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stdout.fileno())
             os.close(null)
@@ -44,9 +44,9 @@ def flush_stdout() -> None:
 
 @contextmanager
 def show_warnings_in_one_line() -> Iterator[None]:
-    """Show Python warnings in one line each, without their location in the source."""
+    """Print Python warnings on one line each, without their location in the source."""
 
-    def show(message: Warning | str, *_place: Any, **_more: Any) -> None:
+    def show(message: Warning | str, *_location: Any, **_options: Any) -> None:
         say(f"Warning: {' '.join(str(message).split())}")
 
     with warnings.catch_warnings():
@@ -56,11 +56,11 @@ def show_warnings_in_one_line() -> Iterator[None]:
 
 @contextmanager
 def escape_logs() -> Iterator[None]:
-    """Make the messages of all loggers safe to print, including those of libraries."""
-    before = logging.getLogRecordFactory()
+    """Escape control characters in the messages of all loggers, including those of libraries."""
+    original = logging.getLogRecordFactory()
 
     def create_record(*args: Any, **more: Any) -> logging.LogRecord:
-        record = before(*args, **more)
+        record = original(*args, **more)
         record.msg, record.args = make_printable(record.getMessage()), ()
         return record
 
@@ -68,4 +68,4 @@ def escape_logs() -> Iterator[None]:
     try:
         yield
     finally:
-        logging.setLogRecordFactory(before)
+        logging.setLogRecordFactory(original)

@@ -1,4 +1,4 @@
-"""Reports for people: pictures of masks."""
+"""Draw pictures of masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw panels of pixels into one image with matplotlib."""
+"""Draw panels of pixels in an image file with matplotlib."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WIDTH, HEIGHT = 3.3, 2.0
 """Size of a panel in inches."""
 
 DOTS = 120
-"""Dots per inch."""
+"""Resolution in dots per inch."""
 
 MAX_ROWS = 250
-"""Rows of panels that the image formats allow."""
+"""Maximum number of rows of panels, which the image formats limit."""
 
 MAX_TITLE = 46
-"""Characters per line of a title."""
+"""Maximum length of a line of a title, in characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +35,10 @@ class Panel:
     """One panel of the image.
 
     Attributes:
-        title: Lines above the panel.
+        title: Text above the panel, with one or more lines.
         whole: Gray values from 0, white, to 1, black.
-        corner: Gray values of a part, magnified beside the whole; ``None`` if the whole shows every weight.
+        corner: Gray values of the upper left corner, shown enlarged beside the whole; ``None`` if the whole shows every
+            weight.
     """
 
     title: str
@@ -46,7 +47,7 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], file: Path) -> None:
-    """Draw panels into an image file.
+    """Draw panels in an image file.
 
     Raises:
         ConfigError: The file cannot be written, or there are too many panels.
@@ -54,11 +55,11 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     if rows > MAX_ROWS:
-        raise ConfigError(f"A picture has room for at most {MAX_ROWS * COLUMNS:,} layers, found {len(panels):,}.")
+        raise ConfigError(f"A picture can show at most {MAX_ROWS * COLUMNS:,} layers, found {len(panels):,}.")
     figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
-    places = figure.subfigures(rows, columns, squeeze=False)
-    for place, panel in zip(places.flat, panels, strict=False):
-        _draw_panel(place, panel)
+    subfigures = figure.subfigures(rows, columns, squeeze=False)
+    for subfigure, panel in zip(subfigures.flat, panels, strict=False):
+        _draw_panel(subfigure, panel)
     try:
         with warnings.catch_warnings():  # characters that the font lacks are drawn as boxes
             warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
@@ -67,13 +68,13 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
         raise ConfigError(f"The picture {str(file)!r} cannot be written: {error}.") from error
 
 
-def _draw_panel(place: Any, panel: Panel) -> None:
+def _draw_panel(subfigure: Any, panel: Panel) -> None:
     lines = [_shorten_line(line) for line in panel.title.splitlines()]
-    place.suptitle("\n".join(lines), fontsize=7, family="monospace", parse_math=False)
+    subfigure.suptitle("\n".join(lines), fontsize=7, family="monospace", parse_math=False)
     if panel.corner is None:
-        _draw_pixels(place.subplots(), panel.whole)
+        _draw_pixels(subfigure.subplots(), panel.whole)
         return
-    whole, corner = place.subplots(1, 2)
+    whole, corner = subfigure.subplots(1, 2)
     _draw_pixels(whole, panel.whole)
     _draw_pixels(corner, panel.corner)
     rows, cols = panel.corner.shape
@@ -88,5 +89,5 @@ def _draw_pixels(axes: Any, values: npt.NDArray[np.float64]) -> None:
 
 
 def _shorten_line(line: str) -> str:
-    """Keep the end of a long line, which tells layers apart."""
+    """Shorten a long line at its start, because names of layers differ at their end."""
     return line if len(line) <= MAX_TITLE else f"…{line[1 - MAX_TITLE :]}"

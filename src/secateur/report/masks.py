@@ -22,16 +22,16 @@ from secateur.frameworks.view import WeightView
 __all__ = ["CORNER", "Mask", "compute_density", "draw_masks", "read_masks"]
 
 PIXELS = 128
-"""Maximum pixels of one side of a panel."""
+"""Maximum number of pixels on each side of a panel."""
 
 CORNER = 32
-"""Rows and columns of a large mask that are shown weight by weight beside the whole."""
+"""Number of rows and columns of a large mask that are also shown weight by weight."""
 
 MIN_SPARSITY = 0.01
-"""Share of zeros from which on a weight without a pattern is drawn; fewer zeros are there by chance."""
+"""Minimum share of zeros for a weight without a pattern to be drawn; smaller shares occur by chance."""
 
 TensorReader = tuple[WeightView | None, Callable[[], npt.NDArray[Any]]]
-"""View of a tensor, and a function that reads the bit patterns of its numbers."""
+"""The view of a tensor, and a function that reads its values as bit patterns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,8 @@ class Mask:
     """The mask of one layer's weight.
 
     Attributes:
-        name: The layer's name.
-        pattern: Its pattern, if it has one.
+        name: Name of the layer.
+        pattern: Pattern of the layer; ``None`` if it has none.
         keep: ``True`` where a weight is kept, of shape (output channels, input features).
     """
 
@@ -50,7 +50,7 @@ class Mask:
 
     @property
     def title(self) -> str:
-        """Name, shape, pattern and sparsity; safe to print."""
+        """Name, shape, pattern and sparsity of the layer, safe to print."""
         rows, cols = self.keep.shape
         sparsity = 1.0 - float(self.keep.mean()) if self.keep.size else 0.0
         name, pattern = make_printable_line(self.name), make_printable_line(self.pattern or "no pattern")
@@ -58,35 +58,35 @@ class Mask:
 
 
 def compute_density(keep: npt.NDArray[np.bool_], max_pixels: int = PIXELS) -> npt.NDArray[np.float64]:
-    """Compute the share of kept weights in each pixel of an image of at most `max_pixels` pixels a side.
+    """Compute the share of kept weights in each pixel of an image with at most `max_pixels` pixels per side.
 
     Example:
         >>> compute_density(np.array([[True, False, True, True]]), max_pixels=2)
         array([[0.5, 1. ]])
     """
-    found = keep.astype(np.float64)
+    density = keep.astype(np.float64)
     for axis in (0, 1):
-        size = found.shape[axis]
+        size = density.shape[axis]
         if size > max_pixels:
             starts = np.arange(max_pixels) * size // max_pixels
             widths = np.diff(np.append(starts, size))
-            sums = np.add.reduceat(found, starts, axis=axis)
-            found = sums / (widths[:, None] if axis == 0 else widths)
-    return found
+            sums = np.add.reduceat(density, starts, axis=axis)
+            density = sums / (widths[:, None] if axis == 0 else widths)
+    return density
 
 
 def draw_masks(masks: Iterable[Mask], file: Path) -> int:
-    """Draw one titled panel per mask into an image file.
+    """Draw an image file with one titled panel per mask.
 
-    A mask with more weights than pixels is shown as the share kept in each pixel, with its upper left corner, weight by
-    weight, beside it.
+    A large mask is shown as the share of kept weights in each pixel, with its upper left corner beside it, weight by
+    weight.
 
     Args:
-        masks: Masks, which are read one after another; only their pixels stay in memory.
-        file: The image; its suffix selects the format.
+        masks: The masks. They are read one at a time, and only their pixels stay in memory.
+        file: The image file; its suffix selects the format.
 
     Returns:
-        The number of masks. Without any, no image is written.
+        The number of masks; if it is 0, no image is written.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -107,7 +107,7 @@ def draw_masks(masks: Iterable[Mask], file: Path) -> int:
 
 
 def read_masks(source: Any, rows: Iterable[TensorRow]) -> Iterator[Mask]:
-    """Read the masks of pruned weights, one after another.
+    """Read the masks of pruned weights, one at a time.
 
     Args:
         source: A path, or a model.

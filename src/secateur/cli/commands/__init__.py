@@ -1,4 +1,4 @@
-"""The commands as typer sees them, one per file: arguments, help and output."""
+"""Define the commands, one per file: arguments, help and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``secateur bench``."""
+"""Define ``secateur bench``."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def bench(
         str | None, typer.Option(help="Code that builds the model of the artifact, as package.module:name.")
     ] = None,
     inputs: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Inputs as .npz or .safetensors.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="File with inputs: .npz or .safetensors.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 1,
-    length: Annotated[int, typer.Option(min=1, help="Tokens per example, for text models.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="Number of timed runs; the median is shown.")] = 5,
-    device: Annotated[str | None, typer.Option(help="Device that the model runs on, such as cuda.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Number of examples per batch.")] = 1,
+    length: Annotated[int, typer.Option(min=1, help="Number of tokens per example, for text models.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of timed rounds; the medians are shown.")] = 5,
+    device: Annotated[str | None, typer.Option(help="Device to run the model on, such as cuda.")] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Benchmark a pruned model against the dense one on this machine: size, loading time and forward pass.
 
-    The dense model is the same model with numbers in place of its zeros. A torch model is also compiled with
-    secateur.runtime, with one row per layer for the measured and the maximum speed-up. Size and loading time are
-    measured for artifacts only.
+    The dense model is the same model with its zeros replaced by numbers. A torch model is also compiled with
+    secateur.runtime, and a second table shows the measured and the maximum speed-up of each layer. Size and loading
+    time are measured for artifacts only.
 
-    Without --inputs, text models get random tokens, image models random pixels, and Keras models random numbers.
+    Without --inputs, the inputs are random: tokens for text models, pixels for image models, numbers for Keras models.
 
     [bold]Examples[/bold]
 

@@ -1,4 +1,4 @@
-"""``secateur convert``."""
+"""Define ``secateur convert``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def convert(
         Path, typer.Argument(metavar="SOURCE", exists=True, help="Artifact, transformers folder or .safetensors file.")
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="TARGET", file_okay=False, help="New folder; an artifact in it is replaced.")
+        Path, typer.Argument(metavar="TARGET", file_okay=False, help="New folder; an existing artifact is replaced.")
     ],
     *,
     dense: Annotated[
@@ -27,7 +27,9 @@ def convert(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a saved model: packed, or dense for other tools. The model itself is not built.
+    """Convert a saved model to packed tensors, or to dense ones for other tools.
+
+    The tensors are converted without building the model.
 
     [bold]Examples[/bold]
 

@@ -1,4 +1,4 @@
-"""``secateur demo``."""
+"""Define ``secateur demo``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def demo(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder to write the pruned models to.")] = Path(
         "secateur-demo"
     ),
-    seeds: Annotated[int, typer.Option(min=1, help="Training runs per row, each with another seed.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of training runs per row, each with its own seed.")] = 3,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Train, prune and compare small networks in PyTorch and Keras; prune a sentence encoder and a language model.
+    """Train, prune and compare small PyTorch and Keras networks; prune a sentence encoder and a language model.
 
     This takes about six minutes on two cores, half of it for the language model.
 
-    Keras uses the backend that KERAS_BACKEND names, or else an installed one.
+    Keras uses the backend named in KERAS_BACKEND, or else one that is installed.
 
     [bold]Examples[/bold]
 

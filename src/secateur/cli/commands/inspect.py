@@ -1,4 +1,4 @@
-"""``secateur inspect``."""
+"""Define ``secateur inspect``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def inspect(
         str, typer.Argument(metavar="PATH_OR_MODEL", help="A saved model, or a model in code as package.module:name.")
     ],
     picture: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Image file (.png, .svg, .pdf) to draw the masks into.")
+        Path | None, typer.Option(dir_okay=False, help="Image file (.png, .svg, .pdf) to draw the masks in.")
     ] = None,
     weights: Weights = None,
     *,
@@ -31,12 +31,12 @@ def inspect(
 ) -> None:
     r"""Show the pattern of zeros and the dense and packed size of every tensor.
 
-    PATH_OR_MODEL is an artifact, a .safetensors file or a transformers folder, whose tensors are read one by one; or a
-    model as in secateur prune.
+    PATH_OR_MODEL is an artifact, a .safetensors file or a transformers folder, from which one tensor at a time is read;
+    or a model as in secateur prune.
 
-    The picture has a panel for each weight with zeros: kept weights are dark, pruned ones light. Large weights are
-    shown as the share kept in each pixel, beside their first 32 rows and columns. This needs matplotlib:
-    pip install "secateur\[plot]".
+    --picture draws a panel for each weight with zeros: kept weights are dark, pruned weights are light. A pixel of a
+    large weight shows the share of kept weights, and a second image shows its first 32 rows and columns. This needs
+    matplotlib: pip install "secateur\[plot]".
 
     [bold]Examples[/bold]
 
@@ -61,7 +61,7 @@ def inspect(
 
 
 def _open_source(source: str, weights: Path | None) -> Any:
-    """Return a path to read tensors from, or a model."""
+    """Return a path to read tensors from, or a loaded model."""
     from secateur._manifest_file import MANIFEST
     from secateur.models import find_transformers_path, load_trained
 
@@ -79,5 +79,7 @@ def _draw(source: Any, report: Any, picture: Path) -> None:
 
     count = draw_masks(read_masks(source, report.tensors), picture)
     say(
-        f"{format_count(count, 'mask')} drawn into {picture}." if count else "No weight is pruned: there is no picture."
+        f"Drew {format_count(count, 'mask')} in {picture}."
+        if count
+        else "No picture drawn, because no weight is pruned."
     )

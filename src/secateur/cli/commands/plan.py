@@ -1,4 +1,4 @@
-"""``secateur plan``."""
+"""Define ``secateur plan``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def plan(
 ) -> None:
     """Show what pruning would do to each layer of a model, without changing it.
 
-    MODEL is code in the current directory or in an installed package; a .keras file; or a folder with the config.json
-    of a transformers model or a .gguf file, as a path or as package/path, of which no weights are read.
+    MODEL is code in the current directory or in an installed package; a .keras file; or a transformers folder or .gguf
+    file, as a path or as package/path. The weights of transformers models are not read.
 
     [bold]Examples[/bold]
 

@@ -1,4 +1,4 @@
-"""``secateur prune``."""
+"""Define ``secateur prune``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["prune"]
 
 def prune(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for the pruned model; an artifact in it is replaced.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pruned model; an existing artifact is replaced.")],
     config: ConfigFile = None,
     pattern: Pattern = None,
     target_sparsity: TargetSparsity = None,
@@ -41,14 +41,14 @@ def prune(
     refine: Annotated[
         list[str] | None,
         typer.Option(
-            help="Repair of the kept weights: pcg, block or distill. Can be repeated.",
+            help="Refiner of the kept weights: pcg, block or distill. Can be repeated.",
             autocompletion=complete_names(REFINERS),
         ),
     ] = None,
     allocation: Annotated[
         str | None,
         typer.Option(
-            help="How layers share the target: uniform, global, owl or sensitivity.",
+            help="How the target is divided among layers: uniform, global, owl or sensitivity.",
             autocompletion=complete_names(ALLOCATIONS),
         ),
     ] = None,
@@ -56,28 +56,28 @@ def prune(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="Calibration data: plain text, or inputs as .npz or .safetensors."
+            exists=True, dir_okay=False, help="Calibration data: a text file, or inputs as .npz or .safetensors."
         ),
     ] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="Number of text samples.", show_default="32")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Tokens per sample.", show_default="512")] = None,
-    device: Annotated[str | None, typer.Option(help="Device that computes, such as cuda.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Number of tokens per sample.", show_default="512")] = None,
+    device: Annotated[str | None, typer.Option(help="Device to compute on, such as cuda.")] = None,
     *,
     low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="Read and write a transformers folder block by block.")
+        bool, typer.Option("--low-memory", help="Process a transformers folder block by block.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a trained model in one shot, and write it as an artifact.
+    """Prune a trained model in one shot, and save it as an artifact.
 
     MODEL is a transformers folder or a .gguf file, as a path or as package/path; code in the current directory or in an
     installed package, with --weights unless the code loads them; or a .keras file, which is pruned by magnitude.
 
     All solvers except magnitude need calibration data. Without --calibration, language models use the documentation
-    that comes with Python. Text is tokenized by the model's own tokenizer. Inputs have one row per example; a single
-    array is the model's first argument, and several arrays are passed by name.
+    that comes with Python. Text is tokenized with the model's tokenizer. Files of inputs have one row per example; a
+    single array is passed as the first argument of the model, and several arrays are passed by name.
 
-    After an interruption, the same command resumes: finished parts are stored beside OUT, in OUT.part.
+    To resume after an interruption, run the same command again: finished parts are stored in OUT.part.
 
     [bold]Examples[/bold]
 

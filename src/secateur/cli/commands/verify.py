@@ -1,4 +1,4 @@
-"""``secateur verify``."""
+"""Define ``secateur verify``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ __all__ = ["verify"]
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="PATH", exists=True, help="Artifact, folder or .safetensors file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", exists=True, help="Artifact, transformers folder or .safetensors file.")
+    ],
     pattern: Annotated[
         str | None,
         typer.Option(help="Pattern that the weights of all layers must have.", autocompletion=complete_names(PATTERNS)),
@@ -30,11 +32,11 @@ def verify(
 ) -> None:
     """Verify every tensor of a saved model.
 
-    For an artifact, this checks checksums, counts of zeros, and the pattern and number of pruned units of each pruned
-    layer; for a transformers folder or a .safetensors file of other tools, that it can be read. With --pattern, the
-    weights of all layers except output layers and embeddings must have that pattern.
+    For an artifact, this checks the checksums, the counts of zeros, and the pattern and number of pruned units of each
+    pruned layer. A transformers folder or a .safetensors file from another tool is checked for readability. With
+    --pattern, the weights of all layers except output layers and embeddings must also have that pattern.
 
-    If anything is wrong, the exit code is 1 and the message names the tensors.
+    If a check fails, the exit code is 1 and the message names the tensors.
 
     [bold]Examples[/bold]
 
@@ -54,11 +56,11 @@ def verify(
     if report.problems:
         raise ArtifactError(report.failure)
     if not as_json:
-        show_text(_summary(report))
+        show_text(_summarize(report))
 
 
-def _summary(report: ArtifactReport) -> str:
+def _summarize(report: ArtifactReport) -> str:
     patterns = [row.pattern for row in report.tensors if row.pattern is not None]
-    held = ", ".join(f"{pattern} in {patterns.count(pattern):,}" for pattern in dict.fromkeys(patterns))
-    read = format_count(len(report.tensors) + report.others, "tensor")
-    return f"{report.title}: valid. {read} read; patterns of weights: {held or 'none'}."
+    counts = ", ".join(f"{pattern} in {patterns.count(pattern):,}" for pattern in dict.fromkeys(patterns))
+    tensors = format_count(len(report.tensors) + report.others, "tensor")
+    return f"{report.title}: valid. {tensors} read; patterns of weights: {counts or 'none'}."
