@@ -36,13 +36,18 @@ def conv_pair() -> tuple[nn.Conv2d, SparseConv2d]:
 
 
 @contextmanager
-def replace_always() -> Iterator[None]:
-    """Replace every layer that can be, and measure as little as possible."""
+def replace_always(*, is_quick: bool = True) -> Iterator[None]:
+    """Replace every layer that can be.
+
+    Args:
+        is_quick: Whether to measure as little as possible.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "MAX_TIME_RATIO", float("inf"))
-        patch.setattr("secateur.runtime.pytorch.timing.MIN_ROUNDS", 1)
-        patch.setattr(benchmark, "CPU_BUDGET", 0.0)
-        patch.setattr(interleaved_timing, "BUDGET", 0.0)
         patch.setattr(compilation, "MIN_SPEEDUP_ALONE", 0.0)
         patch.setattr(compilation, "MAX_MODEL_TIME_RATIO", float("inf"))
+        if is_quick:
+            patch.setattr("secateur.runtime.pytorch.timing.MIN_ROUNDS", 1)
+            patch.setattr(benchmark, "CPU_BUDGET", 0.0)
+            patch.setattr(interleaved_timing, "BUDGET", 0.0)
         yield

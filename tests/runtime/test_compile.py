@@ -17,13 +17,13 @@ from torch import nn
 
 import secateur
 import secateur.runtime
+from runtime.layer_clock import compile_on_clock, observe_calls
 from runtime.sparse_layers import replace_always
 from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.runtime import CompileResult
-from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, has_amx
-from secateur.runtime.pytorch import ChannelConv2d, SparseConv2d, SparseLayer, SparseLinear, benchmark, candidates
+from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, PackedMatrix, has_amx
+from secateur.runtime.pytorch import ChannelConv2d, SparseConv2d, SparseLayer, SparseLinear
 from secateur.runtime.pytorch.candidates import SparseCandidate, find_candidates
-from secateur.runtime.pytorch.layers import packed
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 from tiny_transformers import FAMILIES
 
@@ -59,6 +59,15 @@ def close(mine: torch.Tensor, theirs: torch.Tensor, tolerance: float = 2e-5) -> 
 def same_state(mine: nn.Module, theirs: nn.Module) -> bool:
     first, second = mine.state_dict(), theirs.state_dict()
     return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def prefer(kind: type[nn.Module]) -> Callable[[nn.Module, bool], float]:
+    """Layers of a kind are faster than others."""
+
+    def count_seconds(module: nn.Module, _: bool) -> float:
+        return 0.5 if isinstance(module, kind) else float(isinstance(module, nn.Linear | nn.Conv2d | SparseLayer))
+
+    return count_seconds
 
 
 def both(model: nn.Module, inputs: Any) -> tuple[nn.Module, CompileResult]:
@@ -138,16 +147,13 @@ def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memor
     assert same_state(compiled, dense)
 
 
-@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("pattern", ["1xchannel", "channelx1"])
-def test_convolutions_without_some_channels_are_smaller_ones(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        candidates, "_find_kernel_candidates", lambda *_, **__: iter(())
-    )  # which is faster differs by the load
+def test_convolutions_without_some_channels_are_smaller_ones(pattern: str) -> None:
     torch.manual_seed(0)
     inputs = torch.randn(4, 64, 28, 28)
     model = prune_model(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), pattern, 0.75)
-    dense, (compiled, report) = both(model, inputs)
+    dense = copy.deepcopy(model)
+    compiled, report = compile_on_clock(model, inputs, prefer(ChannelConv2d))
     assert isinstance(compiled[0], ChannelConv2d)
     assert report.layers[0].chosen == "smaller dense"
     with torch.no_grad():
@@ -179,21 +185,22 @@ def test_pointwise_convolutions_of_any_image_size(size: tuple[int, int]) -> None
         assert model(inputs[:0]).shape == (0, 16, *size)
 
 
-@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("side", [5, 16])
-def test_planes_have_memory_for_reads_beyond_their_end(side: int, kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planes_have_memory_for_reads_beyond_their_end(side: int, kernel: int) -> None:
     floats: list[int] = []
-    real = SparseConv2d._convolve_planes
 
-    def record(layer: SparseConv2d, planes: torch.Tensor, batch: int, seen: ConvolutionWindow) -> torch.Tensor:
-        is_overrun = seen.kernel != (1, 1) or seen.width < OVERREAD_FLOATS
-        floats.append(planes.numel() - batch * seen.image_floats - OVERREAD_FLOATS * is_overrun)
-        return real(layer, planes, batch, seen)
+    class Recording(SparseConv2d):
+        def _convolve_planes(self, planes: torch.Tensor, batch: int, window: ConvolutionWindow) -> torch.Tensor:
+            is_overrun = window.kernel != (1, 1) or window.width < OVERREAD_FLOATS
+            floats.append(planes.numel() - batch * window.image_floats - OVERREAD_FLOATS * is_overrun)
+            return super()._convolve_planes(planes, batch, window)
 
-    monkeypatch.setattr(SparseConv2d, "_convolve_planes", record)
-    both(prune_model(nn.Sequential(nn.Conv2d(8, 16, kernel)), "4x1", 0.5), torch.randn(3, 8, side, side))
-    assert floats
+    dense = prune_model(nn.Sequential(nn.Conv2d(8, 16, kernel)), "4x1", 0.5)[0]
+    layer = Recording(dense, PackedMatrix.from_dense(RecognizedWeight.from_layer(dense).matrix.numpy(), "4x1"))
+    inputs = torch.randn(3, 8, side, side)
+    with torch.no_grad():
+        assert close(layer(inputs), dense(inputs))
     assert set(floats) == {0}
 
 
@@ -209,18 +216,15 @@ def test_convolutions_of_bfloat16() -> None:
     assert float((found - expected).abs().max() / expected.abs().max()) < 2e-2
 
 
-@pytest.mark.usefixtures("always")
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float32, 2e-5)])
 @pytest.mark.parametrize(("pattern", "sparsity"), [("16x1", 0.8), ("2:4", None)])
-def test_linear_layers_in_tiles(
-    pattern: str, sparsity: float | None, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(candidates, "_find_kernel_candidates", lambda *_, **__: iter(()))
-    monkeypatch.setattr(candidates, "_find_channel_candidates", lambda *_: iter(()))
+def test_linear_layers_in_tiles(pattern: str, sparsity: float | None, dtype: torch.dtype, tolerance: float) -> None:
     inputs = torch.randn(100, 64, dtype=dtype)
     model = prune_model(mlp(64, 128, 48), pattern, sparsity).to(dtype)
-    dense, (compiled, report) = both(model, inputs)
+    dense = copy.deepcopy(model)
+    # Tiles are the first sparse layers that are tried, and others are not faster.
+    compiled, report = compile_on_clock(model, inputs, prefer(SparseLinear))
     assert {row.chosen for row in report.layers} == {f"tiles, {str(dtype).removeprefix('torch.')}"}
     with torch.no_grad():
         for rows in (inputs, inputs[:2]):
@@ -331,15 +335,19 @@ def test_many_threads_may_call_one_model() -> None:
         assert all(close(results[number], dense(given)) for number, given in enumerate(inputs))
 
 
-@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("pattern", ["4x1", "1x1", "2:4"])
-def test_int8_rounds_weights(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_rounds_weights(pattern: str) -> None:
     inputs = torch.randn(4, 32)
     model = prune_model(mlp(32, 64, 48), pattern, None if ":" in pattern else 0.75)
-    monkeypatch.setitem(benchmark.TOLERANCE, torch.float32, -1.0)  # so that no other candidate is chosen
-    dense, (exact, report) = both(model, inputs)
+    dense = copy.deepcopy(model)
+
+    def count_seconds(module: nn.Module, _: bool) -> float:
+        is_fast = isinstance(module, SparseLinear) and module.matrix.weights.weight_type == "i8"
+        return 0.5 if is_fast else float(isinstance(module, nn.Linear | SparseLayer))
+
+    exact, report = compile_on_clock(model, inputs, count_seconds)
     assert report.replaced == 0
-    exact, report = secateur.runtime.compile(exact, inputs, int8=True)
+    exact, report = compile_on_clock(exact, inputs, count_seconds, int8=True)
     assert all(row.chosen.endswith("kernel, int8") and 1e-5 < row.error < 0.02 for row in report.layers)
     with torch.no_grad():
         assert close(exact(inputs), dense(inputs), 0.03)
@@ -364,11 +372,10 @@ def test_bfloat16_stays_bfloat16(pattern: str) -> None:
 # The report.
 
 
-def test_layers_that_are_not_faster_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "MAX_TIME_RATIO", 0.0)
+def test_layers_that_are_not_faster_stay_dense() -> None:
     model = prune_model(mlp(32, 64, 48), "4x1")
     layers = list(model)
-    _, report = secateur.runtime.compile(model, torch.randn(8, 32))
+    _, report = compile_on_clock(model, torch.randn(8, 32), prefer(nn.Linear))
     assert list(model) == layers
     assert all(row.chosen == "dense" and row.reason.endswith("is not faster") for row in report.layers)
     assert report.replaced == 0
@@ -435,11 +442,15 @@ def test_the_report_as_json_and_text() -> None:
     assert "One call of the model without a graph: " in in_graphs
 
 
-def test_a_kernel_with_wrong_outputs_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "TOLERANCE", dict.fromkeys(benchmark.TOLERANCE, -1.0))
+@pytest.mark.usefixtures("always")
+def test_a_kernel_with_wrong_outputs_is_not_chosen() -> None:
+    def observe(module: nn.Module, outputs: torch.Tensor, _: bool) -> torch.Tensor | None:
+        return 1.001 * outputs if isinstance(module, SparseLayer) else None
+
     model = prune_model(mlp(32, 64), "4x1")
-    _, report = secateur.runtime.compile(model, torch.randn(8, 32))
-    assert "differs by" in report.layers[0].reason
+    with observe_calls(observe):
+        _, report = secateur.runtime.compile(model, torch.randn(8, 32))
+    assert "differs by 1.0e-03" in report.layers[0].reason
     assert report.replaced == 0
 
 
@@ -484,9 +495,9 @@ def test_moving_a_model_keeps_its_outputs(goal: Any) -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_the_cache_of_products_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "MAX_CACHED_PRODUCTS", 3)
+def test_the_cache_of_products_is_bounded() -> None:
     dense, (model, _) = both(prune_model(mlp(32, 64), "4x1"), torch.randn(8, 32))
+    model[0].max_cached_products = 3
     with torch.no_grad():
         for rows in (1, 2, 3, 70, 1, 8):
             inputs = torch.randn(rows, 32)

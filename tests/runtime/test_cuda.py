@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from torch import nn
 
 import secateur
 import secateur.runtime
+from runtime.sparse_layers import replace_always
 from secateur.errors import LayerError, StateError
-from secateur.runtime.pytorch import benchmark, compilation
 
 pytestmark = pytest.mark.gpu
 
@@ -26,10 +27,10 @@ ZEROS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.fixture(autouse=True)
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
+def always() -> Iterator[None]:
     """Choose the fastest candidate, even if it is slower than dense."""
-    monkeypatch.setattr(benchmark, "MAX_TIME_RATIO", float("inf"))
-    monkeypatch.setattr(compilation, "MAX_MODEL_TIME_RATIO", float("inf"))
+    with replace_always(is_quick=False):
+        yield
 
 
 def compile_model(config: dict[str, Any], dtype: torch.dtype, rows: int = 128) -> tuple[nn.Module, nn.Module, Any]:

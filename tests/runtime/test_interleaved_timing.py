@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import secateur
-import secateur.runtime
-from secateur.runtime.pytorch import benchmark, compilation, interleaved_timing
+from runtime.layer_clock import compile_on_clock
+from secateur.runtime.pytorch import SparseLinear
 from secateur.runtime.pytorch.interleaved_timing import ModuleTimer, TimePair, time_layers, time_model
 
 
@@ -87,10 +87,13 @@ def test_a_layer_that_is_called_often_has_the_time_of_one_call() -> None:
     assert times == {"0": TimePair(20.0, 1.0)}
 
 
-def test_rounds_end_when_the_budget_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interleaved_timing, "BUDGET", 40.0)
+def test_rounds_end_when_the_budget_is_spent() -> None:
     model, calls = nn.Sequential(Sleeps(2)), []
-    time_model(model, lambda: calls.append(model(torch.ones(1))), {"0": Sleeps(2)}, torch.device("cpu"), clock=CLOCK)
+
+    def call() -> None:
+        calls.append(model(torch.ones(1)))
+
+    time_model(model, call, {"0": Sleeps(2)}, torch.device("cpu"), budget=40.0, clock=CLOCK)
     assert len(calls) == 2 * 11  # the first round that starts after 40 seconds does not run
 
 
@@ -119,42 +122,57 @@ def test_a_lap_has_the_calls_since_the_last_one() -> None:
 def prune_model() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
-    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.75, "op_names": [".*"]})
+    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.75, "op_names": [".*"], "pruning_scope": "local"})
     return model
 
 
-def test_times_within_the_model_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "MIN_SPEEDUP_ALONE", 0.0)
-    monkeypatch.setattr(compilation, "time_layers", lambda *_: {"0": TimePair(2.0, 1.0), "2": TimePair(1.0, 0.96)})
-    monkeypatch.setattr(compilation, "time_model", lambda *_: TimePair(5.0, 4.5))
-    model, report = secateur.runtime.compile(prune_model(), torch.randn(64, 32))
-    assert [(row.dense_seconds, row.sparse_seconds) for row in report.layers] == [(2.0, 1.0), (1.0, 0.96)]
+def is_dense(module: nn.Module) -> bool:
+    return not any(isinstance(part, SparseLinear) for part in module.modules())
+
+
+def count_seconds_within(model_seconds: float) -> Callable[[nn.Module, bool], float]:
+    """Replacements of both layers are faster, the second by a little, and the model with both takes some seconds."""
+    dense, sparse = {32: 2.0, 64: 1.0}, {32: 1.0, 64: 0.96}
+
+    def count_seconds(module: nn.Module, _: bool) -> float:
+        if isinstance(module, nn.Linear | SparseLinear):
+            return (sparse if isinstance(module, SparseLinear) else dense)[module.in_features]
+        if isinstance(module, nn.Sequential):
+            return 2.0 if is_dense(module) else model_seconds - sum(sparse.values())
+        return 0.0
+
+    return count_seconds
+
+
+def test_times_within_the_model_decide() -> None:
+    model, report = compile_on_clock(prune_model(), torch.randn(64, 32), count_seconds_within(4.5))
+    assert [row.dense_seconds for row in report.layers] == pytest.approx([2.0, 1.0])
+    assert [row.sparse_seconds for row in report.layers] == pytest.approx([1.0, 0.96])
     assert [row.chosen == "dense" for row in report.layers] == [False, True]
     assert report.layers[1].reason.endswith("is not faster")
     assert report.layers[1].bytes == report.layers[1].dense_bytes
     assert isinstance(model[2], nn.Linear)
 
 
-def test_a_model_that_is_not_faster_as_a_whole_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "MIN_SPEEDUP_ALONE", 0.0)
-    monkeypatch.setattr(compilation, "time_layers", lambda *_: {"0": TimePair(2.0, 1.0), "2": TimePair(1.0, 0.96)})
-    monkeypatch.setattr(compilation, "time_model", lambda *_: TimePair(5.0, 5.1))
-    model, report = secateur.runtime.compile(prune_model(), torch.randn(64, 32))
+def test_a_model_that_is_not_faster_as_a_whole_stays_dense() -> None:
+    model, report = compile_on_clock(prune_model(), torch.randn(64, 32), count_seconds_within(7.1))
     first, second = report.layers
     assert first.reason.endswith("is faster, but the whole model is not")
     assert second.reason.endswith("is not faster")
     assert (first.chosen, first.bytes, first.error) == ("dense", first.dense_bytes, 0.0)
-    assert (report.replaced, report.seconds) == (0, 5.0)
+    assert (report.replaced, report.seconds) == (0, pytest.approx(5.0))
     assert isinstance(model[0], nn.Linear)
 
 
-def test_slow_replacements_are_not_timed_within_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed: list[str] = []
-    monkeypatch.setattr(benchmark, "measure_medians", lambda *_, **__: (1.0, 2.5))
-    monkeypatch.setattr(compilation, "time_layers", lambda _, __, others: timed.extend(others) or {})
-    _, report = secateur.runtime.compile(prune_model(), torch.randn(64, 32))
-    assert timed == []
-    assert report.replaced == 0
-    monkeypatch.setattr(benchmark, "measure_medians", lambda *_, **__: (1.0, 1.5))
-    secateur.runtime.compile(prune_model(), torch.randn(64, 32))
-    assert timed == ["0", "2"]
+@pytest.mark.parametrize(("alone", "timed_within"), [(2.5, False), (1.5, True)])
+def test_slow_replacements_are_not_timed_within_the_model(alone: float, *, timed_within: bool) -> None:
+    """In the model they would be fast."""
+
+    def count_seconds(module: nn.Module, is_alone: bool) -> float:
+        if isinstance(module, SparseLinear):
+            return alone if is_alone else 0.5
+        return float(isinstance(module, nn.Linear))
+
+    _, report = compile_on_clock(prune_model(), torch.randn(64, 32), count_seconds)
+    assert [row.sparse_seconds for row in report.layers] == pytest.approx([0.5 if timed_within else alone] * 2)
+    assert report.replaced == 2 * timed_within

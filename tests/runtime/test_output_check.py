@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 
 import secateur
 import secateur.runtime
+from runtime.layer_clock import observe_calls
 from runtime.sparse_layers import replace_always
 from secateur.errors import CalibrationError
 from secateur.runtime import RuntimeReport
@@ -109,28 +110,16 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-class Wrong(SparseLinear):
-    """A layer with correct outputs on its own, and wrong ones within a model."""
-
-    factor = 1.0
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
-        return super().forward(input) * self.factor
-
-
 @pytest.fixture
-def wrong_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def wrong_in_the_model() -> Iterator[None]:
     """Layers are correct on their own, and every second one, with 64 inputs, is wrong in the model."""
-    monkeypatch.setattr("secateur.runtime.pytorch.candidates.SparseLinear", Wrong)
-    real = compilation.benchmark_layer
 
-    def then_wrong(*given: Any) -> Any:
-        decision = real(*given)
-        if isinstance(decision.replacement, Wrong) and decision.replacement.in_features == 64:
-            decision.replacement.factor = 1.5
-        return decision
+    def observe(module: nn.Module, outputs: Any, is_alone: bool) -> Any:
+        is_wrong = isinstance(module, SparseLinear) and module.in_features == 64 and not is_alone
+        return 1.5 * outputs if is_wrong else None
 
-    monkeypatch.setattr(compilation, "benchmark_layer", then_wrong)
+    with observe_calls(observe):
+        yield
 
 
 @pytest.mark.usefixtures("wrong_in_the_model")

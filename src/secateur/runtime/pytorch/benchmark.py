@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from secateur.errors import LayerError
 from secateur.runtime.pytorch.candidates import INT8_TOLERANCE, SparseCandidate, find_candidates
 from secateur.runtime.pytorch.layers import SparseLayer
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
-from secateur.runtime.pytorch.timing import BUDGET, measure_medians
+from secateur.runtime.pytorch.timing import BUDGET, Clock, measure_medians
 from secateur.runtime.report import LayerReport
 
 __all__ = [
@@ -61,10 +62,11 @@ class ObservedCall:
 
 
 class CompileOptions(NamedTuple):
-    """The options of `secateur.runtime.compile`."""
+    """The options of `secateur.runtime.compile`, and the clock that times the layers."""
 
     int8: bool
     cuda_graphs: bool
+    clock: Clock = perf_counter
 
 
 def benchmark_layer(
@@ -149,6 +151,7 @@ def _benchmark_candidate(
         call.inputs.device,
         CPU_BUDGET if call.inputs.is_cpu else BUDGET,
         cuda_graph=options.cuda_graphs,
+        clock=options.clock,
     )
     return ReplacementDecision(
         replace(

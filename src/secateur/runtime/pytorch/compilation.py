@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from secateur.runtime.pytorch.interleaved_timing import time_layers, time_model
 from secateur.runtime.pytorch.layers.base import is_strided
 from secateur.runtime.pytorch.output_check import OutputCheck, Replacement, summarize_error
 from secateur.runtime.pytorch.replacement import replace_modules
+from secateur.runtime.pytorch.timing import Clock
 from secateur.runtime.report import LayerReport, RuntimeReport
 
 __all__ = ["compile_model"]
@@ -40,9 +42,14 @@ MIN_SPEEDUP_ALONE = 0.5
 
 
 def compile_model(
-    model: nn.Module, example_inputs: Any, *, int8: bool = False, cuda_graphs: bool = False
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    int8: bool = False,
+    cuda_graphs: bool = False,
+    clock: Clock = perf_counter,
 ) -> RuntimeReport:
-    """See `secateur.runtime.compile`."""
+    """See `secateur.runtime.compile`; `clock` returns the current time in seconds."""
     inner = unwrap_model(model)
     if training := [name for name, module in inner.named_modules() if module.training]:
         raise StateError(
@@ -55,12 +62,12 @@ def compile_model(
             f"cuda_graphs=True requires a model on a GPU, and this one is on {device}. Move the model to a GPU, or set "
             f"cuda_graphs=False."
         )
-    example, options = parse_example_inputs(example_inputs), CompileOptions(int8, cuda_graphs)
+    example, options = parse_example_inputs(example_inputs), CompileOptions(int8, cuda_graphs, clock)
     call = partial(example.copy().call, inner)
     with torch.no_grad(), fix_seed(device):
         check, reports = OutputCheck(inner, example, device), inspect_layers(inner)
         decisions = _decide_layers(inner, reports, call, check, options)
-        times = time_model(inner, call, _select_replacements(decisions), device)
+        times = time_model(inner, call, _select_replacements(decisions), device, clock=clock)
         seconds = times.sparse
         # Calls of the model are timed without CUDA graphs, so with graphs their times do not matter.
         if times.sparse > MAX_MODEL_TIME_RATIO * times.dense and not cuda_graphs:
@@ -110,7 +117,7 @@ def _decide_layers(
         for name, report in reports.items()
     }
     decisions = _keep_wrong_layers_dense(check, decisions)
-    decisions |= _benchmark_within_model(model, call, decisions, calls)
+    decisions |= _benchmark_within_model(model, call, decisions, calls, options.clock)
     faster = {name: reject_slow_replacement(decision) for name, decision in decisions.items()}
     return _keep_wrong_layers_dense(check, faster)
 
@@ -186,6 +193,7 @@ def _benchmark_within_model(
     call: Callable[[], object],
     decisions: Mapping[str, ReplacementDecision],
     calls: Mapping[str, ObservedCall],
+    clock: Clock,
 ) -> dict[str, ReplacementDecision]:
     """Time promising replacements on the CPU again, inside calls of the whole model."""
     promising = {
@@ -193,7 +201,7 @@ def _benchmark_within_model(
         for name, (report, layer) in decisions.items()
         if layer is not None and calls[name].inputs.is_cpu and (report.speedup or 0) >= MIN_SPEEDUP_ALONE
     }
-    times = time_layers(model, call, promising)
+    times = time_layers(model, call, promising, clock=clock)
     return {
         name: ReplacementDecision(
             replace(decisions[name].report, dense_seconds=pair.dense, sparse_seconds=pair.sparse), promising[name]

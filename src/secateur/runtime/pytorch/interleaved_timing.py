@@ -119,19 +119,24 @@ def time_model(
     replacements: Mapping[str, nn.Module],
     device: torch.device,
     *,
+    budget: float = BUDGET,
     clock: Clock = perf_counter,
 ) -> TimePair:
     """Time calls of the whole model, dense and with all replacements. The model is left unchanged."""
     times: tuple[list[float], list[float]] = [], []
-    _alternate(model, replacements, lambda side: times[side].append(time_call(call, device, clock)), clock)
+    _alternate(model, replacements, lambda side: times[side].append(time_call(call, device, clock)), clock, budget)
     return TimePair(*map(median, times))
 
 
 def _alternate(
-    model: nn.Module, replacements: Mapping[str, nn.Module], run: Callable[[int], None], clock: Clock
+    model: nn.Module,
+    replacements: Mapping[str, nn.Module],
+    run: Callable[[int], None],
+    clock: Clock,
+    budget: float = BUDGET,
 ) -> None:
     """Alternate between ``run(0)`` with the dense model and ``run(1)`` with the replacements, for several rounds."""
-    for _ in count_rounds(BUDGET, clock):
+    for _ in count_rounds(budget, clock):
         run(0)
         with replace_modules_temporarily(model, replacements):
             run(1)

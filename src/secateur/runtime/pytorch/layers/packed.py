@@ -48,7 +48,10 @@ class PackedLayer(OperatorLayer):
 
     Attributes:
         matrix: The packed weight.
+        max_cached_products: Number of input shapes to cache compiled products for.
     """
+
+    max_cached_products = MAX_CACHED_PRODUCTS
 
     def __init__(self, layer: nn.Module, matrix: PackedMatrix) -> None:
         super().__init__(layer, device_name="the CPU")
@@ -97,7 +100,7 @@ class PackedLayer(OperatorLayer):
         return self._cache((rows.shape, dtype, threads), product)
 
     def _cache(self, key: Hashable, product: CallableT) -> CallableT:
-        if len(self._products) >= MAX_CACHED_PRODUCTS:
+        if len(self._products) >= self.max_cached_products:
             self._products.clear()
         self._products[key] = product
         return product
