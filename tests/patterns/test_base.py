@@ -262,7 +262,7 @@ def test_no_valid_layers_no_masks() -> None:
 @pytest.mark.parametrize("kind", ["scores", "masks"])
 def test_every_valid_layer_is_needed(kind: str) -> None:
     pattern, some = array_pattern("4x1"), {"fc": random_scores()["fc"]}
-    with pytest.raises(LayerError, match=f"{kind} are needed for every valid layer, missing: conv"):
+    with pytest.raises(LayerError, match=f"{kind} must include every valid layer, missing: conv"):
         pattern.masks(some) if kind == "scores" else pattern.masks(random_scores(), previous=some)
 
 
@@ -323,7 +323,7 @@ def test_a_pattern_for_one_framework_serves_only_that() -> None:
 
     register_pattern("bound")(Bound)
     assert type(get_pattern({"pattern": "bound"}, {})) is Bound
-    with pytest.raises(ConfigError, match="Bound is written for 'pytorch' and cannot serve 'keras'"):
+    with pytest.raises(ConfigError, match="Bound only supports 'pytorch', found 'keras'"):
         get_pattern({"pattern": "bound"}, {}, "keras")
 
 
@@ -373,7 +373,7 @@ def test_a_pattern_without_a_tiling_names_what_is_missing() -> None:
         pass
 
     register_pattern("unfinished")(Unfinished)
-    with pytest.raises(ConfigError, match=r"Unfinished does not define how it tiles a weight: override tile\(view\)\."):
+    with pytest.raises(ConfigError, match=r"Unfinished does not define how to tile a weight\. Override tile\(view\)\."):
         get_pattern({"pattern": "unfinished"}, {"fc": torch_layer()})
 
 
@@ -405,7 +405,7 @@ def test_base_classes_can_be_made_without_modules() -> None:
     for kind in (BasePattern, patterns.PytorchBasePattern):
         made = kind({"pattern": "4x1"}, {})
         assert (made.pattern, made.target_sparsity, made.masks({})) == ("4x1", 0.9, {})
-    with pytest.raises(ConfigError, match=r"PytorchBasePattern does not define how it tiles"):
+    with pytest.raises(ConfigError, match=r"PytorchBasePattern does not define how to tile"):
         patterns.PytorchBasePattern({}, {"fc": torch_layer()})
     with pytest.raises(ConfigError, match=r"has no framework, so it cannot read Linear layers\. Create it"):
         Pairs({}, {"fc": torch_layer()})

@@ -65,17 +65,17 @@ def test_a_layer_alone_stays_below_its_bound() -> None:
         (
             {"at_most": 0.4},
             r"target_sparsity=0.5 is out of reach over all layers: it means 15 of 30 units, but "
-            r"max_sparsity_ratio_per_op=0.4 binds 'fc', 'conv': between 0 and 12 "
-            r"units can go, a sparsity of 0 to 0.4\. Change the target or the bound\.",
+            r"with max_sparsity_ratio_per_op=0.4 for 'fc', 'conv', between 0 and 12 "
+            r"units can be pruned, a sparsity of 0 to 0.4\. Change the target or the bound\.",
         ),
-        ({"at_least": 0.6}, r"min_sparsity_ratio_per_op=0.6 binds 'fc', 'conv': between 18 and 30 units"),
+        ({"at_least": 0.6}, r"min_sparsity_ratio_per_op=0.6 for 'fc', 'conv', between 18 and 30 units"),
         (
             {"at_most": 0.4, "is_global": False},
-            r"in layer 'fc': it means 5 of 10 units, but max_.* binds 'fc': between 0",
+            r"in layer 'fc': it means 5 of 10 units, but with max_.* for 'fc', between 0",
         ),
         (
             {"at_most": 0.4, "unit_share": Fraction(1, 2), "target": 0.45},
-            r"means 27 of 30 units, .* between 0 and 24 units can go, a sparsity of 0 to 0.4\.",
+            r"means 27 of 30 units, .* between 0 and 24 units can be pruned, a sparsity of 0 to 0.4\.",
         ),
     ],
 )
@@ -85,7 +85,7 @@ def test_an_impossible_target_is_refused(changes: dict[str, Any], message: str) 
 
 
 def test_many_layers_are_not_all_listed() -> None:
-    with pytest.raises(ConfigError, match=r"'7' and 3 more: between"):
+    with pytest.raises(ConfigError, match=r"'7' and 3 more, between"):
         budget({str(index): 10 for index in range(11)}, at_most=0.1)
 
 

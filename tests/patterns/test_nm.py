@@ -107,13 +107,17 @@ def test_violations_where_groups_may_be_dense(frozen: bool) -> None:
     masks["fc"][..., :2] = False
     assert pattern.violations(masks) == {}
     masks["fc"][..., 4] = False
-    assert pattern.violations(masks) == {"fc": "1 of 3 groups of 4 weights keep more than 2, and not all"}
+    assert pattern.violations(masks) == {"fc": "1 of 3 groups of 4 weights keep more than 2 but not all"}
 
 
 @pytest.mark.parametrize(
     ("spec", "config", "message"),
     [
-        ("4:4", {}, r"pattern '4:4': N must be less than M: N of every M weights are kept\. Use 2:4, for example\."),
+        (
+            "4:4",
+            {},
+            r"pattern '4:4': N must be less than M, because N of every M weights are kept\. Use 2:4",
+        ),
         ("4:2", {"target_sparsity": 0.5}, "'4:2': N must be less than M"),
         ("N:M", {}, r"pattern 'N:M' is a pattern type, not a specification\. Use 2:4"),
         (

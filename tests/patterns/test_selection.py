@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from patterns import oracle
 from patterns.cases import array_pattern, view
 from secateur.errors import ScoreError
-from secateur.patterns.selection import Scores, find_cuts, find_global_cuts, keep_above, sort_keys, unify_precision
+from secateur.patterns.selection import Scores, find_cuts, find_global_cuts, keep_above, to_sort_keys, unify_precision
 
 SPECIAL = [-np.inf, -3.4e38, -1.0, -1e-45, -0.0, 0.0, 1e-45, 1.0, 1.0 + 2**-23, 3.4e38, np.inf]
 
@@ -69,10 +69,10 @@ def test_one_ranking_within_bounds_as_the_oracle(
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_keys_sort_as_the_scores(dtype: type) -> None:
     scores = np.array(SPECIAL, dtype=dtype)
-    keys = sort_keys(scores, None)
+    keys = to_sort_keys(scores, None)
     np.testing.assert_array_equal(np.sign(np.diff(keys)), np.sign(np.diff(np.nan_to_num(scores.astype(np.float64)))))
     living = np.arange(scores.size) != 3
-    assert sort_keys(scores, living)[3] < keys.min()
+    assert to_sort_keys(scores, living)[3] < keys.min()
 
 
 def test_float64_is_not_rounded_to_float32() -> None:

@@ -34,5 +34,5 @@ def test_an_nm_mask_of_all_groups_may_leave_none_dense() -> None:
 
 def test_nan_and_weights_without_a_mask() -> None:
     weights = {"one": np.array([1.0, np.nan]), "two": np.array([0.0, 1.0])}
-    assert verify_zeros({}, weights) == {"one": "its weights have nan"}
+    assert verify_zeros({}, weights) == {"one": "its weights contain nan"}
     assert verify_zeros({"one": np.array([True, False])}, weights)["one"].startswith("1 pruned weights are not zero")

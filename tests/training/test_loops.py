@@ -112,7 +112,7 @@ def test_nan_weights_are_found_at_the_end() -> None:
     trial = begin().train(range(9))
     with torch.no_grad():
         trial.model[2].weight[trial.pruner.masks["2"]] = torch.nan
-    with pytest.raises(StateError, match="2: its weights have nan"):
+    with pytest.raises(StateError, match="2: its weights contain nan"):
         trial.pruner.finalize()
 
 

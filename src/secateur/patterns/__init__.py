@@ -1,4 +1,4 @@
-"""Which units of a weight are pruned: scores in, boolean masks out."""
+"""Sparsity patterns, which tile weights into units and turn scores into boolean masks."""
 
 from secateur._deprecated import deprecated_getattr
 from secateur.frameworks import WeightView

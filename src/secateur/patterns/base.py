@@ -1,4 +1,4 @@
-"""The pattern: scores in, boolean masks out, and the registry of all patterns."""
+"""The base classes of patterns, which turn scores into boolean masks, and the registry of patterns."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ PATTERNS: Registry[type[BasePattern]] = Registry(
 """Pattern type name → pattern class."""
 
 register_pattern = PATTERNS.register
-"""Class decorator: adds a pattern class to `PATTERNS` under a pattern type name. A name taken twice raises."""
+"""Class decorator that adds a pattern to `PATTERNS` under a type name. Raises `ConfigError` if the name is taken."""
 
 ROUNDING = 1e-9
-"""How far a sparsity may exceed the maximum: schedules round."""
+"""Tolerance by which a sparsity may exceed the maximum, for rounding errors of schedules."""
 
 
 class BasePattern(Specification):
-    """What a unit is, and which units are pruned.
+    """Base class of patterns, which define units and select the units to prune.
 
-    A pattern defines how a weight is tiled into units (`tile`). Where necessary it also defines which layers share
-    units (`couple`) and which sets of units may stay (`select`). `get_pattern` sets the `framework`, which knows how
-    weights are stored, so that one class serves all frameworks.
+    A pattern defines how a weight is tiled into units (`tile`). If necessary, it also defines which layers share units
+    (`couple`) and how units are selected (`select`). `get_pattern` sets the `framework`, which reads weights and masks,
+    so that one class supports all frameworks.
 
     Args:
         config: A `PruningConfig`, or a plain mapping with the same keys.
@@ -69,23 +69,23 @@ class BasePattern(Specification):
         modules: Layer name → module, as given.
         framework: How the modules store their weights.
         pattern: The pattern specification, e.g. ``"4x1"``.
-        is_global: Whether all layers share one ranking, rather than each having its own.
+        is_global: Whether all layers are ranked together, rather than separately.
         target_sparsity: Share of units that are pruned at the end, over all valid layers, in [0, 1]. The share of
-            weights differs if units differ in size, as channels in a global ranking do.
-        min_sparsity_ratio_per_op: Minimum share that each layer loses by the end, in [0, 1].
-        max_sparsity_ratio_per_op: Maximum share that each layer loses, in [0, 1].
-        keep_mask_layers: Layers whose mask no longer changes → why: they reached their bound, or you froze them.
+            weights differs if units differ in size, such as channels in a global ranking.
+        min_sparsity_ratio_per_op: Minimum sparsity of each layer at the end, in [0, 1].
+        max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1].
+        keep_mask_layers: Layers whose mask no longer changes → the reason: they reached their bound, or you froze them.
         invalid_layers: Layers that do not fit the pattern → the reason.
         views: Valid layer → the canonical view of its weight.
-        units: Name → units that are numbered and ranked together; usually one entry per valid layer, with its name.
+        units: Name → units that are numbered and ranked together; usually one entry per valid layer, under its name.
 
     Raises:
-        ConfigError: The target is impossible within the bounds, or there are modules and no `tile`, or no
+        ConfigError: The target is impossible within the bounds, or there are modules but no `tile` method or no
             framework.
     """
 
     framework_name: ClassVar[str | None] = None
-    """The framework that a class is limited to; ``None``: it serves all."""
+    """The only framework that the class supports; ``None``: it supports all."""
 
     framework: Framework = NoFramework()
 
@@ -108,7 +108,7 @@ class BasePattern(Specification):
         self.budget = self._make_budget()
 
     def couple(self, tilings: dict[str, Tiling]) -> dict[str, Units]:
-        """Define which layers share units. By default each layer has its own.
+        """Define which layers share units. By default, each layer has its own units.
 
         Args:
             tilings: Valid layer → the tiling of its weight.
@@ -126,29 +126,28 @@ class BasePattern(Specification):
         *,
         counts: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
-        """Select the weights that stay.
+        """Select the weights to keep.
 
-        Exactly ``round(sparsity * units)`` units are pruned, or exactly `counts`. Ties go by index: the lower index
-        survives.
+        Exactly ``round(sparsity * units)`` units are pruned, or exactly `counts`. Ties go to the lower index.
 
         Args:
-            scores: Valid layer → one score per weight, in the weight's shape; the higher survive. ``inf`` is a score.
-                Tensors of the framework, or NumPy arrays.
-            sparsity: Share to prune, in [0, 1], or [0, 1-N/M] for N:M; the pattern's target if left out.
-            previous: Masks as this method returns them: what they prune stays pruned.
-            counts: In place of `sparsity`, name of units → how many of them to prune, or how many groups for N:M.
+            scores: Valid layer → one score per weight, in the weight's shape, as tensors of the framework or NumPy
+                arrays. Weights with higher scores are kept. Scores may be infinite.
+            sparsity: Share to prune, in [0, 1], or [0, 1-N/M] for N:M; the target of the pattern by default.
+            previous: Masks of an earlier call; weights that they prune stay pruned.
+            counts: In place of `sparsity`, name of units → number of units to prune, or of groups for N:M.
 
         Returns:
-            Valid layer → booleans in the weight's shape, ``True`` = kept; NumPy where the scores are.
+            Valid layer → booleans in the weight's shape, ``True`` = kept; NumPy arrays if the scores are.
 
         Raises:
             ScoreError: A score is ``nan``.
-            LayerError: Scores of a layer are missing or have another shape.
+            LayerError: Scores of a layer are missing or have the wrong shape.
             ConfigError: `sparsity` is out of range.
         """
         sparsity = self._check_sparsity(sparsity)
         self._check_complete(scores, "scores")
-        arrays = {name: self._canonical(name, scores[name]) for name in self.views}
+        arrays = {name: self._to_canonical(name, scores[name]) for name in self.views}
         alive = None if previous is None else self.find_kept_units(previous)
         streams = {name: self.stream(name, arrays, alive) for name in self.units}
         keep = self.select(streams, sparsity) if counts is None else self.select_units(streams, counts)
@@ -166,14 +165,14 @@ class BasePattern(Specification):
         return Scores(name, lambda: units.scores(scores, reduction), units.count, flags, stride=units.stride)
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
-        """Select the units that stay.
+        """Select the units to keep.
 
         Args:
-            scores: Name of units → their scores as a stream, with the units that earlier masks pruned.
-            sparsity: Share to prune, in [0, 1], or [0, 1-N/M] for N:M; the pattern's target if left out.
+            scores: Name of units → the stream of their scores, including which units are already pruned.
+            sparsity: Share to prune, in [0, 1], or [0, 1-N/M] for N:M; the target of the pattern by default.
 
         Returns:
-            Name of units → one boolean per unit, of shape (count,), ``True`` where it stays.
+            Name of units → one boolean per unit, of shape (count,), ``True`` = kept.
 
         Raises:
             ScoreError: A score is ``nan``.
@@ -198,18 +197,18 @@ class BasePattern(Specification):
         return self.select(scores, float(Fraction(sum(counts.values()), total or 1) * self.unit_share))
 
     def _find_cuts(self, scores: Mapping[str, Scores], sparsity: float) -> dict[str, Cut]:
-        """Cut each layer's ranking so that the total is exact and the bounds hold."""
+        """Cut the ranking of each layer so that the total is exact and within the bounds."""
         frozen = {name: scores[name].count_pruned() for name in self.units if self.is_frozen(name)}
-        moving = {name: scores[name] for name in self.units if name not in frozen}
+        unfrozen = {name: scores[name] for name in self.units if name not in frozen}
         if self.is_global:
             total = self.budget.count_total(sparsity) - sum(frozen.values())
             cuts = (
-                find_global_cuts(moving, total, self.budget.lower_bounds(sparsity), self.budget.upper_bounds())
-                if moving
+                find_global_cuts(unfrozen, total, self.budget.lower_bounds(sparsity), self.budget.upper_bounds())
+                if unfrozen
                 else {}
             )
         else:
-            cuts = find_cuts(moving, {name: self.budget.count_locally(name, sparsity) for name in moving})
+            cuts = find_cuts(unfrozen, {name: self.budget.count_locally(name, sparsity) for name in unfrozen})
         return cuts | {name: Cut(threshold=None, pruned=count, below=0, tied=count) for name, count in frozen.items()}
 
     def _prunes_all(self, sparsity: float | None = None, counts: Mapping[str, int] | None = None) -> bool:
@@ -236,21 +235,21 @@ class BasePattern(Specification):
         """Reduce masks to one boolean per unit: a unit is kept if any of its weights is.
 
         Raises:
-            LayerError: The mask of a layer is missing or has another shape.
+            LayerError: The mask of a layer is missing or has the wrong shape.
         """
         self._check_complete(masks, "masks")
         largest = REDUCTIONS.find("max")
-        found = {}
+        kept = {}
         for name, units in self.units.items():
-            flags = {layer: self._flags(layer, masks[layer]) for layer in units.parts}
-            found[name] = concat_chunks([chunk > 0 for chunk in units.scores(flags, largest)])
-        return found
+            flags = {layer: self._to_flags(layer, masks[layer]) for layer in units.parts}
+            kept[name] = concat_chunks([chunk > 0 for chunk in units.scores(flags, largest)])
+        return kept
 
     def find_nonzero_units(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
         """Find the units that count as kept in a model that is already sparse.
 
-        A unit is kept if any of its weights is not zero. In a layer of zeros only, all are kept: it is untrained rather
-        than pruned.
+        A unit is kept if any of its weights is not zero. If all weights of a layer are zero, all units are
+        kept, because the layer is untrained rather than pruned.
 
         Args:
             nonzero: Valid layer → booleans in the weight's shape, ``True`` where it is not zero.
@@ -262,8 +261,8 @@ class BasePattern(Specification):
 
     def count_pruned_units(self, sparsity: float) -> int:
         """Return how many units are pruned at a sparsity, over all layers."""
-        alone = (self.budget.count_locally(name, sparsity) for name in self.budget.units)
-        return self.budget.count_total(sparsity) if self.is_global else sum(alone)
+        counts = (self.budget.count_locally(name, sparsity) for name in self.budget.units)
+        return self.budget.count_total(sparsity) if self.is_global else sum(counts)
 
     def violations(
         self,
@@ -272,42 +271,42 @@ class BasePattern(Specification):
         *,
         counts: Mapping[str, int] | None = None,  # noqa: ARG002
     ) -> dict[str, str]:
-        """Find layers whose mask is not one of this pattern.
+        """Find layers whose mask does not follow the pattern.
 
         Args:
             masks: Valid layer → booleans in the weight's shape, ``True`` = kept.
-            sparsity: The sparsity that they were made for; the pattern's target if left out.
-            counts: In place of `sparsity`, name of units → how many were pruned, as in `masks`.
+            sparsity: The sparsity for which the masks were selected; the target of the pattern by default.
+            counts: In place of `sparsity`, name of units → number of pruned units, as in `masks`.
 
         Returns:
-            Layer → what is wrong with its mask.
+            Layer → what is wrong with its mask; empty if all masks are valid.
         """
         expanded = self.weight_masks(self.find_kept_units(masks))
         wrong = {}
-        for layer, whole in expanded.items():
-            if torn := count_true(self.framework.to_array(masks[layer]) != whole):
-                wrong[layer] = f"{torn} weights are pruned in units that are not fully pruned"
+        for layer, expected in expanded.items():
+            if count := count_true(self.framework.to_array(masks[layer]) != expected):
+                wrong[layer] = f"{count} weights are pruned in units that are not fully pruned"
         return wrong
 
     def _check_sparsity(self, sparsity: float | None) -> float:
         """Return the requested sparsity if the pattern can reach it."""
         if sparsity is None:
             return self.target_sparsity
-        most = float(self.budget.unit_share)
-        if not 0 <= sparsity <= most + ROUNDING:
-            raise ConfigError(f"sparsity must be in [0, {most:g}] for {self.pattern!r}, found {sparsity}.")
-        return min(sparsity, most)
+        maximum = float(self.budget.unit_share)
+        if not 0 <= sparsity <= maximum + ROUNDING:
+            raise ConfigError(f"sparsity must be in [0, {maximum:g}] for {self.pattern!r}, found {sparsity}.")
+        return min(sparsity, maximum)
 
-    def _check_complete(self, given: Mapping[str, Any], kind: str) -> None:
-        if missing := [name for name in self.views if name not in given]:
-            raise LayerError(f"{kind} are needed for every valid layer, missing: {format_list(missing)}.")
+    def _check_complete(self, arrays: Mapping[str, Any], kind: str) -> None:
+        if missing := [name for name in self.views if name not in arrays]:
+            raise LayerError(f"{kind} must include every valid layer, missing: {format_list(missing)}.")
 
-    def _flags(self, layer: str, mask: Any) -> Array:
-        array = self._canonical(layer, mask)
+    def _to_flags(self, layer: str, mask: Any) -> Array:
+        array = self._to_canonical(layer, mask)
         xp = namespace(array)
         return xp.astype(array, xp.uint8)
 
-    def _canonical(self, layer: str, value: Any) -> Array:
+    def _to_canonical(self, layer: str, value: Any) -> Array:
         try:
             return self.views[layer].to_canonical(self.framework.to_array(value))
         except LayerError as error:
@@ -342,13 +341,13 @@ class BasePattern(Specification):
 
 
 class PytorchBasePattern(BasePattern):
-    """The base for patterns of torch modules only; see `secateur.frameworks.pytorch.get_view` for the layers."""
+    """Base class of patterns for torch modules; see `secateur.frameworks.pytorch.get_view` for supported layers."""
 
     framework_name = "pytorch"
 
 
 class KerasBasePattern(BasePattern):
-    """The base for patterns of Keras layers only; see `secateur.frameworks.keras.get_view` for the layers.
+    """Base class of patterns for Keras layers; see `secateur.frameworks.keras.get_view` for supported layers.
 
     Selection runs on NumPy arrays with every backend, and masks are NumPy arrays.
     """
@@ -357,7 +356,7 @@ class KerasBasePattern(BasePattern):
 
 
 class ArrayBasePattern(BasePattern):
-    """The base for patterns of plain arrays only. In place of each module, pass the `WeightView` of its weight."""
+    """Base class of patterns for plain arrays. In place of each module, pass the `WeightView` of its weight."""
 
     framework_name = "array"
 
@@ -365,16 +364,17 @@ class ArrayBasePattern(BasePattern):
 def get_pattern(
     config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any], framework: str = "pytorch"
 ) -> BasePattern:
-    """Create the registered pattern that serves ``config.pattern``, for a framework and `modules`.
+    """Create the pattern that is registered for ``config.pattern``, with `modules` of a framework.
 
     Args:
         config: A `PruningConfig`, or a plain mapping with the same keys.
         modules: Layer name → module.
-        framework: ``"pytorch"``, ``"keras"``, or ``"array"`` for plain arrays, with a `WeightView` for each.
+        framework: ``"pytorch"``, ``"keras"``, or ``"array"`` for plain arrays, whose modules are `WeightView` objects.
 
     Raises:
-        UnknownNameError: No pattern serves the specification, or the framework is unknown.
-        ConfigError: The target is impossible within the bounds, or the pattern does not define how it tiles a weight.
+        UnknownNameError: No registered pattern handles the specification, or the framework is unknown.
+        ConfigError: The target is impossible within the bounds, or the pattern does not define how to tile a
+            weight.
         MissingPackageError: The framework is not installed.
 
     Example:
@@ -388,10 +388,10 @@ def get_pattern(
 
 
 def get_pattern_class(specification: str) -> type[BasePattern]:
-    """Return the registered class that serves a specification.
+    """Return the pattern class that is registered for a specification.
 
     Raises:
-        UnknownNameError: No class serves it.
+        UnknownNameError: There is none.
     """
     return PATTERNS.find(specification)
 
@@ -399,14 +399,12 @@ def get_pattern_class(specification: str) -> type[BasePattern]:
 def _create_pattern(
     pattern: type[BasePattern], framework: Framework, config: PruningConfig, modules: Mapping[str, Any]
 ) -> BasePattern:
-    """Create a pattern of a class that may or may not be written for a framework.
+    """Create a pattern of a class that supports one framework or all.
 
-    The framework is set before the constructor runs, so that the signature of a user's constructor need not name it.
+    The framework is set before the constructor runs, so that constructors of users do not need an argument for it.
     """
     if pattern.framework_name not in (None, framework.name):
-        raise ConfigError(
-            f"{pattern.__name__} is written for {pattern.framework_name!r} and cannot serve {framework.name!r}."
-        )
+        raise ConfigError(f"{pattern.__name__} only supports {pattern.framework_name!r}, found {framework.name!r}.")
     created = pattern.__new__(pattern)
     created.framework = framework
     created.__init__(config, modules)  # type: ignore[misc]
@@ -414,7 +412,7 @@ def _create_pattern(
 
 
 def _read_config(config: Mapping[str, Any]) -> PruningConfig:
-    """Read the configuration of a pattern that is created directly, so that its class need not be registered."""
+    """Read the configuration of a pattern that is created directly, whose class may not be registered."""
     settings = dict(config)
     pattern = settings.pop("pattern", None)
     if not isinstance(pattern, str):

@@ -1,4 +1,4 @@
-"""Blocks of any shape, from single weights (``1x1``) to whole channels, pruned without constraints."""
+"""Block patterns, from single weights (``1x1``) to whole channels, which prune any set of blocks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ SPECIFICATION = re.compile(r"([1-9]\d*|channel)x([1-9]\d*|channel)")
 
 @register_pattern("NxM")
 class BlockPattern(BasePattern):
-    """Units of N output channels × M input channels.
+    """Prune blocks of N output channels × M input channels.
 
-    ``channel`` stands for all channels of the other kind: ``1xchannel`` is a whole output channel, ``channelx1`` a
-    whole input channel. In a convolution, a block is at one kernel position, and a channel spans all positions.
+    ``channel`` stands for all channels: ``1xchannel`` is a whole output channel, which spans all input channels, and
+    ``channelx1`` a whole input channel. In a convolution, a block is at one kernel position, and a channel spans all
+    positions.
 
     Example:
         >>> import torch
@@ -36,7 +37,7 @@ class BlockPattern(BasePattern):
 
     def tile(self, view: WeightView) -> Tiling:
         """Tile into equal blocks; see `BasePattern.tile`."""
-        rows, columns = self._sides()
+        rows, columns = self._parse_specification()
         if rows == columns == "1" and view.outputs_last:
             return OutputsLastTiling(view.canonical_shape)
         outputs, positions, inputs = view.canonical_shape
@@ -57,7 +58,7 @@ class BlockPattern(BasePattern):
             is_outputs_last=view.outputs_last,
         )
 
-    def _sides(self) -> tuple[str, str]:
+    def _parse_specification(self) -> tuple[str, str]:
         if not self.serves(self.pattern):
             raise ConfigError(f"pattern {self.pattern!r} is a pattern type, not a specification. Use 4x1, for example.")
         rows, columns = self.pattern.split("x")
@@ -65,7 +66,7 @@ class BlockPattern(BasePattern):
 
 
 def explain_misfit(length: int, channels: str, letter: str, step: int, pattern: str, view: WeightView) -> str:
-    """Explain why a number of channels does not fit a pattern, and what would."""
+    """Explain why a number of channels does not fit a pattern, and suggest what would fit."""
     fitting = [str(number) for number in range(2, min(length, 64) + 1) if length % number == 0]
     advice = f"pick {letter} from {', '.join(fitting)}" if fitting else "pick another pattern"
     shape = "x".join(str(size) for size in view.shape)

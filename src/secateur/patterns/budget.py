@@ -1,4 +1,4 @@
-"""How many units each layer loses, within its bounds and with an exact total."""
+"""Compute how many units to prune in each layer, within bounds and with an exact total."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["Budget"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Counts of units that follow from a target and bounds per layer.
+    """Numbers of units to prune, which follow from a target and bounds per layer.
 
     Attributes:
         units: Layer → number of units.
-        unit_share: Share of a unit's weights that pruning it removes: 1, or (M-N)/M for a group of N:M.
+        unit_share: Share of the weights in a unit that are pruned with it: 1, or (M-N)/M for a group of N:M.
         target: Final sparsity.
         at_least: Minimum sparsity of each layer at the end.
         at_most: Maximum sparsity of each layer.
-        is_global: Whether there is one total over all layers, rather than one per layer.
+        is_global: Whether there is one total over all layers, rather than one for each layer.
 
     Raises:
         ConfigError: The bounds make the target impossible; the message names the layers and the reachable range.
@@ -46,49 +46,49 @@ class Budget:
                 self._check_reachable(self.count_for(units, self.target), units, f"in layer {name!r}", only=name)
 
     def count_for(self, units: int, sparsity: float) -> int:
-        """Return how many of `units` units make up a sparsity, rounded."""
+        """Return how many of `units` units to prune for a sparsity, rounded."""
         share = self.unit_share
         return min(units, round(sparsity * (units * share.denominator) / share.numerator))
 
     def count_total(self, sparsity: float) -> int:
-        """Return the units to prune over all layers."""
+        """Return the number of units to prune over all layers."""
         return self.count_for(sum(self.units.values()), sparsity)
 
     def count_locally(self, name: str, sparsity: float) -> int:
-        """Return the units to prune in a layer that has its own ranking."""
-        return min(self.count_for(self.units[name], sparsity), self._most(self.units[name]))
+        """Return the number of units to prune in a layer that is ranked separately."""
+        return min(self.count_for(self.units[name], sparsity), self._get_maximum(self.units[name]))
 
     def lower_bounds(self, sparsity: float) -> dict[str, int]:
-        """Return the minimum number of units that each layer loses; it grows in proportion with the sparsity."""
+        """Return the minimum number of units to prune in each layer, which is proportional to the sparsity."""
         final = self.count_total(self.target)
-        gone = min(self.count_total(sparsity), final)
-        return {name: self._least(units) * gone // final if final else 0 for name, units in self.units.items()}
+        count = min(self.count_total(sparsity), final)
+        return {name: self._get_minimum(units) * count // final if final else 0 for name, units in self.units.items()}
 
     def upper_bounds(self) -> dict[str, int]:
-        """Return the maximum number of units that each layer loses."""
-        return {name: self._most(units) for name, units in self.units.items()}
+        """Return the maximum number of units to prune in each layer."""
+        return {name: self._get_maximum(units) for name, units in self.units.items()}
 
-    def _least(self, units: int) -> int:
-        return math.ceil(_exactly(self.at_least) * units / self.unit_share)
+    def _get_minimum(self, units: int) -> int:
+        return math.ceil(_to_fraction(self.at_least) * units / self.unit_share)
 
-    def _most(self, units: int) -> int:
-        return min(units, math.floor(_exactly(self.at_most) * units / self.unit_share))
+    def _get_maximum(self, units: int) -> int:
+        return min(units, math.floor(_to_fraction(self.at_most) * units / self.unit_share))
 
-    def _check_reachable(self, wanted: int, units: int, where: str, only: str | None = None) -> None:
+    def _check_reachable(self, count: int, units: int, where: str, only: str | None = None) -> None:
         names = [only] if only is not None else list(self.units)
-        low = sum(self._least(self.units[name]) for name in names)
-        high = sum(self._most(self.units[name]) for name in names)
-        if low <= wanted <= high:
+        low = sum(self._get_minimum(self.units[name]) for name in names)
+        high = sum(self._get_maximum(self.units[name]) for name in names)
+        if low <= count <= high:
             return
-        bound, name = (self.at_most, "max") if wanted > high else (self.at_least, "min")
+        bound, name = (self.at_most, "max") if count > high else (self.at_least, "min")
         reachable = f"{float(low * self.unit_share / units):.6g} to {float(high * self.unit_share / units):.6g}"
         raise ConfigError(
-            f"target_sparsity={self.target} is out of reach {where}: it means {wanted} of {units} units, but "
-            f"{name}_sparsity_ratio_per_op={bound} binds {format_list(map(repr, names))}: between {low} and {high} "
-            f"units can go, a sparsity of {reachable}. Change the target or the bound."
+            f"target_sparsity={self.target} is out of reach {where}: it means {count} of {units} units, but "
+            f"with {name}_sparsity_ratio_per_op={bound} for {format_list(map(repr, names))}, between {low} and {high} "
+            f"units can be pruned, a sparsity of {reachable}. Change the target or the bound."
         )
 
 
-def _exactly(ratio: float) -> Fraction:
-    """Convert to the decimal number as written, not its binary approximation: 0.29 of 100 units is 29."""
+def _to_fraction(ratio: float) -> Fraction:
+    """Convert to the decimal number as written instead of its binary approximation: 0.29 of 100 units is 29."""
     return Fraction(repr(ratio))

@@ -1,4 +1,4 @@
-"""Keep N of every M consecutive weights (N:M sparsity)."""
+"""N:M patterns, such as 2:4, which keep N of every M consecutive weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secateur.patterns.base import BasePattern, register_pattern
 from secateur.patterns.block import explain_misfit
 from secateur.patterns.budget import Budget
 from secateur.patterns.reduction import REDUCTIONS, Reduction
-from secateur.patterns.selection import Cut, Scores, keep_above, sort_keys
+from secateur.patterns.selection import Cut, Scores, keep_above, to_sort_keys
 from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 
 __all__ = ["NMPattern", "fill_nm_groups"]
@@ -26,7 +26,7 @@ MAX_INT8_GROUP = 128
 """Largest group whose indices fit into int8."""
 
 CHUNK = 1 << 18
-"""Weights processed at a time where that takes more memory than the weights."""
+"""Weights processed at a time by operations that need more memory than the weights."""
 
 SPECIFICATION = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
@@ -37,7 +37,7 @@ class NMTiling(Tiling):
 
     Attributes:
         shape: (O, K, I) of the weight.
-        group: Length of a group, in input channels; divides I.
+        group: Length of a group, in input channels. I is a multiple of it.
         is_outputs_last: Whether weights are streamed in memory order; see `OutputsLastTiling`.
     """
 
@@ -76,8 +76,9 @@ class NMTiling(Tiling):
 class NMPattern(BasePattern):
     """Keep exactly N of every M consecutive input channels.
 
-    N counts the weights that stay, as in NVIDIA's 2:4. Intel Neural Compressor, SparseGPT and others count the
-    *removed* ones. With a target below 1 - N/M, the groups that lose the least are pruned and the others stay dense.
+    N is the number of kept weights, as in NVIDIA's 2:4. In Intel Neural Compressor, SparseGPT and others, it is the
+    number of *pruned* weights. With a target below 1 - N/M, the groups whose pruned weights have the lowest scores are
+    pruned, and the others stay dense.
 
     Source:
         Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv:2104.08378; Zhou et al., "Learning N:M
@@ -98,22 +99,22 @@ class NMPattern(BasePattern):
 
     @property
     def keep(self) -> int:
-        """Weights that stay per group."""
-        return self._numbers()[0]
+        """Number of weights that are kept in each group."""
+        return self._parse_specification()[0]
 
     @property
     def group(self) -> int:
-        """Weights per group."""
-        return self._numbers()[1]
+        """Number of weights in each group."""
+        return self._parse_specification()[1]
 
     @property
     def unit_share(self) -> Fraction:
         """See `Specification.unit_share`."""
-        keep, group = self._numbers()
+        keep, group = self._parse_specification()
         return Fraction(group - keep, group)
 
     def default_target_sparsity(self) -> float:
-        """Return the sparsity with every group pruned."""
+        """Return the sparsity if every group is pruned."""
         return float(self.unit_share)
 
     def count_budget_units(self, units: int) -> int:
@@ -128,35 +129,35 @@ class NMPattern(BasePattern):
         return NMTiling(view.canonical_shape, self.group, is_outputs_last=view.outputs_last)
 
     def rank_units(self, layer: Scores) -> Scores:
-        """Return one score per group: the reduced scores of the weights that it would lose."""
-        alive = None if layer.alive is None else self._survivors(layer.alive, layer.stride) > self.keep
-        return replace(layer, chunks=lambda: self._loss_chunks(layer), count=layer.count // self.group, alive=alive)
+        """Return one score per group: the reduced scores of the weights that would be pruned."""
+        alive = None if layer.alive is None else self._count_survivors(layer.alive, layer.stride) > self.keep
+        return replace(layer, chunks=lambda: self._iterate_losses(layer), count=layer.count // self.group, alive=alive)
 
     def cut_all(self, layer: Scores) -> Cut:
-        """Return the cut that prunes all groups: each is then pruned independently."""
+        """Return the cut that prunes all groups. It needs no ranking, because each group is pruned independently."""
         groups = layer.count // self.group
         return Cut(threshold=None, pruned=groups, below=groups, tied=0)
 
     def keep_units(self, layer: Scores, cut: Cut) -> Array:
         """Keep the best N of each pruned group, and every weight of the others."""
         prunes_all = cut.pruned == layer.count // self.group
-        return self._keep(layer, None if prunes_all else keep_above(self.rank_units(layer), cut))
+        return self._keep_best_of_groups(layer, None if prunes_all else keep_above(self.rank_units(layer), cut))
 
     def find_nonzero_units(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
-        """Find the weights that count as kept: zeros are pruned only in groups with at most N nonzero weights.
+        """Find the weights that count as kept. Zeros count as pruned only in groups with at most N nonzero weights.
 
-        N weights of each group are kept: the nonzero ones, then the first zeros.
+        In these groups N weights are kept: the nonzero weights, then the first zeros.
         """
         alive = {}
         for name, kept in super().find_nonzero_units(nonzero).items():
             xp = namespace(kept)
             groups = kept.reshape((-1, self.group, self.units[name].stride))
             step = max(1, CHUNK // (self.group * self.units[name].stride))
-            parts = [self._alive(xp, groups[start : start + step, ...]) for start in range(0, len(groups), step)]
+            parts = [self._find_alive(xp, groups[start : start + step, ...]) for start in range(0, len(groups), step)]
             alive[name] = concat_chunks(parts or [kept])
         return alive
 
-    def _alive(self, xp: Any, groups: Array) -> Array:
+    def _find_alive(self, xp: Any, groups: Array) -> Array:
         survivors = xp.sum(xp.astype(groups, xp.int32), axis=1, keepdims=True)
         return (fill_nm_groups(groups, self.keep, axis=1) | (survivors > self.keep)).reshape((-1,))
 
@@ -167,88 +168,90 @@ class NMPattern(BasePattern):
     def violations(
         self, masks: Mapping[str, Any], sparsity: float | None = None, *, counts: Mapping[str, int] | None = None
     ) -> dict[str, str]:
-        """Find layers with groups that are neither N:M nor dense, or dense although all of them are to be pruned."""
+        """Find layers with groups that are neither N:M nor dense, or that are dense although all must be pruned."""
         prunes_all = self._prunes_all(sparsity, counts)
         wrong: dict[str, str] = {}
         for name, kept in self.find_kept_units(masks).items():
             may_be_dense = self.is_frozen(name) or not prunes_all
-            survivors = self._survivors(kept, self.units[name].stride)
+            survivors = self._count_survivors(kept, self.units[name].stride)
             broken = (survivors > self.keep) & (survivors < self.group) if may_be_dense else survivors > self.keep
             if count := count_true(broken):
                 reason = f"{count} of {broken.shape[0]} groups of {self.group} weights keep more than {self.keep}"
-                wrong |= dict.fromkeys(self.units[name].parts, reason + (", and not all" if may_be_dense else ""))
+                wrong |= dict.fromkeys(self.units[name].parts, reason + (" but not all" if may_be_dense else ""))
         return wrong
 
-    def _keep(self, layer: Scores, dense_groups: Array | None = None) -> Array:
+    def _keep_best_of_groups(self, layer: Scores, dense_groups: Array | None = None) -> Array:
         layer.refuse_nan()
         parts, start = [], 0
         for scores, alive in layer.read():
             stop = start + scores.shape[0] // self.group
-            best = self._best(scores, alive, layer.stride)
+            best = self._select_best(scores, alive, layer.stride)
             if dense_groups is not None:
                 dense = dense_groups[start:stop].reshape((-1, layer.stride))
-                best = [place | dense for place in best]
+                best = [position | dense for position in best]
             kept = namespace(scores).stack(best, axis=1).reshape((-1,))
             parts.append(kept if alive is None else kept & alive)
             start = stop
         return concat_chunks(parts)
 
-    def _loss_chunks(self, layer: Scores) -> Iterator[Array]:
-        name = self.reduction
-        reduction, only = REDUCTIONS.find(name), _lowest_outside if name == "max" else mask_values
+    def _iterate_losses(self, layer: Scores) -> Iterator[Array]:
+        """Yield, in chunks, the reduced scores of the weights that each group would lose."""
+        reduction = REDUCTIONS.find(self.reduction)
+        mask_kept = _fill_with_minimum if self.reduction == "max" else mask_values
         for scores, alive in layer.read():
-            xp = namespace(scores)
-            stays, places = self._best(scores, alive, layer.stride), self._places(scores, layer.stride)
+            best = self._select_best(scores, alive, layer.stride)
             if alive is not None:
-                living = self._places(alive, layer.stride)
-                stays = [kept | ~place for kept, place in zip(stays, living, strict=True)]
-            lost = [only(place, ~kept) for kept, place in zip(stays, places, strict=True)]
-            yield reduction(xp.stack(lost), (0,)).reshape((-1,))
+                alive_by_position = self._split_positions(alive, layer.stride)
+                best = [kept | ~flags for kept, flags in zip(best, alive_by_position, strict=True)]
+            positions = self._split_positions(scores, layer.stride)
+            losses = [mask_kept(values, ~kept) for kept, values in zip(best, positions, strict=True)]
+            yield reduction(namespace(scores).stack(losses), (0,)).reshape((-1,))
 
-    def _survivors(self, alive: Array, stride: int) -> Array:
+    def _count_survivors(self, alive: Array, stride: int) -> Array:
         """Count the weights of each group that are kept."""
         xp = namespace(alive)
         flags = xp.astype(alive.reshape((-1, self.group, stride)), xp.uint8)
         return xp.sum(flags, axis=1, dtype=xp.int32).reshape((-1,))
 
-    def _places(self, values: Array, stride: int) -> list[Array]:
-        """Return the values at each place of a group, over all groups; `stride`: see `Tiling`."""
+    def _split_positions(self, values: Array, stride: int) -> list[Array]:
+        """Return, for each position in a group, the values over all groups; `stride`: see `Tiling`."""
         groups = values.reshape((-1, self.group, stride))
-        places = [groups[:, place, :] for place in range(self.group)]
+        positions = [groups[:, position, :] for position in range(self.group)]
         # Computing with strided values is slow.
-        return places if stride > 1 else [namespace(values).asarray(strided, copy=True) for strided in places]
+        return positions if stride > 1 else [namespace(values).asarray(strided, copy=True) for strided in positions]
 
-    def _best(self, scores: Array, alive: Array | None, stride: int) -> list[Array]:
-        """Return whether each place is among the best N of its group, over all groups; ties go to the lower index."""
-        return self.keep_best(self._places(scores if alive is None else sort_keys(scores, alive), stride))
+    def _select_best(self, scores: Array, alive: Array | None, stride: int) -> list[Array]:
+        """Return, for each position in a group, whether it is among the best N; ties go to the lower index."""
+        return self.keep_best(self._split_positions(scores if alive is None else to_sort_keys(scores, alive), stride))
 
-    def keep_best(self, places: Sequence[Array]) -> list[Array]:
+    def keep_best(self, positions: Sequence[Array]) -> list[Array]:
         """Select the N best weights of each group; ties go to the lower index.
 
         Args:
-            places: For each place of a group, the scores over all groups; not ``nan``.
+            positions: For each position in a group, the scores over all groups; not ``nan``.
 
         Returns:
-            For each place, one boolean per group.
+            For each position, one boolean per group.
         """
-        xp, keep, group = namespace(places[0]), self.keep, len(places)
+        xp, keep, group = namespace(positions[0]), self.keep, len(positions)
         number = xp.int8 if group <= MAX_INT8_GROUP else xp.int16
-        # How many are better: initially all later ones, until they are compared.
-        better: list[Any] = [group - 1 - place for place in range(group)]
+        # For each position, the number of better ones. Later positions count as better until they are compared.
+        better: list[Any] = [group - 1 - position for position in range(group)]
         for left, right in combinations(range(group), 2):
-            flags = places[left] >= places[right]
+            flags = positions[left] >= positions[right]
             wins = flags.view(xp.int8) if number == xp.int8 else xp.astype(flags, number)
             better[right] = better[right] + wins
             better[left] = better[left] - wins
         return [count < keep for count in better]
 
-    def _numbers(self) -> tuple[int, int]:
+    def _parse_specification(self) -> tuple[int, int]:
         if not self.serves(self.pattern):
             raise ConfigError(f"pattern {self.pattern!r} is a pattern type, not a specification. Use 2:4, for example.")
         keep, group = (int(number) for number in self.pattern.split(":"))
         if keep >= group:
             raise ConfigError(
-                f"pattern {self.pattern!r}: N must be less than M: N of every M weights are kept. Use 2:4, for example."
+                f"pattern {self.pattern!r}: N must be less than M, because N of every M weights are kept. "
+                f"Use 2:4, for example."
             )
         return keep, group
 
@@ -263,14 +266,14 @@ class NMPattern(BasePattern):
 
 
 def fill_nm_groups(nonzero: Array, keep: int, *, axis: int = -1) -> Array:
-    """Mark exactly `keep` weights of each group: all that are not zero, then the first zeros.
+    """Select exactly `keep` weights of each group: all nonzero weights, then the first zeros.
 
-    Groups with more nonzero weights than `keep` stay as they are.
+    Groups that have more than `keep` nonzero weights do not change.
 
     Args:
-        nonzero: Booleans.
+        nonzero: Booleans, ``True`` where a weight is not zero.
         keep: N of N:M.
-        axis: The axis along which the weights of a group lie.
+        axis: The axis of the weights of a group.
 
     Example:
         >>> import numpy as np
@@ -284,5 +287,5 @@ def fill_nm_groups(nonzero: Array, keep: int, *, axis: int = -1) -> Array:
     return nonzero | (xp.cumulative_sum(xp.astype(~nonzero, xp.int32), axis=axis, dtype=xp.int32) <= missing)
 
 
-def _lowest_outside(values: Array, keep: Array) -> Array:
+def _fill_with_minimum(values: Array, keep: Array) -> Array:
     return namespace(values).where(keep, values, -math.inf)

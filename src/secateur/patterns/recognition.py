@@ -28,10 +28,10 @@ BLOCK_PATTERNS = (
     *("32x32", "16x16", "32x1", "1x32", "8x8", "16x1", "1x16"),
     *("4x4", "8x1", "1x8", "4x1", "1x4", "2x1", "1x2"),
 )
-"""Blocks to look for, the largest first."""
+"""Block patterns to try, the largest first."""
 
 GROUP_SIZES = (2, 4, 8, 16, 32)
-"""Values of M for which N:M is looked for."""
+"""Values of M for which to try N:M."""
 
 SINGLE = "1x1"
 
@@ -40,21 +40,21 @@ MAX_UINT8 = 255
 MAX_CACHED_TILINGS = 1000
 
 MAX_EXCESS = 1.01
-"""A pattern matches if it keeps at most this many times the nonzero weights."""
+"""A pattern matches if it keeps at most this many weights for each nonzero weight."""
 
 MIN_UNSTRUCTURED_SPARSITY = 0.01
-"""Zeros without any structure are called ``1x1`` from this share on."""
+"""Smallest share of zeros that is recognized as ``1x1`` if there is no other structure."""
 
 
 class NonzeroMask:
     """The nonzero weights of a tensor.
 
     Args:
-        view: Where the tensor's channels are.
-        nonzero: Booleans in the tensor's shape as stored.
+        view: The canonical view of the tensor.
+        nonzero: Booleans in the stored shape of the tensor.
 
     Attributes:
-        view: Where the tensor's channels are.
+        view: The canonical view of the tensor.
         canonical: The booleans as (O, K, I).
         count: Number of nonzero weights.
     """
@@ -65,14 +65,14 @@ class NonzeroMask:
         self.count = count_true(self.canonical)
 
     def reduce_blocks(self, block: tuple[int, int, int]) -> Flags:
-        """Compute which blocks contain a nonzero weight, in the shape of the tiling."""
+        """Return which blocks contain a nonzero weight, in the shape of the tiling."""
         nonzero = self.canonical
         for axis, length in enumerate(block):
-            nonzero = _reduce_neighbors(nonzero, length, axis)
+            nonzero = _reduce_runs(nonzero, length, axis)
         return nonzero
 
     def count_largest_group(self, group: int) -> int:
-        """Count the nonzero weights of the fullest group of `group` consecutive input channels."""
+        """Return the maximum number of nonzero weights in a group of `group` consecutive input channels."""
         counts = self.canonical.reshape(-1, group).view(np.uint8)
         while counts.shape[1] % 2 == 0 and group <= MAX_UINT8:
             counts = counts[:, 0::2] + counts[:, 1::2]
@@ -83,13 +83,13 @@ class NonzeroMask:
 
 @dataclass(frozen=True, slots=True)
 class BlockMatch:
-    """Zeros that fill whole blocks; single weights and whole channels are blocks too.
+    """A match of zeros with whole blocks, which include single weights and whole channels.
 
     Attributes:
         pattern: The pattern's specification.
-        block: Weights of a block along O, K and I.
-        kept: Blocks that contain a nonzero weight.
-        count: All blocks.
+        block: Size of a block along O, K and I.
+        kept: Number of blocks that contain a nonzero weight.
+        count: Number of all blocks.
     """
 
     pattern: str
@@ -99,18 +99,18 @@ class BlockMatch:
 
     @property
     def kept_weights(self) -> int:
-        """Weights in the blocks that contain a nonzero weight."""
+        """Number of weights in blocks that contain a nonzero weight."""
         return self.kept * math.prod(self.block)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupMatch:
-    """Zeros in every group of consecutive input channels (N:M).
+    """A match of zeros with groups of consecutive input channels (N:M).
 
     Attributes:
-        keep: N, the nonzero weights of the fullest group.
+        keep: N, the maximum number of nonzero weights in a group.
         group: M, the length of a group.
-        count: All groups.
+        count: Number of groups.
     """
 
     keep: int
@@ -124,26 +124,26 @@ class GroupMatch:
 
     @property
     def kept_weights(self) -> int:
-        """Weights that the pattern keeps."""
+        """Number of weights that the pattern keeps."""
         return self.keep * self.count
 
 
 Match: TypeAlias = BlockMatch | GroupMatch
 
 
-def find_matches(mask: NonzeroMask, wanted: str | None = None) -> Iterator[Match]:
-    """Yield every pattern that leaves out any zeros, those with the most structure first.
+def find_matches(mask: NonzeroMask, preferred: str | None = None) -> Iterator[Match]:
+    """Yield every pattern that prunes some of the zeros, the most structured first.
 
     Args:
         mask: The nonzero weights.
-        wanted: A pattern to look for before all others.
+        preferred: A pattern to try before all others.
     """
     if mask.count == mask.canonical.size:
         return
-    specifications = dict.fromkeys([*([wanted] if wanted else []), *CHANNEL_PATTERNS, *BLOCK_PATTERNS])
+    specifications = dict.fromkeys([*([preferred] if preferred else []), *CHANNEL_PATTERNS, *BLOCK_PATTERNS])
     for specification in specifications:
         yield from _match_blocks(mask, specification)
-    for group in dict.fromkeys([*_group_sizes(wanted), *GROUP_SIZES]):
+    for group in dict.fromkeys([*_parse_group_size(preferred), *GROUP_SIZES]):
         inputs = mask.view.canonical_shape[2]
         if inputs % group == 0 and 0 < (keep := mask.count_largest_group(group)) < group:
             yield GroupMatch(keep, group, mask.canonical.size // group)
@@ -152,7 +152,7 @@ def find_matches(mask: NonzeroMask, wanted: str | None = None) -> Iterator[Match
 
 
 def select_strictest(matches: Iterable[Match], mask: NonzeroMask) -> str | None:
-    """Return the first pattern that keeps hardly more than the nonzero weights; ``None``: there is no such pattern."""
+    """Return the first pattern that keeps few weights besides the nonzero ones (`MAX_EXCESS`), or ``None``."""
     for match in matches:
         if match.kept_weights <= mask.count * MAX_EXCESS:
             is_notable = match.pattern != SINGLE or mask.count <= mask.canonical.size * (1 - MIN_UNSTRUCTURED_SPARSITY)
@@ -161,7 +161,7 @@ def select_strictest(matches: Iterable[Match], mask: NonzeroMask) -> str | None:
 
 
 def recognize_pattern(mask: NonzeroMask) -> str | None:
-    """Return the strictest pattern that the zeros follow; ``None``: there are hardly any zeros.
+    """Return the strictest pattern that the zeros follow, or ``None`` if there are too few zeros.
 
     Example:
         >>> view = WeightView(shape=(4, 4), output_axes=(0,), input_axes=(1,))
@@ -184,15 +184,15 @@ def _match_blocks(mask: NonzeroMask, specification: str) -> Iterator[BlockMatch]
         yield BlockMatch(specification, tiling.block, kept, tiling.count)
 
 
-def _group_sizes(specification: str | None) -> list[int]:
-    """The M of an N:M pattern, or nothing."""
+def _parse_group_size(specification: str | None) -> list[int]:
+    """Return a list with the M of an N:M pattern, empty for other patterns."""
     if specification is None or not SPECIFICATION.fullmatch(specification):
         return []
     return [int(specification.partition(":")[2])]
 
 
 def _tile(specification: str, view: WeightView) -> Tiling | None:
-    """Return how a pattern tiles a weight; ``None``: it does not fit."""
+    """Return the tiling of a weight by a pattern, or ``None`` if the weight does not fit."""
     try:
         return _tile_cached(get_pattern_class(specification), specification, view)
     except ConfigError:
@@ -201,18 +201,18 @@ def _tile(specification: str, view: WeightView) -> Tiling | None:
 
 @lru_cache(maxsize=MAX_CACHED_TILINGS)
 def _tile_cached(pattern: type[BasePattern], specification: str, view: WeightView) -> Tiling | None:
-    """Cached, because a model has many weights of few shapes, and a file may have very many small ones."""
+    """Cache tilings: a model has many weights of few shapes, and a file may have very many small weights."""
     try:
         return pattern({"pattern": specification, "target_sparsity": 0.0}, {}).tile(view)
     except (ConfigError, LayerError):
         return None
 
 
-def _reduce_neighbors(flags: Flags, length: int, axis: int) -> Flags:
-    """Compute whether any of `length` neighbors is true."""
+def _reduce_runs(flags: Flags, length: int, axis: int) -> Flags:
+    """Reduce each run of `length` booleans along an axis to whether any of them is true."""
     while length > 1 and length % 2 == 0:
-        even = tuple(slice(None) if place != axis else slice(0, None, 2) for place in range(flags.ndim))
-        odd = tuple(slice(None) if place != axis else slice(1, None, 2) for place in range(flags.ndim))
+        even = tuple(slice(None) if dim != axis else slice(0, None, 2) for dim in range(flags.ndim))
+        odd = tuple(slice(None) if dim != axis else slice(1, None, 2) for dim in range(flags.ndim))
         flags, length = flags[even] | flags[odd], length // 2
     if length == 1:
         return flags

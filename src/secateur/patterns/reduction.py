@@ -1,7 +1,7 @@
 """Reduce the scores of a unit's weights to one score, with the same bits in every framework.
 
-The result of a floating-point sum depends on its order, which differs between libraries. Sums here add neighbours
-pairwise, in an order that depends on the shape only, so that equal scores give equal unit scores everywhere.
+The result of a floating-point sum depends on its order, which differs between libraries. Sums here add adjacent
+values pairwise, in an order that depends only on the shape, so that equal scores give equal unit scores everywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from secateur._registry import Registry
 __all__ = ["REDUCTIONS", "pairwise_sum"]
 
 Reduction = Callable[[Array, tuple[int, ...]], Array]
-"""Scores and the axes to reduce (kept with length 1) → reduced scores."""
+"""Reduces scores along axes, which keep length 1."""
 
 REDUCTIONS: Registry[Reduction] = Registry("reduction")
 
@@ -29,7 +29,7 @@ def _sum(values: Array, axes: tuple[int, ...]) -> Array:
 def _mean(values: Array, axes: tuple[int, ...]) -> Array:
     size = math.prod(values.shape[axis] for axis in axes)
     total = pairwise_sum(values, axes)
-    # Multiply by the reciprocal: CUDA does so for a division by a scalar, and the CPU does not.
+    # CUDA divides by a scalar by multiplying with its reciprocal, and the CPU does not.
     return total if size == 1 else total * (1.0 / size)
 
 

@@ -1,4 +1,4 @@
-"""What a pattern specification such as ``4x1`` or ``2:4`` means for one weight: its tiling, and selection by count."""
+"""The specification of a pattern such as ``4x1`` or ``2:4``: how it tiles a weight, and selects units by count."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Specification"]
 
 
 class Specification(ABC):
-    """How a weight is tiled, and which units stay if exactly so many are pruned.
+    """Tile weights into units, and select units so that an exact number of them is pruned.
 
-    It knows neither layers nor a framework, and counts are whole numbers. A *budget unit* is what a count counts: a
-    unit of the tiling, or a group of N:M.
+    A specification depends neither on layers nor on a framework, and counts are integers. They count *budget units*: a
+    budget unit is a unit of the tiling, or a group of N:M.
 
     Attributes:
         pattern: The specification, such as ``"4x1"``.
-        reduction: How the scores of a unit's weights become one: ``"mean"``, ``"sum"``, ``"max"`` or ``"l2"``.
+        reduction: How the scores of a unit's weights are reduced to one: ``"mean"``, ``"sum"``, ``"max"`` or ``"l2"``.
     """
 
     pattern: str
@@ -54,45 +54,45 @@ class Specification(ABC):
             warn_deprecated("Pattern.layout(view)", "tile(view)")
             tiling: Tiling = old_hook(view)
             return tiling
-        raise ConfigError(f"{type(self).__name__} does not define how it tiles a weight: override tile(view).")
+        raise ConfigError(f"{type(self).__name__} does not define how to tile a weight. Override tile(view).")
 
     @property
     def unit_share(self) -> Fraction:
-        """Share of a budget unit's weights that pruning it removes: 1, or (M-N)/M for a group of N:M."""
+        """Share of the weights in a budget unit that are pruned with it: 1, or (M-N)/M for a group of N:M."""
         return Fraction(1)
 
     def count_budget_units(self, units: int) -> int:
-        """Return how many budget units a weight of `units` units has."""
+        """Return the number of budget units in a weight of `units` units."""
         return units
 
     def rank_units(self, layer: Scores) -> Scores:
-        """Return one score per budget unit; the lowest are pruned first."""
+        """Return one score per budget unit. The lowest are pruned first."""
         return layer
 
     def cut_all(self, layer: Scores) -> Cut | None:  # noqa: ARG002
-        """Return the cut that prunes every budget unit, if none has to be ranked for it, else ``None``."""
+        """Return the cut that prunes every budget unit; ``None`` if it requires a ranking."""
         return None
 
     def keep_units(self, layer: Scores, cut: Cut) -> Array:
-        """Return one boolean per unit, ``True`` where it stays.
+        """Return one boolean per unit, ``True`` = kept.
 
         Args:
             layer: One score per unit.
-            cut: Where the ranking of `rank_units` is cut.
+            cut: The cut in the ranking of `rank_units`.
         """
         return keep_above(self.rank_units(layer), cut)
 
     def select_units(self, scores: Mapping[str, Scores], counts: Mapping[str, int]) -> dict[str, Array]:
-        """Prune exactly `counts` budget units, each layer on its own.
+        """Prune exactly `counts` budget units, separately for each layer.
 
-        Units that are pruned already stay pruned and count. Ties go by index: the lower index survives.
+        Units that are already pruned stay pruned and are included in the count. Ties go to the lower index.
 
         Args:
-            scores: Name of units → their scores as a stream.
-            counts: Name of units → budget units to prune.
+            scores: Name of units → the stream of their scores.
+            counts: Name of units → number of budget units to prune.
 
         Returns:
-            Name of units → one boolean per unit, ``True`` where it stays.
+            Name of units → one boolean per unit, ``True`` = kept.
 
         Raises:
             ScoreError: A score is ``nan``.

@@ -1,4 +1,4 @@
-"""How weights are tiled into units that are pruned as a whole.
+"""Tilings of weights into units that are pruned as a whole.
 
 Legend: O output channels, K kernel positions, I input channels of one group; a *grid* counts units along each of them.
 """
@@ -16,11 +16,11 @@ from secateur.patterns.reduction import Reduction
 __all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units"]
 
 CHUNK = 1 << 18
-"""Weights processed at a time: few enough for a core's cache, enough to hide the overhead of a call."""
+"""Weights processed at a time: few enough for the cache of a core, enough to hide the overhead of calls."""
 
 
 class Tiling(ABC):
-    """The tiling of one weight, seen as an (O, K, I) array, into `count` units.
+    """Tile one weight, viewed as an (O, K, I) array, into `count` units.
 
     Attributes:
         count: Number of units.
@@ -38,15 +38,15 @@ class Tiling(ABC):
     def reduces_all(self) -> bool:
         """Whether `unit_scores` passes every score to the reduction.
 
-        Then the reduction may also compute the scores, chunk by chunk in a core's cache.
+        If so, the reduction may also compute the scores, chunk by chunk in the cache of a core.
         """
         return False
 
     @property
     def span(self) -> int | None:
-        """Consecutive input features (K·I, inputs fastest) that can be pruned independently of all others.
+        """Number of consecutive input features (K·I, inputs fastest) that can be pruned independently of all others.
 
-        ``None``: there are none.
+        ``None`` if there is no such number.
         """
         return None
 
@@ -71,7 +71,7 @@ class BlockTiling(Tiling):
     Attributes:
         shape: (O, K, I) of the weight.
         block: Size of a block along O, K and I; it divides the shape.
-        is_outputs_last: Whether the weight is stored with output channels last, and masks should be too.
+        is_outputs_last: Whether the weight is stored with output channels last, so that masks should be too.
 
     Raises:
         LayerError: The blocks do not fit the shape.
@@ -100,7 +100,7 @@ class BlockTiling(Tiling):
 
     @property
     def reduces_all(self) -> bool:
-        """See `Tiling.reduces_all`; a subclass that overrides `unit_scores` may not."""
+        """See `Tiling.reduces_all`; ``False`` for subclasses that override `unit_scores`."""
         return type(self).unit_scores is BlockTiling.unit_scores
 
     @property
@@ -116,18 +116,18 @@ class BlockTiling(Tiling):
         return canonical.reshape((rows, self.block[0], self.grid[1], self.block[1], columns, self.block[2]))
 
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
-        """See `Tiling.unit_scores`; a chunk is a number of rows of blocks, or of columns if there is one row."""
+        """See `Tiling.unit_scores`; a chunk has several rows of blocks, or several columns if there is one row."""
         for chunk in self.chunks(scores):
-            yield reduction(self.split_blocks(_precise(chunk)), (1, 3, 5)).reshape((-1,))
+            yield reduction(self.split_blocks(_widen_dtype(chunk)), (1, 3, 5)).reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
         """See `Tiling.expand`."""
         xp, order = namespace(keep), (1, 2, 0) if self.is_outputs_last else (0, 1, 2)
-        spread = xp.permute_dims(keep.reshape(self.grid), order)
-        for place in (2, 1, 0):  # the fastest axis first, while the array is small, and then whole rows
-            if self.block[order[place]] > 1:
-                spread = repeat(spread, self.block[order[place]], axis=place)
-        return xp.permute_dims(spread, (2, 0, 1)) if self.is_outputs_last else spread
+        expanded = xp.permute_dims(keep.reshape(self.grid), order)
+        for axis in (2, 1, 0):  # the fastest axis first, while the array is small, and then whole rows
+            if self.block[order[axis]] > 1:
+                expanded = repeat(expanded, self.block[order[axis]], axis=axis)
+        return xp.permute_dims(expanded, (2, 0, 1)) if self.is_outputs_last else expanded
 
     def chunks(self, canonical: Array) -> Iterator[Array]:
         """Yield the array in pieces of whole units, in order of their index."""
@@ -144,12 +144,12 @@ class BlockTiling(Tiling):
 class OutputsLastTiling(Tiling):
     """Single weights of a layer that stores output channels last, streamed in memory order.
 
-    Their index still counts output by output. Streaming by index would transpose the weight, which takes as long as
-    ranking it.
+    Indices still count output by output. Streaming by index would transpose the weight, which takes as long as ranking
+    it.
 
     Attributes:
         shape: (O, K, I) of the weight.
-        group: Consecutive weights along I that chunks do not split.
+        group: Number of consecutive weights along I that chunks do not split.
 
     Example:
         >>> tiling = OutputsLastTiling((2, 1, 3))
@@ -178,7 +178,7 @@ class OutputsLastTiling(Tiling):
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
         """See `Tiling.unit_scores`."""
         for chunk in self.chunks(scores):
-            yield reduction(_precise(chunk).reshape((-1, 1)), (1,)).reshape((-1,))
+            yield reduction(_widen_dtype(chunk).reshape((-1, 1)), (1,)).reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
         """See `Tiling.expand`."""
@@ -194,16 +194,16 @@ class OutputsLastTiling(Tiling):
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Units that are numbered and ranked together, with a part in each of one or more layers.
+    """Units that are numbered and ranked together, with parts in one or more layers.
 
-    Usually that is one layer. Coupled units (attention heads, hidden channels) have parts in several layers: the scores
-    of a unit's parts are added, and its mask applies to all of them.
+    Usually there is one layer. Coupled units, such as attention heads or hidden channels, have parts in several layers:
+    the scores of these parts are added, and they are pruned together.
 
     Attributes:
         parts: Layer name → the tiling of that layer's weight.
 
     Raises:
-        LayerError: The parts differ in their number of units.
+        LayerError: The parts have different numbers of units.
     """
 
     parts: Mapping[str, Tiling]
@@ -211,7 +211,7 @@ class Units:
     def __post_init__(self) -> None:
         counts = {name: tiling.count for name, tiling in self.parts.items()}
         if len(set(counts.values())) != 1:
-            raise LayerError(f"coupled layers need the same number of units, found {counts}")
+            raise LayerError(f"coupled layers must have the same number of units, found {counts}")
 
     @property
     def count(self) -> int:
@@ -225,7 +225,7 @@ class Units:
 
     @property
     def stride(self) -> int:
-        """See `Tiling`; units with several parts are in order of their index."""
+        """See `Tiling`; units with several parts are streamed in the order of their index."""
         return 1 if self._are_coupled else next(iter(self.parts.values())).stride
 
     @property
@@ -259,7 +259,7 @@ class Units:
         return len(self.parts) > 1
 
 
-def _precise(scores: Array) -> Array:
-    """Convert to at least float32: each framework rounds, or overflows, sums in shorter types differently."""
+def _widen_dtype(scores: Array) -> Array:
+    """Convert to at least float32, because frameworks round and overflow sums in shorter types differently."""
     xp = namespace(scores)
     return scores if scores.dtype in (xp.float32, xp.float64) else xp.astype(scores, xp.float32)

@@ -1,4 +1,4 @@
-"""Verify that masks are of a pattern and that pruned weights are zero."""
+"""Verify that masks follow a pattern and that pruned weights are zero."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def verify_masks(
     sparsity: float | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
-    """Check that masks are of the pattern, and that the weights they prune are exactly zero.
+    """Check that masks follow a pattern, and that pruned weights are exactly zero.
 
     Args:
         pattern: The pattern, with its layers.
         masks: Valid layer → booleans in the weight's stored shape, ``True`` = kept.
         weights: Layer → the weight as stored.
-        sparsity: The sparsity that the masks were made for; the pattern's target if left out.
-        counts: In place of `sparsity`, how many budget units were pruned: name of units → count.
+        sparsity: The sparsity for which the masks were selected; the target of the pattern by default.
+        counts: In place of `sparsity`, name of units → number of pruned budget units.
 
     Returns:
-        Layer → what is wrong with it; empty if nothing is.
+        Layer → what is wrong with it; empty if all layers are valid.
 
     Example:
         >>> import numpy as np
@@ -46,20 +46,20 @@ def verify_masks(
 
 
 def verify_zeros(masks: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, str]:
-    """Check that the weights that masks prune are exactly zero, and that none is ``nan``.
+    """Check that pruned weights are exactly zero, and that no weight is ``nan``.
 
     Args:
         masks: Layer → booleans in the weight's stored shape, ``True`` = kept.
-        weights: Layer → the weight as stored; layers without a mask have no zeros to check.
+        weights: Layer → the weight as stored. Without a mask, only ``nan`` is checked.
 
     Returns:
-        Layer → what is wrong with it; empty if nothing is.
+        Layer → what is wrong with it; empty if all layers are valid.
     """
     wrong = {}
     for name, weight in weights.items():
         mask = masks.get(name)
-        if mask is not None and (revived := count_true(weight[~mask] != 0)):
-            wrong[name] = f"{revived} pruned weights are not zero. {ADVICE}"
+        if mask is not None and (nonzero := count_true(weight[~mask] != 0)):
+            wrong[name] = f"{nonzero} pruned weights are not zero. {ADVICE}"
         elif has_nan(weight):
-            wrong[name] = "its weights have nan"
+            wrong[name] = "its weights contain nan"
     return wrong
