@@ -498,7 +498,7 @@ class FirstOfGroup(NMPattern):
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:  # noqa: ARG002
         return {name: np.arange(layer.count) % 4 < 2 for name, layer in scores.items()}
 
-    def _numbers(self) -> tuple[int, int]:
+    def _parse_specification(self) -> tuple[int, int]:
         return 2, 4
 
 
