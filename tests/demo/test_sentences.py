@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 import torch
 from rich.console import Console
 
+from installed_packages import hide_packages
 from secateur import demo
-from secateur.demo import sentences
 from secateur.demo.digits import Case
 from secateur.demo.sentences import PACKAGE, Encoder, compare, compute_unrelated_cosine, load_english_sentences
 from secateur.demo.tables import sentences_table
@@ -46,8 +46,8 @@ def test_yardstick_leaves_out_the_sentence_itself() -> None:
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentences, "PACKAGE", "no_such_package")
-    with pytest.raises(MissingPackageError, match=r"'no_such_package'.*secateur\[demo\]"):
+    hide_packages(monkeypatch, PACKAGE)
+    with pytest.raises(MissingPackageError, match=rf"{PACKAGE!r}.*secateur\[demo\]"):
         Encoder()
 
 
@@ -82,12 +82,8 @@ def test_comparison_sees_what_was_pruned(encoder: Encoder) -> None:
 
 
 @pytest.mark.package
-def test_part_of_the_demo_prints_its_table(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "Encoder", lambda: encoder)
-    monkeypatch.setattr(demo, "load_english_sentences", lambda: load_english_sentences(4))
-    monkeypatch.setattr(demo, "SENTENCE_CASES", (Case("2:4", 0.5),))
-    monkeypatch.setattr(demo, "compare", lambda *given: compare(*given, (Case("2:4", 0.5),)))
+def test_part_of_the_demo_prints_its_table(encoder: Encoder) -> None:
     console = Console(record=True, width=100, file=io.StringIO())
-    comparisons = demo._sentences(console)
+    comparisons = demo._sentences(console, lambda: encoder, load_english_sentences(4), (Case("2:4", 0.5),))
     assert len(comparisons) == 1
     assert "embeddings of 4 sentences" in console.export_text()

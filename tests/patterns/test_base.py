@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from installed_packages import hide_packages
 from patterns import oracle
 from patterns.cases import DTYPES, SPECS, VIEWS, array_pattern, random_scores, share_of, view
-from secateur import _packages, patterns
+from secateur import patterns
 from secateur.config import PruningConfig
 from secateur.errors import (
     ConfigError,
@@ -355,7 +356,7 @@ def test_an_unknown_framework_lists_the_known() -> None:
 
 @pytest.mark.parametrize(("framework", "package"), [("pytorch", "torch"), ("keras", "keras")])
 def test_a_framework_that_is_not_installed(framework: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_packages, "is_installed", lambda name: name != package)
+    hide_packages(monkeypatch, package)
     with pytest.raises(MissingPackageError, match=rf'needs the package {package!r}.* "secateur\[{package}\]"'):
         get_pattern({"pattern": "4x1"}, {}, framework)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from secateur._packages import KERAS_BACKENDS, get_keras_backend, is_installed
-from secateur.demo.digits import Digits, Recipe, Run, prune_all
+from secateur.demo.digits import Case, Digits, Recipe, Run, prune_all
 from secateur.demo.files import SAVED, make_folder, write_files
 from secateur.demo.language import (
     INSTALL,
@@ -117,25 +117,30 @@ def _backend_at_hand() -> str:
     return next((name for name in (get_keras_backend(), *KERAS_BACKENDS) if is_installed(name)), "torch")
 
 
-def _sentences(console: Console) -> Sequence[Comparison]:
+def _sentences(
+    console: Console,
+    load_encoder: Callable[[], Encoder] = Encoder,
+    sentences: list[str] | None = None,
+    cases: tuple[Case, ...] = SENTENCE_CASES,
+) -> Sequence[Comparison]:
     for package in ("transformers", PACKAGE):
         if not is_installed(package):
             _skip("Sentence encoder", f"the package {package!r} is missing. {HINT}", console)
             return ()
     comparisons = []
     with _progress(console) as progress:
-        task = progress.add_task("MiniLM-L6: pruning in one shot", total=len(SENTENCE_CASES) + 1)
-        encoder, sentences = Encoder(), load_english_sentences()
+        task = progress.add_task("MiniLM-L6: pruning in one shot", total=len(cases) + 1)
+        encoder, sentences = load_encoder(), sentences or load_english_sentences()
         yardstick = compute_unrelated_cosine(encoder.embed(sentences))
         progress.advance(task)
-        for comparison in compare(encoder, sentences):
+        for comparison in compare(encoder, sentences, cases):
             comparisons.append(comparison)
             progress.advance(task)
     console.print(Padding(sentences_table(comparisons, len(sentences), yardstick), (0, 0, 1, 0)))
     return comparisons
 
 
-def _language(console: Console) -> LanguageStudy | None:
+def _language(console: Console, load_model: Callable[[], LanguageModel] = LanguageModel) -> LanguageStudy | None:
     for package in (*READERS, LANGUAGE_PACKAGE):
         if not is_installed(package):
             hint = f"{INSTALL} brings it." if package == LANGUAGE_PACKAGE else HINT
@@ -144,7 +149,7 @@ def _language(console: Console) -> LanguageStudy | None:
     solved: list[Solved] = []
     with _progress(console) as progress:
         task = progress.add_task("SmolLM2: reading the model", total=None)
-        reader = LanguageModel()
+        reader = load_model()
         seen, held_out = (
             select_windows(reader.windows(read_python_documentation())),
             reader.windows(load_held_out_text()),
