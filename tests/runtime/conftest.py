@@ -1,4 +1,4 @@
-"""Threads for kernels, however many processors the machine has."""
+"""Fixtures that give kernels threads, regardless of the number of processors."""
 
 import ctypes
 from pathlib import Path
@@ -18,13 +18,13 @@ def team() -> OpenMPTeam:
     file = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     team = OpenMPTeam.from_library(ctypes.CDLL(str(file))) if file.exists() else None
     if team is None:
-        pytest.skip("needs a torch whose OpenMP runtime lends its threads")
+        pytest.skip("needs a torch with a supported OpenMP runtime")
     return team
 
 
 @pytest.fixture(params=["team", "pool"])
 def all_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products use as many threads as they may, of an OpenMP team or of a thread pool."""
+    """Let products use their maximum number of threads, of an OpenMP team or of a thread pool."""
     team = request.getfixturevalue("team") if request.param == "team" else None
     monkeypatch.setattr(executor, "_executor", KernelExecutor(MAX_THREADS, team))
     monkeypatch.setattr(KernelExecutor, "count_useful_threads", lambda _, __, threads: threads)

@@ -1,4 +1,4 @@
-"""A clock that makes each layer as fast as a test wants."""
+"""Compile models on a fake clock that controls the time of each layer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ def observe_calls(observe: Callable[[nn.Module, Any, bool], Any]) -> Iterator[No
     """Observe the calls of all modules inside a ``with`` block.
 
     Args:
-        observe: Takes a module, its outputs, and whether it runs on its own rather than inside another module.
-            What it returns replaces the outputs, unless it is ``None``.
+        observe: Takes a module, its outputs, and whether it is called in isolation rather than inside another module.
+            Its return value replaces the outputs, unless it is ``None``.
     """
     depth = 0
 
@@ -43,13 +43,13 @@ def observe_calls(observe: Callable[[nn.Module, Any, bool], Any]) -> Iterator[No
 def compile_on_clock(
     model: nn.Module, inputs: Any, count_seconds: Callable[[nn.Module, bool], float], **options: bool
 ) -> CompileResult:
-    """Compile a model on a clock that stands still except in modules.
+    """Compile a model on a clock that only advances while modules run.
 
     Args:
         model: The model.
-        inputs: Its example inputs.
-        count_seconds: Seconds that a module takes in addition to the modules in it. It takes the module, and whether it
-            runs on its own rather than inside a call of the model.
+        inputs: The example inputs.
+        count_seconds: Returns the seconds that a module takes in addition to its submodules. It takes the module, and
+            whether it is called in isolation rather than inside the model.
         options: The options of `secateur.runtime.compile`.
     """
     now = 0.0

@@ -1,4 +1,4 @@
-"""Layers with some zeros, dense and replaced, without any timing."""
+"""Pruned layers and their replacements, created without benchmarks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from secateur.runtime.kernels import PackedMatrix
 from secateur.runtime.pytorch import SparseConv2d, SparseLinear, benchmark, compilation, interleaved_timing
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 
-__all__ = ["conv_pair", "linear_pair", "replace_always"]
+__all__ = ["make_conv_pair", "make_linear_pair", "replace_always"]
 
 
-def linear_pair(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, SparseLinear]:
-    """A dense layer of 32 inputs and 24 outputs, and the same replaced."""
+def make_linear_pair(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, SparseLinear]:
+    """Make a dense layer with 32 inputs and 24 outputs, and its replacement."""
     torch.manual_seed(0)
     dense = nn.Linear(32, 24).to(dtype).eval()
     with torch.no_grad():
@@ -26,8 +26,8 @@ def linear_pair(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, SparseLi
     )
 
 
-def conv_pair() -> tuple[nn.Conv2d, SparseConv2d]:
-    """A dense convolution of 4 channels to 8, and the same replaced."""
+def make_conv_pair() -> tuple[nn.Conv2d, SparseConv2d]:
+    """Make a dense convolution with 4 input and 8 output channels, and its replacement."""
     torch.manual_seed(0)
     dense = nn.Conv2d(4, 8, 3, padding=(2, 1), stride=2).eval()
     with torch.no_grad():
@@ -37,10 +37,10 @@ def conv_pair() -> tuple[nn.Conv2d, SparseConv2d]:
 
 @contextmanager
 def replace_always(*, is_quick: bool = True) -> Iterator[None]:
-    """Replace every layer that can be.
+    """Replace all supported layers.
 
     Args:
-        is_quick: Whether to measure as little as possible.
+        is_quick: Whether to take as few measurements as possible.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "MAX_TIME_RATIO", float("inf"))

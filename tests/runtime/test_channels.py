@@ -1,4 +1,4 @@
-"""Smaller dense layers, for weights of which whole channels are zero."""
+"""Smaller dense layers, for weights with whole channels of zeros."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from secateur.runtime.pytorch import ChannelConv2d, ChannelLinear
 @pytest.mark.parametrize("outputs", [(), (0, 5), range(6)])
 @pytest.mark.parametrize("inputs", [(), (1, 2, 7), range(8)])
 @pytest.mark.parametrize("kind", ["linear", "without bias", "conv1d"])
-def test_a_smaller_product_is_the_dense_one(kind: str, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+def test_smaller_linear_layers_match_dense(kind: str, inputs: Sequence[int], outputs: Sequence[int]) -> None:
     torch.manual_seed(0)
     layer = transformers.pytorch_utils.Conv1D(6, 8) if kind == "conv1d" else nn.Linear(8, 6, bias=kind == "linear")
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_a_smaller_product_is_the_dense_one(kind: str, inputs: Sequence[int], ou
         {"padding": "same", "padding_mode": "circular"},
     ],
 )
-def test_a_smaller_convolution_is_the_dense_one(
+def test_smaller_convolutions_match_dense(
     options: dict[str, Any], inputs: Sequence[int], outputs: Sequence[int]
 ) -> None:
     torch.manual_seed(0)

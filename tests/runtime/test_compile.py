@@ -1,4 +1,4 @@
-"""Models with replaced layers: the same outputs, the same state, and a report that tells the truth."""
+"""Compiled models have the outputs and the state of the dense model, and a correct report."""
 
 import copy
 import json
@@ -31,8 +31,8 @@ ALL = [".*"]
 
 
 @pytest.fixture
-def always() -> Iterator[None]:
-    """Replace every layer: what is faster depends on the machine, what is correct does not."""
+def replace_all_layers() -> Iterator[None]:
+    """Replace all layers, because which layers are faster depends on the machine."""
     with replace_always():
         yield
 
@@ -51,13 +51,13 @@ def prune_model(model: nn.Module, pattern: str, sparsity: float | None = 0.75) -
     return model.eval()
 
 
-def close(mine: torch.Tensor, theirs: torch.Tensor, tolerance: float = 2e-5) -> bool:
-    """Tolerance after two layers, each of which may differ by half of it."""
-    return bool((mine - theirs).abs().max() <= tolerance * theirs.abs().max())
+def is_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 2e-5) -> bool:
+    """Whether outputs of two layers are close. Each layer may differ by half of the tolerance."""
+    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-def same_state(mine: nn.Module, theirs: nn.Module) -> bool:
-    first, second = mine.state_dict(), theirs.state_dict()
+def has_same_state(actual: nn.Module, expected: nn.Module) -> bool:
+    first, second = actual.state_dict(), expected.state_dict()
     return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -70,26 +70,26 @@ def prefer(kind: type[nn.Module]) -> Callable[[nn.Module, bool], float]:
     return count_seconds
 
 
-def both(model: nn.Module, inputs: Any) -> tuple[nn.Module, CompileResult]:
-    """The dense model, and a compiled copy."""
+def compile_copy(model: nn.Module, inputs: Any) -> tuple[nn.Module, CompileResult]:
+    """Compile a model, and return a dense copy too."""
     dense = copy.deepcopy(model)
     return dense, secateur.runtime.compile(model, inputs)
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("rows", [1, 3, 64, 130])
 @pytest.mark.parametrize("pattern", ["4x1", "8x1", "16x1", "4x4", "1x8", "1xchannel", "channelx1"])
-def test_outputs_and_state_are_those_of_the_dense_model(pattern: str, rows: int) -> None:
+def test_outputs_and_state_match_the_dense_model(pattern: str, rows: int) -> None:
     inputs = torch.randn(rows, 32)
-    dense, (model, report) = both(prune_model(mlp(32, 64, 48), pattern), inputs)
+    dense, (model, report) = compile_copy(prune_model(mlp(32, 64, 48), pattern), inputs)
     assert report.replaced == 2
     with torch.no_grad():
-        assert close(model(inputs), dense(inputs))
+        assert is_close(model(inputs), dense(inputs))
         assert model(inputs[:0]).shape == (0, 48)
-    assert same_state(model, dense)
+    assert has_same_state(model, dense)
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("family", ["llama", "bert", "gpt2", "vit"])
 def test_models_of_transformers(family: str) -> None:
     torch.manual_seed(0)
@@ -100,11 +100,11 @@ def test_models_of_transformers(family: str) -> None:
         if family == "vit"
         else {"input_ids": torch.randint(64, (2, 8))}
     )
-    dense, (compiled, report) = both(model, inputs)
+    dense, (compiled, report) = compile_copy(model, inputs)
     assert report.replaced > 4
     with torch.no_grad():
-        assert close(compiled(**inputs).logits, dense(**inputs).logits, 1e-4)
-    assert same_state(compiled, dense)
+        assert is_close(compiled(**inputs).logits, dense(**inputs).logits, 1e-4)
+    assert has_same_state(compiled, dense)
 
 
 def _image(model: Any) -> tuple[int, int, int]:
@@ -117,7 +117,7 @@ def test_transformers_conv1d_is_transposed() -> None:
     assert secateur.plan(model, {"pattern": "4x1"}).layers[0].is_pruned
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize(
     "options",
     [
@@ -138,17 +138,17 @@ def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memor
     torch.manual_seed(0)
     model = prune_model(nn.Sequential(nn.Conv2d(8, 16, **options), nn.ReLU(), nn.Conv2d(16, 8, 3)), pattern, 0.5)
     inputs = torch.randn(2, 8, 12, 12).contiguous(memory_format=memory)
-    dense, (compiled, report) = both(model, inputs)
+    dense, (compiled, report) = compile_copy(model, inputs)
     assert report.replaced == 2
     assert isinstance(compiled[0], SparseConv2d)
     with torch.no_grad():
-        assert close(compiled(inputs), dense(inputs))
-        assert close(compiled(inputs[0]), dense(inputs[0]))
-    assert same_state(compiled, dense)
+        assert is_close(compiled(inputs), dense(inputs))
+        assert is_close(compiled(inputs[0]), dense(inputs[0]))
+    assert has_same_state(compiled, dense)
 
 
 @pytest.mark.parametrize("pattern", ["1xchannel", "channelx1"])
-def test_convolutions_without_some_channels_are_smaller_ones(pattern: str) -> None:
+def test_convolutions_with_pruned_channels_become_smaller(pattern: str) -> None:
     torch.manual_seed(0)
     inputs = torch.randn(4, 64, 28, 28)
     model = prune_model(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)), pattern, 0.75)
@@ -157,37 +157,37 @@ def test_convolutions_without_some_channels_are_smaller_ones(pattern: str) -> No
     assert isinstance(compiled[0], ChannelConv2d)
     assert report.layers[0].chosen == "smaller dense"
     with torch.no_grad():
-        assert close(compiled(inputs), dense(inputs))
-    assert same_state(compiled, dense)
+        assert is_close(compiled(inputs), dense(inputs))
+    assert has_same_state(compiled, dense)
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("layer", [nn.Linear(32, 16), nn.Conv2d(32, 16, 3)], ids=["linear", "convolution"])
 def test_layers_with_all_weights_pruned_return_their_bias(layer: nn.Module) -> None:
     model = nn.Sequential(copy.deepcopy(layer)).eval()
     nn.init.zeros_(model[0].weight)
     inputs = torch.randn(4, 32, *[9, 9] * isinstance(layer, nn.Conv2d))
-    dense, (compiled, report) = both(model, inputs)
+    dense, (compiled, report) = compile_copy(model, inputs)
     assert report.replaced == 1
     with torch.no_grad():
-        assert close(compiled(inputs), dense(inputs))
-    assert same_state(compiled, dense)
+        assert is_close(compiled(inputs), dense(inputs))
+    assert has_same_state(compiled, dense)
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("size", [(5, 5), (16, 16)], ids=["short line", "long line"])
 def test_pointwise_convolutions_of_any_image_size(size: tuple[int, int]) -> None:
     inputs = torch.randn(3, 8, *size)
-    dense, (model, _) = both(prune_model(nn.Sequential(nn.Conv2d(8, 16, 1)), "4x1", 0.5), inputs)
+    dense, (model, _) = compile_copy(prune_model(nn.Sequential(nn.Conv2d(8, 16, 1)), "4x1", 0.5), inputs)
     with torch.no_grad():
-        assert close(model(inputs), dense(inputs))
-        assert close(model(inputs[:, :, ::2].clone()[:, :, :, 1:]), dense(inputs[:, :, ::2, 1:]))
+        assert is_close(model(inputs), dense(inputs))
+        assert is_close(model(inputs[:, :, ::2].clone()[:, :, :, 1:]), dense(inputs[:, :, ::2, 1:]))
         assert model(inputs[:0]).shape == (0, 16, *size)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("side", [5, 16])
-def test_planes_have_memory_for_reads_beyond_their_end(side: int, kernel: int) -> None:
+def test_planes_are_padded_for_overreads(side: int, kernel: int) -> None:
     floats: list[int] = []
 
     class Recording(SparseConv2d):
@@ -200,15 +200,15 @@ def test_planes_have_memory_for_reads_beyond_their_end(side: int, kernel: int) -
     layer = Recording(dense, PackedMatrix.from_dense(RecognizedWeight.from_layer(dense).matrix.numpy(), "4x1"))
     inputs = torch.randn(3, 8, side, side)
     with torch.no_grad():
-        assert close(layer(inputs), dense(inputs))
+        assert is_close(layer(inputs), dense(inputs))
     assert set(floats) == {0}
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 def test_convolutions_of_bfloat16() -> None:
     inputs = torch.randn(2, 8, 12, 12).bfloat16()
     model = prune_model(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1)), "4x1", 0.5).bfloat16()
-    dense, (compiled, report) = both(model, inputs)
+    dense, (compiled, report) = compile_copy(model, inputs)
     assert report.replaced == 2
     with torch.no_grad():
         found, expected = compiled(inputs), dense(inputs)
@@ -219,7 +219,9 @@ def test_convolutions_of_bfloat16() -> None:
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float32, 2e-5)])
 @pytest.mark.parametrize(("pattern", "sparsity"), [("16x1", 0.8), ("2:4", None)])
-def test_linear_layers_in_tiles(pattern: str, sparsity: float | None, dtype: torch.dtype, tolerance: float) -> None:
+def test_linear_layers_with_amx_tiles(
+    pattern: str, sparsity: float | None, dtype: torch.dtype, tolerance: float
+) -> None:
     inputs = torch.randn(100, 64, dtype=dtype)
     model = prune_model(mlp(64, 128, 48), pattern, sparsity).to(dtype)
     dense = copy.deepcopy(model)
@@ -228,67 +230,67 @@ def test_linear_layers_in_tiles(pattern: str, sparsity: float | None, dtype: tor
     assert {row.chosen for row in report.layers} == {f"tiles, {str(dtype).removeprefix('torch.')}"}
     with torch.no_grad():
         for rows in (inputs, inputs[:2]):
-            assert close(compiled(rows), dense(rows), tolerance)
-    assert same_state(compiled, dense)
+            assert is_close(compiled(rows), dense(rows), tolerance)
+    assert has_same_state(compiled, dense)
 
 
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 @pytest.mark.parametrize(("dtype", "rows", "count"), [("float32", 8, 0), ("float32", 9, 1), ("bfloat16", 8, 1)])
-def test_tiles_are_candidates_where_they_may_be_faster(dtype: str, rows: int, count: int) -> None:
+def test_tiles_are_candidates_if_they_may_be_faster(dtype: str, rows: int, count: int) -> None:
     layer = prune_model(mlp(32, 64, dtype=getattr(torch, dtype)), "4x1")[0]
     found = find_candidates(layer, RecognizedWeight.from_layer(layer), rows)
     names = [candidate.name for candidate in found if isinstance(candidate, SparseCandidate)]
     assert names.count(f"tiles, {dtype}") == count
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 def test_a_weight_that_cannot_be_split_gets_another_kernel() -> None:
     model = prune_model(mlp(64, 32), "4x1")
     with torch.no_grad():
         model[0].weight.mul_(1e-37)
-    _, (_, report) = both(model, torch.randn(40, 64))
+    _, (_, report) = compile_copy(model, torch.randn(40, 64))
     assert "tiles" not in report.layers[0].chosen
 
 
-@pytest.mark.usefixtures("always")
-def test_an_image_smaller_than_the_kernel_is_refused() -> None:
-    _, (model, _) = both(prune_model(nn.Sequential(nn.Conv2d(8, 16, 3)), "4x1", 0.5), torch.randn(1, 8, 9, 9))
+@pytest.mark.usefixtures("replace_all_layers")
+def test_images_smaller_than_the_kernel_raise() -> None:
+    _, (model, _) = compile_copy(prune_model(nn.Sequential(nn.Conv2d(8, 16, 3)), "4x1", 0.5), torch.randn(1, 8, 9, 9))
     with pytest.raises(LayerError, match=r"a kernel of \(3, 3\).* does not fit into padded images of \(2, 9\)"):
         model(torch.randn(1, 8, 2, 9))
     with pytest.raises(LayerError, match=r"needs 8 input features, found an input of shape \(1, 7, 9, 9\)"):
         model(torch.randn(1, 7, 9, 9))
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_convolutions_under_torch_compile(backend: str) -> None:
     inputs = torch.randn(2, 8, 12, 12)
     model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(16, 8, 1))
-    dense, (compiled, _) = both(prune_model(model, "4x1", 0.5), inputs)
+    dense, (compiled, _) = compile_copy(prune_model(model, "4x1", 0.5), inputs)
     traced = torch.compile(compiled, backend=backend, fullgraph=True)
     with torch.no_grad():
-        assert close(traced(inputs), dense(inputs))
-        assert close(traced(inputs.contiguous(memory_format=torch.channels_last)), dense(inputs))
+        assert is_close(traced(inputs), dense(inputs))
+        assert is_close(traced(inputs.contiguous(memory_format=torch.channels_last)), dense(inputs))
     torch.compiler.reset()
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_torch_compile_has_no_graph_breaks(backend: str) -> None:
     inputs = torch.randn(8, 32)
-    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs)
+    dense, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     traced = torch.compile(model, backend=backend, fullgraph=True)
     with torch.no_grad():
-        assert close(traced(inputs), dense(inputs))
+        assert is_close(traced(inputs), dense(inputs))
     torch.compiler.reset()
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301 - our own
 def test_copies_are_independent_models(again: Callable[[nn.Module], nn.Module]) -> None:
     inputs = torch.randn(8, 32)
-    _, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs)
+    _, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     with torch.no_grad():
         expected = model(inputs)
         other = again(model)
@@ -299,27 +301,27 @@ def test_copies_are_independent_models(again: Callable[[nn.Module], nn.Module]) 
     torch.compiler.reset()
 
 
-@pytest.mark.usefixtures("always")
-def test_a_compiled_model_is_saved_as_the_dense_one(tmp_path: Any) -> None:
-    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+@pytest.mark.usefixtures("replace_all_layers")
+def test_saving_a_compiled_model_saves_the_dense_model(tmp_path: Any) -> None:
+    dense, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     secateur.save(model, tmp_path / "saved")
-    assert same_state(secateur.load(tmp_path / "saved", mlp(32, 64, 48)), dense)
+    assert has_same_state(secateur.load(tmp_path / "saved", mlp(32, 64, 48)), dense)
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 def test_dense_weights_are_freed() -> None:
     model = prune_model(mlp(256, 256, 256), "4x1", 0.9)
-    _, (_, report) = both(model, torch.randn(8, 256))
+    _, (_, report) = compile_copy(model, torch.randn(8, 256))
     held = sum(weight.numel() for weight in model.parameters())
     assert held == 0
     for row in report.layers:
         assert row.bytes < 0.2 * row.dense_bytes
 
 
-@pytest.mark.usefixtures("always")
-def test_many_threads_may_call_one_model() -> None:
+@pytest.mark.usefixtures("replace_all_layers")
+def test_many_threads_can_call_a_model() -> None:
     inputs = [torch.randn(rows, 32) for rows in (1, 7, 64, 65, 200)] * 4
-    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs[0])
+    dense, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), inputs[0])
     results: dict[int, torch.Tensor] = {}
 
     def work(number: int) -> None:
@@ -332,7 +334,7 @@ def test_many_threads_may_call_one_model() -> None:
     for thread in threads:
         thread.join()
     with torch.no_grad():
-        assert all(close(results[number], dense(given)) for number, given in enumerate(inputs))
+        assert all(is_close(results[number], dense(given)) for number, given in enumerate(inputs))
 
 
 @pytest.mark.parametrize("pattern", ["4x1", "1x1", "2:4"])
@@ -350,23 +352,23 @@ def test_int8_rounds_weights(pattern: str) -> None:
     exact, report = compile_on_clock(exact, inputs, count_seconds, int8=True)
     assert all(row.chosen.endswith("kernel, int8") and 1e-5 < row.error < 0.02 for row in report.layers)
     with torch.no_grad():
-        assert close(exact(inputs), dense(inputs), 0.03)
-        assert not close(exact(inputs), dense(inputs), 1e-5)
+        assert is_close(exact(inputs), dense(inputs), 0.03)
+        assert not is_close(exact(inputs), dense(inputs), 1e-5)
     rounded = exact.state_dict()["0.weight"]
     assert torch.equal(rounded == 0, dense.state_dict()["0.weight"] == 0) or pattern != "4x1"
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("pattern", ["4x1", "2:4"])
 def test_bfloat16_stays_bfloat16(pattern: str) -> None:
     inputs = torch.randn(8, 32, dtype=torch.bfloat16)
     model = prune_model(mlp(32, 64, 48, dtype=torch.bfloat16), pattern, None if ":" in pattern else 0.75)
-    dense, (compiled, report) = both(model, inputs)
+    dense, (compiled, report) = compile_copy(model, inputs)
     assert all(row.chosen.endswith(", bfloat16") for row in report.layers)
     with torch.no_grad():
         assert compiled(inputs).dtype == torch.bfloat16
-        assert close(compiled(inputs), dense(inputs), 1e-2)
-    assert same_state(compiled, dense)
+        assert is_close(compiled(inputs), dense(inputs), 1e-2)
+    assert has_same_state(compiled, dense)
 
 
 # The report.
@@ -382,7 +384,7 @@ def test_layers_that_are_not_faster_stay_dense() -> None:
     assert all(row.sparse_seconds and row.dense_seconds and row.bytes == row.dense_bytes for row in report.layers)
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 def test_every_layer_has_a_reason() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -426,9 +428,9 @@ def test_every_layer_has_a_reason() -> None:
     }
 
 
-@pytest.mark.usefixtures("always")
-def test_the_report_as_json_and_text() -> None:
-    _, (_, report) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+@pytest.mark.usefixtures("replace_all_layers")
+def test_report_as_json_and_text() -> None:
+    _, (_, report) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     numbers = json.loads(json.dumps(report.to_dict()))
     assert numbers["replaced"] == 2
     assert numbers["layers"][0]["pattern"] == "4x1"
@@ -442,8 +444,8 @@ def test_the_report_as_json_and_text() -> None:
     assert "One call of the model without a graph: " in in_graphs
 
 
-@pytest.mark.usefixtures("always")
-def test_a_kernel_with_wrong_outputs_is_not_chosen() -> None:
+@pytest.mark.usefixtures("replace_all_layers")
+def test_kernels_with_wrong_outputs_are_not_chosen() -> None:
     def observe(module: nn.Module, outputs: torch.Tensor, _: bool) -> torch.Tensor | None:
         return 1.001 * outputs if isinstance(module, SparseLayer) else None
 
@@ -457,9 +459,9 @@ def test_a_kernel_with_wrong_outputs_is_not_chosen() -> None:
 # Errors.
 
 
-@pytest.mark.usefixtures("always")
-def test_inputs_that_do_not_fit_are_refused() -> None:
-    _, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+@pytest.mark.usefixtures("replace_all_layers")
+def test_mismatched_inputs_raise() -> None:
+    _, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     with torch.no_grad():
         with pytest.raises(LayerError, match="SparseLinear needs 32 input features, found an input of shape"):
             model(torch.randn(8, 31))
@@ -471,46 +473,46 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         model(torch.randn(8, 32, requires_grad=True))
 
 
-@pytest.mark.usefixtures("always")
-def test_inputs_may_have_any_strides() -> None:
-    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+@pytest.mark.usefixtures("replace_all_layers")
+def test_inputs_can_have_any_strides() -> None:
+    dense, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     transposed, strided = torch.randn(32, 8).T, torch.randn(8, 64)[:, ::2]
     with torch.no_grad():
-        assert close(model(transposed), dense(transposed))
-        assert close(model(strided), dense(strided))
-        assert close(model(transposed.reshape(2, 2, 2, 32)), dense(transposed.reshape(2, 2, 2, 32)))
-        assert close(model(transposed[0]), dense(transposed[0]))
+        assert is_close(model(transposed), dense(transposed))
+        assert is_close(model(strided), dense(strided))
+        assert is_close(model(transposed.reshape(2, 2, 2, 32)), dense(transposed.reshape(2, 2, 2, 32)))
+        assert is_close(model(transposed[0]), dense(transposed[0]))
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("goal", [torch.bfloat16, "meta"])
 def test_moving_a_model_keeps_its_outputs(goal: Any) -> None:
     inputs = torch.randn(8, 32)
-    dense, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), inputs)
+    dense, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     with torch.no_grad():
         wanted = dense(inputs)
-        assert close(model.to(goal)(inputs), wanted)
+        assert is_close(model.to(goal)(inputs), wanted)
         with pytest.raises(LayerError, match=r"needs inputs of torch\.float32 on the CPU"):
             model(inputs.to(goal))
 
 
-@pytest.mark.usefixtures("always")
-def test_the_cache_of_products_is_bounded() -> None:
-    dense, (model, _) = both(prune_model(mlp(32, 64), "4x1"), torch.randn(8, 32))
+@pytest.mark.usefixtures("replace_all_layers")
+def test_the_product_cache_is_bounded() -> None:
+    dense, (model, _) = compile_copy(prune_model(mlp(32, 64), "4x1"), torch.randn(8, 32))
     model[0].max_cached_products = 3
     with torch.no_grad():
         for rows in (1, 2, 3, 70, 1, 8):
             inputs = torch.randn(rows, 32)
-            assert close(model(inputs), dense(inputs))
+            assert is_close(model(inputs), dense(inputs))
             assert 0 < len(model[0]._products) <= 3
             cached = dict(model[0]._products)
             model(inputs)
             assert model[0]._products == cached
 
 
-@pytest.mark.usefixtures("always")
-def test_the_number_of_threads_may_change() -> None:
-    dense, (model, _) = both(prune_model(mlp(32, 256), "4x1"), torch.randn(64, 32))
+@pytest.mark.usefixtures("replace_all_layers")
+def test_the_number_of_threads_can_change() -> None:
+    dense, (model, _) = compile_copy(prune_model(mlp(32, 256), "4x1"), torch.randn(64, 32))
     before = torch.get_num_threads()
     with torch.no_grad():
         inputs = torch.randn(64, 32)
@@ -518,13 +520,13 @@ def test_the_number_of_threads_may_change() -> None:
             found = [torch.set_num_threads(threads) or model(inputs) for threads in (1, 2, 3)]
         finally:
             torch.set_num_threads(before)
-        assert close(found[0], dense(inputs))
+        assert is_close(found[0], dense(inputs))
         assert all(torch.equal(one, found[0]) for one in found)
         assert len({threads for _, _, threads in model[0]._products}) == 3
 
 
-@pytest.mark.usefixtures("always")
-def test_changes_of_the_dense_bias_have_no_effect() -> None:
+@pytest.mark.usefixtures("replace_all_layers")
+def test_changing_the_dense_bias_has_no_effect() -> None:
     inputs, dense = torch.randn(8, 32), prune_model(mlp(32, 64), "4x1")
     bias = dense[0].bias.detach()
     model, _ = secateur.runtime.compile(dense, inputs)
@@ -534,7 +536,7 @@ def test_changes_of_the_dense_bias_have_no_effect() -> None:
         assert torch.equal(model(inputs), before)
 
 
-def test_models_that_are_not_ready_are_refused() -> None:
+def test_unsupported_models_raise() -> None:
     model = mlp(8, 8).train()
     with pytest.raises(StateError, match=r"only supports inference, and .* is in training mode\. Call model\.eval\(\)"):
         secateur.runtime.compile(model, torch.randn(2, 8))
@@ -542,23 +544,23 @@ def test_models_that_are_not_ready_are_refused() -> None:
         secateur.runtime.compile(model.eval(), torch.randn(2, 9))
     with pytest.raises(ConfigError, match="cuda_graphs=True requires a model on a GPU, and this one is on cpu"):
         secateur.runtime.compile(model, torch.randn(2, 8), cuda_graphs=True)
-    with pytest.raises(UnsupportedModelError, match=r"A torch\.nn\.Module or a keras\.Model is needed"):
+    with pytest.raises(UnsupportedModelError, match=r"must be a torch\.nn\.Module or a keras\.Model, found dict"):
         secateur.runtime.compile({}, torch.randn(2, 9))
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize("pattern", ["4x1", "1xchannel"])
-def test_other_weights_are_refused(pattern: str) -> None:
-    dense, (model, _) = both(prune_model(mlp(32, 64, 48), pattern, 0.5), torch.randn(8, 32))
+def test_loading_weights_raises(pattern: str) -> None:
+    dense, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), pattern, 0.5), torch.randn(8, 32))
     with pytest.raises(
         StateError, match=r"because its weight is packed\. Load the state dict into the model before you compile it"
     ):
         model.load_state_dict(dense.state_dict())
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("replace_all_layers")
 def test_layers_have_a_repr() -> None:
-    _, (model, _) = both(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
+    _, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32))
     assert isinstance(model[0], SparseLinear)
     assert isinstance(model[0], SparseLayer)
     assert re.search(r"32, 64, [14]x1, [\d,]+ bytes", repr(model[0]))

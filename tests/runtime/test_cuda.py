@@ -1,4 +1,4 @@
-"""Replaced layers on a GPU, with the libraries that come with torch."""
+"""Replaced layers on a GPU, with the libraries that torch includes."""
 
 import copy
 import pickle
@@ -23,7 +23,7 @@ ZEROS: list[tuple[dict[str, Any], str]] = [
     ({"pattern": "32x32", "target_sparsity": 0.75}, "blocks, Triton"),
     ({"pattern": "1xchannel", "target_sparsity": 0.5}, "smaller dense"),
 ]
-"""A configuration, and part of the name of the layer that replaces a dense one."""
+"""Configurations, and parts of the names of the sparse layers."""
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def always() -> Iterator[None]:
 
 
 def compile_model(config: dict[str, Any], dtype: torch.dtype, rows: int = 128) -> tuple[nn.Module, nn.Module, Any]:
-    """A dense model, a compiled copy, and the report."""
+    """Compile a model, and return a dense copy, the compiled model and the report."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 256, bias=False)).to("cuda", dtype).eval()
     secateur.prune(model, {**config, "op_names": [".*"], "pruning_scope": "local"})
@@ -42,25 +42,25 @@ def compile_model(config: dict[str, Any], dtype: torch.dtype, rows: int = 128) -
     return dense, *secateur.runtime.compile(model, inputs)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-2) -> bool:
+def is_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-2) -> bool:
     return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("config", "name"), ZEROS, ids=lambda given: str(given))
-def test_outputs_are_those_of_the_dense_model(config: dict[str, Any], name: str, dtype: torch.dtype) -> None:
+def test_outputs_match_the_dense_model(config: dict[str, Any], name: str, dtype: torch.dtype) -> None:
     dense, model, report = compile_model(config, dtype)
     assert all(name in row.chosen for row in report.layers), report
     assert all(row.bytes < row.dense_bytes for row in report.layers)
     for shape in ((128, 256), (1, 256), (3, 256), (17, 256), (256,), (2, 5, 256)):
         inputs = torch.randn(shape, device="cuda", dtype=dtype)
         with torch.no_grad():
-            assert close(model(inputs), dense(inputs)), shape
+            assert is_close(model(inputs), dense(inputs)), shape
         with torch.inference_mode():
-            assert close(model(inputs), dense(inputs)), shape
+            assert is_close(model(inputs), dense(inputs)), shape
     with torch.no_grad():
         inputs = torch.randn(5, 256, 2, device="cuda", dtype=dtype).permute(2, 0, 1)
-        assert close(model(inputs), dense(inputs))
+        assert is_close(model(inputs), dense(inputs))
         assert model(inputs).is_contiguous()
         assert model(torch.zeros(0, 256, device="cuda", dtype=dtype)).shape == (0, 256)
 
@@ -70,12 +70,12 @@ def test_float32_in_blocks_is_float32() -> None:
     assert all("blocks, Triton" in row.chosen for row in report.layers)
     inputs = torch.randn(64, 256, device="cuda")
     with torch.no_grad():
-        assert close(model(inputs), dense(inputs), 1e-5)
+        assert is_close(model(inputs), dense(inputs), 1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it compiles
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch during compilation
 @pytest.mark.parametrize(("config", "name"), ZEROS[:2], ids=lambda given: str(given))
-def test_copies_states_and_graphs(config: dict[str, Any], name: str) -> None:  # noqa: ARG001 - one table for all
+def test_copies_states_and_graphs(config: dict[str, Any], name: str) -> None:  # noqa: ARG001 - one table for all tests
     dense, model, _ = compile_model(config, torch.bfloat16)
     inputs = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
     state = model.state_dict()
@@ -83,7 +83,7 @@ def test_copies_states_and_graphs(config: dict[str, Any], name: str) -> None:  #
     with torch.no_grad():
         expected = model(inputs)
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.compile(model, fullgraph=True)):  # noqa: S301
-            assert close(other(inputs), expected)
+            assert is_close(other(inputs), expected)
     stream = torch.cuda.Stream()
     with torch.no_grad(), torch.cuda.stream(stream):
         model(inputs)
@@ -95,11 +95,11 @@ def test_copies_states_and_graphs(config: dict[str, Any], name: str) -> None:  #
     graph.replay()
     torch.cuda.synchronize()
     with torch.no_grad():
-        assert close(found, dense(inputs))
+        assert is_close(found, dense(inputs))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it compiles
-def test_layers_may_be_timed_in_graphs() -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch during compilation
+def test_layers_can_be_timed_in_graphs() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 4096)).to("cuda", torch.bfloat16).eval()
     secateur.prune(model, {"pattern": "128x128", "target_sparsity": 0.9, "op_names": [".*"]})
@@ -111,7 +111,7 @@ def test_layers_may_be_timed_in_graphs() -> None:
     fast = torch.compile(model, mode="reduce-overhead")
     with torch.no_grad():
         for _ in range(3):
-            assert close(fast(inputs), dense(inputs))
+            assert is_close(fast(inputs), dense(inputs))
 
 
 def test_unsupported_inputs() -> None:

@@ -1,4 +1,4 @@
-"""Candidates for a GPU, as far as they work without one."""
+"""Candidates for GPUs, tested on the CPU."""
 
 import copy
 import io
@@ -25,65 +25,65 @@ def prune_model(layer: nn.Module, pattern: str = "16x16", sparsity: float = 0.75
     return layer
 
 
-def in_blocks(layer: nn.Module) -> LibraryLinear:
+def build_block_sparse_layer(layer: nn.Module) -> LibraryLinear:
     return build_library_layer(layer, RecognizedWeight.from_layer(layer), BlockSparseFormat(16))
 
 
 @pytest.fixture(params=["linear", "no bias", "conv1d"])
 def layer(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    made = {"linear": lambda: nn.Linear(64, 96), "no bias": lambda: nn.Linear(64, 96, bias=False)}
-    built = {**made, "conv1d": lambda: CONV1D(96, 64)}[request.param]()
+    factories = {"linear": lambda: nn.Linear(64, 96), "no bias": lambda: nn.Linear(64, 96, bias=False)}
+    layer = {**factories, "conv1d": lambda: CONV1D(96, 64)}[request.param]()
     with torch.no_grad():
-        for parameter in built.parameters():
+        for parameter in layer.parameters():
             parameter.normal_()
-    return prune_model(built)
+    return prune_model(layer)
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (64,), (2, 5, 64), (0, 64), (2, 0, 64)])
-def test_outputs_are_those_of_the_dense_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_outputs_match_the_dense_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
     inputs = torch.randn(shape)
     with torch.no_grad():
-        expected, found = layer(inputs), in_blocks(layer)(inputs)
+        expected, found = layer(inputs), build_block_sparse_layer(layer)(inputs)
     assert found.shape == expected.shape
     assert found.is_contiguous()
     assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_inference_mode_is_supported(layer: nn.Module) -> None:
-    replaced = in_blocks(layer)
+    replaced = build_block_sparse_layer(layer)
     with torch.inference_mode():
         inputs = torch.randn(8, 64)
-        for one in (replaced, in_blocks(layer)):
+        for one in (replaced, build_block_sparse_layer(layer)):
             assert torch.allclose(one(inputs), layer(inputs), atol=1e-4)
 
 
 def test_autocast_changes_only_the_type_of_outputs(layer: nn.Module) -> None:
-    replaced, inputs = in_blocks(layer), torch.randn(8, 64)
+    replaced, inputs = build_block_sparse_layer(layer), torch.randn(8, 64)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = replaced(inputs)
     with torch.no_grad():
         assert torch.equal(found, replaced(inputs).bfloat16())
 
 
-def test_changes_of_the_dense_bias_have_no_effect() -> None:
+def test_changing_the_dense_bias_has_no_effect() -> None:
     layer = prune_model(nn.Linear(64, 64))
-    replaced, inputs = in_blocks(layer), torch.randn(8, 64)
+    replaced, inputs = build_block_sparse_layer(layer), torch.randn(8, 64)
     with torch.no_grad():
         expected = layer(inputs)
         layer.get_parameter("bias").zero_()
         assert torch.allclose(replaced(inputs), expected, atol=1e-4)
 
 
-def test_inputs_may_have_any_strides(layer: nn.Module) -> None:
-    replaced = in_blocks(layer)
+def test_inputs_can_have_any_strides(layer: nn.Module) -> None:
+    replaced = build_block_sparse_layer(layer)
     with torch.no_grad():
         for inputs in (torch.randn(64, 8).T, torch.randn(5, 64, 2).permute(2, 0, 1)):
             assert torch.allclose(replaced(inputs), layer(inputs.contiguous()), atol=1e-4)
 
 
-def test_its_state_and_copies_are_those_of_the_dense_layer(layer: nn.Module) -> None:
-    replaced = in_blocks(layer)
+def test_state_and_copies_match_the_dense_layer(layer: nn.Module) -> None:
+    replaced = build_block_sparse_layer(layer)
     copies = [replaced, copy.deepcopy(replaced), pickle.loads(pickle.dumps(replaced))]  # noqa: S301 - our own
     file = io.BytesIO()
     torch.save(replaced.state_dict(), file)
@@ -97,8 +97,8 @@ def test_its_state_and_copies_are_those_of_the_dense_layer(layer: nn.Module) -> 
             assert torch.equal(one(inputs), replaced(inputs))
 
 
-def test_it_compiles_to_one_operator(layer: nn.Module) -> None:
-    replaced, inputs = in_blocks(layer), torch.randn(8, 64)
+def test_layers_compile_to_one_operator(layer: nn.Module) -> None:
+    replaced, inputs = build_block_sparse_layer(layer), torch.randn(8, 64)
     traced = torch.compile(replaced, backend="eager", fullgraph=True)
     with torch.no_grad():
         assert torch.equal(traced(inputs), replaced(inputs))
@@ -106,7 +106,7 @@ def test_it_compiles_to_one_operator(layer: nn.Module) -> None:
 
 def test_only_nonzero_blocks_are_stored() -> None:
     torch.manual_seed(0)
-    replaced = in_blocks(prune_model(nn.Linear(64, 64)))
+    replaced = build_block_sparse_layer(prune_model(nn.Linear(64, 64)))
     assert replaced.nbytes == 4 * 16 * 16 * 4 + (5 + 4) * 8  # four blocks, five starts, four columns
     assert "16x16 blocks, Triton" in repr(replaced)
 
@@ -122,36 +122,36 @@ def test_only_nonzero_blocks_are_stored() -> None:
     ],
 )
 def test_unsupported_inputs(inputs: torch.Tensor, error: type[Exception], message: str) -> None:
-    replaced = in_blocks(prune_model(nn.Linear(64, 64)))
+    replaced = build_block_sparse_layer(prune_model(nn.Linear(64, 64)))
     with pytest.raises(error, match=message):
         replaced(inputs)
 
 
-def test_errors_of_a_library_are_quoted() -> None:
+def test_library_errors_are_quoted() -> None:
     with pytest.raises(
         LayerError, match=r"2:4, CUTLASS does not support a weight of shape \(32, 64\): .*cpu is not supported"
     ):
         LibraryMatrix(torch.zeros(32, 64), SemiStructuredFormat("CUTLASS"))
 
 
-def test_errors_of_a_library_for_inputs_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_errors_for_inputs_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = LibraryMatrix(torch.zeros(32, 64), BlockSparseFormat(16))
 
     def linear(*_: Any) -> None:
-        raise RuntimeError("supported only on others\nwith a trace")
+        raise RuntimeError("not supported on this GPU\nwith a trace")
 
     monkeypatch.setattr("torch.nn.functional.linear", linear)
-    with pytest.raises(LayerError, match=r"does not support a weight of shape \(32, 64\): supported only on others$"):
+    with pytest.raises(LayerError, match=r"does not support a weight of shape \(32, 64\): not supported on this GPU$"):
         matrix.multiply(torch.zeros(2, 64), None)
 
 
 def list_formats(layer: nn.Module) -> list[str]:
-    """The names of library formats, or the reason why there are none."""
+    """List the names of library formats, or the reason why there are none."""
     formats = find_library_formats(layer, RecognizedWeight.from_layer(layer))
     return [item if isinstance(item, str) else item.name for item in formats]
 
 
-def test_formats_are_those_that_the_zeros_allow() -> None:
+def test_formats_depend_on_the_zeros() -> None:
     torch.manual_seed(0)
     halves = nn.Linear(256, 128, dtype=torch.bfloat16)
     assert list_formats(prune_model(halves, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
@@ -160,7 +160,7 @@ def test_formats_are_those_that_the_zeros_allow() -> None:
     ]
     blocks = ["64x64 blocks, Triton", "32x32 blocks, Triton", "16x16 blocks, Triton"]
     assert list_formats(prune_model(nn.Linear(256, 128), "64x64", 0.75)) == blocks
-    # Two of four outputs of each input: as a transposed weight no 2:4, as a canonical one it is.
+    # The rows of the transposed weight are not 2:4, but those of the canonical weight are.
     transposed = CONV1D(128, 256).to(torch.float16)
     assert list_formats(prune_model(transposed, "2:4", 0.5)) == ["2:4, cuSPARSELt", "2:4, CUTLASS"]
 

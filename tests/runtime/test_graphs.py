@@ -1,4 +1,4 @@
-"""Graphs with replaced layers: they work in this process only."""
+"""Graphs with replaced layers, which only work in the process that created them."""
 
 import copy
 import gc
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from runtime.sparse_layers import conv_pair, linear_pair
+from runtime.sparse_layers import make_conv_pair, make_linear_pair
 from secateur.errors import StateError
 from secateur.runtime.pytorch import SparseLayer
 from secateur.runtime.pytorch.layers.operator import LAYERS
@@ -40,32 +40,32 @@ class ReadsWeight(nn.Module):
         return inputs @ self.layer.weight.T
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch would rather have models exported
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch recommends torch.export
 @pytest.mark.parametrize("export", EXPORTS.values(), ids=list(EXPORTS))
-@pytest.mark.parametrize("pair", [linear_pair, conv_pair])
-def test_export_is_refused(export: Any, pair: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pair", [make_linear_pair, make_conv_pair])
+def test_export_raises(export: Any, pair: Any, tmp_path: Path) -> None:
     _, replaced = pair()
-    inputs = torch.randn(5, 32) if pair is linear_pair else torch.randn(2, 4, 9, 9)
+    inputs = torch.randn(5, 32) if pair is make_linear_pair else torch.randn(2, 4, 9, 9)
     with torch.no_grad():
         replaced(inputs)
         with pytest.raises((StateError, RuntimeError), match="A replaced layer cannot be exported, traced or scripted"):
             export(nn.Sequential(replaced), inputs, tmp_path)
 
 
-def test_export_of_the_weight_is_refused() -> None:
+def test_export_of_the_weight_raises() -> None:
     with torch.no_grad(), pytest.raises(StateError, match="cannot be exported"):
-        torch.export.export(ReadsWeight(linear_pair()[1]), (torch.randn(5, 32),))
+        torch.export.export(ReadsWeight(make_linear_pair()[1]), (torch.randn(5, 32),))
 
 
-def test_a_graph_whose_layer_no_longer_exists_says_so() -> None:
-    _, replaced = linear_pair()
+def test_graphs_of_a_deleted_layer_raise() -> None:
+    _, replaced = make_linear_pair()
     inputs = torch.randn(5, 32)
     with torch.no_grad():
         handle = replaced.handle
         unpacked = make_fx(lambda x: x[0] + torch.ops.secateur.unpack_weight(handle))(inputs)
         graphs = [make_fx(replaced)(inputs), unpacked]
         expected = [graph(inputs) for graph in graphs]
-        other = linear_pair()[1]
+        other = make_linear_pair()[1]
         assert all(torch.equal(graph(inputs), value) for graph, value in zip(graphs, expected, strict=True))
         del replaced
         gc.collect()
@@ -80,9 +80,9 @@ def test_a_graph_whose_layer_no_longer_exists_says_so() -> None:
 
 OTHER_PROCESS = """
 import pickle, sys, torch
-from runtime.sparse_layers import linear_pair
+from runtime.sparse_layers import make_linear_pair
 from secateur.errors import StateError
-layers = [linear_pair()[1] for _ in range(20)]
+layers = [make_linear_pair()[1] for _ in range(20)]
 graph = pickle.load(open(sys.argv[1], "rb"))
 try:
     graph(torch.ones(5, 32))
@@ -91,8 +91,8 @@ except StateError as error:
 """
 
 
-def test_a_graph_from_another_process_says_so(tmp_path: Path) -> None:
-    _, replaced = linear_pair()
+def test_graphs_from_another_process_raise(tmp_path: Path) -> None:
+    _, replaced = make_linear_pair()
     with torch.no_grad():
         graph = torch.fx.GraphModule({}, torch.fx.symbolic_trace(nn.Sequential(replaced)).graph)
         (tmp_path / "graph.pickle").write_bytes(pickle.dumps(graph))
@@ -103,7 +103,7 @@ def test_a_graph_from_another_process_says_so(tmp_path: Path) -> None:
 
 
 def test_copies_have_different_handles() -> None:
-    _, replaced = linear_pair()
+    _, replaced = make_linear_pair()
     copies: list[SparseLayer] = [copy.deepcopy(replaced), pickle.loads(pickle.dumps(replaced))]  # noqa: S301 - our own
     assert len({layer.handle for layer in (replaced, *copies)}) == 3
     with torch.no_grad():
@@ -114,11 +114,11 @@ def test_copies_have_different_handles() -> None:
         assert torch.equal(graph(inputs), expected)
 
 
-@pytest.mark.parametrize("pair", [linear_pair, conv_pair])
+@pytest.mark.parametrize("pair", [make_linear_pair, make_conv_pair])
 def test_dynamic_shapes_under_torch_compile(pair: Any) -> None:
     dense, replaced = pair()
     compiled = torch.compile(replaced, backend="aot_eager", fullgraph=True, dynamic=True)
-    shapes = [(3, 32), (7, 32), (2, 5, 32)] if pair is linear_pair else [(1, 4, 9, 8), (3, 4, 12, 11), (4, 10, 9)]
+    shapes = [(3, 32), (7, 32), (2, 5, 32)] if pair is make_linear_pair else [(1, 4, 9, 8), (3, 4, 12, 11), (4, 10, 9)]
     with torch.no_grad():
         for shape in shapes:
             inputs = torch.randn(shape)

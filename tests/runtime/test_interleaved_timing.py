@@ -1,4 +1,4 @@
-"""Layers timed within the calls of their model."""
+"""Times of layers inside calls of their model."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ CLOCK = FakeClock()
 
 
 class Sleeps(nn.Module):
-    """A layer that takes some seconds of the fake clock."""
+    """A layer that takes a number of seconds on the fake clock."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def call(model: nn.Module) -> Callable[[], object]:
     return lambda: model(torch.ones(1))
 
 
-def test_times_belong_to_their_layers(model: nn.Module, call: Callable[[], object]) -> None:
+def test_each_layer_has_its_times(model: nn.Module, call: Callable[[], object]) -> None:
     times = time_layers(model, call, {"0": Sleeps(16), "1": Sleeps(4)}, clock=CLOCK)
     assert times == {"0": TimePair(1.0, 16.0), "1": TimePair(32.0, 4.0)}
 
@@ -65,7 +65,7 @@ def test_the_model_is_unchanged(model: nn.Module, call: Callable[[], object]) ->
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in (*layers, *others.values()))
 
 
-def test_a_replacement_that_fails_leaves_the_model_as_it_was(model: nn.Module, call: Callable[[], object]) -> None:
+def test_a_failing_replacement_leaves_the_model_unchanged(model: nn.Module, call: Callable[[], object]) -> None:
     class Fails(nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             raise ArithmeticError(inputs)
@@ -81,7 +81,7 @@ def test_a_replacement_that_fails_leaves_the_model_as_it_was(model: nn.Module, c
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in (*layers, failing))
 
 
-def test_a_layer_that_is_called_often_has_the_time_of_one_call() -> None:
+def test_layers_that_are_called_several_times_have_the_mean_time() -> None:
     model = nn.Sequential(Sleeps(20))
     times = time_layers(model, lambda: [model(torch.ones(1)) for _ in range(3)], {"0": Sleeps(1)}, clock=CLOCK)
     assert times == {"0": TimePair(20.0, 1.0)}
@@ -97,7 +97,7 @@ def test_rounds_end_when_the_budget_is_spent() -> None:
     assert len(calls) == 2 * 11  # the first round that starts after 40 seconds does not run
 
 
-def test_a_layer_that_is_not_called_has_no_time(model: nn.Module, call: Callable[[], object]) -> None:
+def test_layers_that_are_not_called_have_no_time(model: nn.Module, call: Callable[[], object]) -> None:
     class Unused(nn.Sequential):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return self[0](inputs)
@@ -107,7 +107,7 @@ def test_a_layer_that_is_not_called_has_no_time(model: nn.Module, call: Callable
     assert list(time_layers(some, lambda: some(torch.ones(1)), {"0": Sleeps(1), "1": Sleeps(1)}, clock=CLOCK)) == ["0"]
 
 
-def test_a_lap_has_the_calls_since_the_last_one() -> None:
+def test_a_lap_contains_the_calls_since_the_previous_one() -> None:
     timer, layer = ModuleTimer(CLOCK), Sleeps(4)
     with timer.attach(layer):
         layer(torch.ones(1))

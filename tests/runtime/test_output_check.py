@@ -1,4 +1,4 @@
-"""A compiled model returns what the dense model returns, or layers stay dense and the report says why."""
+"""Compiled models have the outputs of the dense model. Otherwise, layers stay dense and the report says why."""
 
 import copy
 import itertools
@@ -36,19 +36,19 @@ def prune_model(model: nn.Module, pattern: str = "4x1", sparsity: float = 0.75) 
 
 
 def compile_model(model: nn.Module, inputs: Any, **options: Any) -> tuple[nn.Module, nn.Module, RuntimeReport]:
-    """The dense model, the same compiled, and the report."""
+    """Compile a model, and return a dense copy, the compiled model and the report."""
     dense = copy.deepcopy(model)
     return dense, *secateur.runtime.compile(model, inputs, **options)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 3e-5) -> bool:
+def is_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 3e-5) -> bool:
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-class Two(nn.Module):
-    """Two layers, called by a function."""
+class TwoLayers(nn.Module):
+    """A model with two layers and a function that calls them."""
 
-    def __init__(self, call: Callable[["Two", torch.Tensor], Any]) -> None:
+    def __init__(self, call: Callable[["TwoLayers", torch.Tensor], Any]) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.up, self.down, self.call = nn.Linear(32, 64), nn.Linear(64, 32), call
@@ -57,28 +57,28 @@ class Two(nn.Module):
         return self.call(self, inputs)
 
 
-def usual(model: Two, x: torch.Tensor) -> torch.Tensor:
+def run_both_layers(model: TwoLayers, x: torch.Tensor) -> torch.Tensor:
     return model.down(torch.relu(model.up(x)))
 
 
-READERS: dict[str, Callable[[Two, torch.Tensor], torch.Tensor]] = {
+READERS: dict[str, Callable[[TwoLayers, torch.Tensor], torch.Tensor]] = {
     "tied by a function": lambda m, x: functional.linear(torch.relu(m.up(x)), m.up.weight.T) + m.down(m.up(x)),
-    "device": lambda m, x: usual(m, x.to(m.up.weight.device)),
-    "type": lambda m, x: usual(m, x.to(m.down.weight.dtype)),
-    "zeros": lambda m, x: usual(m, x) * (m.up.weight == 0).float().mean(),
-    "bias": lambda m, x: usual(m, x) + m.down.bias,
-    "slice": lambda m, x: usual(m, x) + m.down.weight[:, 0],
+    "device": lambda m, x: run_both_layers(m, x.to(m.up.weight.device)),
+    "type": lambda m, x: run_both_layers(m, x.to(m.down.weight.dtype)),
+    "zeros": lambda m, x: run_both_layers(m, x) * (m.up.weight == 0).float().mean(),
+    "bias": lambda m, x: run_both_layers(m, x) + m.down.bias,
+    "slice": lambda m, x: run_both_layers(m, x) + m.down.weight[:, 0],
 }
 
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=list(READERS))
-def test_models_that_read_weights(reader: Callable[[Two, torch.Tensor], torch.Tensor]) -> None:
+def test_models_that_read_weights(reader: Callable[[TwoLayers, torch.Tensor], torch.Tensor]) -> None:
     inputs = torch.randn(8, 32)
-    dense, model, report = compile_model(prune_model(Two(reader)), inputs)
+    dense, model, report = compile_model(prune_model(TwoLayers(reader)), inputs)
     assert report.replaced == 2
     with torch.no_grad():
         for given in (inputs, torch.randn(3, 32)):
-            assert close(model(given), dense(given))
+            assert is_close(model(given), dense(given))
 
 
 Pair = namedtuple("Pair", "first second")
@@ -90,7 +90,7 @@ class Outputs:
     count: int = 3
 
 
-class Thing:
+class PlainObject:
     def __init__(self, value: Any) -> None:
         self.inside = [value]
 
@@ -100,7 +100,7 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
     "named tuple": lambda y: Pair(y, y),
     "mapping": lambda y: OrderedDict(a={"b": [y]}),
     "dataclass": Outputs,
-    "object": Thing,
+    "object": PlainObject,
     "sparse": lambda y: y.to_sparse(),
     "complex": lambda y: torch.complex(y, y),
     "array": lambda y: y.detach().numpy(),
@@ -111,8 +111,8 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.fixture
-def wrong_in_the_model() -> Iterator[None]:
-    """Layers are correct on their own, and every second one, with 64 inputs, is wrong in the model."""
+def break_layers_in_the_model() -> Iterator[None]:
+    """Make layers with 64 inputs, which is every second layer, return wrong outputs in the model."""
 
     def observe(module: nn.Module, outputs: Any, is_alone: bool) -> Any:
         is_wrong = isinstance(module, SparseLinear) and module.in_features == 64 and not is_alone
@@ -122,11 +122,11 @@ def wrong_in_the_model() -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("wrong_in_the_model")
+@pytest.mark.usefixtures("break_layers_in_the_model")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
-def test_outputs_of_every_kind_are_compared(shape: Callable[[Any], Any]) -> None:
+def test_all_kinds_of_outputs_are_compared(shape: Callable[[Any], Any]) -> None:
     inputs = torch.randn(64, 32)
-    model = prune_model(Two(lambda m, x: shape(m.down(torch.relu(m.up(x))) - 0.1)))
+    model = prune_model(TwoLayers(lambda m, x: shape(m.down(torch.relu(m.up(x))) - 0.1)))
     _, model, report = compile_model(model, inputs)
     rows = {row.name: row for row in report.layers}
     assert rows["up"].chosen != "dense"
@@ -135,7 +135,7 @@ def test_outputs_of_every_kind_are_compared(shape: Callable[[Any], Any]) -> None
     assert type(model.down) is nn.Linear
 
 
-@pytest.mark.usefixtures("wrong_in_the_model")
+@pytest.mark.usefixtures("break_layers_in_the_model")
 def test_wrong_layers_are_found_among_many() -> None:
     torch.manual_seed(0)
     sizes = [32, 48, 64, 32, 48, 48, 64, 48, 32]
@@ -144,31 +144,31 @@ def test_wrong_layers_are_found_among_many() -> None:
     dense, model, report = compile_model(prune_model(nn.Sequential(*layers)), inputs)
     assert [row.name for row in report.layers if row.chosen == "dense"] == ["4", "12"]
     with torch.no_grad():
-        assert close(model(inputs), dense(inputs), 1e-4)
+        assert is_close(model(inputs), dense(inputs), 1e-4)
 
 
 def test_a_model_that_fails_with_a_replaced_layer_keeps_it_dense() -> None:
-    def forward(model: Two, x: torch.Tensor) -> torch.Tensor:
+    def forward(model: TwoLayers, x: torch.Tensor) -> torch.Tensor:
         assert isinstance(model.up, nn.Linear)
-        return usual(model, x)
+        return run_both_layers(model, x)
 
-    dense, model, report = compile_model(prune_model(Two(forward)), torch.randn(8, 32))
+    dense, model, report = compile_model(prune_model(TwoLayers(forward)), torch.randn(8, 32))
     rows = {row.name: row for row in report.layers}
     assert "the model fails with it: AssertionError" in rows["up"].reason
     assert rows["down"].chosen != "dense"
     with torch.no_grad():
-        assert close(model(torch.ones(2, 32)), dense(torch.ones(2, 32)))
+        assert is_close(model(torch.ones(2, 32)), dense(torch.ones(2, 32)))
 
 
-def test_models_may_use_random_numbers() -> None:
-    def forward(model: Two, x: torch.Tensor) -> torch.Tensor:
-        return usual(model, x + torch.randn_like(x))
+def test_models_can_use_random_numbers() -> None:
+    def forward(model: TwoLayers, x: torch.Tensor) -> torch.Tensor:
+        return run_both_layers(model, x + torch.randn_like(x))
 
     state = torch.random.get_rng_state()
-    _, _, report = compile_model(prune_model(Two(forward)), torch.ones(8, 32))
+    _, _, report = compile_model(prune_model(TwoLayers(forward)), torch.ones(8, 32))
     assert report.replaced == 2
     torch.random.set_rng_state(state)
-    model = prune_model(Two(usual))
+    model = prune_model(TwoLayers(run_both_layers))
     before = torch.random.get_rng_state()
     secateur.runtime.compile(model, torch.ones(8, 32))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -176,18 +176,18 @@ def test_models_may_use_random_numbers() -> None:
 
 COUNTER = itertools.count()
 
-OBSTACLES: dict[str, tuple[Callable[[Two, torch.Tensor], Any], str]] = {
-    "other outputs at every call": (
-        lambda m, x: usual(m, x) + next(COUNTER),
+INCOMPARABLE_OUTPUTS: dict[str, tuple[Callable[[TwoLayers, torch.Tensor], Any], str]] = {
+    "outputs that change between calls": (
+        lambda m, x: run_both_layers(m, x) + next(COUNTER),
         "the outputs of the dense model differ by .* between calls",
     ),
-    "no outputs": (lambda m, x: (usual(m, x), None)[1], "the model returns no tensor to compare"),
+    "no outputs": (lambda m, x: (run_both_layers(m, x), None)[1], "the model returns no tensor to compare"),
 }
 
 
-@pytest.mark.parametrize(("forward", "reason"), OBSTACLES.values(), ids=list(OBSTACLES))
-def test_what_cannot_be_compared_stays_dense(forward: Any, reason: str) -> None:
-    model = prune_model(Two(forward))
+@pytest.mark.parametrize(("forward", "reason"), INCOMPARABLE_OUTPUTS.values(), ids=list(INCOMPARABLE_OUTPUTS))
+def test_models_with_incomparable_outputs_stay_dense(forward: Any, reason: str) -> None:
+    model = prune_model(TwoLayers(forward))
     layers = list(model.children())
     _, report = secateur.runtime.compile(model, torch.randn(8, 32))
     assert list(model.children()) == layers
@@ -199,25 +199,25 @@ def test_what_cannot_be_compared_stays_dense(forward: Any, reason: str) -> None:
 
 
 def test_amplified_rounding_errors_are_accepted() -> None:
-    def forward(model: Two, x: torch.Tensor) -> torch.Tensor:
+    def forward(model: TwoLayers, x: torch.Tensor) -> torch.Tensor:
         y = model.up(x)
         return model.down((y - y.round(decimals=3)) * 1e4)
 
-    _, _, report = compile_model(prune_model(Two(forward)), torch.randn(8, 32))
+    _, _, report = compile_model(prune_model(TwoLayers(forward)), torch.randn(8, 32))
     assert report.replaced == 2
 
 
 def test_example_inputs_are_not_modified() -> None:
     inputs, other = torch.randn(8, 32), [torch.ones(8, 32)]
     before = inputs.clone()
-    model = prune_model(Two(lambda m, x: usual(m, x.mul_(2))))
+    model = prune_model(TwoLayers(lambda m, x: run_both_layers(m, x.mul_(2))))
     secateur.runtime.compile(model, inputs)
     assert torch.equal(inputs, before)
 
     class Takes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = prune_model(Two(usual))
+            self.inner = prune_model(TwoLayers(run_both_layers))
 
         def forward(self, x: torch.Tensor, others: list[torch.Tensor], scale: float) -> torch.Tensor:
             others[0].add_(1)
@@ -228,7 +228,7 @@ def test_example_inputs_are_not_modified() -> None:
     assert torch.equal(other[0], torch.ones(8, 32))
 
 
-# The model is changed at the very end.
+# The model is modified at the very end.
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_example_inputs_are_not_modified() -> None:
 def test_an_interrupted_model_is_unchanged(
     where: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = prune_model(Two(usual))
+    model = prune_model(TwoLayers(run_both_layers))
     layers = list(model.named_modules())
     module, name = where.split(".")
     calls = itertools.count()
@@ -262,11 +262,11 @@ def test_an_interrupted_model_is_unchanged(
 
 def test_unsupported_example_inputs() -> None:
     with pytest.raises(CalibrationError, match="The model fails with the example inputs: RuntimeError"):
-        secateur.runtime.compile(prune_model(Two(usual)), torch.randn(8, 31))
+        secateur.runtime.compile(prune_model(TwoLayers(run_both_layers)), torch.randn(8, 31))
     with pytest.raises(CalibrationError, match=r"example_inputs must be a tensor, a tuple .*, found an empty tuple\."):
-        secateur.runtime.compile(prune_model(Two(usual)), ())
+        secateur.runtime.compile(prune_model(TwoLayers(run_both_layers)), ())
     with pytest.raises(CalibrationError, match=r"found int\."):
-        secateur.runtime.compile(prune_model(Two(usual)), 3)
+        secateur.runtime.compile(prune_model(TwoLayers(run_both_layers)), 3)
 
 
 # Layers that stay dense, each with its reason.
@@ -277,7 +277,7 @@ class Scaled(nn.Linear):
         return 2 * super().forward(input)
 
 
-def with_hook(kind: str) -> Callable[[nn.Linear], nn.Module]:
+def add_hook(kind: str) -> Callable[[nn.Linear], nn.Module]:
     def change(layer: nn.Linear) -> nn.Module:
         getattr(layer, f"register_{kind}")(lambda *_: None)
         return layer
@@ -285,12 +285,12 @@ def with_hook(kind: str) -> Callable[[nn.Linear], nn.Module]:
     return change
 
 
-def with_forward(layer: nn.Linear) -> nn.Module:
+def override_forward(layer: nn.Linear) -> nn.Module:
     layer.forward = lambda x: functional.linear(x, layer.weight, layer.bias) * 2  # type: ignore[method-assign]
     return layer
 
 
-def with_buffer(layer: nn.Linear) -> nn.Module:
+def add_buffer(layer: nn.Linear) -> nn.Module:
     layer.register_buffer("scale", torch.ones(1))
     return layer
 
@@ -301,11 +301,11 @@ def make_scaled(layer: nn.Linear) -> nn.Module:
     return made
 
 
-def weight_masked(layer: nn.Linear) -> nn.Module:
+def mask_weight(layer: nn.Linear) -> nn.Module:
     return prune.custom_from_mask(layer, "weight", layer.weight != 0)
 
 
-def weight_as_buffer(layer: nn.Linear) -> nn.Module:
+def convert_weight_to_buffer(layer: nn.Linear) -> nn.Module:
     weight = layer.weight.detach()
     del layer.weight
     layer.register_buffer("weight", weight)
@@ -314,14 +314,17 @@ def weight_as_buffer(layer: nn.Linear) -> nn.Module:
 
 DENSE: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
     "subclass": (make_scaled, "Scaled is not supported"),
-    "forward of the instance": (with_forward, "its forward method is overridden"),
-    "buffer": (with_buffer, "it has parameters, buffers or modules besides its weight and bias"),
-    "weight as a buffer": (weight_as_buffer, "it has parameters, buffers or modules besides its weight and bias"),
-    "forward hook": (with_hook("forward_hook"), "it has hooks, which would be lost"),
-    "forward pre-hook": (with_hook("forward_pre_hook"), "it has hooks, which would be lost"),
-    "backward hook": (with_hook("full_backward_hook"), "it has hooks, which would be lost"),
-    "state-dict hook": (with_hook("state_dict_post_hook"), "it has hooks, which would be lost"),
-    "load hook": (with_hook("load_state_dict_post_hook"), "it has hooks, which would be lost"),
+    "forward of the instance": (override_forward, "its forward method is overridden"),
+    "buffer": (add_buffer, "it has parameters, buffers or modules besides its weight and bias"),
+    "weight as a buffer": (
+        convert_weight_to_buffer,
+        "it has parameters, buffers or modules besides its weight and bias",
+    ),
+    "forward hook": (add_hook("forward_hook"), "it has hooks, which would be lost"),
+    "forward pre-hook": (add_hook("forward_pre_hook"), "it has hooks, which would be lost"),
+    "backward hook": (add_hook("full_backward_hook"), "it has hooks, which would be lost"),
+    "state-dict hook": (add_hook("state_dict_post_hook"), "it has hooks, which would be lost"),
+    "load hook": (add_hook("load_state_dict_post_hook"), "it has hooks, which would be lost"),
     "parametrization": (
         lambda layer: nn.utils.parametrizations.weight_norm(layer),
         "ParametrizedLinear is not supported",
@@ -330,7 +333,7 @@ DENSE: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
         lambda layer: nn.utils.parametrizations.spectral_norm(layer),
         "ParametrizedLinear is not supported",
     ),
-    "mask of torch": (weight_masked, "it has parameters, buffers or modules besides its weight and bias"),
+    "mask of torch": (mask_weight, "it has parameters, buffers or modules besides its weight and bias"),
 }
 
 
@@ -348,7 +351,7 @@ def test_unsupported_layers_stay_dense(change: Callable[[nn.Linear], nn.Module],
     assert row.sparsity == pytest.approx(0.75, abs=0.01)
     assert report.layers[1].chosen != "dense"
     with torch.no_grad():
-        assert close(model(torch.ones(3, 64)), expected)
+        assert is_close(model(torch.ones(3, 64)), expected)
 
 
 def test_a_weight_shared_with_an_embedding_stays_dense() -> None:
@@ -377,7 +380,7 @@ def test_a_layer_with_two_names_is_replaced_under_both() -> None:
     assert model[0] is model[2]
     assert isinstance(model[0], SparseLayer)
     with torch.no_grad():
-        assert close(model(torch.ones(2, 64)), dense(torch.ones(2, 64)))
+        assert is_close(model(torch.ones(2, 64)), dense(torch.ones(2, 64)))
 
 
 def test_a_layer_that_is_the_whole_model_stays_dense() -> None:
@@ -391,16 +394,18 @@ def test_a_layer_that_is_the_whole_model_stays_dense() -> None:
 
 def test_layers_called_by_keyword() -> None:
     inputs = torch.randn(8, 32)
-    model = prune_model(Two(lambda m, x: m.down(input=torch.relu(m.up(input=x)))))
+    model = prune_model(TwoLayers(lambda m, x: m.down(input=torch.relu(m.up(input=x)))))
     dense, model, report = compile_model(model, inputs)
     assert report.replaced == 2
     with torch.no_grad():
-        assert close(model(inputs), dense(inputs))
+        assert is_close(model(inputs), dense(inputs))
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_half_precision_has_no_kernels_on_the_cpu(int8: bool) -> None:
-    _, report = secateur.runtime.compile(prune_model(Two(usual)).half(), torch.randn(8, 32).half(), int8=int8)
+    _, report = secateur.runtime.compile(
+        prune_model(TwoLayers(run_both_layers)).half(), torch.randn(8, 32).half(), int8=int8
+    )
     assert {row.reason for row in report.layers} == {"there are no kernels for torch.float16 on the CPU"}
 
 
@@ -423,7 +428,7 @@ def test_encoders_of_torch(is_masked: bool, is_nested: bool) -> None:
         assert "build it with enable_nested_tensor=False" in report.layers[2].reason
     with torch.no_grad():
         for given in (example, {"src": inputs, "src_key_padding_mask": padding}):
-            assert close(encoder(**given), dense(**given), 1e-4)
+            assert is_close(encoder(**given), dense(**given), 1e-4)
 
 
 # Differences.
@@ -452,6 +457,6 @@ def test_differences(expected: Any, found: Any, difference: float) -> None:
 
 
 def test_an_object_that_contains_itself() -> None:
-    thing = Thing(torch.ones(1))
+    thing = PlainObject(torch.ones(1))
     thing.inside.append(thing)
     assert list(take_snapshot(thing)) == [".inside.0"]

@@ -1,4 +1,4 @@
-"""The weight of a replaced layer can be read and not written."""
+"""The weight of a replaced layer can be read but not written."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from runtime.sparse_layers import conv_pair, linear_pair
+from runtime.sparse_layers import make_conv_pair, make_linear_pair
 from secateur.errors import StateError
 from secateur.runtime.pytorch import ChannelLinear, SparseLinear
 
@@ -89,7 +89,7 @@ WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize("read", READS.values(), ids=list(READS))
 def test_reading_gives_the_dense_weight(read: Callable[[torch.Tensor], Any]) -> None:
-    dense, replaced = linear_pair()
+    dense, replaced = make_linear_pair()
     with torch.no_grad():
         found, expected = read(replaced.weight), read(dense.weight.detach())
     assert type(found) is torch.Tensor
@@ -97,35 +97,35 @@ def test_reading_gives_the_dense_weight(read: Callable[[torch.Tensor], Any]) -> 
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=list(WRITES))
-def test_writing_is_an_error(write: Callable[[torch.Tensor], Any]) -> None:
-    dense, replaced = linear_pair()
+def test_writing_raises(write: Callable[[torch.Tensor], Any]) -> None:
+    dense, replaced = make_linear_pair()
     with torch.no_grad(), pytest.raises(StateError, match="packed and read-only"):
         write(replaced.weight)
     assert torch.equal(replaced.weight, dense.weight)
 
 
-def test_an_array_of_it_is_read_only() -> None:
-    _, replaced = linear_pair()
+def test_arrays_are_read_only() -> None:
+    _, replaced = make_linear_pair()
     with pytest.raises(ValueError, match="read-only"):
         replaced.weight.numpy()[0] = 1
 
 
-def test_it_cannot_be_the_data_of_another_tensor() -> None:
-    _, replaced = linear_pair()
+def test_weights_cannot_be_the_data_of_another_tensor() -> None:
+    _, replaced = make_linear_pair()
     with pytest.raises(RuntimeError, match="incompatible tensor type"):
         _with_data(replaced.weight)
 
 
-def test_data_of_another_tensor_is_not_its_own() -> None:
-    dense, replaced = linear_pair()
+def test_data_of_another_tensor_is_a_copy() -> None:
+    dense, replaced = make_linear_pair()
     _with_data(replaced.weight.data).zero_()
     assert torch.equal(replaced.weight, dense.weight)
     with torch.no_grad():
         assert torch.allclose(replaced(ONES), dense(ONES), atol=1e-5)
 
 
-def test_it_is_converted_by_autocast() -> None:
-    dense, replaced = linear_pair()
+def test_autocast_converts_weights() -> None:
+    dense, replaced = make_linear_pair()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found, expected = replaced.weight @ replaced.weight.T, dense.weight @ dense.weight.T
     assert found.dtype is expected.dtype is torch.bfloat16
@@ -133,21 +133,21 @@ def test_it_is_converted_by_autocast() -> None:
 
 
 def test_views_have_shapes_in_fake_mode() -> None:
-    _, replaced = linear_pair()
+    _, replaced = make_linear_pair()
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert (torch.ones(2, 24) @ replaced.weight.T.T).shape == (2, 32)
 
 
-def test_it_has_no_address() -> None:
-    _, replaced = linear_pair()
+def test_weights_have_no_address() -> None:
+    _, replaced = make_linear_pair()
     for ask in (torch.Tensor.data_ptr, torch.Tensor.untyped_storage):
         with pytest.raises(StateError, match=r"has no memory of its own\. Call \.clone\(\)"):
             ask(replaced.weight)
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
-def test_assigning_is_an_error(name: str) -> None:
-    dense, replaced = linear_pair()
+def test_assigning_raises(name: str) -> None:
+    dense, replaced = make_linear_pair()
     for assign in (setattr, nn.Module.register_parameter, type(replaced).register_parameter):
         with pytest.raises((StateError, KeyError)):
             assign(replaced, name, nn.Parameter(torch.zeros(24)))
@@ -156,9 +156,9 @@ def test_assigning_is_an_error(name: str) -> None:
     assert torch.equal(replaced.bias, dense.bias)
 
 
-def test_its_shape_type_and_device_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shape_type_and_device_need_no_unpacking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SparseLinear, "unpack_weight", lambda _: pytest.fail("unpacked"))
-    dense, replaced = linear_pair()
+    dense, replaced = make_linear_pair()
     for name in ("shape", "dtype", "device", "ndim", "layout", "nbytes", "is_cuda", "is_sparse", "grad"):
         assert getattr(replaced.weight, name) == getattr(dense.weight, name)
     assert not replaced.weight.requires_grad
@@ -166,16 +166,16 @@ def test_its_shape_type_and_device_cost_nothing(monkeypatch: pytest.MonkeyPatch)
     assert (len(replaced.weight), replaced.weight.size(1)) == (24, 32)
 
 
-def test_attributes_are_those_of_the_dense_layer() -> None:
-    dense, replaced = conv_pair()
-    dense.name_of_my_own = "first"
+def test_attributes_match_the_dense_layer() -> None:
+    dense, replaced = make_conv_pair()
+    dense.custom_attribute = "first"
     again = type(replaced)(dense, replaced.matrix)
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_padding", "transposed")
-    for name in (*names, "in_channels", "out_channels", "name_of_my_own"):
+    for name in (*names, "in_channels", "out_channels", "custom_attribute"):
         assert getattr(again, name) == getattr(dense, name)
 
 
-def test_layers_without_some_channels_have_such_a_weight_too() -> None:
+def test_smaller_layers_have_read_only_weights() -> None:
     dense = nn.Linear(8, 6)
     with torch.no_grad():
         dense.weight[2:] = 0
@@ -197,7 +197,7 @@ class ReadsWeight(nn.Module):
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_reading_under_torch_compile(backend: str) -> None:
-    dense, replaced = linear_pair()
+    dense, replaced = make_linear_pair()
     inputs = torch.randn(5, 32)
     with torch.no_grad():
         traced = torch.compile(ReadsWeight(replaced), backend=backend, fullgraph=True)

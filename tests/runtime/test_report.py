@@ -27,7 +27,7 @@ def report() -> RuntimeReport:
     return RuntimeReport(layers=(DENSE, SPARSE), threads=2, device="cpu", dense_seconds=0.003, seconds=0.002)
 
 
-def test_rows_show_what_was_measured() -> None:
+def test_rows_show_the_measurements() -> None:
     assert DENSE.cells() == ("first", "8×4", "", "0.0%", "", "", "", "", "", "dense", "")
     name, *cells, reason = SPARSE.cells()
     assert (name, reason) == ("second", "faster")
@@ -35,19 +35,19 @@ def test_rows_show_what_was_measured() -> None:
     assert (DENSE.is_dimmed, SPARSE.is_dimmed) == (True, False)
 
 
-def test_json_has_the_computed_values(report: RuntimeReport) -> None:
+def test_json_contains_computed_values(report: RuntimeReport) -> None:
     plain = report.to_dict()
     assert (plain["replaced"], plain["speedup"]) == (1, 1.5)
     assert [layer["limit"] for layer in plain["layers"]] == [1.0, 4.0]
     assert [layer["speedup"] for layer in plain["layers"]] == [None, 2.0]
 
 
-def test_the_footer_sums_up(report: RuntimeReport) -> None:
+def test_footer_summarizes_the_layers(report: RuntimeReport) -> None:
     assert report.footer[0] == "1 of 2 layers replaced; their weights take 168 of 256 bytes (65.6%)."
     assert report.footer[1] == "One call of the model: 3.00 ms dense, 2.00 ms now (1.50×), on cpu with 2 threads."
 
 
-def test_old_names_warn(report: RuntimeReport) -> None:
+def test_deprecated_names_warn(report: RuntimeReport) -> None:
     with pytest.deprecated_call(match=r"RuntimeReport\.exchanged is deprecated\. Use RuntimeReport\.replaced\."):
         assert report.exchanged == 1
     with pytest.deprecated_call(match=r"secateur\.runtime\.Compiled is deprecated"):

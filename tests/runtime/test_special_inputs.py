@@ -1,4 +1,4 @@
-"""Unusual tensors, tracers and transforms: the result of the dense layer, or a clear error."""
+"""Unusual tensors, tracers and transforms give the result of the dense layer or a clear error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from runtime.sparse_layers import conv_pair, linear_pair
+from runtime.sparse_layers import make_conv_pair, make_linear_pair
 from secateur.errors import LayerError, StateError
 
 ROWS = (5, 32)
@@ -25,7 +25,7 @@ class Plain(torch.Tensor):
     """A subclass that changes nothing."""
 
 
-class SeenByDispatch(TorchDispatchMode):
+class DispatchRecorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
@@ -35,7 +35,7 @@ class SeenByDispatch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class SeenByFunction(TorchFunctionMode):
+class FunctionRecorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
@@ -48,8 +48,8 @@ class SeenByFunction(TorchFunctionMode):
 def pairs() -> list[tuple[str, nn.Module, nn.Module, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     return [
-        ("linear", *linear_pair(), torch.randn(ROWS, generator=generator)),
-        ("conv", *conv_pair(), torch.randn(IMAGES, generator=generator)),
+        ("linear", *make_linear_pair(), torch.randn(ROWS, generator=generator)),
+        ("conv", *make_conv_pair(), torch.randn(IMAGES, generator=generator)),
     ]
 
 
@@ -59,11 +59,11 @@ def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, torch.Te
     return dense, replaced, inputs
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return found.shape == expected.shape and bool(torch.allclose(found, expected, atol=1e-5))
 
 
-ODD: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+UNUSUAL_TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "negative view": torch._neg_view,
     "imaginary part of a conjugate": lambda x: torch.complex(x, x).conj().imag,
     "lazy zeros": lambda x: torch._efficientzerotensor(x.shape),
@@ -78,15 +78,15 @@ ODD: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("odd", ODD.values(), ids=list(ODD))
+@pytest.mark.parametrize("convert", UNUSUAL_TENSORS.values(), ids=list(UNUSUAL_TENSORS))
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_odd_tensors(pair: tuple[nn.Module, nn.Module, torch.Tensor], odd: Any, mode: Any) -> None:
+def test_unusual_tensors(pair: tuple[nn.Module, nn.Module, torch.Tensor], convert: Any, mode: Any) -> None:
     dense, replaced, inputs = pair
     with mode():
-        tensor = odd(inputs)
+        tensor = convert(inputs)
         found, expected = replaced(tensor), dense(tensor)
         assert type(found) is type(expected)
-        assert close(found, expected)
+        assert is_close(found, expected)
 
 
 def make_nested(x: torch.Tensor, layout: torch.layout) -> torch.Tensor:
@@ -95,7 +95,7 @@ def make_nested(x: torch.Tensor, layout: torch.layout) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize(
-    ("odd", "plain"),
+    ("convert", "plain"),
     [
         (lambda x: x.to_sparse(), lambda y: y),
         (lambda x: x.to_sparse_csr(), lambda y: y),
@@ -104,18 +104,18 @@ def make_nested(x: torch.Tensor, layout: torch.layout) -> torch.Tensor:
     ],
     ids=["sparse", "csr", "nested", "jagged"],
 )
-def test_unsupported_layouts_are_multiplied_densely(odd: Any, plain: Any) -> None:
-    dense, replaced = linear_pair()
+def test_unsupported_layouts_are_multiplied_densely(convert: Any, plain: Any) -> None:
+    dense, replaced = make_linear_pair()
     inputs = torch.randn(ROWS)
     with torch.no_grad():
-        assert close(plain(replaced(odd(inputs))), plain(dense(odd(inputs))))
+        assert is_close(plain(replaced(convert(inputs))), plain(dense(convert(inputs))))
         with forward_ad.dual_level():
-            assert close(plain(replaced(odd(inputs))), plain(dense(odd(inputs))))
+            assert is_close(plain(replaced(convert(inputs))), plain(dense(convert(inputs))))
 
 
-def test_what_torch_cannot_multiply_either_raises() -> None:
-    _, replaced = linear_pair()
-    _, convolution = conv_pair()
+def test_inputs_that_dense_layers_do_not_support_raise() -> None:
+    _, replaced = make_linear_pair()
+    _, convolution = make_conv_pair()
     with torch.no_grad():
         with pytest.raises(LayerError, match=r"needs inputs of torch\.float32 on the CPU, found torch\.complex64"):
             replaced(torch.randn(ROWS, dtype=torch.complex64).conj())
@@ -142,31 +142,31 @@ WATCHED: dict[str, Call] = {
 def test_tracers_and_transforms(pair: tuple[nn.Module, nn.Module, torch.Tensor], watch: Call) -> None:
     dense, replaced, inputs = pair
     with torch.no_grad():
-        assert close(watch(replaced, inputs), watch(dense, inputs))
+        assert is_close(watch(replaced, inputs), watch(dense, inputs))
 
 
 @pytest.mark.parametrize("tracing", ["fake", "symbolic"])
 def test_make_fx_without_values(pair: tuple[nn.Module, nn.Module, torch.Tensor], tracing: str) -> None:
     dense, replaced, inputs = pair
     with torch.no_grad():
-        assert close(make_fx(replaced, tracing_mode=tracing)(torch.zeros_like(inputs))(inputs), dense(inputs))
+        assert is_close(make_fx(replaced, tracing_mode=tracing)(torch.zeros_like(inputs))(inputs), dense(inputs))
 
 
 def test_modes_see_one_operator(pair: tuple[nn.Module, nn.Module, torch.Tensor]) -> None:
     dense, replaced, inputs = pair
     with torch.no_grad():
-        for seen in (SeenByDispatch(), SeenByFunction()):
+        for seen in (DispatchRecorder(), FunctionRecorder()):
             with seen:
                 found = replaced(inputs)
             assert [name for name in seen.names if "apply_layer" in name]
-            assert close(found, dense(inputs))
+            assert is_close(found, dense(inputs))
         with FlopCounterMode(display=False):
-            assert close(replaced(inputs), dense(inputs))
+            assert is_close(replaced(inputs), dense(inputs))
         with torch.device("meta"):
-            assert close(replaced(inputs), dense(inputs))
+            assert is_close(replaced(inputs), dense(inputs))
 
 
-def test_other_defaults_of_torch_change_nothing(
+def test_the_default_dtype_changes_nothing(
     pair: tuple[nn.Module, nn.Module, torch.Tensor], request: pytest.FixtureRequest
 ) -> None:
     dense, replaced, inputs = pair
@@ -174,14 +174,12 @@ def test_other_defaults_of_torch_change_nothing(
     with torch.no_grad():
         expected = dense(inputs)
         torch.set_default_dtype(torch.float64)
-        assert close(replaced(inputs), expected)
-        assert close(replaced(inputs[:2]), expected[:2])
+        assert is_close(replaced(inputs), expected)
+        assert is_close(replaced(inputs[:2]), expected[:2])
 
 
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
-def test_autocast_gives_outputs_of_its_type(
-    pair: tuple[nn.Module, nn.Module, torch.Tensor], given: torch.dtype
-) -> None:
+def test_autocast_sets_the_output_type(pair: tuple[nn.Module, nn.Module, torch.Tensor], given: torch.dtype) -> None:
     dense, replaced, inputs = pair
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found, expected = replaced(inputs.to(given)), dense(inputs.to(given))
@@ -211,7 +209,7 @@ DERIVED: dict[str, Call] = {
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("derive", DERIVED.values(), ids=list(DERIVED))
-def test_gradients_and_tangents_are_refused(pair: tuple[nn.Module, nn.Module, torch.Tensor], derive: Call) -> None:
+def test_gradients_and_tangents_raise(pair: tuple[nn.Module, nn.Module, torch.Tensor], derive: Call) -> None:
     _, replaced, inputs = pair
     with pytest.raises(StateError, match="for inference and has no gradients"):
         derive(replaced, inputs)
@@ -220,4 +218,4 @@ def test_gradients_and_tangents_are_refused(pair: tuple[nn.Module, nn.Module, to
 def test_a_dual_level_without_tangents_changes_nothing(pair: tuple[nn.Module, nn.Module, torch.Tensor]) -> None:
     dense, replaced, inputs = pair
     with forward_ad.dual_level():
-        assert close(replaced(inputs), dense(inputs))
+        assert is_close(replaced(inputs), dense(inputs))

@@ -21,7 +21,7 @@ class FakeClock:
         return self.now
 
     def sleep(self, *seconds: float) -> Callable[[], None]:
-        """Make a function that takes so many seconds, one number per call, the last again and again."""
+        """Make a function whose calls take these seconds. All further calls take the last number of seconds."""
         left = list(seconds)
 
         def call() -> None:
@@ -30,7 +30,7 @@ class FakeClock:
         return call
 
 
-def test_medians_belong_to_their_calls() -> None:
+def test_each_call_has_its_median() -> None:
     clock = FakeClock()
     assert measure_medians([clock.sleep(4.0), clock.sleep(0.5)], CPU, 0.0, clock=clock) == [4.0, 0.5]
 

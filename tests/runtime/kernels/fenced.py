@@ -1,4 +1,4 @@
-"""Memory followed by an inaccessible page, so that reading past its end crashes."""
+"""Allocate arrays before an inaccessible page, so that reading past the end crashes."""
 
 import ctypes
 import mmap
@@ -13,7 +13,7 @@ needs_mprotect = pytest.mark.skipif(not sys.platform.startswith("linux"), reason
 
 
 def copy_fenced(array: np.ndarray) -> np.ndarray:
-    """Copy an array to the end of a page that an inaccessible page follows."""
+    """Copy an array to the end of a page that is followed by an inaccessible page."""
     size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, size + mmap.PAGESIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -20,6 +20,6 @@ def convolve(
     bias: np.ndarray | None = None,
     threads: int = 1,
 ) -> None:
-    """Convolve images; `sizes`: number of images and window, `arrays`: the images as planes, and the result."""
+    """Convolve images. `sizes` are the number of images and the window, `arrays` are the planes and the result."""
     bias = np.zeros(matrix.shape[0], np.float32) if bias is None else bias
     matrix.compile_convolution(*sizes, threads=threads)(bias.ctypes.data, *(array.ctypes.data for array in arrays))

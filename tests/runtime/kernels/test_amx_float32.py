@@ -236,7 +236,7 @@ def test_other_activations_raise(pack: Callable[[np.ndarray], WeightFormat]) -> 
         ("1x1", 0.8, BitmaskFormat, 0.35),
     ],
 )
-def test_format_suits_the_zeros(pattern: str, sparsity: float, kind: type[WeightFormat], share: float) -> None:
+def test_format_depends_on_the_zeros(pattern: str, sparsity: float, kind: type[WeightFormat], share: float) -> None:
     height = int(pattern.split("x")[0])
     kept = (np.random.default_rng(0).random((256 // height, 256)) >= sparsity).repeat(height, 0)
     matrix = PackedMatrix.from_dense_for_amx(create_numbers(256, 256) * kept, pattern, "float32")

@@ -1,4 +1,4 @@
-"""Processes that fork while threads compile or multiply: each child works, and none waits for the parent's threads."""
+"""Fork while threads compile or multiply. Child processes work, and do not wait for threads of the parent."""
 
 from __future__ import annotations
 

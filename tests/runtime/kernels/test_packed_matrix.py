@@ -79,7 +79,7 @@ def create_numbers(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def check(pattern: str, weight: np.ndarray, batch: int, dtype: str, threads: int = 1) -> None:
+def check_products(pattern: str, weight: np.ndarray, batch: int, dtype: str, threads: int = 1) -> None:
     """Check products with both types of activations, in every format of the pattern."""
     bias, x = create_numbers(weight.shape[0]), create_numbers(batch, weight.shape[1], seed=2)
     short = encode(x, "bfloat16")
@@ -100,15 +100,15 @@ def check(pattern: str, weight: np.ndarray, batch: int, dtype: str, threads: int
 )
 @pytest.mark.parametrize(("pattern", "shape"), PATTERNS)
 def test_product_matches_dense(pattern: str, shape: tuple[int, int], dtype: str, batch: int) -> None:
-    check(pattern, create_pruned(shape, pattern, 0.3), batch, dtype)
+    check_products(pattern, create_pruned(shape, pattern, 0.3), batch, dtype)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("batch", [1, 20])
 @pytest.mark.parametrize(("pattern", "shape"), PATTERNS)
-def test_weights_may_be_zero_or_dense(pattern: str, shape: tuple[int, int], batch: int, density: float) -> None:
-    check(pattern, create_pruned(shape, pattern, density), batch, "float32")
-    check(pattern, create_numbers(*shape) * np.float32(density), batch, "float32")
+def test_weights_can_be_zero_or_dense(pattern: str, shape: tuple[int, int], batch: int, density: float) -> None:
+    check_products(pattern, create_pruned(shape, pattern, density), batch, "float32")
+    check_products(pattern, create_numbers(*shape) * np.float32(density), batch, "float32")
 
 
 @given(
@@ -125,18 +125,18 @@ def test_product_of_any_shape(
 ) -> None:
     pattern = f"{block[0]}x{block[1]}"
     weight = create_pruned((rows * block[0], cols * block[1]), pattern, density, seed)
-    check(pattern, weight, batch, "float32", threads=2)
+    check_products(pattern, weight, batch, "float32", threads=2)
 
 
 @given(rows=st.integers(1, 150), groups=st.integers(1, 80), batch=st.integers(0, 70), seed=st.integers(0, 2**16))
 @settings(max_examples=30, deadline=None)
 def test_nm_product_of_any_shape(rows: int, groups: int, batch: int, seed: int) -> None:
-    check("2:4", create_pruned((rows, 4 * groups), "2:4", 0.5, seed), batch, "float32", threads=2)
+    check_products("2:4", create_pruned((rows, 4 * groups), "2:4", 0.5, seed), batch, "float32", threads=2)
 
 
-def test_more_inputs_than_16_bits_count() -> None:
-    check("1x1", create_pruned((3, 70_000), "1x1", 0.01), 17, "float32")
-    check("4x1", create_pruned((4, 70_000), "4x1", 0.01), 17, "float32")
+def test_more_inputs_than_16_bits_can_index() -> None:
+    check_products("1x1", create_pruned((3, 70_000), "1x1", 0.01), 17, "float32")
+    check_products("4x1", create_pruned((4, 70_000), "4x1", 0.01), 17, "float32")
 
 
 @pytest.mark.usefixtures("all_threads")
@@ -153,13 +153,13 @@ def test_threads_do_not_change_results(pattern: str, batch: int, dtype: str, row
 
 
 @pytest.mark.usefixtures("all_threads")
-def test_threads_may_share_a_matrix() -> None:
+def test_threads_can_share_a_matrix() -> None:
     matrix = PackedMatrix.from_dense(create_pruned((256, 256), "4x1", 0.3), "4x1")
     inputs = [create_numbers(batch, 256, seed=batch) for batch in range(1, 41)]
-    wanted = [compute_product(matrix, x) for x in inputs]
+    expected = [compute_product(matrix, x) for x in inputs]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda x: compute_product(matrix, x, threads=3), inputs * 5))
-    assert all(np.array_equal(some, other) for some, other in zip(found, wanted * 5, strict=True))
+    assert all(np.array_equal(some, other) for some, other in zip(found, expected * 5, strict=True))
 
 
 def test_rows_of_a_panel_are_independent() -> None:
@@ -191,8 +191,8 @@ def test_to_dense_inverts_packing(pattern: str, rows: int) -> None:
     assert np.array_equal(PackedMatrix.from_dense(weight, pattern, rows=rows).to_dense(), weight)
 
 
-def test_weights_may_violate_nm() -> None:
-    check("2:4", create_numbers(20, 40), 9, "float32")
+def test_weights_can_violate_nm() -> None:
+    check_products("2:4", create_numbers(20, 40), 9, "float32")
 
 
 def copy_by_pickle(matrix: PackedMatrix) -> PackedMatrix:
@@ -204,20 +204,20 @@ def copy_by_pickle(matrix: PackedMatrix) -> PackedMatrix:
 def test_copies_compute_the_same(duplicate: Callable[[PackedMatrix], PackedMatrix], pattern: str, rows: int) -> None:
     matrix = PackedMatrix.from_dense(create_pruned((64, 64), pattern, 0.4), pattern, "int8", rows)
     x = create_numbers(20, 64)
-    wanted = compute_product(matrix, x)
-    assert np.array_equal(compute_product(duplicate(matrix), x), wanted)
+    expected = compute_product(matrix, x)
+    assert np.array_equal(compute_product(duplicate(matrix), x), expected)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "dtype", "rows", "most"),
+    ("pattern", "dtype", "rows", "max_ratio"),
     [
         *[("4x1", "float32", 1, 0.57), ("2:4", "bfloat16", 1, 0.29), ("2:4", "float32", 1, 0.54)],
         ("2:4", "float32", MANY, 0.65),
     ],
 )
-def test_packing_saves_memory(pattern: str, dtype: str, rows: int, most: float) -> None:
+def test_packing_saves_memory(pattern: str, dtype: str, rows: int, max_ratio: float) -> None:
     weight = create_pruned((512, 512), pattern, 0.5)
-    assert PackedMatrix.from_dense(weight, pattern, dtype, rows).nbytes <= most * weight.nbytes
+    assert PackedMatrix.from_dense(weight, pattern, dtype, rows).nbytes <= max_ratio * weight.nbytes
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_arguments_out_of_range_raise(change: dict[str, object]) -> None:
         matrix.compile_product(**{"rows": 1} | change)
 
 
-def test_old_names_warn() -> None:
+def test_deprecated_names_warn() -> None:
     matrix = PackedMatrix.from_dense(create_numbers(4, 4), "4x1")
     for old, new in (("product", "compile_product"), ("convolution", "compile_convolution"), ("dense", "to_dense")):
         with pytest.deprecated_call(match=rf"PackedMatrix\.{old} is deprecated. Use PackedMatrix\.{new}\."):
