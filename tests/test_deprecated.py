@@ -1,15 +1,15 @@
 import pytest
 
-from secateur._deprecated import deprecated_getattr
+from secateur._deprecated import serve_old_names
 from secateur.config import PruningConfig
 
 
 def test_an_old_name_is_served_with_a_warning() -> None:
-    serve = deprecated_getattr("secateur.example", {"Setup": "secateur.config:PruningConfig"})
+    serve = serve_old_names("secateur.example", {"Setup": "secateur.config:PruningConfig"})
     with pytest.warns(DeprecationWarning, match=r"^secateur\.example\.Setup is deprecated\. Use secateur\.config\.Pru"):
         assert serve("Setup") is PruningConfig
 
 
 def test_other_names_are_missing_as_usual() -> None:
     with pytest.raises(AttributeError, match=r"module 'secateur\.example' has no attribute 'Other'"):
-        deprecated_getattr("secateur.example", {})("Other")
+        serve_old_names("secateur.example", {})("Other")

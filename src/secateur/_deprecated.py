@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-__all__ = ["deprecated_getattr", "warn_deprecated"]
+__all__ = ["serve_old_names", "warn_deprecated"]
 
 
-def deprecated_getattr(module: str, aliases: Mapping[str, str]) -> Callable[[str], Any]:
+def serve_old_names(module: str, aliases: Mapping[str, str]) -> Callable[[str], Any]:
     """Create a ``__getattr__`` function with which a module still has its old names.
 
     Args:
@@ -18,7 +18,7 @@ def deprecated_getattr(module: str, aliases: Mapping[str, str]) -> Callable[[str
         aliases: Old name → current location of the object, as ``"package.module:Name"``.
 
     Example:
-        >>> get_alias = deprecated_getattr("secateur.example", {"Setup": "secateur.config:PruningConfig"})
+        >>> get_alias = serve_old_names("secateur.example", {"Setup": "secateur.config:PruningConfig"})
         >>> with warnings.catch_warnings():
         ...     warnings.simplefilter("ignore")
         ...     get_alias("Setup").__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur._deprecated import deprecated_getattr
+from secateur._deprecated import serve_old_names
 from secateur._packages import require_keras
 
 require_keras()
@@ -11,4 +11,4 @@ from secateur.training.keras import PruningCallback, PruningOptimizer, finalize 
 
 __all__ = ["PruningCallback", "PruningOptimizer", "finalize"]
 
-__getattr__ = deprecated_getattr(__name__, {"UpdateMasks": "secateur.keras:PruningCallback"})
+__getattr__ = serve_old_names(__name__, {"UpdateMasks": "secateur.keras:PruningCallback"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from secateur._deprecated import deprecated_getattr
+from secateur._deprecated import serve_old_names
 from secateur.schedules import SCHEDULES, get_schedule
 
 __all__ = ["register_quarter_cosine", "register_with_start"]
@@ -53,7 +53,7 @@ def _register(name: str, schedule: Callable[[float, float, float], float]) -> st
     return name
 
 
-__getattr__ = deprecated_getattr(
+__getattr__ = serve_old_names(
     __name__,
     {
         "quarter_cosine": "secateur.compat.schedules:register_quarter_cosine",

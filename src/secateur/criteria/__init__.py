@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur._deprecated import deprecated_getattr
+from secateur._deprecated import serve_old_names
 from secateur.criteria.base import CRITERIA, BaseCriterion, elementwise, get_criterion, register_criterion
 from secateur.criteria.gradient import Gradient
 from secateur.criteria.magnitude import MagnitudeCriterion
@@ -11,7 +11,7 @@ from secateur.criteria.random import Random
 from secateur.criteria.snip import Snip, SnipMomentum
 from secateur.criteria.taylor import Taylor
 
-__getattr__ = deprecated_getattr(__name__, {"Magnitude": "secateur.criteria:MagnitudeCriterion"})
+__getattr__ = serve_old_names(__name__, {"Magnitude": "secateur.criteria:MagnitudeCriterion"})
 
 __all__ = [
     "CRITERIA",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from secateur._array import Array, namespace
-from secateur._deprecated import deprecated_getattr
+from secateur._deprecated import serve_old_names
 from secateur.criteria.base import BaseCriterion, elementwise, register_criterion
 
 __all__ = ["MagnitudeCriterion"]
 
-__getattr__ = deprecated_getattr(__name__, {"Magnitude": "secateur.criteria:MagnitudeCriterion"})
+__getattr__ = serve_old_names(__name__, {"Magnitude": "secateur.criteria:MagnitudeCriterion"})
 
 
 @register_criterion("magnitude")

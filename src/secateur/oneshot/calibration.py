@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from secateur._deprecated import deprecated_getattr, warn_deprecated
+from secateur._deprecated import serve_old_names, warn_deprecated
 from secateur.oneshot.execution import Execution
 
 __all__ = ["Calibration"]
@@ -14,7 +14,7 @@ __all__ = ["Calibration"]
 OLD_ARGUMENTS = ("device", "offload", "folder", "progress", "weights")
 """Arguments that `Calibration` used to accept after the batches, in order; now settings of `Execution`."""
 
-__getattr__ = deprecated_getattr(__name__, {"Progress": "secateur.oneshot.execution:Progress"})
+__getattr__ = serve_old_names(__name__, {"Progress": "secateur.oneshot.execution:Progress"})
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -1,6 +1,6 @@
 """Sparsity patterns, which tile weights into units and turn scores into boolean masks."""
 
-from secateur._deprecated import deprecated_getattr
+from secateur._deprecated import serve_old_names
 from secateur.frameworks import WeightView
 from secateur.patterns.base import (
     PATTERNS,
@@ -15,7 +15,7 @@ from secateur.patterns.block import BlockPattern
 from secateur.patterns.nm import NMPattern
 from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling, Units
 
-__getattr__ = deprecated_getattr(
+__getattr__ = serve_old_names(
     __name__,
     {
         "BlockLayout": "secateur.patterns:BlockTiling",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from secateur._deprecated import deprecated_getattr
+from secateur._deprecated import serve_old_names
 from secateur.errors import UnsupportedModelError
 from secateur.frameworks import detect_framework
 from secateur.runtime.report import LayerReport, RuntimeReport
 
 __all__ = ["CompileResult", "LayerReport", "RuntimeReport", "compile"]
 
-__getattr__ = deprecated_getattr(
+__getattr__ = serve_old_names(
     __name__, {"Compiled": "secateur.runtime:CompileResult", "LayerRow": "secateur.runtime:LayerReport"}
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from secateur._deprecated import deprecated_getattr
+from secateur._deprecated import serve_old_names
 from secateur.config import PruningConfig
 from secateur.training.keras.callback import PruningCallback
 from secateur.training.keras.compiled import finalize, find_pruning_optimizer, prepare_compiled
@@ -15,7 +15,7 @@ from secateur.training.keras.optimizer import PruningOptimizer
 
 __all__ = ["PruningCallback", "PruningOptimizer", "finalize", "find_pruning_optimizer", "prepare"]
 
-__getattr__ = deprecated_getattr(
+__getattr__ = serve_old_names(
     __name__,
     {
         "UpdateMasks": "secateur.keras:PruningCallback",

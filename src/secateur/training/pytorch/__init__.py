@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._deprecated import deprecated_getattr, warn_deprecated
+from secateur._deprecated import serve_old_names, warn_deprecated
 from secateur.config import PruningConfig
 from secateur.errors import UnsupportedModelError
 from secateur.masking.pytorch import ParameterWeight
@@ -17,7 +17,7 @@ from secateur.training.pytorch.pruner import PytorchPruner
 
 __all__ = ["ParameterWeight", "PytorchPruner", "prepare", "prepare_by_hand"]
 
-__getattr__ = deprecated_getattr(__name__, {"Pruner": "secateur.training.pytorch:PytorchPruner"})
+__getattr__ = serve_old_names(__name__, {"Pruner": "secateur.training.pytorch:PytorchPruner"})
 
 
 def prepare(
