@@ -62,7 +62,7 @@ def has_same_state(actual: nn.Module, expected: nn.Module) -> bool:
 
 
 def prefer(kind: type[nn.Module]) -> Callable[[nn.Module, bool], float]:
-    """Layers of a kind are faster than others."""
+    """Make the time function of a clock on which layers of one type are faster than all others."""
 
     def count_seconds(module: nn.Module, _: bool) -> float:
         return 0.5 if isinstance(module, kind) else float(isinstance(module, nn.Linear | nn.Conv2d | SparseLayer))
@@ -211,9 +211,9 @@ def test_convolutions_of_bfloat16() -> None:
     dense, (compiled, report) = compile_copy(model, inputs)
     assert report.replaced == 2
     with torch.no_grad():
-        found, expected = compiled(inputs), dense(inputs)
-    assert found.dtype == torch.bfloat16
-    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-2
+        actual, expected = compiled(inputs), dense(inputs)
+    assert actual.dtype == torch.bfloat16
+    assert float((actual - expected).abs().max() / expected.abs().max()) < 2e-2
 
 
 @pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
@@ -238,8 +238,8 @@ def test_linear_layers_with_amx_tiles(
 @pytest.mark.parametrize(("dtype", "rows", "count"), [("float32", 8, 0), ("float32", 9, 1), ("bfloat16", 8, 1)])
 def test_tiles_are_candidates_if_they_may_be_faster(dtype: str, rows: int, count: int) -> None:
     layer = prune_model(mlp(32, 64, dtype=getattr(torch, dtype)), "4x1")[0]
-    found = find_candidates(layer, RecognizedWeight.from_layer(layer), rows)
-    names = [candidate.name for candidate in found if isinstance(candidate, SparseCandidate)]
+    actual = find_candidates(layer, RecognizedWeight.from_layer(layer), rows)
+    names = [candidate.name for candidate in actual if isinstance(candidate, SparseCandidate)]
     assert names.count(f"tiles, {dtype}") == count
 
 
@@ -312,8 +312,7 @@ def test_saving_a_compiled_model_saves_the_dense_model(tmp_path: Any) -> None:
 def test_dense_weights_are_freed() -> None:
     model = prune_model(mlp(256, 256, 256), "4x1", 0.9)
     _, (_, report) = compile_copy(model, torch.randn(8, 256))
-    held = sum(weight.numel() for weight in model.parameters())
-    assert held == 0
+    assert sum(weight.numel() for weight in model.parameters()) == 0
     for row in report.layers:
         assert row.bytes < 0.2 * row.dense_bytes
 
@@ -401,9 +400,9 @@ def test_every_layer_has_a_reason() -> None:
             self.grouped = nn.Conv2d(16, 16, 1, groups=2)
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            found = self.hooked(self.other(self.tied(self.few(self.full(self.used(inputs))))))
-            found = self.attention(found, found, found)[0]
-            return self.grouped(found.T[None, :, :, None])
+            actual = self.hooked(self.other(self.tied(self.few(self.full(self.used(inputs))))))
+            actual = self.attention(actual, actual, actual)[0]
+            return self.grouped(actual.T[None, :, :, None])
 
     torch.manual_seed(0)
     model = Odd()
@@ -490,8 +489,8 @@ def test_moving_a_model_keeps_its_outputs(goal: Any) -> None:
     inputs = torch.randn(8, 32)
     dense, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), inputs)
     with torch.no_grad():
-        wanted = dense(inputs)
-        assert is_close(model.to(goal)(inputs), wanted)
+        expected = dense(inputs)
+        assert is_close(model.to(goal)(inputs), expected)
         with pytest.raises(LayerError, match=r"needs inputs of torch\.float32 on the CPU"):
             model(inputs.to(goal))
 
@@ -517,11 +516,11 @@ def test_the_number_of_threads_can_change() -> None:
     with torch.no_grad():
         inputs = torch.randn(64, 32)
         try:
-            found = [torch.set_num_threads(threads) or model(inputs) for threads in (1, 2, 3)]
+            actual = [torch.set_num_threads(threads) or model(inputs) for threads in (1, 2, 3)]
         finally:
             torch.set_num_threads(before)
-        assert is_close(found[0], dense(inputs))
-        assert all(torch.equal(one, found[0]) for one in found)
+        assert is_close(actual[0], dense(inputs))
+        assert all(torch.equal(one, actual[0]) for one in actual)
         assert len({threads for _, _, threads in model[0]._products}) == 3
 
 
@@ -566,10 +565,10 @@ def test_layers_have_a_repr() -> None:
     assert re.search(r"32, 64, [14]x1, [\d,]+ bytes", repr(model[0]))
     assert model[0].weight.shape == (64, 32)
     assert model[0].weight.dtype == torch.float32
-    found = RecognizedWeight.from_layer(prune_model(mlp(32, 64), "1xchannel", 0.5)[0])
+    actual = RecognizedWeight.from_layer(prune_model(mlp(32, 64), "1xchannel", 0.5)[0])
     (channels,) = (
         candidate
-        for candidate in find_candidates(mlp(32, 64)[0], found, 8)
+        for candidate in find_candidates(mlp(32, 64)[0], actual, 8)
         if isinstance(candidate, SparseCandidate) and candidate.name == "smaller dense"
     )
     assert "32 of 64 outputs" in repr(channels.build())

@@ -42,8 +42,8 @@ def compile_model(config: dict[str, Any], dtype: torch.dtype, rows: int = 128) -
     return dense, *secateur.runtime.compile(model, inputs)
 
 
-def is_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-2) -> bool:
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+def is_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-2) -> bool:
+    return actual.shape == expected.shape and bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -90,12 +90,12 @@ def test_copies_states_and_graphs(config: dict[str, Any], name: str) -> None:  #
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
-            found = model(inputs)
+            actual = model(inputs)
     inputs.neg_()
     graph.replay()
     torch.cuda.synchronize()
     with torch.no_grad():
-        assert is_close(found, dense(inputs))
+        assert is_close(actual, dense(inputs))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch during compilation

@@ -44,10 +44,10 @@ def layer(request: pytest.FixtureRequest) -> nn.Module:
 def test_outputs_match_the_dense_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
     inputs = torch.randn(shape)
     with torch.no_grad():
-        expected, found = layer(inputs), build_block_sparse_layer(layer)(inputs)
-    assert found.shape == expected.shape
-    assert found.is_contiguous()
-    assert torch.allclose(found, expected, atol=1e-4)
+        expected, actual = layer(inputs), build_block_sparse_layer(layer)(inputs)
+    assert actual.shape == expected.shape
+    assert actual.is_contiguous()
+    assert torch.allclose(actual, expected, atol=1e-4)
 
 
 def test_inference_mode_is_supported(layer: nn.Module) -> None:
@@ -61,9 +61,9 @@ def test_inference_mode_is_supported(layer: nn.Module) -> None:
 def test_autocast_changes_only_the_type_of_outputs(layer: nn.Module) -> None:
     replaced, inputs = build_block_sparse_layer(layer), torch.randn(8, 64)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        found = replaced(inputs)
+        actual = replaced(inputs)
     with torch.no_grad():
-        assert torch.equal(found, replaced(inputs).bfloat16())
+        assert torch.equal(actual, replaced(inputs).bfloat16())
 
 
 def test_changing_the_dense_bias_has_no_effect() -> None:

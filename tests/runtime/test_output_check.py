@@ -41,8 +41,8 @@ def compile_model(model: nn.Module, inputs: Any, **options: Any) -> tuple[nn.Mod
     return dense, *secateur.runtime.compile(model, inputs, **options)
 
 
-def is_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 3e-5) -> bool:
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+def is_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 3e-5) -> bool:
+    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 class TwoLayers(nn.Module):
@@ -435,7 +435,7 @@ def test_encoders_of_torch(is_masked: bool, is_nested: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "found", "difference"),
+    ("expected", "actual", "difference"),
     [
         (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), 0.25),
         (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]), 0.0),
@@ -452,8 +452,8 @@ def test_encoders_of_torch(is_masked: bool, is_nested: bool) -> None:
         (torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.bfloat16), 0.0),
     ],
 )
-def test_differences(expected: Any, found: Any, difference: float) -> None:
-    assert measure_difference(take_snapshot(expected), take_snapshot(found)) == pytest.approx(difference)
+def test_differences(expected: Any, actual: Any, difference: float) -> None:
+    assert measure_difference(take_snapshot(expected), take_snapshot(actual)) == pytest.approx(difference)
 
 
 def test_an_object_that_contains_itself() -> None:

@@ -91,9 +91,9 @@ WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
 def test_reading_gives_the_dense_weight(read: Callable[[torch.Tensor], Any]) -> None:
     dense, replaced = make_linear_pair()
     with torch.no_grad():
-        found, expected = read(replaced.weight), read(dense.weight.detach())
-    assert type(found) is torch.Tensor
-    assert torch.equal(found, expected)
+        actual, expected = read(replaced.weight), read(dense.weight.detach())
+    assert type(actual) is torch.Tensor
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=list(WRITES))
@@ -127,9 +127,9 @@ def test_data_of_another_tensor_is_a_copy() -> None:
 def test_autocast_converts_weights() -> None:
     dense, replaced = make_linear_pair()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found, expected = replaced.weight @ replaced.weight.T, dense.weight @ dense.weight.T
-    assert found.dtype is expected.dtype is torch.bfloat16
-    assert torch.equal(found, expected)
+        actual, expected = replaced.weight @ replaced.weight.T, dense.weight @ dense.weight.T
+    assert actual.dtype is expected.dtype is torch.bfloat16
+    assert torch.equal(actual, expected)
 
 
 def test_views_have_shapes_in_fake_mode() -> None:

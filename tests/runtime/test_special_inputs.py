@@ -59,8 +59,8 @@ def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, torch.Te
     return dense, replaced, inputs
 
 
-def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return found.shape == expected.shape and bool(torch.allclose(found, expected, atol=1e-5))
+def is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return actual.shape == expected.shape and bool(torch.allclose(actual, expected, atol=1e-5))
 
 
 UNUSUAL_TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -84,9 +84,9 @@ def test_unusual_tensors(pair: tuple[nn.Module, nn.Module, torch.Tensor], conver
     dense, replaced, inputs = pair
     with mode():
         tensor = convert(inputs)
-        found, expected = replaced(tensor), dense(tensor)
-        assert type(found) is type(expected)
-        assert is_close(found, expected)
+        actual, expected = replaced(tensor), dense(tensor)
+        assert type(actual) is type(expected)
+        assert is_close(actual, expected)
 
 
 def make_nested(x: torch.Tensor, layout: torch.layout) -> torch.Tensor:
@@ -157,9 +157,9 @@ def test_modes_see_one_operator(pair: tuple[nn.Module, nn.Module, torch.Tensor])
     with torch.no_grad():
         for seen in (DispatchRecorder(), FunctionRecorder()):
             with seen:
-                found = replaced(inputs)
+                actual = replaced(inputs)
             assert [name for name in seen.names if "apply_layer" in name]
-            assert is_close(found, dense(inputs))
+            assert is_close(actual, dense(inputs))
         with FlopCounterMode(display=False):
             assert is_close(replaced(inputs), dense(inputs))
         with torch.device("meta"):
@@ -182,11 +182,11 @@ def test_the_default_dtype_changes_nothing(
 def test_autocast_sets_the_output_type(pair: tuple[nn.Module, nn.Module, torch.Tensor], given: torch.dtype) -> None:
     dense, replaced, inputs = pair
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        found, expected = replaced(inputs.to(given)), dense(inputs.to(given))
-        assert found.dtype == expected.dtype == torch.bfloat16
-        assert torch.allclose(found.float(), expected.float(), atol=3e-2)
+        actual, expected = replaced(inputs.to(given)), dense(inputs.to(given))
+        assert actual.dtype == expected.dtype == torch.bfloat16
+        assert torch.allclose(actual.float(), expected.float(), atol=3e-2)
         compiled = torch.compile(replaced, backend="eager", fullgraph=True)
-        assert torch.equal(compiled(inputs.to(given)), found)
+        assert torch.equal(compiled(inputs.to(given)), actual)
     torch.compiler.reset()
 
 

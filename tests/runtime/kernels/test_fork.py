@@ -125,5 +125,5 @@ SCRIPTS = {name.lower(): text for name, text in globals().copy().items() if name
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_forked_process_works(name: str) -> None:
     script = TOOLS + SCRIPTS[name]
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert found.stdout.split() == ["True"], found.stderr
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert process.stdout.split() == ["True"], process.stderr

@@ -89,8 +89,8 @@ def check_products(pattern: str, weight: np.ndarray, batch: int, dtype: str, thr
         assert compute_error(stored, weight) <= ROUNDING[dtype]
         actual = compute_product(matrix, x, bias, threads)
         assert compute_error(actual, compute_dense_product(stored, x, bias)) < TOLERANCE["float32"]
-        found = decode(compute_product(matrix, short, bias, threads, "bfloat16"))
-        assert compute_error(found, compute_dense_product(stored, decode(short), bias)) < TOLERANCE["bfloat16"]
+        actual_short = decode(compute_product(matrix, short, bias, threads, "bfloat16"))
+        assert compute_error(actual_short, compute_dense_product(stored, decode(short), bias)) < TOLERANCE["bfloat16"]
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_threads_can_share_a_matrix() -> None:
     inputs = [create_numbers(batch, 256, seed=batch) for batch in range(1, 41)]
     expected = [compute_product(matrix, x) for x in inputs]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda x: compute_product(matrix, x, threads=3), inputs * 5))
-    assert all(np.array_equal(some, other) for some, other in zip(found, expected * 5, strict=True))
+        actual = list(pool.map(lambda x: compute_product(matrix, x, threads=3), inputs * 5))
+    assert all(np.array_equal(some, other) for some, other in zip(actual, expected * 5, strict=True))
 
 
 def test_rows_of_a_panel_are_independent() -> None:
@@ -267,13 +267,13 @@ def test_deprecated_names_warn() -> None:
 def test_products_outlive_their_matrix(threads: int) -> None:
     matrix = PackedMatrix.from_dense(create_numbers(64, 64), "4x1")
     window = ConvolutionWindow(64, (1, 200), (1, 1), (1, 1), (1, 1))
-    made = [matrix.compile_product(8, threads=threads), matrix.compile_convolution(1, window, threads=threads)]
+    products = [matrix.compile_product(8, threads=threads), matrix.compile_convolution(1, window, threads=threads)]
     values = weakref.ref(matrix.weights.values)
     del matrix
     gc.collect()
     for _ in range(2):
         assert values() is not None
-        made.pop()
+        products.pop()
         gc.collect()
     assert values() is None
 

@@ -49,7 +49,7 @@ def compile_model(
     cuda_graphs: bool = False,
     clock: Clock = perf_counter,
 ) -> RuntimeReport:
-    """See `secateur.runtime.compile`; `clock` returns the current time in seconds."""
+    """Compile a model, see `secateur.runtime.compile`. `clock` returns the current time in seconds."""
     inner = unwrap_model(model)
     if training := [name for name, module in inner.named_modules() if module.training]:
         raise StateError(
