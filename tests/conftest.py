@@ -1,6 +1,6 @@
 """What holds for every test: offline, one thread, reproducible."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
@@ -15,6 +15,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         torch = pytest.importorskip("torch")
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device, and torch finds none")
+
+
+@pytest.fixture
+def limit_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Process so many weights at a time, as if memory were small."""
+
+    def limit(weights: int) -> None:
+        for module in ("artifact.packing", "masking.scores", "patterns.nm", "patterns.tiling"):
+            monkeypatch.setattr(f"secateur.{module}.CHUNK", weights)
+
+    return limit
 
 
 @pytest.fixture

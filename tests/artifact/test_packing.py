@@ -1,6 +1,7 @@
 """Packings: nothing is lost, and what stands in the file is what the page on the format says."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_blocks_of_any_shape_come_back(data: st.DataObject) -> None:
     "packing",
     [BlockPacking((1, 1, 1), 1536, is_list=False), BlockPacking((2, 1, 4), 192, is_list=True), GroupPacking(2, 4)],
 )
-def test_unpacking_in_chunks_is_unpacking_at_once(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unpacking_in_chunks_is_unpacking_at_once(packing: Packing, limit_chunks: Callable[[int], None]) -> None:
     view = WeightView(shape=(48, 8, 8), output_axes=(0,), kernel_axes=(1,), input_axes=(2,))
     keep = np.zeros(packing.grid(view), bool)
     keep.reshape(-1, math.prod(packing.grid(view)) // packing.kept(view))[:, 0] = True
@@ -148,7 +149,7 @@ def test_unpacking_in_chunks_is_unpacking_at_once(packing: Packing, monkeypatch:
     bits = random_bits(view, "BF16") * spread
     values, index = packing.pack(bits, view, keep)
     whole = packing.unpack(values, index, view)
-    monkeypatch.setattr("secateur.artifact.packing.CHUNK", 100)
+    limit_chunks(100)
     assert np.array_equal(packing.unpack(values, index, view), whole)
     assert np.array_equal(whole, bits)
 

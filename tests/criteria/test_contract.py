@@ -139,8 +139,8 @@ def test_reduction_of_what_was_gathered(reduce_type: str) -> None:
     np.testing.assert_allclose(found, expected.reshape(-1), rtol=2e-5)
 
 
-def test_what_was_gathered_comes_in_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.masking.scores.CHUNK", 4)
+def test_what_was_gathered_comes_in_whole_groups(limit_chunks: Callable[[int], None]) -> None:
+    limit_chunks(4)
     pattern = get_pattern({"pattern": "1:3", "target_sparsity": 0.6}, {"fc": nn.Linear(6, 8)})
     scores = AccumulatedScores(pattern, lambda _: torch.ones(8, 1, 6))
     scores.totals = {"fc": torch.arange(48.0)}

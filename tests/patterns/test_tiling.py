@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,8 @@ SHAPE = (8, 9, 6)
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, CHUNK])
 @pytest.mark.parametrize("spec", TILINGS)
-def test_units_are_those_of_the_oracle(spec: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.patterns.tiling.CHUNK", chunk)
+def test_units_are_those_of_the_oracle(spec: str, chunk: int, limit_chunks: Callable[[int], None]) -> None:
+    limit_chunks(chunk)
     tiling, unit_of = BlockTiling(SHAPE, TILINGS[spec]), oracle.labels(spec, SHAPE)
     scores = np.random.default_rng(0).integers(0, 100, SHAPE).astype(np.float32)
     found = np.concatenate(list(tiling.unit_scores(scores, SUM)))
@@ -76,16 +76,18 @@ def test_a_tiling_that_reduces_nothing_says_so() -> None:
 
 
 @pytest.mark.parametrize("block", [(1, 1, 64), (64, 1, 1), (1, 1, 1), (8, 1, 8)])
-def test_chunks_are_small(block: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.patterns.tiling.CHUNK", 512)
+def test_chunks_are_small(block: tuple[int, int, int], limit_chunks: Callable[[int], None]) -> None:
+    limit_chunks(512)
     tiling = BlockTiling((64, 1, 64), block)
     assert len(list(tiling.unit_scores(np.ones((64, 1, 64)), SUM))) == 64 * 64 // 512
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 12), (3, 1, 8), (2, 5, 4)])
 @pytest.mark.parametrize("chunk", [1, 6, 1000])
-def test_no_chunk_ends_inside_a_group(shape: tuple[int, int, int], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.patterns.tiling.CHUNK", chunk)
+def test_no_chunk_ends_inside_a_group(
+    shape: tuple[int, int, int], chunk: int, limit_chunks: Callable[[int], None]
+) -> None:
+    limit_chunks(chunk)
     scores = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     chunks = list(NMTiling(shape, 4).unit_scores(scores, SUM))
     assert all(part.size % 4 == 0 for part in chunks)
@@ -95,9 +97,9 @@ def test_no_chunk_ends_inside_a_group(shape: tuple[int, int, int], chunk: int, m
 @pytest.mark.parametrize("shape", [(1, 1, 12), (3, 1, 8), (2, 5, 4)])
 @pytest.mark.parametrize("chunk", [1, 6, 1000])
 def test_weights_with_outputs_last_come_in_memory_order(
-    shape: tuple[int, int, int], chunk: int, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int], chunk: int, limit_chunks: Callable[[int], None]
 ) -> None:
-    monkeypatch.setattr("secateur.patterns.tiling.CHUNK", chunk)
+    limit_chunks(chunk)
     memory = np.arange(np.prod(shape), dtype=np.float32)
     scores = memory.reshape((*shape[1:], shape[0])).transpose(2, 0, 1)
     for tiling in (OutputsLastTiling(shape), NMTiling(shape, 4, is_outputs_last=True)):

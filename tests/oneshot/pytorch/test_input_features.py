@@ -10,8 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import CalibrationError
-from secateur.oneshot.pytorch import input_features as features_module
-from secateur.oneshot.pytorch.input_features import iterate_features, refuse_unsupported
+from secateur.oneshot.pytorch.input_features import Convolution, iterate_features, refuse_unsupported
 from secateur.patterns import get_pattern
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -35,7 +34,7 @@ def check(module: nn.Module, inputs: torch.Tensor) -> None:
     """Linear layers give channels last, convolutions channels behind the batch."""
     with torch.no_grad():
         expected = module(inputs)
-        if isinstance(module, features_module.Convolution):
+        if isinstance(module, Convolution):
             batched = expected if expected.ndim == len(module.kernel_size) + 2 else expected[None]
             expected = batched.movedim(1, -1)
         found = outputs_of(module, inputs)
@@ -98,15 +97,14 @@ def test_depthwise() -> None:
     check(nn.Conv1d(6, 12, 3, groups=6, stride=2), torch.randn(6, 9))
 
 
-def test_images_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_go_in_pieces() -> None:
     torch.manual_seed(0)
     module, images = nn.Conv2d(3, 4, 3, padding=1), torch.randn(5, 3, 6, 6)
     whole = rows_of(module, images)
-    monkeypatch.setattr(features_module, "MAX_UNFOLDED", 2 * 9 * 3 * 36)
-    assert [len(chunk) for chunk in iterate_features("layer", module, (images,), None)] == [72, 72, 36]
-    torch.testing.assert_close(rows_of(module, images), whole, rtol=0, atol=0)
-    monkeypatch.setattr(features_module, "MAX_UNFOLDED", 1)
-    torch.testing.assert_close(rows_of(module, images), whole, rtol=0, atol=0)
+    for max_unfolded, sizes in ((2 * 9 * 3 * 36, [72, 72, 36]), (1, [36] * 5)):
+        chunks = list(iterate_features("layer", module, (images,), None, max_unfolded=max_unfolded))
+        assert [len(chunk) for chunk in chunks] == sizes
+        torch.testing.assert_close(torch.cat(chunks), whole, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

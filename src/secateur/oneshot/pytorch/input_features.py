@@ -39,7 +39,12 @@ def refuse_unsupported(name: str, module: nn.Module) -> None:
 
 
 def iterate_features(
-    name: str, module: nn.Module, inputs: tuple[Any, ...], keep: torch.Tensor | None
+    name: str,
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    keep: torch.Tensor | None,
+    *,
+    max_unfolded: int = MAX_UNFOLDED,
 ) -> Iterator[torch.Tensor]:
     """Yield the rows that a layer multiplies by its weight, in float32, in chunks of shape (N, G, F).
 
@@ -48,6 +53,7 @@ def iterate_features(
         module: The layer.
         inputs: Its positional arguments in one forward pass.
         keep: Booleans of shape (batch, tokens), ``False`` where a token is padding; ``None``: all count.
+        max_unfolded: Elements of a convolution's unfolded input that are in memory at once.
 
     Raises:
         CalibrationError: The layer reads several different inputs, or complex numbers.
@@ -55,7 +61,7 @@ def iterate_features(
     if isinstance(inputs[0], torch.Tensor) and inputs[0].is_complex():
         raise CalibrationError(f"layer {name!r}: its inputs must be real numbers, found complex numbers. Exclude it.")
     if isinstance(module, Convolution):
-        yield from _unfold(module, inputs[0])
+        yield from _unfold(module, inputs[0], max_unfolded)
         return
     if isinstance(module, nn.MultiheadAttention):
         query, key, value = inputs[:3]
@@ -74,7 +80,7 @@ def iterate_features(
     yield rows.reshape(-1, 1, rows.shape[-1]).float()
 
 
-def _unfold(module: Convolution, images: torch.Tensor) -> Iterator[torch.Tensor]:
+def _unfold(module: Convolution, images: torch.Tensor, max_unfolded: int) -> Iterator[torch.Tensor]:
     spatial = len(module.kernel_size)
     images = images if images.ndim == spatial + 2 else images[None]
     padded = _pad(module, images)
@@ -86,7 +92,7 @@ def _unfold(module: Convolution, images: torch.Tensor) -> Iterator[torch.Tensor]
     ]
     positions = torch.Size(module.kernel_size).numel()
     per_image = positions * images.shape[1] * torch.Size(sizes).numel()
-    for part in padded.split(max(1, MAX_UNFOLDED // max(1, per_image))):
+    for part in padded.split(max(1, max_unfolded // max(1, per_image))):
         columns = [
             _slice_kernel_position(module, part, offsets, sizes) for offsets in product(*map(range, module.kernel_size))
         ]
