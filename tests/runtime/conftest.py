@@ -12,6 +12,13 @@ from secateur.runtime.kernels.threading.openmp import OpenMPTeam
 MAX_THREADS = 8
 
 
+class EagerExecutor(KernelExecutor):
+    """Uses all threads, however little there is to do."""
+
+    def count_useful_threads(self, seconds: float, threads: int) -> int:  # noqa: ARG002
+        return threads
+
+
 @pytest.fixture(scope="session")
 def team() -> OpenMPTeam:
     """The team of torch's OpenMP runtime."""
@@ -26,5 +33,4 @@ def team() -> OpenMPTeam:
 def all_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let products use their maximum number of threads, of an OpenMP team or of a thread pool."""
     team = request.getfixturevalue("team") if request.param == "team" else None
-    monkeypatch.setattr(executor, "_executor", KernelExecutor(MAX_THREADS, team))
-    monkeypatch.setattr(KernelExecutor, "count_useful_threads", lambda _, __, threads: threads)
+    monkeypatch.setattr(executor, "_executor", EagerExecutor(MAX_THREADS, team))

@@ -142,9 +142,9 @@ def test_column_tiles_have_the_inputs_that_any_output_keeps(outputs: int, inputs
         assert np.array_equal(columns.ravel()[: len(kept)], kept)
 
 
+@pytest.mark.usefixtures("without_amx")
 @pytest.mark.parametrize("batch", [1, 9, 21])
-def test_processors_without_amx_use_vectors(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "has_amx", lambda: False)
+def test_processors_without_amx_use_vectors(batch: int) -> None:
     weight, x, bias = create_pruned((150, 301), 0.3), create_numbers(batch, 301), np.zeros(150, np.float32)
     actual = decode(compute_product(pack_bitmask(weight), x, bias, threads=2))
     expected = decode(x).astype(np.float64) @ weight.T.astype(np.float64)
@@ -178,10 +178,9 @@ def test_kernel_multiplies_tiles() -> None:
     assert "tilerelease" in text
 
 
-def test_processors_without_amx_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "get_host", lambda: TargetMachine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma"))
-    assert not target.has_amx.__wrapped__()
-    monkeypatch.setattr(target, "has_amx", lambda: False)
+def test_processors_without_amx_raise(use_processor: Callable[[TargetMachine], None]) -> None:
+    use_processor(TargetMachine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma"))
+    assert not target.has_amx()
     moved = PackedMatrix(
         "1x1", ColumnTileFormat.from_dense(np.ones((16, 32), np.float32)).to_dtype("bfloat16", np.empty(0, np.float32))
     )

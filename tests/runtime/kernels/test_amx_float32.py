@@ -16,7 +16,7 @@ from runtime.kernels.products import multiply
 from secateur.errors import ConfigError, LayerError
 from secateur.runtime.kernels import MAX_ROWS_WITHOUT_AMX, ConvolutionWindow, PackedMatrix, dispatch, has_amx
 from secateur.runtime.kernels.amx import BitmaskSmallBatchKernel, BitmaskTileKernel, Float32ColumnTileKernel
-from secateur.runtime.kernels.codegen import TargetMachine, target
+from secateur.runtime.kernels.codegen import TargetMachine
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
 from secateur.runtime.kernels.codegen.target import emit_assembly
 from secateur.runtime.kernels.formats import BitmaskFormat, ColumnTileFormat, WeightFormat
@@ -112,9 +112,9 @@ def test_relative_error_is_a_few_millionths(pack: Callable[[np.ndarray], WeightF
     assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.usefixtures("without_amx")
 @pytest.mark.parametrize("batch", [1, 2, 7, 8, 9, 21])
-def test_processors_without_amx_use_vectors(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "has_amx", lambda: False)
+def test_processors_without_amx_use_vectors(batch: int) -> None:
     for outputs, inputs in ((1, 1), (16, 256), (50, 33), (150, 700)):
         weight = create_pruned((outputs, inputs), 0.3)
         weights = BitmaskFormat.from_dense(weight)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from installed_packages import hide_packages
 from runtime.kernels.products import convolve, multiply
 from secateur.errors import MissingPackageError
 from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix
@@ -94,11 +96,13 @@ def test_bfloat16_activations_need_no_compiler_runtime(name: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "rows"), [*[(pattern, 1) for pattern in ("4x1", "8x1", "1x8", "1x1", "2:4", "4:8")], ("2:4", 64)]
 )
-def test_older_processors_agree(pattern: str, rows: int, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_processors_agree(
+    pattern: str, rows: int, features: str, use_processor: Callable[[TargetMachine], None]
+) -> None:
     if features and not get_host().has_feature("avx2"):
         pytest.skip("no AVX2 here")
     older = TargetMachine(get_host().triple, "haswell" if features else "x86-64", features)
-    monkeypatch.setattr("secateur.runtime.kernels.codegen.target.get_host", lambda: older)
+    use_processor(older)
     weight = np.random.default_rng(0).standard_normal((40, 56)).astype(np.float32)
     weight[8:16] = weight[:, 5] = 0
     if ":" in pattern:
@@ -120,7 +124,9 @@ def test_older_processors_agree(pattern: str, rows: int, features: str, monkeypa
 
 @pytest.mark.parametrize("features", ["+avx2,+fma", "+avx512f,+avx512bw,+avx512vl", ""])
 @pytest.mark.parametrize("lanes", [1, 4, 8, 16])
-def test_rounding_needs_no_compiler_runtime(lanes: int, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_needs_no_compiler_runtime(
+    lanes: int, features: str, use_processor: Callable[[TargetMachine], None]
+) -> None:
     """Without a rounding instruction, LLVM would call a function that may not exist in the process."""
     if not all(get_host().has_feature(feature[1:]) for feature in filter(None, features.split(","))):
         pytest.skip("this processor lacks the features")
@@ -128,7 +134,7 @@ def test_rounding_needs_no_compiler_runtime(lanes: int, features: str, monkeypat
     store_floats(function, "bfloat", lanes, load_floats(function, "float", lanes, "%source"), "%goal")
     older = TargetMachine(get_host().triple, "generic" if not get_host().is_x86 else "x86-64", features)
     assert "call" not in emit_assembly(function, older)
-    monkeypatch.setattr("secateur.runtime.kernels.codegen.target.get_host", lambda: older)
+    use_processor(older)
     run = compile_function(function, "run", 2)
     floats = np.random.default_rng(0).standard_normal((64, lanes)).astype(np.float32)
     special = [np.nan, np.inf, -np.inf, -0.0, 3.4e38, 1e-40, 1 + 2**-8, 1 + 3 * 2**-8]
@@ -160,6 +166,6 @@ def test_importing_loads_neither_llvm_nor_torch() -> None:
 def test_missing_llvmlite_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from secateur.runtime.kernels.codegen import target
 
-    monkeypatch.setattr("secateur._packages.find_spec", lambda _: None)
+    hide_packages(monkeypatch, "llvmlite")
     with pytest.raises(MissingPackageError, match=r'pip install "secateur\[runtime\]"'):
         target._load_llvm.__wrapped__()

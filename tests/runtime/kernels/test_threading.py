@@ -211,9 +211,16 @@ def test_nested_teams_run_all_shares(team: OpenMPTeam) -> None:
     assert inner.done == 20
 
 
-def test_threads_are_used_if_they_pay_off(team: OpenMPTeam, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenMPTeam, "measure_wake_seconds", lambda _, size: size * 1e-5)
-    with_team = KernelExecutor(4, team)
+def test_threads_are_used_if_they_pay_off(team: OpenMPTeam) -> None:
+    class Team:
+        """A team that takes as long as expected to wake."""
+
+        run = team.run
+
+        def measure_wake_seconds(self, size: int) -> float:
+            return size * 1e-5
+
+    with_team = KernelExecutor(4, Team())
     assert [with_team.count_useful_threads(seconds, 4) for seconds in (0, 9e-5, 1.1e-4, 1)] == [1, 1, 4, 4]
     assert [with_team.count_useful_threads(seconds, 64) for seconds in (1e-3, 2e-3)] == [1, 64]
     assert with_team.count_useful_threads(1, 1) == 1
