@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from torch import nn
 import secateur
 from fuzz.interrupts import count_lines, interrupt_at
 from oneshot.problems import Recording, batches, execute
+from secateur.criteria import BaseCriterion, register_criterion
 from secateur.errors import ConfigError, InsufficientMemoryError, StateError, StorageError
 from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import backup, tensor_files
+from secateur.solvers import Problem, Solution, Wanda
 from tiny_models import bits, deep_mlp
 from tiny_transformers import family, inputs_of
 
@@ -88,33 +90,42 @@ OUT_OF_MEMORY = [
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
 @pytest.mark.parametrize("where", ["solver", "model"])
-def test_memory_that_does_not_suffice_is_named(error: Exception, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+def test_memory_that_does_not_suffice_is_named(error: Exception, where: str) -> None:
+    def fail(*_: Any) -> Any:
         raise error
 
+    class Failing(Wanda):
+        def solve(self, problem: Problem) -> Solution:
+            return fail(problem)
+
     model = deep_mlp()
+    if where == "model":
+        model[4].register_forward_hook(fail)
     before = bits(model)
-    if where == "solver":
-        monkeypatch.setattr("secateur.solvers.wanda.Wanda.solve", fail)
-    else:
-        monkeypatch.setattr(model[4], "forward", fail)
     with pytest.raises(InsufficientMemoryError, match="not enough memory") as caught:
-        prune(model)
+        prune(model, solver=Failing() if where == "solver" else "wanda")
     assert caught.value.__cause__ is error
     assert bits(model) == before
 
 
+@pytest.mark.usefixtures("registries_restored")
 @pytest.mark.parametrize("is_calibrated", [False, True])
-def test_memory_for_scores_and_batches(monkeypatch: pytest.MonkeyPatch, *, is_calibrated: bool) -> None:
-    def fail(*_: Any) -> None:
+def test_memory_for_scores_and_batches(*, is_calibrated: bool) -> None:
+    @register_criterion("huge")
+    class Huge(BaseCriterion):
+        needs_gradient = False
+
+        def score(self, weight: Any, gradient: Any) -> Any:  # noqa: ARG002
+            raise MemoryError
+
+    def read() -> Iterator[torch.Tensor]:
+        yield batches()[0]
         raise MemoryError
 
     model = deep_mlp()
     before = bits(model)
-    monkeypatch.setattr("secateur.oneshot.pytorch.calibrated_run.read_batches", fail)
-    monkeypatch.setattr("secateur.masking.run.Run.start", fail)
     with pytest.raises(InsufficientMemoryError, match=r"not enough memory to prune the model \(MemoryError\)"):
-        secateur.prune(model, CONFIG, calibration=batches() if is_calibrated else None)
+        secateur.prune(model, {**CONFIG, "criterion": "huge"}, calibration=read() if is_calibrated else None)
     assert bits(model) == before
 
 
@@ -206,18 +217,28 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_parts_are_kept_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_kept_if_asked_for(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class CountedWanda(Wanda):
+        def solve(self, problem: Problem) -> Solution:
+            calls.append("solve")
+            return super().solve(problem)
+
+    class CountedDistill(secateur.refiners.Distill):
+        def refine(self, task: Any) -> None:
+            calls.append("refine")
+            super().refine(task)
+
     models = [family("llama") for _ in range(2)]
     given = execute(inputs_of("llama"), folder=tmp_path, keep_parts=True)
-    options: dict[str, Any] = {"solver": "wanda", "refine": secateur.refiners.Distill(steps=4)}
+    options: dict[str, Any] = {"solver": CountedWanda(), "refine": CountedDistill(steps=4)}
     first = secateur.prune(models[0], CONFIG, **given, **options)
 
-    def fail(*_: Any) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr("secateur.solvers.wanda.Wanda.solve", fail)
-    monkeypatch.setattr("secateur.refiners.distill.Distill.refine", fail)
+    assert set(calls) == {"solve", "refine"}
+    calls.clear()
     again = secateur.prune(models[1], CONFIG, **given, **options)
+    assert not calls
     assert bits(models[1]) == bits(models[0]) != bits(family("llama"))
     assert (first.layers, first.errors) == (again.layers, again.errors)
 
