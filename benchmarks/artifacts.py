@@ -1,7 +1,7 @@
-"""Saving and loading packed models, beside ``torch.save`` and ``torch.load`` of the dense state.
+"""Time saving and loading of packed models, compared with ``torch.save`` and ``torch.load`` of the dense state.
 
-``python benchmarks/artifacts.py`` writes a model of 105 million weights into a temporary folder, once for each pattern
-and type. Files come from the cache of the disk, so what is timed is unpacking and digests.
+``python benchmarks/artifacts.py`` writes a model of 105 million weights to a temporary folder, once for each pattern
+and type. Files are read from the page cache, so the times are those of unpacking and digests.
 """
 
 from __future__ import annotations

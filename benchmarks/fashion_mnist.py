@@ -1,7 +1,8 @@
-"""Accuracy on Fashion-MNIST after pruning while training, over seeds, beside the same training without pruning.
+"""Measure the accuracy on Fashion-MNIST after pruning during training, compared with training without pruning.
 
-An MLP 784-512-512-256-10 learns for three epochs (Adam 1e-3, batch 128) and then for three more, dense or pruned from
-step 10 to 70 % of the steps, every 40. The data are the four idx files of Debian's package dataset-fashion-mnist.
+An MLP 784-512-512-256-10 is trained for three epochs (Adam 1e-3, batch 128) and then for three more, either dense or
+with pruning from step 10 to 70 % of the steps, every 40 steps. The data are the four idx files of the Debian package
+dataset-fashion-mnist. Several seeds are averaged.
 
     python benchmarks/fashion_mnist.py --data /usr/share/datasets/fashion-mnist --seeds 5
 """
@@ -28,7 +29,7 @@ EPOCHS = 3
 BATCH = 128
 STEPS = EPOCHS * (60_000 // BATCH)
 REFERENCE = {"4x1 90 %": 87.3, "4x1 95 %": 86.8, "1x1 95 %": 87.5, "2:4 50 %": 88.3, "dense": 88.0}
-"""Accuracy of Intel Neural Compressor's pruner in the same set-up, one seed; its 2:4 left 58.5 % zeros."""
+"""Accuracy of the pruner of Intel Neural Compressor with the same settings and one seed. Its 2:4 left 58.5 % zeros."""
 
 CASES = {
     "4x1 90 %": {"pattern": "4x1", "target_sparsity": 0.9},
@@ -47,7 +48,7 @@ class Data:
         self.test = _images(folder / "t10k-images-idx3-ubyte.gz"), _labels(folder / "t10k-labels-idx1-ubyte.gz")
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One epoch in a new order, the incomplete batch left out."""
+        """Yield the batches of one epoch in a random order, without the incomplete batch."""
         images, labels = self.train
         order = torch.randperm(len(labels), generator=generator)
         for start in range(0, len(labels) - BATCH + 1, BATCH):
@@ -64,8 +65,8 @@ def _labels(path: Path) -> torch.Tensor:
     return torch.tensor(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=8)).long()
 
 
-def new_model() -> nn.Sequential:
-    """The MLP."""
+def build_model() -> nn.Sequential:
+    """Build the MLP."""
     widths = [784, 512, 512, 256, 10]
     layers: list[nn.Module] = []
     for left, right in pairwise(widths):
@@ -74,7 +75,7 @@ def new_model() -> nn.Sequential:
 
 
 def train(model: nn.Module, data: Data, seed: int, config: dict[str, object] | None = None) -> float:
-    """Three epochs; accuracy on the test images, in percent."""
+    """Train for three epochs, and return the accuracy on the test images in percent."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     pruner = secateur.prepare(model, config, optimizer=optimizer) if config else None
     generator = torch.Generator().manual_seed(seed)
@@ -94,33 +95,33 @@ def train(model: nn.Module, data: Data, seed: int, config: dict[str, object] | N
 
 
 def run(data: Data, seeds: int, extra: dict[str, object], progress: Callable[[str], None]) -> dict[str, list[float]]:
-    """Accuracy of every case and seed."""
-    found: dict[str, list[float]] = {name: [] for name in ("before", "dense", *CASES)}
+    """Measure the accuracy of each case for each seed."""
+    accuracies: dict[str, list[float]] = {name: [] for name in ("before", "dense", *CASES)}
     for seed in range(seeds):
         torch.manual_seed(seed)
-        start = new_model()
-        found["before"].append(train(start, data, seed))
-        found["dense"].append(train(copy.deepcopy(start), data, seed + 1000))
+        start = build_model()
+        accuracies["before"].append(train(start, data, seed))
+        accuracies["dense"].append(train(copy.deepcopy(start), data, seed + 1000))
         for name, case in CASES.items():
-            found[name].append(train(copy.deepcopy(start), data, seed + 1000, TIMING | case | extra))
-            progress(f"seed {seed} {name}: {found[name][-1]:.2f}")
-    return found
+            accuracies[name].append(train(copy.deepcopy(start), data, seed + 1000, TIMING | case | extra))
+            progress(f"seed {seed} {name}: {accuracies[name][-1]:.2f}")
+    return accuracies
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings to try instead of defaults")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="config keys to override")
     options = parser.parse_args()
     if not options.data.is_dir():
-        raise SystemExit(f"{options.data} does not exist; install dataset-fashion-mnist or give --data.")
+        raise SystemExit(f"{options.data} does not exist. Install dataset-fashion-mnist, or pass --data.")
     torch.set_num_threads(1)
     extra = dict(pair.split("=", 1) for pair in options.set)
-    found = run(Data(options.data), options.seeds, extra, lambda line: print(line, flush=True))
+    accuracies = run(Data(options.data), options.seeds, extra, lambda line: print(line, flush=True))
     rows = [
         [name, f"{statistics.mean(values):.2f}", f"{min(values):.2f} - {max(values):.2f}", str(REFERENCE.get(name, ""))]
-        for name, values in found.items()
+        for name, values in accuracies.items()
     ]
     title = f"Fashion-MNIST test accuracy in percent, {options.seeds} seeds {' '.join(options.set)}"
     Console().print(Table(title=title, columns=("case", ">mean", ">range", ">reference"), rows=rows))

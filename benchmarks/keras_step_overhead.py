@@ -1,8 +1,8 @@
-"""What pruning adds to a step of ``fit`` on a BERT-mini-sized encoder (batch 8, sequence 128), between mask updates.
+"""Measure the overhead of pruning for a step of ``fit`` of an encoder of the size of BERT-mini, between mask updates.
 
-The same ``fit`` with and without pruning, epoch by epoch in turn, in one process, compiled as the backend does it, by
-the wall clock and by the CPU's. TensorFlow's threads wait for each other, a fifth more or less time from one copy of a
-model to the next; ``--threads 1`` leaves it one for its operations. Run it alone, once per backend:
+Epochs with and without pruning alternate in one process (batch 8, sequence 128), compiled by the backend. Both wall and
+CPU time are measured. TensorFlow's threads wait for each other, so times differ by a fifth between two copies of a
+model. ``--threads 1`` limits its operations to one thread. Run it once per backend, while no other program is running:
 
     OMP_WAIT_POLICY=PASSIVE KERAS_BACKEND=tensorflow python benchmarks/keras_step_overhead.py --threads 1
 """
@@ -32,8 +32,8 @@ CASES: dict[str, dict[str, object] | None] = {
 }
 
 
-def encoder() -> keras.Model:
-    """An encoder with the sizes of BERT-mini and a classifier."""
+def build_encoder() -> keras.Model:
+    """Build an encoder with the sizes of BERT-mini and a classifier."""
     keras.utils.set_random_seed(0)
     tokens = keras.Input((LENGTH,), dtype="int32")
     hidden = layers.Embedding(VOCABULARY, WIDTH)(tokens)
@@ -45,22 +45,22 @@ def encoder() -> keras.Model:
     return keras.Model(tokens, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(hidden)))
 
 
-def at_once(initial: float, target: float, progress: float) -> float:  # noqa: ARG001
-    """The target at the first update, while further updates are to come."""
+def prune_immediately(initial: float, target: float, progress: float) -> float:  # noqa: ARG001
+    """Return the target at the first update, although more updates follow."""
     return target
 
 
 class Epochs:
-    """Epochs of ``fit`` on one model of its own."""
+    """Epochs of ``fit`` with a separate model."""
 
     def __init__(self, config: dict[str, object] | None) -> None:
-        self.model = encoder()
+        self.model = build_encoder()
         optimizer = keras.optimizers.AdamW(1e-4)
         self.callbacks = []
         if config is not None:
-            # The last update lies beyond the measurement, so scores are gathered all along.
+            # The last update comes after the measurement, so scores are accumulated in every step.
             timing = {"start_step": 1, "pruning_frequency": 100_000, "end_step": 1_000_000}
-            settings = config | timing | {"target_sparsity": 0.5, "sparsity_decay_type": at_once}
+            settings = config | timing | {"target_sparsity": 0.5, "sparsity_decay_type": prune_immediately}
             optimizer = secateur.keras.PruningOptimizer(self.model, settings, optimizer)
             self.callbacks = [secateur.keras.PruningCallback()]
         self.model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -69,12 +69,12 @@ class Epochs:
         self.labels = generator.integers(0, CLASSES, BATCH * STEPS)
 
     def __call__(self) -> None:
-        """One epoch; medians leave out the first, which compiles and prunes."""
+        """Run one epoch. Medians exclude the first epoch, which compiles and prunes."""
         self.model.fit(self.tokens, self.labels, batch_size=BATCH, verbose=0, callbacks=self.callbacks)
 
 
 def limit_threads(threads: int) -> None:
-    """Threads for TensorFlow's operations; JAX takes as many as the process may run on."""
+    """Limit the threads of TensorFlow's operations. JAX uses all processors of the process."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -83,15 +83,18 @@ def limit_threads(threads: int) -> None:
 
 
 def main() -> None:
-    given = parse_options(__doc__, rounds=20)
-    limit_threads(given.threads)
-    times = measure_wall_and_cpu_seconds({name: Epochs(config) for name, config in CASES.items()}, given.rounds)
+    arguments = parse_options(__doc__, rounds=20)
+    limit_threads(arguments.threads)
+    times = measure_wall_and_cpu_seconds({name: Epochs(config) for name, config in CASES.items()}, arguments.rounds)
     plain, rows = times["no pruning"], []
     for name, seconds in times.items():
         clocks = zip(seconds, plain, strict=True)
-        cells = [cell for mine, its in clocks for cell in (f"{mine / STEPS * 1e3:.1f}", f"{mine / its - 1:+.1%}")]
+        cells = [
+            cell for pruned, dense in clocks for cell in (f"{pruned / STEPS * 1e3:.1f}", f"{pruned / dense - 1:+.1%}")
+        ]
         rows.append([name, *cells])
-    title = f"One step under fit, Keras on {keras.backend.backend()}, {given.threads} threads, median of {given.rounds}"
+    backend = keras.backend.backend()
+    title = f"One step of fit, Keras on {backend}, {arguments.threads} threads, median of {arguments.rounds}"
     columns = ("pruning", ">ms", ">added", ">CPU ms", ">CPU time added")
     Console().print(Table(title=title, columns=columns, rows=rows))
 

@@ -1,7 +1,8 @@
-"""Seconds to compute the masks of 28 million weights in 24 layers under one global ranking, and memory beside them.
+"""Measure the time and memory to compute the masks of 28 million weights in 24 layers with global ranking.
 
-From scores per weight (float32, in torch tensors) to one boolean per weight. Beside it, in the same run: a plain copy
-of the scores, and the two usual ways to find a threshold in a joined copy, which give no masks yet. Run it alone:
+The input is a score per weight (float32, in torch tensors), the output a boolean per weight. For comparison, the same
+run times a copy of the scores, and two common ways to find a threshold in a concatenated copy, which do not compute
+masks. Run it while no other program is running:
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/masks.py
 """
@@ -34,19 +35,19 @@ CASES = {
     "4:8": 0.5,
 }
 REFERENCE = {"1x1": 112.0, "4x1": 60.0, "2:4": 40.0}
-"""Seconds of Intel Neural Compressor's pruner, measured once on a machine of this size."""
+"""Seconds of the pruner of Intel Neural Compressor, measured once on a machine of this size."""
 
 
-def patterns(modules: dict[str, torch.nn.Module]) -> dict[str, BasePattern]:
-    """The patterns to time."""
+def create_patterns(modules: dict[str, torch.nn.Module]) -> dict[str, BasePattern]:
+    """Create the patterns to time."""
     return {
         name: get_pattern({"pattern": name.split()[0], "target_sparsity": target}, modules)
         for name, target in CASES.items()
     }
 
 
-def extra_bytes(work: Callable[[], dict[str, torch.Tensor]]) -> int:
-    """The most memory held at any time beyond scores and masks."""
+def measure_extra_bytes(work: Callable[[], dict[str, torch.Tensor]]) -> int:
+    """Measure the peak memory in addition to scores and masks."""
     tracemalloc.start()
     masks = work()
     peak = tracemalloc.get_traced_memory()[1]
@@ -55,11 +56,11 @@ def extra_bytes(work: Callable[[], dict[str, torch.Tensor]]) -> int:
 
 
 def main() -> None:
-    given = parse_options(__doc__, rounds=7)
+    arguments = parse_options(__doc__, rounds=7)
     scores = {f"layer{index}": torch.randn(SHAPE).abs() for index in range(LAYERS)}
     joined = torch.cat([score.flatten() for score in scores.values()])
     count = int(0.9 * joined.numel())
-    ours = patterns({name: torch.nn.Linear(SHAPE[1], SHAPE[0], device="meta") for name in scores})
+    ours = create_patterns({name: torch.nn.Linear(SHAPE[1], SHAPE[0], device="meta") for name in scores})
     baselines = {
         "clone() of the scores": joined.clone,
         "torch.kthvalue, no masks": partial(joined.kthvalue, count),
@@ -68,20 +69,21 @@ def main() -> None:
     runs = {name: partial(pattern.masks, scores) for name, pattern in ours.items()}
     half = ours["1x1"].masks(scores, 0.5)
     runs["1x1, half already pruned"] = partial(ours["1x1"].masks, scores, 0.9, half)
-    times = measure_wall_seconds(baselines | runs, given.rounds)
+    times = measure_wall_seconds(baselines | runs, arguments.rounds)
     clone = times["clone() of the scores"]
     rows = [
         [
             name,
             f"{seconds * 1e3:.0f}",
             f"{seconds / clone:.2f}",
-            f"{extra_bytes(runs[name]) / 2**20:.0f}" if name in runs else "",
+            f"{measure_extra_bytes(runs[name]) / 2**20:.0f}" if name in runs else "",
             f"{REFERENCE[name] / seconds:,.0f}×" if name in REFERENCE else "",
         ]
         for name, seconds in times.items()
     ]
     columns = ("masks", ">ms", ">clones", ">extra MiB", ">faster than the reference")
-    title = f"{joined.numel():,} weights, {LAYERS} layers, global, {given.threads} threads, median of {given.rounds}"
+    settings = f"{arguments.threads} threads, median of {arguments.rounds}"
+    title = f"{joined.numel():,} weights, {LAYERS} layers, global, {settings}"
     Console().print(Table(title=title, columns=columns, rows=rows))
 
 

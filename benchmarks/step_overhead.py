@@ -1,7 +1,7 @@
-"""What a pruner adds to a training step of a BERT-mini-sized encoder (batch 8, sequence 128), between mask updates.
+"""Measure the overhead of a pruner for a training step of an encoder of the size of BERT-mini, between mask updates.
 
-The same loop with and without a pruner, step by step in turn, in one process; and the time that passes in the pruner's
-hooks, which tells more where the machine is noisy. Run it alone:
+Steps with and without a pruner alternate in one process (batch 8, sequence 128). The time in the hooks of the pruner is
+also measured, which is more reliable on a noisy machine. Run it while no other program is running:
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/step_overhead.py
 """
@@ -46,13 +46,13 @@ class Encoder(nn.Module):
         return self.classifier(self.encoder(self.embedding(tokens)).mean(1))
 
 
-def at_once(initial: float, target: float, progress: float) -> float:  # noqa: ARG001
-    """The target at the first update, while further updates are to come."""
+def prune_immediately(initial: float, target: float, progress: float) -> float:  # noqa: ARG001
+    """Return the target at the first update, although more updates follow."""
     return target
 
 
 class Steps:
-    """Training steps of one copy of the model, and the seconds of each that passed in the pruner's hooks."""
+    """Training steps of a copy of the model, with the seconds of each step in the hooks of the pruner."""
 
     def __init__(self, model: nn.Module, config: dict[str, object] | None) -> None:
         self.model = model
@@ -60,28 +60,28 @@ class Steps:
         self.tokens = torch.randint(0, VOCABULARY, (8, 128))
         self.labels = torch.randint(0, CLASSES, (8,))
         self.in_hooks: list[float] = []
-        self._clock("start", self.optimizer)
+        self._add_timer("start", self.optimizer)
         if config:
-            # The last update lies beyond the measurement, so scores are gathered all along.
+            # The last update comes after the measurement, so scores are accumulated in every step.
             timing = {"start_step": 1, "pruning_frequency": 10_000, "end_step": 100_000}
-            settings = config | timing | {"target_sparsity": 0.5, "sparsity_decay_type": at_once}
+            settings = config | timing | {"target_sparsity": 0.5, "sparsity_decay_type": prune_immediately}
             secateur.prepare(model, settings, optimizer=self.optimizer)
-        self._clock("stop", self.optimizer)
+        self._add_timer("stop", self.optimizer)
         for _ in range(PRUNED_FROM):
             self()
         self.in_hooks.clear()
 
     def __call__(self) -> None:
-        """One step."""
+        """Run one step."""
         nn.functional.cross_entropy(self.model(self.tokens), self.labels).backward()
         self._spent = 0.0
         self.optimizer.step()
         self.in_hooks.append(self._spent)
         self.optimizer.zero_grad()
 
-    def _clock(self, hand: str, optimizer: torch.optim.Optimizer) -> None:
-        """Hooks run in the order of their registration: a pair around the pruner's own times them."""
-        sign = -1.0 if hand == "start" else 1.0
+    def _add_timer(self, event: str, optimizer: torch.optim.Optimizer) -> None:
+        """Add a hook before or after those of the pruner. Hooks run in the order of their registration."""
+        sign = -1.0 if event == "start" else 1.0
 
         def tick(*_: object) -> None:
             self._spent += sign * time.perf_counter()
@@ -91,11 +91,11 @@ class Steps:
 
 
 def main() -> None:
-    given = parse_options(__doc__, rounds=30)
+    arguments = parse_options(__doc__, rounds=30)
     model = Encoder()
     steps = {"no pruner": Steps(copy.deepcopy(model), None)}
     steps |= {name: Steps(copy.deepcopy(model), config) for name, config in CASES.items()}
-    times = measure_wall_seconds(steps, given.rounds)
+    times = measure_wall_seconds(steps, arguments.rounds)
     plain = times["no pruner"]
     rows = []
     for name, seconds in times.items():
@@ -108,8 +108,8 @@ def main() -> None:
             f"{inside / plain:.1%}",
         ]
         rows.append(row)
-    title = f"One training step, {given.threads} threads, median of {given.rounds}"
-    columns = ("pruner", ">ms", ">added", ">ms in its hooks", ">of a step")
+    title = f"One training step, {arguments.threads} threads, median of {arguments.rounds}"
+    columns = ("pruner", ">ms", ">added", ">ms in hooks", ">of a step")
     Console().print(Table(title=title, columns=columns, rows=rows))
 
 
