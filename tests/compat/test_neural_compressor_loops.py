@@ -252,7 +252,7 @@ def test_group_lasso_needs_the_optimizer() -> None:
     model = mlp()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     config = WeightPruningConfig(**SETTINGS, reg_type="group_lasso", parameters={"reg_coeff": 0.01})
-    with pytest.raises(ConfigError, match="optimizer must be given where reg_type='group_lasso'"):
+    with pytest.raises(ConfigError, match="optimizer must be given with reg_type='group_lasso'"):
         prepare_compression(model, config)
     assert hooks(optimizer) == 0
     pruning = prepare_pruning(model, config, optimizer=optimizer)
@@ -289,9 +289,9 @@ def test_calls_in_the_wrong_order() -> None:
     with pytest.raises(StateError, match=r"The run has no pruner yet\. Call on_train_begin first"):
         loop.calls.on_train_end()
     loop.calls.on_train_begin()
-    with pytest.raises(StateError, match="on_train_begin must come once, before all other calls"):
+    with pytest.raises(StateError, match="on_train_begin must be called once, before all other callbacks"):
         loop.calls.on_train_begin()
-    with pytest.raises(StateError, match="on_before_optimizer_step must be called between the backward pass and"):
+    with pytest.raises(StateError, match="on_after_optimizer_step was called without on_before_optimizer_step"):
         loop.calls.on_after_optimizer_step()
     train(loop, range(STEPS))
     loop.calls.on_train_end()
@@ -306,7 +306,7 @@ def test_calls_in_the_wrong_order() -> None:
         loop.calls.on_train_end,
     )
     for call in after:
-        with pytest.raises(StateError, match=r"This run has ended\. Prepare another for the model"):
+        with pytest.raises(StateError, match=r"This run has ended\. Prepare the model for a new run"):
             call()
     loop.calls.on_before_eval()
     loop.calls.on_after_eval()
@@ -315,7 +315,7 @@ def test_calls_in_the_wrong_order() -> None:
 def test_on_train_begin_too_late() -> None:
     loop = Loop(**SETTINGS)
     loop.calls.on_step_begin(0)
-    with pytest.raises(StateError, match="on_train_begin must come once, before all other calls"):
+    with pytest.raises(StateError, match="on_train_begin must be called once, before all other callbacks"):
         loop.calls.on_train_begin()
 
 
@@ -327,7 +327,9 @@ def test_a_loop_without_calls_around_the_step_is_an_error() -> None:
         backward(loop.model, step)
         loop.step()
         loop.calls.on_step_end()
-    with pytest.raises(StateError, match="No optimizer step was seen in 12 batches, so nothing was pruned as planned"):
+    with pytest.raises(
+        StateError, match="There were 12 batches without an optimizer step, so nothing was pruned as planned"
+    ):
         loop.calls.on_train_end()
 
 
@@ -420,9 +422,9 @@ def test_what_prepare_refuses() -> None:
         (lambda: prepare_pruning(model, mixed, optimizer), ConfigError, "pruning_type must not mix 'sparse_gpt'"),
         (lambda: prepare_pruning(model, training, optimizer, framework="keras"), ConfigError, "framework must be"),
         (lambda: prepare_compression(model, [training, training]), ConfigError, "one WeightPruningConfig, found 2"),
-        (lambda: prepare_compression(model, [3]), ConfigError, "found 1 configurations, int among them"),
+        (lambda: prepare_compression(model, [3]), ConfigError, "found 1 configuration, including int"),
         (lambda: prepare_compression(model, {"pattern": "4x1"}), ConfigError, "a WeightPruningConfig, found dict"),
-        (lambda: prepare_compression(keras_model, training), UnsupportedModelError, "Only torch models are served"),
+        (lambda: prepare_compression(keras_model, training), UnsupportedModelError, "The model must be a torch module"),
         (lambda: prepare_compression(3, training), UnsupportedModelError, "or a keras.Model, found int"),
         (lambda: prepare_pruning(model, training, 3), UnsupportedModelError, "optimizer must be a torch.optim"),
         (lambda: prepare_compression(model, WeightPruningConfig(pattern="4x2x1")), ConfigError, "Unknown pattern"),

@@ -248,7 +248,7 @@ quantization_stage:
 
 
 def test_stages() -> None:
-    with pytest.raises(ConfigError, match=r"GPTQModifier has no counterpart.*leave_out=\['GPTQModifier'\]"):
+    with pytest.raises(ConfigError, match=r"GPTQModifier is not supported.*leave_out=\['GPTQModifier'\]"):
         read_recipe(LATER)
     first, second = read_recipe(LATER, leave_out="GPTQModifier")
     assert (first.name, first.solver, first.solver_settings) == (
@@ -358,12 +358,12 @@ WITH_OTHERS = "modifiers:\n  - !EpochRangeModifier\n    start_epoch: 0\n    end_
 
 
 def test_nothing_is_left_out_unless_asked() -> None:
-    with pytest.raises(ConfigError, match=r"EpochRangeModifier has no counterpart.*leave_out=\['EpochRangeModifier'\]"):
+    with pytest.raises(ConfigError, match=r"EpochRangeModifier is not supported.*leave_out=\['EpochRangeModifier'\]"):
         only(WITH_OTHERS)
     assert only(WITH_OTHERS, leave_out=["EpochRangeModifier"]) == only(gradual())
     with pytest.raises(ConfigError, match=r"leave_out: the recipe has no 'EpochModifier'\. Did you mean 'EpochRange"):
         only(WITH_OTHERS, leave_out=["EpochModifier"])
-    with pytest.raises(ConfigError, match="The recipe has no modifiers left to import"):
+    with pytest.raises(ConfigError, match="The recipe has no modifiers to import"):
         only(gradual(), leave_out=["GMPruningModifier"])
 
 
@@ -376,16 +376,16 @@ def test_a_configuration_can_be_written() -> None:
     ("recipe", "message"),
     [
         (gradual(final_sparsty=0.5), "GMPruningModifier: unknown key 'final_sparsty'. Did you mean 'final_sparsity'"),
-        (gradual(name="GMPruningModifer"), "GMPruningModifer has no counterpart. Did you mean 'GMPruningModifier'"),
-        (gradual(final_sparsity=None), "GMPruningModifier: final_sparsity must be given. It has init_sparsity"),
-        (gradual(final_sparsity=1.5), r"final_sparsity must lie in \[0, 1\], found 1.5"),
-        (gradual(init_sparsity="half"), r"init_sparsity must lie in \[0, 1\] or be __FROM_PARAM__, found 'half'"),
+        (gradual(name="GMPruningModifer"), "GMPruningModifer is not supported. Did you mean 'GMPruningModifier'"),
+        (gradual(final_sparsity=None), "GMPruningModifier: final_sparsity must be given, found only: init_sparsity"),
+        (gradual(final_sparsity=1.5), r"final_sparsity must be in \[0, 1\], found 1.5"),
+        (gradual(init_sparsity="half"), r"init_sparsity must be in \[0, 1\] or __FROM_PARAM__, found 'half'"),
         (gradual(end_epoch=-1), "end_epoch must not be less than start_epoch, found -1 < 1.0"),
         (gradual(end_epoch="soon"), "end_epoch must be a number of epochs, found 'soon'"),
-        (gradual(inter_func="inverse_cubic"), "inter_func 'inverse_cubic' has no counterpart: linear, cubic and"),
-        (gradual(mask_type="diamond"), "mask_type 'diamond' has no counterpart here. Known: unstructured"),
-        (gradual(mask_type="{block: 4}"), "mask_type {'block': 4} has no counterpart here"),
-        (gradual(params="__ALL__"), "params: __ALL__ means biases and norms too"),
+        (gradual(inter_func="inverse_cubic"), "inter_func 'inverse_cubic' is not supported. Use linear, cubic or"),
+        (gradual(mask_type="diamond"), "mask_type 'diamond' is not supported. Known: unstructured"),
+        (gradual(mask_type="{block: 4}"), "mask_type {'block': 4} is not supported"),
+        (gradual(params="__ALL__"), "params: __ALL__ includes biases and norms"),
         (gradual(params="[fc.bias]"), "'fc.bias' must be the full name of a layer's weight"),
         (gradual(params="['re:.*fc$']"), r"'re:\.\*fc\$' must end in '.weight'"),
         (gradual(params="['re:a.weight|b.weight']"), "must end in '.weight'.*alternatives in parentheses"),
@@ -393,15 +393,15 @@ def test_a_configuration_can_be_written() -> None:
         (gradual(end_epoch="eval(num_epochs)"), "The recipe has no variable 'num_epochs'"),
         (gradual(end_epoch="eval(1 +)"), r"'eval\(1 \+\)' cannot be evaluated"),
         (gradual(end_epoch="eval(1 / 0)"), "cannot be evaluated: division by zero"),
-        (gradual(end_epoch="eval('a' * 9)"), r"must be a number to compute with it, found 'a'"),
-        (gradual(end_epoch="eval(open('x'))"), r"cannot be evaluated: only numbers, variables"),
-        (gradual(end_epoch="eval([].append)"), r"cannot be evaluated: only numbers, variables"),
+        (gradual(end_epoch="eval('a' * 9)"), r"must be a number, found 'a'"),
+        (gradual(end_epoch="eval(open('x'))"), r"cannot be evaluated: formulas can contain numbers, variables"),
+        (gradual(end_epoch="eval([].append)"), r"cannot be evaluated: formulas can contain numbers, variables"),
         (
             gradual() + gradual().split("\n", 1)[1],
-            r"Layers must be pruned in one way only, found '\.\*' more than once",
+            r"Each layer can have only one set of settings, found '\.\*' more than once",
         ),
-        (gradual(final_sparsity="{0.5: [a.weight]}"), r"params must be \[\] where final_sparsity names them"),
-        (gradual(start=1), "a key must come under one name only"),
+        (gradual(final_sparsity="{0.5: [a.weight]}"), r"params must be \[\] if final_sparsity contains names"),
+        (gradual(start=1), "each key can only have one of its names"),
         (
             "modifiers:\n  - !ConstantPruningModifier\n    params: __ALL_PRUNABLE__\n    start_epoch: 2",
             "start_epoch must be 0",
@@ -410,15 +410,18 @@ def test_a_configuration_can_be_written() -> None:
             "modifiers:\n  - !ConstantPruningModifier\n    params: __ALL_PRUNABLE__\n    sparsity: 2",
             "unknown key 'sparsity'",
         ),
-        ("modifiers:\n  - GMPruningModifier", "A modifier must be a tag such as !GMPruningModifier with its keys"),
-        ("modifiers:\n  - !GMPruningModifier 3", "GMPruningModifier: a modifier must have keys with values, found '3'"),
+        ("modifiers:\n  - GMPruningModifier", "A modifier must be a tag with keys, such as !GMPruningModifier"),
+        (
+            "modifiers:\n  - !GMPruningModifier 3",
+            "GMPruningModifier: a modifier must be a mapping of keys to values, found '3'",
+        ),
         ("pruning:\n  GMPruningModifier: {}", "The recipe: 'pruning' is neither a group of modifiers nor a stage"),
         ("modifiers: []", "The recipe has no modifiers"),
         ("3", "A recipe must be a YAML mapping or a list of modifiers, found int"),
         ("recipe.yaml", r"found the text 'recipe.yaml'\. To read a file, pass a pathlib.Path"),
         ("a: [", "The recipe is not valid YAML"),
         (once(sparsity=0.5, spasity=1), "SparseGPTModifier: unknown key 'spasity'. Did you mean 'sparsity'"),
-        (once(sparsity="[0.5, 0.6]"), r"sparsity must be one number, found \[0.5, 0.6\]"),
+        (once(sparsity="[0.5, 0.6]"), r"sparsity must be a number, found \[0.5, 0.6\]"),
         (once(sparsity=2), "SparseGPTModifier: target_sparsity: .*found 2"),
         (
             once(sparsity=0.75, mask_structure="1:4"),
@@ -426,12 +429,12 @@ def test_a_configuration_can_be_written() -> None:
         ),
         (once(mask_structure="4:4"), "mask_structure must be N:M with N of every M removed, found '4:4'"),
         (once(sparsity=0.5, mask_structure="block"), "mask_structure must be N:M .*found 'block'"),
-        (once(sparsity=0.5, preserve_sparsity_mask="true"), "preserve_sparsity_mask has no counterpart here"),
-        (once(sparsity=0.5, targets="[Linear, layers.0]"), "targets must be names or types, found both"),
+        (once(sparsity=0.5, preserve_sparsity_mask="true"), "preserve_sparsity_mask is not supported"),
+        (once(sparsity=0.5, targets="[Linear, layers.0]"), "targets must contain either names or types, found both"),
         (once(sparsity=0.5, sparsity_profile="atss"), "sparsity_profile must be 'owl', found 'atss'"),
         (
             once(sparsity=0.5) + "    WandaPruningModifier: {sparsity: 0.5}\n",
-            "SparseGPTModifier must be alone in its stage",
+            "SparseGPTModifier must be the only modifier in its stage",
         ),
     ],
 )

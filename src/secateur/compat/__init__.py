@@ -1,7 +1,7 @@
-"""Interfaces and configurations of discontinued projects, on top of this one.
+"""Support the interfaces and configurations of discontinued pruning projects.
 
-These projects need not be installed. `secateur.compat.neural_compressor` has the pruning interface of Intel
-Neural Compressor; `secateur.compat.torchao` and `secateur.compat.sparseml` turn configurations into an `ImportedRun`.
+Those projects do not have to be installed. `secateur.compat.neural_compressor` provides the pruning interface of Intel
+Neural Compressor; `secateur.compat.torchao` and `secateur.compat.sparseml` convert configurations to an `ImportedRun`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run that was imported from another project's configuration."""
+"""Define `ImportedRun`, a pruning run from the configuration of another project."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from secateur.config import PruningConfig
 from secateur.errors import StateError
 from secateur.oneshot import Calibration, Execution
-from secateur.oneshot import prune as prune_once
+from secateur.oneshot import prune as prune_in_one_shot
 from secateur.training import PruningReport
 from secateur.training import prepare as prepare_training
 
@@ -21,12 +21,13 @@ class ImportedRun:
     """A pruning run, imported from the configuration of another project.
 
     Attributes:
-        name: Its name in the other project, such as the stage of a recipe; may be empty.
+        name: Name in the other project, such as the stage of a recipe; may be empty.
         config: The configuration.
         solver: Solver of `secateur.prune` for one-shot pruning; ``None`` for pruning during training.
-        solver_settings: Settings of the solver that are not its defaults.
-        allocation: How layers share the target; by default as the configuration says.
-        allocation_settings: Settings of the allocation that are not its defaults.
+        solver_settings: Settings of the solver that differ from its defaults.
+        allocation: Name of the allocation, which divides the target among layers; by default, the scope in `config`
+            decides.
+        allocation_settings: Settings of the allocation that differ from its defaults.
 
     Example:
         >>> import torch
@@ -58,7 +59,7 @@ class ImportedRun:
 
         Raises:
             StateError: The run prunes during training.
-            SecateurError: As `secateur.prune`.
+            SecateurError: See `secateur.prune`.
         """
         if self.solver is None:
             raise StateError(f"{self._label} prunes during training. Call prepare(model, optimizer=optimizer).")
@@ -72,7 +73,7 @@ class ImportedRun:
             from secateur.allocations import ALLOCATIONS
 
             allocation = ALLOCATIONS.find(self.allocation)(**self.allocation_settings)
-        return prune_once(
+        return prune_in_one_shot(
             model,
             self.config,
             calibration=calibration,
@@ -86,7 +87,7 @@ class ImportedRun:
 
         Raises:
             StateError: The run prunes in one shot.
-            SecateurError: As `secateur.prepare`.
+            SecateurError: See `secateur.prepare`.
         """
         if self.solver is not None:
             raise StateError(

@@ -1,4 +1,4 @@
-"""Merge the settings of layers that are pruned in different ways into one configuration."""
+"""Merge different settings for different layers into one configuration."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["LayerSettings", "check_keys", "match_names", "merge_settings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSettings:
-    """Settings for some layers.
+    """Settings for a set of layers.
 
     Attributes:
-        names: Regular expressions that match whole names; empty: all layers that are pruned by default.
+        names: Regular expressions that match whole layer names; empty: all layers that are pruned by default.
         settings: Keys of `PruningConfig` that may differ between layers.
     """
 
@@ -28,14 +28,14 @@ class LayerSettings:
 
 
 def merge_settings(parts: Sequence[LayerSettings], **common: Any) -> PruningConfig:
-    """Build one configuration in which each part is ranked separately and reaches its own target.
+    """Build one configuration in which each set of layers is ranked separately and reaches its own target.
 
     Args:
-        parts: At least one. If there are several, each needs names.
+        parts: One or more sets of layers. If there are several, each needs names.
         common: Keys of `PruningConfig` for all layers.
 
     Raises:
-        ConfigError: The configuration is not valid, or two parts have a name in common.
+        ConfigError: The configuration is not valid, or two sets share a name.
 
     Example:
         >>> merge_settings([LayerSettings(names=("a", "b"), settings={"pattern": "2:4"})]).op_names
@@ -44,11 +44,11 @@ def merge_settings(parts: Sequence[LayerSettings], **common: Any) -> PruningConf
     first = parts[0]
     if len(parts) == 1:
         return PruningConfig(**first.settings, op_names=first.names, **common)
-    every = [name for part in parts for name in part.names]
-    if twice := [name for name in dict.fromkeys(every) if every.count(name) > 1]:
+    names = [name for part in parts for name in part.names]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(
-            f"Layers must be pruned in one way only, found {format_list(map(repr, twice))} more than once. Make the "
-            f"names narrower."
+            f"Each layer can have only one set of settings, found {format_list(map(repr, repeated))} more than once. "
+            f"Make the names more specific."
         )
     rules = {
         name: {**part.settings, "pruning_group": str(index)} for index, part in enumerate(parts) for name in part.names
@@ -57,9 +57,9 @@ def merge_settings(parts: Sequence[LayerSettings], **common: Any) -> PruningConf
 
 
 def match_names(names: Iterable[str]) -> str:
-    """Build one expression that matches these names only.
+    """Build one regular expression that matches only these names.
 
-    It is not itself the name of a layer, so a layer that cannot be pruned stays dense instead of raising.
+    The expression itself is never the name of a layer, so a layer that cannot be pruned stays dense without an error.
 
     Example:
         >>> match_names(["fc", "head"])
@@ -69,7 +69,7 @@ def match_names(names: Iterable[str]) -> str:
 
 
 def check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Raise `ConfigError` if a key is unknown; the message suggests the nearest known one."""
+    """Raise `ConfigError` if a key is unknown; the message suggests the most similar known key."""
     for key in given:
         if key not in known:
             raise ConfigError(

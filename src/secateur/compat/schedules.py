@@ -1,4 +1,4 @@
-"""Schedules of other projects, registered when a configuration needs them."""
+"""Register schedules of other projects when a configuration needs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["register_quarter_cosine", "register_with_start"]
 
 
 def register_quarter_cosine() -> str:
-    """Register ``"quarter_cosine"``, a schedule that is slow first and fast last, and return its name.
+    """Register ``"quarter_cosine"``, a schedule that starts slowly and ends fast, and return its name.
 
     Example:
         >>> from secateur.schedules import get_schedule

@@ -1,7 +1,7 @@
 """Import configurations of torchao's sparsifiers.
 
-Each function takes the arguments of the class or function of the same name in torchao and returns an `ImportedRun`. Its
-``prune`` does what ``prepare``, ``step`` and ``squash_mask`` did in torchao.
+Each function takes the arguments of the class or function of the same name in torchao and returns an `ImportedRun`,
+whose ``prune`` method replaces ``prepare``, ``step`` and ``squash_mask``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TensorConfig = Sequence[Mapping[str, Any]] | None
 """One mapping per tensor: its ``tensor_fqn`` and the settings that differ; ``None``: all linear layers."""
 
 Settings = Callable[[Mapping[str, Any], str], dict[str, Any]]
-"""A function from the settings of a tensor, and its place for error messages, to keys of `PruningConfig`."""
+"""A function that translates the settings of a tensor; its second argument is the location for error messages."""
 
 NORMS = {1: "sum", 2: "l2"}
-"""Norm of blocks → reduction of scores."""
+"""Norm of blocks → ``criterion_reduce_type``."""
 
 
 def weight_norm_sparsifier(
@@ -42,10 +42,10 @@ def weight_norm_sparsifier(
         config: One mapping per tensor with its ``tensor_fqn``, such as ``"fc.weight"``, and optionally the other
             arguments, for that tensor only. ``None``: all linear layers.
         sparsity_level: Share of blocks to prune.
-        sparse_block_shape: Output channels × input channels.
-        zeros_per_block: Zeros in a pruned block, by default all. With fewer, blocks must have one row: this is an
-            ``N:M`` pattern, whose groups that lose least are pruned first.
-        norm: Norm by which blocks are ranked: 1 or 2, by default 2.
+        sparse_block_shape: Output channels × input channels of a block.
+        zeros_per_block: Number of zeros in a pruned block; by default, all. With fewer, blocks must have one row: this
+            is an ``N:M`` pattern, and the groups that lose the least are pruned first.
+        norm: Norm that ranks blocks: 1 or 2; by default, 2.
 
     Raises:
         ConfigError: A key is unknown, a value is out of bounds, or a setting has no counterpart.
@@ -55,9 +55,7 @@ def weight_norm_sparsifier(
         '2:4'
     """
     if norm not in (None, *NORMS):
-        raise ConfigError(
-            f"norm must be 1 or 2, found {norm!r}. Other norms have no counterpart: register a criterion."
-        )
+        raise ConfigError(f"norm must be 1 or 2, found {norm!r}. For other norms, register a criterion.")
     defaults = {
         "sparsity_level": sparsity_level,
         "sparse_block_shape": sparse_block_shape,
@@ -77,7 +75,8 @@ def wanda_sparsifier(
     Args:
         config: See `weight_norm_sparsifier`.
         sparsity_level: Share of weights to prune.
-        semi_structured_block_size: M: half of every M consecutive weights are pruned, for any `sparsity_level`.
+        semi_structured_block_size: Group size M: half of every M consecutive weights are pruned, and
+            `sparsity_level` has no effect.
 
     Raises:
         ConfigError: A key is unknown or a value is out of bounds.
@@ -109,8 +108,8 @@ def block_sparse_weight(*, sparsity_level: float, blocksize: int = 64) -> Import
     torchao packed weights that already had the pattern; this run prunes weights to it by magnitude.
 
     Args:
-        sparsity_level: Share of blocks to prune, which is not an argument in torchao.
-        blocksize: Rows and columns of a block.
+        sparsity_level: Share of blocks to prune. torchao has no such argument.
+        blocksize: Number of rows and of columns of a block.
 
     Raises:
         ConfigError: A value is out of bounds.
@@ -128,19 +127,19 @@ def _build_run(config: TensorConfig, defaults: Mapping[str, Any], settings: Sett
     if config is None:
         part = LayerSettings(names=(".*",), settings={**settings(defaults, "config"), "pruning_scope": "local"})
         return ImportedRun(config=merge_settings([part], pruning_op_types=("Linear",)), solver=solver)
-    if isinstance(config, Mapping | str) or not config or not all(isinstance(one, Mapping) for one in config):
+    if isinstance(config, Mapping | str) or not config or not all(isinstance(entry, Mapping) for entry in config):
         raise ConfigError(f"config must be a list of dictionaries with 'tensor_fqn', or None, found {config!r}.")
     groups: list[tuple[dict[str, Any], list[str]]] = []
-    for index, one in enumerate(config):
+    for index, entry in enumerate(config):
         where = f"config[{index}]"
-        check_keys(one, ("tensor_fqn", *defaults), where)
-        own = {**settings({**defaults, **one}, where), "pruning_scope": "local"}
-        same = next((names for found, names in groups if found == own), None)
-        if same is None:
-            groups.append((own, same := []))
-        same.append(_get_layer_name(one.get("tensor_fqn"), where))
+        check_keys(entry, ("tensor_fqn", *defaults), where)
+        layer_settings = {**settings({**defaults, **entry}, where), "pruning_scope": "local"}
+        names = next((names for known, names in groups if known == layer_settings), None)
+        if names is None:
+            groups.append((layer_settings, names := []))
+        names.append(_get_layer_name(entry.get("tensor_fqn"), where))
     _check_unique([name for _, names in groups for name in names])
-    parts = [LayerSettings(names=tuple(map(re.escape, names)), settings=own) for own, names in groups]
+    parts = [LayerSettings(names=tuple(map(re.escape, names)), settings=values) for values, names in groups]
     return ImportedRun(config=merge_settings(parts), solver=solver)
 
 
@@ -155,9 +154,9 @@ def _get_layer_name(tensor: Any, where: str) -> str:
 
 
 def _check_unique(names: Sequence[str]) -> None:
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(
-            f"tensor_fqn must come once for each tensor, found {format_list(map(repr, twice))} more than once."
+            f"Each tensor_fqn must occur only once, found {format_list(map(repr, repeated))} more than once."
         )
 
 
@@ -168,11 +167,13 @@ def _translate_blocks(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     if zeros is None or zeros == size:
         return {"pattern": f"{rows}x{cols}", "target_sparsity": level}
     if not isinstance(zeros, int) or not 0 < zeros < size:
-        raise ConfigError(f"{where}: zeros_per_block must lie between 1 and the {size} of a block, found {zeros!r}.")
+        raise ConfigError(
+            f"{where}: zeros_per_block must be between 1 and {size}, the size of a block, found {zeros!r}."
+        )
     if rows > 1:
         raise ConfigError(
-            f"{where}: zeros_per_block={zeros} has no counterpart in blocks of {rows} rows: N:M patterns lie along the "
-            f"input channels. Take sparse_block_shape=(1, {cols}), or leave zeros_per_block out."
+            f"{where}: zeros_per_block={zeros} has no counterpart in blocks of {rows} rows: N:M patterns group "
+            f"input channels. Use sparse_block_shape=(1, {cols}), or leave out zeros_per_block."
         )
     return _build_group_settings(zeros, cols, level)
 
@@ -182,7 +183,7 @@ def _translate_half_of_groups(values: Mapping[str, Any], where: str) -> dict[str
     if group is None:
         return {"pattern": "1x1", "target_sparsity": level}
     if not isinstance(group, int) or group < 2:
-        raise ConfigError(f"{where}: semi_structured_block_size must be a whole number of at least 2, found {group!r}.")
+        raise ConfigError(f"{where}: semi_structured_block_size must be an integer of at least 2, found {group!r}.")
     return _build_group_settings(group // 2, group, 1.0)
 
 
@@ -197,11 +198,15 @@ def _build_group_settings(zeros: int, group: int, level: float) -> dict[str, Any
 
 def _check_share(level: Any, where: str) -> float:
     if not isinstance(level, int | float) or not 0 <= level <= 1:
-        raise ConfigError(f"{where}: sparsity_level must lie in [0, 1], found {level!r}.")
+        raise ConfigError(f"{where}: sparsity_level must be in [0, 1], found {level!r}.")
     return float(level)
 
 
 def _check_shape(shape: Any, where: str) -> tuple[int, int]:
-    if not isinstance(shape, Sequence) or len(shape) != 2 or not all(isinstance(one, int) and one > 0 for one in shape):
-        raise ConfigError(f"{where}: sparse_block_shape must be two whole numbers above 0, found {shape!r}.")
+    if (
+        not isinstance(shape, Sequence)
+        or len(shape) != 2
+        or not all(isinstance(size, int) and size > 0 for size in shape)
+    ):
+        raise ConfigError(f"{where}: sparse_block_shape must be two positive integers, found {shape!r}.")
     return shape[0], shape[1]

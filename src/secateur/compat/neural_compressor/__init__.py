@@ -1,6 +1,6 @@
-"""The pruning interface of Intel Neural Compressor for torch, which that project removed.
+"""Provide the pruning interface for torch that Intel Neural Compressor removed.
 
-Only imports change:
+Only the imports have to change:
 
 ``from neural_compressor.config import WeightPruningConfig`` and ``from neural_compressor.training import
 prepare_compression, prepare_pruning`` become ``from secateur.compat.neural_compressor import ...``.

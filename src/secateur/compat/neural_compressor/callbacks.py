@@ -1,4 +1,4 @@
-"""The callbacks and the manager that a training loop uses."""
+"""Define the callbacks and the manager for training loops."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class PruningCallbacks:
     """Callbacks for a training loop.
 
     Without an optimizer, ``on_before_optimizer_step`` reads the gradients, and ``on_after_optimizer_step`` counts the
-    step, sets pruned weights to zero and prunes more if an update is due. If a loop leaves out the second, the next
-    callback, such as ``on_step_end`` or ``on_step_begin``, does this before the next forward pass. With an optimizer,
-    the pruner follows its steps, and the callbacks only check their order.
+    step, sets pruned weights to zero and prunes more if an update is due. If a loop does not call the second, the next
+    callback, such as ``on_step_end`` or ``on_step_begin``, does its work before the next forward pass. With an
+    optimizer, the pruner follows its steps, and the callbacks only check their order.
 
     Args:
-        start: Starts the run and returns its pruner.
-        follows_optimizer: Whether the pruner follows the optimizer's steps; then the run starts at once, otherwise with
-            the first callback.
+        start: Function that starts the run and returns its pruner.
+        follows_optimizer: Whether the pruner follows the optimizer's steps. If so, the run starts at once, otherwise
+            with the first callback.
 
     Attributes:
         report: The result; ``None`` until the run has ended.
@@ -43,14 +43,14 @@ class PruningCallbacks:
 
     @classmethod
     def from_report(cls, report: PruningReport) -> PruningCallbacks:
-        """Make the callbacks of a finished run."""
-        made = cls(lambda: None, follows_optimizer=False)
-        made.report = report
-        return made
+        """Create the callbacks of a finished run."""
+        callbacks = cls(lambda: None, follows_optimizer=False)
+        callbacks.report = report
+        return callbacks
 
     @property
     def pruner(self) -> Any:
-        """The `secateur.training.pytorch.PytorchPruner` of the run: masks, reports, and a state that can be saved.
+        """The `secateur.training.pytorch.PytorchPruner` of the run, with its masks, report and state.
 
         Raises:
             StateError: The run has not started.
@@ -67,17 +67,19 @@ class PruningCallbacks:
         """
         has_begun = self._has_begun or (self._pruner is not None and not self._follows_optimizer)
         if has_begun and self.report is None:
-            raise StateError("on_train_begin must come once, before all other calls. The run has begun already.")
+            raise StateError(
+                "on_train_begin must be called once, before all other callbacks. The run has already started."
+            )
         self._get_running_pruner()
         self._has_begun = True
 
     def on_epoch_begin(self, epoch: int | None = None) -> None:  # noqa: ARG002 - part of the interface
-        """See `PruningCallbacks`."""
+        """Call before each epoch."""
         self._get_running_pruner()
         self._finish_step()
 
     def on_step_begin(self, batch_id: int | None = None) -> None:  # noqa: ARG002 - part of the interface
-        """Call before a batch."""
+        """Call before each batch."""
         self._get_running_pruner()
         self._finish_step()
         self._batches += 1
@@ -89,11 +91,11 @@ class PruningCallbacks:
         student_loss: Any,
         teacher_output: Any = None,  # noqa: ARG002 - part of the interface
     ) -> Any:
-        """Return the loss unchanged."""
+        """Call after the loss is computed. Returns the loss unchanged."""
         return student_loss
 
     def on_before_optimizer_step(self) -> None:
-        """Call between the backward pass and the optimizer's step.
+        """Call between the backward pass and ``optimizer.step()``.
 
         Raises:
             ScoreError: A score is ``nan``.
@@ -105,7 +107,7 @@ class PruningCallbacks:
             self._is_announced = True
 
     def on_after_optimizer_step(self) -> None:
-        """Call after the optimizer's step.
+        """Call after ``optimizer.step()``.
 
         Raises:
             StateError: The criterion needs gradients, and ``on_before_optimizer_step`` was not called.
@@ -115,34 +117,34 @@ class PruningCallbacks:
             return
         if pruner.needs_gradients and not self._is_announced:
             raise StateError(
-                "on_before_optimizer_step must be called between the backward pass and optimizer.step(), because the "
-                "criterion ranks by gradients. on_after_optimizer_step was called without it."
+                "on_after_optimizer_step was called without on_before_optimizer_step, which must be called between the "
+                "backward pass and optimizer.step(), because the criterion uses gradients."
             )
         self._is_announced = False
         pruner.after_step()
 
     def on_step_end(self) -> None:
-        """Call after a batch."""
+        """Call after each batch."""
         self._get_running_pruner()
         self._finish_step()
 
     def on_epoch_end(self) -> None:
-        """See `PruningCallbacks`."""
+        """Call after each epoch."""
         self._get_running_pruner()
         self._finish_step()
 
     def on_before_eval(self) -> None:
-        """Call before an evaluation; also works after the run."""
+        """Call before an evaluation, during or after the run."""
         self._finish_step()
 
     def on_after_eval(self) -> None:
-        """Call after an evaluation; does nothing."""
+        """Call after an evaluation. Has no effect."""
 
     def on_train_end(self) -> PruningReport:
-        """Verify every mask and every zero, and end the run.
+        """Call at the end of training: verify all masks and zeros, and end the run.
 
         Returns:
-            The result, per layer and in total.
+            The report, per layer and in total.
 
         Raises:
             StateError: The run has not started or has ended, it saw no optimizer step, or masks and weights do not
@@ -152,16 +154,16 @@ class PruningCallbacks:
         self._finish_step()
         if self._batches and not pruner.step:
             raise StateError(
-                f"No optimizer step was seen in {self._batches} batches, so nothing was pruned as planned. Call "
+                f"There were {self._batches} batches without an optimizer step, so nothing was pruned as planned. Call "
                 f"on_before_optimizer_step before optimizer.step() and on_after_optimizer_step after it."
             )
-        self.report = found = pruner.finalize()
-        logger.info("%s", found)
-        return found  # type: ignore[no-any-return]
+        self.report = report = pruner.finalize()
+        logger.info("%s", report)
+        return report  # type: ignore[no-any-return]
 
     def _get_running_pruner(self) -> Any:
         if self.report is not None:
-            raise StateError("This run has ended. Prepare another for the model.")
+            raise StateError("This run has ended. Prepare the model for a new run.")
         if self._pruner is None:
             self._pruner = self._start()
         return self._pruner
@@ -179,7 +181,7 @@ class CompressionManager:
     Args:
         model: The model.
         callbacks: The callbacks.
-        save: Writes the model's state to a folder.
+        save: Function that saves the model's state in a folder.
 
     Attributes:
         model: The model itself, not a wrapper.
@@ -193,16 +195,16 @@ class CompressionManager:
 
     @property
     def pruner(self) -> Any:
-        """See `PruningCallbacks.pruner`."""
+        """The pruner of the run; see `PruningCallbacks.pruner`."""
         return self.callbacks.pruner
 
     @property
     def report(self) -> PruningReport | None:
-        """See `PruningCallbacks`."""
+        """The report of the run; ``None`` until it has ended."""
         return self.callbacks.report
 
     def save(self, root: str | Path) -> None:
-        """Write the model's ``state_dict`` to ``best_model.pt`` in a folder, which is created if needed.
+        """Save the model's ``state_dict`` as ``best_model.pt`` in a folder, which is created if needed.
 
         Args:
             root: The folder.

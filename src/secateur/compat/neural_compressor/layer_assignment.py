@@ -19,8 +19,8 @@ class Layer(NamedTuple):
     """A layer with a weight.
 
     Attributes:
-        name: Its name in the model.
-        kind: Its class name.
+        name: Name in the model.
+        kind: Class name.
         is_output: Whether it is the model's classifier or language-model head.
     """
 
@@ -30,40 +30,41 @@ class Layer(NamedTuple):
 
 
 def assign_layers(entries: Sequence[Entry], layers: Sequence[Layer], modules: Collection[str]) -> dict[str, int]:
-    """Map each layer to the index of its entry; layers without an entry are left out.
+    """Map each layer to the index of its entry; layers without an entry are omitted.
 
     Args:
         entries: The entries.
-        layers: Every layer that has a weight of two axes or more.
+        layers: All layers with a weight of at least two axes.
         modules: Names of all modules.
 
     Raises:
-        UnknownNameError: An expression matches no layer, or no layer has a type.
+        UnknownNameError: An expression matches no layer, or there is no layer of a type.
         ConfigError: Two entries match the same layer, or an entry matches none.
     """
     for entry in entries:
-        _check_vocabulary(entry, layers, modules)
+        _check_names_and_types(entry, layers, modules)
     owners: dict[str, int] = {}
     for has_names in (True, False):
-        chosen = [(index, entry) for index, entry in enumerate(entries) if bool(entry.op_names) == has_names]
-        taken = frozenset(owners)
-        for index, entry in chosen:
-            found = [name for name in _match_layers(entry, layers) if name not in taken]
-            _check_overlap(entries, owners, found, index)
-            owners |= dict.fromkeys(found, index)
+        assigned = frozenset(owners)
+        for index, entry in enumerate(entries):
+            if bool(entry.op_names) != has_names:
+                continue
+            names = [name for name in _match_layers(entry, layers) if name not in assigned]
+            _check_overlap(entries, owners, names, index)
+            owners |= dict.fromkeys(names, index)
     for index, entry in enumerate(entries):
         if index not in owners.values():
             raise ConfigError(
                 f"{entry.where} matches no layer: op_names={list(entry.op_names)}, pruning_op_types="
                 f"{list(entry.pruning_op_types)}, excluded_op_names={list(entry.excluded_op_names)}. The output layer "
-                "is only included by its exact name in op_names. Layers: "
-                f"{format_list((one.name for one in layers), limit=12)}."
+                "is only included if op_names contains its exact name. Layers: "
+                f"{format_list((layer.name for layer in layers), limit=12)}."
             )
     return owners
 
 
 def build_config(entries: Sequence[Entry], owners: Mapping[str, int]) -> PruningConfig:
-    """Build the configuration that prunes exactly these layers.
+    """Build the configuration that prunes exactly the assigned layers.
 
     Raises:
         ConfigError: The settings contradict each other.
@@ -84,28 +85,28 @@ def _match_layers(entry: Entry, layers: Sequence[Layer]) -> list[str]:
         for layer in layers
         if any(kind in layer.kind for kind in entry.pruning_op_types)
         and (not layer.is_output or layer.name in entry.op_names)
-        and (not entry.op_names or _is_found(entry.op_names, layer.name))
-        and not _is_found(entry.excluded_op_names, layer.name)
+        and (not entry.op_names or _matches_any(entry.op_names, layer.name))
+        and not _matches_any(entry.excluded_op_names, layer.name)
     ]
 
 
-def _check_overlap(entries: Sequence[Entry], owners: Mapping[str, int], found: Sequence[str], index: int) -> None:
-    for name in found:
+def _check_overlap(entries: Sequence[Entry], owners: Mapping[str, int], names: Sequence[str], index: int) -> None:
+    for name in names:
         if name in owners:
             raise ConfigError(
-                f"layer {name!r} matches {entries[owners[name]].where} and {entries[index].where}, and can be pruned "
-                f"by one only. Make their op_names narrower, or add excluded_op_names to one."
+                f"layer {name!r} matches both {entries[owners[name]].where} and {entries[index].where}. Make their "
+                f"op_names more specific, or add excluded_op_names to one of them."
             )
 
 
-def _check_vocabulary(entry: Entry, layers: Sequence[Layer], modules: Collection[str]) -> None:
+def _check_names_and_types(entry: Entry, layers: Sequence[Layer], modules: Collection[str]) -> None:
     names = [layer.name for layer in layers]
     for key, expressions, known in (
         ("op_names", entry.op_names, names),
         ("excluded_op_names", entry.excluded_op_names, modules),
     ):
         for expression in expressions:
-            if not any(_is_found((expression,), name) for name in known):
+            if not any(_matches_any((expression,), name) for name in known):
                 raise UnknownNameError(
                     f"{entry.where}: {key}: {expression!r} matches no name.{suggest_name(expression, known)} "
                     f"Layers: {format_list(names, limit=12)}."
@@ -119,7 +120,7 @@ def _check_vocabulary(entry: Entry, layers: Sequence[Layer], modules: Collection
             )
 
 
-def _is_found(expressions: Sequence[str], name: str) -> bool:
+def _matches_any(expressions: Sequence[str], name: str) -> bool:
     try:
         return any(re.search(expression, name) for expression in expressions)
     except re.error as error:

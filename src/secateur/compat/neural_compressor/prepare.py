@@ -1,4 +1,4 @@
-"""The entry points: `prepare_compression` and `prepare_pruning`."""
+"""Define the entry points `prepare_compression` and `prepare_pruning`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from secateur._wording import format_count
 from secateur.compat.neural_compressor.callbacks import CompressionManager, PruningCallbacks
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
@@ -19,16 +20,16 @@ PACKAGE = "secateur.compat.neural_compressor"
 def prepare_compression(
     model: Any, confs: WeightPruningConfig | list[WeightPruningConfig], *, optimizer: Any = None
 ) -> CompressionManager:
-    """Prepare a model for pruning by a training loop that calls ``manager.callbacks``.
+    """Prepare a model for pruning in a training loop that calls ``manager.callbacks``.
 
     Args:
         model: A torch module.
-        confs: A `WeightPruningConfig`, alone or in a list. May also be the first argument.
+        confs: A `WeightPruningConfig`, or a list with one. Can also be the first argument.
         optimizer: Without it, the loop calls ``on_before_optimizer_step`` and ``on_after_optimizer_step``. With it,
             the pruner follows its steps, which loss scaling and group lasso need.
 
     Raises:
-        SecateurError: The configuration does not fit the model; nothing is changed then.
+        SecateurError: The configuration does not fit the model, which is unchanged.
 
     Example:
         >>> import torch
@@ -48,21 +49,21 @@ def prepare_compression(
         0.5
     """
     model, config = _sort_arguments(model, confs)
-    home = import_leaf(PACKAGE, model)
+    leaf = import_leaf(PACKAGE, model)
     if solvers := sorted({entry.solver for entry in config.entries if entry.solver is not None}):
         raise ConfigError(
-            f"pruning_type must be one that prunes while the model trains, found the one of the solver {solvers[0]!r}. "
-            f"Call prepare_pruning(model, config, dataloader=batches)."
+            f"pruning_type must be one that prunes during training, found the one for the solver {solvers[0]!r}. Call "
+            f"prepare_pruning(model, config, dataloader=batches)."
         )
     if optimizer is None and any(
         entry.settings.get("reg_coeff") and entry.settings["reg_type"] for entry in config.entries
     ):
         raise ConfigError(
-            "optimizer must be given where reg_type='group_lasso', because its strength is scaled by the learning "
+            "optimizer must be given with reg_type='group_lasso', because its strength is scaled by the learning "
             "rate. Call prepare_compression(model, config, optimizer=optimizer)."
         )
-    start = partial(home.start_run, model, home.build_checked_config(config, model), optimizer)
-    return CompressionManager(model, PruningCallbacks(start, follows_optimizer=optimizer is not None), home.save)
+    start = partial(leaf.start_run, model, leaf.build_checked_config(config, model), optimizer)
+    return CompressionManager(model, PruningCallbacks(start, follows_optimizer=optimizer is not None), leaf.save)
 
 
 def prepare_pruning(
@@ -74,22 +75,22 @@ def prepare_pruning(
     framework: str = "pytorch",
     device: Any = None,
 ) -> PruningCallbacks:
-    """Prepare a model for pruning during training, or prune it now with calibration data.
+    """Prepare a model for pruning during training, or prune it at once with calibration data.
 
     Args:
         model: A torch module.
-        config: The configuration. May also be the first argument.
+        config: The configuration. Can also be the first argument.
         optimizer: The optimizer that trains the model. The pruner follows its steps, so the loop needs no callbacks. At
             the end, call ``on_train_end`` on the returned object to verify the result and get a report.
-        dataloader: Batches for ``pruning_type="sparse_gpt"``, with which the model is pruned now. The first element of
-            a tuple or list is the model's input; mappings are keyword arguments.
+        dataloader: Calibration batches for ``pruning_type="sparse_gpt"``, which prunes the model at once. If a batch is
+            a tuple or list, its first element is the model's input; mappings are passed as keyword arguments.
         loss_func: Not used.
         framework: ``"pytorch"``.
         device: Device on which the model is pruned with calibration data.
 
     Raises:
-        SecateurError: The configuration does not fit the model, or there is neither optimizer nor data; nothing is
-            changed then.
+        SecateurError: The configuration does not fit the model, or there is neither an optimizer nor data. The model
+            is unchanged.
 
     Example:
         >>> import torch
@@ -107,42 +108,43 @@ def prepare_pruning(
     model, config = _sort_arguments(model, config)
     if framework != "pytorch":
         raise ConfigError(f"framework must be 'pytorch', found {framework!r}. For Keras models see secateur.keras.")
-    home = import_leaf(PACKAGE, model)
+    leaf = import_leaf(PACKAGE, model)
     solvers = {entry.solver for entry in config.entries}
     if len(solvers) > 1:
         raise ConfigError(
-            "pruning_type must not mix 'sparse_gpt', which prunes at once, with types that prune while the model "
-            "trains. Prune in two calls, with a configuration each."
+            "pruning_type must not mix 'sparse_gpt', which prunes at once, with types that prune during training. "
+            "Prune in two calls with two configurations."
         )
     solver = solvers.pop()
     if solver is None:
         if optimizer is None:
-            raise ConfigError("optimizer must be given where the model is pruned while it trains, found None.")
-        start = partial(home.start_run, model, home.build_checked_config(config, model), optimizer)
+            raise ConfigError("optimizer must be given to prune during training, found None.")
+        start = partial(leaf.start_run, model, leaf.build_checked_config(config, model), optimizer)
         return PruningCallbacks(start, follows_optimizer=True)
     if dataloader is None:
         raise ConfigError("dataloader must be given for pruning_type='sparse_gpt', found None.")
-    own = home.build_checked_config(config, model, prune_frozen=True)
-    return PruningCallbacks.from_report(home.prune_once(model, own, solver=solver, batches=dataloader, device=device))
+    settings = leaf.build_checked_config(config, model, prune_frozen=True)
+    report = leaf.prune_in_one_shot(model, settings, solver=solver, batches=dataloader, device=device)
+    return PruningCallbacks.from_report(report)
 
 
 def _sort_arguments(model: Any, confs: Any) -> tuple[Any, WeightPruningConfig]:
-    """Return model and configuration, which may be given in either order, as both were documented."""
+    """Return the model and the configuration, which users can pass in either order, as INC documented both."""
     if isinstance(model, WeightPruningConfig):
         model, confs = confs, model
     if isinstance(confs, list | tuple):
-        others = [type(one).__name__ for one in confs if not isinstance(one, WeightPruningConfig)]
+        others = [type(conf).__name__ for conf in confs if not isinstance(conf, WeightPruningConfig)]
         if others or len(confs) != 1:
             raise ConfigError(
-                f"confs must hold one WeightPruningConfig, found {len(confs)} configurations"
-                f"{f', {others[0]} among them' if others else ''}. Quantization and distillation have no counterpart."
+                f"confs must contain one WeightPruningConfig, found {format_count(len(confs), 'configuration')}"
+                f"{f', including {others[0]}' if others else ''}. Quantization and distillation are not supported."
             )
         confs = confs[0]
     if not isinstance(confs, WeightPruningConfig):
         raise ConfigError(
-            f"confs must be a WeightPruningConfig, found {type(confs).__name__}. Quantization and distillation have no "
-            f"counterpart."
+            f"confs must be a WeightPruningConfig, found {type(confs).__name__}. Quantization and distillation are "
+            f"not supported."
         )
     if detect_framework(model) != "pytorch":
-        raise UnsupportedModelError("Only torch models are served here. For Keras models see secateur.keras.")
+        raise UnsupportedModelError("The model must be a torch module. For Keras models see secateur.keras.")
     return model, confs

@@ -1,4 +1,4 @@
-"""Layers and runs of torch models."""
+"""Build configurations for torch models, and start runs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from secateur.planning.pytorch import find_candidates, plan
 from secateur.results import PruningReport
 from secateur.training.pytorch import PytorchPruner, prepare
 
-__all__ = ["build_checked_config", "build_pruning_config", "prune_once", "save", "start_run"]
+__all__ = ["build_checked_config", "build_pruning_config", "prune_in_one_shot", "save", "start_run"]
 
 logger = logging.getLogger(__name__)
 
 
 def build_pruning_config(config: WeightPruningConfig, model: nn.Module) -> tuple[PruningConfig, frozenset[str]]:
     """Build the `PruningConfig` for a model, and return it with the names of the matching layers."""
-    found = [
-        Layer(one.name, type(one.module).__name__, one.is_output) for one in find_candidates(model, prune_frozen=True)
+    layers = [
+        Layer(candidate.name, type(candidate.module).__name__, candidate.is_output)
+        for candidate in find_candidates(model, prune_frozen=True)
     ]
     modules = [name for name, _ in unwrap_model(model).named_modules()]
-    owners = assign_layers(config.entries, found, modules)
+    owners = assign_layers(config.entries, layers, modules)
     return build_config(config.entries, owners), frozenset(owners)
 
 
@@ -42,38 +43,40 @@ def build_checked_config(config: WeightPruningConfig, model: nn.Module, *, prune
     Raises:
         SecateurError: The configuration does not fit the model.
     """
-    own, meant = build_pruning_config(config, model)
-    left = {name: reason for name, reason in plan(model, own, prune_frozen=prune_frozen).dense.items() if name in meant}
-    if left:
-        reasons = format_list((f"{name!r} ({reason})" for name, reason in left.items()), limit=3)
+    settings, matching = build_pruning_config(config, model)
+    reasons = plan(model, settings, prune_frozen=prune_frozen).dense
+    dense = [f"{name!r} ({reason})" for name, reason in reasons.items() if name in matching]
+    if dense:
         logger.warning(
-            "%s that the configuration matches cannot be pruned: %s.", format_count(len(left), "layer"), reasons
+            "%s that the configuration matches cannot be pruned: %s.",
+            format_count(len(dense), "layer"),
+            format_list(dense, limit=3),
         )
-    return own
+    return settings
 
 
 def start_run(model: nn.Module, config: PruningConfig, optimizer: Any) -> PytorchPruner:
-    """A run that follows the optimizer, or one whose steps are announced where that is ``None``."""
+    """Start a run that follows the optimizer, or, without one, a run whose steps the loop announces."""
     return prepare(model, config, optimizer)
 
 
-def prune_once(
+def prune_in_one_shot(
     model: nn.Module, config: PruningConfig, *, solver: str, batches: Iterable[Any], device: Any
 ) -> PruningReport:
-    """Prune by calibration data."""
-    return prune(model, config, calibration=_Inputs(batches), solver=solver, execution=Execution(device=device))
+    """Prune a model with calibration data."""
+    return prune(model, config, calibration=_ModelInputs(batches), solver=solver, execution=Execution(device=device))
 
 
 def save(model: nn.Module, root: str | Path) -> Path:
-    """Write the model's state to ``best_model.pt`` in a folder; returns the file."""
+    """Save the model's state as ``best_model.pt`` in a folder, and return the file."""
     folder = Path(root)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(unwrap_model(model).state_dict(), folder / "best_model.pt")
     return folder / "best_model.pt"
 
 
-class _Inputs:
-    """Batches without labels: the first element of a sequence is the model's input."""
+class _ModelInputs:
+    """Iterates over batches without their labels: the first element of a sequence is the model's input."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self._batches = batches

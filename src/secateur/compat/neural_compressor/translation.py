@@ -1,4 +1,4 @@
-"""Translate keys of Intel Neural Compressor to those of `PruningConfig`."""
+"""Translate keys of Intel Neural Compressor to keys of `PruningConfig`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PRUNING_TYPES = (
     *SOLVERS,
 )
 
-NO_COUNTERPART = {
+UNSUPPORTED = {
     "retrain_free": "pruning channels from the gradients of masks, without training",
     "block_mask": "learning block masks",
 }
-"""Pruning type that has no counterpart here → what it is."""
+"""Unsupported pruning type → its description."""
 
 DECAYS = {"exp": "exponential", "cos": "quarter_cosine", "cube": "cube", "linear": "linear"}
 """Sparsity decay type → schedule."""
@@ -39,14 +39,14 @@ GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
 def translate_settings(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the keys that may differ between layers.
+    """Translate the keys that can differ between layers.
 
     Args:
-        values: All keys, with defaults for those not given.
-        given: The given keys.
+        values: All keys, including defaults.
+        given: The keys that the user set.
 
     Raises:
-        ConfigError: A value is invalid, out of bounds or has no counterpart.
+        ConfigError: A value is invalid, out of bounds or not supported.
     """
     kind, criterion = _read_kind_and_criterion(values)
     pattern, removable = _convert_pattern(values["pattern"])
@@ -76,10 +76,10 @@ def get_solver(pruning_type: str) -> str | None:
 
 def _read_kind_and_criterion(values: Mapping[str, Any]) -> tuple[str, str]:
     name = values["pruning_type"]
-    if name in NO_COUNTERPART:
+    if name in UNSUPPORTED:
         raise ConfigError(
-            f"pruning_type {name!r} has no counterpart here: {NO_COUNTERPART[name]}. Prune while the model trains, "
-            f"with pruning_type='magnitude_progressive' say, or from calibration data, with pruning_type='sparse_gpt'."
+            f"pruning_type {name!r} is not supported: {UNSUPPORTED[name]}. Prune during training, for example with "
+            f"pruning_type='magnitude_progressive', or with calibration data and pruning_type='sparse_gpt'."
         )
     if name not in PRUNING_TYPES:
         raise UnknownNameError(
@@ -90,8 +90,8 @@ def _read_kind_and_criterion(values: Mapping[str, Any]) -> tuple[str, str]:
         criterion = "magnitude"
     elif values["criterion_type"] not in (None, criterion):
         raise ConfigError(
-            f"criterion_type must be what pruning_type={name!r} says, found {values['criterion_type']!r}. Leave it "
-            f"out, or name the criterion in pruning_type."
+            f"criterion_type must match pruning_type={name!r}, found {values['criterion_type']!r}. Leave it out, or "
+            f"name the criterion in pruning_type."
         )
     kind = "progressive" if name.endswith(PROGRESSIVE) else "iterative"
     return ("pattern_lock" if name == "pattern_lock" else kind), criterion
@@ -100,16 +100,17 @@ def _read_kind_and_criterion(values: Mapping[str, Any]) -> tuple[str, str]:
 def _convert_pattern(pattern: Any) -> tuple[str, float | None]:
     """Convert a pattern so that N counts the kept weights; also return the share that N:M removes."""
     if not isinstance(pattern, str):
-        raise ConfigError(f"pattern must be a text such as '4x1', found {pattern!r}.")
+        raise ConfigError(f"pattern must be a string such as '4x1', found {pattern!r}.")
     if "mha" in pattern:
-        raise ConfigError(f"pattern {pattern!r} has no counterpart here: whole attention heads cannot be pruned yet.")
-    found = GROUPS.fullmatch(pattern)
-    if found is None:
+        raise ConfigError(f"pattern {pattern!r} is not supported: whole attention heads cannot be pruned yet.")
+    match = GROUPS.fullmatch(pattern)
+    if match is None:
         return pattern, None
-    removed, group = int(found[1]), int(found[2])
+    removed, group = int(match[1]), int(match[2])
     if removed >= group:
         raise ConfigError(
-            f"pattern {pattern!r}: N must be less than M, because N of every M weights are removed. Write '2:4', say."
+            f"pattern {pattern!r}: N must be less than M, because N of every M weights are removed. Use '2:4', for "
+            f"example."
         )
     return f"{group - removed}:{group}", removed / group
 
@@ -122,14 +123,14 @@ def _read_target(values: Mapping[str, Any], given: Mapping[str, Any], removable:
     target: float = given["target_sparsity"]
     if target > removable:
         raise ConfigError(
-            f"target_sparsity={target} is out of reach for pattern {values['pattern']!r}, which removes N of every M "
-            f"weights and so prunes at most {removable:.6g}. Lower the target or raise N."
+            f"target_sparsity={target} cannot be reached with pattern {values['pattern']!r}, which removes N of every "
+            f"M weights and so prunes at most {removable:.6g}. Lower the target or raise N."
         )
     return target
 
 
 def _read_scope(values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-    """Read the scope; solvers prune all layers to the same sparsity by default."""
+    """Read the scope; by default, solvers prune all layers to the same sparsity."""
     is_default = "pruning_scope" not in given
     return "local" if is_default and get_solver(values["pruning_type"]) is not None else values["pruning_scope"]
 
@@ -143,7 +144,7 @@ def _read_timing(values: Mapping[str, Any], criterion: str) -> dict[str, Any]:
     if isinstance(start, int) and isinstance(end, int) and end < start:
         raise ConfigError(f"end_step must not be less than start_step, found {end} < {start}.")
     if CRITERIA.find(criterion).needs_gradient and start == 0:
-        # There is no gradient before the first step, so the first chance to prune is after it.
+        # There is no gradient before the first step, so the first update is after it.
         start, end = 1, max(end, 1)
     schedule = register_quarter_cosine() if decay == "cos" else DECAYS[decay]
     return {"start_step": start, "end_step": end, "sparsity_decay_type": "one_shot" if start == end else schedule}
@@ -154,7 +155,7 @@ def _read_coefficient(values: Mapping[str, Any]) -> Any:
     if not isinstance(parameters, Mapping):
         raise ConfigError(f"parameters must be a dictionary such as {{'reg_coeff': 0.1}}, found {parameters!r}.")
     check_keys(parameters, ("reg_coeff",), "parameters")
-    found = {value for value in (values["reg_coeff"], parameters.get("reg_coeff")) if value is not None}
-    if len(found) > 1:
-        raise ConfigError(f"reg_coeff must be given once, found {sorted(found)}. Leave one of them out.")
-    return found.pop() if found else 0.0
+    coefficients = {value for value in (values["reg_coeff"], parameters.get("reg_coeff")) if value is not None}
+    if len(coefficients) > 1:
+        raise ConfigError(f"reg_coeff must be given once, found {sorted(coefficients)}. Leave one of them out.")
+    return coefficients.pop() if coefficients else 0.0

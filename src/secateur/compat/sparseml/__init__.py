@@ -20,23 +20,23 @@ __all__ = ["read_recipe"]
 def read_recipe(
     source: str | Path, *, steps_per_epoch: int | None = None, leave_out: Iterable[str] = ()
 ) -> tuple[ImportedRun, ...]:
-    """Import the pruning settings of a recipe, as one run per stage that prunes.
+    """Import the pruning settings of a recipe: one run for each stage that prunes.
 
     Recipes are YAML, or Markdown files with YAML front matter, with modifiers as tags (``!GMPruningModifier``) or as
     keys. Variables and plain arithmetic in ``eval(...)`` are evaluated.
 
     Args:
-        source: A file as `Path`, or the text itself as `str`.
-        steps_per_epoch: Optimizer steps in one epoch, for recipes that count in epochs.
-        leave_out: Names of modifiers to skip, such as ``"EpochRangeModifier"``, because the training loop does their
-            work. All others must have a counterpart.
+        source: A file, given as `Path`, or the text as a string.
+        steps_per_epoch: Number of optimizer steps per epoch, for recipes that count in epochs.
+        leave_out: Names of modifiers to skip because the training loop does their work, such as
+            ``"EpochRangeModifier"``. All other modifiers must be supported.
 
     Returns:
         The runs in the order of the recipe.
 
     Raises:
-        ConfigError: A modifier or one of its keys is unknown or has no counterpart, a value is out of bounds, or the
-            text is not a recipe.
+        ConfigError: A modifier or one of its keys is unknown or not supported, a value is out of bounds, or the text
+            is not a recipe.
 
     Example:
         >>> recipe = '''
@@ -63,29 +63,31 @@ def _import_stage(stage: RecipeStage, steps_per_epoch: int | None) -> ImportedRu
 
     Args:
         stage: A stage with modifiers.
-        steps_per_epoch: Optimizer steps in one epoch.
+        steps_per_epoch: Number of optimizer steps per epoch.
 
     Raises:
-        ConfigError: A modifier or a key is unknown or has no counterpart, a value is out of bounds, or modifiers do not
-            go together.
+        ConfigError: A modifier or a key is unknown or not supported, a value is out of bounds, or modifiers cannot be
+            combined.
     """
     for modifier in stage.modifiers:
         _check_modifier(modifier)
-    once = [modifier for modifier in stage.modifiers if modifier.name in ONE_SHOT]
-    if not once:
+    one_shot = [modifier for modifier in stage.modifiers if modifier.name in ONE_SHOT]
+    if not one_shot:
         parts = [part for modifier in stage.modifiers for part in read_layer_settings(modifier, steps_per_epoch)]
         return ImportedRun(name=stage.name, config=merge_settings(parts))
     if len(stage.modifiers) > 1:
         names = ", ".join(modifier.name for modifier in stage.modifiers)
-        raise ConfigError(f"{once[0].name} must be alone in its stage, found {names}. Give each a stage of its own.")
-    return import_one_shot(once[0], stage.name)
+        raise ConfigError(
+            f"{one_shot[0].name} must be the only modifier in its stage, found {names}. Put each in its own stage."
+        )
+    return import_one_shot(one_shot[0], stage.name)
 
 
 def _check_modifier(modifier: Modifier) -> None:
     known = (*GRADUAL, CONSTANT, *ONE_SHOT)
     if modifier.name not in known:
         raise ConfigError(
-            f"{modifier.name} has no counterpart.{suggest_name(modifier.name, known)} Known: "
-            f"{', '.join(sorted(known))}. If your training loop does what it says, read the recipe with "
+            f"{modifier.name} is not supported.{suggest_name(modifier.name, known)} Known: "
+            f"{', '.join(sorted(known))}. If your training loop already does its work, read the recipe with "
             f"leave_out=[{modifier.name!r}]."
         )

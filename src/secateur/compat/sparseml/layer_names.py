@@ -1,7 +1,7 @@
-r"""Convert names of parameters and modules in a recipe to expressions for whole names of layers.
+r"""Convert names of parameters and modules in a recipe to regular expressions for layer names.
 
-Recipes match expressions with ``re.match``, from the start but not to the end, and often against names of parameters.
-Here expressions match whole names of layers.
+Recipes match expressions with ``re.match``, at the start of a name, and often against names of parameters. In a
+`PruningConfig`, expressions match whole names of layers.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ ALL = "__ALL__"
 EXPRESSION = "re:"
 
 
-def match_parameters(given: Any, where: str) -> tuple[str, ...]:
+def match_parameters(names: Any, where: str) -> tuple[str, ...]:
     r"""Convert names of parameters to expressions for their layers.
 
     Args:
-        given: One name or several: of parameters, expressions that start with ``re:``, or ``__ALL_PRUNABLE__``.
-        where: The place in the recipe, for error messages.
+        names: One or more names of parameters, expressions that start with ``re:``, or ``__ALL_PRUNABLE__``.
+        where: The location in the recipe, for error messages.
 
     Raises:
-        ConfigError: A name is not that of a layer's weight.
+        ConfigError: A name is not the name of a layer's weight.
 
     Example:
         >>> match_parameters(["re:.*conv.*weight", "fc.weight"], "params")
         ('.*conv.*', 'fc')
     """
-    return tuple(_match_parameter(name, where) for name in _check_names(given, where))
+    return tuple(_match_parameter(name, where) for name in _check_names(names, where))
 
 
-def match_modules(given: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    r"""Convert names of modules to expressions for these layers and the layers in them, and to layer types.
+def match_modules(names: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    r"""Convert names of modules to layer types and to expressions for these modules and all layers inside them.
 
     Args:
-        given: One name or several: of modules, of classes, expressions that start with ``re:``, or ``__ALL__``.
-        where: The place in the recipe, for error messages.
+        names: One or more names of modules or classes, expressions that start with ``re:``, or ``__ALL__``.
+        where: The location in the recipe, for error messages.
 
     Example:
         >>> match_modules(["re:.*lm_head", "Linear"], "targets")
         (('(?:.*lm_head).*',), ('Linear',))
     """
     expressions, types = [], []
-    for name in _check_names(given, where):
+    for name in _check_names(names, where):
         if name in (ALL, ALL_PRUNABLE):
             expressions.append(".*")
         elif name.startswith(EXPRESSION):
@@ -65,15 +65,15 @@ def _match_parameter(name: str, where: str) -> str:
         return ".*"
     if name == ALL:
         raise ConfigError(
-            f"{where}: {ALL} means biases and norms too, which are not pruned here. Write {ALL_PRUNABLE} for the "
-            f"weights of all linear and convolutional layers."
+            f"{where}: {ALL} includes biases and norms, which cannot be pruned. Use {ALL_PRUNABLE} for the weights of "
+            f"all linear and convolutional layers."
         )
     if name.startswith(EXPRESSION):
         return _match_parameter_expression(name.removeprefix(EXPRESSION), where)
     if not name.endswith(".weight"):
         raise ConfigError(
-            f"{where}: {name!r} must be the full name of a layer's weight, such as 'fc.weight'. Other parameters are "
-            f"not pruned here."
+            f"{where}: {name!r} must be the full name of a layer's weight, such as 'fc.weight'. Other parameters "
+            f"cannot be pruned."
         )
     return re.escape(name.removesuffix(".weight"))
 
@@ -89,13 +89,13 @@ def _match_parameter_expression(expression: str, where: str) -> str:
         if body == expression and not body.endswith("weight"):
             return _match_start(body)
     raise ConfigError(
-        f"{where}: 're:{expression}' must end in '.weight', '.*weight' or '.*' so that the layers can be derived. "
-        f"Write alternatives in parentheses, or as several expressions."
+        f"{where}: 're:{expression}' must end in '.weight', '.*weight' or '.*', so that the layers can be derived. "
+        f"Put alternatives in parentheses, or write several expressions."
     )
 
 
 def _match_within(expression: str) -> str:
-    """Match from the start of a name, and all layers inside a module that matches to the end."""
+    """Build an expression for names that start with a match, and for all layers inside a module that matches."""
     body = expression.removesuffix("$")
     return _match_start(body) if body == expression else rf"(?:{body})(?:\..*)?"
 
@@ -106,14 +106,14 @@ def _match_start(body: str) -> str:
 
 def _has_alternatives(body: str) -> bool:
     """Whether there is a ``|`` outside of parentheses."""
-    inner = None
-    while inner != body:
-        inner, body = body, re.sub(r"\([^()]*\)", "", body)
+    previous = None
+    while previous != body:
+        previous, body = body, re.sub(r"\([^()]*\)", "", body)
     return "|" in body
 
 
-def _check_names(given: Any, where: str) -> Iterable[str]:
-    found = [given] if isinstance(given, str) else given
-    if not isinstance(found, list | tuple) or not all(isinstance(one, str) for one in found):
-        raise ConfigError(f"{where} must be a name or a list of names, found {given!r}.")
-    return found
+def _check_names(names: Any, where: str) -> Iterable[str]:
+    several = [names] if isinstance(names, str) else names
+    if not isinstance(several, list | tuple) or not all(isinstance(name, str) for name in several):
+        raise ConfigError(f"{where} must be a name or a list of names, found {names!r}.")
+    return several

@@ -1,4 +1,4 @@
-"""A modifier of a recipe, and how its keys are read."""
+"""Define `Modifier`, one modifier of a recipe, and read its keys."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ SYNONYMS = {
     "mask_structure": "mask_type",
     "apply_globally": "global_sparsity",
 }
-"""Later name of a key → first name."""
+"""Newer name of a key → original name."""
 
 TOLERANCE = 0.01
-"""How far a sparsity may be from the one that an N:M pattern has."""
+"""Maximum difference between a sparsity in a recipe and the one that its N:M pattern produces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Modifier:
-    """One modifier.
+    """One modifier of a recipe.
 
     Attributes:
-        name: Its class name.
-        values: Its keys, with evaluated formulas.
-        is_tagged: Whether it is written as a YAML tag, as in early SparseML, where some keys have another meaning.
+        name: Class name.
+        values: Key → value, with formulas evaluated.
+        is_tagged: Whether it is written as a YAML tag, as in early SparseML, where some keys have a different meaning.
     """
 
     name: str
@@ -41,25 +41,25 @@ class Modifier:
     is_tagged: bool
 
     def get_required(self, values: Mapping[str, Any], key: str) -> Any:
-        """The value of a key among `values`, the keys of this modifier under their first names.
+        """Return the value of a required key from `values`, the keys of this modifier under their original names.
 
         Raises:
             ConfigError: The key is missing.
         """
         if values.get(key) is None:
-            raise ConfigError(f"{self.name}: {key} must be given. It has {', '.join(self.values) or 'no keys'}.")
+            raise ConfigError(f"{self.name}: {key} must be given, found only: {', '.join(self.values) or 'no keys'}.")
         return values[key]
 
     def describe_key(self, key: str) -> str:
-        """A key for error messages, under the name that the recipe gives it."""
-        written = next((new for new, old in SYNONYMS.items() if old == key and new in self.values), key)
-        return f"{self.name}: {written}"
+        """Format a key for error messages, under the name used in the recipe."""
+        used_name = next((new for new, old in SYNONYMS.items() if old == key and new in self.values), key)
+        return f"{self.name}: {used_name}"
 
     def check_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings if they make a valid configuration.
+        """Return the settings after checking that they form a valid configuration.
 
         Raises:
-            ConfigError: They do not.
+            ConfigError: They do not form a valid configuration.
         """
         try:
             PruningConfig(**settings)

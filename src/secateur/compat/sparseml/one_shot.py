@@ -1,4 +1,4 @@
-"""Import modifiers that prune in one shot, with calibration data."""
+"""Import modifiers that prune in one shot with calibration data."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ ONE_SHOT_KEYS = (
     "owl_lmbda",
     "block_size",
     "dampening_frac",
-    # These only affect how the result is computed.
+    # The following only affect how the result is computed.
     "sequential_targets",
     "sequential_update",
     "offload_hessians",
 )
 
-NO_COUNTERPART = {
+UNSUPPORTED = {
     "preserve_sparsity_mask": "keeping the zeros of a model in one-shot pruning",
     "quantize": "quantization",
 }
-"""Key of a one-shot modifier that must be off → what it does."""
+"""Unsupported key of a one-shot modifier → its meaning."""
 
 GROUPS = re.compile(r"(\d+):(\d+)")
 
@@ -47,17 +47,17 @@ def import_one_shot(modifier: Modifier, name: str) -> ImportedRun:
     """Import a one-shot modifier.
 
     Raises:
-        ConfigError: A key is unknown or has no counterpart, or a value is out of bounds.
+        ConfigError: A key is unknown or not supported, or a value is out of bounds.
     """
     values = modifier.values
-    check_keys(values, (*ONE_SHOT_KEYS, *NO_COUNTERPART), modifier.name)
-    for key, meaning in NO_COUNTERPART.items():
+    check_keys(values, (*ONE_SHOT_KEYS, *UNSUPPORTED), modifier.name)
+    for key, meaning in UNSUPPORTED.items():
         if values.get(key):
-            raise ConfigError(f"{modifier.name}: {key} has no counterpart here: {meaning}. Leave it out.")
+            raise ConfigError(f"{modifier.name}: {key} is not supported: {meaning}. Leave it out.")
     names, types = match_modules(values.get("targets", "Linear"), modifier.describe_key("targets"))
     if names and types:
         raise ConfigError(
-            f"{modifier.describe_key('targets')} must be names or types, found both: {values['targets']!r}."
+            f"{modifier.describe_key('targets')} must contain either names or types, found both: {values['targets']!r}."
         )
     excluded, dense_types = match_modules(values.get("ignore") or [], modifier.describe_key("ignore"))
     settings = modifier.check_settings(
@@ -74,27 +74,27 @@ def import_one_shot(modifier: Modifier, name: str) -> ImportedRun:
         name=name,
         config=PruningConfig(**settings),
         solver=ONE_SHOT[modifier.name],
-        solver_settings={own: values[key] for key, own in sizes.items() if values.get(key) is not None},
+        solver_settings={setting: values[key] for key, setting in sizes.items() if values.get(key) is not None},
         **_read_allocation(values, modifier),
     )
 
 
 def _get_pattern_and_target(values: Mapping[str, Any], modifier: Modifier) -> dict[str, Any]:
-    """Read pattern and target; in a mask structure, N counts the removed weights."""
+    """Read the pattern and the target; in a mask structure, N counts the removed weights."""
     sparsity, mask = values.get("sparsity"), values.get("mask_structure", "0:0")
     if mask in ("unstructured", "0:0"):
         if not isinstance(sparsity, int | float):
             raise ConfigError(
-                f"{modifier.describe_key('sparsity')} must be one number, found {sparsity!r}. For layers that differ, "
-                f"write rules in a PruningConfig."
+                f"{modifier.describe_key('sparsity')} must be a number, found {sparsity!r}. For different values per "
+                f"layer, write rules in a PruningConfig."
             )
         return {"pattern": "1x1", "target_sparsity": sparsity}
-    found = GROUPS.fullmatch(str(mask))
-    if found is None or not 0 < int(found[1]) < int(found[2]):
+    match = GROUPS.fullmatch(str(mask))
+    if match is None or not 0 < int(match[1]) < int(match[2]):
         raise ConfigError(
             f"{modifier.describe_key('mask_structure')} must be N:M with N of every M removed, found {mask!r}."
         )
-    removed, group = int(found[1]), int(found[2])
+    removed, group = int(match[1]), int(match[2])
     if sparsity is not None and (not isinstance(sparsity, int | float) or abs(sparsity - removed / group) > TOLERANCE):
         raise ConfigError(
             f"{modifier.describe_key('sparsity')} must be {removed / group:g} for mask_structure={mask!r}, which "

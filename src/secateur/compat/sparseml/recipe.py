@@ -23,7 +23,7 @@ MODIFIERS = re.compile(r"(.+_)?modifiers")
 """Keys that contain modifiers."""
 
 DESCRIPTIONS = ("metadata", "recipe_metadata", "args", "version", "run_type")
-"""Keys without effect on a run."""
+"""Keys that have no effect on a run."""
 
 FORMULA = re.compile(r"eval\((.*)\)", re.DOTALL)
 
@@ -44,7 +44,7 @@ class RecipeStage:
 
     Attributes:
         name: The stage's name; empty if the recipe has no stages.
-        modifiers: In the order of the recipe.
+        modifiers: The modifiers, in the order of the recipe.
     """
 
     name: str
@@ -52,7 +52,7 @@ class RecipeStage:
 
 
 class _RecipeLoader(Loader):
-    """A loader that reads tags as modifiers."""
+    """Load YAML whose tags are modifiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,59 +74,60 @@ def read_stages(source: str | Path, leave_out: frozenset[str] = frozenset()) -> 
     """Read the stages of a recipe that have modifiers.
 
     Args:
-        source: A file as `Path`, or a text.
+        source: A file, given as `Path`, or the text as a string.
         leave_out: Names of modifiers to skip.
 
     Raises:
         ConfigError: The recipe cannot be read, is not valid or has no modifiers left, or `leave_out` has an unknown
             name.
     """
-    found = [
+    stages = [
         RecipeStage(name, tuple(_iter_modifiers(groups, variables)))
         for name, groups, variables in _iter_sections(_parse_document(source))
     ]
-    names = {modifier.name for stage in found for modifier in stage.modifiers}
+    names = {modifier.name for stage in stages for modifier in stage.modifiers}
     for name in leave_out:
         if name not in names:
             raise ConfigError(
-                f"leave_out: the recipe has no {name!r}.{suggest_name(name, names)} It has "
+                f"leave_out: the recipe has no {name!r}.{suggest_name(name, names)} Modifiers: "
                 f"{format_list(sorted(names))}."
             )
-    left = [
-        RecipeStage(stage.name, tuple(one for one in stage.modifiers if one.name not in leave_out)) for stage in found
+    remaining = [
+        RecipeStage(stage.name, tuple(modifier for modifier in stage.modifiers if modifier.name not in leave_out))
+        for stage in stages
     ]
-    if not any(stage.modifiers for stage in left):
-        raise ConfigError("The recipe has no modifiers left to import. Modifiers are under 'modifiers' or in stages.")
-    return [stage for stage in left if stage.modifiers]
+    if not any(stage.modifiers for stage in remaining):
+        raise ConfigError("The recipe has no modifiers to import. Modifiers are under 'modifiers' or in stages.")
+    return [stage for stage in remaining if stage.modifiers]
 
 
 def _parse_document(source: str | Path) -> Any:
     text = read_source(source, "recipe")
     if text.lstrip().startswith("---"):
-        # The front matter of a Markdown file.
+        # This is a Markdown file: keep its front matter.
         text = text.lstrip()[3:].split("\n---", 1)[0]
-    found = parse_yaml(text, "recipe", _RecipeLoader)
-    if isinstance(found, str) and found.endswith((".yaml", ".yml", ".md")):
+    document = parse_yaml(text, "recipe", _RecipeLoader)
+    if isinstance(document, str) and document.endswith((".yaml", ".yml", ".md")):
         raise ConfigError(
-            f"A recipe must be a YAML mapping, found the text {found!r}. To read a file, pass a pathlib.Path."
+            f"A recipe must be a YAML mapping, found the text {document!r}. To read a file, pass a pathlib.Path."
         )
-    if isinstance(found, list):
-        return {"modifiers": found}
-    if not isinstance(found, dict):
-        raise ConfigError(f"A recipe must be a YAML mapping or a list of modifiers, found {type(found).__name__}.")
-    return found
+    if isinstance(document, list):
+        return {"modifiers": document}
+    if not isinstance(document, dict):
+        raise ConfigError(f"A recipe must be a YAML mapping or a list of modifiers, found {type(document).__name__}.")
+    return document
 
 
 def _iter_sections(document: Mapping[str, Any]) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
-    """Iterate over name, groups of modifiers and variables of each stage, after the part outside of stages."""
+    """Iterate over name, groups of modifiers and variables of each section: the top level, then the stages."""
     names = [key for key, value in document.items() if _is_stage(key, value)]
     variables, groups = _split_section(
         {key: value for key, value in document.items() if key not in names}, "The recipe", {}
     )
     yield "", groups, variables
     for name in names:
-        own, own_groups = _split_section(document[name], name, variables)
-        yield name, own_groups, own
+        stage_variables, stage_groups = _split_section(document[name], name, variables)
+        yield name, stage_groups, stage_variables
 
 
 def _is_stage(key: Any, value: Any) -> bool:
@@ -143,7 +144,7 @@ def _split_section(
         elif key in DESCRIPTIONS or value is None:
             continue
         elif isinstance(value, Mapping | _Tagged) or (
-            isinstance(value, list) and any(isinstance(one, _Tagged) for one in value)
+            isinstance(value, list) and any(isinstance(item, _Tagged) for item in value)
         ):
             raise ConfigError(
                 f"{where}: {key!r} is neither a group of modifiers nor a stage. Such keys end in 'modifiers' or "
@@ -160,31 +161,31 @@ def _iter_modifiers(groups: list[Any], variables: Mapping[str, Any]) -> Iterator
             for name, values in group.items():
                 yield from _iter_named(str(name), values, variables, is_tagged=False)
             continue
-        for one in group or ():
-            if not isinstance(one, _Tagged):
-                raise ConfigError(f"A modifier must be a tag such as !GMPruningModifier with its keys, found {one!r}.")
-            yield from _iter_named(one.name, one.values, variables, is_tagged=True)
+        for item in group or ():
+            if not isinstance(item, _Tagged):
+                raise ConfigError(f"A modifier must be a tag with keys, such as !GMPruningModifier, found {item!r}.")
+            yield from _iter_named(item.name, item.values, variables, is_tagged=True)
 
 
 def _iter_named(name: str, values: Any, variables: Mapping[str, Any], *, is_tagged: bool) -> Iterator[Modifier]:
-    """Iterate over one modifier, or a list of several with the same name."""
-    for one in values if isinstance(values, list) else [values]:
-        if not isinstance(one or {}, Mapping):
-            raise ConfigError(f"{name}: a modifier must have keys with values, found {one!r}.")
-        yield Modifier(name, {key: _evaluate(value, variables) for key, value in (one or {}).items()}, is_tagged)
+    """Iterate over one modifier, or over a list of modifiers with the same name."""
+    for item in values if isinstance(values, list) else [values]:
+        if not isinstance(item or {}, Mapping):
+            raise ConfigError(f"{name}: a modifier must be a mapping of keys to values, found {item!r}.")
+        yield Modifier(name, {key: _evaluate(value, variables) for key, value in (item or {}).items()}, is_tagged)
 
 
 def _evaluate(value: Any, variables: Mapping[str, Any]) -> Any:
-    """Replace formulas in a value by their results."""
+    """Replace the formulas in a value with their results."""
     if isinstance(value, list):
-        return [_evaluate(one, variables) for one in value]
+        return [_evaluate(item, variables) for item in value]
     if isinstance(value, Mapping):
-        return {_evaluate(key, variables): _evaluate(one, variables) for key, one in value.items()}
-    found = FORMULA.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None:
+        return {_evaluate(key, variables): _evaluate(item, variables) for key, item in value.items()}
+    match = FORMULA.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
         return value
     try:
-        return _evaluate_node(ast.parse(found[1].strip(), mode="eval").body, variables)
+        return _evaluate_node(ast.parse(match[1].strip(), mode="eval").body, variables)
     except (SyntaxError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{value!r} cannot be evaluated: {error}") from error
 
@@ -202,15 +203,15 @@ def _evaluate_node(node: ast.expr, variables: Mapping[str, Any]) -> Any:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
             return OPERATORS[type(op)](_evaluate_number(left, variables), _evaluate_number(right, variables))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
-            return FUNCTIONS[name](*(_evaluate_number(one, variables) for one in args))
+            return FUNCTIONS[name](*(_evaluate_number(argument, variables) for argument in args))
     raise ConfigError(
-        f"{ast.unparse(node)!r} cannot be evaluated: only numbers, variables, + - * / // and "
-        f"{', '.join(FUNCTIONS)} can."
+        f"{ast.unparse(node)!r} cannot be evaluated: formulas can contain numbers, variables, + - * / // and "
+        f"{', '.join(FUNCTIONS)}."
     )
 
 
 def _evaluate_number(node: ast.expr, variables: Mapping[str, Any]) -> Any:
-    found = _evaluate_node(node, variables)
-    if not isinstance(found, int | float):
-        raise ConfigError(f"{ast.unparse(node)!r} must be a number to compute with it, found {found!r}.")
-    return found
+    value = _evaluate_node(node, variables)
+    if not isinstance(value, int | float):
+        raise ConfigError(f"{ast.unparse(node)!r} must be a number, found {value!r}.")
+    return value

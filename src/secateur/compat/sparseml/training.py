@@ -1,4 +1,4 @@
-"""Import modifiers that prune during training, and the one that keeps zeros."""
+"""Import modifiers that prune during training or keep zeros."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ CHANNELS = {
     True: {"channel": "channelx1", "filter": "1xchannel"},
     False: {"channel": "1xchannel", "filter": "channelx1"},
 }
-"""Whether it is a tag → mask type → pattern; channels were inputs and filters outputs at first, and later the "
-"reverse."""
+"""Whether a modifier is a tag → mask type → pattern.
+
+Originally, channels were inputs and filters were outputs; later it was the reverse.
+"""
 
 POLYNOMIALS = ("polynomial", "polynomial_decay")
 SCHEDULES = {
@@ -61,27 +63,29 @@ SCHEDULES = {
     ("polynomial_decay", 1): "linear",
     ("polynomial_decay", 3): "cubic",
 }
-"""Name, and exponent of a polynomial → schedule."""
+"""(name, exponent of a polynomial) → schedule."""
 
 GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 BLOCK = re.compile(r"block_(\d+),(\d+)")
 
 
 def read_layer_settings(modifier: Modifier, steps_per_epoch: int | None) -> Iterator[LayerSettings]:
-    """Read the settings of layers from a modifier.
+    """Iterate over the settings of a modifier, with the layers that they are for.
 
     Raises:
-        ConfigError: A key is unknown or has no counterpart, or a value is out of bounds.
+        ConfigError: A key is unknown or not supported, or a value is out of bounds.
     """
     known = CONSTANT_KEYS if modifier.name == CONSTANT else GRADUAL_KEYS
     check_keys(modifier.values, (*known, *(new for new, old in SYNONYMS.items() if old in known)), modifier.name)
     values = {SYNONYMS.get(key, key): value for key, value in modifier.values.items()}
     if len(values) < len(modifier.values):
-        raise ConfigError(f"{modifier.name}: a key must come under one name only, found {', '.join(modifier.values)}.")
+        raise ConfigError(
+            f"{modifier.name}: each key can only have one of its names, found {', '.join(modifier.values)}."
+        )
     if modifier.name == CONSTANT:
         if (start := values.get("start_epoch") or 0) > 0:
             raise ConfigError(
-                f"{modifier.name}: start_epoch must be 0, found {start}. Zeros are kept from the start here."
+                f"{modifier.name}: start_epoch must be 0, found {start}. Zeros are kept from the first step on."
             )
         yield LayerSettings(
             names=match_parameters(modifier.get_required(values, "params"), modifier.describe_key("params")),
@@ -93,13 +97,13 @@ def read_layer_settings(modifier: Modifier, steps_per_epoch: int | None) -> Iter
 
 
 def _read_targets(values: Mapping[str, Any], modifier: Modifier) -> Iterator[tuple[float, tuple[str, ...]]]:
-    """Read final sparsities and their layers."""
+    """Iterate over the final sparsities, with the expressions for their layers."""
     final, params = modifier.get_required(values, "final_sparsity"), values.get("params")
     if isinstance(final, Mapping):
         if params:
-            raise ConfigError(f"{modifier.name}: params must be [] where final_sparsity names them, found {params!r}.")
-        for sparsity, own in final.items():
-            yield sparsity, match_parameters(own, modifier.describe_key("final_sparsity"))
+            raise ConfigError(f"{modifier.name}: params must be [] if final_sparsity contains names, found {params!r}.")
+        for sparsity, names in final.items():
+            yield sparsity, match_parameters(names, modifier.describe_key("final_sparsity"))
     else:
         yield final, match_parameters(modifier.get_required(values, "params"), modifier.describe_key("params"))
 
@@ -151,23 +155,23 @@ def _read_schedule(values: Mapping[str, Any], modifier: Modifier) -> str:
     name, initial = values.get("inter_func", "cubic"), values.get("init_sparsity", 0.0)
     arguments = values.get("scheduler_args")
     exponent = arguments.get("exponent", 2) if isinstance(arguments, Mapping) else 2
-    own = SCHEDULES.get((str(name), exponent if name in POLYNOMIALS else None))
-    if own is None:
+    schedule = SCHEDULES.get((str(name), exponent if name in POLYNOMIALS else None))
+    if schedule is None:
         raise ConfigError(
-            f"{modifier.describe_key('inter_func')} {name!r} has no counterpart: linear, cubic and third-degree "
-            f"polynomials have one. Register a schedule of your own with secateur.register_schedule."
+            f"{modifier.describe_key('inter_func')} {name!r} is not supported. Use linear, cubic or a polynomial of "
+            f"degree 1 or 3, or register a schedule with secateur.register_schedule."
         )
     if initial == FROM_PARAM:
-        return own
+        return schedule
     if not isinstance(initial, int | float) or not 0 <= initial <= 1:
         raise ConfigError(
-            f"{modifier.describe_key('init_sparsity')} must lie in [0, 1] or be {FROM_PARAM}, found {initial!r}."
+            f"{modifier.describe_key('init_sparsity')} must be in [0, 1] or {FROM_PARAM}, found {initial!r}."
         )
-    return register_with_start(own, float(initial))
+    return register_with_start(schedule, float(initial))
 
 
 def _read_pattern(mask: Any, modifier: Modifier) -> str:
-    """Read the pattern of a mask type, whose N counts the kept weights."""
+    """Read the pattern of a mask type, where N counts the kept weights."""
     if isinstance(mask, list | tuple) and len(mask) == 2 and all(isinstance(one, int) for one in mask):
         rows, cols = ("channel" if size == -1 else str(size) for size in mask)
         return f"{rows}x{cols}"
@@ -175,26 +179,27 @@ def _read_pattern(mask: Any, modifier: Modifier) -> str:
     if isinstance(mask, str):
         if mask in MASKS or mask in channels:
             return MASKS.get(mask) or channels[mask]
-        if found := BLOCK.fullmatch(mask):
-            return f"{found[1]}x{found[2]}"
+        if match := BLOCK.fullmatch(mask):
+            return f"{match[1]}x{match[2]}"
         if GROUPS.fullmatch(mask):
             return mask
     raise ConfigError(
-        f"{modifier.describe_key('mask_type')} {mask!r} has no counterpart here. Known: "
+        f"{modifier.describe_key('mask_type')} {mask!r} is not supported. Known: "
         f"{', '.join((*MASKS, *channels))}, N:M, and a list of two numbers."
     )
 
 
 def _read_target(final: Any, pattern: str, modifier: Modifier) -> float | None:
     if not isinstance(final, int | float) or not 0 <= final <= 1:
-        raise ConfigError(f"{modifier.describe_key('final_sparsity')} must lie in [0, 1], found {final!r}.")
-    found = GROUPS.fullmatch(pattern)
-    if found is None:
+        raise ConfigError(f"{modifier.describe_key('final_sparsity')} must be in [0, 1], found {final!r}.")
+    match = GROUPS.fullmatch(pattern)
+    if match is None:
         return float(final)
-    made = 1 - int(found[1]) / int(found[2])
-    if abs(made - final) > TOLERANCE:
+    keep, group = int(match[1]), int(match[2])
+    sparsity = 1 - keep / group
+    if abs(sparsity - final) > TOLERANCE:
         raise ConfigError(
-            f"{modifier.describe_key('final_sparsity')} must be {made:g} for {pattern}, which keeps {found[1]} of "
-            f"{found[2]}, found {final}."
+            f"{modifier.describe_key('final_sparsity')} must be {sparsity:g} for {pattern}, which keeps {keep} of "
+            f"{group}, found {final}."
         )
     return None
