@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur._table import Table
 from secateur._wording import format_count
 from secateur.config import PruningConfig
-from secateur.criteria import CRITERIA
 from secateur.errors import LayerError
 from secateur.patterns import BasePattern, get_pattern
-from secateur.patterns.base import get_pattern_class
 from secateur.planning.layer_selection import raise_if_named, select_layers
 from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
-from secateur.schedules import get_schedule
 
 __all__ = ["Plan", "make_plan"]
-
-VOCABULARY: dict[str, Callable[[Any], Any]] = {
-    "pattern": get_pattern_class,
-    "criterion": CRITERIA.find,
-    "pruning_type": CRITERIA.find,
-    "sparsity_decay_type": get_schedule,
-}
-"""Keys of a configuration whose value is a name → a function that raises an error for unknown names."""
 
 COLUMNS = ("layer", "type", ">shape", "pattern", ">units", ">target", "ranked / reason")
 
@@ -99,7 +88,6 @@ def make_plan(
         ConfigError: A target is impossible within its bounds.
     """
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
-    _check_vocabulary(config)
     decisions = select_layers(config, candidates, modules)
     patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _group_by_settings(decisions))
     rows = tuple(_make_row(config, decision, patterns) for decision in decisions)
@@ -109,13 +97,6 @@ def make_plan(
             f"No layer of the model can be pruned with pattern {config.pattern!r}:\n{reasons or '  it has none.'}"
         )
     return Plan(config, rows, patterns)
-
-
-def _check_vocabulary(config: PruningConfig) -> None:
-    for settings in (dict(config), *config.layers.values(), *config.layer_types.values()):
-        for key, find in VOCABULARY.items():
-            if settings and key in settings:
-                find(settings[key])
 
 
 def _group_by_settings(decisions: Sequence[LayerDecision]) -> list[tuple[PruningConfig, dict[str, Any]]]:
