@@ -26,10 +26,10 @@ NOT_RUN: dict[str, str] = {
     "from-tfmot.md:450": OLD,
     "from-tfmot.md:497": OLD,
     "from-torchao.md:31": OLD,
-    "from-torchao.md:118": OLD,
-    "from-torchao.md:160": OLD,
-    "from-torchao.md:199": OLD,
-    "runtime.md:189": "needs a GPU",
+    "from-torchao.md:119": OLD,
+    "from-torchao.md:161": OLD,
+    "from-torchao.md:200": OLD,
+    "runtime.md:193": "needs a GPU",
 }
 
 

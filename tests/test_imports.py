@@ -1,9 +1,11 @@
 """What importing Secateur loads, and who may import whom."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,23 @@ def test_contracts_hold() -> None:
     assert hold, report
 
 
+def list_required_modules() -> list[str]:
+    """List the modules that the contracts on layers require to exist, as paths below the package."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    return [
+        "/".join([*container.split(".")[1:], name])
+        for contract in contracts
+        if contract["type"] == "layers"
+        for container in contract["containers"]
+        for layer in contract["layers"]
+        for name in re.split(r"\s*[|:]\s*", layer)
+        if not name.startswith("(")
+    ]
+
+
+REQUIRED_MODULES = list_required_modules()
+
+
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A small package of the same name and shape, under this project's contracts."""
@@ -81,6 +100,9 @@ def package(tmp_path: Path) -> Path:
         "cli.py": "from secateur import demo, training",
         "demo/__init__.py": "import torch, transformers",
     }
+    for name in REQUIRED_MODULES:
+        if f"{name}.py" not in files:
+            files.setdefault(f"{name}/__init__.py", "")
     for name, text in files.items():
         path = tmp_path / "src" / "secateur" / name
         path.parent.mkdir(parents=True, exist_ok=True)
