@@ -29,6 +29,7 @@ from artifact.versions import (
     tensors_of,
     version_of,
 )
+from interleaving import before_calls, raising
 from secateur import _folders
 from secateur.artifact import Artifact, load, reader, save, verify
 from secateur.errors import ArtifactError
@@ -158,12 +159,12 @@ def test_an_error_at_any_call_is_clear_and_changes_nothing(
     assert number > 50
 
 
-def test_the_error_of_a_full_disk_says_what_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_full_disk_says_what_holds(tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     save_version(folder, 0)
-    monkeypatch.setattr(os, "fsync", lambda _: failing(OSError(errno.ENOSPC, "No space left on device"))())
+    full = At(1, failing(OSError(errno.ENOSPC, "No space left on device")), frozenset({"fsync"}))
     message = r"saved: cannot be written \(\[Errno 28\] No space left on device\)\. It is unchanged\."
-    with pytest.raises(ArtifactError, match=message):
+    with full, pytest.raises(ArtifactError, match=message):
         save_version(folder, 1)
     assert version_of(folder) == 0
     assert os.listdir(tmp_path) == ["saved"]
@@ -255,18 +256,12 @@ def linear(seed: int) -> nn.Linear:
     return nn.Linear(8, 4)
 
 
-def test_a_model_is_filled_from_one_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_filled_from_one_artifact(tmp_path: Path) -> None:
     """Though another takes its place between any two reads."""
     first, second = linear(1), linear(2)
     save(first, tmp_path / "saved")
-    read = Artifact.__getitem__
-
-    def replaced_before_each(artifact: Artifact, name: str) -> Any:
-        save(second, tmp_path / "saved")
-        return read(artifact, name)
-
-    monkeypatch.setattr(Artifact, "__getitem__", replaced_before_each)
-    loaded = load(tmp_path / "saved", linear(3))
+    with before_calls(Artifact.__getitem__, lambda _: save(second, tmp_path / "saved")):
+        loaded = load(tmp_path / "saved", linear(3))
     assert torch.equal(loaded.weight, first.weight)
     assert torch.equal(loaded.bias, first.bias)
 
@@ -319,12 +314,15 @@ def test_reading_removes_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["saved"]
 
 
-def test_a_folder_whose_name_cannot_be_given_back_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_whose_name_cannot_be_given_back_is_told_of(tmp_path: Path) -> None:
     save_version(tmp_path / "saved", 1)
     (tmp_path / "saved").rename(tmp_path / f"{_folders.OLD_PREFIX}-saved")
-    monkeypatch.setattr(Path, "rename", lambda *_: failing(OSError(errno.EROFS, "Read-only file system"))())
     for use in (Artifact, verify):
-        with pytest.raises(ArtifactError, match=r"was being replaced by a process that was killed.*Rename it\."):
+        read_only = before_calls(Path.rename, raising(OSError(errno.EROFS, "Read-only file system")))
+        with (
+            read_only,
+            pytest.raises(ArtifactError, match=r"was being replaced by a process that was killed.*Rename it\."),
+        ):
             use(tmp_path / "saved")
 
 

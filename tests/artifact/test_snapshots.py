@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +15,38 @@ from safetensors.numpy import save_file
 
 from artifact.forgery import COMPANION, artifact, forged, sealed
 from artifact.versions import save_version, version_of
+from interleaving import after_calls, before_calls
 from secateur._huggingface.folders import INDEX_FILE
 from secateur._manifest_file import MANIFEST
-from secateur.artifact import Artifact, conversion, convert, examine, inspect, load, save, saving, verification, verify
+from secateur.artifact import Artifact, convert, examine, inspect, load, save, verify
 from secateur.artifact.safetensors_file import TensorFile
+from secateur.artifact.writer import write
 from secateur.errors import ArtifactError
 
 Save = Callable[[], object]
 
 
-def save_after_opening(monkeypatch: pytest.MonkeyPatch, save_another: Save) -> None:
+def save_after_opening(save_another: Save) -> AbstractContextManager[None]:
     """Have another artifact take the place of each that is opened, as soon as it is."""
-
-    def opened(path: Path) -> Artifact:
-        found = Artifact(path)
-        save_another()
-        return found
-
-    for module in (conversion, saving, verification):
-        monkeypatch.setattr(module, "Artifact", opened)
+    return after_calls(Artifact.__init__, lambda _: save_another())
 
 
-def test_a_converted_artifact_is_of_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_converted_artifact_is_of_one_version(tmp_path: Path) -> None:
     save_version(tmp_path / "saved", 0)
-    save_after_opening(monkeypatch, lambda: save_version(tmp_path / "saved", 1))
-    convert(tmp_path / "saved", tmp_path / "target")
+    with save_after_opening(lambda: save_version(tmp_path / "saved", 1)):
+        convert(tmp_path / "saved", tmp_path / "target")
     assert version_of(tmp_path / "target") == 0
     assert version_of(tmp_path / "saved") == 1
 
 
 @pytest.mark.parametrize("use", [verify, examine, inspect])
-def test_what_is_read_was_not_changed(
-    use: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_read_was_not_changed(use: Callable[[Path], Any], tmp_path: Path) -> None:
     """Nor is a file that is not there any more asked for."""
     folder = tmp_path / "saved"
     save_version(folder, 0)
     whole = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    save_after_opening(monkeypatch, lambda: shutil.rmtree(folder))
-    assert use(folder).disk_bytes == whole
+    with save_after_opening(lambda: shutil.rmtree(folder)):
+        assert use(folder).disk_bytes == whole
     assert use.__name__ == "inspect" or not folder.exists()
 
 
@@ -63,11 +57,11 @@ def tiny_bert(epsilon: float) -> Any:
     return transformers.BertModel(transformers.BertConfig(vocab_size=16, layer_norm_eps=epsilon, **sizes))
 
 
-def test_the_configuration_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_is_that_of_the_weights(tmp_path: Path) -> None:
     first, second = tiny_bert(1e-5), tiny_bert(2e-5)
     save(first, tmp_path / "saved")
-    save_after_opening(monkeypatch, lambda: save(second, tmp_path / "saved"))
-    loaded = load(tmp_path / "saved")
+    with save_after_opening(lambda: save(second, tmp_path / "saved")):
+        loaded = load(tmp_path / "saved")
     assert loaded.config.layer_norm_eps == 1e-5
     assert torch.equal(loaded.pooler.dense.weight, first.pooler.dense.weight)
 
@@ -162,55 +156,36 @@ def rename_another(path: Path) -> None:
     os.replace(other, path)
 
 
-def after_the_last_shard(monkeypatch: pytest.MonkeyPatch, change: Save) -> None:
-    made = TensorFile.__init__
-
-    def opened(self: TensorFile, path: Path, **options: Any) -> None:
-        made(self, path, **options)
-        if path.name == "b.safetensors":
-            change()
-
-    monkeypatch.setattr(TensorFile, "__init__", opened)
+def after_the_last_shard(change: Save) -> AbstractContextManager[None]:
+    return after_calls(TensorFile.__init__, lambda call: call["path"].name == "b.safetensors" and change())
 
 
 @pytest.mark.parametrize("use", [verify, inspect, lambda path: convert(path, path.parent / "target")])
 @pytest.mark.parametrize("change", [write_in_place, rename_another, os.remove])
 def test_a_checkpoint_that_changes_while_it_is_opened_is_an_error(
-    change: Callable[[Path], None], use: Callable[[Path], Any], checkpoint: Path, monkeypatch: Any
+    change: Callable[[Path], None], use: Callable[[Path], Any], checkpoint: Path
 ) -> None:
     """It has no digests, so a mixture could not be told from the real thing."""
-    after_the_last_shard(monkeypatch, lambda: change(checkpoint / "a.safetensors"))
-    with pytest.raises(ArtifactError, match=r"a.safetensors: (was changed or replaced by another|cannot be read)"):
+    with (
+        after_the_last_shard(lambda: change(checkpoint / "a.safetensors")),
+        pytest.raises(ArtifactError, match=r"a.safetensors: (was changed or replaced by another|cannot be read)"),
+    ):
         use(checkpoint)
     assert sorted(os.listdir(checkpoint.parent)) == ["checkpoint"]
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "tokenizer.json"])
-def test_a_checkpoint_that_is_written_to_while_it_is_converted_is_an_error(
-    name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = conversion.write
-
-    def late(*arguments: Any, **options: Any) -> Any:
-        write_in_place(checkpoint / name)
-        return write(*arguments, **options)
-
-    monkeypatch.setattr(conversion, "write", late)
-    with pytest.raises(ArtifactError, match=rf"{name}: was changed or replaced by another process"):
+def test_a_checkpoint_that_is_written_to_while_it_is_converted_is_an_error(name: str, checkpoint: Path) -> None:
+    with (
+        before_calls(write, lambda _: write_in_place(checkpoint / name)),
+        pytest.raises(ArtifactError, match=rf"{name}: was changed or replaced by another process"),
+    ):
         convert(checkpoint, checkpoint.parent / "target")
     assert sorted(os.listdir(checkpoint.parent)) == ["checkpoint"]
 
 
-def test_a_checkpoint_that_is_removed_while_it_is_converted_is_read_to_the_end(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = conversion.write
-
-    def late(*arguments: Any, **options: Any) -> Any:
-        shutil.rmtree(checkpoint)
-        return write(*arguments, **options)
-
-    monkeypatch.setattr(conversion, "write", late)
-    convert(checkpoint, checkpoint.parent / "target")
+def test_a_checkpoint_that_is_removed_while_it_is_converted_is_read_to_the_end(checkpoint: Path) -> None:
+    with before_calls(write, lambda _: shutil.rmtree(checkpoint)):
+        convert(checkpoint, checkpoint.parent / "target")
     assert sorted(Artifact(checkpoint.parent / "target")) == ["a", "b"]
     assert (checkpoint.parent / "target" / "tokenizer.json").read_text() == "{}"

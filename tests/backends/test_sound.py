@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from backends.kit import CONFIG, bits, compiled, fit, kernels, pruning, revived
+from interleaving import before_calls, raising
 from secateur.errors import StateError
 from secateur.keras import PruningOptimizer, finalize
 from secateur.training.keras.run import KerasRun
@@ -178,21 +179,12 @@ def test_an_interrupt_after_the_update_leaves_zeros() -> None:
     assert finalize(model).sparsity == 0.75
 
 
-def test_an_interrupt_of_an_update_is_seen_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_of_an_update_is_seen_when_it_is_made() -> None:
     model = compiled({**CONFIG, "criterion": "magnitude"})
     gradients = [keras.ops.ones(variable.shape) for variable in model.trainable_variables]
     for _ in range(2):
         model.optimizer.apply(gradients, model.trainable_variables)
-    write, calls = KerasRun.write, []
-
-    def interrupted(run: KerasRun) -> None:
-        calls.append(run)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        write(run)
-
-    monkeypatch.setattr(KerasRun, "write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with before_calls(KerasRun.write, raising(KeyboardInterrupt())), pytest.raises(KeyboardInterrupt):
         pruning(model).update_masks()
     assert revived(model) == []
     assert pruning(model).next_update == 5

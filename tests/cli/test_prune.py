@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import secateur
 from cli.kit import TEXT, found, model, run, write_llama
+from interleaving import before_calls, raising
 from secateur.artifact import Artifact
 from secateur.errors import ArtifactError
 from secateur.models import load_trained
@@ -245,12 +246,9 @@ def test_a_full_disk_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) ->
     assert "must have 1,868 bytes free, the size of the dense model, found 1,000." in result.stderr
 
 
-def test_a_disk_that_fails_meanwhile_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device", "out")
-
-    monkeypatch.setattr("secateur.artifact.save", fail)
-    result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out")
+def test_a_disk_that_fails_meanwhile_is_a_message() -> None:
+    with before_calls(secateur.artifact.save, raising(OSError(28, "No space left on device", "out"))):
+        result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "building\nout: No space left on device.\n"
 
@@ -307,24 +305,21 @@ def test_the_folder_may_be_any_path(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert not list(folder.rglob("*.part"))
 
 
-def fail_to_write(*_: Any, **__: Any) -> None:
-    raise ArtifactError("no room")
+NO_ROOM = ArtifactError("no room")
 
 
 @pytest.mark.parametrize(("options", "writer"), [((), "save"), (("--low-memory",), "convert")])
 def test_nothing_is_lost_when_the_artifact_cannot_be_written(
-    llama: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], writer: str
+    llama: Path, options: tuple[str, ...], writer: str
 ) -> None:
     command = ("prune", "llama", "--pattern", "2:4", "--solver", "wanda", *SMALL, *options)
     assert run(*command, "--out", "whole").exit_code == 0
-    with monkeypatch.context() as patched:
-        patched.setattr(f"secateur.artifact.{writer}", fail_to_write)
+    with before_calls(getattr(secateur.artifact, writer), raising(NO_ROOM)):
         result = run(*command, "--out", "out")
     assert result.exit_code == 1
     told = "Finished parts are in out.part. Run the same command again to resume."
     assert result.stderr.splitlines()[-2:] == [told, "no room"]
-    with monkeypatch.context() as patched:
-        patched.setattr("secateur.solvers.wanda.Wanda.solve", fail_to_write)  # nothing is solved again
+    with before_calls(secateur.solvers.Wanda.solve, raising(NO_ROOM)):  # nothing is solved again
         again = run(*command, "--out", "out")
     assert again.exit_code == 0, again.stderr
     assert "Resuming the unfinished run in out.part." in again.stderr
@@ -395,11 +390,10 @@ def test_a_killed_process_is_resumed_by_the_same_command(folder: Path, whole: di
     assert not (folder / "out.part").exists()
 
 
-def test_code_that_gives_random_weights_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_gives_random_weights_is_resumed() -> None:
     np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
     command = ("prune", "cli_nets:build", "--pattern", "2:4", "--solver", "wanda", "--calibration", "inputs.npz")
-    with monkeypatch.context() as patched:
-        patched.setattr("secateur.artifact.save", fail_to_write)
+    with before_calls(secateur.artifact.save, raising(NO_ROOM)):
         assert run(*command, "--out", "out").exit_code == 1
     torch.manual_seed(1)
     result = run(*command, "--out", "out")
