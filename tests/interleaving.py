@@ -1,5 +1,6 @@
 """What happens to a program between two of its steps: others change files, an interrupt, an error of the system."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def raising(error: BaseException) -> Action:
 
 @contextmanager
 def _at_events(kind: str, function: Callable[..., Any], action: Action) -> Iterator[None]:
+    function = inspect.unwrap(function)
     assert isinstance(function, FunctionType)
     code = function.__code__
 

@@ -14,10 +14,12 @@ from torch import nn
 
 from artifact.forgery import artifact, shard_of
 from artifact.versions import save_version, version_of
+from interleaving import before_calls
 from secateur import prune
 from secateur._huggingface.folders import INDEX_FILE
-from secateur.artifact import Artifact, convert, inspect, load, save, verify, writer
+from secateur.artifact import Artifact, convert, inspect, load, save, verify
 from secateur.artifact.checkpoints import open_checkpoint
+from secateur.artifact.safetensors_file import write_tensor_file
 from secateur.errors import ArtifactError, SecateurError
 
 LAYER = "x" * 40 + "\n"
@@ -132,20 +134,11 @@ def test_a_tokenizer_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
-def test_a_full_disk_while_a_shard_is_written_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_while_a_shard_is_written_leaves_what_was_there(tmp_path: Path) -> None:
     save_version(tmp_path / "saved", 0)
-    written = writer.write_tensor_file
-
-    def full(path: Path, *arguments: Any) -> None:
-        path.symlink_to("/dev/full")
-        written(path, *arguments)
-
-    monkeypatch.setattr(writer, "write_tensor_file", full)
-    with pytest.raises(
-        ArtifactError, match=r"cannot be written \(\[Errno 28\] No space left on device.*It is unchanged"
-    ):
+    message = r"cannot be written \(\[Errno 28\] No space left on device.*It is unchanged"
+    full = before_calls(write_tensor_file, lambda call: call["path"].symlink_to("/dev/full"))
+    with full, pytest.raises(ArtifactError, match=message):
         save_version(tmp_path / "saved", 1)
     assert version_of(tmp_path / "saved") == 0
     assert os.listdir(tmp_path) == ["saved"]

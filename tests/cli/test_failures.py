@@ -16,6 +16,7 @@ from typer.testing import Result
 
 import secateur.models
 from cli.kit import run
+from interleaving import before_calls, raising
 from secateur.cli.failures import explain_failure
 from secateur.errors import ArtifactError
 
@@ -31,14 +32,10 @@ class Number(BaseModel):
     value: int
 
 
-def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *flags: str) -> Result:
+def fail_with(error: BaseException, *flags: str) -> Result:
     """The result of a command that raises `error`."""
-
-    def load_model(_reference: str) -> Any:
-        raise error
-
-    monkeypatch.setattr(secateur.models, "load_model", load_model)
-    return run(*flags, "plan", "cli_nets:build")
+    with before_calls(secateur.models.load_model, raising(error)):
+        return run(*flags, "plan", "cli_nets:build")
 
 
 def validation_error() -> Exception:
@@ -73,8 +70,8 @@ def validation_error() -> Exception:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_failures_are_messages(error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = fail_with(error, monkeypatch)
+def test_failures_are_messages(error: BaseException, code: int, message: str) -> None:
+    result = fail_with(error)
     assert (result.exit_code, result.stdout) == (code, "")
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -84,16 +81,16 @@ def test_failures_are_messages(error: BaseException, code: int, message: str, mo
 
 
 @pytest.mark.parametrize("error", [ArtifactError(f"{ESCAPE} is damaged"), ZeroDivisionError(ESCAPE)])
-def test_debug_shows_the_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = fail_with(error, monkeypatch, "--debug")
+def test_debug_shows_the_traceback(error: Exception) -> None:
+    result = fail_with(error, "--debug")
     assert "Traceback (most recent call last)" in result.stderr
     assert "in load_model" in result.stderr
     assert ESCAPE not in result.stderr
     assert result.exit_code == explain_failure(error)[0]
 
 
-def test_a_reader_who_has_seen_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe"), monkeypatch)
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    result = fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe"))
     assert (result.exit_code, result.output) == (1, "")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from interleaving import before_calls
 from secateur.runtime.kernels import use_openmp_threads
 from secateur.runtime.kernels.threading import KernelExecutor, get_executor
 from secateur.runtime.kernels.threading import executor as executor_module
@@ -175,10 +176,10 @@ def test_working_threads_have_separate_scratch(executor: KernelExecutor) -> None
     assert all(place % 64 == 0 for place in places)
 
 
-def test_team_allocates_scratch_for_all_threads(team: OpenMPTeam, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_team_allocates_scratch_for_all_threads(team: OpenMPTeam) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr(executor_module, "get_scratch", lambda size: sizes.append(size) or get_scratch(size))
-    KernelExecutor(3, team).run_step(create_step(lambda *_: None, 6, 3, scratch_bytes=1000), 0, 0, 0)
+    with before_calls(get_scratch, lambda call: sizes.append(call["size"])):
+        KernelExecutor(3, team).run_step(create_step(lambda *_: None, 6, 3, scratch_bytes=1000), 0, 0, 0)
     assert sizes == [3 * 1024]
 
 
