@@ -1,4 +1,4 @@
-"""How layers share a target: exact totals, bounds, the order that each allocation promises, and plain formulas."""
+"""Test allocations: exact totals, bounds, the order of layers, and direct transcriptions of their formulas."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,15 +38,15 @@ ALL = sorted(ALLOCATIONS)
 FEATURES = 8
 
 
-def layer(weight: np.ndarray) -> nn.Linear:
-    found = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    found.weight.data = torch.from_numpy(weight.astype("float32"))
-    return found
+def build_layer(weight: np.ndarray) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight.data = torch.from_numpy(weight.astype("float32"))
+    return linear
 
 
-def task_of(weights: Arrays, inputs: Arrays, parts: Sequence[Sequence[str]] | None = None, **config: Any) -> Any:
-    """A task of which the survey is known: layers, what each reads, and which of them are in one part of the model."""
-    pattern = get_pattern({"pattern": "1x1"} | config, {name: layer(weight) for name, weight in weights.items()})
+def build_task(weights: Arrays, inputs: Arrays, parts: Sequence[Sequence[str]] | None = None, **config: Any) -> Any:
+    """Build a task from the weights and inputs of layers, and the names of the layers in each part of the model."""
+    pattern = get_pattern({"pattern": "1x1"} | config, {name: build_layer(weight) for name, weight in weights.items()})
 
     def problem(name: str) -> Problem:
         weight, rows = torch.from_numpy(weights[name].astype("float32")), torch.from_numpy(inputs[name]).float()
@@ -72,8 +72,8 @@ def random_layers(seed: int, rows: Sequence[int]) -> tuple[dict[str, np.ndarray]
     return weights, inputs
 
 
-def model() -> nn.Sequential:
-    """Three blocks in a stack, and an output layer that stays dense."""
+def build_model() -> nn.Sequential:
+    """Build three blocks in a stack, and an output layer that stays dense."""
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Linear(FEATURES, 12), nn.ReLU(), nn.Linear(12, FEATURES)) for _ in range(3)]
     return nn.Sequential(*blocks, nn.Linear(FEATURES, 3))
@@ -84,15 +84,15 @@ def batches() -> list[torch.Tensor]:
     return [torch.randn(16, FEATURES, generator=generator) for _ in range(3)]
 
 
-def pruned(allocation: Any, seen: nn.Module | None = None, solver: str = "wanda", **config: Any) -> dict[str, int]:
-    """Layer → units that a whole run took."""
+def prune(allocation: Any, model: nn.Module | None = None, solver: str = "wanda", **config: Any) -> dict[str, int]:
+    """Prune a model, and return layer → number of pruned units."""
     report = secateur.prune(
-        seen or model(), {"pattern": "1x1"} | config, calibration=batches(), solver=solver, allocation=allocation
+        model or build_model(), {"pattern": "1x1"} | config, calibration=batches(), solver=solver, allocation=allocation
     )
     return {row.name: row.pruned_units for row in report.layers}
 
 
-# For all of them.
+# All allocations.
 
 
 @settings(max_examples=25)
@@ -105,19 +105,19 @@ def pruned(allocation: Any, seen: nn.Module | None = None, solver: str = "wanda"
     seed=st.integers(0, 9),
 )
 @pytest.mark.parametrize("name", ALL)
-def test_the_total_is_exact_and_the_bounds_hold(
+def test_totals_are_exact_and_within_bounds(
     name: str, rows: list[int], pattern: str, low: float, target: float, high: float, seed: int
 ) -> None:
     bounds = {"min_sparsity_ratio_per_op": low, "max_sparsity_ratio_per_op": high}
-    task = task_of(*random_layers(seed, rows), pattern=pattern, target_sparsity=target, **bounds)
+    task = build_task(*random_layers(seed, rows), pattern=pattern, target_sparsity=target, **bounds)
     counts = allocate(ALLOCATIONS[name](), task)
     per_unit = {"1x1": 1, "4x1": 4, "1x4": 4, "2:4": 2}[pattern]
     for layer_name, count in counts.items():
         weights = task.pattern.modules[layer_name].weight.numel()
         assert low * weights <= count * per_unit <= high * weights
-    wanted = target * sum(rows) * FEATURES / per_unit
-    rounded_apart = len(rows) if name == "uniform" else 1
-    assert abs(sum(counts.values()) - wanted) <= 0.5 * rounded_apart
+    expected = target * sum(rows) * FEATURES / per_unit
+    rounded_separately = len(rows) if name == "uniform" else 1
+    assert abs(sum(counts.values()) - expected) <= 0.5 * rounded_separately
     assert list(counts) == list(task.units)
     assert counts == allocate(ALLOCATIONS[name](), task)
 
@@ -125,9 +125,9 @@ def test_the_total_is_exact_and_the_bounds_hold(
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("solver", ["magnitude", "wanda", "sparsegpt"])
 @pytest.mark.parametrize("pattern", ["1x1", "4x1", "2:4"])
-def test_a_whole_run_prunes_what_is_allocated(name: str, solver: str, pattern: str) -> None:
+def test_a_run_prunes_the_allocated_counts(name: str, solver: str, pattern: str) -> None:
     report = secateur.prune(
-        model(),
+        build_model(),
         {"pattern": pattern, "target_sparsity": 0.25, "max_sparsity_ratio_per_op": 0.375},
         calibration=batches(),
         solver=solver,
@@ -138,54 +138,54 @@ def test_a_whole_run_prunes_what_is_allocated(name: str, solver: str, pattern: s
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_allocating_leaves_the_model_as_it_is(name: str) -> None:
-    seen, before = model(), model().state_dict()
+def test_allocating_does_not_change_the_model(name: str) -> None:
+    model, before = build_model(), build_model().state_dict()
 
-    @register_allocation("looking")
-    class Looking(Allocation):
+    @register_allocation("checking")
+    class Checking(Allocation):
         needs = ALLOCATIONS[name].needs
 
         def counts(self, task: AllocationTask) -> dict[str, int]:
-            found = ALLOCATIONS[name]().counts(task)
-            assert all(torch.equal(value, before[key]) for key, value in seen.state_dict().items())
-            assert not any(module._forward_pre_hooks for module in seen.modules())
-            return found
+            counts = ALLOCATIONS[name]().counts(task)
+            assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+            assert not any(module._forward_pre_hooks for module in model.modules())
+            return counts
 
     try:
-        assert pruned("looking", seen, target_sparsity=0.5) == pruned(name, target_sparsity=0.5)
+        assert prune("checking", model, target_sparsity=0.5) == prune(name, target_sparsity=0.5)
     finally:
-        del ALLOCATIONS["looking"]
+        del ALLOCATIONS["checking"]
 
 
-def test_the_inputs_are_those_of_the_run_and_not_of_the_survey() -> None:
-    class Surveyed(Uniform):
+def test_allocating_does_not_change_the_inputs_of_the_run() -> None:
+    class IteratingUniform(Uniform):
         needs = "norms"
 
         def counts(self, task: AllocationTask) -> dict[str, int]:
             assert [name for name, _ in task.iterate_problems()] == ["0", "1", "2"]
             return super().counts(task)
 
-    plain, surveyed = model(), model()
-    pruned("uniform", plain, target_sparsity=0.5)
-    pruned(Surveyed(), surveyed, target_sparsity=0.5)
-    assert all(torch.equal(left, right) for left, right in zip(plain.parameters(), surveyed.parameters(), strict=True))
+    plain, iterated = build_model(), build_model()
+    prune("uniform", plain, target_sparsity=0.5)
+    prune(IteratingUniform(), iterated, target_sparsity=0.5)
+    assert all(torch.equal(left, right) for left, right in zip(plain.parameters(), iterated.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_rules_have_a_total_of_their_own(name: str) -> None:
+def test_rules_have_separate_totals(name: str) -> None:
     config = {"target_sparsity": 0.5, "layers": {"1[.].*": {"target_sparsity": 0.25}}}
-    found = pruned(name, **config)
-    assert sum(found[key] for key in found if key.startswith("1.")) == 48
-    assert sum(found.values()) == 48 + 192
+    counts = prune(name, **config)
+    assert sum(counts[key] for key in counts if key.startswith("1.")) == 48
+    assert sum(counts.values()) == 48 + 192
 
 
-class NoSurvey(Exception):  # noqa: N818 - says what must not happen
-    pass
+class IterationError(Exception):
+    """Raised when an allocation iterates over problems."""
 
 
-def unsurveyed(**config: Any) -> AllocationTask:
+def build_failing_task(**config: Any) -> AllocationTask:
     def iterate_problems() -> Iterator[Any]:
-        raise NoSurvey
+        raise IterationError
 
     return AllocationTask(
         pattern=get_pattern(config, {"a": nn.Linear(8, 4), "b": nn.Linear(8, 8)}), iterate_problems=iterate_problems
@@ -202,24 +202,24 @@ def unsurveyed(**config: Any) -> AllocationTask:
         ({"pattern": "1x1", "target_sparsity": 0.5, "min_sparsity_ratio_per_op": 0.5}, {"a": 16, "b": 32}),
     ],
 )
-def test_where_bounds_leave_no_choice_nothing_is_surveyed(
+def test_nothing_is_computed_if_bounds_leave_no_choice(
     name: str, config: dict[str, Any], counts: dict[str, int]
 ) -> None:
-    assert allocate(ALLOCATIONS[name](), unsurveyed(**config)) == counts
+    assert allocate(ALLOCATIONS[name](), build_failing_task(**config)) == counts
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "uniform"])
-def test_where_there_is_a_choice_the_model_is_surveyed(name: str) -> None:
-    with pytest.raises(NoSurvey):
-        allocate(ALLOCATIONS[name](), unsurveyed(pattern="2:4", target_sparsity=0.25))
+def test_problems_are_computed_if_there_is_a_choice(name: str) -> None:
+    with pytest.raises(IterationError):
+        allocate(ALLOCATIONS[name](), build_failing_task(pattern="2:4", target_sparsity=0.25))
 
 
 # Uniform.
 
 
-def test_uniform_rounds_each_layer_by_itself_within_bounds() -> None:
+def test_uniform_rounds_each_layer_within_its_bounds() -> None:
     def counts(rows: list[int], **config: float) -> list[int]:
-        return list(allocate(Uniform(), task_of(*random_layers(0, rows), **config)).values())
+        return list(allocate(Uniform(), build_task(*random_layers(0, rows), **config)).values())
 
     assert counts([1, 2, 3], target_sparsity=0.3) == [2, 5, 7]
     assert counts([1, 50], target_sparsity=0.3) == [2, 120]
@@ -228,48 +228,52 @@ def test_uniform_rounds_each_layer_by_itself_within_bounds() -> None:
     assert counts([2, 50], target_sparsity=0.35, max_sparsity_ratio_per_op=0.36) == [5, 140]
 
 
-# Shares to whole units.
+# Apportioning shares.
 
 
-def counted(units: list[int], target: float, **config: Any) -> AllocationTask:
+def build_count_task(units: list[int], target: float, **config: Any) -> AllocationTask:
     modules = {f"fc{index}": nn.Linear(count, 1) for index, count in enumerate(units)}
     pattern = get_pattern({"pattern": "1x1", "target_sparsity": target, **config}, modules)
     return AllocationTask(pattern=pattern, iterate_problems=lambda: iter([]))
 
 
 def test_a_common_shift_meets_the_total() -> None:
-    assert apportion({"fc0": 0.0, "fc1": 0.4}, counted([10, 10], 0.5)) == {"fc0": 3, "fc1": 7}
-    assert apportion({"fc0": 0.0, "fc1": 0.4}, counted([10, 30], 0.5)) == {"fc0": 2, "fc1": 18}
+    assert apportion({"fc0": 0.0, "fc1": 0.4}, build_count_task([10, 10], 0.5)) == {"fc0": 3, "fc1": 7}
+    assert apportion({"fc0": 0.0, "fc1": 0.4}, build_count_task([10, 30], 0.5)) == {"fc0": 2, "fc1": 18}
 
 
-def test_what_a_bound_denies_one_layer_the_others_make_up_for() -> None:
-    task = counted([10, 10, 10], 0.5, max_sparsity_ratio_per_op=0.6)
+def test_other_layers_compensate_for_a_bound() -> None:
+    task = build_count_task([10, 10, 10], 0.5, max_sparsity_ratio_per_op=0.6)
     assert apportion({"fc0": 0.0, "fc1": 0.1, "fc2": 0.9}, task) == {"fc0": 4, "fc1": 5, "fc2": 6}
 
 
-def test_the_largest_remainders_are_rounded_up_and_of_equals_the_first() -> None:
-    assert apportion({"fc0": 0.0, "fc1": 0.0, "fc2": 0.0}, counted([5, 5, 5], 0.5)) == {"fc0": 3, "fc1": 3, "fc2": 2}
-    assert apportion({"fc0": 0.0, "fc1": 0.0}, counted([4, 7], 0.5)) == {"fc0": 2, "fc1": 4}
+def test_the_largest_remainders_are_rounded_up_and_ties_go_to_the_first() -> None:
+    assert apportion({"fc0": 0.0, "fc1": 0.0, "fc2": 0.0}, build_count_task([5, 5, 5], 0.5)) == {
+        "fc0": 3,
+        "fc1": 3,
+        "fc2": 2,
+    }
+    assert apportion({"fc0": 0.0, "fc1": 0.0}, build_count_task([4, 7], 0.5)) == {"fc0": 2, "fc1": 4}
 
 
 @given(
     layers=st.lists(st.tuples(st.integers(1, 50), st.floats(-2, 2)), min_size=1, max_size=6),
     target=st.floats(0.2, 0.8),
 )
-def test_shares_become_counts_within_a_unit_of_one_common_shift(layers: list[tuple[int, float]], target: float) -> None:
-    task = counted([units for units, _ in layers], target)
+def test_counts_are_within_one_unit_of_a_common_shift(layers: list[tuple[int, float]], target: float) -> None:
+    task = build_count_task([units for units, _ in layers], target)
     shares = {name: share for name, (_, share) in zip(task.units, layers, strict=True)}
     counts = apportion(shares, task)
     assert sum(counts.values()) == task.total
-    # Each layer says which shifts are too small or too great for it; there must be one that is neither.
-    some = [name for name, count in counts.items() if count > 0]
-    free = [name for name, count in counts.items() if count < task.units[name]]
-    low = max((counts[name] - 1) / task.units[name] - shares[name] for name in some) if some else -np.inf
-    high = min((counts[name] + 1) / task.units[name] - shares[name] for name in free) if free else np.inf
+    # Each layer excludes shifts that are too small or too large for it; at least one shift must remain.
+    nonzero = [name for name, count in counts.items() if count > 0]
+    partial = [name for name, count in counts.items() if count < task.units[name]]
+    low = max((counts[name] - 1) / task.units[name] - shares[name] for name in nonzero) if nonzero else -np.inf
+    high = min((counts[name] + 1) / task.units[name] - shares[name] for name in partial) if partial else np.inf
     assert low <= high + 1e-9
 
 
-# Whatever is wrong.
+# Errors.
 
 
 class Fixed(Allocation):
@@ -282,17 +286,17 @@ class Fixed(Allocation):
         return self.given
 
 
-def test_an_allocation_of_your_own_serves_by_name() -> None:
+def test_a_custom_allocation_is_selected_by_name() -> None:
     @register_allocation("pyramid")
     class Pyramid(Allocation):
         needs = "nothing"
 
         def counts(self, task: AllocationTask) -> dict[str, int]:
-            return apportion({name: 0.1 * place for place, name in enumerate(task.units)}, task)
+            return apportion({name: 0.1 * index for index, name in enumerate(task.units)}, task)
 
     try:
-        found = list(pruned("pyramid", target_sparsity=0.5).values())
-        assert found == [24, 34, 43, 53, 62, 72]
+        counts = list(prune("pyramid", target_sparsity=0.5).values())
+        assert counts == [24, 34, 43, 53, 62, 72]
     finally:
         del ALLOCATIONS["pyramid"]
 
@@ -306,14 +310,14 @@ def test_an_allocation_of_your_own_serves_by_name() -> None:
         ({"a": 24, "b": 27}, "must prune 48 units in total, found 51."),
     ],
 )
-def test_a_wrong_answer_is_refused(counts: dict[str, int], message: str) -> None:
+def test_wrong_counts_are_refused(counts: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        allocate(Fixed(**counts), unsurveyed(pattern="1x1", target_sparsity=0.5))
+        allocate(Fixed(**counts), build_failing_task(pattern="1x1", target_sparsity=0.5))
     assert message in str(caught.value)
 
 
-def test_a_right_answer_may_be_rounded_per_layer() -> None:
-    assert allocate(Fixed(a=24, b=26), unsurveyed(pattern="1x1", target_sparsity=0.5)) == {"a": 24, "b": 26}
+def test_counts_can_be_rounded_per_layer() -> None:
+    assert allocate(Fixed(a=24, b=26), build_failing_task(pattern="1x1", target_sparsity=0.5)) == {"a": 24, "b": 26}
 
 
 @pytest.mark.usefixtures("registries_restored")
@@ -353,20 +357,20 @@ def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
     assert str(caught.value) == message
 
 
-def test_what_cannot_be_allocated_is_refused() -> None:
+def test_impossible_allocations_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="Unknown allocation 'owls'"):
-        pruned("owls")
+        prune("owls")
     with pytest.raises(CalibrationError, match="OWL needs calibration data, found none"):
-        secateur.prune(model(), {"pattern": "1x1"}, allocation="owl")
+        secateur.prune(build_model(), {"pattern": "1x1"}, allocation="owl")
     with pytest.raises(ConfigError, match="is out of reach over all layers"):
-        pruned("owl", target_sparsity=0.5, max_sparsity_ratio_per_op=0.4)
+        prune("owl", target_sparsity=0.5, max_sparsity_ratio_per_op=0.4)
 
 
 # Global.
 
 
-def plain_global(weights: Arrays, inputs: Arrays, total: int, unit: tuple[int, int] = (1, 1)) -> dict[str, int]:
-    """How many of the `total` smallest of all units lie in each layer."""
+def rank_globally(weights: Arrays, inputs: Arrays, total: int, unit: tuple[int, int] = (1, 1)) -> dict[str, int]:
+    """Count how many of the `total` smallest units are in each layer."""
     rows, columns = unit
     units = []
     for name, weight in weights.items():
@@ -374,51 +378,51 @@ def plain_global(weights: Arrays, inputs: Arrays, total: int, unit: tuple[int, i
         squares = (scores / scores.mean()) ** 2
         blocks = squares.reshape(weight.shape[0] // rows, rows, weight.shape[1] // columns, columns)
         units += [(value, name) for value in blocks.sum(axis=(1, 3)).ravel()]
-    taken = [name for _, name in sorted(units)[:total]]
-    return {name: taken.count(name) for name in weights}
+    pruned_names = [name for _, name in sorted(units)[:total]]
+    return {name: pruned_names.count(name) for name in weights}
 
 
 @pytest.mark.parametrize(
     ("pattern", "unit"), [("1x1", (1, 1)), ("4x1", (4, 1)), ("1x4", (1, 4)), ("1xchannel", (1, 8))]
 )
-def test_global_takes_the_smallest_units_of_all(pattern: str, unit: tuple[int, int]) -> None:
+def test_global_prunes_the_smallest_units_of_all_layers(pattern: str, unit: tuple[int, int]) -> None:
     layers = random_layers(1, [8, 16, 40])
-    task = task_of(*layers, pattern=pattern, target_sparsity=0.5)
-    assert allocate(Global(), task) == plain_global(*layers, task.total, unit)
+    task = build_task(*layers, pattern=pattern, target_sparsity=0.5)
+    assert allocate(Global(), task) == rank_globally(*layers, task.total, unit)
 
 
-def test_global_ranks_groups_of_n_of_m_by_what_they_lose() -> None:
+def test_global_ranks_groups_by_the_energy_they_lose() -> None:
     weights, inputs = random_layers(2, [8, 16])
-    task = task_of(weights, inputs, pattern="2:4", target_sparsity=0.25)
+    task = build_task(weights, inputs, pattern="2:4", target_sparsity=0.25)
     lost = {}
     for name, weight in weights.items():
         scores = np.abs(weight) * np.linalg.norm(inputs[name], axis=0)
         groups = np.sort(((scores / scores.mean()) ** 2).reshape(-1, 4))
         lost |= {(name, index): value for index, value in enumerate(groups[:, :2].sum(axis=1))}
-    taken = [name for name, _ in sorted(lost, key=lost.__getitem__)[: task.total]]
-    assert allocate(Global(), task) == {name: taken.count(name) for name in weights}
+    pruned_names = [name for name, _ in sorted(lost, key=lost.__getitem__)[: task.total]]
+    assert allocate(Global(), task) == {name: pruned_names.count(name) for name in weights}
 
 
-def test_global_does_not_look_at_the_scale_of_a_layer() -> None:
+def test_global_ignores_the_scale_of_a_layer() -> None:
     weights, inputs = random_layers(3, [8, 8])
-    plain = allocate(Global(), task_of(weights, inputs, target_sparsity=0.5))
+    plain = allocate(Global(), build_task(weights, inputs, target_sparsity=0.5))
     scaled = {"fc0": weights["fc0"] * 1e-3, "fc1": weights["fc1"]}, {"fc0": inputs["fc0"], "fc1": inputs["fc1"] * 1e12}
-    assert allocate(Global(), task_of(*scaled, target_sparsity=0.5)) == plain
+    assert allocate(Global(), build_task(*scaled, target_sparsity=0.5)) == plain
 
 
-def test_global_takes_a_layer_that_gives_out_nothing_up_to_its_bound() -> None:
+def test_global_prunes_a_layer_with_zero_outputs_up_to_its_bound() -> None:
     weights, inputs = random_layers(4, [8, 8, 8])
     weights["fc0"][:], inputs["fc2"][:] = 0, 0
-    task = task_of(weights, inputs, target_sparsity=0.5, max_sparsity_ratio_per_op=0.6)
+    task = build_task(weights, inputs, target_sparsity=0.5, max_sparsity_ratio_per_op=0.6)
     assert allocate(Global(), task) == {"fc0": 38, "fc1": 20, "fc2": 38}
 
 
-def test_one_great_output_does_not_make_the_rest_of_a_layer_worthless() -> None:
+def test_a_large_output_does_not_make_other_weights_negligible() -> None:
     weights, inputs = random_layers(5, [64, 64])
     weights["fc1"] = weights["fc0"].copy()
     weights["fc1"][0] *= 10
     inputs["fc1"] = inputs["fc0"]
-    counts = allocate(Global(), task_of(weights, inputs, target_sparsity=0.5))
+    counts = allocate(Global(), build_task(weights, inputs, target_sparsity=0.5))
     assert counts["fc0"] < counts["fc1"] < 0.6 * weights["fc1"].size
 
 
@@ -430,8 +434,8 @@ def outliers(weight: np.ndarray, rows: np.ndarray, multiple: float) -> float:
     return float((scores > multiple * scores.mean()).mean())
 
 
-def layers_with_outliers(few: int, some: int, many: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Three layers of ones, with so many weights of 100."""
+def build_layers_with_outliers(few: int, some: int, many: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Build three layers of ones with the given numbers of weights of 100."""
     weights = {}
     for name, count in {"few": few, "some": some, "many": many}.items():
         weights[name] = np.ones((25, FEATURES))
@@ -439,136 +443,134 @@ def layers_with_outliers(few: int, some: int, many: int) -> tuple[dict[str, np.n
     return weights, dict.fromkeys(weights, np.eye(FEATURES))
 
 
-def test_owl_takes_less_where_there_are_more_outliers() -> None:
-    task = task_of(*layers_with_outliers(0, 5, 10), target_sparsity=0.5)
+def test_owl_prunes_layers_with_more_outliers_less() -> None:
+    task = build_task(*build_layers_with_outliers(0, 5, 10), target_sparsity=0.5)
     assert allocate(OWL(), task) == {"few": 116, "some": 100, "many": 84}
     assert allocate(OWL(spread=0.2), task) == {"few": 140, "some": 100, "many": 60}
 
 
-def test_owl_keeps_the_mean_and_not_the_middle_at_the_target() -> None:
-    task = task_of(*layers_with_outliers(0, 0, 6), target_sparsity=0.5)
+def test_owl_keeps_the_mean_at_the_target() -> None:
+    task = build_task(*build_layers_with_outliers(0, 0, 6), target_sparsity=0.5)
     assert allocate(OWL(spread=0.15), task) == {"few": 120, "some": 120, "many": 60}
 
 
-def test_owl_is_uniform_where_all_have_as_many_outliers() -> None:
-    assert set(allocate(OWL(), task_of(*layers_with_outliers(3, 3, 3), target_sparsity=0.5)).values()) == {100}
+def test_owl_is_uniform_if_all_layers_have_equally_many_outliers() -> None:
+    assert set(allocate(OWL(), build_task(*build_layers_with_outliers(3, 3, 3), target_sparsity=0.5)).values()) == {100}
 
 
-def test_owl_makes_up_elsewhere_for_what_a_bound_denies() -> None:
-    task = task_of(*layers_with_outliers(0, 5, 10), target_sparsity=0.5, max_sparsity_ratio_per_op=0.55)
+def test_owl_compensates_for_a_bound_in_other_layers() -> None:
+    task = build_task(*build_layers_with_outliers(0, 5, 10), target_sparsity=0.5, max_sparsity_ratio_per_op=0.55)
     assert allocate(OWL(spread=0.2), task) == {"few": 110, "some": 110, "many": 80}
 
 
-def test_owl_gives_all_layers_of_a_block_one_share() -> None:
+def test_owl_prunes_all_layers_of_a_block_equally() -> None:
     weights, inputs = random_layers(6, [40, 8, 16, 24])
     weights["fc0"][:9, 0] *= 50
     parts = [["fc0", "fc1"], ["fc2"], ["fc3"]]
-    counts = allocate(OWL(), task_of(weights, inputs, parts, target_sparsity=0.5))
+    counts = allocate(OWL(), build_task(weights, inputs, parts, target_sparsity=0.5))
     shares = {name: count / weights[name].size for name, count in counts.items()}
     assert shares["fc0"] == pytest.approx(shares["fc1"], abs=1 / 64)
     assert shares["fc0"] < shares["fc2"]
 
 
-def test_owl_is_the_formula_of_the_paper() -> None:
+def test_owl_equals_the_formula_of_the_paper() -> None:
     weights, inputs = random_layers(7, [40, 40, 40])
-    found = np.array([outliers(weights[name], inputs[name], 2.5) for name in weights])
-    scaled = (found - found.min()) / (found.max() - found.min()) * 2 * 0.1
+    shares = np.array([outliers(weights[name], inputs[name], 2.5) for name in weights])
+    scaled = (shares - shares.min()) / (shares.max() - shares.min()) * 2 * 0.1
     density = scaled - scaled.mean() + (1 - 0.6)
-    counts = allocate(OWL(outlier=2.5, spread=0.1), task_of(weights, inputs, target_sparsity=0.6))
+    counts = allocate(OWL(outlier=2.5, spread=0.1), build_task(weights, inputs, target_sparsity=0.6))
     np.testing.assert_allclose(list(counts.values()), (1 - density) * 320, atol=1)
 
 
-def test_owl_gives_each_layer_its_own_share_where_there_is_one_part() -> None:
-    layers = layers_with_outliers(0, 5, 10)
-    apart = allocate(OWL(), task_of(*layers, target_sparsity=0.5))
-    assert allocate(OWL(), task_of(*layers, parts=[["few", "some", "many"], []], target_sparsity=0.5)) == apart
+def test_owl_treats_layers_separately_if_there_is_one_part() -> None:
+    layers = build_layers_with_outliers(0, 5, 10)
+    separate = allocate(OWL(), build_task(*layers, target_sparsity=0.5))
+    assert allocate(OWL(), build_task(*layers, parts=[["few", "some", "many"], []], target_sparsity=0.5)) == separate
 
 
-def test_owl_counts_groups_by_their_share_of_weights() -> None:
-    task = task_of(*layers_with_outliers(0, 5, 10), pattern="2:4", target_sparsity=0.25)
+def test_owl_converts_shares_to_groups() -> None:
+    task = build_task(*build_layers_with_outliers(0, 5, 10), pattern="2:4", target_sparsity=0.25)
     assert allocate(OWL(), task) == {"few": 33, "some": 25, "many": 17}
 
 
 # Sensitivity.
 
 
-def error(weight: np.ndarray, rows: np.ndarray, per_row: int) -> float:
-    """Of a layer's outputs with so many weights of each output channel pruned, in squares of the mean score."""
+def compute_error(weight: np.ndarray, rows: np.ndarray, per_row: int) -> float:
+    """Return the error of a layer, relative to its squared mean score, if each row loses `per_row` weights."""
     scores = np.abs(weight) * np.linalg.norm(rows, axis=0)
-    left = weight.copy()
-    np.put_along_axis(left, np.argsort(scores, axis=1)[:, :per_row], 0, axis=1)
-    return float(np.linalg.norm(rows @ (weight - left).T) ** 2 / scores.mean() ** 2)
+    sparse = weight.copy()
+    np.put_along_axis(sparse, np.argsort(scores, axis=1)[:, :per_row], 0, axis=1)
+    return float(np.linalg.norm(rows @ (weight - sparse).T) ** 2 / scores.mean() ** 2)
 
 
-def hull(curve: Sequence[tuple[int, float]], count: int) -> float:
-    """The lowest that any chord of a curve comes at a count."""
+def evaluate_hull(curve: Sequence[tuple[int, float]], count: int) -> float:
+    """Return the smallest value of any chord of a curve at a count."""
     chords = [(left, right) for left in curve for right in curve if left[0] <= count <= right[0]]
     return min(float(np.interp(count, *zip(left, right, strict=True))) for left, right in chords)
 
 
-def least(curves: Sequence[Sequence[tuple[int, float]]], total: int) -> float:
-    """The least sum of errors, by trying all counts that add up to the total."""
+def find_minimum(curves: Sequence[Sequence[tuple[int, float]]], total: int) -> float:
+    """Find the smallest sum of errors by trying all counts that add up to the total."""
     everything = itertools.product(*[range(curve[0][0], curve[-1][0] + 1) for curve in curves])
-    return min(summed(curves, counts) for counts in everything if sum(counts) == total)
+    return min(sum_errors(curves, counts) for counts in everything if sum(counts) == total)
 
 
-def summed(curves: Sequence[Sequence[tuple[int, float]]], counts: Sequence[int]) -> float:
-    return sum(hull(curve, count) for curve, count in zip(curves, counts, strict=True))
+def sum_errors(curves: Sequence[Sequence[tuple[int, float]]], counts: Sequence[int]) -> float:
+    return sum(evaluate_hull(curve, count) for curve, count in zip(curves, counts, strict=True))
 
 
 @given(
     errors=st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=5), min_size=1, max_size=3),
     share=st.floats(0, 1),
 )
-def test_no_other_counts_lose_less(errors: list[list[float]], share: float) -> None:
+def test_no_other_counts_have_a_smaller_error(errors: list[list[float]], share: float) -> None:
     curves = [list(enumerate(curve, start=first)) for first, curve in enumerate(errors)]
     low, high = (sum(curve[end][0] for curve in curves) for end in (0, -1))
     total = low + round(share * (high - low))
-    found = list(minimize_error({str(index): curve for index, curve in enumerate(curves)}, total).values())
-    assert sum(found) == total
-    assert summed(curves, found) == pytest.approx(least(curves, total), abs=1e-9)
+    counts = list(minimize_error({str(index): curve for index, curve in enumerate(curves)}, total).values())
+    assert sum(counts) == total
+    assert sum_errors(curves, counts) == pytest.approx(find_minimum(curves, total), abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sensitivity_finds_the_best_of_all_combinations(seed: int) -> None:
+def test_sensitivity_finds_the_best_combination(seed: int) -> None:
     weights, inputs = random_layers(seed, [1, 1, 1])
-    curves = [[(count, error(weights[name], inputs[name], count)) for count in range(9)] for name in weights]
-    found = Sensitivity(span=1.0, points=9).counts(task_of(weights, inputs, target_sparsity=0.5))
-    assert sum(found.values()) == 12
-    assert summed(curves, list(found.values())) == pytest.approx(least(curves, 12), rel=1e-4)
+    curves = [[(count, compute_error(weights[name], inputs[name], count)) for count in range(9)] for name in weights]
+    counts = Sensitivity(span=1.0, points=9).counts(build_task(weights, inputs, target_sparsity=0.5))
+    assert sum(counts.values()) == 12
+    assert sum_errors(curves, list(counts.values())) == pytest.approx(find_minimum(curves, 12), rel=1e-4)
 
 
-def test_sensitivity_takes_more_where_less_is_lost() -> None:
+def test_sensitivity_prunes_layers_with_smaller_errors_more() -> None:
     weights, inputs = random_layers(0, [40, 40])
     weights["fc0"][:, :4] *= 1e-3
-    counts = allocate(Sensitivity(), task_of(weights, inputs, target_sparsity=0.4))
+    counts = allocate(Sensitivity(), build_task(weights, inputs, target_sparsity=0.4))
     assert counts["fc0"] > counts["fc1"] + 40
 
 
 def test_sensitivity_stays_within_its_span() -> None:
     weights, inputs = random_layers(0, [40, 40])
     weights["fc0"][:, :6] *= 1e-6
-    counts = allocate(Sensitivity(span=0.25), task_of(weights, inputs, target_sparsity=0.4))
+    counts = allocate(Sensitivity(span=0.25), build_task(weights, inputs, target_sparsity=0.4))
     assert counts == {"fc0": 160, "fc1": 96}
 
 
-def test_sensitivity_measures_what_repaired_weights_lose() -> None:
+def test_sensitivity_measures_repaired_weights() -> None:
     weights, inputs = random_layers(0, [40, 40])
-    inputs["fc0"][:, :4] = inputs["fc0"][:, 4:] * 0.7  # the other half can stand in for them
-    task = task_of(weights, inputs, target_sparsity=0.4)
+    inputs["fc0"][:, :4] = inputs["fc0"][:, 4:] * 0.7  # the other half can compensate for them
+    task = build_task(weights, inputs, target_sparsity=0.4)
     plain, repaired = (allocate(Sensitivity(iterations=count), task) for count in (0, 20))
     assert repaired["fc0"] > plain["fc0"]
 
 
 @pytest.mark.parametrize(
-    ("last", "bound", "found"),
+    ("last", "bound", "counts"),
     [
         (12, {"max_sparsity_ratio_per_op": 0.9}, [*9 * [0], 10]),
         (16, {"min_sparsity_ratio_per_op": 0.1}, [*9 * [1], 3]),
     ],
 )
-def test_sensitivity_looks_further_where_its_span_is_out_of_reach(
-    last: int, bound: dict[str, float], found: list[int]
-) -> None:
-    task = task_of(*random_layers(0, [*9 * [1], last]), pattern="1xchannel", target_sparsity=0.5, **bound)
-    assert list(allocate(Sensitivity(), task).values()) == found
+def test_sensitivity_ignores_a_span_that_is_out_of_reach(last: int, bound: dict[str, float], counts: list[int]) -> None:
+    task = build_task(*random_layers(0, [*9 * [1], last]), pattern="1xchannel", target_sparsity=0.5, **bound)
+    assert list(allocate(Sensitivity(), task).values()) == counts

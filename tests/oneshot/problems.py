@@ -1,4 +1,4 @@
-"""What the tests of pruning with calibration data share: inputs like those of trained networks, and problems.
+"""Helpers for tests of pruning with calibration data: inputs like those of trained networks, and problems.
 
 Legend: N tokens, R rows (output channels), F input features; G groups.
 """
@@ -31,15 +31,15 @@ CASES = {
     "1xchannel": 0.25,
     "channelx1": 0.25,
 }
-"""Pattern specification, perhaps with a word before it → sparsity."""
+"""Pattern specification, sometimes after a word that tells cases apart → sparsity."""
 
 
 class RunArguments(dict[str, Any]):
-    """The keyword arguments of `secateur.prune` that say what a calibrated run reads, and where it executes."""
+    """The arguments `calibration` and `execution` of `secateur.prune`."""
 
 
 def execute(given: Any, **settings: Any) -> RunArguments:
-    """Calibration data, and settings of `Execution`."""
+    """Return calibration data and an `Execution` with the given settings, as keyword arguments of `secateur.prune`."""
     return RunArguments(calibration=given, execution=Execution(**settings))
 
 
@@ -48,7 +48,7 @@ def spec_of(case: str) -> str:
 
 
 def realistic_inputs(tokens: int, features: int, seed: int = 0) -> torch.Tensor:
-    """(N, F) of low rank plus noise, with a few features far larger than the others, as in language models."""
+    """Return (N, F) inputs of low rank plus noise. As in language models, a few features are far larger than others."""
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((tokens, features // 2)) @ rng.standard_normal((features // 2, features))
     scales = np.exp(1.5 * rng.standard_normal(features))
@@ -56,7 +56,7 @@ def realistic_inputs(tokens: int, features: int, seed: int = 0) -> torch.Tensor:
 
 
 def realistic_weight(rows: int, features: int, seed: int = 0) -> torch.Tensor:
-    """(R, F)."""
+    """Return random (R, F) weights."""
     generator = torch.Generator().manual_seed(1000 + seed)
     return torch.randn(rows, features, generator=generator) / features**0.5
 
@@ -64,18 +64,18 @@ def realistic_weight(rows: int, features: int, seed: int = 0) -> torch.Tensor:
 def selector(
     spec: str, sparsity: float, shape: tuple[int, int, int], groups: int = 1, reduction: str = "sum"
 ) -> Selector:
-    """For (O, K, I) weights."""
+    """Return a selector for (O, K, I) weights."""
     view = WeightView(shape=shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=groups)
-    blank = Selector(spec, view, 0)
-    return Selector(spec, view, blank.bound.budget.count_for(blank.units, sparsity), reduction)
+    dense = Selector(spec, view, 0)
+    return Selector(spec, view, dense.bound.budget.count_for(dense.units, sparsity), reduction)
 
 
-def problem(weight: torch.Tensor, inputs: torch.Tensor, spec: str = "1x1", sparsity: float = 0.5) -> Problem:
-    """One layer's problem, from (R, F) or (G, R, F) weights and (N, F) or (G, N, F) inputs."""
+def make_problem(weight: torch.Tensor, inputs: torch.Tensor, spec: str = "1x1", sparsity: float = 0.5) -> Problem:
+    """Return the problem of one layer, from (R, F) or (G, R, F) weights and (N, F) or (G, N, F) inputs."""
     weight_GRF = weight if weight.ndim == 3 else weight[None]
     inputs_GNF = inputs if inputs.ndim == 3 else inputs[None]
     groups, rows, width = weight_GRF.shape
-    part = LayerRows(
+    layer = LayerRows(
         name="fc",
         rows=(0, rows),
         selector=selector(spec, sparsity, (groups * rows, 1, width), groups),
@@ -85,52 +85,53 @@ def problem(weight: torch.Tensor, inputs: torch.Tensor, spec: str = "1x1", spars
         weight=weight_GRF.clone(),
         norms=inputs_GNF.square().sum(dim=1).sqrt(),
         gram=inputs_GNF.transpose(1, 2) @ inputs_GNF,
-        layers=[part],
+        layers=[layer],
     )
 
 
-def pruned_count(found: Problem) -> int:
-    """Weights that are to go."""
-    share = sum((_share(part.selector) * part.selector.tiling.count for part in found.layers), Fraction())
-    assert share.denominator == 1
-    return int(share)
+def count_weights_to_prune(problem: Problem) -> int:
+    """Return the number of weights that a solver must prune."""
+    selectors = [layer.selector for layer in problem.layers]
+    count = sum((_weights_per_unit(selector) * selector.tiling.count for selector in selectors), Fraction())
+    assert count.denominator == 1
+    return int(count)
 
 
-def _share(one: Selector) -> Fraction:
-    """The share of weights that go, times the weights of a unit."""
-    return Fraction(one.prune, one.units) * one.bound.budget.unit_share * one.tiling.unit_size
+def _weights_per_unit(selector: Selector) -> Fraction:
+    """Return the mean number of weights to prune per unit of the tiling."""
+    return Fraction(selector.prune, selector.units) * selector.bound.budget.unit_share * selector.tiling.unit_size
 
 
 def energy(weight: torch.Tensor, inputs: torch.Tensor) -> float:
-    """Squared norm of the outputs, in float64."""
+    """Return the squared norm of the outputs, in float64."""
     return float((inputs.double() @ weight.double().transpose(-1, -2)).square().sum())
 
 
-def lost(found: Problem, solution: Solution, inputs: torch.Tensor) -> float:
-    """Share of the outputs' energy that is lost."""
+def loss(problem: Problem, solution: Solution, inputs: torch.Tensor) -> float:
+    """Return the share of the output energy that a solution loses."""
     inputs_GNF = inputs if inputs.ndim == 3 else inputs[None]
-    return energy(found.weight - solution.weight, inputs_GNF) / energy(found.weight, inputs_GNF)
+    return energy(problem.weight - solution.weight, inputs_GNF) / energy(problem.weight, inputs_GNF)
 
 
-def best_on(support: npt.NDArray[np.bool_], row: Floats, inputs: Floats) -> Floats:
-    """The least-squares weights of one row on a support."""
-    found = np.zeros_like(row)
+def fit_on_support(support: npt.NDArray[np.bool_], row: Floats, inputs: Floats) -> Floats:
+    """Return the least-squares weights of one row on a support."""
+    fitted = np.zeros_like(row)
     if support.any():
-        found[support] = np.linalg.lstsq(inputs[:, support], inputs @ row, rcond=None)[0]
-    return found
+        fitted[support] = np.linalg.lstsq(inputs[:, support], inputs @ row, rcond=None)[0]
+    return fitted
 
 
-class Recording:
-    """A progress callback that notes what it is told, and may raise."""
+class ProgressRecorder:
+    """A progress callback that records its calls, and can raise an error at one of them."""
 
     def __init__(self, error: Callable[[], BaseException] | None = None, at: int = -1) -> None:
-        self.seen: list[Any] = []
+        self.steps: list[Any] = []
         self.error = error
         self.at = at
 
     def __call__(self, progress: Any) -> None:
-        self.seen.append(progress)
-        if self.error is not None and len(self.seen) == self.at:
+        self.steps.append(progress)
+        if self.error is not None and len(self.steps) == self.at:
             raise self.error()
 
 

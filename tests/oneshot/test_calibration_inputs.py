@@ -1,4 +1,4 @@
-"""Every bad input has its own error, and changes nothing."""
+"""Test that each kind of unusable input has its own error and leaves the model unchanged."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -30,8 +30,8 @@ from tiny_transformers import family, inputs_of
 CONFIG = {"pattern": "2:4"}
 
 
-def refused(model: nn.Module, kind: type[Exception], message: str, **options: Any) -> None:
-    """An error of that kind and text; the model, its mode and its hooks are as they were."""
+def check_error(model: nn.Module, kind: type[Exception], message: str, **options: Any) -> None:
+    """Check the error, and that the model, its mode and its hooks are unchanged."""
     before, modes = bits(model), [module.training for module in model.modules()]
     config = options.pop("config", CONFIG)
     with pytest.raises(kind, match=message):
@@ -42,21 +42,21 @@ def refused(model: nn.Module, kind: type[Exception], message: str, **options: An
     assert torch.is_grad_enabled()
 
 
-# No data, or something that is none
+# No data, or no batches
 
 
 @pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"magnitude"}))
 def test_solvers_need_data(name: str) -> None:
     message = f"{SOLVERS[name].__name__} needs calibration data, found none. Pass calibration=batches"
-    refused(deep_mlp(), CalibrationError, message, solver=name)
+    check_error(deep_mlp(), CalibrationError, message, solver=name)
 
 
 @pytest.mark.parametrize("refine", ["pcg", PCG(), ["pcg"]])
 def test_refiners_need_data(refine: Any) -> None:
-    refused(deep_mlp(), CalibrationError, "PCG needs calibration data, found none", refine=refine)
+    check_error(deep_mlp(), CalibrationError, "PCG needs calibration data, found none", refine=refine)
 
 
-NO_BATCHES: list[tuple[Any, str]] = [
+INVALID_BATCHES: list[tuple[Any, str]] = [
     ([], "calibration must contain at least one batch, found none"),
     ((), "calibration must contain at least one batch, found none"),
     (iter([]), "calibration must contain at least one batch, found none"),
@@ -73,13 +73,13 @@ NO_BATCHES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), NO_BATCHES)
-def test_what_are_no_batches(given: Any, message: str) -> None:
-    refused(deep_mlp(), CalibrationError, message, calibration=given, solver="wanda")
+@pytest.mark.parametrize(("given", "message"), INVALID_BATCHES)
+def test_values_that_are_not_batches(given: Any, message: str) -> None:
+    check_error(deep_mlp(), CalibrationError, message, calibration=given, solver="wanda")
 
 
-def test_what_can_not_be_gone_through() -> None:
-    refused(
+def test_calibration_data_must_be_iterable() -> None:
+    check_error(
         deep_mlp(),
         CalibrationError,
         "calibration must be an iterable.*found a single int",
@@ -88,27 +88,27 @@ def test_what_can_not_be_gone_through() -> None:
     )
 
 
-def test_a_generator_serves_once() -> None:
+def test_a_generator_can_be_used_once() -> None:
     def fresh() -> Iterator[torch.Tensor]:
         yield from batches()
 
     given = Calibration(fresh())
     assert secateur.prune(deep_mlp(), CONFIG, calibration=given, solver="wanda").sparsity == 0.5
-    refused(deep_mlp(), CalibrationError, "at least one batch, found none", calibration=given, solver="wanda")
+    check_error(deep_mlp(), CalibrationError, "at least one batch, found none", calibration=given, solver="wanda")
 
 
 @pytest.mark.parametrize("make", [tuple, list, lambda given: {"input": given[0]}, lambda given: given[0]])
-def test_every_form_of_a_batch(make: Callable[[list[torch.Tensor]], Any]) -> None:
+def test_all_forms_of_batches(make: Callable[[list[torch.Tensor]], Any]) -> None:
     given = [make([batch]) for batch in batches()]
     assert secateur.prune(deep_mlp(), CONFIG, calibration=given, solver="wanda").sparsity == 0.5
 
 
-def test_offload_is_one_of_two() -> None:
+def test_offload_is_checked() -> None:
     with pytest.raises(ConfigError, match="offload must be 'memory' or 'disk', found 'cpu'"):
         Execution(offload="cpu")  # type: ignore[arg-type]
 
 
-# Batches that the model can not work with
+# Batches that the model cannot use
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1, 5), (0, 64), (0, 10**6)])
@@ -118,12 +118,12 @@ def test_tokens_must_be_in_the_vocabulary(low: int, high: int, bare: bool) -> No
     tokens = torch.tensor([[low, 3, high]])
     given: list[Any] = [*good, tokens if bare else {"input_ids": tokens}]
     message = rf"calibration batch 2: token ids must be in \[0, 64\), found {low} to {high}. Use the tokenizer of"
-    refused(family("llama"), CalibrationError, message, calibration=given, solver="wanda")
+    check_error(family("llama"), CalibrationError, message, calibration=given, solver="wanda")
 
 
-def test_tokens_there_must_be() -> None:
+def test_batches_must_have_tokens() -> None:
     given = [{"input_ids": torch.zeros(1, 0, dtype=torch.long)}]
-    refused(
+    check_error(
         family("llama"),
         CalibrationError,
         "batch 0 must contain at least one row and one token",
@@ -132,7 +132,7 @@ def test_tokens_there_must_be() -> None:
     )
 
 
-# Data that say nothing
+# Data without content
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
@@ -148,20 +148,20 @@ def test_tokens_there_must_be() -> None:
 )
 def test_data_without_content(make: Any, given: list[torch.Tensor], message: str, solver: str) -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)) if make is nn.Conv2d else make()
-    refused(model, CalibrationError, message, calibration=given, solver=solver)
+    check_error(model, CalibrationError, message, calibration=given, solver=solver)
 
 
 @pytest.mark.parametrize("solver", ["magnitude", "wanda", "ria", "sparsegpt", "alps"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_nothing_but_padding(name: str, solver: str) -> None:
+def test_batches_must_not_be_only_padding(name: str, solver: str) -> None:
     given = [dict(batch) for batch in inputs_of(name, padded=True)]
     given[1]["attention_mask"] = torch.zeros_like(given[1]["attention_mask"])
     message = "calibration batch 1 must contain at least one token, found only padding: its attention_mask is zero"
-    refused(family(name), CalibrationError, message, calibration=given, solver=solver)
+    check_error(family(name), CalibrationError, message, calibration=given, solver=solver)
 
 
 class Experts(nn.Module):
-    """No token is for the last expert."""
+    """A mixture of experts whose last expert gets no tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,20 +170,20 @@ class Experts(nn.Module):
         self.router.bias.data[3] = -1e4
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        choice, out = self.router(x).argmax(-1), torch.zeros_like(x)
+        chosen, out = self.router(x).argmax(-1), torch.zeros_like(x)
         for number, expert in enumerate(self.experts):
-            out[choice == number] = expert(x[choice == number])
+            out[chosen == number] = expert(x[chosen == number])
         return out
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
-def test_an_expert_that_sees_no_token_is_named(solver: str) -> None:
+def test_an_expert_without_tokens_is_named(solver: str) -> None:
     model, config = Experts(), {**CONFIG, "op_names": ["experts.*"]}
     message = "'experts.3' read no calibration data. Exclude them, or provide data"
-    refused(model, CalibrationError, message, calibration=[torch.randn(64, 16)], solver=solver, config=config)
+    check_error(model, CalibrationError, message, calibration=[torch.randn(64, 16)], solver=solver, config=config)
 
 
-ODD = {
+UNSUPPORTED = {
     "sparse": lambda: torch.ones(8, 16).to_sparse(),
     "on the meta device": lambda: torch.ones(8, 16, device="meta"),
     "quantized": lambda: torch.quantize_per_tensor(torch.ones(8, 16), 0.1, 0, torch.qint8),
@@ -193,24 +193,32 @@ ODD = {
 
 
 @pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*:UserWarning")
-@pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("wrap", [lambda odd: odd, lambda odd: {"input": odd}, lambda odd: {"input": [{"x": odd}]}])
-def test_odd_tensors(kind: str, wrap: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"input": x}, lambda x: {"input": [{"x": x}]}])
+def test_unsupported_tensors(kind: str, wrap: Callable[[Any], Any]) -> None:
     message = f"calibration batch 1 must contain dense tensors with values, found a tensor that is {kind}."
-    refused(deep_mlp(), CalibrationError, message, calibration=[torch.ones(8, 16), wrap(ODD[kind]())], solver="wanda")
+    check_error(
+        deep_mlp(),
+        CalibrationError,
+        message,
+        calibration=[torch.ones(8, 16), wrap(UNSUPPORTED[kind]())],
+        solver="wanda",
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.bool, torch.float16, torch.complex64])
-def test_odd_types(dtype: torch.dtype) -> None:
-    refused(deep_mlp(), CalibrationError, "batch 0|complex", calibration=[torch.ones(8, 16).to(dtype)], solver="wanda")
+def test_unsupported_dtypes(dtype: torch.dtype) -> None:
+    check_error(
+        deep_mlp(), CalibrationError, "batch 0|complex", calibration=[torch.ones(8, 16).to(dtype)], solver="wanda"
+    )
 
 
-def test_views_and_gradients_change_nothing() -> None:
+def test_views_and_gradients_do_not_change_the_result() -> None:
     given = batches()
     expected, model = deep_mlp(), deep_mlp()
     secateur.prune(expected, CONFIG, calibration=given, solver="sparsegpt")
-    odd = [given[0].clone().requires_grad_(), nn.Parameter(given[1]), given[2].T.contiguous().T]
-    secateur.prune(model, CONFIG, calibration=odd, solver="sparsegpt")
+    views = [given[0].clone().requires_grad_(), nn.Parameter(given[1]), given[2].T.contiguous().T]
+    secateur.prune(model, CONFIG, calibration=views, solver="sparsegpt")
     assert bits(model) == bits(expected)
 
 
@@ -233,40 +241,40 @@ class Asserting(nn.Sequential):
         (lambda: family("gpt2"), [{"inputs": torch.ones(1, 4)}], r"fails on calibration batch 0: ValueError"),
     ],
 )
-def test_batches_that_the_model_refuses(make: Callable[[], nn.Module], given: list[Any], message: str) -> None:
+def test_batches_on_which_the_model_fails(make: Callable[[], nn.Module], given: list[Any], message: str) -> None:
     for solver in ("wanda", "alps"):
-        refused(make(), CalibrationError, f"The model {message}", calibration=given, solver=solver)
+        check_error(make(), CalibrationError, f"The model {message}", calibration=given, solver=solver)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_what_layers_read_must_be_finite(value: float) -> None:
+def test_inputs_of_layers_must_be_finite(value: float) -> None:
     given = batches()
     given[1][3, 5] = value
     for solver in ("wanda", "alps"):
         message = "layer '0': its inputs must be finite, found inf or nan"
-        refused(deep_mlp(), CalibrationError, message, calibration=given, solver=solver)
+        check_error(deep_mlp(), CalibrationError, message, calibration=given, solver=solver)
 
 
-def test_the_first_layer_that_reads_infinities_is_named() -> None:
+def test_the_first_layer_with_infinite_inputs_is_named() -> None:
     model = deep_mlp()
     with torch.no_grad():
         model[2].bias.fill_(float("inf"))
     message = "layer '4': its inputs must be finite, found inf or nan. Check the calibration data and"
-    refused(model, CalibrationError, message, calibration=batches(), solver="wanda")
+    check_error(model, CalibrationError, message, calibration=batches(), solver="wanda")
     llama = family("llama")
     with torch.no_grad():
         llama.model.layers[1].input_layernorm.weight.fill_(float("inf"))
     message = "layer 'model.layers.1.self_attn.q_proj': its inputs must be finite"
-    refused(llama, CalibrationError, message, calibration=inputs_of("llama"), solver="sparsegpt")
+    check_error(llama, CalibrationError, message, calibration=inputs_of("llama"), solver="sparsegpt")
 
 
-def test_padding_may_be_anything() -> None:
+def test_padding_can_have_any_values() -> None:
     class Padded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body = deep_mlp()
 
-        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - batches hold it
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - batches contain it
             return self.body(x)
 
     tokens, mask = torch.randn(2, 5, 16), torch.ones(2, 5)
@@ -279,7 +287,7 @@ def test_padding_may_be_anything() -> None:
 
 
 class Branches(nn.Module):
-    """One of its two branches is never taken."""
+    """A model with a branch that is never used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,9 +297,9 @@ class Branches(nn.Module):
         return self.head(self.out(torch.relu(self.taken(x))))
 
 
-def test_layers_that_are_never_reached_are_named() -> None:
+def test_layers_without_inputs_are_named() -> None:
     message = "'left' read no calibration data. Exclude them, or provide data"
-    refused(Branches(), CalibrationError, message, calibration=batches(), solver="wanda")
+    check_error(Branches(), CalibrationError, message, calibration=batches(), solver="wanda")
     model = Branches()
     report = secateur.prune(model, {**CONFIG, "excluded_op_names": ["left"]}, calibration=batches(), solver="wanda")
     assert [layer.name for layer in report.layers] == ["taken", "out"]
@@ -302,13 +310,13 @@ def test_transposed_convolutions(solver: str) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 1))
     images = [torch.randn(2, 4, 6, 6)]
     message = "layer '1': calibration does not support ConvTranspose2d. Exclude it, or prune without"
-    refused(model, CalibrationError, message, calibration=images, solver=solver)
-    refused(model, CalibrationError, message, **execute(images, offload="disk"), solver=solver)
+    check_error(model, CalibrationError, message, calibration=images, solver=solver)
+    check_error(model, CalibrationError, message, **execute(images, offload="disk"), solver=solver)
     assert secateur.prune(model, CONFIG).sparsity == 0.5
 
 
 class Crossed(nn.Module):
-    """Attention from one sequence to another."""
+    """Cross-attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -319,33 +327,35 @@ class Crossed(nn.Module):
         return self.head(self.attention(x, x + 1, x + 1, need_weights=False)[0])
 
 
-def test_attention_to_something_else_is_refused_in_its_own_words() -> None:
+def test_cross_attention_is_refused() -> None:
     config = {**CONFIG, "op_names": ["attention"]}
     message = "^layer 'attention': its query, key and value differ, so its weight has no single input. Exclude it"
     given = [torch.randn(2, 5, 16)]
-    refused(Crossed(), CalibrationError, message, calibration=given, solver="wanda", config=config)
+    check_error(Crossed(), CalibrationError, message, calibration=given, solver="wanda", config=config)
 
 
-def test_weights_that_are_nan() -> None:
+def test_weights_must_not_be_nan() -> None:
     model = deep_mlp()
     with torch.no_grad():
         model[2].weight[1, 1] = torch.nan
-    refused(model, ScoreError, "layer '2': weights must be numbers, found nan", calibration=batches(), solver="alps")
+    check_error(
+        model, ScoreError, "layer '2': weights must be numbers, found nan", calibration=batches(), solver="alps"
+    )
 
 
-def test_a_lock_has_nothing_to_solve() -> None:
+def test_pattern_lock_is_refused() -> None:
     config = {**CONFIG, "kind": "pattern_lock"}
     message = "layer '0': kind='pattern_lock' keeps the existing zeros, so there is nothing to prune"
-    refused(deep_mlp(), ConfigError, message, calibration=batches(), solver="wanda", config=config)
+    check_error(deep_mlp(), ConfigError, message, calibration=batches(), solver="wanda", config=config)
 
 
-def test_layers_that_do_not_fit() -> None:
+def test_layers_that_do_not_fit_the_pattern() -> None:
     config = {"pattern": "5x1"}
     message = "No layer of the model can be pruned with pattern '5x1'"
-    refused(deep_mlp(), LayerError, message, calibration=batches(), solver="wanda", config=config)
+    check_error(deep_mlp(), LayerError, message, calibration=batches(), solver="wanda", config=config)
 
 
-def test_zeros_cannot_be_kept() -> None:
+def test_keep_zeros_is_refused() -> None:
     model = deep_mlp()
     before = copy.deepcopy(model.state_dict())
     config = {"pattern": "1x1", "target_sparsity": 0.95, "keep_zeros": True}
@@ -370,7 +380,7 @@ def test_zeros_cannot_be_kept() -> None:
 )
 @pytest.mark.parametrize("with_data", [False, True])
 def test_unknown_names(with_data: bool, options: dict[str, Any], message: str) -> None:
-    refused(deep_mlp(), UnknownNameError, message, calibration=batches() if with_data else None, **options)
+    check_error(deep_mlp(), UnknownNameError, message, calibration=batches() if with_data else None, **options)
 
 
 @pytest.mark.parametrize(
@@ -385,14 +395,14 @@ def test_unknown_names(with_data: bool, options: dict[str, Any], message: str) -
         ({"allocation": 3}, "allocation must be a name or an instance of Allocation, found 3"),
     ],
 )
-def test_what_is_neither_name_nor_object(options: dict[str, Any], message: str) -> None:
-    refused(deep_mlp(), ConfigError, message, calibration=batches(), **options)
+def test_values_that_are_neither_names_nor_objects(options: dict[str, Any], message: str) -> None:
+    check_error(deep_mlp(), ConfigError, message, calibration=batches(), **options)
 
 
-def test_blocks_there_must_be() -> None:
+def test_block_refiners_need_a_stack_of_blocks() -> None:
     message = "refine='block' needs a model with a stack of blocks that run one after another, and Branches has none"
     config = {**CONFIG, "excluded_op_names": ["left"]}
-    refused(Branches(), ConfigError, message, calibration=batches(), solver="wanda", refine="block", config=config)
+    check_error(Branches(), ConfigError, message, calibration=batches(), solver="wanda", refine="block", config=config)
 
 
 # Keras
@@ -415,26 +425,26 @@ def test_keras_models_are_pruned_by_magnitude_only(options: dict[str, Any], name
     before = [np.array(weight) for weight in model.get_weights()]
     with pytest.raises(UnsupportedModelError, match=f"^{name} supports torch models only, and this is a Keras model"):
         secateur.prune(model, CONFIG, **options)
-    for mine, theirs in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for dense, weight in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, dense)
 
 
-def test_keras_models_take_the_defaults() -> None:
+def test_keras_models_accept_the_defaults() -> None:
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(4)])
     assert secateur.prune(model, CONFIG, solver="magnitude", refine=[], allocation=None).sparsity == 0.5
 
 
-# Batches as they are read
+# Reading batches
 
 
-def test_masks_of_other_shapes_are_no_padding() -> None:
+def test_masks_of_other_shapes_are_not_padding() -> None:
     tokens = torch.ones(2, 3, dtype=torch.long)
     masks = {"two": torch.ones(2, 3), "four": torch.ones(2, 1, 3, 3), "none": None}
-    found = {
+    keeps = {
         name: read_batches(deep_mlp(), [{"input_ids": tokens, "attention_mask": mask}])[0].keep
         for name, mask in masks.items()
     }
-    assert found["two"] is not None
-    assert found["two"].dtype == torch.bool
-    assert found["four"] is None
-    assert found["none"] is None
+    assert keeps["two"] is not None
+    assert keeps["two"].dtype == torch.bool
+    assert keeps["four"] is None
+    assert keeps["none"] is None

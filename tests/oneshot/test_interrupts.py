@@ -7,14 +7,14 @@ import pytest
 from secateur.oneshot.interrupts import allow_interrupts, defer_interrupts
 
 
-def press_ctrl_c(then: list[str], *words: str) -> None:
-    """Note each word after a signal."""
+def press_ctrl_c(order: list[str], *words: str) -> None:
+    """Send a signal before appending each word."""
     for word in words:
         signal.raise_signal(signal.SIGINT)
-        then.append(word)
+        order.append(word)
 
 
-def test_an_interrupt_waits_for_its_place() -> None:
+def test_an_interrupt_is_deferred_until_it_is_allowed() -> None:
     order: list[str] = []
 
     def act() -> None:
@@ -29,21 +29,21 @@ def test_an_interrupt_waits_for_its_place() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_is_raised_at_once_where_it_may() -> None:
+def test_an_interrupt_is_raised_at_once_where_it_is_allowed() -> None:
     order: list[str] = []
     with pytest.raises(KeyboardInterrupt), defer_interrupts(), allow_interrupts():
         press_ctrl_c(order, "not reached")
     assert order == []
 
 
-def test_an_interrupt_is_not_lost() -> None:
+def test_a_deferred_interrupt_is_raised_at_the_end() -> None:
     order: list[str] = []
     with pytest.raises(KeyboardInterrupt), defer_interrupts():
         press_ctrl_c(order, "deferred")
     assert order == ["deferred"]
 
 
-def test_clean_up_is_not_interrupted() -> None:
+def test_cleanup_is_not_interrupted() -> None:
     order: list[str] = []
 
     def act() -> None:
@@ -52,15 +52,15 @@ def test_clean_up_is_not_interrupted() -> None:
                 with allow_interrupts():
                     press_ctrl_c(order, "not reached")
             finally:
-                press_ctrl_c(order, "put", "back")
+                press_ctrl_c(order, "first cleanup", "second cleanup")
 
     with pytest.raises(KeyboardInterrupt) as caught:
         act()
-    assert order == ["put", "back"]
+    assert order == ["first cleanup", "second cleanup"]
     assert caught.value.__context__ is None
 
 
-def test_a_handler_of_ones_own_is_called() -> None:
+def test_a_custom_handler_is_called() -> None:
     calls: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: calls.append(number))
     try:

@@ -1,4 +1,4 @@
-"""Pruning once: exact, in place, the same in both frameworks, and nothing at all if anything is wrong."""
+"""Test one-shot pruning without data: exact counts, the same masks in torch and Keras, no change after an error."""
 
 from typing import Any
 
@@ -14,40 +14,40 @@ from secateur.errors import ConfigError, LayerError, ScoreError
 from tiny_models import bits, mlp
 
 
-def twins() -> tuple[nn.Sequential, keras.Sequential]:
-    """One model in torch and in Keras; many weights are of the same size."""
-    mine = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+def build_equal_models() -> tuple[nn.Sequential, keras.Sequential]:
+    """Build the same model in torch and Keras; many weights have the same magnitude."""
+    torch_model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
     generator = np.random.default_rng(0)
     dense = [keras.layers.Dense(width, name=name) for width, name in ((32, "0"), (16, "2"), (4, "4"))]
-    theirs = keras.Sequential([keras.Input((16,)), *dense])
+    keras_model = keras.Sequential([keras.Input((16,)), *dense])
     for layer in dense:
         weight = (generator.integers(-8, 8, layer.kernel.shape) / 8).astype("float32")
         layer.kernel.assign(weight)
-        mine.get_submodule(layer.name).weight.data = torch.from_numpy(weight.T.copy())
-    return mine, theirs
+        torch_model.get_submodule(layer.name).weight.data = torch.from_numpy(weight.T.copy())
+    return torch_model, keras_model
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("spec", SPECS)
-def test_torch_and_keras_lose_the_same_weights(spec: str, scope: str) -> None:
-    mine, theirs = twins()
+def test_torch_and_keras_prune_the_same_weights(spec: str, scope: str) -> None:
+    torch_model, keras_model = build_equal_models()
     config = {"pattern": spec, "target_sparsity": 0.5 * float(share_of(spec)), "pruning_scope": scope}
-    reports = secateur.prune(mine, config), secateur.prune(theirs, config)
+    reports = secateur.prune(torch_model, config), secateur.prune(keras_model, config)
     assert [layer.pruned_units for layer in reports[0].layers] == [layer.pruned_units for layer in reports[1].layers]
     assert sum(layer.pruned_weights for layer in reports[0].layers) > 0
     for name in ("0", "2", "4"):
-        kernel = keras.ops.convert_to_numpy(theirs.get_layer(name).kernel.value)
-        np.testing.assert_array_equal(mine.get_submodule(name).weight.detach().numpy(), kernel.T)
+        kernel = keras.ops.convert_to_numpy(keras_model.get_layer(name).kernel.value)
+        np.testing.assert_array_equal(torch_model.get_submodule(name).weight.detach().numpy(), kernel.T)
 
 
-def test_the_target_is_reached_at_once_whatever_the_schedule_says() -> None:
+def test_schedules_are_ignored() -> None:
     schedule = {"start_step": 5, "end_step": 500, "kind": "progressive", "reg_type": "group_lasso", "reg_coeff": 1.0}
     report = secateur.prune(mlp(), {"pattern": "4x1", "target_sparsity": 0.75, **schedule})
     assert (report.unit_sparsity, report.is_complete, report.step) == (0.75, True, 0)
     assert report.dense == {"4": "output layer: dense unless op_names or layers name it"}
 
 
-def test_rules_may_have_schedules_too() -> None:
+def test_schedules_in_rules_are_ignored() -> None:
     rule = {"pattern": "2:4", "target_sparsity": None, "end_step": 90, "start_step": 3}
     report = secateur.prune(mlp(), {"target_sparsity": 0.75, "layers": {"2": rule}})
     assert [layer.sparsity for layer in report.layers] == [0.75, 0.5]
@@ -55,12 +55,12 @@ def test_rules_may_have_schedules_too() -> None:
 
 def test_frozen_layers_are_pruned_too() -> None:
     assert secateur.prune(mlp().requires_grad_(requires_grad=False), {"pattern": "2:4"}).sparsity == 0.5
-    model = twins()[1]
+    model = build_equal_models()[1]
     model.trainable = False
     assert secateur.prune(model, {"pattern": "2:4"}).sparsity == 0.5
 
 
-def test_zeros_may_count() -> None:
+def test_zeros_can_be_kept() -> None:
     model = mlp()
     secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.5})
     zeros = model[0].weight == 0
@@ -68,7 +68,7 @@ def test_zeros_may_count() -> None:
     assert not (zeros & (model[0].weight != 0)).any()
 
 
-def nan_in(name: str) -> nn.Sequential:
+def build_model_with_nan(name: str) -> nn.Sequential:
     model = mlp()
     model.get_submodule(name).weight.data[0, 0] = torch.nan
     return model
@@ -79,12 +79,12 @@ def nan_in(name: str) -> nn.Sequential:
     [
         (mlp, {"criterion": "snip"}, ConfigError, "criterion must not need gradients, found 'snip'"),
         (mlp, {"layers": {"2": {"pruning_type": "taylor"}}}, ConfigError, "must not need gradients, found 'taylor'"),
-        (lambda: nan_in("2"), {}, ScoreError, "layer '2': weights must be numbers, found nan"),
+        (lambda: build_model_with_nan("2"), {}, ScoreError, "layer '2': weights must be numbers, found nan"),
         (mlp, {"pattern": "5x1"}, LayerError, "No layer of the model can be pruned"),
         (mlp, {"target_sparsty": 0.5}, ConfigError, "Did you mean 'target_sparsity'"),
     ],
 )
-def test_bad_input_changes_nothing(make: Any, config: dict[str, Any], kind: type, message: str) -> None:
+def test_bad_input_leaves_the_model_unchanged(make: Any, config: dict[str, Any], kind: type, message: str) -> None:
     model = make()
     before = bits(model)
     with pytest.raises(kind, match=message):
@@ -92,7 +92,7 @@ def test_bad_input_changes_nothing(make: Any, config: dict[str, Any], kind: type
     assert bits(model) == before
 
 
-def test_a_model_without_values_is_refused() -> None:
+def test_a_model_on_the_meta_device_is_refused() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
     with pytest.raises(LayerError, match="layer '0': its weight is on the meta device and has no values yet"):

@@ -1,4 +1,4 @@
-"""Blocks and models are repaired with masks held, and nothing else of them changes."""
+"""Test refiners: they reduce the error, keep the masks, and change only kept weights, norms and biases."""
 
 import copy
 import itertools
@@ -33,99 +33,99 @@ def llama(dtype: torch.dtype = torch.float32) -> nn.Module:
     return family("llama").to(dtype).eval()
 
 
-def pruned(model: nn.Module, refine: Any, **options: Any) -> Any:
+def prune(model: nn.Module, refine: Any, **options: Any) -> Any:
     return secateur.prune(model, {"pattern": "2:4"}, calibration=tokens(), solver="sparsegpt", refine=refine, **options)
 
 
 def block_error(model: nn.Module, dense: nn.Module) -> float:
-    """Of the first block, on the inputs that both read: squared error over what the dense block adds, by token."""
+    """Return the error of the first block on equal inputs, relative to what the dense block adds to each token."""
     lost = []
     with torch.no_grad():
         for batch in tokens():
-            given = dense.model.embed_tokens(batch["input_ids"])
-            positions = torch.arange(given.shape[1])[None]
-            call = {"position_embeddings": dense.model.rotary_emb(given, positions), "attention_mask": None}
-            wanted, found = (one.model.layers[0](given, **call) for one in (dense, model))
-            lost.append(((found - wanted).square().sum(-1) / (wanted - given).square().sum(-1)).mean())
+            inputs = dense.model.embed_tokens(batch["input_ids"])
+            positions = torch.arange(inputs.shape[1])[None]
+            call = {"position_embeddings": dense.model.rotary_emb(inputs, positions), "attention_mask": None}
+            expected, actual = (member.model.layers[0](inputs, **call) for member in (dense, model))
+            lost.append(((actual - expected).square().sum(-1) / (expected - inputs).square().sum(-1)).mean())
     return float(torch.stack(lost).mean())
 
 
 def divergence(model: nn.Module, dense: nn.Module) -> float:
-    """Mean Kullback-Leibler divergence of the predictions from the dense model's, in full."""
-    found = []
+    """Return the mean Kullback-Leibler divergence from the predictions of the dense model, over all classes."""
+    divergences = []
     with torch.no_grad():
         for batch in tokens():
-            logs, wanted = (one(**batch).logits.log_softmax(-1) for one in (model, dense))
-            found.append((wanted.exp() * (wanted - logs)).sum(-1).mean())
-    return float(torch.stack(found).mean())
+            logs, expected = (member(**batch).logits.log_softmax(-1) for member in (model, dense))
+            divergences.append((expected.exp() * (expected - logs)).sum(-1).mean())
+    return float(torch.stack(divergences).mean())
 
 
-def test_a_block_comes_nearer_to_the_dense_one() -> None:
+def test_block_reduces_the_error_of_a_block() -> None:
     plain, tuned, dense = llama(), llama(), llama()
-    pruned(plain, ())
-    pruned(tuned, Block(steps=30))
+    prune(plain, ())
+    prune(tuned, Block(steps=30))
     assert block_error(tuned, dense) < 0.8 * block_error(plain, dense)
 
 
-def test_a_model_comes_nearer_to_the_dense_one() -> None:
+def test_distill_reduces_the_divergence_of_a_model() -> None:
     plain, tuned, dense = llama(), llama(), llama()
-    pruned(plain, ())
-    pruned(tuned, Distill(steps=30, rate=0.01))
+    prune(plain, ())
+    prune(tuned, Distill(steps=30, rate=0.01))
     assert divergence(tuned, dense) < 0.5 * divergence(plain, dense)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("refiner", [Block(steps=3), Distill(steps=3)], ids=lambda one: type(one).__name__)
-def test_masks_hold_and_only_kept_weights_norms_and_biases_change(refiner: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("refiner", [Block(steps=3), Distill(steps=3)], ids=lambda refiner: type(refiner).__name__)
+def test_only_kept_weights_norms_and_biases_change(refiner: Any, dtype: torch.dtype) -> None:
     plain, tuned = llama(dtype), llama(dtype)
-    report = pruned(plain, ())
-    pruned(tuned, refiner)
+    report = prune(plain, ())
+    prune(tuned, refiner)
     layers = {f"{layer.name}.weight" for layer in report.layers}
     changed = {
         name
-        for (name, one), other in zip(plain.named_parameters(), tuned.parameters(), strict=True)
-        if not torch.equal(one, other)
+        for (name, before), after in zip(plain.named_parameters(), tuned.parameters(), strict=True)
+        if not torch.equal(before, after)
     }
     for name, weight in plain.named_parameters():
-        other = tuned.get_parameter(name)
-        assert other.dtype == dtype
-        assert other.grad is None
-        assert other.requires_grad
+        after = tuned.get_parameter(name)
+        assert after.dtype == dtype
+        assert after.grad is None
+        assert after.requires_grad
         if name in layers and name.startswith("model.layers.0"):  # later blocks read other inputs, and have other masks
-            assert not other[weight == 0].any()
+            assert not after[weight == 0].any()
     assert changed <= layers | {name for name, weight in plain.named_parameters() if weight.ndim < 2}
     assert changed & layers
     assert all((tuned.get_parameter(name).reshape(-1, 4) != 0).sum(-1).max() <= 2 for name in layers)
 
 
-@pytest.mark.parametrize("refiner", [Block(steps=2), Distill(steps=2)], ids=lambda one: type(one).__name__)
-def test_the_same_run_ends_with_the_same_bits(refiner: Any) -> None:
+@pytest.mark.parametrize("refiner", [Block(steps=2), Distill(steps=2)], ids=lambda refiner: type(refiner).__name__)
+def test_equal_runs_end_with_identical_weights(refiner: Any) -> None:
     first, second = llama(), llama()
-    pruned(first, refiner)
-    pruned(second, refiner)
+    prune(first, refiner)
+    prune(second, refiner)
     assert bits(first) == bits(second)
 
 
-def test_frozen_parameters_are_frozen_again() -> None:
+def test_frozen_parameters_stay_frozen() -> None:
     model = llama().requires_grad_(requires_grad=False)
-    pruned(model, [Block(steps=1), Distill(steps=1)])
+    prune(model, [Block(steps=1), Distill(steps=1)])
     assert not any(weight.requires_grad for weight in model.parameters())
 
 
-def test_the_loss_of_a_block_is_relative_to_what_it_adds_to_each_token() -> None:
+def test_the_loss_of_a_block_is_relative_to_what_it_adds() -> None:
     generator = torch.Generator().manual_seed(0)
-    given, wanted, found = (torch.randn(2, 3, 4, generator=generator) for _ in range(3))
+    read, dense, output = (torch.randn(2, 3, 4, generator=generator) for _ in range(3))
     keep = torch.tensor([[True, True, False], [True, False, True]])
-    tokens = [
-        float((found[place] - wanted[place]).square().sum() / (wanted[place] - given[place]).square().sum())
-        for place in ((0, 0), (0, 1), (1, 0), (1, 2))
+    losses = [
+        float((output[index] - dense[index]).square().sum() / (dense[index] - read[index]).square().sum())
+        for index in ((0, 0), (0, 1), (1, 0), (1, 2))
     ]
     inputs, outputs = Activations(), Activations()
-    inputs[0], outputs[0] = given, wanted
+    inputs[0], outputs[0] = read, dense
     task = BlockTask(
-        block=nn.Identity(), masks={}, forward=lambda _: found, inputs=inputs, outputs=outputs, keeps=[keep]
+        block=nn.Identity(), masks={}, forward=lambda _: output, inputs=inputs, outputs=outputs, keeps=[keep]
     )
-    assert float(_compute_loss(task, 0)) == pytest.approx(sum(tokens) / 4, rel=1e-5)
+    assert float(_compute_loss(task, 0)) == pytest.approx(sum(losses) / 4, rel=1e-5)
 
 
 def test_padding_does_not_count() -> None:
@@ -142,35 +142,35 @@ def test_padding_does_not_count() -> None:
     assert before == float(_compute_divergence(task, 0).detach()) == pytest.approx(0, abs=1e-5)
 
 
-def test_the_divergence_is_that_of_all_classes_when_all_are_compared() -> None:
+def test_the_divergence_is_exact_when_all_classes_are_compared() -> None:
     dense, other = llama(), llama()
-    pruned(other, ())
+    prune(other, ())
     read = read_batches(dense, tokens())
     for classes, exact in ((64, True), (8, False)):
         targets = Distill(classes=classes).targets(dense, read, torch.device("cpu"))
         task = ModelTask(model=other, masks={}, batches=read, device=torch.device("cpu"), targets=targets)
-        found = sum(float(_compute_divergence(task, number).detach()) for number in range(len(read))) / len(read)
+        mean = sum(float(_compute_divergence(task, number).detach()) for number in range(len(read))) / len(read)
         if exact:
-            assert found == pytest.approx(divergence(other, dense), rel=1e-4)
-        else:  # classes taken together can only lose divergence
-            assert 0 < found <= divergence(other, dense)
+            assert mean == pytest.approx(divergence(other, dense), rel=1e-4)
+        else:  # combining classes can only reduce the divergence
+            assert 0 < mean <= divergence(other, dense)
 
 
-def test_distillation_ends_in_time() -> None:
+def test_distillation_stops_after_its_time_limit() -> None:
     model = llama()
-    start = time.process_time()  # not of the clock: the machine may be busy
-    pruned(model, Distill(steps=10**6, minutes=0.01))
+    start = time.process_time()  # CPU time, because the machine may be busy
+    prune(model, Distill(steps=10**6, minutes=0.01))
     assert time.process_time() - start < 20
 
 
-def test_every_batch_has_its_turn() -> None:
+def test_every_epoch_uses_every_batch() -> None:
     steps = list(itertools.islice(shuffle_batches(6, 2, seed=0), 6))
     assert sorted(itertools.chain(*steps[:3])) == sorted(itertools.chain(*steps[3:])) == list(range(6))
     assert steps[:3] != steps[3:]
     assert sorted(next(shuffle_batches(3, 8, seed=0))) == [0, 1, 2]
 
 
-def test_a_step_is_a_share_of_the_parameter() -> None:
+def test_a_step_is_relative_to_the_parameter() -> None:
     """Adam's first step has the size of its learning rate."""
     model = nn.Sequential(nn.Linear(4, 4))
     with torch.no_grad():
@@ -193,14 +193,14 @@ def test_a_gradient_that_is_not_finite_is_an_error() -> None:
             tuner.step(1.0)
 
 
-def test_no_stack_no_block() -> None:
+def test_block_needs_a_stack_of_blocks() -> None:
     class Forked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
 
-        def forward(self, given: torch.Tensor) -> torch.Tensor:
-            return self.left(given) + self.right(given)
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.left(x) + self.right(x)
 
     model = Forked()
     before = copy.deepcopy(model.state_dict())
@@ -210,17 +210,17 @@ def test_no_stack_no_block() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_no_logits_no_distillation() -> None:
-    class Named(nn.Module):
+def test_distill_needs_logits() -> None:
+    class WithoutLogits(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body = deep_mlp()
 
-        def forward(self, given: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"scores": self.body(given)}
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"scores": self.body(x)}
 
-    model = Named()
-    with pytest.raises(CalibrationError, match="refine='distill' needs a model that returns logits, and Named returns"):
+    model = WithoutLogits()
+    with pytest.raises(CalibrationError, match="a model that returns logits, and WithoutLogits returns dict"):
         secateur.prune(model, {"pattern": "1x1"}, calibration=batches(), solver="wanda", refine="distill")
 
 
@@ -234,6 +234,6 @@ def test_no_logits_no_distillation() -> None:
         (Distill, {"rate": float("nan")}, "rate must be above 0, found nan"),
     ],
 )
-def test_settings_have_bounds(kind: Any, settings: dict[str, Any], message: str) -> None:
+def test_settings_out_of_range(kind: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         kind(**settings)

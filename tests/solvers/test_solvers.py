@@ -1,4 +1,4 @@
-"""Every solver with every pattern: counts, masks, errors; and each algorithm against its formula in plain NumPy."""
+"""Test all solvers with all patterns, and compare each algorithm with a direct transcription in NumPy."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -13,10 +13,10 @@ import torch
 from oneshot.problems import (
     CASES,
     Floats,
-    best_on,
-    lost,
-    problem,
-    pruned_count,
+    count_weights_to_prune,
+    fit_on_support,
+    loss,
+    make_problem,
     realistic_inputs,
     realistic_weight,
     spec_of,
@@ -30,14 +30,14 @@ from secateur.solvers import ALPS, RIA, SOLVERS, Magnitude, Problem, Solution, S
 from secateur.solvers.gram import MAX_UNSPLIT_SIZE, conjugate_gradients, damp, factorize_inverse, invert
 
 SHAPE = (8, 16)
-"""Rows and features that every case fits."""
+"""Rows and features that fit every case."""
 
 Bools = npt.NDArray[np.bool_]
 
 
 def case_problem(case: str, seed: int = 0) -> tuple[Problem, torch.Tensor]:
     inputs = realistic_inputs(64, SHAPE[1], seed)
-    return problem(realistic_weight(*SHAPE, seed), inputs, spec_of(case), CASES[case]), inputs
+    return make_problem(realistic_weight(*SHAPE, seed), inputs, spec_of(case), CASES[case]), inputs
 
 
 # Contracts
@@ -45,21 +45,23 @@ def case_problem(case: str, seed: int = 0) -> tuple[Problem, torch.Tensor]:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_exactly_so_many_go_in_whole_units_and_are_zero(name: str, case: str) -> None:
-    found, _ = case_problem(case)
-    given = found.weight.clone()
-    solution = SOLVERS[name]().solve(found)
-    assert int((~solution.keep).sum()) == pruned_count(found)
+def test_exact_counts_of_whole_units_are_pruned(name: str, case: str) -> None:
+    problem, _ = case_problem(case)
+    dense = problem.weight.clone()
+    solution = SOLVERS[name]().solve(problem)
+    assert int((~solution.keep).sum()) == count_weights_to_prune(problem)
     assert not solution.weight[~solution.keep].any()
     assert torch.isfinite(solution.weight).all()
-    part = found.layers[0].selector
-    assert part.check(solution.keep.reshape(part.view.shape), solution.weight.reshape(part.view.shape)) is None
-    torch.testing.assert_close(found.weight, given, rtol=0, atol=0)
+    selector = problem.layers[0].selector
+    assert (
+        selector.check(solution.keep.reshape(selector.view.shape), solution.weight.reshape(selector.view.shape)) is None
+    )
+    torch.testing.assert_close(problem.weight, dense, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_the_same_problem_has_the_same_solution(name: str, case: str) -> None:
+def test_solvers_are_deterministic(name: str, case: str) -> None:
     first, second = (SOLVERS[name]().solve(case_problem(case)[0]) for _ in range(2))
     torch.testing.assert_close(first.keep, second.keep, rtol=0, atol=0)
     torch.testing.assert_close(first.weight, second.weight, rtol=0, atol=0)
@@ -67,41 +69,43 @@ def test_the_same_problem_has_the_same_solution(name: str, case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_no_solver_loses_more_than_magnitude(name: str, case: str) -> None:
+def test_errors_are_at_most_those_of_magnitude(name: str, case: str) -> None:
     if case == "1xchannel" and SOLVERS[name].needs == "norms":
-        pytest.skip("nothing makes up for a whole output channel, and norms of inputs say little of what it gives out")
+        pytest.skip("norms of inputs do not predict the output energy of whole channels")
     for seed in range(3):
-        found, inputs = case_problem(case, seed)
-        assert lost(found, SOLVERS[name]().solve(found), inputs) <= lost(found, Magnitude().solve(found), inputs)
+        problem, inputs = case_problem(case, seed)
+        assert loss(problem, SOLVERS[name]().solve(problem), inputs) <= loss(
+            problem, Magnitude().solve(problem), inputs
+        )
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_conjugate_gradients_only_ever_improve(name: str, case: str) -> None:
-    found, inputs = case_problem(case)
-    solution = SOLVERS[name]().solve(found)
-    refined = PCG().refine(found, solution)
+def test_conjugate_gradients_never_increase_the_error(name: str, case: str) -> None:
+    problem, inputs = case_problem(case)
+    solution = SOLVERS[name]().solve(problem)
+    refined = PCG().refine(problem, solution)
     assert refined.keep is solution.keep
     assert not refined.weight[~solution.keep].any()
-    assert lost(found, refined, inputs) <= lost(found, solution, inputs) * (1 + 1e-5)
+    assert loss(problem, refined, inputs) <= loss(problem, solution, inputs) * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_the_reported_error_is_that_of_the_outputs(name: str, case: str) -> None:
-    found, inputs = case_problem(case)
-    solution = SOLVERS[name]().solve(found)
-    expected = lost(found, solution, inputs)
-    assert found.errors_per_layer(solution.weight)["fc"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+def test_the_reported_error_is_the_error_of_the_outputs(name: str, case: str) -> None:
+    problem, inputs = case_problem(case)
+    solution = SOLVERS[name]().solve(problem)
+    expected = loss(problem, solution, inputs)
+    assert problem.errors_per_layer(solution.weight)["fc"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])
 @pytest.mark.parametrize("spec", ["1x1", "4x1", "1xchannel", "channelx1", "2:4"])
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_nothing_and_everything_can_go(name: str, spec: str, sparsity: float) -> None:
+def test_nothing_or_everything_can_be_pruned(name: str, spec: str, sparsity: float) -> None:
     inputs, weight = realistic_inputs(64, 16), realistic_weight(8, 16)
     target = min(sparsity, 0.5) if ":" in spec else sparsity
-    solution = SOLVERS[name]().solve(problem(weight, inputs, spec, target))
+    solution = SOLVERS[name]().solve(make_problem(weight, inputs, spec, target))
     assert float(solution.keep.float().mean()) == 1 - target
     if target == 0:
         torch.testing.assert_close(solution.weight[0], weight, rtol=1e-4, atol=1e-5)
@@ -109,40 +113,42 @@ def test_nothing_and_everything_can_go(name: str, spec: str, sparsity: float) ->
 
 @pytest.mark.parametrize("spec", ["1x1", "2:4", "1x4", "4x1"])
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_groups_of_a_convolution_are_problems_of_their_own(name: str, spec: str) -> None:
+def test_groups_of_a_convolution_are_independent(name: str, spec: str) -> None:
     inputs = torch.stack([realistic_inputs(64, 16, seed) for seed in range(2)])
     weight = torch.stack([realistic_weight(4, 16, seed) for seed in range(2)])
-    found = problem(weight, inputs, spec, 0.5)
-    solution = SOLVERS[name]().solve(found)
-    assert int((~solution.keep).sum()) == pruned_count(found)
-    assert lost(found, solution, inputs) <= lost(found, Magnitude().solve(found), inputs)
-    # SparseGPT decides on all columns of grouped layers at the start, and ALPS goes on until all groups have settled.
+    problem = make_problem(weight, inputs, spec, 0.5)
+    solution = SOLVERS[name]().solve(problem)
+    assert int((~solution.keep).sum()) == count_weights_to_prune(problem)
+    assert loss(problem, solution, inputs) <= loss(problem, Magnitude().solve(problem), inputs)
+    # SparseGPT selects all columns of grouped layers at the start, and ALPS iterates until all groups have converged.
     if spec == "2:4" and name not in ("alps", "sparsegpt"):
-        alone = [SOLVERS[name]().solve(problem(weight[one], inputs[one], spec, 0.5)) for one in range(2)]
-        torch.testing.assert_close(solution.keep, torch.cat([one.keep for one in alone]), rtol=0, atol=0)
-        torch.testing.assert_close(solution.weight, torch.cat([one.weight for one in alone]), rtol=1e-4, atol=1e-5)
+        separate = [SOLVERS[name]().solve(make_problem(weight[index], inputs[index], spec, 0.5)) for index in range(2)]
+        torch.testing.assert_close(solution.keep, torch.cat([result.keep for result in separate]), rtol=0, atol=0)
+        torch.testing.assert_close(
+            solution.weight, torch.cat([result.weight for result in separate]), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_the_dense_weights_are_left_alone(name: str) -> None:
-    """A single row lies in memory like a single column, so that one may be changed for the other."""
+def test_the_dense_weights_are_not_modified(name: str) -> None:
+    """A single row has the same memory layout as a single column, so a transpose may be a view."""
     for rows in (1, 2):
         weight = realistic_weight(rows, 16)
-        found = problem(weight, realistic_inputs(64, 16))
-        SOLVERS[name]().solve(found)
-        torch.testing.assert_close(found.weight[0], weight, rtol=0, atol=0)
+        problem = make_problem(weight, realistic_inputs(64, 16))
+        SOLVERS[name]().solve(problem)
+        torch.testing.assert_close(problem.weight[0], weight, rtol=0, atol=0)
 
 
-def test_a_row_at_rest_stays_there() -> None:
-    """Once a row has converged, what is left is rounding; to follow that is to diverge."""
+def test_a_converged_row_does_not_change() -> None:
+    """After convergence the residual is only rounding error, and following it would diverge."""
     inputs = realistic_inputs(64, 16) * 1e-6
-    found = problem(realistic_weight(8, 16), inputs)
-    solution = Wanda().solve(found)
-    few, many = (PCG(iterations=count).refine(found, solution) for count in (20, 500))
+    problem = make_problem(realistic_weight(8, 16), inputs)
+    solution = Wanda().solve(problem)
+    few, many = (PCG(iterations=count).refine(problem, solution) for count in (20, 500))
     torch.testing.assert_close(few.weight, many.weight, rtol=1e-3, atol=1e-4)
 
 
-# Inputs of which little or nothing is known
+# Degenerate inputs
 
 
 def degenerate(kind: str) -> torch.Tensor:
@@ -174,37 +180,37 @@ DEGENERATE = (
 @pytest.mark.parametrize("kind", DEGENERATE)
 @pytest.mark.parametrize("spec", ["1x1", "4x1", "2:4", "channelx1"])
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_inputs_may_be_degenerate(name: str, spec: str, kind: str) -> None:
+def test_degenerate_inputs(name: str, spec: str, kind: str) -> None:
     inputs = degenerate(kind)
-    found = problem(realistic_weight(8, 16), inputs, spec, 0.5)
-    solution = SOLVERS[name]().solve(found)
-    assert int((~solution.keep).sum()) == pruned_count(found)
+    problem = make_problem(realistic_weight(8, 16), inputs, spec, 0.5)
+    solution = SOLVERS[name]().solve(problem)
+    assert int((~solution.keep).sum()) == count_weights_to_prune(problem)
     assert torch.isfinite(solution.weight).all()
     if kind != "all zero":
-        assert lost(found, solution, inputs) <= lost(found, Magnitude().solve(found), inputs) * 1.0001
-    refined = PCG(iterations=200).refine(found, solution)
+        assert loss(problem, solution, inputs) <= loss(problem, Magnitude().solve(problem), inputs) * 1.0001
+    refined = PCG(iterations=200).refine(problem, solution)
     assert torch.isfinite(refined.weight).all()
     if kind != "all zero":
-        assert lost(found, refined, inputs) <= lost(found, solution, inputs) * (1 + 1e-4) + 1e-9
+        assert loss(problem, refined, inputs) <= loss(problem, solution, inputs) * (1 + 1e-4) + 1e-9
 
 
-def test_dead_features_go_first() -> None:
+def test_dead_features_are_pruned_first() -> None:
     inputs = degenerate("dead features")
     weight = realistic_weight(8, 16)
     for solver in (Wanda(), RIA(), ALPS()):
-        solution = solver.solve(problem(weight, inputs, "channelx1", 0.25))
+        solution = solver.solve(make_problem(weight, inputs, "channelx1", 0.25))
         assert (~solution.keep[0]).any(dim=0).nonzero().flatten().tolist() == [0, 5, 6, 7], solver
 
 
 @pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"magnitude"}))
-def test_scores_that_are_nan_are_refused(name: str) -> None:
-    found, _ = case_problem("1x1")
-    broken = replace(found, norms=found.norms * torch.nan, gram=found.known_gram * torch.nan)
+def test_nan_is_refused(name: str) -> None:
+    problem, _ = case_problem("1x1")
+    broken = replace(problem, norms=problem.norms * torch.nan, gram=problem.known_gram * torch.nan)
     with pytest.raises((ScoreError, CalibrationError, RuntimeError)):
         SOLVERS[name]().solve(broken)
 
 
-def test_a_gram_matrix_that_is_none_is_refused() -> None:
+def test_an_indefinite_matrix_is_refused() -> None:
     with pytest.raises(CalibrationError, match="not positive definite, even damped by 10 %"):
         factorize_inverse(-torch.eye(4)[None])
 
@@ -225,81 +231,81 @@ def test_settings_out_of_range(make: Callable[[], Any], message: str) -> None:
         make()
 
 
-# Formulas, transcribed in NumPy and float64
+# Direct transcriptions in NumPy, in float64
 
 
-def row_by_row(scores: Floats, pruned: int) -> Bools:
-    """Of every row, all but the lowest."""
+def keep_by_row(scores: Floats, pruned: int) -> Bools:
+    """Prune the lowest scores of every row."""
     keep = np.ones(scores.shape, dtype=bool)
     np.put_along_axis(keep, np.argsort(scores, axis=1)[:, :pruned], values=False, axis=1)
     return keep
 
 
-def all_together(scores: Floats, pruned: int) -> Bools:
+def keep_by_layer(scores: Floats, pruned: int) -> Bools:
     keep = np.ones(scores.size, dtype=bool)
     keep[np.argsort(scores, axis=None)[:pruned]] = False
     return keep.reshape(scores.shape)
 
 
-def by_group(scores: Floats, keep: int, size: int) -> Bools:
-    return row_by_row(scores.reshape(-1, size), size - keep).reshape(scores.shape)
+def keep_by_group(scores: Floats, keep: int, size: int) -> Bools:
+    return keep_by_row(scores.reshape(-1, size), size - keep).reshape(scores.shape)
 
 
 def small() -> tuple[Floats, Floats, Problem]:
     weight, inputs = realistic_weight(6, 8, seed=3), realistic_inputs(40, 8, seed=3)
-    return weight.double().numpy(), inputs.double().numpy(), problem(weight, inputs)
+    return weight.double().numpy(), inputs.double().numpy(), make_problem(weight, inputs)
 
 
 def with_pattern(spec: str, sparsity: float) -> Problem:
-    return problem(realistic_weight(6, 8, seed=3), realistic_inputs(40, 8, seed=3), spec, sparsity)
+    return make_problem(realistic_weight(6, 8, seed=3), realistic_inputs(40, 8, seed=3), spec, sparsity)
 
 
 def test_wanda() -> None:
-    weight_RF, inputs_NF, found = small()
+    weight_RF, inputs_NF, problem = small()
     scores_RF = np.abs(weight_RF) * np.linalg.norm(inputs_NF, axis=0)
-    np.testing.assert_array_equal(Wanda().solve(found).keep[0].numpy(), row_by_row(scores_RF, 4))
+    np.testing.assert_array_equal(Wanda().solve(problem).keep[0].numpy(), keep_by_row(scores_RF, 4))
     grouped = Wanda().solve(with_pattern("2:4", 0.5)).keep[0].numpy()
-    np.testing.assert_array_equal(grouped, by_group(scores_RF, 2, 4))
+    np.testing.assert_array_equal(grouped, keep_by_group(scores_RF, 2, 4))
     blocks = Wanda().solve(with_pattern("2x1", 0.5)).keep[0].numpy()
-    expected = row_by_row(scores_RF.reshape(3, 2, 8).sum(axis=1), 4)
+    expected = keep_by_row(scores_RF.reshape(3, 2, 8).sum(axis=1), 4)
     np.testing.assert_array_equal(blocks, expected.repeat(2, axis=0))
 
 
-def test_wanda_prunes_rows_alike_even_where_the_count_does_not_divide() -> None:
+def test_wanda_prunes_rows_evenly_even_if_the_count_is_not_divisible() -> None:
     keep = Wanda().solve(with_pattern("1x1", 21 / 48)).keep[0]
     assert sorted((~keep).sum(dim=1).tolist()) == [3, 3, 3, 4, 4, 4]
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_ria(power: float) -> None:
-    weight_RF, inputs_NF, found = small()
+    weight_RF, inputs_NF, problem = small()
     size_RF = np.abs(weight_RF)
     relative_RF = size_RF / size_RF.sum(axis=0, keepdims=True) + size_RF / size_RF.sum(axis=1, keepdims=True)
     scores_RF = relative_RF * np.linalg.norm(inputs_NF, axis=0) ** power
     solver = RIA(power=power)
-    np.testing.assert_array_equal(solver.solve(found).keep[0].numpy(), all_together(scores_RF, 24))
+    np.testing.assert_array_equal(solver.solve(problem).keep[0].numpy(), keep_by_layer(scores_RF, 24))
     grouped = solver.solve(with_pattern("2:4", 0.5)).keep[0].numpy()
-    np.testing.assert_array_equal(grouped, by_group(scores_RF, 2, 4))
+    np.testing.assert_array_equal(grouped, keep_by_group(scores_RF, 2, 4))
 
 
-def test_layers_that_share_inputs_are_decided_on_one_by_one() -> None:
+def test_layers_that_share_inputs_are_pruned_separately() -> None:
     inputs = realistic_inputs(64, 16)
-    alone = [problem(realistic_weight(8, 16, seed) * scale, inputs) for seed, scale in ((0, 1.0), (1, 50.0))]
+    separate = [make_problem(realistic_weight(8, 16, seed) * scale, inputs) for seed, scale in ((0, 1.0), (1, 50.0))]
     rows = {"a": (0, 8), "b": (8, 16)}
-    parts = [replace(one.layers[0], name=name, rows=rows[name]) for name, one in zip(rows, alone, strict=True)]
-    together = replace(alone[0], weight=torch.cat([one.weight for one in alone], dim=1), layers=parts)
+    layers = [replace(part.layers[0], name=name, rows=rows[name]) for name, part in zip(rows, separate, strict=True)]
+    together = replace(separate[0], weight=torch.cat([part.weight for part in separate], dim=1), layers=layers)
     for solver in (RIA(), Wanda(), Magnitude(), SparseGPT()):
-        expected = torch.cat([solver.solve(one).keep for one in alone], dim=1)
+        expected = torch.cat([solver.solve(part).keep for part in separate], dim=1)
         torch.testing.assert_close(solver.solve(together).keep, expected, rtol=0, atol=0)
 
 
-def eliminated(weight_RF: Floats, gram_FF: Floats, choose: Callable[[Floats, int], Bools], step: int) -> Floats:
-    """Optimal brain surgeon column by column, with the inverse of what is left of the matrix computed each time."""
+def eliminate_columns(weight_RF: Floats, gram_FF: Floats, choose: Callable[[Floats, int], Bools], step: int) -> Floats:
+    """Run optimal brain surgeon column by column, inverting the remaining matrix each time."""
     weight_RF, width = weight_RF.copy(), weight_RF.shape[1]
     keep_RF = np.ones(weight_RF.shape, dtype=bool)
     for column in range(width):
         if column % step == 0:
-            diagonal = [np.linalg.inv(gram_FF[place:, place:])[0, 0] for place in range(column, column + step)]
+            diagonal = [np.linalg.inv(gram_FF[index:, index:])[0, 0] for index in range(column, column + step)]
             keep_RF[:, column : column + step] = choose(weight_RF[:, column : column + step] ** 2 / diagonal, column)
         inverse_FF = np.linalg.inv(gram_FF[column:, column:])
         removed_R = weight_RF[:, column] * ~keep_RF[:, column]
@@ -315,37 +321,37 @@ def damped_gram(inputs_NF: Floats, share: float) -> Floats:
 @pytest.mark.parametrize(
     ("spec", "columns", "step", "choose"),
     [
-        ("1x1", 128, 8, lambda scores, _: all_together(scores, 24)),
-        ("1x1", 4, 4, lambda scores, _: all_together(scores, 12)),
-        ("1x1", 1, 1, lambda scores, _: all_together(scores, 3)),
-        ("2:4", 128, 4, lambda scores, _: by_group(scores, 2, 4)),
-        ("1:4", 8, 4, lambda scores, _: by_group(scores, 1, 4)),
+        ("1x1", 128, 8, lambda scores, _: keep_by_layer(scores, 24)),
+        ("1x1", 4, 4, lambda scores, _: keep_by_layer(scores, 12)),
+        ("1x1", 1, 1, lambda scores, _: keep_by_layer(scores, 3)),
+        ("2:4", 128, 4, lambda scores, _: keep_by_group(scores, 2, 4)),
+        ("1:4", 8, 4, lambda scores, _: keep_by_group(scores, 1, 4)),
     ],
 )
 def test_sparsegpt(spec: str, columns: int, step: int, choose: Callable[[Floats, int], Bools]) -> None:
     weight_RF, inputs_NF, _ = small()
-    expected = eliminated(weight_RF, damped_gram(inputs_NF, 0.01), choose, step)
-    found = SparseGPT(columns=columns).solve(with_pattern(spec, 0.75 if spec == "1:4" else 0.5))
-    np.testing.assert_array_equal(found.keep[0].numpy(), expected != 0)
-    np.testing.assert_allclose(found.weight[0].numpy(), expected, rtol=1e-3, atol=1e-4)
+    expected = eliminate_columns(weight_RF, damped_gram(inputs_NF, 0.01), choose, step)
+    solution = SparseGPT(columns=columns).solve(with_pattern(spec, 0.75 if spec == "1:4" else 0.5))
+    np.testing.assert_array_equal(solution.keep[0].numpy(), expected != 0)
+    np.testing.assert_allclose(solution.weight[0].numpy(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("columns", [1, 5, 16, 40, 128])
-def test_sparsegpt_hands_on_what_is_lost_across_strips(columns: int) -> None:
-    """Columns beyond the strips in which losses go one by one; the choice is fixed, so that only the repair counts."""
+def test_sparsegpt_propagates_errors_across_strips(columns: int) -> None:
+    """There are more columns than in a strip. The mask is fixed, so only the corrections are compared."""
     weight, inputs = realistic_weight(4, 48, seed=1), realistic_inputs(200, 48, seed=1)
-    found = problem(weight, inputs)
-    solution = SparseGPT(columns=columns).solve(found)
+    problem = make_problem(weight, inputs)
+    solution = SparseGPT(columns=columns).solve(problem)
     keep_RF = solution.keep[0].numpy()
     gram_FF = damped_gram(inputs.double().numpy(), 0.01)
-    expected = eliminated(weight.double().numpy(), gram_FF, lambda _, column: keep_RF[:, column : column + 1], 1)
+    expected = eliminate_columns(weight.double().numpy(), gram_FF, lambda _, column: keep_RF[:, column : column + 1], 1)
     np.testing.assert_allclose(solution.weight[0].numpy(), expected, rtol=2e-3, atol=1e-3)
 
 
-def alternated(
+def run_admm(
     weight_RF: Floats, inputs_NF: Floats, choose: Callable[[Floats], Bools], iterations: int
 ) -> tuple[Bools, Floats]:
-    """Algorithm 1 of the paper, by our pace; the support, and D for the inputs as they are."""
+    """Run algorithm 1 of the paper with our schedule of rho; returns the support, and D for the unscaled inputs."""
     gram_FF = damped_gram(inputs_NF, 1e-4)
     scale_F = np.sqrt(np.diag(gram_FF))
     gram_FF = gram_FF / np.outer(scale_F, scale_F)
@@ -370,42 +376,44 @@ def alternated(
 
 @pytest.mark.parametrize(
     ("spec", "choose"),
-    [("1x1", lambda scores: all_together(scores, 24)), ("2:4", lambda scores: by_group(scores, 2, 4))],
+    [("1x1", lambda scores: keep_by_layer(scores, 24)), ("2:4", lambda scores: keep_by_group(scores, 2, 4))],
 )
 def test_alps(spec: str, choose: Callable[[Floats], Bools]) -> None:
     weight_RF, inputs_NF, _ = small()
-    expected, _ = alternated(weight_RF, inputs_NF, choose, iterations=300)
-    found = ALPS(settled=0.0, refinement=100).solve(with_pattern(spec, 0.5))
-    np.testing.assert_array_equal(found.keep[0].numpy(), expected)
-    fitted = np.stack([best_on(keep, row, inputs_NF) for keep, row in zip(expected, weight_RF, strict=True)])
-    mine, best = (np.square(inputs_NF @ (one - weight_RF).T).sum() for one in (found.weight[0].numpy(), fitted))
-    assert best * (1 - 1e-4) <= mine <= best * 1.02
+    expected, _ = run_admm(weight_RF, inputs_NF, choose, iterations=300)
+    solution = ALPS(settled=0.0, refinement=100).solve(with_pattern(spec, 0.5))
+    np.testing.assert_array_equal(solution.keep[0].numpy(), expected)
+    fitted = np.stack([fit_on_support(keep, row, inputs_NF) for keep, row in zip(expected, weight_RF, strict=True)])
+    error, best = (
+        np.square(inputs_NF @ (weight - weight_RF).T).sum() for weight in (solution.weight[0].numpy(), fitted)
+    )
+    assert best * (1 - 1e-4) <= error <= best * 1.02
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 5, 8])
-def test_alps_iteration_by_iteration(iterations: int) -> None:
-    weight_RF, inputs_NF, found = small()
-    _, expected = alternated(weight_RF, inputs_NF, lambda scores: all_together(scores, 24), iterations)
-    mine = ALPS(settled=0.0, refinement=0, iterations=iterations).solve(found).weight[0].numpy()
-    np.testing.assert_allclose(mine, expected, rtol=1e-3, atol=1e-4)
+def test_each_iteration_of_alps(iterations: int) -> None:
+    weight_RF, inputs_NF, problem = small()
+    _, expected = run_admm(weight_RF, inputs_NF, lambda scores: keep_by_layer(scores, 24), iterations)
+    weight = ALPS(settled=0.0, refinement=0, iterations=iterations).solve(problem).weight[0].numpy()
+    np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_enough_conjugate_gradients_are_least_squares(name: str) -> None:
-    weight_RF, inputs_NF, found = small()
-    solution = SOLVERS[name]().solve(found)
-    refined = PCG(iterations=50).refine(found, solution).weight[0].numpy()
-    for row, keep, mine in zip(weight_RF, solution.keep[0].numpy(), refined, strict=True):
-        best = np.linalg.norm(inputs_NF @ (best_on(keep, row, inputs_NF) - row))
-        assert np.linalg.norm(inputs_NF @ (mine - row)) == pytest.approx(best, rel=1e-3, abs=1e-3)
+def test_conjugate_gradients_converge_to_least_squares(name: str) -> None:
+    weight_RF, inputs_NF, problem = small()
+    solution = SOLVERS[name]().solve(problem)
+    refined = PCG(iterations=50).refine(problem, solution).weight[0].numpy()
+    for row, keep, fitted in zip(weight_RF, solution.keep[0].numpy(), refined, strict=True):
+        best = np.linalg.norm(inputs_NF @ (fit_on_support(keep, row, inputs_NF) - row))
+        assert np.linalg.norm(inputs_NF @ (fitted - row)) == pytest.approx(best, rel=1e-3, abs=1e-3)
 
 
-def test_conjugate_gradients_never_climb() -> None:
-    found, inputs = case_problem("1x1")
-    solution = Magnitude().solve(found)
-    arguments = (found.known_gram, found.weight, solution.weight, solution.keep)
+def test_the_error_never_increases_with_iterations() -> None:
+    problem, inputs = case_problem("1x1")
+    solution = Magnitude().solve(problem)
+    arguments = (problem.known_gram, problem.weight, solution.weight, solution.keep)
     errors = [
-        lost(found, Solution(weight=conjugate_gradients(*arguments, iterations=count), keep=solution.keep), inputs)
+        loss(problem, Solution(weight=conjugate_gradients(*arguments, iterations=count), keep=solution.keep), inputs)
         for count in range(40)
     ]
     assert all(after <= before * (1 + 1e-5) for before, after in pairwise(errors))
@@ -418,8 +426,8 @@ def test_inverse_factor(width: int) -> None:
     matrix = damp((inputs.T @ inputs)[None].repeat(2, 1, 1), 0.01)
     factor = factorize_inverse(matrix)
     assert (factor == factor.triu()).all()
-    product_of_both = (factor.transpose(1, 2) @ factor).double() @ matrix.double()
-    torch.testing.assert_close(product_of_both, torch.eye(width).double().expand(2, -1, -1), rtol=0, atol=2e-3)
+    product_with_inverse = (factor.transpose(1, 2) @ factor).double() @ matrix.double()
+    torch.testing.assert_close(product_with_inverse, torch.eye(width).double().expand(2, -1, -1), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("width", [5, 3 * MAX_UNSPLIT_SIZE])
@@ -430,7 +438,7 @@ def test_inverse(width: int) -> None:
     torch.testing.assert_close(invert(matrix)[0].numpy(), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
 
 
-def test_a_matrix_that_is_not_positive_in_a_late_half_is_damped() -> None:
+def test_a_matrix_that_is_not_positive_in_its_second_half_is_damped() -> None:
     matrix = torch.eye(3 * MAX_UNSPLIT_SIZE)
     matrix[-1, -1] = -1e-5
     factor = factorize_inverse(matrix[None])[0]
@@ -442,14 +450,14 @@ def test_damping() -> None:
     gram = torch.diag(torch.tensor([1.0, 3.0]))[None]
     torch.testing.assert_close(damp(gram, 0.5), torch.diag(torch.tensor([2.0, 4.0]))[None])
     torch.testing.assert_close(damp(torch.zeros(1, 2, 2), 0.5), torch.eye(2)[None])
-    assert gram[0].trace() == 4, "the matrix given is left alone"
+    assert gram[0].trace() == 4, "the argument is not modified"
 
 
 # Brute force
 
 
-def supports(spec: str, width: int) -> Iterator[Bools]:
-    """Every mask of one row that the pattern allows at half."""
+def list_supports(spec: str, width: int) -> Iterator[Bools]:
+    """Yield every mask of one row with a sparsity of 0.5 that fits the pattern."""
     size = 4 if spec == "2:4" else width
     choices = [np.isin(np.arange(size), chosen) for chosen in combinations(range(size), size // 2)]
     for several in product(choices, repeat=width // size):
@@ -457,26 +465,26 @@ def supports(spec: str, width: int) -> Iterator[Bools]:
 
 
 @pytest.mark.parametrize("spec", ["1x1", "2:4"])
-@pytest.mark.parametrize(("name", "most"), [("alps", 1.2), ("sparsegpt", 1.6)])
-def test_near_the_best_of_all_masks(name: str, most: float, spec: str) -> None:
-    """Once repaired: never below the least possible error, and in the mean not far above."""
+@pytest.mark.parametrize(("name", "max_factor"), [("alps", 1.2), ("sparsegpt", 1.6)])
+def test_errors_are_close_to_the_best_of_all_masks(name: str, max_factor: float, spec: str) -> None:
+    """After the repair, the error is never below the minimum, and its mean is not far above."""
     factors = []
     for seed in range(20):
         weight, inputs = realistic_weight(1, 8, seed), realistic_inputs(40, 8, seed)
         row, inputs_NF = weight[0].double().numpy(), inputs.double().numpy()
-        fitted = (best_on(support, row, inputs_NF) for support in supports(spec, 8))
-        best = min(np.square(inputs_NF @ (one - row)).sum() for one in fitted) / np.square(inputs_NF @ row).sum()
-        found = problem(weight, inputs, spec)
-        factors.append(lost(found, PCG(iterations=50).refine(found, SOLVERS[name]().solve(found)), inputs) / best)
+        fitted = (fit_on_support(support, row, inputs_NF) for support in list_supports(spec, 8))
+        best = min(np.square(inputs_NF @ (weight - row)).sum() for weight in fitted) / np.square(inputs_NF @ row).sum()
+        problem = make_problem(weight, inputs, spec)
+        factors.append(loss(problem, PCG(iterations=50).refine(problem, SOLVERS[name]().solve(problem)), inputs) / best)
     assert min(factors) >= 1 - 1e-4
-    assert np.exp(np.log(factors).mean()) <= most
+    assert np.exp(np.log(factors).mean()) <= max_factor
 
 
-# Solvers of one's own
+# Custom solvers
 
 
-class Newest(Solver):
-    """Keeps what is written last; needs nothing."""
+class Last(Solver):
+    """Keeps the last weights."""
 
     needs = "nothing"
 
@@ -486,14 +494,14 @@ class Newest(Solver):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_solver_of_ones_own_serves_every_pattern(case: str) -> None:
-    found, _ = case_problem(case)
-    solution = Newest().solve(found)
-    assert int((~solution.keep).sum()) == pruned_count(found)
+def test_a_custom_solver_supports_every_pattern(case: str) -> None:
+    problem, _ = case_problem(case)
+    solution = Last().solve(problem)
+    assert int((~solution.keep).sum()) == count_weights_to_prune(problem)
 
 
 class FirstOfGroup(NMPattern):
-    """Two of four, and always the first two."""
+    """Keeps the first two of four."""
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:  # noqa: ARG002
         return {name: np.arange(layer.count) % 4 < 2 for name, layer in scores.items()}
@@ -504,16 +512,16 @@ class FirstOfGroup(NMPattern):
 
 @pytest.mark.usefixtures("registries_restored")
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-def test_a_subclass_of_a_pattern_decides_for_itself(name: str) -> None:
+def test_a_subclass_of_a_pattern_selects_the_weights(name: str) -> None:
     register_pattern("first of group")(FirstOfGroup)
-    found = problem(realistic_weight(*SHAPE), realistic_inputs(64, SHAPE[1]), "first of group")
-    assert torch.equal(SOLVERS[name]().solve(found).keep[0, 0], torch.arange(SHAPE[1]) % 4 < 2)
+    problem = make_problem(realistic_weight(*SHAPE), realistic_inputs(64, SHAPE[1]), "first of group")
+    assert torch.equal(SOLVERS[name]().solve(problem).keep[0, 0], torch.arange(SHAPE[1]) % 4 < 2)
 
 
-def test_old_names_of_selecting_still_work() -> None:
-    found = problem(torch.randn(4, 8), torch.randn(64, 8), "4x1")
-    scores = found.weight.abs()
+def test_deprecated_names_of_select() -> None:
+    problem = make_problem(torch.randn(4, 8), torch.randn(64, 8), "4x1")
+    scores = problem.weight.abs()
     with pytest.deprecated_call(match=r"Problem.keep is deprecated. Use Problem.select."):
-        assert torch.equal(found.keep(scores), found.select(scores))
+        assert torch.equal(problem.keep(scores), problem.select(scores))
     with pytest.deprecated_call(match=r"Problem.keep_of_rows is deprecated. Use Problem.select_per_row."):
-        assert torch.equal(found.keep_of_rows(scores), found.select_per_row(scores))
+        assert torch.equal(problem.keep_of_rows(scores), problem.select_per_row(scores))

@@ -1,4 +1,4 @@
-"""Whatever goes wrong in a run, the model is as it was, or the error says where its dense weights are."""
+"""Test that the model is unchanged after any failure, or that the error names the files with its dense weights."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from torch import nn
 
 import secateur
 from fuzz.interrupts import count_lines, interrupt_at
-from oneshot.problems import Recording, batches, execute
+from oneshot.problems import ProgressRecorder, batches, execute
 from secateur.criteria import BaseCriterion, register_criterion
 from secateur.errors import ConfigError, InsufficientMemoryError, StateError, StorageError
 from secateur.oneshot import Execution
@@ -62,7 +62,7 @@ def limit(step):
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), resource.RLIM_INFINITY))
 
 model = Net()
-before = [held.detach().clone() for held in model.parameters()]
+before = [parameter.detach().clone() for parameter in model.parameters()]
 data, execution = [torch.randn(8, 1024)], secateur.Execution(progress=limit)
 try:
     secateur.prune(model, {"pattern": "2:4"}, calibration=data, execution=execution, solver="wanda")
@@ -74,10 +74,10 @@ except secateur.errors.InsufficientMemoryError as error:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs limits of memory, and /proc")
-def test_a_model_is_put_back_without_memory() -> None:
-    ran = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
-    assert ran.returncode == 7, ran.stderr
+@pytest.mark.skipif(sys.platform != "linux", reason="needs memory limits and /proc")
+def test_a_model_is_restored_without_free_memory() -> None:
+    process = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    assert process.returncode == 7, process.stderr
 
 
 OUT_OF_MEMORY = [
@@ -90,7 +90,7 @@ OUT_OF_MEMORY = [
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
 @pytest.mark.parametrize("where", ["solver", "model"])
-def test_memory_that_does_not_suffice_is_named(error: Exception, where: str) -> None:
+def test_running_out_of_memory(error: Exception, where: str) -> None:
     def fail(*_: Any) -> Any:
         raise error
 
@@ -110,7 +110,7 @@ def test_memory_that_does_not_suffice_is_named(error: Exception, where: str) -> 
 
 @pytest.mark.usefixtures("registries_restored")
 @pytest.mark.parametrize("is_calibrated", [False, True])
-def test_memory_for_scores_and_batches(*, is_calibrated: bool) -> None:
+def test_running_out_of_memory_for_scores_and_batches(*, is_calibrated: bool) -> None:
     @register_criterion("huge")
     class Huge(BaseCriterion):
         needs_gradient = False
@@ -129,11 +129,11 @@ def test_memory_for_scores_and_batches(*, is_calibrated: bool) -> None:
     assert bits(model) == before
 
 
-# Putting back that fails
+# Restoring that fails
 
 
 @pytest.mark.parametrize("is_resumable", [False, True])
-def test_dense_weights_that_cannot_be_put_back_are_not_lost(
+def test_dense_weights_that_cannot_be_restored_are_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_resumable: bool
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -148,24 +148,24 @@ def test_dense_weights_that_cannot_be_put_back_are_not_lost(
         with pytest.raises(
             StateError, match=r"partly restored, because .*Input/output error.* 2 files named"
         ) as caught:
-            prune(model, folder, Recording(KeyboardInterrupt, 3))
+            prune(model, folder, ProgressRecorder(KeyboardInterrupt, 3))
     assert bits(model) != before
     files = sorted(tmp_path.rglob("rescued-*.safetensors"), reverse=True)
     assert str(files[0].parent) in str(caught.value)
-    if folder is not None:  # another run removes nothing of it
+    if folder is not None:  # another run does not remove the files
         prune(deep_mlp(), folder)
     for file in files:
         model.load_state_dict(load_file(file), strict=False)
     assert bits(model) == before
 
 
-def test_parameters_of_every_memory_layout_are_put_back() -> None:
+def test_parameters_of_every_memory_layout_are_restored() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 2))
     model[0].to(memory_format=torch.channels_last)
     model[3].weight = nn.Parameter(torch.randn(8, 8).T)
     model[4].half().float()
     before = bits(model)
-    given = execute([torch.randn(16, 4, 3, 3)], progress=Recording(KeyboardInterrupt, 1))
+    given = execute([torch.randn(16, 4, 3, 3)], progress=ProgressRecorder(KeyboardInterrupt, 1))
     with pytest.raises(KeyboardInterrupt):
         secateur.prune(model, CONFIG, **given, solver="sparsegpt")
     assert bits(model) == before
@@ -179,7 +179,7 @@ FULL = [SafetensorError("I/O error: No space left on device (os error 28)"), OSE
 
 @pytest.mark.parametrize("error", FULL, ids=repr)
 @pytest.mark.parametrize("at", range(1, 7))
-def test_a_disk_that_is_full(error: Exception, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(error: Exception, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, model, calls = deep_mlp(), deep_mlp(), []
     prune(expected)
     before = bits(model)
@@ -217,7 +217,7 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_parts_are_kept_if_asked_for(tmp_path: Path) -> None:
+def test_finished_parts_are_kept_with_keep_parts(tmp_path: Path) -> None:
     calls: list[str] = []
 
     class CountedWanda(Wanda):
@@ -243,7 +243,7 @@ def test_parts_are_kept_if_asked_for(tmp_path: Path) -> None:
     assert (first.layers, first.errors) == (again.layers, again.errors)
 
 
-def test_parts_are_kept_in_a_folder() -> None:
+def test_keep_parts_needs_a_folder() -> None:
     with pytest.raises(ConfigError, match="keep_parts needs a folder"):
         Execution(keep_parts=True)
 
@@ -251,28 +251,28 @@ def test_parts_are_kept_in_a_folder() -> None:
 # Ctrl-C
 
 
-WAYS: list[Callable[[nn.Module], Any]] = [
+CALLS: list[Callable[[nn.Module], Any]] = [
     lambda model: secateur.prune(model, CONFIG),
     lambda model: prune(model),
     lambda model: prune(model, refine=["pcg", secateur.refiners.Distill(steps=2)]),
 ]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_an_interrupt_at_any_line_leaves_the_model_as_it_was_or_pruned(way: Callable[[nn.Module], Any]) -> None:
+@pytest.mark.parametrize("call", CALLS)
+def test_an_interrupt_at_any_line_leaves_the_model_unchanged_or_pruned(call: Callable[[nn.Module], Any]) -> None:
     expected = deep_mlp()
-    lines = count_lines(lambda: way(expected))
+    lines = count_lines(lambda: call(expected))
     dense = bits(deep_mlp())
     step = max(1, lines // 60)
-    interrupted = 0
+    interruptions = 0
     for line in range(1, lines + 1, step):
         model = deep_mlp()
         try:
-            interrupt_at(line, lambda model=model: way(model))
+            interrupt_at(line, lambda model=model: call(model))
         except KeyboardInterrupt:
-            interrupted += 1
+            interruptions += 1
         assert bits(model) in (dense, bits(expected)), line
         assert all(module.training for module in model.modules())
-        assert all(held.requires_grad and held.grad is None for held in model.parameters())
+        assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
         assert not any(module._forward_pre_hooks for module in model.modules())
-    assert interrupted > 50
+    assert interruptions > 50

@@ -1,4 +1,4 @@
-"""Which models have a stack of blocks, and that its blocks alone compute what the model does."""
+"""Test which models have a stack of blocks, and that its blocks on their own compute what the model computes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,49 +17,49 @@ from tiny_models import deep_mlp
 from tiny_transformers import FAMILIES, STACKS, TEXT, family, inputs_of
 
 
-def found_in(model: nn.Module, given: list[Any]) -> tuple[BlockStack | None, Activations, list[Batch]]:
+def find_stack(model: nn.Module, given: list[Any]) -> tuple[BlockStack | None, Activations, list[Batch]]:
     batches, inputs = read_batches(model, given), Activations()
     layers = [row.name for row in plan(model, {"pattern": "1x1"}).layers if row.is_pruned]
     with calibration_mode(model):
         return find_block_stack(model, layers, batches, inputs, ModelStorage(model)), inputs, batches
 
 
-def read_in_the_model(model: nn.Module, stack: BlockStack, batch: Batch) -> list[torch.Tensor]:
-    """The hidden state that each block reads when the model itself runs."""
-    found: list[torch.Tensor] = []
+def record_hidden_states(model: nn.Module, stack: BlockStack, batch: Batch) -> list[torch.Tensor]:
+    """Record the hidden state that each block reads when the whole model runs."""
+    hidden_states: list[torch.Tensor] = []
 
     def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((args[0] if args else next(iter(kwargs.values()))).clone())
+        hidden_states.append((args[0] if args else next(iter(kwargs.values()))).clone())
 
     hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in dict.fromkeys(stack.blocks)]
     with calibration_mode(model):
         batch.run(model, None)
     for hook in hooks:
         hook.remove()
-    return found
+    return hidden_states
 
 
 def check_replay(model: nn.Module, given: list[Any]) -> BlockStack:
-    stack, inputs, batches = found_in(model, given)
+    stack, inputs, batches = find_stack(model, given)
     assert stack is not None
     for batch in batches:
-        expected = read_in_the_model(model, stack, batch)
+        expected = record_hidden_states(model, stack, batch)
         hidden = inputs[batch.number]
         with calibration_mode(model):
-            for call, block, own in zip(stack.calls[batch.number], stack.blocks, expected, strict=True):
-                torch.testing.assert_close(hidden, own, rtol=0, atol=0)
+            for call, block, expected_hidden in zip(stack.calls[batch.number], stack.blocks, expected, strict=True):
+                torch.testing.assert_close(hidden, expected_hidden, rtol=0, atol=0)
                 hidden = call.run(block, hidden)
     return stack
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_blocks_alone_compute_what_the_model_does(name: str, padded: bool) -> None:
+def test_blocks_on_their_own_compute_what_the_model_computes(name: str, padded: bool) -> None:
     model = family(name)
     stack = check_replay(model, inputs_of(name, padded=padded))
     prefix = STACKS.get(name, "vit.layers" if name == "vit" else "model.layers")
-    assert stack.names == [f"{prefix}.{place}" for place in range(3)]
-    assert [model.get_submodule(one) for one in stack.names] == stack.blocks
+    assert stack.names == [f"{prefix}.{index}" for index in range(3)]
+    assert [model.get_submodule(name) for name in stack.names] == stack.blocks
 
 
 SHARED = {
@@ -68,38 +68,38 @@ SHARED = {
     "opt": [{"q_proj", "k_proj", "v_proj"}],
     "vit": [{"q_proj", "k_proj", "v_proj"}],
 }
-"""Family → the layers of a block that read one tensor, where they are not those of Llama."""
+"""Family → the layers of a block that share inputs, if they differ from those of Llama."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_projections_share_their_inputs(name: str) -> None:
     model = family(name)
-    stack, inputs, _ = found_in(model, inputs_of(name))
+    stack, inputs, _ = find_stack(model, inputs_of(name))
     assert stack is not None
-    own = {key: part for key, part in stack.blocks[0].named_modules() if type(part).__name__ in ("Linear", "Conv1D")}
-    statistics = InputStatistics(own, with_gram=True)
+    layers = {key: part for key, part in stack.blocks[0].named_modules() if type(part).__name__ in ("Linear", "Conv1D")}
+    statistics = InputStatistics(layers, with_gram=True)
     with statistics.record_inputs(), torch.no_grad():
         for number, calls in enumerate(stack.calls):
             statistics.start_batch(None)
             calls[0].run(stack.blocks[0], inputs[number])
-    found = [{layer.split(".")[-1] for layer in group} for group in statistics.group_layers() if len(group) > 1]
-    assert found == SHARED.get(name, [{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}])
+    shared = [{layer.split(".")[-1] for layer in group} for group in statistics.group_layers() if len(group) > 1]
+    assert shared == SHARED.get(name, [{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
-def test_the_model_is_put_together_again(name: str) -> None:
+def test_the_model_is_restored(name: str) -> None:
     model = family(name)
     before = [*model.named_modules()]
-    found_in(model, inputs_of(name))
+    find_stack(model, inputs_of(name))
     assert [*model.named_modules()] == before
     assert sum(len(module._forward_pre_hooks) for _, module in before) == 0
 
 
-# Models that are not of transformers
+# Models that are not from transformers
 
 
 class Chain(nn.Module):
-    """Blocks one after another, the plainest way."""
+    """Blocks that run one after another."""
 
     def __init__(self, count: int = 3, width: int = 8) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Chain(nn.Module):
 
 
 class Residual(Chain):
-    """The sum is formed outside the blocks."""
+    """Residual connections outside of the blocks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -126,7 +126,7 @@ class Residual(Chain):
 
 
 class InPlace(Chain):
-    """Something happens in place between the blocks."""
+    """An in-place operation between the blocks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -135,7 +135,7 @@ class InPlace(Chain):
 
 
 class Twice(Chain):
-    """All blocks run twice, as in a recurrent transformer."""
+    """Blocks that all run twice, as in a recurrent transformer."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for _ in range(2):
@@ -147,13 +147,13 @@ class Twice(Chain):
 class Siamese(Chain):
     """One encoder for two inputs."""
 
-    def encoded(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             x = block(x)
         return x
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.head(self.encoded(x) - self.encoded(y))
+        return self.head(self.encode(x) - self.encode(y))
 
 
 class Backwards(Chain):
@@ -176,7 +176,7 @@ class Joined(nn.Module):
 
 
 class Constant(Chain):
-    """Every block reads the first one's input too, which is the same whatever the blocks do."""
+    """Blocks that also read the first block's input, which does not depend on the blocks."""
 
     def block(self, width: int) -> nn.Module:
         return Joined(width)
@@ -189,18 +189,18 @@ class Constant(Chain):
 
 
 class Skip(Constant):
-    """As in a U-Net, later blocks read what earlier ones gave out."""
+    """Blocks that read the outputs of several earlier blocks, as in a U-Net."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        seen = [x]
+        outputs = [x]
         for block in self.blocks:
-            x = block(x, seen[-1] if len(seen) < 3 else seen[1])
-            seen.append(x)
+            x = block(x, outputs[-1] if len(outputs) < 3 else outputs[1])
+            outputs.append(x)
         return self.head(x)
 
 
 class Derived(Constant):
-    """Every block reads something made of what the one before gave out."""
+    """Blocks that also read a value computed from the output of the previous block."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -209,7 +209,7 @@ class Derived(Constant):
 
 
 class Growing(Constant):
-    """Blocks are handed a list that grows."""
+    """Blocks that get a growing list."""
 
     def block(self, width: int) -> nn.Module:
         class Summed(Joined):
@@ -219,10 +219,10 @@ class Growing(Constant):
         return Summed(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        seen = [x]
+        outputs = [x]
         for block in self.blocks:
-            x = block(x, seen)
-            seen.append(x)
+            x = block(x, outputs)
+            outputs.append(x)
         return self.head(x)
 
 
@@ -231,26 +231,26 @@ def tokens() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("make", [Chain, Constant])
-def test_chains(make: Callable[[], nn.Module]) -> None:
+def test_models_with_a_stack(make: Callable[[], nn.Module]) -> None:
     assert check_replay(make(), [tokens(), 2 * tokens()]).names == ["blocks.0", "blocks.1", "blocks.2"]
 
 
 @pytest.mark.parametrize("make", [Residual, InPlace, Twice, Backwards, Skip, Derived, Growing])
-def test_no_chains(make: Callable[[], nn.Module]) -> None:
+def test_models_without_a_stack(make: Callable[[], nn.Module]) -> None:
     given = tokens()
-    assert found_in(make(), [given])[0] is None
+    assert find_stack(make(), [given])[0] is None
     assert (given == tokens()).all()
 
 
-def test_an_encoder_that_runs_twice_is_no_chain() -> None:
-    assert found_in(Siamese(), [(tokens(), 2 * tokens())])[0] is None
+def test_an_encoder_that_runs_twice_is_not_a_stack() -> None:
+    assert find_stack(Siamese(), [(tokens(), 2 * tokens())])[0] is None
 
 
-def test_a_chain_of_layers() -> None:
-    assert check_replay(deep_mlp(), [torch.randn(6, 16)]).names == [str(place) for place in range(7)]
+def test_a_stack_of_layers() -> None:
+    assert check_replay(deep_mlp(), [torch.randn(6, 16)]).names == [str(index) for index in range(7)]
 
 
-def test_a_layer_may_stand_in_several_places() -> None:
+def test_a_layer_can_be_at_several_positions() -> None:
     torch.manual_seed(0)
     activation = nn.Tanh()
     model = nn.Sequential(nn.Linear(8, 8), activation, nn.Linear(8, 8), activation, nn.Linear(8, 2))
@@ -260,7 +260,7 @@ def test_a_layer_may_stand_in_several_places() -> None:
     assert check_replay(model, [tokens()]).names == list("012345")
 
 
-def test_a_layer_may_be_known_by_another_name_first() -> None:
+def test_a_layer_can_have_an_earlier_name_outside_of_the_stack() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -271,27 +271,27 @@ def test_a_layer_may_be_known_by_another_name_first() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.body(x))
 
-    assert check_replay(Named(), [tokens()]).names == [f"body.{place}" for place in range(4)]
+    assert check_replay(Named(), [tokens()]).names == [f"body.{index}" for index in range(4)]
 
 
 def test_encoder_layers_of_torch() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
-    stack, _, _ = found_in(model, [torch.randn(2, 5, 8)])
+    stack, _, _ = find_stack(model, [torch.randn(2, 5, 8)])
     assert stack is not None
     assert stack.names == ["layers.0", "layers.1", "layers.2"]
 
 
-def test_one_image_without_a_batch() -> None:
+def test_one_image_without_a_batch_dimension() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))
     assert check_replay(model, [torch.randn(3, 8, 8)]).names == ["0", "1", "2", "3"]
 
 
-def test_padding_is_that_of_each_batch() -> None:
+def test_each_batch_has_its_own_padding() -> None:
     for name in TEXT:
         batches = read_batches(family(name), inputs_of(name, padded=True))
-        keeps = [one["attention_mask"].bool() for one in inputs_of(name, padded=True)]
+        keeps = [inputs["attention_mask"].bool() for inputs in inputs_of(name, padded=True)]
         assert all((batch.keep == keep).all() for batch, keep in zip(batches, keeps, strict=True))
         assert not all(keep.all() for keep in keeps)

@@ -1,4 +1,4 @@
-"""What a layer is found to read, times its weight, is what the layer gives out."""
+"""Test that the input features of a layer, multiplied by its weight, equal its outputs."""
 
 from typing import Any
 
@@ -17,30 +17,30 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def rows_of(module: nn.Module, *inputs: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
-    """(N, G, F)."""
+def read_rows(module: nn.Module, *inputs: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the input features, (N, G, F)."""
     return torch.cat(list(iterate_features("layer", module, inputs, keep)))
 
 
-def outputs_of(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-    """(N, O), from the rows and the canonical weight alone."""
+def compute_outputs(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """Compute the outputs, (N, O), from the input features and the canonical weight."""
     pattern = get_pattern({"pattern": "1x1"}, {"layer": module})
     view, weight = pattern.views["layer"], pattern.framework.read_weight(module)
     canonical_GRF = view.to_canonical(weight).reshape(view.groups, view.canonical_shape[0] // view.groups, -1).float()
-    return torch.einsum("ngf,grf->ngr", rows_of(module, *inputs), canonical_GRF).flatten(1)
+    return torch.einsum("ngf,grf->ngr", read_rows(module, *inputs), canonical_GRF).flatten(1)
 
 
 def check(module: nn.Module, inputs: torch.Tensor) -> None:
-    """Linear layers give channels last, convolutions channels behind the batch."""
+    """Compare with the outputs of the layer. Linear layers have channels last, convolutions after the batch."""
     with torch.no_grad():
         expected = module(inputs)
         if isinstance(module, Convolution):
             batched = expected if expected.ndim == len(module.kernel_size) + 2 else expected[None]
             expected = batched.movedim(1, -1)
-        found = outputs_of(module, inputs)
+        outputs = compute_outputs(module, inputs)
         if module.bias is not None:
-            found = found + module.bias
-    torch.testing.assert_close(found, expected.reshape(found.shape), rtol=1e-4, atol=1e-5)
+            outputs = outputs + module.bias
+    torch.testing.assert_close(outputs, expected.reshape(outputs.shape), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 6), (2, 3, 4, 6), (0, 6)])
@@ -52,7 +52,7 @@ def test_linear(make: Any, shape: tuple[int, ...]) -> None:
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
-    """A convolution of any kind, and inputs that it takes."""
+    """Draw a convolution and inputs for it."""
     spatial = draw(st.integers(1, 3))
     several = st.lists(st.integers(1, 3), min_size=spatial, max_size=spatial).map(tuple)
     kernel, dilation, mode = draw(several), draw(several), draw(st.sampled_from(MODES))
@@ -60,7 +60,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     padding = draw(st.one_of(st.just("valid"), st.just("same"), several.map(lambda sizes: tuple(s - 1 for s in sizes))))
     stride = (1,) * spatial if padding == "same" else draw(several)
     lengths = [draw(st.integers(4, 9)) for _ in range(spatial)]
-    assume(all((size - 1) * apart < length for size, apart, length in zip(kernel, dilation, lengths, strict=True)))
+    assume(all((size - 1) * spacing < length for size, spacing, length in zip(kernel, dilation, lengths, strict=True)))
     torch.manual_seed(draw(st.integers(0, 99)))
     module = CONVOLUTIONS[spatial](
         groups * per_group,
@@ -77,15 +77,16 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     return module, torch.randn(*batch, groups * per_group, *lengths)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @settings(max_examples=150)
 @given(convolutions())
-def test_convolutions(made: tuple[nn.Module, torch.Tensor]) -> None:
-    check(*made)
+def test_convolutions(example: tuple[nn.Module, torch.Tensor]) -> None:
+    check(*example)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("spatial", [1, 2, 3])
-def test_even_kernels_of_the_same_size(spatial: int) -> None:
+def test_even_kernels_with_same_padding(spatial: int) -> None:
     torch.manual_seed(0)
     check(CONVOLUTIONS[spatial](2, 4, 2, padding="same"), torch.randn(2, 2, *(5,) * spatial))
     check(CONVOLUTIONS[spatial](2, 4, 4, padding="same", dilation=3), torch.randn(2, 2, *(9,) * spatial))
@@ -97,10 +98,10 @@ def test_depthwise() -> None:
     check(nn.Conv1d(6, 12, 3, groups=6, stride=2), torch.randn(6, 9))
 
 
-def test_images_go_in_pieces() -> None:
+def test_images_are_unfolded_in_chunks() -> None:
     torch.manual_seed(0)
     module, images = nn.Conv2d(3, 4, 3, padding=1), torch.randn(5, 3, 6, 6)
-    whole = rows_of(module, images)
+    whole = read_rows(module, images)
     for max_unfolded, sizes in ((2 * 9 * 3 * 36, [72, 72, 36]), (1, [36] * 5)):
         chunks = list(iterate_features("layer", module, (images,), None, max_unfolded=max_unfolded))
         assert [len(chunk) for chunk in chunks] == sizes
@@ -109,9 +110,9 @@ def test_images_go_in_pieces() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_rows_are_float32(dtype: torch.dtype) -> None:
-    given = torch.randn(2, 3, 6).to(dtype)
-    assert rows_of(nn.Linear(6, 4).to(dtype), given).dtype == torch.float32
-    assert rows_of(nn.Conv1d(3, 4, 3).to(dtype), given).dtype == torch.float32
+    inputs = torch.randn(2, 3, 6).to(dtype)
+    assert read_rows(nn.Linear(6, 4).to(dtype), inputs).dtype == torch.float32
+    assert read_rows(nn.Conv1d(3, 4, 3).to(dtype), inputs).dtype == torch.float32
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -119,9 +120,9 @@ def test_attention_reads_its_query(batch_first: bool) -> None:
     torch.manual_seed(0)
     module, inputs = nn.MultiheadAttention(8, 2, batch_first=batch_first, bias=False), torch.randn(2, 3, 8)
     assert module.in_proj_weight.shape == (24, 8)
-    torch.testing.assert_close(rows_of(module, inputs, inputs, inputs)[:, 0], inputs.reshape(6, 8))
+    torch.testing.assert_close(read_rows(module, inputs, inputs, inputs)[:, 0], inputs.reshape(6, 8))
     with pytest.raises(CalibrationError, match="layer 'layer': its query, key and value differ"):
-        rows_of(module, inputs, inputs, inputs.clone())
+        read_rows(module, inputs, inputs, inputs.clone())
 
 
 # Padding
@@ -133,24 +134,24 @@ KEEP = torch.tensor([[True, True, False], [False, True, False]])
 def test_padding_does_not_count(module: nn.Module) -> None:
     tokens = torch.randn(2, 3, 4)
     expected = tokens[KEEP][:, None]
-    torch.testing.assert_close(rows_of(module, tokens, keep=KEEP), expected)
-    torch.testing.assert_close(rows_of(module, tokens.reshape(6, 4), keep=KEEP), expected)
+    torch.testing.assert_close(read_rows(module, tokens, keep=KEEP), expected)
+    torch.testing.assert_close(read_rows(module, tokens.reshape(6, 4), keep=KEEP), expected)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_padding_of_attention(batch_first: bool) -> None:
     tokens = torch.randn(2, 3, 4)
     inputs = tokens if batch_first else tokens.transpose(0, 1)
-    found = rows_of(nn.MultiheadAttention(4, 1, batch_first=batch_first), inputs, inputs, inputs, keep=KEEP)
-    order = lambda rows: rows[rows[:, 0].argsort()]  # noqa: E731 - the order of tokens does not count
-    torch.testing.assert_close(order(found[:, 0]), order(tokens[KEEP]))
+    features = read_rows(nn.MultiheadAttention(4, 1, batch_first=batch_first), inputs, inputs, inputs, keep=KEEP)
+    order = lambda rows: rows[rows[:, 0].argsort()]  # noqa: E731 - the order of tokens does not matter
+    torch.testing.assert_close(order(features[:, 0]), order(tokens[KEEP]))
 
 
-def test_other_shapes_than_that_of_the_tokens_count_whole() -> None:
-    """The pooled state of each sequence, or the tokens of another one."""
+def test_padding_is_ignored_for_other_shapes() -> None:
+    """The inputs are pooled states, or tokens of another sequence."""
     pooled = torch.randn(2, 4)
-    assert len(rows_of(nn.Linear(4, 2), pooled, keep=KEEP)) == 2
-    assert len(rows_of(nn.Linear(4, 2), torch.randn(2, 5, 4), keep=KEEP)) == 10
+    assert len(read_rows(nn.Linear(4, 2), pooled, keep=KEEP)) == 2
+    assert len(read_rows(nn.Linear(4, 2), torch.randn(2, 5, 4), keep=KEEP)) == 10
 
 
 @pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])

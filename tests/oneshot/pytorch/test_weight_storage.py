@@ -1,4 +1,4 @@
-"""Models that do not fit the device, or memory: where their weights are at which time, and where they go."""
+"""Test models that do not fit on the device or in memory: where their weights are during a run, and afterwards."""
 
 import gc
 import json
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateur
-from oneshot.problems import Recording, batches, execute
+from oneshot.problems import ProgressRecorder, batches, execute
 from secateur.allocations import Allocation, AllocationTask
 from secateur.errors import ConfigError, LayerError, ModelLoadError, ScoreError, StateError, UnsupportedModelError
 from secateur.oneshot import Execution
@@ -34,138 +34,138 @@ IN_BLOCKS: dict[str, dict[str, Any]] = {
     "bert": {**CONFIG, "excluded_op_names": [r".*pooler.*"]},
     "vit": {**CONFIG, "excluded_op_names": [r".*patch_embeddings.*"]},
 }
-"""Family → a configuration that leaves layers outside of blocks alone, where there are any."""
+"""Family → a configuration that excludes layers outside of blocks, for families that have some."""
 
 
-def pruned(model: nn.Module, given: Any, **options: Any) -> CalibratedReport:
+def prune(model: nn.Module, given: Any, **options: Any) -> CalibratedReport:
     options = {"solver": "wanda", **options}
     report = secateur.prune(model, options.pop("config", CONFIG), **given, **options)
     assert isinstance(report, CalibratedReport)
     return report
 
 
-class Spy(Solver):
-    """Wanda, and a note of what `look` sees meanwhile."""
+class ObservingSolver(Solver):
+    """Wanda that records the result of `observe` at each call."""
 
     needs = "norms"
 
-    def __init__(self, look: Any, fails_at: int | None = None) -> None:
-        self.seen: list[Any] = []
-        self._look = look
+    def __init__(self, observe: Any, fails_at: int | None = None) -> None:
+        self.observations: list[Any] = []
+        self._observe = observe
         self._fails_at = fails_at
 
     def solve(self, problem: Problem) -> Solution:
-        self.seen.append(self._look(problem))
-        if len(self.seen) == self._fails_at:
+        self.observations.append(self._observe(problem))
+        if len(self.observations) == self._fails_at:
             raise KeyboardInterrupt
         return Wanda().solve(problem)
 
     def __repr__(self) -> str:
-        return "Spy()"
+        return "ObservingSolver()"
 
 
-class Surveying(Allocation):
-    """The target in every layer, once the whole dense model was looked at."""
+class RecordingAllocation(Allocation):
+    """Prunes every layer to the target, and records all problems of the dense model."""
 
     needs = "gram"
 
     def __init__(self) -> None:
-        self.seen: list[Problem] = []
+        self.problems: list[Problem] = []
 
     def counts(self, task: AllocationTask) -> dict[str, int]:
         for _, problems in task.iterate_problems():
-            self.seen += problems
+            self.problems += problems
         return {name: task.pattern.budget.count_locally(name, 0.5) for name in task.units}
 
     def __repr__(self) -> str:
-        return "Surveying()"
+        return "RecordingAllocation()"
 
 
-FREE = {"pattern": "1x1", "target_sparsity": 0.5}
-"""A pattern that leaves an allocation a choice."""
+UNSTRUCTURED = {"pattern": "1x1", "target_sparsity": 0.5}
+"""A configuration with several possible allocations."""
 
-WAYS: list[dict[str, Any]] = [
+OPTIONS: list[dict[str, Any]] = [
     {},
     {"refine": ["pcg", "block"]},
-    {"allocation": Surveying(), "config": FREE},
-    {"allocation": "global", "config": FREE},
+    {"allocation": RecordingAllocation(), "config": UNSTRUCTURED},
+    {"allocation": "global", "config": UNSTRUCTURED},
 ]
-"""All that touches weights on the way."""
+"""Options of runs that use weights in different ways."""
 
 
-# A block at a time on a device
+# Blocks on a device
 
 
-class Moves:
-    """Notes which tensors are moved to a device that stands for another one than the CPU."""
+class MoveRecorder:
+    """Records which tensors are on a device that stands in for a GPU."""
 
     def __init__(self) -> None:
-        self.away: dict[int, torch.Tensor] = {}
-        self.most = 0
+        self.on_device: dict[int, torch.Tensor] = {}
+        self.max_count = 0
 
-    def __call__(self, held: torch.Tensor, device: torch.device) -> None:
-        if device == ELSEWHERE:
-            self.away[id(held)] = held
+    def __call__(self, tensor: torch.Tensor, device: torch.device) -> None:
+        if device == OTHER_DEVICE:
+            self.on_device[id(tensor)] = tensor
         else:
-            self.away.pop(id(held), None)
-        self.most = max(self.most, len(self.away))
+            self.on_device.pop(id(tensor), None)
+        self.max_count = max(self.max_count, len(self.on_device))
 
 
-ELSEWHERE = torch.device("cpu", 0)
-"""To torch another device than the one where tensors on the CPU say that they are."""
+OTHER_DEVICE = torch.device("cpu", 0)
+"""Stands in for a GPU: torch treats it as different from the device of tensors on the CPU."""
 
 
 @pytest.fixture
-def moves(monkeypatch: pytest.MonkeyPatch) -> Moves:
-    found = Moves()
-    monkeypatch.setattr(weight_storage, "_move", found)
-    monkeypatch.setattr(weight_storage, "find_device", lambda _: ELSEWHERE)
-    return found
+def moves(monkeypatch: pytest.MonkeyPatch) -> MoveRecorder:
+    recorder = MoveRecorder()
+    monkeypatch.setattr(weight_storage, "_move", recorder)
+    monkeypatch.setattr(weight_storage, "find_device", lambda _: OTHER_DEVICE)
+    return recorder
 
 
 def block_tensors(block: nn.Module) -> set[int]:
-    return {id(held) for held in (*block.parameters(), *block.buffers())}
+    return {id(tensor) for tensor in (*block.parameters(), *block.buffers())}
 
 
-@pytest.mark.parametrize("options", WAYS, ids=str)
-def test_one_block_at_a_time_is_on_the_device(moves: Moves, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_one_block_at_a_time_is_on_the_device(moves: MoveRecorder, options: dict[str, Any]) -> None:
     model = family("gpt2")
     for block in model.transformer.h:
         block.register_buffer("scale", torch.ones(2))
-    spy = Spy(lambda _: set(moves.away))
-    before = [(name, id(held)) for name, held in (*model.named_parameters(), *model.named_buffers())]
-    pruned(model, execute(inputs_of("gpt2"), device="elsewhere"), solver=spy, **options)
-    assert spy.seen == [block_tensors(block) for block in model.transformer.h for _ in range(4)]
-    assert [(name, id(held)) for name, held in (*model.named_parameters(), *model.named_buffers())] == before
-    assert moves.away == {}
+    solver = ObservingSolver(lambda _: set(moves.on_device))
+    before = [(name, id(tensor)) for name, tensor in (*model.named_parameters(), *model.named_buffers())]
+    prune(model, execute(inputs_of("gpt2"), device="other"), solver=solver, **options)
+    assert solver.observations == [block_tensors(block) for block in model.transformer.h for _ in range(4)]
+    assert [(name, id(tensor)) for name, tensor in (*model.named_parameters(), *model.named_buffers())] == before
+    assert moves.on_device == {}
 
 
 @pytest.mark.parametrize("fails_at", [1, 6])
-def test_an_interrupted_block_comes_back_from_the_device(moves: Moves, fails_at: int) -> None:
+def test_an_interrupted_block_is_moved_back(moves: MoveRecorder, fails_at: int) -> None:
     model = family("gpt2")
     dense = bits(model)
     with pytest.raises(KeyboardInterrupt):
-        pruned(model, execute(inputs_of("gpt2"), device="elsewhere"), solver=Spy(lambda _: None, fails_at))
-    assert moves.most > 0
-    assert moves.away == {}
+        prune(model, execute(inputs_of("gpt2"), device="other"), solver=ObservingSolver(lambda _: None, fails_at))
+    assert moves.max_count > 0
+    assert moves.on_device == {}
     assert bits(model) == dense
 
 
-def test_parts_of_a_block_come_back_to_where_each_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_tensor_of_a_block_is_moved_back_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
-    told: list[str] = []
-    monkeypatch.setattr(weight_storage, "_move", lambda _, device: told.append(str(device)))
-    with DeviceStorage(model, ELSEWHERE).load(model):
-        assert told == ["cpu:0"] * 4
-    assert told[4:] == ["cpu", "cpu", "meta", "meta"]
+    devices: list[str] = []
+    monkeypatch.setattr(weight_storage, "_move", lambda _, device: devices.append(str(device)))
+    with DeviceStorage(model, OTHER_DEVICE).load(model):
+        assert devices == ["cpu:0"] * 4
+    assert devices[4:] == ["cpu", "cpu", "meta", "meta"]
 
 
-def test_a_block_on_the_device_that_it_is_on_stays_itself() -> None:
+def test_a_block_that_is_on_the_device_is_not_copied() -> None:
     model = nn.Linear(2, 2)
     model(torch.ones(1, 2)).sum().backward()
-    before = [id(held) for held in (model.weight, model.weight.grad, model.bias)]
-    with DeviceStorage(model, ELSEWHERE).load(model):
-        assert [id(held) for held in (model.weight, model.weight.grad, model.bias)] == before
+    before = [id(tensor) for tensor in (model.weight, model.weight.grad, model.bias)]
+    with DeviceStorage(model, OTHER_DEVICE).load(model):
+        assert [id(tensor) for tensor in (model.weight, model.weight.grad, model.bias)] == before
     assert torch.equal(model.weight.grad, torch.ones(2, 2))
 
 
@@ -174,45 +174,51 @@ def test_a_device_that_does_not_exist(device: Any) -> None:
     model = deep_mlp()
     before = bits(model)
     with pytest.raises(ConfigError, match=r"device must .*, found"):
-        pruned(model, execute(batches(), device=device))
+        prune(model, execute(batches(), device=device))
     assert bits(model) == before
 
 
 class Pair(NamedTuple):
-    one: torch.Tensor
-    other: dict[str, list[torch.Tensor]]
+    tensor: torch.Tensor
+    nested: dict[str, list[torch.Tensor]]
 
 
-def test_what_blocks_are_given_moves_whatever_holds_it() -> None:
+def test_nested_arguments_of_blocks_are_moved() -> None:
     given = Pair(torch.ones(2), {"inner": [torch.ones(3)]})
-    found = move_to((given, None, 3), torch.device("meta"))
-    assert type(found[0]) is Pair
-    assert found[0].one.is_meta
-    assert found[0].other["inner"][0].is_meta
-    assert found[1:] == (None, 3)
+    moved = move_to((given, None, 3), torch.device("meta"))
+    assert type(moved[0]) is Pair
+    assert moved[0].tensor.is_meta
+    assert moved[0].nested["inner"][0].is_meta
+    assert moved[1:] == (None, 3)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", WAYS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", [*TEXT, "vit"])
 def test_pruning_on_a_gpu(name: str, options: dict[str, Any]) -> None:
     options = {**options, "config": {**IN_BLOCKS.get(name, CONFIG), **options.get("config", {})}}
     model, given = family(name), inputs_of(name, padded=name != "vit")
-    homes = [(id(held), held.device) for held in (*model.parameters(), *model.buffers())]
-    spy = Spy(lambda problem: (problem.weight.device.type, problem.norms.device.type, problem.select(problem.weight)))
-    report = pruned(model, execute(given, device="cuda"), solver=spy, **options)
-    assert {(seen[0], seen[1], seen[2].device.type) for seen in spy.seen} == {("cuda", "cuda", "cuda")}
-    assert [(id(held), held.device) for held in (*model.parameters(), *model.buffers())] == homes
+    devices = [(id(tensor), tensor.device) for tensor in (*model.parameters(), *model.buffers())]
+
+    def observe(problem: Problem) -> tuple[str, str, torch.Tensor]:
+        return problem.weight.device.type, problem.norms.device.type, problem.select(problem.weight)
+
+    solver = ObservingSolver(observe)
+    report = prune(model, execute(given, device="cuda"), solver=solver, **options)
+    assert {(weight, norms, mask.device.type) for weight, norms, mask in solver.observations} == {
+        ("cuda", "cuda", "cuda")
+    }
+    assert [(id(tensor), tensor.device) for tensor in (*model.parameters(), *model.buffers())] == devices
     assert report.sparsity == 0.5
 
 
 @pytest.mark.gpu
-def test_the_device_holds_one_block() -> None:
+def test_one_block_is_in_device_memory() -> None:
     torch.manual_seed(0)
     wide = nn.Sequential(*(nn.Sequential(nn.Linear(1024, 1024), nn.Tanh()) for _ in range(64)), nn.Linear(1024, 8))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    pruned(wide, execute([torch.randn(64, 1024) for _ in range(4)], device="cuda"), solver="sparsegpt")
+    prune(wide, execute([torch.randn(64, 1024) for _ in range(4)], device="cuda"), solver="sparsegpt")
     assert torch.cuda.memory_allocated() == before
     assert torch.cuda.max_memory_allocated() - before < 64 * wide[0][0].weight.nbytes / 2
 
@@ -220,36 +226,36 @@ def test_the_device_holds_one_block() -> None:
 # Weights in files
 
 
-def empty(name: str) -> nn.Module:
+def build_empty(name: str) -> nn.Module:
     with torch.device("meta"):
         return family(name)
 
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
-    """The folder of a dense Llama."""
-    return saved("llama", tmp_path)
+    """Save a dense Llama and return its folder."""
+    return save_family("llama", tmp_path)
 
 
-def saved(name: str, folder: Path, shard: str = "1GB") -> Path:
+def save_family(name: str, folder: Path, shard: str = "1GB") -> Path:
     path = folder / "dense"
     family(name).save_pretrained(path, max_shard_size=shard)
     return path
 
 
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: held for path in folder.glob("*.safetensors") for name, held in load_file(path).items()}
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-def read(folder: Path) -> nn.Module:
-    """As transformers reads it; nothing may be missing or left over."""
+def load_checkpoint(folder: Path) -> nn.Module:
+    """Load a checkpoint with transformers, without missing or unexpected tensors."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
     return model
 
 
 def is_empty(model: nn.Module) -> bool:
-    return all(held.is_meta for held in (*model.parameters(), *model.buffers()))
+    return all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
@@ -259,24 +265,24 @@ def is_empty(model: nn.Module) -> bool:
         {"solver": "wanda"},
         {"solver": "sparsegpt"},
         {"solver": "sparsegpt", "refine": ["pcg", "block"]},
-        {"solver": "wanda", "allocation": Surveying(), "config": FREE},
-        {"solver": "wanda", "allocation": "global", "config": FREE},
-        {"solver": "wanda", "allocation": "owl", "config": FREE},
-        {"solver": "wanda", "allocation": "sensitivity", "config": FREE},
+        {"solver": "wanda", "allocation": RecordingAllocation(), "config": UNSTRUCTURED},
+        {"solver": "wanda", "allocation": "global", "config": UNSTRUCTURED},
+        {"solver": "wanda", "allocation": "owl", "config": UNSTRUCTURED},
+        {"solver": "wanda", "allocation": "sensitivity", "config": UNSTRUCTURED},
     ],
     ids=str,
 )
-def test_files_and_memory_give_the_same_bits(tmp_path: Path, shard: str, options: dict[str, Any]) -> None:
-    dense, given, model = saved("llama", tmp_path, shard), inputs_of("llama", padded=True), empty("llama")
+def test_files_and_memory_give_identical_weights(tmp_path: Path, shard: str, options: dict[str, Any]) -> None:
+    dense, given, model = save_family("llama", tmp_path, shard), inputs_of("llama", padded=True), build_empty("llama")
     assert (dense / "model.safetensors.index.json").exists() == (shard != "1GB")
-    own = [id(held) for held in (*model.parameters(), *model.buffers())]
-    found = pruned(model, execute(given, weights=dense, folder=tmp_path / "pruned"), **dict(options))
+    ids = [id(tensor) for tensor in (*model.parameters(), *model.buffers())]
+    report = prune(model, execute(given, weights=dense, folder=tmp_path / "pruned"), **dict(options))
     assert is_empty(model)
-    assert [id(held) for held in (*model.parameters(), *model.buffers())] == own
+    assert [id(tensor) for tensor in (*model.parameters(), *model.buffers())] == ids
     whole = family("llama")
-    expected = pruned(whole, execute(given), **dict(options))
-    assert bits(read(tmp_path / "pruned")) == bits(whole)
-    assert (found.layers, found.errors, found.model_weights) == (
+    expected = prune(whole, execute(given), **dict(options))
+    assert bits(load_checkpoint(tmp_path / "pruned")) == bits(whole)
+    assert (report.layers, report.errors, report.model_weights) == (
         expected.layers,
         expected.errors,
         expected.model_weights,
@@ -285,125 +291,131 @@ def test_files_and_memory_give_the_same_bits(tmp_path: Path, shard: str, options
 
 @pytest.mark.parametrize("name", TEXT)
 def test_every_family_from_files(name: str, tmp_path: Path) -> None:
-    dense, given = saved(name, tmp_path), inputs_of(name, padded=True)
+    dense, given = save_family(name, tmp_path), inputs_of(name, padded=True)
     before = tensors_in(dense)
     options = {"solver": "sparsegpt", "config": IN_BLOCKS.get(name, CONFIG)}
-    pruned(empty(name), execute(given, weights=dense, folder=tmp_path / "pruned"), **options)
+    prune(build_empty(name), execute(given, weights=dense, folder=tmp_path / "pruned"), **options)
     whole = family(name)
-    pruned(whole, execute(given), **options)
-    found, expected = tensors_in(tmp_path / "pruned"), dict(whole.state_dict())
-    assert found.keys() == before.keys()
-    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
-    assert all(torch.equal(held, before[key]) for key, held in tensors_in(dense).items())
+    prune(whole, execute(given), **options)
+    tensors, expected = tensors_in(tmp_path / "pruned"), dict(whole.state_dict())
+    assert tensors.keys() == before.keys()
+    assert [key for key in tensors if not torch.equal(tensors[key], expected[key])] == []
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tensors_in(dense).items())
     if name != "bert":
-        assert bits(read(tmp_path / "pruned")) == bits(whole)
+        assert bits(load_checkpoint(tmp_path / "pruned")) == bits(whole)
 
 
-def test_a_survey_sees_in_files_what_it_sees_in_memory(dense: Path, tmp_path: Path) -> None:
-    found, expected, given = Surveying(), Surveying(), inputs_of("llama", padded=True)
+def test_allocations_get_the_same_problems_from_files_and_memory(dense: Path, tmp_path: Path) -> None:
+    from_files, from_memory, given = RecordingAllocation(), RecordingAllocation(), inputs_of("llama", padded=True)
     calibration = execute(given, weights=dense, folder=tmp_path / "pruned")
-    pruned(empty("llama"), calibration, allocation=found, config=FREE)
-    pruned(family("llama"), execute(given), allocation=expected, config=FREE)
-    assert len(found.seen) == len(expected.seen) == 12
-    for one, other in zip(found.seen, expected.seen, strict=True):
-        assert [part.name for part in one.layers] == [part.name for part in other.layers]
-        assert torch.equal(one.weight, other.weight)
-        assert torch.equal(one.known_gram, other.known_gram)
+    prune(build_empty("llama"), calibration, allocation=from_files, config=UNSTRUCTURED)
+    prune(family("llama"), execute(given), allocation=from_memory, config=UNSTRUCTURED)
+    assert len(from_files.problems) == len(from_memory.problems) == 12
+    for first, second in zip(from_files.problems, from_memory.problems, strict=True):
+        assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]
+        assert torch.equal(first.weight, second.weight)
+        assert torch.equal(first.known_gram, second.known_gram)
 
 
 def test_the_folder_is_a_checkpoint(dense: Path, tmp_path: Path) -> None:
     (dense / "tokenizer.json").write_text("{}")
     (dense / "merges.txt").write_text("")
-    (dense / "pytorch_model.bin").write_text("not ours")
+    (dense / "pytorch_model.bin").write_text("not copied")
     folder = tmp_path / "pruned"
-    pruned(empty("llama"), execute(inputs_of("llama"), weights=dense, folder=folder))
+    prune(build_empty("llama"), execute(inputs_of("llama"), weights=dense, folder=folder))
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "generation_config.json",
         "merges.txt",
-        *(f"model-0000{place}-of-00004.safetensors" for place in range(1, 5)),
+        *(f"model-0000{index}-of-00004.safetensors" for index in range(1, 5)),
         "model.safetensors.index.json",
         "tokenizer.json",
     ]
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     whole = tensors_in(folder)
-    assert index["metadata"]["total_size"] == sum(held.nbytes for held in whole.values())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
     assert index["weight_map"].keys() == whole.keys()
-    for name, place in index["weight_map"].items():
-        assert name in load_file(folder / place)
+    for name, shard in index["weight_map"].items():
+        assert name in load_file(folder / shard)
     assert index["weight_map"]["lm_head.weight"] == "model-00004-of-00004.safetensors"
     assert index["weight_map"]["model.layers.1.mlp.up_proj.weight"] == "model-00002-of-00004.safetensors"
 
 
-@pytest.mark.parametrize("options", WAYS, ids=str)
-def test_one_block_at_a_time_has_values(dense: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    model = empty("llama")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_one_block_at_a_time_is_materialized(dense: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    model = build_empty("llama")
 
-    def living(_: Any) -> set[str]:
-        return {name for name, held in model.named_parameters() if not held.is_meta}
+    def list_materialized(_: Any) -> set[str]:
+        return {name for name, tensor in model.named_parameters() if not tensor.is_meta}
 
     everything = dict(model.named_parameters())
     outside = {name for name in everything if ".layers." not in name}
-    spy, between = Spy(living), []
+    solver, between = ObservingSolver(list_materialized), []
     calibration = execute(
-        inputs_of("llama"), weights=dense, folder=tmp_path / "pruned", progress=lambda _: between.append(living(None))
+        inputs_of("llama"),
+        weights=dense,
+        folder=tmp_path / "pruned",
+        progress=lambda _: between.append(list_materialized(None)),
     )
-    pruned(model, calibration, solver=spy, **options)
-    blocks = [{name for name in everything if f".layers.{place}." in name} for place in range(3)]
-    assert spy.seen == [outside | block for block in blocks for _ in range(4)]
+    prune(model, calibration, solver=solver, **options)
+    blocks = [{name for name in everything if f".layers.{index}." in name} for index in range(3)]
+    assert solver.observations == [outside | block for block in blocks for _ in range(4)]
     assert between == [outside] * 3
 
 
-def live_bytes() -> int:
-    """Of all parameters in this process, once per memory."""
-    held = {
-        one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
-        for one in gc.get_objects()
-        if type(one) is nn.Parameter and one.device.type == "cpu"
+def count_parameter_bytes() -> int:
+    """Count the bytes of all parameters in this process; shared memory counts once."""
+    sizes = {
+        item.untyped_storage().data_ptr(): item.untyped_storage().nbytes()
+        for item in gc.get_objects()
+        if type(item) is nn.Parameter and item.device.type == "cpu"
     }
-    return sum(held.values())
+    return sum(sizes.values())
 
 
-def test_memory_holds_one_block(tmp_path: Path) -> None:
-    dense, model = saved("llama", tmp_path), empty("llama")
-    sizes = {name: held.nbytes for name, held in model.named_parameters()}
+def test_one_block_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    dense, model = save_family("llama", tmp_path), build_empty("llama")
+    sizes = {name: tensor.nbytes for name, tensor in model.named_parameters()}
     outside = sum(size for name, size in sizes.items() if ".layers." not in name)
     block = sum(size for name, size in sizes.items() if ".layers.0." in name)
-    start, spy, between = live_bytes(), Spy(lambda _: live_bytes()), []
+    start, solver, between = count_parameter_bytes(), ObservingSolver(lambda _: count_parameter_bytes()), []
     calibration = execute(
-        inputs_of("llama"), weights=dense, folder=tmp_path / "pruned", progress=lambda _: between.append(live_bytes())
+        inputs_of("llama"),
+        weights=dense,
+        folder=tmp_path / "pruned",
+        progress=lambda _: between.append(count_parameter_bytes()),
     )
-    pruned(model, calibration, solver=spy)
-    assert {seen - start for seen in spy.seen} == {outside + block}
-    assert {seen - start for seen in between} == {outside}
-    assert live_bytes() == start
+    prune(model, calibration, solver=solver)
+    assert {size - start for size in solver.observations} == {outside + block}
+    assert {size - start for size in between} == {outside}
+    assert count_parameter_bytes() == start
 
 
 @pytest.mark.parametrize("options", [{}, {"refine": "block"}], ids=str)
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_the_same_call_goes_on(dense: Path, tmp_path: Path, at: int, options: dict[str, Any]) -> None:
-    given, folder, model = inputs_of("llama"), tmp_path / "pruned", empty("llama")
-    told = Recording(KeyboardInterrupt, at)
+def test_the_same_call_resumes(dense: Path, tmp_path: Path, at: int, options: dict[str, Any]) -> None:
+    given, folder, model = inputs_of("llama"), tmp_path / "pruned", build_empty("llama")
+    progress = ProgressRecorder(KeyboardInterrupt, at)
     with pytest.raises(KeyboardInterrupt) as caught:
-        pruned(model, execute(given, weights=dense, folder=folder, progress=told), **options)
+        prune(model, execute(given, weights=dense, folder=folder, progress=progress), **options)
     assert is_empty(model)
     assert f"{at} finished part" in caught.value.__notes__[0]
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     assert len(times) == at
-    spy = Spy(lambda _: None)
-    report = pruned(model, execute(given, weights=dense, folder=folder), **options)
+    solver = ObservingSolver(lambda _: None)
+    report = prune(model, execute(given, weights=dense, folder=folder), **options)
     assert {name: (folder / name).stat().st_mtime_ns for name in times} == times
     whole = family("llama")
-    expected = pruned(whole, execute(given), **options)
-    assert bits(read(folder)) == bits(whole)
+    expected = prune(whole, execute(given), **options)
+    assert bits(load_checkpoint(folder)) == bits(whole)
     assert (report.layers, report.errors) == (expected.layers, expected.errors)
-    assert spy.seen == []
+    assert solver.observations == []
 
 
-def test_a_failure_within_a_block_leaves_nothing_of_it(dense: Path, tmp_path: Path) -> None:
-    given, folder, model = inputs_of("llama"), tmp_path / "pruned", empty("llama")
+def test_a_failure_within_a_block_leaves_no_files_of_it(dense: Path, tmp_path: Path) -> None:
+    given, folder, model = inputs_of("llama"), tmp_path / "pruned", build_empty("llama")
     with pytest.raises(KeyboardInterrupt):
-        pruned(model, execute(given, weights=dense, folder=folder), solver=Spy(lambda _: None, 6))
+        prune(model, execute(given, weights=dense, folder=folder), solver=ObservingSolver(lambda _: None, 6))
     assert is_empty(model)
     assert [path.name for path in folder.glob("*.safetensors*")] == ["model-00001-of-00004.safetensors"]
 
@@ -411,54 +423,54 @@ def test_a_failure_within_a_block_leaves_nothing_of_it(dense: Path, tmp_path: Pa
 def test_a_run_is_not_resumed_with_other_weights(dense: Path, tmp_path: Path) -> None:
     given, folder = inputs_of("llama"), tmp_path / "pruned"
     with pytest.raises(KeyboardInterrupt):
-        pruned(
-            empty("llama"),
-            execute(given, weights=dense, folder=folder, progress=Recording(KeyboardInterrupt, 1)),
+        prune(
+            build_empty("llama"),
+            execute(given, weights=dense, folder=folder, progress=ProgressRecorder(KeyboardInterrupt, 1)),
         )
     other = tmp_path / "other"
     family("llama", seed=1).save_pretrained(other)
     with pytest.raises(StateError, match="unfinished run of a model with other weights"):
-        pruned(empty("llama"), execute(given, weights=other, folder=folder))
+        prune(build_empty("llama"), execute(given, weights=other, folder=folder))
     with pytest.raises(StateError, match="different unfinished run"):
-        pruned(family("llama"), execute(given, folder=folder))
+        prune(family("llama"), execute(given, folder=folder))
 
 
-def test_a_finished_checkpoint_is_not_written_over(dense: Path, tmp_path: Path) -> None:
+def test_a_finished_checkpoint_is_not_overwritten(dense: Path, tmp_path: Path) -> None:
     given = inputs_of("llama")
     for folder in (tmp_path / "pruned", dense):
         if folder != dense:
-            pruned(empty("llama"), execute(given, weights=dense, folder=folder))
+            prune(build_empty("llama"), execute(given, weights=dense, folder=folder))
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         with pytest.raises(StateError, match="Choose an empty folder"):
-            pruned(empty("llama"), execute(given, weights=dense, folder=folder))
+            prune(build_empty("llama"), execute(given, weights=dense, folder=folder))
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_blocks_that_stay_dense_are_written_too(dense: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pruned"
     config = {"pattern": "2:4", "excluded_op_names": [r".*layers\.[02]\.mlp.*", r".*layers\.2\..*"]}
-    pruned(empty("llama"), execute(inputs_of("llama"), weights=dense, folder=folder), config=config)
+    prune(build_empty("llama"), execute(inputs_of("llama"), weights=dense, folder=folder), config=config)
     whole = family("llama")
-    pruned(whole, execute(inputs_of("llama")), config=config)
-    assert bits(read(folder)) == bits(whole)
+    prune(whole, execute(inputs_of("llama")), config=config)
+    assert bits(load_checkpoint(folder)) == bits(whole)
 
 
-def test_what_the_model_does_not_know_is_kept(dense: Path, tmp_path: Path) -> None:
+def test_tensors_that_the_model_does_not_have_are_copied(dense: Path, tmp_path: Path) -> None:
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2), "something": torch.zeros(3)}
     save_file(tensors_in(dense) | extra, dense / "model.safetensors", {"format": "pt"})
     folder = tmp_path / "pruned"
-    pruned(empty("llama"), execute(inputs_of("llama"), weights=dense, folder=folder))
-    found = tensors_in(folder)
-    assert all(torch.equal(found[name], held) for name, held in extra.items())
+    prune(build_empty("llama"), execute(inputs_of("llama"), weights=dense, folder=folder))
+    tensors = tensors_in(folder)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in extra.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_type_is_that_of_the_files(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_the_dtype_of_the_files_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
     family("llama").to(dtype).save_pretrained(tmp_path / "dense")
-    pruned(empty("llama"), execute(inputs_of("llama"), weights=tmp_path / "dense", folder=tmp_path / "pruned"))
+    prune(build_empty("llama"), execute(inputs_of("llama"), weights=tmp_path / "dense", folder=tmp_path / "pruned"))
     whole = family("llama").to(dtype)
-    pruned(whole, execute(inputs_of("llama")))
-    assert bits(read(tmp_path / "pruned")) == bits(whole)
+    prune(whole, execute(inputs_of("llama")))
+    assert bits(load_checkpoint(tmp_path / "pruned")) == bits(whole)
 
 
 def test_a_single_file_and_a_folder_of_plain_files(dense: Path, tmp_path: Path) -> None:
@@ -466,18 +478,18 @@ def test_a_single_file_and_a_folder_of_plain_files(dense: Path, tmp_path: Path) 
     (tmp_path / "plain").mkdir()
     for number, names in enumerate((list(whole)[:5], list(whole)[5:])):
         save_file({name: whole[name] for name in names}, tmp_path / "plain" / f"part{number}.safetensors")
-    found = []
-    for place, weights in enumerate((dense / "model.safetensors", tmp_path / "plain")):
-        folder = tmp_path / f"pruned{place}"
-        pruned(empty("llama"), execute(inputs_of("llama"), weights=str(weights), folder=str(folder)))
-        found.append({path.name: path.read_bytes() for path in folder.iterdir()})
-        assert "config.json" not in found[-1]
-    assert found[0] == found[1]
+    results = []
+    for index, weights in enumerate((dense / "model.safetensors", tmp_path / "plain")):
+        folder = tmp_path / f"pruned{index}"
+        prune(build_empty("llama"), execute(inputs_of("llama"), weights=str(weights), folder=str(folder)))
+        results.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        assert "config.json" not in results[-1]
+    assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("options", [{"solver": "alps"}, {"allocation": "global", "config": FREE}], ids=str)
-def test_a_chain_of_plain_layers(options: dict[str, Any], tmp_path: Path) -> None:
-    """Every layer is a block, some without any values, and nothing lies outside."""
+@pytest.mark.parametrize("options", [{"solver": "alps"}, {"allocation": "global", "config": UNSTRUCTURED}], ids=str)
+def test_a_stack_of_plain_layers(options: dict[str, Any], tmp_path: Path) -> None:
+    """Each layer is a block, some without parameters, and nothing is outside of the blocks."""
     whole, given = deep_mlp(), batches()
     save_file(dict(whole.state_dict()), tmp_path / "dense.safetensors")
     with torch.device("meta"):
@@ -485,25 +497,25 @@ def test_a_chain_of_plain_layers(options: dict[str, Any], tmp_path: Path) -> Non
     calibration = execute(
         given, weights=tmp_path / "dense.safetensors", folder=tmp_path / "pruned", device="cpu", offload="disk"
     )
-    report = pruned(model, calibration, **options)
-    expected = pruned(whole, execute(given), **options)
+    report = prune(model, calibration, **options)
+    expected = prune(whole, execute(given), **options)
     assert (report.layers, report.errors) == (expected.layers, expected.errors)
-    found = tensors_in(tmp_path / "pruned")
-    assert found.keys() == whole.state_dict().keys()
-    assert all(torch.equal(found[name], held) for name, held in whole.state_dict().items())
+    tensors = tensors_in(tmp_path / "pruned")
+    assert tensors.keys() == whole.state_dict().keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in whole.state_dict().items())
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", WAYS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_files_on_a_gpu(dense: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    model = empty("llama")
-    spy = Spy(lambda problem: problem.weight.device.type)
+    model = build_empty("llama")
+    solver = ObservingSolver(lambda problem: problem.weight.device.type)
     calibration = execute(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned", device="cuda")
-    report = pruned(model, calibration, solver=spy, **options)
-    assert set(spy.seen) == {"cuda"}
+    report = prune(model, calibration, solver=solver, **options)
+    assert set(solver.observations) == {"cuda"}
     assert is_empty(model)
     assert report.sparsity == pytest.approx(0.5, abs=0.01)
-    assert all(bool(held.isfinite().all()) for held in read(tmp_path / "pruned").parameters())
+    assert all(bool(tensor.isfinite().all()) for tensor in load_checkpoint(tmp_path / "pruned").parameters())
 
 
 # Buffers
@@ -544,7 +556,7 @@ def buffered(*, saved: bool) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("kind", ["saved", "saved and made", "made"])
+@pytest.mark.parametrize("kind", ["saved", "saved and computed", "computed"])
 def test_buffers_come_from_the_files_or_the_model(kind: str, tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
     whole, given = buffered(saved="saved" in kind), batches(features=8)
@@ -555,94 +567,94 @@ def test_buffers_come_from_the_files_or_the_model(kind: str, tmp_path: Path) -> 
     else:
         with accelerate.init_empty_weights(include_buffers=False):
             model = Buffered(saved="saved" in kind)
-    before = [(id(held), held.device) for held in model.buffers()]
+    before = [(id(tensor), tensor.device) for tensor in model.buffers()]
     folder = tmp_path / "pruned"
-    pruned(model, execute(given, weights=tmp_path / "dense.safetensors", folder=folder), solver="sparsegpt")
-    assert [(id(held), held.device) for held in model.buffers()] == before
-    pruned(whole, execute(given), solver="sparsegpt")
-    found = tensors_in(folder)
-    assert found.keys() == whole.state_dict().keys()
-    assert all(torch.equal(found[name], held) for name, held in whole.state_dict().items())
+    prune(model, execute(given, weights=tmp_path / "dense.safetensors", folder=folder), solver="sparsegpt")
+    assert [(id(tensor), tensor.device) for tensor in model.buffers()] == before
+    prune(whole, execute(given), solver="sparsegpt")
+    tensors = tensors_in(folder)
+    assert tensors.keys() == whole.state_dict().keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in whole.state_dict().items())
 
 
-def test_buffers_that_nobody_knows(tmp_path: Path) -> None:
+def test_buffers_without_values(tmp_path: Path) -> None:
     save_file(dict(buffered(saved=False).state_dict()), tmp_path / "dense.safetensors")
     with torch.device("meta"):
         model = Buffered(saved=False)
     calibration = execute(batches(features=8), weights=tmp_path / "dense.safetensors", folder=tmp_path / "pruned")
     with pytest.raises(ModelLoadError, match=r"'blocks.0.scale' is on the meta device.*include_buffers=False"):
-        pruned(model, calibration)
+        prune(model, calibration)
     assert is_empty(model)
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_empty_weights_of_accelerate(name: str, tmp_path: Path) -> None:
+def test_models_with_empty_weights_of_accelerate(name: str, tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
-    dense = saved(name, tmp_path)
+    dense = save_family(name, tmp_path)
     with accelerate.init_empty_weights(include_buffers=False):
         model = family(name)
     model.tie_weights()
     config = IN_BLOCKS.get(name, CONFIG)
-    pruned(model, execute(inputs_of(name), weights=dense, folder=tmp_path / "pruned"), config=config)
+    prune(model, execute(inputs_of(name), weights=dense, folder=tmp_path / "pruned"), config=config)
     whole = family(name)
-    pruned(whole, execute(inputs_of(name)), config=config)
-    found = tensors_in(tmp_path / "pruned")
-    assert [key for key, held in found.items() if not torch.equal(held, whole.state_dict()[key])] == []
+    prune(whole, execute(inputs_of(name)), config=config)
+    tensors = tensors_in(tmp_path / "pruned")
+    assert [key for key, tensor in tensors.items() if not torch.equal(tensor, whole.state_dict()[key])] == []
 
 
-# What is refused
+# Unsupported models and files
 
 
-def test_a_model_without_values(dense: Path, tmp_path: Path) -> None:
+def test_a_model_on_the_meta_device_needs_weights(dense: Path, tmp_path: Path) -> None:
     with pytest.raises(LayerError, match=r"is on the meta device .*weights=\.\.\., folder=\.\.\."):
-        pruned(empty("llama"), execute(inputs_of("llama")))
+        prune(build_empty("llama"), execute(inputs_of("llama")))
     with pytest.raises(LayerError, match="is on the meta device"):
-        secateur.prune(empty("llama"), CONFIG)
+        secateur.prune(build_empty("llama"), CONFIG)
     with pytest.raises(ConfigError, match="weights needs a folder"):
         Execution(weights=dense)
     assert not (tmp_path / "pruned").exists()
 
 
-def test_a_model_with_values(dense: Path, tmp_path: Path) -> None:
+def test_a_model_with_values_needs_no_weights(dense: Path, tmp_path: Path) -> None:
     model = family("llama")
     with pytest.raises(ConfigError, match=r"'model.embed_tokens.weight' has values. Leave weights out"):
-        pruned(model, execute(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned"))
-    partly = empty("llama")
+        prune(model, execute(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned"))
+    partly = build_empty("llama")
     partly.lm_head = nn.Linear(16, 64, bias=False)
     with pytest.raises(ConfigError, match=r"'lm_head.weight' has values"):
-        pruned(partly, execute(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned"))
+        prune(partly, execute(inputs_of("llama"), weights=dense, folder=tmp_path / "pruned"))
 
 
-def refusal(model: nn.Module, weights: Path, folder: Path, given: Any = None, **options: Any) -> None:
+def prune_and_check_unchanged(model: nn.Module, weights: Path, folder: Path, given: Any = None, **options: Any) -> None:
     given = inputs_of("llama") if given is None else given
     try:
-        pruned(model, execute(given, weights=weights, folder=folder), **options)
+        prune(model, execute(given, weights=weights, folder=folder), **options)
     finally:
         assert is_empty(model)
         assert not (folder / "run.state").exists() or any(folder.glob("*.done.state"))
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "nowhere", tmp_path / "none.safetensors"):
+def test_missing_files(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing", tmp_path / "none.safetensors"):
         with pytest.raises(ModelLoadError, match=r"weights must be a .safetensors file or a folder"):
-            refusal(empty("llama"), place, tmp_path / "pruned")
+            prune_and_check_unchanged(build_empty("llama"), path, tmp_path / "pruned")
 
 
-def test_files_that_lack_a_layer(dense: Path, tmp_path: Path) -> None:
+def test_files_without_a_layer(dense: Path, tmp_path: Path) -> None:
     whole = tensors_in(dense)
     del whole["model.layers.1.mlp.up_proj.weight"]
     save_file(whole, dense / "model.safetensors")
     with pytest.raises(ModelLoadError, match=r"lacks 'model.layers.1.mlp.up_proj.weight' of the model. Did you mean"):
-        refusal(empty("llama"), dense, tmp_path / "pruned")
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned")
 
 
-def test_tied_weights_that_accelerate_takes_apart(tmp_path: Path) -> None:
+def test_tied_weights_that_accelerate_unties(tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
-    dense = saved("gpt2", tmp_path)
+    dense = save_family("gpt2", tmp_path)
     with accelerate.init_empty_weights(include_buffers=False):
         model = family("gpt2")
     with pytest.raises(ModelLoadError, match=r"lacks 'lm_head.weight' .*model.tie_weights\(\)"):
-        refusal(model, dense, tmp_path / "pruned")
+        prune_and_check_unchanged(model, dense, tmp_path / "pruned")
 
 
 def test_files_of_another_model(dense: Path, tmp_path: Path) -> None:
@@ -650,7 +662,7 @@ def test_files_of_another_model(dense: Path, tmp_path: Path) -> None:
     whole["model.norm.weight"] = torch.ones(8)
     save_file(whole, dense / "model.safetensors")
     with pytest.raises(ModelLoadError, match=r"'model.norm.weight' has shape \[8\] in .* and \[16\] in the model"):
-        refusal(empty("llama"), dense, tmp_path / "pruned")
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned")
 
 
 def test_quantized_files(dense: Path, tmp_path: Path) -> None:
@@ -658,16 +670,16 @@ def test_quantized_files(dense: Path, tmp_path: Path) -> None:
     whole["model.norm.weight"] = torch.ones(16, dtype=torch.float8_e4m3fn)
     save_file(whole, dense / "model.safetensors")
     with pytest.raises(ModelLoadError, match=r"'model.norm.weight' is stored as F8_E4M3 .* before quantization"):
-        refusal(empty("llama"), dense, tmp_path / "pruned")
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned")
 
 
-def test_files_that_are_damaged(dense: Path, tmp_path: Path) -> None:
+def test_damaged_files(dense: Path, tmp_path: Path) -> None:
     os.truncate(dense / "model.safetensors", 1000)
     with pytest.raises(ModelLoadError, match=r"model.safetensors cannot be read .* Is it complete\?"):
-        refusal(empty("llama"), dense, tmp_path / "pruned")
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned")
     (dense / "model.safetensors.index.json").write_text('{"weight_map": 3}')
     with pytest.raises(ModelLoadError, match=r"index.json: 'weight_map' must map each tensor"):
-        refusal(empty("llama"), dense, tmp_path / "pruned")
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned")
 
 
 @pytest.mark.parametrize(
@@ -695,57 +707,59 @@ def test_files_that_are_damaged(dense: Path, tmp_path: Path) -> None:
         ({"weight_map": {"a": 3}}, "'weight_map' must map each tensor to the name of its file"),
     ],
 )
-def test_an_index_names_files_in_its_folder(index: Any, message: str, dense: Path, tmp_path: Path) -> None:
+def test_an_index_must_name_files_in_its_folder(index: Any, message: str, dense: Path, tmp_path: Path) -> None:
     (dense / "pipe.safetensors").mkdir()
     shutil.copy(dense / "model.safetensors", dense.parent / "secret.safetensors")
     (dense / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelLoadError, match=re.escape(message)):
-        refusal(empty("llama"), dense, tmp_path / "pruned")
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned")
 
 
-def test_a_name_in_two_files(dense: Path, tmp_path: Path) -> None:
+def test_a_tensor_in_two_files(dense: Path, tmp_path: Path) -> None:
     shutil.move(dense / "model.safetensors", dense / "one.safetensors")
     shutil.copy(dense / "one.safetensors", dense / "two.safetensors")
     with pytest.raises(ModelLoadError, match=r"and \d+ more are in several files of"):
-        refusal(empty("llama"), dense, tmp_path / "pruned")
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned")
 
 
-def test_nan_is_found_in_its_block(dense: Path, tmp_path: Path) -> None:
+def test_nan_is_reported_when_its_block_is_loaded(dense: Path, tmp_path: Path) -> None:
     whole = tensors_in(dense)
     whole["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan
     save_file(whole, dense / "model.safetensors")
     with pytest.raises(ScoreError, match=r"'model.layers.1.mlp.up_proj': weights must be numbers, found nan"):
-        refusal(empty("llama"), dense, tmp_path / "pruned")
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned")
     assert [path.name for path in (tmp_path / "pruned").glob("*.safetensors")] == ["model-00001-of-00004.safetensors"]
 
 
 def test_layers_outside_of_blocks(tmp_path: Path) -> None:
-    dense = saved("bert", tmp_path)
+    dense = save_family("bert", tmp_path)
     with pytest.raises(UnsupportedModelError, match=r"'bert.pooler.dense' are not in a stack of blocks .* Exclude"):
-        refusal(empty("bert"), dense, tmp_path / "pruned", inputs_of("bert"), config={"pattern": "2:4"})
+        prune_and_check_unchanged(
+            build_empty("bert"), dense, tmp_path / "pruned", inputs_of("bert"), config={"pattern": "2:4"}
+        )
 
 
 class Flat(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.first, self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.two(self.one(x)))
+        return self.head(self.second(self.first(x)))
 
 
 def test_a_model_without_a_stack(tmp_path: Path) -> None:
     save_file(dict(Flat().state_dict()), tmp_path / "dense.safetensors")
     with torch.device("meta"):
         model = Flat()
-    with pytest.raises(UnsupportedModelError, match="'one', 'two' are not in a stack of blocks"):
-        refusal(model, tmp_path / "dense.safetensors", tmp_path / "pruned", batches(features=8))
+    with pytest.raises(UnsupportedModelError, match="'first', 'second' are not in a stack of blocks"):
+        prune_and_check_unchanged(model, tmp_path / "dense.safetensors", tmp_path / "pruned", batches(features=8))
 
 
-def test_a_model_that_refuses_the_data(dense: Path, tmp_path: Path) -> None:
+def test_a_model_that_fails_on_the_data(dense: Path, tmp_path: Path) -> None:
     given = [batch | {"inputs_embeds": torch.ones(3, 8, 16)} for batch in inputs_of("llama")]
     with pytest.raises(UnsupportedModelError, match=r"The model fails on calibration batch 0: .*inputs_embeds"):
-        refusal(empty("llama"), dense, tmp_path / "pruned", given)
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned", given)
 
 
 class Shared(Buffered):
@@ -755,15 +769,15 @@ class Shared(Buffered):
 
 
 def test_blocks_that_share_a_parameter(tmp_path: Path) -> None:
-    save_file({name: held.clone() for name, held in Shared().state_dict().items()}, tmp_path / "dense.safetensors")
+    save_file({name: tensor.clone() for name, tensor in Shared().state_dict().items()}, tmp_path / "dense.safetensors")
     with torch.device("meta"):
         model = Shared()
     with pytest.raises(
         UnsupportedModelError, match=r"'blocks.0.fc.weight', 'blocks.2.fc.weight' are the same parameter"
     ):
-        refusal(model, tmp_path / "dense.safetensors", tmp_path / "pruned", batches(features=8))
+        prune_and_check_unchanged(model, tmp_path / "dense.safetensors", tmp_path / "pruned", batches(features=8))
 
 
 def test_distilling_needs_the_whole_model(dense: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Distill needs the whole model, and weights loads it block by block"):
-        refusal(empty("llama"), dense, tmp_path / "pruned", refine="distill")
+        prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned", refine="distill")
