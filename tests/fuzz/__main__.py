@@ -1,6 +1,6 @@
-"""Run the attacks for some minutes: ``python -m fuzz --minutes 60``.
+"""Run the attacks for a given time: ``python -m fuzz --minutes 60``.
 
-Batches of cases run in processes of their own, so that a crash is counted and named like any other failure.
+Batches of cases run in separate processes, so that a crash is counted and reported like any other failure.
 """
 
 import argparse
@@ -17,16 +17,16 @@ from collections.abc import Iterator
 from fuzz.harness import load_attacks, run_case
 
 SECONDS_PER_BATCH = 60
-"""A batch starts no new case after this time."""
+"""Time after which a batch starts no new case."""
 
 SECONDS_OF_GRACE = 10
-"""After the time limit of a case, until its process is ended."""
+"""Time from the time limit of a case until its process is stopped."""
 
 MAX_TRACEBACK_LINES = 40
 
 
 def main() -> int:
-    """Run attacks by turns until the time is over; returns the exit status."""
+    """Run attacks in turn until the time is over; returns the exit status."""
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--start", type=int, default=0, help="number of the first case of each attack")
@@ -34,11 +34,11 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="run this one case in this process, with a traceback")
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    os.environ.setdefault("KERAS_BACKEND", "numpy")  # as in the tests: it is there, and imported at once
+    os.environ.setdefault("KERAS_BACKEND", "numpy")  # as in the tests: always installed, and fast to import
     attacks = load_attacks()
     names = given.only or list(attacks)
     if unknown := sorted(set(names) - set(attacks)):
-        parser.error(f"unknown attacks {unknown}; there are {sorted(attacks)}")
+        parser.error(f"unknown attacks {unknown}, known are {sorted(attacks)}")
     if given.case is not None:
         print(run_case(attacks[names[0]], given.case))
         return 0
@@ -49,13 +49,13 @@ def main() -> int:
 
 
 def run_all(names: list[str], minutes: float, first: int) -> int:
-    """Give each attack a batch in turn; print failures as they come, and a table at the end."""
+    """Run a batch of each attack in turn; print failures when they occur, and a table at the end."""
     next_case, counts, failures = dict.fromkeys(names, first), Counter[tuple[str, str]](), list[str]()
     end = time.monotonic() + 60 * minutes
     for name in itertools.cycle(names):
         if time.monotonic() > end:
             break
-        for number, outcome, details in batch(name, next_case[name]):
+        for number, outcome, details in run_in_process(name, next_case[name]):
             next_case[name] = number + 1
             counts[name, outcome] += 1
             if outcome == "failed":
@@ -69,23 +69,23 @@ def run_all(names: list[str], minutes: float, first: int) -> int:
     return 1 if failures else 0
 
 
-def batch(name: str, first: int) -> Iterator[tuple[int, str, str]]:
-    """Number, outcome and details of each case of one batch, which runs in another process."""
+def run_in_process(name: str, first: int) -> Iterator[tuple[int, str, str]]:
+    """Run one batch in another process, and yield number, outcome and details of each case."""
     command = [sys.executable, "-m", "fuzz", "--only", name, "--batch", str(first)]
-    begun, details = None, list[str]()
+    case, details = None, list[str]()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             mark, _, rest = line.strip().partition(" ")
             if mark == "#begin":
-                begun, details = int(rest), []
-            elif mark == "#end" and begun is not None:
-                yield begun, rest, "".join(details)
-                begun = None
+                case, details = int(rest), []
+            elif mark == "#end" and case is not None:
+                yield case, rest, "".join(details)
+                case = None
             else:
                 details = [*details, line][-MAX_TRACEBACK_LINES:]
-    if begun is not None or process.returncode:
-        yield first if begun is None else begun, "failed", f"{''.join(details)}exit status {process.returncode}"
+    if case is not None or process.returncode:
+        yield first if case is None else case, "failed", f"{''.join(details)}exit status {process.returncode}"
 
 
 def run_batch(name: str, first: int) -> None:
@@ -93,13 +93,13 @@ def run_batch(name: str, first: int) -> None:
     attacker, end = load_attacks()[name], time.monotonic() + SECONDS_PER_BATCH
     for number in itertools.count(first):
         print(f"#begin {number}", flush=True)
-        # A case that hangs in compiled code never comes to its time limit: this ends the process, with a traceback.
+        # Time limits do not interrupt compiled code, so this stops the process with a traceback.
         faulthandler.dump_traceback_later(attacker.seconds + SECONDS_OF_GRACE, exit=True, file=sys.__stderr__)
         try:
             outcome = run_case(attacker, number)
         except KeyboardInterrupt:
             raise
-        except BaseException:  # noqa: BLE001 - whatever an attack brings to light
+        except BaseException:  # noqa: BLE001 - any error is a failure
             traceback.print_exc()
             outcome = "failed"
         faulthandler.cancel_dump_traceback_later()

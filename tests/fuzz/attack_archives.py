@@ -1,4 +1,4 @@
-"""Damaged and lying files of weights, inputs and models."""
+"""Attack with damaged or forged files of weights, inputs and models."""
 
 import io
 import json
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fuzz.attack_models import limited_memory, mutated
+from fuzz.attack_models import limited_memory, mutate_json
 from fuzz.harness import attack
 from secateur.models import load_model
 from secateur.models.pytorch import load_weights, read_array_batches
@@ -38,7 +38,7 @@ def keras_net() -> Any:
 
 @cache
 def samples() -> dict[str, bytes]:
-    """A sound file of each kind."""
+    """Return an intact file of each kind."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
@@ -55,8 +55,8 @@ def samples() -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def changed_bytes(chooser: random.Random, content: bytes) -> bytes:
-    """Content with some bytes changed, numbers replaced, or parts cut out, doubled or moved."""
+def change_bytes(chooser: random.Random, content: bytes) -> bytes:
+    """Change some bytes, replace numbers, or cut out, duplicate or move parts."""
     data = bytearray(content)
     for _ in range(chooser.choice([1, 1, 2, 4, 16])):
         if not data:
@@ -76,8 +76,8 @@ def changed_bytes(chooser: random.Random, content: bytes) -> bytes:
     return bytes(data)
 
 
-def rewritten(chooser: random.Random, content: bytes, change: Callable[[str, bytes], bytes]) -> bytes:
-    """A zip file with one member changed, removed, doubled, renamed or compressed."""
+def rewrite_archive(chooser: random.Random, content: bytes, change: Callable[[str, bytes], bytes]) -> bytes:
+    """Change, remove, duplicate, rename or compress one member of a zip file."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
     place = chooser.randrange(len(members))
@@ -91,46 +91,46 @@ def rewritten(chooser: random.Random, content: bytes, change: Callable[[str, byt
         members.append((name, data))
     else:
         members[place] = (chooser.choice(["../x", "/x", " ", "x" * 1000, "\x1b[2J", name.upper()]), data)
-    held = io.BytesIO()
+    buffer = io.BytesIO()
     method = chooser.choice([zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
-    with warnings.catch_warnings(), zipfile.ZipFile(held, "w", method) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", method) as archive:
         warnings.simplefilter("ignore")
         for name, data in members:
             archive.writestr(name, data)
-    return held.getvalue()
+    return buffer.getvalue()
 
 
-def damaged(chooser: random.Random, name: str) -> bytes:
+def damage(chooser: random.Random, name: str) -> bytes:
     content = samples()[name]
 
     def change(member: str, data: bytes) -> bytes:
         if member.endswith(".json") and chooser.random() < 0.8:
-            return json.dumps(mutated(chooser, json.loads(data))).encode()
-        return changed_bytes(chooser, data)
+            return json.dumps(mutate_json(chooser, json.loads(data))).encode()
+        return change_bytes(chooser, data)
 
     if zipfile.is_zipfile(io.BytesIO(content)) and chooser.random() < 0.6:
-        return rewritten(chooser, content, change)
-    return changed_bytes(chooser, content)
+        return rewrite_archive(chooser, content, change)
+    return change_bytes(chooser, content)
 
 
 @attack(cases=300, seconds=60)
 def damage_weights(chooser: random.Random, folder: Path) -> None:
-    """Weights for a torch model: if they are read, shapes and types stay."""
+    """Load weights into a torch model: if it succeeds, shapes and dtypes are unchanged."""
     name = chooser.choice(["x.pt", "x.pt", "old.pt", "x.safetensors"])
-    (folder / name).write_bytes(damaged(chooser, name))
+    (folder / name).write_bytes(damage(chooser, name))
     model = net()
     with limited_memory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         load_weights(model, folder / name)
-    described = [(held.shape, held.dtype) for held in model.state_dict().values()]
-    assert described == [(held.shape, held.dtype) for held in net().state_dict().values()]
+    loaded = [(tensor.shape, tensor.dtype) for tensor in model.state_dict().values()]
+    assert loaded == [(tensor.shape, tensor.dtype) for tensor in net().state_dict().values()]
 
 
 @attack(cases=300, seconds=60)
 def damage_inputs(chooser: random.Random, folder: Path) -> None:
-    """Calibration data: what is read are batches of tensors without ``nan``."""
+    """Read calibration data: if it succeeds, batches contain tensors without ``nan``."""
     name = chooser.choice(["x.npz", "small.npz", "x.safetensors"])
-    (folder / name).write_bytes(damaged(chooser, name))
+    (folder / name).write_bytes(damage(chooser, name))
     with limited_memory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batches = read_array_batches(folder / name)
@@ -141,11 +141,11 @@ def damage_inputs(chooser: random.Random, folder: Path) -> None:
 
 @attack(cases=60, seconds=60)
 def damage_keras(chooser: random.Random, folder: Path) -> None:
-    """A ``.keras`` file, or weights for a Keras model."""
+    """Load a ``.keras`` file, or weights into a Keras model."""
     from secateur.models.keras import load_keras_weights
 
     name = chooser.choice(["x.keras", "x.keras", "x.weights.h5"])
-    (folder / name).write_bytes(damaged(chooser, name))
+    (folder / name).write_bytes(damage(chooser, name))
     with limited_memory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if name == "x.keras":

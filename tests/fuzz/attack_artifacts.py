@@ -1,4 +1,4 @@
-"""Artifacts and checkpoints that somebody changed: what is read is what was written, or there is an error."""
+"""Attack with modified artifacts and checkpoints: the original content is read, or an error is raised."""
 
 import atexit
 import json
@@ -27,7 +27,7 @@ CALIBRATED = "2:4"
 
 @cache
 def base(name: str) -> tuple[Path, Content]:
-    """An artifact that is made once, and what it holds."""
+    """Create an artifact once, and return its folder and content."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-base-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     saved = artifact(folder / name, **BASES[name])
@@ -36,7 +36,7 @@ def base(name: str) -> tuple[Path, Content]:
 
 @attack(cases=120, seconds=20)
 def mutated_artifact(chance: random.Random, folder: Path) -> None:
-    """Bytes, JSON values, headers and sealed manifests; each verb refuses them or finds what is right."""
+    """Change bytes, JSON values, headers and sealed manifests: each verb raises an error or returns a right result."""
     saved, before = base(chance.choice(list(BASES)))
     mutation = mutated({file.name: file.read_bytes() for file in saved.iterdir()}, chance)
     source, target = folder / "saved", folder / "target"
@@ -74,44 +74,44 @@ def check_loaded(source: Path, before: Content, *, is_sealed: bool) -> None:
 
 def check_converted(source: Path, target: Path, *, dense: bool) -> None:
     convert(source, target, dense=dense)
-    with suppress(SecateurError):  # an index that is forged may have passed where nobody unpacked
+    with suppress(SecateurError):  # conversion does not unpack, so it can accept a forged index
         assert content(target) == content(source)
 
 
-DIARY = "what nobody else is to read"
+DIARY = "a secret"
 
 
-def as_pipe(path: Path) -> None:
+def make_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def as_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     path.mkdir()
 
 
-def as_link_out(path: Path) -> None:
+def make_link_to_outside(path: Path) -> None:
     path.symlink_to("../diary.txt")
 
 
-def as_link_to_device(path: Path) -> None:
+def make_link_to_device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-def as_loop(path: Path) -> None:
+def make_link_loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-def as_huge(path: Path) -> None:
+def make_huge_file(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 42)
 
 
-KINDS = [as_pipe, as_folder, as_link_out, as_link_to_device, as_loop, as_huge]
+KINDS = [make_pipe, make_folder, make_link_to_outside, make_link_to_device, make_link_loop, make_huge_file]
 
 
 @attack(cases=60, seconds=20)
 def files_of_other_kinds(chance: random.Random, folder: Path) -> None:
-    """Pipes, devices, links and huge files in the place of one of an artifact or a checkpoint."""
+    """Replace a file of an artifact or a checkpoint with a pipe, device, link or huge file."""
     (folder / "diary.txt").write_text(DIARY)
     source, target = folder / "source", folder / "target"
     if chance.random() < 0.5:
@@ -139,20 +139,20 @@ def files_of_other_kinds(chance: random.Random, folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> dict[str, np.ndarray]:
-    """A model in two files with an index and a tokenizer, as other tools write it; its tensors."""
+    """Write a model in two files with an index and a tokenizer, like other tools; returns its tensors."""
     folder.mkdir()
-    held = {"a": np.eye(4, dtype="f4"), "b": np.zeros((2, 8), "f2"), "c": np.arange(3), "d": np.zeros((0, 2), "f4")}
-    save_file({name: held[name] for name in "ab"}, folder / "one.safetensors", {"format": "pt"})
-    save_file({name: held[name] for name in "cd"}, folder / "two.safetensors", {"format": "pt"})
-    places = {name: "one.safetensors" if name in "ab" else "two.safetensors" for name in held}
+    tensors = {"a": np.eye(4, dtype="f4"), "b": np.zeros((2, 8), "f2"), "c": np.arange(3), "d": np.zeros((0, 2), "f4")}
+    save_file({name: tensors[name] for name in "ab"}, folder / "one.safetensors", {"format": "pt"})
+    save_file({name: tensors[name] for name in "cd"}, folder / "two.safetensors", {"format": "pt"})
+    places = {name: "one.safetensors" if name in "ab" else "two.safetensors" for name in tensors}
     (folder / INDEX_FILE).write_text(json.dumps({"metadata": {"total_size": 120}, "weight_map": places}))
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    return held
+    return tensors
 
 
 @attack(cases=120, seconds=20)
 def mutated_checkpoint(chance: random.Random, folder: Path) -> None:
-    """Files of other tools have no digests: what is converted is what their headers say, in the shards of the index."""
+    """Convert modified files of other tools, which have no digests: the result matches their headers and index."""
     source, target = folder / "source", folder / "target"
     checkpoint(source)
     path = source / chance.choice(sorted(os.listdir(source)))
@@ -168,7 +168,7 @@ def mutated_checkpoint(chance: random.Random, folder: Path) -> None:
     inspect(source)
     verify(source)
     convert(source, target)
-    said: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    expected: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     places: dict[str, str] = {}
     weight_map = json.loads((source / INDEX_FILE).read_bytes())["weight_map"]
     for shard in {source / name for name in weight_map.values()}:
@@ -176,8 +176,8 @@ def mutated_checkpoint(chance: random.Random, folder: Path) -> None:
         header.pop("__metadata__", None)
         for name, entry in header.items():
             start, stop = entry["data_offsets"]
-            said[name] = entry["dtype"], tuple(entry["shape"]), data[start:stop]
+            expected[name] = entry["dtype"], tuple(entry["shape"]), data[start:stop]
             places[name] = shard.name
     assert weight_map == places
-    assert content(target) == said
+    assert content(target) == expected
     assert (target / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()

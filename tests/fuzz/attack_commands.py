@@ -1,4 +1,4 @@
-"""The command line, over files that are good, damaged or hostile."""
+"""Attack the command line with valid, damaged and hostile files."""
 
 import atexit
 import json
@@ -23,7 +23,7 @@ from fuzz.harness import attack
 from secateur.cli import app
 
 MAX_OUTPUT = 100_000
-"""Characters that a command may print about the small models of this file."""
+"""Maximum number of characters that a command prints for the small models of this file."""
 
 NAMES = [
     *("\x1b[2J", "\x1b]0;owned\x07", "\x9b2J", "a\rb", "a\nb", "\u202egnp", "\u200b", "\ud800", "\0", "\x7f"),
@@ -80,13 +80,13 @@ STRANGE_ARGUMENTS = ["--json", "--debug", "--\x1b", "\x1b[2J", "\0", "\udcff", "
 
 @cache
 def good_files() -> Path:
-    """A folder with one small model of each kind."""
+    """Create a folder with one small model of each kind."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-good-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
     secateur.save(net, folder / "artifact", report=secateur.prune(net, {"pattern": "2:4"}))
-    write_safetensors(folder / "net.safetensors", {name: held.numpy() for name, held in net.state_dict().items()})
+    write_safetensors(folder / "net.safetensors", {name: tensor.numpy() for name, tensor in net.state_dict().items()})
     (folder / "nets.py").write_text(NETS, "utf-8")
     (folder / "pruning.yaml").write_text(secateur.PruningConfig(pattern="2:4").to_yaml(), "utf-8")
     (folder / "bert").mkdir()
@@ -108,7 +108,7 @@ def write_safetensors(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def write_keras(path: Path) -> None:
-    """Write a model of Keras, if it is installed."""
+    """Write a Keras model if Keras is installed."""
     try:
         import keras
     except ImportError:
@@ -118,7 +118,7 @@ def write_keras(path: Path) -> None:
 
 @attack(cases=40, seconds=90, may_refuse=False)  # the first case imports torch and Keras
 def call_commands(chance: random.Random, folder: Path) -> None:
-    """Whatever the files hold, a command ends with a message, an exit code that is documented, and no traceback."""
+    """Call commands: they end with a message and a documented exit code, without a traceback."""
     work = folder / "work"
     shutil.copytree(good_files(), work)
     files = sorted(path for path in work.rglob("*") if path.is_file())
@@ -132,7 +132,7 @@ def call_commands(chance: random.Random, folder: Path) -> None:
 
 
 def choose_arguments(chance: random.Random) -> list[str]:
-    """A command line, mostly one that makes sense."""
+    """Return the arguments of a command, most of which are valid."""
     command = chance.choice(sorted(OPTIONS))
     functions = [f"nets:{name}" for name in ("build", "fail", "leave", "interrupt", "warn", "missing")]
     files = [
@@ -156,7 +156,7 @@ def choose_arguments(chance: random.Random) -> list[str]:
 
 
 def spoil_file(chance: random.Random, path: Path) -> None:
-    """Give hostile names to what a file describes, or damage its bytes."""
+    """Put hostile names into a file, or damage its bytes."""
     change: Callable[[bytes], bytes] = chance.choice((rename, rename, rename, flip, truncate, empty))(chance)
     if path.suffix == ".keras" and chance.random() < 0.8:
         with zipfile.ZipFile(path) as archive:
@@ -187,23 +187,23 @@ def rename(chance: random.Random) -> Callable[[bytes], bytes]:
 
 
 def replace_text(chance: random.Random, data: Any) -> Any:
-    """A JSON document with a hostile name in place of one key or text."""
+    """Replace one key or text of a JSON document with a hostile name."""
     texts = list(texts_in(data))
     old, new = chance.choice(texts) if texts else "", chance.choice(NAMES)
 
-    def replaced(value: Any) -> Any:
+    def replace(value: Any) -> Any:
         match value:
             case dict():
-                return {new if key == old else key: replaced(part) for key, part in value.items()}
+                return {new if key == old else key: replace(part) for key, part in value.items()}
             case list():
-                return [replaced(part) for part in value]
+                return [replace(part) for part in value]
         return new if value == old else value
 
-    return replaced(data)
+    return replace(data)
 
 
 def texts_in(data: Any) -> Iterator[str]:
-    """All keys and texts of a JSON document."""
+    """Yield all keys and texts of a JSON document."""
     if isinstance(data, str):
         yield data
     for part in data if isinstance(data, list) else [*data, *data.values()] if isinstance(data, dict) else []:
@@ -211,7 +211,7 @@ def texts_in(data: Any) -> Iterator[str]:
 
 
 def flip(chance: random.Random) -> Callable[[bytes], bytes]:
-    """Change one byte, but no digit: attacks with large numbers are elsewhere."""
+    """Change one byte that is not a digit; other attacks use large numbers."""
 
     def change(content: bytes) -> bytes:
         places = [at for at, byte in enumerate(content[:4_000]) if not chr(byte).isdigit()]
@@ -224,24 +224,24 @@ def flip(chance: random.Random) -> Callable[[bytes], bytes]:
 
 
 def truncate(chance: random.Random) -> Callable[[bytes], bytes]:
-    """Drop the end."""
+    """Cut off the end."""
     return lambda content: content[: chance.randrange(len(content) + 1)]
 
 
 def empty(_chance: random.Random) -> Callable[[bytes], bytes]:
-    """Drop everything."""
+    """Remove everything."""
     return lambda _content: b""
 
 
 def check_result(result: Result, arguments: list[str]) -> None:
-    """Assert that a command ended as the documentation says, and printed nothing that a terminal would obey."""
-    said = f"{arguments!r} exits with {result.exit_code}:\n{ascii(result.output)[:6_000]}"
+    """Assert that a command ended as documented, and printed no control characters."""
+    summary = f"{arguments!r} exits with {result.exit_code}:\n{ascii(result.output)[:6_000]}"
     is_interrupt = "nets:interrupt" in arguments
-    assert result.exit_code in ({0, 1, 2, 130} if is_interrupt else {0, 1, 2}), said
-    assert result.exit_code == 0 or result.stderr, said
-    assert "--debug" in arguments or "Traceback" not in result.output, said
-    assert len(result.output) <= MAX_OUTPUT, f"{len(result.output):,} characters: {said}"
-    strange = {one for one in result.output if not (one.isprintable() or one == "\n")}
-    assert not strange, f"{sorted(strange)!r}: {said}"
+    assert result.exit_code in ({0, 1, 2, 130} if is_interrupt else {0, 1, 2}), summary
+    assert result.exit_code == 0 or result.stderr, summary
+    assert "--debug" in arguments or "Traceback" not in result.output, summary
+    assert len(result.output) <= MAX_OUTPUT, f"{len(result.output):,} characters: {summary}"
+    strange = {character for character in result.output if not (character.isprintable() or character == "\n")}
+    assert not strange, f"{sorted(strange)!r}: {summary}"
     if result.exit_code == 0 and "--json" in arguments and "--help" not in arguments:
         json.loads(result.stdout)

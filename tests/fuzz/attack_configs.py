@@ -1,4 +1,4 @@
-"""Configurations that someone broke."""
+"""Attack with damaged configurations."""
 
 import copy
 import json
@@ -59,7 +59,7 @@ FRAGMENTS = [
 
 @attack(cases=300)
 def read_configs(chance: random.Random, folder: Path) -> None:
-    """A broken text is refused, or is a configuration that survives being written and read."""
+    """Read a damaged text: it is refused, or the configuration is equal after writing and reading it."""
     data = json.loads(json.dumps(GOOD))
     for _ in range(chance.choice((0, 0, 1, 2))):
         replace_value(chance, data)
@@ -78,7 +78,7 @@ def read_configs(chance: random.Random, folder: Path) -> None:
 
 
 def replace_value(chance: random.Random, data: dict[str, Any]) -> None:
-    """Put a strange value, or one under a strange key, somewhere into nested mappings."""
+    """Put an unusual value or key somewhere into nested mappings."""
     key = chance.choice([*data, "", "\x1b[31m", "patern", "x" * 9_000])
     if isinstance(data.get(key), dict) and data[key] and chance.random() < 0.7:
         replace_value(chance, data[key])

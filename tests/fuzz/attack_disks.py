@@ -1,4 +1,4 @@
-"""Kills, full disks and failing calls while an artifact is written: what was there is there, or the new one is."""
+"""Attack writing artifacts with kills, full disks and failing calls: the old or the new version is complete."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ MAY_FAIL = CALLS - {"close", "isatty", "flock"}
 
 
 def begin(chance: random.Random, folder: Path) -> tuple[Path, int | None]:
-    """A folder with version 0, or without anything."""
+    """Create a folder with version 0, or an empty one."""
     saved = folder / "place" / "saved"
     saved.parent.mkdir()
     if chance.random() < 0.3:
@@ -40,8 +40,8 @@ def begin(chance: random.Random, folder: Path) -> tuple[Path, int | None]:
     return saved, 0
 
 
-def writer(chance: random.Random, folder: Path, saved: Path) -> Callable[[], Any]:
-    """What writes version 1: a saver or a converter."""
+def choose_writer(chance: random.Random, folder: Path, saved: Path) -> Callable[[], Any]:
+    """Return a function that writes version 1 by saving or converting."""
     if chance.random() < 0.7:
         return lambda: save_version(saved, 1)
     save_version(folder / "source", 1)
@@ -49,8 +49,8 @@ def writer(chance: random.Random, folder: Path, saved: Path) -> Callable[[], Any
 
 
 def check(saved: Path, expected: set[int | None], before: int | None) -> None:
-    found = version_of(saved)
-    assert found in expected, (found, expected)
+    version = version_of(saved)
+    assert version in expected, (version, expected)
     assert before is None or strangers_in(saved)
     save_version(saved, 2)
     assert version_of(saved) == 2
@@ -59,12 +59,12 @@ def check(saved: Path, expected: set[int | None], before: int | None) -> None:
 
 @attack(cases=30, seconds=30, may_refuse=False)
 def killed_at_any_call(chance: random.Random, folder: Path) -> None:
-    """A process that saves or converts ends without warning."""
+    """Kill a process that saves or converts."""
     if not hasattr(os, "fork"):
         return
     with mock.patch.object(os, "fsync", os.isatty):
         saved, before = begin(chance, folder)
-        write, number = writer(chance, folder, saved), chance.randrange(1, MAX_CALL)
+        write, number = choose_writer(chance, folder, saved), chance.randrange(1, MAX_CALL)
         process = os.fork()
         if not process:
             with At(number, lambda: os._exit(KILLED)):
@@ -78,10 +78,10 @@ def killed_at_any_call(chance: random.Random, folder: Path) -> None:
 
 @attack(cases=30, seconds=30, may_refuse=False)
 def failing_call(chance: random.Random, folder: Path) -> None:
-    """A call to the file system fails: an `ArtifactError`, and nothing has changed."""
+    """Fail a call to the file system: an `ArtifactError` is raised, and nothing changes."""
     with mock.patch.object(os, "fsync", os.isatty):
         saved, before = begin(chance, folder)
-        write = writer(chance, folder, saved)
+        write = choose_writer(chance, folder, saved)
         number = chance.choice(ERRORS)
 
         def fail() -> None:
@@ -98,14 +98,14 @@ def failing_call(chance: random.Random, folder: Path) -> None:
 
 @attack(cases=15, seconds=30, may_refuse=False)
 def full_disk(chance: random.Random, folder: Path) -> None:
-    """Files may not grow beyond a random size, as with a quota."""
+    """Limit files to a random size, as with a quota."""
     if not hasattr(os, "fork"):
         return
     import resource
 
     with mock.patch.object(os, "fsync", os.isatty):
         saved, before = begin(chance, folder)
-        write, limit = writer(chance, folder, saved), chance.randrange(0, 3000)
+        write, limit = choose_writer(chance, folder, saved), chance.randrange(0, 3000)
         process = os.fork()
         if not process:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -114,7 +114,7 @@ def full_disk(chance: random.Random, folder: Path) -> None:
                 write()
             except ArtifactError:
                 code = KILLED
-            except BaseException:  # noqa: BLE001 - whatever comes to light is a failure
+            except BaseException:  # noqa: BLE001 - any other error is a failure
                 code = 1
             os._exit(code)
         _, status = os.waitpid(process, 0)

@@ -1,4 +1,4 @@
-"""Descriptions of models, with any values in them."""
+"""Attack with descriptions of models that contain arbitrary values."""
 
 import copy
 import hashlib
@@ -23,7 +23,7 @@ from fuzz.harness import attack
 from secateur.models import load_model, load_trained
 
 MAX_MEGABYTES = 1_500
-"""Growth of the peak in one case: the limits allow some hundreds, and imports come on top."""
+"""Maximum growth of the peak in one case: the limits allow a few hundred, and imports need memory too."""
 
 VALUES: list[Any] = [
     *(0, 1, -1, 2, 3, 7, 8, 1000, 40_000, 10**6, 10**9, 2**31, 2**63, 10**30, -(10**9)),
@@ -38,29 +38,29 @@ LLAMA = BERT | {"num_key_value_heads": 1, "head_dim": 4, "max_position_embedding
 
 @contextmanager
 def limited_memory() -> Iterator[None]:
-    """Fail if the peak of this process grows by too much."""
+    """Fail if the peak memory of this process grows too much."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
     assert grown <= MAX_MEGABYTES, f"{grown:,} MB"
 
 
-def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a value of JSON."""
+def list_paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of all values in a JSON document."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, below in items:
         yield (*above, key)
-        yield from places(below, (*above, key))
+        yield from list_paths(below, (*above, key))
 
 
-def mutated(chooser: random.Random, value: Any) -> Any:
-    """A value of JSON with one to three places changed, removed or moved."""
+def mutate_json(chooser: random.Random, value: Any) -> Any:
+    """Change, remove or move one to three values of a JSON document."""
     value = json.loads(json.dumps(value))
     for _ in range(chooser.choice([1, 1, 1, 2, 3])):
-        found = list(places(value))
-        if not found:
+        paths = list(list_paths(value))
+        if not paths:
             return value
-        *above, key = chooser.choice(found)
+        *above, key = chooser.choice(paths)
         holder = value
         for step in above:
             holder = holder[step]
@@ -71,7 +71,7 @@ def mutated(chooser: random.Random, value: Any) -> Any:
             del holder[key]
         else:
             other = value
-            for step in chooser.choice(found):
+            for step in chooser.choice(paths):
                 try:
                     other = other[step]
                 except (KeyError, IndexError, TypeError):
@@ -82,10 +82,10 @@ def mutated(chooser: random.Random, value: Any) -> Any:
 
 @cache
 def folders() -> list[Path]:
-    """Folders of transformers with tiny models."""
+    """Create transformers folders with tiny models."""
     import transformers
 
-    made = []
+    created = []
     for name, sizes in (("Bert", BERT), ("Llama", LLAMA), ("DistilBert", DISTILBERT)):
         config = getattr(transformers, f"{name}Config")(**sizes)
         folder = Path(tempfile.mkdtemp(prefix="fuzz-models-"))
@@ -93,22 +93,22 @@ def folders() -> list[Path]:
         save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
         config.architectures = [f"{name}Model"]
         config.save_pretrained(folder)
-        made.append(folder)
-    return made
+        created.append(folder)
+    return created
 
 
 @cache
 def artifacts() -> list[Path]:
-    """Artifacts of a torch model and of a Keras model."""
+    """Create artifacts of a torch model and of a Keras model."""
     import keras
 
     keras_model = keras.Sequential(
         [keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 2), keras.layers.Flatten(), keras.layers.Dense(4)]
     )
-    made = [Path(tempfile.mkdtemp(prefix="fuzz-models-")) / "saved" for _ in range(2)]
-    secateur.save(load_trained(str(folders()[0])).model, made[0])
-    secateur.save(keras_model, made[1])
-    return made
+    targets = [Path(tempfile.mkdtemp(prefix="fuzz-models-")) / "saved" for _ in range(2)]
+    secateur.save(load_trained(str(folders()[0])).model, targets[0])
+    secateur.save(keras_model, targets[1])
+    return targets
 
 
 LOADERS: list[Callable[[str], object]] = [load_model, load_trained, secateur.artifact.inspect, secateur.verify]
@@ -116,11 +116,11 @@ LOADERS: list[Callable[[str], object]] = [load_model, load_trained, secateur.art
 
 @attack(cases=40, seconds=60)
 def mutate_config(chooser: random.Random, folder: Path) -> None:
-    """A folder of transformers whose ``config.json`` says anything."""
+    """Load a transformers folder whose ``config.json`` contains arbitrary values."""
     original = chooser.choice(folders())
     target = Path(shutil.copytree(original, folder / "model"))
     config = json.loads((target / "config.json").read_text("utf-8"))
-    text = json.dumps(mutated(chooser, config)).encode()
+    text = json.dumps(mutate_json(chooser, config)).encode()
     if chooser.random() < 0.1:
         cut = chooser.randrange(len(text))
         text = text[:cut] + chooser.choice([b"", b"\xff", b"[" * 5000, b"NaN"]) + text[cut + chooser.randrange(3) :]
@@ -132,11 +132,11 @@ def mutate_config(chooser: random.Random, folder: Path) -> None:
 
 @attack(cases=30, seconds=60)
 def mutate_description(chooser: random.Random, folder: Path) -> None:
-    """An artifact whose description says anything: what is built has the tensors of the artifact."""
+    """Load an artifact with an arbitrary description: if it succeeds, the model has the tensors of the artifact."""
     original = chooser.choice(artifacts())
     target = Path(shutil.copytree(original, folder / "saved"))
     file = target / ("keras.json" if (target / "keras.json").exists() else "config.json")
-    text = json.dumps(mutated(chooser, json.loads(file.read_text("utf-8"))))
+    text = json.dumps(mutate_json(chooser, json.loads(file.read_text("utf-8"))))
     file.write_text(text, "utf-8")
     entry = {"size": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     forged(target, lambda data: data["files"].update({file.name: entry}))
@@ -145,7 +145,7 @@ def mutate_description(chooser: random.Random, folder: Path) -> None:
         model = secateur.load(target)
     expected = secateur.artifact.Artifact(original)
     if isinstance(model, torch.nn.Module):
-        shapes = [tuple(held.shape) for held in model.state_dict().values()]
+        shapes = [tuple(tensor.shape) for tensor in model.state_dict().values()]
     else:
         shapes = [tuple(variable.shape) for variable in model.weights]
     assert sorted(shapes) == sorted(expected.entry(name).shape for name in expected)

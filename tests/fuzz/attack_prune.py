@@ -1,4 +1,4 @@
-"""Attacks on one-shot pruning: every case leaves the model as it was, or pruned as by a run that nothing disturbs."""
+"""Attack one-shot pruning: the model is unchanged, or pruned exactly as by an undisturbed run."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ from secateur.oneshot.pytorch import activations, tensor_files
 
 CONFIG = {"pattern": "2:4"}
 
-WAYS: list[dict[str, Any]] = [
+OPTIONS: list[dict[str, Any]] = [
     {"solver": "wanda"},
     {"solver": "sparsegpt", "refine": "pcg"},
     {"solver": "wanda", "refine": secateur.refiners.Block(steps=2)},
@@ -35,7 +35,7 @@ WAYS: list[dict[str, Any]] = [
 
 
 class Body(nn.Module):
-    """Blocks of which one holds two layers that read the same."""
+    """A block with two layers that read the same input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,19 +57,19 @@ def make_batches() -> list[torch.Tensor]:
 
 def prune(model: nn.Module, way: int, folder: Path | None = None, **options: Any) -> None:
     data = options.pop("batches", None) or make_batches()
-    secateur.prune(model, CONFIG, calibration=data, execution=Execution(folder=folder, **options), **WAYS[way])
+    secateur.prune(model, CONFIG, calibration=data, execution=Execution(folder=folder, **options), **OPTIONS[way])
 
 
 def state_of(model: nn.Module) -> list[Any]:
-    """All that a run changes meanwhile, to the last bit."""
-    values = [held.detach().clone().view(torch.int32).tolist() for held in model.parameters()]
-    flags = [(held.requires_grad, held.grad is None) for held in model.parameters()]
+    """Return everything that a run changes temporarily, bit for bit."""
+    values = [parameter.detach().clone().view(torch.int32).tolist() for parameter in model.parameters()]
+    flags = [(parameter.requires_grad, parameter.grad is None) for parameter in model.parameters()]
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
     return [values, flags, hooks, [module.training for module in model.modules()], list(model.state_dict())]
 
 
 class _Pruned(dict[int, list[Any]]):
-    """Way → the model as a run leaves it that nothing disturbs."""
+    """Way → state of the model after an undisturbed run."""
 
     def __missing__(self, way: int) -> list[Any]:
         model = make_model()
@@ -82,14 +82,14 @@ PRUNED = _Pruned()
 
 
 @cache
-def lines_of(way: int, *, in_folder: bool) -> int:
-    """Lines that a whole run has."""
+def count_run_lines(way: int, *, in_folder: bool) -> int:
+    """Count the lines of a complete run."""
     with TemporaryDirectory() as folder:
         return count_lines(lambda: prune(make_model(), way, Path(folder) if in_folder else None))
 
 
 def check_resumed(way: int, folder: Path | None, **options: Any) -> None:
-    """Assert that the same call ends as one that nothing disturbs."""
+    """Assert that the same call ends like an undisturbed run."""
     model = make_model()
     prune(model, way, folder, **options)
     assert state_of(model) == PRUNED[way]
@@ -98,7 +98,11 @@ def check_resumed(way: int, folder: Path | None, **options: Any) -> None:
 
 
 def check_disturbed(act: Callable[[nn.Module], object], way: int, kinds: tuple[type[BaseException], ...]) -> bool:
-    """Assert that the model is as it was if an action raises, or pruned as by an undisturbed run; whether it raised."""
+    """Assert that the model is unchanged if `act` raises, and else pruned as by an undisturbed run.
+
+    Returns:
+        Whether `act` raised an error.
+    """
     model = make_model()
     dense = state_of(model)
     try:
@@ -112,9 +116,9 @@ def check_disturbed(act: Callable[[nn.Module], object], way: int, kinds: tuple[t
 
 @attack(cases=8, may_refuse=False)
 def prune_interrupted(random: Random, folder: Path) -> None:
-    """Ctrl-C at random lines of several calls, and then one that is left in peace."""
-    way, run = random.randrange(len(WAYS)), random.choice([None, folder / "run"])
-    lines = lines_of(way, in_folder=run is not None)
+    """Simulate Ctrl-C at random lines of several calls, then let one finish."""
+    way, run = random.randrange(len(OPTIONS)), random.choice([None, folder / "run"])
+    lines = count_run_lines(way, in_folder=run is not None)
     for _ in range(random.randint(1, 3)):
         line = random.randint(1, lines)
         check_disturbed(
@@ -125,8 +129,8 @@ def prune_interrupted(random: Random, folder: Path) -> None:
 
 @attack(cases=30, may_refuse=False)
 def prune_on_a_full_disk(random: Random, folder: Path) -> None:
-    """The disk fails at a random write, by an error of Python or of safetensors; the same call goes on later."""
-    way, run = random.randrange(len(WAYS)), random.choice([None, folder / "run"])
+    """Fail a random write with an error of Python or of safetensors; the same call resumes later."""
+    way, run = random.randrange(len(OPTIONS)), random.choice([None, folder / "run"])
     offload = random.choice(["memory", "disk"])
     error = random.choice([OSError(28, "No space left on device"), SafetensorError("No space left on device")])
     left = random.randint(0, 14)
@@ -141,7 +145,7 @@ def prune_on_a_full_disk(random: Random, folder: Path) -> None:
 
         return call
 
-    assert PRUNED[way]  # made now, on a good disk
+    assert PRUNED[way]  # computed now, while the disk works
     names = random.choice([["save_file"], ["_sync"], ["save_file", "_sync"]])
     patches = {name: fail_later(getattr(tensor_files, name)) for name in names}
     save = patches.get("save_file", activations.save_file)
@@ -152,7 +156,7 @@ def prune_on_a_full_disk(random: Random, folder: Path) -> None:
 
 
 def mutate(content: bytes, random: Random) -> bytes:
-    """Content that is cut, filled or changed in some places."""
+    """Truncate, extend or empty the content, or change some of its bytes."""
     kind = random.randrange(5)
     place = random.randrange(max(1, len(content)))
     if kind == 0:
@@ -169,9 +173,9 @@ def mutate(content: bytes, random: Random) -> bytes:
 
 @attack(cases=30, may_refuse=False)
 def prune_with_a_damaged_journal(random: Random, folder: Path) -> None:
-    """What an interrupted run left is damaged: it is refused, or the result is as if nothing had happened."""
-    way, run = random.randrange(len(WAYS)), folder / "run"
-    lines = lines_of(way, in_folder=True)
+    """Damage the files of an interrupted run: they are refused, or the result is that of an undisturbed run."""
+    way, run = random.randrange(len(OPTIONS)), folder / "run"
+    lines = count_run_lines(way, in_folder=True)
     line = random.randint(lines // 4, lines)
     check_disturbed(lambda model: interrupt_at(line, lambda: prune(model, way, run)), way, (KeyboardInterrupt,))
     for path in random.sample(sorted(run.iterdir()), k=min(random.randint(1, 2), len(list(run.iterdir())))):
@@ -186,7 +190,7 @@ def prune_with_a_damaged_journal(random: Random, folder: Path) -> None:
 
 
 def strange_batch(random: Random) -> Any:
-    """A batch that a model may or may not take."""
+    """Return a batch that the model may or may not accept."""
     shape = random.choice([(8, 8), (0, 8), (8, 0), (1, 8), (8,), (), (2, 3, 8), (8, 7), (8, 1)])
     values = random.choice([torch.zeros, torch.ones, torch.randn])(shape)
     values *= random.choice([1.0, 0.0, -0.0, 1e-30, 1e25, 3e38, float("inf"), float("nan")])
@@ -206,26 +210,26 @@ def strange_batch(random: Random) -> Any:
             lambda: torch.view_as_complex(torch.randn(8, 8, 2)).conj().imag,
         ]
     )
-    one = make()
+    batch = make()
     wraps: list[Callable[[Any], Any]] = [
-        lambda one: one,
-        lambda one: one,
-        lambda one: (one,),
-        lambda one: {"input": one},
-        lambda one: {"input": [one]},
-        lambda one: {"input": one, "attention_mask": torch.zeros(8, 8)},
-        lambda one: (one, one),
+        lambda x: x,
+        lambda x: x,
+        lambda x: (x,),
+        lambda x: {"input": x},
+        lambda x: {"input": [x]},
+        lambda x: {"input": x, "attention_mask": torch.zeros(8, 8)},
+        lambda x: (x, x),
         lambda _: None,
         lambda _: [],
     ]
-    return random.choice(wraps)(one)
+    return random.choice(wraps)(batch)
 
 
 @attack(cases=150, may_refuse=False)
 def prune_with_strange_data(random: Random, folder: Path) -> None:  # noqa: ARG001
-    """Strange batches are refused by name, or the result is finite, and as sparse as it must be."""
+    """Prune with unusual batches: they are refused, or the result is finite and has the right sparsity."""
     torch.manual_seed(random.randrange(1 << 30))
-    way = random.randrange(len(WAYS))
+    way = random.randrange(len(OPTIONS))
     given = [*make_batches(), *(strange_batch(random) for _ in range(random.randint(1, 2)))]
     if random.random() < 0.5:
         del given[:2]
@@ -236,8 +240,8 @@ def prune_with_strange_data(random: Random, folder: Path) -> None:  # noqa: ARG0
     except SecateurError:
         assert state_of(model) == dense
         return
-    for name, held in model.named_parameters():
-        assert bool(held.isfinite().all()), name
+    for name, parameter in model.named_parameters():
+        assert bool(parameter.isfinite().all()), name
     for layer in (model[0], model[1][0].left, model[1][0].right, model[1][1].left, model[1][1].right):
         assert bool(((layer.weight == 0).reshape(-1, 4).sum(dim=1) >= 2).all())
     assert state_of(model)[1:] == dense[1:]
@@ -255,8 +259,8 @@ attack_prune.prune(model, int(sys.argv[1]), Path(sys.argv[2]))
 
 @attack(cases=1, seconds=120, may_refuse=False)
 def prune_killed(random: Random, folder: Path) -> None:
-    """A process is killed at a random moment; the same call goes on."""
-    way, run = random.randrange(len(WAYS)), folder / "run"
+    """Kill a process at a random moment; the same call resumes."""
+    way, run = random.randrange(len(OPTIONS)), folder / "run"
     path = os.pathsep.join(map(str, sys.path))
     command = [sys.executable, "-c", KILLED, str(way), str(run)]
     environment = {**os.environ, "PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""Savers, readers and converters at once: whoever reads sees one artifact as a whole, and nobody is told otherwise."""
+"""Attack with concurrent savers, readers and converters: each reader gets one complete version."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def copy(folder: Path) -> int:
     return version
 
 
-def convert_one(folder: Path) -> int | None:
+def convert_copy(folder: Path) -> int | None:
     with tempfile.TemporaryDirectory() as target:
         convert(folder, Path(target, "copy"))
         return version_of(Path(target, "copy"))
@@ -48,7 +48,7 @@ def look(folder: Path) -> None:
     assert inspect(folder).disk_bytes
 
 
-READERS: list[Callable[[Path], int | None]] = [read, copy, convert_one, look]
+READERS: list[Callable[[Path], int | None]] = [read, copy, convert_copy, look]
 
 
 def save_for(folder: Path, number: int, until: float) -> None:
@@ -64,12 +64,12 @@ def read_for(folder: Path, reader: Callable[[Path], int | None], until: float) -
 
 
 def in_process(work: Callable[[], None]) -> Callable[[], None]:
-    """Do it in a process of its own; what waits for its end."""
+    """Run a function in a new process; returns a function that waits for its end."""
     process = os.fork()
     if not process:
         try:
             work()
-        except BaseException:  # noqa: BLE001 - whatever comes to light is shown
+        except BaseException:  # noqa: BLE001 - any error is shown
             sys.excepthook(*sys.exc_info())
             os._exit(1)
         os._exit(0)
@@ -82,16 +82,16 @@ def in_process(work: Callable[[], None]) -> Callable[[], None]:
 
 
 def in_thread(work: Callable[[], None]) -> Callable[[], None]:
-    """Do it in a thread; what waits for its end."""
+    """Run a function in a thread; returns a function that waits for its end."""
     errors: list[BaseException] = []
 
-    def guarded() -> None:
+    def run() -> None:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - is raised again
             errors.append(error)
 
-    thread = threading.Thread(target=guarded)
+    thread = threading.Thread(target=run)
     thread.start()
 
     def join() -> None:
@@ -104,9 +104,9 @@ def in_thread(work: Callable[[], None]) -> Callable[[], None]:
 
 @attack(cases=12, seconds=60, may_refuse=False)
 def savers_beside_readers(chance: random.Random, folder: Path) -> None:
-    """Some processes and threads save, others read, copy, convert and verify."""
+    """Save in some processes or threads, and read, copy, convert and verify in others."""
     saved = folder / "saved"
-    with mock.patch.object(os, "fsync", os.isatty):  # nothing is lost without waiting for a disk
+    with mock.patch.object(os, "fsync", os.isatty):  # no need to wait for a disk
         save_version(saved, 0)
         until = time.monotonic() + SECONDS
         begin = in_process if chance.random() < 0.7 and hasattr(os, "fork") else in_thread
@@ -121,14 +121,14 @@ def savers_beside_readers(chance: random.Random, folder: Path) -> None:
 
 @attack(cases=20, seconds=60, may_refuse=False)
 def saver_at_any_moment_of_a_reader(chance: random.Random, folder: Path) -> None:
-    """Another version takes the place of the first at a random call to the file system of a reader."""
+    """Save another version at a random file system call of a reader."""
     saved = folder / "saved"
     with mock.patch.object(os, "fsync", os.isatty):
         save_version(saved, 0)
-        reader = chance.choice([read, copy, convert_one])
+        reader = chance.choice([read, copy, convert_copy])
 
         def save_another() -> None:
-            # In a thread, for the reader may hold the lock just now.
+            # In a thread, because the reader may hold the lock.
             join = in_thread(lambda: save_version(saved, 1))
             joins.append(join)
             time.sleep(0.01)

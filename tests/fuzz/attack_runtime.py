@@ -1,4 +1,4 @@
-"""Random models under `secateur.runtime.compile`, against their dense selves."""
+"""Compare random models compiled by `secateur.runtime.compile` with the dense models."""
 
 import copy
 import random
@@ -39,17 +39,17 @@ class Result:
 
 
 class Subclass(nn.Linear):
-    """A layer with a forward of its own."""
+    """A layer with a custom forward."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         return super().forward(input) - 1
 
 
 class Untouched(torch.Tensor):
-    """A tensor of another class."""
+    """A tensor subclass."""
 
 
-class Seen(TorchFunctionMode):
+class EmptyMode(TorchFunctionMode):
     """A mode that changes nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,7 +57,7 @@ class Seen(TorchFunctionMode):
 
 
 class Pair(nn.Module):
-    """Wider, and back."""
+    """Two layers: one that widens, and one that narrows."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ STEPS: dict[str, Step] = {
 
 
 class Model(nn.Module):
-    """Layers, each called in its way."""
+    """Layers that are called in different ways."""
 
     def __init__(self, layers: list[nn.Module], steps: list[Step], shape: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ SHAPES: list[Callable[[torch.Tensor], Any]] = [
 
 
 def make_layer(chance: random.Random) -> nn.Module:
-    """A layer of so many inputs as outputs, with zeros in some pattern, and sometimes more than a plain one."""
+    """Create a square layer with zeros in a random pattern, sometimes with hooks or other extras."""
     if chance.random() < 0.3:
         pair = Pair(chance.choice([8, 24, 32]))
         put_zeros(chance, pair.up.weight)
@@ -165,7 +165,7 @@ def make_layer(chance: random.Random) -> nn.Module:
 
 @torch.no_grad()
 def put_zeros(chance: random.Random, weight: torch.Tensor) -> None:
-    """Zeros in blocks, single ones, 2:4, whole channels, everywhere or nowhere."""
+    """Put zeros in blocks, single weights, 2:4 groups, whole channels, everywhere or nowhere."""
     outputs, inputs = weight.shape
     share, kind = (
         chance.choice([0.3, 0.6, 0.9]),
@@ -206,7 +206,7 @@ def make_inputs(chance: random.Random, dtype: torch.dtype) -> torch.Tensor:
     return inputs.to(dtype)
 
 
-ODD: list[Callable[[torch.Tensor], torch.Tensor]] = [
+UNUSUAL: list[Callable[[torch.Tensor], torch.Tensor]] = [
     *[lambda x: x] * 4,
     torch._neg_view,
     lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype),
@@ -224,7 +224,7 @@ CONTEXTS: list[Callable[[], AbstractContextManager[Any]]] = [
     *[nullcontext] * 4,
     torch.inference_mode,
     lambda: FlopCounterMode(display=False),
-    Seen,
+    EmptyMode,
     forward_ad.dual_level,
     lambda: torch.device("meta"),
     lambda: torch.autograd.graph.save_on_cpu(),
@@ -257,7 +257,7 @@ CONV_STEPS: dict[str, Step] = {
 
 
 def make_convolution(chance: random.Random) -> nn.Module:
-    """A convolution of as many channels as it has outputs, with zeros in some pattern."""
+    """Create a convolution with equally many inputs and outputs, and zeros in a random pattern."""
     kernel = chance.choice([1, 1, 2, 3, (3, 1), (1, 3)])
     mode = chance.choice(["zeros", "zeros", "reflect", "circular", "replicate"])
     padding = chance.choice([0, 1, (0, 1), "same"])
@@ -303,13 +303,13 @@ def outputs_of(model: nn.Module, given: Any, context: Callable[[], AbstractConte
 
 @attack(cases=60, may_refuse=False)
 def random_models(chance: random.Random, folder: Path) -> None:  # noqa: ARG001 - nothing is stored
-    """A random model gives what it gave before, whatever it is called with."""
+    """Compile random models: their outputs do not change, for any kind of input."""
     attack_model(chance, make_model, make_inputs)
 
 
 @attack(cases=30, may_refuse=False)
 def random_convolutions(chance: random.Random, folder: Path) -> None:  # noqa: ARG001 - nothing is stored
-    """The same for convolutions."""
+    """Compile random convolutions: their outputs do not change."""
     attack_model(chance, make_convolutions, make_images)
 
 
@@ -318,16 +318,16 @@ def attack_model(
     build: Callable[[random.Random], Model],
     make: Callable[[random.Random, torch.dtype], torch.Tensor],
 ) -> None:
-    """Compile a model and call it in many ways, as the dense one is called."""
+    """Compile a model, and compare it with the dense model in many kinds of calls."""
     dtype = chance.choice([torch.float32] * 6 + [torch.bfloat16, torch.float16])
     model, int8 = build(chance).to(dtype), chance.random() < 0.15
-    inputs = chance.choice(ODD[:-1])(make(chance, dtype)).detach()
+    inputs = chance.choice(UNUSUAL[:-1])(make(chance, dtype)).detach()
     scale: Any = chance.choice([1.0, torch.tensor(0.5, dtype=dtype)])
     example = chance.choice([lambda: inputs, lambda: (inputs, scale), lambda: {"inputs": inputs, "scale": scale}])()
     given = (example,) if isinstance(example, torch.Tensor) else example
     try:
         outputs_of(model, given, nullcontext)
-    except Exception:  # noqa: BLE001 - a model that does not work by itself is no case
+    except Exception:  # noqa: BLE001 - skip models that fail without compiling
         return
     dense = copy.deepcopy(model)
     with replace_always():
@@ -339,7 +339,7 @@ def attack_model(
     tolerance = max(TOLERANCES[dtype], TOLERANCES[rounds], INT8_TOLERANCE * int8)
     compare(dense, compiled, given, nullcontext, tolerance)
     for _ in range(4):
-        other = chance.choice(ODD)(make(chance, dtype))
+        other = chance.choice(UNUSUAL)(make(chance, dtype))
         compare(dense, compiled, (other, scale), chance.choice(CONTEXTS), tolerance)
     check_layers(chance, compiled, dense, is_exact=not int8)
 
@@ -347,14 +347,14 @@ def attack_model(
 def compare(dense: nn.Module, compiled: nn.Module, given: Any, context: Any, tolerance: float) -> None:
     try:
         expected = outputs_of(dense, given, context)
-    except Exception:  # noqa: BLE001 - what the dense model refuses may be refused
+    except Exception:  # noqa: BLE001 - inputs that fail with the dense model may fail
         return
     difference = measure_difference(expected, outputs_of(compiled, given, context))
     assert difference <= tolerance, difference
 
 
 def check_layers(chance: random.Random, compiled: nn.Module, dense: nn.Module, *, is_exact: bool) -> None:
-    """The state is the dense one, copies work, and weights cannot be written."""
+    """Assert that the state is that of the dense model, and that weights cannot be modified."""
     replaced = [layer for layer in compiled.modules() if isinstance(layer, SparseLayer)]
     for layer in replaced:
         try:

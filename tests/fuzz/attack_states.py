@@ -1,4 +1,4 @@
-"""Mutated states of pruners: refused with nothing changed, or one that a run can have reached, which then ends well."""
+"""Attack pruners with mutated states: they are refused without changes, or a run can reach them and ends correctly."""
 
 import copy
 import random
@@ -44,10 +44,10 @@ HOSTILE: list[Callable[[], Any]] = [
 ]
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths to all that is in a state."""
+def list_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """List the paths of all values in a state."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [found for key, inner in items for found in [(*path, key), *places(inner, (*path, key))]]
+    return [inner_path for key, inner in items for inner_path in [(*path, key), *list_paths(inner, (*path, key))]]
 
 
 def change_number(chance: random.Random, number: float) -> Any:
@@ -90,8 +90,8 @@ def change_tensor(chance: random.Random, tensor: torch.Tensor) -> Any:
 
 
 def mutate(chance: random.Random, state: dict[str, Any]) -> None:
-    """Change one thing in place."""
-    *above, key = chance.choice(places(state))
+    """Change one value in place."""
+    *above, key = chance.choice(list_paths(state))
     container: Any = state
     for part in above:
         container = container[part]
@@ -115,7 +115,7 @@ def mutate(chance: random.Random, state: dict[str, Any]) -> None:
 
 
 def mix(chance: random.Random, state: dict[str, Any], other: dict[str, Any]) -> None:
-    """Put one part of another step's state in the place of this one's."""
+    """Replace one part of a state with that of another step."""
     mine, theirs = chance.choice(list(zip(state["runs"], other["runs"], strict=True)))
     part = chance.choice(["step", "masks", "progress", "keep", "condemned_keep", "asked", "initial"])
     if part == "step":
@@ -127,45 +127,45 @@ def mix(chance: random.Random, state: dict[str, Any], other: dict[str, Any]) -> 
 
 
 def swap_flags(chance: random.Random, state: dict[str, Any], other: dict[str, Any]) -> None:  # noqa: ARG001
-    """Swap what lives with what does not, or flip one flag, in masks, units or both."""
-    found = chance.choice(state["runs"])
-    pools = [pool for pool in (found["masks"], found["progress"]["keep"], found["progress"]["condemned_keep"]) if pool]
+    """Swap a kept weight with a pruned one, or flip one flag, in masks, units or both."""
+    run = chance.choice(state["runs"])
+    pools = [pool for pool in (run["masks"], run["progress"]["keep"], run["progress"]["condemned_keep"]) if pool]
     if not pools:
         return
     layer, place = chance.choice(list(pools[0])), chance.randrange(1 << 20)
     for pool in pools if chance.random() < 0.5 else [chance.choice(pools)]:
         flags = pool[layer].view(-1)
-        lives, dead = flags.nonzero().view(-1), (~flags).nonzero().view(-1)
-        which = chance.choice(["both", "lives", "dead"])
-        if len(lives) and which != "dead":
-            flags[lives[place % len(lives)]] = False
-        if len(dead) and which != "lives":
-            flags[dead[place % len(dead)]] = True
+        kept, pruned = flags.nonzero().view(-1), (~flags).nonzero().view(-1)
+        which = chance.choice(["both", "kept", "pruned"])
+        if len(kept) and which != "pruned":
+            flags[kept[place % len(kept)]] = False
+        if len(pruned) and which != "kept":
+            flags[pruned[place % len(pruned)]] = True
 
 
 NEARLY_VALID = [mix, swap_flags]
 
 
-def counts(flags: dict[str, torch.Tensor] | None, *, by_layer: bool) -> Any:
-    found = {name: int((~kept).sum()) for name, kept in (flags or {}).items()}
-    return found if by_layer else sum(found.values())
+def count_pruned(flags: dict[str, torch.Tensor] | None, *, by_layer: bool) -> Any:
+    counts = {name: int((~kept).sum()) for name, kept in (flags or {}).items()}
+    return counts if by_layer else sum(counts.values())
 
 
-def reached(run: dict[str, Any]) -> Any:
-    """What must be the same in all states of a run at one step, whatever its weights: known from an undisturbed run."""
+def summarize_run(run: dict[str, Any]) -> Any:
+    """Return what is equal in all states of a run at one step, whatever the weights."""
     by_layer = run["config"]["pruning_scope"] == "local"
     progress = run["progress"]
     return (
         [progress[key] is None for key in ("keep", "condemned_keep")],
-        [counts(progress[key], by_layer=by_layer) for key in ("keep", "condemned_keep")],
+        [count_pruned(progress[key], by_layer=by_layer) for key in ("keep", "condemned_keep")],
         (progress["asked"], progress["initial"], bool(run["masks"])),
     )
 
 
 def check_reached(name: str, state: dict[str, Any], pattern: Any, found: dict[str, Any], expected: Any) -> None:
-    """Assert that a run which was accepted can have been at that step; frozen layers may differ in their counts."""
+    """Assert that a run can reach an accepted state at its step; the counts of frozen layers may differ."""
     if name != "keep_zeros" and not found["keep_mask_layers"] and found["config"]["kind"] != "pattern_lock":
-        assert reached(found) == reached(expected), state["step"]
+        assert summarize_run(found) == summarize_run(expected), state["step"]
     keep, later = (found["progress"][key] for key in ("keep", "condemned_keep"))
     if keep is None or found["config"]["kind"] == "pattern_lock":
         return
@@ -177,8 +177,8 @@ def check_reached(name: str, state: dict[str, Any], pattern: Any, found: dict[st
 
 
 @cache
-def saved(run: str) -> list[dict[str, Any]]:
-    """All states of an undisturbed run, one per step."""
+def record_states(run: str) -> list[dict[str, Any]]:
+    """Return the states of an undisturbed run, one per step."""
     trial, states = start(RUNS[run]), []
     for step in range(STEPS):
         states.append(copy.deepcopy(parts(trial)))
@@ -195,12 +195,12 @@ def resume(run: str, state: dict[str, Any]) -> Trial:
 
 @attack(cases=100)
 def pruner_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
-    """Load a state with one, two or three changes into a run, and end that run."""
+    """Load a state with one to three changes into a run, and finish that run."""
     run, step = chance.choice(list(RUNS)), chance.randrange(STEPS)
     torch.manual_seed(chance.randrange(1000))
-    state = copy.deepcopy(saved(run)[step])
+    state = copy.deepcopy(record_states(run)[step])
     if chance.random() < 0.6:
-        other = copy.deepcopy(saved(run)[chance.randrange(STEPS)])
+        other = copy.deepcopy(record_states(run)[chance.randrange(STEPS)])
         chance.choice(NEARLY_VALID)(chance, state["pruner"], other["pruner"])
     else:
         for _ in range(chance.choice([1, 1, 1, 2, 3])):
@@ -213,7 +213,7 @@ def pruner_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
         assert equal_states(trial.pruner.state_dict(), before)
         assert bits(trial.model) == weights
         raise
-    expected = saved(run)[min(state["pruner"]["step"], STEPS - 1)]["pruner"]
+    expected = record_states(run)[min(state["pruner"]["step"], STEPS - 1)]["pruner"]
     for group, found, true in zip(trial.pruner.plan.patterns, state["pruner"]["runs"], expected["runs"], strict=True):
         check_reached(run, state["pruner"], group, found, true)
     trial.train(range(step, STEPS), NeverRevived(trial.pruner))
@@ -224,7 +224,7 @@ def pruner_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
 
 
 def third(initial: float, target: float, progress: float) -> float:  # noqa: ARG001
-    """A schedule of one's own."""
+    """A custom schedule."""
     return (initial + target) / 3
 
 
@@ -237,7 +237,7 @@ def prepare_again(config: dict[str, Any], seed: int, *, has_zeros: bool) -> Tria
 
 @attack(cases=20)
 def reached_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
-    """Load the state of every step of a random run into a run of another model: none may be refused."""
+    """Load the state of every step of a random run into a run of another model: all must be accepted."""
     config = random_config(chance)
     if config["kind"] != "pattern_lock":
         config |= {
@@ -254,6 +254,6 @@ def reached_states(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
         try:
             other.pruner.load_state_dict(state)
         except StateError as error:
-            raise AssertionError("a state that a run has reached is refused") from error
+            raise AssertionError("a state that a run reached is refused") from error
         assert equal_states(other.pruner.state_dict(), state)
         trial.train([step])

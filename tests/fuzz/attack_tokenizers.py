@@ -1,4 +1,4 @@
-"""Damaged tokenizers."""
+"""Attack with damaged tokenizers."""
 
 import json
 import random
@@ -8,8 +8,8 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-from fuzz.attack_archives import changed_bytes
-from fuzz.attack_models import BERT, limited_memory, mutated
+from fuzz.attack_archives import change_bytes
+from fuzz.attack_models import BERT, limited_memory, mutate_json
 from fuzz.harness import attack
 from secateur.models.pytorch import load_tokenizer, make_text_batches
 
@@ -17,8 +17,8 @@ TEXT = "to prune is to cut what bears no fruit, so that the rest may grow: 1 + 2
 
 
 @cache
-def original() -> Path:
-    """A folder with a tokenizer of bytes and pairs."""
+def tokenizer_folder() -> Path:
+    """Create a folder with a byte-pair tokenizer."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import BertConfig, PreTrainedTokenizerFast
 
@@ -36,14 +36,14 @@ def original() -> Path:
 
 @attack(cases=150, seconds=60)
 def damage_tokenizer(chooser: random.Random, folder: Path) -> None:
-    """A tokenizer that fails, or gives as many tokens as were asked for."""
-    target = Path(shutil.copytree(original(), folder / "model"))
+    """Load a damaged tokenizer: it fails, or returns the requested number of tokens."""
+    target = Path(shutil.copytree(tokenizer_folder(), folder / "model"))
     file = target / chooser.choice(["tokenizer.json", "tokenizer.json", "tokenizer_config.json", "config.json"])
     content = file.read_bytes()
     if chooser.random() < 0.7:
-        content = json.dumps(mutated(chooser, json.loads(content))).encode()
+        content = json.dumps(mutate_json(chooser, json.loads(content))).encode()
     else:
-        content = changed_bytes(chooser, content)
+        content = change_bytes(chooser, content)
     file.write_bytes(content)
     with limited_memory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Training in which anything happens: pruned weights are zero after each step and each exception, or it is refused."""
+"""Attack training: pruned weights are zero after each step and each exception, or the change is refused."""
 
 import random
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def bad_gradient(model: Any, optimizer: Optimizer, chance: random.Random) -> Non
 
 def no_gradient(model: Any, optimizer: Optimizer, chance: random.Random) -> None:
     if isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["fused"]:
-        return  # torch raises a TypeError where only some parameters have a momentum yet
+        return  # torch raises a TypeError if only some parameters have a momentum
     model[chance.choice([0, 2])].weight.grad = None
 
 
@@ -99,8 +99,8 @@ EVENTS: list[Callable[[Any, Optimizer, random.Random], None]] = [
 ]
 
 
-def one_step(chance: random.Random, model: nn.Module, optimizer: Optimizer, pruner: PytorchPruner, step: int) -> None:
-    """A step by hand or by hooks, with or without a closure."""
+def run_step(chance: random.Random, model: nn.Module, optimizer: Optimizer, pruner: PytorchPruner, step: int) -> None:
+    """Run a step with hooks or manually, with or without a closure."""
     if pruner._hooks:
         optimizer.step((lambda: backward(model, step)) if chance.random() < 0.2 else None)
         return
@@ -110,7 +110,7 @@ def one_step(chance: random.Random, model: nn.Module, optimizer: Optimizer, prun
 
 
 def check(pruner: PytorchPruner, before: dict[str, Any]) -> dict[str, Any]:
-    """Pruned weights are zero and stay pruned."""
+    """Assert that pruned weights are zero and stay pruned."""
     assert revived(pruner) == []
     masks = pruner.masks
     assert all((mask <= before[name]).all() for name, mask in masks.items())
@@ -129,7 +129,7 @@ def begin(chance: random.Random, config: dict[str, Any]) -> tuple[nn.Sequential,
 
 @attack(cases=60)
 def interrupted_training(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
-    """Ctrl-C at random operations of random steps; the loop goes on, or is closed."""
+    """Simulate Ctrl-C at random operations of random steps; the loop continues or is closed."""
     model, optimizer, pruner = begin(chance, random_config(chance))
     masks = pruner.masks
     with pruner:
@@ -140,15 +140,15 @@ def interrupted_training(chance: random.Random, folder: Path) -> None:  # noqa: 
             if chance.random() < 0.3:
                 try:
                     with InterruptAt(chance.randrange(150)):
-                        one_step(chance, model, optimizer, pruner, step)
+                        run_step(chance, model, optimizer, pruner, step)
                 except KeyboardInterrupt:
                     is_interrupted = True
-                    optimizer.state.clear()  # torch's own state may be half made
+                    optimizer.state.clear()  # torch's state may be incomplete
                     if not pruner._hooks:
                         with suppress(SecateurError):
                             pruner.after_step()
             else:
-                one_step(chance, model, optimizer, pruner, step)
+                run_step(chance, model, optimizer, pruner, step)
             if not is_interrupted:
                 masks = check(pruner, masks)
         if chance.random() < 0.5:
@@ -158,7 +158,7 @@ def interrupted_training(chance: random.Random, folder: Path) -> None:  # noqa: 
 
 @attack(cases=60)
 def disturbed_training(chance: random.Random, folder: Path) -> None:  # noqa: ARG001
-    """Weights, gradients and groups that change between steps; each is named, or the run ends as it should."""
+    """Change weights, gradients and groups between steps: errors name the layer, or the run ends correctly."""
     config = random_config(chance)
     model, optimizer, pruner = begin(chance, config)
     masks = pruner.masks
@@ -171,10 +171,10 @@ def disturbed_training(chance: random.Random, folder: Path) -> None:  # noqa: AR
             at[step](model, optimizer, chance)
         step += 1
         try:
-            one_step(chance, model, optimizer, pruner, step)
+            run_step(chance, model, optimizer, pruner, step)
         except SecateurError as error:
             if "layer '" not in str(error):
-                raise AssertionError("the error names no layer") from error
+                raise AssertionError("the error does not name a layer") from error
             with suppress(SecateurError):
                 pruner.close()
             assert not pruner.is_active

@@ -1,4 +1,4 @@
-"""What an attack is, and how one case of it runs."""
+"""Define attacks, and run their cases."""
 
 import random
 import signal
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from secateur.errors import SecateurError
 
-__all__ = ["ATTACKS", "Attack", "attack", "load_attacks", "random_for", "run_case"]
+__all__ = ["ATTACKS", "Attack", "attack", "create_random", "load_attacks", "run_case"]
 
 MAX_MESSAGE_CHARACTERS = 10_000
-"""A message is read by a person, whatever a hostile file holds."""
+"""Messages must be readable, whatever a hostile file contains."""
 
 Run = Callable[[random.Random, Path], None]
 
@@ -26,10 +26,10 @@ class Attack(NamedTuple):
 
     Attributes:
         name: Name of the function, as in ``--only``.
-        run: Runs one case with its random numbers and an empty folder. It raises `AssertionError` if a result is wrong.
+        run: Runs one case with a random generator and an empty folder; raises `AssertionError` if a result is wrong.
         cases: Cases in CI, numbered from 0.
         seconds: Time limit of a case.
-        may_refuse: Whether a `SecateurError` is a good end.
+        may_refuse: Whether a case may end with a `SecateurError`.
     """
 
     name: str
@@ -43,7 +43,7 @@ ATTACKS: dict[str, Attack] = {}
 
 
 class CaseTimeout(BaseException):
-    """A case reached its time limit. No code under attack may catch it, so it is not an `Exception`."""
+    """A case reached its time limit. It is not an `Exception`, so that the code under attack does not catch it."""
 
 
 def attack(*, cases: int, seconds: float = 20, may_refuse: bool = True) -> Callable[[Run], Run]:
@@ -66,9 +66,9 @@ def load_attacks() -> dict[str, Attack]:
     return ATTACKS
 
 
-def random_for(name: str, number: int) -> random.Random:
-    """The random numbers of a case: the same on every machine."""
-    return random.Random(f"{name}/{number}")  # noqa: S311 - guards nothing
+def create_random(name: str, number: int) -> random.Random:
+    """Return the random generator of a case, which is the same on every machine."""
+    return random.Random(f"{name}/{number}")  # noqa: S311 - not for security
 
 
 def run_case(attacker: Attack, number: int) -> str:
@@ -78,12 +78,12 @@ def run_case(attacker: Attack, number: int) -> str:
         ``"right"``, or ``"refused"`` if it ended with a `SecateurError`.
 
     Raises:
-        BaseException: Anything is wrong: a wrong result, another error, a message that is too long or not printable,
-            or a case that reaches its time limit.
+        BaseException: The case fails: a wrong result, another error, a message that is too long or not printable, or
+            the time limit.
     """
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, time_limit(attacker.seconds):
         try:
-            attacker.run(random_for(attacker.name, number), Path(folder))
+            attacker.run(create_random(attacker.name, number), Path(folder))
         except SecateurError as error:
             if not attacker.may_refuse:
                 raise
@@ -93,7 +93,7 @@ def run_case(attacker: Attack, number: int) -> str:
 
 
 def check_message(error: BaseException) -> None:
-    """Assert that a message can be shown in a terminal."""
+    """Assert that a message can be printed in a terminal."""
     message = str(error)
     assert message, type(error)
     assert len(message) <= MAX_MESSAGE_CHARACTERS, f"{len(message):,} characters: {message[:200]!r}"

@@ -1,4 +1,4 @@
-"""Ctrl-C at a given line of Secateur's own code."""
+"""Simulate Ctrl-C at a given line of Secateur's code."""
 
 import signal
 import sys
@@ -32,16 +32,16 @@ class _Tracer:
 
 
 def count_lines(act: Callable[[], object]) -> int:
-    """Lines that an action runs."""
-    return _traced(None, act)
+    """Count the lines of Secateur's code that a function runs."""
+    return _trace(None, act)
 
 
 def interrupt_at(line: int, act: Callable[[], object]) -> None:
-    """Do something, and press Ctrl-C at a line of it, counted from 1."""
-    _traced(line, act)
+    """Call a function, and simulate Ctrl-C at a line, counted from 1."""
+    _trace(line, act)
 
 
-def _traced(at: int | None, act: Callable[[], object]) -> int:
+def _trace(at: int | None, act: Callable[[], object]) -> int:
     tracer, before = _Tracer(at), sys.gettrace()
     sys.settrace(tracer)
     try:

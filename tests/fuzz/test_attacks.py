@@ -1,4 +1,4 @@
-"""The first cases of every attack; ``make fuzz`` runs as many as there is time for."""
+"""Run the first cases of each attack; ``make fuzz`` runs more."""
 
 import sys
 import time
@@ -13,17 +13,17 @@ ATTACKS = load_attacks()
 
 @pytest.mark.parametrize("attacker", ATTACKS.values(), ids=list(ATTACKS))
 def test_attack(attacker: Attack) -> None:
-    ends = []
+    outcomes = []
     for number in range(attacker.cases):
         try:
-            ends.append(run_case(attacker, number))
+            outcomes.append(run_case(attacker, number))
         except BaseException as error:
-            error.add_note(f"To see this case alone: python -m fuzz --only {attacker.name} --case {number}")
+            error.add_note(f"To run only this case: python -m fuzz --only {attacker.name} --case {number}")
             raise
-    assert len(ends) == attacker.cases
+    assert len(outcomes) == attacker.cases
 
 
-def attack_that(run: object, *, may_refuse: bool = True, seconds: float = 10) -> Attack:
+def create_attack(run: object, *, may_refuse: bool = True, seconds: float = 10) -> Attack:
     return Attack("sample", run, 1, seconds, may_refuse)  # type: ignore[arg-type]
 
 
@@ -31,24 +31,24 @@ def refuse(*_: object) -> None:
     raise ArtifactError("damaged")
 
 
-def test_a_refusal_is_a_good_end_only_where_it_may_be() -> None:
-    assert run_case(attack_that(refuse), 0) == "refused"
+def test_a_refusal_is_allowed_only_with_may_refuse() -> None:
+    assert run_case(create_attack(refuse), 0) == "refused"
     with pytest.raises(ArtifactError):
-        run_case(attack_that(refuse, may_refuse=False), 0)
+        run_case(create_attack(refuse, may_refuse=False), 0)
 
 
 @pytest.mark.parametrize("message", ["\x1b[2J", "x" * 20_000, ""])
-def test_a_message_that_cannot_be_shown_fails(message: str) -> None:
+def test_a_message_that_cannot_be_printed_fails(message: str) -> None:
     with pytest.raises(AssertionError):
         check_message(ValueError(message))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no timers")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs timers")
 def test_a_case_that_does_not_end_fails() -> None:
     with pytest.raises(CaseTimeout):
-        run_case(attack_that(lambda *_: time.sleep(10), seconds=0.1), 0)
+        run_case(create_attack(lambda *_: time.sleep(10), seconds=0.1), 0)
 
 
 def test_other_errors_fail() -> None:
     with pytest.raises(ZeroDivisionError):
-        run_case(attack_that(lambda *_: 1 / 0), 0)
+        run_case(create_attack(lambda *_: 1 / 0), 0)
