@@ -21,7 +21,7 @@ def prune(model: keras.Model, config: PruningConfig | Mapping[str, Any], **optio
     """See `secateur.prune`; the other arguments must have their defaults.
 
     Raises:
-        UnsupportedModelError: Calibration data, a solver or a refiner is given.
+        UnsupportedModelError: An argument that only torch models support is set.
     """
     if unsupported := [name for name, value in options.items() if not _is_default(value)]:
         raise UnsupportedModelError(

@@ -29,7 +29,7 @@ NAME = "weight"
 
 @dataclass(frozen=True)
 class Selector:
-    """Prunes an exact number of units of a weight of a given shape.
+    """Selects weights by score so that an exact number of units is pruned.
 
     Attributes:
         pattern: Pattern specification.

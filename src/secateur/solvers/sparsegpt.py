@@ -85,7 +85,7 @@ class _ColumnSweep:
         self.problem = problem
         self.is_grouped = problem.is_grouped
         self.diagonal_GF1 = factor_GFF.diagonal(dim1=-2, dim2=-1)[..., None]
-        # After division by the diagonal, an error is its own cost, and columns need no division later.
+        # After division by the diagonal, the square of an error is its cost, and no further divisions are needed.
         self.factor_GFF = factor_GFF / self.diagonal_GF1.transpose(1, 2)
         self.weight_GFR = _transpose(problem.weight).div_(self.diagonal_GF1)
         self.is_pruned_GFR = torch.zeros_like(self.weight_GFR, dtype=torch.bool)
@@ -148,7 +148,7 @@ class _ColumnSweep:
 
 
 def _transpose(matrix_GRF: torch.Tensor) -> torch.Tensor:
-    """Return a transposed copy, made matrix by matrix, because torch then copies in tiles."""
+    """Return a transposed copy. Copying matrix by matrix lets torch copy in tiles."""
     transposed_GFR = matrix_GRF.new_empty((len(matrix_GRF), matrix_GRF.shape[2], matrix_GRF.shape[1]))
     for target_FR, source_RF in zip(transposed_GFR, matrix_GRF, strict=True):
         target_FR.copy_(source_RF.T)

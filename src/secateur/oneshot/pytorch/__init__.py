@@ -16,7 +16,7 @@ from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.execution import Execution
 from secateur.oneshot.magnitude import drop_schedule, prune_weights
 from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
-from secateur.oneshot.pytorch.memory import explain_out_of_memory
+from secateur.oneshot.pytorch.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.planning.pytorch import plan
 from secateur.results import PruningReport

@@ -73,27 +73,27 @@ class Batch:
         return Batch(number=self.number, args=tuple(map(cut, self.args)), kwargs=kwargs)
 
 
-def read_batches(model: nn.Module, given: Iterable[Any]) -> list[Batch]:
+def read_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     """Convert batches to calls of the model, and check them.
 
     Raises:
         CalibrationError: There are no batches, or one has an unsupported type, is empty, contains only padding, has
             tensors that are not dense, or has tokens outside the vocabulary.
     """
-    if isinstance(given, (torch.Tensor, Mapping, str)) or not isinstance(given, Iterable):
+    if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise CalibrationError(
-            f"calibration must be an iterable of batches, such as a list, found a single {type(given).__name__}."
+            f"calibration must be an iterable of batches, such as a list, found a single {type(batches).__name__}."
         )
-    batches = [_create_batch(number, batch) for number, batch in enumerate(given)]
-    if not batches:
+    calls = [_create_batch(number, batch) for number, batch in enumerate(batches)]
+    if not calls:
         raise CalibrationError("calibration must contain at least one batch, found none.")
     vocabulary = _find_vocabulary(model)
-    for batch in batches:
+    for batch in calls:
         _check_content(batch)
         tokens = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
         if vocabulary is not None and isinstance(tokens, torch.Tensor) and tokens.dtype in INTEGERS:
             _check_tokens(batch.number, tokens, vocabulary)
-    return batches
+    return calls
 
 
 def hash_batches(batches: Iterable[Batch]) -> str:
@@ -157,20 +157,20 @@ def calibration_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _create_batch(number: int, given: Any) -> Batch:
-    if isinstance(given, torch.Tensor):
-        return Batch(number=number, args=(given,))
-    if isinstance(given, (tuple, list)) and given and all(isinstance(item, torch.Tensor) for item in given):
-        return Batch(number=number, args=tuple(given))
-    if isinstance(given, Mapping) and given and all(isinstance(key, str) for key in given):
-        mask = given.get("attention_mask")
+def _create_batch(number: int, value: Any) -> Batch:
+    if isinstance(value, torch.Tensor):
+        return Batch(number=number, args=(value,))
+    if isinstance(value, (tuple, list)) and value and all(isinstance(item, torch.Tensor) for item in value):
+        return Batch(number=number, args=tuple(value))
+    if isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):
+        mask = value.get("attention_mask")
         keep = None
         if isinstance(mask, torch.Tensor) and not _explain_unsupported(mask) and mask.ndim == 2:
             keep = mask.bool().cpu()
-        return Batch(number=number, kwargs=dict(given), keep=keep)
+        return Batch(number=number, kwargs=dict(value), keep=keep)
     raise CalibrationError(
         f"calibration batch {number} must be a tensor, a tuple of tensors or a mapping of names to tensors, found "
-        f"{type(given).__name__}."
+        f"{type(value).__name__}."
     )
 
 

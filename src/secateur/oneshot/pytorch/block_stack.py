@@ -25,20 +25,20 @@ class BlockCall:
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        place: Position or name of the hidden state.
+        position: Position or name of the hidden state.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    place: int | str
+    position: int | str
 
     @classmethod
     def split(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[BlockCall, Any]:
         """Return the call and its hidden state: the first positional argument, or else the first keyword argument."""
-        place: int | str = 0 if args else next(iter(kwargs))
-        if isinstance(place, int):
-            return cls((None, *args[1:]), kwargs, place), args[0]
-        return cls(args, kwargs | {place: None}, place), kwargs[place]
+        position: int | str = 0 if args else next(iter(kwargs))
+        if isinstance(position, int):
+            return cls((None, *args[1:]), kwargs, position), args[0]
+        return cls(args, kwargs | {position: None}, position), kwargs[position]
 
     def run(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """Run the block and return its hidden state."""
@@ -50,10 +50,10 @@ class BlockCall:
         """Run the block and return its whole output."""
         device = hidden.device
         args, kwargs = move_to(self.args, device), move_to(dict(self.kwargs), device)
-        if isinstance(self.place, int):
+        if isinstance(self.position, int):
             args = (hidden, *args[1:])
         else:
-            kwargs[self.place] = hidden
+            kwargs[self.position] = hidden
         return block(*args, **kwargs)
 
 
@@ -200,7 +200,7 @@ class _Trial:
             return (hidden,) if self._returns_tuple else hidden
 
         with _replace_members(
-            self.container, [_Recorder(block, place, record) for place, block in enumerate(self.blocks)]
+            self.container, [_Recorder(block, number, record) for number, block in enumerate(self.blocks)]
         ):
             try:
                 batch.run(self.model, self.storage.default_device)

@@ -21,7 +21,7 @@ from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch, calibration_mode, hash_batches, read_batches
 from secateur.oneshot.pytorch.checkpoint import CheckpointRecord
 from secateur.oneshot.pytorch.input_features import refuse_unsupported
-from secateur.oneshot.pytorch.memory import explain_error
+from secateur.oneshot.pytorch.memory_errors import explain_error
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import OTHER_WEIGHTS, RunRecord
 from secateur.oneshot.pytorch.stage_runner import Outcome, StageRunner, iterate_problems

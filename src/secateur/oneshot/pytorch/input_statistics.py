@@ -95,7 +95,7 @@ class InputStatistics:
         self._seen.clear()
 
     def group_layers(self) -> list[tuple[str, ...]]:
-        """Group the layers that read the same inputs, in their given order.
+        """Group the layers that read the same inputs, in the order of `layers`.
 
         Raises:
             CalibrationError: A layer read nothing, only padding or only zeros, or its inputs are not finite.
@@ -136,7 +136,7 @@ class InputStatistics:
     def _hook(self, name: str) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = (*args, *kwargs.values())
-            # Keep the tensor, so that its id stays unique within the batch. An in-place update makes it another input.
+            # Keep the tensor, so that its id stays unique within the batch. An in-place update makes it another one.
             leader, _ = self._seen.setdefault((id(inputs[0]), get_version(inputs[0])), (name, inputs[0]))
             if not self._can_share(name, leader):
                 leader = name

@@ -77,10 +77,10 @@ class Materializer:
                     module._buffers[key] = _create_sentinel(tensor)
                 if missing:
                     self._initialize(name, module)
-                if left := [key for key in missing if _has_sentinel(module._buffers[key])]:
+                if uninitialized := [key for key in missing if _has_sentinel(module._buffers[key])]:
                     raise ModelLoadError(
-                        f"buffer {f'{name}.{left[0]}'.lstrip('.')!r} is on the meta device, and its values are not "
-                        f"in {str(self._files.path)!r}. Build the model under "
+                        f"buffer {f'{name}.{uninitialized[0]}'.lstrip('.')!r} is on the meta device, and its values "
+                        f"are not in {str(self._files.path)!r}. Build the model under "
                         f"accelerate.init_empty_weights(include_buffers=False), which gives buffers their values."
                     )
             yield

@@ -41,8 +41,8 @@ class Recipe:
             UnknownNameError: A name is not registered.
             ConfigError: A value is neither a name nor an object of its kind.
         """
-        given = tuple(refine) if isinstance(refine, Iterable) and not isinstance(refine, str) else (refine,)
-        refiners = tuple(_create(member, Refiner, REFINERS) for member in given)
+        members = tuple(refine) if isinstance(refine, Iterable) and not isinstance(refine, str) else (refine,)
+        refiners = tuple(_create(member, Refiner, REFINERS) for member in members)
         return cls(_create(solver, Solver, SOLVERS), refiners, _create(allocation, Allocation, ALLOCATIONS))
 
     def refuse_without_data(self) -> None:
@@ -93,9 +93,9 @@ def _describe(member: Solver | Refiner | Allocation) -> str:
     return f"{type(member).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
-def _create(given: Any, kind: type, registry: Any) -> Any:
-    if isinstance(given, str):
-        return registry.find(given)()
-    if isinstance(given, kind):
-        return given
-    raise ConfigError(f"{registry.kind} must be a name or an instance of {kind.__name__}, found {given!r}.")
+def _create(value: Any, kind: type, registry: Any) -> Any:
+    if isinstance(value, str):
+        return registry.find(value)()
+    if isinstance(value, kind):
+        return value
+    raise ConfigError(f"{registry.kind} must be a name or an instance of {kind.__name__}, found {value!r}.")

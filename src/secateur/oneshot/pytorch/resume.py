@@ -33,7 +33,7 @@ from secateur.oneshot.run_folder import RUN
 __all__ = ["OTHER_WEIGHTS", "RunRecord", "set_seed"]
 
 RUN_FILE_NAME = re.compile(r"(\d{5}\.done|model-\d{5}-of-\d{5})\.(safetensors|state)(\.part)?")
-"""Names of the files of a run. Other files in the folder are left alone."""
+"""Names of the files of a run. Other files in the folder are not touched."""
 
 SEED = 0
 """Seed of all random generators in `set_seed`."""
