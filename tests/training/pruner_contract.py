@@ -80,7 +80,7 @@ def check_end(case: Case) -> None:
     assert report.is_complete
     assert report.unit_sparsity == 0.75
     for call in (case.pruner.finalize, lambda: case.pruner.load_state_dict(state)):
-        with pytest.raises(StateError, match="has been finalized or closed already"):
+        with pytest.raises(StateError, match="has already been finalized or closed"):
             call()
 
 
@@ -88,5 +88,5 @@ def check_close(case: Case) -> None:
     """`close` ends the run and can be called again."""
     case.pruner.close()
     case.pruner.close()
-    with pytest.raises(StateError, match="has been finalized or closed already"):
+    with pytest.raises(StateError, match="has already been finalized or closed"):
         case.pruner.finalize()

@@ -50,14 +50,14 @@ def meta(trial: Trial) -> None:
 
 
 BREAKING = {
-    another_shape: r"its weight has shape \(4, 4\) now, and had \(32, 16\) when pruning began",
-    transposed: r"its weight has shape \(16, 32\) now",
-    replaced: "its weight is another parameter than the one that was pruned",
-    replaced_layer: "its weight is another parameter than the one that was pruned",
-    deleted_layer: "its weight is not a parameter of it any more",
-    deleted_weight: "its weight is not a parameter of it any more",
-    parametrized: "its weight is not a parameter of it any more",
-    meta: "its weight is another parameter than the one that was pruned",
+    another_shape: r"its weight now has shape \(4, 4\), but had \(32, 16\) when pruning started",
+    transposed: r"its weight now has shape \(16, 32\)",
+    replaced: "its weight is not the parameter that was pruned",
+    replaced_layer: "its weight is not the parameter that was pruned",
+    deleted_layer: "its weight is no longer a parameter of the layer",
+    deleted_weight: "its weight is no longer a parameter of the layer",
+    parametrized: "its weight is no longer a parameter of the layer",
+    meta: "its weight is not the parameter that was pruned",
 }
 
 
@@ -68,7 +68,7 @@ def test_a_change_that_breaks_the_run_is_named_at_the_next_step(
 ) -> None:
     trial = begin(config).train(range(4))
     change(trial)
-    with pytest.raises(LayerError, match=rf"layer '0': {BREAKING[change]}.*Change a model before"):
+    with pytest.raises(LayerError, match=rf"layer '0': {BREAKING[change]}.*Change the model before"):
         trial.optimizer.step()
     assert trial.pruner.step == 4
     with pytest.raises(RuntimeError, match=BREAKING[change]):
@@ -261,6 +261,6 @@ def test_group_lasso_needs_a_learning_rate(rate: Any) -> None:
     trial = begin(LASSO).train(range(4))
     before = bits(trial.model)
     trial.optimizer.param_groups[0]["lr"] = rate
-    with pytest.raises(ConfigError, match="layer '0': group lasso needs a learning rate that is a number of at"):
+    with pytest.raises(ConfigError, match="layer '0': group lasso needs a learning rate of at least 0"):
         trial.optimizer.step()
     assert bits(trial.model) == before

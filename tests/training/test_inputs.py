@@ -63,8 +63,8 @@ def test_weights_that_are_no_numbers(name: str) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (lambda model: mlp(1).parameters(), "does not hold the weights of 2 of 2 layers to be pruned: '0', '2'. Build"),  # noqa: ARG005
-        (lambda model: model[2:].parameters(), "does not hold the weights of 1 of 2 layers to be pruned: '0'. Build"),
+        (lambda _: mlp(1).parameters(), "does not have the weights of 2 of 2 layers to be pruned: '0', '2'. Create"),
+        (lambda model: model[2:].parameters(), "does not have the weights of 1 of 2 layers to be pruned: '0'. Create"),
     ],
 )
 def test_optimizer_without_the_weights(weights: Callable[[nn.Sequential], Any], message: str) -> None:
@@ -78,7 +78,7 @@ def test_optimizer_without_the_weights(weights: Callable[[nn.Sequential], Any], 
 
 
 def test_no_optimizer() -> None:
-    refused(mlp(), CONFIG, [], LayerError, "does not hold the weights of 2 of 2 layers")
+    refused(mlp(), CONFIG, [], LayerError, "does not have the weights of 2 of 2 layers")
 
 
 @pytest.mark.parametrize("optimizer", [0.1, SGD, "sgd", [None], [{}]])
@@ -98,7 +98,7 @@ def test_not_a_module(model: Any) -> None:
         CONFIG,
         SGD(mlp().parameters(), lr=0.1),
         UnsupportedModelError,
-        r"A torch.nn.Module or a keras.Model is needed",
+        r"must be a torch.nn.Module or a keras.Model",
     )
 
 

@@ -296,7 +296,7 @@ def test_a_weight_that_cannot_be_zeroed_is_named_and_the_others_are() -> None:
         fail_inside(model, optimizer)
     model[0].weight.data = torch.ones(2, 2)
     with pytest.raises(
-        LayerError, match=r"layer '0': its weight has shape \(2, 2\) now, and had \(32, 16\) when pruning"
+        LayerError, match=r"layer '0': its weight now has shape \(2, 2\), but had \(32, 16\) when pruning"
     ):
         pruner.close()
     assert hooks(optimizer) == 0
@@ -315,6 +315,6 @@ def test_what_close_cannot_do_is_a_note_of_the_exception() -> None:
 
     with pytest.raises(KeyboardInterrupt) as caught:
         loop()
-    assert "layer '0': its weight has shape (2, 2)" in caught.value.__notes__[0]
-    with pytest.raises(StateError, match="finalized or closed already"):
+    assert "layer '0': its weight now has shape (2, 2)" in caught.value.__notes__[0]
+    with pytest.raises(StateError, match="already been finalized or closed"):
         pruner.finalize()

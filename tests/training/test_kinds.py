@@ -14,7 +14,7 @@ from secateur.errors import ConfigError, LayerError, ScoreError
 from tiny_models import bits, mlp
 from training.models import CONFIG, PROGRESSIVE, NeverRevived, begin, equal_states, pruned_units, revived
 
-SPARSE_WARNING = "of the weights to be pruned are zero already and may come back to life"
+SPARSE_WARNING = "of the weights to be pruned are already zero and may become nonzero"
 
 
 def sparse_mlp(seed: int = 0, share: float = 0.5) -> nn.Sequential:
@@ -197,7 +197,7 @@ def test_kept_zeros_of_a_group_with_one_more_zero() -> None:
     assert trial.pruner.finalize().sparsity == 0.5
 
 
-EXCESS_WARNING = "75.7812 % of its units zero, a little more than target_sparsity=0.75"
+EXCESS_WARNING = "75.7812 % of its units zero, slightly more than target_sparsity=0.75"
 
 
 @pytest.mark.parametrize("base", [CONFIG, PROGRESSIVE])

@@ -60,14 +60,14 @@ def test_finalize_can_be_repeated_after_the_damage_is_undone() -> None:
 def test_finalize_finds_a_weight_that_was_replaced() -> None:
     trial = begin().train(range(9))
     trial.model[0].weight = nn.Parameter(torch.ones(32, 16))
-    with pytest.raises(StateError, match="0: its weight is another parameter than the one that was pruned"):
+    with pytest.raises(StateError, match="0: its weight is not the parameter that was pruned"):
         trial.pruner.finalize()
 
 
 def test_finalize_twice() -> None:
     trial = begin().train(range(9))
     trial.pruner.finalize()
-    with pytest.raises(StateError, match=r"has been finalized or closed already\. Call secateur.prepare"):
+    with pytest.raises(StateError, match=r"has already been finalized or closed\. Call secateur.prepare"):
         trial.pruner.finalize()
 
 
@@ -118,7 +118,7 @@ def test_close_may_be_repeated_and_ends_the_run() -> None:
     trial.pruner.close()
     trial.pruner.close()
     assert trial.train(range(4, 9)).pruner.step == 4
-    with pytest.raises(StateError, match="finalized or closed already"):
+    with pytest.raises(StateError, match="already been finalized or closed"):
         trial.pruner.finalize()
 
 
@@ -148,7 +148,7 @@ def test_two_pruners_of_one_weight_are_refused() -> None:
     trial = begin({**CONFIG, "op_names": ["0"]})
     before = bits(trial.model)
     at_once = {**CONFIG, "criterion": "magnitude", "start_step": 0, "end_step": 0}
-    with pytest.raises(StateError, match=r"Another pruner prunes '0' already\. Call its finalize"):
+    with pytest.raises(StateError, match=r"Another pruner already prunes '0'\. Call its finalize"):
         secateur.prepare(trial.model, at_once, optimizer=trial.optimizer)
     assert bits(trial.model) == before
     assert hooks(trial.optimizer) == 2

@@ -119,7 +119,7 @@ def test_nan_weights_are_found_at_the_end() -> None:
 def test_layer_that_has_left_the_model() -> None:
     trial = begin().train(range(9))
     trial.model[2] = nn.Linear(32, 16)
-    with pytest.raises(StateError, match="2: its weight is another parameter"):
+    with pytest.raises(StateError, match="2: its weight is not the parameter"):
         trial.pruner.finalize()
 
 
@@ -134,7 +134,7 @@ def test_state_comes_too_late() -> None:
     trial = begin().train(range(9))
     state = trial.pruner.state_dict()
     trial.pruner.close()
-    with pytest.raises(StateError, match="finalized or closed already"):
+    with pytest.raises(StateError, match="already been finalized or closed"):
         trial.pruner.load_state_dict(state)
 
 

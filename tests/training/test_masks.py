@@ -276,10 +276,10 @@ def test_masks_for_an_average_of_the_weights(target: Callable[[AveragedModel], n
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (nn.Sequential(nn.Linear(16, 32)), "layer '2' was pruned, and Sequential has no such layer"),
+        (nn.Sequential(nn.Linear(16, 32)), "layer '2' was pruned, but Sequential does not have it"),
         (
             nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)),
-            r"layer '2' has shape \(8, 32\), the mask \(16, 32\)",
+            r"layer '2' has shape \(8, 32\), but its mask has \(16, 32\)",
         ),
     ],
 )

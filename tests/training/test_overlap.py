@@ -74,7 +74,7 @@ def test_two_pruners_of_one_weight(
     running = first(model)
     before = bits(model)
     other = view(model)
-    with pytest.raises(StateError, match=r"Another pruner prunes '.*' already\. Call its finalize\(\) or close\(\)"):
+    with pytest.raises(StateError, match=r"Another pruner already prunes '.*'\. Call its finalize\(\) or close\(\)"):
         second(other)
     assert bits(model) == before
     running.close()
@@ -143,7 +143,7 @@ def test_tied_weights_are_one() -> None:
 def test_aliases_within_a_model() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4))
     model[1].weight = nn.Parameter(model[0].weight.detach())
-    with pytest.raises(LayerError, match="layers '0' and '1': their weights share memory but are two parameters"):
+    with pytest.raises(LayerError, match="layers '0' and '1': their weights are two parameters that share memory"):
         by_optimizer(model)
 
 

@@ -78,27 +78,25 @@ def test_calls_in_the_wrong_order() -> None:
     model = mlp()
     pruner = secateur.prepare(model, CONFIG)
     assert pruner.needs_gradients
-    with pytest.raises(StateError, match=r"before_step must be called between the backward pass and the optimizer's"):
+    with pytest.raises(StateError, match=r"after_step was called without before_step\. Call before_step between"):
         pruner.after_step()
     backward(model, 0)
     pruner.before_step()
-    with pytest.raises(StateError, match=r"before_step was called twice\. Call after_step once the optimizer has"):
+    with pytest.raises(StateError, match=r"before_step was called twice\. Call after_step after each step of"):
         pruner.before_step()
     pruner.after_step()
     assert pruner.step == 1
     pruner.close()
     assert not pruner.is_active
     for call in (pruner.before_step, pruner.after_step, pruner.finalize):
-        with pytest.raises(StateError, match="finalized or closed already"):
+        with pytest.raises(StateError, match="already been finalized or closed"):
             call()
 
 
 def test_a_run_with_an_optimizer_steps_by_itself() -> None:
     trial = begin()
     for call in (trial.pruner.before_step, trial.pruner.after_step):
-        with pytest.raises(
-            StateError, match="are for runs without an optimizer; this one follows the steps of its own"
-        ):
+        with pytest.raises(StateError, match="are for runs without an optimizer, and this run has hooks in"):
             call()
     assert trial.pruner.step == 0
 
@@ -122,9 +120,9 @@ def test_nan_gradients_leave_the_step_unannounced() -> None:
 def test_a_regularizer_needs_a_learning_rate() -> None:
     model = mlp()
     config = {**CONFIG, "reg_type": "group_lasso", "reg_coeff": 0.1}
-    with pytest.raises(ConfigError, match="reg_type must be left out where no optimizer is known, found 'group_lasso'"):
+    with pytest.raises(ConfigError, match=r"reg_type requires an optimizer, .* found 'group_lasso'"):
         secateur.prepare(model, config)
-    with pytest.raises(ConfigError, match="reg_type must be left out"):
+    with pytest.raises(ConfigError, match="reg_type requires an optimizer"):
         secateur.prepare(model, {**CONFIG, "layers": {"2": {"reg_type": "group_lasso", "reg_coeff": 0.1}}})
     assert secateur.prepare(model, {**config, "reg_coeff": 0.0}).is_active
 

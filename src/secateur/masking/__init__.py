@@ -1,6 +1,6 @@
-"""The masks of a model's pruned weights: select them, apply them, verify them and report on them.
+"""Select, apply, verify and report the masks of a model.
 
-`secateur.prune` does this once, and a pruner at every update while a model trains.
+`secateur.prune` does this once. A pruner does it at every update while a model trains.
 """
 
 from __future__ import annotations

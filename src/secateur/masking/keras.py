@@ -1,4 +1,4 @@
-"""A pruned kernel of a Keras model."""
+"""The pruned kernel of a Keras layer and its mask."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class KernelWeight:
     """One pruned kernel and its mask. See `PrunedWeight`.
 
     Args:
-        name: Layer name.
-        pattern: The pattern, bound to the layer.
+        name: Name of the layer.
+        pattern: The pattern of the layer.
 
     Attributes:
         variable: The kernel.
@@ -49,6 +49,6 @@ class KernelWeight:
         self._mask = mask
 
     def apply_mask(self) -> None:
-        """Set to zero what the mask prunes."""
+        """Set pruned weights to zero."""
         if self._mask is not None:
             apply_mask(self.variable, self._mask)

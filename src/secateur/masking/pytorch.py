@@ -1,4 +1,4 @@
-"""A pruned weight of a torch model."""
+"""The pruned weight of a torch layer and its mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ParameterWeight"]
 
 
 class ParameterWeight:
-    """One pruned weight: the parameter, how to look at it, and its mask. See `PrunedWeight`.
+    """One pruned weight: its parameter, its canonical view and its mask. See `PrunedWeight`.
 
     Raises:
         LayerError: The parameter is on the meta device.
@@ -36,6 +36,6 @@ class ParameterWeight:
         return read_canonical(self.stored, self.view)
 
     def apply_mask(self) -> None:
-        """Set to zero what the mask prunes."""
+        """Set pruned weights to zero."""
         if self.mask is not None:
             self.mask = apply_mask(self.stored, self.mask)

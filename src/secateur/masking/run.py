@@ -1,4 +1,4 @@
-"""A run of one pattern: select, apply and verify the masks of its layers, in every framework."""
+"""Select, apply and verify the masks of the layers of one pattern, in every framework."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PrunedWeight(Protocol):
     """One pruned weight and its mask, in any framework.
 
     Attributes:
-        mask: Booleans in the weight's shape as stored, ``True`` = kept; ``None``: nothing is pruned yet.
+        mask: Booleans in the stored shape of the weight, ``True`` = kept; ``None``: nothing is pruned yet.
     """
 
     mask: Any
@@ -34,22 +34,22 @@ class PrunedWeight(Protocol):
         """The weight as an (O, K, I) array of at least float32."""
 
     def apply_mask(self) -> None:
-        """Set to zero what the mask prunes."""
+        """Set pruned weights to zero."""
 
 
 Weight = TypeVar("Weight", bound=PrunedWeight)
 
 
 class Run(Generic[Weight]):
-    """The masks of one pattern's layers, from step to step.
+    """The masks of the layers of one pattern, and how they change from step to step.
 
     Args:
-        pattern: The pattern, bound to the layers.
+        pattern: The pattern with its layers.
         weights: Layer → its weight.
         is_new: Whether to start from the current weights, rather than from a state that is loaded later.
 
     Raises:
-        ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
+        ConfigError: The criterion ranks by gradients, but the first update is before the first gradient.
     """
 
     def __init__(self, pattern: BasePattern, weights: Mapping[str, Weight], *, is_new: bool = True) -> None:
@@ -57,7 +57,7 @@ class Run(Generic[Weight]):
         self.config = pattern.config
         self.weights = layer_weights = {name: weights[name] for name in pattern.views}
         self.updater = MaskUpdater(pattern, is_new=is_new)
-        # Not through `self`: a reference cycle would keep the weights alive after the run.
+        # Does not use `self`, because a reference cycle would keep the weights in memory after the run.
         self.scores = AccumulatedScores(pattern, lambda layer: layer_weights[layer].canonical())
         self.last_step = 0 if self.updater.is_locked else self.updater.schedule.end
         self._check_first_gradient()
@@ -68,7 +68,7 @@ class Run(Generic[Weight]):
         self.set_masks(self.masks_after(0))
 
     def masks_after(self, step: int) -> dict[str, Array]:
-        """Select the masks after `step` steps; empty where no update is due."""
+        """Select the masks after `step` steps. The result is empty if no update is due."""
         if not self.updater.changes_masks(step):
             return {}
         masks = self._masks() if self._has_masks else {}
@@ -89,7 +89,7 @@ class Run(Generic[Weight]):
         return verify_zeros(masks, weights)
 
     def results(self) -> list[LayerResult]:
-        """Report what is pruned, layer by layer."""
+        """Return what is pruned in each layer."""
         kept = self.pattern.find_kept_units(self._masks()) if self._has_masks else {}
         return [
             self._result(layer, tiling.count, kept.get(name))
@@ -98,7 +98,7 @@ class Run(Generic[Weight]):
         ]
 
     def describe(self) -> dict[str, Any]:
-        """Describe the run by its configuration and shapes, to recognize its saved states."""
+        """Describe the run by its configuration and shapes, so that its saved states can be recognized."""
         values = self.config.model_dump(mode="json", exclude={"sparsity_decay_type"})
         schedule = self.config.sparsity_decay_type
         if not isinstance(schedule, str):
@@ -152,14 +152,14 @@ def build_report(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, 
 
 
 def refuse_nan(weights: Mapping[str, PrunedWeight]) -> None:
-    """Raise `ScoreError` if a weight has ``nan``."""
+    """Raise `ScoreError` if a weight contains ``nan``."""
     for name, weight in weights.items():
         if has_nan(weight.stored):
-            raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore it before pruning.")
+            raise ScoreError(f"layer {name!r}: weights must be numbers, found nan. Restore them before pruning.")
 
 
 def refuse_violations(wrong: Mapping[str, str]) -> None:
-    """Raise `StateError` if `Run.violations` found any."""
+    """Raise `StateError` if there are problems, as returned by `Run.violations`."""
     if wrong:
         lines = "".join(f"\n  {name}: {reason}" for name, reason in wrong.items())
-        raise StateError(f"The masks or weights of {len(wrong)} layers are not as they should be:{lines}")
+        raise StateError(f"The masks or weights of {len(wrong)} layers are invalid:{lines}")

@@ -1,7 +1,6 @@
-"""The scores of one pattern's units, accumulated from step to step.
+"""Accumulate the scores of the units of one pattern from step to step.
 
-Where the criterion's sum over steps and the reduction to units commute, one number per unit is kept, else one per
-weight.
+If the sum over steps and the reduction to units commute, one value per unit is stored, and otherwise one per weight.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from secateur.patterns.tiling import CHUNK
 __all__ = ["AccumulatedScores"]
 
 LINEAR = frozenset({"mean", "sum"})
-"""Reductions that a sum over steps commutes with."""
+"""Reductions that commute with a sum over steps."""
 
 
 class AccumulatedScores:
     """The accumulated scores of the layers of one pattern.
 
     Args:
-        pattern: The pattern, bound to the layers.
-        weight: Layer → its weight as an (O, K, I) array, now.
+        pattern: The pattern with its layers.
+        weight: Returns the current weight of a layer as an (O, K, I) array.
 
     Attributes:
-        totals: Name of units (or layer, where accumulated per weight) → scores so far.
+        totals: Name of units, or of a layer if scores are stored per weight → accumulated scores.
     """
 
     def __init__(self, pattern: BasePattern, weight: Callable[[str], Array]) -> None:
@@ -58,16 +57,20 @@ class AccumulatedScores:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """What `totals` may hold: name of units (or layer, where accumulated per weight) → shape."""
+        """The shapes of `totals`: name of units, or of a layer if scores are stored per weight → shape."""
         if self.is_per_unit:
             return {name: (units.count,) for name, units in self.pattern.units.items()}
         return {name: view.canonical_shape for name, view in self.pattern.views.items()}
 
     def add(self, name: str, gradients: Mapping[str, Array]) -> None:
-        """Add one step: `gradients` holds an (O, K, I) array for each layer that has a part in the units `name`.
+        """Add the scores of one step.
+
+        Args:
+            name: Name of units.
+            gradients: Layer → its gradient as an (O, K, I) array, for each layer that has a part in the units.
 
         Raises:
-            ScoreError: A score is ``nan``; nothing is added then.
+            ScoreError: A score is ``nan``. In this case nothing is added.
         """
         scores = self.score_step(
             name,
@@ -79,7 +82,7 @@ class AccumulatedScores:
         self.totals |= {key: self.accumulate(self.totals.get(key), score) for key, score in scores.items()}
 
     def score_step(self, name: str, scores: Mapping[str, Array]) -> dict[str, Array]:
-        """Score one step, under the keys of `totals`. Reads arrays only, so that a framework can compile it.
+        """Compute the scores of one step, under the keys of `totals`, with array operations that can be compiled.
 
         Args:
             name: Name of units.
@@ -90,7 +93,7 @@ class AccumulatedScores:
         return {name: concat_chunks(list(self._unit_chunks(name, scores, self.reduction)))}
 
     def accumulate(self, total: Array | None, score: Array) -> Array:
-        """Add one more step's score to a total, in new memory."""
+        """Return the sum of a total and the score of one more step, in new memory."""
         xp = namespace(score)
         dtype = getattr(xp, self.pattern.config.score_dtype)
         is_first = total is None or not self.decay
@@ -100,10 +103,10 @@ class AccumulatedScores:
         return xp.astype(score, dtype, copy=is_first)
 
     def stream(self, name: str, alive: Mapping[str, Array] | None) -> Scores:
-        """The scores to rank the units `name` by.
+        """Return the stream of scores to rank the units `name` by.
 
         Raises:
-            ScoreError: The criterion needs gradients and none has come yet.
+            ScoreError: The criterion needs gradients, and there have been none.
         """
         parts = self.pattern.units[name].parts
         if self.needs_gradient and not ({name, *parts} & self.totals.keys()):
@@ -118,7 +121,7 @@ class AccumulatedScores:
     def cache(self) -> Iterator[None]:
         """Cache the scores that `stream` computes until the end of the block.
 
-        That takes memory for one score per unit, and halves the time of a selection.
+        The cache holds one score per unit and halves the time of a selection.
         """
         self._cache = {}
         try:

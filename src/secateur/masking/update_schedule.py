@@ -1,4 +1,4 @@
-"""When masks change, and how sparse they are then."""
+"""The schedule of a run: at which steps masks are updated, and to which sparsity."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["UpdateSchedule"]
 
 @dataclass(frozen=True, slots=True)
 class UpdateSchedule:
-    """The steps of one run; step 0 lies before the first step of the optimizer.
+    """The steps at which the masks of a run are updated. Step 0 is before the first optimizer step.
 
     Attributes:
         config: The configuration of the run.
         initial: Sparsity before the first update.
-        target: Sparsity after the last.
+        target: Sparsity after the last update.
 
     Raises:
-        ConfigError: The model is sparser than the target already.
+        ConfigError: The model is already sparser than the target.
 
     Example:
         >>> line = UpdateSchedule(PruningConfig(start_step=10, end_step=30, sparsity_decay_type="linear"), 0.0, 0.8)
@@ -37,11 +37,11 @@ class UpdateSchedule:
         if self.initial > self.target:
             raise ConfigError(
                 f"The model starts with {self.initial:.4%} of its units zero, more than target_sparsity={self.target}. "
-                f"Raise the target, or keep just those zeros with kind='pattern_lock'."
+                f"Raise the target, or keep only these zeros with kind='pattern_lock'."
             )
 
     def is_update(self, step: int) -> bool:
-        """Whether masks are updated after `step` steps; the last step always is one."""
+        """Whether masks are updated after `step` steps. They always are after the last step."""
         start, end = self.config.start_step, self.end
         return start <= step <= end and ((step - start) % self.config.pruning_frequency == 0 or step == end)
 
@@ -51,24 +51,24 @@ class UpdateSchedule:
         return self.config.last_step
 
     def next_update(self, step: int) -> int:
-        """The first update after `step`, which lies before the end."""
+        """Return the step of the first update after `step`, which must be before the end."""
         if step < self.config.start_step:
             return self.config.start_step
-        gone = (step - self.config.start_step) // self.config.pruning_frequency + 1
-        return min(self.config.start_step + gone * self.config.pruning_frequency, self.end)
+        count = (step - self.config.start_step) // self.config.pruning_frequency + 1
+        return min(self.config.start_step + count * self.config.pruning_frequency, self.end)
 
     def last_update(self, step: int) -> int | None:
-        """The last update that `step` steps have seen; ``None``: none yet."""
+        """Return the step of the last update up to `step`, or ``None`` if there was none."""
         start = self.config.start_step
         if step < start:
             return None
         return self.end if step >= self.end else step - (step - start) % self.config.pruning_frequency
 
     def sparsity(self, step: int) -> float:
-        """Sparsity that the schedule asks for after `step` steps, the target at the most.
+        """Return the requested sparsity after `step` steps, which is at most the target.
 
         Raises:
-            ConfigError: The schedule returned something outside [0, 1].
+            ConfigError: The schedule returned a value outside [0, 1].
         """
         if step >= self.end:
             return self.target

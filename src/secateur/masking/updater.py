@@ -1,4 +1,4 @@
-"""Which units of one pattern's layers are kept after which step."""
+"""Decide which units of the layers of one pattern are kept after each step."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ __all__ = ["REACHED", "MaskUpdater", "interpolate_mask"]
 logger = logging.getLogger(__name__)
 
 REACHED = "reached max_sparsity_ratio_per_op"
-"""Why the mask of a layer is frozen, unless the user froze it."""
+"""Reason why the mask of a layer is frozen, unless the user froze it."""
 
 TOLERATED = 0.01
-"""Share of all units by which a model may start sparser than its target, because units became zero in training."""
+"""Share of units by which the initial sparsity may exceed the target, because units became zero in training."""
 
 Stream = Callable[[str, Mapping[str, Array] | None], Scores]
-"""Name of units, and which of all units are kept → the scores to rank them by."""
+"""Returns the scores to rank units by, given the name of the units and which of all units are kept."""
 
 
 class MaskUpdater:
-    """Update the masks of one pattern's layers when they are due. Independent of optimizers.
+    """Update the masks of the layers of one pattern when updates are due, independent of optimizers.
 
     Args:
-        pattern: The pattern, bound to the layers.
+        pattern: The pattern with its layers.
         is_new: Whether to start from the current weights, rather than from a state that is loaded later.
 
     Attributes:
         pattern: The pattern.
-        schedule: When masks change.
-        keep: Name of units → one boolean per unit: kept now; ``None``: all of them.
-        requested: The sparsity that `keep` was selected for.
-        scheduled_keep: In a progressive run, the units that are kept at the next update.
+        schedule: When masks are updated.
+        keep: Name of units → one boolean per unit, ``True`` = kept now; ``None``: all units are kept.
+        requested: The sparsity for which `keep` was selected.
+        scheduled_keep: In a progressive run, the units that will be kept at the next update.
     """
 
     def __init__(self, pattern: BasePattern, *, is_new: bool = True) -> None:
@@ -62,22 +62,22 @@ class MaskUpdater:
         return self.config.kind == "pattern_lock"
 
     def sparsity(self) -> float:
-        """Share of units pruned."""
+        """Return the share of pruned units."""
         return self._count_pruned() / sum(units.count for units in self.pattern.units.values())
 
     def initial_masks(self) -> dict[str, Array]:
-        """Masks before the first step, in the weights' stored shapes."""
+        """Return the masks before the first step, in the stored shapes of the weights."""
         if self.is_locked:
             return {layer: self._read_weight(layer) != 0 for layer in self.pattern.views}
         return {} if self.keep is None else self.pattern.weight_masks(self.keep)
 
     def advance(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
-        """Return the masks after `step` steps; ``None``: they do not change.
+        """Return the masks after `step` steps, or ``None`` if they do not change.
 
         Args:
-            step: Steps made.
+            step: Number of steps taken.
             stream: Returns the scores.
-            masks: The current masks, in the weights' stored shapes; empty before the first update.
+            masks: The current masks, in the stored shapes of the weights; empty before the first update.
 
         Raises:
             ScoreError: A score is ``nan``.
@@ -93,14 +93,14 @@ class MaskUpdater:
         return self.pattern.weight_masks(self.keep)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Resume from what `progress` returned."""
+        """Resume from the values that `progress` returned."""
         self.keep, self.scheduled_keep, self.requested = state["keep"], state["condemned_keep"], state["asked"]
         initial = state["initial"]
         target = max(self.schedule.target, initial) if self.is_locked else self.schedule.target
         self.schedule = replace(self.schedule, initial=initial, target=target)
 
     def progress(self) -> dict[str, Any]:
-        """Return everything that changes from step to step."""
+        """Return all values that change from step to step."""
         return {
             "keep": self.keep,
             "condemned_keep": self.scheduled_keep,
@@ -120,7 +120,7 @@ class MaskUpdater:
         return is_between_updates or self.schedule.is_update(step)
 
     def next_change(self, step: int) -> int | None:
-        """Return the first step after `step` at which masks may change; ``None``: they are final."""
+        """Return the first step after `step` at which masks may change, or ``None`` if they are final."""
         if self.is_locked or step >= self.schedule.end:
             return None
         update = self.schedule.next_update(step)
@@ -144,7 +144,7 @@ class MaskUpdater:
         return {layer: self._interpolate(layer, masks[layer], (now[layer], then[layer]), part) for layer in now}
 
     def _interpolate(self, layer: str, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
-        """Interpolate one layer's mask. Equal weights are pruned in the same order in every framework."""
+        """Interpolate the mask of a layer. Equal weights are pruned in the same order in every framework."""
         view = self.pattern.views[layer]
         weight = view.to_canonical(self._read_weight(layer))
         return view.to_stored(interpolate_mask(weight, view.to_canonical(mask), between, part))
@@ -156,7 +156,7 @@ class MaskUpdater:
         }
 
     def _find_part(self, step: int) -> tuple[int, int] | None:
-        """How many of how many parts of the scheduled weights are pruned after `step`; ``None`` between parts."""
+        """Return ``(part, parts)`` if the scheduled weights of this part are pruned after `step`, else ``None``."""
         start, parts = self.config.start_step, self.config.progressive_steps
         if not start < step < self.schedule.end:
             return None
@@ -184,21 +184,21 @@ class MaskUpdater:
         )
 
     def _is_within_target(self) -> bool:
-        """Whether the initial sparsity is at most the target, or exceeds it by so little that the run can start.
+        """Whether the initial sparsity is at most the target, or exceeds it by at most `TOLERATED`.
 
-        Selection never revives a unit, so such a run ends with its initial sparsity.
+        Pruned units stay pruned, so a run that starts above its target ends with its initial sparsity.
         """
         if self.is_locked:
             return True
-        # Rounding to whole units may have put a pruned model above the target.
+        # Rounding to whole units may put the sparsity of a pruned model above the target.
         excess = self._count_pruned() - self.pattern.count_pruned_units(self.pattern.target_sparsity)
         if excess <= 0:
             return True
         if excess > TOLERATED * sum(units.count for units in self.pattern.units.values()):
             return False
         logger.warning(
-            "The model starts with %.4f %% of its units zero, a little more than target_sparsity=%s. They stay pruned: "
-            "that share is the target of %s from now on.",
+            "The model starts with %.4f %% of its units zero, slightly more than target_sparsity=%s. They stay pruned, "
+            "and this share is the new target of %s.",
             100 * self.sparsity(),
             self.pattern.target_sparsity,
             self.config.pattern,
@@ -213,13 +213,13 @@ class MaskUpdater:
 
 
 def interpolate_mask(weight: Array, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
-    """Interpolate between two masks: prune the smallest scheduled weights first.
+    """Interpolate between two masks, pruning the smallest scheduled weights first.
 
     Args:
         weight: Weights of one layer.
-        mask: Booleans in the weight's shape: the current mask; what it prunes stays pruned.
-        between: The masks of the last and of the next update; the second prunes all that the first does.
-        part: How many of how many equal parts of the scheduled weights are pruned.
+        mask: The current mask, in the shape of the weight. Weights that it prunes stay pruned.
+        between: The masks of the last and of the next update. The second prunes every weight that the first prunes.
+        part: Number of parts of the scheduled weights to prune, and number of all parts, which have equal size.
 
     Returns:
         Booleans in the weight's shape: the first mask without the smallest scheduled weights.

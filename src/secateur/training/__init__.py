@@ -1,4 +1,4 @@
-"""Pruning while a model trains."""
+"""Prune a model while it trains."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ __all__ = ["LayerResult", "Pruner", "PruningReport", "prepare"]
 def prepare(model: Any, config: PruningConfig | Mapping[str, Any], optimizer: Any | Iterable[Any] | None = None) -> Any:
     """Prune a model while your own training loop trains it.
 
-    With torch, the pruner hooks into the optimizer: after each of its steps pruned weights are exactly zero, and when
-    the schedule says so, more of them are pruned. The loop itself does not change. With Keras, train with the optimizer
-    that is returned, and pass `secateur.keras.PruningCallback` to ``fit``.
+    With torch, the pruner hooks into the optimizer: after each step pruned weights are exactly zero, and more weights
+    are pruned when the schedule requires it. The loop does not change. With Keras, train with the returned optimizer,
+    and pass `secateur.keras.PruningCallback` to ``fit``.
 
     Args:
         model: A torch module, compiled or not, or a built Keras model.
         config: A `PruningConfig`, or a mapping with the same keys.
-        optimizer: The optimizer that trains the model; for torch also several of them. ``None`` for torch: the loop
-            calls the pruner's `before_step` and `after_step` around each step, where the optimizer is not accessible.
-            ``None`` for Keras: the optimizer that the model is compiled with, which the returned one then replaces.
+        optimizer: The optimizer that trains the model, or several optimizers for torch. ``None`` for torch: the
+            optimizer is not accessible, and the loop calls `before_step` and `after_step` of the pruner around each
+            step. ``None`` for Keras: the returned optimizer wraps the one that the model is compiled with, and replaces
+            it.
 
     Returns:
         A `Pruner`: a `secateur.training.pytorch.PytorchPruner` or a `secateur.keras.PruningOptimizer`.
 
     Raises:
-        SecateurError: The configuration is invalid or does not fit the model, a weight is ``nan``, no optimizer holds a
-            layer to be pruned, or a Keras model without an optimizer is not compiled. Nothing is changed then.
+        SecateurError: The configuration is invalid or does not fit the model, a weight is ``nan``, no optimizer holds
+            the weight of a layer to prune, or a Keras model without an optimizer is not compiled. Nothing is changed
+            then.
 
     Example:
         >>> import torch, secateur

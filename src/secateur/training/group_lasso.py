@@ -1,4 +1,4 @@
-"""Group lasso: shrink whole units towards zero while the network still learns."""
+"""Group lasso, which shrinks whole units towards zero while the model trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["compute_shrinkage"]
 def compute_shrinkage(units: Units, weights: Mapping[str, Array], strength: float) -> dict[str, Array]:
     """Compute the factors of one proximal step of ``strength · Σ_u √size_u · ‖w_u‖₂``.
 
-    A unit whose norm is below ``strength · √size`` gets 0, any other ``1 - strength · √size / norm``.
+    The factor is 0 for units whose norm is below ``strength · √size``, and ``1 - strength · √size / norm`` for others.
 
     Args:
         units: The units.

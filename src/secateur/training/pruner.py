@@ -1,4 +1,4 @@
-"""What every pruner can do, whatever the framework."""
+"""The protocol that the pruners of all frameworks implement."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Pruner"]
 
 @runtime_checkable
 class Pruner(Protocol):
-    """A model that is pruned while it trains, as `secateur.prepare` returns it.
+    """Prunes a model while it trains. `secateur.prepare` returns one.
 
-    `secateur.training.pytorch.PytorchPruner` and `secateur.keras.PruningOptimizer` are pruners.
+    `secateur.training.pytorch.PytorchPruner` and `secateur.keras.PruningOptimizer` implement this protocol.
     """
 
     @property
     def step(self) -> int:
-        """Optimizer steps since pruning began."""
+        """Number of optimizer steps since pruning started."""
 
     @property
     def masks(self) -> Mapping[str, Any]:
@@ -27,27 +27,27 @@ class Pruner(Protocol):
 
     @property
     def sparsity(self) -> float:
-        """Share of weights pruned now, over all pruned layers."""
+        """Current share of pruned weights, over all pruned layers."""
 
     def report(self) -> PruningReport:
-        """Report what is pruned now, without verifying it."""
+        """Return a report on what is pruned now, without verifying it."""
 
     def apply_masks(self, model: Any = None) -> None:
         """Set pruned weights to zero in `model`, such as a copy with averaged weights; ``None``: in the pruned model.
 
         Raises:
-            LayerError: A pruned layer is missing in `model` or has another shape; nothing is changed then.
+            LayerError: A pruned layer is missing in `model` or has a different shape. In this case nothing is changed.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, besides the model and its optimizer."""
+        """Return everything that a run needs to resume, besides the model and the optimizer."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from `state_dict`, with a model of the same layers and the same configuration.
+        """Resume from a state that `state_dict` returned, with a model of the same layers and the same configuration.
 
         Raises:
-            StateError: The state belongs to another model, configuration or format, or this run has ended; nothing is
-                changed then.
+            StateError: The state belongs to another model, configuration or format, or this run has ended. In these
+                cases nothing is changed.
         """
 
     def finalize(self) -> PruningReport:

@@ -1,4 +1,4 @@
-"""Check that a saved state is one that a run can resume from: steps, sparsity, units and masks agree."""
+"""Check that a run can resume from a saved state: its steps, sparsity, units and masks must agree."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["FORMAT_VERSION", "SavedProgress", "describe_key", "find_problem", "r
 
 
 FORMAT_VERSION = 1
-"""Version of the format of a pruner's state."""
+"""Format version of the states of pruners."""
 
 ROUNDING = 1e-9
-"""Difference of two sparsities that may come from another machine's arithmetic."""
+"""Tolerance for sparsities that were computed on different machines."""
 
 
 class SavedProgress(NamedTuple):
-    """The saved progress of one pattern's layers, as NumPy arrays.
+    """The saved progress of the layers of one pattern, as NumPy arrays.
 
     Attributes:
         step: Step up to which masks are updated.
-        masks: Layer → mask in the weight's shape; empty: nothing is pruned yet.
+        masks: Layer → mask in the shape of the weight; empty: nothing is pruned yet.
         keep: See `MaskUpdater.keep`.
         scheduled_keep: See `MaskUpdater.scheduled_keep`.
-        requested: See `MaskUpdater.requested`; ``None``: not saved, for it follows from the step.
+        requested: See `MaskUpdater.requested`; ``None``: not saved, because it follows from the step.
         initial: Sparsity before the first update.
-        frozen: Names of units, or of layers, whose masks stay as they are.
+        frozen: Names of units, or of layers, whose masks no longer change.
     """
 
     step: int
@@ -48,11 +48,11 @@ class SavedProgress(NamedTuple):
 
 
 def find_problem(updater: MaskUpdater, saved: SavedProgress) -> str | None:
-    """Find the first contradiction in a saved state, for an error message; ``None``: a run can reach this state.
+    """Find the first contradiction in a saved state, for an error message; ``None``: the state is valid.
 
     Args:
-        updater: The masks that are resumed from there.
-        saved: What was saved; names and shapes have been checked.
+        updater: The updater that resumes from the state.
+        saved: The saved progress, whose names and shapes have been checked.
     """
     if updater.is_locked:
         return next(_problems_of_lock(saved, keeps_zeros=updater.config.keep_zeros), None)
@@ -67,7 +67,7 @@ def _problems_of_lock(saved: SavedProgress, *, keeps_zeros: bool) -> Iterator[st
     if (saved.keep is not None) != keeps_zeros or saved.scheduled_keep is not None:
         yield "progress.keep and progress.condemned_keep must be as they were when the zeros were locked"
     if not saved.masks:
-        yield "masks must be there where zeros are locked"
+        yield "masks must be present if zeros are locked"
     if saved.requested not in (None, saved.initial):
         yield "progress.asked and progress.initial must agree"
 
@@ -82,12 +82,12 @@ def _problems(updater: MaskUpdater, saved: SavedProgress, schedule: UpdateSchedu
     if is_fixed and saved.requested is not None and not math.isclose(saved.requested, requested, abs_tol=ROUNDING):
         yield f"progress.asked must be {requested} after step {saved.step}, found {saved.requested}"
     if (saved.keep is None) != (last is None and not updater.config.keep_zeros):
-        yield f"progress.keep must {'not ' if last is None else ''}be there after step {saved.step}"
+        yield f"progress.keep must {'not ' if last is None else ''}be present after step {saved.step}"
     if bool(saved.masks) != (saved.keep is not None):
-        yield "masks and progress.keep must both be there, or neither"
+        yield "masks and progress.keep must both be present, or neither"
     is_between_updates = updater.config.kind == "progressive" and last is not None and saved.step < schedule.end
     if (saved.scheduled_keep is not None) != is_between_updates:
-        yield f"progress.condemned_keep must {'' if is_between_updates else 'not '}be there after step {saved.step}"
+        yield f"progress.condemned_keep must {'' if is_between_updates else 'not '}be present after step {saved.step}"
     if saved.keep is not None:
         yield from _problems_of_masks(updater, saved, saved.keep, schedule)
         if last is not None and is_known:
@@ -106,28 +106,28 @@ def _problems_of_masks(
     part, parts = count_removed_parts(schedule, saved.step)
     for layer, mask in saved.masks.items():
         if count_true(mask & ~now[layer]) or count_true(later[layer] & ~mask):
-            yield f"masks of {layer!r} do not prune what progress says"
+            yield f"masks of {layer!r} do not match progress"
         scheduled = count_true(now[layer]) - count_true(later[layer])
         expected = count_true(now[layer]) - scheduled * part // parts
         if count_true(mask) != expected:
-            yield f"masks of {layer!r} keep {count_true(mask)} weights, and must keep {expected}"
+            yield f"masks of {layer!r} must keep {expected} weights, found {count_true(mask)}"
 
 
 def _problems_of_counts(
     updater: MaskUpdater, keep: Mapping[str, Array], sparsity: float, frozen: Collection[str]
 ) -> Iterator[str]:
-    """What is pruned in each scope must be what the schedule requests, unless that was impossible."""
+    """Find numbers of pruned units that differ from those that the schedule requests, unless these were impossible."""
     pattern, pruned = updater.pattern, {name: count_true(~kept) for name, kept in keep.items()}
     weights_per_unit = {
         name: pattern.budget.unit_share * Fraction(units.count, pattern.budget.units[name])
         for name, units in pattern.units.items()
     }
-    upper = {name: most * weights_per_unit[name] for name, most in pattern.budget.upper_bounds().items()}
+    upper = {name: maximum * weights_per_unit[name] for name, maximum in pattern.budget.upper_bounds().items()}
     if updater.config.keep_zeros:
         return
     for name, count in pruned.items():
         if count > upper[name]:
-            yield f"{count} units of {name!r} are pruned, and at most {upper[name]} may be"
+            yield f"at most {upper[name]} units of {name!r} may be pruned, found {count}"
     if any(
         not {name, *units.parts}.isdisjoint(frozen) and pruned[name] < upper[name]
         for name, units in pattern.units.items()
@@ -138,15 +138,15 @@ def _problems_of_counts(
         yield f"layer {layer!r}: {reason}"
     expected = pattern.count_pruned_units(sparsity)
     if sum(pruned.values()) != expected:
-        yield f"{sum(pruned.values())} units are pruned, and {expected} must be"
+        yield f"{expected} units must be pruned, found {sum(pruned.values())}"
     for name, count in pruned.items():
-        alone = pattern.budget.count_locally(name, sparsity) * weights_per_unit[name]
-        if not pattern.is_global and count != alone:
-            yield f"{count} units of {name!r} are pruned, and {alone} must be"
+        expected_here = pattern.budget.count_locally(name, sparsity) * weights_per_unit[name]
+        if not pattern.is_global and count != expected_here:
+            yield f"{expected_here} units of {name!r} must be pruned, found {count}"
 
 
 def count_removed_parts(schedule: UpdateSchedule, step: int) -> tuple[int, int]:
-    """Count how many of how many parts of the scheduled weights are pruned after `step`, in a progressive run."""
+    """Return how many parts of the scheduled weights are pruned after `step`, and the number of all parts."""
     parts, last = schedule.config.progressive_steps, schedule.last_update(step)
     if schedule.config.kind != "progressive" or last is None or step >= schedule.end:
         return 0, parts
@@ -155,20 +155,20 @@ def count_removed_parts(schedule: UpdateSchedule, step: int) -> tuple[int, int]:
     return max(done, default=0), parts
 
 
-def refuse_other_runs(saved: Sequence[Mapping[str, Any]], mine: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `StateError` if a state belongs to other runs; each is described by its ``shapes`` and ``config``."""
-    if len(saved) != len(mine):
-        raise StateError(f"The state is of a run with {len(saved)} patterns, this one has {len(mine)}.")
-    for theirs, own in zip(saved, mine, strict=True):
-        if differing := _find_differences(theirs["shapes"], own["shapes"]):
+def refuse_other_runs(saved: Sequence[Mapping[str, Any]], current: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `StateError` if a state belongs to other runs, which are described by their ``shapes`` and ``config``."""
+    if len(saved) != len(current):
+        raise StateError(f"The state is of a run with {len(saved)} patterns, this one has {len(current)}.")
+    for theirs, ours in zip(saved, current, strict=True):
+        if differing := _find_differences(theirs["shapes"], ours["shapes"]):
             raise StateError(
                 "The state is of another model. Layers that differ in name or shape: "
-                f"{format_list(map(format_value, differing))}. Load it into the model it was saved with."
+                f"{format_list(map(format_value, differing))}. Load it into the model that it was saved with."
             )
-        if keys := _find_differences(theirs["config"], own["config"]):
+        if keys := _find_differences(theirs["config"], ours["config"]):
             changes = "; ".join(
                 f"{describe_key(key)} was {format_value(theirs['config'].get(key))}, "
-                f"is {format_value(own['config'].get(key))}"
+                f"is {format_value(ours['config'].get(key))}"
                 for key in keys
             )
             raise StateError(f"The state is of a run with another configuration: {changes}.")

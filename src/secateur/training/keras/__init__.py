@@ -1,4 +1,4 @@
-"""Pruning while a Keras model trains, on every backend."""
+"""Prune a Keras model while it trains, on every backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Update masks between the steps of ``fit``."""
+"""The callback that updates masks between the steps of ``fit``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["PruningCallback"]
 
 
 class PruningCallback(keras.callbacks.Callback):
-    """Update masks by the schedule under ``fit``, and add ``sparsity`` to the logs of each epoch.
+    """Update masks on schedule in ``fit``, and add ``sparsity`` to the logs of each epoch.
 
-    Between updates it only counts batches, so compiled steps do not wait for it. With ``steps_per_execution`` above 1,
-    an update that is due within an execution happens at its end.
+    Between updates the callback only counts batches, so compiled steps do not wait for it. With ``steps_per_execution``
+    above 1, an update that is due within an execution happens at its end.
 
     Args:
-        optimizer: The optimizer whose masks to update; ``None``: the one that the model is compiled with. A model with
-            several optimizers, as in adversarial training, takes a callback for each that prunes.
+        optimizer: The optimizer whose masks to update; ``None``: the optimizer that the model is compiled with. A model
+            with several optimizers, as in adversarial training, needs a callback for each optimizer that prunes.
 
     Example:
         >>> import keras, numpy as np, secateur.keras
@@ -44,36 +44,36 @@ class PruningCallback(keras.callbacks.Callback):
         """Check that the model is compiled with a pruning optimizer.
 
         Raises:
-            StateError: The model is not compiled with a `PruningOptimizer`, or with one that was made for another.
+            StateError: The model is not compiled with a `PruningOptimizer`, or that was created for another model.
         """
         model = self.model
-        optimizer = self._optimizer_of(model)
+        optimizer = self._get_optimizer(model)
         optimizer.attach(model)
         self._sparsity = optimizer.sparsity
         # Other callbacks may load another state, so the first batch checks again.
         self._batches_to_wait = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Restart the count of batches: another state may have been loaded in between."""
+        """Restart the count of batches, because another state may have been loaded between epochs."""
         self._last_batch = -1
         self._batches_to_wait = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """Update masks if that is due."""
+        """Update masks if an update is due."""
         self._batches_to_wait -= batch - self._last_batch
         self._last_batch = batch
         if self._batches_to_wait > 0:
             return
-        # With JAX this waits for the step and puts its state into the variables.
-        optimizer = self._optimizer_of(self.model)
+        # With JAX, this waits for the step and writes its state to the variables.
+        optimizer = self._get_optimizer(self.model)
         if optimizer.update_masks() or batch == 0:
             self._sparsity = optimizer.sparsity
         due = optimizer.next_update
-        # At the earliest: all batches but one of the current step may be done, and steps may be skipped. Then the count
-        # restarts.
+        # This is the earliest possible batch: all batches but one of the current step may be done, and steps may be
+        # skipped. If the update is not due then, the count restarts.
         self._batches_to_wait = NEVER if due is None else (due - 1 - optimizer.step) * optimizer.batches_per_step + 1
 
-    def _optimizer_of(self, model: keras.Model) -> PruningOptimizer:
+    def _get_optimizer(self, model: keras.Model) -> PruningOptimizer:
         return find_pruning_optimizer(model) if self._optimizer is None else self._optimizer
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""The pruning optimizer of a compiled model: find it, put it in, take it out."""
+"""Find, insert and remove the pruning optimizer of a compiled model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_pruning_optimizer(model: keras.Model) -> PruningOptimizer:
     """Find the pruning optimizer that a model is compiled with.
 
     Raises:
-        StateError: The model is not compiled with one.
+        StateError: The model is not compiled with a `PruningOptimizer`.
     """
     optimizer = getattr(model, "optimizer", None)
     while optimizer is not None and not isinstance(optimizer, PruningOptimizer):
@@ -36,7 +36,7 @@ def prepare_compiled(model: keras.Model, config: PruningConfig | Mapping[str, An
     """Wrap the optimizer that a model is compiled with; the model then trains with the wrapper.
 
     Raises:
-        SecateurError: As `PruningOptimizer`, or the model is not compiled. The model is unchanged then.
+        SecateurError: See `PruningOptimizer`; or the model is not compiled. In these cases the model is unchanged.
     """
     outer = getattr(model, "optimizer", None)
     if outer is None:
@@ -55,18 +55,18 @@ def prepare_compiled(model: keras.Model, config: PruningConfig | Mapping[str, An
 def finalize(model: keras.Model) -> PruningReport:
     """Verify what was pruned, and remove the pruning optimizer from the model.
 
-    Afterwards the model is compiled with the inner optimizer, as if it had never been pruned: a saved model loads where
-    Secateur is not installed. The zeros are in its weights, and further training may change them.
+    Afterwards the model is compiled with the inner optimizer, as if it had never been pruned, and a saved model loads
+    without Secateur. Pruned weights are zero, but further training may change them.
 
     Args:
         model: A model that is compiled with a `PruningOptimizer`.
 
     Returns:
-        What was pruned, per layer and in total. `is_complete` is ``False`` if training ended before the target.
+        A report for each layer and in total. `is_complete` is ``False`` if training ended before the target.
 
     Raises:
-        StateError: The model is not compiled with a `PruningOptimizer` that was made for it, an update of the masks was
-            due and not made, or masks or weights are wrong. The model is unchanged then.
+        StateError: The model is not compiled with a `PruningOptimizer` that was created for it, a due update of the
+            masks was missed, or masks or weights are invalid. In these cases the model is unchanged.
     """
     pruning = find_pruning_optimizer(model)
     pruning.attach(model)
@@ -76,7 +76,7 @@ def finalize(model: keras.Model) -> PruningReport:
 
 
 def _replace_optimizer(model: keras.Model, old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer) -> None:
-    """Replace the optimizer of a compiled model, which may be wrapped in others."""
+    """Replace the optimizer of a compiled model, which may be wrapped in other optimizers."""
     outer = model.optimizer
     if outer is old:
         model.optimizer = new

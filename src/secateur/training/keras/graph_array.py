@@ -1,7 +1,7 @@
-"""TensorFlow tensors with the interface of the array API standard.
+"""Wrap TensorFlow tensors in the interface of the array API standard.
 
-Pattern and criterion arithmetic is written against that standard. torch tensors and JAX arrays, traced ones too, are
-served by ``array-api-compat``; TensorFlow's are not, so a compiled step wraps them.
+Patterns and criteria compute with that standard. ``array-api-compat`` supports torch tensors and JAX arrays, including
+traced arrays, but not TensorFlow tensors, so a compiled step wraps these.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OTHER_NAMES = {
     "atan": "arctan",
     "pow": "power",
 }
-"""Functions of the standard → what ``keras.ops`` calls them, where that differs."""
+"""Functions of the standard → their names in ``keras.ops``, where these differ."""
 
 
 DTYPES = frozenset(
@@ -33,10 +33,10 @@ DTYPES = frozenset(
 
 
 class _Namespace:
-    """The functions and dtypes of the standard, found in ``keras.ops``."""
+    """The functions and dtypes of the standard, from ``keras.ops``."""
 
     def __init__(self) -> None:
-        self.__name__ = "keras.ops"  # array-api-compat tells namespaces apart by it
+        self.__name__ = "keras.ops"  # array-api-compat distinguishes namespaces by this name
 
     def __getattr__(self, name: str) -> Any:
         if name in DTYPES:
@@ -51,11 +51,11 @@ class _Namespace:
         return function
 
     def astype(self, array: GraphArray, dtype: str, *, copy: bool = True) -> GraphArray:  # noqa: ARG002
-        """See the standard; tensors never change, so a copy makes no difference."""
+        """See the standard. Tensors are immutable, so `copy` makes no difference."""
         return GraphArray(keras.ops.cast(array.tensor, dtype))
 
     def asarray(self, value: Any, *, dtype: str | None = None, device: Any = None, copy: Any = None) -> GraphArray:  # noqa: ARG002
-        """See the standard; TensorFlow places the tensors of a compiled step."""
+        """See the standard. TensorFlow decides where the tensors of a compiled step are placed."""
         return GraphArray(keras.ops.convert_to_tensor(_unwrap(value), dtype=dtype))
 
 
@@ -84,7 +84,7 @@ class GraphArray:
 
     @property
     def dtype(self) -> str:
-        """Name of the elements' type."""
+        """Name of the dtype."""
         return str(keras.backend.standardize_dtype(self.tensor.dtype))
 
     @property
@@ -93,13 +93,13 @@ class GraphArray:
         return len(self.tensor.shape)
 
     def reshape(self, *shape: Any) -> GraphArray:
-        """The same elements in another shape."""
+        """Return the same elements in another shape."""
         return GraphArray(keras.ops.reshape(self.tensor, shape[0] if len(shape) == 1 else shape))
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"In a compiled TensorFlow step an array has no {name!r}. Take the function of that name from "
-            f"array_api_compat.array_namespace(array), which serves every framework."
+            f"In a compiled TensorFlow step an array has no {name!r}. Use the function of that name from "
+            f"array_api_compat.array_namespace(array), which supports every framework."
         )
 
     def __getitem__(self, key: Any) -> GraphArray:
@@ -107,7 +107,7 @@ class GraphArray:
         is_fold = (
             isinstance(last, slice) and last.step == 2 and last.start in (0, 1) and lead == [slice(None)] * len(lead)
         )
-        return GraphArray(_every_second(self.tensor, len(lead), last) if is_fold else self.tensor[key])
+        return GraphArray(_take_every_second(self.tensor, len(lead), last) if is_fold else self.tensor[key])
 
     def __neg__(self) -> GraphArray:
         return GraphArray(-self.tensor)
@@ -119,8 +119,8 @@ class GraphArray:
         return GraphArray(~self.tensor)
 
 
-def _every_second(tensor: Any, axis: int, part: slice) -> Any:
-    """``tensor[…, start:stop:2]`` along `axis`; TensorFlow's own strided slice takes many times as long."""
+def _take_every_second(tensor: Any, axis: int, part: slice) -> Any:
+    """Return ``tensor[…, start:stop:2]`` along `axis`, many times as fast as the strided slice of TensorFlow."""
     shape = tuple(tensor.shape)
     stop = shape[axis] if part.stop is None else min(part.stop, shape[axis])
     if stop % 2:
@@ -130,7 +130,7 @@ def _every_second(tensor: Any, axis: int, part: slice) -> Any:
     return keras.ops.unstack(pairs, num=2, axis=axis + 1)[part.start]
 
 
-def _binary(name: str) -> Callable[[GraphArray, Any], GraphArray]:
+def _make_operator(name: str) -> Callable[[GraphArray, Any], GraphArray]:
     def method(self: GraphArray, other: Any) -> GraphArray:
         return GraphArray(getattr(self.tensor, name)(_unwrap(other)))
 
@@ -142,17 +142,17 @@ COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 REFLECTED = tuple(f"r{name}" for name in OPERATORS)
 
 for _operator in (*OPERATORS, *REFLECTED, *COMPARISONS):
-    setattr(GraphArray, f"__{_operator}__", _binary(f"__{_operator}__"))
+    setattr(GraphArray, f"__{_operator}__", _make_operator(f"__{_operator}__"))
 
 
 def as_array(tensor: Any) -> Any:
-    """A tensor, or a variable's value, as something that pattern and criterion arithmetic computes with."""
-    held = get_tensor(tensor)
-    return GraphArray(held) if keras.backend.backend() == "tensorflow" else held
+    """Convert a tensor, or the value of a variable, to an array that patterns and criteria can compute with."""
+    value = get_tensor(tensor)
+    return GraphArray(value) if keras.backend.backend() == "tensorflow" else value
 
 
 def as_tensor(array: Any) -> Any:
-    """The inverse of `as_array`."""
+    """Convert an array of `as_array` back to a tensor."""
     return _unwrap(array)
 
 

@@ -1,4 +1,4 @@
-"""The Keras pruner: an optimizer that wraps another one and keeps pruned weights at zero."""
+"""The Keras pruner, an optimizer that wraps another optimizer and keeps pruned weights at zero."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ __all__ = ["PruningOptimizer"]
 logger = logging.getLogger(__name__)
 
 HEADER_KEY = "secateur"
-"""Entry of a weights file that marks the variables of a pruning optimizer and describes their run."""
+"""Key of the entry in a weights file that describes the run of a pruning optimizer."""
 
 
 @keras.saving.register_keras_serializable(package="secateur")
 class PruningOptimizer(keras.optimizers.Optimizer):
     """Train with any Keras optimizer while the model is pruned.
 
-    After each step of the inner optimizer, pruned weights are exactly zero; that is part of the compiled step on every
+    After each step of the inner optimizer, pruned weights are exactly zero. This is part of the compiled step on every
     backend. Masks, scores and counters are variables of this optimizer, so they are saved and restored with it. Masks
-    are updated between steps: by `PruningCallback` under ``fit``, by `update_masks` in your own loop. `finalize` raises
-    if that was forgotten.
+    are updated between steps: by `PruningCallback` in ``fit``, or by `update_masks` in your own loop. `finalize` raises
+    an error if an update was missed.
 
     Args:
-        model: The built model to prune. Masks that are due before the first step are applied at once.
+        model: The built model to prune. Masks that are due before the first step are applied immediately.
         config: A `PruningConfig`, or a plain mapping with the same keys.
         optimizer: The optimizer that trains the model. A `keras.optimizers.LossScaleOptimizer` wraps this optimizer,
             not the other way round; ``compile`` adds it under ``mixed_float16``.
@@ -55,8 +55,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         inner_optimizer: The optimizer that trains.
 
     Raises:
-        SecateurError: The configuration fits neither itself nor the model, the model is not built, a weight is ``nan``,
-            or the optimizer prunes already. The model is as it was then.
+        SecateurError: The configuration is invalid or does not fit the model, the model is not built, a weight is
+            ``nan``, or the optimizer already prunes. In these cases the model is unchanged.
 
     Example:
         >>> import keras, secateur.keras
@@ -89,7 +89,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self._start(pruner, model.trainable_variables)
 
     def _initialize(self, inner_optimizer: keras.optimizers.Optimizer, record: SavedPlan, name: str | None) -> None:
-        # A learning rate of our own would be a variable that nothing reads.
+        # A separate learning rate would be a variable that nothing reads.
         super().__init__(learning_rate=lambda: inner_optimizer.learning_rate, name=name or "pruning_optimizer")
         self.inner_optimizer = inner_optimizer
         self._plan = record
@@ -99,10 +99,13 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self._awaits_state = False
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Create the variables for these variables of a model; only needed after this was read from a file.
+        """Create the variables of this optimizer, which is only necessary after it was loaded from a file.
+
+        Args:
+            variables: The trainable variables of the model.
 
         Raises:
-            StateError: They belong to another model than the one that this optimizer was made for.
+            StateError: The optimizer was made for another model.
         """
         if not self.built:
             pruner = PruningStep(self._plan.bind(list(variables)), is_new=False)
@@ -144,8 +147,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             self.inner_optimizer.apply(grads, trainable_variables)
             pruner.after_step(step, made, rates)
         except BaseException:
-            # Ctrl-C between the two: the step is not counted, and its weights are zero where they are pruned. Where a
-            # step is being traced, nothing has changed, and tracing more of it may fail.
+            # After Ctrl-C between the two, the step is not counted, but pruned weights must be zero. While a step is
+            # being traced, nothing has changed, and tracing more of it may fail.
             with contextlib.suppress(Exception):
                 pruner.apply_masks()
             raise
@@ -158,7 +161,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     @property
     def iterations(self) -> Any:
-        """Steps of the inner optimizer; `step` counts those since pruning began."""
+        """Steps of the inner optimizer; `step` counts the steps since pruning started."""
         return self.inner_optimizer.iterations
 
     @property
@@ -175,7 +178,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         return self.inner_optimizer.scale_loss(loss)
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
-        """Use averaged weights if the inner optimizer averages; pruned weights are zero in them too."""
+        """Use averaged weights if the inner optimizer averages, also with pruned weights at zero."""
         self.inner_optimizer.finalize_variable_values(var_list)
         if not self._is_active or self._pruning is None or self._has_no_values():
             return
@@ -195,7 +198,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     @property
     def _model_variables_moving_average(self) -> Any:
-        # `keras.callbacks.SwapEMAWeights` looks for it here when a loss-scale optimizer stands around this one.
+        # `keras.callbacks.SwapEMAWeights` reads it here if a loss-scale optimizer wraps this one.
         return self.inner_optimizer._model_variables_moving_average
 
     def get_config(self) -> dict[str, Any]:
@@ -213,7 +216,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
-        """Make the optimizer that `get_config` described; it builds itself on the variables of the same model.
+        """Create the optimizer that `get_config` described. It must be built with the variables of the same model.
 
         Raises:
             StateError: The description is damaged.
@@ -241,12 +244,13 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def load_own_variables(self, store: Any) -> None:
         """Read what `save_own_variables` wrote.
 
-        A file without them is a warning before the first step: pruning then starts with the weights in the file.
+        Before the first step, a file without a state is accepted with a warning, and pruning starts with the weights in
+        the file.
 
         Raises:
-            StateError: It is damaged; or the state of another run: another model, configuration or format; or it is
-                none at all, and this run is under way. Nothing is read here then, but Keras may have read the model's
-                weights.
+            StateError: The state is damaged or belongs to another model, configuration or format; or there is none, and
+                this run is under way. In these cases nothing is read here, but Keras may have read the weights of the
+                model.
         """
         if HEADER_KEY not in store.keys():  # noqa: SIM118 - not a mapping
             self._start_without_state()
@@ -261,15 +265,15 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self._awaits_state = False
 
     def _start_without_state(self) -> None:
-        """Start from weights that were loaded without a state; again once all of them are loaded."""
+        """Start from weights that were loaded without a state, and start again once all of them are loaded."""
         if self._is_read or self.step > 0:
             raise StateError(
-                "The file holds no state of a pruning run, and this run is under way. Make the PruningOptimizer after "
-                "weights are loaded; load a model under the dtype policy that it was saved under."
+                "The file holds no state of a pruning run, and this run is under way. Create the PruningOptimizer "
+                "after the weights are loaded, and load a model with the dtype policy that it was saved with."
             )
         warnings.warn(
-            "The file holds no state of a pruning run, so pruning starts with the weights that it holds. Save with a "
-            "PruningOptimizer to go on from where a run was.",
+            "The file holds no state of a pruning run, so pruning starts with the weights in the file. Save with a "
+            "PruningOptimizer to resume a run.",
             stacklevel=3,
         )
         self._require_built().restart()
@@ -279,32 +283,32 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     @property
     def is_active(self) -> bool:
-        """Whether steps of this optimizer keep pruned weights at zero; not any more after `finalize`."""
+        """Whether steps of this optimizer keep pruned weights at zero; ``False`` after `finalize` or `close`."""
         return self._is_active
 
     @property
     def patterns(self) -> tuple[BasePattern, ...]:
-        """The patterns of the run; what is put into their `keep_mask_layers` keeps its mask from then on."""
+        """The patterns of the run. Layers that you add to their `keep_mask_layers` keep their masks."""
         return tuple(run.pattern for run in self._require_built().runs)
 
     @property
     def step(self) -> int:
-        """Steps made since pruning began: those that accumulate gradients or overflow do not count."""
+        """Number of steps since pruning started, without steps that accumulate gradients or overflow."""
         if self._has_no_values():
             raise StateError(
-                "Under fit, JAX keeps the values of variables to itself. Reach the optimizer as model.optimizer of a "
-                "callback's self.model, which brings them back; after an error in fit, make the model anew."
+                "Under fit, JAX keeps the values of variables to itself. Access the optimizer as "
+                "self.model.optimizer in a callback, which restores them. After an error in fit, recreate the model."
             )
         return int(read_array(self._iterations))
 
     @property
     def next_update(self) -> int | None:
-        """The step after which masks change next; ``None``: they do not any more."""
+        """The step after which masks change next, or ``None`` if they are final."""
         return self._require_built().next_update
 
     @property
     def batches_per_step(self) -> int:
-        """Batches whose gradients make one step."""
+        """Number of batches whose gradients are accumulated for one step."""
         return self._require_built().accumulated
 
     @property
@@ -314,26 +318,26 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     @property
     def sparsity(self) -> float:
-        """Share of weights pruned now, over all pruned layers."""
+        """Current share of pruned weights, over all pruned layers."""
         return self._require_built().sparsity()
 
     def update_masks(self) -> bool:
-        """Update masks if that is due after the steps so far. Call it after each step of your own loop.
+        """Update masks if an update is due. Call this after each step of your own loop.
 
-        Calling it again, or when nothing is due, does nothing and is cheap.
+        If no update is due, the call does nothing and is cheap.
 
         Returns:
             Whether masks may have changed.
 
         Raises:
-            ScoreError: A score is ``nan``; masks and weights are then as they were.
+            ScoreError: A score is ``nan``. In this case masks and weights are unchanged.
         """
         return self._is_active and self._require_started().update(self.step)
 
     def stateless_update_masks(
         self, optimizer_variables: Sequence[Any], trainable_variables: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """`update_masks` for a loop that holds the state itself, as one does with JAX; not to be compiled.
+        """Run `update_masks` in a loop that manages the state itself, as with JAX. Do not compile this method.
 
         Args:
             optimizer_variables: Values of `variables`, as `stateless_apply` returns them.
@@ -357,21 +361,21 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         )
 
     def report(self) -> PruningReport:
-        """What is pruned now."""
+        """Return a report on what is pruned now."""
         return self._require_started().report(self.step, self._plan.dense, self._plan.model_weights)
 
     def finalize(self) -> PruningReport:
-        """Verify every mask against its pattern and every pruned weight against zero, and end the run.
+        """Verify that masks follow their patterns and that pruned weights are zero, and end the run.
 
         Afterwards this optimizer only calls the inner one, except in a step that was compiled before.
         `secateur.keras.finalize` also removes it from the model.
 
         Returns:
-            What was pruned, per layer and in all. Its `is_complete` is ``False`` if training ended before the target.
+            A report for each layer and in total. `is_complete` is ``False`` if training ended before the target.
 
         Raises:
-            StateError: The run has been finalized already, an update of the masks was due and not made, or masks and
-                weights are not what they should be.
+            StateError: The run has already ended, a due update of the masks was missed, or masks or weights are
+                invalid.
         """
         self._require_active()
         self._require_started().verify(self.step)
@@ -390,16 +394,16 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             ACTIVE.discard(self._pruning)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks, scores and counters as NumPy arrays: what a resumed run needs besides its model and optimizer.
+        """Return masks, scores and counters as NumPy arrays, which a run needs to resume besides model and optimizer.
 
-        ``model.save`` saves all of that together.
+        ``model.save`` saves all of this together.
         """
         state: dict[str, Any] = {}
         self.save_own_variables(state)
         return {key: np.array(value) for key, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from what `state_dict` returned, with a model of the same layers and the same configuration.
+        """Resume from a state that `state_dict` returned, with a model of the same layers and the same configuration.
 
         Raises:
             StateError: The state is damaged, or belongs to another model, configuration or format, or this run has
@@ -413,8 +417,8 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def apply_masks(self, model: keras.Model | None = None) -> None:
         """Set pruned weights to zero in `model`, by the names of its layers; ``None``: in the pruned model.
 
-        That is needed where something else writes weights, such as `keras.callbacks.EarlyStopping`, which can restore
-        those of an epoch in which less was pruned.
+        This is necessary if something else writes weights, such as `keras.callbacks.EarlyStopping`, which can restore
+        weights of an epoch in which less was pruned.
 
         Raises:
             LayerError: A pruned layer is missing in `model` or has another shape; nothing is changed then.
@@ -425,16 +429,16 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             self._require_started().apply_masks_to(model)
 
     def attach(self, model: keras.Model) -> None:
-        """Check, before training, that this optimizer was made for the model.
+        """Check before training that this optimizer was made for a model.
 
         Raises:
-            StateError: It was made for another model.
+            StateError: The optimizer was made for another model.
         """
         self.build(model.trainable_variables)
         self._require_started().refuse_other_model(model)
 
     def _require_started(self) -> PruningStep:
-        """The pruner, started if no state was read for it."""
+        """Return the pruner, and start it if no state was loaded."""
         pruner = self._require_built()
         if self._awaits_state:
             self._awaits_state = False
@@ -442,22 +446,22 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         return pruner
 
     def _has_no_values(self) -> bool:
-        """Whether JAX has taken the values out of the variables, as it does under ``fit``."""
+        """Whether JAX has moved the values out of the variables, as it does in ``fit``."""
         return keras.backend.backend() == "jax" and getattr(self._iterations, "_value", ...) is None
 
     def _require_active(self) -> None:
         if not self._is_active:
-            raise StateError("This optimizer has been finalized or closed already. Make another one for another run.")
+            raise StateError("This optimizer has already been finalized or closed. Create another one for another run.")
 
     def _require_built(self) -> PruningStep:
         if self._pruning is None:
             raise StateError(
-                "This optimizer was read from a file and has no variables yet. Call build(model.trainable_variables)."
+                "This optimizer was loaded from a file and has no variables yet. Call build(model.trainable_variables)."
             )
         return self._pruning
 
     def _describe(self) -> str:
-        """Which run the variables are of."""
+        """Describe the run of the variables as JSON."""
         return json.dumps({"format_version": FORMAT_VERSION, "runs": self._require_built().describe()})
 
     def _refuse_other(self, saved: Mapping[str, Any]) -> None:
@@ -486,10 +490,10 @@ def _check_inner_optimizer(inner: Any) -> None:
     within = inner
     while within is not None:
         if isinstance(within, PruningOptimizer):
-            raise StateError("The optimizer is wrapped in a PruningOptimizer already. Give the one inside.")
+            raise StateError("The optimizer is already wrapped in a PruningOptimizer. Pass the inner one.")
         within = getattr(within, "inner_optimizer", None)
     if isinstance(inner, keras.optimizers.LossScaleOptimizer):
         raise UnsupportedModelError(
-            "A LossScaleOptimizer goes around a PruningOptimizer, so that steps it skips are not counted: "
-            "LossScaleOptimizer(PruningOptimizer(model, config, inner)). Under mixed_float16, compile puts it there."
+            "A LossScaleOptimizer must wrap the PruningOptimizer, so that skipped steps are not counted: "
+            "LossScaleOptimizer(PruningOptimizer(model, config, inner)). With mixed_float16, compile adds it."
         )

@@ -1,4 +1,4 @@
-"""What happens around each step of a Keras optimizer, for all patterns of a model."""
+"""Prune around each step of a Keras optimizer, with all patterns of a model."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from secateur.training.keras.weight import TrainedKernel, find_slots
 __all__ = ["ACTIVE", "PruningStep"]
 
 ACTIVE: WeakSet[PruningStep] = WeakSet()
-"""Runs that have not ended, so that no two prune the same kernel."""
+"""Runs that have not ended. No two of them may prune the same kernel."""
 
 
 class PruningStep:
     """The runs of all patterns of a model, whose state is in variables of one optimizer.
 
     Args:
-        patterns: The patterns, bound to layers or kernels.
+        patterns: The patterns with their layers or kernels.
         is_new: Whether to start from the current kernels, rather than from a state that is loaded later.
 
     Raises:
-        ConfigError: A criterion ranks by gradients and the first update lies before the first gradient.
-        ScoreError: A kernel has ``nan``.
+        ConfigError: A criterion ranks by gradients, but the first update is before the first gradient.
+        ScoreError: A kernel contains ``nan``.
     """
 
     def __init__(self, patterns: Sequence[BasePattern], *, is_new: bool = True) -> None:
@@ -46,14 +46,14 @@ class PruningStep:
         self.runs = [KerasRun(pattern, self.kernels, is_new=is_new) for pattern in patterns if pattern.views]
 
     def start(self, inner: keras.optimizers.Optimizer, add: AddVariable) -> None:
-        """Create the variables; a new run sets the masks that apply before the first step.
+        """Create the variables. A new run also sets the masks that apply before the first step.
 
         Args:
-            inner: The built optimizer that changes the kernels.
+            inner: The built optimizer that trains the kernels.
             add: Creates a variable.
 
         Raises:
-            UnsupportedModelError: Kernels are held by optimizers that accumulate over different numbers of batches.
+            UnsupportedModelError: The optimizers of the kernels accumulate over different numbers of batches.
         """
         for name, slot in find_slots(inner, {name: kernel.variable for name, kernel in self.kernels.items()}).items():
             self.kernels[name].slot = slot
@@ -61,7 +61,7 @@ class PruningStep:
         if len(accumulated) > 1:
             raise UnsupportedModelError(
                 f"The optimizers of the pruned layers must accumulate gradients over the same number of batches, found "
-                f"{sorted(accumulated)}. Set one gradient_accumulation_steps for all."
+                f"{sorted(accumulated)}. Set the same gradient_accumulation_steps for all of them."
             )
         self.accumulated = accumulated.pop()
         self._updated = add((), dtype="int32", name="updated_step")
@@ -75,7 +75,7 @@ class PruningStep:
 
         Raises:
             ConfigError: They are sparser than the target.
-            ScoreError: A kernel has ``nan``.
+            ScoreError: A kernel contains ``nan``.
         """
         refuse_nan(self.kernels)
         for run in self.runs:
@@ -83,44 +83,46 @@ class PruningStep:
         self._updated.assign(0)
         self.apply_masks()
 
-    # Inside the compiled step.
+    # In the compiled step.
 
     def before_step(self, step: Any, gradients: Mapping[int, Any]) -> tuple[Any, dict[str, Any]]:
         """Accumulate scores from the arguments of `apply`.
 
         Args:
-            step: Number of the coming step, from 1.
-            gradients: Identity of a kernel's variable → its gradient, scaled and not accumulated.
+            step: Number of the next step, from 1.
+            gradients: Identity of the variable of a kernel → its gradient, scaled and not accumulated.
 
         Returns:
-            Whether the call makes a step, and the learning rate of each kernel that it changes. A call without any
-            pruned kernel, as of the other half of an adversarial pair, makes none.
+            Whether the call makes a step, and the learning rate of each kernel that it changes. A call without pruned
+            kernels makes no step, such as that of the other model in adversarial training.
         """
         given = {name: gradients.get(id(kernel.variable)) for name, kernel in self.kernels.items()}
         slots = {name: kernel.slot for name, kernel in self.kernels.items() if given[name] is not None and kernel.slot}
         if not slots:
             return False, {}
         made = next(iter(slots.values())).makes_step()
-        real = {name: slot.gradient(given[name]) for name, slot in slots.items()}
+        real = {name: slot.compute_gradient(given[name]) for name, slot in slots.items()}
         for run in self.runs:
             run.accumulate_scores(step, {name: real[name] for name in run.weights if name in real}, made)
         return made, {name: slot.read_learning_rate() for name, slot in slots.items()} if self._shrinks else {}
 
     def after_step(self, step: Any, made: Any, rates: Mapping[str, Any]) -> None:
-        """Regularize what the optimizer changed, and set pruned weights to zero."""
+        """Regularize the kernels that the optimizer changed, and set pruned weights to zero."""
         for run in self.runs:
             run.shrink(step, rates, made)
         self.apply_masks()
 
     def apply_masks(self) -> None:
-        """Set to zero what the masks prune."""
+        """Set pruned weights to zero."""
         for kernel in self.kernels.values():
             kernel.apply_mask()
 
     @property
     def is_averaged(self) -> bool:
         """Whether an optimizer keeps a moving average of a kernel."""
-        return any(kernel.slot is not None and kernel.slot.average() is not None for kernel in self.kernels.values())
+        return any(
+            kernel.slot is not None and kernel.slot.get_average() is not None for kernel in self.kernels.values()
+        )
 
     @property
     def _shrinks(self) -> bool:
@@ -131,10 +133,10 @@ class PruningStep:
     def refuse_shared(self) -> None:
         """Raise `StateError` if a run that has not ended prunes one of the kernels."""
         if self._find_shared():
-            gc.collect()  # the run of an optimizer that is not referenced any more has ended
+            gc.collect()  # runs of optimizers without references have ended
         if shared := self._find_shared():
             raise StateError(
-                f"Another PruningOptimizer prunes {format_list(map(repr, shared))} already. End that run with "
+                f"Another PruningOptimizer already prunes {format_list(map(repr, shared))}. End that run with "
                 f"secateur.keras.finalize(model), or drop all references to that optimizer."
             )
 
@@ -146,16 +148,16 @@ class PruningStep:
         """Set pruned weights to zero in a copy of the model.
 
         Raises:
-            LayerError: A pruned layer is missing there or has another shape; nothing is changed then.
+            LayerError: A pruned layer is missing there or has a different shape. In this case nothing is changed.
         """
         layers, targets = list_layers(model), []
         for name, kernel in self.kernels.items():
             if name not in layers:
-                raise LayerError(f"layer {name!r} was pruned, and {model.name!r} has no such layer.")
+                raise LayerError(f"layer {name!r} was pruned, but {model.name!r} does not have it.")
             variable = get_kernel(layers[name])
             if variable.shape != kernel.variable.shape:
                 shape, expected = tuple(variable.shape), tuple(kernel.variable.shape)
-                raise LayerError(f"layer {name!r} has shape {shape}, the mask {expected}.")
+                raise LayerError(f"layer {name!r} has shape {shape}, but its mask has {expected}.")
             targets.append((variable, kernel.mask))
         for variable, mask in targets:
             if mask is not None:
@@ -163,16 +165,16 @@ class PruningStep:
 
     @property
     def next_update(self) -> int | None:
-        """The step after which masks change next; ``None``: they are final."""
+        """The step after which masks change next, or ``None`` if they are final."""
         updated = int(read_array(self._updated))
         changes = [run.updater.next_change(updated) for run in self.runs]
         return min((change for change in changes if change is not None), default=None)
 
     def update(self, step: int) -> bool:
-        """Make every update that is due after `step` steps; return whether there was one.
+        """Make every update that is due after `step` steps, and return whether there was one.
 
         Raises:
-            ScoreError: A score is ``nan``; masks and weights are then as they were.
+            ScoreError: A score is ``nan``. In this case masks and weights are unchanged.
         """
         changed = False
         while (due := self.next_update) is not None and due <= step:
@@ -196,24 +198,24 @@ class PruningStep:
         self.apply_masks()
 
     def masks(self) -> dict[str, Array]:
-        """Layer → booleans in the kernel's shape, ``True`` = kept, in memory of their own."""
+        """Return copies of the masks: layer → booleans in the shape of the kernel, ``True`` = kept."""
         return {name: kernel.mask.copy() for name, kernel in self.kernels.items() if kernel.mask is not None}
 
     def sparsity(self) -> float:
-        """Share of weights that the masks prune."""
+        """Return the share of pruned weights."""
         masks = [kernel.mask for kernel in self.kernels.values() if kernel.mask is not None]
         weights: int = sum(math.prod(mask.shape) for mask in masks)
         return (weights - sum(map(count_true, masks))) / weights
 
     def report(self, step: int, dense: Mapping[str, str], model_weights: int) -> PruningReport:
-        """What is pruned after `step` steps."""
+        """Return a report on what is pruned after `step` steps."""
         return build_report(self.runs, dense, step, model_weights)
 
     def verify(self, step: int) -> None:
-        """Check every mask against its pattern and every pruned weight against zero.
+        """Verify that masks follow their patterns and that pruned weights are zero.
 
         Raises:
-            StateError: An update was due and not made, or masks and weights are not what they should be.
+            StateError: A due update was missed, or masks or weights are invalid.
         """
         if (due := self.next_update) is not None and due <= step:
             raise StateError(
@@ -224,7 +226,7 @@ class PruningStep:
         refuse_violations({name: reason for run in self.runs for name, reason in run.violations().items()})
 
     def describe(self) -> list[dict[str, Any]]:
-        """Describe the configuration and layers of each run, to recognize its saved states."""
+        """Describe the configuration and layers of each run, so that its saved states can be recognized."""
         return [run.describe() for run in self.runs]
 
     def refuse_other_model(self, model: keras.Model) -> None:
@@ -233,15 +235,15 @@ class PruningStep:
         if foreign := [name for name, kernel in self.kernels.items() if id(kernel.variable) not in mine]:
             raise StateError(
                 f"The PruningOptimizer was made for another model: the kernels of {format_list(map(repr, foreign))} "
-                f"are not those of {model.name!r}. Make one for this model."
+                f"are not in {model.name!r}. Create a PruningOptimizer for this model."
             )
 
     def check_values(self, values: Values, step: int) -> None:
         """Raise `StateError` if this run cannot reach a saved state.
 
         Args:
-            values: What the variables are to hold.
-            step: Steps made when it was saved.
+            values: The saved values of the variables.
+            step: Number of steps taken when it was saved.
         """
         updated = int(values[id(self._updated)])
         if not 0 <= updated <= step:
@@ -251,12 +253,12 @@ class PruningStep:
                 raise make_damage_error(problem)
 
     def write_frozen(self) -> None:
-        """Write to the variables which layers keep their masks."""
+        """Write which layers keep their masks to the variables."""
         for run in self.runs:
             run.write_frozen()
 
     def read_frozen(self) -> None:
-        """Read from the variables which layers keep their masks."""
+        """Read which layers keep their masks from the variables."""
         for run in self.runs:
             run.pattern.keep_mask_layers.clear()
             run.read_frozen()

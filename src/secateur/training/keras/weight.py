@@ -1,4 +1,4 @@
-"""A pruned kernel of a Keras model that trains."""
+"""The kernels of a Keras model that an optimizer trains and prunes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class TrainedKernel(KernelWeight):
     """A kernel that an optimizer trains. Its mask can be a variable, so that a compiled step can use it.
 
     Args:
-        name: Layer name.
-        pattern: The pattern, bound to the layer.
+        name: Name of the layer.
+        pattern: The pattern of the layer.
 
     Attributes:
-        mask_variable: Booleans in the kernel's shape, ``True`` = kept; ``None``: kept on the host only.
-        slot: The optimizer that changes it; ``None``: none does.
+        mask_variable: Booleans in the kernel's shape, ``True`` = kept; ``None``: the mask is only on the host.
+        slot: The optimizer that trains the kernel; ``None``: there is none.
     """
 
     def __init__(self, name: str, pattern: BasePattern) -> None:
@@ -47,34 +47,34 @@ class TrainedKernel(KernelWeight):
             self.mask_variable.assign(wrap_for_assign(make_contiguous(mask)))
 
     def apply_mask(self) -> None:
-        """Set to zero what the mask prunes, in the kernel and in the average that its optimizer keeps of it."""
+        """Set pruned weights to zero, in the kernel and in its moving average in the optimizer."""
         mask = self._mask if self.mask_variable is None else self.mask_variable
         if mask is None:
             return
         apply_mask(self.variable, mask)
-        average = None if self.slot is None else self.slot.average()
+        average = None if self.slot is None else self.slot.get_average()
         if average is not None:
             apply_mask(average, mask)
 
     def trace_canonical(self, tensor: Any = None) -> Any:
-        """The kernel, or a tensor of its shape, as an (O, K, I) array that a compiled step computes with."""
+        """Return the kernel, or a tensor of its shape, as an (O, K, I) array for a compiled step."""
         return self._view.to_canonical(self.trace_stored(tensor))
 
     def trace_stored(self, tensor: Any = None) -> Any:
-        """The same in the kernel's shape."""
+        """Return the kernel, or a tensor of its shape, as an array for a compiled step."""
         array = as_array(self.variable if tensor is None else tensor)
         if keras.backend.standardize_dtype(array.dtype) in ("float16", "bfloat16"):
             return as_array(ops.cast(as_tensor(array), "float32"))
         return array
 
     def trace_scores(self, criterion: BaseCriterion, gradient: Any) -> Any:
-        """One score per weight as an (O, K, I) array, inside a compiled step; `gradient`: a tensor or ``None``."""
-        look = self.trace_stored if criterion.is_elementwise else self.trace_canonical
-        scores = criterion.score(look(), None if gradient is None else look(gradient))
+        """Return one score per weight as an (O, K, I) array in a compiled step; `gradient` is a tensor or ``None``."""
+        trace = self.trace_stored if criterion.is_elementwise else self.trace_canonical
+        scores = criterion.score(trace(), None if gradient is None else trace(gradient))
         return self._view.to_canonical(scores) if criterion.is_elementwise else scores
 
     def shrink(self, factors: Any) -> None:
-        """Multiply by (O, K, I) factors, inside a compiled step."""
+        """Multiply the kernel by (O, K, I) factors in a compiled step."""
         stored = as_tensor(self._view.to_stored(factors))
         self.variable.assign(self.variable * ops.cast(stored, self.variable.dtype))
 
@@ -83,12 +83,12 @@ class KernelSlot:
     """The optimizer that trains a kernel, and the index of the kernel in it.
 
     Args:
-        optimizer: A built optimizer of Keras that is no container of others.
+        optimizer: A built Keras optimizer that does not contain others.
         kernel: The kernel.
 
     Attributes:
         optimizer: The optimizer.
-        accumulated: Calls of `apply` that make one step.
+        accumulated: Number of calls of `apply` per step.
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, kernel: keras.Variable) -> None:
@@ -97,7 +97,7 @@ class KernelSlot:
         self._kernel = kernel
 
     def read_learning_rate(self) -> Any:
-        """Read the learning rate of the next step."""
+        """Return the learning rate of the next step."""
         return get_tensor(self.optimizer.learning_rate)
 
     def makes_step(self) -> Any:
@@ -106,26 +106,26 @@ class KernelSlot:
             return True
         return ops.equal((self.optimizer._iterations + 1) % self.accumulated, 0)
 
-    def gradient(self, given: Any) -> Any:
-        """The gradient that the coming step applies, freed of a static loss scale.
+    def compute_gradient(self, gradient: Any) -> Any:
+        """Return the gradient that the next step applies, without a static loss scale.
 
         Args:
-            given: The gradient that `apply` is called with.
+            gradient: The gradient that `apply` is called with.
         """
         scale = self.optimizer.loss_scale_factor
-        gradient = ops.convert_to_tensor(given) if scale is None else given / scale
+        gradient = ops.convert_to_tensor(gradient) if scale is None else gradient / scale
         if self.accumulated == 1:
             return gradient
-        return (gradient + self.optimizer._accumulated_gradients[self._place]) / self.accumulated
+        return (gradient + self.optimizer._accumulated_gradients[self._index]) / self.accumulated
 
-    def average(self) -> keras.Variable | None:
-        """The moving average that the optimizer keeps of the kernel; ``None``: it keeps none."""
-        return self.optimizer._model_variables_moving_average[self._place] if self.optimizer.use_ema else None
+    def get_average(self) -> keras.Variable | None:
+        """Return the moving average of the kernel in the optimizer, or ``None`` if there is none."""
+        return self.optimizer._model_variables_moving_average[self._index] if self.optimizer.use_ema else None
 
     @property
-    def _place(self) -> int:
-        place: int = self.optimizer._get_variable_index(self._kernel)
-        return place
+    def _index(self) -> int:
+        index: int = self.optimizer._get_variable_index(self._kernel)
+        return index
 
 
 def find_slots(optimizer: keras.optimizers.Optimizer, kernels: dict[str, keras.Variable]) -> dict[str, KernelSlot]:

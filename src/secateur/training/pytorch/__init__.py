@@ -1,4 +1,4 @@
-"""Pruning while a torch model trains, through hooks of its optimizer."""
+"""Prune a torch model while it trains, with hooks of its optimizer."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def prepare(
 ) -> PytorchPruner:
     """See `secateur.prepare`.
 
-    Without an optimizer, gradients must be free of a loss scale when `PytorchPruner.before_step` is called, and group
-    lasso is not available, because it needs the learning rate.
+    Without an optimizer, gradients must not have a loss scale when `PytorchPruner.before_step` is called, and group
+    lasso is not available, because it requires the learning rate.
 
     Example:
         >>> import torch
@@ -58,7 +58,7 @@ def prepare_by_hand(model: nn.Module, config: PruningConfig | Mapping[str, Any])
 
 
 def _unwrap_optimizer(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside the wrappers that training frameworks put around it."""
+    """Return the optimizer inside the wrappers of training frameworks."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     if not isinstance(optimizer, Optimizer):

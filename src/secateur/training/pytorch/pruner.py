@@ -1,4 +1,4 @@
-"""The torch pruner: masks that are applied and updated by hooks of the optimizers."""
+"""The torch pruner, which applies and updates masks in hooks of the optimizers."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ __all__ = ["PytorchPruner"]
 AnyOptimizer = Optimizer | ManualOptimizer
 
 ACTIVE: WeakSet[PytorchPruner] = WeakSet()
-"""Pruners that act on steps, so that no two prune the same weight."""
+"""Pruners whose run has not ended. No two of them may prune the same weight."""
 
 
 class _Update(NamedTuple):
-    """What one step changes.
+    """The changes of one step.
 
     Attributes:
-        steps: Steps of each optimizer, this one included.
-        masks: For each run, layer → its new mask.
+        steps: Number of steps of each optimizer, including this step.
+        masks: For each run, layer → the new mask.
     """
 
     steps: list[int]
@@ -47,15 +47,15 @@ class _Update(NamedTuple):
 
 
 class PytorchPruner:
-    """Prunes a model while it trains: applies masks after every optimizer step, and updates them when they are due.
+    """Prune a model while it trains: apply masks after every optimizer step, and update them when an update is due.
 
-    It changes the model's weights and nothing else: copies, pickles, checkpoints and compiled versions are those of an
-    ordinary model. Make one with `secateur.prepare`.
+    A pruner changes only the weights of a model, so the model can be copied, pickled, saved and compiled as usual.
+    Create a pruner with `secateur.prepare`.
 
     Attributes:
         model: The model.
-        plan: Which layers are pruned and how.
-        step: Optimizer steps taken since `secateur.prepare`.
+        plan: Which layers are pruned, and how.
+        step: Number of optimizer steps since `secateur.prepare`.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...] | None) -> None:
@@ -75,10 +75,10 @@ class PytorchPruner:
         self._refuse_overlap()
         self._runs = [PytorchRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
         self._is_announced = False
-        # Optimizers whose step has begun and not ended; all runs as they were before; and optimizers of which a step
-        # within a step has ended, as of a base class.
+        # Optimizers whose step has started and not ended; snapshots of all runs before it; and optimizers with a step
+        # inside a step, such as that of a base class, which has ended.
         self._open: set[int] = set()
-        self._begun: list[Snapshot] | None = None
+        self._snapshots_before: list[Snapshot] | None = None
         self._nested: set[int] = set()
         self._closure: Callable[[], Any] | None = None
         self._update: _Update | None = None
@@ -87,9 +87,9 @@ class PytorchPruner:
         warn_if_pruned_at_once(self._runs)
         warn_if_already_sparse(self._runs)
         self._start()
-        own = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
-        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in own]
-        self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in own]
+        hooked = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
+        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in hooked]
+        self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in hooked]
         self._is_active = True
         ACTIVE.add(self)
 
@@ -105,13 +105,13 @@ class PytorchPruner:
             error.add_note(str(problem))
 
     def close(self) -> None:
-        """Remove the hooks from the optimizers; if a step was interrupted, set pruned weights to zero first.
+        """Remove the hooks from the optimizers. If a step was interrupted, first set pruned weights to zero.
 
-        Afterwards nothing keeps the zeros. ``with`` closes the pruner however the block ends, also by Ctrl-C in a step.
-        Between steps the weights do not change, such as those of an earlier checkpoint that was loaded.
+        Afterwards nothing keeps pruned weights at zero. A ``with`` block closes the pruner at its end, also after
+        Ctrl-C in a step. Between steps, weights do not change, so that a checkpoint can be loaded.
 
         Raises:
-            LayerError: A weight changed its shape or has no values. Pruned weights of all other layers are zero.
+            LayerError: A weight has changed its shape or has no values. Pruned weights of all other layers are zero.
         """
         if not self.is_active:
             return
@@ -132,7 +132,7 @@ class PytorchPruner:
 
     @property
     def is_active(self) -> bool:
-        """Whether the pruner still follows optimizer steps."""
+        """Whether the run has not ended."""
         return self._is_active
 
     @property
@@ -141,38 +141,36 @@ class PytorchPruner:
         return any(run.scores.needs_gradient and not run.updater.is_locked for run in self._runs)
 
     def before_step(self) -> None:
-        """Announce a step of a run without an optimizer: the gradients are ready.
+        """Announce a step of a run without an optimizer, when the gradients are ready.
 
         Raises:
-            StateError: The run has an optimizer, which announces its steps itself; or it has ended; or a step was
-                announced already and `after_step` was not called.
+            StateError: The run has an optimizer with hooks, or has ended, or the previous call of `before_step` was not
+                followed by `after_step`.
         """
         caller = self._require_manual_optimizer()
         if self._is_announced:
-            raise StateError(
-                "before_step was called twice. Call after_step once the optimizer has made its step, before the next."
-            )
+            raise StateError("before_step was called twice. Call after_step after each step of the optimizer.")
         self._before_step(caller, (), {})
         self._is_announced = True
 
     def after_step(self) -> None:
-        """Announce that the step is done: set pruned weights to zero, and update masks if that is due.
+        """Announce the end of a step: set pruned weights to zero, and update masks if an update is due.
 
-        If no criterion ranks by gradients, `before_step` may be omitted.
+        If no criterion ranks by gradients, `before_step` can be omitted.
 
         Raises:
-            StateError: The run has an optimizer, which announces its steps itself; or it has ended; or its criterion
-                ranks by gradients and `before_step` was not called.
+            StateError: The run has an optimizer with hooks, or has ended, or its criterion ranks by gradients and
+                `before_step` was not called.
         """
         caller = self._require_manual_optimizer()
         if self.needs_gradients and not self._is_announced:
             raise StateError(
-                "before_step must be called between the backward pass and the optimizer's step: the criterion ranks "
-                "by gradients. after_step was called without it."
+                "after_step was called without before_step. Call before_step between the backward pass and the step of "
+                "the optimizer, because the criterion ranks by gradients."
             )
         if not self._is_announced:
             self._refuse_changed(caller)
-            self._open, self._begun = {0}, self._snapshots()
+            self._open, self._snapshots_before = {0}, self._take_snapshots()
         self._is_announced = False
         self._after_step(caller)
 
@@ -187,7 +185,7 @@ class PytorchPruner:
 
     @property
     def sparsity(self) -> float:
-        """Share of weights pruned now, over all pruned layers."""
+        """Current share of pruned weights, over all pruned layers."""
         return self.report().sparsity
 
     def apply_masks(self, model: nn.Module | None = None) -> None:
@@ -196,7 +194,7 @@ class PytorchPruner:
         Without `model`, set them to zero in the pruned model.
 
         Raises:
-            LayerError: A pruned layer is missing there or has another shape; nothing is changed then.
+            LayerError: A pruned layer is missing there or has a different shape. In this case nothing is changed.
         """
         self._complete_update()
         if model is None:
@@ -206,22 +204,22 @@ class PytorchPruner:
         targets = []
         for name, weight in self._weights.items():
             try:
-                found = get_parameter(inner.get_submodule(name))
+                target = get_parameter(inner.get_submodule(name))
             except AttributeError as error:
-                raise LayerError(f"layer {name!r} was pruned, and {type(inner).__name__} has no such layer.") from error
+                raise LayerError(f"layer {name!r} was pruned, but {type(inner).__name__} does not have it.") from error
             except LayerError as error:
                 raise LayerError(f"layer {name!r} was pruned, but in {type(inner).__name__} {error}.") from error
-            if found.shape != weight.parameter.shape:
+            if target.shape != weight.parameter.shape:
                 raise LayerError(
-                    f"layer {name!r} has shape {tuple(found.shape)}, the mask {tuple(weight.parameter.shape)}."
+                    f"layer {name!r} has shape {tuple(target.shape)}, but its mask has {tuple(weight.parameter.shape)}."
                 )
-            targets.append((found, weight.mask))
-        for found, mask in targets:
+            targets.append((target, weight.mask))
+        for target, mask in targets:
             if mask is not None:
-                apply_mask(found.detach(), mask)
+                apply_mask(target.detach(), mask)
 
     def report(self) -> PruningReport:
-        """What is pruned now."""
+        """Return a report on what is pruned now."""
         self._complete_update()
         return build_report(
             self._runs,
@@ -231,18 +229,18 @@ class PytorchPruner:
         )
 
     def finalize(self) -> PruningReport:
-        """Verify every mask against its pattern and every pruned weight against zero, and end the run.
+        """Verify that masks follow their patterns and that pruned weights are zero, and end the run.
 
-        The model stays as it is: an ordinary model with zeros. Later optimizer steps are free to change them.
+        The model is unchanged: an ordinary model with zeros, which later optimizer steps may change.
 
         Returns:
-            What was pruned, per layer and in all. Its `is_complete` is ``False`` if training ended before the target.
+            A report for each layer and in total. `is_complete` is ``False`` if training ended before the target.
 
         Raises:
-            StateError: The run has been finalized already, or masks and weights are not what they should be.
+            StateError: The run has already ended, or masks or weights are invalid.
         """
         self._require_active()
-        refuse_violations(self._problems(self._weights))
+        refuse_violations(self._find_problems(self._weights))
         self._recover()
         refuse_violations({name: reason for run in self._runs for name, reason in run.violations().items()})
         report = self.report()
@@ -261,11 +259,11 @@ class PytorchPruner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from `state_dict`, with a model of the same layers and the same configuration.
+        """Resume from a state that `state_dict` returned, with a model of the same layers and the same configuration.
 
         Raises:
-            StateError: The state is of another model, configuration or format, or this run has ended; nothing is
-                changed then.
+            StateError: The state belongs to another model, configuration or format, or this run has ended. In these
+                cases nothing is changed.
         """
         self._require_active()
         self._recover()
@@ -279,14 +277,14 @@ class PytorchPruner:
 
     def _require_active(self) -> None:
         if not self.is_active:
-            raise StateError("This pruner has been finalized or closed already. Call secateur.prepare for another run.")
+            raise StateError("This pruner has already been finalized or closed. Call secateur.prepare for another run.")
 
     def _require_manual_optimizer(self) -> ManualOptimizer:
         self._require_active()
         if isinstance(caller := self._optimizers[0], ManualOptimizer):
             return caller
         raise StateError(
-            "before_step and after_step are for runs without an optimizer; this one follows the steps of its own. "
+            "before_step and after_step are for runs without an optimizer, and this run has hooks in its optimizer. "
             "Remove the calls, or call secateur.prepare without an optimizer."
         )
 
@@ -308,9 +306,9 @@ class PytorchPruner:
         self._refuse_changed(optimizer)
         for run in self._runs:
             run.check_rates(self.step + 1, optimizer)
-        snapshots = self._snapshots()
+        snapshots = self._take_snapshots()
         index = self._optimizers.index(optimizer)
-        # A fused optimizer is handed the loss scale and skips steps by itself; GradScaler skips the others.
+        # Fused optimizers receive the loss scale and skip steps themselves; GradScaler skips the steps of others.
         overflow = getattr(optimizer, "found_inf", None)
         self._skips[index] = overflow is not None and bool(overflow.item())
         if self._skips[index]:
@@ -324,19 +322,19 @@ class PytorchPruner:
             self._accumulate_scores(optimizer, snapshots)
         (self._nested.add if index in self._open else self._nested.discard)(index)
         self._open.add(index)
-        self._begun = snapshots
+        self._snapshots_before = snapshots
         return changed
 
     def _wrap_closure(self, optimizer: Optimizer | ManualOptimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Wrap the closure: its first call accumulates scores from the gradients."""
-        if closure is self._closure:  # a step passes its closure on to the step of its base class
+        """Wrap a closure so that its first call accumulates scores from the gradients."""
+        if closure is self._closure:  # a step can pass its closure to the step of its base class
             return closure
         calls = count()
 
         def accumulating_closure() -> Any:
             loss = closure()
             if next(calls) == 0:
-                self._accumulate_scores(optimizer, self._snapshots())
+                self._accumulate_scores(optimizer, self._take_snapshots())
             return loss
 
         self._closure = accumulating_closure
@@ -344,7 +342,7 @@ class PytorchPruner:
 
     @torch.no_grad()
     def _accumulate_scores(self, optimizer: Optimizer | ManualOptimizer, before: list[Snapshot]) -> None:
-        with self._undone_on_error(before):
+        with self._roll_back_on_error(before):
             for run in self._runs:
                 run.accumulate_scores(self.step + 1, optimizer)
 
@@ -354,7 +352,7 @@ class PytorchPruner:
         if self._skips[index]:
             return
         if index not in self._open:
-            # A step that calls the step of its base class has the hooks called twice, and was counted there.
+            # If a step calls the step of its base class, the hooks run twice, and the step was counted there.
             self._apply(optimizer)
             self._nested.discard(index)
             return
@@ -363,13 +361,13 @@ class PytorchPruner:
         self._apply(optimizer)
         self._open.discard(index)
         self._closure = None
-        # Another optimizer's step may surround this one, which is in a closure; that other step can still fail.
-        self._begun = self._snapshots() if self._open else None
-        steps = [count + (place == index) for place, count in enumerate(self._steps)]
+        # This step may be in a closure of the step of another optimizer, which can still fail.
+        self._snapshots_before = self._take_snapshots() if self._open else None
+        steps = [count + (other == index) for other, count in enumerate(self._steps)]
         changes: list[dict[str, Array]] = []
         if min(steps) > self.step:
-            # All or none: an error in one run leaves the others as they were, and the update due.
-            with self._undone_on_error(self._snapshots()):
+            # All or none: after an error in one run, the others are unchanged, and the update is still due.
+            with self._roll_back_on_error(self._take_snapshots()):
                 changes = [run.masks_after(min(steps)) for run in self._runs]
                 self._update = _Update(steps, changes)
         else:
@@ -377,7 +375,7 @@ class PytorchPruner:
         self._complete_update()
 
     @contextmanager
-    def _undone_on_error(self, before: list[Snapshot]) -> Iterator[None]:
+    def _roll_back_on_error(self, before: list[Snapshot]) -> Iterator[None]:
         """Restore the runs if the block raises."""
         try:
             yield
@@ -386,7 +384,7 @@ class PytorchPruner:
                 self._roll_back(before)
             raise
 
-    def _snapshots(self) -> list[Snapshot]:
+    def _take_snapshots(self) -> list[Snapshot]:
         return [run.snapshot() for run in self._runs]
 
     def _roll_back(self, snapshots: list[Snapshot]) -> None:
@@ -394,7 +392,7 @@ class PytorchPruner:
             run.roll_back(snapshot)
 
     def _complete_update(self) -> None:
-        """Apply what the last step changes; if an interrupt stopped that, start over."""
+        """Apply the changes of the last step. If an interrupt stopped this, start over."""
         if (update := self._update) is None:
             return
         for run, masks in zip(self._runs, update.masks, strict=False):
@@ -405,17 +403,19 @@ class PytorchPruner:
         self._update = None
 
     def _recover(self) -> None:
-        """Roll back a step that an exception ended; its pruned weights become zero."""
+        """Roll back a step that was ended by an exception, and set pruned weights to zero."""
         self._complete_update()
-        if self._begun is not None or self._nested:
+        if self._snapshots_before is not None or self._nested:
             self._apply(None)
-        if self._begun is not None:
-            self._roll_back(self._begun)
-            self._begun = None
+        if self._snapshots_before is not None:
+            self._roll_back(self._snapshots_before)
+            self._snapshots_before = None
 
     def _may_lack_zeros(self) -> bool:
         """Whether an optimizer may have changed weights since the masks were last applied."""
-        return self._begun is not None or bool(self._nested) or isinstance(self._optimizers[0], ManualOptimizer)
+        return (
+            self._snapshots_before is not None or bool(self._nested) or isinstance(self._optimizers[0], ManualOptimizer)
+        )
 
     def _apply(self, optimizer: Optimizer | ManualOptimizer | None) -> None:
         for weight in self._weights.values():
@@ -433,14 +433,14 @@ class PytorchPruner:
         return problems
 
     def _refuse_changed(self, optimizer: Optimizer | ManualOptimizer) -> None:
-        """Raise `LayerError` if the run cannot continue with a weight that `optimizer` holds."""
+        """Raise `LayerError` if the run cannot continue with a weight of `optimizer`."""
         mine = {name: weight for name, weight in self._weights.items() if optimizer in weight.slot.optimizers}
-        for name, problem in self._problems(mine).items():
+        for name, problem in self._find_problems(mine).items():
             raise LayerError(
-                f"layer {name!r}: {problem}. Change a model before secateur.prepare, or after the pruner's finalize() "
-                f"or close()."
+                f"layer {name!r}: {problem}. Change the model before secateur.prepare, or after finalize() or "
+                f"close() of the pruner."
             )
 
-    def _problems(self, weights: Mapping[str, TrainedParameter]) -> dict[str, str]:
-        found = {name: weight.problem(self.model) for name, weight in weights.items()}
-        return {name: problem for name, problem in found.items() if problem is not None}
+    def _find_problems(self, weights: Mapping[str, TrainedParameter]) -> dict[str, str]:
+        problems = {name: weight.find_problem(self.model) for name, weight in weights.items()}
+        return {name: problem for name, problem in problems.items() if problem is not None}

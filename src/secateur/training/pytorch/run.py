@@ -1,4 +1,4 @@
-"""A run that follows torch optimizers: accumulate scores, regularize, update masks, save and load state."""
+"""The run of one pattern with torch optimizers: accumulate scores, regularize, update masks, save and load state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["PytorchRun", "Snapshot"]
 
 
 class Snapshot(NamedTuple):
-    """The state of a run at one moment: progress, accumulated scores, and frozen layers."""
+    """The state of a run at one point in time: progress, accumulated scores, and frozen layers."""
 
     progress: dict[str, Any]
     totals: dict[str, Array]
@@ -32,15 +32,15 @@ class Snapshot(NamedTuple):
 
 
 class PytorchRun(Run[TrainedParameter]):
-    """Scores and masks of one pattern's layers, driven by the hooks of the optimizers.
+    """The scores and masks of the layers of one pattern, which hooks of the optimizers update.
 
     Args:
-        pattern: The pattern, bound to the layers.
+        pattern: The pattern with its layers.
         weights: Layer → its weight.
 
     Raises:
-        ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
-        LayerError: Units lie in layers that different optimizers hold.
+        ConfigError: The criterion ranks by gradients, but the first update is before the first gradient.
+        LayerError: Layers of different optimizers share units.
     """
 
     def __init__(self, pattern: BasePattern, weights: Mapping[str, TrainedParameter]) -> None:
@@ -55,26 +55,26 @@ class PytorchRun(Run[TrainedParameter]):
         for name, units in self.pattern.units.items():
             parts = [(layer, self.weights[layer]) for layer in units.parts]
             if parts[0][1].slot.optimizer is optimizer:
-                gradients = {layer: weight.gradient() for layer, weight in parts}
+                gradients = {layer: weight.read_gradient() for layer, weight in parts}
                 if not self.scores.needs_gradient or all(gradient is not None for gradient in gradients.values()):
                     self.scores.add(name, gradients)
 
     def check_rates(self, step: int, optimizer: Any) -> None:
-        """Raise `ConfigError` if step number `step` of `optimizer` has no learning rate to shrink units with."""
+        """Raise `ConfigError` if step number `step` of `optimizer` must shrink units but has no learning rate."""
         for units in self._find_regularized_units(step, optimizer):
-            self._rate(units)
+            self._read_rate(units)
 
     def regularize(self, step: int, optimizer: Any) -> None:
         """Shrink units after step number `step` of `optimizer`."""
         for units in self._find_regularized_units(step, optimizer):
             parts = {layer: self.weights[layer] for layer in units.parts}
-            strength = self.config.reg_coeff * self._rate(units)
+            strength = self.config.reg_coeff * self._read_rate(units)
             factors = compute_shrinkage(units, {layer: weight.canonical() for layer, weight in parts.items()}, strength)
             for layer, weight in parts.items():
                 weight.shrink(factors[layer])
 
     def snapshot(self) -> Snapshot:
-        """What `accumulate_scores` and `masks_after` change; none of it changes in place."""
+        """Return the values that `accumulate_scores` and `masks_after` replace; they do not change them in place."""
         return Snapshot(self.updater.progress(), dict(self.scores.totals), dict(self.pattern.keep_mask_layers))
 
     def roll_back(self, snapshot: Snapshot) -> None:
@@ -85,21 +85,21 @@ class PytorchRun(Run[TrainedParameter]):
         self.pattern.keep_mask_layers.update(snapshot.keep_mask_layers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that `load_state_dict` takes."""
+        """Return tensors and plain values for `load_state_dict`."""
         return {
             **self.describe(),
             "masks": {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None},
-            "progress": {key: self._as_tensors(value) for key, value in self.updater.progress().items()},
+            "progress": {key: self._to_tensors(value) for key, value in self.updater.progress().items()},
             "scores": dict(self.scores.totals),
             "keep_mask_layers": dict(self.pattern.keep_mask_layers),
         }
 
     def check_state(self, state: Mapping[str, Any], step: int) -> None:
-        """Raise `StateError` if `state`, of the form of a run's state, is not one that this run can reach.
+        """Raise `StateError` if this run cannot reach a state.
 
         Args:
-            state: The state.
-            step: Steps made when it was saved.
+            state: The state of a run, whose keys and types have been checked.
+            step: Number of steps taken when it was saved.
         """
         refuse_other_runs([state], [self.describe()])
         self._check_arrays(state)
@@ -122,34 +122,36 @@ class PytorchRun(Run[TrainedParameter]):
             weight.mask = (
                 None if mask is None else self.pattern.framework.from_array(to_numpy(mask).copy(), weight.stored)
             )
-        self.updater.restore({key: self._as_arrays(value) for key, value in state["progress"].items()})
-        self.scores.totals = {key: self._as_total(key, total) for key, total in state["scores"].items()}
+        self.updater.restore({key: self._to_arrays(value) for key, value in state["progress"].items()})
+        self.scores.totals = {key: self._to_total(key, total) for key, total in state["scores"].items()}
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
 
-    def _as_total(self, key: str, total: Array) -> Array:
+    def _to_total(self, key: str, total: Array) -> Array:
         """Copy saved scores to the device of the weights."""
-        stored = self.weights[key].stored if key in self.weights else self._any_stored(key)
-        own = total if isinstance(total, type(stored)) else self.pattern.framework.from_array(total, stored)
-        xp = namespace(own)
-        return xp.asarray(own, copy=True, device=array_api_compat.device(stored))
+        stored = self.weights[key].stored if key in self.weights else self._get_any_stored(key)
+        array = total if isinstance(total, type(stored)) else self.pattern.framework.from_array(total, stored)
+        xp = namespace(array)
+        return xp.asarray(array, copy=True, device=array_api_compat.device(stored))
 
-    def _as_tensors(self, value: Any) -> Any:
-        """Unit masks as the framework's tensors; other values as they are."""
+    def _to_tensors(self, value: Any) -> Any:
+        """Convert masks of units to tensors of the framework; return other values unchanged."""
         if not isinstance(value, Mapping):
             return value
-        return {name: self.pattern.framework.from_array(kept, self._any_stored(name)) for name, kept in value.items()}
+        return {
+            name: self.pattern.framework.from_array(kept, self._get_any_stored(name)) for name, kept in value.items()
+        }
 
-    def _as_arrays(self, value: Any) -> Any:
-        """The inverse of `_as_tensors`, on the device of the weights."""
+    def _to_arrays(self, value: Any) -> Any:
+        """Invert `_to_tensors`, on the device of the weights."""
         if not isinstance(value, Mapping):
             return value
-        own = {
-            name: self.pattern.framework.from_array(to_numpy(kept).copy(), self._any_stored(name))
+        tensors = {
+            name: self.pattern.framework.from_array(to_numpy(kept).copy(), self._get_any_stored(name))
             for name, kept in value.items()
         }
-        return {name: self.pattern.framework.to_array(kept) for name, kept in own.items()}
+        return {name: self.pattern.framework.to_array(kept) for name, kept in tensors.items()}
 
-    def _any_stored(self, name: str) -> Array:
+    def _get_any_stored(self, name: str) -> Array:
         return self.weights[next(iter(self.pattern.units[name].parts))].stored
 
     def _check_arrays(self, state: Mapping[str, Any]) -> None:
@@ -161,9 +163,9 @@ class PytorchRun(Run[TrainedParameter]):
                 check_arrays(f"progress.{key}", found, counts, "bool", all_or_none=True)
                 if not found:
                     raise make_damage_error(
-                        f"progress.{key} must be of all of {format_list(map(repr, counts))}, or None"
+                        f"progress.{key} must include all of {format_list(map(repr, counts))}, or be None"
                     )
-        # Each optimizer adds the scores of its layers, so that those of others may still be missing.
+        # Each optimizer adds the scores of its layers, so those of other layers may still be missing.
         shapes = self.scores.shapes if self.scores.is_accumulated and not self.updater.is_locked else {}
         check_arrays("scores", state["scores"], shapes, self.config.score_dtype, all_or_none=False)
         for name, total in state["scores"].items():
@@ -173,25 +175,27 @@ class PytorchRun(Run[TrainedParameter]):
     def _find_regularized_units(self, step: int, optimizer: Any) -> list[Units]:
         if self.config.reg_type is None or self.config.reg_coeff == 0 or step > self.last_step:
             return []
-        return [units for units in self.pattern.units.values() if self._slot(units).optimizer is optimizer]
+        return [units for units in self.pattern.units.values() if self._get_slot(units).optimizer is optimizer]
 
-    def _slot(self, units: Units) -> ParameterSlot:
+    def _get_slot(self, units: Units) -> ParameterSlot:
         return self.weights[next(iter(units.parts))].slot
 
-    def _rate(self, units: Units) -> float:
-        rate = self._slot(units).read_learning_rate()
+    def _read_rate(self, units: Units) -> float:
+        rate = self._get_slot(units).read_learning_rate()
         try:
             value = float(rate)
         except (TypeError, ValueError):
             value = math.nan
         if not 0 <= value < math.inf:
             raise ConfigError(
-                f"layer {next(iter(units.parts))!r}: group lasso needs a learning rate that is a number of at least 0, "
-                f"found {format_value(rate)}. Give its parameter group such a rate, or set reg_type=None."
+                f"layer {next(iter(units.parts))!r}: group lasso needs a learning rate of at least 0, found "
+                f"{format_value(rate)}. Set lr in its parameter group, or set reg_type=None."
             )
         return value
 
     def _check_slots(self) -> None:
         for units in self.pattern.units.values():
             if len({id(self.weights[layer].slot.optimizer) for layer in units.parts}) > 1:
-                raise LayerError(f"layers {', '.join(units.parts)} share units, so one optimizer must hold them all.")
+                raise LayerError(
+                    f"layers {', '.join(units.parts)} share units, so the same optimizer must train them all."
+                )

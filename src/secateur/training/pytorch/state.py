@@ -1,4 +1,4 @@
-"""Check the state of a torch pruner before anything is loaded from it."""
+"""Check the state of a torch pruner before it is loaded."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _PrunerState(_Part):
 
 
 def check_state(state: Any, optimizers: int, runs: int) -> None:
-    """Raise `StateError` if `state` is not a pruner's, or has another number of optimizers or patterns."""
+    """Raise `StateError` if this is not the state of a pruner with these numbers of optimizers and patterns."""
     version = state.get("format_version") if isinstance(state, Mapping) else None
     if type(version) is not int or version != FORMAT_VERSION:
         found = f"format {format_value(version)}" if isinstance(state, Mapping) else type(state).__name__
@@ -57,38 +57,38 @@ def check_state(state: Any, optimizers: int, runs: int) -> None:
     try:
         checked = _PrunerState.model_validate(dict(state))
     except ValidationError as error:
-        raise make_damage_error(format_list(map(_problem, error.errors(include_url=False)), limit=3)) from error
-    for kind, mine, theirs in (
+        raise make_damage_error(format_list(map(_format_problem, error.errors(include_url=False)), limit=3)) from error
+    for kind, expected, count in (
         ("optimizers", optimizers, len(checked.optimizer_steps)),
         ("patterns", runs, len(checked.runs)),
     ):
-        if mine != theirs:
-            raise StateError(f"The state is of a run with {theirs} {kind}, this one has {mine}.")
+        if count != expected:
+            raise StateError(f"The state is of a run with {count} {kind}, this one has {expected}.")
     if checked.step != min(checked.optimizer_steps):
         raise make_damage_error(
-            f"step must be {min(checked.optimizer_steps)}, the fewest of optimizer_steps, found {checked.step}"
+            f"step must be {min(checked.optimizer_steps)}, the minimum of optimizer_steps, found {checked.step}"
         )
 
 
 def check_arrays(
     where: str, found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: str, *, all_or_none: bool
 ) -> None:
-    """Raise `StateError` unless `found` holds arrays of the right names, shapes and type."""
+    """Raise `StateError` unless `found` contains arrays with the expected names, shapes and type."""
     names, others = format_list(map(repr, shapes)), format_list(map(format_value, found)) or "none"
     if all_or_none and found and found.keys() != shapes.keys():
-        raise make_damage_error(f"{where} must be of all of {names} or none, found {others}")
+        raise make_damage_error(f"{where} must include all of {names} or none, found {others}")
     if not found.keys() <= shapes.keys():
-        raise make_damage_error(f"{where} must be of {names}, found {others}")
+        raise make_damage_error(f"{where} must be among {names}, found {others}")
     for name, array in found.items():
         if _describe(array) != (expected := f"{dtype} of shape {shapes[name]}"):
             raise make_damage_error(f"{where} of {name!r} must be {expected}, found {_describe(array)}")
 
 
 def to_host(where: str, found: Any) -> npt.NDArray[Any]:
-    """Copy an array of a state to host memory, as float32 where NumPy lacks its type.
+    """Copy an array of a state to host memory, as float32 if NumPy does not support its type.
 
     Raises:
-        StateError: It has no values to read, such as a tensor on the meta device.
+        StateError: The array cannot be read, such as a tensor on the meta device.
     """
     try:
         plain = found.detach() if hasattr(found, "detach") else found
@@ -111,7 +111,7 @@ def _describe(array: Array) -> str:
     return f"{str(array.dtype).rpartition('.')[2]} of shape {tuple(array.shape)}"
 
 
-def _problem(problem: Any) -> str:
+def _format_problem(problem: Any) -> str:
     where = ".".join(map(describe_key, problem["loc"]))
     found = "" if problem["type"] == "missing" else f", found {type(problem['input']).__name__}"
     return f"{where}: {problem['msg']}{found}"

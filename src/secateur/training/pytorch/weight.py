@@ -1,4 +1,4 @@
-"""The weights of a torch model that are pruned while optimizers train them."""
+"""The weights of a torch model that optimizers train and a pruner prunes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ManualOptimizer:
 
 
 class ParameterSlot:
-    """The optimizers that hold a parameter; the first one is its optimizer.
+    """The optimizers that have a parameter. Steps of the first one count for it.
 
     Args:
         parameter: The parameter.
@@ -43,7 +43,7 @@ class ParameterSlot:
         self.optimizers: list[Any] = []
 
     def add(self, optimizer: Any) -> None:
-        """Add an optimizer, once."""
+        """Add an optimizer unless it is already there."""
         if not any(known is optimizer for known in self.optimizers):
             self.optimizers.append(optimizer)
 
@@ -53,8 +53,8 @@ class ParameterSlot:
         return self.optimizers[0]
 
     def read_learning_rate(self) -> Any:
-        """Read the current learning rate of the parameter's group; ``None``: there is none."""
-        # Looked up each time: optimizer.load_state_dict replaces the groups.
+        """Return the current learning rate of the parameter, or ``None`` if there is none."""
+        # Search each time, because optimizer.load_state_dict replaces the groups.
         for group in self.optimizer.param_groups:
             if any(other is self.parameter for other in group["params"]):
                 return group.get("lr")
@@ -69,30 +69,30 @@ class TrainedParameter(ParameterWeight):
         self.slot = slot
         self._path = name  # name of the layer in the model, which may change
 
-    def gradient(self) -> torch.Tensor | None:
+    def read_gradient(self) -> torch.Tensor | None:
         """Return the gradient as an (O, K, I) array without a loss scale; ``None`` if there is none."""
         if self.parameter.grad is None:
             return None
         gradient = self.parameter.grad.detach()
         gradient = read_canonical(gradient if gradient.layout == torch.strided else gradient.to_dense(), self.view)
-        # A fused optimizer unscales by itself, after this.
+        # Fused optimizers unscale gradients themselves, after this.
         scale = getattr(self.slot.optimizer, "grad_scale", None)
         return gradient if scale is None else gradient / scale
 
-    def problem(self, model: nn.Module) -> str | None:
-        """Say why the run cannot continue with this weight, such as that it was replaced; ``None``: it can."""
+    def find_problem(self, model: nn.Module) -> str | None:
+        """Return why the run cannot continue with this weight, such as that it was replaced; ``None`` if it can."""
         if not self._is_in(model):
             try:
                 module = model.get_submodule(self.name)
             except AttributeError:
-                return "it is not in the model any more"
+                return "it is no longer in the model"
             if module._parameters.get(get_weight_name(module)) is None:
-                return "its weight is not a parameter of it any more"
-            return "its weight is another parameter than the one that was pruned"
-        return self._problem_of_values()
+                return "its weight is no longer a parameter of the layer"
+            return "its weight is not the parameter that was pruned"
+        return self._find_problem_of_values()
 
     def _is_in(self, model: nn.Module) -> bool:
-        """Whether the parameter is a layer's weight in the model, perhaps under another name, as in a wrapper."""
+        """Whether the parameter is the weight of a layer in the model, possibly under another name, as in a wrapper."""
         try:
             module = model.get_submodule(self._path)
         except AttributeError:
@@ -107,24 +107,24 @@ class TrainedParameter(ParameterWeight):
         return False
 
     def apply_mask(self) -> None:
-        """Set to zero what the mask prunes.
+        """Set pruned weights to zero.
 
         Raises:
-            LayerError: The parameter has another shape by now, or no values.
+            LayerError: The shape of the parameter has changed, or it has no values.
         """
-        if (problem := self._problem_of_values()) is not None:
+        if (problem := self._find_problem_of_values()) is not None:
             raise LayerError(f"layer {self.name!r}: {problem}. Its pruned weights cannot be set to zero.")
         super().apply_mask()
 
-    def _problem_of_values(self) -> str | None:
+    def _find_problem_of_values(self) -> str | None:
         shape, expected = tuple(self.parameter.shape), tuple(self.view.shape)
         if shape != expected:
-            return f"its weight has shape {shape} now, and had {expected} when pruning began"
+            return f"its weight now has shape {shape}, but had {expected} when pruning started"
         if self.parameter.is_meta or self.parameter.layout != torch.strided or not self.parameter.is_floating_point():
             kind = (
                 "on the meta device" if self.parameter.is_meta else f"{self.parameter.layout}, {self.parameter.dtype}"
             )
-            return f"its weight is {kind} now, and must be a dense tensor of floating-point numbers"
+            return f"its weight is now {kind}, but must be a dense floating-point tensor"
         return None
 
     def shrink(self, factors: torch.Tensor) -> None:
@@ -133,11 +133,11 @@ class TrainedParameter(ParameterWeight):
 
 
 def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]) -> dict[str, TrainedParameter]:
-    """Find the weights to prune, each with the optimizer that holds it.
+    """Find the weights to prune and their optimizers.
 
     Raises:
-        LayerError: No optimizer holds a weight.
-        ScoreError: A weight has ``nan``.
+        LayerError: A weight is not in any optimizer.
+        ScoreError: A weight contains ``nan``.
     """
     slots: dict[int, ParameterSlot] = {}
     for optimizer in optimizers:
@@ -147,9 +147,9 @@ def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]
     keys = {name: id(get_parameter(pattern.modules[name])) for name, pattern in patterns.items()}
     if missing := [name for name, key in keys.items() if key not in slots]:
         raise LayerError(
-            f"The optimizer does not hold the weights of {len(missing)} of {len(keys)} layers to be pruned: "
-            f"{format_list(map(repr, missing))}. Build it from the parameters of this model, or leave "
-            f"the layers out with excluded_op_names."
+            f"The optimizer does not have the weights of {len(missing)} of {len(keys)} layers to be pruned: "
+            f"{format_list(map(repr, missing))}. Create it with the parameters of this model, or exclude the layers "
+            f"with excluded_op_names."
         )
     weights = {name: TrainedParameter(name, pattern, slots[keys[name]]) for name, pattern in patterns.items()}
     refuse_nan(weights)
