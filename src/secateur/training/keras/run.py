@@ -25,11 +25,11 @@ __all__ = ["AddVariable", "KerasRun"]
 
 
 FROZEN_BEFORE = "its mask was frozen when this state was saved"
-"""Why a mask is not updated any more, where the reason was not saved."""
+"""Reason why a mask is no longer updated, if the reason was not saved."""
 
 
 def cond(predicate: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
-    """``ops.cond``, but on torch a plain branch: the former has torch.compile compile every step anew."""
+    """Call ``ops.cond``, or branch in Python with torch, where ``ops.cond`` makes torch.compile recompile each step."""
     if keras.backend.backend() == "torch":
         return yes() if predicate else no()
     return ops.cond(predicate, yes, no)
@@ -41,23 +41,23 @@ class AddVariable(Protocol):
     def __call__(
         self, shape: tuple[int, ...], initializer: str = "zeros", *, dtype: str, layout: Any = None, name: str
     ) -> keras.Variable:
-        """A variable that is saved and restored with the optimizer."""
+        """Create a variable that is saved and restored with the optimizer."""
 
 
 class KerasRun(Run[TrainedKernel]):
-    """Scores, masks and progress of one pattern's layers as variables.
+    """The scores, masks and progress of the layers of one pattern, as variables.
 
-    What happens at every step (`accumulate_scores`, `shrink`) is traced and compiled. New masks are selected on the
-    host, by the code that serves every framework: `read` gets its state from the variables, `write` puts it back. So
-    whatever restores the variables restores the run.
+    `accumulate_scores` and `shrink`, which run at every step, are traced and compiled. New masks are selected on the
+    host, by the code for all frameworks: `read` reads its state from the variables, and `write` writes it back. So
+    restoring the variables restores the run.
 
     Args:
-        pattern: The pattern, bound to the layers.
+        pattern: The pattern with its layers.
         kernels: Layer → its kernel.
         is_new: Whether to start from the current kernels, rather than from a state that is loaded later.
 
     Raises:
-        ConfigError: The criterion ranks by gradients and the first update lies before the first gradient.
+        ConfigError: The criterion ranks by gradients but the first update is before the first gradient.
     """
 
     def __init__(self, pattern: BasePattern, kernels: Mapping[str, TrainedKernel], *, is_new: bool = True) -> None:
@@ -111,18 +111,18 @@ class KerasRun(Run[TrainedKernel]):
         self.start()
         self.write()
 
-    # Inside the compiled step.
+    # In the compiled step.
 
     def accumulate_scores(self, step: Any, gradients: Mapping[str, Any], made: Any) -> None:
-        """Accumulate scores from the gradients of the coming step.
+        """Accumulate scores from the gradients of the next step.
 
         Args:
             step: Number of that step, from 1.
-            gradients: Layer → the gradient, in the kernel's shape.
-            made: Whether the call makes a step at all, or only accumulates.
+            gradients: Layer → the gradient, in the shape of the kernel.
+            made: Whether the call makes a step, rather than only accumulating gradients.
 
         Raises:
-            ScoreError: The criterion ranks by gradients, and a layer gets none.
+            ScoreError: The criterion ranks by gradients, but a layer has none.
         """
         if not self._totals:
             return
@@ -141,7 +141,7 @@ class KerasRun(Run[TrainedKernel]):
             variable.assign(value)
 
     def shrink(self, step: Any, rates: Mapping[str, Any], made: Any) -> None:
-        """Group lasso after step number `step`, for the kernels that it changed at these learning rates."""
+        """Apply group lasso after step number `step`, to the kernels that it changed with these learning rates."""
         if self.config.reg_type is None or self.config.reg_coeff == 0:
             return
         active = ops.logical_and(step <= self.last_step, made)
@@ -204,7 +204,7 @@ class KerasRun(Run[TrainedKernel]):
         self.scores.totals = self._arrays(self._totals)
 
     def find_problem(self, values: Values, updated: int) -> str | None:
-        """Find a contradiction in a saved state; ``None``: there is none.
+        """Find a contradiction in a saved state, or return ``None`` if there is none.
 
         Args:
             values: The values of the variables.
@@ -229,7 +229,7 @@ class KerasRun(Run[TrainedKernel]):
     def _read_units(
         self, values: Values, masks: Mapping[str, Array], updated: int
     ) -> tuple[dict[str, Array] | None, dict[str, Array] | None]:
-        """Which units live in a saved state, and which will in a progressive run."""
+        """Read which units are kept in a saved state, and which are at the next update of a progressive run."""
         if self.updater.is_locked:
             return None, None
         keep = {name: values[id(variable)] for name, variable in self._keep.items()}
@@ -258,8 +258,8 @@ class KerasRun(Run[TrainedKernel]):
 
     @property
     def _units_in_masks(self) -> dict[str, str]:
-        """Names of units → the layer whose mask, as it lies in memory, says which of them live."""
-        if self.config.kind == "progressive":  # then it also says how far they have faded
+        """Name of units → the layer whose mask, in memory order, has one boolean for each of them."""
+        if self.config.kind == "progressive":  # then masks are also interpolated between updates
             return {}
         found = {}
         for name, units in self.pattern.units.items():
@@ -270,7 +270,7 @@ class KerasRun(Run[TrainedKernel]):
         return found
 
     def read_frozen(self) -> None:
-        """Let those layers keep their masks that the variables name, and those that the user added since."""
+        """Freeze the masks of the layers that the variables name, besides those that the user has added since."""
         frozen = self.pattern.keep_mask_layers
         for name, is_frozen in zip(self.pattern.units, self.pattern.framework.to_array(self._frozen), strict=True):
             if is_frozen and not self.pattern.is_frozen(name):
@@ -279,7 +279,7 @@ class KerasRun(Run[TrainedKernel]):
                 del frozen[name]
 
     def write_frozen(self) -> None:
-        """Write to the variables which layers keep their masks."""
+        """Write which layers keep their masks to the variables."""
         self._frozen.assign(np.array([self.pattern.is_frozen(name) for name in self.pattern.units]))
 
     def _arrays(self, variables: Mapping[str, keras.Variable]) -> dict[str, Array]:

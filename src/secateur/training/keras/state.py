@@ -54,13 +54,13 @@ class _SavedVariable(BaseModel):
         return cls(path=variable.path, shape=tuple(variable.shape))
 
     def is_same(self, other: _SavedVariable) -> bool:
-        """Whether shapes and paths agree; in a loaded model the name at the front may be numbered anew, or missing."""
+        """Whether shapes and paths agree. In a loaded model the first name may have another number, or be missing."""
         mine, theirs = (NUMBER_IN_FRONT.sub(r"\1/", one.path) for one in (self, other))
         longer, shorter = sorted((f"/{mine}", f"/{theirs}"), key=len, reverse=True)
         return self.shape == other.shape and longer.endswith(shorter)
 
     def is_like(self, other: _SavedVariable) -> bool:
-        """Whether they are the same but for numbers that Keras gives to layers without a name of their own."""
+        """Whether they are the same except for the numbers that Keras gives to unnamed layers."""
         mine, theirs = (_SavedVariable(path=NUMBER.sub("", one.path), shape=one.shape) for one in (self, other))
         return mine.is_same(theirs)
 
@@ -70,9 +70,9 @@ class SavedPlan(BaseModel):
 
     Attributes:
         variables: The model's trainable variables.
-        patterns: The kernels of each pattern, by layer name, with their place among these.
-        dense: Layers left dense → why.
-        model_weights: Weights of the whole model.
+        patterns: The kernels of each pattern, by layer name, with their index among these.
+        dense: Layer left dense → the reason.
+        model_weights: Number of weights of the whole model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +84,7 @@ class SavedPlan(BaseModel):
 
     @model_validator(mode="after")
     def _check_kernels(self) -> Self:
-        """Each pruned kernel must be one of the variables, of its shape, and no two the same."""
+        """Check that each pruned kernel is a different variable of the same shape."""
         places: dict[int, str] = {}
         for name, own in ((name, own) for pattern in self.patterns for name, own in pattern.kernels.items()):
             if own.index >= len(self.variables):
@@ -121,10 +121,10 @@ class SavedPlan(BaseModel):
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Make a plan from what `to_dict` returned.
+        """Create a plan from the values that `to_dict` returned.
 
         Raises:
-            StateError: It did not return that.
+            StateError: The values are damaged.
         """
         try:
             return cls.model_validate(values)
@@ -146,7 +146,7 @@ class SavedPlan(BaseModel):
         """Bind the patterns to the kernels among a model's trainable variables.
 
         Raises:
-            StateError: These are the variables of another model.
+            StateError: The variables belong to another model.
         """
         found = self._find_variables(variables)
         return tuple(
@@ -159,7 +159,7 @@ class SavedPlan(BaseModel):
         )
 
     def _find_variables(self, variables: Sequence[keras.Variable]) -> dict[int, keras.Variable]:
-        """Place of a pruned kernel among my variables → that kernel.
+        """Find the pruned kernels, by their index in the saved variables.
 
         Variables are matched by order if the model has the same ones as before, because Keras may number layers
         differently each time. If layers were frozen or unfrozen since, variables are matched by path.
@@ -186,7 +186,7 @@ Values = Mapping[int, npt.NDArray[Any]]
 """Identity of a variable → its new value."""
 
 KINDS = {"bool": "b", "int": "iu", "uint": "iu", "float": "fV", "bfloat": "fV"}
-"""Type of a variable without its bits → kinds of NumPy arrays that it takes over without loss."""
+"""Type of a variable without its bits → kinds of NumPy arrays that it can store without loss."""
 
 
 class _SavedRun(BaseModel):
@@ -204,13 +204,13 @@ class _SavedHeader(BaseModel):
 
 
 def read_header(stored: Any) -> dict[str, Any]:
-    """Read which run a state belongs to.
+    """Read the description of the run that a state belongs to.
 
     Args:
         stored: Bytes of JSON, as an array.
 
     Raises:
-        StateError: They are damaged.
+        StateError: The description is damaged.
     """
     try:
         found = json.loads(bytes(np.asarray(stored)))
@@ -223,7 +223,7 @@ def read_values(variables: Sequence[keras.Variable], store: Any) -> list[npt.NDA
     """Read the values of variables from a store, checked for shape and type.
 
     Raises:
-        StateError: One is missing, or of another shape or type.
+        StateError: A value is missing, or has the wrong shape or type.
     """
     return [_read_value(variable, str(index), store) for index, variable in enumerate(variables)]
 
@@ -252,7 +252,7 @@ def make_damage_error(problem: str) -> StateError:
 
 
 def require_keys(keys: Sequence[str], found: Any) -> None:
-    """Raise `StateError` if `found` is no mapping with these keys."""
+    """Raise `StateError` unless `found` is a mapping with these keys."""
     if not isinstance(found, Mapping):
         raise make_damage_error(f"the optimizer's configuration must be a mapping, found {type(found).__name__}")
     if missing := [key for key in keys if key not in found]:
