@@ -1,4 +1,4 @@
-"""What arrays are made of, in every framework that is not compiled."""
+"""Tests of array operations in every eager framework."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ import torch
 from secateur._array import ALIGNMENT, concat_chunks, empty_aligned, repeat
 
 
-def address(array: Any) -> int:
+def get_address(array: Any) -> int:
     return int(array.__array_interface__["data"][0])
 
 
 @pytest.mark.parametrize("dtype", ["bool", "float32", "int64"])
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (700, 1, 900)])
-def test_blank_memory_is_aligned_and_writable(shape: tuple[int, ...], dtype: str) -> None:
-    arrays = [empty_aligned(shape, dtype) for _ in range(9)]  # what is not aligned is so by chance at times
+def test_empty_arrays_are_aligned_and_writable(shape: tuple[int, ...], dtype: str) -> None:
+    arrays = [empty_aligned(shape, dtype) for _ in range(9)]  # a single array can be aligned by chance
     for number, array in enumerate(arrays):
         assert (array.shape, array.dtype, array.flags.c_contiguous) == (shape, np.dtype(dtype), True)
-        assert address(array) % ALIGNMENT == 0
+        assert get_address(array) % ALIGNMENT == 0
         array[...] = number
     assert all((array == np.asarray(number).astype(dtype)).all() for number, array in enumerate(arrays))
 
@@ -27,7 +27,7 @@ def test_blank_memory_is_aligned_and_writable(shape: tuple[int, ...], dtype: str
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 8, 16])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_values_are_repeated_as_numpy_and_torch_do(count: int, axis: int, order: tuple[int, ...]) -> None:
+def test_repeat_matches_numpy_and_torch(count: int, axis: int, order: tuple[int, ...]) -> None:
     numbers = np.random.default_rng(0).standard_normal((3, 4, 5)).transpose(order)
     np.testing.assert_array_equal(repeat(numbers, count, axis), np.repeat(numbers, count, axis))
     flags = (np.random.default_rng(0).random((3, 4, 5)) < 0.5).transpose(order)
@@ -38,9 +38,9 @@ def test_values_are_repeated_as_numpy_and_torch_do(count: int, axis: int, order:
     np.testing.assert_array_equal(repeat(torch.from_numpy(flags), count, axis).numpy(), found)
 
 
-def test_what_is_joined_from_several_is_aligned() -> None:
+def test_concatenated_chunks_are_aligned() -> None:
     chunks = [np.arange(3, dtype=np.float32), np.arange(4, dtype=np.float64)]
     found = concat_chunks(chunks)
     assert (found.tolist(), found.dtype) == ([0, 1, 2, 0, 1, 2, 3], np.dtype("float64"))
-    assert address(found) % ALIGNMENT == 0
+    assert get_address(found) % ALIGNMENT == 0
     assert concat_chunks(chunks[:1]) is chunks[0]

@@ -42,7 +42,7 @@ FULL: dict[str, Any] = {
     "layers": {"encoder\\.0\\..*": None, "encoder\\.1": {"pattern": "4x1", "target_sparsity": 0.2}},
     "layer_types": {"Conv2d": {"pattern": "1xchannel"}},
 }
-"""Every key, at another value than its default."""
+"""Every key, with a value that differs from its default."""
 
 
 def test_every_key_is_here_and_differs_from_its_default() -> None:
@@ -73,19 +73,19 @@ def test_numbers_keep_every_bit(target: float, coefficient: float) -> None:
     assert PruningConfig.from_yaml(config.to_yaml()) == PruningConfig.from_json(config.to_json()) == config
 
 
-def test_json_rules_are_lossless_too() -> None:
-    """Read as YAML, 1e-05 would be a text, and an escaped character beyond 16 bits two halves."""
+def test_json_rules_are_lossless() -> None:
+    """A YAML parser would read 1e-05 as a string, and an escaped character beyond 16 bits as two surrogates."""
     config = PruningConfig(layers={"fc\U0001f33f": {"reg_coeff": 1e-05}})
     assert PruningConfig.from_json(config.to_json()) == config
 
 
-def test_it_is_frozen() -> None:
+def test_configurations_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         PruningConfig().pattern = "2:4"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("key", [key for key in FULL if key != "format_version"])
-def test_a_misspelled_key_is_refused_with_the_right_one(key: str) -> None:
+def test_a_misspelled_key_is_rejected_with_a_suggestion(key: str) -> None:
     with pytest.raises(ConfigError, match=f"Unknown key '{key}z'. Did you mean '{key}'. Known: criterion, "):
         PruningConfig(**{f"{key}z": FULL[key]})
 
@@ -108,12 +108,12 @@ def test_a_misspelled_key_is_refused_with_the_right_one(key: str) -> None:
         ("pattern", 4),
     ],
 )
-def test_a_value_out_of_bounds_is_refused(key: str, value: Any) -> None:
+def test_a_value_out_of_bounds_is_rejected(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{key}.*: Input should be .*, found {value!r}\."):
         PruningConfig(**{key: value})
 
 
-def test_every_problem_is_told() -> None:
+def test_every_problem_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"seed: .* found -1\.\nlayers: .* found 3\."):
         PruningConfig(seed=-1, layers=3)
 
@@ -144,13 +144,13 @@ def test_every_problem_is_told() -> None:
         ({"layers": {"fc": {"kind": "one_shot"}}}, r"layers\['fc'\]: kind: .* one_shot is a schedule"),
     ],
 )
-def test_values_that_do_not_go_together_are_refused(data: dict[str, Any], message: str) -> None:
+def test_contradictory_values_are_rejected(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PruningConfig(**data)
 
 
 @pytest.mark.parametrize("key", sorted(NOT_PER_LAYER))
-def test_a_rule_for_a_layer_says_nothing_about_which_layers(key: str) -> None:
+def test_a_rule_cannot_select_layers(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"layers\['fc'\]: {key} cannot be set per layer\."):
         PruningConfig(layers={"fc": {key: FULL[key]}})
 
@@ -165,7 +165,7 @@ def test_a_rule_for_a_layer_says_nothing_about_which_layers(key: str) -> None:
         ("runs/c.yaml", r"found the text 'runs/c\.yaml'\. To read a file, pass a pathlib\.Path\."),
     ],
 )
-def test_a_text_that_is_no_configuration_is_refused(text: str, message: str) -> None:
+def test_an_invalid_text_is_rejected(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PruningConfig.from_yaml(text)
 
@@ -206,13 +206,13 @@ MERGED = "a: &a0 {a: 1, b: 2}\n" + "".join(
     ],
     ids=lambda value: value[:12].strip(),
 )
-def test_a_hostile_text_is_refused(text: str, message: str) -> None:
+def test_a_hostile_text_is_rejected(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         PruningConfig.from_yaml(text)
     assert len(str(caught.value)) < 1_000
 
 
-def test_aliases_and_merges_serve() -> None:
+def test_aliases_and_merges_are_supported() -> None:
     text = "layers: {a: &rule {pattern: '2:4'}, b: *rule, c: {<<: *rule, seed: 3, pattern: 4x1}}"
     rule = {"pattern": "2:4"}
     assert PruningConfig.from_yaml(text).layers == {"a": rule, "b": rule, "c": {"seed": 3, "pattern": "4x1"}}
@@ -225,7 +225,7 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["pattern: 2:4".encode("utf-16"), "pattern: é".encode("latin-1"), b"x" * 5_000_000])
-def test_a_file_that_is_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_binary_file_is_rejected(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "pruning.yaml"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match="The configuration cannot be read: "):
@@ -233,14 +233,14 @@ def test_a_file_that_is_no_text_is_refused(content: bytes, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pipes and devices among the files")
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_rejected_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("no\0path")):
         with pytest.raises(ConfigError, match="The configuration cannot be read: "):
             PruningConfig.from_yaml(path)
 
 
-def test_pruning_type_is_another_name_of_the_criterion() -> None:
+def test_pruning_type_is_an_alias_of_criterion() -> None:
     config = PruningConfig(pruning_type="magnitude", layers={"fc": {"pruning_type": "random"}})
     rule = config.for_layer("fc", ())
     assert (config.criterion, config.pruning_type) == ("magnitude", "magnitude")
@@ -251,18 +251,18 @@ def test_pruning_type_is_another_name_of_the_criterion() -> None:
 
 @pytest.mark.parametrize("spec", ["2:4", "1:4", "4:8"])
 def test_a_pattern_needs_no_quotes_in_yaml(spec: str) -> None:
-    """YAML 1.1 reads 2:4 as 124, two minutes and four seconds."""
+    """YAML 1.1 reads 2:4 as 124, in base 60."""
     config = PruningConfig.from_yaml(f"pattern: {spec}\nseed: 7\nlayers:\n  fc: {{pattern: {spec}, seed: 0x10}}")
     assert config == PruningConfig(pattern=spec, seed=7, layers={"fc": {"pattern": spec, "seed": 16}})
     assert PruningConfig.from_yaml(config.to_yaml()) == config
 
 
-def test_whether_bounds_allow_the_target_is_for_the_layers_to_say() -> None:
+def test_bounds_that_exclude_the_target_are_checked_by_the_plan() -> None:
     config = PruningConfig(target_sparsity=0.9, max_sparsity_ratio_per_op=0.5, layers={"fc": {"target_sparsity": 0.6}})
     assert config.target_sparsity == 0.9
 
 
-def test_the_ways_of_pydantic_raise_the_same_errors() -> None:
+def test_pydantic_constructors_raise_the_same_errors() -> None:
     config = PruningConfig.model_validate(FULL)
     assert PruningConfig.model_validate(config) == PruningConfig.model_validate_json(config.to_json()) == config
     for data in ({"seed": -1}, {"sed": 1}, 3):
@@ -279,7 +279,7 @@ def test_equal_configurations_have_equal_hashes() -> None:
     assert len({first, second, PruningConfig(), PruningConfig(seed=1)}) == 3
 
 
-def test_one_name_is_enough_for_a_list() -> None:
+def test_a_string_is_a_list_of_one_name() -> None:
     assert PruningConfig(op_names="fc", pruning_op_types="Conv") == PruningConfig(
         op_names=("fc",), pruning_op_types=("Conv",)
     )
@@ -293,7 +293,7 @@ def test_last_step(config: dict[str, Any], last_step: int) -> None:
     assert PruningConfig(start_step=4, **config).last_step == last_step
 
 
-def test_a_schedule_may_be_a_function_but_not_in_a_file() -> None:
+def test_a_schedule_function_cannot_be_saved() -> None:
     config = PruningConfig(sparsity_decay_type=max)
     assert config.sparsity_decay_type is max
     with pytest.raises(
@@ -303,7 +303,7 @@ def test_a_schedule_may_be_a_function_but_not_in_a_file() -> None:
 
 
 @pytest.mark.parametrize("where", ["layers", "layer_types"])
-def test_nor_may_a_function_in_a_rule_be_in_a_file(where: str) -> None:
+def test_a_schedule_function_in_a_rule_cannot_be_saved(where: str) -> None:
     config = PruningConfig(**{where: {"fc": {"sparsity_decay_type": max}, "conv": None}})
     with pytest.raises(ConfigError, match=rf"{where}\['fc'\]: sparsity_decay_type is a function, and a file can only"):
         config.to_dict()
@@ -330,7 +330,7 @@ RULES = PruningConfig(
         ("stem", ("Embedding",), ("4x1", 0.5)),
     ],
 )
-def test_a_name_beats_a_type_beats_the_default(
+def test_precedence_of_names_types_and_defaults(
     name: str, types: tuple[str, ...], expected: tuple[str, float] | None
 ) -> None:
     found = RULES.for_layer(name, types)
@@ -349,25 +349,25 @@ def test_a_name_beats_a_type_beats_the_default(
         ({"layer_types": {"Linear": {"criterion": "snap"}}}, "layer_types['Linear']: Unknown criterion 'snap'. Did"),
     ],
 )
-def test_an_unknown_name_is_refused_at_once(data: dict[str, Any], message: str) -> None:
+def test_an_unknown_name_is_rejected(data: dict[str, Any], message: str) -> None:
     with pytest.raises(UnknownNameError) as caught:
         PruningConfig(**data)
     assert str(caught.value).startswith(message)
     assert "must be registered before its name is used." in str(caught.value)
 
 
-def test_an_unknown_name_among_other_problems_is_told_too() -> None:
+def test_an_unknown_name_among_other_problems_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"Unknown pattern '4y1'.*\nseed: .* found -1\.") as caught:
         PruningConfig(pattern="4y1", seed=-1)
     assert not isinstance(caught.value, UnknownNameError)
 
 
-def test_a_name_that_was_registered_before_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_name_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCHEDULES, "mine", SCHEDULES["linear"])
     assert PruningConfig(sparsity_decay_type="mine").sparsity_decay_type == "mine"
 
 
-def test_sequences_and_mappings_of_any_kind_are_taken() -> None:
+def test_sequences_and_mappings_of_any_type_are_accepted() -> None:
     config = PruningConfig(op_names=["a"], pruning_op_types="Conv", layers=MappingProxyType({"a": {"seed": 1}}))
     assert (config.op_names, config.pruning_op_types, config.layers) == (("a",), ("Conv",), {"a": {"seed": 1}})
     assert type(config.layers) is dict

@@ -1,4 +1,4 @@
-"""A copy of a configuration prunes as the original does, however it was made."""
+"""Tests that a copy of a configuration prunes exactly like the original, however it was copied."""
 
 import copy
 import pickle
@@ -27,17 +27,17 @@ COPIES: dict[str, Callable[[PruningConfig], PruningConfig | None]] = {
 }
 
 
-def share(high: float) -> st.SearchStrategy[float]:
+def draw_share(high: float) -> st.SearchStrategy[float]:
     return st.sampled_from([0.0, high / 2, high])
 
 
 @st.composite
-def keys(draw: st.DrawFn) -> dict[str, Any]:
-    """Some keys with values, and `None` where a key may say so."""
+def draw_keys(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw some keys with values, including `None` where it is allowed."""
     pattern = draw(st.sampled_from(["4x1", "2:4", "1x1", "1xchannel"]))
     values = {
         "pattern": st.just(pattern),
-        "target_sparsity": st.none() | share(0.5),
+        "target_sparsity": st.none() | draw_share(0.5),
         "pruning_scope": st.sampled_from([None, "global", "local"]),
         "criterion": st.sampled_from(["magnitude", "random"]),
         "criterion_reduce_type": st.sampled_from(["mean", "max"]),
@@ -52,8 +52,8 @@ def keys(draw: st.DrawFn) -> dict[str, Any]:
     return found
 
 
-def behavior(config: PruningConfig) -> tuple[Any, ...]:
-    """The plan, and the weights that are left by training, and by pruning once without and with calibration data."""
+def measure_behavior(config: PruningConfig) -> tuple[Any, ...]:
+    """Return the plan, and the weights after training and after one-shot pruning without and with calibration data."""
 
     def attempt(run: Callable[[], Any]) -> Any:
         try:
@@ -76,41 +76,41 @@ def behavior(config: PruningConfig) -> tuple[Any, ...]:
 
 
 @settings(max_examples=15)
-@given(top=keys(), rule=st.none() | keys(), how=st.sampled_from(sorted(COPIES)))
-def test_a_copy_prunes_alike(top: dict[str, Any], rule: dict[str, Any] | None, how: str) -> None:
+@given(top=draw_keys(), rule=st.none() | draw_keys(), how=st.sampled_from(sorted(COPIES)))
+def test_a_copy_prunes_identically(top: dict[str, Any], rule: dict[str, Any] | None, how: str) -> None:
     config = PruningConfig(**top, layers={"2": rule})
     other = COPIES[how](config)
     assert other is not None
     assert other == config
-    assert behavior(other) == behavior(config)
+    assert measure_behavior(other) == measure_behavior(config)
 
 
 @settings(max_examples=5)
-@given(keys())
-def test_the_settings_of_a_layer_prune_alike(top: dict[str, Any]) -> None:
+@given(draw_keys())
+def test_the_settings_of_a_layer_prune_identically(top: dict[str, Any]) -> None:
     config = PruningConfig(**top)
     other = config.for_layer("0", ("Linear",))
     assert other == config
-    assert behavior(other) == behavior(config)
+    assert measure_behavior(other) == measure_behavior(config)
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_scope_that_was_left_out_stays_so(how: str) -> None:
-    """Calibrated pruning ranks all layers together only if it is asked to."""
+def test_an_unset_scope_stays_unset(how: str) -> None:
+    """Calibrated pruning only ranks all layers together if the scope is set."""
     config = PruningConfig(pattern="4x1", target_sparsity=0.5)
     other, loud = COPIES[how](config), config.model_copy(update={"pruning_scope": "global"})
-    assert behavior(config) == behavior(other)  # type: ignore[arg-type]
-    assert behavior(config)[:3] == behavior(loud)[:3]
-    assert behavior(config)[3] != behavior(loud)[3]
+    assert measure_behavior(config) == measure_behavior(other)  # type: ignore[arg-type]
+    assert measure_behavior(config)[:3] == measure_behavior(loud)[:3]
+    assert measure_behavior(config)[3] != measure_behavior(loud)[3]
 
 
-def test_layers_that_leave_the_scope_out_are_ranked_with_those_that_say_global() -> None:
+def test_an_unset_scope_is_ranked_with_global() -> None:
     config = PruningConfig(target_sparsity=0.5, layers={"2": {"pruning_scope": "global"}})
     assert len(secateur.plan(mlp(), config).patterns) == 1
 
 
-def test_old_files_mean_what_they_did() -> None:
-    """Files written before ``pruning_scope`` could be left out say ``global``, and ranked all layers together."""
+def test_old_files_keep_their_meaning() -> None:
+    """Old files always contain ``pruning_scope: global``, which ranks all layers together."""
     old = PruningConfig(target_sparsity=0.5).to_dict() | {"pruning_scope": "global"}
     config = PruningConfig.from_dict(old)
     model = mlp()

@@ -1,4 +1,4 @@
-"""Every Python block of the README and the documentation runs, and every configuration shown loads."""
+"""Run every Python block of the README and the documentation, and load every configuration in them."""
 
 import re
 import textwrap
@@ -104,7 +104,7 @@ def test_an_open_block_is_reported(tmp_path: Path) -> None:
         run_page(write_page(tmp_path, "```python\nx = 1\n"))
 
 
-def test_commands_are_run_and_must_end_as_they_say(tmp_path: Path) -> None:
+def test_commands_run_with_the_documented_exit_code(tmp_path: Path) -> None:
     run_page(write_page(tmp_path, "```bash run\nsecateur --version\nsecateur plan nowhere  # exit code 1\n```\n"))
     run_page(write_page(tmp_path, "```bash\nrm -rf everything\n```\n"))
 
@@ -159,7 +159,7 @@ ran.append("notest")
         ("from-tfmot.md", "jax", ["jax"]),
     ],
 )
-def test_blocks_run_where_their_marks_and_their_page_say(
+def test_marks_and_pages_select_the_backends_of_a_block(
     tmp_path: Path, name: str, backend: str | None, expected: list[str]
 ) -> None:
     page = write_page(tmp_path, BACKENDS, name)

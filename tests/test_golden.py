@@ -1,4 +1,4 @@
-"""Runs with stored results: what is pruned must not change from release to release."""
+"""Compare runs with stored results, because pruned weights must not change between releases."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from golden import GOLDEN, digest, exact, model_of_given_weights
 
 
 def run(device: str, **config: Any) -> tuple[list[int], str]:
-    """Weights pruned after each step, and the digest of the last masks; the gradients are given."""
+    """Return the number of pruned weights after each step, and the digest of the last masks, for fixed gradients."""
     model = model_of_given_weights().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
     pruner = secateur.prepare(model, config, optimizer=optimizer)
@@ -31,11 +31,11 @@ def test_stored_result(name: str, device: str) -> None:
     assert run(device, **config) == (pruned, masks)
 
 
-def test_every_result_is_another() -> None:
+def test_all_results_differ() -> None:
     assert len({masks for _, _, masks in GOLDEN.values()}) == len(GOLDEN)
 
 
-def test_digest_sees_one_weight() -> None:
+def test_digest_changes_with_one_weight() -> None:
     masks = {"fc": torch.ones(4, 8, dtype=torch.bool)}
     torn = {"fc": masks["fc"].clone()}
     torn["fc"][3, 7] = False

@@ -1,4 +1,4 @@
-"""The house rules on the shape of the code, counted over src/secateur."""
+"""Check the house rules for the size and shape of the code in src/secateur."""
 
 import ast
 import subprocess
@@ -52,7 +52,7 @@ class Function(NamedTuple):
 
     @property
     def parameters(self) -> list[ast.arg]:
-        """All parameters but `self` and `cls`."""
+        """All parameters except `self` and `cls`."""
         arguments = self.node.args
         positional = self.positional
         extra = [argument for argument in (arguments.vararg, arguments.kwarg) if argument is not None]
@@ -60,31 +60,33 @@ class Function(NamedTuple):
 
     @property
     def positional(self) -> list[ast.arg]:
-        """The parameters that a caller may give by position, but `self` and `cls`."""
+        """All positional parameters except `self` and `cls`."""
         arguments = self.node.args.posonlyargs + self.node.args.args
         decorators = {ast.unparse(decorator) for decorator in self.node.decorator_list}
         return arguments[1:] if self.is_method and "staticmethod" not in decorators else arguments
 
     @property
     def body_lines(self) -> int:
-        """Lines from the first statement behind the docstring to the last."""
+        """Number of lines from the first statement after the docstring to the last."""
         body = self.node.body[1:] if ast.get_docstring(self.node, clean=False) is not None else self.node.body
         return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
 
-def functions(tree: ast.AST, prefix: str = "", *, in_class: bool = False, public: bool = True) -> Iterator[Function]:
-    """Every function under `tree`, with its dotted name; one inside a function is not public."""
+def iter_functions(
+    tree: ast.AST, prefix: str = "", *, in_class: bool = False, public: bool = True
+) -> Iterator[Function]:
+    """Iterate over all functions in `tree`, with dotted names; nested functions are not public."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             name = prefix + node.name
             shown = public and (not node.name.startswith("_") or node.name == "__init__")
             yield Function(name, node, in_class, shown)
-            yield from functions(node, f"{name}.", public=False)
+            yield from iter_functions(node, f"{name}.", public=False)
         elif isinstance(node, ast.ClassDef):
             shown = public and not node.name.startswith("_")
-            yield from functions(node, f"{prefix}{node.name}.", in_class=True, public=shown)
+            yield from iter_functions(node, f"{prefix}{node.name}.", in_class=True, public=shown)
         else:
-            yield from functions(node, prefix, in_class=in_class, public=public)
+            yield from iter_functions(node, prefix, in_class=in_class, public=public)
 
 
 def check_file_length(where: str, text: str) -> Iterator[Violation]:
@@ -94,7 +96,7 @@ def check_file_length(where: str, text: str) -> Iterator[Violation]:
 
 
 def check_body_length(where: str, text: str) -> Iterator[Violation]:
-    for function in functions(ast.parse(text)):
+    for function in iter_functions(ast.parse(text)):
         if function.body_lines > BODY_LINES:
             yield Violation(
                 f"{where}::{function.name}", "body length", f"{function.body_lines} lines, at most {BODY_LINES}"
@@ -102,7 +104,7 @@ def check_body_length(where: str, text: str) -> Iterator[Violation]:
 
 
 def check_parameters(where: str, text: str) -> Iterator[Violation]:
-    for function in functions(ast.parse(text)):
+    for function in iter_functions(ast.parse(text)):
         if len(function.parameters) > PARAMETERS:
             yield Violation(
                 f"{where}::{function.name}", "parameters", f"{len(function.parameters)}, at most {PARAMETERS}"
@@ -110,14 +112,14 @@ def check_parameters(where: str, text: str) -> Iterator[Violation]:
 
 
 def check_booleans(where: str, text: str) -> Iterator[Violation]:
-    for function in functions(ast.parse(text)):
+    for function in iter_functions(ast.parse(text)):
         for parameter in function.positional if function.is_public else []:
             if parameter.annotation is not None and is_boolean(parameter.annotation):
                 yield Violation(f"{where}::{function.name}", "positional boolean", parameter.arg)
 
 
 def is_boolean(annotation: ast.expr) -> bool:
-    """Whether an annotation is `bool`, `bool | ...`, `Optional[bool]`, `Annotated[bool, ...]` or one of them quoted."""
+    """Whether an annotation is `bool`, `bool | ...`, `Optional[bool]` or `Annotated[bool, ...]`, quoted or not."""
     match annotation:
         case ast.Name(id="bool"):
             return True
@@ -155,42 +157,42 @@ CHECKS = [check_file_length, check_body_length, check_parameters, check_booleans
 Check = Callable[[str, str], Iterator[Violation]]
 
 
-def sources() -> dict[str, str]:
-    """Path below the package → text of each of its modules."""
+def read_sources() -> dict[str, str]:
+    """Read all modules: path in the package → text."""
     return {path.relative_to(SOURCE).as_posix(): path.read_text("utf-8") for path in sorted(SOURCE.rglob("*.py"))}
 
 
-def violations(check: Check) -> list[Violation]:
-    return [violation for where, text in sources().items() for violation in check(where, text)]
+def find_violations(check: Check) -> list[Violation]:
+    return [violation for where, text in read_sources().items() for violation in check(where, text)]
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_rule(check: Check) -> None:
-    assert [f"{found} ({found.found})" for found in violations(check) if str(found) not in EXCEPTIONS] == []
+    assert [f"{found} ({found.found})" for found in find_violations(check) if str(found) not in EXCEPTIONS] == []
 
 
-def test_exceptions_are_needed_and_explained() -> None:
-    found = {str(violation) for check in CHECKS for violation in violations(check)}
+def test_exceptions_are_necessary_and_explained() -> None:
+    found = {str(violation) for check in CHECKS for violation in find_violations(check)}
     assert set(EXCEPTIONS) <= found
     assert all(EXCEPTIONS.values())
 
 
-def median_file_lines(texts: list[str]) -> float:
+def compute_median_file_lines(texts: list[str]) -> float:
     return median(len(text.splitlines()) for text in texts)
 
 
-def median_body_lines(texts: list[str]) -> float:
-    return median(function.body_lines for text in texts for function in functions(ast.parse(text)))
+def compute_median_body_lines(texts: list[str]) -> float:
+    return median(function.body_lines for text in texts for function in iter_functions(ast.parse(text)))
 
 
 def test_medians() -> None:
-    texts = list(sources().values())
-    assert median_file_lines(texts) < MEDIAN_FILE_LINES
-    assert median_body_lines(texts) < MEDIAN_BODY_LINES
+    texts = list(read_sources().values())
+    assert compute_median_file_lines(texts) < MEDIAN_FILE_LINES
+    assert compute_median_body_lines(texts) < MEDIAN_BODY_LINES
 
 
-def words_in(content: bytes) -> list[str]:
-    """The forbidden words that a file holds."""
+def find_words(content: bytes) -> list[str]:
+    """Find the forbidden words in a file."""
     return [word for word in FORBIDDEN_WORDS if word.encode() in content.lower()]
 
 
@@ -201,7 +203,7 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout: the tracked files are unknown")
     paths = [ROOT / name for name in listed.split("\0") if name and name != "LICENSE"]
-    found = {str(path.relative_to(ROOT)): words_in(path.read_bytes()) for path in paths if path.is_file()}
+    found = {str(path.relative_to(ROOT)): find_words(path.read_bytes()) for path in paths if path.is_file()}
     assert {name: words for name, words in found.items() if words} == {}
 
 
@@ -246,10 +248,10 @@ def test_only_the_command_line_prints() -> None:
 
 
 def test_medians_count_lines() -> None:
-    assert median_file_lines(["\n", "\n\n", "\n" * 9]) == 2
-    assert median_body_lines(["def f():\n    'doc'\n    a\n    b\n", "def g(): ..."]) == 1.5
+    assert compute_median_file_lines(["\n", "\n\n", "\n" * 9]) == 2
+    assert compute_median_body_lines(["def f():\n    'doc'\n    a\n    b\n", "def g(): ..."]) == 1.5
 
 
-def test_words_can_be_found() -> None:
-    assert words_in(FORBIDDEN_WORDS[0].upper().encode() + b"/home") == [FORBIDDEN_WORDS[0]]
-    assert words_in(b"nothing of the kind") == []
+def test_forbidden_words_are_detected() -> None:
+    assert find_words(FORBIDDEN_WORDS[0].upper().encode() + b"/home") == [FORBIDDEN_WORDS[0]]
+    assert find_words(b"nothing of the kind") == []

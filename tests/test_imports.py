@@ -1,4 +1,4 @@
-"""What importing Secateur loads, and who may import whom."""
+"""Tests of what importing Secateur loads, and of the contracts on imports."""
 
 import os
 import re
@@ -18,8 +18,8 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
 
 
-def loaded_by(statement: str) -> list[str]:
-    """The frameworks in a fresh interpreter's memory after one statement."""
+def list_loaded_frameworks(statement: str) -> list[str]:
+    """List the frameworks that a new interpreter has loaded after one statement."""
     ran = run_python(f"{statement}\nimport sys\nprint(*sorted(set(sys.modules) & set({FRAMEWORKS})))")
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.split()
@@ -39,11 +39,11 @@ def loaded_by(statement: str) -> list[str]:
     ],
 )
 def test_import_loads_no_framework(module: str) -> None:
-    assert loaded_by(f"import {module}") == []
+    assert list_loaded_frameworks(f"import {module}") == []
 
 
-def test_a_loaded_framework_would_be_seen() -> None:
-    assert loaded_by("import sys; sys.modules['torch'] = sys") == ["torch"]
+def test_a_loaded_framework_is_detected() -> None:
+    assert list_loaded_frameworks("import sys; sys.modules['torch'] = sys") == ["torch"]
 
 
 def test_import_prints_nothing() -> None:
@@ -52,7 +52,7 @@ def test_import_prints_nothing() -> None:
 
 
 def lint_imports(folder: Path) -> tuple[bool, str]:
-    """Whether the package in `folder/src` keeps the contracts in `folder/pyproject.toml`, and the report."""
+    """Return whether the package in `folder/src` keeps the contracts in `folder/pyproject.toml`, and the report."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache"]
     environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -83,7 +83,7 @@ REQUIRED_MODULES = list_required_modules()
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A small package of the same name and shape, under this project's contracts."""
+    """Create a small package with the same name and structure, under the contracts of this project."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     files = {
         "__init__.py": "",

@@ -1,4 +1,4 @@
-"""The package itself: its modules and names are there on first use, and cost nothing before."""
+"""Tests that the modules and names of the package are imported on first use."""
 
 import subprocess
 import sys
@@ -32,22 +32,22 @@ WITHOUT_FRAMEWORK = [
 
 
 def run(code: str) -> str:
-    """What a fresh interpreter prints."""
+    """Run code in a new interpreter, and return what it prints."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-def test_modules_are_there_on_first_use_and_load_no_framework() -> None:
+def test_modules_are_imported_on_first_use_without_a_framework() -> None:
     uses = "\n".join(f"print(secateur.{name}.__name__)" for name in WITHOUT_FRAMEWORK)
     ran = run(f"import sys, secateur\n{uses}\nprint({{'torch', 'keras', 'jax', 'tensorflow'}} & set(sys.modules))")
     assert ran.split() == [*(f"secateur.{name}" for name in WITHOUT_FRAMEWORK), "set()"]
 
 
 @pytest.mark.parametrize("name", ["allocations", "keras", "refiners", "solvers"])
-def test_modules_that_need_a_framework_are_there_too(name: str) -> None:
+def test_modules_that_need_a_framework_are_imported_on_first_use(name: str) -> None:
     assert isinstance(getattr(secateur, name), ModuleType)
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert all(getattr(secateur, name) is not None for name in secateur.__all__)
 
 
@@ -58,7 +58,7 @@ def test_dir_lists_names_and_modules() -> None:
 
 
 @pytest.mark.parametrize("package", [secateur, compat])
-def test_a_name_that_is_not_there_raises(package: ModuleType) -> None:
+def test_an_unknown_name_raises_an_error(package: ModuleType) -> None:
     with pytest.raises(AttributeError, match="has no attribute 'prunee'"):
         package.prunee  # noqa: B018
 
@@ -71,9 +71,9 @@ def test_a_star_import_of_patterns_loads_no_framework() -> None:
 def test_the_version_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert secateur.__version__[0].isdigit()
 
-    def missing(name: str) -> str:
+    def raise_not_found(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("importlib.metadata.version", missing)
+    monkeypatch.setattr("importlib.metadata.version", raise_not_found)
     assert secateur.__version__ == "0+unknown"
     assert {"__version__", "config", "plan"} <= set(dir(secateur))

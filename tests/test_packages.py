@@ -1,4 +1,4 @@
-"""Packages that only some calls need, and the backend that Keras would take."""
+"""Tests of optional packages, and of the backend that Keras will use."""
 
 import importlib.util
 from pathlib import Path
@@ -13,13 +13,13 @@ from secateur.errors import MissingPackageError
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keras's folder of settings, and nothing said in the environment."""
+    """Create an empty settings folder for Keras, without a backend in the environment."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     return tmp_path
 
 
-def test_the_environment_says_which_backend(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_selects_the_backend(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "keras.json").write_text('{"backend": "jax"}', "utf-8")
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     assert get_keras_backend() == "torch"
@@ -36,13 +36,13 @@ def test_the_environment_says_which_backend(home: Path, monkeypatch: pytest.Monk
         (None, "tensorflow"),
     ],
 )
-def test_the_settings_say_which_backend(home: Path, settings: str | None, backend: str) -> None:
+def test_the_settings_file_selects_the_backend(home: Path, settings: str | None, backend: str) -> None:
     if settings is not None:
         (home / "keras.json").write_text(settings, "utf-8")
     assert get_keras_backend() == backend
 
 
-def test_it_is_the_one_that_keras_takes(home: Path) -> None:
+def test_the_backend_matches_keras(home: Path) -> None:
     keras = pytest.importorskip("keras")
     (home / "keras.json").write_text('{"backend": "torch"}', "utf-8")
     assert get_keras_backend() == "torch" != keras.backend.backend()
@@ -57,19 +57,19 @@ def test_it_is_the_one_that_keras_takes(home: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("home")
-def test_what_is_missing_is_named(packages: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_missing_packages(packages: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install_only(monkeypatch, *packages)
     with pytest.raises(MissingPackageError, match=message):
         require_keras()
 
 
 @pytest.mark.usefixtures("home")
-def test_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_packages_raise_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     install_only(monkeypatch, "keras", "tensorflow")
     require_keras()
 
 
-def test_the_public_module_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secateur_keras_checks_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.find_spec("secateur.keras")
     assert spec is not None
     assert spec.loader is not None

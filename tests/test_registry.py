@@ -16,7 +16,7 @@ def registry() -> Registry[Callable[[], int]]:
     return found
 
 
-def test_registering_returns_what_it_decorates(registry: Registry[Callable[[], int]]) -> None:
+def test_register_returns_the_decorated_object(registry: Registry[Callable[[], int]]) -> None:
     def two() -> int:
         return 2
 
@@ -32,13 +32,13 @@ def test_registering_returns_what_it_decorates(registry: Registry[Callable[[], i
         ("", r"The name of a thing must not be empty\."),
     ],
 )
-def test_a_name_that_cannot_be_taken(registry: Registry[Callable[[], int]], name: str, message: str) -> None:
+def test_taken_and_empty_names_are_rejected(registry: Registry[Callable[[], int]], name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         registry.register(name)(int)
     assert list(registry) == ["one"]
 
 
-def test_what_is_refused_is_not_registered() -> None:
+def test_rejected_objects_are_not_registered() -> None:
     def refuse(name: str, number: int) -> None:
         raise ConfigError(f"{name} {number} is refused")
 
@@ -48,13 +48,13 @@ def test_what_is_refused_is_not_registered() -> None:
     assert list(numbers) == []
 
 
-def test_an_unknown_name_suggests_and_lists(registry: Registry[Callable[[], int]]) -> None:
+def test_the_error_for_an_unknown_name_has_suggestions(registry: Registry[Callable[[], int]]) -> None:
     registry.register("another")(int)
     with pytest.raises(UnknownNameError, match=r"Unknown thing 'onee'\. Did you mean 'one'\? Known: another, one\."):
         registry.find("onee")
 
 
-def test_the_error_is_also_a_built_in_one(registry: Registry[Callable[[], int]]) -> None:
+def test_the_error_is_also_a_built_in_error(registry: Registry[Callable[[], int]]) -> None:
     for kind in (SecateurError, LookupError, ValueError):
         with pytest.raises(kind, match="Unknown thing 'two'"):
             registry.find("two")
@@ -64,7 +64,7 @@ def test_the_error_is_also_a_built_in_one(registry: Registry[Callable[[], int]])
     ("name", "suggestion"),
     [("cubik", " Did you mean 'cubic'?"), ("zzz", ""), ("", ""), ("cubic", " Did you mean 'cubic'?")],
 )
-def test_nearest(name: str, suggestion: str) -> None:
+def test_suggested_name(name: str, suggestion: str) -> None:
     assert suggest_name(name, ["cubic", "linear"]) == suggestion
 
 
@@ -74,7 +74,7 @@ def test_nearest(name: str, suggestion: str) -> None:
 def test_installed_packages_register_through_entry_points(
     kind: str, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A package on the path, as pip leaves it."""
+    """Create a package on the path, as pip installs it."""
     metadata = tmp_path / f"plugin_{kind}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: plugin-{kind}\nVersion: 1.0\n", "utf-8")

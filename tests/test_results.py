@@ -1,4 +1,4 @@
-"""Records become tables and JSON by their declarations, and old outputs stay as they were."""
+"""Tests that records become tables and JSON, with the same output as in earlier versions."""
 
 import json
 from dataclasses import dataclass
@@ -153,12 +153,12 @@ class Cities(Report):
 ULM, BONN = City("Ulm", (2, 3), 0.5), City("Bonn", (4, 5))
 
 
-def test_cells_follow_from_columns() -> None:
+def test_columns_define_the_cells() -> None:
     assert ULM.cells() == ("Ulm", "2×3", "50.0%")
     assert BONN.cells() == ("Bonn", "4×5", "")
 
 
-def test_records_within_records_become_plain() -> None:
+def test_nested_records_become_plain_values() -> None:
     bonn = {"name": "Bonn", "size": [4, 5], "share": None, "area": 20}
     ulm = {"name": "Ulm", "size": [2, 3], "share": 0.5, "area": 6}
     assert Cities([ULM, BONN], BONN).to_dict() == {"cities": [ulm, bonn], "largest": bonn}
@@ -169,6 +169,6 @@ def test_minor_rows_are_dimmed() -> None:
     assert (table.columns, table.dimmed, table.footer) == (["city", ">size", ">share"], frozenset({1}), [])
 
 
-def test_a_report_must_say_what_its_rows_are() -> None:
+def test_a_report_must_define_its_rows() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Report()  # type: ignore[abstract]

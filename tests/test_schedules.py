@@ -21,14 +21,14 @@ def test_the_target_is_reached_exactly(name: str, initial: float, target: float)
 
 @every_schedule
 @given(initial=SHARE, target=SHARE)
-def test_it_starts_at_the_initial_sparsity(name: str, initial: float, target: float) -> None:
+def test_schedules_start_at_the_initial_sparsity(name: str, initial: float, target: float) -> None:
     expected = target if name == "one_shot" or target == 1.0 == initial else initial
     assert SCHEDULES[name](initial, target, 0.0) == pytest.approx(expected, abs=1e-12)
 
 
 @every_schedule
 @given(ends=st.tuples(SHARE, SHARE).map(sorted))
-def test_it_grows_and_stays_between_its_ends(name: str, ends: list[float]) -> None:
+def test_schedules_increase_within_bounds(name: str, ends: list[float]) -> None:
     initial, target = ends
     values = [SCHEDULES[name](initial, target, progress) for progress in PROGRESS]
     assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(values))
@@ -50,7 +50,7 @@ def test_halfway_to_three_quarters(name: str, halfway: float) -> None:
     assert SCHEDULES[name](0.0, 0.75, 0.5) == pytest.approx(halfway)
 
 
-def test_every_schedule_is_worked_out_above() -> None:
+def test_every_schedule_has_a_halfway_value() -> None:
     worked = {
         mark.args[1][row][0] for mark in test_halfway_to_three_quarters.pytestmark for row in range(len(mark.args[1]))
     }
@@ -58,7 +58,7 @@ def test_every_schedule_is_worked_out_above() -> None:
 
 
 @pytest.mark.usefixtures("registries_restored")
-def test_a_schedule_of_ones_own() -> None:
+def test_a_custom_schedule() -> None:
     def late(initial: float, target: float, progress: float) -> float:
         return target if progress == 1.0 else initial
 
@@ -68,7 +68,7 @@ def test_a_schedule_of_ones_own() -> None:
         register_schedule("late")(late)
 
 
-def test_an_unknown_schedule_suggests_and_lists() -> None:
+def test_the_error_for_an_unknown_schedule_has_suggestions() -> None:
     with pytest.raises(
         UnknownNameError, match=r"Unknown schedule 'cubik'\. Did you mean 'cubic'\? Known: cosine, cube,"
     ):

@@ -1,4 +1,4 @@
-"""The limits that SECURITY.md tells people are those in the code."""
+"""Tests that the limits in SECURITY.md match those in the code."""
 
 from pathlib import Path
 
@@ -13,15 +13,15 @@ TEXT = (Path(__file__).parents[1] / "SECURITY.md").read_text("utf-8")
 COUNTS = tuple(config.MAX_COUNTS.values())
 
 
-def batches() -> int:
+def count_batches() -> int:
     pytest.importorskip("torch")
     from secateur.models.pytorch.batches import MAX_ROWS
 
     return MAX_ROWS
 
 
-def row_of(what: str) -> str:
-    """The second cell of the row of the limits that begins so."""
+def read_limit(what: str) -> str:
+    """Return the second cell of the row whose first cell starts with `what`."""
     (row,) = [line for line in TEXT.splitlines() if line.startswith(f"| {what}")]
     return row.split("|")[2].strip()
 
@@ -46,7 +46,7 @@ def row_of(what: str) -> str:
             "decompressed size",
             f"{archives.MAX_EXPANSION} times its size, or {archives.SPARE_BYTES >> 20} MiB if that is more",
         ),
-        ("calibration text", f"{calibration.MAX_TEXT_BYTES:,} bytes; {batches():,} rows"),
+        ("calibration text", f"{calibration.MAX_TEXT_BYTES:,} bytes; {count_batches():,} rows"),
         (
             "a configuration",
             f"{_yaml.MAX_CHARACTERS:,} characters, {_yaml.MAX_DEPTH} levels, {_yaml.MAX_VALUES:,} values, "
@@ -62,9 +62,9 @@ def row_of(what: str) -> str:
         ),
     ],
 )
-def test_a_documented_limit_is_that_of_the_code(what: str, expected: str) -> None:
-    assert row_of(what) == expected
+def test_documented_limits_match_the_code(what: str, expected: str) -> None:
+    assert read_limit(what) == expected
 
 
-def test_manifests_indices_and_headers_have_one_limit() -> None:
+def test_manifests_indices_and_headers_have_the_same_limit() -> None:
     assert _manifest_file.MAX_MANIFEST_BYTES == folders.MAX_INDEX_BYTES == safetensors_file.MAX_HEADER_BYTES

@@ -1,4 +1,4 @@
-"""Texts that are safe to print."""
+"""Tests of text that is safe to print."""
 
 import re
 import time
@@ -47,7 +47,7 @@ def test_names_that_control_a_terminal_are_escaped(name: str) -> None:
 
 
 @given(st.text(st.characters(), max_size=100), st.integers(60, 200))
-def test_printable_text_is_safe_short_and_stays_as_it_is(text: str, most: int) -> None:
+def test_make_printable_is_safe_short_and_idempotent(text: str, most: int) -> None:
     shown = make_printable(text, limit=most)
     assert is_safe(shown)
     assert len(shown) <= most
@@ -56,26 +56,26 @@ def test_printable_text_is_safe_short_and_stays_as_it_is(text: str, most: int) -
 
 
 @pytest.mark.parametrize("text", ["2:4 × 16 → “kept”, naïve, 日本語, 🌿\nsecond line", "", "x" * MAX_MESSAGE])
-def test_good_text_stays_as_it_is(text: str) -> None:
+def test_printable_text_is_unchanged(text: str) -> None:
     assert make_printable(text) == text
 
 
 @pytest.mark.parametrize("character", ["x", "\x1b", "\U000e0041", "\n"])
-def test_long_texts_lose_their_middle(character: str) -> None:
+def test_long_texts_are_shortened_in_the_middle(character: str) -> None:
     text = "start" + character * 16_000_000 + "end"
-    start = time.process_time()  # not of the clock: the machine may be busy
+    start = time.process_time()  # not wall time, because the machine may be busy
     shown = str(SecateurError(text))
     assert time.process_time() - start < 1
     assert len(shown) == MAX_MESSAGE
     assert re.fullmatch(r"start.*… \(16,000,008 characters, shortened\) ….*end", shown, re.DOTALL)
 
 
-def test_errors_with_texts_of_their_own_kind_are_safe_too() -> None:
+def test_messages_of_errors_are_safe() -> None:
     assert str(UnknownNameError("no '\x1b'")) == r"no '\x1b'"
     assert str(MissingPackageError("no '\x1b'", name="x")) == r"no '\x1b'"
 
 
-def test_names_in_tables_stay_in_their_row_and_have_a_length() -> None:
+def test_names_in_tables_are_escaped_and_shortened() -> None:
     name = "fc\nfc2  sound"
     table = Table(title="t", columns=("name", "reason"), rows=[(name, "first\nsecond"), ("x" * 100_000, "")])
     text = table.text()
@@ -83,6 +83,6 @@ def test_names_in_tables_stay_in_their_row_and_have_a_length() -> None:
     assert len(text) < 3 * MAX_LINE
 
 
-def test_markup_in_names_means_nothing() -> None:
+def test_markup_in_names_is_printed_verbatim() -> None:
     name = "[bold]fc[/bold] [link=https://example.org]x[/link] [/]"
     assert name in Table(title=name, columns=("name", "reason"), rows=[(name, name)]).text(width=400)

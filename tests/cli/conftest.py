@@ -1,4 +1,4 @@
-"""Where the commands are called."""
+"""Fixtures for tests of the command line."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from cli.kit import CODE
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current directory with a module of networks."""
+    """Create a current directory with a module that builds networks."""
     (tmp_path / "cli_nets.py").write_text(CODE, "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")

@@ -1,4 +1,4 @@
-"""A current directory with models of every kind, and a way to call the command line in it."""
+"""Models for tests of the command line, and functions that run it."""
 
 import json
 from pathlib import Path
@@ -47,8 +47,8 @@ def run(*arguments: str, **options: Any) -> Result:
     return CliRunner().invoke(app, list(arguments), **options)
 
 
-def found(*arguments: str) -> Any:
-    """What a command prints as JSON."""
+def run_json(*arguments: str) -> Any:
+    """Run a command and parse the JSON that it prints."""
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
@@ -59,7 +59,7 @@ def model() -> nn.Sequential:
 
 
 def write_llama(folder: Path) -> nn.Module:
-    """A tiny language model with random weights, and a tokenizer of whole words."""
+    """Write a tiny language model with random weights and a word tokenizer to a folder."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 

@@ -1,4 +1,4 @@
-"""``secateur verify``, ``inspect`` and ``convert``."""
+"""Tests of ``secateur verify``, ``inspect`` and ``convert``."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateur
-from cli.kit import found, model, run, write_llama
+from cli.kit import model, run, run_json, write_llama
 from secateur.artifact import inspect
 
 PATTERN = "2:4"
@@ -31,7 +31,7 @@ def flip(path: Path) -> None:
 
 @pytest.fixture
 def artifact(folder: Path) -> Path:
-    """A pruned network on disk."""
+    """Save a pruned network as an artifact."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
     secateur.save(net, folder / "pruned", report=secateur.prune(net, {"pattern": PATTERN}))
@@ -39,7 +39,7 @@ def artifact(folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("artifact")
-def test_verify_says_what_holds() -> None:
+def test_verify_prints_a_summary() -> None:
     result = run("verify", "pruned")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == "pruned: valid. 6 tensors read; patterns of weights: 2:4 in 2.\n"
@@ -47,8 +47,8 @@ def test_verify_says_what_holds() -> None:
 
 
 @pytest.mark.usefixtures("artifact")
-def test_verify_as_json_is_the_report() -> None:
-    assert found("verify", "pruned") == json.loads(json.dumps(secateur.verify("pruned").to_dict()))
+def test_verify_prints_the_report_as_json() -> None:
+    assert run_json("verify", "pruned") == json.loads(json.dumps(secateur.verify("pruned").to_dict()))
 
 
 @pytest.mark.usefixtures("artifact")
@@ -88,7 +88,7 @@ def break_manifest(folder: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [truncate, break_manifest, lambda folder: shard(folder).unlink()])
 @pytest.mark.parametrize("command", ["verify", "inspect", "convert", "bench"])
-def test_broken_artifacts_are_one_clear_line(artifact: Path, spoil: Callable[[Path], object], command: str) -> None:
+def test_broken_artifacts_print_one_line(artifact: Path, spoil: Callable[[Path], object], command: str) -> None:
     spoil(artifact)
     result = run(command, "pruned", *(["target"] if command == "convert" else []))
     assert (result.exit_code, result.stdout) == (1, "")
@@ -134,25 +134,25 @@ def test_inspect_prints_the_table() -> None:
     assert lines == str(inspect("pruned")).splitlines()
 
 
-def test_inspect_reads_whatever_prune_reads(folder: Path) -> None:
+def test_inspect_reads_the_same_models_as_prune(folder: Path) -> None:
     net = model()
     secateur.prune(net, {"pattern": PATTERN})
     torch.save(net.state_dict(), "net.pt")
     save_file(net.state_dict(), "net.safetensors")
     for arguments in (["cli_nets:build", "--weights", "net.pt"], ["net.safetensors"]):
-        rows = {row["name"]: row for row in found("inspect", *arguments)["tensors"]}
+        rows = {row["name"]: row for row in run_json("inspect", *arguments)["tensors"]}
         assert rows["0.weight"]["zeros"] == rows["0.weight"]["shape"][0] * rows["0.weight"]["shape"][1] // 2
     assert run("inspect", "net.safetensors", "--weights", "net.pt").exit_code == 1
     assert (folder / "net.pt").is_file()
 
 
-def test_inspect_reads_a_folder_of_transformers_and_a_keras_file(folder: Path) -> None:
+def test_inspect_reads_a_transformers_folder_and_a_keras_file(folder: Path) -> None:
     pytest.importorskip("transformers")
     keras = pytest.importorskip("keras")
     write_llama(folder / "llama")
-    assert "model.layers.0.mlp.up_proj.weight" in {row["name"] for row in found("inspect", "llama")["tensors"]}
+    assert "model.layers.0.mlp.up_proj.weight" in {row["name"] for row in run_json("inspect", "llama")["tensors"]}
     keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="fc")]).save("net.keras")
-    assert any("fc" in row["name"] for row in found("inspect", "net.keras")["tensors"])
+    assert any("fc" in row["name"] for row in run_json("inspect", "net.keras")["tensors"])
 
 
 @pytest.mark.usefixtures("artifact")
@@ -166,7 +166,7 @@ def test_inspect_draws_masks(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["artifact", "file", "model"])
-def test_masks_are_those_of_the_weights(artifact: Path, kind: str) -> None:
+def test_masks_match_the_weights(artifact: Path, kind: str) -> None:
     from secateur.report import read_masks
 
     net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
@@ -203,13 +203,13 @@ def test_a_picture_without_matplotlib_names_the_extra(monkeypatch: pytest.Monkey
     assert 'pip install "secateur[plot]"' in result.stderr
 
 
-def test_convert_there_and_back(artifact: Path, folder: Path) -> None:
+def test_convert_round_trip(artifact: Path, folder: Path) -> None:
     result = run("convert", "pruned", "dense", "--dense")
     assert (result.exit_code, result.stderr) == (0, "")
     sizes = secateur.verify("pruned")
     told = f"Written to dense: {sizes.dense_bytes:,} of {sizes.dense_bytes:,} bytes (100.0%).\n"
     assert result.stdout == told
     assert (load_file(shard(folder / "dense"))["0.weight"] == 0).float().mean() == 0.5
-    report = found("convert", "dense", "again")
+    report = run_json("convert", "dense", "again")
     assert report["packed_bytes"] == secateur.verify(artifact).packed_bytes < report["dense_bytes"]
-    assert found("convert", str(shard(folder / "dense")), "again")["packed_bytes"] < report["dense_bytes"]
+    assert run_json("convert", str(shard(folder / "dense")), "again")["packed_bytes"] < report["dense_bytes"]

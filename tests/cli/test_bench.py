@@ -1,4 +1,4 @@
-"""``secateur bench``."""
+"""Tests of ``secateur bench``."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import secateur
-from cli.kit import found, model, run, write_llama
+from cli.kit import model, run, run_json, write_llama
 from secateur.cli.benchmark import WITHOUT_RUNTIME, measure_medians
 from secateur.models.trials import make_trial
 
@@ -19,17 +19,17 @@ def names(report: dict[str, list[dict[str, str]]]) -> list[str]:
 
 @pytest.fixture
 def net(folder: Path) -> nn.Sequential:
-    """A pruned network, and its artifact ``pruned``."""
+    """Create a pruned network and its artifact ``pruned``."""
     made = model()
     secateur.save(made, folder / "pruned", report=secateur.prune(made, {"pattern": "2:4"}))
     return made
 
 
-def test_a_model_of_transformers(folder: Path) -> None:
+def test_a_transformers_model(folder: Path) -> None:
     pytest.importorskip("transformers")
     llama = write_llama(folder / "llama")
     secateur.save(llama, folder / "pruned", report=secateur.prune(llama, {"pattern": "2:4"}))
-    report = found("bench", "pruned", "--batch", "2", "--length", "16", "--rounds", "1")
+    report = run_json("bench", "pruned", "--batch", "2", "--length", "16", "--rounds", "1")
     forward = "forward pass, 2×16"
     assert names(report) == ["tensors on disk", "load the model", forward, f"{forward}, runtime"]
     assert {layer["pattern"] for layer in report["runtime"]["layers"]} == {"2:4", None}
@@ -39,12 +39,12 @@ def test_a_model_of_transformers(folder: Path) -> None:
     assert all(one["ratio"] == pytest.approx(one["dense"] / one["pruned"]) for one in report["measures"])
 
 
-def test_a_model_that_is_no_artifact(folder: Path) -> None:
+def test_a_model_that_is_not_an_artifact(folder: Path) -> None:
     pytest.importorskip("transformers")
     llama = write_llama(folder / "llama")
     secateur.prune(llama, {"pattern": "2:4"})
     llama.save_pretrained("pruned")
-    report = found("bench", "pruned", "--length", "16", "--rounds", "1")
+    report = run_json("bench", "pruned", "--length", "16", "--rounds", "1")
     assert report["path"] == "pruned"
     assert names(report) == ["forward pass, 1×16", "forward pass, 1×16, runtime"]
     assert {layer["pattern"] for layer in report["runtime"]["layers"]} == {"2:4", None}
@@ -53,7 +53,7 @@ def test_a_model_that_is_no_artifact(folder: Path) -> None:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(("image_size", "shape"), [(None, "2×3×224×224"), (32, "2×3×32×32")])
-def test_a_model_of_images(image_size: int | None, shape: str) -> None:
+def test_an_image_model(image_size: int | None, shape: str) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     if image_size is None:
@@ -64,14 +64,14 @@ def test_a_model_of_images(image_size: int | None, shape: str) -> None:
         net = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=image_size, **sizes))
     secateur.save(net, "pruned", report=secateur.prune(net, {"pattern": "4x1"}))
     forward = f"forward pass, {shape}"
-    assert names(found("bench", "pruned", "--batch", "2", "--rounds", "1"))[2:] == [forward, f"{forward}, runtime"]
+    assert names(run_json("bench", "pruned", "--batch", "2", "--rounds", "1"))[2:] == [forward, f"{forward}, runtime"]
 
 
 @pytest.mark.usefixtures("net")
-def test_a_model_of_code_with_inputs() -> None:
+def test_a_model_from_code_with_inputs() -> None:
     np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
     given = ("--model", "cli_nets:build", "--inputs", "inputs.npz", "--batch", "3", "--rounds", "1")
-    assert names(found("bench", "pruned", *given))[2] == "forward pass, 3×8"
+    assert names(run_json("bench", "pruned", *given))[2] == "forward pass, 3×8"
 
 
 GIVEN = ("bench", "pruned", "--model", "cli_nets:build", "--inputs", "inputs.npz", "--rounds", "1", "--device")
@@ -84,7 +84,7 @@ def inputs(folder: Path) -> None:
 
 @pytest.mark.usefixtures("net", "inputs")
 def test_a_device_is_chosen() -> None:
-    assert names(found(*GIVEN, "cpu"))[2] == "forward pass, 1×8"
+    assert names(run_json(*GIVEN, "cpu"))[2] == "forward pass, 1×8"
     result = run(*GIVEN, "nonsense")
     assert result.exit_code == 1
     assert "device must be one that torch can use here, such as 'cpu' or 'cuda', found 'nonsense'" in result.stderr
@@ -93,26 +93,26 @@ def test_a_device_is_chosen() -> None:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("net", "inputs")
 def test_a_gpu_is_named() -> None:
-    report = found(*GIVEN, "cuda")
+    report = run_json(*GIVEN, "cuda")
     assert names(report)[3] == f"forward pass, 1×8 on {torch.cuda.get_device_name()}, runtime"
     assert report["runtime"]["device"] == "cuda:0"
 
 
 @pytest.mark.usefixtures("net")
-def test_what_is_not_timed_is_told() -> None:
-    report = found("bench", "pruned", "--rounds", "1")
+def test_notes_say_what_was_not_timed() -> None:
+    report = run_json("bench", "pruned", "--rounds", "1")
     assert names(report) == ["tensors on disk"]
     assert "does not say how to build the model. Pass --model package.module:name." in report["notes"][0]
-    report = found("bench", "pruned", "--rounds", "1", "--model", "cli_nets:build")
+    report = run_json("bench", "pruned", "--rounds", "1", "--model", "cli_nets:build")
     assert names(report) == ["tensors on disk", "load the model"]
     assert "The forward pass was not timed: inputs must be a file" in report["notes"][1]
     np.savez("inputs.npz", np.ones((5, 9), dtype=np.float32))
-    report = found("bench", "pruned", "--rounds", "1", "--model", "cli_nets:build", "--inputs", "inputs.npz")
+    report = run_json("bench", "pruned", "--rounds", "1", "--model", "cli_nets:build", "--inputs", "inputs.npz")
     assert "The forward pass was not timed: The model fails on the inputs: RuntimeError: mat1" in report["notes"][1]
 
 
 @pytest.mark.usefixtures("net")
-def test_a_person_reads_a_table() -> None:
+def test_output_is_a_table() -> None:
     result = run("bench", "pruned", "--rounds", "1")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[0] == "Dense and pruned: pruned"
@@ -123,14 +123,16 @@ def test_a_keras_model(folder: Path) -> None:
     keras = pytest.importorskip("keras")
     made = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="fc"), keras.layers.Dense(3)])
     secateur.save(made, folder / "pruned", report=secateur.prune(made, {"pattern": "2:4"}))
-    assert names(found("bench", "pruned", "--rounds", "1"))[2] == "forward pass, 1×8"
+    assert names(run_json("bench", "pruned", "--rounds", "1"))[2] == "forward pass, 1×8"
     np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
-    assert names(found("bench", "pruned", "--rounds", "1", "--inputs", "inputs.npz", "--batch", "3"))[2].endswith("3×8")
+    assert names(run_json("bench", "pruned", "--rounds", "1", "--inputs", "inputs.npz", "--batch", "3"))[2].endswith(
+        "3×8"
+    )
     result = run("bench", "pruned", "--device", "cpu")
     assert result.exit_code == 1
     assert "a device is chosen for torch models only" in result.stderr
     (folder / "bad.npz").write_bytes(b"no zip")
-    notes = found("bench", "pruned", "--rounds", "1", "--inputs", "bad.npz")["notes"]
+    notes = run_json("bench", "pruned", "--rounds", "1", "--inputs", "bad.npz")["notes"]
     assert any("'bad.npz' cannot be read as an .npz file" in note for note in notes)
 
 
@@ -139,11 +141,11 @@ def test_a_keras_model_of_any_size(folder: Path) -> None:
     inputs = keras.Input((None, 8))
     made = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(16)(inputs)))
     secateur.save(made, folder / "pruned", report=secateur.prune(made, {"pattern": "2:4"}))
-    notes = found("bench", "pruned", "--rounds", "1")["notes"]
+    notes = run_json("bench", "pruned", "--rounds", "1")["notes"]
     assert any("must be a file for a model that takes inputs of any shape" in note for note in notes)
 
 
-def test_the_dense_twin_has_no_zeros_and_the_model_keeps_its_own(net: nn.Sequential) -> None:
+def test_the_dense_copy_has_no_zeros_and_the_model_keeps_its_zeros(net: nn.Sequential) -> None:
     before = net[0].weight.clone()
     np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
     made = make_trial(net, Path("inputs.npz"), 2, 1)
@@ -156,10 +158,10 @@ def test_the_dense_twin_has_no_zeros_and_the_model_keeps_its_own(net: nn.Sequent
     assert torch.equal(net[0].weight, before)
 
 
-def test_medians_are_taken_in_turns() -> None:
+def test_calls_are_timed_in_turn() -> None:
     told: list[str] = []
     found = measure_medians({"one": lambda: told.append("1"), "two": lambda: told.append("2")}, rounds=3)
-    assert told == ["1", "2"] * 4  # the first does not count
+    assert told == ["1", "2"] * 4  # the first call is a warm-up
     assert found.keys() == {"one", "two"}
 
 

@@ -1,4 +1,4 @@
-"""The command line: what it accepts, what it prints where, and with which code it ends."""
+"""Tests of the flags, the output and the exit codes of the command line."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from typer.main import get_command
 from typer.testing import Result
 
 import secateur
-from cli.kit import found, model, run
+from cli.kit import model, run, run_json
 from secateur.cli import app
 from secateur.cli.options import ALLOCATIONS, PATTERNS, REFINERS, SOLVERS
 
@@ -41,27 +41,27 @@ FLAGS = {
     },
     "verify": {"--help", "--json", "--pattern"},
 }
-"""Frozen: a flag is a promise. What a configuration can say belongs into its file."""
+"""Flags are frozen: everything that a configuration file can contain stays out of the flags."""
 
 
-def planned(*arguments: str) -> Any:
-    return found("plan", "cli_nets:build", *arguments)
+def get_plan(*arguments: str) -> Any:
+    return run_json("plan", "cli_nets:build", *arguments)
 
 
-def flags_of(command: Any) -> set[str]:
+def get_flags(command: Any) -> set[str]:
     return {flag for parameter in command.params for flag in parameter.opts if flag.startswith("-")}
 
 
 def test_flags_are_frozen() -> None:
     group: Any = get_command(app)
-    flags = {"": flags_of(group)} | {name: flags_of(command) for name, command in group.commands.items()}
-    assert {name: own | {"--help"} for name, own in flags.items()} == FLAGS
+    flags = {"": get_flags(group)} | {name: get_flags(command) for name, command in group.commands.items()}
+    assert {name: command_flags | {"--help"} for name, command_flags in flags.items()} == FLAGS
 
 
 @pytest.mark.parametrize("value", [["--sparsity", "0.25"], ["--sparsity=0.25"]])
 def test_old_flags_work_and_warn(value: list[str]) -> None:
     result = run("plan", "cli_nets:build", *value, "--json")
-    assert json.loads(result.stdout) == planned("--target-sparsity", "0.25")
+    assert json.loads(result.stdout) == get_plan("--target-sparsity", "0.25")
     assert "Warning: --sparsity is deprecated. Use --target-sparsity." in result.stderr
     assert "--method is deprecated. Use --solver." in run("prune", "x", "--method", "wanda", "--out", "out").stderr
 
@@ -82,10 +82,10 @@ def test_help_names_every_flag(command: str) -> None:
 
 @pytest.mark.parametrize("command", sorted(FLAGS.keys() - {""}))
 def test_help_has_examples(command: str) -> None:
-    assert result_line(run(command, "--help"), f"secateur {command} ")
+    assert find_line(run(command, "--help"), f"secateur {command} ")
 
 
-def result_line(result: Result, start: str) -> str:
+def find_line(result: Result, start: str) -> str:
     return next(line for line in result.stdout.splitlines() if line.strip().startswith(start))
 
 
@@ -118,7 +118,7 @@ def test_plan_prints_the_plan() -> None:
     assert lines == str(secateur.plan(model(), config)).splitlines()
 
 
-def test_json_is_the_plan_and_nothing_else() -> None:
+def test_json_output_is_only_the_plan() -> None:
     config = secateur.PruningConfig(pattern="2:4")
     result = run("plan", "cli_nets:build", "--pattern", "2:4", "--json")
     assert json.loads(result.stdout) == secateur.plan(model(), config).to_dict()
@@ -149,14 +149,14 @@ def test_plan_of_a_keras_model_needs_no_torch(folder: Path) -> None:
 def test_config_file(folder: Path) -> None:
     config = secateur.PruningConfig(pattern="1xchannel", target_sparsity=0.25, excluded_op_names=("0",))
     (folder / "pruning.yaml").write_text(config.to_yaml(), "utf-8")
-    assert planned("--config", "pruning.yaml") == secateur.plan(model(), config).to_dict()
+    assert get_plan("--config", "pruning.yaml") == secateur.plan(model(), config).to_dict()
 
 
-def test_flags_win_over_the_file(folder: Path) -> None:
+def test_flags_override_the_file(folder: Path) -> None:
     (folder / "pruning.json").write_text('{"pattern": "2:4", "target_sparsity": 0.25, "seed": 3}', "utf-8")
-    pruned = planned("--config", "pruning.json", "--pattern", "4x1", "--target-sparsity", "0.0")["layers"][0]
+    pruned = get_plan("--config", "pruning.json", "--pattern", "4x1", "--target-sparsity", "0.0")["layers"][0]
     assert (pruned["pattern"], pruned["target_sparsity"]) == ("4x1", 0.0)
-    assert planned("--config", "pruning.json", "--target-sparsity", "0.5")["layers"][0]["pattern"] == "2:4"
+    assert get_plan("--config", "pruning.json", "--target-sparsity", "0.5")["layers"][0]["pattern"] == "2:4"
 
 
 @pytest.mark.parametrize(
@@ -225,14 +225,14 @@ def test_missing_package_of_the_demo_names_the_extra(monkeypatch: pytest.MonkeyP
     assert 'pip install "secateur[demo]"' in result.stderr
 
 
-def test_folder_that_cannot_be_made_is_told_before_any_work() -> None:
+def test_a_folder_that_cannot_be_created_is_reported_before_any_work() -> None:
     pytest.importorskip("sklearn")
     result = run("demo", "--out", "cli_nets.py/below")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "cannot be made: Not a directory." in " ".join(result.stderr.split())
 
 
-def test_json_of_the_demo_is_its_report_and_nothing_else(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_json_output_of_the_demo_is_only_its_report(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     pytest.importorskip("sklearn")
 
     def run_demo(out: Path, seeds: int, console: Any) -> None:
@@ -246,8 +246,8 @@ def test_json_of_the_demo_is_its_report_and_nothing_else(monkeypatch: pytest.Mon
     assert result.stderr == "trained\n2 seeds\n"
 
 
-def completed(*words: str) -> list[str]:
-    """What a shell is told to suggest for the last word."""
+def complete_words(*words: str) -> list[str]:
+    """Return the completions that a shell suggests for the last word."""
     environment = {
         "_SECATEUR_COMPLETE": "complete_bash",
         "COMP_WORDS": " ".join(("secateur", *words)),
@@ -257,31 +257,30 @@ def completed(*words: str) -> list[str]:
 
 
 def test_a_shell_completes_commands_and_names() -> None:
-    assert completed("p") == ["plan", "prune"]
-    assert completed("prune", "m", "--solver", "a") == ["alps"]
-    assert completed("prune", "m", "--refine", "d") == ["distill"]
-    assert completed("prune", "m", "--allocation", "u") == ["uniform"]
-    assert completed("plan", "m", "--pattern", "2") == ["2:4"]
-    assert "--low-memory" in completed("prune", "--lo")
+    assert complete_words("p") == ["plan", "prune"]
+    assert complete_words("prune", "m", "--solver", "a") == ["alps"]
+    assert complete_words("prune", "m", "--refine", "d") == ["distill"]
+    assert complete_words("prune", "m", "--allocation", "u") == ["uniform"]
+    assert complete_words("plan", "m", "--pattern", "2") == ["2:4"]
+    assert "--low-memory" in complete_words("prune", "--lo")
 
 
-def test_completed_names_are_those_that_exist() -> None:
+def test_completed_names_exist() -> None:
     import secateur.allocations
     import secateur.refiners
     import secateur.solvers
     from secateur.patterns.base import get_pattern_class
 
-    own = "secateur."
     for names, registry in (
         (SOLVERS, secateur.solvers.SOLVERS),
         (REFINERS, secateur.refiners.REFINERS),
         (ALLOCATIONS, secateur.allocations.ALLOCATIONS),
     ):
-        assert set(names) == {name for name, kind in registry.items() if kind.__module__.startswith(own)}
+        assert set(names) == {name for name, kind in registry.items() if kind.__module__.startswith("secateur.")}
     assert all(map(get_pattern_class, PATTERNS))
 
 
-def test_completion_loads_no_framework(folder: Path) -> None:
+def test_completion_imports_no_framework(folder: Path) -> None:
     code = (
         "import sys, secateur.cli.options as options; options.complete_names(options.SOLVERS)('a'); "
         "print({'torch', 'keras', 'transformers', 'matplotlib'} & set(sys.modules))"

@@ -1,4 +1,4 @@
-"""How commands fail: one message and an exit code, whatever goes wrong, and no traceback unless asked for."""
+"""Tests of failing commands: one message and an exit code, and a traceback only with --debug."""
 
 import errno
 import logging
@@ -25,7 +25,7 @@ NEEDS_DEV_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="ther
 
 
 class PanicError(BaseException):
-    """What a library in Rust raises when it panics is no `Exception` either."""
+    """An error that is not an `Exception`, such as panics of libraries written in Rust."""
 
 
 class Number(BaseModel):
@@ -33,12 +33,12 @@ class Number(BaseModel):
 
 
 def fail_with(error: BaseException, *flags: str) -> Result:
-    """The result of a command that raises `error`."""
+    """Run a command that raises `error`, and return the result."""
     with before_calls(secateur.models.load_model, raising(error)):
         return run(*flags, "plan", "cli_nets:build")
 
 
-def validation_error() -> Exception:
+def make_validation_error() -> Exception:
     try:
         Number(value="x")  # type: ignore[arg-type]
     except ValueError as error:
@@ -64,7 +64,7 @@ def validation_error() -> Exception:
         (SystemExit(0), 1, "The model's code exited the program with exit code 0."),
         (KeyboardInterrupt(), 130, "Interrupted."),
         (PanicError(f"index {ESCAPE}"), 70, r"Unexpected PanicError: index \x1b[2J"),
-        (validation_error(), 70, "Unexpected ValidationError: 1 validation error for Number"),
+        (make_validation_error(), 70, "Unexpected ValidationError: 1 validation error for Number"),
         (ZeroDivisionError(), 70, "Unexpected ZeroDivisionError"),
         (KeyError("x" * 100_000), 70, "Unexpected KeyError: 'xxx"),
     ],
@@ -89,7 +89,7 @@ def test_debug_shows_the_traceback(error: Exception) -> None:
     assert result.exit_code == explain_failure(error)[0]
 
 
-def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     result = fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe"))
     assert (result.exit_code, result.output) == (1, "")
 
@@ -111,14 +111,14 @@ def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     ],
     ids=ascii,
 )
-def test_hostile_arguments_are_refused(arguments: list[str]) -> None:
+def test_hostile_arguments_are_rejected(arguments: list[str]) -> None:
     result = run("plan", *arguments)
     assert result.exit_code in {1, 2}
     assert "Traceback" not in result.output
     assert "\x1b" not in result.output
 
 
-def test_hostile_commands_are_refused() -> None:
+def test_hostile_commands_are_rejected() -> None:
     for arguments in ([ESCAPE], ["--" + ESCAPE], ["\0"], ["\udcff"]):
         result = run(*arguments)
         assert result.exit_code == 2
@@ -146,8 +146,8 @@ def test_warnings_and_logs_are_lines_without_escapes(monkeypatch: pytest.MonkeyP
     assert (logging.getLogRecordFactory(), warnings.showwarning) == before
 
 
-def secateur_in_shell(rest: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A real process, whose streams a shell redirects."""
+def run_in_shell(rest: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process whose streams a shell redirects."""
     return subprocess.run(
         ["/bin/sh", "-c", f'"$0" -m secateur {rest}', sys.executable],
         capture_output=True,
@@ -169,11 +169,11 @@ def secateur_in_shell(rest: str, **environment: str) -> subprocess.CompletedProc
         ("verify cli_nets.py 2>/dev/full", 1, ""),
     ],
 )
-def test_streams_that_take_nothing(folder: Path, rest: str, code: int, message: str) -> None:
+def test_closed_and_full_streams(folder: Path, rest: str, code: int, message: str) -> None:
     from safetensors.torch import save_file
 
     save_file({"fc.weight": torch.ones(4, 4)}, folder / "net.safetensors")
-    ran = secateur_in_shell(rest)
+    ran = run_in_shell(rest)
     assert (ran.returncode, ran.stdout, ran.stderr) == (code, "", message)
 
 
@@ -184,11 +184,11 @@ def test_streams_that_take_nothing(folder: Path, rest: str, code: int, message: 
     [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"TERM": "dumb"}, {"COLUMNS": "1"}],
     ids=str,
 )
-def test_terminals_of_every_kind(folder: Path, environment: dict[str, str]) -> None:
+def test_terminals(folder: Path, environment: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
     save_file({"fc.weight": torch.ones(4, 4)}, folder / "net.safetensors")
-    ran = secateur_in_shell("inspect net.safetensors", **environment)
+    ran = run_in_shell("inspect net.safetensors", **environment)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "Traceback" not in ran.stdout
     assert ran.stdout

@@ -1,4 +1,4 @@
-"""The bar: shown in a terminal, silent in a file."""
+"""Tests of the progress bar, which is only shown in terminals."""
 
 import io
 
@@ -8,7 +8,7 @@ from secateur.cli.progress import Steps
 from secateur.oneshot import Progress
 
 
-def shown(*, in_terminal: bool) -> str:
+def record_bar(*, in_terminal: bool) -> str:
     file = io.StringIO()
     with Steps(Console(file=file, force_terminal=in_terminal, width=100)) as steps:
         steps.begin("Reading m")
@@ -23,7 +23,7 @@ def shown(*, in_terminal: bool) -> str:
 
 
 def test_a_terminal_shows_the_part_and_the_time_left() -> None:
-    text = shown(in_terminal=True)
+    text = record_bar(in_terminal=True)
     assert "Pruned layers.1" in text
     assert "50%" in text
     assert "1:01 left" in text
@@ -32,10 +32,10 @@ def test_a_terminal_shows_the_part_and_the_time_left() -> None:
 
 
 def test_a_file_shows_nothing() -> None:
-    assert shown(in_terminal=False).strip() == ""
+    assert record_bar(in_terminal=False).strip() == ""
 
 
-def test_names_in_the_bar_are_printable_short_and_no_markup() -> None:
+def test_names_in_the_bar_are_escaped_and_shortened() -> None:
     file = io.StringIO()
     with Steps(Console(file=file, force_terminal=True, width=200, color_system=None)) as steps:
         for name in ("\x1b]0;owned\x07", "[link=https://example.org]x[/link] [/]", "x" * 100_000):

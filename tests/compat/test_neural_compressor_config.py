@@ -1,4 +1,4 @@
-"""What the keys of Intel Neural Compressor come to, and which layers they mean."""
+"""Tests of the keys of Intel Neural Compressor: their translation, and the layers that they select."""
 
 from typing import Any
 
@@ -32,17 +32,19 @@ class Net(nn.Module):
 LAYERS = ("stem", "block1.query", "block1.dense", "block2.query", "block2.dense")
 
 
-def own(pruning_configs: Any = None, model: nn.Module | None = None, **settings: Any) -> secateur.PruningConfig:
+def convert(pruning_configs: Any = None, model: nn.Module | None = None, **settings: Any) -> secateur.PruningConfig:
     return WeightPruningConfig(pruning_configs, **settings).for_model(Net() if model is None else model)
 
 
-def pruned(config: secateur.PruningConfig, model: nn.Module | None = None) -> dict[str, secateur.PruningConfig]:
+def get_layer_configs(
+    config: secateur.PruningConfig, model: nn.Module | None = None
+) -> dict[str, secateur.PruningConfig]:
     plan = secateur.plan(Net() if model is None else model, config)
     return {layer.name: layer.config for layer in plan.layers if layer.config is not None}
 
 
-def test_defaults_are_those_that_were_documented() -> None:
-    config = own()
+def test_defaults_match_the_documentation() -> None:
+    config = convert()
     documented = {
         "pattern": "4x1",
         "target_sparsity": 0.9,
@@ -59,17 +61,17 @@ def test_defaults_are_those_that_were_documented() -> None:
         "pruning_op_types": ("Conv", "Linear"),
     }
     assert {key: getattr(config, key) for key in documented} == documented
-    assert tuple(pruned(config)) == LAYERS
+    assert tuple(get_layer_configs(config)) == LAYERS
     assert WeightPruningConfig(target_sparsity=0.5).weight_compression["target_sparsity"] == 0.5
 
 
 @pytest.mark.parametrize("empty", [None, [], [{}], ({},)])
 def test_no_element_means_one_for_all_layers(empty: Any) -> None:
-    assert tuple(pruned(own(empty))) == LAYERS
+    assert tuple(get_layer_configs(convert(empty))) == LAYERS
 
 
 @given(removed=st.integers(1, 15), group=st.integers(2, 16))
-def test_n_of_m_counts_the_removed(removed: int, group: int) -> None:
+def test_n_of_m_counts_the_removed_weights(removed: int, group: int) -> None:
     if removed >= group:
         with pytest.raises(ConfigError, match="N must be less than M, because N of every M weights are removed"):
             WeightPruningConfig(pattern=f"{removed}:{group}")
@@ -85,13 +87,13 @@ def test_n_of_m_counts_the_removed(removed: int, group: int) -> None:
 )
 def test_target_of_n_of_m(target: dict[str, float], expected: float) -> None:
     model = mlp()
-    config = own(pattern="1:4", pruning_type="magnitude", model=model, **target)
+    config = convert(pattern="1:4", pruning_type="magnitude", model=model, **target)
     assert secateur.prune(model, config).sparsity == expected
 
 
 @pytest.mark.parametrize("pattern", ["4x1", "1x4", "16x16", "1x1", "1xchannel", "channelx1"])
-def test_other_patterns_are_the_same(pattern: str) -> None:
-    assert own(pattern=pattern).pattern == pattern
+def test_other_patterns_are_unchanged(pattern: str) -> None:
+    assert convert(pattern=pattern).pattern == pattern
 
 
 @pytest.mark.parametrize(
@@ -109,15 +111,15 @@ def test_other_patterns_are_the_same(pattern: str) -> None:
     ],
 )
 def test_pruning_types(pruning_type: str, criterion: str, kind: str) -> None:
-    config = own(pruning_type=pruning_type)
+    config = convert(pruning_type=pruning_type)
     assert (config.criterion, config.kind) == (criterion, kind)
 
 
 @pytest.mark.parametrize(
     ("decay", "half"), [("exp", 1 - 0.36**0.5), ("linear", 0.32), ("cube", 0.08), ("cos", 0.64 * (1 - 0.5**0.5))]
 )
-def test_decay_types_have_the_shapes_that_they_had(decay: str, half: float) -> None:
-    schedule = get_schedule(own(sparsity_decay_type=decay, start_step=1, end_step=9).sparsity_decay_type)
+def test_decay_types_keep_their_shapes(decay: str, half: float) -> None:
+    schedule = get_schedule(convert(sparsity_decay_type=decay, start_step=1, end_step=9).sparsity_decay_type)
     assert schedule(0.0, 0.64, 0.5) == pytest.approx(half)
     assert (schedule(0.0, 0.64, 0.0), schedule(0.0, 0.64, 1.0)) == (pytest.approx(0.0), 0.64)
 
@@ -134,7 +136,7 @@ def test_decay_types_have_the_shapes_that_they_had(decay: str, half: float) -> N
     ],
 )
 def test_steps(given_keys: dict[str, Any], expected: tuple[int, int, str]) -> None:
-    config = own(**given_keys)
+    config = convert(**given_keys)
     assert (config.start_step, config.end_step, config.sparsity_decay_type) == expected
 
 
@@ -154,11 +156,11 @@ def test_steps(given_keys: dict[str, Any], expected: tuple[int, int, str]) -> No
     ],
 )
 def test_other_keys(given_keys: dict[str, Any], key: str, value: Any) -> None:
-    assert getattr(own(**given_keys), key) == value
+    assert getattr(convert(**given_keys), key) == value
 
 
-def test_an_element_overrides_what_holds_for_all() -> None:
-    config = own(
+def test_an_element_overrides_the_common_keys() -> None:
+    config = convert(
         [
             {"op_names": ["query"], "target_sparsity": 0.5, "pattern": "channelx1", "pruning_scope": "local"},
             {"op_names": ["block2.dense"], "pruning_type": "magnitude_progressive", "start_step": 4},
@@ -168,7 +170,7 @@ def test_an_element_overrides_what_holds_for_all() -> None:
         start_step=1,
         end_step=10,
     )
-    found = pruned(config)
+    found = get_layer_configs(config)
     assert set(found) == {"block1.query", "block2.query", "block2.dense", "stem"}
     query, dense, stem = found["block1.query"], found["block2.dense"], found["stem"]
     assert (query.target_sparsity, query.pattern, query.pruning_scope, query.end_step) == (
@@ -186,22 +188,22 @@ def test_an_element_overrides_what_holds_for_all() -> None:
     assert (stem.pattern, stem.target_sparsity, stem.criterion) == ("3:4", 0.25, "snip_momentum")
 
 
-def test_an_element_without_names_has_the_rest() -> None:
-    found = pruned(own([{"target_sparsity": 0.5}, {"op_names": ["block1"], "target_sparsity": 0.75}]))
+def test_an_element_without_names_has_the_remaining_layers() -> None:
+    found = get_layer_configs(convert([{"target_sparsity": 0.5}, {"op_names": ["block1"], "target_sparsity": 0.75}]))
     assert {name: config.target_sparsity for name, config in found.items()} == {
         name: 0.75 if name.startswith("block1") else 0.5 for name in LAYERS
     }
 
 
-def test_names_that_hold_for_all_select_too() -> None:
-    assert set(pruned(own(op_names=["dense"]))) == {"block1.dense", "block2.dense"}
+def test_common_names_select_layers() -> None:
+    assert set(get_layer_configs(convert(op_names=["dense"]))) == {"block1.dense", "block2.dense"}
 
 
-def test_equal_elements_reach_their_targets_apart() -> None:
+def test_equal_elements_reach_their_targets_separately() -> None:
     model = Net()
     with torch.no_grad():
         model.block2["query"].weight.mul_(100)
-    config = own(
+    config = convert(
         [{"op_names": ["block1.query"]}, {"op_names": ["block2.query"]}],
         model,
         target_sparsity=0.5,
@@ -223,38 +225,38 @@ def test_equal_elements_reach_their_targets_apart() -> None:
         ({"pruning_op_types": ["Linear"]}, set(LAYERS) - {"stem"}),
     ],
 )
-def test_what_is_left_out(excluded: dict[str, Any], left: set[str]) -> None:
-    assert set(pruned(own(**excluded))) == left
-    assert set(pruned(own([excluded]))) == left
+def test_excluded_layers(excluded: dict[str, Any], left: set[str]) -> None:
+    assert set(get_layer_configs(convert(**excluded))) == left
+    assert set(get_layer_configs(convert([excluded]))) == left
 
 
-def test_exclusions_for_all_and_of_an_element_add_up() -> None:
-    found = pruned(own([{"excluded_op_names": ["stem"]}], excluded_op_names=["query"]))
+def test_common_and_element_exclusions_are_combined() -> None:
+    found = get_layer_configs(convert([{"excluded_op_names": ["stem"]}], excluded_op_names=["query"]))
     assert set(found) == {"block1.dense", "block2.dense"}
 
 
 def test_the_classifier_stays_dense_unless_named_exactly() -> None:
-    assert "classifier" not in pruned(own(op_names=[".*"]))
-    assert set(pruned(own(op_names=["classifier"]))) == {"classifier"}
+    assert "classifier" not in get_layer_configs(convert(op_names=[".*"]))
+    assert set(get_layer_configs(convert(op_names=["classifier"]))) == {"classifier"}
 
 
 def test_a_head_whose_name_is_part_of_another_excludes_only_itself() -> None:
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(12)))
     with_one = nn.Sequential(*(nn.Linear(8, 8) for _ in range(2)))
-    assert len(pruned(own(model=model), model)) == 11
-    assert len(pruned(own(model=with_one), with_one)) == 1
+    assert len(get_layer_configs(convert(model=model), model)) == 11
+    assert len(get_layer_configs(convert(model=with_one), with_one)) == 1
 
 
-def test_a_part_of_a_class_name_selects() -> None:
+def test_a_part_of_a_class_name_selects_layers() -> None:
     model = nn.Sequential(
         nn.Conv1d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv3d(8, 8, 1), nn.ConvTranspose2d(8, 8, 1), nn.Linear(8, 4)
     )
-    assert len(pruned(own(model=model), model)) == 4
-    assert set(pruned(own(model=model, pruning_op_types=["Conv2d"]), model)) == {"1"}
+    assert len(get_layer_configs(convert(model=model), model)) == 4
+    assert set(get_layer_configs(convert(model=model, pruning_op_types=["Conv2d"]), model)) == {"1"}
 
 
-def test_the_own_configuration_can_be_written() -> None:
-    config = own([{"op_names": ["query"]}, {"op_names": ["dense"], "pattern": "1:4", "target_sparsity": 0.25}])
+def test_the_converted_configuration_can_be_saved() -> None:
+    config = convert([{"op_names": ["query"]}, {"op_names": ["dense"], "pattern": "1:4", "target_sparsity": 0.25}])
     assert secateur.PruningConfig.from_yaml(config.to_yaml()) == config
 
 
@@ -317,7 +319,7 @@ def test_the_own_configuration_can_be_written() -> None:
         (None, {"min_sparsity_ratio_per_op": 0.99}, ConfigError, "must not be greater than max_sparsity_ratio_per_op"),
     ],
 )
-def test_what_is_refused(
+def test_invalid_settings(
     pruning_configs: Any, settings: dict[str, Any], kind: type[SecateurError], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
@@ -347,14 +349,14 @@ def test_what_is_refused(
         ([{"op_names": [".*"]}, {}], {}, ConfigError, r"pruning_configs\[1\] matches no layer"),
     ],
 )
-def test_what_does_not_fit_the_model(
+def test_settings_that_do_not_fit_the_model(
     pruning_configs: Any, settings: dict[str, Any], kind: type[SecateurError], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
-        own(pruning_configs, **settings)
+        convert(pruning_configs, **settings)
 
 
-def test_other_models() -> None:
+def test_unsupported_models() -> None:
     with pytest.raises(UnsupportedModelError, match=r"The model must be a torch.nn.Module or a keras.Model, found int"):
         WeightPruningConfig().for_model(3)
     import keras
@@ -364,6 +366,6 @@ def test_other_models() -> None:
         WeightPruningConfig().for_model(model)
 
 
-def test_it_shows_what_was_given() -> None:
+def test_repr_shows_the_arguments() -> None:
     config = WeightPruningConfig([{"pattern": "2:4"}], target_sparsity=0.5)
     assert repr(config) == "WeightPruningConfig([{'pattern': '2:4'}], target_sparsity=0.5)"

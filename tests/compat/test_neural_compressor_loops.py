@@ -1,4 +1,4 @@
-"""Training loops written for Intel Neural Compressor: each reaches the target exactly, whichever calls it makes."""
+"""Tests of training loops for Intel Neural Compressor, which all reach the target exactly."""
 
 import copy
 import logging
@@ -28,7 +28,7 @@ STEPS = 12
 
 
 class Loop:
-    """A model in training, and the calls of its compression manager."""
+    """A model in training, with the callbacks of its compression manager."""
 
     def __init__(self, optimizer: str = "sgd", **settings: Any) -> None:
         self.model = mlp()
@@ -46,7 +46,7 @@ class Loop:
         backward(self.model, step)
 
 
-def documented(loop: Loop) -> None:
+def run_documented_loop(loop: Loop) -> None:
     loop.calls.on_train_begin()
     for step in range(STEPS):
         loop.calls.on_step_begin(step)
@@ -57,7 +57,7 @@ def documented(loop: Loop) -> None:
         assert revived(loop.manager.pruner) == []
 
 
-def all_calls(loop: Loop) -> None:
+def call_everything(loop: Loop) -> None:
     loop.calls.on_train_begin()
     for epoch in range(3):
         loop.calls.on_epoch_begin(epoch)
@@ -74,7 +74,7 @@ def all_calls(loop: Loop) -> None:
         loop.calls.on_after_eval()
 
 
-def without_after(loop: Loop) -> None:
+def skip_call_after_step(loop: Loop) -> None:
     loop.calls.on_train_begin()
     for step in range(STEPS):
         loop.calls.on_step_begin(step)
@@ -85,7 +85,7 @@ def without_after(loop: Loop) -> None:
         assert revived(loop.manager.pruner) == []
 
 
-def without_after_and_end(loop: Loop) -> None:
+def skip_calls_after_step_and_at_end(loop: Loop) -> None:
     for step in range(STEPS):
         loop.calls.on_step_begin(step)
         loop.forward(step)
@@ -93,7 +93,7 @@ def without_after_and_end(loop: Loop) -> None:
         loop.step()
 
 
-def only_around_the_step(loop: Loop) -> None:
+def call_around_step_only(loop: Loop) -> None:
     for step in range(STEPS):
         backward(loop.model, step)
         loop.calls.on_before_optimizer_step()
@@ -102,14 +102,14 @@ def only_around_the_step(loop: Loop) -> None:
         assert revived(loop.manager.pruner) == []
 
 
-def only_before(loop: Loop) -> None:
+def call_before_step_only(loop: Loop) -> None:
     for step in range(STEPS):
         backward(loop.model, step)
         loop.calls.on_before_optimizer_step()
         loop.step()
 
 
-def accumulating(loop: Loop) -> None:
+def accumulate_gradients(loop: Loop) -> None:
     loop.calls.on_train_begin()
     for step in range(2 * STEPS):
         loop.calls.on_step_begin(step)
@@ -121,7 +121,15 @@ def accumulating(loop: Loop) -> None:
         loop.calls.on_step_end()
 
 
-LOOPS = [documented, all_calls, without_after, without_after_and_end, only_around_the_step, only_before, accumulating]
+LOOPS = [
+    run_documented_loop,
+    call_everything,
+    skip_call_after_step,
+    skip_calls_after_step_and_at_end,
+    call_around_step_only,
+    call_before_step_only,
+    accumulate_gradients,
+]
 
 
 @pytest.mark.parametrize(
@@ -147,9 +155,9 @@ def test_every_loop_reaches_the_target(run: Callable[[Loop], None], optimizer: s
         assert torch.equal(blocks.any(dim=1), blocks.all(dim=1))
 
 
-def test_calls_and_hooks_end_with_the_same_bits() -> None:
+def test_calls_and_hooks_are_bit_identical() -> None:
     loop = Loop(**SETTINGS)
-    documented(loop)
+    run_documented_loop(loop)
     model = mlp()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     pruning = prepare_pruning(model, WeightPruningConfig(**SETTINGS), optimizer)
@@ -174,16 +182,16 @@ def test_calls_and_hooks_end_with_the_same_bits() -> None:
 
 def test_one_of_four_removed() -> None:
     loop = Loop(**{**MAGNITUDE, "pattern": "1:4", "target_sparsity": 0.25})
-    documented(loop)
+    run_documented_loop(loop)
     assert loop.calls.on_train_end().sparsity == 0.25
     groups = (loop.model[0].weight.detach() == 0).reshape(-1, 4)
     assert bool((groups.sum(dim=1) == 1).all())
 
 
-def test_elements_each_reach_their_target() -> None:
+def test_each_element_reaches_its_target() -> None:
     settings = {**SETTINGS, "pruning_configs": [{"op_names": ["^0"], "target_sparsity": 0.5}, {"op_names": ["^2"]}]}
     loop = Loop(**settings)
-    documented(loop)
+    run_documented_loop(loop)
     assert [layer.sparsity for layer in loop.calls.on_train_end().layers] == [0.5, 0.75]
 
 
@@ -200,9 +208,9 @@ def test_pattern_lock_keeps_zeros() -> None:
     assert not model[0].weight[:16].any()
 
 
-def test_a_pruned_checkpoint_is_gone_on_from() -> None:
+def test_resume_from_a_pruned_checkpoint() -> None:
     first = Loop(**{**MAGNITUDE, "target_sparsity": 0.5})
-    documented(first)
+    run_documented_loop(first)
     first.calls.on_train_end()
     before = first.model[0].weight.detach() == 0
     config = WeightPruningConfig(**MAGNITUDE, resume_from_pruned_checkpoint=True)
@@ -218,9 +226,9 @@ def test_a_pruned_checkpoint_is_gone_on_from() -> None:
     assert not first.model[0].weight[before].any()
 
 
-def test_an_interrupted_run_goes_on_with_the_same_bits() -> None:
+def test_a_resumed_run_is_bit_identical() -> None:
     whole, half = Loop(**SETTINGS), Loop(**SETTINGS)
-    documented(whole)
+    run_documented_loop(whole)
     for loop, steps in ((half, range(5)),):
         train(loop, steps)
     rest = Loop(**SETTINGS)
@@ -333,7 +341,7 @@ def test_a_loop_without_calls_around_the_step_is_an_error() -> None:
         loop.calls.on_train_end()
 
 
-def test_a_run_that_ends_early_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_ends_early_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     loop = Loop(**SETTINGS)
     train(loop, range(5))
     with caplog.at_level(logging.WARNING):
@@ -342,7 +350,7 @@ def test_a_run_that_ends_early_says_so(caplog: pytest.LogCaptureFixture) -> None
     assert "finalize() after step 5, but the schedule ends at step 8" in caplog.text
 
 
-def test_what_is_meant_and_cannot_be_pruned_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_matching_layers_that_cannot_be_pruned_log_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(8, 3))
     model[2].requires_grad_(requires_grad=False)
     with caplog.at_level(logging.WARNING):
@@ -359,9 +367,9 @@ def test_either_order_of_model_and_configuration() -> None:
     assert prepare_pruning(config, model, optimizer).pruner.model is model
 
 
-def test_saving(tmp_path: Path) -> None:
+def test_save(tmp_path: Path) -> None:
     loop = Loop(**SETTINGS)
-    documented(loop)
+    run_documented_loop(loop)
     loop.calls.on_train_end()
     loop.manager.save(tmp_path / "new" / "folder")
     state = torch.load(tmp_path / "new" / "folder" / "best_model.pt", weights_only=True)
@@ -398,7 +406,7 @@ def test_sparse_gpt_prunes_at_once(batches: str) -> None:
         pruning.on_train_end()
 
 
-def test_sparse_gpt_prunes_each_layer_alike() -> None:
+def test_sparse_gpt_prunes_each_layer_to_the_same_sparsity() -> None:
     torch.manual_seed(0)
     config = WeightPruningConfig(pruning_type="sparse_gpt", pattern="1x1", target_sparsity=0.5)
     pruning = prepare_pruning(mlp(), config, dataloader=[torch.randn(32, 16) for _ in range(4)])
@@ -406,7 +414,7 @@ def test_sparse_gpt_prunes_each_layer_alike() -> None:
     assert [layer.sparsity for layer in pruning.report.layers] == [0.5, 0.5]
 
 
-def test_what_prepare_refuses() -> None:
+def test_invalid_arguments_of_prepare() -> None:
     import keras
 
     keras_model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
@@ -437,7 +445,7 @@ def test_what_prepare_refuses() -> None:
     assert hooks(optimizer) == 0
 
 
-def test_nan_gradients_are_found_before_the_step() -> None:
+def test_nan_gradients_are_detected_before_the_step() -> None:
     loop = Loop(**SETTINGS)
     backward(loop.model, 0)
     loop.model[2].weight.grad[3, 3] = torch.nan

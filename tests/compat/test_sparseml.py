@@ -1,4 +1,4 @@
-"""Recipes of SparseML and llm-compressor come to the runs that they describe, or to an error that says why not."""
+"""Tests of recipes of SparseML and llm-compressor, which become runs or errors with a reason."""
 
 import textwrap
 from pathlib import Path
@@ -40,12 +40,14 @@ class Net(nn.Module):
 LAYERS = {f"layers.{index}.{name}" for index in range(2) for name in ("q_proj", "mlp")}
 
 
-def pruned(config: secateur.PruningConfig, model: nn.Module | None = None) -> dict[str, secateur.PruningConfig]:
+def get_layer_configs(
+    config: secateur.PruningConfig, model: nn.Module | None = None
+) -> dict[str, secateur.PruningConfig]:
     plan = secateur.plan(Net() if model is None else model, config)
     return {layer.name: layer.config for layer in plan.layers if layer.config is not None}
 
 
-def gradual(**changes: Any) -> str:
+def write_gradual_recipe(**changes: Any) -> str:
     keys = {
         "init_sparsity": 0.0,
         "final_sparsity": 0.75,
@@ -60,18 +62,18 @@ def gradual(**changes: Any) -> str:
     return f"pruning_modifiers:\n  - !{name}\n{lines}"
 
 
-def once(name: str = "SparseGPTModifier", **keys: Any) -> str:
+def write_one_shot_recipe(name: str = "SparseGPTModifier", **keys: Any) -> str:
     lines = "".join(f"      {key}: {value}\n" for key, value in keys.items())
     return f"test_stage:\n  obcq_modifiers:\n    {name}:\n{lines}"
 
 
-def only(recipe: str, **options: Any) -> Any:
+def read_single_run(recipe: str, **options: Any) -> Any:
     (run,) = read_recipe(recipe, **{"steps_per_epoch": 100, **options})
     return run
 
 
 def test_a_gradual_modifier() -> None:
-    run = only(gradual(mask_type="block4", log_types="__ALL__", leave_enabled=True))
+    run = read_single_run(write_gradual_recipe(mask_type="block4", log_types="__ALL__", leave_enabled=True))
     expected = {
         "pattern": "1x4",
         "target_sparsity": 0.75,
@@ -84,13 +86,13 @@ def test_a_gradual_modifier() -> None:
     }
     assert {key: getattr(run.config, key) for key in expected} == expected
     assert (run.name, run.solver, run.allocation) == ("", None, None)
-    assert set(pruned(run.config)) == {*LAYERS, "lm_head"}
+    assert set(get_layer_configs(run.config)) == {*LAYERS, "lm_head"}
 
 
-def test_it_runs() -> None:
+def test_the_imported_run_prunes() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    pruner = only(gradual(init_sparsity=0.25, mask_type="block4"), steps_per_epoch=4).prepare(
+    pruner = read_single_run(write_gradual_recipe(init_sparsity=0.25, mask_type="block4"), steps_per_epoch=4).prepare(
         model, optimizer=optimizer
     )
     sparsities = []
@@ -119,14 +121,14 @@ def test_it_runs() -> None:
     ],
 )
 def test_masks(mask: str, pattern: str) -> None:
-    assert only(gradual(mask_type=mask, final_sparsity=0.5)).config.pattern == pattern
+    assert read_single_run(write_gradual_recipe(mask_type=mask, final_sparsity=0.5)).config.pattern == pattern
 
 
-def test_groups_of_a_gradual_modifier_count_the_kept() -> None:
-    assert only(gradual(mask_type="3:4", final_sparsity=0.25)).config.pattern == "3:4"
-    assert only(gradual(mask_type="'1:4'", final_sparsity=0.75)).config.pattern == "1:4"
+def test_groups_of_a_gradual_modifier_count_the_kept_weights() -> None:
+    assert read_single_run(write_gradual_recipe(mask_type="3:4", final_sparsity=0.25)).config.pattern == "3:4"
+    assert read_single_run(write_gradual_recipe(mask_type="'1:4'", final_sparsity=0.75)).config.pattern == "1:4"
     with pytest.raises(ConfigError, match=r"final_sparsity must be 0.25 for 3:4, which keeps 3 of 4, found 0.75"):
-        only(gradual(mask_type="3:4", final_sparsity=0.75))
+        read_single_run(write_gradual_recipe(mask_type="3:4", final_sparsity=0.75))
 
 
 @pytest.mark.parametrize(
@@ -138,20 +140,20 @@ def test_groups_of_a_gradual_modifier_count_the_kept() -> None:
     ],
 )
 def test_names_of_gradual_modifiers(name: str, criterion: str, scope: str) -> None:
-    config = only(gradual(name=name, start_epoch=0.0)).config
+    config = read_single_run(write_gradual_recipe(name=name, start_epoch=0.0)).config
     assert (config.criterion, config.pruning_scope) == (criterion, scope)
     assert config.start_step == (1 if criterion == "movement" else 0)
 
 
 @given(initial=st.floats(0.01, 0.7), progress=st.floats(0, 1))
 @settings(max_examples=30)
-def test_the_schedule_starts_where_the_recipe_says(initial: float, progress: float) -> None:
-    schedule = get_schedule(only(gradual(init_sparsity=initial)).config.sparsity_decay_type)
+def test_the_schedule_starts_at_the_sparsity_of_the_recipe(initial: float, progress: float) -> None:
+    schedule = get_schedule(read_single_run(write_gradual_recipe(init_sparsity=initial)).config.sparsity_decay_type)
     assert schedule(0.0, 0.75, progress) == pytest.approx(0.75 + (initial - 0.75) * (1 - progress) ** 3)
 
 
-def test_a_run_may_start_with_the_zeros_of_the_model() -> None:
-    config = only(gradual(init_sparsity="__FROM_PARAM__", inter_func="linear")).config
+def test_a_run_can_start_with_the_zeros_of_the_model() -> None:
+    config = read_single_run(write_gradual_recipe(init_sparsity="__FROM_PARAM__", inter_func="linear")).config
     assert (config.keep_zeros, config.sparsity_decay_type) == (True, "linear")
 
 
@@ -171,12 +173,14 @@ def test_a_run_may_start_with_the_zeros_of_the_model() -> None:
     ],
 )
 def test_names_of_parameters(params: str, layers: set[str]) -> None:
-    assert set(pruned(only(gradual(params=params)).config)) == layers
+    assert set(get_layer_configs(read_single_run(write_gradual_recipe(params=params)).config)) == layers
 
 
 def test_sparsities_that_name_their_parameters() -> None:
-    recipe = gradual(params="[]", final_sparsity="{0.5: ['re:.*q_proj.weight'], 0.75: ['re:.*mlp.weight']}")
-    found = {name: config.target_sparsity for name, config in pruned(only(recipe).config).items()}
+    recipe = write_gradual_recipe(
+        params="[]", final_sparsity="{0.5: ['re:.*q_proj.weight'], 0.75: ['re:.*mlp.weight']}"
+    )
+    found = {name: config.target_sparsity for name, config in get_layer_configs(read_single_run(recipe).config).items()}
     assert found == {name: 0.5 if "q_proj" in name else 0.75 for name in LAYERS}
 
 
@@ -193,7 +197,7 @@ def test_several_modifiers_of_one_stage() -> None:
             update_frequency: -1.0
             params: ['re:.*mlp.weight']
     """)
-    found = pruned(only(recipe).config)
+    found = get_layer_configs(read_single_run(recipe).config)
     assert {name: config.kind for name, config in found.items()} == {
         name: "pattern_lock" if "q_proj" in name else "iterative" for name in LAYERS
     }
@@ -218,7 +222,7 @@ def test_variables_and_formulas() -> None:
             update_frequency: eval(-(0.5 - 1))
             params: [eval(1), x]
     """).replace("[eval(1), x]", "__ALL_PRUNABLE__")
-    config = only(recipe, steps_per_epoch=10).config
+    config = read_single_run(recipe, steps_per_epoch=10).config
     assert (config.target_sparsity, config.start_step, config.end_step, config.pruning_frequency) == (0.8, 20, 120, 5)
 
 
@@ -258,7 +262,7 @@ def test_stages() -> None:
     )
     assert first.config.pattern == "2:4"
     assert (second.name, second.solver, second.config.kind) == ("finetuning_stage", None, "pattern_lock")
-    assert set(pruned(first.config)) == set(pruned(second.config)) == LAYERS
+    assert set(get_layer_configs(first.config)) == set(get_layer_configs(second.config)) == LAYERS
 
 
 def test_one_shot_and_fine_tuning_run() -> None:
@@ -278,15 +282,17 @@ def test_one_shot_and_fine_tuning_run() -> None:
     ("mask", "sparsity", "pattern"),
     [("1:4", 0.25, "3:4"), ("3:4", 0.75, "1:4"), ("2:4", 0.5, "2:4"), ("4:8", None, "4:8")],
 )
-def test_groups_of_a_one_shot_modifier_count_the_removed(mask: str, sparsity: float | None, pattern: str) -> None:
+def test_groups_of_a_one_shot_modifier_count_the_removed_weights(
+    mask: str, sparsity: float | None, pattern: str
+) -> None:
     given_keys = {} if sparsity is None else {"sparsity": sparsity}
-    assert only(once(mask_structure=f"'{mask}'", **given_keys)).config.pattern == pattern
+    assert read_single_run(write_one_shot_recipe(mask_structure=f"'{mask}'", **given_keys)).config.pattern == pattern
 
 
 @pytest.mark.parametrize("mask", ["'0:0'", "unstructured", None])
 def test_unstructured_one_shot(mask: str | None) -> None:
     keys = {} if mask is None else {"mask_structure": mask}
-    run = only(once("WandaPruningModifier", sparsity=0.6, **keys))
+    run = read_single_run(write_one_shot_recipe("WandaPruningModifier", sparsity=0.6, **keys))
     assert (run.solver, run.config.pattern, run.config.target_sparsity) == ("wanda", "1x1", 0.6)
 
 
@@ -304,12 +310,14 @@ def test_unstructured_one_shot(mask: str | None) -> None:
     ],
 )
 def test_names_of_modules(keys: dict[str, str], layers: set[str]) -> None:
-    assert set(pruned(only(once(sparsity=0.5, **keys)).config)) == layers
+    assert set(get_layer_configs(read_single_run(write_one_shot_recipe(sparsity=0.5, **keys)).config)) == layers
 
 
 def test_owl() -> None:
-    run = only(
-        once(sparsity=0.5, sparsity_profile="owl", owl_m=4, owl_lmbda=0.1, targets="__ALL__", ignore="[lm_head]")
+    run = read_single_run(
+        write_one_shot_recipe(
+            sparsity=0.5, sparsity_profile="owl", owl_m=4, owl_lmbda=0.1, targets="__ALL__", ignore="[lm_head]"
+        )
     )
     assert (run.allocation, run.allocation_settings) == ("owl", {"outlier": 4, "spread": 0.1})
     torch.manual_seed(0)
@@ -317,7 +325,7 @@ def test_owl() -> None:
     assert report.sparsity == pytest.approx(0.5)
 
 
-def test_later_keys_of_a_gradual_modifier() -> None:
+def test_newer_keys_of_a_gradual_modifier() -> None:
     recipe = textwrap.dedent("""
         pruning_stage:
           pruning_modifiers:
@@ -333,75 +341,101 @@ def test_later_keys_of_a_gradual_modifier() -> None:
               scheduler_args: {exponent: 3}
               apply_globally: true
     """)
-    config = only(recipe.replace("MASK", "channel"), steps_per_epoch=10).config
+    config = read_single_run(recipe.replace("MASK", "channel"), steps_per_epoch=10).config
     assert (config.pattern, config.end_step, config.pruning_frequency) == ("1xchannel", 20, 5)
     assert (config.sparsity_decay_type, config.pruning_scope) == ("cube", "global")
-    assert only(recipe.replace("MASK", "filter")).config.pattern == "channelx1"
-    assert only(recipe.replace("MASK", "block_4,1")).config.pattern == "4x1"
+    assert read_single_run(recipe.replace("MASK", "filter")).config.pattern == "channelx1"
+    assert read_single_run(recipe.replace("MASK", "block_4,1")).config.pattern == "4x1"
 
 
 def test_files(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(gradual())
-    (tmp_path / "recipe.md").write_text(f"---\n{gradual()}---\n# A recipe\n\nwords: and [more\n")
-    expected = read_recipe(gradual(), steps_per_epoch=10)
+    (tmp_path / "recipe.yaml").write_text(write_gradual_recipe())
+    (tmp_path / "recipe.md").write_text(f"---\n{write_gradual_recipe()}---\n# A recipe\n\nwords: and [more\n")
+    expected = read_recipe(write_gradual_recipe(), steps_per_epoch=10)
     assert read_recipe(tmp_path / "recipe.yaml", steps_per_epoch=10) == expected
     assert read_recipe(tmp_path / "recipe.md", steps_per_epoch=10) == expected
 
 
 def test_a_bare_list_of_modifiers() -> None:
-    assert read_recipe(gradual().split("\n", 1)[1], steps_per_epoch=10) == read_recipe(gradual(), steps_per_epoch=10)
+    assert read_recipe(write_gradual_recipe().split("\n", 1)[1], steps_per_epoch=10) == read_recipe(
+        write_gradual_recipe(), steps_per_epoch=10
+    )
 
 
 WITH_OTHERS = "modifiers:\n  - !EpochRangeModifier\n    start_epoch: 0\n    end_epoch: 9\n" + "\n".join(
-    gradual().splitlines()[1:]
+    write_gradual_recipe().splitlines()[1:]
 )
 
 
-def test_nothing_is_left_out_unless_asked() -> None:
+def test_modifiers_are_only_skipped_on_request() -> None:
     with pytest.raises(ConfigError, match=r"EpochRangeModifier is not supported.*leave_out=\['EpochRangeModifier'\]"):
-        only(WITH_OTHERS)
-    assert only(WITH_OTHERS, leave_out=["EpochRangeModifier"]) == only(gradual())
+        read_single_run(WITH_OTHERS)
+    assert read_single_run(WITH_OTHERS, leave_out=["EpochRangeModifier"]) == read_single_run(write_gradual_recipe())
     with pytest.raises(ConfigError, match=r"leave_out: the recipe has no 'EpochModifier'\. Did you mean 'EpochRange"):
-        only(WITH_OTHERS, leave_out=["EpochModifier"])
+        read_single_run(WITH_OTHERS, leave_out=["EpochModifier"])
     with pytest.raises(ConfigError, match="The recipe has no modifiers to import"):
-        only(gradual(), leave_out=["GMPruningModifier"])
+        read_single_run(write_gradual_recipe(), leave_out=["GMPruningModifier"])
 
 
-def test_a_configuration_can_be_written() -> None:
-    config = only(gradual(init_sparsity=0.1)).config
+def test_the_configuration_can_be_saved() -> None:
+    config = read_single_run(write_gradual_recipe(init_sparsity=0.1)).config
     assert secateur.PruningConfig.from_yaml(config.to_yaml()) == config
 
 
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (gradual(final_sparsty=0.5), "GMPruningModifier: unknown key 'final_sparsty'. Did you mean 'final_sparsity'"),
-        (gradual(name="GMPruningModifer"), "GMPruningModifer is not supported. Did you mean 'GMPruningModifier'"),
-        (gradual(final_sparsity=None), "GMPruningModifier: final_sparsity must be given, found only: init_sparsity"),
-        (gradual(final_sparsity=1.5), r"final_sparsity must be in \[0, 1\], found 1.5"),
-        (gradual(init_sparsity="half"), r"init_sparsity must be in \[0, 1\] or __FROM_PARAM__, found 'half'"),
-        (gradual(end_epoch=-1), "end_epoch must not be less than start_epoch, found -1 < 1.0"),
-        (gradual(end_epoch="soon"), "end_epoch must be a number of epochs, found 'soon'"),
-        (gradual(inter_func="inverse_cubic"), "inter_func 'inverse_cubic' is not supported. Use linear, cubic or"),
-        (gradual(mask_type="diamond"), "mask_type 'diamond' is not supported. Known: unstructured"),
-        (gradual(mask_type="{block: 4}"), "mask_type {'block': 4} is not supported"),
-        (gradual(params="__ALL__"), "params: __ALL__ includes biases and norms"),
-        (gradual(params="[fc.bias]"), "'fc.bias' must be the full name of a layer's weight"),
-        (gradual(params="['re:.*fc$']"), r"'re:\.\*fc\$' must end in '.weight'"),
-        (gradual(params="['re:a.weight|b.weight']"), "must end in '.weight'.*alternatives in parentheses"),
-        (gradual(params="{a: 1}"), "params must be a name or a list of names"),
-        (gradual(end_epoch="eval(num_epochs)"), "The recipe has no variable 'num_epochs'"),
-        (gradual(end_epoch="eval(1 +)"), r"'eval\(1 \+\)' cannot be evaluated"),
-        (gradual(end_epoch="eval(1 / 0)"), "cannot be evaluated: division by zero"),
-        (gradual(end_epoch="eval('a' * 9)"), r"must be a number, found 'a'"),
-        (gradual(end_epoch="eval(open('x'))"), r"cannot be evaluated: formulas can contain numbers, variables"),
-        (gradual(end_epoch="eval([].append)"), r"cannot be evaluated: formulas can contain numbers, variables"),
         (
-            gradual() + gradual().split("\n", 1)[1],
+            write_gradual_recipe(final_sparsty=0.5),
+            "GMPruningModifier: unknown key 'final_sparsty'. Did you mean 'final_sparsity'",
+        ),
+        (
+            write_gradual_recipe(name="GMPruningModifer"),
+            "GMPruningModifer is not supported. Did you mean 'GMPruningModifier'",
+        ),
+        (
+            write_gradual_recipe(final_sparsity=None),
+            "GMPruningModifier: final_sparsity must be given, found only: init_sparsity",
+        ),
+        (write_gradual_recipe(final_sparsity=1.5), r"final_sparsity must be in \[0, 1\], found 1.5"),
+        (
+            write_gradual_recipe(init_sparsity="half"),
+            r"init_sparsity must be in \[0, 1\] or __FROM_PARAM__, found 'half'",
+        ),
+        (write_gradual_recipe(end_epoch=-1), "end_epoch must not be less than start_epoch, found -1 < 1.0"),
+        (write_gradual_recipe(end_epoch="soon"), "end_epoch must be a number of epochs, found 'soon'"),
+        (
+            write_gradual_recipe(inter_func="inverse_cubic"),
+            "inter_func 'inverse_cubic' is not supported. Use linear, cubic or",
+        ),
+        (write_gradual_recipe(mask_type="diamond"), "mask_type 'diamond' is not supported. Known: unstructured"),
+        (write_gradual_recipe(mask_type="{block: 4}"), "mask_type {'block': 4} is not supported"),
+        (write_gradual_recipe(params="__ALL__"), "params: __ALL__ includes biases and norms"),
+        (write_gradual_recipe(params="[fc.bias]"), "'fc.bias' must be the full name of a layer's weight"),
+        (write_gradual_recipe(params="['re:.*fc$']"), r"'re:\.\*fc\$' must end in '.weight'"),
+        (write_gradual_recipe(params="['re:a.weight|b.weight']"), "must end in '.weight'.*alternatives in parentheses"),
+        (write_gradual_recipe(params="{a: 1}"), "params must be a name or a list of names"),
+        (write_gradual_recipe(end_epoch="eval(num_epochs)"), "The recipe has no variable 'num_epochs'"),
+        (write_gradual_recipe(end_epoch="eval(1 +)"), r"'eval\(1 \+\)' cannot be evaluated"),
+        (write_gradual_recipe(end_epoch="eval(1 / 0)"), "cannot be evaluated: division by zero"),
+        (write_gradual_recipe(end_epoch="eval('a' * 9)"), r"must be a number, found 'a'"),
+        (
+            write_gradual_recipe(end_epoch="eval(open('x'))"),
+            r"cannot be evaluated: formulas can contain numbers, variables",
+        ),
+        (
+            write_gradual_recipe(end_epoch="eval([].append)"),
+            r"cannot be evaluated: formulas can contain numbers, variables",
+        ),
+        (
+            write_gradual_recipe() + write_gradual_recipe().split("\n", 1)[1],
             r"Each layer can have only one set of settings, found '\.\*' more than once",
         ),
-        (gradual(final_sparsity="{0.5: [a.weight]}"), r"params must be \[\] if final_sparsity contains names"),
-        (gradual(start=1), "each key can only have one of its names"),
+        (
+            write_gradual_recipe(final_sparsity="{0.5: [a.weight]}"),
+            r"params must be \[\] if final_sparsity contains names",
+        ),
+        (write_gradual_recipe(start=1), "each key can only have one of its names"),
         (
             "modifiers:\n  - !ConstantPruningModifier\n    params: __ALL_PRUNABLE__\n    start_epoch: 2",
             "start_epoch must be 0",
@@ -420,34 +454,43 @@ def test_a_configuration_can_be_written() -> None:
         ("3", "A recipe must be a YAML mapping or a list of modifiers, found int"),
         ("recipe.yaml", r"found the text 'recipe.yaml'\. To read a file, pass a pathlib.Path"),
         ("a: [", "The recipe is not valid YAML"),
-        (once(sparsity=0.5, spasity=1), "SparseGPTModifier: unknown key 'spasity'. Did you mean 'sparsity'"),
-        (once(sparsity="[0.5, 0.6]"), r"sparsity must be a number, found \[0.5, 0.6\]"),
-        (once(sparsity=2), "SparseGPTModifier: target_sparsity: .*found 2"),
         (
-            once(sparsity=0.75, mask_structure="1:4"),
+            write_one_shot_recipe(sparsity=0.5, spasity=1),
+            "SparseGPTModifier: unknown key 'spasity'. Did you mean 'sparsity'",
+        ),
+        (write_one_shot_recipe(sparsity="[0.5, 0.6]"), r"sparsity must be a number, found \[0.5, 0.6\]"),
+        (write_one_shot_recipe(sparsity=2), "SparseGPTModifier: target_sparsity: .*found 2"),
+        (
+            write_one_shot_recipe(sparsity=0.75, mask_structure="1:4"),
             "sparsity must be 0.25 for mask_structure='1:4', which removes 1 of 4",
         ),
-        (once(mask_structure="4:4"), "mask_structure must be N:M with N of every M removed, found '4:4'"),
-        (once(sparsity=0.5, mask_structure="block"), "mask_structure must be N:M .*found 'block'"),
-        (once(sparsity=0.5, preserve_sparsity_mask="true"), "preserve_sparsity_mask is not supported"),
-        (once(sparsity=0.5, targets="[Linear, layers.0]"), "targets must contain either names or types, found both"),
-        (once(sparsity=0.5, sparsity_profile="atss"), "sparsity_profile must be 'owl', found 'atss'"),
         (
-            once(sparsity=0.5) + "    WandaPruningModifier: {sparsity: 0.5}\n",
+            write_one_shot_recipe(mask_structure="4:4"),
+            "mask_structure must be N:M with N of every M removed, found '4:4'",
+        ),
+        (write_one_shot_recipe(sparsity=0.5, mask_structure="block"), "mask_structure must be N:M .*found 'block'"),
+        (write_one_shot_recipe(sparsity=0.5, preserve_sparsity_mask="true"), "preserve_sparsity_mask is not supported"),
+        (
+            write_one_shot_recipe(sparsity=0.5, targets="[Linear, layers.0]"),
+            "targets must contain either names or types, found both",
+        ),
+        (write_one_shot_recipe(sparsity=0.5, sparsity_profile="atss"), "sparsity_profile must be 'owl', found 'atss'"),
+        (
+            write_one_shot_recipe(sparsity=0.5) + "    WandaPruningModifier: {sparsity: 0.5}\n",
             "SparseGPTModifier must be the only modifier in its stage",
         ),
     ],
 )
-def test_what_is_refused(recipe: str, message: str) -> None:
+def test_invalid_recipes(recipe: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        only(recipe)
+        read_single_run(recipe)
 
 
-def test_epochs_need_their_length() -> None:
+def test_epochs_require_steps_per_epoch() -> None:
     with pytest.raises(
         ConfigError, match="steps_per_epoch must be given for GMPruningModifier, which counts in epochs"
     ):
-        read_recipe(gradual())
+        read_recipe(write_gradual_recipe())
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

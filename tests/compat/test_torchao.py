@@ -1,4 +1,4 @@
-"""What torchao's sparsifiers were told comes to the same zeros here."""
+"""Tests of configurations of torchao, which lead to the same zeros."""
 
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,18 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16))
 
 
-def zeros(model: nn.Sequential) -> list[torch.Tensor]:
+def get_zeros(model: nn.Sequential) -> list[torch.Tensor]:
     return [model[0].weight.detach() == 0, model[2].weight.detach() == 0]
 
 
-def theirs(config: list[dict[str, Any]], **given_keys: Any) -> list[torch.Tensor]:
-    """What the sparsifier that torchao took over from torch does."""
+def compute_reference_zeros(config: list[dict[str, Any]], **given_keys: Any) -> list[torch.Tensor]:
+    """Compute the zeros with torch's sparsifier, which torchao adopted."""
     sparsifier = pytest.importorskip("torch.ao.pruning").WeightNormSparsifier(**given_keys)
     model = net()
     sparsifier.prepare(model, [dict(one) for one in config])
     sparsifier.step()
     sparsifier.squash_mask()
-    return zeros(model)
+    return get_zeros(model)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -53,12 +53,12 @@ def theirs(config: list[dict[str, Any]], **given_keys: Any) -> list[torch.Tensor
     ],
 )
 def test_the_same_zeros(given_keys: dict[str, Any], pattern: str) -> None:
-    expected = theirs(TENSORS, **given_keys)
+    expected = compute_reference_zeros(TENSORS, **given_keys)
     model = net()
     run = torchao.weight_norm_sparsifier(TENSORS, **given_keys)
     run.prune(model)
     assert run.config.pattern == pattern
-    assert all(torch.equal(mine, other) for mine, other in zip(zeros(model), expected, strict=True))
+    assert all(torch.equal(mine, other) for mine, other in zip(get_zeros(model), expected, strict=True))
 
 
 @settings(max_examples=30)
@@ -72,13 +72,13 @@ def test_a_share_of_the_groups(level: float, group: int, share: int) -> None:
     model = net()
     shape = (1, group)
     torchao.weight_norm_sparsifier(sparsity_level=level, sparse_block_shape=shape, zeros_per_block=removed).prune(model)
-    for mask in zeros(model):
+    for mask in get_zeros(model):
         pruned = mask.reshape(-1, group).sum(dim=1)
         assert set(pruned.tolist()) <= {0, removed}
         assert int((pruned == removed).sum()) == round(level * len(pruned))
 
 
-def test_what_stands_with_a_tensor_holds_for_it() -> None:
+def test_keys_of_a_tensor_apply_to_that_tensor() -> None:
     config: list[dict[str, Any]] = [
         {"tensor_fqn": "0.weight", "sparsity_level": 0.75},
         {"tensor_fqn": ".2.weight", "sparse_block_shape": (1, 4), "zeros_per_block": 2, "sparsity_level": 1.0},
@@ -91,12 +91,12 @@ def test_what_stands_with_a_tensor_holds_for_it() -> None:
     ]
 
 
-def test_without_a_list_all_linear_layers_are_meant() -> None:
+def test_without_a_list_all_linear_layers_are_pruned() -> None:
     model = nn.Sequential(nn.Conv1d(8, 8, 1), nn.Linear(8, 8), nn.Linear(8, 8))
     assert [layer.name for layer in torchao.weight_norm_sparsifier().prune(model).layers] == ["1", "2"]
 
 
-def test_only_what_is_listed_is_pruned() -> None:
+def test_only_listed_tensors_are_pruned() -> None:
     report = torchao.weight_norm_sparsifier([{"tensor_fqn": "2.weight"}]).prune(net())
     assert [layer.name for layer in report.layers] == ["2"]
 
@@ -122,7 +122,7 @@ def test_an_imported_run_accepts_an_execution(tmp_path: Path) -> None:
         torchao.semi_sparse_weight().prune(net(), execution=execution)
 
 
-def test_patterns_that_were_packed() -> None:
+def test_patterns_of_packed_weights() -> None:
     assert torchao.semi_sparse_weight().prune(net()).sparsity == 0.5
     run = torchao.block_sparse_weight(sparsity_level=0.5, blocksize=16)
     assert run.config.pattern == "16x16"
@@ -180,7 +180,7 @@ def test_patterns_that_were_packed() -> None:
         ("wanda_sparsifier", [{"tensor_fqn": "0.weight", "zeros_per_block": 1}], {}, "unknown key 'zeros_per_block'"),
     ],
 )
-def test_what_is_refused(call: str, config: Any, given_keys: dict[str, Any], message: str) -> None:
+def test_invalid_arguments(call: str, config: Any, given_keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         getattr(torchao, call)(config, **given_keys)
 
@@ -203,14 +203,14 @@ def test_what_is_refused(call: str, config: Any, given_keys: dict[str, Any], mes
         ),
     ],
 )
-def test_what_does_not_fit_the_model(
+def test_settings_that_do_not_fit_the_model(
     config: Any, shape: tuple[int, int], kind: type[SecateurError], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
         torchao.weight_norm_sparsifier(config, sparse_block_shape=shape).prune(net())
 
 
-def test_a_run_that_prunes_once_does_not_train_and_the_other_way_round() -> None:
+def test_a_one_shot_run_cannot_train_and_vice_versa() -> None:
     once = torchao.semi_sparse_weight()
     with pytest.raises(StateError, match=r"This run prunes in one shot with 'magnitude'\. Call prune"):
         once.prepare(net(), optimizer=None)
@@ -219,6 +219,6 @@ def test_a_run_that_prunes_once_does_not_train_and_the_other_way_round() -> None
         training.prune(net())
 
 
-def test_the_configuration_can_be_written() -> None:
+def test_the_configuration_can_be_saved() -> None:
     config = torchao.weight_norm_sparsifier(TENSORS).config
     assert secateur.PruningConfig.from_yaml(config.to_yaml()) == config

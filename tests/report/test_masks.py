@@ -1,4 +1,4 @@
-"""Masks as pictures."""
+"""Tests of pictures of masks."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_density_is_the_share_kept_in_each_pixel(rows: int, cols: int, most: int
             assert found[row, col] == pytest.approx(part.mean())
 
 
-def test_a_title_says_what_is_seen() -> None:
+def test_a_title_describes_the_mask() -> None:
     mask = Mask(name="fc", pattern="2:4", keep=np.eye(4, dtype=bool))
     assert mask.title == "fc\n4×4  2:4  75.0% pruned"
     assert "no pattern" in Mask(name="fc", pattern=None, keep=np.eye(4, dtype=bool)).title
@@ -49,7 +49,7 @@ def test_kept_is_dark_and_pruned_is_light(tmp_path: Path) -> None:
     assert rows[middle - width // 20] < 0.1
 
 
-def test_large_and_small_masks_and_long_names_share_a_picture(tmp_path: Path) -> None:
+def test_large_and_small_masks_and_long_names_in_one_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     masks = [Mask(name="layer." * 20 + str(size), pattern=None, keep=np.eye(size, dtype=bool)) for size in (8, 300)]
     assert draw_masks(masks, tmp_path / "masks.svg") == 2
@@ -62,7 +62,7 @@ def test_no_masks_draw_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "masks.png").exists()
 
 
-def test_too_many_masks_are_refused(tmp_path: Path) -> None:
+def test_too_many_masks_are_an_error(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     masks = [Mask(name="fc", pattern=None, keep=np.eye(2, dtype=bool))] * 1001
     with pytest.raises(ConfigError, match=r"at most 1,000 layers, found 1,001\."):
@@ -70,7 +70,7 @@ def test_too_many_masks_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_names_of_layers_are_drawn_as_they_are(tmp_path: Path, suffix: str) -> None:
+def test_names_of_layers_are_drawn_verbatim(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
     keep = np.eye(4, dtype=bool)
     for name in (r"$\frac{1}{$", "fc$_{0}$", "日本語", "\x1b[2J\0\udcff", "a\nb" * 1_000):
@@ -78,6 +78,6 @@ def test_names_of_layers_are_drawn_as_they_are(tmp_path: Path, suffix: str) -> N
     assert Mask(name="\x1b\n", pattern="\n", keep=keep).title == r"\x1b\n" + "\n" + r"4×4  \n  75.0% pruned"
 
 
-def test_the_old_name_of_the_density_warns() -> None:
+def test_the_old_name_of_compute_density_warns() -> None:
     with pytest.deprecated_call(match="compute_density"):
         assert report.density is compute_density
