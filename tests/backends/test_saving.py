@@ -322,7 +322,7 @@ def test_a_run_whose_state_did_not_come_along_is_refused(tmp_path: Path) -> None
     model.save(tmp_path / "m.keras")
     # Keras does not put the loss-scale optimizer back under another policy, and then finds none of its state.
     warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-    with pytest.raises(ValueError, match="dtype policy that it was saved under"):
+    with pytest.raises(ValueError, match="dtype policy that it was saved with"):
         keras.saving.load_model(tmp_path / "m.keras")
 
 
@@ -340,7 +340,7 @@ def test_weights_that_are_loaded_before_training_are_those_that_count(config: di
     trained.save_weights(tmp_path / "trained.weights.h5")
     model = compiled(CONFIG | config)
     warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
-    with pytest.warns(UserWarning, match="starts with the weights that it holds"):
+    with pytest.warns(UserWarning, match="starts with the weights in the file"):
         model.load_weights(tmp_path / "trained.weights.h5")
     expected = PruningOptimizer(trained, CONFIG | config, keras.optimizers.SGD(0.1))
     assert all((pruning(model).masks[name] == mask).all() for name, mask in expected.masks.items())
