@@ -60,7 +60,7 @@ def test_a_lock_that_is_held_for_too_long_is_an_error(
         use(locked)
     assert time.monotonic() - start >= 0.3
     assert str(caught.value).startswith(f"{locked.parent}: another process has held the lock of this folder for more")
-    assert str(caught.value).endswith("Wait until it ends, or end it.")
+    assert str(caught.value).endswith("Wait until it ends, or stop it.")
     assert [record.getMessage().partition("another")[0] for record in caplog.records] == ["Waiting up to 0 s for "]
     assert os.listdir(locked.parent) == ["saved"]
 

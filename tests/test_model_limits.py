@@ -95,7 +95,7 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: str, load
 
 
 def test_a_configuration_of_another_model_than_the_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"describes a model of [\d,]+ numbers or more, and its weights allow for"):
+    with pytest.raises(ModelLoadError, match=r"describes a model of [\d,]+ numbers or more, but its weights allow for"):
         load_trained(bert(tmp_path, {"hidden_size": HUGE, "intermediate_size": HUGE}))
 
 
@@ -113,7 +113,7 @@ def test_an_artifact_of_another_model_is_refused(tmp_path: Path, width: int) -> 
     (folder / "config.json").write_text(text := json.dumps(config), "utf-8")
     entry = {"size": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     forged(folder, lambda data: data["files"].update({"config.json": entry}))
-    with pytest.raises(SecateurError, match=rf"has shape \[16, 8\], and \[{width}, 8\] in the model"):
+    with pytest.raises(SecateurError, match=rf"has shape \[16, 8\], but \[{width}, 8\] in the model"):
         secateur.load(folder)
 
 

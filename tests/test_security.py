@@ -31,7 +31,7 @@ def read_limit(what: str) -> str:
     [
         (
             "parameters of a model",
-            f"{_model_limits.MAX_REPEATED} times the stored ones, plus {_model_limits.SPARE_NUMBERS:,}",
+            f"{_model_limits.MAX_COPIES} times the stored ones, plus {_model_limits.SPARE_NUMBERS:,}",
         ),
         (
             "modules and tensors",
@@ -44,7 +44,7 @@ def read_limit(what: str) -> str:
         ("a packed tensor", f"{packing_choice.MAX_COMPRESSION:,} times its packed size"),
         (
             "decompressed size",
-            f"{archives.MAX_EXPANSION} times its size, or {archives.SPARE_BYTES >> 20} MiB if that is more",
+            f"{archives.MAX_EXPANSION} times its size, or {archives.MIN_UNPACKED_LIMIT >> 20} MiB if that is more",
         ),
         ("calibration text", f"{calibration.MAX_TEXT_BYTES:,} bytes; {count_batches():,} rows"),
         (

@@ -1,4 +1,4 @@
-"""Files from untrusted sources: only regular files are opened, and a file that changes while it is read is an error."""
+"""Read files from untrusted sources: only regular files, which must not change while they are read."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ __all__ = [
 CHUNK_BYTES = 1 << 20
 
 MAX_OPEN_FILES = 200
-"""Up to this many files of one folder are kept open; of more files, each is opened when it is read."""
+"""Maximum files of one folder to keep open; with more, each file is opened when it is read."""
 
 
 class NotRegularFileError(OSError):
-    """A folder, a pipe or a device instead of a file; for modules that raise an error of their own."""
+    """A folder, a pipe or a device was found instead of a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """What identifies the content of a file.
+    """Identifies the content of a file.
 
     Attributes:
         size: Its size in bytes.
@@ -51,17 +51,17 @@ class FileDigest:
 
 
 def as_path(path: str | Path) -> Path:
-    """Turn text into a path that the operating system accepts.
+    """Convert a string to a path that the operating system accepts.
 
     Raises:
-        ArtifactError: No file can have that name.
+        ArtifactError: The name is invalid.
     """
     try:
         encoded = os.fsencode(path)
     except ValueError as error:
-        raise ArtifactError(f"path {format_value(str(path))} cannot be the name of a file ({error}).") from error
+        raise ArtifactError(f"path {format_value(str(path))} is not a valid file name ({error}).") from error
     if b"\0" in encoded:
-        raise ArtifactError(f"path {format_value(str(path))} cannot be the name of a file (it has a null character).")
+        raise ArtifactError(f"path {format_value(str(path))} is not a valid file name (it contains a null character).")
     return Path(path)
 
 
@@ -71,19 +71,19 @@ def open_regular_file(path: Path) -> BinaryIO:
     Raises:
         NotRegularFileError: The path is not a regular file.
         OSError: The file cannot be opened.
-        ValueError: No file can have that name.
+        ValueError: The name is invalid.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise NotRegularFileError(f"must be a file, found {'a folder' if path.is_dir() else 'a pipe or a device'}")
     file: BinaryIO = open(path, "rb", opener=_open_without_blocking)  # noqa: SIM115 - the caller closes it
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it may have been replaced in the meantime
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it may have been replaced since the check
         return file
     file.close()
     raise NotRegularFileError("must be a file, found a pipe or a device")
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file like `open_regular_file`, with errors of this package.
+    """Open a file like `open_regular_file`, but raise `ArtifactError`.
 
     Raises:
         ArtifactError: The path is not a regular file, or the file cannot be read.
@@ -93,19 +93,19 @@ def open_file(path: Path) -> BinaryIO:
     except NotRegularFileError as error:
         raise ArtifactError(f"{path}: {error}.") from error
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise _make_read_error(path, error) from error
 
 
 class FileReader:
-    """Reads one file, and never another that takes its name in the meantime.
+    """Reads a file, and refuses another file that has replaced it.
 
     Args:
         path: The file.
-        keep_open: Whether the file stays open. If not, it is opened for every read and must still be the same file.
+        keep_open: Whether the file stays open. If not, it is opened for every read and must be the same file.
 
     Attributes:
         path: The file.
-        size: Its size in bytes when this object was made.
+        size: Its size in bytes when it was first opened.
 
     Raises:
         ArtifactError: The path is not a regular file, or the file cannot be read.
@@ -129,9 +129,9 @@ class FileReader:
         """
         if self.size > max_bytes:
             raise ArtifactError(f"{self.path}: must have at most {max_bytes:,} bytes, found {self.size:,}.")
-        return b"".join(self.chunks())
+        return b"".join(self.iterate_chunks())
 
-    def chunks(self) -> Iterator[bytes]:
+    def iterate_chunks(self) -> Iterator[bytes]:
         """Read the file in chunks.
 
         Raises:
@@ -144,7 +144,7 @@ class FileReader:
                 yield bytes(buffer[:count])
 
     def read_into(self, buffer: memoryview, start: int) -> int:
-        """Fill a buffer from an offset of the file, and return how many bytes there were.
+        """Fill a buffer from an offset of the file, and return the number of bytes read.
 
         The position of the file does not change, so threads and forked processes may share it.
 
@@ -155,16 +155,16 @@ class FileReader:
             return self._fill(file, buffer, start)
 
     def check_unchanged(self) -> None:
-        """Raise `ArtifactError` if the file was written to since it was opened."""
+        """Raise `ArtifactError` if the file has been written to since it was opened."""
         with self._open() as file:
             if _get_identity(self.path, file) != self._identity:
-                raise self._changed()
+                raise self._make_change_error()
 
     def check_in_place(self) -> None:
         """Raise `ArtifactError` if the path now names another file."""
         with open_file(self.path) as file:
             if _get_identity(self.path, file) != self._identity:
-                raise self._changed()
+                raise self._make_change_error()
 
     def _fill(self, file: BinaryIO, buffer: memoryview, start: int) -> int:
         done, count = 0, -1
@@ -173,7 +173,7 @@ class FileReader:
                 count = _read_at(file, buffer[done:], start + done)
                 done += count
         except (OSError, ValueError) as error:
-            raise _unreadable(self.path, error) from error
+            raise _make_read_error(self.path, error) from error
         return done
 
     def _open(self) -> AbstractContextManager[BinaryIO]:
@@ -182,13 +182,13 @@ class FileReader:
         file = open_file(self.path)
         if _get_identity(self.path, file) != self._identity:
             file.close()
-            raise self._changed()
+            raise self._make_change_error()
         return file
 
-    def _changed(self) -> ArtifactError:
+    def _make_change_error(self) -> ArtifactError:
         return ArtifactError(
-            f"{self.path}: was changed or replaced by another process while it was being read. Read it again when "
-            f"no other process writes to it."
+            f"{self.path}: was changed or replaced by another process while it was being read. Try again when no "
+            f"other process writes to it."
         )
 
 
@@ -208,7 +208,7 @@ def digest_file(path: Path) -> FileDigest:
         ArtifactError: The file cannot be read.
     """
     size, digest = 0, hashlib.sha256()
-    for chunk in FileReader(path).chunks():
+    for chunk in FileReader(path).iterate_chunks():
         size += len(chunk)
         digest.update(chunk)
     return FileDigest(size, digest.hexdigest())
@@ -219,15 +219,15 @@ def _open_without_blocking(name: str, flags: int) -> int:
 
 
 def _get_identity(path: Path, file: BinaryIO) -> tuple[int, int, int, int]:
-    """What changes when a file is written to or replaced."""
+    """Return values that change when a file is written to or replaced."""
     try:
         status = os.fstat(file.fileno())
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _make_read_error(path, error) from error
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _unreadable(path: Path, error: Exception) -> ArtifactError:
+def _make_read_error(path: Path, error: Exception) -> ArtifactError:
     return ArtifactError(f"{path}: cannot be read ({error}).")
 
 

@@ -1,4 +1,4 @@
-"""Folders that are replaced completely or not at all, and read as they were at one moment."""
+"""Replace folders atomically, and lock them while they are read."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from secateur.errors import ArtifactError
 __all__ = ["lock_for_reading", "replace_folder", "sync_folder"]
 
 NEW_PREFIX = ".secateur-new"
-"""Begins the name of a folder that is being written, beside the one that it will replace."""
+"""Prefix of a folder that is being written, next to the folder that it will replace."""
 
 OLD_PREFIX = ".secateur-old"
-"""Begins the name of a folder that is being replaced, between the two renames."""
+"""Prefix of a folder that is being replaced, between the two renames."""
 
 RANDOM_SUFFIX = "[a-z0-9_]{8}"
-"""What `mkdtemp` appends to a name."""
+"""Matches the suffix that `mkdtemp` appends to a name."""
 
 
 @contextmanager
 def replace_folder(target: Path, list_owned: Callable[[Path], set[str] | None]) -> Iterator[Path]:
-    """Yield a new folder to write into, which replaces `target` when the block ends without an error.
+    """Yield a new folder to write into, which replaces `target` if the block ends without an error.
 
-    Whenever the process is killed, `target` is the old folder or the new one. Between two renames it has no name;
-    `lock_for_reading` restores it from there.
+    If the process is killed at any time, the old or the new folder remains. Between the two renames, `target` does not
+    exist; `lock_for_reading` restores it.
 
     Args:
-        target: The folder.
-        list_owned: Lists the files of an existing folder that may be deleted; ``None``: the folder must not be
-            replaced. All other files in it move into the new one.
+        target: The folder to replace.
+        list_owned: Returns the files of an existing folder that may be deleted, or ``None`` if the folder must not be
+            replaced. All other files move to the new folder.
 
     Raises:
         ArtifactError: `target` is something else, cannot be written, or is locked by another process.
@@ -59,17 +59,17 @@ def replace_folder(target: Path, list_owned: Callable[[Path], set[str] | None]) 
 
 @contextmanager
 def lock_for_reading(target: Path) -> Iterator[None]:
-    """Keep a folder from being replaced while it is read; other processes may read it at the same time.
+    """Prevent a folder from being replaced while it is read; other processes may read it at the same time.
 
-    If a process was killed while it replaced the folder, the folder gets its name back.
+    If a process was killed while it replaced the folder, the folder is renamed back.
 
     Raises:
-        ArtifactError: The name cannot be restored, or another process holds the lock for too long.
+        ArtifactError: The folder cannot be renamed back, or another process holds the lock for too long.
     """
     target = Path(os.path.realpath(target))
     while True:
         with lock_folder(target.parent, is_shared=True):
-            if not _is_nameless(target):
+            if not _is_interrupted(target):
                 yield
                 return
         with lock_folder(target.parent):
@@ -78,19 +78,19 @@ def lock_for_reading(target: Path) -> Iterator[None]:
             except OSError as error:
                 raise ArtifactError(
                     f"{target}: was being replaced by a process that was killed, and the previous folder, "
-                    f"{_old(target)}, cannot be renamed ({error}). Rename it."
+                    f"{_get_old_path(target)}, cannot be renamed ({error}). Rename it."
                 ) from error
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk."""
+    """Flush the directory entries of a folder to the disk."""
     if hasattr(os, "O_DIRECTORY"):
         _sync(folder, os.O_DIRECTORY)
 
 
 @contextmanager
 def _create_folder(target: Path) -> Iterator[Path]:
-    """Create a locked folder beside the target, and remove it in the end if it is still there."""
+    """Create a locked folder next to the target, and remove it at the end if it still exists."""
     with ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,9 +99,9 @@ def _create_folder(target: Path) -> Iterator[Path]:
                 new = Path(mkdtemp(prefix=f"{NEW_PREFIX}-{target.name}-", dir=target.parent))
                 stack.enter_context(lock_folder(new))
                 stack.callback(shutil.rmtree, new, ignore_errors=True)
-                new.chmod(0o777 & ~_umask())
+                new.chmod(0o777 & ~_get_umask())
         except OSError as error:
-            raise ArtifactError(f"{target}: cannot be written ({error}). Choose another place.") from error
+            raise ArtifactError(f"{target}: cannot be written ({error}). Choose another path.") from error
         yield new
 
 
@@ -113,9 +113,9 @@ def _check_replaceable(target: Path, list_owned: Callable[[Path], set[str] | Non
         except FileNotFoundError:
             return
         except NotADirectoryError as error:
-            raise ArtifactError(f"{target}: must be a folder, found a file. Choose another place.") from error
+            raise ArtifactError(f"{target}: must be a folder, found a file. Choose another path.") from error
         except OSError as error:
-            raise ArtifactError(f"{target}: cannot be read ({error}). Choose another place.") from error
+            raise ArtifactError(f"{target}: cannot be read ({error}). Choose another path.") from error
         if names and list_owned(target) is None:
             raise ArtifactError(
                 f"{target}: must be new, empty or an artifact, which is replaced; found a folder with "
@@ -123,19 +123,19 @@ def _check_replaceable(target: Path, list_owned: Callable[[Path], set[str] | Non
             )
 
 
-def _is_nameless(target: Path) -> bool:
+def _is_interrupted(target: Path) -> bool:
     """Whether a process was killed between the two renames."""
-    return os.path.lexists(_old(target)) and not os.path.lexists(target)
+    return os.path.lexists(_get_old_path(target)) and not os.path.lexists(target)
 
 
 def _recover(target: Path) -> None:
-    if _is_nameless(target):
-        _old(target).rename(target)
+    if _is_interrupted(target):
+        _get_old_path(target).rename(target)
 
 
 def _swap(new: Path, target: Path) -> None:
     """Do both renames, or neither."""
-    old = _old(target)
+    old = _get_old_path(target)
     shutil.rmtree(old, ignore_errors=True)
     try:
         if target.is_dir():
@@ -151,14 +151,14 @@ def _swap(new: Path, target: Path) -> None:
         old.rename(new)  # removed later, when no other process waits for the lock
 
 
-def _old(target: Path) -> Path:
+def _get_old_path(target: Path) -> Path:
     return target.with_name(f"{OLD_PREFIX}-{target.name}")
 
 
-def _move_other_files(target: Path, new: Path, owned: set[str], inside: str = "") -> None:
-    """Copy or link files that are not replaced; they stay in the old folder too, in case the process is killed."""
-    for entry in (target / inside).iterdir():
-        name = f"{inside}{entry.name}"
+def _move_other_files(target: Path, new: Path, owned: set[str], subfolder: str = "") -> None:
+    """Copy or link files that are not replaced; they also remain in the old folder in case the process is killed."""
+    for entry in (target / subfolder).iterdir():
+        name = f"{subfolder}{entry.name}"
         copy = new / name
         if name in owned:
             continue
@@ -174,7 +174,7 @@ def _move_other_files(target: Path, new: Path, owned: set[str], inside: str = ""
 
 
 def _link_or_copy(file: Path, copy: Path) -> None:
-    """Link a file, which is fast while other processes wait for the lock, or copy it where that fails."""
+    """Link a file, so that other processes do not wait long for the lock, or copy it if that fails."""
     if file.is_file() and not file.is_symlink():
         with suppress(OSError, NotImplementedError):
             os.link(file, copy)
@@ -183,7 +183,7 @@ def _link_or_copy(file: Path, copy: Path) -> None:
 
 
 def _remove_unfinished(target: Path) -> None:
-    """Remove what killed processes left behind; a running process holds the lock of its folder."""
+    """Remove new folders that killed processes left behind; a running process holds the lock of its folder."""
     unfinished = re.compile(re.escape(f"{NEW_PREFIX}-{target.name}-") + RANDOM_SUFFIX)
     for folder in target.parent.iterdir():
         if unfinished.fullmatch(folder.name):
@@ -209,7 +209,7 @@ def _sync(path: Path, flags: int = 0) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

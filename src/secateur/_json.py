@@ -1,4 +1,4 @@
-"""JSON files from untrusted sources: bounded in size, without duplicate keys."""
+"""Parse JSON files from untrusted sources, which are limited in size and must not have duplicate keys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["parse_json", "read_json"]
 
 
 def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Read a file with one JSON object.
 
     Raises:
-        ArtifactError: The file cannot be read, is larger than `max_bytes`, or is not such an object.
+        ArtifactError: The file cannot be read, is larger than `max_bytes`, or is not a valid JSON object.
     """
     return parse_json(read_small_file(path, max_bytes), path)
 
@@ -30,7 +30,7 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
         path: The file, for messages.
 
     Raises:
-        ArtifactError: The text is not such an object.
+        ArtifactError: The text is not a valid JSON object.
     """
     try:
         with explain_out_of_memory(f"{path}: cannot be read", len(text)):

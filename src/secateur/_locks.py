@@ -1,4 +1,4 @@
-"""Locks on folders, held while a process reads or replaces what is in them."""
+"""Lock folders while a process reads or replaces their files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["lock_folder", "try_lock_folder"]
 logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 60.0
-"""How long to wait for a lock that another process holds."""
+"""Maximum time to wait for a lock that another process holds."""
 
 SECONDS_BEFORE_WARNING = 2.0
 
 SECONDS_BETWEEN_TRIES = 0.002
-"""Short, so that a process that writes finds a moment between many that read."""
+"""Short, so that a writer gets the lock between many readers."""
 
 HELD_BY_ANOTHER = frozenset({errno.EACCES, errno.EAGAIN})
 
@@ -35,17 +35,17 @@ HELD_BY_ANOTHER = frozenset({errno.EACCES, errno.EAGAIN})
 def lock_folder(folder: Path, *, is_shared: bool = False) -> Iterator[None]:
     """Hold the lock of a folder.
 
-    The operating system releases the locks of a process that ends. Windows and some network file systems have no such
-    locks; nothing is locked there.
+    The operating system releases the locks of a process when it ends. On Windows and on some network file systems,
+    which have no such locks, nothing is locked.
 
     Args:
         folder: The folder; if it does not exist, nothing is locked.
         is_shared: Whether other processes may hold a shared lock of the folder at the same time.
 
     Raises:
-        ArtifactError: Another process holds the lock for longer than `MAX_SECONDS`.
+        ArtifactError: Another process holds the lock for more than `MAX_SECONDS`.
     """
-    with _opened(folder) as descriptor:
+    with _open_folder(folder) as descriptor:
         if descriptor is not None:
             _wait_for_lock(descriptor, folder, is_shared=is_shared)
         yield
@@ -53,14 +53,14 @@ def lock_folder(folder: Path, *, is_shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def try_lock_folder(folder: Path) -> Iterator[bool | None]:
-    """Hold the lock of a folder if nobody else does; yields whether it is held, or ``None`` if there are no locks."""
-    with _opened(folder) as descriptor:
-        yield None if descriptor is None else _lock(descriptor, is_shared=False)
+    """Try to lock a folder without waiting; yield whether it is locked, or ``None`` if locks are not supported."""
+    with _open_folder(folder) as descriptor:
+        yield None if descriptor is None else _try_lock(descriptor, is_shared=False)
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[int | None]:
-    """A descriptor of the folder; ``None`` where folders cannot be locked."""
+def _open_folder(folder: Path) -> Iterator[int | None]:
+    """Yield a file descriptor of the folder, or ``None`` if folders cannot be locked."""
     descriptor = None
     try:
         if sys.platform != "win32":
@@ -73,22 +73,22 @@ def _opened(folder: Path) -> Iterator[int | None]:
 
 
 def _wait_for_lock(descriptor: int, folder: Path, *, is_shared: bool) -> None:
-    start, is_told = time.monotonic(), False
-    while _lock(descriptor, is_shared=is_shared) is False:
+    start, has_warned = time.monotonic(), False
+    while _try_lock(descriptor, is_shared=is_shared) is False:
         waited = time.monotonic() - start
         if waited > MAX_SECONDS:
             raise ArtifactError(
                 f"{folder}: another process has held the lock of this folder for more than {MAX_SECONDS:.0f} s. Wait "
-                f"until it ends, or end it."
+                f"until it ends, or stop it."
             )
-        if waited > SECONDS_BEFORE_WARNING and not is_told:
-            is_told = True
+        if waited > SECONDS_BEFORE_WARNING and not has_warned:
+            has_warned = True
             logger.warning("Waiting up to %.0f s for another process that holds the lock of %s", MAX_SECONDS, folder)
         time.sleep(SECONDS_BETWEEN_TRIES)
 
 
-def _lock(descriptor: int, *, is_shared: bool) -> bool | None:
-    """Whether the lock is held now; ``None`` if the file system has no locks."""
+def _try_lock(descriptor: int, *, is_shared: bool) -> bool | None:
+    """Try to lock once; return whether that succeeded, or ``None`` if the file system has no locks."""
     if sys.platform == "win32":
         return None
     try:

@@ -1,4 +1,7 @@
-"""The manifest of an artifact as a JSON file with its own digest; `secateur.artifact.manifest` models its content."""
+"""Read and write the manifest of an artifact as JSON with its own digest.
+
+`secateur.artifact.manifest` models the content.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +28,21 @@ __all__ = [
 ]
 
 MANIFEST = "secateur.json"
-"""The file that makes a folder an artifact."""
+"""The manifest file, which makes a folder an artifact."""
 
 FORMAT = "secateur"
 
 FORMAT_VERSION: Literal[1] = 1
 
 MAX_MANIFEST_BYTES = 100_000_000
-"""Twice the size of a manifest of a hundred thousand tensors."""
+"""Twice the size of a manifest with 100,000 tensors."""
 
-BLANK = "0" * 64
-"""What stands in place of the digest while the digest is computed."""
+BLANK_DIGEST = "0" * 64
+"""Placeholder for the digest while it is computed."""
 
 
 def is_artifact(folder: Path) -> bool:
-    """Whether a folder holds a manifest."""
+    """Whether a folder has a manifest."""
     return os.path.isfile(folder / MANIFEST)
 
 
@@ -47,34 +50,34 @@ def parse_manifest(text: bytes, path: Path) -> dict[str, Any]:
     """Parse the content of a manifest, without its digest.
 
     Raises:
-        ArtifactError: The manifest is damaged, or of a version of the format that is not known.
+        ArtifactError: The manifest is damaged, or its version of the format is unknown.
     """
     data = parse_json(text, path)
     version = data.get("format_version")
     if data.get("format") == FORMAT and type(version) is int and version > FORMAT_VERSION:
         raise ArtifactError(
-            f"{path}: has version {version} of the format, and this version of Secateur reads up to {FORMAT_VERSION}. "
-            f"Install a newer one."
+            f"{path}: has version {version} of the format, but this version of Secateur reads up to {FORMAT_VERSION}. "
+            f"Install a newer version."
         )
     if type(version) is not int:
         raise ArtifactError(f"{path}: format_version must be a whole number, found {format_value(version)}.")
     digest = data.pop("sha256", None)
-    if not isinstance(digest, str) or not digest.isascii() or digest != _digest(text, digest):
-        raise ArtifactError(f"{path}: was changed since it was written (its own sha256 does not match).")
+    if not isinstance(digest, str) or not digest.isascii() or digest != _compute_digest(text, digest):
+        raise ArtifactError(f"{path}: has changed since it was written (its own sha256 does not match).")
     return data
 
 
 def format_manifest(data: Mapping[str, Any]) -> str:
-    """Write a manifest as JSON that begins with its own digest."""
-    text = json.dumps({"sha256": BLANK} | dict(data), indent=1) + "\n"
-    return text.replace(BLANK, _digest(text.encode(), BLANK), 1)
+    """Format a manifest as JSON that begins with its own digest."""
+    text = json.dumps({"sha256": BLANK_DIGEST} | dict(data), indent=1) + "\n"
+    return text.replace(BLANK_DIGEST, _compute_digest(text.encode(), BLANK_DIGEST), 1)
 
 
 def read_listed_files(folder: Path) -> dict[str, FileDigest]:
-    """Read from the manifest of an artifact which files are beside its shards.
+    """Read the names and digests of the companion files from the manifest of an artifact.
 
     Raises:
-        ArtifactError: The manifest is damaged, or of a version of the format that is not known.
+        ArtifactError: The manifest is damaged, or its version of the format is unknown.
     """
     path = folder / MANIFEST
     data = parse_manifest(read_small_file(path, MAX_MANIFEST_BYTES), path)
@@ -85,6 +88,6 @@ def read_listed_files(folder: Path) -> dict[str, FileDigest]:
     return {name: FileDigest(**entry) for name, entry in data["files"].items()}
 
 
-def _digest(text: bytes, written: str) -> str:
-    """SHA-256 of a manifest in which zeros stand in place of the digest written in it."""
-    return hashlib.sha256(text.replace(written.encode(), b"0" * len(written), 1)).hexdigest()
+def _compute_digest(text: bytes, digest: str) -> str:
+    """Compute the SHA-256 of a manifest after replacing the digest in it by zeros."""
+    return hashlib.sha256(text.replace(digest.encode(), b"0" * len(digest), 1)).hexdigest()

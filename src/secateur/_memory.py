@@ -1,4 +1,4 @@
-"""Errors that say what ran out of memory."""
+"""Explain errors of insufficient memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["OutOfMemoryError", "explain_out_of_memory"]
 
 
 class OutOfMemoryError(ArtifactError, InsufficientMemoryError):
-    """A tensor or file that does not fit into memory; the file itself may be sound."""
+    """A tensor or file does not fit into memory; the file itself may be valid."""
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def explain_out_of_memory(what: str, size: int) -> Iterator[None]:
     """Raise `OutOfMemoryError` if the code inside runs out of memory.
 
     Args:
-        what: What was being done with what, as the beginning of a message.
+        what: What failed, as the beginning of a message.
         size: Bytes of the dense tensor, or of the file.
 
     Raises:
@@ -32,6 +32,6 @@ def explain_out_of_memory(what: str, size: int) -> Iterator[None]:
         if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"{what}: there is not enough memory for its {size:,} bytes and what is computed from them. Free memory, "
-            f"or use a machine with more."
+            f"{what}: there is not enough memory for its {size:,} bytes and temporary values. Free memory, or "
+            f"use a machine with more."
         ) from error

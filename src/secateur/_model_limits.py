@@ -1,4 +1,4 @@
-"""Limits on the size of models that untrusted descriptions ask for."""
+"""Limit the size of models that are built from untrusted descriptions."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from secateur.errors import ArtifactError
 __all__ = ["LIMITS_WITHOUT_WEIGHTS", "MAX_TENSORS", "ModelLimits"]
 
 SPARE_NUMBERS = 1 << 26
-"""Numbers, 256 MiB in float32, that a model may have beyond those that are stored for it."""
+"""Numbers (256 MiB in float32) that a model may have in addition to those in its files."""
 
-MAX_REPEATED = 4
-"""How often a model may hold each stored number: weights that are tied later are first built for the encoder, the
-decoder, the output layer and what they share."""
+MAX_COPIES = 4
+"""Maximum copies of each stored number: tied weights are first built separately for the encoder, the decoder, the
+output layer and the shared embedding."""
 
 MAX_SPLIT = 4
-"""Tensors and modules of a model for each stored tensor, which may hold those of several layers."""
+"""Maximum tensors and modules per stored tensor, which may contain the weights of several layers."""
 
 SPARE_TENSORS = 20_000
 
 MAX_TENSORS = 250_000
-"""Modules, parameters and buffers of a model of which no weights are stored."""
+"""Maximum modules, parameters and buffers of a model without stored weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """The largest model that may be built.
+    """Limits of a model that is built.
 
     Attributes:
-        tensors: Maximum of modules, parameters and buffers.
-        numbers: Maximum of numbers in parameters and buffers; ``None``: unlimited, because nothing is allocated.
+        tensors: Maximum modules, parameters and buffers.
+        numbers: Maximum numbers in parameters and buffers; ``None``: unlimited, because nothing is allocated.
     """
 
     tensors: int
@@ -39,8 +39,8 @@ class ModelLimits:
 
     @classmethod
     def from_stored(cls, tensors: int, numbers: int) -> ModelLimits:
-        """The limits of a model for which that many tensors with that many numbers are stored."""
-        return cls(MAX_SPLIT * tensors + SPARE_TENSORS, MAX_REPEATED * numbers + SPARE_NUMBERS)
+        """Compute the limits of a model from the tensors and numbers that are stored for it."""
+        return cls(MAX_SPLIT * tensors + SPARE_TENSORS, MAX_COPIES * numbers + SPARE_NUMBERS)
 
     def check(self, tensors: int, numbers: int, path: Path) -> None:
         """Raise `ArtifactError` if a model exceeds the limits.
@@ -52,17 +52,17 @@ class ModelLimits:
         """
         if tensors > self.tensors:
             raise ArtifactError(
-                f"{path}: describes a model of more than {self.tensors:,} modules and tensors, far more than there are "
-                f"weights for."
+                f"{path}: describes a model of more than {self.tensors:,} modules and tensors, far more than its "
+                f"weights allow."
                 if self.numbers is not None
                 else f"{path}: describes a model of more than {self.tensors:,} modules and tensors, which is the limit."
             )
         if self.numbers is not None and numbers > self.numbers:
             raise ArtifactError(
-                f"{path}: describes a model of {numbers:,} numbers or more, and its weights allow for "
+                f"{path}: describes a model of {numbers:,} numbers or more, but its weights allow for "
                 f"{self.numbers:,}. The description belongs to another model."
             )
 
 
 LIMITS_WITHOUT_WEIGHTS = ModelLimits(MAX_TENSORS)
-"""The limits of a model that is described and never allocated."""
+"""Limits of a model that is built without allocating memory."""

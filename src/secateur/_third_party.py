@@ -1,4 +1,4 @@
-"""Raise failures of third-party code as errors of this package."""
+"""Translate exceptions of third-party code into errors of this package."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from secateur.errors import ArtifactError, SecateurError
 __all__ = ["describe_error", "is_failure", "is_out_of_memory", "translate_errors"]
 
 MAX_REASON = 500
-"""Characters of a third-party message."""
+"""Maximum characters of a third-party message."""
 
 MEMORY_CLASSES = frozenset({"OutOfMemoryError", "ResourceExhaustedError"})
-"""Out-of-memory errors of torch and TensorFlow, by name, as neither may be installed."""
+"""Names of the out-of-memory errors of torch and TensorFlow, which may not be installed."""
 
 MEMORY_WORDS = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "failed to allocate")
-"""Messages of torch's allocators in a plain `RuntimeError`."""
+"""Parts of messages of torch's allocators, which raise a plain `RuntimeError`."""
 
 
 @contextmanager
 def translate_errors(kind: type[SecateurError], message: str, hint: str = "") -> Iterator[None]:
-    """Turn any exception of third-party code into an error of this package.
+    """Raise any exception of third-party code as an error of this package.
 
-    Errors of this package pass unchanged, except for an `ArtifactError`, which becomes `kind` too. Interrupts also pass
-    unchanged.
+    Errors of this package pass unchanged, except for `ArtifactError`, which is also raised as `kind`. Interrupts pass
+    unchanged too.
 
     Args:
-        kind: Class of the error to raise.
+        kind: The class of the error to raise.
         message: What failed and where, without a period.
         hint: What to do, as a sentence.
 
@@ -42,7 +42,7 @@ def translate_errors(kind: type[SecateurError], message: str, hint: str = "") ->
     """
     try:
         yield
-    # Third-party code raises anything, and Rust code raises exceptions that are not an `Exception`.
+    # Third-party code may raise anything, and panics of Rust code are not an `Exception`.
     except BaseException as error:
         if not is_failure(error) or (isinstance(error, SecateurError) and not isinstance(error, ArtifactError)):
             raise
@@ -64,7 +64,7 @@ def is_failure(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the machine or a device is out of memory.
+    """Whether an error means that the machine or a device ran out of memory.
 
     Example:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
@@ -90,7 +90,7 @@ def describe_error(error: BaseException) -> str:
         return "there is not enough memory"
     try:
         lines = [line for line in map(str.strip, str(error).splitlines()) if line]
-    except Exception:  # noqa: BLE001 - a class of another package
+    except Exception:  # noqa: BLE001 - the class may be third-party
         lines = []
     # A line that ends with a colon, as in pydantic's messages, announces the reason on the next one.
     last = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)

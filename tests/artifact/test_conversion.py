@@ -26,7 +26,7 @@ def test_a_report_is_proved_and_kept(tmp_path: Path) -> None:
 def test_another_report_is_refused(tmp_path: Path) -> None:
     report = secateur.prune(nn.Linear(32, 64), {"pattern": "2:4"})
     save_file({"fc.weight": torch.ones(64, 32)}, tmp_path / "net.safetensors")
-    with pytest.raises(StateError, match="The report is of another model"):
+    with pytest.raises(StateError, match="The report belongs to another model"):
         convert(tmp_path / "net.safetensors", tmp_path / "packed", report=report)
     net = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 3))
     report = secateur.prune(net, {"pattern": "2:4"})

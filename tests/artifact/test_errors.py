@@ -125,7 +125,7 @@ class Full:
 def test_a_tokenizer_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     save_version(tmp_path / "saved", 0)
     with pytest.raises(
-        ArtifactError, match=r"configuration or tokenizer .* cannot be written \(No space left"
+        ArtifactError, match=r"cannot write the configuration or tokenizer .* \(No space left"
     ) as caught:
         save(nn.Linear(2, 2), tmp_path / "saved", tokenizer=Full())
     assert caught.value.__cause__ is not None
@@ -160,7 +160,7 @@ Long.__qualname__ = "x" * 400
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (strange_module, "tensor .* cannot be written into a manifest|a tensor in a file cannot have this name"),
+        (strange_module, "tensor .* cannot be written into a manifest|this name is not allowed in a file"),
         (lambda: Long(2, 2), "the model cannot be written into a manifest: name: String should have at most 300"),
     ],
 )

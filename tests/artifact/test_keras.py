@@ -106,7 +106,7 @@ def test_a_class_that_is_not_registered_needs_its_code(tmp_path: Path) -> None:
         description = json.loads(path.read_text())
         description["module"], description["registered_name"] = "somewhere", "Nowhere"
         path.write_text(json.dumps(description))
-        with pytest.raises(ArtifactError, match=r"keras\.json: was changed since it was written"):
+        with pytest.raises(ArtifactError, match=r"keras\.json: has changed since it was written"):
             secateur.load(tmp_path / "saved")
 
 

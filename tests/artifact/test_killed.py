@@ -194,7 +194,7 @@ def test_a_folder_that_may_not_be_written_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
         for name in ("saved", "other"):
-            with pytest.raises(ArtifactError, match=r"cannot be written .*Permission denied.*Choose another place"):
+            with pytest.raises(ArtifactError, match=r"cannot be written .*Permission denied.*Choose another path"):
                 save_version(tmp_path / name, 1)
         assert version_of(tmp_path / "saved") == 0
     finally:
@@ -205,7 +205,7 @@ def test_a_folder_below_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"file/saved: .*"):
         save_version(tmp_path / "file" / "saved", 1)
-    with pytest.raises(ArtifactError, match=r"file: must be a folder, found a file\. Choose another place"):
+    with pytest.raises(ArtifactError, match=r"file: must be a folder, found a file\. Choose another path"):
         save_version(tmp_path / "file", 1)
 
 

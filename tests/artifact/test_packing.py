@@ -113,8 +113,8 @@ def test_groups_of_any_length_come_back(
     bits = np.where(nonzero, rng.integers(1, 1 << 16, view.shape), 0).astype("<u2")
     packing = GroupPacking(keep, group)
     values, index = packing.pack(bits, view, nonzero)
-    assert values.shape == packing.values_shape(view)
-    assert index.size == packing.index_bytes(view)
+    assert values.shape == packing.compute_values_shape(view)
+    assert index.size == packing.count_index_bytes(view)
     assert np.array_equal(packing.unpack(values, index, view), bits)
 
 
@@ -139,8 +139,8 @@ def test_blocks_of_any_shape_come_back(data: st.DataObject) -> None:
 )
 def test_unpacking_in_chunks_is_unpacking_at_once(packing: Packing, limit_chunks: Callable[[int], None]) -> None:
     view = WeightView(shape=(48, 8, 8), output_axes=(0,), kernel_axes=(1,), input_axes=(2,))
-    keep = np.zeros(packing.grid(view), bool)
-    keep.reshape(-1, math.prod(packing.grid(view)) // packing.kept(view))[:, 0] = True
+    keep = np.zeros(packing.compute_grid(view), bool)
+    keep.reshape(-1, math.prod(packing.compute_grid(view)) // packing.count_stored_blocks(view))[:, 0] = True
     if isinstance(packing, GroupPacking):
         keep = np.tile([True, False, False, True], keep.size // 4).reshape(keep.shape)
     spread = keep

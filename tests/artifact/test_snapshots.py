@@ -81,7 +81,7 @@ def test_a_description_that_the_manifest_does_not_list_is_not_read(framework: st
         data["model"] = {"framework": framework, "kind": kind, "name": "Model"}
 
     forged(folder, unlisted)
-    with pytest.raises(ArtifactError, match=rf"{MANIFEST}: lists no file '{name}'"):
+    with pytest.raises(ArtifactError, match=rf"{MANIFEST}: does not list the file '{name}'"):
         load(folder)
 
 
@@ -97,7 +97,7 @@ def test_a_tokenizer_is_built_from_files_that_the_manifest_lists(tmp_path: Path)
     (tmp_path / "saved" / "added_tokens.json").write_text('{"evil": 7}')
     assert load_tokenizer(tmp_path / "saved").get_vocab() == before
     (tmp_path / "saved" / "tokenizer.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=r"tokenizer.json: was changed since it was written"):
+    with pytest.raises(ArtifactError, match=r"tokenizer.json: has changed since it was written"):
         load_tokenizer(tmp_path / "saved")
 
 
@@ -109,9 +109,9 @@ def test_a_file_that_is_listed_is_read_as_the_manifest_says(tmp_path: Path) -> N
     assert not folder.exists()
     (tmp_path / "saved" / COMPANION).write_text("[]\n")
     for use in (opened.read_file, lambda name: opened.extract(name).__enter__()):
-        with pytest.raises(ArtifactError, match=f"{COMPANION}: was changed since it was written"):
+        with pytest.raises(ArtifactError, match=f"{COMPANION}: has changed since it was written"):
             use(COMPANION)
-    with pytest.raises(ArtifactError, match="lists no file 'other'"):
+    with pytest.raises(ArtifactError, match="does not list the file 'other'"):
         opened.read_file("other")
 
 
@@ -119,7 +119,7 @@ def test_a_listed_file_that_is_huge_is_not_read(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "saved")
     with (folder / COMPANION).open("r+b") as file:
         file.truncate(1 << 42)  # takes no room on the disk
-    with pytest.raises(ArtifactError, match="was changed since it was written"):
+    with pytest.raises(ArtifactError, match="has changed since it was written"):
         verify(folder)
     data = json.loads((folder / MANIFEST).read_text())
     data["files"][COMPANION]["size"] = 1 << 42

@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_created_is_reported_before_any_work() -> None:
     pytest.importorskip("sklearn")
     result = run("demo", "--out", "cli_nets.py/below")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "cannot be made: Not a directory." in " ".join(result.stderr.split())
+    assert "cannot be created: Not a directory." in " ".join(result.stderr.split())
 
 
 def test_json_output_of_the_demo_is_only_its_report(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -1,3 +1,3 @@
-"""Models as Hugging Face's libraries store them: names of files, indexes of shards, configurations, companion files."""
+"""Read model folders of Hugging Face libraries: weight files, indexes, configurations and companion files."""
 
 from __future__ import annotations

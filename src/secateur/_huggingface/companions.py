@@ -1,4 +1,4 @@
-"""Companion files, such as configuration and tokenizer: which of them are copied with the weights of a model."""
+"""Copy companion files, such as the configuration and the tokenizer, with the weights of a model."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from secateur.errors import ArtifactError
 __all__ = ["CODE_SUFFIXES", "COMPANION_SUFFIXES", "Companion", "CompanionFiles", "check_size"]
 
 COMPANION_SUFFIXES = frozenset({".codes", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt"})
-"""Suffixes of files that make a model usable: configuration and tokenizer."""
+"""Suffixes of configuration and tokenizer files."""
 
 CODE_SUFFIXES = frozenset({".py"})
-"""Suffixes of a model's own code."""
+"""Suffixes of code files in a model folder."""
 
 MAX_COMPANION_BYTES = 1_000_000_000
 
 CACHE_PREFIX = "models--"
-"""Begins the name of a model's folder in the Hugging Face cache, where ``snapshots/REVISION`` links to ``blobs``."""
+"""Prefix of model folders in the Hugging Face cache, where files in ``snapshots/REVISION`` link to ``blobs``."""
 
 
 class Companion:
     """A companion file, kept open so that later reads see the same file.
 
     Args:
-        path: The file; if it cannot be opened, reading it raises.
-        digest: What a manifest says of the content; ``None``: the file is not listed in a manifest.
+        path: The file. If it cannot be opened, reading it raises an error.
+        digest: Size and SHA-256 in the manifest; ``None``: the file is not listed in a manifest.
         keep_open: Whether to keep the file open.
     """
 
@@ -44,23 +44,23 @@ class Companion:
             self._file = FileReader(path, keep_open=keep_open)
 
     def read(self, write: Callable[[bytes], object] = lambda chunk: None) -> None:  # noqa: ARG005
-        """Pass the content in chunks to `write`, and check that it is what the manifest says.
+        """Pass the content in chunks to `write`, and check that it matches the manifest.
 
         Raises:
-            ArtifactError: The file cannot be read, or was changed; discard what `write` was given.
+            ArtifactError: The file cannot be read or has changed; discard what was passed to `write`.
         """
         file = self._file or FileReader(self.path)
         if self.digest is not None and file.size != self.digest.size:
-            raise self._changed()
+            raise self._make_change_error()
         check_size(self.path, file.size)
         digest = hashlib.sha256()
-        for chunk in file.chunks():
+        for chunk in file.iterate_chunks():
             digest.update(chunk)
             write(chunk)
         if self.digest is None:
             file.check_unchanged()
         elif digest.hexdigest() != self.digest.sha256:
-            raise self._changed()
+            raise self._make_change_error()
 
     def read_bytes(self, max_bytes: int) -> bytes:
         """Read and check the whole content.
@@ -89,16 +89,16 @@ class Companion:
         except OSError as error:
             raise ArtifactError(f"{target}: cannot be written ({error}).") from error
 
-    def _changed(self) -> ArtifactError:
-        return ArtifactError(f"{self.path}: was changed since it was written.")
+    def _make_change_error(self) -> ArtifactError:
+        return ArtifactError(f"{self.path}: has changed since it was written.")
 
 
 class CompanionFiles:
-    """The files of a folder that are copied with its weights, kept open from now on.
+    """The files of a folder that are copied with its weights; they are opened immediately and stay open.
 
-    These are the visible files with one of `suffixes`, except indexes of shards. A link counts as a file if it leads to
-    a file in the same folder, or within the same model in the Hugging Face cache: whoever made the folder must not be
-    able to have other files of the user copied. In an artifact, only files that the manifest lists count.
+    These are the visible files with one of `suffixes`, except indexes of shards. Links are followed if they lead to a
+    file in the same folder, or within the same model in the Hugging Face cache, so that an untrusted folder cannot
+    cause other files of the user to be copied. In an artifact, only files that the manifest lists are copied.
 
     Args:
         folder: The folder.
@@ -106,7 +106,7 @@ class CompanionFiles:
         excluded: File names to leave out.
 
     Raises:
-        ArtifactError: A file is a link that leads elsewhere, is not a regular file, or cannot be read.
+        ArtifactError: A file is a link to another place, is not a regular file, or cannot be read.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class CompanionFiles:
             self.files = {name: _open_companion(folder, name, digests[name], keep_open=keep_open) for name in names}
 
     def copy(self, target: Path) -> None:
-        """Copy the files into a folder; files that exist there are kept.
+        """Copy the files into a folder, except those that already exist there.
 
         Raises:
-            ArtifactError: A file was changed in the meantime or cannot be read, or a copy cannot be written.
+            ArtifactError: A file has changed or cannot be read, or a copy cannot be written.
         """
         for name, file in self.files.items():
             if not os.path.lexists(target / name):
@@ -135,7 +135,7 @@ def check_size(path: Path, size: int) -> None:
     """Raise `ArtifactError` if a companion file is too large."""
     if size > MAX_COMPANION_BYTES:
         raise ArtifactError(
-            f"{path}: a file beside the weights must have at most {MAX_COMPANION_BYTES:,} bytes, found {size:,}."
+            f"{path}: a companion file must have at most {MAX_COMPANION_BYTES:,} bytes, found {size:,}."
         )
 
 
@@ -159,15 +159,15 @@ def _open_companion(folder: Path, name: str, digest: FileDigest | None, *, keep_
     target = Path(os.path.realpath(root / name))
     if not any(target.is_relative_to(allowed) for allowed in (root, *_find_cache_folders(root))):
         raise ArtifactError(
-            f"{folder / name}: is a link to {str(target)!r}, outside of the folder, and is not copied. Put the file "
-            f"itself there, or remove the link."
+            f"{folder / name}: is a link to {str(target)!r}, outside the folder, and is not copied. Replace the link "
+            f"by the file, or remove it."
         )
     check_size(folder / name, FileReader(target, keep_open=False).size)
     return Companion(target, keep_open=keep_open)
 
 
 def _find_cache_folders(folder: Path) -> list[Path]:
-    """The model's folder in the Hugging Face cache, if a folder is one of its snapshots."""
+    """Find the folder of the model in the Hugging Face cache, if `folder` is one of its snapshots."""
     return [
         parent.parent
         for parent in folder.parents

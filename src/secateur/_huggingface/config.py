@@ -1,4 +1,4 @@
-"""``config.json``: read with a limit on its size, and checked before it is turned into layers."""
+"""Read and check ``config.json`` before a model is built from it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from secateur.errors import ArtifactError
 __all__ = ["MAX_CONFIG_BYTES", "MAX_COUNTS", "check_config", "read_config"]
 
 MAX_CONFIG_BYTES = 16_000_000
-"""The largest in use hold a name for each of some ten thousand labels."""
+"""The largest in use list names of about ten thousand labels."""
 
 MAX_COUNTS: Mapping[str, int] = {
     r"(layer|block|stage|depth|codebook|quantizer)s?": 2_000,
     r"(head|expert|group)s?": 100_000,
     r"labels": 1_000_000,
 }
-"""End of the name of a setting → the largest count that it may have."""
+"""End of the name of a setting → its maximum."""
 
 COUNT_PATTERNS = {re.compile(rf"(.*_)?{ending}"): limit for ending, limit in MAX_COUNTS.items()}
 
@@ -36,9 +36,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
-    """Raise `ArtifactError` if a configuration counts more layers, heads or the like than any model has.
+    """Raise `ArtifactError` if a configuration has more layers, heads or the like than any model.
 
-    Such counts become lengths of loops and lists before any other check sees them.
+    transformers uses such counts as lengths of loops and lists before any other check.
 
     Args:
         config: The configuration.
@@ -51,7 +51,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _iterate_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield every number with its name, or the name of the list that it is in."""
+    """Yield every number with its key, or the key of the list that contains it."""
     pending = list(config.items())
     while pending:
         name, value = pending.pop()

@@ -1,4 +1,4 @@
-"""The files of a model's folder: their names, which of them hold weights, and the index that says which holds what."""
+"""Find the weight files of a model folder, and read and write its index of shards."""
 
 from __future__ import annotations
 
@@ -35,28 +35,29 @@ SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 
 WEIGHTS_FILE = "model.safetensors"
-"""Holds all weights of a model that is stored in one file."""
+"""The file with all weights of a model that is stored in one file."""
 
 INDEX_FILE = "model.safetensors.index.json"
-"""Says which weights are in which shard."""
+"""The index: which weights are in which shard."""
 
 INDEX_SUFFIX = ".index.json"
-"""End of the name of any index of shards, such as ``pytorch_model.bin.index.json``."""
+"""Suffix of any index of shards, such as ``pytorch_model.bin.index.json``."""
 
 MAX_INDEX_BYTES = 100_000_000
 
 UNSAFE_NAME = re.compile(r"\.*|.*[/\\:].*|.{256,}", re.DOTALL)
-"""Names that lead out of a folder, on this system or another, or that no system allows."""
+"""Matches names that point outside a folder on any operating system, or that are invalid."""
 
 
 def find_weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """Find the safetensors files that hold the weights of a model.
+    """Find the safetensors files with the weights of a model.
 
     Args:
-        path: A safetensors file, or a folder: of its files those that an index names, or ``model.safetensors``, or all.
+        path: A safetensors file, or a folder. In a folder, these are the files that the index names, or else
+            ``model.safetensors``, or else all safetensors files.
 
     Returns:
-        The files, none if there are none, and the content of the index if there is one: tensor → name of its file.
+        The files, which may be none, and the weight map of the index, if there is one: tensor → name of its file.
 
     Raises:
         ArtifactError: The folder or the index cannot be read.
@@ -76,7 +77,7 @@ def find_weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """Read an index: tensor → name of the file that holds it, which is in the folder of the index.
+    """Read the weight map of an index: tensor → name of its file, which is in the folder of the index.
 
     Raises:
         ArtifactError: The file cannot be read, or is not a valid index.
@@ -89,13 +90,13 @@ def read_weight_map(path: Path) -> dict[str, str]:
 
 
 def parse_weight_map(index: Any) -> dict[str, str]:
-    """Tensor → name of the file that holds it, which is in the folder of the index.
+    """Check the weight map of an index: tensor → name of its file, which is in the folder of the index.
 
     Args:
         index: The index, as read from JSON.
 
     Raises:
-        ValueError: It is not an index, names no file, or names a file outside of the folder.
+        ValueError: The index is invalid or empty, or names a file outside the folder.
 
     Example:
         >>> parse_weight_map({"weight_map": {"bias": "model-1.safetensors"}})
@@ -104,21 +105,21 @@ def parse_weight_map(index: Any) -> dict[str, str]:
         Traceback (most recent call last):
         ValueError: '../model.safetensors' is not the name of a file in the folder
     """
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError("'weight_map' must map each tensor to the name of its file")
-    if not places:
+    if not weight_map:
         raise ValueError("'weight_map' must name the files of all tensors, found an empty one")
-    if unsafe := [name for name in places.values() if UNSAFE_NAME.fullmatch(name) or not name.isprintable()]:
+    if unsafe := [name for name in weight_map.values() if UNSAFE_NAME.fullmatch(name) or not name.isprintable()]:
         raise ValueError(f"{format_value(unsafe[0])} is not the name of a file in the folder")
-    return places
+    return weight_map
 
 
 def format_index(weight_map: Mapping[str, str], total_bytes: int) -> str:
-    """Write an index as JSON.
+    """Format an index as JSON.
 
     Args:
-        weight_map: Tensor → name of the file that holds it.
+        weight_map: Tensor → name of its file.
         total_bytes: Bytes of all tensors.
     """
     index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
@@ -126,7 +127,7 @@ def format_index(weight_map: Mapping[str, str], total_bytes: int) -> str:
 
 
 def name_shard(number: int, count: int, stem: str = "model") -> str:
-    """The file name of one of several shards, counted from 1.
+    """Return the file name of a shard; `number` counts from 1.
 
     Example:
         >>> name_shard(1, 12)

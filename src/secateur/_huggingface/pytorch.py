@@ -1,4 +1,4 @@
-"""Build models of transformers from their configurations; nothing is downloaded, and no code in a folder runs."""
+"""Build transformers models from configurations, without downloads and without running code from model folders."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 LOCAL_ONLY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-"""Arguments of every call that reads files with transformers."""
+"""Arguments of every transformers call that reads files."""
 
 
 def import_transformers_quietly() -> ModuleType:
-    """Import transformers so that it contacts no hub and prints neither progress bars nor warnings."""
+    """Import transformers in offline mode, without progress bars and warnings."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the package is imported
     import transformers
     from transformers.utils import logging
@@ -46,7 +46,7 @@ def import_transformers_quietly() -> ModuleType:
 
 
 def explain_failures(path: Path, task: str = "build a model", hint: str = "") -> AbstractContextManager[None]:
-    """Raise `ModelLoadError` for whatever transformers raises.
+    """Raise `ModelLoadError` for any exception of transformers.
 
     Args:
         path: The folder or file that the model is read from.
@@ -57,7 +57,7 @@ def explain_failures(path: Path, task: str = "build a model", hint: str = "") ->
 
 
 def get_source(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder to give to ``from_pretrained``, and the other arguments.
+    """Return the folder to pass to ``from_pretrained``, and the other arguments.
 
     Args:
         path: A folder, or a GGUF file.
@@ -74,7 +74,7 @@ def load_config(path: Path) -> Any:
 
 
 def find_model_class(config: Any) -> Any:
-    """Find the class of transformers' own that a configuration names; ``None``: it names none."""
+    """Find the transformers model class that a configuration names; ``None``: there is no such class."""
     import transformers
 
     for name in config.architectures or ():
@@ -85,10 +85,10 @@ def find_model_class(config: Any) -> Any:
 
 
 def build_empty_model(model_class: Any, config: Any, limits: ModelLimits, path: Path) -> nn.Module:
-    """Build a model whose parameters have no values yet.
+    """Build a model with uninitialized parameters, in the data type of its configuration.
 
     Args:
-        model_class: A class of models, or one such as ``AutoModel`` that chooses it.
+        model_class: A model class, or an auto class such as ``AutoModel``.
         config: The configuration.
         limits: The largest model that may be built.
         path: The file or folder with the configuration, for messages.
@@ -98,14 +98,14 @@ def build_empty_model(model_class: Any, config: Any, limits: ModelLimits, path: 
     """
     dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
     build = getattr(model_class, "from_config", model_class)
-    with limit_modules(limits, path), _SkipInitialization(), _default_dtype(dtype):
+    with limit_modules(limits, path), _SkipInitialization(), _set_default_dtype(dtype):
         model: nn.Module = build(config)
     return model
 
 
 @contextmanager
 def limit_modules(limits: ModelLimits, path: Path) -> Iterator[None]:
-    """Stop a model that grows beyond its limits while it is built in this thread.
+    """Stop building a model in this thread as soon as it exceeds its limits.
 
     Args:
         limits: The largest model that may be built.
@@ -128,7 +128,7 @@ def limit_modules(limits: ModelLimits, path: Path) -> Iterator[None]:
 
 
 class _TensorCounter:
-    """Counts tensors and modules as they are registered; a tensor that replaces another replaces its count."""
+    """Counts modules and tensors as they are registered; a tensor that replaces another replaces its size."""
 
     def __init__(self, limits: ModelLimits, path: Path) -> None:
         self.limits, self.path = limits, path
@@ -141,14 +141,14 @@ class _TensorCounter:
             return
         self.tensors += 1
         if isinstance(value, torch.Tensor) and not is_lazy(value):
-            place, size = (id(module), name), value.numel()
-            self.numbers += size - self.sizes.get(place, 0)
-            self.sizes[place] = size
+            key, size = (id(module), name), value.numel()
+            self.numbers += size - self.sizes.get(key, 0)
+            self.sizes[key] = size
         self.limits.check(self.tensors, self.numbers, self.path)
 
 
 class _SkipInitialization(TorchFunctionMode):
-    """Leaves new weights uninitialized, because they are filled next."""
+    """Skips weight initialization, because the weights are loaded afterwards."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__module__", None) == "torch.nn.init":
@@ -157,10 +157,10 @@ class _SkipInitialization(TorchFunctionMode):
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
+def _set_default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(previous)

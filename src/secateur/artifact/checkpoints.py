@@ -1,4 +1,4 @@
-"""Open checkpoints of other tools: safetensors files and transformers folders."""
+"""Open checkpoints that other tools wrote: safetensors files and transformers folders."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from secateur.frameworks.view import WeightView
 __all__ = ["open_checkpoint"]
 
 KnownLayers = Mapping[str, tuple[WeightView, str, bool] | None]
-"""Parameter → its view, its layer, and whether a plan would prune that; ``None``: no pattern prunes the parameter."""
+"""Parameter → its view, its layer, and whether a plan would prune the layer; ``None``: no pattern applies to it."""
 
 
 def open_checkpoint(path: Path, *, copies_files: bool = False) -> Source:
-    """Open a safetensors file, or a folder with such files.
+    """Open a safetensors file, or a folder of safetensors files.
 
-    The layers in a transformers folder are known if transformers is installed. Otherwise every tensor of two or more
-    axes counts as the weight of a layer (output channels, input channels, kernel). All files are opened now: if another
-    process changes or replaces one later, reading it is an error.
+    If transformers is installed, the layers of a transformers folder are known. Otherwise, every tensor with two or
+    more axes counts as the weight of a layer (output channels, input channels, kernel). All files are opened
+    immediately; if another process changes or replaces one later, reading it raises an error.
 
     Args:
         path: The file or folder.
         copies_files: Whether companion files will be copied; see `CompanionFiles`.
 
     Raises:
-        ArtifactError: There are no such files, one is damaged, or they do not belong together.
+        ArtifactError: There are no such files, a file is damaged, or the files do not belong together.
     """
     paths, weight_map = find_weight_files(path)
     if not paths:
         kind = "a folder without any" if os.path.isdir(path) else "another file" if os.path.exists(path) else "nothing"
         raise ArtifactError(
-            f"{path}: must be an artifact, a {SAFETENSORS_SUFFIX} file or a folder with such files, found {kind}."
+            f"{path}: must be an artifact, a {SAFETENSORS_SUFFIX} file or a folder of such files, found {kind}."
         )
     files = [TensorFile(file, keep_open=len(paths) <= MAX_OPEN_FILES) for file in paths]
     owners = _map_tensors(path, files)
@@ -63,7 +63,7 @@ def open_checkpoint(path: Path, *, copies_files: bool = False) -> Source:
 
 
 def _map_tensors(path: Path, files: Sequence[TensorFile]) -> dict[str, TensorFile]:
-    """Tensor → the file that has it."""
+    """Map each tensor to the file that contains it."""
     owners: dict[str, TensorFile] = {}
     duplicates: dict[str, None] = {}
     for file in files:
@@ -71,36 +71,39 @@ def _map_tensors(path: Path, files: Sequence[TensorFile]) -> dict[str, TensorFil
             if owners.setdefault(name, file) is not file:
                 duplicates[name] = None
     if duplicates:
-        raise ArtifactError(f"{path}: {format_list(map(format_value, duplicates))} are in several files.")
+        raise ArtifactError(
+            f"{path}: {format_list(map(format_value, duplicates))} are in more than one file. Keep one copy of each."
+        )
     if not owners:
-        raise ArtifactError(f"{path}: has no tensors.")
+        raise ArtifactError(f"{path}: contains no tensors.")
     return owners
 
 
 def _check_index(index: Path, expected: Mapping[str, str], actual: Mapping[str, str]) -> None:
-    """Raise `ArtifactError` if an index and the files disagree."""
+    """Raise `ArtifactError` if an index does not match the files."""
     for name in {**expected, **actual}:
-        named, holder = expected.get(name), actual.get(name)
-        if named != holder:
+        expected_file, actual_file = expected.get(name), actual.get(name)
+        if expected_file != actual_file:
             raise ArtifactError(
-                f"{index}: tensor {format_value(name)} must be in {format_value(named) if named else 'no file'}, "
-                f"found it in {format_value(holder) if holder else 'none'}. Check that the files are complete and "
+                f"{index}: tensor {format_value(name)} must be in "
+                f"{format_value(expected_file) if expected_file else 'no file'}, found it in "
+                f"{format_value(actual_file) if actual_file else 'none'}. Check that the files are complete and "
                 f"belong to one model."
             )
 
 
 def _make_tensor(name: str, file: TensorFile, layers: KnownLayers | None) -> SourceTensor:
-    stored = file[name]
-    view = guess_view(stored.shape) if DTYPES[stored.dtype].is_float else None
-    # Checkpoints may use names that the model does not have; nothing is known about those tensors.
+    header = file[name]
+    view = guess_view(header.shape) if DTYPES[header.dtype].is_float else None
+    # A checkpoint may have names that the model does not have; the layers of these tensors are unknown.
     layer = name.removesuffix(".weight") if view is not None and name not in (layers or {}) else None
     is_prunable = layer is not None
     known = (layers or {}).get(name)
-    if known is not None and known[0].shape == stored.shape:
+    if known is not None and known[0].shape == header.shape:
         view, layer, is_prunable = known
     return SourceTensor(
-        dtype=stored.dtype,
-        shape=stored.shape,
+        dtype=header.dtype,
+        shape=header.shape,
         read=partial(_read_tensor, file, name),
         view=view,
         layer=layer,
@@ -109,14 +112,14 @@ def _make_tensor(name: str, file: TensorFile, layers: KnownLayers | None) -> Sou
 
 
 def _read_tensor(file: TensorFile, name: str) -> Bits:
-    """Read a tensor of a file without digests, which must not have changed since it was opened."""
+    """Read a tensor, and check that the file has not changed since it was opened: it has no digests."""
     bits = file.read(name)
     file.file.check_unchanged()
     return bits
 
 
 def _find_layers(folder: Path) -> KnownLayers | None:
-    """The layers of the model that a folder describes; ``None``: they cannot be found out here."""
+    """Find the layers of the model in a transformers folder; ``None``: transformers is missing or cannot build it."""
     if not (is_installed("torch") and is_installed("transformers")):
         return None
     from secateur.artifact.pytorch import describe_layers

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from secateur._files import as_path
 from secateur.artifact.checkpoints import open_checkpoint
-from secateur.artifact.reader import Artifact, find_artifact
+from secateur.artifact.reader import Artifact, is_artifact_folder
 from secateur.artifact.report import ArtifactReport, report_on_artifact
 from secateur.artifact.writer import SHARD_BYTES, write
 from secateur.results import PruningReport
@@ -27,21 +27,21 @@ def convert(
     Args:
         source: The folder of an artifact, a safetensors file, or a transformers folder.
         target: The folder to write: new, empty, or an artifact, which is replaced.
-        report: The report of the pruning run that wrote `source`; see `secateur.save`. ``None``: what the manifest of
-            an artifact says is kept.
-        dense: Store every tensor dense, in files that transformers reads.
+        report: The report of the pruning run that wrote `source`; see `secateur.save`. ``None``: keep what the manifest
+            of an artifact states.
+        dense: Store every tensor dense, in files that transformers can read.
         shard_bytes: Maximum bytes of tensors in one shard.
 
     Raises:
-        ArtifactError: `source` is damaged or is not what the report says, or `target` cannot be written.
-        StateError: The report is of another model.
+        ArtifactError: `source` is damaged or does not match the report, or `target` cannot be written.
+        StateError: The report belongs to another model.
     """
     path, target = as_path(source), as_path(target)
-    if find_artifact(path):
+    if is_artifact_folder(path):
         artifact = Artifact(path)
         artifact.check_files()
-        tensors = artifact.make_source()
+        opened = artifact.make_source()
     else:
-        tensors = open_checkpoint(path, copies_files=True)
-    manifest = write(tensors.add_report(report), target, dense=dense, shard_bytes=shard_bytes)
+        opened = open_checkpoint(path, copies_files=True)
+    manifest = write(opened.add_report(report), target, dense=dense, shard_bytes=shard_bytes)
     return report_on_artifact(str(target), manifest)

@@ -1,4 +1,4 @@
-"""The types of stored numbers, under the names that safetensors gives them."""
+"""Data types of stored tensors, by their safetensors names."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy.typing as npt
 __all__ = ["DTYPES", "Bits", "DType", "digest_bits"]
 
 CHUNK_NUMBERS = 1 << 18
-"""Numbers compared at once, to bound temporary memory."""
+"""Numbers to compare at once, which limits temporary memory."""
 
 Bits = npt.NDArray[np.unsignedinteger]
-"""The bit patterns of numbers of any type, as unsigned integers of their width."""
+"""Bit patterns of numbers of any data type, as unsigned integers of the same width."""
 
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """A type of number.
+    """A data type.
 
     Attributes:
         name: The name that frameworks use.
         size: Bytes of one number.
-        is_float: Whether it can be pruned: it has the zeros `+0.0` and `-0.0`.
+        is_float: Whether tensors of this type can be pruned; zeros are ``+0.0`` and ``-0.0``.
     """
 
     name: str
@@ -34,11 +34,11 @@ class DType:
 
     @property
     def bits(self) -> np.dtype[np.unsignedinteger]:
-        """The unsigned integer of the same width, little-endian."""
+        """The little-endian unsigned integer of the same width."""
         return np.dtype(f"<u{self.size}")
 
     def nonzero(self, bits: Bits) -> npt.NDArray[np.bool_]:
-        """Which numbers are not zero; ``-0.0`` is zero.
+        """Return which numbers are not zero; ``-0.0`` is zero.
 
         Example:
             >>> DTYPES["F16"].nonzero(np.array([0x0000, 0x8000, 0x3C00], "<u2"))
@@ -71,7 +71,7 @@ DTYPES: Mapping[str, DType] = {
     "F64": DType("float64", 8, is_float=True),
     "C64": DType("complex64", 8),
 }
-"""Name in a file → type. Tensors of other types than floats are stored, but never pruned."""
+"""Name in a file → data type. Tensors that are not floating point are stored, but never pruned."""
 
 
 def digest_bits(bits: Bits) -> str:

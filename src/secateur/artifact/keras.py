@@ -1,4 +1,4 @@
-"""Save Keras models as artifacts, and load them back, on every backend."""
+"""Save Keras models as artifacts and load them, on every backend."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from secateur.planning.output_layer import stays_dense_as_output
 __all__ = ["build_model", "check_description", "load_weights", "make_source"]
 
 DESCRIPTION = "keras.json"
-"""What Keras builds the model from: its own description of the layers."""
+"""The file with Keras's description of the layers, from which Keras builds the model."""
 
 NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
-"""Keras's name of a type → its name in a file."""
+"""Keras's name of a data type → its name in a file."""
 
 NUMBER = re.compile(r"_\d+(?=/|$)")
-"""What Keras counts layers of one kind with, over the whole process."""
+"""Matches the number that Keras appends to the names of layers, which it counts per process."""
 
-REGISTER = "Register the classes that it names, or build the model yourself: secateur.load(path, model)."
+REGISTER_HINT = "Register the classes that it names, or build the model yourself: secateur.load(path, model)."
 
-SHORTENED = 16
-"""Bits that bfloat16 lacks of float32, of which it is the upper half."""
+BFLOAT16_SHIFT = 16
+"""bfloat16 is the upper 16 bits of float32."""
 
 
 def make_source(model: keras.Model, tokenizer: Any = None) -> Source:
-    """A model's weights, and its description if it has one.
+    """Collect the weights of a model, and its description if it has one.
 
     Args:
         model: The model, built.
@@ -61,15 +61,17 @@ def make_source(model: keras.Model, tokenizer: Any = None) -> Source:
         raise UnsupportedModelError(f"The model {model.name!r} must be built. Call it on one batch first.")
     variables = _name_variables(model)
     layers = {
-        id(get_kernel(one.module)): one for one in find_candidates(model, prune_frozen=True) if one.reason is None
+        id(get_kernel(candidate.module)): candidate
+        for candidate in find_candidates(model, prune_frozen=True)
+        if candidate.reason is None
     }
-    description = _description(model)
+    description = _describe_model(model)
     return Source(
         tensors={
             name: SourceTensor(
-                dtype=_dtype(name, variable),
+                dtype=_get_dtype(name, variable),
                 shape=tuple(variable.shape),
-                read=partial(_bits, variable),
+                read=partial(_read_bits, variable),
                 view=get_view(layers[id(variable)].module)
                 if id(variable) in layers
                 else guess_view(tuple(variable.shape)),
@@ -89,14 +91,14 @@ def load_weights(model: keras.Model, artifact: Artifact) -> keras.Model:
 
     Raises:
         UnsupportedModelError: The model is not built.
-        ArtifactError: Names, shapes or types differ, or a tensor is damaged. The model is unchanged then.
+        ArtifactError: Names, shapes or data types differ, or a tensor is damaged. The model does not change.
     """
     if not model.built:
         raise UnsupportedModelError(f"The model {model.name!r} must be built. Call it on one batch first.")
     pairs = _match_variables(_name_variables(model), artifact)
     for name, variable in pairs.items():
         entry = artifact.entry(name)
-        if (tuple(variable.shape), _dtype(name, variable)) != (entry.shape, entry.dtype):
+        if (tuple(variable.shape), _get_dtype(name, variable)) != (entry.shape, entry.dtype):
             raise ArtifactError(
                 f"{artifact.path}: tensor {name!r} is {DTYPES[entry.dtype].name} {list(entry.shape)}, and "
                 f"{variable.dtype} {list(variable.shape)} in the model. Build the model as it was when it was saved."
@@ -104,53 +106,53 @@ def load_weights(model: keras.Model, artifact: Artifact) -> keras.Model:
     for name in pairs:
         artifact[name]  # verify all tensors before anything changes
     for name, variable in pairs.items():
-        variable.assign(_values(artifact[name]))
+        variable.assign(_to_keras_values(artifact[name]))
     return model
 
 
 def build_model(artifact: Artifact) -> keras.Model:
-    """The model in an artifact, not compiled.
+    """Build the model in an artifact, without compiling it.
 
     Raises:
         ModelLoadError: Keras cannot build it.
-        ArtifactError: A tensor is damaged, or the model is another than the one that was saved.
+        ArtifactError: A tensor is damaged, or the description belongs to another model.
     """
     artifact.check_files()
     path = artifact.path / DESCRIPTION
     description = parse_json(artifact.read_file(DESCRIPTION), path)
     description.pop("compile_config", None)
-    with translate_errors(ModelLoadError, f"Keras cannot build a model from {str(path)!r}", REGISTER):
-        check_description(description, _limits(artifact), path)
+    with translate_errors(ModelLoadError, f"Keras cannot build a model from {str(path)!r}", REGISTER_HINT):
+        check_description(description, _compute_limits(artifact), path)
         model = keras.saving.deserialize_keras_object(description, safe_mode=True)
     if not isinstance(model, keras.Model):
-        raise ArtifactError(f"{path}: describes no model, found {type(model).__name__}.")
+        raise ArtifactError(f"{path}: must describe a model, found {type(model).__name__}.")
     return load_weights(model, artifact)
 
 
 def check_description(description: Mapping[str, Any], limits: ModelLimits, path: Path) -> None:
-    """Refuse a description of a model that is larger than its weights.
+    """Refuse the description of a model that is larger than its weights.
 
-    The model is built once in a `keras.StatelessScope`, where variables have shapes and no values, in a thread of its
-    own: Keras keeps a list of such variables, and the numbers in the names of layers, per thread.
+    The model is built once in a `keras.StatelessScope`, where variables have shapes but no values. This happens in a
+    separate thread, because Keras keeps a list of such variables, and the numbers in the names of layers, per thread.
 
     A description with registered classes that cannot be built this way is not checked.
 
     Args:
         description: What `keras.saving.serialize_keras_object` returned.
-        limits: What the model may have.
-        path: Where the description is, for the message.
+        limits: The largest model that may be built.
+        path: The file with the description, for the message.
 
     Raises:
-        ArtifactError: The model is larger.
-        Exception: Keras cannot build it; the class is one of Keras's.
+        ArtifactError: The model exceeds the limits.
+        Exception: Any exception that Keras raises when it cannot build the model.
     """
-    description = _without_states(description)
-    known = {name: keras.saving.get_registered_object(name) for name in _names(description)}
-    custom = {name: found for name, found in known.items() if found is not None}
+    description = _remove_states(description)
+    registered = {name: keras.saving.get_registered_object(name) for name in _iterate_texts(description)}
+    custom = {name: value for name, value in registered.items() if value is not None}
     try:
         with ThreadPoolExecutor(1) as executor:
-            shapes = executor.submit(_weight_shapes, description, custom).result()
-    # Classes of the user's may create variables with values, which the scope refuses.
+            shapes = executor.submit(_get_weight_shapes, description, custom).result()
+    # Custom classes may create variables with values, which the scope refuses.
     except Exception:
         if custom:
             return
@@ -158,42 +160,42 @@ def check_description(description: Mapping[str, Any], limits: ModelLimits, path:
     limits.check(len(shapes), sum(map(math.prod, shapes)), path)
 
 
-def _limits(artifact: Artifact) -> ModelLimits:
+def _compute_limits(artifact: Artifact) -> ModelLimits:
     entries = artifact.manifest.tensors.values()
     return ModelLimits.from_stored(len(entries), sum(entry.count for entry in entries))
 
 
 def _name_variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """Every weight by the names that lead to its layer, and its own; of several with one name, the later have a number.
+    """Name each weight after the path of its layer and its own name; repeated names get a number.
 
-    Its ``path`` would differ between a model that was built and one that was built again from its description.
+    The ``path`` of a variable is not used: it differs between a model and its copy that is built from the description.
     """
     owners: dict[int, str] = {}
     for prefix, layer in list_layers(model).items():
         for variable in layer.weights:
             owners[id(variable)] = f"{prefix}/{variable.name}"  # the innermost layer comes last
-    found: dict[str, keras.Variable] = {}
+    named: dict[str, keras.Variable] = {}
     for variable in model.weights:
-        own = owners.get(id(variable), variable.name)
-        name, count = own, 2
-        while name in found:
-            name, count = f"{own}@{count}", count + 1
-        found[name] = variable
-    return found
+        base = owners.get(id(variable), variable.name)
+        name, count = base, 2
+        while name in named:
+            name, count = f"{base}@{count}", count + 1
+        named[name] = variable
+    return named
 
 
 def _match_variables(variables: Mapping[str, keras.Variable], artifact: Artifact) -> dict[str, keras.Variable]:
-    """Name in the artifact → weight of the model.
+    """Map each name in the artifact to a weight of the model.
 
-    Layers without a name of their own have another number in every process; then the order decides.
+    Keras numbers layers without an explicit name per process. If only these numbers differ, weights match by order.
     """
-    stored = list(artifact.manifest.tensors)
-    if set(stored) == set(variables):
-        return {name: variables[name] for name in stored}
-    if _strip_numbers(stored) == _strip_numbers(variables):
-        return dict(zip(stored, variables.values(), strict=True))
-    missing = [name for name in variables if name not in stored]
-    unknown = [name for name in stored if name not in variables]
+    names = list(artifact.manifest.tensors)
+    if set(names) == set(variables):
+        return {name: variables[name] for name in names}
+    if _strip_numbers(names) == _strip_numbers(variables):
+        return dict(zip(names, variables.values(), strict=True))
+    missing = [name for name in variables if name not in names]
+    unknown = [name for name in names if name not in variables]
     raise ArtifactError(
         f"{artifact.path}: does not belong to the model. Only the model has "
         f"{format_list(map(repr, missing)) or 'nothing'}, only the artifact "
@@ -205,35 +207,35 @@ def _strip_numbers(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
     return [NUMBER.sub("", name) for name in names]
 
 
-def _dtype(name: str, variable: keras.Variable) -> str:
+def _get_dtype(name: str, variable: keras.Variable) -> str:
     dtype = keras.backend.standardize_dtype(variable.dtype)
     if dtype not in NAMES:
-        raise UnsupportedModelError(f"{name!r} has dtype {dtype}, which safetensors has no name for.")
+        raise UnsupportedModelError(f"{name!r} has dtype {dtype}, which safetensors does not support.")
     return NAMES[dtype]
 
 
-def _bits(variable: keras.Variable) -> Bits:
+def _read_bits(variable: keras.Variable) -> Bits:
     array = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
     if keras.backend.standardize_dtype(variable.dtype) == "bfloat16" and array.itemsize > 2:
-        return (array.view("<u4") >> SHORTENED).astype("<u2")
+        return (array.view("<u4") >> BFLOAT16_SHIFT).astype("<u2")
     return array.view(f"<u{array.itemsize}").reshape(tuple(variable.shape))
 
 
-def _values(tensor: RawTensor) -> Any:
-    """What a variable of that type can be assigned: NumPy has no bfloat16, and float32 holds all of its numbers."""
+def _to_keras_values(tensor: RawTensor) -> Any:
+    """Convert a tensor to values for a Keras variable: bfloat16 as float32, because NumPy has no bfloat16."""
     if tensor.dtype == "BF16":
-        return (tensor.bits.astype("<u4") << SHORTENED).view(np.float32)
+        return (tensor.bits.astype("<u4") << BFLOAT16_SHIFT).view(np.float32)
     return tensor.bits.view(DTYPES[tensor.dtype].name)
 
 
-def _description(model: keras.Model) -> dict[str, Any] | None:
-    """What Keras writes of a model without its weights; ``None``: it has classes that do not say how they are made."""
+def _describe_model(model: keras.Model) -> dict[str, Any] | None:
+    """Serialize a model without its weights; ``None``: it has classes that Keras cannot serialize."""
     try:
-        found: dict[str, Any] = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+        description: dict[str, Any] = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
     except (NotImplementedError, TypeError, ValueError):
         return None
-    found.pop("compile_config", None)
-    return found
+    description.pop("compile_config", None)
+    return description
 
 
 def _write_description(description: Mapping[str, Any] | None, folder: Path) -> None:
@@ -241,29 +243,29 @@ def _write_description(description: Mapping[str, Any] | None, folder: Path) -> N
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
-def _weight_shapes(description: Any, custom: Mapping[str, Any]) -> list[tuple[int, ...]]:
+def _get_weight_shapes(description: Any, custom: Mapping[str, Any]) -> list[tuple[int, ...]]:
     with keras.StatelessScope(initialize_variables=False):
         model = keras.saving.deserialize_keras_object(description, custom_objects=dict(custom), safe_mode=True)
     return [tuple(variable.shape) for variable in getattr(model, "weights", ())]
 
 
-def _without_states(description: Any) -> Any:
-    """The description without optimizers, and without states of recurrent layers, which come with values."""
+def _remove_states(description: Any) -> Any:
+    """Remove optimizers from a description, and the states of recurrent layers, which have values."""
     if isinstance(description, Mapping):
         return {
-            name: False if name == "stateful" else _without_states(found)
-            for name, found in description.items()
+            name: False if name == "stateful" else _remove_states(value)
+            for name, value in description.items()
             if name != "compile_config"
         }
-    return [_without_states(found) for found in description] if isinstance(description, list) else description
+    return [_remove_states(value) for value in description] if isinstance(description, list) else description
 
 
-def _names(description: Any) -> Iterator[str]:
-    """Every text that may name a class that the user has registered."""
-    left = [description]
-    while left:
-        found = left.pop()
-        if isinstance(found, str):
-            yield found
-        elif isinstance(found, Mapping | list):
-            left += found.values() if isinstance(found, Mapping) else found
+def _iterate_texts(description: Any) -> Iterator[str]:
+    """Yield every string in a description, any of which may name a registered class."""
+    pending = [description]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping | list):
+            pending += value.values() if isinstance(value, Mapping) else value

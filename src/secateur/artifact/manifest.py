@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what its tensors are, how they are packed and what was pruned."""
+"""Models the manifest of an artifact: its tensors, how they are packed, and what was pruned."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ __all__ = [
 MAX_AXES = 64
 
 MAX_DETAIL = 500
-"""Characters of a part of an error, which may show what a file holds."""
+"""Maximum characters of each part of an error message, which may quote a file."""
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-"""Within the folder, without hidden files and ways out."""
+"""Matches paths within the folder, except hidden files."""
 
 MAX_FILE_NAME = 1000
 
@@ -62,7 +62,7 @@ class _ManifestModel(BaseModel):
 
 
 class AxisLayout(_ManifestModel):
-    """Which axes of a tensor number what; see `WeightView`.
+    """Says what the axes of a tensor are; see `WeightView`.
 
     Attributes:
         output_axes: Output channels, slowest first.
@@ -78,13 +78,13 @@ class AxisLayout(_ManifestModel):
 
     @classmethod
     def from_view(cls, view: WeightView) -> Self:
-        """The axes of a view."""
+        """Take the axes from a view."""
         return cls(
             output_axes=view.output_axes, kernel_axes=view.kernel_axes, input_axes=view.input_axes, groups=view.groups
         )
 
-    def view(self, shape: tuple[int, ...]) -> WeightView:
-        """The view of a tensor of that shape."""
+    def make_view(self, shape: tuple[int, ...]) -> WeightView:
+        """Make the view of a tensor of the given shape."""
         return WeightView(
             shape=shape,
             output_axes=self.output_axes,
@@ -95,18 +95,18 @@ class AxisLayout(_ManifestModel):
 
 
 class Dense(_ManifestModel):
-    """Stored as it is, under its own name."""
+    """The tensor is stored dense, under its own name."""
 
     kind: Literal["dense"] = "dense"
 
 
 class Blocks(_ManifestModel):
-    """See `BlockPacking`.
+    """The tensor is packed by `BlockPacking`.
 
     Attributes:
-        block: Weights of a block along output channels, kernel positions and input channels.
-        kept: Blocks stored.
-        index: How it is written down which.
+        block: Size of a block along output channels, kernel positions and input channels.
+        kept: Number of stored blocks.
+        index: How the index encodes which blocks are stored.
         label: The name in reports.
     """
 
@@ -118,11 +118,11 @@ class Blocks(_ManifestModel):
 
 
 class Groups(_ManifestModel):
-    """See `GroupPacking`.
+    """The tensor is packed by `GroupPacking`.
 
     Attributes:
-        count: N, the weights stored of each group.
-        group: M, its length.
+        count: N, the stored weights per group.
+        group: M, the length of a group.
     """
 
     kind: Literal["groups"] = "groups"
@@ -135,8 +135,8 @@ class Claim(_ManifestModel):
 
     Attributes:
         pattern: Pattern specification.
-        units: Units that the tensor is tiled into.
-        pruned_units: Units of which no weight is left.
+        units: Number of units in the tensor.
+        pruned_units: Number of pruned units.
     """
 
     pattern: Annotated[str, Field(max_length=100), PRINTABLE]
@@ -145,21 +145,21 @@ class Claim(_ManifestModel):
 
 
 class TensorEntry(_ManifestModel):
-    """One tensor.
+    """Describes one tensor.
 
     Attributes:
-        file: The shard that holds it.
-        layer: The layer that it is the weight of; ``None``: of none that pruning would or did prune.
-        dtype: Type of its numbers, as in `DTYPES`.
-        shape: Its shape when dense.
-        layout: What its axes are; ``None``: it is not a weight that patterns tile.
+        file: The shard with the tensor.
+        layer: The layer whose weight it is, if pruning would prune or did prune that layer.
+        dtype: The data type, a key of `DTYPES`.
+        shape: The dense shape.
+        layout: What the axes are; ``None``: it is not a weight that patterns apply to.
         packing: How it is stored.
-        pattern: The pattern that its zeros have: what was asked for, or the strictest that they are found to have;
-            ``None``: none.
-        pruned: What pruning did to it; ``None``: not known, or nothing.
-        zeros: Numbers that are zero.
-        negative_zeros: Of these, those that are ``-0.0``, which packings store like any other number.
-        sha256: Digest of the dense numbers' bytes, little-endian, in order.
+        pattern: The pattern of its zeros: the requested one, or the strictest that was recognized; ``None``: there is
+            no pattern.
+        pruned: What pruning did to it; ``None``: unknown, or nothing.
+        zeros: Number of zeros.
+        negative_zeros: Number of zeros that are ``-0.0``, which packings store like any other number.
+        sha256: Digest of the bytes of the dense tensor, little-endian, in row-major order.
     """
 
     file: str
@@ -176,7 +176,7 @@ class TensorEntry(_ManifestModel):
 
     @property
     def count(self) -> int:
-        """Numbers in it."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -191,12 +191,12 @@ class TensorEntry(_ManifestModel):
 
     @property
     def view(self) -> WeightView | None:
-        """Where its channels lie; ``None``: see `layout`."""
-        return None if self.layout is None else self.layout.view(self.shape)
+        """The view of the dense tensor; ``None``: see `layout`."""
+        return None if self.layout is None else self.layout.make_view(self.shape)
 
     @property
     def packer(self) -> Packing | None:
-        """What packs it; ``None``: it is dense."""
+        """The packing as an object that packs and unpacks; ``None``: it is dense."""
         if isinstance(self.packing, Blocks):
             is_list = self.packing.index == "list"
             return BlockPacking(self.packing.block, self.packing.kept, is_list=is_list, label=self.packing.label)
@@ -204,23 +204,23 @@ class TensorEntry(_ManifestModel):
 
     @property
     def packing_name(self) -> str:
-        """The name of its packing in reports."""
+        """The name of the packing in reports."""
         return "dense" if self.packer is None else self.packer.name
 
-    def stored(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """What its shard holds of it: name there → type and shape."""
+    def describe_arrays(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Describe the arrays that the shard has for the tensor: name → data type and shape."""
         if self.packer is None:
             return {name: (self.dtype, self.shape)}
         assert self.view is not None
         return {
-            f"{name}#values": (self.dtype, self.packer.values_shape(self.view)),
-            f"{name}#index": ("U8", (self.packer.index_bytes(self.view),)),
+            f"{name}#values": (self.dtype, self.packer.compute_values_shape(self.view)),
+            f"{name}#index": ("U8", (self.packer.count_index_bytes(self.view),)),
         }
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all that."""
-        return sum(math.prod(shape) * DTYPES[dtype].size for dtype, shape in self.stored("").values())
+        """Bytes of the stored arrays."""
+        return sum(math.prod(shape) * DTYPES[dtype].size for dtype, shape in self.describe_arrays("").values())
 
     @field_validator("dtype")
     @classmethod
@@ -234,7 +234,9 @@ class TensorEntry(_ManifestModel):
         if self.dense_bytes >= 1 << 63:
             raise ValueError(f"a tensor of shape {format_value(self.shape)} is too large")
         if not self.negative_zeros <= self.zeros <= self.count:
-            raise ValueError(f"{self.zeros} zeros, {self.negative_zeros} of them negative, of {self.count} numbers")
+            raise ValueError(
+                f"{self.zeros} zeros, {self.negative_zeros} of them negative, are impossible for {self.count} numbers"
+            )
         if self.pruned is not None and self.pruned.pruned_units > self.pruned.units:
             raise ValueError(f"{self.pruned.pruned_units} of {self.pruned.units} units cannot be pruned")
         try:
@@ -245,33 +247,33 @@ class TensorEntry(_ManifestModel):
 
     def _check_packing(self) -> None:
         if self.pruned is not None and self.pruned.pattern != self.pattern:
-            raise ArtifactError(f"pruned to {self.pruned.pattern!r}, it cannot have the pattern {self.pattern!r}")
+            raise ArtifactError(f"the pattern must be that of pruned, {self.pruned.pattern!r}, found {self.pattern!r}")
         if self.pattern is not None and self.layout is None:
             raise ArtifactError("a tensor with a pattern needs a layout")
         if self.layout is not None:
             axes = (*self.layout.output_axes, *self.layout.kernel_axes, *self.layout.input_axes)
             if sorted(axes) != list(range(len(self.shape))):
-                raise ArtifactError(f"its layout must number each of its {len(self.shape)} axes once")
-            if self.layout.view(self.shape).canonical_shape[0] % self.layout.groups:
-                raise ArtifactError(f"{self.layout.groups} groups do not share its output channels out")
+                raise ArtifactError(f"its layout must name each of its {len(self.shape)} axes once")
+            if self.layout.make_view(self.shape).canonical_shape[0] % self.layout.groups:
+                raise ArtifactError(f"its output channels are not a multiple of its {self.layout.groups} groups")
         packer, view = self.packer, self.view
         if packer is None:
             return
         if view is None:
             raise ArtifactError("a packed tensor needs a layout")
-        packer.check(view)
-        if packer.kept(view) > math.prod(packer.grid(view)):
+        packer.check_view(view)
+        if packer.count_stored_blocks(view) > math.prod(packer.compute_grid(view)):
             raise ArtifactError("it stores more blocks than it has")
         if self.dense_bytes > self.stored_bytes * MAX_COMPRESSION:
             raise ArtifactError(f"it is stored in less than 1/{MAX_COMPRESSION} of its dense size")
 
 
 class FileEntry(_ManifestModel):
-    """A file beside the shards.
+    """Describes a companion file.
 
     Attributes:
-        size: Its bytes.
-        sha256: Digest of its content.
+        size: Size in bytes.
+        sha256: Digest of the content.
     """
 
     size: Size
@@ -279,18 +281,18 @@ class FileEntry(_ManifestModel):
 
     @property
     def digest(self) -> FileDigest:
-        """The same, for those who read the file."""
+        """The same as a `FileDigest`."""
         return FileDigest(self.size, self.sha256)
 
 
 class Builder(_ManifestModel):
-    """What the tensors belong to.
+    """Says how to build the model of the tensors.
 
     Attributes:
-        framework: Whose model it is.
-        kind: What builds it again: ``"transformers"`` from ``config.json``, ``"keras"`` from ``keras.json``, or
-            ``"code"``: the user's own.
-        name: Name of its class.
+        framework: The framework of the model.
+        kind: What builds the model: ``"transformers"`` from ``config.json``, ``"keras"`` from ``keras.json``, or
+            ``"code"`` of the user.
+        name: The name of its class.
     """
 
     framework: Literal["pytorch", "keras"]
@@ -299,18 +301,18 @@ class Builder(_ManifestModel):
 
 
 class Manifest(_ManifestModel):
-    """Everything about an artifact except the values of its tensors.
+    """Describes an artifact, except for the values of its tensors.
 
     Attributes:
         format: Always ``"secateur"``.
         format_version: Version of the format.
-        written_by: Name and version of what wrote it.
-        model: What the tensors belong to; ``None``: nobody said.
-        configs: The pruning configurations that made it, as `PruningConfig.to_dict` gives them.
-        shards: Shard → its bytes.
-        files: File beside them → its entry.
+        written_by: Name and version of the program that wrote the artifact.
+        model: How to build the model; ``None``: unknown.
+        configs: The configurations of the pruning run, as `PruningConfig.to_dict` returns them.
+        shards: Shard → its size in bytes.
+        files: Companion file → its entry.
         tensors: Name → tensor.
-        aliases: Another name → the tensor that it means too.
+        aliases: Alternative name → name of the tensor (tied weights).
     """
 
     format: Literal["secateur"] = "secateur"
@@ -330,29 +332,29 @@ class Manifest(_ManifestModel):
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all tensors as stored."""
+        """Bytes of all stored arrays."""
         return sum(tensor.stored_bytes for tensor in self.tensors.values())
 
     def count_disk_bytes(self, manifest_bytes: int) -> int:
-        """Count the bytes of all files, of which the manifest itself has `manifest_bytes`."""
+        """Count the bytes of all files, including `manifest_bytes` for the manifest itself."""
         return manifest_bytes + sum(self.shards.values()) + sum(file.size for file in self.files.values())
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The manifest in a folder.
+        """Read the manifest of a folder.
 
         Raises:
-            ArtifactError: There is none, it is damaged, or of a version that is not known.
+            ArtifactError: There is no manifest, it is damaged, or its version is unknown.
         """
         path = folder / MANIFEST
         return cls.parse(read_small_file(path, MAX_MANIFEST_BYTES), path)
 
     @classmethod
     def parse(cls, text: bytes, path: Path) -> Self:
-        """The manifest that a file's content is.
+        """Parse the content of a manifest file.
 
         Raises:
-            ArtifactError: It is damaged, or of a version that is not known.
+            ArtifactError: The manifest is damaged, or its version is unknown.
         """
         data = parse_manifest(text, path)
         try:
@@ -361,8 +363,8 @@ class Manifest(_ManifestModel):
         except (ValidationError, RecursionError) as error:
             raise ArtifactError(f"{path}: {_explain(error)}") from error
 
-    def text(self) -> str:
-        """The file's content."""
+    def to_text(self) -> str:
+        """Return the content of the manifest file."""
         return format_manifest(json.loads(self.model_dump_json(exclude_none=True)))
 
     @field_validator("shards", "files")
@@ -375,25 +377,27 @@ class Manifest(_ManifestModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if both := sorted(self.shards.keys() & self.files.keys()):
-            raise ValueError(f"{both[0]!r} is both a shard and another file")
+        if duplicates := sorted(self.shards.keys() & self.files.keys()):
+            raise ValueError(f"{duplicates[0]!r} is listed both as a shard and as another file")
         for name, tensor in self.tensors.items():
             if tensor.file not in self.shards:
-                raise ValueError(
-                    f"tensor {format_value(name)} is in {format_value(tensor.file)}, which is not one of the shards"
-                )
+                raise ValueError(f"tensor {format_value(name)} is in {format_value(tensor.file)}, which is not a shard")
         for alias, name in self.aliases.items():
             if alias in self.tensors or name not in self.tensors:
                 raise ValueError(
-                    f"{format_value(alias)} means {format_value(name)}, which must be a tensor, and "
-                    f"{format_value(alias)} itself none"
+                    f"alias {format_value(alias)} must not be a tensor itself, and {format_value(name)}, which it "
+                    f"stands for, must be one"
                 )
         return self
 
 
 @contextmanager
 def explain_invalid(what: str) -> Iterator[None]:
-    """Raise `ArtifactError` instead of pydantic's error about a part of a manifest."""
+    """Raise `ArtifactError` instead of pydantic's `ValidationError` for a part of a manifest.
+
+    Args:
+        what: The part, for the message.
+    """
     try:
         yield
     except ValidationError as error:
@@ -404,7 +408,7 @@ def describe_packing(packing: Packing | None) -> Dense | Blocks | Groups:
     """Describe a packing for the manifest."""
     if isinstance(packing, BlockPacking):
         index: Literal["bitmap", "list"] = "list" if packing.is_list else "bitmap"
-        return Blocks(block=packing.block, kept=packing.stored, index=index, label=packing.label)
+        return Blocks(block=packing.block, kept=packing.stored_blocks, index=index, label=packing.label)
     return Groups(count=packing.count, group=packing.group) if isinstance(packing, GroupPacking) else Dense()
 
 
@@ -415,4 +419,5 @@ def _explain(error: Exception) -> str:
     where = ".".join(str(part) if str(part).isprintable() else format_value(part) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ")
     more = f" ({len(others)} more problems)" if others else ""
-    return f"{where[:MAX_DETAIL]}: {what[:MAX_DETAIL] if what.isprintable() else format_value(what)}.{more}"
+    place = f"{where[:MAX_DETAIL]}: " if where else ""
+    return f"{place}{what[:MAX_DETAIL] if what.isprintable() else format_value(what)}.{more}"

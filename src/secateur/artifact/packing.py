@@ -1,10 +1,10 @@
-"""Pack tensors: store the blocks that are kept, and an index of where they belong.
+"""Pack tensors: store the blocks that are not zero, and an index of their positions.
 
-A tensor is seen as output channels × kernel positions × input channels (O, K, I) and tiled into blocks. Stored are an
-*index*, which says which blocks stay, and the numbers in these, one block after another in the order of the tiling.
+A tensor is viewed as output channels × kernel positions × input channels (O, K, I) and tiled into blocks. Two arrays
+are stored: the *index*, which says which blocks are stored, and the numbers in these blocks, in the order of tiling.
 
-Legend: O, K, I as in `WeightView`; B blocks; a *keep* array holds one boolean per block, of shape (rows, positions,
-columns) of the tiling.
+Legend: O, K, I as in `WeightView`; B blocks; a *keep* array has one boolean per block, True if the block is stored, of
+shape (rows, positions, columns) of the tiling.
 """
 
 from __future__ import annotations
@@ -32,34 +32,33 @@ Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
 Place = tuple[slice, slice, slice]
 
-BITS = 8
-"""In a byte."""
+BITS_PER_BYTE = 8
 
 INDEX_ALIGNMENT = 8
-"""Bytes of an index are padded with zeros to a multiple of this."""
+"""The index is padded with zeros to a multiple of this many bytes."""
 
-NUMBER = np.dtype("<u4")
-"""A block's number in a list."""
+BLOCK_NUMBER = np.dtype("<u4")
+"""Data type of the numbers of blocks in a list."""
 
 MAX_LISTED_BLOCKS = (1 << 32) - 1
-"""Blocks of a tensor that a list can have numbers for."""
+"""Maximum blocks of a tensor whose index is a list."""
 
 CHUNK = 1 << 18
-"""Weights packed or unpacked together, so that what that takes besides the result does not grow with the tensor."""
+"""Weights to pack or unpack at once, so that temporary memory does not grow with the tensor."""
 
 
 class Packing(ABC):
-    """Which weights are stored, and how the index says where they belong.
+    """Defines which weights are stored, and how the index encodes their positions.
 
     Attributes:
-        block: Weights of a block along O, K and I.
+        block: Size of a block along O, K and I.
     """
 
     block: tuple[int, int, int]
 
     @property
-    def run(self) -> int:
-        """Neighbouring blocks along I that are decoded together; it divides their number."""
+    def decode_step(self) -> int:
+        """Adjacent blocks along I that must be decoded together; it divides the number of blocks along I."""
         return 1
 
     @property
@@ -68,16 +67,16 @@ class Packing(ABC):
         """The name in reports."""
 
     @abstractmethod
-    def kept(self, view: WeightView) -> int:
+    def count_stored_blocks(self, view: WeightView) -> int:
         """Count the stored blocks."""
 
     @abstractmethod
-    def index_bytes(self, view: WeightView) -> int:
+    def count_index_bytes(self, view: WeightView) -> int:
         """Count the bytes of the index, including padding."""
 
     @abstractmethod
-    def keep(self, nonzero: Flags) -> Flags:
-        """Choose the blocks to store: all that are not zero, and others that the packing needs."""
+    def select_blocks(self, nonzero: Flags) -> Flags:
+        """Select the blocks to store: all that are not zero, and others that the packing requires."""
 
     @abstractmethod
     def encode(self, keep: Flags) -> Bytes:
@@ -85,12 +84,12 @@ class Packing(ABC):
 
     @abstractmethod
     def decode(self, index: Bytes, start: int, stop: int) -> Numbers:
-        """The inverse of `encode`: which blocks stay, in ascending order and counted from `start`.
+        """Decode the numbers of the stored blocks in a range, in ascending order and counted from `start`.
 
         Args:
             index: The index.
-            start: First block that is asked for; a multiple of `run` counted from the beginning of a row of the tiling.
-            stop: Block behind the last.
+            start: First block of the range; a multiple of `decode_step` from the beginning of a row of the tiling.
+            stop: End of the range, exclusive.
 
         Raises:
             ArtifactError: The index is not valid.
@@ -100,44 +99,44 @@ class Packing(ABC):
     def check_padding(self, index: Bytes, view: WeightView) -> None:
         """Raise `ArtifactError` if the padding after the index is not zero."""
 
-    def check(self, view: WeightView) -> None:
+    def check_view(self, view: WeightView) -> None:
         """Raise `ArtifactError` if the blocks do not tile a weight."""
         sizes = view.canonical_shape
         if any(size % step for size, step in zip(sizes, self.block, strict=True)):
             raise ArtifactError(f"blocks of {self.block} do not tile a weight of {sizes} (O, K, I)")
 
-    def grid(self, view: WeightView) -> tuple[int, int, int]:
-        """Blocks along O, K and I."""
+    def compute_grid(self, view: WeightView) -> tuple[int, int, int]:
+        """Compute the number of blocks along O, K and I."""
         rows, positions, columns = (size // step for size, step in zip(view.canonical_shape, self.block, strict=True))
         return rows, positions, columns
 
-    def values_shape(self, view: WeightView) -> tuple[int, int]:
-        """Shape of the stored numbers: blocks × weights of a block."""
-        return self.kept(view), math.prod(self.block)
+    def compute_values_shape(self, view: WeightView) -> tuple[int, int]:
+        """Compute the shape of the stored numbers: blocks × weights per block."""
+        return self.count_stored_blocks(view), math.prod(self.block)
 
     def pack(self, bits: Bits, view: WeightView, nonzero: Flags) -> tuple[Bits, Bytes]:
         """Pack a tensor into its stored numbers and the index.
 
         Args:
-            bits: The tensor's bit patterns as stored.
-            view: Where its channels are.
-            nonzero: Which blocks have any nonzero bits, in the shape of the tiling.
+            bits: The bit patterns of the tensor, in its dense shape.
+            view: The axes of the tensor.
+            nonzero: Which blocks have nonzero bits, in the shape of the tiling.
         """
-        keep = self.keep(nonzero)
+        keep = self.select_blocks(nonzero)
         index = self.encode(keep)
-        padded = np.zeros(self.index_bytes(view), np.uint8)
+        padded = np.zeros(self.count_index_bytes(view), np.uint8)
         padded[: index.size] = index
         blocked = self._split_blocks(view.to_canonical(bits))
         values = np.empty((count_true(keep), math.prod(self.block)), bits.dtype)
-        flags, taken = keep.reshape(-1), 0
-        for place, start, stop in self._chunks(view):
-            some = blocked[place].reshape(stop - start, -1)[flags[start:stop]]
-            values[taken : taken + len(some)] = some
-            taken += len(some)
+        flags, filled = keep.reshape(-1), 0
+        for place, start, stop in self._iterate_chunks(view):
+            selected = blocked[place].reshape(stop - start, -1)[flags[start:stop]]
+            values[filled : filled + len(selected)] = selected
+            filled += len(selected)
         return values, padded
 
     def unpack(self, values: Bits, index: Bytes, view: WeightView) -> Bits:
-        """The inverse of `pack`: the dense tensor as stored.
+        """Unpack the dense tensor; the inverse of `pack`.
 
         Raises:
             ArtifactError: The index does not match the stored numbers.
@@ -146,39 +145,39 @@ class Packing(ABC):
         dense = np.empty(view.shape, values.dtype)
         blocked = self._split_blocks(view.to_canonical(dense))
         assert np.shares_memory(blocked, dense)
-        taken = 0
-        for place, start, stop in self._chunks(view):
-            kept = self.decode(index, start, stop)
-            some = values[taken : taken + len(kept)]
-            taken += len(kept)
-            if taken > len(values):
+        used = 0
+        for place, start, stop in self._iterate_chunks(view):
+            numbers = self.decode(index, start, stop)
+            chunk_values = values[used : used + len(numbers)]
+            used += len(numbers)
+            if used > len(values):
                 break
             chunk = np.zeros((stop - start, values.shape[1]), values.dtype)
-            chunk[kept] = some
+            chunk[numbers] = chunk_values
             part = blocked[place]
             part[...] = chunk.reshape(part.shape)
-        if taken != len(values):
+        if used != len(values):
             raise ArtifactError(f"the index does not keep the {format_count(len(values), 'block')} that are stored")
         return dense
 
-    def _chunks(self, view: WeightView) -> Iterator[tuple[Place, int, int]]:
-        """Parts of the tiling of about `CHUNK` weights: the slices, the first block and the end."""
-        rows, positions, columns = self.grid(view)
+    def _iterate_chunks(self, view: WeightView) -> Iterator[tuple[Place, int, int]]:
+        """Split the tiling into chunks of about `CHUNK` weights; yield slices, first block and end of each."""
+        rows, positions, columns = self.compute_grid(view)
         weights = math.prod(self.block)
-        for row, end in _ranges(rows, CHUNK // (positions * columns * weights)):
+        for row, end in _split_range(rows, CHUNK // (positions * columns * weights)):
             is_whole = end > row + 1 or positions * columns * weights <= CHUNK
-            for position, last in _ranges(positions, positions if is_whole else CHUNK // (columns * weights)):
+            for position, last in _split_range(positions, positions if is_whole else CHUNK // (columns * weights)):
                 is_whole = is_whole or last > position + 1 or columns * weights <= CHUNK
-                step = columns if is_whole else CHUNK // weights // self.run * self.run
-                for column, behind in _ranges(columns, max(step, self.run)):
+                step = columns if is_whole else CHUNK // weights // self.decode_step * self.decode_step
+                for column, edge in _split_range(columns, max(step, self.decode_step)):
                     start = (row * positions + position) * columns + column
-                    count = (end - row) * (last - position) * (behind - column)
-                    yield (slice(row, end), slice(position, last), slice(column, behind)), start, start + count
+                    count = (end - row) * (last - position) * (edge - column)
+                    yield (slice(row, end), slice(position, last), slice(column, edge)), start, start + count
 
     def _split_blocks(self, canonical: Bits) -> Bits:
-        """(O, K, I) as (rows, positions, columns, O in a block, K in a block, I in a block), of the same memory.
+        """Reshape (O, K, I) to (rows, positions, columns, block O, block K, block I), without copying.
 
-        Axes that a block has one weight of are left out.
+        Block axes of size 1 are omitted.
         """
         outputs, positions, inputs = self.block
         sizes = canonical.shape
@@ -191,15 +190,15 @@ class Packing(ABC):
 
 @dataclass(frozen=True, slots=True)
 class BlockPacking(Packing):
-    """Blocks of equal shape, of which those that are all zero are left out.
+    """Stores the blocks that are not all zero, where all blocks have the same shape.
 
-    Single weights are blocks too (a bitmask), and so are whole channels.
+    A block can be a single weight (a bitmask) or a whole channel.
 
     Attributes:
         block: See `Packing`.
-        stored: Blocks that stay.
-        is_list: Whether the index is a list of the numbers of blocks that stay, four bytes each, in ascending order;
-            or else a bitmap with one bit per block, the lowest bit of a byte first.
+        stored_blocks: Number of stored blocks.
+        is_list: Whether the index is a list of the numbers of stored blocks, four bytes each, in ascending order. If
+            not, it is a bitmap with one bit per block, the lowest bit of a byte first.
         label: The name in reports.
 
     Example:
@@ -212,7 +211,7 @@ class BlockPacking(Packing):
     """
 
     block: tuple[int, int, int]
-    stored: int
+    stored_blocks: int
     is_list: bool
     label: str = ""
 
@@ -223,57 +222,61 @@ class BlockPacking(Packing):
             return "index list" if self.is_list else "bitmask"
         return f"{self.label}{'' if 'channel' in self.label else ' blocks'}{', listed' if self.is_list else ''}"
 
-    def check(self, view: WeightView) -> None:
-        """See `Packing.check`; a list has numbers for so many blocks only."""
-        super(BlockPacking, self).check(view)
-        if self.is_list and (count := math.prod(self.grid(view))) > MAX_LISTED_BLOCKS:
-            raise ArtifactError(f"a list numbers {MAX_LISTED_BLOCKS:,} blocks at the most, found {count:,}")
+    def check_view(self, view: WeightView) -> None:
+        """See `Packing.check_view`; a list is limited to `MAX_LISTED_BLOCKS`."""
+        super(BlockPacking, self).check_view(view)
+        if self.is_list and (count := math.prod(self.compute_grid(view))) > MAX_LISTED_BLOCKS:
+            raise ArtifactError(f"a list can number at most {MAX_LISTED_BLOCKS:,} blocks, found {count:,}")
 
-    def kept(self, view: WeightView) -> int:  # noqa: ARG002
-        """See `Packing.kept`."""
-        return self.stored
+    def count_stored_blocks(self, view: WeightView) -> int:  # noqa: ARG002
+        """See `Packing.count_stored_blocks`."""
+        return self.stored_blocks
 
-    def index_bytes(self, view: WeightView) -> int:
-        """See `Packing.index_bytes`."""
-        return _pad(NUMBER.itemsize * self.stored if self.is_list else -(-math.prod(self.grid(view)) // BITS))
+    def count_index_bytes(self, view: WeightView) -> int:
+        """See `Packing.count_index_bytes`."""
+        return _pad(
+            BLOCK_NUMBER.itemsize * self.stored_blocks
+            if self.is_list
+            else -(-math.prod(self.compute_grid(view)) // BITS_PER_BYTE)
+        )
 
-    def keep(self, nonzero: Flags) -> Flags:
-        """See `Packing.keep`."""
+    def select_blocks(self, nonzero: Flags) -> Flags:
+        """See `Packing.select_blocks`."""
         return nonzero
 
     def encode(self, keep: Flags) -> Bytes:
         """See `Packing.encode`."""
         if self.is_list:
-            return np.flatnonzero(keep).astype(NUMBER).view(np.uint8)
+            return np.flatnonzero(keep).astype(BLOCK_NUMBER).view(np.uint8)
         return np.packbits(keep, bitorder="little")
 
     def decode(self, index: Bytes, start: int, stop: int) -> Numbers:
         """See `Packing.decode`."""
         if not self.is_list:
             return np.flatnonzero(_unpack_bits(index, start, stop))
-        numbers = index[: NUMBER.itemsize * self.stored].view(NUMBER)
+        numbers = index[: BLOCK_NUMBER.itemsize * self.stored_blocks].view(BLOCK_NUMBER)
         if start == 0 and np.any(numbers[1:] <= numbers[:-1]):
-            raise ArtifactError("the numbers of the blocks that are stored must be in ascending order")
-        first, last = np.searchsorted(numbers, np.array([start, stop], NUMBER))
+            raise ArtifactError("the numbers of the stored blocks must be in ascending order")
+        first, last = np.searchsorted(numbers, np.array([start, stop], BLOCK_NUMBER))
         return numbers[first:last].astype(np.int64) - start
 
     def check_padding(self, index: Bytes, view: WeightView) -> None:
         """See `Packing.check_padding`."""
         if self.is_list:
-            _check_rest(index, NUMBER.itemsize * self.stored * BITS)
+            _check_zero_bits(index, BLOCK_NUMBER.itemsize * self.stored_blocks * BITS_PER_BYTE)
         else:
-            _check_rest(index, math.prod(self.grid(view)))
+            _check_zero_bits(index, math.prod(self.compute_grid(view)))
 
 
 @dataclass(frozen=True, slots=True)
 class GroupPacking(Packing):
-    """N of every M consecutive input channels (N:M), with the place of each within its group.
+    """Stores N of every M consecutive input channels (N:M), with the position of each in its group.
 
-    The index is a sequence of places, each in as many bits as M - 1 needs, the lowest bit first, N for each group in
-    ascending order. If a group has fewer nonzero weights than N, its first zeros are stored too.
+    The index is a sequence of positions, N per group in ascending order, each in as many bits as M - 1 needs, the
+    lowest bit first. If a group has fewer than N nonzero weights, its first zeros are stored too.
 
     Attributes:
-        count: N, the weights stored of a group.
+        count: N, the stored weights per group.
         group: M, the length of a group.
 
     Example:
@@ -293,8 +296,8 @@ class GroupPacking(Packing):
         return 1, 1, 1
 
     @property
-    def run(self) -> int:
-        """See `Packing.run`: a group."""
+    def decode_step(self) -> int:
+        """See `Packing.decode_step`: the length of a group."""
         return self.group
 
     @property
@@ -302,80 +305,82 @@ class GroupPacking(Packing):
         """See `Packing.name`."""
         return f"{self.count}:{self.group}"
 
-    def check(self, view: WeightView) -> None:
-        """See `Packing.check`."""
+    def check_view(self, view: WeightView) -> None:
+        """See `Packing.check_view`."""
         if view.canonical_shape[2] % self.group or self.count >= self.group:
             raise ArtifactError(f"{self.name} does not fit a weight of {view.canonical_shape} (O, K, I)")
 
-    def kept(self, view: WeightView) -> int:
-        """See `Packing.kept`."""
+    def count_stored_blocks(self, view: WeightView) -> int:
+        """See `Packing.count_stored_blocks`."""
         return math.prod(view.canonical_shape) // self.group * self.count
 
-    def index_bytes(self, view: WeightView) -> int:
-        """See `Packing.index_bytes`."""
-        return _pad(-(-self.kept(view) * self._place_bits // BITS))
+    def count_index_bytes(self, view: WeightView) -> int:
+        """See `Packing.count_index_bytes`."""
+        return _pad(-(-self.count_stored_blocks(view) * self._position_bits // BITS_PER_BYTE))
 
-    def keep(self, nonzero: Flags) -> Flags:
-        """See `Packing.keep`.
+    def select_blocks(self, nonzero: Flags) -> Flags:
+        """See `Packing.select_blocks`.
 
         Raises:
-            ArtifactError: A group has more weights than N.
+            ArtifactError: A group has more than N weights.
         """
         groups = nonzero.reshape(-1, self.group)
-        kept = np.empty_like(groups)
+        keep = np.empty_like(groups)
         for start in range(0, len(groups), self._groups_per_chunk):
             stop = start + self._groups_per_chunk
-            kept[start:stop] = self._fill(groups[start:stop])
-        return kept.reshape(nonzero.shape)
+            keep[start:stop] = self._fill_groups(groups[start:stop])
+        return keep.reshape(nonzero.shape)
 
-    def _fill(self, groups: Flags) -> Flags:
-        """Keep the first zeros too of groups with fewer weights than N."""
+    def _fill_groups(self, groups: Flags) -> Flags:
+        """Select the first zeros too in groups with fewer than N weights."""
         survivors = groups.sum(axis=1, dtype=np.int32)
         if survivors.max() > self.count:
-            raise ArtifactError(f"a group of {self.group} keeps {survivors.max()}, and {self.name} stores {self.count}")
-        kept: Flags = fill_nm_groups(groups, self.count, axis=1)
-        return kept
+            raise ArtifactError(f"a group of {self.group} keeps {survivors.max()}, but {self.name} stores {self.count}")
+        keep: Flags = fill_nm_groups(groups, self.count, axis=1)
+        return keep
 
     def encode(self, keep: Flags) -> Bytes:
         """See `Packing.encode`."""
-        groups, bits = keep.reshape(-1, self.group), self._place_bits
-        dtype = np.uint8 if bits <= BITS else np.uint32
-        index = np.empty(-(-len(groups) * self.count * bits // BITS), np.uint8)
+        groups, bits = keep.reshape(-1, self.group), self._position_bits
+        dtype = np.uint8 if bits <= BITS_PER_BYTE else np.uint32
+        index = np.empty(-(-len(groups) * self.count * bits // BITS_PER_BYTE), np.uint8)
         filled = 0
         for start in range(0, len(groups), self._groups_per_chunk):
-            places = np.flatnonzero(groups[start : start + self._groups_per_chunk]) % self.group
-            part = _pack_numbers(places.astype(dtype), bits)
+            positions = np.flatnonzero(groups[start : start + self._groups_per_chunk]) % self.group
+            part = _pack_numbers(positions.astype(dtype), bits)
             index[filled : filled + part.size] = part
             filled += part.size
         return index
 
     def decode(self, index: Bytes, start: int, stop: int) -> Numbers:
         """See `Packing.decode`."""
-        groups, bits = (stop - start) // self.group, self._place_bits
+        groups, bits = (stop - start) // self.group, self._position_bits
         first = start // self.group * self.count * bits
         flags = _unpack_bits(index, first, first + groups * self.count * bits)
-        places = _read_numbers(flags.reshape(-1, bits)).reshape(groups, self.count)
-        if np.any(places >= self.group) or np.any(places[:, 1:] <= places[:, :-1]):
-            raise ArtifactError(f"the places in a group of {self.group} must be below that and in ascending order")
-        numbers: Numbers = (np.arange(0, stop - start, self.group)[:, None] + places).reshape(-1)
+        positions = _read_numbers(flags.reshape(-1, bits)).reshape(groups, self.count)
+        if np.any(positions >= self.group) or np.any(positions[:, 1:] <= positions[:, :-1]):
+            raise ArtifactError(
+                f"the positions in a group of {self.group} must be less than {self.group} and in ascending order"
+            )
+        numbers: Numbers = (np.arange(0, stop - start, self.group)[:, None] + positions).reshape(-1)
         return numbers
 
     def check_padding(self, index: Bytes, view: WeightView) -> None:
         """See `Packing.check_padding`."""
-        _check_rest(index, self.kept(view) * self._place_bits)
+        _check_zero_bits(index, self.count_stored_blocks(view) * self._position_bits)
 
     @property
     def _groups_per_chunk(self) -> int:
-        """A multiple of the bits of a byte, so that the places of a chunk fill whole bytes."""
-        return max(1, CHUNK // self.group // BITS) * BITS
+        """A multiple of 8, so that the positions of a chunk fill whole bytes."""
+        return max(1, CHUNK // self.group // BITS_PER_BYTE) * BITS_PER_BYTE
 
     @property
-    def _place_bits(self) -> int:
+    def _position_bits(self) -> int:
         return (self.group - 1).bit_length()
 
 
-def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
-    """Ranges that cover `count` places, each of `step` at the most and of one at least."""
+def _split_range(count: int, step: int) -> Iterator[tuple[int, int]]:
+    """Split ``range(count)`` into ranges of length `step`, or 1 if `step` is less."""
     step = max(1, step)
     return ((start, min(start + step, count)) for start in range(0, count, step))
 
@@ -385,29 +390,31 @@ def _pad(size: int) -> int:
 
 
 def _pack_numbers(numbers: npt.NDArray[Any], bits: int) -> Bytes:
-    """Pack numbers into that many bits each, the lowest bit first."""
+    """Pack numbers into `bits` bits each, the lowest bit first."""
     flags = np.empty((numbers.size, bits), np.uint8)
-    for place in range(bits):
-        flags[:, place] = numbers >> numbers.dtype.type(place) & 1
+    for bit in range(bits):
+        flags[:, bit] = numbers >> numbers.dtype.type(bit) & 1
     return np.packbits(flags.reshape(-1), bitorder="little")
 
 
 def _read_numbers(flags: Bytes) -> npt.NDArray[Any]:
-    """Compute numbers from their bits, the lowest first, of shape (numbers, bits)."""
+    """Compute numbers from their bits, of shape (numbers, bits), the lowest bit first."""
     bits = flags.shape[1]
-    numbers: npt.NDArray[Any] = np.zeros(len(flags), np.uint8 if bits <= BITS else np.uint32)
-    for place in range(bits):
-        numbers = numbers | flags[:, place].astype(numbers.dtype) << numbers.dtype.type(place)
+    numbers: npt.NDArray[Any] = np.zeros(len(flags), np.uint8 if bits <= BITS_PER_BYTE else np.uint32)
+    for bit in range(bits):
+        numbers = numbers | flags[:, bit].astype(numbers.dtype) << numbers.dtype.type(bit)
     return numbers
 
 
 def _unpack_bits(index: Bytes, start: int, stop: int) -> Bytes:
-    """Unpack the bits of an index from `start` up to `stop` into one byte each."""
-    first = start // BITS
-    return np.unpackbits(index[first : -(-stop // BITS)], bitorder="little")[start - first * BITS :][: stop - start]
+    """Unpack the bits of an index from `start` to `stop` into one byte each."""
+    first = start // BITS_PER_BYTE
+    return np.unpackbits(index[first : -(-stop // BITS_PER_BYTE)], bitorder="little")[start - first * BITS_PER_BYTE :][
+        : stop - start
+    ]
 
 
-def _check_rest(index: Bytes, used: int) -> None:
-    """Raise `ArtifactError` if any bit after the used ones is set."""
-    if np.unpackbits(index[used // BITS :], bitorder="little")[used % BITS :].any():
+def _check_zero_bits(index: Bytes, used: int) -> None:
+    """Raise `ArtifactError` if a bit after the first `used` bits is set."""
+    if np.unpackbits(index[used // BITS_PER_BYTE :], bitorder="little")[used % BITS_PER_BYTE :].any():
         raise ArtifactError("the padding after the index must be zero")

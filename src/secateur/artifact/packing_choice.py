@@ -1,4 +1,4 @@
-"""Choose the packing that makes a tensor smallest, and recognize the pattern of its zeros on the way."""
+"""Choose the smallest packing for a tensor, and recognize the pattern of its zeros."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from secateur.patterns.recognition import GroupMatch, Match, NonzeroMask, find_m
 __all__ = ["MAX_COMPRESSION", "PackingChoice", "choose_packing"]
 
 MAX_EXCESS = 1.01
-"""A packing with more structure is preferred if it takes at most this many times the bytes of the smallest."""
+"""A more structured packing is preferred if it takes at most this many times the bytes of the smallest."""
 
 MAX_COMPRESSION = 1024
-"""A packed tensor is at most this many times smaller than dense, so that a small file never fills the memory."""
+"""Maximum ratio of dense to packed bytes, so that a small file cannot exhaust the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class PackingChoice:
     """How to store a tensor.
 
     Attributes:
-        pattern: The strictest pattern of its zeros; ``None``: they have none.
+        pattern: The strictest pattern of its zeros; ``None``: there is no pattern.
         packing: The packing; ``None``: dense.
         size: Stored bytes.
     """
@@ -35,12 +35,12 @@ class PackingChoice:
 
 
 def choose_packing(mask: NonzeroMask, number_bytes: int, pattern: str | None = None) -> PackingChoice:
-    """Choose the smallest packing, or among those that are nearly as small the one with the most structure.
+    """Choose the smallest packing, or of those that are nearly as small, the most structured.
 
     Args:
         mask: Which numbers of the tensor are not zero.
         number_bytes: Bytes of one number.
-        pattern: A pattern to look for besides the usual ones.
+        pattern: A pattern to try in addition to the common ones.
     """
     dense_bytes = mask.canonical.size * number_bytes
     matches = list(find_matches(mask, pattern))
@@ -48,8 +48,8 @@ def choose_packing(mask: NonzeroMask, number_bytes: int, pattern: str | None = N
     sizes = {packing: _count_stored_bytes(packing, mask.view, number_bytes) for packing in packings}
     allowed = {packing: size for packing, size in sizes.items() if size < dense_bytes <= size * MAX_COMPRESSION}
     smallest = min(allowed.values(), default=dense_bytes)
-    chosen = next((packing for packing, size in allowed.items() if size <= smallest * MAX_EXCESS), None)
-    return PackingChoice(select_strictest(matches, mask), chosen, sizes[chosen] if chosen else dense_bytes)
+    best = next((packing for packing, size in allowed.items() if size <= smallest * MAX_EXCESS), None)
+    return PackingChoice(select_strictest(matches, mask), best, sizes[best] if best else dense_bytes)
 
 
 def _list_packings(match: Match) -> Iterator[Packing]:
@@ -62,4 +62,4 @@ def _list_packings(match: Match) -> Iterator[Packing]:
 
 
 def _count_stored_bytes(packing: Packing, view: WeightView, number_bytes: int) -> int:
-    return math.prod(packing.values_shape(view)) * number_bytes + packing.index_bytes(view)
+    return math.prod(packing.compute_values_shape(view)) * number_bytes + packing.count_index_bytes(view)

@@ -23,17 +23,17 @@ def verify_pattern(
 
     Args:
         specification: The pattern.
-        view: Where the weight's channels are.
+        view: The axes of the weight.
         nonzero: Which weights are not zero, in the shape as stored.
-        claim: How much was pruned: at least that many units must be zero, and a weight that stayed may be zero by
-            chance. ``None``: something must be pruned, and every zero must belong to a pruned unit.
+        claim: How much was pruned: at least that many units must be zero, and other weights may be zero by chance.
+            ``None``: something must be pruned, and every zero must belong to a pruned unit.
     """
     pattern = _bind_pattern(specification, view)
     if isinstance(pattern, str):
         return pattern
     ((name, units),) = pattern.units.items()
     if claim is not None and claim.units != units.count:
-        return f"it has {units.count:,} units, and the manifest says {claim.units:,}"
+        return f"it has {units.count:,} units, but the manifest says {claim.units:,}"
     if not nonzero.any():
         return None
     masks = {LAYER: nonzero}
@@ -44,17 +44,17 @@ def verify_pattern(
     alive = pattern.find_nonzero_units(masks)
     pruned = units.count - count_true(alive[name])
     if pruned < claim.pruned_units:
-        return f"{pruned:,} of its units are zero, and {claim.pruned_units:,} were pruned"
+        return f"{pruned:,} of its units are zero, but {claim.pruned_units:,} were pruned"
     return None
 
 
 def verify_recognized_pattern(specification: str, view: WeightView, nonzero: npt.NDArray[np.bool_]) -> str | None:
-    """Explain why a weight does not have a pattern that was recognized, not asked for; ``None``: it has the pattern.
+    """Explain why a weight does not have a pattern that was recognized, not requested; ``None``: it has the pattern.
 
     Args:
-        specification: The pattern. In N:M every group must have it; in others at least one unit must be zero.
-        view: Where the weight's channels are.
-        nonzero: Which weights are anything but ``+0.0``, in the shape as stored.
+        specification: The pattern. For N:M, it must hold in every group; for others, at least one unit must be zero.
+        view: The axes of the weight.
+        nonzero: Which weights are not ``+0.0``, in the shape as stored.
     """
     pattern = _bind_pattern(specification, view)
     if isinstance(pattern, str):
@@ -75,7 +75,7 @@ def fits_pattern(specification: str, view: WeightView) -> bool:
 
 
 def _bind_pattern(specification: str, view: WeightView) -> BasePattern | str:
-    """The pattern on the weight, or why it does not fit."""
+    """Apply the pattern to the weight, or explain why it does not fit."""
     try:
         pattern = _get_pattern(specification, view)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Save torch modules, including transformers models, as artifacts, and load them back."""
+"""Save torch modules, including transformers models, as artifacts, and load them."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from secateur.planning.pytorch import find_candidates
 __all__ = ["build_model", "describe_layers", "load_weights", "make_source", "to_torch"]
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Bytes of a number → the type of integer that NumPy knows too."""
+"""Bytes of a number → integer data type that NumPy supports too."""
 
 TYPES = {name: getattr(torch, dtype.name) for name, dtype in DTYPES.items() if hasattr(torch, dtype.name)}
-"""Name in a file → torch's type."""
+"""Name in a file → torch data type."""
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 
 def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
-    """A model's parameters and saved buffers, and for one of transformers what else its folder holds.
+    """Collect the parameters and persistent buffers of a model, and for transformers models the companion files.
 
     Args:
         model: The model.
-        tokenizer: What is saved beside it; anything with ``save_pretrained``.
+        tokenizer: The tokenizer or processor to save with it; any object with ``save_pretrained``.
 
     Raises:
-        UnsupportedModelError: The model has a tensor that is not plain and dense.
+        UnsupportedModelError: The model has a tensor that is not a plain dense tensor.
     """
     model = unwrap_model(model)
     tensors, aliases = _find_aliases(_get_state(model))
@@ -82,12 +82,12 @@ def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
     Parameters keep their identity, except those on the meta device, which are replaced.
 
     Raises:
-        ArtifactError: Names, shapes or types differ, or a tensor is damaged. The model is unchanged then.
+        ArtifactError: Names, shapes or data types differ, or a tensor is damaged. The model does not change.
     """
-    own = _get_state(unwrap_model(model))
-    _check_names(own, artifact)
+    state = _get_state(unwrap_model(model))
+    _check_names(state, artifact)
     for name in artifact:
-        _check_fit(name, own[name], artifact)
+        _check_fit(name, state[name], artifact)
     for name in artifact.manifest.tensors:
         artifact[name]  # verify all tensors before anything changes
     _assign_tensors(unwrap_model(model), artifact)
@@ -95,55 +95,54 @@ def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
 
 
 def build_model(artifact: Artifact) -> nn.Module:
-    """The model of transformers in an artifact.
+    """Build the transformers model in an artifact, in evaluation mode.
 
-    It is built on the meta device first, and only then for real: a description that asks for another model than the
-    stored tensors are of takes no memory.
+    The model is first built on the meta device, so that a configuration of another, larger model takes no memory.
 
     Raises:
-        ModelLoadError: transformers cannot build it.
-        ArtifactError: A tensor is damaged, or the model is another than the one that was saved.
+        ModelLoadError: transformers cannot build the model.
+        ArtifactError: A tensor is damaged, or the configuration belongs to another model.
     """
     artifact.check_files()
-    description = artifact.path / CONFIG_FILE
-    check_config(parse_json(artifact.read_file(CONFIG_FILE), description), description)
+    config_path = artifact.path / CONFIG_FILE
+    check_config(parse_json(artifact.read_file(CONFIG_FILE), config_path), config_path)
     entries = artifact.manifest.tensors.values()
     limits = ModelLimits.from_stored(len(entries), sum(entry.count for entry in entries))
     with artifact.extract(CONFIG_FILE) as folder:
-        declared = _build_on_meta(folder, artifact.path, limits)
-        if declared is not None and set(artifact) <= set(declared):
-            _check_names(declared, artifact)
+        meta_state = _build_meta_state(folder, artifact.path, limits)
+        if meta_state is not None and set(artifact) <= set(meta_state):
+            _check_names(meta_state, artifact)
             for name in artifact:
-                _check_fit(name, declared[name], artifact)
+                _check_fit(name, meta_state[name], artifact)
         model = _build_empty(folder, artifact.path, limits)
-    own = _get_state(model)
-    if not set(artifact) <= set(own):
-        return _from_checkpoint(type(model), artifact)
-    _check_names(own, artifact)
+    state = _get_state(model)
+    if not set(artifact) <= set(state):
+        return _load_checkpoint(type(model), artifact)
+    _check_names(state, artifact)
     _assign_tensors(model, artifact)
     return model.eval()
 
 
 def to_torch(tensor: RawTensor) -> torch.Tensor:
-    """A stored tensor as torch's, of the same memory.
+    """Convert a tensor to a torch tensor that shares its memory.
 
     Raises:
-        ArtifactError: torch has no such type.
+        ArtifactError: This version of torch does not have the data type.
     """
     if tensor.dtype not in TYPES:
-        raise ArtifactError(f"torch {torch.__version__} has no type for {tensor.dtype}.")
+        raise ArtifactError(f"torch {torch.__version__} does not support {tensor.dtype}. Install a newer version.")
     bits = np.ascontiguousarray(tensor.bits).view(f"i{tensor.bits.itemsize}" if tensor.bits.itemsize > 1 else "u1")
     return torch.from_numpy(bits.reshape(tensor.shape)).view(TYPES[tensor.dtype])
 
 
 def describe_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | None]:
-    """Describe the model of a folder: parameter → its view, its layer, and whether that is not an output layer.
+    """Describe the model of a folder: parameter → its view, its layer, and whether a plan would prune the layer.
 
-    ``None`` stands for what patterns do not prune. Names with and without the prefix of the inner model both count.
+    ``None`` marks parameters that patterns do not prune. Each name is listed with and without the base model's prefix.
 
     Raises:
-        ModelLoadError: transformers cannot build it.
-        ArtifactError: The description counts more layers or the like than any model has.
+        ModelLoadError: transformers cannot build the model.
+        ArtifactError: The configuration has an impossible number of layers, heads or the like.
     """
     with explain_failures(folder):
         config = read_config(folder / CONFIG_FILE)
@@ -151,43 +150,45 @@ def describe_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | No
     with torch.device("meta"):
         model: Any = _build_empty(folder, folder, LIMITS_WITHOUT_WEIGHTS)
     layers = _find_layers(model)
-    found = dict.fromkeys(_get_state(model)) | {
-        name: (get_view(one.module), one.name, not one.is_output) for name, one in layers.items()
+    described = dict.fromkeys(_get_state(model)) | {
+        name: (get_view(layer.module), layer.name, not layer.is_output) for name, layer in layers.items()
     }
     prefix = f"{model.base_model_prefix}."
     return (
-        {prefix + name: one for name, one in found.items()}
-        | {name.removeprefix(prefix): one for name, one in found.items()}
-        | found
+        {prefix + name: layer for name, layer in described.items()}
+        | {name.removeprefix(prefix): layer for name, layer in described.items()}
+        | described
     )
 
 
 def _get_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Name → parameter or saved buffer, in the state dict."""
+    """Return the parameters and persistent buffers by name, and check that each is a plain dense tensor."""
     state = model.state_dict(keep_vars=True)
-    for name, held in state.items():
-        is_plain = isinstance(held, torch.Tensor) and held.layout == torch.strided and not held.is_quantized
-        if not is_plain or type(held) not in (torch.Tensor, nn.Parameter, nn.Buffer):
-            kind = type(held).__name__ if not isinstance(held, torch.Tensor) else f"{type(held).__name__}, {held.dtype}"
+    for name, value in state.items():
+        is_plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+        if not is_plain or type(value) not in (torch.Tensor, nn.Parameter, nn.Buffer):
+            kind = type(value).__name__ + (f", {value.dtype}" if isinstance(value, torch.Tensor) else "")
             raise UnsupportedModelError(
-                f"{name!r} must be a plain dense tensor, found {kind}. Save the model before it is quantized, and "
-                f"sparse tensors as to_dense()."
+                f"{name!r} must be a plain dense tensor, found {kind}. Save the model before quantization, and "
+                f"convert sparse tensors with to_dense()."
             )
-        if held.dtype not in NAMES:
-            raise UnsupportedModelError(f"{name!r} has dtype {held.dtype}, which safetensors has no name for.")
+        if value.dtype not in NAMES:
+            raise UnsupportedModelError(f"{name!r} has dtype {value.dtype}, which safetensors does not support.")
     return dict(state)
 
 
 def _find_aliases(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Each tensor once, and the other names of those that have several."""
+    """Separate tied tensors: return each tensor under its first name, and alternative name → first name."""
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[Any, str] = {}
     for name, tensor in state.items():
         if tensor.is_meta:
-            raise UnsupportedModelError(f"{name!r} is on the meta device and has no values. Load the model's weights.")
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        first = seen.setdefault(place if tensor.numel() else name, name)
+            raise UnsupportedModelError(
+                f"{name!r} is on the meta device and has no values. Load the weights of the model first."
+            )
+        storage = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        first = seen.setdefault(storage if tensor.numel() else name, name)
         if first == name:
             tensors[name] = tensor
         else:
@@ -196,18 +197,18 @@ def _find_aliases(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Te
 
 
 def _find_layers(model: nn.Module) -> dict[str, Candidate]:
-    """Parameter → the layer that patterns can prune it in."""
+    """Map each parameter that patterns can prune to its layer."""
     return {
-        f"{one.name}.{get_weight_name(one.module)}".lstrip("."): one
-        for one in find_candidates(model, prune_frozen=True)
-        if one.reason is None
+        f"{candidate.name}.{get_weight_name(candidate.module)}".lstrip("."): candidate
+        for candidate in find_candidates(model, prune_frozen=True)
+        if candidate.reason is None
     }
 
 
 def _get_bits(tensor: torch.Tensor) -> Bits:
-    held = tensor.detach().cpu().contiguous()
-    integers: Bits = held.view(INTEGERS[held.element_size()]).numpy()
-    return integers.view(DTYPES[NAMES[held.dtype]].bits)
+    values = tensor.detach().cpu().contiguous()
+    integers: Bits = values.view(INTEGERS[values.element_size()]).numpy()
+    return integers.view(DTYPES[NAMES[values.dtype]].bits)
 
 
 def _is_pretrained(model: nn.Module) -> bool:
@@ -216,7 +217,7 @@ def _is_pretrained(model: nn.Module) -> bool:
 
 
 def _write_files(model: Any, tokenizer: Any, folder: Path) -> None:
-    """What a folder of transformers holds besides the weights."""
+    """Write the tokenizer and the configuration of a transformers model."""
     if tokenizer is not None:
         if not hasattr(tokenizer, "save_pretrained"):
             raise ConfigError(f"tokenizer must have a method save_pretrained, found {type(tokenizer).__name__}.")
@@ -227,18 +228,18 @@ def _write_files(model: Any, tokenizer: Any, folder: Path) -> None:
     config.architectures = [type(model).__name__]
     setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", model.dtype)
     if getattr(model, "hf_quantizer", None) is None and hasattr(config, "quantization_config"):
-        del config.quantization_config  # of a file that was read into plain tensors, as from GGUF
+        del config.quantization_config  # the weights were dequantized on loading, as from a GGUF file
     config.save_pretrained(folder)
     if model.can_generate() and getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
 
 
-def _check_names(own: Mapping[str, torch.Tensor], artifact: Artifact) -> None:
-    stored = {id(tensor) for name, tensor in own.items() if name in artifact}
-    missing = [name for name, tensor in own.items() if id(tensor) not in stored]
-    unknown = [name for name in artifact if name not in own]
+def _check_names(state: Mapping[str, torch.Tensor], artifact: Artifact) -> None:
+    present = {id(tensor) for name, tensor in state.items() if name in artifact}
+    missing = [name for name, tensor in state.items() if id(tensor) not in present]
+    unknown = [name for name in artifact if name not in state]
     if missing or unknown:
-        name, others = (missing[0], unknown) if missing else (unknown[0], missing or list(own))
+        name, others = (missing[0], unknown) if missing else (unknown[0], missing or list(state))
         lacks = f"lacks {format_list(map(repr, missing))} of the model" if missing else ""
         has = f"has {format_list(map(repr, unknown))}, which the model does not have" if unknown else ""
         raise ArtifactError(
@@ -251,58 +252,59 @@ def _check_fit(name: str, tensor: torch.Tensor, artifact: Artifact) -> None:
     entry = artifact.entry(name)
     if tuple(tensor.shape) != entry.shape:
         raise ArtifactError(
-            f"{artifact.path}: tensor {name!r} has shape {list(entry.shape)}, and {list(tensor.shape)} in the model. "
+            f"{artifact.path}: tensor {name!r} has shape {list(entry.shape)}, but {list(tensor.shape)} in the model. "
             f"Build the model as it was when it was saved."
         )
     if not tensor.is_meta and NAMES.get(tensor.dtype) != entry.dtype:
-        stored = DTYPES[entry.dtype].name
+        dtype = DTYPES[entry.dtype].name
         raise ArtifactError(
-            f"{artifact.path}: tensor {name!r} is {stored}, and {tensor.dtype} in the model. Call "
-            f"model.to(torch.{stored}) first, and convert after loading."
+            f"{artifact.path}: tensor {name!r} is {dtype}, but {tensor.dtype} in the model. Call "
+            f"model.to(torch.{dtype}) first, and convert after loading."
         )
 
 
 @torch.no_grad()
 def _assign_tensors(model: nn.Module, artifact: Artifact) -> None:
-    """Fill every parameter and saved buffer; one that stands in several places stays one."""
-    made: dict[int, torch.Tensor] = {}
-    for name, before in _get_state(model).items():
-        if id(before) not in made and name in artifact:
-            made[id(before)] = _fill_tensor(before, artifact, name)
+    """Fill every parameter and persistent buffer; tied tensors stay tied."""
+    loaded: dict[int, torch.Tensor] = {}
+    for name, tensor in _get_state(model).items():
+        if id(tensor) not in loaded and name in artifact:
+            loaded[id(tensor)] = _fill_tensor(tensor, artifact, name)
     for module in model.modules():
-        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for holder in holders:
-            holder.update({key: made[id(held)] for key, held in holder.items() if id(held) in made})
+        registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for registry in registries:
+            registry.update({key: loaded[id(value)] for key, value in registry.items() if id(value) in loaded})
 
 
-def _fill_tensor(before: torch.Tensor, artifact: Artifact, name: str) -> torch.Tensor:
-    """The tensor with its new values, or another in its place if it has not the type for them."""
+def _fill_tensor(tensor: torch.Tensor, artifact: Artifact, name: str) -> torch.Tensor:
+    """Copy the values into a tensor, or return a new one if it has no memory, another data type or another shape."""
     value = to_torch(artifact[name])
-    if before.is_meta or before.dtype != value.dtype or before.shape != value.shape:
-        return nn.Parameter(value, before.requires_grad) if isinstance(before, nn.Parameter) else value
-    return before.copy_(value)
+    if tensor.is_meta or tensor.dtype != value.dtype or tensor.shape != value.shape:
+        return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    return tensor.copy_(value)
 
 
-def _from_checkpoint(architecture: Any, artifact: Artifact) -> nn.Module:
-    """A model whose tensors have the names that checkpoints give them, which transformers turns into its own."""
+def _load_checkpoint(model_class: Any, artifact: Artifact) -> nn.Module:
+    """Load a model whose tensors have the names of a checkpoint, which transformers maps to those of the model."""
     tensors = {name: to_torch(artifact[name]) for name in artifact}
     model: nn.Module
     with artifact.extract(CONFIG_FILE) as folder, explain_failures(artifact.path):
-        model, found = architecture.from_pretrained(
+        model, info = model_class.from_pretrained(
             None, config=load_config(folder), state_dict=tensors, dtype="auto", output_loading_info=True
         )
-    if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[kind]]:
+    if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]:
         raise ArtifactError(
-            f"{artifact.path}: {format_list(map(repr, wrong))} are not tensors of both it and the model."
+            f"{artifact.path}: does not belong to the model: {format_list(map(repr, wrong))} are missing, unknown or "
+            f"of another shape."
         )
     return model.eval()
 
 
-def _build_on_meta(folder: Path, shown: Path, limits: ModelLimits) -> dict[str, torch.Tensor] | None:
-    """Names and shapes of the model that a folder describes; ``None``: it cannot be built on the meta device.
+def _build_meta_state(folder: Path, shown: Path, limits: ModelLimits) -> dict[str, torch.Tensor] | None:
+    """Build the state of a model on the meta device; ``None``: the model cannot be built there.
 
     Raises:
-        ModelLoadError: The model is larger than its limits.
+        ModelLoadError: The model exceeds its limits.
     """
     try:
         with torch.device("meta"):
@@ -314,17 +316,17 @@ def _build_on_meta(folder: Path, shown: Path, limits: ModelLimits) -> dict[str, 
 
 
 def _build_empty(folder: Path, shown: Path, limits: ModelLimits) -> nn.Module:
-    """The model that a folder's configuration describes; its saved tensors have no values yet.
+    """Build the model that the configuration in a folder describes, without values in its parameters and buffers.
 
     Args:
-        folder: Holds the configuration.
-        shown: The folder that errors name.
-        limits: What the model may have.
+        folder: The folder with the configuration.
+        shown: The folder to name in errors.
+        limits: The largest model that may be built.
     """
     with explain_failures(shown):
         config = load_config(folder)
         model_class = find_model_class(config)
         if model_class is None:
             name = (config.architectures or (None,))[0]
-            raise ArtifactError(f"{format_value(name)} is not a model of transformers")
+            raise ArtifactError(f"{format_value(name)} is not a transformers model")
         return build_empty_model(model_class, config, limits, shown / CONFIG_FILE)

@@ -1,4 +1,4 @@
-"""Read artifacts tensor by tensor; every tensor is verified with its digest."""
+"""Read artifacts tensor by tensor, and verify each tensor with its digest."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from secateur.artifact.source import Source, SourceTensor
 from secateur.errors import ArtifactError, UnknownNameError
 from secateur.frameworks.view import WeightView
 
-__all__ = ["Artifact", "PackedTensor", "RawTensor", "find_artifact"]
+__all__ = ["Artifact", "PackedTensor", "RawTensor", "is_artifact_folder"]
 
 MAX_FILE_BYTES = 100_000_000
-"""Limit on a companion file that is read into memory completely."""
+"""Maximum size of a companion file that is read into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class RawTensor:
     """A dense tensor of any type, without a framework.
 
     Attributes:
-        dtype: The type of its numbers, a key of `DTYPES`: ``"F32"``, ``"BF16"`` …
-        bits: Its bit patterns as unsigned integers, in its shape.
+        dtype: The data type, a key of `DTYPES`: ``"F32"``, ``"BF16"`` …
+        bits: The bit patterns as unsigned integers, in the shape of the tensor.
     """
 
     dtype: str
@@ -47,7 +47,7 @@ class RawTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """The shape of the tensor."""
         return self.bits.shape
 
 
@@ -56,10 +56,10 @@ class PackedTensor:
     """A packed tensor as it is stored.
 
     Attributes:
-        dtype: The type of its numbers, a key of `DTYPES`.
-        view: Its dense shape, and where its channels are.
-        packing: What the index means.
-        values: The bit patterns of the stored numbers, of shape (blocks, weights of a block).
+        dtype: The data type, a key of `DTYPES`.
+        view: The dense shape, and what its axes are.
+        packing: How to interpret the index.
+        values: The bit patterns of the stored numbers, of shape (blocks, weights per block).
         index: Which blocks are stored, padded with zeros.
     """
 
@@ -73,19 +73,19 @@ class PackedTensor:
         """Unpack the bit patterns of the dense tensor.
 
         Raises:
-            ArtifactError: The index does not fit the stored numbers.
+            ArtifactError: The index does not match the stored numbers.
         """
         return self.packing.unpack(self.values, self.index, self.view)
 
 
 class Artifact(Mapping[str, RawTensor]):
-    """A saved model: name → dense tensor, which is read, unpacked and verified on every access.
+    """Maps the names of a saved model to dense tensors, which are read, unpacked and verified on every access.
 
-    Opening an artifact reads its manifest and the headers of its shards, but no tensor. All files are opened while no
+    Opening an artifact reads its manifest and the headers of its shards, but no tensors. All files are opened while no
     other process can replace the folder, and stay open, so they always belong together.
 
     Args:
-        path: The folder.
+        path: The folder of the artifact.
 
     Attributes:
         path: The folder.
@@ -93,7 +93,7 @@ class Artifact(Mapping[str, RawTensor]):
         disk_bytes: Bytes of all files.
 
     Raises:
-        ArtifactError: The folder is not an artifact, is damaged, or its files are not those in the manifest.
+        ArtifactError: The folder is not an artifact, is damaged, or its files do not match the manifest.
 
     Example:
         >>> import secateur, tempfile, torch
@@ -107,7 +107,7 @@ class Artifact(Mapping[str, RawTensor]):
         self.path = as_path(path)
         with lock_for_reading(self.path):
             if not is_artifact(self.path):
-                raise ArtifactError(f"{self.path}: is not an artifact: it has no file {MANIFEST!r}.")
+                raise ArtifactError(f"{self.path}: is not an artifact, because it has no file {MANIFEST!r}.")
             text = read_small_file(self.path / MANIFEST, MAX_MANIFEST_BYTES)
             self.manifest = Manifest.parse(text, self.path / MANIFEST)
             shards, files = self.manifest.shards, self.manifest.files
@@ -122,7 +122,11 @@ class Artifact(Mapping[str, RawTensor]):
     def __getitem__(self, name: str) -> RawTensor:
         entry = self.entry(name)
         is_dense = entry.packer is None
-        bits = self._shard(entry).read(self._resolve(name)) if is_dense else self._unpack(name, self._read_packed(name))
+        bits = (
+            self._get_shard(entry).read(self._resolve(name))
+            if is_dense
+            else self._unpack(name, self._read_arrays(name))
+        )
         self._verify(name, entry, bits)
         return RawTensor(entry.dtype, bits)
 
@@ -136,31 +140,31 @@ class Artifact(Mapping[str, RawTensor]):
         return name in self.manifest.tensors or name in self.manifest.aliases
 
     def entry(self, name: str) -> TensorEntry:
-        """What the manifest says about a tensor.
+        """Return what the manifest says about a tensor.
 
         Raises:
-            UnknownNameError: There is no tensor of that name.
+            UnknownNameError: The artifact has no tensor of that name.
         """
         if name not in self:
             raise UnknownNameError(f"{self.path}: has no tensor {name!r}.{suggest_name(name, self)}")
         return self.manifest.tensors[self._resolve(name)]
 
-    def packed(self, name: str) -> PackedTensor:
-        """Read a packed tensor as it is stored, and verify it.
+    def read_packed(self, name: str) -> PackedTensor:
+        """Read a packed tensor without unpacking it, and verify it.
 
         Raises:
             ArtifactError: The tensor is stored dense, or is damaged.
         """
         entry = self.entry(name)
-        packed = self._read_packed(name)
-        self._verify(name, entry, self._unpack(name, packed))
-        return packed
+        tensor = self._read_arrays(name)
+        self._verify(name, entry, self._unpack(name, tensor))
+        return tensor
 
     def check_files(self) -> None:
-        """Read all companion files and compare their digests.
+        """Read all companion files and verify their digests.
 
         Raises:
-            ArtifactError: A file is missing or was changed.
+            ArtifactError: A file is missing or has changed.
         """
         for file in self._companions.values():
             file.read()
@@ -169,15 +173,15 @@ class Artifact(Mapping[str, RawTensor]):
         """Read and verify a companion file.
 
         Raises:
-            ArtifactError: The manifest does not list the file, or it is missing, was changed or is too large.
+            ArtifactError: The manifest does not list the file, or it is missing, has changed or is too large.
         """
-        return self._companion(name).read_bytes(MAX_FILE_BYTES)
+        return self._get_companion(name).read_bytes(MAX_FILE_BYTES)
 
     def copy_files(self, folder: Path) -> None:
-        """Copy and verify the companion files, except an index of dense shards.
+        """Copy and verify the companion files, except the index of dense shards.
 
         Raises:
-            ArtifactError: A file is missing or was changed, or a copy cannot be written.
+            ArtifactError: A file is missing or has changed, or a copy cannot be written.
         """
         for name, file in self._companions.items():
             if not name.endswith(INDEX_SUFFIX):
@@ -185,23 +189,23 @@ class Artifact(Mapping[str, RawTensor]):
 
     @contextmanager
     def extract(self, *names: str) -> Iterator[Path]:
-        """Copy some companion files, verified, into a temporary folder, for code that reads files by path.
+        """Copy and verify companion files in a temporary folder, for code that reads files by path.
 
         Raises:
             ArtifactError: See `read_file`.
         """
-        files = {name: self._companion(name) for name in names}
+        files = {name: self._get_companion(name) for name in names}
         with TemporaryDirectory(prefix="secateur-") as folder:
             for name, file in files.items():
                 file.copy(Path(folder, name))
             yield Path(folder)
 
     def read_bits(self, name: str) -> Bits:
-        """Read the bit patterns of a tensor, verified."""
+        """Read and verify the bit patterns of a tensor."""
         return self[name].bits
 
     def make_source(self) -> Source:
-        """The tensors, and what belongs to them, to be written again."""
+        """Return the tensors and everything else that is needed to write the artifact again."""
         entries = self.manifest.tensors
         return Source(
             tensors={
@@ -226,25 +230,27 @@ class Artifact(Mapping[str, RawTensor]):
             write_files=self.copy_files,
         )
 
-    def _companion(self, name: str) -> Companion:
+    def _get_companion(self, name: str) -> Companion:
         if name not in self._companions:
-            raise ArtifactError(f"{self.path / MANIFEST}: lists no file {name!r}, which the model is built from.")
+            raise ArtifactError(
+                f"{self.path / MANIFEST}: does not list the file {name!r}, from which the model is built."
+            )
         return self._companions[name]
 
-    def _unpack(self, name: str, packed: PackedTensor) -> Bits:
+    def _unpack(self, name: str, tensor: PackedTensor) -> Bits:
         entry = self.entry(name)
         with explain_out_of_memory(f"{self.path}: tensor {format_value(name)} cannot be unpacked", entry.dense_bytes):
             try:
-                return packed.dense()
+                return tensor.dense()
             except ArtifactError as error:
                 raise ArtifactError(f"{self.path}: tensor {format_value(name)}: {error}.") from error
 
-    def _read_packed(self, name: str) -> PackedTensor:
-        entry, own = self.entry(name), self._resolve(name)
+    def _read_arrays(self, name: str) -> PackedTensor:
+        entry, stored_name = self.entry(name), self._resolve(name)
         packing, view = entry.packer, entry.view
         if packing is None or view is None:
-            raise ArtifactError(f"{self.path}: tensor {name!r} is stored dense.")
-        values, index = (self._shard(entry).read(part) for part in entry.stored(own))
+            raise ArtifactError(f"{self.path}: tensor {name!r} is stored dense, not packed.")
+        values, index = (self._get_shard(entry).read(part) for part in entry.describe_arrays(stored_name))
         return PackedTensor(entry.dtype, view, packing, values, index.astype(np.uint8, copy=False))
 
     def _verify(self, name: str, entry: TensorEntry, bits: Bits) -> None:
@@ -252,10 +258,10 @@ class Artifact(Mapping[str, RawTensor]):
             raise ArtifactError(f"{self.path / entry.file}: tensor {name!r} is damaged (its sha256 does not match).")
 
     def _resolve(self, name: str) -> str:
-        """The name under which a tensor is stored, given that name or an alias."""
+        """Return the name under which a tensor is stored, given this name or an alias."""
         return self.manifest.aliases.get(name, name)
 
-    def _shard(self, entry: TensorEntry) -> TensorFile:
+    def _get_shard(self, entry: TensorEntry) -> TensorFile:
         return self._shards[entry.file]
 
     def _open_shard(self, name: str, size: int, *, keep_open: bool) -> TensorFile:
@@ -265,25 +271,26 @@ class Artifact(Mapping[str, RawTensor]):
         return file
 
     def _check_shards(self) -> None:
-        """Check that every stored array belongs to one tensor of the manifest, and has its type and shape."""
+        """Check that every array belongs to one tensor of the manifest, and has its data type and shape."""
         unclaimed = {(file, name) for file, tensors in self._shards.items() for name in tensors}
         for name, entry in self.manifest.tensors.items():
-            file = self._shard(entry)
-            for part, (dtype, shape) in entry.stored(name).items():
-                stored = file.get(part)
-                if stored is None or (stored.dtype, stored.shape) != (dtype, shape):
-                    kind = "nothing" if stored is None else f"{stored.dtype} {list(stored.shape)}"
+            file = self._get_shard(entry)
+            for part, (dtype, shape) in entry.describe_arrays(name).items():
+                header = file.get(part)
+                if header is None or (header.dtype, header.shape) != (dtype, shape):
+                    kind = "nothing" if header is None else f"{header.dtype} {list(header.shape)}"
                     raise ArtifactError(f"{file.path}: tensor {part!r} must be {dtype} {list(shape)}, found {kind}.")
                 if (entry.file, part) not in unclaimed:
                     raise ArtifactError(f"{file.path}: tensor {part!r} belongs to two tensors of the manifest.")
                 unclaimed.remove((entry.file, part))
         if unclaimed:
             raise ArtifactError(
-                f"{self.path}: {format_list(repr(name) for _, name in sorted(unclaimed))} belong to no tensor."
+                f"{self.path}: {format_list(repr(name) for _, name in sorted(unclaimed))} do not belong to any tensor "
+                f"of the manifest."
             )
 
 
-def find_artifact(path: Path) -> bool:
-    """Whether a folder is an artifact, also while another process replaces it."""
+def is_artifact_folder(path: Path) -> bool:
+    """Whether a folder is an artifact, even while another process replaces it."""
     with lock_for_reading(path):
         return is_artifact(path)

@@ -1,4 +1,4 @@
-"""What an artifact contains, as a table or as JSON."""
+"""Report the tensors of an artifact as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["ArtifactReport", "TensorRow", "report_on_artifact", "report_on_tenso
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRow(Row):
-    """One tensor.
+    """Reports one tensor.
 
     Attributes:
-        name: Its name.
+        name: The name of the tensor.
         layer: The layer whose weight it is, if pruning would prune or did prune that layer.
-        shape: Its shape.
-        dtype: The type of its numbers, such as ``"BF16"``.
-        pattern: The pattern of its zeros: what pruning was asked for, or the strictest that is worth packing; ``None``:
-            they have none.
-        zeros: Numbers that are zero.
-        negative_zeros: Zeros that are ``-0.0``, which packings store like any other number.
+        shape: The dense shape.
+        dtype: The data type, such as ``"BF16"``.
+        pattern: The pattern of its zeros: the requested one, or the strictest that was recognized; ``None``: there is
+            no pattern.
+        zeros: Number of zeros.
+        negative_zeros: Number of zeros that are ``-0.0``, which packings store like any other number.
         dense_bytes: Bytes when dense.
         packed_bytes: Bytes as packed.
-        packing: How it is packed; ``"dense"``: it is not.
-        problem: Why verification failed; ``None``: it did not.
+        packing: How it is packed, or ``"dense"``.
+        problem: Why verification failed; ``None``: there is no problem.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -60,7 +60,7 @@ class TensorRow(Row):
 
     @property
     def count(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -70,13 +70,13 @@ class TensorRow(Row):
 
     @property
     def is_dimmed(self) -> bool:
-        """Whether it is dense and without a problem."""
+        """Whether the tensor is dense and has no problem."""
         return self.packing == "dense" and not self.problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactReport(Report):
-    """The tensors of a saved model, or of a model that could be saved.
+    """Reports the tensors of a saved model, or of a model in memory.
 
     Attributes:
         title: What was inspected.
@@ -84,7 +84,7 @@ class ArtifactReport(Report):
         others: Number of other tensors.
         other_bytes: Bytes of the other tensors.
         disk_bytes: Bytes of the files; ``None``: there are no files.
-        is_packed: Whether packed bytes are those of the files, rather than what packing would save.
+        is_packed: Whether the packed bytes are in files; if not, they are what packing would need.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("dense_bytes", "packed_bytes", "problems")
@@ -161,18 +161,18 @@ def report_on_tensors(
     disk_bytes: int | None = None,
     is_packed: bool,
 ) -> ArtifactReport:
-    """Report on the tensors that have a layout, are packed or have a problem, and sum up the others."""
+    """Report on all tensors: one row for each that has a layout, is packed or has a problem; a total of the others."""
     problems = problems or {}
-    shown = {
+    listed = {
         name: entry
         for name, entry in tensors.items()
         if entry.layout is not None or entry.packer is not None or name in problems
     }
     return ArtifactReport(
         title=title,
-        tensors=tuple(_build_row(name, entry, problems.get(name)) for name, entry in shown.items()),
-        others=len(tensors) - len(shown),
-        other_bytes=sum(entry.stored_bytes for name, entry in tensors.items() if name not in shown),
+        tensors=tuple(_build_row(name, entry, problems.get(name)) for name, entry in listed.items()),
+        others=len(tensors) - len(listed),
+        other_bytes=sum(entry.stored_bytes for name, entry in tensors.items() if name not in listed),
         disk_bytes=disk_bytes,
         is_packed=is_packed,
     )
@@ -180,7 +180,7 @@ def report_on_tensors(
 
 def report_on_artifact(title: str, manifest: Manifest) -> ArtifactReport:
     """Report on an artifact that was just written."""
-    disk_bytes = manifest.count_disk_bytes(len(manifest.text().encode()))
+    disk_bytes = manifest.count_disk_bytes(len(manifest.to_text().encode()))
     return report_on_tensors(title, manifest.tensors, disk_bytes=disk_bytes, is_packed=True)
 
 

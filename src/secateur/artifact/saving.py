@@ -1,4 +1,4 @@
-"""Save models as artifacts, and load them back."""
+"""Save models as artifacts, and load them."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ def save(
 ) -> ArtifactReport:
     """Save a model as an artifact: a folder in which every tensor is packed as small as its zeros allow.
 
-    The folder is replaced completely or not at all: if the process is killed, it is the old folder or the new one.
+    The folder is replaced completely or not at all: if the process is killed, either the old or the new folder remains.
 
     Args:
         model: A torch module, a transformers model, or a Keras model.
         path: The folder to write: new, empty, or an artifact, which is replaced.
         report: The report of the pruning run. The manifest then states the pattern of every pruned layer, which is
-            verified now and by every call of `verify`. ``None``: the strictest pattern of each weight is stated.
+            verified now and by every call of `verify`. ``None``: the manifest states the strictest pattern of each
+            weight.
         tokenizer: A tokenizer or a processor to save beside a transformers model.
-        dense: Store every tensor dense, in files with transformers' names: ``AutoModel.from_pretrained`` reads them.
+        dense: Store every tensor dense, in files that ``AutoModel.from_pretrained`` can read.
         shard_bytes: Maximum bytes of tensors in one shard.
 
     Returns:
-        What was stored, and how each tensor was packed.
+        The report of the artifact: how each tensor was packed.
 
     Raises:
-        ArtifactError: `path` is something else or cannot be written, or the weights are not what the report says.
-        StateError: The report is of another model.
-        UnsupportedModelError: The model has a tensor that is not plain and dense.
+        ArtifactError: `path` is something else or cannot be written, or the weights do not match the report.
+        StateError: The report belongs to another model.
+        UnsupportedModelError: The model has a tensor that is not a plain dense tensor.
 
     Example:
         >>> import secateur, tempfile, torch
@@ -67,20 +68,21 @@ def save(
 
 
 def load(path: str | Path, model: Any = None) -> Any:
-    """Load an artifact, bit for bit.
+    """Load an artifact bit for bit.
 
     Tensors are read, unpacked and verified one by one.
 
     Args:
-        path: The folder.
-        model: The model to load the weights into. ``None``: a transformers model or a Keras model is built.
+        path: The folder of the artifact.
+        model: The model to load the weights into. ``None``: build the transformers or Keras model in the artifact.
 
     Returns:
         The model.
 
     Raises:
-        ArtifactError: The artifact is damaged or does not belong to the model, which is then unchanged.
-        UnsupportedModelError: There is no model, and nothing that builds one.
+        ArtifactError: The artifact is damaged or does not belong to the model, which does not change, or only code can
+            build the model and none was passed.
+        UnsupportedModelError: The type of the model is not supported.
         ModelLoadError: The model cannot be built.
     """
     artifact = Artifact(path)

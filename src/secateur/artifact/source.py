@@ -1,4 +1,4 @@
-"""What an artifact is written from: the tensors of a model, a checkpoint or an artifact, and what belongs to them."""
+"""Describe what an artifact is written from: the tensors of a model, a checkpoint or another artifact."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ __all__ = ["Source", "SourceTensor", "guess_view"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTensor:
-    """One tensor.
+    """A tensor to write.
 
     Attributes:
-        dtype: Its type, a key of `DTYPES`.
-        shape: Its shape.
-        read: Reads its bit patterns in that shape; called more than once.
-        view: Where its channels are; ``None``: it is not a weight that patterns tile.
-        layer: The layer whose weight it is; ``None``: it belongs to no layer that can be pruned.
-        is_prunable: Whether a plan for the whole model would prune it, that is, it is not in an output layer or an
-            embedding.
+        dtype: The data type, a key of `DTYPES`.
+        shape: The dense shape.
+        read: Reads the bit patterns in this shape; called more than once.
+        view: What the axes are; ``None``: it is not a weight that patterns apply to.
+        layer: The layer whose weight it is; ``None``: it is not the weight of a layer that can be pruned.
+        is_prunable: Whether a plan for the whole model would prune it, which excludes output layers and embeddings.
     """
 
     dtype: str
@@ -42,14 +41,14 @@ class SourceTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Tensors, and what belongs to them.
+    """Everything that is written into an artifact.
 
     Attributes:
         tensors: Name → tensor, in the order of the model.
-        aliases: Another name → name of the tensor that it also stands for.
-        model: What builds the model again.
+        aliases: Alternative name → name of the tensor (tied weights).
+        model: How to build the model; ``None``: unknown.
         claims: Layer → what pruning did to its weight.
-        configs: The pruning configurations, as plain values.
+        configs: The configurations of the pruning run, as plain values.
         write_files: Writes companion files, such as configuration and tokenizer, into a folder.
     """
 
@@ -61,16 +60,16 @@ class Source:
     write_files: Callable[[Path], object] = lambda folder: None  # noqa: ARG005
 
     def add_report(self, report: PruningReport | None) -> Source:
-        """Take claims and configurations from a report; ``None``: keep those that are there.
+        """Take claims and configurations from a report; ``None``: keep the present ones.
 
         Raises:
-            StateError: The report is of another model.
+            StateError: The report belongs to another model.
         """
         if report is None:
             return self
         layers = {tensor.layer for tensor in self.tensors.values()}
         if unknown := [layer.name for layer in report.layers if layer.name not in layers]:
-            raise StateError(f"The report is of another model: this one has no {format_list(map(repr, unknown))}.")
+            raise StateError(f"The report belongs to another model: this one has no {format_list(map(repr, unknown))}.")
         with explain_invalid("the report"):
             claims = {
                 layer.name: Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)
@@ -80,14 +79,14 @@ class Source:
 
 
 def guess_view(shape: tuple[int, ...]) -> WeightView | None:
-    """The usual order of axes: outputs, inputs, kernel; ``None``: there are fewer than two axes, or no numbers."""
+    """Assume the usual axes: outputs, inputs, kernel; ``None``: there are fewer than two axes, or no elements."""
     if len(shape) < 2 or 0 in shape:
         return None
     return WeightView(shape=shape, output_axes=(0,), kernel_axes=tuple(range(2, len(shape))), input_axes=(1,))
 
 
 def _to_plain_config(config: PruningConfig) -> dict[str, Any]:
-    """A configuration that JSON can hold: a schedule that is a function is replaced by its name."""
+    """Convert a configuration to JSON values; a schedule that is a function is replaced by its name."""
     schedule = config.sparsity_decay_type
     if callable(schedule):
         config = config.model_copy(update={"sparsity_decay_type": getattr(schedule, "__name__", "a function")})

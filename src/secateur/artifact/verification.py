@@ -1,4 +1,4 @@
-"""Inspect saved models and models in memory, and verify saved models."""
+"""Inspect models in files and in memory, and verify models in files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur.artifact.checkpoints import open_checkpoint
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import TensorEntry, explain_invalid
 from secateur.artifact.pattern_verification import fits_pattern, verify_pattern, verify_recognized_pattern
-from secateur.artifact.reader import Artifact, find_artifact
+from secateur.artifact.reader import Artifact, is_artifact_folder
 from secateur.artifact.report import ArtifactReport, report_on_tensors
 from secateur.artifact.source import SourceTensor
 from secateur.artifact.writer import describe_tensor
@@ -29,7 +29,7 @@ __all__ = ["examine", "inspect", "verify"]
 
 
 def inspect(source: Any) -> ArtifactReport:
-    """Report how small packing makes every tensor, and which pattern its zeros have.
+    """Report the packed size of every tensor, and the pattern of its zeros.
 
     Args:
         source: The folder of an artifact, a safetensors file, a transformers folder, or a model.
@@ -50,7 +50,7 @@ def inspect(source: Any) -> ArtifactReport:
             tensors = import_leaf("secateur.artifact", source).make_source(source).tensors
         return report_on_tensors(type(source).__name__, _describe_tensors(tensors), is_packed=False)
     path = as_path(source)
-    if not find_artifact(path):
+    if not is_artifact_folder(path):
         return report_on_tensors(str(path), _describe_tensors(open_checkpoint(path).tensors), is_packed=False)
     artifact = Artifact(path)
     entries: Mapping[str, TensorEntry] = artifact.manifest.tensors
@@ -61,15 +61,15 @@ def inspect(source: Any) -> ArtifactReport:
 
 
 def verify(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
-    """Read every tensor and verify that it is what the manifest says.
+    """Read every tensor and verify that it matches the manifest.
 
-    In an artifact: digests, counts of zeros, and the pattern and number of pruned units of every pruned layer. In
-    files of other tools: that they can be read.
+    In an artifact, verification covers digests, counts of zeros, and the pattern and number of pruned units of every
+    pruned layer. Files of other tools must be readable.
 
     Args:
         path: The folder of an artifact, a safetensors file, or a transformers folder.
-        pattern: A pattern that the weights of all layers must have too, except output layers, embeddings and weights
-            that it does not fit. If the files do not say what a layer is, all tensors of two or more axes count.
+        pattern: A pattern that the weights of all layers must have, except output layers, embeddings and weights that
+            it does not fit. If the layers are unknown, all tensors with two or more axes count.
 
     Returns:
         The report, without problems.
@@ -98,18 +98,18 @@ def examine(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
         ArtifactError: There is nothing to read, or the manifest or an index is damaged.
     """
     path = as_path(path)
-    if not find_artifact(path):
+    if not is_artifact_folder(path):
         tensors = open_checkpoint(path).tensors
         entries = _describe_tensors(tensors)
-        problems = _check_wanted_pattern(pattern, entries, {name: tensor.read for name, tensor in tensors.items()})
+        problems = _check_requested_pattern(pattern, entries, {name: tensor.read for name, tensor in tensors.items()})
         return report_on_tensors(str(path), entries, problems=problems, is_packed=False)
     artifact = Artifact(path)
     artifact.check_files()
-    stored = artifact.manifest.tensors
+    entries = artifact.manifest.tensors
     problems = dict(_find_problems(artifact))
-    readers = {name: partial(artifact.read_bits, name) for name in stored if name not in problems}
-    problems |= _check_wanted_pattern(pattern, {name: stored[name] for name in readers}, readers)
-    return report_on_tensors(str(path), stored, problems=problems, disk_bytes=artifact.disk_bytes, is_packed=True)
+    readers = {name: partial(artifact.read_bits, name) for name in entries if name not in problems}
+    problems |= _check_requested_pattern(pattern, {name: entries[name] for name in readers}, readers)
+    return report_on_tensors(str(path), entries, problems=problems, disk_bytes=artifact.disk_bytes, is_packed=True)
 
 
 def _describe_tensors(tensors: Mapping[str, SourceTensor]) -> dict[str, TensorEntry]:
@@ -117,7 +117,7 @@ def _describe_tensors(tensors: Mapping[str, SourceTensor]) -> dict[str, TensorEn
 
 
 def _find_problems(artifact: Artifact) -> Iterator[tuple[str, str]]:
-    """Yield the tensors that are not what the manifest says, with the reason."""
+    """Yield the tensors that do not match the manifest, with the reason."""
     for name, entry in artifact.manifest.tensors.items():
         try:
             with explain_out_of_memory(
@@ -138,10 +138,10 @@ def _find_problem(artifact: Artifact, name: str, entry: TensorEntry) -> str | No
     alive = count_true(nonzero)
     zeros, negative = bits.size - alive, count_true(bits) - alive
     if (zeros, negative) != (entry.zeros, entry.negative_zeros):
-        return f"{zeros:,} zeros ({negative:,} of them -0.0), and the manifest says {entry.zeros:,}"
+        return f"{zeros:,} zeros ({negative:,} of them -0.0), but the manifest says {entry.zeros:,}"
     if entry.pruned is None and negative:
         nonzero = bits != 0
-    del bits  # the booleans suffice to verify the pattern
+    del bits  # frees memory: the pattern is verified on the booleans
     return _check_stated_pattern(entry, nonzero)
 
 
@@ -161,10 +161,10 @@ def _check_stated_pattern(entry: TensorEntry, nonzero: npt.NDArray[np.bool_]) ->
     return problem and f"not {entry.pattern!r} any more: {problem}"
 
 
-def _check_wanted_pattern(
+def _check_requested_pattern(
     pattern: str | None, entries: Mapping[str, TensorEntry], readers: Mapping[str, Callable[[], Bits]]
 ) -> dict[str, str]:
-    """Weights of layers that do not have the pattern that the user asked for → why."""
+    """Map each weight that does not have the requested pattern to the reason."""
     if pattern is None:
         return {}
     views = {
@@ -173,7 +173,7 @@ def _check_wanted_pattern(
         if entry.layer is not None and (view := entry.view) is not None and fits_pattern(pattern, view)
     }
     if not views:
-        raise ArtifactError(f"There is no weight of a layer that could have the pattern {pattern!r}.")
+        raise ArtifactError(f"The pattern {pattern!r} does not fit the weight of any layer.")
     problems = {}
     for name, view in views.items():
         entry = entries[name]

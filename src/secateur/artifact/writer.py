@@ -1,4 +1,4 @@
-"""Write artifacts in two passes over the tensors: choose the packing of each, then pack and write it."""
+"""Write artifacts in two passes over the tensors: choose the packing of each, then pack and write them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SHARD_BYTES = 4 << 30
 """Maximum bytes of tensors in one shard, unless a single tensor has more."""
 
 ALIGNMENT = 8
-"""Tensors begin at a multiple of this many bytes where possible."""
+"""Tensors begin at a multiple of this many bytes if possible."""
 
 
 def write(
@@ -53,19 +53,19 @@ def write(
     """Write an artifact completely or not at all.
 
     Args:
-        source: The tensors, and what belongs to them.
+        source: The tensors, and everything else in the artifact.
         path: The folder: new, empty, or an artifact, which is replaced.
-        dense: Store every tensor dense, in files that transformers reads.
+        dense: Store every tensor dense, in files that transformers can read.
         shard_bytes: Maximum bytes of tensors in one shard.
 
     Raises:
-        ArtifactError: The folder is something else or cannot be written, or a weight does not have its pattern.
+        ArtifactError: The folder is something else or cannot be written, or a weight does not match its claim.
     """
     if shard_bytes < 1:
         raise ArtifactError(f"shard_bytes must be at least 1, found {shard_bytes}.")
     for name in (*source.tensors, *source.aliases):
         if not name.isprintable() or name == METADATA:
-            raise ArtifactError(f"tensor {format_value(name)}: a tensor in a file cannot have this name. Rename it.")
+            raise ArtifactError(f"tensor {format_value(name)}: this name is not allowed in a file. Rename the tensor.")
     with replace_folder(as_path(path), _list_owned_files) as folder:
         _write_companion_files(source, folder)
         entries = {
@@ -91,12 +91,12 @@ def write(
                 tensors=tensors,
                 aliases=dict(source.aliases),
             )
-        _write_text(folder / MANIFEST, manifest.text())
+        _write_text(folder / MANIFEST, manifest.to_text())
     return manifest
 
 
 def describe_tensor(name: str, tensor: SourceTensor, claim: Claim | None = None, *, dense: bool = False) -> TensorEntry:
-    """Describe a tensor for the manifest, except for its shard, which is not known yet.
+    """Describe a tensor for the manifest, except for its shard, which is chosen later.
 
     Args:
         name: The name of the tensor, for messages.
@@ -105,7 +105,7 @@ def describe_tensor(name: str, tensor: SourceTensor, claim: Claim | None = None,
         dense: Whether to store it dense even if a packing is smaller.
 
     Raises:
-        ArtifactError: The tensor is not what the claim says, or no manifest can describe it.
+        ArtifactError: The tensor does not match the claim, or a manifest cannot describe it.
         OutOfMemoryError: There is not enough memory to read it.
     """
     what = f"tensor {format_value(name)}"
@@ -115,10 +115,10 @@ def describe_tensor(name: str, tensor: SourceTensor, claim: Claim | None = None,
 
 def _describe(tensor: SourceTensor, claim: Claim | None, *, dense: bool) -> TensorEntry:
     bits, dtype, view = tensor.read(), DTYPES[tensor.dtype], tensor.view
-    alive, stored = _count_nonzero(tensor, bits, claim), count_true(bits)
+    nonzero, nonzero_bits = _count_nonzero(tensor, bits, claim), count_true(bits)
     pattern, packing = None if claim is None else claim.pattern, None
     if view is not None and dtype.is_float:
-        # Packing keeps every bit, so -0.0 counts as a number here.
+        # Packing is lossless, so -0.0 counts as a nonzero number here.
         choice = choose_packing(NonzeroMask(view, bits != 0), dtype.size, pattern)
         packing = None if dense else choice.packing
         pattern = pattern or choice.pattern
@@ -131,26 +131,26 @@ def _describe(tensor: SourceTensor, claim: Claim | None, *, dense: bool) -> Tens
         packing=describe_packing(packing),
         pattern=pattern,
         pruned=claim,
-        zeros=bits.size - alive,
-        negative_zeros=stored - alive,
+        zeros=bits.size - nonzero,
+        negative_zeros=nonzero_bits - nonzero,
         sha256=digest_bits(bits),
     )
 
 
 def _count_nonzero(tensor: SourceTensor, bits: Bits, claim: Claim | None) -> int:
-    """Count the numbers that are not zero, and verify that the zeros are those of the claim."""
+    """Count the nonzero numbers, and verify that the zeros match the claim."""
     dtype, view = DTYPES[tensor.dtype], tensor.view
     nonzero = dtype.nonzero(bits)
     if claim is not None and view is None:
         raise ArtifactError(
-            f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but it is not known where its channels are."
+            f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but the axes of its weight are unknown."
         )
     if claim is not None and view is not None and dtype.is_float:
         problem = verify_pattern(claim.pattern, view, nonzero, claim)
         if problem:
             raise ArtifactError(
-                f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but {problem}. Save the model as pruning "
-                f"left it, or without a report."
+                f"layer {tensor.layer!r}: was pruned to {claim.pattern!r}, but {problem}. Save the model right "
+                f"after pruning, or without a report."
             )
     return count_true(nonzero)
 
@@ -160,23 +160,23 @@ def _write_companion_files(source: Source, folder: Path) -> None:
         source.write_files(folder)
     except (SecateurError, OSError, MemoryError):
         raise
-    # Code of other packages raises errors of any type, on a full disk too.
+    # Third-party code may raise any exception, for example when the disk is full.
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArtifactError(
-            f"{folder}: the configuration or tokenizer of the model cannot be written ({first_line})."
+            f"{folder}: cannot write the configuration or tokenizer of the model ({first_line})."
         ) from error
     for name in _list_files(folder):
         check_size(folder / name, (folder / name).stat().st_size)
         if not FILE_NAME.fullmatch(name):
             raise ArtifactError(
-                f"file {format_value(name)}: an artifact has file names of letters, digits, '.', '_' and '-' only. "
-                "Rename it."
+                f"file {format_value(name)}: the names of files in an artifact may only have letters, digits, '.', '_' "
+                "and '-'. Rename the file."
             )
 
 
 def _list_owned_files(folder: Path) -> set[str] | None:
-    """The files that belong to an artifact; ``None``: the folder is not an artifact."""
+    """List the files that belong to an artifact; ``None``: the folder is not an artifact."""
     try:
         manifest = Manifest.read(folder)
     except ArtifactError:
@@ -193,7 +193,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _split_shards(entries: Mapping[str, TensorEntry], limit: int, *, dense: bool) -> dict[str, list[str]]:
-    """Shard → names of its tensors; each shard is filled before the next begins."""
+    """Assign tensors to shards in order: shard → names of its tensors."""
     parts: list[list[str]] = [[]]
     filled = 0
     for name, entry in entries.items():
@@ -209,17 +209,17 @@ def _split_shards(entries: Mapping[str, TensorEntry], limit: int, *, dense: bool
 
 
 def _write_shard(path: Path, tensors: Mapping[str, tuple[TensorEntry, SourceTensor]]) -> None:
-    # Tensors that would misalign the next one come last, those with the widest numbers first.
-    order = sorted(tensors, key=lambda name: _alignment_order(tensors[name][0]))
-    layout = {part: stored for name in order for part, stored in tensors[name][0].stored(name).items()}
-    if len(layout) < sum(len(entry.stored(name)) for name, (entry, _) in tensors.items()):
+    # Tensors that misalign the next one come last, those with the widest data type first.
+    order = sorted(tensors, key=lambda name: _compute_alignment_rank(tensors[name][0]))
+    arrays = {part: array for name in order for part, array in tensors[name][0].describe_arrays(name).items()}
+    if len(arrays) < sum(len(entry.describe_arrays(name)) for name, (entry, _) in tensors.items()):
         raise ArtifactError(
             "names of tensors must not end with '#values' or '#index', which packed tensors use. Rename them."
         )
-    write_tensor_file(path, layout, lambda: _pack_tensors(tensors[name] for name in order))
+    write_tensor_file(path, arrays, lambda: _pack_tensors(tensors[name] for name in order))
 
 
-def _alignment_order(entry: TensorEntry) -> tuple[bool, int]:
+def _compute_alignment_rank(entry: TensorEntry) -> tuple[bool, int]:
     is_odd = entry.stored_bytes % ALIGNMENT > 0
     return is_odd, -DTYPES[entry.dtype].size if is_odd else 0
 
@@ -230,7 +230,7 @@ def _pack_tensors(tensors: Iterable[tuple[TensorEntry, SourceTensor]]) -> Iterat
 
 
 def _pack_tensor(entry: TensorEntry, tensor: SourceTensor) -> tuple[Bits, ...]:
-    """The arrays that a shard has for a tensor."""
+    """Return the arrays that the shard stores for a tensor."""
     with explain_out_of_memory(f"layer {entry.layer!r}: its weight cannot be packed", entry.dense_bytes):
         bits, packer = tensor.read(), entry.packer
         if packer is None or entry.view is None:

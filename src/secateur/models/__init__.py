@@ -1,4 +1,4 @@
-"""Load models by reference, as the command line names them: code, files, transformers folders and artifacts."""
+"""Load models by reference, as on the command line: code, files, transformers folders and artifacts."""
 
 from __future__ import annotations
 

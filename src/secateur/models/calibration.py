@@ -1,4 +1,4 @@
-"""Calibration data for a model: from a text, from arrays in a file, or from Python's documentation."""
+"""Sample calibration data from a text, from arrays in a file, or from Python's documentation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from secateur.models.references import TrainedModel
 __all__ = ["DEFAULT_LENGTH", "DEFAULT_SEQUENCES", "CalibrationSample", "sample_calibration"]
 
 ARRAY_SUFFIXES = (".npz", ".safetensors")
-"""Suffixes of files with arrays that the model takes as they are."""
+"""Suffixes of files with arrays that are passed to the model unchanged."""
 
 MAX_TEXT_BYTES = 100_000_000
-"""Limit on the size of a text, of which only a few pieces are used."""
+"""Maximum size of a text; calibration uses only a few sequences of it."""
 
 DEFAULT_SEQUENCES = 32
 
 DEFAULT_LENGTH = 512
-"""Tokens in a sequence, enough for a language model."""
+"""Tokens per sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class CalibrationSample:
     """Calibration data.
 
     Attributes:
-        batches: Inputs as the model takes them.
-        description: Where they come from, in words.
+        batches: Inputs that the model accepts.
+        description: Their source, for messages.
     """
 
     batches: list[Any]
@@ -49,12 +49,12 @@ def sample_calibration(
         trained: The model.
         file: Inputs as ``.npz`` or ``.safetensors``, or plain text for the model's tokenizer. ``None``: Python's
             documentation, which is in English.
-        sequences: Number of pieces of text; ``None``: `DEFAULT_SEQUENCES`.
-        length: Tokens in each; ``None``: `DEFAULT_LENGTH`, or the maximum of the model if that is less.
+        sequences: Number of sequences of text; ``None``: `DEFAULT_SEQUENCES`.
+        length: Tokens per sequence; ``None``: `DEFAULT_LENGTH`, or the maximum of the model if that is less.
 
     Raises:
         CalibrationError: The file cannot be read or is unsuitable, or there is no tokenizer.
-        ConfigError: A number of sequences or a length is given, but the file has arrays.
+        ConfigError: `sequences` or `length` is given, but the file has arrays.
     """
     from secateur.models.pytorch import load_tokenizer, make_text_batches, read_array_batches
 
@@ -77,7 +77,7 @@ def sample_calibration(
 
 
 def read_python_documentation() -> str:
-    """The documentation of the Python language that comes with Python, half a million characters."""
+    """Read the language documentation that comes with Python, half a million characters."""
     return "\n\n".join(topics[topic] for topic in sorted(topics))
 
 

@@ -1,4 +1,4 @@
-"""Check the counts in GGUF files before any other code loops over them.
+"""Check the counts in GGUF files before other code uses them as loop lengths.
 
 Source:
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -18,7 +18,7 @@ __all__ = ["check_gguf"]
 MAGIC = b"GGUF"
 
 VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Type of a value of fixed size → its bytes."""
+"""Type of a fixed-size value → its bytes."""
 
 STRING, ARRAY = 8, 9
 
@@ -26,11 +26,11 @@ MAX_AXES = 8
 
 
 def check_gguf(path: Path) -> None:
-    """Raise `ArtifactError` if a file is not GGUF, or claims more values or tensors than fit into it."""
+    """Raise `ArtifactError` if a file is not GGUF, or states more values or tensors than fit into it."""
     with open_file(path) as file:
         reader = _GGUFReader(file, path)
         if file.read(len(MAGIC)) != MAGIC:
-            raise reader.report_damage("it does not begin with 'GGUF'")
+            raise reader.make_error("it does not begin with 'GGUF'")
         big_endian = reader.read_number(4) & 0xFFFF == 0
         reader.byte_order = "big" if big_endian else "little"
         tensors, values = reader.read_number(8), reader.read_number(8)
@@ -40,15 +40,15 @@ def check_gguf(path: Path) -> None:
         for _ in range(reader.check_count(tensors, min_bytes=24)):
             reader.skip(reader.read_number(8))
             if (axes := reader.read_number(4)) > MAX_AXES:
-                raise reader.report_damage(f"a tensor has {axes:,} axes")
+                raise reader.make_error(f"a tensor has {axes:,} axes")
             count = math.prod(reader.read_number(8) for _ in range(axes))
             reader.skip(4 + 8)
             if count > 8 * reader.size:
-                raise reader.report_damage(f"a tensor has {count:,} numbers")
+                raise reader.make_error(f"a tensor has {count:,} numbers")
 
 
 class _GGUFReader:
-    """Reads numbers and skips lengths, none of which may reach beyond the end of the file."""
+    """Reads numbers and skips bytes, and refuses to go beyond the end of the file."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file, self.path = file, path
@@ -57,20 +57,20 @@ class _GGUFReader:
         file.seek(0)
 
     def read_number(self, size: int) -> int:
-        text = self.file.read(size)
-        if len(text) < size:
-            raise self.report_damage("it is incomplete")
-        return int.from_bytes(text, "big" if self.byte_order == "big" else "little")
+        data = self.file.read(size)
+        if len(data) < size:
+            raise self.make_error("it is incomplete")
+        return int.from_bytes(data, "big" if self.byte_order == "big" else "little")
 
     def check_count(self, count: int, min_bytes: int) -> int:
-        """Check a number of entries of at least `min_bytes` bytes each."""
+        """Check that this many entries of at least `min_bytes` bytes each fit into the rest of the file."""
         if count * min_bytes > self.size - self.file.tell():
-            raise self.report_damage(f"it has no room for {count:,} entries")
+            raise self.make_error(f"it has no room for {count:,} entries")
         return count
 
     def skip(self, size: int) -> None:
         if size > self.size - self.file.tell():
-            raise self.report_damage(f"it has no room for {size:,} bytes")
+            raise self.make_error(f"it has no room for {size:,} bytes")
         self.file.seek(size, 1)
 
     def skip_value(self, kind: int) -> None:
@@ -84,11 +84,11 @@ class _GGUFReader:
                 for _ in range(self.check_count(count, min_bytes=8)):
                     self.skip(self.read_number(8))
             else:
-                raise self.report_damage(f"an array has values of type {kind}")
+                raise self.make_error(f"an array has values of type {kind}")
         elif kind in VALUE_BYTES:
             self.skip(VALUE_BYTES[kind])
         else:
-            raise self.report_damage(f"a value has type {kind}")
+            raise self.make_error(f"a value has type {kind}")
 
-    def report_damage(self, what: str) -> ArtifactError:
+    def make_error(self, what: str) -> ArtifactError:
         return ArtifactError(f"{self.path}: is not a valid GGUF file: {what}.")

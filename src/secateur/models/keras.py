@@ -1,4 +1,4 @@
-"""Load models and weights from Keras's own files."""
+"""Load models and weights from ``.keras`` and ``.weights.h5`` files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def load_keras_file(file: Path) -> keras.Model:
     """Load the model in a ``.keras`` file, without compiling it.
 
     Raises:
-        ModelLoadError: Keras cannot read the file, or it describes a larger model than it has weights for.
+        ModelLoadError: Keras cannot read the file, or it describes a model that is larger than its weights.
     """
     with translate_errors(ModelLoadError, f"Keras cannot read a model from {str(file)!r}"):
-        with open_file(file) as held:
-            _check_archive(held, file)
+        with open_file(file) as binary:
+            _check_archive(binary, file)
         model = keras.saving.load_model(file, compile=False)
         if not isinstance(model, keras.Model):
             raise ArtifactError(f"it must describe a model, found {type(model).__name__}")
@@ -45,25 +45,25 @@ def load_keras_weights(model: keras.Model, file: Path) -> None:
         ModelLoadError: Keras cannot read the file, or its weights do not belong to the model.
     """
     with translate_errors(ModelLoadError, f"Keras cannot load {str(file)!r} into the model"):
-        with open_file(file) as held:
-            _count_numbers(held, file, held.seek(0, io.SEEK_END))
+        with open_file(file) as binary:
+            _count_elements(binary, file, binary.seek(0, io.SEEK_END))
         model.load_weights(file)
 
 
-def _check_archive(held: BinaryIO, file: Path) -> None:
-    """Raise `ArtifactError` if loading a file would take far more memory than its weights do."""
-    members = check_zip(held, file)
-    if absent := [name for name in (CONFIG, HDF5) if name not in members]:
-        raise ArtifactError(f"it has no {absent[0]}")
-    with zipfile.ZipFile(held) as archive:
+def _check_archive(binary: BinaryIO, file: Path) -> None:
+    """Raise `ArtifactError` if loading a file would take much more memory than its weights."""
+    members = check_zip(binary, file)
+    if missing := [name for name in (CONFIG, HDF5) if name not in members]:
+        raise ArtifactError(f"it has no {missing[0]}")
+    with zipfile.ZipFile(binary) as archive:
         description = parse_json(archive.read(CONFIG), file)
-        sizes = _count_numbers(io.BytesIO(archive.read(HDF5)), file, held.seek(0, io.SEEK_END))
+        sizes = _count_elements(io.BytesIO(archive.read(HDF5)), file, binary.seek(0, io.SEEK_END))
     check_description(description, ModelLimits.from_stored(len(sizes), sum(sizes)), file)
 
 
-def _count_numbers(held: BinaryIO, file: Path, stored: int) -> list[int]:
-    """Count the numbers in each dataset of an HDF5 file."""
+def _count_elements(binary: BinaryIO, file: Path, size: int) -> list[int]:
+    """Count the elements of each dataset in an HDF5 file."""
     import h5py
 
-    with h5py.File(held, "r") as weights:
-        return check_hdf5(weights, file, stored)
+    with h5py.File(binary, "r") as weights:
+        return check_hdf5(weights, file, size)

@@ -22,11 +22,11 @@ from secateur.models.gguf import check_gguf
 __all__ = ["check_model_files", "compute_limits"]
 
 NUMBERS_PER_BYTE = 8
-"""Maximum for quantized weights, which take at least one bit."""
+"""Maximum numbers per byte of quantized weights, which take at least one bit each."""
 
 
 def check_model_files(path: Path) -> None:
-    """Raise `ArtifactError` for pipes and devices, impossible counts, and indexes that lead out of the folder."""
+    """Raise `ArtifactError` for pipes and devices, impossible counts, and indexes that point outside the folder."""
     if path.is_file():
         return check_gguf(path)
     for file in path.iterdir():
@@ -37,10 +37,10 @@ def check_model_files(path: Path) -> None:
 
 
 def compute_limits(path: Path) -> ModelLimits:
-    """Compute how large the model in a folder or GGUF file may be, from the size of its weights.
+    """Compute the limits of the model in a folder or GGUF file from the size of its weights.
 
     Raises:
-        ArtifactError: A file of weights is damaged.
+        ArtifactError: A weight file is damaged.
     """
     if path.is_file():
         return ModelLimits.from_stored(MAX_TENSORS, NUMBERS_PER_BYTE * path.stat().st_size)
@@ -50,7 +50,7 @@ def compute_limits(path: Path) -> ModelLimits:
         if file.suffix == SAFETENSORS_SUFFIX:
             header = TensorFile(file, keep_open=False)
             tensors += len(header)
-            numbers += sum(math.prod(stored.shape) for stored in header.values())
+            numbers += sum(math.prod(tensor.shape) for tensor in header.values())
         elif file.suffix in PICKLE_SUFFIXES:
             tensors += MAX_TENSORS
             numbers += file.stat().st_size
@@ -63,6 +63,6 @@ def _check_kind(file: Path) -> None:
     try:
         mode = file.stat().st_mode
     except OSError:
-        return  # such as a broken link, which is an error only if something reads it
+        return  # for example, a broken link, which matters only if it is read
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ArtifactError(f"{file}: must be a file, found a pipe or a device.")

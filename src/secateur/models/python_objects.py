@@ -1,4 +1,4 @@
-"""Models that Python code builds."""
+"""Load models that Python code builds."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def load_object(module: str, name: str) -> Any:
     """Load an object from a module; call it if it is a function or a class.
 
     Raises:
-        UnknownNameError: The module does not exist, or has nothing of that name.
+        UnknownNameError: The module does not exist, or has no such attribute.
         MissingPackageError: The module imports a package that is not installed.
-        ModelLoadError: Its code raised another error.
+        ModelLoadError: The code of the module, function or class raised another error.
     """
     with _import_path(Path.cwd()):
         value = _get_attribute(_import_module(module), name)
@@ -78,7 +78,7 @@ def _get_attribute(module: Any, path: str) -> Any:
 
 
 def _is_factory(value: Any) -> bool:
-    """Whether an object builds a model when it is called; models can be called too, but are not factories."""
+    """Whether an object builds a model when called; models are callable too, but are not factories."""
     return inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, functools.partial)
 
 
@@ -87,7 +87,7 @@ def _call_factory(factory: Any, name: str) -> Any:
         return factory()
     except SecateurError:
         raise
-    # As above.
+    # User code may raise anything.
     except BaseException as error:
         if not is_failure(error):
             raise

@@ -1,4 +1,4 @@
-"""Load the model that a text refers to: code, a file, a transformers folder or an artifact."""
+"""Load the model that a reference names: code, a file, a transformers folder or an artifact."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ KERAS_WEIGHTS = ".weights.h5"
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A model with its weights, and where it comes from.
+    """A model with its weights, and its source.
 
     Attributes:
         model: The model.
-        path: Its transformers folder or GGUF file; ``None``: it comes from elsewhere.
+        path: Its transformers folder or GGUF file; ``None``: it has another source.
     """
 
     model: Any
@@ -36,7 +36,7 @@ class TrainedModel:
 
     @property
     def companions(self) -> Any:
-        """What to save with the model: an object with ``save_pretrained``, like a tokenizer, or ``None``."""
+        """What to save with the model: an object with ``save_pretrained``, such as a tokenizer, or ``None``."""
         if self.path is None:
             return None
         from secateur.models.pytorch import CompanionSaver
@@ -45,12 +45,12 @@ class TrainedModel:
 
 
 def load_model(reference: str) -> Any:
-    """Load the model that a text refers to, without weights where a plan does not need them.
+    """Load the model that a reference names, without weights if a plan does not need them.
 
     Args:
         reference: One of:
 
-            - ``package.module:name`` of a model, or of a function that builds it, in the current directory or an
+            - ``package.module:name`` of a model, or of a function that builds one, in the current directory or an
               installed package;
             - a ``.keras`` file;
             - a transformers folder or a ``.gguf`` file: a path, or ``package/path`` within an installed package. The
@@ -58,10 +58,10 @@ def load_model(reference: str) -> Any:
             - an artifact of a transformers or Keras model.
 
     Raises:
-        UnknownNameError: There is nothing of that name.
+        UnknownNameError: The reference does not exist.
         UnsupportedModelError: The folder is neither a transformers folder nor an artifact.
-        ModelLoadError: The code, the file or the folder cannot build the model.
-        MissingPackageError: A package that is needed is not installed.
+        ModelLoadError: The model cannot be built from the code, the file or the folder.
+        MissingPackageError: A required package is not installed.
 
     Example:
         >>> load_model("torch.nn:Identity")
@@ -77,12 +77,12 @@ def load_model(reference: str) -> Any:
 
 
 def load_trained(reference: str, weights: Path | None = None) -> TrainedModel:
-    """Load the model that a text refers to, with its weights.
+    """Load the model that a reference names, with its weights.
 
     Args:
         reference: See `load_model`.
-        weights: A file with the weights of a model that code builds: a safetensors file, a state dict that
-            ``torch.save`` wrote, or Keras's ``.weights.h5``. ``None``: the model has its weights already.
+        weights: A file with weights for a model that code builds: a safetensors file, a state dict that
+            ``torch.save`` wrote, or a Keras ``.weights.h5`` file. ``None``: the model already has its weights.
 
     Raises:
         SecateurError: See `load_model`; or the weights cannot be read, or do not belong to the model.
@@ -90,7 +90,9 @@ def load_trained(reference: str, weights: Path | None = None) -> TrainedModel:
     path = find_transformers_path(reference)
     is_code = path is None and not reference.endswith(KERAS_FILE) and find_artifact_path(reference) is None
     if weights is not None and not is_code:
-        raise ConfigError(f"weights is only for a model that code builds, and {reference!r} has its own. Leave it out.")
+        raise ConfigError(
+            f"weights is only for a model that code builds, but {reference!r} includes its weights. Leave it out."
+        )
     if (artifact := find_artifact_path(reference)) is not None:
         return TrainedModel(load(artifact), path)
     if path is not None:
@@ -104,24 +106,24 @@ def load_trained(reference: str, weights: Path | None = None) -> TrainedModel:
 
 
 def find_transformers_path(reference: str) -> Path | None:
-    """Find the transformers folder or the GGUF file that a text refers to; ``None``: it refers to something else.
+    """Find the transformers folder or GGUF file that a reference names; ``None``: it names something else.
 
     Raises:
         UnknownNameError: There is no such file.
         UnsupportedModelError: The folder is neither a transformers folder nor an artifact.
-        MissingPackageError: A package that is needed to read it is not installed.
+        MissingPackageError: A package that is required to read it is not installed.
     """
     package, slash, rest = reference.partition("/")
-    is_shipped = bool(slash) and package.isidentifier()
+    is_in_package = bool(slash) and package.isidentifier()
     if reference.endswith(GGUF_FILE):
         file = Path(reference)
         if not os.path.isfile(file):
-            file = (find_package_file(package, rest) if is_shipped else None) or file
+            file = (find_package_file(package, rest) if is_in_package else None) or file
         _check_exists(file)
         require_packages("torch", "transformers", "accelerate", "gguf", extra="demo")
         return file
     folder = Path(reference) if os.path.isdir(reference) else None
-    folder = folder or (find_package_folder(package, rest) if is_shipped else None)
+    folder = folder or (find_package_folder(package, rest) if is_in_package else None)
     if folder is not None and (find_artifact_path(str(folder)) is None or os.path.isfile(folder / CONFIG_FILE)):
         if not os.path.isfile(folder / CONFIG_FILE):
             raise UnsupportedModelError(
@@ -134,7 +136,7 @@ def find_transformers_path(reference: str) -> Path | None:
 
 
 def find_artifact_path(reference: str) -> Path | None:
-    """Find the artifact that a text refers to; ``None``: it refers to something else."""
+    """Find the artifact that a reference names; ``None``: it names something else."""
     folder = Path(reference)
     return folder if is_artifact(folder) else None
 
@@ -154,13 +156,13 @@ def _load_from_code(reference: str) -> Any:
     module, colon, name = reference.partition(":")
     if not colon:
         raise UnknownNameError(
-            f"{reference!r} is not a folder. A model is 'package.module:name' of a model, or of a function that builds "
-            f"one, a {KERAS_FILE} or {GGUF_FILE} file, or a folder with transformers' {CONFIG_FILE}; download "
+            f"{reference!r} is not a folder. Give 'package.module:name' of a model or of a function that builds "
+            f"one, a {KERAS_FILE} or {GGUF_FILE} file, or a transformers folder with {CONFIG_FILE}. Download "
             f"models from a hub first."
         )
     if module.endswith(".py"):
         suggestion = ".".join(Path(module).with_suffix("").parts)
-        raise UnknownNameError(f"{reference!r}: give the module, not its file: '{suggestion}:{name}'.")
+        raise UnknownNameError(f"{reference!r}: must name a module, not its file. Write '{suggestion}:{name}'.")
     if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
         raise UnknownNameError(f"{reference!r} must have the form 'package.module:name'.")
     return load_object(module, name)
@@ -183,7 +185,7 @@ def _load_weights(model: Any, weights: Path) -> None:
     if not weights.name.endswith(KERAS_WEIGHTS):
         raise ConfigError(
             f"The weights of a Keras model are read from a {KERAS_WEIGHTS} file, found {str(weights)!r}. "
-            f"model.save_weights('name{KERAS_WEIGHTS}') writes one."
+            f"Write one with model.save_weights('name{KERAS_WEIGHTS}')."
         )
     from secateur.models.keras import load_keras_weights
 

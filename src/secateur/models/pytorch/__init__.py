@@ -1,4 +1,4 @@
-"""Load transformers models, weights of other torch models, and calibration data."""
+"""Load transformers models, weights for other torch models, and calibration data."""
 
 from __future__ import annotations
 

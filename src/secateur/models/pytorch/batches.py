@@ -19,13 +19,13 @@ from secateur.models.archives import read_npz
 __all__ = ["BATCH_ROWS", "MAX_ROWS", "make_text_batches", "read_array_batches", "select_evenly"]
 
 BATCH_ROWS = 8
-"""Rows of an array in one batch."""
+"""Rows of an array per batch."""
 
 MAX_ROWS = 1_000_000
-"""Maximum rows of a file; calibration takes a few hundred."""
+"""Maximum rows in a file; calibration needs a few hundred."""
 
 UNNAMED = re.compile(r"arr_\d+")
-"""How NumPy names an array that was saved without a name."""
+"""Matches the names that NumPy gives to arrays saved without a name."""
 
 DTYPES = frozenset(
     {
@@ -33,7 +33,7 @@ DTYPES = frozenset(
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     }
 )
-"""Types that models compute in."""
+"""Data types of model inputs."""
 
 
 def make_text_batches(tokenizer: Any, text: str, sequences: int, length: int) -> list[dict[str, torch.Tensor]]:
@@ -43,7 +43,7 @@ def make_text_batches(tokenizer: Any, text: str, sequences: int, length: int) ->
         tokenizer: The tokenizer of the model.
         text: Plain text.
         sequences: Number of sequences; fewer if the text is short.
-        length: Tokens in each.
+        length: Tokens per sequence.
 
     Raises:
         CalibrationError: The tokenizer fails, or the text is shorter than one sequence.
@@ -54,7 +54,7 @@ def make_text_batches(tokenizer: Any, text: str, sequences: int, length: int) ->
     if len(windows) == 0:
         raise CalibrationError(
             f"The text for calibration must have at least {length:,} tokens, the length of a sequence, found "
-            f"{len(tokens):,}. Give more text or shorter sequences."
+            f"{len(tokens):,}. Use a longer text or shorter sequences."
         )
     return [{"input_ids": window.unsqueeze(0)} for window in select_evenly(windows, sequences)]
 
@@ -63,19 +63,19 @@ def read_array_batches(file: Path) -> list[Any]:
     """Read inputs from a file, `BATCH_ROWS` rows per batch.
 
     Args:
-        file: ``.npz`` or ``.safetensors``. A single array, or arrays that NumPy numbered, are positional arguments of
-            the model; others are keyword arguments.
+        file: ``.npz`` or ``.safetensors``. A single array, or arrays without names, are positional arguments of the
+            model; named arrays are keyword arguments.
 
     Raises:
         CalibrationError: The file cannot be read or is empty, its arrays have different numbers of rows, or an array
-            has ``nan`` or a type that models do not compute in.
+            has ``nan`` or a data type that models do not accept.
     """
     arrays = _read_tensors(file)
     rows = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(rows) != 1 or not 0 < max(rows) <= MAX_ROWS:
-        found = format_list(f"{format_value(name)} {list(array.shape)}" for name, array in arrays.items()) or "none"
+        shapes = format_list(f"{format_value(name)} {list(array.shape)}" for name, array in arrays.items()) or "none"
         raise CalibrationError(
-            f"{str(file)!r} must have arrays with one row per example, at most {MAX_ROWS:,}, found {found}."
+            f"{str(file)!r} must have arrays with one row per example, at most {MAX_ROWS:,}, found {shapes}."
         )
     for name, array in arrays.items():
         if array.dtype not in DTYPES:
@@ -83,7 +83,7 @@ def read_array_batches(file: Path) -> list[Any]:
                 f"Array {format_value(name)} in {str(file)!r} has type {array.dtype}. Convert it to float32."
             )
         if torch.isnan(array).any():
-            raise CalibrationError(f"Array {format_value(name)} in {str(file)!r} must have numbers, found nan.")
+            raise CalibrationError(f"Array {format_value(name)} in {str(file)!r} must not contain nan.")
     parts = {name: array.split(BATCH_ROWS) for name, array in arrays.items()}
     if len(arrays) == 1 or all(map(UNNAMED.fullmatch, arrays)):
         return list(zip(*parts.values(), strict=True))

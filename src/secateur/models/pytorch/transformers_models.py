@@ -32,15 +32,15 @@ from secateur.models.model_files import check_model_files, compute_limits
 __all__ = ["CompanionSaver", "load_architecture", "load_pretrained", "load_tokenizer"]
 
 NO_TOKENIZER = (
-    "Save the model's tokenizer there with tokenizer.save_pretrained, or give inputs as a .npz or .safetensors file."
+    "Save the model's tokenizer there with tokenizer.save_pretrained, or pass inputs as a .npz or .safetensors file."
 )
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json")
-"""A folder with a tokenizer has at least one of these files, or a vocabulary."""
+"""A folder with a tokenizer has at least one of these files, or a vocabulary file."""
 
 
 def load_architecture(path: Path) -> nn.Module:
-    """Build the model that a ``config.json`` or a GGUF file describes on the meta device, without weights.
+    """Build the model in a transformers folder or a GGUF file on the meta device, without weights.
 
     Raises:
         ModelLoadError: transformers does not know the architecture or cannot build it, or the model is too large.
@@ -54,13 +54,13 @@ def load_architecture(path: Path) -> nn.Module:
 
 
 def load_pretrained(path: Path) -> nn.Module:
-    """Load the model in a folder or a GGUF file with its weights, in evaluation mode.
+    """Load the model in a transformers folder or a GGUF file with its weights, in evaluation mode.
 
-    A warning names weights that the model does not use.
+    A warning lists weights that the model does not use.
 
     Raises:
-        ModelLoadError: transformers cannot read the model, weights are missing, or the description asks for a larger
-            model than there are weights for.
+        ModelLoadError: transformers cannot read the model, weights are missing, or the configuration describes a model
+            that is larger than its weights.
     """
     import_transformers_quietly()
     with explain_failures(path), redirect_stderr(io.StringIO()):  # some progress bars ignore the setting
@@ -72,16 +72,16 @@ def load_pretrained(path: Path) -> nn.Module:
     if missing := sorted(info["missing_keys"]):
         raise ModelLoadError(
             f"{str(path)!r} has no weights for {format_list(map(format_value, missing))} of {type(model).__name__}. "
-            f"Choose the architecture in its config.json that the weights belong to."
+            f"Set architectures in its config.json to the model class of the weights."
         )
     if unused := sorted(info["unexpected_keys"]):
         warnings.warn(
             f"{format_count(len(unused), 'tensor')} in {str(path)!r} are not used by {type(model).__name__} as "
-            "config.json describes it, and will be missing from what is written: "
+            "configured in config.json, and will not be saved: "
             f"{format_list(map(format_value, unused))}.",
             stacklevel=2,
         )
-    _forget_quantization(model)
+    _remove_quantization_config(model)
     trained_model: nn.Module = model.eval()
     return trained_model
 
@@ -90,17 +90,17 @@ def load_tokenizer(path: Path) -> Any:
     """Load the tokenizer of a folder or a GGUF file.
 
     Raises:
-        ModelLoadError: There is no tokenizer, or transformers cannot read it. For some models, transformers would
-            invent a tokenizer without any words.
-        ArtifactError: The folder is an artifact, and a file is not what its manifest says.
+        ModelLoadError: There is no tokenizer (for some models, transformers would create one with an empty vocabulary),
+            or transformers cannot read it.
+        ArtifactError: The folder is an artifact, and a file does not match its manifest.
     """
     transformers = import_transformers_quietly()
-    with _verify_folder(path) as place, explain_failures(path, "read a tokenizer", NO_TOKENIZER):
-        check_model_files(place)
-        folder, options = get_source(place)
+    with _verify_folder(path) as source, explain_failures(path, "read a tokenizer", NO_TOKENIZER):
+        check_model_files(source)
+        folder, options = get_source(source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
         if path.is_dir():
-            _check_tokenizer_files(tokenizer, place)
+            _check_tokenizer_files(tokenizer, source)
         return tokenizer
 
 
@@ -112,7 +112,7 @@ def _check_tokenizer_files(tokenizer: Any, folder: Path) -> None:
 
 @contextmanager
 def _verify_folder(path: Path) -> Iterator[Path]:
-    """Yield a path itself, or for an artifact a folder with verified copies of the files that its manifest lists."""
+    """Yield the path, or for an artifact a folder with verified copies of its companion files."""
     if not is_artifact(path):
         yield path
         return
@@ -128,7 +128,7 @@ class CompanionSaver:
         path: The model's folder, whose files are opened now, or its GGUF file.
 
     Raises:
-        ArtifactError: A file must not be copied, or cannot be read; see `CompanionFiles`.
+        ArtifactError: A file must not be copied or cannot be read; see `CompanionFiles`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,15 +144,15 @@ class CompanionSaver:
 
 
 def _choose_model_class(config: Any, path: Path) -> Any:
-    """The class that reads a model: the architecture itself, or one of transformers that chooses it."""
+    """Choose the class that loads a model: the model class itself, or an auto class that selects it."""
     import transformers
 
-    general = transformers.AutoModelForCausalLM if path.is_file() else transformers.AutoModel
-    return find_model_class(config) or general
+    auto_class = transformers.AutoModelForCausalLM if path.is_file() else transformers.AutoModel
+    return find_model_class(config) or auto_class
 
 
-def _forget_quantization(model: Any) -> None:
-    """Remove the quantization settings of a model from a GGUF file, whose weights are now plain."""
+def _remove_quantization_config(model: Any) -> None:
+    """Remove the quantization settings of a model from a GGUF file, whose weights were dequantized on loading."""
     if getattr(getattr(model, "hf_quantizer", None), "quantization_config", None) is None:
         return
     if "gguf" in str(getattr(model.config.quantization_config, "quant_method", "")).lower():

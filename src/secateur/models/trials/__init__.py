@@ -1,4 +1,4 @@
-"""Prepare a pruned model for timing: its inputs, a call, and a dense twin to compare it with."""
+"""Prepare a pruned model for timing: its inputs, and a dense copy to compare it with."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["CompiledTrial", "Trial", "make_trial"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledTrial:
-    """A compiled model, ready to be called.
+    """A compiled model, ready to time.
 
     Attributes:
-        call: Calls it.
-        report: What happened to its layers.
+        call: Calls the compiled model.
+        report: The report of the compilation.
     """
 
     call: Callable[[], object]
@@ -28,17 +28,14 @@ class CompiledTrial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A pruned model and its dense twin, ready to be called.
+    """A pruned model and its dense copy, ready to time.
 
     Attributes:
-        inputs: Shapes of the inputs, and the GPU, in words.
-        dense: Calls the dense twin, which has small numbers in place of zeros.
-        pruned: Calls the model.
-        compile: Compiles a copy of the model for the runtime.
-
-    Raises:
-        MissingPackageError: By `compile`: what the runtime needs is not installed.
-        UnsupportedModelError: By `compile`: the runtime does not support the model.
+        inputs: The shapes of the inputs and the GPU, for reports.
+        dense: Calls the dense copy, in which small random numbers replace the zeros.
+        pruned: Calls the pruned model.
+        compile: Compiles a copy of the model for the runtime. It raises `MissingPackageError` if a package for the
+            runtime is missing, and `UnsupportedModelError` if the runtime does not support the model.
     """
 
     inputs: str
@@ -48,18 +45,18 @@ class Trial:
 
 
 def make_trial(model: Any, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
-    """Prepare a model and its dense twin for timing.
+    """Prepare a model and its dense copy for timing.
 
     Args:
         model: The pruned model, of torch or Keras.
         file: ``.npz`` or ``.safetensors`` with inputs; ``None``: random inputs.
         batch: Number of examples.
-        length: Tokens in each example, for a model of text.
-        device: The device to run on, such as ``"cuda"``; ``None``: where the model is.
+        length: Tokens per example, for a language model.
+        device: The device to run on, such as ``"cuda"``; ``None``: the device of the model.
 
     Raises:
         ConfigError: There is no such device, or the model is a Keras model, for which Keras chooses the device.
-        CalibrationError: The inputs cannot be read, or it is not known which inputs the model takes.
+        CalibrationError: The inputs cannot be read, or random inputs cannot be created for the model.
     """
     trial: Trial = import_leaf("secateur.models.trials", model).make_trial(model, file, batch, length, device)
     return trial

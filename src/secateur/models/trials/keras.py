@@ -22,27 +22,27 @@ def make_trial(
     model: keras.Model,
     file: Path | None,
     batch: int,
-    length: int,  # noqa: ARG001 - of text only
+    length: int,  # noqa: ARG001 - for language models only
     device: str | None = None,
 ) -> Trial:
     """See `secateur.models.trials.make_trial`."""
     if device is not None:
-        raise ConfigError(f"a device is chosen for torch models only, and {model.name!r} is a Keras model.")
+        raise ConfigError(f"device is for torch models only, and {model.name!r} is a Keras model. Leave it out.")
     inputs = _make_random_inputs(model, batch) if file is None else _read_inputs(file, batch)
-    twin = keras.models.clone_model(model)
-    twin.set_weights([_replace_zeros(weight) for weight in model.get_weights()])
+    dense = keras.models.clone_model(model)
+    dense.set_weights([_replace_zeros(weight) for weight in model.get_weights()])
     shapes = " and ".join("×".join(map(str, array.shape)) for array in inputs)
     _call(model, inputs)
     return Trial(
         inputs=shapes,
-        dense=partial(_call, twin, inputs),
+        dense=partial(_call, dense, inputs),
         pruned=partial(_call, model, inputs),
         compile=partial(_compile, model),
     )
 
 
 def _compile(model: keras.Model) -> CompiledTrial:
-    raise UnsupportedModelError(f"it supports torch modules, and {model.name!r} is a Keras model.")
+    raise UnsupportedModelError(f"the runtime supports torch modules only, and {model.name!r} is a Keras model.")
 
 
 def _call(model: keras.Model, inputs: Sequence[Any]) -> None:
@@ -51,9 +51,9 @@ def _call(model: keras.Model, inputs: Sequence[Any]) -> None:
 
 def _make_random_inputs(model: keras.Model, batch: int) -> list[Any]:
     generator = np.random.default_rng(0)
-    shapes = [tuple(held.shape[1:]) for held in model.inputs]
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     if not shapes or any(None in shape for shape in shapes):
-        raise CalibrationError("inputs must be a file for a model that takes inputs of any shape, found none.")
+        raise CalibrationError("a model that takes inputs of any shape needs a file of inputs.")
     return [generator.standard_normal((batch, *shape), dtype=np.float32) for shape in shapes]
 
 
@@ -64,8 +64,8 @@ def _read_inputs(file: Path, batch: int) -> list[Any]:
 def _select_rows(name: str, array: Any, batch: int, file: Path) -> Any:
     if array.ndim == 0 or array.dtype.kind not in "biufc":
         raise CalibrationError(
-            f"{str(file)!r} must have arrays with one row per example, found {format_value(name)}: {array.dtype}, "
-            f"{list(array.shape)}."
+            f"{str(file)!r} must have arrays of numbers with one row per example, found {format_value(name)}: "
+            f"{array.dtype}, {list(array.shape)}."
         )
     return array[:batch]
 

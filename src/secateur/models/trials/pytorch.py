@@ -22,7 +22,7 @@ from secateur.runtime import compile as compile_model
 __all__ = ["make_trial"]
 
 IMAGE_SIZE = 224
-"""Height and width of images for a model that takes any size."""
+"""Height and width of random images for a model that accepts any size."""
 
 
 def make_trial(model: nn.Module, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
@@ -32,8 +32,8 @@ def make_trial(model: nn.Module, file: Path | None, batch: int, length: int, dev
     )
     if device is not None:
         model, inputs = model.to(find_device(device)), move_to(inputs, find_device(device))
-    shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in _tensors(inputs))
-    on_gpu = [tensor for tensor in _tensors(inputs) if tensor.is_cuda]
+    shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in _list_tensors(inputs))
+    on_gpu = [tensor for tensor in _list_tensors(inputs) if tensor.is_cuda]
     _call(model, inputs)
     return Trial(
         inputs=shapes + "".join(f" on {torch.cuda.get_device_name(tensor.device)}" for tensor in on_gpu[:1]),
@@ -52,7 +52,7 @@ def _compile(model: nn.Module, inputs: Any) -> CompiledTrial:
 def _call(model: nn.Module, inputs: Any) -> None:
     with calibration_mode(model), explain_model_errors("the inputs"):
         model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-    if any(tensor.is_cuda for tensor in _tensors(inputs)):
+    if any(tensor.is_cuda for tensor in _list_tensors(inputs)):
         torch.cuda.synchronize()
 
 
@@ -64,7 +64,7 @@ def _make_random_inputs(model: nn.Module, batch: int, length: int) -> dict[str, 
         shape = batch, config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size))
         return {"pixel_values": torch.randn(shape, generator=generator)}
     if not hasattr(config, "vocab_size"):
-        raise CalibrationError("inputs must be a file for a model that is neither of text nor of images, found none.")
+        raise CalibrationError("a model that takes neither text nor images needs a file of inputs.")
     return {"input_ids": torch.randint(config.vocab_size, (batch, length), generator=generator)}
 
 
@@ -74,17 +74,17 @@ def _select_rows(inputs: Any, count: int) -> Any:
     return tuple(tensor[:count] for tensor in inputs)
 
 
-def _tensors(inputs: Any) -> list[torch.Tensor]:
+def _list_tensors(inputs: Any) -> list[torch.Tensor]:
     return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
 
 
 def _replace_zeros(model: nn.Module) -> nn.Module:
     """Copy a model with small random numbers in place of its zeros."""
-    twin = copy.deepcopy(model)
+    dense = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in twin.parameters():
+        for weight in dense.parameters():
             if weight.ndim > 1 and weight.is_floating_point():
                 noise = 0.01 * torch.randn(weight.shape, generator=generator)
                 weight.copy_(torch.where(weight == 0, noise.to(weight), weight))
-    return twin
+    return dense
