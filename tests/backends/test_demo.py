@@ -16,18 +16,18 @@ import keras
 import numpy as np
 from rich.console import Console
 
-from secateur.demo import QUIET_TENSORFLOW, _keras_study
-from secateur.demo.digits import Case, Recipe, prune_all
+from secateur.demo import QUIET_TENSORFLOW, _run_keras_digits
+from secateur.demo.digits import Hyperparameters, PruningSetting, prune_all
 from secateur.demo.files import write_files
 from secateur.demo.keras_digits import KerasDigits
-from secateur.demo.tables import Study
+from secateur.demo.tables import DigitsResults
 
 BACKEND = keras.backend.backend()
 # Every backend trains one case, in `test_dense_reference_trains_as_long_and_pruning_nothing_gives_it`. What the demo
 # prints and writes depends on no backend; torch shows it, because it has no step to compile.
 whole_demo = pytest.mark.skipif(BACKEND != "torch", reason="shown on torch")
 
-TINY = Recipe(dense_epochs=1, tuning_epochs=2, batch=128)
+TINY = Hyperparameters(dense_epochs=1, tuning_epochs=2, batch=128)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Ran:
     """The Keras part of a demo: what it printed, found and wrote."""
 
     printed: str
-    study: Study
+    results: DigitsResults
     folder: Path
     numbers: dict[str, Any]
 
@@ -48,10 +48,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     with pytest.MonkeyPatch.context() as patch:
         for variable, quiet in QUIET_TENSORFLOW.items():
             patch.setenv(variable, quiet)
-        study = _keras_study(TINY, 1, console)
-    assert study is not None
-    write_files(folder, Study(study.digits, ()), study, ())
-    return Ran(console.export_text(), study, folder, json.loads((folder / "report.json").read_text("utf-8")))
+        results = _run_keras_digits(TINY, 1, console)
+    assert results is not None
+    write_files(folder, DigitsResults(results.digits, ()), results, ())
+    return Ran(console.export_text(), results, folder, json.loads((folder / "report.json").read_text("utf-8")))
 
 
 def digits(on_epoch: Any = lambda: None) -> KerasDigits:
@@ -90,7 +90,7 @@ def test_file_holds_the_network_of_the_report(ran: Ran) -> None:
     assert {path.name for path in ran.folder.iterdir()} == {"keras-conv-4x1-90", "report.json"}
     model = secateur.load(ran.folder / "keras-conv-4x1-90")
     described = ran.numbers["files"]["keras-conv-4x1-90"]
-    assert digits().accuracy(model) == described["accuracy"]
+    assert digits().compute_accuracy(model) == described["accuracy"]
     for layer in described["report"]["layers"]:
         kernel = keras.ops.convert_to_numpy(model.get_layer(layer["name"]).kernel)
         assert list(kernel.shape) == layer["shape"]
@@ -99,7 +99,7 @@ def test_file_holds_the_network_of_the_report(ran: Ran) -> None:
 
 def test_dense_reference_trains_as_long_and_pruning_nothing_gives_it() -> None:
     epochs: list[None] = []
-    run = next(prune_all(digits(lambda: epochs.append(None)), "conv", 0, (Case("1x1", 0.0),)))
+    run = next(prune_all(digits(lambda: epochs.append(None)), "conv", 0, (PruningSetting("1x1", 0.0),)))
     assert len(epochs) == TINY.dense_epochs + 2 * TINY.tuning_epochs
     assert run.report.sparsity == 0
     # The two steps are compiled by themselves, so sums may be rounded differently: an image or two.

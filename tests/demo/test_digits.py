@@ -19,11 +19,11 @@ from installed_packages import hide_packages
 from secateur import demo
 from secateur.artifact import Artifact
 from secateur.artifact.pytorch import to_torch
-from secateur.demo.digits import Case, Recipe, Run, prune_all
-from secateur.demo.tables import Row, Study, digits_table, rows
+from secateur.demo.digits import DigitsResult, Hyperparameters, PruningSetting, prune_all
+from secateur.demo.tables import DigitsResults, DigitsRow, group_results, make_digits_table
 from secateur.demo.torch_digits import NETS, TorchDigits
 
-TINY = Recipe(dense_epochs=2, tuning_epochs=2, batch=64)
+TINY = Hyperparameters(dense_epochs=2, tuning_epochs=2, batch=64)
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,16 @@ def test_exactly_nine_of_ten_blocks_of_four_outputs_are_gone(ran: Ran) -> None:
 def test_accuracy_is_that_of_the_files(ran: Ran) -> None:
     for name in ran.numbers["files"]:
         model = NETS[name.split("-")[1]]()
-        assert digits().accuracy(secateur.load(ran.folder / name, model)) == ran.numbers["files"][name]["accuracy"]
+        assert (
+            digits().compute_accuracy(secateur.load(ran.folder / name, model)) == ran.numbers["files"][name]["accuracy"]
+        )
 
 
 def test_files_carry_their_configuration(ran: Ran) -> None:
     for name, described in ran.numbers["files"].items():
         configs = Artifact(ran.folder / name).manifest.configs
-        assert [secateur.PruningConfig.from_dict(config).to_dict() for config in configs] == [described["config"]]
+        resolved = described["config"] | {"pruning_scope": "global"}  # the default, which the plan fills in
+        assert [secateur.PruningConfig.from_dict(config).to_dict() for config in configs] == [resolved]
         assert {layer["name"] for layer in described["plan"]["layers"] if layer["reason"] is None} == {
             layer["name"] for layer in described["report"]["layers"]
         }
@@ -97,7 +100,9 @@ def test_files_carry_their_configuration(ran: Ran) -> None:
 
 def test_every_case_is_a_row_that_reached_its_target(ran: Ran) -> None:
     found = [(row["net"], row["pattern"], row["target"]) for row in ran.numbers["digits"]]
-    assert found == [(net, case.pattern, case.target) for net in NETS for case in TorchDigits.cases]
+    assert found == [
+        (net, setting.pattern, setting.target_sparsity) for net in NETS for setting in TorchDigits.settings
+    ]
     for row in ran.numbers["digits"]:
         assert row["unit_sparsity"] == pytest.approx(row["target"], abs=2e-3)
         assert row["points"] == pytest.approx(100 * (row["accuracy"][0] - row["dense_accuracy"][0]))
@@ -116,7 +121,7 @@ def test_it_says_what_it_left_out(ran: Ran) -> None:
     assert "Digits in Keras: skipped, the package 'keras' is missing." in ran.printed
     assert ran.numbers["keras"] is None
     assert (
-        "Sentence encoder: skipped, the package 'transformers' is missing. pip install \"secateur[demo]\" brings it."
+        "Sentence encoder: skipped, the package 'transformers' is missing. pip install \"secateur[demo]\" installs it."
         in ran.printed
     )
     assert ran.numbers["sentences"] == []
@@ -134,20 +139,20 @@ def test_files_are_packed_and_say_so(ran: Ran) -> None:
 
 def test_dense_reference_trains_as_long_as_the_pruned_one() -> None:
     epochs: list[None] = []
-    cases = (Case("2:4", 0.5), Case("1x1", 0.5))
-    list(prune_all(digits(lambda: epochs.append(None)), "mlp", 0, cases))
-    assert len(epochs) == TINY.dense_epochs + (1 + len(cases)) * TINY.tuning_epochs
+    settings = (PruningSetting("2:4", 0.5), PruningSetting("1x1", 0.5))
+    list(prune_all(digits(lambda: epochs.append(None)), "mlp", 0, settings))
+    assert len(epochs) == TINY.dense_epochs + (1 + len(settings)) * TINY.tuning_epochs
 
 
 def test_pruning_nothing_gives_the_dense_reference() -> None:
-    run = next(prune_all(digits(), "mlp", 0, (Case("1x1", 0.0),)))
+    run = next(prune_all(digits(), "mlp", 0, (PruningSetting("1x1", 0.0),)))
     assert run.report.sparsity == 0
     assert run.accuracy == run.dense_accuracy
 
 
 def test_same_seed_same_network_and_the_process_is_left_as_it_was() -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    first, second = (next(prune_all(digits(), "mlp", 1, (Case("4x1", 0.8),))) for _ in range(2))
+    first, second = (next(prune_all(digits(), "mlp", 1, (PruningSetting("4x1", 0.8),))) for _ in range(2))
     for left, right in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(left, right)
     assert torch.get_num_threads() == threads
@@ -162,24 +167,24 @@ def test_split_is_fixed_and_has_every_image_once() -> None:
 
 
 @pytest.fixture(scope="module")
-def one_run() -> Run:
-    return next(prune_all(digits(), "mlp", 0, (Case("2:4", 0.5),)))
+def one_result() -> DigitsResult:
+    return next(prune_all(digits(), "mlp", 0, (PruningSetting("2:4", 0.5),)))
 
 
-def test_rows_gather_seeds(one_run: Run) -> None:
+def test_rows_gather_seeds(one_result: DigitsResult) -> None:
     runs = [
-        replace(one_run, seed=0, dense_accuracy=0.95, accuracy=0.90),
-        replace(one_run, seed=1, dense_accuracy=0.97, accuracy=0.96),
-        replace(one_run, net="conv"),
+        replace(one_result, seed=0, dense_accuracy=0.95, accuracy=0.90),
+        replace(one_result, seed=1, dense_accuracy=0.97, accuracy=0.96),
+        replace(one_result, net="conv"),
     ]
-    found = rows(runs)
-    assert [(row.net, len(row.runs)) for row in found] == [("mlp", 2), ("conv", 1)]
-    assert found[0].cells()[4:7] == ("96.00 ± 1.41", "93.00 ± 4.24", "-3.00")
+    found = group_results(runs)
+    assert [(row.net, len(row.results)) for row in found] == [("mlp", 2), ("conv", 1)]
+    assert found[0].format_cells()[4:7] == ("96.00 ± 1.41", "93.00 ± 4.24", "-3.00")
 
 
-def test_footer_says_what_was_compared(one_run: Run) -> None:
-    two = Row("mlp", one_run.case, (one_run, one_run))
-    text = " ".join(digits_table(Study(digits(), [two])).text().split())
+def test_footer_says_what_was_compared(one_result: DigitsResult) -> None:
+    two = DigitsRow("mlp", one_result.setting, (one_result, one_result))
+    text = " ".join(make_digits_table(DigitsResults(digits(), [two])).text().split())
     assert "standard deviation over 2 seeds" in text
     assert "trained for 2 epochs, and train for 2 more: dense without pruning, pruned with it." in text
-    assert "one seed" in digits_table(Study(digits(), [replace(two, runs=(one_run,))])).text()
+    assert "one seed" in make_digits_table(DigitsResults(digits(), [replace(two, results=(one_result,))])).text()

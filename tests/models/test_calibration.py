@@ -28,7 +28,7 @@ def test_pieces_of_a_text_are_spread_evenly() -> None:
 
 
 def test_a_text_that_is_too_short_is_refused() -> None:
-    with pytest.raises(CalibrationError, match=r"at least 8 tokens, the length of a sequence, found 3\. Give more"):
+    with pytest.raises(CalibrationError, match=r"at least 8 tokens, the length of a sequence, found 3\. Use a longer"):
         make_text_batches(letters, "abc", sequences=2, length=8)
 
 

@@ -90,7 +90,7 @@ class Harmful:
     [
         ({"0.weight": torch.ones(8, 4)}, "lacks '0.bias', '1.weight', '1.bias' of the model"),
         (net().state_dict() | {"2.bias": torch.ones(2)}, "has '2.bias', which the model does not have"),
-        (net().state_dict() | {"0.bias": torch.ones(3)}, r"'0.bias' has shape \[3\] in 'net.pt', and \[8\] in the"),
+        (net().state_dict() | {"0.bias": torch.ones(3)}, r"'0.bias' has shape \[3\] in 'net.pt', but \[8\] in the"),
         ([torch.ones(2)], "must have a state dict that maps names to tensors, found list"),
         ({"epoch": 3}, "must have a state dict"),
         (Harmful(), "cannot be read as a state dict .* may be harmful code"),
@@ -129,7 +129,9 @@ def test_a_folder_comes_with_its_weights_and_companions(folder: Path) -> None:
     (folder / "out").mkdir()
     found.companions.save_pretrained(folder / "out")
     assert {path.name for path in (folder / "out").iterdir()} == {"config.json", "vocab.txt"}
-    with pytest.raises(ConfigError, match="weights is only for a model that code builds, and 'bert' has its own"):
+    with pytest.raises(
+        ConfigError, match="weights is only for a model that code builds, but 'bert' includes its weights"
+    ):
         load_trained("bert", Path("net.pt"))
 
 

@@ -1,4 +1,4 @@
-"""Handwritten digits, and what is done with them in every framework: train, prune while training on, test."""
+"""Train, prune and test small networks on handwritten digits, in any framework."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from sklearn.model_selection import train_test_split
 import secateur
 from secateur.training import PruningReport
 
-__all__ = ["CLASSES", "Case", "Digits", "Recipe", "Run", "prune_all"]
+__all__ = ["CLASSES", "Digits", "DigitsResult", "Hyperparameters", "PruningSetting", "prune_all"]
 
 PIXEL_LEVELS = 16
 CLASSES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """What is pruned and how much.
+class PruningSetting:
+    """What to prune, and how much.
 
     Attributes:
         pattern: Pattern specification.
-        target: Share of units to prune, in [0, 1].
+        target_sparsity: Share of units to prune, in [0, 1].
     """
 
     pattern: str
-    target: float
+    target_sparsity: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How every network here is trained.
+class Hyperparameters:
+    """How to train a network.
 
     Attributes:
         dense_epochs: Epochs before pruning.
-        tuning_epochs: Epochs after it began; the dense reference trains on for as many.
+        tuning_epochs: Epochs of fine-tuning with pruning; the dense baseline trains for as many.
         batch: Images in a batch.
-        learning_rate: Of AdamW.
+        learning_rate: Learning rate of AdamW.
     """
 
     dense_epochs: int = 15
@@ -54,23 +54,24 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One network pruned in one way from one start.
+class DigitsResult:
+    """The result of pruning one network with one setting and one seed.
 
     Attributes:
         net: The network's name.
-        case: What was pruned.
-        seed: Start and order of batches.
-        dense_accuracy: Share of test images that the equally long trained dense network gets right, in [0, 1].
-        accuracy: The same of the pruned network.
-        seconds: Time of the fine-tuning with pruning.
-        config: The configuration.
-        report: What was pruned.
-        model: The pruned network, of the framework that it was trained in.
+        setting: What to prune, and how much.
+        seed: Seed of the initial weights and of the order of batches.
+        dense_accuracy: Share of test images that the dense network classifies correctly after as much training, in
+            [0, 1].
+        accuracy: The same for the pruned network.
+        seconds: Duration of the fine-tuning with pruning.
+        config: The pruning configuration.
+        report: The report of the pruning.
+        model: The pruned network, in the framework that trained it.
     """
 
     net: str
-    case: Case
+    setting: PruningSetting
     seed: int
     dense_accuracy: float
     accuracy: float
@@ -81,53 +82,53 @@ class Run:
 
 
 class Digits(ABC):
-    """scikit-learn's digits in a fixed split, and how one framework trains and tests on them.
+    """Train, prune and test networks on scikit-learn's digits, in a fixed split; one subclass per framework.
 
     Args:
-        recipe: How to train.
+        hyperparameters: How to train.
         on_epoch: Called after each epoch.
 
     Attributes:
         framework: The framework's name.
         nets: Names of the networks that `build` makes.
-        cases: What is pruned unless `prune_all` is told otherwise.
+        settings: The default settings of `prune_all`.
         train_images, test_images: One image per row, 64 pixels in [0, 1] as float32.
         train_labels, test_labels: The digits, as int64.
     """
 
     framework: ClassVar[str]
     nets: ClassVar[tuple[str, ...]]
-    cases: ClassVar[tuple[Case, ...]]
+    settings: ClassVar[tuple[PruningSetting, ...]]
 
-    def __init__(self, recipe: Recipe, on_epoch: Callable[[], None]) -> None:
+    def __init__(self, hyperparameters: Hyperparameters, on_epoch: Callable[[], None]) -> None:
         images, labels = load_digits(return_X_y=True)
         split = train_test_split(images, labels, test_size=0.3, random_state=0, stratify=labels)
         self.train_images, self.test_images = ((part / PIXEL_LEVELS).astype(np.float32) for part in split[:2])
         self.train_labels, self.test_labels = (part.astype(np.int64) for part in split[2:])
-        self.recipe = recipe
+        self.hyperparameters = hyperparameters
         self.on_epoch = on_epoch
 
     @property
     def tuning_steps(self) -> int:
         """Optimizer steps of a fine-tuning."""
-        return self.recipe.tuning_epochs * -(-len(self.train_images) // self.recipe.batch)
+        return self.hyperparameters.tuning_epochs * -(-len(self.train_images) // self.hyperparameters.batch)
 
-    def accuracy(self, model: Any) -> float:
-        """Share of test images that a network gets right."""
-        right = self.predict(model) == self.test_labels
-        return int(right.sum()) / len(right)
+    def compute_accuracy(self, model: Any) -> float:
+        """Compute the share of test images that a network classifies correctly."""
+        is_correct = self.predict(model) == self.test_labels
+        return int(is_correct.sum()) / len(is_correct)
 
     @abstractmethod
-    def software(self) -> dict[str, Any]:
-        """What trains here, in which version."""
+    def get_versions(self) -> dict[str, Any]:
+        """Return the versions of the packages that train the network."""
 
     @abstractmethod
     def build(self, net: str, seed: int) -> Any:
-        """A new network; `net` is one of `nets`."""
+        """Build a new network; `net` is one of `nets`."""
 
     @abstractmethod
     def copy(self, model: Any) -> Any:
-        """A network with the same weights, in memory of its own."""
+        """Copy a network with its weights."""
 
     @abstractmethod
     def train(self, model: Any, epochs: int, seed: int) -> None:
@@ -135,34 +136,38 @@ class Digits(ABC):
 
     @abstractmethod
     def prune(self, model: Any, config: secateur.PruningConfig, seed: int) -> PruningReport:
-        """Train a network for `tuning_epochs` as `train` does, and prune it meanwhile."""
+        """Prune a network while training it for `tuning_epochs`, otherwise like `train`."""
 
     @abstractmethod
     def predict(self, model: Any) -> Any:
-        """What a network takes each test image for, as an array of integers."""
+        """Predict the digit in each test image, as an array of integers."""
 
 
-def prune_all(digits: Digits, net: str, seed: int, cases: tuple[Case, ...] | None = None) -> Iterator[Run]:
-    """Train a network once, then prune a copy of it for each case; ``None``: the framework's."""
+def prune_all(
+    digits: Digits, net: str, seed: int, settings: tuple[PruningSetting, ...] | None = None
+) -> Iterator[DigitsResult]:
+    """Train a network once, then prune a copy of it for each setting; ``None``: those of the framework."""
     with _limit_to_one_thread():
-        trained = digits.build(net, seed)
-        digits.train(trained, digits.recipe.dense_epochs, seed)
-        reference = digits.copy(trained)
-        digits.train(reference, digits.recipe.tuning_epochs, seed)
-        dense_accuracy = digits.accuracy(reference)
-        for case in digits.cases if cases is None else cases:
+        dense = digits.build(net, seed)
+        digits.train(dense, digits.hyperparameters.dense_epochs, seed)
+        baseline = digits.copy(dense)
+        digits.train(baseline, digits.hyperparameters.tuning_epochs, seed)
+        dense_accuracy = digits.compute_accuracy(baseline)
+        for setting in digits.settings if settings is None else settings:
             config = secateur.PruningConfig(
-                pattern=case.pattern, target_sparsity=case.target, end_step=max(1, digits.tuning_steps // 2)
+                pattern=setting.pattern,
+                target_sparsity=setting.target_sparsity,
+                end_step=max(1, digits.tuning_steps // 2),
             )
-            model = digits.copy(trained)
+            model = digits.copy(dense)
             start = time.perf_counter()
             report = digits.prune(model, config, seed)
-            yield Run(
+            yield DigitsResult(
                 net=net,
-                case=case,
+                setting=setting,
                 seed=seed,
                 dense_accuracy=dense_accuracy,
-                accuracy=digits.accuracy(model),
+                accuracy=digits.compute_accuracy(model),
                 seconds=time.perf_counter() - start,
                 config=config,
                 report=report,
@@ -172,10 +177,10 @@ def prune_all(digits: Digits, net: str, seed: int, cases: tuple[Case, ...] | Non
 
 @contextmanager
 def _limit_to_one_thread() -> Iterator[None]:
-    """In torch, networks this small lose more to the handing over between threads than they gain."""
-    before = torch.get_num_threads()
+    """Limit torch to one thread: for networks this small, threads cost more time than they save."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

