@@ -18,7 +18,7 @@ from secateur.cli.progress import say
 from secateur.errors import ConfigError, StateError
 from secateur.oneshot.run_folder import FINISHED, RUN, is_run_folder, remove_run_folder
 
-__all__ = ["Destination", "refuse_current"]
+__all__ = ["Destination", "check_not_current"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Destination:
         Raises:
             ConfigError: The folder contains something other than an artifact, or cannot be written to.
         """
-        refuse_current(self.out)
+        check_not_current(self.out)
         if os.path.lexists(self.out) and not (self.out.is_dir() and _is_free(self.out, MANIFEST)):
             raise ConfigError(
                 f"{str(self.out)!r} exists and is not an artifact, and only artifacts are replaced. Choose another "
@@ -124,7 +124,7 @@ class Destination:
             ) from error
 
 
-def refuse_current(folder: Path) -> None:
+def check_not_current(folder: Path) -> None:
     """Raise `ConfigError` if a folder that would be replaced is or contains the current folder."""
     if Path.cwd().is_relative_to(os.path.abspath(folder)):
         raise ConfigError(

@@ -71,7 +71,7 @@ class CalibrationOptions:
     length: int | None = None
     device: str | None = None
 
-    def refuse_unused(self, method: str) -> None:
+    def check_unused(self, method: str) -> None:
         """Raise `ConfigError` if an option is set that has no effect without calibration data."""
         for name in ("sequences", "length", "device"):
             if getattr(self, name) is not None:
@@ -110,7 +110,7 @@ class PruneJob:
         self.target.check()
         reads_data = self.method.reads_data or self.data.file is not None or low_memory
         if not reads_data:
-            self.data.refuse_unused(self.method.solver)
+            self.data.check_unused(self.method.solver)
         steps.begin(f"Reading {self.model}")
         return self._prune_files(steps) if low_memory else self._prune_in_memory(steps, reads_data=reads_data)
 

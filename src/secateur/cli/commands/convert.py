@@ -40,9 +40,9 @@ def convert(
     secateur convert model.safetensors packed --json
     """
     from secateur.artifact import convert as convert_files
-    from secateur.cli.destination import refuse_current
+    from secateur.cli.destination import check_not_current
 
-    refuse_current(target)
+    check_not_current(target)
     with Steps() as steps:
         steps.begin(f"Writing {target}")
         report = convert_files(source, target, dense=dense)
