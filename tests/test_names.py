@@ -1,0 +1,133 @@
+"""Names are plain, and a newcomer finds things at the first guess."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "secateur"
+
+QUESTIONS = {
+    "Wanda": "wanda",
+    "the mask of a conv": "mask",
+    "resume": "resume",
+    "replacing a layer": "replace",
+    "AMX": "amx",
+    "verify": "verif",
+    "group lasso": "group_lasso",
+    "cubic schedule": "cubic",
+    "2:4": "nm",
+    "tied weights": "tied",
+    "Gram matrix": "gram",
+    "pruning report": "report",
+}
+"""What a newcomer looks for → what the path of the file contains. Files spell N:M `nm`; a module cannot be called
+`verify` like the function beside it."""
+
+IRREGULAR_PARTICIPLES = frozenset(
+    {
+        "begun",
+        "chosen",
+        "drawn",
+        "found",
+        "given",
+        "gone",
+        "held",
+        "kept",
+        "known",
+        "lent",
+        "made",
+        "seen",
+        "shown",
+        "spelt",
+    }
+    | {"spread", "taken", "told", "torn", "written"}
+)
+VERBS_IN_ED = frozenset({"embed", "feed", "need", "seed", "shed", "speed"})
+SUPERLATIVES = frozenset({"FEWEST", "GREATEST", "HIGHEST", "LEAST", "LONGEST", "MOST", "SMALLEST"})
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        yield path.relative_to(SOURCE).as_posix(), ast.parse(path.read_text("utf-8"))
+
+
+def is_participle(name: str) -> bool:
+    """Whether a function's name begins with a participle where a verb is expected."""
+    first = name.strip("_").split("_")[0]
+    return first in IRREGULAR_PARTICIPLES or (first.endswith("ed") and first not in VERBS_IN_ED)
+
+
+def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def is_deprecated(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return "warn_deprecated(" in ast.unparse(node)
+
+
+def functions_named_by_participles(tree: ast.Module) -> list[str]:
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    named = [node for node in functions if is_participle(node.name)]
+    return [node.name for node in named if not is_property(node) and not is_deprecated(node)]
+
+
+def constants_named_by_superlatives(tree: ast.Module) -> list[str]:
+    names = []
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in names if name.strip("_").split("_")[0] in SUPERLATIVES]
+
+
+def classes(tree: ast.Module) -> list[str]:
+    return [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+def answers() -> dict[str, list[str]]:
+    """Question → the paths that `docs/architecture.md` gives, in the table with the heading *Looking for*."""
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([^|]*`[^|]+) \|$", text.split("| looking for |")[1].split("\n\n")[0], re.MULTILINE
+    )
+    return {question.strip(): re.findall(r"`([\w/.]+)`", paths) for question, paths in rows}
+
+
+@pytest.mark.parametrize(("question", "word"), QUESTIONS.items())
+def test_a_newcomer_finds_it(question: str, word: str) -> None:
+    path = answers()[question][0]
+    assert word in path
+    assert (SOURCE / path).exists()
+
+
+def test_functions_are_named_by_verbs() -> None:
+    found = {where: names for where, tree in trees() if (names := functions_named_by_participles(tree))}
+    assert found == {}
+
+
+def test_limits_are_named_max_and_min() -> None:
+    found = {where: names for where, tree in trees() if (names := constants_named_by_superlatives(tree))}
+    assert found == {}
+
+
+def test_a_class_name_occurs_once() -> None:
+    homes = defaultdict(list)
+    for where, tree in trees():
+        for name in classes(tree):
+            homes[name].append(where)
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
+def test_each_check_can_fail() -> None:
+    tree = ast.parse(
+        "def _settled_way(): ...\ndef kept(): ...\ndef feed(): ...\n@property\ndef pruned(self): ...\nMOST_ROWS = 1\n"
+    )
+    assert functions_named_by_participles(tree) == ["_settled_way", "kept"]
+    assert constants_named_by_superlatives(tree) == ["MOST_ROWS"]
+    assert classes(ast.parse("class Part: ...\nclass _Part: ...")) == ["Part", "_Part"]
