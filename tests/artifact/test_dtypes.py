@@ -11,7 +11,7 @@ from torch import nn
 
 import secateur
 from secateur.artifact import convert
-from tiny_transformers import llama
+from tiny_transformers import llama, vit
 
 
 def resnet() -> nn.Module:
@@ -20,7 +20,7 @@ def resnet() -> nn.Module:
     return transformers.ResNetForImageClassification(config)
 
 
-@pytest.mark.parametrize("build", [llama, resnet])
+@pytest.mark.parametrize("build", [llama, resnet, vit])
 @pytest.mark.parametrize(("stored", "configured"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_loading_keeps_the_stored_types(
     stored: str, configured: str, build: Callable[[], nn.Module], tmp_path: Path

@@ -392,6 +392,8 @@ def test_packed_tensors_are_for_the_runtime(tmp_path: Path) -> None:
     secateur.save(nn.Linear(8, 4), tmp_path / "dense")
     with pytest.raises(ArtifactError, match="tensor 'weight' is stored dense"):
         Artifact(tmp_path / "dense").read_packed("weight")
+    with pytest.deprecated_call(match=r"Artifact\.packed is deprecated\. Use Artifact\.read_packed\."):
+        assert artifact.packed("weight").packing == packed.packing
 
 
 # Files of other tools.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +290,7 @@ def _load_checkpoint(model_class: Any, artifact: Artifact) -> nn.Module:
     model: nn.Module
     with artifact.extract(CONFIG_FILE) as folder, explain_failures(artifact.path):
         model, info = model_class.from_pretrained(
-            None, config=load_config(folder), state_dict=tensors, dtype="auto", output_loading_info=True
+            None, config=load_config(folder), state_dict=tensors, dtype=_get_dtype(tensors), output_loading_info=True
         )
     if wrong := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]:
         raise ArtifactError(
@@ -298,6 +298,12 @@ def _load_checkpoint(model_class: Any, artifact: Artifact) -> nn.Module:
             f"of another shape."
         )
     return model.eval()
+
+
+def _get_dtype(tensors: Mapping[str, torch.Tensor]) -> torch.dtype | str:
+    """Return the type that holds all stored values exactly; the configuration's could round them."""
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point() and tensor.itemsize > 1}
+    return reduce(torch.promote_types, dtypes) if dtypes else "auto"
 
 
 def _build_meta_state(folder: Path, shown: Path, limits: ModelLimits) -> dict[str, torch.Tensor] | None:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
+from secateur._deprecated import warn_deprecated
 from secateur._files import MAX_OPEN_FILES, as_path, read_small_file
 from secateur._folders import lock_for_reading
 from secateur._huggingface.companions import Companion
@@ -159,6 +160,11 @@ class Artifact(Mapping[str, RawTensor]):
         tensor = self._read_arrays(name)
         self._verify(name, entry, self._unpack(name, tensor))
         return tensor
+
+    def packed(self, name: str) -> PackedTensor:
+        """Deprecated: use `read_packed`."""
+        warn_deprecated("Artifact.packed", "Artifact.read_packed")
+        return self.read_packed(name)
 
     def check_files(self) -> None:
         """Read all companion files and verify their digests.
