@@ -100,8 +100,8 @@ def test_broken_artifacts_print_one_line(artifact: Path, spoil: Callable[[Path],
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "."], "must be an artifact, a .safetensors file or a folder with such files"),
-        (["verify", "cli_nets.py"], "must be an artifact, a .safetensors file or a folder with such files"),
+        (["verify", "."], "must be an artifact, a .safetensors file or a folder of such files"),
+        (["verify", "cli_nets.py"], "must be an artifact, a .safetensors file or a folder of such files"),
         (["verify", "pruned", "--pattern", "2:x"], "Unknown pattern '2:x'. Did you mean '2:4'?"),
         (["inspect", "nowhere"], "'nowhere' is not a folder"),
         (["inspect", "nowhere.safetensors"], "nowhere.safetensors"),
