@@ -70,7 +70,7 @@ def test_it_shows_what_an_array_shows() -> None:
 
 
 def test_a_method_that_is_missing_points_to_the_function() -> None:
-    with pytest.raises(AttributeError, match=r"has no 'sum'\. Take the function of that name from array_api_compat"):
+    with pytest.raises(AttributeError, match=r"has no 'sum'\. Use the function of that name from array_api_compat"):
         graph(VALUES).sum()
 
 
