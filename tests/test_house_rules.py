@@ -1,6 +1,7 @@
 """Check the house rules for the size and shape of the code in src/secateur."""
 
 import ast
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,14 @@ SOURCE = ROOT / "src" / "secateur"
 FILE_LINES = 500
 BODY_LINES = 50
 PARAMETERS = 6
+EXAMPLE_COLUMNS = 88  # what the column of the documentation shows without scrolling
 MEDIAN_FILE_LINES = 200
 MEDIAN_BODY_LINES = 10
+
+# The sections of docstrings that the reference understands: it shows any other as a quotation, with broken examples.
+SECTIONS = {"Args", "Attributes", "Examples", "Raises", "Returns", "Source"}
+SECTION = re.compile(r"^([A-Z]\w+):$", re.MULTILINE)
+EXAMPLE = re.compile(r"^\s*((?:>>>|\.\.\.) .*)$", re.MULTILINE)
 
 OPTIONS = "each parameter is an option of the command, and a test freezes them"
 
@@ -153,7 +160,28 @@ def check_print(where: str, text: str) -> Iterator[Violation]:
                 yield Violation(where, "print", f"line {node.lineno}")
 
 
-CHECKS = [check_file_length, check_body_length, check_parameters, check_booleans, check_all, check_print]
+def check_docstrings(where: str, text: str) -> Iterator[Violation]:
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        docstring = ast.get_docstring(node) or ""
+        owner = f"{where}::{getattr(node, 'name', '')}"
+        for section in sorted(set(SECTION.findall(docstring)) - SECTIONS):
+            yield Violation(owner, "section of a docstring", f"{section!r} is none of {', '.join(sorted(SECTIONS))}")
+        for line in EXAMPLE.findall(docstring):
+            if len(line) > EXAMPLE_COLUMNS:
+                yield Violation(owner, "width of an example", f"{len(line)} columns, at most {EXAMPLE_COLUMNS}: {line}")
+
+
+CHECKS = [
+    check_file_length,
+    check_body_length,
+    check_parameters,
+    check_booleans,
+    check_all,
+    check_print,
+    check_docstrings,
+]
 Check = Callable[[str, str], Iterator[Violation]]
 
 
@@ -212,6 +240,7 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
 LONG_BODY = "def f() -> None:\n" + "    pass\n" * (BODY_LINES + 1)
 SEVEN, SIX = "a, b, c, d, e, f, g", "a, b, c, d, e, f"
 STATIC = "class A:\n @staticmethod\n def f"
+WIDE, NARROW = (f'"""A.\n\n>>> {"1" * columns}\n"""' for columns in (EXAMPLE_COLUMNS - 3, EXAMPLE_COLUMNS - 4))
 LONG_DOCSTRING = 'def f() -> None:\n    """' + "line\n" * (BODY_LINES + 1) + '    """\n    pass\n'
 
 
@@ -228,6 +257,8 @@ LONG_DOCSTRING = 'def f() -> None:\n    """' + "line\n" * (BODY_LINES + 1) + '  
         (check_booleans, "def f(a: Annotated[bool, 1]): ...", "def f(a: Annotated[int, bool]): ..."),
         (check_booleans, "class A:\n def __init__(self, a: bool): ...", "class _A:\n def __init__(self, a: bool): ..."),
         (check_print, "if True:\n print(1)", "'print(1)'"),
+        (check_docstrings, '"""A.\n\nExample:\n    >>> 1\n"""', '"""A.\n\nExamples:\n    >>> 1\n"""'),
+        (check_docstrings, WIDE, NARROW),
     ],
 )
 def test_check_can_fail(check: Check, bad: str, good: str) -> None:

@@ -77,7 +77,7 @@ def repeat(values: Array, count: int, axis: int) -> Array:
 
     Repeats of a boolean that are adjacent in memory are written as one integer, which takes half as long as in NumPy.
 
-    Example:
+    Examples:
         >>> repeat(np.array([True, False]), 4, axis=0)
         array([ True,  True,  True,  True, False, False, False, False])
     """
@@ -93,7 +93,7 @@ def repeat(values: Array, count: int, axis: int) -> Array:
 def transpose_flat(values: Array, columns: int) -> Array:
     """Transpose a flattened matrix with `columns` columns.
 
-    Example:
+    Examples:
         >>> transpose_flat(np.array([1, 2, 3, 4, 5, 6]), 3)
         array([1, 4, 2, 5, 3, 6])
     """
@@ -103,7 +103,7 @@ def transpose_flat(values: Array, columns: int) -> Array:
 def pairwise_sum(values: Array, axes: tuple[int, ...]) -> Array:
     """Sum over `axes` in adjacent pairs, so that all frameworks return the same bits; the axes keep length 1.
 
-    Example:
+    Examples:
         >>> pairwise_sum(np.array([[1.0, 2.0, 3.0]]), (1,))
         array([[6.]])
     """
@@ -129,7 +129,7 @@ def mask_values(values: Array, keep: Array) -> Array:
 
     Bit patterns are multiplied: NumPy's ``where`` takes ten times as long on random masks.
 
-    Example:
+    Examples:
         >>> mask_values(np.array([1.5, np.nan]), np.array([True, False]))
         array([1.5, 0. ])
     """

@@ -17,8 +17,9 @@ def serve_old_names(module: str, aliases: Mapping[str, str]) -> Callable[[str], 
         module: The module's ``__name__``.
         aliases: Old name → current location of the object, as ``"package.module:Name"``.
 
-    Example:
-        >>> get_alias = serve_old_names("secateur.example", {"Setup": "secateur.config:PruningConfig"})
+    Examples:
+        >>> old_names = {"Setup": "secateur.config:PruningConfig"}
+        >>> get_alias = serve_old_names("secateur.example", old_names)
         >>> with warnings.catch_warnings():
         ...     warnings.simplefilter("ignore")
         ...     get_alias("Setup").__name__

@@ -76,7 +76,7 @@ def get_keras_backend() -> str:
 def is_installed(package: str) -> bool:
     """Whether a top-level package can be imported.
 
-    Example:
+    Examples:
         >>> is_installed("json"), is_installed("no_such_package")
         (True, False)
     """
@@ -86,9 +86,11 @@ def is_installed(package: str) -> bool:
 def find_package_folder(package: str, path: str) -> Path | None:
     """Find the folder `path` in an installed top-level package without importing it; ``None`` if there is none.
 
-    Example:
-        >>> find_package_folder("secateur", "patterns").name, find_package_folder("secateur", "nothing")
-        ('patterns', None)
+    Examples:
+        >>> find_package_folder("secateur", "patterns").name
+        'patterns'
+        >>> find_package_folder("secateur", "nothing") is None
+        True
     """
     return next((candidate for candidate in _list_paths(package, path) if os.path.isdir(candidate)), None)
 
@@ -96,9 +98,11 @@ def find_package_folder(package: str, path: str) -> Path | None:
 def find_package_file(package: str, path: str) -> Path | None:
     """Find the file `path` in an installed top-level package without importing it; ``None`` if there is none.
 
-    Example:
-        >>> find_package_file("secateur", "errors.py").name, find_package_file("secateur", "patterns")
-        ('errors.py', None)
+    Examples:
+        >>> find_package_file("secateur", "errors.py").name
+        'errors.py'
+        >>> find_package_file("secateur", "patterns") is None
+        True
     """
     return next((candidate for candidate in _list_paths(package, path) if os.path.isfile(candidate)), None)
 

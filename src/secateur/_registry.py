@@ -28,7 +28,7 @@ def find_registered(kind: str, name: str) -> Any:
     Raises:
         UnknownNameError: See `Registry.find`.
 
-    Example:
+    Examples:
         >>> find_registered("schedule", "linear")(0.0, 0.5, 0.5)
         0.25
     """

@@ -33,7 +33,7 @@ def translate_errors(kind: type[SecateurError], message: str, hint: str = "") ->
         message: What failed and where, without a period.
         hint: What to do, as a sentence.
 
-    Example:
+    Examples:
         >>> from secateur.errors import ModelLoadError
         >>> with translate_errors(ModelLoadError, "'net.pt' cannot be read"):
         ...     [].pop()
@@ -66,7 +66,7 @@ def is_failure(error: BaseException) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the machine or a device ran out of memory.
 
-    Example:
+    Examples:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes differ"))
         (True, False)
     """
@@ -82,9 +82,11 @@ def describe_error(error: BaseException) -> str:
 
     A line that ends with a colon is joined with the next one.
 
-    Example:
-        >>> describe_error(ValueError("no\x1b[0m number\n\nDetails ...")), describe_error(KeyError("bias"))
-        ('no\\x1b[0m number', "KeyError: 'bias'")
+    Examples:
+        >>> describe_error(ValueError("no\x1b[0m number\n\nDetails ..."))
+        'no\\x1b[0m number'
+        >>> describe_error(KeyError("bias"))
+        "KeyError: 'bias'"
     """
     if is_out_of_memory(error):
         return "there is not enough memory"

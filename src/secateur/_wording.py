@@ -34,7 +34,7 @@ _REPR.maxstring = _REPR.maxother = MAX_NAME
 def format_value(value: Any) -> str:
     r"""Format a value like ``repr``, but shorten long strings, long lists and deep nesting.
 
-    Example:
+    Examples:
         >>> format_value([1] * 1000), format_value("\n")
         ('[1, 1, 1, 1, 1, 1, ...]', "'\\n'")
     """
@@ -44,7 +44,7 @@ def format_value(value: Any) -> str:
 def format_count(count: int, noun: str) -> str:
     """Format a number with its noun in the singular or plural.
 
-    Example:
+    Examples:
         >>> format_count(1, "layer"), format_count(1200, "layer")
         ('1 layer', '1,200 layers')
     """
@@ -54,7 +54,7 @@ def format_count(count: int, noun: str) -> str:
 def format_list(items: Iterable[str], limit: int = 8) -> str:
     """Join items for an error message, followed by the number of those left out.
 
-    Example:
+    Examples:
         >>> format_list(["a", "b", "c"], limit=2), format_list(["a", "b"], limit=2)
         ('a, b and 1 more', 'a, b')
     """
@@ -65,7 +65,7 @@ def format_list(items: Iterable[str], limit: int = 8) -> str:
 def format_shape(shape: Iterable[int]) -> str:
     """Format the shape of an array.
 
-    Example:
+    Examples:
         >>> format_shape((32, 16))
         '32×16'
     """
@@ -75,7 +75,7 @@ def format_shape(shape: Iterable[int]) -> str:
 def suggest_name(name: str, known: Iterable[str]) -> str:
     """Return a suggestion for the end of an error message: the most similar known name, if there is one.
 
-    Example:
+    Examples:
         >>> suggest_name("cubik", ["cubic", "linear"])
         " Did you mean 'cubic'?"
     """
@@ -93,7 +93,7 @@ def make_printable(text: str, limit: int = MAX_MESSAGE) -> str:
         text: The text.
         limit: Maximum length of the result, in characters.
 
-    Example:
+    Examples:
         >>> print(make_printable("a name that clears the screen: \x1b[2J"))
         a name that clears the screen: \x1b[2J
         >>> make_printable("0123456789" * 1000, limit=60)
@@ -110,7 +110,7 @@ def make_printable(text: str, limit: int = MAX_MESSAGE) -> str:
 def make_printable_line(text: str, limit: int = MAX_LINE) -> str:
     r"""Make text safe to print on one line: line breaks are escaped too.
 
-    Example:
+    Examples:
         >>> print(make_printable_line("a name\nof two lines"))
         a name\nof two lines
     """

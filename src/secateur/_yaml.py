@@ -64,7 +64,7 @@ def parse_json_or_yaml(text: str, what: str) -> Any:
     Raises:
         ConfigError: The text is neither, a mapping repeats a key, or there are too many values or levels of nesting.
 
-    Example:
+    Examples:
         >>> parse_json_or_yaml("pattern: 2:4", "configuration")
         {'pattern': '2:4'}
     """

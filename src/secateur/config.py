@@ -107,7 +107,7 @@ class PruningConfig(BaseModel):
         ConfigError: A key is unknown, a value is out of bounds, or two values contradict each other.
         UnknownNameError: A pattern, criterion or schedule is not registered.
 
-    Example:
+    Examples:
         >>> config = PruningConfig(pattern="2:4", layers={r"encoder\.0\..*": None})
         >>> PruningConfig.from_yaml(config.to_yaml()) == config
         True

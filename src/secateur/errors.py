@@ -30,7 +30,7 @@ class SecateurError(Exception):
     The message is safe to print, even if it quotes names from files: control characters are escaped, and messages of
     more than 4,000 characters are shortened in the middle. `args` contains the original text.
 
-    Example:
+    Examples:
         >>> print(SecateurError("the layer '\x1b[2J' is too small"))
         the layer '\x1b[2J' is too small
     """

@@ -98,7 +98,7 @@ def parse_weight_map(index: Any) -> dict[str, str]:
     Raises:
         ValueError: The index is invalid or empty, or names a file outside the folder.
 
-    Example:
+    Examples:
         >>> parse_weight_map({"weight_map": {"bias": "model-1.safetensors"}})
         {'bias': 'model-1.safetensors'}
         >>> parse_weight_map({"weight_map": {"bias": "../model.safetensors"}})
@@ -129,7 +129,7 @@ def format_index(weight_map: Mapping[str, str], total_bytes: int) -> str:
 def name_shard(number: int, count: int, stem: str = "model") -> str:
     """Return the file name of a shard; `number` counts from 1.
 
-    Example:
+    Examples:
         >>> name_shard(1, 12)
         'model-00001-of-00012.safetensors'
     """

@@ -27,13 +27,16 @@ class Global(Allocation):
 
     A whole layer can be pruned; set ``max_sparsity_ratio_per_op`` to prevent that.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
         >>> inputs = [torch.randn(64, 8) for _ in range(4)]
         >>> shares = secateur.allocations.Global()
         >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
-        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        >>> report = secateur.prune(
+        ...     model, config, calibration=inputs, solver="wanda", allocation=shares
+        ... )
+        >>> report.sparsity
         0.5
     """
 

@@ -40,13 +40,16 @@ class OWL(Allocation):
         Yin et al., "Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High
         Sparsity", arXiv:2310.05175, section 3.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
         >>> inputs = [torch.randn(64, 8) for _ in range(4)]
         >>> shares = secateur.allocations.OWL(spread=0.1)
         >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
-        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        >>> report = secateur.prune(
+        ...     model, config, calibration=inputs, solver="wanda", allocation=shares
+        ... )
+        >>> report.sparsity
         0.5
     """
 

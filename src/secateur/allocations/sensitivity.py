@@ -40,13 +40,16 @@ class Sensitivity(Allocation):
     Raises:
         ConfigError: A setting is out of its range.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
         >>> inputs = [torch.randn(64, 8) for _ in range(4)]
         >>> shares = secateur.allocations.Sensitivity(points=5)
         >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
-        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        >>> report = secateur.prune(
+        ...     model, config, calibration=inputs, solver="wanda", allocation=shares
+        ... )
+        >>> report.sparsity
         0.5
     """
 
@@ -126,7 +129,7 @@ def minimize_error(curves: Mapping[str, Curve], total: int) -> dict[str, int]:
         curves: Layer → its curve of at least one point.
         total: Total number of units, between the sums of the curves' first and last counts.
 
-    Example:
+    Examples:
         >>> minimize_error({"a": [(0, 0.0), (4, 4.0)], "b": [(0, 0.0), (2, 1.0), (4, 8.0)]}, 5)
         {'a': 3, 'b': 2}
     """

@@ -15,13 +15,16 @@ __all__ = ["Uniform"]
 class Uniform(Allocation):
     """Prune every layer to the target. Each count is rounded, so the total may be off by half a unit per layer.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
         >>> inputs = [torch.randn(64, 8) for _ in range(4)]
         >>> shares = secateur.allocations.Uniform()
         >>> config = {"pattern": "1x1", "target_sparsity": 0.5}
-        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", allocation=shares).sparsity
+        >>> report = secateur.prune(
+        ...     model, config, calibration=inputs, solver="wanda", allocation=shares
+        ... )
+        >>> report.sparsity
         0.5
     """
 

@@ -40,7 +40,7 @@ class DType:
     def nonzero(self, bits: Bits) -> npt.NDArray[np.bool_]:
         """Return which numbers are not zero; ``-0.0`` is zero.
 
-        Example:
+        Examples:
             >>> DTYPES["F16"].nonzero(np.array([0x0000, 0x8000, 0x3C00], "<u2"))
             array([False, False,  True])
         """

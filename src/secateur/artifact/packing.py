@@ -201,7 +201,7 @@ class BlockPacking(Packing):
             not, it is a bitmap with one bit per block, the lowest bit of a byte first.
         label: The name in reports.
 
-    Example:
+    Examples:
         >>> view = WeightView(shape=(4, 2), output_axes=(0,), input_axes=(1,))
         >>> packing = BlockPacking((4, 1, 1), 1, is_list=False, label="4x1")
         >>> bits = np.array([[0, 1], [0, 2], [0, 3], [0, 4]], "<u2")
@@ -279,7 +279,7 @@ class GroupPacking(Packing):
         count: N, the stored weights per group.
         group: M, the length of a group.
 
-    Example:
+    Examples:
         >>> view = WeightView(shape=(1, 4), output_axes=(0,), input_axes=(1,))
         >>> bits = np.array([[7, 0, 9, 0]], "<u2")
         >>> values, index = GroupPacking(2, 4).pack(bits, view, bits[:, None] != 0)

@@ -96,7 +96,7 @@ class Artifact(Mapping[str, RawTensor]):
     Raises:
         ArtifactError: The folder is not an artifact, is damaged, or its files do not match the manifest.
 
-    Example:
+    Examples:
         >>> import secateur, tempfile, torch
         >>> folder = tempfile.mkdtemp()
         >>> report = secateur.save(torch.nn.Linear(8, 4), folder)

@@ -50,7 +50,7 @@ def save(
         StateError: The report belongs to another model.
         UnsupportedModelError: The model has a tensor that is not a plain dense tensor.
 
-    Example:
+    Examples:
         >>> import secateur, tempfile, torch
         >>> model = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
         >>> folder = tempfile.mkdtemp()

@@ -37,7 +37,7 @@ def inspect(source: Any) -> ArtifactReport:
     Raises:
         ArtifactError: There is nothing to inspect, or it is damaged.
 
-    Example:
+    Examples:
         >>> import secateur, torch
         >>> model = torch.nn.Linear(64, 64, dtype=torch.bfloat16)
         >>> report = secateur.prune(model, {"pattern": "2:4"})
@@ -77,11 +77,12 @@ def verify(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
     Raises:
         ArtifactError: A tensor failed; the message names all that did.
 
-    Example:
+    Examples:
         >>> import secateur, tempfile, torch
         >>> model = torch.nn.Linear(64, 64)
         >>> folder = tempfile.mkdtemp()
-        >>> report = secateur.save(model, folder, report=secateur.prune(model, {"pattern": "2:4"}))
+        >>> pruned = secateur.prune(model, {"pattern": "2:4"})
+        >>> report = secateur.save(model, folder, report=pruned)
         >>> verify(folder, pattern="2:4").problems
         {}
     """

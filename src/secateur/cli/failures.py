@@ -48,7 +48,7 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
 def explain_failure(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the message for an exception.
 
-    Example:
+    Examples:
         >>> explain_failure(FileNotFoundError(2, "No such file or directory", "net.pt"))
         (1, 'net.pt: No such file or directory.')
     """

@@ -38,7 +38,7 @@ ALLOCATIONS = ("uniform", "global", "owl", "sensitivity")
 def complete_names(names: tuple[str, ...]) -> Callable[[str], list[str]]:
     """Create a completion function that suggests the names that start with the typed prefix.
 
-    Example:
+    Examples:
         >>> complete_names(("alps", "ria"))("a")
         ['alps']
     """

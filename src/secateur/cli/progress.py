@@ -68,7 +68,7 @@ class Steps:
 def format_time(seconds: float) -> str:
     """Format a time as hours, minutes and seconds.
 
-    Example:
+    Examples:
         >>> format_time(7.6), format_time(4000)
         ('0:08', '1:06:40')
     """

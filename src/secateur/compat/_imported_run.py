@@ -29,7 +29,7 @@ class ImportedRun:
             decides.
         allocation_settings: Settings of the allocation that differ from its defaults.
 
-    Example:
+    Examples:
         >>> import torch
         >>> config = PruningConfig(pattern="2:4")
         >>> ImportedRun(config=config, solver="magnitude").prune(torch.nn.Linear(8, 4)).sparsity

@@ -37,8 +37,9 @@ def merge_settings(parts: Sequence[LayerSettings], **common: Any) -> PruningConf
     Raises:
         ConfigError: The configuration is not valid, or two sets share a name.
 
-    Example:
-        >>> merge_settings([LayerSettings(names=("a", "b"), settings={"pattern": "2:4"})]).op_names
+    Examples:
+        >>> settings = LayerSettings(names=("a", "b"), settings={"pattern": "2:4"})
+        >>> merge_settings([settings]).op_names
         ('a', 'b')
     """
     first = parts[0]
@@ -61,7 +62,7 @@ def match_names(names: Iterable[str]) -> str:
 
     The expression itself is never the name of a layer, so a layer that cannot be pruned stays dense without an error.
 
-    Example:
+    Examples:
         >>> match_names(["fc", "head"])
         '(?:fc|head)'
     """

@@ -14,7 +14,7 @@ __all__ = ["register_quarter_cosine", "register_with_start"]
 def register_quarter_cosine() -> str:
     """Register ``"quarter_cosine"``, a schedule that starts slowly and ends fast, and return its name.
 
-    Example:
+    Examples:
         >>> from secateur.schedules import get_schedule
         >>> round(get_schedule(register_quarter_cosine())(0.0, 0.8, 0.5), 4)
         0.2343
@@ -31,7 +31,7 @@ def register_quarter_cosine() -> str:
 def register_with_start(name: str, sparsity: float) -> str:
     """Register a schedule that jumps to `sparsity` at the start and then follows `name`, and return its name.
 
-    Example:
+    Examples:
         >>> from secateur.schedules import get_schedule
         >>> get_schedule(register_with_start("linear", 0.5))(0.0, 0.8, 0.0)
         0.5

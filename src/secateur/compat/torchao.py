@@ -50,8 +50,11 @@ def weight_norm_sparsifier(
     Raises:
         ConfigError: A key is unknown, a value is out of bounds, or a setting has no counterpart.
 
-    Example:
-        >>> weight_norm_sparsifier(sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2).config.pattern
+    Examples:
+        >>> run = weight_norm_sparsifier(
+        ...     sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2
+        ... )
+        >>> run.config.pattern
         '2:4'
     """
     if norm not in (None, *NORMS):
@@ -81,7 +84,7 @@ def wanda_sparsifier(
     Raises:
         ConfigError: A key is unknown or a value is out of bounds.
 
-    Example:
+    Examples:
         >>> run = wanda_sparsifier(semi_structured_block_size=4)
         >>> run.solver, run.config.pattern
         ('wanda', '2:4')
@@ -95,7 +98,7 @@ def semi_sparse_weight() -> ImportedRun:
 
     torchao packed weights that already had the pattern; this run prunes weights to it by magnitude.
 
-    Example:
+    Examples:
         >>> semi_sparse_weight().config.pattern
         '2:4'
     """
@@ -114,7 +117,7 @@ def block_sparse_weight(*, sparsity_level: float, blocksize: int = 64) -> Import
     Raises:
         ConfigError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> block_sparse_weight(sparsity_level=0.9, blocksize=32).config.pattern
         '32x32'
     """

@@ -14,7 +14,7 @@ __all__ = ["Gradient"]
 class Gradient(BaseCriterion):
     """``|g|`` of the last step, which keeps the weights that training changes most.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from secateur import PruningConfig
         >>> Gradient(PruningConfig(), "fc").score(np.array([1.0, 1.0]), np.array([-3.0, 0.5]))

@@ -20,7 +20,7 @@ class MagnitudeCriterion(BaseCriterion):
     Source:
         Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from secateur import PruningConfig
         >>> MagnitudeCriterion(PruningConfig(), "fc").score(np.array([-2.0, 1.0]), None)

@@ -17,7 +17,7 @@ class Movement(BaseCriterion):
     Source:
         Sanh et al., "Movement Pruning: Adaptive Sparsity by Fine-Tuning", arXiv:2005.07683, equation 4.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from secateur import PruningConfig
         >>> Movement(PruningConfig(), "fc").score(np.array([2.0, 2.0]), np.array([-1.0, 1.0]))

@@ -17,7 +17,7 @@ class Snip(BaseCriterion):
     Source:
         Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", arXiv:1810.02340.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from secateur import PruningConfig
         >>> Snip(PruningConfig(), "fc").score(np.array([2.0, -1.0]), np.array([-3.0, 0.5]))

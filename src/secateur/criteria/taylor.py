@@ -34,7 +34,7 @@ class Taylor(BaseCriterion):
     def unit_score(self, scores: Array) -> Array:
         """Square the sum of each unit.
 
-        Example:
+        Examples:
             >>> from secateur import PruningConfig
             >>> Taylor(PruningConfig(), "fc").unit_score(3.0)
             9.0

@@ -28,8 +28,9 @@ def load_held_out_text() -> str:
 def extract_prose(text: str) -> str:
     r"""Extract the paragraphs of reStructuredText that consist of sentences.
 
-    Example:
-        >>> extract_prose("Iris\n----\n\n:Number: 150\n\nThe famous Iris database,\nfirst used by :class:`Fisher`_.\n")
+    Examples:
+        >>> page = "Iris\n----\n\nThe famous Iris database,\nfirst used by :class:`Fisher`_.\n"
+        >>> extract_prose(page)
         'The famous Iris database, first used by Fisher.'
     """
     blocks = (MARKUP.sub("", " ".join(block.split())) for block in BLOCK_ENDS.split(text))

@@ -25,7 +25,7 @@ def detect_framework(model: Any) -> str:
     Raises:
         UnsupportedModelError: The object is neither a Keras model nor a torch module.
 
-    Example:
+    Examples:
         >>> import torch
         >>> detect_framework(torch.nn.Linear(2, 2))
         'pytorch'
@@ -54,8 +54,9 @@ def get_framework(name: str) -> Framework:
         UnknownNameError: There is no framework with that name.
         MissingPackageError: The framework is not installed.
 
-    Example:
-        >>> get_framework("array").get_view(WeightView(shape=(4, 2), output_axes=(0,), input_axes=(1,))).canonical_shape
+    Examples:
+        >>> view = WeightView(shape=(4, 2), output_axes=(0,), input_axes=(1,))
+        >>> get_framework("array").get_view(view).canonical_shape
         (4, 1, 2)
     """
     if name not in FRAMEWORKS:

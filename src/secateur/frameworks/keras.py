@@ -216,7 +216,7 @@ def make_contiguous(permuted: npt.NDArray[Any]) -> npt.NDArray[Any]:
     The canonical view of most kernels is a transposed matrix. These are copied in strips that fit into the cache,
     which takes a tenth of the time that NumPy takes.
 
-    Example:
+    Examples:
         >>> make_contiguous(np.arange(6).reshape(2, 3).T)
         array([[0, 3],
                [1, 4],

@@ -121,7 +121,7 @@ def get_view(module: Any) -> WeightView:
         LayerError: The module has no weight that can be pruned; the message says why.
         UnsupportedModelError: The object is not a torch module.
 
-    Example:
+    Examples:
         >>> get_view(nn.Conv2d(16, 8, kernel_size=3)).canonical_shape
         (8, 9, 16)
     """

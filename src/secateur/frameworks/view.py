@@ -26,8 +26,10 @@ class WeightView:
         input_axes: Axes of the input channels of one group.
         groups: Number of groups of a grouped convolution; each group has its own input channels.
 
-    Example:
-        >>> conv = WeightView(shape=(8, 4, 3, 3), output_axes=(0,), kernel_axes=(2, 3), input_axes=(1,))
+    Examples:
+        >>> conv = WeightView(
+        ...     shape=(8, 4, 3, 3), output_axes=(0,), kernel_axes=(2, 3), input_axes=(1,)
+        ... )
         >>> conv.canonical_shape
         (8, 9, 4)
     """

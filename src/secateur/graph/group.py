@@ -146,13 +146,17 @@ class Group:
         LayerError: A member has a different number of units, or two members contain the same slice.
         ConfigError: The units cannot be split into equal parts.
 
-    Example:
+    Examples:
         The hidden channels of a perceptron are rows of one weight and columns of the next:
 
         >>> from secateur.graph import AffineMap
         >>> channels = AffineMap(units=3)
-        >>> up = Member(parameter="up", shape=(3, 2), axis=0, index_map=channels, role=Role.PRODUCER)
-        >>> down = Member(parameter="down", shape=(2, 3), axis=1, index_map=channels, role=Role.CONSUMER)
+        >>> up = Member(
+        ...     parameter="up", shape=(3, 2), axis=0, index_map=channels, role=Role.PRODUCER
+        ... )
+        >>> down = Member(
+        ...     parameter="down", shape=(2, 3), axis=1, index_map=channels, role=Role.CONSUMER
+        ... )
         >>> group = Group(units=3, members=(up, down))
         >>> group.score_units({"up": np.ones((3, 2)), "down": np.array([[1.0, 0.0, 2.0]] * 2)})
         array([4., 2., 6.])
@@ -288,9 +292,10 @@ class Group:
 def intersect_masks(masks: Iterable[Mapping[str, Flags]]) -> dict[str, Flags]:
     """Combine the masks of several groups: an element is kept if every group keeps it.
 
-    Example:
+    Examples:
         >>> rows, columns = np.array([[True], [False]]), np.array([[True, False]])
-        >>> intersect_masks([{"w": np.tile(rows, (1, 2))}, {"w": np.tile(columns, (2, 1))}])["w"].tolist()
+        >>> first, second = np.tile(rows, (1, 2)), np.tile(columns, (2, 1))
+        >>> intersect_masks([{"w": first}, {"w": second}])["w"].tolist()
         [[True, False], [False, False]]
     """
     combined: dict[str, Flags] = {}

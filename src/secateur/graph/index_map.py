@@ -67,7 +67,7 @@ class AffineMap(IndexMap):
     Raises:
         ConfigError: A number is out of range.
 
-    Example:
+    Examples:
         Three channels of 2x2 positions each, flattened for a linear layer:
 
         >>> AffineMap(units=3, width=4).indices()
@@ -103,7 +103,7 @@ class ExplicitMap(IndexMap):
     Raises:
         ConfigError: There are no units, units without indices, or units with different numbers of indices.
 
-    Example:
+    Examples:
         Two channels of three positions each, flattened with channels last:
 
         >>> ExplicitMap(((0, 2, 4), (1, 3, 5))).indices()

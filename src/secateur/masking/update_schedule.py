@@ -23,8 +23,9 @@ class UpdateSchedule:
     Raises:
         ConfigError: The model is already sparser than the target.
 
-    Example:
-        >>> line = UpdateSchedule(PruningConfig(start_step=10, end_step=30, sparsity_decay_type="linear"), 0.0, 0.8)
+    Examples:
+        >>> config = PruningConfig(start_step=10, end_step=30, sparsity_decay_type="linear")
+        >>> line = UpdateSchedule(config, 0.0, 0.8)
         >>> [(step, line.sparsity(step)) for step in range(40) if line.is_update(step)]
         [(10, 0.0), (20, 0.4), (30, 0.8)]
     """

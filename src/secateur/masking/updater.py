@@ -224,10 +224,11 @@ def interpolate_mask(weight: Array, mask: Array, between: tuple[Array, Array], p
     Returns:
         Booleans in the weight's shape: the first mask without the smallest scheduled weights.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> weight, dense = np.array([3.0, 1.0, 2.0, 4.0]), np.ones(4, dtype=bool)
-        >>> interpolate_mask(weight, dense, (dense, np.array([True, False, False, False])), (2, 3))
+        >>> target = np.array([True, False, False, False])
+        >>> interpolate_mask(weight, dense, (dense, target), (2, 3))
         array([ True, False, False,  True])
     """
     xp = namespace(weight)

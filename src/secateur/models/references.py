@@ -63,7 +63,7 @@ def load_model(reference: str) -> Any:
         ModelLoadError: The model cannot be built from the code, the file or the folder.
         MissingPackageError: A required package is not installed.
 
-    Example:
+    Examples:
         >>> load_model("torch.nn:Identity")
         Identity()
     """

@@ -53,9 +53,10 @@ def prune(
         SecateurError: The configuration is inconsistent or does not fit the model, its criterion needs gradients, a
             weight is ``nan``, or the calibration data is unusable. The model is unchanged in that case.
 
-    Example:
+    Examples:
         >>> import torch, secateur
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> layers = torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers)
         >>> secateur.prune(model, {"pattern": "2:4"}).sparsity
         0.5
         >>> batches = [torch.randn(64, 8) for _ in range(4)]

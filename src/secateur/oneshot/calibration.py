@@ -29,7 +29,7 @@ class Calibration:
             All batches are kept in memory.
         execution: The settings of `Execution` that were passed here; ``None`` if there were none.
 
-    Example:
+    Examples:
         >>> Calibration([[1.0, 2.0]]).batches
         [[1.0, 2.0]]
     """

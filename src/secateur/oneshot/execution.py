@@ -51,7 +51,7 @@ class Execution:
     Raises:
         ConfigError: `offload` is invalid, or `weights` or `keep_parts` is set without a `folder`.
 
-    Example:
+    Examples:
         >>> Execution(device="cpu", offload="disk").offload
         'disk'
     """

@@ -377,9 +377,10 @@ def get_pattern(
             weight.
         MissingPackageError: The framework is not installed.
 
-    Example:
+    Examples:
         >>> import torch
-        >>> pattern = get_pattern({"pattern": "4x1", "target_sparsity": 0.5}, {"fc": torch.nn.Linear(3, 8)})
+        >>> config = {"pattern": "4x1", "target_sparsity": 0.5}
+        >>> pattern = get_pattern(config, {"fc": torch.nn.Linear(3, 8)})
         >>> pattern.masks({"fc": torch.arange(24.0).reshape(8, 3)})["fc"].sum()
         tensor(12)
     """

@@ -22,7 +22,7 @@ class BlockPattern(BasePattern):
     ``channelx1`` a whole input channel. In a convolution, a block is at one kernel position, and a channel spans all
     positions.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from secateur.patterns import get_pattern
         >>> pattern = get_pattern({"pattern": "1xchannel"}, {"fc": torch.nn.Linear(6, 8)})

@@ -84,7 +84,7 @@ class NMPattern(BasePattern):
         Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv:2104.08378; Zhou et al., "Learning N:M
         Fine-grained Structured Sparse Neural Networks From Scratch", arXiv:2102.04010.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from secateur.patterns import get_pattern
         >>> pattern = get_pattern({"pattern": "2:4"}, {"fc": torch.nn.Linear(4, 1)})
@@ -275,7 +275,7 @@ def fill_nm_groups(nonzero: Array, keep: int, *, axis: int = -1) -> Array:
         keep: N of N:M.
         axis: The axis of the weights of a group.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> fill_nm_groups(np.array([[False, False, False, True]]), 2)
         array([[ True, False, False,  True]])

@@ -163,7 +163,7 @@ def select_strictest(matches: Iterable[Match], mask: NonzeroMask) -> str | None:
 def recognize_pattern(mask: NonzeroMask) -> str | None:
     """Return the strictest pattern that the zeros follow, or ``None`` if there are too few zeros.
 
-    Example:
+    Examples:
         >>> view = WeightView(shape=(4, 4), output_axes=(0,), input_axes=(1,))
         >>> recognize_pattern(NonzeroMask(view, np.tile([True, True, False, False], (4, 1))))
         'channelx1'

@@ -76,7 +76,7 @@ class BlockTiling(Tiling):
     Raises:
         LayerError: The blocks do not fit the shape.
 
-    Example:
+    Examples:
         >>> BlockTiling((8, 1, 6), (4, 1, 1)).count
         12
     """
@@ -151,7 +151,7 @@ class OutputsLastTiling(Tiling):
         shape: (O, K, I) of the weight.
         group: Number of consecutive weights along I that chunks do not split.
 
-    Example:
+    Examples:
         >>> tiling = OutputsLastTiling((2, 1, 3))
         >>> tiling.stride
         2

@@ -33,7 +33,7 @@ def verify_masks(
     Returns:
         Layer → what is wrong with it; empty if all layers are valid.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from secateur.patterns import WeightView, get_pattern
         >>> view = WeightView(shape=(2, 2), output_axes=(0,), input_axes=(1,))

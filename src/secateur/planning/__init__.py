@@ -23,7 +23,7 @@ def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
     Raises:
         SecateurError: The configuration does not fit the model; `secateur.prepare` would raise the same.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units
         16

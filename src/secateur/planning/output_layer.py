@@ -33,7 +33,7 @@ def find_output_names(names: Collection[str], is_list: Callable[[str], bool]) ->
         names: Names of the supported layers, in the order of the model; dots separate the names of parts.
         is_list: Returns whether the part with a name is a list of repeated blocks.
 
-    Example:
+    Examples:
         >>> find_output_names(["body.0", "body.1", "lm_head"], lambda part: part == "body")
         ['lm_head']
         >>> find_output_names(["body.0", "body.1"], lambda part: part == "body")

@@ -28,9 +28,10 @@ class Plan:
         layers: Every layer whose weight has at least two axes, in the order of the model.
         patterns: The patterns of the pruned layers; layers with equal settings share a pattern.
 
-    Example:
+    Examples:
         >>> import torch, secateur
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> layers = torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers)
         >>> plan = secateur.plan(model, secateur.PruningConfig(pattern="4x1"))
         >>> [(layer.name, layer.is_pruned) for layer in plan.layers]
         [('0', True), ('2', False)]

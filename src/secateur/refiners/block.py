@@ -30,13 +30,16 @@ class Block(BlockRefiner):
     Raises:
         ConfigError: A value is out of range.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
         >>> inputs = [torch.randn(64, 8) for _ in range(4)]
         >>> refiner = secateur.refiners.Block(steps=8)
         >>> config = {"pattern": "2:4"}
-        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", refine=refiner).sparsity
+        >>> report = secateur.prune(
+        ...     model, config, calibration=inputs, solver="wanda", refine=refiner
+        ... )
+        >>> report.sparsity
         0.5
     """
 

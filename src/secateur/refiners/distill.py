@@ -51,13 +51,16 @@ class Distill(ModelRefiner):
     Source:
         Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
         >>> inputs = [torch.randn(64, 8) for _ in range(4)]
         >>> refiner = secateur.refiners.Distill(steps=8, minutes=1)
         >>> config = {"pattern": "2:4"}
-        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", refine=refiner).sparsity
+        >>> report = secateur.prune(
+        ...     model, config, calibration=inputs, solver="wanda", refine=refiner
+        ... )
+        >>> report.sparsity
         0.5
     """
 

@@ -27,13 +27,16 @@ class PCG(LayerRefiner):
         Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models",
         arXiv:2406.07831, algorithm 2.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
         >>> inputs = [torch.randn(64, 8) for _ in range(4)]
         >>> refiner = secateur.refiners.PCG(iterations=5)
         >>> config = {"pattern": "2:4"}
-        >>> secateur.prune(model, config, calibration=inputs, solver="wanda", refine=refiner).sparsity
+        >>> report = secateur.prune(
+        ...     model, config, calibration=inputs, solver="wanda", refine=refiner
+        ... )
+        >>> report.sparsity
         0.5
     """
 

@@ -60,7 +60,7 @@ class Mask:
 def compute_density(keep: npt.NDArray[np.bool_], max_pixels: int = PIXELS) -> npt.NDArray[np.float64]:
     """Compute the share of kept weights in each pixel of an image with at most `max_pixels` pixels per side.
 
-    Example:
+    Examples:
         >>> compute_density(np.array([[True, False, True, True]]), max_pixels=2)
         array([[0.5, 1. ]])
     """

@@ -25,7 +25,7 @@ class Column:
         value: Name of an attribute of the row, or a function of the row. ``None`` is shown as an empty cell.
         format: Template such as ``"{:.2%}"``, or a function that formats the value.
 
-    Example:
+    Examples:
         >>> Column(">real part", "real", "{:.1f}").format_cell(0.25)
         '0.2'
     """

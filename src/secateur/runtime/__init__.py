@@ -63,9 +63,10 @@ def compile(  # noqa: A001 - named like torch.compile
         ConfigError: `cuda_graphs` is set, and the model is not on a GPU.
         CalibrationError: The model fails with the example inputs, or they are not a tensor, tuple or mapping.
 
-    Example:
+    Examples:
         >>> import torch, secateur, secateur.runtime
-        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)).eval()
+        >>> layers = torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)
+        >>> model = torch.nn.Sequential(*layers).eval()
         >>> pruned = secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.9})
         >>> model, report = secateur.runtime.compile(model, torch.randn(16, 64))
         >>> [layer.name for layer in report.layers]

@@ -32,7 +32,7 @@ def get_schedule(schedule: str | Schedule) -> Schedule:
 def interpolate(initial: float, target: float, share: float) -> float:
     """Interpolate linearly between two sparsities; the result is exactly `target` at the end, without rounding error.
 
-    Example:
+    Examples:
         >>> interpolate(0.0, 0.8, 0.25)
         0.2
     """

@@ -13,7 +13,7 @@ __all__ = ["cosine"]
 def cosine(initial: float, target: float, progress: float) -> float:
     """Prune slowly, then fast, then slowly: half a cosine wave.
 
-    Example:
+    Examples:
         >>> round(cosine(0.0, 0.8, 0.25), 4)
         0.1172
     """

@@ -14,7 +14,7 @@ def cubic(initial: float, target: float, progress: float) -> float:
     Source:
         Zhu & Gupta, "To prune, or not to prune", arXiv:1710.01878, equation 1.
 
-    Example:
+    Examples:
         >>> round(cubic(0.0, 0.8, 0.5), 4)
         0.7
     """
@@ -25,7 +25,7 @@ def cubic(initial: float, target: float, progress: float) -> float:
 def cube(initial: float, target: float, progress: float) -> float:
     """Prune slowly at first and fast at the end: the cubic schedule reversed.
 
-    Example:
+    Examples:
         >>> round(cube(0.0, 0.8, 0.5), 4)
         0.1
     """

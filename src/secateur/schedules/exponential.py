@@ -13,7 +13,7 @@ def exponential(initial: float, target: float, progress: float) -> float:
 
     With a target of 1, everything is pruned in the first step.
 
-    Example:
+    Examples:
         >>> round(exponential(0.0, 0.75, 0.5), 4)
         0.5
     """

@@ -11,7 +11,7 @@ __all__ = ["linear"]
 def linear(initial: float, target: float, progress: float) -> float:
     """Prune the same fraction of all weights at each step.
 
-    Example:
+    Examples:
         >>> linear(0.0, 0.8, 0.25)
         0.2
     """

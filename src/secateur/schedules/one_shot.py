@@ -11,7 +11,7 @@ __all__ = ["one_shot"]
 def one_shot(initial: float, target: float, progress: float) -> float:  # noqa: ARG001
     """Reach the target in the first step.
 
-    Example:
+    Examples:
         >>> one_shot(0.0, 0.9, 0.0)
         0.9
     """

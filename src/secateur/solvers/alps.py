@@ -59,7 +59,7 @@ class ALPS(Solver):
         Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models",
         arXiv:2406.07831, algorithm 1 and appendix B.1.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
         >>> solver = secateur.solvers.ALPS(iterations=50)

@@ -19,11 +19,12 @@ class Magnitude(Solver):
     Source:
         Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
         >>> solver = secateur.solvers.Magnitude()
-        >>> secateur.prune(layer, {"pattern": "2:4"}, calibration=inputs, solver=solver).sparsity
+        >>> config = {"pattern": "2:4"}
+        >>> secateur.prune(layer, config, calibration=inputs, solver=solver).sparsity
         0.5
     """
 

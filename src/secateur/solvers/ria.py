@@ -31,7 +31,7 @@ class RIA(Solver):
         Zhang et al., "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", ICLR 2024,
         equations 2 and 4.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
         >>> solver = secateur.solvers.RIA(power=1.0)

@@ -44,11 +44,12 @@ class SparseGPT(Solver):
         Frantar and Alistarh, "SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot",
         arXiv:2301.00774, algorithm 1.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
         >>> solver = secateur.solvers.SparseGPT(damping=0.05)
-        >>> secateur.prune(layer, {"pattern": "2:4"}, calibration=inputs, solver=solver).sparsity
+        >>> config = {"pattern": "2:4"}
+        >>> secateur.prune(layer, config, calibration=inputs, solver=solver).sparsity
         0.5
     """
 

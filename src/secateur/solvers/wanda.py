@@ -21,11 +21,12 @@ class Wanda(Solver):
     Source:
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695, equation 1.
 
-    Example:
+    Examples:
         >>> import torch, secateur
         >>> layer, inputs = torch.nn.Linear(8, 4), [torch.randn(64, 8)]
         >>> solver = secateur.solvers.Wanda()
-        >>> secateur.prune(layer, {"pattern": "2:4"}, calibration=inputs, solver=solver).sparsity
+        >>> config = {"pattern": "2:4"}
+        >>> secateur.prune(layer, config, calibration=inputs, solver=solver).sparsity
         0.5
     """
 

@@ -36,9 +36,10 @@ def prepare(model: Any, config: PruningConfig | Mapping[str, Any], optimizer: An
             the weight of a layer to prune, or a Keras model without an optimizer is not compiled. Nothing is changed
             then.
 
-    Example:
+    Examples:
         >>> import torch, secateur
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> layers = torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers)
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> config = secateur.PruningConfig(pattern="4x1", target_sparsity=0.5, end_step=20)
         >>> pruner = secateur.prepare(model, config, optimizer)

@@ -90,10 +90,12 @@ class WeightPruningConfig:
     Raises:
         ConfigError: A key is unknown, a value is out of bounds, or a setting has no counterpart.
 
-    Example:
+    Examples:
         >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-        >>> WeightPruningConfig([{"pattern": "1:4"}], start_step=1, end_step=10).for_model(model).pattern
+        >>> layers = torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers)
+        >>> config = WeightPruningConfig([{"pattern": "1:4"}], start_step=1, end_step=10)
+        >>> config.for_model(model).pattern
         '3:4'
     """
 

@@ -31,9 +31,10 @@ def prepare_compression(
     Raises:
         SecateurError: The configuration does not fit the model, which is unchanged.
 
-    Example:
+    Examples:
         >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> layers = torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers)
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> config = WeightPruningConfig([{"target_sparsity": 0.5}], start_step=1, end_step=8)
         >>> manager = prepare_compression(model, config)
@@ -92,9 +93,10 @@ def prepare_pruning(
         SecateurError: The configuration does not fit the model, or there is neither an optimizer nor data. The model
             is unchanged.
 
-    Example:
+    Examples:
         >>> import torch
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> layers = torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+        >>> model = torch.nn.Sequential(*layers)
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> config = WeightPruningConfig([{"target_sparsity": 0.5}], start_step=1, end_step=8)
         >>> pruning = prepare_pruning(model, config, optimizer)

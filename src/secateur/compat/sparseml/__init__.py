@@ -38,7 +38,7 @@ def read_recipe(
         ConfigError: A modifier or one of its keys is unknown or not supported, a value is out of bounds, or the text
             is not a recipe.
 
-    Example:
+    Examples:
         >>> recipe = '''
         ... modifiers:
         ...   - !GMPruningModifier
@@ -51,8 +51,8 @@ def read_recipe(
         ...     mask_type: block4
         ... '''
         >>> run, = read_recipe(recipe, steps_per_epoch=100)
-        >>> run.config.pattern, run.config.start_step, run.config.end_step, run.config.pruning_frequency
-        ('1x4', 100, 500, 50)
+        >>> run.config.pattern, run.config.start_step, run.config.end_step
+        ('1x4', 100, 500)
     """
     skipped = frozenset((leave_out,) if isinstance(leave_out, str) else leave_out)
     return tuple(_import_stage(stage, steps_per_epoch) for stage in read_stages(source, skipped))

@@ -29,7 +29,7 @@ def match_parameters(names: Any, where: str) -> tuple[str, ...]:
     Raises:
         ConfigError: A name is not the name of a layer's weight.
 
-    Example:
+    Examples:
         >>> match_parameters(["re:.*conv.*weight", "fc.weight"], "params")
         ('.*conv.*', 'fc')
     """
@@ -43,7 +43,7 @@ def match_modules(names: Any, where: str) -> tuple[tuple[str, ...], tuple[str, .
         names: One or more names of modules or classes, expressions that start with ``re:``, or ``__ALL__``.
         where: The location in the recipe, for error messages.
 
-    Example:
+    Examples:
         >>> match_modules(["re:.*lm_head", "Linear"], "targets")
         (('(?:.*lm_head).*',), ('Linear',))
     """

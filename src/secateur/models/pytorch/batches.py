@@ -93,7 +93,7 @@ def read_array_batches(file: Path) -> list[Any]:
 def select_evenly(rows: torch.Tensor, count: int) -> torch.Tensor:
     """Select at most `count` evenly spaced rows.
 
-    Example:
+    Examples:
         >>> select_evenly(torch.arange(10), 4)
         tensor([0, 2, 5, 7])
     """

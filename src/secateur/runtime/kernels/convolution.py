@@ -37,8 +37,10 @@ class ConvolutionWindow:
         stride: (H, W) of the stride.
         dilation: (H, W) of the dilation.
 
-    Example:
-        >>> window = ConvolutionWindow(channels=2, size=(5, 5), kernel=(3, 3), stride=(1, 1), dilation=(1, 1))
+    Examples:
+        >>> window = ConvolutionWindow(
+        ...     channels=2, size=(5, 5), kernel=(3, 3), stride=(1, 1), dilation=(1, 1)
+        ... )
         >>> window.height, window.width, window.offsets[:4]
         (3, 3, array([ 0, 25,  1, 26], dtype=int32))
     """
@@ -123,7 +125,7 @@ def fit_panels(window: ConvolutionWindow, lanes: int, max_vectors: int) -> Panel
         lanes: Floats of a vector.
         max_vectors: Maximum width of a panel in vectors.
 
-    Example:
+    Examples:
         >>> fit_panels(ConvolutionWindow(8, (16, 16), (3, 3), (1, 1), (1, 1)), 16, 4)
         PanelGrid(vectors=2, lines=2, span=14, segments=1, panels=7)
     """

@@ -351,7 +351,7 @@ def split_into_panels(activation_type: str, rows: int, lanes: int, max_vectors: 
     Returns:
         Each kind of panel, and the number of batch rows that it covers.
 
-    Example:
+    Examples:
         >>> [(panel.vectors, rows) for panel, rows in split_into_panels("float", 100, 16, 4)]
         [(4, 64), (3, 36)]
     """

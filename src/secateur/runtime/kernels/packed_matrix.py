@@ -65,7 +65,7 @@ def get_unsupported_reason(pattern: str, shape: tuple[int, int], dtype: str = "f
         shape: (O, I) of the weight.
         dtype: Storage type of the weight.
 
-    Example:
+    Examples:
         >>> get_unsupported_reason("4x1", (8, 6)), get_unsupported_reason("4x1", (6, 8))
         ('', "6 output channels are not a multiple of N=4 in '4x1'")
     """
@@ -97,11 +97,12 @@ class PackedMatrix:
         pattern: The pattern of the weight.
         weights: The packed weights.
 
-    Example:
+    Examples:
         >>> weight = np.zeros((8, 6), np.float32)
         >>> weight[4:, 2] = 3
         >>> matrix = PackedMatrix.from_dense(weight, "4x1")
-        >>> bias, x, y = np.zeros(8, np.float32), np.ones((2, 6), np.float32), np.empty((2, 8), np.float32)
+        >>> bias, x = np.zeros(8, np.float32), np.ones((2, 6), np.float32)
+        >>> y = np.empty((2, 8), np.float32)
         >>> matrix.compile_product(rows=2)(bias.ctypes.data, x.ctypes.data, y.ctypes.data)
         >>> y[1]
         array([0., 0., 0., 0., 3., 3., 3., 3.], dtype=float32)
@@ -319,7 +320,7 @@ def split_work(cumulative_costs: npt.NDArray[Any], panels: int, count: int) -> l
     Returns:
         For each share, its first unit and the unit after its last one, numbered over all panels.
 
-    Example:
+    Examples:
         >>> split_work(np.array([0, 5, 6, 7, 8, 9, 10]), 1, 2)
         [(0, 1), (1, 6)]
     """

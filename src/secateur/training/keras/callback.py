@@ -22,13 +22,18 @@ class PruningCallback(keras.callbacks.Callback):
         optimizer: The optimizer whose masks to update; ``None``: the optimizer that the model is compiled with. A model
             with several optimizers, as in adversarial training, needs a callback for each optimizer that prunes.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, secateur.keras
-        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(3)])
-        >>> config = {"pattern": "4x1", "target_sparsity": 0.5, "end_step": 8, "pruning_frequency": 2}
-        >>> model.compile(secateur.keras.PruningOptimizer(model, config, keras.optimizers.SGD()), "mse")
+        >>> layers = [keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(3)]
+        >>> model = keras.Sequential(layers)
+        >>> config = secateur.PruningConfig(
+        ...     pattern="4x1", target_sparsity=0.5, end_step=8, pruning_frequency=2
+        ... )
+        >>> optimizer = keras.optimizers.SGD()
+        >>> model.compile(secateur.keras.PruningOptimizer(model, config, optimizer), "mse")
         >>> data = np.ones((32, 8)), np.ones((32, 3))
-        >>> history = model.fit(*data, batch_size=4, verbose=0, callbacks=[secateur.keras.PruningCallback()])
+        >>> callbacks = [secateur.keras.PruningCallback()]
+        >>> history = model.fit(*data, batch_size=4, verbose=0, callbacks=callbacks)
         >>> history.history["sparsity"]
         [0.5]
     """

@@ -58,11 +58,12 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         SecateurError: The configuration is invalid or does not fit the model, the model is not built, a weight is
             ``nan``, or the optimizer already prunes. In these cases the model is unchanged.
 
-    Example:
+    Examples:
         >>> import keras, secateur.keras
-        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(3)])
-        >>> config = {"pattern": "4x1", "target_sparsity": 0.5, "start_step": 0, "sparsity_decay_type": "one_shot"}
-        >>> optimizer = secateur.keras.PruningOptimizer(model, config, keras.optimizers.Adam(1e-3))
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+        >>> config = {"pattern": "4x1", "target_sparsity": 0.5}
+        >>> config |= {"start_step": 0, "sparsity_decay_type": "one_shot"}
+        >>> optimizer = secateur.keras.PruningOptimizer(model, config, keras.optimizers.Adam())
         >>> optimizer.sparsity
         0.5
     """

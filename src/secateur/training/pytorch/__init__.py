@@ -30,7 +30,7 @@ def prepare(
     Without an optimizer, gradients must not have a loss scale when `PytorchPruner.before_step` is called, and group
     lasso is not available, because it requires the learning rate.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> optimizer = torch.optim.AdamW(model.parameters())

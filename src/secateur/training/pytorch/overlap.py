@@ -62,7 +62,7 @@ def _find_overlaps(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[int, int]]
 def shares_memory(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two dense tensors have an element in common.
 
-    Example:
+    Examples:
         >>> matrix = torch.zeros(4, 4)
         >>> shares_memory(matrix, matrix[:, 2:]), shares_memory(matrix[:, :2], matrix[:, 2:])
         (True, False)

@@ -19,7 +19,7 @@ INTRINSIC_TYPES = {"float": ("f32", "4"), "i16": ("i16", "2")}
 def vector(element: str, lanes: int) -> str:
     """Return the LLVM type of a vector.
 
-    Example:
+    Examples:
         >>> vector("float", 16)
         '<16 x float>'
     """
@@ -33,7 +33,7 @@ class Emitter:
         name: Name of the function.
         parameters: Maps parameter names to their types.
 
-    Example:
+    Examples:
         >>> function = Emitter("twice", {"address": "ptr"})
         >>> number = function.load("i64", "%address")
         >>> function.store("i64", function.int_op("add", number, number), "%address")

@@ -229,7 +229,7 @@ class RowPanelAccess(PanelAccess):
 def get_interleaved_order(lanes: int) -> list[int]:
     """Return an order of the lanes of two concatenated vectors in which runs of four lanes of each alternate.
 
-    Example:
+    Examples:
         >>> get_interleaved_order(8)
         [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]
     """

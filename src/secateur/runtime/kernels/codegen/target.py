@@ -27,7 +27,7 @@ class TargetMachine:
         cpu: LLVM name of the processor.
         features: Features of the processor in LLVM notation, such as ``"+avx2,+fma"``.
 
-    Example:
+    Examples:
         >>> TargetMachine("x86_64-unknown-linux-gnu", "haswell", "+avx2,+fma").lanes
         8
     """

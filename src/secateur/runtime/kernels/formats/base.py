@@ -35,7 +35,7 @@ MAX_UINT16_INDICES = 1 << 16
 def copy_aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Copy an array to memory that starts at a cache line.
 
-    Example:
+    Examples:
         >>> copy_aligned(np.ones(3)).ctypes.data % 64
         0
     """
@@ -62,7 +62,7 @@ def split_into_pieces(weight_OI: Floats, chunk: int, piece: int) -> Floats:
 def number_within_runs(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Number the elements of consecutive runs, starting at 0 in each run.
 
-    Example:
+    Examples:
         >>> number_within_runs(np.array([2, 0, 3]))
         array([0, 1, 0, 1, 2])
     """

@@ -42,7 +42,7 @@ class BitmaskFormat(AmxFormat):
             parts. See `split_float32`.
         halves: Number of bfloat16 per weight, 2 for float32 and 1 for bfloat16.
 
-    Example:
+    Examples:
         >>> packed = BitmaskFormat.from_dense(np.eye(2, dtype=np.float32))
         >>> bin(packed.columns[0]), packed.to_dense()
         ('0b1001', array([[1., 0.],
@@ -104,7 +104,7 @@ def locate_values(counts: npt.NDArray[np.int64], halves: int) -> npt.NDArray[np.
         counts: Number of weights in each line.
         halves: Number of parts of a weight.
 
-    Example:
+    Examples:
         >>> locate_values(np.array([2, 1]), 2).tolist()
         [[0, 2], [1, 3], [4, 5]]
     """

@@ -27,7 +27,7 @@ class BlockFormat(WeightFormat):
             kernels read ahead to prefetch.
         values: The weights, of shape (blocks, M, N).
 
-    Example:
+    Examples:
         >>> blocks = BlockFormat.from_dense(np.array([[0, 1], [0, 2]], np.float32), (2, 1))
         >>> blocks.columns[:1], blocks.values.ravel()
         (array([1], dtype=uint16), array([1., 2.], dtype=float32))

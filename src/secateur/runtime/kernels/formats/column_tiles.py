@@ -32,7 +32,7 @@ class ColumnTileFormat(AmxFormat):
         values: The weights, including zeros, of shape (tiles, 16 outputs, 32 inputs), or (tiles, 16 outputs, 16 inputs,
             2).
 
-    Example:
+    Examples:
         >>> packed = ColumnTileFormat.from_dense(np.eye(2, 5, k=3, dtype=np.float32))
         >>> packed.columns[0, :4], packed.values[0, :2, :2]
         (array([3, 4, 4, 4], dtype=uint16), array([[1., 0.],

@@ -47,7 +47,7 @@ def quantize_int8(weight_OI: Floats) -> tuple[Floats, Floats]:
     Returns:
         Integers from -127 to 127 as floats, and the scale of each output channel.
 
-    Example:
+    Examples:
         >>> quantize_int8(np.array([[1.0, 0.5], [0.0, 0.0]], np.float32))[0]
         array([[127.,  64.],
                [  0.,   0.]], dtype=float32)
@@ -62,7 +62,7 @@ def encode(values: Floats, dtype: str) -> npt.NDArray[Any]:
 
     For bfloat16, values are rounded to nearest even. For int8, they must be integers, such as `quantize_int8` returns.
 
-    Example:
+    Examples:
         >>> encode(np.array([1.0], np.float32), "bfloat16")
         array([16256], dtype=uint16)
     """
@@ -97,7 +97,7 @@ def split_float32(values: Floats) -> tuple[npt.NDArray[np.uint16], npt.NDArray[n
     Raises:
         LayerError: A value is not finite, or its magnitude is too small or too large to be split.
 
-    Example:
+    Examples:
         >>> halves, remainder = split_float32(np.array([1 / 3], np.float32))
         >>> decode(halves), remainder
         (array([[ 0.33398438, -0.00065231]], dtype=float32), array([43], dtype=int8))

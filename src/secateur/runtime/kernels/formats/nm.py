@@ -19,7 +19,7 @@ GROUP_LENGTHS = (2, 4, 8, 16)
 def get_position_bits(group: int) -> int:
     """Return the number of bits that store the position of a weight in a group of 2, 4, 8 or 16.
 
-    Example:
+    Examples:
         >>> get_position_bits(4), get_position_bits(8)
         (2, 4)
     """
@@ -37,7 +37,7 @@ class NMFormat(WeightFormat):
         columns: For each vector of weights, their positions in their groups, packed into one integer with the first
             weight in the lowest bits. See `get_position_bits`.
 
-    Example:
+    Examples:
         >>> packed = NMFormat.from_dense(np.array([[0, 7, 9, 0]], np.float32), 2, 4)
         >>> packed.columns & 3, packed.to_dense()
         (array([1, 2], dtype=uint32), array([[0., 7., 9., 0.]], dtype=float32))

@@ -50,7 +50,7 @@ class OutputPairFormat(WeightFormat):
         order: For each pair, its two outputs in the chunk, and the number of slots that share their input.
         chunk: Number of outputs in a chunk.
 
-    Example:
+    Examples:
         >>> pairs = OutputPairFormat.from_dense(np.array([[1, 2, 0], [3, 0, 4]], np.float32))
         >>> pairs.order[0], pairs.columns[:2], pairs.values[:2]
         (array([0, 1, 1], dtype=uint8), array([[0, 0],
@@ -115,7 +115,7 @@ def pair_outputs(is_nonzero: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         The outputs of each piece, of shape (pieces, outputs), with partners next to each other. Pairs are sorted by the
         number of shared inputs in descending order, so that consecutive pairs take about the same time.
 
-    Example:
+    Examples:
         >>> pair_outputs(np.array([[[1, 0], [0, 1], [0, 1], [1, 0]]], bool))
         array([[0, 3, 1, 2]])
     """

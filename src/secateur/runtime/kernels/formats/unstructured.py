@@ -37,7 +37,7 @@ class UnstructuredFormat(WeightFormat):
         order: For each strip, its outputs in the chunk.
         chunk: Number of outputs in a chunk.
 
-    Example:
+    Examples:
         >>> UnstructuredFormat.from_dense(np.eye(3, dtype=np.float32)).to_dense()
         array([[1., 0., 0.],
                [0., 1., 0.],

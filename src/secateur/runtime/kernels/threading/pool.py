@@ -42,7 +42,7 @@ class ThreadPool:
     The caller also runs tasks. If no worker is awake yet, the caller runs all of them, so it never waits for a task
     that has not started.
 
-    Example:
+    Examples:
         >>> results = []
         >>> ThreadPool().run([lambda: results.append(1), lambda: results.append(2)], threads=2)
         >>> sorted(results)
