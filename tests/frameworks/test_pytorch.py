@@ -7,7 +7,7 @@ import pytest
 
 import secateur
 from secateur.errors import LayerError, UnsupportedModelError
-from secateur.frameworks.pytorch import get_type_names, get_weight_name
+from secateur.frameworks.pytorch import get_type_names, get_weight_name, is_plain_tensor
 from secateur.patterns import BasePattern, get_pattern
 
 torch = pytest.importorskip("torch")
@@ -184,6 +184,67 @@ def test_sharded_weights_are_refused_by_name(mesh: Any) -> None:
     ):
         with pytest.raises(LayerError, match="0: its weight is a DTensor; patterns need a plain tensor"):
             verb()
+
+
+class Named(nn.Parameter):
+    """A parameter with an attribute."""
+
+    def __new__(cls, data: Any) -> Any:
+        made = super().__new__(cls, data)
+        made.origin = "checkpoint"
+        return made
+
+
+class Untouched(torch.Tensor):
+    """A subclass that changes nothing, whose operators return its own type."""
+
+
+class Watched(nn.Parameter):
+    @classmethod
+    def __torch_function__(cls, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_function__(call, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("weight", "plain"),
+    [
+        (lambda data: nn.Parameter(data), True),
+        (lambda data: data, True),
+        (lambda data: torch.nn.Buffer(data), True),
+        (Named, True),
+        (lambda data: nn.Parameter(data.as_subclass(Untouched)), False),
+        (Wrapped, False),
+        (Watched, False),
+    ],
+)
+def test_plain_tensors_use_the_operators_of_torch(weight: Any, plain: Any) -> None:
+    assert is_plain_tensor(weight(torch.ones(4, 4))) is plain
+
+
+@pytest.mark.parametrize("verb", ["plan", "prune", "prepare", "calibrated"])
+def test_one_tensor_subclass_among_plain_weights_is_refused_unless_excluded(verb: Any) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4))
+    model[1].weight = nn.Parameter(model[1].weight.detach().as_subclass(Untouched))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    verbs = {
+        "plan": secateur.plan,
+        "prune": secateur.prune,
+        "prepare": lambda model, config: secateur.prepare(model, config, torch.optim.SGD(model.parameters())),
+        "calibrated": lambda model, config: secateur.prune(model, config, calibration=[torch.ones(2, 8)]),
+    }
+    config = {"pattern": "4x1", "target_sparsity": 0.5, "end_step": 2}
+    message = "1 layer cannot be pruned:\n  1: its weight is a Untouched; .*name them in excluded_op_names"
+    with pytest.raises(LayerError, match=f"(?s){message}"):
+        verbs[verb](model, config)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    if verb != "calibrated":
+        verbs[verb](model, {**config, "excluded_op_names": ["1"]})
+    for narrow in (
+        {"op_names": ["0"]},
+        {"layers": {"1": None}},
+        {"pruning_op_types": ["Conv", "Linear"], "op_names": ["0"]},
+    ):
+        assert secateur.plan(model, {**config, **narrow}).layers[0].is_pruned
 
 
 def test_a_lazy_layer_is_valid_once_it_has_a_shape() -> None:

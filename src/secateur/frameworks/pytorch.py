@@ -24,6 +24,7 @@ __all__ = [
     "get_type_names",
     "get_view",
     "get_weight_name",
+    "is_plain_tensor",
     "is_transformers_conv1d",
     "list_layers",
     "read_canonical",
@@ -181,15 +182,15 @@ def get_parameter(module: nn.Module) -> nn.Parameter:
         raise LayerError(f"its parameter {name!r} {reason}")
     if isinstance(weight, nn.UninitializedParameter):
         raise LayerError("its weight has no shape before the first batch; run one batch through the model first")
-    if not weight.is_floating_point():
-        raise LayerError(f"its weight has dtype {weight.dtype}; patterns need floating point")
-    if weight.layout != torch.strided:
-        raise LayerError(f"its weight is stored as {weight.layout}; patterns need a dense tensor")
-    if _overrides_operators(weight):
+    if not is_plain_tensor(weight):
         raise LayerError(
             f"its weight is a {type(weight).__name__}; patterns need a plain tensor. Prune before the model is sharded "
             f"or quantized"
         )
+    if not weight.is_floating_point():
+        raise LayerError(f"its weight has dtype {weight.dtype}; patterns need floating point")
+    if weight.layout != torch.strided:
+        raise LayerError(f"its weight is stored as {weight.layout}; patterns need a dense tensor")
     if weight.dim() < 2:
         raise LayerError(
             f"its weight has shape {tuple(weight.shape)}; patterns need at least two axes. Prune before the model is "
@@ -198,9 +199,25 @@ def get_parameter(module: nn.Module) -> nn.Parameter:
     return weight
 
 
-def _overrides_operators(weight: torch.Tensor) -> bool:
-    """Whether a tensor's class overrides torch's operators, as sharded (DTensor) and quantized tensors do."""
-    return type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+def is_plain_tensor(tensor: torch.Tensor) -> bool:
+    """Whether torch's own operators read and write the memory of a tensor.
+
+    Tensors that are sharded (DTensor) or quantized (torchao, bitsandbytes) belong to classes with operators of their
+    own. A subclass of `torch.nn.Parameter` that only adds attributes is plain.
+
+    Example:
+        >>> class Sharded(torch.Tensor): ...
+        >>> is_plain_tensor(nn.Parameter(torch.ones(2))), is_plain_tensor(torch.ones(2).as_subclass(Sharded))
+        (True, False)
+    """
+    kind = type(tensor)
+    if kind in (torch.Tensor, nn.Parameter):
+        return True
+    return (
+        issubclass(kind, nn.Parameter)
+        and kind.__torch_function__ is nn.Parameter.__torch_function__
+        and kind.__torch_dispatch__ is nn.Parameter.__torch_dispatch__
+    )
 
 
 def get_type_names(module: nn.Module) -> tuple[str, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from secateur._wording import format_list, suggest_name
+from secateur._wording import format_count, format_list, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnknownNameError
 from secateur.planning.layers import LAYER_FAMILIES, Candidate, LayerDecision
@@ -30,10 +31,12 @@ def select_layers(
 
     Raises:
         UnknownNameError: A name, expression or type in the configuration matches no layer.
-        LayerError: A layer that the configuration names cannot be pruned.
+        LayerError: A layer that the configuration names cannot be pruned, or the weight of a selected layer is a tensor
+            subclass.
     """
     _check_names(config, [candidate.name for candidate in candidates], modules)
     _check_types(config, candidates)
+    _check_weights(config, candidates)
     decisions = resolve_tied_weights([_decide(config, candidate, candidates) for candidate in candidates])
     pruned = {decision.candidate.weight_id for decision in decisions if decision.config is not None}
     for decision in decisions:
@@ -104,6 +107,22 @@ def _explain_mismatch(pattern: str, layers: Sequence[str], modules: Sequence[str
     if pattern in modules:
         return "has no weight with at least two axes, so there is nothing to prune in it."
     return f"matches no layer.{suggest_name(pattern, layers)} Layers: {format_list(layers, limit=12)}."
+
+
+def _check_weights(config: PruningConfig, candidates: Sequence[Candidate]) -> None:
+    """Raise `LayerError` if the configuration selects a layer whose weight must not be skipped silently."""
+    refused = [candidate for candidate in candidates if candidate.is_refused and _is_selected(config, candidate)]
+    if refused:
+        reasons = "\n".join(f"  {candidate.name}: {candidate.reason}" for candidate in refused)
+        raise LayerError(
+            f"{format_count(len(refused), 'layer')} cannot be pruned:\n{reasons}\nTo leave them dense, name them in "
+            f"excluded_op_names."
+        )
+
+
+def _is_selected(config: PruningConfig, candidate: Candidate) -> bool:
+    plain = replace(candidate, reason=None)
+    return _decide(config, plain, [plain]).config is not None
 
 
 def _check_types(config: PruningConfig, candidates: Sequence[Candidate]) -> None:

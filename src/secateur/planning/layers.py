@@ -24,6 +24,7 @@ class Candidate:
         shape: Shape of its weight as stored.
         weight_id: Identifier of its weight, equal for layers that share a weight.
         is_output: Whether it is an output layer of the model, such as a classifier or a language-model head.
+        is_refused: Whether selecting the layer is an error, rather than a reason to leave it dense.
         reason: Why it cannot be pruned; ``None`` if it can.
     """
 
@@ -33,6 +34,7 @@ class Candidate:
     shape: tuple[int, ...]
     weight_id: int
     is_output: bool = False
+    is_refused: bool = False
     reason: str | None = None
 
 

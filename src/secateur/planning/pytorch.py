@@ -15,6 +15,8 @@ from secateur.frameworks.pytorch import (
     get_matrices,
     get_parameter,
     get_type_names,
+    get_weight_name,
+    is_plain_tensor,
     list_layers,
     unwrap_model,
 )
@@ -65,8 +67,14 @@ def _describe_layer(name: str, module: nn.Module, *, is_output: bool) -> Candida
         shape=() if weight is None else tuple(weight.shape),
         weight_id=id(module) if weight is None else id(weight),
         is_output=is_output,
+        is_refused=bool(get_type_names(module)) and _has_tensor_subclass(module),
         reason=reason,
     )
+
+
+def _has_tensor_subclass(module: nn.Module) -> bool:
+    weight = module._parameters.get(get_weight_name(module))
+    return not (weight is None or isinstance(weight, nn.UninitializedParameter) or is_plain_tensor(weight))
 
 
 def _find_output_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[int]:
