@@ -68,8 +68,10 @@ def verify(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
 
     Args:
         path: The folder of an artifact, a safetensors file, or a transformers folder.
-        pattern: A pattern that the weights of all layers must have, except output layers, embeddings and weights that
-            it does not fit. If the layers are unknown, all tensors with two or more axes count.
+        pattern: A pattern that the weight of every layer that can be pruned must have, also of layers that the run
+            left out. Exempt are output layers, embeddings, weights that the pattern does not fit, and layers that
+            a run with this pattern left dense because others were pruned more, as the manifest states. If the layers
+            are unknown, all tensors with two or more axes count.
 
     Returns:
         The report, without problems.
@@ -175,11 +177,25 @@ def _check_requested_pattern(
     }
     if not views:
         raise ArtifactError(f"The pattern {pattern!r} does not fit the weight of any layer.")
+    dense = {name for name in views if _is_dense_by_plan(entries[name], pattern)}
+    if len(dense) == len(views):
+        return dict.fromkeys(views, f"not {pattern!r}: it has no zeros")
     problems = {}
-    for name, view in views.items():
-        entry = entries[name]
-        with explain_out_of_memory(f"tensor {format_value(name)} cannot be verified", entry.dense_bytes):
-            problem = verify_pattern(pattern, view, DTYPES[entry.dtype].nonzero(readers[name]()))
-        if problem:
+    for name in views.keys() - dense:
+        if problem := _check_requested_weight(pattern, name, entries[name], readers[name]):
             problems[name] = f"not {pattern!r}: {problem}"
-    return problems
+    return {name: problems[name] for name in views if name in problems}
+
+
+def _is_dense_by_plan(entry: TensorEntry, pattern: str) -> bool:
+    """Whether a run with this pattern left a weight dense, as a global ranking may do."""
+    return entry.pruned is not None and entry.pruned.pattern == pattern and entry.pruned.pruned_units == 0
+
+
+def _check_requested_weight(pattern: str, name: str, entry: TensorEntry, read: Callable[[], Bits]) -> str | None:
+    """Explain why a weight does not have the requested pattern; ``None``: it has the pattern."""
+    if entry.pruned is not None and entry.pruned.pattern == pattern and ":" not in pattern:
+        return None  # verified with the manifest, which allows zeros by chance outside of pruned units
+    assert entry.view is not None
+    with explain_out_of_memory(f"tensor {format_value(name)} cannot be verified", entry.dense_bytes):
+        return verify_pattern(pattern, entry.view, DTYPES[entry.dtype].nonzero(read()))

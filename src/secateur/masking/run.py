@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from secateur._array import Array, count_true, has_nan
+from secateur._array import Array, count_true, has_nan, to_numpy
 from secateur.errors import ConfigError, ScoreError, StateError
 from secateur.masking.scores import AccumulatedScores
 from secateur.masking.updater import MaskUpdater
 from secateur.patterns import BasePattern
+from secateur.patterns.recognition import NonzeroMask, count_units, recognize_pattern
 from secateur.patterns.verification import verify_masks, verify_zeros
 from secateur.results import LayerResult, PruningReport
 
@@ -117,18 +118,28 @@ class Run(Generic[Weight]):
         return {name: weight.mask for name, weight in self.weights.items()}
 
     def _result(self, layer: str, units: int, kept: Array | None) -> LayerResult:
-        weight = self.weights[layer]
+        weight, pattern = self.weights[layer], self.config.pattern
         shape = tuple(weight.stored.shape)
         size = math.prod(shape)
+        pruned_units = 0 if kept is None else units - count_true(kept)
+        if self.updater.is_locked and weight.mask is not None:
+            pattern, units, pruned_units = self._recognize_locked(layer)
         return LayerResult(
             name=layer,
-            pattern=self.config.pattern,
+            pattern=pattern,
             shape=shape,
             weights=size,
             pruned_weights=0 if weight.mask is None else size - count_true(weight.mask),
             units=units,
-            pruned_units=0 if kept is None else units - count_true(kept),
+            pruned_units=pruned_units,
         )
+
+    def _recognize_locked(self, layer: str) -> tuple[str, int, int]:
+        """Return the pattern that the locked zeros of a layer follow, its units, and how many of them are pruned."""
+        flags = to_numpy(self.pattern.framework.to_array(self.weights[layer].mask))
+        mask = NonzeroMask(self.pattern.views[layer], flags)
+        pattern = recognize_pattern(mask) or self.config.pattern
+        return pattern, *count_units(mask, pattern)
 
     def _check_first_gradient(self) -> None:
         if self.scores.needs_gradient and not self.updater.is_locked and self.config.start_step == 0:

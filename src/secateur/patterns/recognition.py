@@ -18,7 +18,16 @@ from secateur.patterns.base import BasePattern, get_pattern_class
 from secateur.patterns.nm import SPECIFICATION
 from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
 
-__all__ = ["BlockMatch", "GroupMatch", "Match", "NonzeroMask", "find_matches", "recognize_pattern", "select_strictest"]
+__all__ = [
+    "BlockMatch",
+    "GroupMatch",
+    "Match",
+    "NonzeroMask",
+    "count_units",
+    "find_matches",
+    "recognize_pattern",
+    "select_strictest",
+]
 
 Flags = npt.NDArray[np.bool_]
 
@@ -171,6 +180,28 @@ def recognize_pattern(mask: NonzeroMask) -> str | None:
         '1:4'
     """
     return select_strictest(find_matches(mask), mask)
+
+
+def count_units(mask: NonzeroMask, pattern: str) -> tuple[int, int]:
+    """Count the units of a pattern in a weight, and those that it prunes.
+
+    A unit of N:M is one weight; N weights of each group count as kept, even if they are zero.
+
+    Args:
+        mask: The nonzero weights.
+        pattern: A pattern that `recognize_pattern` returns.
+
+    Example:
+        >>> view = WeightView(shape=(4, 4), output_axes=(0,), input_axes=(1,))
+        >>> count_units(NonzeroMask(view, np.tile([True, True, False, False], (4, 1))), "channelx1")
+        (4, 2)
+    """
+    size = mask.canonical.size
+    if SPECIFICATION.fullmatch(pattern):
+        keep, group = map(int, pattern.split(":"))
+        return size, size // group * (group - keep)
+    block = next(iter(_match_blocks(mask, pattern)), None)
+    return (size, size - mask.count) if block is None else (block.count, block.count - block.kept)
 
 
 def _match_blocks(mask: NonzeroMask, specification: str) -> Iterator[BlockMatch]:

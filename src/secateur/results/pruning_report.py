@@ -132,7 +132,8 @@ class PruningReport(Report):
             f"{self.model_sparsity:.2%} of the model; {format_count(len(self.dense), 'other layer')} left dense."
         ]
         sizes = {layer.weights // layer.units for layer in self.layers}
-        if len(sizes) > 1 and abs(self.unit_sparsity - self.sparsity) > MIN_DIFFERENCE:
+        is_locked = bool(self.configs) and all(config.kind == "pattern_lock" for config in self.configs)
+        if len(sizes) > 1 and not is_locked and abs(self.unit_sparsity - self.sparsity) > MIN_DIFFERENCE:
             lines.append(
                 "Units differ in size: the target is a share of units, and "
                 f"{self.unit_sparsity:.2%} of them are pruned."

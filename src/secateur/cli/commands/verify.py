@@ -34,7 +34,8 @@ def verify(
 
     For an artifact, this checks the checksums, the counts of zeros, and the pattern and number of pruned units of each
     pruned layer. A transformers folder or a .safetensors file from another tool is checked for readability. With
-    --pattern, the weights of all layers except output layers and embeddings must also have that pattern.
+    --pattern, the weight of every layer that can be pruned must also have that pattern, except output layers,
+    embeddings, and layers that a run with this pattern left dense because others were pruned more.
 
     If a check fails, the exit code is 1 and the message names the tensors.
 
