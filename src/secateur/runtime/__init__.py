@@ -60,6 +60,7 @@ def compile(  # noqa: A001 - named like torch.compile
     Raises:
         UnsupportedModelError: The model is not a torch module.
         StateError: The model is in training mode.
+        LayerError: The model has weights that are tensor subclasses, because it is sharded or quantized.
         ConfigError: `cuda_graphs` is set, and the model is not on a GPU.
         CalibrationError: The model fails with the example inputs, or they are not a tensor, tuple or mapping.
 

@@ -18,15 +18,15 @@ class LayerReport(Row):
 
     Attributes:
         name: Name of the layer in the model.
-        shape: Shape of the weight as the layer stores it.
+        shape: Shape of the weight as the layer stores it; of the first one if there are several.
         pattern: Pattern of the zeros, or ``None`` if there is none.
-        sparsity: Share of weights that are zero, in [0, 1].
+        sparsity: Share of weights that are zero, in [0, 1]. Masks and parametrizations are applied.
         rows: Rows that the layer multiplies in one call with the example inputs, or 0 if it is not called.
         dense_seconds: Time of one call of the dense layer, or 0 if it was not measured.
         sparse_seconds: Time of one call of the fastest sparse layer, or ``None`` if there is no sparse layer.
         chosen: ``"dense"``, or the name of the sparse layer that replaces it.
         reason: Why the layer was replaced or stays dense.
-        dense_bytes: Size of the dense weight in bytes.
+        dense_bytes: Size of the dense weight in bytes. A weight that an earlier layer shares is counted only there.
         bytes: Size of the weight in bytes after compilation.
         error: Largest difference from the dense outputs, relative to the largest output, or 0 if the layer is dense.
     """

@@ -65,7 +65,8 @@ def compile_model(
     example, options = parse_example_inputs(example_inputs), CompileOptions(int8, cuda_graphs, clock)
     call = partial(example.copy().call, inner)
     with torch.no_grad(), fix_seed(device):
-        check, reports = OutputCheck(inner, example, device), inspect_layers(inner)
+        reports = inspect_layers(inner)
+        check = OutputCheck(inner, example, device)
         decisions = _decide_layers(inner, reports, call, check, options)
         times = time_model(inner, call, _select_replacements(decisions), device, clock=clock)
         seconds = times.sparse

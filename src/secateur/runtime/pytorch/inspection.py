@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
+from secateur._wording import format_list
 from secateur.errors import LayerError
-from secateur.frameworks.pytorch import get_type_names
+from secateur.frameworks.pytorch import get_type_names, is_plain_tensor
 from secateur.runtime.pytorch.candidates import MIN_SPARSITY
+from secateur.runtime.pytorch.effective_weights import UNINITIALIZED, find_weights
 from secateur.runtime.pytorch.layers.base import is_strided
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 from secateur.runtime.report import LayerReport
 
 __all__ = ["inspect_layers"]
-
-UNINITIALIZED = (nn.UninitializedParameter, nn.UninitializedBuffer)
-
-WEIGHT_NAMES = ("weight", "in_proj_weight", "q_proj_weight")
-"""Attributes that may contain the weight of a layer."""
 
 TRANSFORMERS = "transformers.pytorch_utils"
 """The module that defines transformers' `Conv1D`, but no subclasses of it."""
@@ -29,18 +26,42 @@ HOOK_ATTRIBUTES = tuple(name for name in nn.Module().__dict__ if name.endswith("
 
 
 def inspect_layers(model: nn.Module) -> dict[str, LayerReport]:
-    """Report the shape and zeros of each layer in the order of the model, and the reason if it must stay dense."""
+    """Report the shape and zeros of each layer in the order of the model, and the reason if it must stay dense.
+
+    All modules are listed that have a weight with at least two axes, also those whose type is never replaced.
+
+    Raises:
+        LayerError: The model has weights that are tensor subclasses.
+    """
+    _check_tensor_types(model)
     nested = set(_find_modules_in_nested_encoders(model))
     owner_counts = Counter(
         key
         for module in model.modules()
         for key in {_identify(weight) for weight in module._parameters.values() if weight is not None}
     )
+    layers = {name: layer for name, layer in model.named_modules() if get_type_names(layer) or find_weights(layer)}
+    listed: set[object] = set()
     return {
-        name: _report_layer(name, layer, _get_unsupported_reason(name, layer, owner_counts, is_nested=layer in nested))
-        for name, layer in model.named_modules()
-        if get_type_names(layer)
+        name: _report_layer(
+            name, layer, _get_unsupported_reason(name, layer, owner_counts, is_nested=layer in nested), listed
+        )
+        for name, layer in layers.items()
     }
+
+
+def _check_tensor_types(model: nn.Module) -> None:
+    """Raise `LayerError` for tensor subclasses. Even counting their zeros could communicate with other processes."""
+    foreign = [
+        f"{name!r} is a {type(weight).__name__}"
+        for name, weight in model.named_parameters()
+        if not (isinstance(weight, UNINITIALIZED) or is_plain_tensor(weight))
+    ]
+    if foreign:
+        raise LayerError(
+            f"The runtime cannot compile weights that are tensor subclasses: {format_list(foreign, limit=4)}. Compile "
+            f"the model before it is sharded or quantized, with plain tensors as weights."
+        )
 
 
 def _get_unsupported_reason(name: str, layer: nn.Module, owner_counts: Counter[object], *, is_nested: bool) -> str:
@@ -78,8 +99,6 @@ def _get_layer_reason(layer: nn.Module, owner_count: int) -> str:
 
 def _get_weight_reason(weight: torch.Tensor) -> str:
     """Return the reason that depends only on the weight."""
-    if type(weight) not in (nn.Parameter, torch.Tensor):
-        return f"its weight is a {type(weight).__name__}"
     if weight.layout is not torch.strided:
         return f"its weight is stored as {weight.layout}"
     if weight.is_meta:
@@ -98,34 +117,29 @@ def _find_modules_in_nested_encoders(model: nn.Module) -> Iterator[nn.Module]:
 
 def _identify(weight: torch.Tensor) -> object:
     """Return a key that is equal for parameters with the same memory."""
-    if type(weight) is nn.Parameter and is_strided(weight) and not weight.is_meta and weight.numel():
+    if is_plain_tensor(weight) and is_strided(weight) and not weight.is_meta and weight.numel():
         return weight.device, weight.data_ptr()
     return id(weight)
 
 
-def _report_layer(name: str, layer: nn.Module, reason: str) -> LayerReport:
-    weight = _get_weight(layer)
-    if weight is None:
+def _report_layer(name: str, layer: nn.Module, reason: str, listed: set[object]) -> LayerReport:
+    """Report a layer. Weights in `listed` belong to other layers too, and their bytes have been counted there."""
+    weights = find_weights(layer)
+    if not weights:
         return LayerReport(name=name, shape=(), pattern=None, sparsity=0.0, reason=reason)
-    sparsity = _measure_sparsity(weight)
+    sparsity = _measure_sparsity(weights)
+    new = {key: weight for weight in weights if (key := _identify(weight)) not in listed}
+    listed.update(new)
+    size = sum(weight.numel() * weight.element_size() for weight in new.values())
     return LayerReport(
         name=name,
-        shape=tuple(weight.shape),
+        shape=tuple(weights[0].shape),
         pattern=_recognize_pattern(layer) if sparsity >= MIN_SPARSITY else None,
         sparsity=sparsity,
-        dense_bytes=weight.nbytes,
-        bytes=weight.nbytes,
+        dense_bytes=size,
+        bytes=size,
         reason=reason,
     )
-
-
-def _get_weight(layer: nn.Module) -> torch.Tensor | None:
-    """Return the weight of a layer, a parameter or computed, or ``None`` if it is not initialized."""
-    for name in WEIGHT_NAMES:
-        weight = getattr(layer, name, None)
-        if isinstance(weight, torch.Tensor) and not isinstance(weight, UNINITIALIZED):
-            return weight.detach()
-    return None
 
 
 def _recognize_pattern(layer: nn.Module) -> str | None:
@@ -138,7 +152,8 @@ def _recognize_pattern(layer: nn.Module) -> str | None:
         return None
 
 
-def _measure_sparsity(weight: torch.Tensor) -> float:
-    if weight.is_meta or not weight.numel():
-        return 0.0
-    return 1 - int(weight.count_nonzero()) / weight.numel()
+def _measure_sparsity(weights: Iterable[torch.Tensor]) -> float:
+    """Measure the share of zeros in all weights together, in [0, 1]."""
+    readable = [weight.detach() for weight in weights if not weight.is_meta and weight.numel()]
+    nonzero = sum(int((weight if is_strided(weight) else weight.to_dense()).count_nonzero()) for weight in readable)
+    return 1 - nonzero / max(1, sum(weight.numel() for weight in readable)) if readable else 0.0
