@@ -53,8 +53,8 @@ format: .venv/.dev-stamp ## format the code
 	$(BIN)/ruff check --quiet --fix-only
 	$(BIN)/ruff format --quiet
 
-docs: .venv/.dev-stamp ## build the documentation into site/
-	@if [ -d docs ]; then NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet; fi
+docs: .venv/.dev-stamp ## build the documentation into site/ (a broken link fails)
+	@if [ -d docs ]; then NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict; fi
 
 bench: .venv/.dev-stamp ## run the benchmarks and print their tables
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

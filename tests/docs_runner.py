@@ -3,7 +3,7 @@
 Most pages run in the main process. What trains with Keras needs a process per backend: the pages in `PER_BACKEND`, and
 on any page the blocks that carry backends as marks, as in ``python jax`` or ``python tensorflow torch``. On a page in
 `PER_BACKEND` a block without such a mark runs under the backends listed there. In a block marked ``bash run``, each
-line calls secateur, and must end with 0 or with what a comment says: ``# exit code 1``.
+line calls secateur, and must end with 0 or with what a comment says: ``# exit code 1``. A backslash continues a line.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def run_block(block: Block, module: ModuleType) -> None:
 
 
 def run_commands(block: Block) -> None:
-    for number, line in enumerate(block.code.splitlines()):
+    number = 0
+    for command in re.split(r"(?<!\\)\n", block.code.removesuffix("\n")):
+        line = command.replace("\\\n", "")
         program, *arguments = shlex.split(line, comments=True)
         expected = EXIT_CODE.search(line)
         result = CliRunner().invoke(app, arguments)
@@ -137,6 +139,7 @@ def run_commands(block: Block) -> None:
         assert program == "secateur", f"{where}: only secateur can be called, found {program!r}"
         wanted = int(expected["code"]) if expected else 0
         assert result.exit_code == wanted, f"{where}: exit code {result.exit_code}, not {wanted}: {result.output}"
+        number += command.count("\n") + 1
 
 
 def failing_line(block: Block, error: Exception) -> int:
