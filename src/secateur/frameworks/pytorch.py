@@ -205,10 +205,12 @@ def is_plain_tensor(tensor: torch.Tensor) -> bool:
     Tensors that are sharded (DTensor) or quantized (torchao, bitsandbytes) belong to classes with operators of their
     own. A subclass of `torch.nn.Parameter` that only adds attributes is plain.
 
-    Example:
+    Examples:
         >>> class Sharded(torch.Tensor): ...
-        >>> is_plain_tensor(nn.Parameter(torch.ones(2))), is_plain_tensor(torch.ones(2).as_subclass(Sharded))
-        (True, False)
+        >>> is_plain_tensor(nn.Parameter(torch.ones(2)))
+        True
+        >>> is_plain_tensor(torch.ones(2).as_subclass(Sharded))
+        False
     """
     kind = type(tensor)
     if kind in (torch.Tensor, nn.Parameter):

@@ -191,9 +191,10 @@ def count_units(mask: NonzeroMask, pattern: str) -> tuple[int, int]:
         mask: The nonzero weights.
         pattern: A pattern that `recognize_pattern` returns.
 
-    Example:
+    Examples:
         >>> view = WeightView(shape=(4, 4), output_axes=(0,), input_axes=(1,))
-        >>> count_units(NonzeroMask(view, np.tile([True, True, False, False], (4, 1))), "channelx1")
+        >>> mask = np.tile([True, True, False, False], (4, 1))
+        >>> count_units(NonzeroMask(view, mask), "channelx1")
         (4, 2)
     """
     size = mask.canonical.size
