@@ -67,6 +67,18 @@ def gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(config)
 
 
+def mixtral() -> nn.Module:
+    """A mixture of experts, with one matrix per expert in each of its weights."""
+    sizes = DECODER | {"num_hidden_layers": 2}
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, num_local_experts=4))
+
+
+def gpt_oss() -> nn.Module:
+    """A mixture of experts that stores its matrices transposed."""
+    sizes = DECODER | {"num_hidden_layers": 2}
+    return transformers.GptOssForCausalLM(transformers.GptOssConfig(**sizes, num_local_experts=4))
+
+
 def bert() -> nn.Module:
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,

@@ -29,6 +29,8 @@ VIEWS = {
     "conv": WeightView(shape=(16, 8, 3, 1), output_axes=(0,), kernel_axes=(2, 3), input_axes=(1,)),
     "keras_conv": WeightView(shape=(3, 1, 8, 16), output_axes=(3,), kernel_axes=(0, 1), input_axes=(2,)),
     "grouped": WeightView(shape=(16, 8, 3), output_axes=(0,), kernel_axes=(2,), input_axes=(1,), groups=4),
+    "stacked": WeightView.from_stack((3, 16, 8)),
+    "stacked, inputs first": WeightView.from_stack((3, 8, 16), is_transposed=True),
     "einsum": WeightView(shape=(8, 4, 4), output_axes=(1, 2), input_axes=(0,)),
 }
 

@@ -143,8 +143,9 @@ class Packing(ABC):
         """
         self.check_padding(index, view)
         dense = np.empty(view.shape, values.dtype)
-        blocked = self._split_blocks(view.to_canonical(dense))
-        assert np.shares_memory(blocked, dense)
+        canonical = view.to_canonical(dense)
+        is_copy = not np.shares_memory(canonical, dense)  # axes that are not adjacent in memory cannot be merged
+        blocked = self._split_blocks(canonical)
         used = 0
         for place, start, stop in self._iterate_chunks(view):
             numbers = self.decode(index, start, stop)
@@ -158,7 +159,7 @@ class Packing(ABC):
             part[...] = chunk.reshape(part.shape)
         if used != len(values):
             raise ArtifactError(f"the index does not keep the {format_count(len(values), 'block')} that are stored")
-        return dense
+        return np.ascontiguousarray(view.to_stored(canonical)) if is_copy else dense
 
     def _iterate_chunks(self, view: WeightView) -> Iterator[tuple[Place, int, int]]:
         """Split the tiling into chunks of about `CHUNK` weights; yield slices, first block and end of each."""

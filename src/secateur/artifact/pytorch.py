@@ -25,7 +25,7 @@ from secateur.artifact.reader import Artifact, RawTensor
 from secateur.artifact.source import Source, SourceTensor, guess_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from secateur.frameworks import WeightView
-from secateur.frameworks.pytorch import get_view, get_weight_name, unwrap_model
+from secateur.frameworks.pytorch import get_parameter_name, get_view, unwrap_model
 from secateur.planning.layers import Candidate
 from secateur.planning.output_layer import stays_dense_as_output
 from secateur.planning.pytorch import find_candidates
@@ -199,7 +199,7 @@ def _find_aliases(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Te
 def _find_layers(model: nn.Module) -> dict[str, Candidate]:
     """Map each parameter that patterns can prune to its layer."""
     return {
-        f"{candidate.name}.{get_weight_name(candidate.module)}".lstrip("."): candidate
+        get_parameter_name(candidate.name, candidate.module): candidate
         for candidate in find_candidates(model, prune_frozen=True)
         if candidate.reason is None
     }

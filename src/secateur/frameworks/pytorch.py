@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,14 @@ from secateur.frameworks.view import WeightView
 __all__ = [
     "FRAMEWORK",
     "PytorchFramework",
+    "StackedWeight",
     "apply_mask",
+    "find_stacked_weights",
     "find_weight_layers",
+    "get_layer",
     "get_matrices",
     "get_parameter",
+    "get_parameter_name",
     "get_type_names",
     "get_view",
     "get_weight_name",
@@ -28,6 +34,7 @@ __all__ = [
     "is_transformers_conv1d",
     "list_layers",
     "read_canonical",
+    "read_parameter",
     "unwrap_model",
     "write_weight",
 ]
@@ -37,6 +44,23 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 """Wrappers with the user's model in their attribute ``module``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackedWeight:
+    """A layer of stacked experts: one matrix per expert, in a parameter of a module that owns several of them.
+
+    It replaces the module wherever a layer is expected, and its name is the name of the parameter in the model.
+
+    Attributes:
+        module: The module that owns the parameter.
+        name: Name of the parameter in the module.
+        is_transposed: Whether the parameter has the shape (experts, inputs, outputs), not (experts, outputs, inputs).
+    """
+
+    module: nn.Module
+    name: str
+    is_transposed: bool
 
 
 class PytorchFramework(Framework):
@@ -96,11 +120,68 @@ def list_layers(model: nn.Module) -> dict[str, nn.Module]:
     return dict(unwrap_model(model).named_modules())
 
 
-def find_weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return supported modules and others that own a parameter with at least two axes, in the order of the model."""
-    return {
-        name: module for name, module in list_layers(model).items() if get_type_names(module) or get_matrices(module)
-    }
+def find_weight_layers(model: nn.Module) -> dict[str, nn.Module | StackedWeight]:
+    """Return supported layers and other modules that own a parameter with at least two axes, in the model's order."""
+    layers: dict[str, nn.Module | StackedWeight] = {}
+    for name, module in list_layers(model).items():
+        if stacked := find_stacked_weights(module):
+            layers |= {f"{name}.{key}".lstrip("."): weight for key, weight in stacked.items()}
+        elif get_type_names(module) or get_matrices(module):
+            layers[name] = module
+    return layers
+
+
+def find_stacked_weights(module: nn.Module) -> dict[str, StackedWeight]:
+    """Return parameter name → stacked experts of a module; empty if it has none, or if their axes are unknown.
+
+    A module has stacked experts if it has the attribute ``num_experts`` and parameters of three axes, of which the
+    first one has that length. Its attribute ``is_transposed``, or the shapes of its parameters, say which of the other
+    axes are the inputs.
+    """
+    count = getattr(module, "num_experts", None)
+    if not isinstance(count, int):
+        return {}
+    names = [name for name, weight in module.named_parameters(recurse=False) if _is_stack(weight, count)]
+    is_transposed = _are_transposed(module, names)
+    return {} if is_transposed is None else {name: StackedWeight(module, name, is_transposed) for name in names}
+
+
+def _is_stack(weight: nn.Parameter, count: int) -> bool:
+    return not isinstance(weight, nn.UninitializedParameter) and weight.dim() == 3 and weight.shape[0] == count
+
+
+def _are_transposed(module: nn.Module, names: Sequence[str]) -> bool | None:
+    """Return whether stacked experts are stored with their inputs first; ``None`` if that is unknown."""
+    declared = getattr(module, "is_transposed", None)
+    if isinstance(declared, bool):
+        return declared
+    if {"gate_up_proj", "down_proj"} <= {*names}:
+        # The inner width appears twice in the outputs of the first weight, and once in the inputs of the second.
+        up, down = (tuple(module._parameters[name].shape[1:]) for name in ("gate_up_proj", "down_proj"))  # type: ignore[union-attr]
+        if up == (2 * down[1], down[0]):
+            return False
+        return True if up == (down[1], 2 * down[0]) else None
+    sizes = (getattr(module, "output_size", None), getattr(module, "input_size", None))
+    shapes = {tuple(module.get_parameter(name).shape[1:]) for name in names}
+    if sizes[0] == sizes[1] or not shapes or not shapes <= {sizes} | {sizes[::-1]} or len(shapes) > 1:
+        return None
+    return sizes not in shapes
+
+
+def get_layer(model: nn.Module, name: str) -> nn.Module | StackedWeight:
+    """Return the layer with a name that `find_weight_layers` uses.
+
+    Raises:
+        AttributeError: There is none.
+    """
+    owner, _, key = name.rpartition(".")
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        stacked = find_stacked_weights(model.get_submodule(owner))
+        if key not in stacked:
+            raise
+        return stacked[key]
 
 
 def get_matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -116,7 +197,7 @@ def get_view(module: Any) -> WeightView:
     """Return the canonical view of a module's weight.
 
     Supports ``Linear``, ``Conv1d/2d/3d`` (grouped and depthwise too), ``ConvTranspose1d/2d/3d`` with one group, the
-    input projection of ``MultiheadAttention``, and the ``Conv1D`` of transformers.
+    input projection of ``MultiheadAttention``, the ``Conv1D`` of transformers, and stacked experts.
 
     Raises:
         LayerError: The module has no weight that can be pruned; the message says why.
@@ -128,9 +209,11 @@ def get_view(module: Any) -> WeightView:
     """
     if isinstance(module, WeightView):
         return module
-    if not isinstance(module, nn.Module):
+    if not isinstance(module, nn.Module | StackedWeight):
         raise UnsupportedModelError(f"torch patterns need torch.nn.Module layers, found {type(module).__name__}.")
     shape = tuple(get_parameter(module).shape)
+    if isinstance(module, StackedWeight):
+        return WeightView.from_stack(shape, is_transposed=module.is_transposed)
     kernel = tuple(range(2, len(shape)))
     if isinstance(module, TRANSPOSED):
         if module.groups > 1:
@@ -166,16 +249,16 @@ def apply_mask(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def get_parameter(module: nn.Module) -> nn.Parameter:
-    """Return the parameter that is pruned in a module.
+def get_parameter(layer: nn.Module | StackedWeight) -> nn.Parameter:
+    """Return the parameter that is pruned in a layer.
 
     Raises:
         LayerError: No parameter can be pruned; the message says why.
     """
-    if not get_type_names(module):
-        raise LayerError(f"{type(module).__name__} is not a supported layer type")
-    name = get_weight_name(module)
-    weight = module._parameters.get(name)
+    if not get_type_names(layer):
+        raise LayerError(f"{type(layer).__name__} is not a supported layer type")
+    module, name = layer.module if isinstance(layer, StackedWeight) else layer, get_weight_name(layer)
+    weight = read_parameter(layer)
     if weight is None:
         computed = isinstance(getattr(module, name, None), torch.Tensor)
         reason = "is computed from other parameters (parametrized)" if computed else "is missing"
@@ -222,8 +305,16 @@ def is_plain_tensor(tensor: torch.Tensor) -> bool:
     )
 
 
-def get_type_names(module: nn.Module) -> tuple[str, ...]:
-    """Return the type names by which a configuration can select a module, most specific first; empty if unsupported."""
+def read_parameter(layer: nn.Module | StackedWeight) -> nn.Parameter | None:
+    """Return the parameter of a layer's weight; ``None`` if its weight is not a parameter."""
+    module = layer.module if isinstance(layer, StackedWeight) else layer
+    return module._parameters.get(get_weight_name(layer))
+
+
+def get_type_names(module: nn.Module | StackedWeight) -> tuple[str, ...]:
+    """Return the type names by which a configuration can select a layer, most specific first; empty if unsupported."""
+    if isinstance(module, StackedWeight):
+        return type(module.module).__name__, "Linear"
     kind = type(module).__name__
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         return kind, "Conv"
@@ -232,9 +323,21 @@ def get_type_names(module: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def get_weight_name(module: nn.Module) -> str:
-    """Return the name of the parameter that is pruned."""
+def get_weight_name(module: nn.Module | StackedWeight) -> str:
+    """Return the name of the parameter that is pruned, in its module."""
+    if isinstance(module, StackedWeight):
+        return module.name
     return "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+
+
+def get_parameter_name(name: str, layer: nn.Module | StackedWeight) -> str:
+    """Return the name in the model of the parameter that is pruned in a layer.
+
+    Args:
+        name: Name of the layer.
+        layer: The layer.
+    """
+    return name if isinstance(layer, StackedWeight) else f"{name}.{get_weight_name(layer)}".lstrip(".")
 
 
 def is_transformers_conv1d(module: nn.Module) -> bool:

@@ -24,7 +24,7 @@ class WeightView:
         output_axes: Axes of the output channels, slowest first.
         kernel_axes: Axes of the kernel positions; empty for linear layers.
         input_axes: Axes of the input channels of one group.
-        groups: Number of groups of a grouped convolution; each group has its own input channels.
+        groups: Number of groups of a grouped convolution, or of stacked matrices; each has its own input channels.
 
     Examples:
         >>> conv = WeightView(
@@ -43,6 +43,23 @@ class WeightView:
     def __post_init__(self) -> None:
         if math.prod(self.shape) == 0:
             raise LayerError(f"the weight is empty (shape {self.shape})")
+
+    @classmethod
+    def from_stack(cls, shape: tuple[int, ...], *, is_transposed: bool = False) -> WeightView:
+        """Return the view of stacked matrices, such as the experts of a mixture, as a weight with one group per matrix.
+
+        Matrices follow each other along the output channels, so that no unit extends over two of them.
+
+        Args:
+            shape: (matrices, outputs, inputs), or (matrices, inputs, outputs) if `is_transposed`.
+            is_transposed: Whether each matrix is stored with its input channels first.
+
+        Examples:
+            >>> WeightView.from_stack((4, 8, 6)).canonical_shape
+            (32, 1, 6)
+        """
+        output, inner = (2, 1) if is_transposed else (1, 2)
+        return cls(shape=shape, output_axes=(0, output), input_axes=(inner,), groups=shape[0])
 
     @property
     def axes(self) -> tuple[int, ...]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from secateur._wording import format_list
 from secateur.results import Column, LayerResult, PruningReport
 
 __all__ = ["CalibratedReport"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +22,8 @@ class CalibratedReport(PruningReport):
         solver: The solver and the refiners.
         errors: Layer → relative error of its outputs on the calibration data, ``‖X (W − Ŵ)ᵀ‖² / ‖X Ŵᵀ‖²`` with dense
             weights Ŵ, before blocks or the whole model are refined. If only the norms of the inputs are measured,
-            features are treated as uncorrelated.
+            features are treated as uncorrelated. Layers in `magnitude_reasons` have none.
+        magnitude_reasons: Layer that was pruned by magnitude, not by the solver → why its inputs were not measured.
         solver_seconds: Time spent in the solver and in layer refiners.
         seconds: Total time.
     """
@@ -27,11 +32,12 @@ class CalibratedReport(PruningReport):
     errors: dict[str, float]
     solver_seconds: float
     seconds: float
+    magnitude_reasons: dict[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[Column, ...]:
         """The columns of the table."""
-        return (*LayerResult.columns, Column(">error", lambda row: self.errors[row.name], "{:.4f}"))
+        return (*LayerResult.columns, Column(">error", lambda row: self.errors.get(row.name, "unknown"), _format_error))
 
     @property
     def footer(self) -> list[str]:
@@ -43,4 +49,21 @@ class CalibratedReport(PruningReport):
             f"Pruned by {self.solver} in {self.seconds:.1f} s, of which {self.solver_seconds:.1f} s in the solver. "
             f"The error is the share of a layer's output energy lost on the calibration data (geometric mean "
             f"{mean:.4f}).",
+            *(f"Pruned by magnitude: {layers}: {reason}." for reason, layers in self._group_by_reason().items()),
         ]
+
+    def warn_of_magnitude(self) -> None:
+        """Log one warning that names the layers that were pruned by magnitude because their inputs are unknown."""
+        for reason, layers in self._group_by_reason().items():
+            logger.warning("Pruned by magnitude, not by the solver: %s: %s.", layers, reason)
+
+    def _group_by_reason(self) -> dict[str, str]:
+        reasons = dict.fromkeys(self.magnitude_reasons.values())
+        return {
+            reason: format_list([repr(name) for name, value in self.magnitude_reasons.items() if value == reason])
+            for reason in reasons
+        }
+
+
+def _format_error(error: float | str) -> str:
+    return error if isinstance(error, str) else f"{error:.4f}"

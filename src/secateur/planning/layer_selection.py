@@ -34,34 +34,35 @@ def select_layers(
         LayerError: A layer that the configuration names cannot be pruned, or the weight of a selected layer is a tensor
             subclass.
     """
-    _check_names(config, [candidate.name for candidate in candidates], modules)
+    _check_names(config, list(dict.fromkeys(name for layer in candidates for name in layer.names)), modules)
     _check_types(config, candidates)
     _check_weights(config, candidates)
     decisions = resolve_tied_weights([_decide(config, candidate, candidates) for candidate in candidates])
     pruned = {decision.candidate.weight_id for decision in decisions if decision.config is not None}
     for decision in decisions:
         if decision.reason is not None and decision.candidate.weight_id not in pruned:
-            raise_if_named(config, decision.candidate.name, decision.reason)
+            raise_if_named(config, decision.candidate.names, decision.reason)
     return decisions
 
 
-def raise_if_named(config: PruningConfig, name: str, reason: str) -> None:
+def raise_if_named(config: PruningConfig, names: Sequence[str], reason: str) -> None:
     """Raise `LayerError` if the configuration names a layer that cannot be pruned."""
-    if name in config.op_names or config.layers.get(name) is not None:
-        raise LayerError(f"layer {name!r} was named but cannot be pruned: {reason}")
+    if any(name in config.op_names or config.layers.get(name) is not None for name in names):
+        raise LayerError(f"layer {names[0]!r} was named but cannot be pruned: {reason}")
 
 
 def _decide(config: PruningConfig, candidate: Candidate, candidates: Sequence[Candidate]) -> LayerDecision:
-    name, types = candidate.name, candidate.types
-    if (pattern := _first_match(config.excluded_op_names, name)) is not None:
+    names, types = candidate.names, candidate.types
+    if (pattern := _first_match(config.excluded_op_names, names)) is not None:
         return LayerDecision(candidate, reason=f"excluded by {pattern!r}", is_requested_dense=True)
-    settings = config.for_layer(name, types)
+    ruled = next((name for name in names if _first_match(config.layers, (name,)) is not None), None)
+    settings = config.for_layer(ruled or candidate.name, types)
     if settings is None:
         return LayerDecision(candidate, reason="left dense by a rule for its name or type", is_requested_dense=True)
     if candidate.reason is not None:
         return LayerDecision(candidate, reason=candidate.reason)
-    has_rule = _first_match(config.layers, name) is not None
-    is_named = has_rule or _first_match(config.op_names, name) is not None
+    has_rule = ruled is not None
+    is_named = has_rule or _first_match(config.op_names, names) is not None
     if config.op_names and not is_named:
         return LayerDecision(candidate, reason="not among op_names")
     if not has_rule and not set(types) & {*config.pruning_op_types, *config.layer_types}:
@@ -88,13 +89,13 @@ def _lock_zeros(config: PruningConfig) -> PruningConfig:
     return PruningConfig.from_dict(config.model_dump() | free | {"pattern": "1x1"})
 
 
-def _first_match(patterns: Iterable[str], name: str) -> str | None:
-    return next((pattern for pattern in patterns if re.fullmatch(pattern, name)), None)
+def _first_match(patterns: Iterable[str], names: Sequence[str]) -> str | None:
+    return next((pattern for pattern in patterns if any(re.fullmatch(pattern, name) for name in names)), None)
 
 
 def _check_names(config: PruningConfig, layers: Sequence[str], modules: Sequence[str]) -> None:
     for key in ("op_names", "excluded_op_names", "layers"):
-        known = modules if key == "excluded_op_names" else layers
+        known = [*modules, *layers] if key == "excluded_op_names" else layers
         for pattern in getattr(config, key):
             if not any(re.fullmatch(pattern, name) for name in known):
                 raise UnknownNameError(f"{key}: {pattern!r} {_explain_mismatch(pattern, layers, modules)}")

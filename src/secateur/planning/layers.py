@@ -26,6 +26,7 @@ class Candidate:
         is_output: Whether it is an output layer of the model, such as a classifier or a language-model head.
         is_refused: Whether selecting the layer is an error, rather than a reason to leave it dense.
         reason: Why it cannot be pruned; ``None`` if it can.
+        owner: Name of the module that has this weight and others; ``None``: the layer is the module.
     """
 
     name: str
@@ -36,6 +37,12 @@ class Candidate:
     is_output: bool = False
     is_refused: bool = False
     reason: str | None = None
+    owner: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which a configuration can select the layer."""
+        return (self.name,) if self.owner is None else (self.name, self.owner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def _make_row(config: PruningConfig, decision: LayerDecision, patterns: Sequence
     row = PlannedLayer(name=candidate.name, kind=candidate.types[0], shape=candidate.shape, reason=decision.reason)
     for pattern in patterns:
         if (reason := pattern.invalid_layers.get(candidate.name)) is not None:
-            raise_if_named(config, candidate.name, reason)
+            raise_if_named(config, candidate.names, reason)
             return replace(row, reason=reason)
         if candidate.name in pattern.views:
             return _fill_row(row, pattern)

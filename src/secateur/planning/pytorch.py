@@ -11,13 +11,14 @@ from torch import nn
 from secateur.config import PruningConfig
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
+    StackedWeight,
     find_weight_layers,
     get_matrices,
     get_parameter,
     get_type_names,
-    get_weight_name,
     is_plain_tensor,
     list_layers,
+    read_parameter,
     unwrap_model,
 )
 from secateur.planning.layers import Candidate
@@ -46,38 +47,40 @@ def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Can
     """
     layers = find_weight_layers(model)
     outputs = _find_output_layers(unwrap_model(model), layers)
-    candidates = [_describe_layer(name, module, is_output=id(module) in outputs) for name, module in layers.items()]
+    candidates = [_describe_layer(name, layer, is_output=id(layer) in outputs) for name, layer in layers.items()]
     return [replace(layer, reason=None) if prune_frozen and layer.reason == FROZEN else layer for layer in candidates]
 
 
-def _describe_layer(name: str, module: nn.Module, *, is_output: bool) -> Candidate:
+def _describe_layer(name: str, layer: nn.Module | StackedWeight, *, is_output: bool) -> Candidate:
     weight: nn.Parameter | None
     reason: str | None = None
+    module, owner = (layer.module, name.rpartition(".")[0]) if isinstance(layer, StackedWeight) else (layer, None)
     try:
-        weight = get_parameter(module)
+        weight = get_parameter(layer)
         if not weight.requires_grad:
             reason = FROZEN
     except LayerError as error:
-        weight = next(iter(get_matrices(module)), None)
+        weight = read_parameter(layer) if owner is not None else next(iter(get_matrices(module)), None)
         reason = str(error)
     return Candidate(
         name=name,
-        module=module,
-        types=get_type_names(module) or (type(module).__name__,),
+        module=layer,
+        types=get_type_names(layer) or (type(layer).__name__,),
         shape=() if weight is None else tuple(weight.shape),
         weight_id=id(module) if weight is None else id(weight),
         is_output=is_output,
-        is_refused=bool(get_type_names(module)) and _has_tensor_subclass(module),
+        is_refused=bool(get_type_names(layer)) and _has_tensor_subclass(layer),
         reason=reason,
+        owner=owner,
     )
 
 
-def _has_tensor_subclass(module: nn.Module) -> bool:
-    weight = module._parameters.get(get_weight_name(module))
+def _has_tensor_subclass(layer: nn.Module | StackedWeight) -> bool:
+    weight = read_parameter(layer)
     return not (weight is None or isinstance(weight, nn.UninitializedParameter) or is_plain_tensor(weight))
 
 
-def _find_output_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[int]:
+def _find_output_layers(model: nn.Module, layers: Mapping[str, Any]) -> set[int]:
     """Return the identities of language-model heads and classifiers."""
     declared = getattr(model, "get_output_embeddings", lambda: None)()
     if declared is not None:

@@ -87,7 +87,9 @@ class CalibratedRun:
                     raise
                 raise explained from error
             record.close(finished=not self.execution.keep_parts)
-            return self._build_report(outcome, time.perf_counter() - start)
+            report = self._build_report(outcome, time.perf_counter() - start)
+            report.warn_of_magnitude()
+            return report
 
     def _undo(self, record: RunRecord) -> None:
         """Restore the model's dense weights; if that fails, their backup stays."""
@@ -182,6 +184,7 @@ class CalibratedRun:
             configs=tuple(pattern.config for pattern in self.plan.patterns if pattern.views),
             solver=str(self.recipe),
             errors=outcome.errors,
+            magnitude_reasons=outcome.blind,
             solver_seconds=outcome.solver_seconds,
             seconds=seconds,
         )

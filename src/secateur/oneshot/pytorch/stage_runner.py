@@ -18,9 +18,10 @@ from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.oneshot.pytorch.stages import BlockStage, Stage
-from secateur.oneshot.pytorch.targets import build_problem, write_solution
+from secateur.oneshot.pytorch.targets import build_blind_problem, build_problem, write_solution
 from secateur.refiners.base import BlockTask
 from secateur.results import LayerResult
+from secateur.solvers.magnitude import Magnitude
 from secateur.solvers.problem import Problem, Solution
 
 __all__ = ["Outcome", "StageRunner", "collect_statistics", "iterate_problems"]
@@ -33,11 +34,13 @@ class Outcome:
     Attributes:
         results: Layer → what was pruned.
         errors: Layer → relative error of its outputs.
+        blind: Layer that was pruned by magnitude → why its inputs were not measured.
         solver_seconds: Time spent in solvers.
     """
 
     results: dict[str, LayerResult] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    blind: dict[str, str] = field(default_factory=dict)
     solver_seconds: float = 0.0
 
 
@@ -106,12 +109,17 @@ class StageRunner:
             seconds += time.perf_counter() - start
             errors |= problem.errors_per_layer(solution.weight)
             masks |= write_solution(group, problem, solution)
+        blind = {target.name: target.blind_reason for target in stage.targets if target.blind_reason is not None}
+        for name in blind:
+            problem = build_blind_problem(targets[name], with_gram=False)
+            masks |= write_solution([targets[name]], problem, Magnitude().solve(problem))
         if isinstance(stage, BlockStage):
             for refiner in self.recipe.block_refiners:
                 refiner.refine(self._build_block_task(stage, masks, outputs))
         results = {name: asdict(targets[name].verify(mask)) for name, mask in masks.items()}
-        self._add_results(results, errors, seconds)
-        self.record.commit(number, parameters, {"results": results, "errors": errors, "seconds": seconds})
+        outcome = {"results": results, "errors": errors, "blind": blind, "seconds": seconds}
+        self._add_results(outcome)
+        self.record.commit(number, parameters, outcome)
 
     def _solve(self, problem: Problem) -> Solution:
         with allow_interrupts():
@@ -144,16 +152,15 @@ class StageRunner:
     def _resume(self, number: int, stage: Stage) -> bool:
         saved = self.record.resume(number, self._list_parameters(stage)) if stage.targets else {}
         if saved:
-            self._add_results(saved["results"], saved["errors"], saved["seconds"])
+            self._add_results(saved)
         return saved is not None
 
-    def _add_results(
-        self, results: Mapping[str, Mapping[str, Any]], errors: Mapping[str, float], seconds: float
-    ) -> None:
-        for name, values in results.items():
+    def _add_results(self, stage: Mapping[str, Any]) -> None:
+        for name, values in stage["results"].items():
             self.outcome.results[name] = LayerResult(**{**values, "shape": tuple(values["shape"])})
-        self.outcome.errors |= errors
-        self.outcome.solver_seconds += seconds
+        self.outcome.errors |= stage["errors"]
+        self.outcome.blind |= stage.get("blind", {})  # files of earlier versions lack it
+        self.outcome.solver_seconds += stage["seconds"]
 
 
 def iterate_problems(
@@ -172,6 +179,8 @@ def iterate_problems(
             statistics = collect_statistics(stage, with_gram=with_gram, outputs=inputs)
             groups = statistics.group_layers()
             problems = [build_problem([targets[name] for name in names], statistics) for names in groups]
+            blind = [target for target in stage.targets if target.blind_reason is not None]
+            problems += [build_blind_problem(target, with_gram=with_gram) for target in blind]
         yield stage.name, problems
 
 
@@ -183,7 +192,8 @@ def collect_statistics(stage: Stage, *, with_gram: bool, outputs: Activations | 
         with_gram: Whether Gram matrices are needed; else norms are enough.
         outputs: Where to store the outputs of the stage, if it has any; ``None``: do not store them.
     """
-    statistics = InputStatistics({target.name: target.module for target in stage.targets}, with_gram=with_gram)
+    layers = {target.name: target.module for target in stage.targets if isinstance(target.module, nn.Module)}
+    statistics = InputStatistics(layers, with_gram=with_gram)
     with statistics.record_inputs():
         for batch in stage.batches:
             statistics.start_batch(batch.keep)

@@ -157,6 +157,7 @@ def build_stages(
     if stack is None:
         return list(_group_into_stages(model, list(targets.values()), batches, device))
     order = {name: position for position, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    order |= {name: order[name.rpartition(".")[0]] for name in targets if name not in order}
     owner = {name: _find_block(name, stack) for name in targets}
     outside = [targets[name] for name, index in owner.items() if index is None]
     storage.refuse_outside([target.name for target in outside])

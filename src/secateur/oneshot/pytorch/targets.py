@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.criteria import get_criterion
 from secateur.errors import ConfigError
+from secateur.frameworks.pytorch import StackedWeight
 from secateur.frameworks.view import WeightView
 from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.run import refuse_violations
@@ -22,7 +23,7 @@ from secateur.solvers.magnitude import Magnitude
 from secateur.solvers.problem import LayerRows, Problem, Solution
 from secateur.solvers.selector import Selector
 
-__all__ = ["Target", "build_problem", "build_targets", "write_solution"]
+__all__ = ["Target", "build_blind_problem", "build_problem", "build_targets", "write_solution"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,16 @@ class Target:
     """
 
     name: str
-    module: nn.Module
+    module: nn.Module | StackedWeight
     pattern: BasePattern
     selector: Selector
+
+    @property
+    def blind_reason(self) -> str | None:
+        """Why the inputs of the layer cannot be measured; ``None`` if they can."""
+        if isinstance(self.module, StackedWeight):
+            return "the inputs of stacked experts cannot be measured"
+        return None
 
     @property
     def weight(self) -> ParameterWeight:
@@ -115,27 +123,36 @@ def _create_target(name: str, pattern: BasePattern, count: int, solver: Solver) 
     canonical = WeightView(
         shape=view.canonical_shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=view.groups
     )
-    reduction = config.criterion_reduce_type if isinstance(solver, Magnitude) else "sum"
+    ranks_weights = isinstance(solver, Magnitude) or isinstance(module, StackedWeight)
+    reduction = config.criterion_reduce_type if ranks_weights else "sum"
     selector = Selector(config.pattern, canonical, count, reduction)
     return Target(name=name, module=module, pattern=pattern, selector=selector)
 
 
 def build_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
     """Build the problem of layers that read the same inputs."""
-    first, row, layers, weights = targets[0].name, 0, [], []
+    first = targets[0].name
+    return _create_problem(targets, statistics.norms(first), statistics.pop_gram(first))
+
+
+def build_blind_problem(target: Target, *, with_gram: bool) -> Problem:
+    """Build the problem of a layer with unknown inputs: all features count the same, and are uncorrelated."""
+    view = target.selector.view
+    features = view.canonical_shape[1] * view.canonical_shape[2]
+    device = target.weight.parameter.device
+    gram = torch.eye(features, device=device).expand(view.groups, -1, -1).clone() if with_gram else None
+    return _create_problem([target], torch.ones(view.groups, features, device=device), gram)
+
+
+def _create_problem(targets: list[Target], norms_GF: torch.Tensor, gram_GFF: torch.Tensor | None) -> Problem:
+    row, layers, weights = 0, [], []
     for target in targets:
         weight_GRF = target.read_matrix()
         rows = (row, row + weight_GRF.shape[1])
         layers.append(LayerRows(name=target.name, rows=rows, selector=target.selector, criterion=target.score))
         weights.append(weight_GRF)
         row = rows[1]
-    norms_GF = statistics.norms(first)
-    return Problem(
-        weight=torch.cat(weights, dim=1).clone(),
-        norms=norms_GF,
-        gram=statistics.pop_gram(first),
-        layers=layers,
-    )
+    return Problem(weight=torch.cat(weights, dim=1).clone(), norms=norms_GF, gram=gram_GFF, layers=layers)
 
 
 def write_solution(targets: list[Target], problem: Problem, solution: Solution) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from secateur._array import Array
 from secateur.errors import LayerError, SecateurError, StateError
-from secateur.frameworks.pytorch import apply_mask, get_parameter, unwrap_model
+from secateur.frameworks.pytorch import apply_mask, get_layer, get_parameter, unwrap_model
 from secateur.masking.run import build_report, refuse_violations
 from secateur.planning.planner import Plan
 from secateur.results import PruningReport
@@ -204,7 +204,7 @@ class PytorchPruner:
         targets = []
         for name, weight in self._weights.items():
             try:
-                target = get_parameter(inner.get_submodule(name))
+                target = get_parameter(get_layer(inner, name))
             except AttributeError as error:
                 raise LayerError(f"layer {name!r} was pruned, but {type(inner).__name__} does not have it.") from error
             except LayerError as error:

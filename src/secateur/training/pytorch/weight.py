@@ -11,7 +11,14 @@ from torch.optim import Optimizer
 
 from secateur._wording import format_list
 from secateur.errors import LayerError
-from secateur.frameworks.pytorch import get_parameter, get_weight_name, read_canonical
+from secateur.frameworks.pytorch import (
+    StackedWeight,
+    find_stacked_weights,
+    get_layer,
+    get_parameter,
+    read_canonical,
+    read_parameter,
+)
 from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.run import refuse_nan
 from secateur.patterns import BasePattern
@@ -83,10 +90,10 @@ class TrainedParameter(ParameterWeight):
         """Return why the run cannot continue with this weight, such as that it was replaced; ``None`` if it can."""
         if not self._is_in(model):
             try:
-                module = model.get_submodule(self.name)
+                layer = get_layer(model, self.name)
             except AttributeError:
                 return "it is no longer in the model"
-            if module._parameters.get(get_weight_name(module)) is None:
+            if read_parameter(layer) is None:
                 return "its weight is no longer a parameter of the layer"
             return "its weight is not the parameter that was pruned"
         return self._find_problem_of_values()
@@ -94,17 +101,19 @@ class TrainedParameter(ParameterWeight):
     def _is_in(self, model: nn.Module) -> bool:
         """Whether the parameter is the weight of a layer in the model, possibly under another name, as in a wrapper."""
         try:
-            module = model.get_submodule(self._path)
+            if self._is_weight_of(get_layer(model, self._path)):
+                return True
         except AttributeError:
             pass
-        else:
-            if module._parameters.get(get_weight_name(module)) is self.parameter:
-                return True
         for path, module in model.named_modules():
-            if module._parameters.get(get_weight_name(module)) is self.parameter:
-                self._path = path
+            layers = {f"{path}.{key}": weight for key, weight in find_stacked_weights(module).items()} | {path: module}
+            if found := next((name for name, layer in layers.items() if self._is_weight_of(layer)), None):
+                self._path = found
                 return True
         return False
+
+    def _is_weight_of(self, layer: nn.Module | StackedWeight) -> bool:
+        return read_parameter(layer) is self.parameter
 
     def apply_mask(self) -> None:
         """Set pruned weights to zero.
