@@ -10,7 +10,7 @@ from secateur._files import read_small_file
 from secateur._memory import explain_out_of_memory
 from secateur.errors import ArtifactError
 
-__all__ = ["parse_json", "read_json"]
+__all__ = ["parse_json", "parse_json_list", "read_json"]
 
 
 def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
@@ -32,15 +32,27 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: The text is not a valid JSON object.
     """
-    try:
-        with explain_out_of_memory(f"{path}: cannot be read", len(text)):
-            value = json.loads(text, object_pairs_hook=_build_object, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ArtifactError(f"{path}: is not valid JSON ({reason}).") from error
+    value = _parse(text, path)
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: must be a JSON object, found {type(value).__name__}.")
     return value
+
+
+def parse_json_list(text: bytes, path: Path) -> list[Any]:
+    """Parse a JSON list; see `parse_json`."""
+    value = _parse(text, path)
+    if not isinstance(value, list):
+        raise ArtifactError(f"{path}: must be a JSON list, found {type(value).__name__}.")
+    return value
+
+
+def _parse(text: bytes, path: Path) -> Any:
+    try:
+        with explain_out_of_memory(f"{path}: cannot be read", len(text)):
+            return json.loads(text, object_pairs_hook=_build_object, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ArtifactError(f"{path}: is not valid JSON ({reason}).") from error
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,7 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "format_manifest",
     "is_artifact",
+    "is_file_name",
     "parse_manifest",
     "read_listed_files",
 ]
@@ -37,6 +40,13 @@ FORMAT_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 100_000_000
 """Twice the size of a manifest with 100,000 tensors."""
 
+NAME_PART = r"""(?![. ])[^/\\:*?"<>|~$%`]*[^/\\:*?"<>|~$%`. ]"""
+
+FILE_NAME = re.compile(f"{NAME_PART}(/{NAME_PART})*")
+"""Matches paths within the folder on any operating system, except hidden files."""
+
+MAX_FILE_NAME = 1000
+
 BLANK_DIGEST = "0" * 64
 """Placeholder for the digest while it is computed."""
 
@@ -44,6 +54,17 @@ BLANK_DIGEST = "0" * 64
 def is_artifact(folder: Path) -> bool:
     """Whether a folder has a manifest."""
     return os.path.isfile(folder / MANIFEST)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a manifest may list a file of this name, a path within the folder of the artifact.
+
+    Examples:
+        >>> is_file_name("1_Pooling/config.json"), is_file_name("../other.json")
+        (True, False)
+    """
+    is_plain = name.isprintable() and unicodedata.is_normalized("NFKC", name)
+    return is_plain and len(name) <= MAX_FILE_NAME and name != MANIFEST and FILE_NAME.fullmatch(name) is not None
 
 
 def parse_manifest(text: bytes, path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from artifact.forgery import artifact
-from secateur._huggingface.companions import CODE_SUFFIXES, COMPANION_SUFFIXES, CompanionFiles
+from secateur._huggingface.companions import CompanionFiles
 from secateur._huggingface.folders import INDEX_FILE
 from secateur.artifact import Artifact, convert, verify
 from secateur.errors import ArtifactError
@@ -45,7 +45,7 @@ LINKS: list[Callable[[Path], str | Path]] = [
     lambda folder: folder.parent / "secret.txt",
     lambda _: "../secrets/key.json",
     lambda _: "/etc/hostname",
-    lambda _: "chain",
+    lambda _: ".chain",
     lambda _: "inner/key.json",
     lambda _: "../model/../secret.txt",
 ]
@@ -53,7 +53,7 @@ LINKS: list[Callable[[Path], str | Path]] = [
 
 @pytest.mark.parametrize("link", LINKS)
 def test_a_link_out_of_the_folder_is_not_followed(link: Callable[[Path], str | Path], folder: Path) -> None:
-    (folder / "chain").symlink_to("../secret.txt")
+    (folder / ".chain").symlink_to("../secret.txt")
     (folder / "inner").symlink_to("../secrets")
     (folder / "tokenizer.json").symlink_to(link(folder))
     with pytest.raises(ArtifactError, match=r"tokenizer.json: is a link to .*, outside the folder, and is not cop"):
@@ -135,16 +135,72 @@ def test_a_link_to_nothing_is_an_error(folder: Path) -> None:
         converted(folder)
 
 
-def test_what_is_copied(folder: Path) -> None:
-    others = [".hidden.json", "notes.md", "model.py", "pytorch_model.bin", "other.index.json", "x" * 20, "README"]
-    for name in ["config.json", "vocab.txt", "spiece.model", "chat_template.jinja", "x.tiktoken", *others]:
+COPIED = [
+    *(
+        "config.json",
+        "vocab.txt",
+        "spiece.model",
+        "chat_template.jinja",
+        "x.tiktoken",
+        "notes.md",
+        "model.py",
+        "README",
+    ),
+    *("LICENSE", "my vocab (2).txt", "résumé.json", "names.index.json", "voices/one.npz", "1_Pooling/config.json"),
+    *("2_Dense/config.json", "2_Dense/model.safetensors", "3_Dense/pytorch_model.bin", "more.json/deep/er.txt"),
+]
+"""What belongs to a model beside its weights."""
+
+LEFT_OUT = ["pytorch_model.bin", "tf_model.h5", "pytorch_model.bin.index.json", "onnx/", "checkpoint-500/"]
+"""Weights in other formats, and folders that have some: they were not pruned."""
+
+UNLISTED = [".hidden.json", ".cache/x.json", "run.state", "00001.done.state", "x.json.part"]
+
+
+def fill(folder: Path) -> None:
+    files = ["onnx/model.onnx", "onnx/config.json", "checkpoint-500/model.safetensors", "checkpoint-500/config.json"]
+    for name in [*COPIED, *LEFT_OUT[:3], *UNLISTED, *files]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
-    (folder / "more.json").mkdir()
-    kept = ["chat_template.jinja", "config.json", "spiece.model", "vocab.txt", "x.tiktoken"]
-    assert sorted(CompanionFiles(folder).files) == kept
-    assert sorted(CompanionFiles(folder, COMPANION_SUFFIXES | CODE_SUFFIXES).files) == sorted([*kept, "model.py"])
-    assert "config.json" not in CompanionFiles(folder, excluded={"config.json"}).files
-    assert names(converted(folder)) == sorted([*kept, "packed-00001-of-00001.safetensors", "secateur.json"])
+    modules = [{"path": path} for path in ("", "1_Pooling", "2_Dense", "3_Dense", "../secrets", 4)]
+    (folder / "modules.json").write_text(json.dumps([*modules, "odd"]))
+
+
+def test_everything_but_other_weights_is_copied(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(folder)
+    found = CompanionFiles(folder)
+    assert sorted(found.files) == sorted([*COPIED, "modules.json"])
+    assert found.left_out == sorted(LEFT_OUT)
+    target = converted(folder)
+    for name in COPIED:
+        assert (target / name).read_bytes() == (folder / name).read_bytes()
+    written = {file.relative_to(target).as_posix() for file in target.rglob("*") if file.is_file()}
+    assert written == {*COPIED, "modules.json", "packed-00001-of-00001.safetensors", "secateur.json"}
+    assert len(caplog.messages) == 1
+    assert "not pruned: 'checkpoint-500/', 'onnx/', 'pytorch_model.bin'" in caplog.messages[0]
+
+
+def test_an_artifact_hands_on_everything(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(folder)
+    convert(converted(folder), folder.parent / "again", dense=True)
+    convert(folder.parent / "again", folder.parent / "third")
+    for name in COPIED:
+        assert (folder.parent / "third" / name).read_bytes() == (folder / name).read_bytes()
+    assert len(caplog.messages) == 1  # of the first: the artifacts have no other weights
+
+
+def test_the_folder_of_many_models_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur._huggingface.companion_list.MAX_FILES", 3)
+    fill(folder)
+    with pytest.raises(ArtifactError, match=r"must have at most 3 files"):
+        converted(folder)
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '["a", '])
+def test_modules_must_be_a_list(text: str, folder: Path) -> None:
+    (folder / "modules.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"modules.json: (must be a JSON list|is not valid JSON)"):
+        converted(folder)
 
 
 def test_a_file_that_is_there_is_kept(folder: Path) -> None:
@@ -171,10 +227,8 @@ def test_of_an_artifact_only_what_the_manifest_lists_is_copied(tmp_path: Path) -
 
 
 def test_a_name_that_a_manifest_cannot_list_is_an_error_before_anything_is_written(folder: Path) -> None:
-    (folder / "my vocab.txt").write_text("")
-    with pytest.raises(
-        ArtifactError, match=r"file 'my vocab.txt': the names of files in an artifact may only have letters"
-    ):
+    (folder / "my:vocab.txt").write_text("")
+    with pytest.raises(ArtifactError, match=r"file 'my:vocab.txt': the names of files in an artifact must be prin"):
         converted(folder)
     assert not (folder.parent / "target").exists()
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from secateur._files import MAX_OPEN_FILES, FileDigest, FileReader
 from secateur._folders import lock_for_reading
-from secateur._huggingface.folders import INDEX_SUFFIX
-from secateur._manifest_file import MANIFEST, is_artifact, read_listed_files
+from secateur._huggingface.companion_list import list_companions
+from secateur._huggingface.folders import is_weight_index
+from secateur._manifest_file import is_artifact, is_file_name, read_listed_files
+from secateur._wording import format_list, format_value
 from secateur.errors import ArtifactError
 
-__all__ = ["CODE_SUFFIXES", "COMPANION_SUFFIXES", "Companion", "CompanionFiles", "check_size"]
+__all__ = ["Companion", "CompanionFiles", "check_name", "check_size"]
 
-COMPANION_SUFFIXES = frozenset({".codes", ".jinja", ".json", ".model", ".spm", ".tiktoken", ".txt"})
-"""Suffixes of configuration and tokenizer files."""
-
-CODE_SUFFIXES = frozenset({".py"})
-"""Suffixes of code files in a model folder."""
+logger = logging.getLogger(__name__)
 
 MAX_COMPANION_BYTES = 1_000_000_000
 
@@ -96,29 +95,37 @@ class Companion:
 class CompanionFiles:
     """The files of a folder that are copied with its weights; they are opened immediately and stay open.
 
-    These are the visible files with one of `suffixes`, except indexes of shards. Links are followed if they lead to a
-    file in the same folder, or within the same model in the Hugging Face cache, so that an untrusted folder cannot
-    cause other files of the user to be copied. In an artifact, only files that the manifest lists are copied.
+    See `list_companions` for what is copied. Links are followed if they lead to a file in the same folder, or within
+    the same model in the Hugging Face cache, so that an untrusted folder cannot cause other files of the user to be
+    copied. In an artifact, only files that the manifest lists are copied.
 
     Args:
         folder: The folder.
-        suffixes: Suffixes of file names.
-        excluded: File names to leave out.
+
+    Attributes:
+        files: Path within the folder → file.
+        left_out: Files and subfolders with weights that are not copied.
 
     Raises:
-        ArtifactError: A file is a link to another place, is not a regular file, or cannot be read.
+        ArtifactError: A file is a link to another place, is not a regular file, cannot be read, or has a name that a
+            manifest cannot list.
     """
 
-    def __init__(
-        self, folder: Path, suffixes: Collection[str] = COMPANION_SUFFIXES, excluded: Collection[str] = ()
-    ) -> None:
+    def __init__(self, folder: Path) -> None:
         with lock_for_reading(folder):
-            digests: dict[str, FileDigest | None] = (
-                dict(read_listed_files(folder)) if is_artifact(folder) else dict.fromkeys(_list_files(folder))
-            )
-            names = [name for name in digests if _is_companion(name, suffixes) and name not in excluded]
-            keep_open = len(names) <= MAX_OPEN_FILES
-            self.files = {name: _open_companion(folder, name, digests[name], keep_open=keep_open) for name in names}
+            digests: dict[str, FileDigest | None] = {}
+            self.left_out: list[str] = []
+            if is_artifact(folder):
+                digests |= {
+                    name: digest for name, digest in read_listed_files(folder).items() if not is_weight_index(name)
+                }
+            else:
+                names, self.left_out = list_companions(folder)
+                digests |= dict.fromkeys(names)
+            keep_open = len(digests) <= MAX_OPEN_FILES
+            self.files = {
+                name: _open_companion(folder, name, digest, keep_open=keep_open) for name, digest in digests.items()
+            }
 
     def copy(self, target: Path) -> None:
         """Copy the files into a folder, except those that already exist there.
@@ -126,9 +133,23 @@ class CompanionFiles:
         Raises:
             ArtifactError: A file has changed or cannot be read, or a copy cannot be written.
         """
+        if self.left_out:
+            logger.warning(
+                "Not copied, because they are weights of another model or in another format, which are not pruned: %s.",
+                format_list(map(format_value, self.left_out)),
+            )
         for name, file in self.files.items():
             if not os.path.lexists(target / name):
                 file.copy(target / name)
+
+
+def check_name(name: str) -> None:
+    """Raise `ArtifactError` if a manifest cannot list a file of this name."""
+    if not is_file_name(name):
+        raise ArtifactError(
+            f"file {format_value(name)}: the names of files in an artifact must be printable, in Unicode form NFKC, "
+            'without any of \\ : * ? " < > | ~ $ % `, and not end with a dot or a space. Rename the file.'
+        )
 
 
 def check_size(path: Path, size: int) -> None:
@@ -139,20 +160,8 @@ def check_size(path: Path, size: int) -> None:
         )
 
 
-def _list_files(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir() if not os.path.isdir(path))
-    except OSError as error:
-        raise ArtifactError(f"{folder}: cannot be read ({error}).") from error
-
-
-def _is_companion(name: str, suffixes: Collection[str]) -> bool:
-    path = Path(name)
-    is_excluded = name == MANIFEST or name.endswith(INDEX_SUFFIX) or name.startswith(".")
-    return len(path.parts) == 1 and path.suffix in suffixes and not is_excluded
-
-
 def _open_companion(folder: Path, name: str, digest: FileDigest | None, *, keep_open: bool) -> Companion:
+    check_name(name)
     if digest is not None:
         return Companion(folder / name, digest, keep_open=keep_open)
     root = Path(os.path.realpath(folder))

@@ -23,6 +23,8 @@ __all__ = [
     "WEIGHTS_FILE",
     "find_weight_files",
     "format_index",
+    "is_weight_file",
+    "is_weight_index",
     "name_shard",
     "parse_weight_map",
     "read_weight_map",
@@ -33,6 +35,14 @@ CONFIG_FILE = "config.json"
 SAFETENSORS_SUFFIX = ".safetensors"
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+
+WEIGHT_SUFFIXES = frozenset(
+    {
+        *(SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES, ".ckpt", ".ggml", ".gguf", ".h5", ".keras", ".mlmodel", ".msgpack"),
+        *(".nemo", ".onnx", ".onnx_data", ".ot", ".pb", ".pickle", ".pkl", ".tflite"),
+    }
+)
+"""Suffixes of files with weights, of all frameworks."""
 
 WEIGHTS_FILE = "model.safetensors"
 """The file with all weights of a model that is stored in one file."""
@@ -47,6 +57,23 @@ MAX_INDEX_BYTES = 100_000_000
 
 UNSAFE_NAME = re.compile(r"\.*|.*[/\\:].*|.{256,}", re.DOTALL)
 """Matches names that point outside a folder on any operating system, or that are invalid."""
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file has weights, or is the index of files with weights.
+
+    Examples:
+        >>> is_weight_file("pytorch_model.bin"), is_weight_file("model.safetensors.index.json")
+        (True, True)
+        >>> is_weight_file("config.json")
+        False
+    """
+    return Path(name).suffix in WEIGHT_SUFFIXES or is_weight_index(name)
+
+
+def is_weight_index(name: str) -> bool:
+    """Whether a file is the index of files with weights."""
+    return name.endswith(INDEX_SUFFIX) and Path(name.removesuffix(INDEX_SUFFIX)).suffix in WEIGHT_SUFFIXES
 
 
 def find_weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:

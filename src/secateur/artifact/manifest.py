@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from secateur._files import FileDigest, read_small_file
-from secateur._manifest_file import FORMAT_VERSION, MANIFEST, MAX_MANIFEST_BYTES, format_manifest, parse_manifest
+from secateur._manifest_file import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    format_manifest,
+    is_file_name,
+    parse_manifest,
+)
 from secateur._memory import explain_out_of_memory
 from secateur._wording import format_value
 from secateur.artifact.dtypes import DTYPES
@@ -23,7 +29,6 @@ from secateur.errors import ArtifactError, LayerError
 from secateur.frameworks.view import WeightView
 
 __all__ = [
-    "FILE_NAME",
     "AxisLayout",
     "FileEntry",
     "Manifest",
@@ -36,11 +41,6 @@ MAX_AXES = 64
 
 MAX_DETAIL = 500
 """Maximum characters of each part of an error message, which may quote a file."""
-
-FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-"""Matches paths within the folder, except hidden files."""
-
-MAX_FILE_NAME = 1000
 
 
 def _check_printable(text: str) -> str:
@@ -371,7 +371,7 @@ class Manifest(_ManifestModel):
     @classmethod
     def _check_names(cls, names: dict[str, Any]) -> dict[str, Any]:
         for name in names:
-            if not FILE_NAME.fullmatch(name) or name == MANIFEST or len(name) > MAX_FILE_NAME:
+            if not is_file_name(name):
                 raise ValueError(f"{format_value(name)} is not the name of a file in the folder")
         return names
 

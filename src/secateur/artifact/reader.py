@@ -16,7 +16,7 @@ from secateur._deprecated import warn_deprecated
 from secateur._files import MAX_OPEN_FILES, as_path, read_small_file
 from secateur._folders import lock_for_reading
 from secateur._huggingface.companions import Companion
-from secateur._huggingface.folders import INDEX_SUFFIX
+from secateur._huggingface.folders import is_weight_index
 from secateur._manifest_file import MANIFEST, MAX_MANIFEST_BYTES, is_artifact
 from secateur._memory import explain_out_of_memory
 from secateur._wording import format_list, format_value, suggest_name
@@ -190,7 +190,7 @@ class Artifact(Mapping[str, RawTensor]):
             ArtifactError: A file is missing or has changed, or a copy cannot be written.
         """
         for name, file in self._companions.items():
-            if not name.endswith(INDEX_SUFFIX):
+            if not is_weight_index(name):
                 file.copy(folder / name)
 
     @contextmanager

@@ -11,14 +11,13 @@ from pathlib import Path
 from secateur._array import count_true
 from secateur._files import as_path, digest_file
 from secateur._folders import replace_folder
-from secateur._huggingface.companions import check_size
+from secateur._huggingface.companions import check_name, check_size
 from secateur._huggingface.folders import INDEX_FILE, WEIGHTS_FILE, format_index, name_shard
 from secateur._manifest_file import MANIFEST
 from secateur._memory import explain_out_of_memory
 from secateur._wording import format_value
 from secateur.artifact.dtypes import DTYPES, Bits, digest_bits
 from secateur.artifact.manifest import (
-    FILE_NAME,
     AxisLayout,
     Claim,
     FileEntry,
@@ -168,11 +167,7 @@ def _write_companion_files(source: Source, folder: Path) -> None:
         ) from error
     for name in _list_files(folder):
         check_size(folder / name, (folder / name).stat().st_size)
-        if not FILE_NAME.fullmatch(name):
-            raise ArtifactError(
-                f"file {format_value(name)}: the names of files in an artifact may only have letters, digits, '.', '_' "
-                "and '-'. Rename the file."
-            )
+        check_name(name)
 
 
 def _list_owned_files(folder: Path) -> set[str] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 __all__ = ["FINISHED", "RUN", "is_run_folder", "remove_run_folder"]
 
 RUN = "run.state"
-"""The file that describes a run. Without the suffix .json, it is not copied along with a checkpoint."""
+"""The file that describes a run. It is not copied along with a checkpoint; see `list_companions`."""
 
 FINISHED = "*.done.*"
 """The files of finished parts."""

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from secateur._huggingface.companions import CODE_SUFFIXES, COMPANION_SUFFIXES, CompanionFiles
+from secateur._huggingface.companions import CompanionFiles
 from secateur._huggingface.folders import INDEX_FILE, format_index, name_shard
 from secateur.errors import StateError
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.oneshot.pytorch.tensor_files import DELETE_ADVICE, read_header, read_tensors, write_tensors, write_text
 from secateur.oneshot.pytorch.weight_files import read_weight_header
 from secateur.oneshot.pytorch.weight_storage import FileStorage
-from secateur.oneshot.run_folder import RUN
 
 __all__ = ["CheckpointRecord"]
 
@@ -35,9 +34,7 @@ class CheckpointRecord(RunRecord):
     def __init__(self, folder: str | Path, description: Mapping[str, Any], storage: FileStorage) -> None:
         source = storage.files.path
         # Opened before anything is pruned, so that a file that must not be copied is reported early.
-        self._companions = (
-            CompanionFiles(source, COMPANION_SUFFIXES | CODE_SUFFIXES, {RUN}) if source.is_dir() else None
-        )
+        self._companions = CompanionFiles(source) if source.is_dir() else None
         self.storage = storage
         super().__init__(folder, description)
 
