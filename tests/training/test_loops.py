@@ -9,7 +9,7 @@ from torch import nn
 import secateur
 from secateur.errors import LayerError, ScoreError, StateError
 from tiny_models import mlp
-from training.models import CONFIG, OPTIMIZERS, backward, begin
+from training.models import CONFIG, OPTIMIZERS, backward, begin, revived
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, closure: bool) -> None:
@@ -57,6 +57,66 @@ def test_closure_that_is_called_often_counts_once() -> None:
 
         optimizer.step(closure=one_batch)
     assert pruner.step == 3
+    assert pruner.finalize().unit_sparsity == 0.75
+
+
+def fit_with_line_search(*, prepared: bool) -> float:
+    """Fit a model with zeros by L-BFGS; without a pruner, with the gradients of the zeros set to zero."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(64, 16), torch.randn(64, 4)
+    model = mlp()
+    secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.5})
+    zeros = {name: weight == 0 for name, weight in model.named_parameters() if weight.dim() == 2}
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=10, line_search_fn="strong_wolfe")
+    pruner = secateur.prepare(model, {"kind": "pattern_lock"}, optimizer=optimizer) if prepared else None
+
+    def evaluate() -> torch.Tensor:
+        assert not any(model.get_parameter(name)[where].any() for name, where in zeros.items())
+        optimizer.zero_grad()
+        loss = (model(inputs) - targets).square().mean()
+        loss.backward()
+        if pruner is None:
+            for name, where in zeros.items():
+                model.get_parameter(name).grad[where] = 0
+        return loss
+
+    for _ in range(5):
+        optimizer.step(evaluate)
+    return float(evaluate().detach())
+
+
+def test_line_search_sees_the_pruned_model_at_every_evaluation() -> None:
+    expected = fit_with_line_search(prepared=False)
+    assert expected < 0.7
+    assert fit_with_line_search(prepared=True) == pytest.approx(expected, rel=1e-3)
+
+
+class Momentum(torch.optim.SGD):
+    """Moves weights before it evaluates, as Nesterov's method is sometimes written."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for weight in (weight for group in self.param_groups for weight in group["params"]):
+            weight.add_(0.1)
+        with torch.enable_grad():
+            loss = closure()
+        super().step()
+        return loss
+
+
+def test_zeros_hold_inside_any_closure() -> None:
+    model = mlp()
+    optimizer = Momentum(model.parameters(), lr=0.1, momentum=0.9)
+    pruner = secateur.prepare(model, {**CONFIG, "criterion": "magnitude", "end_step": 3}, optimizer=optimizer)
+
+    def evaluate() -> float:
+        assert revived(pruner) == []
+        optimizer.zero_grad()
+        backward(model, 0)
+        return 0.0
+
+    for _ in range(5):
+        optimizer.step(evaluate)
     assert pruner.finalize().unit_sparsity == 0.75
 
 

@@ -326,19 +326,25 @@ class PytorchPruner:
         return changed
 
     def _wrap_closure(self, optimizer: Optimizer | ManualOptimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Wrap a closure so that its first call accumulates scores from the gradients."""
+        """Wrap a closure so that every call computes with pruned weights at zero and without gradients for them.
+
+        Line searches then compare losses of the pruned model. The first call accumulates scores from the gradients.
+        """
         if closure is self._closure:  # a step can pass its closure to the step of its base class
             return closure
         calls = count()
 
-        def accumulating_closure() -> Any:
+        def masking_closure() -> Any:
+            self._apply(optimizer)
             loss = closure()
             if next(calls) == 0:
                 self._accumulate_scores(optimizer, self._take_snapshots())
+            for weight in self._list_weights(optimizer):
+                weight.mask_gradient()
             return loss
 
-        self._closure = accumulating_closure
-        return accumulating_closure
+        self._closure = masking_closure
+        return masking_closure
 
     @torch.no_grad()
     def _accumulate_scores(self, optimizer: Optimizer | ManualOptimizer, before: list[Snapshot]) -> None:
@@ -418,9 +424,13 @@ class PytorchPruner:
         )
 
     def _apply(self, optimizer: Optimizer | ManualOptimizer | None) -> None:
-        for weight in self._weights.values():
-            if optimizer is None or optimizer in weight.slot.optimizers:
-                weight.apply_mask()
+        for weight in self._list_weights(optimizer):
+            weight.apply_mask()
+
+    def _list_weights(self, optimizer: Optimizer | ManualOptimizer | None) -> list[TrainedParameter]:
+        """Return the pruned weights of an optimizer; ``None``: of all."""
+        weights = self._weights.values()
+        return [weight for weight in weights if optimizer is None or optimizer in weight.slot.optimizers]
 
     def _apply_where_possible(self) -> list[str]:
         """Set pruned weights to zero where possible; return the problems of the other layers."""

@@ -13,6 +13,7 @@ from secateur._wording import format_list
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
     StackedWeight,
+    apply_mask,
     find_stacked_weights,
     get_layer,
     get_parameter,
@@ -124,6 +125,12 @@ class TrainedParameter(ParameterWeight):
         if (problem := self._find_problem_of_values()) is not None:
             raise LayerError(f"layer {self.name!r}: {problem}. Its pruned weights cannot be set to zero.")
         super().apply_mask()
+
+    def mask_gradient(self) -> None:
+        """Set the gradient of pruned weights to zero, so that optimizers that combine gradients leave them at zero."""
+        gradient = self.parameter.grad
+        if self.mask is not None and gradient is not None and gradient.layout == torch.strided:
+            apply_mask(gradient, self.mask)
 
     def _find_problem_of_values(self) -> str | None:
         shape, expected = tuple(self.parameter.shape), tuple(self.view.shape)
