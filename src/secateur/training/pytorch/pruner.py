@@ -88,8 +88,10 @@ class PytorchPruner:
         warn_if_already_sparse(self._runs)
         self._start()
         hooked = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
-        self._hooks = [optimizer.register_step_pre_hook(self._before_step) for optimizer in hooked]
-        self._hooks += [optimizer.register_step_post_hook(self._after_step) for optimizer in hooked]
+        # A compiled step calls the hooks, and does not trace them.
+        before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
+        self._hooks = [optimizer.register_step_pre_hook(before) for optimizer in hooked]
+        self._hooks += [optimizer.register_step_post_hook(after) for optimizer in hooked]
         self._is_active = True
         ACTIVE.add(self)
 
