@@ -1,13 +1,15 @@
 """Tests of optional packages, and of the backend that Keras will use."""
 
+import importlib.metadata
 import importlib.util
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from installed_packages import install_only
-from secateur._packages import get_keras_backend, require_keras
+from secateur._packages import get_install_command, get_keras_backend, require_keras
 from secateur.errors import MissingPackageError
 
 
@@ -51,7 +53,7 @@ def test_the_backend_matches_keras(home: Path) -> None:
 @pytest.mark.parametrize(
     ("packages", "message"),
     [
-        ((), r"needs the package 'keras', .*pip install \"secateur\[keras\]\""),
+        ((), r"needs the package 'keras', .*pip install .*\[keras\]"),
         (("keras",), r"'tensorflow', which is not installed\. Install it\."),
         (("keras", "jax", "torch"), "Install it, or set KERAS_BACKEND to one of: jax, torch"),
     ],
@@ -61,6 +63,55 @@ def test_errors_name_missing_packages(packages: Any, message: str, monkeypatch: 
     install_only(monkeypatch, *packages)
     with pytest.raises(MissingPackageError, match=message):
         require_keras()
+
+
+class InstalledPackage(NamedTuple):
+    version: str
+    origin: dict[str, Any] | None  # what pip writes if it did not get the package from an index
+
+    def read_text(self, name: str) -> str | None:
+        assert name == "direct_url.json"
+        return self.origin and json.dumps(self.origin)
+
+
+CHECKOUT = (Path(__file__).parent / "patterns").as_uri()
+FOLDER = str(Path(__file__).parent / "patterns")
+REPOSITORY = "https://example.org/secateur.git"
+
+
+@pytest.mark.parametrize(
+    ("version", "origin", "command"),
+    [
+        ("0.1.0", None, 'pip install "secateur[torch]"'),
+        ("0.1.0.dev0", None, 'pip install ".[torch]" in a checkout of Secateur'),
+        ("0.1.0", {"url": CHECKOUT, "dir_info": {}}, f'pip install "{FOLDER}[torch]"'),
+        ("0.1.0", {"url": CHECKOUT, "dir_info": {"editable": True}}, f'pip install --editable "{FOLDER}[torch]"'),
+        ("0.1.0", {"url": f"{CHECKOUT}/gone", "dir_info": {}}, 'pip install "secateur[torch]"'),
+        (
+            "0.1.0.dev0",
+            {"url": REPOSITORY, "vcs_info": {"vcs": "git", "commit_id": "1a2b3c"}},
+            f'pip install "secateur[torch] @ git+{REPOSITORY}@1a2b3c"',
+        ),
+        (
+            "0.1.0.dev0",
+            {"url": "https://example.org/secateur.whl", "archive_info": {}},
+            'pip install ".[torch]" in a checkout of Secateur',
+        ),
+    ],
+)
+def test_hints_install_from_where_secateur_came_from(
+    version: str, origin: dict[str, Any] | None, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: InstalledPackage(version, origin))
+    assert get_install_command("torch") == command
+
+
+def test_hints_without_an_installation_name_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_not_found(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", raise_not_found)
+    assert get_install_command("torch") == 'pip install ".[torch]" in a checkout of Secateur'
 
 
 @pytest.mark.usefixtures("home")

@@ -6,6 +6,7 @@ import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from secateur.errors import MissingPackageError
 
@@ -13,6 +14,7 @@ __all__ = [
     "KERAS_BACKENDS",
     "find_package_file",
     "find_package_folder",
+    "get_install_command",
     "get_keras_backend",
     "is_installed",
     "require_keras",
@@ -37,9 +39,44 @@ def require_packages(*packages: str, extra: str) -> None:
         if not is_installed(package):
             raise MissingPackageError(
                 f"This needs the package {package!r}, which is not installed. "
-                f'Install it with: pip install "secateur[{extra}]"',
+                f"Install it with: {get_install_command(extra)}",
                 name=package,
             )
+
+
+def get_install_command(extra: str) -> str:
+    """Return the command that adds an extra to Secateur where it was installed from: an index, a checkout or a URL."""
+    version, origin = _read_origin()
+    if (system := origin.get("vcs_info")) is not None:
+        return f'pip install "secateur[{extra}] @ {system["vcs"]}+{origin["url"]}@{system["commit_id"]}"'
+    if (folder := _get_folder(origin)) is not None:
+        editable = "--editable " if origin["dir_info"].get("editable") else ""
+        return f'pip install {editable}"{folder}[{extra}]"'
+    if ".dev" in version:  # no index has it
+        return f'pip install ".[{extra}]" in a checkout of Secateur'
+    return f'pip install "secateur[{extra}]"'
+
+
+def _read_origin() -> tuple[str, dict[str, Any]]:
+    """Read the installed version, and where pip got it from: the content of ``direct_url.json``, if there is one."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        installed = distribution("secateur")
+    except PackageNotFoundError:
+        return ".dev", {}
+    return installed.version, json.loads(installed.read_text("direct_url.json") or "{}")
+
+
+def _get_folder(origin: dict[str, Any]) -> str | None:
+    """Return the folder that pip installed, if it still exists."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    if "dir_info" not in origin:
+        return None
+    folder = url2pathname(urlsplit(origin["url"]).path)
+    return folder if os.path.isdir(folder) else None
 
 
 def require_keras() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 import secateur
 from cli.kit import model, run, run_json, write_llama
+from secateur._packages import get_install_command
 from secateur.artifact import inspect
 
 PATTERN = "2:4"
@@ -200,7 +201,7 @@ def test_a_picture_without_matplotlib_names_the_extra(monkeypatch: pytest.Monkey
     result = run("inspect", "cli_nets:build", "--picture", "masks.png")
     assert result.exit_code == 1
     assert result.stderr.startswith("This needs the package 'matplotlib'")
-    assert 'pip install "secateur[plot]"' in result.stderr
+    assert get_install_command("plot") in result.stderr
 
 
 def test_convert_round_trip(artifact: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ from typer.testing import Result
 
 import secateur
 from cli.kit import model, run, run_json
+from secateur._packages import get_install_command
 from secateur.cli import app
 from secateur.cli.options import ALLOCATIONS, PATTERNS, REFINERS, SOLVERS
 
@@ -213,7 +214,7 @@ def test_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     result = run("plan", "cli_nets:build")
     assert result.exit_code == 1
-    assert 'pip install "secateur[torch]"' in result.stderr
+    assert get_install_command("torch") in result.stderr
 
 
 @pytest.mark.parametrize("package", ["torch", "sklearn"])
@@ -222,7 +223,7 @@ def test_missing_package_of_the_demo_names_the_extra(monkeypatch: pytest.MonkeyP
     result = run("demo")
     assert result.exit_code == 1
     assert f"{package!r}" in result.stderr
-    assert 'pip install "secateur[demo]"' in result.stderr
+    assert get_install_command("demo") in result.stderr
 
 
 def test_a_folder_that_cannot_be_created_is_reported_before_any_work() -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 import secateur
 from installed_packages import hide_packages
 from secateur import demo
+from secateur._packages import get_install_command
 from secateur.artifact import Artifact
 from secateur.artifact.pytorch import to_torch
 from secateur.demo.digits import DigitsResult, Hyperparameters, PruningSetting, prune_all
@@ -121,7 +122,7 @@ def test_it_says_what_it_left_out(ran: Ran) -> None:
     assert "Digits in Keras: skipped, the package 'keras' is missing." in ran.printed
     assert ran.numbers["keras"] is None
     assert (
-        "Sentence encoder: skipped, the package 'transformers' is missing. pip install \"secateur[demo]\" installs it."
+        f"Sentence encoder: skipped, the package 'transformers' is missing. {get_install_command('demo')} installs it."
         in ran.printed
     )
     assert ran.numbers["sentences"] == []

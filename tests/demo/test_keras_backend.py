@@ -10,6 +10,7 @@ from rich.console import Console
 
 from installed_packages import install_only
 from secateur import demo
+from secateur._packages import get_install_command
 from secateur.demo.digits import Hyperparameters
 
 
@@ -42,7 +43,7 @@ def test_backend_asked_for_comes_first_then_the_first_installed(
 def test_missing_keras_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     install_only(monkeypatch, "torch", "jax")
     assert said() == (
-        "Digits in Keras: skipped, the package 'keras' is missing. pip install \"secateur[demo]\" installs it.\n\n"
+        f"Digits in Keras: skipped, the package 'keras' is missing. {get_install_command('demo')} installs it.\n\n"
     )
 
 

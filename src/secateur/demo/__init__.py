@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from secateur._packages import KERAS_BACKENDS, get_keras_backend, is_installed
+from secateur._packages import KERAS_BACKENDS, get_install_command, get_keras_backend, is_installed
 from secateur.demo.digits import Digits, DigitsResult, Hyperparameters, PruningSetting, prune_all
 from secateur.demo.files import SAVED_SETTING, make_folder, write_files
 from secateur.demo.language import (
@@ -50,7 +50,7 @@ from secateur.oneshot.execution import Progress as ExecutionProgress
 
 __all__ = ["run_demo"]
 
-INSTALL_HINT = 'pip install "secateur[demo]" installs it.'
+INSTALL_HINT = f"{get_install_command('demo')} installs it."
 
 QUIET_TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 """Environment variables that keep TensorFlow's messages out of the tables.

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from secateur._packages import get_keras_backend, is_installed, require_keras
+from secateur._packages import get_install_command, get_keras_backend, is_installed, require_keras
 from secateur._third_party import describe_error, is_failure
 from secateur._wording import suggest_name
 from secateur.errors import MissingPackageError, ModelLoadError, SecateurError, UnknownNameError
@@ -54,7 +54,7 @@ def _import_module(name: str) -> Any:
             ) from error
         if missing == get_keras_backend() and is_installed("keras"):
             require_keras()
-        hint = f' Install it with: pip install "secateur[{missing}]"' if missing in ("keras", "torch") else ""
+        hint = f" Install it with: {get_install_command(missing)}" if missing in ("keras", "torch") else ""
         raise MissingPackageError(
             f"{name!r} imports {missing!r}, which is not installed.{hint}", name=missing
         ) from error

@@ -167,5 +167,5 @@ def test_missing_llvmlite_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     from secateur.runtime.kernels.codegen import target
 
     hide_packages(monkeypatch, "llvmlite")
-    with pytest.raises(MissingPackageError, match=r'pip install "secateur\[runtime\]"'):
+    with pytest.raises(MissingPackageError, match=r"pip install .*\[runtime\]"):
         target._load_llvm.__wrapped__()

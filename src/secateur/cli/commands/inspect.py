@@ -36,7 +36,7 @@ def inspect(
 
     --picture draws a panel for each weight with zeros: kept weights are dark, pruned weights are light. A pixel of a
     large weight shows the share of kept weights, and a second image shows its first 32 rows and columns. This needs
-    matplotlib: pip install "secateur\[plot]".
+    matplotlib, which Secateur's extra plot installs.
 
     [bold]Examples[/bold]
 
