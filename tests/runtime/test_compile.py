@@ -318,6 +318,18 @@ def test_dense_weights_are_freed() -> None:
 
 
 @pytest.mark.usefixtures("replace_all_layers")
+def test_a_compiled_model_can_be_compiled_again() -> None:
+    model, inputs = prune_model(mlp(32, 64, 48), "4x1"), torch.randn(8, 32)
+    first = secateur.runtime.compile(model, inputs).report
+    again = secateur.runtime.compile(model, inputs).report
+    assert again.replaced == 2
+    for before, after in zip(first.layers, again.layers, strict=True):
+        assert (after.name, after.shape, after.sparsity) == (before.name, before.shape, before.sparsity)
+        assert (after.dense_bytes, after.bytes) == (before.dense_bytes, before.bytes)
+        assert (after.chosen, after.reason) == ("SparseLinear", "an earlier call replaced it")
+
+
+@pytest.mark.usefixtures("replace_all_layers")
 def test_many_threads_can_call_a_model() -> None:
     inputs = [torch.randn(rows, 32) for rows in (1, 7, 64, 65, 200)] * 4
     dense, (model, _) = compile_copy(prune_model(mlp(32, 64, 48), "4x1"), inputs[0])

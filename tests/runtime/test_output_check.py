@@ -66,6 +66,8 @@ READERS: dict[str, Callable[[TwoLayers, torch.Tensor], torch.Tensor]] = {
     "device": lambda m, x: run_both_layers(m, x.to(m.up.weight.device)),
     "type": lambda m, x: run_both_layers(m, x.to(m.down.weight.dtype)),
     "zeros": lambda m, x: run_both_layers(m, x) * (m.up.weight == 0).float().mean(),
+    "device of the first parameter": lambda m, x: run_both_layers(m, x.to(next(m.parameters()).device)),
+    "type of the last parameter": lambda m, x: run_both_layers(m, x.to(list(m.parameters())[-1].dtype)),
     "bias": lambda m, x: run_both_layers(m, x) + m.down.bias,
     "slice": lambda m, x: run_both_layers(m, x) + m.down.weight[:, 0],
 }

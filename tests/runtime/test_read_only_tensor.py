@@ -143,6 +143,8 @@ def test_weights_have_no_address() -> None:
     for ask in (torch.Tensor.data_ptr, torch.Tensor.untyped_storage):
         with pytest.raises(StateError, match=r"has no memory of its own\. Call \.clone\(\)"):
             ask(replaced.weight)
+    with pytest.raises(RuntimeError, match="Cannot access data pointer"):  # torch would read from address 0
+        torch.utils.dlpack.to_dlpack(replaced.weight)
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
@@ -202,4 +204,11 @@ def test_reading_under_torch_compile(backend: str) -> None:
     with torch.no_grad():
         traced = torch.compile(ReadsWeight(replaced), backend=backend, fullgraph=True)
         assert torch.allclose(traced(inputs), ReadsWeight(dense)(inputs), atol=1e-5)
+    torch.compiler.reset()
+
+
+def test_a_compiled_function_takes_a_weight() -> None:
+    dense, replaced = make_linear_pair()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(torch.neg, backend="eager")(replaced.weight), -dense.weight)
     torch.compiler.reset()

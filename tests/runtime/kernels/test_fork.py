@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import secateur.runtime.kernels
 
 pytest.importorskip("llvmlite")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -127,3 +130,9 @@ def test_a_forked_process_works(name: str) -> None:
     script = TOOLS + SCRIPTS[name]
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert process.stdout.split() == ["True"], process.stderr
+
+
+def test_kernels_have_no_locks_that_outlive_a_fork() -> None:
+    """Until Python 3.12, all instances of a class share the lock of a `functools.cached_property`."""
+    kernels = Path(secateur.runtime.kernels.__file__).parent
+    assert [file.name for file in kernels.rglob("*.py") if "@cached_property" in file.read_text("utf-8")] == []

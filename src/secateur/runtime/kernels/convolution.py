@@ -8,8 +8,8 @@ their phase within the stride. Each phase then has a stride of one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,8 @@ class ConvolutionWindow:
         kernel: (H, W) of the kernel.
         stride: (H, W) of the stride.
         dilation: (H, W) of the dilation.
+        phase_size: (H, W) of the pixels of a plane that have the same phase within the stride.
+        image_floats: Floats of an input image, stored as (channels, phases, pixels).
 
     Examples:
         >>> window = ConvolutionWindow(
@@ -50,6 +52,8 @@ class ConvolutionWindow:
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
+    phase_size: tuple[int, int] = field(init=False, repr=False, compare=False)
+    image_floats: int = field(init=False, repr=False, compare=False)
 
     @property
     def height(self) -> int:
@@ -65,16 +69,11 @@ class ConvolutionWindow:
         extent = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         return (self.size[axis] - extent) // self.stride[axis] + 1
 
-    @cached_property
-    def phase_size(self) -> tuple[int, int]:
-        """Height and width of the pixels of a plane that have the same phase within the stride."""
+    def __post_init__(self) -> None:
+        # Not `cached_property`: until Python 3.12 it has a lock, which a thread may hold while the process forks.
         height, width = (-(-size // step) for size, step in zip(self.size, self.stride, strict=True))
-        return height, width
-
-    @cached_property
-    def image_floats(self) -> int:
-        """Floats of an input image, stored as (channels, phases, pixels)."""
-        return self.channels * self.stride[0] * self.stride[1] * self.phase_size[0] * self.phase_size[1]
+        object.__setattr__(self, "phase_size", (height, width))
+        object.__setattr__(self, "image_floats", self.channels * self.stride[0] * self.stride[1] * height * width)
 
     @property
     def offsets(self) -> npt.NDArray[np.int32]:

@@ -13,7 +13,7 @@ from secateur.errors import LayerError
 from secateur.frameworks.pytorch import get_type_names, is_plain_tensor
 from secateur.runtime.pytorch.candidates import MIN_SPARSITY
 from secateur.runtime.pytorch.effective_weights import UNINITIALIZED, find_weights
-from secateur.runtime.pytorch.layers.base import is_strided
+from secateur.runtime.pytorch.layers.base import SparseLayer, is_strided
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 from secateur.runtime.report import LayerReport
 
@@ -40,14 +40,15 @@ def inspect_layers(model: nn.Module) -> dict[str, LayerReport]:
         for module in model.modules()
         for key in {_identify(weight) for weight in module._parameters.values() if weight is not None}
     )
-    layers = {name: layer for name, layer in model.named_modules() if get_type_names(layer) or find_weights(layer)}
     listed: set[object] = set()
-    return {
-        name: _report_layer(
-            name, layer, _get_unsupported_reason(name, layer, owner_counts, is_nested=layer in nested), listed
-        )
-        for name, layer in layers.items()
-    }
+    reports: dict[str, LayerReport] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, SparseLayer):
+            reports[name] = _report_replaced_layer(name, layer)
+        elif get_type_names(layer) or find_weights(layer):
+            reason = _get_unsupported_reason(name, layer, owner_counts, is_nested=layer in nested)
+            reports[name] = _report_layer(name, layer, reason, listed)
+    return reports
 
 
 def _check_tensor_types(model: nn.Module) -> None:
@@ -139,6 +140,20 @@ def _report_layer(name: str, layer: nn.Module, reason: str, listed: set[object])
         dense_bytes=size,
         bytes=size,
         reason=reason,
+    )
+
+
+def _report_replaced_layer(name: str, layer: SparseLayer) -> LayerReport:
+    weight = layer.unpack_weight()
+    return LayerReport(
+        name=name,
+        shape=layer.dense_shape,
+        pattern=None,
+        sparsity=_measure_sparsity([weight]),
+        chosen=type(layer).__name__,
+        dense_bytes=weight.nbytes,
+        bytes=layer.nbytes,
+        reason="an earlier call replaced it",
     )
 
 

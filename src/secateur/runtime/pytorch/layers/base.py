@@ -47,8 +47,9 @@ def refuse_export() -> NoReturn:
 class SparseLayer(nn.Module, ABC):
     """A layer for inference that replaces a dense layer.
 
-    It has the state of the dense layer: ``state_dict()`` unpacks the weight. Other attributes, such as ``in_features``
-    or ``stride``, are copied from the dense layer.
+    It has the state of the dense layer: ``state_dict()`` unpacks the weight. Its only parameter is empty, has the type
+    and device of the weight, and is not part of the state. Other attributes, such as ``in_features`` or ``stride``, are
+    copied from the dense layer.
 
     Args:
         layer: The dense layer.
@@ -60,7 +61,10 @@ class SparseLayer(nn.Module, ABC):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.__dict__.update({name: value for name, value in layer.__dict__.items() if name not in self.__dict__})
-        self.dense_shape = tuple(detach_parameters(layer)[0].shape)
+        weight, _ = detach_parameters(layer)
+        self.dense_shape = tuple(weight.shape)
+        # Code often reads the device and the type of a model from its first parameter.
+        self._parameters["placeholder"] = nn.Parameter(weight.new_empty(0), requires_grad=False)
         self.train(layer.training)
 
     @property

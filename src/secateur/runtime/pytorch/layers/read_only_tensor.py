@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
@@ -86,6 +87,8 @@ class ReadOnlyTensor(torch.Tensor):
             dispatch_device=not is_watched,
             requires_grad=False,
         )
+        # torch's functions in C++, such as `to_dlpack`, would otherwise read from address 0.
+        torch._C._set_throw_on_mutable_data_ptr(tensor)
         tensor._unpack, tensor._actual_device = unpack, device
         return tensor
 
@@ -97,8 +100,9 @@ class ReadOnlyTensor(torch.Tensor):
         return tensor
 
     def unpack(self) -> torch.Tensor:
-        """Return the values as a plain tensor. They are unpacked only once."""
-        values = self._unpack()
+        """Return the values as a plain tensor. They are unpacked only once, and `torch.compile` never traces that."""
+        dynamo: Any = sys.modules.get("torch._dynamo")  # importing it takes seconds
+        values = self._unpack() if dynamo is None else dynamo.disable(self._unpack)()
         self._unpack = lambda: values
         return values
 
