@@ -42,6 +42,20 @@ def test_import_loads_no_framework(module: str) -> None:
     assert list_loaded_frameworks(f"import {module}") == []
 
 
+HEAVY = ("numpy", "pydantic", "rich.progress", "secateur.config", "secateur.oneshot", "torch", "yaml")
+
+
+def test_the_version_loads_no_heavy_modules() -> None:
+    code = "import sys\nfrom secateur.cli import app\ntry: app(['--version'])\nexcept SystemExit: pass\n"
+    ran = run_python(f"{code}print('loaded:', *sorted(set(sys.modules) & set({HEAVY})))")
+    assert ran.stdout.splitlines()[-1] == "loaded:", ran.stdout + ran.stderr
+
+
+def test_heavy_modules_are_detected() -> None:
+    ran = run_python(f"import secateur.config, sys\nprint(*sorted(set(sys.modules) & set({HEAVY})))")
+    assert ran.stdout.split() == ["pydantic", "secateur.config", "yaml"]
+
+
 def test_a_loaded_framework_is_detected() -> None:
     assert list_loaded_frameworks("import sys; sys.modules['torch'] = sys") == ["torch"]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from secateur._name_patterns import find_pattern
 from secateur._registry import find_registered
 from secateur._wording import format_value, suggest_name
 from secateur._yaml import parse_json_or_yaml, read_source
@@ -53,9 +54,8 @@ Regexes = Annotated[Types, AfterValidator(_check_regexes)]
 Rule = Annotated[Mapping[str, Any], AfterValidator(dict)]
 Rules = Annotated[Mapping[str, Rule | None], AfterValidator(dict)]
 
-NOT_PER_LAYER = frozenset(
-    {"format_version", "op_names", "excluded_op_names", "pruning_op_types", "layers", "layer_types"}
-)
+SELECTION_KEYS = frozenset({"op_names", "excluded_op_names", "pruning_op_types"})
+NOT_PER_LAYER = SELECTION_KEYS | {"format_version", "layers", "layer_types"}
 """Keys that select layers, and that rules for layers cannot set."""
 
 HINTS = {("kind", "'one_shot'"): "one_shot is a schedule: sparsity_decay_type='one_shot'."}
@@ -259,14 +259,18 @@ class PruningConfig(BaseModel):
             The layer's configuration, without rules; ``None`` if the layer stays dense.
         """
         rule: Mapping[str, Any] | None = {}
-        if names := [pattern for pattern in self.layers if re.fullmatch(pattern, name)]:
-            rule = self.layers[names[0]]
+        if (pattern := find_pattern(self.layers, name)) is not None:
+            rule = self.layers[pattern]
         elif kinds := [kind for kind in types if kind in self.layer_types]:
             rule = self.layer_types[kinds[0]]
         return None if rule is None else self._apply_rule(rule)
 
     def _apply_rule(self, rule: Mapping[str, Any]) -> PruningConfig:
-        return PruningConfig(**(self.model_dump(exclude={"layers", "layer_types"}) | _rename_keys(rule)))
+        selection = {
+            key: getattr(self, key) for key in SELECTION_KEYS
+        }  # valid already, and possibly thousands of names
+        settings = self.model_dump(exclude={*SELECTION_KEYS, "layers", "layer_types"}) | _rename_keys(rule)
+        return PruningConfig(**settings).model_copy(update=selection)
 
     def _rules(self) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
         for where, rules in (("layers", self.layers), ("layer_types", self.layer_types)):

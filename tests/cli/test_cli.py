@@ -1,5 +1,6 @@
 """Tests of the flags, the output and the exit codes of the command line."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import secateur
 from cli.kit import model, run, run_json
 from secateur._packages import get_install_command
 from secateur.cli import app
+from secateur.cli.app import GARBAGE_THRESHOLD
 from secateur.cli.options import ALLOCATIONS, PATTERNS, REFINERS, SOLVERS
 
 FLAGS = {
@@ -102,6 +104,14 @@ def test_version() -> None:
     result = run("--version")
     assert result.exit_code == 0
     assert result.stdout.startswith("secateur")
+
+
+def test_garbage_is_collected_rarely_only_while_a_command_runs(folder: Path) -> None:
+    (folder / "thresholds.py").write_text("import gc\nraise SystemExit(gc.get_threshold()[0])\n", "utf-8")
+    before = gc.get_threshold()
+    assert f"SystemExit: {GARBAGE_THRESHOLD} " in run("plan", "thresholds:x").stderr
+    assert gc.get_threshold() == before
+    assert before[0] < GARBAGE_THRESHOLD
 
 
 def test_module_runs() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +22,9 @@ __all__ = ["Command", "app"]
 
 UsageError: type[Exception] = typer.BadParameter.mro()[1]
 """Exception that typer raises for wrong usage, from click or from the copy of click in newer versions of typer."""
+
+GARBAGE_THRESHOLD = 50_000
+"""Number of new objects after which the garbage collector runs; Python's default is 700."""
 
 DEPRECATED_FLAGS = {"--method": "--solver", "--sparsity": "--target-sparsity"}
 """Old name of a flag → new name."""
@@ -48,7 +53,8 @@ class _Group(TyperGroup):
         """Run the command line and exit."""
         prepare_streams()
         try:
-            return super().main(*args, **more)
+            with _collect_garbage_rarely():
+                return super().main(*args, **more)
         # Errors before a command runs, for example when the help text cannot be written; `invoke` handles the others.
         except Exception as error:
             raise SystemExit(report_failure(error, debug=False)) from error
@@ -72,6 +78,19 @@ class _Group(TyperGroup):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of the output has closed it
                 raise
             raise typer.Exit(report_failure(error, debug=ctx.params["debug"])) from error
+
+
+@contextmanager
+def _collect_garbage_rarely() -> Iterator[None]:
+    """Run Python's garbage collector rarely, and not at exit: importing frameworks creates millions of objects."""
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(GARBAGE_THRESHOLD, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 @contextmanager

@@ -6,9 +6,6 @@ import sys
 import traceback
 from contextlib import suppress
 
-from rich.console import Console
-from rich.text import Text
-
 from secateur._third_party import is_out_of_memory
 from secateur._wording import make_printable
 from secateur.errors import SecateurError
@@ -35,6 +32,9 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
     Returns:
         The exit code.
     """
+    from rich.console import Console
+    from rich.text import Text
+
     code, message = explain_failure(error)
     console = Console(stderr=True)
     with suppress(OSError, ValueError):  # standard error is closed, or the disk is full

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.config import PruningConfig
 from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateur.config import PruningConfig
 
 __all__ = [
     "ALLOCATIONS",
@@ -84,6 +86,8 @@ def read_config(path: Path | None, pattern: str | None, target_sparsity: float |
     Raises:
         ConfigError: The file cannot be read, or the configuration is not valid.
     """
+    from secateur.config import PruningConfig
+
     settings = PruningConfig()
     if path is not None:
         try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
-from rich.console import Console
 
-from secateur._table import Table
 from secateur._wording import make_printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from secateur._table import Table
 
 __all__ = ["Result", "make_console", "show", "show_text"]
 
@@ -44,5 +47,7 @@ def show_text(text: str) -> None:
 
 def make_console() -> Console:
     """Create a console for standard output, as wide as the terminal."""
+    from rich.console import Console
+
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if has_width else DEFAULT_WIDTH)

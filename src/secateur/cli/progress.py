@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+from typing import TYPE_CHECKING, Self
 
 from secateur._wording import make_printable, make_printable_line
-from secateur.oneshot.execution import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from secateur.oneshot.execution import Progress
 
 __all__ = ["Steps", "format_time", "say"]
 
@@ -27,6 +27,10 @@ class Steps:
     """
 
     def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
         console = console or Console(file=sys.stderr)
         self._bars = Bars(
             TextColumn("{task.description}", markup=False),
@@ -79,4 +83,6 @@ def format_time(seconds: float) -> str:
 
 def say(text: str) -> None:
     """Print a message to standard error after escaping control characters."""
+    from rich.console import Console
+
     Console(file=sys.stderr).print(make_printable(text), highlight=False, markup=False, soft_wrap=True)

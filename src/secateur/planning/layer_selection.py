@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+from secateur._name_patterns import find_pattern, matches_any
 from secateur._wording import format_count, format_list, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnknownNameError
@@ -53,16 +53,16 @@ def raise_if_named(config: PruningConfig, names: Sequence[str], reason: str) -> 
 
 def _decide(config: PruningConfig, candidate: Candidate, candidates: Sequence[Candidate]) -> LayerDecision:
     names, types = candidate.names, candidate.types
-    if (pattern := _first_match(config.excluded_op_names, names)) is not None:
+    if (pattern := find_pattern(config.excluded_op_names, *names)) is not None:
         return LayerDecision(candidate, reason=f"excluded by {pattern!r}", is_requested_dense=True)
-    ruled = next((name for name in names if _first_match(config.layers, (name,)) is not None), None)
+    ruled = next((name for name in names if find_pattern(config.layers, name) is not None), None)
     settings = config.for_layer(ruled or candidate.name, types)
     if settings is None:
         return LayerDecision(candidate, reason="left dense by a rule for its name or type", is_requested_dense=True)
     if candidate.reason is not None:
         return LayerDecision(candidate, reason=candidate.reason)
     has_rule = ruled is not None
-    is_named = has_rule or _first_match(config.op_names, names) is not None
+    is_named = has_rule or find_pattern(config.op_names, *names) is not None
     if config.op_names and not is_named:
         return LayerDecision(candidate, reason="not among op_names")
     if not has_rule and not set(types) & {*config.pruning_op_types, *config.layer_types}:
@@ -89,15 +89,11 @@ def _lock_zeros(config: PruningConfig) -> PruningConfig:
     return PruningConfig.from_dict(config.model_dump() | free | {"pattern": "1x1"})
 
 
-def _first_match(patterns: Iterable[str], names: Sequence[str]) -> str | None:
-    return next((pattern for pattern in patterns if any(re.fullmatch(pattern, name) for name in names)), None)
-
-
 def _check_names(config: PruningConfig, layers: Sequence[str], modules: Sequence[str]) -> None:
     for key in ("op_names", "excluded_op_names", "layers"):
-        known = [*modules, *layers] if key == "excluded_op_names" else layers
+        names = {*modules, *layers} if key == "excluded_op_names" else set(layers)
         for pattern in getattr(config, key):
-            if not any(re.fullmatch(pattern, name) for name in known):
+            if not matches_any(pattern, names):
                 raise UnknownNameError(f"{key}: {pattern!r} {_explain_mismatch(pattern, layers, modules)}")
 
 

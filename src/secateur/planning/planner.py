@@ -11,6 +11,7 @@ from secateur._wording import format_count
 from secateur.config import PruningConfig
 from secateur.errors import LayerError
 from secateur.patterns import BasePattern, get_pattern
+from secateur.patterns.tiling import Tiling
 from secateur.planning.layer_selection import raise_if_named, select_layers
 from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
 
@@ -91,7 +92,11 @@ def make_plan(
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
     decisions = select_layers(config, candidates, modules)
     patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _group_by_settings(decisions))
-    rows = tuple(_make_row(config, decision, patterns) for decision in decisions)
+    pattern_by_layer = {name: pattern for pattern in patterns for name in pattern.modules}
+    tilings = {
+        name: tiling for pattern in patterns for units in pattern.units.values() for name, tiling in units.parts.items()
+    }
+    rows = tuple(_make_row(config, decision, pattern_by_layer, tilings) for decision in decisions)
     if not any(row.is_pruned for row in rows):
         reasons = "\n".join(f"  {row.name}: {row.reason}" for row in rows)
         raise LayerError(
@@ -101,33 +106,28 @@ def make_plan(
 
 
 def _group_by_settings(decisions: Sequence[LayerDecision]) -> list[tuple[PruningConfig, dict[str, Any]]]:
-    groups: list[tuple[PruningConfig, dict[str, Any]]] = []
+    groups: dict[PruningConfig, dict[str, Any]] = {}
     for decision in decisions:
-        if decision.config is None:
-            continue
-        for settings, modules in groups:
-            if settings == decision.config:
-                modules[decision.candidate.name] = decision.candidate.module
-                break
-        else:
-            groups.append((decision.config, {decision.candidate.name: decision.candidate.module}))
-    return groups
+        if decision.config is not None:
+            groups.setdefault(decision.config, {})[decision.candidate.name] = decision.candidate.module
+    return list(groups.items())
 
 
-def _make_row(config: PruningConfig, decision: LayerDecision, patterns: Sequence[BasePattern]) -> PlannedLayer:
+def _make_row(
+    config: PruningConfig,
+    decision: LayerDecision,
+    pattern_by_layer: Mapping[str, BasePattern],
+    tilings: Mapping[str, Tiling],
+) -> PlannedLayer:
     candidate = decision.candidate
     row = PlannedLayer(name=candidate.name, kind=candidate.types[0], shape=candidate.shape, reason=decision.reason)
-    for pattern in patterns:
-        if (reason := pattern.invalid_layers.get(candidate.name)) is not None:
-            raise_if_named(config, candidate.names, reason)
-            return replace(row, reason=reason)
-        if candidate.name in pattern.views:
-            return _fill_row(row, pattern)
-    return row
-
-
-def _fill_row(row: PlannedLayer, pattern: BasePattern) -> PlannedLayer:
-    tiling = next(units.parts[row.name] for units in pattern.units.values() if row.name in units.parts)
+    pattern = pattern_by_layer.get(candidate.name)
+    if pattern is None:
+        return row
+    if (reason := pattern.invalid_layers.get(candidate.name)) is not None:
+        raise_if_named(config, candidate.names, reason)
+        return replace(row, reason=reason)
+    tiling = tilings[candidate.name]
     return replace(
         row,
         config=pattern.config,

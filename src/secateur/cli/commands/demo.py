@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from secateur._packages import require_packages
 from secateur.cli.options import AsJson
@@ -45,6 +44,8 @@ def demo(
     if not as_json:
         run_demo(out, seeds, make_console())
         return
+    from rich.console import Console
+
     with redirect_stdout(sys.stderr):
         run_demo(out, seeds, Console(file=sys.stderr))
     typer.echo((out / "report.json").read_text("utf-8"), nl=False)
