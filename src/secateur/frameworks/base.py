@@ -23,6 +23,9 @@ class Framework(ABC):
 
     name: ClassVar[str]
 
+    can_lock_later: ClassVar[bool] = False
+    """Whether a saved state can lock zeros in layers that had none when a run was prepared."""
+
     @abstractmethod
     def get_view(self, layer: Any) -> WeightView:
         """Return the canonical view of a layer's weight.

@@ -18,9 +18,11 @@ from secateur.frameworks.view import WeightView
 
 __all__ = [
     "FRAMEWORK",
+    "OwnedWeight",
     "PytorchFramework",
     "StackedWeight",
     "apply_mask",
+    "find_owned_weights",
     "find_stacked_weights",
     "find_weight_layers",
     "get_layer",
@@ -47,19 +49,28 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 @dataclass(frozen=True, slots=True)
-class StackedWeight:
-    """A layer of stacked experts: one matrix per expert, in a parameter of a module that owns several of them.
+class OwnedWeight:
+    """A parameter in place of the module that owns it and perhaps others, such as a recurrent weight.
 
     It replaces the module wherever a layer is expected, and its name is the name of the parameter in the model.
 
     Attributes:
         module: The module that owns the parameter.
         name: Name of the parameter in the module.
-        is_transposed: Whether the parameter has the shape (experts, inputs, outputs), not (experts, outputs, inputs).
     """
 
     module: nn.Module
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StackedWeight(OwnedWeight):
+    """A layer of stacked experts: one matrix per expert, in a parameter of a module that owns several of them.
+
+    Attributes:
+        is_transposed: Whether the parameter has the shape (experts, inputs, outputs), not (experts, outputs, inputs).
+    """
+
     is_transposed: bool
 
 
@@ -67,6 +78,7 @@ class PytorchFramework(Framework):
     """Interface to torch modules. Where only the shape of a weight matters, a `WeightView` can replace the module."""
 
     name = "pytorch"
+    can_lock_later = True
 
     def get_view(self, layer: Any) -> WeightView:
         """See `Framework.get_view`."""
@@ -120,9 +132,9 @@ def list_layers(model: nn.Module) -> dict[str, nn.Module]:
     return dict(unwrap_model(model).named_modules())
 
 
-def find_weight_layers(model: nn.Module) -> dict[str, nn.Module | StackedWeight]:
+def find_weight_layers(model: nn.Module) -> dict[str, nn.Module | OwnedWeight]:
     """Return supported layers and other modules that own a parameter with at least two axes, in the model's order."""
-    layers: dict[str, nn.Module | StackedWeight] = {}
+    layers: dict[str, nn.Module | OwnedWeight] = {}
     for name, module in list_layers(model).items():
         if stacked := find_stacked_weights(module):
             layers |= {f"{name}.{key}".lstrip("."): weight for key, weight in stacked.items()}
@@ -144,6 +156,28 @@ def find_stacked_weights(module: nn.Module) -> dict[str, StackedWeight]:
     names = [name for name, weight in module.named_parameters(recurse=False) if _is_stack(weight, count)]
     is_transposed = _are_transposed(module, names)
     return {} if is_transposed is None else {name: StackedWeight(module, name, is_transposed) for name in names}
+
+
+def find_owned_weights(module: nn.Module) -> dict[str, OwnedWeight]:
+    """Return parameter name → weight for the parameters with two or more axes that patterns do not support.
+
+    These are all such parameters of unsupported modules, and those of supported modules besides the weight itself.
+    """
+    known = {*find_stacked_weights(module), *([get_weight_name(module)] if _has_view(module) else [])}
+    matrices = {id(weight) for weight in get_matrices(module)}
+    return {
+        name: OwnedWeight(module, name)
+        for name, weight in module.named_parameters(recurse=False)
+        if id(weight) in matrices and name not in known
+    }
+
+
+def _has_view(module: nn.Module) -> bool:
+    try:
+        get_view(module)
+    except LayerError:
+        return False
+    return True
 
 
 def _is_stack(weight: nn.Parameter, count: int) -> bool:
@@ -168,7 +202,7 @@ def _are_transposed(module: nn.Module, names: Sequence[str]) -> bool | None:
     return sizes not in shapes
 
 
-def get_layer(model: nn.Module, name: str) -> nn.Module | StackedWeight:
+def get_layer(model: nn.Module, name: str) -> nn.Module | OwnedWeight:
     """Return the layer with a name that `find_weight_layers` uses.
 
     Raises:
@@ -178,10 +212,11 @@ def get_layer(model: nn.Module, name: str) -> nn.Module | StackedWeight:
     try:
         return model.get_submodule(name)
     except AttributeError:
-        stacked = find_stacked_weights(model.get_submodule(owner))
-        if key not in stacked:
+        module = model.get_submodule(owner)
+        owned = find_owned_weights(module) | find_stacked_weights(module)
+        if key not in owned:
             raise
-        return stacked[key]
+        return owned[key]
 
 
 def get_matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -209,11 +244,14 @@ def get_view(module: Any) -> WeightView:
     """
     if isinstance(module, WeightView):
         return module
-    if not isinstance(module, nn.Module | StackedWeight):
+    if not isinstance(module, nn.Module | OwnedWeight):
         raise UnsupportedModelError(f"torch patterns need torch.nn.Module layers, found {type(module).__name__}.")
     shape = tuple(get_parameter(module).shape)
     if isinstance(module, StackedWeight):
         return WeightView.from_stack(shape, is_transposed=module.is_transposed)
+    if isinstance(module, OwnedWeight):
+        last = len(shape) - 1
+        return WeightView(shape=shape, output_axes=(0,), kernel_axes=tuple(range(1, last)), input_axes=(last,))
     kernel = tuple(range(2, len(shape)))
     if isinstance(module, TRANSPOSED):
         if module.groups > 1:
@@ -249,7 +287,7 @@ def apply_mask(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def get_parameter(layer: nn.Module | StackedWeight) -> nn.Parameter:
+def get_parameter(layer: nn.Module | OwnedWeight) -> nn.Parameter:
     """Return the parameter that is pruned in a layer.
 
     Raises:
@@ -257,7 +295,7 @@ def get_parameter(layer: nn.Module | StackedWeight) -> nn.Parameter:
     """
     if not get_type_names(layer):
         raise LayerError(f"{type(layer).__name__} is not a supported layer type")
-    module, name = layer.module if isinstance(layer, StackedWeight) else layer, get_weight_name(layer)
+    module, name = layer.module if isinstance(layer, OwnedWeight) else layer, get_weight_name(layer)
     weight = read_parameter(layer)
     if weight is None:
         computed = isinstance(getattr(module, name, None), torch.Tensor)
@@ -305,16 +343,18 @@ def is_plain_tensor(tensor: torch.Tensor) -> bool:
     )
 
 
-def read_parameter(layer: nn.Module | StackedWeight) -> nn.Parameter | None:
+def read_parameter(layer: nn.Module | OwnedWeight) -> nn.Parameter | None:
     """Return the parameter of a layer's weight; ``None`` if its weight is not a parameter."""
-    module = layer.module if isinstance(layer, StackedWeight) else layer
+    module = layer.module if isinstance(layer, OwnedWeight) else layer
     return module._parameters.get(get_weight_name(layer))
 
 
-def get_type_names(module: nn.Module | StackedWeight) -> tuple[str, ...]:
+def get_type_names(module: nn.Module | OwnedWeight) -> tuple[str, ...]:
     """Return the type names by which a configuration can select a layer, most specific first; empty if unsupported."""
     if isinstance(module, StackedWeight):
         return type(module.module).__name__, "Linear"
+    if isinstance(module, OwnedWeight):
+        return (type(module.module).__name__,)
     kind = type(module).__name__
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         return kind, "Conv"
@@ -323,21 +363,21 @@ def get_type_names(module: nn.Module | StackedWeight) -> tuple[str, ...]:
     return ()
 
 
-def get_weight_name(module: nn.Module | StackedWeight) -> str:
+def get_weight_name(module: nn.Module | OwnedWeight) -> str:
     """Return the name of the parameter that is pruned, in its module."""
-    if isinstance(module, StackedWeight):
+    if isinstance(module, OwnedWeight):
         return module.name
     return "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
 
 
-def get_parameter_name(name: str, layer: nn.Module | StackedWeight) -> str:
+def get_parameter_name(name: str, layer: nn.Module | OwnedWeight) -> str:
     """Return the name in the model of the parameter that is pruned in a layer.
 
     Args:
         name: Name of the layer.
         layer: The layer.
     """
-    return name if isinstance(layer, StackedWeight) else f"{name}.{get_weight_name(layer)}".lstrip(".")
+    return name if isinstance(layer, OwnedWeight) else f"{name}.{get_weight_name(layer)}".lstrip(".")
 
 
 def is_transformers_conv1d(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from secateur._array import Array, count_true, has_nan, to_numpy
 from secateur.errors import ConfigError, ScoreError, StateError
+from secateur.masking.locked import describe_locked_zeros
 from secateur.masking.scores import AccumulatedScores
 from secateur.masking.updater import MaskUpdater
 from secateur.patterns import BasePattern
@@ -37,6 +38,9 @@ class PrunedWeight(Protocol):
     def apply_mask(self) -> None:
         """Set pruned weights to zero."""
 
+
+FREE = "no zeros were locked here when the state was saved"
+"""Reason why a pattern lock that resumed from a state keeps no zeros in a layer."""
 
 Weight = TypeVar("Weight", bound=PrunedWeight)
 
@@ -89,8 +93,15 @@ class Run(Generic[Weight]):
             return verify_masks(self.pattern, masks, weights, sparsity=self.updater.requested)
         return verify_zeros(masks, weights)
 
+    @property
+    def free_layers(self) -> list[str]:
+        """The layers in which a pattern lock keeps no zeros."""
+        return [name for name, weight in self.weights.items() if self.updater.is_locked and weight.mask is None]
+
     def results(self) -> list[LayerResult]:
         """Return what is pruned in each layer."""
+        if self.updater.is_locked:
+            return [self._describe_lock(layer) for layer in self.pattern.views if layer not in self.free_layers]
         kept = self.pattern.find_kept_units(self._masks()) if self._has_masks else {}
         return [
             self._result(layer, tiling.count, kept.get(name))
@@ -141,6 +152,19 @@ class Run(Generic[Weight]):
         pattern = recognize_pattern(mask) or self.config.pattern
         return pattern, *count_units(mask, pattern)
 
+    def _describe_lock(self, layer: str) -> LayerResult:
+        mask, view = self.weights[layer].mask, self.pattern.views[layer]
+        locked, size = describe_locked_zeros(view, mask), math.prod(view.shape)
+        return LayerResult(
+            name=layer,
+            pattern=locked.pattern,
+            shape=view.shape,
+            weights=size,
+            pruned_weights=size - count_true(mask),
+            units=locked.units,
+            pruned_units=locked.pruned_units,
+        )
+
     def _check_first_gradient(self) -> None:
         if self.scores.needs_gradient and not self.updater.is_locked and self.config.start_step == 0:
             raise ConfigError(
@@ -150,11 +174,21 @@ class Run(Generic[Weight]):
 
 
 def build_report(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, model_weights: int) -> PruningReport:
-    """Build the report of all runs of a model after `step` steps."""
+    """Build the report of all runs of a model after `step` steps.
+
+    Args:
+        runs: The runs.
+        dense: Layer left dense → the reason. A saved state can lock some of them later.
+        step: Number of steps taken.
+        model_weights: Number of weights of the whole model.
+    """
     runs = list(runs)
+    results = tuple(result for run in runs for result in run.results())
+    free = {name: FREE for run in runs for name in run.free_layers}
+    pruned = {result.name for result in results}
     return PruningReport(
-        layers=tuple(result for run in runs for result in run.results()),
-        dense=dict(dense),
+        layers=results,
+        dense={name: reason for name, reason in (free | dict(dense)).items() if name not in pruned},
         step=step,
         last_step=max(run.last_step for run in runs),
         model_weights=model_weights,

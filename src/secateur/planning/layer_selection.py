@@ -13,10 +13,13 @@ from secateur.planning.layers import LAYER_FAMILIES, Candidate, LayerDecision
 from secateur.planning.output_layer import stays_dense_as_output
 from secateur.planning.tied_weights import resolve_tied_weights
 
-__all__ = ["raise_if_named", "select_layers"]
+__all__ = ["has_lock", "raise_if_named", "select_layers"]
 
 SEPARATORS = {".": "[.].*", "/": "/.*"}
 """Separator between a part of a model and its layers, in torch and in Keras → an expression that matches them all."""
+
+
+DEFAULT_TYPES = PruningConfig.model_fields["pruning_op_types"].default
 
 
 def select_layers(
@@ -45,6 +48,12 @@ def select_layers(
     return decisions
 
 
+def has_lock(config: PruningConfig) -> bool:
+    """Whether a configuration, or a rule in it, locks zeros."""
+    rules = [rule for rules in (config.layers, config.layer_types) for rule in rules.values() if rule is not None]
+    return any(kind == "pattern_lock" for kind in (config.kind, *(rule.get("kind") for rule in rules)))
+
+
 def raise_if_named(config: PruningConfig, names: Sequence[str], reason: str) -> None:
     """Raise `LayerError` if the configuration names a layer that cannot be pruned."""
     if any(name in config.op_names or config.layers.get(name) is not None for name in names):
@@ -61,21 +70,30 @@ def _decide(config: PruningConfig, candidate: Candidate, candidates: Sequence[Ca
         return LayerDecision(candidate, reason="left dense by a rule for its name or type", is_requested_dense=True)
     if candidate.reason is not None:
         return LayerDecision(candidate, reason=candidate.reason)
-    has_rule = ruled is not None
+    is_locked, has_rule = settings.kind == "pattern_lock", ruled is not None
+    if candidate.only_locks and not is_locked:
+        return LayerDecision(candidate, reason=f"{types[0]} is not a supported layer type")
     is_named = has_rule or find_pattern(config.op_names, *names) is not None
     if config.op_names and not is_named:
         return LayerDecision(candidate, reason="not among op_names")
-    if not has_rule and not set(types) & {*config.pruning_op_types, *config.layer_types}:
+    if not has_rule and not _selects_type(config, candidate):
         return LayerDecision(
             candidate, reason=f"type is not among pruning_op_types ({', '.join(config.pruning_op_types)})"
         )
-    if settings.kind == "pattern_lock":
+    if is_locked:
         return LayerDecision(candidate, config=_lock_zeros(_fill_scope(settings)))
     if not is_named and stays_dense_as_output(candidate, candidates):
         return LayerDecision(
             candidate, reason="output layer: dense unless op_names or layers name it", is_requested_dense=True
         )
     return LayerDecision(candidate, config=_fill_scope(settings))
+
+
+def _selects_type(config: PruningConfig, candidate: Candidate) -> bool:
+    """Whether the configuration selects the type of a layer; a lock selects every type by default."""
+    if candidate.only_locks and config.pruning_op_types == DEFAULT_TYPES:
+        return True
+    return bool({*candidate.types} & {*config.pruning_op_types, *config.layer_types})
 
 
 def _fill_scope(config: PruningConfig) -> PruningConfig:

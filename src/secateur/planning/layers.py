@@ -27,6 +27,7 @@ class Candidate:
         is_refused: Whether selecting the layer is an error, rather than a reason to leave it dense.
         reason: Why it cannot be pruned; ``None`` if it can.
         owner: Name of the module that has this weight and others; ``None``: the layer is the module.
+        only_locks: Whether patterns do not support the weight, so that only ``kind="pattern_lock"`` can apply to it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Candidate:
     is_refused: bool = False
     reason: str | None = None
     owner: str | None = None
+    only_locks: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

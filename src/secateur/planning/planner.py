@@ -10,10 +10,12 @@ from secateur._table import Table
 from secateur._wording import format_count
 from secateur.config import PruningConfig
 from secateur.errors import LayerError
+from secateur.frameworks import get_framework
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.tiling import Tiling
 from secateur.planning.layer_selection import raise_if_named, select_layers
 from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
+from secateur.planning.zeros import find_free_layers
 
 __all__ = ["Plan", "make_plan"]
 
@@ -91,18 +93,30 @@ def make_plan(
     """
     config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
     decisions = select_layers(config, candidates, modules)
-    patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _group_by_settings(decisions))
+    shown = _leave_free(decisions, find_free_layers(decisions, get_framework(framework)))
+    members = decisions if get_framework(framework).can_lock_later else shown
+    patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _group_by_settings(members))
     pattern_by_layer = {name: pattern for pattern in patterns for name in pattern.modules}
     tilings = {
         name: tiling for pattern in patterns for units in pattern.units.values() for name, tiling in units.parts.items()
     }
-    rows = tuple(_make_row(config, decision, pattern_by_layer, tilings) for decision in decisions)
+    rows = tuple(_make_row(config, decision, pattern_by_layer, tilings) for decision in shown)
     if not any(row.is_pruned for row in rows):
         reasons = "\n".join(f"  {row.name}: {row.reason}" for row in rows)
-        raise LayerError(
-            f"No layer of the model can be pruned with pattern {config.pattern!r}:\n{reasons or '  it has none.'}"
+        action = (
+            "has zeros to keep" if config.kind == "pattern_lock" else f"can be pruned with pattern {config.pattern!r}"
         )
+        raise LayerError(f"No layer of the model {action}:\n{reasons or '  it has none.'}")
     return Plan(config, rows, patterns)
+
+
+def _leave_free(decisions: Sequence[LayerDecision], free: Mapping[str, str]) -> list[LayerDecision]:
+    """Replace the decisions for layers that a pattern lock leaves free."""
+    names = [decision.candidate.name for decision in decisions]
+    return [
+        replace(decision, config=None, reason=free[name]) if name in free else decision
+        for name, decision in zip(names, decisions, strict=True)
+    ]
 
 
 def _group_by_settings(decisions: Sequence[LayerDecision]) -> list[tuple[PruningConfig, dict[str, Any]]]:
@@ -121,7 +135,7 @@ def _make_row(
 ) -> PlannedLayer:
     candidate = decision.candidate
     row = PlannedLayer(name=candidate.name, kind=candidate.types[0], shape=candidate.shape, reason=decision.reason)
-    pattern = pattern_by_layer.get(candidate.name)
+    pattern = None if decision.config is None else pattern_by_layer.get(candidate.name)
     if pattern is None:
         return row
     if (reason := pattern.invalid_layers.get(candidate.name)) is not None:
@@ -139,7 +153,7 @@ def _make_row(
 
 def _make_notes(pattern: BasePattern) -> list[str]:
     if pattern.config.kind == "pattern_lock":
-        return ["pattern_lock: weights that are zero stay zero."]
+        return ["pattern_lock: weights that are zero stay zero."] if pattern.units else []
     lines = [_describe_timing(pattern.config)]
     if pattern.is_global and len({units.unit_size for units in pattern.units.values()}) > 1:
         lines.append("Channels differ in size: the share of pruned weights will differ from the target.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +11,19 @@ from torch import nn
 from secateur.config import PruningConfig
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
-    StackedWeight,
+    OwnedWeight,
+    find_owned_weights,
     find_weight_layers,
     get_matrices,
     get_parameter,
     get_type_names,
+    get_weight_name,
     is_plain_tensor,
     list_layers,
     read_parameter,
     unwrap_model,
 )
+from secateur.planning.layer_selection import has_lock
 from secateur.planning.layers import Candidate
 from secateur.planning.output_layer import find_output_names
 from secateur.planning.planner import Plan, make_plan
@@ -32,12 +35,11 @@ FROZEN = "frozen (requires_grad=False)"
 
 def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any], *, prune_frozen: bool = False) -> Plan:
     """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too."""
-    return make_plan(
-        config,
-        find_candidates(model, prune_frozen=prune_frozen),
-        list(list_layers(model)),
-        "pytorch",
-    )
+    config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    candidates = find_candidates(model, prune_frozen=prune_frozen)
+    if has_lock(config):
+        candidates = _add_owned_weights(model, candidates, prune_frozen=prune_frozen)
+    return make_plan(config, candidates, list(list_layers(model)), "pytorch")
 
 
 def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Candidate]:
@@ -48,13 +50,39 @@ def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Can
     layers = find_weight_layers(model)
     outputs = _find_output_layers(unwrap_model(model), layers)
     candidates = [_describe_layer(name, layer, is_output=id(layer) in outputs) for name, layer in layers.items()]
-    return [replace(layer, reason=None) if prune_frozen and layer.reason == FROZEN else layer for layer in candidates]
+    return [_treat_frozen(candidate, prune_frozen=prune_frozen) for candidate in candidates]
 
 
-def _describe_layer(name: str, layer: nn.Module | StackedWeight, *, is_output: bool) -> Candidate:
+def _treat_frozen(candidate: Candidate, *, prune_frozen: bool) -> Candidate:
+    """Accept a frozen layer, or do not refuse it whatever its weight is, since it does not change."""
+    if prune_frozen:
+        return replace(candidate, reason=None) if candidate.reason == FROZEN else candidate
+    weight = read_parameter(candidate.module)
+    return replace(candidate, is_refused=candidate.is_refused and weight is not None and weight.requires_grad)
+
+
+def _add_owned_weights(model: nn.Module, candidates: Sequence[Candidate], *, prune_frozen: bool) -> list[Candidate]:
+    """Add the parameters that only a pattern lock supports, in place of modules that patterns do not support."""
+    layers: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        layers.setdefault(candidate.name if candidate.owner is None else candidate.owner, []).append(candidate)
+    found: list[Candidate] = []
+    for name, module in list_layers(model).items():
+        owned = find_owned_weights(module)
+        if (get_type_names(module) and get_weight_name(module) not in owned) or not owned:
+            found += layers.get(name, [])
+        else:
+            found += [candidate for candidate in layers.get(name, []) if candidate.owner is not None]
+        for key, weight in owned.items():
+            row = replace(_describe_layer(f"{name}.{key}".lstrip("."), weight, is_output=False), only_locks=True)
+            found.append(_treat_frozen(row, prune_frozen=prune_frozen))
+    return found
+
+
+def _describe_layer(name: str, layer: nn.Module | OwnedWeight, *, is_output: bool) -> Candidate:
     weight: nn.Parameter | None
     reason: str | None = None
-    module, owner = (layer.module, name.rpartition(".")[0]) if isinstance(layer, StackedWeight) else (layer, None)
+    module, owner = (layer.module, name.rpartition(".")[0]) if isinstance(layer, OwnedWeight) else (layer, None)
     try:
         weight = get_parameter(layer)
         if not weight.requires_grad:
@@ -75,7 +103,7 @@ def _describe_layer(name: str, layer: nn.Module | StackedWeight, *, is_output: b
     )
 
 
-def _has_tensor_subclass(layer: nn.Module | StackedWeight) -> bool:
+def _has_tensor_subclass(layer: nn.Module | OwnedWeight) -> bool:
     weight = read_parameter(layer)
     return not (weight is None or isinstance(weight, nn.UninitializedParameter) or is_plain_tensor(weight))
 

@@ -131,7 +131,8 @@ class PruningReport(Report):
             f"In all {self.sparsity:.2%} of the weights in {format_count(len(self.layers), 'layer')}, "
             f"{self.model_sparsity:.2%} of the model; {format_count(len(self.dense), 'other layer')} left dense."
         ]
-        sizes = {layer.weights // layer.units for layer in self.layers}
+        is_locked = bool(self.configs) and all(config.kind == "pattern_lock" for config in self.configs)
+        sizes = {layer.weights // layer.units for layer in self.layers if not is_locked}
         is_locked = bool(self.configs) and all(config.kind == "pattern_lock" for config in self.configs)
         if len(sizes) > 1 and not is_locked and abs(self.unit_sparsity - self.sparsity) > MIN_DIFFERENCE:
             lines.append(

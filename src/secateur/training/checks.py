@@ -11,7 +11,7 @@ from secateur._array import count_true
 from secateur.errors import ConfigError
 from secateur.masking.run import Run
 
-__all__ = ["refuse_regularizer", "warn_if_already_sparse", "warn_if_pruned_at_once"]
+__all__ = ["refuse_regularizer", "warn_if_already_sparse", "warn_if_no_zeros", "warn_if_pruned_at_once"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,17 @@ def warn_if_already_sparse(runs: Iterable[Run[Any]]) -> None:
             "state is loaded next. keep_zeros=True keeps units that are all zero, and kind='pattern_lock' keeps all "
             "zeros.",
             100 * zeros / total,
+        )
+
+
+def warn_if_no_zeros(runs: Iterable[Run[Any]]) -> None:
+    """Log a warning if a pattern lock has started with weights without zeros."""
+    locked = [weight for run in runs if run.updater.is_locked for weight in run.weights.values()]
+    if locked and not any(weight.mask is not None and not weight.mask.all() for weight in locked):
+        logger.warning(
+            "kind='pattern_lock' keeps zeros, and none of the %d layers has any. Load the pruned weights before "
+            "secateur.prepare, unless a saved state is loaded next.",
+            len(locked),
         )
 
 

@@ -13,13 +13,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._array import Array
+from secateur._array import Array, count_true
 from secateur.errors import LayerError, SecateurError, StateError
 from secateur.frameworks.pytorch import apply_mask, get_layer, get_parameter, unwrap_model
 from secateur.masking.run import build_report, refuse_violations
 from secateur.planning.planner import Plan
 from secateur.results import PruningReport
-from secateur.training.checks import refuse_regularizer, warn_if_already_sparse, warn_if_pruned_at_once
+from secateur.training.checks import (
+    refuse_regularizer,
+    warn_if_already_sparse,
+    warn_if_no_zeros,
+    warn_if_pruned_at_once,
+)
 from secateur.training.pytorch.overlap import refuse_aliases, refuse_shared
 from secateur.training.pytorch.run import PytorchRun, Snapshot
 from secateur.training.pytorch.state import check_state
@@ -87,6 +92,7 @@ class PytorchPruner:
         warn_if_pruned_at_once(self._runs)
         warn_if_already_sparse(self._runs)
         self._start()
+        warn_if_no_zeros(self._runs)
         hooked = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
         # A compiled step calls the hooks, and does not trace them.
         before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
@@ -183,12 +189,14 @@ class PytorchPruner:
         return {
             name: torch.ones_like(weight.parameter, dtype=torch.bool) if weight.mask is None else weight.mask.clone()
             for name, weight in self._weights.items()
+            if name not in self._free_layers
         }
 
     @property
     def sparsity(self) -> float:
         """Current share of pruned weights, over all pruned layers."""
-        return self.report().sparsity
+        masks = self.masks.values()
+        return sum(mask.numel() - count_true(mask) for mask in masks) / sum(mask.numel() for mask in masks)
 
     def apply_masks(self, model: nn.Module | None = None) -> None:
         """Set pruned weights to zero in a copy of the model, such as an average of its weights (EMA, SWA).
@@ -293,8 +301,13 @@ class PytorchPruner:
     def _start(self) -> None:
         for run in self._runs:
             run.start()
-        for weight in self._weights.values():
-            weight.apply_mask()
+        for name in self._weights.keys() & self.plan.dense.keys():  # a lock leaves them free
+            self._weights[name].mask = None
+        self._apply(None)
+
+    @property
+    def _free_layers(self) -> set[str]:
+        return {name for run in self._runs for name in run.free_layers}
 
     def _refuse_overlap(self) -> None:
         mine: dict[str, torch.Tensor] = {name: weight.parameter for name, weight in self._weights.items()}
@@ -454,5 +467,6 @@ class PytorchPruner:
             )
 
     def _find_problems(self, weights: Mapping[str, TrainedParameter]) -> dict[str, str]:
-        problems = {name: weight.find_problem(self.model) for name, weight in weights.items()}
+        free = self._free_layers
+        problems = {name: weight.find_problem(self.model) for name, weight in weights.items() if name not in free}
         return {name: problem for name, problem in problems.items() if problem is not None}

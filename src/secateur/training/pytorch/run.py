@@ -157,7 +157,7 @@ class PytorchRun(Run[TrainedParameter]):
     def _check_arrays(self, state: Mapping[str, Any]) -> None:
         stored = {name: tuple(weight.stored.shape) for name, weight in self.weights.items()}
         counts = {name: (units.count,) for name, units in self.pattern.units.items()}
-        check_arrays("masks", state["masks"], stored, "bool", all_or_none=True)
+        check_arrays("masks", state["masks"], stored, "bool", all_or_none=not self.updater.is_locked)
         for key in ("keep", "condemned_keep"):
             if (found := state["progress"][key]) is not None:
                 check_arrays(f"progress.{key}", found, counts, "bool", all_or_none=True)

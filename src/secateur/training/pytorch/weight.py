@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from secateur._wording import format_list
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
-    StackedWeight,
+    OwnedWeight,
     apply_mask,
+    find_owned_weights,
     find_stacked_weights,
     get_layer,
     get_parameter,
@@ -57,8 +58,8 @@ class ParameterSlot:
 
     @property
     def optimizer(self) -> Any:
-        """The optimizer whose steps count for the parameter."""
-        return self.optimizers[0]
+        """The optimizer whose steps count for the parameter; ``None``: no optimizer has it."""
+        return self.optimizers[0] if self.optimizers else None
 
     def read_learning_rate(self) -> Any:
         """Return the current learning rate of the parameter, or ``None`` if there is none."""
@@ -107,13 +108,14 @@ class TrainedParameter(ParameterWeight):
         except AttributeError:
             pass
         for path, module in model.named_modules():
-            layers = {f"{path}.{key}": weight for key, weight in find_stacked_weights(module).items()} | {path: module}
+            owned = find_owned_weights(module) | find_stacked_weights(module)
+            layers = {f"{path}.{key}": weight for key, weight in owned.items()} | {path: module}
             if found := next((name for name, layer in layers.items() if self._is_weight_of(layer)), None):
                 self._path = found
                 return True
         return False
 
-    def _is_weight_of(self, layer: nn.Module | StackedWeight) -> bool:
+    def _is_weight_of(self, layer: nn.Module | OwnedWeight) -> bool:
         return read_parameter(layer) is self.parameter
 
     def apply_mask(self) -> None:
@@ -161,6 +163,9 @@ def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]
             slots.setdefault(id(weight), ParameterSlot(weight)).add(optimizer)
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
     keys = {name: id(get_parameter(pattern.modules[name])) for name, pattern in patterns.items()}
+    for name in keys.keys() & plan.dense.keys():  # a lock leaves them free
+        parameter = get_parameter(patterns[name].modules[name])
+        slots.setdefault(id(parameter), ParameterSlot(parameter))
     if missing := [name for name, key in keys.items() if key not in slots]:
         raise LayerError(
             f"The optimizer does not have the weights of {len(missing)} of {len(keys)} layers to be pruned: "
