@@ -28,6 +28,7 @@ TEXT_COLUMNS = 104
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("secateur.runtime.pytorch.baselines.MAX_COMPILED_MODULES", 0)  # torch.compile takes seconds
     run_page(page)
 
 

@@ -15,5 +15,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "cli_nets.py").write_text(CODE, "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("secateur.runtime.pytorch.baselines.MAX_COMPILED_MODULES", 0)  # compiling takes seconds
     yield tmp_path
     sys.modules.pop("cli_nets", None)

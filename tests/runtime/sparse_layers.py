@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.runtime.kernels import PackedMatrix
-from secateur.runtime.pytorch import SparseConv2d, SparseLinear, benchmark, compilation, interleaved_timing
+from secateur.runtime.pytorch import SparseConv2d, SparseLinear, baselines, benchmark, compilation, interleaved_timing
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
 
 __all__ = ["make_conv_pair", "make_linear_pair", "replace_always"]
@@ -50,4 +50,5 @@ def replace_always(*, is_quick: bool = True) -> Iterator[None]:
             patch.setattr("secateur.runtime.pytorch.timing.MIN_ROUNDS", 1)
             patch.setattr(benchmark, "CPU_BUDGET", 0.0)
             patch.setattr(interleaved_timing, "BUDGET", 0.0)
+            patch.setattr(baselines, "BUDGET", 0.0)
         yield

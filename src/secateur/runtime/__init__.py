@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from secateur._deprecated import serve_old_names
 from secateur.errors import UnsupportedModelError
 from secateur.frameworks import detect_framework
-from secateur.runtime.report import LayerReport, RuntimeReport
+from secateur.runtime.report import BaselineReport, LayerReport, RuntimeReport
 
-__all__ = ["CompileResult", "LayerReport", "RuntimeReport", "compile"]
+__all__ = ["BaselineReport", "CompileResult", "LayerReport", "RuntimeReport", "compile"]
 
 __getattr__ = serve_old_names(
     __name__, {"Compiled": "secateur.runtime:CompileResult", "LayerRow": "secateur.runtime:LayerReport"}
@@ -29,7 +29,12 @@ class CompileResult(NamedTuple):
 
 
 def compile(  # noqa: A001 - named like torch.compile
-    model: Any, example_inputs: Any, *, int8: bool = False, cuda_graphs: bool = False
+    model: Any,
+    example_inputs: Any,
+    *,
+    int8: bool = False,
+    cuda_graphs: bool = False,
+    torch_compile: bool = False,
 ) -> CompileResult:
     """Replace the layers of a pruned model that run faster with a sparse kernel on this machine.
 
@@ -39,6 +44,9 @@ def compile(  # noqa: A001 - named like torch.compile
     whole does not get faster. The report shows the measurements and the decision for each layer, with the reason.
     Before anything is replaced, all outputs of the model are compared with those of the dense model. Layers that would
     change them stay dense.
+
+    The report also shows what a dense model in bfloat16 achieves, and which way to run the model is fastest at which
+    accuracy. For this, a model of float32 is copied in bfloat16 for a moment.
 
     Replaced layers free their dense weight. They only support inference: load weights and prune before you compile,
     because a replaced layer cannot be trained, loaded or exported.
@@ -53,6 +61,8 @@ def compile(  # noqa: A001 - named like torch.compile
         cuda_graphs: Whether you will run the model in CUDA graphs, for example with
             ``torch.compile(model, mode="reduce-overhead")``. Layers are then timed in graphs. Without graphs, launching
             a sparse product takes 0.1 to 1 ms, so only large products are faster.
+        torch_compile: Whether the report also shows the dense model under ``torch.compile``, which takes from seconds
+            to a few minutes and needs a C++ compiler. Models with more than 200 modules are not compiled.
 
     Returns:
         The compiled model and a report on its layers.
@@ -80,4 +90,6 @@ def compile(  # noqa: A001 - named like torch.compile
         )
     from secateur.runtime.pytorch import compile_model
 
-    return CompileResult(model, compile_model(model, example_inputs, int8=int8, cuda_graphs=cuda_graphs))
+    return CompileResult(
+        model, compile_model(model, example_inputs, int8=int8, cuda_graphs=cuda_graphs, torch_compile=torch_compile)
+    )

@@ -7,9 +7,15 @@ from typing import ClassVar
 
 from secateur._deprecated import warn_deprecated
 from secateur._wording import format_count, format_shape
-from secateur.results import Column, Report, Row
+from secateur.results import Column, Record, Report, Row
 
-__all__ = ["LayerReport", "RuntimeReport"]
+__all__ = ["BaselineReport", "LayerReport", "RuntimeReport"]
+
+
+BFLOAT16_ADVICE = (
+    "If that is accurate enough, compile the model in bfloat16, with inputs in bfloat16: sparse kernels may be faster "
+    "still. On processors with AMX, prune to 16x1."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +82,37 @@ class LayerReport(Row):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineReport(Record):
+    """The time and accuracy of another way to run the dense model.
+
+    Attributes:
+        name: What was timed, such as ``"dense bfloat16"`` or ``"torch.compile float32"``.
+        dense_seconds: Time of one call of the dense model in the same rounds, or 0 if the baseline was not timed.
+        seconds: Time of one call, or ``None`` if it was not timed.
+        error: Largest difference from the outputs of the dense model, relative to the largest output, or ``None``.
+        reason: Why the baseline was not timed.
+    """
+
+    computed: ClassVar[tuple[str, ...]] = ("speedup",)
+
+    name: str
+    dense_seconds: float = 0.0
+    seconds: float | None = None
+    error: float | None = None
+    reason: str = ""
+
+    @property
+    def speedup(self) -> float | None:
+        """Speed-up over the dense model, or ``None`` if the baseline was not timed."""
+        return self.dense_seconds / self.seconds if self.seconds else None
+
+    def __str__(self) -> str:
+        if self.seconds is None:
+            return f"{self.name} was not timed: {self.reason}"
+        return f"{self.name} {1e3 * self.seconds:.2f} ms ({self.speedup:.2f}×, outputs differ by {self.error:.1e})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeReport(Report):
     """The result of `secateur.runtime.compile`.
 
@@ -86,6 +123,8 @@ class RuntimeReport(Report):
         dense_seconds: Time of one call of the dense model.
         seconds: Time of one call of the compiled model.
         cuda_graphs: Whether layers were timed in CUDA graphs. The model as a whole never is.
+        error: Largest difference of the outputs from those of the dense model, relative to the largest output.
+        baselines: Other ways to run the dense model on this machine, with their time and accuracy.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("replaced", "speedup")
@@ -97,6 +136,8 @@ class RuntimeReport(Report):
     dense_seconds: float
     seconds: float
     cuda_graphs: bool = False
+    error: float = 0.0
+    baselines: tuple[BaselineReport, ...] = ()
 
     @property
     def replaced(self) -> int:
@@ -138,9 +179,34 @@ class RuntimeReport(Report):
         call = "One call of the model"
         if self.cuda_graphs:
             call = "Layers were timed in CUDA graphs, without Python's overhead. One call of the model without a graph"
-        return [
+        difference = f", outputs differ by {self.error:.1e}" if self.error else ""
+        lines = [
             f"{self.replaced} of {format_count(len(self.layers), 'layer')} replaced; their weights take "
             f"{total_bytes:,} of {dense_bytes:,} bytes ({share:.1%}).",
             f"{call}: {1e3 * self.dense_seconds:.2f} ms dense, {1e3 * self.seconds:.2f} ms now "
-            f"({self.speedup:.2f}×), on {self.device} with {format_count(self.threads, 'thread')}.",
+            f"({self.speedup:.2f}×{difference}), on {self.device} with {format_count(self.threads, 'thread')}.",
         ]
+        if self.baselines:
+            lines.append(f"Without sparse kernels: {'; '.join(map(str, self.baselines))}.")
+            lines.append(f"Fastest: {'; '.join(self._list_fastest())}.")
+        if any((baseline.speedup or 0) > self.speedup for baseline in self.baselines if "bfloat16" in baseline.name):
+            lines.append(BFLOAT16_ADVICE)
+        return lines
+
+    def _list_fastest(self) -> list[str]:
+        """List the fastest way to run the model, then the fastest of those with smaller errors, and so on."""
+        ways = [("the dense model", 1.0, 0.0)]
+        if self.replaced:
+            ways.append(("this model", self.speedup, self.error))
+        ways += [
+            (baseline.name, baseline.speedup, baseline.error)
+            for baseline in self.baselines
+            if baseline.speedup is not None and baseline.error is not None
+        ]
+        lines: list[str] = []
+        smallest = float("inf")
+        for name, speedup, error in sorted(ways, key=lambda way: (-way[1], way[2])):
+            if error < smallest:
+                lines.append(f"{name}, {speedup:.2f}× {f'with a difference of {error:.1e}' if error else 'exactly'}")
+                smallest = error
+        return lines

@@ -45,7 +45,7 @@ def make_trial(model: nn.Module, file: Path | None, batch: int, length: int, dev
 
 def _compile(model: nn.Module, inputs: Any) -> CompiledTrial:
     require_packages("llvmlite", extra="runtime")
-    compiled, report = compile_model(copy.deepcopy(model).eval(), inputs)
+    compiled, report = compile_model(copy.deepcopy(model).eval(), inputs, torch_compile=True)
     return CompiledTrial(call=partial(_call, compiled, inputs), report=report)
 
 

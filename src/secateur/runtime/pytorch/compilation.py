@@ -14,6 +14,7 @@ from torch import nn
 
 from secateur.errors import CalibrationError, ConfigError, StateError
 from secateur.frameworks.pytorch import unwrap_model
+from secateur.runtime.pytorch.baselines import BaselineTimer
 from secateur.runtime.pytorch.benchmark import (
     CompileOptions,
     ObservedCall,
@@ -47,6 +48,7 @@ def compile_model(
     *,
     int8: bool = False,
     cuda_graphs: bool = False,
+    torch_compile: bool = False,
     clock: Clock = perf_counter,
 ) -> RuntimeReport:
     """Compile a model, see `secateur.runtime.compile`. `clock` returns the current time in seconds."""
@@ -73,7 +75,12 @@ def compile_model(
         # Calls of the model are timed without CUDA graphs, so with graphs their times do not matter.
         if times.sparse > MAX_MODEL_TIME_RATIO * times.dense and not cuda_graphs:
             decisions, seconds = _keep_all_dense(decisions), times.dense
-    replace_modules(inner, _select_replacements(decisions))
+        replacements = _select_replacements(decisions)
+        error = check.measure_replacement_error(replacements)
+        timer = BaselineTimer(model=inner, example=example, check=check, device=device, clock=clock)
+        # Whole models are not timed in graphs, so their times could not be compared with the intended use.
+        baselines = () if cuda_graphs else timer.measure(torch_compile=torch_compile)
+    replace_modules(inner, replacements)
     return RuntimeReport(
         layers=tuple(decision.report for decision in decisions.values()),
         threads=torch.get_num_threads(),
@@ -81,6 +88,8 @@ def compile_model(
         dense_seconds=times.dense,
         seconds=seconds,
         cuda_graphs=cuda_graphs,
+        error=error,
+        baselines=baselines,
     )
 
 

@@ -35,6 +35,10 @@ class ExampleInputs:
         """Copy all arguments, because a model may modify its inputs."""
         return ExampleInputs(_copy(self.args), _copy(self.kwargs))
 
+    def convert(self, dtype: torch.dtype) -> ExampleInputs:
+        """Copy all arguments, with floating-point tensors in another type."""
+        return ExampleInputs(_copy(self.args, dtype), _copy(self.kwargs, dtype))
+
     def call(self, model: nn.Module) -> Any:
         """Call a model with these arguments.
 
@@ -82,13 +86,15 @@ def fix_seed(device: torch.device) -> Iterator[None]:
             random.setstate(state)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: Any, dtype: torch.dtype | None = None) -> Any:
+    """Copy tensors in tuples, lists and dicts, and other objects. `dtype` is a new type for floating-point tensors."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
+        copied = value.detach().clone().requires_grad_(value.requires_grad)
+        return copied if dtype is None or not value.is_floating_point() else copied.to(dtype)
     if type(value) in (tuple, list):
-        return type(value)(_copy(item) for item in value)
+        return type(value)(_copy(item, dtype) for item in value)
     if type(value) is dict:
-        return {key: _copy(item) for key, item in value.items()}
+        return {key: _copy(item, dtype) for key, item in value.items()}
     try:
         return copy.deepcopy(value)
     except Exception:  # noqa: BLE001 - share objects that cannot be copied

@@ -85,6 +85,20 @@ class OutputCheck:
             return f"the outputs of the dense model differ by {self._noise:.1e} between calls"
         return ""
 
+    def measure_error(self, outputs: Any) -> float:
+        """Return how much outputs differ from the dense ones, see `measure_difference`. Their type may differ."""
+        actual = take_snapshot(outputs)
+        return measure_difference(
+            self._expected, {path: _convert_like(value, self._expected.get(path)) for path, value in actual.items()}
+        )
+
+    def measure_replacement_error(self, replacements: Mapping[str, nn.Module]) -> float:
+        """Return how much the outputs differ from the dense ones with layers replaced."""
+        if not replacements:
+            return 0.0
+        with replace_modules_temporarily(self._model, replacements):
+            return self.measure_error(self._call())
+
     def find_wrong_layers(self, replacements: Mapping[str, Replacement]) -> dict[str, str]:
         """Find the layers that must stay dense to keep the outputs correct, each with the reason."""
         self._calls = 0
@@ -150,6 +164,13 @@ class OutputCheck:
         self._calls += 1
         with fix_seed(self._device):
             return self._example.copy().call(self._model)
+
+
+def _convert_like(value: Any, expected: Any) -> Any:
+    """Convert a floating-point tensor to the type of another one."""
+    if all(isinstance(item, torch.Tensor) and item.is_floating_point() for item in (value, expected)):
+        return value.to(expected.dtype)
+    return value
 
 
 def summarize_error(error: BaseException) -> str:
