@@ -74,8 +74,8 @@ class PruningConfig(BaseModel):
         target_sparsity: Share of units pruned at the end, in [0, 1]. Where units differ in size, as channels of
             different layers do, the share of weights differs. ``None``: 0.9, or the maximum of an N:M pattern.
         pruning_scope: ``"global"`` ranks the units of all layers together, ``"local"`` ranks each layer separately.
-            ``None``: global, except that with calibration data every layer is pruned to the same sparsity; see
-            `secateur.prune`.
+            ``None``: global while training, because training compensates, and local in one-shot pruning, where every
+            layer is pruned to the target; see `secateur.prune`.
         pruning_group: Name of a group of layers, to be set in `layers` or `layer_types`. Each group is ranked
             separately and reaches its own target.
         criterion: Name of the importance score of a weight; also accepted as ``pruning_type``.
@@ -92,7 +92,8 @@ class PruningConfig(BaseModel):
             steps than that, several updates happen in one step.
         keep_zeros: Whether units that are all zero at the start count as pruned and stay zero.
         min_sparsity_ratio_per_op: Minimum sparsity of each layer at the end, in [0, 1].
-        max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1].
+        max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1]. ``None``: 0.98 in a global ranking, so
+            that no layer loses its last unit, and no maximum in a local one. 1.0 lets a layer lose all its units.
         op_names: Regular expressions; only layers whose whole name matches one are pruned. Empty: all.
         excluded_op_names: Regular expressions; layers whose whole name matches one stay dense.
         pruning_op_types: Layer types to prune: class names, or the families ``"Linear"`` and ``"Conv"``.
@@ -131,7 +132,7 @@ class PruningConfig(BaseModel):
     progressive_steps: Annotated[int, Field(ge=1)] = 4
     keep_zeros: bool = False
     min_sparsity_ratio_per_op: Share = 0.0
-    max_sparsity_ratio_per_op: Share = 1.0
+    max_sparsity_ratio_per_op: Share | None = None
     op_names: Regexes = ()
     excluded_op_names: Regexes = ()
     pruning_op_types: Types = ("Linear", "Conv")
@@ -298,7 +299,7 @@ class PruningConfig(BaseModel):
                 f"start_step must not be greater than end_step, found {self.start_step} > {self.end_step}."
             )
         low, high = self.min_sparsity_ratio_per_op, self.max_sparsity_ratio_per_op
-        if low > high:
+        if high is not None and low > high:
             raise ValueError(
                 f"min_sparsity_ratio_per_op must not be greater than max_sparsity_ratio_per_op, found {low} > {high}."
             )

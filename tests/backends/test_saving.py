@@ -459,3 +459,16 @@ def test_own_pattern_and_criterion_survive_a_file(tmp_path: Path) -> None:
         epoch(epoch(resumed, 4, 6), 0, 5)
     assert bits(other) == bits(model)
     assert finalize(other).unit_sparsity == 0.75
+
+
+def test_a_state_of_a_version_without_a_default_maximum_continues_without_one() -> None:
+    config = {"pattern": "1xchannel", "criterion": "magnitude"}
+    trained = epoch(start(config | {"max_sparsity_ratio_per_op": 1.0}), 0, 3)
+    model = start(config)
+    assert [pattern.max_sparsity_ratio_per_op for pattern in model.optimizer.patterns] == [0.98]
+    broken = trained.optimizer.state_dict() | {"1": np.zeros(7)}
+    with pytest.raises(StateError):
+        model.optimizer.load_state_dict(broken)
+    assert [pattern.max_sparsity_ratio_per_op for pattern in model.optimizer.patterns] == [0.98]
+    model.optimizer.load_state_dict(trained.optimizer.state_dict())
+    assert [pattern.max_sparsity_ratio_per_op for pattern in model.optimizer.patterns] == [1.0]

@@ -131,7 +131,8 @@ def test_a_shared_layer_is_listed_once_and_a_shared_kernel_pruned_once() -> None
 
 
 def test_configuration_by_name_and_type() -> None:
-    config = {"pattern": "4x1", "layers": {"attention/.*": {"pattern": "1xchannel"}}, "layer_types": {"Dense": None}}
+    rules = {"layers": {"attention/.*": {"pattern": "1xchannel"}}, "layer_types": {"Dense": None}}
+    config = {"pattern": "4x1", "target_sparsity": 0.5} | rules
     plan = secateur.plan(attention(), config)
     assert {layer.name: layer.config.pattern for layer in plan.layers if layer.config} == dict.fromkeys(
         MODELS["attention"][1], "1xchannel"

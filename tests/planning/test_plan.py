@@ -176,6 +176,7 @@ def test_to_dict_is_json() -> None:
         "units": 128,
         "unit_size": 4,
         "target_sparsity": 0.9,
+        "sparsity_range": [115 / 128, 115 / 128],
         "scope": "local",
         "reason": None,
     }

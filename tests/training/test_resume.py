@@ -304,3 +304,31 @@ def test_several_optimizers_resume_between_their_steps() -> None:
     assert (pruner.step, other.step) == (0, 1)
     assert list(pruner.state_dict()["runs"][0]["scores"]) == ["0"]
     assert bits(model) == before
+
+
+def test_a_state_of_a_version_without_a_default_maximum_continues_without_one() -> None:
+    config = {**LONG, "pattern": "1xchannel", "criterion": "magnitude"}
+    old = {**config, "max_sparsity_ratio_per_op": 1.0}  # what such a version saved by default
+    trial = start(old)
+    trial.model[2].weight.data *= 1e-3
+    file = saved(trial.train(range(7)))
+    other = resumed(config, file).train(range(7, STEPS))
+    assert equal_states(parts(other), parts(trial.train(range(7, STEPS))))
+    assert other.pruner.report().layers == trial.pruner.report().layers
+    assert max(layer.sparsity for layer in other.pruner.report().layers) == 1  # the configuration limits new runs
+    again = resumed(config, saved(other))  # nor does a state that is saved after that have one
+    assert again.pruner.plan.patterns[0].max_sparsity_ratio_per_op == 1
+    new = start(config)
+    new.model[2].weight.data *= 1e-3
+    new.train(range(STEPS))
+    assert max(layer.sparsity for layer in new.pruner.report().layers) < 1
+
+
+def test_a_state_that_is_refused_leaves_the_maximum() -> None:
+    config = {**LONG, "pattern": "1xchannel", "criterion": "magnitude"}
+    state = start({**config, "max_sparsity_ratio_per_op": 1.0}).train(range(7)).pruner.state_dict()
+    state["runs"][0]["progress"]["initial"] = 0.25
+    trial = start(config)
+    with pytest.raises(StateError, match=r"progress\.initial"):
+        trial.pruner.load_state_dict(state)
+    assert trial.pruner.plan.patterns[0].max_sparsity_ratio_per_op == 0.98

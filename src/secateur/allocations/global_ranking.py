@@ -25,7 +25,7 @@ class Global(Allocation):
     For uncorrelated input features, removing a unit costs ``Σ (|W[i,j]| · ‖X[j]‖)²`` of the output energy. The scores,
     before they are squared, are divided by their mean in the layer, which makes layers comparable; see `mean_score`.
 
-    A whole layer can be pruned; set ``max_sparsity_ratio_per_op`` to prevent that.
+    No layer loses more than 98 % of its units, unless ``max_sparsity_ratio_per_op`` is set.
 
     Examples:
         >>> import torch, secateur

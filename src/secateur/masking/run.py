@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from secateur._array import Array, count_true, has_nan, to_numpy
@@ -16,7 +17,7 @@ from secateur.patterns.recognition import NonzeroMask, count_units, recognize_pa
 from secateur.patterns.verification import verify_masks, verify_zeros
 from secateur.results import LayerResult, PruningReport
 
-__all__ = ["PrunedWeight", "Run", "build_report", "refuse_nan", "refuse_violations"]
+__all__ = ["PrunedWeight", "Run", "adopt_maxima", "build_report", "refuse_nan", "refuse_violations"]
 
 
 class PrunedWeight(Protocol):
@@ -121,6 +122,12 @@ class Run(Generic[Weight]):
             "shapes": {name: list(weight.stored.shape) for name, weight in self.weights.items()},
         }
 
+    def replace_maximum(self, maximum: float | None) -> None:
+        """Replace ``max_sparsity_ratio_per_op`` of the run."""
+        if maximum != self.config.max_sparsity_ratio_per_op:
+            self.pattern.replace_maximum(maximum)
+            self.config = self.updater.config = self.pattern.config
+
     @property
     def _has_masks(self) -> bool:
         return all(weight.mask is not None for weight in self.weights.values())
@@ -171,6 +178,20 @@ class Run(Generic[Weight]):
                 f"start_step must be at least 1 for the criterion {self.config.criterion!r}: it ranks by gradients, "
                 f"and there are none at step 0. Set start_step=1, or rank by 'magnitude'."
             )
+
+
+@contextmanager
+def adopt_maxima(runs: Sequence[Run[Any]], described: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Give runs the ``max_sparsity_ratio_per_op`` of runs that `Run.describe` described; undo that after an error."""
+    before = [run.config.max_sparsity_ratio_per_op for run in runs]
+    try:
+        for run, values in zip(runs, described, strict=True):
+            run.replace_maximum(values["config"].get("max_sparsity_ratio_per_op"))
+        yield
+    except BaseException:
+        for run, maximum in zip(runs, before, strict=True):
+            run.replace_maximum(maximum)
+        raise
 
 
 def build_report(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, model_weights: int) -> PruningReport:

@@ -42,7 +42,7 @@ def prune(
             block), ``"distill"`` (the whole model), refiner objects, or a list of them.
         allocation: How to distribute the target over layers: ``"uniform"``, ``"global"``, ``"owl"``,
             ``"sensitivity"`` or an allocation object. ``None`` follows ``pruning_scope``; if that is ``None`` too, the
-            default is ``"uniform"`` with calibration data and ``"global"`` without.
+            default is ``"uniform"``: every layer is pruned to the target.
         execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, and
             progress.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
@@ -19,8 +19,16 @@ ONE_SHOT = {"start_step": 0, "end_step": None, "sparsity_decay_type": "one_shot"
 """Settings that prune everything before the first step."""
 
 
-def drop_schedule(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
+def drop_schedule(
+    config: PruningConfig | Mapping[str, Any], *, default_scope: Literal["global", "local"] = "local"
+) -> PruningConfig:
     """Return a configuration with which a run of zero steps reaches its target.
+
+    Without a scope, each layer is ranked separately, because no training compensates for layers that lose too much.
+
+    Args:
+        config: The configuration.
+        default_scope: The scope of a configuration without one.
 
     Raises:
         ConfigError: One of its criteria needs gradients.
@@ -30,7 +38,8 @@ def drop_schedule(config: PruningConfig | Mapping[str, Any]) -> PruningConfig:
         key: {name: None if rule is None else _drop_one_shot_keys(rule) for name, rule in getattr(config, key).items()}
         for key in ("layers", "layer_types")
     }
-    settings = PruningConfig.from_dict(config.model_dump() | ONE_SHOT | rules)
+    scope = {"pruning_scope": config.pruning_scope or default_scope}
+    settings = PruningConfig.from_dict(config.model_dump() | ONE_SHOT | scope | rules)
     for rule in (dict(settings), *settings.layers.values(), *settings.layer_types.values()):
         name = (rule or {}).get("criterion") or (rule or {}).get("pruning_type")
         if name is not None and CRITERIA.find(name).needs_gradient:
@@ -60,8 +69,13 @@ def prune_weights(plan: Plan, weights: Mapping[str, PrunedWeight], model_weights
         for weight in weights.values():
             weight.apply_mask()
     refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})
-    return build_report(runs, plan.dense, step=0, model_weights=model_weights)
+    report = build_report(runs, plan.dense, step=0, model_weights=model_weights)
+    report.warn_of_nearly_empty_layers()
+    return report
 
 
 def _drop_one_shot_keys(rule: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in rule.items() if key not in ONE_SHOT}
+    """Leave out the keys that have no effect, and a scope that leaves the choice to the configuration."""
+    return {
+        key: value for key, value in rule.items() if key not in ONE_SHOT and (key, value) != ("pruning_scope", None)
+    }

@@ -49,6 +49,9 @@ PATTERNS: Registry[type[BasePattern]] = Registry(
 register_pattern = PATTERNS.register
 """Class decorator that adds a pattern to `PATTERNS` under a type name. Raises `ConfigError` if the name is taken."""
 
+DEFAULT_MAXIMUM = 0.98
+"""Largest share of its units that a layer loses in a global ranking, unless the configuration sets another one."""
+
 ROUNDING = 1e-9
 """Tolerance by which a sparsity may exceed the maximum, for rounding errors of schedules."""
 
@@ -73,7 +76,8 @@ class BasePattern(Specification):
         target_sparsity: Share of units that are pruned at the end, over all valid layers, in [0, 1]. The share of
             weights differs if units differ in size, such as channels in a global ranking.
         min_sparsity_ratio_per_op: Minimum sparsity of each layer at the end, in [0, 1].
-        max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1].
+        max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1]; 1 if the configuration has none, until
+            `limit_layers` sets the default.
         keep_mask_layers: Layers whose mask no longer changes → the reason: they reached their bound, or you froze them.
         invalid_layers: Layers that do not fit the pattern → the reason.
         views: Valid layer → the canonical view of its weight.
@@ -100,7 +104,8 @@ class BasePattern(Specification):
         target = self.config.target_sparsity
         self.target_sparsity = self.default_target_sparsity() if target is None else target
         self.min_sparsity_ratio_per_op = self.config.min_sparsity_ratio_per_op
-        self.max_sparsity_ratio_per_op = self.config.max_sparsity_ratio_per_op
+        maximum = self.config.max_sparsity_ratio_per_op
+        self.max_sparsity_ratio_per_op = 1.0 if maximum is None else maximum
         self.keep_mask_layers: dict[str, str] = {}
         self.invalid_layers: dict[str, str] = {}
         self.views: dict[str, WeightView] = {}
@@ -329,6 +334,29 @@ class BasePattern(Specification):
                 self.invalid_layers[name] = f"shares its weight with {owner!r} and is pruned there"
         return tilings
 
+    def replace_maximum(self, maximum: float | None) -> None:
+        """Replace ``max_sparsity_ratio_per_op`` of the configuration.
+
+        Raises:
+            ConfigError: The target is impossible with it.
+        """
+        self.config = self.config.model_copy(update={"max_sparsity_ratio_per_op": maximum})
+        self.max_sparsity_ratio_per_op = 1.0 if maximum is None else maximum
+        self.budget = self._make_budget()
+        self.limit_layers()
+
+    def limit_layers(self) -> None:
+        """Apply `DEFAULT_MAXIMUM` to a global ranking without another maximum, so that no layer loses its last unit.
+
+        Layers of N:M are not limited, because they never lose the last weights of a group.
+
+        Raises:
+            ConfigError: The target is impossible with it.
+        """
+        if self.config.max_sparsity_ratio_per_op is None and self.is_global and self.unit_share == 1:
+            self.max_sparsity_ratio_per_op = max(DEFAULT_MAXIMUM, self.min_sparsity_ratio_per_op)
+            self.budget = self._make_budget()
+
     def _make_budget(self) -> Budget:
         return Budget(
             units={name: self.count_budget_units(units.count) for name, units in self.units.items()},
@@ -336,6 +364,7 @@ class BasePattern(Specification):
             target=self.target_sparsity,
             at_least=self.min_sparsity_ratio_per_op,
             at_most=self.max_sparsity_ratio_per_op,
+            is_default=self.config.max_sparsity_ratio_per_op is None,
             is_global=self.is_global,
         )
 

@@ -24,6 +24,7 @@ class Budget:
         at_least: Minimum sparsity of each layer at the end.
         at_most: Maximum sparsity of each layer.
         is_global: Whether there is one total over all layers, rather than one for each layer.
+        is_default: Whether `at_most` is the default rather than a setting of the user.
 
     Raises:
         ConfigError: The bounds make the target impossible; the message names the layers and the reachable range.
@@ -35,6 +36,7 @@ class Budget:
     at_least: float
     at_most: float
     is_global: bool
+    is_default: bool = False
 
     def __post_init__(self) -> None:
         if not self.units:
@@ -68,6 +70,16 @@ class Budget:
         """Return the maximum number of units to prune in each layer."""
         return {name: self._get_maximum(units) for name, units in self.units.items()}
 
+    def find_ranges(self) -> dict[str, tuple[int, int]]:
+        """Return the smallest and the largest number of units that each layer can lose at the target."""
+        lower, upper = self.lower_bounds(self.target), self.upper_bounds()
+        if not self.is_global:
+            counts = {name: max(self.count_locally(name, self.target), lower[name]) for name in self.units}
+            return {name: (count, count) for name, count in counts.items()}
+        total = self.count_total(self.target)
+        spare, missing = total - sum(lower.values()), total - sum(upper.values())
+        return {name: (max(low, missing + upper[name]), min(upper[name], spare + low)) for name, low in lower.items()}
+
     def _get_minimum(self, units: int) -> int:
         return math.ceil(_to_fraction(self.at_least) * units / self.unit_share)
 
@@ -82,10 +94,11 @@ class Budget:
             return
         bound, name = (self.at_most, "max") if count > high else (self.at_least, "min")
         reachable = f"{float(low * self.unit_share / units):.6g} to {float(high * self.unit_share / units):.6g}"
+        default = " (the default of a global ranking)" if self.is_default and name == "max" else ""
         raise ConfigError(
             f"target_sparsity={self.target} is out of reach {where}: it means {count} of {units} units, but "
-            f"with {name}_sparsity_ratio_per_op={bound} for {format_list(map(repr, names))}, between {low} and {high} "
-            f"units can be pruned, a sparsity of {reachable}. Change the target or the bound."
+            f"with {name}_sparsity_ratio_per_op={bound}{default} for {format_list(map(repr, names))}, between {low} "
+            f"and {high} units can be pruned, a sparsity of {reachable}. Change the target or the bound."
         )
 
 

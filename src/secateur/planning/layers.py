@@ -77,6 +77,7 @@ class PlannedLayer:
         units: Number of units in its weight; 0 if it stays dense.
         unit_size: Weights in one unit.
         target_sparsity: Target of the layer, or of all layers that are ranked with it.
+        sparsity_range: Least and greatest sparsity that the layer can have at the end; equal if it is ranked alone.
         reason: Why it stays dense; ``None`` if it is pruned.
     """
 
@@ -87,6 +88,7 @@ class PlannedLayer:
     units: int = 0
     unit_size: int = 0
     target_sparsity: float = 0.0
+    sparsity_range: tuple[float, float] = (0.0, 0.0)
     reason: str | None = None
 
     @property
@@ -98,12 +100,14 @@ class PlannedLayer:
         """Return the cells of the row in the plan's table."""
         shape = "×".join(str(size) for size in self.shape)
         if self.config is None:
-            return self.name, self.kind, shape, "dense", "", "", self.reason or ""
+            return self.name, self.kind, shape, "dense", "", "", "", self.reason or ""
         if self.config.kind == "pattern_lock":
-            return self.name, self.kind, shape, "pattern_lock", f"{self.units:,}", "", "keeps its zeros"
+            return self.name, self.kind, shape, "pattern_lock", f"{self.units:,}", "", "", "keeps its zeros"
         scope = "globally" if self.config.pruning_scope == "global" else "locally"
         units = f"{self.units:,} × {self.unit_size}"
-        return self.name, self.kind, shape, self.config.pattern, units, f"{self.target_sparsity:.1%}", scope
+        shares = dict.fromkeys(f"{share:.0%}" if share in (0, 1) else f"{share:.1%}" for share in self.sparsity_range)
+        target, span = f"{self.target_sparsity:.1%}", "–".join(shares)
+        return self.name, self.kind, shape, self.config.pattern, units, target, span, scope
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -115,6 +119,7 @@ class PlannedLayer:
             "units": self.units,
             "unit_size": self.unit_size,
             "target_sparsity": self.target_sparsity,
+            "sparsity_range": list(self.sparsity_range),
             "scope": None if self.config is None else self.config.pruning_scope,
             "reason": self.reason,
         }

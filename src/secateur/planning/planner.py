@@ -12,14 +12,13 @@ from secateur.config import PruningConfig
 from secateur.errors import LayerError
 from secateur.frameworks import get_framework
 from secateur.patterns import BasePattern, get_pattern
-from secateur.patterns.tiling import Tiling
 from secateur.planning.layer_selection import raise_if_named, select_layers
 from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
 from secateur.planning.zeros import find_free_layers
 
 __all__ = ["Plan", "make_plan"]
 
-COLUMNS = ("layer", "type", ">shape", "pattern", ">units", ">target", "ranked / reason")
+COLUMNS = ("layer", "type", ">shape", "pattern", ">units", ">target", ">range", "ranked / reason")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,11 @@ class Plan:
             columns=COLUMNS,
             rows=[layer.cells() for layer in self.layers],
             dimmed=dense,
-            footer=[self._summarize(), *(line for pattern in self.patterns for line in _make_notes(pattern))],
+            footer=[
+                self._summarize(),
+                *(line for pattern in self.patterns for line in _make_notes(pattern)),
+                *_explain_scope(self),
+            ],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,11 +99,11 @@ def make_plan(
     shown = _leave_free(decisions, find_free_layers(decisions, get_framework(framework)))
     members = decisions if get_framework(framework).can_lock_later else shown
     patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _group_by_settings(members))
+    for pattern in patterns:
+        pattern.limit_layers()
     pattern_by_layer = {name: pattern for pattern in patterns for name in pattern.modules}
-    tilings = {
-        name: tiling for pattern in patterns for units in pattern.units.values() for name, tiling in units.parts.items()
-    }
-    rows = tuple(_make_row(config, decision, pattern_by_layer, tilings) for decision in shown)
+    filled = {name: values for pattern in patterns for name, values in _describe_units(pattern).items()}
+    rows = tuple(_make_row(config, decision, pattern_by_layer, filled) for decision in shown)
     if not any(row.is_pruned for row in rows):
         reasons = "\n".join(f"  {row.name}: {row.reason}" for row in rows)
         action = (
@@ -131,7 +134,7 @@ def _make_row(
     config: PruningConfig,
     decision: LayerDecision,
     pattern_by_layer: Mapping[str, BasePattern],
-    tilings: Mapping[str, Tiling],
+    filled: Mapping[str, Mapping[str, Any]],
 ) -> PlannedLayer:
     candidate = decision.candidate
     row = PlannedLayer(name=candidate.name, kind=candidate.types[0], shape=candidate.shape, reason=decision.reason)
@@ -141,14 +144,21 @@ def _make_row(
     if (reason := pattern.invalid_layers.get(candidate.name)) is not None:
         raise_if_named(config, candidate.names, reason)
         return replace(row, reason=reason)
-    tiling = tilings[candidate.name]
-    return replace(
-        row,
-        config=pattern.config,
-        units=tiling.count,
-        unit_size=tiling.unit_size,
-        target_sparsity=pattern.target_sparsity,
-    )
+    return replace(row, config=pattern.config, target_sparsity=pattern.target_sparsity, **filled[candidate.name])
+
+
+def _describe_units(pattern: BasePattern) -> dict[str, dict[str, Any]]:
+    """Return layer → its units and the range of its sparsity, as values of the row."""
+    described = {}
+    for name, (low, high) in pattern.budget.find_ranges().items():
+        share = pattern.unit_share / pattern.budget.units[name]
+        for layer, tiling in pattern.units[name].parts.items():
+            described[layer] = {
+                "units": tiling.count,
+                "unit_size": tiling.unit_size,
+                "sparsity_range": (float(low * share), float(high * share)),
+            }
+    return described
 
 
 def _make_notes(pattern: BasePattern) -> list[str]:
@@ -158,6 +168,17 @@ def _make_notes(pattern: BasePattern) -> list[str]:
     if pattern.is_global and len({units.unit_size for units in pattern.units.values()}) > 1:
         lines.append("Channels differ in size: the share of pruned weights will differ from the target.")
     return lines
+
+
+def _explain_scope(plan: Plan) -> list[str]:
+    """Say that one-shot pruning has another default scope, if the configuration leaves it open."""
+    is_global = any(pattern.is_global and pattern.config.kind != "pattern_lock" for pattern in plan.patterns)
+    if plan.config.pruning_scope is not None or not is_global:
+        return []
+    return [
+        "This plan is for training. Without pruning_scope, secateur.prune ranks each layer separately, so that every "
+        "layer loses the target."
+    ]
 
 
 def _describe_timing(config: PruningConfig) -> str:

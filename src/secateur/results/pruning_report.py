@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur._wording import format_count, format_shape
+from secateur._wording import format_count, format_list, format_shape
 from secateur.config import PruningConfig
 from secateur.results.records import Column, Report, Row
 
@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 MIN_DIFFERENCE = 0.005
 """Smallest difference between the share of units and the share of weights that a report mentions."""
+
+
+MAX_SAFE_SPARSITY = 0.95
+"""Share of the weights of a layer above which a report warns that little is left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,18 @@ class PruningReport(Report):
                 self.step,
                 self.last_step,
                 self.sparsity,
+            )
+
+    def warn_of_nearly_empty_layers(self) -> None:
+        """Log one warning that names the layers of which nearly all weights are pruned."""
+        layers = [layer for layer in self.layers if layer.sparsity > MAX_SAFE_SPARSITY]
+        if layers and not all(config.kind == "pattern_lock" for config in self.configs):
+            logger.warning(
+                "%s lost more than %.0f %% of the weights: %s. The model may not work; lower target_sparsity or "
+                "max_sparsity_ratio_per_op, set pruning_scope='local', or exclude them with excluded_op_names.",
+                format_count(len(layers), "layer"),
+                100 * MAX_SAFE_SPARSITY,
+                format_list(f"{layer.name!r} ({layer.sparsity:.2%})" for layer in layers),
             )
 
     @property

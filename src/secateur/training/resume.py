@@ -15,7 +15,7 @@ from secateur.masking.update_schedule import UpdateSchedule
 from secateur.masking.updater import MaskUpdater
 from secateur.schedules import SCHEDULES
 
-__all__ = ["FORMAT_VERSION", "SavedProgress", "describe_key", "find_problem", "refuse_other_runs"]
+__all__ = ["FORMAT_VERSION", "SavedProgress", "describe_key", "find_problem", "refuse_other_runs", "refuse_other_state"]
 
 
 FORMAT_VERSION = 1
@@ -23,6 +23,10 @@ FORMAT_VERSION = 1
 
 ROUNDING = 1e-9
 """Tolerance for sparsities that were computed on different machines."""
+
+
+NO_MAXIMUM = 1.0
+"""``max_sparsity_ratio_per_op`` in states of versions that had no default maximum. Such a run continues without one."""
 
 
 class SavedProgress(NamedTuple):
@@ -155,6 +159,15 @@ def count_removed_parts(schedule: UpdateSchedule, step: int) -> tuple[int, int]:
     return max(done, default=0), parts
 
 
+def refuse_other_state(saved: Mapping[str, Any], current: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `StateError` if a state has another format or belongs to other runs; see `refuse_other_runs`."""
+    if saved["format_version"] != FORMAT_VERSION:
+        raise StateError(
+            f"The state is of format {saved['format_version']}, this version reads format {FORMAT_VERSION}."
+        )
+    refuse_other_runs(saved["runs"], current)
+
+
 def refuse_other_runs(saved: Sequence[Mapping[str, Any]], current: Sequence[Mapping[str, Any]]) -> None:
     """Raise `StateError` if a state belongs to other runs, which are described by their ``shapes`` and ``config``."""
     if len(saved) != len(current):
@@ -165,7 +178,7 @@ def refuse_other_runs(saved: Sequence[Mapping[str, Any]], current: Sequence[Mapp
                 "The state is of another model. Layers that differ in name or shape: "
                 f"{format_list(map(format_value, differing))}. Load it into the model that it was saved with."
             )
-        if keys := _find_differences(theirs["config"], ours["config"]):
+        if keys := _find_config_differences(theirs["config"], ours["config"]):
             changes = "; ".join(
                 f"{describe_key(key)} was {format_value(theirs['config'].get(key))}, "
                 f"is {format_value(ours['config'].get(key))}"
@@ -176,6 +189,13 @@ def refuse_other_runs(saved: Sequence[Mapping[str, Any]], current: Sequence[Mapp
 
 def _find_differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in {*theirs, *mine} if theirs.get(key) != mine.get(key))
+
+
+def _find_config_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    key = "max_sparsity_ratio_per_op"
+    if ours.get(key) is None and theirs.get(key) == NO_MAXIMUM:
+        ours = {**ours, key: NO_MAXIMUM}
+    return _find_differences(theirs, ours)
 
 
 def describe_key(key: Any) -> str:

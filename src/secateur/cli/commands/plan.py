@@ -35,6 +35,8 @@ def plan(
     secateur plan ./my-bert --pattern 4x1 --target-sparsity 0.8 --json
     """
     settings = read_config(config, pattern, target_sparsity)
+    if settings.pruning_scope is None:  # as in secateur prune
+        settings = settings.model_copy(update={"pruning_scope": "local"})
     import secateur
     from secateur.models import load_model
 

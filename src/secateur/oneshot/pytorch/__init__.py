@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -46,7 +46,8 @@ def prune(
         is_global = config.pruning_scope == "global" and calibration is not None
         allocation = "global" if is_global else "uniform"
     recipe = Recipe.from_names(solver, refine, allocation)
-    model_plan = plan(model, drop_schedule(config), prune_frozen=True)
+    scope: Literal["global", "local"] = "local" if allocation == "uniform" else "global"
+    model_plan = plan(model, drop_schedule(config, default_scope=scope), prune_frozen=True)
     if calibration is None:
         recipe.refuse_without_data()
         if execution is not None:

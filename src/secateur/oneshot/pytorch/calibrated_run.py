@@ -89,6 +89,7 @@ class CalibratedRun:
             record.close(finished=not self.execution.keep_parts)
             report = self._build_report(outcome, time.perf_counter() - start)
             report.warn_of_magnitude()
+            report.warn_of_nearly_empty_layers()
             return report
 
     def _undo(self, record: RunRecord) -> None:

@@ -18,13 +18,14 @@ from secateur._deprecated import warn_deprecated
 from secateur.config import PruningConfig
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.frameworks.keras import get_tensor, read_array
+from secateur.masking.run import adopt_maxima
 from secateur.patterns import BasePattern
 from secateur.planning.keras import plan as plan_keras
 from secateur.results import PruningReport
 from secateur.training.checks import warn_if_already_sparse, warn_if_pruned_at_once
 from secateur.training.keras.state import SavedPlan, make_damage_error, read_header, read_values, require_keys
 from secateur.training.keras.step import ACTIVE, PruningStep
-from secateur.training.resume import FORMAT_VERSION, refuse_other_runs
+from secateur.training.resume import FORMAT_VERSION, refuse_other_state
 
 __all__ = ["PruningOptimizer"]
 
@@ -256,10 +257,12 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         if HEADER_KEY not in store.keys():  # noqa: SIM118 - not a mapping
             self._start_without_state()
             return
-        self._refuse_other(read_header(store[HEADER_KEY]))
+        saved = read_header(store[HEADER_KEY])
+        refuse_other_state(saved, self._require_built().describe())
         values = read_values(self._variables, store)
         by_variable = {id(variable): value for variable, value in zip(self._variables, values, strict=True)}
-        self._require_built().check_values(by_variable, int(by_variable[id(self._iterations)]))
+        with adopt_maxima(self._require_built().runs, saved["runs"]):
+            self._require_built().check_values(by_variable, int(by_variable[id(self._iterations)]))
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
         self._require_built().read_frozen()
@@ -382,6 +385,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         self._require_started().verify(self.step)
         report = self.report()
         report.warn_if_incomplete()
+        report.warn_of_nearly_empty_layers()
         self.close()
         return report
 
@@ -464,13 +468,6 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def _describe(self) -> str:
         """Describe the run of the variables as JSON."""
         return json.dumps({"format_version": FORMAT_VERSION, "runs": self._require_built().describe()})
-
-    def _refuse_other(self, saved: Mapping[str, Any]) -> None:
-        if saved["format_version"] != FORMAT_VERSION:
-            raise StateError(
-                f"The state is of format {saved['format_version']}, this version reads format {FORMAT_VERSION}."
-            )
-        refuse_other_runs(saved["runs"], self._require_built().describe())
 
 
 def _accept_old_arguments(model: Any, optimizer: Any, inner_optimizer: Any) -> tuple[Any, Any]:

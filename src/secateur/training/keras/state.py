@@ -149,7 +149,7 @@ class SavedPlan(BaseModel):
             StateError: The variables belong to another model.
         """
         found = self._find_variables(variables)
-        return tuple(
+        patterns = tuple(
             get_pattern(
                 pattern.config,
                 {name: DetachedKernel(found[own.index], own.view) for name, own in pattern.kernels.items()},
@@ -157,6 +157,9 @@ class SavedPlan(BaseModel):
             )
             for pattern in self.patterns
         )
+        for pattern in patterns:
+            pattern.limit_layers()
+        return patterns
 
     def _find_variables(self, variables: Sequence[keras.Variable]) -> dict[int, keras.Variable]:
         """Find the pruned kernels, by their index in the saved variables.

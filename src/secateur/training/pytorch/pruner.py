@@ -255,6 +255,7 @@ class PytorchPruner:
         refuse_violations({name: reason for run in self._runs for name, reason in run.violations().items()})
         report = self.report()
         report.warn_if_incomplete()
+        report.warn_of_nearly_empty_layers()
         self._detach()
         return report
 

@@ -12,7 +12,7 @@ import numpy as np
 from secateur._array import Array, namespace, to_numpy
 from secateur._wording import format_list, format_value
 from secateur.errors import ConfigError, LayerError
-from secateur.masking.run import Run
+from secateur.masking.run import Run, adopt_maxima
 from secateur.patterns import BasePattern
 from secateur.patterns.tiling import Units
 from secateur.training.group_lasso import compute_shrinkage
@@ -102,6 +102,12 @@ class PytorchRun(Run[TrainedParameter]):
             step: Number of steps taken when it was saved.
         """
         refuse_other_runs([state], [self.describe()])
+        maximum = self.config.max_sparsity_ratio_per_op
+        with adopt_maxima([self], [state]):
+            self._check_progress(state, step)
+        self.replace_maximum(maximum)
+
+    def _check_progress(self, state: Mapping[str, Any], step: int) -> None:
         self._check_arrays(state)
         masks = {name: to_host(f"masks of {name!r}", mask) for name, mask in state["masks"].items()}
         keep, scheduled = (
@@ -117,6 +123,7 @@ class PytorchRun(Run[TrainedParameter]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a state that `check_state` accepted."""
+        self.replace_maximum(state["config"].get("max_sparsity_ratio_per_op"))
         for name, weight in self.weights.items():
             mask = state["masks"].get(name)
             weight.mask = (
