@@ -73,11 +73,16 @@ def load_config(path: Path) -> Any:
     return transformers.AutoConfig.from_pretrained(folder, **options)
 
 
-def find_model_class(config: Any) -> Any:
-    """Find the transformers model class that a configuration names; ``None``: there is no such class."""
+def find_model_class(config: Any, default: str | None = None) -> Any:
+    """Find the transformers model class that a configuration names; ``None``: there is no such class.
+
+    Args:
+        config: The configuration.
+        default: The name of the class if the configuration names none.
+    """
     import transformers
 
-    for name in config.architectures or ():
+    for name in config.architectures or ([] if default is None else [default]):
         model_class = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel):
             return model_class

@@ -11,9 +11,12 @@ from secateur.errors import ConfigError
 from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, get_pattern
 
-__all__ = ["fits_pattern", "verify_pattern", "verify_recognized_pattern"]
+__all__ = ["fits_pattern", "restate_claim", "verify_pattern", "verify_recognized_pattern"]
 
 LAYER = "weight"
+
+MIN_EXPLAINED = 0.99
+"""Smallest share of the zeros in pruned units for which a weight in another layout still has the pattern."""
 
 
 def verify_pattern(
@@ -63,6 +66,28 @@ def verify_recognized_pattern(specification: str, view: WeightView, nonzero: npt
     (units,) = pattern.units.values()
     claim = Claim(pattern=specification, units=units.count, pruned_units=pruned)
     return verify_pattern(specification, view, nonzero, claim)
+
+
+def restate_claim(specification: str, view: WeightView, nonzero: npt.NDArray[np.bool_]) -> Claim:
+    """State what is pruned in a weight that is written in another layout than that in which it was pruned.
+
+    If most of its zeros are outside of pruned units, because rows or columns have another order, the pattern is
+    ``1x1``.
+
+    Args:
+        specification: The pattern in which it was pruned.
+        view: The axes of the weight as it is written.
+        nonzero: Which weights are not zero, in the shape as stored.
+    """
+    zeros = nonzero.size - count_true(nonzero)
+    pattern = _bind_pattern(specification, view)
+    if not isinstance(pattern, str):
+        ((name, units),) = pattern.units.items()
+        pruned = units.count - count_true(pattern.find_nonzero_units({LAYER: nonzero})[name])
+        is_explained = pruned * nonzero.size >= zeros * units.count * MIN_EXPLAINED
+        if is_explained or verify_pattern(specification, view, nonzero) is None:
+            return Claim(pattern=specification, units=units.count, pruned_units=pruned)
+    return Claim(pattern="1x1", units=nonzero.size, pruned_units=zeros)
 
 
 def fits_pattern(specification: str, view: WeightView) -> bool:

@@ -29,6 +29,7 @@ class SourceTensor:
         view: What the axes are; ``None``: it is not a weight that patterns apply to.
         layer: The layer whose weight it is; ``None``: it is not the weight of a layer that can be pruned.
         is_prunable: Whether a plan for the whole model would prune it, which excludes output layers and embeddings.
+        origins: The layers of the model that it is made of, if it is written in another layout.
     """
 
     dtype: str
@@ -37,6 +38,7 @@ class SourceTensor:
     view: WeightView | None = None
     layer: str | None = None
     is_prunable: bool = False
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class Source:
         claims: Layer → what pruning did to its weight.
         configs: The configurations of the pruning run, as plain values.
         write_files: Writes companion files, such as configuration and tokenizer, into a folder.
+        converted: Layer → its weight in the model, of layers that are written in another layout; see `restate_claim`.
     """
 
     tensors: Mapping[str, SourceTensor]
@@ -58,6 +61,12 @@ class Source:
     claims: Mapping[str, Claim] = field(default_factory=dict)
     configs: Sequence[Mapping[str, Any]] = ()
     write_files: Callable[[Path], object] = lambda folder: None  # noqa: ARG005
+    converted: Mapping[str, SourceTensor] = field(default_factory=dict)
+
+    def find_claim(self, tensor: SourceTensor) -> Claim | None:
+        """Return what pruning did to a tensor, or to the first of the layers that it is made of."""
+        layers = tensor.origins or ((tensor.layer,) if tensor.layer is not None else ())
+        return next((self.claims[layer] for layer in layers if layer in self.claims), None)
 
     def add_report(self, report: PruningReport | None) -> Source:
         """Take claims and configurations from a report; ``None``: keep the present ones.
@@ -67,7 +76,7 @@ class Source:
         """
         if report is None:
             return self
-        layers = {tensor.layer for tensor in self.tensors.values()}
+        layers = {tensor.layer for tensor in self.tensors.values()} | self.converted.keys()
         if unknown := [layer.name for layer in report.layers if layer.name not in layers]:
             raise StateError(f"The report belongs to another model: this one has no {format_list(map(repr, unknown))}.")
         with explain_invalid("the report"):

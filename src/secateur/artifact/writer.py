@@ -27,7 +27,7 @@ from secateur.artifact.manifest import (
     explain_invalid,
 )
 from secateur.artifact.packing_choice import choose_packing
-from secateur.artifact.pattern_verification import verify_pattern
+from secateur.artifact.pattern_verification import restate_claim, verify_pattern
 from secateur.artifact.safetensors_file import METADATA, write_tensor_file
 from secateur.artifact.source import Source, SourceTensor
 from secateur.errors import ArtifactError, SecateurError
@@ -67,10 +67,9 @@ def write(
             raise ArtifactError(f"tensor {format_value(name)}: this name is not allowed in a file. Rename the tensor.")
     with replace_folder(as_path(path), _list_owned_files) as folder:
         _write_companion_files(source, folder)
+        _verify_converted(source)
         entries = {
-            name: describe_tensor(
-                name, tensor, None if tensor.layer is None else source.claims.get(tensor.layer), dense=dense
-            )
+            name: describe_tensor(name, tensor, source.find_claim(tensor), dense=dense)
             for name, tensor in source.tensors.items()
         }
         shards = _split_shards(entries, shard_bytes, dense=dense)
@@ -94,6 +93,14 @@ def write(
     return manifest
 
 
+def _verify_converted(source: Source) -> None:
+    """Verify the claims of layers that are written in another layout on their weights in the model."""
+    for layer, tensor in source.converted.items():
+        if layer in source.claims:
+            with explain_out_of_memory(f"layer {layer!r}", math.prod(tensor.shape) * DTYPES[tensor.dtype].size):
+                _count_nonzero(tensor, tensor.read(), source.claims[layer])
+
+
 def describe_tensor(name: str, tensor: SourceTensor, claim: Claim | None = None, *, dense: bool = False) -> TensorEntry:
     """Describe a tensor for the manifest, except for its shard, which is chosen later.
 
@@ -114,6 +121,8 @@ def describe_tensor(name: str, tensor: SourceTensor, claim: Claim | None = None,
 
 def _describe(tensor: SourceTensor, claim: Claim | None, *, dense: bool) -> TensorEntry:
     bits, dtype, view = tensor.read(), DTYPES[tensor.dtype], tensor.view
+    if claim is not None and tensor.origins:
+        claim = None if view is None else restate_claim(claim.pattern, view, dtype.nonzero(bits))
     nonzero, nonzero_bits = _count_nonzero(tensor, bits, claim), count_true(bits)
     pattern, packing = None if claim is None else claim.pattern, None
     if view is not None and dtype.is_float:

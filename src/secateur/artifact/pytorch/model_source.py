@@ -1,0 +1,104 @@
+"""Describe a torch module for an artifact: its tensors, which layers they belong to, and its companion files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.artifact.manifest import Builder
+from secateur.artifact.pytorch.published import is_pretrained
+from secateur.artifact.pytorch.publishing import publish_source
+from secateur.artifact.pytorch.tensors import NAMES, find_aliases, get_state, read_bits
+from secateur.artifact.source import Source, SourceTensor, guess_view
+from secateur.errors import ConfigError
+from secateur.frameworks.pytorch import get_parameter_name, get_view, unwrap_model
+from secateur.planning.layers import Candidate
+from secateur.planning.output_layer import stays_dense_as_output
+from secateur.planning.pytorch import find_candidates
+
+__all__ = ["describe_tensors", "make_source"]
+
+
+def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
+    """Collect the parameters and persistent buffers of a model, and for transformers models the companion files.
+
+    Args:
+        model: The model.
+        tokenizer: The tokenizer or processor to save with it; any object with ``save_pretrained``.
+
+    Raises:
+        UnsupportedModelError: The model has a tensor that is not a plain dense tensor.
+    """
+    model = unwrap_model(model)
+    state = get_state(model)
+    stored, aliases = find_aliases(state)
+    pretrained = model if is_pretrained(model) else None
+    source = Source(
+        tensors=_describe_tensors(model, stored, aliases),
+        aliases=aliases,
+        model=Builder(
+            framework="pytorch", kind="code" if pretrained is None else "transformers", name=type(model).__qualname__
+        ),
+        write_files=partial(_write_files, pretrained, tokenizer),
+    )
+    return source if pretrained is None else publish_source(model, state, source)
+
+
+def describe_tensors(model: nn.Module) -> dict[str, SourceTensor]:
+    """Describe the tensors of a transformers model on the meta device, under their own names and as it is published."""
+    state = model.state_dict(keep_vars=True)
+    own = _describe_tensors(model, state, {})
+    return own | dict(publish_source(model, state, Source(tensors=own)).tensors)
+
+
+def _describe_tensors(
+    model: nn.Module, stored: Mapping[str, torch.Tensor], aliases: Mapping[str, str]
+) -> dict[str, SourceTensor]:
+    layers = _find_layers(model)
+    layers |= {name: layers[alias] for alias, name in aliases.items() if alias in layers and name not in layers}
+    return {name: _make_tensor(name, tensor, layers) for name, tensor in stored.items()}
+
+
+def _make_tensor(name: str, tensor: torch.Tensor, layers: Mapping[str, Candidate]) -> SourceTensor:
+    layer = layers.get(name)
+    return SourceTensor(
+        dtype=NAMES[tensor.dtype],
+        shape=tuple(tensor.shape),
+        read=partial(read_bits, tensor),
+        view=guess_view(tuple(tensor.shape)) if layer is None else get_view(layer.module),
+        layer=None if layer is None else layer.name,
+        is_prunable=layer is not None and not stays_dense_as_output(layer, [*layers.values()]),
+    )
+
+
+def _find_layers(model: nn.Module) -> dict[str, Candidate]:
+    """Map each parameter that patterns can prune to its layer."""
+    return {
+        get_parameter_name(candidate.name, candidate.module): candidate
+        for candidate in find_candidates(model, prune_frozen=True)
+        if candidate.reason is None
+    }
+
+
+def _write_files(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer and the configuration of a transformers model."""
+    if tokenizer is not None:
+        if not hasattr(tokenizer, "save_pretrained"):
+            raise ConfigError(f"tokenizer must have a method save_pretrained, found {type(tokenizer).__name__}.")
+        tokenizer.save_pretrained(folder)
+    if model is None:
+        return
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", model.dtype)
+    if getattr(model, "hf_quantizer", None) is None and hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights were dequantized on loading, as from a GGUF file
+    config.save_pretrained(folder)
+    if model.can_generate() and getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
