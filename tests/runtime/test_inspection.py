@@ -49,6 +49,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_scripted_modules_are_listed() -> None:
+    script: Any = torch.jit.script  # not annotated
+    model = nn.Sequential(nn.Linear(16, 16), script(clear_quarters(nn.Linear(16, 8)).eval()))
+    report = inspect_layers(model.eval())["1"]
+    assert (report.sparsity, report.reason) == (0.25, "RecursiveScriptModule is not supported")
+
+
 def _add_hook(layer: nn.Module) -> nn.Module:
     layer.register_forward_hook(lambda *_: None)
     return layer

@@ -38,7 +38,10 @@ def find_weights(module: nn.Module) -> list[torch.Tensor]:
 
 def _list_names(module: nn.Module) -> list[str]:
     """List the names of the parameters of a module, and of tensors that are computed from them."""
-    names = [name.removesuffix(MASKED_SUFFIX) if _is_masked(module, name) else name for name in module._parameters]
+    names = [
+        name.removesuffix(MASKED_SUFFIX) if _is_masked(module, name) else name
+        for name, _ in module.named_parameters(recurse=False)
+    ]
     return names + list(getattr(module, "parametrizations", ()))
 
 

@@ -67,6 +67,8 @@ def _check_tensor_types(model: nn.Module) -> None:
 
 def _get_unsupported_reason(name: str, layer: nn.Module, owner_counts: Counter[object], *, is_nested: bool) -> str:
     """Return why a layer cannot be replaced, regardless of its zeros, or an empty string if it can."""
+    if type(layer) not in (nn.Linear, nn.Conv2d) and type(layer).__module__ != TRANSFORMERS:
+        return f"{type(layer).__name__} is not supported"
     weight = layer._parameters.get("weight")
     reason = _get_layer_reason(layer, 1 if weight is None else owner_counts[_identify(weight)])
     if reason:
@@ -80,8 +82,6 @@ def _get_unsupported_reason(name: str, layer: nn.Module, owner_counts: Counter[o
 
 def _get_layer_reason(layer: nn.Module, owner_count: int) -> str:
     """Return the reason that depends only on the layer and on `owner_count`, the number of modules with its weight."""
-    if type(layer) not in (nn.Linear, nn.Conv2d) and type(layer).__module__ != TRANSFORMERS:
-        return f"{type(layer).__name__} is not supported"
     if "forward" in layer.__dict__:
         return "its forward method is overridden"
     if layer._parameters.keys() - {"weight", "bias"} or layer._buffers or layer._modules:
@@ -159,7 +159,7 @@ def _report_replaced_layer(name: str, layer: SparseLayer) -> LayerReport:
 
 def _recognize_pattern(layer: nn.Module) -> str | None:
     """Return the pattern of a layer's zeros, or ``None`` if there is none or if the weight has unusual axes."""
-    if layer._parameters.get("weight") is None:
+    if not get_type_names(layer) or layer._parameters.get("weight") is None:
         return None
     try:
         return RecognizedWeight.from_layer(layer).pattern
