@@ -161,6 +161,11 @@ def test_the_dense_model_can_be_the_fastest() -> None:
     assert replace(REPORT, baselines=(slow,))._list_fastest() == ["the dense model, 1.00× exactly"]
 
 
+def test_equal_outputs_are_called_the_same() -> None:
+    equal = BaselineReport(name="torch.compile float32", dense_seconds=1.0, seconds=0.5, error=0.0)
+    assert str(equal) == "torch.compile float32 500.00 ms (2.00×, the same outputs)"
+
+
 def test_baselines_are_part_of_the_json() -> None:
     fast = BaselineReport(name="dense bfloat16", dense_seconds=1.0, seconds=0.5, error=1e-3)
     assert replace(REPORT, baselines=(fast,)).to_dict()["baselines"] == [

@@ -109,7 +109,8 @@ class BaselineReport(Record):
     def __str__(self) -> str:
         if self.seconds is None:
             return f"{self.name} was not timed: {self.reason}"
-        return f"{self.name} {1e3 * self.seconds:.2f} ms ({self.speedup:.2f}×, outputs differ by {self.error:.1e})"
+        outputs = f"outputs differ by {self.error:.1e}" if self.error else "the same outputs"
+        return f"{self.name} {1e3 * self.seconds:.2f} ms ({self.speedup:.2f}×, {outputs})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
