@@ -153,6 +153,14 @@ def test_large_models_are_not_compiled_with_torch(monkeypatch: pytest.MonkeyPatc
     assert report.baselines[1].reason == "compiling 4 modules would take minutes"
 
 
+def test_large_models_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "MAX_COPY_BYTES", 6000)
+    net = make_net()
+    size = sum(weight.numel() for weight in net.parameters()) * 2
+    reason = f"a copy of the model would take {size:,} bytes"
+    assert compile_model(net, INPUTS).baselines == (BaselineReport(name="dense bfloat16", reason=reason),)
+
+
 REPORT = RuntimeReport(layers=(), threads=1, device="cpu", dense_seconds=1.0, seconds=1.0)
 
 

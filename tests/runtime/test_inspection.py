@@ -83,6 +83,21 @@ def test_modules_without_a_matrix_are_not_listed() -> None:
     assert list(inspect_layers(model.eval())) == ["0"]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_weights_that_are_stored_as_sparse_tensors() -> None:
+    class Product(nn.Module):
+        def __init__(self, values: torch.Tensor) -> None:
+            super().__init__()
+            self.values = nn.Parameter(values, requires_grad=False)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.values @ inputs
+
+    for values in (torch.eye(8).to_sparse(), torch.eye(8).to_sparse_csr()):
+        report = secateur.runtime.compile(nn.Sequential(Product(values)).eval(), torch.ones(8, 8)).report
+        assert (report.layers[0].sparsity, report.layers[0].dense_bytes) == (1 - 1 / 8, 256)
+
+
 def test_bytes_of_a_shared_weight_are_counted_once() -> None:
     model = nn.ModuleDict({"embedding": nn.Embedding(16, 8), "head": nn.Linear(8, 16, bias=False)})
     model["head"].weight = model["embedding"].weight

@@ -28,6 +28,9 @@ MAX_TIME_RATIO = 3.0
 MAX_COMPILED_MODULES = 200
 """Limit for the modules of a model that `torch.compile` is timed for. It takes up to a second for each of them."""
 
+MAX_COPY_BYTES = 4 << 30
+"""Models that take more bytes in bfloat16 are not copied, because a system that runs out of memory ends the process."""
+
 MAX_NOISE = 1e-2
 """Models whose outputs differ by more between calls, relative to the largest output, are not compared."""
 
@@ -75,6 +78,9 @@ class BaselineTimer:
         dtype = next((weight.dtype for weight in self.model.parameters() if weight.is_floating_point()), None)
         if dtype is None or self.check.get_unsupported_reason(MAX_NOISE):
             return ()
+        if dtype is torch.float32 and (size := self._count_bytes() // 2) > MAX_COPY_BYTES:
+            reason = f"a copy of the model would take {size:,} bytes"
+            return (BaselineReport(name="dense bfloat16", reason=reason),)
         reports: list[BaselineReport] = []
         compiled = [Baseline(f"torch.compile {_get_name(dtype)}", lambda: _compile(self.model), self.example)]
         if dtype is torch.float32:
@@ -88,6 +94,9 @@ class BaselineTimer:
             reports.append(BaselineReport(name=compiled[0].name, reason="set torch_compile=True to include it"))
         return tuple(reports)
 
+    def _count_bytes(self) -> int:
+        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+
     def _measure_compiled(self, baseline: Baseline) -> BaselineReport:
         count = sum(not module._modules for module in self.model.modules())
         if count > MAX_COMPILED_MODULES:
@@ -98,8 +107,8 @@ class BaselineTimer:
         try:
             model = baseline.build()
         except Exception as error:  # noqa: BLE001 - copying runs code of the model
-            return BaselineReport(name=baseline.name, reason=f"the model cannot be copied: {summarize_error(error)}")
-
+            reason = f"the model cannot be copied: {summarize_error(error)}"
+            return BaselineReport(name=baseline.name, reason=reason)
         calls = [partial(self.example.copy().call, self.model), partial(baseline.example.copy().call, model)]
         try:
             difference = self.check.measure_error(calls[1]())

@@ -69,6 +69,10 @@ def compile_model(
     with torch.no_grad(), fix_seed(device):
         reports = inspect_layers(inner)
         check = OutputCheck(inner, example, device)
+        # Before sparse layers need memory, because this copies the model. Models are not timed in graphs, so their
+        # times could not be compared with the intended use.
+        timer = BaselineTimer(model=inner, example=example, check=check, device=device, clock=clock)
+        baselines = () if cuda_graphs else timer.measure(torch_compile=torch_compile)
         decisions = _decide_layers(inner, reports, call, check, options)
         times = time_model(inner, call, _select_replacements(decisions), device, clock=clock)
         seconds = times.sparse
@@ -77,9 +81,6 @@ def compile_model(
             decisions, seconds = _keep_all_dense(decisions), times.dense
         replacements = _select_replacements(decisions)
         error = check.measure_replacement_error(replacements)
-        timer = BaselineTimer(model=inner, example=example, check=check, device=device, clock=clock)
-        # Whole models are not timed in graphs, so their times could not be compared with the intended use.
-        baselines = () if cuda_graphs else timer.measure(torch_compile=torch_compile)
     replace_modules(inner, replacements)
     return RuntimeReport(
         layers=tuple(decision.report for decision in decisions.values()),
