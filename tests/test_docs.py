@@ -16,7 +16,10 @@ NOT_RUN: dict[str, tuple[int, str]] = {
     "from-sparseml.md": (2, OLD),
     "from-tfmot.md": (9, OLD),
     "from-torchao.md": (4, OLD),
+    "lightning.md": (1, "needs lightning, which is not in constraints.txt"),
+    "onnx.md": (1, "needs onnx, which is not in constraints.txt"),
     "runtime.md": (1, "needs a GPU"),
+    "sentence-transformers.md": (1, "takes seconds; the page about the runtime runs the same"),
 }
 
 # What the column of a page shows without scrolling; the tables that the program prints may need a wide window.
