@@ -163,8 +163,8 @@ def test_two_pruners_of_one_weight_are_refused() -> None:
 )
 def test_warning_about_pruning_at_once(config: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture) -> None:
     begin({**CONFIG, **config})
-    assert ("end_step is not set, so all of 4x1 is pruned at once at step 1" in caplog.text) == warns
-    assert len(caplog.records) == warns
+    message = "end_step is not set, so all of 4x1 is pruned at once at step 1"
+    assert sum(message in record.getMessage() for record in caplog.records) == warns
 
 
 def test_report_is_plain_values_and_a_table() -> None:

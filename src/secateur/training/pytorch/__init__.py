@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 from secateur._deprecated import serve_old_names, warn_deprecated
 from secateur.config import PruningConfig
-from secateur.errors import UnsupportedModelError
 from secateur.masking.pytorch import ParameterWeight
 from secateur.planning.pytorch import plan as plan_torch
 from secateur.training.pytorch.pruner import PytorchPruner
+from secateur.training.pytorch.wrappers import unwrap_optimizer
 
 __all__ = ["ParameterWeight", "PytorchPruner", "prepare", "prepare_by_hand"]
 
@@ -48,19 +48,12 @@ def prepare(
     if optimizer is None:
         return PytorchPruner(model, plan_torch(model, config), None)
     optimizers = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
-    return PytorchPruner(model, plan_torch(model, config), tuple(map(_unwrap_optimizer, optimizers)))
+    chains = [unwrap_optimizer(optimizer) for optimizer in optimizers]
+    wrappers = [wrapper for chain in chains for wrapper in chain[:-1]]
+    return PytorchPruner(model, plan_torch(model, config), tuple(chain[-1] for chain in chains), wrappers)
 
 
 def prepare_by_hand(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> PytorchPruner:
     """Deprecated: `secateur.prepare` without an optimizer."""
     warn_deprecated("secateur.training.pytorch.prepare_by_hand(model, config)", "secateur.prepare(model, config)")
     return prepare(model, config)
-
-
-def _unwrap_optimizer(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside the wrappers of training frameworks."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    if not isinstance(optimizer, Optimizer):
-        raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(optimizer).__name__}.")
-    return optimizer

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from types import TracebackType
 from typing import Any, NamedTuple, Self
-from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -25,18 +24,18 @@ from secateur.training.checks import (
     warn_if_no_zeros,
     warn_if_pruned_at_once,
 )
+from secateur.training.pytorch.active import add_active, list_active, remove_active
 from secateur.training.pytorch.overlap import refuse_aliases, refuse_shared
 from secateur.training.pytorch.run import PytorchRun, Snapshot
 from secateur.training.pytorch.state import check_state
+from secateur.training.pytorch.watch import ChangeWatch, StepWatch
 from secateur.training.pytorch.weight import ManualOptimizer, TrainedParameter, find_weights
+from secateur.training.pytorch.wrappers import mask_gradients
 from secateur.training.resume import FORMAT_VERSION
 
 __all__ = ["PytorchPruner"]
 
 AnyOptimizer = Optimizer | ManualOptimizer
-
-ACTIVE: WeakSet[PytorchPruner] = WeakSet()
-"""Pruners whose run has not ended. No two of them may prune the same weight."""
 
 
 class _Update(NamedTuple):
@@ -63,7 +62,9 @@ class PytorchPruner:
         step: Number of optimizer steps since `secateur.prepare`.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...] | None) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...] | None, wrappers: Iterable[Any] = ()
+    ) -> None:
         self.model = unwrap_model(model)
         self.plan = plan
         self.step = 0
@@ -93,13 +94,29 @@ class PytorchPruner:
         warn_if_already_sparse(self._runs)
         self._start()
         warn_if_no_zeros(self._runs)
+        self._hooks = [*self._add_step_hooks(), *mask_gradients(self._weights.values(), wrappers)]
+        self._step_watch = StepWatch(self._weights.values())
+        self._change_watch = ChangeWatch(self._weights)
+        self._is_active = True
+        add_active(self)
+
+    def _add_step_hooks(self) -> list[Any]:
         hooked = [optimizer for optimizer in self._optimizers if isinstance(optimizer, Optimizer)]
         # A compiled step calls the hooks, and does not trace them.
         before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
-        self._hooks = [optimizer.register_step_pre_hook(before) for optimizer in hooked]
-        self._hooks += [optimizer.register_step_post_hook(after) for optimizer in hooked]
-        self._is_active = True
-        ACTIVE.add(self)
+        hooks: list[Any] = [optimizer.register_step_pre_hook(before) for optimizer in hooked]
+        return hooks + [optimizer.register_step_post_hook(after) for optimizer in hooked]
+
+    def follow_other_step(self, optimizer: Optimizer) -> None:
+        """Set pruned weights to zero after a step of an optimizer that `secateur.prepare` did not get."""
+        if optimizer in self._optimizers or isinstance(self._optimizers[0], ManualOptimizer):
+            return
+        trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        for weight in self._weights.values():
+            if id(weight.parameter) in trained:
+                weight.apply_mask()
+        if any(id(weight) in trained for weight in self.model.parameters()):
+            self._refuse_changed(None)
 
     def __enter__(self) -> Self:
         return self
@@ -134,9 +151,10 @@ class PytorchPruner:
     def _detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._step_watch.stop()
         self._hooks = []
         self._is_active = False
-        ACTIVE.discard(self)
+        remove_active(self)
 
     @property
     def is_active(self) -> bool:
@@ -285,6 +303,7 @@ class PytorchPruner:
             run.load_state_dict(saved)
         self.step = state["step"]
         self._steps = list(state["optimizer_steps"])
+        self._change_watch.accept_zeros()
 
     def _require_active(self) -> None:
         if not self.is_active:
@@ -313,13 +332,15 @@ class PytorchPruner:
     def _refuse_overlap(self) -> None:
         mine: dict[str, torch.Tensor] = {name: weight.parameter for name, weight in self._weights.items()}
         refuse_aliases(mine)
-        refuse_shared(mine, lambda: [weight.parameter for other in ACTIVE for weight in other._weights.values()])
+        refuse_shared(mine, lambda: [weight.parameter for other in list_active() for weight in other._weights.values()])
 
     def _before_step(
         self, optimizer: Optimizer | ManualOptimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        self._step_watch.stop()
         self._recover()
         self._refuse_changed(optimizer)
+        self._change_watch.check(self._find_weights(optimizer))
         for run in self._runs:
             run.check_rates(self.step + 1, optimizer)
         snapshots = self._take_snapshots()
@@ -355,7 +376,7 @@ class PytorchPruner:
             loss = closure()
             if next(calls) == 0:
                 self._accumulate_scores(optimizer, self._take_snapshots())
-            for weight in self._list_weights(optimizer):
+            for weight in self._find_weights(optimizer).values():
                 weight.mask_gradient()
             return loss
 
@@ -370,6 +391,7 @@ class PytorchPruner:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer | ManualOptimizer, *_: Any) -> None:
+        self._step_watch.stop()
         index = self._optimizers.index(optimizer)
         if self._skips[index]:
             return
@@ -395,6 +417,7 @@ class PytorchPruner:
         else:
             self._update = _Update(steps, changes)
         self._complete_update()
+        self._change_watch.accept(self._find_weights(optimizer))
 
     @contextmanager
     def _roll_back_on_error(self, before: list[Snapshot]) -> Iterator[None]:
@@ -440,13 +463,13 @@ class PytorchPruner:
         )
 
     def _apply(self, optimizer: Optimizer | ManualOptimizer | None) -> None:
-        for weight in self._list_weights(optimizer):
+        for weight in self._find_weights(optimizer).values():
             weight.apply_mask()
 
-    def _list_weights(self, optimizer: Optimizer | ManualOptimizer | None) -> list[TrainedParameter]:
-        """Return the pruned weights of an optimizer; ``None``: of all."""
-        weights = self._weights.values()
-        return [weight for weight in weights if optimizer is None or optimizer in weight.slot.optimizers]
+    def _find_weights(self, optimizer: Optimizer | ManualOptimizer | None) -> dict[str, TrainedParameter]:
+        """Return the weights of an optimizer by layer; ``None``: of all."""
+        weights = self._weights.items()
+        return {name: weight for name, weight in weights if optimizer is None or optimizer in weight.slot.optimizers}
 
     def _apply_where_possible(self) -> list[str]:
         """Set pruned weights to zero where possible; return the problems of the other layers."""
@@ -458,10 +481,9 @@ class PytorchPruner:
                 problems.append(str(error))
         return problems
 
-    def _refuse_changed(self, optimizer: Optimizer | ManualOptimizer) -> None:
-        """Raise `LayerError` if the run cannot continue with a weight of `optimizer`."""
-        mine = {name: weight for name, weight in self._weights.items() if optimizer in weight.slot.optimizers}
-        for name, problem in self._find_problems(mine).items():
+    def _refuse_changed(self, optimizer: Optimizer | ManualOptimizer | None) -> None:
+        """Raise `LayerError` if the run cannot continue with a weight of `optimizer`; ``None``: with any weight."""
+        for name, problem in self._find_problems(self._find_weights(optimizer)).items():
             raise LayerError(
                 f"layer {name!r}: {problem}. Change the model before secateur.prepare, or after finalize() or "
                 f"close() of the pruner."

@@ -128,6 +128,10 @@ class TrainedParameter(ParameterWeight):
             raise LayerError(f"layer {self.name!r}: {problem}. Its pruned weights cannot be set to zero.")
         super().apply_mask()
 
+    def has_revived(self) -> bool:
+        """Whether a pruned weight is not zero."""
+        return self.mask is not None and bool(self.stored[~self.mask.to(self.stored.device)].any())
+
     def mask_gradient(self) -> None:
         """Set the gradient of pruned weights to zero, so that optimizers that combine gradients leave them at zero."""
         gradient = self.parameter.grad

@@ -1,0 +1,75 @@
+"""Optimizers that wrap another optimizer, which makes the steps."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from secateur.errors import UnsupportedModelError
+from secateur.training.pytorch.weight import TrainedParameter
+
+__all__ = ["changes_weights", "mask_gradients", "unwrap_optimizer"]
+
+
+def unwrap_optimizer(optimizer: Any) -> list[Any]:
+    """Return the wrappers of an optimizer, the outermost first, and at the end the optimizer that makes the steps.
+
+    Examples:
+        >>> import torch
+        >>> class Wrapper:
+        ...     optimizer = torch.optim.SGD([torch.ones(1)])
+        >>> [type(part).__name__ for part in unwrap_optimizer(Wrapper())]
+        ['Wrapper', 'SGD']
+    """
+    chain = [optimizer]
+    while (inner := _find_inner_optimizer(chain[-1])) is not None:
+        chain.append(inner)
+    if not isinstance(chain[-1], Optimizer):
+        raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(optimizer).__name__}.")
+    return chain
+
+
+def changes_weights(wrapper: Any) -> bool:
+    """Whether a wrapper is an optimizer of its own, which may change weights besides the steps of the inner one.
+
+    Wrappers of training frameworks only have the type of an optimizer.
+    """
+    return isinstance(wrapper, Optimizer) and "_optimizer_step_post_hooks" in vars(wrapper)
+
+
+def mask_gradients(weights: Iterable[TrainedParameter], wrappers: Iterable[Any]) -> list[Any]:
+    """Add hooks that set gradients of pruned weights to zero if a wrapper changes weights, and return the hooks.
+
+    Moves along the gradient between two backward passes, as in SAM, then leave pruned weights at zero.
+    """
+    if not any(map(changes_weights, wrappers)):
+        return []
+    trained = [weight for weight in weights if weight.parameter.requires_grad]
+    return [weight.parameter.register_post_accumulate_grad_hook(_make_hook(weight)) for weight in trained]
+
+
+def _make_hook(weight: TrainedParameter) -> Callable[[torch.Tensor], None]:
+    reference = weakref.ref(weight)  # the parameter must not keep the optimizer, and with it the pruner, alive
+
+    def mask_gradient(_: torch.Tensor) -> None:
+        if (alive := reference()) is not None:
+            alive.mask_gradient()
+
+    return mask_gradient
+
+
+def _find_inner_optimizer(wrapper: Any) -> Optimizer | None:
+    """Return the optimizer in an attribute of a wrapper, which has every weight of the wrapper."""
+    named = getattr(wrapper, "optimizer", None)
+    parts = [named, *getattr(wrapper, "__dict__", {}).values()]
+    inner = [part for part in parts if isinstance(part, Optimizer) and part is not wrapper]
+    mine = _get_weight_ids(wrapper) if changes_weights(wrapper) else set()
+    return next((part for part in inner if mine <= _get_weight_ids(part)), None)
+
+
+def _get_weight_ids(optimizer: Optimizer) -> set[int]:
+    return {id(weight) for group in optimizer.param_groups for weight in group["params"]}
