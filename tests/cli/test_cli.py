@@ -123,14 +123,14 @@ def test_module_runs() -> None:
 
 def test_plan_prints_the_plan() -> None:
     result = run("plan", "cli_nets:build", "--pattern", "4x1", "--target-sparsity", "0.8")
-    config = secateur.PruningConfig(pattern="4x1", target_sparsity=0.8)
+    config = secateur.PruningConfig(pattern="4x1", target_sparsity=0.8, pruning_scope="local")
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines == str(secateur.plan(model(), config)).splitlines()
 
 
 def test_json_output_is_only_the_plan() -> None:
-    config = secateur.PruningConfig(pattern="2:4")
+    config = secateur.PruningConfig(pattern="2:4", pruning_scope="local")
     result = run("plan", "cli_nets:build", "--pattern", "2:4", "--json")
     assert json.loads(result.stdout) == secateur.plan(model(), config).to_dict()
     assert result.stderr == "building\n"
@@ -159,8 +159,11 @@ def test_plan_of_a_keras_model_needs_no_torch(folder: Path) -> None:
 
 def test_config_file(folder: Path) -> None:
     config = secateur.PruningConfig(pattern="1xchannel", target_sparsity=0.25, excluded_op_names=("0",))
-    (folder / "pruning.yaml").write_text(config.to_yaml(), "utf-8")
-    assert get_plan("--config", "pruning.yaml") == secateur.plan(model(), config).to_dict()
+    for scope, planned in ((None, "local"), ("global", "global")):  # without a scope, as secateur prune
+        config = config.model_copy(update={"pruning_scope": scope})
+        (folder / "pruning.yaml").write_text(config.to_yaml(), "utf-8")
+        expected = secateur.plan(model(), config.model_copy(update={"pruning_scope": planned})).to_dict()
+        assert get_plan("--config", "pruning.yaml") == expected
 
 
 def test_flags_override_the_file(folder: Path) -> None:

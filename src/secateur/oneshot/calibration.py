@@ -25,7 +25,8 @@ class Calibration:
 
     Attributes:
         batches: Batches in the form that the model accepts: mappings of keyword arguments, as tokenizers return;
-            tuples of positional arguments; or single tensors. Tokens masked out by ``attention_mask`` do not count.
+            tuples of positional arguments; or single tensors. A ``DataLoader`` of ``(inputs, labels)`` works too:
+            what ``forward`` does not take is left out. Tokens masked out by ``attention_mask`` do not count.
             All batches are kept in memory.
         execution: The settings of `Execution` that were passed here; ``None`` if there were none.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from secateur._third_party import is_out_of_memory
 from secateur.errors import CalibrationError, SecateurError
 from secateur.oneshot.interrupts import allow_interrupts
+from secateur.oneshot.pytorch.batch_forms import arrange_arguments, suggest_batches
 from secateur.oneshot.pytorch.tensor_files import view_as_bytes
 
 __all__ = [
@@ -57,20 +58,41 @@ class Batch:
         Raises:
             CalibrationError: The model raises an error.
         """
-        with name_failing_batch(self.number):
-            return model(*move_to(self.args, device), **move_to(self.kwargs, device))
+        with explain_model_errors(
+            f"calibration batch {self.number}", lambda: suggest_batches(model, self.args, self.kwargs)
+        ):
+            args = [dict(item) if type(item) is dict else item for item in self.args]  # a model may add items
+            return model(*move_to(tuple(args), device), **move_to(self.kwargs, device))
+
+    @property
+    def named(self) -> Mapping[str, Any]:
+        """The inputs by name: the only argument if it is a mapping, or else the keyword arguments."""
+        return self.args[0] if self.args and isinstance(self.args[0], Mapping) else self.kwargs
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors among the inputs."""
+        inputs = self.named.values() if self.named else self.args
+        return [item for item in inputs if isinstance(item, torch.Tensor)]
+
+    def count_rows(self) -> int | None:
+        """Return the number of rows, which all tensors have in common; ``None`` if they differ."""
+        lengths = {tensor.shape[:1] for tensor in self.tensors}
+        return lengths.pop()[0] if len(lengths) == 1 and () not in lengths else None
+
+    def select_rows(self, rows: slice) -> Batch:
+        """Return a batch with some of the rows of all tensors, and everything else as it is."""
+        total = self.count_rows()
+
+        def select(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[rows] if tensor.ndim and len(tensor) == total else tensor
+
+        args, kwargs = _map_tensors((self.args, self.kwargs), select)
+        return replace(self, args=args, kwargs=kwargs, keep=None if self.keep is None else self.keep[rows])
 
     def first_row(self) -> Batch:
         """Return a batch with only its first row if all tensors have the same number of rows, else the batch itself."""
-        tensors = [item for item in (*self.args, *self.kwargs.values()) if isinstance(item, torch.Tensor)]
-        if len({tensor.shape[:1] for tensor in tensors}) != 1 or len(tensors[0].shape) == 0:
-            return self
-
-        def cut(value: Any) -> Any:
-            return value[:1] if isinstance(value, torch.Tensor) else value
-
-        kwargs = {key: cut(value) for key, value in self.kwargs.items()}
-        return Batch(number=self.number, args=tuple(map(cut, self.args)), kwargs=kwargs)
+        return self if self.count_rows() is None else replace(self.select_rows(slice(1)), keep=None)
 
 
 def read_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
@@ -82,15 +104,16 @@ def read_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     """
     if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise CalibrationError(
-            f"calibration must be an iterable of batches, such as a list, found a single {type(batches).__name__}."
+            f"calibration must be an iterable of batches, such as a list, found a single {type(batches).__name__}. If "
+            f"it is one batch, pass calibration=[batch]."
         )
-    calls = [_create_batch(number, batch) for number, batch in enumerate(batches)]
+    calls = [_create_batch(model, number, batch) for number, batch in enumerate(batches)]
     if not calls:
         raise CalibrationError("calibration must contain at least one batch, found none.")
     vocabulary = _find_vocabulary(model)
     for batch in calls:
         _check_content(batch)
-        tokens = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
+        tokens = batch.named.get("input_ids", batch.args[0] if batch.args else None)
         if vocabulary is not None and isinstance(tokens, torch.Tensor) and tokens.dtype in INTEGERS:
             _check_tokens(batch.number, tokens, vocabulary)
     return calls
@@ -106,16 +129,18 @@ def hash_batches(batches: Iterable[Batch]) -> str:
 
 def move_to(value: Any, device: torch.device | None) -> Any:
     """Move the tensors in nested tuples, lists and mappings to a device; ``None``: leave them where they are."""
-    if device is None:
-        return value
+    return value if device is None else _map_tensors(value, lambda tensor: tensor.to(device))
+
+
+def _map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.to(device)
+        return function(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(move_to(item, device) for item in value))
+        return type(value)(*(_map_tensors(item, function) for item in value))
     if type(value) in (tuple, list):
-        return type(value)(move_to(item, device) for item in value)
+        return type(value)(_map_tensors(item, function) for item in value)
     if type(value) is dict:
-        return {key: move_to(item, device) for key, item in value.items()}
+        return {key: _map_tensors(item, function) for key, item in value.items()}
     return value
 
 
@@ -125,8 +150,13 @@ def name_failing_batch(number: int) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def explain_model_errors(inputs: str) -> Iterator[None]:
-    """Raise a `CalibrationError` that names the inputs if the model fails with them."""
+def explain_model_errors(inputs: str, suggest: Callable[[], str] = str) -> Iterator[None]:
+    """Raise a `CalibrationError` that names the inputs if the model fails with them.
+
+    Args:
+        inputs: The inputs, as words in the error.
+        suggest: Returns a sentence for the end of the error.
+    """
     try:
         with allow_interrupts():
             yield
@@ -135,7 +165,10 @@ def explain_model_errors(inputs: str) -> Iterator[None]:
     except MODEL_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        raise CalibrationError(f"The model fails on {inputs}: {type(error).__name__}: {error}") from error
+        message = f"The model fails on {inputs}: {type(error).__name__}: {error}"
+        if advice := suggest():
+            message = message.rstrip(".") + "." + advice
+        raise CalibrationError(message) from error
 
 
 def get_version(tensor: torch.Tensor) -> int:
@@ -157,34 +190,46 @@ def calibration_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _create_batch(number: int, value: Any) -> Batch:
-    if isinstance(value, torch.Tensor):
-        return Batch(number=number, args=(value,))
-    if isinstance(value, (tuple, list)) and value and all(isinstance(item, torch.Tensor) for item in value):
-        return Batch(number=number, args=tuple(value))
-    if isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):
-        mask = value.get("attention_mask")
-        keep = None
-        if isinstance(mask, torch.Tensor) and not _explain_unsupported(mask) and mask.ndim == 2:
-            keep = mask.bool().cpu()
-        return Batch(number=number, kwargs=dict(value), keep=keep)
-    raise CalibrationError(
-        f"calibration batch {number} must be a tensor, a tuple of tensors or a mapping of names to tensors, found "
-        f"{type(value).__name__}."
-    )
+def _create_batch(model: nn.Module, number: int, value: Any) -> Batch:
+    arguments = arrange_arguments(model, value)
+    if arguments is None:
+        kind = type(value).__name__
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+        kinds = ", ".join(dict.fromkeys(type(part).__name__ for part in parts))
+        raise CalibrationError(
+            f"calibration batch {number} must be a tensor, a tuple of tensors or a mapping of names to tensors, found "
+            f"{kind}{f' of {kinds}' if kinds else ''}."
+        )
+    args, kwargs = arguments
+    named = args[0] if args and isinstance(args[0], Mapping) else kwargs
+    _refuse_lists(number, named)
+    mask, keep = named.get("attention_mask"), None
+    if isinstance(mask, torch.Tensor) and not _explain_unsupported(mask) and mask.ndim == 2:
+        keep = mask.bool().cpu()
+    return Batch(number=number, args=args, kwargs=kwargs, keep=keep)
+
+
+def _refuse_lists(number: int, named: Mapping[str, Any]) -> None:
+    """Raise `CalibrationError` for what a tokenizer returns without ``return_tensors``."""
+    for key in ("input_ids", "pixel_values", "input_values", "input_features"):
+        if isinstance(named.get(key), list):
+            raise CalibrationError(
+                f"calibration batch {number}: {key!r} must be a tensor, found a list. Call the tokenizer or processor "
+                f"with return_tensors='pt', and with padding=True for several texts."
+            )
 
 
 def _check_content(batch: Batch) -> None:
     """Raise `CalibrationError` for a batch without usable content."""
-    tensors = [item for item in (*batch.args, *batch.kwargs.values()) if isinstance(item, torch.Tensor)]
     for tensor in _iterate_tensors((batch.args, batch.kwargs)):
         if kind := _explain_unsupported(tensor):
             raise CalibrationError(
                 f"calibration batch {batch.number} must contain dense tensors with values, found a tensor "
                 f"that is {kind}."
             )
-    if tensors and batch.kwargs.get("input_ids", tensors[0]).numel() == 0:
-        shape = tuple(batch.kwargs.get("input_ids", tensors[0]).shape)
+    first = batch.named.get("input_ids", next(iter(batch.tensors), None))
+    if isinstance(first, torch.Tensor) and first.numel() == 0:
+        shape = tuple(first.shape)
         raise CalibrationError(
             f"calibration batch {batch.number} must contain at least one row and one token, found shape {shape}. "
             f"Remove it."

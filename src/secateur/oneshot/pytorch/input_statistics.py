@@ -136,6 +136,8 @@ class InputStatistics:
     def _hook(self, name: str) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = (*args, *kwargs.values())
+            if not isinstance(inputs[0], torch.Tensor):
+                return  # the layer itself says what it cannot read
             # Keep the tensor, so that its id stays unique within the batch. An in-place update makes it another one.
             leader, _ = self._seen.setdefault((id(inputs[0]), get_version(inputs[0])), (name, inputs[0]))
             if not self._can_share(name, leader):
