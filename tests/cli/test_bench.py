@@ -33,6 +33,10 @@ def test_a_transformers_model(folder: Path) -> None:
     forward = "forward pass, 2×16"
     assert names(report) == ["tensors on disk", "load the model", forward, f"{forward}, runtime"]
     assert {layer["pattern"] for layer in report["runtime"]["layers"]} == {"2:4", None}
+    bfloat16, compiled = report["runtime"]["baselines"][:2]
+    assert (bfloat16["name"], bfloat16["error"] > 0, bfloat16["seconds"] > 0) == ("dense bfloat16", True, True)
+    assert compiled["name"] == "torch.compile float32"
+    assert "modules would take minutes" in compiled["reason"]  # the limit is 0 in tests
     disk = report["measures"][0]
     assert disk["dense"] > disk["pruned"] == next((folder / "pruned").glob("*.safetensors")).stat().st_size
     assert WITHOUT_RUNTIME in report["notes"]
