@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import secateur
 from cli.kit import TEXT, model, run, run_json, write_llama
 from interleaving import before_calls, raising
-from secateur.artifact import Artifact
+from secateur.artifact import Artifact, saving
 from secateur.errors import ArtifactError
 from secateur.models import load_trained
 from secateur.models.calibration import sample_calibration
@@ -308,13 +309,15 @@ def test_the_output_folder_can_be_any_path(folder: Path, monkeypatch: pytest.Mon
 NO_ROOM = ArtifactError("no room")
 
 
-@pytest.mark.parametrize(("options", "writer"), [((), "save"), (("--low-memory",), "convert")])
+@pytest.mark.parametrize(
+    ("options", "writer"), [((), saving.save_over), (("--low-memory",), secateur.artifact.convert)]
+)
 def test_finished_parts_are_kept_when_the_artifact_cannot_be_written(
-    llama: Path, options: tuple[str, ...], writer: str
+    llama: Path, options: tuple[str, ...], writer: Callable[..., object]
 ) -> None:
     command = ("prune", "llama", "--pattern", "2:4", "--solver", "wanda", *SMALL, *options)
     assert run(*command, "--out", "whole").exit_code == 0
-    with before_calls(getattr(secateur.artifact, writer), raising(NO_ROOM)):
+    with before_calls(writer, raising(NO_ROOM)):
         result = run(*command, "--out", "out")
     assert result.exit_code == 1
     told = "Finished parts are in out.part. Run the same command again to resume."

@@ -128,7 +128,7 @@ def test_a_folder_comes_with_its_weights_and_companions(folder: Path) -> None:
     assert not found.model.training
     (folder / "out").mkdir()
     found.companions.save_pretrained(folder / "out")
-    assert {path.name for path in (folder / "out").iterdir()} == {"config.json", "vocab.txt"}
+    assert {path.name for path in (folder / "out").iterdir()} == {"config.json", "modeling.py", "vocab.txt"}
     with pytest.raises(
         ConfigError, match="weights is only for a model that code builds, but 'bert' includes its weights"
     ):

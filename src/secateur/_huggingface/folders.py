@@ -18,7 +18,9 @@ __all__ = [
     "INDEX_FILE",
     "INDEX_SUFFIX",
     "MAX_INDEX_BYTES",
+    "PICKLE_INDEX_FILE",
     "PICKLE_SUFFIXES",
+    "PICKLE_WEIGHTS_FILE",
     "SAFETENSORS_SUFFIX",
     "WEIGHTS_FILE",
     "find_weight_files",
@@ -49,6 +51,10 @@ WEIGHTS_FILE = "model.safetensors"
 
 INDEX_FILE = "model.safetensors.index.json"
 """The index: which weights are in which shard."""
+
+PICKLE_WEIGHTS_FILE = "pytorch_model.bin"
+
+PICKLE_INDEX_FILE = "pytorch_model.bin.index.json"
 
 INDEX_SUFFIX = ".index.json"
 """Suffix of any index of shards, such as ``pytorch_model.bin.index.json``."""

@@ -16,7 +16,7 @@ from secateur.errors import ArtifactError
 from secateur.frameworks import import_leaf
 from secateur.results import PruningReport
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "save_over"]
 
 
 def save(
@@ -64,6 +64,25 @@ def save(
     with explain_invalid("the model"):
         source: Source = import_leaf("secateur.artifact", model).make_source(model, tokenizer)
     manifest = write(source.add_report(report), path, dense=dense, shard_bytes=shard_bytes)
+    return report_on_artifact(str(path), manifest)
+
+
+def save_over(model: Any, checkpoint: Source, path: str | Path, *, report: PruningReport) -> ArtifactReport:
+    """Save a transformers model that was loaded from a checkpoint, so that only what pruning changed differs from it.
+
+    Args:
+        model: The pruned model.
+        checkpoint: What it was loaded from, opened before pruning.
+        path: See `save`.
+        report: See `save`.
+
+    Raises:
+        ArtifactError: See `save`; or the checkpoint has changed since it was opened.
+        StateError: The report belongs to another model.
+    """
+    with explain_invalid("the model"):
+        source = import_leaf("secateur.artifact", model).make_carried_source(model, checkpoint)
+    manifest = write(source.add_report(report), path)
     return report_on_artifact(str(path), manifest)
 
 

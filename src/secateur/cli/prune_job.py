@@ -115,14 +115,15 @@ class PruneJob:
         return self._prune_files(steps) if low_memory else self._prune_in_memory(steps, reads_data=reads_data)
 
     def _prune_in_memory(self, steps: Steps, *, reads_data: bool) -> PruningReport:
-        from secateur.artifact import save
+        from secateur.artifact.saving import save, save_over
 
         if reads_data and is_installed("torch"):
             from secateur.oneshot.pytorch.resume import set_seed
 
             set_seed()  # random weights must be the same when a run resumes
         trained = load_trained(self.model, self.weights)
-        companions = trained.companions  # open these files before the work starts
+        checkpoint = trained.open_checkpoint()  # open these files before the work starts
+        companions = trained.companions if checkpoint is None else None
         framework = detect_framework(trained.model)
         if reads_data and framework == "keras":
             raise UnsupportedModelError(
@@ -137,7 +138,10 @@ class PruneJob:
             steps.begin(f"Pruning {self.model}")
             report = prune(trained.model, self.settings, **options, **self._make_recipe())
             steps.begin(f"Writing {self.target.out}")
-            save(trained.model, self.target.out, report=report, tokenizer=companions)
+            if checkpoint is None:
+                save(trained.model, self.target.out, report=report, tokenizer=companions)
+            else:
+                save_over(trained.model, checkpoint, self.target.out, report=report)
         return report
 
     def _prune_files(self, steps: Steps) -> PruningReport:

@@ -11,6 +11,7 @@ from secateur._huggingface.folders import CONFIG_FILE
 from secateur._manifest_file import MANIFEST, is_artifact
 from secateur._packages import find_package_file, find_package_folder, require_keras, require_packages
 from secateur.artifact import Artifact, load
+from secateur.artifact.source import Source
 from secateur.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from secateur.frameworks import detect_framework
 from secateur.models.python_objects import load_object
@@ -42,6 +43,21 @@ class TrainedModel:
         from secateur.models.pytorch import CompanionSaver
 
         return CompanionSaver(self.path)
+
+    def open_checkpoint(self) -> Source | None:
+        """Open the files that the model was loaded from, to write the pruned model over them.
+
+        Returns:
+            The tensors and other files; ``None``: it was not loaded from a transformers folder.
+
+        Raises:
+            ArtifactError: A file cannot be read, or must not be copied.
+        """
+        if self.path is None or self.path.is_file():
+            return None
+        from secateur.models.pytorch import open_model_folder
+
+        return open_model_folder(self.path)
 
 
 def load_model(reference: str) -> Any:

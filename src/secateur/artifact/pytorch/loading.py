@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from functools import reduce
 from pathlib import Path
@@ -44,11 +44,14 @@ def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
     if _is_published(module, artifact):
         _copy_published(module, state, artifact)
         return model
-    _check_names(state, artifact)
+    unknown = [name for name in artifact if name not in state] if is_pretrained(module) else []
+    _check_names(state, artifact, unknown)
     for name in artifact:
-        _check_fit(name, state[name], artifact)
+        if name in state:
+            _check_fit(name, state[name], artifact)
     for name in artifact.manifest.tensors:
         artifact[name]  # verify all tensors before anything changes
+    _warn_of_unknown(unknown, module, artifact)
     _assign_tensors(module, artifact)
     return model
 
@@ -83,10 +86,10 @@ def build_model(artifact: Artifact) -> nn.Module:
     return model.eval()
 
 
-def _check_names(state: Mapping[str, torch.Tensor], artifact: Artifact) -> None:
+def _check_names(state: Mapping[str, torch.Tensor], artifact: Artifact, allowed: Sequence[str] = ()) -> None:
     present = {id(tensor) for name, tensor in state.items() if name in artifact}
     missing = [name for name, tensor in state.items() if id(tensor) not in present]
-    unknown = [name for name in artifact if name not in state]
+    unknown = [name for name in artifact if name not in state and name not in allowed]
     if missing or unknown:
         name, others = (missing[0], unknown) if missing else (unknown[0], missing or list(state))
         lacks = f"lacks {format_list(map(repr, missing))} of the model" if missing else ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from secateur.artifact.manifest import Builder
+from secateur.artifact.pytorch.carrying import carry_over
 from secateur.artifact.pytorch.published import is_pretrained
 from secateur.artifact.pytorch.publishing import publish_source
 from secateur.artifact.pytorch.tensors import NAMES, find_aliases, get_state, read_bits
@@ -22,7 +25,9 @@ from secateur.planning.layers import Candidate
 from secateur.planning.output_layer import stays_dense_as_output
 from secateur.planning.pytorch import find_candidates
 
-__all__ = ["describe_tensors", "make_source"]
+__all__ = ["describe_tensors", "make_carried_source", "make_source"]
+
+logger = logging.getLogger(__name__)
 
 
 def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
@@ -48,6 +53,19 @@ def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
         write_files=partial(_write_files, pretrained, tokenizer),
     )
     return source if pretrained is None else publish_source(model, state, source)
+
+
+def make_carried_source(model: nn.Module, checkpoint: Source) -> Source:
+    """Collect the tensors and files of a checkpoint, with the changes in the model that was loaded from it.
+
+    If the names in the checkpoint are unknown, only its files are carried over.
+    """
+    module: Any = unwrap_model(model)
+    source = make_source(module)
+    carried = carry_over(source, checkpoint, module.base_model_prefix)
+    if carried is None:
+        logger.warning("The names of tensors in the source are unknown. Only the tensors of the model are saved.")
+    return carried or replace(source, write_files=checkpoint.write_files)
 
 
 def describe_tensors(model: nn.Module) -> dict[str, SourceTensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateur.models.pytorch.batches import make_text_batches, read_array_batches
+from secateur.models.pytorch.checkpoint import open_model_folder
 from secateur.models.pytorch.transformers_models import (
     CompanionSaver,
     load_architecture,
@@ -18,5 +19,6 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "make_text_batches",
+    "open_model_folder",
     "read_array_batches",
 ]

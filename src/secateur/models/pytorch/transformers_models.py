@@ -76,9 +76,8 @@ def load_pretrained(path: Path) -> nn.Module:
         )
     if unused := sorted(info["unexpected_keys"]):
         warnings.warn(
-            f"{format_count(len(unused), 'tensor')} in {str(path)!r} are not used by {type(model).__name__} as "
-            "configured in config.json, and will not be saved: "
-            f"{format_list(map(format_value, unused))}.",
+            f"{str(path)!r} has {format_count(len(unused), 'tensor')} without a place in {type(model).__name__}, "
+            f"not to be pruned: {format_list(map(format_value, unused))}.",
             stacklevel=2,
         )
     _remove_quantization_config(model)

@@ -20,7 +20,7 @@ from secateur.artifact.safetensors_file import TensorFile
 from secateur.errors import ModelLoadError
 from secateur.models.archives import check_zip
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "read_state"]
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Keys under which training checkpoints have the state dict of the model."""
@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     Raises:
         ModelLoadError: The file cannot be read, or its tensors do not belong to the model, which does not change.
     """
-    state, model_state = _read_state(file), model.state_dict(keep_vars=True)
+    state, model_state = read_state(file), model.state_dict(keep_vars=True)
     _check_names(state, model_state, file)
     with translate_errors(ModelLoadError, f"{str(file)!r} cannot be loaded into the model"):
         values = {name: _convert(name, tensor, model_state[name], file) for name, tensor in state.items()}
@@ -131,7 +131,12 @@ def _keep_ties(values: Mapping[str, Any], model_state: Mapping[str, Any]) -> dic
     return {name: converted[id(target)] for name, target in model_state.items() if id(target) in converted}
 
 
-def _read_state(file: Path) -> dict[str, Any]:
+def read_state(file: Path) -> dict[str, Any]:
+    """Read the state dict in a safetensors file, or in a file that ``torch.save`` wrote.
+
+    Raises:
+        ModelLoadError: The file cannot be read, or has something else.
+    """
     with translate_errors(ModelLoadError, f"{str(file)!r} cannot be read", "Check that it is complete."):
         content: Any = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     for key in NESTED:
