@@ -1,12 +1,15 @@
 """What holds for every test: offline, one thread, reproducible."""
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("ci")
+
+KINDS = ("allocations", "criteria", "patterns", "refiners", "schedules", "solvers")  # each with a registry
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -31,12 +34,9 @@ def limit_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.fixture
 def registries_restored() -> Iterator[None]:
     """Forget afterwards what a test registered, so that the next may use the same name."""
-    from secateur.criteria import CRITERIA
-    from secateur.patterns import PATTERNS
-    from secateur.schedules import SCHEDULES
-
-    before = [(registry, dict(registry)) for registry in (CRITERIA, PATTERNS, SCHEDULES)]
+    registries = [getattr(import_module(f"secateur.{kind}"), kind.upper()) for kind in KINDS]
+    before = [dict(registry) for registry in registries]
     yield
-    for registry, items in before:
+    for registry, items in zip(registries, before, strict=True):
         registry.clear()
         registry.update(items)

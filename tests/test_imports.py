@@ -94,6 +94,8 @@ def list_required_modules() -> list[str]:
 
 REQUIRED_MODULES = list_required_modules()
 
+TYPE_CHECKING_IMPORT = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from secateur.patterns import pytorch"
+
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
@@ -140,6 +142,12 @@ def test_contracts_hold_for_the_sample(package: Path) -> None:
         ("patterns/keras.py", "import torch", "secateur.patterns.keras -> torch"),
         ("training/pytorch.py", "from secateur.patterns import keras", "pytorch -> secateur.patterns.keras"),
         ("stranger.py", "", "secateur.stranger"),
+        (
+            "training/loop.py",
+            "from secateur import oneshot",
+            "secateur.training is not allowed to import secateur.oneshot",
+        ),
+        ("patterns/tiling.py", TYPE_CHECKING_IMPORT, "No cycles are allowed in secateur.patterns"),
     ],
 )
 def test_contracts_can_fail(package: Path, name: str, text: str, message: str) -> None:

@@ -63,16 +63,9 @@ def write_llama(folder: Path) -> nn.Module:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=4,
-        max_position_embeddings=32,
-    )
+    from tiny_transformers import DECODER
+
+    config = transformers.LlamaConfig(**DECODER | {"vocab_size": VOCABULARY, "num_hidden_layers": 2})
     torch.manual_seed(0)
     model: nn.Module = transformers.LlamaForCausalLM(config).eval()
     unknown = "[UNK]"

@@ -45,6 +45,16 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def check_refused(folder: Path, message: str) -> None:
+    """Check that a run in a folder is refused, and that model and folder stay as they are."""
+    model, files = deep_mlp(), read_files(folder)
+    before = bits(model)
+    with pytest.raises(StateError, match=message):
+        run(model, folder)
+    assert bits(model) == before
+    assert read_files(folder) == files
+
+
 @pytest.fixture(scope="module")
 def expected() -> dict[str, bytes]:
     """The weights after an uninterrupted run."""
@@ -264,24 +274,12 @@ def test_damaged_parts_are_refused(damage: Callable[[Path], None], tmp_path: Pat
 def test_a_damaged_description_is_refused(text: str, tmp_path: Path) -> None:
     interrupt(deep_mlp(), tmp_path, 2)
     (tmp_path / "run.state").write_bytes(text.encode("latin-1"))
-    before_files = read_files(tmp_path)
-    model = deep_mlp()
-    before = bits(model)
-    with pytest.raises(StateError, match=r"run.state cannot be read .* Empty the folder to start over"):
-        run(model, tmp_path)
-    assert bits(model) == before
-    assert read_files(tmp_path) == before_files
+    check_refused(tmp_path, r"run.state cannot be read .* Empty the folder to start over")
 
 
 def test_a_folder_with_unrelated_files_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(3)}, tmp_path / "model.safetensors")
-    before_files = read_files(tmp_path)
-    model = deep_mlp()
-    before = bits(model)
-    with pytest.raises(StateError, match=r"files that do not belong to a run, such as .model.safetensors.\. Choose an"):
-        run(model, tmp_path)
-    assert bits(model) == before
-    assert read_files(tmp_path) == before_files
+    check_refused(tmp_path, r"files that do not belong to a run, such as .model.safetensors.\. Choose an")
 
 
 def test_unrelated_files_stay_in_the_folder(tmp_path: Path) -> None:
