@@ -12,6 +12,12 @@ settings.load_profile("ci")
 KINDS = ("allocations", "criteria", "patterns", "refiners", "schedules", "solvers")  # each with a registry
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with slow tests first, so that no process waits for the last of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `gpu` where there is no GPU."""
     if item.get_closest_marker("gpu") is not None:

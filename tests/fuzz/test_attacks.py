@@ -8,6 +8,8 @@ import pytest
 from fuzz.harness import Attack, CaseTimeout, check_message, load_attacks, run_case
 from secateur.errors import ArtifactError
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = load_attacks()
 
 
