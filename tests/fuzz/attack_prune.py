@@ -176,7 +176,7 @@ def prune_with_a_damaged_journal(random: Random, folder: Path) -> None:
     """Damage the files of an interrupted run: they are refused, or the result is that of an undisturbed run."""
     way, run = random.randrange(len(OPTIONS)), folder / "run"
     lines = count_run_lines(way, in_folder=True)
-    line = random.randint(lines // 4, lines)
+    line = random.randint(lines // 2, lines)
     check_disturbed(lambda model: interrupt_at(line, lambda: prune(model, way, run)), way, (KeyboardInterrupt,))
     for path in random.sample(sorted(run.iterdir()), k=min(random.randint(1, 2), len(list(run.iterdir())))):
         act = random.randrange(4)

@@ -180,7 +180,7 @@ def test_meta_weights_are_seen() -> None:
 
 def test_a_keras_file_is_read(tmp_path: Path) -> None:
     keras = pytest.importorskip("keras")
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="fc"), keras.layers.Dense(2)])
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(64, name="fc"), keras.layers.Dense(2)])
     model.save(tmp_path / "m.keras")
     found = load_model(str(tmp_path / "m.keras"))
     assert next(layer.name for layer in secateur.plan(found, {"pattern": "4x1"}).layers) == "fc"
