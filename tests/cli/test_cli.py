@@ -22,7 +22,7 @@ FLAGS = {
     "": {"--debug", "--help", "--install-completion", "--show-completion", "--version"},
     "bench": {"--batch", "--device", "--help", "--inputs", "--json", "--length", "--model", "--rounds"},
     "convert": {"--dense", "--help", "--json"},
-    "demo": {"--help", "--json", "--out", "--seeds"},
+    "demo": {"--full", "--help", "--json", "--out", "--seeds"},
     "inspect": {"--help", "--json", "--picture", "--weights"},
     "plan": {"--config", "--help", "--json", "--pattern", "--target-sparsity"},
     "prune": {
@@ -249,15 +249,16 @@ def test_a_folder_that_cannot_be_created_is_reported_before_any_work() -> None:
 def test_json_output_of_the_demo_is_only_its_report(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     pytest.importorskip("sklearn")
 
-    def run_demo(out: Path, seeds: int, console: Any) -> None:
+    def run_demo(out: Path, seeds: int, console: Any, scale: Any) -> None:
         print("trained")
-        console.print(f"{seeds} seeds")
+        console.print(f"{seeds} seeds, solvers: {' '.join(scale.solvers)}")
         (folder / out / "report.json").write_text('{"rows": []}\n', "utf-8")
 
     monkeypatch.setattr("secateur.demo.run_demo", run_demo)
     result = run("demo", "--out", ".", "--seeds", "2", "--json")
     assert (result.exit_code, result.stdout) == (0, '{"rows": []}\n')
-    assert result.stderr == "trained\n2 seeds\n"
+    assert result.stderr == "trained\n2 seeds, solvers: magnitude sparsegpt\n"
+    assert "solvers: magnitude wanda sparsegpt alps" in run("demo", "--out", ".", "--full", "--json").stderr
 
 
 def complete_words(*words: str) -> list[str]:

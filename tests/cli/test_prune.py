@@ -85,8 +85,8 @@ def test_text_is_tokenized_with_the_tokenizer_of_the_model(llama: Path) -> None:
     result = run("prune", "llama", *given, *SMALL, "--out", "out")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.splitlines() == [
-        "Finished parts are stored in out.part: after an interruption, the same command resumes from there.",
         "Calibration data: 4 sequences of 16 tokens from roses.txt.",
+        "Finished parts are stored in out.part. After an interruption, run the same command to resume.",
         "Written to out.",
     ]
     assert "Pruned by SparseGPT(damping=0.01, columns=128) + PCG(iterations=10) over Uniform()" in result.stdout

@@ -21,6 +21,8 @@ from secateur._packages import get_install_command
 from secateur.artifact import Artifact
 from secateur.artifact.pytorch import to_torch
 from secateur.demo.digits import DigitsResult, Hyperparameters, PruningSetting, prune_all
+from secateur.demo.files import SAVED_SETTING
+from secateur.demo.scale import FULL, QUICK
 from secateur.demo.tables import DigitsResults, DigitsRow, group_results, make_digits_table
 from secateur.demo.torch_digits import NETS, TorchDigits
 
@@ -43,7 +45,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     console = Console(record=True, width=100, file=io.StringIO())
     with pytest.MonkeyPatch.context() as patch:
         hide_packages(patch, "keras", "transformers")
-        demo.run_demo(folder, 1, console, TINY)
+        demo.run_demo(folder, 1, console, TINY, FULL)
     return Ran(console.export_text(), folder, json.loads((folder / "report.json").read_text("utf-8")))
 
 
@@ -79,6 +81,24 @@ def test_exactly_nine_of_ten_blocks_of_four_outputs_are_gone(ran: Ran) -> None:
         units = sum(block.any(dim=1).numel() for block in blocks)
         gone = sum(int((~block.any(dim=1)).sum()) for block in blocks)
         assert gone == round(0.9 * units)
+
+
+def test_printed_lines_load_the_files(ran: Ran) -> None:
+    code = ran.printed[ran.printed.index("To load them in Python:") :].splitlines()[1:]
+    names: dict[str, Any] = {}
+    exec("\n".join(line.strip() for line in code[: code.index("")]), names)  # noqa: S102 - what the demo prints
+    for name, described in ran.numbers["files"].items():
+        framework, net = name.split("-")[:2]
+        assert digits().compute_accuracy(names[f"{framework}_{net}"]) == described["accuracy"]
+
+
+def test_the_quick_tour_is_a_part_of_the_whole() -> None:
+    assert QUICK.torch_settings is not None
+    assert QUICK.keras_settings is not None
+    assert {*QUICK.torch_settings, *QUICK.keras_settings} <= set(TorchDigits.settings)
+    assert SAVED_SETTING in QUICK.torch_settings
+    assert SAVED_SETTING in QUICK.keras_settings
+    assert set(QUICK.solvers) < set(FULL.solvers)
 
 
 def test_accuracy_is_that_of_the_files(ran: Ran) -> None:

@@ -13,9 +13,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
+from secateur._progress import ProgressDisplay
 from secateur._wording import format_count
 from secateur.artifact import Artifact, convert, load
-from secateur.cli.progress import Steps
 from secateur.errors import CalibrationError, ConfigError, MissingPackageError, UnsupportedModelError
 from secateur.models import find_artifact_path, load_model, load_trained
 from secateur.models.trials import make_trial
@@ -141,7 +141,7 @@ class Benchmark:
     rounds: int
     device: str | None = None
 
-    def run(self, steps: Steps) -> BenchmarkReport:
+    def run(self, steps: ProgressDisplay) -> BenchmarkReport:
         """Run all measurements.
 
         Raises:
@@ -166,7 +166,7 @@ class Benchmark:
         )
 
     def _measure_artifact(
-        self, path: Path, steps: Steps, notes: list[str]
+        self, path: Path, steps: ProgressDisplay, notes: list[str]
     ) -> tuple[list[Measurement], Callable[[], Any] | None]:
         """Measure size and loading time of an artifact; also return a function that builds its model, if any."""
         with TemporaryDirectory(prefix="secateur-") as folder:

@@ -85,10 +85,6 @@ class Destination:
         """
         if (self.work / RUN).is_file():
             say(f"Resuming the unfinished run in {self.work}.")
-        else:
-            say(
-                f"Finished parts are stored in {self.work}: after an interruption, the same command resumes from there."
-            )
         try:
             yield self.work
         except BaseException as error:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from secateur._packages import is_installed, require_packages
+from secateur._progress import ProgressDisplay
 from secateur.cli.destination import Destination
-from secateur.cli.progress import Steps, say
+from secateur.cli.progress import say
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.frameworks import detect_framework
 from secateur.models import TrainedModel, find_transformers_path, is_packed, load_model, load_trained
-from secateur.oneshot import Execution, prune
+from secateur.oneshot import Execution, Progress, prune
 from secateur.results import PruningReport
 
 __all__ = ["CalibrationOptions", "Method", "PruneJob"]
@@ -101,7 +102,7 @@ class PruneJob:
     data: CalibrationOptions
     target: Destination
 
-    def run(self, steps: Steps, *, low_memory: bool = False) -> PruningReport:
+    def run(self, steps: ProgressDisplay, *, low_memory: bool = False) -> PruningReport:
         """Run the job with the whole model in memory, or with one block at a time.
 
         Raises:
@@ -114,7 +115,7 @@ class PruneJob:
         steps.begin(f"Reading {self.model}")
         return self._prune_files(steps) if low_memory else self._prune_in_memory(steps, reads_data=reads_data)
 
-    def _prune_in_memory(self, steps: Steps, *, reads_data: bool) -> PruningReport:
+    def _prune_in_memory(self, steps: ProgressDisplay, *, reads_data: bool) -> PruningReport:
         from secateur.artifact.saving import save, save_over
 
         if reads_data and is_installed("torch"):
@@ -144,7 +145,7 @@ class PruneJob:
                 save_over(trained.model, checkpoint, self.target.out, report=report)
         return report
 
-    def _prune_files(self, steps: Steps) -> PruningReport:
+    def _prune_files(self, steps: ProgressDisplay) -> PruningReport:
         from secateur.artifact import convert
 
         path = find_transformers_path(self.model)
@@ -174,7 +175,7 @@ class PruneJob:
         return {"solver": self.method.solver, "refine": self.method.refine, "allocation": self.method.allocation}
 
     def _load_calibration(
-        self, trained: TrainedModel, steps: Steps, folder: Path, weights: Path | None = None
+        self, trained: TrainedModel, steps: ProgressDisplay, folder: Path, weights: Path | None = None
     ) -> dict[str, Any]:
         """Load calibration data; return it with the execution options as arguments of `prune`."""
         from secateur.models.calibration import sample_calibration
@@ -182,10 +183,16 @@ class PruneJob:
         data = self.data
         sampled = sample_calibration(trained, data.file, data.sequences, data.length)
         say(f"Calibration data: {sampled.description}.")
+
+        def show_part(part: Progress) -> None:
+            if part.done == 1 < part.total:
+                say(f"Finished parts are stored in {folder}. After an interruption, run the same command to resume.")
+            steps.show_part(part)
+
         execution = Execution(
             device=data.device,
             folder=folder,
-            progress=steps.show_part,
+            progress=show_part,
             weights=weights,
             keep_parts=True,  # until the artifact is written
         )

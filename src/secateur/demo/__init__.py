@@ -1,4 +1,4 @@
-"""Prune small models on real data, in a few minutes on a laptop: ``secateur demo``."""
+"""Prune small models on real data, in two minutes on a laptop: ``secateur demo``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from secateur._packages import KERAS_BACKENDS, get_install_command, get_keras_backend, is_installed
+from secateur._progress import ProgressDisplay
 from secateur.demo.digits import Digits, DigitsResult, Hyperparameters, PruningSetting, prune_all
-from secateur.demo.files import SAVED_SETTING, make_folder, write_files
+from secateur.demo.files import SAVED_SETTING, make_folder, make_loading_code, write_files
 from secateur.demo.language import (
     INSTALL_COMMAND,
     PATTERN,
     REQUIRED_PACKAGES,
-    SOLVERS,
     LanguageModel,
     LanguageResults,
     SolverResult,
@@ -27,6 +26,7 @@ from secateur.demo.language import (
     select_windows,
 )
 from secateur.demo.language import PACKAGE as LANGUAGE_PACKAGE
+from secateur.demo.scale import FULL, QUICK, Scale
 from secateur.demo.sentences import (
     PACKAGE,
     EmbeddingComparison,
@@ -46,7 +46,6 @@ from secateur.demo.tables import (
 from secateur.demo.text import load_held_out_text
 from secateur.demo.torch_digits import TorchDigits
 from secateur.models.calibration import read_python_documentation
-from secateur.oneshot.execution import Progress as ExecutionProgress
 
 __all__ = ["run_demo"]
 
@@ -59,58 +58,73 @@ oneDNN logs at every level, and does not make small networks faster.
 """
 
 
-def run_demo(out: Path, seeds: int, console: Console, hyperparameters: Hyperparameters | None = None) -> None:
+def run_demo(
+    out: Path, seeds: int | None, console: Console, hyperparameters: Hyperparameters | None = None, scale: Scale = QUICK
+) -> None:
     """Prune models, print how accurate they are before and after, and save the pruned ones.
 
     Args:
         out: Folder to write to; created if it does not exist.
-        seeds: Number of seeds per row of a table, ≥ 1.
-        console: Where tables and progress bars go.
+        seeds: Number of seeds per row of a table, ≥ 1; ``None``: that of the scale.
+        console: Where tables go, and in terminals progress bars.
         hyperparameters: How to train the small networks; ``None``: the defaults of each framework.
+        scale: How much to do.
 
     Raises:
         ConfigError: The folder cannot be created.
     """
     start = time.perf_counter()
     make_folder(out)
-    torch_results = _run_digits(
-        TorchDigits, Hyperparameters() if hyperparameters is None else hyperparameters, seeds, console
-    )
-    keras_results = _run_keras_digits(hyperparameters, seeds, console)
-    comparisons = _run_sentences(console)
-    language = _run_language_model(console)
+    seeds = scale.seeds if seeds is None else seeds
+    comparisons = _run_sentences(console)  # first, because it takes seconds
+    torch_results = _run_digits(TorchDigits, hyperparameters or Hyperparameters(), seeds, console, scale.torch_settings)
+    keras_results = _run_keras_digits(hyperparameters, seeds, console, scale.keras_settings)
+    language = _run_language_model(console, scale=scale)
     artifacts, report = write_files(out, torch_results, keras_results, comparisons, language)
     console.print(
         f"Saved, {SAVED_SETTING.pattern} at {SAVED_SETTING.target_sparsity:.0%}, first seed:",
         style="bold",
         highlight=False,
     )
-    for artifact in artifacts:
+    for artifact in artifacts.values():
         sizes = f"{artifact.packed_bytes:,} bytes of weights instead of {artifact.dense_bytes:,}"
         console.print(f"  {artifact.title}  {sizes}", highlight=False, soft_wrap=True)
-    console.print(f"  {report}  all numbers", highlight=False, soft_wrap=True)
-    console.print("Load them with secateur.load, inspect them with: secateur inspect FOLDER", highlight=False)
-    console.print(f"Finished in {time.perf_counter() - start:.0f} seconds.", highlight=False)
+    console.print(f"  {report}  all numbers\n", highlight=False, soft_wrap=True)
+    console.print("To load them in Python:", style="bold", highlight=False)
+    for line in make_loading_code(out, artifacts):
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nTo see their zeros: secateur inspect {next(iter(artifacts.values())).title}", highlight=False)
+    more = "" if scale == FULL else " secateur demo --full does more: all patterns and solvers, three seeds."
+    console.print(f"Finished in {time.perf_counter() - start:.0f} seconds.{more}", highlight=False)
 
 
 def _run_digits(
-    framework: type[Digits], hyperparameters: Hyperparameters, seeds: int, console: Console
+    framework: type[Digits],
+    hyperparameters: Hyperparameters,
+    seeds: int,
+    console: Console,
+    settings: tuple[PruningSetting, ...] | None = None,
 ) -> DigitsResults:
-    epochs = hyperparameters.dense_epochs + (1 + len(framework.settings)) * hyperparameters.tuning_epochs
+    settings = framework.settings if settings is None else settings
+    epochs = hyperparameters.dense_epochs + (1 + len(settings)) * hyperparameters.tuning_epochs
     seed_results: list[DigitsResult] = []
-    with _make_progress_bar(console) as progress:
-        task = progress.add_task("", total=len(framework.nets) * seeds * epochs)
-        digits = framework(hyperparameters, on_epoch=lambda: progress.advance(task))
+    with _show_progress(console) as display:
+        digits = framework(hyperparameters, on_epoch=lambda: display.advance())
         for net in framework.nets:
             for seed in range(seeds):
-                progress.update(task, description=f"Digits in {digits.framework}: {net}, seed {seed + 1} of {seeds}")
-                seed_results += prune_all(digits, net, seed)
+                display.begin(f"Digits in {digits.framework}: {net}, seed {seed + 1} of {seeds}, epochs", total=epochs)
+                seed_results += prune_all(digits, net, seed, settings)
     results = DigitsResults(digits, group_results(seed_results))
     console.print(Padding(make_digits_table(results), (0, 0, 1, 0)))
     return results
 
 
-def _run_keras_digits(hyperparameters: Hyperparameters | None, seeds: int, console: Console) -> DigitsResults | None:
+def _run_keras_digits(
+    hyperparameters: Hyperparameters | None,
+    seeds: int,
+    console: Console,
+    settings: tuple[PruningSetting, ...] | None = None,
+) -> DigitsResults | None:
     part, backend = "Digits in Keras", _choose_keras_backend()
     for package in ("keras", backend):
         if not is_installed(package):
@@ -126,7 +140,7 @@ def _run_keras_digits(hyperparameters: Hyperparameters | None, seeds: int, conso
         os.environ.setdefault(variable, value)
     from secateur.demo.keras_digits import HYPERPARAMETERS, KerasDigits
 
-    return _run_digits(KerasDigits, HYPERPARAMETERS if hyperparameters is None else hyperparameters, seeds, console)
+    return _run_digits(KerasDigits, hyperparameters or HYPERPARAMETERS, seeds, console, settings)
 
 
 def _choose_keras_backend() -> str:
@@ -145,20 +159,20 @@ def _run_sentences(
             _print_skipped("Sentence encoder", f"the package {package!r} is missing. {INSTALL_HINT}", console)
             return ()
     comparisons = []
-    with _make_progress_bar(console) as progress:
-        task = progress.add_task("MiniLM-L6: pruning in one shot", total=len(settings) + 1)
+    with _show_progress(console) as display:
+        display.begin("MiniLM-L6: pruning in one shot", total=len(settings) + 1)
         encoder, sentences = load_encoder(), sentences or load_english_sentences()
         unrelated_cosine = compute_unrelated_cosine(encoder.embed(sentences))
-        progress.advance(task)
+        display.advance()
         for comparison in compare_embeddings(encoder, sentences, settings):
             comparisons.append(comparison)
-            progress.advance(task)
+            display.advance()
     console.print(Padding(make_sentences_table(comparisons, len(sentences), unrelated_cosine), (0, 0, 1, 0)))
     return comparisons
 
 
 def _run_language_model(
-    console: Console, load_model: Callable[[], LanguageModel] = LanguageModel
+    console: Console, load_model: Callable[[], LanguageModel] = LanguageModel, scale: Scale = FULL
 ) -> LanguageResults | None:
     for package in (*REQUIRED_PACKAGES, LANGUAGE_PACKAGE):
         if not is_installed(package):
@@ -166,20 +180,17 @@ def _run_language_model(
             _print_skipped("Language model", f"the package {package!r} is missing. {hint}", console)
             return None
     results: list[SolverResult] = []
-    with _make_progress_bar(console) as progress:
-        task = progress.add_task("SmolLM2: loading the model", total=None)
+    with _show_progress(console) as display:
+        display.begin("SmolLM2: loading the model")
         language_model = load_model()
-        calibration = select_windows(language_model.split_windows(read_python_documentation()))
-        held_out = language_model.split_windows(load_held_out_text())
+        texts = language_model.split_windows(read_python_documentation())
+        calibration = select_windows(texts, scale.calibration_windows)
+        held_out = language_model.split_windows(load_held_out_text())[: scale.held_out_windows]
+        display.begin("SmolLM2: perplexity of the dense model")
         dense_perplexity = compute_perplexity(language_model.model, held_out)
-
-        def show_progress(state: ExecutionProgress) -> None:
-            progress.update(task, completed=state.done, total=state.total)
-
-        for number, solver in enumerate(SOLVERS, start=1):
-            description = f"SmolLM2: {PATTERN} by {solver}, {number} of {len(SOLVERS)}"
-            progress.reset(task, description=description, total=None)
-            results.append(prune_with_solver(language_model.model, solver, calibration, held_out, show_progress))
+        for number, solver in enumerate(scale.solvers, start=1):
+            display.begin(f"SmolLM2: {PATTERN} by {solver}, {number} of {len(scale.solvers)}")
+            results.append(prune_with_solver(language_model.model, solver, calibration, held_out, display.show_part))
     language_results = LanguageResults(
         calibration_windows=len(calibration),
         held_out_windows=len(held_out),
@@ -194,13 +205,6 @@ def _print_skipped(part: str, reason: str, console: Console) -> None:
     console.print(f"{part}: skipped, {reason}\n", highlight=False, markup=False, soft_wrap=True)
 
 
-def _make_progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+def _show_progress(console: Console) -> ProgressDisplay:
+    """Show bars between the tables of a terminal; elsewhere, print lines to standard error."""
+    return ProgressDisplay(console if console.is_terminal else None)

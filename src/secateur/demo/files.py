@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from secateur.demo.tables import DigitsResults
 from secateur.errors import ConfigError
 from secateur.frameworks import detect_framework
 
-__all__ = ["SAVED_SETTING", "make_folder", "write_files"]
+__all__ = ["SAVED_SETTING", "make_folder", "make_loading_code", "write_files"]
 
 SAVED_SETTING = PruningSetting("4x1", 0.9)
 """The setting whose pruned networks are saved."""
@@ -41,11 +41,11 @@ def write_files(
     keras: DigitsResults | None = None,
     comparisons: Sequence[EmbeddingComparison] = (),
     language: LanguageResults | None = None,
-) -> tuple[list[ArtifactReport], Path]:
+) -> tuple[dict[str, ArtifactReport], Path]:
     """Save the pruned networks of the first seed, and all numbers as JSON, in an existing folder.
 
     Returns:
-        The report of each saved network, and the path of the JSON file.
+        The name of each folder with a saved network → its report, and the path of the JSON file.
     """
     artifacts = _save_networks(folder, torch) | ({} if keras is None else _save_networks(folder, keras))
     numbers = torch.to_dict() | {
@@ -56,7 +56,26 @@ def write_files(
     }
     report = folder / "report.json"
     report.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    return [artifact for _, artifact in artifacts.values()], report
+    return {name: artifact for name, (_, artifact) in artifacts.items()}, report
+
+
+def make_loading_code(folder: Path, names: Iterable[str]) -> list[str]:
+    r"""Return the lines of Python that load the saved networks in a folder.
+
+    Examples:
+        >>> print(*make_loading_code(Path("out"), ["keras-conv-4x1-90"]), sep="\n")
+        import secateur
+        keras_conv = secateur.load('out/keras-conv-4x1-90')
+    """
+    imports, loads = {"import secateur": None}, []
+    for name in names:
+        framework, net = name.split("-")[:2]
+        model = ""
+        if framework == "pytorch":
+            imports["from secateur.demo.torch_digits import NETS"] = None
+            model = f", NETS[{net!r}]()"
+        loads.append(f"{framework}_{net} = secateur.load({str(folder / name)!r}{model})")
+    return [*imports, *loads]
 
 
 def _save_networks(folder: Path, results: DigitsResults) -> dict[str, tuple[DigitsResult, ArtifactReport]]:

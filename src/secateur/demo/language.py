@@ -15,6 +15,7 @@ import torch
 import secateur
 from secateur._huggingface.pytorch import import_transformers_quietly
 from secateur._packages import find_package_folder, require_packages
+from secateur.demo.scale import FULL
 from secateur.errors import MissingPackageError
 from secateur.models.pytorch.batches import select_evenly
 from secateur.oneshot import Execution
@@ -46,13 +47,10 @@ REQUIRED_PACKAGES = ("transformers", "accelerate", "gguf")
 """Packages that are needed to read the file."""
 
 PATTERN = "2:4"
-SOLVERS = ("magnitude", "wanda", "sparsegpt", "alps")
+SOLVERS = FULL.solvers
 
 WINDOW = 512
 """Tokens in one input of the model."""
-
-SEQUENCES = 16
-"""Windows of calibration text."""
 
 
 class LanguageModel:
@@ -169,6 +167,6 @@ def prune_with_solver(
     )
 
 
-def select_windows(windows: torch.Tensor, count: int = SEQUENCES) -> torch.Tensor:
+def select_windows(windows: torch.Tensor, count: int = FULL.calibration_windows) -> torch.Tensor:
     """Select at most `count` evenly spaced windows."""
     return select_evenly(windows, count)

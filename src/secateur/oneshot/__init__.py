@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
+from secateur._progress import ProgressDisplay
 from secateur.config import PruningConfig
 from secateur.frameworks import import_leaf
 from secateur.oneshot.calibration import Calibration
@@ -23,6 +26,7 @@ def prune(
     refine: Any = (),
     allocation: Any = None,
     execution: Execution | None = None,
+    progress: bool = False,
 ) -> PruningReport:
     """Prune a model to its target sparsity in one shot, in place.
 
@@ -44,7 +48,9 @@ def prune(
             ``"sensitivity"`` or an allocation object. ``None`` follows ``pruning_scope``; if that is ``None`` too, the
             default is ``"uniform"``: every layer is pruned to the target.
         execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, and
-            progress.
+            a callback for progress.
+        progress: Whether to show the progress on standard error: a bar in terminals, and elsewhere a line every ten
+            seconds.
 
     Returns:
         What was pruned, per layer and in total; masks and weights are verified.
@@ -71,5 +77,18 @@ def prune(
         "allocation": allocation,
         "execution": execution,
     }
-    report: PruningReport = import_leaf("secateur.oneshot", model).prune(model, config, **options)
+    with _show_progress(model, options) if progress else nullcontext():
+        report: PruningReport = import_leaf("secateur.oneshot", model).prune(model, config, **options)
     return report
+
+
+@contextmanager
+def _show_progress(model: Any, options: dict[str, Any]) -> Iterator[None]:
+    """Show the progress of a run; with calibration data, the parts of the model as `options` are changed to."""
+    calibration, execution = options["calibration"], options["execution"]
+    with ProgressDisplay() as display:
+        display.begin(f"Pruning {type(model).__name__}")
+        has_own = isinstance(calibration, Calibration) and calibration.execution is not None
+        if calibration is not None and not has_own and (execution is None or execution.progress is None):
+            options["execution"] = replace(execution or Execution(), progress=display.show_part)
+        yield

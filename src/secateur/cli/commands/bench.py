@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from secateur._progress import ProgressDisplay
 from secateur.cli.options import AsJson
 from secateur.cli.output import make_console, show
-from secateur.cli.progress import Steps
 
 __all__ = ["bench"]
 
@@ -54,7 +54,7 @@ def bench(
     """
     from secateur.cli.benchmark import Benchmark
 
-    with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
+    with ProgressDisplay() as steps, redirect_stdout(sys.stderr):  # a model's code may print
         report = Benchmark(
             reference=reference,
             model=model,

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from secateur._progress import ProgressDisplay
 from secateur.cli.options import AsJson
 from secateur.cli.output import show, show_text
-from secateur.cli.progress import Steps
 
 __all__ = ["convert"]
 
@@ -43,7 +43,7 @@ def convert(
     from secateur.cli.destination import check_not_current
 
     check_not_current(target)
-    with Steps() as steps:
+    with ProgressDisplay() as steps:
         steps.begin(f"Writing {target}")
         report = convert_files(source, target, dense=dense)
     if as_json:

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from secateur._packages import require_packages
+from secateur._progress import ProgressDisplay
 from secateur._wording import format_count
 from secateur.cli.options import AsJson, Weights
 from secateur.cli.output import show
-from secateur.cli.progress import Steps, say
+from secateur.cli.progress import say
 
 __all__ = ["inspect"]
 
@@ -50,7 +51,7 @@ def inspect(
         require_packages("matplotlib", extra="plot")
     from secateur.artifact import inspect as inspect_tensors
 
-    with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
+    with ProgressDisplay() as steps, redirect_stdout(sys.stderr):  # a model's code may print
         steps.begin(f"Reading {source}")
         opened = _open_source(source, weights)
         report = inspect_tensors(opened)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from secateur._progress import ProgressDisplay
 from secateur.cli.options import (
     ALLOCATIONS,
     REFINERS,
@@ -23,7 +24,7 @@ from secateur.cli.options import (
     read_config,
 )
 from secateur.cli.output import show
-from secateur.cli.progress import Steps, say
+from secateur.cli.progress import say
 
 __all__ = ["prune"]
 
@@ -103,7 +104,7 @@ def prune(
         data=CalibrationOptions(file=calibration, sequences=sequences, length=length, device=device),
         target=Destination(out),
     )
-    with Steps() as steps, redirect_stdout(sys.stderr):  # a model's code may print
+    with ProgressDisplay() as steps, redirect_stdout(sys.stderr):  # a model's code may print
         report = job.run(steps, low_memory=low_memory)
     show(report, as_json=as_json)
     say(f"Written to {out}.")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secateur._progress import ProgressDisplay
 from secateur._wording import format_count
 from secateur.cli.options import PATTERNS, AsJson, complete_names
 from secateur.cli.output import show, show_text
-from secateur.cli.progress import Steps
 from secateur.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def verify(
     """
     from secateur.artifact import examine
 
-    with Steps() as steps:
+    with ProgressDisplay() as steps:
         steps.begin(f"Reading {path}")
         report = examine(path, pattern=pattern)
     if as_json:
