@@ -25,15 +25,16 @@ help: ## show this list
 demo: .venv/.demo-stamp ## install what the demo needs, and run it
 	$(BIN)/secateur demo
 
+# Tests compile many small programs and run them a few times: compiling fast matters more than running fast.
+test test-%: export XLA_FLAGS := --xla_backend_optimization_level=0
+
 test: style ## everything that CI runs
 	COVERAGE_FILE=.coverage.main $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 	$(MAKE) --no-print-directory --jobs $(JOBS) $(OUTPUT_SYNC) $(BACKENDS:%=test-%) types docs
 
-# Tests compile many small programs and run them a few times, so compiling fast matters more than running fast.
 test-%: .venv/.dev-stamp # training with Keras on one backend, in a process of its own
 	@echo "== Training with Keras on $*"
-	KERAS_BACKEND=$* COVERAGE_FILE=.coverage.$* XLA_FLAGS=--xla_backend_optimization_level=0 \
-		$(BIN)/pytest -p no:xdist tests/backends src/secateur/training/keras
+	KERAS_BACKEND=$* COVERAGE_FILE=.coverage.$* $(BIN)/pytest -p no:xdist tests/backends src/secateur/training/keras
 
 coverage: ## run `make test` with branch coverage, which takes 40 % longer
 	rm -f .coverage .coverage.*
