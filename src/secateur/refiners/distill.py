@@ -42,7 +42,8 @@ class Distill(ModelRefiner):
         steps: Maximum number of steps, ≥ 1; the learning rate decays to 0 over them.
         minutes: Time limit, > 0; the learning rate then also decays with time. ``None``: no limit.
         rate: Initial learning rate, > 0, relative to the root mean square of each parameter.
-        batches_per_step: Calibration batches per step, ≥ 1.
+        batches_per_step: Sequences per step, ≥ 1, regardless of how they are cut into batches. Images and vectors count
+            in groups of 512 positions.
         classes: Continuations compared individually, ≥ 1.
 
     Raises:

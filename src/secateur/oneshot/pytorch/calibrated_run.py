@@ -24,6 +24,7 @@ from secateur.oneshot.pytorch.input_features import refuse_unsupported
 from secateur.oneshot.pytorch.memory_errors import explain_error
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import OTHER_WEIGHTS, RunRecord
+from secateur.oneshot.pytorch.sequences import regroup_by_sequences
 from secateur.oneshot.pytorch.stage_runner import Outcome, StageRunner, iterate_problems
 from secateur.oneshot.pytorch.stages import BlockStage, Stage, build_stages
 from secateur.oneshot.pytorch.targets import Target, build_targets
@@ -60,6 +61,9 @@ class CalibratedRun:
         self.execution = execution
         self.batches = read_batches(self.model, batches)
         self.storage = choose_storage(self.model, execution)
+        if recipe.block_refiners or recipe.model_refiners:
+            with calibration_mode(self.model):
+                self.batches = regroup_by_sequences(self.model, self.batches, self.storage.default_device)
         self.inputs = Activations(execution.offload)
         for pattern in plan.patterns:
             for name in pattern.views:
