@@ -262,6 +262,20 @@ def test_an_interrupted_model_is_unchanged(
     assert not any(layer._forward_hooks for layer in model.modules())
 
 
+@pytest.mark.parametrize(
+    ("example", "hint"),
+    [
+        ({"features": torch.ones(2, 32)}, r"pass it in a tuple: \(inputs,\)\."),
+        ((torch.ones(2, 32), torch.ones(2)), r"leave out labels, as in \(inputs,\)\."),
+        ((torch.ones(2, 31),), r"shapes cannot be multiplied \(2x31 and 32x64\)$"),
+    ],
+)
+def test_example_inputs_in_another_form_are_suggested(example: Any, hint: str) -> None:
+    with pytest.raises(CalibrationError, match=rf"The model fails with the example inputs: .*{hint}") as caught:
+        secateur.runtime.compile(prune_model(TwoLayers(run_both_layers)), example)
+    assert "calibration" not in str(caught.value)
+
+
 def test_unsupported_example_inputs() -> None:
     with pytest.raises(CalibrationError, match="The model fails with the example inputs: RuntimeError"):
         secateur.runtime.compile(prune_model(TwoLayers(run_both_layers)), torch.randn(8, 31))

@@ -50,9 +50,18 @@ class ExampleInputs:
         except SecateurError:
             raise
         except Exception as error:
+            hint = self._suggest_form() if isinstance(error, TypeError) else ""
             raise CalibrationError(
-                f"The model fails with the example inputs: {type(error).__name__}: {error}"
+                f"The model fails with the example inputs: {type(error).__name__}: {error}{hint}"
             ) from error
+
+    def _suggest_form(self) -> str:
+        """Suggest another form of the inputs if the model may expect fewer arguments."""
+        if self.kwargs:
+            return ". If the model takes a mapping as its only argument, pass it in a tuple: (inputs,)."
+        if len(self.args) > 1:
+            return ". Each item of the tuple is one argument: leave out labels, as in (inputs,)."
+        return ""
 
 
 def parse_example_inputs(value: Any) -> ExampleInputs:
