@@ -30,9 +30,10 @@ def observe_calls(observe: Callable[[nn.Module, Any, bool], Any]) -> Iterator[No
     def end(module: nn.Module, _: Any, outputs: Any) -> Any:
         nonlocal depth
         depth -= 1
-        return observe(module, outputs, depth == 0)
+        return None if outputs is None else observe(module, outputs, depth == 0)
 
-    hooks = register_module_forward_pre_hook(start), register_module_forward_hook(end)
+    # Always, so that the depth is right after an exception in a module.
+    hooks = register_module_forward_pre_hook(start), register_module_forward_hook(end, always_call=True)
     try:
         yield
     finally:
