@@ -6,7 +6,7 @@ import keras
 import pytest
 
 import secateur
-from secateur.errors import UnsupportedModelError
+from secateur.errors import LayerError, UnsupportedModelError
 
 layers = keras.layers
 
@@ -149,3 +149,29 @@ def test_a_model_that_is_not_built_is_refused() -> None:
 def test_a_model_of_neither_framework_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"must be a torch\.nn\.Module or a keras\.Model, found list"):
         secateur.plan([1], {"pattern": "4x1"})
+
+
+def lora(*, zeros: bool) -> keras.Model:
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(4, name="head")]
+    )
+    if zeros:
+        secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.5})
+    model.layers[0].enable_lora(2)
+    return model
+
+
+def test_a_lock_refuses_zeros_under_lora() -> None:
+    lock = {"kind": "pattern_lock"}
+    with pytest.raises(
+        LayerError, match="body/kernel: LoRA adds to this kernel, so its zeros are lost when it is merged"
+    ):
+        secateur.plan(lora(zeros=True), lock)
+    reasons = {layer.name: layer.reason for layer in secateur.plan(lora(zeros=False), lock).layers}
+    assert reasons == {
+        "body/kernel": "frozen (trainable=False)",
+        "body/lora_kernel_a": "has no zeros",
+        "body/lora_kernel_b": "all zero: untrained rather than pruned, so it may change",
+        "head": None,
+    }
+    assert secateur.plan(lora(zeros=True), {**lock, "excluded_op_names": ["body"]}).layers[-1].is_pruned

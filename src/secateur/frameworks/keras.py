@@ -22,6 +22,8 @@ __all__ = [
     "DetachedKernel",
     "KerasFramework",
     "apply_mask",
+    "find_kernel",
+    "find_owned_kernels",
     "find_weight_layers",
     "get_kernel",
     "get_matrices",
@@ -127,6 +129,40 @@ def get_matrices(layer: keras.Layer) -> list[keras.Variable]:
     """Return the variables with at least two axes that belong to a layer itself, not to a layer inside it."""
     inner = {id(variable) for child in list_inner_layers(layer) for variable in child.weights}
     return [weight for weight in layer.weights if id(weight) not in inner and len(weight.shape) > 1]
+
+
+def find_owned_kernels(layer: keras.Layer) -> dict[str, DetachedKernel]:
+    """Return name → variable for the variables with two or more axes that patterns do not support.
+
+    These are all such variables of unsupported layers, and those of supported layers besides the kernel.
+    """
+    try:
+        get_view(layer)
+        kernel = get_kernel(layer)
+    except LayerError:
+        kernel = None
+    found: dict[str, DetachedKernel] = {}
+    for variable in get_matrices(layer):
+        shape, last = tuple(variable.shape), len(variable.shape) - 1
+        if variable is not kernel and math.prod(shape):
+            view = WeightView(
+                shape=shape, output_axes=(last,), kernel_axes=tuple(range(last - 1)), input_axes=(last - 1,)
+            )
+            name, count = variable.name, 2
+            while name in found:
+                name, count = f"{variable.name}#{count}", count + 1
+            found[name] = DetachedKernel(variable, view)
+    return found
+
+
+def find_kernel(model: keras.Model, name: str) -> keras.Variable | None:
+    """Return the variable that is pruned under the name of a layer or of a variable; ``None`` if there is none."""
+    layers_by_name = list_layers(model)
+    if name in layers_by_name:
+        return get_kernel(layers_by_name[name])
+    path, _, variable = name.rpartition(SEPARATOR)
+    owned = find_owned_kernels(layers_by_name[path]) if path in layers_by_name else {}
+    return owned[variable].variable if variable in owned else None
 
 
 def get_view(layer: Any) -> WeightView:

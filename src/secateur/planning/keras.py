@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import keras
 
+from secateur._array import count_true
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnsupportedModelError
 from secateur.frameworks.keras import (
+    DetachedKernel,
+    find_owned_kernels,
     find_weight_layers,
     get_kernel,
     get_matrices,
     get_type_names,
     list_inner_layers,
     list_layers,
+    read_array,
 )
+from secateur.planning.layer_selection import has_lock
 from secateur.planning.layers import Candidate
 from secateur.planning.planner import Plan, make_plan
 
 __all__ = ["find_candidates", "plan"]
 
 FROZEN = "frozen (trainable=False)"
+
+LORA = (
+    "LoRA adds to this kernel, so its zeros are lost when it is merged. Lock the zeros while all weights train, or "
+    "prune again after merging"
+)
 
 
 def plan(model: keras.Model, config: PruningConfig | Mapping[str, Any], *, prune_frozen: bool = False) -> Plan:
@@ -37,7 +47,50 @@ def plan(model: keras.Model, config: PruningConfig | Mapping[str, Any], *, prune
             f"The model {model.name!r} must be built, so that its kernels have shapes. "
             f"Call model.build(input_shape), or call the model with one batch, first."
         )
-    return make_plan(config, find_candidates(model, prune_frozen=prune_frozen), list(list_layers(model)), "keras")
+    config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    candidates = find_candidates(model, prune_frozen=prune_frozen)
+    if has_lock(config):
+        candidates = _add_owned_kernels(model, candidates)
+    return make_plan(config, candidates, list(list_layers(model)), "keras")
+
+
+def _add_owned_kernels(model: keras.Model, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Add the variables that only a pattern lock supports, in place of layers that patterns do not support."""
+    by_name = {candidate.name: candidate for candidate in candidates}
+    found: list[Candidate] = []
+    for path, layer in list_layers(model).items():
+        owned = find_owned_kernels(layer)
+        if path in by_name and (by_name[path].reason in (None, FROZEN) or not owned):
+            found.append(by_name[path])
+        found += [_describe_kernel(path, name, layer, kernel) for name, kernel in owned.items()]
+    return found
+
+
+def _describe_kernel(path: str, name: str, layer: keras.Layer, kernel: DetachedKernel) -> Candidate:
+    variable, reason = kernel.variable, None
+    loses_zeros = getattr(layer, "lora_enabled", False) and not variable.trainable and _has_zeros(variable)
+    if loses_zeros:
+        reason = LORA
+    elif not keras.backend.is_float_dtype(variable.dtype):
+        reason = f"its dtype is {variable.dtype}; zeros of floating-point variables are kept"
+    elif not variable.trainable:
+        reason = FROZEN
+    return Candidate(
+        name=f"{path}/{name}",
+        module=kernel,
+        types=(type(layer).__name__,),
+        shape=tuple(variable.shape),
+        weight_id=id(variable),
+        is_refused=loses_zeros,
+        reason=reason,
+        owner=path,
+        only_locks=True,
+    )
+
+
+def _has_zeros(variable: keras.Variable) -> bool:
+    values = read_array(variable)
+    return 0 < count_true(values) < values.size
 
 
 def find_candidates(model: keras.Model, *, prune_frozen: bool = False) -> list[Candidate]:

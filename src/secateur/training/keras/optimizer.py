@@ -22,7 +22,7 @@ from secateur.masking.run import adopt_maxima
 from secateur.patterns import BasePattern
 from secateur.planning.keras import plan as plan_keras
 from secateur.results import PruningReport
-from secateur.training.checks import warn_if_already_sparse, warn_if_pruned_at_once
+from secateur.training.checks import warn_if_already_sparse, warn_if_no_zeros, warn_if_pruned_at_once
 from secateur.training.keras.state import SavedPlan, make_damage_error, read_header, read_values, require_keys
 from secateur.training.keras.step import ACTIVE, PruningStep
 from secateur.training.resume import FORMAT_VERSION, refuse_other_state
@@ -89,6 +89,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         warn_if_already_sparse(pruner.runs)
         self._initialize(optimizer, SavedPlan.of(plan, model), name)
         self._start(pruner, model.trainable_variables)
+        warn_if_no_zeros(pruner.runs)
 
     def _initialize(self, inner_optimizer: keras.optimizers.Optimizer, record: SavedPlan, name: str | None) -> None:
         # A separate learning rate would be a variable that nothing reads.

@@ -13,7 +13,7 @@ import keras
 from secateur._array import Array, count_true
 from secateur._wording import format_list
 from secateur.errors import LayerError, StateError, UnsupportedModelError
-from secateur.frameworks.keras import apply_mask, get_kernel, list_layers, read_array
+from secateur.frameworks.keras import apply_mask, find_kernel, read_array
 from secateur.masking.run import build_report, refuse_nan, refuse_violations
 from secateur.patterns import BasePattern
 from secateur.results import PruningReport
@@ -150,11 +150,11 @@ class PruningStep:
         Raises:
             LayerError: A pruned layer is missing there or has a different shape. In this case nothing is changed.
         """
-        layers, targets = list_layers(model), []
+        targets = []
         for name, kernel in self.kernels.items():
-            if name not in layers:
+            variable = find_kernel(model, name)
+            if variable is None:
                 raise LayerError(f"layer {name!r} was pruned, but {model.name!r} does not have it.")
-            variable = get_kernel(layers[name])
             if variable.shape != kernel.variable.shape:
                 shape, expected = tuple(variable.shape), tuple(kernel.variable.shape)
                 raise LayerError(f"layer {name!r} has shape {shape}, but its mask has {expected}.")
