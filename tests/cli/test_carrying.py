@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import secateur
 from cli.kit import TEXT, run, write_llama
+from secateur.artifact import Artifact
+from secateur.artifact.pytorch import to_torch
 
 pytestmark = pytest.mark.filterwarnings("always:.*without a place in:UserWarning")
 
@@ -132,3 +134,38 @@ def test_a_folder_without_its_class_loads_again(llama: Path) -> None:
     model = transformers.LlamaForCausalLM.from_pretrained("dense")
     assert torch.equal(model.lm_head.weight, load_file("llama/model.safetensors")["lm_head.weight"])
     assert float((model.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
+
+
+def test_one_block_at_a_time_keeps_everything_too(llama: Path) -> None:
+    add_extra(llama)
+    (llama / "text.txt").write_text(TEXT)
+    (llama / "LICENSE").write_text("free")
+    data = ("--calibration", "llama/text.txt", "--sequences", "2", "--length", "8")
+    result = run("prune", "llama", "--pattern", "2:4", "--low-memory", *data, "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    artifact = Artifact("out")
+    assert {"LICENSE", "text.txt", "config.json", "tokenizer.json"} <= artifact.manifest.files.keys()
+    assert not any("state" in name for name in artifact.manifest.files)
+    for name, tensor in EXTRA.items():
+        assert torch.equal(to_torch(artifact[name]), tensor)
+
+
+def test_one_block_at_a_time_of_a_published_mixture_of_experts(llama: Path) -> None:
+    """The layout in which it is published is refused with a way out, which works."""
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2, "head_dim": 4}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads))
+    model.save_pretrained(llama)
+    (llama / "text.txt").write_text(TEXT)
+    command = ("prune", "llama", "--pattern", "2:4", "--solver", "wanda", "--calibration", "llama/text.txt")
+    options = ("--sequences", "2", "--length", "8", "--out", "out", "--low-memory")
+    result = run(*command, *options)
+    assert result.exit_code == 1
+    assert "save_original_format=False" in result.stderr.replace("\n", "")
+    model.save_pretrained(llama, save_original_format=False)
+    result = run(*command, *options)
+    assert result.exit_code == 0, result.stderr
+    assert secateur.verify("out", pattern="2:4").problems == {}
+    assert run("convert", "out", "dense", "--dense").exit_code == 0
+    loaded, again = secateur.load("out"), transformers.MixtralForCausalLM.from_pretrained("dense")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(), strict=True))

@@ -52,6 +52,7 @@ class Source:
         claims: Layer → what pruning did to its weight.
         configs: The configurations of the pruning run, as plain values.
         write_files: Writes companion files, such as configuration and tokenizer, into a folder.
+        elsewhere: Layers whose weights are in companion files, about which the manifest states nothing.
         converted: Layer → its weight in the model, of layers that are written in another layout; see `restate_claim`.
     """
 
@@ -62,6 +63,7 @@ class Source:
     configs: Sequence[Mapping[str, Any]] = ()
     write_files: Callable[[Path], object] = lambda folder: None  # noqa: ARG005
     converted: Mapping[str, SourceTensor] = field(default_factory=dict)
+    elsewhere: frozenset[str] = frozenset()
 
     def find_claim(self, tensor: SourceTensor) -> Claim | None:
         """Return what pruning did to a tensor, or to the first of the layers that it is made of."""
@@ -76,7 +78,7 @@ class Source:
         """
         if report is None:
             return self
-        layers = {tensor.layer for tensor in self.tensors.values()} | self.converted.keys()
+        layers = {tensor.layer for tensor in self.tensors.values()} | self.converted.keys() | self.elsewhere
         if unknown := [layer.name for layer in report.layers if layer.name not in layers]:
             raise StateError(f"The report belongs to another model: this one has no {format_list(map(repr, unknown))}.")
         with explain_invalid("the report"):

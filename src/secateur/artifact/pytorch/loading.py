@@ -21,6 +21,7 @@ from secateur._model_limits import ModelLimits
 from secateur._wording import format_list, format_value, suggest_name
 from secateur.artifact.dtypes import DTYPES
 from secateur.artifact.pytorch.published import PublishedTensor, is_pretrained, list_published
+from secateur.artifact.pytorch.sentence_encoders import find_encoder
 from secateur.artifact.pytorch.tensors import NAMES, TYPES, get_state, to_torch
 from secateur.artifact.reader import Artifact
 from secateur.errors import ArtifactError, ModelLoadError
@@ -40,6 +41,10 @@ def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
         ArtifactError: Names, shapes or data types differ, or a tensor is damaged. The model does not change.
     """
     module = unwrap_model(model)
+    if (encoder := find_encoder(module)) is not None and _get_kind(artifact) == "transformers":
+        load_weights(encoder.transformer, artifact)
+        encoder.load_modules(artifact)
+        return model
     state = get_state(module)
     if _is_published(module, artifact):
         _copy_published(module, state, artifact)
@@ -167,6 +172,10 @@ def _warn_of_unknown(names: list[str], model: nn.Module, artifact: Artifact) -> 
             format_list(map(repr, names)),
             type(model).__name__,
         )
+
+
+def _get_kind(artifact: Artifact) -> str | None:
+    return None if artifact.manifest.model is None else artifact.manifest.model.kind
 
 
 def _get_class_name(artifact: Artifact) -> str | None:

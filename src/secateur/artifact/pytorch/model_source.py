@@ -17,6 +17,7 @@ from secateur.artifact.manifest import Builder
 from secateur.artifact.pytorch.carrying import carry_over
 from secateur.artifact.pytorch.published import is_pretrained
 from secateur.artifact.pytorch.publishing import publish_source
+from secateur.artifact.pytorch.sentence_encoders import find_encoder
 from secateur.artifact.pytorch.tensors import NAMES, find_aliases, get_state, read_bits
 from secateur.artifact.source import Source, SourceTensor, guess_view
 from secateur.errors import ConfigError
@@ -41,6 +42,8 @@ def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
         UnsupportedModelError: The model has a tensor that is not a plain dense tensor.
     """
     model = unwrap_model(model)
+    if (encoder := find_encoder(model)) is not None:
+        return encoder.add_modules(make_source(encoder.transformer, tokenizer))
     state = get_state(model)
     stored, aliases = find_aliases(state)
     pretrained = model if is_pretrained(model) else None

@@ -107,6 +107,9 @@ class Materializer:
             raise ModelLoadError(
                 f"{str(files.path)!r} lacks {format_list(map(repr, missing))} of the "
                 f"model.{suggest_name(missing[0], files)} The names must be those of the model's parameters. "
+                "If transformers converts the model on loading, as it does with mixtures of experts, load the whole "
+                "model (leave out weights or --low-memory), or save it once with "
+                "model.save_pretrained(folder, save_original_format=False) and prune that folder. "
                 "A tied parameter may be missing, but accelerate.init_empty_weights unties parameters: call "
                 "model.tie_weights() after it."
             )
