@@ -143,3 +143,28 @@ def test_an_error_suggests_the_line_that_fixes_it(make: Any, batch: Any, line: s
 def test_a_single_batch_belongs_into_a_list(batch: Any) -> None:
     with pytest.raises(CalibrationError, match=r"If it is one batch, pass calibration=\[batch\]"):
         secateur.prune(deep_mlp(), CONFIG, calibration=batch, solver="wanda")
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_an_inverted_mask_is_noticed(name: str) -> None:
+    from tiny_transformers import family
+
+    model = family(name)
+    tokens = torch.tensor([[5, 6, 7, 0, 0], [5, 6, 0, 0, 0]])
+    (batch,) = read_batches(model, [{"input_ids": tokens, "attention_mask": tokens > 0}])
+    assert batch.keep is not None
+    with pytest.raises(CalibrationError, match=r"nothing but the padding token 0\. Invert the mask: it must be 1"):
+        read_batches(model, [{"input_ids": tokens, "attention_mask": tokens == 0}])
+    with pytest.raises(CalibrationError, match=r"keeps nothing but the padding token 0\. Remove the batch"):
+        read_batches(model, [{"input_ids": 0 * tokens, "attention_mask": torch.ones_like(tokens)}])
+
+
+def test_a_layer_without_outputs_has_no_error() -> None:
+    model = deep_mlp()
+    with torch.no_grad():
+        model[2].weight.zero_()
+        model[2].bias.fill_(1)
+    report = secateur.prune(model, {"pattern": "1x1", "target_sparsity": 0.5}, calibration=[INPUTS], solver="wanda")
+    assert "2" not in report.errors
+    assert all(error > 0 for error in report.errors.values())
+    assert str(report).count("unknown") == 1

@@ -22,7 +22,8 @@ class CalibratedReport(PruningReport):
         solver: The solver and the refiners.
         errors: Layer → relative error of its outputs on the calibration data, ``‖X (W − Ŵ)ᵀ‖² / ‖X Ŵᵀ‖²`` with dense
             weights Ŵ, before blocks or the whole model are refined. If only the norms of the inputs are measured,
-            features are treated as uncorrelated. Layers in `magnitude_reasons` have none.
+            features are treated as uncorrelated. Layers whose inputs were not measured, or whose outputs were zero,
+            have none.
         magnitude_reasons: Layer that was pruned by magnitude, not by the solver → why its inputs were not measured.
         solver_seconds: Time spent in the solver and in layer refiners.
         seconds: Total time.

@@ -124,13 +124,16 @@ class Problem:
         return torch.cat(scores, dim=1)
 
     def errors_per_layer(self, weight_GRF: torch.Tensor) -> dict[str, float]:
-        """Return layer → relative error of its outputs, ``‖X (W − Ŵ)ᵀ‖² / ‖X Ŵᵀ‖²``."""
+        """Return layer → relative error of its outputs, ``‖X (W − Ŵ)ᵀ‖² / ‖X Ŵᵀ‖²``.
+
+        Layers whose dense outputs are all zero have no relative error and are left out.
+        """
         lost, total = (self.energy(weights) for weights in (self.weight - weight_GRF, self.weight))
         errors = {}
         for layer in self.layers:
             rows = slice(*layer.rows)
-            energy = float(total[:, rows].sum())
-            errors[layer.name] = float(lost[:, rows].sum()) / energy if energy > 0 else 0.0
+            if (energy := float(total[:, rows].sum())) > 0:
+                errors[layer.name] = float(lost[:, rows].sum()) / energy
         return errors
 
     def energy(self, weight_GRF: torch.Tensor) -> torch.Tensor:

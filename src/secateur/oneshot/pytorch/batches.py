@@ -111,8 +111,10 @@ def read_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     if not calls:
         raise CalibrationError("calibration must contain at least one batch, found none.")
     vocabulary = _find_vocabulary(model)
+    padding = getattr(getattr(model, "config", None), "pad_token_id", None)
     for batch in calls:
         _check_content(batch)
+        _check_padding(batch, padding)
         tokens = batch.named.get("input_ids", batch.args[0] if batch.args else None)
         if vocabulary is not None and isinstance(tokens, torch.Tensor) and tokens.dtype in INTEGERS:
             _check_tokens(batch.number, tokens, vocabulary)
@@ -239,6 +241,22 @@ def _check_content(batch: Batch) -> None:
             f"calibration batch {batch.number} must contain at least one token, found only padding: its "
             f"attention_mask is zero everywhere. Remove it."
         )
+
+
+def _check_padding(batch: Batch, padding: Any) -> None:
+    """Raise `CalibrationError` if all tokens that count are the padding token, as with an inverted mask."""
+    tokens = batch.named.get("input_ids")
+    if batch.keep is None or not isinstance(padding, int) or not isinstance(tokens, torch.Tensor):
+        return
+    if tokens.shape != batch.keep.shape or not bool((tokens.cpu()[batch.keep] == padding).all()):
+        return
+    advice = "Remove the batch."
+    if not bool((tokens.cpu()[~batch.keep] == padding).all()):
+        advice = "Invert the mask: it must be 1 for tokens and 0 for padding."
+    raise CalibrationError(
+        f"calibration batch {batch.number} must contain at least one token, found only padding: its attention_mask "
+        f"keeps nothing but the padding token {padding}. {advice}"
+    )
 
 
 def _update_hash(digest: Any, value: Any) -> None:
