@@ -420,6 +420,21 @@ def test_layers_called_by_keyword() -> None:
         assert is_close(model(inputs), dense(inputs))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("convert", "reason"),
+    [
+        (lambda x: torch.nested.nested_tensor([x[:2], x[2:]]), "its inputs are nested"),
+        (lambda x: x.to_sparse(), "its inputs are stored as torch.sparse_coo"),
+        (lambda x: x[:0], "its inputs are empty"),
+    ],
+)
+def test_layers_that_are_only_called_with_unusual_tensors(convert: Callable[..., Any], reason: str) -> None:
+    model = prune_model(TwoLayers(lambda m, x: (m.down(x), m.up(convert(torch.ones(4, 32))))[0]))
+    _, report = secateur.runtime.compile(model, torch.randn(8, 64))
+    assert [row.reason for row in report.layers if row.name == "up"] == [reason]
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_half_precision_has_no_kernels_on_the_cpu(int8: bool) -> None:
     _, report = secateur.runtime.compile(

@@ -120,10 +120,10 @@ def _decide_layers(
             name: ReplacementDecision(report if report.reason else replace(report, reason=reason), None)
             for name, report in reports.items()
         }
-    calls, missing_reason = _observe_calls(eligible, call)
+    calls, missing = _observe_calls(eligible, call)
     decisions = {
         name: benchmark_layer(
-            _add_call(report, calls.get(name), missing_reason), layers[name], calls.get(name), options
+            _add_call(report, calls.get(name), missing.get(name, "")), layers[name], calls.get(name), options
         )
         for name, report in reports.items()
     }
@@ -133,14 +133,19 @@ def _decide_layers(
     return _keep_wrong_layers_dense(check, faster)
 
 
-def _observe_calls(layers: Mapping[str, nn.Module], call: Callable[[], object]) -> tuple[dict[str, ObservedCall], str]:
-    """Record the last call of each layer, and return the reason why other layers have none."""
+def _observe_calls(
+    layers: Mapping[str, nn.Module], call: Callable[[], object]
+) -> tuple[dict[str, ObservedCall], dict[str, str]]:
+    """Record the last call of each layer that kernels can compute, and the reasons why other layers have none."""
     observed: dict[str, tuple[torch.Tensor, torch.device, int]] = {}
+    reasons = dict.fromkeys(layers, "it is not called with the example inputs")
 
     def make_hook(name: str) -> Callable[..., None]:
         def observe(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-            inputs = args[0] if args else kwargs.get("input")
-            if inputs is not None and _has_float_values(inputs) and _has_float_values(outputs):
+            inputs: Any = args[0] if args else kwargs.get("input")
+            if problem := _describe_problem(inputs) or _describe_problem(outputs):
+                reasons[name] = f"its inputs are {problem}"
+            else:
                 channels = outputs.shape[-3 if isinstance(layer, nn.Conv2d) else -1]
                 like = torch.empty_strided(inputs.shape, inputs.stride(), dtype=inputs.dtype, device="meta")
                 observed[name] = like, inputs.device, outputs.numel() // channels
@@ -153,19 +158,26 @@ def _observe_calls(layers: Mapping[str, nn.Module], call: Callable[[], object]) 
         try:
             call()
         except CalibrationError as error:
-            return (
-                {},
-                f"the model fails while calls of its layers are recorded: {summarize_error(error.__cause__ or error)}",
+            problem = (
+                f"the model fails while calls of its layers are recorded: {summarize_error(error.__cause__ or error)}"
             )
+            return {}, dict.fromkeys(layers, problem)
     calls = {
         name: ObservedCall(torch.randn_like(like, device=device), rows)
         for name, (like, device, rows) in observed.items()
     }
-    return calls, "it is not called with the example inputs"
+    return calls, reasons
 
 
-def _has_float_values(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and is_strided(value) and value.is_floating_point() and value.numel() > 0
+def _describe_problem(value: Any) -> str:
+    """Say why kernels cannot read a value, or return an empty string if they can."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    if not is_strided(value):
+        return "nested" if value.is_nested else f"stored as {'oneDNN tensors' if value.is_mkldnn else value.layout}"
+    if not value.is_floating_point():
+        return str(value.dtype)
+    return "" if value.numel() else "empty"
 
 
 def _add_call(report: LayerReport, call: ObservedCall | None, missing_reason: str) -> LayerReport:
