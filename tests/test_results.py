@@ -77,7 +77,7 @@ def test_the_table_of_a_pruning_report() -> None:
         "encoder.0.fc1    32×16  4x1          50.00%       256 of 512     64 of 128",
         "head           1000×16  1xchannel    10.00%  1,600 of 16,000  100 of 1,000",
         "",
-        "In all 11.24% of the weights in 2 layers, 9.28% of the model; 1 other layer left dense.",
+        "Pruned 11.24% of the weights in 2 layers, which is 9.28% of the model. Left 1 other layer dense.",
         "Units differ in size: the target is a share of units, and 14.54% of them are pruned.",
         "The target was not reached: stopped at step 7 of 9.",
     ]

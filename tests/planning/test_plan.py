@@ -185,16 +185,25 @@ def test_to_dict_is_json() -> None:
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"end_step": 90}, "4x1: by magnitude, iterative, cubic from step 1 to 90, every 10."),
-        ({"start_step": 7}, "4x1: by magnitude, iterative, at once at step 7."),
-        ({"end_step": 9, "sparsity_decay_type": "one_shot"}, "4x1: by magnitude, iterative, at once at step 1."),
-        ({"kind": "progressive", "end_step": 9, "sparsity_decay_type": max}, "progressive, max from step 1 to 9"),
+        (
+            {"end_step": 90},
+            "4x1: units with the lowest magnitude are pruned every 10 steps from step 1 to 90, on a cubic schedule.",
+        ),
+        ({"start_step": 7}, "4x1: units with the lowest magnitude are pruned all at once at step 7."),
+        (
+            {"end_step": 9, "sparsity_decay_type": "one_shot"},
+            "4x1: units with the lowest magnitude are pruned all at once at step 1.",
+        ),
+        (
+            {"kind": "progressive", "end_step": 9, "sparsity_decay_type": max},
+            "pruned weight by weight every 10 steps from step 1 to 9, on a max schedule.",
+        ),
     ],
 )
 def test_text(config: dict[str, Any], line: str) -> None:
     text = str(secateur.plan(mlp(), {"pattern": "4x1", "target_sparsity": 0.9, **config}))
     assert line in text
-    assert "2 of 3 layers to be pruned, with 1,024 weights." in text
+    assert "2 of 3 layers will be pruned, with 1,024 weights." in text
     assert "128 × 4" in text
     assert "output layer: dense unless op_names or layers name it" in " ".join(text.split())
 
@@ -202,7 +211,7 @@ def test_text(config: dict[str, Any], line: str) -> None:
 def test_text_of_a_locked_run() -> None:
     found = secateur.plan(mlp(), {"pattern": "7x1", "kind": "pattern_lock"})
     text = str(found)
-    assert "3 of 3 layers to be pruned" not in text
+    assert "3 of 3 layers will be pruned" not in text
     assert "3 of 3 layers keep their zeros, with 1,088 weights." in text
     assert "%" not in text
     assert {row["target_sparsity"] for row in found.to_dict()["layers"]} == {0.0}

@@ -174,7 +174,7 @@ def test_report_is_plain_values_and_a_table() -> None:
     assert found["sparsity"] == 0.75
     assert found["is_complete"]
     text = str(report)
-    assert "In all 75.00% of the weights in 2 layers" in text
+    assert "Pruned 75.00% of the weights in 2 layers" in text
     assert "1 other layer left dense" in text
 
 

@@ -74,7 +74,7 @@ class TensorRow(Row):
         return self.packing == "dense" and not self.problem
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ArtifactReport(Report):
     """Reports the tensors of a saved model, or of a model in memory.
 

@@ -75,7 +75,7 @@ class Measurement(Row):
         return f"{value:,.0f} bytes" if self.unit == "bytes" else f"{1000 * value:,.2f} ms"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class BenchmarkReport(Report):
     """The result of a benchmark.
 

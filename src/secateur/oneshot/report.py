@@ -14,7 +14,7 @@ __all__ = ["CalibratedReport"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CalibratedReport(PruningReport):
     """The result of pruning with calibration data, verified against masks and weights.
 

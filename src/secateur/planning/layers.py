@@ -104,7 +104,7 @@ class PlannedLayer:
         if self.config.kind == "pattern_lock":
             return self.name, self.kind, shape, "pattern_lock", f"{self.units:,}", "", "", "keeps its zeros"
         scope = "globally" if self.config.pruning_scope == "global" else "locally"
-        units = f"{self.units:,} × {self.unit_size}"
+        units = f"{self.units:,} × {self.unit_size}" if self.unit_size > 1 else f"{self.units:,}"
         shares = dict.fromkeys(f"{share:.0%}" if share in (0, 1) else f"{share:.1%}" for share in self.sparsity_range)
         target, span = f"{self.target_sparsity:.1%}", "–".join(shares)
         return self.name, self.kind, shape, self.config.pattern, units, target, span, scope

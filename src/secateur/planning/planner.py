@@ -19,9 +19,10 @@ from secateur.planning.zeros import find_free_layers
 __all__ = ["Plan", "make_plan"]
 
 COLUMNS = ("layer", "type", ">shape", "pattern", ">units", ">target", ">range", "ranked / reason")
+TARGET, RANGE = COLUMNS.index(">target"), COLUMNS.index(">range")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """How a configuration prunes the layers of a model.
 
@@ -51,14 +52,18 @@ class Plan:
     def table(self) -> Table:
         """Return the plan as a table."""
         dense = frozenset(index for index, layer in enumerate(self.layers) if not layer.is_pruned)
+        rows = [layer.cells() for layer in self.layers]
+        shown = [
+            index for index in range(len(COLUMNS)) if index != RANGE or any(row[RANGE] != row[TARGET] for row in rows)
+        ]
         return Table(
             title="Pruning plan",
-            columns=COLUMNS,
-            rows=[layer.cells() for layer in self.layers],
+            columns=[COLUMNS[index] for index in shown],
+            rows=[[row[index] for index in shown] for row in rows],
             dimmed=dense,
             footer=[
                 self._summarize(),
-                *(line for pattern in self.patterns for line in _make_notes(pattern)),
+                *dict.fromkeys(line for pattern in self.patterns for line in _make_notes(pattern)),
                 *_explain_scope(self),
             ],
         )
@@ -70,12 +75,18 @@ class Plan:
     def __str__(self) -> str:
         return self.table().text()
 
+    def __repr__(self) -> str:
+        return f"<Plan: {self._summarize()}>"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
     def _summarize(self) -> str:
         pruned = [layer for layer in self.layers if layer.is_pruned]
         weights = sum(layer.units * layer.unit_size for layer in pruned)
         is_locked = all(pattern.config.kind == "pattern_lock" for pattern in self.patterns)
-        action = "keep their zeros" if is_locked else "to be pruned"
-        return f"{len(pruned)} of {format_count(len(self.layers), 'layer')} {action}, with {weights:,} weights."
+        action = "keep their zeros" if is_locked else "will be pruned"
+        return f"{len(pruned):,} of {format_count(len(self.layers), 'layer')} {action}, with {weights:,} weights."
 
 
 def make_plan(
@@ -183,10 +194,12 @@ def _explain_scope(plan: Plan) -> list[str]:
 
 def _describe_timing(config: PruningConfig) -> str:
     schedule = config.sparsity_decay_type
-    name = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "a function")
+    name = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "custom")
+    action = "pruned weight by weight" if config.kind == "progressive" else "pruned"
     when = (
-        f"at once at step {config.start_step}"
+        f"all at once at step {config.start_step}"
         if config.start_step == config.last_step
-        else f"{name} from step {config.start_step} to {config.last_step}, every {config.pruning_frequency}"
+        else f"every {config.pruning_frequency} steps from step {config.start_step} to {config.last_step}, on a {name} "
+        "schedule"
     )
-    return f"{config.pattern}: by {config.criterion}, {config.kind}, {when}."
+    return f"{config.pattern}: units with the lowest {config.criterion} are {action} {when}."

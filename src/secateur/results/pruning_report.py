@@ -59,7 +59,7 @@ class LayerResult(Row):
         return self.pruned_weights / self.weights
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PruningReport(Report):
     """The result of a run, verified against its masks and weights.
 
@@ -144,8 +144,8 @@ class PruningReport(Report):
     def footer(self) -> list[str]:
         """The lines below the table."""
         lines = [
-            f"In all {self.sparsity:.2%} of the weights in {format_count(len(self.layers), 'layer')}, "
-            f"{self.model_sparsity:.2%} of the model; {format_count(len(self.dense), 'other layer')} left dense."
+            f"Pruned {self.sparsity:.2%} of the weights in {format_count(len(self.layers), 'layer')}, which is "
+            f"{self.model_sparsity:.2%} of the model. Left {format_count(len(self.dense), 'other layer')} dense."
         ]
         is_locked = bool(self.configs) and all(config.kind == "pattern_lock" for config in self.configs)
         sizes = {layer.weights // layer.units for layer in self.layers if not is_locked}

@@ -123,6 +123,13 @@ class Report(Record, ABC):
     def __str__(self) -> str:
         return self.table().text(self.width)
 
+    def __repr__(self) -> str:
+        summary = self.footer[0] if self.footer else f"{len(self.rows)} rows"
+        return f"<{type(self).__name__}: {summary}>"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
 
 def _to_plain(value: Any) -> Any:
     """Convert records, mappings and tuples to dicts and lists."""

@@ -113,7 +113,7 @@ class BaselineReport(Record):
         return f"{self.name} {1e3 * self.seconds:.2f} ms ({self.speedup:.2f}×, {outputs})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RuntimeReport(Report):
     """The result of `secateur.runtime.compile`.
 
