@@ -135,19 +135,19 @@ def test_other_parameters_are_not_pruned_by_rules_that_prune() -> None:
 
 
 class Adapted(nn.Module):
-    """A layer with LoRA, with the names of PEFT."""
+    """A layer with a low-rank addition that starts at zero."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
-        self.base_layer = base.requires_grad_(requires_grad=False)
-        self.lora_A, self.lora_B = (
+        self.base = base.requires_grad_(requires_grad=False)
+        self.down, self.up = (
             nn.Linear(base.in_features, 2, bias=False),
             nn.Linear(2, base.out_features, bias=False),
         )
-        nn.init.zeros_(self.lora_B.weight)
+        nn.init.zeros_(self.up.weight)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.base_layer(inputs) + self.lora_B(self.lora_A(inputs))
+        return self.base(inputs) + self.up(self.down(inputs))
 
 
 def adapted() -> nn.Sequential:
@@ -161,25 +161,25 @@ def test_a_weight_that_is_all_zero_is_untrained_and_left_free() -> None:
     torch.manual_seed(0)
     model, inputs = adapted(), torch.randn(8, 16)
     reasons = {layer.name: layer.reason for layer in secateur.plan(model, LOCK).layers}
-    assert reasons["0.lora_B"] == "all zero: untrained rather than pruned, so it may change"
+    assert reasons["0.up"] == "all zero: untrained rather than pruned, so it may change"
     pruner = fit(model, inputs)
-    assert bool((model[0].lora_B.weight != 0).all())
-    assert "0.lora_B" not in pruner.masks
+    assert bool((model[0].up.weight != 0).all())
+    assert "0.up" not in pruner.masks
     state, trained = pruner.state_dict(), model.state_dict()
     report = pruner.finalize()
-    assert report.dense["0.lora_B"].startswith("all zero")
+    assert report.dense["0.up"].startswith("all zero")
 
-    trained["2.lora_B.weight"][0] = 0  # such as a row without a gradient: it stays free in a resumed run
+    trained["2.up.weight"][0] = 0  # such as a row without a gradient: it stays free in a resumed run
     again = adapted()
     again.load_state_dict(trained)
     optimizer = torch.optim.SGD(again.parameters(), 0.1)
     resumed = secateur.prepare(again, LOCK, optimizer)
     resumed.load_state_dict(state)
-    assert {"0.lora_B", "2.lora_B"}.isdisjoint(resumed.masks)
+    assert {"0.up", "2.up"}.isdisjoint(resumed.masks)
     for _ in range(2):
         again(inputs).square().mean().backward()
         optimizer.step()
-    assert bool((again[2].lora_B.weight != 0).all())
+    assert bool((again[2].up.weight != 0).all())
     resumed.finalize()
 
 

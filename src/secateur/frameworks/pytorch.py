@@ -22,6 +22,7 @@ __all__ = [
     "PytorchFramework",
     "StackedWeight",
     "apply_mask",
+    "find_adapters",
     "find_owned_weights",
     "find_stacked_weights",
     "find_weight_layers",
@@ -130,6 +131,22 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 def list_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return every module of the unwrapped model by name, the model itself included."""
     return dict(unwrap_model(model).named_modules())
+
+
+def find_adapters(model: nn.Module) -> dict[str, str]:
+    """Return module inside an adapter of PEFT, such as LoRA → the layer that it adapts.
+
+    A layer with adapters has the original layer as ``base_layer``, and beside it the modules of the adapters.
+    """
+    adapters: dict[str, str] = {}
+    for name, module in list_layers(model).items():
+        if isinstance(getattr(module, "base_layer", None), nn.Module):
+            declared = getattr(module, "adapter_layer_names", ())
+            for key, child in module.named_children():
+                if key.startswith("lora_") or key in declared:
+                    paths = (f"{name}.{key}.{path}".strip(".") for path, _ in child.named_modules())
+                    adapters |= dict.fromkeys(paths, name)
+    return adapters
 
 
 def find_weight_layers(model: nn.Module) -> dict[str, nn.Module | OwnedWeight]:

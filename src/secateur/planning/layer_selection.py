@@ -68,9 +68,9 @@ def _decide(config: PruningConfig, candidate: Candidate, candidates: Sequence[Ca
     settings = config.for_layer(ruled or candidate.name, types)
     if settings is None:
         return LayerDecision(candidate, reason="left dense by a rule for its name or type", is_requested_dense=True)
-    if candidate.reason is not None:
-        return LayerDecision(candidate, reason=candidate.reason)
     is_locked, has_rule = settings.kind == "pattern_lock", ruled is not None
+    if candidate.reason is not None and not (is_locked and candidate.is_frozen):
+        return LayerDecision(candidate, reason=candidate.reason)
     if candidate.only_locks and not is_locked:
         return LayerDecision(candidate, reason=f"{types[0]} is not a supported layer type")
     is_named = has_rule or find_pattern(config.op_names, *names) is not None

@@ -26,6 +26,7 @@ class Candidate:
         is_output: Whether it is an output layer of the model, such as a classifier or a language-model head.
         is_refused: Whether selecting the layer is an error, rather than a reason to leave it dense.
         reason: Why it cannot be pruned; ``None`` if it can.
+        is_frozen: Whether the only reason is that it is not trained, so that a pattern lock can still verify its zeros.
         owner: Name of the module that has this weight and others; ``None``: the layer is the module.
         only_locks: Whether patterns do not support the weight, so that only ``kind="pattern_lock"`` can apply to it.
     """
@@ -38,6 +39,7 @@ class Candidate:
     is_output: bool = False
     is_refused: bool = False
     reason: str | None = None
+    is_frozen: bool = False
     owner: str | None = None
     only_locks: bool = False
 

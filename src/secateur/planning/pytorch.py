@@ -12,6 +12,7 @@ from secateur.config import PruningConfig
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
     OwnedWeight,
+    find_adapters,
     find_owned_weights,
     find_weight_layers,
     get_matrices,
@@ -47,10 +48,20 @@ def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Can
 
     Frozen layers stay dense, unless `prune_frozen` is set.
     """
-    layers = find_weight_layers(model)
-    outputs = _find_output_layers(unwrap_model(model), layers)
+    layers, adapters = find_weight_layers(model), find_adapters(model)
+    outputs = _find_output_layers(unwrap_model(model), {name: layers[name] for name in layers if name not in adapters})
     candidates = [_describe_layer(name, layer, is_output=id(layer) in outputs) for name, layer in layers.items()]
-    return [_treat_frozen(candidate, prune_frozen=prune_frozen) for candidate in candidates]
+    return [_leave_adapter(_treat_frozen(row, prune_frozen=prune_frozen), adapters) for row in candidates]
+
+
+def _leave_adapter(candidate: Candidate, adapters: Mapping[str, str]) -> Candidate:
+    """Leave the parameters of an adapter dense, also if they are frozen or sharded."""
+    adapted = adapters.get(candidate.owner or candidate.name)
+    if adapted is None:
+        return candidate
+    return replace(
+        candidate, is_refused=False, is_frozen=False, reason=f"adapter of {adapted!r}: adapters are not pruned"
+    )
 
 
 def _treat_frozen(candidate: Candidate, *, prune_frozen: bool) -> Candidate:
@@ -58,7 +69,8 @@ def _treat_frozen(candidate: Candidate, *, prune_frozen: bool) -> Candidate:
     if prune_frozen:
         return replace(candidate, reason=None) if candidate.reason == FROZEN else candidate
     weight = read_parameter(candidate.module)
-    return replace(candidate, is_refused=candidate.is_refused and weight is not None and weight.requires_grad)
+    is_trained = weight is not None and weight.requires_grad
+    return replace(candidate, is_refused=candidate.is_refused and is_trained, is_frozen=candidate.reason == FROZEN)
 
 
 def _add_owned_weights(model: nn.Module, candidates: Sequence[Candidate], *, prune_frozen: bool) -> list[Candidate]:
@@ -67,6 +79,7 @@ def _add_owned_weights(model: nn.Module, candidates: Sequence[Candidate], *, pru
     for candidate in candidates:
         layers.setdefault(candidate.name if candidate.owner is None else candidate.owner, []).append(candidate)
     found: list[Candidate] = []
+    adapters = find_adapters(model)
     for name, module in list_layers(model).items():
         owned = find_owned_weights(module)
         if (get_type_names(module) and get_weight_name(module) not in owned) or not owned:
@@ -75,7 +88,7 @@ def _add_owned_weights(model: nn.Module, candidates: Sequence[Candidate], *, pru
             found += [candidate for candidate in layers.get(name, []) if candidate.owner is not None]
         for key, weight in owned.items():
             row = replace(_describe_layer(f"{name}.{key}".lstrip("."), weight, is_output=False), only_locks=True)
-            found.append(_treat_frozen(row, prune_frozen=prune_frozen))
+            found.append(_leave_adapter(_treat_frozen(row, prune_frozen=prune_frozen), adapters))
     return found
 
 
@@ -112,7 +125,7 @@ def _find_output_layers(model: nn.Module, layers: Mapping[str, Any]) -> set[int]
     """Return the identities of language-model heads and classifiers."""
     declared = getattr(model, "get_output_embeddings", lambda: None)()
     if declared is not None:
-        return {id(declared)}
+        return {id(getattr(declared, "base_layer", declared))}
     names = [name for name, module in layers.items() if get_type_names(module)]
     outputs = find_output_names(names, lambda part: isinstance(model.get_submodule(part), nn.ModuleList))
     return {id(layers[name]) for name in outputs}

@@ -40,4 +40,5 @@ def _find_reason(decision: LayerDecision, framework: Framework) -> str | None:
     nonzero = count_true(weight)
     if nonzero == 0:
         return UNTRAINED
-    return NO_ZEROS if decision.candidate.only_locks and nonzero == math.prod(weight.shape) else None
+    may_be_free = decision.candidate.only_locks or decision.candidate.is_frozen
+    return NO_ZEROS if may_be_free and nonzero == math.prod(weight.shape) else None

@@ -73,9 +73,8 @@ class PytorchPruner:
         )
         self._weights = find_weights(plan, steppers)
         # Steps of optimizers without pruned weights do not count.
-        self._optimizers = tuple(
-            dict.fromkeys(optimizer for weight in self._weights.values() for optimizer in weight.slot.optimizers)
-        )
+        trained = (optimizer for weight in self._weights.values() for optimizer in weight.slot.optimizers)
+        self._optimizers = tuple(dict.fromkeys(trained)) or steppers  # a lock may only have frozen weights
         self._steps = [0] * len(self._optimizers)
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()

@@ -167,9 +167,10 @@ def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]
             slots.setdefault(id(weight), ParameterSlot(weight)).add(optimizer)
     patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
     keys = {name: id(get_parameter(pattern.modules[name])) for name, pattern in patterns.items()}
-    for name in keys.keys() & plan.dense.keys():  # a lock leaves them free
+    for name in keys:
         parameter = get_parameter(patterns[name].modules[name])
-        slots.setdefault(id(parameter), ParameterSlot(parameter))
+        if name in plan.dense or not parameter.requires_grad:  # a lock leaves them free, or verifies them
+            slots.setdefault(id(parameter), ParameterSlot(parameter))
     if missing := [name for name, key in keys.items() if key not in slots]:
         raise LayerError(
             f"The optimizer does not have the weights of {len(missing)} of {len(keys)} layers to be pruned: "
