@@ -169,3 +169,17 @@ def test_one_block_at_a_time_of_a_published_mixture_of_experts(llama: Path) -> N
     assert run("convert", "out", "dense", "--dense").exit_code == 0
     loaded, again = secateur.load("out"), transformers.MixtralForCausalLM.from_pretrained("dense")
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(), strict=True))
+
+
+def test_an_encoder_goes_back_to_sentence_transformers(folder: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    from tiny_sentence_encoders import TEXTS, make_encoder, sentence_transformers
+
+    make_encoder(folder).save(str(folder / "encoder"))
+    assert run("prune", "encoder", "--pattern", "2:4", "--out", "packed").exit_code == 0
+    assert run("verify", "packed", "--pattern", "2:4").exit_code == 0
+    assert run("convert", "packed", "dense", "--dense").exit_code == 0
+    loaded = sentence_transformers.SentenceTransformer("dense", device="cpu")
+    model = sentence_transformers.SentenceTransformer("encoder", device="cpu")
+    secateur.prune(model[0].auto_model, {"pattern": "2:4"})
+    assert (loaded.encode(TEXTS) == model.encode(TEXTS)).all()
