@@ -11,14 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.frameworks.pytorch import StackedWeight
 from secateur.oneshot.execution import Execution, Progress
 from secateur.oneshot.interrupts import allow_interrupts
 from secateur.oneshot.pytorch.activations import Activations
+from secateur.oneshot.pytorch.expert_statistics import ExpertStatistics
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.oneshot.pytorch.stages import BlockStage, Stage
-from secateur.oneshot.pytorch.targets import build_blind_problem, build_problem, write_solution
+from secateur.oneshot.pytorch.targets import (
+    Target,
+    build_blind_problem,
+    build_experts_problem,
+    build_problem,
+    split_by_expert,
+    write_solution,
+)
 from secateur.refiners.base import BlockTask
 from secateur.results import LayerResult
 from secateur.solvers.magnitude import Magnitude
@@ -95,7 +104,7 @@ class StageRunner:
     def _prune_with(self, outputs: Activations, number: int, stage: Stage) -> None:
         targets = {target.name: target for target in stage.targets}
         stored = outputs if self.recipe.block_refiners else None
-        statistics = collect_statistics(stage, with_gram=self.recipe.needs_gram, outputs=stored)
+        statistics, experts = collect_statistics(stage, with_gram=self.recipe.needs_gram, outputs=stored)
         parameters = self._list_parameters(stage)
         self.record.back_up(number, parameters)
         masks: dict[str, torch.Tensor] = {}
@@ -109,10 +118,12 @@ class StageRunner:
             seconds += time.perf_counter() - start
             errors |= problem.errors_per_layer(solution.weight)
             masks |= write_solution(group, problem, solution)
-        blind = {target.name: target.blind_reason for target in stage.targets if target.blind_reason is not None}
-        for name in blind:
-            problem = build_blind_problem(targets[name], with_gram=False)
-            masks |= write_solution([targets[name]], problem, Magnitude().solve(problem))
+        blind: dict[str, str] = {}
+        for name in experts.layers:
+            start = time.perf_counter()
+            problem, solution = self._solve_experts(targets[name], experts, errors, blind)
+            seconds += time.perf_counter() - start
+            masks |= write_solution([targets[name]], problem, solution)
         if isinstance(stage, BlockStage):
             for refiner in self.recipe.block_refiners:
                 refiner.refine(self._build_block_task(stage, masks, outputs))
@@ -120,6 +131,30 @@ class StageRunner:
         outcome = {"results": results, "errors": errors, "blind": blind, "seconds": seconds}
         self._add_results(outcome)
         self.record.commit(number, parameters, outcome)
+
+    def _solve_experts(
+        self, target: Target, experts: ExpertStatistics, errors: dict[str, float], blind: dict[str, str]
+    ) -> tuple[Problem, Solution]:
+        """Solve for stacked experts, and add their error, and why some or all of them are pruned by magnitude."""
+        name = target.name
+        if (reason := experts.find_reason(name)) is not None:
+            blind[name] = reason
+            problem = build_blind_problem(target, with_gram=False)
+            return problem, Magnitude().solve(problem)
+        if unused := experts.find_unused_experts(name):
+            blind[name] = experts.describe_unused(name)
+        problem, parts, lost, total = build_experts_problem(target, experts), [], 0.0, 0.0
+        for expert, part in enumerate(split_by_expert(target, problem, unused=unused)):
+            solution = Magnitude().solve(part) if expert in unused else self._solve(part)
+            parts.append(solution)
+            if expert not in unused:
+                lost += float(part.energy(part.weight - solution.weight).sum())
+                total += float(part.energy(part.weight).sum())
+        if total > 0:
+            errors[name] = lost / total
+        return problem, Solution(
+            weight=torch.cat([part.weight for part in parts]), keep=torch.cat([part.keep for part in parts])
+        )
 
     def _solve(self, problem: Problem) -> Solution:
         with allow_interrupts():
@@ -176,15 +211,21 @@ def iterate_problems(
     for stage in stages:
         targets = {target.name: target for target in stage.targets}
         with stage.load_weights():
-            statistics = collect_statistics(stage, with_gram=with_gram, outputs=inputs)
+            statistics, experts = collect_statistics(stage, with_gram=with_gram, outputs=inputs)
             groups = statistics.group_layers()
             problems = [build_problem([targets[name] for name in names], statistics) for names in groups]
-            blind = [target for target in stage.targets if target.blind_reason is not None]
-            problems += [build_blind_problem(target, with_gram=with_gram) for target in blind]
+            problems += [
+                build_experts_problem(targets[name], experts)
+                if experts.find_reason(name) is None
+                else build_blind_problem(targets[name], with_gram=with_gram)
+                for name in experts.layers
+            ]
         yield stage.name, problems
 
 
-def collect_statistics(stage: Stage, *, with_gram: bool, outputs: Activations | None) -> InputStatistics:
+def collect_statistics(
+    stage: Stage, *, with_gram: bool, outputs: Activations | None
+) -> tuple[InputStatistics, ExpertStatistics]:
     """Run the calibration data through a dense stage once, and collect the input statistics of its layers.
 
     Args:
@@ -193,11 +234,13 @@ def collect_statistics(stage: Stage, *, with_gram: bool, outputs: Activations | 
         outputs: Where to store the outputs of the stage, if it has any; ``None``: do not store them.
     """
     layers = {target.name: target.module for target in stage.targets if isinstance(target.module, nn.Module)}
-    statistics = InputStatistics(layers, with_gram=with_gram)
-    with statistics.record_inputs():
+    stacked = {target.name: target.module for target in stage.targets if isinstance(target.module, StackedWeight)}
+    statistics, experts = InputStatistics(layers, with_gram=with_gram), ExpertStatistics(stacked, with_gram=with_gram)
+    with statistics.record_inputs(), experts.record_inputs():
         for batch in stage.batches:
             statistics.start_batch(batch.keep)
+            experts.start_batch(batch.keep)
             output = stage.forward(batch.number)
             if outputs is not None and output is not None:
                 outputs[batch.number] = output
-    return statistics
+    return statistics, experts

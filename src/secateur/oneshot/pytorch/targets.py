@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from secateur.frameworks.pytorch import StackedWeight
 from secateur.frameworks.view import WeightView
 from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.run import refuse_violations
+from secateur.oneshot.pytorch.expert_statistics import ExpertStatistics
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.patterns import BasePattern
 from secateur.planning.planner import Plan
@@ -23,7 +24,15 @@ from secateur.solvers.magnitude import Magnitude
 from secateur.solvers.problem import LayerRows, Problem, Solution
 from secateur.solvers.selector import Selector
 
-__all__ = ["Target", "build_blind_problem", "build_problem", "build_targets", "write_solution"]
+__all__ = [
+    "Target",
+    "build_blind_problem",
+    "build_experts_problem",
+    "build_problem",
+    "build_targets",
+    "split_by_expert",
+    "write_solution",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +50,6 @@ class Target:
     module: nn.Module | StackedWeight
     pattern: BasePattern
     selector: Selector
-
-    @property
-    def blind_reason(self) -> str | None:
-        """Why the inputs of the layer cannot be measured; ``None`` if they can."""
-        if isinstance(self.module, StackedWeight):
-            return "the inputs of stacked experts cannot be measured"
-        return None
 
     @property
     def weight(self) -> ParameterWeight:
@@ -123,8 +125,7 @@ def _create_target(name: str, pattern: BasePattern, count: int, solver: Solver) 
     canonical = WeightView(
         shape=view.canonical_shape, output_axes=(0,), kernel_axes=(1,), input_axes=(2,), groups=view.groups
     )
-    ranks_weights = isinstance(solver, Magnitude) or isinstance(module, StackedWeight)
-    reduction = config.criterion_reduce_type if ranks_weights else "sum"
+    reduction = config.criterion_reduce_type if isinstance(solver, Magnitude) else "sum"
     selector = Selector(config.pattern, canonical, count, reduction)
     return Target(name=name, module=module, pattern=pattern, selector=selector)
 
@@ -135,8 +136,47 @@ def build_problem(targets: list[Target], statistics: InputStatistics) -> Problem
     return _create_problem(targets, statistics.norms(first), statistics.pop_gram(first))
 
 
+def build_experts_problem(target: Target, experts: ExpertStatistics) -> Problem:
+    """Build one problem of all stacked experts, where all features of experts without inputs count the same."""
+    sums = experts.get_sums(target.name)
+    unused = experts.find_unused_experts(target.name)
+    squares_GF = (sums.diagonal(dim1=-2, dim2=-1) if experts.with_gram else sums).clamp(min=0)
+    energy = float(squares_GF.sum()) / max(1, len(sums) - len(unused)) / squares_GF.shape[1]
+    norms_GF = squares_GF.sqrt()
+    norms_GF[unused] = energy**0.5
+    gram_GFF = sums.clone() if experts.with_gram else None
+    if gram_GFF is not None:
+        gram_GFF[unused] = torch.eye(sums.shape[-1], device=sums.device) * energy
+    return _create_problem([target], norms_GF, gram_GFF)
+
+
+def split_by_expert(target: Target, problem: Problem, *, unused: Collection[int]) -> list[Problem]:
+    """Split the problem of stacked experts into one for each, which prunes its share of the units.
+
+    Args:
+        target: The layer.
+        problem: Its problem.
+        unused: Experts without inputs, whose units are ranked by the weights alone.
+    """
+    total, (outputs, positions, inputs) = problem.weight.shape[0], target.selector.view.canonical_shape
+    view = WeightView(shape=(outputs // total, positions, inputs), output_axes=(0,), kernel_axes=(1,), input_axes=(2,))
+    problems = []
+    for expert in range(total):
+        part = slice(expert, expert + 1)
+        count = target.selector.prune * (expert + 1) // total - target.selector.prune * expert // total
+        reduction = target.pattern.config.criterion_reduce_type if expert in unused else target.selector.reduction
+        selector = Selector(target.selector.pattern, view, count, reduction)
+        layer = LayerRows(name=target.name, rows=(0, outputs // total), selector=selector, criterion=target.score)
+        gram_GFF = None if problem.gram is None else problem.gram[part].clone()
+        weight_GRF = problem.weight[part].clone()
+        problems.append(Problem(weight=weight_GRF, norms=problem.norms[part], gram=gram_GFF, layers=[layer]))
+    return problems
+
+
 def build_blind_problem(target: Target, *, with_gram: bool) -> Problem:
     """Build the problem of a layer with unknown inputs: all features count the same, and are uncorrelated."""
+    reduction = target.pattern.config.criterion_reduce_type
+    target = replace(target, selector=replace(target.selector, reduction=reduction))
     view = target.selector.view
     features = view.canonical_shape[1] * view.canonical_shape[2]
     device = target.weight.parameter.device
