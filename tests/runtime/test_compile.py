@@ -480,8 +480,9 @@ def test_mismatched_inputs_raise() -> None:
             model(torch.randn(8, 32).double())
         with pytest.raises(LayerError, match=r"needs 32 input features, found an input of shape \(\)"):
             model(torch.tensor(1.0))
+    outputs = model(torch.randn(8, 32, requires_grad=True))
     with pytest.raises(StateError, match="SparseLinear is for inference and has no gradients"):
-        model(torch.randn(8, 32, requires_grad=True))
+        outputs.sum().backward()
 
 
 @pytest.mark.usefixtures("replace_all_layers")

@@ -120,8 +120,9 @@ def test_unsupported_inputs() -> None:
         model(torch.zeros(4, 256, device="cuda"))
     with pytest.raises(LayerError, match=r"found torch.bfloat16 on cpu"):
         model(torch.zeros(4, 256, dtype=torch.bfloat16))
+    outputs = model(torch.zeros(4, 256, dtype=torch.bfloat16, device="cuda", requires_grad=True))
     with pytest.raises(StateError, match="has no gradients"):
-        model(torch.zeros(4, 256, dtype=torch.bfloat16, device="cuda", requires_grad=True))
+        outputs.sum().backward()
 
 
 def test_a_shape_that_no_library_supports_stays_dense() -> None:

@@ -124,7 +124,7 @@ def test_only_nonzero_blocks_are_stored() -> None:
 def test_unsupported_inputs(inputs: torch.Tensor, error: type[Exception], message: str) -> None:
     replaced = build_block_sparse_layer(prune_model(nn.Linear(64, 64)))
     with pytest.raises(error, match=message):
-        replaced(inputs)
+        replaced(inputs).sum().backward()
 
 
 def test_library_errors_are_quoted() -> None:

@@ -196,7 +196,10 @@ def with_tangent(layer: nn.Module, x: torch.Tensor) -> None:
 
 
 DERIVED: dict[str, Call] = {
-    "backward": lambda layer, x: layer(x.clone().requires_grad_()),
+    "backward": lambda layer, x: layer(x.clone().requires_grad_()).sum().backward(),
+    "gradient of the inputs": lambda layer, x: torch.autograd.grad(
+        layer(scaled := x.clone().requires_grad_()).sum(), scaled
+    ),
     "dual": with_tangent,
     "jvp": lambda layer, x: torch.func.jvp(layer, (x,), (x,)),
     "jvp of vmap": lambda layer, x: torch.func.jvp(torch.func.vmap(layer), (x,), (x,)),
@@ -211,8 +214,18 @@ DERIVED: dict[str, Call] = {
 @pytest.mark.parametrize("derive", DERIVED.values(), ids=list(DERIVED))
 def test_gradients_and_tangents_raise(pair: tuple[nn.Module, nn.Module, torch.Tensor], derive: Call) -> None:
     _, replaced, inputs = pair
-    with pytest.raises(StateError, match="for inference and has no gradients"):
+    with pytest.raises(StateError, match=r"no gradients or tangents\. .* derivatives with the dense model"):
         derive(replaced, inputs)
+
+
+def test_models_run_without_no_grad(pair: tuple[nn.Module, nn.Module, torch.Tensor]) -> None:
+    """Trainable layers before a replaced one make its inputs require a gradient, as embeddings do."""
+    dense, replaced, inputs = pair
+    scale = nn.Parameter(torch.tensor(2.0))
+    for given in (inputs, inputs[:1], inputs.transpose(0, -1).contiguous().transpose(0, -1)):
+        actual, expected = replaced(given * scale), dense(given * scale)
+        assert actual.requires_grad
+        assert is_close(actual, expected)
 
 
 def test_a_dual_level_without_tangents_changes_nothing(pair: tuple[nn.Module, nn.Module, torch.Tensor]) -> None:

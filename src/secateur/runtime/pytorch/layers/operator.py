@@ -87,6 +87,8 @@ class OperatorLayer(SparseLayer):
             and forward_ad._current_level < 0
             and not _is_any_autocast_enabled()
         ):
+            if input.requires_grad and torch.is_grad_enabled():
+                return BackwardBarrier.compute(input, self)
             try:
                 return self.multiply(input)
             except NoMemoryError:
@@ -122,8 +124,9 @@ class OperatorLayer(SparseLayer):
     def refuse_gradients(self) -> NoReturn:
         """Raise the error for inputs that require gradients or have tangents."""
         raise StateError(
-            f"{type(self).__name__} is for inference and has no gradients. Call the model under torch.no_grad() "
-            f"or torch.inference_mode()."
+            f"{type(self).__name__} is for inference and has no gradients or tangents. Call the model under "
+            f"torch.no_grad() or torch.inference_mode(), and compute derivatives with the dense model, before you "
+            f"compile it."
         )
 
     def _apply_operator(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -161,6 +164,33 @@ class OperatorLayer(SparseLayer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.handle = _register(self)
+
+
+class BackwardBarrier(torch.autograd.Function):
+    """Computes a layer for an input that requires a gradient, and raises an error only if the gradient is computed.
+
+    So models can run without ``torch.no_grad()``, although their trainable embeddings make all activations require one.
+    """
+
+    @classmethod
+    def compute(cls, tensor: torch.Tensor, layer: OperatorLayer) -> torch.Tensor:
+        """Compute the outputs of a layer."""
+        apply: Any = cls.apply  # not annotated
+        outputs: torch.Tensor = apply(tensor, layer)
+        return outputs
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, layer: OperatorLayer) -> torch.Tensor:
+        """See `torch.autograd.Function.forward`."""
+        ctx.layer = layer
+        outputs: torch.Tensor = layer(tensor)  # gradients are disabled here
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> NoReturn:
+        """See `torch.autograd.Function.backward`."""
+        layer: OperatorLayer = ctx.layer
+        layer.refuse_gradients()
 
 
 LAYERS: WeakValueDictionary[int, OperatorLayer] = WeakValueDictionary()
