@@ -62,8 +62,8 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        rows, dimmed = self._fold_rows()
-        rows = self._cut_names([_escape_cells(row) for row in rows], options.max_width)
+        folded, dimmed = self._fold_rows()
+        rows = self._cut_names([_escape_cells(row) for row in folded], options.max_width)
         table = RichTable(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False)
         longest = max((len(row[0]) for row in rows), default=0)
         left = options.max_width - self._compute_min_width(rows, MIN_WRAPPED) + longest  # for the first column

@@ -12,6 +12,7 @@ __all__ = [
     "MAX_MESSAGE",
     "format_count",
     "format_list",
+    "format_reasons",
     "format_value",
     "make_printable",
     "make_printable_line",
@@ -60,6 +61,22 @@ def format_list(items: Iterable[str], limit: int = 8) -> str:
     """
     texts = list(items)
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
+
+
+def format_reasons(reasons: Iterable[tuple[str, str]], limit: int = 12) -> str:
+    """List names with the same reason on one line, for an error message about many layers.
+
+    Examples:
+        >>> print(format_reasons([("a", "is frozen"), ("b", "is tied"), ("c", "is frozen")]))
+          a, c: is frozen
+          b: is tied
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        groups.setdefault(reason, []).append(name)
+    lines = [f"  {format_list(names, limit=4)}: {reason}" for reason, names in groups.items()]
+    left_out = [f"  and {len(lines) - limit} other reasons"] if len(lines) > limit else []
+    return "\n".join([*lines[:limit], *left_out])
 
 
 def format_shape(shape: Iterable[int]) -> str:

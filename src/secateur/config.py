@@ -18,7 +18,7 @@ from secateur._wording import format_value, suggest_name
 from secateur._yaml import parse_json_or_yaml, read_source
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["PruningConfig"]
+__all__ = ["ConfigLike", "PruningConfig", "read_config"]
 
 
 def _make_name_validator(kind: str) -> AfterValidator:
@@ -187,6 +187,11 @@ class PruningConfig(BaseModel):
         Raises:
             ConfigError: The input is not a valid configuration.
         """
+        if not isinstance(data, Mapping):
+            raise ConfigError(
+                f"A configuration must be a PruningConfig, a mapping such as {{'pattern': '2:4'}}, or a pattern such "
+                f"as '2:4', found {type(data).__name__}."
+            )
         return cls(**data)
 
     @classmethod
@@ -318,6 +323,30 @@ class PruningConfig(BaseModel):
             self._apply_rule(rule)
         except ConfigError as error:
             raise type(error)(f"{where}: {error}") from error
+
+
+ConfigLike = PruningConfig | Mapping[str, Any] | str
+"""What functions accept as a configuration; a string is a pattern."""
+
+
+def read_config(config: ConfigLike) -> PruningConfig:
+    """Return a configuration; a mapping has its keys, and a string is its pattern.
+
+    Raises:
+        ConfigError: The configuration is not valid.
+
+    Examples:
+        >>> read_config("2:4") == PruningConfig(pattern="2:4")
+        True
+    """
+    if isinstance(config, str):
+        if _is_path(config):
+            raise ConfigError(
+                f"A configuration that is a string must be a pattern such as '2:4', found {config!r}. To read a file, "
+                f"use secateur.PruningConfig.from_yaml(pathlib.Path({config!r}))."
+            )
+        return PruningConfig(pattern=config)
+    return config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
 
 
 def _is_path(data: Any) -> bool:

@@ -177,6 +177,11 @@ def test_flags_override_the_file(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "'nowhere' is not a folder"),
+        (
+            ["net.onnx"],
+            "'net.onnx' is an ONNX file, which Secateur does not read. Prune the torch or Keras model first",
+        ),
+        (["net.safetensors"], "'net.safetensors' is a file of weights, which Secateur does not read."),
         (["cli_nets:biuld"], "Did you mean 'build'?"),
         (["torch.nn:Linear"], "raised TypeError"),
         (["json:dumps"], "raised TypeError"),

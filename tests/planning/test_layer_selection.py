@@ -259,7 +259,7 @@ def fixture_unfit() -> nn.ModuleDict:
         ("embedding", "Embedding is not a supported layer type"),
         ("lstm", "LSTM is not a supported layer type"),
         ("bilinear", "Bilinear is not a supported"),
-        ("attention", "its parameter 'in_proj_weight' is missing"),
+        ("attention", "attention with kdim or vdim stores separate query, key and value weights"),
         ("computed", r"its parameter 'weight' is computed from other parameters \(parametrized\)"),
         ("grouped", "transposed convolutions with groups are not supported"),
         ("lazy", "run one batch through the model first"),
@@ -360,3 +360,17 @@ def test_dtype_that_cannot_be_pruned() -> None:
     model = Net()
     model.conv.weight = nn.Parameter(torch.zeros(8, 4, 3, 3, dtype=torch.int8), requires_grad=False)
     assert reasons(model)["conv"] == "its weight has dtype torch.int8; patterns need floating point"
+
+
+@pytest.mark.parametrize(
+    ("key", "pattern", "hint"),
+    [
+        ("op_names", "fc", "occurs in 4 names; for all of them write '.*fc.*'"),
+        ("excluded_op_names", "classif", "occurs in 1 name; for it write '.*classif.*'"),
+        ("layers", r"blocks\.[0]", "occurs in 2 names"),
+    ],
+)
+def test_a_part_of_a_name_says_that_whole_names_match(key: str, pattern: str, hint: str) -> None:
+    with pytest.raises(UnknownNameError, match="matches no layer, because whole names must match") as caught:
+        secateur.plan(Net(), {key: {pattern: {}} if key == "layers" else [pattern]})
+    assert hint in str(caught.value)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from secateur._wording import format_count, format_shape
+from secateur._wording import format_count, format_reasons, format_shape
 from secateur.artifact.manifest import Manifest, TensorEntry
 from secateur.results import Column, Report, Row
 
@@ -104,8 +104,8 @@ class ArtifactReport(Report):
     @property
     def failure(self) -> str:
         """The problems as an error message."""
-        lines = "".join(f"\n  {name}: {problem}" for name, problem in self.problems.items())
-        return f"{self.title}: {format_count(len(self.problems), 'tensor')} failed verification:{lines}"
+        lines = format_reasons(self.problems.items())
+        return f"{self.title}: {format_count(len(self.problems), 'tensor')} failed verification:\n{lines}"
 
     @property
     def dense_bytes(self) -> int:

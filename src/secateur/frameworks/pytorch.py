@@ -314,6 +314,11 @@ def get_parameter(layer: nn.Module | OwnedWeight) -> nn.Parameter:
         raise LayerError(f"{type(layer).__name__} is not a supported layer type")
     module, name = layer.module if isinstance(layer, OwnedWeight) else layer, get_weight_name(layer)
     weight = read_parameter(layer)
+    if weight is None and isinstance(module, nn.MultiheadAttention):
+        raise LayerError(
+            "attention with kdim or vdim stores separate query, key and value weights, which are not supported; its "
+            "output projection is"
+        )
     if weight is None:
         computed = isinstance(getattr(module, name, None), torch.Tensor)
         reason = "is computed from other parameters (parametrized)" if computed else "is missing"

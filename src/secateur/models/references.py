@@ -18,6 +18,22 @@ from secateur.models.python_objects import load_object
 
 __all__ = ["TrainedModel", "find_artifact_path", "find_transformers_path", "is_packed", "load_model", "load_trained"]
 
+NEEDS_CODE = (
+    "Name the transformers folder that it belongs to, or the code that builds the model as package.module:name; "
+    "secateur prune and secateur inspect read the file with --weights."
+)
+
+FOREIGN_FILES = {
+    ".onnx": ("an ONNX file", "Prune the torch or Keras model first, and export the pruned model to ONNX."),
+    ".tflite": ("a TensorFlow Lite file", "Prune the Keras model first, and convert the pruned model."),
+    ".pb": ("a TensorFlow graph", "Save the Keras model as a .keras file."),
+    ".h5": ("a file of Keras weights or an old Keras model", "Save the model as a .keras file."),
+    ".pt": ("a torch file of weights", NEEDS_CODE),
+    ".pth": ("a torch file of weights", NEEDS_CODE),
+    ".safetensors": ("a file of weights", NEEDS_CODE),
+}
+"""Suffix of a file that cannot be read as a model → what it is, and what to do."""
+
 KERAS_FILE = ".keras"
 GGUF_FILE = ".gguf"
 KERAS_WEIGHTS = ".weights.h5"
@@ -170,6 +186,9 @@ def is_packed(folder: Path) -> bool:
 
 def _load_from_code(reference: str) -> Any:
     module, colon, name = reference.partition(":")
+    if (hint := FOREIGN_FILES.get(Path(reference).suffix.lower())) is not None:
+        kind, advice = hint
+        raise UnsupportedModelError(f"{reference!r} is {kind}, which Secateur does not read. {advice}")
     if not colon:
         raise UnknownNameError(
             f"{reference!r} is not a folder. Give 'package.module:name' of a model or of a function that builds "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 from secateur._progress import ProgressDisplay
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike
 from secateur.frameworks import import_leaf
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.execution import Execution, Progress
@@ -19,7 +19,7 @@ __all__ = ["Calibration", "Execution", "Progress", "prune"]
 
 def prune(
     model: Any,
-    config: PruningConfig | Mapping[str, Any],
+    config: ConfigLike,
     *,
     calibration: Calibration | Iterable[Any] | None = None,
     solver: Any = "magnitude",
@@ -37,7 +37,8 @@ def prune(
 
     Args:
         model: A torch module, or a built Keras model (``"magnitude"`` only).
-        config: A `PruningConfig`, or a plain mapping with the same keys. Its criterion must not need gradients.
+        config: A `PruningConfig`, a plain mapping with the same keys, or a pattern such as ``"2:4"``. Its
+            criterion must not need gradients.
         calibration: Batches in the form that the model accepts. For a language model, 32 sequences of 512 tokens of
             ordinary text are enough.
         solver: ``"magnitude"`` (the configured criterion), ``"wanda"``, ``"ria"``, ``"sparsegpt"``, ``"alps"``, or a

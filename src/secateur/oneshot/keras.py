@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike
 from secateur.errors import UnsupportedModelError
 from secateur.masking.keras import KernelWeight
 from secateur.oneshot.magnitude import drop_schedule, prune_weights
@@ -17,7 +16,7 @@ from secateur.results import PruningReport
 __all__ = ["prune"]
 
 
-def prune(model: keras.Model, config: PruningConfig | Mapping[str, Any], **options: Any) -> PruningReport:
+def prune(model: keras.Model, config: ConfigLike, **options: Any) -> PruningReport:
     """See `secateur.prune`; the other arguments must have their defaults.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike, PruningConfig, read_config
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
 from secateur.masking.run import PrunedWeight, Run, build_report, refuse_nan, refuse_violations
@@ -19,9 +19,7 @@ ONE_SHOT = {"start_step": 0, "end_step": None, "sparsity_decay_type": "one_shot"
 """Settings that prune everything before the first step."""
 
 
-def drop_schedule(
-    config: PruningConfig | Mapping[str, Any], *, default_scope: Literal["global", "local"] = "local"
-) -> PruningConfig:
+def drop_schedule(config: ConfigLike, *, default_scope: Literal["global", "local"] = "local") -> PruningConfig:
     """Return a configuration with which a run of zero steps reaches its target.
 
     Without a scope, each layer is ranked separately, because no training compensates for layers that lose too much.
@@ -33,7 +31,7 @@ def drop_schedule(
     Raises:
         ConfigError: One of its criteria needs gradients.
     """
-    config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    config = read_config(config)
     rules = {
         key: {name: None if rule is None else _drop_one_shot_keys(rule) for name, rule in getattr(config, key).items()}
         for key in ("layers", "layer_types")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from secateur._array import Array, concat_chunks, count_true, namespace
 from secateur._registry import Registry
 from secateur._wording import format_list
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike, PruningConfig, read_config
 from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.frameworks import Framework, NoFramework, WeightView, get_framework
 from secateur.patterns.budget import Budget
@@ -390,9 +390,7 @@ class ArrayBasePattern(BasePattern):
     framework_name = "array"
 
 
-def get_pattern(
-    config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any], framework: str = "pytorch"
-) -> BasePattern:
+def get_pattern(config: ConfigLike, modules: Mapping[str, Any], framework: str = "pytorch") -> BasePattern:
     """Create the pattern that is registered for ``config.pattern``, with `modules` of a framework.
 
     Args:
@@ -413,7 +411,7 @@ def get_pattern(
         >>> pattern.masks({"fc": torch.arange(24.0).reshape(8, 3)})["fc"].sum()
         tensor(12)
     """
-    settings = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    settings = read_config(config)
     return _create_pattern(get_pattern_class(settings.pattern), get_framework(framework), settings, modules)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike
 from secateur.frameworks import import_leaf
 from secateur.planning.layers import PlannedLayer
 from secateur.planning.planner import Plan
@@ -13,12 +12,12 @@ from secateur.planning.planner import Plan
 __all__ = ["Plan", "PlannedLayer", "plan"]
 
 
-def plan(model: Any, config: PruningConfig | Mapping[str, Any]) -> Plan:
+def plan(model: Any, config: ConfigLike) -> Plan:
     """List how each layer will be pruned, or why it stays dense, without changing the model.
 
     Args:
         model: A torch module or a Keras model.
-        config: A `PruningConfig`, or a plain mapping with the same keys.
+        config: A `PruningConfig`, a plain mapping with the same keys, or a pattern such as ``"2:4"``.
 
     Raises:
         SecateurError: The configuration does not fit the model; `secateur.prepare` would raise the same.

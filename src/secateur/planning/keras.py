@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import keras
 
 from secateur._array import count_true
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike, read_config
 from secateur.errors import LayerError, UnsupportedModelError
 from secateur.frameworks.keras import (
     DetachedKernel,
@@ -36,7 +36,7 @@ LORA = (
 )
 
 
-def plan(model: keras.Model, config: PruningConfig | Mapping[str, Any], *, prune_frozen: bool = False) -> Plan:
+def plan(model: keras.Model, config: ConfigLike, *, prune_frozen: bool = False) -> Plan:
     """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too.
 
     Raises:
@@ -47,7 +47,7 @@ def plan(model: keras.Model, config: PruningConfig | Mapping[str, Any], *, prune
             f"The model {model.name!r} must be built, so that its kernels have shapes. "
             f"Call model.build(input_shape), or call the model with one batch, first."
         )
-    config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    config = read_config(config)
     candidates = find_candidates(model, prune_frozen=prune_frozen)
     if has_lock(config):
         candidates = _add_owned_kernels(model, candidates)

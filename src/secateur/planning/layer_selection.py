@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from secateur._name_patterns import find_pattern, matches_any
-from secateur._wording import format_count, format_list, suggest_name
+from secateur._wording import format_count, format_list, format_reasons, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnknownNameError
 from secateur.planning.layers import LAYER_FAMILIES, Candidate, LayerDecision
@@ -121,6 +122,13 @@ def _explain_mismatch(pattern: str, layers: Sequence[str], modules: Sequence[str
             return f"is not a layer but contains layers. For all of them write {pattern + within!r}."
     if pattern in modules:
         return "has no weight with at least two axes, so there is nothing to prune in it."
+    contained = f".*{pattern}.*"
+    if count := sum(re.search(pattern, name) is not None for name in layers):
+        return (
+            f"matches no layer, because whole names must match. It occurs in {format_count(count, 'name')}; for "
+            f"{'it' if count == 1 else 'all of them'} write {contained!r}.{suggest_name(pattern, layers)} Layers: "
+            f"{format_list(layers, limit=12)}."
+        )
     return f"matches no layer.{suggest_name(pattern, layers)} Layers: {format_list(layers, limit=12)}."
 
 
@@ -128,7 +136,7 @@ def _check_weights(config: PruningConfig, candidates: Sequence[Candidate]) -> No
     """Raise `LayerError` if the configuration selects a layer whose weight must not be skipped silently."""
     refused = [candidate for candidate in candidates if candidate.is_refused and _is_selected(config, candidate)]
     if refused:
-        reasons = "\n".join(f"  {candidate.name}: {candidate.reason}" for candidate in refused)
+        reasons = format_reasons((candidate.name, candidate.reason or "") for candidate in refused)
         raise LayerError(
             f"{format_count(len(refused), 'layer')} cannot be pruned:\n{reasons}\nTo leave them dense, name them in "
             f"excluded_op_names."

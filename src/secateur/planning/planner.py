@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur._table import Table
-from secateur._wording import format_count
-from secateur.config import PruningConfig
+from secateur._wording import format_count, format_reasons
+from secateur.config import ConfigLike, PruningConfig, read_config
 from secateur.errors import LayerError
 from secateur.frameworks import get_framework
 from secateur.patterns import BasePattern, get_pattern
@@ -89,9 +89,7 @@ class Plan:
         return f"{len(pruned):,} of {format_count(len(self.layers), 'layer')} {action}, with {weights:,} weights."
 
 
-def make_plan(
-    config: PruningConfig | Mapping[str, Any], candidates: Sequence[Candidate], modules: Sequence[str], framework: str
-) -> Plan:
+def make_plan(config: ConfigLike, candidates: Sequence[Candidate], modules: Sequence[str], framework: str) -> Plan:
     """Resolve a configuration against the layers of a model.
 
     Args:
@@ -105,7 +103,7 @@ def make_plan(
         LayerError: A layer that the configuration names cannot be pruned, or no layer can.
         ConfigError: A target is impossible within its bounds.
     """
-    config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    config = read_config(config)
     decisions = select_layers(config, candidates, modules)
     shown = _leave_free(decisions, find_free_layers(decisions, get_framework(framework)))
     members = decisions if get_framework(framework).can_lock_later else shown
@@ -116,7 +114,7 @@ def make_plan(
     filled = {name: values for pattern in patterns for name, values in _describe_units(pattern).items()}
     rows = tuple(_make_row(config, decision, pattern_by_layer, filled) for decision in shown)
     if not any(row.is_pruned for row in rows):
-        reasons = "\n".join(f"  {row.name}: {row.reason}" for row in rows)
+        reasons = format_reasons((row.name, row.reason or "") for row in rows)
         action = (
             "has zeros to keep" if config.kind == "pattern_lock" else f"can be pruned with pattern {config.pattern!r}"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike, read_config
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
     OwnedWeight,
@@ -34,9 +34,9 @@ __all__ = ["find_candidates", "plan"]
 FROZEN = "frozen (requires_grad=False)"
 
 
-def plan(model: nn.Module, config: PruningConfig | Mapping[str, Any], *, prune_frozen: bool = False) -> Plan:
+def plan(model: nn.Module, config: ConfigLike, *, prune_frozen: bool = False) -> Plan:
     """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too."""
-    config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    config = read_config(config)
     candidates = find_candidates(model, prune_frozen=prune_frozen)
     if has_lock(config):
         candidates = _add_owned_weights(model, candidates, prune_frozen=prune_frozen)

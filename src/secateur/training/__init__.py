@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike
 from secateur.frameworks import import_leaf
 from secateur.results import LayerResult, PruningReport
 from secateur.training.pruner import Pruner
@@ -13,7 +13,7 @@ from secateur.training.pruner import Pruner
 __all__ = ["LayerResult", "Pruner", "PruningReport", "prepare"]
 
 
-def prepare(model: Any, config: PruningConfig | Mapping[str, Any], optimizer: Any | Iterable[Any] | None = None) -> Any:
+def prepare(model: Any, config: ConfigLike, optimizer: Any | Iterable[Any] | None = None) -> Any:
     """Prune a model while your own training loop trains it.
 
     With torch, the pruner hooks into the optimizer: after each step pruned weights are exactly zero, and more weights

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike, read_config
 from secateur.errors import ConfigError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.pytorch import ParameterWeight
@@ -29,7 +29,7 @@ SCOPES = {"uniform": "local", "global": "global"}
 
 def prune(
     model: nn.Module,
-    config: PruningConfig | Mapping[str, Any],
+    config: ConfigLike,
     *,
     calibration: Calibration | Iterable[Any] | None = None,
     solver: Any = "magnitude",
@@ -38,7 +38,7 @@ def prune(
     execution: Execution | None = None,
 ) -> PruningReport:
     """See `secateur.prune`."""
-    config = config if isinstance(config, PruningConfig) else PruningConfig.from_dict(config)
+    config = read_config(config)
     if calibration is None and allocation in SCOPES:
         config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
     if allocation is None:

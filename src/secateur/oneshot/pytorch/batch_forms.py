@@ -44,6 +44,8 @@ def arrange_arguments(model: nn.Module, batch: Any) -> Arguments | None:
 
 def suggest_batches(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Return the line that passes batches in a form that ``forward`` accepts, as a sentence; empty if there is none."""
+    if suggestion := _suggest_dtype(model, [*args, *kwargs.values()]):
+        return suggestion
     parameters = _get_parameters(model)
     names = [parameter.name for parameter in parameters]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -58,6 +60,16 @@ def suggest_batches(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     if features:
         return _suggest(f"[batch[{next(iter(features))!r}] for batch in batches]")
     return _suggest("[batch[0] for batch in batches]") if len(args) > 1 else ""
+
+
+def _suggest_dtype(model: nn.Module, inputs: Iterable[Any]) -> str:
+    """Return a sentence if floating-point inputs have another data type than the weights of the model."""
+    expected = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
+    dtypes = [value.dtype for value in inputs if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    wrong = next((dtype for dtype in dtypes if dtype != expected), None)
+    if expected is None or wrong is None:
+        return ""
+    return f" The batch has {wrong} and the model {expected}: convert the batches with .to({expected})."
 
 
 def _suggest(line: str) -> str:

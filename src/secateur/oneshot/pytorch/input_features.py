@@ -32,9 +32,14 @@ def refuse_unsupported(name: str, module: nn.Module) -> None:
         type(module).forward is kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     )
     if is_transposed or has_custom_forward:
+        reason = (
+            "Its output positions read different parts of the kernel, so its weight has no single input."
+            if is_transposed
+            else "It has a forward of its own, so how it reads its inputs is unknown."
+        )
         raise CalibrationError(
             f"layer {name!r}: calibration does not support {type(module).__name__}. Exclude it, or prune without "
-            f"calibration data."
+            f"calibration data. {reason}"
         )
 
 

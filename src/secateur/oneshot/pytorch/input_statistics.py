@@ -104,7 +104,8 @@ class InputStatistics:
         if missing := [name for name in self.layers if not self._rows[self._leaders.get(name, name)]]:
             raise CalibrationError(
                 f"{format_list(map(repr, missing))} read no calibration data. Exclude them, or provide data that "
-                f"reaches them."
+                f"reaches them. If the model multiplies by their weight without calling them, as Mamba does with "
+                f"dt_proj, add them to excluded_op_names."
             )
         groups: dict[str, list[str]] = {}
         for name in self.layers:

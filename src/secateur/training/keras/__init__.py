@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import keras
 
 from secateur._deprecated import serve_old_names
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike
 from secateur.training.keras.callback import PruningCallback
 from secateur.training.keras.compiled import finalize, find_pruning_optimizer, prepare_compiled
 from secateur.training.keras.optimizer import PruningOptimizer
@@ -26,7 +23,7 @@ __getattr__ = serve_old_names(
 
 def prepare(
     model: keras.Model,
-    config: PruningConfig | Mapping[str, Any],
+    config: ConfigLike,
     optimizer: keras.optimizers.Optimizer | None = None,
 ) -> PruningOptimizer:
     """See `secateur.prepare`."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import keras
 
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike
 from secateur.errors import StateError
 from secateur.results import PruningReport
 from secateur.training.keras.optimizer import PruningOptimizer
@@ -32,7 +29,7 @@ def find_pruning_optimizer(model: keras.Model) -> PruningOptimizer:
     return optimizer
 
 
-def prepare_compiled(model: keras.Model, config: PruningConfig | Mapping[str, Any]) -> PruningOptimizer:
+def prepare_compiled(model: keras.Model, config: ConfigLike) -> PruningOptimizer:
     """Wrap the optimizer that a model is compiled with; the model then trains with the wrapper.
 
     Raises:

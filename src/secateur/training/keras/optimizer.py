@@ -15,7 +15,7 @@ from keras import ops
 
 from secateur._array import Array
 from secateur._deprecated import warn_deprecated
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.frameworks.keras import get_tensor, read_array
 from secateur.masking.run import adopt_maxima
@@ -46,7 +46,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     Args:
         model: The built model to prune. Masks that are due before the first step are applied immediately.
-        config: A `PruningConfig`, or a plain mapping with the same keys.
+        config: A `PruningConfig`, a plain mapping with the same keys, or a pattern such as ``"2:4"``.
         optimizer: The optimizer that trains the model. A `keras.optimizers.LossScaleOptimizer` wraps this optimizer,
             not the other way round; ``compile`` adds it under ``mixed_float16``.
         name: Name of this optimizer.
@@ -72,7 +72,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def __init__(
         self,
         model: keras.Model,
-        config: PruningConfig | Mapping[str, Any],
+        config: ConfigLike,
         optimizer: keras.optimizers.Optimizer | None = None,
         name: str | None = None,
         *,

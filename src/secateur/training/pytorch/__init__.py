@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from torch import nn
 from torch.optim import Optimizer
 
 from secateur._deprecated import serve_old_names, warn_deprecated
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike
 from secateur.masking.pytorch import ParameterWeight
 from secateur.planning.pytorch import plan as plan_torch
 from secateur.training.pytorch.pruner import PytorchPruner
@@ -22,7 +21,7 @@ __getattr__ = serve_old_names(__name__, {"Pruner": "secateur.training.pytorch:Py
 
 def prepare(
     model: nn.Module,
-    config: PruningConfig | Mapping[str, Any],
+    config: ConfigLike,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
 ) -> PytorchPruner:
     """See `secateur.prepare`.
@@ -34,7 +33,7 @@ def prepare(
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> optimizer = torch.optim.AdamW(model.parameters())
-        >>> config = PruningConfig(pattern="4x1", target_sparsity=0.5, end_step=20)
+        >>> config = {"pattern": "4x1", "target_sparsity": 0.5, "end_step": 20}
         >>> pruner = prepare(model, config)
         >>> for step in range(30):
         ...     model(torch.randn(4, 8)).square().mean().backward()
@@ -53,7 +52,7 @@ def prepare(
     return PytorchPruner(model, plan_torch(model, config), tuple(chain[-1] for chain in chains), wrappers)
 
 
-def prepare_by_hand(model: nn.Module, config: PruningConfig | Mapping[str, Any]) -> PytorchPruner:
+def prepare_by_hand(model: nn.Module, config: ConfigLike) -> PytorchPruner:
     """Deprecated: `secateur.prepare` without an optimizer."""
     warn_deprecated("secateur.training.pytorch.prepare_by_hand(model, config)", "secateur.prepare(model, config)")
     return prepare(model, config)
