@@ -1,6 +1,8 @@
 """``secateur prune FOLDER`` changes the weights that it prunes, and nothing else in the folder."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,33 @@ def test_one_block_at_a_time_of_a_published_mixture_of_experts(llama: Path) -> N
     assert run("convert", "out", "dense", "--dense").exit_code == 0
     loaded, again = secateur.load("out"), transformers.MixtralForCausalLM.from_pretrained("dense")
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(), strict=True))
+
+
+def test_a_mixture_of_experts_keeps_its_published_layout(folder: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2, "head_dim": 4}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads)).bfloat16()
+    model.save_pretrained(folder / "experts")
+    assert run("prune", "experts", "--pattern", "2:4", "--out", "packed").exit_code == 0
+    assert run("verify", "packed", "--pattern", "2:4").exit_code == 0
+    assert run("convert", "packed", "dense", "--dense").exit_code == 0
+    before, after = load_file("experts/model.safetensors"), load_file("dense/model.safetensors")
+    assert after.keys() == before.keys()
+    secateur.prune(model, {"pattern": "2:4"})
+    for loaded in (secateur.load("packed"), transformers.MixtralForCausalLM.from_pretrained("dense")):
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+    kept = after["model.layers.0.block_sparse_moe.experts.1.w3.weight"] != 0
+    assert kept.float().mean() == 0.5
+
+
+def test_weights_in_other_formats_are_named(llama: Path) -> None:
+    for name in ("pytorch_model.bin", "onnx/model.onnx", "onnx/config.json"):
+        (llama / name).parent.mkdir(exist_ok=True)
+        (llama / name).write_text("{}")
+    command = [sys.executable, "-m", "secateur", "prune", "llama", "--pattern", "2:4", "--out", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "in another format, which are not pruned: 'onnx/', 'pytorch_model.bin'." in done.stderr.replace("\n", " ")
+    assert not Path("out", "onnx").exists()
 
 
 def test_an_encoder_goes_back_to_sentence_transformers(folder: Path) -> None:

@@ -135,7 +135,7 @@ class CompanionFiles:
         """
         if self.left_out:
             logger.warning(
-                "Not copied, because they are weights of another model or in another format, which are not pruned: %s.",
+                "Not copied: weights of another model or in another format, which are not pruned: %s.",
                 format_list(map(format_value, self.left_out)),
             )
         for name, file in self.files.items():
