@@ -266,6 +266,16 @@ def test_a_calibration_file_without_text_is_an_error(folder: Path) -> None:
     )
 
 
+def test_low_memory_by_magnitude_needs_no_tokenizer(llama: Path) -> None:
+    for file in llama.glob("tokenizer*"):
+        file.unlink()
+    assert run("prune", "llama", "--pattern", "2:4", "--out", "whole").exit_code == 0
+    result = run("prune", "llama", "--pattern", "2:4", "--low-memory", "--out", "low")
+    assert result.exit_code == 0, result.stderr
+    assert "Calibration data" not in result.stderr
+    assert read_pruned_bits("low") == read_pruned_bits("whole")
+
+
 @pytest.mark.usefixtures("llama")
 def test_low_memory_reads_safetensors_only() -> None:
     shutil.copytree("llama", "pickled")

@@ -181,8 +181,12 @@ class PruneJob:
         from secateur.models.calibration import sample_calibration
 
         data = self.data
-        sampled = sample_calibration(trained, data.file, data.sequences, data.length)
-        say(f"Calibration data: {sampled.description}.")
+        if self.method.reads_data or any(option is not None for option in (data.file, data.sequences, data.length)):
+            sampled = sample_calibration(trained, data.file, data.sequences, data.length)
+            say(f"Calibration data: {sampled.description}.")
+            batches = sampled.batches
+        else:  # the values do not matter, only how the blocks are called
+            batches = [trained.model.dummy_inputs]
 
         def show_part(part: Progress) -> None:
             if part.done == 1 < part.total:
@@ -196,7 +200,7 @@ class PruneJob:
             weights=weights,
             keep_parts=True,  # until the artifact is written
         )
-        return {"calibration": sampled.batches, "execution": execution}
+        return {"calibration": batches, "execution": execution}
 
 
 def _count_bytes(model: Any) -> int:
