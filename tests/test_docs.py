@@ -18,6 +18,7 @@ NOT_RUN: dict[str, tuple[int, str]] = {
     "from-torchao.md": (4, OLD),
     "lightning.md": (1, "needs lightning, which is not in constraints.txt"),
     "onnx.md": (1, "needs onnx, which is not in constraints.txt"),
+    "peft.md": (1, "needs peft, which is not in constraints.txt; the block below it does the same"),
     "runtime.md": (1, "needs a GPU"),
     "sentence-transformers.md": (1, "takes seconds; the page about the runtime runs the same"),
 }
