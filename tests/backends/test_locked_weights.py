@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 
 import secateur.keras
 
@@ -51,6 +52,21 @@ def fit(model: keras.Model) -> None:
 
 def zeros(model: keras.Model) -> dict[str, Any]:
     return {name: keras.ops.convert_to_numpy(variable) == 0 for name, variable in variables(model).items()}
+
+
+def test_overwritten_zeros_are_restored_when_training_starts(caplog: pytest.LogCaptureFixture) -> None:
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(4, name="head")]
+    )
+    dense = model.get_weights()
+    secateur.prune(model, {"pattern": "2:4"})
+    optimizer = secateur.keras.PruningOptimizer(model, LOCK, keras.optimizers.SGD(0.0))
+    model.compile(optimizer, "mse")
+    model.set_weights(dense)
+    model.fit(np.ones((4, 8)), np.ones((4, 4)), verbose=0, callbacks=[secateur.keras.PruningCallback()])
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("Pruned weights of 'body' were changed since the last step, such as by loading weights,")
+    assert float((keras.ops.convert_to_numpy(model.layers[0].kernel) == 0).mean()) == 0.5
 
 
 def test_zeros_of_any_variable_are_kept_and_untrained_kernels_are_free(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def test_an_nm_mask_of_all_groups_may_leave_none_dense() -> None:
     masks = {name: np.ones(view.shape, dtype=bool) for name, view in VIEWS.items()}
     masks["fc"][0, 0, :4] = False
     assert verify_masks(pattern, masks, weights, counts={"fc": 1, "conv": 0}) == {
-        "fc": "4 pruned weights are not zero. Was the model changed by other code? apply_masks sets them to zero."
+        "fc": "4 pruned weights are not zero. Was the model changed after the last step, as by loading the best "
+        "checkpoint? apply_masks sets them to zero."
     }
     wrong = verify_masks(pattern, masks, dict.fromkeys(VIEWS, np.zeros(1)) | weights, counts=pattern.budget.units)
     assert wrong["conv"] == "288 of 288 groups of 4 weights keep more than 2"

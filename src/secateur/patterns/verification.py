@@ -8,7 +8,7 @@ from typing import Any
 from secateur._array import count_true, has_nan
 from secateur.patterns.base import BasePattern
 
-ADVICE = "Was the model changed by other code? apply_masks sets them to zero."
+ADVICE = "Was the model changed after the last step, as by loading the best checkpoint? apply_masks sets them to zero."
 
 __all__ = ["verify_masks", "verify_zeros"]
 
@@ -39,8 +39,10 @@ def verify_masks(
         >>> view = WeightView(shape=(2, 2), output_axes=(0,), input_axes=(1,))
         >>> pattern = get_pattern({"pattern": "1xchannel"}, {"fc": view}, "array")
         >>> mask = np.array([[True, True], [False, False]])
-        >>> verify_masks(pattern, {"fc": mask}, {"fc": np.array([[1.0, 2.0], [0.0, 3.0]])})
-        {'fc': '1 pruned weights are not zero. Was the model changed by other code? apply_masks sets them to zero.'}
+        >>> weight = np.array([[1.0, 2.0], [0.0, 3.0]])
+        >>> wrong = verify_masks(pattern, {"fc": mask}, {"fc": weight})
+        >>> wrong["fc"].partition(".")[0]
+        '1 pruned weights are not zero'
     """
     return pattern.violations(masks, sparsity, counts=counts) | verify_zeros(masks, weights)
 

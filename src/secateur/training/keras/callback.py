@@ -53,7 +53,7 @@ class PruningCallback(keras.callbacks.Callback):
         """
         model = self.model
         optimizer = self._get_optimizer(model)
-        optimizer.attach(model)
+        optimizer.attach(model, restores_zeros=True)
         self._sparsity = optimizer.sparsity
         # Other callbacks may load another state, so the first batch checks again.
         self._batches_to_wait = 0

@@ -434,14 +434,16 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         else:
             self._require_started().apply_masks_to(model)
 
-    def attach(self, model: keras.Model) -> None:
-        """Check before training that this optimizer was made for a model.
+    def attach(self, model: keras.Model, *, restores_zeros: bool = False) -> None:
+        """Check before training that this optimizer was made for a model, and set overwritten zeros to zero again.
 
         Raises:
             StateError: The optimizer was made for another model.
         """
         self.build(model.trainable_variables)
-        self._require_started().refuse_other_model(model)
+        (pruner := self._require_started()).refuse_other_model(model)
+        if restores_zeros and self._is_active:
+            pruner.restore_zeros()
 
     def _require_started(self) -> PruningStep:
         """Return the pruner, and start it if no state was loaded."""

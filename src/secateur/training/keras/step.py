@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from secateur.training.keras.state import Values, make_damage_error
 from secateur.training.keras.weight import TrainedKernel, find_slots
 
 __all__ = ["ACTIVE", "PruningStep"]
+
+logger = logging.getLogger(__name__)
 
 ACTIVE: WeakSet[PruningStep] = WeakSet()
 """Runs that have not ended. No two of them may prune the same kernel."""
@@ -116,6 +119,22 @@ class PruningStep:
         """Set pruned weights to zero."""
         for kernel in self.kernels.values():
             kernel.apply_mask()
+
+    def restore_zeros(self) -> None:
+        """Set pruned weights that other code has changed between two runs of ``fit`` to zero, with a warning."""
+        masks = {name: kernel.mask for name, kernel in self.kernels.items()}
+        revived = [
+            name
+            for name, mask in masks.items()
+            if mask is not None and count_true(self.kernels[name].stored[~mask] != 0)
+        ]
+        if revived:
+            self.apply_masks()
+            logger.warning(
+                "Pruned weights of %s were changed since the last step, such as by loading weights, and are set to "
+                "zero again. Load weights before the PruningOptimizer is created, or with its state.",
+                format_list(map(repr, revived)),
+            )
 
     @property
     def is_averaged(self) -> bool:
