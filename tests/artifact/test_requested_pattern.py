@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import secateur
 from secateur.artifact import Artifact, convert, examine
+from secateur.cli import app
 from secateur.errors import ArtifactError
 from secateur.results import PruningReport
 
@@ -33,6 +35,14 @@ def test_a_layer_that_a_global_ranking_left_dense_passes(tmp_path: Path, pattern
     assert secateur.verify(tmp_path / "dense", pattern=pattern).problems == {}
     with pytest.raises(ArtifactError, match=r"0\.weight: not '8x1': it has no zeros"):
         secateur.verify(tmp_path / "saved", pattern="8x1")
+
+
+def test_the_command_line_tells_dense_layers_from_pruned_ones(tmp_path: Path) -> None:
+    model, report = prune_unevenly("4x1", 0.3)
+    secateur.save(model, tmp_path / "saved", report=report)
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "saved"), "--pattern", "4x1"])
+    assert result.exit_code == 0
+    assert result.stdout.replace("\n", " ").strip().endswith("weights: 4x1 in 1; left dense by the run: 1.")
 
 
 def test_a_layer_that_the_run_left_out_fails_the_pattern(tmp_path: Path) -> None:

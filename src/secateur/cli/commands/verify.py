@@ -61,7 +61,9 @@ def verify(
 
 
 def _summarize(report: ArtifactReport) -> str:
-    patterns = [row.pattern for row in report.tensors if row.pattern is not None]
+    patterns = [row.pattern for row in report.tensors if row.pattern is not None and row.zeros]
+    dense = sum(row.pattern is not None and not row.zeros for row in report.tensors)
     counts = ", ".join(f"{pattern} in {patterns.count(pattern):,}" for pattern in dict.fromkeys(patterns))
     tensors = format_count(len(report.tensors) + report.others, "tensor")
-    return f"{report.title}: valid. {tensors} read; patterns of weights: {counts or 'none'}."
+    left_dense = f"; left dense by the run: {dense:,}" if dense else ""
+    return f"{report.title}: valid. {tensors} read; patterns of weights: {counts or 'none'}{left_dense}."
