@@ -125,6 +125,9 @@ def test_wrappers_of_training_frameworks_change_no_weights() -> None:
 
     inner = torch.optim.SGD(mlp().parameters())
     assert unwrap_optimizer(Thin(inner))[-1] is inner
+    inner.wrapper = Thin(inner)  # and back
+    assert unwrap_optimizer(inner.wrapper)[-1] is inner
+    assert unwrap_optimizer(inner) == [inner]
     assert not changes_weights(Thin(inner))
     assert changes_weights(Lookahead(inner))
     with pytest.raises(UnsupportedModelError, match=r"must be a torch\.optim\.Optimizer, found dict"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ def unwrap_optimizer(optimizer: Any) -> list[Any]:
         ['Wrapper', 'SGD']
     """
     chain = [optimizer]
-    while (inner := _find_inner_optimizer(chain[-1])) is not None:
+    while (inner := _find_inner_optimizer(chain)) is not None:
         chain.append(inner)
     if not isinstance(chain[-1], Optimizer):
         raise UnsupportedModelError(f"optimizer must be a torch.optim.Optimizer, found {type(optimizer).__name__}.")
@@ -62,14 +62,15 @@ def _make_hook(weight: TrainedParameter) -> Callable[[torch.Tensor], None]:
     return mask_gradient
 
 
-def _find_inner_optimizer(wrapper: Any) -> Optimizer | None:
-    """Return the optimizer in an attribute of a wrapper, which has every weight of the wrapper."""
+def _find_inner_optimizer(chain: Sequence[Any]) -> Optimizer | None:
+    """Return the optimizer in an attribute of the last wrapper, with every weight of it, and not in the chain."""
+    wrapper = chain[-1]
     named = getattr(wrapper, "optimizer", None)
     parts = [named, *getattr(wrapper, "__dict__", {}).values()]
-    inner = [part for part in parts if isinstance(part, Optimizer) and part is not wrapper]
+    inner = [part for part in parts if isinstance(part, Optimizer) and all(part is not known for known in chain)]
     mine = _get_weight_ids(wrapper) if changes_weights(wrapper) else set()
     return next((part for part in inner if mine <= _get_weight_ids(part)), None)
 
 
 def _get_weight_ids(optimizer: Optimizer) -> set[int]:
-    return {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    return {id(weight) for group in getattr(optimizer, "param_groups", []) for weight in group["params"]}
