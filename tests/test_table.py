@@ -57,6 +57,24 @@ def test_numbers_inside_words_do_not_fold() -> None:
     assert list_names(make_table(names)) == names
 
 
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        ([f"blocks.{block:02}.up" for block in range(30)], 11),  # "00" is not the number 0
+        (["a.01", "a.1"] * 20, 40),
+        (["", "a.1"] * 20, 40),
+        ([f"a\0.{number}.{number}" for number in range(30)], 30),
+        ([".".join("01"[part == row] for part in range(1500)) for row in range(30)], 30),
+        ([f"a.{'1' * 5000}.b{row}" for row in range(30)], 30),
+    ],
+    ids=["leading zeros", "equal numbers", "equal names", "NUL", "many numbers", "huge number"],
+)
+def test_unusual_names_do_not_fold(names: list[str], count: int) -> None:
+    table = make_table(names)
+    assert table._repr_html_().count("<tr") == 1 + count
+    assert names[0].replace("\0", "\\x00")[:8] in table.text()
+
+
 def test_short_tables_show_every_row() -> None:
     assert list_names(make_table(BLOCKS[:MAX_ROWS])) == BLOCKS[:MAX_ROWS]
 

@@ -33,8 +33,11 @@ MIN_NAME = 20
 MAX_ROWS = 20
 """Number of rows up to which a table shows each of them. In longer ones, equal rows of repeated blocks are one row."""
 
-NUMBER = re.compile(r"(?<![^./])\d+(?![^./])")
-"""Matches a part of a name that is a number, such as the number of a block."""
+NUMBER = re.compile(r"(?<![^./])(?:0|[1-9][0-9]{0,9})(?![^./])")
+"""Matches a part of a name that is a number, such as the number of a block; numbers with leading zeros are not."""
+
+MAX_NUMBERS = 8
+"""Rows whose names have more numbers are not joined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +115,17 @@ class Table:
         if len(self.rows) <= MAX_ROWS:
             return list(self.rows), set(self.dimmed)
         groups: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
-        for index, (name, *cells) in enumerate(self.rows):
-            key = (NUMBER.sub("\0", name), index in self.dimmed, *cells)
-            groups.setdefault(key, []).append(tuple(map(int, NUMBER.findall(name))))
+        copies: Counter[str] = Counter()
+        for index, (unsafe, *cells) in enumerate(self.rows):
+            name = make_printable_line(unsafe)  # without NUL
+            numbers = NUMBER.findall(name)
+            is_joined = len(numbers) <= MAX_NUMBERS
+            copies[name] += 1
+            key = (NUMBER.sub("\0", name) if is_joined else name, copies[name], index in self.dimmed, *cells)
+            groups.setdefault(key, []).append(tuple(map(int, numbers if is_joined else ())))
         rows: list[Sequence[str]] = []
         dimmed: set[int] = set()
-        for (template, is_dimmed, *cells), numbers in groups.items():
+        for (template, _, is_dimmed, *cells), numbers in groups.items():
             for name in _join_names(template, numbers):
                 if is_dimmed:
                     dimmed.add(len(rows))
@@ -177,14 +185,10 @@ def _join_names(template: str, numbers: Sequence[tuple[int, ...]]) -> list[str]:
     if prod(map(len, values)) == len(numbers):
         ranges = iter(_format_numbers(column) for column in values)
         return [re.sub("\0", lambda _: next(ranges), template)]
-    first = dict.fromkeys(row[0] for row in numbers)
-    return [
-        name
-        for number in first
-        for name in _join_names(
-            template.replace("\0", str(number), 1), [row[1:] for row in numbers if row[0] == number]
-        )
-    ]
+    rest: dict[int, list[tuple[int, ...]]] = {}
+    for first, *others in numbers:
+        rest.setdefault(first, []).append(tuple(others))
+    return [name for first, rows in rest.items() for name in _join_names(template.replace("\0", str(first), 1), rows)]
 
 
 def _format_numbers(numbers: Iterable[int]) -> str:

@@ -1,5 +1,6 @@
 """The report shows other ways to run the dense model, and which is fastest at which accuracy."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -117,6 +118,20 @@ def test_a_baseline_that_fails_has_a_reason(make: Callable[[], nn.Module], reaso
     assert report.replaced == 2
     assert report.baselines[0] == BaselineReport(name="dense bfloat16", reason=reason)
     assert f"dense bfloat16 was not timed: {reason}" in str(report)
+
+
+class NanInBfloat16(FailsInBfloat16):
+    def forward(self, inputs: torch.Tensor) -> Any:
+        outputs = self.net(inputs)
+        return outputs.log() if outputs.dtype is torch.bfloat16 else outputs
+
+
+def test_a_baseline_without_the_same_finite_values_is_not_recommended() -> None:
+    report = compile_on_clock(NanInBfloat16().eval(), INPUTS, count_seconds(0.5))[1]
+    reason = "its outputs have another shape, or are nan or infinite in other places"
+    assert report.baselines[0] == BaselineReport(name="dense bfloat16", reason=reason)
+    assert "compile the model in bfloat16" not in str(report)
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -184,6 +184,10 @@ INCOMPARABLE_OUTPUTS: dict[str, tuple[Callable[[TwoLayers, torch.Tensor], Any], 
         "the outputs of the dense model differ by .* between calls",
     ),
     "no outputs": (lambda m, x: (run_both_layers(m, x), None)[1], "the model returns no tensor to compare"),
+    "only nan and infinity": (
+        lambda m, x: {"nan": run_both_layers(m, x) * float("nan"), "inf": run_both_layers(m, x) / 0.0},
+        "the outputs of the dense model are all nan or infinite",
+    ),
 }
 
 

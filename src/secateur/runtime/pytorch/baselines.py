@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,9 @@ MAX_COPY_BYTES = 4 << 30
 
 MAX_NOISE = 1e-2
 """Models whose outputs differ by more between calls, relative to the largest output, are not compared."""
+
+DIFFERENT_OUTPUTS = "its outputs have another shape, or are nan or infinite in other places"
+"""Reason for outputs whose difference is not a number."""
 
 COMPILER_BACKEND = "inductor"
 """Backend of `torch.compile`."""
@@ -112,6 +116,8 @@ class BaselineTimer:
         calls = [partial(self.example.copy().call, self.model), partial(baseline.example.copy().call, model)]
         try:
             difference = self.check.measure_error(calls[1]())
+            if math.isinf(difference):
+                return BaselineReport(name=baseline.name, reason=DIFFERENT_OUTPUTS)
             dense_seconds, seconds = (time_call(call, self.device, self.clock) for call in calls)
             if seconds <= MAX_TIME_RATIO * dense_seconds:
                 dense_seconds, seconds = measure_medians(calls, self.device, BUDGET, clock=self.clock)

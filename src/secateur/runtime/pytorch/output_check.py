@@ -73,6 +73,10 @@ class OutputCheck:
         except COMPARISON_ERRORS as error:
             self.unsupported_reason = f"the model's outputs cannot be compared: {summarize_error(error)}"
             return
+        tensors = [value for value in self._expected.values() if isinstance(value, torch.Tensor)]
+        if tensors and not any(map(_has_finite_value, tensors)):
+            self.unsupported_reason = "the outputs of the dense model are all nan or infinite, or empty"
+            return
         self._noise = measure_difference(self._expected, take_snapshot(self._call()))
 
     def get_unsupported_reason(self, tolerance: float) -> str:
@@ -164,6 +168,11 @@ class OutputCheck:
         self._calls += 1
         with fix_seed(self._device):
             return self._example.copy().call(self._model)
+
+
+def _has_finite_value(tensor: torch.Tensor) -> bool:
+    is_small_float = tensor.is_floating_point() and tensor.element_size() == 1  # torch has no isfinite for some of them
+    return bool((tensor.float() if is_small_float else tensor).isfinite().any())
 
 
 def _convert_like(value: Any, expected: Any) -> Any:
