@@ -524,6 +524,6 @@ def test_patterns_of_ones_own_are_proved_too(tmp_path: Path) -> None:
     assert secateur.verify(tmp_path / "saved").problems == {}
     del PATTERNS["coupled_rows"]
     with pytest.raises(
-        ArtifactError, match=r"0\.weight: .* the pattern cannot be verified: Unknown pattern 'coupled_rows'"
+        ArtifactError, match=r"0\.weight, .* the pattern cannot be verified: Unknown pattern 'coupled_rows'"
     ):
         secateur.verify(tmp_path / "saved")

@@ -175,7 +175,7 @@ def test_report_is_plain_values_and_a_table() -> None:
     assert found["is_complete"]
     text = str(report)
     assert "Pruned 75.00% of the weights in 2 layers" in text
-    assert "1 other layer left dense" in text
+    assert "Left 1 other layer dense" in text
 
 
 def test_numbers_of_a_report() -> None:
