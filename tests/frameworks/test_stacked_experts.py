@@ -177,3 +177,17 @@ def test_a_weight_that_was_replaced_is_noticed() -> None:
     model.experts.down_proj = nn.Parameter(model.experts.down_proj.detach().clone())
     with pytest.raises(secateur.SecateurError, match=r"experts\.down_proj"):
         pruner.finalize()
+
+
+def test_the_own_weight_of_a_layer_is_no_stack_and_stays_a_layer() -> None:
+    router, convolution = nn.Linear(8, 4), nn.Conv1d(4, 4, 1)
+    router.num_experts, router.is_transposed = 4, False  # type: ignore[assignment]
+    router.experts = nn.Parameter(torch.randn(4, 8, 8))
+    convolution.num_experts, convolution.is_transposed = 4, True  # type: ignore[assignment]
+    model = nn.ModuleDict({"router": router, "convolution": convolution, "head": nn.Linear(8, 8)})
+    report = secateur.prune(model, "1x4")
+    assert {row.name: row.shape for row in report.layers} == {
+        "router": (4, 8),
+        "router.experts": (4, 8, 8),
+        "convolution": (4, 4, 1),
+    }

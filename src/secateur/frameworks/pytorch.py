@@ -153,10 +153,10 @@ def find_weight_layers(model: nn.Module) -> dict[str, nn.Module | OwnedWeight]:
     """Return supported layers and other modules that own a parameter with at least two axes, in the model's order."""
     layers: dict[str, nn.Module | OwnedWeight] = {}
     for name, module in list_layers(model).items():
-        if stacked := find_stacked_weights(module):
-            layers |= {f"{name}.{key}".lstrip("."): weight for key, weight in stacked.items()}
-        elif get_type_names(module) or get_matrices(module):
+        stacked = find_stacked_weights(module)
+        if get_type_names(module) or (not stacked and get_matrices(module)):
             layers[name] = module
+        layers |= {f"{name}.{key}".lstrip("."): weight for key, weight in stacked.items()}
     return layers
 
 
@@ -170,7 +170,10 @@ def find_stacked_weights(module: nn.Module) -> dict[str, StackedWeight]:
     count = getattr(module, "num_experts", None)
     if not isinstance(count, int):
         return {}
-    names = [name for name, weight in module.named_parameters(recurse=False) if _is_stack(weight, count)]
+    own = get_weight_name(module) if get_type_names(module) else None
+    names = [
+        name for name, weight in module.named_parameters(recurse=False) if name != own and _is_stack(weight, count)
+    ]
     is_transposed = _are_transposed(module, names)
     return {} if is_transposed is None else {name: StackedWeight(module, name, is_transposed) for name in names}
 
