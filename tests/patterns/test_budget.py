@@ -48,6 +48,29 @@ def test_lower_bounds_grow_with_the_way_gone() -> None:
     assert bounds.lower_bounds(0.5) == bounds.lower_bounds(0.9) == {"fc": 20, "conv": 60}
 
 
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=6), SHARE, SHARE)
+def test_what_a_schedule_prunes_first_leaves_room_for_final_minima(
+    units: list[int], target: float, at_least: float
+) -> None:
+    try:
+        bounds = budget({str(index): count for index, count in enumerate(units)}, target=target, at_least=at_least)
+    except ConfigError:
+        assume(False)
+    final, pruned = bounds.count_total(target), dict.fromkeys(bounds.units, 0)
+    for count in range(final + 1):  # one layer loses as much as it can, the others only what they must
+        minima = bounds.lower_bounds(count / sum(units))
+        pruned = {name: max(pruned[name], minimum) for name, minimum in minima.items()}
+        assert sum(pruned.values()) <= count
+        pruned["0"] += min(count - sum(pruned.values()), units[0] - pruned["0"])
+    assert all(pruned[name] >= minimum for name, minimum in bounds.lower_bounds(target).items())
+
+
+def test_a_minimum_does_not_empty_a_layer_by_default() -> None:
+    bounds = budget({"fc": 1, "conv": 100}, at_least=0.05, at_most=0.98, is_default=True)
+    assert bounds.lower_bounds(0.5) == {"fc": 0, "conv": 5}
+    assert bounds.find_ranges()["fc"] == (0, 0)
+
+
 @pytest.mark.parametrize(("sparsity", "groups"), [(0.0, 0), (0.25, 50), (0.5, 100), (0.75, 100)])
 def test_units_that_lose_half_of_their_weights(sparsity: float, groups: int) -> None:
     assert budget({"fc": 100}, unit_share=Fraction(1, 2)).count_for(100, sparsity) == groups

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from heapq import heapify, heapreplace
 
 from secateur._wording import format_list
 from secateur.errors import ConfigError
@@ -61,10 +62,14 @@ class Budget:
         return min(self.count_for(self.units[name], sparsity), self._get_maximum(self.units[name]))
 
     def lower_bounds(self, sparsity: float) -> dict[str, int]:
-        """Return the minimum number of units to prune in each layer, which is proportional to the sparsity."""
+        """Return the minimum number of units to prune in each layer, which is proportional to the sparsity.
+
+        While a schedule prunes more and more, enough units are always left to reach the final minimum of each layer.
+        """
         final = self.count_total(self.target)
         count = min(self.count_total(sparsity), final)
-        return {name: self._get_minimum(units) * count // final if final else 0 for name, units in self.units.items()}
+        minima = {name: self._get_minimum(units) for name, units in self.units.items()}
+        return _apportion(minima, -(-sum(minima.values()) * count // final) if final else 0)
 
     def upper_bounds(self) -> dict[str, int]:
         """Return the maximum number of units to prune in each layer."""
@@ -81,7 +86,8 @@ class Budget:
         return {name: (max(low, missing + upper[name]), min(upper[name], spare + low)) for name, low in lower.items()}
 
     def _get_minimum(self, units: int) -> int:
-        return math.ceil(_to_fraction(self.at_least) * units / self.unit_share)
+        minimum = math.ceil(_to_fraction(self.at_least) * units / self.unit_share)
+        return min(minimum, self._get_maximum(units)) if self.is_default else minimum
 
     def _get_maximum(self, units: int) -> int:
         return min(units, math.floor(_to_fraction(self.at_most) * units / self.unit_share))
@@ -100,6 +106,26 @@ class Budget:
             f"with {name}_sparsity_ratio_per_op={bound}{default} for {format_list(map(repr, names))}, between {low} "
             f"and {high} units can be pruned, a sparsity of {reachable}. Change the target or the bound."
         )
+
+
+def _apportion(counts: Mapping[str, int], total: int) -> dict[str, int]:
+    """Return about proportional parts of counts with a sum of `total`, of which none shrinks when `total` grows.
+
+    This is the method of Jefferson, which gives one more to the count with the largest quotient.
+
+    Examples:
+        >>> _apportion({"fc": 2, "conv": 7}, 3)
+        {'fc': 0, 'conv': 3}
+    """
+    whole = sum(counts.values())
+    parts = {name: count * total // whole if whole else 0 for name, count in counts.items()}
+    quotients = [(-count / (parts[name] + 1), index, name) for index, (name, count) in enumerate(counts.items())]
+    heapify(quotients)
+    for _ in range(total - sum(parts.values())):
+        _, index, name = quotients[0]
+        parts[name] += 1
+        heapreplace(quotients, (-counts[name] / (parts[name] + 1), index, name))
+    return parts
 
 
 def _to_fraction(ratio: float) -> Fraction:
