@@ -194,3 +194,19 @@ def test_before_transformers_5_models_are_as_they_are(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "transformers.core_model_loading", None)
     model = build("vit")
     assert list(list_published(model, state := model.state_dict())) == list(state)
+
+
+def test_before_transformers_5_some_families_are_published_under_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.core_model_loading", None)
+    monkeypatch.setattr(transformers.modeling_utils, "VLMS", ["llava"], raising=False)
+    prefixes = {"^language_model.model(?!\\.vision)": "model", "^language_model.lm_head": "lm_head"}
+
+    class TinyLlava(transformers.LlamaForCausalLM):
+        _checkpoint_conversion_mapping = prefixes
+
+    model = TinyLlava(transformers.LlamaConfig(**DECODER))
+    listed = list_published(model, state := model.state_dict())
+    assert {tensor.sources for tensor in listed.values()} == {(name,) for name in state}
+    assert all(name == f"language_model.{tensor.sources[0]}" for name, tensor in listed.items())
+    monkeypatch.setattr(transformers.modeling_utils, "VLMS", ["paligemma"])
+    assert list(list_published(model, state)) == list(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,12 +17,13 @@ from torch.nn.modules import module as hooks
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from secateur._model_limits import ModelLimits
+from secateur._model_limits import LIMITS_WITHOUT_WEIGHTS, ModelLimits
 from secateur._third_party import translate_errors
 from secateur.errors import ModelLoadError
 
 __all__ = [
     "build_empty_model",
+    "compute_buffers",
     "explain_failures",
     "find_model_class",
     "get_source",
@@ -106,6 +108,30 @@ def build_empty_model(model_class: Any, config: Any, limits: ModelLimits, path: 
     with limit_modules(limits, path), _SkipInitialization(), _set_default_dtype(dtype):
         model: nn.Module = build(config)
     return model
+
+
+def compute_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Compute the buffers of a transformers model on the meta device, by building it again without its parameters.
+
+    Before transformers 5, the constructor computes buffers such as the frequencies of rotary embeddings.
+
+    Returns:
+        Name → buffer; nothing for other models.
+    """
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(model, transformers.PreTrainedModel):
+        return {}
+    thread = get_ident()
+
+    def move_to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:  # noqa: ARG001
+        if parameter is None or parameter.is_meta or get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    replaces: Any = move_to_meta  # torch annotates hooks without a result
+    with hooks.register_module_parameter_registration_hook(replaces):
+        built = build_empty_model(type(model), model.config, LIMITS_WITHOUT_WEIGHTS, Path())
+    return dict(built.named_buffers(remove_duplicate=False))
 
 
 @contextmanager

@@ -587,6 +587,37 @@ def test_buffers_without_values(tmp_path: Path) -> None:
     assert is_empty(model)
 
 
+class ScaledActivation(nn.Module):
+    """Has a buffer that only the constructor computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.arange(2, 4).float()[:1], persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(x) * self.scale
+
+
+class ScaledLlama(transformers.LlamaForCausalLM):
+    def __init__(self, config: transformers.LlamaConfig) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.act_fn = ScaledActivation()
+
+
+def test_buffers_that_only_a_constructor_of_transformers_computes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = ScaledLlama(family("llama").config)
+    save_file(dict(whole.state_dict()), tmp_path / "dense.safetensors")
+    with torch.device("meta"):
+        model = ScaledLlama(whole.config)
+    given, folder = inputs_of("llama"), tmp_path / "pruned"
+    prune(model, execute(given, weights=tmp_path / "dense.safetensors", folder=folder), solver="sparsegpt")
+    assert is_empty(model)
+    prune(whole, execute(given), solver="sparsegpt")
+    assert all(torch.equal(tensor, tensors_in(folder)[name]) for name, tensor in whole.state_dict().items())
+
+
 @pytest.mark.parametrize("name", TEXT)
 def test_models_with_empty_weights_of_accelerate(name: str, tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")

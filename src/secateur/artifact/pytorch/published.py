@@ -6,6 +6,7 @@ are stored together. Other programs, and other versions of transformers, know th
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -166,11 +167,35 @@ def _revert_conversion(model: nn.Module, state: dict[str, torch.Tensor]) -> dict
         return state
     try:
         from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # before transformers 5, models have the published form
-        return state
+    except ImportError:
+        return _revert_names(model, state)
     pretrained: Any = model
     reverted: dict[str, torch.Tensor] = revert_weight_conversion(pretrained, dict(state))
     return reverted
+
+
+def _revert_names(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename tensors as ``save_pretrained`` did before transformers 5, for the model classes for which it did."""
+    from transformers import modeling_utils
+
+    families: Iterable[str] = getattr(modeling_utils, "VLMS", ())
+    classes = [base.__name__.lower() for base in type(model).__mro__]
+    if not any(family in name for family in families for name in classes):
+        return state
+    prefixes = {
+        new: re.sub(r"\(.*\)", "", old.lstrip("^"))
+        for old, new in getattr(model, "_checkpoint_conversion_mapping", {}).items()
+    }
+    return {_replace_prefix(name, prefixes): tensor for name, tensor in state.items()}
+
+
+def _replace_prefix(name: str, patterns: Mapping[str, str]) -> str:
+    """Replace the first pattern that occurs in a name."""
+    for pattern, replacement in patterns.items():
+        replaced, count = re.subn(pattern, replacement, name)
+        if count:
+            return replaced
+    return name
 
 
 def _group_sources(sets: Iterable[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
+from secateur._huggingface.pytorch import compute_buffers
 from secateur._wording import format_list, suggest_name
 from secateur.errors import ModelLoadError
 from secateur.oneshot.pytorch.batches import MODEL_ERRORS
@@ -65,6 +66,7 @@ class Materializer:
         Raises:
             ModelLoadError: A buffer cannot be computed.
         """
+        computed: dict[str, torch.Tensor] | None = None
         with ExitStack() as stack:
             for name, module in self._model.named_modules():
                 missing = {
@@ -78,11 +80,9 @@ class Materializer:
                 if missing:
                     self._initialize(name, module)
                 if uninitialized := [key for key in missing if _has_sentinel(module._buffers[key])]:
-                    raise ModelLoadError(
-                        f"buffer {f'{name}.{uninitialized[0]}'.lstrip('.')!r} is on the meta device, and its values "
-                        f"are not in {str(self._files.path)!r}. Build the model under "
-                        f"accelerate.init_empty_weights(include_buffers=False), which gives buffers their values."
-                    )
+                    computed = self._compute_buffers() if computed is None else computed
+                    for key in uninitialized:
+                        module._buffers[key] = self._get_buffer(f"{name}.{key}".lstrip("."), computed)
             yield
 
     def _load_value(self, original: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -100,6 +100,19 @@ class Materializer:
         if (initialize := next(initializers, None)) is not None:
             with suppress(*MODEL_ERRORS), torch.no_grad():
                 initialize(module)
+
+    def _compute_buffers(self) -> dict[str, torch.Tensor]:
+        with suppress(*MODEL_ERRORS, ModelLoadError):
+            return compute_buffers(self._model)
+        return {}
+
+    def _get_buffer(self, name: str, computed: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if name not in computed or computed[name].is_meta:
+            raise ModelLoadError(
+                f"buffer {name!r} is on the meta device, and {str(self._files.path)!r} does not have its values. Build "
+                f"the model under accelerate.init_empty_weights(include_buffers=False), which gives buffers values."
+            )
+        return computed[name]
 
     def _check(self) -> None:
         parameters, files = dict(self._model.named_parameters(remove_duplicate=False)), self._files
