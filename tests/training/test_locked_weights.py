@@ -267,3 +267,24 @@ def test_a_lock_of_a_model_without_zeros_says_so(caplog: pytest.LogCaptureFixtur
         "kind='pattern_lock' keeps zeros, and none of the 3 layers has any. Load the pruned weights before "
         "secateur.prepare, unless a saved state is loaded next."
     ]
+
+
+def test_zeros_of_a_layer_that_is_trained_later_are_kept() -> None:
+    """As when layers are unfrozen one after another."""
+    model = mlp()
+    secateur.prune(model, {"pattern": "2:4", "op_names": [".*"]})
+    first, *others = (layer for layer in model if isinstance(layer, nn.Linear))
+    first.weight.requires_grad_(False)
+    optimizer = torch.optim.Adam([weight for layer in others for weight in layer.parameters()], 0.1)
+    pruner = secateur.prepare(model, LOCK | {"pattern": "2:4"}, optimizer)
+    before, zeros = first.weight.detach().clone(), first.weight == 0
+    for step in range(4):
+        if step == 2:
+            first.weight.requires_grad_(True)
+            optimizer.add_param_group({"params": [first.weight]})
+        optimizer.zero_grad()
+        model(torch.randn(4, first.in_features)).square().mean().backward()
+        optimizer.step()
+        assert bool((first.weight == 0).equal(zeros))
+    assert not torch.equal(before, first.weight)
+    assert pruner.finalize().is_complete

@@ -466,9 +466,12 @@ class PytorchPruner:
             weight.apply_mask()
 
     def _find_weights(self, optimizer: Optimizer | ManualOptimizer | None) -> dict[str, TrainedParameter]:
-        """Return the weights of an optimizer by layer; ``None``: of all."""
+        """Return the weights of an optimizer by layer; ``None``: of all.
+
+        Weights that no optimizer had when the run started, and that are trained now, belong to every optimizer.
+        """
         weights = self._weights.items()
-        return {name: weight for name, weight in weights if optimizer is None or optimizer in weight.slot.optimizers}
+        return {name: weight for name, weight in weights if optimizer is None or weight.is_trained_by(optimizer)}
 
     def _apply_where_possible(self) -> list[str]:
         """Set pruned weights to zero where possible; return the problems of the other layers."""

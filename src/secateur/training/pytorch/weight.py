@@ -115,6 +115,11 @@ class TrainedParameter(ParameterWeight):
                 return True
         return False
 
+    def is_trained_by(self, optimizer: Any) -> bool:
+        """Whether a step of an optimizer can change the weight."""
+        known = self.slot.optimizers
+        return optimizer in known or (not known and self.parameter.requires_grad)
+
     def _is_weight_of(self, layer: nn.Module | OwnedWeight) -> bool:
         return read_parameter(layer) is self.parameter
 
