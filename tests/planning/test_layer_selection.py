@@ -306,6 +306,12 @@ def test_nothing_to_prune_lists_reasons() -> None:
         plan(nn.LayerNorm(8))
 
 
+def test_frozen_model_is_told_what_prunes_it() -> None:
+    message = r"frozen \(requires_grad=False\)\nTo train frozen layers, unfreeze them\. secateur\.prune prunes frozen"
+    with pytest.raises(LayerError, match=message):
+        plan(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).requires_grad_(False), pattern="2:4")
+
+
 # Names that mean nothing.
 
 

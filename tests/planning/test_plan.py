@@ -208,6 +208,13 @@ def test_text(config: dict[str, Any], line: str) -> None:
     assert "output layer: dense unless op_names or layers name it" in " ".join(text.split())
 
 
+def test_layers_with_a_fixed_share_are_ranked_locally() -> None:
+    fixed, ranked = secateur.plan(mlp(), {"pattern": "2:4"}), secateur.plan(mlp(), {"pattern": "4x1"})
+    for word in ("globally", "pruning_scope"):
+        assert word not in str(fixed)
+        assert word in str(ranked)
+
+
 def test_text_of_a_locked_run() -> None:
     found = secateur.plan(mlp(), {"pattern": "7x1", "kind": "pattern_lock"})
     text = str(found)

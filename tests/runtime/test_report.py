@@ -1,5 +1,7 @@
 """The report of a compiled model."""
 
+from dataclasses import replace
+
 import pytest
 
 import secateur.runtime
@@ -45,6 +47,15 @@ def test_json_contains_computed_values(report: RuntimeReport) -> None:
 def test_footer_summarizes_the_layers(report: RuntimeReport) -> None:
     assert report.footer[0] == "1 of 2 layers replaced; their weights take 168 of 256 bytes (65.6%)."
     assert report.footer[1] == "One call of the model: 3.00 ms dense, 2.00 ms now (1.50×), on cpu with 2 threads."
+
+
+@pytest.mark.parametrize(("load", "is_busy"), [(0.0, False), (1.2, False), (1.3, True)])
+def test_footer_warns_about_a_busy_machine(report: RuntimeReport, load: float, is_busy: bool) -> None:
+    assert replace(report, load=load).footer[-1].startswith("These times are unreliable") is is_busy
+
+
+def test_a_printed_result_is_its_report(report: RuntimeReport) -> None:
+    assert str(CompileResult("model", report)) == str(report)
 
 
 def test_deprecated_names_warn(report: RuntimeReport) -> None:

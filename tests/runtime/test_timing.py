@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from secateur.runtime.pytorch import timing
-from secateur.runtime.pytorch.timing import measure_medians
+from secateur.runtime.pytorch.timing import measure_load, measure_medians
 
 CPU = torch.device("cpu")
 
@@ -51,3 +51,11 @@ def test_rounds_fit_into_the_budget(budget: float, rounds: int) -> None:
     measure_medians([call], CPU, budget, clock=clock)
     assert len(calls) == 1 + rounds
     assert (timing.MIN_ROUNDS, timing.MAX_ROUNDS) == (5, 200)
+
+
+def test_load_is_per_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing.os, "getloadavg", lambda: (6.0, 1.0, 1.0))
+    monkeypatch.setattr(timing.os, "cpu_count", lambda: 4)
+    assert measure_load() == 1.5
+    monkeypatch.delattr(timing.os, "getloadavg")
+    assert measure_load() == 0.0

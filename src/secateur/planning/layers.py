@@ -105,7 +105,8 @@ class PlannedLayer:
             return self.name, self.kind, shape, "dense", "", "", "", self.reason or ""
         if self.config.kind == "pattern_lock":
             return self.name, self.kind, shape, "pattern_lock", f"{self.units:,}", "", "", "keeps its zeros"
-        scope = "globally" if self.config.pruning_scope == "global" else "locally"
+        low, high = self.sparsity_range
+        scope = "globally" if self.config.pruning_scope == "global" and low < high else "locally"
         units = f"{self.units:,} × {self.unit_size}" if self.unit_size > 1 else f"{self.units:,}"
         shares = dict.fromkeys(f"{share:.0%}" if share in (0, 1) else f"{share:.1%}" for share in self.sparsity_range)
         target, span = f"{self.target_sparsity:.1%}", "–".join(shares)

@@ -19,6 +19,7 @@ from secateur.planning.zeros import find_free_layers
 __all__ = ["Plan", "make_plan"]
 
 COLUMNS = ("layer", "type", ">shape", "pattern", ">units", ">target", ">range", "ranked / reason")
+FROZEN_ADVICE = "To train frozen layers, unfreeze them. secateur.prune prunes frozen layers too, without training."
 TARGET, RANGE = COLUMNS.index(">target"), COLUMNS.index(">range")
 
 
@@ -118,7 +119,9 @@ def make_plan(config: ConfigLike, candidates: Sequence[Candidate], modules: Sequ
         action = (
             "has zeros to keep" if config.kind == "pattern_lock" else f"can be pruned with pattern {config.pattern!r}"
         )
-        raise LayerError(f"No layer of the model {action}:\n{reasons or '  it has none.'}")
+        is_frozen = any(row.reason is not None and row.reason.startswith("frozen") for row in rows)
+        advice = f"\n{FROZEN_ADVICE}" if is_frozen else ""
+        raise LayerError(f"No layer of the model {action}:\n{reasons or '  it has none.'}{advice}")
     return Plan(config, rows, patterns)
 
 
@@ -182,7 +185,8 @@ def _make_notes(pattern: BasePattern) -> list[str]:
 def _explain_scope(plan: Plan) -> list[str]:
     """Say that one-shot pruning has another default scope, if the configuration leaves it open."""
     is_global = any(pattern.is_global and pattern.config.kind != "pattern_lock" for pattern in plan.patterns)
-    if plan.config.pruning_scope is not None or not is_global:
+    has_ranges = any(low < high for low, high in (row.sparsity_range for row in plan.layers))
+    if plan.config.pruning_scope is not None or not (is_global and has_ranges):
         return []
     return [
         "This plan is for training. Without pruning_scope, secateur.prune ranks each layer separately, so that every "

@@ -27,6 +27,9 @@ class CompileResult(NamedTuple):
     model: Any
     report: RuntimeReport
 
+    def __str__(self) -> str:
+        return str(self.report)
+
 
 def compile(  # noqa: A001 - named like torch.compile
     model: Any,

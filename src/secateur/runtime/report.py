@@ -18,6 +18,10 @@ BFLOAT16_ADVICE = (
 )
 
 
+MAX_LOAD = 1.25
+"""Load per processor up to which times are trusted. This process alone causes 1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport(Row):
     """The measurements of one layer, and whether it was replaced.
@@ -126,6 +130,7 @@ class RuntimeReport(Report):
         cuda_graphs: Whether layers were timed in CUDA graphs. The model as a whole never is.
         error: Largest difference of the outputs from those of the dense model, relative to the largest output.
         baselines: Other ways to run the dense model on this machine, with their time and accuracy.
+        load: Load average of the machine per processor; above 1 if programs wait for one another.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("replaced", "speedup")
@@ -139,6 +144,7 @@ class RuntimeReport(Report):
     cuda_graphs: bool = False
     error: float = 0.0
     baselines: tuple[BaselineReport, ...] = ()
+    load: float = 0.0
 
     @property
     def replaced(self) -> int:
@@ -192,6 +198,11 @@ class RuntimeReport(Report):
             lines.append(f"Fastest: {'; '.join(self._list_fastest())}.")
         if any((baseline.speedup or 0) > self.speedup for baseline in self.baselines if "bfloat16" in baseline.name):
             lines.append(BFLOAT16_ADVICE)
+        if self.load > MAX_LOAD:
+            lines.append(
+                f"These times are unreliable: other programs use the processor (load average {self.load:.1f} per "
+                f"processor), and threads wait for them. Compile again on a quiet machine, or with fewer threads."
+            )
         return lines
 
     def _list_fastest(self) -> list[str]:

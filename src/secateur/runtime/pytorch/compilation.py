@@ -30,7 +30,7 @@ from secateur.runtime.pytorch.interleaved_timing import time_layers, time_model
 from secateur.runtime.pytorch.layers.base import is_strided
 from secateur.runtime.pytorch.output_check import OutputCheck, Replacement, summarize_error
 from secateur.runtime.pytorch.replacement import replace_modules
-from secateur.runtime.pytorch.timing import Clock
+from secateur.runtime.pytorch.timing import Clock, measure_load
 from secateur.runtime.report import LayerReport, RuntimeReport
 
 __all__ = ["compile_model"]
@@ -91,6 +91,7 @@ def compile_model(
         cuda_graphs=cuda_graphs,
         error=error,
         baselines=baselines,
+        load=measure_load(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from time import perf_counter
@@ -9,7 +10,7 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["Clock", "count_rounds", "measure_medians", "time_call"]
+__all__ = ["Clock", "count_rounds", "measure_load", "measure_medians", "time_call"]
 
 Clock: TypeAlias = Callable[[], float]
 """A function that returns the current time in seconds, such as `time.perf_counter`."""
@@ -22,6 +23,11 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 200
 
 GPU_SECONDS, MAX_GPU_CALLS = 2e-3, 50
 """Seconds and number of calls between synchronizations with a GPU, which runs one call while the next is launched."""
+
+
+def measure_load() -> float:
+    """Return the load average of the last minute per processor, or 0 where the system has none, as on Windows."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
 
 
 def measure_medians(
