@@ -125,7 +125,7 @@ def test_a_pipe_is_an_error(name: str, folder: Path) -> None:
 def test_a_file_without_end_is_an_error(folder: Path) -> None:
     with (folder / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 42)  # takes no room on the disk
-    with pytest.raises(ArtifactError, match=r"a companion file must have at most 1,000,000,000"):
+    with pytest.raises(ArtifactError, match=r"must have at most 1,000,000,000 .* Move it"):
         converted(folder)
 
 
@@ -265,6 +265,16 @@ def test_an_index_that_is_right_is_read(tmp_path: Path) -> None:
     source.mkdir()
     index(source, {"a": "x.safetensors", "c": "y.safetensors"}, x={"a": 0}, y={"c": 0})  # type: ignore[arg-type]
     assert sorted(Artifact(converted(source))) == ["a", "c"]
+
+
+@pytest.mark.parametrize("names", [["x", "y"], ["model", "y"]])
+def test_a_single_file_takes_precedence_over_the_shards_of_another_model(names: list[str], tmp_path: Path) -> None:
+    """Transformers reads it, too."""
+    places = {"a": f"{names[0]}.safetensors", "c": f"{names[1]}.safetensors"}
+    index(tmp_path, places, **dict(zip(names, ({"a": 0}, {"c": 0}), strict=True)))  # type: ignore[arg-type]
+    save_file({"a": np.zeros((2, 2), "f4")}, tmp_path / "model.safetensors")
+    assert [row.name for row in verify(tmp_path).tensors] == (["a"] if names[0] == "x" else ["a", "c"])
+    assert CompanionFiles(tmp_path).left_out == (["x.safetensors", "y.safetensors"] if names[0] == "x" else [])
 
 
 def test_a_file_without_tensors_is_an_error(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ def check_size(path: Path, size: int) -> None:
     """Raise `ArtifactError` if a companion file is too large."""
     if size > MAX_COMPANION_BYTES:
         raise ArtifactError(
-            f"{path}: a companion file must have at most {MAX_COMPANION_BYTES:,} bytes, found {size:,}."
+            f"{path}: a companion file must have at most {MAX_COMPANION_BYTES:,} bytes, found {size:,}. Move it "
+            f"to another folder."
         )
 
 

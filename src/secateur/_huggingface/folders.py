@@ -86,8 +86,8 @@ def find_weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     """Find the safetensors files with the weights of a model.
 
     Args:
-        path: A safetensors file, or a folder. In a folder, these are the files that the index names, or else
-            ``model.safetensors``, or else all safetensors files.
+        path: A safetensors file, or a folder. In a folder, these are the files that the index names, or else all
+            safetensors files. As in transformers, ``model.safetensors`` takes precedence over other files.
 
     Returns:
         The files, which may be none, and the weight map of the index, if there is one: tensor → name of its file.
@@ -97,11 +97,11 @@ def find_weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     """
     if path.suffix == SAFETENSORS_SUFFIX and os.path.isfile(path):
         return [path], None
-    if os.path.isfile(path / INDEX_FILE):
-        weight_map = read_weight_map(path / INDEX_FILE)
-        return sorted({path / name for name in weight_map.values()}), weight_map
-    if os.path.isfile(path / WEIGHTS_FILE):
+    weight_map = read_weight_map(path / INDEX_FILE) if os.path.isfile(path / INDEX_FILE) else None
+    if os.path.isfile(path / WEIGHTS_FILE) and WEIGHTS_FILE not in (weight_map or {}).values():
         return [path / WEIGHTS_FILE], None
+    if weight_map is not None:
+        return sorted({path / name for name in weight_map.values()}), weight_map
     try:
         names = os.listdir(path) if os.path.isdir(path) else []
     except OSError as error:
