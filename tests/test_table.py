@@ -88,6 +88,17 @@ def test_long_names_are_cut_in_the_middle() -> None:
     assert lines[4].split()[1:] == ["Linear", "50%"]
 
 
+def test_cuts_keep_names_different_and_ranges_whole() -> None:
+    parts = ("attention.self.query", "attention.self.key", "intermediate.dense", "attention.output.dense")
+    names = [f"bert.encoder.layer.{block}.{part}.weight" for block in range(3) for part in parts]
+    lines = make_table(names).text(52).splitlines()[4:16]
+    cut = [line.split()[0] for line in lines]
+    assert len(set(cut)) == 12
+    assert all(f"layer.{index // 4}" in name for index, name in enumerate(cut))
+    folded = [line.split()[0] for line in make_table([*names, *BLOCKS]).text(52).splitlines()[4:]]
+    assert all(name.count("{") == name.count("}") for name in folded if name.startswith("bert"))
+
+
 def test_names_that_would_be_the_same_are_not_cut() -> None:
     names = [f"{'a' * 40}.{part}.{'b' * 60}" for part in ("x", "y")]
     text = make_table(names).text(60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -29,6 +29,9 @@ MIN_WRAPPED = 10
 
 MIN_NAME = 20
 """Minimum width of the first column, in characters, if it must be cut."""
+
+HEADS = (1 / 3, 1 / 2, 2 / 3)
+"""Shares of a cut name to keep at its start, of which the first that keeps most names intact is used."""
 
 MAX_ROWS = 20
 """Number of rows up to which a table shows each of them. In longer ones, equal rows of repeated blocks are one row."""
@@ -139,7 +142,7 @@ class Table:
         if excess <= 0 or len(self.columns) < 2:
             return rows
         width = max(MIN_NAME, max(map(len, names), default=0) - excess)
-        cut = {name: _cut_middle(name, width) for name in names}
+        cut = min(({name: _cut_middle(name, width, head) for name in names} for head in HEADS), key=_count_bad_cuts)
         counts = Counter(cut.values())
         return [
             [cut[name] if counts[cut[name]] == 1 else name, *row[1:]] for name, row in zip(names, rows, strict=True)
@@ -200,14 +203,20 @@ def _format_numbers(numbers: Iterable[int]) -> str:
     return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) + "}"
 
 
-def _cut_middle(text: str, width: int) -> str:
-    """Shorten a text in the middle, of which the end says more.
+def _count_bad_cuts(cut: Mapping[str, str]) -> int:
+    """Count the names that are no longer unique, or whose ranges of numbers are cut."""
+    counts = Counter(cut.values())
+    return sum(counts[short] > 1 or short.count("{") != short.count("}") for short in cut.values())
+
+
+def _cut_middle(text: str, width: int, head_share: float) -> str:
+    """Shorten a text in the middle, keeping this share of the characters at its start.
 
     Examples:
-        >>> _cut_middle("encoder.layer.0.attention.self.query", 24)
+        >>> _cut_middle("encoder.layer.0.attention.self.query", 24, 1 / 3)
         'encoder…ntion.self.query'
     """
     if len(text) <= width:
         return text
-    head = (width - 1) // 3
+    head = int((width - 1) * head_share)
     return f"{text[:head]}…{text[head + 1 - width :]}"

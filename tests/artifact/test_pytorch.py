@@ -95,6 +95,14 @@ def test_infinities_nan_and_minus_zero_keep_their_bits(tmp_path: Path) -> None:
     assert same(secateur.load(tmp_path / "saved", nn.Linear(4, 4, bias=False)), model)
 
 
+def test_few_minus_zeros_are_not_worth_a_note(tmp_path: Path) -> None:
+    model = nn.Linear(64, 64, bias=False)
+    model.weight.data.fill_(0.0)[0, 0] = -0.0
+    saved = secateur.save(model, tmp_path / "saved")
+    assert saved.tensors[0].negative_zeros == 1
+    assert "-0.0" not in str(saved)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_of_transformers_are_built_again(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -13,6 +13,9 @@ from secateur.results import Column, Report, Row
 
 __all__ = ["ArtifactReport", "TensorRow", "report_on_artifact", "report_on_tensors"]
 
+MAX_NEGATIVE_ZEROS = 0.001
+"""Share of the zeros that may be ``-0.0`` without a note, because they make files hardly larger."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRow(Row):
@@ -143,7 +146,8 @@ class ArtifactReport(Report):
         ]
         if self.disk_bytes is not None:
             lines.append(f"The files have {self.disk_bytes:,} bytes.")
-        if negative := sum(row.negative_zeros for row in self.tensors):
+        negative = sum(row.negative_zeros for row in self.tensors)
+        if negative > MAX_NEGATIVE_ZEROS * sum(row.zeros for row in self.tensors):
             lines.append(
                 f"Zeros that are -0.0: {negative:,}. They are stored like any other number, to keep every bit; "
                 f"weight.add_(0.0) turns them into 0.0 and makes the tensors smaller."
