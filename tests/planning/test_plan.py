@@ -4,6 +4,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -246,3 +247,37 @@ def test_layers_of_different_groups_are_ranked_apart() -> None:
     found = secateur.plan(mlp(), {"target_sparsity": 0.5, "layers": rules})
     assert [list(pattern.modules) for pattern in found.patterns] == [["0"], ["2"]]
     assert len({layer.sparsity for layer in secateur.prune(mlp(), found.config).layers}) == 1
+
+
+class Mixture(nn.Module):
+    """A mixture of experts as in transformers 4, with a shared expert."""
+
+    def __init__(self, experts: nn.Module) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 4)
+        self.router = nn.ModuleDict({"layer": nn.Linear(8, 4), "wide": nn.Linear(8, 16)})
+        self.experts = experts
+        self.shared_expert = nn.ModuleDict({"up": nn.Linear(8, 4)})
+        self.shared_expert_gate = nn.Linear(8, 1)
+        self.other = nn.Linear(8, 16)
+
+
+class StackedExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts, self.is_transposed = 4, False
+        self.up = nn.Parameter(torch.ones(4, 16, 8))
+
+
+@pytest.mark.parametrize("experts", [lambda: nn.ModuleList(nn.Linear(8, 8) for _ in range(4)), StackedExperts])
+def test_routers_of_experts_stay_dense_unless_they_are_named(experts: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = nn.ModuleDict({"block": Mixture(experts()), "gate": nn.Linear(8, 4), "head": nn.Linear(8, 8)})
+    reason = "router of experts: dense unless op_names or layers name it"
+    routers = ["block.gate", "block.router.layer", "block.shared_expert_gate"]
+    plan = secateur.plan(model, {"pattern": "2:4"})
+    assert [layer.name for layer in plan.layers if layer.reason == reason] == routers
+    everything = secateur.plan(model, {"pattern": "2:4", "op_names": [".*"]})
+    assert all(layer.reason is None for layer in everything.layers)
+    report = secateur.prune(model, {"pattern": "2:4"})
+    secateur.save(model, tmp_path / "pruned", report=report)
+    secateur.verify(tmp_path / "pruned", pattern="2:4")

@@ -25,7 +25,7 @@ from secateur.artifact.source import Source, SourceTensor, guess_view
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from secateur.frameworks.keras import get_kernel, get_view, list_layers
 from secateur.planning.keras import find_candidates
-from secateur.planning.output_layer import stays_dense_as_output
+from secateur.planning.output_layer import explain_default
 
 __all__ = ["build_model", "check_description", "load_weights", "make_source"]
 
@@ -77,7 +77,7 @@ def make_source(model: keras.Model, tokenizer: Any = None) -> Source:
                 else guess_view(tuple(variable.shape)),
                 layer=layers[id(variable)].name if id(variable) in layers else None,
                 is_prunable=id(variable) in layers
-                and not stays_dense_as_output(layers[id(variable)], [*layers.values()]),
+                and explain_default(layers[id(variable)], [*layers.values()]) is None,
             )
             for name, variable in variables.items()
         },

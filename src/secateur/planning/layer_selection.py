@@ -11,7 +11,7 @@ from secateur._wording import format_count, format_list, format_reasons, suggest
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnknownNameError
 from secateur.planning.layers import LAYER_FAMILIES, Candidate, LayerDecision
-from secateur.planning.output_layer import stays_dense_as_output
+from secateur.planning.output_layer import explain_default
 from secateur.planning.tied_weights import resolve_tied_weights
 
 __all__ = ["has_lock", "raise_if_named", "select_layers"]
@@ -83,10 +83,8 @@ def _decide(config: PruningConfig, candidate: Candidate, candidates: Sequence[Ca
         )
     if is_locked:
         return LayerDecision(candidate, config=_lock_zeros(_fill_scope(settings)))
-    if not is_named and stays_dense_as_output(candidate, candidates):
-        return LayerDecision(
-            candidate, reason="output layer: dense unless op_names or layers name it", is_requested_dense=True
-        )
+    if not is_named and (reason := explain_default(candidate, candidates)) is not None:
+        return LayerDecision(candidate, reason=reason, is_requested_dense=True)
     return LayerDecision(candidate, config=_fill_scope(settings))
 
 

@@ -24,6 +24,7 @@ class Candidate:
         shape: Shape of its weight as stored.
         weight_id: Identifier of its weight, equal for layers that share a weight.
         is_output: Whether it is an output layer of the model, such as a classifier or a language-model head.
+        is_router: Whether it chooses among the experts of a mixture.
         is_refused: Whether selecting the layer is an error, rather than a reason to leave it dense.
         reason: Why it cannot be pruned; ``None`` if it can.
         is_frozen: Whether the only reason is that it is not trained, so that a pattern lock can still verify its zeros.
@@ -37,6 +38,7 @@ class Candidate:
     shape: tuple[int, ...]
     weight_id: int
     is_output: bool = False
+    is_router: bool = False
     is_refused: bool = False
     reason: str | None = None
     is_frozen: bool = False
@@ -57,7 +59,7 @@ class LayerDecision:
         candidate: The layer.
         config: How it is pruned; ``None`` if it stays dense.
         reason: Why it stays dense.
-        is_requested_dense: Whether it stays dense because of the configuration or because it is an output layer, rather
+        is_requested_dense: Whether it stays dense because of the configuration, or as an output layer or router, rather
             than because it cannot be pruned. If so, layers that share its weight stay dense too.
     """
 

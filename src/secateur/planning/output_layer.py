@@ -1,4 +1,4 @@
-"""Find output layers. Classifiers and language-model heads stay dense unless the configuration names them."""
+"""Find output layers. Classifiers, language-model heads and routers stay dense unless the configuration names them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from secateur.planning.layers import LAYER_FAMILIES, Candidate
 
-__all__ = ["find_output_names", "stays_dense_as_output"]
+__all__ = ["explain_default", "find_output_names"]
 
 HEAD_NAMES = frozenset(
     {"classifier", "cls", "embed_out", "fc_out", "head", "lm_head", "output_projection", "qa_outputs", "score"}
@@ -15,12 +15,14 @@ HEAD_NAMES = frozenset(
 """Usual names of output layers, or of parts of a model that end with the output layer."""
 
 
-def stays_dense_as_output(candidate: Candidate, candidates: Sequence[Candidate]) -> bool:
-    """Whether a layer stays dense because it is an output layer.
+def explain_default(candidate: Candidate, candidates: Sequence[Candidate]) -> str | None:
+    """Return why a layer stays dense unless the configuration names it; ``None``: it does not.
 
     If a model has only one supported layer, it is pruned even if it is the output.
     """
-    return candidate.is_output and sum(not LAYER_FAMILIES.isdisjoint(other.types) for other in candidates) != 1
+    if candidate.is_output and sum(not LAYER_FAMILIES.isdisjoint(other.types) for other in candidates) != 1:
+        return "output layer: dense unless op_names or layers name it"
+    return "router of experts: dense unless op_names or layers name it" if candidate.is_router else None
 
 
 def find_output_names(names: Collection[str], is_list: Callable[[str], bool]) -> list[str]:

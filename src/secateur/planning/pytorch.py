@@ -33,6 +33,9 @@ __all__ = ["find_candidates", "plan"]
 
 FROZEN = "frozen (requires_grad=False)"
 
+ROUTER_NAMES = frozenset({"gate", "router"})
+"""Usual names of modules that contain a router."""
+
 
 def plan(model: nn.Module, config: ConfigLike, *, prune_frozen: bool = False) -> Plan:
     """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too."""
@@ -51,7 +54,34 @@ def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Can
     layers, adapters = find_weight_layers(model), find_adapters(model)
     outputs = _find_output_layers(unwrap_model(model), {name: layers[name] for name in layers if name not in adapters})
     candidates = [_describe_layer(name, layer, is_output=id(layer) in outputs) for name, layer in layers.items()]
+    candidates = _mark_routers(candidates, list_layers(model))
     return [_leave_adapter(_treat_frozen(row, prune_frozen=prune_frozen), adapters) for row in candidates]
+
+
+def _mark_routers(candidates: Sequence[Candidate], modules: Mapping[str, nn.Module]) -> list[Candidate]:
+    """Mark the layers beside ``experts`` that choose among them, with one output each, or scale a shared expert."""
+    counts = {
+        name: count
+        for name, module in modules.items()
+        if isinstance(experts := getattr(module, "experts", None), nn.Module) and (count := _count_experts(experts))
+    }
+
+    def is_router(candidate: Candidate) -> bool:
+        parent = candidate.name.rpartition(".")[0]
+        if parent not in counts:
+            parent, _, key = parent.rpartition(".")
+            if key not in ROUTER_NAMES or parent not in counts:
+                return False
+        return "Linear" in candidate.types and candidate.shape[:1] in {(1,), (counts[parent],)}
+
+    return [replace(candidate, is_router=True) if is_router(candidate) else candidate for candidate in candidates]
+
+
+def _count_experts(experts: nn.Module) -> int:
+    """Count the experts in a list, or in the weights of a module that stacks them."""
+    if isinstance(experts, nn.ModuleList | nn.ModuleDict):
+        return len(experts)
+    return max((len(weight) for weight in get_matrices(experts) if weight.ndim == 3), default=0)
 
 
 def _leave_adapter(candidate: Candidate, adapters: Mapping[str, str]) -> Candidate:

@@ -23,7 +23,7 @@ from secateur.artifact.source import Source, SourceTensor, guess_view
 from secateur.errors import ConfigError
 from secateur.frameworks.pytorch import get_parameter_name, get_view, unwrap_model
 from secateur.planning.layers import Candidate
-from secateur.planning.output_layer import stays_dense_as_output
+from secateur.planning.output_layer import explain_default
 from secateur.planning.pytorch import find_candidates
 
 __all__ = ["describe_tensors", "make_carried_source", "make_source"]
@@ -94,7 +94,7 @@ def _make_tensor(name: str, tensor: torch.Tensor, layers: Mapping[str, Candidate
         read=partial(read_bits, tensor),
         view=guess_view(tuple(tensor.shape)) if layer is None else get_view(layer.module),
         layer=None if layer is None else layer.name,
-        is_prunable=layer is not None and not stays_dense_as_output(layer, [*layers.values()]),
+        is_prunable=layer is not None and explain_default(layer, [*layers.values()]) is None,
     )
 
 
