@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -185,11 +186,13 @@ CHECKS = [
 Check = Callable[[str, str], Iterator[Violation]]
 
 
+@cache
 def read_sources() -> dict[str, str]:
     """Read all modules: path in the package → text."""
     return {path.relative_to(SOURCE).as_posix(): path.read_text("utf-8") for path in sorted(SOURCE.rglob("*.py"))}
 
 
+@cache
 def find_violations(check: Check) -> list[Violation]:
     return [violation for where, text in read_sources().items() for violation in check(where, text)]
 
