@@ -69,6 +69,8 @@ def test_a_minimum_does_not_empty_a_layer_by_default() -> None:
     bounds = budget({"fc": 1, "conv": 100}, at_least=0.05, at_most=0.98, is_default=True)
     assert bounds.lower_bounds(0.5) == {"fc": 0, "conv": 5}
     assert bounds.find_ranges()["fc"] == (0, 0)
+    with pytest.raises(ConfigError, match=r"min_sparsity_ratio_per_op=0\.6"):
+        budget({"fc": 100}, at_least=0.6, unit_share=Fraction(1, 2), is_default=True)
 
 
 @pytest.mark.parametrize(("sparsity", "groups"), [(0.0, 0), (0.25, 50), (0.5, 100), (0.75, 100)])

@@ -86,8 +86,11 @@ class Budget:
         return {name: (max(low, missing + upper[name]), min(upper[name], spare + low)) for name, low in lower.items()}
 
     def _get_minimum(self, units: int) -> int:
-        minimum = math.ceil(_to_fraction(self.at_least) * units / self.unit_share)
-        return min(minimum, self._get_maximum(units)) if self.is_default else minimum
+        exact = _to_fraction(self.at_least) * units / self.unit_share
+        # Rounding up does not exceed a maximum that the user did not set.
+        if self.is_default and math.floor(exact) <= self._get_maximum(units):
+            return min(math.ceil(exact), self._get_maximum(units))
+        return math.ceil(exact)
 
     def _get_maximum(self, units: int) -> int:
         return min(units, math.floor(_to_fraction(self.at_most) * units / self.unit_share))
