@@ -340,6 +340,20 @@ def test_the_report_of_another_model_is_refused(tmp_path: Path) -> None:
         secateur.save(nn.Linear(8, 8), tmp_path / "saved", report=report)
 
 
+def test_a_report_from_before_adapters_were_merged_belongs_to_the_merged_model(tmp_path: Path) -> None:
+    wrapped = nn.ModuleDict(
+        {"base_model": nn.ModuleDict({"model": nn.ModuleDict({"0": nn.Module(), "1": nn.Module()})})}
+    )
+    layers = wrapped["base_model"]["model"]
+    layers["0"].base_layer, layers["1"].base_layer = nn.Linear(8, 8), nn.Linear(8, 4)
+    report = secateur.prune(wrapped, {"pattern": "2:4", "op_names": [".*"]})
+    merged = nn.Sequential(layers["0"].base_layer, layers["1"].base_layer)
+    secateur.save(merged, tmp_path / "saved", report=report)
+    manifest = Artifact(tmp_path / "saved").manifest
+    assert [manifest.tensors[f"{layer}.weight"].layer for layer in "01"] == ["0", "1"]
+    assert len(manifest.configs) == 1
+
+
 def test_what_is_no_dense_tensor_is_refused(tmp_path: Path) -> None:
     model = nn.Module()
     model.register_buffer("sparse", torch.eye(4).to_sparse())

@@ -72,7 +72,7 @@ def test_a_plan_prunes_base_layers_and_never_adapters() -> None:
     before = copy.deepcopy(model.state_dict())
     report = secateur.prune(model, {"pattern": "2:4", "target_sparsity": 0.5})
     assert [layer.name for layer in report.layers] == ["0.base_layer", "2.base_layer"]
-    assert report.dense["0.lora_A.default"] == "adapter of '0': adapters are not pruned"
+    assert report.dense["0.lora_A.default"] == "adapters are not pruned"
     assert report.dense["4.base_layer"].startswith("output layer")
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == ["0.base_layer.weight", "2.base_layer.weight"]
@@ -81,10 +81,12 @@ def test_a_plan_prunes_base_layers_and_never_adapters() -> None:
 def test_prepare_of_adapters_alone_is_refused_and_names_them() -> None:
     model = adapt(mlp())
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], 0.1)
-    expected = r"0\.base_layer, .*: frozen \([\s\S]*  0\.lora_A\.default, .*: adapter of '0'"
+    expected = r"0\.base_layer, .*: frozen \([\s\S]*  0\.lora_A\.default, .*: adapters are not pruned"
     with pytest.raises(LayerError, match=expected):
         secateur.prepare(model, {"pattern": "4x1", "target_sparsity": 0.5, "end_step": 9}, optimizer)
-    with pytest.raises(LayerError, match=r"'0\.lora_B\.default' was named but cannot be pruned: adapter of '0'"):
+    with pytest.raises(
+        LayerError, match=r"'0\.lora_B\.default' was named but cannot be pruned: adapters are not pruned"
+    ):
         secateur.plan(model, {"pattern": "4x1", "op_names": ["0.lora_B.default"]})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from secateur.frameworks.view import WeightView
 from secateur.results import PruningReport
 
 __all__ = ["Source", "SourceTensor", "guess_view"]
+
+PEFT_PREFIX = "base_model.model."
+PEFT_SUFFIX = ".base_layer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +82,21 @@ class Source:
         if report is None:
             return self
         layers = {tensor.layer for tensor in self.tensors.values()} | self.converted.keys() | self.elsewhere
-        if unknown := [layer.name for layer in report.layers if layer.name not in layers]:
+        names = {layer.name: _find_merged(layer.name, layers) for layer in report.layers}
+        if unknown := [name for name, found in names.items() if found not in layers]:
             raise StateError(f"The report belongs to another model: this one has no {format_list(map(repr, unknown))}.")
         with explain_invalid("the report"):
             claims = {
-                layer.name: Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)
+                names[layer.name]: Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)
                 for layer in report.layers
             }
         return replace(self, claims=claims, configs=[_to_plain_config(config) for config in report.configs])
+
+
+def _find_merged(name: str, layers: Collection[str | None]) -> str:
+    """Return the name of a layer of a report, without what PEFT adds to names until adapters are merged."""
+    merged = name.removeprefix(PEFT_PREFIX).removesuffix(PEFT_SUFFIX)
+    return merged if name not in layers and merged in layers else name
 
 
 def guess_view(shape: tuple[int, ...]) -> WeightView | None:

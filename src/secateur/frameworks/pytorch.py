@@ -133,19 +133,18 @@ def list_layers(model: nn.Module) -> dict[str, nn.Module]:
     return dict(unwrap_model(model).named_modules())
 
 
-def find_adapters(model: nn.Module) -> dict[str, str]:
-    """Return module inside an adapter of PEFT, such as LoRA → the layer that it adapts.
+def find_adapters(model: nn.Module) -> set[str]:
+    """Return the modules inside adapters of PEFT, such as LoRA.
 
     A layer with adapters has the original layer as ``base_layer``, and beside it the modules of the adapters.
     """
-    adapters: dict[str, str] = {}
+    adapters: set[str] = set()
     for name, module in list_layers(model).items():
         if isinstance(getattr(module, "base_layer", None), nn.Module):
             declared = getattr(module, "adapter_layer_names", ())
             for key, child in module.named_children():
                 if key.startswith("lora_") or key in declared:
-                    paths = (f"{name}.{key}.{path}".strip(".") for path, _ in child.named_modules())
-                    adapters |= dict.fromkeys(paths, name)
+                    adapters |= {f"{name}.{key}.{path}".strip(".") for path, _ in child.named_modules()}
     return adapters
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,14 +84,11 @@ def _count_experts(experts: nn.Module) -> int:
     return max((len(weight) for weight in get_matrices(experts) if weight.ndim == 3), default=0)
 
 
-def _leave_adapter(candidate: Candidate, adapters: Mapping[str, str]) -> Candidate:
+def _leave_adapter(candidate: Candidate, adapters: Collection[str]) -> Candidate:
     """Leave the parameters of an adapter dense, also if they are frozen or sharded."""
-    adapted = adapters.get(candidate.owner or candidate.name)
-    if adapted is None:
+    if (candidate.owner or candidate.name) not in adapters:
         return candidate
-    return replace(
-        candidate, is_refused=False, is_frozen=False, reason=f"adapter of {adapted!r}: adapters are not pruned"
-    )
+    return replace(candidate, is_refused=False, is_frozen=False, reason="adapters are not pruned")
 
 
 def _treat_frozen(candidate: Candidate, *, prune_frozen: bool) -> Candidate:
