@@ -65,6 +65,21 @@ def test_a_transformers_folder_by_magnitude(llama: Path) -> None:
     assert (llama.parent / "out" / "tokenizer.json").read_bytes() == (llama / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("given", "warning"),
+    [
+        ((), "90% of the units of pattern 4x1 are pruned, the default."),
+        (("--pattern", "8x1"), "90% of the units of pattern 8x1 are pruned, the default."),
+        (("--pattern", "8x1", "--target-sparsity", "0.5"), None),
+        (("--pattern", "2:4"), None),
+    ],
+)
+def test_defaults_are_announced(given: tuple[str, ...], warning: str | None) -> None:
+    result = run("prune", "cli_nets:build", *given, "--out", ".")
+    assert ("Warning: " in result.stderr) is (warning is not None)
+    assert (warning or "") in " ".join(result.stderr.split())
+
+
 def test_json_output_is_only_the_report() -> None:
     torch.manual_seed(0)
     save_file(model().state_dict(), "net.safetensors")
@@ -195,7 +210,7 @@ def test_errors_are_reported_before_the_work(folder: Path, arguments: list[str],
         (folder / name).mkdir()
         (folder / name / "notes.txt").write_text("mine", "utf-8")
     before = read_files(folder)
-    result = run("prune", "cli_nets:build", "--out", "out", *arguments)
+    result = run("prune", "cli_nets:build", "--pattern", "2:4", "--out", "out", *arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(message)  # nothing was built before
     assert read_files(folder) == before

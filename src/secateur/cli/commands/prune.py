@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from secateur.cli.options import (
 )
 from secateur.cli.output import show
 from secateur.cli.progress import say
+
+if TYPE_CHECKING:
+    from secateur.config import PruningConfig
 
 __all__ = ["prune"]
 
@@ -86,13 +89,15 @@ def prune(
 
     secateur prune ./my-llama --pattern 2:4 --solver alps --refine block --out pruned
 
-    secateur prune ./my-llama --solver wanda --calibration wiki.txt --sequences 128 --out pruned
+    secateur prune ./my-llama --pattern 2:4 --solver wanda --calibration wiki.txt --sequences 128 --out pruned
 
     secateur prune my_nets:build --weights net.pt --config pruning.yaml --out pruned
 
     secateur prune classifier.keras --pattern 4x1 --target-sparsity 0.5 --out pruned --json
     """
     settings = read_config(config, pattern, target_sparsity)
+    if config is None and (pattern is None or (target_sparsity is None and ":" not in pattern)):
+        _warn_about_defaults(settings)
     from secateur.cli.destination import Destination
     from secateur.cli.prune_job import CalibrationOptions, Method, PruneJob
 
@@ -108,3 +113,14 @@ def prune(
         report = job.run(steps, low_memory=low_memory)
     show(report, as_json=as_json)
     say(f"Written to {out}.")
+
+
+def _warn_about_defaults(settings: PruningConfig) -> None:
+    """Say what is pruned by default, because that can be more than a model endures."""
+    from secateur.patterns import get_pattern
+
+    target = get_pattern(settings, {}, "array").target_sparsity
+    say(
+        f"Warning: {target:.0%} of the units of pattern {settings.pattern} are pruned, the default. Set --pattern and "
+        f"--target-sparsity."
+    )
