@@ -740,7 +740,7 @@ def test_damaged_files(dense: Path, tmp_path: Path) -> None:
 )
 def test_an_index_must_name_files_in_its_folder(index: Any, message: str, dense: Path, tmp_path: Path) -> None:
     (dense / "pipe.safetensors").mkdir()
-    shutil.copy(dense / "model.safetensors", dense.parent / "secret.safetensors")
+    shutil.move(dense / "model.safetensors", dense.parent / "secret.safetensors")
     (dense / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelLoadError, match=re.escape(message)):
         prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned")
