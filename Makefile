@@ -25,9 +25,6 @@ help: ## show this list
 demo: .venv/.demo-stamp ## install what the demo needs, and run it
 	$(BIN)/secateur demo
 
-# Tests compile many small programs and run them a few times: compiling fast matters more than running fast.
-test test-%: export XLA_FLAGS := --xla_backend_optimization_level=0
-
 test: style ## everything that CI runs
 	COVERAGE_FILE=.coverage.main $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 	$(MAKE) --no-print-directory --jobs $(JOBS) $(OUTPUT_SYNC) $(BACKENDS:%=test-%) types docs
