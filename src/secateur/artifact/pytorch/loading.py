@@ -51,9 +51,7 @@ def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
         return model
     unknown = [name for name in artifact if name not in state] if is_pretrained(module) else []
     _check_names(state, artifact, unknown)
-    for name in artifact:
-        if name in state:
-            _check_fit(name, state[name], artifact)
+    _check_tensors(state, artifact)
     for name in artifact.manifest.tensors:
         artifact[name]  # verify all tensors before anything changes
     _warn_of_unknown(unknown, module, artifact)
@@ -79,10 +77,9 @@ def build_model(artifact: Artifact) -> nn.Module:
         meta_model = _build_on_meta(folder, artifact, limits)
         if meta_model is not None and not _is_published(meta_model, artifact):
             meta_state = get_state(meta_model)
-            if set(artifact) <= set(meta_state):
+            if {*artifact} <= {*meta_state}:
                 _check_names(meta_state, artifact)
-            for name in set(artifact) & set(meta_state):
-                _check_fit(name, meta_state[name], artifact)
+            _check_tensors(meta_state, artifact)
         model = build_configured(folder, artifact.path, limits, _get_class_name(artifact))
     if not _has_all_names(model, artifact):
         return _load_checkpoint(type(model), artifact)
@@ -105,19 +102,23 @@ def _check_names(state: Mapping[str, torch.Tensor], artifact: Artifact, allowed:
         )
 
 
-def _check_fit(name: str, tensor: torch.Tensor, artifact: Artifact) -> None:
-    entry = artifact.entry(name)
-    if tuple(tensor.shape) != entry.shape:
-        raise ArtifactError(
-            f"{artifact.path}: tensor {name!r} has shape {list(entry.shape)}, but {list(tensor.shape)} in the model. "
-            f"Build the model as it was when it was saved."
-        )
-    if not tensor.is_meta and NAMES.get(tensor.dtype) != entry.dtype:
-        dtype = DTYPES[entry.dtype].name
-        raise ArtifactError(
-            f"{artifact.path}: tensor {name!r} is {dtype}, but {tensor.dtype} in the model. Call "
-            f"model.to(torch.{dtype}) first, and convert after loading."
-        )
+def _check_tensors(state: Mapping[str, torch.Tensor], artifact: Artifact) -> None:
+    """Check shapes and data types of the tensors that a model and an artifact share, in the order of the model."""
+    for name, tensor in state.items():
+        if name not in artifact:
+            continue
+        entry = artifact.entry(name)
+        if tuple(tensor.shape) != entry.shape:
+            raise ArtifactError(
+                f"{artifact.path}: tensor {name!r} has shape {list(entry.shape)}, but {list(tensor.shape)} in the "
+                f"model. Build the model as it was when it was saved."
+            )
+        if not tensor.is_meta and NAMES.get(tensor.dtype) != entry.dtype:
+            dtype = DTYPES[entry.dtype].name
+            raise ArtifactError(
+                f"{artifact.path}: tensor {name!r} is {dtype}, but {tensor.dtype} in the model. Call "
+                f"model.to(torch.{dtype}) first, and convert after loading."
+            )
 
 
 @torch.no_grad()
