@@ -18,7 +18,7 @@ from secateur._wording import format_value, suggest_name
 from secateur._yaml import parse_json_or_yaml, read_source
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["ConfigLike", "PruningConfig", "read_config"]
+__all__ = ["ConfigLike", "PruningConfig", "make_config"]
 
 
 def _make_name_validator(kind: str) -> AfterValidator:
@@ -272,9 +272,8 @@ class PruningConfig(BaseModel):
         return None if rule is None else self._apply_rule(rule)
 
     def _apply_rule(self, rule: Mapping[str, Any]) -> PruningConfig:
-        selection = {
-            key: getattr(self, key) for key in SELECTION_KEYS
-        }  # valid already, and possibly thousands of names
+        # These are valid already, and checking thousands of names for each layer takes minutes.
+        selection = {key: getattr(self, key) for key in SELECTION_KEYS}
         settings = self.model_dump(exclude={*SELECTION_KEYS, "layers", "layer_types"}) | _rename_keys(rule)
         return PruningConfig(**settings).model_copy(update=selection)
 
@@ -329,14 +328,14 @@ ConfigLike = PruningConfig | Mapping[str, Any] | str
 """What functions accept as a configuration; a string is a pattern."""
 
 
-def read_config(config: ConfigLike) -> PruningConfig:
+def make_config(config: ConfigLike) -> PruningConfig:
     """Return a configuration; a mapping has its keys, and a string is its pattern.
 
     Raises:
         ConfigError: The configuration is not valid.
 
     Examples:
-        >>> read_config("2:4") == PruningConfig(pattern="2:4")
+        >>> make_config("2:4") == PruningConfig(pattern="2:4")
         True
     """
     if isinstance(config, str):

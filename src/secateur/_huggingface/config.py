@@ -11,7 +11,7 @@ from secateur._json import read_json
 from secateur._wording import format_value
 from secateur.errors import ArtifactError
 
-__all__ = ["MAX_CONFIG_BYTES", "MAX_COUNTS", "check_config", "read_config"]
+__all__ = ["MAX_CONFIG_BYTES", "MAX_COUNTS", "check_config", "read_config_json"]
 
 MAX_CONFIG_BYTES = 16_000_000
 """The largest in use list names of about ten thousand labels."""
@@ -26,7 +26,7 @@ MAX_COUNTS: Mapping[str, int] = {
 COUNT_PATTERNS = {re.compile(rf"(.*_)?{ending}"): limit for ending, limit in MAX_COUNTS.items()}
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config_json(path: Path) -> dict[str, Any]:
     """Read a ``config.json``.
 
     Raises:

@@ -181,10 +181,10 @@ def _check_requested_pattern(
     if len(dense) == len(views):
         return dict.fromkeys(views, f"not {pattern!r}: it has no zeros")
     problems = {}
-    for name in views.keys() - dense:
-        if problem := _check_requested_weight(pattern, name, entries[name], readers[name]):
+    for name in views:
+        if name not in dense and (problem := _check_requested_weight(pattern, name, entries[name], readers[name])):
             problems[name] = f"not {pattern!r}: {problem}"
-    return {name: problems[name] for name in views if name in problems}
+    return problems
 
 
 def _is_dense_by_plan(entry: TensorEntry, pattern: str) -> bool:

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from secateur._wording import make_printable
 from secateur.cli.failures import report_failure
-from secateur.cli.progress import say
+from secateur.cli.messages import say
 from secateur.cli.streams import escape_logs, flush_stdout, prepare_streams, show_warnings_in_one_line
 
 __all__ = ["Command", "app"]

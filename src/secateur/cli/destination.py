@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from secateur._manifest_file import MANIFEST
 from secateur._wording import format_value
-from secateur.cli.progress import say
+from secateur.cli.messages import say
 from secateur.errors import ConfigError, StateError
 from secateur.oneshot.run_folder import FINISHED, RUN, is_run_folder, remove_run_folder
 

@@ -25,7 +25,7 @@ __all__ = [
     "TargetSparsity",
     "Weights",
     "complete_names",
-    "read_config",
+    "read_config_options",
 ]
 
 PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "channelx1")
@@ -80,7 +80,7 @@ Weights = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def read_config(path: Path | None, pattern: str | None, target_sparsity: float | None) -> PruningConfig:
+def read_config_options(path: Path | None, pattern: str | None, target_sparsity: float | None) -> PruningConfig:
     """Read a configuration file, and apply the flags that override it.
 
     Raises:

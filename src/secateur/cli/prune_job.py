@@ -11,7 +11,7 @@ from typing import Any
 from secateur._packages import is_installed, require_packages
 from secateur._progress import ProgressDisplay
 from secateur.cli.destination import Destination
-from secateur.cli.progress import say
+from secateur.cli.messages import say
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.frameworks import detect_framework

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from secateur._wording import make_printable
-from secateur.cli.progress import say
+from secateur.cli.messages import say
 
 __all__ = ["escape_logs", "flush_stdout", "prepare_streams", "show_warnings_in_one_line"]
 

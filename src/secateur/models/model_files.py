@@ -6,7 +6,7 @@ import math
 import stat
 from pathlib import Path
 
-from secateur._huggingface.config import check_config, read_config
+from secateur._huggingface.config import check_config, read_config_json
 from secateur._huggingface.folders import (
     CONFIG_FILE,
     INDEX_SUFFIX,
@@ -33,7 +33,7 @@ def check_model_files(path: Path) -> None:
         _check_kind(file)
         if file.name.endswith(INDEX_SUFFIX):
             read_weight_map(file)
-    return check_config(read_config(path / CONFIG_FILE), path / CONFIG_FILE)
+    return check_config(read_config_json(path / CONFIG_FILE), path / CONFIG_FILE)
 
 
 def compute_limits(path: Path) -> ModelLimits:
@@ -44,7 +44,7 @@ def compute_limits(path: Path) -> ModelLimits:
     """
     if path.is_file():
         return ModelLimits.from_stored(MAX_TENSORS, NUMBERS_PER_BYTE * path.stat().st_size)
-    is_quantized = "quantization_config" in read_config(path / CONFIG_FILE)
+    is_quantized = "quantization_config" in read_config_json(path / CONFIG_FILE)
     tensors = numbers = 0
     for file in path.iterdir():
         if file.suffix == SAFETENSORS_SUFFIX:

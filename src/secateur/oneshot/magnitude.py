@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from secateur.config import ConfigLike, PruningConfig, read_config
+from secateur.config import ConfigLike, PruningConfig, make_config
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
 from secateur.masking.run import PrunedWeight, Run, build_report, refuse_nan, refuse_violations
@@ -31,7 +31,7 @@ def drop_schedule(config: ConfigLike, *, default_scope: Literal["global", "local
     Raises:
         ConfigError: One of its criteria needs gradients.
     """
-    config = read_config(config)
+    config = make_config(config)
     rules = {
         key: {name: None if rule is None else _drop_one_shot_keys(rule) for name, rule in getattr(config, key).items()}
         for key in ("layers", "layer_types")

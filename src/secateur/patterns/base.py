@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from secateur._array import Array, concat_chunks, count_true, namespace
 from secateur._registry import Registry
 from secateur._wording import format_list
-from secateur.config import ConfigLike, PruningConfig, read_config
+from secateur.config import ConfigLike, PruningConfig, make_config
 from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.frameworks import Framework, NoFramework, WeightView, get_framework
 from secateur.patterns.budget import Budget
@@ -411,7 +411,7 @@ def get_pattern(config: ConfigLike, modules: Mapping[str, Any], framework: str =
         >>> pattern.masks({"fc": torch.arange(24.0).reshape(8, 3)})["fc"].sum()
         tensor(12)
     """
-    settings = read_config(config)
+    settings = make_config(config)
     return _create_pattern(get_pattern_class(settings.pattern), get_framework(framework), settings, modules)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from secateur._array import count_true
-from secateur.config import ConfigLike, read_config
+from secateur.config import ConfigLike, make_config
 from secateur.errors import LayerError, UnsupportedModelError
 from secateur.frameworks.keras import (
     DetachedKernel,
@@ -47,7 +47,7 @@ def plan(model: keras.Model, config: ConfigLike, *, prune_frozen: bool = False) 
             f"The model {model.name!r} must be built, so that its kernels have shapes. "
             f"Call model.build(input_shape), or call the model with one batch, first."
         )
-    config = read_config(config)
+    config = make_config(config)
     candidates = find_candidates(model, prune_frozen=prune_frozen)
     if has_lock(config):
         candidates = _add_owned_kernels(model, candidates)

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur._table import Table
 from secateur._wording import format_count, format_reasons
-from secateur.config import ConfigLike, PruningConfig, read_config
+from secateur.config import ConfigLike, PruningConfig, make_config
 from secateur.errors import LayerError
 from secateur.frameworks import get_framework
 from secateur.patterns import BasePattern, get_pattern
@@ -104,7 +104,7 @@ def make_plan(config: ConfigLike, candidates: Sequence[Candidate], modules: Sequ
         LayerError: A layer that the configuration names cannot be pruned, or no layer can.
         ConfigError: A target is impossible within its bounds.
     """
-    config = read_config(config)
+    config = make_config(config)
     decisions = select_layers(config, candidates, modules)
     shown = _leave_free(decisions, find_free_layers(decisions, get_framework(framework)))
     members = decisions if get_framework(framework).can_lock_later else shown

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.config import ConfigLike, read_config
+from secateur.config import ConfigLike, make_config
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
     OwnedWeight,
@@ -39,7 +39,7 @@ ROUTER_NAMES = frozenset({"gate", "router"})
 
 def plan(model: nn.Module, config: ConfigLike, *, prune_frozen: bool = False) -> Plan:
     """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too."""
-    config = read_config(config)
+    config = make_config(config)
     candidates = find_candidates(model, prune_frozen=prune_frozen)
     if has_lock(config):
         candidates = _add_owned_weights(model, candidates, prune_frozen=prune_frozen)

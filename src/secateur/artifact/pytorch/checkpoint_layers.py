@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from secateur._huggingface.config import check_config, read_config
+from secateur._huggingface.config import check_config, read_config_json
 from secateur._huggingface.folders import CONFIG_FILE
 from secateur._huggingface.pytorch import explain_failures
 from secateur._model_limits import LIMITS_WITHOUT_WEIGHTS
@@ -29,7 +29,7 @@ def describe_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | No
         ArtifactError: The configuration has an impossible number of layers, heads or the like.
     """
     with explain_failures(folder):
-        config = read_config(folder / CONFIG_FILE)
+        config = read_config_json(folder / CONFIG_FILE)
     check_config(config, folder / CONFIG_FILE)
     with torch.device("meta"):
         model: Any = build_configured(folder, folder, LIMITS_WITHOUT_WEIGHTS)

@@ -12,9 +12,9 @@ import typer
 from secateur._packages import require_packages
 from secateur._progress import ProgressDisplay
 from secateur._wording import format_count
+from secateur.cli.messages import say
 from secateur.cli.options import AsJson, Weights
 from secateur.cli.output import show
-from secateur.cli.progress import say
 
 __all__ = ["inspect"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 
-from secateur.cli.options import AsJson, ConfigFile, Model, Pattern, TargetSparsity, read_config
+from secateur.cli.options import AsJson, ConfigFile, Model, Pattern, TargetSparsity, read_config_options
 from secateur.cli.output import show
 
 __all__ = ["plan"]
@@ -34,7 +34,7 @@ def plan(
 
     secateur plan ./my-bert --pattern 4x1 --target-sparsity 0.8 --json
     """
-    settings = read_config(config, pattern, target_sparsity)
+    settings = read_config_options(config, pattern, target_sparsity)
     if settings.pruning_scope is None:  # as in secateur prune
         settings = settings.model_copy(update={"pruning_scope": "local"})
     import secateur

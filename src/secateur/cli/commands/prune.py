@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur._progress import ProgressDisplay
+from secateur.cli.messages import say
 from secateur.cli.options import (
     ALLOCATIONS,
     REFINERS,
@@ -21,10 +22,9 @@ from secateur.cli.options import (
     TargetSparsity,
     Weights,
     complete_names,
-    read_config,
+    read_config_options,
 )
 from secateur.cli.output import show
-from secateur.cli.progress import say
 
 if TYPE_CHECKING:
     from secateur.config import PruningConfig
@@ -95,7 +95,7 @@ def prune(
 
     secateur prune classifier.keras --pattern 4x1 --target-sparsity 0.5 --out pruned --json
     """
-    settings = read_config(config, pattern, target_sparsity)
+    settings = read_config_options(config, pattern, target_sparsity)
     if config is None and (pattern is None or (target_sparsity is None and ":" not in pattern)):
         _warn_about_defaults(settings)
     from secateur.cli.destination import Destination

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from secateur.config import ConfigLike, read_config
+from secateur.config import ConfigLike, make_config
 from secateur.errors import ConfigError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.pytorch import ParameterWeight
@@ -38,7 +38,7 @@ def prune(
     execution: Execution | None = None,
 ) -> PruningReport:
     """See `secateur.prune`."""
-    config = read_config(config)
+    config = make_config(config)
     if calibration is None and allocation in SCOPES:
         config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
     if allocation is None:
