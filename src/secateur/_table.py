@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
-from math import prod
 from typing import TYPE_CHECKING, Any
 
+from secateur._row_names import cut_names, join_names, split_name
 from secateur._wording import make_printable, make_printable_line
 
 if TYPE_CHECKING:
@@ -30,17 +28,8 @@ MIN_WRAPPED = 10
 MIN_NAME = 20
 """Minimum width of the first column, in characters, if it must be cut."""
 
-HEADS = (1 / 3, 1 / 2, 2 / 3)
-"""Shares of a cut name to keep at its start, of which the first that keeps most names intact is used."""
-
 MAX_ROWS = 20
 """Number of rows up to which a table shows each of them. In longer ones, equal rows of repeated blocks are one row."""
-
-NUMBER = re.compile(r"(?<![^./])(?:0|[1-9][0-9]{0,9})(?![^./])")
-"""Matches a part of a name that is a number, such as the number of a block; numbers with leading zeros are not."""
-
-MAX_NUMBERS = 8
-"""Rows whose names have more numbers are not joined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,16 +109,14 @@ class Table:
         groups: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
         copies: Counter[str] = Counter()
         for index, (unsafe, *cells) in enumerate(self.rows):
-            name = make_printable_line(unsafe)  # without NUL
-            numbers = NUMBER.findall(name)
-            is_joined = len(numbers) <= MAX_NUMBERS
+            name = make_printable_line(unsafe)
+            template, numbers = split_name(name)
             copies[name] += 1
-            key = (NUMBER.sub("\0", name) if is_joined else name, copies[name], index in self.dimmed, *cells)
-            groups.setdefault(key, []).append(tuple(map(int, numbers if is_joined else ())))
+            groups.setdefault((template, copies[name], index in self.dimmed, *cells), []).append(numbers)
         rows: list[Sequence[str]] = []
         dimmed: set[int] = set()
-        for (template, _, is_dimmed, *cells), numbers in groups.items():
-            for name in _join_names(template, numbers):
+        for (template, _, is_dimmed, *cells), members in groups.items():
+            for name in join_names(template, members):
                 if is_dimmed:
                     dimmed.add(len(rows))
                 rows.append((name, *cells))
@@ -141,12 +128,8 @@ class Table:
         names = [row[0] for row in rows]
         if excess <= 0 or len(self.columns) < 2:
             return rows
-        width = max(MIN_NAME, max(map(len, names), default=0) - excess)
-        cut = min(({name: _cut_middle(name, width, head) for name in names} for head in HEADS), key=_count_bad_cuts)
-        counts = Counter(cut.values())
-        return [
-            [cut[name] if counts[cut[name]] == 1 else name, *row[1:]] for name, row in zip(names, rows, strict=True)
-        ]
+        short = cut_names(names, max(MIN_NAME, max(map(len, names), default=0) - excess))
+        return [[short[name], *row[1:]] for name, row in zip(names, rows, strict=True)]
 
     def _compute_min_width(self, rows: Sequence[Sequence[str]], last_width: int = MIN_WIDTH) -> int:
         """Return the width at which only the last column wraps, if it is longer than `last_width`."""
@@ -171,52 +154,3 @@ def _escape_cells(row: Sequence[str]) -> list[str]:
     """Escape the cells of a row; only the last cell keeps its line breaks."""
     *names, last = row
     return [*map(make_printable_line, names), make_printable(last)]
-
-
-def _join_names(template: str, numbers: Sequence[tuple[int, ...]]) -> list[str]:
-    r"""Write names that differ in numbers only as few names with ranges.
-
-    Args:
-        template: The names with a NUL character in place of each number.
-        numbers: The numbers of each name, in order.
-
-    Examples:
-        >>> _join_names("layers.\0.fc", [(0,), (1,), (2,), (5,)])
-        ['layers.{0–2,5}.fc']
-    """
-    values = [list(dict.fromkeys(column)) for column in zip(*numbers, strict=True)]
-    if prod(map(len, values)) == len(numbers):
-        ranges = iter(_format_numbers(column) for column in values)
-        return [re.sub("\0", lambda _: next(ranges), template)]
-    rest: dict[int, list[tuple[int, ...]]] = {}
-    for first, *others in numbers:
-        rest.setdefault(first, []).append(tuple(others))
-    return [name for first, rows in rest.items() for name in _join_names(template.replace("\0", str(first), 1), rows)]
-
-
-def _format_numbers(numbers: Iterable[int]) -> str:
-    """Format numbers as ranges, in braces if there are several."""
-    ordered = sorted(numbers)
-    if len(ordered) == 1:
-        return str(ordered[0])
-    runs = [[number for _, number in run] for _, run in groupby(enumerate(ordered), lambda entry: entry[1] - entry[0])]
-    return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) + "}"
-
-
-def _count_bad_cuts(cut: Mapping[str, str]) -> int:
-    """Count the names that are no longer unique, or whose ranges of numbers are cut."""
-    counts = Counter(cut.values())
-    return sum(counts[short] > 1 or short.count("{") != short.count("}") for short in cut.values())
-
-
-def _cut_middle(text: str, width: int, head_share: float) -> str:
-    """Shorten a text in the middle, keeping this share of the characters at its start.
-
-    Examples:
-        >>> _cut_middle("encoder.layer.0.attention.self.query", 24, 1 / 3)
-        'encoder…ntion.self.query'
-    """
-    if len(text) <= width:
-        return text
-    head = int((width - 1) * head_share)
-    return f"{text[:head]}…{text[head + 1 - width :]}"
