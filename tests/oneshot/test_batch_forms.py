@@ -1,6 +1,6 @@
 """Calibration takes the batches that data loaders, tokenizers and other libraries make."""
 
-from collections.abc import Mapping
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -38,22 +38,6 @@ class Named(nn.Module):
 
     def forward(self, values: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         return self.body(values if scale is None else values * scale)
-
-
-class UserDict(Mapping[str, Any]):
-    """A mapping that is no dict, as ``BatchEncoding``."""
-
-    def __init__(self, **values: Any) -> None:
-        self.values_by_name = values
-
-    def __getitem__(self, key: str) -> Any:
-        return self.values_by_name[key]
-
-    def __iter__(self) -> Any:
-        return iter(self.values_by_name)
-
-    def __len__(self) -> int:
-        return len(self.values_by_name)
 
 
 def prune(make: Any, calibration: Any) -> dict[str, bytes]:
