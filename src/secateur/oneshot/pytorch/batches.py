@@ -24,6 +24,7 @@ __all__ = [
     "explain_model_errors",
     "get_version",
     "hash_batches",
+    "iterate_tensors",
     "move_to",
     "name_failing_batch",
     "read_batches",
@@ -223,7 +224,7 @@ def _refuse_lists(number: int, named: Mapping[str, Any]) -> None:
 
 def _check_content(batch: Batch) -> None:
     """Raise `CalibrationError` for a batch without usable content."""
-    for tensor in _iterate_tensors((batch.args, batch.kwargs)):
+    for tensor in iterate_tensors((batch.args, batch.kwargs)):
         if kind := _explain_unsupported(tensor):
             raise CalibrationError(
                 f"calibration batch {batch.number} must contain dense tensors with values, found a tensor "
@@ -275,15 +276,15 @@ def _update_hash(digest: Any, value: Any) -> None:
         digest.update(type(value).__qualname__.encode())
 
 
-def _iterate_tensors(value: Any) -> Iterator[torch.Tensor]:
+def iterate_tensors(value: Any) -> Iterator[torch.Tensor]:
     """Yield all tensors in nested tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
-        yield from _iterate_tensors(tuple(value.values()))
+        yield from iterate_tensors(tuple(value.values()))
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _iterate_tensors(item)
+            yield from iterate_tensors(item)
 
 
 def _explain_unsupported(tensor: torch.Tensor) -> str | None:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur._wording import format_list
 from secateur.frameworks.pytorch import StackedWeight, get_parameter, get_view
+from secateur.oneshot.pytorch.batches import iterate_tensors
 
 __all__ = ["ExpertStatistics"]
 
@@ -134,7 +135,7 @@ class ExpertStatistics(TorchFunctionMode):
             self._row_keeps[id(result)] = (result, self._keep.to(source.device)[index])
 
     def _observe_use(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        operands = list(_iterate_tensors((*args, *kwargs.values())))
+        operands = list(iterate_tensors((args, kwargs)))
         layers = [self._names[id(operand)] for operand in operands if id(operand) in self._names]
         matrices = [self._matrices[id(operand)] for operand in operands if id(operand) in self._matrices]
         layers += [matrix.layer for matrix in matrices]
@@ -169,11 +170,3 @@ def _is_plain(result: Any) -> bool:
     return result is None or isinstance(
         result, (bool, int, float, str, torch.Size, torch.device, torch.dtype, torch.layout)
     )
-
-
-def _iterate_tensors(values: Any) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _iterate_tensors(value)

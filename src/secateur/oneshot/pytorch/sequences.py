@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.errors import CalibrationError
-from secateur.oneshot.pytorch.batches import Batch
+from secateur.oneshot.pytorch.batches import Batch, iterate_tensors
 
 __all__ = ["regroup_by_sequences"]
 
@@ -99,18 +99,8 @@ def _has_independent_rows(model: nn.Module, batch: Batch, device: torch.device) 
         alone, together = (batch.select_rows(slice(count)).run(model, device) for count in (1, 2))
     except CalibrationError:
         return False
-    pairs = list(zip(_iterate_outputs(alone), _iterate_outputs(together), strict=False))
+    pairs = list(zip(iterate_tensors(alone), iterate_tensors(together), strict=False))
     return bool(pairs) and all(_is_first_row(one, two) for one, two in pairs)
-
-
-def _iterate_outputs(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif hasattr(output, "values"):
-        yield from _iterate_outputs(tuple(output.values()))
-    elif isinstance(output, (tuple, list)):
-        for item in output:
-            yield from _iterate_outputs(item)
 
 
 def _is_first_row(alone: torch.Tensor, together: torch.Tensor) -> bool:
