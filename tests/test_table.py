@@ -154,7 +154,7 @@ def net() -> nn.Sequential:
 
 def test_a_plan_is_short_in_a_console_and_a_table_in_a_notebook(net: nn.Sequential) -> None:
     plan = secateur.plan(net, {"pattern": "2:4"})
-    assert repr(plan) == "<Plan: 1 of 2 layers will be pruned, with 64 weights.>"
+    assert repr(plan) == "<Plan: 1 of 2 layers with 64 weights will be pruned.>"
     assert read_cells(plan._repr_html_())[0] == "layer"
 
 

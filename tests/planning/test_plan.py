@@ -204,7 +204,7 @@ def test_to_dict_is_json() -> None:
 def test_text(config: dict[str, Any], line: str) -> None:
     text = str(secateur.plan(mlp(), {"pattern": "4x1", "target_sparsity": 0.9, **config}))
     assert line in text
-    assert "2 of 3 layers will be pruned, with 1,024 weights." in text
+    assert "2 of 3 layers with 1,024 weights will be pruned." in text
     assert "128 × 4" in text
     assert "output layer: dense unless op_names or layers name it" in " ".join(text.split())
 
@@ -220,7 +220,7 @@ def test_text_of_a_locked_run() -> None:
     found = secateur.plan(mlp(), {"pattern": "7x1", "kind": "pattern_lock"})
     text = str(found)
     assert "3 of 3 layers will be pruned" not in text
-    assert "3 of 3 layers keep their zeros, with 1,088 weights." in text
+    assert "3 of 3 layers with 1,088 weights keep their zeros." in text
     assert "%" not in text
     assert {row["target_sparsity"] for row in found.to_dict()["layers"]} == {0.0}
 

@@ -87,7 +87,7 @@ class Plan:
         weights = sum(layer.units * layer.unit_size for layer in pruned)
         is_locked = all(pattern.config.kind == "pattern_lock" for pattern in self.patterns)
         action = "keep their zeros" if is_locked else "will be pruned"
-        return f"{len(pruned):,} of {format_count(len(self.layers), 'layer')} {action}, with {weights:,} weights."
+        return f"{len(pruned):,} of {format_count(len(self.layers), 'layer')} with {weights:,} weights {action}."
 
 
 def make_plan(config: ConfigLike, candidates: Sequence[Candidate], modules: Sequence[str], framework: str) -> Plan:
