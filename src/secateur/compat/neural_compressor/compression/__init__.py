@@ -1,0 +1,1 @@
+"""Provide the package `neural_compressor.compression`: pruning, distillation and the search of hyperparameters."""

@@ -1,0 +1,1 @@
+"""Provide the package `neural_compressor.compression.pruner`."""
