@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,7 +15,7 @@ from secateur.planning.pytorch import plan as plan_torch
 from secateur.training.pytorch.pruner import PytorchPruner
 from secateur.training.pytorch.wrappers import unwrap_optimizer
 
-__all__ = ["ParameterWeight", "PytorchPruner", "prepare", "prepare_by_hand"]
+__all__ = ["ParameterWeight", "PytorchPruner", "prepare", "prepare_by_hand", "prepare_together"]
 
 __getattr__ = serve_old_names(__name__, {"Pruner": "secateur.training.pytorch:PytorchPruner"})
 
@@ -44,12 +45,54 @@ def prepare(
         >>> pruner.finalize().sparsity
         0.5
     """
+    return prepare_together(model, [config], optimizer)[0]
+
+
+def prepare_together(
+    model: nn.Module, configs: Sequence[ConfigLike], optimizer: Optimizer | Iterable[Optimizer] | None = None
+) -> list[PytorchPruner]:
+    """Prune a model with several pruners, each with its own configuration and masks.
+
+    Their layers may be the same: a weight is then zero where the mask of any of them is, and they rank the weights with
+    these zeros. Without an optimizer, call `before_step` and `after_step` of all of them around each step.
+
+    Args:
+        model: See `secateur.prepare`.
+        configs: The configuration of each pruner.
+        optimizer: See `secateur.prepare`.
+
+    Returns:
+        The pruners, in the order of `configs`.
+
+    Raises:
+        SecateurError: See `secateur.prepare`.
+
+    Examples:
+        >>> import torch
+        >>> model = nn.Linear(4, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> once = {"target_sparsity": 0.5, "start_step": 0, "sparsity_decay_type": "one_shot"}
+        >>> configs = [once | {"pattern": pattern} for pattern in ("1xchannel", "channelx1")]
+        >>> [pruner.sparsity for pruner in prepare_together(model, configs, optimizer)]
+        [0.5, 0.5]
+        >>> (model.weight == 0).sum().item()
+        12
+    """
+    optimizers, wrappers = _unwrap_optimizers(optimizer)
+    pruners = [PytorchPruner(model, plan_torch(model, config), optimizers) for config in configs]
+    PytorchPruner.start_together(pruners, wrappers)
+    return pruners
+
+
+def _unwrap_optimizers(
+    optimizer: Optimizer | Iterable[Optimizer] | None,
+) -> tuple[tuple[Optimizer, ...] | None, list[Any]]:
+    """Return the optimizers that make the steps, and the wrappers around them."""
     if optimizer is None:
-        return PytorchPruner(model, plan_torch(model, config), None)
+        return None, []
     optimizers = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
     chains = [unwrap_optimizer(optimizer) for optimizer in optimizers]
-    wrappers = [wrapper for chain in chains for wrapper in chain[:-1]]
-    return PytorchPruner(model, plan_torch(model, config), tuple(chain[-1] for chain in chains), wrappers)
+    return tuple(chain[-1] for chain in chains), [wrapper for chain in chains for wrapper in chain[:-1]]
 
 
 def prepare_by_hand(model: nn.Module, config: ConfigLike) -> PytorchPruner:

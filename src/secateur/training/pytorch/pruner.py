@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from types import TracebackType
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from secateur._array import Array, count_true
 from secateur.errors import LayerError, SecateurError, StateError
-from secateur.frameworks.pytorch import apply_mask, get_layer, get_parameter, unwrap_model
+from secateur.frameworks.pytorch import apply_mask, unwrap_model
 from secateur.masking.run import build_report, refuse_violations
 from secateur.planning.planner import Plan
 from secateur.results import PruningReport
@@ -25,11 +25,13 @@ from secateur.training.checks import (
     warn_if_pruned_at_once,
 )
 from secateur.training.pytorch.active import add_active, list_active, remove_active
+from secateur.training.pytorch.copies import find_copies
 from secateur.training.pytorch.overlap import refuse_aliases, refuse_shared
 from secateur.training.pytorch.run import PytorchRun, Snapshot
+from secateur.training.pytorch.siblings import link_siblings, unlink_siblings
 from secateur.training.pytorch.state import check_state
 from secateur.training.pytorch.watch import ChangeWatch, StepWatch
-from secateur.training.pytorch.weight import ManualOptimizer, TrainedParameter, find_weights
+from secateur.training.pytorch.weight import ManualOptimizer, TrainedParameter, apply_where_possible, find_weights
 from secateur.training.pytorch.wrappers import mask_gradients
 from secateur.training.resume import FORMAT_VERSION
 
@@ -62,9 +64,7 @@ class PytorchPruner:
         step: Number of optimizer steps since `secateur.prepare`.
     """
 
-    def __init__(
-        self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...] | None, wrappers: Iterable[Any] = ()
-    ) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...] | None) -> None:
         self.model = unwrap_model(model)
         self.plan = plan
         self.step = 0
@@ -79,7 +79,7 @@ class PytorchPruner:
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
         self._runs = [PytorchRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
-        self._is_announced = False
+        self._is_active = self._is_announced = False
         # Optimizers whose step has started and not ended; snapshots of all runs before it; and optimizers with a step
         # inside a step, such as that of a base class, which has ended.
         self._open: set[int] = set()
@@ -91,8 +91,35 @@ class PytorchPruner:
             refuse_regularizer(self._runs)
         warn_if_pruned_at_once(self._runs)
         warn_if_already_sparse(self._runs)
-        self._start()
+
+    @classmethod
+    def start_together(cls, pruners: Sequence[Self], wrappers: Iterable[Any] = ()) -> None:
+        """Start the runs of new pruners, which may share weights: a weight is zero where any of them prunes it.
+
+        Args:
+            pruners: The pruners, of the same model and optimizers.
+            wrappers: Optimizers that wrap these optimizers.
+
+        Raises:
+            LayerError: Two of their weights are different parameters that share memory. In this case nothing is
+                changed.
+        """
+        link_siblings([pruner._weights for pruner in pruners])
+        for pruner in pruners:
+            pruner._start()
+        for pruner in pruners:
+            pruner._activate(wrappers)
+
+    def _start(self) -> None:
+        for run in self._runs:
+            run.start()
+        for name in self._weights.keys() & self.plan.dense.keys():  # a lock leaves them free
+            self._weights[name].mask = None
+        self._apply(None)
         warn_if_no_zeros(self._runs)
+
+    def _activate(self, wrappers: Iterable[Any]) -> None:
+        """Add the hooks, once every pruner that shares weights with this one has set its masks."""
         self._hooks = [*self._add_step_hooks(), *mask_gradients(self._weights.values(), wrappers)]
         self._step_watch = StepWatch(self._weights.values())
         self._change_watch = ChangeWatch(self._weights)
@@ -141,7 +168,7 @@ class PytorchPruner:
             return
         try:
             self._complete_update()
-            problems = self._apply_where_possible() if self._may_lack_zeros() else []
+            problems = apply_where_possible(self._weights.values()) if self._may_lack_zeros() else []
         finally:
             self._detach()
         if problems:
@@ -153,6 +180,7 @@ class PytorchPruner:
         self._step_watch.stop()
         self._hooks = []
         self._is_active = False
+        unlink_siblings(self._weights.values())
         remove_active(self)
 
     @property
@@ -227,21 +255,7 @@ class PytorchPruner:
         if model is None:
             self._apply(None)
             return
-        inner = unwrap_model(model)
-        targets = []
-        for name, weight in self._weights.items():
-            try:
-                target = get_parameter(get_layer(inner, name))
-            except AttributeError as error:
-                raise LayerError(f"layer {name!r} was pruned, but {type(inner).__name__} does not have it.") from error
-            except LayerError as error:
-                raise LayerError(f"layer {name!r} was pruned, but in {type(inner).__name__} {error}.") from error
-            if target.shape != weight.parameter.shape:
-                raise LayerError(
-                    f"layer {name!r} has shape {tuple(target.shape)}, but its mask has {tuple(weight.parameter.shape)}."
-                )
-            targets.append((target, weight.mask))
-        for target, mask in targets:
+        for target, mask in find_copies(self._weights, model):
             if mask is not None:
                 apply_mask(target.detach(), mask)
 
@@ -316,13 +330,6 @@ class PytorchPruner:
             "before_step and after_step are for runs without an optimizer, and this run has hooks in its optimizer. "
             "Remove the calls, or call secateur.prepare without an optimizer."
         )
-
-    def _start(self) -> None:
-        for run in self._runs:
-            run.start()
-        for name in self._weights.keys() & self.plan.dense.keys():  # a lock leaves them free
-            self._weights[name].mask = None
-        self._apply(None)
 
     @property
     def _free_layers(self) -> set[str]:
@@ -472,16 +479,6 @@ class PytorchPruner:
         """
         weights = self._weights.items()
         return {name: weight for name, weight in weights if optimizer is None or weight.is_trained_by(optimizer)}
-
-    def _apply_where_possible(self) -> list[str]:
-        """Set pruned weights to zero where possible; return the problems of the other layers."""
-        problems = []
-        for weight in self._weights.values():
-            try:
-                weight.apply_mask()
-            except LayerError as error:
-                problems.append(str(error))
-        return problems
 
     def _refuse_changed(self, optimizer: Optimizer | ManualOptimizer | None) -> None:
         """Raise `LayerError` if the run cannot continue with a weight of `optimizer`; ``None``: with any weight."""

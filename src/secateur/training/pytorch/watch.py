@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from secateur._array import count_true
 from secateur._wording import format_list
 from secateur.errors import StateError
 from secateur.training.checks import ALREADY_SPARSE
@@ -81,7 +80,7 @@ class ChangeWatch:
     def __init__(self, weights: Mapping[str, TrainedParameter]) -> None:
         self._has_warned = False
         # Numbers of zeros before the first step.
-        self._zeros = {name: _count_free_zeros(weight) for name, weight in weights.items()}
+        self._zeros = {name: weight.count_free_zeros() for name, weight in weights.items()}
         self._marks: dict[str, tuple[int, int]] = {}
         self.accept(weights)
 
@@ -120,7 +119,7 @@ class ChangeWatch:
 
 
 def _refuse_new_zeros(name: str, weight: TrainedParameter, before: int) -> None:
-    share = (_count_free_zeros(weight) - before) / weight.parameter.numel()
+    share = (weight.count_free_zeros() - before) / weight.parameter.numel()
     if share >= ALREADY_SPARSE:
         raise StateError(
             f"layer {name!r}: {share:.1%} of its weights have become zero since secateur.prepare, such as by loading a "
@@ -132,10 +131,3 @@ def _refuse_new_zeros(name: str, weight: TrainedParameter, before: int) -> None:
 def _read_mark(parameter: torch.Tensor) -> tuple[int, int]:
     """Return numbers that differ after a tensor was written in place, or got other memory."""
     return parameter._version, parameter.data_ptr()
-
-
-def _count_free_zeros(weight: TrainedParameter) -> int:
-    """Count the zeros that a run does not keep."""
-    kept = weight.parameter.numel() if weight.mask is None else count_true(weight.mask)
-    nonzero = weight.stored != 0
-    return kept - count_true(nonzero if weight.mask is None else nonzero & weight.mask)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from secateur._array import count_true
 from secateur._wording import format_list
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
@@ -26,7 +28,7 @@ from secateur.masking.run import refuse_nan
 from secateur.patterns import BasePattern
 from secateur.planning.planner import Plan
 
-__all__ = ["ManualOptimizer", "ParameterSlot", "TrainedParameter", "find_weights"]
+__all__ = ["ManualOptimizer", "ParameterSlot", "TrainedParameter", "apply_where_possible", "find_weights"]
 
 
 class ManualOptimizer:
@@ -71,11 +73,18 @@ class ParameterSlot:
 
 
 class TrainedParameter(ParameterWeight):
-    """A pruned weight that an optimizer trains."""
+    """A pruned weight that an optimizer trains.
+
+    Attributes:
+        slot: Its optimizers.
+        siblings: The weights of other pruners for the same parameter, whose zeros this one keeps as well.
+    """
 
     def __init__(self, name: str, pattern: BasePattern, slot: ParameterSlot) -> None:
         super().__init__(name, pattern)
         self.slot = slot
+        # Weak references, because a pruner that is no longer reachable has ended.
+        self.siblings: WeakSet[TrainedParameter] = WeakSet()
         self._path = name  # name of the layer in the model, which may change
 
     def read_gradient(self) -> torch.Tensor | None:
@@ -124,7 +133,7 @@ class TrainedParameter(ParameterWeight):
         return read_parameter(layer) is self.parameter
 
     def apply_mask(self) -> None:
-        """Set pruned weights to zero.
+        """Set pruned weights to zero, and those that siblings prune.
 
         Raises:
             LayerError: The shape of the parameter has changed, or it has no values.
@@ -132,6 +141,16 @@ class TrainedParameter(ParameterWeight):
         if (problem := self._find_problem_of_values()) is not None:
             raise LayerError(f"layer {self.name!r}: {problem}. Its pruned weights cannot be set to zero.")
         super().apply_mask()
+        for sibling in self.siblings:
+            ParameterWeight.apply_mask(sibling)
+
+    def count_free_zeros(self) -> int:
+        """Count the zeros that neither this mask nor one of a sibling keeps."""
+        free = self.stored == 0
+        for weight in (self, *self.siblings):
+            if weight.mask is not None:
+                free &= weight.mask.to(free.device)
+        return count_true(free)
 
     def has_revived(self) -> bool:
         """Whether a pruned weight is not zero."""
@@ -157,6 +176,17 @@ class TrainedParameter(ParameterWeight):
     def shrink(self, factors: torch.Tensor) -> None:
         """Multiply the weight by (O, K, I) factors."""
         self.stored.mul_(self.view.to_stored(factors).to(self.parameter.dtype))
+
+
+def apply_where_possible(weights: Iterable[TrainedParameter]) -> list[str]:
+    """Set pruned weights to zero where possible; return the problems of the other layers."""
+    problems = []
+    for weight in weights:
+        try:
+            weight.apply_mask()
+        except LayerError as error:
+            problems.append(str(error))
+    return problems
 
 
 def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]) -> dict[str, TrainedParameter]:
