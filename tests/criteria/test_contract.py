@@ -98,6 +98,9 @@ FORMULAS: dict[str, Callable[[list[tuple[Floats, Floats]]], Floats]] = {
     "taylor": lambda steps: sum(
         0.9**age * by_unit(weight * gradient) ** 2 for age, (weight, gradient) in enumerate(reversed(steps))
     ),
+    "mask_gradient": lambda steps: sum(
+        0.9**age * abs(by_unit(weight * gradient)) for age, (weight, gradient) in enumerate(reversed(steps))
+    ),
 }
 
 
@@ -147,10 +150,30 @@ def test_what_was_gathered_comes_in_whole_groups(limit_chunks: Callable[[int], N
     assert [chunk.tolist() for chunk in scores.stream("fc", None).chunks()][1] == [3.0, 4.0, 5.0]
 
 
+@pytest.mark.parametrize("name", ["taylor", "mask_gradient"])
 @pytest.mark.parametrize("reduce_type", ["mean", "sum", "max", "l2"])
-def test_taylor_sums_over_the_unit_whatever_the_config_says(reduce_type: str) -> None:
-    found = gathered(steps_of(3), criterion="taylor", criterion_reduce_type=reduce_type)
-    np.testing.assert_allclose(found, FORMULAS["taylor"](steps_of(3)), rtol=2e-5, atol=1e-6)
+def test_taylor_sums_over_the_unit_whatever_the_config_says(reduce_type: str, name: str) -> None:
+    found = gathered(steps_of(3), criterion=name, criterion_reduce_type=reduce_type)
+    np.testing.assert_allclose(found, FORMULAS[name](steps_of(3)), rtol=2e-5, atol=1e-6)
+
+
+def test_mask_gradient_accumulates_absolute_sums() -> None:
+    layer = nn.Linear(2, 2)
+    pattern = get_pattern({"pattern": "1xchannel", "criterion": "mask_gradient"}, {"fc": layer})
+    scores = AccumulatedScores(pattern, lambda _: torch.tensor([[[1.0, 2.0]], [[3.0, -4.0]]]))
+    scores.add("fc", {"fc": torch.tensor([[[1.0, 1.0]], [[1.0, 2.0]]])})  # 1 + 2 = 3; 3 - 8 = -5
+    scores.add("fc", {"fc": torch.tensor([[[-4.0, 1.0]], [[4.0, 3.0]]])})  # -4 + 2 = -2; 12 - 12 = 0
+    assert scores.totals["fc"].tolist() == pytest.approx([0.9 * 3 + 2, 0.9 * 5 + 0])
+
+
+def test_mask_gradient_is_the_gradient_of_a_mask() -> None:
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(6, 8), torch.randn(5, 6)
+    mask = torch.ones(8, 1, requires_grad=True)
+    nn.functional.linear(inputs, layer.weight * mask, layer.bias).pow(2).sum().backward()
+    product = criterion("mask_gradient").score(layer.weight.detach(), layer.weight.grad)
+    found = criterion("mask_gradient").unit_score(product.sum(1))
+    np.testing.assert_allclose(found, abs(mask.grad.reshape(-1)), rtol=1e-4)
 
 
 def test_scores_in_bfloat16_are_rounded_scores() -> None:

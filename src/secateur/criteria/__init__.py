@@ -9,7 +9,7 @@ from secateur.criteria.magnitude import MagnitudeCriterion
 from secateur.criteria.movement import Movement
 from secateur.criteria.random import Random
 from secateur.criteria.snip import Snip, SnipMomentum
-from secateur.criteria.taylor import Taylor
+from secateur.criteria.taylor import MaskGradient, Taylor
 
 __getattr__ = serve_old_names(__name__, {"Magnitude": "secateur.criteria:MagnitudeCriterion"})
 
@@ -18,6 +18,7 @@ __all__ = [
     "BaseCriterion",
     "Gradient",
     "MagnitudeCriterion",
+    "MaskGradient",
     "Movement",
     "Random",
     "Snip",
