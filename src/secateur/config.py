@@ -83,9 +83,11 @@ class PruningConfig(BaseModel):
         score_dtype: Data type of scores that are accumulated over steps.
         kind: ``"iterative"`` prunes whole units step by step; ``"progressive"`` also prunes single weights of the
             next units in between; ``"pattern_lock"`` prunes nothing and keeps the existing zeros.
-        start_step: Step of the first mask update, at least 1 for criteria that need gradients.
+        start_step: Step of the first mask update. It is at least 1 for criteria that need gradients, unless the
+            schedule prunes nothing at `start_step`.
         end_step: Step at which the target is reached. ``None``: `start_step`; everything is pruned at once.
-        pruning_frequency: Steps between two mask updates.
+        pruning_frequency: Steps between two mask updates. The last one is always at `end_step`, and comes sooner after
+            the one before if the steps from `start_step` to `end_step` are not a multiple of the frequency.
         sparsity_decay_type: Name of the schedule by which sparsity grows from `start_step` to `end_step`, or a function
             ``(initial, target, progress) -> sparsity``. Only names can be saved to a file.
         progressive_steps: Number of partial updates between two mask updates of a progressive run. If there are fewer

@@ -13,6 +13,8 @@ from secateur.errors import ConfigError, LayerError, ScoreError, SecateurError, 
 from tiny_models import bits, mlp
 from training.models import CONFIG, PROGRESSIVE, backward, begin, hooks
 
+AT_ONCE = {"start_step": 0, "sparsity_decay_type": "one_shot"}
+
 MAGNITUDE = {**CONFIG, "criterion": "magnitude", "start_step": 0}
 
 
@@ -24,9 +26,12 @@ def refused(model: Any, config: dict[str, Any], optimizer: Any, kind: type[Secat
 @pytest.mark.parametrize(
     ("config", "kind", "message"),
     [
-        ({"start_step": 0}, ConfigError, "start_step must be at least 1 for the criterion 'snip_momentum'"),
-        ({"start_step": 0, "criterion": "taylor"}, ConfigError, "criterion 'taylor': it ranks by gradients"),
-        ({**MAGNITUDE, "layers": {"2": {"criterion": "snip"}}}, ConfigError, "criterion 'snip'"),
+        (AT_ONCE, ConfigError, "start_step must be at least 1 for the criterion 'snip_momentum'"),
+        ({**AT_ONCE, "criterion": "taylor"}, ConfigError, "criterion 'taylor': it ranks by gradients"),
+        ({"start_step": 0, "end_step": None}, ConfigError, "start_step must be at least 1"),
+        ({"start_step": 0, "kind": "progressive"}, ConfigError, "start_step must be at least 1"),
+        ({"start_step": 0, "sparsity_decay_type": lambda *_: 0.1}, ConfigError, "start_step must be at least 1"),
+        ({**MAGNITUDE, **AT_ONCE, "layers": {"2": {"criterion": "snip"}}}, ConfigError, "criterion 'snip'"),
         ({"criterion": "magic"}, UnknownNameError, "Unknown criterion 'magic'"),
         ({"sparsity_decay_type": "magic"}, UnknownNameError, "Unknown schedule 'magic'"),
         ({"pattern": "magic"}, UnknownNameError, "Unknown pattern 'magic'"),

@@ -55,7 +55,7 @@ class Run(Generic[Weight]):
         is_new: Whether to start from the current weights, rather than from a state that is loaded later.
 
     Raises:
-        ConfigError: The criterion ranks by gradients, but the first update is before the first gradient.
+        ConfigError: The criterion ranks by gradients, but an update before the first gradient prunes.
     """
 
     def __init__(self, pattern: BasePattern, weights: Mapping[str, Weight], *, is_new: bool = True) -> None:
@@ -79,7 +79,9 @@ class Run(Generic[Weight]):
             return {}
         masks = self._masks() if self._has_masks else {}
         current = {name: self.pattern.framework.to_array(mask) for name, mask in masks.items()}
-        return self.updater.advance(step, self.scores.stream, current) or {}
+        # Before the first gradient there is nothing to rank by, and nothing to rank; see `_check_first_gradient`.
+        stream = self.scores.stream_equal if step == 0 and self.scores.needs_gradient else self.scores.stream
+        return self.updater.advance(step, stream, current) or {}
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
         """Set the masks that `masks_after` returned."""
@@ -173,10 +175,10 @@ class Run(Generic[Weight]):
         )
 
     def _check_first_gradient(self) -> None:
-        if self.scores.needs_gradient and not self.updater.is_locked and self.config.start_step == 0:
+        if self.scores.needs_gradient and self.updater.ranks_at_start():
             raise ConfigError(
                 f"start_step must be at least 1 for the criterion {self.config.criterion!r}: it ranks by gradients, "
-                f"and there are none at step 0. Set start_step=1, or rank by 'magnitude'."
+                f"and there are none at step 0, where this run prunes. Set start_step=1, or rank by 'magnitude'."
             )
 
 

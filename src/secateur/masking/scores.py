@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
+import array_api_compat
+
 from secateur._array import Array, concat_chunks, namespace
 from secateur.criteria import BaseCriterion, get_criterion
 from secateur.errors import ScoreError
@@ -116,6 +118,14 @@ class AccumulatedScores:
             )
         units, flags = self.pattern.units[name], None if alive is None else alive[name]
         return Scores(name, lambda: self._chunks(name), units.count, flags, stride=units.stride)
+
+    def stream_equal(self, name: str, alive: Mapping[str, Array] | None) -> Scores:
+        """Return equal scores of the units `name`, for a selection that prunes no more than is pruned already."""
+        units, flags = self.pattern.units[name], None if alive is None else alive[name]
+        weight = self.pattern.framework.to_array(self.weight(next(iter(units.parts))))
+        xp = namespace(weight)
+        equal = xp.zeros((units.count,), dtype=weight.dtype, device=array_api_compat.device(weight))
+        return Scores(name, partial(_once, equal), units.count, flags, stride=units.stride)
 
     @contextmanager
     def cache(self) -> Iterator[None]:

@@ -112,6 +112,12 @@ class MaskUpdater:
         """Whether `advance` will read scores after `step` steps."""
         return not self.is_locked and self.schedule.is_update(step)
 
+    def ranks_at_start(self) -> bool:
+        """Whether an update before the first step ranks units, because it prunes some or schedules them."""
+        if self.is_locked or not self.schedule.is_update(0):
+            return False
+        return self.config.kind == "progressive" or self.schedule.sparsity(0) > self.schedule.initial
+
     def changes_masks(self, step: int) -> bool:
         """Whether masks are due to change after `step` steps."""
         if self.is_locked:

@@ -57,7 +57,7 @@ class KerasRun(Run[TrainedKernel]):
         is_new: Whether to start from the current kernels, rather than from a state that is loaded later.
 
     Raises:
-        ConfigError: The criterion ranks by gradients but the first update is before the first gradient.
+        ConfigError: The criterion ranks by gradients but an update before the first gradient prunes.
     """
 
     def __init__(self, pattern: BasePattern, kernels: Mapping[str, TrainedKernel], *, is_new: bool = True) -> None:

@@ -38,7 +38,7 @@ class PruningStep:
         is_new: Whether to start from the current kernels, rather than from a state that is loaded later.
 
     Raises:
-        ConfigError: A criterion ranks by gradients, but the first update is before the first gradient.
+        ConfigError: A criterion ranks by gradients, but an update before the first gradient prunes.
         ScoreError: A kernel contains ``nan``.
     """
 

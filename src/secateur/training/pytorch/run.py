@@ -39,7 +39,7 @@ class PytorchRun(Run[TrainedParameter]):
         weights: Layer → its weight.
 
     Raises:
-        ConfigError: The criterion ranks by gradients, but the first update is before the first gradient.
+        ConfigError: The criterion ranks by gradients, but an update before the first gradient prunes.
         LayerError: Layers of different optimizers share units.
     """
 
