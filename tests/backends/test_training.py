@@ -48,6 +48,7 @@ EVERY: dict[str, dict[str, Any]] = {
     },
     "taylor, channelx1, l2": {"criterion": "taylor", "pattern": "channelx1", "criterion_reduce_type": "l2"},
     "mask_gradient, 1xchannel": {"criterion": "mask_gradient", "pattern": "1xchannel"},
+    "mask_fisher, channelx1": {"criterion": "mask_fisher", "pattern": "channelx1"},
     "random, 1x1, local": {"criterion": "random", "seed": 3, "pattern": "1x1", "pruning_scope": "local"},
     "bfloat16 scores, 4xchannel": {"score_dtype": "bfloat16", "pattern": "4xchannel"},
     "2:4": {"pattern": "2:4", "target_sparsity": 0.5},

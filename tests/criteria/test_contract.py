@@ -98,6 +98,7 @@ FORMULAS: dict[str, Callable[[list[tuple[Floats, Floats]]], Floats]] = {
     "taylor": lambda steps: sum(
         0.9**age * by_unit(weight * gradient) ** 2 for age, (weight, gradient) in enumerate(reversed(steps))
     ),
+    "mask_fisher": lambda steps: sum(by_unit(weight * gradient) ** 2 for weight, gradient in steps),
     "mask_gradient": lambda steps: sum(
         0.9**age * abs(by_unit(weight * gradient)) for age, (weight, gradient) in enumerate(reversed(steps))
     ),
@@ -150,7 +151,7 @@ def test_what_was_gathered_comes_in_whole_groups(limit_chunks: Callable[[int], N
     assert [chunk.tolist() for chunk in scores.stream("fc", None).chunks()][1] == [3.0, 4.0, 5.0]
 
 
-@pytest.mark.parametrize("name", ["taylor", "mask_gradient"])
+@pytest.mark.parametrize("name", ["taylor", "mask_gradient", "mask_fisher"])
 @pytest.mark.parametrize("reduce_type", ["mean", "sum", "max", "l2"])
 def test_taylor_sums_over_the_unit_whatever_the_config_says(reduce_type: str, name: str) -> None:
     found = gathered(steps_of(3), criterion=name, criterion_reduce_type=reduce_type)

@@ -19,7 +19,17 @@ from training.models import OPTIMIZERS, backward, revived
 from training.test_interrupts import InterruptAt
 
 PATTERNS = ["1x1", "4x1", "1x4", "8x1", "2:4", "1xchannel", "channelx1"]
-CRITERIA = ["magnitude", "snip", "snip_momentum", "gradient", "taylor", "mask_gradient", "movement", "random"]
+CRITERIA = [
+    "magnitude",
+    "snip",
+    "snip_momentum",
+    "gradient",
+    "taylor",
+    "mask_gradient",
+    "mask_fisher",
+    "movement",
+    "random",
+]
 LAST = 7
 
 

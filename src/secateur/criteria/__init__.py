@@ -6,6 +6,7 @@ from secateur._deprecated import serve_old_names
 from secateur.criteria.base import CRITERIA, BaseCriterion, elementwise, get_criterion, register_criterion
 from secateur.criteria.gradient import Gradient
 from secateur.criteria.magnitude import MagnitudeCriterion
+from secateur.criteria.mask_fisher import MaskFisher
 from secateur.criteria.movement import Movement
 from secateur.criteria.random import Random
 from secateur.criteria.snip import Snip, SnipMomentum
@@ -18,6 +19,7 @@ __all__ = [
     "BaseCriterion",
     "Gradient",
     "MagnitudeCriterion",
+    "MaskFisher",
     "MaskGradient",
     "Movement",
     "Random",

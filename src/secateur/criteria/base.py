@@ -48,11 +48,14 @@ class BaseCriterion(ABC):
         needs_gradient: Whether `score` reads the gradient.
         decay: Factor of the previous score, in [0, 1]; 0: only the last step counts.
         reduction: The reduction that the definition of the criterion requires; ``None``: the configured one.
+        is_rearranged: Whether one-shot pruning with a loss exchanges units after it ranked them; see
+            `rearrange_units`.
     """
 
     needs_gradient: ClassVar[bool]
     decay: ClassVar[float] = 0.0
     reduction: ClassVar[str | None] = None
+    is_rearranged: ClassVar[bool] = False
 
     def __init__(self, config: PruningConfig, layer: str) -> None:
         self.config = config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,7 @@ def prune(
     refine: Any = (),
     allocation: Any = None,
     execution: Execution | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
     progress: bool = False,
 ) -> PruningReport:
     """Prune a model to its target sparsity in one shot, in place.
@@ -38,7 +39,7 @@ def prune(
     Args:
         model: A torch module, or a built Keras model (``"magnitude"`` only).
         config: A `PruningConfig`, a plain mapping with the same keys, or a pattern such as ``"2:4"``. Its
-            criterion must not need gradients.
+            criterion may need gradients only with calibration data.
         calibration: Batches in the form that the model accepts. For a language model, 32 sequences of 512 tokens of
             ordinary text are enough.
         solver: ``"magnitude"`` (the configured criterion), ``"wanda"``, ``"ria"``, ``"sparsegpt"``, ``"alps"``, or a
@@ -50,6 +51,9 @@ def prune(
             default is ``"uniform"``: every layer is pruned to the target.
         execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, and
             a callback for progress.
+        loss: For torch models and criteria that need gradients, such as ``"mask_fisher"``: a function of the model's
+            outputs and the batch that returns the loss. ``None``: the model returns it, as the attribute ``loss`` of
+            its outputs. Gradients only rank units; nothing is trained.
         progress: Whether to show the progress on standard error: a bar in terminals, and elsewhere a line every ten
             seconds.
 
@@ -70,6 +74,15 @@ def prune(
         >>> config = {"pattern": "4x1", "target_sparsity": 0.5}
         >>> secateur.prune(model, config, calibration=batches, solver="alps").sparsity
         0.5
+
+        Units can also be ranked by the gradients of a loss, without training:
+
+        >>> batches = [(torch.randn(64, 8), torch.randint(3, (64,))) for _ in range(4)]
+        >>> def loss(outputs, batch):
+        ...     return torch.nn.functional.cross_entropy(outputs, batch[1])
+        >>> config = {"pattern": "1xchannel", "criterion": "mask_fisher", "target_sparsity": 0.5}
+        >>> secateur.prune(model, config, calibration=batches, loss=loss).sparsity
+        0.5
     """
     options = {
         "calibration": calibration,
@@ -77,6 +90,7 @@ def prune(
         "refine": refine,
         "allocation": allocation,
         "execution": execution,
+        "loss": loss,
     }
     with _show_progress(model, options) if progress else nullcontext():
         report: PruningReport = import_leaf("secateur.oneshot", model).prune(model, config, **options)

@@ -13,23 +13,26 @@ from secateur.oneshot.interrupts import defer_interrupts
 from secateur.planning import Plan
 from secateur.results import PruningReport
 
-__all__ = ["drop_schedule", "prune_weights"]
+__all__ = ["drop_schedule", "find_gradient_criterion", "prune_weights"]
 
 ONE_SHOT = {"start_step": 0, "end_step": None, "sparsity_decay_type": "one_shot"}
 """Settings that prune everything before the first step."""
 
 
-def drop_schedule(config: ConfigLike, *, default_scope: Literal["global", "local"] = "local") -> PruningConfig:
-    """Return a configuration with which a run of zero steps reaches its target.
+def drop_schedule(
+    config: ConfigLike, *, default_scope: Literal["global", "local"] = "local", has_gradients: bool = False
+) -> PruningConfig:
+    """Return a configuration with which a run of zero steps reaches its target, or of one step if it has gradients.
 
     Without a scope, each layer is ranked separately, because no training compensates for layers that lose too much.
 
     Args:
         config: The configuration.
         default_scope: The scope of a configuration without one.
+        has_gradients: Whether criteria may need gradients.
 
     Raises:
-        ConfigError: One of its criteria needs gradients.
+        ConfigError: One of its criteria needs gradients, and there are none.
     """
     config = make_config(config)
     rules = {
@@ -37,15 +40,23 @@ def drop_schedule(config: ConfigLike, *, default_scope: Literal["global", "local
         for key in ("layers", "layer_types")
     }
     scope = {"pruning_scope": config.pruning_scope or default_scope}
-    settings = PruningConfig.from_dict(config.model_dump() | ONE_SHOT | scope | rules)
-    for rule in (dict(settings), *settings.layers.values(), *settings.layer_types.values()):
-        name = (rule or {}).get("criterion") or (rule or {}).get("pruning_type")
-        if name is not None and CRITERIA.find(name).needs_gradient:
-            raise ConfigError(
-                f"criterion must not need gradients, found {name!r}: there are none without training. Rank by "
-                f"'magnitude', or prune while the model trains with secateur.prepare."
-            )
+    start = {"start_step": 1 if has_gradients else 0}
+    settings = PruningConfig.from_dict(config.model_dump() | ONE_SHOT | start | scope | rules)
+    if not has_gradients and (name := find_gradient_criterion(settings)) is not None:
+        raise ConfigError(
+            f"criterion must not need gradients, found {name!r}: there are none without training. Rank by 'magnitude', "
+            f"pass calibration data with a loss, or prune while the model trains with secateur.prepare."
+        )
     return settings
+
+
+def find_gradient_criterion(config: PruningConfig) -> str | None:
+    """Return the first criterion of a configuration or of its rules that needs gradients; ``None``: none does."""
+    for rule in (dict(config), *config.layers.values(), *config.layer_types.values()):
+        name: str | None = (rule or {}).get("criterion") or (rule or {}).get("pruning_type")
+        if name is not None and CRITERIA.find(name).needs_gradient:
+            return name
+    return None
 
 
 def prune_weights(plan: Plan, weights: Mapping[str, PrunedWeight], model_weights: int) -> PruningReport:

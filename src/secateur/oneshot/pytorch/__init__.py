@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from secateur.config import ConfigLike, make_config
-from secateur.errors import ConfigError
+from secateur.config import ConfigLike, PruningConfig, make_config
+from secateur.errors import CalibrationError, ConfigError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.calibration import Calibration
-from secateur.oneshot.execution import Execution
-from secateur.oneshot.magnitude import drop_schedule, prune_weights
+from secateur.oneshot.execution import Execution, Progress
+from secateur.oneshot.magnitude import drop_schedule, find_gradient_criterion, prune_weights
 from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
+from secateur.oneshot.pytorch.gradient_run import GradientRun, Loss, refuse_without_gradients
 from secateur.oneshot.pytorch.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.planning.pytorch import plan
@@ -36,9 +38,19 @@ def prune(
     refine: Any = (),
     allocation: Any = None,
     execution: Execution | None = None,
+    loss: Loss | None = None,
 ) -> PruningReport:
     """See `secateur.prune`."""
     config = make_config(config)
+    if loss is not None or (calibration is not None and solver == "magnitude" and find_gradient_criterion(config)):
+        options = {
+            "solver": solver != "magnitude",
+            "refine": refine not in ((), []),
+            "execution": _has_settings(execution),
+        }
+        refuse_without_gradients(config, {name for name, is_set in options.items() if is_set})
+        progress = None if execution is None else execution.progress
+        return _prune_by_gradients(model, config, (calibration, loss, progress), allocation)
     if calibration is None and allocation in SCOPES:
         config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
     if allocation is None:
@@ -60,6 +72,33 @@ def prune(
     batches, execution = _split_calibration(calibration, execution)
     with explain_out_of_memory():
         return CalibratedRun(model, model_plan, recipe, batches, execution).prune()
+
+
+def _prune_by_gradients(
+    model: nn.Module,
+    config: PruningConfig,
+    data: tuple[Any, Loss | None, Callable[[Progress], object] | None],
+    allocation: Any,
+) -> PruningReport:
+    """Prune by a criterion that needs gradients, with calibration data, a loss, and a callback for progress."""
+    calibration, loss, progress = data
+    if calibration is None:
+        raise CalibrationError("loss needs calibration data, found none. Pass calibration=batches.")
+    if allocation not in (None, *SCOPES):
+        raise ConfigError(
+            f"allocation must be 'uniform' or 'global' if the criterion needs gradients, found {allocation!r}."
+        )
+    if allocation is not None:
+        config = config.model_copy(update={"pruning_scope": SCOPES[allocation]})
+    model_plan = plan(model, drop_schedule(config, has_gradients=True), prune_frozen=True)
+    batches = calibration.batches if isinstance(calibration, Calibration) else calibration
+    with explain_out_of_memory():
+        return GradientRun(model, model_plan, batches, loss, progress).prune()
+
+
+def _has_settings(execution: Execution | None) -> bool:
+    """Whether execution settings are more than a callback for progress."""
+    return execution is not None and replace(execution, progress=None) != Execution()
 
 
 def _split_calibration(
