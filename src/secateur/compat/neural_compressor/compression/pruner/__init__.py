@@ -1,1 +1,7 @@
 """Provide the package `neural_compressor.compression.pruner`."""
+
+from __future__ import annotations
+
+from secateur.compat.neural_compressor.compression.pruner.model_slim import model_slim, parse_auto_slim_config
+
+__all__ = ["model_slim", "parse_auto_slim_config"]

@@ -1,0 +1,7 @@
+"""Find the layers whose pruned channels could be removed, and configure their pruning."""
+
+from __future__ import annotations
+
+from secateur.compat.neural_compressor.compression.pruner.model_slim.auto_slim import model_slim, parse_auto_slim_config
+
+__all__ = ["model_slim", "parse_auto_slim_config"]

@@ -1,0 +1,3 @@
+"""Provide the package `neural_compressor.conf`."""
+
+__all__: list[str] = []

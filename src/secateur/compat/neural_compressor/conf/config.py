@@ -1,0 +1,9 @@
+"""Refuse the names of Neural Compressor's old configuration of quantization."""
+
+from __future__ import annotations
+
+from secateur.compat.neural_compressor._removed import build_getattr
+
+__all__: list[str] = []
+
+__getattr__ = build_getattr(__name__)

@@ -1,0 +1,3 @@
+"""Provide the package `neural_compressor.evaluation`."""
+
+__all__: list[str] = []
