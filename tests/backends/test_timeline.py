@@ -15,7 +15,8 @@ def count_units(config: dict[str, Any]) -> list[int]:
     counts, watch = [pruned_units(model)], Watch()
     fit(model, 2, watch)
     assert pruning(model).finalize().is_complete
-    return counts + watch.units
+    units: list[int] = watch.units
+    return counts + units
 
 
 def test_last_update_is_at_the_end_though_no_multiple_of_the_frequency() -> None:

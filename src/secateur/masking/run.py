@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from secateur._array import Array, count_true, has_nan, to_numpy
 from secateur.errors import ConfigError, ScoreError, StateError
 from secateur.masking.locked import describe_locked_zeros
+from secateur.masking.run_options import RunOptions
 from secateur.masking.scores import AccumulatedScores
 from secateur.masking.updater import MaskUpdater
 from secateur.patterns import BasePattern
@@ -53,19 +54,27 @@ class Run(Generic[Weight]):
         pattern: The pattern with its layers.
         weights: Layer → its weight.
         is_new: Whether to start from the current weights, rather than from a state that is loaded later.
+        options: Settings besides the configuration of the pattern.
 
     Raises:
         ConfigError: The criterion ranks by gradients, but an update before the first gradient prunes.
     """
 
-    def __init__(self, pattern: BasePattern, weights: Mapping[str, Weight], *, is_new: bool = True) -> None:
+    def __init__(
+        self,
+        pattern: BasePattern,
+        weights: Mapping[str, Weight],
+        *,
+        is_new: bool = True,
+        options: RunOptions | None = None,
+    ) -> None:
         self.pattern = pattern
         self.config = pattern.config
         self.weights = layer_weights = {name: weights[name] for name in pattern.views}
-        self.updater = MaskUpdater(pattern, is_new=is_new)
+        self.updater = MaskUpdater(pattern, is_new=is_new, options=options)
         # Does not use `self`, because a reference cycle would keep the weights in memory after the run.
         self.scores = AccumulatedScores(pattern, lambda layer: layer_weights[layer].canonical())
-        self.last_step = 0 if self.updater.is_locked else self.updater.schedule.end
+        self.last_step = 0 if self.updater.is_locked else self.updater.schedule.last_change
         self._check_first_gradient()
 
     def start(self) -> None:
@@ -119,8 +128,11 @@ class Run(Generic[Weight]):
         if not isinstance(schedule, str):
             # Partial functions and callable objects have no name; use their type's.
             schedule = getattr(schedule, "__qualname__", type(schedule).__qualname__)
+        values |= {"sparsity_decay_type": schedule}
+        if self.updater.schedule.parts_until is not None:
+            values["parts_until"] = self.updater.schedule.parts_until
         return {
-            "config": values | {"sparsity_decay_type": schedule},
+            "config": values,
             "shapes": {name: list(weight.stored.shape) for name, weight in self.weights.items()},
         }
 

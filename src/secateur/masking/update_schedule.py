@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
@@ -19,6 +20,7 @@ class UpdateSchedule:
         config: The configuration of the run.
         initial: Sparsity before the first update.
         target: Sparsity after the last update.
+        parts_until: See `secateur.masking.run_options.RunOptions`.
 
     Raises:
         ConfigError: The model is already sparser than the target.
@@ -33,6 +35,7 @@ class UpdateSchedule:
     config: PruningConfig
     initial: float
     target: float
+    parts_until: int | None = None
 
     def __post_init__(self) -> None:
         if self.initial > self.target:
@@ -55,8 +58,8 @@ class UpdateSchedule:
         """Return the step of the first update after `step`, which must be before the end."""
         if step < self.config.start_step:
             return self.config.start_step
-        count = (step - self.config.start_step) // self.config.pruning_frequency + 1
-        return min(self.config.start_step + count * self.config.pruning_frequency, self.end)
+        updates = (step - self.config.start_step) // self.config.pruning_frequency + 1
+        return min(self.config.start_step + updates * self.config.pruning_frequency, self.end)
 
     def last_update(self, step: int) -> int | None:
         """Return the step of the last update up to `step`, or ``None`` if there was none."""
@@ -64,6 +67,60 @@ class UpdateSchedule:
         if step < start:
             return None
         return self.end if step >= self.end else step - (step - start) % self.config.pruning_frequency
+
+    @property
+    def last_change(self) -> int:
+        """Step after which masks no longer change."""
+        if not self._is_delayed:
+            return self.end
+        return next(step for step in count(self.end) if self.find_scheduled_update(step) is None)
+
+    def find_scheduled_update(self, step: int) -> int | None:
+        """Return the step of the update whose units are being pruned in parts after `step`; ``None``: there is none."""
+        last = self.last_update(step)
+        if self.config.kind != "progressive" or last is None:
+            return None
+        if self._is_delayed:
+            return last if self.count_parts(step) < self.config.progressive_steps else None
+        return self.next_update(last) if step < self.end else None
+
+    def find_kept_update(self, step: int) -> int | None:
+        """Return the step of the last update whose units are whole after `step`; ``None``: there is none."""
+        last = self.last_update(step)
+        is_pending = self._is_delayed and last is not None and self.find_scheduled_update(step) == last
+        return self.last_update(last - 1) if is_pending and last is not None else last
+
+    def count_parts(self, step: int) -> int:
+        """Return how many of the `progressive_steps` parts of the scheduled weights are pruned after `step`."""
+        parts, last = self.config.progressive_steps, self.last_update(step)
+        if self.config.kind != "progressive" or last is None:
+            return 0
+        if self._is_delayed:
+            return self._count_delayed_parts(step, last)
+        if step >= self.end:
+            return 0
+        length = self.next_update(last) - last
+        return max((part for part in range(1, parts) if 1 <= round(part * length / parts) <= step - last), default=0)
+
+    def find_part(self, step: int) -> tuple[int, int] | None:
+        """Return ``(part, parts)`` if scheduled weights of this part are pruned after `step`, else ``None``."""
+        part, parts = self.count_parts(step), self.config.progressive_steps
+        is_first = self._is_delayed and self.is_update(step)
+        return (part, parts) if part and (is_first or part > self.count_parts(step - 1)) else None
+
+    @property
+    def _is_delayed(self) -> bool:
+        return self.parts_until is not None and self.config.kind == "progressive"
+
+    def _count_delayed_parts(self, step: int, last: int) -> int:
+        """Count the parts since the update at `last`. The steps of parts are counted from the start, not from it."""
+        parts, frequency = self.config.progressive_steps, self.config.pruning_frequency
+        if self.parts_until is None or step > max(self.parts_until, self.end):
+            return parts
+        interval = frequency if frequency < parts else frequency // parts
+        latest = max(last, step - (step - self.config.start_step) % interval)
+        part = (latest - last) // interval + 1
+        return part if part < min(frequency, parts) else parts
 
     def sparsity(self, step: int) -> float:
         """Return the requested sparsity after `step` steps, which is at most the target.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from secateur._array import Array, count_true, namespace
+from secateur.masking.run_options import RunOptions
 from secateur.masking.update_schedule import UpdateSchedule
 from secateur.patterns import BasePattern
 from secateur.patterns.selection import Scores, find_cuts, keep_above
@@ -34,16 +35,17 @@ class MaskUpdater:
     Args:
         pattern: The pattern with its layers.
         is_new: Whether to start from the current weights, rather than from a state that is loaded later.
+        options: Settings besides the configuration of the pattern.
 
     Attributes:
         pattern: The pattern.
         schedule: When masks are updated.
         keep: Name of units → one boolean per unit, ``True`` = kept now; ``None``: all units are kept.
         requested: The sparsity for which `keep` was selected.
-        scheduled_keep: In a progressive run, the units that will be kept at the next update.
+        scheduled_keep: In a progressive run, the units that will be kept once all parts are pruned.
     """
 
-    def __init__(self, pattern: BasePattern, *, is_new: bool = True) -> None:
+    def __init__(self, pattern: BasePattern, *, is_new: bool = True, options: RunOptions | None = None) -> None:
         self.pattern = pattern
         self.config = pattern.config
         self.keep: dict[str, Array] | None = self._initial_units() if is_new else None
@@ -51,9 +53,8 @@ class MaskUpdater:
         initial, target = self.sparsity(), pattern.target_sparsity
         if self.is_locked:
             target = max(target, initial)
-        self.schedule = UpdateSchedule(
-            self.config, min(initial, target) if self._is_within_target() else initial, target
-        )
+        initial = min(initial, target) if self._is_within_target() else initial
+        self.schedule = UpdateSchedule(self.config, initial, target, options.parts_until if options else None)
         self.requested = self.schedule.initial
 
     @property
@@ -85,7 +86,9 @@ class MaskUpdater:
         if self.is_locked:
             return None
         if self.config.kind == "progressive":
-            return self._advance_progressively(step, stream, masks)
+            is_later = self.schedule.parts_until is not None
+            advance = self._advance_in_later_parts if is_later else self._advance_progressively
+            return advance(step, stream, masks)
         if not self.schedule.is_update(step):
             return None
         requested = self.schedule.sparsity(step)
@@ -116,23 +119,23 @@ class MaskUpdater:
         """Whether an update before the first step ranks units, because it prunes some or schedules them."""
         if self.is_locked or not self.schedule.is_update(0):
             return False
-        return self.config.kind == "progressive" or self.schedule.sparsity(0) > self.schedule.initial
+        return (
+            self.schedule.find_scheduled_update(0) not in (None, 0) or self.schedule.sparsity(0) > self.schedule.initial
+        )
 
     def changes_masks(self, step: int) -> bool:
         """Whether masks are due to change after `step` steps."""
         if self.is_locked:
             return False
-        is_between_updates = self.config.kind == "progressive" and self._find_part(step) is not None
-        return is_between_updates or self.schedule.is_update(step)
+        return self.schedule.find_part(step) is not None or self.schedule.is_update(step)
 
     def next_change(self, step: int) -> int | None:
         """Return the first step after `step` at which masks may change, or ``None`` if they are final."""
-        if self.is_locked or step >= self.schedule.end:
+        if self.is_locked or step >= self.schedule.last_change:
             return None
-        update = self.schedule.next_update(step)
         if self.config.kind != "progressive":
-            return update
-        return next((later for later in range(step + 1, update) if self._find_part(later)), update)
+            return self.schedule.next_update(step)
+        return next(later for later in range(step + 1, self.schedule.last_change + 1) if self.changes_masks(later))
 
     def _advance_progressively(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
         if self.schedule.is_update(step):
@@ -143,10 +146,41 @@ class MaskUpdater:
             # Assigned together, so that an error in either selection changes nothing.
             self.keep, self.scheduled_keep, self.requested = keep, later, requested
             return self.pattern.weight_masks(keep)
-        part = self._find_part(step)
+        part = self.schedule.find_part(step)
         if part is None or self.keep is None or self.scheduled_keep is None:
             return None
-        now, then = self._expand(self.keep), self._expand(self.scheduled_keep)
+        return self._interpolate_all(masks, self.keep, self.scheduled_keep, part)
+
+    def _advance_in_later_parts(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
+        """Select units at updates, and prune them in parts from then on; see `RunOptions.parts_until`."""
+        keep, later, requested = self.keep, self.scheduled_keep, self.requested
+        if self.schedule.is_update(step):
+            if later is not None:
+                keep, requested = later, self._find_requested(step - 1)
+            later = self._select(self.schedule.sparsity(step), stream, keep)
+            keep = keep or {name: kept | ~kept for name, kept in later.items()}
+        part = self.schedule.find_part(step)
+        if part is None or keep is None or later is None:
+            return None
+        if part[0] < part[1]:
+            whole = self.pattern.weight_masks(keep)  # at an update, some parts of the one before may remain
+            current = {layer: mask & masks[layer] for layer, mask in whole.items()} if masks else whole
+            changed = self._interpolate_all(current, keep, later, part)
+        else:
+            keep, later, requested = later, None, self._find_requested(step)
+            changed = self.pattern.weight_masks(keep)
+        self.keep, self.scheduled_keep, self.requested = keep, later, requested
+        return changed
+
+    def _find_requested(self, step: int) -> float:
+        """Return the sparsity of the last update up to `step`."""
+        last = self.schedule.last_update(step)
+        return self.schedule.initial if last is None else self.schedule.sparsity(last)
+
+    def _interpolate_all(
+        self, masks: Mapping[str, Array], keep: Mapping[str, Array], later: Mapping[str, Array], part: tuple[int, int]
+    ) -> dict[str, Array]:
+        now, then = self._expand(keep), self._expand(later)
         return {layer: self._interpolate(layer, masks[layer], (now[layer], then[layer]), part) for layer in now}
 
     def _interpolate(self, layer: str, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
@@ -160,17 +194,6 @@ class MaskUpdater:
         return {
             layer: mask for name, kept in keep.items() for layer, mask in self.pattern.units[name].expand(kept).items()
         }
-
-    def _find_part(self, step: int) -> tuple[int, int] | None:
-        """Return ``(part, parts)`` if the scheduled weights of this part are pruned after `step`, else ``None``."""
-        start, parts = self.config.start_step, self.config.progressive_steps
-        if not start < step < self.schedule.end:
-            return None
-        last = self.schedule.last_update(step)
-        assert last is not None
-        length = self.schedule.next_update(last) - last
-        done = {round(part * length / parts): part for part in range(1, parts)}
-        return (done[step - last], parts) if step - last in done else None
 
     def _select(self, sparsity: float, stream: Stream, alive: Mapping[str, Array] | None) -> dict[str, Array]:
         keep = self.pattern.select({name: stream(name, alive) for name in self.pattern.units}, sparsity)

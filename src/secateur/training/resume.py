@@ -81,7 +81,8 @@ def _problems(updater: MaskUpdater, saved: SavedProgress, schedule: UpdateSchedu
     if saved.initial and not updater.config.keep_zeros:
         yield f"progress.initial must be 0 without keep_zeros, found {saved.initial}"
     is_known = updater.config.sparsity_decay_type in SCHEDULES  # a function may return something else each time
-    requested = schedule.sparsity(last) if last is not None and is_known else saved.initial
+    whole, scheduled = schedule.find_kept_update(saved.step), schedule.find_scheduled_update(saved.step)
+    requested = schedule.sparsity(whole) if whole is not None and is_known else saved.initial
     is_fixed = last is None or is_known
     if is_fixed and saved.requested is not None and not math.isclose(saved.requested, requested, abs_tol=ROUNDING):
         yield f"progress.asked must be {requested} after step {saved.step}, found {saved.requested}"
@@ -89,17 +90,14 @@ def _problems(updater: MaskUpdater, saved: SavedProgress, schedule: UpdateSchedu
         yield f"progress.keep must {'not ' if last is None else ''}be present after step {saved.step}"
     if bool(saved.masks) != (saved.keep is not None):
         yield "masks and progress.keep must both be present, or neither"
-    is_between_updates = updater.config.kind == "progressive" and last is not None and saved.step < schedule.end
-    if (saved.scheduled_keep is not None) != is_between_updates:
-        yield f"progress.condemned_keep must {'' if is_between_updates else 'not '}be present after step {saved.step}"
+    if (saved.scheduled_keep is None) != (scheduled is None):
+        yield f"progress.condemned_keep must {'not ' if scheduled is None else ''}be present after step {saved.step}"
     if saved.keep is not None:
         yield from _problems_of_masks(updater, saved, saved.keep, schedule)
         if last is not None and is_known:
             yield from _problems_of_counts(updater, saved.keep, requested, saved.frozen)
-    if saved.scheduled_keep is not None and last is not None and is_known:
-        yield from _problems_of_counts(
-            updater, saved.scheduled_keep, schedule.sparsity(schedule.next_update(last)), saved.frozen
-        )
+    if saved.scheduled_keep is not None and scheduled is not None and is_known:
+        yield from _problems_of_counts(updater, saved.scheduled_keep, schedule.sparsity(scheduled), saved.frozen)
 
 
 def _problems_of_masks(
@@ -107,7 +105,7 @@ def _problems_of_masks(
 ) -> Iterator[str]:
     now = updater.pattern.weight_masks(keep)
     later = now if saved.scheduled_keep is None else updater.pattern.weight_masks(saved.scheduled_keep)
-    part, parts = count_removed_parts(schedule, saved.step)
+    part, parts = schedule.count_parts(saved.step), schedule.config.progressive_steps
     for layer, mask in saved.masks.items():
         if count_true(mask & ~now[layer]) or count_true(later[layer] & ~mask):
             yield f"masks of {layer!r} do not match progress"
@@ -147,16 +145,6 @@ def _problems_of_counts(
         expected_here = pattern.budget.count_locally(name, sparsity) * weights_per_unit[name]
         if not pattern.is_global and count != expected_here:
             yield f"{expected_here} units of {name!r} must be pruned, found {count}"
-
-
-def count_removed_parts(schedule: UpdateSchedule, step: int) -> tuple[int, int]:
-    """Return how many parts of the scheduled weights are pruned after `step`, and the number of all parts."""
-    parts, last = schedule.config.progressive_steps, schedule.last_update(step)
-    if schedule.config.kind != "progressive" or last is None or step >= schedule.end:
-        return 0, parts
-    length = schedule.next_update(last) - last
-    done = [part for part in range(1, parts) if 1 <= round(part * length / parts) <= step - last]
-    return max(done, default=0), parts
 
 
 def refuse_other_state(saved: Mapping[str, Any], current: Sequence[Mapping[str, Any]]) -> None:

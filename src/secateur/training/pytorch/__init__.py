@@ -10,9 +10,12 @@ from torch.optim import Optimizer
 
 from secateur._deprecated import serve_old_names, warn_deprecated
 from secateur.config import ConfigLike
+from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.pytorch import ParameterWeight
+from secateur.masking.run_options import RunOptions
 from secateur.planning.pytorch import plan as plan_torch
 from secateur.training.pytorch.pruner import PytorchPruner
+from secateur.training.pytorch.weight import ManualOptimizer
 from secateur.training.pytorch.wrappers import unwrap_optimizer
 
 __all__ = ["ParameterWeight", "PytorchPruner", "prepare", "prepare_by_hand", "prepare_together"]
@@ -49,7 +52,10 @@ def prepare(
 
 
 def prepare_together(
-    model: nn.Module, configs: Sequence[ConfigLike], optimizer: Optimizer | Iterable[Optimizer] | None = None
+    model: nn.Module,
+    configs: Sequence[ConfigLike],
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    options: Sequence[RunOptions | None] | None = None,
 ) -> list[PytorchPruner]:
     """Prune a model with several pruners, each with its own configuration and masks.
 
@@ -60,6 +66,7 @@ def prepare_together(
         model: See `secateur.prepare`.
         configs: The configuration of each pruner.
         optimizer: See `secateur.prepare`.
+        options: For each configuration, settings that it does not have, or ``None``.
 
     Returns:
         The pruners, in the order of `configs`.
@@ -79,7 +86,12 @@ def prepare_together(
         12
     """
     optimizers, wrappers = _unwrap_optimizers(optimizer)
-    pruners = [PytorchPruner(model, plan_torch(model, config), optimizers) for config in configs]
+    pruners = []
+    for config, own in zip(configs, [None] * len(configs) if options is None else options, strict=True):
+        rate = None if own is None else own.learning_rate
+        announced = (ManualOptimizer(unwrap_model(model).parameters(), rate),)
+        steppers = announced if optimizers is None else optimizers
+        pruners.append(PytorchPruner(model, plan_torch(model, config), steppers, own))
     PytorchPruner.start_together(pruners, wrappers)
     return pruners
 

@@ -16,6 +16,7 @@ from secateur._array import Array, count_true
 from secateur.errors import LayerError, SecateurError, StateError
 from secateur.frameworks.pytorch import apply_mask, unwrap_model
 from secateur.masking.run import build_report, refuse_violations
+from secateur.masking.run_options import RunOptions
 from secateur.planning.planner import Plan
 from secateur.results import PruningReport
 from secateur.training.checks import (
@@ -64,21 +65,20 @@ class PytorchPruner:
         step: Number of optimizer steps since `secateur.prepare`.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, optimizers: tuple[Optimizer, ...] | None) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, optimizers: tuple[AnyOptimizer, ...], options: RunOptions | None = None
+    ) -> None:
         self.model = unwrap_model(model)
         self.plan = plan
         self.step = 0
-        steppers: tuple[Optimizer | ManualOptimizer, ...] = (
-            (ManualOptimizer(self.model.parameters()),) if optimizers is None else optimizers
-        )
-        self._weights = find_weights(plan, steppers)
+        self._weights = find_weights(plan, optimizers)
         # Steps of optimizers without pruned weights do not count.
         trained = (optimizer for weight in self._weights.values() for optimizer in weight.slot.optimizers)
-        self._optimizers = tuple(dict.fromkeys(trained)) or steppers  # a lock may only have frozen weights
+        self._optimizers = tuple(dict.fromkeys(trained)) or optimizers  # a lock may only have frozen weights
         self._steps = [0] * len(self._optimizers)
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
-        self._runs = [PytorchRun(pattern, self._weights) for pattern in plan.patterns if pattern.views]
+        self._runs = [PytorchRun(pattern, self._weights, options) for pattern in plan.patterns if pattern.views]
         self._is_active = self._is_announced = False
         # Optimizers whose step has started and not ended; snapshots of all runs before it; and optimizers with a step
         # inside a step, such as that of a base class, which has ended.
@@ -87,7 +87,7 @@ class PytorchPruner:
         self._nested: set[int] = set()
         self._closure: Callable[[], Any] | None = None
         self._update: _Update | None = None
-        if optimizers is None:
+        if any(isinstance(optimizer, ManualOptimizer) and not optimizer.has_rates for optimizer in optimizers):
             refuse_regularizer(self._runs)
         warn_if_pruned_at_once(self._runs)
         warn_if_already_sparse(self._runs)
@@ -134,8 +134,13 @@ class PytorchPruner:
         return hooks + [optimizer.register_step_post_hook(after) for optimizer in hooked]
 
     def follow_other_step(self, optimizer: Optimizer) -> None:
-        """Set pruned weights to zero after a step of an optimizer that `secateur.prepare` did not get."""
-        if optimizer in self._optimizers or isinstance(self._optimizers[0], ManualOptimizer):
+        """Set pruned weights to zero after a step of an optimizer that `secateur.prepare` did not get.
+
+        In a run whose steps are announced, only adopt its learning rates.
+        """
+        if isinstance(caller := self._optimizers[0], ManualOptimizer):
+            caller.adopt_rates(optimizer)
+        if optimizer in self._optimizers or isinstance(caller, ManualOptimizer):
             return
         trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         for weight in self._weights.values():

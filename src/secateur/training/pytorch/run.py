@@ -13,6 +13,7 @@ from secateur._array import Array, namespace, to_numpy
 from secateur._wording import format_list, format_value
 from secateur.errors import ConfigError, LayerError
 from secateur.masking.run import Run, adopt_maxima
+from secateur.masking.run_options import RunOptions
 from secateur.patterns import BasePattern
 from secateur.patterns.tiling import Units
 from secateur.training.group_lasso import compute_shrinkage
@@ -37,14 +38,17 @@ class PytorchRun(Run[TrainedParameter]):
     Args:
         pattern: The pattern with its layers.
         weights: Layer → its weight.
+        options: Settings besides the configuration of the pattern.
 
     Raises:
         ConfigError: The criterion ranks by gradients, but an update before the first gradient prunes.
         LayerError: Layers of different optimizers share units.
     """
 
-    def __init__(self, pattern: BasePattern, weights: Mapping[str, TrainedParameter]) -> None:
-        super().__init__(pattern, weights)
+    def __init__(
+        self, pattern: BasePattern, weights: Mapping[str, TrainedParameter], options: RunOptions | None = None
+    ) -> None:
+        super().__init__(pattern, weights, options=options)
         self._check_slots()
 
     def accumulate_scores(self, step: int, optimizer: Any) -> None:

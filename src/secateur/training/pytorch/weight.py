@@ -36,10 +36,27 @@ class ManualOptimizer:
 
     Args:
         parameters: The parameters that the loop trains.
+        learning_rate: Their learning rate until a torch optimizer makes a step; ``None``: they have no rates.
+
+    Attributes:
+        param_groups: One group for each parameter, as in an optimizer.
+        has_rates: Whether they have learning rates.
     """
 
-    def __init__(self, parameters: Iterable[Any]) -> None:
-        self.param_groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    def __init__(self, parameters: Iterable[Any], learning_rate: float | None = None) -> None:
+        self.has_rates = learning_rate is not None
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": [parameter], "lr": learning_rate} for parameter in parameters
+        ]
+
+    def adopt_rates(self, optimizer: Optimizer) -> None:
+        """Adopt the learning rates of an optimizer that has made a step, for the parameters that it trains."""
+        if not self.has_rates:
+            return
+        groups = [group for group in optimizer.param_groups if "lr" in group]
+        rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+        for group in self.param_groups:
+            group["lr"] = rates.get(id(group["params"][0]), group["lr"])
 
 
 class ParameterSlot:
