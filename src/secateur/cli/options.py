@@ -32,7 +32,7 @@ PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "ch
 """Patterns that shell completion suggests; many more are valid."""
 
 SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
-REFINERS = ("pcg", "block", "distill")
+REFINERS = ("dsnot", "pcg", "block", "distill")
 ALLOCATIONS = ("uniform", "global", "owl", "sensitivity")
 """Names that shell completion suggests. They are constants because importing the registries takes seconds."""
 

@@ -44,8 +44,8 @@ def prune(
             ordinary text are enough.
         solver: ``"magnitude"`` (the configured criterion), ``"wanda"``, ``"ria"``, ``"sparsegpt"``, ``"alps"``, or a
             solver object with its own settings.
-        refine: Refiners that repair the kept weights, in order: ``"pcg"`` (layer by layer), ``"block"`` (block by
-            block), ``"distill"`` (the whole model), refiner objects, or a list of them.
+        refine: Refiners that repair the kept weights, in order: ``"dsnot"`` and ``"pcg"`` (layer by
+            layer), ``"block"`` (block by block), ``"distill"`` (the whole model), refiner objects, or a list of them.
         allocation: How to distribute the target over layers: ``"uniform"``, ``"global"``, ``"owl"``,
             ``"sensitivity"`` or an allocation object. ``None`` follows ``pruning_scope``; if that is ``None`` too, the
             default is ``"uniform"``: every layer is pruned to the target.

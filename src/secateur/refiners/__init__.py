@@ -1,4 +1,4 @@
-"""Refiners: repair the weights that a solver keeps, without changing the masks. Needs torch."""
+"""Refiners: repair the weights that a solver keeps. Needs torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from secateur.refiners.base import (  # noqa: E402 - after the check that torch 
 )
 from secateur.refiners.block import Block  # noqa: E402
 from secateur.refiners.distill import Distill  # noqa: E402
+from secateur.refiners.dsnot import DSnoT  # noqa: E402
 from secateur.refiners.pcg import PCG  # noqa: E402
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "REFINERS",
     "Block",
     "BlockRefiner",
+    "DSnoT",
     "Distill",
     "LayerRefiner",
     "ModelRefiner",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -68,15 +68,21 @@ class BlockTask:
 
 
 class Refiner:
-    """Changes the values of kept weights, never the masks."""
+    """Changes the values of kept weights, and not the masks, except for `DSnoT`."""
 
 
 class LayerRefiner(Refiner, ABC):
-    """Repairs layers that read the same inputs, using their Gram matrix."""
+    """Repairs layers that read the same inputs, using statistics of these.
+
+    Attributes:
+        needs: The statistics it needs: norms, means and variances of the input features, or also their Gram matrix.
+    """
+
+    needs: ClassVar[Literal["norms", "gram"]] = "gram"
 
     @abstractmethod
     def refine(self, problem: Problem, solution: Solution) -> Solution:
-        """Return better weights on the same support."""
+        """Return better weights, on the same support or on another one that fits the pattern."""
 
 
 class BlockRefiner(Refiner, ABC):

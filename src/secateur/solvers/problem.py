@@ -45,12 +45,16 @@ class Problem:
         norms: Norm of each input feature over all calibration tokens, ≥ 0, of shape (G, F).
         gram: ``Xᵀ X``, float32, of shape (G, F, F); ``None`` if the solver does not need it.
         layers: The layers, in the order of their rows.
+        means: Mean of each input feature over all calibration tokens, of shape (G, F); ``None``: unknown.
+        variances: Variance of each input feature, ≥ 0, of the same shape; ``None``: unknown.
     """
 
     weight: torch.Tensor
     norms: torch.Tensor
     gram: torch.Tensor | None
     layers: Sequence[LayerRows]
+    means: torch.Tensor | None = None
+    variances: torch.Tensor | None = None
 
     @property
     def known_gram(self) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
+
 from secateur.solvers.base import Solver, register_solver
 from secateur.solvers.problem import Problem, Solution
 
@@ -12,11 +14,16 @@ __all__ = ["Wanda"]
 
 
 @register_solver("wanda")
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wanda(Solver):
     """Rank weights by ``|W[i,j]| · ‖X[j]‖`` within each output channel.
 
     The score of a block is the sum over its weights; blocks are ranked within their row of blocks.
+
+    Attributes:
+        by_share: Whether rows may lose different numbers of weights: weights are then ranked over the whole layer, by
+            the share of their row's total score that this weight and all lower ones have. This is the variant in the
+            authors' code that searches for one threshold for all rows; ranking finds the exact number without a search.
 
     Source:
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695, equation 1.
@@ -30,9 +37,20 @@ class Wanda(Solver):
         0.5
     """
 
+    by_share: bool = False
+
     needs: ClassVar[Literal["nothing", "norms", "gram"]] = "norms"
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
-        keep = problem.select_per_row(problem.weight.abs() * problem.norms[:, None])
+        scores = problem.weight.abs() * problem.norms[:, None]
+        keep = problem.select(_compute_shares(scores)) if self.by_share else problem.select_per_row(scores)
         return Solution(weight=problem.weight * keep, keep=keep)
+
+
+def _compute_shares(scores_GRF: torch.Tensor) -> torch.Tensor:
+    """Return, for each weight, the share of its row's total score that this weight and all lower ones have."""
+    ordered, order = scores_GRF.sort(dim=-1, stable=True)
+    shares = ordered.cumsum(dim=-1)
+    shares = shares / shares[..., -1:].clamp(min=torch.finfo(shares.dtype).tiny)
+    return torch.empty_like(shares).scatter_(-1, order, shares)

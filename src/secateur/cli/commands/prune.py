@@ -45,7 +45,7 @@ def prune(
     refine: Annotated[
         list[str] | None,
         typer.Option(
-            help="Refiner of the kept weights: pcg, block or distill. Can be repeated.",
+            help="Refiner of the kept weights: dsnot, pcg, block or distill. Can be repeated.",
             autocompletion=complete_names(REFINERS),
         ),
     ] = None,

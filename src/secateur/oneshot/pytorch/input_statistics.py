@@ -54,7 +54,7 @@ class _AttentionCalls(TorchFunctionMode):
 
 
 class InputStatistics:
-    """Gram matrices or norms of layer inputs. Layers that read the same tensor share them.
+    """Gram matrices or norms of layer inputs, and their means. Layers that read the same tensor share them.
 
     Args:
         layers: Layer name → module.
@@ -72,6 +72,7 @@ class InputStatistics:
         self._calls: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
         self._sums: dict[str, torch.Tensor] = {}
+        self._totals: dict[str, torch.Tensor] = {}
         self._seen: dict[tuple[int, int], tuple[str, Any]] = {}
 
     @contextmanager
@@ -130,6 +131,12 @@ class InputStatistics:
         total = self._sums[self._leaders[layer]]
         return (total.diagonal(dim1=-2, dim2=-1) if self.with_gram else total).clamp(min=0).sqrt()
 
+    def compute_moments(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean and the variance of each input feature over all tokens."""
+        leader = self._leaders[layer]
+        means = self._totals[leader] / self._rows[leader]
+        return means, (self.norms(layer).square() / self._rows[leader] - means.square()).clamp(min=0)
+
     def pop_gram(self, layer: str) -> torch.Tensor | None:
         """Return and discard the Gram matrix; ``None`` if it was not accumulated."""
         return self._sums.pop(self._leaders[layer]) if self.with_gram else None
@@ -165,6 +172,8 @@ class InputStatistics:
 
     def _add(self, name: str, rows_NGF: torch.Tensor) -> None:
         self._rows[name] += len(rows_NGF)
+        total = rows_NGF.sum(dim=0)
+        self._totals[name] = self._totals[name].add_(total) if name in self._totals else total
         if not self.with_gram:
             squares = rows_NGF.square().sum(dim=0)
             self._sums[name] = self._sums[name].add_(squares) if name in self._sums else squares

@@ -78,7 +78,7 @@ class Recipe:
     @property
     def needs_gram(self) -> bool:
         """Whether Gram matrices are needed; else norms are enough."""
-        return self.solver.needs == "gram" or bool(self.layer_refiners)
+        return "gram" in {self.solver.needs, *(refiner.needs for refiner in self.layer_refiners)}
 
     def __str__(self) -> str:
         members: tuple[Solver | Refiner, ...] = (self.solver, *self.refiners)

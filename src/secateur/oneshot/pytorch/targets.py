@@ -133,7 +133,9 @@ def _create_target(name: str, pattern: BasePattern, count: int, solver: Solver) 
 def build_problem(targets: list[Target], statistics: InputStatistics) -> Problem:
     """Build the problem of layers that read the same inputs."""
     first = targets[0].name
-    return _create_problem(targets, statistics.norms(first), statistics.pop_gram(first))
+    norms, (means, variances) = statistics.norms(first), statistics.compute_moments(first)
+    problem = _create_problem(targets, norms, statistics.pop_gram(first))
+    return replace(problem, means=means, variances=variances)
 
 
 def build_experts_problem(target: Target, experts: ExpertStatistics) -> Problem:
