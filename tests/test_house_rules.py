@@ -28,6 +28,8 @@ EXAMPLE = re.compile(r"^\s*((?:>>>|\.\.\.) .*)$", re.MULTILINE)
 
 OPTIONS = "each parameter is an option of the command, and a test freezes them"
 
+INTERFACE = "the signature of what it takes the place of"
+
 PRUNE = "one call says what, with which data, how (solver, refine, allocation) and where"
 
 # `str(violation)` of what may break a rule, and why: {"patterns/base.py::get_pattern: parameters": "reason"}
@@ -36,7 +38,9 @@ EXCEPTIONS: dict[str, str] = {
     "oneshot/pytorch/__init__.py::prune: parameters": PRUNE,
     "cli/commands/bench.py::bench: parameters": OPTIONS,
     "cli/commands/prune.py::prune: parameters": OPTIONS,
-    "compat/neural_compressor/prepare.py::prepare_pruning: parameters": "the signature of what it takes the place of",
+    "compat/neural_compressor/compression/pruner/__init__.py::prepare_pruning: parameters": INTERFACE,
+    "compat/neural_compressor/config.py::WeightPruningConfig.__init__: positional boolean": INTERFACE,
+    "compat/neural_compressor/config.py::WeightPruningConfig.__init__: parameters": INTERFACE,
 }
 
 # Spelled in halves, so that this file does not hold what it forbids.

@@ -80,7 +80,7 @@ def prune(
         >>> batches = [(torch.randn(64, 8), torch.randint(3, (64,))) for _ in range(4)]
         >>> def loss(outputs, batch):
         ...     return torch.nn.functional.cross_entropy(outputs, batch[1])
-        >>> config = {"pattern": "1xchannel", "criterion": "mask_fisher", "target_sparsity": 0.5}
+        >>> config = {**config, "pattern": "1xchannel", "criterion": "mask_fisher"}
         >>> secateur.prune(model, config, calibration=batches, loss=loss).sparsity
         0.5
     """

@@ -3,168 +3,154 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from secateur.compat._layer_settings import check_keys
-from secateur.compat.neural_compressor.translation import get_solver, translate_settings
+from secateur.compat.neural_compressor._elements import complete_element, warn_of_unknown_keys
+from secateur.compat.neural_compressor._translation import translate_element
+from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.config import PruningConfig
-from secateur.errors import ConfigError, UnsupportedModelError
-from secateur.frameworks import detect_framework, import_leaf
+from secateur.errors import ConfigError
+from secateur.frameworks import import_leaf
 
-__all__ = ["Entry", "WeightPruningConfig"]
-
-DEFAULTS: dict[str, Any] = {
-    "target_sparsity": 0.9,
-    "pruning_type": "snip_momentum",
-    "pattern": "4x1",
-    "op_names": (),
-    "excluded_op_names": (),
-    "start_step": 0,
-    "end_step": 0,
-    "pruning_scope": "global",
-    "pruning_frequency": 1,
-    "min_sparsity_ratio_per_op": 0.0,
-    "max_sparsity_ratio_per_op": 0.98,
-    "sparsity_decay_type": "exp",
-    "pruning_op_types": ("Conv", "Linear"),
-    "low_memory_usage": False,
-    "criterion_type": None,
-    "resume_from_pruned_checkpoint": False,
-    "reg_type": None,
-    "reg_coeff": None,
-    "criterion_reduce_type": "mean",
-    "parameters": None,
-}
-"""Key → default value in the documentation of Intel Neural Compressor."""
-
-BACKENDS = (None, "default")
-"""Values of ``backend`` that select plain torch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One element of ``pruning_configs``, completed with the common keys.
-
-    Attributes:
-        where: Location of the element, for error messages.
-        op_names: Expressions that match anywhere in the names of its layers; empty: all layers that belong to no other
-            entry.
-        excluded_op_names: Expressions that match anywhere in the names of excluded layers.
-        pruning_op_types: Substrings of the class names of its layers.
-        settings: Keys of `PruningConfig`.
-        solver: Solver for one-shot pruning; ``None`` for pruning during training.
-    """
-
-    where: str
-    op_names: tuple[str, ...]
-    excluded_op_names: tuple[str, ...]
-    pruning_op_types: tuple[str, ...]
-    settings: Mapping[str, Any]
-    solver: str | None
+__all__ = ["WeightPruningConfig"]
 
 
 class WeightPruningConfig:
     """The configuration of a pruning run, with the keys of Intel Neural Compressor.
 
-    Keys outside of `pruning_configs` are the defaults of its elements. Each element prunes the layers that match its
-    ``op_names`` to its own target; an element without ``op_names`` prunes the layers that match no other element.
+    The other keys are the defaults of the elements of `pruning_configs`. Each element prunes the layers that match its
+    ``op_names`` to its own target; without ``op_names``, all layers. Unknown keys are ignored with a warning.
 
     ``N:M`` counts the *removed* weights, as in Intel Neural Compressor: ``"1:4"`` removes one of four.
 
     Args:
         pruning_configs: Dictionaries with the keys below; by default one element for all layers.
-        settings: ``target_sparsity`` (0.9, or the maximum of an N:M pattern), ``pruning_type`` (``"snip_momentum"``),
-            ``pattern`` (``"4x1"``), ``op_names`` and ``excluded_op_names`` (regular expressions that match anywhere in
-            a layer's name), ``start_step`` and ``end_step`` (0; in optimizer steps), ``pruning_scope``
-            (``"global"``), ``pruning_frequency`` (1), ``min_sparsity_ratio_per_op`` (0), ``max_sparsity_ratio_per_op``
-            (0.98), ``sparsity_decay_type`` (``"exp"``), ``pruning_op_types`` (``["Conv", "Linear"]``),
-            ``low_memory_usage`` (``False``; scores in bfloat16), ``resume_from_pruned_checkpoint`` (``False``),
-            ``reg_type``, ``criterion_reduce_type`` (``"mean"``), ``parameters`` (``{"reg_coeff": 0.0}``); outside of
-            `pruning_configs` also ``backend``.
+        target_sparsity: Share of units to prune, in [0, 1]; at most ``max_sparsity_ratio_per_op`` counts.
+        pruning_type: A criterion, also with the suffix ``"_progressive"``, ``"pattern_lock"``, or a method that prunes
+            with calibration data, such as ``"sparse_gpt"``.
+        pattern: Such as ``"4x1"``, ``"channelx1"`` or ``"2:4"``; what precedes the last underscore is ignored.
+        op_names: Regular expressions that match anywhere in a layer's name.
+        excluded_op_names: Regular expressions of the layers to leave dense. Those of an element replace these.
+        backend: Has no effect.
+        start_step: Optimizer steps before the first update.
+        end_step: Optimizer steps after which there are no more updates.
+        pruning_scope: ``"global"`` or ``"local"``.
+        pruning_frequency: Steps between two updates.
+        min_sparsity_ratio_per_op: Minimum sparsity of each layer.
+        max_sparsity_ratio_per_op: Maximum sparsity of each layer.
+        sparsity_decay_type: ``"exp"``, ``"cos"``, ``"cube"`` or ``"linear"``.
+        pruning_op_types: Substrings of the class names of the layers to prune.
+        low_memory_usage: Whether scores are stored in bfloat16.
+        framework: ``"pytorch"`` or ``"keras"``; the model decides.
+        settings: ``resume_from_pruned_checkpoint``, ``lock_init_sparsity`` (both keep the units that are zero at the
+            start), ``criterion_reduce_type``, ``reg_type``, ``parameters`` (``{"reg_coeff": 0.1}``).
 
     Attributes:
         pruning_configs: The elements, as passed.
-        entries: The elements with all keys, translated to those of `PruningConfig`.
+        weight_compression: The common keys, which can be read and set as items or attributes.
 
     Raises:
-        ConfigError: A key is unknown, a value is out of bounds, or a setting has no counterpart.
+        ConfigError: A value is invalid or out of bounds.
 
     Examples:
         >>> import torch
         >>> layers = torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
         >>> model = torch.nn.Sequential(*layers)
-        >>> config = WeightPruningConfig([{"pattern": "1:4"}], start_step=1, end_step=10)
+        >>> config = WeightPruningConfig([{"pattern": "1:4"}], 0.25, start_step=1, end_step=10)
         >>> config.for_model(model).pattern
         '3:4'
     """
 
-    def __init__(self, pruning_configs: Sequence[Mapping[str, Any]] | None = None, **settings: Any) -> None:
-        elements = ({},) if pruning_configs is None else pruning_configs
+    def __init__(
+        self,
+        pruning_configs: Sequence[Mapping[str, Any]] | None = None,
+        target_sparsity: float | None = None,
+        pruning_type: str | None = None,
+        pattern: str | None = None,
+        op_names: Sequence[str] | None = None,
+        excluded_op_names: Sequence[str] | None = None,
+        backend: str | None = None,
+        start_step: float | None = None,
+        end_step: float | None = None,
+        pruning_scope: str | None = None,
+        pruning_frequency: int | None = None,
+        min_sparsity_ratio_per_op: float | None = None,
+        max_sparsity_ratio_per_op: float | None = None,
+        sparsity_decay_type: str | None = None,
+        pruning_op_types: Sequence[str] | None = None,
+        low_memory_usage: bool | None = None,
+        *,
+        framework: str = "pytorch",
+        **settings: Any,
+    ) -> None:
+        elements = [{}] if pruning_configs is None else pruning_configs
         if isinstance(elements, Mapping | str) or not all(isinstance(element, Mapping) for element in elements):
             raise ConfigError(f"pruning_configs must be a list of dictionaries, found {pruning_configs!r}.")
-        if settings.pop("backend", None) not in BACKENDS:
-            raise ConfigError(
-                "backend must be 'default' or left out: only torch is supported. For Keras see secateur.keras."
-            )
-        check_keys(settings, tuple(DEFAULTS), "WeightPruningConfig")
-        self.pruning_configs = tuple(dict(element) for element in elements) or ({},)
-        self._common_settings = _drop_none(settings)
-        has_several = len(self.pruning_configs) > 1
-        self.entries = tuple(
-            self._make_entry(element, f"pruning_configs[{index}]" if has_several or element else "WeightPruningConfig")
-            for index, element in enumerate(self.pruning_configs)
-        )
+        self.pruning_configs = [DotDict(element) for element in elements]
+        self.backend, self.framework = backend, framework
+        named = {
+            "target_sparsity": target_sparsity,
+            "pruning_type": pruning_type,
+            "pattern": pattern,
+            "op_names": op_names,
+            "excluded_op_names": excluded_op_names,
+            "start_step": start_step,
+            "end_step": end_step,
+            "pruning_scope": pruning_scope,
+            "pruning_frequency": pruning_frequency,
+            "min_sparsity_ratio_per_op": min_sparsity_ratio_per_op,
+            "max_sparsity_ratio_per_op": max_sparsity_ratio_per_op,
+            "sparsity_decay_type": sparsity_decay_type,
+            "pruning_op_types": pruning_op_types,
+            "low_memory_usage": low_memory_usage,
+        }
+        self._given = {key: value for key, value in {**named, **settings}.items() if value is not None}
+        self.weight_compression = complete_element({}, self._given)
+        warn_of_unknown_keys(settings, "WeightPruningConfig")
+        for index, element in enumerate(self.pruning_configs):
+            warn_of_unknown_keys(element, f"pruning_configs[{index}]")
+        for index, element in enumerate(self.complete_elements()):
+            try:
+                translate_element(element)
+            except ConfigError as error:
+                where = f"pruning_configs[{index}]" if self.pruning_configs and self.pruning_configs[index] else ""
+                raise type(error)(f"{where or 'WeightPruningConfig'}: {error}") from error
 
-    @property
-    def weight_compression(self) -> dict[str, Any]:
-        """The common keys, with their defaults."""
-        return {**DEFAULTS, **self._common_settings}
+    def complete_elements(self) -> list[DotDict]:
+        """Return the elements with all keys, from `weight_compression` where they lack one.
+
+        Examples:
+            >>> config = WeightPruningConfig([{}, {"pattern": "2:4"}], target_sparsity=0.5)
+            >>> [element.pattern for element in config.complete_elements()]
+            ['4x1', '2:4']
+        """
+        elements = []
+        for index, element in enumerate(self.pruning_configs or [{}]):
+            try:
+                elements.append(complete_element(element, self.weight_compression))
+            except ConfigError as error:
+                raise ConfigError(f"pruning_configs[{index}]: {error}") from error
+        return elements
 
     def for_model(self, model: Any) -> PruningConfig:
-        """Convert the configuration to a `PruningConfig` for a torch model.
+        """Convert a configuration with one element to a `PruningConfig` for a model.
 
         Raises:
-            ConfigError: An expression or a type matches no layer, or two elements match the same layer.
+            ConfigError: There are several elements, which are as many configurations, or no layer matches.
         """
-        if detect_framework(model) != "pytorch":
-            raise UnsupportedModelError("The model must be a torch module. For Keras models see secateur.keras.")
-        leaf = import_leaf("secateur.compat.neural_compressor", model)
-        config: PruningConfig = leaf.build_pruning_config(self, model)[0]
-        return config
+        configs = self.to_configs(model)
+        if len(configs) != 1:
+            raise ConfigError(
+                f"for_model needs one element in pruning_configs that matches layers, found {len(configs)}. Call "
+                f"to_configs(model) for all."
+            )
+        return configs[0]
+
+    def to_configs(self, model: Any) -> list[PruningConfig]:
+        """Convert each element that matches layers of a model to a `PruningConfig`."""
+        leaf = import_leaf("secateur.compat.neural_compressor._runs", model)
+        return [part.config for part in leaf.assign_elements(self, model) if part.modules]
 
     def __repr__(self) -> str:
-        settings = "".join(f", {key}={value!r}" for key, value in self._common_settings.items())
-        return f"WeightPruningConfig({list(self.pruning_configs)!r}{settings})"
-
-    def _make_entry(self, element: Mapping[str, Any], where: str) -> Entry:
-        check_keys(element, tuple(DEFAULTS), where)
-        own_settings = _drop_none(element)
-        given = {**self._common_settings, **own_settings}
-        values = {**DEFAULTS, **given}
-        try:
-            settings = translate_settings(values, given)
-            PruningConfig(**settings)
-        except ConfigError as error:
-            raise type(error)(f"{where}: {error}") from error
-        excluded = (
-            *_to_tuple(self._common_settings.get("excluded_op_names")),
-            *_to_tuple(own_settings.get("excluded_op_names")),
-        )
-        return Entry(
-            where=where,
-            op_names=_to_tuple(values["op_names"]),
-            excluded_op_names=tuple(dict.fromkeys(excluded)),
-            pruning_op_types=_to_tuple(values["pruning_op_types"]),
-            settings=settings,
-            solver=get_solver(values["pruning_type"]),
-        )
-
-
-def _drop_none(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop keys whose value is ``None``."""
-    return {key: value for key, value in settings.items() if value is not None}
-
-
-def _to_tuple(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
+        settings = "".join(f", {key}={value!r}" for key, value in self._given.items())
+        return f"WeightPruningConfig({list(map(dict, self.pruning_configs))!r}{settings})"

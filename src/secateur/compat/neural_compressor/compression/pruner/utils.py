@@ -54,15 +54,9 @@ def process_config(config: WeightPruningConfig) -> list[DotDict]:
     """
     if not isinstance(config, WeightPruningConfig):
         raise ConfigError(f"config must be a WeightPruningConfig, found {type(config).__name__}.")
-    common = dict(config.weight_compression)
-    elements = []
-    for element in config.pruning_configs:
-        settings = DotDict(common | {key: value for key, value in dict(element).items() if value is not None})
-        for key in ("op_names", "excluded_op_names", "pruning_op_types"):
-            settings[key] = list(settings.get(key) or ())
-        update_params(settings)
-        check_config(settings)
-        elements.append(settings)
+    elements = config.complete_elements()
+    for element in elements:
+        check_config(element)
     return elements
 
 

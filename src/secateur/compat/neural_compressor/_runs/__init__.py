@@ -1,0 +1,1 @@
+"""Runs of the elements of a `WeightPruningConfig`, in the framework of the model."""

@@ -1,0 +1,148 @@
+"""Translate an element of ``pruning_configs`` to the keys of `PruningConfig`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from secateur._wording import suggest_name
+from secateur.compat.neural_compressor._elements import DEFAULTS
+from secateur.compat.schedules import register_quarter_cosine
+from secateur.config import PruningConfig
+from secateur.criteria import CRITERIA
+from secateur.errors import ConfigError, UnknownNameError
+
+__all__ = ["get_solver", "translate_element"]
+
+logger = logging.getLogger(__name__)
+
+CRITERION_NAMES = {
+    "snip_momentum": "snip_momentum",
+    "snip": "snip",
+    "magnitude": "magnitude",
+    "gradient": "gradient",
+    "block_mask": "mask_gradient",
+}
+"""Pruning type → criterion."""
+
+SOLVERS = {"sparse_gpt": "sparsegpt"}
+"""Pruning type → solver for one-shot pruning."""
+
+PROGRESSIVE = "_progressive"
+PROGRESSIVE_STEPS = 4
+
+DECAYS = {"exp": "exponential", "cos": "quarter_cosine", "cube": "cube", "linear": "linear"}
+"""Sparsity decay type → schedule."""
+
+GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
+
+
+def translate_element(element: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate all keys but those that choose layers.
+
+    Args:
+        element: An element with all keys.
+
+    Raises:
+        ConfigError: A value is invalid, out of bounds or not supported.
+    """
+    kind, criterion = _read_kind_and_criterion(element)
+    pattern, removable = _convert_pattern(element["pattern"])
+    settings: dict[str, Any] = {"kind": kind, "pattern": pattern}
+    if kind == "pattern_lock":
+        return settings
+    settings |= {
+        "target_sparsity": _read_target(element, removable),
+        "criterion": criterion,
+        "pruning_scope": "local" if element["pruning_type"] in SOLVERS else element["pruning_scope"],
+        "criterion_reduce_type": element["criterion_reduce_type"],
+        "min_sparsity_ratio_per_op": element["min_sparsity_ratio_per_op"],
+        "max_sparsity_ratio_per_op": element["max_sparsity_ratio_per_op"],
+        "keep_zeros": bool(element["resume_from_pruned_checkpoint"] or element["lock_init_sparsity"]),
+        "score_dtype": "bfloat16" if element["low_memory_usage"] else "float32",
+        "reg_type": element["reg_type"],
+        "reg_coeff": element["reg_coeff"],
+        **_read_timing(element, kind, criterion),
+    }
+    PruningConfig(**settings)
+    return settings
+
+
+def get_solver(element: Mapping[str, Any]) -> str | None:
+    """Return the solver of an element; ``None`` if it prunes during training."""
+    return SOLVERS.get(element["pruning_type"])
+
+
+def _read_kind_and_criterion(element: Mapping[str, Any]) -> tuple[str, str]:
+    name = element["pruning_type"]
+    base = str(name).removesuffix(PROGRESSIVE)
+    if name == "pattern_lock" or name in SOLVERS:
+        return ("pattern_lock" if name == "pattern_lock" else "iterative"), "magnitude"
+    if base not in CRITERION_NAMES:
+        known = (*CRITERION_NAMES, *(each + PROGRESSIVE for each in CRITERION_NAMES), "pattern_lock", *SOLVERS)
+        raise UnknownNameError(
+            f"Unknown pruning_type {name!r}.{suggest_name(str(name), known)} Known: {', '.join(known)}."
+        )
+    return ("progressive" if name != base else "iterative"), CRITERION_NAMES[base]
+
+
+def _convert_pattern(pattern: Any) -> tuple[str, float | None]:
+    """Convert a pattern so that N counts the kept weights; also return the share that N:M removes."""
+    if not isinstance(pattern, str):
+        raise ConfigError(f"pattern must be a string such as '4x1', found {pattern!r}.")
+    name = pattern.rpartition("_")[2]  # "tile_pattern_4x1"
+    match = GROUPS.fullmatch(name)
+    if match is None:
+        return name, None
+    removed, group = int(match[1]), int(match[2])
+    if removed >= group:
+        raise ConfigError(
+            f"pattern {pattern!r}: N must be less than M, because N of every M weights are removed. Use '2:4', for "
+            f"example."
+        )
+    return f"{group - removed}:{group}", removed / group
+
+
+def _read_target(element: Mapping[str, Any], removable: float | None) -> Any:
+    """Return the target, at most the maximum of a layer and the share that N:M removes."""
+    target, maximum = element["target_sparsity"], element["max_sparsity_ratio_per_op"]
+    bounds = [bound for bound in (maximum, removable) if isinstance(bound, int | float)]
+    if not isinstance(target, int | float) or not bounds or target <= min(bounds):
+        return target
+    if target != DEFAULTS["target_sparsity"]:
+        logger.warning(
+            "target_sparsity=%s is above what pattern=%r and max_sparsity_ratio_per_op=%s allow, and counts as %s.",
+            target,
+            element["pattern"],
+            maximum,
+            min(bounds),
+        )
+    return min(bounds)
+
+
+def _read_timing(element: Mapping[str, Any], kind: str, criterion: str) -> dict[str, Any]:
+    """Return the steps: the last update is the last whole ``pruning_frequency`` up to ``end_step``."""
+    decay, frequency = element["sparsity_decay_type"], element["pruning_frequency"]
+    if decay not in DECAYS:
+        raise UnknownNameError(
+            f"Unknown sparsity_decay_type {decay!r}.{suggest_name(str(decay), DECAYS)} Known: {', '.join(DECAYS)}."
+        )
+    start, end = math.ceil(element["start_step"]), math.floor(element["end_step"])
+    if end < start:
+        raise ConfigError(f"end_step must not be less than start_step, found {end} < {start}.")
+    if not isinstance(frequency, int | float) or frequency < 1:
+        raise ConfigError(f"pruning_frequency must be at least 1, found {frequency!r}.")
+    frequency = int(frequency)
+    last = start + (end - start) // frequency * frequency
+    timing: dict[str, Any] = {"pruning_frequency": frequency}
+    if kind == "progressive" and (end - start <= PROGRESSIVE_STEPS or frequency == 1):
+        timing["kind"] = "iterative"
+    if last == start:
+        # There is no gradient before the first step, so the only update is after it.
+        start = last = max(start, 1) if CRITERIA.find(criterion).needs_gradient else start
+        return timing | {"start_step": start, "end_step": last, "sparsity_decay_type": "one_shot"}
+    schedule = register_quarter_cosine() if decay == "cos" else DECAYS[decay]
+    return timing | {"start_step": start, "end_step": last, "sparsity_decay_type": schedule}

@@ -1,0 +1,97 @@
+"""Define `BasePruner`, which presents the pruner of one element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from secateur.schedules import get_schedule
+
+__all__ = ["BasePruner"]
+
+
+class BasePruner:
+    """The pruner of one element of ``pruning_configs``, with the attributes of Intel Neural Compressor.
+
+    Args:
+        part: The element and its layers.
+        get_run: Returns the pruner of Secateur that does the work; ``None`` before the run and without layers.
+        make_masks: Returns the masks before the run.
+
+    Attributes:
+        config: The element with all keys, as items and attributes. Changes before the run starts have an effect.
+        modules: Layer name → layer.
+        progressive_configs: Settings of progressive pruning. Only the default, ``"scores"`` ranked globally, is used.
+        progressive_logger: Has no effect.
+    """
+
+    def __init__(self, part: Any, get_run: Callable[[], Any], make_masks: Callable[[Any], dict[str, Any]]) -> None:
+        self.config = part.element
+        self.modules = part.modules
+        self.progressive_configs = {"progressive_steps": 4, "progressive_type": "scores", "use_global": True}
+        self.progressive_logger = True
+        self._part = part
+        self._get_run = get_run
+        self._make_masks = make_masks
+
+    @property
+    def run(self) -> Any:
+        """The pruner of Secateur that does the work; ``None`` before the run and without layers."""
+        return self._get_run()
+
+    @property
+    def masks(self) -> dict[str, Any]:
+        """Layer → booleans in the weight's shape, ``True`` = kept."""
+        run = self.run
+        return self._make_masks(self._part) if run is None else dict(run.masks)
+
+    @property
+    def pattern(self) -> Any:
+        """The pattern of Secateur with its layers; ``None`` before the run and without layers."""
+        run = self.run
+        return None if run is None or not run.plan.patterns else run.plan.patterns[0]
+
+    @property
+    def scheduler(self) -> Any:
+        """The function ``(initial, target, progress) -> sparsity``."""
+        return get_schedule(self._part.config.sparsity_decay_type)
+
+    @property
+    def global_step(self) -> int:
+        """Number of optimizer steps."""
+        run = self.run
+        return 0 if run is None else int(run.step)
+
+    @property
+    def current_sparsity_ratio(self) -> float:
+        """Share of the weights of all layers that the masks prune."""
+        run = self.run
+        return 0.0 if run is None else float(run.sparsity)
+
+    @property
+    def start_step(self) -> Any:
+        """``start_step`` of the element."""
+        return self.config["start_step"]
+
+    @property
+    def end_step(self) -> Any:
+        """``end_step`` of the element."""
+        return self.config["end_step"]
+
+    @property
+    def pruning_frequency(self) -> Any:
+        """``pruning_frequency`` of the element."""
+        return self.config["pruning_frequency"]
+
+    @property
+    def target_sparsity_ratio(self) -> Any:
+        """``target_sparsity`` of the element."""
+        return self.config["target_sparsity"]
+
+    @property
+    def max_sparsity_ratio_per_op(self) -> Any:
+        """``max_sparsity_ratio_per_op`` of the element."""
+        return self.config["max_sparsity_ratio_per_op"]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config['pruning_type']}, {self.config['pattern']}, {list(self.modules)})"

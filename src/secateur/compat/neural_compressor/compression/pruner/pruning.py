@@ -1,0 +1,231 @@
+"""Define `BasePruning`, which runs the pruners of all elements."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from secateur.compat.neural_compressor._reports import merge_reports
+from secateur.compat.neural_compressor._translation import get_solver
+from secateur.compat.neural_compressor.compression.pruner.pruners.base import BasePruner
+from secateur.compat.neural_compressor.config import WeightPruningConfig
+from secateur.errors import StateError
+from secateur.frameworks import import_leaf
+from secateur.results import PruningReport
+
+__all__ = ["BasePruning", "OneShotPruning", "split_elements"]
+
+logger = logging.getLogger(__name__)
+
+RUNS = "secateur.compat.neural_compressor._runs"
+
+
+class BasePruning:
+    """Prune a model while it trains, with one pruner per element.
+
+    Without an optimizer, ``on_before_optimizer_step`` reads the gradients, and ``on_after_optimizer_step`` counts the
+    step, sets pruned weights to zero and prunes more if an update is due. If a loop does not call the second, the next
+    callback, such as ``on_step_end`` or ``on_step_begin``, does its work before the next forward pass. With an
+    optimizer, the pruners follow its steps, and no callback is needed.
+
+    Args:
+        config: The configuration.
+        model: The model.
+        optimizer: Its optimizer, with which the run starts at once; ``None``: it starts with the first callback.
+
+    Attributes:
+        pruners: One pruner per element.
+        report: The result; ``None`` until ``on_train_end``.
+
+    Raises:
+        SecateurError: The configuration does not fit the model, which is unchanged.
+    """
+
+    def __init__(self, config: WeightPruningConfig, model: Any, optimizer: Any = None) -> None:
+        leaf = import_leaf(RUNS, model)
+        self.report: PruningReport | None = None
+        self._parts = leaf.assign_elements(config, model)
+        self._start = partial(leaf.start_runs, model, self._parts, optimizer)
+        self._follows_optimizer = optimizer is not None
+        self._runs: list[Any] = []
+        self._is_announced = False
+        self._batches = 0
+        self.pruners = [
+            BasePruner(part, partial(self._get_run, index), leaf.make_masks) for index, part in enumerate(self._parts)
+        ]
+        if optimizer is not None:
+            self._runs = self._start()
+
+    @property
+    def runs(self) -> list[Any]:
+        """The pruners of Secateur, for the elements with layers; empty before the run."""
+        return [run for run in self._runs if run is not None]
+
+    def on_train_begin(self, dataloader: Any = None) -> None:  # noqa: ARG002 - part of the interface
+        """Start the run, if it has not started."""
+        self._start_once()
+
+    def on_epoch_begin(self, epoch: int | None = None) -> None:  # noqa: ARG002 - part of the interface
+        """Call before each epoch."""
+        self._finish_step()
+
+    def on_step_begin(self, batch_id: int | None = None) -> None:  # noqa: ARG002 - part of the interface
+        """Call before each batch."""
+        self._finish_step()
+        self._batches += 1
+
+    def on_before_optimizer_step(self) -> None:
+        """Call between the backward pass and ``optimizer.step()``.
+
+        Raises:
+            ScoreError: A score is ``nan``.
+        """
+        self._finish_step()
+        if self._is_announcing():
+            for run in self.runs:
+                run.before_step()
+            self._is_announced = True
+
+    def on_after_optimizer_step(self) -> None:
+        """Call after ``optimizer.step()``.
+
+        Raises:
+            StateError: The criterion needs gradients, and ``on_before_optimizer_step`` was not called.
+        """
+        self._start_once()
+        if self.report is not None:
+            for run in self.runs:
+                run.apply_masks()
+        if not self._is_announcing():
+            return
+        if not self._is_announced and any(run.needs_gradients for run in self.runs):
+            raise StateError(
+                "on_after_optimizer_step was called without on_before_optimizer_step, which must be called between the "
+                "backward pass and optimizer.step(), because the criterion uses gradients."
+            )
+        self._complete_step()
+
+    def on_step_end(self) -> None:
+        """Call after each batch."""
+        self._finish_step()
+
+    def on_epoch_end(self) -> None:
+        """Call after each epoch."""
+        self._finish_step()
+
+    def on_before_eval(self) -> None:
+        """Call before an evaluation."""
+        self._finish_step()
+
+    def on_after_eval(self) -> None:
+        """Call after an evaluation. Has no effect."""
+
+    def on_train_end(self) -> PruningReport:
+        """Call at the end of training: verify all masks and zeros, and end the run.
+
+        Afterwards, ``on_after_optimizer_step`` only sets pruned weights to zero.
+
+        Returns:
+            The report, per layer and in total. Further calls return it again.
+
+        Raises:
+            StateError: Masks and weights do not match.
+        """
+        self._finish_step()
+        if self.report is not None:
+            return self.report
+        if self._batches and not any(run.step for run in self.runs):
+            logger.warning(
+                "There were %d batches without an optimizer step, so nothing was pruned as planned. Call "
+                "on_before_optimizer_step before optimizer.step() and on_after_optimizer_step after it.",
+                self._batches,
+            )
+        masks = [run.masks for run in self.runs]
+        self.report = report = merge_reports([run.finalize() for run in self.runs], masks)
+        logger.info("%s", report)
+        return report
+
+    def _get_run(self, index: int) -> Any:
+        return self._runs[index] if self._runs else None
+
+    def _is_announcing(self) -> bool:
+        return not self._follows_optimizer and self.report is None
+
+    def _start_once(self) -> None:
+        if not self._runs:
+            self._runs = self._start()
+
+    def _finish_step(self) -> None:
+        """Complete a step that was announced but not completed."""
+        self._start_once()
+        if self._is_announced:
+            self._complete_step()
+
+    def _complete_step(self) -> None:
+        self._is_announced = False
+        for run in self.runs:
+            run.after_step()
+
+
+class OneShotPruning:
+    """Prune a model at once with calibration data. All callbacks exist, and have no effect.
+
+    Args:
+        config: The configuration.
+        model: The model, which is pruned.
+        batches: Calibration batches.
+        settings: Further arguments of the framework's function, such as the device.
+
+    Attributes:
+        pruners: One pruner per element.
+        report: The result.
+    """
+
+    def __init__(self, config: WeightPruningConfig, model: Any, batches: Iterable[Any], **settings: Any) -> None:
+        leaf = import_leaf(RUNS, model)
+        parts = leaf.assign_elements(config, model, prune_frozen=True)
+        self.pruners = [BasePruner(part, lambda: None, leaf.make_masks) for part in parts]
+        reports = [
+            leaf.prune_in_one_shot(model, part.config, solver=get_solver(part.element), batches=batches, **settings)
+            for part in parts
+            if part.modules
+        ]
+        self.report = merge_reports(reports, [{} for _ in reports])
+
+    def on_train_begin(self, dataloader: Any = None) -> None:
+        """Has no effect: the model has been pruned."""
+
+    def on_epoch_begin(self, epoch: int | None = None) -> None:
+        """Has no effect."""
+
+    def on_step_begin(self, batch_id: int | None = None) -> None:
+        """Has no effect."""
+
+    def on_before_optimizer_step(self) -> None:
+        """Has no effect."""
+
+    def on_after_optimizer_step(self) -> None:
+        """Has no effect."""
+
+    def on_step_end(self) -> None:
+        """Has no effect."""
+
+    def on_epoch_end(self) -> None:
+        """Has no effect."""
+
+    def on_before_eval(self) -> None:
+        """Has no effect."""
+
+    def on_after_eval(self) -> None:
+        """Has no effect."""
+
+    def on_train_end(self) -> PruningReport:
+        """Return the report."""
+        return self.report
+
+
+def split_elements(config: WeightPruningConfig, elements: Sequence[Mapping[str, Any]]) -> WeightPruningConfig:
+    """Return a configuration with some of the elements, which have all keys."""
+    return WeightPruningConfig(elements, framework=config.framework)
