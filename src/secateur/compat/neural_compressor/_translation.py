@@ -15,7 +15,7 @@ from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["get_solver", "translate_element"]
+__all__ = ["is_one_shot", "translate_element"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ CRITERION_NAMES = {
 }
 """Pruning type → criterion."""
 
-SOLVERS = {"sparse_gpt": "sparsegpt"}
-"""Pruning type → solver for one-shot pruning."""
+ONE_SHOT = {"sparse_gpt": "magnitude", "retrain_free": "mask_fisher"}
+"""Pruning type that prunes at once, with calibration data → criterion."""
 
 PROGRESSIVE = "_progressive"
 PROGRESSIVE_STEPS = 4
@@ -57,7 +57,7 @@ def translate_element(element: Mapping[str, Any]) -> dict[str, Any]:
     settings |= {
         "target_sparsity": _read_target(element, removable),
         "criterion": criterion,
-        "pruning_scope": "local" if element["pruning_type"] in SOLVERS else element["pruning_scope"],
+        "pruning_scope": "local" if element["pruning_type"] == "sparse_gpt" else element["pruning_scope"],
         "criterion_reduce_type": element["criterion_reduce_type"],
         "min_sparsity_ratio_per_op": element["min_sparsity_ratio_per_op"],
         "max_sparsity_ratio_per_op": element["max_sparsity_ratio_per_op"],
@@ -71,18 +71,20 @@ def translate_element(element: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def get_solver(element: Mapping[str, Any]) -> str | None:
-    """Return the solver of an element; ``None`` if it prunes during training."""
-    return SOLVERS.get(element["pruning_type"])
+def is_one_shot(element: Mapping[str, Any]) -> bool:
+    """Whether an element prunes at once, with calibration data, rather than during training."""
+    return element["pruning_type"] in ONE_SHOT
 
 
 def _read_kind_and_criterion(element: Mapping[str, Any]) -> tuple[str, str]:
     name = element["pruning_type"]
     base = str(name).removesuffix(PROGRESSIVE)
-    if name == "pattern_lock" or name in SOLVERS:
-        return ("pattern_lock" if name == "pattern_lock" else "iterative"), "magnitude"
+    if name == "pattern_lock":
+        return "pattern_lock", "magnitude"
+    if name in ONE_SHOT:
+        return "iterative", ONE_SHOT[name]
     if base not in CRITERION_NAMES:
-        known = (*CRITERION_NAMES, *(each + PROGRESSIVE for each in CRITERION_NAMES), "pattern_lock", *SOLVERS)
+        known = (*CRITERION_NAMES, *(each + PROGRESSIVE for each in CRITERION_NAMES), "pattern_lock", *ONE_SHOT)
         raise UnknownNameError(
             f"Unknown pruning_type {name!r}.{suggest_name(str(name), known)} Known: {', '.join(known)}."
         )

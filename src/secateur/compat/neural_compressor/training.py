@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.compat.neural_compressor._translation import get_solver
 from secateur.compat.neural_compressor.compression.callbacks import BaseCallbacks, PruningCallbacks
 from secateur.compat.neural_compressor.compression.pruner import prepare_pruning
 from secateur.compat.neural_compressor.config import WeightPruningConfig
@@ -192,7 +191,7 @@ def _is_configuration(value: Any) -> bool:
 def _make_callbacks(config: Any, model: Any, optimizer: Any, conf: DotDict) -> BaseCallbacks:
     if isinstance(config, WeightPruningConfig):
         for element in config.complete_elements():
-            if get_solver(element) is not None:
+            if element.pruning_type == "sparse_gpt":
                 raise ConfigError(
                     f"pruning_type must be one that prunes during training, found {element.pruning_type!r}. Call "
                     f"prepare_pruning(model, config, dataloader=batches)."

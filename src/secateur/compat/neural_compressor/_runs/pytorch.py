@@ -18,6 +18,7 @@ from secateur.compat.neural_compressor._translation import translate_element
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.config import PruningConfig
+from secateur.errors import LayerError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.run_options import RunOptions
 from secateur.oneshot import Execution
@@ -72,11 +73,21 @@ def assign_elements(config: WeightPruningConfig, model: nn.Module, *, prune_froz
         where = f"pruning_configs[{index}]" if len(elements) > 1 else "The configuration"
         part = Part(element, find_modules(element, model, where))
         if part.modules:
-            _limit_target(part, model, where, prune_frozen=prune_frozen)
-            reasons = plan(model, part.config, prune_frozen=prune_frozen).dense
-            _warn_of_dense_layers({name: reason for name, reason in reasons.items() if name in part.modules})
+            _check_part(part, model, where, prune_frozen=prune_frozen)
         parts.append(part)
     return parts
+
+
+def _check_part(part: Part, model: nn.Module, where: str, *, prune_frozen: bool) -> None:
+    """Check that an element fits its layers; a warning names layers that it cannot prune."""
+    try:
+        _limit_target(part, model, where, prune_frozen=prune_frozen)
+        reasons = plan(model, part.config, prune_frozen=prune_frozen).dense
+    except LayerError as error:
+        logger.warning("%s prunes nothing. %s", where, error)
+        part.modules.clear()
+        return
+    _warn_of_dense_layers({name: reason for name, reason in reasons.items() if name in part.modules})
 
 
 def _limit_target(part: Part, model: nn.Module, where: str, *, prune_frozen: bool) -> None:
@@ -84,7 +95,8 @@ def _limit_target(part: Part, model: nn.Module, where: str, *, prune_frozen: boo
     config = part.config
     if config.kind == "pattern_lock" or config.target_sparsity is None or ":" in config.pattern:
         return
-    patterns = plan(model, config.model_copy(update={"target_sparsity": 0.0}), prune_frozen=prune_frozen).patterns
+    free = config.model_copy(update={"target_sparsity": 0.0, "min_sparsity_ratio_per_op": 0.0})
+    patterns = plan(model, free, prune_frozen=prune_frozen).patterns
     total = sum(units.count for pattern in patterns for units in pattern.units.values())
     most = sum(bound for pattern in patterns for bound in pattern.budget.upper_bounds().values())
     if total and round(config.target_sparsity * total) > most:
@@ -137,10 +149,23 @@ def make_masks(part: Part) -> dict[str, torch.Tensor]:
 
 
 def prune_in_one_shot(
-    model: nn.Module, config: PruningConfig, *, solver: str, batches: Iterable[Any], device: Any
+    model: nn.Module, part: Part, *, batches: Iterable[Any], loss: Any = None, device: Any = None
 ) -> PruningReport:
-    """Prune a model with calibration data."""
-    return prune(model, config, calibration=_ModelInputs(batches), solver=solver, execution=Execution(device=device))
+    """Prune the layers of an element with calibration data."""
+    if part.element["pruning_type"] == "retrain_free":
+        return prune(model, part.config, calibration=batches, loss=_LossOfBatch(loss) if loss else None)
+    execution = Execution(device=device)
+    return prune(model, part.config, calibration=_ModelInputs(batches), solver="sparsegpt", execution=execution)
+
+
+class _LossOfBatch:
+    """Calls a loss function with the outputs of the model and the labels of a batch."""
+
+    def __init__(self, loss: Any) -> None:
+        self._loss = loss
+
+    def __call__(self, outputs: Any, batch: Any) -> Any:
+        return self._loss(outputs, batch[1])
 
 
 class _ModelInputs:

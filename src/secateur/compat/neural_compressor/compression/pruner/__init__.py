@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from secateur.compat.neural_compressor._translation import get_solver
+from secateur.compat.neural_compressor._translation import is_one_shot
 from secateur.compat.neural_compressor.compression.pruner.model_slim import model_slim, parse_auto_slim_config
 from secateur.compat.neural_compressor.compression.pruner.pruning import BasePruning, OneShotPruning, split_elements
 from secateur.compat.neural_compressor.config import WeightPruningConfig
@@ -19,7 +19,7 @@ def prepare_pruning(
     config: WeightPruningConfig,
     optimizer: Any = None,
     dataloader: Iterable[Any] | None = None,
-    loss_func: Any = None,  # noqa: ARG001 - part of the interface
+    loss_func: Any = None,
     framework: str = "pytorch",  # noqa: ARG001 - the model decides
     device: Any = None,
 ) -> Any:
@@ -30,9 +30,11 @@ def prepare_pruning(
         config: The configuration. Elements for training need `optimizer`, others need `dataloader`.
         optimizer: The optimizer that trains the model. The pruners follow its steps, so the loop needs no callbacks. At
             the end, call ``on_train_end`` on the returned object to verify the result and get a report.
-        dataloader: Calibration batches for ``pruning_type="sparse_gpt"``, which prunes the model at once. If a batch is
-            a tuple or list, its first element is the model's input; mappings are passed as keyword arguments.
-        loss_func: Not used.
+        dataloader: Calibration batches for ``pruning_type="sparse_gpt"`` and ``"retrain_free"``, which prune the model
+            at once. If a batch is a tuple or list, its first element is the model's input; mappings are passed as
+            keyword arguments.
+        loss_func: For ``"retrain_free"``: a function of the outputs and of the second element of a batch that returns
+            a loss; ``None``: the ``loss`` of the model's outputs.
         framework: Not used, because the model decides.
         device: Device on which the model is pruned with calibration data.
 
@@ -63,15 +65,17 @@ def prepare_pruning(
     if not isinstance(config, WeightPruningConfig):
         raise ConfigError(f"config must be a WeightPruningConfig, found {type(config).__name__}.")
     elements = config.complete_elements()
-    trained = [element for element in elements if get_solver(element) is None]
-    at_once = [element for element in elements if get_solver(element) is not None]
+    trained = [element for element in elements if not is_one_shot(element)]
+    at_once = [element for element in elements if is_one_shot(element)]
     if trained and optimizer is None:
         raise ConfigError(f"optimizer must be given for pruning_type={trained[0].pruning_type!r}, found None.")
     if at_once and dataloader is None:
         raise ConfigError(f"dataloader must be given for pruning_type={at_once[0].pruning_type!r}, found None.")
     prunings: list[Any] = []
     if at_once and dataloader is not None:
-        prunings.append(OneShotPruning(split_elements(config, at_once), model, dataloader, device=device))
+        prunings.append(
+            OneShotPruning(split_elements(config, at_once), model, dataloader, loss=loss_func, device=device)
+        )
     if trained:
         prunings.insert(0, BasePruning(split_elements(config, trained), model, optimizer))
     return prunings[0] if len(prunings) == 1 else prunings

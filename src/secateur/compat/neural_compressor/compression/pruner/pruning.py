@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from secateur.compat.neural_compressor._reports import merge_reports
-from secateur.compat.neural_compressor._translation import get_solver
 from secateur.compat.neural_compressor.compression.pruner.pruners.base import BasePruner
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.errors import StateError
@@ -187,11 +186,7 @@ class OneShotPruning:
         leaf = import_leaf(RUNS, model)
         parts = leaf.assign_elements(config, model, prune_frozen=True)
         self.pruners = [BasePruner(part, lambda: None, leaf.make_masks) for part in parts]
-        reports = [
-            leaf.prune_in_one_shot(model, part.config, solver=get_solver(part.element), batches=batches, **settings)
-            for part in parts
-            if part.modules
-        ]
+        reports = [leaf.prune_in_one_shot(model, part, batches=batches, **settings) for part in parts if part.modules]
         self.report = merge_reports(reports, [{} for _ in reports])
 
     def on_train_begin(self, dataloader: Any = None) -> None:

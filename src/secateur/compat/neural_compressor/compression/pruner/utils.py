@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from secateur.compat.neural_compressor._elements import complete_element
 from secateur.compat.neural_compressor.compression.pruner.model_slim.pattern_analyzer import (
     ClassifierHeadSearcher,
     ClassifierHeadSearcherTF,
@@ -138,6 +139,7 @@ def parse_to_prune_tf(config: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 
 def _select_layers(config: Mapping[str, Any], layers: Iterable[tuple[str, Any]], head: str | None) -> dict[str, Any]:
+    config = complete_element(config, {})
     included = _compile_names(config["op_names"] or [".*"])
     excluded = _compile_names([*config["excluded_op_names"], *([] if head is None else [head])])
     return {

@@ -1,0 +1,319 @@
+"""The training loops of the examples of Intel Neural Compressor, on tiny models, with exact numbers of zeros."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from secateur.compat.neural_compressor.compression.pruner import parse_auto_slim_config, prepare_pruning
+from secateur.compat.neural_compressor.training import WeightPruningConfig, prepare_compression
+from tiny_transformers import VOCABULARY, bert, opt
+
+pytestmark = pytest.mark.usefixtures("registries_restored")
+
+BATCHES, WARMUP, EPOCHS, COOLDOWN = 8, 4, 3, 1
+TOTAL = BATCHES * (EPOCHS - COOLDOWN)
+FREQUENCY = 3
+COMMON = {"pruning_type": "snip_momentum", "pruning_scope": "global", "sparsity_decay_type": "exp"}
+
+
+class Block(nn.Module):
+    """A residual block, with the names of torchvision."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.conv2(self.conv1(images).relu()) + self.downsample(images)).relu()
+
+
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.layer1 = nn.Sequential(Block(8, 8))
+        self.layer2 = nn.Sequential(Block(8, 16))
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.layer2(self.layer1(self.conv1(images))).mean((2, 3)))
+
+
+def images() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(BATCHES):
+        yield torch.randn(4, 3, 6, 6, generator=generator), torch.randint(4, (4,), generator=generator)
+
+
+def texts(**labels: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of a data loader of transformers: tokens, and labels below the given bounds."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(BATCHES):
+        tokens = torch.randint(3, VOCABULARY, (2, 8), generator=generator)
+        yield {"input_ids": tokens} | {
+            name: torch.randint(bound, (2,), generator=generator) for name, bound in labels.items()
+        }
+
+
+def zeros(model: nn.Module, names: Iterable[str]) -> int:
+    return sum(int((model.get_parameter(f"{name}.weight") == 0).sum()) for name in names)
+
+
+def sizes(model: nn.Module, names: Iterable[str]) -> int:
+    return sum(model.get_parameter(f"{name}.weight").numel() for name in names)
+
+
+def linears(model: nn.Module, *, without: tuple[str, ...] = ()) -> list[str]:
+    names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    return [name for name in names if not any(part in name for part in without)]
+
+
+def steps(*, do_prune: bool = True) -> dict[str, int]:
+    """The steps of a run; without pruning, the examples set them after the end of training."""
+    start, end = (WARMUP, TOTAL) if do_prune else (BATCHES * EPOCHS + 1, BATCHES * EPOCHS + 1)
+    return {"start_step": start, "end_step": end, "pruning_frequency": FREQUENCY}
+
+
+def train_with_callbacks(model: nn.Module, config: WeightPruningConfig, batches: list[dict[str, Any]]) -> None:
+    """The loop of the examples for question answering, translation and block masks."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    manager = prepare_compression(model=model, confs=config)
+    manager.callbacks.on_train_begin()
+    model = manager.model
+    for _ in range(EPOCHS):
+        model.train()
+        for step, batch in enumerate(batches):
+            manager.callbacks.on_step_begin(step)
+            model(**batch).loss.backward()
+            manager.callbacks.on_before_optimizer_step()
+            optimizer.step()
+            manager.callbacks.on_after_optimizer_step()
+            optimizer.zero_grad()
+    manager.callbacks.on_train_end()
+
+
+def train_with_optimizer(model: nn.Module, config: WeightPruningConfig, batches: list[dict[str, Any]]) -> None:
+    """The loop of the examples for GLUE: only `prepare_pruning` is added."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    prepare_pruning(model, config, optimizer)
+    for _ in range(EPOCHS):
+        for batch in batches:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def question_answering() -> nn.Module:
+    torch.manual_seed(0)
+    return transformers.BertForQuestionAnswering(bert().config)
+
+
+def test_image_classification() -> None:
+    model = ResNet()
+    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01)
+    elements = [
+        COMMON
+        | {
+            "op_names": ["layer"],
+            "excluded_op_names": ["head", "fc", ".downsample"],
+            "pruning_op_types": ["Conv2d"],
+            "max_sparsity_ratio_per_op": 0.98,
+        }
+    ]
+    manager = prepare_compression(
+        model=model, confs=WeightPruningConfig(elements, target_sparsity=0.75, pattern="1x1", **steps())
+    )
+    manager.callbacks.on_train_begin()
+    wrapped = manager.model
+    for _ in range(EPOCHS):
+        for index, (batch, targets) in enumerate(images()):
+            manager.callbacks.on_step_begin(batch_id=index)
+            criterion(wrapped(batch), targets).backward()
+            manager.callbacks.on_before_optimizer_step()
+            optimizer.step()
+            manager.callbacks.on_after_optimizer_step()
+            optimizer.zero_grad()
+
+    pruned = [f"layer{index}.0.conv{conv}" for index in (1, 2) for conv in (1, 2)]
+    assert zeros(model, pruned) == 0.75 * sizes(model, pruned)
+    assert zeros(model, ["conv1", "layer1.0.downsample.0", "layer2.0.downsample.0", "fc"]) == 0
+
+
+def test_object_detection_with_accumulated_gradients() -> None:
+    model = ResNet()
+    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.01)
+    elements = [COMMON | {"pruning_op_types": ["Conv2d"], "excluded_op_names": [], "max_sparsity_ratio_per_op": 0.98}]
+    settings = {"start_step": 2, "end_step": 8, "pruning_frequency": 2}
+    manager = prepare_compression(
+        model=model, confs=WeightPruningConfig(elements, target_sparsity=0.5, pattern="4x1", **settings)
+    )
+    manager.callbacks.on_train_begin()
+    count = 0
+    for _ in range(EPOCHS):
+        for batch, targets in images():
+            manager.callbacks.on_step_begin(count)
+            criterion(model(batch), targets).backward()
+            count += 1
+            if count % 2 == 0:
+                manager.callbacks.on_before_optimizer_step()
+                optimizer.step()
+                manager.callbacks.on_after_optimizer_step()
+                optimizer.zero_grad()
+
+    pruned = [name for name, module in model.named_modules() if type(module) is nn.Conv2d]
+    assert zeros(model, pruned) == 0.5 * sizes(model, pruned)
+    assert zeros(model, ["fc"]) == 0
+
+
+@pytest.mark.parametrize(("pattern", "target"), [("4x1", 0.75), ("2:4", 0.5)])
+def test_question_answering(pattern: str, target: float) -> None:
+    model = question_answering()
+    elements = [
+        COMMON | {"excluded_op_names": ["pooler"], "pruning_op_types": ["Linear"], "max_sparsity_ratio_per_op": 0.98}
+    ]
+    config = WeightPruningConfig(elements, target_sparsity=target, pattern=pattern, **steps())
+    train_with_callbacks(model, config, list(texts(start_positions=8, end_positions=8)))
+
+    pruned = linears(model, without=("qa_outputs",))
+    assert zeros(model, pruned) == target * sizes(model, pruned)
+    assert zeros(model, ["qa_outputs"]) == 0
+
+
+def test_question_answering_with_block_masks() -> None:
+    model = question_answering()
+    elements = [
+        {
+            "pruning_type": "block_mask",
+            "pruning_scope": "global",
+            "criterion_type": "snip_momentum_block",
+            "excluded_op_names": ["qa_outputs", "pooler", ".*embeddings*"],
+            "sparsity_decay_type": "exp",
+            "pruning_op_types": ["Linear"],
+            "max_sparsity_ratio_per_op": 0.98,
+        }
+    ]
+    config = WeightPruningConfig(elements, target_sparsity=0.5, pattern="4x4", **steps())
+    train_with_callbacks(model, config, list(texts(start_positions=8, end_positions=8)))
+
+    pruned = linears(model, without=("qa_outputs",))
+    assert zeros(model, pruned) == 0.5 * sizes(model, pruned)
+
+
+@pytest.mark.parametrize("do_prune", [True, False])
+def test_text_classification(do_prune: bool) -> None:
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(bert().config)
+    elements = [
+        COMMON
+        | {
+            "excluded_op_names": ["classifier", "pooler", ".*embeddings*"],
+            "pruning_op_types": ["Linear"],
+            "max_sparsity_ratio_per_op": 0.98,
+        }
+    ]
+    config = WeightPruningConfig(
+        elements, target_sparsity=0.75, pattern="4x1", pruning_type="snip_momentum", **steps(do_prune=do_prune)
+    )
+    train_with_optimizer(model, config, list(texts(labels=2)))
+
+    pruned = linears(model, without=("pooler", "classifier"))
+    assert zeros(model, pruned) == (0.75 * sizes(model, pruned) if do_prune else 0)
+    assert zeros(model, ["classifier", "bert.pooler.dense"]) == 0
+
+
+def test_text_classification_with_two_patterns() -> None:
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(bert().config)
+    common = {"pruning_type": "snip_momentum", "sparsity_decay_type": "exp", "pruning_op_types": ["Linear"]}
+    elements = [
+        common | {"op_names": [".*output", ".*intermediate"], "pattern": "1x1", "pruning_scope": "local"},
+        common
+        | {
+            "op_names": [".*query", ".*key", ".*value"],
+            "pattern": "4x1",
+            "pruning_scope": "global",
+            "max_sparsity_ratio_per_op": 0.98,
+            "min_sparsity_ratio_per_op": 0.5,
+        },
+    ]
+    config = WeightPruningConfig(elements, target_sparsity=0.75, **steps())
+    train_with_optimizer(model, config, list(texts(labels=2)))
+
+    local = [name for name in linears(model) if "output" in name or "intermediate" in name]
+    for name in local:
+        assert zeros(model, [name]) == 0.75 * sizes(model, [name])
+    ranked = [name for name in linears(model) if name.endswith(("query", "key", "value"))]
+    assert zeros(model, ranked) == 0.75 * sizes(model, ranked)
+    assert min(zeros(model, [name]) / sizes(model, [name]) for name in ranked) >= 0.5
+
+
+def test_translation() -> None:
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=VOCABULARY, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4, decoder_start_token_id=0
+        )
+    )
+    elements = [COMMON | {"pruning_op_types": ["Linear"], "excluded_op_names": ["lm_head", "pooler"]}]
+    config = WeightPruningConfig(elements, target_sparsity=0.5, pattern="4x1", **steps())
+    train_with_callbacks(model, config, [batch | {"labels": batch["input_ids"]} for batch in texts()])
+
+    pruned = linears(model, without=("lm_head",))
+    assert zeros(model, pruned) == 0.5 * sizes(model, pruned)
+
+
+@pytest.mark.parametrize("pattern", ["1x1", "2:4"])
+def test_language_model_with_sparsegpt(pattern: str) -> None:
+    torch.manual_seed(0)
+    model = opt()
+    elements = [{"pruning_type": "sparse_gpt", "op_names": [".*"], "excluded_op_names": ["lm_head", "embed_out"]}]
+    config = WeightPruningConfig(elements, target_sparsity=0.5, pattern=pattern)
+    prepare_pruning(model, config, dataloader=list(texts()), device="cpu")
+
+    for name in linears(model, without=("lm_head",)):
+        assert zeros(model, [name]) == 0.5 * sizes(model, [name])
+
+
+@pytest.mark.parametrize("auto_config", [True, False])
+def test_language_model_without_retraining(auto_config: bool) -> None:
+    torch.manual_seed(0)
+    model = opt()
+    if auto_config:
+        elements = parse_auto_slim_config(
+            model, ffn2_sparsity=0.25, mha_sparsity=0, pruning_scope="global", pruning_type="retrain_free"
+        )
+    else:
+        elements = [
+            {
+                "pruning_type": "retrain_free",
+                "pruning_scope": "global",
+                "op_names": [".fc2"],
+                "excluded_op_names": [".attn"],
+                "pattern": "channelx1",
+                "pruning_op_types": ["Linear"],
+            }
+        ]
+    config = WeightPruningConfig(elements, target_sparsity=0.25, pattern="channelx1", start_step=1, end_step=7)
+    prepare_pruning(model, config, dataloader=[batch | {"labels": batch["input_ids"]} for batch in texts()])
+
+    pruned = [name for name in linears(model) if name.endswith("fc2")]
+    assert zeros(model, pruned) == 0.25 * sizes(model, pruned)
+
+
+def test_auto_slim() -> None:
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(bert().config)
+    elements = parse_auto_slim_config(model, ffn2_sparsity=0.5, mha_sparsity=0, pruning_scope="local")
+    train_with_callbacks(model, WeightPruningConfig(elements, **steps()), list(texts(labels=2)))
+
+    pruned = [name for name in linears(model) if name.endswith("output.dense") and "attention" not in name]
+    for name in pruned:
+        weight = model.get_parameter(f"{name}.weight")
+        assert int((weight == 0).all(0).sum()) == weight.shape[1] / 2
