@@ -32,6 +32,8 @@ INTERFACE = "the signature of what it takes the place of"
 
 PRUNE = "one call says what, with which data, how (solver, refine, allocation) and where"
 
+ANNEALING = "compat/neural_compressor/compression/hpo/sa_optimizer.py::SimulatedAnnealingOptimizer.__init__"
+
 # `str(violation)` of what may break a rule, and why: {"patterns/base.py::get_pattern: parameters": "reason"}
 EXCEPTIONS: dict[str, str] = {
     "oneshot/__init__.py::prune: parameters": PRUNE,
@@ -41,6 +43,8 @@ EXCEPTIONS: dict[str, str] = {
     "compat/neural_compressor/compression/pruner/__init__.py::prepare_pruning: parameters": INTERFACE,
     "compat/neural_compressor/config.py::WeightPruningConfig.__init__: positional boolean": INTERFACE,
     "compat/neural_compressor/config.py::WeightPruningConfig.__init__: parameters": INTERFACE,
+    f"{ANNEALING}: parameters": INTERFACE,
+    f"{ANNEALING}: positional boolean": INTERFACE,
 }
 
 # Spelled in halves, so that this file does not hold what it forbids.

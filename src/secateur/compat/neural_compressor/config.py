@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.compat.neural_compressor._elements import complete_element, warn_of_unknown_keys
+from secateur.compat.neural_compressor._hpo_config import HPOConfig
 from secateur.compat.neural_compressor._translation import translate_element
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
 from secateur.frameworks import import_leaf
 
-__all__ = ["WeightPruningConfig"]
+__all__ = ["HPOConfig", "WeightPruningConfig"]
 
 
 class WeightPruningConfig:
