@@ -25,6 +25,7 @@ from secateur.patterns import (
     ArrayBasePattern,
     BasePattern,
     BlockTiling,
+    HeadsPattern,
     WeightView,
     base,
     get_pattern,
@@ -60,7 +61,8 @@ def units_in(spec: str) -> dict[str, int]:
 
 
 def test_every_registered_pattern_is_here() -> None:
-    assert {get_pattern_class(spec) for spec in SPECS} == set(PATTERNS.values())
+    # Heads are units of several layers at once: tests/patterns/test_heads.py.
+    assert {get_pattern_class(spec) for spec in SPECS} == set(PATTERNS.values()) - {HeadsPattern}
 
 
 @every_pattern
@@ -339,7 +341,7 @@ def test_a_name_taken_twice_raises() -> None:
     [
         (
             "1xchanel",
-            r"Unknown pattern '1xchanel'\. Did you mean '1xchannel'\? Known pattern types: N:M, NxM; for example",
+            r"Unknown pattern '1xchanel'\. Did you mean '1xchannel'\? Known pattern types: N:M, NxM, heads; for example",
         ),
         ("butterfly", r"Unknown pattern 'butterfly'\. Known pattern types"),
     ],

@@ -47,6 +47,10 @@ class Framework(ABC):
         """Return a number that is the same for layers that share a weight, and differs otherwise."""
         return id(layer)
 
+    def get_parameter_name(self, name: str, layer: Any) -> str:  # noqa: ARG002
+        """Return the name in the model of a layer's weight, given the name of the layer."""
+        return name
+
     def to_array(self, tensor: Any) -> Array:
         """Convert a tensor to the type of array for which selection is fastest."""
         return tensor

@@ -93,6 +93,10 @@ class PytorchFramework(Framework):
         """Return the identity of the parameter."""
         return id(layer if isinstance(layer, WeightView) else get_parameter(layer))
 
+    def get_parameter_name(self, name: str, layer: Any) -> str:
+        """See `Framework.get_parameter_name`."""
+        return name if isinstance(layer, WeightView) else get_parameter_name(name, layer)
+
     def to_array(self, tensor: Any) -> Array:
         """Return a CPU tensor as a NumPy array, and any other tensor unchanged.
 

@@ -15,6 +15,8 @@ from secateur.masking.scores import AccumulatedScores
 from secateur.masking.updater import MaskUpdater
 from secateur.patterns import BasePattern
 from secateur.patterns.recognition import NonzeroMask, count_units, recognize_pattern
+from secateur.patterns.slices import SliceTiling
+from secateur.patterns.tiling import Tiling
 from secateur.patterns.verification import verify_masks, verify_zeros
 from secateur.results import LayerResult, PruningReport
 
@@ -116,7 +118,7 @@ class Run(Generic[Weight]):
             return [self._describe_lock(layer) for layer in self.pattern.views if layer not in self.free_layers]
         kept = self.pattern.find_kept_units(self._masks()) if self._has_masks else {}
         return [
-            self._result(layer, tiling.count, kept.get(name))
+            self._result(layer, tiling, kept.get(name))
             for name, units in self.pattern.units.items()
             for layer, tiling in units.parts.items()
         ]
@@ -149,11 +151,14 @@ class Run(Generic[Weight]):
     def _masks(self) -> dict[str, Any]:
         return {name: weight.mask for name, weight in self.weights.items()}
 
-    def _result(self, layer: str, units: int, kept: Array | None) -> LayerResult:
-        weight, pattern = self.weights[layer], self.config.pattern
+    def _result(self, layer: str, tiling: Tiling, kept: Array | None) -> LayerResult:
+        weight, pattern, units = self.weights[layer], self.config.pattern, tiling.count
         shape = tuple(weight.stored.shape)
         size = math.prod(shape)
         pruned_units = 0 if kept is None else units - count_true(kept)
+        if isinstance(tiling, SliceTiling):  # a weight on its own has blocks, whatever they are part of
+            pattern, blocks = tiling.block
+            units, pruned_units = units * blocks, pruned_units * blocks
         if self.updater.is_locked and weight.mask is not None:
             pattern, units, pruned_units = self._recognize_locked(layer)
         return LayerResult(

@@ -12,7 +12,9 @@ from secateur.patterns.base import (
     register_pattern,
 )
 from secateur.patterns.block import BlockPattern
+from secateur.patterns.heads import HeadsPattern
 from secateur.patterns.nm import NMPattern
+from secateur.patterns.slices import SliceTiling
 from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling, Units
 
 __getattr__ = serve_old_names(
@@ -31,10 +33,12 @@ __all__ = [
     "BasePattern",
     "BlockPattern",
     "BlockTiling",
+    "HeadsPattern",
     "KerasBasePattern",
     "NMPattern",
     "OutputsLastTiling",
     "PytorchBasePattern",
+    "SliceTiling",
     "Tiling",
     "Units",
     "WeightView",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from secateur._wording import format_list
 from secateur.config import ConfigLike, PruningConfig, make_config
 from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.frameworks import Framework, NoFramework, WeightView, get_framework
+from secateur.graph import Group
 from secateur.patterns.budget import Budget
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.patterns.selection import Cut, Scores, find_cuts, find_global_cuts, unify_precision
@@ -71,6 +72,7 @@ class BasePattern(Specification):
         config: The configuration.
         modules: Layer name → module, as given.
         framework: How the modules store their weights.
+        groups: Units with slices in several parameters of the modules, of the kind that `coupling` names.
         pattern: The pattern specification, e.g. ``"4x1"``.
         is_global: Whether all layers are ranked together, rather than separately.
         target_sparsity: Share of units that are pruned at the end, over all valid layers, in [0, 1]. The share of
@@ -91,7 +93,11 @@ class BasePattern(Specification):
     framework_name: ClassVar[str | None] = None
     """The only framework that the class supports; ``None``: it supports all."""
 
+    coupling: ClassVar[str | None] = None
+    """The kind of groups that the class reads from `groups`, such as ``"heads"``; ``None``: it reads none."""
+
     framework: Framework = NoFramework()
+    groups: Sequence[Group] = ()
 
     def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
         if self.framework_name is not None:
@@ -390,13 +396,16 @@ class ArrayBasePattern(BasePattern):
     framework_name = "array"
 
 
-def get_pattern(config: ConfigLike, modules: Mapping[str, Any], framework: str = "pytorch") -> BasePattern:
+def get_pattern(
+    config: ConfigLike, modules: Mapping[str, Any], framework: str = "pytorch", *, groups: Sequence[Group] = ()
+) -> BasePattern:
     """Create the pattern that is registered for ``config.pattern``, with `modules` of a framework.
 
     Args:
         config: A `PruningConfig`, or a plain mapping with the same keys.
         modules: Layer name → module.
         framework: ``"pytorch"``, ``"keras"``, or ``"array"`` for plain arrays, whose modules are `WeightView` objects.
+        groups: Units with slices in several parameters of the modules, for patterns such as ``"heads"``.
 
     Raises:
         UnknownNameError: No registered pattern handles the specification, or the framework is unknown.
@@ -412,7 +421,8 @@ def get_pattern(config: ConfigLike, modules: Mapping[str, Any], framework: str =
         tensor(12)
     """
     settings = make_config(config)
-    return _create_pattern(get_pattern_class(settings.pattern), get_framework(framework), settings, modules)
+    pattern, known = get_pattern_class(settings.pattern), get_framework(framework)
+    return _create_pattern(pattern, (known, tuple(groups)), settings, modules)
 
 
 def get_pattern_class(specification: str) -> type[BasePattern]:
@@ -425,16 +435,21 @@ def get_pattern_class(specification: str) -> type[BasePattern]:
 
 
 def _create_pattern(
-    pattern: type[BasePattern], framework: Framework, config: PruningConfig, modules: Mapping[str, Any]
+    pattern: type[BasePattern],
+    context: tuple[Framework, tuple[Group, ...]],
+    config: PruningConfig,
+    modules: Mapping[str, Any],
 ) -> BasePattern:
     """Create a pattern of a class that supports one framework or all.
 
-    The framework is set before the constructor runs, so that constructors of users do not need an argument for it.
+    The framework and the groups are set before the constructor runs, so that constructors of users do not need
+    arguments for them.
     """
+    framework, groups = context
     if pattern.framework_name not in (None, framework.name):
         raise ConfigError(f"{pattern.__name__} only supports {pattern.framework_name!r}, found {framework.name!r}.")
     created = pattern.__new__(pattern)
-    created.framework = framework
+    created.framework, created.groups = framework, groups
     created.__init__(config, modules)  # type: ignore[misc]
     return created
 

@@ -13,7 +13,7 @@ from secateur._array import Array, concat_chunks, namespace, repeat, transpose_f
 from secateur.errors import LayerError
 from secateur.patterns.reduction import Reduction
 
-__all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units"]
+__all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units", "widen_dtype"]
 
 CHUNK = 1 << 18
 """Weights processed at a time: few enough for the cache of a core, enough to hide the overhead of calls."""
@@ -118,7 +118,7 @@ class BlockTiling(Tiling):
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
         """See `Tiling.unit_scores`; a chunk has several rows of blocks, or several columns if there is one row."""
         for chunk in self.chunks(scores):
-            yield reduction(self.split_blocks(_widen_dtype(chunk)), (1, 3, 5)).reshape((-1,))
+            yield reduction(self.split_blocks(widen_dtype(chunk)), (1, 3, 5)).reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
         """See `Tiling.expand`."""
@@ -178,7 +178,7 @@ class OutputsLastTiling(Tiling):
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
         """See `Tiling.unit_scores`."""
         for chunk in self.chunks(scores):
-            yield reduction(_widen_dtype(chunk).reshape((-1, 1)), (1,)).reshape((-1,))
+            yield reduction(widen_dtype(chunk).reshape((-1, 1)), (1,)).reshape((-1,))
 
     def expand(self, keep: Array) -> Array:
         """See `Tiling.expand`."""
@@ -259,7 +259,7 @@ class Units:
         return len(self.parts) > 1
 
 
-def _widen_dtype(scores: Array) -> Array:
+def widen_dtype(scores: Array) -> Array:
     """Convert to at least float32, because frameworks round and overflow sums in shorter types differently."""
     xp = namespace(scores)
     return scores if scores.dtype in (xp.float32, xp.float64) else xp.astype(scores, xp.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,9 @@ from secateur._wording import format_count, format_reasons
 from secateur.config import ConfigLike, PruningConfig, make_config
 from secateur.errors import LayerError
 from secateur.frameworks import get_framework
+from secateur.graph import Group
 from secateur.patterns import BasePattern, get_pattern
+from secateur.patterns.base import get_pattern_class
 from secateur.planning.layer_selection import raise_if_named, select_layers
 from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
 from secateur.planning.zeros import find_free_layers
@@ -90,7 +92,13 @@ class Plan:
         return f"{len(pruned):,} of {format_count(len(self.layers), 'layer')} with {weights:,} weights {action}."
 
 
-def make_plan(config: ConfigLike, candidates: Sequence[Candidate], modules: Sequence[str], framework: str) -> Plan:
+def make_plan(
+    config: ConfigLike,
+    candidates: Sequence[Candidate],
+    modules: Sequence[str],
+    framework: str,
+    find_groups: Callable[[str], Sequence[Group]] = lambda _: (),
+) -> Plan:
     """Resolve a configuration against the layers of a model.
 
     Args:
@@ -98,6 +106,7 @@ def make_plan(config: ConfigLike, candidates: Sequence[Candidate], modules: Sequ
         candidates: Layers whose weight has at least two axes.
         modules: Names of all modules of the model, with or without such a weight.
         framework: ``"pytorch"`` or ``"keras"``.
+        find_groups: Returns the groups of a kind, such as ``"heads"``, in the parameters of the model.
 
     Raises:
         UnknownNameError: A name in the configuration is unknown.
@@ -108,7 +117,12 @@ def make_plan(config: ConfigLike, candidates: Sequence[Candidate], modules: Sequ
     decisions = select_layers(config, candidates, modules)
     shown = _leave_free(decisions, find_free_layers(decisions, get_framework(framework)))
     members = decisions if get_framework(framework).can_lock_later else shown
-    patterns = tuple(get_pattern(settings, modules, framework) for settings, modules in _group_by_settings(members))
+    patterns = tuple(
+        get_pattern(
+            settings, modules, framework, groups=() if (kind := _get_coupling(settings)) is None else find_groups(kind)
+        )
+        for settings, modules in _group_by_settings(members)
+    )
     for pattern in patterns:
         pattern.limit_layers()
     pattern_by_layer = {name: pattern for pattern in patterns for name in pattern.modules}
@@ -123,6 +137,10 @@ def make_plan(config: ConfigLike, candidates: Sequence[Candidate], modules: Sequ
         advice = f"\n{FROZEN_ADVICE}" if is_frozen else ""
         raise LayerError(f"No layer of the model {action}:\n{reasons or '  it has none.'}{advice}")
     return Plan(config, rows, patterns)
+
+
+def _get_coupling(config: PruningConfig) -> str | None:
+    return get_pattern_class(config.pattern).coupling
 
 
 def _leave_free(decisions: Sequence[LayerDecision], free: Mapping[str, str]) -> list[LayerDecision]:

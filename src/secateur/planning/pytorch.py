@@ -24,6 +24,7 @@ from secateur.frameworks.pytorch import (
     read_parameter,
     unwrap_model,
 )
+from secateur.graph.pytorch import find_groups
 from secateur.planning.layer_selection import has_lock
 from secateur.planning.layers import Candidate
 from secateur.planning.output_layer import find_output_names
@@ -43,7 +44,7 @@ def plan(model: nn.Module, config: ConfigLike, *, prune_frozen: bool = False) ->
     candidates = find_candidates(model, prune_frozen=prune_frozen)
     if has_lock(config):
         candidates = _add_owned_weights(model, candidates, prune_frozen=prune_frozen)
-    return make_plan(config, candidates, list(list_layers(model)), "pytorch")
+    return make_plan(config, candidates, list(list_layers(model)), "pytorch", lambda kind: find_groups(model, kind))
 
 
 def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Candidate]:
