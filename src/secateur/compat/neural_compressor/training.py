@@ -96,8 +96,9 @@ class CompressionManager:
     """
 
     def __init__(self, model: Any, callbacks_list: Sequence[BaseCallbacks], conf: DotDict) -> None:
-        self.model = model
         self.callbacks = CallBacks(callbacks_list)
+        leaf = import_leaf("secateur.compat.neural_compressor._runs", model)
+        self.model = leaf.WrappedModel(model, self.callbacks)
         self.conf = conf
 
     @property
@@ -178,10 +179,9 @@ def prepare_compression(model: Any, confs: Any, *, optimizer: Any = None) -> Com
     configs = list(confs) if isinstance(confs, list | tuple) else [confs]
     if not configs:
         raise ConfigError("confs must contain at least one configuration, found an empty list.")
-    leaf = import_leaf("secateur.compat.neural_compressor._runs", model)
     conf = DotDict({"pruning": None, "distillation": None, "quantization": None})
     callbacks_list = [_make_callbacks(config, model, optimizer, conf) for config in configs]
-    return CompressionManager(leaf.WrappedModel(model), callbacks_list, conf)
+    return CompressionManager(model, callbacks_list, conf)
 
 
 def _is_configuration(value: Any) -> bool:

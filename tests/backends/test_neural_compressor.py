@@ -1,0 +1,103 @@
+"""The interface of Intel Neural Compressor for Keras models, on every backend."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from secateur.compat.neural_compressor import WeightPruningConfig, prepare_compression, prepare_pruning
+from secateur.errors import ConfigError
+from tiny_keras_models import net
+
+pytestmark = pytest.mark.usefixtures("registries_restored")
+
+SETTINGS: dict[str, Any] = {
+    "pruning_type": "magnitude",
+    "pattern": "4x1",
+    "target_sparsity": 0.5,
+    "start_step": 1,
+    "end_step": 8,
+    "pruning_frequency": 2,
+    "pruning_op_types": ["Conv", "Dense"],
+    "backend": "itex",
+}
+STEPS = 12
+
+
+def zeros(model: keras.Model, *names: str) -> int:
+    return sum(int((np.asarray(model.get_layer(name).get_weights()[0]) == 0).sum()) for name in names)
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(4 * STEPS, 4, 4, 4)).astype("float32"), generator.integers(4, size=4 * STEPS)
+
+
+def compiled() -> keras.Model:
+    model = net()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss)
+    return model
+
+
+def test_fit() -> None:
+    model = compiled()
+    manager = prepare_compression(model, confs=WeightPruningConfig(**SETTINGS))
+    manager.callbacks.on_train_begin()
+    manager.model.fit(*data(), batch_size=4, verbose=0)
+    report = manager.callbacks.on_train_end()
+    assert (report.step, report.sparsity) == (STEPS, 0.5)
+    assert zeros(model, "conv", "fc") == (128 + 1152) / 2
+    assert zeros(model, "out") == 0
+    _, share = manager.model.report_sparsity()
+    assert share == pytest.approx(100 * 640 / (128 + 1152 + 64))
+
+
+def test_a_custom_loop_has_the_same_timeline() -> None:
+    model = compiled()
+    manager = prepare_compression(model, confs=WeightPruningConfig(**SETTINGS, sparsity_decay_type="linear"))
+    hooks = manager.callbacks.callbacks_list[0].hooks
+    inputs, labels = data()
+    found = []
+    hooks["on_train_begin"]()
+    for step in range(STEPS):
+        hooks["on_step_begin"](step)
+        found.append(zeros(model, "conv", "fc"))
+        model.train_on_batch(inputs[4 * step : 4 * step + 4], labels[4 * step : 4 * step + 4])
+        hooks["on_before_optimizer_step"]()
+        hooks["on_after_optimizer_step"]()
+        hooks["on_step_end"]()
+    hooks["on_train_end"]()
+    # 320 units; the updates after 1, 3, 5 and 7 steps have 0, 1/3, 2/3 and 3/3 of the target.
+    units = [0, 0, 0, 53, 53, 107, 107, 160, 160, 160, 160, 160]
+    assert found == [4 * count for count in units]
+
+
+def test_two_elements_share_a_kernel() -> None:
+    model = compiled()
+    elements = [{"op_names": ["fc"], "pattern": "1xchannel"}, {"op_names": ["fc"], "pattern": "channelx1"}]
+    manager = prepare_compression(model, confs=WeightPruningConfig(elements, **SETTINGS))
+    manager.model.fit(*data(), batch_size=4, verbose=0)
+    manager.callbacks.on_train_end()
+    assert zeros(model, "fc") == 1152 * 3 / 4
+    assert zeros(model, "conv") == 0
+    assert [pruner.current_sparsity_ratio for pruner in manager.callbacks.callbacks_list[0].pruners] == [0.5, 0.5]
+
+
+def test_save(tmp_path: Path) -> None:
+    manager = prepare_compression(compiled(), confs=WeightPruningConfig(**SETTINGS))
+    manager.save(tmp_path / "folder")
+    assert (tmp_path / "folder" / "best_model.keras").exists()
+
+
+def test_what_keras_models_cannot_do() -> None:
+    config = WeightPruningConfig(**{**SETTINGS, "pruning_type": "snip_momentum"})
+    with pytest.raises(ConfigError, match="ranks by gradients, which the callbacks of Keras models do not get"):
+        prepare_compression(compiled(), config).callbacks.on_train_begin()
+    with pytest.raises(ConfigError, match="optimizer must be left out for Keras models"):
+        prepare_pruning(compiled(), WeightPruningConfig(**SETTINGS), keras.optimizers.SGD())
+    once = WeightPruningConfig(**{**SETTINGS, "pruning_type": "sparse_gpt"})
+    with pytest.raises(ConfigError, match="is for torch models"):
+        prepare_pruning(compiled(), once, dataloader=[np.zeros((1, 4, 4, 4))])
