@@ -72,7 +72,8 @@ def prepare_together(
         The pruners, in the order of `configs`.
 
     Raises:
-        SecateurError: See `secateur.prepare`.
+        SecateurError: See `secateur.prepare`. Nothing is changed then, except if an update at step 0 fails: zeros of
+            the pruners before stay.
 
     Examples:
         >>> import torch
