@@ -11,7 +11,7 @@ from secateur._wording import format_list, suggest_name
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.errors import ConfigError
 
-__all__ = ["DEFAULTS", "Layer", "complete_element", "match_layers", "warn_of_unknown_keys"]
+__all__ = ["DEFAULTS", "Layer", "complete_element", "match_layers", "prunes_heads", "warn_of_unknown_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,13 @@ class Layer(NamedTuple):
         name: Name in the model.
         kind: Class name.
         is_output: Whether it is the model's classifier or language-model head.
+        has_heads: Whether it is a projection of attention whose heads are known.
     """
 
     name: str
     kind: str
     is_output: bool
+    has_heads: bool = False
 
 
 def complete_element(element: Mapping[str, Any], common: Mapping[str, Any]) -> DotDict:
@@ -83,6 +85,16 @@ def warn_of_unknown_keys(settings: Mapping[str, Any], where: str) -> None:
         logger.warning("%s: ignored keys without a meaning: %s", where, format_list(unknown))
 
 
+def prunes_heads(element: Mapping[str, Any]) -> bool:
+    """Whether an element prunes whole attention heads.
+
+    Examples:
+        >>> prunes_heads({"pattern": "mha"}), prunes_heads({"pattern": "4x1"})
+        (True, False)
+    """
+    return isinstance(element["pattern"], str) and "mha" in element["pattern"]
+
+
 def match_layers(
     element: Mapping[str, Any], layers: Sequence[Layer], modules: Collection[str], where: str
 ) -> list[str]:
@@ -99,6 +111,8 @@ def match_layers(
     Raises:
         ConfigError: A name is not a regular expression.
     """
+    if prunes_heads(element):
+        return _match_attention(layers, where)
     _warn_of_unmatched_names(element, layers, modules, where)
     names, excluded = element["op_names"], element["excluded_op_names"]
     matched = [
@@ -119,6 +133,14 @@ def match_layers(
             excluded,
             format_list((layer.name for layer in layers), limit=12),
         )
+    return matched
+
+
+def _match_attention(layers: Sequence[Layer], where: str) -> list[str]:
+    """Return the projections of all attention in the model, whatever the names in the element are."""
+    matched = [layer.name for layer in layers if layer.has_heads]
+    if not matched:
+        logger.warning("%s prunes nothing: the model has no attention whose heads are known.", where)
     return matched
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur._wording import suggest_name
-from secateur.compat.neural_compressor._elements import DEFAULTS
+from secateur.compat.neural_compressor._elements import DEFAULTS, prunes_heads
 from secateur.compat.schedules import register_quarter_cosine
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
@@ -50,7 +50,7 @@ def translate_element(element: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A value is invalid, out of bounds or not supported.
     """
     kind, criterion = _read_kind_and_criterion(element)
-    pattern, removable = _convert_pattern(element["pattern"])
+    pattern, removable = ("heads", None) if prunes_heads(element) else _convert_pattern(element["pattern"])
     settings: dict[str, Any] = {"kind": kind, "pattern": pattern}
     if kind == "pattern_lock":
         return settings

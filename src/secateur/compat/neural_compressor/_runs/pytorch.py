@@ -15,6 +15,7 @@ from secateur.compat.neural_compressor._elements import Layer
 from secateur.compat.neural_compressor._runs.parts import Part, assign_parts, summarize_sparsity
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.frameworks.pytorch import unwrap_model
+from secateur.graph.pytorch import find_groups
 from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import prune
 from secateur.planning.pytorch import find_candidates, plan
@@ -29,8 +30,10 @@ logger = logging.getLogger(__name__)
 def assign_elements(config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool = False) -> list[Part]:
     """Return the elements with their layers; see `assign_parts`."""
     modules = dict(unwrap_model(model).named_modules())
+    members = [member for group in find_groups(model, "heads") for member in group.members]
+    attention = {member.parameter.rpartition(".")[0] for member in members}
     layers = {
-        Layer(found.name, type(found.module).__name__, found.is_output): modules[found.name]
+        Layer(found.name, type(found.module).__name__, found.is_output, found.name in attention): modules[found.name]
         for found in find_candidates(model, prune_frozen=True)
         if found.name in modules
     }

@@ -46,6 +46,16 @@ class BasePruner:
         return self._make_masks(self._part) if run is None else dict(run.masks)
 
     @property
+    def head_masks(self) -> dict[str, Any]:
+        """Attention → booleans of shape (1, heads), ``True`` = kept; empty before the run and for other patterns."""
+        if self.pattern is None or self.pattern.coupling != "heads":
+            return {}
+        masks = self.masks
+        like = next(iter(masks.values()))
+        kept = self.pattern.find_kept_units(masks)
+        return {name: self.pattern.framework.from_array(flags.reshape((1, -1)), like) for name, flags in kept.items()}
+
+    @property
     def pattern(self) -> Any:
         """The pattern of Secateur with its layers; ``None`` before the run and without layers."""
         run = self.run
