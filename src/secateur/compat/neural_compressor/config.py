@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from secateur.compat.neural_compressor._distillation_config import (
+    DistillationConfig,
+    IntermediateLayersKnowledgeDistillationLossConfig,
+    KnowledgeDistillationLossConfig,
+    SelfKnowledgeDistillationLossConfig,
+)
 from secateur.compat.neural_compressor._elements import complete_element, warn_of_unknown_keys
 from secateur.compat.neural_compressor._hpo_config import HPOConfig
 from secateur.compat.neural_compressor._translation import translate_element
@@ -13,7 +19,14 @@ from secateur.config import PruningConfig
 from secateur.errors import ConfigError
 from secateur.frameworks import import_leaf
 
-__all__ = ["HPOConfig", "WeightPruningConfig"]
+__all__ = [
+    "DistillationConfig",
+    "HPOConfig",
+    "IntermediateLayersKnowledgeDistillationLossConfig",
+    "KnowledgeDistillationLossConfig",
+    "SelfKnowledgeDistillationLossConfig",
+    "WeightPruningConfig",
+]
 
 
 class WeightPruningConfig:

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.compat.neural_compressor.compression.callbacks import BaseCallbacks, PruningCallbacks
+from secateur.compat.neural_compressor.compression.callbacks import (
+    BaseCallbacks,
+    DistillationCallbacks,
+    PruningCallbacks,
+)
 from secateur.compat.neural_compressor.compression.pruner import prepare_pruning
-from secateur.compat.neural_compressor.config import WeightPruningConfig
+from secateur.compat.neural_compressor.config import DistillationConfig, WeightPruningConfig
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.errors import ConfigError, StateError
 from secateur.frameworks import import_leaf
@@ -185,7 +189,9 @@ def prepare_compression(model: Any, confs: Any, *, optimizer: Any = None) -> Com
 
 
 def _is_configuration(value: Any) -> bool:
-    return isinstance(value, WeightPruningConfig) or (isinstance(value, list | tuple) and bool(value))
+    return isinstance(value, WeightPruningConfig | DistillationConfig) or (
+        isinstance(value, list | tuple) and bool(value)
+    )
 
 
 def _make_callbacks(config: Any, model: Any, optimizer: Any, conf: DotDict) -> BaseCallbacks:
@@ -198,6 +204,9 @@ def _make_callbacks(config: Any, model: Any, optimizer: Any, conf: DotDict) -> B
                 )
         conf.pruning = config
         return PruningCallbacks(config, model, optimizer)
+    if isinstance(config, DistillationConfig):
+        conf.distillation = config
+        return DistillationCallbacks(config, model)
     raise ConfigError(
-        f"confs must be a WeightPruningConfig or a list of configurations, found {type(config).__name__}."
+        f"confs must be a WeightPruningConfig, a DistillationConfig or a list of them, found {type(config).__name__}."
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from secateur.compat.neural_compressor.compression.distillation.criterions import build_criterion
 from secateur.compat.neural_compressor.compression.pruner.pruners.base import BasePruner
 from secateur.compat.neural_compressor.compression.pruner.pruning import BasePruning
 from secateur.results import PruningReport
 
-__all__ = ["HOOKS", "BaseCallbacks", "PruningCallbacks"]
+__all__ = ["HOOKS", "BaseCallbacks", "DistillationCallbacks", "PruningCallbacks"]
 
 HOOKS = (
     "on_train_begin",
@@ -149,3 +150,46 @@ class PruningCallbacks(BaseCallbacks):
 
     def __repr__(self) -> str:
         return "Pruning Callbacks"
+
+
+class DistillationCallbacks(BaseCallbacks):
+    """Callbacks that add the loss of distillation.
+
+    Args:
+        conf: A `DistillationConfig`.
+        model: The student.
+
+    Attributes:
+        teacher_model: The teacher, or ``None``.
+        criterion: The loss, which can be replaced by any object with its methods.
+
+    Raises:
+        ConfigError: A setting of the loss is invalid.
+    """
+
+    def __init__(self, conf: Any = None, model: Any = None) -> None:
+        super().__init__(conf, model)
+        self.teacher_model = conf.teacher_model
+        self.criterion = build_criterion(conf.criterion.config, model, conf.teacher_model)
+        self.register_hook("on_train_begin", lambda _dataloader: self._call_criterion("register_hooks_for_models"))
+        self.register_hook("on_step_begin", lambda _batch_id: self._call_criterion("clear_features"))
+        self.register_hook("on_after_compute_loss", self._add_loss)
+        self.register_hook("on_train_end", lambda: self._call_criterion("remove_all_hooks"))
+
+    @property
+    def student_model(self) -> Any:
+        """The model that is trained."""
+        return self.model
+
+    def _add_loss(self, inputs: Any, student_output: Any, student_loss: Any, teacher_output: Any) -> Any:
+        if teacher_output is None:
+            teacher_output = self.criterion.teacher_model_forward(inputs, teacher_model=self.teacher_model)
+        return self.criterion.loss_cal_sloss(student_output, teacher_output, student_loss)
+
+    def _call_criterion(self, name: str) -> None:
+        """Call a method that only the loss of intermediate layers has."""
+        if hasattr(self.criterion, name):
+            getattr(self.criterion, name)()
+
+    def __repr__(self) -> str:
+        return "Distillation Callbacks"

@@ -1,0 +1,7 @@
+"""Train with the outputs of a teacher, with the losses of Intel Neural Compressor."""
+
+from __future__ import annotations
+
+from secateur.compat.neural_compressor.compression.distillation.criterions import build_criterion
+
+__all__ = ["build_criterion"]
