@@ -208,5 +208,6 @@ def _make_callbacks(config: Any, model: Any, optimizer: Any, conf: DotDict) -> B
         conf.distillation = config
         return DistillationCallbacks(config, model)
     raise ConfigError(
-        f"confs must be a WeightPruningConfig, a DistillationConfig or a list of them, found {type(config).__name__}."
+        f"confs must be a WeightPruningConfig, a DistillationConfig or a list of configurations, found "
+        f"{type(config).__name__}."
     )
