@@ -279,7 +279,7 @@ def complete_words(*words: str) -> list[str]:
 def test_a_shell_completes_commands_and_names() -> None:
     assert complete_words("p") == ["plan", "prune"]
     assert complete_words("prune", "m", "--solver", "a") == ["alps"]
-    assert complete_words("prune", "m", "--refine", "d") == ["distill"]
+    assert complete_words("prune", "m", "--refine", "d") == ["dsnot", "distill"]
     assert complete_words("prune", "m", "--allocation", "u") == ["uniform"]
     assert complete_words("plan", "m", "--pattern", "2") == ["2:4"]
     assert "--low-memory" in complete_words("prune", "--lo")
