@@ -33,6 +33,7 @@ INTERFACE = "the signature of what it takes the place of"
 PRUNE = "one call says what, with which data, how (solver, refine, allocation) and where"
 
 DISTILLATION = "compat/neural_compressor/_distillation_config.py"
+WANDA = "compat/neural_compressor/compression/pruner/wanda/prune.py::prune_wanda"
 ANNEALING = "compat/neural_compressor/compression/hpo/sa_optimizer.py::SimulatedAnnealingOptimizer.__init__"
 
 # `str(violation)` of what may break a rule, and why: {"patterns/base.py::get_pattern: parameters": "reason"}
@@ -46,6 +47,8 @@ EXCEPTIONS: dict[str, str] = {
     "compat/neural_compressor/config.py::WeightPruningConfig.__init__: parameters": INTERFACE,
     f"{DISTILLATION}::IntermediateLayersKnowledgeDistillationLossConfig.__init__: positional boolean": INTERFACE,
     f"{DISTILLATION}::SelfKnowledgeDistillationLossConfig.__init__: positional boolean": INTERFACE,
+    f"{WANDA}: parameters": INTERFACE,
+    f"{WANDA}: positional boolean": INTERFACE,
     f"{ANNEALING}: parameters": INTERFACE,
     f"{ANNEALING}: positional boolean": INTERFACE,
 }

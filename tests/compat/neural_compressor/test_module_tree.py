@@ -15,15 +15,22 @@ PACKAGE = "secateur.compat.neural_compressor"
 NAMES = {
     "": "WeightPruningConfig benchmark mix_precision quantization set_random_seed",
     "adaptor.tf_utils.util": "version1_lt_version2",
-    "compression.pruner": "model_slim parse_auto_slim_config",
+    "compression.pruner": "model_slim prepare_pruning parse_auto_slim_config",
     "compression.pruner.model_slim.auto_slim": "generate_ffn2_pruning_config generate_mha_pruning_config",
     "compression.pruner.model_slim.pattern_analyzer": "ClassifierHeadSearcher Linear2LinearSearcher",
     "compression.pruner.utils": "check_config get_layers get_sparsity_ratio parse_last_linear parse_to_prune "
     "process_config",
+    "compression.hpo": "ContinuousSearchSpace DiscreteSearchSpace GridSearcher SearchSpace SimulatedAnnealingOptimizer "
+    "prepare_hpo",
+    "compression.pruner.dsnot": "DSnoT",
+    "compression.pruner.wanda": "prune_wanda",
+    "compression.pruner.wanda.utils": "get_module_list get_tensor_sparsity_ratio",
     "conf.dotdict": "DotDict",
-    "config": "WeightPruningConfig",
+    "config": "DistillationConfig HPOConfig IntermediateLayersKnowledgeDistillationLossConfig "
+    "KnowledgeDistillationLossConfig SelfKnowledgeDistillationLossConfig WeightPruningConfig",
     "data": "DATALOADERS DataLoader Datasets",
     "data.dataloaders.pytorch_dataloader": "PyTorchDataLoader",
+    "training": "WeightPruningConfig prepare_compression prepare_pruning",
     "utils": "logger",
     "utils.constant": "FP32",
     "utils.logger": "Logger log",

@@ -13,6 +13,7 @@ from secateur.compat.neural_compressor._distillation_config import (
 )
 from secateur.compat.neural_compressor._elements import complete_element, warn_of_unknown_keys
 from secateur.compat.neural_compressor._hpo_config import HPOConfig
+from secateur.compat.neural_compressor._removed import build_getattr
 from secateur.compat.neural_compressor._translation import translate_element
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.config import PruningConfig
@@ -27,6 +28,8 @@ __all__ = [
     "SelfKnowledgeDistillationLossConfig",
     "WeightPruningConfig",
 ]
+
+__getattr__ = build_getattr(__name__)
 
 
 class WeightPruningConfig:
