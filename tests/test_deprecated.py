@@ -29,6 +29,8 @@ def list_aliases() -> dict[tuple[str, str], str]:
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__getattr__":
                 assert isinstance(node.value, ast.Call)
+                if ast.unparse(node.value.func) != "serve_old_names":
+                    continue
                 aliases |= {(module, old): new for old, new in ast.literal_eval(node.value.args[1]).items()}
     return aliases
 

@@ -341,7 +341,7 @@ def test_a_name_taken_twice_raises() -> None:
     [
         (
             "1xchanel",
-            r"Unknown pattern '1xchanel'\. Did you mean '1xchannel'\? Known pattern types: N:M, NxM, heads; for example",
+            r"Unknown pattern '1xchanel'\. Did you mean '1xchannel'\? Known pattern types: N:M, NxM, heads; for ex",
         ),
         ("butterfly", r"Unknown pattern 'butterfly'\. Known pattern types"),
     ],

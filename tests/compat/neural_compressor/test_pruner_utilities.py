@@ -36,6 +36,8 @@ from secateur.compat.neural_compressor.utils.utility import DotDict, LazyImport
 from secateur.errors import CalibrationError, ConfigError, UnknownNameError, UnsupportedModelError
 from tiny_transformers import family
 
+pytestmark = pytest.mark.usefixtures("registries_restored")
+
 
 def mlp() -> nn.Sequential:
     body = nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Conv1d(8, 8, 1)

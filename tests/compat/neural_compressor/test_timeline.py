@@ -18,6 +18,8 @@ from secateur.patterns.selection import Scores
 
 CASES, OUTPUTS, INPUTS, UNIT, PARTS = 330, 24, 8, 4, 4
 
+pytestmark = pytest.mark.usefixtures("registries_restored")
+
 SCHEDULES = {"exp": "exponential", "cos": register_quarter_cosine(), "cube": "cube", "linear": "linear"}
 
 

@@ -102,7 +102,7 @@ class CompressionManager:
     def __init__(self, model: Any, callbacks_list: Sequence[BaseCallbacks], conf: DotDict) -> None:
         self.callbacks = CallBacks(callbacks_list)
         leaf = import_leaf("secateur.compat.neural_compressor._runs", model)
-        self.model = leaf.WrappedModel(model, self.callbacks)
+        self.model = leaf.present_model(model, self.callbacks)
         self.conf = conf
 
     @property

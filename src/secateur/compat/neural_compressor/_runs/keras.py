@@ -22,7 +22,15 @@ from secateur.masking.run import Run, build_report, refuse_violations
 from secateur.planning.keras import find_candidates, plan
 from secateur.results import PruningReport
 
-__all__ = ["KerasPruner", "WrappedModel", "assign_elements", "make_masks", "prune_in_one_shot", "start_runs"]
+__all__ = [
+    "KerasPruner",
+    "PresentedKerasModel",
+    "assign_elements",
+    "make_masks",
+    "present_model",
+    "prune_in_one_shot",
+    "start_runs",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +72,11 @@ def prune_in_one_shot(model: Any, part: Part, **options: Any) -> PruningReport: 
         f"pruning_type={part.element['pruning_type']!r} is for torch models. Prune Keras models during training, for "
         f"example with 'magnitude'."
     )
+
+
+def present_model(model: keras.Model, callbacks: Any) -> PresentedKerasModel:
+    """Return a model as a `CompressionManager` presents it."""
+    return PresentedKerasModel(model, callbacks)
 
 
 class KerasPruner:
@@ -145,14 +158,14 @@ class KerasPruner:
         return report
 
 
-class WrappedModel:
+class PresentedKerasModel:
     """A model as a `CompressionManager` presents it; otherwise it behaves like the model itself.
 
     Attributes:
         model: The model.
     """
 
-    def __init__(self, model: keras.Model, callbacks: Any = None) -> None:
+    def __init__(self, model: keras.Model, callbacks: Any) -> None:
         self.model = model
         self._callbacks = callbacks
 

@@ -22,7 +22,7 @@ from secateur.planning.pytorch import find_candidates, plan
 from secateur.results import PruningReport
 from secateur.training.pytorch import PytorchPruner, prepare_together
 
-__all__ = ["WrappedModel", "assign_elements", "make_masks", "prune_in_one_shot", "start_runs"]
+__all__ = ["PresentedModule", "assign_elements", "make_masks", "present_model", "prune_in_one_shot", "start_runs"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,11 @@ def prune_in_one_shot(
     return prune(model, part.config, calibration=_ModelInputs(batches), solver="sparsegpt", execution=execution)
 
 
+def present_model(model: nn.Module, callbacks: Any) -> PresentedModule:  # noqa: ARG001 - only Keras needs callbacks
+    """Return a model as a `CompressionManager` presents it."""
+    return PresentedModule(model)
+
+
 class _LossOfBatch:
     """Calls a loss function with the outputs of the model and the labels of a batch."""
 
@@ -89,14 +94,14 @@ class _ModelInputs:
             yield batch[0] if isinstance(batch, list | tuple) and batch else batch
 
 
-class WrappedModel(nn.Module):
+class PresentedModule(nn.Module):
     """A model as a `CompressionManager` presents it; otherwise it behaves like the model itself.
 
     Attributes:
         model: The model.
     """
 
-    def __init__(self, model: nn.Module, callbacks: Any = None) -> None:  # noqa: ARG002 - only Keras needs callbacks
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
