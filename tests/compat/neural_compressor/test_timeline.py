@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from secateur._array import Array, count_true
-from secateur.compat.schedules import register_quarter_cosine
+from secateur.compat.neural_compressor._elements import complete_element
+from secateur.compat.neural_compressor._translation import translate_element
 from secateur.masking.run_options import RunOptions
 from secateur.masking.updater import MaskUpdater
 from secateur.patterns import get_pattern
@@ -20,7 +21,7 @@ CASES, OUTPUTS, INPUTS, UNIT, PARTS = 330, 24, 8, 4, 4
 
 pytestmark = pytest.mark.usefixtures("registries_restored")
 
-SCHEDULES = {"exp": "exponential", "cos": register_quarter_cosine(), "cube": "cube", "linear": "linear"}
+DECAYS = ("exp", "cos", "cube", "linear")
 
 
 class Case(NamedTuple):
@@ -51,7 +52,7 @@ def generate_cases() -> list[Case]:
         start, length = chosen.choice([0, 0, 1, 1, 2, 7]), chosen.randint(0, 32)
         frequency = chosen.choice([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 50])
         target = round(chosen.uniform(0.05, 0.95), 2)
-        decay, progressive = chosen.choice(list(SCHEDULES)), chosen.random() < 0.5
+        decay, progressive = chosen.choice(DECAYS), chosen.random() < 0.5
         cases.append(Case(start, start + length, frequency, target, decay, progressive))
     return cases
 
@@ -90,19 +91,20 @@ def follow_formula(case: Case, steps: int) -> Iterator[tuple[float, float]]:
 
 
 def follow_core(case: Case, steps: int) -> Iterator[tuple[float, float]]:
-    """Yield the same for a run whose end is rounded down to the last update."""
+    """Yield the same for a run of the core with the translated keys."""
     torch.manual_seed(0)
     layer = nn.Linear(INPUTS, OUTPUTS, bias=False)
-    config = {
+    keys = {
         "pattern": f"{UNIT}x1",
+        "pruning_type": "magnitude_progressive" if case.progressive else "magnitude",
         "target_sparsity": case.target,
         "max_sparsity_ratio_per_op": 1.0,
         "start_step": case.start,
-        "end_step": case.start + case.updates * case.frequency,
+        "end_step": case.end,
         "pruning_frequency": case.frequency,
-        "sparsity_decay_type": SCHEDULES[case.decay],
-        "kind": "progressive" if case.is_partial else "iterative",
+        "sparsity_decay_type": case.decay,
     }
+    config = translate_element(complete_element(keys, {}))
     pattern = get_pattern(config, {"fc": layer}, "pytorch")
     updater = MaskUpdater(pattern, options=RunOptions(parts_until=case.end))
     scores = {"fc": abs(pattern.views["fc"].to_canonical(pattern.framework.to_array(layer.weight.detach())))}
