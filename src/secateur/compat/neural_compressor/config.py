@@ -13,6 +13,7 @@ from secateur.compat.neural_compressor._distillation_config import (
 )
 from secateur.compat.neural_compressor._elements import complete_element, warn_of_unknown_keys
 from secateur.compat.neural_compressor._hpo_config import HPOConfig
+from secateur.compat.neural_compressor._quantization_config import QuantizationAwareTrainingConfig
 from secateur.compat.neural_compressor._removed import build_getattr
 from secateur.compat.neural_compressor._translation import translate_element
 from secateur.compat.neural_compressor.utils.utility import DotDict
@@ -25,6 +26,7 @@ __all__ = [
     "HPOConfig",
     "IntermediateLayersKnowledgeDistillationLossConfig",
     "KnowledgeDistillationLossConfig",
+    "QuantizationAwareTrainingConfig",
     "SelfKnowledgeDistillationLossConfig",
     "WeightPruningConfig",
 ]

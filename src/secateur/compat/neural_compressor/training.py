@@ -10,9 +10,14 @@ from secateur.compat.neural_compressor.compression.callbacks import (
     BaseCallbacks,
     DistillationCallbacks,
     PruningCallbacks,
+    QuantizationAwareTrainingCallbacks,
 )
 from secateur.compat.neural_compressor.compression.pruner import prepare_pruning
-from secateur.compat.neural_compressor.config import DistillationConfig, WeightPruningConfig
+from secateur.compat.neural_compressor.config import (
+    DistillationConfig,
+    QuantizationAwareTrainingConfig,
+    WeightPruningConfig,
+)
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.errors import ConfigError, StateError
 from secateur.frameworks import import_leaf
@@ -153,7 +158,8 @@ def prepare_compression(model: Any, confs: Any, *, optimizer: Any = None) -> Com
 
     Args:
         model: A torch module. Can also be the second argument.
-        confs: A `WeightPruningConfig`, or a list of configurations.
+        confs: A `WeightPruningConfig`, a `DistillationConfig`, a `QuantizationAwareTrainingConfig`, or a list of them.
+            The callbacks of quantization are the last of the list.
         optimizer: Without it, the loop calls ``on_before_optimizer_step`` and ``on_after_optimizer_step``. With it,
             the pruner follows its steps, which loss scaling needs.
 
@@ -185,11 +191,13 @@ def prepare_compression(model: Any, confs: Any, *, optimizer: Any = None) -> Com
         raise ConfigError("confs must contain at least one configuration, found an empty list.")
     conf = DotDict({"pruning": None, "distillation": None, "quantization": None})
     callbacks_list = [_make_callbacks(config, model, optimizer, conf) for config in configs]
+    # Quantization comes last: pruning starts with the layers as they are, and ends before their weights are int8.
+    callbacks_list.sort(key=lambda callbacks: isinstance(callbacks, QuantizationAwareTrainingCallbacks))
     return CompressionManager(model, callbacks_list, conf)
 
 
 def _is_configuration(value: Any) -> bool:
-    return isinstance(value, WeightPruningConfig | DistillationConfig) or (
+    return isinstance(value, WeightPruningConfig | DistillationConfig | QuantizationAwareTrainingConfig) or (
         isinstance(value, list | tuple) and bool(value)
     )
 
@@ -207,6 +215,9 @@ def _make_callbacks(config: Any, model: Any, optimizer: Any, conf: DotDict) -> B
     if isinstance(config, DistillationConfig):
         conf.distillation = config
         return DistillationCallbacks(config, model)
+    if isinstance(config, QuantizationAwareTrainingConfig):
+        conf.quantization = config
+        return QuantizationAwareTrainingCallbacks(config, model)
     raise ConfigError(
         f"confs must be a WeightPruningConfig, a DistillationConfig or a list of configurations, found "
         f"{type(config).__name__}."

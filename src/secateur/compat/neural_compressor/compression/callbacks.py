@@ -8,9 +8,11 @@ from typing import Any
 from secateur.compat.neural_compressor.compression.distillation.criterions import build_criterion
 from secateur.compat.neural_compressor.compression.pruner.pruners.base import BasePruner
 from secateur.compat.neural_compressor.compression.pruner.pruning import BasePruning
+from secateur.errors import UnsupportedModelError
+from secateur.frameworks import detect_framework, import_leaf
 from secateur.results import PruningReport
 
-__all__ = ["HOOKS", "BaseCallbacks", "DistillationCallbacks", "PruningCallbacks"]
+__all__ = ["HOOKS", "BaseCallbacks", "DistillationCallbacks", "PruningCallbacks", "QuantizationAwareTrainingCallbacks"]
 
 HOOKS = (
     "on_train_begin",
@@ -193,3 +195,28 @@ class DistillationCallbacks(BaseCallbacks):
 
     def __repr__(self) -> str:
         return "Distillation Callbacks"
+
+
+class QuantizationAwareTrainingCallbacks(BaseCallbacks):
+    """Callbacks that simulate quantization, from ``on_train_begin`` until ``on_train_end`` quantizes the model.
+
+    Args:
+        conf: A `QuantizationAwareTrainingConfig`.
+        model: The model.
+
+    Raises:
+        MissingPackageError: torchao is not installed.
+        UnsupportedModelError: The model is not a torch module.
+    """
+
+    def __init__(self, conf: Any = None, model: Any = None) -> None:
+        super().__init__(conf, model)
+        if detect_framework(model) != "pytorch":
+            raise UnsupportedModelError("Quantization-aware training needs a torch module, found a Keras model.")
+        leaf = import_leaf("secateur.compat.neural_compressor._quantization", model)
+        self.simulator = leaf.QuantizationSimulator(conf, model)
+        self.register_hook("on_train_begin", lambda _dataloader: self.simulator.start())
+        self.register_hook("on_train_end", self.simulator.convert)
+
+    def __repr__(self) -> str:
+        return "Quantization Aware Training Callbacks"

@@ -1,0 +1,1 @@
+"""Simulate quantization during training."""
