@@ -10,6 +10,7 @@ from typing import Any
 
 from secateur._wording import suggest_name
 from secateur.compat.neural_compressor._elements import DEFAULTS, prunes_heads
+from secateur.compat.neural_compressor._written_patterns import find_written_pattern
 from secateur.compat.schedules import register_quarter_cosine
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
@@ -95,6 +96,8 @@ def _convert_pattern(pattern: Any) -> tuple[str, float | None]:
     """Convert a pattern so that N counts the kept weights; also return the share that N:M removes."""
     if not isinstance(pattern, str):
         raise ConfigError(f"pattern must be a string such as '4x1', found {pattern!r}.")
+    if (written := find_written_pattern(pattern)) is not None:
+        return written, None
     name = pattern.rpartition("_")[2]  # "tile_pattern_4x1"
     match = GROUPS.fullmatch(name)
     if match is None:
