@@ -34,7 +34,7 @@ test-%: .venv/.dev-stamp # training with Keras on one backend, in a process of i
 
 coverage: ## run `make test` with branch coverage, which takes 40 % longer
 	rm -f .coverage .coverage.*
-	PYTEST_ADDOPTS="--cov --cov-report=" $(MAKE) --no-print-directory test
+	PYTEST_ADDOPTS="--cov --cov-report= --cov-fail-under=0" $(MAKE) --no-print-directory test
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

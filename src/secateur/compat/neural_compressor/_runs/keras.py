@@ -135,7 +135,7 @@ class KerasPruner:
     def sparsity(self) -> float:
         """Current share of pruned weights, over all pruned layers."""
         masks = self.masks.values()
-        return sum(count_true(~mask) for mask in masks) / sum(mask.size for mask in masks)
+        return float(sum(count_true(~mask) for mask in masks) / sum(mask.size for mask in masks))
 
     def apply_masks(self) -> None:
         """Set pruned weights to zero."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from secateur._wording import format_count, format_list
@@ -92,11 +94,9 @@ def summarize_sparsity(counts: Mapping[str, tuple[Sequence[int], int]]) -> tuple
     total, zeros = sum(sizes.values()), sum(zeros for _, zeros in counts.values())
     rows.append(_make_row("Total sparsity:", total, total, zeros))
     share = 100 * zeros / total if total else 0.0
-    try:
-        from pandas import DataFrame
-    except ImportError:
+    if find_spec("pandas") is None:
         return rows, share
-    return DataFrame(rows), share
+    return import_module("pandas").DataFrame(rows), share
 
 
 def _make_row(name: str, shape: Any, size: int, zeros: int) -> dict[str, Any]:

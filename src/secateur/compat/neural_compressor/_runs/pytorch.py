@@ -117,10 +117,15 @@ class PresentedModule(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.model[index]
+        model: Any = self.model
+        return model[index]
+
+    def __bool__(self) -> bool:
+        return True
 
     def __len__(self) -> int:
-        return len(self.model)
+        model: Any = self.model
+        return len(model)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state of the model, with the names of the model."""
