@@ -289,7 +289,7 @@ def test_the_target_is_at_most_what_is_allowed(
 ) -> None:
     config = convert(pattern=pattern, target_sparsity=target, max_sparsity_ratio_per_op=maximum)
     assert config.target_sparsity == expected
-    assert f"target_sparsity={target} is above" in caplog.text
+    assert caplog.text.count(f"target_sparsity={target} is above") == 1
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,10 @@ def test_the_target_is_at_most_what_is_allowed(
         (
             None,
             {"pruning_frequence": 4},
-            "WeightPruningConfig: ignored keys without a meaning: 'pruning_frequence' Did",
+            "WeightPruningConfig: ignored keys without a meaning: 'pruning_frequence' (Did",
         ),
-        ([{"op_name": ["a"]}], {}, "pruning_configs[0]: ignored keys without a meaning: 'op_name' Did you mean"),
-        ([{}, {"patern": "4x1"}], {}, "pruning_configs[1]: ignored keys without a meaning: 'patern' Did you mean"),
+        ([{"op_name": ["a"]}], {}, "pruning_configs[0]: ignored keys without a meaning: 'op_name' (Did you mean"),
+        ([{}, {"patern": "4x1"}], {}, "pruning_configs[1]: ignored keys without a meaning: 'patern' (Did you mean"),
     ],
 )
 def test_unknown_keys_are_ignored_with_a_warning(

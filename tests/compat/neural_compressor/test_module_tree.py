@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib import import_module
+from types import ModuleType
 
 import pytest
 
@@ -52,6 +53,8 @@ def test_names_beside_pruning_raise_on_use(module: str) -> None:
     loaded = import_module(".".join(filter(None, (PACKAGE, module))))
     for name in REMOVED[module]:
         removed = getattr(loaded, name)
+        if isinstance(removed, ModuleType):  # a module of the same name, which another test has imported
+            continue
         for use in (removed, lambda removed=removed: removed["x"], lambda removed=removed: removed.fit):
             with pytest.raises(MissingPackageError, match=rf"^{name} does not belong to pruning.*\. [A-Z].*\.$"):
                 use()

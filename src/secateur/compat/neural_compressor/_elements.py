@@ -80,7 +80,7 @@ def complete_element(element: Mapping[str, Any], common: Mapping[str, Any]) -> D
 
 def warn_of_unknown_keys(settings: Mapping[str, Any], where: str) -> None:
     """Log a warning that names the keys that have no meaning; they are ignored."""
-    unknown = [f"{key!r}{suggest_name(str(key), DEFAULTS)}" for key in settings if key not in DEFAULTS]
+    unknown = [_add_suggestion(str(key), DEFAULTS) for key in settings if key not in DEFAULTS]
     if unknown:
         logger.warning("%s: ignored keys without a meaning: %s", where, format_list(unknown))
 
@@ -150,12 +150,18 @@ def _warn_of_unmatched_names(
     names = [layer.name for layer in layers]
     for key, known in (("op_names", names), ("excluded_op_names", modules)):
         unmatched = [
-            f"{expression!r}{suggest_name(expression, known)}"
+            _add_suggestion(expression, known)
             for expression in element[key]
             if not any(_matches_any((expression,), name) for name in known)
         ]
         if unmatched:
             logger.warning("%s: %s that match no layer: %s", where, key, format_list(unmatched, limit=5))
+
+
+def _add_suggestion(name: str, known: Collection[str]) -> str:
+    """Quote a name, with the most similar known name in parentheses."""
+    suggestion = suggest_name(name, known).strip()
+    return f"{name!r} ({suggestion})" if suggestion else repr(name)
 
 
 def _matches_any(expressions: Iterable[str], name: str) -> bool:

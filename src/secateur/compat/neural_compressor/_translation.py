@@ -16,7 +16,7 @@ from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["is_one_shot", "translate_element"]
+__all__ = ["is_one_shot", "translate_element", "warn_of_high_target"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,24 @@ def translate_element(element: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def warn_of_high_target(element: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Log a warning if a target that the user set is above what the element allows.
+
+    Args:
+        element: The element.
+        settings: What `translate_element` returned for it.
+    """
+    target, counted = element["target_sparsity"], settings.get("target_sparsity")
+    if counted is not None and target not in (counted, DEFAULTS["target_sparsity"]):
+        logger.warning(
+            "target_sparsity=%s is above what pattern=%r and max_sparsity_ratio_per_op=%s allow, and counts as %s.",
+            target,
+            element["pattern"],
+            element["max_sparsity_ratio_per_op"],
+            counted,
+        )
+
+
 def is_one_shot(element: Mapping[str, Any]) -> bool:
     """Whether an element prunes at once, with calibration data, rather than during training."""
     return element["pruning_type"] in ONE_SHOT
@@ -113,19 +131,9 @@ def _convert_pattern(pattern: Any) -> tuple[str, float | None]:
 
 def _read_target(element: Mapping[str, Any], removable: float | None) -> Any:
     """Return the target, at most the maximum of a layer and the share that N:M removes."""
-    target, maximum = element["target_sparsity"], element["max_sparsity_ratio_per_op"]
-    bounds = [bound for bound in (maximum, removable) if isinstance(bound, int | float)]
-    if not isinstance(target, int | float) or not bounds or target <= min(bounds):
-        return target
-    if target != DEFAULTS["target_sparsity"]:
-        logger.warning(
-            "target_sparsity=%s is above what pattern=%r and max_sparsity_ratio_per_op=%s allow, and counts as %s.",
-            target,
-            element["pattern"],
-            maximum,
-            min(bounds),
-        )
-    return min(bounds)
+    target = element["target_sparsity"]
+    bounds = [bound for bound in (element["max_sparsity_ratio_per_op"], removable) if isinstance(bound, int | float)]
+    return min(target, *bounds) if bounds and isinstance(target, int | float) else target
 
 
 def _read_timing(element: Mapping[str, Any], kind: str, criterion: str) -> dict[str, Any]:

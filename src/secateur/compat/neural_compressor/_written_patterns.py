@@ -49,7 +49,8 @@ def register_pattern(name: str) -> Callable[[Class], Class]:
 
     def register(pattern: Class) -> Class:
         PATTERNS[name] = pattern
-        CORE_PATTERNS.setdefault("neural_compressor", WrittenPattern)
+        if not pattern.__module__.startswith(OWN_PACKAGE):
+            CORE_PATTERNS.setdefault("neural_compressor", WrittenPattern)
         return pattern
 
     return register

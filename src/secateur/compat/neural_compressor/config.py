@@ -15,7 +15,7 @@ from secateur.compat.neural_compressor._elements import complete_element, warn_o
 from secateur.compat.neural_compressor._hpo_config import HPOConfig
 from secateur.compat.neural_compressor._quantization_config import QuantizationAwareTrainingConfig
 from secateur.compat.neural_compressor._removed import build_getattr
-from secateur.compat.neural_compressor._translation import translate_element
+from secateur.compat.neural_compressor._translation import translate_element, warn_of_high_target
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
@@ -130,7 +130,7 @@ class WeightPruningConfig:
             warn_of_unknown_keys(element, f"pruning_configs[{index}]")
         for index, element in enumerate(self.complete_elements()):
             try:
-                translate_element(element)
+                warn_of_high_target(element, translate_element(element))
             except ConfigError as error:
                 where = f"pruning_configs[{index}]" if self.pruning_configs and self.pruning_configs[index] else ""
                 raise type(error)(f"{where or 'WeightPruningConfig'}: {error}") from error
