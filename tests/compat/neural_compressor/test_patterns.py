@@ -22,7 +22,7 @@ from secateur.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
-def restore_registry() -> Iterator[None]:
+def restore_registry(registries_restored: None) -> Iterator[None]:  # noqa: ARG001 - for its effect
     """Remove what a test registers."""
     before = dict(PATTERNS)
     yield
