@@ -483,6 +483,9 @@ def test_sparse_gpt_prunes_at_once(batches: str) -> None:
     assert pruning.report.sparsity == 0.5
     assert int((model.body[0].weight == 0).sum()) == 16 * 32 // 2
     assert pruning.on_train_end() is pruning.report
+    assert pruning.pruners[0].current_sparsity_ratio == 0.5
+    assert torch.equal(pruning.pruners[0].masks["body.0"], model.body[0].weight != 0)
+    pruning.on_after_optimizer_step()  # callbacks of a training loop have no effect
 
 
 def test_sparse_gpt_prunes_each_layer_to_the_same_sparsity() -> None:

@@ -26,7 +26,7 @@ from secateur.results import PruningReport
 __all__ = ["CallBacks", "CompressionManager", "WeightPruningConfig", "prepare_compression", "prepare_pruning"]
 
 
-class CallBacks:
+class CallBacks(BaseCallbacks):
     """The callbacks of all configurations of a `CompressionManager`.
 
     Attributes:
@@ -34,19 +34,8 @@ class CallBacks:
     """
 
     def __init__(self, callbacks_list: Sequence[BaseCallbacks]) -> None:
+        super().__init__()
         self.callbacks_list = list(callbacks_list)
-
-    def on_train_begin(self, dataloader: Any = None) -> None:
-        """Start the run; optional."""
-        self._call("on_train_begin", dataloader)
-
-    def on_epoch_begin(self, epoch: int | None = None) -> None:
-        """Call before each epoch."""
-        self._call("on_epoch_begin", epoch)
-
-    def on_step_begin(self, batch_id: int | None = None) -> None:
-        """Call before each batch."""
-        self._call("on_step_begin", batch_id)
 
     def on_after_compute_loss(
         self,
@@ -61,38 +50,14 @@ class CallBacks:
             loss = callbacks.on_after_compute_loss(input, student_output, loss, teacher_output)
         return loss
 
-    def on_before_optimizer_step(self) -> None:
-        """Call between the backward pass and ``optimizer.step()``."""
-        self._call("on_before_optimizer_step")
-
-    def on_after_optimizer_step(self) -> None:
-        """Call after ``optimizer.step()``."""
-        self._call("on_after_optimizer_step")
-
-    def on_step_end(self) -> None:
-        """Call after each batch."""
-        self._call("on_step_end")
-
-    def on_epoch_end(self) -> None:
-        """Call after each epoch."""
-        self._call("on_epoch_end")
-
-    def on_before_eval(self) -> None:
-        """Call before an evaluation."""
-        self._call("on_before_eval")
-
-    def on_after_eval(self) -> None:
-        """Call after an evaluation."""
-        self._call("on_after_eval")
-
     def on_train_end(self) -> PruningReport | None:
         """Call at the end of training; returns the report on pruning, if there is one."""
         results = [callbacks.on_train_end() for callbacks in self.callbacks_list]
         return next((result for result in results if result is not None), None)
 
-    def _call(self, name: str, *args: Any) -> None:
+    def _call(self, scope: str, *args: Any) -> None:
         for callbacks in self.callbacks_list:
-            getattr(callbacks, name)(*args)
+            getattr(callbacks, scope)(*args)
 
 
 class CompressionManager:

@@ -26,6 +26,7 @@ __all__ = [
     "KerasPruner",
     "PresentedKerasModel",
     "assign_elements",
+    "find_nonzero",
     "make_masks",
     "present_model",
     "prune_in_one_shot",
@@ -60,6 +61,11 @@ def start_runs(model: keras.Model, parts: Iterable[Part], optimizer: Any) -> lis
 def make_masks(part: Part) -> dict[str, Array]:
     """Return masks that keep every weight of a part."""
     return {name: np.ones(tuple(get_kernel(layer).shape), dtype=bool) for name, layer in part.modules.items()}
+
+
+def find_nonzero(part: Part) -> dict[str, Array]:
+    """Return the masks of a pruned model: which weights of a part are not zero."""
+    return {name: read_array(get_kernel(layer)) != 0 for name, layer in part.modules.items()}
 
 
 def prune_in_one_shot(model: Any, part: Part, **options: Any) -> PruningReport:  # noqa: ARG001 - as for torch

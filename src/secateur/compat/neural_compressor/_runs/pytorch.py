@@ -22,7 +22,15 @@ from secateur.planning.pytorch import find_candidates, plan
 from secateur.results import PruningReport
 from secateur.training.pytorch import PytorchPruner, prepare_together
 
-__all__ = ["PresentedModule", "assign_elements", "make_masks", "present_model", "prune_in_one_shot", "start_runs"]
+__all__ = [
+    "PresentedModule",
+    "assign_elements",
+    "find_nonzero",
+    "make_masks",
+    "present_model",
+    "prune_in_one_shot",
+    "start_runs",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +64,11 @@ def start_runs(model: nn.Module, parts: Iterable[Part], optimizer: Any) -> list[
 def make_masks(part: Part) -> dict[str, torch.Tensor]:
     """Return masks that keep every weight of a part."""
     return {name: torch.ones_like(module.weight, dtype=torch.bool) for name, module in part.modules.items()}
+
+
+def find_nonzero(part: Part) -> dict[str, torch.Tensor]:
+    """Return the masks of a pruned model: which weights of a part are not zero."""
+    return {name: module.weight.detach() != 0 for name, module in part.modules.items()}
 
 
 def prune_in_one_shot(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from secateur.compat.neural_compressor._base_callbacks import BaseCallbacks
 from secateur.compat.neural_compressor._reports import merge_reports
 from secateur.compat.neural_compressor.compression.pruner.pruners.base import BasePruner
 from secateur.compat.neural_compressor.config import WeightPruningConfig
@@ -168,7 +169,7 @@ class BasePruning:
             run.after_step()
 
 
-class OneShotPruning:
+class OneShotPruning(BaseCallbacks):
     """Prune a model at once with calibration data. All callbacks exist, and have no effect.
 
     Args:
@@ -183,38 +184,12 @@ class OneShotPruning:
     """
 
     def __init__(self, config: WeightPruningConfig, model: Any, batches: Iterable[Any], **settings: Any) -> None:
+        super().__init__(config, model)
         leaf = import_leaf(RUNS, model)
         parts = leaf.assign_elements(config, model, prune_frozen=True)
-        self.pruners = [BasePruner(part, lambda: None, leaf.make_masks) for part in parts]
         reports = [leaf.prune_in_one_shot(model, part, batches=batches, **settings) for part in parts if part.modules]
+        self.pruners = [BasePruner(part, lambda: None, leaf.find_nonzero) for part in parts]
         self.report = merge_reports(reports, [{} for _ in reports])
-
-    def on_train_begin(self, dataloader: Any = None) -> None:
-        """Has no effect: the model has been pruned."""
-
-    def on_epoch_begin(self, epoch: int | None = None) -> None:
-        """Has no effect."""
-
-    def on_step_begin(self, batch_id: int | None = None) -> None:
-        """Has no effect."""
-
-    def on_before_optimizer_step(self) -> None:
-        """Has no effect."""
-
-    def on_after_optimizer_step(self) -> None:
-        """Has no effect."""
-
-    def on_step_end(self) -> None:
-        """Has no effect."""
-
-    def on_epoch_end(self) -> None:
-        """Has no effect."""
-
-    def on_before_eval(self) -> None:
-        """Has no effect."""
-
-    def on_after_eval(self) -> None:
-        """Has no effect."""
 
     def on_train_end(self) -> PruningReport:
         """Return the report."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ class BasePruner:
     Args:
         part: The element and its layers.
         get_run: Returns the pruner of Secateur that does the work; ``None`` before the run and without layers.
-        make_masks: Returns the masks before the run.
+        read_masks: Returns the masks without a run: before it, or of a model that was pruned at once.
 
     Attributes:
         config: The element with all keys, as items and attributes. Changes before the run starts have an effect.
@@ -25,14 +26,14 @@ class BasePruner:
         progressive_logger: Has no effect.
     """
 
-    def __init__(self, part: Any, get_run: Callable[[], Any], make_masks: Callable[[Any], dict[str, Any]]) -> None:
+    def __init__(self, part: Any, get_run: Callable[[], Any], read_masks: Callable[[Any], dict[str, Any]]) -> None:
         self.config = part.element
         self.modules = part.modules
         self.progressive_configs = {"progressive_steps": 4, "progressive_type": "scores", "use_global": True}
         self.progressive_logger = True
         self._part = part
         self._get_run = get_run
-        self._make_masks = make_masks
+        self._read_masks = read_masks
 
     @property
     def run(self) -> Any:
@@ -43,7 +44,7 @@ class BasePruner:
     def masks(self) -> dict[str, Any]:
         """Layer → booleans in the weight's shape, ``True`` = kept."""
         run = self.run
-        return self._make_masks(self._part) if run is None else dict(run.masks)
+        return self._read_masks(self._part) if run is None else dict(run.masks)
 
     @property
     def head_masks(self) -> dict[str, Any]:
@@ -75,8 +76,9 @@ class BasePruner:
     @property
     def current_sparsity_ratio(self) -> float:
         """Share of the weights of all layers that the masks prune."""
-        run = self.run
-        return 0.0 if run is None else float(run.sparsity)
+        masks = self.masks.values()
+        kept, total = sum(int(mask.sum()) for mask in masks), sum(math.prod(mask.shape) for mask in masks)
+        return (total - kept) / total if total else 0.0
 
     @property
     def start_step(self) -> Any:
