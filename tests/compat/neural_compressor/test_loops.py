@@ -430,6 +430,20 @@ def test_two_elements_prune_the_same_layers() -> None:
     assert report.layers[0].pruned_weights == int((weight == 0).sum())
 
 
+def test_a_progressive_run_prunes_in_four_parts_from_each_update_on() -> None:
+    settings = {"target_sparsity": 0.7, "start_step": 1, "end_step": 13, "pruning_frequency": 4}
+    loop = Loop(**settings, pruning_type="magnitude_progressive")
+    found = []
+    for step in range(15):
+        loop.calls.on_step_begin(step)
+        found.append(sum(int((loop.model[index].weight == 0).sum()) for index in (0, 2)))
+        train(loop, range(step, step + 1))
+    # The update after 5 steps is to prune 85 of 256 units of 4 weights, a third of the way to the target.
+    assert found[:5] == [0] * 5
+    assert [round(count / 85) for count in found[5:9]] == [1, 2, 3, 4]
+    assert (found[8], found[14]) == (4 * 85, 4 * round(0.7 * 256))
+
+
 def test_a_model_and_an_optimizer_in_a_run_can_be_saved(tmp_path: Path) -> None:
     model = mlp()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
