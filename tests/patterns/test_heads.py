@@ -236,7 +236,7 @@ def test_groups_that_cannot_be_pruned() -> None:
     pair = AffineMap(units=2, width=2)
     pinned = Group(units=2, members=(member("a", (4, 3), 0, pair, Role.PINNED),))
     pattern = get_pattern(HEADS, {"a": view(4, 3)}, "array", groups=[pinned])
-    assert pattern.invalid_layers == {"a": "its heads have parts in a, which must keep its shape"}
+    assert pattern.invalid_layers == {"a": "its heads cannot be pruned: 'a' must keep its shape"}
     both = Group(
         units=2, members=(member("a", (4, 4), 0, pair, Role.PRODUCER), member("a", (4, 4), 1, pair, Role.CONSUMER))
     )

@@ -141,6 +141,11 @@ class Group:
         members: The axes of parameters that contain the slices. A parameter may occur several times in a group, and in
             several groups.
         constraints: Limits for the number of kept units.
+        name: The module that contains the members, or the layer that computes the units; unique in a graph.
+        kind: ``"channels"`` or ``"heads"``.
+        reason: Why its units must not be pruned, such as an operation without a rule; ``None``: they may be.
+        inexact: Why removing units changes the model's output although every consumer of them is zero, such as a norm
+            over them; ``None``: it does not change.
 
     Raises:
         LayerError: A member has a different number of units, or two members contain the same slice.
@@ -167,6 +172,10 @@ class Group:
     units: int
     members: tuple[Member, ...]
     constraints: Constraints = field(default_factory=Constraints)
+    name: str = ""
+    kind: str = "channels"
+    reason: str | None = None
+    inexact: str | None = None
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -190,6 +199,13 @@ class Group:
     def pinned(self) -> tuple[str, ...]:
         """Parameters that prevent the group from being pruned."""
         return tuple(member.parameter for member in self.members if member.role is Role.PINNED)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no unit can be pruned; ``None``: units can be."""
+        if self.reason is not None or not self.pinned:
+            return self.reason
+        return f"{', '.join(map(repr, self.pinned))} must keep its shape"
 
     def score_units(self, scores: Mapping[str, Array]) -> Array:
         """Add up the scores of each unit over its members.
@@ -221,7 +237,7 @@ class Group:
         """
         rules, target = self.constraints, self.units - prune
         step, lowest = rules.step, -(-rules.minimum // rules.step) * rules.step
-        if self.pinned or lowest >= self.units:
+        if self.obstacle is not None or lowest >= self.units:
             return self.units
         allowed = {lowest, self.units}
         for kept in (target // step * step, (target // step + 1) * step):
@@ -267,8 +283,8 @@ class Group:
         """
         if keep.shape != (self.units,):
             raise LayerError(f"keep must have shape {(self.units,)}, found {keep.shape}")
-        if self.pinned and not keep.all():
-            raise LayerError(f"units cannot be pruned: {', '.join(map(repr, self.pinned))} must keep its shape")
+        if self.obstacle is not None and not keep.all():
+            raise LayerError(f"units cannot be pruned: {self.obstacle}")
         return intersect_masks({member.parameter: member.mask(keep)} for member in self.members)
 
     def _check_disjoint(self) -> None:

@@ -56,9 +56,7 @@ class GroupPattern(BasePattern):
         if missing:
             names = format_list(member.parameter for member in missing)
             return f"its {self.coupling} have parts in {names}, which this configuration does not prune"
-        if group.pinned:
-            return f"its {self.coupling} have parts in {format_list(group.pinned)}, which must keep its shape"
-        return None
+        return None if group.obstacle is None else f"its {self.coupling} cannot be pruned: {group.obstacle}"
 
     def _slice_weight(self, layer: str, members: Sequence[Member], layers: dict[str, str]) -> SliceTiling:
         """Join the slices of a layer's weight, along its outputs or its inputs."""
