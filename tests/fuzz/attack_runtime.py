@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import secateur.runtime
 from fuzz.harness import attack
 from runtime.sparse_layers import replace_always
+from secateur._calls.pytorch.output_snapshot import measure_difference, take_snapshot
 from secateur.errors import StateError
 from secateur.runtime.pytorch import SparseLayer
-from secateur.runtime.pytorch.output_snapshot import measure_difference, take_snapshot
 
 WIDTH = 16
 """Features between the layers of a model."""

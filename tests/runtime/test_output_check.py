@@ -17,10 +17,10 @@ import secateur
 import secateur.runtime
 from runtime.layer_clock import observe_calls
 from runtime.sparse_layers import replace_always
+from secateur._calls.pytorch.output_snapshot import measure_difference, take_snapshot
 from secateur.errors import CalibrationError
 from secateur.runtime import RuntimeReport
 from secateur.runtime.pytorch import SparseLayer, SparseLinear, compilation, interleaved_timing, replacement
-from secateur.runtime.pytorch.output_snapshot import measure_difference, take_snapshot
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from secateur._calls.pytorch.example_inputs import ExampleInputs
 from secateur.errors import CalibrationError
-from secateur.runtime.pytorch.example_inputs import ExampleInputs
 from secateur.runtime.pytorch.output_check import COMPARISON_ERRORS, OutputCheck, summarize_error
 from secateur.runtime.pytorch.timing import Clock, measure_medians, time_call
 from secateur.runtime.report import BaselineReport

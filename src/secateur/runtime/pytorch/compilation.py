@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._calls.pytorch.example_inputs import fix_seed, parse_example_inputs
 from secateur.errors import CalibrationError, ConfigError, StateError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.runtime.pytorch.baselines import BaselineTimer
@@ -24,7 +25,6 @@ from secateur.runtime.pytorch.benchmark import (
     keep_dense,
     reject_slow_replacement,
 )
-from secateur.runtime.pytorch.example_inputs import fix_seed, parse_example_inputs
 from secateur.runtime.pytorch.inspection import inspect_layers
 from secateur.runtime.pytorch.interleaved_timing import time_layers, time_model
 from secateur.runtime.pytorch.layers.base import is_strided

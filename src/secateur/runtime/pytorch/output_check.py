@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from secateur._calls.pytorch.example_inputs import ExampleInputs, fix_seed
+from secateur._calls.pytorch.output_snapshot import OutputSnapshot, measure_difference, take_snapshot
 from secateur.errors import CalibrationError, SecateurError
-from secateur.runtime.pytorch.example_inputs import ExampleInputs, fix_seed
-from secateur.runtime.pytorch.output_snapshot import OutputSnapshot, measure_difference, take_snapshot
 from secateur.runtime.pytorch.replacement import replace_modules_temporarily
 
 __all__ = ["OutputCheck", "Replacement", "summarize_error"]

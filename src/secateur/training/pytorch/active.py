@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Any, Protocol
-from weakref import WeakSet
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-__all__ = ["add_active", "list_active", "remove_active"]
+from secateur.masking.active import ACTIVE, list_active
+
+__all__ = ["add_active", "remove_active"]
 
 
 class StepFollower(Protocol):
@@ -19,16 +20,8 @@ class StepFollower(Protocol):
         """Act after a step of any optimizer of the process."""
 
 
-ACTIVE: WeakSet[Any] = WeakSet()
-"""The pruners. Those that are no longer reachable disappear."""
-
 HOOKS: list[Any] = []
 """While there are active pruners, the hook that every optimizer calls after a step."""
-
-
-def list_active() -> list[Any]:
-    """Return the active pruners."""
-    return list(ACTIVE)
 
 
 def add_active(pruner: StepFollower) -> None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from secateur._array import Array, count_true
 from secateur.errors import LayerError, SecateurError, StateError
 from secateur.frameworks.pytorch import apply_mask, unwrap_model
+from secateur.masking.active import list_active
 from secateur.masking.run import build_report, refuse_violations
 from secateur.masking.run_options import RunOptions
 from secateur.planning.planner import Plan
@@ -25,7 +26,7 @@ from secateur.training.checks import (
     warn_if_no_zeros,
     warn_if_pruned_at_once,
 )
-from secateur.training.pytorch.active import add_active, list_active, remove_active
+from secateur.training.pytorch.active import add_active, remove_active
 from secateur.training.pytorch.copies import find_copies
 from secateur.training.pytorch.overlap import refuse_aliases, refuse_shared
 from secateur.training.pytorch.run import PytorchRun, Snapshot

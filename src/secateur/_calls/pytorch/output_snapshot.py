@@ -28,8 +28,12 @@ def take_snapshot(outputs: Any) -> OutputSnapshot:
     return {path: _copy(value) for path, value in _find_leaves(outputs, "", set())}
 
 
-def measure_difference(expected: OutputSnapshot, actual: OutputSnapshot) -> float:
+def measure_difference(
+    expected: OutputSnapshot, actual: OutputSnapshot, *, min_size: float = torch.finfo(torch.float32).tiny
+) -> float:
     """Return the largest difference between outputs, relative to the largest expected value of each tensor.
+
+    If the largest value is smaller than `min_size`, the difference is relative to `min_size`.
 
     For integers and booleans, the difference is the share of values that differ. The difference is infinite if outputs
     are missing, if their shape or type differs, if infinite or ``nan`` values are in different places, or if other
@@ -37,7 +41,7 @@ def measure_difference(expected: OutputSnapshot, actual: OutputSnapshot) -> floa
     """
     if expected.keys() != actual.keys():
         return math.inf
-    return max((_compare(value, actual[path]) for path, value in expected.items()), default=0.0)
+    return max((_compare(value, actual[path], min_size) for path, value in expected.items()), default=0.0)
 
 
 def _find_leaves(value: Any, path: str, visited: set[int]) -> Iterator[tuple[str, Any]]:
@@ -74,10 +78,10 @@ def _copy(value: Any) -> Any:
     return torch.view_as_real(dense).clone() if dense.is_complex() else dense.clone()
 
 
-def _compare(expected: Any, actual: Any) -> float:
+def _compare(expected: Any, actual: Any, min_size: float) -> float:
     if not isinstance(expected, torch.Tensor):
         is_equal = expected == actual or (expected != expected and actual != actual)  # both are nan
-        return 0.0 if type(expected) is type(actual) and is_equal else _compare_numbers(expected, actual)
+        return 0.0 if type(expected) is type(actual) and is_equal else _compare_numbers(expected, actual, min_size)
     if not isinstance(actual, torch.Tensor) or (expected.shape, expected.dtype) != (actual.shape, actual.dtype):
         return math.inf
     if not expected.numel():
@@ -92,17 +96,17 @@ def _compare(expected: Any, actual: Any) -> float:
         return math.inf
     if not torch.equal(is_finite, after.isfinite()):
         return math.inf
-    return _divide_maxima((before - after)[is_finite].abs(), before[is_finite].abs())
+    return _divide_maxima((before - after)[is_finite].abs(), before[is_finite].abs(), min_size)
 
 
-def _compare_numbers(expected: Any, actual: Any) -> float:
+def _compare_numbers(expected: Any, actual: Any, min_size: float) -> float:
     if not (isinstance(expected, float) and isinstance(actual, float)):
         return math.inf
-    difference = abs(expected - actual) / max(abs(expected), torch.finfo(torch.float32).tiny)
+    difference = abs(expected - actual) / max(abs(expected), min_size)
     return math.inf if math.isnan(difference) else difference
 
 
-def _divide_maxima(differences: torch.Tensor, sizes: torch.Tensor) -> float:
+def _divide_maxima(differences: torch.Tensor, sizes: torch.Tensor, min_size: float) -> float:
     if not differences.numel():
         return 0.0
-    return float(differences.max().double() / sizes.max().double().clamp(min=torch.finfo(torch.float32).tiny))
+    return float(differences.max().double() / sizes.max().double().clamp(min=min_size))

@@ -65,7 +65,7 @@ class ExampleInputs:
 
 
 def parse_example_inputs(value: Any) -> ExampleInputs:
-    """Convert the argument `example_inputs` of `secateur.runtime.compile` to the arguments of a call.
+    """Convert an argument `example_inputs`, as of `secateur.runtime.compile`, to the arguments of a call.
 
     Raises:
         CalibrationError: The value is not a tensor, tuple or mapping, or it is empty.

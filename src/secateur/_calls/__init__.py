@@ -1,0 +1,1 @@
+"""Call models with example inputs, and compare their outputs."""

@@ -1,0 +1,1 @@
+"""Call torch modules with example inputs, and compare their outputs."""
