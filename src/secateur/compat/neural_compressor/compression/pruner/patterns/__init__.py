@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.compat.neural_compressor._written_patterns import find_type_name
-from secateur.compat.neural_compressor.compression.pruner.patterns import ninm, nxm
+from secateur.compat.neural_compressor.compression.pruner.patterns import mha, ninm, nxm
 from secateur.compat.neural_compressor.compression.pruner.patterns.base import PATTERNS, register_pattern
 from secateur.errors import UnknownNameError
 
-__all__ = ["PATTERNS", "get_pattern", "ninm", "nxm", "register_pattern"]
+__all__ = ["PATTERNS", "get_pattern", "mha", "ninm", "nxm", "register_pattern"]
 
 
-def get_pattern(config: Any, modules: Mapping[str, Any], framework: str = "pytorch") -> Any:
+def get_pattern(config: Any, modules: Mapping[str, Any] | None, framework: str = "pytorch") -> Any:
     """Create the registered pattern for ``config.pattern``.
 
     Args:
         config: An element of ``pruning_configs`` with all keys, such as those of ``complete_elements``.
-        modules: Layer name → layer.
+        modules: Layer name → layer; ``None`` for attention heads.
         framework: ``"pytorch"`` or ``"keras"``.
 
     Raises:
@@ -34,4 +34,4 @@ def get_pattern(config: Any, modules: Mapping[str, Any], framework: str = "pytor
     name = find_type_name(config["pattern"], framework)
     if name not in PATTERNS:
         raise UnknownNameError(f"Unknown pattern {config['pattern']!r}. Known: {', '.join(sorted(PATTERNS))}.")
-    return PATTERNS[name](config, modules)
+    return PATTERNS[name](config, {} if modules is None else modules)

@@ -1,0 +1,1 @@
+"""Prune a layer whose inputs are known."""
