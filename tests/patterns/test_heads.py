@@ -228,7 +228,7 @@ def view(outputs: int, inputs: int) -> WeightView:
     return WeightView(shape=(outputs, inputs), output_axes=(0,), input_axes=(1,))
 
 
-def member(parameter: str, shape: tuple[int, int], axis: int, index_map: Any, role: Role) -> Member:
+def member(parameter: str, shape: tuple[int, ...], axis: int, index_map: Any, role: Role) -> Member:
     return Member(parameter=parameter, shape=shape, axis=axis, index_map=index_map, role=role)
 
 
@@ -237,13 +237,10 @@ def test_groups_that_cannot_be_pruned() -> None:
     pinned = Group(units=2, members=(member("a", (4, 3), 0, pair, Role.PINNED),))
     pattern = get_pattern(HEADS, {"a": view(4, 3)}, "array", groups=[pinned])
     assert pattern.invalid_layers == {"a": "its heads cannot be pruned: 'a' must keep its shape"}
-    both = Group(
-        units=2, members=(member("a", (4, 4), 0, pair, Role.PRODUCER), member("a", (4, 4), 1, pair, Role.CONSUMER))
-    )
-    with pytest.raises(
-        LayerError, match=r"layer 'a': units along axes \[0, 1\] of a weight \(4, 4\) are not supported"
-    ):
-        get_pattern(HEADS, {"a": view(4, 4)}, "array", groups=[both])
+    kernel = Group(units=2, members=(member("a", (4, 3, 4), 1, AffineMap(units=2), Role.CONSUMER),))
+    shape = WeightView(shape=(4, 3, 4), output_axes=(0,), kernel_axes=(1,), input_axes=(2,))
+    pattern = get_pattern(HEADS, {"a": shape}, "array", groups=[kernel])
+    assert pattern.invalid_layers == {"a": "its heads are along axis 1 of the weight of 'a', which is not supported"}
 
 
 @pytest.mark.parametrize("axis", [0, 1])

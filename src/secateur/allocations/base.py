@@ -90,7 +90,7 @@ def allocate(allocation: Allocation, task: AllocationTask) -> dict[str, int]:
         ConfigError: The counts lack layers, violate their bounds, or miss the total by more than one unit per layer,
             the largest difference that rounding each layer can cause.
     """
-    if task.units.keys() != task.pattern.views.keys():
+    if task.pattern.coupling is not None or task.units.keys() != task.pattern.views.keys():
         raise UnsupportedModelError(
             f"pattern {task.pattern.pattern!r} couples layers, and solvers prune each layer on its own. "
             f"Prune without a solver: secateur.prune(model, config)."

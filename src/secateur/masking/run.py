@@ -117,11 +117,7 @@ class Run(Generic[Weight]):
         if self.updater.is_locked:
             return [self._describe_lock(layer) for layer in self.pattern.views if layer not in self.free_layers]
         kept = self.pattern.find_kept_units(self._masks()) if self._has_masks else {}
-        return [
-            self._result(layer, tiling, kept.get(name))
-            for name, units in self.pattern.units.items()
-            for layer, tiling in units.parts.items()
-        ]
+        return [self._result(layer, parts, kept) for layer, parts in self.pattern.list_parts().items()]
 
     def describe(self) -> dict[str, Any]:
         """Describe the run by its configuration and shapes, so that its saved states can be recognized."""
@@ -151,12 +147,14 @@ class Run(Generic[Weight]):
     def _masks(self) -> dict[str, Any]:
         return {name: weight.mask for name, weight in self.weights.items()}
 
-    def _result(self, layer: str, tiling: Tiling, kept: Array | None) -> LayerResult:
-        weight, pattern, units = self.weights[layer], self.config.pattern, tiling.count
+    def _result(self, layer: str, parts: Mapping[str, Tiling], kept: Mapping[str, Array]) -> LayerResult:
+        weight, pattern = self.weights[layer], self.config.pattern
         shape = tuple(weight.stored.shape)
         size = math.prod(shape)
-        pruned_units = 0 if kept is None else units - count_true(kept)
-        if isinstance(tiling, SliceTiling):  # a weight on its own has blocks, whatever they are part of
+        units = sum(tiling.count for tiling in parts.values())
+        pruned_units = sum(count_true(~kept[name]) for name in parts if name in kept)
+        tiling, *others = parts.values()
+        if not others and isinstance(tiling, SliceTiling):  # a weight on its own has blocks, whatever they are part of
             pattern, blocks = tiling.block
             units, pruned_units = units * blocks, pruned_units * blocks
         if self.updater.is_locked and weight.mask is not None:

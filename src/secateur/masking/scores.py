@@ -51,6 +51,8 @@ class AccumulatedScores:
         self.reduction = REDUCTIONS.find(name)
         self._cache: dict[str, list[Array]] | None = None
         self.is_per_unit = sample.reduction is not None or self.decay == 0.0 or name in LINEAR
+        # Layer → the units with which scores that are stored per weight are added, so that they are added once.
+        self._owners = {layer: next(iter(parts)) for layer, parts in pattern.list_parts().items()}
 
     @property
     def is_accumulated(self) -> bool:
@@ -67,6 +69,9 @@ class AccumulatedScores:
     def add(self, name: str, gradients: Mapping[str, Array]) -> None:
         """Add the scores of one step.
 
+        Add those of all units of the pattern in each step: if scores are stored per weight, those of a layer with parts
+        of several units are added with the first of them.
+
         Args:
             name: Name of units.
             gradients: Layer → its gradient as an (O, K, I) array, for each layer that has a part in the units.
@@ -76,7 +81,11 @@ class AccumulatedScores:
         """
         scores = self.score_step(
             name,
-            {layer: self.criteria[layer].score(self.weight(layer), gradient) for layer, gradient in gradients.items()},
+            {
+                layer: self.criteria[layer].score(self.weight(layer), gradient)
+                for layer, gradient in gradients.items()
+                if self.is_per_unit or self._owners[layer] == name
+            },
         )
         for key, score in scores.items():
             chunk = score.reshape((-1,))
@@ -91,7 +100,7 @@ class AccumulatedScores:
             scores: Layer → one score per weight as an (O, K, I) array, for each layer that has a part in the units.
         """
         if not self.is_per_unit:
-            return dict(scores)
+            return {layer: score for layer, score in scores.items() if self._owners[layer] == name}
         return {name: concat_chunks(list(self._unit_chunks(name, scores, self.reduction)))}
 
     def accumulate(self, total: Array | None, score: Array) -> Array:
@@ -110,13 +119,13 @@ class AccumulatedScores:
         Raises:
             ScoreError: The criterion needs gradients, and there have been none.
         """
-        parts = self.pattern.units[name].parts
-        if self.needs_gradient and not ({name, *parts} & self.totals.keys()):
-            raise ScoreError(
-                f"layer {name!r}: {self.pattern.config.criterion!r} ranks by gradients, and none has reached this "
-                f"layer. Train it first (start_step later), exclude it, or rank by 'magnitude'."
-            )
         units, flags = self.pattern.units[name], None if alive is None else alive[name]
+        keys = [name] if self.is_per_unit else units.parts
+        if self.needs_gradient and (missing := [key for key in keys if key not in self.totals]):
+            raise ScoreError(
+                f"layer {missing[0]!r}: {self.pattern.config.criterion!r} ranks by gradients, and none has reached "
+                f"this layer. Train it first (start_step later), exclude it, or rank by 'magnitude'."
+            )
         return Scores(name, lambda: self._chunks(name), units.count, flags, stride=units.stride)
 
     def stream_equal(self, name: str, alive: Mapping[str, Array] | None) -> Scores:
@@ -154,7 +163,7 @@ class AccumulatedScores:
             return
         (layer, tiling), *others = self.pattern.units[name].parts.items()
         criterion = self.criteria[layer]
-        if others or layer in self.totals or not (tiling.reduces_all and criterion.is_elementwise):
+        if others or self._has_total(layer) or not (tiling.reduces_all and criterion.is_elementwise):
             scores = {layer: self._weight_score(layer) for layer in self.pattern.units[name].parts}
             yield from self._unit_chunks(name, scores, self.reduction)
             return
@@ -167,9 +176,13 @@ class AccumulatedScores:
         )
 
     def _weight_score(self, layer: str) -> Array:
-        if layer in self.totals:
+        if self._has_total(layer):
             return self.pattern.framework.to_array(self.totals[layer])
         return self.criteria[layer].score(self.pattern.framework.to_array(self.weight(layer)), None)
+
+    def _has_total(self, layer: str) -> bool:
+        """Whether scores have been stored per weight of a layer. Units can have the same name as a layer."""
+        return not self.is_per_unit and layer in self.totals
 
     def _unit_chunks(self, name: str, scores: Mapping[str, Array], reduction: Reduction) -> Iterator[Array]:
         for chunk in self.pattern.units[name].scores(scores, reduction):

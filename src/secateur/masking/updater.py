@@ -180,7 +180,7 @@ class MaskUpdater:
     def _interpolate_all(
         self, masks: Mapping[str, Array], keep: Mapping[str, Array], later: Mapping[str, Array], part: tuple[int, int]
     ) -> dict[str, Array]:
-        now, then = self._expand(keep), self._expand(later)
+        now, then = self.pattern.expand_units(keep), self.pattern.expand_units(later)
         return {layer: self._interpolate(layer, masks[layer], (now[layer], then[layer]), part) for layer in now}
 
     def _interpolate(self, layer: str, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
@@ -188,12 +188,6 @@ class MaskUpdater:
         view = self.pattern.views[layer]
         weight = view.to_canonical(self._read_weight(layer))
         return view.to_stored(interpolate_mask(weight, view.to_canonical(mask), between, part))
-
-    def _expand(self, keep: Mapping[str, Array]) -> dict[str, Array]:
-        """Expand one boolean per unit to one per weight, as (O, K, I) arrays."""
-        return {
-            layer: mask for name, kept in keep.items() for layer, mask in self.pattern.units[name].expand(kept).items()
-        }
 
     def _select(self, sparsity: float, stream: Stream, alive: Mapping[str, Array] | None) -> dict[str, Array]:
         keep = self.pattern.select({name: stream(name, alive) for name in self.pattern.units}, sparsity)

@@ -17,7 +17,7 @@ from secateur.patterns.budget import Budget
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.patterns.selection import Cut, Scores, find_cuts, find_global_cuts, unify_precision
 from secateur.patterns.specification import Specification
-from secateur.patterns.tiling import Tiling, Units
+from secateur.patterns.tiling import Tiling, Units, intersect
 
 __all__ = [
     "PATTERNS",
@@ -125,7 +125,8 @@ class BasePattern(Specification):
             tilings: Valid layer → the tiling of its weight.
 
         Returns:
-            Name → units; every valid layer is part of exactly one entry.
+            Name → units; every valid layer is part of at least one entry. If it is part of several, a weight is kept if
+            all of them keep it.
         """
         return {name: Units({name: tiling}) for name, tiling in tilings.items()}
 
@@ -165,8 +166,9 @@ class BasePattern(Specification):
         masks: dict[str, Any] = {}
         for name in list(keep):
             # Popped one by one, so that unit masks and weight masks do not all exist at the same time.
-            expanded = self.weight_masks({name: keep.pop(name)})
-            masks |= {layer: self.framework.from_array(mask, scores[layer]) for layer, mask in expanded.items()}
+            for layer, mask in self.weight_masks({name: keep.pop(name)}).items():
+                expanded = self.framework.from_array(mask, scores[layer])
+                masks[layer] = intersect(masks[layer], expanded) if layer in masks else expanded
         return masks
 
     def stream(self, name: str, scores: Mapping[str, Array], alive: Mapping[str, Array] | None = None) -> Scores:
@@ -235,15 +237,33 @@ class BasePattern(Specification):
         return not self.keep_mask_layers.keys().isdisjoint({name, *self.units[name].parts})
 
     def weight_masks(self, keep: Mapping[str, Array]) -> dict[str, Array]:
-        """Expand one boolean per unit to one per weight, in each weight's stored shape."""
-        return {
-            layer: self.views[layer].to_stored(mask)
-            for name, kept in keep.items()
-            for layer, mask in self.units[name].expand(kept).items()
-        }
+        """Expand one boolean per unit to one per weight, in each weight's stored shape.
+
+        A weight is kept if all units that it belongs to are kept.
+        """
+        return {layer: self.views[layer].to_stored(mask) for layer, mask in self.expand_units(keep).items()}
+
+    def expand_units(self, keep: Mapping[str, Array]) -> dict[str, Array]:
+        """Expand one boolean per unit to one per weight, as (O, K, I) arrays; see `weight_masks`."""
+        masks: dict[str, Array] = {}
+        for name, kept in keep.items():
+            for layer, mask in self.units[name].expand(kept).items():
+                masks[layer] = intersect(masks[layer], mask) if layer in masks else mask
+        return masks
+
+    def list_parts(self) -> dict[str, dict[str, Tiling]]:
+        """Return valid layer → name of units → the tiling of its weight into them."""
+        parts: dict[str, dict[str, Tiling]] = {}
+        for name, units in self.units.items():
+            for layer, tiling in units.parts.items():
+                parts.setdefault(layer, {})[name] = tiling
+        return parts
 
     def find_kept_units(self, masks: Mapping[str, Any]) -> dict[str, Array]:
         """Reduce masks to one boolean per unit: a unit is kept if any of its weights is.
+
+        If units overlap, these are the fewest kept units that have these masks: a unit of which other units prune every
+        weight counts as pruned, because it has none left. That cannot happen while every entry of `units` keeps a unit.
 
         Raises:
             LayerError: The mask of a layer is missing or has the wrong shape.

@@ -1,4 +1,4 @@
-"""Tile a weight into units that own slices of its output or its input channels, adjacent or not."""
+"""Tile a weight into units that own slices of its output or its input channels, adjacent or not, or of both."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from secateur._array import Array, namespace
+from secateur._array import Array, concat_chunks, namespace
 from secateur.errors import LayerError
 from secateur.patterns.reduction import Reduction
-from secateur.patterns.tiling import CHUNK, Tiling, widen_dtype
+from secateur.patterns.tiling import CHUNK, Tiling, intersect, widen_dtype
 
-__all__ = ["SliceTiling"]
+__all__ = ["CrossTiling", "SliceTiling"]
 
 OUTPUTS, INPUTS = 0, 2
 
@@ -85,8 +85,55 @@ class SliceTiling(Tiling):
         xp, device = namespace(keep), getattr(keep, "device", None)
         owner = np.full(self.shape[self.axis], self.count)
         owner[self.indices.reshape(-1)] = np.repeat(np.arange(self.count), self.indices.shape[1])
-        flags = xp.concat([keep, xp.ones(1, dtype=xp.bool, device=device)])
+        flags = xp.concat([keep, xp.ones((1,), dtype=keep.dtype, device=device)])
         along = [1, 1, 1]
         along[self.axis] = -1
         channels = xp.take(flags, xp.asarray(owner, device=device), axis=0).reshape(tuple(along))
-        return channels & xp.ones(self.shape, dtype=xp.bool, device=device)
+        return intersect(channels, xp.ones(self.shape, dtype=keep.dtype, device=device))
+
+
+@dataclass(frozen=True, slots=True)
+class CrossTiling(Tiling):
+    """Units that own output channels and input channels of the same weight.
+
+    This is so in a layer whose output is added to its input. Weights in an output channel of one unit and an input
+    channel of another belong to both.
+
+    Attributes:
+        outputs: The output channels of each unit.
+        inputs: The input channels of each unit.
+
+    Examples:
+        Each of two units owns one output channel and one input channel:
+
+        >>> channels, shape = np.array([[0], [1]]), (2, 1, 2)
+        >>> outputs, inputs = (SliceTiling(shape, axis, channels) for axis in (OUTPUTS, INPUTS))
+        >>> tiling = CrossTiling(outputs, inputs)
+        >>> tiling.count, tiling.unit_size
+        (2, 3)
+        >>> tiling.expand(np.array([True, False]))[:, 0]
+        array([[ True, False],
+               [False, False]])
+    """
+
+    outputs: SliceTiling
+    inputs: SliceTiling
+    count: int = field(init=False)
+    unit_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows, positions, columns = self.outputs.shape
+        twice = self.outputs.unit_size * self.inputs.unit_size // (rows * positions * columns)
+        object.__setattr__(self, "count", self.outputs.count)
+        object.__setattr__(self, "unit_size", self.outputs.unit_size + self.inputs.unit_size - twice)
+
+    def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
+        """See `Tiling.unit_scores`; the scores of a unit's output channels and of its input channels are added."""
+        outputs, inputs = (
+            concat_chunks(list(tiling.unit_scores(scores, reduction))) for tiling in (self.outputs, self.inputs)
+        )
+        yield outputs + inputs
+
+    def expand(self, keep: Array) -> Array:
+        """See `Tiling.expand`."""
+        return intersect(self.outputs.expand(keep), self.inputs.expand(keep))

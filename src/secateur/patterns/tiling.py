@@ -13,7 +13,7 @@ from secateur._array import Array, concat_chunks, namespace, repeat, transpose_f
 from secateur.errors import LayerError
 from secateur.patterns.reduction import Reduction
 
-__all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units", "widen_dtype"]
+__all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units", "intersect", "widen_dtype"]
 
 CHUNK = 1 << 18
 """Weights processed at a time: few enough for the cache of a core, enough to hide the overhead of calls."""
@@ -61,7 +61,7 @@ class Tiling(ABC):
 
     @abstractmethod
     def expand(self, keep: Array) -> Array:
-        """Expand one boolean per unit, of shape (count,), to one per weight, of shape (O, K, I)."""
+        """Expand one boolean or factor per unit, of shape (count,), to one per weight, of shape (O, K, I)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,8 @@ class Units:
     """Units that are numbered and ranked together, with parts in one or more layers.
 
     Usually there is one layer. Coupled units, such as attention heads or hidden channels, have parts in several layers:
-    the scores of these parts are added, and they are pruned together.
+    the scores of these parts are added, and they are pruned together. A layer can have parts of several such sets of
+    units, of one along its output channels and of another along its input channels.
 
     Attributes:
         parts: Layer name → the tiling of that layer's weight.
@@ -248,7 +249,7 @@ class Units:
         yield total
 
     def expand(self, keep: Array) -> dict[str, Array]:
-        """Expand one boolean per unit to one per weight, of shape (O, K, I), for each part."""
+        """Expand one boolean or factor per unit to one per weight, of shape (O, K, I), for each part."""
         return {
             name: tiling.expand(transpose_flat(keep, tiling.count // tiling.stride) if self._are_coupled else keep)
             for name, tiling in self.parts.items()
@@ -257,6 +258,17 @@ class Units:
     @property
     def _are_coupled(self) -> bool:
         return len(self.parts) > 1
+
+
+def intersect(first: Array, second: Array) -> Array:
+    """Combine two masks of a weight: a weight is kept if both keep it. Factors are multiplied.
+
+    Examples:
+        >>> import numpy as np
+        >>> intersect(np.array([True, True]), np.array([True, False]))
+        array([ True, False])
+    """
+    return first & second if first.dtype == namespace(first).bool else first * second
 
 
 def widen_dtype(scores: Array) -> Array:

@@ -78,8 +78,10 @@ class PlannedLayer:
         kind: Its type.
         shape: Shape of its weight as stored.
         config: How it is pruned; ``None`` if it stays dense.
-        units: Number of units in its weight; 0 if it stays dense.
-        unit_size: Weights in one unit.
+        units: Number of units with parts in its weight; 0 if it stays dense.
+        unit_size: Weights in one unit; 0 if units differ in size, because the layer has parts of several groups.
+        sizes: For each group of units that are ranked together, their number and the weights of the layer in each.
+        weights: Number of weights that belong to a unit.
         target_sparsity: Target of the layer, or of all layers that are ranked with it.
         sparsity_range: Least and greatest sparsity that the layer can have at the end; equal if it is ranked alone.
         reason: Why it stays dense; ``None`` if it is pruned.
@@ -91,6 +93,8 @@ class PlannedLayer:
     config: PruningConfig | None = None
     units: int = 0
     unit_size: int = 0
+    sizes: tuple[tuple[int, int], ...] = ()
+    weights: int = 0
     target_sparsity: float = 0.0
     sparsity_range: tuple[float, float] = (0.0, 0.0)
     reason: str | None = None
@@ -109,7 +113,7 @@ class PlannedLayer:
             return self.name, self.kind, shape, "pattern_lock", f"{self.units:,}", "", "", "keeps its zeros"
         low, high = self.sparsity_range
         scope = "globally" if self.config.pruning_scope == "global" and low < high else "locally"
-        units = f"{self.units:,} × {self.unit_size}" if self.unit_size > 1 else f"{self.units:,}"
+        units = " + ".join(f"{units:,} × {size}" if size > 1 else f"{units:,}" for units, size in self.sizes)
         shares = dict.fromkeys(f"{share:.0%}" if share in (0, 1) else f"{share:.1%}" for share in self.sparsity_range)
         target, span = f"{self.target_sparsity:.1%}", "–".join(shares)
         return self.name, self.kind, shape, self.config.pattern, units, target, span, scope

@@ -15,6 +15,7 @@ from secateur.graph import Group
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.base import get_pattern_class
 from secateur.planning.layer_selection import raise_if_named, select_layers
+from secateur.planning.layer_units import LayerUnits, describe_units
 from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
 from secateur.planning.zeros import find_free_layers
 
@@ -86,7 +87,7 @@ class Plan:
 
     def _summarize(self) -> str:
         pruned = [layer for layer in self.layers if layer.is_pruned]
-        weights = sum(layer.units * layer.unit_size for layer in pruned)
+        weights = sum(layer.weights for layer in pruned)
         is_locked = all(pattern.config.kind == "pattern_lock" for pattern in self.patterns)
         action = "keep their zeros" if is_locked else "will be pruned"
         return f"{len(pruned):,} of {format_count(len(self.layers), 'layer')} with {weights:,} weights {action}."
@@ -126,7 +127,7 @@ def make_plan(
     for pattern in patterns:
         pattern.limit_layers()
     pattern_by_layer = {name: pattern for pattern in patterns for name in pattern.modules}
-    filled = {name: values for pattern in patterns for name, values in _describe_units(pattern).items()}
+    filled = {name: units for pattern in patterns for name, units in describe_units(pattern).items()}
     rows = tuple(_make_row(config, decision, pattern_by_layer, filled) for decision in shown)
     if not any(row.is_pruned for row in rows):
         reasons = format_reasons((row.name, row.reason or "") for row in rows)
@@ -164,7 +165,7 @@ def _make_row(
     config: PruningConfig,
     decision: LayerDecision,
     pattern_by_layer: Mapping[str, BasePattern],
-    filled: Mapping[str, Mapping[str, Any]],
+    filled: Mapping[str, LayerUnits],
 ) -> PlannedLayer:
     candidate = decision.candidate
     row = PlannedLayer(name=candidate.name, kind=candidate.types[0], shape=candidate.shape, reason=decision.reason)
@@ -174,21 +175,17 @@ def _make_row(
     if (reason := pattern.invalid_layers.get(candidate.name)) is not None:
         raise_if_named(config, candidate.names, reason)
         return replace(row, reason=reason)
-    return replace(row, config=pattern.config, target_sparsity=pattern.target_sparsity, **filled[candidate.name])
-
-
-def _describe_units(pattern: BasePattern) -> dict[str, dict[str, Any]]:
-    """Return layer → its units and the range of its sparsity, as values of the row."""
-    described = {}
-    for name, (low, high) in pattern.budget.find_ranges().items():
-        share = pattern.unit_share / pattern.budget.units[name]
-        for layer, tiling in pattern.units[name].parts.items():
-            described[layer] = {
-                "units": tiling.count,
-                "unit_size": tiling.unit_size,
-                "sparsity_range": (float(low * share), float(high * share)),
-            }
-    return described
+    units = filled[candidate.name]
+    return replace(
+        row,
+        config=pattern.config,
+        target_sparsity=pattern.target_sparsity,
+        units=units.units,
+        unit_size=units.unit_size,
+        sizes=units.sizes,
+        weights=units.weights,
+        sparsity_range=units.sparsity_range,
+    )
 
 
 def _make_notes(pattern: BasePattern) -> list[str]:

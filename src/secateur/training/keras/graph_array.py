@@ -58,6 +58,10 @@ class _Namespace:
         """See the standard. TensorFlow decides where the tensors of a compiled step are placed."""
         return GraphArray(keras.ops.convert_to_tensor(_unwrap(value), dtype=dtype))
 
+    def ones(self, shape: tuple[int, ...], *, dtype: str | None = None, device: Any = None) -> GraphArray:  # noqa: ARG002
+        """See the standard, and `asarray` for the device."""
+        return GraphArray(keras.ops.ones(shape, dtype=dtype))
+
 
 NAMESPACE = _Namespace()
 
