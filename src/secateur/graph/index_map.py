@@ -43,14 +43,15 @@ class IndexMap(ABC):
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= length:
             raise ConfigError(f"index {low if low < 0 else high} is out of range for an axis of length {length}")
-        owner = np.full(length, -1)
-        for unit, owned in enumerate(indices):
-            for index in owned.tolist():
-                if owner[index] == unit:
-                    raise ConfigError(f"unit {unit} owns index {index} twice")
-                if owner[index] >= 0:
-                    raise ConfigError(f"units {owner[index]} and {unit} overlap: both own index {index}")
-                owner[index] = unit
+        flat = indices.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        repeated = np.flatnonzero(flat[order][1:] == flat[order][:-1])
+        if repeated.size:
+            first, second = (order[repeated[0] : repeated[0] + 2] // indices.shape[1]).tolist()
+            index = int(flat[order[repeated[0]]])
+            if first == second:
+                raise ConfigError(f"unit {first} owns index {index} twice")
+            raise ConfigError(f"units {first} and {second} overlap: both own index {index}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

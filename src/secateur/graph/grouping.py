@@ -1,0 +1,191 @@
+"""Turn the facts that rules noted into groups: labels that are pruned together are a unit, units of one kind a group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.graph.graph import Graph, SizeUse
+from secateur.graph.group import Group, Member, Role
+from secateur.graph.index_map import AffineMap, ExplicitMap, IndexMap
+from secateur.graph.labels import FIXED, Labels, find_axes
+from secateur.graph.tracer import Axis, Tracer
+
+__all__ = ["build_graph"]
+
+Indices = npt.NDArray[np.int64]
+
+SINGLE_UNIT = "all its indices depend on each other, so that they are one unit"
+
+
+def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]]) -> Graph:
+    """Build the groups from the facts of a tracer.
+
+    Args:
+        tracer: The tracer, after all rules ran.
+        aliases: Name of a parameter → its other names.
+    """
+    unit_of = _find_units(tracer)
+    reasons = _collect_reasons(unit_of, tracer.pins)
+    inexact = _collect_reasons(unit_of, tracer.inexact)
+    heads = set(unit_of[np.concatenate(tracer.heads)].tolist()) if tracer.heads else set()
+    slices = _collect_slices(tracer.axes, unit_of)
+    families: dict[Any, list[int]] = {}
+    for unit, owned in slices.items():
+        signature = tuple((axis, len(indices)) for axis, indices in owned.items())
+        key = (signature, reasons.get(unit), inexact.get(unit), unit in heads)
+        families.setdefault(key, []).append(unit)
+    groups, positions = [], {}
+    taken: dict[str, int] = {}
+    for key, units in families.items():
+        members = tuple(_make_member(tracer.axes[axis], units, slices, axis, aliases) for axis, _ in key[0])
+        if all(not tracer.axes[axis].roles for axis, _ in key[0]):
+            continue
+        positions |= {unit: (len(groups), position) for position, unit in enumerate(units)}
+        reason = key[1] or (SINGLE_UNIT if len(units) == 1 else None)
+        kind = "heads" if key[3] else "channels"
+        name = _name_group(members, kind, taken)
+        groups.append(Group(units=len(units), members=members, name=name, kind=kind, reason=reason, inexact=key[2]))
+    return Graph(
+        groups=tuple(groups), barriers=tuple(tracer.barriers), sizes=tuple(_find_sizes(tracer, unit_of, positions))
+    )
+
+
+def _find_units(tracer: Tracer) -> Indices:
+    """Return for each label the smallest label of its unit."""
+    edges = list(tracer.edges)
+    while True:
+        unit_of = _find_components(tracer.count, edges)
+        added = [edge for labels in tracer.rectangles if (edge := _complete_rows(labels, unit_of)) is not None]
+        if not added:
+            return unit_of
+        edges += added
+
+
+def _find_components(count: int, edges: Sequence[tuple[Labels, Labels]]) -> Indices:
+    """Return for each label the smallest label to which a path of edges leads."""
+    smallest = np.arange(count, dtype=np.int64)
+    if not edges:
+        return smallest
+    first = np.concatenate([edge[0] for edge in edges])
+    second = np.concatenate([edge[1] for edge in edges])
+    while True:
+        low = np.minimum(smallest[first], smallest[second])
+        before = smallest.copy()
+        np.minimum.at(smallest, smallest[first], low)
+        np.minimum.at(smallest, smallest[second], low)
+        while not np.array_equal(smallest, shorter := smallest[smallest]):
+            smallest = shorter
+        if np.array_equal(before, smallest):
+            return smallest
+
+
+def _complete_rows(labels: Labels, unit_of: Indices) -> tuple[Labels, Labels] | None:
+    """Unite labels so that they depend on one axis only; ``None`` if they do.
+
+    What remains of a tensor after pruning has a shape, so that whole rows along one axis must go. Inner axes are
+    united first: heads rather than channels of heads.
+    """
+    units = unit_of[labels]
+    axes = [axis for axis in find_axes(units) if (units != np.take(units, [0], axis=axis)).any()]
+    if len(axes) < 2:
+        return None
+    first, second = np.broadcast_arrays(np.take(labels, [0], axis=axes[-1]), labels)
+    return first.reshape(-1), second.reshape(-1)
+
+
+def _collect_reasons(unit_of: Indices, facts: Iterable[tuple[Labels, str]]) -> dict[int, str]:
+    """Return unit → the first reason that a fact gives."""
+    reasons: dict[int, str] = {}
+    for labels, reason in facts:
+        for unit in np.unique(unit_of[labels]).tolist():
+            reasons.setdefault(unit, reason)
+    return reasons
+
+
+def _collect_slices(axes: Sequence[Axis], unit_of: Indices) -> dict[int, dict[int, Indices]]:
+    """Return unit → number of each axis in which it has slices → the indices."""
+    slices: dict[int, dict[int, Indices]] = {}
+    for number, axis in enumerate(axes):
+        units = unit_of[axis.first : axis.first + axis.size]
+        order = np.argsort(units, kind="stable")
+        owners, starts = np.unique(units[order], return_index=True)
+        for unit, indices in zip(owners.tolist(), np.split(order, starts[1:]), strict=True):
+            slices.setdefault(unit, {})[number] = indices
+    return slices
+
+
+def _make_member(
+    axis: Axis,
+    units: Sequence[int],
+    slices: Mapping[int, Mapping[int, Indices]],
+    number: int,
+    aliases: Mapping[str, tuple[str, ...]],
+) -> Member:
+    indices = np.stack([slices[unit][number] for unit in units])
+    return Member(
+        parameter=axis.parameter,
+        shape=axis.shape,
+        axis=axis.axis,
+        index_map=_make_index_map(indices),
+        role=_choose_role(axis.roles),
+        aliases=aliases.get(axis.parameter, ()),
+    )
+
+
+def _choose_role(roles: set[Role]) -> Role:
+    """Return the role of an axis: one that any operation sums over is a consumer, which must be zero to be removed."""
+    for role in (Role.CONSUMER, Role.PRODUCER):
+        if role in roles:
+            return role
+    return Role.PER_CHANNEL
+
+
+def _make_index_map(indices: Indices) -> IndexMap:
+    units, width = indices.shape
+    stride = int(indices[1, 0] - indices[0, 0]) if units > 1 else width
+    affine = AffineMap(units=units, width=width, stride=stride, offset=int(indices[0, 0]))
+    if np.array_equal(affine.indices(), indices):
+        return affine if stride != width else AffineMap(units=units, width=width, offset=affine.offset)
+    return ExplicitMap(tuple(map(tuple, indices.tolist())))
+
+
+def _name_group(members: Sequence[Member], kind: str, taken: dict[str, int]) -> str:
+    """Name a group after the module that contains its members, or after the first layer that computes its units."""
+    producers = [member for member in members if member.role is Role.PRODUCER] or list(members)
+    name = producers[0].parameter.rpartition(".")[0]
+    if kind == "heads":
+        name = _find_common_module([member.parameter for member in producers])
+    name = name or producers[0].parameter
+    taken[name] = taken.get(name, 0) + 1
+    return name if taken[name] == 1 else f"{name} ({taken[name]})"
+
+
+def _find_common_module(names: Sequence[str]) -> str:
+    parts = [name.split(".")[:-1] for name in names]
+    common: list[str] = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        common.append(column[0])
+    return ".".join(common)
+
+
+def _find_sizes(tracer: Tracer, unit_of: Indices, positions: Mapping[int, tuple[int, int]]) -> Iterable[SizeUse]:
+    """Yield the numbers in code that depend on how many units of prunable groups remain."""
+    for use in tracer.numbers:
+        units = np.where(use.labels == FIXED, FIXED, unit_of[use.labels])
+        along = units.transpose([use.axis, *(axis for axis in range(units.ndim) if axis != use.axis)])
+        along = along.reshape(len(along), -1)[:, 0]
+        if (along == along[0]).all():
+            continue
+        found = [positions.get(unit, (FIXED, FIXED)) for unit in along.tolist()]
+        yield SizeUse(
+            module=use.call.module,
+            operation=use.call.operation,
+            groups=np.array([group for group, _ in found], dtype=np.int64),
+            units=np.array([unit for _, unit in found], dtype=np.int64),
+        )

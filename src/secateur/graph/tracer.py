@@ -1,0 +1,209 @@
+"""Follow the indices of parameters through the calls of a program, and note how they depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from secateur.graph.graph import Barrier
+from secateur.graph.group import Role
+from secateur.graph.labels import FIXED, Labels, find_axes
+from secateur.graph.program import Call, Program, Value
+
+__all__ = ["Axis", "NumberUse", "Tracer"]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Axis:
+    """One axis of one parameter.
+
+    Attributes:
+        parameter: Name of the parameter.
+        shape: Its shape.
+        axis: Number of the axis.
+        first: Label of its index 0. The labels of its other indices follow.
+        roles: How operations use it; empty: no operation depends on it.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    axis: int
+    first: int
+    roles: set[Role] = field(default_factory=set)
+
+    @property
+    def size(self) -> int:
+        """Number of indices."""
+        return self.shape[self.axis]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class NumberUse:
+    """A number that the code of a module passes to an operation as the size of an axis.
+
+    Attributes:
+        call: The operation.
+        labels: Labels along that axis, or along several axes of which it is one.
+        axis: Which axis.
+    """
+
+    call: Call
+    labels: Labels
+    axis: int
+
+
+class Tracer:
+    """Labels of all tensors, and the facts that rules add.
+
+    Rules call its methods. Facts about single labels are arrays of labels, so that all of them can be combined at the
+    end without a search for each.
+
+    Attributes:
+        axes: Every axis of every parameter, by its first label.
+        edges: Pairs of arrays: labels that are pruned together.
+        pins: Labels that must not be pruned, with the reason.
+        inexact: Labels whose removal changes the output, with the reason.
+        heads: Labels of attention heads.
+        rectangles: Labels that depend on several axes. What is kept must be whole rows along one of them.
+        numbers: Numbers in the code of modules.
+        barriers: Operations without a rule.
+    """
+
+    def __init__(self) -> None:
+        self.axes: list[Axis] = []
+        self.edges: list[tuple[Labels, Labels]] = []
+        self.pins: list[tuple[Labels, str]] = []
+        self.inexact: list[tuple[Labels, str]] = []
+        self.heads: list[Labels] = []
+        self.rectangles: list[Labels] = []
+        self.numbers: list[NumberUse] = []
+        self.barriers: list[Barrier] = []
+        self.count = 0
+        self._labels: dict[Value, tuple[Labels, ...]] = {}
+        self._handled: list[Labels] = []
+
+    def add_parameters(self, program: Program) -> None:
+        """Give every index of every axis of every parameter a label."""
+        for name, value in program.parameters.items():
+            labels = []
+            for axis, size in enumerate(value.shape):
+                if size > 1:
+                    self.axes.append(Axis(parameter=name, shape=value.shape, axis=axis, first=self.count))
+                    shape = [1] * len(value.shape)
+                    shape[axis] = size
+                    labels.append(np.arange(self.count, self.count + size).reshape(shape))
+                    self.count += size
+            self._labels[value] = tuple(labels)
+
+    def get_labels(self, value: Value) -> tuple[Labels, ...]:
+        """Return the labels of a tensor: arrays that depend on different axes."""
+        return self._labels.get(value, ())
+
+    def set_labels(self, value: Value, labels: Iterable[Labels]) -> None:
+        """Set the labels of a tensor. Arrays that depend on no axis are left out."""
+        kept = []
+        for array in labels:
+            assert array.ndim == len(value.shape), (array.shape, value.shape)
+            assert all(size in (1, length) for size, length in zip(array.shape, value.shape, strict=True))
+            self._handled.append(array)
+            is_rectangle = len(find_axes(array)) > 1
+            if is_rectangle and (array == FIXED).any():
+                self.pin(array, "some of what is beside them has a constant size")
+            elif array.size > 1 and (array != FIXED).any():
+                kept.append(array)
+                if is_rectangle:
+                    self.rectangles.append(array)
+        self._labels[value] = tuple(kept)
+
+    def unite(self, first: Labels, second: Labels) -> None:
+        """Note that labels are pruned together, element by element. What is united with `FIXED` must stay."""
+        first, second = np.broadcast_arrays(first, second)
+        first, second = first.reshape(-1), second.reshape(-1)
+        self._handled += [first, second]
+        is_fixed = (first == FIXED) | (second == FIXED)
+        if is_fixed.any():
+            stuck = np.maximum(first[is_fixed], second[is_fixed])
+            self.pin(stuck, "is combined with a tensor of constant size")
+        differ = ~is_fixed & (first != second)
+        if differ.any():
+            self.edges.append((first[differ], second[differ]))
+
+    def pin(self, labels: Labels, reason: str) -> None:
+        """Note that labels must not be pruned."""
+        self._handled.append(labels)
+        labels = np.unique(labels[labels != FIXED])
+        if labels.size:
+            self.pins.append((labels, reason))
+
+    def mark_inexact(self, labels: Labels, reason: str) -> None:
+        """Note that the output depends on the number of these labels."""
+        self._handled.append(labels)
+        labels = np.unique(labels[labels != FIXED])
+        if labels.size:
+            self.inexact.append((labels, reason))
+
+    def mark_role(self, labels: Labels, role: Role) -> None:
+        """Note how a weight is used along the axes to which labels belong."""
+        firsts = np.array([axis.first for axis in self.axes])
+        for index in np.unique(np.searchsorted(firsts, labels[labels != FIXED], side="right") - 1).tolist():
+            self.axes[index].roles.add(role)
+
+    def mark_heads(self, labels: Labels) -> None:
+        """Note that labels belong to attention heads."""
+        self.heads.append(np.unique(labels[labels != FIXED]))
+
+    def fix_axes(self, labels: Labels, axes: Sequence[int], reason: str) -> Labels:
+        """Note that some axes must keep their size.
+
+        If labels also depend on other axes, all labels along the fixed axes are pruned together, such as all channels
+        of a head. Otherwise none can be pruned.
+
+        Returns:
+            Labels that do not depend on the axes.
+        """
+        own = [axis for axis in find_axes(labels) if axis in axes]
+        if not own:
+            return labels
+        if len(own) == len(find_axes(labels)):
+            self.pin(labels, reason)
+            return np.full([1] * labels.ndim, FIXED, dtype=np.int64)
+        for axis in own:
+            first = np.take(labels, [0], axis=axis)
+            self.unite(labels, first)
+            labels = first
+        return labels
+
+    def consume(self, labels: Labels) -> None:
+        """Note that a rule has taken care of labels that are not labels of its output."""
+        self._handled.append(labels)
+
+    def note_number(self, call: Call, labels: Labels, axis: int) -> None:
+        """Note that the code of a module contains the size of a labelled axis."""
+        self.numbers.append(NumberUse(call=call, labels=labels, axis=axis))
+
+    def stop(self, call: Call, reason: str) -> None:
+        """Make a call a barrier: pin the labels of its inputs. Its outputs have none."""
+        labels = [array for value in call.inputs for array in self.get_labels(value)]
+        if not labels:
+            return
+        barrier = Barrier(operation=call.operation, module=call.module, reason=reason)
+        if str(barrier) not in map(str, self.barriers):
+            self.barriers.append(barrier)
+        for array in labels:
+            self.pin(array, str(barrier))
+
+    def begin(self) -> None:
+        """Start to check a call: forget which labels rules have taken care of."""
+        self._handled = []
+
+    def find_forgotten(self, call: Call) -> Labels:
+        """Return labels of a call's inputs of which its rule has not taken care."""
+        inputs = [array.reshape(-1) for value in call.inputs for array in self.get_labels(value)]
+        if not inputs:
+            return np.empty(0, dtype=np.int64)
+        handled = [array.reshape(-1) for array in self._handled]
+        found = np.unique(np.concatenate(inputs))
+        forgotten = np.setdiff1d(found, np.concatenate(handled)) if handled else found
+        return forgotten[forgotten != FIXED]
