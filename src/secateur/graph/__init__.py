@@ -3,8 +3,11 @@
 from secateur.graph.graph import Barrier, Graph, SizeUse
 from secateur.graph.group import Constraints, Group, Member, Role, intersect_masks
 from secateur.graph.index_map import AffineMap, ExplicitMap, IndexMap
+from secateur.graph.rules import RULES, register_rule
+from secateur.graph.tracing import trace
 
 __all__ = [
+    "RULES",
     "AffineMap",
     "Barrier",
     "Constraints",
@@ -16,4 +19,6 @@ __all__ = [
     "Role",
     "SizeUse",
     "intersect_masks",
+    "register_rule",
+    "trace",
 ]

@@ -10,12 +10,10 @@ import numpy as np
 
 from secateur.graph.group import Role
 from secateur.graph.labels import Labels, find_axes
-from secateur.graph.program import Call, Value
-from secateur.graph.tracer import Tracer
+from secateur.graph.program import Value
+from secateur.graph.tracer import CONSTANT, Tracer
 
 __all__ = ["Operand", "align", "align_values", "align_vectors", "contract", "drop_axes"]
-
-CONSTANT = "is combined with a tensor of constant size"
 
 
 @dataclass(slots=True)
@@ -60,6 +58,7 @@ def align(tracer: Tracer, operands: Sequence[Operand]) -> list[Labels]:
     another on one of these only, the outermost axis remains: units are whole heads.
 
     Args:
+        tracer: The tracer.
         operands: The operands. Their labels are reduced where necessary.
 
     Returns:
@@ -134,14 +133,11 @@ def align_vectors(tracer: Tracer, value: Value, vectors: Sequence[Value | None],
     return align(tracer, operands)
 
 
-def contract(
-    tracer: Tracer, call: Call, factors: Sequence[tuple[Value, Sequence[int]]], output: Sequence[int]
-) -> list[Labels]:
+def contract(tracer: Tracer, factors: Sequence[tuple[Value, Sequence[int]]], output: Sequence[int]) -> list[Labels]:
     """Follow a product of tensors that is summed over the axes that the output does not have.
 
     Args:
         tracer: The tracer.
-        call: The operation.
         factors: Each tensor with the numbers of its axes in a common space, as the letters of an einsum. Static tensors
             are weights: they produce the indices that the output has, and consume the others.
         output: The numbers of the output's axes.
@@ -163,7 +159,7 @@ def contract(
         elif any(operand.is_static and operand.find(axis) is not None for operand in operands for axis in axes):
             tracer.consume(labels)
         else:
-            tracer.mark_inexact(labels, f"{call.operation} in {call.module!r} sums products of activations over them")
+            tracer.mark_inexact(labels, "sums products of activations over them")
     return [array.transpose([*output, *summed]).reshape([array.shape[axis] for axis in output]) for array in remaining]
 
 
@@ -173,12 +169,12 @@ def _mark_roles(tracer: Tracer, operand: Operand, output: Sequence[int]) -> None
         tracer.mark_role(labels, Role.PRODUCER if is_output else Role.CONSUMER)
 
 
-def drop_axes(tracer: Tracer, call: Call, labels: Sequence[Labels], axes: Sequence[int]) -> list[Labels]:
+def drop_axes(tracer: Tracer, labels: Sequence[Labels], axes: Sequence[int]) -> list[Labels]:
     """Follow a reduction over some axes, which remain with size 1."""
     remaining = []
     for array in labels:
         if set(find_axes(array)) <= set(axes):
-            tracer.mark_inexact(array, f"{call.operation} in {call.module!r} combines them")
+            tracer.mark_inexact(array, "combines them")
             continue
         remaining.append(tracer.fix_axes(array, axes, CONSTANT))
     return remaining

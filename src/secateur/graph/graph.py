@@ -23,7 +23,7 @@ class Barrier:
     Attributes:
         operation: The operation, such as ``"aten.roll"``.
         module: Name of the module whose code calls it; empty for the model itself.
-        reason: Why it is a barrier.
+        reason: Why it is a barrier, such as ``"has no rule"``.
     """
 
     operation: str
@@ -32,7 +32,7 @@ class Barrier:
 
     def __str__(self) -> str:
         place = f"in {self.module!r}" if self.module else "in the model's own code"
-        return f"{self.operation} {place}: {self.reason}"
+        return f"{self.operation} {place} {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

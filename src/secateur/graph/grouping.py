@@ -1,4 +1,4 @@
-"""Turn the facts that rules noted into groups: labels that are pruned together are a unit, units of one kind a group."""
+"""Build groups from the facts that rules noted: labels that are pruned together are a unit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]]) -> Graph
     taken: dict[str, int] = {}
     for key, units in families.items():
         members = tuple(_make_member(tracer.axes[axis], units, slices, axis, aliases) for axis, _ in key[0])
-        if all(not tracer.axes[axis].roles for axis, _ in key[0]):
+        if key[1] is None and not any(tracer.axes[axis].roles for axis, _ in key[0]):
             continue
         positions |= {unit: (len(groups), position) for position, unit in enumerate(units)}
         reason = key[1] or (SINGLE_UNIT if len(units) == 1 else None)
@@ -50,7 +50,9 @@ def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]]) -> Graph
         name = _name_group(members, kind, taken)
         groups.append(Group(units=len(units), members=members, name=name, kind=kind, reason=reason, inexact=key[2]))
     return Graph(
-        groups=tuple(groups), barriers=tuple(tracer.barriers), sizes=tuple(_find_sizes(tracer, unit_of, positions))
+        groups=tuple(groups),
+        barriers=tuple(tracer.barriers),
+        sizes=tuple(_find_sizes(tracer, unit_of, groups, positions)),
     )
 
 
@@ -110,6 +112,8 @@ def _collect_slices(axes: Sequence[Axis], unit_of: Indices) -> dict[int, dict[in
     """Return unit → number of each axis in which it has slices → the indices."""
     slices: dict[int, dict[int, Indices]] = {}
     for number, axis in enumerate(axes):
+        if not axis.parameter:
+            continue
         units = unit_of[axis.first : axis.first + axis.size]
         order = np.argsort(units, kind="stable")
         owners, starts = np.unique(units[order], return_index=True)
@@ -174,7 +178,9 @@ def _find_common_module(names: Sequence[str]) -> str:
     return ".".join(common)
 
 
-def _find_sizes(tracer: Tracer, unit_of: Indices, positions: Mapping[int, tuple[int, int]]) -> Iterable[SizeUse]:
+def _find_sizes(
+    tracer: Tracer, unit_of: Indices, groups: Sequence[Group], positions: Mapping[int, tuple[int, int]]
+) -> Iterable[SizeUse]:
     """Yield the numbers in code that depend on how many units of prunable groups remain."""
     for use in tracer.numbers:
         units = np.where(use.labels == FIXED, FIXED, unit_of[use.labels])
@@ -183,6 +189,8 @@ def _find_sizes(tracer: Tracer, unit_of: Indices, positions: Mapping[int, tuple[
         if (along == along[0]).all():
             continue
         found = [positions.get(unit, (FIXED, FIXED)) for unit in along.tolist()]
+        if all(group == FIXED or groups[group].obstacle is not None for group, _ in found):
+            continue
         yield SizeUse(
             module=use.call.module,
             operation=use.call.operation,

@@ -55,16 +55,14 @@ def run_rules(program: Program) -> Tracer:
     tracer.add_parameters(program)
     RULES.load_plugins()
     for call in program.calls:
+        tracer.begin(call)
         rule = RULES.get(call.operation)
         if rule is None:
-            tracer.stop(call, "has no rule")
-            continue
-        tracer.begin()
-        rule(tracer, call)
-        forgotten = tracer.find_forgotten(call)
-        if forgotten.size:
-            tracer.pin(forgotten, f"{call.operation} in {call.module!r}: its rule ignores them")
+            tracer.stop("has no rule")
+        else:
+            rule(tracer, call)
+        tracer.end()
     for value in program.outputs:
         for labels in tracer.get_labels(value):
-            tracer.fix_axes(labels, find_axes(labels), "the model returns them")
+            tracer.fix_axes(labels, find_axes(labels), "The model returns them")
     return tracer

@@ -15,12 +15,16 @@ from secateur.graph.program import Call, Program, Value
 __all__ = ["Axis", "NumberUse", "Tracer"]
 
 
+CONSTANT = "combines them with a tensor of constant size"
+"""Why labels are pinned that meet indices without labels."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Axis:
     """One axis of one parameter.
 
     Attributes:
-        parameter: Name of the parameter.
+        parameter: Name of the parameter; empty for a new tensor of equal elements, whose size is part of the code.
         shape: Its shape.
         axis: Number of the axis.
         first: Label of its index 0. The labels of its other indices follow.
@@ -83,19 +87,33 @@ class Tracer:
         self.count = 0
         self._labels: dict[Value, tuple[Labels, ...]] = {}
         self._handled: list[Labels] = []
+        self._call: Call | None = None
 
     def add_parameters(self, program: Program) -> None:
         """Give every index of every axis of every parameter a label."""
         for name, value in program.parameters.items():
-            labels = []
-            for axis, size in enumerate(value.shape):
-                if size > 1:
-                    self.axes.append(Axis(parameter=name, shape=value.shape, axis=axis, first=self.count))
-                    shape = [1] * len(value.shape)
-                    shape[axis] = size
-                    labels.append(np.arange(self.count, self.count + size).reshape(shape))
-                    self.count += size
-            self._labels[value] = tuple(labels)
+            self._labels[value] = tuple(self._number_axes(name, value.shape))
+
+    def add_new_tensor(self, call: Call) -> None:
+        """Give the indices of a new tensor labels, if all its elements are equal, so that any of them can be left out.
+
+        Its sizes are numbers in the code of the module.
+        """
+        labels = self._number_axes("", call.output.shape)
+        self.set_labels(call.output, labels)
+        for array in labels:
+            self.note_number(call, array, find_axes(array)[0])
+
+    def _number_axes(self, parameter: str, shape: tuple[int, ...]) -> list[Labels]:
+        labels = []
+        for axis, size in enumerate(shape):
+            if size > 1:
+                self.axes.append(Axis(parameter=parameter, shape=shape, axis=axis, first=self.count))
+                place = [1] * len(shape)
+                place[axis] = size
+                labels.append(np.arange(self.count, self.count + size).reshape(place))
+                self.count += size
+        return labels
 
     def get_labels(self, value: Value) -> tuple[Labels, ...]:
         """Return the labels of a tensor: arrays that depend on different axes."""
@@ -110,7 +128,7 @@ class Tracer:
             self._handled.append(array)
             is_rectangle = len(find_axes(array)) > 1
             if is_rectangle and (array == FIXED).any():
-                self.pin(array, "some of what is beside them has a constant size")
+                self.pin(array, CONSTANT)
             elif array.size > 1 and (array != FIXED).any():
                 kept.append(array)
                 if is_rectangle:
@@ -125,7 +143,7 @@ class Tracer:
         is_fixed = (first == FIXED) | (second == FIXED)
         if is_fixed.any():
             stuck = np.maximum(first[is_fixed], second[is_fixed])
-            self.pin(stuck, "is combined with a tensor of constant size")
+            self.pin(stuck, CONSTANT)
         differ = ~is_fixed & (first != second)
         if differ.any():
             self.edges.append((first[differ], second[differ]))
@@ -135,14 +153,14 @@ class Tracer:
         self._handled.append(labels)
         labels = np.unique(labels[labels != FIXED])
         if labels.size:
-            self.pins.append((labels, reason))
+            self.pins.append((labels, self._explain(reason)))
 
     def mark_inexact(self, labels: Labels, reason: str) -> None:
         """Note that the output depends on the number of these labels."""
         self._handled.append(labels)
         labels = np.unique(labels[labels != FIXED])
         if labels.size:
-            self.inexact.append((labels, reason))
+            self.inexact.append((labels, self._explain(reason)))
 
     def mark_role(self, labels: Labels, role: Role) -> None:
         """Note how a weight is used along the axes to which labels belong."""
@@ -183,27 +201,36 @@ class Tracer:
         """Note that the code of a module contains the size of a labelled axis."""
         self.numbers.append(NumberUse(call=call, labels=labels, axis=axis))
 
-    def stop(self, call: Call, reason: str) -> None:
-        """Make a call a barrier: pin the labels of its inputs. Its outputs have none."""
+    def stop(self, reason: str) -> None:
+        """Make the current call a barrier: pin the labels of its inputs. Its outputs have none."""
+        call = self._call
+        assert call is not None
         labels = [array for value in call.inputs for array in self.get_labels(value)]
         if not labels:
             return
         barrier = Barrier(operation=call.operation, module=call.module, reason=reason)
-        if str(barrier) not in map(str, self.barriers):
+        if barrier not in self.barriers:
             self.barriers.append(barrier)
         for array in labels:
-            self.pin(array, str(barrier))
+            self.pin(array, reason)
 
-    def begin(self) -> None:
-        """Start to check a call: forget which labels rules have taken care of."""
-        self._handled = []
+    def begin(self, call: Call) -> None:
+        """Set the current call, which reasons name, and forget which labels the rule of the last one took care of."""
+        self._call, self._handled = call, []
 
-    def find_forgotten(self, call: Call) -> Labels:
-        """Return labels of a call's inputs of which its rule has not taken care."""
-        inputs = [array.reshape(-1) for value in call.inputs for array in self.get_labels(value)]
-        if not inputs:
-            return np.empty(0, dtype=np.int64)
-        handled = [array.reshape(-1) for array in self._handled]
-        found = np.unique(np.concatenate(inputs))
-        forgotten = np.setdiff1d(found, np.concatenate(handled)) if handled else found
-        return forgotten[forgotten != FIXED]
+    def end(self) -> None:
+        """Pin labels of the current call's inputs of which its rule has not taken care."""
+        assert self._call is not None
+        inputs = [array.reshape(-1) for value in self._call.inputs for array in self.get_labels(value)]
+        if inputs:
+            handled = [array.reshape(-1) for array in self._handled]
+            found = np.unique(np.concatenate(inputs))
+            self.pin(np.setdiff1d(found, np.concatenate(handled)) if handled else found, "has a rule that ignores them")
+        self._call = None
+
+    def _explain(self, reason: str) -> str:
+        call = self._call
+        if call is None:
+            return reason
+        place = f"in {call.module!r}" if call.module else "in the model's own code"
+        return f"{call.operation} {place} {reason}"

@@ -32,10 +32,10 @@ def follow_attention(tracer: Tracer, call: Call) -> None:
     own = list(range(batch))
     factors = [(query, [*own, rows, inner]), (key, [*own, columns, inner])]
     scores = Value((*query.shape[:-1], key.shape[-2]))
-    tracer.set_labels(scores, contract(tracer, call, factors, [*own, rows, columns]))
+    tracer.set_labels(scores, contract(tracer, factors, [*own, rows, columns]))
     tracer.set_labels(scores, _add_mask(tracer, call, scores))
     factors = [(scores, [*own, rows, columns]), (value, [*own, columns, outputs])]
-    labels = contract(tracer, call, factors, [*own, rows, outputs])
+    labels = contract(tracer, factors, [*own, rows, outputs])
     for array in labels:
         if any(axis < batch for axis in find_axes(array)):
             tracer.mark_heads(array)

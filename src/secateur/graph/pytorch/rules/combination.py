@@ -20,8 +20,9 @@ JOINED = "is joined with a tensor that depends on other axes"
 @register_rule("aten.cat", "aten.concat", "aten.concatenate")
 def follow_cat(tracer: Tracer, call: Call) -> None:
     """Join the labels along one axis, and unite them along the others."""
-    values = [value for value in call["tensors"] if value.shape != (0,)]
-    _join(tracer, call, values, call.get("dim", 0) % len(call.output.shape))
+    axis = call.get("dim", 0) % len(call.output.shape)
+    values = [value for value in call["tensors"] if value.shape != (0,) and value.shape[axis]]
+    _join(tracer, call, values, axis)
 
 
 @register_rule("aten.stack")
@@ -131,7 +132,7 @@ def follow_slice(tracer: Tracer, call: Call) -> None:
             labels.append(array)
             continue
         if step != 1:
-            array = tracer.fix_axes(array, [axis], f"{call.operation} in {call.module!r} takes every {step}th")
+            array = tracer.fix_axes(array, [axis], f"takes every {step}th of them")
             labels.append(array)
             continue
         piece = np.take(array, range(start, start + length), axis=axis)
@@ -151,7 +152,7 @@ def follow_select(tracer: Tracer, call: Call) -> None:
     labels = []
     for array in tracer.get_labels(call["self"]):
         chosen = np.take(array, [index if array.shape[axis] > 1 else 0], axis=axis)
-        tracer.fix_axes(array, [axis], f"{call.operation} in {call.module!r} selects one of them")
+        tracer.fix_axes(array, [axis], "selects one of them")
         labels.append(chosen.squeeze(axis))
     tracer.set_labels(call.output, labels)
 
@@ -162,7 +163,7 @@ def follow_unbind(tracer: Tracer, call: Call) -> None:
     axis = call.get("dim", 0) % len(call["self"].shape)
     inputs = tracer.get_labels(call["self"])
     for array in inputs:
-        tracer.fix_axes(array, [axis], f"{call.operation} in {call.module!r} selects each of them")
+        tracer.fix_axes(array, [axis], "selects each of them")
     for index, output in enumerate(call.outputs):
         assert output is not None
         chosen = [np.take(array, [index if array.shape[axis] > 1 else 0], axis=axis).squeeze(axis) for array in inputs]
@@ -179,7 +180,7 @@ def follow_flip(tracer: Tracer, call: Call) -> None:
 def follow_roll(tracer: Tracer, call: Call) -> None:
     """Pass other axes on. The shifted axes must keep their size, because the shift is a number of indices."""
     axes = [axis % len(call.output.shape) for axis in call.get("dims") or range(len(call.output.shape))]
-    reason = f"{call.operation} in {call.module!r} shifts them"
+    reason = "shifts them"
     tracer.set_labels(call.output, [tracer.fix_axes(array, axes, reason) for array in tracer.get_labels(call["self"])])
 
 
@@ -195,7 +196,7 @@ def follow_pad(tracer: Tracer, call: Call) -> None:
             if width == (0, 0) or array.shape[axis] == 1:
                 continue
             if not is_constant or min(width) < 0:
-                array = tracer.fix_axes(array, [axis], f"{call.operation} in {call.module!r} repeats some of them")
+                array = tracer.fix_axes(array, [axis], "repeats some of them")
                 continue
             widths = [(0, 0)] * rank
             widths[axis] = width

@@ -19,12 +19,13 @@ UNARY = (
     "log_sigmoid log_sigmoid_forward conj resolve_conj resolve_neg"
 )
 MANY = (
-    "add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor clamp clamp_max clamp_min clip copy copysign div divide "
-    "eq floor_divide fmax fmin fmod ge greater greater_equal gt hypot le less less_equal lerp logaddexp logaddexp2 "
-    "logical_and logical_or logical_xor lt masked_fill maximum minimum mul multiply ne not_equal pow prelu_kernel "
-    "remainder rsub __and__ __or__ __xor__ sub subtract true_divide where xlogy"
+    "add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor clamp clamp_max clamp_min clip copy copysign "
+    "div divide eq floor_divide fmax fmin fmod ge greater greater_equal gt hypot le less less_equal lerp "
+    "logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill maximum minimum mul multiply ne "
+    "not_equal pow prelu_kernel remainder rsub __and__ __or__ __xor__ sub subtract true_divide where xlogy"
 )
-NEW = "arange empty eye full linspace new_empty new_full new_ones new_zeros ones rand randn scalar_tensor zeros tril_indices"
+EQUAL = "empty full new_empty new_full new_ones new_zeros ones zeros"
+NEW = "arange eye linspace rand randn randint scalar_tensor tril_indices triu_indices"
 IGNORED = "_assert_tensor_metadata _assert_async _assert_scalar sym_constrain_range sym_constrain_range_for_size"
 
 
@@ -42,6 +43,13 @@ def follow_elements(tracer: Tracer, call: Call) -> None:
 def follow_prelu(tracer: Tracer, call: Call) -> None:
     """Unite the channels of a PReLU with its slopes."""
     tracer.set_labels(call.output, align_vectors(tracer, call["self"], [call["weight"]], 1))
+
+
+@register_rule(*(f"aten.{name}" for name in EQUAL.split()))
+def follow_equal_elements(tracer: Tracer, call: Call) -> None:
+    """Give the new tensor labels, because any index of it may be left out."""
+    ignore_inputs(tracer, call)
+    tracer.add_new_tensor(call)
 
 
 @register_rule(*(f"aten.{name}" for name in f"{NEW} {IGNORED}".split()))

@@ -21,7 +21,7 @@ def follow_linear(tracer: Tracer, call: Call) -> None:
     rank = len(value.shape)
     term = (rank, rank - 1) if len(weight.shape) == 2 else (rank - 1,)
     output = [*range(rank - 1), rank][: len(call.output.shape)]
-    labels = contract(tracer, call, [(value, range(rank)), (weight, term)], output)
+    labels = contract(tracer, [(value, range(rank)), (weight, term)], output)
     tracer.set_labels(call.output, add_bias(tracer, call, labels, call.get("bias"), len(output) - 1))
 
 
@@ -39,7 +39,7 @@ def follow_addmm(tracer: Tracer, call: Call) -> None:
     """Follow a product of matrices, to which a bias is added."""
     first = call.get("mat1", call.get("batch1", call.get("mat")))
     second = call.get("mat2", call.get("batch2", call.get("vec")))
-    labels = multiply_matrices(tracer, call, first, second)
+    labels = multiply_matrices(tracer, first, second)
     rank, bias = len(call.output.shape), call["self"]
     result = Operand(call.output.shape, labels)
     added = Operand.from_value(tracer, bias, range(rank - len(bias.shape), rank), rank)
@@ -51,7 +51,7 @@ def follow_matmul(tracer: Tracer, call: Call) -> None:
     """Follow a product of matrices. Batch axes of products of activations are attention heads."""
     first = call.get("self")
     second = call.get("other", call.get("mat2", call.get("vec", call.get("tensor"))))
-    labels = multiply_matrices(tracer, call, first, second)
+    labels = multiply_matrices(tracer, first, second)
     tracer.set_labels(call.output, labels)
     if not first.is_static and not second.is_static:
         for array in labels:
@@ -59,7 +59,7 @@ def follow_matmul(tracer: Tracer, call: Call) -> None:
                 tracer.mark_heads(array)
 
 
-def multiply_matrices(tracer: Tracer, call: Call, first: Value, second: Value) -> list[Labels]:
+def multiply_matrices(tracer: Tracer, first: Value, second: Value) -> list[Labels]:
     """Return the labels of a product of matrices, with broadcast batch axes."""
     left, right = len(first.shape), len(second.shape)
     batch = max(left, right, 2) - 2
@@ -69,7 +69,7 @@ def multiply_matrices(tracer: Tracer, call: Call, first: Value, second: Value) -
         [inner] if right == 1 else [*range(batch - (right - 2), batch), inner, columns],
     )
     output = [*range(batch), *([rows] if left > 1 else []), *([columns] if right > 1 else [])]
-    return contract(tracer, call, [(first, terms[0]), (second, terms[1])], output)
+    return contract(tracer, [(first, terms[0]), (second, terms[1])], output)
 
 
 @register_rule("aten.einsum")
@@ -79,11 +79,11 @@ def follow_einsum(tracer: Tracer, call: Call) -> None:
     inputs, arrow, output = equation.partition("->")
     terms = inputs.split(",")
     if not arrow or "." in equation or any(len(set(term)) < len(term) for term in terms):
-        tracer.stop(call, "has an ellipsis, a diagonal or no output in its equation")
+        tracer.stop("has an ellipsis, a diagonal or no output in its equation")
         return
     letters = sorted(set(inputs) - {","})
     factors = [(value, [letters.index(letter) for letter in term]) for value, term in zip(values, terms, strict=True)]
-    tracer.set_labels(call.output, contract(tracer, call, factors, [letters.index(letter) for letter in output]))
+    tracer.set_labels(call.output, contract(tracer, factors, [letters.index(letter) for letter in output]))
     if all(not value.is_static for value in values) and len(values) > 1:
         shared = {letter for letter in output if all(letter in term for term in terms)}
         for array in tracer.get_labels(call.output):
@@ -97,8 +97,22 @@ def follow_embedding(tracer: Tracer, call: Call) -> None:
     weight, rank = call["weight"], len(call.output.shape)
     labels = []
     for array in tracer.get_labels(weight):
-        columns = tracer.fix_axes(array, [0], f"{call.operation} in {call.module!r} looks them up by number")
+        columns = tracer.fix_axes(array, [0], "looks them up by number")
         if columns.size > 1:
             tracer.mark_role(columns, Role.PRODUCER)
             labels.append(columns.reshape([1] * (rank - 1) + [-1]))
     tracer.set_labels(call.output, labels)
+
+
+@register_rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
+def follow_grouped_product(tracer: Tracer, call: Call) -> None:
+    """Follow the products of a mixture of experts: one weight of shape (experts, inputs, outputs) for all."""
+    value = call.get("input", call.get("self"))
+    weight = call.get("weight", call.get("mat2"))
+    if len(value.shape) != 2 or len(weight.shape) != 3:
+        tracer.stop("has no rule for these shapes")
+        return
+    labels = [tracer.fix_axes(array, [0], "chooses among them") for array in tracer.get_labels(weight)]
+    experts = Value(weight.shape, weight.is_static)
+    tracer.set_labels(experts, labels)
+    tracer.set_labels(call.output, contract(tracer, [(value, (0, 1)), (experts, (2, 1, 3))], (0, 3)))

@@ -30,7 +30,7 @@ def follow_layer_norm(tracer: Tracer, call: Call) -> None:
     """Statistics are taken over the last axes."""
     value, rank = call["input"], len(call["input"].shape)
     last = rank - len(call["normalized_shape"])
-    reason = f"{call.operation} in {call.module!r} takes statistics over them"
+    reason = "takes statistics over them"
     for array in tracer.get_labels(value):
         axes = find_axes(array)
         if any(axis >= last for axis in axes):
@@ -53,7 +53,7 @@ def follow_group_norm(tracer: Tracer, call: Call) -> None:
     """Every group of channels has its own statistics, so that whole groups are units."""
     value, groups = call["input"], call.get("num_groups", call.get("group"))
     labels = align_vectors(tracer, value, [call.get("weight"), call.get("bias")], 1)
-    reason = f"{call.operation} in {call.module!r} takes statistics over them"
+    reason = "takes statistics over them"
     split = (value.shape[0], groups, value.shape[1] // groups, *value.shape[2:])
     for array in labels:
         if array.shape[1] == 1:

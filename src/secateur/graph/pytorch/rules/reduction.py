@@ -22,12 +22,12 @@ ORDERS = "sort argsort topk kthvalue msort"
 def follow_reduction(tracer: Tracer, call: Call) -> None:
     """Leave out the reduced axes. Labels that depend on these alone are inexact."""
     if "other" in call.arguments:  # the elementwise maximum of two tensors
-        tracer.stop(call, "has no rule for two tensors")
+        tracer.stop("has no rule for two tensors")
         return
     value = call.get("self", call.get("input"))
     rank = len(value.shape)
     axes = _read_axes(call.get("dim"), rank)
-    labels = drop_axes(tracer, call, tracer.get_labels(value), axes)
+    labels = drop_axes(tracer, tracer.get_labels(value), axes)
     for output in call.outputs:
         if output is None:
             continue
@@ -49,10 +49,10 @@ def follow_scan(tracer: Tracer, call: Call) -> None:
     labels = []
     for array in tracer.get_labels(value):
         if find_axes(array) == (axis,):
-            tracer.mark_inexact(array, f"{call.operation} in {call.module!r} combines them")
+            tracer.mark_inexact(array, "combines them")
             labels.append(array)
         else:
-            labels.append(tracer.fix_axes(array, [axis], f"{call.operation} in {call.module!r} combines them"))
+            labels.append(tracer.fix_axes(array, [axis], "combines them"))
     for output in call.outputs:
         if output is not None:
             tracer.set_labels(output, labels)
@@ -63,7 +63,7 @@ def follow_order(tracer: Tracer, call: Call) -> None:
     """Pin the axis that is ordered, and pass on the others."""
     value = call["self"]
     axis = (call.get("dim", -1) if "dim" in call.arguments else 0) % max(len(value.shape), 1)
-    reason = f"{call.operation} in {call.module!r} orders them"
+    reason = "orders them"
     labels = [tracer.fix_axes(array, [axis], reason) for array in tracer.get_labels(value)]
     for output in call.outputs:
         if output is not None and len(output.shape) == len(value.shape):

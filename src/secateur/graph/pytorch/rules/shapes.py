@@ -37,7 +37,7 @@ def follow_unflatten(tracer: Tracer, call: Call) -> None:
 def _reshape(tracer: Tracer, call: Call, sizes: Sequence[Any]) -> None:
     before, after = call["self"].shape, call.output.shape
     if 0 in before:
-        tracer.stop(call, "reshapes an empty tensor")
+        tracer.stop("reshapes an empty tensor")
         return
     labels = [reshape_labels(array, before, after) for array in tracer.get_labels(call["self"])]
     tracer.set_labels(call.output, labels)
@@ -87,7 +87,7 @@ def follow_expand(tracer: Tracer, call: Call) -> None:
                 tracer.note_number(call, array, axis)
     if isinstance(call.get("other"), type(call.output)):
         for array in tracer.get_labels(call["other"]):
-            tracer.fix_axes(array, find_axes(array), f"{call.operation} in {call.module!r} uses their number")
+            tracer.fix_axes(array, find_axes(array), "uses their number")
 
 
 @register_rule("aten.repeat", "aten.tile")
@@ -108,7 +108,7 @@ def follow_repeat_interleave(tracer: Tracer, call: Call) -> None:
     """Repeat each index of one axis."""
     repeats, axis = call.get("repeats"), call.get("dim")
     if not isinstance(repeats, int) or axis is None:
-        tracer.stop(call, "repeats indices by numbers that depend on data, or flattens its input")
+        tracer.stop("repeats indices by numbers that depend on data, or flattens its input")
         return
     axis %= len(call.output.shape)
     labels = [
@@ -134,7 +134,7 @@ def follow_pixel_unshuffle(tracer: Tracer, call: Call) -> None:
     axis, factor = len(call["self"].shape) - 3, call["downscale_factor"]
     labels = []
     for array in tracer.get_labels(call["self"]):
-        fixed = tracer.fix_axes(array, (axis + 1, axis + 2), f"{call.operation} in {call.module!r} moves positions")
+        fixed = tracer.fix_axes(array, (axis + 1, axis + 2), "moves positions")
         labels.append(np.repeat(fixed, factor**2, axis=axis) if fixed.shape[axis] > 1 else fixed)
     tracer.set_labels(call.output, labels)
 
@@ -159,7 +159,7 @@ def _split_and_fix(tracer: Tracer, call: Call, split: Sequence[int], axis: int, 
         divided = reshape_labels(array, call["self"].shape, split)
         if divided.shape[inner] > 1 and divided.shape[axis] > 1:
             divided = tracer.fix_axes(divided, [inner], "are moved to positions")
-        fixed = tracer.fix_axes(divided, range(inner, len(split)), f"{call.operation} in {call.module!r} moves them")
+        fixed = tracer.fix_axes(divided, range(inner, len(split)), "moves them")
         labels.append(fixed.squeeze(inner))
     return labels
 

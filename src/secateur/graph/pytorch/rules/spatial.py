@@ -44,7 +44,7 @@ def follow_volume(tracer: Tracer, call: Call) -> None:
 def _follow_positions(tracer: Tracer, call: Call, count: int) -> None:
     value = call.get("self", call.get("input"))
     rank = len(value.shape)
-    reason = f"{call.operation} in {call.module!r} combines them"
+    reason = "combines them"
     labels = [tracer.fix_axes(array, range(rank - count, rank), reason) for array in tracer.get_labels(value)]
     for output in call.outputs:
         if output is not None:

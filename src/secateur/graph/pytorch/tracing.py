@@ -1,0 +1,106 @@
+"""Build the dependency graph of a torch model."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import CalibrationError, UnsupportedModelError
+from secateur.frameworks.pytorch import unwrap_model
+from secateur.graph.graph import Graph
+from secateur.graph.grouping import build_graph
+from secateur.graph.program import Program
+from secateur.graph.pytorch import rules
+from secateur.graph.pytorch.export import read_exported
+from secateur.graph.pytorch.recording import record_forward
+from secateur.graph.rules import run_rules
+
+__all__ = ["record", "split_inputs", "trace"]
+
+logger = logging.getLogger(__name__)
+
+HEAD_SIZE = "torch.nn.MultiheadAttention computes the size of its heads from embed_dim, the size of its inputs"
+"""Why its heads can be set to zero, but not removed."""
+
+assert rules.__all__, "importing the package registers the rules"
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Graph:
+    """See `secateur.graph.trace`."""
+    model = unwrap_model(model)
+    program = record(model, example_inputs)
+    tracer = run_rules(program)
+    for name, module in model.named_modules():
+        weight = program.parameters.get(f"{name}.in_proj_weight".lstrip("."))
+        if isinstance(module, nn.MultiheadAttention) and weight is not None:
+            for labels in tracer.get_labels(weight):
+                if labels.shape[0] > 1:
+                    tracer.pin(labels, HEAD_SIZE)
+    return build_graph(tracer, program.aliases)
+
+
+def record(model: nn.Module, example_inputs: Any) -> Program:
+    """Record the operations of a forward pass: with torch.export, or eagerly if the model cannot be exported."""
+    _refuse_missing_weights(model)
+    args, kwargs = split_inputs(model, example_inputs)
+    with _evaluation_mode(model):
+        _check_inputs(model, args, kwargs)
+        try:
+            exported = torch.export.export(model, args, kwargs, strict=False)
+        except Exception as error:  # noqa: BLE001 - export raises errors of many kinds
+            logger.info("torch.export cannot export the model, so it is traced eagerly: %s", error)
+            return record_forward(model, args, kwargs)
+    return read_exported(model, exported)
+
+
+def split_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and the named arguments of a call of the model.
+
+    Caches of language models are turned off, because a model that returns them cannot lose heads.
+    """
+    if example_inputs is None:
+        raise CalibrationError("example_inputs must be arguments of the model, found None. Pass one batch.")
+    if isinstance(example_inputs, Mapping):
+        args, kwargs = (), dict(example_inputs)
+    elif isinstance(example_inputs, tuple | list):
+        args, kwargs = tuple(example_inputs), {}
+    else:
+        args, kwargs = (example_inputs,), {}
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs.setdefault("use_cache", False)
+    return args, kwargs
+
+
+def _refuse_missing_weights(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.device.type == "meta":
+            raise UnsupportedModelError(f"{name!r} is on the meta device. Load the weights before tracing the model.")
+
+
+def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        raise CalibrationError(
+            f"The model must accept the example inputs, but its forward pass raised {type(error).__name__}: {error}. "
+            f"Pass one batch: a tensor, a tuple of positional arguments, or a mapping of named ones."
+        ) from error
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules into evaluation mode, and restore the mode of each."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
