@@ -10,6 +10,11 @@ settings.register_profile("ci", deadline=None, derandomize=True, max_examples=10
 settings.load_profile("ci")
 
 KINDS = ("allocations", "criteria", "patterns", "refiners", "schedules", "solvers")  # each with a registry
+REGISTRIES = {
+    **{f"secateur.{kind}": (kind.upper(),) for kind in KINDS},
+    "secateur.compat.neural_compressor._written_criteria": ["CRITERIA", "TF_CRITERIA", "SCHEDULERS", "REGS", "PRUNERS"],
+    "secateur.compat.neural_compressor._written_patterns": ("PATTERNS",),
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +45,7 @@ def limit_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.fixture
 def registries_restored() -> Iterator[None]:
     """Forget afterwards what a test registered, so that the next may use the same name."""
-    registries = [getattr(import_module(f"secateur.{kind}"), kind.upper()) for kind in KINDS]
+    registries = [getattr(import_module(module), name) for module, names in REGISTRIES.items() for name in names]
     before = [dict(registry) for registry in registries]
     yield
     for registry, items in zip(registries, before, strict=True):

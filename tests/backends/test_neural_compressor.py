@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 
 from secateur.compat.neural_compressor import WeightPruningConfig, prepare_compression, prepare_pruning
+from secateur.compat.neural_compressor.compression.pruner.schedulers import PruningScheduler, register_scheduler
+from secateur.compat.neural_compressor.compression.pruner.tf_criteria import (
+    PruningCriterion,
+    register_criterion,
+)
 from secateur.errors import ConfigError
 from tiny_keras_models import net
 
@@ -84,6 +89,40 @@ def test_two_elements_share_a_kernel() -> None:
     assert zeros(model, "fc") == 1152 * 3 / 4
     assert zeros(model, "conv") == 0
     assert [pruner.current_sparsity_ratio for pruner in manager.callbacks.callbacks_list[0].pruners] == [0.5, 0.5]
+
+
+def test_classes_of_users_take_part() -> None:
+    calls = []
+
+    @register_criterion("reversed")
+    class Reversed(PruningCriterion):
+        def on_step_begin(self) -> None:
+            calls.append("s")
+            self.scores = {name: -np.abs(layer.get_weights()[0]) for name, layer in self.modules.items()}
+
+        def on_before_optimizer_step(self) -> None:
+            calls.append("b")
+
+    @register_scheduler("iterative")
+    class Late(PruningScheduler):
+        def update_sparsity_ratio(self, target_ratio: float, step: int, total: int, *_: Any) -> float:
+            return target_ratio if step == total else 0.0
+
+    model = compiled()
+    before = np.abs(model.get_layer("fc").get_weights()[0])
+    settings = {**SETTINGS, "pruning_type": "reversed", "pattern": "1x1", "end_step": 5, "op_names": ["fc"]}
+    manager = prepare_compression(model, confs=WeightPruningConfig(**settings))
+    callbacks = manager.callbacks
+    found = []
+    for _ in range(6):
+        callbacks.on_before_optimizer_step()
+        callbacks.on_after_optimizer_step()
+        found.append(zeros(model, "fc"))
+    callbacks.on_train_end()
+    assert calls == ["b", "s", "b", "b", "s", "b", "b", "s", "b"]
+    assert found == [0, 0, 0, 0, 576, 576]
+    pruned = np.asarray(model.get_layer("fc").get_weights()[0]) == 0
+    assert before[pruned].min() >= before[~pruned].max()
 
 
 def test_save(tmp_path: Path) -> None:

@@ -293,6 +293,32 @@ def test_weights_can_be_gathered_without_gradients() -> None:
     assert pruner.masks[""].flatten().tolist() == [True, False, True, True]
 
 
+@pytest.mark.parametrize(("sees_every_step", "calls"), [(False, [1, 3, 5, 7, 9]), (True, list(range(1, 10)))])
+def test_a_criterion_can_see_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+    sees_every_step: bool,
+    calls: list[int],
+) -> None:
+    seen: list[int] = []
+    step = 0
+
+    class Seen(LargestFirst):
+        needs_gradient: ClassVar[bool] = True
+
+        def score(self, weight: Any, gradient: Any) -> Any:
+            if self.layer == "0":
+                seen.append(step)
+            return super().score(weight, gradient)
+
+    Seen.sees_every_step = sees_every_step
+    monkeypatch.setitem(CRITERIA, "seen", Seen)
+    trial = begin({**CONFIG, "criterion": "seen"})
+    for step in range(1, 12):
+        trial.train([step])
+    assert seen == calls
+    assert trial.pruner.finalize().sparsity == 0.75
+
+
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("reduce_type", ["mean", "l2"])
 def test_gathered_scores_do_not_share_memory_with_gradients(reduce_type: str) -> None:

@@ -91,3 +91,18 @@ def test_schedule_must_return_a_share(wrong: float) -> None:
 def test_target_below_what_is_there() -> None:
     with pytest.raises(ConfigError, match=r"starts with 90.0000% of its units zero, more than target_sparsity=0.8"):
         timeline(initial=0.9)
+
+
+def test_a_request_takes_the_place_of_the_schedule() -> None:
+    config = PruningConfig(start_step=0, end_step=20, sparsity_decay_type="linear")
+    asked = []
+
+    def request(step: int, initial: float, target: float) -> float | None:
+        asked.append((step, initial, target))
+        return {0: 0.3, 10: None, 20: 0.6, 21: 0.9}[step]
+
+    line = UpdateSchedule(config, 0.1, 0.8, request=request)
+    assert [line.sparsity(step) for step in (0, 10, 20, 21)] == pytest.approx([0.3, 0.45, 0.6, 0.8])
+    assert asked == [(step, 0.1, 0.8) for step in (0, 10, 20, 21)]
+    with pytest.raises(ConfigError, match=r"must return a sparsity in \[0, 1\].*returned -0.5"):
+        UpdateSchedule(config, 0.1, 0.8, request=lambda *_: -0.5).sparsity(20)

@@ -47,6 +47,8 @@ class BaseCriterion(ABC):
     Attributes:
         needs_gradient: Whether `score` reads the gradient.
         decay: Factor of the previous score, in [0, 1]; 0: only the last step counts.
+        sees_every_step: Whether `score` is called at every step, even if only the scores of the last one count. Without
+            it, and with ``decay = 0``, it is called only for steps after which units are ranked.
         reduction: The reduction that the definition of the criterion requires; ``None``: the configured one.
         is_rearranged: Whether one-shot pruning with a loss exchanges units after it ranked them; see
             `rearrange_units`.
@@ -54,6 +56,7 @@ class BaseCriterion(ABC):
 
     needs_gradient: ClassVar[bool]
     decay: ClassVar[float] = 0.0
+    sees_every_step: ClassVar[bool] = False
     reduction: ClassVar[str | None] = None
     is_rearranged: ClassVar[bool] = False
 

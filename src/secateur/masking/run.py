@@ -72,6 +72,7 @@ class Run(Generic[Weight]):
     ) -> None:
         self.pattern = pattern
         self.config = pattern.config
+        self.observer = options.observer if options else None
         self.weights = layer_weights = {name: weights[name] for name in pattern.views}
         self.updater = MaskUpdater(pattern, is_new=is_new, options=options)
         # Does not use `self`, because a reference cycle would keep the weights in memory after the run.
@@ -90,9 +91,35 @@ class Run(Generic[Weight]):
             return {}
         masks = self._masks() if self._has_masks else {}
         current = {name: self.pattern.framework.to_array(mask) for name, mask in masks.items()}
+        given = self.observer.find_scores(step) if self.observer and self.updater.reads_scores(step) else None
+        if given is not None:
+            return self._rank_by(given, step, current) if given else {}
         # Before the first gradient there is nothing to rank by, and nothing to rank; see `_check_first_gradient`.
         stream = self.scores.stream_equal if step == 0 and self.scores.needs_gradient else self.scores.stream
         return self.updater.advance(step, stream, current) or {}
+
+    def _rank_by(self, given: Mapping[str, Any], step: int, masks: Mapping[str, Array]) -> dict[str, Array]:
+        """Select the masks after `step` steps by scores that an observer found."""
+        if missing := self.weights.keys() - given.keys():
+            raise ScoreError(
+                f"layer {min(missing)!r}: there are no scores to rank by. Score every layer, or exclude it."
+            )
+        scores = {layer: self._read_scores(layer, given[layer]) for layer in self.weights}
+        with self.scores.replace_totals(scores):
+            return self.updater.advance(step, self.scores.stream, masks) or {}
+
+    def _read_scores(self, layer: str, given: Any) -> Array:
+        """Return scores in the weight's shape as an (O, K, I) array, and others, one per unit, as one axis."""
+        view, scores = self.pattern.views[layer], self.pattern.framework.to_array(given)
+        if tuple(scores.shape) == tuple(view.shape):
+            return view.to_canonical(scores)
+        units = next(units for units in self.pattern.units.values() if layer in units.parts)
+        if len(units.parts) == 1 and math.prod(scores.shape) == units.count:
+            return scores.reshape((-1,))
+        raise ScoreError(
+            f"layer {layer!r}: scores must have the shape of the weight, {tuple(view.shape)}, or be one for each of "
+            f"the {units.count} units, found shape {tuple(scores.shape)}."
+        )
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
         """Set the masks that `masks_after` returned."""

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-__all__ = ["RunOptions"]
+__all__ = ["RunObserver", "RunOptions"]
+
+
+class RunObserver(Protocol):
+    """Takes part in the steps of a run, with code that was written for the interface of another project."""
+
+    def before_step(self, step: int) -> None:
+        """Called before step number `step` of the optimizer, when the gradients are ready."""
+
+    def after_step(self, step: int) -> None:
+        """Called after step number `step` of the optimizer, before pruned weights are set to zero."""
+
+    def find_scores(self, step: int) -> Mapping[str, Any] | None:
+        """Called when units are ranked after `step` steps.
+
+        Returns:
+            Layer → scores in the shape of its weight, or one per unit. Empty: the update is left out. ``None``: the
+            criterion of the configuration ranks.
+        """
+
+    def find_sparsity(self, step: int, initial: float, target: float) -> float | None:
+        """Return the sparsity after an update at `step`, in [0, 1]; ``None``: the configured schedule applies.
+
+        Args:
+            step: Number of steps taken.
+            initial: Sparsity before the first update.
+            target: Sparsity that is not exceeded.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +46,13 @@ class RunOptions:
             are whole at the last part, at the latest after the step that follows this one.
         learning_rate: Only for runs whose steps are announced. The learning rate of group lasso, ≥ 0, until a torch
             optimizer that trains the weights makes a step, whose rate then applies. ``None``: group lasso is refused.
+        observer: Takes part in the steps; not for compiled steps of Keras. Its own state is neither saved nor resumed.
 
     Examples:
-        >>> RunOptions(parts_until=30)
-        RunOptions(parts_until=30, learning_rate=None)
+        >>> RunOptions(parts_until=30).parts_until
+        30
     """
 
     parts_until: int | None = None
     learning_rate: float | None = None
+    observer: RunObserver | None = None

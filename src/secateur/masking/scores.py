@@ -46,6 +46,7 @@ class AccumulatedScores:
         sample = next(iter(self.criteria.values()))
         self.needs_gradient = sample.needs_gradient
         self.decay = sample.decay
+        self.sees_every_step = sample.sees_every_step
         self.unit_score = sample.unit_score
         name = sample.reduction or pattern.config.criterion_reduce_type
         self.reduction = REDUCTIONS.find(name)
@@ -57,7 +58,7 @@ class AccumulatedScores:
     @property
     def is_accumulated(self) -> bool:
         """Whether scores accumulate over steps; otherwise they are computed from the weights when they are read."""
-        return self.needs_gradient or self.decay > 0
+        return self.needs_gradient or self.decay > 0 or self.sees_every_step
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -135,6 +136,24 @@ class AccumulatedScores:
         xp = namespace(weight)
         equal = xp.zeros((units.count,), dtype=weight.dtype, device=array_api_compat.device(weight))
         return Scores(name, partial(_once, equal), units.count, flags, stride=units.stride)
+
+    @contextmanager
+    def replace_totals(self, scores: Mapping[str, Array]) -> Iterator[None]:
+        """Rank by other scores until the end of the block.
+
+        Args:
+            scores: Layer → scores as an (O, K, I) array, or with one axis and one score per unit.
+        """
+        before, self.totals = self.totals, {}
+        try:
+            for name, units in self.pattern.units.items():
+                parts = {layer: scores[layer] for layer in units.parts}
+                whole = next(iter(parts.values()))
+                is_reduced = len(whole.shape) == 1
+                self.totals |= {name: whole} if is_reduced else self.score_step(name, parts)
+            yield
+        finally:
+            self.totals = before
 
     @contextmanager
     def cache(self) -> Iterator[None]:

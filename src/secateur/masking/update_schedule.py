@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
@@ -21,6 +22,7 @@ class UpdateSchedule:
         initial: Sparsity before the first update.
         target: Sparsity after the last update.
         parts_until: See `secateur.masking.run_options.RunOptions`.
+        request: See `secateur.masking.run_options.RunObserver.find_sparsity`.
 
     Raises:
         ConfigError: The model is already sparser than the target.
@@ -36,6 +38,7 @@ class UpdateSchedule:
     initial: float
     target: float
     parts_until: int | None = None
+    request: Callable[[int, float, float], float | None] | None = None
 
     def __post_init__(self) -> None:
         if self.initial > self.target:
@@ -128,13 +131,16 @@ class UpdateSchedule:
         Raises:
             ConfigError: The schedule returned a value outside [0, 1].
         """
-        if step >= self.end:
+        requested = None if self.request is None else self.request(step, self.initial, self.target)
+        if requested is None and step >= self.end:
             return self.target
-        progress = max(0.0, (step - self.config.start_step) / (self.end - self.config.start_step))
-        sparsity = get_schedule(self.config.sparsity_decay_type)(self.initial, self.target, progress)
-        if not 0.0 <= sparsity <= 1.0:
+        progress = max(0.0, (step - self.config.start_step) / max(1, self.end - self.config.start_step))
+        if requested is None:
+            requested = get_schedule(self.config.sparsity_decay_type)(self.initial, self.target, progress)
+        if not 0.0 <= requested <= 1.0:
+            name = self.config.sparsity_decay_type if self.request is None else getattr(self.request, "__self__", None)
             raise ConfigError(
-                f"A schedule must return a sparsity in [0, 1]; {self.config.sparsity_decay_type!r} returned "
-                f"{sparsity!r} for initial={self.initial}, target={self.target}, progress={progress}."
+                f"A schedule must return a sparsity in [0, 1]; {name!r} returned {requested!r} for "
+                f"initial={self.initial}, target={self.target}, progress={progress}."
             )
-        return min(sparsity, self.target)
+        return min(requested, self.target)

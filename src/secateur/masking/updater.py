@@ -54,7 +54,9 @@ class MaskUpdater:
         if self.is_locked:
             target = max(target, initial)
         initial = min(initial, target) if self._is_within_target() else initial
-        self.schedule = UpdateSchedule(self.config, initial, target, options.parts_until if options else None)
+        options = options or RunOptions()
+        request = None if options.observer is None else options.observer.find_sparsity
+        self.schedule = UpdateSchedule(self.config, initial, target, options.parts_until, request)
         self.requested = self.schedule.initial
 
     @property

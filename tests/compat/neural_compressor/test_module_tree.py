@@ -17,6 +17,13 @@ NAMES = {
     "": "WeightPruningConfig benchmark mix_precision quantization set_random_seed",
     "adaptor.tf_utils.util": "version1_lt_version2",
     "compression.pruner": "model_slim prepare_pruning parse_auto_slim_config",
+    "compression.pruner.criteria": "CRITERIA BlockMaskCriterion GradientCriterion MagnitudeCriterion PruningCriterion "
+    "RetrainFreeCriterion SnipCriterion SnipMomentumCriterion get_criterion register_criterion",
+    "compression.pruner.regs": "REGS BaseReg GroupLasso get_reg get_reg_type register_reg",
+    "compression.pruner.schedulers": "SCHEDULERS IterativeScheduler OneshotScheduler PruningScheduler get_scheduler "
+    "register_scheduler",
+    "compression.pruner.tf_criteria": "CRITERIA MagnitudeCriterion PruningCriterion get_tf_criterion "
+    "register_criterion",
     "compression.pruner.model_slim.auto_slim": "generate_ffn2_pruning_config generate_mha_pruning_config",
     "compression.pruner.model_slim.pattern_analyzer": "ClassifierHeadSearcher Linear2LinearSearcher",
     "compression.pruner.utils": "check_config get_layers get_sparsity_ratio parse_last_linear parse_to_prune "

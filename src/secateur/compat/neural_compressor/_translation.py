@@ -10,13 +10,21 @@ from typing import Any
 
 from secateur._wording import suggest_name
 from secateur.compat.neural_compressor._elements import DEFAULTS, prunes_heads
+from secateur.compat.neural_compressor._written_criteria import (
+    CRITERIA,
+    REGS,
+    SCHEDULERS,
+    TF_CRITERIA,
+    find_written_criterion,
+    is_written,
+    needs_first_gradient,
+)
 from secateur.compat.neural_compressor._written_patterns import find_written_pattern
 from secateur.compat.schedules import register_quarter_cosine
 from secateur.config import PruningConfig
-from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["is_one_shot", "translate_element", "warn_of_high_target"]
+__all__ = ["DECAYS", "is_one_shot", "split_pruning_type", "translate_element", "warn_of_high_target"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +72,7 @@ def translate_element(element: Mapping[str, Any]) -> dict[str, Any]:
         "max_sparsity_ratio_per_op": element["max_sparsity_ratio_per_op"],
         "keep_zeros": bool(element["resume_from_pruned_checkpoint"] or element["lock_init_sparsity"]),
         "score_dtype": "bfloat16" if element["low_memory_usage"] else "float32",
-        "reg_type": element["reg_type"],
-        "reg_coeff": element["reg_coeff"],
+        **_read_regularizer(element),
         **_read_timing(element, kind, criterion),
     }
     PruningConfig(**settings)
@@ -95,19 +102,42 @@ def is_one_shot(element: Mapping[str, Any]) -> bool:
     return element["pruning_type"] in ONE_SHOT
 
 
+def split_pruning_type(element: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the name of the criterion of an element, and whether it prunes in parts.
+
+    Examples:
+        >>> split_pruning_type({"pruning_type": "snip_progressive"})
+        ('snip', True)
+        >>> split_pruning_type({"pruning_type": "basic", "criterion_type": "magnitude"})
+        ('magnitude', False)
+    """
+    name = str(element["pruning_type"])
+    base = name.removesuffix(PROGRESSIVE)
+    return (str(element["criterion_type"]) if base == "basic" else base), name != base
+
+
 def _read_kind_and_criterion(element: Mapping[str, Any]) -> tuple[str, str]:
     name = element["pruning_type"]
-    base = str(name).removesuffix(PROGRESSIVE)
     if name == "pattern_lock":
         return "pattern_lock", "magnitude"
     if name in ONE_SHOT:
         return "iterative", ONE_SHOT[name]
-    if base not in CRITERION_NAMES:
-        known = (*CRITERION_NAMES, *(each + PROGRESSIVE for each in CRITERION_NAMES), "pattern_lock", *ONE_SHOT)
+    base, is_progressive = split_pruning_type(element)
+    criterion = find_written_criterion(base, CRITERION_NAMES.__contains__) or CRITERION_NAMES.get(base)
+    if criterion is None:
+        bases = dict.fromkeys((*CRITERION_NAMES, *(each for each in (*CRITERIA, *TF_CRITERIA) if each not in ONE_SHOT)))
+        known = (*bases, *(each + PROGRESSIVE for each in bases), "pattern_lock", *ONE_SHOT)
         raise UnknownNameError(
             f"Unknown pruning_type {name!r}.{suggest_name(str(name), known)} Known: {', '.join(known)}."
         )
-    return ("progressive" if name != base else "iterative"), CRITERION_NAMES[base]
+    return ("progressive" if is_progressive else "iterative"), criterion
+
+
+def _read_regularizer(element: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the regularizer of Secateur, if a user's class is not in its place."""
+    if is_written(REGS.get(element["reg_type"])):
+        return {"reg_type": None, "reg_coeff": 0.0}
+    return {"reg_type": element["reg_type"], "reg_coeff": element["reg_coeff"]}
 
 
 def _convert_pattern(pattern: Any) -> tuple[str, float | None]:
@@ -139,7 +169,8 @@ def _read_target(element: Mapping[str, Any], removable: float | None) -> Any:
 def _read_timing(element: Mapping[str, Any], kind: str, criterion: str) -> dict[str, Any]:
     """Return the steps: the last update is the last whole ``pruning_frequency`` up to ``end_step``."""
     decay, frequency = element["sparsity_decay_type"], element["pruning_frequency"]
-    if decay not in DECAYS:
+    has_scheduler = any(map(is_written, SCHEDULERS.values()))
+    if decay not in DECAYS and not has_scheduler:
         raise UnknownNameError(
             f"Unknown sparsity_decay_type {decay!r}.{suggest_name(str(decay), DECAYS)} Known: {', '.join(DECAYS)}."
         )
@@ -155,7 +186,7 @@ def _read_timing(element: Mapping[str, Any], kind: str, criterion: str) -> dict[
         timing["kind"] = "iterative"
     if last == start:
         # There is no gradient before the first step, so the only update is after it.
-        start = last = max(start, 1) if CRITERIA.find(criterion).needs_gradient else start
+        start = last = max(start, 1) if needs_first_gradient(criterion) else start
         return timing | {"start_step": start, "end_step": last, "sparsity_decay_type": "one_shot"}
-    schedule = register_quarter_cosine() if decay == "cos" else DECAYS[decay]
+    schedule = register_quarter_cosine() if decay == "cos" else DECAYS.get(decay, "exponential")
     return timing | {"start_step": start, "end_step": last, "sparsity_decay_type": schedule}

@@ -170,7 +170,7 @@ class KerasRun(Run[TrainedKernel]):
     def _should_accumulate(self, step: Any) -> Any:
         """Whether the scores of step number `step` will be read; see `UpdateSchedule.is_update`."""
         start, end = self.config.start_step, self.last_step
-        if self.scores.decay > 0:
+        if self.scores.decay > 0 or self.scores.sees_every_step:
             return step <= end
         on_time = ops.logical_or(ops.equal((step - start) % self.config.pruning_frequency, 0), ops.equal(step, end))
         return ops.logical_and(ops.logical_and(step >= start, step <= end), on_time)

@@ -53,7 +53,9 @@ class PytorchRun(Run[TrainedParameter]):
 
     def accumulate_scores(self, step: int, optimizer: Any) -> None:
         """Accumulate scores from the weights and gradients before step number `step` of `optimizer`."""
-        every_step = self.scores.decay > 0 and step <= self.last_step
+        if self.observer is not None and optimizer is self._get_first_optimizer():
+            self.observer.before_step(step)
+        every_step = (self.scores.decay > 0 or self.scores.sees_every_step) and step <= self.last_step
         if not every_step and not (self.scores.needs_gradient and self.updater.reads_scores(step)):
             return
         for name, units in self.pattern.units.items():
@@ -70,6 +72,8 @@ class PytorchRun(Run[TrainedParameter]):
 
     def regularize(self, step: int, optimizer: Any) -> None:
         """Shrink units after step number `step` of `optimizer`."""
+        if self.observer is not None and optimizer is self._get_first_optimizer():
+            self.observer.after_step(step)
         for units in self._find_regularized_units(step, optimizer):
             parts = {layer: self.weights[layer] for layer in units.parts}
             strength = self.config.reg_coeff * self._read_rate(units)
@@ -187,6 +191,9 @@ class PytorchRun(Run[TrainedParameter]):
         if self.config.reg_type is None or self.config.reg_coeff == 0 or step > self.last_step:
             return []
         return [units for units in self.pattern.units.values() if self._get_slot(units).optimizer is optimizer]
+
+    def _get_first_optimizer(self) -> Any:
+        return next(iter(self.weights.values())).slot.optimizer
 
     def _get_slot(self, units: Units) -> ParameterSlot:
         return self.weights[next(iter(units.parts))].slot

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from secateur.errors import ConfigError
 from secateur.frameworks.keras import get_kernel, read_array
 from secateur.masking.keras import KernelWeight
 from secateur.masking.run import Run, build_report, refuse_violations
+from secateur.masking.run_options import RunObserver
 from secateur.planning.keras import find_candidates, plan
 from secateur.results import PruningReport
 
@@ -28,6 +29,7 @@ __all__ = [
     "assign_elements",
     "find_nonzero",
     "make_masks",
+    "make_pattern",
     "present_model",
     "prune_in_one_shot",
     "start_runs",
@@ -44,7 +46,9 @@ def assign_elements(config: WeightPruningConfig, model: keras.Model, *, prune_fr
     return assign_parts(config, layers, names, partial(plan, model, prune_frozen=prune_frozen))
 
 
-def start_runs(model: keras.Model, parts: Iterable[Part], optimizer: Any) -> list[KerasPruner | None]:
+def start_runs(
+    model: keras.Model, parts: Sequence[Part], optimizer: Any, observers: Sequence[RunObserver]
+) -> list[KerasPruner | None]:
     """Start a pruner for each part with layers.
 
     Raises:
@@ -55,12 +59,18 @@ def start_runs(model: keras.Model, parts: Iterable[Part], optimizer: Any) -> lis
             "optimizer must be left out for Keras models. Train with secateur.keras.PruningOptimizer(model, "
             "config.for_model(model), optimizer), or call the callbacks of the manager."
         )
-    return [KerasPruner(model, part) if part.modules else None for part in parts]
+    pairs = zip(parts, observers, strict=True)
+    return [KerasPruner(model, part, observer) if part.modules else None for part, observer in pairs]
 
 
 def make_masks(part: Part) -> dict[str, Array]:
     """Return masks that keep every weight of a part."""
     return {name: np.ones(tuple(get_kernel(layer).shape), dtype=bool) for name, layer in part.modules.items()}
+
+
+def make_pattern(model: keras.Model, part: Part) -> Any:
+    """Return the pattern of a part with its layers."""
+    return plan(model, part.config, prune_frozen=True).patterns[0]
 
 
 def find_nonzero(part: Part) -> dict[str, Array]:
@@ -91,6 +101,7 @@ class KerasPruner:
     Args:
         model: The model.
         part: The element and its layers.
+        observer: Takes part in the steps.
 
     Raises:
         ConfigError: The criterion ranks by gradients, which the callbacks do not get.
@@ -98,13 +109,13 @@ class KerasPruner:
 
     needs_gradients = False
 
-    def __init__(self, model: keras.Model, part: Part) -> None:
+    def __init__(self, model: keras.Model, part: Part, observer: RunObserver) -> None:
         self.model = model
         self.plan = plan(model, part.config)
         self.step = 0
         patterns = [pattern for pattern in self.plan.patterns if pattern.views]
         weights = {name: KernelWeight(name, pattern) for pattern in patterns for name in pattern.views}
-        self._runs = [Run(pattern, weights, options=part.make_options()) for pattern in patterns]
+        self._runs = [Run(pattern, weights, options=part.make_options(observer)) for pattern in patterns]
         for run in self._runs:
             if run.scores.needs_gradient and not run.updater.is_locked:
                 raise ConfigError(
@@ -117,10 +128,16 @@ class KerasPruner:
         self.apply_masks()
 
     def before_step(self) -> None:
-        """Announce a step. Has no effect."""
+        """Announce a step."""
+        for run in self._runs:
+            if run.observer is not None:
+                run.observer.before_step(self.step + 1)
 
     def after_step(self) -> None:
         """Announce the end of a step: set pruned weights to zero, and update masks if an update is due."""
+        for run in self._runs:
+            if run.observer is not None:
+                run.observer.after_step(self.step + 1)
         self.apply_masks()
         self.step += 1
         for run in self._runs:

@@ -17,7 +17,7 @@ from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.config import PruningConfig
 from secateur.errors import LayerError
-from secateur.masking.run_options import RunOptions
+from secateur.masking.run_options import RunObserver, RunOptions
 from secateur.planning.planner import Plan
 
 __all__ = ["Part", "assign_parts", "summarize_sparsity"]
@@ -46,9 +46,10 @@ class Part(NamedTuple):
         selection = {"op_names": (match_names(self.modules),), "pruning_op_types": types}
         return PruningConfig(**translate_element(self.element), **(selection if self.modules else {}))
 
-    def make_options(self, learning_rate: float | None = None) -> RunOptions:
+    def make_options(self, observer: RunObserver | None, learning_rate: float | None = None) -> RunOptions:
         """Return the options with which a run has the timeline of Intel Neural Compressor."""
-        return RunOptions(parts_until=math.floor(self.element["end_step"]), learning_rate=learning_rate)
+        until = math.floor(self.element["end_step"])
+        return RunOptions(parts_until=until, learning_rate=learning_rate, observer=observer)
 
 
 def assign_parts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from secateur.compat.neural_compressor._runs.parts import Part, assign_parts, su
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph.pytorch import find_groups
+from secateur.masking.run_options import RunObserver
 from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import prune
 from secateur.planning.pytorch import find_candidates, plan
@@ -27,6 +28,7 @@ __all__ = [
     "assign_elements",
     "find_nonzero",
     "make_masks",
+    "make_pattern",
     "present_model",
     "prune_in_one_shot",
     "start_runs",
@@ -48,15 +50,22 @@ def assign_elements(config: WeightPruningConfig, model: nn.Module, *, prune_froz
     return assign_parts(config, layers, modules, partial(plan, model, prune_frozen=prune_frozen))
 
 
-def start_runs(model: nn.Module, parts: Iterable[Part], optimizer: Any) -> list[PytorchPruner | None]:
+def start_runs(
+    model: nn.Module, parts: Sequence[Part], optimizer: Any, observers: Sequence[RunObserver]
+) -> list[PytorchPruner | None]:
     """Start a pruner for each part with layers.
 
     Without an optimizer, the loop announces the steps, and the first one tells the learning rate.
+
+    Args:
+        model: The model.
+        parts: The elements with their layers.
+        optimizer: The optimizer; ``None``: the loop announces the steps.
+        observers: For each part, what takes part in its steps.
     """
-    parts = list(parts)
-    active = [part for part in parts if part.modules]
-    options = [part.make_options(0.0 if optimizer is None else None) for part in active]
-    configs = [part.config for part in active]
+    active = [(part, observer) for part, observer in zip(parts, observers, strict=True) if part.modules]
+    options = [part.make_options(observer, 0.0 if optimizer is None else None) for part, observer in active]
+    configs = [part.config for part, _ in active]
     pruners = iter(prepare_together(model, configs, optimizer, options=options) if configs else [])
     return [next(pruners) if part.modules else None for part in parts]
 
@@ -64,6 +73,11 @@ def start_runs(model: nn.Module, parts: Iterable[Part], optimizer: Any) -> list[
 def make_masks(part: Part) -> dict[str, torch.Tensor]:
     """Return masks that keep every weight of a part."""
     return {name: torch.ones_like(module.weight, dtype=torch.bool) for name, module in part.modules.items()}
+
+
+def make_pattern(model: nn.Module, part: Part) -> Any:
+    """Return the pattern of a part with its layers."""
+    return plan(model, part.config, prune_frozen=True).patterns[0]
 
 
 def find_nonzero(part: Part) -> dict[str, torch.Tensor]:

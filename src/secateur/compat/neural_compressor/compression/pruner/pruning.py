@@ -12,7 +12,7 @@ from secateur.compat.neural_compressor._reports import merge_reports
 from secateur.compat.neural_compressor.compression.pruner.pruners.base import BasePruner
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.errors import StateError
-from secateur.frameworks import import_leaf
+from secateur.frameworks import detect_framework, import_leaf
 from secateur.results import PruningReport
 
 __all__ = ["BasePruning", "OneShotPruning", "split_elements"]
@@ -47,14 +47,19 @@ class BasePruning:
         leaf = import_leaf(RUNS, model)
         self.report: PruningReport | None = None
         self._parts = leaf.assign_elements(config, model)
-        self._start = partial(leaf.start_runs, model, self._parts, optimizer)
         self._follows_optimizer = optimizer is not None
         self._runs: list[Any] = []
         self._is_announced = False
         self._batches = 0
+        framework = detect_framework(model)
         self.pruners = [
-            BasePruner(part, partial(self._get_run, index), leaf.make_masks) for index, part in enumerate(self._parts)
+            BasePruner(
+                part, partial(self._get_run, index), leaf.make_masks, partial(leaf.make_pattern, model), framework
+            )
+            for index, part in enumerate(self._parts)
         ]
+        extensions = [pruner.extensions for pruner in self.pruners]
+        self._start = partial(leaf.start_runs, model, self._parts, optimizer, extensions)
         if optimizer is not None:
             self._runs = self._start()
 
@@ -188,7 +193,8 @@ class OneShotPruning(BaseCallbacks):
         leaf = import_leaf(RUNS, model)
         parts = leaf.assign_elements(config, model, prune_frozen=True)
         reports = [leaf.prune_in_one_shot(model, part, batches=batches, **settings) for part in parts if part.modules]
-        self.pruners = [BasePruner(part, lambda: None, leaf.find_nonzero) for part in parts]
+        make_pattern = partial(leaf.make_pattern, model)
+        self.pruners = [BasePruner(part, lambda: None, leaf.find_nonzero, make_pattern) for part in parts]
         self.report = merge_reports(reports, [{} for _ in reports])
 
     def on_train_end(self) -> PruningReport:

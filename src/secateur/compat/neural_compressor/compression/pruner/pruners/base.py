@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from secateur.schedules import get_schedule
+from secateur.compat.neural_compressor._written_criteria import is_written
+from secateur.compat.neural_compressor.compression.pruner._extensions import Extensions
 
 __all__ = ["BasePruner"]
 
@@ -18,15 +19,25 @@ class BasePruner:
         part: The element and its layers.
         get_run: Returns the pruner of Secateur that does the work; ``None`` before the run and without layers.
         read_masks: Returns the masks without a run: before it, or of a model that was pruned at once.
+        make_pattern: Returns Secateur's pattern of the element, without a run.
+        framework: ``"pytorch"`` or ``"keras"``.
 
     Attributes:
         config: The element with all keys, as items and attributes. Changes before the run starts have an effect.
         modules: Layer name → layer.
         progressive_configs: Settings of progressive pruning. Only the default, ``"scores"`` ranked globally, is used.
         progressive_logger: Has no effect.
+        extensions: The criterion, the scheduler and the regularizer.
     """
 
-    def __init__(self, part: Any, get_run: Callable[[], Any], read_masks: Callable[[Any], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        part: Any,
+        get_run: Callable[[], Any],
+        read_masks: Callable[[Any], dict[str, Any]],
+        make_pattern: Callable[[Any], Any],
+        framework: str = "pytorch",
+    ) -> None:
         self.config = part.element
         self.modules = part.modules
         self.progressive_configs = {"progressive_steps": 4, "progressive_type": "scores", "use_global": True}
@@ -34,6 +45,9 @@ class BasePruner:
         self._part = part
         self._get_run = get_run
         self._read_masks = read_masks
+        self._make_pattern = make_pattern
+        self.framework = framework
+        self.extensions = Extensions(part, framework, lambda: self.pattern, lambda: self.masks)
 
     @property
     def run(self) -> Any:
@@ -49,7 +63,7 @@ class BasePruner:
     @property
     def head_masks(self) -> dict[str, Any]:
         """Attention → booleans of shape (1, heads), ``True`` = kept; empty before the run and for other patterns."""
-        if self.pattern is None or self.pattern.coupling != "heads":
+        if self.run is None or self.pattern.coupling != "heads":
             return {}
         masks = self.masks
         like = next(iter(masks.values()))
@@ -58,14 +72,39 @@ class BasePruner:
 
     @property
     def pattern(self) -> Any:
-        """The pattern of Secateur with its layers; ``None`` before the run and without layers."""
-        run = self.run
-        return None if run is None or not run.plan.patterns else run.plan.patterns[0]
+        """The pattern of Secateur with its layers; ``None`` without layers."""
+        if (run := self.run) is not None:
+            return run.plan.patterns[0]
+        return self._make_pattern(self._part) if self.modules else None
 
     @property
     def scheduler(self) -> Any:
-        """The function ``(initial, target, progress) -> sparsity``."""
-        return get_schedule(self._part.config.sparsity_decay_type)
+        """The scheduler, with ``update_sparsity_ratio``. Replace it before the run starts."""
+        return self.extensions.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self.extensions.scheduler = scheduler
+
+    @property
+    def criterion(self) -> Any:
+        """The criterion; ``None`` for pruning types without one. Replace it before the run starts."""
+        return self.extensions.criterion
+
+    @criterion.setter
+    def criterion(self, criterion: Any) -> None:
+        self.extensions.criterion = criterion
+
+    @property
+    def reg(self) -> Any:
+        """The regularizer. Replace it before the run starts."""
+        return self.extensions.reg
+
+    @reg.setter
+    def reg(self, reg: Any) -> None:
+        self.extensions.reg = reg
+        if is_written(type(reg)):
+            self.config["reg_type"] = None
 
     @property
     def global_step(self) -> int:
