@@ -136,23 +136,26 @@ def test_an_error_at_any_call_is_clear_and_changes_nothing(
 ) -> None:
     monkeypatch.setattr(os, "fsync", os.isatty)  # nothing is lost without waiting for a disk
     folder = tmp_path / "place" / "saved"
-    for number in numbers():
-        begun(folder, is_new=is_new)
+    begun(folder, is_new=is_new)
+    for number in numbers():  # each begins with what the one before saved
+        if is_new:
+            begun(folder, is_new=True)
+        before, version = None if is_new else 2 * number - 2, 2 * number - 1
         at = At(number, failing(error), MAY_FAIL)
-        may_be, text = {1}, str(folder)
+        may_be, text = {version}, str(folder)
         try:
             with at:
-                save_version(folder, 1)
+                save_version(folder, version)
         except ArtifactError as caught:
-            may_be, text = {None if is_new else 0}, str(caught)
+            may_be, text = {before}, str(caught)
         except StoppedError:
-            may_be = {None if is_new else 0, 1}
+            may_be = {before, version}
         assert str(folder.parent) in text
         assert is_new or folder.is_dir(), number
         assert version_of(folder) in may_be, number
         assert is_new or strangers_in(folder), number
-        save_version(folder, 2)
-        assert version_of(folder) == 2, number
+        save_version(folder, 2 * number)
+        assert version_of(folder) == 2 * number, number
         assert os.listdir(folder.parent) == [folder.name], number
         if at.count < number:
             break
