@@ -144,18 +144,20 @@ def sweep(folder: Path, *, is_new: bool) -> int:
 
     After each, what is there must be one version as a whole, and the next saver must leave nothing but its own.
     """
-    first = None if is_new else 0
-    for number in numbers():
-        begun(folder, is_new=is_new)
-        is_over = not killed(folder, 1, number)
+    begun(folder, is_new=is_new)
+    for number in numbers():  # each begins with what the one before saved
+        if is_new:
+            begun(folder, is_new=True)
+        first, version = None if is_new else 3 * number - 3, 3 * number - 2
+        is_over = not killed(folder, version, number)
         seen = version_of(folder)
-        assert seen == 1 if is_over else seen in {first, 1}, number
-        killed(folder, 2, number)
+        assert seen == version if is_over else seen in {first, version}, number
+        killed(folder, version + 1, number)
         found = version_of(folder)
-        assert found in {seen, 2}, number
+        assert found in {seen, version + 1}, number
         assert is_new or strangers_in(folder), number
-        save_version(folder, 3)
-        assert version_of(folder) == 3, number
+        save_version(folder, version + 2)
+        assert version_of(folder) == version + 2, number
         assert os.listdir(folder.parent) == [folder.name], number
         assert is_new or strangers_in(folder), number
         if is_over:
