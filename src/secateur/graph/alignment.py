@@ -133,14 +133,21 @@ def align_vectors(tracer: Tracer, value: Value, vectors: Sequence[Value | None],
     return align(tracer, operands)
 
 
-def contract(tracer: Tracer, factors: Sequence[tuple[Value, Sequence[int]]], output: Sequence[int]) -> list[Labels]:
+def contract(
+    tracer: Tracer,
+    factors: Sequence[tuple[Value, Sequence[int]]],
+    output: Sequence[int],
+    *,
+    weight: int | None = None,
+) -> list[Labels]:
     """Follow a product of tensors that is summed over the axes that the output does not have.
 
     Args:
         tracer: The tracer.
-        factors: Each tensor with the numbers of its axes in a common space, as the letters of an einsum. Static tensors
-            are weights: they produce the indices that the output has, and consume the others.
+        factors: Each tensor with the numbers of its axes in a common space, as the letters of an einsum.
         output: The numbers of the output's axes.
+        weight: Which factor is a weight, which produces the indices that the output has and consumes the others;
+            ``None``: the static ones are, or the last if all are.
 
     Returns:
         The labels of the output.
@@ -148,15 +155,16 @@ def contract(tracer: Tracer, factors: Sequence[tuple[Value, Sequence[int]]], out
     rank = 1 + max(axis for _, term in factors for axis in term)
     summed = [axis for axis in range(rank) if axis not in output]
     operands = [Operand.from_value(tracer, value, term, rank) for value, term in factors]
-    for operand in operands:
-        if operand.is_static:
-            _mark_roles(tracer, operand, output)
+    static = [operand for operand in operands if operand.is_static]
+    weights = static if weight is None and len(static) < len(operands) else [operands[-1 if weight is None else weight]]
+    for operand in weights:
+        _mark_roles(tracer, operand, output)
     remaining = []
     for labels in align(tracer, operands):
         axes = set(find_axes(labels))
         if not axes <= set(summed):
             remaining.append(tracer.fix_axes(labels, summed, CONSTANT))
-        elif any(operand.is_static and operand.find(axis) is not None for operand in operands for axis in axes):
+        elif any(operand.find(axis) is not None for operand in weights for axis in axes):
             tracer.consume(labels)
         else:
             tracer.mark_inexact(labels, "sums products of activations over them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ __all__ = ["build_graph"]
 
 Indices = npt.NDArray[np.int64]
 
-SINGLE_UNIT = "all its indices depend on each other, so that they are one unit"
+SINGLE_UNIT = "All its indices depend on each other, so that they are one unit"
+NO_CONSUMER = "No weight reads them, so that nothing can be set to zero in their place"
 
 
 def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]]) -> Graph:
@@ -38,17 +40,17 @@ def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]]) -> Graph
         signature = tuple((axis, len(indices)) for axis, indices in owned.items())
         key = (signature, reasons.get(unit), inexact.get(unit), unit in heads)
         families.setdefault(key, []).append(unit)
-    groups, positions = [], {}
-    taken: dict[str, int] = {}
-    for key, units in families.items():
-        members = tuple(_make_member(tracer.axes[axis], units, slices, axis, aliases) for axis, _ in key[0])
-        if key[1] is None and not any(tracer.axes[axis].roles for axis, _ in key[0]):
-            continue
+    groups: list[Group] = []
+    positions: dict[int, tuple[int, int]] = {}
+    for (signature, reason, leak, is_heads), units in families.items():
+        if (reason, leak) == (None, None) and not any(tracer.axes[axis].roles for axis, _ in signature):
+            continue  # no operation depends on them, such as the positions of a kernel
+        members = tuple(_make_member(tracer.axes[axis], units, slices, axis, aliases) for axis, _ in signature)
         positions |= {unit: (len(groups), position) for position, unit in enumerate(units)}
-        reason = key[1] or (SINGLE_UNIT if len(units) == 1 else None)
-        kind = "heads" if key[3] else "channels"
-        name = _name_group(members, kind, taken)
-        groups.append(Group(units=len(units), members=members, name=name, kind=kind, reason=reason, inexact=key[2]))
+        kind = "heads" if is_heads else "channels"
+        obstacle = reason or _find_obstacle(members, len(units))
+        groups.append(Group(units=len(units), members=members, kind=kind, reason=obstacle, inexact=leak))
+    groups = _name_groups(groups)
     return Graph(
         groups=tuple(groups),
         barriers=tuple(tracer.barriers),
@@ -157,15 +159,25 @@ def _make_index_map(indices: Indices) -> IndexMap:
     return ExplicitMap(tuple(map(tuple, indices.tolist())))
 
 
-def _name_group(members: Sequence[Member], kind: str, taken: dict[str, int]) -> str:
-    """Name a group after the module that contains its members, or after the first layer that computes its units."""
-    producers = [member for member in members if member.role is Role.PRODUCER] or list(members)
-    name = producers[0].parameter.rpartition(".")[0]
-    if kind == "heads":
-        name = _find_common_module([member.parameter for member in producers])
-    name = name or producers[0].parameter
-    taken[name] = taken.get(name, 0) + 1
-    return name if taken[name] == 1 else f"{name} ({taken[name]})"
+def _find_obstacle(members: Sequence[Member], units: int) -> str | None:
+    if units == 1:
+        return SINGLE_UNIT
+    return None if any(member.role is Role.CONSUMER for member in members) else NO_CONSUMER
+
+
+def _name_groups(groups: Sequence[Group]) -> list[Group]:
+    """Name groups after the module that contains their members, or after the first layer that computes their units."""
+    names: dict[int, str] = {}
+    taken: dict[str, int] = {}
+    for number, group in sorted(enumerate(groups), key=lambda item: item[1].obstacle is not None):
+        producers = [member for member in group.members if member.role is Role.PRODUCER] or list(group.members)
+        name = producers[0].parameter.rpartition(".")[0]
+        if group.kind == "heads":
+            name = _find_common_module([member.parameter for member in group.members])
+        name = name or producers[0].parameter.partition(".")[0]
+        taken[name] = taken.get(name, 0) + 1
+        names[number] = name if taken[name] == 1 else f"{name} ({taken[name]})"
+    return [replace(group, name=names[number]) for number, group in enumerate(groups)]
 
 
 def _find_common_module(names: Sequence[str]) -> str:

@@ -59,7 +59,7 @@ class _CallRecorder(TorchDispatchMode):
     """
 
     def __init__(self, program: Program) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.program = program
         self.values: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.modules: list[str] = []
@@ -71,7 +71,7 @@ class _CallRecorder(TorchDispatchMode):
         results = func(*args, **kwargs)
         recorded = tree_map_only(torch.Tensor, self.get_value, (args, kwargs))
         is_static = all(value.is_static for value in tree_flatten(recorded)[0] if isinstance(value, Value))
-        outputs = []
+        outputs: list[Value | None] = []
         for item in results if isinstance(results, list | tuple) else (results,):
             if isinstance(item, torch.Tensor):
                 value = Value(tuple(item.shape), is_static=is_static)
@@ -80,7 +80,7 @@ class _CallRecorder(TorchDispatchMode):
             else:
                 outputs.append(None)
         module = self.modules[-1] if self.modules else ""
-        self.program.calls.append(make_call(func, *recorded, tuple(outputs), module))
+        self.program.calls.append(make_call(func, recorded[0], recorded[1], tuple(outputs), module))
         return results
 
     def get_value(self, tensor: torch.Tensor) -> Value:

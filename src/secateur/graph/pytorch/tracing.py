@@ -66,6 +66,7 @@ def split_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...]
     """
     if example_inputs is None:
         raise CalibrationError("example_inputs must be arguments of the model, found None. Pass one batch.")
+    args: tuple[Any, ...]
     if isinstance(example_inputs, Mapping):
         args, kwargs = (), dict(example_inputs)
     elif isinstance(example_inputs, tuple | list):

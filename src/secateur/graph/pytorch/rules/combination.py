@@ -117,6 +117,23 @@ def _equalize(tracer: Tracer, piece: Labels, first: Labels, axis: int) -> Labels
     return tracer.fix_axes(piece, [axis], "pieces of different lengths are cut from them")
 
 
+@register_rule("aten.glu")
+def follow_gated_unit(tracer: Tracer, call: Call) -> None:
+    """Unite both halves of an axis, which are multiplied."""
+    value = call["self"]
+    axis = call.get("dim", -1) % len(value.shape)
+    half = value.shape[axis] // 2
+    labels = []
+    for array in tracer.get_labels(value):
+        if array.shape[axis] > 1:
+            first, second = np.split(array, [half], axis=axis)
+            tracer.unite(first, second)
+            labels.append(first)
+        else:
+            labels.append(array)
+    tracer.set_labels(call.output, labels)
+
+
 @register_rule("aten.slice", "aten.narrow", "aten.slice_copy")
 def follow_slice(tracer: Tracer, call: Call) -> None:
     """Keep the labels of a range of indices."""

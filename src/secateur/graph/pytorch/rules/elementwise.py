@@ -10,7 +10,7 @@ from secateur.graph.tracer import Tracer
 __all__: list[str] = []
 
 UNARY = (
-    "abs acos acosh alias asin asinh atan atanh bernoulli bitwise_not ceil celu clone contiguous cos cosh "
+    "zero abs acos acosh alias asin asinh atan atanh bernoulli bitwise_not ceil celu clone contiguous cos cosh "
     "detach detach_copy digamma dropout alpha_dropout feature_dropout elu erf erfc erfinv exp exp2 expm1 "
     "floor frac gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lgamma lift_fresh_copy "
     "log log10 log1p log2 logical_not logit mish nan_to_num native_dropout neg positive rad2deg reciprocal relu relu6 "
@@ -19,10 +19,10 @@ UNARY = (
     "log_sigmoid log_sigmoid_forward conj resolve_conj resolve_neg"
 )
 MANY = (
-    "add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor clamp clamp_max clamp_min clip copy copysign "
+    "add addcdiv addcmul atan2 bitwise_and bitwise_or bitwise_xor clamp clamp_max clamp_min clip fill copy copysign "
     "div divide eq floor_divide fmax fmin fmod ge greater greater_equal gt hypot le less less_equal lerp "
     "logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill maximum minimum mul multiply ne "
-    "not_equal pow prelu_kernel remainder rsub __and__ __or__ __xor__ sub subtract true_divide where xlogy"
+    "not_equal pow _prelu_kernel remainder rsub __and__ __or__ __xor__ sub subtract true_divide where xlogy"
 )
 EQUAL = "empty full new_empty new_full new_ones new_zeros ones zeros"
 NEW = "arange eye linspace rand randn randint scalar_tensor tril_indices triu_indices"

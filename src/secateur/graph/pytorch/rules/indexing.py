@@ -33,6 +33,7 @@ def follow_index(tracer: Tracer, call: Call) -> None:
         for array in tracer.get_labels(index) if isinstance(index, Value) else ():
             tracer.pin(array, "uses them as indices")
     tracer.set_labels(call.output, labels)
+    call.output.is_static = value.is_static  # a part of a weight is a weight, such as that of a chosen expert
 
 
 @register_rule("aten.index_select")

@@ -21,7 +21,7 @@ def follow_linear(tracer: Tracer, call: Call) -> None:
     rank = len(value.shape)
     term = (rank, rank - 1) if len(weight.shape) == 2 else (rank - 1,)
     output = [*range(rank - 1), rank][: len(call.output.shape)]
-    labels = contract(tracer, [(value, range(rank)), (weight, term)], output)
+    labels = contract(tracer, [(value, range(rank)), (weight, term)], output, weight=1)
     tracer.set_labels(call.output, add_bias(tracer, call, labels, call.get("bias"), len(output) - 1))
 
 
@@ -72,6 +72,12 @@ def multiply_matrices(tracer: Tracer, first: Value, second: Value) -> list[Label
     return contract(tracer, [(first, terms[0]), (second, terms[1])], output)
 
 
+@register_rule("aten.outer", "aten.ger")
+def follow_outer(tracer: Tracer, call: Call) -> None:
+    """Follow the outer product of two vectors."""
+    tracer.set_labels(call.output, contract(tracer, [(call["self"], [0]), (call["vec2"], [1])], [0, 1]))
+
+
 @register_rule("aten.einsum")
 def follow_einsum(tracer: Tracer, call: Call) -> None:
     """Follow an einsum without ellipsis and diagonals."""
@@ -115,4 +121,4 @@ def follow_grouped_product(tracer: Tracer, call: Call) -> None:
     labels = [tracer.fix_axes(array, [0], "chooses among them") for array in tracer.get_labels(weight)]
     experts = Value(weight.shape, weight.is_static)
     tracer.set_labels(experts, labels)
-    tracer.set_labels(call.output, contract(tracer, [(value, (0, 1)), (experts, (2, 1, 3))], (0, 3)))
+    tracer.set_labels(call.output, contract(tracer, [(value, (0, 1)), (experts, (2, 1, 3))], (0, 3), weight=1))
