@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from secateur import results as results
     from secateur import runtime as runtime
     from secateur import schedules as schedules
+    from secateur import slimming as slimming
     from secateur import solvers as solvers
     from secateur import training as training
     from secateur.artifact import load, save, verify
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from secateur.patterns import register_pattern
     from secateur.planning import plan
     from secateur.schedules import register_schedule
+    from secateur.slimming import slim
     from secateur.training import prepare
 
     __version__: str
@@ -50,6 +52,7 @@ __all__ = [
     "register_pattern",
     "register_schedule",
     "save",
+    "slim",
     "verify",
 ]
 
@@ -66,6 +69,7 @@ MODULE_BY_NAME = {
     "register_pattern": "patterns",
     "register_schedule": "schedules",
     "save": "artifact",
+    "slim": "slimming",
     "verify": "artifact",
 }
 """Public name → module that defines it, which is imported on first use."""

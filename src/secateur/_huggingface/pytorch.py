@@ -28,6 +28,7 @@ __all__ = [
     "find_model_class",
     "get_source",
     "import_transformers_quietly",
+    "is_pretrained",
     "limit_modules",
     "load_config",
 ]
@@ -110,6 +111,12 @@ def build_empty_model(model_class: Any, config: Any, limits: ModelLimits, path: 
     return model
 
 
+def is_pretrained(model: nn.Module) -> bool:
+    """Whether a model is a transformers model."""
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
 def compute_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     """Compute the buffers of a transformers model on the meta device, by building it again without its parameters.
 
@@ -118,8 +125,7 @@ def compute_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     Returns:
         Name → buffer; nothing for other models.
     """
-    transformers = sys.modules.get("transformers")
-    if transformers is None or not isinstance(model, transformers.PreTrainedModel):
+    if not is_pretrained(model):
         return {}
     thread = get_ident()
 

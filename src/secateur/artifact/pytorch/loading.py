@@ -15,12 +15,18 @@ from torch import nn
 
 from secateur._huggingface.config import check_config
 from secateur._huggingface.folders import CONFIG_FILE
-from secateur._huggingface.pytorch import build_empty_model, explain_failures, find_model_class, load_config
+from secateur._huggingface.pytorch import (
+    build_empty_model,
+    explain_failures,
+    find_model_class,
+    is_pretrained,
+    load_config,
+)
 from secateur._json import parse_json
 from secateur._model_limits import ModelLimits
 from secateur._wording import format_list, format_value, suggest_name
 from secateur.artifact.dtypes import DTYPES
-from secateur.artifact.pytorch.published import PublishedTensor, is_pretrained, list_published
+from secateur.artifact.pytorch.published import PublishedTensor, list_published
 from secateur.artifact.pytorch.sentence_encoders import find_encoder
 from secateur.artifact.pytorch.tensors import NAMES, TYPES, get_state, to_torch
 from secateur.artifact.reader import Artifact

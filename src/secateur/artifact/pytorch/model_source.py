@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._huggingface.pytorch import is_pretrained
 from secateur.artifact.manifest import Builder
 from secateur.artifact.pytorch.carrying import carry_over
-from secateur.artifact.pytorch.published import is_pretrained
 from secateur.artifact.pytorch.publishing import publish_source
 from secateur.artifact.pytorch.sentence_encoders import find_encoder
 from secateur.artifact.pytorch.tensors import NAMES, find_aliases, get_state, read_bits

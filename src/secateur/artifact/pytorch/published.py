@@ -7,7 +7,6 @@ are stored together. Other programs, and other versions of transformers, know th
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from secateur._huggingface.pytorch import is_pretrained
 from secateur.frameworks.view import WeightView
 
-__all__ = ["Conversion", "PublishedTensor", "is_pretrained", "list_published"]
+__all__ = ["Conversion", "PublishedTensor", "list_published"]
 
 MARKERS = 251
 """Different values of the markers that follow an axis through a conversion, which need one byte each."""
@@ -38,12 +38,6 @@ class PublishedTensor:
     sources: tuple[str, ...]
     shape: tuple[int, ...]
     is_renamed: bool
-
-
-def is_pretrained(model: nn.Module) -> bool:
-    """Whether a model is a transformers model."""
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
 
 
 def list_published(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, PublishedTensor]:

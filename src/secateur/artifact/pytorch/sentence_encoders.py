@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from secateur._huggingface.folders import WEIGHTS_FILE, is_weight_file
-from secateur.artifact.pytorch.published import is_pretrained
+from secateur._huggingface.pytorch import is_pretrained
 from secateur.artifact.pytorch.tensors import to_torch
 from secateur.artifact.reader import Artifact, RawTensor
 from secateur.artifact.safetensors_file import TensorFile

@@ -1,0 +1,192 @@
+"""Find the attributes of modules that contain the numbers in their code, such as the number of heads.
+
+The graph knows that the code of a module passes a number to an operation, but not where the code takes it from. So
+attributes that equal the number are candidates, and the outputs on the example inputs decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from secateur.errors import CalibrationError, LayerError
+from secateur.graph import SizeUse
+from secateur.slimming.pytorch.example_run import ExampleRun
+from secateur.slimming.pytorch.journal import Journal
+from secateur.slimming.removal import Removal
+
+__all__ = ["SizeSearch"]
+
+MAX_ATTEMPTS = 256
+"""Combinations of attributes to try."""
+
+HEAD_COUNTS = frozenset(
+    {"h", "heads", "n_head", "n_heads", "n_kv_heads", "nhead", "num_attention_heads", "num_heads"}
+    | {"num_key_value_heads", "num_kv_heads"}
+)
+"""Attributes that can only mean a number of heads; they are tried first."""
+
+
+class _Demand(NamedTuple):
+    """A number in the code of a module that must change."""
+
+    use: SizeUse
+    new: int
+
+    def __str__(self) -> str:
+        place = f"{self.use.module!r}" if self.use.module else "the model itself"
+        return f"the code of {place} passes {self.use.size} to {self.use.operation}, which must become {self.new}"
+
+
+class _Slot(NamedTuple):
+    """An attribute of a module that may be the source of a number.
+
+    Attributes:
+        attribute: Its name.
+        position: The position of the number if the attribute is a tuple or a list; ``None``: it is a number.
+        demand: Which of the demands of the module it would fulfil.
+    """
+
+    attribute: str
+    position: int | None
+    demand: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Modules of the same class whose demands could be fulfilled by the same attributes, as in all blocks of a model.
+
+    Attributes:
+        modules: The modules, each with its demands.
+        slots: The candidates.
+    """
+
+    modules: list[tuple[nn.Module, Sequence[_Demand]]]
+    slots: tuple[_Slot, ...]
+
+    def list_options(self) -> list[tuple[_Slot, ...]]:
+        """List which slots to change: numbers of heads, nothing, each alone, and all."""
+        named = tuple(slot for slot in self.slots if slot.attribute in HEAD_COUNTS)
+        alone = [(slot,) for slot in self.slots]
+        with_named = [(*named, slot) for slot in self.slots if slot not in named]
+        return list(dict.fromkeys([named, (), *alone, *with_named, self.slots]))
+
+    def apply(self, option: Sequence[_Slot], journal: Journal) -> None:
+        for module, demands in self.modules:
+            for slot in option:
+                value: Any = demands[slot.demand].new
+                if slot.position is not None:
+                    items = [*module.__dict__[slot.attribute]]
+                    items[slot.position] = value
+                    value = type(module.__dict__[slot.attribute])(items)
+                journal.set_attribute(module, slot.attribute, value)
+
+
+class SizeSearch:
+    """Changes attributes of modules until the model gives the expected outputs.
+
+    Args:
+        model: The model.
+        removal: The units that went.
+        example: Runs the model.
+    """
+
+    def __init__(self, model: nn.Module, removal: Removal, example: ExampleRun) -> None:
+        self._model, self._example = model, example
+        self._demands = list(_list_demands(removal))
+        self._kinds = self._group_modules()
+
+    def fit(self, journal: Journal, tolerance: float) -> float:
+        """Change the attributes, and return the largest difference of the outputs, which is at most the tolerance.
+
+        Raises:
+            LayerError: The model fails, or its outputs differ, whatever attributes change; the message says which
+                number has no attribute.
+        """
+        options = [kind.list_options() for kind in self._kinds]
+        failure: CalibrationError | None = None
+        smallest = math.inf
+        for choice in islice(_order_choices(options), MAX_ATTEMPTS):
+            start = journal.mark()
+            for kind, option in zip(self._kinds, choice, strict=True):
+                kind.apply(option, journal)
+            try:
+                difference = self._example.measure_change()
+            except CalibrationError as error:
+                failure = failure or error
+            else:
+                if difference <= tolerance and difference < math.inf:
+                    return difference
+                smallest = min(smallest, difference)
+            journal.roll_back(start)
+        raise LayerError(self._explain_failure(failure, smallest)) from failure
+
+    def _group_modules(self) -> list[_Kind]:
+        kinds: dict[Any, _Kind] = {}
+        by_module: dict[str, list[_Demand]] = {}
+        for demand in self._demands:
+            by_module.setdefault(demand.use.module, []).append(demand)
+        for name, demands in by_module.items():
+            module = self._model.get_submodule(name)
+            slots = tuple(_find_slots(module, demands))
+            kinds.setdefault((type(module), slots), _Kind([], slots)).modules.append((module, demands))
+        return [kind for kind in kinds.values() if kind.slots]
+
+    def _explain_failure(self, failure: CalibrationError | None, smallest: float) -> str:
+        without = [demand for demand in self._demands if not [*_find_slots(self._find(demand), [demand])]]
+        if failure is not None and without:
+            return (
+                f"{without[0]}, and no attribute of the module contains that number. Take it from an attribute of the "
+                f"module, or from the shape of a tensor. Nothing was removed"
+            )
+        if failure is not None and smallest == math.inf:
+            reason = f"{failure}"
+        else:
+            reason = f"its outputs differ by {smallest:.1e}"
+        tried = f"; {self._demands[0]}, and no attribute of the module that contains it helps" if self._demands else ""
+        return f"the model without the removed units fails: {reason}{tried}. Nothing was removed"
+
+    def _find(self, demand: _Demand) -> nn.Module:
+        return self._model.get_submodule(demand.use.module)
+
+
+def _list_demands(removal: Removal) -> Iterator[_Demand]:
+    """Yield the numbers that change, each once."""
+    seen = set()
+    for use in removal.graph.sizes:
+        new = use.count_kept(removal.keep)
+        if new != use.size and (use.module, use.size, new) not in seen:
+            seen.add((use.module, use.size, new))
+            yield _Demand(use, new)
+
+
+def _find_slots(module: nn.Module, demands: Sequence[_Demand]) -> Iterator[_Slot]:
+    """Yield the attributes of a module that equal a number that must change, or contain it."""
+    for number, demand in enumerate(demands):
+        for attribute, value in module.__dict__.items():
+            if attribute == "training" or attribute.startswith("_"):
+                continue
+            if _is_number(value, demand.use.size):
+                yield _Slot(attribute, None, number)
+            elif isinstance(value, tuple | list):
+                for position, item in enumerate(value):
+                    if _is_number(item, demand.use.size):
+                        yield _Slot(attribute, position, number)
+
+
+def _is_number(value: Any, size: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value == size
+
+
+def _order_choices(options: Sequence[Sequence[tuple[_Slot, ...]]]) -> Iterator[tuple[tuple[_Slot, ...], ...]]:
+    """Yield one option per kind, those first whose options are first."""
+    if math.prod(map(len, options)) <= MAX_ATTEMPTS**2:
+        numbers = sorted(product(*(range(len(kind)) for kind in options)), key=sum)
+        yield from (tuple(kind[number] for kind, number in zip(options, choice, strict=True)) for choice in numbers)
+    else:
+        yield from product(*options)

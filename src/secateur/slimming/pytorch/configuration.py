@@ -1,0 +1,156 @@
+"""Update the configurations of transformers models, so that ``from_pretrained`` builds the slimmed model.
+
+Which fields describe a width is not guessed: candidates are fields with its old value, and a model that is built from
+the changed configuration, without memory, must have the shapes and attributes of the slimmed model.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._huggingface.pytorch import build_empty_model, is_pretrained
+from secateur._model_limits import LIMITS_WITHOUT_WEIGHTS
+from secateur._resizing.pytorch import clear_sizes
+from secateur.graph import Group
+from secateur.slimming.removal import Flags, Removal
+
+__all__ = ["update_configs"]
+
+Fields = dict[str, int]
+
+MAX_BUILDS = 64
+"""Combinations of fields to try."""
+
+WIDTHS = (
+    *("d_ff", "decoder_ffn_dim", "dim", "encoder_ffn_dim", "ffn_dim", "hidden_dim", "inner_dim", "intermediate_size"),
+    *("d_model", "hidden_size", "mlp_dim", "moe_intermediate_size", "n_embd", "n_inner", "shared_intermediate_size"),
+)
+HEAD_COUNTS = (
+    *("decoder_attention_heads", "encoder_attention_heads", "n_head", "n_heads", "num_attention_heads", "num_heads"),
+    *("num_key_value_heads", "num_kv_heads"),
+)
+
+
+def update_configs(model: nn.Module, removal: Removal) -> Fields:
+    """Update the configurations of the transformers models in a model where they can describe its new sizes.
+
+    Their recorded sizes are then removed, because the configuration has them.
+
+    Returns:
+        The changed fields and their new values.
+    """
+    changed: Fields = {}
+    done: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if is_pretrained(module) and not name.startswith(done):
+            done = (*done, f"{name}." if name else "")
+            fields = _find_fields(module, name, removal)
+            if fields is not None:
+                _set_fields(module.config, fields)
+                clear_sizes(module)
+                changed |= fields
+    return changed
+
+
+def _find_fields(model: nn.Module, name: str, removal: Removal) -> Fields | None:
+    """Return the fields that describe the slimmed model; ``None``: none do."""
+    prefix = f"{name}." if name else ""
+    groups = [
+        (removal.graph.groups[number], removal.keep[number])
+        for number in removal.groups
+        if removal.graph.groups[number].members[0].parameter.startswith(prefix)
+    ]
+    widths = _collect_widths(groups)
+    if not groups or widths is None:
+        return None
+    options = [[*_list_options(model.config, *width)] for width in widths]
+    for choice in islice(product(*options), MAX_BUILDS):
+        fields: Fields = {}
+        for option in choice:
+            fields |= option
+        if _describes(model, fields):
+            return fields
+    return None
+
+
+def _collect_widths(groups: Sequence[tuple[Group, Flags]]) -> list[tuple[str, int, int]] | None:
+    """Return the kinds of groups with their old and new widths; ``None``: layers of a kind have different ones."""
+    found: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    for group, keep in groups:
+        kept = int(keep.sum())
+        for member in group.members if group.kind != "heads" else group.members[:1]:
+            name = re.sub(r"\d+", "#", member.parameter)
+            before = member.shape[member.axis]
+            pair = (before, before - (group.units - kept) * member.index_map.width)
+            found.setdefault((group.kind, name), set()).add(pair if group.kind != "heads" else (group.units, kept))
+    if any(len(pairs) > 1 for pairs in found.values()):
+        return None
+    return list(dict.fromkeys((kind, *pair) for (kind, _), pairs in found.items() for pair in pairs))
+
+
+def _list_options(config: Any, kind: str, before: int, after: int) -> Iterator[Fields]:
+    """Yield sets of fields that may describe a width."""
+    if kind == "heads":
+        values: dict[str, Any] = {name: vars(config)[name] for name in HEAD_COUNTS if name in vars(config)}
+        heads = {name: value for name, value in values.items() if _is_multiple(value, before)}
+        fields = {name: value // before * after for name, value in heads.items()}
+        if (
+            "head_dim" in vars(config)
+            and config.head_dim is None
+            and isinstance(values.get("num_attention_heads"), int)
+        ):
+            yield fields | {"head_dim": config.hidden_size // values["num_attention_heads"]}
+        yield fields
+        yield from ({name: value} for name, value in fields.items())
+    else:
+        names = [name for name in WIDTHS if vars(config).get(name) == before]
+        yield from ({name: after} for name in names)
+        yield dict.fromkeys(names, after)
+        if "n_inner" in vars(config) and config.n_inner is None:  # four times the width of the model
+            yield {"n_inner": after}
+    yield {}
+
+
+def _is_multiple(value: Any, units: int) -> bool:
+    return isinstance(value, int) and value >= units and value % units == 0
+
+
+def _set_fields(config: Any, fields: Mapping[str, int]) -> None:
+    for name, value in fields.items():
+        setattr(config, name, value)
+
+
+def _describes(model: Any, fields: Fields) -> bool:
+    """Whether a model that is built from the configuration with other fields has the sizes of this model."""
+    config = copy.deepcopy(model.config)
+    try:
+        _set_fields(config, fields)
+        with torch.device("meta"), redirect_stderr(io.StringIO()):
+            built = build_empty_model(type(model), config, LIMITS_WITHOUT_WEIGHTS, Path())
+    except Exception:  # noqa: BLE001 - transformers raises many kinds of exceptions for impossible configurations
+        return False
+    return _list_shapes(built) == _list_shapes(model) and _list_numbers(built) == _list_numbers(model)
+
+
+def _list_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def _list_numbers(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """Return the whole numbers and tuples that are attributes of modules."""
+    return {
+        (name, key): value
+        for name, module in model.named_modules()
+        for key, value in module.__dict__.items()
+        if isinstance(value, int | tuple) and key != "training" and not key.startswith("_")
+    }

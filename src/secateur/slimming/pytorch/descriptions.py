@@ -1,0 +1,70 @@
+"""Update the attributes with which modules describe their size and do not compute, such as ``intermediate_size``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+
+from torch import nn
+
+from secateur.graph import Group
+from secateur.slimming.pytorch.code_sizes import HEAD_COUNTS
+from secateur.slimming.pytorch.journal import Journal
+from secateur.slimming.removal import Flags, Removal
+
+__all__ = ["update_descriptions"]
+
+HEAD_WIDTHS = frozenset({"all_head_size", "inner_dim"})
+
+CHANNEL_WIDTHS = frozenset(
+    {"d_ff", "expert_dim", "ffn_dim", "hidden_channels", "hidden_dim", "hidden_features", "inner_dim", "inner_size"}
+    | {"intermediate_dim", "intermediate_size", "mid_channels", "mlp_dim"}
+)
+
+STREAM_WIDTHS = frozenset({"d_model", "dim", "embed_dim", "hidden_size", "n_embd"})
+"""Attributes for the width of a residual stream, where removal is not exact because norms compute statistics."""
+
+
+def update_descriptions(model: nn.Module, removal: Removal, journal: Journal) -> None:
+    """Set the attributes of the modules around each group that equal its old numbers of units or channels."""
+    for number in removal.groups:
+        group, keep = removal.graph.groups[number], removal.keep[number]
+        for owner, widths in _find_owners(model, group, keep):
+            for attribute, value in [*owner.__dict__.items()]:
+                if isinstance(value, int) and not isinstance(value, bool):
+                    new = _compute_new(group, keep, attribute, value, widths)
+                    if new is not None and new != value:
+                        journal.set_attribute(owner, attribute, new)
+
+
+def _compute_new(group: Group, keep: Flags, attribute: str, value: int, widths: dict[int, int]) -> int | None:
+    """Return the new value of an attribute; ``None``: it does not describe the group."""
+    kept = int(keep.sum())
+    if group.kind == "heads" and attribute in HEAD_COUNTS and value >= group.units and value % group.units == 0:
+        return value // group.units * kept
+    names = HEAD_WIDTHS if group.kind == "heads" else CHANNEL_WIDTHS
+    if attribute in names or (group.inexact is not None and attribute in STREAM_WIDTHS):
+        return widths.get(value)
+    return None
+
+
+def _find_owners(model: nn.Module, group: Group, keep: Flags) -> Iterator[tuple[nn.Module, dict[int, int]]]:
+    """Yield the modules that contain the layers of a group, each with the old and new lengths of their axes."""
+    removed = int((~keep).sum())
+    lengths: dict[str, dict[int, int]] = {}
+    for member in group.members:
+        layer = member.parameter.rpartition(".")[0]
+        before = member.shape[member.axis]
+        pair = {before: before - removed * member.index_map.width}
+        for owner in (layer, layer.rpartition(".")[0]):
+            lengths.setdefault(owner, {}).update(pair)
+    shared = _find_common_owner([member.parameter for member in group.members])
+    lengths.setdefault(shared, {}).update({key: new for pair in [*lengths.values()] for key, new in pair.items()})
+    for name, widths in lengths.items():
+        yield model.get_submodule(name), widths
+
+
+def _find_common_owner(parameters: Sequence[str]) -> str:
+    """Return the innermost module that contains all parameters."""
+    columns = zip(*(name.split(".")[:-1] for name in parameters), strict=False)
+    return ".".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))

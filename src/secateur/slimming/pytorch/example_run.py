@@ -1,0 +1,112 @@
+"""Run a model on its example inputs without side effects, and compare outputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._calls.pytorch.example_inputs import ExampleInputs, fix_seed, parse_example_inputs
+from secateur._calls.pytorch.output_snapshot import OutputSnapshot, measure_difference, take_snapshot
+from secateur.errors import CalibrationError
+
+__all__ = ["ExampleRun"]
+
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest difference of outputs that rounding explains, by the type of the parameters."""
+
+
+class ExampleRun:
+    """Runs a model in evaluation mode on the same inputs with the same random numbers.
+
+    Modes, buffers, random number generators and the inputs are the same afterwards.
+
+    Args:
+        model: The model.
+        example_inputs: See `secateur.slim`.
+
+    Attributes:
+        tolerance: Largest difference that counts as equal.
+
+    Raises:
+        CalibrationError: There are no example inputs, or the model fails with them, or returns no tensors.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+        if example_inputs is None:
+            raise CalibrationError(
+                "example_inputs must be given: slimming compares the outputs of the model before and after. Pass "
+                "typical inputs."
+            )
+        self._model = model
+        self._inputs: ExampleInputs = parse_example_inputs(example_inputs).copy()
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            self._inputs.kwargs.setdefault("use_cache", False)  # the shapes of caches change with the heads
+        weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
+        self._device = weight.device
+        self.tolerance = TOLERANCES.get(weight.dtype, 1e-5)
+        self._expected = self.run()
+        if not any(isinstance(value, torch.Tensor) for value in self._expected.values()):
+            raise CalibrationError("The model must return tensors for the example inputs, found none in its outputs.")
+
+    def run(self) -> OutputSnapshot:
+        """Return the outputs.
+
+        Raises:
+            CalibrationError: The model fails.
+        """
+        with torch.no_grad(), fix_seed(self._device), _evaluate(self._model), _restore_buffers(self._model):
+            return take_snapshot(self._inputs.copy().call(self._model))
+
+    def measure_change(self) -> float:
+        """Return the largest difference from the outputs at first, relative to the largest output or to 1.
+
+        Raises:
+            CalibrationError: The model fails.
+        """
+        return measure_difference(self._expected, self.run(), min_size=1.0)
+
+    def is_close(self, tolerance: float) -> bool:
+        """Whether the model accepts the inputs, and its outputs are those at first up to a difference."""
+        try:
+            return self.measure_change() <= tolerance
+        except CalibrationError:
+            return False
+
+
+@contextmanager
+def _evaluate(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode, and restore the mode of each module."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _restore_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore buffers that a call of the model changes or replaces."""
+    registries = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    copies = {
+        id(value): (value, value.clone()) for _, before in registries for value in before.values() if value is not None
+    }
+    try:
+        yield
+    finally:
+        for buffers, before in registries:
+            buffers.clear()
+            buffers.update(before)
+        for value, copied in copies.values():
+            if not _is_same(value, copied):
+                value.copy_(copied)
+
+
+def _is_same(value: torch.Tensor, copied: torch.Tensor) -> bool:
+    return value.shape == copied.shape and torch.equal(value.nan_to_num(), copied.nan_to_num())

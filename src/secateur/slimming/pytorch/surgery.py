@@ -1,0 +1,179 @@
+"""Remove units from a model: select, probe, cut, prove, and undo everything if a check fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from secateur._resizing.pytorch import Sizes, set_sizes
+from secateur.errors import LayerError
+from secateur.graph import Graph
+from secateur.slimming.pytorch.code_sizes import SizeSearch
+from secateur.slimming.pytorch.configuration import update_configs
+from secateur.slimming.pytorch.cutting import cut_tensors, refuse_hooks, refuse_shared_memory, update_layers
+from secateur.slimming.pytorch.descriptions import update_descriptions
+from secateur.slimming.pytorch.example_run import ExampleRun
+from secateur.slimming.pytorch.journal import Journal
+from secateur.slimming.pytorch.optimizer_state import check_state, replace_parameters
+from secateur.slimming.pytorch.probe import probe_removal
+from secateur.slimming.pytorch.tensors import check_members, find_zero_units, list_tensors, locate_removed
+from secateur.slimming.removal import Flags, Removal, name_culprits
+from secateur.slimming.report import SlimmedGroup, SlimReport
+from secateur.slimming.selection import equalize_widths, explain_obstacle, select_kept
+
+__all__ = ["Surgery"]
+
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Surgery:
+    """Removes units from a model.
+
+    Args:
+        model: The model, without wrappers.
+        graph: The dependencies between its parameters.
+        example: Runs the model on its example inputs.
+        optimizers: The optimizers of the model.
+
+    Raises:
+        LayerError: The graph belongs to another model.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: Graph, example: ExampleRun, optimizers: Sequence[Optimizer] = ()
+    ) -> None:
+        self._model, self._graph, self._example, self._optimizers = model, graph, example, optimizers
+        self._tensors = list_tensors(model)
+        check_members(graph, self._tensors)
+
+    def perform(self, *, allow_inexact: bool = False, is_uniform: bool = False) -> SlimReport:
+        """Remove all units that nothing reads; see `secateur.slim` for the arguments and the exceptions."""
+        graph, before = self._graph, _count_weights(self._model)
+        zeros = find_zero_units(graph, self._tensors)
+        obstacles = [explain_obstacle(group, allow_inexact=allow_inexact) for group in graph.groups]
+        removal = Removal(graph=graph, keep=self._select_kept(zeros, obstacles, is_uniform=is_uniform))
+        exact = removal.restrict([number for number in removal.groups if graph.groups[number].inexact is None])
+        removed = locate_removed(removal, self._tensors)
+        refuse_shared_memory(self._model, removed)
+        refuse_hooks(self._model, removed)
+        check_state(self._optimizers, removed)
+        probe = probe_removal(exact, self._tensors, self._example) if exact.groups else 0.0
+        journal = Journal()
+        try:
+            pairs, proof, inexact = self._cut_all(exact, removal, journal)
+            sizes = self._collect_sizes(pairs, journal)
+        except BaseException:
+            journal.roll_back()
+            raise
+        replace_parameters(self._optimizers, pairs, removed)
+        set_sizes(self._model, sizes)
+        return SlimReport(
+            groups=tuple(self._describe_groups(removal, zeros, obstacles)),
+            barriers=tuple(map(str, graph.barriers)),
+            weights_before=before,
+            weights=_count_weights(self._model),
+            probe_difference=probe,
+            proof_difference=proof,
+            inexact_difference=inexact,
+            attributes={name: values for name, values in sizes.items() if values},
+            config=update_configs(self._model, removal),
+        )
+
+    def _select_kept(
+        self, zeros: Sequence[Flags], obstacles: Sequence[str | None], *, is_uniform: bool
+    ) -> tuple[Flags, ...]:
+        groups = self._graph.groups
+        keep = [
+            select_kept(group, is_zero) if obstacle is None else np.ones(group.units, dtype=bool)
+            for group, is_zero, obstacle in zip(groups, zeros, obstacles, strict=True)
+        ]
+        return tuple(equalize_widths(groups, zeros, keep) if is_uniform else keep)
+
+    def _cut_all(self, exact: Removal, removal: Removal, journal: Journal) -> tuple[Pairs, float, float | None]:
+        """Cut the exact groups with proof, and then all groups if there are others, whose difference is measured."""
+        proof, inexact = 0.0, None
+        pairs: Pairs = []
+        if exact.groups:
+            pairs, proof = self._prove(exact, journal)
+        if exact.groups != removal.groups:
+            journal.roll_back()
+            pairs = self._cut(removal, journal)
+            inexact = SizeSearch(self._model, removal, self._example).fit(journal, math.inf)
+        if pairs:
+            self._describe(removal, journal, self._example.tolerance if inexact is None else math.inf)
+        return pairs, proof, inexact
+
+    def _prove(self, removal: Removal, journal: Journal) -> tuple[Pairs, float]:
+        """Cut, and check that the outputs are those of the masked model.
+
+        Raises:
+            LayerError: They differ, or the model fails; the message names the group.
+        """
+        try:
+            pairs = self._cut(removal, journal)
+            return pairs, SizeSearch(self._model, removal, self._example).fit(journal, self._example.tolerance)
+        except LayerError as error:
+            journal.roll_back()
+            culprits = name_culprits(removal, self._fails)
+            raise LayerError(f"{culprits}: {error}") from error
+
+    def _fails(self, removal: Removal) -> bool:
+        journal = Journal()
+        try:
+            self._cut(removal, journal)
+            SizeSearch(self._model, removal, self._example).fit(journal, self._example.tolerance)
+        except LayerError:
+            return True
+        finally:
+            journal.roll_back()
+        return False
+
+    def _cut(self, removal: Removal, journal: Journal) -> Pairs:
+        removed = locate_removed(removal, self._tensors)
+        pairs = cut_tensors(self._model, removed, journal)
+        update_layers(self._model, {id(new): removed[id(old)] for old, new in pairs}, journal)
+        return pairs
+
+    def _describe(self, removal: Removal, journal: Journal, tolerance: float) -> None:
+        """Update attributes that only describe sizes, unless the outputs change with them."""
+        start = journal.mark()
+        update_descriptions(self._model, removal, journal)
+        if journal.mark() > start and not self._example.is_close(tolerance):
+            journal.roll_back(start)
+
+    def _collect_sizes(self, pairs: Pairs, journal: Journal) -> Sizes:
+        """Return the attributes that changed, with the modules of all tensors that changed."""
+        new = {id(tensor) for _, tensor in pairs}
+        changed = journal.list_attributes()
+        sizes: Sizes = {}
+        for name, module in self._model.named_modules():
+            attributes = changed.get(id(module.__dict__), ())
+            own = (*module._parameters.values(), *module._buffers.values())
+            if attributes or any(id(tensor) in new for tensor in own):
+                sizes[name] = {key: module.__dict__[key] for key in attributes}
+        return sizes
+
+    def _describe_groups(
+        self, removal: Removal, zeros: Sequence[Flags], obstacles: Sequence[str | None]
+    ) -> Iterator[SlimmedGroup]:
+        rows = zip(self._graph.groups, removal.keep, zeros, obstacles, strict=True)
+        for group, keep, is_zero, obstacle in rows:
+            removed, zero = int((~keep).sum()), int(is_zero.sum())
+            limit = "the constraints of the group, or equal widths, require them"
+            yield SlimmedGroup(
+                name=group.name,
+                kind=group.kind,
+                units=group.units,
+                zero_units=zero,
+                removed_units=removed,
+                reason=obstacle or (limit if removed < zero else ""),
+            )
+
+
+def _count_weights(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())

@@ -1,0 +1,128 @@
+"""Report what slimming removed, and what the checks measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from secateur._wording import format_count
+from secateur.results import Column, Report, Row
+
+__all__ = ["SlimReport", "SlimmedGroup"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlimmedGroup(Row):
+    """What happened to one group of units.
+
+    Attributes:
+        name: Name of the group.
+        kind: ``"channels"`` or ``"heads"``.
+        units: Number of units before.
+        zero_units: Units that nothing reads, because all weights that do are zero.
+        removed_units: Units that were removed.
+        reason: Why zero units stay; empty if there are none.
+    """
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("group", "name"),
+        Column("kind", "kind"),
+        Column(">units", "units", "{:,}"),
+        Column(">zero", "zero_units", "{:,}"),
+        Column(">removed", "removed_units", "{:,}"),
+        Column(">left", "kept_units", "{:,}"),
+        Column("reason", "reason"),
+    )
+    computed: ClassVar[tuple[str, ...]] = ("kept_units",)
+
+    name: str
+    kind: str
+    units: int
+    zero_units: int
+    removed_units: int
+    reason: str = ""
+
+    @property
+    def kept_units(self) -> int:
+        """Number of units after."""
+        return self.units - self.removed_units
+
+    @property
+    def is_dimmed(self) -> bool:
+        """See `Row.is_dimmed`: groups that did not change."""
+        return not self.removed_units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SlimReport(Report):
+    """The result of `secateur.slim`.
+
+    Attributes:
+        groups: Every group of units.
+        barriers: Operations without a rule; units that reach them stay.
+        weights_before: Number of parameters of the model before; shared parameters count once.
+        weights: Number of parameters after.
+        probe_difference: Largest difference of the outputs after noise in the weights of all removed units, relative to
+            the largest output, or to 1 if all are smaller.
+        proof_difference: The same for the outputs of the slimmed model and those of the masked model, without groups
+            whose removal is not exact.
+        inexact_difference: The same with these groups; ``None``: none of them lost units.
+        attributes: Module → its attributes that changed, such as ``out_features``, and their new values.
+        config: Fields of the transformers configuration that changed, and their new values. Empty: it does not
+            describe the widths, so that only `secateur.load` can load the saved model; or it did not need to change.
+    """
+
+    computed: ClassVar[tuple[str, ...]] = ("removed_units", "removed_share")
+
+    groups: tuple[SlimmedGroup, ...]
+    barriers: tuple[str, ...]
+    weights_before: int
+    weights: int
+    probe_difference: float
+    proof_difference: float
+    inexact_difference: float | None
+    attributes: dict[str, dict[str, int | tuple[int, ...]]]
+    config: dict[str, int]
+
+    @property
+    def removed_units(self) -> int:
+        """Number of units that were removed, over all groups."""
+        return sum(group.removed_units for group in self.groups)
+
+    @property
+    def removed_share(self) -> float:
+        """Share of the parameters that were removed, in [0, 1]."""
+        return 1 - self.weights / self.weights_before if self.weights_before else 0.0
+
+    @property
+    def table_title(self) -> str:
+        """The line above the table."""
+        return "Slimmed"
+
+    @property
+    def rows(self) -> tuple[SlimmedGroup, ...]:
+        """The rows of the table."""
+        return self.groups
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the table."""
+        return SlimmedGroup.columns
+
+    @property
+    def footer(self) -> list[str]:
+        """The lines below the table."""
+        lines = [
+            f"Removed {format_count(self.removed_units, 'unit')}: {self.weights_before:,} parameters before, "
+            f"{self.weights:,} after ({-self.removed_share:.1%})."
+        ]
+        if self.removed_units:
+            lines.append(
+                f"Outputs changed by {self.probe_difference:.1e} with noise in the removed units, and by "
+                f"{self.proof_difference:.1e} without them."
+            )
+        if self.inexact_difference is not None:
+            lines.append(f"Groups whose removal is not exact changed the outputs by {self.inexact_difference:.1e}.")
+        if self.barriers:
+            lines.append(f"Operations without a rule: {'; '.join(self.barriers)}.")
+        return lines

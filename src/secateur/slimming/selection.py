@@ -1,0 +1,103 @@
+"""Select the units that are removed: those that nothing reads, as far as the constraints of their group allow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.graph import Group, Role
+
+__all__ = ["equalize_widths", "explain_obstacle", "select_kept"]
+
+Flags = npt.NDArray[np.bool_]
+
+
+def explain_obstacle(group: Group, *, allow_inexact: bool = False) -> str | None:
+    """Return why no unit of a group can be removed, whatever its weights are; ``None``: units can be.
+
+    Args:
+        group: The group.
+        allow_inexact: Whether removing units may change the outputs.
+    """
+    if group.obstacle is not None:
+        return group.obstacle
+    if group.inexact is not None and not allow_inexact:
+        return f"removal is not exact: {group.inexact}"
+    if not any(member.role is Role.CONSUMER for member in group.members):
+        return "no parameter reads its units, so that zeros do not show which are unused"
+    return None
+
+
+def select_kept(group: Group, is_zero: Flags, *, minimum: int = 0) -> Flags:
+    """Select the units that stay: all that are not zero, and the fewest others that the constraints require.
+
+    Of the zero units, those with the lowest indices stay.
+
+    Args:
+        group: The group.
+        is_zero: Whether nothing reads a unit, of shape (units,).
+        minimum: How many units to keep at least, in addition to the constraints.
+
+    Returns:
+        One boolean per unit, ``True`` = kept; at least one is.
+
+    Examples:
+        >>> from secateur.graph import AffineMap, Constraints, Member
+        >>> member = Member(
+        ...     parameter="w",
+        ...     shape=(2, 6),
+        ...     axis=1,
+        ...     index_map=AffineMap(units=6),
+        ...     role=Role.CONSUMER,
+        ... )
+        >>> group = Group(units=6, members=(member,), constraints=Constraints(multiple=2))
+        >>> select_kept(group, np.array([True, True, False, False, False, True])).tolist()
+        [True, False, True, True, True, False]
+    """
+    rules = group.constraints
+    parts = is_zero.reshape(rules.equal_parts, -1)
+    longest = int((~parts).sum(axis=1).max())
+    needed = max(longest * rules.equal_parts, rules.minimum, minimum)
+    kept = -(-needed // rules.step) * rules.step
+    if kept >= group.units:
+        return np.ones(group.units, dtype=bool)
+    keep = ~parts
+    for flags in keep:
+        missing = kept // rules.equal_parts - int(flags.sum())
+        flags[np.flatnonzero(~flags)[:missing]] = True
+    return keep.reshape(-1)
+
+
+def equalize_widths(groups: Sequence[Group], zeros: Sequence[Flags], keep: Sequence[Flags]) -> list[Flags]:
+    """Keep zero units so that groups of the same kind keep equally many.
+
+    Groups are of the same kind if they have as many units, and the same members except for the numbers in the names,
+    such as those of layers.
+
+    Args:
+        groups: The groups.
+        zeros: For each group, whether nothing reads a unit.
+        keep: For each group, one boolean per unit, ``True`` = kept, as `select_kept` returns.
+
+    Returns:
+        The same for equal widths.
+    """
+    kinds = [_get_kind(group) for group in groups]
+    widths: dict[object, int] = {}
+    for kind, flags in zip(kinds, keep, strict=True):
+        widths[kind] = max(widths.get(kind, 0), int(flags.sum()))
+    return [
+        flags if int(flags.sum()) == widths[kind] else select_kept(group, is_zero, minimum=widths[kind])
+        for group, kind, is_zero, flags in zip(groups, kinds, zeros, keep, strict=True)
+    ]
+
+
+def _get_kind(group: Group) -> object:
+    members = tuple(
+        (re.sub(r"\d+", "#", member.parameter), member.shape[member.axis], member.axis, member.role)
+        for member in group.members
+    )
+    return group.kind, group.units, members
