@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import numpy as np
 import numpy.typing as npt
 
 from secateur._array import count_true
 from secateur.artifact.manifest import Claim
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, UnknownNameError
 from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, get_pattern
 
-__all__ = ["fits_pattern", "restate_claim", "verify_pattern", "verify_recognized_pattern"]
+__all__ = ["find_verified_pattern", "fits_pattern", "restate_claim", "verify_pattern", "verify_recognized_pattern"]
 
 LAYER = "weight"
+
+WRITTEN = re.compile(r"(pt|keras)[A-Z][^()]*(\([^()]+\))?")
+"""Names of pattern classes that were written for Intel Neural Compressor, which prune single weights."""
 
 MIN_EXPLAINED = 0.99
 """Smallest share of the zeros in pruned units for which a weight in another layout still has the pattern."""
@@ -31,7 +37,7 @@ def verify_pattern(
         claim: How much was pruned: at least that many units must be zero, and other weights may be zero by chance.
             ``None``: something must be pruned, and every zero must belong to a pruned unit.
     """
-    pattern = _bind_pattern(specification, view)
+    pattern = _bind_pattern(find_verified_pattern(specification, view, claim), view)
     if isinstance(pattern, str):
         return pattern
     ((name, units),) = pattern.units.items()
@@ -49,6 +55,26 @@ def verify_pattern(
     if pruned < claim.pruned_units:
         return f"{pruned:,} of its units are zero, but {claim.pruned_units:,} were pruned"
     return None
+
+
+def find_verified_pattern(specification: str, view: WeightView, claim: Claim | None) -> str:
+    """Return the pattern by which a weight is verified.
+
+    This is the requested one, or ``"1x1"`` if its class was written for Intel Neural Compressor and is not registered,
+    or cannot verify weights in files.
+
+    Args:
+        specification: The requested pattern.
+        view: The axes of the weight.
+        claim: How much was pruned.
+    """
+    try:
+        return _get_pattern(specification, view).verified_as
+    except UnknownNameError:
+        has_single_weights = claim is not None and claim.units == math.prod(view.shape)
+        return "1x1" if has_single_weights and WRITTEN.fullmatch(specification) else specification
+    except ConfigError:
+        return specification
 
 
 def verify_recognized_pattern(specification: str, view: WeightView, nonzero: npt.NDArray[np.bool_]) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from secateur._wording import format_count, format_reasons, format_shape
 from secateur.artifact.manifest import Manifest, TensorEntry
@@ -34,6 +34,8 @@ class TensorRow(Row):
         packed_bytes: Bytes as packed.
         packing: How it is packed, or ``"dense"``.
         problem: Why verification failed; ``None``: there is no problem.
+        verified_as: The pattern by which the zeros were verified in place of `pattern`, whose class is not registered
+            or cannot verify files; ``None``: there was no need.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -60,6 +62,7 @@ class TensorRow(Row):
     packed_bytes: int
     packing: str
     problem: str | None = None
+    verified_as: str | None = None
 
     @property
     def count(self) -> int:
@@ -103,6 +106,14 @@ class ArtifactReport(Report):
     def problems(self) -> dict[str, str]:
         """Tensor → why verification failed."""
         return {row.name: row.problem for row in self.tensors if row.problem is not None}
+
+    def note_verified_patterns(self, patterns: Mapping[str, str]) -> Self:
+        """Return the report with the patterns by which tensors were verified in place of theirs.
+
+        Args:
+            patterns: Name of a tensor → the pattern.
+        """
+        return replace(self, tensors=tuple(replace(row, verified_as=patterns.get(row.name)) for row in self.tensors))
 
     @property
     def failure(self) -> str:
@@ -152,6 +163,11 @@ class ArtifactReport(Report):
                 f"Zeros that are -0.0: {negative:,}. They are stored like any other number, to keep every bit; "
                 f"weight.add_(0.0) turns them into 0.0 and makes the tensors smaller."
             )
+        replaced = {(row.pattern, row.verified_as) for row in self.tensors if row.verified_as is not None}
+        lines += [
+            f"The zeros of {pattern!r} were verified as {other!r}, because its class is unknown or cannot verify files."
+            for pattern, other in sorted(replaced, key=str)
+        ]
         if self.problems:
             lines.append(f"{format_count(len(self.problems), 'tensor')} failed verification, marked ✗.")
         return lines

@@ -17,7 +17,12 @@ from secateur._wording import format_value
 from secateur.artifact.checkpoints import open_checkpoint
 from secateur.artifact.dtypes import DTYPES, Bits
 from secateur.artifact.manifest import TensorEntry, explain_invalid
-from secateur.artifact.pattern_verification import fits_pattern, verify_pattern, verify_recognized_pattern
+from secateur.artifact.pattern_verification import (
+    find_verified_pattern,
+    fits_pattern,
+    verify_pattern,
+    verify_recognized_pattern,
+)
 from secateur.artifact.reader import Artifact, is_artifact_folder
 from secateur.artifact.report import ArtifactReport, report_on_tensors
 from secateur.artifact.source import SourceTensor
@@ -112,7 +117,18 @@ def examine(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
     problems = dict(_find_problems(artifact))
     readers = {name: partial(artifact.read_bits, name) for name in entries if name not in problems}
     problems |= _check_requested_pattern(pattern, {name: entries[name] for name in readers}, readers)
-    return report_on_tensors(str(path), entries, problems=problems, disk_bytes=artifact.disk_bytes, is_packed=True)
+    report = report_on_tensors(str(path), entries, problems=problems, disk_bytes=artifact.disk_bytes, is_packed=True)
+    return report.note_verified_patterns(_find_verified_patterns(entries))
+
+
+def _find_verified_patterns(entries: Mapping[str, TensorEntry]) -> dict[str, str]:
+    """Return tensor → the pattern by which it was verified, where that is not the requested one."""
+    found = {
+        name: find_verified_pattern(entry.pruned.pattern, entry.view, entry.pruned)
+        for name, entry in entries.items()
+        if entry.pruned is not None and entry.view is not None
+    }
+    return {name: pattern for name, pattern in found.items() if pattern != entries[name].pattern}
 
 
 def _describe_tensors(tensors: Mapping[str, SourceTensor]) -> dict[str, TensorEntry]:

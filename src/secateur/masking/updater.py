@@ -71,7 +71,8 @@ class MaskUpdater:
     def initial_masks(self) -> dict[str, Array]:
         """Return the masks before the first step, in the stored shapes of the weights."""
         if self.is_locked:
-            return {layer: self._read_weight(layer) != 0 for layer in self.pattern.views}
+            nonzero = {layer: self._read_weight(layer) != 0 for layer in self.pattern.views}
+            return self.pattern.find_locked_weights(nonzero)
         return {} if self.keep is None else self.pattern.weight_masks(self.keep)
 
     def advance(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:

@@ -96,6 +96,9 @@ class BasePattern(Specification):
     coupling: ClassVar[str | None] = None
     """The kind of groups that the class reads from `groups`, such as ``"heads"``; ``None``: it reads none."""
 
+    finds_locked_weights: ClassVar[bool] = False
+    """Whether a pattern lock asks `find_locked_weights`, rather than to keep every zero."""
+
     framework: Framework = NoFramework()
     groups: Sequence[Group] = ()
 
@@ -289,6 +292,19 @@ class BasePattern(Specification):
             name: kept if bool(namespace(kept).any(kept)) else ~kept
             for name, kept in self.find_kept_units(nonzero).items()
         }
+
+    def find_locked_weights(self, nonzero: Mapping[str, Any]) -> dict[str, Any]:
+        """Find the weights that a pattern lock lets change: all that are not zero, unless `finds_locked_weights`.
+
+        Args:
+            nonzero: Valid layer → booleans in the weight's shape, ``True`` where it is not zero. So is the result.
+        """
+        return dict(nonzero)
+
+    @property
+    def verified_as(self) -> str:
+        """The pattern by which weights in files are verified: `pattern`, unless a class can only verify another one."""
+        return self.pattern
 
     def count_pruned_units(self, sparsity: float) -> int:
         """Return how many units are pruned at a sparsity, over all layers."""

@@ -10,6 +10,7 @@ from secateur._name_patterns import find_pattern, matches_any
 from secateur._wording import format_count, format_list, format_reasons, suggest_name
 from secateur.config import PruningConfig
 from secateur.errors import LayerError, UnknownNameError
+from secateur.patterns.base import get_pattern_class
 from secateur.planning.layers import LAYER_FAMILIES, Candidate, LayerDecision
 from secateur.planning.output_layer import explain_default
 from secateur.planning.tied_weights import resolve_tied_weights
@@ -82,7 +83,7 @@ def _decide(config: PruningConfig, candidate: Candidate, candidates: Sequence[Ca
             candidate, reason=f"type is not among pruning_op_types ({', '.join(config.pruning_op_types)})"
         )
     if is_locked:
-        return LayerDecision(candidate, config=_lock_zeros(_fill_scope(settings)))
+        return LayerDecision(candidate, config=_lock_zeros(_fill_scope(settings), candidate))
     if not is_named and (reason := explain_default(candidate, candidates)) is not None:
         return LayerDecision(candidate, reason=reason, is_requested_dense=True)
     return LayerDecision(candidate, config=_fill_scope(settings))
@@ -100,10 +101,14 @@ def _fill_scope(config: PruningConfig) -> PruningConfig:
     return config if config.pruning_scope else config.model_copy(update={"pruning_scope": "global"})
 
 
-def _lock_zeros(config: PruningConfig) -> PruningConfig:
-    """Return settings that keep every zero of any weight: single weights, no target and no bounds."""
+def _lock_zeros(config: PruningConfig, candidate: Candidate) -> PruningConfig:
+    """Return settings that keep every zero of any weight: single weights, no target and no bounds.
+
+    A pattern that finds the locked weights itself stays, for weights that patterns support.
+    """
+    asks_pattern = not candidate.only_locks and get_pattern_class(config.pattern).finds_locked_weights
     free = {"target_sparsity": 0.0, "min_sparsity_ratio_per_op": 0.0, "max_sparsity_ratio_per_op": 1.0}
-    return PruningConfig.from_dict(config.model_dump() | free | {"pattern": "1x1"})
+    return PruningConfig.from_dict(config.model_dump() | free | {"pattern": config.pattern if asks_pattern else "1x1"})
 
 
 def _check_names(config: PruningConfig, layers: Sequence[str], modules: Sequence[str]) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 from secateur._array import Array, concat_chunks, count_true, namespace
 from secateur.compat.neural_compressor._elements import DEFAULTS
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.config import PruningConfig
-from secateur.errors import ConfigError, LayerError, UnsupportedModelError
-from secateur.frameworks import WeightView
+from secateur.errors import ConfigError, LayerError, MissingPackageError, UnsupportedModelError
+from secateur.frameworks import WeightView, get_framework
 from secateur.patterns import PATTERNS as CORE_PATTERNS
 from secateur.patterns import BasePattern
 from secateur.patterns.selection import Scores, unify_precision
 from secateur.patterns.tiling import BlockTiling, Tiling
 
 __all__ = ["PATTERNS", "WrittenPattern", "find_type_name", "find_written_pattern", "register_pattern"]
+
+logger = logging.getLogger(__name__)
 
 Class = TypeVar("Class", bound=type)
 
@@ -82,11 +88,16 @@ def find_written_pattern(pattern: str) -> str | None:
 class WrittenPattern(BasePattern):
     """Select weights with the ``get_masks`` of a class that was written for Intel Neural Compressor.
 
-    The class gets one score per weight, in the weight's shape; scores of pruned weights are 0.
+    The class gets what it gets there: the scores of all weights, as its ``reduce_score`` returns them, and the masks of
+    the last update, both as copies. It may keep weights again that were pruned; they start from zero.
+
+    A pattern lock, ``keep_zeros`` and the verification of files use its ``get_pattern_lock_masks``.
 
     Raises:
         ConfigError: The class cannot be created, or returns masks that are not valid.
     """
+
+    finds_locked_weights: ClassVar[bool] = True
 
     @classmethod
     def serves(cls, specification: str) -> bool:
@@ -96,7 +107,12 @@ class WrittenPattern(BasePattern):
 
     def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
         super().__init__(config, modules)
-        self.written = self._create_written() if self.framework.name in PREFIXES and self.views else None
+        self.tensors = self.framework  # converts what the class gets and returns
+        self.written: Any = None
+        if self.framework.name == "array":
+            self._create_for_files()
+        elif self.views and not any(isinstance(module, WeightView) for module in self.modules.values()):
+            self.written = self._create_written({name: self.modules[name] for name in self.views})
         for layer in getattr(self.written, "invalid_layers", ()):
             if self.views.pop(layer, None) is not None:
                 del self.units[layer]
@@ -110,7 +126,10 @@ class WrittenPattern(BasePattern):
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
         """Select the weights that ``get_masks`` keeps; see `BasePattern.select`."""
         if self.written is None:
-            raise ConfigError(f"pattern {self.pattern!r} selects weights of torch or Keras layers only.")
+            raise ConfigError(
+                f"pattern {self.pattern!r} selects the weights of torch or Keras layers, not of arrays or of parts of "
+                f"layers, as solvers do. Prune a model without a solver."
+            )
         sparsity, scores = self._check_sparsity(sparsity), unify_precision(scores)
         for layer in scores.values():
             layer.refuse_nan()
@@ -119,57 +138,114 @@ class WrittenPattern(BasePattern):
             values = concat_chunks([chunk for chunk, _ in layer.read()])
             xp = namespace(values)
             alive = xp.ones_like(values, dtype=xp.bool) if layer.alive is None else layer.alive
-            tensors[name] = self._to_tensor(name, values * xp.astype(alive, values.dtype))
-            previous[name] = self._to_tensor(name, alive)
+            tensors[name], previous[name] = self._to_tensor(name, values), self._to_tensor(name, alive)
         masks = self._call_get_masks(tensors, sparsity, previous)
         return {name: self._read_mask(name, masks[name], scores[name].alive) for name in scores}
+
+    def find_locked_weights(self, nonzero: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what ``get_pattern_lock_masks`` keeps; see `BasePattern.find_locked_weights`."""
+        if self.written is None or not hasattr(self.written, "get_pattern_lock_masks"):
+            return super().find_locked_weights(nonzero)
+        modules = {name: self.modules[name] for name in self.views}
+        if self.framework.name == "array":
+            modules = {name: self._make_layer(name, nonzero[name]) for name in modules}
+        masks = self._call("get_pattern_lock_masks", modules)
+        self._check_layers("get_pattern_lock_masks", masks, modules)
+        kept = {name: self._read_flags("get_pattern_lock_masks", name, masks[name]) for name in modules}
+        return {name: self.views[name].to_stored(flags) for name, flags in kept.items()}
+
+    def find_nonzero_units(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
+        """Return what ``get_pattern_lock_masks`` keeps; see `BasePattern.find_nonzero_units`."""
+        return super().find_nonzero_units(self.find_locked_weights(nonzero))
 
     def _call_get_masks(self, scores: dict[str, Any], sparsity: float, previous: dict[str, Any]) -> Mapping[str, Any]:
         frozen: Any = getattr(self.written, "keep_mask_layers", None)
         if isinstance(frozen, dict):
             frozen.update({name: True for name in self.units if self.is_frozen(name)})
-        where = f"{type(self.written).__name__}.get_masks"
+        if self.framework.name == "pytorch" and hasattr(self.written, "reduce_score"):
+            scores = {name: self._call("reduce_score", score, name) for name, score in scores.items()}
+        masks = self._call("get_masks", scores, sparsity, previous)
+        self._check_layers("get_masks", masks, scores)
+        return masks  # type: ignore[no-any-return]
+
+    def _call(self, method: str, *arguments: Any) -> Any:
         try:
-            masks: Any = self.written.get_masks(scores, sparsity, dict(previous))  # type: ignore[union-attr]
+            return getattr(self.written, method)(*arguments)
         except (AttributeError, NotImplementedError) as error:
+            where = f"{type(self.written).__name__}.{method}"
             raise ConfigError(f"{where} needs what does not exist: {type(error).__name__} {error}.") from error
-        if not isinstance(masks, Mapping) or masks.keys() != scores.keys():
+
+    def _check_layers(self, method: str, masks: Any, layers: Mapping[str, Any]) -> None:
+        if not isinstance(masks, Mapping) or masks.keys() != layers.keys():
             found = sorted(masks) if isinstance(masks, Mapping) else type(masks).__name__
-            raise ConfigError(f"{where} must return one mask for each of the layers {sorted(scores)}, found {found}.")
-        return masks
+            where = f"{type(self.written).__name__}.{method}"
+            raise ConfigError(f"{where} must return one mask for each of the layers {sorted(layers)}, found {found}.")
 
     def _read_mask(self, name: str, mask: Any, alive: Array | None) -> Array:
-        where = f"{type(self.written).__name__}.get_masks, layer {name!r}"
+        if alive is not None and self.is_frozen(name):
+            return alive
+        return self._read_flags("get_masks", name, mask).reshape((-1,))
+
+    def _read_flags(self, method: str, name: str, mask: Any) -> Array:
+        """Return a mask as (O, K, I) booleans."""
+        where = f"{type(self.written).__name__}.{method}, layer {name!r}"
         try:
-            array = self.framework.to_array(mask)
-            canonical = self.views[name].to_canonical(array)
+            canonical = self.views[name].to_canonical(self.tensors.to_array(mask))
         except (AttributeError, TypeError, LayerError) as error:
             raise ConfigError(f"{where}: the mask must have the shape of the weight: {error}") from error
         if count_true((canonical != 0) & (canonical != 1)):
             raise ConfigError(f"{where}: masks must be booleans, or 0 and 1, found other values.")
-        keep = (canonical != 0).reshape((-1,))
-        if alive is None:
-            return keep
-        if self.is_frozen(name):
-            return alive
-        if revived := count_true(keep & ~alive):
-            raise ConfigError(f"{where}: pruned weights must stay pruned, but {revived} are kept again. Use pre_masks.")
-        return keep
+        return canonical != 0
 
     def _to_tensor(self, name: str, flat: Array) -> Any:
-        view, module = self.views[name], self.modules[name]
-        stored = view.to_stored(flat.reshape(view.canonical_shape))
+        """Return a contiguous copy in the stored shape."""
+        view, module, xp = self.views[name], self.modules[name], namespace(flat)
+        stored = view.to_stored(flat.reshape(view.canonical_shape)).reshape((-1,))
         like = module.weight if self.framework.name == "pytorch" else None
-        return self.framework.from_array(stored, like)
+        return self.framework.from_array(xp.asarray(stored, copy=True).reshape(view.shape), like)
 
-    def _create_written(self) -> Any:
+    @property
+    def verified_as(self) -> str:
+        """The pattern, or ``"1x1"`` if its class cannot work on weights in files."""
+        return "1x1" if self.written is None else self.pattern
+
+    def _create_for_files(self) -> None:
+        """Create the class with layers made from the views, if it can work on them; if not, it is ``None``."""
+        dense = {name: np.ones(view.shape, dtype=bool) for name, view in self.views.items()}
+        try:
+            framework = getattr(self._find_class()[0], "framework", "pytorch")
+            self.tensors = get_framework(framework)
+            layers = {name: self._make_layer(name, flags) for name, flags in dense.items()}
+            if all(layer is not None for layer in layers.values()):
+                self.written = self._create_written(layers)
+                self.find_locked_weights(dense)
+        except (ConfigError, MissingPackageError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            logger.debug("%s cannot verify files: %s", self.pattern, error)
+            self.written = None
+
+    def _make_layer(self, name: str, nonzero: Array) -> Any:
+        leaf = import_module(f"{OWN_PACKAGE}_stand_ins.{self.tensors.name}")
+        return leaf.make_layer(self.views[name], nonzero)
+
+    def _find_class(self) -> tuple[type, str]:
+        """Return the class and the pattern for which it is created; the layout of weights in files tells the framework.
+
+        Raises:
+            ConfigError: The pattern does not name a registered class.
+        """
         match = SPECIFICATION.fullmatch(self.pattern)
         if match is None or match["type"] not in PATTERNS:
             raise ConfigError(f"pattern {self.pattern!r} must name a registered class, such as 'ptNxM(4x1)'.")
-        name, inner = match["type"], match["pattern"] or match["type"]
-        if match["pattern"]:
-            name = find_type_name(inner, self.framework.name)
-        written = PATTERNS.get(name, PATTERNS[match["type"]])
+        named = PATTERNS[match["type"]]
+        if not match["pattern"]:
+            return named, match["type"]
+        framework = self.framework.name
+        if framework == "array":
+            framework = "keras" if all(view.outputs_last for view in self.views.values()) else "pytorch"
+        return PATTERNS.get(find_type_name(match["pattern"], framework), named), match["pattern"]
+
+    def _create_written(self, layers: Mapping[str, Any]) -> Any:
+        written, inner = self._find_class()
         keys = ("pruning_scope", "criterion_reduce_type", "min_sparsity_ratio_per_op", "start_step", "end_step")
         settings = {**DEFAULTS, **{key: getattr(self.config, key) for key in keys}, "pattern": inner}
         settings |= {
@@ -177,7 +253,7 @@ class WrittenPattern(BasePattern):
             "max_sparsity_ratio_per_op": self.max_sparsity_ratio_per_op,
             "pruning_type": self.config.criterion,
         }
-        created = written(DotDict(settings), {layer: self.modules[layer] for layer in self.views})
+        created = written(DotDict(settings), dict(layers))
         if not callable(getattr(created, "get_masks", None)):
             raise UnsupportedModelError(
                 f"{written.__name__} must have the method get_masks. Derive it from BasePattern."

@@ -1,0 +1,1 @@
+"""Make layers from the weights in files, for pattern classes that read layers."""
