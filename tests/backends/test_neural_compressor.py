@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from secateur.compat.neural_compressor import WeightPruningConfig, prepare_compression, prepare_pruning
+from secateur.compat.neural_compressor.compression.pruner.pruners.base import register_pruner
+from secateur.compat.neural_compressor.compression.pruner.pruners.basic import KerasBasicPruner
 from secateur.compat.neural_compressor.compression.pruner.schedulers import PruningScheduler, register_scheduler
 from secateur.compat.neural_compressor.compression.pruner.tf_criteria import (
     PruningCriterion,
@@ -123,6 +125,25 @@ def test_classes_of_users_take_part() -> None:
     assert found == [0, 0, 0, 0, 576, 576]
     pruned = np.asarray(model.get_layer("fc").get_weights()[0]) == 0
     assert before[pruned].min() >= before[~pruned].max()
+
+
+def test_a_pruner_of_a_user() -> None:
+    @register_pruner("keras_columns")
+    class Columns(KerasBasicPruner):
+        def update_masks(self, local_step: int) -> None:
+            super().update_masks(local_step)
+            for mask in self.masks.values():
+                mask[..., 0] = False
+            self.mask_weights()
+
+    model = compiled()
+    settings = {**SETTINGS, "pruning_type": "columns", "criterion_type": "magnitude", "pattern": "1x1"}
+    manager = prepare_compression(model, confs=WeightPruningConfig(**settings, op_names=["fc"]))
+    manager.model.fit(*data(), batch_size=4, verbose=0)
+    report = manager.callbacks.on_train_end()
+    kernel = np.asarray(model.get_layer("fc").get_weights()[0])
+    assert not kernel[:, 0].any()
+    assert report.layers[0].pruned_weights == int((kernel == 0).sum()) >= 576
 
 
 def test_save(tmp_path: Path) -> None:

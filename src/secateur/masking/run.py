@@ -73,6 +73,7 @@ class Run(Generic[Weight]):
         self.pattern = pattern
         self.config = pattern.config
         self.observer = options.observer if options else None
+        self._steps_taken = options.steps_taken if options else 0
         self.weights = layer_weights = {name: weights[name] for name in pattern.views}
         self.updater = MaskUpdater(pattern, is_new=is_new, options=options)
         # Does not use `self`, because a reference cycle would keep the weights in memory after the run.
@@ -83,7 +84,8 @@ class Run(Generic[Weight]):
     def start(self) -> None:
         """Set the masks that apply before the first step."""
         self.set_masks(self.updater.initial_masks())
-        self.set_masks(self.masks_after(0))
+        if self._steps_taken == 0 or not self.scores.needs_gradient:  # later, there are no gradients to rank by yet
+            self.set_masks(self.masks_after(self._steps_taken))
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """Select the masks after `step` steps. The result is empty if no update is due."""

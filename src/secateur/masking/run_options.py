@@ -46,6 +46,7 @@ class RunOptions:
             are whole at the last part, at the latest after the step that follows this one.
         learning_rate: Only for runs whose steps are announced. The learning rate of group lasso, ≥ 0, until a torch
             optimizer that trains the weights makes a step, whose rate then applies. ``None``: group lasso is refused.
+        steps_taken: Number of steps that count as made before the run; updates that were due then are left out.
         observer: Takes part in the steps; not for compiled steps of Keras. Its own state is neither saved nor resumed.
 
     Examples:
@@ -55,4 +56,5 @@ class RunOptions:
 
     parts_until: int | None = None
     learning_rate: float | None = None
+    steps_taken: int = 0
     observer: RunObserver | None = None

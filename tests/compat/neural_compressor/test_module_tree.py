@@ -20,6 +20,15 @@ NAMES = {
     "compression.pruner.criteria": "CRITERIA BlockMaskCriterion GradientCriterion MagnitudeCriterion PruningCriterion "
     "RetrainFreeCriterion SnipCriterion SnipMomentumCriterion get_criterion register_criterion",
     "compression.pruner.regs": "REGS BaseReg GroupLasso get_reg get_reg_type register_reg",
+    "compression.pruner.pruners": "PRUNERS get_pruner parse_valid_pruner_types register_pruner",
+    "compression.pruner.pruners.base": "BasePruner KerasBasePruner PRUNERS PytorchBasePruner register_pruner",
+    "compression.pruner.pruners.basic": "KerasBasicPruner PytorchBasicPruner",
+    "compression.pruner.pruners.block_mask": "PytorchBlockMaskPruner",
+    "compression.pruner.pruners.mha": "PythonMultiheadAttentionPruner",
+    "compression.pruner.pruners.pattern_lock": "PytorchPatternLockPruner",
+    "compression.pruner.pruners.progressive": "PytorchProgressivePruner",
+    "compression.pruner.pruners.retrain_free": "PytorchRetrainFreePruner",
+    "compression.pruner.pruners.sparse_gpt": "SparseGPTPruner",
     "compression.pruner.schedulers": "SCHEDULERS IterativeScheduler OneshotScheduler PruningScheduler get_scheduler "
     "register_scheduler",
     "compression.pruner.tf_criteria": "CRITERIA MagnitudeCriterion PruningCriterion get_tf_criterion "

@@ -12,6 +12,7 @@ from secateur._wording import suggest_name
 from secateur.compat.neural_compressor._elements import DEFAULTS, prunes_heads
 from secateur.compat.neural_compressor._written_criteria import (
     CRITERIA,
+    PRUNERS,
     REGS,
     SCHEDULERS,
     TF_CRITERIA,
@@ -19,12 +20,21 @@ from secateur.compat.neural_compressor._written_criteria import (
     is_written,
     needs_first_gradient,
 )
-from secateur.compat.neural_compressor._written_patterns import find_written_pattern
+from secateur.compat.neural_compressor._written_patterns import PREFIXES, find_written_pattern
 from secateur.compat.schedules import register_quarter_cosine
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnknownNameError
 
-__all__ = ["DECAYS", "is_one_shot", "split_pruning_type", "translate_element", "warn_of_high_target"]
+__all__ = [
+    "DECAYS",
+    "PROGRESSIVE_STEPS",
+    "is_one_shot",
+    "name_pruner",
+    "runs_written_pruner",
+    "split_pruning_type",
+    "translate_element",
+    "warn_of_high_target",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +84,7 @@ def translate_element(element: Mapping[str, Any]) -> dict[str, Any]:
         "score_dtype": "bfloat16" if element["low_memory_usage"] else "float32",
         **_read_regularizer(element),
         **_read_timing(element, kind, criterion),
+        **_read_parts(element, kind),
     }
     PruningConfig(**settings)
     return settings
@@ -116,6 +127,27 @@ def split_pruning_type(element: Mapping[str, Any]) -> tuple[str, bool]:
     return (str(element["criterion_type"]) if base == "basic" else base), name != base
 
 
+def name_pruner(element: Mapping[str, Any], framework: str) -> str:
+    """Return the name under which the pruner of an element is registered.
+
+    Examples:
+        >>> name_pruner({"pruning_type": "snip_progressive", "pattern": "4x1"}, "pytorch")
+        'pt_progressive'
+        >>> name_pruner({"pruning_type": "mine", "pattern": "4x1"}, "keras")
+        'keras_mine'
+    """
+    name = str(element["pruning_type"])
+    base = name.removesuffix(PROGRESSIVE)
+    is_basic = base in CRITERIA and "block" not in base and "free" not in base
+    kind = "mha" if prunes_heads(element) else "progressive" if base != name else "basic" if is_basic else name
+    return f"{PREFIXES[framework]}_{kind}"
+
+
+def runs_written_pruner(element: Mapping[str, Any], framework: str) -> bool:
+    """Whether an element runs a pruner that a user wrote."""
+    return is_written(PRUNERS.get(name_pruner(element, framework)))
+
+
 def _read_kind_and_criterion(element: Mapping[str, Any]) -> tuple[str, str]:
     name = element["pruning_type"]
     if name == "pattern_lock":
@@ -124,6 +156,9 @@ def _read_kind_and_criterion(element: Mapping[str, Any]) -> tuple[str, str]:
         return "iterative", ONE_SHOT[name]
     base, is_progressive = split_pruning_type(element)
     criterion = find_written_criterion(base, CRITERION_NAMES.__contains__) or CRITERION_NAMES.get(base)
+    if criterion is None and any(runs_written_pruner(element, framework) for framework in PREFIXES):
+        # Such a pruner ranks by itself; the plan still shows its layers.
+        criterion = CRITERION_NAMES.get(str(element["criterion_type"]), "magnitude")
     if criterion is None:
         bases = dict.fromkeys((*CRITERION_NAMES, *(each for each in (*CRITERIA, *TF_CRITERIA) if each not in ONE_SHOT)))
         known = (*bases, *(each + PROGRESSIVE for each in bases), "pattern_lock", *ONE_SHOT)
@@ -166,6 +201,12 @@ def _read_target(element: Mapping[str, Any], removable: float | None) -> Any:
     return min(target, *bounds) if bounds and isinstance(target, int | float) else target
 
 
+def _read_parts(element: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the number of parts of a progressive run, which `BasePruner.progressive_configs` can change."""
+    parts = element.get("progressive_steps", PROGRESSIVE_STEPS)
+    return {"progressive_steps": parts} if kind == "progressive" and parts != PROGRESSIVE_STEPS else {}
+
+
 def _read_timing(element: Mapping[str, Any], kind: str, criterion: str) -> dict[str, Any]:
     """Return the steps: the last update is the last whole ``pruning_frequency`` up to ``end_step``."""
     decay, frequency = element["sparsity_decay_type"], element["pruning_frequency"]
@@ -182,7 +223,7 @@ def _read_timing(element: Mapping[str, Any], kind: str, criterion: str) -> dict[
     frequency = int(frequency)
     last = start + (end - start) // frequency * frequency
     timing: dict[str, Any] = {"pruning_frequency": frequency}
-    if kind == "progressive" and (end - start <= PROGRESSIVE_STEPS or frequency == 1):
+    if kind == "progressive" and (end - start <= element.get("progressive_steps", PROGRESSIVE_STEPS) or frequency == 1):
         timing["kind"] = "iterative"
     if last == start:
         # There is no gradient before the first step, so the only update is after it.

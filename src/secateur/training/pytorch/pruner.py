@@ -71,12 +71,12 @@ class PytorchPruner:
     ) -> None:
         self.model = unwrap_model(model)
         self.plan = plan
-        self.step = 0
+        self.step = options.steps_taken if options else 0
         self._weights = find_weights(plan, optimizers)
         # Steps of optimizers without pruned weights do not count.
         trained = (optimizer for weight in self._weights.values() for optimizer in weight.slot.optimizers)
         self._optimizers = tuple(dict.fromkeys(trained)) or optimizers  # a lock may only have frozen weights
-        self._steps = [0] * len(self._optimizers)
+        self._steps = [self.step] * len(self._optimizers)
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
         self._runs = [PytorchRun(pattern, self._weights, options) for pattern in plan.patterns if pattern.views]

@@ -13,13 +13,13 @@ import numpy as np
 
 from secateur._array import Array, count_true
 from secateur.compat.neural_compressor._elements import Layer
-from secateur.compat.neural_compressor._runs.parts import Part, assign_parts, summarize_sparsity
+from secateur.compat.neural_compressor._runs.parts import MakeOptions, Part, assign_parts, summarize_sparsity
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.errors import ConfigError
 from secateur.frameworks.keras import get_kernel, read_array
 from secateur.masking.keras import KernelWeight
 from secateur.masking.run import Run, build_report, refuse_violations
-from secateur.masking.run_options import RunObserver
+from secateur.masking.run_options import RunOptions
 from secateur.planning.keras import find_candidates, plan
 from secateur.results import PruningReport
 
@@ -27,6 +27,7 @@ __all__ = [
     "KerasPruner",
     "PresentedKerasModel",
     "assign_elements",
+    "count_weights",
     "find_nonzero",
     "make_masks",
     "make_pattern",
@@ -47,7 +48,7 @@ def assign_elements(config: WeightPruningConfig, model: keras.Model, *, prune_fr
 
 
 def start_runs(
-    model: keras.Model, parts: Sequence[Part], optimizer: Any, observers: Sequence[RunObserver]
+    model: keras.Model, parts: Sequence[Part], optimizer: Any, make_options: Sequence[MakeOptions]
 ) -> list[KerasPruner | None]:
     """Start a pruner for each part with layers.
 
@@ -59,8 +60,8 @@ def start_runs(
             "optimizer must be left out for Keras models. Train with secateur.keras.PruningOptimizer(model, "
             "config.for_model(model), optimizer), or call the callbacks of the manager."
         )
-    pairs = zip(parts, observers, strict=True)
-    return [KerasPruner(model, part, observer) if part.modules else None for part, observer in pairs]
+    pairs = zip(parts, make_options, strict=True)
+    return [KerasPruner(model, part, make(None)) if part.modules else None for part, make in pairs]
 
 
 def make_masks(part: Part) -> dict[str, Array]:
@@ -71,6 +72,11 @@ def make_masks(part: Part) -> dict[str, Array]:
 def make_pattern(model: keras.Model, part: Part) -> Any:
     """Return the pattern of a part with its layers."""
     return plan(model, part.config, prune_frozen=True).patterns[0]
+
+
+def count_weights(model: keras.Model) -> int:
+    """Return the number of trainable weights of a model."""
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
 
 
 def find_nonzero(part: Part) -> dict[str, Array]:
@@ -101,7 +107,7 @@ class KerasPruner:
     Args:
         model: The model.
         part: The element and its layers.
-        observer: Takes part in the steps.
+        options: Settings besides the configuration.
 
     Raises:
         ConfigError: The criterion ranks by gradients, which the callbacks do not get.
@@ -109,13 +115,13 @@ class KerasPruner:
 
     needs_gradients = False
 
-    def __init__(self, model: keras.Model, part: Part, observer: RunObserver) -> None:
+    def __init__(self, model: keras.Model, part: Part, options: RunOptions) -> None:
         self.model = model
         self.plan = plan(model, part.config)
-        self.step = 0
+        self.step = options.steps_taken
         patterns = [pattern for pattern in self.plan.patterns if pattern.views]
         weights = {name: KernelWeight(name, pattern) for pattern in patterns for name in pattern.views}
-        self._runs = [Run(pattern, weights, options=part.make_options(observer)) for pattern in patterns]
+        self._runs = [Run(pattern, weights, options=options) for pattern in patterns]
         for run in self._runs:
             if run.scores.needs_gradient and not run.updater.is_locked:
                 raise ConfigError(
@@ -174,7 +180,7 @@ class KerasPruner:
         """
         self.apply_masks()
         refuse_violations({name: reason for run in self._runs for name, reason in run.violations().items()})
-        size = sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
+        size = count_weights(self.model)
         report = build_report(self._runs, dense=self.plan.dense, step=self.step, model_weights=size)
         report.warn_if_incomplete()
         report.warn_of_nearly_empty_layers()

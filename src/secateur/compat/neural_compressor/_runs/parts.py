@@ -17,12 +17,15 @@ from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.config import PruningConfig
 from secateur.errors import LayerError
-from secateur.masking.run_options import RunObserver, RunOptions
+from secateur.masking.run_options import RunOptions
 from secateur.planning.planner import Plan
 
-__all__ = ["Part", "assign_parts", "summarize_sparsity"]
+__all__ = ["MakeOptions", "Part", "assign_parts", "summarize_sparsity"]
 
 logger = logging.getLogger(__name__)
+
+MakeOptions = Callable[[float | None], RunOptions]
+"""Returns the options of a run, given the learning rate of group lasso."""
 
 MakePlan = Callable[[PruningConfig], Plan]
 """Plans a configuration for the model."""
@@ -45,11 +48,6 @@ class Part(NamedTuple):
         types = tuple(dict.fromkeys(type(module).__name__ for module in self.modules.values()))
         selection = {"op_names": (match_names(self.modules),), "pruning_op_types": types}
         return PruningConfig(**translate_element(self.element), **(selection if self.modules else {}))
-
-    def make_options(self, observer: RunObserver | None, learning_rate: float | None = None) -> RunOptions:
-        """Return the options with which a run has the timeline of Intel Neural Compressor."""
-        until = math.floor(self.element["end_step"])
-        return RunOptions(parts_until=until, learning_rate=learning_rate, observer=observer)
 
 
 def assign_parts(

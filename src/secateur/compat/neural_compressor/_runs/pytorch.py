@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from secateur.compat.neural_compressor._elements import Layer
-from secateur.compat.neural_compressor._runs.parts import Part, assign_parts, summarize_sparsity
+from secateur.compat.neural_compressor._runs.parts import MakeOptions, Part, assign_parts, summarize_sparsity
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph.pytorch import find_groups
-from secateur.masking.run_options import RunObserver
 from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import prune
 from secateur.planning.pytorch import find_candidates, plan
@@ -26,6 +25,7 @@ from secateur.training.pytorch import PytorchPruner, prepare_together
 __all__ = [
     "PresentedModule",
     "assign_elements",
+    "count_weights",
     "find_nonzero",
     "make_masks",
     "make_pattern",
@@ -51,7 +51,7 @@ def assign_elements(config: WeightPruningConfig, model: nn.Module, *, prune_froz
 
 
 def start_runs(
-    model: nn.Module, parts: Sequence[Part], optimizer: Any, observers: Sequence[RunObserver]
+    model: nn.Module, parts: Sequence[Part], optimizer: Any, make_options: Sequence[MakeOptions]
 ) -> list[PytorchPruner | None]:
     """Start a pruner for each part with layers.
 
@@ -61,10 +61,10 @@ def start_runs(
         model: The model.
         parts: The elements with their layers.
         optimizer: The optimizer; ``None``: the loop announces the steps.
-        observers: For each part, what takes part in its steps.
+        make_options: For each part, returns the options of its run.
     """
-    active = [(part, observer) for part, observer in zip(parts, observers, strict=True) if part.modules]
-    options = [part.make_options(observer, 0.0 if optimizer is None else None) for part, observer in active]
+    active = [(part, make) for part, make in zip(parts, make_options, strict=True) if part.modules]
+    options = [make(0.0 if optimizer is None else None) for _, make in active]
     configs = [part.config for part, _ in active]
     pruners = iter(prepare_together(model, configs, optimizer, options=options) if configs else [])
     return [next(pruners) if part.modules else None for part in parts]
@@ -78,6 +78,11 @@ def make_masks(part: Part) -> dict[str, torch.Tensor]:
 def make_pattern(model: nn.Module, part: Part) -> Any:
     """Return the pattern of a part with its layers."""
     return plan(model, part.config, prune_frozen=True).patterns[0]
+
+
+def count_weights(model: nn.Module) -> int:
+    """Return the number of weights of a model."""
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def find_nonzero(part: Part) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ from typing import Any
 
 from secateur.compat.neural_compressor._base_callbacks import HOOKS, BaseCallbacks
 from secateur.compat.neural_compressor.compression.distillation.criterions import build_criterion
-from secateur.compat.neural_compressor.compression.pruner.pruners.base import BasePruner
 from secateur.compat.neural_compressor.compression.pruner.pruning import BasePruning
 from secateur.errors import UnsupportedModelError
 from secateur.frameworks import detect_framework, import_leaf
@@ -35,7 +34,7 @@ class PruningCallbacks(BaseCallbacks):
                 self.register_hook(name, getattr(self.pruning, name))
 
     @property
-    def pruners(self) -> list[BasePruner]:
+    def pruners(self) -> list[Any]:
         """One pruner per element."""
         return self.pruning.pruners
 

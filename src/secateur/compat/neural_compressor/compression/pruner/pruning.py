@@ -9,7 +9,10 @@ from typing import Any
 
 from secateur.compat.neural_compressor._base_callbacks import BaseCallbacks
 from secateur.compat.neural_compressor._reports import merge_reports
-from secateur.compat.neural_compressor.compression.pruner.pruners.base import BasePruner
+from secateur.compat.neural_compressor._runs.written import WrittenRun
+from secateur.compat.neural_compressor._translation import runs_written_pruner
+from secateur.compat.neural_compressor.compression.pruner.pruners import get_pruner
+from secateur.compat.neural_compressor.compression.pruner.pruners._presented import PresentedPruner
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.errors import StateError
 from secateur.frameworks import detect_framework, import_leaf
@@ -51,15 +54,9 @@ class BasePruning:
         self._runs: list[Any] = []
         self._is_announced = False
         self._batches = 0
-        framework = detect_framework(model)
-        self.pruners = [
-            BasePruner(
-                part, partial(self._get_run, index), leaf.make_masks, partial(leaf.make_pattern, model), framework
-            )
-            for index, part in enumerate(self._parts)
-        ]
-        extensions = [pruner.extensions for pruner in self.pruners]
-        self._start = partial(leaf.start_runs, model, self._parts, optimizer, extensions)
+        self._framework = detect_framework(model)
+        self.pruners = [self._create_pruner(index, part, model, leaf) for index, part in enumerate(self._parts)]
+        self._start = partial(self._start_runs, model, leaf, optimizer)
         if optimizer is not None:
             self._runs = self._start()
 
@@ -68,18 +65,22 @@ class BasePruning:
         """The pruners of Secateur, for the elements with layers; empty before the run."""
         return [run for run in self._runs if run is not None]
 
-    def on_train_begin(self, dataloader: Any = None) -> None:  # noqa: ARG002 - part of the interface
+    def on_train_begin(self, dataloader: Any = None) -> None:
         """Start the run, if it has not started."""
         self._start_once()
+        self._call_written("on_train_begin", dataloader)
 
-    def on_epoch_begin(self, epoch: int | None = None) -> None:  # noqa: ARG002 - part of the interface
+    def on_epoch_begin(self, epoch: int | None = None) -> None:
         """Call before each epoch."""
         self._finish_step()
+        self._call_written("on_epoch_begin", epoch)
 
-    def on_step_begin(self, batch_id: int | None = None) -> None:  # noqa: ARG002 - part of the interface
+    def on_step_begin(self, batch_id: int | None = None) -> None:
         """Call before each batch."""
         self._finish_step()
         self._batches += 1
+        if not self._follows_optimizer:
+            self._call_written("on_step_begin", batch_id)
 
     def on_before_optimizer_step(self) -> None:
         """Call between the backward pass and ``optimizer.step()``.
@@ -115,17 +116,21 @@ class BasePruning:
     def on_step_end(self) -> None:
         """Call after each batch."""
         self._finish_step()
+        self._call_written("on_step_end")
 
     def on_epoch_end(self) -> None:
         """Call after each epoch."""
         self._finish_step()
+        self._call_written("on_epoch_end")
 
     def on_before_eval(self) -> None:
         """Call before an evaluation."""
         self._finish_step()
+        self._call_written("on_before_eval")
 
     def on_after_eval(self) -> None:
-        """Call after an evaluation. Has no effect."""
+        """Call after an evaluation."""
+        self._call_written("on_after_eval")
 
     def on_train_end(self) -> PruningReport:
         """Call at the end of training: verify all masks and zeros, and end the run.
@@ -151,6 +156,35 @@ class BasePruning:
         self.report = report = merge_reports([run.finalize() for run in self.runs], masks)
         logger.info("%s", report)
         return report
+
+    def _create_pruner(self, index: int, part: Any, model: Any, leaf: Any) -> Any:
+        if runs_written_pruner(part.element, self._framework):
+            return get_pruner(part.element, part.modules, self._framework)
+        make_pattern = partial(leaf.make_pattern, model)
+        return PresentedPruner(part, partial(self._get_run, index), leaf.make_masks, make_pattern, self._framework)
+
+    def _start_runs(self, model: Any, leaf: Any, optimizer: Any) -> list[Any]:
+        presented = [
+            (part, pruner)
+            for part, pruner in zip(self._parts, self.pruners, strict=True)
+            if isinstance(pruner, PresentedPruner)
+        ]
+        for _, pruner in presented:
+            pruner.prepare_element()
+        make_options = [pruner.make_options for _, pruner in presented]
+        runs = iter(leaf.start_runs(model, [part for part, _ in presented], optimizer, make_options))
+        written = partial(WrittenRun, framework=self._framework, model_weights=leaf.count_weights(model))
+        started = [next(runs) if isinstance(pruner, PresentedPruner) else written(pruner) for pruner in self.pruners]
+        for run in started if optimizer is not None else []:
+            if isinstance(run, WrittenRun):
+                run.follow(optimizer)
+        return started
+
+    def _call_written(self, name: str, *args: Any) -> None:
+        """Call a method of the pruners that users wrote."""
+        for run in self._runs:
+            if isinstance(run, WrittenRun) and self.report is None:
+                getattr(run.pruner, name)(*args)
 
     def _get_run(self, index: int) -> Any:
         return self._runs[index] if self._runs else None
@@ -194,7 +228,7 @@ class OneShotPruning(BaseCallbacks):
         parts = leaf.assign_elements(config, model, prune_frozen=True)
         reports = [leaf.prune_in_one_shot(model, part, batches=batches, **settings) for part in parts if part.modules]
         make_pattern = partial(leaf.make_pattern, model)
-        self.pruners = [BasePruner(part, lambda: None, leaf.find_nonzero, make_pattern) for part in parts]
+        self.pruners = [PresentedPruner(part, lambda: None, leaf.find_nonzero, make_pattern) for part in parts]
         self.report = merge_reports(reports, [{} for _ in reports])
 
     def on_train_end(self) -> PruningReport:

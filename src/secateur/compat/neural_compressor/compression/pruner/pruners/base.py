@@ -1,148 +1,170 @@
-"""Define `BasePruner`, which presents the pruner of one element."""
+"""The base classes of pruners that users write, as `neural_compressor.compression.pruner.pruners.base`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, NoReturn, TypeVar
 
-from secateur.compat.neural_compressor._written_criteria import is_written
-from secateur.compat.neural_compressor.compression.pruner._extensions import Extensions
+from secateur._array import namespace
+from secateur.compat.neural_compressor._written_criteria import PRUNERS, register_in
+from secateur.errors import UnsupportedModelError
+from secateur.frameworks import get_framework
 
-__all__ = ["BasePruner"]
+__all__ = ["PRUNERS", "BasePruner", "KerasBasePruner", "PytorchBasePruner", "RunOnlyPruner", "register_pruner"]
+
+Class = TypeVar("Class", bound=type)
+
+
+def register_pruner(name: str) -> Callable[[Class], Class]:
+    """Create a decorator that registers a pruner, in place of another one of the same name.
+
+    ``pruning_type="mine"`` runs the class ``pt_mine``, or for Keras ``keras_mine``, if no criterion has this name.
+    Those of criteria run ``pt_basic``, or with ``_progressive`` ``pt_progressive``. The class is created with the
+    element and its layers, and the callbacks of the loop call its methods. It prunes on its own; Secateur verifies its
+    masks.
+
+    Examples:
+        >>> @register_pruner("pt_mine")
+        ... class Mine(PytorchBasePruner):
+        ...     def update_masks(self, local_step):
+        ...         if self.check_is_pruned_step(self.global_step):
+        ...             for name, module in self.modules.items():
+        ...                 self.masks[name] = module.weight > 0
+        >>> PRUNERS.pop("pt_mine").__name__
+        'Mine'
+    """
+    return register_in(PRUNERS, name)
 
 
 class BasePruner:
-    """The pruner of one element of ``pruning_configs``, with the attributes of Intel Neural Compressor.
+    """Base class of pruners.
 
     Args:
-        part: The element and its layers.
-        get_run: Returns the pruner of Secateur that does the work; ``None`` before the run and without layers.
-        read_masks: Returns the masks without a run: before it, or of a model that was pruned at once.
-        make_pattern: Returns Secateur's pattern of the element, without a run.
+        config: An element of ``pruning_configs`` with all keys.
+        modules: Layer name → layer.
         framework: ``"pytorch"`` or ``"keras"``.
 
     Attributes:
-        config: The element with all keys, as items and attributes. Changes before the run starts have an effect.
-        modules: Layer name → layer.
-        progressive_configs: Settings of progressive pruning. Only the default, ``"scores"`` ranked globally, is used.
-        progressive_logger: Has no effect.
-        extensions: The criterion, the scheduler and the regularizer.
+        masks: Layer name → mask in the shape of the weight.
+        global_step: Number of optimizer steps.
+        handled_global_step: The last `global_step` for which `update_masks` was called.
+        total_prune_cnt: Number of updates, without the first one unless it is the only one.
+        completed_pruned_cnt: Number of updates so far, from 1 if there is only one.
+        current_sparsity_ratio: Current share of pruned units, which subclasses set.
+        init_sparsity_ratio: Share of pruned units at the start, which subclasses set.
     """
 
-    def __init__(
-        self,
-        part: Any,
-        get_run: Callable[[], Any],
-        read_masks: Callable[[Any], dict[str, Any]],
-        make_pattern: Callable[[Any], Any],
-        framework: str = "pytorch",
-    ) -> None:
-        self.config = part.element
-        self.modules = part.modules
-        self.progressive_configs = {"progressive_steps": 4, "progressive_type": "scores", "use_global": True}
-        self.progressive_logger = True
-        self._part = part
-        self._get_run = get_run
-        self._read_masks = read_masks
-        self._make_pattern = make_pattern
+    def __init__(self, config: Any, modules: Mapping[str, Any], framework: str = "pytorch") -> None:
+        self.modules = modules
+        self.config = config
         self.framework = framework
-        self.extensions = Extensions(part, framework, lambda: self.pattern, lambda: self.masks)
+        self.masks: dict[str, Any] = {}
+        self.global_step = 0
+        self.handled_global_step = -1
+        self.start_step, self.end_step = config["start_step"], config["end_step"]
+        self.pruning_frequency = config["pruning_frequency"]
+        updates = int((self.end_step - self.start_step) // self.pruning_frequency)
+        self.total_prune_cnt, self.completed_pruned_cnt = max(1, updates), int(updates == 0)
+        self.target_sparsity_ratio = config["target_sparsity"]
+        self.current_sparsity_ratio = self.init_sparsity_ratio = 0.0
+        self.low_memory_usage = config["low_memory_usage"]
 
-    @property
-    def run(self) -> Any:
-        """The pruner of Secateur that does the work; ``None`` before the run and without layers."""
-        return self._get_run()
+    def _init(self) -> None:
+        """Called at the end of the construction of a pruner with masks."""
 
-    @property
-    def masks(self) -> dict[str, Any]:
-        """Layer → booleans in the weight's shape, ``True`` = kept."""
-        run = self.run
-        return self._read_masks(self._part) if run is None else dict(run.masks)
+    def mask_weights(self) -> None:
+        """Set pruned weights to zero."""
 
-    @property
-    def head_masks(self) -> dict[str, Any]:
-        """Attention → booleans of shape (1, heads), ``True`` = kept; empty before the run and for other patterns."""
-        if self.run is None or self.pattern.coupling != "heads":
-            return {}
-        masks = self.masks
-        like = next(iter(masks.values()))
-        kept = self.pattern.find_kept_units(masks)
-        return {name: self.pattern.framework.from_array(flags.reshape((1, -1)), like) for name, flags in kept.items()}
+    def update_masks(self, local_step: int) -> None:
+        """Update the masks. Called once per optimizer step, before it."""
 
-    @property
-    def pattern(self) -> Any:
-        """The pattern of Secateur with its layers; ``None`` without layers."""
-        if (run := self.run) is not None:
-            return run.plan.patterns[0]
-        return self._make_pattern(self._part) if self.modules else None
+    def check_is_pruned_step(self, step: int) -> bool:
+        """Whether an update is due after `step` optimizer steps."""
+        is_within = self.start_step <= step <= self.end_step
+        return is_within and bool(int(step - self.start_step) % self.pruning_frequency == 0)
 
-    @property
-    def scheduler(self) -> Any:
-        """The scheduler, with ``update_sparsity_ratio``. Replace it before the run starts."""
-        return self.extensions.scheduler
+    def on_train_begin(self, dataloader: Any = None) -> None:
+        """Called before training."""
 
-    @scheduler.setter
-    def scheduler(self, scheduler: Any) -> None:
-        self.extensions.scheduler = scheduler
+    def on_train_end(self) -> None:
+        """Called after training."""
 
-    @property
-    def criterion(self) -> Any:
-        """The criterion; ``None`` for pruning types without one. Replace it before the run starts."""
-        return self.extensions.criterion
+    def on_epoch_begin(self, epoch: int | None) -> None:
+        """Called before each epoch."""
 
-    @criterion.setter
-    def criterion(self, criterion: Any) -> None:
-        self.extensions.criterion = criterion
+    def on_epoch_end(self) -> None:
+        """Called after each epoch."""
 
-    @property
-    def reg(self) -> Any:
-        """The regularizer. Replace it before the run starts."""
-        return self.extensions.reg
+    def on_step_begin(self, local_step: int | None) -> None:
+        """Called before each batch."""
+        if self.handled_global_step != self.global_step:
+            self.update_masks(0 if local_step is None else local_step)
+            self.handled_global_step = self.global_step
 
-    @reg.setter
-    def reg(self, reg: Any) -> None:
-        self.extensions.reg = reg
-        if is_written(type(reg)):
-            self.config["reg_type"] = None
+    def on_step_end(self) -> None:
+        """Called after each batch."""
 
-    @property
-    def global_step(self) -> int:
-        """Number of optimizer steps."""
-        run = self.run
-        return 0 if run is None else int(run.step)
+    def on_before_optimizer_step(self) -> None:
+        """Called before each optimizer step, when the gradients are ready."""
 
-    @property
-    def current_sparsity_ratio(self) -> float:
-        """Share of the weights of all layers that the masks prune."""
-        masks = self.masks.values()
-        kept, total = sum(int(mask.sum()) for mask in masks), sum(math.prod(mask.shape) for mask in masks)
-        return (total - kept) / total if total else 0.0
+    def on_after_optimizer_step(self) -> None:
+        """Called after each optimizer step: set pruned weights to zero, and count the step."""
+        self.mask_weights()
+        self.global_step += 1
 
-    @property
-    def start_step(self) -> Any:
-        """``start_step`` of the element."""
-        return self.config["start_step"]
+    def on_before_eval(self) -> None:
+        """Called before an evaluation."""
 
-    @property
-    def end_step(self) -> Any:
-        """``end_step`` of the element."""
-        return self.config["end_step"]
+    def on_after_eval(self) -> None:
+        """Called after an evaluation."""
 
-    @property
-    def pruning_frequency(self) -> Any:
-        """``pruning_frequency`` of the element."""
-        return self.config["pruning_frequency"]
 
-    @property
-    def target_sparsity_ratio(self) -> Any:
-        """``target_sparsity`` of the element."""
-        return self.config["target_sparsity"]
+class MaskedPruner(BasePruner):
+    """Base class of pruners with masks, which keep all weights at first.
 
-    @property
-    def max_sparsity_ratio_per_op(self) -> Any:
-        """``max_sparsity_ratio_per_op`` of the element."""
-        return self.config["max_sparsity_ratio_per_op"]
+    Args:
+        config: An element of ``pruning_configs`` with all keys.
+        modules: Layer name → layer.
+    """
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.config['pruning_type']}, {self.config['pattern']}, {list(self.modules)})"
+    framework_name = "pytorch"
+
+    def __init__(self, config: Any, modules: Mapping[str, Any]) -> None:
+        super().__init__(config, modules, self.framework_name)
+        framework = get_framework(self.framework_name)
+        for name, module in modules.items():
+            weight = framework.read_weight(module)
+            self.masks[name] = namespace(weight).ones_like(weight, dtype=namespace(weight).bool)
+        self._init()
+
+    def mask_weights(self) -> None:
+        """Set pruned weights to zero."""
+        leaf = import_module(f"secateur.frameworks.{self.framework_name}")
+        for name, module in self.modules.items():
+            weight = module.weight.detach() if self.framework_name == "pytorch" else leaf.get_kernel(module)
+            leaf.apply_mask(weight, self.masks[name] != 0)
+
+
+class PytorchBasePruner(MaskedPruner):
+    """Base class of pruners for torch modules."""
+
+
+class KerasBasePruner(MaskedPruner):
+    """Base class of pruners for Keras layers."""
+
+    framework_name = "keras"
+
+
+class RunOnlyPruner(BasePruner):
+    """Base class of pruners that only runs create.
+
+    Raises:
+        UnsupportedModelError: Always.
+    """
+
+    def __init__(self, config: Any, modules: Mapping[str, Any], framework: str = "pytorch") -> NoReturn:  # noqa: ARG002
+        raise UnsupportedModelError(
+            f"{type(self).__name__} only exists in a run. Call prepare_pruning or prepare_compression with "
+            f"pruning_type={config['pruning_type']!r}, or derive a pruner from PytorchBasicPruner."
+        )
