@@ -1,5 +1,6 @@
 """The interface of Intel Neural Compressor for Keras models, on every backend."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,14 @@ import keras
 import numpy as np
 import pytest
 
+import secateur
+import secateur.keras
 from secateur.compat.neural_compressor import WeightPruningConfig, prepare_compression, prepare_pruning
+from secateur.compat.neural_compressor.compression.pruner.patterns.base import (
+    PATTERNS,
+    KerasBasePattern,
+    register_pattern,
+)
 from secateur.compat.neural_compressor.compression.pruner.pruners.base import register_pruner
 from secateur.compat.neural_compressor.compression.pruner.pruners.basic import KerasBasicPruner
 from secateur.compat.neural_compressor.compression.pruner.schedulers import PruningScheduler, register_scheduler
@@ -15,7 +23,7 @@ from secateur.compat.neural_compressor.compression.pruner.tf_criteria import (
     PruningCriterion,
     register_criterion,
 )
-from secateur.errors import ConfigError
+from secateur.errors import ArtifactError, ConfigError
 from tiny_keras_models import net
 
 pytestmark = pytest.mark.usefixtures("registries_restored")
@@ -161,3 +169,113 @@ def test_what_keras_models_cannot_do() -> None:
     once = WeightPruningConfig(**{**SETTINGS, "pruning_type": "sparse_gpt"})
     with pytest.raises(ConfigError, match="is for torch models"):
         prepare_pruning(compiled(), once, dataloader=[np.zeros((1, 4, 4, 4))])
+
+
+class PairedOutputs(KerasBasePattern):
+    """Prunes the output channels i and i + O/2 together, ranked over all layers."""
+
+    def get_masks(self, scores: Any, target_sparsity_ratio: float, pre_masks: Any) -> dict[str, Any]:
+        ranked = []
+        for name, score in scores.items():
+            halves = score.reshape(-1, 2, score.shape[-1] // 2).mean(axis=(0, 1))
+            ranked += [(value, name, index) for index, value in enumerate(halves)]
+        for _, name, index in sorted(ranked)[: int(target_sparsity_ratio * len(ranked))]:
+            pre_masks[name][..., [index, index + pre_masks[name].shape[-1] // 2]] = 0
+        return dict(pre_masks)
+
+    def get_pattern_lock_masks(self, modules: Any) -> dict[str, Any]:
+        kernels = {name: layer.get_weights()[0] for name, layer in modules.items()}
+        return {
+            name: np.broadcast_to((kernel != 0).reshape(-1, kernel.shape[-1]).any(axis=0), kernel.shape)
+            for name, kernel in kernels.items()
+        }
+
+
+@pytest.fixture
+def paired_registered() -> Iterator[None]:
+    """Register `PairedOutputs` for blocks, and the class that was there afterwards."""
+    before = dict(PATTERNS)
+    register_pattern("kerasNxM")(PairedOutputs)
+    yield
+    PATTERNS.clear()
+    PATTERNS.update(before)
+
+
+def check_pairs(model: keras.Model) -> None:
+    """Check that 6 of the 4 + 8 pairs are zero, and nothing else."""
+    pruned = 0
+    for name in ("conv", "fc"):
+        kernel = np.asarray(model.get_layer(name).get_weights()[0])
+        zero = (kernel == 0).reshape(-1, kernel.shape[-1])
+        assert (zero.all(axis=0) == zero.any(axis=0)).all()
+        first, second = zero.all(axis=0).reshape(2, -1)
+        assert (first == second).all()
+        pruned += int(first.sum())
+    assert pruned == 6
+
+
+@pytest.mark.usefixtures("paired_registered")
+@pytest.mark.parametrize("pruning_type", ["magnitude", "magnitude_progressive"])
+def test_a_written_pattern_under_fit(pruning_type: str) -> None:
+    model = compiled()
+    manager = prepare_compression(model, WeightPruningConfig(**{**SETTINGS, "pruning_type": pruning_type}))
+    manager.callbacks.on_train_begin()
+    manager.model.fit(*data(), batch_size=4, verbose=0)
+    assert manager.callbacks.on_train_end().is_complete
+    check_pairs(model)
+
+
+@pytest.mark.usefixtures("paired_registered")
+@pytest.mark.parametrize("criterion", ["magnitude", "snip_momentum"])
+def test_a_written_pattern_in_compiled_training(criterion: str, tmp_path: Path) -> None:
+    model = compiled()
+    steps = {"start_step": 1, "end_step": 9, "pruning_frequency": 4, "kind": "progressive"}
+    config = {"pattern": "kerasNxM(4x1)", "target_sparsity": 0.5, "criterion": criterion, **steps}
+    secateur.prepare(model, config)
+    model.fit(*data(), batch_size=4, verbose=0, callbacks=[secateur.keras.PruningCallback()])
+    report = secateur.keras.finalize(model)
+    check_pairs(model)
+    secateur.save(model, tmp_path / "saved", report=report)
+    rows = [row for row in secateur.verify(tmp_path / "saved").tensors if row.pattern == "kerasNxM(4x1)"]
+    assert [row.verified_as for row in rows] == [None, None]
+    del PATTERNS["kerasNxM"]
+    rows = [row for row in secateur.verify(tmp_path / "saved").tensors if row.pattern == "kerasNxM(4x1)"]
+    assert [row.verified_as for row in rows] == ["1x1", "1x1"]
+
+
+@pytest.mark.usefixtures("paired_registered")
+@pytest.mark.parametrize("interface", ["compat", "native"])
+def test_a_written_pattern_locks_its_zeros(interface: str) -> None:
+    model = compiled()
+    layer = model.get_layer("fc")
+    kernel, bias = (np.array(value) for value in layer.get_weights())
+    kernel[:, :2] = 0
+    kernel[0, 5] = 0  # not a whole output channel
+    layer.set_weights([kernel, bias])
+    if interface == "compat":
+        manager = prepare_compression(model, WeightPruningConfig(**{**SETTINGS, "pruning_type": "pattern_lock"}))
+        manager.model.fit(*data(), batch_size=4, verbose=0)
+        manager.callbacks.on_train_end()
+    else:
+        secateur.prepare(model, {"pattern": "kerasNxM(4x1)", "kind": "pattern_lock"})
+        model.fit(*data(), batch_size=4, verbose=0, callbacks=[secateur.keras.PruningCallback()])
+        secateur.keras.finalize(model)
+    after = np.asarray(layer.get_weights()[0])
+    assert (after[:, :2] == 0).all()
+    assert int((after == 0).sum()) == 2 * after.shape[0]
+
+
+@pytest.mark.usefixtures("paired_registered")
+def test_a_written_pattern_prunes_once(tmp_path: Path) -> None:
+    model = compiled()
+    report = secateur.prune(model, {"pattern": "kerasNxM(4x1)", "target_sparsity": 0.5})
+    check_pairs(model)
+    secateur.save(model, tmp_path / "saved", report=report)
+    assert secateur.verify(tmp_path / "saved").problems == {}
+    layer = model.get_layer("fc")
+    kernel, bias = (np.array(value) for value in layer.get_weights())
+    pruned = (kernel == 0).all(axis=0)
+    kernel[0, pruned.argmax()], kernel[0, pruned.argmin()] = 1.0, 0.0  # as many zeros, but elsewhere
+    layer.set_weights([kernel, bias])
+    with pytest.raises(ArtifactError, match=r"fc.* of its units are zero, but \d+ were pruned"):
+        secateur.save(model, tmp_path / "bad", report=report)

@@ -68,6 +68,15 @@ class DetachedKernel:
     variable: Any
     view: WeightView
 
+    @property
+    def kernel(self) -> Any:
+        """The kernel, as in a layer."""
+        return self.variable
+
+    def get_weights(self) -> list[npt.NDArray[Any]]:
+        """Return the values of the kernel, as a layer returns those of its variables."""
+        return [read_array(self.variable)]
+
 
 class KerasFramework(Framework):
     """Interface to Keras layers. Arrays are NumPy arrays with every backend."""
