@@ -1,6 +1,5 @@
 """The interface of Intel Neural Compressor for Keras models, on every backend."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,13 +191,9 @@ class PairedOutputs(KerasBasePattern):
 
 
 @pytest.fixture
-def paired_registered() -> Iterator[None]:
-    """Register `PairedOutputs` for blocks, and the class that was there afterwards."""
-    before = dict(PATTERNS)
+def paired_registered(registries_restored: None) -> None:  # noqa: ARG001 - for its effect
+    """Register `PairedOutputs` for blocks."""
     register_pattern("kerasNxM")(PairedOutputs)
-    yield
-    PATTERNS.clear()
-    PATTERNS.update(before)
 
 
 def check_pairs(model: keras.Model) -> None:

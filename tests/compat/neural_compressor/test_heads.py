@@ -1,12 +1,17 @@
 """Whole attention heads under the names of Intel Neural Compressor."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
 from torch import nn
 
+import secateur
 from secateur.compat.neural_compressor import WeightPruningConfig, prepare_compression, prepare_pruning
 from secateur.compat.neural_compressor.compression.pruner.model_slim.auto_slim import parse_auto_slim_config
+from secateur.compat.neural_compressor.compression.pruner.patterns.base import PytorchBasePattern, register_pattern
+from secateur.errors import ConfigError
 
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 
@@ -75,3 +80,49 @@ def test_models_without_attention_are_left_as_they_are(caplog: pytest.LogCapture
     pruning.on_train_begin()
     assert pruning.pruners[0].head_masks == {}
     assert "prunes nothing: the model has no attention whose heads are known" in caplog.text
+
+
+@pytest.mark.usefixtures("registries_restored")
+@pytest.mark.parametrize("interface", ["compat", "native"])
+def test_a_class_of_the_user_selects_heads(interface: str) -> None:
+    shapes = []
+
+    @register_pattern("ptMHA")
+    class FirstHeads(PytorchBasePattern):
+        def __init__(self, config: Any, modules: Any = None) -> None:
+            super().__init__(config, modules)
+
+        def get_masks(self, scores: Any, target_sparsity_ratio: float, pre_masks: Any) -> Any:
+            for name, mask in pre_masks.items():
+                shapes.append((tuple(scores[name].shape), tuple(mask.shape)))
+                mask[:, : int(target_sparsity_ratio * mask.numel())] = False
+            return pre_masks
+
+    model = bert()
+    if interface == "compat":
+        element = {"pattern": "mha", "pruning_type": "snip_momentum", "target_sparsity": 0.5}
+        (pruner,) = train(model, WeightPruningConfig([element], start_step=1, end_step=6, pruning_frequency=2))
+        assert all(mask.tolist() == [[False, False, True, True]] for mask in pruner.head_masks.values())
+    else:
+        names = ["query", "key", "value", "attention.output.dense"]
+        config = {"pattern": "ptMHA(mha)", "target_sparsity": 0.5, "op_names": [f".*{name}" for name in names]}
+        assert secateur.prune(model, config).sparsity == 0.5
+    assert {*shapes} == {((4, 1), (1, 4))}
+    for layer in model.bert.encoder.layer:
+        assert not layer.attention.self.query.weight[:8].any()
+        assert not layer.attention.output.dense.weight[:, :8].any()
+        assert layer.attention.self.query.weight[8:].all()
+
+
+@pytest.mark.usefixtures("registries_restored")
+def test_masks_of_heads_are_checked() -> None:
+    @register_pattern("ptMHA")
+    class Wrong(PytorchBasePattern):
+        def get_masks(self, scores: Any, target_sparsity_ratio: float, pre_masks: Any) -> Any:  # noqa: ARG002
+            return {name: mask[:, :2] for name, mask in pre_masks.items()}
+
+    element = {"pattern": "mha", "pruning_type": "magnitude", "target_sparsity": 0.5}
+    with pytest.raises(
+        ConfigError, match=r"Wrong.get_masks, 'bert.encoder.*': the mask must have one boolean for each"
+    ):
+        train(bert(), WeightPruningConfig([element], start_step=1, end_step=6))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,7 @@ from secateur.compat.neural_compressor.compression.pruner.patterns.base import (
 from secateur.compat.neural_compressor.compression.pruner.patterns.nxm import PytorchPatternNxM
 from secateur.errors import ArtifactError, ConfigError
 
-
-@pytest.fixture(autouse=True)
-def restore_registry(registries_restored: None) -> Iterator[None]:  # noqa: ARG001 - for its effect
-    """Remove what a test registers."""
-    before = dict(PATTERNS)
-    yield
-    PATTERNS.clear()
-    PATTERNS.update(before)
+pytestmark = pytest.mark.usefixtures("registries_restored")
 
 
 class Paired(PytorchBasePattern):
@@ -360,6 +352,26 @@ def test_a_class_that_needs_its_own_layers_counts_single_weights(tmp_path: Path)
     report = secateur.prune(model, {"pattern": "ptRows", "target_sparsity": 0.5, "op_names": ["^[03]$"]})
     secateur.save(model, tmp_path / "model", report=report)
     assert {row.verified_as for row in secateur.verify(tmp_path / "model").tensors if row.zeros} == {"1x1"}
+
+
+def test_a_layer_that_was_pruned_completely_may_come_back() -> None:
+    @register_pattern("ptOneLayer")
+    class OneLayer(PytorchBasePattern):
+        def get_masks(self, scores: Any, target_sparsity_ratio: float, pre_masks: Any) -> Any:  # noqa: ARG002
+            first, second = pre_masks.values()
+            is_dense = bool(first.any())
+            first[:], second[:] = not is_dense, is_dense
+            return pre_masks
+
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-12)
+    config = {"pattern": "ptOneLayer", "criterion": "magnitude", "start_step": 1, "end_step": 4, "op_names": ["^[03]$"]}
+    pruner = secateur.prepare(model, {**config, "pruning_frequency": 1}, optimizer)
+    states = []
+    for _ in range(4):
+        train(model, optimizer, steps=1)
+        states.append([bool(pruner.masks[name].all()) for name in ("0", "3")])
+    assert states == [[False, True], [True, False]] * 2
 
 
 def test_scores_are_reduced_and_copied() -> None:

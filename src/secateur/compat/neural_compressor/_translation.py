@@ -69,7 +69,7 @@ def translate_element(element: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A value is invalid, out of bounds or not supported.
     """
     kind, criterion = _read_kind_and_criterion(element)
-    pattern, removable = ("heads", None) if prunes_heads(element) else _convert_pattern(element["pattern"])
+    pattern, removable = _convert_pattern(element)
     settings: dict[str, Any] = {"kind": kind, "pattern": pattern}
     if kind == "pattern_lock":
         return settings
@@ -175,12 +175,15 @@ def _read_regularizer(element: Mapping[str, Any]) -> dict[str, Any]:
     return {"reg_type": element["reg_type"], "reg_coeff": element["reg_coeff"]}
 
 
-def _convert_pattern(pattern: Any) -> tuple[str, float | None]:
+def _convert_pattern(element: Mapping[str, Any]) -> tuple[str, float | None]:
     """Convert a pattern so that N counts the kept weights; also return the share that N:M removes."""
+    pattern = element["pattern"]
     if not isinstance(pattern, str):
         raise ConfigError(f"pattern must be a string such as '4x1', found {pattern!r}.")
     if (written := find_written_pattern(pattern)) is not None:
         return written, None
+    if prunes_heads(element):
+        return "heads", None
     name = pattern.rpartition("_")[2]  # "tile_pattern_4x1"
     match = GROUPS.fullmatch(name)
     if match is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
@@ -11,13 +10,19 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from secateur._array import Array, concat_chunks, count_true, namespace
-from secateur.compat.neural_compressor._elements import DEFAULTS
-from secateur.compat.neural_compressor.utils.utility import DotDict
+from secateur.compat.neural_compressor._written_calls import (
+    OWN_PACKAGE,
+    PATTERNS,
+    PREFIXES,
+    SPECIFICATION,
+    PatternCaller,
+    find_type_name,
+)
+from secateur.compat.neural_compressor._written_heads import WrittenHeadsPattern
 from secateur.config import PruningConfig
-from secateur.errors import ConfigError, LayerError, MissingPackageError, UnsupportedModelError
+from secateur.errors import ConfigError, LayerError
 from secateur.frameworks import WeightView, get_framework
 from secateur.patterns import PATTERNS as CORE_PATTERNS
-from secateur.patterns import BasePattern
 from secateur.patterns.selection import Scores, unify_precision
 from secateur.patterns.tiling import BlockTiling, Tiling
 
@@ -27,14 +32,17 @@ logger = logging.getLogger(__name__)
 
 Class = TypeVar("Class", bound=type)
 
-PATTERNS: dict[str, type] = {}
-"""Type name, such as ``"ptNxM"`` → pattern class, as in Intel Neural Compressor. Registering again overwrites."""
-
-PREFIXES = {"pytorch": "pt", "keras": "keras"}
-
-SPECIFICATION = re.compile(r"(?P<type>[^()]+)(\((?P<pattern>[^()]+)\))?")
-
-OWN_PACKAGE = __name__.rpartition(".")[0] + "."
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a class may raise that cannot work on layers that are made from weights in files."""
 
 
 def register_pattern(name: str) -> Callable[[Class], Class]:
@@ -57,23 +65,10 @@ def register_pattern(name: str) -> Callable[[Class], Class]:
         PATTERNS[name] = pattern
         if not pattern.__module__.startswith(OWN_PACKAGE):
             CORE_PATTERNS.setdefault("neural_compressor", WrittenPattern)
+            CORE_PATTERNS.setdefault("neural_compressor_heads", WrittenHeadsPattern)
         return pattern
 
     return register
-
-
-def find_type_name(pattern: str, framework: str) -> str:
-    """Return the type name of a pattern: by its form, or the registered name itself.
-
-    Examples:
-        >>> find_type_name("tile_pattern_4x1", "pytorch"), find_type_name("2:4", "pytorch")
-        ('ptNxM', 'ptN:M')
-    """
-    name = pattern.rpartition("_")[2]
-    forms = {"x": "NxM", ":": "N:M", "mha": "MHA"}
-    if pattern in PATTERNS:
-        return pattern
-    return next((PREFIXES[framework] + form for part, form in forms.items() if part in name), name)
 
 
 def find_written_pattern(pattern: str) -> str | None:
@@ -85,7 +80,7 @@ def find_written_pattern(pattern: str) -> str | None:
     return None
 
 
-class WrittenPattern(BasePattern):
+class WrittenPattern(PatternCaller):
     """Select weights with the ``get_masks`` of a class that was written for Intel Neural Compressor.
 
     The class gets what it gets there: the scores of all weights, as its ``reduce_score`` returns them, and the masks of
@@ -103,7 +98,7 @@ class WrittenPattern(BasePattern):
     def serves(cls, specification: str) -> bool:
         """Whether the specification names a registered class, such as ``ptMy`` or ``ptNxM(4x1)``."""
         match = SPECIFICATION.fullmatch(specification)
-        return match is not None and match["type"] in PATTERNS
+        return match is not None and match["type"] in PATTERNS and not WrittenHeadsPattern.serves(specification)
 
     def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
         super().__init__(config, modules)
@@ -112,7 +107,7 @@ class WrittenPattern(BasePattern):
         if self.framework.name == "array":
             self._create_for_files()
         elif self.views and not any(isinstance(module, WeightView) for module in self.modules.values()):
-            self.written = self._create_written({name: self.modules[name] for name in self.views})
+            self.written = self.create_written({name: self.modules[name] for name in self.views})
         for layer in getattr(self.written, "invalid_layers", ()):
             if self.views.pop(layer, None) is not None:
                 del self.units[layer]
@@ -139,7 +134,9 @@ class WrittenPattern(BasePattern):
             xp = namespace(values)
             alive = xp.ones_like(values, dtype=xp.bool) if layer.alive is None else layer.alive
             tensors[name], previous[name] = self._to_tensor(name, values), self._to_tensor(name, alive)
-        masks = self._call_get_masks(tensors, sparsity, previous)
+        if self.framework.name == "pytorch" and hasattr(self.written, "reduce_score"):
+            tensors = {name: self.call("reduce_score", score, name) for name, score in tensors.items()}
+        masks = self.call_get_masks(tensors, sparsity, previous)
         return {name: self._read_mask(name, masks[name], scores[name].alive) for name in scores}
 
     def find_locked_weights(self, nonzero: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,37 +146,14 @@ class WrittenPattern(BasePattern):
         modules = {name: self.modules[name] for name in self.views}
         if self.framework.name == "array":
             modules = {name: self._make_layer(name, nonzero[name]) for name in modules}
-        masks = self._call("get_pattern_lock_masks", modules)
-        self._check_layers("get_pattern_lock_masks", masks, modules)
+        masks = self.call("get_pattern_lock_masks", modules)
+        self.check_layers("get_pattern_lock_masks", masks, modules)
         kept = {name: self._read_flags("get_pattern_lock_masks", name, masks[name]) for name in modules}
         return {name: self.views[name].to_stored(flags) for name, flags in kept.items()}
 
     def find_nonzero_units(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
         """Return what ``get_pattern_lock_masks`` keeps; see `BasePattern.find_nonzero_units`."""
         return super().find_nonzero_units(self.find_locked_weights(nonzero))
-
-    def _call_get_masks(self, scores: dict[str, Any], sparsity: float, previous: dict[str, Any]) -> Mapping[str, Any]:
-        frozen: Any = getattr(self.written, "keep_mask_layers", None)
-        if isinstance(frozen, dict):
-            frozen.update({name: True for name in self.units if self.is_frozen(name)})
-        if self.framework.name == "pytorch" and hasattr(self.written, "reduce_score"):
-            scores = {name: self._call("reduce_score", score, name) for name, score in scores.items()}
-        masks = self._call("get_masks", scores, sparsity, previous)
-        self._check_layers("get_masks", masks, scores)
-        return masks  # type: ignore[no-any-return]
-
-    def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            return getattr(self.written, method)(*arguments)
-        except (AttributeError, NotImplementedError) as error:
-            where = f"{type(self.written).__name__}.{method}"
-            raise ConfigError(f"{where} needs what does not exist: {type(error).__name__} {error}.") from error
-
-    def _check_layers(self, method: str, masks: Any, layers: Mapping[str, Any]) -> None:
-        if not isinstance(masks, Mapping) or masks.keys() != layers.keys():
-            found = sorted(masks) if isinstance(masks, Mapping) else type(masks).__name__
-            where = f"{type(self.written).__name__}.{method}"
-            raise ConfigError(f"{where} must return one mask for each of the layers {sorted(layers)}, found {found}.")
 
     def _read_mask(self, name: str, mask: Any, alive: Array | None) -> Array:
         if alive is not None and self.is_frozen(name):
@@ -213,49 +187,16 @@ class WrittenPattern(BasePattern):
         """Create the class with layers made from the views, if it can work on them; if not, it is ``None``."""
         dense = {name: np.ones(view.shape, dtype=bool) for name, view in self.views.items()}
         try:
-            framework = getattr(self._find_class()[0], "framework", "pytorch")
+            framework = getattr(self.find_class()[0], "framework", "pytorch")
             self.tensors = get_framework(framework)
             layers = {name: self._make_layer(name, flags) for name, flags in dense.items()}
             if all(layer is not None for layer in layers.values()):
-                self.written = self._create_written(layers)
+                self.written = self.create_written(layers)
                 self.find_locked_weights(dense)
-        except (ConfigError, MissingPackageError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except FAILURES as error:
             logger.debug("%s cannot verify files: %s", self.pattern, error)
             self.written = None
 
     def _make_layer(self, name: str, nonzero: Array) -> Any:
         leaf = import_module(f"{OWN_PACKAGE}_stand_ins.{self.tensors.name}")
         return leaf.make_layer(self.views[name], nonzero)
-
-    def _find_class(self) -> tuple[type, str]:
-        """Return the class and the pattern for which it is created; the layout of weights in files tells the framework.
-
-        Raises:
-            ConfigError: The pattern does not name a registered class.
-        """
-        match = SPECIFICATION.fullmatch(self.pattern)
-        if match is None or match["type"] not in PATTERNS:
-            raise ConfigError(f"pattern {self.pattern!r} must name a registered class, such as 'ptNxM(4x1)'.")
-        named = PATTERNS[match["type"]]
-        if not match["pattern"]:
-            return named, match["type"]
-        framework = self.framework.name
-        if framework == "array":
-            framework = "keras" if all(view.outputs_last for view in self.views.values()) else "pytorch"
-        return PATTERNS.get(find_type_name(match["pattern"], framework), named), match["pattern"]
-
-    def _create_written(self, layers: Mapping[str, Any]) -> Any:
-        written, inner = self._find_class()
-        keys = ("pruning_scope", "criterion_reduce_type", "min_sparsity_ratio_per_op", "start_step", "end_step")
-        settings = {**DEFAULTS, **{key: getattr(self.config, key) for key in keys}, "pattern": inner}
-        settings |= {
-            "target_sparsity": self.target_sparsity,
-            "max_sparsity_ratio_per_op": self.max_sparsity_ratio_per_op,
-            "pruning_type": self.config.criterion,
-        }
-        created = written(DotDict(settings), dict(layers))
-        if not callable(getattr(created, "get_masks", None)):
-            raise UnsupportedModelError(
-                f"{written.__name__} must have the method get_masks. Derive it from BasePattern."
-            )
-        return created
