@@ -119,8 +119,9 @@ def _collect_slices(axes: Sequence[Axis], unit_of: Indices) -> dict[int, dict[in
         units = unit_of[axis.first : axis.first + axis.size]
         order = np.argsort(units, kind="stable")
         owners, starts = np.unique(units[order], return_index=True)
-        for unit, indices in zip(owners.tolist(), np.split(order, starts[1:]), strict=True):
-            slices.setdefault(unit, {})[number] = indices
+        ends = [*starts[1:].tolist(), axis.size]
+        for unit, start, end in zip(owners.tolist(), starts.tolist(), ends, strict=True):
+            slices.setdefault(unit, {})[number] = order[start:end]
     return slices
 
 
