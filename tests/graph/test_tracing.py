@@ -1,80 +1,22 @@
 """The dependency graph of torch models: the groups that it finds, and a proof that they are right."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from secateur.graph import Graph, Group, Role, trace
+from graph.probing import describe, fill, get_tensors, probe, prunable, run
+from secateur.graph import Group, trace
 from secateur.graph.grouping import build_graph
 from secateur.graph.pytorch.recording import record_forward
 from secateur.graph.pytorch.tracing import split_inputs
 from secateur.graph.rules import run_rules
-from zoo import ZOO, Exhibit
-
-
-def prunable(graph: Graph, kind: str | None = None, *, inexact: bool = False) -> list[Group]:
-    return [
-        group
-        for group in graph.groups
-        if group.obstacle is None and (group.inexact is not None) == inexact and kind in (None, group.kind)
-    ]
+from zoo import ZOO
 
 
 def sizes(groups: Sequence[Group]) -> dict[str, int]:
     return {group.name: group.units for group in groups}
-
-
-def describe(graph: Graph) -> list[Any]:
-    """Everything about the groups that can be pruned, independent of their order."""
-    return sorted(
-        (group.units, group.kind, str(group.inexact is None), member.parameter, member.axis, member.role.value, indices)
-        for group in graph.groups
-        if group.obstacle is None
-        for member in group.members
-        for indices in [str(member.index_map.indices().tolist())]
-    )
-
-
-def flatten(outputs: Any) -> torch.Tensor:
-    tensors = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def run(model: nn.Module, inputs: Any) -> torch.Tensor:
-    args, kwargs = split_inputs(model, inputs)
-    with torch.no_grad():
-        return flatten(model(*args, **kwargs))
-
-
-def get_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-
-
-def fill(model: nn.Module, group: Group, pruned: Sequence[int], *, zeros: bool) -> None:
-    """Set the consumers of some units to zero, or all their other slices to noise."""
-    tensors = get_tensors(model)
-    with torch.no_grad():
-        for member in group.members:
-            if (member.role is Role.CONSUMER) is zeros:
-                indices = torch.as_tensor(member.index_map.indices()[pruned].reshape(-1))
-                slices = tensors[member.parameter].index_select(member.axis, indices)
-                values = torch.zeros_like(slices) if zeros else torch.rand_like(slices) + 0.5
-                tensors[member.parameter].index_copy_(member.axis, indices, values)
-
-
-def probe(exhibit: Exhibit, group: Group) -> float:
-    """Return how far the output changes if half of the units change, but nothing reads them."""
-    model = exhibit.create()
-    pruned = list(range(0, group.units, 2))
-    fill(model, group, pruned, zeros=True)
-    masked = run(model, exhibit.inputs)
-    fill(model, group, pruned, zeros=False)
-    fill(model, group, pruned, zeros=True)  # noise in rows must not bring back zeros in columns
-    return float((run(model, exhibit.inputs) - masked).abs().max() / masked.abs().max().clamp_min(1))
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -92,7 +34,7 @@ def test_nothing_depends_on_units_without_consumers(name: str) -> None:
     exhibit = ZOO[name]
     graph = trace(exhibit.create(), exhibit.inputs)
     for group in prunable(graph):
-        assert probe(exhibit, group) < 1e-5, group.name
+        assert probe(exhibit.create, exhibit.inputs, group) < 1e-5, group.name
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].inexact])
@@ -100,7 +42,7 @@ def test_inexact_groups_are_inexact(name: str) -> None:
     exhibit = ZOO[name]
     graph = trace(exhibit.create(), exhibit.inputs)
     for group in prunable(graph, inexact=True):
-        assert probe(exhibit, group) > 1e-3, group.name
+        assert probe(exhibit.create, exhibit.inputs, group) > 1e-3, group.name
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -29,7 +29,7 @@ NEW = "arange eye linspace rand randn randint scalar_tensor tril_indices triu_in
 IGNORED = "_assert_tensor_metadata _assert_async _assert_scalar sym_constrain_range sym_constrain_range_for_size"
 
 
-@register_rule(*(f"aten.{name}" for name in f"{UNARY} {MANY}".split()))
+@register_rule("aten.expand_as", *(f"aten.{name}" for name in f"{UNARY} {MANY}".split()))
 def follow_elements(tracer: Tracer, call: Call) -> None:
     """Unite the labels of all inputs, aligned from the last axis."""
     output = call.output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.graph.alignment import align_vectors
+from secateur.graph.alignment import align_values, align_vectors
 from secateur.graph.labels import find_axes, reshape_labels
 from secateur.graph.program import Call
 from secateur.graph.rules import register_rule
@@ -64,4 +64,15 @@ def follow_group_norm(tracer: Tracer, call: Call) -> None:
         channels = reshape_labels(array, value.shape, split)
         if channels.shape[2] > 1:
             tracer.unite(channels, np.take(channels, [0], axis=2))
+    tracer.set_labels(call.output, labels)
+
+
+@register_rule("aten._weight_norm", "aten._weight_norm_interface")
+def follow_weight_norm(tracer: Tracer, call: Call) -> None:
+    """A weight with a scale for each index of one axis, divided by its norm over all others."""
+    labels = align_values(tracer, [call["v"], call["g"]], len(call.output.shape))
+    axis = call.get("dim", 0) % len(call.output.shape)
+    for array in labels:
+        if array.shape[axis] == 1:
+            tracer.mark_inexact(array, "takes a norm over them")
     tracer.set_labels(call.output, labels)

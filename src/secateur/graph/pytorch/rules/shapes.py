@@ -75,7 +75,7 @@ def follow_movedim(tracer: Tracer, call: Call) -> None:
     tracer.set_labels(call.output, labels)
 
 
-@register_rule("aten.expand", "aten.expand_copy", "aten.expand_as", "aten.broadcast_to")
+@register_rule("aten.expand", "aten.expand_copy", "aten.broadcast_to")
 def follow_expand(tracer: Tracer, call: Call) -> None:
     """Follow labels through broadcasting: new indices have the same labels."""
     sizes, rank = call.get("size") or (), len(call.output.shape)
@@ -85,9 +85,6 @@ def follow_expand(tracer: Tracer, call: Call) -> None:
         for axis in find_axes(array):
             if axis < len(sizes) and sizes[axis] != -1:
                 tracer.note_number(call, array, axis)
-    if isinstance(call.get("other"), type(call.output)):
-        for array in tracer.get_labels(call["other"]):
-            tracer.fix_axes(array, find_axes(array), "uses their number")
 
 
 @register_rule("aten.repeat", "aten.tile")
@@ -139,16 +136,17 @@ def follow_pixel_unshuffle(tracer: Tracer, call: Call) -> None:
     tracer.set_labels(call.output, labels)
 
 
-@register_rule("aten.channel_shuffle")
+@register_rule("aten.channel_shuffle", "aten.native_channel_shuffle")
 def follow_channel_shuffle(tracer: Tracer, call: Call) -> None:
-    """Transpose the groups and the channels of each group."""
+    """Interleave the groups. Their number stays, so that the channels at one place of all groups are a unit."""
     value, groups = call["self"], call["groups"]
     batch, channels, *positions = value.shape
-    split = (batch, groups, channels // groups, *positions)
+    split, swapped = (batch, groups, channels // groups, *positions), (batch, channels // groups, groups, *positions)
     labels = []
     for array in tracer.get_labels(value):
-        swapped = reshape_labels(array, value.shape, split).swapaxes(1, 2)
-        labels.append(reshape_labels(swapped, (batch, channels // groups, groups, *positions), value.shape))
+        divided = reshape_labels(array, value.shape, split)
+        tracer.fix_axes(divided, [1], "keeps the number of groups")
+        labels.append(reshape_labels(divided.swapaxes(1, 2), swapped, value.shape))
     tracer.set_labels(call.output, labels)
 
 
