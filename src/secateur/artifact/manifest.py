@@ -54,6 +54,7 @@ Text = Annotated[str, PRINTABLE]
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 63)]
 Axis = Annotated[int, Field(ge=0, lt=MAX_AXES)]
+AttributeName = Annotated[str, Field(max_length=100, pattern=r"^(config\.)?[A-Za-z][A-Za-z0-9_]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -313,6 +314,8 @@ class Manifest(_ManifestModel):
         files: Companion file → its entry.
         tensors: Name → tensor.
         aliases: Alternative name → name of the tensor (tied weights).
+        sizes: Slimmed module → its attributes that changed → their values; ``None``: the model was not slimmed, or its
+            configuration has all sizes. Tensors of these modules have other shapes than in the dense model.
     """
 
     format: Literal["secateur"] = "secateur"
@@ -324,6 +327,7 @@ class Manifest(_ManifestModel):
     files: dict[str, FileEntry] = {}
     tensors: dict[Text, TensorEntry]
     aliases: dict[Text, str] = {}
+    sizes: dict[Text, dict[AttributeName, Positive | tuple[Positive, ...]]] | None = None
 
     @property
     def dense_bytes(self) -> int:

@@ -226,6 +226,7 @@ class Artifact(Mapping[str, RawTensor]):
                 for name, entry in entries.items()
             },
             aliases=self.manifest.aliases,
+            sizes=self.manifest.sizes,
             model=self.manifest.model,
             claims={
                 entry.layer: entry.pruned

@@ -55,6 +55,7 @@ class Source:
         claims: Layer → what pruning did to its weight.
         configs: The configurations of the pruning run, as plain values.
         write_files: Writes companion files, such as configuration and tokenizer, into a folder.
+        sizes: Slimmed module → its attributes that changed → their values; see `Manifest`.
         elsewhere: Layers whose weights are in companion files, about which the manifest states nothing.
         converted: Layer → its weight in the model, of layers that are written in another layout; see `restate_claim`.
     """
@@ -66,6 +67,7 @@ class Source:
     configs: Sequence[Mapping[str, Any]] = ()
     write_files: Callable[[Path], object] = lambda folder: None  # noqa: ARG005
     converted: Mapping[str, SourceTensor] = field(default_factory=dict)
+    sizes: Mapping[str, Mapping[str, int | tuple[int, ...]]] | None = None
     elsewhere: frozenset[str] = frozenset()
 
     def find_claim(self, tensor: SourceTensor) -> Claim | None:

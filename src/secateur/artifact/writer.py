@@ -88,6 +88,7 @@ def write(
                 files=_describe_files(folder, shards),
                 tensors=tensors,
                 aliases=dict(source.aliases),
+                sizes=None if source.sizes is None else {name: dict(values) for name, values in source.sizes.items()},
             )
         _write_text(folder / MANIFEST, manifest.to_text())
     return manifest

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from secateur._wording import format_list
 from secateur.graph import Graph, Member, Role
 
-__all__ = ["Flags", "Removal", "name_culprits"]
+__all__ = ["Flags", "Removal", "find_culprits"]
 
 Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
@@ -34,6 +34,11 @@ class Removal:
     def groups(self) -> list[int]:
         """The groups that lose units."""
         return [number for number, keep in enumerate(self.keep) if not keep.all()]
+
+    def describe_groups(self) -> str:
+        """Name the groups that lose units, for messages."""
+        names = [repr(self.graph.groups[number].name) for number in self.groups]
+        return f"{'group' if len(names) == 1 else 'groups'} {format_list(names)}"
 
     def restrict(self, groups: Collection[int]) -> Removal:
         """Return the removal of the units of some groups only."""
@@ -58,8 +63,8 @@ class Removal:
                 yield member, member.index_map.indices()[~self.keep[number]].reshape(-1)
 
 
-def name_culprits(removal: Removal, fails: Callable[[Removal], bool]) -> str:
-    """Bisect the groups of a removal that fails: name one that fails alone, or several that only fail together.
+def find_culprits(removal: Removal, fails: Callable[[Removal], bool]) -> Removal:
+    """Bisect the groups of a removal that fails: find one that fails alone, or several that only fail together.
 
     Args:
         removal: A removal that fails.
@@ -73,5 +78,4 @@ def name_culprits(removal: Removal, fails: Callable[[Removal], bool]) -> str:
         if failing is None:
             break
         groups = failing
-    names = [repr(removal.graph.groups[number].name) for number in groups]
-    return f"{'group' if len(names) == 1 else 'groups'} {format_list(names)}"
+    return removal.restrict(groups)

@@ -28,6 +28,7 @@ from secateur._wording import format_list, format_value, suggest_name
 from secateur.artifact.dtypes import DTYPES
 from secateur.artifact.pytorch.published import PublishedTensor, list_published
 from secateur.artifact.pytorch.sentence_encoders import find_encoder
+from secateur.artifact.pytorch.slimmed import check_sizes, find_resized, resize_modules
 from secateur.artifact.pytorch.tensors import NAMES, TYPES, get_state, to_torch
 from secateur.artifact.reader import Artifact
 from secateur.errors import ArtifactError, ModelLoadError
@@ -55,13 +56,15 @@ def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
     if _is_published(module, artifact):
         _copy_published(module, state, artifact)
         return model
+    check_sizes(module, artifact)
     unknown = [name for name in artifact if name not in state] if is_pretrained(module) else []
     _check_names(state, artifact, unknown)
-    _check_tensors(state, artifact)
+    _check_tensors(module, state, artifact)
     for name in artifact.manifest.tensors:
         artifact[name]  # verify all tensors before anything changes
     _warn_of_unknown(unknown, module, artifact)
     _assign_tensors(module, artifact)
+    resize_modules(module, artifact)
     return model
 
 
@@ -85,12 +88,15 @@ def build_model(artifact: Artifact) -> nn.Module:
             meta_state = get_state(meta_model)
             if {*artifact} <= {*meta_state}:
                 _check_names(meta_state, artifact)
-            _check_tensors(meta_state, artifact)
+            _check_tensors(meta_model, meta_state, artifact)
+            check_sizes(meta_model, artifact)
         model = build_configured(folder, artifact.path, limits, _get_class_name(artifact))
     if not _has_all_names(model, artifact):
         return _load_checkpoint(type(model), artifact)
     _warn_of_unknown([name for name in artifact if name not in get_state(model)], model, artifact)
+    check_sizes(model, artifact)
     _assign_tensors(model, artifact)
+    resize_modules(model, artifact)
     return model.eval()
 
 
@@ -108,13 +114,15 @@ def _check_names(state: Mapping[str, torch.Tensor], artifact: Artifact, allowed:
         )
 
 
-def _check_tensors(state: Mapping[str, torch.Tensor], artifact: Artifact) -> None:
+def _check_tensors(model: nn.Module, state: Mapping[str, torch.Tensor], artifact: Artifact) -> None:
     """Check shapes and data types of the tensors that a model and an artifact share, in the order of the model."""
+    resized = find_resized(model, artifact)
     for name, tensor in state.items():
         if name not in artifact:
             continue
         entry = artifact.entry(name)
-        if tuple(tensor.shape) != entry.shape:
+        is_resized = id(tensor) in resized and len(entry.shape) == tensor.dim()
+        if tuple(tensor.shape) != entry.shape and not is_resized:
             raise ArtifactError(
                 f"{artifact.path}: tensor {name!r} has shape {list(entry.shape)}, but {list(tensor.shape)} in the "
                 f"model. Build the model as it was when it was saved."
@@ -154,7 +162,7 @@ def _fill_tensor(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 def _is_published(model: nn.Module, artifact: Artifact) -> bool:
     """Whether the tensors of an artifact have a published form that is not that of the model."""
-    if not is_pretrained(model):
+    if not is_pretrained(model) or artifact.manifest.sizes is not None:
         return False
     state = get_state(model)
     published = list_published(model, state)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from secateur._huggingface.pytorch import is_pretrained
+from secateur._resizing.pytorch import read_sizes
 from secateur.artifact.manifest import Builder
 from secateur.artifact.pytorch.carrying import carry_over
 from secateur.artifact.pytorch.publishing import publish_source
@@ -47,15 +48,18 @@ def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
     state = get_state(model)
     stored, aliases = find_aliases(state)
     pretrained = model if is_pretrained(model) else None
+    sizes = read_sizes(model) or None
     source = Source(
         tensors=_describe_tensors(model, stored, aliases),
         aliases=aliases,
+        sizes=sizes,
         model=Builder(
             framework="pytorch", kind="code" if pretrained is None else "transformers", name=type(model).__qualname__
         ),
         write_files=partial(_write_files, pretrained, tokenizer),
     )
-    return source if pretrained is None else publish_source(model, state, source)
+    # Other programs cannot build a slimmed model whose configuration does not describe it.
+    return source if pretrained is None or sizes is not None else publish_source(model, state, source)
 
 
 def make_carried_source(model: nn.Module, checkpoint: Source) -> Source:

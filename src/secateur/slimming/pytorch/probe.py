@@ -17,7 +17,7 @@ from secateur.errors import CalibrationError, LayerError
 from secateur.graph import Role
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.tensors import AxisIndices, locate_removed
-from secateur.slimming.removal import Removal, name_culprits
+from secateur.slimming.removal import Removal, find_culprits
 
 __all__ = ["probe_removal"]
 
@@ -39,11 +39,11 @@ def probe_removal(removal: Removal, tensors: Mapping[str, torch.Tensor], example
     change = _measure_change(removal, tensors, example)
     if change <= example.tolerance:
         return change
-    names = name_culprits(removal, lambda part: _measure_change(part, tensors, example) > example.tolerance)
+    culprits = find_culprits(removal, lambda part: _measure_change(part, tensors, example) > example.tolerance)
     raise LayerError(
-        f"{names}: units that nothing should read change the outputs by {change:.1e}, with noise in the weights "
-        f"that compute them. The graph misses a weight or an operation that reads them. Nothing was removed; exclude "
-        f"the group from pruning, and report the model."
+        f"{culprits.describe_groups()}: units that nothing should read change the outputs by {change:.1e}, with noise "
+        f"in the weights that compute them. The graph misses a weight or an operation that reads them. Nothing was "
+        f"removed; exclude the group from pruning, and report the model."
     )
 
 

@@ -22,7 +22,7 @@ from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.optimizer_state import check_state, replace_parameters
 from secateur.slimming.pytorch.probe import probe_removal
 from secateur.slimming.pytorch.tensors import check_members, find_zero_units, list_tensors, locate_removed
-from secateur.slimming.removal import Flags, Removal, name_culprits
+from secateur.slimming.removal import Flags, Removal, find_culprits
 from secateur.slimming.report import SlimmedGroup, SlimReport
 from secateur.slimming.selection import equalize_widths, explain_obstacle, select_kept
 
@@ -115,23 +115,27 @@ class Surgery:
             LayerError: They differ, or the model fails; the message names the group.
         """
         try:
-            pairs = self._cut(removal, journal)
-            return pairs, SizeSearch(self._model, removal, self._example).fit(journal, self._example.tolerance)
+            return self._cut_and_compare(removal, journal)
         except LayerError as error:
             journal.roll_back()
-            culprits = name_culprits(removal, self._fails)
-            raise LayerError(f"{culprits}: {error}") from error
+            culprits = find_culprits(removal, lambda part: self._find_failure(part) is not None)
+            reason = self._find_failure(culprits) or error
+            raise LayerError(f"{culprits.describe_groups()}: {reason}") from error
 
-    def _fails(self, removal: Removal) -> bool:
+    def _cut_and_compare(self, removal: Removal, journal: Journal) -> tuple[Pairs, float]:
+        pairs = self._cut(removal, journal)
+        return pairs, SizeSearch(self._model, removal, self._example).fit(journal, self._example.tolerance)
+
+    def _find_failure(self, removal: Removal) -> LayerError | None:
+        """Return why the removal of some groups fails; ``None``: it does not. The model stays as it is."""
         journal = Journal()
         try:
-            self._cut(removal, journal)
-            SizeSearch(self._model, removal, self._example).fit(journal, self._example.tolerance)
-        except LayerError:
-            return True
+            self._cut_and_compare(removal, journal)
+        except LayerError as error:
+            return error
         finally:
             journal.roll_back()
-        return False
+        return None
 
     def _cut(self, removal: Removal, journal: Journal) -> Pairs:
         removed = locate_removed(removal, self._tensors)

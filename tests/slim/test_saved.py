@@ -1,0 +1,202 @@
+"""Slimmed models are saved, and loaded without tracing."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+import tiny_transformers
+from secateur.errors import ArtifactError
+from secateur.graph import Graph, Role, trace
+from secateur.slimming.pytorch.tensors import list_tensors, locate_removed
+from secateur.slimming.removal import Removal
+from slim.test_surgery import Attention, attention_graph, conv_net, mlp, zero
+
+Case = tuple[nn.Module, Graph, torch.Tensor]
+
+
+def attention() -> Case:
+    torch.manual_seed(0)
+    model = nn.Sequential(Attention())
+    zero(model, "0.out.weight", 1, [3, 4, 5])
+    return model, attention_graph(model, "0."), torch.randn(2, 5, 10)
+
+
+@pytest.mark.parametrize("make", [mlp, conv_net, attention])
+def test_a_fresh_dense_model_gets_the_shapes(make: Callable[[], Case], tmp_path: Path) -> None:
+    model, graph, inputs = make()
+    fresh = copy.deepcopy(model)
+    secateur.slim(model, example_inputs=inputs, graph=graph)
+    saved = secateur.save(model, tmp_path / "saved")
+    assert saved.tensors
+    loaded = secateur.load(tmp_path / "saved", fresh)
+    assert loaded is fresh
+    assert torch.equal(loaded.eval()(inputs), model.eval()(inputs))
+    for name, module in model.named_modules():
+        assert module.extra_repr() == loaded.get_submodule(name).extra_repr()
+    again = secateur.save(loaded, tmp_path / "again")
+    assert again.to_dict()["tensors"] == saved.to_dict()["tensors"]
+    assert torch.equal(secateur.load(tmp_path / "saved", copy.deepcopy(model))(inputs), model(inputs))
+    secateur.artifact.convert(tmp_path / "saved", tmp_path / "dense", dense=True)
+    assert torch.equal(secateur.load(tmp_path / "dense", make()[0].eval())(inputs), model(inputs))
+
+
+def test_a_copy_is_saved_like_the_model(tmp_path: Path) -> None:
+    model, graph, inputs = mlp()
+    secateur.slim(model, example_inputs=inputs, graph=graph)
+    secateur.save(copy.deepcopy(model), tmp_path)
+    assert json.loads((tmp_path / "secateur.json").read_text())["sizes"] == {
+        "0": {"out_features": 5},
+        "2": {"in_features": 5},
+    }
+
+
+def test_ties_stay_tied(tmp_path: Path) -> None:
+    from slim.graphs import CONSUMER, PER_CHANNEL, PRODUCER, GraphBuilder
+    from slim.test_surgery import Tied
+
+    model = Tied()
+    zero(model, "second.weight", 1, [2, 3])
+    members = [("first.weight", 0, PRODUCER), ("first.bias", 0, PER_CHANNEL), ("second.weight", 1, CONSUMER)]
+    graph, tokens = GraphBuilder(model).add("hidden", 6, *members).build(), torch.arange(6).reshape(2, 3)
+    secateur.slim(model, example_inputs=tokens, graph=graph)
+    secateur.save(model, tmp_path)
+    loaded = secateur.load(tmp_path, Tied())
+    assert loaded.second.weight is loaded.copy_of_second.weight
+    assert loaded.copy_of_second.in_features == 4
+    assert torch.equal(loaded(tokens), model(tokens))
+
+
+def test_another_model_does_not_change(tmp_path: Path) -> None:
+    model, graph, inputs = mlp()
+    secateur.slim(model, example_inputs=inputs, graph=graph)
+    secateur.save(model, tmp_path)
+    other = nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ArtifactError, match=r"has '2.bias', which the model does not have"):
+        secateur.load(tmp_path, other)
+    reordered = nn.ModuleDict({"0": nn.Linear(6, 8), "2": nn.Bilinear(8, 1, 3)})
+    with pytest.raises(ArtifactError, match="module '2' has no size 'in_features'"):
+        secateur.load(tmp_path, reordered)
+    assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"0": {"training": 1}}, "module '0' has no size 'training'"),
+        ({"0": {"__class__": 1}}, "String should match pattern"),
+        ({"9": {}}, "there is no module '9'"),
+        ({"0": {"out_features": [5]}}, "module '0' has no size 'out_features'"),
+        ({"0": {"out_features": "5"}}, "Input should be"),
+        ({"0": {"config.x": 5}}, "module '0' has no size 'config.x'"),
+    ],
+)
+def test_forged_sizes_are_refused(sizes: Any, message: str, tmp_path: Path) -> None:
+    from artifact.forgery import forged
+
+    model, graph, inputs = mlp()
+    secateur.slim(model, example_inputs=inputs, graph=graph)
+    secateur.save(model, tmp_path)
+    forged(tmp_path, lambda data: data.update(sizes=sizes))
+    with pytest.raises(ArtifactError, match=message):
+        secateur.load(tmp_path, mlp()[0])
+
+
+# transformers models
+
+
+def zero_readers(model: nn.Module, graph: Graph, kept: Callable[[str, int], int]) -> None:
+    """Zero what reads the last units of each group that can be pruned."""
+    keep = []
+    for group in graph.groups:
+        left = kept(group.name, group.units) if group.obstacle is None and group.inexact is None else group.units
+        keep.append(torch.arange(group.units).numpy() < left)
+    tensors = list_tensors(model)
+    by_id = {id(tensor): tensor for tensor in tensors.values()}
+    removal = Removal(graph=graph, keep=tuple(keep))
+    with torch.no_grad():
+        for key, axes in locate_removed(removal, tensors, {Role.CONSUMER}).items():
+            for axis, indices in axes.items():
+                by_id[key].index_fill_(axis, torch.from_numpy(indices), 0)
+
+
+def build(name: str, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    model: nn.Module = getattr(tiny_transformers, name)()
+    return model.eval()
+
+
+def slim_family(
+    name: str, kept: Callable[[str, int], int], **options: Any
+) -> tuple[Any, Any, secateur.slimming.SlimReport]:
+    model = build(name)
+    inputs = {"input_ids": torch.arange(10).reshape(2, 5) + 1}
+    graph = trace(model, inputs)
+    zero_readers(model, graph, kept)
+    expected = model(**inputs).logits
+    report = secateur.slim(model, example_inputs=inputs, graph=graph, **options)
+    assert report.removed_units > 0
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=1e-5)
+    return model, inputs, report
+
+
+def halve(_: str, units: int) -> int:
+    return units // 2
+
+
+def halve_feed_forward(name: str, units: int) -> int:
+    return units // 2 if any(part in name for part in ("mlp", "fc1", "intermediate")) else units
+
+
+def vary(name: str, units: int) -> int:
+    """Keep another width in each layer."""
+    layer = next((int(part) for part in name.split(".") if part.isdigit()), 0)
+    return max(units - max(units // 4, 1) * (layer + 1), 1)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma2"])
+def test_uniform_widths_are_in_the_configuration(name: str, tmp_path: Path) -> None:
+    model, inputs, report = slim_family(name, halve)
+    assert report.config == {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16}
+    model.save_pretrained(tmp_path / "plain")
+    loaded = type(model).from_pretrained(tmp_path / "plain")
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    secateur.save(model, tmp_path / "artifact")
+    assert "sizes" not in json.loads((tmp_path / "artifact/secateur.json").read_text())
+    assert torch.equal(secateur.load(tmp_path / "artifact")(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["bert", "opt", "gpt2"])
+def test_uniform_channels_are_in_the_configuration(name: str, tmp_path: Path) -> None:
+    model, inputs, report = slim_family(name, halve_feed_forward)
+    assert len(report.config) == 1
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "mixtral", "opt"])
+def test_different_widths_are_in_the_manifest(name: str, tmp_path: Path) -> None:
+    model, inputs, report = slim_family(name, vary)
+    assert report.config == {}
+    secateur.save(model, tmp_path)
+    assert json.loads((tmp_path / "secateur.json").read_text())["sizes"]
+    loaded = secateur.load(tmp_path)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    fresh = secateur.load(tmp_path, build(name, seed=1))
+    assert torch.equal(fresh(**inputs).logits, model(**inputs).logits)
+
+
+def test_uniform_mode_makes_the_widths_equal(tmp_path: Path) -> None:
+    model, inputs, report = slim_family("llama", vary, mode="uniform")
+    assert report.config == {"intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
