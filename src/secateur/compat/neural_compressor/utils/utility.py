@@ -54,18 +54,25 @@ class DotDict(dict[str, Any]):
 class LazyImport:
     """Stands for a module, which is imported when an attribute is first read.
 
+    Attributes that Python's `inspect` and mock objects look for in every object, `__wrapped__` and `_mock_name`, do not
+    import it.
+
     Args:
         module_name: Name of the module.
 
     Examples:
         >>> LazyImport("math").sqrt(4.0)
         2.0
+        >>> hasattr(LazyImport("missing_module"), "__wrapped__")
+        False
     """
 
     def __init__(self, module_name: str) -> None:
         self.module_name = module_name
 
     def __getattr__(self, name: str) -> Any:
+        if name in {"__wrapped__", "_mock_name"}:
+            raise AttributeError(f"a module has no attribute {name!r}")
         return getattr(import_module(self.module_name), name)
 
 
