@@ -1,4 +1,5 @@
 import ast
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def test_other_names_raise_an_attribute_error() -> None:
         serve_old_names("secateur.example", {})("Other")
 
 
+@cache
 def list_aliases() -> dict[tuple[str, str], str]:
     """List all old names of modules: module and name → where the object is now."""
     root = Path(secateur.__file__).parent
