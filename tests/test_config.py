@@ -31,6 +31,8 @@ FULL: dict[str, Any] = {
     "sparsity_decay_type": "linear",
     "progressive_steps": 2,
     "keep_zeros": True,
+    "granularity": 8,
+    "allow_inexact": True,
     "min_sparsity_ratio_per_op": 0.1,
     "max_sparsity_ratio_per_op": 0.4,
     "op_names": ["encoder\\..*"],
@@ -86,7 +88,9 @@ def test_configurations_are_frozen() -> None:
 
 @pytest.mark.parametrize("key", [key for key in FULL if key != "format_version"])
 def test_a_misspelled_key_is_rejected_with_a_suggestion(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"Unknown key '{key}z'. Did you mean '{key}'. Known: criterion, "):
+    with pytest.raises(
+        ConfigError, match=f"Unknown key '{key}z'. Did you mean '{key}'. Known: allow_inexact, criterion, "
+    ):
         PruningConfig(**{f"{key}z": FULL[key]})
 
 

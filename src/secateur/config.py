@@ -93,6 +93,12 @@ class PruningConfig(BaseModel):
         progressive_steps: Number of partial updates between two mask updates of a progressive run. If there are fewer
             steps than that, several updates happen in one step.
         keep_zeros: Whether units that are all zero at the start count as pruned and stay zero.
+        granularity: Only for patterns with units in several layers, such as ``"channels"``: the number of units that
+            each group keeps is a multiple of this, such as 8, 16 or 32 for fast kernels, or the group keeps all its
+            units. The sparsity is rounded to the nearest such number, within the minimum and maximum sparsity.
+        allow_inexact: Only for patterns with units in several layers: whether to prune groups of which pruned units
+            still affect the model's outputs, through a norm or a softmax over them, so that removing them changes the
+            outputs.
         min_sparsity_ratio_per_op: Minimum sparsity of each layer at the end, in [0, 1].
         max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1]. ``None``: 0.98 in a global ranking, so
             that no layer loses its last unit, and no maximum in a local one. 1.0 lets a layer lose all its units.
@@ -133,6 +139,8 @@ class PruningConfig(BaseModel):
     sparsity_decay_type: Annotated[str | Schedule, _make_name_validator("schedule")] = "cubic"
     progressive_steps: Annotated[int, Field(ge=1)] = 4
     keep_zeros: bool = False
+    granularity: Annotated[int, Field(ge=1)] = 1
+    allow_inexact: bool = False
     min_sparsity_ratio_per_op: Share = 0.0
     max_sparsity_ratio_per_op: Share | None = None
     op_names: Regexes = ()

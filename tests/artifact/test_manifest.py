@@ -320,6 +320,7 @@ def test_no_name_is_half_a_character(kind: str, name: str, folder: Path) -> None
         "4:2",
         "2:4:8",
         "heads",
+        "channels",
         "9" * 50 + "x1",
         "9" * 90 + ":4",
         "-1x4",

@@ -25,6 +25,7 @@ from secateur.patterns import (
     ArrayBasePattern,
     BasePattern,
     BlockTiling,
+    ChannelsPattern,
     HeadsPattern,
     WeightView,
     base,
@@ -61,8 +62,8 @@ def units_in(spec: str) -> dict[str, int]:
 
 
 def test_every_registered_pattern_is_here() -> None:
-    # Heads are units of several layers at once: tests/patterns/test_heads.py.
-    assert {get_pattern_class(spec) for spec in SPECS} == set(PATTERNS.values()) - {HeadsPattern}
+    # Those with units in several layers: tests/patterns/test_heads.py and test_channels.py.
+    assert {get_pattern_class(spec) for spec in SPECS} == set(PATTERNS.values()) - {ChannelsPattern, HeadsPattern}
 
 
 @every_pattern
@@ -341,7 +342,7 @@ def test_a_name_taken_twice_raises() -> None:
     [
         (
             "1xchanel",
-            r"Unknown pattern '1xchanel'\. Did you mean '1xchannel'\? Known pattern types: N:M, NxM, heads; for ex",
+            r"Unknown pattern '1xchanel'\. Did you mean '1xchannel'\? Known pattern types: N:M, NxM, channels, ",
         ),
         ("butterfly", r"Unknown pattern 'butterfly'\. Known pattern types"),
     ],

@@ -179,6 +179,7 @@ def test_to_dict_is_json() -> None:
         "target_sparsity": 0.9,
         "sparsity_range": [115 / 128, 115 / 128],
         "scope": "local",
+        "groups": [],
         "reason": None,
     }
 

@@ -18,7 +18,7 @@ from secateur.patterns.recognition import NonzeroMask, count_units, recognize_pa
 from secateur.patterns.slices import SliceTiling
 from secateur.patterns.tiling import Tiling
 from secateur.patterns.verification import verify_masks, verify_zeros
-from secateur.results import LayerResult, PruningReport
+from secateur.results import GroupResult, LayerResult, PruningReport
 
 __all__ = ["PrunedWeight", "Run", "adopt_maxima", "build_report", "refuse_nan", "refuse_violations"]
 
@@ -148,6 +148,22 @@ class Run(Generic[Weight]):
         kept = self.pattern.find_kept_units(self._masks()) if self._has_masks else {}
         return [self._result(layer, parts, kept) for layer, parts in self.pattern.list_parts().items()]
 
+    def group_results(self) -> list[GroupResult]:
+        """Return what is pruned in each group of units with slices in several layers."""
+        if self.pattern.coupling is None:
+            return []
+        kept = self.pattern.find_kept_units(self._masks()) if self._has_masks else {}
+        return [
+            GroupResult(
+                name=name,
+                kind=self.pattern.coupling,
+                layers=tuple(units.parts),
+                units=units.count,
+                pruned_units=count_true(~kept[name]) if name in kept else 0,
+            )
+            for name, units in self.pattern.units.items()
+        ]
+
     def describe(self) -> dict[str, Any]:
         """Describe the run by its configuration and shapes, so that its saved states can be recognized."""
         values = self.config.model_dump(mode="json", exclude={"sparsity_decay_type"})
@@ -260,6 +276,7 @@ def build_report(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, 
         last_step=max(run.last_step for run in runs),
         model_weights=model_weights,
         configs=tuple(run.config for run in runs),
+        groups=tuple(group for run in runs for group in run.group_results()),
     )
 
 

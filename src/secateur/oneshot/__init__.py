@@ -27,6 +27,7 @@ def prune(
     allocation: Any = None,
     execution: Execution | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
+    example_inputs: Any = None,
     progress: bool = False,
 ) -> PruningReport:
     """Prune a model to its target sparsity in one shot, in place.
@@ -54,6 +55,8 @@ def prune(
         loss: For torch models and criteria that need gradients, such as ``"mask_fisher"``: a function of the model's
             outputs and the batch that returns the loss. ``None``: the model returns it, as the attribute ``loss`` of
             its outputs. Gradients only rank units; nothing is trained.
+        example_inputs: For the patterns ``"channels"`` and ``"heads"``: one batch in the form that the model accepts;
+            see `secateur.plan`. If ``"channels"`` has none, the first batch of the calibration data serves.
         progress: Whether to show the progress on standard error: a bar in terminals, and elsewhere a line every ten
             seconds.
 
@@ -91,6 +94,7 @@ def prune(
         "allocation": allocation,
         "execution": execution,
         "loss": loss,
+        "example_inputs": example_inputs,
     }
     with _show_progress(model, options) if progress else nullcontext():
         report: PruningReport = import_leaf("secateur.oneshot", model).prune(model, config, **options)

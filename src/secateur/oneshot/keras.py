@@ -16,7 +16,7 @@ from secateur.results import PruningReport
 __all__ = ["prune"]
 
 
-def prune(model: keras.Model, config: ConfigLike, **options: Any) -> PruningReport:
+def prune(model: keras.Model, config: ConfigLike, *, example_inputs: Any = None, **options: Any) -> PruningReport:
     """See `secateur.prune`; the other arguments must have their defaults.
 
     Raises:
@@ -27,7 +27,7 @@ def prune(model: keras.Model, config: ConfigLike, **options: Any) -> PruningRepo
             f"{unsupported[0]} supports torch models only, and this is a Keras model. "
             f"Leave it out to prune by magnitude."
         )
-    model_plan = plan(model, drop_schedule(config), prune_frozen=True)
+    model_plan = plan(model, drop_schedule(config), example_inputs=example_inputs, prune_frozen=True)
     kernels = {name: KernelWeight(name, pattern) for pattern in model_plan.patterns for name in pattern.views}
     return prune_weights(model_plan, kernels, model.count_params())
 

@@ -12,6 +12,7 @@ from secateur.patterns.base import (
     register_pattern,
 )
 from secateur.patterns.block import BlockPattern
+from secateur.patterns.channels import ChannelsPattern
 from secateur.patterns.heads import HeadsPattern
 from secateur.patterns.nm import NMPattern
 from secateur.patterns.slices import SliceTiling
@@ -33,6 +34,7 @@ __all__ = [
     "BasePattern",
     "BlockPattern",
     "BlockTiling",
+    "ChannelsPattern",
     "HeadsPattern",
     "KerasBasePattern",
     "NMPattern",

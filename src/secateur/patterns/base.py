@@ -16,8 +16,9 @@ from secateur.graph import Group
 from secateur.patterns.budget import Budget
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.patterns.selection import Cut, Scores, find_cuts, find_global_cuts, unify_precision
+from secateur.patterns.settings import read_settings, refuse_coupled_settings
 from secateur.patterns.specification import Specification
-from secateur.patterns.tiling import Tiling, Units, intersect
+from secateur.patterns.tiling import Tiling, Units, intersect, list_parts
 
 __all__ = [
     "PATTERNS",
@@ -99,13 +100,16 @@ class BasePattern(Specification):
     finds_locked_weights: ClassVar[bool] = False
     """Whether a pattern lock asks `find_locked_weights`, rather than to keep every zero."""
 
+    keeps_outputs: ClassVar[bool] = False
+    """Whether the pattern prunes no outputs of the model, so that output layers need not be named to be pruned."""
+
     framework: Framework = NoFramework()
     groups: Sequence[Group] = ()
 
     def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
         if self.framework_name is not None:
             self.framework = get_framework(self.framework_name)
-        self.config = config if isinstance(config, PruningConfig) else _read_config(config)
+        self.config = config if isinstance(config, PruningConfig) else read_settings(config)
         self.modules = dict(modules)
         self.pattern = self.config.pattern
         self.reduction = self.config.criterion_reduce_type
@@ -118,6 +122,7 @@ class BasePattern(Specification):
         self.keep_mask_layers: dict[str, str] = {}
         self.invalid_layers: dict[str, str] = {}
         self.views: dict[str, WeightView] = {}
+        refuse_coupled_settings(self.config, self.coupling)
         self.units = self.couple(self._tile_weights())
         self.budget = self._make_budget()
 
@@ -218,14 +223,17 @@ class BasePattern(Specification):
         unfrozen = {name: scores[name] for name in self.units if name not in frozen}
         if self.is_global:
             total = self.budget.count_total(sparsity) - sum(frozen.values())
-            cuts = (
-                find_global_cuts(unfrozen, total, self.budget.lower_bounds(sparsity), self.budget.upper_bounds())
-                if unfrozen
-                else {}
-            )
+            lower, upper = self.budget.lower_bounds(sparsity), self.budget.upper_bounds()
+            cuts = self.cut_globally(unfrozen, total, lower, upper) if unfrozen else {}
         else:
             cuts = find_cuts(unfrozen, {name: self.budget.count_locally(name, sparsity) for name in unfrozen})
         return cuts | {name: Cut(threshold=None, pruned=count, below=0, tied=count) for name, count in frozen.items()}
+
+    def cut_globally(
+        self, scores: Mapping[str, Scores], total: int, lower: Mapping[str, int], upper: Mapping[str, int]
+    ) -> dict[str, Cut]:
+        """Cut the rankings of all layers at one score; see `find_global_cuts`."""
+        return find_global_cuts(scores, total, lower, upper)
 
     def _prunes_all(self, sparsity: float | None = None, counts: Mapping[str, int] | None = None) -> bool:
         """Whether a sparsity, or counts, prune every budget unit."""
@@ -255,12 +263,9 @@ class BasePattern(Specification):
         return masks
 
     def list_parts(self) -> dict[str, dict[str, Tiling]]:
-        """Return valid layer → name of units → the tiling of its weight into them."""
-        parts: dict[str, dict[str, Tiling]] = {}
-        for name, units in self.units.items():
-            for layer, tiling in units.parts.items():
-                parts.setdefault(layer, {})[name] = tiling
-        return parts
+        """Return valid layer → name of units → the tiling of its weight into them, in the order of the layers."""
+        parts = list_parts(self.units)
+        return {layer: parts[layer] for layer in self.views if layer in parts}
 
     def find_kept_units(self, masks: Mapping[str, Any]) -> dict[str, Array]:
         """Reduce masks to one boolean per unit: a unit is kept if any of its weights is.
@@ -309,7 +314,11 @@ class BasePattern(Specification):
     def count_pruned_units(self, sparsity: float) -> int:
         """Return how many units are pruned at a sparsity, over all layers."""
         counts = (self.budget.count_locally(name, sparsity) for name in self.budget.units)
-        return self.budget.count_total(sparsity) if self.is_global else sum(counts)
+        return (
+            min(self.budget.count_total(sparsity), sum(self.budget.upper_bounds().values()))
+            if self.is_global
+            else sum(counts)
+        )
 
     def violations(
         self,
@@ -488,12 +497,3 @@ def _create_pattern(
     created.framework, created.groups = framework, groups
     created.__init__(config, modules)  # type: ignore[misc]
     return created
-
-
-def _read_config(config: Mapping[str, Any]) -> PruningConfig:
-    """Read the configuration of a pattern that is created directly, whose class may not be registered."""
-    settings = dict(config)
-    pattern = settings.pop("pattern", None)
-    if not isinstance(pattern, str):
-        return PruningConfig.from_dict(config)
-    return PruningConfig.from_dict(settings).model_copy(update={"pattern": pattern})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import heapify, heapreplace
 
 from secateur._wording import format_list
 from secateur.errors import ConfigError
+from secateur.patterns.rounding import KeepRule
 
 __all__ = ["Budget"]
 
@@ -26,6 +27,8 @@ class Budget:
         at_most: Maximum sparsity of each layer.
         is_global: Whether there is one total over all layers, rather than one for each layer.
         is_default: Whether `at_most` is the default rather than a setting of the user.
+        rules: Layer → which numbers of units it can lose; numbers and bounds are rounded to these. Layers without a
+            rule can lose any number.
 
     Raises:
         ConfigError: The bounds make the target impossible; the message names the layers and the reachable range.
@@ -38,6 +41,7 @@ class Budget:
     at_most: float
     is_global: bool
     is_default: bool = False
+    rules: Mapping[str, KeepRule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.units:
@@ -59,7 +63,17 @@ class Budget:
 
     def count_locally(self, name: str, sparsity: float) -> int:
         """Return the number of units to prune in a layer that is ranked separately."""
-        return min(self.count_for(self.units[name], sparsity), self._get_maximum(self.units[name]))
+        count = min(self.count_for(self.units[name], sparsity), self._get_maximum(self.units[name]))
+        if (rule := self.rules.get(name)) is None:
+            return count
+        upper = rule.round_down(self._get_maximum(self.units[name]))
+        lower = rule.round_up(self._get_minimum(self.units[name])) if sparsity >= self.target else 0
+        return min(max(rule.round_nearest(count), lower), upper)
+
+    @property
+    def tolerance(self) -> int:
+        """By how many units a global ranking can miss its total, because layers lose only certain numbers of units."""
+        return max((rule.step for rule in self.rules.values() if rule.step > 1), default=0)
 
     def lower_bounds(self, sparsity: float) -> dict[str, int]:
         """Return the minimum number of units to prune in each layer, which is proportional to the sparsity.
@@ -69,11 +83,19 @@ class Budget:
         final = self.count_total(self.target)
         count = min(self.count_total(sparsity), final)
         minima = {name: self._get_minimum(units) for name, units in self.units.items()}
-        return _apportion(minima, -(-sum(minima.values()) * count // final) if final else 0)
+        lower, upper = (
+            _apportion(minima, -(-sum(minima.values()) * count // final) if final else 0),
+            self.upper_bounds(),
+        )
+        return {
+            name: min(self.rules[name].round_up(low), upper[name]) if name in self.rules else low
+            for name, low in lower.items()
+        }
 
     def upper_bounds(self) -> dict[str, int]:
         """Return the maximum number of units to prune in each layer."""
-        return {name: self._get_maximum(units) for name, units in self.units.items()}
+        upper = {name: self._get_maximum(units) for name, units in self.units.items()}
+        return {name: self.rules[name].round_down(high) if name in self.rules else high for name, high in upper.items()}
 
     def find_ranges(self) -> dict[str, tuple[int, int]]:
         """Return the smallest and the largest number of units that each layer can lose at the target."""
@@ -81,8 +103,8 @@ class Budget:
         if not self.is_global:
             counts = {name: max(self.count_locally(name, self.target), lower[name]) for name in self.units}
             return {name: (count, count) for name, count in counts.items()}
-        total = self.count_total(self.target)
-        spare, missing = total - sum(lower.values()), total - sum(upper.values())
+        total, tolerance = min(self.count_total(self.target), sum(upper.values())), self.tolerance
+        spare, missing = total - sum(lower.values()) + tolerance, total - sum(upper.values()) - tolerance
         return {name: (max(low, missing + upper[name]), min(upper[name], spare + low)) for name, low in lower.items()}
 
     def _get_minimum(self, units: int) -> int:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count, takewhile
 from typing import ClassVar
 
+import array_api_compat
 import numpy as np
 import numpy.typing as npt
 
+from secateur._array import Array, namespace
 from secateur._wording import format_list
+from secateur.errors import ConfigError
 from secateur.frameworks import WeightView
 from secateur.graph import Group, Member, Role
 from secateur.patterns.base import BasePattern
+from secateur.patterns.budget import Budget
+from secateur.patterns.rounding import KeepRule, RankedUnits, choose_counts
+from secateur.patterns.selection import Cut, Scores, find_cuts
 from secateur.patterns.slices import INPUTS, OUTPUTS, CrossTiling, SliceTiling
 from secateur.patterns.tiling import BlockTiling, Tiling, Units
 
@@ -28,6 +35,12 @@ class GroupPattern(BasePattern):
     groups.
     """
 
+    unusable: list[tuple[Group, str]]
+    """The groups that are not pruned, with the reason."""
+
+    group_by_name: dict[str, Group]
+    """Name in `units` → the group."""
+
     needed_roles: ClassVar[Collection[Role]] = (Role.PRODUCER, Role.CONSUMER, Role.PINNED)
     """Roles of the members whose layers must be pruned with the group."""
 
@@ -37,6 +50,7 @@ class GroupPattern(BasePattern):
 
     def couple(self, tilings: dict[str, Tiling]) -> dict[str, Units]:
         """Return the units of the groups; see `BasePattern.couple`."""
+        self.unusable, self.group_by_name = [], {}
         layers = {self.framework.get_parameter_name(name, self.modules[name]): name for name in tilings}
         reasons: dict[str, str] = {}
         units: dict[str, Units] = {}
@@ -49,9 +63,11 @@ class GroupPattern(BasePattern):
             reason = self.explain_unusable(group, [member for member, layer in members if layer is None])
             reason = reason or next(filter(None, (self._explain_misfit(*part) for part in parts.items())), None)
             if reason is not None:
+                self.unusable.append((group, reason))
                 reasons = dict.fromkeys((layer for _, layer in members if layer is not None), reason) | reasons
-            elif parts:
+            else:
                 name = self._name_units(group, list(parts), units)
+                self.group_by_name[name] = group
                 units[name] = Units({layer: _slice_weight(self.views[layer], own) for layer, own in parts.items()})
                 passive = f"it only passes on the {self.coupling} of {name!r}, each with weights of its own"
                 reasons = dict.fromkeys((layer for _, layer in members if layer is not None), passive) | reasons
@@ -70,10 +86,59 @@ class GroupPattern(BasePattern):
             group: The group.
             missing: Its members in parameters that the configuration does not prune.
         """
+        if group.obstacle is not None:
+            return f"its {self.coupling} cannot be pruned: {group.obstacle}"
         if needed := [member for member in missing if member.role in self.needed_roles]:
             names = format_list(dict.fromkeys(member.parameter for member in needed))
             return f"its {self.coupling} have parts in {names}, which this configuration does not prune"
-        return None if group.obstacle is None else f"its {self.coupling} cannot be pruned: {group.obstacle}"
+        if not any(member.role in (Role.PRODUCER, Role.CONSUMER) for member in group.members if member not in missing):
+            return f"no weight computes or reads its {self.coupling}"
+        if group.inexact is not None and not self.config.allow_inexact:
+            return (
+                f"removing its {self.coupling} would change outputs: {group.inexact} (allow_inexact=True prunes them)"
+            )
+        return None
+
+    def cut_globally(
+        self, scores: Mapping[str, Scores], total: int, lower: Mapping[str, int], upper: Mapping[str, int]
+    ) -> dict[str, Cut]:
+        """Cut the rankings of all groups at one score, or at numbers of units that their constraints allow."""
+        rules = {name: self.budget.rules[name] for name in scores}
+        if all(rule.step == 1 for rule in rules.values()):
+            return super().cut_globally(scores, total, lower, upper)
+        ranked = {name: RankedUnits(units, rules[name]) for name, units in scores.items()}
+        least = {name: max(lower[name], units.pruned) for name, units in ranked.items()}
+        bounds = [(low, max(low, upper[name])) for name, low in least.items()]
+        counts = choose_counts(list(ranked.values()), total, bounds)
+        return find_cuts(scores, dict(zip(ranked, counts, strict=True)))
+
+    def keep_units(self, layer: Scores, cut: Cut) -> Array:
+        """See `BasePattern.keep_units`; of units in parts, each part keeps the same number."""
+        rule = self.budget.rules[layer.name]
+        if rule.parts == 1 or cut.pruned == layer.count_pruned():
+            return super().keep_units(layer, cut)
+        ranked = RankedUnits(layer, rule)
+        sample = next(iter(layer.chunks()))
+        keep = ranked.select(max(cut.pruned, ranked.pruned))
+        return namespace(sample).asarray(keep, device=array_api_compat.device(sample))
+
+    def _make_budget(self) -> Budget:
+        """Add the numbers of units that groups can lose; at least one unit of each stays."""
+        if self.target_sparsity >= 1:
+            raise ConfigError(
+                f"target_sparsity must be less than 1 for {self.pattern!r}, found {self.target_sparsity}: at least one "
+                f"unit of each group stays. Exclude layers, or remove the module."
+            )
+        return replace(super()._make_budget(), rules={name: self._make_rule(name) for name in self.units})
+
+    def _make_rule(self, name: str) -> KeepRule:
+        constraints = self.group_by_name[name].constraints
+        return KeepRule(
+            units=self.units[name].count,
+            step=math.lcm(constraints.step, self.config.granularity),
+            minimum=max(1, constraints.minimum),
+            parts=constraints.equal_parts,
+        )
 
     def _explain_misfit(self, layer: str, members: Sequence[Member]) -> str | None:
         view = self.views[layer]

@@ -13,7 +13,7 @@ from secateur._array import Array, concat_chunks, namespace, repeat, transpose_f
 from secateur.errors import LayerError
 from secateur.patterns.reduction import Reduction
 
-__all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units", "intersect", "widen_dtype"]
+__all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units", "intersect", "list_parts", "widen_dtype"]
 
 CHUNK = 1 << 18
 """Weights processed at a time: few enough for the cache of a core, enough to hide the overhead of calls."""
@@ -258,6 +258,21 @@ class Units:
     @property
     def _are_coupled(self) -> bool:
         return len(self.parts) > 1
+
+
+def list_parts(units: Mapping[str, Units]) -> dict[str, dict[str, Tiling]]:
+    """Return layer → name of units → the tiling of its weight into them.
+
+    Examples:
+        >>> units = Units({"fc": BlockTiling((2, 1, 2), (2, 1, 2))})
+        >>> list(list_parts({"first": units, "second": units})["fc"])
+        ['first', 'second']
+    """
+    parts: dict[str, dict[str, Tiling]] = {}
+    for name, entry in units.items():
+        for layer, tiling in entry.parts.items():
+            parts.setdefault(layer, {})[name] = tiling
+    return parts
 
 
 def intersect(first: Array, second: Array) -> Array:

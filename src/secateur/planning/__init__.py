@@ -6,18 +6,23 @@ from typing import Any
 
 from secateur.config import ConfigLike
 from secateur.frameworks import import_leaf
+from secateur.planning.groups import PlannedGroup
 from secateur.planning.layers import PlannedLayer
 from secateur.planning.planner import Plan
 
-__all__ = ["Plan", "PlannedLayer", "plan"]
+__all__ = ["Plan", "PlannedGroup", "PlannedLayer", "plan"]
 
 
-def plan(model: Any, config: ConfigLike) -> Plan:
+def plan(model: Any, config: ConfigLike, *, example_inputs: Any = None) -> Plan:
     """List how each layer will be pruned, or why it stays dense, without changing the model.
 
     Args:
         model: A torch module or a Keras model.
         config: A `PruningConfig`, a plain mapping with the same keys, or a pattern such as ``"2:4"``.
+        example_inputs: For the patterns ``"channels"`` and ``"heads"``: one batch in the form that the model accepts (a
+            tensor, a tuple of positional arguments, or a mapping of named ones), from which follows which weights share
+            channels or heads; or the graph that `secateur.graph.trace` returned for the model. ``"channels"`` needs it;
+            without it, ``"heads"`` recognizes usual attention by the names and shapes of its projections.
 
     Raises:
         SecateurError: The configuration does not fit the model; `secateur.prepare` would raise the same.
@@ -27,5 +32,5 @@ def plan(model: Any, config: ConfigLike) -> Plan:
         >>> secateur.plan(torch.nn.Linear(8, 8), {"pattern": "4x1"}).layers[0].units
         16
     """
-    result: Plan = import_leaf("secateur.planning", model).plan(model, config)
+    result: Plan = import_leaf("secateur.planning", model).plan(model, config, example_inputs=example_inputs)
     return result

@@ -22,6 +22,8 @@ from secateur.frameworks.keras import (
     list_layers,
     read_array,
 )
+from secateur.graph import Graph
+from secateur.planning.groups import GroupFinder
 from secateur.planning.layer_selection import has_lock
 from secateur.planning.layers import Candidate
 from secateur.planning.planner import Plan, make_plan
@@ -36,11 +38,12 @@ LORA = (
 )
 
 
-def plan(model: keras.Model, config: ConfigLike, *, prune_frozen: bool = False) -> Plan:
+def plan(model: keras.Model, config: ConfigLike, *, example_inputs: Any = None, prune_frozen: bool = False) -> Plan:
     """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too.
 
     Raises:
-        UnsupportedModelError: The model is not built, so that its kernels have no shape yet.
+        UnsupportedModelError: The model is not built, so that its kernels have no shape yet; or there are example
+            inputs, with which only torch models can be traced.
     """
     if not model.built:
         raise UnsupportedModelError(
@@ -51,7 +54,13 @@ def plan(model: keras.Model, config: ConfigLike, *, prune_frozen: bool = False) 
     candidates = find_candidates(model, prune_frozen=prune_frozen)
     if has_lock(config):
         candidates = _add_owned_kernels(model, candidates)
-    return make_plan(config, candidates, list(list_layers(model)), "keras")
+    if example_inputs is not None and not isinstance(example_inputs, Graph):
+        raise UnsupportedModelError(
+            f"example_inputs are for torch models: the Keras model {model.name!r} cannot be traced. Leave them out and "
+            f"choose a pattern of single layers, such as '1xchannel'."
+        )
+    groups = GroupFinder(model, example_inputs, {"heads": lambda _: ()})
+    return make_plan(config, candidates, list(list_layers(model)), "keras", groups.find)
 
 
 def _add_owned_kernels(model: keras.Model, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -84,7 +84,9 @@ def _decide(config: PruningConfig, candidate: Candidate, candidates: Sequence[Ca
         )
     if is_locked:
         return LayerDecision(candidate, config=_lock_zeros(_fill_scope(settings), candidate))
-    if not is_named and (reason := explain_default(candidate, candidates)) is not None:
+    keeps_outputs = get_pattern_class(settings.pattern).keeps_outputs
+    shown = replace(candidate, is_output=False) if keeps_outputs else candidate
+    if not is_named and (reason := explain_default(shown, candidates)) is not None:
         return LayerDecision(candidate, reason=reason, is_requested_dense=True)
     return LayerDecision(candidate, config=_fill_scope(settings))
 
@@ -108,7 +110,8 @@ def _lock_zeros(config: PruningConfig, candidate: Candidate) -> PruningConfig:
     """
     asks_pattern = not candidate.only_locks and get_pattern_class(config.pattern).finds_locked_weights
     free = {"target_sparsity": 0.0, "min_sparsity_ratio_per_op": 0.0, "max_sparsity_ratio_per_op": 1.0}
-    return PruningConfig.from_dict(config.model_dump() | free | {"pattern": config.pattern if asks_pattern else "1x1"})
+    single = {"pattern": config.pattern if asks_pattern else "1x1", "granularity": 1, "allow_inexact": False}
+    return PruningConfig.from_dict(config.model_dump() | free | single)
 
 
 def _check_names(config: PruningConfig, layers: Sequence[str], modules: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.config import PruningConfig
 
-__all__ = ["LAYER_FAMILIES", "Candidate", "LayerDecision", "PlannedLayer"]
+__all__ = ["LAYER_FAMILIES", "Candidate", "LayerDecision", "PlannedLayer", "format_range"]
 
 LAYER_FAMILIES = frozenset({"Conv", "Linear"})
 """Type names that configurations may use even for models without such layers."""
@@ -82,6 +82,7 @@ class PlannedLayer:
         unit_size: Weights in one unit; 0 if units differ in size, because the layer has parts of several groups.
         sizes: For each group of units that are ranked together, their number and the weights of the layer in each.
         weights: Number of weights that belong to a unit.
+        groups: Names of the groups that the units belong to, if these have slices in several layers.
         target_sparsity: Target of the layer, or of all layers that are ranked with it.
         sparsity_range: Least and greatest sparsity that the layer can have at the end; equal if it is ranked alone.
         reason: Why it stays dense; ``None`` if it is pruned.
@@ -95,6 +96,7 @@ class PlannedLayer:
     unit_size: int = 0
     sizes: tuple[tuple[int, int], ...] = ()
     weights: int = 0
+    groups: tuple[str, ...] = ()
     target_sparsity: float = 0.0
     sparsity_range: tuple[float, float] = (0.0, 0.0)
     reason: str | None = None
@@ -114,9 +116,9 @@ class PlannedLayer:
         low, high = self.sparsity_range
         scope = "globally" if self.config.pruning_scope == "global" and low < high else "locally"
         units = " + ".join(f"{units:,} × {size}" if size > 1 else f"{units:,}" for units, size in self.sizes)
-        shares = dict.fromkeys(f"{share:.0%}" if share in (0, 1) else f"{share:.1%}" for share in self.sparsity_range)
-        target, span = f"{self.target_sparsity:.1%}", "–".join(shares)
-        return self.name, self.kind, shape, self.config.pattern, units, target, span, scope
+        target, span = f"{self.target_sparsity:.1%}", format_range(self.sparsity_range)
+        ranked = f"{scope} in {', '.join(self.groups)}" if self.groups else scope
+        return self.name, self.kind, shape, self.config.pattern, units, target, span, ranked
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -130,5 +132,16 @@ class PlannedLayer:
             "target_sparsity": self.target_sparsity,
             "sparsity_range": list(self.sparsity_range),
             "scope": None if self.config is None else self.config.pruning_scope,
+            "groups": list(self.groups),
             "reason": self.reason,
         }
+
+
+def format_range(shares: tuple[float, float]) -> str:
+    """Format a range of shares as percentages.
+
+    Examples:
+        >>> format_range((0.0, 0.5)), format_range((0.25, 0.25))
+        ('0%–50.0%', '25.0%')
+    """
+    return "–".join(dict.fromkeys(f"{share:.0%}" if share in (0, 1) else f"{share:.1%}" for share in shares))

@@ -14,6 +14,7 @@ from secateur.frameworks import get_framework
 from secateur.graph import Group
 from secateur.patterns import BasePattern, get_pattern
 from secateur.patterns.base import get_pattern_class
+from secateur.planning.groups import PlannedGroup, describe_groups
 from secateur.planning.layer_selection import raise_if_named, select_layers
 from secateur.planning.layer_units import LayerUnits, describe_units
 from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
@@ -34,6 +35,7 @@ class Plan:
         config: The configuration.
         layers: Every layer whose weight has at least two axes, in the order of the model.
         patterns: The patterns of the pruned layers; layers with equal settings share a pattern.
+        groups: The groups of units with slices in several layers, also those that are not pruned, with the reason.
 
     Examples:
         >>> import torch, secateur
@@ -47,6 +49,7 @@ class Plan:
     config: PruningConfig
     layers: tuple[PlannedLayer, ...]
     patterns: tuple[BasePattern, ...] = field(repr=False)
+    groups: tuple[PlannedGroup, ...] = ()
 
     @property
     def dense(self) -> dict[str, str]:
@@ -55,8 +58,9 @@ class Plan:
 
     def table(self) -> Table:
         """Return the plan as a table."""
-        dense = frozenset(index for index, layer in enumerate(self.layers) if not layer.is_pruned)
-        rows = [layer.cells() for layer in self.layers]
+        described: list[PlannedLayer | PlannedGroup] = [*self.layers, *self.groups]
+        dense = frozenset(index for index, row in enumerate(described) if not row.is_pruned)
+        rows = [row.cells() for row in described]
         shown = [
             index for index in range(len(COLUMNS)) if index != RANGE or any(row[RANGE] != row[TARGET] for row in rows)
         ]
@@ -74,7 +78,10 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {"layers": [layer.to_dict() for layer in self.layers]}
+        return {
+            "layers": [layer.to_dict() for layer in self.layers],
+            "groups": [group.to_dict() for group in self.groups],
+        }
 
     def __str__(self) -> str:
         return self.table().text()
@@ -137,7 +144,7 @@ def make_plan(
         is_frozen = any(row.reason is not None and row.reason.startswith("frozen") for row in rows)
         advice = f"\n{FROZEN_ADVICE}" if is_frozen else ""
         raise LayerError(f"No layer of the model {action}:\n{reasons or '  it has none.'}{advice}")
-    return Plan(config, rows, patterns)
+    return Plan(config, rows, patterns, describe_groups(patterns))
 
 
 def _get_coupling(config: PruningConfig) -> str | None:
@@ -184,6 +191,7 @@ def _make_row(
         unit_size=units.unit_size,
         sizes=units.sizes,
         weights=units.weights,
+        groups=units.names if pattern.coupling is not None else (),
         sparsity_range=units.sparsity_range,
     )
 
@@ -192,6 +200,8 @@ def _make_notes(pattern: BasePattern) -> list[str]:
     if pattern.config.kind == "pattern_lock":
         return ["pattern_lock: weights that are zero stay zero."] if pattern.units else []
     lines = [_describe_timing(pattern.config)]
+    if pattern.config.granularity > 1:
+        lines.append(f"Each group keeps a multiple of {pattern.config.granularity} units, or all; targets are rounded.")
     if pattern.is_global and len({units.unit_size for units in pattern.units.values()}) > 1:
         lines.append("Channels differ in size: the share of pruned weights will differ from the target.")
     return lines

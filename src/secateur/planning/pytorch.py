@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.config import ConfigLike, make_config
+from secateur.config import ConfigLike, PruningConfig, make_config
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
     OwnedWeight,
@@ -24,13 +24,15 @@ from secateur.frameworks.pytorch import (
     read_parameter,
     unwrap_model,
 )
-from secateur.graph.pytorch import find_groups
+from secateur.graph.pytorch import FINDERS
+from secateur.patterns.base import get_pattern_class
+from secateur.planning.groups import GroupFinder
 from secateur.planning.layer_selection import has_lock
 from secateur.planning.layers import Candidate
 from secateur.planning.output_layer import find_output_names
 from secateur.planning.planner import Plan, make_plan
 
-__all__ = ["find_candidates", "plan"]
+__all__ = ["find_candidates", "needs_example_inputs", "plan"]
 
 FROZEN = "frozen (requires_grad=False)"
 
@@ -38,13 +40,34 @@ ROUTER_NAMES = frozenset({"gate", "router"})
 """Usual names of modules that contain a router."""
 
 
-def plan(model: nn.Module, config: ConfigLike, *, prune_frozen: bool = False) -> Plan:
-    """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too."""
+def plan(
+    model: nn.Module,
+    config: ConfigLike,
+    *,
+    example_inputs: Any = None,
+    prune_frozen: bool = False,
+) -> Plan:
+    """See `secateur.plan`.
+
+    Args:
+        model: See `secateur.plan`.
+        config: See `secateur.plan`.
+        example_inputs: See `secateur.plan`.
+        prune_frozen: Whether frozen layers may be pruned too.
+    """
     config = make_config(config)
     candidates = find_candidates(model, prune_frozen=prune_frozen)
     if has_lock(config):
         candidates = _add_owned_weights(model, candidates, prune_frozen=prune_frozen)
-    return make_plan(config, candidates, list(list_layers(model)), "pytorch", lambda kind: find_groups(model, kind))
+    groups = GroupFinder(model, example_inputs, FINDERS)
+    return make_plan(config, candidates, list(list_layers(model)), "pytorch", groups.find)
+
+
+def needs_example_inputs(config: PruningConfig) -> bool:
+    """Whether a configuration, or a rule in it, has a pattern whose groups can only be found with example inputs."""
+    rules = [rule for rules in (config.layers, config.layer_types) for rule in rules.values() if rule is not None]
+    patterns = {config.pattern, *(rule["pattern"] for rule in rules if "pattern" in rule)}
+    return bool({get_pattern_class(pattern).coupling for pattern in patterns} - {None, *FINDERS})
 
 
 def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Candidate]:

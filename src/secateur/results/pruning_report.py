@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from secateur._wording import format_count, format_list, format_shape
 from secateur.config import PruningConfig
-from secateur.results.records import Column, Report, Row
+from secateur.results.records import Column, Record, Report, Row
 
-__all__ = ["LayerResult", "PruningReport"]
+__all__ = ["GroupResult", "LayerResult", "PruningReport"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class LayerResult(Row):
         shape: Shape of its weight as stored.
         weights: Number of its weights.
         pruned_weights: Weights that the mask prunes; each is exactly zero.
-        units: Number of units in its weight.
-        pruned_units: Units in which every weight is pruned.
+        units: Number of units with slices in its weight.
+        pruned_units: Units of which every weight in this layer is pruned.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -59,6 +59,25 @@ class LayerResult(Row):
         return self.pruned_weights / self.weights
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupResult(Record):
+    """Units with slices in several layers, which were pruned together.
+
+    Attributes:
+        name: Name of the group.
+        kind: ``"channels"`` or ``"heads"``.
+        layers: The layers with slices of its units.
+        units: Number of units.
+        pruned_units: Units of which every weight in these layers is pruned.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    units: int
+    pruned_units: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PruningReport(Report):
     """The result of a run, verified against its masks and weights.
@@ -70,6 +89,7 @@ class PruningReport(Report):
         last_step: Step at which the target is reached.
         model_weights: Number of parameters of the whole model; shared parameters count once.
         configs: The configurations of the run; layers with equal settings share one.
+        groups: The units with slices in several layers.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("sparsity", "unit_sparsity", "model_sparsity", "is_complete")
@@ -81,6 +101,7 @@ class PruningReport(Report):
     last_step: int
     model_weights: int
     configs: tuple[PruningConfig, ...] = ()
+    groups: tuple[GroupResult, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -89,8 +110,11 @@ class PruningReport(Report):
 
     @property
     def unit_sparsity(self) -> float:
-        """Share of units pruned over all pruned layers, in [0, 1]."""
-        return sum(layer.pruned_units for layer in self.layers) / sum(layer.units for layer in self.layers)
+        """Share of units pruned over all pruned layers, in [0, 1]; a unit with slices in several layers counts once."""
+        coupled = {layer for group in self.groups for layer in group.layers}
+        single: list[LayerResult] = [layer for layer in self.layers if layer.name not in coupled]
+        counted: list[LayerResult | GroupResult] = [*self.groups, *single]
+        return sum(row.pruned_units for row in counted) / sum(row.units for row in counted)
 
     @property
     def model_sparsity(self) -> float:
@@ -149,7 +173,6 @@ class PruningReport(Report):
         ]
         is_locked = bool(self.configs) and all(config.kind == "pattern_lock" for config in self.configs)
         sizes = {layer.weights // layer.units for layer in self.layers if not is_locked}
-        is_locked = bool(self.configs) and all(config.kind == "pattern_lock" for config in self.configs)
         if len(sizes) > 1 and not is_locked and abs(self.unit_sparsity - self.sparsity) > MIN_DIFFERENCE:
             lines.append(
                 "Units differ in size: the target is a share of units, and "

@@ -13,7 +13,9 @@ from secateur.training.pruner import Pruner
 __all__ = ["LayerResult", "Pruner", "PruningReport", "prepare"]
 
 
-def prepare(model: Any, config: ConfigLike, optimizer: Any | Iterable[Any] | None = None) -> Any:
+def prepare(
+    model: Any, config: ConfigLike, optimizer: Any | Iterable[Any] | None = None, *, example_inputs: Any = None
+) -> Any:
     """Prune a model while your own training loop trains it.
 
     With torch, the pruner hooks into the optimizer: after each step pruned weights are exactly zero, and more weights
@@ -27,6 +29,8 @@ def prepare(model: Any, config: ConfigLike, optimizer: Any | Iterable[Any] | Non
             optimizer is not accessible, and the loop calls `before_step` and `after_step` of the pruner around each
             step. ``None`` for Keras: the returned optimizer wraps the one that the model is compiled with, and replaces
             it.
+        example_inputs: For the patterns ``"channels"`` and ``"heads"``: one batch in the form that the model accepts;
+            see `secateur.plan`.
 
     Returns:
         A `Pruner`: a `secateur.training.pytorch.PytorchPruner` or a `secateur.keras.PruningOptimizer`.
@@ -50,4 +54,5 @@ def prepare(model: Any, config: ConfigLike, optimizer: Any | Iterable[Any] | Non
         >>> pruner.finalize().sparsity
         0.5
     """
-    return import_leaf("secateur.training", model).prepare(model, config, optimizer)
+    leaf = import_leaf("secateur.training", model)
+    return leaf.prepare(model, config, optimizer, example_inputs=example_inputs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,11 +17,13 @@ from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.execution import Execution, Progress
 from secateur.oneshot.magnitude import drop_schedule, find_gradient_criterion, prune_weights
+from secateur.oneshot.pytorch.batches import move_to, read_batches
 from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
 from secateur.oneshot.pytorch.gradient_run import GradientRun, Loss, refuse_without_gradients
 from secateur.oneshot.pytorch.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
-from secateur.planning.pytorch import plan
+from secateur.planning import Plan
+from secateur.planning.pytorch import needs_example_inputs, plan
 from secateur.results import PruningReport
 
 __all__ = ["prune"]
@@ -39,9 +42,13 @@ def prune(
     allocation: Any = None,
     execution: Execution | None = None,
     loss: Loss | None = None,
+    example_inputs: Any = None,
 ) -> PruningReport:
     """See `secateur.prune`."""
     config = make_config(config)
+    if example_inputs is None and calibration is not None and needs_example_inputs(config):
+        calibration, example_inputs = _take_first_batch(model, calibration)
+    make_plan = partial(plan, model, example_inputs=example_inputs, prune_frozen=True)
     if loss is not None or (calibration is not None and solver == "magnitude" and find_gradient_criterion(config)):
         options = {
             "solver": solver != "magnitude",
@@ -50,7 +57,7 @@ def prune(
         }
         refuse_without_gradients(config, {name for name, is_set in options.items() if is_set})
         progress = None if execution is None else execution.progress
-        return _prune_by_gradients(model, config, (calibration, loss, progress), allocation)
+        return _prune_by_gradients(model, config, make_plan, (calibration, loss, progress), allocation)
     if calibration is None and allocation in SCOPES:
         config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
     if allocation is None:
@@ -59,7 +66,7 @@ def prune(
         allocation = "global" if is_global else "uniform"
     recipe = Recipe.from_names(solver, refine, allocation)
     scope: Literal["global", "local"] = "local" if allocation == "uniform" else "global"
-    model_plan = plan(model, drop_schedule(config, default_scope=scope), prune_frozen=True)
+    model_plan = make_plan(drop_schedule(config, default_scope=scope))
     if calibration is None:
         recipe.refuse_without_data()
         if execution is not None:
@@ -77,6 +84,7 @@ def prune(
 def _prune_by_gradients(
     model: nn.Module,
     config: PruningConfig,
+    make_plan: Callable[[PruningConfig], Plan],
     data: tuple[Any, Loss | None, Callable[[Progress], object] | None],
     allocation: Any,
 ) -> PruningReport:
@@ -90,7 +98,7 @@ def _prune_by_gradients(
         )
     if allocation is not None:
         config = config.model_copy(update={"pruning_scope": SCOPES[allocation]})
-    model_plan = plan(model, drop_schedule(config, has_gradients=True), prune_frozen=True)
+    model_plan = make_plan(drop_schedule(config, has_gradients=True))
     batches = calibration.batches if isinstance(calibration, Calibration) else calibration
     with explain_out_of_memory():
         return GradientRun(model, model_plan, batches, loss, progress).prune()
@@ -99,6 +107,20 @@ def _prune_by_gradients(
 def _has_settings(execution: Execution | None) -> bool:
     """Whether execution settings are more than a callback for progress."""
     return execution is not None and replace(execution, progress=None) != Execution()
+
+
+def _take_first_batch(
+    model: nn.Module, calibration: Calibration | Iterable[Any]
+) -> tuple[Calibration | Iterable[Any], Any]:
+    """Return the calibration data, and the arguments of the model in its first batch."""
+    batches = calibration.batches if isinstance(calibration, Calibration) else calibration
+    model = unwrap_model(model)
+    if not isinstance(batches, torch.Tensor | Mapping | str):
+        batches = list(batches)
+    first = read_batches(model, batches[:1] if isinstance(batches, list) else batches)[0]
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    inputs = move_to(first.kwargs or first.args, device)
+    return (replace(calibration, batches=batches) if isinstance(calibration, Calibration) else batches), inputs
 
 
 def _split_calibration(

@@ -27,6 +27,8 @@ def prepare(
     model: nn.Module,
     config: ConfigLike,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    *,
+    example_inputs: Any = None,
 ) -> PytorchPruner:
     """See `secateur.prepare`.
 
@@ -48,7 +50,7 @@ def prepare(
         >>> pruner.finalize().sparsity
         0.5
     """
-    return prepare_together(model, [config], optimizer)[0]
+    return prepare_together(model, [config], optimizer, example_inputs=example_inputs)[0]
 
 
 def prepare_together(
@@ -56,6 +58,8 @@ def prepare_together(
     configs: Sequence[ConfigLike],
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     options: Sequence[RunOptions | None] | None = None,
+    *,
+    example_inputs: Any = None,
 ) -> list[PytorchPruner]:
     """Prune a model with several pruners, each with its own configuration and masks.
 
@@ -67,6 +71,7 @@ def prepare_together(
         configs: The configuration of each pruner.
         optimizer: See `secateur.prepare`.
         options: For each configuration, settings that it does not have, or ``None``.
+        example_inputs: See `secateur.prepare`.
 
     Returns:
         The pruners, in the order of `configs`.
@@ -92,7 +97,7 @@ def prepare_together(
         rate = None if own is None else own.learning_rate
         announced = (ManualOptimizer(unwrap_model(model).parameters(), rate),)
         steppers = announced if optimizers is None else optimizers
-        pruners.append(PytorchPruner(model, plan_torch(model, config), steppers, own))
+        pruners.append(PytorchPruner(model, plan_torch(model, config, example_inputs=example_inputs), steppers, own))
     PytorchPruner.start_together(pruners, wrappers)
     return pruners
 
