@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from graph.probing import describe, probe_all, prunable
 from secateur.errors import ConfigError
-from secateur.graph import RULES, Call, Tracer, register_rule, trace
+from secateur.graph import RULES, Call, Graph, Tracer, register_rule, trace
 from secateur.graph.grouping import build_graph
 from secateur.graph.pytorch.recording import record_forward
 from secateur.graph.pytorch.tracing import split_inputs
@@ -124,13 +125,19 @@ class Between(nn.Module):
         return self.last(self.operation(self.first(x)))
 
 
+@cache
+def graph_of(name: str) -> Graph:
+    """The graph of a model with an operation, traced once for all tests."""
+    return trace(Between(OPERATIONS[name][0]), INPUTS)
+
+
 INPUTS = torch.linspace(-2, 2, 96).sin().reshape(2, 3, 4, 4)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_between_two_convolutions(name: str) -> None:
     operation, expected = OPERATIONS[name]
-    graph = trace(Between(operation), INPUTS)
+    graph = graph_of(name)
     groups = [group for group in prunable(graph) if group.members[0].parameter.startswith("first")]
     assert sorted(group.units for group in groups) == [units for units in sorted(expected) if units > 1]
     assert probe_all(lambda: Between(operation), INPUTS, graph) < 1e-5
@@ -140,7 +147,7 @@ def test_an_operation_between_two_convolutions(name: str) -> None:
 def test_an_eager_run_finds_the_same(name: str) -> None:
     model = Between(OPERATIONS[name][0])
     program = record_forward(model, *split_inputs(model, INPUTS))
-    assert describe(build_graph(run_rules(program), program.aliases)) == describe(trace(model, INPUTS))
+    assert describe(build_graph(run_rules(program), program.aliases)) == describe(graph_of(name))
 
 
 def test_a_rule_of_ones_own() -> None:

@@ -1,18 +1,25 @@
 """The dependency graph of torch models: the groups that it finds, and a proof that they are right."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
 from graph.probing import describe, fill, get_tensors, probe, prunable, run
-from secateur.graph import Group, trace
+from secateur.graph import Graph, Group, trace
 from secateur.graph.grouping import build_graph
 from secateur.graph.pytorch.recording import record_forward
 from secateur.graph.pytorch.tracing import split_inputs
 from secateur.graph.rules import run_rules
 from zoo import ZOO
+
+
+@cache
+def graph_of(name: str) -> Graph:
+    """The graph of an exhibit, traced once for all tests."""
+    return trace(ZOO[name].create(), ZOO[name].inputs)
 
 
 def sizes(groups: Sequence[Group]) -> dict[str, int]:
@@ -22,7 +29,7 @@ def sizes(groups: Sequence[Group]) -> dict[str, int]:
 @pytest.mark.parametrize("name", ZOO)
 def test_the_graph_has_the_expected_groups(name: str) -> None:
     exhibit = ZOO[name]
-    graph = trace(exhibit.create(), exhibit.inputs)
+    graph = graph_of(name)
     assert sizes(prunable(graph, "channels")) == exhibit.channels
     assert {group.units for group in prunable(graph, "heads")} == {*exhibit.heads.values()}
     assert sizes(prunable(graph, inexact=True)) == exhibit.inexact
@@ -32,7 +39,7 @@ def test_the_graph_has_the_expected_groups(name: str) -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_nothing_depends_on_units_without_consumers(name: str) -> None:
     exhibit = ZOO[name]
-    graph = trace(exhibit.create(), exhibit.inputs)
+    graph = graph_of(name)
     for group in prunable(graph):
         assert probe(exhibit.create, exhibit.inputs, group) < 1e-5, group.name
 
@@ -40,7 +47,7 @@ def test_nothing_depends_on_units_without_consumers(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name].inexact])
 def test_inexact_groups_are_inexact(name: str) -> None:
     exhibit = ZOO[name]
-    graph = trace(exhibit.create(), exhibit.inputs)
+    graph = graph_of(name)
     for group in prunable(graph, inexact=True):
         assert probe(exhibit.create, exhibit.inputs, group) > 1e-3, group.name
 
@@ -49,7 +56,7 @@ def test_inexact_groups_are_inexact(name: str) -> None:
 def test_the_output_depends_on_units_with_consumers(name: str) -> None:
     """Otherwise the probe above could not fail."""
     exhibit = ZOO[name]
-    graph = trace(exhibit.create(), exhibit.inputs)
+    graph = graph_of(name)
     for group in prunable(graph):
         model = exhibit.create()
         before = run(model, exhibit.inputs)
@@ -61,7 +68,7 @@ def test_the_output_depends_on_units_with_consumers(name: str) -> None:
 def test_every_layer_is_in_a_group_or_has_a_reason(name: str) -> None:
     exhibit = ZOO[name]
     model = exhibit.create()
-    graph = trace(model, exhibit.inputs)
+    graph = graph_of(name)
     members = {
         name for group in graph.groups for member in group.members for name in (member.parameter, *member.aliases)
     }
@@ -74,7 +81,7 @@ def test_an_eager_run_gives_the_same_groups_as_an_exported_model(name: str) -> N
     model = exhibit.create()
     program = record_forward(model, *split_inputs(model, exhibit.inputs))
     eager = build_graph(run_rules(program), program.aliases)
-    assert describe(eager) == describe(trace(model, exhibit.inputs))
+    assert describe(eager) == describe(graph_of(name))
 
 
 def test_tracing_changes_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ from secateur.graph.rules import run_rules
 __all__ = ["record", "split_inputs", "trace"]
 
 logger = logging.getLogger(__name__)
+
+EXPORT_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
 
 HEAD_SIZE = "torch.nn.MultiheadAttention computes the size of its heads from embed_dim, the size of its inputs"
 """Why its heads can be set to zero, but not removed."""
@@ -52,7 +55,8 @@ def record(model: nn.Module, example_inputs: Any) -> Program:
     with _evaluation_mode(model):
         _check_inputs(model, args, kwargs)
         try:
-            exported = torch.export.export(model, args, kwargs, strict=False)
+            with _silence_export():
+                exported = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:  # noqa: BLE001 - export raises errors of many kinds
             logger.info("torch.export cannot export the model, so it is traced eagerly: %s", error)
             return record_forward(model, args, kwargs)
@@ -105,3 +109,19 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _silence_export() -> Iterator[None]:
+    """Hide what torch.export prints before it raises an error, and its warnings about the model's code."""
+    loggers = [logging.getLogger(name) for name in EXPORT_LOGGERS]
+    before = [item.disabled for item in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for item in loggers:
+                item.disabled = True
+            yield
+        finally:
+            for item, value in zip(loggers, before, strict=True):
+                item.disabled = value
