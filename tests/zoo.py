@@ -108,7 +108,7 @@ class Split(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         left, right = self.conv(x).chunk(2, dim=1)
-        return self.left(left.relu()) - self.right(right.sigmoid())
+        return self.left(left.tanh()) - self.right(right.sigmoid())
 
 
 @exhibit(IMAGE, channels={"conv": 5, "conv (2)": 3})
@@ -121,7 +121,7 @@ class SplitUnequally(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         left, right = self.conv(x).split(self.sizes, dim=1)
-        return self.left(left.relu()) - self.right(right.sigmoid())
+        return self.left(left.tanh()) - self.right(right.sigmoid())
 
 
 @exhibit(IMAGE, channels={"0": 8})

@@ -1,0 +1,119 @@
+"""A graph that is wrong in one place never leads to a wrong model: the checks of `secateur.slim` refuse it."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from graph.probing import fill, prunable, run
+from secateur.errors import LayerError
+from secateur.graph import RULES, Call, ExplicitMap, Graph, Group, Member, Role, Tracer, trace
+from secateur.graph.pytorch.tracing import record
+from zoo import ZOO
+
+REFUSED = ("MultiQuery", "Speech")
+"""Exhibits with sizes in their code, which are refused anyway."""
+
+NAMES = [name for name, exhibit in ZOO.items() if name not in REFUSED and exhibit.channels | exhibit.heads]
+
+
+@cache
+def graph_of(name: str) -> Graph:
+    """The graph of an exhibit, traced once for all tests."""
+    return trace(ZOO[name].create(), ZOO[name].inputs)
+
+
+def create_masked(name: str) -> nn.Module:
+    """An exhibit in which nothing reads half of the units of each group."""
+    model = ZOO[name].create()
+    for group in prunable(graph_of(name)):
+        fill(model, group, range(0, group.units, 2), zeros=True)
+    return model
+
+
+def slim_with(name: str, graph: Graph | None = None) -> str:
+    """Slim an exhibit with a graph: ``"refused"``, ``"right"`` or ``"wrong"``."""
+    model, inputs = create_masked(name), ZOO[name].inputs
+    masked, before = run(model, inputs), copy.deepcopy(model.state_dict())
+    try:
+        secateur.slim(model, example_inputs=inputs, graph=graph)
+    except LayerError:
+        after = model.state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+        return "refused"
+    return "right" if torch.allclose(run(model, inputs), masked, atol=1e-5) else "wrong"
+
+
+def mutate(graph: Graph, group: Group, member: Member, other: Member | None) -> Graph:
+    """Replace a member of a group; ``None``: leave it out."""
+    members = [item for item in (other if item is member else item for item in group.members) if item is not None]
+    changed = replace(group, members=tuple(members))
+    return replace(graph, groups=tuple(changed if item is group else item for item in graph.groups))
+
+
+def shift(member: Member) -> Member:
+    """Give every unit the indices of the next one."""
+    indices = np.roll(member.index_map.indices(), 1, axis=0)
+    return replace(member, index_map=ExplicitMap(tuple(map(tuple, indices.tolist()))))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_member_that_is_missing_or_off_by_one_never_breaks_a_model(name: str) -> None:
+    graph = graph_of(name)
+    assert slim_with(name, graph) == "right"
+    for group in prunable(graph):
+        for member in group.members:
+            missing = slim_with(name, mutate(graph, group, member, None))
+            # Without its only reader, a group has nothing to remove.
+            assert missing == "refused" or (missing == "right" and member.role is Role.CONSUMER), member.parameter
+            shifted = slim_with(name, mutate(graph, group, member, shift(member)))
+            # What is off by one may make no difference, as the bias of keys, or leave no unit that nothing reads.
+            assert shifted == "refused" or (shifted == "right" and member.role is not Role.PRODUCER), member.parameter
+
+
+@contextmanager
+def broken_rule(operation: str, fault: str) -> Iterator[None]:
+    """Replace a rule by one that forgets what is united, or whose output is off by one along its last axis."""
+    rule = RULES[operation]
+
+    def broken(tracer: Tracer, call: Call) -> None:
+        before = len(tracer.edges)
+        rule(tracer, call)
+        if fault == "missing":
+            del tracer.edges[before:]
+        for value in call.outputs:
+            if fault == "off by one" and value is not None:
+                rolled = [np.roll(labels, 1, axis=np.argmax(labels.shape)) for labels in tracer.get_labels(value)]
+                tracer.set_labels(value, rolled)
+
+    RULES[operation] = broken
+    try:
+        yield
+    finally:
+        RULES[operation] = rule
+
+
+@cache
+def list_operations() -> dict[str, list[str]]:
+    """Operation with a rule → the exhibits that call it, up to three."""
+    operations: dict[str, list[str]] = {}
+    for name in NAMES:
+        for operation in {call.operation for call in record(ZOO[name].create(), ZOO[name].inputs).calls} & RULES.keys():
+            operations.setdefault(operation, []).append(name)
+    return {operation: names[:3] for operation, names in sorted(operations.items())}
+
+
+@pytest.mark.parametrize("fault", ["missing", "off by one"])
+def test_a_broken_rule_never_breaks_a_model(fault: str) -> None:
+    results = {}
+    for operation, names in list_operations().items():
+        with broken_rule(operation, fault):
+            results[operation] = {slim_with(name) for name in names}
+    assert "wrong" not in set().union(*results.values())
