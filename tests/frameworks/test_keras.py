@@ -13,7 +13,13 @@ from secateur.patterns import BasePattern, get_pattern
 
 keras = pytest.importorskip("keras")
 
-from secateur.frameworks.keras import get_type_names  # noqa: E402 - needs keras
+from secateur.frameworks.keras import (  # noqa: E402 - needs keras
+    FRAMEWORK,
+    find_weight_layers,
+    get_kernel,
+    get_type_names,
+    name_variables,
+)
 
 layers = keras.layers
 
@@ -235,3 +241,17 @@ def test_every_backend_gives_the_same_masks(backend: str) -> None:
 def test_importing_it_loads_no_torch() -> None:
     code = "import sys, secateur.frameworks.keras; print('torch' in sys.modules)"
     assert python(code, "numpy") == "False\n"
+
+
+def test_weights_have_the_path_of_their_layer_in_their_names() -> None:
+    inputs = keras.Input((5, 12))
+    attention = layers.MultiHeadAttention(2, 3, use_bias=False, name="attention")
+    model = keras.Model(inputs, layers.Dense(2, name="out")(attention(inputs, inputs)))
+    assert sorted(name_variables(model)) == [
+        *(f"attention/{part}/kernel" for part in ("attention_output", "key", "query", "value")),
+        "out/bias",
+        "out/kernel",
+    ]
+    for name, layer in find_weight_layers(model).items():
+        if get_type_names(layer):
+            assert name_variables(model)[FRAMEWORK.get_parameter_name(name, layer)] is get_kernel(layer)

@@ -33,6 +33,7 @@ __all__ = [
     "list_inner_layers",
     "list_layers",
     "make_contiguous",
+    "name_variables",
     "read_array",
     "wrap_for_assign",
 ]
@@ -95,6 +96,10 @@ class KerasFramework(Framework):
         """Return the identity of the kernel."""
         return id(get_kernel(layer))
 
+    def get_parameter_name(self, name: str, layer: Any) -> str:
+        """See `Framework.get_parameter_name`."""
+        return name if isinstance(layer, DetachedKernel) else f"{name}{SEPARATOR}{get_kernel(layer).name}"
+
     def to_array(self, tensor: Any) -> Array:
         """See `read_array`."""
         return read_array(tensor)
@@ -127,6 +132,24 @@ def list_inner_layers(layer: keras.Layer) -> list[keras.Layer]:
     # Keras has no public way to list the layers inside a layer that is not a model.
     children: list[keras.Layer] = layer._flatten_layers(include_self=False, recursive=False)
     return children
+
+
+def name_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Return every variable of a model by the path of its layer and its own name, such as ``encoder/query/kernel``.
+
+    A variable that several layers own has several names.
+    """
+    named: dict[str, keras.Variable] = {}
+    for path, layer in {"": model, **list_layers(model)}.items():
+        inner = {id(variable) for child in list_inner_layers(layer) for variable in child.weights}
+        own = [variable for variable in layer.weights if id(variable) not in inner]
+        for variable in sorted(own, key=lambda variable: len(variable.shape) < 2):  # as `find_owned_kernels` counts
+            first = f"{path}{SEPARATOR}{variable.name}" if path else variable.name
+            name, count = first, 2
+            while name in named:
+                name, count = f"{first}#{count}", count + 1
+            named[name] = variable
+    return named
 
 
 def find_weight_layers(model: keras.Model) -> dict[str, keras.Layer]:

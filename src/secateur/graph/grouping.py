@@ -23,12 +23,13 @@ SINGLE_UNIT = "All its indices depend on each other, so that they are one unit"
 NO_CONSUMER = "No weight reads them, so that nothing can be set to zero in their place"
 
 
-def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]]) -> Graph:
+def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]], *, separator: str = ".") -> Graph:
     """Build the groups from the facts of a tracer.
 
     Args:
         tracer: The tracer, after all rules ran.
         aliases: Name of a parameter → its other names.
+        separator: Separates the parts of a parameter's name.
     """
     unit_of = _find_units(tracer)
     reasons = _collect_reasons(unit_of, tracer.pins)
@@ -50,7 +51,7 @@ def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]]) -> Graph
         kind = "heads" if is_heads else "channels"
         obstacle = reason or _find_obstacle(members, len(units))
         groups.append(Group(units=len(units), members=members, kind=kind, reason=obstacle, inexact=leak))
-    groups = _name_groups(groups)
+    groups = _name_groups(groups, separator)
     return Graph(
         groups=tuple(groups),
         barriers=tuple(tracer.barriers),
@@ -166,29 +167,29 @@ def _find_obstacle(members: Sequence[Member], units: int) -> str | None:
     return None if any(member.role is Role.CONSUMER for member in members) else NO_CONSUMER
 
 
-def _name_groups(groups: Sequence[Group]) -> list[Group]:
+def _name_groups(groups: Sequence[Group], separator: str) -> list[Group]:
     """Name groups after the module that contains their members, or after the first layer that computes their units."""
     names: dict[int, str] = {}
     taken: dict[str, int] = {}
     for number, group in sorted(enumerate(groups), key=lambda item: item[1].obstacle is not None):
         producers = [member for member in group.members if member.role is Role.PRODUCER] or list(group.members)
-        name = producers[0].parameter.rpartition(".")[0]
+        name = producers[0].parameter.rpartition(separator)[0]
         if group.kind == "heads":
-            name = _find_common_module([member.parameter for member in group.members])
-        name = name or producers[0].parameter.partition(".")[0]
+            name = _find_common_module([member.parameter for member in group.members], separator)
+        name = name or producers[0].parameter.partition(separator)[0]
         taken[name] = taken.get(name, 0) + 1
         names[number] = name if taken[name] == 1 else f"{name} ({taken[name]})"
     return [replace(group, name=names[number]) for number, group in enumerate(groups)]
 
 
-def _find_common_module(names: Sequence[str]) -> str:
-    parts = [name.split(".")[:-1] for name in names]
+def _find_common_module(names: Sequence[str], separator: str) -> str:
+    parts = [name.split(separator)[:-1] for name in names]
     common: list[str] = []
     for column in zip(*parts, strict=False):
         if len(set(column)) > 1:
             break
         common.append(column[0])
-    return ".".join(common)
+    return separator.join(common)
 
 
 def _find_sizes(

@@ -10,23 +10,27 @@ from secateur.graph.graph import Graph
 __all__ = ["trace"]
 
 
-def trace(model: Any, example_inputs: Any) -> Graph:
+def trace(model: Any, example_inputs: Any = None) -> Graph:
     """Find which parts of a model's parameters can only be removed together.
 
-    The model runs on the example inputs, and the indices of its parameters are followed through every operation. An
-    operation without a rule is a barrier: what reaches it is never pruned, and the reason says where it is.
+    The indices of its parameters are followed through every operation: those that a torch model runs on the example
+    inputs, or those of the graph of a Keras model. An operation without a rule is a barrier: what reaches it is never
+    pruned, and the reason says where it is.
 
     Args:
-        model: A torch module. It is not changed.
+        model: A torch module or a Keras model. It is not changed. A Keras model whose call method is written by hand
+            is a barrier as a whole.
         example_inputs: One batch: a tensor, a tuple of positional arguments, or a mapping of named ones. The batch
-            should have at least two examples, and other sizes than the model's channels.
+            should have at least two examples, and other sizes than the model's channels. A Keras model needs none,
+            unless it accepts only some of the sizes that its inputs leave open.
 
     Returns:
         The groups of units, whether or not they can be pruned; a group that cannot has a `reason`.
 
     Raises:
-        CalibrationError: There are no example inputs, or the model does not accept them.
-        UnsupportedModelError: The model has no values, as on the meta device, or its framework is not supported.
+        CalibrationError: A torch model has no example inputs, or the model does not accept them.
+        UnsupportedModelError: The model has no values, as on the meta device, is not built, or its framework is not
+            supported.
 
     Examples:
         >>> import torch

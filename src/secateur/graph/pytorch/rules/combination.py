@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from secateur.graph.alignment import Operand, align
-from secateur.graph.labels import FIXED, Labels, find_axes
-from secateur.graph.program import Call, Value
+from secateur.graph.labels import FIXED, Labels
+from secateur.graph.program import Call
 from secateur.graph.rules import register_rule
+from secateur.graph.shared_rules import join
 from secateur.graph.tracer import Tracer
 
 __all__: list[str] = []
-
-JOINED = "is joined with a tensor that depends on other axes"
 
 
 @register_rule("aten.cat", "aten.concat", "aten.concatenate")
@@ -22,7 +19,7 @@ def follow_cat(tracer: Tracer, call: Call) -> None:
     """Join the labels along one axis, and unite them along the others."""
     axis = call.get("dim", 0) % len(call.output.shape)
     values = [value for value in call["tensors"] if value.shape != (0,) and value.shape[axis]]
-    _join(tracer, call, values, axis)
+    tracer.set_labels(call.output, join(tracer, values, axis))
 
 
 @register_rule("aten.stack")
@@ -32,42 +29,6 @@ def follow_stack(tracer: Tracer, call: Call) -> None:
     others = [place for place in range(rank) if place != axis]
     operands = [Operand.from_value(tracer, value, others, rank) for value in call["tensors"]]
     tracer.set_labels(call.output, align(tracer, operands))
-
-
-def _join(tracer: Tracer, call: Call, values: Sequence[Value], axis: int) -> None:
-    rank = len(call.output.shape)
-    operands = [Operand.from_value(tracer, value, range(rank), rank) for value in values]
-    joined = _join_along(tracer, operands, axis)
-    for operand in operands:
-        operand.labels = [array for array in operand.labels if array.shape[axis] == 1]
-        operand.shape = (*operand.shape[:axis], 1, *operand.shape[axis + 1 :])
-    labels = align(tracer, operands)
-    if joined is not None:
-        taken = set(find_axes(joined)) - {axis}
-        labels = [tracer.fix_axes(array, sorted(taken), JOINED) for array in labels]
-        labels.append(joined)
-    tracer.set_labels(call.output, labels)
-
-
-def _join_along(tracer: Tracer, operands: Sequence[Operand], axis: int) -> Labels | None:
-    """Join the labels that depend on the axis itself; ``None`` if there are none."""
-    own = [operand.find(axis) for operand in operands]
-    if all(number is None for number in own):
-        return None
-    parts = [None if number is None else op.labels[number] for op, number in zip(operands, own, strict=True)]
-    kinds = {find_axes(part) for part in parts if part is not None}
-    if len(kinds) > 1 or any(part is None for part in parts):
-        parts = [
-            None if part is None else tracer.fix_axes(part, [a for a in find_axes(part) if a != axis], JOINED)
-            for part in parts
-        ]
-    blocks = []
-    target = np.max([part.shape for part in parts if part is not None], axis=0)
-    for operand, part in zip(operands, parts, strict=True):
-        shape = [*target]
-        shape[axis] = operand.shape[axis]
-        blocks.append(np.full(shape, FIXED) if part is None else np.broadcast_to(part, shape))
-    return np.concatenate(blocks, axis=axis)
 
 
 @register_rule(

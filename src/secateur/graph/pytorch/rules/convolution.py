@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from secateur.graph.group import Role
-from secateur.graph.labels import FIXED, Labels, find_axes
+from secateur.graph.labels import Labels
 from secateur.graph.program import Call
 from secateur.graph.pytorch.rules.linear import add_bias
 from secateur.graph.rules import register_rule
+from secateur.graph.shared_rules import find_vector
 from secateur.graph.tracer import Tracer
 
 __all__: list[str] = []
@@ -43,8 +42,9 @@ def _convolve(tracer: Tracer, call: Call, *, is_transposed: bool) -> None:
         for array in tracer.get_labels(value)
     ]
     others = [array for array in labels if array.shape[channel] == 1]
-    inputs = _get_vector(tracer, labels, channel, value.shape[channel])
-    first, second = (_get_vector(tracer, tracer.get_labels(weight), axis, weight.shape[axis]) for axis in (0, 1))
+    inputs = find_vector(tracer, labels, channel, value.shape[channel], POSITIONS)
+    weights = tracer.get_labels(weight)
+    first, second = (find_vector(tracer, weights, axis, weight.shape[axis], POSITIONS) for axis in (0, 1))
     for array in tracer.get_labels(weight):
         tracer.consume(array)
     if groups == 1:
@@ -74,12 +74,3 @@ def _follow_groups(
     if not is_transposed:
         return first
     return np.repeat(rows[:, 0], len(second))
-
-
-def _get_vector(tracer: Tracer, labels: Sequence[Labels], axis: int, size: int) -> Labels:
-    """Return the labels along one axis; `FIXED` if there are none."""
-    for array in labels:
-        if array.shape[axis] > 1:
-            inner = [other for other in find_axes(array) if other != axis]
-            return tracer.fix_axes(array, inner, POSITIONS).reshape(-1)
-    return np.full(size, FIXED, dtype=np.int64)

@@ -9,9 +9,10 @@ from secateur.graph.group import Role
 from secateur.graph.labels import Labels, find_axes
 from secateur.graph.program import Call, Value
 from secateur.graph.rules import register_rule
+from secateur.graph.shared_rules import multiply_matrices
 from secateur.graph.tracer import Tracer
 
-__all__ = ["add_bias", "multiply_matrices"]
+__all__ = ["add_bias"]
 
 
 @register_rule("aten.linear")
@@ -57,19 +58,6 @@ def follow_matmul(tracer: Tracer, call: Call) -> None:
         for array in labels:
             if any(axis < array.ndim - 2 for axis in find_axes(array)):
                 tracer.mark_heads(array)
-
-
-def multiply_matrices(tracer: Tracer, first: Value, second: Value) -> list[Labels]:
-    """Return the labels of a product of matrices, with broadcast batch axes."""
-    left, right = len(first.shape), len(second.shape)
-    batch = max(left, right, 2) - 2
-    rows, inner, columns = batch, batch + 1, batch + 2
-    terms = (
-        [inner] if left == 1 else [*range(batch - (left - 2), batch), rows, inner],
-        [inner] if right == 1 else [*range(batch - (right - 2), batch), inner, columns],
-    )
-    output = [*range(batch), *([rows] if left > 1 else []), *([columns] if right > 1 else [])]
-    return contract(tracer, [(first, terms[0]), (second, terms[1])], output)
 
 
 @register_rule("aten.outer", "aten.ger")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from secateur.graph.alignment import drop_axes
-from secateur.graph.labels import find_axes
 from secateur.graph.program import Call
 from secateur.graph.rules import register_rule
+from secateur.graph.shared_rules import fix_scanned_axis
 from secateur.graph.tracer import Tracer
 
 __all__: list[str] = []
@@ -46,13 +46,7 @@ def follow_scan(tracer: Tracer, call: Call) -> None:
     """Keep the shape. Labels along the axis are inexact: every element depends on the others."""
     value = call.get("self", call.get("input"))
     axis = call["dim"] % max(len(value.shape), 1)
-    labels = []
-    for array in tracer.get_labels(value):
-        if find_axes(array) == (axis,):
-            tracer.mark_inexact(array, "combines them")
-            labels.append(array)
-        else:
-            labels.append(tracer.fix_axes(array, [axis], "combines them"))
+    labels = fix_scanned_axis(tracer, tracer.get_labels(value), [axis])
     for output in call.outputs:
         if output is not None:
             tracer.set_labels(output, labels)
