@@ -28,6 +28,8 @@ EXAMPLE = re.compile(r"^\s*((?:>>>|\.\.\.) .*)$", re.MULTILINE)
 
 OPTIONS = "each parameter is an option of the command, and a test freezes them"
 
+SLIM = "one call says what goes, how (exclude, inexact, mode), and what follows it"
+
 INTERFACE = "the signature of what it takes the place of"
 
 PRUNE = "one call says what, with which data, how (solver, refine, allocation) and where"
@@ -40,6 +42,8 @@ ANNEALING = "compat/neural_compressor/compression/hpo/sa_optimizer.py::Simulated
 EXCEPTIONS: dict[str, str] = {
     "oneshot/__init__.py::prune: parameters": PRUNE,
     "oneshot/pytorch/__init__.py::prune: parameters": PRUNE,
+    "slimming/__init__.py::slim: parameters": SLIM,
+    "slimming/pytorch/__init__.py::slim: parameters": SLIM,
     "cli/commands/bench.py::bench: parameters": OPTIONS,
     "cli/commands/prune.py::prune: parameters": OPTIONS,
     "compat/neural_compressor/compression/pruner/__init__.py::prepare_pruning: parameters": INTERFACE,

@@ -1,5 +1,6 @@
 """Models and inputs that cannot be slimmed are refused, and stay bit for bit as they were."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +9,14 @@ from torch import nn
 
 import secateur
 from runtime.sparse_layers import make_linear_pair
-from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
+from secateur.errors import (
+    CalibrationError,
+    ConfigError,
+    LayerError,
+    StateError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
 from slim.graphs import hidden
 from slim.test_surgery import everything, mlp, zero
 
@@ -158,6 +166,12 @@ def test_a_ratio_that_leaves_nothing() -> None:
 def test_an_unknown_mode() -> None:
     model, graph, inputs = mlp()
     refuse(model, ConfigError, "mode must be one of", example_inputs=inputs, graph=graph, mode="fast")
+
+
+def test_an_unknown_group() -> None:
+    model, graph, inputs = mlp()
+    message = "exclude: there is no group 'hiden'. Did you mean 'hidden'?"
+    refuse(model, UnknownNameError, re.escape(message), example_inputs=inputs, graph=graph, exclude=["hiden"])
 
 
 def test_a_keras_model() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import Phi3Config, Phi3ForCausalLM
 
 import secateur
 import tiny_transformers
@@ -129,7 +130,8 @@ def zero_readers(model: nn.Module, graph: Graph, kept: Callable[[str, int], int]
 
 def build(name: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    model: nn.Module = getattr(tiny_transformers, name)()
+    makers = {"phi3": lambda: Phi3ForCausalLM(Phi3Config(**tiny_transformers.DECODER))}
+    model: nn.Module = makers.get(name, getattr(tiny_transformers, name, None))()
     return model.eval()
 
 
@@ -161,7 +163,7 @@ def vary(name: str, units: int) -> int:
     return max(units - max(units // 4, 1) * (layer + 1), 1)
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gemma2", "phi3"])
 def test_uniform_widths_are_in_the_configuration(name: str, tmp_path: Path) -> None:
     model, inputs, report = slim_family(name, halve)
     assert report.config == {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16}
@@ -182,7 +184,7 @@ def test_uniform_channels_are_in_the_configuration(name: str, tmp_path: Path) ->
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "mixtral", "opt"])
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "mixtral", "opt", "phi3"])
 def test_different_widths_are_in_the_manifest(name: str, tmp_path: Path) -> None:
     model, inputs, report = slim_family(name, vary)
     assert report.config == {}

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from graph.probing import fill, prunable, run
-from zoo import ZOO
 
 import secateur
+from graph.probing import fill, prunable, run
 from secateur.errors import LayerError
 from secateur.graph import trace
+from zoo import ZOO
 
 REFUSED = {
     "MultiQuery": "passes 3 to aten.view, which must become 1",

@@ -19,6 +19,7 @@ def slim(
     example_inputs: Any,
     optimizer: Any | Iterable[Any] | None = None,
     graph: Graph | None = None,
+    exclude: Iterable[str] = (),
     allow_inexact: bool = False,
     mode: Literal["exact", "uniform"] = "exact",
 ) -> SlimReport:
@@ -38,6 +39,7 @@ def slim(
             arguments.
         optimizer: The optimizer of the model, or several. Momentum and other state of the weights that stay is kept.
         graph: The dependencies between the parameters. ``None``: trace them with the example inputs.
+        exclude: Names of groups that keep all units, such as one whose size is a literal in the code of a module.
         allow_inexact: Whether to remove zero units also where that changes the outputs, because norms compute
             statistics over them. The report has the difference.
         mode: ``"exact"`` removes all zero units that the constraints of their group allow. ``"uniform"`` keeps zero
@@ -53,7 +55,7 @@ def slim(
             `secateur.runtime`, in float16 on the CPU, or has adapters such as LoRA.
         StateError: A pruning run is active on the model, or the optimizer belongs to another model.
         LayerError: A check failed, or a module has a number in its code that no attribute contains.
-        ConfigError: `mode` is unknown.
+        ConfigError: `mode` or a name in `exclude` is unknown.
 
     Examples:
         >>> import torch, secateur
@@ -72,6 +74,7 @@ def slim(
         example_inputs=example_inputs,
         optimizer=optimizer,
         graph=graph,
+        exclude=exclude,
         allow_inexact=allow_inexact,
         mode=mode,
     )

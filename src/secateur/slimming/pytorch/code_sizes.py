@@ -6,6 +6,7 @@ attributes that equal the number are candidates, and the outputs on the example 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from secateur._resizing.pytorch import CONFIG
 from secateur.errors import CalibrationError, LayerError
 from secateur.graph import SizeUse
 from secateur.slimming.pytorch.example_run import ExampleRun
@@ -33,10 +35,17 @@ HEAD_COUNTS = frozenset(
 
 
 class _Demand(NamedTuple):
-    """A number in the code of a module that must change."""
+    """A number in the code of a module that must change.
+
+    Attributes:
+        use: The number.
+        new: Its new value.
+        heads: Numbers of heads of the group that it follows, before and after; ``None``: it follows others.
+    """
 
     use: SizeUse
     new: int
+    heads: tuple[int, int] | None
 
     def __str__(self) -> str:
         place = f"{self.use.module!r}" if self.use.module else "the model itself"
@@ -47,7 +56,8 @@ class _Slot(NamedTuple):
     """An attribute of a module that may be the source of a number.
 
     Attributes:
-        attribute: Its name.
+        attribute: Its name; with the prefix `CONFIG`, that of a number of heads in the module's configuration, from
+            which the code computes the number.
         position: The position of the number if the attribute is a tuple or a list; ``None``: it is a number.
         demand: Which of the demands of the module it would fulfil.
     """
@@ -70,21 +80,32 @@ class _Kind:
     slots: tuple[_Slot, ...]
 
     def list_options(self) -> list[tuple[_Slot, ...]]:
-        """List which slots to change: numbers of heads, nothing, each alone, and all."""
-        named = tuple(slot for slot in self.slots if slot.attribute in HEAD_COUNTS)
-        alone = [(slot,) for slot in self.slots]
-        with_named = [(*named, slot) for slot in self.slots if slot not in named]
-        return list(dict.fromkeys([named, (), *alone, *with_named, self.slots]))
+        """List which slots to change: numbers of heads, nothing, each alone, all, and those of the configuration."""
+        configured = tuple(slot for slot in self.slots if slot.attribute.startswith(CONFIG))
+        own = tuple(slot for slot in self.slots if slot not in configured)
+        named = tuple(slot for slot in own if slot.attribute in HEAD_COUNTS)
+        with_named = [(*named, slot) for slot in own if slot not in named]
+        options = [named, (), *((slot,) for slot in own), *with_named, own]
+        options += [(*option, *configured) for option in options]
+        return list(dict.fromkeys(options))
 
     def apply(self, option: Sequence[_Slot], journal: Journal) -> None:
+        """Change the slots of an option in all modules."""
         for module, demands in self.modules:
-            for slot in option:
+            own = [slot for slot in option if not slot.attribute.startswith(CONFIG)]
+            for slot in own:
                 value: Any = demands[slot.demand].new
                 if slot.position is not None:
                     items = [*module.__dict__[slot.attribute]]
                     items[slot.position] = value
                     value = type(module.__dict__[slot.attribute])(items)
                 journal.set_attribute(module, slot.attribute, value)
+            if len(own) < len(option):
+                config = copy.copy(module.__dict__["config"])
+                for slot in option:
+                    if slot not in own:
+                        _scale_heads(config, slot.attribute.removeprefix(CONFIG), demands[slot.demand])
+                journal.set_attribute(module, "config", config)
 
 
 class SizeSearch:
@@ -104,27 +125,34 @@ class SizeSearch:
     def fit(self, journal: Journal, tolerance: float) -> float:
         """Change the attributes, and return the largest difference of the outputs, which is at most the tolerance.
 
+        An infinite tolerance takes the attributes with the smallest difference.
+
         Raises:
             LayerError: The model fails, or its outputs differ, whatever attributes change; the message says which
                 number has no attribute.
         """
-        options = [kind.list_options() for kind in self._kinds]
         failure: CalibrationError | None = None
-        smallest = math.inf
-        for choice in islice(_order_choices(options), MAX_ATTEMPTS):
+        smallest, best = math.inf, None
+        for choice in islice(_order_choices([kind.list_options() for kind in self._kinds]), MAX_ATTEMPTS):
             start = journal.mark()
-            for kind, option in zip(self._kinds, choice, strict=True):
-                kind.apply(option, journal)
+            self._apply(choice, journal)
             try:
                 difference = self._example.measure_change()
             except CalibrationError as error:
-                failure = failure or error
-            else:
-                if difference <= tolerance and difference < math.inf:
-                    return difference
-                smallest = min(smallest, difference)
+                failure, difference = failure or error, math.inf
+            if difference <= tolerance < math.inf:
+                return difference
             journal.roll_back(start)
-        raise LayerError(self._explain_failure(failure, smallest)) from failure
+            if difference < smallest:
+                smallest, best = difference, choice
+        if best is None or tolerance < math.inf:
+            raise LayerError(self._explain_failure(failure, smallest)) from failure
+        self._apply(best, journal)
+        return smallest
+
+    def _apply(self, choice: Sequence[Sequence[_Slot]], journal: Journal) -> None:
+        for kind, option in zip(self._kinds, choice, strict=True):
+            kind.apply(option, journal)
 
     def _group_modules(self) -> list[_Kind]:
         kinds: dict[Any, _Kind] = {}
@@ -142,14 +170,14 @@ class SizeSearch:
         if failure is not None and without:
             return (
                 f"{without[0]}, and no attribute of the module contains that number. Take it from an attribute of the "
-                f"module, or from the shape of a tensor. Nothing was removed"
+                f"module or from the shape of a tensor, or exclude the group. Nothing was removed"
             )
         if failure is not None and smallest == math.inf:
             reason = f"{failure}"
         else:
             reason = f"its outputs differ by {smallest:.1e}"
         tried = f"; {self._demands[0]}, and no attribute of the module that contains it helps" if self._demands else ""
-        return f"the model without the removed units fails: {reason}{tried}. Nothing was removed"
+        return f"the model without the removed units fails: {reason}{tried}. Exclude the group. Nothing was removed"
 
     def _find(self, demand: _Demand) -> nn.Module:
         return self._model.get_submodule(demand.use.module)
@@ -162,7 +190,10 @@ def _list_demands(removal: Removal) -> Iterator[_Demand]:
         new = use.count_kept(removal.keep)
         if new != use.size and (use.module, use.size, new) not in seen:
             seen.add((use.module, use.size, new))
-            yield _Demand(use, new)
+            followed = sorted({group for group in use.groups.tolist() if group >= 0})
+            heads = [number for number in followed if removal.graph.groups[number].kind == "heads"]
+            counts = [(len(removal.keep[number]), int(removal.keep[number].sum())) for number in heads]
+            yield _Demand(use, new, counts[0] if len(followed) == len(counts) == 1 else None)
 
 
 def _find_slots(module: nn.Module, demands: Sequence[_Demand]) -> Iterator[_Slot]:
@@ -177,6 +208,24 @@ def _find_slots(module: nn.Module, demands: Sequence[_Demand]) -> Iterator[_Slot
                 for position, item in enumerate(value):
                     if _is_number(item, demand.use.size):
                         yield _Slot(attribute, position, number)
+    yield from _find_config_slots(module, demands)
+
+
+def _find_config_slots(module: nn.Module, demands: Sequence[_Demand]) -> Iterator[_Slot]:
+    """Yield the numbers of heads in the configuration of a module, if one of the numbers in its code follows heads."""
+    fields = getattr(module.__dict__.get("config"), "__dict__", {})
+    for number, demand in enumerate(demands):
+        if demand.heads is not None:
+            for name in sorted(HEAD_COUNTS & fields.keys()):
+                if isinstance(fields[name], int) and fields[name] and fields[name] % demand.heads[0] == 0:
+                    yield _Slot(CONFIG + name, None, number)
+            return
+
+
+def _scale_heads(config: Any, field: str, demand: _Demand) -> None:
+    assert demand.heads is not None, "only demands that follow heads have slots in the configuration"
+    before, after = demand.heads
+    setattr(config, field, getattr(config, field) // before * after)
 
 
 def _is_number(value: Any, size: int) -> bool:

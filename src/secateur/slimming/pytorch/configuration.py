@@ -20,7 +20,7 @@ from torch import nn
 
 from secateur._huggingface.pytorch import build_empty_model, is_pretrained
 from secateur._model_limits import LIMITS_WITHOUT_WEIGHTS
-from secateur._resizing.pytorch import clear_sizes
+from secateur._resizing.pytorch import CONFIG, clear_sizes, read_sizes
 from secateur.graph import Group
 from secateur.slimming.removal import Flags, Removal
 
@@ -57,9 +57,18 @@ def update_configs(model: nn.Module, removal: Removal) -> Fields:
             fields = _find_fields(module, name, removal)
             if fields is not None:
                 _set_fields(module.config, fields)
+                _share_config(module)
                 clear_sizes(module)
                 changed |= fields
     return changed
+
+
+def _share_config(model: Any) -> None:
+    """Replace copies of the configuration, which modules have while their sizes are not in it."""
+    sizes = read_sizes(model)
+    for name, module in model.named_modules():
+        if any(key.startswith(CONFIG) for key in sizes.get(name, ())) and type(module.config) is type(model.config):
+            module.config = model.config
 
 
 def _find_fields(model: nn.Module, name: str, removal: Removal) -> Fields | None:

@@ -53,6 +53,10 @@ class Journal:
             keys.setdefault(id(change.owner), {})[change.key] = None
         return {owner: [*changed] for owner, changed in keys.items()}
 
+    def find_first(self, owner: MutableMapping[str, Any], key: str) -> Any:
+        """Return what a key had before its first change."""
+        return next(change.before for change in self._changes if change.owner is owner and change.key == key)
+
     def mark(self) -> int:
         """Return a position to roll back to."""
         return len(self._changes)

@@ -43,7 +43,7 @@ def probe_removal(removal: Removal, tensors: Mapping[str, torch.Tensor], example
     raise LayerError(
         f"{culprits.describe_groups()}: units that nothing should read change the outputs by {change:.1e}, with noise "
         f"in the weights that compute them. The graph misses a weight or an operation that reads them. Nothing was "
-        f"removed; exclude the group from pruning, and report the model."
+        f"removed; exclude the group, and report the model."
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._resizing.pytorch import Sizes, set_sizes
+from secateur._resizing.pytorch import CONFIG, Sizes, set_sizes
 from secateur.errors import LayerError
 from secateur.graph import Graph
 from secateur.slimming.pytorch.code_sizes import SizeSearch
@@ -159,7 +159,10 @@ class Surgery:
             attributes = changed.get(id(module.__dict__), ())
             own = (*module._parameters.values(), *module._buffers.values())
             if attributes or any(id(tensor) in new for tensor in own):
-                sizes[name] = {key: module.__dict__[key] for key in attributes}
+                sizes[name] = {key: module.__dict__[key] for key in attributes if key != "config"}
+            if "config" in attributes:
+                before, after = vars(journal.find_first(module.__dict__, "config")), vars(module.__dict__["config"])
+                sizes[name] |= {f"{CONFIG}{key}": after[key] for key in after if after[key] != before[key]}
         return sizes
 
     def _describe_groups(
