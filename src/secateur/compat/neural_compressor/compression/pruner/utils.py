@@ -36,7 +36,12 @@ __all__ = [
 ]
 
 torch = LazyImport("torch")
+nn = LazyImport("torch.nn")
+F = LazyImport("torch.nn.functional")
 tf = LazyImport("tensorflow")
+
+FLATTEN_DIM2 = 1
+"""Columns of weights that another library has flattened, which patterns do not support here."""
 
 CONVOLUTION = re.compile(r"Conv.d")
 """Matches the class names of layers that count as convolutions."""
