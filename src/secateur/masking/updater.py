@@ -152,7 +152,7 @@ class MaskUpdater:
         part = self.schedule.find_part(step)
         if part is None or self.keep is None or self.scheduled_keep is None:
             return None
-        return self._interpolate_all(masks, self.keep, self.scheduled_keep, part)
+        return self._interpolate_all(masks, (self.keep, self.scheduled_keep), part, stream)
 
     def _advance_in_later_parts(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:
         """Select units at updates, and prune them in parts from then on; see `RunOptions.parts_until`."""
@@ -168,7 +168,7 @@ class MaskUpdater:
         if part[0] < part[1]:
             whole = self.pattern.weight_masks(keep)  # at an update, some parts of the one before may remain
             current = {layer: mask & masks[layer] for layer, mask in whole.items()} if masks else whole
-            changed = self._interpolate_all(current, keep, later, part)
+            changed = self._interpolate_all(current, (keep, later), part, stream)
         else:
             keep, later, requested = later, None, self._find_requested(step)
             changed = self.pattern.weight_masks(keep)
@@ -181,9 +181,16 @@ class MaskUpdater:
         return self.schedule.initial if last is None else self.schedule.sparsity(last)
 
     def _interpolate_all(
-        self, masks: Mapping[str, Array], keep: Mapping[str, Array], later: Mapping[str, Array], part: tuple[int, int]
+        self,
+        masks: Mapping[str, Array],
+        between: tuple[Mapping[str, Array], Mapping[str, Array]],
+        part: tuple[int, int],
+        stream: Stream,
     ) -> dict[str, Array]:
-        now, then = self.pattern.expand_units(keep), self.pattern.expand_units(later)
+        selected = self.pattern.interpolate_masks(lambda name: stream(name, between[0]), between, part)
+        if selected is not None:
+            return selected
+        now, then = (self.pattern.expand_units(keep) for keep in between)
         return {layer: self._interpolate(layer, masks[layer], (now[layer], then[layer]), part) for layer in now}
 
     def _interpolate(self, layer: str, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:

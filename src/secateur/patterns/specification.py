@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from secateur._array import Array
@@ -99,6 +99,24 @@ class Specification(ABC):
         """
         scores = unify_precision(scores)
         return {name: self.keep_units(layer, self._find_cut(layer, counts[name])) for name, layer in scores.items()}
+
+    def interpolate_masks(
+        self,
+        stream: Callable[[str], Scores],  # noqa: ARG002
+        between: tuple[Mapping[str, Array], Mapping[str, Array]],  # noqa: ARG002
+        part: tuple[int, int],  # noqa: ARG002
+    ) -> dict[str, Array] | None:
+        """Select the weights that a progressive run prunes between two updates.
+
+        Args:
+            stream: Returns the current scores of units, given their name.
+            between: For the last and the next update: name of units → one boolean per unit, ``True`` = kept.
+            part: Number of parts of the weights between them to prune, and number of all parts.
+
+        Returns:
+            Layer → booleans in the weight's shape; by default ``None``, which means the smallest weights of each layer.
+        """
+        return None
 
     def _find_cut(self, layer: Scores, count: int) -> Cut:
         if count >= self.count_budget_units(layer.count) and (cut := self.cut_all(layer)) is not None:

@@ -406,3 +406,52 @@ def test_solvers_are_refused() -> None:
     config = {"pattern": "ptPaired", "target_sparsity": 0.5, "op_names": ["^[03]$"]}
     with pytest.raises(ConfigError, match="selects the weights of torch or Keras layers, not of arrays or of parts of"):
         secateur.prune(make_model(), config, calibration=[torch.ones(2, 2, 5, 5)], solver="wanda")
+
+
+@pytest.mark.parametrize("interface", ["compat", "native"])
+def test_the_class_orders_the_parts_of_progressive_runs(interface: str) -> None:
+    calls = []
+
+    @register_pattern("ptNxM")
+    class Ordered(Paired):
+        def update_progressive_masks(
+            self, pre_masks: Any, cur_masks: Any, scores: Any, progressive_step: int, progressive_configs: Any
+        ) -> Any:
+            calls.append((progressive_step, progressive_configs["progressive_steps"]))
+            for name, mask in pre_masks.items():
+                assert scores[name].shape == mask.shape
+                rows = len(mask) * progressive_step // progressive_configs["progressive_steps"]
+                mask[-rows:] &= cur_masks[name][-rows:].bool()  # the last rows first
+            return pre_masks
+
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    keys = {"start_step": 1, "end_step": 9, "pruning_frequency": 8}
+    if interface == "compat":
+        element = {"pattern": "4x1", "pruning_type": "magnitude_progressive", "sparsity_decay_type": "linear"}
+        later = {**keys, "end_step": 16}  # the parts follow the update after step 9
+        prepare_pruning(model, WeightPruningConfig([element], target_sparsity=0.5, **later), optimizer)
+    else:
+        settings = {"pattern": "ptNxM(4x1)", "criterion": "magnitude", "kind": "progressive", "target_sparsity": 0.5}
+        secateur.prepare(model, {**settings, **keys, "op_names": ["^[03]$"]}, optimizer)
+    found = []
+    for _ in range(20):
+        train(model, optimizer, steps=1)
+        if (rows := find_zero_rows(model[0])) and rows not in found:
+            found.append(rows)
+    assert found == [[6, 7], [4, 5, 6, 7], [2, 3, 4, 5, 6, 7], list(range(8))]
+    assert calls[-3:] == [(1, 4), (2, 4), (3, 4)]
+
+
+def test_masks_between_updates_are_checked() -> None:
+    @register_pattern("ptWrong")
+    class Wrong(Paired):
+        def update_progressive_masks(self, pre_masks: Any, *_: Any) -> Any:
+            return {name: mask[:1] for name, mask in pre_masks.items()}
+
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    config = {"pattern": "ptWrong", "criterion": "magnitude", "kind": "progressive", "start_step": 1, "end_step": 9}
+    secateur.prepare(model, {**config, "pruning_frequency": 8, "op_names": ["^[03]$"]}, optimizer)
+    with pytest.raises(ConfigError, match=r"Wrong\.update_progressive_masks, layer '0': the mask must"):
+        train(model, optimizer)

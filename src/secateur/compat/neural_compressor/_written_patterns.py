@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from array_api_compat import device
 
 from secateur._array import Array, concat_chunks, count_true, namespace
 from secateur.compat.neural_compressor._written_calls import (
@@ -20,7 +21,7 @@ from secateur.compat.neural_compressor._written_calls import (
 )
 from secateur.compat.neural_compressor._written_heads import WrittenHeadsPattern
 from secateur.config import PruningConfig
-from secateur.errors import ConfigError, LayerError
+from secateur.errors import ConfigError, LayerError, ScoreError
 from secateur.frameworks import WeightView, get_framework
 from secateur.patterns import PATTERNS as CORE_PATTERNS
 from secateur.patterns.selection import Scores, unify_precision
@@ -128,16 +129,30 @@ class WrittenPattern(PatternCaller):
         sparsity, scores = self._check_sparsity(sparsity), unify_precision(scores)
         for layer in scores.values():
             layer.refuse_nan()
-        tensors, previous = {}, {}
-        for name, layer in scores.items():
-            values = concat_chunks([chunk for chunk, _ in layer.read()])
-            xp = namespace(values)
-            alive = xp.ones_like(values, dtype=xp.bool) if layer.alive is None else layer.alive
-            tensors[name], previous[name] = self._to_tensor(name, values), self._to_tensor(name, alive)
-        if self.framework.name == "pytorch" and hasattr(self.written, "reduce_score"):
-            tensors = {name: self.call("reduce_score", score, name) for name, score in tensors.items()}
+        tensors = self._make_scores(scores)
+        previous = {name: self._to_tensor(name, _find_alive(layer)) for name, layer in scores.items()}
         masks = self.call_get_masks(tensors, sparsity, previous)
         return {name: self._read_mask(name, masks[name], scores[name].alive) for name in scores}
+
+    def interpolate_masks(
+        self,
+        stream: Callable[[str], Scores],
+        between: tuple[Mapping[str, Array], Mapping[str, Array]],
+        part: tuple[int, int],
+    ) -> dict[str, Array] | None:
+        """Return what ``update_progressive_masks`` keeps; see `BasePattern.interpolate_masks`."""
+        if self.framework.name != "pytorch" or not hasattr(self.written, "update_progressive_masks"):
+            return None
+        try:
+            scores = self._make_scores(unify_precision({name: stream(name) for name in self.units}))
+        except ScoreError:  # a written criterion has scores only when an update is due
+            return None
+        before, after = ({name: self._to_tensor(name, keep[name]) for name in self.units} for keep in between)
+        settings = {"progressive_steps": part[1], "progressive_type": "scores", "use_global": True}
+        masks = self.call("update_progressive_masks", before, after, scores, part[0], settings)
+        self.check_layers("update_progressive_masks", masks, scores)
+        flags = {name: self._read_flags("update_progressive_masks", name, mask) for name, mask in masks.items()}
+        return {name: self.views[name].to_stored(kept) for name, kept in flags.items()}
 
     def find_locked_weights(self, nonzero: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ``get_pattern_lock_masks`` keeps; see `BasePattern.find_locked_weights`."""
@@ -171,6 +186,14 @@ class WrittenPattern(PatternCaller):
             raise ConfigError(f"{where}: masks must be booleans, or 0 and 1, found other values.")
         return canonical != 0
 
+    def _make_scores(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
+        """Return the scores as the class gets them."""
+        values = {name: concat_chunks([chunk for chunk, _ in layer.read()]) for name, layer in scores.items()}
+        tensors = {name: self._to_tensor(name, flat) for name, flat in values.items()}
+        if self.framework.name == "pytorch" and hasattr(self.written, "reduce_score"):
+            tensors = {name: self.call("reduce_score", score, name) for name, score in tensors.items()}
+        return tensors
+
     def _to_tensor(self, name: str, flat: Array) -> Any:
         """Return a contiguous copy in the stored shape."""
         view, module, xp = self.views[name], self.modules[name], namespace(flat)
@@ -200,3 +223,12 @@ class WrittenPattern(PatternCaller):
     def _make_layer(self, name: str, nonzero: Array) -> Any:
         leaf = import_module(f"{OWN_PACKAGE}_stand_ins.{self.tensors.name}")
         return leaf.make_layer(self.views[name], nonzero)
+
+
+def _find_alive(layer: Scores) -> Array:
+    """Return which units the masks of the last update keep."""
+    if layer.alive is not None:
+        return layer.alive
+    like = next(iter(layer.chunks()))
+    xp = namespace(like)
+    return xp.ones((layer.count,), dtype=xp.bool, device=device(like))
