@@ -153,6 +153,96 @@ def test_a_pruner_of_a_user() -> None:
     assert report.layers[0].pruned_weights == int((kernel == 0).sum()) >= 576
 
 
+def vision_transformer() -> keras.Model:
+    """A tiny vision transformer, with convolution, attention and dense layers."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    patches = keras.layers.Conv2D(16, 4, 4, name="patches")(inputs)
+    tokens = hidden = keras.layers.Reshape((4, 16))(patches)
+    hidden = keras.layers.LayerNormalization()(hidden)
+    tokens = tokens + keras.layers.MultiHeadAttention(2, 8, name="attention")(hidden, hidden)
+    hidden = keras.layers.Dense(32, activation="gelu", name="wide")(keras.layers.LayerNormalization()(tokens))
+    tokens = tokens + keras.layers.Dense(16, name="narrow")(hidden)
+    outputs = keras.layers.Dense(5, name="head")(keras.layers.Flatten()(tokens))
+    return keras.Model(inputs, outputs)
+
+
+def residual_network() -> keras.Model:
+    """A tiny residual network, in which one layer does not fit blocks of three outputs."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    first = keras.layers.Conv2D(12, 3, padding="same", name="first")(inputs)
+    hidden = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="narrow")(first)
+    second = keras.layers.Conv2D(12, 1, name="second")(hidden)
+    pooled = keras.layers.GlobalAveragePooling2D()(first + second)
+    return keras.Model(inputs, keras.layers.Dense(5, activation="softmax", name="head")(pooled))
+
+
+EXAMPLES: dict[str, tuple[Any, dict[str, Any], Any, bool, list[str]]] = {
+    "vision transformer": (
+        vision_transformer,
+        {"target_sparsity": 0.7},
+        lambda: keras.optimizers.AdamW(1e-3, weight_decay=1e-4),
+        True,
+        ["head"],
+    ),
+    "residual network": (
+        residual_network,
+        {"target_sparsity": 0.25, "pattern": "3x1"},
+        lambda: keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
+        False,
+        ["head", "narrow"],
+    ),
+}
+"""Model, settings, optimizer, whether the outputs are logits, and the layers that stay dense."""
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name: str, tmp_path: Path) -> None:
+    build, settings, make_optimizer, from_logits, dense = EXAMPLES[name]
+    build().save(tmp_path / "baseline.keras")
+    configs = WeightPruningConfig(
+        backend="itex",
+        pruning_type="magnitude",
+        start_step=0,
+        end_step=9,
+        pruning_op_types=["Conv", "Dense"],
+        **settings,
+    )
+    manager = prepare_compression(model=str(tmp_path / "baseline.keras"), confs=configs)
+    manager.callbacks.on_train_begin()
+    model = manager.model
+    model.compile(make_optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits))
+    hooks, generator = manager.callbacks.callbacks_list[0].hooks, np.random.default_rng(0)
+    for epoch in range(3):
+        hooks["on_epoch_begin"](epoch)
+        for step in range(4):
+            hooks["on_step_begin"](step)
+            model.train_on_batch(generator.normal(size=(4, 8, 8, 3)).astype("float32"), generator.integers(5, size=4))
+            hooks["on_before_optimizer_step"]()
+            hooks["on_after_optimizer_step"]()
+            hooks["on_step_end"]()
+        hooks["on_epoch_end"]()
+    manager.callbacks.on_train_end()
+    manager.save(tmp_path / "pruned.keras")
+    _, share = model.report_sparsity()
+
+    loaded = keras.saving.load_model(tmp_path / "pruned.keras")
+    weights = {weight.path: np.asarray(weight) for weight in loaded.weights if len(weight.shape) > 1}
+    kernels = {path: weight for path, weight in weights.items() if path.endswith("kernel")}  # biases have heads, too
+    pruned = {path: kernel for path, kernel in kernels.items() if path.split("/")[0] not in dense}
+    assert all(kernel.all() for path, kernel in kernels.items() if path not in pruned)
+    found, block = sum(int((kernel == 0).sum()) for kernel in pruned.values()), 3 if "pattern" in settings else 4
+    assert found == block * round(settings["target_sparsity"] * sum(kernel.size for kernel in pruned.values()) / block)
+    total = sum(weight.size for weight in weights.values())
+    assert share == pytest.approx(100 * sum(int((weight == 0).sum()) for weight in weights.values()) / total)
+
+
+def test_a_folder_is_not_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must be a model or the path of a '.keras' file, found .*model.save"):
+        prepare_compression(tmp_path, WeightPruningConfig(**SETTINGS))
+
+
 def test_save(tmp_path: Path) -> None:
     manager = prepare_compression(compiled(), confs=WeightPruningConfig(**SETTINGS))
     manager.save(tmp_path / "folder")

@@ -1,6 +1,7 @@
 """The training loops of the examples of Intel Neural Compressor, on tiny models, with exact numbers of zeros."""
 
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,14 @@ import torch
 import transformers
 from torch import nn
 
+import secateur
+from secateur.compat.neural_compressor.compression.hpo import SearchSpace, prepare_hpo
 from secateur.compat.neural_compressor.compression.pruner import parse_auto_slim_config, prepare_pruning
+from secateur.compat.neural_compressor.config import (
+    DistillationConfig,
+    HPOConfig,
+    KnowledgeDistillationLossConfig,
+)
 from secateur.compat.neural_compressor.training import WeightPruningConfig, prepare_compression
 from tiny_transformers import VOCABULARY, bert, opt
 
@@ -317,3 +325,95 @@ def test_auto_slim() -> None:
     for name in pruned:
         weight = model.get_parameter(f"{name}.weight")
         assert int((weight == 0).all(0).sum()) == weight.shape[1] / 2
+
+
+def classify(args: Any) -> float:
+    """The main function of the example for the search of hyperparameters; returns the accuracy."""
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(bert().config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    batches = list(texts(labels=2))
+    config = WeightPruningConfig(
+        [COMMON | {"excluded_op_names": ["pooler"], "pruning_op_types": ["Linear"]}],
+        target_sparsity=0.75,
+        pattern="4x1",
+        pruning_frequency=FREQUENCY,
+        start_step=BATCHES * args.sparsity_warm_epochs,
+        end_step=BATCHES * (args.num_train_epochs - args.cooldown_epochs),
+    )
+    prepare_pruning(model, config, optimizer)
+    for _ in range(args.num_train_epochs):
+        for batch in batches:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    pruned = linears(model, without=("pooler", "classifier"))
+    assert zeros(model, pruned) == 0.75 * sizes(model, pruned)
+    with torch.no_grad():
+        right = [(model(**batch).logits.argmax(-1) == batch["labels"]).float().mean() for batch in batches]
+    return float(torch.stack(right).mean())
+
+
+@pytest.mark.parametrize("name", ["random", "xgb"])
+def test_search_of_hyperparameters(name: str) -> None:
+    if name == "xgb":
+        pytest.importorskip("sklearn")
+    space = {
+        "learning_rate": SearchSpace((0.0001, 0.001)),
+        "num_train_epochs": SearchSpace(bound=(2, 4), interval=1),
+        "weight_decay": SearchSpace((0.0001, 0.001)),
+        "cooldown_epochs": SearchSpace(bound=(0, 1), interval=1),
+        "sparsity_warm_epochs": SearchSpace(bound=(0, 1), interval=1),
+    }
+    searcher = prepare_hpo(HPOConfig(search_space=space, searcher=name, higher_is_better=True, min_train_samples=2))
+    found = []
+    for _ in range(4):
+        params = searcher.suggest()
+        args = SimpleNamespace(
+            **{key: value if key in ("learning_rate", "weight_decay") else int(value) for key, value in params.items()}
+        )
+        found.append(classify(args))
+        searcher.get_feedback(found[-1])
+    assert searcher.best[1] == max(found)
+
+
+def test_prune_once_for_all() -> None:
+    """A sparse pre-trained model is fine-tuned with its zeros locked, by distillation."""
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(bert().config)
+    pruned = linears(model, without=("pooler", "classifier"))
+    secateur.prune(model, {"pattern": "1x1", "target_sparsity": 0.875, "op_names": pruned})
+    assert zeros(model, pruned) == (expected := 0.875 * sizes(model, pruned))
+    before = {name: model.get_parameter(f"{name}.weight") == 0 for name in pruned}
+
+    teacher, batches = transformers.BertForSequenceClassification(bert().config).eval(), list(texts(labels=2))
+    with torch.no_grad():
+        for batch in batches:
+            batch["teacher_logits"] = teacher(**batch).logits
+    criterion = KnowledgeDistillationLossConfig(temperature=2.0, loss_types=["CE", "KL"], loss_weights=[0.5, 0.5])
+    distillation = DistillationConfig(teacher_model=teacher, criterion=criterion)
+    manager = prepare_compression(model, [WeightPruningConfig(pruning_type="pattern_lock"), distillation])
+    manager.callbacks.on_train_begin()
+    student = manager.model
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    for epoch in range(EPOCHS):
+        student.train()
+        manager.callbacks.on_epoch_begin(epoch)
+        for step, batch in enumerate(batches):
+            manager.callbacks.on_step_begin(step)
+            logits = batch["teacher_logits"]
+            inputs = {name: value for name, value in batch.items() if name != "teacher_logits"}
+            outputs = student(**inputs)
+            loss = manager.callbacks.on_after_compute_loss(inputs, outputs["logits"], outputs["loss"], logits)
+            assert loss != outputs["loss"]
+            loss.backward()
+            manager.callbacks.on_before_optimizer_step()
+            optimizer.step()
+            optimizer.zero_grad()
+            manager.callbacks.on_after_optimizer_step()
+            manager.callbacks.on_step_end()
+        manager.callbacks.on_epoch_end()
+    manager.callbacks.on_train_end()
+
+    assert zeros(model, pruned) == expected
+    assert all(torch.equal(model.get_parameter(f"{name}.weight") == 0, mask) for name, mask in before.items())

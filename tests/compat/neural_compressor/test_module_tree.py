@@ -34,13 +34,15 @@ NAMES = {
     "compression.pruner.tf_criteria": "CRITERIA MagnitudeCriterion PruningCriterion get_tf_criterion "
     "register_criterion",
     "compression.pruner.model_slim.auto_slim": "generate_ffn2_pruning_config generate_mha_pruning_config",
-    "compression.pruner.model_slim.pattern_analyzer": "ClassifierHeadSearcher Linear2LinearSearcher",
-    "compression.pruner.utils": "check_config get_layers get_sparsity_ratio parse_last_linear parse_to_prune "
-    "process_config",
+    "compression.pruner.model_slim.pattern_analyzer": "ClassifierHeadSearcher Linear2LinearSearcher "
+    "RecipeSearcher SelfMHASearcher",
+    "compression.pruner.utils": "check_config collect_layer_inputs get_layers get_sparsity_ratio parse_last_linear "
+    "parse_to_prune process_config",
     "compression.hpo": "ContinuousSearchSpace DiscreteSearchSpace GridSearcher SearchSpace SimulatedAnnealingOptimizer "
     "prepare_hpo",
     "compression.pruner.dsnot": "DSnoT",
     "compression.pruner.wanda": "prune_wanda",
+    "compression.pruner.wanda.wrapper": "WrappedGPT",
     "compression.pruner.wanda.utils": "get_module_list get_tensor_sparsity_ratio",
     "conf.dotdict": "DotDict",
     "config": "DistillationConfig HPOConfig IntermediateLayersKnowledgeDistillationLossConfig "

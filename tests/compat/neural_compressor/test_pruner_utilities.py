@@ -14,10 +14,13 @@ from secateur.compat.neural_compressor.compression.pruner.model_slim.pattern_ana
     ClassifierHeadSearcher,
     ClassifierHeadSearcherTF,
     Linear2LinearSearcher,
+    RecipeSearcher,
+    SelfMHASearcher,
     get_common_module,
 )
 from secateur.compat.neural_compressor.compression.pruner.utils import (
     check_config,
+    collect_layer_inputs,
     get_layers,
     get_sparsity_ratio,
     get_sparsity_ratio_tf,
@@ -206,6 +209,51 @@ def test_images_are_made_up_for_convolutions() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=64), nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
     model.append(nn.LayerNorm(4)).append(nn.Linear(4, 2))
     assert parse_auto_slim_config(model, ffn2_sparsity=0.5)[0]["op_names"] == ["4"]
+
+
+def test_attention_is_found() -> None:
+    model = family("bert")
+    searcher = SelfMHASearcher(model)
+    queries, outputs = searcher.search()
+    name = next(name for name, _ in model.named_modules() if name.endswith("layer.0.attention"))
+    assert queries[:3] == [f"{name}.self.{kind}" for kind in ("query", "key", "value")]
+    assert outputs[0] == f"{name}.output.dense"
+    assert (len(queries), len(outputs)) == (9, 3)
+    found, nothing = searcher.search(split_qkv_ffn=False)
+    assert nothing is None
+    first = searcher.from_layer_name_to_object(searcher.obtain_mha_module(found))[0]
+    assert first["qkv_name"] == queries[:3]
+    assert first["ffn_module"] == [model.get_submodule(outputs[0])]
+    assert (first["mha_name"], first["mha_module"]) == ([f"{name}.self"], [model.get_submodule(f"{name}.self")])
+    assert SelfMHASearcher(mlp()).search() == ([], [])
+
+
+def test_modules_are_found_by_recipe() -> None:
+    model = family("bert")
+    searcher = RecipeSearcher(model, {"BertAttention": ["self.query", "output.dense"], "BertPooler": ["dense"]})
+    found = searcher.search("anything")
+    assert found == searcher.search_results
+    attention = next(module for module in model.modules() if type(module).__name__ == "BertAttention")
+    assert found[0] == [attention.self.query, attention.output.dense]
+    assert len(found) == sum(type(module).__name__ in searcher.targets for module in model.modules()) >= 3
+
+
+@pytest.mark.parametrize("form", ["mapping", "list", "tensor"])
+def test_inputs_of_blocks(form: str) -> None:
+    model = family("opt")
+    layers = get_layers(model)
+    tokens = torch.ones(1, 4, dtype=torch.long)
+    batch = {"mapping": {"input_ids": tokens}, "list": [tokens, None], "tensor": tokens}[form]
+    hidden, positional, named = collect_layer_inputs(model, layers, 0, [batch] * 2, device="cpu")
+    assert [state.shape for state in hidden] == [(1, 4, 16)] * 2
+    assert list(positional) == []
+    assert {len(values) for values in named.values()} == {2}
+    assert not layers[0]._forward_pre_hooks
+    expected = layers[0](hidden[0], **{name: values[0] for name, values in named.items()})
+    narrow = nn.ModuleList([nn.Linear(16, 3), layers[1]])
+    inputs, _, _ = collect_layer_inputs(model, narrow, 1, [[hidden[0]]])
+    assert torch.equal(inputs[0][0], narrow[0](hidden[0]))
+    assert (expected[0] if isinstance(expected, tuple) else expected).shape == hidden[0].shape
 
 
 def test_common_module() -> None:

@@ -1,5 +1,6 @@
 """`prune_wanda` prunes the blocks of a language model to the ratio, with and without DSnoT."""
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from secateur.compat.neural_compressor.compression.pruner.wanda.utils import (
     get_module_list,
     get_tensor_sparsity_ratio,
 )
+from secateur.compat.neural_compressor.compression.pruner.wanda.wrapper import WrappedGPT
 from secateur.compat.neural_compressor.data import Datasets
 from secateur.compat.neural_compressor.data.dataloaders.pytorch_dataloader import PyTorchDataLoader
 from secateur.errors import UnsupportedModelError
@@ -46,6 +48,29 @@ def test_groups_lose_n_of_m(dsnot: bool) -> None:
     prune_wanda(model, loader(), 0.5, prune_n=1, prune_m=4, dsnot=dsnot)
     for layer in find_layers(get_module_list(model)).values():
         assert ((layer.weight == 0).reshape(-1, 4).sum(dim=1) == 1).all()
+
+
+def test_statistics_of_inputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(count, 4, 3, generator=generator) + 1 for count in (2, 1, 3)]
+    wrapped = WrappedGPT(nn.Linear(3, 2))
+    for batch in batches:
+        wrapped.add_batch(batch, None)
+    # Measured with Neural Compressor, whose variance is the mean of those of the batches, and not that of all tokens.
+    assert wrapped.scaler_row.tolist() == pytest.approx([5.79032, 8.10397, 9.60069], abs=1e-5)
+    assert wrapped.sum_metric_row.tolist() == pytest.approx([3.43450, 4.28766, 4.18027], abs=1e-5)
+    assert wrapped.mean.tolist() == pytest.approx([0.858624, 1.071916, 1.045067], abs=1e-5)
+    tokens = torch.cat([batch.reshape(-1, 3) for batch in batches])
+    assert torch.allclose(wrapped.var, tokens.var(0, unbiased=False), atol=1e-5)
+    assert (wrapped.rows, wrapped.columns, wrapped.nsamples, wrapped.ntokens) == (2, 3, 6, 24)
+    wrapped.add_batch(torch.ones(5, 3), None)  # tokens of one sequence
+    assert (wrapped.nsamples, wrapped.ntokens) == (7, 29)
+    assert not WrappedGPT(nn.Linear(3, 2)).mean.any()
+
+
+def test_a_module_has_no_other_names() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Wrapped'"):
+        import_module("secateur.compat.neural_compressor.compression.pruner.wanda.wrapper").Wrapped  # noqa: B018
 
 
 def test_a_model_without_blocks() -> None:

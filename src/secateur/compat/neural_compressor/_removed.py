@@ -16,6 +16,7 @@ QUANTIZATION = "Quantize the pruned model with torchao, or with the quantization
 MEASUREMENT = "Measure accuracy with the code that evaluates the model, and speed with secateur.benchmark."
 EXPORT = "Export the pruned model with torch.onnx.export or torch.export."
 LOADING = "Load the pruned model with secateur.load or with the library that it comes from."
+TRAINING = "Train Keras models with manager.model.fit(...), or in a loop that calls the callbacks of the manager."
 TENSORFLOW = "Prune Keras models with secateur.keras, and read data with tf.data or keras.utils."
 LANGUAGE_MODELS = "Evaluate language models with the package lm-eval."
 
@@ -46,8 +47,12 @@ REMOVED: dict[str, dict[str, str]] = {
     "model": {"Model": LOADING},
     "model.tensorflow_model": {"TensorflowQATModel": TENSORFLOW},
     "quantization": {"fit": QUANTIZATION},
-    "utils": {"create_obj_from_config": QUANTIZATION},
-    "utils.create_obj_from_config": {"create_dataloader": QUANTIZATION},
+    "utils": {"create_obj_from_config": TRAINING},
+    "utils.create_obj_from_config": {
+        "create_dataloader": TENSORFLOW,
+        "create_eval_func": MEASUREMENT,
+        "create_train_func": TRAINING,
+    },
     "utils.load_huggingface": {"OptimizedModel": LOADING, "save_for_huggingface_upstream": LOADING},
     "utils.pytorch": {"load": LOADING},
 }

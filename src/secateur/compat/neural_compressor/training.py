@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def prepare_compression(model: Any, confs: Any, *, optimizer: Any = None) -> Com
     """Prepare a model for a training loop that calls ``manager.callbacks``.
 
     Args:
-        model: A torch module. Can also be the second argument.
+        model: A torch module, a Keras model, or the path of a ``.keras`` file. Can also be the second argument.
         confs: A `WeightPruningConfig`, a `DistillationConfig`, a `QuantizationAwareTrainingConfig`, or a list of them.
             The callbacks of quantization are the last of the list.
         optimizer: Without it, the loop calls ``on_before_optimizer_step`` and ``on_after_optimizer_step``. With it,
@@ -151,6 +152,8 @@ def prepare_compression(model: Any, confs: Any, *, optimizer: Any = None) -> Com
     """
     if _is_configuration(model):
         model, confs = confs, model
+    if isinstance(model, str | Path):
+        model = import_module("secateur.compat.neural_compressor._runs.keras").load_model(model)
     configs = list(confs) if isinstance(confs, list | tuple) else [confs]
     if not configs:
         raise ConfigError("confs must contain at least one configuration, found an empty list.")

@@ -29,6 +29,7 @@ __all__ = [
     "assign_elements",
     "count_weights",
     "find_nonzero",
+    "load_model",
     "make_masks",
     "make_pattern",
     "present_model",
@@ -62,6 +63,21 @@ def start_runs(
         )
     pairs = zip(parts, make_options, strict=True)
     return [KerasPruner(model, part, make(None)) if part.modules else None for part, make in pairs]
+
+
+def load_model(path: str | Path) -> keras.Model:
+    """Load a model from a file.
+
+    Raises:
+        ConfigError: It is not a file that Keras loads.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(
+            f"model must be a model or the path of a '.keras' file, found {str(path)!r}. Keras 3 does not load folders "
+            f"of TensorFlow: save the model with model.save('model.keras')."
+        )
+    return keras.saving.load_model(file)
 
 
 def make_masks(part: Part) -> dict[str, Array]:

@@ -15,9 +15,11 @@ from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.compat.neural_compressor.utils import logger
 from secateur.compat.neural_compressor.utils.utility import DotDict, LazyImport
 from secateur.errors import ConfigError
+from secateur.frameworks import import_leaf
 
 __all__ = [
     "check_config",
+    "collect_layer_inputs",
     "get_layers",
     "get_sparsity_ratio",
     "get_sparsity_ratio_tf",
@@ -168,6 +170,46 @@ def get_layers(model: Any) -> Any:
     """Return the first ``nn.ModuleList`` of a model, which contains its blocks; an empty list if there is none."""
     lists = (module for _, module in model.named_modules() if "ModuleList" in type(module).__name__)
     return next(lists, [])
+
+
+def collect_layer_inputs(
+    model: Any, layers: Any, layer_idx: int, layer_inputs: Iterable[Any], device: Any = None
+) -> tuple[list[Any], Any, dict[str, list[Any]]]:
+    """Return what a block of a torch model receives for each batch.
+
+    Args:
+        model: The model.
+        layers: Its blocks, such as those of `get_layers`.
+        layer_idx: Index of the block.
+        layer_inputs: For the first block, batches: the first element of a list or tuple is the model's input; mappings
+            are passed as keyword arguments. For others, the arguments of the block before as lists, whose first
+            elements are replaced by its outputs.
+        device: Device of the result; ``None``: where the inputs are.
+
+    Returns:
+        The hidden states of all batches; the other positional arguments of the first batch; and name → the keyword
+        arguments of all batches. The last two are empty for blocks after the first one.
+
+    Examples:
+        >>> from torch import nn
+        >>> layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 3)])
+        >>> model = nn.Sequential(*layers)
+        >>> collect_layer_inputs(model, layers, 0, [torch.ones(1, 2)])[0]
+        [tensor([[1., 1.]])]
+    """
+    if layer_idx == 0:
+        leaf = import_leaf("secateur.compat.neural_compressor.compression.pruner", model)
+        recorded: tuple[list[Any], Any, dict[str, list[Any]]] = leaf.record_inputs(
+            model, layers[0], layer_inputs, device
+        )
+        return recorded
+    inputs = []
+    with torch.no_grad():
+        for batch in layer_inputs:
+            output = layers[layer_idx - 1](*batch)
+            batch[0] = output[0] if isinstance(output, list | tuple) else output
+            inputs.append(batch)
+    return inputs, [], {}
 
 
 def get_sparsity_ratio(pruners: Iterable[Any], model: Any) -> tuple[float, float, float]:

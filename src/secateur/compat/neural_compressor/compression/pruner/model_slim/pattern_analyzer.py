@@ -12,6 +12,8 @@ __all__ = [
     "ClassifierHeadSearcher",
     "ClassifierHeadSearcherTF",
     "Linear2LinearSearcher",
+    "RecipeSearcher",
+    "SelfMHASearcher",
     "get_attributes",
     "get_common_module",
 ]
@@ -37,6 +39,91 @@ def get_common_module(layer1: str, layer2: str) -> str:
             break
         shared.append(first)
     return ".".join(shared)
+
+
+class RecipeSearcher:
+    """Finds modules by the name of their class.
+
+    Args:
+        model: A torch module.
+        recipe: Class name → dotted names of submodules of modules of this class.
+
+    Attributes:
+        targets: The class names.
+        search_results: What `search` found last.
+
+    Examples:
+        >>> from torch import nn
+        >>> layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16)
+        >>> recipe = {"TransformerEncoderLayer": ["linear1", "linear2"]}
+        >>> searcher = RecipeSearcher(layer, recipe)
+        >>> [[found.out_features for found in modules] for modules in searcher.search("")]
+        [[16, 8]]
+    """
+
+    def __init__(self, model: Any, recipe: dict[str, list[str]]) -> None:
+        self.model = getattr(model, "model", model) if "PyTorchFXModel" in type(model).__name__ else model
+        self.recipe = recipe
+        self.targets = list(recipe)
+        self.search_results: list[list[Any]] = []
+
+    def search(self, target_name: str = "") -> list[list[Any]]:  # noqa: ARG002 - part of the interface
+        """Return the submodules of each module of one of the classes, in the order of the model.
+
+        Args:
+            target_name: Not used.
+        """
+        modules = [module for _, module in self.model.named_modules() if type(module).__name__ in self.targets]
+        self.search_results = [
+            [get_attributes(module, name) for name in self.recipe[type(module).__name__]] for module in modules
+        ]
+        return self.search_results
+
+
+class SelfMHASearcher:
+    """Finds the projections of attention whose heads Secateur can prune.
+
+    Args:
+        model: A torch module.
+        dataloader: Not used, because the model is not run.
+        options: Not used.
+    """
+
+    def __init__(self, model: Any, dataloader: Any = None, **options: Any) -> None:  # noqa: ARG002
+        self.model = model
+        self.dataloader = dataloader
+
+    def search(self, split_qkv_ffn: Any = True) -> tuple[list[Any], list[str] | None]:
+        """Find the projections.
+
+        Args:
+            split_qkv_ffn: Whether to return two lists of names: the projections of queries, keys and values, and the
+                output projections. Otherwise, the first list has one dictionary per attention, with the names as
+                ``qkv`` and ``ffn``, and there is no second list.
+        """
+        found = [
+            {"qkv": list(inputs), "ffn": list(outputs)}
+            for inputs, outputs in import_leaf(PACKAGE, self.model).find_attention(self.model)
+        ]
+        if not split_qkv_ffn:
+            return found, None
+        return [name for each in found for name in each["qkv"]], [name for each in found for name in each["ffn"]]
+
+    def obtain_mha_module(self, self_attention_list: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add the innermost module around the inputs' projections, as ``mha_name`` and ``mha_module``."""
+        for found in self_attention_list:
+            found["mha_name"] = [get_common_module(found["qkv"][0], found["qkv"][-1])]
+            found["mha_module"] = [get_attributes(self.model, name) for name in found["mha_name"]]
+        return self_attention_list
+
+    def from_layer_name_to_object(self, mha_search_layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return results of `obtain_mha_module` with names as ``…_name`` and modules as ``…_module``."""
+        return [
+            {f"{key}_name": list(found[key]) for key in ("qkv", "ffn")}
+            | {f"{key}_module": [get_attributes(self.model, name) for name in found[key]] for key in ("qkv", "ffn")}
+            | {key: list(found[key]) for key in ("mha_name", "mha_module")}
+            for found in mha_search_layers
+        ]
 
 
 class Linear2LinearSearcher:

@@ -11,10 +11,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.errors import UnsupportedModelError
+from secateur.graph import Group, Role
+from secateur.graph.pytorch import find_groups
 from secateur.oneshot.pytorch.batches import explain_model_errors, move_to
 from secateur.planning.pytorch import find_candidates
 
-__all__ = ["find_consecutive_layers"]
+__all__ = ["find_attention", "find_consecutive_layers"]
 
 ELEMENTWISE = frozenset(
     {"add", "div", "dropout", "elu", "erf", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "mish", "mul", "pow"}
@@ -79,6 +81,19 @@ class _ChannelTrace(TorchFunctionMode):
     def _keeps_channels(self, func: Any, args: tuple[Any, ...], output: torch.Tensor) -> bool:
         name = getattr(func, "__name__", "").strip("_")
         return name not in SHAPES or args[0].shape[-1:] == output.shape[-1:]
+
+
+def find_attention(model: nn.Module) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return the names of the query, key and value projections, and of the output projection, of each attention."""
+    return [
+        (_list_layers(group, Role.PRODUCER), _list_layers(group, Role.CONSUMER))
+        for group in find_groups(model, "heads")
+    ]
+
+
+def _list_layers(group: Group, role: Role) -> tuple[str, ...]:
+    names = [member.parameter.rpartition(".")[0] for member in group.members if member.role is role]
+    return tuple(dict.fromkeys(names))
 
 
 def find_consecutive_layers(model: nn.Module, batches: Iterable[Any] | None) -> dict[str, tuple[str, ...]]:
