@@ -117,7 +117,7 @@ def test_rows_show_the_groups_of_both_axes_and_reasons() -> None:
     table = str(plan)
     assert "group of channels" in table
     pruned = [group for group in plan.groups if group.is_pruned]
-    members = "computed by conv1.weight, depthwise.weight; read by conv2.weight"
+    members = "computed by conv1, depthwise; read by conv2"
     assert pruned[1].describe_members() == members
     assert [group.units for group in pruned] == [8, 12, 4]
     assert all(group.sparsity_range == (0.5, 0.5) for group in pruned)

@@ -11,7 +11,7 @@ from secateur.errors import ConfigError
 from secateur.graph import Graph, Group, Member, Role, trace
 from secateur.patterns import BasePattern
 from secateur.patterns.coupled import GroupPattern
-from secateur.planning.layers import format_range
+from secateur.planning.layers import format_range, shorten_name
 
 __all__ = ["GroupFinder", "PlannedGroup", "describe_groups"]
 
@@ -86,11 +86,12 @@ class PlannedGroup:
         return self.reason is None
 
     def describe_members(self) -> str:
-        """Return which parameters compute the units, and which read them."""
+        """Return which parameters compute the units, and which read them, as names relative to that of the group."""
         verbs = {Role.PRODUCER: "computed by", Role.CONSUMER: "read by"}
         parts = []
         for role, verb in verbs.items():
-            names = dict.fromkeys(member.parameter for member in self.members if member.role is role)
+            found = [member.parameter for member in self.members if member.role is role]
+            names = dict.fromkeys(shorten_name(name, self.name).removesuffix(".weight") for name in found)
             if names:
                 parts.append(f"{verb} {format_list(names)}")
         return "; ".join(parts)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from secateur.config import PruningConfig
 
-__all__ = ["LAYER_FAMILIES", "Candidate", "LayerDecision", "PlannedLayer", "format_range"]
+__all__ = ["LAYER_FAMILIES", "Candidate", "LayerDecision", "PlannedLayer", "format_range", "shorten_name"]
 
 LAYER_FAMILIES = frozenset({"Conv", "Linear"})
 """Type names that configurations may use even for models without such layers."""
@@ -117,7 +118,8 @@ class PlannedLayer:
         scope = "globally" if self.config.pruning_scope == "global" and low < high else "locally"
         units = " + ".join(f"{units:,} × {size}" if size > 1 else f"{units:,}" for units, size in self.sizes)
         target, span = f"{self.target_sparsity:.1%}", format_range(self.sparsity_range)
-        ranked = f"{scope} in {', '.join(self.groups)}" if self.groups else scope
+        groups = ", ".join(shorten_name(group, self.name) for group in self.groups)
+        ranked = f"{scope} in {groups}" if groups else scope
         return self.name, self.kind, shape, self.config.pattern, units, target, span, ranked
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,3 +147,21 @@ def format_range(shares: tuple[float, float]) -> str:
         ('0%–50.0%', '25.0%')
     """
     return "–".join(dict.fromkeys(f"{share:.0%}" if share in (0, 1) else f"{share:.1%}" for share in shares))
+
+
+def shorten_name(name: str, near: str) -> str:
+    """Leave out the parts of a name that another name begins with too, but not its last two parts.
+
+    Equal rows of repeated blocks then have equal cells, which a table shows once.
+
+    Examples:
+        >>> shorten_name("blocks.0.mlp.up.channels", "blocks.0.mlp.down")
+        'up.channels'
+        >>> shorten_name("blocks.0.attention", "blocks.0.attention.query")
+        'attention'
+    """
+    parts = name.split(".")
+    pairs = zip(parts, near.split("."), strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    kept = 1 if shared == len(parts) else 2
+    return ".".join(parts[min(shared, max(0, len(parts) - kept)) :])
