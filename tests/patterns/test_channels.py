@@ -433,3 +433,10 @@ def test_keras_models_are_refused() -> None:
         secateur.plan(model, CHANNELS)
     with pytest.raises(UnsupportedModelError, match="example_inputs are for torch models: the Keras model"):
         secateur.plan(model, CHANNELS, example_inputs=np.ones((2, 6)))
+
+
+def test_a_graph_of_another_model_is_refused() -> None:
+    graph = trace(perceptron(4, 8, 3), torch.randn(2, 4))
+    match = r"the weight of '0' has shape \(6, 4\), but \(8, 4\) in the graph"
+    with pytest.raises(LayerError, match=match):
+        secateur.prune(perceptron(4, 6, 3), CHANNELS, example_inputs=graph)

@@ -143,6 +143,8 @@ class GroupPattern(BasePattern):
     def _explain_misfit(self, layer: str, members: Sequence[Member]) -> str | None:
         view = self.views[layer]
         known = {*view.output_axes, *view.input_axes}
+        if shapes := [member.shape for member in members if member.shape != view.shape]:
+            return f"the weight of {layer!r} has shape {view.shape}, but {shapes[0]} in the graph"
         if wrong := [member.axis for member in members if member.axis not in known]:
             return f"its {self.coupling} are along axis {wrong[0]} of the weight of {layer!r}, which is not supported"
         return None

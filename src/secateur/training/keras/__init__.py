@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from secateur._deprecated import serve_old_names
@@ -25,6 +27,10 @@ def prepare(
     model: keras.Model,
     config: ConfigLike,
     optimizer: keras.optimizers.Optimizer | None = None,
+    *,
+    example_inputs: Any = None,
 ) -> PruningOptimizer:
     """See `secateur.prepare`."""
-    return prepare_compiled(model, config) if optimizer is None else PruningOptimizer(model, config, optimizer)
+    if optimizer is None:
+        return prepare_compiled(model, config, example_inputs)
+    return PruningOptimizer(model, config, optimizer, example_inputs=example_inputs)

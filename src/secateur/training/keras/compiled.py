@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from secateur.config import ConfigLike
@@ -29,7 +31,7 @@ def find_pruning_optimizer(model: keras.Model) -> PruningOptimizer:
     return optimizer
 
 
-def prepare_compiled(model: keras.Model, config: ConfigLike) -> PruningOptimizer:
+def prepare_compiled(model: keras.Model, config: ConfigLike, example_inputs: Any = None) -> PruningOptimizer:
     """Wrap the optimizer that a model is compiled with; the model then trains with the wrapper.
 
     Raises:
@@ -44,7 +46,7 @@ def prepare_compiled(model: keras.Model, config: ConfigLike) -> PruningOptimizer
         )
     has_loss_scale = isinstance(outer, keras.optimizers.LossScaleOptimizer)
     inner = outer.inner_optimizer if has_loss_scale else outer
-    pruning = PruningOptimizer(model, config, inner)
+    pruning = PruningOptimizer(model, config, inner, example_inputs=example_inputs)
     _replace_optimizer(model, inner, pruning)
     return pruning
 

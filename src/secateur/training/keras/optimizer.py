@@ -14,7 +14,6 @@ import numpy as np
 from keras import ops
 
 from secateur._array import Array
-from secateur._deprecated import warn_deprecated
 from secateur.config import ConfigLike
 from secateur.errors import StateError, UnsupportedModelError
 from secateur.frameworks.keras import get_tensor, read_array
@@ -23,6 +22,7 @@ from secateur.patterns import BasePattern
 from secateur.planning.keras import plan as plan_keras
 from secateur.results import PruningReport
 from secateur.training.checks import warn_if_already_sparse, warn_if_no_zeros, warn_if_pruned_at_once
+from secateur.training.keras.arguments import accept_old_arguments
 from secateur.training.keras.state import SavedPlan, make_damage_error, read_header, read_values, require_keys
 from secateur.training.keras.step import ACTIVE, PruningStep
 from secateur.training.resume import FORMAT_VERSION, refuse_other_state
@@ -50,6 +50,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         optimizer: The optimizer that trains the model. A `keras.optimizers.LossScaleOptimizer` wraps this optimizer,
             not the other way round; ``compile`` adds it under ``mixed_float16``.
         name: Name of this optimizer.
+        example_inputs: See `secateur.prepare`.
         inner_optimizer: Deprecated name of `optimizer`.
 
     Attributes:
@@ -76,13 +77,14 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         optimizer: keras.optimizers.Optimizer | None = None,
         name: str | None = None,
         *,
+        example_inputs: Any = None,
         inner_optimizer: keras.optimizers.Optimizer | None = None,
     ) -> None:
-        model, optimizer = _accept_old_arguments(model, optimizer, inner_optimizer)
+        model, optimizer = accept_old_arguments(model, optimizer, inner_optimizer)
         _check_inner_optimizer(optimizer)
         if not isinstance(model, keras.Model):
             raise UnsupportedModelError(f"model must be a keras.Model, found {type(model).__name__}.")
-        plan = plan_keras(model, config)
+        plan = plan_keras(model, config, example_inputs=example_inputs)
         pruner = PruningStep(plan.patterns)
         pruner.refuse_shared()
         warn_if_pruned_at_once(pruner.runs)
@@ -471,18 +473,6 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def _describe(self) -> str:
         """Describe the run of the variables as JSON."""
         return json.dumps({"format_version": FORMAT_VERSION, "runs": self._require_built().describe()})
-
-
-def _accept_old_arguments(model: Any, optimizer: Any, inner_optimizer: Any) -> tuple[Any, Any]:
-    """Accept ``PruningOptimizer(inner_optimizer, config, model)``, the order of arguments of version 0.1."""
-    if inner_optimizer is not None:
-        warn_deprecated("PruningOptimizer(inner_optimizer=...)", "PruningOptimizer(optimizer=...)", stacklevel=4)
-        optimizer = inner_optimizer
-    if isinstance(optimizer, keras.Model):
-        old, new = "PruningOptimizer(optimizer, config, model)", "PruningOptimizer(model, config, optimizer)"
-        warn_deprecated(old, new, stacklevel=4)
-        model, optimizer = optimizer, model
-    return model, optimizer
 
 
 def _check_inner_optimizer(inner: Any) -> None:

@@ -14,10 +14,13 @@ from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, Validatio
 
 from secateur._wording import format_list, format_value
 from secateur.config import PruningConfig
-from secateur.errors import ConfigError, StateError
-from secateur.frameworks.keras import DetachedKernel, get_kernel
+from secateur.errors import ConfigError, LayerError, StateError
+from secateur.frameworks.keras import FRAMEWORK, DetachedKernel, get_kernel
+from secateur.graph import Group
 from secateur.patterns import BasePattern, WeightView, get_pattern
+from secateur.patterns.coupled import GroupPattern
 from secateur.planning import Plan
+from secateur.training.keras.saved_groups import SavedGroup
 
 __all__ = ["SavedPlan", "Values", "make_damage_error", "read_header", "read_values", "require_keys"]
 
@@ -41,6 +44,7 @@ class _SavedPattern(BaseModel):
 
     config: PruningConfig
     kernels: dict[str, _SavedKernel]
+    groups: tuple[SavedGroup, ...] = ()
 
 
 class _SavedVariable(BaseModel):
@@ -106,6 +110,7 @@ class SavedPlan(BaseModel):
                     name: {"index": places[id(get_kernel(pattern.modules[name]))], "view": view}
                     for name, view in pattern.views.items()
                 },
+                "groups": [SavedGroup.of(group, _list_shapes(pattern)) for group in _list_groups(pattern)],
             }
             for pattern in plan.patterns
             if pattern.views
@@ -148,18 +153,20 @@ class SavedPlan(BaseModel):
         Raises:
             StateError: The variables belong to another model.
         """
-        found = self._find_variables(variables)
-        patterns = tuple(
-            get_pattern(
-                pattern.config,
-                {name: DetachedKernel(found[own.index], own.view) for name, own in pattern.kernels.items()},
-                "keras",
-            )
-            for pattern in self.patterns
-        )
-        for pattern in patterns:
+        found, patterns = self._find_variables(variables), []
+        for own in self.patterns:
+            kernels = {name: DetachedKernel(found[one.index], one.view) for name, one in own.kernels.items()}
+            try:
+                shapes = {FRAMEWORK.get_parameter_name(*pair): pair[1].view.shape for pair in kernels.items()}
+                groups = [group.restore(shapes) for group in own.groups]
+            except (ConfigError, LayerError) as error:
+                raise make_damage_error(str(error)) from error
+            pattern = get_pattern(own.config, kernels, "keras", groups=groups)
+            if groups and (invalid := next(iter(pattern.invalid_layers.items()), None)):
+                raise make_damage_error(f"layer {invalid[0]!r}: {invalid[1]}")
             pattern.limit_layers()
-        return patterns
+            patterns.append(pattern)
+        return tuple(patterns)
 
     def _find_variables(self, variables: Sequence[keras.Variable]) -> dict[int, keras.Variable]:
         """Find the pruned kernels, by their index in the saved variables.
@@ -183,6 +190,16 @@ class SavedPlan(BaseModel):
                 )
             found[index] = matches[0]
         return found
+
+
+def _list_groups(pattern: BasePattern) -> list[Group]:
+    return list(pattern.group_by_name.values()) if isinstance(pattern, GroupPattern) else []
+
+
+def _list_shapes(pattern: BasePattern) -> dict[str, tuple[int, ...]]:
+    """Return the parameter of each pruned kernel, by its name in groups, with its shape."""
+    name = pattern.framework.get_parameter_name
+    return {name(layer, pattern.modules[layer]): view.shape for layer, view in pattern.views.items()}
 
 
 Values = Mapping[int, npt.NDArray[Any]]
