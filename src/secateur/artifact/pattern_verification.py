@@ -60,8 +60,8 @@ def verify_pattern(
 def find_verified_pattern(specification: str, view: WeightView, claim: Claim | None) -> str:
     """Return the pattern by which a weight is verified.
 
-    This is the requested one, or ``"1x1"`` if its class was written for Intel Neural Compressor and is not registered,
-    or cannot verify weights in files.
+    This is the requested one, or ``"1x1"`` if its class was written for Intel Neural Compressor, and is not registered
+    or does not tell which weights of a file are pruned together.
 
     Args:
         specification: The requested pattern.

@@ -34,8 +34,8 @@ class TensorRow(Row):
         packed_bytes: Bytes as packed.
         packing: How it is packed, or ``"dense"``.
         problem: Why verification failed; ``None``: there is no problem.
-        verified_as: The pattern by which the zeros were verified in place of `pattern`, whose class is not registered
-            or cannot verify files; ``None``: there was no need.
+        verified_as: The pattern by which the zeros were verified in place of `pattern`, because no registered class
+            tells which weights are pruned together; ``None``: it was `pattern`.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -165,7 +165,8 @@ class ArtifactReport(Report):
             )
         replaced = {(row.pattern, row.verified_as) for row in self.tensors if row.verified_as is not None}
         lines += [
-            f"The zeros of {pattern!r} were verified as {other!r}, because its class is unknown or cannot verify files."
+            f"The zeros of {pattern!r} were verified as {other!r}, because no registered class tells which weights are "
+            f"pruned together."
             for pattern, other in sorted(replaced, key=str)
         ]
         if self.problems:

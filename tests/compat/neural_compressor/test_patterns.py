@@ -12,6 +12,7 @@ import torch
 import secateur
 from secateur.compat.neural_compressor import WeightPruningConfig, prepare_compression
 from secateur.compat.neural_compressor.compression.pruner import prepare_pruning
+from secateur.compat.neural_compressor.compression.pruner.criteria import PruningCriterion, register_criterion
 from secateur.compat.neural_compressor.compression.pruner.patterns import get_pattern
 from secateur.compat.neural_compressor.compression.pruner.patterns.base import (
     PATTERNS,
@@ -252,7 +253,8 @@ def test_class_trains_natively_and_resumes(kind: str, tmp_path: Path) -> None:
     assert report.sparsity == 0.5
     assert sum(layer.pruned_weights for layer in report.layers) == 0.5 * (4096 + 8192)
     secateur.save(model, tmp_path / "model", report=report)
-    assert secateur.verify(tmp_path / "model").tensors[0].verified_as is None
+    # Without get_pattern_lock_masks, the class does not tell which weights are pruned together.
+    assert secateur.verify(tmp_path / "model").tensors[0].verified_as == "1x1"
 
 
 class LockedRows(PytorchBasePattern):
@@ -337,7 +339,7 @@ def test_verify_of_an_unknown_class_counts_single_weights(tmp_path: Path) -> Non
     del PATTERNS["ptRows"]
     verified = secateur.verify(tmp_path / "model")
     assert {row.verified_as for row in verified.tensors if row.zeros} == {"1x1"}
-    assert "The zeros of 'ptRows' were verified as '1x1', because its class is unknown" in str(verified)
+    assert "The zeros of 'ptRows' were verified as '1x1', because no registered class tells" in str(verified)
     assert verified.to_dict()["tensors"][0]["verified_as"] == "1x1"
 
 
@@ -455,3 +457,36 @@ def test_masks_between_updates_are_checked() -> None:
     secateur.prepare(model, {**config, "pruning_frequency": 8, "op_names": ["^[03]$"]}, optimizer)
     with pytest.raises(ConfigError, match=r"Wrong\.update_progressive_masks, layer '0': the mask must"):
         train(model, optimizer)
+
+
+@pytest.mark.parametrize("reduce_type", ["mean", "sum"])
+def test_a_criterion_of_the_user_ranks_for_a_pattern_of_the_user(reduce_type: str) -> None:
+    class Blocks(PytorchPatternNxM):
+        pass
+
+    class Squared(PruningCriterion):
+        def on_step_begin(self) -> None:
+            for name, module in self.modules.items():
+                self.scores[name] = self.pattern.reduce_score(module.weight.detach() ** 2, name)
+
+    def prune(*, with_classes: bool) -> list[list[bool]]:
+        if with_classes:
+            register_pattern("ptNxM")(Blocks)
+            register_criterion("squared")(Squared)
+        model = make_comparable_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        kind = "squared" if with_classes else "magnitude"
+        element = {"pattern": "1xchannel", "pruning_type": kind, "criterion_reduce_type": reduce_type}
+        config = WeightPruningConfig([element], target_sparsity=0.5, start_step=1, end_step=2)
+        prepare_pruning(model, config, optimizer)
+        for _ in range(4):
+            model(torch.ones(2, 4, 6, 6)).square().mean().backward()
+            optimizer.step()
+        return [(model[index].weight != 0).flatten(1).any(1).tolist() for index in (0, 4)]
+
+    builtin = prune(with_classes=False)
+    own = prune(with_classes=True)
+    assert sum(map(sum, own)) == sum(map(sum, builtin)) == (64 + 128) / 2
+    weights = [make_comparable_model()[index].weight.detach() ** 2 for index in (0, 4)]
+    sums = torch.cat([weight.flatten(1).sum(1) for weight in weights])
+    assert [*own[0], *own[1]] == (sums > sums.sort().values[95]).tolist()

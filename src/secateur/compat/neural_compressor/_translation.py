@@ -10,6 +10,7 @@ from typing import Any
 
 from secateur._wording import suggest_name
 from secateur.compat.neural_compressor._elements import DEFAULTS, prunes_heads
+from secateur.compat.neural_compressor._written_calls import PREFIXES
 from secateur.compat.neural_compressor._written_criteria import (
     CRITERIA,
     PRUNERS,
@@ -20,7 +21,7 @@ from secateur.compat.neural_compressor._written_criteria import (
     is_written,
     needs_first_gradient,
 )
-from secateur.compat.neural_compressor._written_patterns import PREFIXES, find_written_pattern
+from secateur.compat.neural_compressor._written_patterns import find_written_pattern
 from secateur.compat.schedules import register_quarter_cosine
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnknownNameError

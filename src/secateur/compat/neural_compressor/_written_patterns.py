@@ -203,11 +203,11 @@ class WrittenPattern(PatternCaller):
 
     @property
     def verified_as(self) -> str:
-        """The pattern, or ``"1x1"`` if its class cannot work on weights in files."""
+        """The pattern, or ``"1x1"`` if its class cannot find the units of weights in files."""
         return "1x1" if self.written is None else self.pattern
 
     def _create_for_files(self) -> None:
-        """Create the class with layers made from the views, if it can work on them; if not, it is ``None``."""
+        """Create the class with layers made from the views, if it can find their units; if not, it is ``None``."""
         dense = {name: np.ones(view.shape, dtype=bool) for name, view in self.views.items()}
         try:
             framework = getattr(self.find_class()[0], "framework", "pytorch")
@@ -215,10 +215,18 @@ class WrittenPattern(PatternCaller):
             layers = {name: self._make_layer(name, flags) for name, flags in dense.items()}
             if all(layer is not None for layer in layers.values()):
                 self.written = self.create_written(layers)
-                self.find_locked_weights(dense)
+                self._check_units(dense)
         except FAILURES as error:
             logger.debug("%s cannot verify files: %s", self.pattern, error)
             self.written = None
+
+    def _check_units(self, dense: Mapping[str, Array]) -> None:
+        """Raise `LayerError` if the class takes a single zero in a layer for a unit that is pruned."""
+        single = {name: flags.copy() for name, flags in dense.items()}
+        for flags in single.values():
+            flags[(0,) * flags.ndim] = False
+        if any((flags == single[name]).all() for name, flags in self.find_locked_weights(single).items()):
+            raise LayerError(f"{type(self.written).__name__} prunes single weights")
 
     def _make_layer(self, name: str, nonzero: Array) -> Any:
         leaf = import_module(f"{OWN_PACKAGE}_stand_ins.{self.tensors.name}")

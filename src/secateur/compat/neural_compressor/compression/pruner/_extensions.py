@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -104,7 +105,9 @@ class Extensions:
         if not scores:
             name = type(self.criterion).__name__
             logger.warning("%s has no scores after %d steps, so this update is left out.", name, step)
-        return scores
+        if getattr(self._get_pattern(), "written", None) is None or self._framework != "pytorch":
+            return scores
+        return {name: self._expand_score(name, score) for name, score in scores.items()}
 
     def find_sparsity(self, step: int, initial: float, target: float) -> float | None:
         """See `secateur.masking.run_options.RunObserver`."""
@@ -116,6 +119,15 @@ class Extensions:
             ratio = self.scheduler.update_sparsity_ratio(target, index, total, self._get_masks(), initial)
             self._sparsities[key] = float(ratio)
         return self._sparsities[key]
+
+    def _expand_score(self, name: str, score: Any) -> Any:
+        """Return one score per weight, where a criterion has reduced them by the class that will reduce them again."""
+        shape = tuple(self._part.modules[name].weight.shape)
+        if tuple(score.shape) == shape or not hasattr(self.pattern, "reshape_reduced_to_orig"):
+            return score
+        expanded = self.pattern.reshape_reduced_to_orig(score, name, shape)
+        is_sum = self._part.element["criterion_reduce_type"] == "sum"
+        return expanded / (math.prod(shape) / math.prod(score.shape)) if is_sum else expanded
 
     @property
     def _ranks(self) -> bool:
