@@ -102,6 +102,24 @@ def test_adapters() -> None:
     refuse(wrapped, UnsupportedModelError, "must not have adapters such as LoRA", example_inputs=inputs, graph=graph)
 
 
+def test_inference_mode() -> None:
+    with torch.inference_mode():
+        model, graph, inputs = mlp()
+    refuse(model, UnsupportedModelError, "created in inference mode", example_inputs=inputs, graph=graph)
+
+
+def test_a_wrapper_for_distributed_training() -> None:
+    model, graph, inputs = mlp()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(UnsupportedModelError, match="Slim the model inside"):
+            secateur.slim(wrapped, example_inputs=inputs, graph=graph)
+        assert secateur.slim(wrapped.module, example_inputs=inputs, graph=graph).removed_units == 3
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_scripted_model() -> None:
     model, graph, inputs = mlp()

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Phi3Config, Phi3ForCausalLM
+from transformers import CLIPConfig, CLIPModel, Phi3Config, Phi3ForCausalLM
 
 import secateur
 import tiny_transformers
+from secateur.artifact.checkpoints import open_checkpoint
+from secateur.artifact.saving import save_over
 from secateur.errors import ArtifactError
 from secateur.graph import Graph, Role, trace
 from secateur.slimming.pytorch.tensors import list_tensors, locate_removed
@@ -194,6 +196,46 @@ def test_different_widths_are_in_the_manifest(name: str, tmp_path: Path) -> None
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     fresh = secateur.load(tmp_path, build(name, seed=1))
     assert torch.equal(fresh(**inputs).logits, model(**inputs).logits)
+
+
+def test_configurations_inside_the_configuration(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"vocab_size": 64, "max_position_embeddings": 16, "intermediate_size": 24, "bos_token_id": 0}
+    vision = {"image_size": 8, "patch_size": 4, "intermediate_size": 40}
+    config = CLIPConfig(text_config=sizes | text | {"eos_token_id": 2}, vision_config=sizes | vision, projection_dim=12)
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval()
+    inputs = {
+        "input_ids": torch.arange(10).reshape(2, 5) + 3,
+        "pixel_values": torch.randn(2, 3, 8, 8),
+        "attention_mask": torch.ones(2, 5, dtype=torch.long),
+    }
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("mlp.fc2.weight"):
+                weight[:, ::2] = 0
+    report = secateur.slim(model, example_inputs=inputs)
+    assert report.config == {"text_config.intermediate_size": 12, "vision_config.intermediate_size": 20}
+    assert report.is_configured
+    model.save_pretrained(tmp_path)
+    loaded = CLIPModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**inputs).logits_per_text, model(**inputs).logits_per_text)
+
+
+@pytest.mark.parametrize("kept", [halve, vary])
+def test_a_slimmed_model_is_saved_over_its_checkpoint(kept: Callable[[str, int], int], tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "source")
+    (tmp_path / "source/README.md").write_text("a companion")
+    checkpoint = open_checkpoint(tmp_path / "source", copies_files=True)
+    model, inputs, report = slim_family("llama", kept)
+    assert report.is_configured is (kept is halve)
+    assert ("mode='uniform'" in str(report)) is (kept is vary)
+    pruned = secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.5})
+    save_over(model, checkpoint, tmp_path / "saved", report=pruned)
+    assert (tmp_path / "saved/README.md").exists()
+    loaded = secateur.load(tmp_path / "saved")
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert secateur.verify(tmp_path / "saved")
 
 
 def test_uniform_mode_makes_the_widths_equal(tmp_path: Path) -> None:

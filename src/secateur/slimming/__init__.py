@@ -52,7 +52,7 @@ def slim(
     Raises:
         CalibrationError: There are no example inputs, or the model fails with them.
         UnsupportedModelError: The model is not a torch module, or is quantized, on the meta device, compiled by
-            `secateur.runtime`, in float16 on the CPU, or has adapters such as LoRA.
+            `secateur.runtime`, in float16 on the CPU, wrapped for distributed training, or has adapters such as LoRA.
         StateError: A pruning run is active on the model, or the optimizer belongs to another model.
         LayerError: A check failed, or a module has a number in its code that no attribute contains.
         ConfigError: `mode` or a name in `exclude` is unknown.

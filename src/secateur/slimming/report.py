@@ -68,8 +68,10 @@ class SlimReport(Report):
             whose removal is not exact.
         inexact_difference: The same with these groups; ``None``: none of them lost units.
         attributes: Module → its attributes that changed, such as ``out_features``, and their new values.
-        config: Fields of the transformers configuration that changed, and their new values. Empty: it does not
-            describe the widths, so that only `secateur.load` can load the saved model; or it did not need to change.
+        config: Fields of the transformers configuration that changed, and their new values.
+        is_configured: Whether the configuration of a transformers model describes all widths, so that
+            ``save_pretrained`` and ``from_pretrained`` work. If not, save the model with `secateur.save`. ``None``: it
+            is not a transformers model.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("removed_units", "removed_share")
@@ -83,6 +85,7 @@ class SlimReport(Report):
     inexact_difference: float | None
     attributes: dict[str, dict[str, int | tuple[int, ...]]]
     config: dict[str, int]
+    is_configured: bool | None
 
     @property
     def removed_units(self) -> int:
@@ -123,6 +126,11 @@ class SlimReport(Report):
             )
         if self.inexact_difference is not None:
             lines.append(f"Groups whose removal is not exact changed the outputs by {self.inexact_difference:.1e}.")
+        if self.is_configured is False:
+            lines.append(
+                "Layers have widths that the configuration of the model cannot describe: save it with secateur.save "
+                "and load it with secateur.load, or slim with mode='uniform'."
+            )
         if self.barriers:
             lines.append(f"Operations without a rule: {'; '.join(self.barriers)}.")
         return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from secateur.artifact.pytorch.tensors import read_bits, to_torch
 from secateur.artifact.reader import RawTensor
 from secateur.artifact.source import Source, SourceTensor
 
-__all__ = ["carry_over"]
+__all__ = ["carry_over", "is_slimmed"]
 
 
 def carry_over(model: Source, checkpoint: Source, prefix: str) -> Source | None:
@@ -42,6 +43,24 @@ def carry_over(model: Source, checkpoint: Source, prefix: str) -> Source | None:
     )
 
 
+def is_slimmed(model: Source, checkpoint: Source, prefix: str) -> bool:
+    """Whether a tensor of a model has fewer elements than in the checkpoint; see `carry_over` for the arguments."""
+    if model.sizes is not None:
+        return True
+    pairs = (
+        (tensor.shape, checkpoint.tensors[key].shape)
+        for name, tensor in model.tensors.items()
+        for key in _list_forms(name, prefix)
+        if key in checkpoint.tensors
+    )
+    return any(math.prod(shape) < math.prod(before) for shape, before in pairs)
+
+
+def _list_forms(name: str, prefix: str) -> tuple[str, ...]:
+    """List the names that a tensor may have in a checkpoint."""
+    return name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")
+
+
 def _match_names(model: Source, checkpoint: Mapping[str, SourceTensor], prefix: str) -> dict[str, str]:
     """Map the tensors of a model to those of the checkpoint."""
     known: dict[str, list[str]] = {name: [name] for name in model.tensors}
@@ -49,7 +68,7 @@ def _match_names(model: Source, checkpoint: Mapping[str, SourceTensor], prefix: 
         known[name].append(alias)
     matched = {}
     for name, names in known.items():
-        candidates = [form for key in names for form in (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}."))]
+        candidates = [form for key in names for form in _list_forms(key, prefix)]
         fitting = (
             key for key in candidates if key in checkpoint and checkpoint[key].shape == model.tensors[name].shape
         )

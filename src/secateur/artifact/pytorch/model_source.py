@@ -16,7 +16,7 @@ from torch import nn
 from secateur._huggingface.pytorch import is_pretrained
 from secateur._resizing.pytorch import read_sizes
 from secateur.artifact.manifest import Builder
-from secateur.artifact.pytorch.carrying import carry_over
+from secateur.artifact.pytorch.carrying import carry_over, is_slimmed
 from secateur.artifact.pytorch.publishing import publish_source
 from secateur.artifact.pytorch.sentence_encoders import find_encoder
 from secateur.artifact.pytorch.tensors import NAMES, find_aliases, get_state, read_bits
@@ -65,14 +65,23 @@ def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
 def make_carried_source(model: nn.Module, checkpoint: Source) -> Source:
     """Collect the tensors and files of a checkpoint, with the changes in the model that was loaded from it.
 
-    If the names in the checkpoint are unknown, only its files are carried over.
+    If the names in the checkpoint are unknown, only its files are carried over. Slimmed models have their own
+    configuration.
     """
     module: Any = unwrap_model(model)
     source = make_source(module)
+    if is_slimmed(source, checkpoint, module.base_model_prefix):
+        return replace(source, write_files=partial(_write_over, checkpoint, source))
     carried = carry_over(source, checkpoint, module.base_model_prefix)
     if carried is None:
         logger.warning("The names of tensors in the source are unknown. Only the tensors of the model are saved.")
     return carried or replace(source, write_files=checkpoint.write_files)
+
+
+def _write_over(checkpoint: Source, source: Source, folder: Path) -> None:
+    """Write the files of a checkpoint, such as the tokenizer, and over them those of the model."""
+    checkpoint.write_files(folder)
+    source.write_files(folder)
 
 
 def describe_tensors(model: nn.Module) -> dict[str, SourceTensor]:

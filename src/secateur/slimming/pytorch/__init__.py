@@ -13,7 +13,7 @@ from secateur._wording import suggest_name
 from secateur.errors import ConfigError, UnknownNameError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph import Graph
-from secateur.slimming.pytorch.checks import refuse_model
+from secateur.slimming.pytorch.checks import refuse_model, refuse_wrappers
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.optimizer_state import list_optimizers
 from secateur.slimming.pytorch.surgery import Surgery
@@ -39,6 +39,7 @@ def slim(
     """See `secateur.slim`."""
     if mode not in MODES:
         raise ConfigError(f"mode must be one of {', '.join(map(repr, MODES))}, found {mode!r}.")
+    refuse_wrappers(model)
     inner = unwrap_model(model)
     refuse_model(inner)
     optimizers = list_optimizers(inner, optimizer)

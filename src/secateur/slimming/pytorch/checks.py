@@ -10,10 +10,22 @@ from secateur.errors import StateError, UnsupportedModelError
 from secateur.frameworks.pytorch import find_adapters, is_plain_tensor
 from secateur.masking.active import list_active
 
-__all__ = ["refuse_model"]
+__all__ = ["refuse_model", "refuse_wrappers"]
 
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 RUNTIME = "secateur.runtime"
+
+
+def refuse_wrappers(model: nn.Module) -> None:
+    """Refuse wrappers that keep the present parameters.
+
+    Raises:
+        UnsupportedModelError: The model is wrapped for distributed training.
+    """
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise UnsupportedModelError(
+            "DistributedDataParallel keeps the present parameters. Slim the model inside, and wrap it afterwards."
+        )
 
 
 def refuse_model(model: nn.Module) -> None:
@@ -60,6 +72,11 @@ def _refuse_tensor(name: str, tensor: torch.Tensor) -> None:
         raise UnsupportedModelError(f"{name!r} has no shape yet. Run one batch through the model first.")
     if tensor.is_meta:
         raise UnsupportedModelError(f"{name!r} is on the meta device and has no values. Load the weights first.")
+    if tensor.is_inference():
+        raise UnsupportedModelError(
+            f"{name!r} was created in inference mode, and cannot change. Build the model outside of "
+            f"torch.inference_mode()."
+        )
     is_plain = is_plain_tensor(tensor) or type(tensor) is nn.Buffer
     if not is_plain or tensor.layout != torch.strided or tensor.is_quantized:
         kind = type(tensor).__name__

@@ -20,6 +20,7 @@ from secateur.errors import CalibrationError, LayerError
 from secateur.graph import SizeUse
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
+from secateur.slimming.pytorch.plain_norms import follow_inputs
 from secateur.slimming.removal import Removal
 
 __all__ = ["SizeSearch"]
@@ -137,7 +138,8 @@ class SizeSearch:
             start = journal.mark()
             self._apply(choice, journal)
             try:
-                difference = self._example.measure_change()
+                with follow_inputs(self._model, journal):
+                    difference = self._example.measure_change()
             except CalibrationError as error:
                 failure, difference = failure or error, math.inf
             if difference <= tolerance < math.inf:
@@ -148,7 +150,8 @@ class SizeSearch:
         if best is None or tolerance < math.inf:
             raise LayerError(self._explain_failure(failure, smallest)) from failure
         self._apply(best, journal)
-        return smallest
+        with follow_inputs(self._model, journal):
+            return self._example.measure_change()
 
     def _apply(self, choice: Sequence[Sequence[_Slot]], journal: Journal) -> None:
         for kind, option in zip(self._kinds, choice, strict=True):

@@ -47,28 +47,35 @@ def update_configs(model: nn.Module, removal: Removal) -> Fields:
     Their recorded sizes are then removed, because the configuration has them.
 
     Returns:
-        The changed fields and their new values.
+        The changed fields and their new values, such as ``{"text_config.intermediate_size": 64}``.
     """
     changed: Fields = {}
     done: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if is_pretrained(module) and not name.startswith(done):
+        if is_pretrained(module) and not (done and name.startswith(done)):
             done = (*done, f"{name}." if name else "")
             fields = _find_fields(module, name, removal)
             if fields is not None:
                 _set_fields(module.config, fields)
-                _share_config(module)
+                _share_configs(module)
                 clear_sizes(module)
                 changed |= fields
     return changed
 
 
-def _share_config(model: Any) -> None:
-    """Replace copies of the configuration, which modules have while their sizes are not in it."""
+def _list_configs(config: Any) -> dict[str, Any]:
+    """Return a configuration and those inside it, each by the beginning of the names of its fields."""
+    inner = {f"{name}.": value for name, value in vars(config).items() if hasattr(value, "model_type")}
+    return {"": config, **{key: value for key, value in inner.items() if not isinstance(value, type)}}
+
+
+def _share_configs(model: Any) -> None:
+    """Replace copies of a configuration, which modules have while their sizes are not in it."""
     sizes = read_sizes(model)
+    originals = {type(config): config for config in _list_configs(model.config).values()}
     for name, module in model.named_modules():
-        if any(key.startswith(CONFIG) for key in sizes.get(name, ())) and type(module.config) is type(model.config):
-            module.config = model.config
+        if any(key.startswith(CONFIG) for key in sizes.get(name, ())):
+            module.config = originals.get(type(module.config), module.config)
 
 
 def _find_fields(model: nn.Module, name: str, removal: Removal) -> Fields | None:
@@ -82,7 +89,7 @@ def _find_fields(model: nn.Module, name: str, removal: Removal) -> Fields | None
     widths = _collect_widths(groups)
     if not groups or widths is None:
         return None
-    options = [[*_list_options(model.config, *width)] for width in widths]
+    options = [_list_all_options(model.config, *width) for width in widths]
     for choice in islice(product(*options), MAX_BUILDS):
         fields: Fields = {}
         for option in choice:
@@ -107,6 +114,17 @@ def _collect_widths(groups: Sequence[tuple[Group, Flags]]) -> list[tuple[str, in
     return list(dict.fromkeys((kind, *pair) for (kind, _), pairs in found.items() for pair in pairs))
 
 
+def _list_all_options(config: Any, kind: str, before: int, after: int) -> list[Fields]:
+    """List sets of fields, of a configuration and those inside it, that may describe a width; the last one is empty."""
+    options: list[Fields] = []
+    for place, part in _list_configs(config).items():
+        for option in _list_options(part, kind, before, after):
+            fields = {f"{place}{field}": value for field, value in option.items()}
+            if fields and fields not in options:
+                options.append(fields)
+    return [*options, {}]
+
+
 def _list_options(config: Any, kind: str, before: int, after: int) -> Iterator[Fields]:
     """Yield sets of fields that may describe a width."""
     if kind == "heads":
@@ -127,7 +145,6 @@ def _list_options(config: Any, kind: str, before: int, after: int) -> Iterator[F
         yield dict.fromkeys(names, after)
         if "n_inner" in vars(config) and config.n_inner is None:  # four times the width of the model
             yield {"n_inner": after}
-    yield {}
 
 
 def _is_multiple(value: Any, units: int) -> bool:
@@ -135,8 +152,10 @@ def _is_multiple(value: Any, units: int) -> bool:
 
 
 def _set_fields(config: Any, fields: Mapping[str, int]) -> None:
+    configs = _list_configs(config)
     for name, value in fields.items():
-        setattr(config, name, value)
+        place, dot, field = name.rpartition(".")
+        setattr(configs[place + dot], field, value)
 
 
 def _describes(model: Any, fields: Fields) -> bool:

@@ -73,19 +73,25 @@ def update_layers(model: nn.Module, cuts: Mapping[int, AxisIndices], journal: Jo
     """
     changed = []
     for name, module in model.named_modules():
-        own = {key: cuts[id(value)] for key, value in _own_tensors(module) if id(value) in cuts}
-        if own:
+        own: dict[str, AxisIndices] = {}
+        for key, value in _list_own(module):
+            own[key] = own.get(key, {}) | cuts.get(id(value), {})
+        if any(own.values()):
             changed.append(name)
-            for attribute, value in describe_layer(name, module, own).items():
-                journal.set_attribute(module, attribute, value)
+            for attribute, size in describe_layer(name, module, own).items():
+                journal.set_attribute(module, attribute, size)
     return changed
 
 
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for registry in (module._parameters, module._buffers):
-        for key, value in registry.items():
-            if value is not None:
-                yield key, value
+def _list_own(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a module, also those from which a parametrization or a mask computes its weight."""
+    parametrizations: Mapping[str, nn.Module] = getattr(module, "parametrizations", {})
+    registries = [(name, part._parameters) for name, part in parametrizations.items()]
+    for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield key.removesuffix("_orig"), tensor
+    for name, parameters in registries:
+        yield from ((name, parameter) for parameter in parameters.values() if parameter is not None)
 
 
 def refuse_shared_memory(model: nn.Module, removed: Mapping[int, AxisIndices]) -> None:

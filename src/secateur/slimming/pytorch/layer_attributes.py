@@ -46,23 +46,23 @@ def describe_layer(name: str, layer: nn.Module, cuts: Cuts) -> Attributes:
 
 
 def _describe_linear(layer: nn.Linear, _: Cuts) -> Attributes:
-    outputs, inputs = layer.weight.shape
+    outputs, inputs = _get_shape(layer)
     return {"in_features": inputs, "out_features": outputs}
 
 
 def _describe_bilinear(layer: nn.Bilinear, _: Cuts) -> Attributes:
-    outputs, first, second = layer.weight.shape
+    outputs, first, second = _get_shape(layer)
     return {"in1_features": first, "in2_features": second, "out_features": outputs}
 
 
 def _describe_conv1d(layer: Any, _: Cuts) -> Attributes:
-    inputs, outputs = layer.weight.shape
+    inputs, outputs = _get_shape(layer)
     return {"nx": inputs, "nf": outputs}
 
 
 def _describe_conv(layer: Any, cuts: Cuts) -> Attributes:
     """Describe a convolution: its weight has all channels of one side along axis 0, those of one group along axis 1."""
-    along_groups, per_group = layer.weight.shape[:2]
+    along_groups, per_group = _get_shape(layer)[:2]
     before = layer.in_channels if layer.transposed else layer.out_channels
     groups = _count_groups(before, layer.groups, cuts.get("weight", {}))
     sides = along_groups, per_group * groups
@@ -91,21 +91,29 @@ def _describe_features(layer: Any, _: Cuts) -> Attributes:
 
 
 def _describe_norm(layer: Any, _: Cuts) -> Attributes:
-    return {} if layer.weight is None else {"normalized_shape": tuple(layer.weight.shape)}
+    return {} if layer.weight is None else {"normalized_shape": _get_shape(layer)}
 
 
 def _describe_group_norm(layer: nn.GroupNorm, cuts: Cuts) -> Attributes:
     groups = _count_groups(layer.num_channels, layer.num_groups, cuts.get("weight", {}))
-    return {"num_channels": layer.weight.shape[0], "num_groups": groups}
+    return {"num_channels": _get_shape(layer)[0], "num_groups": groups}
 
 
 def _describe_embedding(layer: Any, _: Cuts) -> Attributes:
-    rows, columns = layer.weight.shape
+    rows, columns = _get_shape(layer)
     return {"num_embeddings": rows, "embedding_dim": columns}
 
 
 def _describe_prelu(layer: nn.PReLU, _: Cuts) -> Attributes:
-    return {"num_parameters": layer.weight.shape[0]}
+    return {"num_parameters": _get_shape(layer)[0]}
+
+
+def _get_shape(layer: nn.Module) -> tuple[int, ...]:
+    """Return the shape of the weight, also where the next call computes it, as with the masks of torch."""
+    weight: Any = layer._parameters.get("weight_orig")
+    if weight is None:
+        weight = layer.weight
+    return tuple(weight.shape)
 
 
 RULES: tuple[tuple[tuple[type, ...], Describe], ...] = (

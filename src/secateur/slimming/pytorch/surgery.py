@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._resizing.pytorch import CONFIG, Sizes, set_sizes
+from secateur._huggingface.pytorch import is_pretrained
+from secateur._resizing.pytorch import CONFIG, Sizes, read_sizes, set_sizes
 from secateur.errors import LayerError
 from secateur.graph import Graph
 from secateur.slimming.pytorch.code_sizes import SizeSearch
@@ -72,6 +73,7 @@ class Surgery:
             raise
         replace_parameters(self._optimizers, pairs, removed)
         set_sizes(self._model, sizes)
+        config = update_configs(self._model, removal)
         return SlimReport(
             groups=tuple(self._describe_groups(removal, zeros, obstacles)),
             barriers=tuple(map(str, graph.barriers)),
@@ -81,7 +83,8 @@ class Surgery:
             proof_difference=proof,
             inexact_difference=inexact,
             attributes={name: values for name, values in sizes.items() if values},
-            config=update_configs(self._model, removal),
+            config=config,
+            is_configured=not read_sizes(self._model) if any(map(is_pretrained, self._model.modules())) else None,
         )
 
     def _select_kept(
