@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.errors import CalibrationError, ConfigError, LayerError, UnsupportedModelError
+from secateur.criteria import CRITERIA
+from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.graph import AffineMap, Constraints, Graph, Group, Member, Role, trace
 from secateur.patterns import WeightView, get_pattern
 from secateur.patterns.coupled import GroupPattern
+from secateur.schedules import SCHEDULES
 
 CHANNELS: dict[str, Any] = {"pattern": "channels", "target_sparsity": 0.5, "pruning_scope": "local"}
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -229,7 +231,9 @@ def test_solvers_refuse_channels() -> None:
     model = residual()
     before = copy.deepcopy(model.state_dict())
     for solver in ("magnitude", "wanda", "sparsegpt"):
-        with pytest.raises(UnsupportedModelError, match=r"pattern 'channels' couples layers, and solvers prune each"):
+        with pytest.raises(
+            UnsupportedModelError, match=r"pattern 'channels' couples layers, .*, example_inputs=batch\)"
+        ):
             secateur.prune(model, CHANNELS, calibration=[IMAGES], solver=solver)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -440,3 +444,73 @@ def test_a_graph_of_another_model_is_refused() -> None:
     match = r"the weight of '0' has shape \(6, 4\), but \(8, 4\) in the graph"
     with pytest.raises(LayerError, match=match):
         secateur.prune(perceptron(4, 6, 3), CHANNELS, example_inputs=graph)
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_every_criterion_ranks_channels(criterion: str, scope: str) -> None:
+    model, inputs = perceptron(4, 12, 8, 3), torch.randn(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = CHANNELS | {"criterion": criterion, "pruning_scope": scope, "start_step": 1, "end_step": 4}
+    config |= {"pruning_frequency": 1, "min_sparsity_ratio_per_op": 0.25, "max_sparsity_ratio_per_op": 0.75}
+    pruner = secateur.prepare(model, config, optimizer, example_inputs=inputs)
+    for _ in range(5):
+        model(inputs).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    report = pruner.finalize()
+    assert report.unit_sparsity == 0.5
+    assert all(0.25 <= group.pruned_units / group.units <= 0.75 for group in report.groups)
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+def test_every_schedule_prunes_channels(schedule: str) -> None:
+    model, inputs = perceptron(4, 32, 32, 3), torch.randn(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = CHANNELS | {"sparsity_decay_type": schedule, "start_step": 1, "end_step": 6, "pruning_frequency": 1}
+    config |= {"pruning_scope": "global", "granularity": 8}
+    pruner = secateur.prepare(model, config, optimizer, example_inputs=inputs)
+    seen = []
+    for _ in range(7):
+        model(inputs).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        groups = pruner.report().groups
+        assert all((group.units - group.pruned_units) % 8 == 0 for group in groups)
+        seen.append(sum(group.pruned_units for group in groups))
+    assert seen == sorted(seen)
+    assert pruner.finalize().unit_sparsity == 0.5
+
+
+def test_states_of_versions_without_granularity_are_accepted() -> None:
+    runs = []
+    for _ in range(2):
+        model = perceptron(4, 8, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        runs.append(secateur.prepare(model, {"pattern": "4x1", "target_sparsity": 0.5, "end_step": 4}, optimizer))
+    state = runs[0].state_dict()
+    for key in ("granularity", "allow_inexact"):
+        del state["runs"][0]["config"][key]
+    runs[1].load_state_dict(state)
+    state["runs"][0]["config"]["granularity"] = 8
+    with pytest.raises(StateError, match="granularity was 8, is 1"):
+        runs[1].load_state_dict(state)
+
+
+def test_weights_that_cannot_be_pruned_may_compute_channels() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.up, self.down = nn.Embedding(9, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.down(torch.relu(self.up(self.table(tokens))))
+
+    model, tokens = Embedded(), torch.randint(9, (2, 5))
+    table = model.table.weight.detach().clone()
+    plan = secateur.plan(model, CHANNELS, example_inputs=tokens)
+    assert [group.units for group in plan.groups if group.is_pruned] == [8, 12]
+    assert plan.groups[0].describe_members() == "computed by table; read by up"
+    secateur.prune(model, CHANNELS, example_inputs=tokens)
+    assert torch.equal(model.table.weight, table)
+    assert int((model.up.weight == 0).all(dim=0).sum()) == 4

@@ -270,3 +270,16 @@ def test_slices_equal_groups(axis: int, limit_chunks: Callable[[int], None]) -> 
 )
 def test_blocks_of_slices(rows: list[list[int]], block: tuple[str, int]) -> None:
     assert SliceTiling((8, 1, 3), 0, np.array(rows)).block == block
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "torch"])
+def test_the_graph_of_a_model_has_the_heads_that_are_found_by_name(name: str) -> None:
+    tokens = torch.randint(0, 32, (2, 6))
+    inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens[:, :4]} if name == "t5" else {})
+    traced, found = make(name), make(name)
+    report = secateur.prune(traced, HEADS, example_inputs=inputs)
+    secateur.prune(found, HEADS)
+    assert all(torch.equal(weight, found.get_parameter(key)) for key, weight in traced.named_parameters())
+    assert [(group.units, group.pruned_units) for group in report.groups] == [
+        (MODELS[name][2], MODELS[name][2] // 2)
+    ] * 3

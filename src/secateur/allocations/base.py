@@ -93,7 +93,7 @@ def allocate(allocation: Allocation, task: AllocationTask) -> dict[str, int]:
     if task.pattern.coupling is not None or task.units.keys() != task.pattern.views.keys():
         raise UnsupportedModelError(
             f"pattern {task.pattern.pattern!r} couples layers, and solvers prune each layer on its own. "
-            f"Prune without a solver: secateur.prune(model, config)."
+            f"Prune without calibration data: secateur.prune(model, config, example_inputs=batch)."
         )
     for bound in (task.lower, task.upper):
         if sum(bound.values()) == task.total:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 from secateur._wording import format_list
@@ -26,12 +26,14 @@ class GroupFinder:
         model: The model.
         example_inputs: Inputs of the model, or its `Graph`; ``None``: there are none.
         finders: How to find groups without them.
+        supported: The parameters that patterns support; ``None``: all.
     """
 
-    def __init__(self, model: Any, example_inputs: Any, finders: Finders) -> None:
+    def __init__(self, model: Any, example_inputs: Any, finders: Finders, supported: Set[str] | None = None) -> None:
         self._model = model
         self._inputs = example_inputs
         self._finders = finders
+        self._supported = supported
         self._graph = example_inputs if isinstance(example_inputs, Graph) else None
 
     def find(self, kind: str) -> Sequence[Group]:
@@ -51,7 +53,25 @@ class GroupFinder:
             )
         if self._graph is None:
             self._graph = trace(self._model, self._inputs)
-        return [group for group in self._graph.groups if group.kind == kind]
+        groups = [group for group in self._graph.groups if group.kind == kind]
+        # All weights of a head must be pruned with it; those that compute a channel need not be.
+        return list(map(self._leave_unsupported, groups)) if kind == "heads" else groups
+
+    def _leave_unsupported(self, group: Group) -> Group:
+        """Leave parameters as they are that compute units and that no pattern supports, such as a table of biases.
+
+        Without the weights that read a pruned unit, they have no effect.
+        """
+        members = tuple(
+            replace(member, role=Role.PER_CHANNEL)
+            if member.role is Role.PRODUCER and not self._is_supported(member)
+            else member
+            for member in group.members
+        )
+        return group if members == group.members else replace(group, members=members)
+
+    def _is_supported(self, member: Member) -> bool:
+        return self._supported is None or not self._supported.isdisjoint((member.parameter, *member.aliases))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

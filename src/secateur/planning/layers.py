@@ -47,6 +47,11 @@ class Candidate:
     only_locks: bool = False
 
     @property
+    def is_supported(self) -> bool:
+        """Whether patterns support layers of its type."""
+        return not LAYER_FAMILIES.isdisjoint(self.types)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names by which a configuration can select the layer."""
         return (self.name,) if self.owner is None else (self.name, self.owner)

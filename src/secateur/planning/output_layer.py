@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
 
-from secateur.planning.layers import LAYER_FAMILIES, Candidate
+from secateur.planning.layers import Candidate
 
 __all__ = ["explain_default", "find_output_names"]
 
@@ -20,7 +20,7 @@ def explain_default(candidate: Candidate, candidates: Sequence[Candidate]) -> st
 
     If a model has only one supported layer, it is pruned even if it is the output.
     """
-    if candidate.is_output and sum(not LAYER_FAMILIES.isdisjoint(other.types) for other in candidates) != 1:
+    if candidate.is_output and sum(other.is_supported for other in candidates) != 1:
         return "output layer: dense unless op_names or layers name it"
     return "router of experts: dense unless op_names or layers name it" if candidate.is_router else None
 

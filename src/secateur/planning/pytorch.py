@@ -17,6 +17,7 @@ from secateur.frameworks.pytorch import (
     find_weight_layers,
     get_matrices,
     get_parameter,
+    get_parameter_name,
     get_type_names,
     get_weight_name,
     is_plain_tensor,
@@ -59,7 +60,8 @@ def plan(
     candidates = find_candidates(model, prune_frozen=prune_frozen)
     if has_lock(config):
         candidates = _add_owned_weights(model, candidates, prune_frozen=prune_frozen)
-    groups = GroupFinder(model, example_inputs, FINDERS)
+    supported = {get_parameter_name(row.name, row.module) for row in candidates if row.is_supported}
+    groups = GroupFinder(model, example_inputs, FINDERS, supported)
     return make_plan(config, candidates, list(list_layers(model)), "pytorch", groups.find)
 
 

@@ -56,7 +56,7 @@ class Selector:
         if pattern.units.keys() != {NAME}:
             raise UnsupportedModelError(
                 f"pattern {self.pattern!r} couples layers, and solvers prune each layer on its own. "
-                f"Prune without a solver: secateur.prune(model, config)."
+                f"Prune without calibration data: secateur.prune(model, config, example_inputs=batch)."
             )
         return pattern
 
