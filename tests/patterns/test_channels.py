@@ -514,3 +514,15 @@ def test_weights_that_cannot_be_pruned_may_compute_channels() -> None:
     secateur.prune(model, CHANNELS, example_inputs=tokens)
     assert torch.equal(model.table.weight, table)
     assert int((model.up.weight == 0).all(dim=0).sum()) == 4
+
+
+@pytest.mark.parametrize("settings", [{}, {"granularity": 4, "pruning_scope": "global"}], ids=str)
+def test_slimming_removes_exactly_the_pruned_channels(settings: dict[str, Any]) -> None:
+    model = residual()
+    report = secateur.prune(model, CHANNELS | settings, example_inputs=IMAGES)
+    kept = {group.units: group.units - group.pruned_units for group in report.groups}
+    masked = model(IMAGES)
+    secateur.slim(model, example_inputs=IMAGES)
+    torch.testing.assert_close(model(IMAGES), masked, atol=1e-5, rtol=1e-5)
+    widths = model.stem.out_channels, model.conv1.out_channels, model.side.out_channels
+    assert widths == (kept[8], kept[12], kept[4])

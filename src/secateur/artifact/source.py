@@ -13,7 +13,6 @@ from secateur.artifact.manifest import Builder, Claim, explain_invalid
 from secateur.config import PruningConfig
 from secateur.errors import StateError
 from secateur.frameworks.view import WeightView
-from secateur.patterns.base import get_pattern_class
 from secateur.results import LayerResult, PruningReport
 
 __all__ = ["Source", "SourceTensor", "guess_view"]
@@ -89,13 +88,16 @@ class Source:
         if unknown := [name for name, found in names.items() if found not in layers]:
             raise StateError(f"The report belongs to another model: this one has no {format_list(map(repr, unknown))}.")
         with explain_invalid("the report"):
-            claims = {names[layer.name]: _make_claim(layer) for layer in report.layers}
+            kinds = {group.kind for group in report.groups}
+            claims = {
+                names[layer.name]: _make_claim(layer, is_coupled=layer.pattern in kinds) for layer in report.layers
+            }
         return replace(self, claims=claims, configs=[_to_plain_config(config) for config in report.configs])
 
 
-def _make_claim(layer: LayerResult) -> Claim:
+def _make_claim(layer: LayerResult, *, is_coupled: bool) -> Claim:
     """State what is pruned in the weight of a layer; no pattern of a single weight describes slices of two groups."""
-    if get_pattern_class(layer.pattern).coupling is not None:
+    if is_coupled:
         return Claim(pattern="1x1", units=layer.weights, pruned_units=layer.pruned_weights)
     return Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)
 
