@@ -283,3 +283,26 @@ def test_attributes_before_and_after_the_run() -> None:
     found, _ = run(callbacks, model)
     assert sum(found[-1]) == 768
     assert pruner.pattern.pattern == "4x1"
+
+
+@pytest.mark.parametrize("pattern", ["4x1", "1xchannel", "1x1", "2:4"])
+@pytest.mark.parametrize("pruning_type", ["magnitude", "snip_momentum"])
+def test_scores_of_built_in_criteria(pruning_type: str, pattern: str) -> None:
+    model, callbacks, pruner = prepare(pruning_type=pruning_type, pattern=pattern, target_sparsity=0.3)
+    if pruning_type == "snip_momentum":
+        assert pruner.criterion.scores == {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    expected = torch.zeros_like(model[0].weight)
+    for step in range(3):
+        backward(model, step)
+        weight = model[0].weight.detach()
+        expected = 0.9 * expected + (weight * model[0].weight.grad).abs()
+        callbacks.on_before_optimizer_step()
+        optimizer.step()
+        callbacks.on_after_optimizer_step()
+        optimizer.zero_grad()
+    if pruning_type == "magnitude":
+        expected = model[0].weight.detach().abs()
+    blocks = {"4x1": expected.reshape(8, 4, 16).mean(1), "1xchannel": expected.mean(1, keepdim=True)}
+    assert torch.allclose(pruner.criterion.scores["0"], blocks.get(pattern, expected), atol=1e-6)
+    assert set(pruner.criterion.scores) == {"0", "2"}

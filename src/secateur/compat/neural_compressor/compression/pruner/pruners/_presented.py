@@ -97,8 +97,15 @@ class PresentedPruner:
 
     @property
     def criterion(self) -> Any:
-        """The criterion; ``None`` for pruning types without one. Replace it before the run starts."""
-        return self.extensions.criterion
+        """The criterion with its current scores; ``None`` for pruning types without one. Replace it before the run.
+
+        The scores of Secateur's criteria have one element per unit where the pattern is one of blocks, and otherwise
+        one per weight, in which all weights of a unit have its score.
+        """
+        criterion = self.extensions.criterion
+        if criterion is not None and not is_written(type(criterion)):
+            criterion.scores = self._read_scores(criterion)
+        return criterion
 
     @criterion.setter
     def criterion(self, criterion: Any) -> None:
@@ -188,6 +195,23 @@ class PresentedPruner:
     def prepare_element(self) -> None:
         """Copy ``progressive_configs["progressive_steps"]`` to the element, before the run starts."""
         self.config["progressive_steps"] = self.progressive_configs["progressive_steps"]
+
+    def _read_scores(self, criterion: Any) -> dict[str, Any]:
+        """Return the scores that the run has accumulated, or those of the weights."""
+        criterion.on_step_begin()
+        if self.run is None or not self.run.needs_gradients:
+            return dict(criterion.scores)
+        (saved,) = self.run.state_dict()["runs"]
+        scores = {}
+        for name, total in saved["scores"].items():
+            units = self.pattern.units.get(name)
+            expanded = {name: total} if units is None or total.ndim > 1 else units.expand(total)
+            for layer, canonical in expanded.items():
+                stored = self.pattern.views[layer].to_stored(canonical)
+                reduced = getattr(criterion.pattern, "reduce_score", lambda score, _: score)(stored, layer)
+                is_per_unit = units is not None and total.ndim == 1 and math.prod(reduced.shape) == total.shape[0]
+                scores[layer] = total.reshape(reduced.shape) if is_per_unit else stored
+        return scores
 
     def _refuse_change(self, name: str) -> None:
         if self.run is not None:
