@@ -6,7 +6,8 @@ import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ def _silence_export() -> Iterator[None]:
     """Hide what torch.export prints before it raises an error, and its warnings about the model's code."""
     loggers = [logging.getLogger(name) for name in EXPORT_LOGGERS]
     before = [item.disabled for item in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
         try:
             for item in loggers:
