@@ -15,7 +15,7 @@ from secateur.graph.program import Call, Program, Value
 __all__ = ["Axis", "NumberUse", "Tracer"]
 
 
-CONSTANT = "combines them with a tensor of constant size"
+CONSTANT = "combines them with a tensor of constant size, such as an input of the model"
 """Why labels are pinned that meet indices without labels."""
 
 

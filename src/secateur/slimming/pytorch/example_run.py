@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,10 @@ from secateur.errors import CalibrationError
 __all__ = ["ExampleRun"]
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest difference of outputs that rounding explains, by the type of the parameters."""
+"""Largest difference of outputs that rounding explains in most models, by the type of the parameters."""
+
+MARGIN, MAX_TOLERANCE = 8.0, 1e-3
+"""Models that amplify rounding, as language models do, get this multiple of what it changes, up to the maximum."""
 
 
 class ExampleRun:
@@ -48,10 +51,11 @@ class ExampleRun:
             self._inputs.kwargs.setdefault("use_cache", False)  # the shapes of caches change with the heads
         weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
         self._device = weight.device
-        self.tolerance = TOLERANCES.get(weight.dtype, 1e-5)
         self._expected = self.run()
         if not any(isinstance(value, torch.Tensor) for value in self._expected.values()):
             raise CalibrationError("The model must return tensors for the example inputs, found none in its outputs.")
+        usual = TOLERANCES.get(weight.dtype, 1e-5)
+        self.tolerance = max(usual, min(MAX_TOLERANCE, MARGIN * self.measure_rounding(torch.finfo(weight.dtype).eps)))
 
     def run(self) -> OutputSnapshot:
         """Return the outputs.
@@ -69,6 +73,22 @@ class ExampleRun:
             CalibrationError: The model fails.
         """
         return measure_difference(self._expected, self.run(), min_size=1.0)
+
+    def measure_rounding(self, error: float) -> float:
+        """Return how far outputs change if each layer with weights has a relative error, as from another summation."""
+        generator = torch.Generator(self._device).manual_seed(0)
+
+        def disturb(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+                return output
+            signs = torch.rand(output.shape, generator=generator, device=output.device, dtype=output.dtype)
+            return output * (1 + error * (2 * signs - 1))
+
+        with ExitStack() as hooks:
+            for module in self._model.modules():
+                if next(module.parameters(recurse=False), None) is not None:
+                    hooks.callback(module.register_forward_hook(disturb).remove)
+            return self.measure_change()
 
     def is_close(self, tolerance: float) -> bool:
         """Whether the model accepts the inputs, and its outputs are those at first up to a difference."""
