@@ -28,6 +28,7 @@ demo: .venv/.demo-stamp ## install what the demo needs, and run it
 
 # The types, which mypy checks on one core, are checked during the main tests, which keep the others busy.
 test: .venv/.dev-stamp ## everything that CI runs
+	@$(BIN)/python -m compileall -q src # once, also where Python may not write bytecode, and not in each process of a test
 	$(MAKE) --no-print-directory --jobs $(JOBS) style types test-main
 	$(MAKE) --no-print-directory --jobs $(JOBS) $(OUTPUT_SYNC) $(BACKENDS:%=test-%) docs
 
