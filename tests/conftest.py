@@ -14,6 +14,7 @@ REGISTRIES = {
     **{f"secateur.{kind}": (kind.upper(),) for kind in KINDS},
     "secateur.compat.neural_compressor._written_criteria": ["CRITERIA", "TF_CRITERIA", "SCHEDULERS", "REGS", "PRUNERS"],
     "secateur.compat.neural_compressor._written_patterns": ("PATTERNS",),
+    "secateur.graph": ("RULES",),
 }
 
 
