@@ -107,6 +107,33 @@ def test_several_optimizers() -> None:
     assert optimizers[1].state[model[3].weight]["momentum_buffer"].shape == (3, 5)
 
 
+def test_optimizers_inside_others() -> None:
+    class Outer(torch.optim.Optimizer):
+        """Has a state of its own, and the groups of the optimizer inside."""
+
+        def __init__(self, inner: Optimizer) -> None:
+            super().__init__(inner.param_groups, {})
+            self.inner = inner
+            self.param_groups = inner.param_groups
+
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    self.state[weight]["copy"] = weight.detach().clone()
+            self.inner.step(closure)
+
+    model = make_model()
+    mask(model)
+    outer = Outer(torch.optim.Adam(model.parameters()))
+    model(torch.randn(4, 6)).sum().backward()
+    outer.step()
+    mask(model)
+    secateur.slim(model, example_inputs=torch.randn(4, 6), graph=make_graph(model), optimizer=outer)
+    assert outer.state[model[0].weight]["copy"].shape == (5, 6)
+    assert outer.inner.state[model[0].weight]["exp_avg"].shape == (5, 6)
+    assert [id(weight) for weight in outer.param_groups[0]["params"]] == [id(weight) for weight in model.parameters()]
+
+
 def compute_moment(state: dict[str, Any]) -> torch.Tensor:
     """The second moment that Adafactor estimates from its factors."""
     return state["row_var"] @ state["col_var"] / state["row_var"].mean(dim=-2, keepdim=True)

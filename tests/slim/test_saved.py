@@ -198,6 +198,36 @@ def test_different_widths_are_in_the_manifest(name: str, tmp_path: Path) -> None
     assert torch.equal(fresh(**inputs).logits, model(**inputs).logits)
 
 
+def test_the_width_of_the_residual_stream_is_in_the_configuration(tmp_path: Path) -> None:
+    model, inputs = build("llama"), {"input_ids": torch.arange(10).reshape(2, 5) + 1}
+    graph = trace(model, inputs)
+    (stream,) = (group for group in graph.groups if group.inexact and group.obstacle is None)
+    keep = tuple(torch.arange(group.units).numpy() < (12 if group is stream else group.units) for group in graph.groups)
+    removal, tensors = Removal(graph=graph, keep=keep), list_tensors(model)
+    with torch.no_grad():
+        for (name, axis), indices in removal.list_removed({Role.CONSUMER}).items():
+            tensors[name].index_fill_(axis, torch.from_numpy(indices), 0)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph, allow_inexact=True)
+    assert report.removed_units == 4
+    assert report.config == {"hidden_size": 12}
+    assert report.inexact_difference
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_slimmed_models_generate(name: str) -> None:
+    tokens = torch.arange(10).reshape(2, 5) + 1
+    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(tokens), "pad_token_id": 0}
+    model = build(name)
+    graph = trace(model, tokens)
+    zero_readers(model, graph, vary)
+    expected = model.generate(tokens, **options)
+    secateur.slim(model, example_inputs=tokens, graph=graph)
+    assert torch.equal(model.generate(tokens, **options), expected)
+
+
 def test_configurations_inside_the_configuration(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = {"vocab_size": 64, "max_position_embeddings": 16, "intermediate_size": 24, "bos_token_id": 0}

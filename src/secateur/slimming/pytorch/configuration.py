@@ -101,17 +101,19 @@ def _find_fields(model: nn.Module, name: str, removal: Removal) -> Fields | None
 
 def _collect_widths(groups: Sequence[tuple[Group, Flags]]) -> list[tuple[str, int, int]] | None:
     """Return the kinds of groups with their old and new widths; ``None``: layers of a kind have different ones."""
-    found: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    found: dict[tuple[str, str, int], set[tuple[int, int]]] = {}
     for group, keep in groups:
         kept = int(keep.sum())
         for member in group.members if group.kind != "heads" else group.members[:1]:
             name = re.sub(r"\d+", "#", member.parameter)
             before = member.shape[member.axis]
             pair = (before, before - (group.units - kept) * member.index_map.width)
-            found.setdefault((group.kind, name), set()).add(pair if group.kind != "heads" else (group.units, kept))
+            found.setdefault((group.kind, name, member.axis), set()).add(
+                pair if group.kind != "heads" else (group.units, kept)
+            )
     if any(len(pairs) > 1 for pairs in found.values()):
         return None
-    return list(dict.fromkeys((kind, *pair) for (kind, _), pairs in found.items() for pair in pairs))
+    return list(dict.fromkeys((kind, *pair) for (kind, *_), pairs in found.items() for pair in pairs))
 
 
 def _list_all_options(config: Any, kind: str, before: int, after: int) -> list[Fields]:

@@ -28,6 +28,9 @@ def list_optimizers(model: nn.Module, optimizer: Any) -> tuple[Optimizer, ...]:
     if optimizer is None:
         return ()
     optimizers = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)
+    for item in optimizers:  # wrappers share groups with the optimizer inside, and each may have state
+        inner = (value for value in getattr(item, "__dict__", {}).values() if isinstance(value, Optimizer))
+        optimizers += tuple(value for value in inner if value not in optimizers)
     own = {id(weight) for weight in model.parameters()}
     for item in optimizers:
         if not isinstance(item, Optimizer):
