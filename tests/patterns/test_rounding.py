@@ -111,6 +111,17 @@ def test_what_rounding_spares_is_chosen_by_score() -> None:
     assert choose_counts([rank(low, rule), rank(low, rule)], 5, bounds) == [0, 4]  # later groups first
 
 
+def test_the_smallest_step_that_exceeds_the_total_is_taken_if_it_is_nearer() -> None:
+    wide, narrow = KeepRule(units=12, step=6), KeepRule(units=8, step=4)
+    groups = [rank([1.0] * 12, wide), rank([5.0] * 8, narrow)]
+    bounds = [(0, 6), (0, 4)]
+    assert choose_counts(groups, 1, bounds) == [0, 0]
+    assert choose_counts(groups, 2, bounds) == [0, 0]  # as near as 4, and more is kept
+    assert choose_counts(groups, 3, bounds) == [0, 4]
+    assert choose_counts(groups, 6, bounds) == [6, 0]
+    assert choose_counts(groups, 9, bounds) == [6, 4]
+
+
 @given(rule=rules(), data=st.data())
 def test_each_part_keeps_its_best(rule: KeepRule, data: st.DataObject) -> None:
     (values,) = draw_groups(data, [rule])
