@@ -526,3 +526,12 @@ def test_slimming_removes_exactly_the_pruned_channels(settings: dict[str, Any]) 
     torch.testing.assert_close(model(IMAGES), masked, atol=1e-5, rtol=1e-5)
     widths = model.stem.out_channels, model.conv1.out_channels, model.side.out_channels
     assert widths == (kept[8], kept[12], kept[4])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{}, {"granularity": 4, "pruning_scope": "global"}], ids=str)
+def test_a_gpu_prunes_the_same_channels(settings: dict[str, Any]) -> None:
+    graph, on_host, on_device = trace(residual(), IMAGES), residual(), residual().cuda()
+    secateur.prune(on_host, CHANNELS | settings, example_inputs=graph)
+    secateur.prune(on_device, CHANNELS | settings, example_inputs=graph)
+    assert all(torch.equal(weight.cpu(), on_host.get_parameter(name)) for name, weight in on_device.named_parameters())
