@@ -46,6 +46,7 @@ EXCEPTIONS: dict[str, str] = {
     "slimming/pytorch/__init__.py::slim: parameters": SLIM,
     "cli/commands/bench.py::bench: parameters": OPTIONS,
     "cli/commands/prune.py::prune: parameters": OPTIONS,
+    "cli/commands/slim.py::slim: parameters": OPTIONS,
     "compat/neural_compressor/compression/pruner/__init__.py::prepare_pruning: parameters": INTERFACE,
     "compat/neural_compressor/config.py::WeightPruningConfig.__init__: positional boolean": INTERFACE,
     "compat/neural_compressor/config.py::WeightPruningConfig.__init__: parameters": INTERFACE,

@@ -176,3 +176,66 @@ def test_a_model_that_does_not_fit_is_an_error() -> None:
     result = run("bench", "pruned", "--model", "cli_nets:broken")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "Traceback" not in result.stderr
+
+
+# two models
+
+
+def test_a_dense_and_a_slim_transformers_model(folder: Path) -> None:
+    pytest.importorskip("transformers")
+    llama = write_llama(folder / "llama")
+    given = ("--pattern", "channels", "--target-sparsity", "0.5", "--out", "slim")
+    slim = run_json("slim", "llama", *given)
+    report = run_json("bench", "llama", "slim", "--length", "16", "--rounds", "1")
+    assert names(report) == ["weights", "forward pass, 1×16"]
+    weights = report["measures"][0]
+    assert (weights["dense"], weights["pruned"]) == (slim["bytes_before"], slim["bytes"])
+    assert weights["dense"] == sum(weight.numel() * 4 for weight in llama.parameters())
+    assert (report["path"], report["slim"], report["runtime"], report["notes"]) == ("llama", "slim", None, [])
+    result = run("bench", "llama", "slim", "--length", "16", "--rounds", "1")
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert lines[0] == "Dense and slim: llama and slim"
+    assert lines[2].split() == ["measure", "dense", "slim", "dense", "÷", "slim"]
+    assert "Medians of 1 round, dense and slim in turn" in result.stdout
+
+
+@pytest.mark.usefixtures("inputs")
+def test_a_slim_artifact_that_code_builds(folder: Path) -> None:
+    made = model()
+    secateur.prune(made, {"pattern": "channels", "target_sparsity": 0.5}, example_inputs=torch.randn(2, 8))
+    secateur.slim(made, example_inputs=torch.randn(2, 8))
+    secateur.save(made, folder / "slim")
+    given = ("bench", "cli_nets:build", "slim", "--inputs", "inputs.npz", "--rounds", "1")
+    report = run_json(*given, "--model", "cli_nets:build")
+    assert names(report) == ["weights", "forward pass, 1×8"]
+    assert report["measures"][0]["pruned"] == 4 * ((8 + 1) * 8 + (8 + 1) * 8 + (8 + 1) * 3)
+    result = run(*given)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Pass the model: secateur.load(path, model)" in result.stderr
+
+
+def test_two_models_must_fit_together(folder: Path) -> None:
+    keras = pytest.importorskip("keras")
+    keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)]).save(folder / "net.keras")
+    result = run("bench", "cli_nets:build", "net.keras")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Both models must be of the same framework, found pytorch for 'cli_nets:build' and keras" in result.stderr
+    result = run("bench", "cli_nets:build", "cli_nets:build", "--model", "cli_nets:build")
+    assert "--model is for artifacts, and neither 'cli_nets:build' nor 'cli_nets:build' is one." in result.stderr
+
+
+def test_two_keras_models(folder: Path) -> None:
+    keras = pytest.importorskip("keras")
+    for name, units in (("dense.keras", 16), ("slim.keras", 8)):
+        keras.Sequential([keras.Input((8,)), keras.layers.Dense(units), keras.layers.Dense(3)]).save(folder / name)
+    report = run_json("bench", "dense.keras", "slim.keras", "--rounds", "1")
+    assert names(report) == ["weights", "forward pass, 1×8"]
+    assert report["measures"][0]["dense"] == 4 * (9 * 16 + 17 * 3)
+
+
+@pytest.mark.usefixtures("inputs")
+def test_a_dense_model_that_does_not_accept_the_inputs(folder: Path) -> None:
+    (folder / "wide_nets.py").write_text("from torch import nn\n\nwide = nn.Linear(9, 3)\n", "utf-8")
+    report = run_json("bench", "wide_nets:wide", "cli_nets:build", "--inputs", "inputs.npz", "--rounds", "1")
+    assert names(report) == ["weights"]
+    assert "The forward pass was not timed: The model fails on the inputs: RuntimeError: mat1" in report["notes"][0]

@@ -24,7 +24,7 @@ FLAGS = {
     "convert": {"--dense", "--help", "--json"},
     "demo": {"--full", "--help", "--json", "--out", "--seeds"},
     "inspect": {"--help", "--json", "--picture", "--weights"},
-    "plan": {"--config", "--help", "--json", "--pattern", "--target-sparsity"},
+    "plan": {"--calibration", "--config", "--help", "--json", "--pattern", "--target-sparsity"},
     "prune": {
         "--allocation",
         "--calibration",
@@ -39,6 +39,18 @@ FLAGS = {
         "--refine",
         "--sequences",
         "--solver",
+        "--target-sparsity",
+        "--weights",
+    },
+    "slim": {
+        "--calibration",
+        "--config",
+        "--granularity",
+        "--help",
+        "--json",
+        "--mode",
+        "--out",
+        "--pattern",
         "--target-sparsity",
         "--weights",
     },
@@ -282,6 +294,8 @@ def test_a_shell_completes_commands_and_names() -> None:
     assert complete_words("prune", "m", "--refine", "d") == ["dsnot", "distill"]
     assert complete_words("prune", "m", "--allocation", "u") == ["uniform"]
     assert complete_words("plan", "m", "--pattern", "2") == ["2:4"]
+    assert complete_words("slim", "m", "--pattern", "c") == ["channels"]
+    assert complete_words("slim", "m", "--mode", "u") == ["uniform"]
     assert "--low-memory" in complete_words("prune", "--lo")
 
 

@@ -1,6 +1,7 @@
 """Define the command line: a configuration file plus a few flags.
 
-`commands` contains the commands with their arguments; `prune_job` and `benchmark` do the work and import frameworks.
+`commands` contains the commands with their arguments; `prune_job`, `slim_job` and `benchmark` do the work and import
+frameworks.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from inspect import cleandoc
 
 from secateur.cli.app import Command, app
-from secateur.cli.commands import bench, convert, demo, inspect, plan, prune, verify
+from secateur.cli.commands import bench, convert, demo, inspect, plan, prune, slim, verify
 
 __all__ = ["app"]
 
@@ -19,5 +20,5 @@ def _format_help(text: str | None) -> str:
     return re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(text or ""))
 
 
-for _command in (plan, prune, verify, inspect, bench, convert, demo):
+for _command in (plan, prune, slim, verify, inspect, bench, convert, demo):
     app.command(cls=Command, help=_format_help(_command.__doc__))(_command)

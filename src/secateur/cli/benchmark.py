@@ -1,4 +1,4 @@
-"""Benchmark a pruned model against the dense one, for ``secateur bench``."""
+"""Benchmark a pruned or slim model against the dense one, for ``secateur bench``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 from secateur._progress import ProgressDisplay
 from secateur._wording import format_count
 from secateur.artifact import Artifact, convert, load
+from secateur.cli.prune_job import count_bytes
 from secateur.errors import CalibrationError, ConfigError, MissingPackageError, UnsupportedModelError
+from secateur.frameworks import detect_framework
 from secateur.models import find_artifact_path, load_model, load_trained
 from secateur.models.trials import make_trial
 from secateur.results import Column, Report, Row
@@ -80,12 +82,13 @@ class BenchmarkReport(Report):
     """The result of a benchmark.
 
     Attributes:
-        path: The artifact or the model, as given by the user.
+        path: The artifact or the model, as given by the user; of two models, the dense one.
         machine: Processor and number of cores.
         rounds: Number of times that each call was timed.
         measures: The measurements, one per row.
         notes: Explanations of the measurements.
         runtime: The report of `secateur.runtime.compile`; ``None`` if the runtime was not benchmarked.
+        slim: The slim model that was compared with the dense one, as given by the user; ``None``: there is none.
     """
 
     path: str
@@ -94,11 +97,17 @@ class BenchmarkReport(Report):
     measures: tuple[Measurement, ...]
     notes: tuple[str, ...]
     runtime: RuntimeReport | None = None
+    slim: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What the model is that is compared with the dense one: ``"pruned"`` or ``"slim"``."""
+        return "pruned" if self.slim is None else "slim"
 
     @property
     def table_title(self) -> str:
         """The line above the table."""
-        return f"Dense and pruned: {self.path}"
+        return f"Dense and {self.kind}: {self.path}{'' if self.slim is None else f' and {self.slim}'}"
 
     @property
     def rows(self) -> tuple[Measurement, ...]:
@@ -108,13 +117,14 @@ class BenchmarkReport(Report):
     @property
     def columns(self) -> tuple[Column, ...]:
         """The columns of the table."""
-        return Measurement.columns
+        columns = Measurement.columns
+        return tuple(replace(column, heading=column.heading.replace("pruned", self.kind)) for column in columns)
 
     @property
     def footer(self) -> list[str]:
         """The lines below the table."""
         return [
-            f"Medians of {format_count(self.rounds, 'round')}, dense and pruned in turn, on {self.machine}.",
+            f"Medians of {format_count(self.rounds, 'round')}, dense and {self.kind} in turn, on {self.machine}.",
             *self.notes,
         ]
 
@@ -131,6 +141,8 @@ class Benchmark:
         length: Number of tokens per example.
         rounds: Number of timed rounds.
         device: Device to run the model on; by default, the one it is built on.
+        slim: A slim model, in the same forms as `reference`, which then is the dense one; ``None``: `reference` is
+            pruned, and is compared with a copy without its zeros.
     """
 
     reference: str
@@ -140,6 +152,7 @@ class Benchmark:
     length: int
     rounds: int
     device: str | None = None
+    slim: str | None = None
 
     def run(self, steps: ProgressDisplay) -> BenchmarkReport:
         """Run all measurements.
@@ -148,13 +161,16 @@ class Benchmark:
             SecateurError: The artifact is damaged, or its model cannot be built.
         """
         notes: list[str] = []
-        path = find_artifact_path(self.reference)
-        measures, build = self._measure_artifact(path, steps, notes) if path is not None else ([], self._load_trained)
         runtime = None
-        if build is not None:
-            steps.begin("Running")
-            forward, runtime = self._measure_forward(build, notes)
-            measures += forward
+        if self.slim is not None:
+            measures = self._compare(self.slim, steps, notes)
+        else:
+            path = find_artifact_path(self.reference)
+            measures, build = self._measure_artifact(path, steps, notes) if path else ([], self._load_trained)
+            if build is not None:
+                steps.begin("Running")
+                forward, runtime = self._measure_forward(build, notes)
+                measures += forward
         machine = f"{platform.processor() or platform.machine()}, {format_count(os.cpu_count() or 1, 'core')}"
         return BenchmarkReport(
             path=self.reference,
@@ -163,7 +179,38 @@ class Benchmark:
             measures=tuple(measures),
             notes=tuple(notes),
             runtime=runtime,
+            slim=self.slim,
         )
+
+    def _compare(self, slim: str, steps: ProgressDisplay, notes: list[str]) -> list[Measurement]:
+        """Measure the weights and the forward pass of two models."""
+        paths = {reference: find_artifact_path(reference) for reference in (self.reference, slim)}
+        if self.model is not None and not any(paths.values()):
+            raise ConfigError(
+                f"--model is for artifacts, and neither {self.reference!r} nor {slim!r} is one. Leave it out."
+            )
+        models = []
+        for reference, path in paths.items():
+            steps.begin(f"Reading {reference}")
+            models.append(load_trained(reference).model if path is None else self._load(path))
+        dense, slimmed = models[0], models[-1]
+        frameworks = [detect_framework(dense), detect_framework(slimmed)]
+        if frameworks[0] != frameworks[1]:
+            raise ConfigError(
+                f"Both models must be of the same framework, found {frameworks[0]} for {self.reference!r} and "
+                f"{frameworks[1]} for {slim!r}."
+            )
+        measures = [
+            Measurement(name="weights", unit="bytes", dense=count_bytes(dense), pruned=count_bytes(slimmed)),
+        ]
+        steps.begin("Running")
+        try:
+            trial_run = make_trial(slimmed, self.inputs, self.batch, self.length, self.device, dense)
+            calls = {"dense": trial_run.dense, "pruned": trial_run.pruned}
+            return [*measures, self._time(f"forward pass, {trial_run.inputs}", calls)]
+        except CalibrationError as error:
+            notes.append(f"The forward pass was not timed: {error}")
+            return measures
 
     def _measure_artifact(
         self, path: Path, steps: ProgressDisplay, notes: list[str]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secateur.cli.messages import say
 from secateur.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALLOCATIONS",
+    "GROUP_PATTERNS",
     "PATTERNS",
     "REFINERS",
     "SOLVERS",
@@ -26,9 +28,13 @@ __all__ = [
     "Weights",
     "complete_names",
     "read_config_options",
+    "warn_about_defaults",
 ]
 
-PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "channelx1")
+GROUP_PATTERNS = ("channels", "heads")
+"""Patterns whose units can be removed from a model."""
+
+PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "channelx1", *GROUP_PATTERNS)
 """Patterns that shell completion suggests; many more are valid."""
 
 SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
@@ -80,7 +86,9 @@ Weights = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def read_config_options(path: Path | None, pattern: str | None, target_sparsity: float | None) -> PruningConfig:
+def read_config_options(
+    path: Path | None, pattern: str | None, target_sparsity: float | None, granularity: int | None = None
+) -> PruningConfig:
     """Read a configuration file, and apply the flags that override it.
 
     Raises:
@@ -94,5 +102,16 @@ def read_config_options(path: Path | None, pattern: str | None, target_sparsity:
             settings = PruningConfig.from_yaml(path)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-    flags = {"pattern": pattern, "target_sparsity": target_sparsity}
+    flags = {"pattern": pattern, "target_sparsity": target_sparsity, "granularity": granularity}
     return PruningConfig.from_dict(settings.to_dict() | {key: flag for key, flag in flags.items() if flag is not None})
+
+
+def warn_about_defaults(settings: PruningConfig) -> None:
+    """Say what is pruned by default, because that can be more than a model endures."""
+    from secateur.patterns import get_pattern
+
+    target = get_pattern(settings, {}, "array").target_sparsity
+    say(
+        f"Warning: {target:.0%} of the units of pattern {settings.pattern} are pruned, the default. Set --pattern and "
+        f"--target-sparsity."
+    )

@@ -12,14 +12,17 @@ from secateur._packages import is_installed, require_packages
 from secateur._progress import ProgressDisplay
 from secateur.cli.destination import Destination
 from secateur.cli.messages import say
+from secateur.cli.tracing import trace_groups
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.frameworks import detect_framework
 from secateur.models import TrainedModel, find_transformers_path, is_packed, load_model, load_trained
 from secateur.oneshot import Execution, Progress, prune
+from secateur.oneshot.magnitude import find_gradient_criterion
+from secateur.planning.layer_selection import list_couplings
 from secateur.results import PruningReport
 
-__all__ = ["CalibrationOptions", "Method", "PruneJob"]
+__all__ = ["CalibrationOptions", "Method", "PruneJob", "count_bytes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +112,8 @@ class PruneJob:
             SecateurError: The job failed. No files have changed, except for finished parts.
         """
         self.target.check()
-        reads_data = self.method.reads_data or self.data.file is not None or low_memory
+        takes_examples = bool(list_couplings(self.settings)) and find_gradient_criterion(self.settings) is None
+        reads_data = self.method.reads_data or low_memory or (self.data.file is not None and not takes_examples)
         if not reads_data:
             self.data.check_unused(self.method.solver)
         steps.begin(f"Reading {self.model}")
@@ -131,11 +135,14 @@ class PruneJob:
                 f"Calibration data requires a torch model, and {self.model!r} is a Keras model. Leave out --solver, "
                 f"--refine, --allocation and --calibration to prune by magnitude."
             )
-        self.target.check_space(_count_bytes(trained.model))
+        self.target.check_space(count_bytes(trained.model))
         options: dict[str, Any] = {}
+        if kinds := list_couplings(self.settings):
+            steps.begin(f"Tracing {self.model}")
+            options["example_inputs"] = trace_groups(trained, kinds, self.data.file)
         with self.target.open_parts() if reads_data else nullcontext() as folder:
             if folder is not None:
-                options = self._load_calibration(trained, steps, folder=folder)
+                options |= self._load_calibration(trained, steps, folder=folder)
             steps.begin(f"Pruning {self.model}")
             report = prune(trained.model, self.settings, **options, **self._make_recipe())
             steps.begin(f"Writing {self.target.out}")
@@ -148,6 +155,10 @@ class PruneJob:
     def _prune_files(self, steps: ProgressDisplay) -> PruningReport:
         from secateur.artifact import convert
 
+        if "channels" in list_couplings(self.settings):
+            raise ConfigError(
+                "--low-memory prunes block by block, and channels are found by running the whole model. Leave it out."
+            )
         path = find_transformers_path(self.model)
         if path is None or path.is_file():
             raise ConfigError(
@@ -162,7 +173,7 @@ class PruneJob:
                 f"secateur convert {self.model} FOLDER --dense."
             )
         trained = TrainedModel(load_model(self.model), path)
-        self.target.check_space(_count_bytes(trained.model))
+        self.target.check_space(count_bytes(trained.model))
         with self.target.open_parts() as folder:
             options = self._load_calibration(trained, steps, folder=folder, weights=path)
             steps.begin(f"Pruning {self.model}")
@@ -203,7 +214,7 @@ class PruneJob:
         return {"calibration": batches, "execution": execution}
 
 
-def _count_bytes(model: Any) -> int:
+def count_bytes(model: Any) -> int:
     """Count the bytes of a model's weights."""
     if detect_framework(model) == "keras":
         return sum(int(array.nbytes) for array in _get_keras_arrays(model))

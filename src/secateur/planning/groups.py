@@ -73,6 +73,11 @@ class GroupFinder:
     def _is_supported(self, member: Member) -> bool:
         return self._supported is None or not self._supported.isdisjoint((member.parameter, *member.aliases))
 
+    @property
+    def barriers(self) -> tuple[str, ...]:
+        """The operations without a rule; none if the model was not traced."""
+        return () if self._graph is None else tuple(map(str, self._graph.barriers))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedGroup:

@@ -60,7 +60,8 @@ def plan(model: keras.Model, config: ConfigLike, *, example_inputs: Any = None, 
             f"choose a pattern of single layers, such as '1xchannel'."
         )
     groups = GroupFinder(model, example_inputs, {"heads": lambda _: ()})
-    return make_plan(config, candidates, list(list_layers(model)), "keras", groups.find)
+    made = make_plan(config, candidates, list(list_layers(model)), "keras", groups.find)
+    return replace(made, barriers=groups.barriers)
 
 
 def _add_owned_kernels(model: keras.Model, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -15,7 +15,7 @@ from secateur.planning.layers import LAYER_FAMILIES, Candidate, LayerDecision
 from secateur.planning.output_layer import explain_default
 from secateur.planning.tied_weights import resolve_tied_weights
 
-__all__ = ["has_lock", "raise_if_named", "select_layers"]
+__all__ = ["has_lock", "list_couplings", "raise_if_named", "select_layers"]
 
 SEPARATORS = {".": "[.].*", "/": "/.*"}
 """Separator between a part of a model and its layers, in torch and in Keras → an expression that matches them all."""
@@ -54,6 +54,20 @@ def has_lock(config: PruningConfig) -> bool:
     """Whether a configuration, or a rule in it, locks zeros."""
     rules = [rule for rules in (config.layers, config.layer_types) for rule in rules.values() if rule is not None]
     return any(kind == "pattern_lock" for kind in (config.kind, *(rule.get("kind") for rule in rules)))
+
+
+def list_couplings(config: PruningConfig) -> set[str]:
+    """List the kinds of units with slices in several layers, such as ``"channels"``, that a configuration prunes.
+
+    Examples:
+        >>> list_couplings(PruningConfig(pattern="2:4"))
+        set()
+        >>> list_couplings(PruningConfig(pattern="heads"))
+        {'heads'}
+    """
+    rules = [rule for rules in (config.layers, config.layer_types) for rule in rules.values() if rule is not None]
+    patterns = {config.pattern, *(rule["pattern"] for rule in rules if "pattern" in rule)}
+    return {kind for pattern in patterns if (kind := get_pattern_class(pattern).coupling) is not None}
 
 
 def raise_if_named(config: PruningConfig, names: Sequence[str], reason: str) -> None:

@@ -36,6 +36,7 @@ class Plan:
         layers: Every layer whose weight has at least two axes, in the order of the model.
         patterns: The patterns of the pruned layers; layers with equal settings share a pattern.
         groups: The groups of units with slices in several layers, also those that are not pruned, with the reason.
+        barriers: Operations without a rule; units that reach them are not pruned.
 
     Examples:
         >>> import torch, secateur
@@ -50,6 +51,7 @@ class Plan:
     layers: tuple[PlannedLayer, ...]
     patterns: tuple[BasePattern, ...] = field(repr=False)
     groups: tuple[PlannedGroup, ...] = ()
+    barriers: tuple[str, ...] = ()
 
     @property
     def dense(self) -> dict[str, str]:
@@ -73,6 +75,7 @@ class Plan:
                 self._summarize(),
                 *dict.fromkeys(line for pattern in self.patterns for line in _make_notes(pattern)),
                 *_explain_scope(self),
+                *([f"Operations without a rule: {'; '.join(self.barriers)}."] if self.barriers else []),
             ],
         )
 
@@ -81,6 +84,7 @@ class Plan:
         return {
             "layers": [layer.to_dict() for layer in self.layers],
             "groups": [group.to_dict() for group in self.groups],
+            "barriers": list(self.barriers),
         }
 
     def __str__(self) -> str:

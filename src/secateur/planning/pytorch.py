@@ -26,9 +26,8 @@ from secateur.frameworks.pytorch import (
     unwrap_model,
 )
 from secateur.graph.pytorch import FINDERS
-from secateur.patterns.base import get_pattern_class
 from secateur.planning.groups import GroupFinder
-from secateur.planning.layer_selection import has_lock
+from secateur.planning.layer_selection import has_lock, list_couplings
 from secateur.planning.layers import Candidate
 from secateur.planning.output_layer import find_output_names
 from secateur.planning.planner import Plan, make_plan
@@ -62,14 +61,13 @@ def plan(
         candidates = _add_owned_weights(model, candidates, prune_frozen=prune_frozen)
     supported = {get_parameter_name(row.name, row.module) for row in candidates if row.is_supported}
     groups = GroupFinder(model, example_inputs, FINDERS, supported)
-    return make_plan(config, candidates, list(list_layers(model)), "pytorch", groups.find)
+    made = make_plan(config, candidates, list(list_layers(model)), "pytorch", groups.find)
+    return replace(made, barriers=groups.barriers)
 
 
 def needs_example_inputs(config: PruningConfig) -> bool:
     """Whether a configuration, or a rule in it, has a pattern whose groups can only be found with example inputs."""
-    rules = [rule for rules in (config.layers, config.layer_types) for rule in rules.values() if rule is not None]
-    patterns = {config.pattern, *(rule["pattern"] for rule in rules if "pattern" in rule)}
-    return bool({get_pattern_class(pattern).coupling for pattern in patterns} - {None, *FINDERS})
+    return bool(list_couplings(config) - FINDERS.keys())
 
 
 def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Candidate]:

@@ -20,6 +20,10 @@ def bench(
     reference: Annotated[
         str, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="An artifact, or a model as in secateur prune.")
     ],
+    slim: Annotated[
+        str | None,
+        typer.Argument(metavar="SLIM", help="A slim model, to compare with MODEL_OR_ARTIFACT as the dense one."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Code that builds the model of the artifact, as package.module:name.")
     ] = None,
@@ -35,7 +39,8 @@ def bench(
 ) -> None:
     """Benchmark a pruned model against the dense one on this machine: size, loading time and forward pass.
 
-    The dense model is the same model with its zeros replaced by numbers. A torch model is also compiled with
+    With SLIM, two models are compared: bytes of weights, and forward pass on the same inputs. Without it, the dense
+    model is the same model with its zeros replaced by numbers. A torch model is also compiled with
     secateur.runtime, and a second table shows the measured and the maximum speed-up of each layer, and which way to run
     the model is fastest at which accuracy: sparse, dense in bfloat16, or with torch.compile, which takes a while to
     compile. Size and loading time are measured for artifacts only.
@@ -45,6 +50,8 @@ def bench(
     [bold]Examples[/bold]
 
     secateur bench pruned
+
+    secateur bench ./my-llama slim --length 512
 
     secateur bench pruned --batch 8 --length 256 --rounds 9
 
@@ -63,6 +70,7 @@ def bench(
             length=length,
             rounds=rounds,
             device=device,
+            slim=slim,
         ).run(steps)
     show(report, as_json=as_json)
     if report.runtime is not None and not as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,11 +23,9 @@ from secateur.cli.options import (
     Weights,
     complete_names,
     read_config_options,
+    warn_about_defaults,
 )
 from secateur.cli.output import show
-
-if TYPE_CHECKING:
-    from secateur.config import PruningConfig
 
 __all__ = ["prune"]
 
@@ -97,7 +95,7 @@ def prune(
     """
     settings = read_config_options(config, pattern, target_sparsity)
     if config is None and (pattern is None or (target_sparsity is None and ":" not in pattern)):
-        _warn_about_defaults(settings)
+        warn_about_defaults(settings)
     from secateur.cli.destination import Destination
     from secateur.cli.prune_job import CalibrationOptions, Method, PruneJob
 
@@ -113,14 +111,3 @@ def prune(
         report = job.run(steps, low_memory=low_memory)
     show(report, as_json=as_json)
     say(f"Written to {out}.")
-
-
-def _warn_about_defaults(settings: PruningConfig) -> None:
-    """Say what is pruned by default, because that can be more than a model endures."""
-    from secateur.patterns import get_pattern
-
-    target = get_pattern(settings, {}, "array").target_sparsity
-    say(
-        f"Warning: {target:.0%} of the units of pattern {settings.pattern} are pruned, the default. Set --pattern and "
-        f"--target-sparsity."
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from secateur.artifact.safetensors_file import TensorFile
 from secateur.errors import CalibrationError
 from secateur.models.archives import read_npz
 
-__all__ = ["BATCH_ROWS", "MAX_ROWS", "make_text_batches", "read_array_batches", "select_evenly"]
+__all__ = ["BATCH_ROWS", "MAX_ROWS", "join_batches", "make_text_batches", "read_array_batches", "select_evenly"]
 
 BATCH_ROWS = 8
 """Rows of an array per batch."""
@@ -88,6 +89,16 @@ def read_array_batches(file: Path) -> list[Any]:
     if len(arrays) == 1 or all(map(UNNAMED.fullmatch, arrays)):
         return list(zip(*parts.values(), strict=True))
     return [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
+
+
+def join_batches(batches: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Join batches of named arguments along their first axis.
+
+    Examples:
+        >>> join_batches([{"x": torch.zeros(1, 3)}, {"x": torch.zeros(1, 3)}])["x"].shape
+        torch.Size([2, 3])
+    """
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def select_evenly(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -32,7 +32,7 @@ class Trial:
 
     Attributes:
         inputs: The shapes of the inputs and the GPU, for reports.
-        dense: Calls the dense copy, in which small random numbers replace the zeros.
+        dense: Calls the dense model, by default a copy in which small random numbers replace the zeros.
         pruned: Calls the pruned model.
         compile: Compiles a copy of the model for the runtime. It raises `MissingPackageError` if a package for the
             runtime is missing, and `UnsupportedModelError` if the runtime does not support the model.
@@ -44,7 +44,9 @@ class Trial:
     compile: Callable[[], CompiledTrial]
 
 
-def make_trial(model: Any, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
+def make_trial(
+    model: Any, file: Path | None, batch: int, length: int, device: str | None = None, dense: Any = None
+) -> Trial:
     """Prepare a model and its dense copy for timing.
 
     Args:
@@ -53,10 +55,12 @@ def make_trial(model: Any, file: Path | None, batch: int, length: int, device: s
         batch: Number of examples.
         length: Tokens per example, for a language model.
         device: The device to run on, such as ``"cuda"``; ``None``: the device of the model.
+        dense: The dense model, which gets the same inputs; ``None``: a copy of the model without its zeros.
 
     Raises:
         ConfigError: There is no such device, or the model is a Keras model, for which Keras chooses the device.
-        CalibrationError: The inputs cannot be read, or random inputs cannot be created for the model.
+        CalibrationError: The inputs cannot be read, random inputs cannot be created for the model, or a model fails on
+            them.
     """
-    trial: Trial = import_leaf("secateur.models.trials", model).make_trial(model, file, batch, length, device)
+    trial: Trial = import_leaf("secateur.models.trials", model).make_trial(model, file, batch, length, device, dense)
     return trial

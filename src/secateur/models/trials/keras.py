@@ -24,13 +24,13 @@ def make_trial(
     batch: int,
     length: int,  # noqa: ARG001 - for language models only
     device: str | None = None,
+    dense: keras.Model | None = None,
 ) -> Trial:
     """See `secateur.models.trials.make_trial`."""
     if device is not None:
         raise ConfigError(f"device is for torch models only, and {model.name!r} is a Keras model. Leave it out.")
     inputs = _make_random_inputs(model, batch) if file is None else _read_inputs(file, batch)
-    dense = keras.models.clone_model(model)
-    dense.set_weights([_replace_zeros(weight) for weight in model.get_weights()])
+    dense = _replace_zeros(model) if dense is None else dense
     shapes = " and ".join("×".join(map(str, array.shape)) for array in inputs)
     _call(model, inputs)
     return Trial(
@@ -70,6 +70,13 @@ def _select_rows(name: str, array: Any, batch: int, file: Path) -> Any:
     return array[:batch]
 
 
-def _replace_zeros(weight: Any) -> Any:
+def _replace_zeros(model: keras.Model) -> keras.Model:
+    """Copy a model with small random numbers in place of its zeros."""
+    dense = keras.models.clone_model(model)
+    dense.set_weights([_add_noise(weight) for weight in model.get_weights()])
+    return dense
+
+
+def _add_noise(weight: Any) -> Any:
     noise = 0.01 * np.random.default_rng(0).standard_normal(weight.shape)
     return np.where(weight == 0, noise, weight).astype(weight.dtype) if weight.ndim > 1 else weight

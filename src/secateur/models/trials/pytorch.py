@@ -14,6 +14,7 @@ from torch import nn
 from secateur._packages import require_packages
 from secateur.errors import CalibrationError
 from secateur.models.pytorch.batches import read_array_batches
+from secateur.models.pytorch.random_inputs import make_random_inputs
 from secateur.models.trials import CompiledTrial, Trial
 from secateur.oneshot.pytorch.batches import calibration_mode, explain_model_errors, move_to
 from secateur.oneshot.pytorch.weight_storage import find_device
@@ -21,23 +22,28 @@ from secateur.runtime import compile as compile_model
 
 __all__ = ["make_trial"]
 
-IMAGE_SIZE = 224
-"""Height and width of random images for a model that accepts any size."""
 
-
-def make_trial(model: nn.Module, file: Path | None, batch: int, length: int, device: str | None = None) -> Trial:
+def make_trial(
+    model: nn.Module,
+    file: Path | None,
+    batch: int,
+    length: int,
+    device: str | None = None,
+    dense: nn.Module | None = None,
+) -> Trial:
     """See `secateur.models.trials.make_trial`."""
     inputs = (
         _make_random_inputs(model, batch, length) if file is None else _select_rows(read_array_batches(file)[0], batch)
     )
     if device is not None:
         model, inputs = model.to(find_device(device)), move_to(inputs, find_device(device))
+    dense = _replace_zeros(model) if dense is None else dense.to(next(iter(_list_tensors(inputs))).device)
     shapes = " and ".join("×".join(map(str, tensor.shape)) for tensor in _list_tensors(inputs))
     on_gpu = [tensor for tensor in _list_tensors(inputs) if tensor.is_cuda]
     _call(model, inputs)
     return Trial(
         inputs=shapes + "".join(f" on {torch.cuda.get_device_name(tensor.device)}" for tensor in on_gpu[:1]),
-        dense=partial(_call, _replace_zeros(model), inputs),
+        dense=partial(_call, dense, inputs),
         pruned=partial(_call, model, inputs),
         compile=partial(_compile, model, inputs),
     )
@@ -57,15 +63,10 @@ def _call(model: nn.Module, inputs: Any) -> None:
 
 
 def _make_random_inputs(model: nn.Module, batch: int, length: int) -> dict[str, torch.Tensor]:
-    config: Any = getattr(model, "config", None)
-    generator = torch.Generator().manual_seed(0)
-    if getattr(model, "main_input_name", None) == "pixel_values" and hasattr(config, "num_channels"):
-        size = getattr(config, "image_size", None) or IMAGE_SIZE
-        shape = batch, config.num_channels, *(size if isinstance(size, (list, tuple)) else (size, size))
-        return {"pixel_values": torch.randn(shape, generator=generator)}
-    if not hasattr(config, "vocab_size"):
+    inputs = make_random_inputs(model, batch, length)
+    if inputs is None:
         raise CalibrationError("a model that takes neither text nor images needs a file of inputs.")
-    return {"input_ids": torch.randint(config.vocab_size, (batch, length), generator=generator)}
+    return inputs
 
 
 def _select_rows(inputs: Any, count: int) -> Any:

