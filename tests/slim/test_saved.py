@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPModel, Phi3Config, Phi3ForCausalLM
+from transformers import CLIPConfig, CLIPModel, Phi3Config, Phi3ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import secateur
 import tiny_transformers
@@ -132,7 +132,12 @@ def zero_readers(model: nn.Module, graph: Graph, kept: Callable[[str, int], int]
 
 def build(name: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    makers = {"phi3": lambda: Phi3ForCausalLM(Phi3Config(**tiny_transformers.DECODER))}
+    decoder = {key: value for key, value in tiny_transformers.DECODER.items() if key != "head_dim"}
+    experts = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4}
+    makers = {
+        "phi3": lambda: Phi3ForCausalLM(Phi3Config(**tiny_transformers.DECODER)),
+        "qwen2_moe": lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(num_experts_per_tok=2, **(decoder | experts))),
+    }
     model: nn.Module = makers.get(name, getattr(tiny_transformers, name, None))()
     return model.eval()
 
@@ -175,6 +180,21 @@ def test_uniform_widths_are_in_the_configuration(name: str, tmp_path: Path) -> N
     secateur.save(model, tmp_path / "artifact")
     assert "sizes" not in json.loads((tmp_path / "artifact/secateur.json").read_text())
     assert torch.equal(secateur.load(tmp_path / "artifact")(**inputs).logits, model(**inputs).logits)
+
+
+def test_experts_of_several_kinds_are_in_the_configuration(tmp_path: Path) -> None:
+    """Two fields have the same width, a third one has it by chance, and heads have a size that is not a field."""
+    model, inputs, report = slim_family("qwen2_moe", halve)
+    assert report.config == {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+    }
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
 @pytest.mark.parametrize("name", ["bert", "opt", "gpt2"])

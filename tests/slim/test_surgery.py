@@ -484,20 +484,36 @@ def test_a_wrong_attribute_is_not_enough() -> None:
     assert everything(model) == before
 
 
-def test_descriptive_attributes_follow() -> None:
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.intermediate_size, self.unrelated = 8, 8
-            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+class Block(nn.Module):
+    def __init__(self, **attributes: int) -> None:
+        super().__init__()
+        self.__dict__.update(attributes)
+        self.up, self.mid, self.down = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 6)
 
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return self.down(self.up(inputs).relu())
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.down(self.mid(self.up(inputs).relu()).relu())
 
-    model = nn.Sequential(Block())
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"intermediate_size": 8, "unrelated": 8}, {"intermediate_size": 7, "unrelated": 8}),
+        ({"hidden_dim": 8}, {"hidden_dim": 7}),
+        ({"hidden_dim": 8, "inner_dim": 8}, {"hidden_dim": 8, "inner_dim": 7}),  # the width of the model, by chance
+        ({"mlp_dim": 7, "ffn_dim": 8}, {"mlp_dim": 6, "ffn_dim": 7}),  # each once, although 8 becomes 7 and 7 becomes 6
+    ],
+)
+def test_descriptive_attributes_follow(before: dict[str, int], after: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(Block(**before)), torch.randn(2, 6)
+    zero(model, "0.mid.weight", 1, [0])
     zero(model, "0.down.weight", 1, [0])
-    secateur.slim(model, example_inputs=torch.randn(2, 6), graph=hidden(model, "0.up", "0.down", 8))
-    assert (model[0].intermediate_size, model[0].unrelated) == (7, 8)
+    builder = GraphBuilder(model)
+    for first, second, units in (("up", "mid", 8), ("mid", "down", 7)):
+        members = (f"0.{first}.weight", 0, PRODUCER), (f"0.{first}.bias", 0, PER_CHANNEL)
+        builder.add(first, units, *members, (f"0.{second}.weight", 1, CONSUMER))
+    secateur.slim(model, example_inputs=inputs, graph=builder.build())
+    assert {name: getattr(model[0], name) for name in before} == after
 
 
 # The result is an ordinary model

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from itertools import islice, product
+from itertools import combinations, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,16 @@ __all__ = ["update_configs"]
 
 Fields = dict[str, int]
 
-MAX_BUILDS = 64
-"""Combinations of fields to try."""
+FIRST_BUILDS, MAX_PASSES = 8, 2
+"""Combinations of fields to try, and then passes over all widths that improve one after the other."""
 
-WIDTHS = (
-    *("d_ff", "decoder_ffn_dim", "dim", "encoder_ffn_dim", "ffn_dim", "hidden_dim", "inner_dim", "intermediate_size"),
-    *("d_model", "hidden_size", "mlp_dim", "moe_intermediate_size", "n_embd", "n_inner", "shared_intermediate_size"),
-)
+WIDTH = re.compile(r"size|dim|width|ffn|inner|embd|d_ff|d_model|hidden|channels|rank")
+OTHER_SIZE = re.compile(r"vocab|token|position|head|layer|kernel|patch|image|window|chunk|length|groups")
+"""Parts of the names of fields that can be widths, and of those that cannot."""
+
+MAX_FIELDS = 3
+"""Fields to change for one width: several experts may have the same one."""
+
 HEAD_COUNTS = (
     *("decoder_attention_heads", "encoder_attention_heads", "n_head", "n_heads", "num_attention_heads", "num_heads"),
     *("num_key_value_heads", "num_kv_heads"),
@@ -90,13 +94,30 @@ def _find_fields(model: nn.Module, name: str, removal: Removal) -> Fields | None
     if not groups or widths is None:
         return None
     options = [_list_all_options(model.config, *width) for width in widths]
-    for choice in islice(product(*options), MAX_BUILDS):
-        fields: Fields = {}
-        for option in choice:
-            fields |= option
-        if _describes(model, fields):
-            return fields
+    for choice in islice(product(*options), FIRST_BUILDS):
+        if _count_mismatches(model, merged := _merge(choice)) == 0:
+            return merged
+    return _descend(model, options)
+
+
+def _descend(model: nn.Module, options: Sequence[Sequence[Fields]]) -> Fields | None:
+    """Choose the best option for one width after the other."""
+    choice: list[Fields] = [{} for _ in options]
+    fewest = _count_mismatches(model, {})
+    for _ in range(MAX_PASSES):
+        for position, candidates in enumerate(options):
+            for candidate in candidates:
+                changed = [*choice[:position], candidate, *choice[position + 1 :]]
+                mismatches = _count_mismatches(model, _merge(changed))
+                if mismatches < fewest:
+                    choice, fewest = changed, mismatches
+                if fewest == 0:
+                    return _merge(choice)
     return None
+
+
+def _merge(choice: Sequence[Fields]) -> Fields:
+    return {name: value for option in choice for name, value in option.items()}
 
 
 def _collect_widths(groups: Sequence[tuple[Group, Flags]]) -> list[tuple[str, int, int]] | None:
@@ -129,24 +150,21 @@ def _list_all_options(config: Any, kind: str, before: int, after: int) -> list[F
 
 def _list_options(config: Any, kind: str, before: int, after: int) -> Iterator[Fields]:
     """Yield sets of fields that may describe a width."""
+    numbers = {name: value for name, value in vars(config).items() if isinstance(value, int)}
     if kind == "heads":
-        values: dict[str, Any] = {name: vars(config)[name] for name in HEAD_COUNTS if name in vars(config)}
-        heads = {name: value for name, value in values.items() if _is_multiple(value, before)}
-        fields = {name: value // before * after for name, value in heads.items()}
-        if (
-            "head_dim" in vars(config)
-            and config.head_dim is None
-            and isinstance(values.get("num_attention_heads"), int)
-        ):
-            yield fields | {"head_dim": config.hidden_size // values["num_attention_heads"]}
+        counts = {name: numbers[name] for name in HEAD_COUNTS if _is_multiple(numbers.get(name), before)}
+        fields = {name: value // before * after for name, value in counts.items()}
         yield fields
+        if "num_attention_heads" in counts and "hidden_size" in numbers:  # the size of a head does not change
+            yield fields | {"head_dim": numbers["hidden_size"] // counts["num_attention_heads"]}
         yield from ({name: value} for name, value in fields.items())
-    else:
-        names = [name for name in WIDTHS if vars(config).get(name) == before]
-        yield from ({name: after} for name in names)
-        yield dict.fromkeys(names, after)
-        if "n_inner" in vars(config) and config.n_inner is None:  # four times the width of the model
-            yield {"n_inner": after}
+        return
+    widths = [name for name in numbers if WIDTH.search(name) and not OTHER_SIZE.search(name)]
+    names = [name for name in widths if numbers[name] == before]
+    for size in range(1, min(len(names), MAX_FIELDS) + 1):
+        yield from (dict.fromkeys(chosen, after) for chosen in combinations(names, size))
+    if vars(config).get("n_inner", before) is None:  # four times the width of the model
+        yield {"n_inner": after}
 
 
 def _is_multiple(value: Any, units: int) -> bool:
@@ -160,26 +178,30 @@ def _set_fields(config: Any, fields: Mapping[str, int]) -> None:
         setattr(configs[place + dot], field, value)
 
 
-def _describes(model: Any, fields: Fields) -> bool:
-    """Whether a model that is built from the configuration with other fields has the sizes of this model."""
+def _count_mismatches(model: Any, fields: Fields) -> float:
+    """Count the shapes and numbers that a model has if it is built from the configuration with other fields, not here.
+
+    Returns:
+        The count; infinite if there is no such model.
+    """
     config = copy.deepcopy(model.config)
     try:
         _set_fields(config, fields)
         with torch.device("meta"), redirect_stderr(io.StringIO()):
             built = build_empty_model(type(model), config, LIMITS_WITHOUT_WEIGHTS, Path())
     except Exception:  # noqa: BLE001 - transformers raises many kinds of exceptions for impossible configurations
-        return False
-    return _list_shapes(built) == _list_shapes(model) and _list_numbers(built) == _list_numbers(model)
+        return math.inf
+    return len(_list_shapes(built) ^ _list_shapes(model)) + len(_list_numbers(built) ^ _list_numbers(model))
 
 
-def _list_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+def _list_shapes(model: nn.Module) -> set[tuple[str, tuple[int, ...]]]:
+    return {(name, tuple(tensor.shape)) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
-def _list_numbers(model: nn.Module) -> dict[tuple[str, str], Any]:
+def _list_numbers(model: nn.Module) -> set[tuple[str, str, str]]:
     """Return the whole numbers and tuples that are attributes of modules."""
     return {
-        (name, key): value
+        (name, key, repr(value))
         for name, module in model.named_modules()
         for key, value in module.__dict__.items()
         if isinstance(value, int | tuple) and key != "training" and not key.startswith("_")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import takewhile
 
 from torch import nn
@@ -21,31 +21,44 @@ CHANNEL_WIDTHS = frozenset(
     | {"intermediate_dim", "intermediate_size", "mid_channels", "mlp_dim"}
 )
 
+AMBIGUOUS = frozenset({"hidden_dim", "hidden_features"})
+"""Attributes that mean the width of the model in modules that have another name for the hidden width."""
+
 STREAM_WIDTHS = frozenset({"d_model", "dim", "embed_dim", "hidden_size", "n_embd"})
 """Attributes for the width of a residual stream, where removal is not exact because norms compute statistics."""
 
 
 def update_descriptions(model: nn.Module, removal: Removal, journal: Journal) -> None:
-    """Set the attributes of the modules around each group that equal its old numbers of units or channels."""
+    """Set the attributes of the modules around each group that equal its old numbers of units or channels.
+
+    Attributes that the journal has changed already have their new values.
+    """
+    changed = {(owner, key) for owner, keys in journal.list_attributes().items() for key in keys}
     for number in removal.groups:
         group, keep = removal.graph.groups[number], removal.keep[number]
         for owner, widths in _find_owners(model, group, keep):
-            for attribute, value in [*owner.__dict__.items()]:
-                if isinstance(value, int) and not isinstance(value, bool):
-                    new = _compute_new(group, keep, attribute, value, widths)
-                    if new is not None and new != value:
-                        journal.set_attribute(owner, attribute, new)
+            numbers = {key: value for key, value in owner.__dict__.items() if type(value) is int}
+            for attribute in _list_names(group, numbers):
+                value, place = numbers[attribute], (id(owner.__dict__), attribute)
+                new = _count_heads(value, keep) if attribute in HEAD_COUNTS else widths.get(value)
+                if new is not None and new != value and place not in changed:
+                    changed.add(place)
+                    journal.set_attribute(owner, attribute, new)
 
 
-def _compute_new(group: Group, keep: Flags, attribute: str, value: int, widths: dict[int, int]) -> int | None:
-    """Return the new value of an attribute; ``None``: it does not describe the group."""
-    kept = int(keep.sum())
-    if group.kind == "heads" and attribute in HEAD_COUNTS and value >= group.units and value % group.units == 0:
-        return value // group.units * kept
-    names = HEAD_WIDTHS if group.kind == "heads" else CHANNEL_WIDTHS
-    if attribute in names or (group.inexact is not None and attribute in STREAM_WIDTHS):
-        return widths.get(value)
-    return None
+def _list_names(group: Group, numbers: Collection[str]) -> list[str]:
+    """Return the attributes of a module that can describe a group."""
+    names = HEAD_COUNTS | HEAD_WIDTHS if group.kind == "heads" else CHANNEL_WIDTHS
+    if any(name in CHANNEL_WIDTHS - AMBIGUOUS for name in numbers):
+        names -= AMBIGUOUS
+    if group.inexact is not None:
+        names |= STREAM_WIDTHS
+    return [name for name in numbers if name in names]
+
+
+def _count_heads(heads: int, keep: Flags) -> int | None:
+    """Return the number of heads that are left if each unit is as many; ``None``: they are not the units."""
+    return heads // len(keep) * int(keep.sum()) if heads and heads % len(keep) == 0 else None
 
 
 def _find_owners(model: nn.Module, group: Group, keep: Flags) -> Iterator[tuple[nn.Module, dict[int, int]]]:
