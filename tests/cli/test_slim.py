@@ -13,6 +13,7 @@ from torch import nn
 
 import secateur
 from cli.kit import TEXT, model, run, run_json, write_llama
+from models.test_trained import write_gguf
 from secateur.models import load_trained
 
 CHANNELS = ("--pattern", "channels", "--target-sparsity", "0.5")
@@ -156,6 +157,28 @@ def test_an_encoder_decoder() -> None:
     config = transformers.T5Config(**sizes, decoder_start_token_id=0)
     transformers.T5ForConditionalGeneration(config).save_pretrained("t5")
     assert run_json("slim", "t5", *CHANNELS, "--out", "out")["config"] == {"d_ff": 12}
+
+
+def test_a_gguf_file(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    write_gguf(folder / "tiny.gguf")
+    report = run_json("slim", "tiny.gguf", *CHANNELS, "--out", "out")
+    assert report["config"] == {"intermediate_size": 32}
+    assert transformers.AutoModelForCausalLM.from_pretrained("out").model.layers[1].mlp.up_proj.out_features == 32
+
+
+def test_a_model_in_float16_stays_so(llama: nn.Module) -> None:
+    llama.half().save_pretrained("half")
+    report = run_json("slim", "half", *CHANNELS, "--out", "out")
+    assert report["config"] == {"intermediate_size": 16}
+    loaded = secateur.load("out")
+    assert report["bytes"] == sum(weight.numel() * 2 for weight in loaded.parameters())
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float16}
+    expected = prune_expected(llama.float())
+    torch.testing.assert_close(
+        loaded.float()(torch.arange(8)[None]).logits, expected(torch.arange(8)[None]).logits, rtol=0, atol=1e-5
+    )
 
 
 # other models

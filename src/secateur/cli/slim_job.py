@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -18,7 +19,8 @@ from secateur.cli.slim_mode import SlimMode
 from secateur.cli.tracing import trace_model
 from secateur.config import PruningConfig
 from secateur.errors import LayerError
-from secateur.models import load_trained
+from secateur.frameworks import detect_framework
+from secateur.models import TrainedModel, load_trained
 from secateur.oneshot import prune
 from secateur.slimming import SlimReport, slim
 
@@ -94,14 +96,8 @@ class SlimJob:
         trained = load_trained(self.model, self.weights)
         model, companions, before = trained.model, trained.companions, count_bytes(trained.model)
         self.target.check_space(before)
-        steps.begin(f"Tracing {self.model}")
-        inputs, graph = trace_model(trained, self.calibration)
-        if self.settings is not None:
-            steps.begin(f"Pruning {self.model}")
-            say(prune(model, self.settings, example_inputs=graph).footer[0])
-        steps.begin(f"Slimming {self.model}")
-        is_inexact = self.settings is not None and self.settings.allow_inexact
-        report = slim(model, example_inputs=inputs, graph=graph, allow_inexact=is_inexact, mode=self.mode.value)
+        with _convert_float16(model):
+            report = self._prune_and_slim(trained, steps)
         if not report.removed_units:
             raise LayerError(self._explain_unchanged(report))
         steps.begin(f"Writing {self.target.out}")
@@ -113,6 +109,16 @@ class SlimJob:
             bytes=count_bytes(model),
             load=self._write_code(model),
         )
+
+    def _prune_and_slim(self, trained: TrainedModel, steps: ProgressDisplay) -> SlimReport:
+        steps.begin(f"Tracing {self.model}")
+        inputs, graph = trace_model(trained, self.calibration)
+        if self.settings is not None:
+            steps.begin(f"Pruning {self.model}")
+            say(prune(trained.model, self.settings, example_inputs=graph).footer[0])
+        steps.begin(f"Slimming {self.model}")
+        is_inexact = self.settings is not None and self.settings.allow_inexact
+        return slim(trained.model, example_inputs=inputs, graph=graph, allow_inexact=is_inexact, mode=self.mode.value)
 
     def _explain_unchanged(self, report: SlimReport) -> str:
         """Say why no unit can be removed."""
@@ -138,6 +144,15 @@ class SlimJob:
             return _load(folder, "model")
         is_model = attrgetter(name)(sys.modules[module]) is model if module in sys.modules else False
         return _load(folder, f"{module}.{name}{'' if is_model else '()'}")
+
+
+def _convert_float16(model: Any) -> AbstractContextManager[None]:
+    """Compute in float32 with a torch model in float16."""
+    if detect_framework(model) == "keras":
+        return nullcontext()
+    from secateur.models.pytorch.float16 import convert_float16
+
+    return convert_float16(model)
 
 
 def _load(folder: str, model: str = "") -> str:

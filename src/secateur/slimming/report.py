@@ -128,8 +128,8 @@ class SlimReport(Report):
             lines.append(f"Groups whose removal is not exact changed the outputs by {self.inexact_difference:.1e}.")
         if self.is_configured is False:
             lines.append(
-                "Layers have widths that the configuration of the model cannot describe: save it with secateur.save "
-                "and load it with secateur.load, or slim with mode='uniform'."
+                "The configuration of the model cannot describe its widths: only secateur.save and secateur.load keep "
+                "them. More configurations can describe equal widths, which mode='uniform' leaves."
             )
         if self.barriers:
             lines.append(f"Operations without a rule: {'; '.join(self.barriers)}.")

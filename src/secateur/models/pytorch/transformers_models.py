@@ -156,5 +156,6 @@ def _remove_quantization_config(model: Any) -> None:
         return
     if "gguf" in str(getattr(model.config.quantization_config, "quant_method", "")).lower():
         del model.config.quantization_config
-        model.hf_quantizer, model.is_quantized = None, False
+        model.hf_quantizer = None
+        vars(model).pop("is_quantized", None)  # a model that is built from the configuration does not have it
         model.config.architectures = [type(model).__name__]
