@@ -44,8 +44,8 @@ def make_example_batch(trained: TrainedModel, file: Path | None = None) -> Examp
     Raises:
         CalibrationError: The file cannot be read or is unsuitable.
     """
+    from secateur._calls.pytorch.random_inputs import add_decoder_inputs, make_random_inputs
     from secateur.models.pytorch.batches import join_batches
-    from secateur.models.pytorch.random_inputs import add_decoder_inputs, make_random_inputs
 
     if file is None:
         inputs = make_random_inputs(trained.model, EXAMPLES, LENGTH)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._calls.pytorch.random_inputs import make_random_inputs
 from secateur._packages import require_packages
 from secateur.errors import CalibrationError
 from secateur.models.pytorch.batches import read_array_batches
-from secateur.models.pytorch.random_inputs import make_random_inputs
 from secateur.models.trials import CompiledTrial, Trial
 from secateur.oneshot.pytorch.batches import calibration_mode, explain_model_errors, move_to
 from secateur.oneshot.pytorch.weight_storage import find_device

@@ -14,10 +14,12 @@ from torch import nn
 from secateur.compat.neural_compressor._elements import Layer
 from secateur.compat.neural_compressor._runs.parts import MakeOptions, Part, assign_parts, summarize_sparsity
 from secateur.compat.neural_compressor.config import WeightPruningConfig
+from secateur.errors import CalibrationError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph.pytorch import find_groups
 from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import prune
+from secateur.oneshot.pytorch.batches import move_to
 from secateur.planning.pytorch import find_candidates, plan
 from secateur.results import PruningReport
 from secateur.training.pytorch import PytorchPruner, prepare_together
@@ -31,7 +33,9 @@ __all__ = [
     "make_pattern",
     "present_model",
     "prune_in_one_shot",
+    "read_example_inputs",
     "start_runs",
+    "unwrap_presented",
 ]
 
 logger = logging.getLogger(__name__)
@@ -98,6 +102,25 @@ def prune_in_one_shot(
         return prune(model, part.config, calibration=batches, loss=_LossOfBatch(loss) if loss else None)
     execution = Execution(device=device)
     return prune(model, part.config, calibration=_ModelInputs(batches), solver="sparsegpt", execution=execution)
+
+
+def unwrap_presented(model: nn.Module) -> nn.Module:
+    """Return the user's model, which `present_model` and other wrappers contain."""
+    return unwrap_model(model.model if isinstance(model, PresentedModule) else model)
+
+
+def read_example_inputs(model: nn.Module, batches: Iterable[Any]) -> Any:
+    """Return the first batch without its labels, on the device of the model.
+
+    Raises:
+        CalibrationError: There is no batch.
+    """
+    inputs = next(iter(_ModelInputs(batches)), None)
+    if inputs is None:
+        raise CalibrationError("The dataloader must have at least one batch, found none.")
+    if isinstance(inputs, Mapping):
+        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+    return move_to(inputs, next(model.parameters()).device)
 
 
 def present_model(model: nn.Module, callbacks: Any) -> PresentedModule:  # noqa: ARG001 - only Keras needs callbacks

@@ -1,4 +1,4 @@
-"""Find the layers whose pruned channels could be removed, and configure their pruning."""
+"""Prune feed-forward networks and attention heads, and remove what was pruned."""
 
 from __future__ import annotations
 

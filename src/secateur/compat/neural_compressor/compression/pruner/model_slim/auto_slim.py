@@ -1,14 +1,29 @@
-"""Configure the pruning of feed-forward networks and attention heads."""
+"""Prune feed-forward networks and attention heads, and remove what was pruned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NoReturn
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from secateur.compat.neural_compressor.compression.pruner.model_slim.pattern_analyzer import Linear2LinearSearcher
+from secateur._wording import format_list
+from secateur.compat.neural_compressor.compression.pruner.model_slim.pattern_analyzer import (
+    PACKAGE,
+    Linear2LinearSearcher,
+)
 from secateur.errors import UnsupportedModelError
+from secateur.frameworks import detect_framework, import_leaf
 
-__all__ = ["generate_ffn2_pruning_config", "generate_mha_pruning_config", "model_slim", "parse_auto_slim_config"]
+__all__ = [
+    "generate_ffn2_pruning_config",
+    "generate_mha_pruning_config",
+    "model_slim",
+    "model_slim_ffn2",
+    "model_slim_mha",
+    "parse_auto_slim_config",
+]
+
+logger = logging.getLogger(__name__)
 
 
 def parse_auto_slim_config(
@@ -86,18 +101,73 @@ def generate_mha_pruning_config(
     return [{"pattern": "mha", "target_sparsity": mha_sparsity} | settings]
 
 
-def model_slim(model: Any, dataloader: Any = None, round_multiplier: int = 32) -> NoReturn:  # noqa: ARG001
-    """Raise: pruned channels and heads cannot be removed from the model yet.
+def model_slim(model: Any, dataloader: Iterable[Any] | None = None, round_multiplier: int = 32) -> Any:
+    """Remove pruned channels and attention heads from a torch model, in place.
+
+    A hidden channel or head goes if all weights that read it are zero. Channels that are zero stay where this makes
+    their number a multiple of `round_multiplier`. The outputs of the model stay the same, which is checked; see
+    `secateur.slim`. Parameters are new objects, so that training must go on with a new optimizer. A pruning run of the
+    model ends.
+
+    Args:
+        model: The pruned model.
+        dataloader: Batches that the model accepts, the first of which is used. If a batch is a tuple or list, its first
+            element is the model's input; mappings are passed as keyword arguments, without ``labels``. ``None``: random
+            tokens or images, which the configuration of a model of transformers describes.
+        round_multiplier: The number of channels of a layer that loses some is a multiple of this.
+
+    Returns:
+        The model.
+
+    Raises:
+        CalibrationError: The model does not run on the inputs, or there is no dataloader and no configuration.
+        SecateurError: Parts cannot be removed; see `secateur.slim`. The model is unchanged.
+
+    Examples:
+        >>> import torch
+        >>> layers = torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4)
+        >>> model = torch.nn.Sequential(*layers)
+        >>> with torch.no_grad():
+        ...     model[2].weight[:, ::2] = 0
+        >>> model_slim(model, dataloader=[torch.randn(2, 8)])
+        Sequential(
+          (0): Linear(in_features=8, out_features=32, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=32, out_features=4, bias=True)
+        )
+    """
+    return _slim(model, dataloader, {"channels": round_multiplier, "heads": 1})
+
+
+def model_slim_ffn2(model: Any, dataloader: Iterable[Any] | None = None, round_multiplier: int = 32) -> Any:
+    """Remove pruned channels from a torch model, in place; see `model_slim`.
 
     Args:
         model: The pruned model.
         dataloader: Batches that the model accepts.
-        round_multiplier: Number of which the remaining channels should be a multiple.
-
-    Raises:
-        UnsupportedModelError: Always.
+        round_multiplier: The number of channels of a layer that loses some is a multiple of this.
     """
-    raise UnsupportedModelError(
-        "model_slim cannot remove pruned channels and heads yet. Leave the call out: the model keeps its shape, and "
-        "its pruned weights are zero; secateur.save stores it without them, and secateur.compile uses them."
+    return _slim(model, dataloader, {"channels": round_multiplier})
+
+
+def model_slim_mha(model: Any, dataloader: Iterable[Any] | None = None) -> Any:
+    """Remove pruned attention heads from a torch model, in place; see `model_slim`.
+
+    Args:
+        model: The pruned model.
+        dataloader: Batches that the model accepts.
+    """
+    return _slim(model, dataloader, {"heads": 1})
+
+
+def _slim(model: Any, dataloader: Iterable[Any] | None, multiples: Mapping[str, int]) -> Any:
+    if detect_framework(model) != "pytorch":
+        raise UnsupportedModelError("model_slim needs a torch module, found a Keras model.")
+    report = import_leaf(PACKAGE, model).slim_groups(
+        model, dataloader, {kind: max(1, int(multiple)) for kind, multiple in multiples.items()}
     )
+    logger.info("%s", report)
+    if not report.removed_units:
+        reasons = [f"{group.name!r} ({group.reason})" for group in report.groups if group.zero_units and group.reason]
+        logger.warning("model_slim removed nothing: %s.", format_list(reasons, limit=3) or "nothing is pruned")
+    return model

@@ -127,14 +127,14 @@ class SelfMHASearcher:
 
 
 class Linear2LinearSearcher:
-    """Finds linear layers whose input comes from other linear layers, through activations and dropout alone.
+    """Finds linear layers whose input channels are output channels of other linear layers, which can be removed.
 
-    The model runs once, without gradients, and the calls are recorded.
+    They follow from the dependencies between the parameters, as `secateur.graph.trace` finds them.
 
     Args:
         model: A torch module.
         dataloader: Batches that the model accepts, the first of which is used; without it, inputs are made up from the
-            first layer of the model.
+            configuration or the first layer of the model.
         options: Not used.
     """
 
