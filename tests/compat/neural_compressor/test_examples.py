@@ -11,7 +11,7 @@ from torch import nn
 
 import secateur
 from secateur.compat.neural_compressor.compression.hpo import SearchSpace, prepare_hpo
-from secateur.compat.neural_compressor.compression.pruner import parse_auto_slim_config, prepare_pruning
+from secateur.compat.neural_compressor.compression.pruner import model_slim, parse_auto_slim_config, prepare_pruning
 from secateur.compat.neural_compressor.config import (
     DistillationConfig,
     HPOConfig,
@@ -315,16 +315,28 @@ def test_language_model_without_retraining(auto_config: bool) -> None:
     assert zeros(model, pruned) == 0.25 * sizes(model, pruned)
 
 
-def test_auto_slim() -> None:
+@pytest.mark.parametrize(("heads", "removed"), [(0.0, 0), (0.5, 3 * 4 * 2)])
+def test_auto_slim(heads: float, removed: int) -> None:
+    """Half of each network, and a share of all heads of the model, of 4 rows each."""
     torch.manual_seed(0)
-    model = transformers.BertForSequenceClassification(bert().config)
-    elements = parse_auto_slim_config(model, ffn2_sparsity=0.5, mha_sparsity=0, pruning_scope="local")
-    train_with_callbacks(model, WeightPruningConfig(elements, **steps()), list(texts(labels=2)))
+    model = transformers.BertForQuestionAnswering(bert().config)
+    elements = parse_auto_slim_config(model, ffn2_sparsity=0.5, mha_sparsity=heads, pruning_scope="local")
+    train_with_callbacks(
+        model, WeightPruningConfig(elements, **steps()), list(texts(start_positions=8, end_positions=8))
+    )
+    networks = [(layer.intermediate.dense, layer.output.dense) for layer in model.bert.encoder.layer]
+    assert [int((down.weight == 0).all(0).sum()) for _, down in networks] == [16, 16, 16]
+    batch = next(texts())
+    with torch.no_grad():
+        masked = model.eval()(**batch).start_logits
 
-    pruned = [name for name in linears(model) if name.endswith("output.dense") and "attention" not in name]
-    for name in pruned:
-        weight = model.get_parameter(f"{name}.weight")
-        assert int((weight == 0).all(0).sum()) == weight.shape[1] / 2
+    model = model_slim(model, round_multiplier=16)
+    assert [(up.out_features, down.in_features) for up, down in networks] == [(16, 16)] * 3
+    queries = [layer.attention.self.query.out_features for layer in model.bert.encoder.layer]
+    assert 3 * 16 - sum(queries) == removed
+    assert zeros(model, linears(model)) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).start_logits, masked, rtol=0, atol=1e-5)
 
 
 def classify(args: Any) -> float:
