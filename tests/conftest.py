@@ -45,10 +45,14 @@ def limit_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.fixture
 def registries_restored() -> Iterator[None]:
-    """Forget afterwards what a test registered, so that the next may use the same name."""
+    """Forget afterwards what a test registered, so that the next may use the same name.
+
+    The rules of a framework stay, because their modules register them only once, when a test first needs them.
+    """
     registries = [getattr(import_module(module), name) for module, names in REGISTRIES.items() for name in names]
     before = [dict(registry) for registry in registries]
     yield
     for registry, items in zip(registries, before, strict=True):
+        loaded = {name: item for name, item in registry.items() if item.__module__.startswith("secateur.graph.")}
         registry.clear()
-        registry.update(items)
+        registry.update(loaded | items)
