@@ -1,14 +1,14 @@
-"""Compare the removal of channels and heads with Torch-Pruning and torch-kirigami, and time slimmed models.
+"""Compare the removal of channels and heads with Torch-Pruning and torch-kirigami.
 
-``python benchmarks/slim.py zoo`` cuts the same units out of the small models of ``tests/zoo.py`` with each library, and
-``python benchmarks/slim.py speed`` times models before and after. The first needs ``pip install -e ".[benchmark]"``, the
-second the packages of ``".[demo]"``.
+Each library cuts the same units out of the small models of ``tests/zoo.py``. Run ``pip install -e ".[benchmark]"`` and
+``python benchmarks/slim.py``. Other outputs mean a wrong cut, or other units than those that are zero.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import logging
 import sys
@@ -17,7 +17,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -36,22 +35,15 @@ TOLERANCE = 1e-4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["zoo", "speed"])
-    arguments = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    compare_zoo() if arguments.part == "zoo" else None
-
-
-def compare_zoo() -> None:
-    """Print what each library makes of each model in which half of the units of every group are zero."""
-    libraries: dict[str, Cut] = {
-        "Secateur": cut_with_secateur,
-        "Torch-Pruning": cut_with_torch_pruning,
-        "torch-kirigami": cut_with_kirigami,
-    }
+    libraries: dict[str, Cut] = {"Secateur": cut_with_secateur}
+    if importlib.util.find_spec("torch_pruning") is not None:
+        libraries["Torch-Pruning"] = cut_with_torch_pruning
+    if importlib.util.find_spec("torch_kirigami") is not None:
+        libraries["torch-kirigami"] = cut_with_kirigami
     print(f"{'model':24}" + "".join(f"{name:>24}" for name in libraries))
     totals: dict[str, Counter[str]] = {name: Counter() for name in libraries}
     seconds = dict.fromkeys(libraries, 0.0)
@@ -108,7 +100,7 @@ def count_weights(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def cut_with_secateur(model: nn.Module, exhibit: Exhibit, graph: Graph) -> None:
+def cut_with_secateur(model: nn.Module, exhibit: Exhibit, _graph: Graph) -> None:
     secateur.slim(model, example_inputs=exhibit.inputs)
 
 
