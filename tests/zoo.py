@@ -652,6 +652,17 @@ class Rotary(nn.Module):
         return torch.cat([-second, first], -1)
 
 
+@exhibit(SEQUENCE, heads={"": 4})
+class PartlyRotary(Rotary):
+    """Only the first half of each head is rotated, and joined with the other half, which is not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        angles = torch.outer(torch.arange(x.shape[1], dtype=torch.float32), self.frequencies)
+        q, k = (torch.cat([y[..., :2] * angles.cos(), y[..., 2:]], -1) for y in (q, k))
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 @exhibit(VECTOR, channels={"up": 8})
 class Branching(nn.Module):
     """Control flow depends on data, so that it cannot be exported."""

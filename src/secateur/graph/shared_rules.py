@@ -108,17 +108,20 @@ def join(tracer: Tracer, values: Sequence[Value], axis: int) -> list[Labels]:
 
 
 def _join_along(tracer: Tracer, operands: Sequence[Operand], axis: int) -> Labels | None:
-    """Join the labels that depend on the axis itself; ``None`` if there are none."""
-    own = [operand.find(axis) for operand in operands]
-    if all(number is None for number in own):
+    """Join the labels that depend on the axis itself; ``None`` if there are none.
+
+    Labels that also depend on other axes, such as on heads, remain heads unless those of all operands do.
+    """
+    parts = _find_parts(operands, axis)
+    if len({None if part is None else find_axes(part) for part in parts}) > 1:
+        for operand in operands:
+            operand.labels = [
+                tracer.fix_axes(labels, [axis], JOINED) if len(find_axes(labels)) > 1 else labels
+                for labels in operand.labels
+            ]
+        parts = _find_parts(operands, axis)
+    if all(part is None for part in parts):
         return None
-    parts = [None if number is None else op.labels[number] for op, number in zip(operands, own, strict=True)]
-    kinds = {find_axes(part) for part in parts if part is not None}
-    if len(kinds) > 1 or any(part is None for part in parts):
-        parts = [
-            None if part is None else tracer.fix_axes(part, [a for a in find_axes(part) if a != axis], JOINED)
-            for part in parts
-        ]
     blocks = []
     target = np.max([part.shape for part in parts if part is not None], axis=0)
     for operand, part in zip(operands, parts, strict=True):
@@ -126,3 +129,10 @@ def _join_along(tracer: Tracer, operands: Sequence[Operand], axis: int) -> Label
         shape[axis] = operand.shape[axis]
         blocks.append(np.full(shape, FIXED) if part is None else np.broadcast_to(part, shape))
     return np.concatenate(blocks, axis=axis)
+
+
+def _find_parts(operands: Sequence[Operand], axis: int) -> list[Labels | None]:
+    numbers = [operand.find(axis) for operand in operands]
+    return [
+        None if number is None else operand.labels[number] for operand, number in zip(operands, numbers, strict=True)
+    ]
