@@ -1,12 +1,15 @@
 """Small Keras models, one for each way in which the axes of weights can depend on each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
+
+from secateur.frameworks.keras import name_variables, read_array
+from secateur.graph import Graph, Group, Role
 
 Groups = dict[str, int]
 
@@ -43,6 +46,31 @@ class KerasExhibit:
         return model
 
 
+def prunable(graph: Graph, kind: str | None = None, *, inexact: bool = False) -> list[Group]:
+    return [
+        group
+        for group in graph.groups
+        if group.obstacle is None and (group.inexact is not None) == inexact and kind in (None, group.kind)
+    ]
+
+
+def run(model: keras.Model, inputs: Any) -> Any:
+    outputs = keras.tree.flatten(model(inputs, training=False))
+    return np.concatenate([read_array(tensor).reshape(-1) for tensor in outputs])
+
+
+def fill(model: keras.Model, group: Group, pruned: Sequence[int], *, zeros: bool) -> None:
+    """Set the consumers of some units to zero, or all their other slices to noise."""
+    variables = name_variables(model)
+    generator = np.random.default_rng(1)
+    for member in group.members:
+        if (member.role is Role.CONSUMER) is zeros:
+            values = np.moveaxis(read_array(variables[member.parameter]).copy(), member.axis, 0)
+            indices = member.index_map.indices()[list(pruned)].reshape(-1)
+            values[indices] = 0 if zeros else generator.uniform(0.5, 1.5, values[indices].shape)
+            variables[member.parameter].assign(np.moveaxis(values, 0, member.axis))
+
+
 KERAS_ZOO: dict[str, KerasExhibit] = {}
 
 
@@ -66,6 +94,12 @@ SEQUENCE = np.cos(np.linspace(-1, 1, 2 * 5 * 12)).reshape(2, 5, 12).astype("floa
 VECTOR = np.sin(np.linspace(-1, 1, 3 * 6)).reshape(3, 6).astype("float32")
 
 
+@keras.saving.register_keras_serializable("zoo")
+def shift(x: Any) -> Any:
+    """An activation of the user."""
+    return ops.roll(x, 1, axis=-1)
+
+
 @exhibit(VECTOR, channels={"first": 8, "second": 10})
 def perceptron() -> list[Any]:
     return [
@@ -87,7 +121,7 @@ def written_activation() -> list[Any]:
     """A function of the user, which may do anything with the channels of the first layer."""
     return [
         keras.Input((6,)),
-        layers.Dense(8, activation=lambda x: ops.roll(x, 1, axis=-1), name="first"),
+        layers.Dense(8, activation=shift, name="first"),
         layers.Dense(7, name="second"),
         layers.Dense(4, name="out"),
     ]
@@ -189,7 +223,7 @@ def group_norms() -> list[Any]:
 
 @exhibit(
     TOKENS,
-    channels={"attention/value": 3, "up": 16},
+    channels={"up": 16},
     heads={"attention": 4},
     inexact={"embed": 12},
 )
@@ -210,12 +244,14 @@ def grouped_query_attention() -> keras.Model:
     return keras.Model(inputs, y)
 
 
-@exhibit(SEQUENCE, channels={"attention/value": 5, "first": 6, "attention/attention_output": 7}, heads={"attention": 3})
+@exhibit(SEQUENCE, channels={"attention/value": 4, "first": 6, "attention/attention_output": 7}, heads={"attention": 3})
 def cross_attention() -> keras.Model:
     """Keys and values from another sequence, with a width of their own, and a result of another width."""
     inputs = keras.Input((5, 12))
     memory = layers.Dense(6, name="first")(inputs[:, 1:4])
-    attention = layers.MultiHeadAttention(3, 4, value_dim=5, output_shape=7, use_bias=False, name="attention")
+    attention = layers.MultiHeadAttention(
+        3, 4, value_dim=4, dropout=0.5, output_shape=7, use_bias=False, name="attention"
+    )
     return keras.Model(inputs, layers.Dense(2, name="out")(attention(inputs, memory)[:, 0]))
 
 
@@ -324,12 +360,13 @@ def function_layer() -> list[Any]:
     return [
         keras.Input((6,)),
         layers.Dense(8, name="first"),
-        layers.Lambda(lambda x: ops.roll(x, 1, axis=-1), output_shape=(8,), name="function"),
+        layers.Lambda(shift, output_shape=(8,), name="function"),
         layers.Dense(4, name="second"),
         layers.Dense(2, name="out"),
     ]
 
 
+@keras.saving.register_keras_serializable("zoo")
 class Shifted(layers.Layer):
     """A layer of the user, with a weight."""
 
@@ -363,6 +400,7 @@ def rolled() -> keras.Model:
     return keras.Model(inputs, layers.Dense(2, name="out")(ops.roll(x, 1, axis=-1)))
 
 
+@keras.saving.register_keras_serializable("zoo")
 class WrittenModel(keras.Model):
     """A subclassed model."""
 

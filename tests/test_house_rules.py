@@ -43,6 +43,7 @@ EXCEPTIONS: dict[str, str] = {
     "oneshot/__init__.py::prune: parameters": PRUNE,
     "oneshot/pytorch/__init__.py::prune: parameters": PRUNE,
     "slimming/__init__.py::slim: parameters": SLIM,
+    "slimming/keras/__init__.py::slim: parameters": SLIM,
     "slimming/pytorch/__init__.py::slim: parameters": SLIM,
     "cli/commands/bench.py::bench: parameters": OPTIONS,
     "cli/commands/prune.py::prune: parameters": OPTIONS,

@@ -40,7 +40,7 @@ def groups() -> tuple[Group, ...]:
         units = SIZES[index + 1]
         members = tuple(
             Member(
-                parameter=LAYERS[at],
+                parameter=f"{LAYERS[at]}/kernel",
                 shape=(SIZES[at], SIZES[at + 1]),
                 axis=axis,
                 index_map=AffineMap(units=units),
@@ -128,13 +128,13 @@ def test_damaged_groups_are_refused() -> None:
         damaged["patterns"][0]["groups"][0] |= change
         with pytest.raises(StateError, match=message):
             SavedPlan.from_dict(damaged).bind(model.trainable_variables)
-    member = {"parameter": "first", "axis": 1, "rows": [[unit] for unit in range(12)], "role": "producer"}
+    member = {"parameter": "first/kernel", "axis": 1, "rows": [[unit] for unit in range(12)], "role": "producer"}
     for change, message in (
         ({"parameter": "fourth"}, "have parts in 'fourth', which is not pruned"),
-        ({"axis": 2}, "'first' has no axis 2"),
+        ({"axis": 2}, "'first/kernel' has no axis 2"),
         ({"rows": [[unit] for unit in range(1, 13)]}, "index 12 is out of range"),
         ({"rows": [[1 << 70]] * 12}, "damaged"),
-        ({"role": "pinned"}, "'first' must keep its shape"),
+        ({"role": "pinned"}, "'first/kernel' must keep its shape"),
     ):
         damaged = json.loads(json.dumps(plan))
         damaged["patterns"][0]["groups"][0]["members"] = [member | change]

@@ -8,39 +8,15 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_zoo import KERAS_ZOO, KerasExhibit
+from keras_zoo import KERAS_ZOO, KerasExhibit, fill, prunable, run
 from secateur.errors import CalibrationError, UnsupportedModelError
 from secateur.frameworks.keras import name_variables, read_array
-from secateur.graph import Graph, Group, Role, trace
-
-
-def prunable(graph: Graph, kind: str | None = None, *, inexact: bool = False) -> list[Group]:
-    return [
-        group
-        for group in graph.groups
-        if group.obstacle is None and (group.inexact is not None) == inexact and kind in (None, group.kind)
-    ]
+from secateur.graph import RULES, Call, Group, Tracer, register_rule, trace
+from secateur.graph.alignment import align_values
 
 
 def sizes(groups: Sequence[Group]) -> dict[str, int]:
     return {group.name: group.units for group in groups}
-
-
-def run(model: keras.Model, inputs: Any) -> Any:
-    outputs = keras.tree.flatten(model(inputs, training=False))
-    return np.concatenate([read_array(tensor).reshape(-1) for tensor in outputs])
-
-
-def fill(model: keras.Model, group: Group, pruned: Sequence[int], *, zeros: bool) -> None:
-    """Set the consumers of some units to zero, or all their other slices to noise."""
-    variables = name_variables(model)
-    generator = np.random.default_rng(1)
-    for member in group.members:
-        if (member.role is Role.CONSUMER) is zeros:
-            values = np.moveaxis(read_array(variables[member.parameter]).copy(), member.axis, 0)
-            indices = member.index_map.indices()[list(pruned)].reshape(-1)
-            values[indices] = 0 if zeros else generator.uniform(0.5, 1.5, values[indices].shape)
-            variables[member.parameter].assign(np.moveaxis(values, 0, member.axis))
 
 
 def probe(exhibit: KerasExhibit, group: Group) -> float:
@@ -168,6 +144,42 @@ def test_constants_pin_what_they_are_combined_with(combine: Any) -> None:
     x = layers.Dense(8, name="first")(inputs)
     graph = trace(keras.Model(inputs, layers.Dense(2, name="out")(combine(x))))
     assert not prunable(graph)
+
+
+def test_a_rule_can_be_written_for_a_layer_class() -> None:
+    inputs = keras.Input((6,))
+    x = Scaled(name="scaled")(layers.Dense(8, name="first")(inputs))
+    model = keras.Model(inputs, layers.Dense(2, name="out")(x))
+    name = f"{Scaled.__module__}.Scaled"
+    assert not prunable(trace(model))
+
+    @register_rule(name)
+    def follow_scale(tracer: Tracer, call: Call) -> None:
+        tracer.set_labels(call.output, align_values(tracer, [call["inputs"], call["weights"]["scale"]], 2))
+
+    try:
+        (group,) = prunable(trace(model))
+    finally:
+        del RULES[name]
+    assert [member.parameter for member in group.members] == [
+        "first/kernel",
+        "first/bias",
+        "scaled/scale",
+        "out/kernel",
+    ]
+
+
+class Scaled(layers.Layer):
+    """A layer of the user with one weight per channel."""
+
+    def build(self, input_shape: Any) -> None:
+        self.scale = self.add_weight(shape=(input_shape[-1],), name="scale")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.scale
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
 
 
 def test_tied_weights_have_all_their_names() -> None:

@@ -429,14 +429,13 @@ def test_heads_come_from_the_graph_if_there_are_example_inputs(make: Callable[[]
     assert [row.name for row in plan.layers if row.is_pruned] == ["self_attn", "self_attn.out_proj"]
 
 
-def test_keras_models_are_refused() -> None:
+@pytest.mark.parametrize("inputs", [None, np.ones((2, 6))])
+def test_keras_models_need_no_example_inputs(inputs: Any) -> None:
     import keras
 
-    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(3)])
-    with pytest.raises(ConfigError, match="the pattern 'channels' needs example inputs"):
-        secateur.plan(model, CHANNELS)
-    with pytest.raises(UnsupportedModelError, match="example_inputs are for torch models: the Keras model"):
-        secateur.plan(model, CHANNELS, example_inputs=np.ones((2, 6)))
+    layers = [keras.layers.Dense(size, name=f"fc{size}") for size in (8, 3)]
+    plan = secateur.plan(keras.Sequential([keras.Input((6,)), *layers]), CHANNELS, example_inputs=inputs)
+    assert [(group.name, group.units) for group in plan.groups if group.is_pruned] == [("fc8.channels", 8)]
 
 
 def test_a_graph_of_another_model_is_refused() -> None:

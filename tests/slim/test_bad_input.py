@@ -190,10 +190,3 @@ def test_an_unknown_group() -> None:
     model, graph, inputs = mlp()
     message = "exclude: there is no group 'hiden'. Did you mean 'hidden'?"
     refuse(model, UnknownNameError, re.escape(message), example_inputs=inputs, graph=graph, exclude=["hiden"])
-
-
-def test_a_keras_model() -> None:
-    keras = pytest.importorskip("keras")
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-    with pytest.raises(UnsupportedModelError, match="Only torch modules"):
-        secateur.slim(model, example_inputs=None)

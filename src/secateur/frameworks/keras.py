@@ -98,7 +98,10 @@ class KerasFramework(Framework):
 
     def get_parameter_name(self, name: str, layer: Any) -> str:
         """See `Framework.get_parameter_name`."""
-        return name if isinstance(layer, DetachedKernel) else f"{name}{SEPARATOR}{get_kernel(layer).name}"
+        variable = get_kernel(layer).name
+        # A variable that is pruned on its own has its name in that of the layer, perhaps with a number.
+        is_own = isinstance(layer, DetachedKernel) and name.rpartition(SEPARATOR)[2].partition("#")[0] == variable
+        return name if is_own else f"{name}{SEPARATOR}{variable}"
 
     def to_array(self, tensor: Any) -> Array:
         """See `read_array`."""

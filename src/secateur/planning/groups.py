@@ -25,11 +25,13 @@ class GroupFinder:
     Args:
         model: The model.
         example_inputs: Inputs of the model, or its `Graph`; ``None``: there are none.
-        finders: How to find groups without them.
+        finders: How to find groups without them; ``None``: the model can be traced without them.
         supported: The parameters that patterns support; ``None``: all.
     """
 
-    def __init__(self, model: Any, example_inputs: Any, finders: Finders, supported: Set[str] | None = None) -> None:
+    def __init__(
+        self, model: Any, example_inputs: Any, finders: Finders | None, supported: Set[str] | None = None
+    ) -> None:
         self._model = model
         self._inputs = example_inputs
         self._finders = finders
@@ -43,7 +45,7 @@ class GroupFinder:
             ConfigError: They can only be found with example inputs, and there are none.
             SecateurError: The model cannot be traced.
         """
-        if self._graph is None and self._inputs is None:
+        if self._graph is None and self._inputs is None and self._finders is not None:
             if kind in self._finders:
                 return self._finders[kind](self._model)
             raise ConfigError(

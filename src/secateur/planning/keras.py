@@ -22,7 +22,6 @@ from secateur.frameworks.keras import (
     list_layers,
     read_array,
 )
-from secateur.graph import Graph
 from secateur.planning.groups import GroupFinder
 from secateur.planning.layer_selection import has_lock
 from secateur.planning.layers import Candidate
@@ -42,8 +41,7 @@ def plan(model: keras.Model, config: ConfigLike, *, example_inputs: Any = None, 
     """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too.
 
     Raises:
-        UnsupportedModelError: The model is not built, so that its kernels have no shape yet; or there are example
-            inputs, with which only torch models can be traced.
+        UnsupportedModelError: The model is not built, so that its kernels have no shape yet.
     """
     if not model.built:
         raise UnsupportedModelError(
@@ -54,12 +52,7 @@ def plan(model: keras.Model, config: ConfigLike, *, example_inputs: Any = None, 
     candidates = find_candidates(model, prune_frozen=prune_frozen)
     if has_lock(config):
         candidates = _add_owned_kernels(model, candidates)
-    if example_inputs is not None and not isinstance(example_inputs, Graph):
-        raise UnsupportedModelError(
-            f"example_inputs are for torch models: the Keras model {model.name!r} cannot be traced. Leave them out and "
-            f"choose a pattern of single layers, such as '1xchannel'."
-        )
-    groups = GroupFinder(model, example_inputs, {"heads": lambda _: ()})
+    groups = GroupFinder(model, example_inputs, None)
     made = make_plan(config, candidates, list(list_layers(model)), "keras", groups.find)
     return replace(made, barriers=groups.barriers)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from secateur.errors import UnsupportedModelError
-from secateur.frameworks import detect_framework, import_leaf
+from secateur.frameworks import import_leaf
 from secateur.graph import Graph
 from secateur.slimming.report import SlimmedGroup, SlimReport
 
@@ -23,21 +22,26 @@ def slim(
     allow_inexact: bool = False,
     mode: Literal["exact", "uniform"] = "exact",
 ) -> SlimReport:
-    """Remove the units of a torch model that nothing reads any more, in place: channels, neurons and heads.
+    """Remove the units of a model that nothing reads any more: channels, neurons and heads.
 
     A unit goes if all weights that read it are zero, as after pruning with the pattern ``"channels"`` or ``"heads"``.
-    Parameters, running statistics, gradients, and the attributes that describe them, such as ``out_features``, shrink
-    together. Parameters are new objects; the optimizer gets them with their part of its state.
+    Parameters, running statistics, and the attributes that describe them, such as ``out_features``, shrink together.
+
+    A torch module changes in place: its parameters are new objects; the optimizer gets them with their part of its
+    state. A Keras model is built again from its configuration, with the weights that stay, and does not change. The new
+    model is ``report.model``; it is an ordinary model that is saved and loaded as any other. Compile it to train it.
 
     Two checks on the example inputs, in evaluation mode, guard this. Before anything is cut, noise in the weights of
     all units that will go must not change the outputs, which shows that the graph misses no reader. After the cut, the
-    outputs must be those of the masked model. If a check fails, the model is unchanged, bit for bit.
+    outputs must be those of the masked model. If a check fails, the model is unchanged, bit for bit, and there is no
+    new one.
 
     Args:
-        model: A torch module. It may be in training mode, and stays in it.
+        model: A torch module, which may be in training mode and stays in it; or a Sequential or functional Keras model.
         example_inputs: Typical inputs of the model: a tensor, a tuple of positional arguments, or a mapping of keyword
-            arguments.
-        optimizer: The optimizer of the model, or several. Momentum and other state of the weights that stay is kept.
+            arguments. For a Keras model: what it is called with.
+        optimizer: The optimizer of a torch model, or several. Momentum and other state of the weights that stay is
+            kept.
         graph: The dependencies between the parameters. ``None``: trace them with the example inputs.
         exclude: Names of groups that keep all units, such as one whose size is a literal in the code of a module.
         allow_inexact: Whether to remove zero units also where that changes the outputs, because norms compute
@@ -51,10 +55,12 @@ def slim(
 
     Raises:
         CalibrationError: There are no example inputs, or the model fails with them.
-        UnsupportedModelError: The model is not a torch module, or is quantized, on the meta device, compiled by
-            `secateur.runtime`, in float16 on the CPU, wrapped for distributed training, or has adapters such as LoRA.
+        UnsupportedModelError: The model is neither a torch module nor a Keras model with a graph, or is quantized, on
+            the meta device, compiled by `secateur.runtime`, in float16 on the CPU, wrapped for distributed training, or
+            has adapters such as LoRA.
         StateError: A pruning run is active on the model, or the optimizer belongs to another model.
-        LayerError: A check failed, or a module has a number in its code that no attribute contains.
+        LayerError: A check failed, a module has a number in its code that no attribute contains, or a Keras layer
+            cannot be built again from its configuration.
         ConfigError: `mode` or a name in `exclude` is unknown.
 
     Examples:
@@ -67,8 +73,6 @@ def slim(
         >>> report.removed_units, model[0].out_features, tuple(model[2].weight.shape)
         (2, 4, (3, 4))
     """
-    if detect_framework(model) != "pytorch":
-        raise UnsupportedModelError("Only torch modules can be slimmed, and this is a Keras model.")
     report: SlimReport = import_leaf("secateur.slimming", model).slim(
         model,
         example_inputs=example_inputs,

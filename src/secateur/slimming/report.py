@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from secateur._wording import format_count
 from secateur.results import Column, Report, Row
@@ -72,9 +72,11 @@ class SlimReport(Report):
         is_configured: Whether the configuration of a transformers model describes all widths, so that
             ``save_pretrained`` and ``from_pretrained`` work. If not, save the model with `secateur.save`. ``None``: it
             is not a transformers model.
+        model: The slimmed model: a torch module is slimmed in place; of a Keras model, this is a new one.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("removed_units", "removed_share")
+    omitted: ClassVar[tuple[str, ...]] = ("model",)
 
     groups: tuple[SlimmedGroup, ...]
     barriers: tuple[str, ...]
@@ -86,6 +88,7 @@ class SlimReport(Report):
     attributes: dict[str, dict[str, int | tuple[int, ...]]]
     config: dict[str, int]
     is_configured: bool | None
+    model: Any = field(default=None, compare=False)
 
     @property
     def removed_units(self) -> int:

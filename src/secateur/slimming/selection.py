@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from secateur.graph import Group, Role
+from secateur._wording import suggest_name
+from secateur.errors import UnknownNameError
+from secateur.graph import Graph, Group, Role
+from secateur.slimming.removal import Removal
+from secateur.slimming.report import SlimmedGroup
 
-__all__ = ["equalize_widths", "explain_obstacle", "select_kept"]
+__all__ = [
+    "describe_groups",
+    "equalize_widths",
+    "exclude_groups",
+    "explain_obstacle",
+    "select_kept",
+    "select_removal",
+]
 
 Flags = npt.NDArray[np.bool_]
+
+EXCLUDED = "it is excluded by name"
+
+
+def exclude_groups(graph: Graph, names: Iterable[str]) -> Graph:
+    """Give groups a reason to keep all units.
+
+    Raises:
+        UnknownNameError: There is no group of a name.
+    """
+    excluded = {names} if isinstance(names, str) else {*names}
+    known = [group.name for group in graph.groups]
+    for name in sorted(excluded - {*known}):
+        raise UnknownNameError(f"exclude: there is no group {name!r}.{suggest_name(name, known)}")
+    groups = (replace(group, reason=EXCLUDED) if group.name in excluded else group for group in graph.groups)
+    return replace(graph, groups=tuple(groups))
 
 
 def explain_obstacle(group: Group, *, allow_inexact: bool = False) -> str | None:
@@ -101,3 +129,38 @@ def _get_kind(group: Group) -> object:
         for member in group.members
     )
     return group.kind, group.units, members
+
+
+def select_removal(
+    graph: Graph, zeros: Sequence[Flags], obstacles: Sequence[str | None], *, is_uniform: bool
+) -> Removal:
+    """Select the units that go, of all groups without an obstacle.
+
+    Args:
+        graph: The graph.
+        zeros: For each group, whether nothing reads a unit.
+        obstacles: For each group, why no unit can be removed; ``None``: units can be.
+        is_uniform: Whether groups of the same kind keep equally many.
+    """
+    keep = [
+        select_kept(group, is_zero) if obstacle is None else np.ones(group.units, dtype=bool)
+        for group, is_zero, obstacle in zip(graph.groups, zeros, obstacles, strict=True)
+    ]
+    return Removal(graph=graph, keep=tuple(equalize_widths(graph.groups, zeros, keep) if is_uniform else keep))
+
+
+def describe_groups(
+    removal: Removal, zeros: Sequence[Flags], obstacles: Sequence[str | None]
+) -> Iterator[SlimmedGroup]:
+    """Yield what happened to each group, for the report."""
+    for group, keep, is_zero, obstacle in zip(removal.graph.groups, removal.keep, zeros, obstacles, strict=True):
+        removed, zero = int((~keep).sum()), int(is_zero.sum())
+        limit = "the constraints of the group, or equal widths, require them"
+        yield SlimmedGroup(
+            name=group.name,
+            kind=group.kind,
+            units=group.units,
+            zero_units=zero,
+            removed_units=removed,
+            reason=obstacle or (limit if removed < zero else ""),
+        )

@@ -114,7 +114,8 @@ class _GraphWalker:
         if isinstance(operation, keras.Model) and (function := find_function(operation)) is not None:
             inputs = _arrange_inputs(function, args[0] if args else kwargs.get("inputs"))
             if inputs is not None:
-                return self.run(function, inputs, self.paths[id(operation)])
+                path = self.paths[id(operation)]
+                return self.run(function, self.enter(operation, inputs, path), path)
         module = self.paths.get(id(operation), path)
         arguments = {"operation": operation, "weights": self.describe_weights(operation, module)}
         arguments |= keras.tree.map_structure(self.find_value, _bind(operation, args, kwargs))
@@ -127,6 +128,19 @@ class _GraphWalker:
             Call(operation=name_operation(operation), arguments=arguments, outputs=values, module=module)
         )
         return outputs
+
+    def enter(self, model: keras.Model, inputs: Sequence[SymbolicTensor], path: str) -> list[SymbolicTensor]:
+        """Append a call for the input layers of a model inside another, and return the tensors that they pass on."""
+        passed = [SymbolicTensor(item.spec, Value(item.value.shape, item.value.is_static)) for item in inputs]
+        self.program.calls.append(
+            Call(
+                operation="keras.InputLayer",
+                arguments={"operation": model, "weights": {}, "inputs": [item.value for item in inputs]},
+                outputs=tuple(item.value for item in passed),
+                module=path,
+            )
+        )
+        return passed
 
     def add_barrier(self, layer: keras.Layer, path: str) -> None:
         """Append a call that uses all weights of a layer whose inputs are not known."""

@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur import graph as graph_package
-from secateur._wording import suggest_name
-from secateur.errors import ConfigError, UnknownNameError
+from secateur.errors import ConfigError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph import Graph
 from secateur.slimming.pytorch.checks import refuse_model, refuse_wrappers
@@ -18,12 +17,11 @@ from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.optimizer_state import list_optimizers
 from secateur.slimming.pytorch.surgery import Surgery
 from secateur.slimming.report import SlimReport
+from secateur.slimming.selection import exclude_groups
 
 __all__ = ["slim"]
 
 MODES = ("exact", "uniform")
-
-EXCLUDED = "it is excluded by name"
 
 
 def slim(
@@ -46,15 +44,6 @@ def slim(
     example = ExampleRun(inner, example_inputs)
     if graph is None:
         graph = graph_package.trace(inner, example_inputs)
-    surgery = Surgery(inner, _exclude_groups(graph, exclude), example, optimizers)
-    return surgery.perform(allow_inexact=allow_inexact, is_uniform=mode == "uniform")
-
-
-def _exclude_groups(graph: Graph, names: Iterable[str]) -> Graph:
-    """Give groups a reason to keep all units."""
-    excluded = {names} if isinstance(names, str) else {*names}
-    known = [group.name for group in graph.groups]
-    for name in sorted(excluded - {*known}):
-        raise UnknownNameError(f"exclude: there is no group {name!r}.{suggest_name(name, known)}")
-    groups = (replace(group, reason=EXCLUDED) if group.name in excluded else group for group in graph.groups)
-    return replace(graph, groups=tuple(groups))
+    surgery = Surgery(inner, exclude_groups(graph, exclude), example, optimizers)
+    report = surgery.perform(allow_inexact=allow_inexact, is_uniform=mode == "uniform")
+    return replace(report, model=model)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -23,9 +22,9 @@ from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.optimizer_state import check_state, replace_parameters
 from secateur.slimming.pytorch.probe import probe_removal
 from secateur.slimming.pytorch.tensors import check_members, find_zero_units, list_tensors, locate_removed
-from secateur.slimming.removal import Flags, Removal, find_culprits
-from secateur.slimming.report import SlimmedGroup, SlimReport
-from secateur.slimming.selection import equalize_widths, explain_obstacle, select_kept
+from secateur.slimming.removal import Removal, find_culprits
+from secateur.slimming.report import SlimReport
+from secateur.slimming.selection import describe_groups, explain_obstacle, select_removal
 
 __all__ = ["Surgery"]
 
@@ -57,7 +56,7 @@ class Surgery:
         graph, before = self._graph, _count_weights(self._model)
         zeros = find_zero_units(graph, self._tensors)
         obstacles = [explain_obstacle(group, allow_inexact=allow_inexact) for group in graph.groups]
-        removal = Removal(graph=graph, keep=self._select_kept(zeros, obstacles, is_uniform=is_uniform))
+        removal = select_removal(graph, zeros, obstacles, is_uniform=is_uniform)
         exact = removal.restrict([number for number in removal.groups if graph.groups[number].inexact is None])
         removed = locate_removed(removal, self._tensors)
         refuse_shared_memory(self._model, removed)
@@ -75,7 +74,7 @@ class Surgery:
         set_sizes(self._model, sizes)
         config = update_configs(self._model, removal)
         return SlimReport(
-            groups=tuple(self._describe_groups(removal, zeros, obstacles)),
+            groups=tuple(describe_groups(removal, zeros, obstacles)),
             barriers=tuple(map(str, graph.barriers)),
             weights_before=before,
             weights=_count_weights(self._model),
@@ -86,16 +85,6 @@ class Surgery:
             config=config,
             is_configured=not read_sizes(self._model) if any(map(is_pretrained, self._model.modules())) else None,
         )
-
-    def _select_kept(
-        self, zeros: Sequence[Flags], obstacles: Sequence[str | None], *, is_uniform: bool
-    ) -> tuple[Flags, ...]:
-        groups = self._graph.groups
-        keep = [
-            select_kept(group, is_zero) if obstacle is None else np.ones(group.units, dtype=bool)
-            for group, is_zero, obstacle in zip(groups, zeros, obstacles, strict=True)
-        ]
-        return tuple(equalize_widths(groups, zeros, keep) if is_uniform else keep)
 
     def _cut_all(self, exact: Removal, removal: Removal, journal: Journal) -> tuple[Pairs, float, float | None]:
         """Cut the exact groups with proof, and then all groups if there are others, whose difference is measured."""
@@ -167,22 +156,6 @@ class Surgery:
                 before, after = vars(journal.find_first(module.__dict__, "config")), vars(module.__dict__["config"])
                 sizes[name] |= {f"{CONFIG}{key}": after[key] for key in after if after[key] != before[key]}
         return sizes
-
-    def _describe_groups(
-        self, removal: Removal, zeros: Sequence[Flags], obstacles: Sequence[str | None]
-    ) -> Iterator[SlimmedGroup]:
-        rows = zip(self._graph.groups, removal.keep, zeros, obstacles, strict=True)
-        for group, keep, is_zero, obstacle in rows:
-            removed, zero = int((~keep).sum()), int(is_zero.sum())
-            limit = "the constraints of the group, or equal widths, require them"
-            yield SlimmedGroup(
-                name=group.name,
-                kind=group.kind,
-                units=group.units,
-                zero_units=zero,
-                removed_units=removed,
-                reason=obstacle or (limit if removed < zero else ""),
-            )
 
 
 def _count_weights(model: nn.Module) -> int:

@@ -15,27 +15,35 @@ from secateur.graph.tracer import Tracer
 
 __all__: list[str] = []
 
-ONE_SIZE = "has one size for the heads of queries, keys and values"
-"""Why channels of values can be set to zero, but not removed, where the layer has no option for their number."""
-
 PROJECTIONS = ("query", "key", "value", "gate", "attention_output")
 WEIGHTS = tuple(f"{name}/{part}" for name in PROJECTIONS for part in ("kernel", "bias"))
 
 
 @register_layer_rule("MultiHeadAttention", weights=WEIGHTS)
 def follow_multi_head_attention(tracer: Tracer, call: Call) -> None:
-    """Heads are units, and so are the channels of all values."""
-    _attend_with_projections(tracer, call, call["operation"].attention_axes)
+    """Heads are units, and so are the channels of all values where each backend has attention for them.
+
+    JAX fuses attention only for values as wide as keys, and layers with a dropout do not fuse it.
+    """
+    layer = call["operation"]
+    if layer.value_dim == layer.key_dim and not layer.dropout:
+        _pin_channels_of_values(tracer, call, "fuses attention, which JAX does only for values as wide as keys")
+    _attend_with_projections(tracer, call, layer.attention_axes)
 
 
 @register_layer_rule("GroupedQueryAttention", weights=WEIGHTS)
 def follow_grouped_query_attention(tracer: Tracer, call: Call) -> None:
     """Each key/value head serves a run of query heads, and is one unit with them."""
+    _pin_channels_of_values(tracer, call, "has one size for the heads of queries, keys and values")
+    _attend_with_projections(tracer, call, (1,))
+
+
+def _pin_channels_of_values(tracer: Tracer, call: Call, reason: str) -> None:
+    """Note that the channels of values can be set to zero, but not removed."""
     kernel = get_weight(call, "value/kernel")
     assert kernel is not None
     for array in tracer.get_labels(kernel):
-        tracer.fix_axes(array, [2], ONE_SIZE)
-    _attend_with_projections(tracer, call, (1,))
+        tracer.fix_axes(array, [2], reason)
 
 
 def _attend_with_projections(tracer: Tracer, call: Call, axes: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from secateur.graph.tracer import Tracer
 
 __all__ = ["find_channel_axis"]
 
-POSITIONS = "are positions of a convolution"
+POSITIONS = "slides over them"
 WEIGHTS = ("kernel", "bias")
 
 
@@ -102,7 +102,7 @@ def _convolve(tracer: Tracer, inputs: Labels, kernel: Value | None, groups: int)
         tracer.mark_role(consumed, Role.CONSUMER)
         tracer.unite(inputs, consumed)
         return produced
-    tracer.pin(consumed, "are the channels of every group of a convolution")
+    tracer.pin(consumed, "has as many inputs in every group")
     rows = produced.reshape(groups, -1)
     tracer.unite(rows, rows[:, :1])
     tracer.unite(inputs.reshape(groups, -1), rows[:, :1])
@@ -120,7 +120,7 @@ def _transpose_convolve(tracer: Tracer, inputs: Labels, kernel: Value | None) ->
 def _convolve_channels(tracer: Tracer, inputs: Labels, kernel: Value | None) -> Labels:
     """Return the labels of the outputs of a depthwise convolution: those of an input are adjacent."""
     channels, copies = _read_kernel(tracer, kernel)
-    tracer.pin(copies, "are the outputs of every channel of a depthwise convolution")
+    tracer.pin(copies, "has as many outputs for every channel")
     tracer.mark_role(channels, Role.PRODUCER)
     tracer.unite(inputs, channels)
     return np.repeat(channels, len(copies))

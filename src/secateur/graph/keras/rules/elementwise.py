@@ -42,6 +42,14 @@ def follow_elements(tracer: Tracer, call: Call) -> None:
     tracer.set_labels(call.output, tracer.get_labels(call["inputs"]))
 
 
+@register_layer_rule("InputLayer")
+def follow_inputs(tracer: Tracer, call: Call) -> None:
+    """Keep the labels of the inputs of a model inside another."""
+    for value, output in zip(call["inputs"], call.outputs, strict=True):
+        assert output is not None
+        tracer.set_labels(output, tracer.get_labels(value))
+
+
 @register_layer_rule("Activation")
 def follow_activation(tracer: Tracer, call: Call) -> None:
     """Keep the labels of an activation that treats every element alike."""
