@@ -9,9 +9,11 @@ from torch import nn
 
 import secateur
 from secateur.compat.neural_compressor import WeightPruningConfig, prepare_compression, prepare_pruning
-from secateur.compat.neural_compressor.compression.pruner.model_slim.auto_slim import parse_auto_slim_config
+from secateur.compat.neural_compressor.compression.pruner.model_slim.auto_slim import model_slim, parse_auto_slim_config
+from secateur.compat.neural_compressor.compression.pruner.model_slim.pattern_analyzer import SelfMHASearcher
 from secateur.compat.neural_compressor.compression.pruner.patterns.base import PytorchBasePattern, register_pattern
-from secateur.errors import ConfigError
+from secateur.errors import CalibrationError, ConfigError
+from tiny_transformers import family
 
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 
@@ -80,6 +82,63 @@ def test_models_without_attention_are_left_as_they_are(caplog: pytest.LogCapture
     pruning.on_train_begin()
     assert pruning.pruners[0].head_masks == {}
     assert "prunes nothing: the model has no attention whose heads are known" in caplog.text
+
+
+def batches_of_tokens(count: int) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"input_ids": torch.randint(1, 64, (2, 6), generator=generator)} for _ in range(count)]
+
+
+def test_a_dataloader_shows_the_heads_of_fused_projections() -> None:
+    model, batches = family("gpt2").train(), batches_of_tokens(6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    element = {"pattern": "mha", "pruning_type": "magnitude", "target_sparsity": 0.5, "pruning_scope": "local"}
+    config = WeightPruningConfig([element], start_step=1, end_step=5)
+    pruning = prepare_pruning(model, config, optimizer, dataloader=batches)
+    for batch in batches:
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert pruning.on_train_end().is_complete
+    (pruner,) = pruning.pruners
+    assert [name for name in pruner.modules if name.endswith("c_attn")] == [
+        f"transformer.h.{i}.attn.c_attn" for i in range(3)
+    ]
+    masks = list(pruner.head_masks.values())
+    assert [int((~mask).sum()) for mask in masks] == [2, 2, 2]
+    for block, mask in zip(model.transformer.h, masks, strict=True):
+        kept = mask[0].repeat_interleave(4)
+        assert torch.equal((block.attn.c_attn.weight != 0).any(dim=0), kept.repeat(3))  # it stores (inputs, outputs)
+        assert torch.equal((block.attn.c_proj.weight != 0).any(dim=1), kept)
+
+    with torch.no_grad():
+        masked = model.eval()(**batches[0]).logits
+        model_slim(model)
+        assert [block.attn.c_proj.nx for block in model.transformer.h] == [8, 8, 8]
+        torch.testing.assert_close(model(**batches[0]).logits, masked, rtol=0, atol=1e-5)
+
+
+def test_a_dataloader_gives_the_heads_that_names_give() -> None:
+    batches = batches_of_tokens(3)
+    for name in ("llama", "bert"):
+        named, traced = (SelfMHASearcher(family(name), dataloader).search(False)[0] for dataloader in (None, batches))
+        sort = [{key: sorted(names) for key, names in found.items()} for found in named]
+        assert [{key: sorted(names) for key, names in found.items()} for found in traced] == sort
+    assert SelfMHASearcher(family("gpt2")).search()[0] == []
+    attention = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16)  # its heads can be zero, but not removed
+    assert len(SelfMHASearcher(attention, [torch.randn(2, 3, 8)]).search(False)[0]) == 1
+    with pytest.raises(CalibrationError, match="must accept the example inputs"):
+        SelfMHASearcher(attention, [torch.randn(2, 3, 5)]).search()
+
+
+@pytest.mark.parametrize("as_iterator", [False, True])
+def test_heads_are_pruned_at_once(as_iterator: bool) -> None:
+    model = family("opt")
+    batches = [batch | {"labels": batch["input_ids"]} for batch in batches_of_tokens(4)]
+    element = {"pattern": "mha", "pruning_type": "retrain_free", "target_sparsity": 0.25}
+    prepare_pruning(model, WeightPruningConfig([element]), dataloader=iter(batches) if as_iterator else batches)
+    outputs = [layer.self_attn.out_proj.weight for layer in model.model.decoder.layers]
+    assert sum(int((weight == 0).all(dim=0).sum()) for weight in outputs) == 3 * 4
 
 
 @pytest.mark.usefixtures("registries_restored")

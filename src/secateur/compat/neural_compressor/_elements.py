@@ -140,7 +140,11 @@ def _match_attention(layers: Sequence[Layer], where: str) -> list[str]:
     """Return the projections of all attention in the model, whatever the names in the element are."""
     matched = [layer.name for layer in layers if layer.has_heads]
     if not matched:
-        logger.warning("%s prunes nothing: the model has no attention whose heads are known.", where)
+        logger.warning(
+            "%s prunes nothing: the model has no attention whose heads are known. Pass dataloader to prepare_pruning, "
+            "so that they are found by running the model.",
+            where,
+        )
     return matched
 
 

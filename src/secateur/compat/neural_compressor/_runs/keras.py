@@ -40,7 +40,13 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def assign_elements(config: WeightPruningConfig, model: keras.Model, *, prune_frozen: bool = False) -> list[Part]:
+def assign_elements(
+    config: WeightPruningConfig,
+    model: keras.Model,
+    *,
+    prune_frozen: bool = False,
+    batches: Any = None,  # noqa: ARG001 - as for torch
+) -> list[Part]:
     """Return the elements with their layers; see `assign_parts`. ``"Linear"`` also selects dense layers."""
     candidates = find_candidates(model, prune_frozen=True)
     layers = {Layer(found.name, " ".join(found.types), found.is_output): found.module for found in candidates}

@@ -17,6 +17,7 @@ from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.compat.neural_compressor.utils.utility import DotDict
 from secateur.config import PruningConfig
 from secateur.errors import LayerError
+from secateur.graph import Graph
 from secateur.masking.run_options import RunOptions
 from secateur.planning.planner import Plan
 
@@ -37,10 +38,12 @@ class Part(NamedTuple):
     Attributes:
         element: The element, with all keys, which may change until the run starts.
         modules: Layer name → layer.
+        graph: The dependencies between the parameters of the model; ``None``: they were not traced.
     """
 
     element: DotDict
     modules: dict[str, Any]
+    graph: Graph | None = None
 
     @property
     def config(self) -> PruningConfig:
@@ -55,6 +58,7 @@ def assign_parts(
     layers: Mapping[Layer, Any],
     names: Collection[str],
     make_plan: MakePlan,
+    graph: Graph | None = None,
 ) -> list[Part]:
     """Return the elements with their layers; a warning names layers that cannot be pruned.
 
@@ -63,6 +67,7 @@ def assign_parts(
         layers: Each layer with a weight of at least two axes.
         names: Names of all modules.
         make_plan: Plans a configuration for the model.
+        graph: See `Part`.
 
     Raises:
         SecateurError: The configuration does not fit the model.
@@ -72,7 +77,8 @@ def assign_parts(
     parts = []
     for index, element in enumerate(elements):
         where = f"pruning_configs[{index}]" if len(elements) > 1 else "The configuration"
-        part = Part(element, {name: modules[name] for name in match_layers(element, list(layers), names, where)})
+        matched = match_layers(element, list(layers), names, where)
+        part = Part(element, {name: modules[name] for name in matched}, graph)
         if part.modules:
             _check_part(part, where, make_plan)
         parts.append(part)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.compat.neural_compressor._elements import Layer
+from secateur.compat.neural_compressor._elements import Layer, prunes_heads
 from secateur.compat.neural_compressor._runs.parts import MakeOptions, Part, assign_parts, summarize_sparsity
 from secateur.compat.neural_compressor.config import WeightPruningConfig
 from secateur.errors import CalibrationError
 from secateur.frameworks.pytorch import unwrap_model
+from secateur.graph import Graph, Group, trace
 from secateur.graph.pytorch import find_groups
 from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import prune
@@ -28,6 +29,7 @@ __all__ = [
     "PresentedModule",
     "assign_elements",
     "count_weights",
+    "find_heads",
     "find_nonzero",
     "make_masks",
     "make_pattern",
@@ -41,17 +43,48 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def assign_elements(config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool = False) -> list[Part]:
-    """Return the elements with their layers; see `assign_parts`."""
+def assign_elements(
+    config: WeightPruningConfig, model: nn.Module, *, prune_frozen: bool = False, batches: Iterable[Any] | None = None
+) -> list[Part]:
+    """Return the elements with their layers; see `assign_parts`.
+
+    Args:
+        config: The configuration.
+        model: The model.
+        prune_frozen: Whether frozen layers may be pruned too.
+        batches: Batches that the model accepts, with which attention heads are found; ``None``: find them by name.
+    """
     modules = dict(unwrap_model(model).named_modules())
-    members = [member for group in find_groups(model, "heads") for member in group.members]
+    needs_graph = any(prunes_heads(element) for element in config.complete_elements())
+    heads, graph = find_heads(model, batches if needs_graph else None)
+    members = [member for group in heads for member in group.members]
     attention = {member.parameter.rpartition(".")[0] for member in members}
     layers = {
         Layer(found.name, type(found.module).__name__, found.is_output, found.name in attention): modules[found.name]
         for found in find_candidates(model, prune_frozen=True)
         if found.name in modules
     }
-    return assign_parts(config, layers, modules, partial(plan, model, prune_frozen=prune_frozen))
+    make_plan = partial(plan, model, example_inputs=graph, prune_frozen=prune_frozen)
+    return assign_parts(config, layers, modules, make_plan, graph)
+
+
+def find_heads(model: nn.Module, batches: Iterable[Any] | None) -> tuple[Sequence[Group], Graph | None]:
+    """Return the attention heads of a model, and the graph that has them.
+
+    Args:
+        model: The model.
+        batches: Batches that it accepts, with which it is traced. ``None``: find the heads by the names of their
+            layers, as well as where the graph has none that can be pruned.
+
+    Raises:
+        CalibrationError: The model does not accept the first batch.
+    """
+    if batches is not None:
+        inner = unwrap_presented(model)
+        graph = trace(inner, read_example_inputs(inner, batches))
+        if heads := [group for group in graph.groups if group.kind == "heads" and group.obstacle is None]:
+            return heads, graph
+    return find_groups(model, "heads"), None
 
 
 def start_runs(
@@ -70,7 +103,9 @@ def start_runs(
     active = [(part, make) for part, make in zip(parts, make_options, strict=True) if part.modules]
     options = [make(0.0 if optimizer is None else None) for _, make in active]
     configs = [part.config for part, _ in active]
-    pruners = iter(prepare_together(model, configs, optimizer, options=options) if configs else [])
+    pruners = iter(
+        prepare_together(model, configs, optimizer, options, example_inputs=parts[0].graph) if configs else []
+    )
     return [next(pruners) if part.modules else None for part in parts]
 
 
@@ -81,7 +116,7 @@ def make_masks(part: Part) -> dict[str, torch.Tensor]:
 
 def make_pattern(model: nn.Module, part: Part) -> Any:
     """Return the pattern of a part with its layers."""
-    return plan(model, part.config, prune_frozen=True).patterns[0]
+    return plan(model, part.config, example_inputs=part.graph, prune_frozen=True).patterns[0]
 
 
 def count_weights(model: nn.Module) -> int:
@@ -99,7 +134,8 @@ def prune_in_one_shot(
 ) -> PruningReport:
     """Prune the layers of an element with calibration data."""
     if part.element["pruning_type"] == "retrain_free":
-        return prune(model, part.config, calibration=batches, loss=_LossOfBatch(loss) if loss else None)
+        loss = _LossOfBatch(loss) if loss else None
+        return prune(model, part.config, calibration=batches, loss=loss, example_inputs=part.graph)
     execution = Execution(device=device)
     return prune(model, part.config, calibration=_ModelInputs(batches), solver="sparsegpt", execution=execution)
 

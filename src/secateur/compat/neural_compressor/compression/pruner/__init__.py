@@ -32,7 +32,8 @@ def prepare_pruning(
             the end, call ``on_train_end`` on the returned object to verify the result and get a report.
         dataloader: Calibration batches for ``pruning_type="sparse_gpt"`` and ``"retrain_free"``, which prune the model
             at once. If a batch is a tuple or list, its first element is the model's input; mappings are passed as
-            keyword arguments.
+            keyword arguments. With ``pattern="mha"``, attention is found by running the first batch, so that fused
+            projections are known; without it, by the names of layers.
         loss_func: For ``"retrain_free"``: a function of the outputs and of the second element of a batch that returns
             a loss; ``None``: the ``loss`` of the model's outputs.
         framework: Not used, because the model decides.
@@ -77,5 +78,5 @@ def prepare_pruning(
             OneShotPruning(split_elements(config, at_once), model, dataloader, loss=loss_func, device=device)
         )
     if trained:
-        prunings.insert(0, BasePruning(split_elements(config, trained), model, optimizer))
+        prunings.insert(0, BasePruning(split_elements(config, trained), model, optimizer, dataloader))
     return prunings[0] if len(prunings) == 1 else prunings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ class BasePruning:
         config: The configuration.
         model: The model.
         optimizer: Its optimizer, with which the run starts at once; ``None``: it starts with the first callback.
+        batches: Batches that the model accepts, with which attention heads are found; ``None``: find them by name.
 
     Attributes:
         pruners: One pruner per element.
@@ -46,10 +47,12 @@ class BasePruning:
         SecateurError: The configuration does not fit the model, which is unchanged.
     """
 
-    def __init__(self, config: WeightPruningConfig, model: Any, optimizer: Any = None) -> None:
+    def __init__(
+        self, config: WeightPruningConfig, model: Any, optimizer: Any = None, batches: Iterable[Any] | None = None
+    ) -> None:
         leaf = import_leaf(RUNS, model)
         self.report: PruningReport | None = None
-        self._parts = leaf.assign_elements(config, model)
+        self._parts = leaf.assign_elements(config, model, batches=batches)
         self._follows_optimizer = optimizer is not None
         self._runs: list[Any] = []
         self._is_announced = False
@@ -225,7 +228,8 @@ class OneShotPruning(BaseCallbacks):
     def __init__(self, config: WeightPruningConfig, model: Any, batches: Iterable[Any], **settings: Any) -> None:
         super().__init__(config, model)
         leaf = import_leaf(RUNS, model)
-        parts = leaf.assign_elements(config, model, prune_frozen=True)
+        examples = None if isinstance(batches, Iterator) else batches  # whose first batch would be lost
+        parts = leaf.assign_elements(config, model, prune_frozen=True, batches=examples)
         reports = [leaf.prune_in_one_shot(model, part, batches=batches, **settings) for part in parts if part.modules]
         make_pattern = partial(leaf.make_pattern, model)
         self.pruners = [PresentedPruner(part, lambda: None, leaf.find_nonzero, make_pattern) for part in parts]

@@ -85,7 +85,8 @@ class SelfMHASearcher:
 
     Args:
         model: A torch module.
-        dataloader: Not used, because the model is not run.
+        dataloader: Batches that the model accepts, the first of which is used. Without it, attention is found by the
+            names of its layers.
         options: Not used.
     """
 
@@ -103,7 +104,7 @@ class SelfMHASearcher:
         """
         found = [
             {"qkv": list(inputs), "ffn": list(outputs)}
-            for inputs, outputs in import_leaf(PACKAGE, self.model).find_attention(self.model)
+            for inputs, outputs in import_leaf(PACKAGE, self.model).find_attention(self.model, self.dataloader)
         ]
         if not split_qkv_ffn:
             return found, None

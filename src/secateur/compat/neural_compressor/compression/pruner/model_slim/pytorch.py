@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from secateur._calls.pytorch.random_inputs import make_random_inputs
-from secateur.compat.neural_compressor._runs.pytorch import read_example_inputs, unwrap_presented
+from secateur.compat.neural_compressor._runs.pytorch import find_heads, read_example_inputs, unwrap_presented
 from secateur.errors import CalibrationError, UnsupportedModelError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph import Graph, Group, Role, trace
-from secateur.graph.pytorch import find_groups
 from secateur.masking.active import list_active
 from secateur.planning.pytorch import find_candidates
 from secateur.slimming import SlimReport, slim
@@ -31,12 +30,17 @@ IMAGE_SIZE = 64
 """Height and width of made-up images."""
 
 
-def find_attention(model: nn.Module) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Return the names of the query, key and value projections, and of the output projection, of each attention."""
-    return [
-        (_list_layers(group, Role.PRODUCER), _list_layers(group, Role.CONSUMER))
-        for group in find_groups(model, "heads")
-    ]
+def find_attention(
+    model: nn.Module, batches: Iterable[Any] | None = None
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return the names of the query, key and value projections, and of the output projection, of each attention.
+
+    Args:
+        model: The model.
+        batches: See `find_heads`.
+    """
+    groups, _ = find_heads(model, batches)
+    return [(_list_layers(group, Role.PRODUCER), _list_layers(group, Role.CONSUMER)) for group in groups]
 
 
 def find_consecutive_layers(model: nn.Module, batches: Iterable[Any] | None) -> dict[str, tuple[str, ...]]:
