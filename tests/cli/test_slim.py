@@ -337,20 +337,60 @@ def test_channels_need_the_whole_model() -> None:
     assert "channels are found by running the whole model. Leave it out." in result.stderr
 
 
-def write_dense_keras(folder: Path) -> Path:
+# Keras models
+
+
+def write_keras(folder: Path) -> Any:
+    """Write a network to ``net.keras``."""
     keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
     stack = [keras.layers.Dense(16, activation="relu", name="up"), keras.layers.Dense(3, name="down")]
-    keras.Sequential([keras.Input((8,)), *stack]).save(folder / "net.keras")
-    return folder / "net.keras"
+    made = keras.Sequential([keras.Input((8,)), *stack])
+    made.save(folder / "net.keras")
+    return made
 
 
 def test_a_plan_of_a_keras_model_needs_no_inputs(folder: Path) -> None:
-    write_dense_keras(folder)
-    groups = run_json("plan", "net.keras", *CHANNELS)["groups"]
+    write_keras(folder)
+    result = run("plan", "net.keras", *CHANNELS, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    groups = json.loads(result.stdout)["groups"]
     assert [group["units"] for group in groups if group["reason"] is None] == [16]
-    np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
-    result = run("plan", "net.keras", *CHANNELS, "--calibration", "inputs.npz")
-    assert "--calibration is for torch models, and this is a Keras model. Leave it out." in result.stderr
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_keras_model_is_slimmed(folder: Path, *, has_file: bool) -> None:
+    made = write_keras(folder)
+    inputs = np.random.default_rng(0).standard_normal((5, 8), dtype=np.float32)
+    np.savez("inputs.npz", inputs)
+    given = ("--calibration", "inputs.npz") if has_file else ()
+    result = run("slim", "net.keras", *CHANNELS, *given, "--out", "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    used = "the first rows of inputs.npz" if has_file else "random numbers of shape 2×8"
+    assert f"Example inputs: {used}." in result.stderr.splitlines()
+    report = json.loads(result.stdout)
+    assert list(count_units(report).values()) == [(16, 8)]
+    assert (report["bytes_before"], report["bytes"]) == (4 * (9 * 16 + 17 * 3), 4 * (9 * 8 + 9 * 3))
+    assert report["load"] == "secateur.load('out')"
+    secateur.prune(made, {"pattern": "channels", "target_sparsity": 0.5})
+    np.testing.assert_allclose(secateur.load("out")(inputs), made(inputs), rtol=0, atol=1e-5)
+
+
+def test_a_keras_model_of_any_size_needs_inputs() -> None:
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((None, 8))
+    keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(16)(inputs))).save("net.keras")
+    assert run("plan", "net.keras", *CHANNELS).exit_code == 0
+    result = run("slim", "net.keras", *CHANNELS, "--out", "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "for Functional no inputs can be made. Pass a file of inputs" in result.stderr
+    np.savez("empty.npz")
+    result = run("slim", "net.keras", *CHANNELS, "--calibration", "empty.npz", "--out", "out")
+    assert "'empty.npz' must have at least one array, found none." in result.stderr
+
+
+# text
 
 
 @pytest.mark.parametrize("kind", ["single", "several"])

@@ -100,6 +100,7 @@ class SlimJob:
             report = self._prune_and_slim(trained, steps)
         if not report.removed_units:
             raise LayerError(self._explain_unchanged(report))
+        model = model if report.model is None else report.model  # a Keras model is built again
         steps.begin(f"Writing {self.target.out}")
         save(model, self.target.out, tokenizer=companions, dense=True)
         return SlimResult(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.cli.messages import say
-from secateur.errors import CalibrationError, ConfigError
+from secateur.errors import CalibrationError
 from secateur.frameworks import detect_framework
 from secateur.graph import Graph, trace
 from secateur.models import TrainedModel
@@ -22,18 +22,14 @@ def trace_model(trained: TrainedModel, file: Path | None = None) -> tuple[Any, G
 
     Args:
         trained: The model.
-        file: Calibration data; ``None``: random token ids or pixel values.
+        file: Calibration data; ``None``: random inputs.
 
     Returns:
-        The example inputs, ``None`` for a Keras model, which needs none; and the graph.
+        The example inputs, and the graph.
 
     Raises:
         SecateurError: No example inputs can be made, or the model cannot be traced with them.
     """
-    if detect_framework(trained.model) == "keras":
-        if file is not None:
-            raise ConfigError("--calibration is for torch models, and this is a Keras model. Leave it out.")
-        return None, trace(trained.model)
     batch = make_example_batch(trained, file)
     if batch is None:
         raise CalibrationError(
@@ -53,12 +49,15 @@ def trace_groups(trained: TrainedModel, kinds: Collection[str], file: Path | Non
         file: See `trace_model`.
 
     Returns:
-        The graph; ``None``: no example inputs can be made, but heads are found by the names of layers too.
+        The graph; ``None``: no example inputs can be made, but the heads of a torch model are found by the names of
+        its layers too.
 
     Raises:
         SecateurError: See `trace_model`.
     """
-    is_torch = detect_framework(trained.model) == "pytorch"
-    if is_torch and file is None and {*kinds} == {"heads"} and make_example_batch(trained) is None:
-        return None
+    if file is None:
+        if detect_framework(trained.model) == "keras":  # its graph needs no inputs
+            return trace(trained.model)
+        if {*kinds} == {"heads"} and make_example_batch(trained) is None:
+            return None
     return trace_model(trained, file)[1]

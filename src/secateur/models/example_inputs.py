@@ -1,4 +1,4 @@
-"""Make example inputs for a torch model: from calibration data, or random token ids or pixel values."""
+"""Make example inputs for a model: from calibration data, or random numbers of the right shape."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.frameworks import detect_framework
 from secateur.models.calibration import ARRAY_SUFFIXES, sample_calibration
 from secateur.models.references import TrainedModel
 
@@ -31,30 +32,56 @@ class ExampleBatch:
 
 
 def make_example_batch(trained: TrainedModel, file: Path | None = None) -> ExampleBatch | None:
-    """Make one batch for a torch model.
+    """Make one batch for a model.
 
     Args:
         trained: The model.
-        file: Inputs as ``.npz`` or ``.safetensors``, or plain text for the model's tokenizer. ``None``: random token
-            ids or pixel values, of the sizes in the configuration of a transformers model.
+        file: Inputs as ``.npz`` or, for torch models, ``.safetensors``; or plain text for the model's tokenizer.
+            ``None``: random token ids or pixel values, of the sizes in the configuration of a transformers model, or
+            random numbers of the shapes that a Keras model accepts.
 
     Returns:
-        The batch; ``None``: there is no file, and the model takes neither text nor images.
+        The batch; ``None``: there is no file, and it is not known what the model accepts.
 
     Raises:
         CalibrationError: The file cannot be read or is unsuitable.
     """
-    from secateur._calls.pytorch.random_inputs import add_decoder_inputs, make_random_inputs
+    if detect_framework(trained.model) == "keras":
+        return _make_keras_batch(trained.model, file)
+    return _make_random_batch(trained.model) if file is None else _read_batch(trained, file)
+
+
+def _make_keras_batch(model: Any, file: Path | None) -> ExampleBatch | None:
+    from secateur.models.keras import make_random_arrays, read_arrays
+
+    if file is not None:
+        arrays, source = read_arrays(file, EXAMPLES), f"the first rows of {file}"
+    elif (random := make_random_arrays(model, EXAMPLES)) is not None:
+        arrays, source = random, f"random numbers of shape {' and '.join(_format_shape(array) for array in random)}"
+    else:
+        return None
+    return ExampleBatch(arrays if len(arrays) > 1 else arrays[0], source)
+
+
+def _make_random_batch(model: Any) -> ExampleBatch | None:
+    from secateur._calls.pytorch.random_inputs import make_random_inputs
+
+    inputs = make_random_inputs(model, EXAMPLES, LENGTH)
+    if inputs is None:
+        return None
+    described = (f"{name} of shape {_format_shape(tensor)}" for name, tensor in inputs.items())
+    return ExampleBatch(inputs, f"random {' and '.join(described)}")
+
+
+def _read_batch(trained: TrainedModel, file: Path) -> ExampleBatch:
+    from secateur._calls.pytorch.random_inputs import add_decoder_inputs
     from secateur.models.pytorch.batches import join_batches
 
-    if file is None:
-        inputs = make_random_inputs(trained.model, EXAMPLES, LENGTH)
-        if inputs is None:
-            return None
-        described = (f"{name} of shape {'×'.join(map(str, tensor.shape))}" for name, tensor in inputs.items())
-        return ExampleBatch(inputs, f"random {' and '.join(described)}")
     if file.suffix in ARRAY_SUFFIXES:
-        sample = sample_calibration(trained, file, None, None)
-        return ExampleBatch(sample.batches[0], f"the first rows of {file}")
+        return ExampleBatch(sample_calibration(trained, file, None, None).batches[0], f"the first rows of {file}")
     sample = sample_calibration(trained, file, EXAMPLES, LENGTH)
     return ExampleBatch(add_decoder_inputs(trained.model, join_batches(sample.batches)), sample.description)
+
+
+def _format_shape(array: Any) -> str:
+    return "×".join(map(str, array.shape))

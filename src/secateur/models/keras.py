@@ -5,19 +5,21 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import keras
+import numpy as np
 
 from secateur._files import open_file
 from secateur._json import parse_json
 from secateur._model_limits import ModelLimits
 from secateur._third_party import translate_errors
+from secateur._wording import format_value
 from secateur.artifact.keras import check_description
-from secateur.errors import ArtifactError, ModelLoadError
-from secateur.models.archives import check_hdf5, check_zip
+from secateur.errors import ArtifactError, CalibrationError, ModelLoadError
+from secateur.models.archives import check_hdf5, check_zip, read_npz
 
-__all__ = ["load_keras_file", "load_keras_weights"]
+__all__ = ["load_keras_file", "load_keras_weights", "make_random_arrays", "read_arrays"]
 
 CONFIG = "config.json"
 HDF5 = "model.weights.h5"
@@ -48,6 +50,36 @@ def load_keras_weights(model: keras.Model, file: Path) -> None:
         with open_file(file) as binary:
             _count_elements(binary, file, binary.seek(0, io.SEEK_END))
         model.load_weights(file)
+
+
+def make_random_arrays(model: keras.Model, batch: int) -> list[Any] | None:
+    """Make random numbers for each input of a model, the same in every call; ``None``: their shapes are not known."""
+    generator = np.random.default_rng(0)
+    shapes = [tuple(tensor.shape[1:]) for tensor in getattr(model, "inputs", None) or ()]
+    if not shapes or any(None in shape for shape in shapes):
+        return None
+    return [generator.standard_normal((batch, *shape), dtype=np.float32) for shape in shapes]
+
+
+def read_arrays(file: Path, batch: int) -> list[Any]:
+    """Read the first rows of the inputs in an ``.npz`` file.
+
+    Raises:
+        CalibrationError: The file cannot be read, is empty, or has something else.
+    """
+    arrays = [_select_rows(name, array, batch, file) for name, array in read_npz(file).items()]
+    if not arrays:
+        raise CalibrationError(f"{str(file)!r} must have at least one array, found none.")
+    return arrays
+
+
+def _select_rows(name: str, array: Any, batch: int, file: Path) -> Any:
+    if array.ndim == 0 or array.dtype.kind not in "biufc":
+        raise CalibrationError(
+            f"{str(file)!r} must have arrays of numbers with one row per example, found {format_value(name)}: "
+            f"{array.dtype}, {list(array.shape)}."
+        )
+    return array[:batch]
 
 
 def _check_archive(binary: BinaryIO, file: Path) -> None:

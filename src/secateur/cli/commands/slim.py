@@ -67,7 +67,8 @@ def slim(
 
     Which weights share channels and heads follows from running the model on example inputs, with which the slim model
     is also checked: its outputs must be those of the pruned model. Transformers models get random token ids or pixel
-    values; other torch models need a file of inputs. A group of units that cannot be removed stays, with the reason.
+    values, and Keras models random numbers; other torch models need a file of inputs. A group of units that cannot be
+    removed stays, with the reason.
 
     Weights are written dense. If each layer has the same widths, transformers loads the folder without Secateur; if
     not, secateur.load does. --mode uniform keeps the widths equal.

@@ -10,9 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from secateur._wording import format_value
 from secateur.errors import CalibrationError, ConfigError, UnsupportedModelError
-from secateur.models.archives import read_npz
+from secateur.models.keras import make_random_arrays, read_arrays
 from secateur.models.trials import CompiledTrial, Trial
 
 __all__ = ["make_trial"]
@@ -29,7 +28,9 @@ def make_trial(
     """See `secateur.models.trials.make_trial`."""
     if device is not None:
         raise ConfigError(f"device is for torch models only, and {model.name!r} is a Keras model. Leave it out.")
-    inputs = _make_random_inputs(model, batch) if file is None else _read_inputs(file, batch)
+    inputs = make_random_arrays(model, batch) if file is None else read_arrays(file, batch)
+    if inputs is None:
+        raise CalibrationError("a model that takes inputs of any shape needs a file of inputs.")
     dense = _replace_zeros(model) if dense is None else dense
     shapes = " and ".join("×".join(map(str, array.shape)) for array in inputs)
     _call(model, inputs)
@@ -47,27 +48,6 @@ def _compile(model: keras.Model) -> CompiledTrial:
 
 def _call(model: keras.Model, inputs: Sequence[Any]) -> None:
     keras.ops.convert_to_numpy(keras.tree.flatten(model(inputs if len(inputs) > 1 else inputs[0], training=False))[0])
-
-
-def _make_random_inputs(model: keras.Model, batch: int) -> list[Any]:
-    generator = np.random.default_rng(0)
-    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-    if not shapes or any(None in shape for shape in shapes):
-        raise CalibrationError("a model that takes inputs of any shape needs a file of inputs.")
-    return [generator.standard_normal((batch, *shape), dtype=np.float32) for shape in shapes]
-
-
-def _read_inputs(file: Path, batch: int) -> list[Any]:
-    return [_select_rows(name, array, batch, file) for name, array in read_npz(file).items()]
-
-
-def _select_rows(name: str, array: Any, batch: int, file: Path) -> Any:
-    if array.ndim == 0 or array.dtype.kind not in "biufc":
-        raise CalibrationError(
-            f"{str(file)!r} must have arrays of numbers with one row per example, found {format_value(name)}: "
-            f"{array.dtype}, {list(array.shape)}."
-        )
-    return array[:batch]
 
 
 def _replace_zeros(model: keras.Model) -> keras.Model:
