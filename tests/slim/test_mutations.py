@@ -18,10 +18,10 @@ from secateur.graph import RULES, Call, ExplicitMap, Graph, Group, Member, Role,
 from secateur.graph.pytorch.tracing import record
 from zoo import ZOO
 
-REFUSED = ("MultiQuery", "Speech")
-"""Exhibits with sizes in their code, which are refused anyway."""
+KEPT = ("MultiQuery", "Speech")
+"""Exhibits with sizes in their code, of which groups stay anyway."""
 
-NAMES = [name for name, exhibit in ZOO.items() if name not in REFUSED and exhibit.channels | exhibit.heads]
+NAMES = [name for name, exhibit in ZOO.items() if name not in KEPT and exhibit.channels | exhibit.heads]
 
 
 @cache
@@ -39,16 +39,18 @@ def create_masked(name: str) -> nn.Module:
 
 
 def slim_with(name: str, graph: Graph | None = None) -> str:
-    """Slim an exhibit with a graph: ``"refused"``, ``"right"`` or ``"wrong"``."""
+    """Slim an exhibit with a graph: ``"right"``, ``"wrong"``, or ``"refused"``, in whole or for one group."""
     model, inputs = create_masked(name), ZOO[name].inputs
     masked, before = run(model, inputs), copy.deepcopy(model.state_dict())
     try:
-        secateur.slim(model, example_inputs=inputs, graph=graph)
+        report = secateur.slim(model, example_inputs=inputs, graph=graph)
     except LayerError:
         after = model.state_dict()
         assert all(torch.equal(after[key], value) for key, value in before.items())
         return "refused"
-    return "right" if torch.allclose(run(model, inputs), masked, atol=1e-5) else "wrong"
+    if not torch.allclose(run(model, inputs), masked, atol=1e-5):
+        return "wrong"
+    return "refused" if any(row.reason.startswith("the code of") for row in report.groups) else "right"
 
 
 def mutate(graph: Graph, group: Group, member: Member, other: Member | None) -> Graph:

@@ -460,28 +460,30 @@ def test_the_attribute_with_the_number_of_heads_is_found(kind: type[Attention]) 
     assert model[0].qkv.out_features == 27
 
 
-def test_a_number_without_an_attribute_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ({"depth": 7, "count": 7}, "no attribute of the module contains that number"),
+        ({}, "no attribute of the module that contains it helps"),
+    ],
+)
+def test_a_number_without_a_fitting_attribute_keeps_the_group(
+    numbers: dict[str, int], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Hardcoded())
-    model[0].depth = model[0].count = 7
+    vars(model[0]).update(numbers)
     zero(model, "0.out.weight", 1, [3, 4, 5])
     before = everything(model)
-    message = r"group 'heads': the code of '0' passes 4 to aten.view, which must become 3, and no attribute .*"
-    with pytest.raises(LayerError, match=message):
-        secateur.slim(model, example_inputs=torch.randn(2, 5, 10), graph=attention_graph(model, "0."))
+    report = secateur.slim(model, example_inputs=torch.randn(2, 5, 10), graph=attention_graph(model, "0."))
     assert everything(model) == before
-
-
-def test_a_wrong_attribute_is_not_enough() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(Hardcoded())
-    zero(model, "0.out.weight", 1, [3, 4, 5])
-    before = everything(model)
-    with pytest.raises(
-        LayerError, match=r"no attribute of the module that contains it helps. Exclude the group. Nothing"
-    ):
-        secateur.slim(model, example_inputs=torch.randn(2, 5, 10), graph=attention_graph(model, "0."))
-    assert everything(model) == before
+    (row,) = [group for group in report.groups if group.name == "heads"]
+    assert (row.zero_units, row.removed_units) == (1, 0)
+    assert row.reason == f"the code of '0' passes 4 to aten.view, which must become 3, and {reason}"
+    assert caplog.messages == [
+        f"Zero units stay in 'heads': {row.reason}. To remove them, take the number from an attribute of the module, "
+        f"or from the shape of a tensor."
+    ]
 
 
 class Block(nn.Module):

@@ -36,6 +36,9 @@ def slim(
     outputs must be those of the masked model. If a check fails, the model is unchanged, bit for bit, and there is no
     new one.
 
+    The code of a module may contain the size of a group as a number that no attribute has. The units of such a group
+    stay, with a warning.
+
     Args:
         model: A torch module, which may be in training mode and stays in it; or a Sequential or functional Keras model.
         example_inputs: Typical inputs of the model: a tensor, a tuple of positional arguments, or a mapping of keyword
@@ -59,8 +62,7 @@ def slim(
             the meta device, compiled by `secateur.runtime`, in float16 on the CPU, wrapped for distributed training, or
             has adapters such as LoRA.
         StateError: A pruning run is active on the model, or the optimizer belongs to another model.
-        LayerError: A check failed, a module has a number in its code that no attribute contains, or a Keras layer
-            cannot be built again from its configuration.
+        LayerError: A check failed, or a Keras layer cannot be built again from its configuration.
         ConfigError: `mode` or a name in `exclude` is unknown.
 
     Examples:

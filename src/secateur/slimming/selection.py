@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "equalize_widths",
     "exclude_groups",
     "explain_obstacle",
+    "find_equal_groups",
     "select_kept",
     "select_removal",
 ]
@@ -121,6 +122,12 @@ def equalize_widths(groups: Sequence[Group], zeros: Sequence[Flags], keep: Seque
         flags if int(flags.sum()) == widths[kind] else select_kept(group, is_zero, minimum=widths[kind])
         for group, kind, is_zero, flags in zip(groups, kinds, zeros, keep, strict=True)
     ]
+
+
+def find_equal_groups(groups: Sequence[Group], numbers: Collection[int]) -> set[int]:
+    """Return the numbers of all groups of the same kind as some groups; see `equalize_widths`."""
+    kinds = {_get_kind(groups[number]) for number in numbers}
+    return {number for number, group in enumerate(groups) if _get_kind(group) in kinds}
 
 
 def _get_kind(group: Group) -> object:

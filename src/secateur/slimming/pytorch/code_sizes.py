@@ -23,7 +23,7 @@ from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.plain_norms import follow_inputs
 from secateur.slimming.removal import Removal
 
-__all__ = ["SizeSearch"]
+__all__ = ["SizeSearch", "UnresolvedSizeError"]
 
 MAX_ATTEMPTS = 256
 """Combinations of attributes to try."""
@@ -33,6 +33,18 @@ HEAD_COUNTS = frozenset(
     | {"num_key_value_heads", "num_kv_heads"}
 )
 """Attributes that can only mean a number of heads; they are tried first."""
+
+
+class UnresolvedSizeError(LayerError):
+    """Raised if no attribute contains a number in the code of a module that must change.
+
+    Attributes:
+        groups: Numbers of the groups whose units cannot go therefore.
+    """
+
+    def __init__(self, message: str, groups: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.groups = tuple(groups)
 
 
 class _Demand(NamedTuple):
@@ -148,7 +160,7 @@ class SizeSearch:
             if difference < smallest:
                 smallest, best = difference, choice
         if best is None or tolerance < math.inf:
-            raise LayerError(self._explain_failure(failure, smallest)) from failure
+            raise self._make_error(failure, smallest) from failure
         self._apply(best, journal)
         with follow_inputs(self._model, journal):
             return self._example.measure_change()
@@ -168,19 +180,16 @@ class SizeSearch:
             kinds.setdefault((type(module), slots), _Kind([], slots)).modules.append((module, demands))
         return [kind for kind in kinds.values() if kind.slots]
 
-    def _explain_failure(self, failure: CalibrationError | None, smallest: float) -> str:
-        without = [demand for demand in self._demands if not [*_find_slots(self._find(demand), [demand])]]
-        if failure is not None and without:
-            return (
-                f"{without[0]}, and no attribute of the module contains that number. Take it from an attribute of the "
-                f"module or from the shape of a tensor, or exclude the group. Nothing was removed"
+    def _make_error(self, failure: CalibrationError | None, smallest: float) -> LayerError:
+        if failure is None or smallest < math.inf or not self._demands:
+            reason = f"{failure}" if smallest == math.inf else f"its outputs differ by {smallest:.1e}"
+            return LayerError(
+                f"the model without the removed units fails: {reason}. Exclude the group. Nothing was removed"
             )
-        if failure is not None and smallest == math.inf:
-            reason = f"{failure}"
-        else:
-            reason = f"its outputs differ by {smallest:.1e}"
-        tried = f"; {self._demands[0]}, and no attribute of the module that contains it helps" if self._demands else ""
-        return f"the model without the removed units fails: {reason}{tried}. Exclude the group. Nothing was removed"
+        without = [demand for demand in self._demands if not [*_find_slots(self._find(demand), [demand])]]
+        if without:
+            return UnresolvedSizeError(f"{without[0]}, and no attribute of the module contains that number")
+        return UnresolvedSizeError(f"{self._demands[0]}, and no attribute of the module that contains it helps")
 
     def _find(self, demand: _Demand) -> nn.Module:
         return self._model.get_submodule(demand.use.module)

@@ -13,7 +13,7 @@ from secateur._huggingface.pytorch import is_pretrained
 from secateur._resizing.pytorch import CONFIG, Sizes, read_sizes, set_sizes
 from secateur.errors import LayerError
 from secateur.graph import Graph
-from secateur.slimming.pytorch.code_sizes import SizeSearch
+from secateur.slimming.pytorch.code_sizes import SizeSearch, UnresolvedSizeError
 from secateur.slimming.pytorch.configuration import update_configs
 from secateur.slimming.pytorch.cutting import cut_tensors, refuse_hooks, refuse_shared_memory, update_layers
 from secateur.slimming.pytorch.descriptions import update_descriptions
@@ -24,7 +24,7 @@ from secateur.slimming.pytorch.probe import probe_removal
 from secateur.slimming.pytorch.tensors import check_members, find_zero_units, list_tensors, locate_removed
 from secateur.slimming.removal import Removal, find_culprits
 from secateur.slimming.report import SlimReport
-from secateur.slimming.selection import describe_groups, explain_obstacle, select_removal
+from secateur.slimming.selection import describe_groups, explain_obstacle, find_equal_groups, select_removal
 
 __all__ = ["Surgery"]
 
@@ -104,6 +104,7 @@ class Surgery:
         """Cut, and check that the outputs are those of the masked model.
 
         Raises:
+            UnresolvedSizeError: The code of a module contains a number that must change, and no attribute does.
             LayerError: They differ, or the model fails; the message names the group.
         """
         try:
@@ -112,6 +113,11 @@ class Surgery:
             journal.roll_back()
             culprits = find_culprits(removal, lambda part: self._find_failure(part) is not None)
             reason = self._find_failure(culprits) or error
+            if isinstance(reason, UnresolvedSizeError):
+                groups = find_equal_groups(self._graph.groups, culprits.groups)
+                raise UnresolvedSizeError(
+                    str(reason), [number for number in removal.groups if number in groups]
+                ) from error
             raise LayerError(f"{culprits.describe_groups()}: {reason}") from error
 
     def _cut_and_compare(self, removal: Removal, journal: Journal) -> tuple[Pairs, float]:
