@@ -19,8 +19,8 @@ __all__ = ["build_graph"]
 
 Indices = npt.NDArray[np.int64]
 
-SINGLE_UNIT = "All its indices depend on each other, so that they are one unit"
-NO_CONSUMER = "No weight reads them, so that nothing can be set to zero in their place"
+SINGLE_UNIT = "all its indices depend on each other, so that they are one unit"
+NO_CONSUMER = "no weight reads them, so that nothing can be set to zero in their place"
 
 
 def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]], *, separator: str = ".") -> Graph:

@@ -64,5 +64,5 @@ def run_rules(program: Program) -> Tracer:
         tracer.end()
     for value in program.outputs:
         for labels in tracer.get_labels(value):
-            tracer.fix_axes(labels, find_axes(labels), "The model returns them")
+            tracer.fix_axes(labels, find_axes(labels), "the model returns them")
     return tracer

@@ -41,7 +41,7 @@ def trace(model: Any, example_inputs: Any = None) -> Graph:
         ...     print(group.name, group.units, group.reason)
         0 8 None
         0 (2) 4 aten.linear in '0' combines them with a tensor of constant size, such as an input of the model
-        2 3 The model returns them
+        2 3 the model returns them
     """
     found: Graph = import_leaf("secateur.graph", model).trace(model, example_inputs)
     return found
