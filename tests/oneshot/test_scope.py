@@ -143,6 +143,7 @@ def test_one_warning_lists_nearly_empty_layers(
         ("1 layer" if scope == "global" else "4 layers") + " lost more than 95 % of the"
     )
     assert all(f"'{name}' (" in record.getMessage() for name in nearly_empty)
+    assert ("pruning_scope='local'" in record.getMessage()) == (scope == "global")  # no advice to do what was done
 
 
 def test_no_warning_without_nearly_empty_layers(caplog: pytest.LogCaptureFixture) -> None:

@@ -239,7 +239,7 @@ def test_solvers_refuse_channels() -> None:
 
 
 def test_example_inputs_are_needed() -> None:
-    match = r"the pattern 'channels' needs example inputs, .* Pass example_inputs=batch"
+    match = r"The pattern 'channels' needs example inputs, .* Pass example_inputs=batch"
     for call in (secateur.plan, secateur.prune, secateur.prepare):
         with pytest.raises(ConfigError, match=match):
             call(residual(), CHANNELS)

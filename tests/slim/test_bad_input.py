@@ -188,5 +188,27 @@ def test_an_unknown_mode() -> None:
 
 def test_an_unknown_group() -> None:
     model, graph, inputs = mlp()
-    message = "exclude: there is no group 'hiden'. Did you mean 'hidden'?"
+    message = "exclude: there is no group 'hiden'. Did you mean 'hidden'? Groups: 'hidden'"
     refuse(model, UnknownNameError, re.escape(message), example_inputs=inputs, graph=graph, exclude=["hiden"])
+
+
+def test_a_group_can_be_excluded_by_its_name_in_a_plan() -> None:
+    model, graph, inputs = mlp()
+    zero(model, "2.weight", 1, [0])
+    plan = secateur.plan(model, {"pattern": "channels", "target_sparsity": 0.5}, example_inputs=graph)
+    name = next(group.name for group in plan.groups if group.is_pruned)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph, exclude=[name])
+    assert [group.reason for group in report.groups if group.zero_units] == ["it is excluded by name"]
+
+
+def test_a_report_says_why_nothing_was_removed() -> None:
+    model, graph, inputs = mlp()
+    with torch.no_grad():
+        model[0].weight[:2] = 0  # computes two units; the weights that read them are not zero
+        model[2].weight.fill_(0.5)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph)
+    assert not report.removed_units
+    assert "after (0.0%)." in str(report)
+    assert "No unit is zero" in str(report)
+    zero(model, "2.weight", 1, [0])
+    assert "No unit is zero" not in str(secateur.slim(model, example_inputs=inputs))

@@ -104,7 +104,7 @@ def build_empty_model(model_class: Any, config: Any, limits: ModelLimits, path: 
     Raises:
         ArtifactError: The model exceeds its limits.
     """
-    dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    dtype = getattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", None) or torch.float32
     build = getattr(model_class, "from_config", model_class)
     with limit_modules(limits, path), _SkipInitialization(), _set_default_dtype(dtype):
         model: nn.Module = build(config)

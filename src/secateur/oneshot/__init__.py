@@ -56,7 +56,8 @@ def prune(
             outputs and the batch that returns the loss. ``None``: the model returns it, as the attribute ``loss`` of
             its outputs. Gradients only rank units; nothing is trained.
         example_inputs: For the patterns ``"channels"`` and ``"heads"``: one batch in the form that the model accepts;
-            see `secateur.plan`. If ``"channels"`` has none, the first batch of the calibration data serves.
+            see `secateur.plan`. With a criterion that needs gradients, the first batch of the calibration data can
+            serve.
         progress: Whether to show the progress on standard error: a bar in terminals, and elsewhere a line every ten
             seconds.
 

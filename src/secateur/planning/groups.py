@@ -49,7 +49,7 @@ class GroupFinder:
             if kind in self._finders:
                 return self._finders[kind](self._model)
             raise ConfigError(
-                f"the pattern {kind!r} needs example inputs, from which follows which weights share {kind}. Pass "
+                f"The pattern {kind!r} needs example inputs, from which follows which weights share {kind}. Pass "
                 f"example_inputs=batch, one batch in the form that the model accepts: a tensor, a tuple of positional "
                 f"arguments, or a mapping of named ones."
             )

@@ -141,12 +141,14 @@ class PruningReport(Report):
         """Log one warning that names the layers of which nearly all weights are pruned."""
         layers = [layer for layer in self.layers if layer.sparsity > MAX_SAFE_SPARSITY]
         if layers and not all(config.kind == "pattern_lock" for config in self.configs):
+            is_local = all(config.pruning_scope == "local" for config in self.configs)
             logger.warning(
-                "%s lost more than %.0f %% of the weights: %s. The model may not work; lower target_sparsity or "
-                "max_sparsity_ratio_per_op, set pruning_scope='local', or exclude them with excluded_op_names.",
+                "%s lost more than %.0f %% of the weights: %s. The model may not work; lower target_sparsity%s or "
+                "exclude them with excluded_op_names.",
                 format_count(len(layers), "layer"),
                 100 * MAX_SAFE_SPARSITY,
                 format_list(f"{layer.name!r} ({layer.sparsity:.2%})" for layer in layers),
+                "" if is_local else " or max_sparsity_ratio_per_op, set pruning_scope='local',",
             )
 
     @property

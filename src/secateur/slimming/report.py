@@ -120,8 +120,13 @@ class SlimReport(Report):
         """The lines below the table."""
         lines = [
             f"Removed {format_count(self.removed_units, 'unit')}: {self.weights_before:,} parameters before, "
-            f"{self.weights:,} after ({-self.removed_share:.1%})."
+            f"{self.weights:,} after ({0 - self.removed_share:.1%})."
         ]
+        if not any(group.zero_units for group in self.groups):
+            lines.append(
+                "No unit is zero: every unit has a weight that reads it and is not zero. Prune with the pattern "
+                "'channels' or 'heads' first; others, such as '1xchannel', leave the weights that read a unit."
+            )
         if self.removed_units:
             lines.append(
                 f"Outputs changed by {self.probe_difference:.1e} with noise in the removed units, and by "
@@ -132,7 +137,9 @@ class SlimReport(Report):
         if self.is_configured is False:
             lines.append(
                 "The configuration of the model cannot describe its widths: only secateur.save and secateur.load keep "
-                "them. More configurations can describe equal widths, which mode='uniform' leaves."
+                "them, and from_pretrained cannot load what save_pretrained writes. mode='uniform' leaves equal "
+                "widths, which more configurations can describe, but not a pooler that is narrower than the model, nor "
+                "fewer heads without a field for their size, such as head_dim."
             )
         if self.barriers:
             lines.append(f"Operations without a rule: {'; '.join(self.barriers)}.")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from secateur._wording import suggest_name
+from secateur._wording import format_list, suggest_name
 from secateur.errors import UnknownNameError
 from secateur.graph import Graph, Group, Role
 from secateur.slimming.removal import Removal
@@ -33,13 +33,23 @@ EXCLUDED = "it is excluded by name"
 def exclude_groups(graph: Graph, names: Iterable[str]) -> Graph:
     """Give groups a reason to keep all units.
 
+    Args:
+        graph: The dependencies.
+        names: Names of groups, also as plans and pruning reports have them: ``"conv.channels"`` of the group ``conv``.
+
     Raises:
         UnknownNameError: There is no group of a name.
     """
-    excluded = {names} if isinstance(names, str) else {*names}
-    known = [group.name for group in graph.groups]
-    for name in sorted(excluded - {*known}):
-        raise UnknownNameError(f"exclude: there is no group {name!r}.{suggest_name(name, known)}")
+    given = [names] if isinstance(names, str) else sorted({*names})
+    known = {group.name: group.name for group in graph.groups}
+    known = {f"{group.name}.{group.kind}": group.name for group in graph.groups} | known
+    for name in given:
+        if name not in known:
+            found = format_list(repr(group.name) for group in graph.groups)
+            raise UnknownNameError(
+                f"exclude: there is no group {name!r}.{suggest_name(name, known.values())} Groups: {found}."
+            )
+    excluded = {known[name] for name in given}
     groups = (replace(group, reason=EXCLUDED) if group.name in excluded else group for group in graph.groups)
     return replace(graph, groups=tuple(groups))
 
