@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,12 +41,40 @@ def cut_tensors(
         journal: Records the changes.
 
     Returns:
-        Pairs of an old and a new tensor.
+        Pairs of an old and a new tensor. Both have the same memory now.
     """
     unique = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    pairs = [(unique[key], _cut(unique[key], axes)) for key, axes in removed.items()]
+    pairs = []
+    for key, axes in removed.items():
+        old = unique[key]
+        new = _cut(old, axes)
+        if not old.is_inference():  # one at a time, so that the model is never in memory twice
+            journal.release(old, new, _make_restorer(old, new, axes))
+        pairs.append((old, new))
     journal.replace_tensors(model, {id(old): new for old, new in pairs})
     return pairs
+
+
+def _make_restorer(old: torch.Tensor, new: torch.Tensor, removed: AxisIndices) -> Callable[[], torch.Tensor]:
+    """Copy what goes from a tensor, and return a function that puts it together with the rest again."""
+    shape, strides, rest = old.shape, old.stride(), old.detach()
+    pieces = []
+    for axis, indices in removed.items():
+        kept = torch.from_numpy(np.setdiff1d(np.arange(old.shape[axis]), indices)).to(old.device)
+        gone = torch.from_numpy(np.array(indices)).to(old.device)
+        pieces.append((axis, kept, gone, rest.index_select(axis, gone)))
+        rest = rest.index_select(axis, kept)
+
+    def restore() -> torch.Tensor:
+        tensor = new.detach()
+        for axis, kept, gone, piece in reversed(pieces):
+            size = [*tensor.shape]
+            size[axis] += len(gone)
+            whole = tensor.new_empty(size)
+            tensor = whole.index_copy_(axis, kept, tensor).index_copy_(axis, gone, piece)
+        return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+    return restore
 
 
 def _cut(old: torch.Tensor, axes: AxisIndices) -> torch.Tensor:

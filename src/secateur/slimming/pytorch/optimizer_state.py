@@ -52,7 +52,7 @@ def check_state(optimizers: Iterable[Optimizer], removed: Removed) -> None:
         for weight, state in optimizer.state.items():
             for key, value in state.items() if id(weight) in removed and isinstance(state, Mapping) else ():
                 if isinstance(value, torch.Tensor):
-                    _align_axes(type(optimizer).__name__, key, value, weight)
+                    _align_axes(type(optimizer).__name__, key, value, tuple(weight.shape))
 
 
 def replace_parameters(
@@ -72,27 +72,26 @@ def replace_parameters(
         for old, after in new.values():
             if old in optimizer.state:
                 state = optimizer.state.pop(old)
-                name = type(optimizer).__name__
-                optimizer.state[after] = {
-                    key: _cut_value(name, key, value, old, removed[id(old)]) for key, value in state.items()
-                }
+                name, axes = type(optimizer).__name__, removed[id(old)]
+                full = tuple(size + len(axes.get(axis, ())) for axis, size in enumerate(after.shape))
+                optimizer.state[after] = {key: _cut_value(name, key, value, full, axes) for key, value in state.items()}
 
 
-def _cut_value(optimizer: str, key: str, value: Any, weight: torch.Tensor, removed: AxisIndices) -> Any:
+def _cut_value(optimizer: str, key: str, value: Any, full: tuple[int, ...], removed: AxisIndices) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    axes = _align_axes(optimizer, key, value, weight)
+    axes = _align_axes(optimizer, key, value, full)
     if axes is None:
         return value
     cut = select_slices(value, {axes[axis]: indices for axis, indices in removed.items() if axis in axes})
     # A factored second moment has means over the other axes. What went had no gradients: without it, means are greater.
     for axis, indices in removed.items():
         if axis not in axes:
-            cut *= weight.shape[axis] / (weight.shape[axis] - len(indices))
+            cut *= full[axis] / (full[axis] - len(indices))
     return cut
 
 
-def _align_axes(optimizer: str, key: str, value: torch.Tensor, weight: torch.Tensor) -> dict[int, int] | None:
+def _align_axes(optimizer: str, key: str, value: torch.Tensor, full: tuple[int, ...]) -> dict[int, int] | None:
     """Map axes of a parameter to those of a tensor in its state; ``None``: the tensor does not depend on the shape.
 
     Factored second moments lack an axis, or have length 1 along it.
@@ -100,7 +99,7 @@ def _align_axes(optimizer: str, key: str, value: torch.Tensor, weight: torch.Ten
     Raises:
         StateError: The shape does not follow from that of the parameter.
     """
-    shape, full = tuple(value.shape), tuple(weight.shape)
+    shape = tuple(value.shape)
     if shape == full:
         return {axis: axis for axis in range(len(full))}
     if value.numel() == 1:
