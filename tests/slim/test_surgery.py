@@ -1,6 +1,7 @@
 """Units are removed everywhere, exactly, or nothing changes."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -569,3 +570,32 @@ def test_models_that_amplify_rounding_get_a_greater_tolerance() -> None:
         masked = model(inputs)
     assert secateur.slim(model, example_inputs=inputs).removed_units == 200
     assert (model(inputs) - masked).abs().max() > 1e-5
+
+
+def test_who_holds_an_old_parameter_sees_what_stayed() -> None:
+    """The dense weight is freed, so that the model is never in memory twice; it is not left without values."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    zero(model, "2.weight", 1, [1, 2])
+    old = model[0].weight
+    secateur.slim(model, example_inputs=torch.randn(2, 4))
+    assert model[0].weight is not old
+    assert torch.equal(old, model[0].weight)
+    assert old.data_ptr() == model[0].weight.data_ptr()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_failure_gives_back_the_dense_weights(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3)).to(memory_format=memory_format)
+    zero(model, "1.weight", 1, [1, 2])
+    tensors, before = dict(model.named_parameters()), everything(model)
+    graph = secateur.graph.trace(model, torch.randn(2, 3, 8, 8))
+    (group,) = [group for group in graph.groups if group.obstacle is None]
+    without = dataclasses.replace(group, members=tuple(m for m in group.members if m.parameter != "0.bias"))
+    wrong = dataclasses.replace(graph, groups=(without,))
+    with pytest.raises(LayerError, match="Nothing was removed"):
+        secateur.slim(model, example_inputs=torch.randn(2, 3, 8, 8), graph=wrong)
+    assert everything(model) == before
+    assert all(model.get_parameter(name) is tensor for name, tensor in tensors.items())
+    assert model[0].weight.is_contiguous(memory_format=memory_format)

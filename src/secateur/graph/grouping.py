@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,29 +34,62 @@ def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]], *, separ
     unit_of = _find_units(tracer)
     reasons = _collect_reasons(unit_of, tracer.pins)
     inexact = _collect_reasons(unit_of, tracer.inexact)
-    heads = set(unit_of[np.concatenate(tracer.heads)].tolist()) if tracer.heads else set()
-    slices = _collect_slices(tracer.axes, unit_of)
+    heads = np.zeros(tracer.count, dtype=bool)
+    for labels in tracer.heads:
+        heads[unit_of[labels]] = True
+    slices = _Slices(tracer.axes, unit_of)
     families: dict[Any, list[int]] = {}
-    for unit, owned in slices.items():
-        signature = tuple((axis, len(indices)) for axis, indices in owned.items())
-        key = (signature, reasons.get(unit), inexact.get(unit), unit in heads)
-        families.setdefault(key, []).append(unit)
+    for unit, run in slices.list_runs():
+        key = (slices.axes[run].tobytes(), reasons.numbers[unit], inexact.numbers[unit], heads[unit])
+        families.setdefault(key, []).append(run.start)
     groups: list[Group] = []
-    positions: dict[int, tuple[int, int]] = {}
-    for (signature, reason, leak, is_heads), units in families.items():
-        if (reason, leak) == (None, None) and not any(tracer.axes[axis].roles for axis, _ in signature):
+    group_of, position_of = (np.full(tracer.count, FIXED, dtype=np.int64) for _ in range(2))
+    for (signature, reason, leak, is_heads), starts in families.items():
+        own = np.frombuffer(signature, dtype=slices.axes.dtype)
+        if reason == leak == 0 and not any(tracer.axes[axis].roles for axis in own.tolist()):
             continue  # no operation depends on them, such as the positions of a kernel
-        members = tuple(_make_member(tracer.axes[axis], units, slices, axis, aliases) for axis, _ in signature)
-        positions |= {unit: (len(groups), position) for position, unit in enumerate(units)}
+        members = tuple(_make_members(tracer.axes, slices.take(starts, len(own)), own, aliases))
+        units = slices.units[starts]
+        group_of[units], position_of[units] = len(groups), np.arange(len(units))
         kind = "heads" if is_heads else "channels"
-        obstacle = reason or _find_obstacle(members, len(units))
-        groups.append(Group(units=len(units), members=members, kind=kind, reason=obstacle, inexact=leak))
+        obstacle = reasons.texts[reason] or _find_obstacle(members, len(units))
+        groups.append(Group(units=len(units), members=members, kind=kind, reason=obstacle, inexact=inexact.texts[leak]))
     groups = _name_groups(groups, separator)
     return Graph(
         groups=tuple(groups),
         barriers=tuple(tracer.barriers),
-        sizes=tuple(_find_sizes(tracer, unit_of, groups, positions)),
+        sizes=tuple(_find_sizes(tracer, unit_of, groups, (group_of, position_of))),
     )
+
+
+class _Slices:
+    """Which index of which axis belongs to which unit, sorted by unit, axis and index.
+
+    Attributes:
+        units: The unit of each entry.
+        axes: Its axis.
+        indices: Its index along the axis.
+    """
+
+    def __init__(self, axes: Sequence[Axis], unit_of: Indices) -> None:
+        own = [(number, axis) for number, axis in enumerate(axes) if axis.parameter]
+        empty = [np.empty(0, dtype=np.int64)]
+        units = np.concatenate([unit_of[axis.first : axis.first + axis.size] for _, axis in own] or empty)
+        numbers = np.repeat([number for number, _ in own], [axis.size for _, axis in own]).astype(np.int32)
+        indices = np.concatenate([np.arange(axis.size, dtype=np.int64) for _, axis in own] or empty)
+        order = np.lexsort((indices, numbers, units))
+        self.units, self.axes, self.indices = units[order], numbers[order], indices[order]
+
+    def list_runs(self) -> Iterator[tuple[int, slice]]:
+        """Yield each unit with its entries."""
+        starts = np.flatnonzero(np.diff(self.units, prepend=-1))
+        ends = [*starts[1:].tolist(), len(self.units)]
+        for unit, start, end in zip(self.units[starts].tolist(), starts.tolist(), ends, strict=True):
+            yield unit, slice(start, end)
+
+    def take(self, starts: Sequence[int], length: int) -> Indices:
+        """Return the indices of units with equally many entries, of shape (units, length)."""
+        return self.indices[np.asarray(starts)[:, None] + np.arange(length)]
 
 
 def _find_units(tracer: Tracer) -> Indices:
@@ -102,46 +135,48 @@ def _complete_rows(labels: Labels, unit_of: Indices) -> tuple[Labels, Labels] | 
     return first.reshape(-1), second.reshape(-1)
 
 
-def _collect_reasons(unit_of: Indices, facts: Iterable[tuple[Labels, str]]) -> dict[int, str]:
-    """Return unit → the first reason that a fact gives."""
-    reasons: dict[int, str] = {}
-    for labels, reason in facts:
-        for unit in np.unique(unit_of[labels]).tolist():
-            reasons.setdefault(unit, reason)
-    return reasons
+class _Reasons(NamedTuple):
+    """The first reason of each unit.
+
+    Attributes:
+        numbers: For each unit, the number of its reason; 0: none.
+        texts: The reasons; the first is ``None``.
+    """
+
+    numbers: Indices
+    texts: list[str | None]
 
 
-def _collect_slices(axes: Sequence[Axis], unit_of: Indices) -> dict[int, dict[int, Indices]]:
-    """Return unit → number of each axis in which it has slices → the indices."""
-    slices: dict[int, dict[int, Indices]] = {}
-    for number, axis in enumerate(axes):
-        if not axis.parameter:
-            continue
-        units = unit_of[axis.first : axis.first + axis.size]
-        order = np.argsort(units, kind="stable")
-        owners, starts = np.unique(units[order], return_index=True)
-        ends = [*starts[1:].tolist(), axis.size]
-        for unit, start, end in zip(owners.tolist(), starts.tolist(), ends, strict=True):
-            slices.setdefault(unit, {})[number] = order[start:end]
-    return slices
+def _collect_reasons(unit_of: Indices, facts: Sequence[tuple[Labels, str]]) -> _Reasons:
+    texts: list[str | None] = [None, *dict.fromkeys(reason for _, reason in facts)]
+    place = {text: number for number, text in enumerate(texts)}
+    numbers = np.zeros(len(unit_of), dtype=np.int64)
+    for labels, reason in reversed(facts):
+        numbers[unit_of[labels]] = place[reason]
+    return _Reasons(numbers, texts)
 
 
-def _make_member(
-    axis: Axis,
-    units: Sequence[int],
-    slices: Mapping[int, Mapping[int, Indices]],
-    number: int,
-    aliases: Mapping[str, tuple[str, ...]],
-) -> Member:
-    indices = np.stack([slices[unit][number] for unit in units])
-    return Member(
-        parameter=axis.parameter,
-        shape=axis.shape,
-        axis=axis.axis,
-        index_map=_make_index_map(indices),
-        role=_choose_role(axis.roles),
-        aliases=aliases.get(axis.parameter, ()),
-    )
+def _make_members(
+    axes: Sequence[Axis], indices: Indices, own: npt.NDArray[np.int32], aliases: Mapping[str, tuple[str, ...]]
+) -> Iterator[Member]:
+    """Yield a member for each axis.
+
+    Args:
+        axes: All axes.
+        indices: The indices of each unit along its axes, of shape (units, entries).
+        own: The axis of each entry.
+        aliases: Name of a parameter → its other names.
+    """
+    for number in dict.fromkeys(own.tolist()):
+        axis = axes[number]
+        yield Member(
+            parameter=axis.parameter,
+            shape=axis.shape,
+            axis=axis.axis,
+            index_map=_make_index_map(indices[:, own == number]),
+            role=_choose_role(axis.roles),
+            aliases=aliases.get(axis.parameter, ()),
+        )
 
 
 def _choose_role(roles: set[Role]) -> Role:
@@ -193,21 +228,21 @@ def _find_common_module(names: Sequence[str], separator: str) -> str:
 
 
 def _find_sizes(
-    tracer: Tracer, unit_of: Indices, groups: Sequence[Group], positions: Mapping[int, tuple[int, int]]
-) -> Iterable[SizeUse]:
-    """Yield the numbers in code that depend on how many units of prunable groups remain."""
+    tracer: Tracer, unit_of: Indices, groups: Sequence[Group], places: tuple[Indices, Indices]
+) -> Iterator[SizeUse]:
+    """Yield the numbers in code that depend on how many units of prunable groups remain.
+
+    Args:
+        tracer: The tracer.
+        unit_of: The unit of each label.
+        groups: The groups.
+        places: The group of each unit, and its position in the group; `FIXED`: none.
+    """
     for use in tracer.numbers:
         units = np.where(use.labels == FIXED, FIXED, unit_of[use.labels])
-        along = units.transpose([use.axis, *(axis for axis in range(units.ndim) if axis != use.axis)])
-        along = along.reshape(len(along), -1)[:, 0]
+        along = np.moveaxis(units, use.axis, 0).reshape(units.shape[use.axis], -1)[:, 0]
         if (along == along[0]).all():
             continue
-        found = [positions.get(unit, (FIXED, FIXED)) for unit in along.tolist()]
-        if all(group == FIXED or groups[group].obstacle is not None for group, _ in found):
-            continue
-        yield SizeUse(
-            module=use.call.module,
-            operation=use.call.operation,
-            groups=np.array([group for group, _ in found], dtype=np.int64),
-            units=np.array([unit for _, unit in found], dtype=np.int64),
-        )
+        of_group, positions = (np.where(along == FIXED, FIXED, place[along]) for place in places)
+        if any(group != FIXED and groups[group].obstacle is None for group in np.unique(of_group).tolist()):
+            yield SizeUse(module=use.call.module, operation=use.call.operation, groups=of_group, units=positions)
