@@ -534,3 +534,13 @@ def test_a_gpu_prunes_the_same_channels(settings: dict[str, Any]) -> None:
     secateur.prune(on_host, CHANNELS | settings, example_inputs=graph)
     secateur.prune(on_device, CHANNELS | settings, example_inputs=graph)
     assert all(torch.equal(weight.cpu(), on_host.get_parameter(name)) for name, weight in on_device.named_parameters())
+
+
+def test_a_report_lists_groups_that_the_granularity_keeps_whole() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    config = CHANNELS | {"target_sparsity": 0.5, "pruning_scope": "local"}
+    report = secateur.prune(copy.deepcopy(model), config | {"granularity": 8}, example_inputs=torch.randn(2, 4))
+    line = "A multiple of granularity=8 units stays, so groups with no more units keep all: '0.channels' (4)."
+    assert line in str(report).replace("\n", " ")
+    report = secateur.prune(model, config | {"granularity": 2}, example_inputs=torch.randn(2, 4))
+    assert "granularity" not in str(report)

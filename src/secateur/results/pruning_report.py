@@ -180,6 +180,19 @@ class PruningReport(Report):
                 "Units differ in size: the target is a share of units, and "
                 f"{self.unit_sparsity:.2%} of them are pruned."
             )
+        if narrow := self._find_narrow_groups():
+            granularity = max(config.granularity for config in self.configs)
+            lines.append(
+                f"A multiple of granularity={granularity} units stays, so groups with no more units keep all: "
+                f"{format_list(f'{group.name!r} ({group.units})' for group in narrow)}."
+            )
         if not self.is_complete:
             lines.append(f"The target was not reached: stopped at step {self.step} of {self.last_step}.")
         return lines
+
+    def _find_narrow_groups(self) -> list[GroupResult]:
+        """Return the groups that the granularity keeps whole; none if configurations differ in it."""
+        sizes = {config.granularity for config in self.configs}
+        if len(sizes) != 1 or max(sizes) == 1:
+            return []
+        return [group for group in self.groups if group.units <= max(sizes) and not group.pruned_units]
