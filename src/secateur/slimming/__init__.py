@@ -44,7 +44,7 @@ def slim(
         example_inputs: Typical inputs of the model: a tensor, a tuple of positional arguments, or a mapping of keyword
             arguments. For a Keras model: what it is called with.
         optimizer: The optimizer of a torch model, or several. Momentum and other state of the weights that stay is
-            kept.
+            kept. An optimizer that is not given here still has the old parameters, and no longer trains the model.
         graph: The dependencies between the parameters. ``None``: trace them with the example inputs.
         exclude: Names of groups that keep all units, such as one whose size is a literal in the code of a module.
         allow_inexact: Whether to remove zero units also where that changes the outputs, because norms compute
