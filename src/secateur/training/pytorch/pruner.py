@@ -81,8 +81,7 @@ class PytorchPruner:
         self._refuse_overlap()
         self._runs = [PytorchRun(pattern, self._weights, options) for pattern in plan.patterns if pattern.views]
         self._is_active = self._is_announced = False
-        # Optimizers whose step has started and not ended; snapshots of all runs before it; and optimizers with a step
-        # inside a step, such as that of a base class, which has ended.
+        # Optimizers in a step; snapshots of all runs before it; optimizers with an ended step inside a step.
         self._open: set[int] = set()
         self._snapshots_before: list[Snapshot] | None = None
         self._nested: set[int] = set()
@@ -476,7 +475,8 @@ class PytorchPruner:
 
     def _apply(self, optimizer: Optimizer | ManualOptimizer | None) -> None:
         for weight in self._find_weights(optimizer).values():
-            weight.apply_mask()
+            if self._is_active or weight.find_problem(self.model) is None:  # slimming replaces weights after a run
+                weight.apply_mask()
 
     def _find_weights(self, optimizer: Optimizer | ManualOptimizer | None) -> dict[str, TrainedParameter]:
         """Return the weights of an optimizer by layer; ``None``: of all.
