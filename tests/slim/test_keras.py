@@ -13,8 +13,9 @@ import secateur
 from keras_zoo import KERAS_ZOO, WrittenModel, fill, prunable, run
 from secateur.errors import CalibrationError, ConfigError, LayerError, UnknownNameError, UnsupportedModelError
 from secateur.frameworks.keras import read_array
-from secateur.graph import RULES, Call, Graph, Tracer, trace
+from secateur.graph import RULES, Graph, trace
 from secateur.graph.keras.tracing import record
+from slim.broken_rules import broken_rule
 
 NAMES = [name for name, exhibit in KERAS_ZOO.items() if exhibit.channels | exhibit.heads]
 CALLS = {name: {call.operation for call in record(KERAS_ZOO[name].create()).calls} for name in NAMES}
@@ -148,7 +149,7 @@ def test_bad_input_is_refused() -> None:
         secateur.slim(model, example_inputs=inputs, optimizer=keras.optimizers.SGD())
     with pytest.raises(ConfigError, match="mode must be one of 'exact', 'uniform', found 'even'"):
         secateur.slim(model, example_inputs=inputs, mode="even")  # type: ignore[arg-type]
-    with pytest.raises(LayerError, match=r"'first/kernel' must have shape \(6, 8\), found no such variable"):
+    with pytest.raises(LayerError, match=r"'first/kernel' must have shape \(6, 8\), found no such parameter"):
         secateur.slim(keras.Sequential([keras.Input((6,)), layers.Dense(2)]), example_inputs=inputs, graph=trace(model))
     written = WrittenModel()
     written.build((None, 6))
@@ -183,25 +184,10 @@ def test_a_broken_rule_never_breaks_a_model(fault: str) -> None:
 
 def try_broken_rule(operation: str, fault: str) -> set[str]:
     """Slim up to three exhibits with an operation: ``"refused"``, ``"right"`` or ``"wrong"``."""
-    rule = RULES[operation]
-
-    def broken(tracer: Tracer, call: Call) -> None:
-        before = len(tracer.edges)
-        rule(tracer, call)
-        if fault == "missing":
-            del tracer.edges[before:]
-        for value in call.outputs:
-            if fault == "off by one" and value is not None:
-                rolled = [np.roll(labels, 1, axis=np.argmax(labels.shape)) for labels in tracer.get_labels(value)]
-                tracer.set_labels(value, rolled)
-
     users = [name for name in NAMES if operation in CALLS[name]][:3]
     masked = {name: create_masked(name) for name in users}
-    RULES[operation] = broken
-    try:
+    with broken_rule(operation, fault):
         return {slim_or_refuse(name, model) for name, model in masked.items()}
-    finally:
-        RULES[operation] = rule
 
 
 def slim_or_refuse(name: str, model: keras.Model) -> str:

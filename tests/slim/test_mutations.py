@@ -1,8 +1,6 @@
 """A graph that is wrong in one place never leads to a wrong model: the checks of `secateur.slim` refuse it."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
@@ -14,8 +12,9 @@ from torch import nn
 import secateur
 from graph.probing import fill, prunable, run
 from secateur.errors import LayerError
-from secateur.graph import RULES, Call, ExplicitMap, Graph, Group, Member, Role, Tracer, trace
+from secateur.graph import RULES, ExplicitMap, Graph, Group, Member, Role, trace
 from secateur.graph.pytorch.tracing import record
+from slim.broken_rules import broken_rule
 from zoo import ZOO
 
 KEPT = ("MultiQuery", "Speech")
@@ -78,28 +77,6 @@ def test_a_member_that_is_missing_or_off_by_one_never_breaks_a_model(name: str) 
             shifted = slim_with(name, mutate(graph, group, member, shift(member)))
             # What is off by one may make no difference, as the bias of keys, or leave no unit that nothing reads.
             assert shifted == "refused" or (shifted == "right" and member.role is not Role.PRODUCER), member.parameter
-
-
-@contextmanager
-def broken_rule(operation: str, fault: str) -> Iterator[None]:
-    """Replace a rule by one that forgets what is united, or whose output is off by one along its last axis."""
-    rule = RULES[operation]
-
-    def broken(tracer: Tracer, call: Call) -> None:
-        before = len(tracer.edges)
-        rule(tracer, call)
-        if fault == "missing":
-            del tracer.edges[before:]
-        for value in call.outputs:
-            if fault == "off by one" and value is not None:
-                rolled = [np.roll(labels, 1, axis=np.argmax(labels.shape)) for labels in tracer.get_labels(value)]
-                tracer.set_labels(value, rolled)
-
-    RULES[operation] = broken
-    try:
-        yield
-    finally:
-        RULES[operation] = rule
 
 
 @cache

@@ -11,7 +11,7 @@ from secateur.graph.labels import FIXED, Labels, find_axes
 from secateur.graph.program import Value
 from secateur.graph.tracer import Tracer
 
-__all__ = ["find_vector", "fix_scanned_axis", "join", "multiply_matrices", "parse_einsum"]
+__all__ = ["equalize_pieces", "find_vector", "fix_scanned_axis", "join", "multiply_matrices", "parse_einsum"]
 
 JOINED = "is joined with a tensor that depends on other axes"
 
@@ -90,6 +90,16 @@ def fix_scanned_axis(
         else:
             kept.append(tracer.fix_axes(array, axes, reason))
     return kept
+
+
+def equalize_pieces(tracer: Tracer, piece: Labels, first: Labels, axis: int) -> Labels:
+    """Unite the labels of a piece of an axis with those of the first piece, so that both lose the same number."""
+    if piece.shape == first.shape:
+        tracer.unite(piece, first)
+        return piece
+    reason = "cuts them into pieces of different lengths"
+    tracer.fix_axes(first, [axis], reason)
+    return tracer.fix_axes(piece, [axis], reason)
 
 
 def join(tracer: Tracer, values: Sequence[Value], axis: int) -> list[Labels]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from secateur.errors import ConfigError
 from secateur.frameworks import import_leaf
 from secateur.graph import Graph
 from secateur.slimming.report import SlimmedGroup, SlimReport
 
 __all__ = ["SlimReport", "SlimmedGroup", "slim"]
+
+MODES = ("exact", "uniform")
 
 
 def slim(
@@ -75,6 +78,8 @@ def slim(
         >>> report.removed_units, model[0].out_features, tuple(model[2].weight.shape)
         (2, 4, (3, 4))
     """
+    if mode not in MODES:
+        raise ConfigError(f"mode must be one of {', '.join(map(repr, MODES))}, found {mode!r}.")
     report: SlimReport = import_leaf("secateur.slimming", model).slim(
         model,
         example_inputs=example_inputs,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur._wording import format_list, suggest_name
-from secateur.errors import UnknownNameError
+from secateur.errors import LayerError, UnknownNameError
 from secateur.graph import Graph, Group, Role
 from secateur.slimming.removal import Removal
 from secateur.slimming.report import SlimmedGroup
 
 __all__ = [
+    "check_members",
     "describe_groups",
     "equalize_widths",
     "exclude_groups",
@@ -28,6 +29,27 @@ __all__ = [
 Flags = npt.NDArray[np.bool_]
 
 EXCLUDED = "it is excluded by name"
+
+
+def check_members(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a graph belongs to a model.
+
+    Args:
+        graph: The graph.
+        shapes: Name of each parameter and buffer of the model → its shape.
+
+    Raises:
+        LayerError: A member has no parameter in the model, or one of another shape.
+    """
+    for group in graph.groups:
+        for member in group.members:
+            shape = shapes.get(member.parameter)
+            if shape != member.shape:
+                found = "no such parameter" if shape is None else f"shape {shape}"
+                raise LayerError(
+                    f"group {group.name!r}: {member.parameter!r} must have shape {member.shape}, found {found}. Trace "
+                    f"the graph of this model again."
+                )
 
 
 def exclude_groups(graph: Graph, names: Iterable[str]) -> Graph:

@@ -18,8 +18,6 @@ from secateur.slimming.selection import exclude_groups
 
 __all__ = ["slim"]
 
-MODES = ("exact", "uniform")
-
 
 def slim(
     model: keras.Model,
@@ -32,8 +30,6 @@ def slim(
     mode: str = "exact",
 ) -> SlimReport:
     """See `secateur.slim`."""
-    if mode not in MODES:
-        raise ConfigError(f"mode must be one of {', '.join(map(repr, MODES))}, found {mode!r}.")
     if optimizer is not None:
         raise ConfigError("optimizer must be None for a Keras model. Compile the slimmed model with a new optimizer.")
     if not isinstance(model, keras.Model) or find_function(model) is None:

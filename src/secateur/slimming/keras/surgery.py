@@ -14,10 +14,10 @@ from secateur.graph.rules import run_rules
 from secateur.slimming.keras.code_sizes import CodeSizes, summarize_error
 from secateur.slimming.keras.example_run import KerasExampleRun
 from secateur.slimming.keras.rebuilding import Attributes, rebuild_model
-from secateur.slimming.keras.weights import add_noise, check_members, find_zero_units
+from secateur.slimming.keras.weights import add_noise, find_zero_units
 from secateur.slimming.removal import Removal, find_culprits
 from secateur.slimming.report import SlimReport
-from secateur.slimming.selection import describe_groups, explain_obstacle, select_removal
+from secateur.slimming.selection import check_members, describe_groups, explain_obstacle, select_removal
 
 __all__ = ["KerasSurgery"]
 
@@ -39,7 +39,7 @@ class KerasSurgery:
         self._variables = name_variables(model)
         self._program = record(model, example.inputs)
         self._tracer = run_rules(self._program)
-        check_members(graph, self._variables)
+        check_members(graph, {name: tuple(variable.shape) for name, variable in self._variables.items()})
 
     def perform(self, *, allow_inexact: bool = False, is_uniform: bool = False) -> SlimReport:
         """Remove all units that nothing reads; see `secateur.slim` for the arguments and the exceptions."""

@@ -9,12 +9,11 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from secateur.errors import LayerError
 from secateur.frameworks.keras import read_array
 from secateur.graph import Graph, Group, Role
 from secateur.slimming.removal import Flags, Removal
 
-__all__ = ["add_noise", "check_members", "cut_array", "find_zero_units"]
+__all__ = ["add_noise", "cut_array", "find_zero_units"]
 
 SEED = 0
 
@@ -23,23 +22,6 @@ MIN_SCALE = 0.1
 
 POSITIVE = ("variance", "stddev")
 """Last parts of the names of variables that must stay positive."""
-
-
-def check_members(graph: Graph, variables: Mapping[str, keras.Variable]) -> None:
-    """Check that a graph belongs to a model.
-
-    Raises:
-        LayerError: A member has no variable in the model, or one of another shape.
-    """
-    for group in graph.groups:
-        for member in group.members:
-            shape = tuple(variables[member.parameter].shape) if member.parameter in variables else None
-            if shape != member.shape:
-                found = "no such variable" if shape is None else f"shape {shape}"
-                raise LayerError(
-                    f"group {group.name!r}: {member.parameter!r} must have shape {member.shape}, found {found}. Trace "
-                    f"the graph of this model again."
-                )
 
 
 def find_zero_units(graph: Graph, variables: Mapping[str, keras.Variable]) -> list[Flags]:

@@ -11,7 +11,6 @@ from torch import nn
 
 from secateur import graph as graph_package
 from secateur._wording import format_list
-from secateur.errors import ConfigError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph import Graph
 from secateur.slimming.pytorch.checks import refuse_model, refuse_wrappers
@@ -26,8 +25,6 @@ __all__ = ["slim"]
 
 logger = logging.getLogger(__name__)
 
-MODES = ("exact", "uniform")
-
 
 def slim(
     model: nn.Module,
@@ -40,8 +37,6 @@ def slim(
     mode: str = "exact",
 ) -> SlimReport:
     """See `secateur.slim`."""
-    if mode not in MODES:
-        raise ConfigError(f"mode must be one of {', '.join(map(repr, MODES))}, found {mode!r}.")
     refuse_wrappers(model)
     inner = unwrap_model(model)
     refuse_model(inner)

@@ -21,10 +21,16 @@ from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.optimizer_state import check_state, replace_parameters
 from secateur.slimming.pytorch.probe import probe_removal
-from secateur.slimming.pytorch.tensors import check_members, find_zero_units, list_tensors, locate_removed
+from secateur.slimming.pytorch.tensors import find_zero_units, list_tensors, locate_removed
 from secateur.slimming.removal import Removal, find_culprits
 from secateur.slimming.report import SlimReport
-from secateur.slimming.selection import describe_groups, explain_obstacle, find_equal_groups, select_removal
+from secateur.slimming.selection import (
+    check_members,
+    describe_groups,
+    explain_obstacle,
+    find_equal_groups,
+    select_removal,
+)
 
 __all__ = ["Surgery"]
 
@@ -49,7 +55,7 @@ class Surgery:
     ) -> None:
         self._model, self._graph, self._example, self._optimizers = model, graph, example, optimizers
         self._tensors = list_tensors(model)
-        check_members(graph, self._tensors)
+        check_members(graph, {name: tuple(tensor.shape) for name, tensor in self._tensors.items()})
 
     def perform(self, *, allow_inexact: bool = False, is_uniform: bool = False) -> SlimReport:
         """Remove all units that nothing reads; see `secateur.slim` for the arguments and the exceptions."""

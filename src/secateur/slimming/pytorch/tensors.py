@@ -9,11 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from secateur.errors import LayerError
 from secateur.graph import Graph, Group, Role
 from secateur.slimming.removal import Removal
 
-__all__ = ["AxisIndices", "check_members", "find_zero_units", "list_tensors", "locate_removed"]
+__all__ = ["AxisIndices", "find_zero_units", "list_tensors", "locate_removed"]
 
 Flags = npt.NDArray[np.bool_]
 AxisIndices = dict[int, npt.NDArray[np.int64]]
@@ -24,23 +23,6 @@ def list_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return all parameters and buffers under all their names."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return parameters | dict(model.named_buffers(remove_duplicate=False))
-
-
-def check_members(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check that a graph belongs to a model.
-
-    Raises:
-        LayerError: A member has no tensor in the model, or one of another shape.
-    """
-    for group in graph.groups:
-        for member in group.members:
-            shape = tuple(tensors[member.parameter].shape) if member.parameter in tensors else None
-            if shape != member.shape:
-                found = "no such tensor" if shape is None else f"shape {shape}"
-                raise LayerError(
-                    f"group {group.name!r}: {member.parameter!r} must have shape {member.shape}, found {found}. Trace "
-                    f"the graph of this model again."
-                )
 
 
 def find_zero_units(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> list[Flags]:

@@ -12,7 +12,7 @@ from secateur.graph.keras.layer_rules import register_layer_rule
 from secateur.graph.labels import FIXED, Labels
 from secateur.graph.program import Call
 from secateur.graph.rules import register_rule
-from secateur.graph.shared_rules import join
+from secateur.graph.shared_rules import equalize_pieces, join
 from secateur.graph.tracer import Tracer
 
 __all__: list[str] = []
@@ -60,21 +60,12 @@ def follow_split(tracer: Tracer, call: Call) -> None:
                 continue
             piece = np.take(array, range(start, start + length), axis=axis)
             if is_number:
-                piece = _equalize(tracer, piece, first.setdefault(number, piece), axis)
+                piece = equalize_pieces(tracer, piece, first.setdefault(number, piece), axis)
             else:
                 tracer.note_number(call, piece, axis)
             labels.append(piece)
         tracer.set_labels(output, labels)
         start += length
-
-
-def _equalize(tracer: Tracer, piece: Labels, first: Labels, axis: int) -> Labels:
-    """Unite the labels of a piece with those of the first one, so that both lose the same number."""
-    if piece.shape == first.shape:
-        tracer.unite(piece, first)
-        return piece
-    tracer.fix_axes(first, [axis], "cuts them into pieces of different lengths")
-    return tracer.fix_axes(piece, [axis], "cuts them into pieces of different lengths")
 
 
 @register_rule("keras.ops.unstack")

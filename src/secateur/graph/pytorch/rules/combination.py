@@ -8,7 +8,7 @@ from secateur.graph.alignment import Operand, align
 from secateur.graph.labels import FIXED, Labels
 from secateur.graph.program import Call
 from secateur.graph.rules import register_rule
-from secateur.graph.shared_rules import join
+from secateur.graph.shared_rules import equalize_pieces, join
 from secateur.graph.tracer import Tracer
 
 __all__: list[str] = []
@@ -61,21 +61,12 @@ def _cut(tracer: Tracer, call: Call, *, are_equal: bool, has_numbers: bool) -> N
                 continue
             piece = np.take(array, range(start, start + length), axis=axis)
             if are_equal:
-                piece = _equalize(tracer, piece, first.setdefault(number, piece), axis)
+                piece = equalize_pieces(tracer, piece, first.setdefault(number, piece), axis)
             labels.append(piece)
             if has_numbers:
                 tracer.note_number(call, piece, axis)
         tracer.set_labels(output, labels)
         start += length
-
-
-def _equalize(tracer: Tracer, piece: Labels, first: Labels, axis: int) -> Labels:
-    """Unite the labels of a piece with those of the first one, so that both lose the same number."""
-    if piece.shape == first.shape:
-        tracer.unite(piece, first)
-        return piece
-    tracer.fix_axes(first, [axis], "pieces of different lengths are cut from them")
-    return tracer.fix_axes(piece, [axis], "pieces of different lengths are cut from them")
 
 
 @register_rule("aten.glu")
