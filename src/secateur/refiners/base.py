@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur._registry import Registry
 from secateur.solvers.problem import Problem, Solution
+from secateur.solvers.unit_problem import ConsumerUpdate, UnitConsumer
 
 __all__ = [
     "REFINERS",
@@ -23,6 +24,7 @@ __all__ = [
     "ModelRefiner",
     "ModelTask",
     "Refiner",
+    "UnitRefiner",
     "register_refiner",
 ]
 
@@ -83,6 +85,26 @@ class LayerRefiner(Refiner, ABC):
     @abstractmethod
     def refine(self, problem: Problem, solution: Solution) -> Solution:
         """Return better weights, on the same support or on another one that fits the pattern."""
+
+
+class UnitRefiner(Refiner, ABC):
+    """Repairs the layers that read the units of a group, after some of them were removed.
+
+    Attributes:
+        unit_needs: The statistics it needs: norms and means of the input features, or also their Gram matrix.
+    """
+
+    unit_needs: ClassVar[Literal["norms", "gram"]] = "gram"
+
+    @abstractmethod
+    def refine_consumer(self, consumer: UnitConsumer, keep_U: torch.Tensor, update: ConsumerUpdate) -> ConsumerUpdate:
+        """Return better values of a layer that reads the units.
+
+        Args:
+            consumer: The layer, with statistics of its inputs in the model whose earlier layers are pruned already.
+            keep_U: The mask of the units that stay, on the device of the weights.
+            update: The present new values.
+        """
 
 
 class BlockRefiner(Refiner, ABC):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
+import torch
+
 from secateur._registry import Registry
 from secateur.solvers.problem import Problem, Solution
+from secateur.solvers.unit_problem import ConsumerUpdate, RemovalPath, UnitConsumer, UnitProblem
 
-__all__ = ["SOLVERS", "Solver", "register_solver"]
+__all__ = ["SOLVERS", "Solver", "UnitSolver", "register_solver"]
 
-SOLVERS: Registry[type[Solver]] = Registry("solver")
+SOLVERS: Registry[type[Solver] | type[UnitSolver]] = Registry("solver")
 """Solver name → solver class. Called without arguments, a class uses the default settings of its paper."""
 
 register_solver = SOLVERS.register
@@ -35,3 +38,41 @@ class Solver(ABC):
         Args:
             problem: The weights, statistics of their inputs, and selection by score.
         """
+
+
+class UnitSolver(ABC):
+    """Selects the units of a group to remove: channels, neurons or heads, with their slices in several layers.
+
+    A method that solves both kinds of problems is one class that derives from `Solver` too.
+
+    Attributes:
+        unit_needs: The statistics it needs: nothing, the norm of each input feature of the consumers, their Gram
+            matrix, or the gradients of the loss with respect to masks of the units.
+    """
+
+    unit_needs: ClassVar[Literal["nothing", "norms", "gram", "gradients"]]
+
+    @abstractmethod
+    def rank_units(self, problem: UnitProblem) -> RemovalPath:
+        """Return the order in which the units are removed, and the loss after each.
+
+        Args:
+            problem: The units, the layers that read them, and statistics of their inputs.
+        """
+
+    def select_units(self, problem: UnitProblem, path: RemovalPath, removed: int) -> torch.Tensor:
+        """Return the mask of the units that stay, of shape (U,) on the CPU, if `removed` units go.
+
+        The default removes the first ones of the path. Override it to improve the selection for this number.
+        """
+        del problem
+        return path.keep(removed)
+
+    def update_consumer(self, consumer: UnitConsumer, keep_U: torch.Tensor) -> ConsumerUpdate:
+        """Return the new values of a layer that reads the units; the default keeps those of the units that stay.
+
+        Args:
+            consumer: The layer, with statistics of its inputs in the model whose earlier layers are pruned already.
+            keep_U: The mask of the units that stay, on the device of the weights.
+        """
+        return ConsumerUpdate(weight=consumer.weight * consumer.spread(keep_U))
