@@ -75,4 +75,4 @@ class UnitSolver(ABC):
             consumer: The layer, with statistics of its inputs in the model whose earlier layers are pruned already.
             keep_U: The mask of the units that stay, on the device of the weights.
         """
-        return ConsumerUpdate(weight=consumer.weight * consumer.spread(keep_U))
+        return ConsumerUpdate(weight=consumer.weight * consumer.mask_features(keep_U))

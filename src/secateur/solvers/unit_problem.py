@@ -49,7 +49,7 @@ class UnitConsumer:
         assert self.gram is not None
         return self.gram
 
-    def spread(self, keep_U: torch.Tensor) -> torch.Tensor:
+    def mask_features(self, keep_U: torch.Tensor) -> torch.Tensor:
         """Return the mask of the input features, of shape (F,), for a mask of units."""
         return keep_U[self.unit_of.clamp(min=0)] | (self.unit_of < 0)
 
