@@ -1,0 +1,71 @@
+"""The interface of cost models: what a model costs if its groups keep fewer units."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from secateur.errors import ConfigError
+from secateur.graph import Graph
+
+__all__ = ["CostModel", "check_widths"]
+
+
+class CostModel(ABC):
+    """Tells what a model costs with other widths. Widths are given as number of a group of the graph → kept units.
+
+    Attributes:
+        quantity: What it counts; a key of `secateur.slimming.budget.QUANTITIES`.
+        is_exact: Whether `estimate` is as good as `measure`.
+        graph: The dependencies between the model's parameters.
+        dense: The cost of the dense model.
+    """
+
+    quantity: ClassVar[str]
+    is_exact: ClassVar[bool] = False
+
+    graph: Graph
+    dense: float
+
+    @abstractmethod
+    def estimate(self, kept: Mapping[int, int]) -> float:
+        """Return the cost of the model with some widths, without building it. Other groups keep all units.
+
+        Raises:
+            ConfigError: A group cannot keep that many units.
+        """
+
+    def measure(self, kept: Mapping[int, int]) -> float:
+        """Return the cost of a model that really has some widths.
+
+        Raises:
+            ConfigError: A group cannot keep that many units.
+        """
+        return self.estimate(kept)
+
+    def tabulate(self, group: int, widths: Sequence[int], base: Mapping[int, int] | None = None) -> list[float]:
+        """Return the estimated cost of the model for several widths of one group.
+
+        Args:
+            group: Number of the group.
+            widths: Numbers of kept units.
+            base: The widths of other groups; those that are missing keep all units.
+        """
+        return [self.estimate({**(base or {}), group: width}) for width in widths]
+
+
+def check_widths(graph: Graph, kept: Mapping[int, int]) -> None:
+    """Check that groups exist and can keep some numbers of units.
+
+    Raises:
+        ConfigError: There is no such group, or it cannot keep that many units.
+    """
+    for number, count in kept.items():
+        if not 0 <= number < len(graph.groups):
+            raise ConfigError(f"there is no group {number}: the graph has {len(graph.groups)}")
+        group = graph.groups[number]
+        if not 1 <= count <= group.units:
+            raise ConfigError(f"group {group.name!r} must keep 1 to {group.units} units, found {count}")
+        if count < group.units and group.obstacle is not None:
+            raise ConfigError(f"group {group.name!r} must keep all {group.units} units: {group.obstacle}")

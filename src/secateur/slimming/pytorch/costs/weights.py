@@ -1,0 +1,89 @@
+"""Costs that follow from the shapes of parameters and buffers alone: their number, and their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from secateur.graph import Graph
+from secateur.slimming.pytorch.costs.base import CostModel, check_widths
+from secateur.slimming.pytorch.costs.weight_shapes import TensorShape, read_shapes
+
+__all__ = ["ByteCost", "ParameterCost"]
+
+
+class WeightCost(CostModel):
+    """Adds up the elements of tensors, each with a factor. It is exact, and needs no slimmed model.
+
+    Args:
+        model: The dense model.
+        graph: The dependencies between its parameters.
+
+    Raises:
+        LayerError: The graph belongs to another model.
+    """
+
+    is_exact = True
+
+    def __init__(self, model: nn.Module, graph: Graph) -> None:
+        self.graph = graph
+        shapes = read_shapes(model, graph)
+        factors = {id(tensor): self._get_factor(tensor) for tensor in self._list_tensors(model)}
+        self._tensors = [(shapes[key], factor) for key, factor in factors.items()]
+        self._by_group: dict[int, list[tuple[TensorShape, int]]] = {}
+        for shape, factor in self._tensors:
+            for number in shape.units:
+                self._by_group.setdefault(number, []).append((shape, factor))
+        self.dense = float(_count(self._tensors, {}))
+
+    def estimate(self, kept: Mapping[int, int]) -> float:
+        """See `CostModel.estimate`; this is the true number."""
+        check_widths(self.graph, kept)
+        return float(_count(self._tensors, kept))
+
+    def tabulate(self, group: int, widths: Sequence[int], base: Mapping[int, int] | None = None) -> list[float]:
+        """See `CostModel.tabulate`; only tensors of the group are counted again."""
+        kept, own = dict(base or {}), self._by_group.get(group, [])
+        rest = self.estimate(kept) - _count(own, kept)
+        table = []
+        for width in widths:
+            check_widths(self.graph, {group: width})
+            table.append(rest + _count(own, kept | {group: width}))
+        return table
+
+    def _list_tensors(self, model: nn.Module) -> Iterator[torch.Tensor]:
+        raise NotImplementedError
+
+    def _get_factor(self, tensor: torch.Tensor) -> int:
+        raise NotImplementedError
+
+
+class ParameterCost(WeightCost):
+    """The number of parameters. Tied parameters count once."""
+
+    quantity = "parameters"
+
+    def _list_tensors(self, model: nn.Module) -> Iterator[torch.Tensor]:
+        return model.parameters()
+
+    def _get_factor(self, tensor: torch.Tensor) -> int:  # noqa: ARG002 - all count alike
+        return 1
+
+
+class ByteCost(WeightCost):
+    """The memory of all parameters and buffers in bytes, also of buffers that are not saved. Tied ones count once."""
+
+    quantity = "bytes"
+
+    def _list_tensors(self, model: nn.Module) -> Iterator[torch.Tensor]:
+        yield from model.parameters()
+        yield from model.buffers()
+
+    def _get_factor(self, tensor: torch.Tensor) -> int:
+        return tensor.element_size()
+
+
+def _count(tensors: Sequence[tuple[TensorShape, int]], kept: Mapping[int, int]) -> int:
+    return sum(factor * shape.count(kept) for shape, factor in tensors)

@@ -1,0 +1,119 @@
+"""Cost models tell what a really slimmed model costs."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+import tiny_transformers
+from graph.probing import fill
+from secateur.errors import ConfigError
+from secateur.graph import Graph, trace
+from secateur.slimming.pytorch.costs import ByteCost, CostModel, ParameterCost
+from zoo import TOKENS, ZOO
+
+FAMILIES = {"llama": TOKENS, "bert": TOKENS, "gpt2": TOKENS}
+
+MODELS = [
+    *["Perceptron", "Residual", "DenseNet", "Split", "SplitUnequally", "Depthwise", "DepthwiseMultiplier", "Grouped"],
+    *["InvertedBottleneck", "UNet", "GroupedTransposed", "GroupNormalized", "Flattened", "PixelShuffled", "Shuffled"],
+    *["Einsum", "Mixer", "GroupedQuery", "FusedAttention", "GatedFused", "StackedExperts", "TiedEmbeddings"],
+    *["EmbeddedStream", "EncoderDecoder", "VisionTransformer", "Shared", *FAMILIES],
+]
+"""Names in the zoo, and families of transformers."""
+
+
+def create(name: str) -> tuple[nn.Module, Any]:
+    """Return a model with random weights in evaluation mode, and its inputs."""
+    if name in ZOO:
+        return ZOO[name].create(), ZOO[name].inputs
+    torch.manual_seed(0)
+    return getattr(tiny_transformers, name)().eval(), FAMILIES[name]
+
+
+def choose_widths(graph: Graph, share: float) -> dict[int, int]:
+    """Return widths that exact groups can have, about a share of their units, and one less for every other group."""
+    return {
+        number: group.count_kept(round((1 - share) * group.units) + number % 2)
+        for number, group in enumerate(graph.groups)
+        if group.obstacle is None and group.inexact is None
+    }
+
+
+def slim(model: nn.Module, inputs: Any, graph: Graph, kept: Mapping[int, int]) -> nn.Module:
+    """Return a copy without the last units of each part of each group."""
+    model = copy.deepcopy(model)
+    for number, count in kept.items():
+        group = graph.groups[number]
+        length, left = group.units // group.constraints.equal_parts, count // group.constraints.equal_parts
+        fill(model, group, [unit for unit in range(group.units) if unit % length >= left], zeros=True)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph)
+    assert report.removed_units == sum(graph.groups[number].units - count for number, count in kept.items())
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def count_bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_counted_as_in_the_slimmed_model(name: str) -> None:
+    model, inputs = create(name)
+    graph = trace(model, inputs)
+    kept = choose_widths(graph, 0.45)
+    slimmed = slim(model, inputs, graph, kept)
+    for kind, count in ((ParameterCost, count_parameters), (ByteCost, count_bytes)):
+        costs = kind(model, graph)
+        assert (costs.dense, costs.estimate({})) == (count(model), count(model))
+        assert costs.estimate(kept) == costs.measure(kept) == count(slimmed) < costs.dense
+
+
+@pytest.mark.parametrize("name", ["DenseNet", "UNet", "llama"])
+def test_tables_are_estimates_of_one_group_after_another(name: str) -> None:
+    model, inputs = create(name)
+    costs = ByteCost(model, trace(model, inputs))
+    base = choose_widths(costs.graph, 0.5)
+    for number, width in base.items():
+        units = costs.graph.groups[number].units
+        assert costs.tabulate(number, [units, width, 1]) == [costs.estimate({number: k}) for k in (units, width, 1)]
+        assert costs.tabulate(number, [width], base) == CostModel.tabulate(costs, number, [width], base)
+        assert costs.tabulate(number, [width], base) == [costs.estimate(base)]
+
+
+def test_tied_parameters_count_once_and_buffers_only_as_bytes() -> None:
+    model, inputs = create("TiedEmbeddings")
+    model.double().register_buffer("steps", torch.zeros(5, dtype=torch.int16), persistent=False)
+    graph = trace(model, inputs)
+    parameters = 10 * 12 + (12 * 8 + 8) + (8 * 12 + 12) + 2 * 12
+    assert ParameterCost(model, graph).dense == parameters
+    assert ByteCost(model, graph).dense == 8 * parameters + 5 * 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [({9: 1}, "there is no group 9"), ({1: 0}, "'0' must keep 1 to 8 units, found 0"), ({1: 9}, "found 9")],
+)
+def test_impossible_widths(kept: dict[int, int], message: str) -> None:
+    model, inputs = create("Perceptron")
+    costs = ParameterCost(model, trace(model, inputs))
+    number = next(number for number, group in enumerate(costs.graph.groups) if group.name == "0")
+    kept = {number if key == 1 else key: value for key, value in kept.items()}
+    with pytest.raises(ConfigError, match=message):
+        costs.estimate(kept)
+
+
+def test_pinned_groups_keep_all_units() -> None:
+    model, inputs = create("Perceptron")
+    costs = ParameterCost(model, trace(model, inputs))
+    pinned = next(number for number, group in enumerate(costs.graph.groups) if group.obstacle is not None)
+    assert costs.estimate({pinned: costs.graph.groups[pinned].units}) == costs.dense
+    with pytest.raises(ConfigError, match=r"must keep all 6 units: .* constant size"):
+        costs.tabulate(pinned, [1])
