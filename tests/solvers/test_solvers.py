@@ -32,6 +32,9 @@ from secateur.solvers.gram import MAX_UNSPLIT_SIZE, conjugate_gradients, damp, f
 SHAPE = (8, 16)
 """Rows and features that fit every case."""
 
+LAYER_SOLVERS = {name: kind for name, kind in sorted(SOLVERS.items()) if issubclass(kind, Solver)}
+"""Solvers that prune weights of single layers; `test_unit_solvers` tests those that remove units of several layers."""
+
 Bools = npt.NDArray[np.bool_]
 
 
@@ -44,11 +47,11 @@ def case_problem(case: str, seed: int = 0) -> tuple[Problem, torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_exact_counts_of_whole_units_are_pruned(name: str, case: str) -> None:
     problem, _ = case_problem(case)
     dense = problem.weight.clone()
-    solution = SOLVERS[name]().solve(problem)
+    solution = LAYER_SOLVERS[name]().solve(problem)
     assert int((~solution.keep).sum()) == count_weights_to_prune(problem)
     assert not solution.weight[~solution.keep].any()
     assert torch.isfinite(solution.weight).all()
@@ -60,30 +63,30 @@ def test_exact_counts_of_whole_units_are_pruned(name: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_solvers_are_deterministic(name: str, case: str) -> None:
-    first, second = (SOLVERS[name]().solve(case_problem(case)[0]) for _ in range(2))
+    first, second = (LAYER_SOLVERS[name]().solve(case_problem(case)[0]) for _ in range(2))
     torch.testing.assert_close(first.keep, second.keep, rtol=0, atol=0)
     torch.testing.assert_close(first.weight, second.weight, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_errors_are_at_most_those_of_magnitude(name: str, case: str) -> None:
-    if case == "1xchannel" and SOLVERS[name].needs == "norms":
+    if case == "1xchannel" and LAYER_SOLVERS[name].needs == "norms":
         pytest.skip("norms of inputs do not predict the output energy of whole channels")
     for seed in range(3):
         problem, inputs = case_problem(case, seed)
-        assert loss(problem, SOLVERS[name]().solve(problem), inputs) <= loss(
+        assert loss(problem, LAYER_SOLVERS[name]().solve(problem), inputs) <= loss(
             problem, Magnitude().solve(problem), inputs
         )
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_conjugate_gradients_never_increase_the_error(name: str, case: str) -> None:
     problem, inputs = case_problem(case)
-    solution = SOLVERS[name]().solve(problem)
+    solution = LAYER_SOLVERS[name]().solve(problem)
     refined = PCG().refine(problem, solution)
     assert refined.keep is solution.keep
     assert not refined.weight[~solution.keep].any()
@@ -91,51 +94,53 @@ def test_conjugate_gradients_never_increase_the_error(name: str, case: str) -> N
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_the_reported_error_is_the_error_of_the_outputs(name: str, case: str) -> None:
     problem, inputs = case_problem(case)
-    solution = SOLVERS[name]().solve(problem)
+    solution = LAYER_SOLVERS[name]().solve(problem)
     expected = loss(problem, solution, inputs)
     assert problem.errors_per_layer(solution.weight)["fc"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0])
 @pytest.mark.parametrize("spec", ["1x1", "4x1", "1xchannel", "channelx1", "2:4"])
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_nothing_or_everything_can_be_pruned(name: str, spec: str, sparsity: float) -> None:
     inputs, weight = realistic_inputs(64, 16), realistic_weight(8, 16)
     target = min(sparsity, 0.5) if ":" in spec else sparsity
-    solution = SOLVERS[name]().solve(make_problem(weight, inputs, spec, target))
+    solution = LAYER_SOLVERS[name]().solve(make_problem(weight, inputs, spec, target))
     assert float(solution.keep.float().mean()) == 1 - target
     if target == 0:
         torch.testing.assert_close(solution.weight[0], weight, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("spec", ["1x1", "2:4", "1x4", "4x1"])
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_groups_of_a_convolution_are_independent(name: str, spec: str) -> None:
     inputs = torch.stack([realistic_inputs(64, 16, seed) for seed in range(2)])
     weight = torch.stack([realistic_weight(4, 16, seed) for seed in range(2)])
     problem = make_problem(weight, inputs, spec, 0.5)
-    solution = SOLVERS[name]().solve(problem)
+    solution = LAYER_SOLVERS[name]().solve(problem)
     assert int((~solution.keep).sum()) == count_weights_to_prune(problem)
     assert loss(problem, solution, inputs) <= loss(problem, Magnitude().solve(problem), inputs)
     # SparseGPT selects all columns of grouped layers at the start, and ALPS iterates until all groups have converged.
     if spec == "2:4" and name not in ("alps", "sparsegpt"):
-        separate = [SOLVERS[name]().solve(make_problem(weight[index], inputs[index], spec, 0.5)) for index in range(2)]
+        separate = [
+            LAYER_SOLVERS[name]().solve(make_problem(weight[index], inputs[index], spec, 0.5)) for index in range(2)
+        ]
         torch.testing.assert_close(solution.keep, torch.cat([result.keep for result in separate]), rtol=0, atol=0)
         torch.testing.assert_close(
             solution.weight, torch.cat([result.weight for result in separate]), rtol=1e-4, atol=1e-5
         )
 
 
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_the_dense_weights_are_not_modified(name: str) -> None:
     """A single row has the same memory layout as a single column, so a transpose may be a view."""
     for rows in (1, 2):
         weight = realistic_weight(rows, 16)
         problem = make_problem(weight, realistic_inputs(64, 16))
-        SOLVERS[name]().solve(problem)
+        LAYER_SOLVERS[name]().solve(problem)
         torch.testing.assert_close(problem.weight[0], weight, rtol=0, atol=0)
 
 
@@ -179,11 +184,11 @@ DEGENERATE = (
 
 @pytest.mark.parametrize("kind", DEGENERATE)
 @pytest.mark.parametrize("spec", ["1x1", "4x1", "2:4", "channelx1"])
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_degenerate_inputs(name: str, spec: str, kind: str) -> None:
     inputs = degenerate(kind)
     problem = make_problem(realistic_weight(8, 16), inputs, spec, 0.5)
-    solution = SOLVERS[name]().solve(problem)
+    solution = LAYER_SOLVERS[name]().solve(problem)
     assert int((~solution.keep).sum()) == count_weights_to_prune(problem)
     assert torch.isfinite(solution.weight).all()
     if kind != "all zero":
@@ -202,12 +207,12 @@ def test_dead_features_are_pruned_first() -> None:
         assert (~solution.keep[0]).any(dim=0).nonzero().flatten().tolist() == [0, 5, 6, 7], solver
 
 
-@pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"magnitude"}))
+@pytest.mark.parametrize("name", sorted(set(LAYER_SOLVERS) - {"magnitude"}))
 def test_nan_is_refused(name: str) -> None:
     problem, _ = case_problem("1x1")
     broken = replace(problem, norms=problem.norms * torch.nan, gram=problem.known_gram * torch.nan)
     with pytest.raises((ScoreError, CalibrationError, RuntimeError)):
-        SOLVERS[name]().solve(broken)
+        LAYER_SOLVERS[name]().solve(broken)
 
 
 def test_an_indefinite_matrix_is_refused() -> None:
@@ -398,10 +403,10 @@ def test_each_iteration_of_alps(iterations: int) -> None:
     np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_conjugate_gradients_converge_to_least_squares(name: str) -> None:
     weight_RF, inputs_NF, problem = small()
-    solution = SOLVERS[name]().solve(problem)
+    solution = LAYER_SOLVERS[name]().solve(problem)
     refined = PCG(iterations=50).refine(problem, solution).weight[0].numpy()
     for row, keep, fitted in zip(weight_RF, solution.keep[0].numpy(), refined, strict=True):
         best = np.linalg.norm(inputs_NF @ (fit_on_support(keep, row, inputs_NF) - row))
@@ -475,7 +480,9 @@ def test_errors_are_close_to_the_best_of_all_masks(name: str, max_factor: float,
         fitted = (fit_on_support(support, row, inputs_NF) for support in list_supports(spec, 8))
         best = min(np.square(inputs_NF @ (weight - row)).sum() for weight in fitted) / np.square(inputs_NF @ row).sum()
         problem = make_problem(weight, inputs, spec)
-        factors.append(loss(problem, PCG(iterations=50).refine(problem, SOLVERS[name]().solve(problem)), inputs) / best)
+        factors.append(
+            loss(problem, PCG(iterations=50).refine(problem, LAYER_SOLVERS[name]().solve(problem)), inputs) / best
+        )
     assert min(factors) >= 1 - 1e-4
     assert np.exp(np.log(factors).mean()) <= max_factor
 
@@ -511,11 +518,11 @@ class FirstOfGroup(NMPattern):
 
 
 @pytest.mark.usefixtures("registries_restored")
-@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("name", LAYER_SOLVERS)
 def test_a_subclass_of_a_pattern_selects_the_weights(name: str) -> None:
     register_pattern("first of group")(FirstOfGroup)
     problem = make_problem(realistic_weight(*SHAPE), realistic_inputs(64, SHAPE[1]), "first of group")
-    assert torch.equal(SOLVERS[name]().solve(problem).keep[0, 0], torch.arange(SHAPE[1]) % 4 < 2)
+    assert torch.equal(LAYER_SOLVERS[name]().solve(problem).keep[0, 0], torch.arange(SHAPE[1]) % 4 < 2)
 
 
 def test_deprecated_names_of_select() -> None:

@@ -12,16 +12,20 @@ from secateur.refiners.base import (  # noqa: E402 - after the check that torch 
     LayerRefiner,
     ModelRefiner,
     Refiner,
+    UnitRefiner,
     register_refiner,
 )
+from secateur.refiners.bias import BiasCompensation  # noqa: E402
 from secateur.refiners.block import Block  # noqa: E402
 from secateur.refiners.distill import Distill  # noqa: E402
 from secateur.refiners.dsnot import DSnoT  # noqa: E402
 from secateur.refiners.pcg import PCG  # noqa: E402
+from secateur.refiners.ridge import Ridge  # noqa: E402
 
 __all__ = [
     "PCG",
     "REFINERS",
+    "BiasCompensation",
     "Block",
     "BlockRefiner",
     "DSnoT",
@@ -29,5 +33,7 @@ __all__ = [
     "LayerRefiner",
     "ModelRefiner",
     "Refiner",
+    "Ridge",
+    "UnitRefiner",
     "register_refiner",
 ]

@@ -12,14 +12,17 @@ require_packages("torch", extra="torch")
 from secateur.solvers.alps import ALPS  # noqa: E402 - after the check that torch is installed
 from secateur.solvers.base import SOLVERS, Solver, UnitSolver, register_solver  # noqa: E402
 from secateur.solvers.magnitude import Magnitude  # noqa: E402
+from secateur.solvers.osscar import OSSCAR  # noqa: E402
 from secateur.solvers.problem import Problem, Solution  # noqa: E402
 from secateur.solvers.ria import RIA  # noqa: E402
 from secateur.solvers.sparsegpt import SparseGPT  # noqa: E402
 from secateur.solvers.unit_problem import ConsumerUpdate, RemovalPath, UnitConsumer, UnitProblem  # noqa: E402
 from secateur.solvers.wanda import Wanda  # noqa: E402
+from secateur.solvers.ziplm import ZipLM  # noqa: E402
 
 __all__ = [
     "ALPS",
+    "OSSCAR",
     "RIA",
     "SOLVERS",
     "ConsumerUpdate",
@@ -33,5 +36,6 @@ __all__ = [
     "UnitProblem",
     "UnitSolver",
     "Wanda",
+    "ZipLM",
     "register_solver",
 ]

@@ -1,0 +1,67 @@
+"""Ridge: fit the kept weights of a layer whose inputs lost units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from secateur.errors import ConfigError
+from secateur.refiners.base import UnitRefiner, register_refiner
+from secateur.solvers.ridge import fit_kept_features
+from secateur.solvers.unit_problem import ConsumerUpdate, UnitConsumer
+
+__all__ = ["Ridge"]
+
+
+@register_refiner("ridge")
+@dataclass(frozen=True, kw_only=True)
+class Ridge(UnitRefiner):
+    """Fit the weights of the units that stay to the dense outputs, by ridge regression.
+
+    ``W'_S = W_S + W_P H_PS (H_SS + λ I)⁻¹`` for the features S that stay and the pruned ones P, with the Gram matrix H
+    of the inputs behind the pruned layers before. Layers with a bias get the optimum over weights and bias. It replaces
+    whatever values came before. OSSCAR and ZipLM do the same without this refiner.
+
+    Attributes:
+        damping: λ as a share of the mean diagonal element of H, > 0.
+
+    Raises:
+        ConfigError: `damping` is not above 0.
+
+    Source:
+        Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", Technometrics 12, 1970,
+        shrunk towards the dense weights instead of zero.
+
+    Examples:
+        The unit that is removed equals the one that stays, which takes its weight:
+
+        >>> import torch
+        >>> from secateur.solvers import ConsumerUpdate, UnitConsumer
+        >>> inputs = torch.randn(64, 1).repeat(1, 2)
+        >>> consumer = UnitConsumer(
+        ...     name="down",
+        ...     weight=torch.tensor([[1.0, 2.0]]),
+        ...     unit_of=torch.arange(2),
+        ...     norms=inputs.norm(dim=0),
+        ...     gram=inputs.T @ inputs,
+        ... )
+        >>> keep = torch.tensor([True, False])
+        >>> update = ConsumerUpdate(weight=consumer.weight * keep)
+        >>> Ridge(damping=1e-6).refine_consumer(consumer, keep, update).weight.round()
+        tensor([[3., 0.]])
+    """
+
+    damping: float = 0.01
+
+    unit_needs: ClassVar[Literal["norms", "gram"]] = "gram"
+
+    def __post_init__(self) -> None:
+        if not self.damping > 0:
+            raise ConfigError(f"damping must be above 0, found {self.damping}.")
+
+    def refine_consumer(self, consumer: UnitConsumer, keep_U: torch.Tensor, update: ConsumerUpdate) -> ConsumerUpdate:
+        """See `UnitRefiner.refine_consumer`."""
+        del update
+        return fit_kept_features(consumer, keep_U, self.damping)

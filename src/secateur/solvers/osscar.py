@@ -1,0 +1,100 @@
+"""OSSCAR: remove whole units greedily, exchange some of them, and fit the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from secateur.errors import ConfigError
+from secateur.solvers.base import UnitSolver, register_solver
+from secateur.solvers.ridge import fit_kept_features
+from secateur.solvers.unit_elimination import eliminate_units
+from secateur.solvers.unit_exchange import exchange_units
+from secateur.solvers.unit_loss import build_unit_losses
+from secateur.solvers.unit_problem import ConsumerUpdate, RemovalPath, UnitConsumer, UnitProblem
+from secateur.solvers.unit_ranking import rank_by_score
+
+__all__ = ["OSSCAR"]
+
+
+@register_solver("osscar")
+@dataclass(frozen=True, kw_only=True)
+class OSSCAR(UnitSolver):
+    """Find the units without which the layers that read them can be fitted best, by greedy and local search.
+
+    With ``H = Xᵀ X + λ I``, the fit without the units P loses ``tr(W_:P [(H⁻¹)_PP]⁻¹ W_:Pᵀ)``, summed over all layers
+    that read them. The path removes units greedily, as in `ZipLM`. For a given number of units, removed units are then
+    exchanged for kept ones, each time the pair with the least exact loss of all pairs, until the loss does not fall or
+    `exchanges` are made. `fit_kept_features` computes the weights that stay.
+
+    Layers with a bias use the scatter matrix of their inputs, because the bias compensates for the mean.
+
+    Attributes:
+        damping: λ as a share of the mean diagonal element, > 0.
+        exchanges: Maximum number of pairs to exchange in a group, ≥ 0.
+
+    Raises:
+        ConfigError: A value is out of range.
+
+    Source:
+        Meng et al., "OSSCAR: One-Shot Structured Pruning in Vision and Language Models with Combinatorial
+        Optimization", arXiv:2403.12983. The paper's local search also changes several units at a time while their
+        number decreases; this one evaluates all pairs at the final number.
+
+    Examples:
+        Units 0 and 1 are the sum and difference of units 2 and 3, so any two of the four are enough:
+
+        >>> import torch
+        >>> from secateur.patterns.rounding import KeepRule
+        >>> left, right = torch.randn(2, 64, 1)
+        >>> inputs = torch.cat([left + right, left - right, left, right], dim=1)
+        >>> consumer = UnitConsumer(
+        ...     name="down",
+        ...     weight=torch.ones(2, 4),
+        ...     unit_of=torch.arange(4),
+        ...     norms=inputs.norm(dim=0),
+        ...     gram=inputs.T @ inputs,
+        ... )
+        >>> rule = KeepRule(units=4)
+        >>> problem = UnitProblem(
+        ...     name="ffn", rule=rule, consumers=[consumer], scores=torch.ones(4)
+        ... )
+        >>> solver = OSSCAR(damping=1e-6)
+        >>> path = solver.rank_units(problem)
+        >>> bool(path.losses[2] < 1e-2 < path.losses[4])
+        True
+        >>> int(solver.select_units(problem, path, removed=2).sum())
+        2
+    """
+
+    damping: float = 0.01
+    exchanges: int = 100
+
+    unit_needs: ClassVar[Literal["nothing", "norms", "gram", "gradients"]] = "gram"
+
+    def __post_init__(self) -> None:
+        if not self.damping > 0 or self.exchanges < 0:
+            raise ConfigError(
+                f"damping must be above 0 and exchanges at least 0, found {self.damping} and {self.exchanges}."
+            )
+
+    def rank_units(self, problem: UnitProblem) -> RemovalPath:
+        """See `UnitSolver.rank_units`."""
+        if not (losses := build_unit_losses(problem, self.damping)):
+            return rank_by_score(problem, torch.zeros(problem.units))
+        return eliminate_units(losses, problem.rule)
+
+    def select_units(self, problem: UnitProblem, path: RemovalPath, removed: int) -> torch.Tensor:
+        """See `UnitSolver.select_units`."""
+        keep_U = path.keep(removed)
+        if not 0 < removed < problem.units or not self.exchanges:
+            return keep_U
+        if not (losses := build_unit_losses(problem, self.damping)):
+            return keep_U
+        return exchange_units(losses, problem.rule, keep_U, self.exchanges).cpu()
+
+    def update_consumer(self, consumer: UnitConsumer, keep_U: torch.Tensor) -> ConsumerUpdate:
+        """See `UnitSolver.update_consumer`."""
+        return fit_kept_features(consumer, keep_U, self.damping)

@@ -1,0 +1,90 @@
+"""Ridge regression that repairs the layers that read pruned units.
+
+Legend: R rows (output channels), F input features, S features that stay, P pruned features.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from secateur.errors import CalibrationError
+from secateur.solvers.gram import invert
+from secateur.solvers.unit_problem import ConsumerUpdate, UnitConsumer
+
+__all__ = ["center_gram", "damp_features", "fit_kept_features", "shift_bias"]
+
+ROUNDING = 1e-6
+"""Share of the energy of a feature below which its variance is a rounding error of float32 sums."""
+
+
+def center_gram(consumer: UnitConsumer) -> torch.Tensor:
+    """Return the Gram matrix that errors of a layer are measured with, in float64, of shape (F, F).
+
+    A bias compensates for the mean of an error, so of a layer that has one this is the scatter matrix,
+    ``Xᵀ X − rows · μ μᵀ``. Features that it cannot tell from constants have zero rows and columns.
+
+    Args:
+        consumer: The layer, with its Gram matrix.
+
+    Raises:
+        CalibrationError: The matrix is not finite.
+    """
+    gram_FF = consumer.known_gram.double()
+    if not bool(torch.isfinite(gram_FF).all()):
+        raise CalibrationError(
+            f"layer {consumer.name!r}: the inputs of the calibration data must be finite, found nan or infinity. Check "
+            f"the data and the weights before this layer."
+        )
+    energy_F = gram_FF.diagonal().clone()
+    if consumer.has_bias and consumer.means is not None:
+        means_F = consumer.means.double()
+        gram_FF = torch.addr(gram_FF, means_F, means_F, alpha=-consumer.rows)
+    is_varying_F = gram_FF.diagonal() > ROUNDING * energy_F
+    if not bool(is_varying_F.all()):
+        gram_FF = gram_FF * is_varying_F * is_varying_F[:, None]
+    return gram_FF
+
+
+def damp_features(gram_FF: torch.Tensor, share: float) -> torch.Tensor:
+    """Return a copy with `share` of the mean diagonal element added to the diagonal; 1 if all elements are zero."""
+    level = gram_FF.diagonal().mean() * share
+    damped_FF = gram_FF.clone()
+    damped_FF.diagonal().add_(torch.where(level > 0, level, 1.0))
+    return damped_FF
+
+
+def fit_kept_features(consumer: UnitConsumer, keep_U: torch.Tensor, damping: float) -> ConsumerUpdate:
+    """Fit the weights of the units that stay, and the bias, to the dense outputs of a layer.
+
+    Of all weights that are zero for the removed units, the result W' minimizes ``‖X (W' − W)ᵀ‖² + λ ‖W' − W‖²``. With
+    ``H = Xᵀ X`` this is ``W'_S = W_S + W_P H_PS (H_SS + λ I)⁻¹``. For λ = 0 it equals ``W H_:S H_SS⁻¹``, and for λ > 0
+    it tends to the dense weights instead of zero, so weights that cannot help stay as they are. If the layer has a bias
+    and the means μ are known, H is the scatter matrix, and the bias changes by ``(W − W') μ``: the optimum over weights
+    and bias.
+
+    Args:
+        consumer: The layer, with its Gram matrix.
+        keep_U: The mask of the units that stay.
+        damping: λ as a share of the mean diagonal element of H, > 0.
+
+    Raises:
+        CalibrationError: The Gram matrix is not finite.
+    """
+    keep_F = consumer.mask_features(keep_U)
+    stay_S, pruned_P = keep_F.nonzero()[:, 0], (~keep_F).nonzero()[:, 0]
+    dense_RF = consumer.weight.double()
+    fitted_RF = dense_RF * keep_F
+    if len(stay_S) and len(pruned_P):
+        gram_FF = center_gram(consumer)
+        damped_FF = damp_features(gram_FF, damping)
+        lost_RS = dense_RF[:, pruned_P] @ gram_FF[pruned_P][:, stay_S]
+        fitted_RF[:, stay_S] += lost_RS @ invert(damped_FF[stay_S][:, stay_S][None])[0]
+    return ConsumerUpdate(weight=fitted_RF.to(consumer.weight.dtype), bias_change=shift_bias(consumer, fitted_RF))
+
+
+def shift_bias(consumer: UnitConsumer, weight_RF: torch.Tensor) -> torch.Tensor | None:
+    """Return ``(W − W') μ``, which keeps the mean output, of shape (R,); ``None`` without a bias or means."""
+    if not consumer.has_bias or consumer.means is None:
+        return None
+    change_RF = consumer.weight.double() - weight_RF.double()
+    return (change_RF @ consumer.means.double()).to(consumer.weight.dtype)

@@ -1,0 +1,48 @@
+"""Rank the units of a group by scores that do not depend on which other units are removed."""
+
+from __future__ import annotations
+
+import torch
+
+from secateur.errors import ScoreError
+from secateur.solvers.unit_problem import RemovalPath, UnitProblem
+
+__all__ = ["rank_by_score"]
+
+
+def rank_by_score(problem: UnitProblem, scores_U: torch.Tensor) -> RemovalPath:
+    """Remove the units with the lowest scores first; the loss is the sum of the scores.
+
+    Of equal scores, the lower index is kept. Negative scores count as no loss.
+
+    Args:
+        problem: The problem.
+        scores_U: Score of each unit.
+
+    Raises:
+        ScoreError: A score is ``nan``.
+
+    Examples:
+        >>> from secateur.patterns.rounding import KeepRule
+        >>> scores = torch.tensor([3.0, 1.0, 2.0, 2.0])
+        >>> rule = KeepRule(units=4)
+        >>> problem = UnitProblem(name="ffn", rule=rule, consumers=[], scores=scores)
+        >>> path = rank_by_score(problem, scores)
+        >>> path.order.tolist(), path.losses.tolist()
+        ([1, 3, 2, 0], [0.0, 1.0, 3.0, 5.0, 8.0])
+    """
+    scores_U = scores_U.detach().to("cpu", torch.float64)
+    if bool(scores_U.isnan().any()):
+        raise ScoreError(
+            f"group {problem.name!r}: scores must be numbers, found nan. Check the weights, gradients and calibration "
+            f"data of its layers."
+        )
+    parts = problem.rule.parts
+    # Sorting the reversed scores puts the higher index first among equals.
+    last = len(scores_U) // parts - 1
+    order_PU = last - scores_U.view(parts, -1).flip(1).argsort(dim=1, stable=True)
+    order_PU += torch.arange(parts)[:, None] * (last + 1)
+    order = order_PU.T.reshape(-1)
+    losses = torch.zeros(len(scores_U) + 1, dtype=torch.float64)
+    losses[1:] = scores_U[order].clamp(min=0).cumsum(dim=0)
+    return RemovalPath(order=order, losses=losses)
