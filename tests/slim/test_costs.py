@@ -1,19 +1,22 @@
 """Cost models tell what a really slimmed model costs."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
 import tiny_transformers
-from graph.probing import fill
+from graph.probing import fill, run
 from secateur.errors import ConfigError
 from secateur.graph import Graph, trace
-from secateur.slimming.pytorch.costs import ByteCost, CostModel, ParameterCost
+from secateur.slimming.pytorch.costs import ByteCost, CostModel, FlopCost, ParameterCost
+from secateur.slimming.pytorch.costs.flops import FORMULAS, count_flops
 from zoo import TOKENS, ZOO
 
 FAMILIES = {"llama": TOKENS, "bert": TOKENS, "gpt2": TOKENS}
@@ -33,6 +36,10 @@ def create(name: str) -> tuple[nn.Module, Any]:
         return ZOO[name].create(), ZOO[name].inputs
     torch.manual_seed(0)
     return getattr(tiny_transformers, name)().eval(), FAMILIES[name]
+
+
+def find_group(graph: Graph, name: str) -> int:
+    return [group.name for group in graph.groups].index(name)
 
 
 def choose_widths(graph: Graph, share: float) -> dict[int, int]:
@@ -64,8 +71,14 @@ def count_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
+def count_operations(model: nn.Module, inputs: Any) -> int:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        run(model, inputs)
+    return counter.get_total_flops()
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_are_counted_as_in_the_slimmed_model(name: str) -> None:
+def test_costs_are_counted_as_in_the_slimmed_model(name: str) -> None:
     model, inputs = create(name)
     graph = trace(model, inputs)
     kept = choose_widths(graph, 0.45)
@@ -74,6 +87,37 @@ def test_weights_are_counted_as_in_the_slimmed_model(name: str) -> None:
         costs = kind(model, graph)
         assert (costs.dense, costs.estimate({})) == (count(model), count(model))
         assert costs.estimate(kept) == costs.measure(kept) == count(slimmed) < costs.dense
+    flops = FlopCost(model, graph, inputs)
+    assert (flops.dense, flops.estimate({})) == (count_operations(model, inputs), flops.dense)
+    assert flops.estimate(kept) == flops.measure(kept) == count_operations(slimmed, inputs) < flops.dense
+
+
+@pytest.mark.parametrize("name", ["MultiHead", "GroupedQuery"])
+def test_attention_is_counted_as_if_written_out(name: str) -> None:
+    flops = [count_flops(ZOO[kind].create(), ZOO[kind].inputs) for kind in (name, f"{name}Eager")]
+    assert flops[0] == flops[1]
+
+
+def test_the_model_is_unchanged_by_measurements() -> None:
+    model, inputs = create("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = copy.deepcopy(model.config.to_dict())
+    costs = FlopCost(model.train(), trace(model, inputs), inputs)
+    costs.measure(choose_widths(costs.graph, 0.5))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.config.to_dict() == config
+
+
+def test_widths_that_constraints_do_not_allow() -> None:
+    model, inputs = create("Shuffled")
+    costs = FlopCost(model, trace(model, inputs), inputs)
+    group = costs.graph.groups[number := find_group(costs.graph, "1")]
+    constraints = dataclasses.replace(group.constraints, multiple=4)
+    groups = (*costs.graph.groups[:number], dataclasses.replace(group, constraints=constraints))
+    costs.graph = Graph(groups=(*groups, *costs.graph.groups[number + 1 :]), sizes=costs.graph.sizes)
+    with pytest.raises(ConfigError, match="group '1' cannot keep 3 of 8 units, but 4"):
+        costs.measure({number: 3})
 
 
 @pytest.mark.parametrize("name", ["DenseNet", "UNet", "llama"])
@@ -104,7 +148,7 @@ def test_tied_parameters_count_once_and_buffers_only_as_bytes() -> None:
 def test_impossible_widths(kept: dict[int, int], message: str) -> None:
     model, inputs = create("Perceptron")
     costs = ParameterCost(model, trace(model, inputs))
-    number = next(number for number, group in enumerate(costs.graph.groups) if group.name == "0")
+    number = find_group(costs.graph, "0")
     kept = {number if key == 1 else key: value for key, value in kept.items()}
     with pytest.raises(ConfigError, match=message):
         costs.estimate(kept)

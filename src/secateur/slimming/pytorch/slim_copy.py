@@ -1,0 +1,64 @@
+"""Copy a model with smaller widths, to measure what it would cost."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.errors import ConfigError
+from secateur.graph import Graph, Role
+from secateur.slimming.pytorch.example_run import ExampleRun
+from secateur.slimming.pytorch.surgery import Surgery
+from secateur.slimming.pytorch.tensors import list_tensors, locate_removed
+from secateur.slimming.removal import Flags, Removal
+
+__all__ = ["make_slim_copy"]
+
+
+def make_slim_copy(model: nn.Module, graph: Graph, kept: Mapping[int, int], example_inputs: Any) -> nn.Module:
+    """Return a copy of a model whose groups keep so many units, no matter which. It is in memory besides the model.
+
+    Args:
+        model: The dense model, without wrappers.
+        graph: The dependencies between its parameters.
+        kept: Number of a group → kept units. Other groups keep all units.
+        example_inputs: Typical inputs of the model.
+
+    Raises:
+        CalibrationError: The model fails with the example inputs.
+        LayerError: The units cannot be removed.
+        ConfigError: The constraints of a group do not allow so many units.
+    """
+    copied = copy.deepcopy(model)
+    removal = _select_last(graph, kept)
+    _zero_readers(copied, removal)
+    report = Surgery(copied, graph, ExampleRun(copied, example_inputs)).perform(allow_inexact=True)
+    for number, row in enumerate(report.groups):
+        expected = kept.get(number, row.units)
+        if row.kept_units != expected:
+            raise ConfigError(f"group {row.name!r} cannot keep {expected} of {row.units} units, but {row.kept_units}")
+    return copied
+
+
+def _select_last(graph: Graph, kept: Mapping[int, int]) -> Removal:
+    """Remove the last units of each part of each group."""
+    keep: list[Flags] = []
+    for number, group in enumerate(graph.groups):
+        flags = np.ones((group.constraints.equal_parts, group.units // group.constraints.equal_parts), dtype=bool)
+        flags[:, kept.get(number, group.units) // len(flags) :] = False
+        keep.append(flags.reshape(-1))
+    return Removal(graph=graph, keep=tuple(keep))
+
+
+def _zero_readers(model: nn.Module, removal: Removal) -> None:
+    tensors = list_tensors(model)
+    by_id = {id(tensor): tensor for tensor in tensors.values()}
+    with torch.no_grad():
+        for key, axes in locate_removed(removal, tensors, {Role.CONSUMER}).items():
+            for axis, indices in axes.items():
+                by_id[key].index_fill_(axis, torch.from_numpy(indices).to(by_id[key].device), 0)
