@@ -14,9 +14,9 @@ from torch import nn
 
 import secateur
 from secateur.errors import CalibrationError, ConfigError, ScoreError, UnsupportedModelError
+from secateur.masking.rearrangement import rearrange_units
 from secateur.oneshot import Progress
 from secateur.oneshot.pytorch import gradient_run
-from secateur.oneshot.rearrangement import rearrange_units
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -1,16 +1,17 @@
 """Test the solvers that remove whole units against dense least squares and exhaustive search."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
 import torch
 
-from secateur.errors import ConfigError
+from secateur.errors import CalibrationError, ConfigError, ScoreError
 from secateur.patterns.rounding import KeepRule
 from secateur.refiners import Ridge
-from secateur.solvers import OSSCAR, SOLVERS, UnitProblem, UnitSolver, ZipLM
+from secateur.solvers import OSSCAR, SOLVERS, FisherPruning, Magnitude, UnitProblem, UnitSolver, Wanda, ZipLM
 from secateur.solvers.unit_exchange import exchange_units
 from secateur.solvers.unit_loss import build_unit_losses
 from solvers.unit_problems import (
@@ -46,6 +47,237 @@ def test_a_path_has_every_unit_once_and_losses_never_decrease(name: str, shape: 
     assert path.losses[0] == 0
     assert path.losses[-1] > 0
     assert all(before <= after for before, after in pairwise(path.losses.tolist()))
+
+
+@pytest.mark.parametrize("name", UNIT_SOLVERS)
+def test_each_round_removes_one_unit_of_every_part(name: str) -> None:
+    case = make_case(SHAPES["parts"])
+    solver = UNIT_SOLVERS[name]()
+    path = solver.rank_units(case.problem)
+    parts, size = case.problem.rule.parts, case.problem.units // case.problem.rule.parts
+    for units in (path.order // size).view(-1, parts):
+        assert sorted(units.tolist()) == list(range(parts))
+    for removed in range(0, case.problem.units + 1, parts):
+        keep = solver.select_units(case.problem, path, removed)
+        assert keep.dtype == torch.bool
+        assert keep.view(parts, -1).sum(dim=1).tolist() == [size - removed // parts] * parts
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", UNIT_SOLVERS)
+def test_unit_solvers_are_deterministic_and_do_not_modify_the_problem(name: str, shape: str) -> None:
+    results = []
+    case, reference = make_case(SHAPES[shape]), make_case(SHAPES[shape])
+    removed = case.problem.rule.round_down(case.problem.units // 2)
+    for _ in range(2):
+        solver = UNIT_SOLVERS[name]()
+        path = solver.rank_units(case.problem)
+        keep = solver.select_units(case.problem, path, removed)
+        results.append([path.order, path.losses, keep, solver.update_consumer(case.problem.consumers[0], keep).weight])
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+    for consumer, expected in zip(case.problem.consumers, reference.problem.consumers, strict=True):
+        assert torch.equal(consumer.weight, expected.weight)
+        assert torch.equal(consumer.known_gram, expected.known_gram)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", UNIT_SOLVERS)
+def test_updates_are_zero_for_removed_units(name: str, shape: str) -> None:
+    case = make_case(SHAPES[shape])
+    solver, units = UNIT_SOLVERS[name](), case.problem.units
+    for keep in (torch.arange(units) % 2 == 0, torch.ones(units, dtype=torch.bool), torch.zeros(units).bool()):
+        for consumer in case.problem.consumers:
+            update = solver.update_consumer(consumer, keep)
+            assert update.weight.dtype == torch.float32
+            assert not update.weight[:, ~consumer.mask_features(keep)].any()
+            assert torch.isfinite(update.weight).all()
+            if keep.all():
+                torch.testing.assert_close(update.weight, consumer.weight, rtol=0, atol=0)
+            if update.bias_change is not None:
+                assert consumer.has_bias
+                assert torch.isfinite(update.bias_change).all()
+
+
+def make_equal_problem(parts: int = 1) -> UnitProblem:
+    """Return a problem of 12 units that do not differ."""
+    weight, inputs = torch.ones(3, 12), torch.eye(12).repeat(2, 1)
+    return UnitProblem(
+        name="group",
+        rule=KeepRule(units=12, parts=parts),
+        consumers=[make_consumer(inputs, weight, torch.arange(12))],
+        scores=torch.ones(12),
+        gradients=torch.ones(4, 12),
+    )
+
+
+@pytest.mark.parametrize("name", UNIT_SOLVERS)
+def test_of_equal_units_the_lower_index_is_kept(name: str) -> None:
+    assert UNIT_SOLVERS[name]().rank_units(make_equal_problem()).order.tolist() == list(range(11, -1, -1))
+    order = UNIT_SOLVERS[name]().rank_units(make_equal_problem(parts=3)).order
+    assert [sorted(units) for units in order.view(-1, 3).tolist()] == [[3, 7, 11], [2, 6, 10], [1, 5, 9], [0, 4, 8]]
+
+
+@pytest.mark.parametrize("name", UNIT_SOLVERS)
+def test_units_with_zero_inputs_go_first_and_cost_nothing(name: str) -> None:
+    case = make_case(Shape(units=8, widths=(2, 1)))
+    dead = torch.zeros(8, dtype=torch.bool)
+    dead[[1, 2, 6]] = True
+    consumers = []
+    for consumer, inputs in zip(case.problem.consumers, case.inputs, strict=True):
+        zeroed = inputs * ~dead[consumer.unit_of]
+        consumers.append(make_consumer(zeroed, consumer.weight, consumer.unit_of))
+    assert case.problem.gradients is not None
+    problem = replace(
+        case.problem,
+        consumers=consumers,
+        scores=case.problem.scores * ~dead,
+        gradients=case.problem.gradients * ~dead,
+    )
+    solver = UNIT_SOLVERS[name]()
+    path = solver.rank_units(problem)
+    assert path.order[:3].tolist() == [6, 2, 1]
+    assert path.losses[:4].tolist() == [0, 0, 0, 0]
+    assert path.losses[4] > 0
+    for consumer in consumers:
+        update = solver.update_consumer(consumer, ~dead)
+        torch.testing.assert_close(update.weight, consumer.weight * ~dead[consumer.unit_of])
+
+
+@pytest.mark.parametrize("name", UNIT_SOLVERS)
+def test_zero_inputs(name: str) -> None:
+    problem = make_equal_problem()
+    empty = make_consumer(torch.zeros(6, 12), torch.ones(3, 12), torch.arange(12))
+    problem = replace(problem, consumers=[empty], scores=torch.zeros(12), gradients=torch.zeros(4, 12))
+    solver = UNIT_SOLVERS[name]()
+    path = solver.rank_units(problem)
+    assert path.losses.tolist() == [0.0] * 13
+    assert solver.select_units(problem, path, 5).tolist() == [True] * 7 + [False] * 5
+    update = solver.update_consumer(empty, path.keep(5))
+    assert update.weight.tolist() == [[1.0] * 7 + [0.0] * 5] * 3
+
+
+@pytest.mark.parametrize("name", UNIT_SOLVERS)
+def test_groups_without_a_layer_that_reads_them(name: str) -> None:
+    problem = replace(make_equal_problem(), consumers=[])
+    solver = UNIT_SOLVERS[name]()
+    path = solver.rank_units(problem)
+    assert path.order.tolist() == list(range(11, -1, -1))
+    assert solver.select_units(problem, path, 3).tolist() == [True] * 9 + [False] * 3
+
+
+@pytest.mark.parametrize("name", UNIT_SOLVERS)
+def test_nan_is_refused_with_the_name_of_the_group(name: str) -> None:
+    problem = make_case().problem
+    assert problem.gradients is not None
+    [consumer] = problem.consumers
+    broken = replace(consumer, norms=consumer.norms * torch.nan, gram=consumer.known_gram * torch.nan)
+    problem = replace(
+        problem, consumers=[broken], scores=problem.scores * torch.nan, gradients=problem.gradients * torch.nan
+    )
+    with pytest.raises(ScoreError, match=r"group 'group'.* found nan"):
+        UNIT_SOLVERS[name]().rank_units(problem)
+
+
+@pytest.mark.parametrize("solver", [ZipLM(), FisherPruning()])
+def test_inputs_that_are_not_finite_are_refused_with_the_name_of_the_layer(solver: UnitSolver) -> None:
+    [consumer] = make_case().problem.consumers
+    broken = replace(consumer, gram=consumer.known_gram * torch.inf)
+    with pytest.raises(CalibrationError, match="layer 'reader': the inputs of the calibration data must be finite"):
+        solver.update_consumer(broken, torch.arange(6) > 2)
+
+
+# Scores
+
+
+def test_magnitude_ranks_units_by_their_scores() -> None:
+    problem = replace(make_equal_problem(), scores=torch.arange(12.0).flip(0) - 2)
+    path = Magnitude().rank_units(problem)
+    assert path.order.tolist() == list(range(11, -1, -1))
+    assert path.losses.tolist() == [0, 0, 0, 0, 1, 3, 6, 10, 15, 21, 28, 36, 45]
+
+
+def test_wanda_sums_all_weights_that_read_a_unit() -> None:
+    case = make_case(SHAPES["several consumers"])
+    expected = np.zeros(case.problem.units)
+    for consumer, inputs in zip(case.problem.consumers, case.inputs, strict=True):
+        norms = np.linalg.norm(inputs.double().numpy(), axis=0)
+        for feature, unit in enumerate(consumer.unit_of.tolist()):
+            expected[unit] += np.abs(consumer.weight[:, feature].double().numpy()).sum() * norms[feature]
+    path = Wanda().rank_units(case.problem)
+    assert path.order.tolist() == np.argsort(expected).tolist()
+    np.testing.assert_allclose(path.losses.numpy()[1:], np.sort(expected).cumsum(), rtol=1e-5)
+
+
+def test_features_without_a_unit_do_not_count_for_wanda() -> None:
+    case = make_case(SHAPES["features without unit"])
+    [consumer] = case.problem.consumers
+    louder = replace(consumer, norms=torch.where(consumer.unit_of < 0, 1e6, consumer.norms))
+    expected = Wanda().rank_units(case.problem).losses
+    assert torch.equal(Wanda().rank_units(replace(case.problem, consumers=[louder])).losses, expected)
+
+
+# Fisher
+
+
+def compute_fisher_loss(gradients: torch.Tensor, keep: torch.Tensor) -> float:
+    return float(gradients.double()[:, ~keep].sum(dim=1).square().sum())
+
+
+def test_fisher_losses_are_the_diagonal() -> None:
+    problem = make_case().problem
+    diagonal = problem.known_gradients.double().square().mean(dim=0) / 2
+    path = FisherPruning().rank_units(problem)
+    assert path.order.tolist() == diagonal.argsort().tolist()
+    torch.testing.assert_close(path.losses[1:], diagonal.sort().values.cumsum(0))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_rearrangement_reduces_the_loss_of_the_whole_matrix_within_parts(parts: int) -> None:
+    improved = 0
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        gradients = torch.randn(4, 12, generator=generator) + torch.randn(4, 1, generator=generator)
+        problem = replace(make_equal_problem(parts), gradients=gradients)
+        solver = FisherPruning()
+        path = solver.rank_units(problem)
+        keep = solver.select_units(problem, path, 6)
+        assert keep.view(parts, -1).sum(dim=1).tolist() == [6 // parts] * parts
+        before, after = (compute_fisher_loss(gradients, mask) for mask in (path.keep(6), keep))
+        assert after <= before * (1 + 1e-9)
+        improved += after < 0.9 * before
+    assert improved >= 5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masks_are_tuned_by_least_squares(shape: str) -> None:
+    case = make_case(SHAPES[shape])
+    keep = torch.arange(case.problem.units) % 3 != 1
+    for consumer, inputs in zip(case.problem.consumers, case.inputs, strict=True):
+        columns = [
+            (inputs[:, consumer.unit_of == unit].double() @ consumer.weight[:, consumer.unit_of == unit].double().T)
+            for unit in range(case.problem.units)
+        ]
+        design = torch.stack([column.reshape(-1) for column in columns], dim=1).numpy()
+        strength = np.sqrt(DAMPING * np.square(design[:, keep]).sum(axis=0).mean())
+        target = np.concatenate([design[:, ~keep].sum(axis=1), np.zeros(int(keep.sum()))])
+        stacked = np.vstack([design[:, keep], strength * np.eye(int(keep.sum()))])
+        factors = torch.zeros(case.problem.units, dtype=torch.float64)
+        factors[keep] = 1 + torch.from_numpy(np.linalg.lstsq(stacked, target, rcond=None)[0])
+        scales = torch.where(consumer.unit_of < 0, 1.0, factors[consumer.unit_of.clamp(min=0)]).float()
+        update = FisherPruning(damping=DAMPING, max_scale=1e6).update_consumer(consumer, keep)
+        torch.testing.assert_close(update.weight, consumer.weight * scales, rtol=1e-3, atol=1e-4)
+        assert update.bias_change is None
+
+
+def test_factors_out_of_range_are_discarded() -> None:
+    """The unit that stays has 20 times smaller inputs than the same one that goes."""
+    inputs = torch.randn(64, 1) * torch.tensor([1.0, 20.0])
+    consumer = make_consumer(inputs, torch.ones(2, 2), torch.arange(2))
+    keep = torch.tensor([True, False])
+    tuned = FisherPruning(damping=1e-6, max_scale=22).update_consumer(consumer, keep)
+    torch.testing.assert_close(tuned.weight, torch.tensor([[21.0, 0.0]] * 2), rtol=1e-3, atol=0)
+    plain = FisherPruning(damping=1e-6).update_consumer(consumer, keep)
+    assert plain.weight.tolist() == [[1.0, 0.0]] * 2
 
 
 # Direct comparison with dense least squares
@@ -149,7 +381,7 @@ def make_hard_problem(seed: int) -> UnitProblem:
 
 def test_osscar_is_close_to_the_best_of_all_selections() -> None:
     """Removing 4 of 8 units: greedy finds the best selection in about half of the cases, exchanges in 3 of 4."""
-    factors = {"greedy": [], "exchanged": []}
+    factors: dict[str, list[float]] = {"greedy": [], "exchanged": []}
     for seed in range(50):
         problem = make_hard_problem(seed)
         [loss] = build_unit_losses(problem, 1e-3)
@@ -183,6 +415,7 @@ def test_osscar_is_close_to_the_best_of_all_selections() -> None:
         (lambda: ZipLM(damping=0), "damping must be above 0, found 0"),
         (lambda: OSSCAR(damping=float("nan")), "damping must be above 0"),
         (lambda: OSSCAR(exchanges=-1), "exchanges at least 0, found 0.01 and -1"),
+        (lambda: FisherPruning(max_scale=0), "damping and max_scale must be above 0, found 0.01 and 0"),
         (lambda: Ridge(damping=-1), "damping must be above 0, found -1"),
     ],
 )

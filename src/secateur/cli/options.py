@@ -37,7 +37,7 @@ GROUP_PATTERNS = ("channels", "heads")
 PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "channelx1", *GROUP_PATTERNS)
 """Patterns that shell completion suggests; many more are valid."""
 
-SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps", "osscar", "ziplm")
+SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps", "osscar", "ziplm", "taylor", "fisher")
 REFINERS = ("dsnot", "pcg", "ridge", "bias", "block", "distill")
 ALLOCATIONS = ("uniform", "global", "owl", "sensitivity")
 """Names that shell completion suggests. They are constants because importing the registries takes seconds."""

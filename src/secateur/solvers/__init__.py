@@ -1,6 +1,7 @@
 """Solvers: choose which weights of a layer stay, and with which values. Needs torch.
 
-Each solver gets a `Problem`, the weights of layers that read the same inputs, and returns a `Solution`.
+A `Solver` gets a `Problem`, the weights of layers that read the same inputs, and returns a `Solution`. A `UnitSolver`
+gets a `UnitProblem`, the layers that read the channels or heads of a group, and returns a `RemovalPath`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ require_packages("torch", extra="torch")
 
 from secateur.solvers.alps import ALPS  # noqa: E402 - after the check that torch is installed
 from secateur.solvers.base import SOLVERS, Solver, UnitSolver, register_solver  # noqa: E402
+from secateur.solvers.fisher import FisherPruning  # noqa: E402
 from secateur.solvers.magnitude import Magnitude  # noqa: E402
 from secateur.solvers.osscar import OSSCAR  # noqa: E402
 from secateur.solvers.problem import Problem, Solution  # noqa: E402
 from secateur.solvers.ria import RIA  # noqa: E402
 from secateur.solvers.sparsegpt import SparseGPT  # noqa: E402
+from secateur.solvers.taylor import TaylorExpansion  # noqa: E402
 from secateur.solvers.unit_problem import ConsumerUpdate, RemovalPath, UnitConsumer, UnitProblem  # noqa: E402
 from secateur.solvers.wanda import Wanda  # noqa: E402
 from secateur.solvers.ziplm import ZipLM  # noqa: E402
@@ -26,12 +29,14 @@ __all__ = [
     "RIA",
     "SOLVERS",
     "ConsumerUpdate",
+    "FisherPruning",
     "Magnitude",
     "Problem",
     "RemovalPath",
     "Solution",
     "Solver",
     "SparseGPT",
+    "TaylorExpansion",
     "UnitConsumer",
     "UnitProblem",
     "UnitSolver",

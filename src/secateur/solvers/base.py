@@ -48,9 +48,11 @@ class UnitSolver(ABC):
     Attributes:
         unit_needs: The statistics it needs: nothing, the norm of each input feature of the consumers, their Gram
             matrix, or the gradients of the loss with respect to masks of the units.
+        repair_needs: What `update_consumer` needs besides: nothing, or the Gram matrix.
     """
 
     unit_needs: ClassVar[Literal["nothing", "norms", "gram", "gradients"]]
+    repair_needs: ClassVar[Literal["nothing", "gram"]] = "nothing"
 
     @abstractmethod
     def rank_units(self, problem: UnitProblem) -> RemovalPath:

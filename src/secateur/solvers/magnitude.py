@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from secateur.solvers.base import Solver, register_solver
+from secateur.solvers.base import Solver, UnitSolver, register_solver
 from secateur.solvers.problem import Problem, Solution
+from secateur.solvers.unit_problem import RemovalPath, UnitProblem
+from secateur.solvers.unit_ranking import rank_by_score
 
 __all__ = ["Magnitude"]
 
 
 @register_solver("magnitude")
 @dataclass(frozen=True)
-class Magnitude(Solver):
+class Magnitude(Solver, UnitSolver):
     """Rank units by the configured criterion and reduction, by default the mean magnitude of their weights.
+
+    The score of a unit in several layers, such as a channel, is over all its weights.
 
     Source:
         Han et al., "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.
@@ -29,8 +33,13 @@ class Magnitude(Solver):
     """
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]] = "nothing"
+    unit_needs: ClassVar[Literal["nothing", "norms", "gram", "gradients"]] = "nothing"
 
     def solve(self, problem: Problem) -> Solution:
         """See `Solver.solve`."""
         keep = problem.select(problem.criterion_scores())
         return Solution(weight=problem.weight * keep, keep=keep)
+
+    def rank_units(self, problem: UnitProblem) -> RemovalPath:
+        """See `UnitSolver.rank_units`."""
+        return rank_by_score(problem, problem.scores)

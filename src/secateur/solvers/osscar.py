@@ -63,7 +63,7 @@ class OSSCAR(UnitSolver):
         ... )
         >>> solver = OSSCAR(damping=1e-6)
         >>> path = solver.rank_units(problem)
-        >>> bool(path.losses[2] < 1e-2 < path.losses[4])
+        >>> bool(path.losses[2] < 1e-3 * path.losses[4])
         True
         >>> int(solver.select_units(problem, path, removed=2).sum())
         2

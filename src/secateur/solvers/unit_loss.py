@@ -44,15 +44,14 @@ def build_unit_losses(problem: UnitProblem, damping: float) -> list[UnitLoss]:
         damping: λ as a share of the mean diagonal element, > 0.
 
     Raises:
-        ScoreError: Weights or their importance are not finite.
-        CalibrationError: A Gram matrix is not finite.
+        ScoreError: Weights or statistics are not finite.
     """
     for consumer in problem.consumers:
-        values = (consumer.weight,) if consumer.importance is None else (consumer.weight, consumer.importance)
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in values):
+        values = (consumer.weight, consumer.known_gram, consumer.importance, consumer.means)
+        if not all(value is None or bool(torch.isfinite(value).all()) for value in values):
             raise ScoreError(
-                f"group {problem.name!r}: the weights of {consumer.name!r} and the gradients of its outputs must be "
-                f"finite, found nan or infinity. Check the model and the calibration data."
+                f"group {problem.name!r}: the weights, inputs and gradients of {consumer.name!r} "
+                f"must be finite, found nan or infinity. Check the model and the calibration data."
             )
     readers = (consumer for consumer in problem.consumers if bool((consumer.unit_of >= 0).any()))
     return [_build_unit_loss(consumer, problem.units, damping) for consumer in readers]

@@ -7,7 +7,7 @@ import torch
 from secateur.errors import ScoreError
 from secateur.solvers.unit_problem import RemovalPath, UnitProblem
 
-__all__ = ["rank_by_score"]
+__all__ = ["rank_by_score", "sum_by_unit"]
 
 
 def rank_by_score(problem: UnitProblem, scores_U: torch.Tensor) -> RemovalPath:
@@ -46,3 +46,20 @@ def rank_by_score(problem: UnitProblem, scores_U: torch.Tensor) -> RemovalPath:
     losses = torch.zeros(len(scores_U) + 1, dtype=torch.float64)
     losses[1:] = scores_U[order].clamp(min=0).cumsum(dim=0)
     return RemovalPath(order=order, losses=losses)
+
+
+def sum_by_unit(values_F: torch.Tensor, unit_of_F: torch.Tensor, units: int) -> torch.Tensor:
+    """Sum values of features, along the first axis, over the features of each unit.
+
+    Args:
+        values_F: The values, of shape (F, …).
+        unit_of_F: The unit of each feature; -1: none.
+        units: Number of units.
+
+    Examples:
+        >>> sum_by_unit(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([1, 0, -1, 1]), 2)
+        tensor([2., 9.])
+    """
+    # Features without unit are summed into one more unit at the end.
+    sums = values_F.new_zeros((units + 1, *values_F.shape[1:]))
+    return sums.index_add_(0, torch.where(unit_of_F < 0, units, unit_of_F), values_F)[:units]

@@ -58,7 +58,7 @@ class ZipLM(UnitSolver):
         ... )
         >>> solver = ZipLM(damping=1e-6)
         >>> path = solver.rank_units(problem)
-        >>> bool(path.losses[1] < 1e-3 < path.losses[2])
+        >>> bool(path.losses[1] < 1e-3 * path.losses[2])
         True
     """
 

@@ -19,12 +19,12 @@ from secateur.config import PruningConfig
 from secateur.errors import CalibrationError, ConfigError, ScoreError
 from secateur.frameworks.pytorch import read_canonical, unwrap_model
 from secateur.masking.pytorch import ParameterWeight
+from secateur.masking.rearrangement import MAX_REARRANGED_UNITS, rearrange_units
 from secateur.masking.run import Run, build_report, refuse_nan, refuse_violations
 from secateur.oneshot.execution import Progress
 from secateur.oneshot.interrupts import defer_interrupts
 from secateur.oneshot.magnitude import find_gradient_criterion
 from secateur.oneshot.pytorch.batches import Batch, calibration_mode, move_to, read_batches
-from secateur.oneshot.rearrangement import MAX_REARRANGED_UNITS, rearrange_units
 from secateur.patterns import BasePattern
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.planning.planner import Plan

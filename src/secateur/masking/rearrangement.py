@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Flags = npt.NDArray[np.bool_]
 
 
-def rearrange_units(gradients: Floats, keep: Flags, alive: Flags | None = None) -> Flags:
+def rearrange_units(gradients: Floats, keep: Flags, alive: Flags | None = None, parts: int = 1) -> Flags:
     """Exchange kept for pruned units so that the pruned ones together change the loss less.
 
     With the Fisher information of the masks of one layer, ``F = Σ g gᵀ`` over batches, pruning a set of units changes
@@ -31,6 +31,7 @@ def rearrange_units(gradients: Floats, keep: Flags, alive: Flags | None = None) 
         gradients: Gradients of the loss with respect to the masks, of shape (batches, units).
         keep: One boolean per unit, ``True`` = kept.
         alive: One boolean per unit, ``False`` if it was pruned before and stays pruned; ``None``: no unit was.
+        parts: Number of runs of units of equal length; units are only exchanged within a run.
 
     Returns:
         One boolean per unit, ``True`` = kept.
@@ -49,6 +50,7 @@ def rearrange_units(gradients: Floats, keep: Flags, alive: Flags | None = None) 
     free = np.ones(len(keep), dtype=bool) if alive is None else np.asarray(alive)
     pruned = np.flatnonzero(~keep & free)
     norms = np.square(vectors).sum(axis=1)
+    part_of = np.arange(len(keep)) * parts // max(1, len(keep))
     if not pruned.size:
         return np.array(keep)
     members = vectors[pruned]
@@ -58,6 +60,7 @@ def rearrange_units(gradients: Floats, keep: Flags, alive: Flags | None = None) 
         joint = total + vectors[candidate]
         # The squared sum without unit i is |joint|² - 2 g_i · joint + |g_i|².
         changes = norms[pruned] - 2 * (members @ joint)
+        changes[part_of[pruned] != part_of[candidate]] = np.inf
         best = int(np.argmin(changes))
         without = norms[candidate] - 2 * (vectors[candidate] @ joint)
         if changes[best] < without - TOLERANCE * (joint @ joint + norms[candidate]):
