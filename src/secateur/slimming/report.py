@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from secateur._wording import format_count
+from secateur._wording import format_count, format_list
 from secateur.results import Column, Report, Row
 
 __all__ = ["SlimReport", "SlimmedGroup"]
@@ -68,6 +68,8 @@ class SlimReport(Report):
             whose removal is not exact.
         inexact_difference: The same with these groups; ``None``: none of them lost units.
         attributes: Module → its attributes that changed, such as ``out_features``, and their new values.
+        branches: Modules that were removed as a whole, because their output is zero or a bias, by their names before.
+        blocks: Blocks that were removed with all their branches, because they return their input.
         config: Fields of the transformers configuration that changed, and their new values.
         is_configured: Whether the configuration of a transformers model describes all widths, so that
             ``save_pretrained`` and ``from_pretrained`` work. If not, save the model with `secateur.save`. ``None``: it
@@ -86,8 +88,10 @@ class SlimReport(Report):
     proof_difference: float
     inexact_difference: float | None
     attributes: dict[str, dict[str, int | tuple[int, ...]]]
-    config: dict[str, int]
+    config: dict[str, Any]
     is_configured: bool | None
+    branches: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
     model: Any = field(default=None, compare=False)
 
     @property
@@ -122,6 +126,10 @@ class SlimReport(Report):
             f"Removed {format_count(self.removed_units, 'unit')}: {self.weights_before:,} parameters before, "
             f"{self.weights:,} after ({0 - self.removed_share:.1%})."
         ]
+        if self.branches:
+            lines.append(f"Removed branches: {format_list(self.branches)}.")
+        if self.blocks:
+            lines.append(f"Removed blocks: {format_list(self.blocks)}.")
         if not any(group.zero_units for group in self.groups):
             lines.append(
                 "No unit is zero: every unit has a weight that reads it and is not zero. Prune with the pattern "
@@ -136,10 +144,10 @@ class SlimReport(Report):
             lines.append(f"Groups whose removal is not exact changed the outputs by {self.inexact_difference:.1e}.")
         if self.is_configured is False:
             lines.append(
-                "The configuration of the model cannot describe its widths: only secateur.save and secateur.load keep "
-                "them, and from_pretrained cannot load what save_pretrained writes. mode='uniform' leaves equal "
-                "widths, which more configurations can describe, but not a pooler that is narrower than the model, nor "
-                "fewer heads without a field for their size, such as head_dim."
+                "The configuration of the model cannot describe its widths or missing branches: only secateur.save and "
+                "secateur.load keep them, and from_pretrained cannot load what save_pretrained writes. mode='uniform' "
+                "leaves equal widths and whole blocks, which more configurations can describe, but not a pooler that "
+                "is narrower than the model, nor fewer heads without a field for their size, such as head_dim."
             )
         if self.barriers:
             lines.append(f"Operations without a rule: {'; '.join(self.barriers)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -189,12 +190,25 @@ def select_removal(
 
 
 def describe_groups(
-    removal: Removal, zeros: Sequence[Flags], obstacles: Sequence[str | None]
+    removal: Removal,
+    zeros: Sequence[Flags],
+    obstacles: Sequence[str | None],
+    reasons: Mapping[int, str] = MappingProxyType({}),
 ) -> Iterator[SlimmedGroup]:
-    """Yield what happened to each group, for the report."""
-    for group, keep, is_zero, obstacle in zip(removal.graph.groups, removal.keep, zeros, obstacles, strict=True):
-        removed, zero = int((~keep).sum()), int(is_zero.sum())
+    """Yield what happened to each group, for the report.
+
+    Args:
+        removal: The units that went.
+        zeros: For each group, whether nothing reads a unit.
+        obstacles: For each group, why no unit can be removed; ``None``: units can be.
+        reasons: Why groups that nothing reads are not removed as a whole, by their numbers.
+    """
+    for number, (group, keep) in enumerate(zip(removal.graph.groups, removal.keep, strict=True)):
+        obstacle = obstacles[number] if keep.any() else None
+        removed, zero = int((~keep).sum()), int((zeros[number] | ~keep).sum())
         limit = "the constraints of the group, or equal widths, require them"
+        if number in reasons:
+            limit = f"{limit}; {reasons[number]}"
         yield SlimmedGroup(
             name=group.name,
             kind=group.kind,

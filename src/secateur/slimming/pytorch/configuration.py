@@ -21,11 +21,11 @@ from torch import nn
 
 from secateur._huggingface.pytorch import build_empty_model, is_pretrained
 from secateur._model_limits import LIMITS_WITHOUT_WEIGHTS
-from secateur._resizing.pytorch import CONFIG, clear_sizes, read_sizes
+from secateur._resizing.pytorch import CONFIG, clear_sizes, list_branches, read_sizes
 from secateur.graph import Group
 from secateur.slimming.removal import Flags, Removal
 
-__all__ = ["update_configs"]
+__all__ = ["list_configs", "update_configs"]
 
 Fields = dict[str, int]
 
@@ -58,7 +58,7 @@ def update_configs(model: nn.Module, removal: Removal) -> Fields:
     for name, module in model.named_modules():
         if is_pretrained(module) and not (done and name.startswith(done)):
             done = (*done, f"{name}." if name else "")
-            fields = _find_fields(module, name, removal)
+            fields = None if list_branches(module) else _find_fields(module, name, removal)
             if fields is not None:
                 _set_fields(module.config, fields)
                 _share_configs(module)
@@ -67,7 +67,7 @@ def update_configs(model: nn.Module, removal: Removal) -> Fields:
     return changed
 
 
-def _list_configs(config: Any) -> dict[str, Any]:
+def list_configs(config: Any) -> dict[str, Any]:
     """Return a configuration and those inside it, each by the beginning of the names of its fields."""
     inner = {f"{name}.": value for name, value in vars(config).items() if hasattr(value, "model_type")}
     return {"": config, **{key: value for key, value in inner.items() if not isinstance(value, type)}}
@@ -76,7 +76,7 @@ def _list_configs(config: Any) -> dict[str, Any]:
 def _share_configs(model: Any) -> None:
     """Replace copies of a configuration, which modules have while their sizes are not in it."""
     sizes = read_sizes(model)
-    originals = {type(config): config for config in _list_configs(model.config).values()}
+    originals = {type(config): config for config in list_configs(model.config).values()}
     for name, module in model.named_modules():
         if any(key.startswith(CONFIG) for key in sizes.get(name, ())):
             module.config = originals.get(type(module.config), module.config)
@@ -140,7 +140,7 @@ def _collect_widths(groups: Sequence[tuple[Group, Flags]]) -> list[tuple[str, in
 def _list_all_options(config: Any, kind: str, before: int, after: int) -> list[Fields]:
     """List sets of fields, of a configuration and those inside it, that may describe a width; the last one is empty."""
     options: list[Fields] = []
-    for place, part in _list_configs(config).items():
+    for place, part in list_configs(config).items():
         for option in _list_options(part, kind, before, after):
             fields = {f"{place}{field}": value for field, value in option.items()}
             if fields and fields not in options:
@@ -172,7 +172,7 @@ def _is_multiple(value: Any, units: int) -> bool:
 
 
 def _set_fields(config: Any, fields: Mapping[str, int]) -> None:
-    configs = _list_configs(config)
+    configs = list_configs(config)
     for name, value in fields.items():
         place, dot, field = name.rpartition(".")
         setattr(configs[place + dot], field, value)

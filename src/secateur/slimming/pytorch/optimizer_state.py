@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from secateur.errors import StateError, UnsupportedModelError
 from secateur.slimming.pytorch.cutting import select_slices
 from secateur.slimming.pytorch.tensors import AxisIndices
 
-__all__ = ["check_state", "list_optimizers", "replace_parameters"]
+__all__ = ["check_state", "forget_parameters", "list_optimizers", "replace_parameters"]
 
 Removed = Mapping[int, AxisIndices]
 
@@ -75,6 +75,15 @@ def replace_parameters(
                 name, axes = type(optimizer).__name__, removed[id(old)]
                 full = tuple(size + len(axes.get(axis, ())) for axis, size in enumerate(after.shape))
                 optimizer.state[after] = {key: _cut_value(name, key, value, full, axes) for key, value in state.items()}
+
+
+def forget_parameters(optimizers: Iterable[Optimizer], gone: Collection[int]) -> None:
+    """Remove parameters, by their ids, from optimizers, with their state. Parameter groups stay, even if empty."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"][:] = [weight for weight in group["params"] if id(weight) not in gone]
+        for weight in [weight for weight in optimizer.state if id(weight) in gone]:
+            del optimizer.state[weight]
 
 
 def _cut_value(optimizer: str, key: str, value: Any, full: tuple[int, ...], removed: AxisIndices) -> Any:

@@ -10,19 +10,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from secateur._huggingface.pytorch import is_pretrained
-from secateur._resizing.pytorch import CONFIG, Sizes, read_sizes, set_sizes
+from secateur._resizing.pytorch import CONFIG, Sizes, list_branches, read_sizes, set_sizes
+from secateur._wording import format_list
 from secateur.errors import LayerError
 from secateur.graph import Graph
 from secateur.slimming.pytorch.code_sizes import SizeSearch, UnresolvedSizeError
 from secateur.slimming.pytorch.configuration import update_configs
 from secateur.slimming.pytorch.cutting import cut_tensors, refuse_hooks, refuse_shared_memory, update_layers
+from secateur.slimming.pytorch.depth import DepthPlan, plan_depth
 from secateur.slimming.pytorch.descriptions import update_descriptions
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
-from secateur.slimming.pytorch.optimizer_state import check_state, replace_parameters
+from secateur.slimming.pytorch.optimizer_state import check_state, forget_parameters, replace_parameters
 from secateur.slimming.pytorch.probe import probe_removal
-from secateur.slimming.pytorch.tensors import find_zero_units, list_tensors, locate_removed
-from secateur.slimming.removal import Removal, find_culprits
+from secateur.slimming.pytorch.tensors import AxisIndices, find_zero_units, list_tensors, locate_removed
+from secateur.slimming.removal import Flags, Removal, find_culprits
 from secateur.slimming.report import SlimReport
 from secateur.slimming.selection import (
     check_members,
@@ -62,35 +64,85 @@ class Surgery:
         graph, before = self._graph, _count_weights(self._model)
         zeros = find_zero_units(graph, self._tensors)
         obstacles = [explain_obstacle(group, allow_inexact=allow_inexact) for group in graph.groups]
-        removal = select_removal(graph, zeros, obstacles, is_uniform=is_uniform)
-        exact = removal.restrict([number for number in removal.groups if graph.groups[number].inexact is None])
-        removed = locate_removed(removal, self._tensors)
-        refuse_shared_memory(self._model, removed)
-        refuse_hooks(self._model, removed)
-        check_state(self._optimizers, removed)
-        probe = probe_removal(exact, self._tensors, self._example) if exact.groups else 0.0
-        journal = Journal()
+        plan = self._plan_depth(zeros, obstacles, is_uniform=is_uniform)
+        removal = plan.complete(select_removal(graph, zeros, obstacles, is_uniform=is_uniform), self._tensors)
+        probed = self._restrict_to_exact(removal)
+        probe = probe_removal(probed, self._tensors, self._example) if probed.groups else 0.0
+        depth_journal, journal = Journal(), Journal()
         try:
-            pairs, proof, inexact = self._cut_all(exact, removal, journal)
+            rest = self._remove_branches(plan, removal, depth_journal)
+            removed = self._check(rest)
+            depth_proof = self._prove_branches(plan)
+            pairs, proof, inexact = self._cut_all(self._restrict_to_exact(rest), rest, journal)
             sizes = self._collect_sizes(pairs, journal)
         except BaseException:
             journal.roll_back()
+            depth_journal.roll_back()
             raise
+        forget_parameters(self._optimizers, plan.gone)
         replace_parameters(self._optimizers, pairs, removed)
         set_sizes(self._model, sizes)
-        config = update_configs(self._model, removal)
+        config = plan.config | update_configs(self._model, rest)
         return SlimReport(
-            groups=tuple(describe_groups(removal, zeros, obstacles)),
+            groups=tuple(describe_groups(removal, zeros, obstacles, plan.reasons)),
             barriers=tuple(map(str, graph.barriers)),
             weights_before=before,
             weights=_count_weights(self._model),
             probe_difference=probe,
-            proof_difference=proof,
+            proof_difference=max(depth_proof, proof),
             inexact_difference=inexact,
             attributes={name: values for name, values in sizes.items() if values},
+            branches=plan.standing,
+            blocks=plan.blocks,
             config=config,
-            is_configured=not read_sizes(self._model) if any(map(is_pretrained, self._model.modules())) else None,
+            is_configured=self._is_configured(),
         )
+
+    def _plan_depth(self, zeros: Sequence[Flags], obstacles: Sequence[str | None], *, is_uniform: bool) -> DepthPlan:
+        """Plan which branches and blocks go: those of exact groups without units that anything reads."""
+        empty = [
+            number
+            for number, group in enumerate(self._graph.groups)
+            if obstacles[number] is None and group.inexact is None and zeros[number].all()
+        ]
+        return plan_depth(self._model, self._graph, self._example, empty, is_uniform=is_uniform)
+
+    def _restrict_to_exact(self, removal: Removal) -> Removal:
+        return removal.restrict([number for number in removal.groups if removal.graph.groups[number].inexact is None])
+
+    def _remove_branches(self, plan: DepthPlan, removal: Removal, journal: Journal) -> Removal:
+        """Remove branches and blocks, and return what is still to be removed then."""
+        tensors, modules = self._tensors, dict(self._model.named_modules(remove_duplicate=False))
+        plan.apply(self._model, journal)
+        rest = plan.follow(removal, tensors, modules, self._model)
+        self._graph, self._tensors = rest.graph, list_tensors(self._model)
+        return rest
+
+    def _prove_branches(self, plan: DepthPlan) -> float:
+        """Check that the outputs are those of the masked model.
+
+        Raises:
+            LayerError: They differ.
+        """
+        difference = self._example.measure_change() if plan.branches else 0.0
+        if not difference <= self._example.tolerance:
+            names = format_list(map(repr, (*plan.standing, *plan.blocks)))
+            raise LayerError(f"the outputs change by {difference:.1e} without {names}. Nothing was removed")
+        return difference
+
+    def _check(self, removal: Removal) -> dict[int, AxisIndices]:
+        """Check that the tensors that lose units can be replaced, and return what goes of each."""
+        removed = locate_removed(removal, self._tensors)
+        refuse_shared_memory(self._model, removed)
+        refuse_hooks(self._model, removed)
+        check_state(self._optimizers, removed)
+        return removed
+
+    def _is_configured(self) -> bool | None:
+        """Whether the configuration of a transformers model describes all of it; ``None``: it is another model."""
+        if not any(map(is_pretrained, self._model.modules())):
+            return None
+        return not read_sizes(self._model) and not list_branches(self._model)
 
     def _cut_all(self, exact: Removal, removal: Removal, journal: Journal) -> tuple[Pairs, float, float | None]:
         """Cut the exact groups with proof, and then all groups if there are others, whose difference is measured."""

@@ -1,0 +1,281 @@
+"""Whole branches and blocks go, exactly, or nothing changes."""
+
+import copy
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+import tiny_transformers
+from secateur.graph import Graph, Role, trace
+from secateur.slimming.pytorch.depth import find_blocks, find_branches
+from secateur.slimming.pytorch.example_run import ExampleRun
+from slim.test_surgery import everything
+
+Branches = dict[str, str]
+"""Name of a group → the module that goes with it."""
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.tanh(self.gate(x)) * self.up(x))
+
+
+class ResidualMlp(nn.Module):
+    """Blocks with one branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+        self.blocks = nn.ModuleList(Mlp() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x = x + block(norm(x))
+        return self.head(x)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, None]:
+        queries, keys, values = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(queries, keys, values, mask)
+        return self.out(mixed.transpose(1, 2).flatten(2)), None
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.attention, self.mlp = SelfAttention(), Mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.first(x))[0]
+        return x + self.mlp(self.second(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def build(name: str) -> tuple[Any, Any]:
+    """Return a model with random values everywhere, in evaluation mode, and inputs."""
+    torch.manual_seed(0)
+    makers: dict[str, Callable[[], nn.Module]] = {"residual": ResidualMlp, "transformer": Transformer}
+    model = makers[name]() if name in makers else getattr(tiny_transformers, name)()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.normal_()
+    if name == "residual":
+        return model.eval(), torch.randn(4, 6)
+    if name == "transformer":
+        return model.eval(), torch.arange(10).reshape(2, 5)
+    return model.eval(), tiny_transformers.inputs_of("vit" if name == "vit" else "llama")[0]
+
+
+def zero_branches(model: nn.Module, graph: Graph, names: Iterable[str], *, biases: bool = True) -> None:
+    """Zero what reads the units of groups, with the biases of these layers, unless they are kept."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for group in graph.groups:
+            readers = [member for member in group.members if member.role is Role.CONSUMER]
+            for member in readers if group.name in names else ():
+                tensors[member.parameter].index_fill_(
+                    member.axis, torch.from_numpy(member.index_map.indices().reshape(-1)), 0
+                )
+                bias = tensors.get(member.parameter.removesuffix("weight") + "bias")
+                if biases and bias is not None:
+                    bias.zero_()
+
+
+def run(model: nn.Module, inputs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        output = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def measure(model: nn.Module, inputs: Any, expected: torch.Tensor) -> float:
+    return float((run(model, inputs) - expected).abs().max() / expected.abs().max())
+
+
+def count(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def name_all(model: nn.Module, graph: Graph, inputs: Any) -> Branches:
+    found = find_branches(model, graph, ExampleRun(model, inputs))
+    return {graph.groups[number].name: name for number, name in found.items()}
+
+
+@cache
+def trace_once(name: str) -> tuple[Any, Any, Graph, Branches]:
+    model, inputs = build(name)
+    graph = trace(model, inputs)
+    return model, inputs, graph, name_all(model, graph, inputs)
+
+
+def prepare(name: str) -> tuple[Any, Any, Graph, Branches]:
+    """Return a new model, its inputs, its graph and its branches."""
+    model, inputs, graph, branches = trace_once(name)
+    return copy.deepcopy(model), inputs, graph, branches
+
+
+# Finding
+
+FOUND = {
+    "llama": ("model.layers.1.self_attn", "model.layers.1.mlp"),
+    "qwen3": ("model.layers.1.self_attn", "model.layers.1.mlp"),
+    "gemma3": ("model.layers.1.self_attn", "model.layers.1.mlp"),
+    "mixtral": ("model.layers.1.self_attn", "model.layers.1.mlp"),
+    "gpt2": ("transformer.h.1.attn", "transformer.h.1.mlp"),
+    "opt": ("model.decoder.layers.1.self_attn", "model.decoder.layers.1.fc2"),
+    "vit": ("vit.layers.1.attention", "vit.layers.1.mlp"),
+    "bert": ("bert.encoder.layer.1.attention.output.dense", "bert.encoder.layer.1.output.dense"),
+    "transformer": ("blocks.1.attention", "blocks.1.mlp"),
+    "residual": ("blocks.1",),
+}
+"""Model → the branches of its second block."""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_branches_are_found_and_the_model_stays(name: str) -> None:
+    model, inputs, graph, _ = prepare(name)
+    before = everything(model)
+    branches = name_all(model, graph, inputs)
+    assert everything(model) == before
+    assert [module for module in branches.values() if ".1." in f"{module}."] == [*FOUND[name]]
+    assert len(branches) % len(FOUND[name]) == 0
+
+
+def test_what_has_no_shortcut_is_no_branch() -> None:
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.Linear(6, 2))
+    assert name_all(model, trace(model, torch.ones(2, 4)), torch.ones(2, 4)) == {}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "transformer"])
+def test_blocks_are_found_and_the_model_stays(name: str) -> None:
+    model, inputs, graph, branches = prepare(name)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if key.endswith(".bias"):
+                weight.zero_()
+    before = everything(model)
+    numbers = [n for n, group in enumerate(graph.groups) if group.name in branches and ".1." in f"{group.name}."]
+    blocks = find_blocks(model, graph, ExampleRun(model, inputs), numbers)
+    assert blocks == {FOUND[name][0].rpartition(".")[0]: tuple(numbers)}
+    assert find_blocks(model, graph, ExampleRun(model, inputs), numbers[:1]) == {}
+    assert everything(model) == before
+
+
+# Removing
+
+
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("name", FOUND)
+def test_a_branch_goes(name: str, biases: bool) -> None:
+    model, inputs, graph, branches = prepare(name)
+    for group, module in branches.items():
+        if ".1." not in f"{module}.":
+            continue
+        slim = copy.deepcopy(model)
+        zero_branches(slim, graph, [group], biases=biases)
+        expected = run(slim, inputs)
+        report = secateur.slim(slim, example_inputs=inputs, graph=graph)
+        assert module in (*report.branches, *report.blocks)
+        assert measure(slim, inputs, expected) <= 1e-6
+        assert count(slim) == report.weights < report.weights_before == count(model)
+        row = next(row for row in report.groups if row.name == group)
+        assert row.zero_units == row.units
+        assert row.removed_units == row.units or name == "bert"
+        assert module in str(report)
+
+
+# Whole blocks
+
+
+@pytest.mark.parametrize("gone", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_blocks_go_and_other_programs_load_the_model(name: str, gone: tuple[int, ...], tmp_path: Path) -> None:
+    model, inputs, graph, branches = prepare(name)
+    zero_branches(model, graph, [group for group in branches if any(f".{n}." in f"{group}." for n in gone)])
+    expected, tokens = run(model, inputs), generate(model)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph)
+    left = max(3 - len(gone), 1)
+    assert model.config.num_hidden_layers == left
+    assert len(report.blocks) == 3 - left
+    assert measure(model, inputs, expected) <= 1e-6
+    assert torch.equal(generate(model), tokens)
+    assert report.is_configured is (len(gone) < 3)
+    if report.is_configured:
+        assert report.branches == ()
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path)
+        assert torch.equal(run(loaded, inputs), run(model, inputs))
+        assert torch.equal(generate(loaded), tokens)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral", "qwen3"])
+def test_blocks_of_several_kinds_keep_theirs(name: str, tmp_path: Path) -> None:
+    model, inputs, graph, branches = prepare(name)
+    zero_branches(model, graph, [group for group in branches if ".0." in f"{group}."])
+    expected, tokens = run(model, inputs), generate(model)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph)
+    assert report.blocks == ("model.layers.0",)
+    assert report.config["num_hidden_layers"] == 2
+    if name == "gemma3":
+        assert report.config["layer_types"] == ["sliding_attention", "full_attention"]
+    assert measure(model, inputs, expected) <= 1e-6
+    assert torch.equal(generate(model), tokens)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(run(type(model).from_pretrained(tmp_path), inputs), run(model, inputs))
+
+
+def generate(model: Any, **options: Any) -> torch.Tensor:
+    """Generate from two texts, one of which is padded."""
+    tokens = torch.tensor([[5, 9, 2, 6, 5], [0, 0, 3, 1, 4]])
+    mask = (tokens != 0).long()
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None} | options
+    return model.generate(tokens, attention_mask=mask, **options)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma3"])
+def test_models_without_attention_generate(name: str, cache: str | None) -> None:
+    """Models take positions from the length of the cache of any layer."""
+    for layers in ("0", "1", "2", "012"):
+        model, inputs, graph, branches = prepare(name)
+        groups = [group for group in branches if "attn" in group and any(f".{n}." in f"{group}." for n in layers)]
+        zero_branches(model, graph, groups)
+        tokens = generate(model, cache_implementation=cache)
+        report = secateur.slim(model, example_inputs=inputs, graph=graph)
+        assert len(report.branches) == len(layers)
+        assert torch.equal(generate(model, cache_implementation=cache), tokens)
+        assert torch.equal(generate(model, use_cache=False), tokens)
+        assert torch.equal(generate(model, num_beams=2), generate(model, num_beams=2, use_cache=False))
