@@ -13,9 +13,12 @@ import torch
 
 from secateur.frameworks import WeightView
 from secateur.oneshot import Execution
-from secateur.solvers import Problem, Solution
+from secateur.solvers import SOLVERS, Problem, Solution, Solver
 from secateur.solvers.problem import LayerRows
 from secateur.solvers.selector import Selector
+
+LAYER_SOLVERS = sorted(name for name, kind in SOLVERS.items() if issubclass(kind, Solver))
+"""The built-in solvers of single layers."""
 
 Floats = npt.NDArray[np.float64]
 

@@ -34,7 +34,9 @@ def prune(
 
     Without calibration data, units are ranked by the weights alone. With calibration data, a solver prunes a torch
     model layer by layer so that each layer's outputs change as little as possible, and refiners repair the kept
-    weights. Later training can revive pruned weights; ``kind="pattern_lock"`` of `secateur.prepare` keeps them zero.
+    weights. For the patterns ``"channels"`` and ``"heads"``, it removes units with slices in several layers, group by
+    group, and refiners repair the layers that read them. Later training can revive pruned weights;
+    ``kind="pattern_lock"`` of `secateur.prepare` keeps them zero.
     Steps, schedules and regularizers in the configuration are ignored.
 
     Args:
@@ -44,20 +46,23 @@ def prune(
         calibration: Batches in the form that the model accepts. For a language model, 32 sequences of 512 tokens of
             ordinary text are enough.
         solver: ``"magnitude"`` (the configured criterion), ``"wanda"``, ``"ria"``, ``"sparsegpt"``, ``"alps"``, or a
-            solver object with its own settings.
-        refine: Refiners that repair the kept weights, in order: ``"dsnot"`` and ``"pcg"`` (layer by
-            layer), ``"block"`` (block by block), ``"distill"`` (the whole model), refiner objects, or a list of them.
+            solver object with its own settings. For channels and heads: ``"magnitude"``, ``"wanda"``, ``"taylor"``,
+            ``"fisher"``, ``"ziplm"`` or ``"osscar"``.
+        refine: Refiners that repair the kept weights, in order: ``"dsnot"`` and ``"pcg"`` (layer by layer), or for
+            channels and heads ``"ridge"`` and ``"bias"``; ``"block"`` (block by block), ``"distill"`` (the whole
+            model), refiner objects, or a list of them.
         allocation: How to distribute the target over layers: ``"uniform"``, ``"global"``, ``"owl"``,
-            ``"sensitivity"`` or an allocation object. ``None`` follows ``pruning_scope``; if that is ``None`` too, the
-            default is ``"uniform"``: every layer is pruned to the target.
+            ``"sensitivity"`` or an allocation object; ``"uniform"`` or ``"global"`` for channels and heads. ``None``
+            follows ``pruning_scope``; if that is ``None`` too, the default is ``"uniform"``: every layer is pruned to
+            the target.
         execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, and
             a callback for progress.
         loss: For torch models and criteria that need gradients, such as ``"mask_fisher"``: a function of the model's
             outputs and the batch that returns the loss. ``None``: the model returns it, as the attribute ``loss`` of
-            its outputs. Gradients only rank units; nothing is trained.
+            its outputs. Gradients only rank units; nothing is trained. Solvers of channels and heads that need
+            gradients also work without any loss: labels are sampled from the predictions of the model.
         example_inputs: For the patterns ``"channels"`` and ``"heads"``: one batch in the form that the model accepts;
-            see `secateur.plan`. With a criterion that needs gradients, the first batch of the calibration data can
-            serve.
+            see `secateur.plan`. With calibration data, its first batch can serve.
         progress: Whether to show the progress on standard error: a bar in terminals, and elsewhere a line every ten
             seconds.
 
@@ -78,6 +83,13 @@ def prune(
         >>> config = {"pattern": "4x1", "target_sparsity": 0.5}
         >>> secateur.prune(model, config, calibration=batches, solver="alps").sparsity
         0.5
+
+        Channels and heads are removed from all layers that have slices of them:
+
+        >>> config = {"pattern": "channels", "target_sparsity": 0.5}
+        >>> report = secateur.prune(model, config, calibration=batches, solver="osscar")
+        >>> [(group.name, group.pruned_units) for group in report.groups]
+        [('0.channels', 4)]
 
         Units can also be ranked by the gradients of a loss, without training:
 

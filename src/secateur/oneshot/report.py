@@ -24,6 +24,7 @@ class CalibratedReport(PruningReport):
             weights Ŵ, before blocks or the whole model are refined. If only the norms of the inputs are measured,
             features are treated as uncorrelated. Layers whose inputs were not measured, or whose outputs were zero,
             have none.
+        blind: Layer that reads removed units and was not repaired → why its inputs were not measured.
         magnitude_reasons: Layer that was pruned by magnitude, not by the solver → why its inputs were not measured.
         solver_seconds: Time spent in the solver and in layer refiners.
         seconds: Total time.
@@ -34,6 +35,7 @@ class CalibratedReport(PruningReport):
     solver_seconds: float
     seconds: float
     magnitude_reasons: dict[str, str] = field(default_factory=dict)
+    blind: dict[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -50,20 +52,27 @@ class CalibratedReport(PruningReport):
             f"Pruned by {self.solver} in {self.seconds:.1f} s, of which {self.solver_seconds:.1f} s in the solver. "
             f"The error is the share of a layer's output energy lost on the calibration data (geometric mean "
             f"{mean:.4f}).",
-            *(f"Pruned by magnitude: {layers}: {reason}." for reason, layers in self._group_by_reason().items()),
+            *(
+                f"Pruned by magnitude: {layers}: {reason}."
+                for reason, layers in _group_by_reason(self.magnitude_reasons).items()
+            ),
+            *(f"Not repaired: {layers}: {reason}." for reason, layers in _group_by_reason(self.blind).items()),
         ]
 
     def warn_of_magnitude(self) -> None:
-        """Log one warning that names the layers that were pruned by magnitude because their inputs are unknown."""
-        for reason, layers in self._group_by_reason().items():
+        """Log one warning for each reason why inputs are unknown, which names the layers."""
+        for reason, layers in _group_by_reason(self.magnitude_reasons).items():
             logger.warning("Pruned by magnitude, not by the solver: %s: %s.", layers, reason)
+        for reason, layers in _group_by_reason(self.blind).items():
+            logger.warning("Not repaired after units were removed: %s: %s.", layers, reason)
 
-    def _group_by_reason(self) -> dict[str, str]:
-        reasons = dict.fromkeys(self.magnitude_reasons.values())
-        return {
-            reason: format_list([repr(name) for name, value in self.magnitude_reasons.items() if value == reason])
-            for reason in reasons
-        }
+
+def _group_by_reason(layers: dict[str, str]) -> dict[str, str]:
+    """Return each reason → its layers, as text."""
+    return {
+        reason: format_list([repr(name) for name, value in layers.items() if value == reason])
+        for reason in dict.fromkeys(layers.values())
+    }
 
 
 def _format_error(error: float | str) -> str:

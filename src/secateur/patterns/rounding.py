@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from secateur._array import concat_chunks, to_numpy
 from secateur.patterns.selection import Scores
 
-__all__ = ["KeepRule", "RankedUnits", "choose_counts"]
+__all__ = ["KeepRule", "RankedUnits", "Ranking", "choose_counts"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,6 +62,17 @@ class KeepRule:
         return low if count - low <= high - count else high
 
 
+class Ranking(Protocol):
+    """The units of a group in the order in which they are pruned."""
+
+    @property
+    def rule(self) -> KeepRule:
+        """Which numbers of units the group can lose."""
+
+    def score_block(self, start: int, stop: int) -> float:
+        """Return the mean score of the units that are pruned if `stop` units are, but not if `start` are."""
+
+
 class RankedUnits:
     """The units of a group in the order in which they are pruned.
 
@@ -107,7 +118,7 @@ class RankedUnits:
         return values.reshape(self.rule.parts, -1)
 
 
-def choose_counts(groups: Sequence[RankedUnits], total: int, bounds: Sequence[tuple[int, int]]) -> list[int]:
+def choose_counts(groups: Sequence[Ranking], total: int, bounds: Sequence[tuple[int, int]]) -> list[int]:
     """Choose how many units each group loses, so that the sum is near to `total`.
 
     From their lower bounds, groups lose the units up to their next possible number, the units with the lowest mean

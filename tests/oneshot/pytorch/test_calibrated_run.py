@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import secateur
-from oneshot.problems import ProgressRecorder, RunArguments, batches, execute
+from oneshot.problems import LAYER_SOLVERS, ProgressRecorder, RunArguments, batches, execute
 from secateur.frameworks import WeightView
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern, BlockTiling, register_pattern
@@ -17,8 +17,8 @@ from secateur.solvers import SOLVERS, Magnitude, Problem, Solution, Solver, Spar
 from tiny_models import bits, deep_mlp
 from tiny_transformers import FAMILIES, TEXT, family, inputs_of
 
-DATA_SOLVERS = sorted(set(SOLVERS) - {"magnitude"})
-"""The built-in solvers that need calibration data."""
+DATA_SOLVERS = [name for name in LAYER_SOLVERS if name != "magnitude"]
+"""The built-in solvers of single layers that need calibration data."""
 
 
 class RecordingSolver(Solver):

@@ -19,10 +19,13 @@ from secateur.oneshot.execution import Execution, Progress
 from secateur.oneshot.magnitude import drop_schedule, find_gradient_criterion, prune_weights
 from secateur.oneshot.pytorch.batches import move_to, read_batches
 from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
-from secateur.oneshot.pytorch.gradient_run import GradientRun, Loss, refuse_without_gradients
+from secateur.oneshot.pytorch.calibration_loss import Loss
+from secateur.oneshot.pytorch.gradient_run import GradientRun, refuse_without_gradients
 from secateur.oneshot.pytorch.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
+from secateur.oneshot.pytorch.unit_run import UnitRun, refuse_weight_files, removes_units
 from secateur.planning import Plan
+from secateur.planning.layer_selection import list_couplings
 from secateur.planning.pytorch import needs_example_inputs, plan
 from secateur.results import PruningReport
 
@@ -46,10 +49,13 @@ def prune(
 ) -> PruningReport:
     """See `secateur.prune`."""
     config = make_config(config)
+    has_units = bool(list_couplings(config))
+    if has_units and execution is not None:
+        refuse_weight_files(execution)
     if example_inputs is None and calibration is not None and needs_example_inputs(config):
         calibration, example_inputs = _take_first_batch(model, calibration)
     make_plan = partial(plan, model, example_inputs=example_inputs, prune_frozen=True)
-    if loss is not None or (calibration is not None and solver == "magnitude" and find_gradient_criterion(config)):
+    if _needs_gradients(config, calibration, solver, loss, has_units=has_units):
         options = {
             "solver": solver != "magnitude",
             "refine": refine not in ((), []),
@@ -78,7 +84,18 @@ def prune(
             )
     batches, execution = _split_calibration(calibration, execution)
     with explain_out_of_memory():
+        if removes_units(model_plan):
+            return UnitRun(model, model_plan, replace(recipe, loss=loss), batches, execution).prune()
         return CalibratedRun(model, model_plan, recipe, batches, execution).prune()
+
+
+def _needs_gradients(
+    config: PruningConfig, calibration: Any, solver: Any, loss: Loss | None, *, has_units: bool
+) -> bool:
+    """Whether units are ranked by a criterion that needs gradients, rather than pruned by a solver."""
+    if loss is not None:
+        return calibration is None or solver == "magnitude" or not has_units
+    return calibration is not None and solver == "magnitude" and find_gradient_criterion(config) is not None
 
 
 def _prune_by_gradients(

@@ -16,7 +16,7 @@ from torch import nn
 from secateur._array import Array, concat_chunks, to_numpy
 from secateur._wording import format_list
 from secateur.config import PruningConfig
-from secateur.errors import CalibrationError, ConfigError, ScoreError
+from secateur.errors import ConfigError, ScoreError
 from secateur.frameworks.pytorch import read_canonical, unwrap_model
 from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.rearrangement import MAX_REARRANGED_UNITS, rearrange_units
@@ -25,19 +25,17 @@ from secateur.oneshot.execution import Progress
 from secateur.oneshot.interrupts import defer_interrupts
 from secateur.oneshot.magnitude import find_gradient_criterion
 from secateur.oneshot.pytorch.batches import Batch, calibration_mode, move_to, read_batches
+from secateur.oneshot.pytorch.calibration_loss import Loss, read_loss
 from secateur.patterns import BasePattern
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.planning.planner import Plan
 from secateur.results import PruningReport
 
-__all__ = ["GradientRun", "Loss", "refuse_without_gradients"]
+__all__ = ["GradientRun", "refuse_without_gradients"]
 
 logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.floating[Any]]
-
-Loss = Callable[[Any, Any], torch.Tensor]
-"""Computes the loss from the outputs of the model and the batch."""
 
 LAST_STEP = 1
 """The step after which `drop_schedule` lets masks change: the scores of all batches count as one step."""
@@ -128,30 +126,9 @@ class GradientRun:
         parameters = [weight.parameter for weight in self.weights.values()]
         with torch.enable_grad():
             outputs = batch.run(self.model, device)
-            loss = self._read_loss(batch, outputs, move_to(self.originals[batch.number], device))
+            loss = read_loss(self.loss, outputs, batch.number, move_to(self.originals[batch.number], device))
             gradients: tuple[torch.Tensor | None, ...] = torch.autograd.grad(loss, parameters, allow_unused=True)
         return {name: found for name, found in zip(self.weights, gradients, strict=True) if found is not None}
-
-    def _read_loss(self, batch: Batch, outputs: Any, original: Any) -> torch.Tensor:
-        loss: Any
-        if self.loss is not None:
-            loss = self.loss(outputs, original)
-        else:
-            loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            source = "the model" if self.loss is None else "loss(outputs, batch)"
-            advice = (
-                "Pass loss=..., a function of the outputs and the batch, or batches with labels from which the model "
-                "computes its loss."
-                if self.loss is None
-                else "Compute it from the outputs, with torch."
-            )
-            found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise CalibrationError(
-                f"calibration batch {batch.number}: {source} must return a loss, one number that depends on the "
-                f"weights, found {found}. {advice}"
-            )
-        return loss.reshape(())
 
     def _add_scores(self, gradients: Mapping[str, torch.Tensor]) -> set[str]:
         """Add the scores of one batch, and return the layers that got some."""

@@ -17,7 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from secateur.errors import CalibrationError
 
-__all__ = ["iterate_features", "refuse_unsupported"]
+__all__ = ["explain_unsupported", "iterate_features", "refuse_unsupported"]
 
 MAX_UNFOLDED = 1 << 24
 """Elements of a convolution's unfolded input that are in memory at once."""
@@ -25,18 +25,20 @@ MAX_UNFOLDED = 1 << 24
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
+def explain_unsupported(module: nn.Module) -> str | None:
+    """Return why the input features of a layer cannot be determined; ``None``: they can."""
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return "Its output positions read different parts of the kernel, so its weight has no single input."
+    if isinstance(module, Convolution) and not any(
+        type(module).forward is kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    ):
+        return "It has a forward of its own, so how it reads its inputs is unknown."
+    return None
+
+
 def refuse_unsupported(name: str, module: nn.Module) -> None:
     """Raise `CalibrationError` for a layer whose input features cannot be determined."""
-    is_transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    has_custom_forward = isinstance(module, Convolution) and not any(
-        type(module).forward is kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    )
-    if is_transposed or has_custom_forward:
-        reason = (
-            "Its output positions read different parts of the kernel, so its weight has no single input."
-            if is_transposed
-            else "It has a forward of its own, so how it reads its inputs is unknown."
-        )
+    if (reason := explain_unsupported(module)) is not None:
         raise CalibrationError(
             f"layer {name!r}: calibration does not support {type(module).__name__}. Exclude it, or prune without "
             f"calibration data. {reason}"

@@ -22,35 +22,38 @@ from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch.batches import get_version
 from secateur.oneshot.pytorch.input_features import iterate_features
 
-__all__ = ["InputStatistics"]
+__all__ = ["AttentionCalls", "InputStatistics"]
 
 PROJECTION_ARGUMENT = 11
 """Position of the output projection's weight in the arguments of ``multi_head_attention_forward``."""
 
 
-class _AttentionCalls(TorchFunctionMode):
-    """Records the inputs of the output projections of ``nn.MultiheadAttention``, which never run as modules.
+class AttentionCalls(TorchFunctionMode):
+    """Replaces the output projections of ``nn.MultiheadAttention``, which never run as modules.
 
     Args:
-        hooks: Identity of a projection's weight → callback with positional and keyword arguments of a module.
+        projections: Identity of a projection's weight → function of the heads, of shape (tokens, batch, features), the
+            weight and the bias, which returns the output.
     """
 
-    def __init__(self, hooks: Mapping[int, Callable[[tuple[Any, ...], dict[str, Any]], None]]) -> None:
+    def __init__(self, projections: Mapping[int, Callable[..., torch.Tensor]]) -> None:
         super().__init__()
-        self._hooks = hooks
+        self._projections = projections
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not functional.multi_head_attention_forward or id(args[PROJECTION_ARGUMENT]) not in self._hooks:
+        if (
+            func is not functional.multi_head_attention_forward
+            or id(args[PROJECTION_ARGUMENT]) not in self._projections
+        ):
             return func(*args, **kwargs)
         weight, bias, *rest = args[PROJECTION_ARGUMENT:]
         identity = torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
         call: Any = func  # mypy narrows the type after the comparison above
         heads, attention = call(*args[:PROJECTION_ARGUMENT], identity, None, *rest, **kwargs)
-        self._hooks[id(weight)]((heads,), {})
-        return functional.linear(heads, weight, bias), attention
+        return self._projections[id(weight)](heads, weight, bias), attention
 
 
 class InputStatistics:
@@ -86,9 +89,13 @@ class InputStatistics:
                 handle = self.layers[name].register_forward_pre_hook(self._hook(name), with_kwargs=True)
                 hooks.callback(handle.remove)
             if projections:
-                calls = {id(module.weight): partial(self._hook(name), module) for name, module in projections.items()}
-                hooks.enter_context(_AttentionCalls(calls))
+                calls = {id(module.weight): partial(self._project, name) for name, module in projections.items()}
+                hooks.enter_context(AttentionCalls(calls))
             yield
+
+    def _project(self, name: str, heads: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        self._hook(name)(self.layers[name], (heads,), {})
+        return functional.linear(heads, weight, bias)
 
     def start_batch(self, keep: torch.Tensor | None) -> None:
         """Start the next batch; `keep` says which of its tokens count."""
@@ -136,6 +143,10 @@ class InputStatistics:
         leader = self._leaders[layer]
         means = self._totals[leader] / self._rows[leader]
         return means, (self.norms(layer).square() / self._rows[leader] - means.square()).clamp(min=0)
+
+    def count_rows(self, layer: str) -> int:
+        """Return the number of tokens, or output positions of a convolution, that were read."""
+        return self._rows[self._leaders[layer]]
 
     def pop_gram(self, layer: str) -> torch.Tensor | None:
         """Return and discard the Gram matrix; ``None`` if it was not accumulated."""

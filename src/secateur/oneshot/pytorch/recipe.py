@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from secateur._wording import format_list
 from secateur.allocations import ALLOCATIONS, Allocation
 from secateur.errors import CalibrationError, ConfigError
+from secateur.oneshot.pytorch.calibration_loss import Loss
 from secateur.refiners import REFINERS, BlockRefiner, LayerRefiner, ModelRefiner, Refiner
-from secateur.solvers import SOLVERS, Solver
+from secateur.refiners.base import UnitRefiner
+from secateur.solvers import SOLVERS, Solver, UnitSolver
 
 __all__ = ["Recipe"]
 
@@ -19,19 +22,22 @@ class Recipe:
     """A solver, refiners in the order in which they run, and an allocation.
 
     Attributes:
-        solver: Prunes each layer.
+        solver: Prunes each layer, or each group of units.
         refiners: Repair the kept weights.
         allocation: Decides how much of each layer is pruned.
+        loss: Computes the loss whose gradients say which units matter, from the outputs of the model and the batch;
+            ``None``: see `compute_loss`.
     """
 
-    solver: Solver
+    solver: Solver | UnitSolver
     refiners: tuple[Refiner, ...]
     allocation: Allocation
+    loss: Loss | None = None
 
     @classmethod
     def from_names(
         cls,
-        solver: str | Solver,
+        solver: str | Solver | UnitSolver,
         refine: str | Refiner | Iterable[str | Refiner] = (),
         allocation: str | Allocation = "uniform",
     ) -> Recipe:
@@ -43,7 +49,9 @@ class Recipe:
         """
         members = tuple(refine) if isinstance(refine, Iterable) and not isinstance(refine, str) else (refine,)
         refiners = tuple(_create(member, Refiner, REFINERS) for member in members)
-        return cls(_create(solver, Solver, SOLVERS), refiners, _create(allocation, Allocation, ALLOCATIONS))
+        return cls(
+            _create(solver, (Solver, UnitSolver), SOLVERS), refiners, _create(allocation, Allocation, ALLOCATIONS)
+        )
 
     def refuse_without_data(self) -> None:
         """Raise `CalibrationError` if a member needs calibration data."""
@@ -55,10 +63,48 @@ class Recipe:
             )
 
     @property
-    def data_dependent(self) -> list[Solver | Refiner | Allocation]:
+    def data_dependent(self) -> list[Solver | UnitSolver | Refiner | Allocation]:
         """The members that need calibration data."""
-        members: tuple[Solver | Refiner | Allocation, ...] = (self.solver, *self.refiners, self.allocation)
+        members: tuple[Solver | UnitSolver | Refiner | Allocation, ...] = (self.solver, *self.refiners, self.allocation)
         return [member for member in members if getattr(member, "needs", "data") != "nothing"]
+
+    @property
+    def layer_solver(self) -> Solver:
+        """The solver of single layers; see `refuse_unit_solver`."""
+        assert isinstance(self.solver, Solver)
+        return self.solver
+
+    @property
+    def unit_solver(self) -> UnitSolver:
+        """The solver of groups of units; see `refuse_layer_members`."""
+        assert isinstance(self.solver, UnitSolver)
+        return self.solver
+
+    def refuse_unit_solver(self) -> None:
+        """Raise `ConfigError` if the solver, or a refiner, only supports groups of units."""
+        if not isinstance(self.solver, Solver):
+            raise ConfigError(_explain_kind("solver", self.solver, "groups of units", "single layers", Solver))
+        for refiner in self.refiners:
+            if isinstance(refiner, UnitRefiner) and not isinstance(refiner, LayerRefiner):
+                raise ConfigError(_explain_kind("refiner", refiner, "groups of units", "single layers", LayerRefiner))
+
+    def refuse_layer_members(self) -> None:
+        """Raise `ConfigError` if the solver, or a refiner, only supports single layers."""
+        if not isinstance(self.solver, UnitSolver):
+            raise ConfigError(_explain_kind("solver", self.solver, "single layers", "groups of units", UnitSolver))
+        for refiner in self.refiners:
+            if isinstance(refiner, LayerRefiner) and not isinstance(refiner, UnitRefiner):
+                raise ConfigError(_explain_kind("refiner", refiner, "single layers", "groups of units", UnitRefiner))
+
+    @property
+    def unit_refiners(self) -> tuple[UnitRefiner, ...]:
+        """The refiners of layers that read units."""
+        return tuple(refiner for refiner in self.refiners if isinstance(refiner, UnitRefiner))
+
+    @property
+    def needs_unit_gram(self) -> bool:
+        """Whether Gram matrices of what reads units are needed; else norms are enough."""
+        return "gram" in {self.unit_solver.unit_needs, *(refiner.unit_needs for refiner in self.unit_refiners)}
 
     @property
     def layer_refiners(self) -> tuple[LayerRefiner, ...]:
@@ -78,14 +124,14 @@ class Recipe:
     @property
     def needs_gram(self) -> bool:
         """Whether Gram matrices are needed; else norms are enough."""
-        return "gram" in {self.solver.needs, *(refiner.needs for refiner in self.layer_refiners)}
+        return "gram" in {self.layer_solver.needs, *(refiner.needs for refiner in self.layer_refiners)}
 
     def __str__(self) -> str:
-        members: tuple[Solver | Refiner, ...] = (self.solver, *self.refiners)
+        members: tuple[Solver | UnitSolver | Refiner, ...] = (self.solver, *self.refiners)
         return " + ".join(map(_describe, members)) + f" over {_describe(self.allocation)}"
 
 
-def _describe(member: Solver | Refiner | Allocation) -> str:
+def _describe(member: Solver | UnitSolver | Refiner | Allocation) -> str:
     """Return the same text for the same settings in every process, unlike the default ``repr``."""
     if type(member).__repr__ is not object.__repr__:
         return repr(member)
@@ -93,9 +139,21 @@ def _describe(member: Solver | Refiner | Allocation) -> str:
     return f"{type(member).__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
-def _create(value: Any, kind: type, registry: Any) -> Any:
+def _explain_kind(kind: str, member: Any, found: str, needed: str, base: type) -> str:
+    """Return an error for a member that supports another kind of problem, with the names of those that fit."""
+    registry: Any = SOLVERS if kind == "solver" else REFINERS
+    names = format_list(repr(name) for name, item in registry.items() if issubclass(item, base))
+    patterns = "'channels' or 'heads'" if needed == "groups of units" else "'2:4' or '4x1'"
+    return (
+        f"{kind} must support {needed}, which patterns such as {patterns} prune, found {type(member).__name__}, which "
+        f"supports {found}. Use one of {names}."
+    )
+
+
+def _create(value: Any, kind: type | tuple[type, ...], registry: Any) -> Any:
     if isinstance(value, str):
         return registry.find(value)()
     if isinstance(value, kind):
         return value
-    raise ConfigError(f"{registry.kind} must be a name or an instance of {kind.__name__}, found {value!r}.")
+    names = " or ".join(item.__name__ for item in (kind if isinstance(kind, tuple) else (kind,)))
+    raise ConfigError(f"{registry.kind} must be a name or an instance of {names}, found {value!r}.")

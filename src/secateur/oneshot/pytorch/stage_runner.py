@@ -5,20 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
 
 import torch
 from torch import nn
 
 from secateur.frameworks.pytorch import StackedWeight
-from secateur.oneshot.execution import Execution, Progress
 from secateur.oneshot.interrupts import allow_interrupts
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.expert_statistics import ExpertStatistics
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
-from secateur.oneshot.pytorch.recipe import Recipe
-from secateur.oneshot.pytorch.resume import RunRecord
+from secateur.oneshot.pytorch.stage_loop import StageLoop
 from secateur.oneshot.pytorch.stages import BlockStage, Stage
 from secateur.oneshot.pytorch.targets import (
     Target,
@@ -29,75 +26,17 @@ from secateur.oneshot.pytorch.targets import (
     write_solution,
 )
 from secateur.refiners.base import BlockTask
-from secateur.results import LayerResult
 from secateur.solvers.magnitude import Magnitude
 from secateur.solvers.problem import Problem, Solution
 
-__all__ = ["Outcome", "StageRunner", "collect_statistics", "iterate_problems"]
+__all__ = ["StageRunner", "collect_statistics", "iterate_problems"]
 
 
-@dataclass
-class Outcome:
-    """The results of all stages so far.
+class StageRunner(StageLoop[Stage]):
+    """Prunes the layers of a model stage by stage; see `StageLoop`."""
 
-    Attributes:
-        results: Layer → what was pruned.
-        errors: Layer → relative error of its outputs.
-        blind: Layer that was pruned by magnitude → why its inputs were not measured.
-        solver_seconds: Time spent in solvers.
-    """
-
-    results: dict[str, LayerResult] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-    blind: dict[str, str] = field(default_factory=dict)
-    solver_seconds: float = 0.0
-
-
-class StageRunner:
-    """Prunes a model stage by stage.
-
-    Args:
-        model: The model.
-        recipe: How to prune.
-        record: The record of the run on disk.
-        execution: Where to store the inputs of the next stage, and the progress callback.
-    """
-
-    def __init__(self, model: nn.Module, recipe: Recipe, record: RunRecord, execution: Execution) -> None:
-        self.model = model
-        self.recipe = recipe
-        self.record = record
-        self.execution = execution
-        self.outcome = Outcome()
-
-    def run(self, stages: Sequence[Stage]) -> Outcome:
-        """Prune all stages, or resume after the finished ones."""
-        start, pruned_here = time.perf_counter(), 0
-        for number, stage in enumerate(stages):
-            with stage.load_weights():
-                if not self._resume(number, stage):
-                    self._prune(number, stage)
-                    pruned_here += 1
-                if self._needs_outputs(stages, number):
-                    stage.advance()
-            self._report_progress(stage.name, (number + 1, len(stages)), time.perf_counter() - start, pruned_here)
-        return self.outcome
-
-    def _needs_outputs(self, stages: Sequence[Stage], number: int) -> bool:
-        """Whether a later stage is not pruned yet, so that it reads the outputs of this one."""
-        return any(
-            stage.targets and not self.record.is_done(later)
-            for later, stage in enumerate(stages[number + 1 :], start=number + 1)
-        )
-
-    def _report_progress(self, name: str, done: tuple[int, int], seconds: float, pruned_here: int) -> None:
-        if self.execution.progress is not None:
-            left = (done[1] - done[0]) * seconds / max(pruned_here, 1)
-            step = Progress(stage=name, done=done[0], total=done[1], seconds=seconds, seconds_left=left)
-            with allow_interrupts():
-                self.execution.progress(step)
-
-    def _prune(self, number: int, stage: Stage) -> None:
+    def prune_stage(self, number: int, stage: Stage) -> None:
+        """See `StageLoop.prune_stage`."""
         with closing(Activations(self.execution.offload)) as outputs:
             self._prune_with(outputs, number, stage)
 
@@ -105,7 +44,7 @@ class StageRunner:
         targets = {target.name: target for target in stage.targets}
         stored = outputs if self.recipe.block_refiners else None
         statistics, experts = collect_statistics(stage, with_gram=self.recipe.needs_gram, outputs=stored)
-        parameters = self._list_parameters(stage)
+        parameters = self.list_parameters(stage)
         self.record.back_up(number, parameters)
         masks: dict[str, torch.Tensor] = {}
         errors: dict[str, float] = {}
@@ -129,7 +68,7 @@ class StageRunner:
                 refiner.refine(self._build_block_task(stage, masks, outputs))
         results = {name: asdict(targets[name].verify(mask)) for name, mask in masks.items()}
         outcome = {"results": results, "errors": errors, "blind": blind, "seconds": seconds}
-        self._add_results(outcome)
+        self.outcome.add(outcome)
         self.record.commit(number, parameters, outcome)
 
     def _solve_experts(
@@ -158,7 +97,7 @@ class StageRunner:
 
     def _solve(self, problem: Problem) -> Solution:
         with allow_interrupts():
-            solution = self.recipe.solver.solve(problem)
+            solution = self.recipe.layer_solver.solve(problem)
             for refiner in self.recipe.layer_refiners:
                 solution = refiner.refine(problem, solution)
         return solution
@@ -176,26 +115,12 @@ class StageRunner:
             keeps=[batch.keep for batch in stage.batches],
         )
 
-    def _list_parameters(self, stage: Stage) -> dict[str, torch.Tensor]:
-        """Return name → parameter for all parameters that pruning the stage may change."""
+    def list_parameters(self, stage: Stage) -> dict[str, torch.Tensor]:
+        """See `StageLoop.list_parameters`."""
         parameters = [target.weight.parameter for target in stage.targets]
         if self.recipe.block_refiners and isinstance(stage, BlockStage):
             parameters = list(stage.module.parameters())
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        return {names[id(parameter)]: parameter.detach() for parameter in parameters}
-
-    def _resume(self, number: int, stage: Stage) -> bool:
-        saved = self.record.resume(number, self._list_parameters(stage)) if stage.targets else {}
-        if saved:
-            self._add_results(saved)
-        return saved is not None
-
-    def _add_results(self, stage: Mapping[str, Any]) -> None:
-        for name, values in stage["results"].items():
-            self.outcome.results[name] = LayerResult(**{**values, "shape": tuple(values["shape"])})
-        self.outcome.errors |= stage["errors"]
-        self.outcome.blind |= stage.get("blind", {})  # files of earlier versions lack it
-        self.outcome.solver_seconds += stage["seconds"]
+        return self.name_parameters(parameters)
 
 
 def iterate_problems(

@@ -18,7 +18,7 @@ from secateur.oneshot.pytorch.block_stack import BlockStack, find_block_stack
 from secateur.oneshot.pytorch.targets import Target
 from secateur.oneshot.pytorch.weight_storage import WeightStorage
 
-__all__ = ["BlockStage", "ModelStage", "Stage", "build_stages"]
+__all__ = ["BlockStage", "ModelStage", "Stage", "build_stages", "find_block"]
 
 MAX_GRAM_BYTES = 1 << 28
 """Size of the Gram matrices accumulated in one pass through a model without a stack of blocks."""
@@ -37,6 +37,11 @@ class Stage(ABC):
     name: str
     targets: Sequence[Target]
     batches: Sequence[Batch]
+
+    @property
+    def has_work(self) -> bool:
+        """Whether it has layers to prune."""
+        return bool(self.targets)
 
     @property
     @abstractmethod
@@ -158,7 +163,7 @@ def build_stages(
         return list(_group_into_stages(model, list(targets.values()), batches, device))
     order = {name: position for position, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     order |= {name: order[name.rpartition(".")[0]] for name in targets if name not in order}
-    owner = {name: _find_block(name, stack) for name in targets}
+    owner = {name: find_block(name, stack) for name in targets}
     outside = [targets[name] for name, index in owner.items() if index is None]
     storage.refuse_outside([target.name for target in outside])
     start = order[stack.names[0]]
@@ -194,7 +199,7 @@ def build_stages(
     ]
 
 
-def _find_block(layer: str, stack: BlockStack) -> int | None:
+def find_block(layer: str, stack: BlockStack) -> int | None:
     """Return the index of the block that a layer is in, or ``None``."""
     return next((i for i, name in enumerate(stack.names) if layer == name or layer.startswith(f"{name}.")), None)
 
