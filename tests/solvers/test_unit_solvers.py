@@ -12,6 +12,7 @@ from secateur.errors import CalibrationError, ConfigError, ScoreError
 from secateur.patterns.rounding import KeepRule
 from secateur.refiners import Ridge
 from secateur.solvers import OSSCAR, SOLVERS, FisherPruning, Magnitude, UnitProblem, UnitSolver, Wanda, ZipLM
+from secateur.solvers.ridge import choose_damping
 from secateur.solvers.unit_exchange import exchange_units
 from secateur.solvers.unit_loss import build_unit_losses
 from solvers.unit_problems import (
@@ -258,9 +259,9 @@ def test_masks_are_tuned_by_least_squares(shape: str) -> None:
             for unit in range(case.problem.units)
         ]
         design = torch.stack([column.reshape(-1) for column in columns], dim=1).numpy()
-        strength = np.sqrt(DAMPING * np.square(design[:, keep]).sum(axis=0).mean())
+        strength = np.sqrt(DAMPING * np.square(design[:, keep]).sum(axis=0))
         target = np.concatenate([design[:, ~keep].sum(axis=1), np.zeros(int(keep.sum()))])
-        stacked = np.vstack([design[:, keep], strength * np.eye(int(keep.sum()))])
+        stacked = np.vstack([design[:, keep], np.diag(strength)])
         factors = torch.zeros(case.problem.units, dtype=torch.float64)
         factors[keep] = 1 + torch.from_numpy(np.linalg.lstsq(stacked, target, rcond=None)[0])
         scales = torch.where(consumer.unit_of < 0, 1.0, factors[consumer.unit_of.clamp(min=0)]).float()
@@ -310,7 +311,7 @@ def test_each_step_of_ziplm_is_the_best(shape: str) -> None:
         kept.remove(unit)
 
 
-@pytest.mark.parametrize("damping", [1e-3, 0.1])
+@pytest.mark.parametrize("damping", [1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_repair_is_that_of_dense_least_squares(shape: str, damping: float) -> None:
     case = make_case(SHAPES[shape])
@@ -328,6 +329,16 @@ def test_the_repair_is_that_of_dense_least_squares(shape: str, damping: float) -
             np.testing.assert_allclose(update.bias_change.numpy(), expected.bias_change, rtol=5e-3, atol=1e-3 * shift)
         else:
             assert update.bias_change is None
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, 1.0), (120, 0.3), (300, 0.12), (10**6, 0.01)])
+def test_damping_depends_on_the_tokens_per_feature(rows: int, expected: float) -> None:
+    [consumer] = make_case(SHAPES["neurons"]).problem.consumers
+    assert choose_damping(replace(consumer, rows=rows), None) == pytest.approx(expected)
+    assert choose_damping(replace(consumer, rows=rows), 0.5) == 0.5
+    keep = torch.arange(12) > 5
+    update = ZipLM().update_consumer(replace(consumer, rows=rows), keep)
+    torch.testing.assert_close(update.weight, ZipLM(damping=expected).update_consumer(consumer, keep).weight)
 
 
 # Exchanges
@@ -414,7 +425,7 @@ def test_osscar_is_close_to_the_best_of_all_selections() -> None:
     [
         (lambda: ZipLM(damping=0), "damping must be above 0, found 0"),
         (lambda: OSSCAR(damping=float("nan")), "damping must be above 0"),
-        (lambda: OSSCAR(exchanges=-1), "exchanges at least 0, found 0.01 and -1"),
+        (lambda: OSSCAR(exchanges=-1), "exchanges at least 0, found None and -1"),
         (lambda: FisherPruning(max_scale=0), "damping and max_scale must be above 0, found 0.01 and 0"),
         (lambda: Ridge(damping=-1), "damping must be above 0, found -1"),
     ],

@@ -108,16 +108,18 @@ def fit(consumer: UnitConsumer, inputs_NF: torch.Tensor, keep_U: torch.Tensor, d
     X_NF, W_RF = inputs_NF.double().numpy(), consumer.weight.double().numpy()
     keep_F = consumer.mask_features(keep_U).numpy()
     centered_NF = X_NF - X_NF.mean(axis=0) if consumer.has_bias else X_NF
-    strength = damping * np.square(centered_NF).sum(axis=0).mean()
+    strength_F = damping * np.square(centered_NF).sum(axis=0)
     lost_NR = X_NF[:, ~keep_F] @ W_RF[:, ~keep_F].T
     columns = [X_NF[:, keep_F], np.ones((len(X_NF), 1))] if consumer.has_bias else [X_NF[:, keep_F]]
     design_NS = np.hstack(columns)
-    penalty_SS = np.sqrt(strength) * np.eye(keep_F.sum(), design_NS.shape[1])
+    penalty_SS = np.diag(np.sqrt(strength_F[keep_F]))
+    if consumer.has_bias:
+        penalty_SS = np.hstack([penalty_SS, np.zeros((len(penalty_SS), 1))])
     target_NR = np.vstack([lost_NR, np.zeros((len(penalty_SS), len(W_RF)))])
     solution_SR = np.linalg.lstsq(np.vstack([design_NS, penalty_SS]), target_NR, rcond=None)[0]
     error_NR = np.vstack([design_NS, penalty_SS]) @ solution_SR - target_NR
     importance_R = np.ones(len(W_RF)) if consumer.importance is None else consumer.importance.double().numpy()
-    removed_R = strength * np.square(W_RF[:, ~keep_F]).sum(axis=1)
+    removed_R = np.square(W_RF[:, ~keep_F]) @ strength_F[~keep_F]
     weight_RF = W_RF * keep_F
     weight_RF[:, keep_F] += solution_SR[: keep_F.sum()].T
     bias_R = solution_SR[-1] if consumer.has_bias else np.zeros(len(W_RF))

@@ -20,12 +20,12 @@ __all__ = ["Ridge"]
 class Ridge(UnitRefiner):
     """Fit the weights of the units that stay to the dense outputs, by ridge regression.
 
-    ``W'_S = W_S + W_P H_PS (H_SS + λ I)⁻¹`` for the features S that stay and the pruned ones P, with the Gram matrix H
-    of the inputs behind the pruned layers before. Layers with a bias get the optimum over weights and bias. It replaces
-    whatever values came before. OSSCAR and ZipLM do the same without this refiner.
+    With the features S that stay and the pruned ones P, and the Gram matrix H of the inputs behind the pruned layers
+    before, ``W'_S = W_S + W_P H_PS (H_SS + λ diag(H_SS))⁻¹``. Layers with a bias get the optimum over weights and bias.
+    It replaces whatever values came before. OSSCAR and ZipLM do the same without this refiner.
 
     Attributes:
-        damping: λ as a share of the mean diagonal element of H, > 0.
+        damping: λ, > 0; ``None``: 3 features per calibration token, in [0.01, 1], because few tokens need more.
 
     Raises:
         ConfigError: `damping` is not above 0.
@@ -53,12 +53,12 @@ class Ridge(UnitRefiner):
         tensor([[3., 0.]])
     """
 
-    damping: float = 0.01
+    damping: float | None = None
 
     unit_needs: ClassVar[Literal["norms", "gram"]] = "gram"
 
     def __post_init__(self) -> None:
-        if not self.damping > 0:
+        if self.damping is not None and not self.damping > 0:
             raise ConfigError(f"damping must be above 0, found {self.damping}.")
 
     def refine_consumer(self, consumer: UnitConsumer, keep_U: torch.Tensor, update: ConsumerUpdate) -> ConsumerUpdate:

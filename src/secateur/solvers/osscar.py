@@ -24,15 +24,17 @@ __all__ = ["OSSCAR"]
 class OSSCAR(UnitSolver):
     """Find the units without which the layers that read them can be fitted best, by greedy and local search.
 
-    With ``H = Xᵀ X + λ I``, the fit without the units P loses ``tr(W_:P [(H⁻¹)_PP]⁻¹ W_:Pᵀ)``, summed over all layers
-    that read them. The path removes units greedily, as in `ZipLM`. For a given number of units, removed units are then
-    exchanged for kept ones, each time the pair with the least exact loss of all pairs, until the loss does not fall or
-    `exchanges` are made. `fit_kept_features` computes the weights that stay.
+    With ``H = Xᵀ X + λ diag(Xᵀ X)``, the fit without the units P loses ``tr(W_:P [(H⁻¹)_PP]⁻¹ W_:Pᵀ)``, summed over all
+    layers that read them. The path removes units greedily, as in `ZipLM`. For a given number of units, removed units
+    are then exchanged for kept ones, each time the pair with the least exact loss of all pairs, until the loss does not
+    fall or `exchanges` are made. In the layers of language models, the greedy selection is almost always such an
+    optimum; in small groups of correlated units, exchanges remove most of the distance to the best selection.
+    `fit_kept_features` computes the weights that stay.
 
     Layers with a bias use the scatter matrix of their inputs, because the bias compensates for the mean.
 
     Attributes:
-        damping: λ as a share of the mean diagonal element, > 0.
+        damping: λ, > 0; ``None``: 3 features per calibration token, in [0.01, 1], because few tokens need more.
         exchanges: Maximum number of pairs to exchange in a group, ≥ 0.
 
     Raises:
@@ -69,13 +71,13 @@ class OSSCAR(UnitSolver):
         2
     """
 
-    damping: float = 0.01
-    exchanges: int = 100
+    damping: float | None = None
+    exchanges: int = 20
 
     unit_needs: ClassVar[Literal["nothing", "norms", "gram", "gradients"]] = "gram"
 
     def __post_init__(self) -> None:
-        if not self.damping > 0 or self.exchanges < 0:
+        if (self.damping is not None and not self.damping > 0) or self.exchanges < 0:
             raise ConfigError(
                 f"damping must be above 0 and exchanges at least 0, found {self.damping} and {self.exchanges}."
             )
@@ -87,11 +89,9 @@ class OSSCAR(UnitSolver):
         return eliminate_units(losses, problem.rule)
 
     def select_units(self, problem: UnitProblem, path: RemovalPath, removed: int) -> torch.Tensor:
-        """See `UnitSolver.select_units`."""
+        """Improve the first units of the path by exchanges; see `UnitSolver.select_units`."""
         keep_U = path.keep(removed)
-        if not 0 < removed < problem.units or not self.exchanges:
-            return keep_U
-        if not (losses := build_unit_losses(problem, self.damping)):
+        if not self.exchanges or not (losses := build_unit_losses(problem, self.damping)):
             return keep_U
         return exchange_units(losses, problem.rule, keep_U, self.exchanges).cpu()
 

@@ -11,10 +11,16 @@ from secateur.errors import CalibrationError
 from secateur.solvers.gram import invert
 from secateur.solvers.unit_problem import ConsumerUpdate, UnitConsumer
 
-__all__ = ["center_gram", "damp_features", "fit_kept_features", "shift_bias"]
+__all__ = ["center_gram", "choose_damping", "damp_features", "fit_kept_features", "shift_bias"]
 
 ROUNDING = 1e-6
 """Share of the energy of a feature below which its variance is a rounding error of float32 sums."""
+
+MIN_DAMPING = 0.01
+"""Least damping that is chosen."""
+
+NOISE = 3.0
+"""Damping times tokens per feature with the least error on held-out text, within 2 %, in layers of SmolLM2-135M."""
 
 
 def center_gram(consumer: UnitConsumer) -> torch.Tensor:
@@ -46,26 +52,41 @@ def center_gram(consumer: UnitConsumer) -> torch.Tensor:
 
 
 def damp_features(gram_FF: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a copy with `share` of the mean diagonal element added to the diagonal; 1 if all elements are zero."""
-    level = gram_FF.diagonal().mean() * share
+    """Return a copy with each diagonal element multiplied by ``1 + share``; by 1, if an element is zero.
+
+    So features of any scale are damped alike, as if each had independent noise with `share` of its energy.
+    """
     damped_FF = gram_FF.clone()
-    damped_FF.diagonal().add_(torch.where(level > 0, level, 1.0))
+    diagonal_F = damped_FF.diagonal()
+    diagonal_F.copy_(torch.where(diagonal_F > 0, diagonal_F * (1 + share), 1.0))
     return damped_FF
 
 
-def fit_kept_features(consumer: UnitConsumer, keep_U: torch.Tensor, damping: float) -> ConsumerUpdate:
+def choose_damping(consumer: UnitConsumer, damping: float | None) -> float:
+    """Return the damping of a layer, by default the one that suits the amount of calibration data.
+
+    Args:
+        consumer: The layer.
+        damping: The configured value; ``None``: `NOISE` features per token, in [0.01, 1].
+    """
+    if damping is not None:
+        return damping
+    return min(1.0, max(MIN_DAMPING, NOISE * len(consumer.unit_of) / max(1, consumer.rows)))
+
+
+def fit_kept_features(consumer: UnitConsumer, keep_U: torch.Tensor, damping: float | None) -> ConsumerUpdate:
     """Fit the weights of the units that stay, and the bias, to the dense outputs of a layer.
 
-    Of all weights that are zero for the removed units, the result W' minimizes ``‖X (W' − W)ᵀ‖² + λ ‖W' − W‖²``. With
-    ``H = Xᵀ X`` this is ``W'_S = W_S + W_P H_PS (H_SS + λ I)⁻¹``. For λ = 0 it equals ``W H_:S H_SS⁻¹``, and for λ > 0
-    it tends to the dense weights instead of zero, so weights that cannot help stay as they are. If the layer has a bias
-    and the means μ are known, H is the scatter matrix, and the bias changes by ``(W − W') μ``: the optimum over weights
-    and bias.
+    Of all weights that are zero for the removed units, the result W' minimizes
+    ``‖X (W' − W)ᵀ‖² + λ Σ_j ‖X_:j‖² ‖W'_:j − W_:j‖²``. With ``H = Xᵀ X`` this is
+    ``W'_S = W_S + W_P H_PS (H_SS + λ diag(H_SS))⁻¹``. For λ = 0 it equals ``W H_:S H_SS⁻¹``. For λ > 0 it tends to the
+    dense weights instead of zero, so weights that cannot help stay as they are. If the layer has a bias and the means μ
+    are known, H is the scatter matrix, and the bias changes by ``(W − W') μ``: the optimum over weights and bias.
 
     Args:
         consumer: The layer, with its Gram matrix.
         keep_U: The mask of the units that stay.
-        damping: λ as a share of the mean diagonal element of H, > 0.
+        damping: λ, > 0; ``None``: see `choose_damping`.
 
     Raises:
         CalibrationError: The Gram matrix is not finite.
@@ -76,7 +97,7 @@ def fit_kept_features(consumer: UnitConsumer, keep_U: torch.Tensor, damping: flo
     fitted_RF = dense_RF * keep_F
     if len(stay_S) and len(pruned_P):
         gram_FF = center_gram(consumer)
-        damped_FF = damp_features(gram_FF, damping)
+        damped_FF = damp_features(gram_FF, choose_damping(consumer, damping))
         lost_RS = dense_RF[:, pruned_P] @ gram_FF[pruned_P][:, stay_S]
         fitted_RF[:, stay_S] += lost_RS @ invert(damped_FF[stay_S][:, stay_S][None])[0]
     return ConsumerUpdate(weight=fitted_RF.to(consumer.weight.dtype), bias_change=shift_bias(consumer, fitted_RF))

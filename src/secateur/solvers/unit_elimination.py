@@ -14,7 +14,7 @@ from secateur.patterns.rounding import KeepRule
 from secateur.solvers.unit_loss import UnitLoss
 from secateur.solvers.unit_problem import RemovalPath
 
-__all__ = ["eliminate_units", "find_last_least"]
+__all__ = ["eliminate_units"]
 
 PENDING = 64
 """Features whose corrections of the matrices are applied together, in one product."""
@@ -39,12 +39,13 @@ def eliminate_units(losses: Sequence[UnitLoss], rule: KeepRule) -> RemovalPath:
     has_lost_P = torch.zeros(rule.parts, dtype=torch.bool, device=units.device)
     is_removed_U = torch.zeros_like(units, dtype=torch.bool)
     limit, pending = max(1, PENDING // max(loss.width for loss in losses)), 0
-    order, steps = [], [0.0]
+    order: list[int] = []
+    steps: list[float] = []
     for count in range(rule.units):
         if count % rule.parts == 0:
             has_lost_P.zero_()
         scores_U = torch.stack([elimination.scores() for elimination in eliminations]).sum(dim=0)
-        position = find_last_least(scores_U.masked_fill_(is_removed_U | has_lost_P[part_of_U], torch.inf))
+        position = _find_last_least(scores_U.masked_fill_(is_removed_U | has_lost_P[part_of_U], torch.inf))
         steps.append(sum(elimination.remove(position) for elimination in eliminations))
         order.append(int(units[position]))
         is_removed_U[position], has_lost_P[part_of_U[position]] = True, True
@@ -54,12 +55,11 @@ def eliminate_units(losses: Sequence[UnitLoss], rule: KeepRule) -> RemovalPath:
                 elimination.correct(~is_removed_U)
             units, part_of_U = units[~is_removed_U], part_of_U[~is_removed_U]
             is_removed_U, pending = torch.zeros_like(units, dtype=torch.bool), 0
-    return RemovalPath(
-        order=torch.tensor(order, dtype=torch.int64), losses=torch.tensor(steps, dtype=torch.float64).cumsum(dim=0)
-    )
+    cumulative = torch.tensor([0.0, *steps], dtype=torch.float64).cumsum(dim=0)
+    return RemovalPath(order=torch.tensor(order, dtype=torch.int64), losses=cumulative)
 
 
-def find_last_least(scores: torch.Tensor) -> int:
+def _find_last_least(scores: torch.Tensor) -> int:
     """Return the last index of the least score, or of one that only differs by a rounding error."""
     limit = scores.min() * (1 + TIE)
     return len(scores) - 1 - int((scores <= limit).flip(0).int().argmax())

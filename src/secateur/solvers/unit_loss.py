@@ -14,7 +14,7 @@ import torch
 
 from secateur.errors import ScoreError
 from secateur.solvers.gram import invert
-from secateur.solvers.ridge import center_gram, damp_features
+from secateur.solvers.ridge import center_gram, choose_damping, damp_features
 from secateur.solvers.unit_problem import UnitConsumer, UnitProblem
 
 __all__ = ["UnitLoss", "build_unit_losses"]
@@ -36,12 +36,12 @@ class UnitLoss:
     width: int
 
 
-def build_unit_losses(problem: UnitProblem, damping: float) -> list[UnitLoss]:
+def build_unit_losses(problem: UnitProblem, damping: float | None) -> list[UnitLoss]:
     """Return the losses of the layers that read units of a group.
 
     Args:
         problem: The problem, with Gram matrices.
-        damping: λ as a share of the mean diagonal element, > 0.
+        damping: Share of the diagonal of the Gram matrices that is added to it, > 0; ``None``: see `choose_damping`.
 
     Raises:
         ScoreError: Weights or statistics are not finite.
@@ -57,13 +57,13 @@ def build_unit_losses(problem: UnitProblem, damping: float) -> list[UnitLoss]:
     return [_build_unit_loss(consumer, problem.units, damping) for consumer in readers]
 
 
-def _build_unit_loss(consumer: UnitConsumer, units: int, damping: float) -> UnitLoss:
+def _build_unit_loss(consumer: UnitConsumer, units: int, damping: float | None) -> UnitLoss:
     gram_FF = center_gram(consumer)
     # Weights of features that never vary change nothing, so they do not count, in spite of the damping.
     weight_RF = consumer.weight.double() * (gram_FF.diagonal() > 0)
     if consumer.importance is not None:
         weight_RF = weight_RF * consumer.importance.double().sqrt()[:, None]
-    inverse_FF = invert(damp_features(gram_FF, damping)[None])[0]
+    inverse_FF = invert(damp_features(gram_FF, choose_damping(consumer, damping))[None])[0]
     features_J, width = _order_by_unit(consumer.unit_of, units)
     is_padding_J = features_J < 0
     features_J = features_J.clamp(min=0)

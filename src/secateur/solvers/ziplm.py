@@ -23,13 +23,13 @@ __all__ = ["ZipLM"]
 class ZipLM(UnitSolver):
     """Remove units greedily by the error of the layers that read them, after their other weights were fitted.
 
-    With ``H = Xᵀ X + λ I``, removing unit u adds ``tr(W_:u [(H⁻¹)_uu]⁻¹ W_:uᵀ)``, summed over all layers that read it.
-    The unit with the lowest sum goes, H⁻¹ and W are corrected by block elimination, and so on. Layers with a bias use
-    the scatter matrix of their inputs, because the bias compensates for the mean. `fit_kept_features` computes the
-    weights of the units that stay.
+    With ``H = Xᵀ X + λ diag(Xᵀ X)``, removing unit u adds ``tr(W_:u [(H⁻¹)_uu]⁻¹ W_:uᵀ)``, summed over all layers that
+    read it. The unit with the lowest sum goes, H⁻¹ and W are corrected by block elimination, and so on. Layers with a
+    bias use the scatter matrix of their inputs, because the bias compensates for the mean. `fit_kept_features` computes
+    the weights of the units that stay.
 
     Attributes:
-        damping: λ as a share of the mean diagonal element, > 0.
+        damping: λ, > 0; ``None``: 3 features per calibration token, in [0.01, 1], because few tokens need more.
 
     Raises:
         ConfigError: `damping` is not above 0.
@@ -62,12 +62,12 @@ class ZipLM(UnitSolver):
         True
     """
 
-    damping: float = 0.01
+    damping: float | None = None
 
     unit_needs: ClassVar[Literal["nothing", "norms", "gram", "gradients"]] = "gram"
 
     def __post_init__(self) -> None:
-        if not self.damping > 0:
+        if self.damping is not None and not self.damping > 0:
             raise ConfigError(f"damping must be above 0, found {self.damping}.")
 
     def rank_units(self, problem: UnitProblem) -> RemovalPath:

@@ -104,7 +104,12 @@ class Recipe:
     @property
     def needs_unit_gram(self) -> bool:
         """Whether Gram matrices of what reads units are needed; else norms are enough."""
-        return "gram" in {self.unit_solver.unit_needs, *(refiner.unit_needs for refiner in self.unit_refiners)}
+        solver = self.unit_solver
+        return "gram" in {
+            solver.unit_needs,
+            solver.repair_needs,
+            *(refiner.unit_needs for refiner in self.unit_refiners),
+        }
 
     @property
     def layer_refiners(self) -> tuple[LayerRefiner, ...]:
