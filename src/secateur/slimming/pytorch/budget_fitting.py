@@ -156,7 +156,10 @@ class _Fitting:
 
     def _list_limits(self) -> Iterator[float]:
         """Yield limits for the estimate that should give the target when measured, the most likely first."""
-        yield self._interpolate(((trial.measured, trial.estimated) for trial in self.trials), self.target)
+        points = [(trial.measured, trial.estimated) for trial in self.trials]
+        yield self._interpolate(points, self.target)
+        if self._is_timed:
+            yield self._interpolate(points, (1 + AIMED_TOLERANCE) * self.target)
         below = [trial.estimated for trial in self.trials if trial.measured <= self.target]
         above = [trial.estimated for trial in self.trials if trial.measured > self.target]
         if below and above:

@@ -14,7 +14,7 @@ from secateur._calls.pytorch.example_inputs import ExampleInputs, fix_seed, pars
 from secateur._calls.pytorch.output_snapshot import OutputSnapshot, measure_difference, take_snapshot
 from secateur.errors import CalibrationError
 
-__all__ = ["ExampleRun"]
+__all__ = ["ExampleRun", "evaluate_model", "prepare_inputs", "restore_buffers"]
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference of outputs that rounding explains in most models, by the type of the parameters."""
@@ -46,9 +46,7 @@ class ExampleRun:
                 "typical inputs."
             )
         self._model = model
-        self._inputs: ExampleInputs = parse_example_inputs(example_inputs).copy()
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            self._inputs.kwargs.setdefault("use_cache", False)  # the shapes of caches change with the heads
+        self._inputs = prepare_inputs(model, example_inputs)
         weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
         self._device = weight.device
         self._expected = self.run()
@@ -63,7 +61,7 @@ class ExampleRun:
         Raises:
             CalibrationError: The model fails.
         """
-        with torch.no_grad(), fix_seed(self._device), _evaluate(self._model), _restore_buffers(self._model):
+        with torch.no_grad(), fix_seed(self._device), evaluate_model(self._model), restore_buffers(self._model):
             return take_snapshot(self._inputs.copy().call(self._model))
 
     def measure_change(self) -> float:
@@ -98,8 +96,20 @@ class ExampleRun:
             return False
 
 
+def prepare_inputs(model: nn.Module, example_inputs: Any) -> ExampleInputs:
+    """Copy the inputs of a model for calls whose outputs have no caches, because their shapes change with the heads.
+
+    Raises:
+        CalibrationError: They are neither a tensor, nor a tuple, nor a mapping.
+    """
+    inputs = parse_example_inputs(example_inputs).copy()
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs.kwargs.setdefault("use_cache", False)
+    return inputs
+
+
 @contextmanager
-def _evaluate(model: nn.Module) -> Iterator[None]:
+def evaluate_model(model: nn.Module) -> Iterator[None]:
     """Switch to evaluation mode, and restore the mode of each module."""
     modes = {module: module.training for module in model.modules()}
     try:
@@ -111,7 +121,7 @@ def _evaluate(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _restore_buffers(model: nn.Module) -> Iterator[None]:
+def restore_buffers(model: nn.Module) -> Iterator[None]:
     """Restore buffers that a call of the model changes or replaces."""
     registries = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     copies = {

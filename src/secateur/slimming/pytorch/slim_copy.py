@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,22 @@ from secateur.slimming.pytorch.surgery import Surgery
 from secateur.slimming.pytorch.tensors import list_tensors, locate_removed
 from secateur.slimming.removal import Flags, Removal
 
-__all__ = ["make_slim_copy"]
+__all__ = ["SlimCopy", "make_slim_copy"]
 
 
-def make_slim_copy(model: nn.Module, graph: Graph, kept: Mapping[int, int], example_inputs: Any) -> nn.Module:
+class SlimCopy(NamedTuple):
+    """A slimmed copy of a model.
+
+    Attributes:
+        model: The copy.
+        modules: Name of a module in the dense model → the module in the copy, which may not be used any more.
+    """
+
+    model: nn.Module
+    modules: Mapping[str, nn.Module]
+
+
+def make_slim_copy(model: nn.Module, graph: Graph, kept: Mapping[int, int], example_inputs: Any) -> SlimCopy:
     """Return a copy of a model whose groups keep so many units, no matter which. It is in memory besides the model.
 
     Args:
@@ -35,6 +47,7 @@ def make_slim_copy(model: nn.Module, graph: Graph, kept: Mapping[int, int], exam
         ConfigError: The constraints of a group do not allow so many units.
     """
     copied = copy.deepcopy(model)
+    modules = dict(copied.named_modules())
     removal = _select_last(graph, kept)
     _zero_readers(copied, removal)
     report = Surgery(copied, graph, ExampleRun(copied, example_inputs)).perform(allow_inexact=True)
@@ -42,7 +55,7 @@ def make_slim_copy(model: nn.Module, graph: Graph, kept: Mapping[int, int], exam
         expected = kept.get(number, row.units)
         if row.kept_units != expected:
             raise ConfigError(f"group {row.name!r} cannot keep {expected} of {row.units} units, but {row.kept_units}")
-    return copied
+    return SlimCopy(copied, modules)
 
 
 def _select_last(graph: Graph, kept: Mapping[int, int]) -> Removal:

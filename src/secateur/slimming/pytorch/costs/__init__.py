@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secateur.slimming.pytorch.costs.base import CostModel
 from secateur.slimming.pytorch.costs.flops import FlopCost
+from secateur.slimming.pytorch.costs.latency import LatencyCost
 from secateur.slimming.pytorch.costs.weights import ByteCost, ParameterCost
 
-__all__ = ["ByteCost", "CostModel", "FlopCost", "ParameterCost"]
+__all__ = ["ByteCost", "CostModel", "FlopCost", "LatencyCost", "ParameterCost"]

@@ -99,7 +99,8 @@ class FlopCost(CostModel):
     def measure(self, kept: Mapping[int, int]) -> float:
         """See `CostModel.measure`."""
         check_widths(self.graph, kept)
-        return float(count_flops(make_slim_copy(self._model, self.graph, kept, self._inputs), self._inputs))
+        slimmed = make_slim_copy(self._model, self.graph, kept, self._inputs)
+        return float(count_flops(slimmed.model, self._inputs))
 
 
 def _count_by_module(example: ExampleRun) -> dict[str, int]:
