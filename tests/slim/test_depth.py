@@ -12,9 +12,15 @@ from torch import nn
 
 import secateur
 import tiny_transformers
+from artifact.forgery import forged
+from secateur.artifact.checkpoints import open_checkpoint
+from secateur.artifact.manifest import Manifest
+from secateur.artifact.saving import save_over
+from secateur.errors import ArtifactError, LayerError
 from secateur.graph import Graph, Role, trace
 from secateur.slimming.pytorch.depth import find_blocks, find_branches
 from secateur.slimming.pytorch.example_run import ExampleRun
+from secateur.slimming.pytorch.surgery import Surgery
 from slim.test_surgery import everything
 
 Branches = dict[str, str]
@@ -147,6 +153,9 @@ def prepare(name: str) -> tuple[Any, Any, Graph, Branches]:
     return copy.deepcopy(model), inputs, graph, branches
 
 
+CODE = {"residual", "transformer"}
+"""Models without a configuration."""
+
 # Finding
 
 FOUND = {
@@ -213,7 +222,7 @@ def test_a_branch_goes(name: str, biases: bool) -> None:
         assert count(slim) == report.weights < report.weights_before == count(model)
         row = next(row for row in report.groups if row.name == group)
         assert row.zero_units == row.units
-        assert row.removed_units == row.units or name == "bert"
+        assert row.removed_units == row.units or (name, row.kind, row.kept_units) == ("bert", "heads", 1)
         assert module in str(report)
 
 
@@ -279,3 +288,266 @@ def test_models_without_attention_generate(name: str, cache: str | None) -> None
         assert torch.equal(generate(model, cache_implementation=cache), tokens)
         assert torch.equal(generate(model, use_cache=False), tokens)
         assert torch.equal(generate(model, num_beams=2), generate(model, num_beams=2, use_cache=False))
+
+
+# Saving
+
+
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "bert", "mixtral", "transformer", "residual"])
+def test_branches_are_saved(name: str, biases: bool, tmp_path: Path) -> None:
+    model, inputs, graph, branches = prepare(name)
+    gone = [group for group in branches if ".1." in f"{group}."][:1]
+    zero_branches(model, graph, gone, biases=biases)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph)
+    assert report.branches
+    assert report.is_configured is (None if name in CODE else False)
+    saved = secateur.save(model, tmp_path / "saved")
+    assert saved.tensors
+    loaded = [secateur.load(tmp_path / "saved", other) for other in (build(name)[0], copy.deepcopy(model))]
+    if report.is_configured is not None:
+        loaded.append(secateur.load(tmp_path / "saved"))
+    for other in loaded:
+        assert torch.equal(run(other, inputs), run(model, inputs))
+        assert count(other) == count(model)
+        assert repr(other) == repr(model)
+    secateur.save(loaded[0], tmp_path / "again")
+    assert Manifest.read(tmp_path / "again").branches == Manifest.read(tmp_path / "saved").branches
+    secateur.artifact.convert(tmp_path / "saved", tmp_path / "dense", dense=True)
+    assert torch.equal(run(secateur.load(tmp_path / "dense", build(name)[0]), inputs), run(model, inputs))
+
+
+def test_blocks_of_models_of_code_are_saved(tmp_path: Path) -> None:
+    model, inputs, graph, branches = prepare("transformer")
+    zero_branches(model, graph, [group for group in branches if ".0." in f"{group}." or group == "blocks.2.mlp.up"])
+    expected = run(model, inputs)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph)
+    assert (report.blocks, report.branches) == (("blocks.0",), ("blocks.2.mlp",))
+    assert measure(model, inputs, expected) <= 1e-6
+    again = trace(model, inputs)
+    zero_branches(model, again, [group.name for group in again.groups if group.name.startswith("blocks.0.")])
+    assert secateur.slim(model, example_inputs=inputs, graph=again).blocks == ("blocks.0",)
+    secateur.save(model, tmp_path)
+    manifest = Manifest.read(tmp_path)
+    assert manifest.blocks == {"blocks": (0, 1)}
+    assert {*(manifest.branches or ())} == {"blocks.0.mlp"}
+    loaded = secateur.load(tmp_path, build("transformer")[0])
+    assert torch.equal(run(loaded, inputs), run(model, inputs))
+    assert torch.equal(run(secateur.load(tmp_path, copy.deepcopy(model)), inputs), run(model, inputs))
+
+
+def test_a_model_without_blocks_is_saved_over_its_checkpoint(tmp_path: Path) -> None:
+    model, inputs, graph, branches = prepare("llama")
+    model.save_pretrained(tmp_path / "source")
+    checkpoint = open_checkpoint(tmp_path / "source", copies_files=True)
+    zero_branches(model, graph, [group for group in branches if ".1." in f"{group}."])
+    secateur.slim(model, example_inputs=inputs, graph=graph)
+    pruned = secateur.prune(model, {"pattern": "4x1", "target_sparsity": 0.5})
+    save_over(model, checkpoint, tmp_path / "saved", report=pruned)
+    loaded = secateur.load(tmp_path / "saved")
+    assert loaded.config.num_hidden_layers == 2
+    assert torch.equal(run(loaded, inputs), run(model, inputs))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"branches": {"blocks.7.mlp": {"input": "x"}}}, "no attribute `7`"),
+        ({"branches": {"blocks.1.mlp": {"input": "y"}}}, "Mlp has no argument 'y'"),
+        ({"branches": {"blocks.1.mlp": {"input": "x", "bias": "b"}}}, "Mlp has no parameter 'b'"),
+        ({"branches": {"blocks.1.mlp": {"input": "x", "axis": -1}}}, "axis and size need each other"),
+        ({"branches": {"blocks.1.mlp": {"input": "x", "axis": 1, "size": 3}}}, "less than 0"),
+        ({"branches": {"blocks.1.mlp": {"input": "__class__.x"}}}, "String should match pattern"),
+        ({"branches": {}}, "lacks 'blocks.1.mlp.up.weight'"),
+        ({"blocks": {"blocks": [5]}}, "has 3 modules, and its module 5 was removed"),
+        ({"blocks": {"blocks": [2]}}, "blocks.2"),
+    ],
+)
+def test_forged_branches_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model, inputs, graph, _ = prepare("transformer")
+    zero_branches(model, graph, ["blocks.1.mlp.up"])
+    secateur.slim(model, example_inputs=inputs, graph=graph)
+    secateur.save(model, tmp_path)
+    forged(tmp_path, lambda data: data.update(changes))
+    other = build("transformer")[0]
+    before = everything(other)
+    with pytest.raises(ArtifactError, match=message):
+        secateur.load(tmp_path, other)
+    assert everything(other) == before
+
+
+# Undoing
+
+
+class Fragile(ResidualMlp):
+    """Does not work in a form that only the last check finds."""
+
+    calls = 0
+    limit = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not all(isinstance(block, Mlp) for block in self.blocks):
+            Fragile.calls += 1
+        return super().forward(x) + float(Fragile.calls > self.limit)
+
+
+@pytest.mark.parametrize("limit", range(5))
+def test_a_failing_proof_leaves_the_model(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, inputs = Fragile().eval(), torch.randn(4, 6)
+    graph = trace(model, inputs)
+    zero_branches(model, graph, ["blocks.1.up"])
+    optimizer = torch.optim.Adam(model.parameters())
+    before, groups = everything(model), copy.deepcopy([len(group["params"]) for group in optimizer.param_groups])
+    modules = {name: id(module) for name, module in model.named_modules()}
+    monkeypatch.setattr(Fragile, "limit", limit)
+    monkeypatch.setattr(Fragile, "calls", 0)
+    try:
+        report = secateur.slim(model, example_inputs=inputs, graph=graph, optimizer=optimizer)
+    except LayerError:
+        assert everything(model) == before
+        assert {name: id(module) for name, module in model.named_modules()} == modules
+        assert [len(group["params"]) for group in optimizer.param_groups] == groups
+    else:
+        assert Fragile.calls <= limit or report.branches == ()
+
+
+def test_a_later_failure_puts_branches_and_blocks_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs, graph, branches = prepare("llama")
+    zero_branches(model, graph, [group for group in branches if ".0." in f"{group}." or "1.mlp" in group])
+    before, config = everything(model), copy.deepcopy(model.config.to_dict())
+    modules = [(name, id(module)) for name, module in model.named_modules()]
+
+    def fail(self: Any, *_: object) -> None:
+        assert len(self._model.model.layers) == 2
+        raise LayerError("it fails")
+
+    monkeypatch.setattr(Surgery, "_collect_sizes", fail)
+    with pytest.raises(LayerError, match="it fails"):
+        secateur.slim(model, example_inputs=inputs, graph=graph)
+    assert everything(model) == before
+    assert model.config.to_dict() == config
+    assert [(name, id(module)) for name, module in model.named_modules()] == modules
+
+
+# Optimizers and training
+
+
+NORMS = {"llama": "post_attention_layernorm", "gpt2": "ln_2", "transformer": "second"}
+"""Model → the norm before its feed-forward networks, which has no effect without them."""
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_optimizers_forget_what_went(name: str) -> None:
+    model, inputs, graph, branches = prepare(name)
+    model.train()
+    mlps = [group for group in branches if "mlp" in group]
+    zero_branches(model, graph, [group for group in branches if ".0." in f"{group}."])
+    zero_branches(model, graph, mlps[2:], biases=False)
+    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
+    others = [weight for weight in model.parameters() if weight.dim() < 2]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=1e-3)
+    step(model, inputs, optimizer)
+    zero_branches(model, graph, [group for group in branches if ".0." in f"{group}."])
+    zero_branches(model, graph, mlps[2:], biases=False)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph, optimizer=optimizer)
+    assert report.blocks
+    assert report.branches
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    assert held == {id(weight) for weight in model.parameters()}
+    assert {id(weight) for weight in optimizer.state} <= held
+    assert all(state["exp_avg"].shape == weight.shape for weight, state in optimizer.state.items())
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    step(model, inputs, optimizer)
+    fixed = {name.split(".")[-2] for name, weight in model.named_parameters() if torch.equal(before[name], weight)}
+    assert fixed == {NORMS[name]}
+    assert model.training
+
+
+def step(model: nn.Module, inputs: Any, optimizer: torch.optim.Optimizer) -> None:
+    torch.manual_seed(0)
+    output = model(**inputs).logits if isinstance(inputs, dict) else model(inputs)
+    output.square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+# Together with widths, and afterwards
+
+
+@pytest.mark.parametrize("mode", ["exact", "uniform"])
+def test_depth_and_width_together(mode: str, tmp_path: Path) -> None:
+    model, inputs, graph, branches = prepare("llama")
+    gone = [group for group in branches if ".1." in f"{group}."]
+    zero_branches(model, graph, [*gone, "model.layers.2.self_attn"])
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[:, :8] = 0
+        model.model.layers[2].mlp.down_proj.weight[:, 8:16] = 0
+    expected, tokens = run(model, inputs), generate(model)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph, mode=mode)
+    assert report.blocks == ("model.layers.1",)
+    assert report.branches == (("model.layers.2.self_attn",) if mode == "exact" else ())
+    assert [block.mlp.up_proj.out_features for block in model.model.layers] == [24, 24]
+    assert measure(model, inputs, expected) <= 1e-6
+    assert torch.equal(generate(model), tokens)
+    assert report.is_configured is (mode == "uniform")
+    secateur.save(model, tmp_path)
+    assert torch.equal(generate(secateur.load(tmp_path)), tokens)
+    if mode == "uniform":
+        assert report.config == {"num_hidden_layers": 2, "intermediate_size": 24}
+        model.save_pretrained(tmp_path / "plain")
+        assert torch.equal(generate(type(model).from_pretrained(tmp_path / "plain")), tokens)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "bert", "transformer", "residual"])
+def test_a_model_without_any_branch_works(name: str, tmp_path: Path) -> None:
+    model, inputs, graph, branches = prepare(name)
+    zero_branches(model, graph, branches, biases=False)
+    expected = run(model, inputs)
+    secateur.slim(model, example_inputs=inputs, graph=graph)
+    assert measure(model, inputs, expected) <= 1e-6
+    secateur.save(model, tmp_path)
+    loaded = secateur.load(tmp_path, build(name)[0]) if name in CODE else secateur.load(tmp_path)
+    assert torch.equal(run(loaded, inputs), run(model, inputs))
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "bert"])
+def test_models_without_branches_are_ordinary(name: str) -> None:
+    """They can be exported, compiled, copied, traced and slimmed again."""
+    model, inputs, graph, branches = prepare(name)
+    gone = [group for group in branches if ".1." in f"{group}."][1:]
+    zero_branches(model, graph, gone, biases=False)
+    secateur.slim(model, example_inputs=inputs, graph=graph)
+    expected = run(model, inputs)
+    assert torch.equal(run(copy.deepcopy(model), inputs), expected)
+    exported = torch.export.export(model, (), inputs | {"use_cache": False} if name != "bert" else inputs, strict=False)
+    assert torch.equal(run(exported.module(), inputs | {"use_cache": False} if name != "bert" else inputs), expected)
+    again = trace(model, inputs)
+    assert {group.name for group in again.groups if group.obstacle is None and not group.inexact} == {
+        group.name for group in graph.groups if group.obstacle is None and not group.inexact and group.name not in gone
+    }
+    assert secateur.slim(model, example_inputs=inputs, graph=again).removed_units == 0
+
+
+def test_the_runtime_compiles_models_without_branches() -> None:
+    model, inputs, graph, _ = prepare("llama")
+    zero_branches(model, graph, ["model.layers.1.self_attn", "model.layers.2.mlp.gate_proj"])
+    secateur.slim(model, example_inputs=inputs, graph=graph)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(run(compiled, inputs), run(model, inputs))
+
+
+def test_a_bias_of_an_uneven_branch_follows_the_stream() -> None:
+    """The residual stream can lose channels in the same call, with the bias that is left of a branch."""
+    model, inputs, graph, branches = prepare("opt")
+    stream = next(group for group in graph.groups if group.inexact and group.obstacle is None)
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    zero_branches(model, graph, [group for group in branches if ".1." in f"{group}."], biases=False)
+    with torch.no_grad():
+        for member in stream.members:
+            if member.role is Role.CONSUMER:
+                tensors[member.parameter].index_fill_(member.axis, torch.tensor([3, 4]), 0)
+    report = secateur.slim(model, example_inputs=inputs, graph=graph, allow_inexact=True)
+    assert next(row for row in report.groups if row.name == stream.name).removed_units == 2
+    assert model.model.decoder.layers[1].fc2.bias.shape == (14,)
+    run(model, inputs)

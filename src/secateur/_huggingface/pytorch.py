@@ -105,6 +105,8 @@ def build_empty_model(model_class: Any, config: Any, limits: ModelLimits, path: 
         ArtifactError: The model exceeds its limits.
     """
     dtype = getattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", None) or torch.float32
+    if isinstance(dtype, str):  # after save_pretrained
+        dtype = getattr(torch, dtype)
     build = getattr(model_class, "from_config", model_class)
     with limit_modules(limits, path), _SkipInitialization(), _set_default_dtype(dtype):
         model: nn.Module = build(config)

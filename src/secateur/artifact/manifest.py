@@ -30,6 +30,7 @@ from secateur.frameworks.view import WeightView
 
 __all__ = [
     "AxisLayout",
+    "BranchEntry",
     "FileEntry",
     "Manifest",
     "TensorEntry",
@@ -301,6 +302,31 @@ class Builder(_ManifestModel):
     name: Annotated[str, Field(max_length=300), PRINTABLE]
 
 
+class BranchEntry(_ManifestModel):
+    """Says what a removed module returns: zeros, or a bias.
+
+    Attributes:
+        input: Name of the argument whose shape and type the output has.
+        outputs: Length of the tuple that it returns, of which the output is the first, and the others are nothing;
+            ``None``: it returns the output itself.
+        axis: The axis along which the output has another size, counted from the end; ``None``: none.
+        size: The size along that axis.
+        bias: Name of the parameter of the module that it returns, which is then called ``bias``; ``None``: zeros.
+    """
+
+    input: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    outputs: Annotated[int, Field(ge=1, le=MAX_AXES)] | None = None
+    axis: Annotated[int, Field(ge=-MAX_AXES, lt=0)] | None = None
+    size: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    bias: Text | None = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.axis is None) != (self.size is None):
+            raise ValueError("axis and size need each other")
+        return self
+
+
 class Manifest(_ManifestModel):
     """Describes an artifact, except for the values of its tensors.
 
@@ -316,6 +342,9 @@ class Manifest(_ManifestModel):
         aliases: Alternative name → name of the tensor (tied weights).
         sizes: Slimmed module → its attributes that changed → their values; ``None``: the model was not slimmed, or its
             configuration has all sizes. Tensors of these modules have other shapes than in the dense model.
+        branches: Module that was removed → what is returned in its place.
+        blocks: List of modules → the positions of those that were removed from it, in ascending order. All other names
+            are those in the lists that are left.
     """
 
     format: Literal["secateur"] = "secateur"
@@ -328,6 +357,13 @@ class Manifest(_ManifestModel):
     tensors: dict[Text, TensorEntry]
     aliases: dict[Text, str] = {}
     sizes: dict[Text, dict[AttributeName, Positive | tuple[Positive, ...]]] | None = None
+    branches: dict[Text, BranchEntry] | None = None
+    blocks: dict[Text, tuple[Size, ...]] | None = None
+
+    @property
+    def is_slimmed(self) -> bool:
+        """Whether the model has other sizes or fewer modules than its code and configuration say."""
+        return any(part is not None for part in (self.sizes, self.branches, self.blocks))
 
     @property
     def dense_bytes(self) -> int:

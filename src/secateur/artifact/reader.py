@@ -227,6 +227,8 @@ class Artifact(Mapping[str, RawTensor]):
             },
             aliases=self.manifest.aliases,
             sizes=self.manifest.sizes,
+            branches=self.manifest.branches,
+            blocks=self.manifest.blocks,
             model=self.manifest.model,
             claims={
                 entry.layer: entry.pruned

@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur._wording import format_list
 from secateur.artifact.dtypes import Bits
-from secateur.artifact.manifest import Builder, Claim, explain_invalid
+from secateur.artifact.manifest import BranchEntry, Builder, Claim, explain_invalid
 from secateur.config import PruningConfig
 from secateur.errors import StateError
 from secateur.frameworks.view import WeightView
@@ -56,6 +56,8 @@ class Source:
         configs: The configurations of the pruning run, as plain values.
         write_files: Writes companion files, such as configuration and tokenizer, into a folder.
         sizes: Slimmed module → its attributes that changed → their values; see `Manifest`.
+        branches: Module that was removed → what is returned in its place; see `BranchEntry`.
+        blocks: List of modules → the positions of those that were removed from it.
         elsewhere: Layers whose weights are in companion files, about which the manifest states nothing.
         converted: Layer → its weight in the model, of layers that are written in another layout; see `restate_claim`.
     """
@@ -68,7 +70,14 @@ class Source:
     write_files: Callable[[Path], object] = lambda folder: None  # noqa: ARG005
     converted: Mapping[str, SourceTensor] = field(default_factory=dict)
     sizes: Mapping[str, Mapping[str, int | tuple[int, ...]]] | None = None
+    branches: Mapping[str, BranchEntry] | None = None
+    blocks: Mapping[str, tuple[int, ...]] | None = None
     elsewhere: frozenset[str] = frozenset()
+
+    @property
+    def is_slimmed(self) -> bool:
+        """Whether the model has other sizes or fewer modules than its code and configuration say."""
+        return any(part is not None for part in (self.sizes, self.branches, self.blocks))
 
     def find_claim(self, tensor: SourceTensor) -> Claim | None:
         """Return what pruning did to a tensor, or to the first of the layers that it is made of."""

@@ -89,6 +89,8 @@ def write(
                 tensors=tensors,
                 aliases=dict(source.aliases),
                 sizes=None if source.sizes is None else {name: dict(values) for name, values in source.sizes.items()},
+                branches=None if source.branches is None else dict(source.branches),
+                blocks=None if source.blocks is None else dict(source.blocks),
             )
         _write_text(folder / MANIFEST, manifest.to_text())
     return manifest

@@ -138,7 +138,7 @@ class SlimJob:
 
         manifest, folder = Artifact(self.target.out).manifest, str(self.target.out)
         if manifest.model is not None and manifest.model.kind != "code":
-            is_plain = manifest.model.framework == "pytorch" and manifest.sizes is None
+            is_plain = manifest.model.framework == "pytorch" and not manifest.is_slimmed
             return f"transformers.{type(model).__name__}.from_pretrained({folder!r})" if is_plain else _load(folder)
         module, colon, name = self.model.partition(":")
         if not colon:

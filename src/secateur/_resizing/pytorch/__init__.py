@@ -1,30 +1,31 @@
 """Record on torch modules what slimming changed, and change a module of the original sizes in the same way."""
 
-from secateur._resizing.pytorch.blocks import REMOVED, list_children, list_removed_blocks, merge_positions
+from secateur._resizing.pytorch.blocks import Assign, drop_blocks, list_children, list_removed_blocks, record_blocks
 from secateur._resizing.pytorch.branches import (
     BranchLayout,
     RemovedBranch,
     list_arguments,
     list_branches,
-    replace_module,
+    replace_modules,
 )
 from secateur._resizing.pytorch.sizes import CONFIG, RECORD, Sizes, clear_sizes, find_mismatch, read_sizes, set_sizes
 
 __all__ = [
     "CONFIG",
     "RECORD",
-    "REMOVED",
+    "Assign",
     "BranchLayout",
     "RemovedBranch",
     "Sizes",
     "clear_sizes",
+    "drop_blocks",
     "find_mismatch",
     "list_arguments",
     "list_branches",
     "list_children",
     "list_removed_blocks",
-    "merge_positions",
     "read_sizes",
-    "replace_module",
+    "record_blocks",
+    "replace_modules",
     "set_sizes",
 ]

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["BranchLayout", "RemovedBranch", "list_arguments", "list_branches", "replace_module"]
+from secateur._resizing.pytorch.blocks import Assign
+
+__all__ = ["BranchLayout", "RemovedBranch", "list_arguments", "list_branches", "replace_modules"]
 
 CACHES = ("past_key_values", "past_key_value", "layer_past")
 """Names under which modules get the cache of keys and values."""
@@ -116,21 +118,37 @@ def list_branches(model: nn.Module) -> dict[str, BranchLayout]:
     """Return the modules of a model that were removed.
 
     Examples:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-        >>> replace_module(
-        ...     model, "0", RemovedBranch(model[0], BranchLayout(input="input"))
-        ... )
-        >>> list_branches(model)["0"].input
-        'input'
+        >>> list_branches(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+        {}
     """
     return {name: module.layout for name, module in model.named_modules() if isinstance(module, RemovedBranch)}
 
 
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Replace a module under all its names."""
-    old = model.get_submodule(name)
+def replace_modules(model: nn.Module, layouts: Mapping[str, BranchLayout], assign: Assign) -> None:
+    """Replace modules, under all their names, by ones that return the same output at no cost.
+
+    Args:
+        model: The model.
+        layouts: Name of a module → what its output looks like.
+        assign: Makes the changes.
+
+    Raises:
+        ValueError: A module has no such argument or parameter.
+        AttributeError: The model has no such module.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> replace_modules(
+        ...     model, {"0": BranchLayout(input="input")}, dict.__setitem__
+        ... )
+        >>> list_branches(model)["0"].input
+        'input'
+    """
+    new = {id(model.get_submodule(name)): RemovedBranch(model.get_submodule(name), layouts[name]) for name in layouts}
     for owner in [*model.modules()]:
-        owner._modules.update({key: new for key, module in owner._modules.items() if module is old})
+        for key, module in [*owner._modules.items()]:
+            if id(module) in new:
+                assign(owner._modules, key, new[id(module)])
 
 
 def _get_bias(module: nn.Module, name: str | None) -> nn.Parameter | None:

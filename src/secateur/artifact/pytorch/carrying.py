@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -44,8 +45,8 @@ def carry_over(model: Source, checkpoint: Source, prefix: str) -> Source | None:
 
 
 def is_slimmed(model: Source, checkpoint: Source, prefix: str) -> bool:
-    """Whether a tensor of a model has fewer elements than in the checkpoint; see `carry_over` for the arguments."""
-    if model.sizes is not None:
+    """Whether a model has fewer layers than a checkpoint, or a tensor fewer elements; see `carry_over`."""
+    if model.is_slimmed or _lacks_blocks(model.tensors, checkpoint.tensors, prefix):
         return True
     pairs = (
         (tensor.shape, checkpoint.tensors[key].shape)
@@ -54,6 +55,15 @@ def is_slimmed(model: Source, checkpoint: Source, prefix: str) -> bool:
         if key in checkpoint.tensors
     )
     return any(math.prod(shape) < math.prod(before) for shape, before in pairs)
+
+
+def _lacks_blocks(model: Collection[str], checkpoint: Collection[str], prefix: str) -> bool:
+    """Whether a checkpoint has tensors that a model only has with other numbers in their names, such as of layers."""
+    known = {form for name in model for form in _list_forms(name, prefix)}
+    kinds = {re.sub(r"\d+", "#", name) for name in known}
+    return any(
+        name not in known and "#" in (kind := re.sub(r"\d+", "#", name)) and kind in kinds for name in checkpoint
+    )
 
 
 def _list_forms(name: str, prefix: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from secateur._wording import format_list, format_value, suggest_name
 from secateur.artifact.dtypes import DTYPES
 from secateur.artifact.pytorch.published import PublishedTensor, list_published
 from secateur.artifact.pytorch.sentence_encoders import find_encoder
-from secateur.artifact.pytorch.slimmed import check_sizes, find_resized, resize_modules
+from secateur.artifact.pytorch.slimmed import check_sizes, find_resized, remove_modules, resize_modules
 from secateur.artifact.pytorch.tensors import NAMES, TYPES, get_state, to_torch
 from secateur.artifact.reader import Artifact
 from secateur.errors import ArtifactError, ModelLoadError
@@ -56,12 +56,14 @@ def load_weights(model: nn.Module, artifact: Artifact) -> nn.Module:
     if _is_published(module, artifact):
         _copy_published(module, state, artifact)
         return model
-    check_sizes(module, artifact)
-    unknown = [name for name in artifact if name not in state] if is_pretrained(module) else []
-    _check_names(state, artifact, unknown)
-    _check_tensors(module, state, artifact)
-    for name in artifact.manifest.tensors:
-        artifact[name]  # verify all tensors before anything changes
+    with remove_modules(module, artifact):
+        check_sizes(module, artifact)
+        state = get_state(module)
+        unknown = [name for name in artifact if name not in state] if is_pretrained(module) else []
+        _check_names(state, artifact, unknown)
+        _check_tensors(module, state, artifact)
+        for name in artifact.manifest.tensors:
+            artifact[name]  # verify all tensors before anything changes
     _warn_of_unknown(unknown, module, artifact)
     _assign_tensors(module, artifact)
     resize_modules(module, artifact)
@@ -85,13 +87,16 @@ def build_model(artifact: Artifact) -> nn.Module:
     with artifact.extract(CONFIG_FILE) as folder:
         meta_model = _build_on_meta(folder, artifact, limits)
         if meta_model is not None and not _is_published(meta_model, artifact):
-            meta_state = get_state(meta_model)
+            with remove_modules(meta_model, artifact):
+                meta_state = get_state(meta_model)
             if {*artifact} <= {*meta_state}:
                 _check_names(meta_state, artifact)
             _check_tensors(meta_model, meta_state, artifact)
             check_sizes(meta_model, artifact)
         model = build_configured(folder, artifact.path, limits, _get_class_name(artifact))
-    if not _has_all_names(model, artifact):
+    with remove_modules(model, artifact):
+        is_complete = _has_all_names(model, artifact)
+    if not is_complete:
         return _load_checkpoint(type(model), artifact)
     _warn_of_unknown([name for name in artifact if name not in get_state(model)], model, artifact)
     check_sizes(model, artifact)
@@ -162,7 +167,7 @@ def _fill_tensor(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 def _is_published(model: nn.Module, artifact: Artifact) -> bool:
     """Whether the tensors of an artifact have a published form that is not that of the model."""
-    if not is_pretrained(model) or artifact.manifest.sizes is not None:
+    if not is_pretrained(model) or artifact.manifest.is_slimmed:
         return False
     state = get_state(model)
     published = list_published(model, state)

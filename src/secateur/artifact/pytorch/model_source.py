@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from secateur._huggingface.pytorch import is_pretrained
-from secateur._resizing.pytorch import read_sizes
-from secateur.artifact.manifest import Builder
+from secateur._resizing.pytorch import list_branches, list_removed_blocks, read_sizes
+from secateur.artifact.manifest import BranchEntry, Builder
 from secateur.artifact.pytorch.carrying import carry_over, is_slimmed
 from secateur.artifact.pytorch.publishing import publish_source
 from secateur.artifact.pytorch.sentence_encoders import find_encoder
@@ -48,18 +48,20 @@ def make_source(model: nn.Module, tokenizer: Any = None) -> Source:
     state = get_state(model)
     stored, aliases = find_aliases(state)
     pretrained = model if is_pretrained(model) else None
-    sizes = read_sizes(model) or None
+    branches = {name: BranchEntry(**asdict(layout)) for name, layout in list_branches(model).items()}
     source = Source(
         tensors=_describe_tensors(model, stored, aliases),
         aliases=aliases,
-        sizes=sizes,
+        sizes=read_sizes(model) or None,
+        branches=branches or None,
+        blocks=list_removed_blocks(model) or None,
         model=Builder(
             framework="pytorch", kind="code" if pretrained is None else "transformers", name=type(model).__qualname__
         ),
         write_files=partial(_write_files, pretrained, tokenizer),
     )
     # Other programs cannot build a slimmed model whose configuration does not describe it.
-    return source if pretrained is None or sizes is not None else publish_source(model, state, source)
+    return source if pretrained is None or source.is_slimmed else publish_source(model, state, source)
 
 
 def make_carried_source(model: nn.Module, checkpoint: Source) -> Source:

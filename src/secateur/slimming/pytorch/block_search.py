@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from secateur._huggingface.pytorch import is_pretrained
-from secateur._resizing.pytorch import REMOVED, list_children, merge_positions
+from secateur._resizing.pytorch import drop_blocks, list_children, record_blocks
 from secateur.slimming.pytorch.configuration import list_configs
 from secateur.slimming.pytorch.constant_outputs import disturb_inputs
 from secateur.slimming.pytorch.depth_configuration import find_depth_fields, list_differences
@@ -18,9 +18,6 @@ from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 
 __all__ = ["BlockCut", "configure_cut", "find_identities", "find_pretrained", "remove_blocks"]
-
-POSITIONS = frozenset({"block_idx", "idx", "layer_id", "layer_idx", "layer_index", "layer_num", "layer_number"})
-"""Attributes with the position of a block in its list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,27 +97,12 @@ def remove_blocks(model: nn.Module, cuts: Sequence[BlockCut], journal: Journal) 
     """Remove blocks from their lists, number the others again, and change the configuration."""
     found = [(model.get_submodule(cut.container), find_pretrained(model, cut.container), cut) for cut in cuts]
     for container, pretrained, cut in found:
-        left: dict[str, nn.Module | None] = {}
-        for position, (key, block) in enumerate(container._modules.items()):
-            if position not in cut.positions:
-                for module in () if block is None else block.modules():
-                    _move(module, position, len(left), journal)
-                left[str(len(left)) if key.isdigit() else key] = block
         if pretrained is None:
-            count, known = len(container._modules), container.__dict__.get(REMOVED, ())
-            journal.set_attribute(container, REMOVED, merge_positions(known, cut.positions, count))
-        journal.set_attribute(container, "_modules", left)
+            record_blocks(container, cut.positions, journal.replace)
+        drop_blocks(container, cut.positions, journal.replace)
         for name, value in cut.config.items():
             place, dot, key = name.rpartition(".")
             journal.set_attribute(list_configs(pretrained.config)[place + dot], key, value)
-
-
-def _move(module: nn.Module, before: int, after: int, journal: Journal) -> None:
-    """Update attributes with the position of a block."""
-    for name in POSITIONS & module.__dict__.keys():
-        value = module.__dict__[name]
-        if before != after and type(value) is int and value - before in (0, 1):
-            journal.set_attribute(module, name, value - before + after)
 
 
 def find_pretrained(model: nn.Module, name: str) -> Any:

@@ -10,7 +10,7 @@ from itertools import takewhile
 from torch import nn
 
 from secateur._calls.pytorch.output_snapshot import measure_difference
-from secateur._resizing.pytorch import BranchLayout, RemovedBranch
+from secateur._resizing.pytorch import BranchLayout, replace_modules
 from secateur.errors import CalibrationError
 from secateur.frameworks.pytorch import is_transformers_conv1d
 from secateur.graph import Graph, Member, Role
@@ -188,8 +188,13 @@ class BranchSearch:
         return layout if axis is None else replace(layout, axis=axis, size=output.shape[axis])
 
     def _find_feeders(self, number: int, module: str, outputs: Mapping[str, ObservedOutput]) -> dict[str, BranchLayout]:
-        """Return the layers outside of a module that compute only the units; none if others do too."""
-        feeders = {}
+        """Return the layers outside of a module that compute only the units; none if others do too.
+
+        Kernels do not expect attention without heads, so that one of them stays.
+        """
+        feeders: dict[str, BranchLayout] = {}
+        if self._graph.groups[number].kind == "heads":
+            return feeders
         for name, members in self._list_owners(number).items():
             if not _is_in(name, module):
                 layer, output = self._model.get_submodule(name), outputs.get(name)
@@ -210,11 +215,7 @@ def replace_branches(model: nn.Module, branches: Iterable[Branch], journal: Jour
     for branch in branches:
         layouts |= {branch.module: branch.layout, **branch.feeders}
     outer = [name for name in layouts if not any(_is_in(name, other) for other in layouts if other != name)]
-    new = {id(model.get_submodule(name)): RemovedBranch(model.get_submodule(name), layouts[name]) for name in outer}
-    for owner in [*model.modules()]:
-        for key, module in owner._modules.items():
-            if id(module) in new:
-                journal.replace(owner._modules, key, new[id(module)])
+    replace_modules(model, {name: layouts[name] for name in outer}, journal.replace)
 
 
 def _is_in(name: str, module: str) -> bool:
