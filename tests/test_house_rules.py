@@ -44,7 +44,7 @@ EXCEPTIONS: dict[str, str] = {
     "oneshot/pytorch/__init__.py::prune: parameters": PRUNE,
     "slimming/__init__.py::slim: parameters": SLIM,
     "slimming/keras/__init__.py::slim: parameters": SLIM,
-    "slimming/pytorch/__init__.py::slim: parameters": SLIM,
+    "slimming/pytorch/zero_units.py::remove_units: parameters": SLIM,
     "cli/commands/bench.py::bench: parameters": OPTIONS,
     "cli/commands/prune.py::prune: parameters": OPTIONS,
     "cli/commands/slim.py::slim: parameters": OPTIONS,

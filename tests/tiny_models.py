@@ -26,4 +26,7 @@ def deep_mlp(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential
 
 def bits(model: nn.Module) -> dict[str, bytes]:
     """The state of a model, to the last bit."""
-    return {name: value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, value in model.state_dict().items()}
+    return {
+        name: value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, value in model.state_dict().items()
+    }

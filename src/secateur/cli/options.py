@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALLOCATIONS",
+    "BUDGETS",
     "GROUP_PATTERNS",
     "PATTERNS",
     "REFINERS",
     "SOLVERS",
+    "UNIT_REFINERS",
+    "UNIT_SOLVERS",
     "AsJson",
     "ConfigFile",
     "Model",
@@ -39,6 +42,9 @@ PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "ch
 
 SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps", "osscar", "ziplm", "taylor", "fisher")
 REFINERS = ("dsnot", "pcg", "ridge", "bias", "block", "distill")
+UNIT_SOLVERS = ("magnitude", "wanda", "taylor", "fisher", "osscar", "ziplm")
+UNIT_REFINERS = ("ridge", "bias", "block", "distill")
+BUDGETS = ("parameters=", "flops=", "bytes=", "latency=")
 ALLOCATIONS = ("uniform", "global", "owl", "sensitivity")
 """Names that shell completion suggests. They are constants because importing the registries takes seconds."""
 

@@ -10,19 +10,19 @@ from typing import Any
 
 from secateur._packages import is_installed, require_packages
 from secateur._progress import ProgressDisplay
+from secateur.cli.calibration_options import CalibrationOptions
 from secateur.cli.destination import Destination
-from secateur.cli.messages import say
 from secateur.cli.tracing import trace_groups
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.frameworks import detect_framework
 from secateur.models import TrainedModel, find_transformers_path, is_packed, load_model, load_trained
-from secateur.oneshot import Execution, Progress, prune
+from secateur.oneshot import prune
 from secateur.oneshot.magnitude import find_gradient_criterion
 from secateur.planning.layer_selection import list_couplings
 from secateur.results import PruningReport
 
-__all__ = ["CalibrationOptions", "Method", "PruneJob", "count_bytes"]
+__all__ = ["Method", "PruneJob", "count_bytes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,32 +57,6 @@ class Method:
         if self.allocation is None or (self.allocation in SCOPES and not reads):
             return reads
         return bool(Recipe.from_names(self.solver, self.refine, self.allocation).data_dependent)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationOptions:
-    """The options for calibration data.
-
-    Attributes:
-        file: File with text or inputs; Python's documentation by default.
-        sequences: Number of text samples.
-        length: Number of tokens per sample.
-        device: Device to compute on; the CPU by default.
-    """
-
-    file: Path | None = None
-    sequences: int | None = None
-    length: int | None = None
-    device: str | None = None
-
-    def check_unused(self, method: str) -> None:
-        """Raise `ConfigError` if an option is set that has no effect without calibration data."""
-        for name in ("sequences", "length", "device"):
-            if getattr(self, name) is not None:
-                raise ConfigError(
-                    f"--{name} is for calibration data, which --solver {method} does not use. Leave it out, choose "
-                    f"another solver, or pass data with --calibration."
-                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +116,7 @@ class PruneJob:
             options["example_inputs"] = trace_groups(trained, kinds, self.data.file)
         with self.target.open_parts() if reads_data else nullcontext() as folder:
             if folder is not None:
-                options |= self._load_calibration(trained, steps, folder=folder)
+                options |= self._load_calibration(trained, steps, folder)
             steps.begin(f"Pruning {self.model}")
             report = prune(trained.model, self.settings, **options, **self._make_recipe())
             steps.begin(f"Writing {self.target.out}")
@@ -175,7 +149,7 @@ class PruneJob:
         trained = TrainedModel(load_model(self.model), path)
         self.target.check_space(count_bytes(trained.model))
         with self.target.open_parts() as folder:
-            options = self._load_calibration(trained, steps, folder=folder, weights=path)
+            options = self._load_calibration(trained, steps, folder, weights=path)
             steps.begin(f"Pruning {self.model}")
             report = prune(trained.model.eval(), self.settings, **options, **self._make_recipe())
             steps.begin(f"Writing {self.target.out}")
@@ -189,29 +163,11 @@ class PruneJob:
         self, trained: TrainedModel, steps: ProgressDisplay, folder: Path, weights: Path | None = None
     ) -> dict[str, Any]:
         """Load calibration data; return it with the execution options as arguments of `prune`."""
-        from secateur.models.calibration import sample_calibration
-
-        data = self.data
-        if self.method.reads_data or any(option is not None for option in (data.file, data.sequences, data.length)):
-            sampled = sample_calibration(trained, data.file, data.sequences, data.length)
-            say(f"Calibration data: {sampled.description}.")
-            batches = sampled.batches
+        if self.method.reads_data or self.data.is_set:
+            batches = self.data.load_batches(trained)
         else:  # the values do not matter, only how the blocks are called
             batches = [trained.model.dummy_inputs]
-
-        def show_part(part: Progress) -> None:
-            if part.done == 1 < part.total:
-                say(f"Finished parts are stored in {folder}. After an interruption, run the same command to resume.")
-            steps.show_part(part)
-
-        execution = Execution(
-            device=data.device,
-            folder=folder,
-            progress=show_part,
-            weights=weights,
-            keep_parts=True,  # until the artifact is written
-        )
-        return {"calibration": batches, "execution": execution}
+        return {"calibration": batches, "execution": self.data.make_execution(steps, folder, weights)}
 
 
 def count_bytes(model: Any) -> int:

@@ -12,19 +12,19 @@ from typing import Any
 from secateur._progress import ProgressDisplay
 from secateur._table import Table
 from secateur._wording import format_count, format_reasons
+from secateur.cli.calibration_options import CalibrationOptions
 from secateur.cli.destination import Destination
 from secateur.cli.messages import say
 from secateur.cli.prune_job import count_bytes
 from secateur.cli.slim_mode import SlimMode
 from secateur.cli.tracing import trace_model
-from secateur.config import PruningConfig
+from secateur.config import ConfigLike, PruningConfig
 from secateur.errors import LayerError
 from secateur.frameworks import detect_framework
 from secateur.models import TrainedModel, load_trained
-from secateur.oneshot import prune
 from secateur.slimming import SlimReport, slim
 
-__all__ = ["SlimJob", "SlimResult"]
+__all__ = ["SlimJob", "SlimMethod", "SlimResult"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,22 +64,39 @@ class SlimResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlimMethod:
+    """How to prune with calibration data.
+
+    Attributes:
+        solver: Name of the solver; ``None``: the default.
+        refine: Names of the refiners, in order.
+        budget: How much may remain; ``None``: the target of the configuration counts.
+    """
+
+    solver: str | None
+    refine: tuple[str, ...]
+    budget: dict[str, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlimJob:
     """The arguments of one call of ``secateur slim``.
 
     Attributes:
         model: The model, in a form that `load_trained` accepts.
         weights: File with its weights.
-        settings: How to prune it; ``None``: only remove units that are zero already.
-        calibration: File from which example inputs are taken; ``None``: random ones.
+        settings: How to prune it; ``None``: only remove units that are zero already, or prune all units for a budget.
+        method: How to prune with calibration data; ``None``: by the configured criterion, without data.
+        data: The options for calibration data. Example inputs come from its file too; they are random if there is none.
         mode: Which zero units are removed.
         target: The output folder.
     """
 
     model: str
     weights: Path | None
-    settings: PruningConfig | None
-    calibration: Path | None
+    settings: ConfigLike | None
+    method: SlimMethod | None
+    data: CalibrationOptions
     mode: SlimMode
     target: Destination
 
@@ -96,13 +113,14 @@ class SlimJob:
         trained = load_trained(self.model, self.weights)
         model, companions, before = trained.model, trained.companions, count_bytes(trained.model)
         self.target.check_space(before)
-        with _convert_float16(model):
-            report = self._prune_and_slim(trained, steps)
-        if not report.removed_units:
-            raise LayerError(self._explain_unchanged(report))
-        model = model if report.model is None else report.model  # a Keras model is built again
-        steps.begin(f"Writing {self.target.out}")
-        save(model, self.target.out, tokenizer=companions, dense=True)
+        with nullcontext() if self.method is None else self.target.open_parts() as folder:
+            with _convert_float16(model):
+                report = self._prune_and_slim(trained, steps, folder)
+            if not report.removed_units:
+                raise LayerError(self._explain_unchanged(report))
+            model = model if report.model is None else report.model  # a Keras model is built again
+            steps.begin(f"Writing {self.target.out}")
+            save(model, self.target.out, tokenizer=companions, dense=True)
         return SlimResult(
             report=report,
             path=str(self.target.out),
@@ -111,15 +129,32 @@ class SlimJob:
             load=self._write_code(model),
         )
 
-    def _prune_and_slim(self, trained: TrainedModel, steps: ProgressDisplay) -> SlimReport:
+    def _prune_and_slim(self, trained: TrainedModel, steps: ProgressDisplay, folder: Path | None) -> SlimReport:
         steps.begin(f"Tracing {self.model}")
-        inputs, graph = trace_model(trained, self.calibration)
-        if self.settings is not None:
-            steps.begin(f"Pruning {self.model}")
-            say(prune(trained.model, self.settings, example_inputs=graph).footer[0])
+        inputs, graph = trace_model(trained, self.data.file)
+        options: dict[str, Any] = {}
+        if self.method is not None:
+            assert folder is not None
+            options |= {
+                "calibration": self.data.load_batches(trained),
+                "execution": self.data.make_execution(steps, folder),
+                "solver": self.method.solver,
+                "refine": self.method.refine,
+                "budget": self.method.budget,
+            }
         steps.begin(f"Slimming {self.model}")
-        is_inexact = self.settings is not None and self.settings.allow_inexact
-        return slim(trained.model, example_inputs=inputs, graph=graph, allow_inexact=is_inexact, mode=self.mode.value)
+        report = slim(
+            trained.model,
+            self.settings,
+            example_inputs=inputs,
+            graph=graph,
+            allow_inexact=isinstance(self.settings, PruningConfig) and self.settings.allow_inexact,
+            mode=self.mode.value,
+            **options,
+        )
+        if report.pruning is not None:
+            say(report.pruning.footer[0])
+        return report
 
     def _explain_unchanged(self, report: SlimReport) -> str:
         """Say why no unit can be removed."""

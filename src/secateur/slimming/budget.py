@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 from secateur._wording import format_list, format_value, suggest_name
 from secateur.errors import ConfigError, UnknownNameError
+from secateur.results import Record
 
-__all__ = ["QUANTITIES", "SlimBudget"]
+__all__ = ["QUANTITIES", "BudgetResult", "SlimBudget"]
 
 QUANTITIES = {
     "parameters": "parameters",
@@ -102,6 +103,42 @@ class SlimBudget:
 
     def __str__(self) -> str:
         return f"{self.quantity}={self.value:.6g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetResult(Record):
+    """How a budget was kept.
+
+    Attributes:
+        quantity: What it limits; a key of `QUANTITIES`.
+        dense: The dense model's, in the unit of the quantity.
+        target: What the budget allows.
+        promised: What was expected of the widths before they were measured.
+        measured: What the model with these widths was measured to need.
+    """
+
+    computed: ClassVar[tuple[str, ...]] = ("share",)
+
+    quantity: str
+    dense: float
+    target: float
+    promised: float
+    measured: float
+
+    @property
+    def share(self) -> float:
+        """What was measured, as a share of the dense model's."""
+        return self.measured / self.dense
+
+    def __str__(self) -> str:
+        target, promised = self.target / self.dense, self.promised / self.dense
+        text = f"Budget: {self.quantity} at {target:.1%} of the dense model's {self._format(self.dense)}"
+        if self.promised == self.measured:
+            return f"{text}, kept at {self.share:.1%}."
+        return f"{text}, promised {promised:.1%}, measured {self.share:.1%}."
+
+    def _format(self, amount: float) -> str:
+        return f"{amount * 1e3:.3g} ms" if self.quantity == "latency" else f"{amount:,.0f}"
 
 
 def _is_number(value: Any) -> bool:

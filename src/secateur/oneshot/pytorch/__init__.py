@@ -29,7 +29,7 @@ from secateur.planning.layer_selection import list_couplings
 from secateur.planning.pytorch import needs_example_inputs, plan
 from secateur.results import PruningReport
 
-__all__ = ["prune"]
+__all__ = ["prune", "split_calibration", "take_first_batch"]
 
 SCOPES = {"uniform": "local", "global": "global"}
 """Allocation → the ``pruning_scope`` with the same effect without calibration data."""
@@ -53,7 +53,7 @@ def prune(
     if has_units and execution is not None:
         refuse_weight_files(execution)
     if example_inputs is None and calibration is not None and needs_example_inputs(config):
-        calibration, example_inputs = _take_first_batch(model, calibration)
+        calibration, example_inputs = take_first_batch(model, calibration)
     make_plan = partial(plan, model, example_inputs=example_inputs, prune_frozen=True)
     if _needs_gradients(config, calibration, solver, loss, has_units=has_units):
         options = {
@@ -82,7 +82,7 @@ def prune(
             return prune_weights(
                 model_plan, weights, sum(weight.numel() for weight in unwrap_model(model).parameters())
             )
-    batches, execution = _split_calibration(calibration, execution)
+    batches, execution = split_calibration(calibration, execution)
     with explain_out_of_memory():
         if removes_units(model_plan):
             return UnitRun(model, model_plan, replace(recipe, loss=loss), batches, execution).prune()
@@ -126,7 +126,7 @@ def _has_settings(execution: Execution | None) -> bool:
     return execution is not None and replace(execution, progress=None) != Execution()
 
 
-def _take_first_batch(
+def take_first_batch(
     model: nn.Module, calibration: Calibration | Iterable[Any]
 ) -> tuple[Calibration | Iterable[Any], Any]:
     """Return the calibration data, and the arguments of the model in its first batch."""
@@ -140,7 +140,7 @@ def _take_first_batch(
     return (replace(calibration, batches=batches) if isinstance(calibration, Calibration) else batches), inputs
 
 
-def _split_calibration(
+def split_calibration(
     calibration: Calibration | Iterable[Any], execution: Execution | None
 ) -> tuple[Iterable[Any], Execution]:
     """Return the batches and the execution settings, which deprecated calls pass to `Calibration`."""

@@ -1,8 +1,10 @@
-"""Slim a Keras model: build it again without the units that nothing reads, with proof."""
+"""Slim a Keras model: prune it if asked to, and build it again without the units that nothing reads, with proof."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -11,8 +13,11 @@ from secateur import graph as graph_package
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.graph import Graph
 from secateur.graph.keras.walking import find_function
+from secateur.oneshot import prune
+from secateur.results import PruningReport
 from secateur.slimming.keras.example_run import KerasExampleRun
 from secateur.slimming.keras.surgery import KerasSurgery
+from secateur.slimming.prune_request import PruneRequest
 from secateur.slimming.report import SlimReport
 from secateur.slimming.selection import exclude_groups
 
@@ -21,6 +26,7 @@ __all__ = ["slim"]
 
 def slim(
     model: keras.Model,
+    request: PruneRequest | None,
     *,
     example_inputs: Any,
     optimizer: Any = None,
@@ -29,7 +35,18 @@ def slim(
     allow_inexact: bool = False,
     mode: str = "exact",
 ) -> SlimReport:
-    """See `secateur.slim`."""
+    """See `secateur.slim`.
+
+    Args:
+        model: The model.
+        request: How to prune before; ``None``: only remove what is zero already.
+        example_inputs: See `secateur.slim`, as for all other arguments.
+        optimizer: Must be ``None``.
+        graph: The dependencies.
+        exclude: Names of groups.
+        allow_inexact: Whether outputs may change.
+        mode: Which zero units go.
+    """
     if optimizer is not None:
         raise ConfigError("optimizer must be None for a Keras model. Compile the slimmed model with a new optimizer.")
     if not isinstance(model, keras.Model) or find_function(model) is None:
@@ -37,8 +54,44 @@ def slim(
             f"The model must be Sequential or functional, so that it can be built again with other sizes, found "
             f"{type(model).__name__}."
         )
-    example = KerasExampleRun(model, example_inputs)
     if graph is None:
         graph = graph_package.trace(model, example_inputs)
-    surgery = KerasSurgery(model, exclude_groups(graph, exclude), example)
-    return surgery.perform(allow_inexact=allow_inexact, is_uniform=mode == "uniform")
+    graph = exclude_groups(graph, exclude)
+    with _keep_weights(model):
+        pruning = None if request is None else _prune(model, request, graph)
+        surgery = KerasSurgery(model, graph, KerasExampleRun(model, example_inputs))
+        report = surgery.perform(allow_inexact=allow_inexact, is_uniform=mode == "uniform")
+    return replace(report, pruning=pruning)
+
+
+def _prune(model: keras.Model, request: PruneRequest, graph: Graph) -> PruningReport:
+    """Prune a model to the target of its configuration.
+
+    Raises:
+        UnsupportedModelError: Calibration data or a budget is given.
+    """
+    if request.calibration is not None:
+        raise UnsupportedModelError(
+            "Calibration data and budgets need a torch model. Set a target_sparsity, and leave calibration out."
+        )
+    config: Any = request.config
+    return prune(
+        model,
+        config,
+        solver=request.solver,
+        refine=request.refine,
+        allocation=request.allocation,
+        execution=request.execution,
+        loss=request.loss,
+        example_inputs=graph,
+    )
+
+
+@contextmanager
+def _keep_weights(model: keras.Model) -> Iterator[None]:
+    """Give the model its present weights back after this context."""
+    weights = model.get_weights()
+    try:
+        yield
+    finally:
+        model.set_weights(weights)

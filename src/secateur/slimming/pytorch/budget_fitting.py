@@ -9,7 +9,7 @@ from typing import NamedTuple
 from secateur._wording import format_count, format_list
 from secateur.allocations.knapsack import LossCurve
 from secateur.errors import ConfigError
-from secateur.slimming.budget import SlimBudget
+from secateur.slimming.budget import BudgetResult, SlimBudget
 from secateur.slimming.pytorch.costs.base import CostModel
 from secateur.slimming.pytorch.width_choice import WidthChooser
 
@@ -50,6 +50,16 @@ class FittedBudget:
     promised: float
     measured: float
     measurements: int
+
+    def describe(self) -> BudgetResult:
+        """Return how the budget was kept, for reports."""
+        return BudgetResult(
+            quantity=self.budget.quantity,
+            dense=self.dense,
+            target=self.target,
+            promised=self.promised,
+            measured=self.measured,
+        )
 
     @property
     def promised_share(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 from secateur.errors import ConfigError
 from secateur.graph import Graph
@@ -22,8 +21,8 @@ class CostModel(ABC):
         dense: The cost of the dense model.
     """
 
-    quantity: ClassVar[str]
-    is_exact: ClassVar[bool] = False
+    quantity: str
+    is_exact: bool = False
 
     graph: Graph
     dense: float
