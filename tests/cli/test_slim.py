@@ -401,3 +401,49 @@ def test_text_that_is_too_short_is_an_error(llama: nn.Module, kind: str, folder:
     assert result.exit_code == 1
     assert "The text for calibration must have at least 23 tokens" in result.stderr
     assert llama.config.num_hidden_layers == 2
+
+
+# Calibration data and budgets
+
+
+def test_a_budget_with_calibration_data(llama: Any) -> None:
+    given = ("--budget", "parameters=0.9", "--sequences", "4", "--length", "24")
+    result = run("slim", "llama", *given, "--out", "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "Calibration data: 4 sequences of 24 tokens" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["budget"]["quantity"] == "parameters"
+    assert report["weights"] == report["budget"]["measured"] <= 0.9 * report["weights_before"]
+    loaded = secateur.load("out")
+    assert sum(weight.numel() for weight in loaded.parameters()) == report["weights"]
+    assert not Path("out.part").exists()
+
+
+def test_a_target_with_a_solver_and_uniform_widths(llama: Any) -> None:
+    given = ("--solver", "ziplm", "--refine", "block", "--sequences", "4", "--length", "24", "--mode", "uniform")
+    report = run_json("slim", "llama", *CHANNELS, *given, "--out", "out")
+    assert report["budget"] is None
+    assert report["config"] == {"intermediate_size": llama.config.intermediate_size // 2}
+
+
+def test_a_budget_for_code_and_a_file_of_inputs(net: nn.Sequential) -> None:
+    result = run("slim", *CODE_MODEL, "--budget", "flops=0.7", "--out", "out")
+    assert result.exit_code == 0, result.stderr
+    assert "Budget: flops at 70.0% of the dense model's" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (("--budget", "0.5"), "a quantity and a number, such as latency=0.6, found '0.5'"),
+        (("--budget", "speed=0.5"), "unknown quantity 'speed'"),
+        (("--budget", "parameters=0.5", *CHANNELS), "two targets"),
+        (("--solver", "osscar"), "--solver and --refine are for pruning"),
+        ((*CHANNELS, "--sequences", "4"), "--sequences is for calibration data"),
+    ],
+)
+def test_options_of_budgets_without_effect(net: nn.Sequential, given: tuple[str, ...], text: str) -> None:
+    result = run("slim", *CODE_MODEL, *given, "--out", "out")
+    assert result.exit_code == 1
+    assert text in " ".join(result.stderr.split())
+    assert not Path("out").exists()
