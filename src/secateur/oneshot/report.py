@@ -22,7 +22,8 @@ class CalibratedReport(PruningReport):
         solver: The solver and the refiners.
         errors: Layer → relative error of its outputs on the calibration data, ``‖X (W − Ŵ)ᵀ‖² / ‖X Ŵᵀ‖²`` with dense
             weights Ŵ, before blocks or the whole model are refined. If only the norms of the inputs are measured,
-            features are treated as uncorrelated. Layers whose inputs were not measured, or whose outputs were zero,
+            features are treated as uncorrelated. The errors of a layer that reads several groups of
+            units are added. Layers whose inputs were not measured, or whose outputs were zero,
             have none.
         blind: Layer that reads removed units and was not repaired → why its inputs were not measured.
         magnitude_reasons: Layer that was pruned by magnitude, not by the solver → why its inputs were not measured.

@@ -371,6 +371,18 @@ def test_blocks_and_the_model_are_refined() -> None:
         prune("convolutions", refine="block")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_keep_the_bits_of_what_stays(dtype: torch.dtype) -> None:
+    dense, model = CASES["bert"].create().to(dtype), CASES["bert"].create().to(dtype)
+    _, report = prune("bert", model, solver="fisher", allocation="global")
+    assert report.unit_sparsity == pytest.approx(0.5, abs=0.05)
+    for name, weight in model.named_parameters():
+        before = dense.get_parameter(name)
+        assert weight.dtype == dtype
+        if "output.dense" not in name and "classifier" not in name:
+            assert ((weight == before) | (weight == 0)).all(), name
+
+
 def test_layers_that_cannot_be_measured_are_listed() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
@@ -464,13 +476,58 @@ def test_a_solver_that_removes_another_number_is_refused() -> None:
     assert bits(model) == before
 
 
-def test_data_that_does_not_reach_a_layer_is_refused() -> None:
+def test_layers_that_read_zeros_are_listed() -> None:
     model = CASES["perceptron"].create()
     with torch.no_grad():
         model[0].weight.zero_()
         model[0].bias.fill_(-1.0)
-    with pytest.raises(CalibrationError, match="its inputs are all zero"):
+    _, report = prune("perceptron", model, solver="osscar", refine=["ridge", "bias"])
+    assert report.blind == {"2": "its inputs are all zero"}
+    assert [group.pruned_units for group in report.groups] == [4, 5]
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    model = CASES["perceptron"].create()
+    with torch.no_grad():
+        model[0].bias.fill_(math.inf)
+    with pytest.raises(CalibrationError, match="its inputs must be finite, found inf or nan"):
         prune("perceptron", model)
+
+
+@pytest.mark.parametrize("solver", ["osscar", "ziplm", "magnitude", "wanda", "taylor", "fisher"])
+@pytest.mark.parametrize("name", ["llama", "convolutions", "encoder"])
+def test_whole_branches_go(name: str, solver: str) -> None:
+    """Every built-in solver and refiner copes with groups that lose all of their units."""
+    model = CASES[name].create()
+    run = create_run(name, model, solver=solver, refine=["ridge", "bias"], choose_counts=lambda _: counts)
+    whole = [group.name for group in run.groups if name != "convolutions" or group.name == "conv1.channels"]
+    counts = {group.name: group.rule.units for group in run.groups if group.name in whole}
+    report = run.prune()
+    assert {group.name: group.pruned_units for group in report.groups if group.pruned_units} == counts
+    for group in run.groups:
+        for reader in group.readers if group.name in whole else ():
+            assert (reader.weight.stored == 0).all()
+    with torch.no_grad():
+        assert run_batch(model, CASES[name].batches()[0]).isfinite().all()
+
+
+def test_layers_are_measured_without_running_what_follows() -> None:
+    model = CASES["llama"].create()
+    calls = {"o_proj": 0, "down_proj": 0}
+
+    def count(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    block = model.model.layers[1]
+    block.self_attn.o_proj.register_forward_pre_hook(count("o_proj"))
+    block.mlp.down_proj.register_forward_pre_hook(count("down_proj"))
+    batches = [dict(CASES["llama"].batches()[0]) for _ in range(5)]
+    secateur.prune(model, BOTH, calibration=batches, solver=RidgeSolver())
+    # Of the pass for the heads, only the first batch reaches the layers after them.
+    assert calls["o_proj"] - calls["down_proj"] == 4
 
 
 def test_heads_of_models_without_example_inputs() -> None:

@@ -102,8 +102,11 @@ class InputStatistics:
         self.keep = keep
         self._seen.clear()
 
-    def group_layers(self) -> list[tuple[str, ...]]:
+    def group_layers(self, *, allow_zeros: bool = False) -> list[tuple[str, ...]]:
         """Group the layers that read the same inputs, in the order of `layers`.
+
+        Args:
+            allow_zeros: Whether inputs may be all zero.
 
         Raises:
             CalibrationError: A layer read nothing, only padding or only zeros, or its inputs are not finite.
@@ -126,7 +129,7 @@ class InputStatistics:
                     f"layer {leader!r}: its inputs must be finite, found inf or nan. Check the calibration data and "
                     f"the layers before it."
                 )
-            if not bool(self._sums[leader].any()):
+            if not allow_zeros and not bool(self._sums[leader].any()):
                 raise CalibrationError(
                     f"layer {leader!r}: its inputs are all zero, so they do not show which weights matter. Exclude it, "
                     f"or provide other data."

@@ -103,13 +103,9 @@ class Recipe:
 
     @property
     def needs_unit_gram(self) -> bool:
-        """Whether Gram matrices of what reads units are needed; else norms are enough."""
-        solver = self.unit_solver
-        return "gram" in {
-            solver.unit_needs,
-            solver.repair_needs,
-            *(refiner.unit_needs for refiner in self.unit_refiners),
-        }
+        """Whether pruning needs Gram matrices of what layers read that read units; else norms are enough."""
+        refiners = (refiner.unit_needs for refiner in self.unit_refiners)
+        return "gram" in {self.unit_solver.unit_needs, self.unit_solver.repair_needs, *refiners}
 
     @property
     def layer_refiners(self) -> tuple[LayerRefiner, ...]:

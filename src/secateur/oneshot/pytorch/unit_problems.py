@@ -21,6 +21,9 @@ from secateur.solvers.unit_problem import ConsumerUpdate, UnitConsumer, UnitProb
 __all__ = ["ConsumerPart", "LossGradients", "UnitTask", "build_task", "read_statistics", "write_updates"]
 
 
+NO_INPUTS = "its inputs are all zero"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossGradients:
     """Gradients of a loss of the dense model, summarized.
@@ -60,12 +63,14 @@ class ConsumerPart:
         reader: Its layer.
         index: Which group of a grouped convolution it is.
         features: The numbers of its input features in the layer; features that other groups have removed are left out.
+        is_measured: Whether its inputs were measured, so that it can be repaired.
     """
 
     consumer: UnitConsumer
     reader: Reader
     index: int
     features: torch.Tensor
+    is_measured: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +81,24 @@ class UnitTask:
     problem: UnitProblem
     parts: Sequence[ConsumerPart]
 
+    @property
+    def blind(self) -> dict[str, str]:
+        """Layer that cannot be repaired → the reason."""
+        return {part.reader.name: part.reader.blind or NO_INPUTS for part in self.parts if not part.is_measured}
+
 
 def read_statistics(statistics: InputStatistics) -> dict[str, LayerInputs]:
-    """Return layer → its statistics; layers that read the same inputs share memory.
+    """Return layer → its statistics, without layers that read only zeros; layers that read the same share memory.
 
     Raises:
         CalibrationError: See `InputStatistics.group_layers`.
     """
     found: dict[str, LayerInputs] = {}
-    for names in statistics.group_layers():
+    for names in statistics.group_layers(allow_zeros=True):
         norms, (means, _) = statistics.norms(names[0]), statistics.compute_moments(names[0])
         rows, gram = statistics.count_rows(names[0]), statistics.pop_gram(names[0])
-        found |= dict.fromkeys(names, LayerInputs(norms=norms, means=means, gram=gram, rows=rows))
+        if bool(norms.any()):
+            found |= dict.fromkeys(names, LayerInputs(norms=norms, means=means, gram=gram, rows=rows))
     return found
 
 
@@ -127,7 +138,10 @@ def build_task(
                 has_bias=reader.bias is not None,
                 importance=None if importance is None else importance[rows].to(weight_RF.device),
             )
-            parts.append(ConsumerPart(consumer=consumer, reader=reader, index=index, features=features))
+            is_measured = reader.name in inputs
+            parts.append(
+                ConsumerPart(consumer=consumer, reader=reader, index=index, features=features, is_measured=is_measured)
+            )
     problem = UnitProblem(
         name=group.name,
         rule=group.rule,
@@ -177,7 +191,7 @@ def write_updates(task: UnitTask, updates: Sequence[ConsumerUpdate], masks: Unit
         view = reader.pattern.views[reader.name]
         before, after = (view.to_stored(array.reshape(view.canonical_shape)) for array in (before_GRF, after_GRF))
         write_weight(reader.weight.stored, after, before)
-        if reader.blind is None and total > 0:
+        if total > 0 and all(part.is_measured for part, _ in pairs):
             errors[reader.name] = lost / total
     for layer in task.group.layers:
         weight = ParameterWeight(layer, task.group.pattern)

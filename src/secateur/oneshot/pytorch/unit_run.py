@@ -42,6 +42,7 @@ from secateur.oneshot.pytorch.unit_stages import (
     sort_by_execution,
 )
 from secateur.oneshot.report import CalibratedReport
+from secateur.patterns.coupled import GroupPattern
 from secateur.planning.planner import Plan
 from secateur.refiners.base import BlockTask
 from secateur.results import PruningReport
@@ -119,7 +120,6 @@ class UnitRun(RecordedRun):
         runner.start(self.groups, counts, gradients or LossGradients())
         outcome = runner.run(stages)
         repair.refine(record, len(stages), [weight for group in self.groups for weight in group.parameters])
-        outcome.blind = {reader.name: reader.blind for group in self.groups for reader in group.readers if reader.blind}
         runs = self._create_runs(outcome)
         refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})
         return outcome
@@ -158,14 +158,19 @@ class UnitRun(RecordedRun):
         return paths
 
     def _iterate_tasks(self, gradients: LossGradients) -> Iterator[UnitTask]:
-        """Run the dense model once, and yield the problems of its groups."""
-        masks, with_gram = UnitMasks(self.groups), self.recipe.needs_unit_gram
+        """Run the dense model once, if the solver needs statistics, and yield the problems of its groups."""
+        needs, masks = self.recipe.unit_solver.unit_needs, UnitMasks(self.groups)
+        if needs in ("nothing", "gradients"):
+            for group in self.groups:
+                yield build_task(group, {}, masks, gradients, with_gram=False)
+            return
+        with_gram = needs == "gram"
         for stage in join_stages(self._build_stages()):
             with stage.load_weights():
-                statistics = record_statistics(
-                    stage.part, stage.list_readers(), with_gram=with_gram, outputs=self.inputs
+                layers = stage.list_readers()
+                inputs = read_statistics(
+                    record_statistics(stage.part, layers, with_gram=with_gram, outputs=self.inputs)
                 )
-                inputs = read_statistics(statistics)
                 for group in stage.groups:
                     yield build_task(group, inputs, masks, gradients, with_gram=with_gram)
 
@@ -205,7 +210,7 @@ class UnitRun(RecordedRun):
 
 def removes_units(plan: Plan) -> bool:
     """Whether a plan has patterns of units in several layers."""
-    return any(pattern.coupling is not None for pattern in plan.patterns if pattern.views)
+    return any(isinstance(pattern, GroupPattern) for pattern in plan.patterns if pattern.views)
 
 
 def refuse_weight_files(execution: Execution) -> None:
@@ -254,11 +259,13 @@ class UnitRunner(StageLoop[UnitStage]):
         self.record.back_up(number, parameters)
         errors: dict[str, float] = {}
         removed: dict[str, list[int]] = {}
+        blind: dict[str, str] = {}
         seconds, unmeasured = 0.0, outputs if is_refined else None
         for group in stage.groups:
             if self.counts[group.name]:
                 task = self._measure(stage, group, unmeasured)
                 unmeasured = None
+                blind |= task.blind
                 start = time.perf_counter()
                 keep_U, updates = self._solve(task)
                 seconds += time.perf_counter() - start
@@ -270,7 +277,7 @@ class UnitRunner(StageLoop[UnitStage]):
             assert isinstance(stage.part, BlockStage)
             for refiner in self.recipe.block_refiners:
                 refiner.refine(self._build_block_task(stage, stage.part, outputs))
-        outcome = {"removed": removed, "errors": errors, "seconds": seconds}
+        outcome = {"removed": removed, "errors": errors, "blind": blind, "seconds": seconds}
         self.outcome.add(outcome)
         self.record.commit(number, parameters, outcome)
 
@@ -295,7 +302,7 @@ class UnitRunner(StageLoop[UnitStage]):
                 )
             for part in task.parts:
                 keep = keep_U.to(part.consumer.weight.device)
-                if part.reader.blind is not None:
+                if not part.is_measured:
                     weight = part.consumer.weight * part.consumer.mask_features(keep)
                     updates.append(ConsumerUpdate(weight=weight))
                     continue

@@ -13,6 +13,7 @@ from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch
 from secateur.oneshot.pytorch.block_stack import BlockStack, find_block_stack
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.shortcut import Shortcut
 from secateur.oneshot.pytorch.stages import MAX_GRAM_BYTES, BlockStage, ModelStage, Stage, find_block
 from secateur.oneshot.pytorch.unit_groups import UnitGroup
 from secateur.oneshot.pytorch.weight_storage import WeightStorage
@@ -161,13 +162,15 @@ def record_statistics(
         stage: The stage.
         layers: Layer → module.
         with_gram: Whether Gram matrices are needed; else norms are enough.
-        outputs: Where to store the outputs of the stage, if it has any; ``None``: do not store them.
+        outputs: Where to store the outputs of the stage, if it has any; ``None``: they are not needed, so that each
+            batch only runs up to the last of the layers.
     """
     statistics = InputStatistics(layers, with_gram=with_gram)
-    with statistics.record_inputs():
+    shortcut = Shortcut(layers.values() if outputs is None else ())
+    with statistics.record_inputs(), shortcut.watch_calls():
         for batch in stage.batches:
             statistics.start_batch(batch.keep)
-            output = stage.forward(batch.number)
+            output = shortcut.run(stage, batch)
             if outputs is not None and output is not None:
                 outputs[batch.number] = output
     return statistics
