@@ -27,7 +27,7 @@ from secateur.patterns import NMPattern, register_pattern
 from secateur.patterns.selection import Scores
 from secateur.refiners import PCG
 from secateur.solvers import ALPS, RIA, SOLVERS, Magnitude, Problem, Solution, Solver, SparseGPT, Wanda, alps
-from secateur.solvers.gram import MAX_UNSPLIT_SIZE, conjugate_gradients, damp, factorize_inverse, invert
+from secateur.solvers.gram import MAX_UNSPLIT_SIZE, conjugate_gradients, damp, factorize, factorize_inverse, invert
 
 SHAPE = (8, 16)
 """Rows and features that fit every case."""
@@ -215,9 +215,10 @@ def test_nan_is_refused(name: str) -> None:
         LAYER_SOLVERS[name]().solve(broken)
 
 
-def test_an_indefinite_matrix_is_refused() -> None:
+@pytest.mark.parametrize("compute", [factorize, factorize_inverse])
+def test_an_indefinite_matrix_is_refused(compute: Callable[[torch.Tensor], torch.Tensor]) -> None:
     with pytest.raises(CalibrationError, match="not positive definite, even damped by 10 %"):
-        factorize_inverse(-torch.eye(4)[None])
+        compute(-torch.eye(4)[None])
 
 
 @pytest.mark.parametrize(
@@ -441,6 +442,13 @@ def test_inverse(width: int) -> None:
     matrix = damp((inputs.T @ inputs)[None], 0.01)
     expected = np.linalg.inv(matrix[0].numpy())
     torch.testing.assert_close(invert(matrix)[0].numpy(), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+
+
+def test_a_matrix_is_damped_until_it_can_be_factorized() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1e-5]))
+    lower = factorize(matrix[None])[0]
+    torch.testing.assert_close((lower @ lower.T)[:3, :3], torch.eye(3), rtol=1e-3, atol=0)
+    assert 0 < float(lower[3, 3]) < 0.01
 
 
 def test_a_matrix_that_is_not_positive_in_its_second_half_is_damped() -> None:

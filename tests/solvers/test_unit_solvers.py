@@ -7,7 +7,10 @@ from itertools import combinations, pairwise, product
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from oneshot.problems import realistic_inputs, realistic_weight
 from secateur.errors import CalibrationError, ConfigError, ScoreError
 from secateur.patterns.rounding import KeepRule
 from secateur.refiners import Ridge
@@ -293,6 +296,61 @@ def test_losses_of_ziplm_are_those_of_dense_least_squares(shape: str) -> None:
         assert float(path.losses[removed]) == pytest.approx(exact, rel=1e-4, abs=1e-6 * float(path.losses[-1]))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    units=st.integers(1, 7),
+    widths=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    unused=st.integers(0, 2),
+    parts=st.integers(1, 3),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_losses_and_repairs_are_exact_for_any_shape(
+    units: int, widths: list[int], unused: int, parts: int, *, has_bias: bool, seed: int
+) -> None:
+    shape = Shape(units=units * parts, widths=widths, unused=unused, parts=parts, has_bias=has_bias)
+    case = make_case(shape, seed)
+    path = ZipLM(damping=0.05).rank_units(case.problem)
+    removed = units * parts // 2
+    keep = path.keep(removed)
+    exact = compute_exact_loss(case, keep, 0.05)
+    assert float(path.losses[removed]) == pytest.approx(exact, rel=1e-4, abs=1e-6 * float(path.losses[-1]))
+    for consumer, inputs in zip(case.problem.consumers, case.inputs, strict=True):
+        expected = fit(consumer, inputs, keep, 0.05)
+        weight = ZipLM(damping=0.05).update_consumer(consumer, keep).weight.numpy()
+        np.testing.assert_allclose(weight, expected.weight, rtol=1e-2, atol=1e-3 * np.abs(expected.weight).max())
+
+
+def test_units_of_different_widths() -> None:
+    """Some layers do not read all features of a unit, or none."""
+    inputs, weight = realistic_inputs(50, 9), realistic_weight(3, 9)
+    for unit_of in ([0, 0, 0, 1, -1, 2, 2, 3, 2], [3, 1, 1, 1, 1, 1, -1, 0, 0], [2] * 9):
+        consumer = make_consumer(inputs[:, : len(unit_of)], weight, torch.tensor(unit_of))
+        problem = UnitProblem(name="group", rule=KeepRule(units=4), consumers=[consumer] * 2, scores=torch.ones(4))
+        case = Case(problem, [inputs, inputs])
+        path = ZipLM(damping=DAMPING).rank_units(problem)
+        for removed in range(5):
+            exact = compute_exact_loss(case, path.keep(removed), DAMPING)
+            assert float(path.losses[removed]) == pytest.approx(exact, rel=1e-4, abs=1e-6 * float(path.losses[-1]))
+        keep = OSSCAR(damping=DAMPING).select_units(problem, path, 2)
+        assert compute_exact_loss(case, keep, DAMPING) <= float(path.losses[2]) * (1 + 1e-4) + 1e-6
+
+
+def test_a_bias_replaces_units_that_are_constant() -> None:
+    inputs = torch.cat([torch.randn(40, 3), torch.full((40, 1), 50.0)], dim=1)
+    consumer = make_consumer(inputs, torch.ones(2, 4), torch.arange(4), has_bias=True)
+    problem = UnitProblem(name="group", rule=KeepRule(units=4), consumers=[consumer], scores=torch.ones(4))
+    path = OSSCAR().rank_units(problem)
+    assert path.order[0] == 3
+    assert path.losses[1] == 0
+    update = OSSCAR().update_consumer(consumer, path.keep(1))
+    assert update.bias_change is not None
+    torch.testing.assert_close(update.weight, torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 2))
+    torch.testing.assert_close(update.bias_change, torch.tensor([50.0, 50.0]), rtol=1e-4, atol=0)
+    without = replace(problem, consumers=[replace(consumer, has_bias=False)])
+    assert OSSCAR().rank_units(without).order[-1] == 3
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_step_of_ziplm_is_the_best(shape: str) -> None:
     case = make_case(SHAPES[shape], seed=1)
@@ -415,6 +473,15 @@ def test_osscar_is_close_to_the_best_of_all_selections() -> None:
     assert 0.3 < (greedy < 1 + 1e-6).mean() < 0.7
     assert (exchanged < 1 + 1e-6).mean() >= 0.7
     assert exchanged.mean() < 1.1 < 1.15 < greedy.mean()
+
+
+def test_units_of_large_groups_are_not_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_hard_problem(seed=5)
+    path = replace(OSSCAR().rank_units(problem), order=torch.arange(8))
+    assert not torch.equal(OSSCAR().select_units(problem, path, 4), path.keep(4))
+    assert torch.equal(OSSCAR(exchanges=0).select_units(problem, path, 4), path.keep(4))
+    monkeypatch.setattr("secateur.solvers.osscar.MAX_EXCHANGED_UNITS", 7)
+    assert torch.equal(OSSCAR().select_units(problem, path, 4), path.keep(4))
 
 
 # Settings

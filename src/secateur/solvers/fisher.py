@@ -13,7 +13,7 @@ import torch
 from secateur.errors import CalibrationError, ConfigError
 from secateur.masking.rearrangement import MAX_REARRANGED_UNITS, rearrange_units
 from secateur.solvers.base import UnitSolver, register_solver
-from secateur.solvers.gram import invert
+from secateur.solvers.gram import factorize
 from secateur.solvers.ridge import damp_features
 from secateur.solvers.unit_problem import ConsumerUpdate, RemovalPath, UnitConsumer, UnitProblem
 from secateur.solvers.unit_ranking import rank_by_score, sum_by_unit
@@ -114,5 +114,6 @@ def _fit_factors(consumer: UnitConsumer, keep_U: torch.Tensor, damping: float) -
     products_UU = products_FF
     factors_U = products_UU.new_ones(len(keep_U))
     lost_S = products_UU[keep_U][:, ~keep_U].sum(dim=1)
-    factors_U[keep_U] += invert(damp_features(products_UU[keep_U][:, keep_U], damping)[None])[0] @ lost_S
+    lower_SS = factorize(damp_features(products_UU[keep_U][:, keep_U], damping))
+    factors_U[keep_U] += torch.cholesky_solve(lost_S[:, None], lower_SS)[:, 0]
     return factors_U

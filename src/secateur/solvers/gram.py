@@ -7,11 +7,13 @@ Legend: G groups, R rows, F input features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from secateur.errors import CalibrationError
 
-__all__ = ["conjugate_gradients", "damp", "factorize_inverse", "invert"]
+__all__ = ["conjugate_gradients", "damp", "factorize", "factorize_inverse", "invert"]
 
 MAX_ATTEMPTS = 6
 """Maximum number of factorizations of a matrix that is not positive definite in float32; damping grows tenfold."""
@@ -58,11 +60,25 @@ def invert(matrix_GFF: torch.Tensor) -> torch.Tensor:
     return lower.mT @ lower
 
 
+def factorize(matrix_GFF: torch.Tensor) -> torch.Tensor:
+    """Return the lower Cholesky factor of a positive definite matrix.
+
+    Raises:
+        CalibrationError: See `factorize_inverse`.
+    """
+    return _damp_until_positive(matrix_GFF, _compute_cholesky)
+
+
 def _invert_factor(matrix_GFF: torch.Tensor) -> torch.Tensor:
     """Return the inverse of the lower Cholesky factor, with more damping if necessary."""
+    return _damp_until_positive(matrix_GFF, _invert_cholesky)
+
+
+def _damp_until_positive(matrix_GFF: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Return the result for a matrix, with more damping as long as it is not positive definite."""
     for attempt in range(MAX_ATTEMPTS):
         try:
-            return _invert_cholesky(matrix_GFF if attempt == 0 else damp(matrix_GFF, 10.0 ** (attempt - 6)))
+            return compute(matrix_GFF if attempt == 0 else damp(matrix_GFF, 10.0 ** (attempt - 6)))
         except _NotPositiveError:
             continue
     raise CalibrationError(
@@ -75,13 +91,19 @@ class _NotPositiveError(Exception):
     """A matrix is not positive definite in float32."""
 
 
+def _compute_cholesky(matrix_GFF: torch.Tensor) -> torch.Tensor:
+    result: tuple[torch.Tensor, torch.Tensor] = torch.linalg.cholesky_ex(matrix_GFF)
+    lower_GFF, failed = result
+    if bool(failed.any()):
+        raise _NotPositiveError
+    return lower_GFF
+
+
 def _invert_cholesky(matrix_GFF: torch.Tensor) -> torch.Tensor:
     """Return the inverse of the Cholesky factor, computed by halves so that most of the work is matrix products."""
     size = matrix_GFF.shape[-1]
     if size <= MAX_UNSPLIT_SIZE:
-        lower_GFF, failed = torch.linalg.cholesky_ex(matrix_GFF)
-        if bool(failed.any()):
-            raise _NotPositiveError
+        lower_GFF = _compute_cholesky(matrix_GFF)
         unit = torch.eye(size, dtype=lower_GFF.dtype, device=lower_GFF.device).expand_as(lower_GFF)
         solved: torch.Tensor = torch.linalg.solve_triangular(lower_GFF, unit, upper=False)
         return solved

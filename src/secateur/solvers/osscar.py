@@ -18,6 +18,9 @@ from secateur.solvers.unit_ranking import rank_by_score
 
 __all__ = ["OSSCAR"]
 
+MAX_EXCHANGED_UNITS = 512
+"""Greatest number of units of a group to exchange. Of 1536 neurons, exchanges reduced the loss by less than 0.02 %."""
+
 
 @register_solver("osscar")
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +30,9 @@ class OSSCAR(UnitSolver):
     With ``H = Xᵀ X + λ diag(Xᵀ X)``, the fit without the units P loses ``tr(W_:P [(H⁻¹)_PP]⁻¹ W_:Pᵀ)``, summed over all
     layers that read them. The path removes units greedily, as in `ZipLM`. For a given number of units, removed units
     are then exchanged for kept ones, each time the pair with the least exact loss of all pairs, until the loss does not
-    fall or `exchanges` are made. In the layers of language models, the greedy selection is almost always such an
-    optimum; in small groups of correlated units, exchanges remove most of the distance to the best selection.
-    `fit_kept_features` computes the weights that stay.
+    fall or `exchanges` are made. In small groups of correlated units, this removes most of the distance to the best
+    selection; in groups of more than `MAX_EXCHANGED_UNITS`, greedy selections are almost always optimal in this sense,
+    so they stay. `fit_kept_features` computes the weights of the units that stay.
 
     Layers with a bias use the scatter matrix of their inputs, because the bias compensates for the mean.
 
@@ -91,7 +94,9 @@ class OSSCAR(UnitSolver):
     def select_units(self, problem: UnitProblem, path: RemovalPath, removed: int) -> torch.Tensor:
         """Improve the first units of the path by exchanges; see `UnitSolver.select_units`."""
         keep_U = path.keep(removed)
-        if not self.exchanges or not (losses := build_unit_losses(problem, self.damping)):
+        if not self.exchanges or problem.units > MAX_EXCHANGED_UNITS:
+            return keep_U
+        if not (losses := build_unit_losses(problem, self.damping)):
             return keep_U
         return exchange_units(losses, problem.rule, keep_U, self.exchanges).cpu()
 

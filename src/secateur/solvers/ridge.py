@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from secateur.errors import CalibrationError
-from secateur.solvers.gram import invert
+from secateur.solvers.gram import factorize
 from secateur.solvers.unit_problem import ConsumerUpdate, UnitConsumer
 
 __all__ = ["center_gram", "choose_damping", "damp_features", "fit_kept_features", "shift_bias"]
@@ -99,7 +99,7 @@ def fit_kept_features(consumer: UnitConsumer, keep_U: torch.Tensor, damping: flo
         gram_FF = center_gram(consumer)
         damped_FF = damp_features(gram_FF, choose_damping(consumer, damping))
         lost_RS = dense_RF[:, pruned_P] @ gram_FF[pruned_P][:, stay_S]
-        fitted_RF[:, stay_S] += lost_RS @ invert(damped_FF[stay_S][:, stay_S][None])[0]
+        fitted_RF[:, stay_S] += torch.cholesky_solve(lost_RS.T, factorize(damped_FF[stay_S][:, stay_S])).T
     return ConsumerUpdate(weight=fitted_RF.to(consumer.weight.dtype), bias_change=shift_bias(consumer, fitted_RF))
 
 

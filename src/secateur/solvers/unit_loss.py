@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur.errors import ScoreError
-from secateur.solvers.gram import invert
+from secateur.solvers.gram import factorize
 from secateur.solvers.ridge import center_gram, choose_damping, damp_features
 from secateur.solvers.unit_problem import UnitConsumer, UnitProblem
 
@@ -63,7 +63,7 @@ def _build_unit_loss(consumer: UnitConsumer, units: int, damping: float | None) 
     weight_RF = consumer.weight.double() * (gram_FF.diagonal() > 0)
     if consumer.importance is not None:
         weight_RF = weight_RF * consumer.importance.double().sqrt()[:, None]
-    inverse_FF = invert(damp_features(gram_FF, choose_damping(consumer, damping))[None])[0]
+    inverse_FF = torch.cholesky_inverse(factorize(damp_features(gram_FF, choose_damping(consumer, damping))))
     features_J, width = _order_by_unit(consumer.unit_of, units)
     is_padding_J = features_J < 0
     features_J = features_J.clamp(min=0)
