@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["OutputSnapshot", "measure_difference", "take_snapshot"]
+__all__ = ["OutputSnapshot", "find_tensors", "measure_difference", "take_snapshot"]
 
 OutputSnapshot: TypeAlias = dict[str, Any]
 """Maps the path of a value in the outputs to a copy of the tensor, or to the number or string."""
@@ -21,6 +21,11 @@ MAX_DEPTH = 20
 
 OPAQUE_TYPES = (FunctionType, MethodType, ModuleType, type, nn.Module)
 """Types whose attributes are not outputs."""
+
+
+def find_tensors(outputs: Any) -> Iterator[torch.Tensor]:
+    """Yield all tensors in tuples, lists, mappings, dataclasses and other objects."""
+    return (value for _, value in _find_leaves(outputs, "", set()) if isinstance(value, torch.Tensor))
 
 
 def take_snapshot(outputs: Any) -> OutputSnapshot:

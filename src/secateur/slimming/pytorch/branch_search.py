@@ -209,9 +209,11 @@ class BranchSearch:
         return feeders
 
 
-def replace_branches(model: nn.Module, branches: Iterable[Branch], journal: Journal) -> None:
-    """Replace the modules of branches by ones that return the same output at no cost."""
-    layouts: dict[str, BranchLayout] = {}
+def replace_branches(
+    model: nn.Module, branches: Iterable[Branch], journal: Journal, others: Mapping[str, BranchLayout] | None = None
+) -> None:
+    """Replace the modules of branches, and others, by ones that return the same output at no cost."""
+    layouts: dict[str, BranchLayout] = dict(others or {})
     for branch in branches:
         layouts |= {branch.module: branch.layout, **branch.feeders}
     outer = [name for name in layouts if not any(_is_in(name, other) for other in layouts if other != name)]

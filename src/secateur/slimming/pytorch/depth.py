@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from secateur._calls.pytorch.output_snapshot import OutputSnapshot, measure_difference
-from secateur._resizing.pytorch import list_children
+from secateur._resizing.pytorch import BranchLayout, list_children
 from secateur._wording import format_list
 from secateur.errors import CalibrationError
 from secateur.graph import Graph, Member
@@ -29,6 +29,7 @@ from secateur.slimming.pytorch.block_search import (
     remove_blocks,
 )
 from secateur.slimming.pytorch.branch_search import Branch, BranchSearch, replace_branches
+from secateur.slimming.pytorch.dead_modules import find_dead_modules
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.tensors import list_tensors
@@ -101,6 +102,7 @@ class DepthPlan:
         cuts: Blocks that go.
         blocks: Their names.
         reasons: Number of a group, none of whose units is read → why it has no branch.
+        dead: Other modules that have no effect without the branches, such as a norm before one → their output.
         gone: Ids of the tensors that go.
     """
 
@@ -108,13 +110,14 @@ class DepthPlan:
     cuts: tuple[BlockCut, ...] = ()
     blocks: tuple[str, ...] = ()
     reasons: Mapping[int, str] = field(default_factory=dict)
+    dead: Mapping[str, BranchLayout] = field(default_factory=dict)
     gone: frozenset[int] = frozenset()
 
     @property
     def standing(self) -> tuple[str, ...]:
         """The modules of branches that are not in blocks that go."""
         inside = tuple(f"{name}." for name in self.blocks)
-        names = (name for branch in self.branches.values() for name in branch.modules)
+        names = (*(name for branch in self.branches.values() for name in branch.modules), *self.dead)
         return tuple(dict.fromkeys(name for name in names if not name.startswith(inside)))
 
     @property
@@ -123,8 +126,8 @@ class DepthPlan:
         return {name: value for cut in self.cuts for name, value in cut.config.items()}
 
     def apply(self, model: nn.Module, journal: Journal) -> None:
-        """Replace branches and remove blocks."""
-        replace_branches(model, self.branches.values(), journal)
+        """Replace branches and what has no effect without them, and remove blocks."""
+        replace_branches(model, self.branches.values(), journal, self.dead)
         remove_blocks(model, self.cuts, journal)
 
     def complete(self, removal: Removal, tensors: Mapping[str, torch.Tensor]) -> Removal:
@@ -192,7 +195,8 @@ def plan_depth(
     if is_uniform:
         inside = tuple(f"{name}." for name in blocks)
         branches = {number: branch for number, branch in branches.items() if branch.module.startswith(inside)}
-    plan = DepthPlan(branches=branches, cuts=tuple(cuts), blocks=blocks, reasons=search.reasons)
+    dead = find_dead_modules(model, [*branches.values()], example) if branches else {}
+    plan = DepthPlan(branches=branches, cuts=tuple(cuts), blocks=blocks, reasons=search.reasons, dead=dead)
     before, journal = list_tensors(model), Journal()
     try:
         plan.apply(model, journal)
@@ -242,7 +246,7 @@ def _select_cut(
             return cut
     if not choices[-1]:
         return None
-    logger.warning(
+    logger.info(
         "Blocks %s of %r return their input, but stay: the model does not work without them, or its configuration "
         "cannot describe it.",
         format_list(map(str, positions)),

@@ -95,12 +95,21 @@ def _list_options(config: Any, before: int, positions: Collection[int]) -> Itera
         counts = [name for name, value in vars(part).items() if type(value) is int and value == before]
         counts = [name for name in counts if COUNT.search(name)]
         counts.sort(key=lambda name: USUAL_COUNTS.index(name) if name in USUAL_COUNTS else len(USUAL_COUNTS))
+        yield from _list_stages(place, part, before, len(left))
         for size in range(1, MAX_COUNTS + 1):
             for names in combinations(counts, size):
                 fields = {f"{place}{name}": len(left) for name in names}
                 yield fields | lists
                 if lists:
                     yield fields
+
+
+def _list_stages(place: str, config: Any, before: int, after: int) -> Iterator[DepthFields]:
+    """Yield lists with the number of blocks of each stage, one of which changes."""
+    for name, value in vars(config).items():
+        if isinstance(value, list | tuple) and COUNT.search(name):
+            for stage in (stage for stage, count in enumerate(value) if count == before):
+                yield {f"{place}{name}": type(value)((*value[:stage], after, *value[stage + 1 :]))}
 
 
 def _list_attributes(model: nn.Module, removed: tuple[str, ...]) -> set[tuple[str, str, str]]:

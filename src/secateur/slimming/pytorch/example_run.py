@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur._calls.pytorch.example_inputs import ExampleInputs, fix_seed, parse_example_inputs
-from secateur._calls.pytorch.output_snapshot import OutputSnapshot, measure_difference, take_snapshot
+from secateur._calls.pytorch.output_snapshot import OutputSnapshot, find_tensors, measure_difference, take_snapshot
 from secateur.errors import CalibrationError
 
 __all__ = ["ExampleRun", "evaluate_model", "prepare_inputs", "restore_buffers"]
@@ -64,6 +64,24 @@ class ExampleRun:
         with torch.no_grad(), fix_seed(self._device), evaluate_model(self._model), restore_buffers(self._model):
             return take_snapshot(self._inputs.copy().call(self._model))
 
+    def find_effective(self) -> set[int]:
+        """Return the ids of the parameters that the outputs depend on in a way that gradients follow.
+
+        Raises:
+            CalibrationError: The model fails.
+        """
+        weights = [weight for weight in self._model.parameters() if weight.is_floating_point()]
+        flags = [weight.requires_grad for weight in weights]
+        try:
+            for weight in weights:
+                weight.requires_grad_(True)
+            with torch.enable_grad(), fix_seed(self._device), evaluate_model(self._model), restore_buffers(self._model):
+                outputs = find_tensors(self._inputs.copy().call(self._model))
+                return set(_find_leaf_variables([tensor.grad_fn for tensor in outputs]))
+        finally:
+            for weight, flag in zip(weights, flags, strict=True):
+                weight.requires_grad_(flag)
+
     def measure_change(self) -> float:
         """Return the largest difference from the outputs at first, relative to the largest output or to 1.
 
@@ -106,6 +124,18 @@ def prepare_inputs(model: nn.Module, example_inputs: Any) -> ExampleInputs:
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs.kwargs.setdefault("use_cache", False)
     return inputs
+
+
+def _find_leaf_variables(pending: list[Any]) -> Iterator[int]:
+    """Yield the ids of the parameters at the ends of a graph of gradients."""
+    visited = set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in visited:
+            visited.add(node)
+            if hasattr(node, "variable"):
+                yield id(node.variable)
+            pending += [following for following, _ in node.next_functions]
 
 
 @contextmanager
