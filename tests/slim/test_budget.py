@@ -187,7 +187,7 @@ class Chain(nn.Sequential):
 def test_weights_that_shrink_with_two_groups(kind: type[CostModel], share: float) -> None:
     """The loss is near to the best of all widths, and the budget is used."""
     model = Chain()
-    costs = kind(model, trace(model, torch.randn(2, 6)))
+    costs = kind(model, trace(model, torch.randn(2, 6)), torch.randn(2, 6))
     rates = {12: 1.0, 10: 1.7, 8: 0.8}
     curves = {
         number: [(kept, rates[group.units] * (group.units - kept) ** 1.5) for kept in range(group.units, 0, -1)]
@@ -206,7 +206,7 @@ def test_weights_that_shrink_with_two_groups(kind: type[CostModel], share: float
 @pytest.mark.parametrize("name", ["DenseNet", "InvertedBottleneck", "UNet", "EmbeddedStream"])
 def test_budgets_are_used_where_widths_allow(name: str) -> None:
     model = ZOO[name].create()
-    costs = ParameterCost(model, trace(model, ZOO[name].inputs))
+    costs = ParameterCost(model, trace(model, ZOO[name].inputs), ZOO[name].inputs)
     groups = dict(list_prunable(costs.graph))
     curves = {
         number: [(kept, (group.units - kept) / group.units) for kept in range(group.units, 0, -1)]
@@ -220,7 +220,7 @@ def test_budgets_are_used_where_widths_allow(name: str) -> None:
 
 def test_an_unreachable_number_of_parameters_names_groups_that_stay() -> None:
     model = Chain()
-    costs = ParameterCost(model, trace(model, torch.randn(2, 6)))
+    costs = ParameterCost(model, trace(model, torch.randn(2, 6)), torch.randn(2, 6))
     curves = {next(number for number, group in list_prunable(costs.graph)): [(12, 0.0), (6, 1.0)]}
     with pytest.raises(
         ConfigError,

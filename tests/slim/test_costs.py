@@ -17,6 +17,8 @@ from secateur.errors import ConfigError
 from secateur.graph import Graph, trace
 from secateur.slimming.pytorch.costs import ByteCost, CostModel, FlopCost, ParameterCost
 from secateur.slimming.pytorch.costs.flops import FORMULAS, count_flops
+from secateur.slimming.pytorch.depth import find_branches
+from secateur.slimming.pytorch.example_run import ExampleRun
 from zoo import TOKENS, ZOO
 
 FAMILIES = {"llama": TOKENS, "bert": TOKENS, "gpt2": TOKENS}
@@ -59,7 +61,7 @@ def slim(model: nn.Module, inputs: Any, graph: Graph, kept: Mapping[int, int]) -
         length, left = group.units // group.constraints.equal_parts, count // group.constraints.equal_parts
         fill(model, group, [unit for unit in range(group.units) if unit % length >= left], zeros=True)
     report = secateur.slim(model, example_inputs=inputs, graph=graph)
-    assert report.removed_units == sum(graph.groups[number].units - count for number, count in kept.items())
+    assert all(report.groups[number].kept_units == count for number, count in kept.items())
     return model
 
 
@@ -84,12 +86,36 @@ def test_costs_are_counted_as_in_the_slimmed_model(name: str) -> None:
     kept = choose_widths(graph, 0.45)
     slimmed = slim(model, inputs, graph, kept)
     for kind, count in ((ParameterCost, count_parameters), (ByteCost, count_bytes)):
-        costs = kind(model, graph)
+        costs = kind(model, graph, inputs)
         assert (costs.dense, costs.estimate({})) == (count(model), count(model))
         assert costs.estimate(kept) == costs.measure(kept) == count(slimmed) < costs.dense
     flops = FlopCost(model, graph, inputs)
     assert (flops.dense, flops.estimate({})) == (count_operations(model, inputs), flops.dense)
     assert flops.estimate(kept) == flops.measure(kept) == count_operations(slimmed, inputs) < flops.dense
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "Mixture"])
+def test_whole_branches_are_counted_as_in_the_slimmed_model(name: str) -> None:
+    """Without both of its branches, a whole block goes."""
+    model, inputs = create(name)
+    graph = trace(model, inputs)
+    branches = [*find_branches(model, graph, ExampleRun(model, inputs))]
+    kept = dict.fromkeys(branches[:2], 0) | {branches[2]: 2}
+    slimmed = slim(model, inputs, graph, kept)
+    counts = ((ParameterCost, count_parameters), (ByteCost, count_bytes), (FlopCost, count_operations))
+    for kind, count in counts:
+        costs = kind(model, graph, inputs)
+        expected = count(slimmed, inputs) if kind is FlopCost else count(slimmed)
+        assert costs.measure(kept) == expected <= costs.estimate(kept) < costs.dense
+
+
+def test_a_group_that_is_no_branch_keeps_units() -> None:
+    model, inputs = create("Perceptron")
+    costs = ParameterCost(model, trace(model, inputs), inputs)
+    number = find_group(costs.graph, "0")
+    assert costs.estimate({number: 0}) == costs.dense - 6 * 8 - 8 - 8 * 10
+    with pytest.raises(ConfigError, match="group '0' cannot keep 0 of 8 units, but 1"):
+        costs.measure({number: 0})
 
 
 @pytest.mark.parametrize("name", ["MultiHead", "GroupedQuery"])
@@ -123,7 +149,7 @@ def test_widths_that_constraints_do_not_allow() -> None:
 @pytest.mark.parametrize("name", ["DenseNet", "UNet", "llama"])
 def test_tables_are_estimates_of_one_group_after_another(name: str) -> None:
     model, inputs = create(name)
-    costs = ByteCost(model, trace(model, inputs))
+    costs = ByteCost(model, trace(model, inputs), inputs)
     base = choose_widths(costs.graph, 0.5)
     for number, width in base.items():
         units = costs.graph.groups[number].units
@@ -137,17 +163,17 @@ def test_tied_parameters_count_once_and_buffers_only_as_bytes() -> None:
     model.double().register_buffer("steps", torch.zeros(5, dtype=torch.int16), persistent=False)
     graph = trace(model, inputs)
     parameters = 10 * 12 + (12 * 8 + 8) + (8 * 12 + 12) + 2 * 12
-    assert ParameterCost(model, graph).dense == parameters
-    assert ByteCost(model, graph).dense == 8 * parameters + 5 * 2
+    assert ParameterCost(model, graph, inputs).dense == parameters
+    assert ByteCost(model, graph, inputs).dense == 8 * parameters + 5 * 2
 
 
 @pytest.mark.parametrize(
     ("kept", "message"),
-    [({9: 1}, "there is no group 9"), ({1: 0}, "'0' must keep 1 to 8 units, found 0"), ({1: 9}, "found 9")],
+    [({9: 1}, "there is no group 9"), ({1: -1}, "'0' must keep 0 to 8 units, found -1"), ({1: 9}, "found 9")],
 )
 def test_impossible_widths(kept: dict[int, int], message: str) -> None:
     model, inputs = create("Perceptron")
-    costs = ParameterCost(model, trace(model, inputs))
+    costs = ParameterCost(model, trace(model, inputs), inputs)
     number = find_group(costs.graph, "0")
     kept = {number if key == 1 else key: value for key, value in kept.items()}
     with pytest.raises(ConfigError, match=message):
@@ -156,7 +182,7 @@ def test_impossible_widths(kept: dict[int, int], message: str) -> None:
 
 def test_pinned_groups_keep_all_units() -> None:
     model, inputs = create("Perceptron")
-    costs = ParameterCost(model, trace(model, inputs))
+    costs = ParameterCost(model, trace(model, inputs), inputs)
     pinned = next(number for number, group in enumerate(costs.graph.groups) if group.obstacle is not None)
     assert costs.estimate({pinned: costs.graph.groups[pinned].units}) == costs.dense
     with pytest.raises(ConfigError, match=r"must keep all 6 units: .* constant size"):

@@ -108,6 +108,17 @@ def test_estimates_are_the_measured_times_of_independent_groups(first: int, seco
     assert costs.estimate(kept) == pytest.approx(seconds, rel=0.03)
 
 
+def test_whole_branches_have_no_time() -> None:
+    costs = make_costs(Blocks(), dict.fromkeys(BLOCKS, 0))
+    one, _, three = (find_group(costs.graph, name) for name in BLOCKS)
+    for kept in ({one: 0}, {one: 0, three: 0}, {one: 16, three: 1}):
+        hidden = 64 - sum(costs.graph.groups[number].units - kept[number] for number in kept)
+        seconds = (16 + 10) + (8 * hidden + 20 * sum(hidden > 0 for hidden in kept.values())) + 3 * hidden + (8 + 10)
+        seconds += 20 * (3 - len(kept))
+        assert costs.measure(kept) == pytest.approx(seconds)
+        assert costs.estimate(kept) == pytest.approx(seconds, rel=0.03)
+
+
 def test_groups_of_one_kind_have_one_table() -> None:
     costs = make_costs(Blocks(), BLOCKS)
     one, two, three = (find_group(costs.graph, name) for name in BLOCKS)

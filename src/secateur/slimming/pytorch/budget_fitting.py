@@ -160,7 +160,7 @@ class _Fitting:
     def _measure(self, kept: Mapping[int, int]) -> _MeasuredWidths:
         estimated = self._costs.estimate(kept)
         promised = self._interpolate(((trial.estimated, trial.measured) for trial in self.trials), estimated)
-        measured = estimated if self._costs.is_exact else self._costs.measure(kept)
+        measured = self._costs.measure(kept)
         self.trials.append(_MeasuredWidths(kept, self._chooser.sum_losses(kept), estimated, promised, measured))
         return self.trials[-1]
 

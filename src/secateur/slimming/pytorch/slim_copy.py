@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
-from secateur.graph import Graph, Role
+from secateur.graph import Graph, Group, Role
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.surgery import Surgery
 from secateur.slimming.pytorch.tensors import list_tensors, locate_removed
@@ -51,11 +51,18 @@ def make_slim_copy(model: nn.Module, graph: Graph, kept: Mapping[int, int], exam
     removal = _select_last(graph, kept)
     _zero_readers(copied, removal)
     report = Surgery(copied, graph, ExampleRun(copied, example_inputs)).perform(allow_inexact=True)
-    for number, row in enumerate(report.groups):
-        expected = kept.get(number, row.units)
-        if row.kept_units != expected:
+    for number, expected in kept.items():
+        row = report.groups[number]
+        if row.kept_units > expected and not (expected == 0 and _is_unread(graph.groups[number], copied, modules)):
             raise ConfigError(f"group {row.name!r} cannot keep {expected} of {row.units} units, but {row.kept_units}")
     return SlimCopy(copied, modules)
+
+
+def _is_unread(group: Group, model: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the layers that read the units of a group have gone, so that it does not matter if units stay."""
+    readers = (member.parameter for member in group.members if member.role is Role.CONSUMER)
+    left = set(model.modules())
+    return not any(modules[name.rpartition(".")[0]] in left for name in readers)
 
 
 def _select_last(graph: Graph, kept: Mapping[int, int]) -> Removal:

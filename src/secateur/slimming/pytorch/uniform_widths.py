@@ -51,8 +51,7 @@ class UniformCost(CostModel):
 
     def __init__(self, costs: CostModel, widths: UniformWidths) -> None:
         self._costs, self._widths = costs, widths
-        self.graph, self.dense = costs.graph, costs.dense
-        self.quantity, self.is_exact = costs.quantity, costs.is_exact
+        self.graph, self.dense, self.quantity = costs.graph, costs.dense, costs.quantity
 
     def estimate(self, kept: Mapping[int, int]) -> float:
         """See `CostModel.estimate`."""

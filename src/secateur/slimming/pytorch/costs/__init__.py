@@ -32,4 +32,4 @@ def create_cost_model(
         return LatencyCost(model, graph, example_inputs, lowest)
     if quantity == "flops":
         return FlopCost(model, graph, example_inputs)
-    return (ParameterCost if quantity == "parameters" else ByteCost)(model, graph)
+    return (ParameterCost if quantity == "parameters" else ByteCost)(model, graph, example_inputs)

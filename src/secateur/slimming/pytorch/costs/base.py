@@ -14,16 +14,15 @@ __all__ = ["CostModel", "check_widths"]
 class CostModel(ABC):
     """Tells what a model costs with other widths. Widths are given as number of a group of the graph → kept units.
 
+    A group that keeps none goes with the branch of the model that it is in; see `secateur.slimming.pytorch.depth`.
+
     Attributes:
         quantity: What it counts; a key of `secateur.slimming.budget.QUANTITIES`.
-        is_exact: Whether `estimate` is as good as `measure`.
         graph: The dependencies between the model's parameters.
         dense: The cost of the dense model.
     """
 
     quantity: str
-    is_exact: bool = False
-
     graph: Graph
     dense: float
 
@@ -35,13 +34,13 @@ class CostModel(ABC):
             ConfigError: A group cannot keep that many units.
         """
 
+    @abstractmethod
     def measure(self, kept: Mapping[int, int]) -> float:
         """Return the cost of a model that really has some widths.
 
         Raises:
             ConfigError: A group cannot keep that many units.
         """
-        return self.estimate(kept)
 
     def tabulate(self, group: int, widths: Sequence[int], base: Mapping[int, int] | None = None) -> list[float]:
         """Return the estimated cost of the model for several widths of one group.
@@ -64,7 +63,7 @@ def check_widths(graph: Graph, kept: Mapping[int, int]) -> None:
         if not 0 <= number < len(graph.groups):
             raise ConfigError(f"there is no group {number}: the graph has {len(graph.groups)}")
         group = graph.groups[number]
-        if not 1 <= count <= group.units:
-            raise ConfigError(f"group {group.name!r} must keep 1 to {group.units} units, found {count}")
+        if not 0 <= count <= group.units:
+            raise ConfigError(f"group {group.name!r} must keep 0 to {group.units} units, found {count}")
         if count < group.units and group.obstacle is not None:
             raise ConfigError(f"group {group.name!r} must keep all {group.units} units: {group.obstacle}")

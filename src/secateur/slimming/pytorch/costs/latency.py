@@ -68,7 +68,8 @@ class LatencyCost(CostModel):
                 saved += times.get_rest(width)
                 for name, ratio in times.get_ratios(width).items():
                     left[name] *= ratio
-        return self.dense - saved - sum(self._profile.layers.values()) + sum(left.values())
+        layers = sum(left[name] - time for name, time in self._profile.layers.items())
+        return self.dense * (1 - saved + layers)
 
     def measure(self, kept: Mapping[int, int]) -> float:
         """See `CostModel.measure`."""

@@ -20,6 +20,9 @@ from secateur.slimming.pytorch.slim_copy import SlimCopy
 
 __all__ = ["LatencyProfile", "measure_profile"]
 
+MIN_SHARE = 1e-6
+"""A share that is rounded up to the fewest units that are not none."""
+
 SlimCopier = Callable[[Mapping[int, int]], SlimCopy]
 
 MIN_STEPS, MAX_STEPS = 3, 8
@@ -35,7 +38,7 @@ class LatencyProfile:
 
     Attributes:
         dense: Time of a call in seconds.
-        layers: Name of a layer → its time in a call in seconds, for layers of groups.
+        layers: Name of a layer → its time as a share of that, for layers of groups.
         groups: Number of a group → how times depend on its width.
     """
 
@@ -81,23 +84,29 @@ class _Profiler:
         pilot = self._measure(batches[0], 0.0)
         count = int(SECONDS / len(batches) / max(self._timer.clock() - start, 1e-9))
         count = min(max(count, MIN_STEPS), MAX_STEPS)
-        shares = [1 - step / count for step in range(1, count)]
-        steps = {batch[0]: [self._measure(batch, share) for share in shares] for batch in batches}
+        steps = {
+            batch[0]: [self._measure(batch, share) for share in self._list_shares(batch, count)] for batch in batches
+        }
         for batch in batches:
             steps[batch[0]].append(pilot if batch is batches[0] else self._measure(batch, 0.0))
-        times: dict[str, list[float]] = defaultdict(list)
+        shares: dict[str, list[float]] = defaultdict(list)
         for step in chain.from_iterable(steps.values()):
             for name, (dense, _) in step.layers.items():
-                times[name].append(dense)
+                shares[name].append(dense)
         described = (
             describe_batch(self._graph, {number: self._layers[number] for number in batch}, steps[batch[0]])
             for batch in batches
         )
         return LatencyProfile(
             dense=median(step.dense for step in chain.from_iterable(steps.values())),
-            layers={name: median(values) for name, values in times.items()},
+            layers={name: median(values) for name, values in shares.items()},
             groups={number: widths for batch in described for number, widths in batch.items()},
         )
+
+    def _list_shares(self, batch: Sequence[int], count: int) -> list[float]:
+        """List the shares to measure besides 0; before whole branches go, also the narrowest that is left of them."""
+        shares = [1 - step / count for step in range(1, count)]
+        return shares + [MIN_SHARE] * any(self._lowest[number] == 0 for number in batch)
 
     def _measure(self, batch: Sequence[int], share: float) -> ProfileStep:
         """Time a copy in which groups keep a share of the units that can go."""
@@ -116,7 +125,10 @@ class _Profiler:
                 if name in slimmed.modules:
                     stack.enter_context(slim.attach(slimmed.modules[name]))
             times = self._timer.compare(slimmed.model, COPY_SECONDS, end_round)
-        layers = {name: (_get_time(dense), _get_time(slim)) for name, (dense, slim) in timers.items()}
+        layers = {
+            name: (_get_time(dense) / times.dense, _get_time(slim) / times.dense)
+            for name, (dense, slim) in timers.items()
+        }
         return ProfileStep(kept, times.dense, 1 - times.ratio, layers)
 
     def _round(self, number: int, share: float) -> int:

@@ -24,9 +24,9 @@ class ProfileStep(NamedTuple):
 
     Attributes:
         kept: Number of a group → kept units.
-        dense: Time of the dense model in seconds.
+        dense: Time of the dense model in seconds, measured in turn with the copy.
         saved: Share of that time that the copy saves.
-        layers: Name of a layer → its time in the dense model and in the copy, in seconds.
+        layers: Name of a layer → its time in the dense model and in the copy, as shares of that time.
     """
 
     kept: Mapping[int, int]
@@ -42,7 +42,7 @@ class WidthTimes:
     Attributes:
         kept: Numbers of kept units, ascending.
         ratios: Name of a layer of the group → its time as a share of that in the dense model, for each number.
-        rest: Seconds that the rest of the model saves, for each number.
+        rest: What the rest of the model saves, as a share of the dense model's time, for each number.
     """
 
     kept: Sequence[int]
@@ -54,7 +54,7 @@ class WidthTimes:
         return {name: float(np.interp(width, self.kept, values)) for name, values in self.ratios.items()}
 
     def get_rest(self, width: int) -> float:
-        """Return the seconds that the rest of the model saves, interpolated."""
+        """Return what the rest of the model saves as a share of the dense model's time, interpolated."""
         return float(np.interp(width, self.kept, self.rest))
 
 
@@ -76,7 +76,7 @@ def describe_batch(graph: Graph, layers: BatchLayers, steps: Sequence[ProfileSte
     saved_GS = np.array(
         [sum(dense[name] * np.array(saved[number, name]) for name in own) for number, own in layers.items()]
     )
-    whole_S = np.array(make_ascending([0.0, *(step.saved * step.dense for step in steps)]))
+    whole_S = np.array(make_ascending([0.0, *(step.saved for step in steps)]))
     total_S = saved_GS.sum(axis=0)
     shares_GS = np.divide(saved_GS, total_S, out=np.full_like(saved_GS, 1 / len(layers)), where=total_S > 0)
     rest_GS = shares_GS * (whole_S - total_S)
@@ -118,6 +118,6 @@ def _pool_ratios(graph: Graph, layers: BatchLayers, step: ProfileStep) -> dict[t
     }
     sums: dict[object, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for (_, name), key in keys.items():
-        for side, seconds in enumerate(step.layers[name]):
-            sums[key][side] += seconds
+        for side, time in enumerate(step.layers[name]):
+            sums[key][side] += time
     return {place: sums[key][1] / sums[key][0] if sums[key][0] else 1.0 for place, key in keys.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,25 +11,28 @@ from torch import nn
 from secateur.graph import Graph
 from secateur.slimming.pytorch.costs.base import CostModel, check_widths
 from secateur.slimming.pytorch.costs.weight_shapes import TensorShape, read_shapes
+from secateur.slimming.pytorch.slim_copy import make_slim_copy
 
 __all__ = ["ByteCost", "ParameterCost"]
 
 
 class WeightCost(CostModel):
-    """Adds up the elements of tensors, each with a factor. It is exact, and needs no slimmed model.
+    """Adds up the elements of tensors, each with a factor.
+
+    Estimates are exact, except for groups that keep no unit: what else goes with their branch, such as a bias, is
+    counted in a slimmed copy of the model.
 
     Args:
-        model: The dense model.
+        model: The dense model, without wrappers.
         graph: The dependencies between its parameters.
+        example_inputs: Typical inputs of the model.
 
     Raises:
         LayerError: The graph belongs to another model.
     """
 
-    is_exact = True
-
-    def __init__(self, model: nn.Module, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, model: nn.Module, graph: Graph, example_inputs: Any) -> None:
+        self.graph, self._model, self._inputs = graph, model, example_inputs
         shapes = read_shapes(model, graph)
         factors = {id(tensor): self._get_factor(tensor) for tensor in self._list_tensors(model)}
         self._tensors = [(shapes[key], factor) for key, factor in factors.items()]
@@ -39,9 +43,17 @@ class WeightCost(CostModel):
         self.dense = float(_count(self._tensors, {}))
 
     def estimate(self, kept: Mapping[int, int]) -> float:
-        """See `CostModel.estimate`; this is the true number."""
+        """See `CostModel.estimate`."""
         check_widths(self.graph, kept)
         return float(_count(self._tensors, kept))
+
+    def measure(self, kept: Mapping[int, int]) -> float:
+        """See `CostModel.measure`."""
+        if all(kept.values()):
+            return self.estimate(kept)
+        slimmed = make_slim_copy(self._model, self.graph, kept, self._inputs).model
+        unique = {id(tensor): tensor for tensor in self._list_tensors(slimmed)}
+        return float(sum(tensor.numel() * self._get_factor(tensor) for tensor in unique.values()))
 
     def tabulate(self, group: int, widths: Sequence[int], base: Mapping[int, int] | None = None) -> list[float]:
         """See `CostModel.tabulate`; only tensors of the group are counted again."""
