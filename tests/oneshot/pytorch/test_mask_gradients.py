@@ -184,3 +184,44 @@ def test_logits_of_images_have_their_classes_second() -> None:
     batch = read_batches(nn.Identity(), [torch.zeros(2, 3)])[0]
     (gradient,) = torch.autograd.grad(compute_loss(None, {"logits": logits}, batch, None), logits)
     torch.testing.assert_close(gradient.sum(dim=1), torch.zeros(2, 3, 3), rtol=0, atol=1e-6)
+
+
+class Deconvolution(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def test_layers_whose_inputs_are_no_features_have_gradients() -> None:
+    torch.manual_seed(0)
+    model, images = Deconvolution().eval(), torch.randn(3, 3, 8, 8)
+    groups = build_groups(model, plan(model, drop_schedule("channels"), example_inputs=images))
+    found = measure(model, groups, [images], mean_loss)
+    group = next(group for group in groups if group.readers[0].name == "2")
+    mask_U = torch.ones(6, requires_grad=True)
+    handle = model[2].register_forward_pre_hook(multiply(group.readers[0], mask_U), with_kwargs=True)
+    losses = loss_per_row(model(images))
+    handle.remove()
+    expected = torch.stack([torch.autograd.grad(loss, mask_U, retain_graph=True)[0] for loss in losses])
+    torch.testing.assert_close(found.units[group.name], expected, rtol=1e-3, atol=1e-6)
+    assert found.importance["2"].shape == (4,)
+
+
+def test_what_the_loss_ignores_has_gradients_of_zero() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+            self.two = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+
+        def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.one(inputs), self.two(inputs)
+
+    model, inputs = TwoHeads(), torch.randn(3, 4)
+    groups = build_groups(model, plan(model, drop_schedule("channels"), example_inputs=inputs))
+    found = measure(model, groups, [inputs], lambda outputs, _: outputs[0].square().mean())
+    used, ignored = groups
+    assert found.units[used.name].any()
+    assert found.importance["one.2"].any()
+    assert not found.units[ignored.name].any()
+    assert found.units[ignored.name].shape[1] == 5
+    assert found.importance["two.2"].tolist() == [0.0, 0.0]

@@ -476,6 +476,34 @@ def test_a_solver_that_removes_another_number_is_refused() -> None:
     assert bits(model) == before
 
 
+@pytest.mark.parametrize("solver", ["osscar", "ziplm", "taylor", "fisher"])
+def test_a_given_loss_says_what_matters(solver: str) -> None:
+    """The channels of a branch that the loss ignores go first."""
+
+    class TwoBranches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)) for _ in range(2))
+
+        def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.first(inputs), self.second(inputs)
+
+    torch.manual_seed(0)
+    model = TwoBranches()
+    data = [(rows, torch.randn(len(rows), 3)) for rows in CASES["perceptron"].batches()]
+
+    def loss(outputs: Any, batch: Any) -> torch.Tensor:
+        return functional.mse_loss(outputs[0], batch[1])
+
+    report = secateur.prune(
+        model, CHANNELS | {"target_sparsity": 0.4}, calibration=data, solver=solver, allocation="global", loss=loss
+    )
+    assert {group.name: group.pruned_units for group in report.groups} == {
+        "first.0.channels": 0,
+        "second.0.channels": 6,
+    }
+
+
 def test_layers_that_read_zeros_are_listed() -> None:
     model = CASES["perceptron"].create()
     with torch.no_grad():

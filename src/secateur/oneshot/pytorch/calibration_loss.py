@@ -92,8 +92,10 @@ def _sample_loss(logits_BTC: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return the negative log-likelihood of labels that are sampled from the predictions, summed over tokens."""
     rows_NC = _leave_padding(logits_BTC, batch.keep).flatten(0, -2).float()
     log_NC = rows_NC.log_softmax(dim=-1)
-    generator = _seed(batch, rows_NC.device)
-    labels_N1 = torch.multinomial(log_NC.detach().exp(), 1, generator=generator)
+    # By the inverse of the cumulative distribution: `multinomial` draws a random number for each class.
+    sums_NC = log_NC.detach().exp().cumsum(dim=-1)
+    shares_N1 = torch.rand((len(sums_NC), 1), generator=_seed(batch, sums_NC.device), device=sums_NC.device)
+    labels_N1 = torch.searchsorted(sums_NC, shares_N1 * sums_NC[:, -1:]).clamp(max=sums_NC.shape[1] - 1)
     return -log_NC.gather(1, labels_N1).sum()
 
 

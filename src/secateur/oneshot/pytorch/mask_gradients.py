@@ -95,12 +95,14 @@ class _Meter:
         self._readers: dict[str, list[tuple[str, Reader]]] = {}
         for group in groups:
             for reader in group.readers:
-                if reader.blind is None:
+                if isinstance(reader.module, nn.Module):
                     self._readers.setdefault(reader.name, []).append((group.name, reader))
         self._found: dict[str, list[torch.Tensor]] = {name: [] for name in self._units}
         self._batch_sums: dict[str, torch.Tensor] = {}
         self._squares: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._outputs: dict[str, int] = {}
+        self._batches = 0
         self._batch = Batch(number=0)
 
     @contextmanager
@@ -127,14 +129,23 @@ class _Meter:
 
     def end_batch(self) -> None:
         """Add the gradients of the batch that ends."""
+        self._batches += 1
         for name, sums_BU in self._batch_sums.items():
             self._found[name].append(sums_BU.cpu())
 
     def read(self) -> LossGradients:
-        """Return the gradients of all batches."""
+        """Return the gradients of all batches; they are zero where the loss does not depend on what was watched."""
+        groups = {group for readers in self._readers.values() for group, _ in readers}
+        importance = {name: torch.zeros(size) for name, size in self._outputs.items()}
+        for name, squares in self._squares.items():
+            importance[name] = squares / max(self._counts[name], 1)
         return LossGradients(
-            units={name: torch.cat(parts) for name, parts in self._found.items() if parts},
-            importance={name: squares / max(self._counts[name], 1) for name, squares in self._squares.items()},
+            units={
+                name: torch.cat(parts) if parts else torch.zeros(self._batches, self._units[name])
+                for name, parts in self._found.items()
+                if name in groups
+            },
+            importance=importance,
         )
 
     def _project(self, name: str, heads: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -175,6 +186,7 @@ class _Meter:
 
     def _watch_outputs(self, name: str, _: Any, __: Any, outputs: Any) -> None:
         if isinstance(outputs, torch.Tensor) and outputs.requires_grad:
+            self._outputs[name] = _arrange(self._readers[name][0][1].module, outputs).shape[-1]
             outputs.register_hook(partial(self._add_outputs, name))
 
     def _add_outputs(self, name: str, gradient: torch.Tensor) -> None:
@@ -225,7 +237,7 @@ class _Meter:
 
 def _arrange(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
     """Return values with the rows of the batch first and the channels last."""
-    if isinstance(module, Convolution):
+    if isinstance(module, Convolution | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         batched = values if values.ndim == len(module.kernel_size) + FEW_AXES else values[None]
         return batched.movedim(1, -1)
     if values.ndim == 1:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._wording import format_list
 from secateur.allocations.global_ranking import Global
-from secateur.errors import ConfigError
+from secateur.errors import CalibrationError, ConfigError
 from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.run import Run, build_report, refuse_violations
 from secateur.oneshot.execution import Execution
@@ -132,13 +133,17 @@ class UnitRun(RecordedRun):
         needs = self.recipe.unit_solver.unit_needs
         if needs != "gradients" and not (with_importance and needs != "nothing"):
             return LossGradients()
-        return measure_gradients(
-            self.model,
-            self.groups,
-            (self.given, self.originals),
-            self.recipe.loss,
-            self.storage.default_device,
-        )
+        device = self.storage.default_device
+        data = self.given, self.originals
+        gradients = measure_gradients(self.model, self.groups, data, self.recipe.loss, device)
+        if needs == "gradients" and (
+            missing := [group.name for group in self.groups if group.name not in gradients.units]
+        ):
+            raise CalibrationError(
+                f"{type(self.recipe.solver).__name__} needs gradients, and those of {format_list(map(repr, missing))} "
+                f"cannot be measured. Choose another solver, such as 'magnitude', or exclude their layers."
+            )
+        return gradients
 
     def _count_units(self, gradients: LossGradients) -> dict[str, int]:
         """Return group → number of units to remove."""
