@@ -109,6 +109,29 @@ def test_groups_compete_for_a_budget() -> None:
     assert torch.allclose(model(batches[0]), expected, atol=1e-2)
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(x)
+
+
+def test_a_branch_that_is_worth_little_goes_as_a_whole() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), Residual(), Residual(), Residual(), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        model[2].mlp[2].weight *= 1e-4
+    batches = [torch.randn(64, 8) for _ in range(3)]
+    expected = model(batches[0])
+    report = secateur.slim(model, budget={"parameters": 0.75}, calibration=batches)
+    assert report.branches == ("2.mlp",)
+    assert report.budget is not None
+    assert report.weights == count(model) == report.budget.measured
+    assert torch.allclose(model(batches[0]), expected, atol=1e-2)
+
+
 @pytest.mark.parametrize("refine", ["ridge", ["block", "distill"]])
 def test_uniform_widths_under_a_budget_load_without_secateur(tmp_path: Path, refine: Any) -> None:
     model, tokens = make_llama(), make_tokens()

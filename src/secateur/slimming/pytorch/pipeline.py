@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,23 +17,17 @@ from secateur.oneshot.pytorch import prune, split_calibration, take_first_batch
 from secateur.oneshot.pytorch.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.unit_run import UnitRun
-from secateur.patterns.coupled import GroupPattern
-from secateur.planning.planner import Plan
 from secateur.planning.pytorch import plan
 from secateur.results import PruningReport
-from secateur.slimming.budget import SlimBudget
 from secateur.slimming.budget_config import make_budget_config
 from secateur.slimming.prune_request import PruneRequest
-from secateur.slimming.pytorch.budget_fitting import FittedBudget, fit_budget
+from secateur.slimming.pytorch.budget_choice import BudgetChoice
+from secateur.slimming.pytorch.budget_fitting import FittedBudget
 from secateur.slimming.pytorch.checks import refuse_model, refuse_wrappers
-from secateur.slimming.pytorch.costs import create_cost_model
-from secateur.slimming.pytorch.loss_curves import sample_path
 from secateur.slimming.pytorch.optimizer_state import list_optimizers
-from secateur.slimming.pytorch.uniform_widths import UniformWidths
 from secateur.slimming.pytorch.zero_units import remove_units
 from secateur.slimming.report import SlimReport
 from secateur.slimming.selection import exclude_groups
-from secateur.solvers.unit_problem import RemovalPath
 
 __all__ = ["prune_and_remove"]
 
@@ -99,50 +93,6 @@ def _prune(
         run = UnitRun(model, model_plan, recipe, batches, execution, choose_counts=choice.choose_counts)
         run.identity = str(request.budget)
         return run.prune(), choice.fitted
-
-
-class BudgetChoice:
-    """Chooses how many units each group loses under a budget.
-
-    Args:
-        model: The dense model.
-        graph: Its dependencies.
-        plan: Which groups may lose units.
-        budget: The budget.
-        example_inputs: The inputs for which time and operations are measured.
-        is_uniform: Whether groups of the same kind keep equally many units.
-
-    Attributes:
-        fitted: The widths that were chosen; ``None``: not yet.
-    """
-
-    def __init__(
-        self, model: nn.Module, graph: Graph, plan: Plan, budget: SlimBudget, example_inputs: Any, *, is_uniform: bool
-    ) -> None:
-        self._model, self._graph, self._budget, self._example_inputs = model, graph, budget, example_inputs
-        self._is_uniform = is_uniform
-        self._patterns = [pattern for pattern in plan.patterns if isinstance(pattern, GroupPattern)]
-        self.fitted: FittedBudget | None = None
-
-    def choose_counts(self, paths: Mapping[str, RemovalPath]) -> dict[str, int]:
-        """Return group → number of units to remove; see `UnitRun`."""
-        numbers = {id(group): number for number, group in enumerate(self._graph.groups)}
-        rules = {
-            name: (numbers[id(group)], pattern.budget.rules[name])
-            for pattern in self._patterns
-            for name, group in pattern.group_by_name.items()
-        }
-        curves = {number: sample_path(paths[name], rule) for name, (number, rule) in rules.items()}
-        lowest = {number: curve[-1][0] for number, curve in curves.items()}
-        quantity = self._budget.quantity
-        costs = create_cost_model(quantity, self._model, self._graph, self._example_inputs, lowest)
-        if self._is_uniform:
-            widths = UniformWidths(curves, costs)
-            fitted = fit_budget(widths.curves, widths.costs, self._budget)
-            self.fitted = replace(fitted, kept=widths.expand(fitted.kept))
-        else:
-            self.fitted = fit_budget(curves, costs, self._budget)
-        return {name: rule.units - self.fitted.kept[number] for name, (number, rule) in rules.items()}
 
 
 @contextmanager
