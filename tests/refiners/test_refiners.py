@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import secateur
@@ -17,7 +18,7 @@ from secateur.oneshot.pytorch.batches import read_batches
 from secateur.refiners import Block, Distill
 from secateur.refiners.base import BlockTask, ModelTask
 from secateur.refiners.block import _compute_loss
-from secateur.refiners.distill import _compute_divergence
+from secateur.refiners.distill import _compute_batch_loss
 from secateur.refiners.tuning import MIN_SCALE, MaskedAdam, shuffle_batches
 from tiny_models import bits, deep_mlp
 from tiny_transformers import family
@@ -72,6 +73,21 @@ def test_distill_reduces_the_divergence_of_a_model() -> None:
     prune(plain, ())
     prune(tuned, Distill(steps=30, rate=0.01))
     assert divergence(tuned, dense) < 0.5 * divergence(plain, dense)
+
+
+def test_distill_moves_an_encoder_towards_its_dense_states() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    dense = transformers.BertModel(transformers.BertConfig(vocab_size=40, initializer_range=0.3, **sizes)).eval()
+    data = [{"input_ids": torch.randint(40, (16, 12))} for _ in range(4)]
+    errors = {}
+    for refine in ("nothing", "distill"):
+        model = copy.deepcopy(dense)
+        refiners = [Distill(steps=30, rate=0.01)] if refine == "distill" else []
+        secateur.prune(model, {"pattern": "2:4"}, calibration=data, solver="wanda", refine=refiners)
+        with torch.no_grad():
+            errors[refine] = float((model(**data[0])[0] - dense(**data[0])[0]).square().mean())
+    assert errors["distill"] < 0.5 * errors["nothing"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -135,11 +151,11 @@ def test_padding_does_not_count() -> None:
     read = read_batches(model, [batch | {"attention_mask": mask} for batch in tokens()])
     targets = Distill().targets(model, read, torch.device("cpu"))
     task = ModelTask(model=model, masks={}, batches=read, device=torch.device("cpu"), targets=targets)
-    before = float(_compute_divergence(task, 0).detach())
+    before = float(_compute_batch_loss(task, 0).detach())
     for target in targets:
         padding = ~read[0].keep
         target.logs[padding] = torch.randn_like(target.logs[padding]).log_softmax(-1)
-    assert before == float(_compute_divergence(task, 0).detach()) == pytest.approx(0, abs=1e-5)
+    assert before == float(_compute_batch_loss(task, 0).detach()) == pytest.approx(0, abs=1e-5)
 
 
 def test_the_divergence_is_exact_when_all_classes_are_compared() -> None:
@@ -149,7 +165,7 @@ def test_the_divergence_is_exact_when_all_classes_are_compared() -> None:
     for classes, exact in ((64, True), (8, False)):
         targets = Distill(classes=classes).targets(dense, read, torch.device("cpu"))
         task = ModelTask(model=other, masks={}, batches=read, device=torch.device("cpu"), targets=targets)
-        mean = sum(float(_compute_divergence(task, number).detach()) for number in range(len(read))) / len(read)
+        mean = sum(float(_compute_batch_loss(task, number).detach()) for number in range(len(read))) / len(read)
         if exact:
             assert mean == pytest.approx(divergence(other, dense), rel=1e-4)
         else:  # combining classes can only reduce the divergence
@@ -210,7 +226,7 @@ def test_block_needs_a_stack_of_blocks() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_distill_needs_logits() -> None:
+def test_distill_needs_logits_or_hidden_states() -> None:
     class WithoutLogits(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -220,7 +236,7 @@ def test_distill_needs_logits() -> None:
             return {"scores": self.body(x)}
 
     model = WithoutLogits()
-    with pytest.raises(CalibrationError, match="a model that returns logits, and WithoutLogits returns dict"):
+    with pytest.raises(CalibrationError, match="a model that returns logits or a last_hidden_state, found dict"):
         secateur.prune(model, {"pattern": "1x1"}, calibration=batches(), solver="wanda", refine="distill")
 
 

@@ -25,8 +25,8 @@ class Block(BlockRefiner):
     Attributes:
         steps: Number of steps, ≥ 1.
         rate: Initial learning rate, > 0, relative to the root mean square of each parameter; it decays linearly to 0.
-        batches_per_step: Sequences per step, ≥ 1, regardless of how they are cut into batches. Images and vectors count
-            in groups of 512 positions.
+        batches_per_step: Sequences per step, ≥ 1, regardless of how they are cut into batches. Short sequences,
+            images and vectors count in groups of 512 positions.
 
     Raises:
         ConfigError: A value is out of range.

@@ -33,17 +33,19 @@ class _Prediction:
 @register_refiner("distill")
 @dataclass(frozen=True, kw_only=True)
 class Distill(ModelRefiner):
-    r"""Minimize the Kullback-Leibler divergence from the dense model by Adam steps on kept weights, norms and biases.
+    r"""Tune kept weights, norms and biases by Adam steps towards the outputs of the dense model.
 
-    For each token, the dense model's `classes` most probable continuations are compared individually, and all others
-    as one class. This needs neither all of the dense logits nor a second model in memory.
+    For models that return logits, the loss is the Kullback-Leibler divergence. For each token, the dense model's
+    `classes` most probable continuations are compared individually, and all others as one class. This needs neither
+    all of the dense logits nor a second model in memory. For encoders, which return hidden states, the loss of a token
+    is the squared distance from the dense state, divided by its squared norm.
 
     Attributes:
         steps: Maximum number of steps, ≥ 1; the learning rate decays to 0 over them.
         minutes: Time limit, > 0; the learning rate then also decays with time. ``None``: no limit.
         rate: Initial learning rate, > 0, relative to the root mean square of each parameter.
-        batches_per_step: Sequences per step, ≥ 1, regardless of how they are cut into batches. Images and vectors count
-            in groups of 512 positions.
+        batches_per_step: Sequences per step, ≥ 1, regardless of how they are cut into batches. Short sequences,
+            images and vectors count in groups of 512 positions.
         classes: Continuations compared individually, ≥ 1.
 
     Raises:
@@ -80,14 +82,19 @@ class Distill(ModelRefiner):
             if not number > 0:
                 raise ConfigError(f"{name} must be above 0, found {number}.")
 
-    def targets(self, model: nn.Module, batches: Sequence[ModelBatch], device: torch.device) -> list[_Prediction]:
+    def targets(
+        self, model: nn.Module, batches: Sequence[ModelBatch], device: torch.device
+    ) -> list[_Prediction | torch.Tensor]:
         """See `ModelRefiner.targets`."""
-        predictions = []
-        for batch in batches:
-            logs = _compute_logits(batch, model, device).log_softmax(dim=-1)
-            largest = logs.topk(min(self.classes, logs.shape[-1]), dim=-1)
-            predictions.append(_Prediction(largest.indices.int().cpu(), largest.values.cpu()))
-        return predictions
+        return [self._record(batch.run(model, device)) for batch in batches]
+
+    def _record(self, output: Any) -> _Prediction | torch.Tensor:
+        """Return what the outputs of the dense model are compared by: predictions, or the hidden states."""
+        if (logits := _find_logits(output)) is None:
+            return _find_states(output).float().cpu()
+        logs = logits.float().log_softmax(dim=-1)
+        largest = logs.topk(min(self.classes, logs.shape[-1]), dim=-1)
+        return _Prediction(largest.indices.int().cpu(), largest.values.cpu())
 
     def refine(self, task: ModelTask) -> None:
         """See `ModelRefiner.refine`."""
@@ -97,7 +104,7 @@ class Distill(ModelRefiner):
         with optimizer.enable_gradients():
             for step, numbers in zip(range(self.steps), order, strict=False):
                 for number in numbers:
-                    (_compute_divergence(task, number) / len(numbers)).backward()
+                    (_compute_batch_loss(task, number) / len(numbers)).backward()
                 remaining = 1 - step / self.steps
                 if self.minutes is not None:
                     remaining = min(remaining, 1 - (time.perf_counter() - start) / (60 * self.minutes))
@@ -106,19 +113,34 @@ class Distill(ModelRefiner):
                 optimizer.step(remaining)
 
 
-def _compute_divergence(task: ModelTask, number: int) -> torch.Tensor:
-    batch = task.batches[number]
-    dense: _Prediction = task.targets[number]
-    logs = _compute_logits(batch, task.model, task.device).log_softmax(dim=-1)
-    target = dense.logs.to(logs.device)
-    output = logs.gather(-1, dense.classes.long().to(logs.device))
-    lost = (target.exp() * (target - output)).sum(dim=-1)
-    if target.shape[-1] < logs.shape[-1]:
-        rest_target, rest_output = (_sum_other_classes(part) for part in (target, output))
-        lost = lost + rest_target.exp() * (rest_target - rest_output)
+def _compute_batch_loss(task: ModelTask, number: int) -> torch.Tensor:
+    batch, dense = task.batches[number], task.targets[number]
+    output = batch.run(task.model, task.device)
+    if isinstance(dense, torch.Tensor):
+        lost = _compute_distance(_find_states(output).float(), dense)
+    else:
+        lost = _compute_divergence(_find_logits(output).float(), dense)
     if batch.keep is not None and batch.keep.shape == lost.shape:
         lost = lost[batch.keep.to(lost.device)]
     return lost.mean()
+
+
+def _compute_distance(states: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    dense = dense.to(states.device)
+    energy = dense.square().sum(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    share: torch.Tensor = (states - dense).square().sum(dim=-1) / energy
+    return share
+
+
+def _compute_divergence(logits: torch.Tensor, dense: _Prediction) -> torch.Tensor:
+    logs = logits.log_softmax(dim=-1)
+    target = dense.logs.to(logs.device)
+    output = logs.gather(-1, dense.classes.long().to(logs.device))
+    lost: torch.Tensor = (target.exp() * (target - output)).sum(dim=-1)
+    if target.shape[-1] < logs.shape[-1]:
+        rest_target, rest_output = (_sum_other_classes(part) for part in (target, output))
+        lost = lost + rest_target.exp() * (rest_target - rest_output)
+    return lost
 
 
 def _sum_other_classes(logs: torch.Tensor) -> torch.Tensor:
@@ -127,12 +149,16 @@ def _sum_other_classes(logs: torch.Tensor) -> torch.Tensor:
     return rest
 
 
-def _compute_logits(batch: ModelBatch, model: nn.Module, device: torch.device) -> torch.Tensor:
-    output: Any = batch.run(model, device)
+def _find_logits(output: Any) -> Any:
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
-    if not isinstance(logits, torch.Tensor):
+    return logits if isinstance(logits, torch.Tensor) else None
+
+
+def _find_states(output: Any) -> torch.Tensor:
+    states = getattr(output, "last_hidden_state", None)
+    if not isinstance(states, torch.Tensor):
         raise CalibrationError(
-            f"refine='distill' needs a model that returns logits, and {type(model).__name__} returns "
+            f"refine='distill' needs a model that returns logits or a last_hidden_state, found "
             f"{type(output).__name__}. Leave it out, or add the head to the model."
         )
-    return logits.float()
+    return states

@@ -73,10 +73,11 @@ def test_solvers_differ_by_rounding_only(solver: str) -> None:
         (torch.zeros(1100, 16), [512, 512, 76]),
         (torch.zeros(20, 16, 8, 8), [8, 8, 4]),
         (torch.zeros(3, 16, 32, 32), [1, 1, 1]),
-        (torch.zeros(3, 5, 16), [1, 1, 1]),
+        (torch.zeros(3, 400, 16), [1, 1, 1]),
+        (torch.zeros(230, 5, 16), [102, 102, 26]),
     ],
 )
-def test_vectors_and_images_are_grouped(inputs: torch.Tensor, sizes: list[int]) -> None:
+def test_short_rows_are_grouped(inputs: torch.Tensor, sizes: list[int]) -> None:
     model = nn.Conv2d(16, 4, 1).eval() if inputs.ndim == 4 else deep_mlp().eval()
     for size in (1, 3, len(inputs)):
         with calibration_mode(model):
@@ -87,13 +88,20 @@ def test_vectors_and_images_are_grouped(inputs: torch.Tensor, sizes: list[int]) 
 
 
 def test_sequences_of_padding_are_left_out() -> None:
-    given = make_tokens()
-    given["attention_mask"][3] = 0
+    given = {"input_ids": torch.ones(60, 10, dtype=torch.long), "attention_mask": torch.ones(60, 10, dtype=torch.long)}
+    given["attention_mask"][51:] = 0  # the second group of 51 rows
     model = family("llama")
     with calibration_mode(model):
         groups = regroup_by_sequences(model, read_batches(model, [given]), CPU)
-    assert len(groups) == 7
-    assert all(group.keep is not None and group.keep.any() for group in groups)
+    assert [len(group.kwargs["input_ids"]) for group in groups] == [51]
+
+
+def test_batches_of_other_lengths_are_not_joined() -> None:
+    tokens = [torch.ones(rows, length, dtype=torch.long) for rows, length in ((4, 6), (3, 6), (5, 9))]
+    model = family("llama")
+    with calibration_mode(model):
+        groups = regroup_by_sequences(model, read_batches(model, [{"input_ids": part} for part in tokens]), CPU)
+    assert [tuple(group.kwargs["input_ids"].shape) for group in groups] == [(7, 6), (5, 9)]
 
 
 class Graph(nn.Module):

@@ -16,14 +16,14 @@ from secateur.oneshot.pytorch.batches import Batch, iterate_tensors
 __all__ = ["regroup_by_sequences"]
 
 MIN_POSITIONS = 512
-"""Positions of a group of rows that are shorter than a sequence, such as small images or single vectors."""
+"""Positions of a group of rows that are shorter, such as short sequences, small images or single vectors."""
 
 TOLERANCE = 1e-3
 """Difference between outputs, relative to the largest, that rounding can explain."""
 
 
 def regroup_by_sequences(model: nn.Module, batches: Sequence[Batch], device: torch.device) -> list[Batch]:
-    """Return batches of one sequence each, or of as many images or vectors as have `MIN_POSITIONS` positions.
+    """Return batches of one sequence each, or of as many short rows as have `MIN_POSITIONS` positions.
 
     The batches are returned as they are if the model does not treat their rows independently.
 
@@ -34,16 +34,15 @@ def regroup_by_sequences(model: nn.Module, batches: Sequence[Batch], device: tor
     """
     if any(batch.count_rows() is None for batch in batches):
         return list(batches)
-    size = _count_rows_per_group(_get_main_tensor(batches[0]))
-    if size == 1 and all(batch.count_rows() == 1 for batch in batches):
+    if all(batch.count_rows() == 1 and _count_rows_per_group(batch) == 1 for batch in batches):
         return list(batches)
-    joined = list(batches) if size == 1 else list(_join(batches))
+    joined = [batch for group in _group_equal(batches) for batch in _join(group)]
     if not _has_independent_rows(model, max(joined, key=lambda batch: batch.count_rows() or 0), device):
         return list(batches)
     groups = [
-        batch.select_rows(slice(start, start + size))
+        batch.select_rows(slice(start, start + _count_rows_per_group(batch)))
         for batch in joined
-        for start in range(0, batch.count_rows() or 0, size)
+        for start in range(0, batch.count_rows() or 0, _count_rows_per_group(batch))
     ]
     with_content = [group for group in groups if group.keep is None or bool(group.keep.any())]
     return [replace(group, number=number) for number, group in enumerate(with_content)]
@@ -54,21 +53,28 @@ def _get_main_tensor(batch: Batch) -> torch.Tensor:
     return main if isinstance(main, torch.Tensor) else batch.tensors[0]
 
 
-def _count_rows_per_group(inputs: torch.Tensor) -> int:
+def _count_rows_per_group(batch: Batch) -> int:
+    inputs = _get_main_tensor(batch)
     is_sequence = not inputs.is_floating_point() or inputs.ndim == 3
-    return 1 if is_sequence else max(1, MIN_POSITIONS // math.prod(inputs.shape[2:]))
+    positions = math.prod(inputs.shape[1:2] if is_sequence else inputs.shape[2:])
+    return max(1, MIN_POSITIONS // max(1, positions))
 
 
-def _join(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Join consecutive batches that differ only in their rows."""
+def _group_equal(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    """Yield runs of consecutive batches that differ only in their rows."""
     group: list[Batch] = []
     for batch in batches:
         if group and _describe(batch) != _describe(group[0]):
-            yield _concatenate(group)
+            yield group
             group = []
         group.append(batch)
     if group:
-        yield _concatenate(group)
+        yield group
+
+
+def _join(group: list[Batch]) -> list[Batch]:
+    """Join batches whose rows are grouped."""
+    return [_concatenate(group)] if _count_rows_per_group(group[0]) > 1 else group
 
 
 def _describe(batch: Batch) -> Any:
