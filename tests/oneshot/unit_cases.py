@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from secateur.graph import Graph, trace
 from secateur.solvers.base import UnitSolver
 from secateur.solvers.unit_problem import ConsumerUpdate, RemovalPath, UnitConsumer, UnitProblem
 from tiny_transformers import family, inputs_of
@@ -101,11 +103,16 @@ def _images() -> list[torch.Tensor]:
     return [torch.randn(4, 3, 8, 8, generator=generator) for _ in range(3)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UnitCase:
     build: Callable[[], nn.Module]
     batches: Callable[[], Sequence[Any]]
     config: Mapping[str, Any]
+
+    @cached_property
+    def graph(self) -> Graph | None:
+        """The dependencies, traced once; ``None``: groups are found without inputs."""
+        return None if self.config["pattern"] == "heads" else trace(self.create(), self.batches()[0])
 
     def create(self) -> nn.Module:
         torch.manual_seed(0)

@@ -37,8 +37,7 @@ def measure(model: nn.Module, groups: list[UnitGroup], given: Any, loss: Any) ->
 def find_groups(name: str) -> tuple[nn.Module, list[UnitGroup], Any]:
     case = CASES[name]
     model, given = case.create(), case.batches()
-    inputs = None if name == "encoder" else given[0]
-    return model, build_groups(model, plan(model, drop_schedule(case.config), example_inputs=inputs)), given
+    return model, build_groups(model, plan(model, drop_schedule(case.config), example_inputs=case.graph)), given
 
 
 def multiply(reader: Reader, mask_U: torch.Tensor) -> Callable[..., Any]:

@@ -18,8 +18,7 @@ from secateur.planning.pytorch import plan
 
 def make_plan(name: str, model: nn.Module) -> Plan:
     case = CASES[name]
-    inputs = None if name == "encoder" else case.batches()[0]
-    return plan(model, drop_schedule(case.config), example_inputs=inputs)
+    return plan(model, drop_schedule(case.config), example_inputs=case.graph)
 
 
 def find_groups(name: str) -> tuple[nn.Module, list[UnitGroup]]:

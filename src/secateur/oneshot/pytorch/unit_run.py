@@ -183,7 +183,9 @@ class UnitRun(RecordedRun):
         return build_unit_stages(self.model, self.groups, self.batches, self.inputs, self.storage)
 
     def _describe_run(self) -> dict[str, Any]:
-        return super()._describe_run() | ({} if self.identity is None else {"counts": self.identity})
+        loss = self.recipe.loss
+        name = None if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__)
+        return super()._describe_run() | {"counts": self.identity, "loss": name}
 
     def _create_runs(self, outcome: Outcome) -> list[Run[ParameterWeight]]:
         """Return the state of each pattern at the end, with its masks."""

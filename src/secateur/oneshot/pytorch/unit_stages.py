@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import Batch
 from secateur.oneshot.pytorch.block_stack import BlockStack, find_block_stack
@@ -190,7 +191,10 @@ def sort_by_execution(
             if isinstance(runs, nn.Module):
                 handle = runs.register_forward_pre_hook(_make_recorder(name, order))
                 hooks.callback(handle.remove)
-        batch.run(model, device)
+        try:
+            batch.first_row().run(model, device)
+        except CalibrationError:  # not every model accepts one row
+            batch.run(model, device)
     last = len(order)
     ranked = [
         replace(group, readers=sorted(group.readers, key=lambda reader: order.get(reader.name, last)))
