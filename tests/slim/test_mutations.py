@@ -12,8 +12,9 @@ from torch import nn
 import secateur
 from graph.probing import fill, prunable, run
 from secateur.errors import LayerError
-from secateur.graph import RULES, ExplicitMap, Graph, Group, Member, Role, trace
-from secateur.graph.pytorch.tracing import record
+from secateur.graph import RULES, ExplicitMap, Graph, Group, Member, Role
+from secateur.graph.program import Program
+from secateur.graph.pytorch.tracing import record, trace_program
 from slim.broken_rules import broken_rule
 from zoo import ZOO
 
@@ -24,27 +25,34 @@ NAMES = [name for name, exhibit in ZOO.items() if name not in KEPT and exhibit.c
 
 
 @cache
+def record_exhibit(name: str) -> Program:
+    """The operations of an exhibit, recorded once for all graphs."""
+    return record(ZOO[name].create(), ZOO[name].inputs)
+
+
+@cache
 def graph_of(name: str) -> Graph:
-    """The graph of an exhibit, traced once for all tests."""
-    return trace(ZOO[name].create(), ZOO[name].inputs)
+    """The graph of an exhibit."""
+    return trace_program(ZOO[name].create(), record_exhibit(name))
 
 
-def create_masked(name: str) -> nn.Module:
-    """An exhibit in which nothing reads half of the units of each group."""
+@cache
+def create_masked(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """An exhibit in which nothing reads half of the units of each group, and its output."""
     model = ZOO[name].create()
     for group in prunable(graph_of(name)):
         fill(model, group, range(0, group.units, 2), zeros=True)
-    return model
+    return model, run(model, ZOO[name].inputs)
 
 
-def slim_with(name: str, graph: Graph | None = None) -> str:
+def slim_with(name: str, graph: Graph) -> str:
     """Slim an exhibit with a graph: ``"right"``, ``"wrong"``, or ``"refused"``, in whole or for one group."""
-    model, inputs = create_masked(name), ZOO[name].inputs
-    masked, before = run(model, inputs), copy.deepcopy(model.state_dict())
+    original, masked = create_masked(name)
+    model, inputs = copy.deepcopy(original), ZOO[name].inputs
     try:
         report = secateur.slim(model, example_inputs=inputs, graph=graph)
     except LayerError:
-        after = model.state_dict()
+        before, after = original.state_dict(), model.state_dict()
         assert all(torch.equal(after[key], value) for key, value in before.items())
         return "refused"
     if not torch.allclose(run(model, inputs), masked, atol=1e-5):
@@ -84,7 +92,7 @@ def list_operations() -> dict[str, list[str]]:
     """Operation with a rule → the exhibits that call it, up to three."""
     operations: dict[str, list[str]] = {}
     for name in NAMES:
-        for operation in {call.operation for call in record(ZOO[name].create(), ZOO[name].inputs).calls} & RULES.keys():
+        for operation in {call.operation for call in record_exhibit(name).calls} & RULES.keys():
             operations.setdefault(operation, []).append(name)
     return {operation: names[:3] for operation, names in sorted(operations.items())}
 
@@ -94,5 +102,6 @@ def test_a_broken_rule_never_breaks_a_model(fault: str) -> None:
     results = {}
     for operation, names in list_operations().items():
         with broken_rule(operation, fault):
-            results[operation] = {slim_with(name) for name in names}
+            graphs = {name: trace_program(ZOO[name].create(), record_exhibit(name)) for name in names}
+        results[operation] = {slim_with(name, graph) for name, graph in graphs.items()}
     assert "wrong" not in set().union(*results.values())

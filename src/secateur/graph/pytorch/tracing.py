@@ -23,7 +23,7 @@ from secateur.graph.pytorch.export import read_exported
 from secateur.graph.pytorch.recording import record_forward
 from secateur.graph.rules import run_rules
 
-__all__ = ["record", "split_inputs", "trace"]
+__all__ = ["record", "split_inputs", "trace", "trace_program"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,11 @@ assert rules.__all__, "importing the package registers the rules"
 def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """See `secateur.graph.trace`."""
     model = unwrap_model(model)
-    program = record(model, example_inputs)
+    return trace_program(model, record(model, example_inputs))
+
+
+def trace_program(model: nn.Module, program: Program) -> Graph:
+    """Build the graph of a model whose operations are recorded."""
     tracer = run_rules(program)
     for name, module in model.named_modules():
         weight = program.parameters.get(f"{name}.in_proj_weight".lstrip("."))
