@@ -87,12 +87,20 @@ def fix_seed(device: torch.device) -> Iterator[None]:
     """Seed the random number generators of torch and Python inside a ``with`` block, then restore their state."""
     state = random.getstate()
     with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
-        torch.manual_seed(SEED)
+        _seed_torch(device)
         random.seed(SEED)
         try:
             yield
         finally:
             random.setstate(state)
+
+
+def _seed_torch(device: torch.device) -> None:
+    """Seed torch; on a CPU without the notes of `torch.manual_seed` for kinds of devices, which take a millisecond."""
+    if device.type == "cpu" and not torch.cuda.is_initialized():
+        torch.default_generator.manual_seed(SEED)
+    else:
+        torch.manual_seed(SEED)
 
 
 def _copy(value: Any, dtype: torch.dtype | None = None) -> Any:
