@@ -33,10 +33,12 @@ if BACKEND not in KERAS_BACKENDS:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """Where coverage is measured, import large packages while its tracer pauses."""
+    """Pause the garbage collector; where coverage is measured, import large packages while its tracer pauses."""
+    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+        return  # the controller of several processes collects nothing
+    gc.disable()
     tracer = sys.gettrace()
-    is_controller = session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput")
-    if tracer is None or is_controller:
+    if tracer is None:
         return
     sys.settrace(None)
     try:
@@ -49,7 +51,11 @@ def pytest_collection(session: pytest.Session) -> None:
 
 def pytest_collection_finish() -> None:
     """Keep what was imported out of the garbage collector: a test that calls it would wait a second for that."""
+    gc.enable()
     _freeze()
+    if BACKEND != "tensorflow" and "keras" in sys.modules:
+        # Keras would import TensorFlow, in two seconds, to set its seed, or to see whether a value is one of its types.
+        import_module("keras.src.utils.module_utils").tensorflow._available = False
 
 
 @pytest.hookimpl(trylast=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -89,9 +90,10 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *_list_modules(), "__version__"})
 
 
-def _list_modules() -> set[str]:
+@cache
+def _list_modules() -> frozenset[str]:
     """List the public modules of the package, which are imported on first use."""
-    return {module.name for module in iter_modules(__path__) if not module.name.startswith("_")}
+    return frozenset(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def _read_version() -> str:
