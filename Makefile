@@ -26,14 +26,15 @@ help: ## show this list
 demo: .venv/.demo-stamp ## install what the demo needs, and run it
 	$(BIN)/secateur demo
 
-# The types, which mypy checks on one core, are checked during the main tests, which keep the others busy.
+# Everything runs at once, the longest first but for the style, with a process more than JOBS beside those of the main tests: then no
+# processor waits for the last test of a process, for a disk, or for another process. A make that knows --output-sync
+# prints each log as a whole; that of the main tests is printed as it grows.
 test: .venv/.dev-stamp ## everything that CI runs
 	@$(BIN)/python -m compileall -q src # once, also where Python may not write bytecode, and not in each process of a test
-	$(MAKE) --no-print-directory --jobs $(JOBS) style types test-main
-	$(MAKE) --no-print-directory --jobs $(JOBS) $(OUTPUT_SYNC) $(BACKENDS:%=test-%) docs
+	$(MAKE) --no-print-directory --jobs $$(($(JOBS) + 1)) $(OUTPUT_SYNC) test-main style $(BACKENDS:%=test-%) types docs
 
 test-main: .venv/.dev-stamp # all but training with Keras
-	COVERAGE_FILE=.coverage.main $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	+COVERAGE_FILE=.coverage.main $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-%: .venv/.dev-stamp # training with Keras on one backend, in a process of its own
 	@echo "== Training with Keras on $*"
