@@ -1,5 +1,7 @@
 """What each kind of run does under fit, train_on_batch and a loop of one's own."""
 
+import inspect
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -195,9 +197,17 @@ def test_sparsity_is_in_the_history() -> None:
 
 
 def test_own_loop() -> None:
+    callers = set()
+
+    class Inner(keras.optimizers.SGD):
+        def apply(self, *arguments: Any) -> None:
+            callers.add(sys._getframe(1).f_code)
+            super().apply(*arguments)
+
     model = net()
-    optimizer = PruningOptimizer(model, CONFIG, keras.optimizers.SGD(0.1))
+    optimizer = PruningOptimizer(model, CONFIG, Inner(0.1))
     LOOPS[BACKEND](model, optimizer)
+    assert callers == {inspect.unwrap(PruningOptimizer.apply).__code__}, "AutoGraph has not rewritten it"
     assert optimizer.step == 2 * BATCHES
     assert optimizer.finalize().unit_sparsity == 0.75
     assert all((kernel[~optimizer.masks[name]] == 0).all() for name, kernel in kernels(model).items())
@@ -221,7 +231,7 @@ def tensorflow_loop(model: Any, optimizer: PruningOptimizer) -> None:
         with tf.GradientTape() as tape:
             loss = LOSS(labels, model(inputs, training=True))
         variables = model.trainable_variables
-        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        optimizer.apply(tape.gradient(loss, variables), variables)
 
     for inputs, labels in batches():
         step(tf.constant(inputs), tf.constant(labels))

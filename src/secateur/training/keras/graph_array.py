@@ -7,13 +7,15 @@ traced arrays, but not TensorFlow tensors, so a compiled step wraps these.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
 
 import keras
 
 from secateur.frameworks.keras import get_tensor
 
-__all__ = ["GraphArray", "as_array", "as_tensor"]
+__all__ = ["GraphArray", "as_array", "as_tensor", "trace_as_written"]
+
+Parameters = ParamSpec("Parameters")
 
 OTHER_NAMES = {
     "concat": "concatenate",
@@ -158,6 +160,16 @@ def as_array(tensor: Any) -> Any:
 def as_tensor(array: Any) -> Any:
     """Convert an array of `as_array` back to a tensor."""
     return _unwrap(array)
+
+
+def trace_as_written(method: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Keep AutoGraph from rewriting a method and all that it calls in a ``tf.function``; only users' code needs it."""
+    if keras.backend.backend() != "tensorflow":
+        return method
+    import tensorflow as tf
+
+    kept: Callable[Parameters, None] = tf.autograph.experimental.do_not_convert(method)
+    return kept
 
 
 def _unwrap(value: Any) -> Any:

@@ -23,6 +23,7 @@ from secateur.planning.keras import plan as plan_keras
 from secateur.results import PruningReport
 from secateur.training.checks import warn_if_already_sparse, warn_if_no_zeros, warn_if_pruned_at_once
 from secateur.training.keras.arguments import accept_old_arguments
+from secateur.training.keras.graph_array import trace_as_written
 from secateur.training.keras.state import SavedPlan, make_damage_error, read_header, read_values, require_keys
 from secateur.training.keras.step import ACTIVE, PruningStep
 from secateur.training.resume import FORMAT_VERSION, refuse_other_state
@@ -136,6 +137,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
     # The interface of Keras optimizers.
 
+    @trace_as_written
     def apply(self, grads: Sequence[Any], trainable_variables: Iterable[keras.Variable] | None = None) -> None:
         """Make one step of the inner optimizer, and set pruned weights to zero. See `keras.optimizers.Optimizer`."""
         if trainable_variables is not None:
